@@ -1,0 +1,56 @@
+"""tailwise: which image-text samples to train CLIP on, and in which epoch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tailwise.catalog import Catalog
+    from tailwise.errors import UserError
+    from tailwise.export import export as export_plan
+    from tailwise.plan import Plan
+    from tailwise.plan.explain import explain
+    from tailwise.stages.cluster import cluster
+    from tailwise.stages.embed import embed
+    from tailwise.stages.import_pool import import_pool
+    from tailwise.stages.plan import PlanRequest, make_plan
+    from tailwise.stages.plan_rates import make_rate_plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Catalog",
+    "Plan",
+    "PlanRequest",
+    "UserError",
+    "cluster",
+    "embed",
+    "explain",
+    "export_plan",
+    "import_pool",
+    "make_plan",
+    "make_rate_plan",
+]
+
+_HOMES = {
+    "Catalog": ("tailwise.catalog", "Catalog"),
+    "Plan": ("tailwise.plan", "Plan"),
+    "PlanRequest": ("tailwise.stages.plan", "PlanRequest"),
+    "UserError": ("tailwise.errors", "UserError"),
+    "cluster": ("tailwise.stages.cluster", "cluster"),
+    "embed": ("tailwise.stages.embed", "embed"),
+    "explain": ("tailwise.plan.explain", "explain"),
+    "export_plan": ("tailwise.export", "export"),
+    "import_pool": ("tailwise.stages.import_pool", "import_pool"),
+    "make_plan": ("tailwise.stages.plan", "make_plan"),
+    "make_rate_plan": ("tailwise.stages.plan_rates", "make_rate_plan"),
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Imports the public names when they are first used: torch and its like take seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tailwise' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,254 @@
+"""The one table of samples: shards, parts, columns and snapshots in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from tailwise.catalog.files import digest, read_array, read_json, write_json, write_table
+from tailwise.catalog.schema import SHARD_SCHEMA
+from tailwise.errors import UserError
+
+FORMAT = 1
+HEADER = "catalog.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A numbered, immutable list of shards: the first `shards` shards of the catalog, in its first `parts` parts.
+
+    Attributes:
+        number: 1, 2, …
+        shards: how many shards.
+        parts: how many parts.
+        rows: how many samples.
+        id: hash of all shards' contents as indexed; paths play no role.
+    """
+
+    number: int
+    shards: int
+    parts: int
+    rows: int
+    id: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive shards, about a million rows: the unit of file, of work and of retry.
+
+    Attributes:
+        number: 0, 1, …
+        first_row: its first row in the catalog.
+        rows: how many rows.
+    """
+
+    number: int
+    first_row: int
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """The stem of its files."""
+        return part_name(self.number)
+
+    @property
+    def span(self) -> slice:
+        """Its rows in the catalog."""
+        return slice(self.first_row, self.first_row + self.rows)
+
+
+def part_name(number: int) -> str:
+    """The stem of the files of one part."""
+    return f"part-{number:06d}"
+
+
+class Catalog:
+    """A folder with one table of samples. Row order is fixed at import; stages add columns."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use `Catalog.open` or `Catalog.create`."""
+        self.folder = folder
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Catalog:
+        """Opens a catalog.
+
+        Raises:
+            UserError: there is none, or it is of another format.
+        """
+        path = local_path(folder)
+        if not (path / HEADER).exists():
+            raise UserError(f"{path} is no catalog (no {HEADER}): make one with `tailwise import SOURCE… {path}`")
+        found = read_json(path / HEADER)["format"]
+        if found != FORMAT:
+            raise UserError(f"{path} has catalog format {found}, this tailwise reads {FORMAT}: import the pool anew")
+        return cls(path)
+
+    @classmethod
+    def create(cls, folder: str | Path) -> Catalog:
+        """Opens a catalog, or makes an empty one.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
+        path = local_path(folder)
+        if not (path / HEADER).exists():
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise UserError(f"{path} exists and is no catalog: name a new or an empty folder")
+            write_json(path / HEADER, {"format": FORMAT})
+        return cls.open(path)
+
+    # --- shards and snapshots ---------------------------------------------------------------------------------------
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots, oldest first."""
+        return [Snapshot(**read_json(path)) for path in sorted((self.folder / "snapshots").glob("*.json"))]
+
+    def snapshot(self, number: int | None = None) -> Snapshot:
+        """One snapshot, the newest by default.
+
+        Raises:
+            UserError: there is no such snapshot.
+        """
+        snapshots = self.snapshots()
+        if not snapshots:
+            raise UserError(f"{self.folder} holds no samples: run `tailwise import SOURCE… {self.folder}`")
+        if number is None:
+            return snapshots[-1]
+        if not 1 <= number <= len(snapshots):
+            raise UserError(f"snapshot {number} is not among 1 … {len(snapshots)} of {self.folder}")
+        return snapshots[number - 1]
+
+    def shards(self, snapshot: Snapshot | None = None) -> pa.Table:
+        """The table of shards (schema.SHARD_SCHEMA), one row a shard, in id order; all known ones without a snapshot."""
+        path = self.folder / "shards.parquet"
+        table = pq.read_table(path) if path.exists() else SHARD_SCHEMA.empty_table()
+        if snapshot is None:
+            snapshots = self.snapshots()
+            return table.slice(0, snapshots[-1].shards if snapshots else 0)
+        return table.slice(0, snapshot.shards)
+
+    def append_snapshot(self, shards: pa.Table, parts: int) -> Snapshot:
+        """Makes `shards` (all of them, old ones first) the newest snapshot; their parts must lie on disk already."""
+        number = len(self.snapshots()) + 1
+        contents = [shards.column(name).to_pylist() for name in ("shard", "rows", "index_checksum")]
+        rows = sum(shards.column("rows").to_pylist())
+        snapshot = Snapshot(number, shards.num_rows, parts, rows, digest(contents))
+        write_table(self.folder / "shards.parquet", shards)
+        write_json(self.folder / "snapshots" / f"{number:06d}.json", asdict(snapshot))
+        return snapshot
+
+    def relocate(self, old: str, new: str) -> int:
+        """Replaces the leading `old` of the shards' paths by `new`; returns how many paths changed.
+
+        Raises:
+            UserError: no path begins so.
+        """
+        table = self.shards()
+        paths: list[str] = table.column("path").to_pylist()
+        moved = [new + path[len(old) :] if path.startswith(old) else path for path in paths]
+        changed = sum(before != after for before, after in zip(paths, moved, strict=True))
+        if not changed:
+            example = paths[0] if paths else "none"
+            raise UserError(f"no shard's path begins with {old!r} (the first is {example!r})")
+        index = table.schema.get_field_index("path")
+        write_table(self.folder / "shards.parquet", table.set_column(index, SHARD_SCHEMA.field("path"), [moved]))
+        return changed
+
+    # --- columns ----------------------------------------------------------------------------------------------------
+
+    def parts(self, snapshot: Snapshot | None = None) -> list[Part]:
+        """The parts of a snapshot (the newest by default), in row order."""
+        snapshot = snapshot or self.snapshot()
+        shards = self.shards(snapshot)
+        rows = np.zeros(snapshot.parts, np.int64)
+        np.add.at(rows, shards.column("part").to_numpy(), shards.column("rows").to_numpy())
+        first = np.concatenate([[0], np.cumsum(rows)])
+        return [Part(number, int(first[number]), int(rows[number])) for number in range(snapshot.parts)]
+
+    def samples_path(self, part: int) -> Path:
+        """The Parquet file with the samples of one part."""
+        return self.folder / "samples" / f"{part_name(part)}.parquet"
+
+    def samples(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+        """The samples of one part, in row order."""
+        return pq.read_table(self.samples_path(part.number), columns=columns)
+
+    def embedding_folder(self, column: str) -> Path:
+        """Where an embedding column ("image" or "text") lies."""
+        return self.folder / "embeddings" / column
+
+    def embedding(self, column: str, part: Part) -> npt.NDArray[np.float16]:
+        """One part of an embedding column, mapped: float16 [rows, d], unit-norm rows; a row of zeros has no embedding."""
+        return read_array(self.embedding_folder(column) / f"{part.name}.npy")
+
+    def embedding_parts(self, column: str, snapshot: Snapshot) -> list[npt.NDArray[np.float16]]:
+        """All parts of an embedding column.
+
+        Raises:
+            UserError: the column is absent, or doesn't reach to the end of the snapshot.
+        """
+        parts = self.parts(snapshot)
+        missing = [part for part in parts if not (self.embedding_folder(column) / f"{part.name}.json").exists()]
+        if missing:
+            rows = sum(part.rows for part in missing)
+            raise UserError(
+                f"{rows:,} of {snapshot.rows:,} samples have no {column} embeddings in {self.folder}: import them "
+                f"(`tailwise import EMBEDDINGS {self.folder}`) or make them (`tailwise embed {self.folder} --encoder …`)"
+            )
+        return [self.embedding(column, part) for part in parts]
+
+    def embedding_id(self, column: str, snapshot: Snapshot) -> str:
+        """The hash of an embedding column over a snapshot."""
+        folder = self.embedding_folder(column)
+        return digest([read_json(folder / f"{part.name}.json")["digest"] for part in self.parts(snapshot)])
+
+    def rejected(self) -> pa.Table | None:
+        """All that was left out so far, with its reason (schema.REJECTED_SCHEMA); None where nothing ever was."""
+        files = sorted(str(path) for path in (self.folder / "rejected").glob("*.parquet"))
+        return ds.dataset(files).to_table() if files else None
+
+    # --- artifacts --------------------------------------------------------------------------------------------------
+
+    def clusters_folder(self, name: str) -> Path:
+        """Where a clustering lies."""
+        return self.folder / "clusters" / name
+
+    def plan_folder(self, name: str) -> Path:
+        """Where a plan lies."""
+        return self.folder / "plans" / name
+
+    def label_parts(self, clusters: str, snapshot: Snapshot, column: str) -> Iterator[npt.NDArray[Any]]:
+        """One column ("label", "similarity", "rank") of a clustering, part by part, mapped."""
+        for part in self.parts(snapshot):
+            yield read_array(self.clusters_folder(clusters) / f"{column}-{part.name}.npy")
+
+
+def local_path(folder: str | Path) -> Path:
+    """`folder` as an absolute local path.
+
+    Raises:
+        UserError: it is a URL; columns are memory-mapped, so a catalog has to lie on a local file system.
+    """
+    if "://" in str(folder):
+        raise UserError(f"{folder} is a URL, and a catalog must lie in a local folder; the shards may be remote")
+    return Path(folder).expanduser().absolute()
+
+
+def check_name(name: str) -> str:
+    """`name`, if it can name an artifact.
+
+    Raises:
+        UserError: it has other characters than letters, digits, '.', '_', '-', or begins with a dot.
+    """
+    if not name or name[0] == "." or not all(letter.isalnum() or letter in "._-" for letter in name):
+        raise UserError(f"{name!r} can't name an artifact: use letters, digits, '.', '_' and '-'")
+    return name

@@ -1,0 +1,78 @@
+"""Embedding columns: float16, unit-norm rows, written part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.files import create_array, file_digest, read_json, replacing, write_json
+from tailwise.errors import UserError
+
+COLUMNS = ("image", "text")
+
+
+def normalise_rows(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], dict[int, str]]:
+    """Scales rows to unit norm.
+
+    Args:
+        rows: [n, d].
+
+    Returns:
+        float16 [n, d], where a row that can't be scaled is all zeros, and the fault of each such row by index.
+    """
+    wide = rows.astype(np.float64)
+    squares = np.einsum("nd,nd->n", wide, wide)
+    finite = np.isfinite(squares)
+    good = finite & (squares > 0)
+    norms = np.sqrt(np.where(good, squares, 1.0))
+    scaled = np.where(good[:, None], wide / norms[:, None], 0.0).astype(np.float16)
+    faults = {int(at): "NaN or Inf" if not finite[at] else "zero norm" for at in np.flatnonzero(~good)}
+    return scaled, faults
+
+
+def open_column(catalog: Catalog, column: str, dimension: int, encoder: str) -> None:
+    """Makes a column, or checks that rows of this encoder and dimension may be added to it.
+
+    Raises:
+        UserError: it was made by another encoder, or has another dimension.
+    """
+    path = catalog.embedding_folder(column) / "column.json"
+    asked = {"dimension": dimension, "encoder": encoder}
+    if not path.exists():
+        write_json(path, asked)
+    elif (found := read_json(path)) != asked:
+        raise UserError(
+            f"{path.parent} holds {found['dimension']}-dimensional embeddings of encoder {found['encoder']!r}, not "
+            f"{dimension}-dimensional ones of {encoder!r}: encoders can't be mixed; delete that folder, or use a new catalog"
+        )
+
+
+def write_part(
+    catalog: Catalog, column: str, part: Part, dimension: int, chunks: Iterable[npt.NDArray[np.float16]]
+) -> int:
+    """Writes one part of a column, its marker last; returns how many rows have an embedding.
+
+    Args:
+        catalog: where to.
+        column: "image" or "text".
+        part: which part.
+        dimension: width d.
+        chunks: consecutive rows, float16 [n, d], unit norm or all zeros, `part.rows` in all.
+    """
+    path = catalog.embedding_folder(column) / f"{part.name}.npy"
+    present = 0
+    with replacing(path) as temporary:
+        target = create_array(temporary, (part.rows, dimension), np.float16)
+        start = 0
+        for chunk in chunks:
+            target[start : start + len(chunk)] = chunk
+            start += len(chunk)
+            present += int(chunk.any(axis=1).sum())
+        if start != part.rows:
+            raise ValueError(f"{start} rows for a part of {part.rows}")
+        del target
+    write_json(path.with_suffix(".json"), {"rows": part.rows, "embedded": present, "digest": file_digest(path)})
+    return present

@@ -1,0 +1,102 @@
+"""Files that are either whole or absent: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+TEMPORARY_SUFFIX = ".writing"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name `path`, on an error it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes `value` as JSON with sorted keys, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever was written)
+    """The value of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Writes one `.npy` file, atomically and without pickle."""
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """A new zeroed `.npy` file, mapped for writing, for arrays that are filled row by row.
+
+    It is not atomic: give it a path from `replacing`, or one that is thrown away afterwards.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if 0 in shape:  # an empty file can't be mapped
+        with path.open("wb") as stream:
+            np.save(stream, np.zeros(shape, dtype), allow_pickle=False)
+        return np.zeros(shape, dtype)
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+
+def read_array(path: Path) -> npt.NDArray[Any]:
+    """Maps a `.npy` file for reading; never unpickles."""
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        array = np.load(path, allow_pickle=False)  # empty arrays can't be mapped
+    return array
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes one Parquet file, atomically."""
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def digest(value: object) -> str:
+    """A 128-bit hexadecimal hash of a JSON value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """A 128-bit hexadecimal hash of a file's bytes."""
+    state = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()

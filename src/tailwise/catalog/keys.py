@@ -1,0 +1,94 @@
+"""From keys to rows, for joins: a hash index on disk, so that memory doesn't grow with the pool."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.files import read_array, write_array
+
+ABSENT = -1
+AMBIGUOUS = -2
+BUCKET_ROWS = 4_000_000
+_ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
+
+
+def hash_keys(keys: Iterable[str]) -> npt.NDArray[Any]:
+    """128-bit hashes of keys: structured [n] with "high" and "low", uint64."""
+    blake2b = hashlib.blake2b
+    joined = b"".join([blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest() for key in keys])
+    return np.frombuffer(joined, dtype=[("high", "<u8"), ("low", "<u8")])
+
+
+class KeyIndex:
+    """Sorted buckets of (hash, row), split by the leading bits of the hash; 24 bytes a row on disk, one bucket in memory at a time."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        """An empty index in `folder` (which should not exist yet) for about `rows` rows."""
+        self.folder = folder
+        self.bits = max(0, int(np.ceil(np.log2(max(rows, 1) / BUCKET_ROWS))))
+        folder.mkdir(parents=True)
+
+    def _bucket(self, hashes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        if not self.bits:
+            return np.zeros(len(hashes), np.int64)
+        buckets: npt.NDArray[np.int64] = (hashes["high"] >> np.uint64(64 - self.bits)).astype(np.int64)
+        return buckets
+
+    def add(self, keys: Iterable[str], rows: npt.NDArray[np.int64]) -> None:
+        """Appends keys and their rows; `seal` when all are in."""
+        hashes = hash_keys(keys)
+        entries = np.empty(len(hashes), _ENTRY)
+        entries["high"], entries["low"], entries["row"] = hashes["high"], hashes["low"], rows
+        buckets = self._bucket(hashes)
+        for bucket in np.unique(buckets):
+            with (self.folder / f"{bucket}.raw").open("ab") as stream:
+                stream.write(entries[buckets == bucket].tobytes())
+
+    def seal(self) -> int:
+        """Sorts the buckets; returns how many rows share their key with another row."""
+        clashing = 0
+        for path in sorted(self.folder.glob("*.raw")):
+            entries = np.fromfile(path, _ENTRY)
+            entries = entries[np.lexsort((entries["row"], entries["low"], entries["high"]))]
+            same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
+            twin = np.zeros(len(entries), np.bool_)
+            twin[1:] |= same
+            twin[:-1] |= same
+            entries["row"][twin] = AMBIGUOUS
+            clashing += int(twin.sum())
+            write_array(path.with_suffix(".npy"), entries)
+            path.unlink()
+        return clashing
+
+    def find(self, keys: Iterable[str]) -> npt.NDArray[np.int64]:
+        """The row of each key, int64 [n]: ABSENT if no row has it, AMBIGUOUS if several have."""
+        hashes = hash_keys(keys)
+        rows = np.full(len(hashes), ABSENT, np.int64)
+        buckets = self._bucket(hashes)
+        for bucket in np.unique(buckets):
+            path = self.folder / f"{bucket}.npy"
+            if path.exists():
+                asked = np.flatnonzero(buckets == bucket)
+                rows[asked] = _find_in_bucket(read_array(path), hashes[asked])
+        return rows
+
+
+def _find_in_bucket(entries: npt.NDArray[Any], hashes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    high = np.ascontiguousarray(entries["high"])
+    position = np.searchsorted(high, hashes["high"])
+    rows = np.full(len(hashes), ABSENT, np.int64)
+    open_ = np.arange(len(hashes))
+    while open_.size:  # more than one round only where the leading 64 bits of different keys agree
+        position, open_ = position[position < len(entries)], open_[position < len(entries)]
+        hit = entries[position]
+        near = hit["high"] == hashes["high"][open_]
+        found = near & (hit["low"] == hashes["low"][open_])
+        rows[open_[found]] = hit["row"][found]
+        position, open_ = position[near & ~found] + 1, open_[near & ~found]
+    return rows

@@ -1,0 +1,44 @@
+"""The columns of the catalog's Parquet files."""
+
+import pyarrow as pa
+
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),  # stable id; draws and uids depend on it, never on the path
+        pa.field("path", pa.string(), nullable=False),  # local path or URL; may be relocated
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("index_checksum", pa.string(), nullable=False),  # over names, offsets and sizes of the tar's members
+    ]
+)
+
+# Numeric columns of img2dataset's sidecar files ("scores") may follow these, as nullable float64.
+SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("image_extension", pa.string(), nullable=False),
+        pa.field("image_offset", pa.int64(), nullable=False),  # bytes from the start of the tar
+        pa.field("image_bytes", pa.int64(), nullable=False),
+        pa.field("caption_offset", pa.int64(), nullable=False),
+        pa.field("caption_bytes", pa.int64(), nullable=False),
+        pa.field("json_offset", pa.int64()),
+        pa.field("json_bytes", pa.int64()),
+        pa.field("width", pa.int32()),  # pixels of the stored image, if the source says
+        pa.field("height", pa.int32()),
+    ]
+)
+
+REJECTED_SCHEMA = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),  # the tar, or the file of embeddings
+        pa.field("key", pa.string()),  # null: the whole file
+        pa.field("detail", pa.string()),
+        pa.field("rows", pa.int64(), nullable=False),  # how many samples or rows this line stands for
+    ]
+)

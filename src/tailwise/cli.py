@@ -1,0 +1,570 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from tailwise import __version__
+from tailwise.errors import UserError
+
+if TYPE_CHECKING:
+    from tailwise.catalog import Catalog
+    from tailwise.plan.plan import Plan
+    from tailwise.stages.report import Rejections
+
+app = typer.Typer(
+    help="Decide which image-text samples to train CLIP on, and in which epoch.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+Result = TypeVar("Result")
+
+
+class Format(str, Enum):
+    """What `import` reads."""
+
+    auto = "auto"
+    webdataset = "webdataset"
+    clip_retrieval = "clip-retrieval"
+
+
+CatalogPath = Annotated[Path, typer.Argument(metavar="CATALOG", help="Folder of the catalog.")]
+PlanName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one a processor by default.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"tailwise {__version__}")
+        raise typer.Exit
+
+
+@app.command("import")
+def import_(
+    paths: Annotated[list[str], typer.Argument(metavar="SOURCE... CATALOG", help="What to import, and where to.")],
+    format_name: Annotated[Format, typer.Option("--format", help="What the sources are.")] = Format.auto,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Import webdataset shards and embeddings into a catalog.
+
+    A SOURCE is a folder, file, glob or {brace..pattern} of .tar files (local or any fsspec URL), or a folder in clip-retrieval
+    layout (img_emb/, text_emb/, metadata/), joined by key. The tars are indexed where they lie; nothing is copied. What can't be
+    used is counted by reason and listed in CATALOG/rejected. Importing again adds what is new, as a new snapshot.
+
+    Examples:
+
+      tailwise import shards/ embeddings/ my-catalog
+
+      tailwise import 's3://bucket/pool/{00000..00999}.tar' my-catalog
+    """
+    from tailwise.stages.import_pool import import_pool
+
+    if len(paths) < 2:
+        raise UserError("give at least one SOURCE, and the CATALOG last")
+    report = _with_bars(
+        lambda track: import_pool(paths[:-1], paths[-1], format_name=format_name.value, workers=workers, track=track)
+    )
+    columns = [column.__dict__ for column in report.columns]
+    if as_json:
+        figures = {"snapshot": report.snapshot.__dict__, "new_shards": report.new_shards}
+        _print_json(
+            {**figures, "new_samples": report.new_samples, "embeddings": columns, **_rejected(report.rejections)}
+        )
+        return
+    new = f"{report.new_samples:,} samples in {report.new_shards:,} shards" if report.new_shards else "nothing new"
+    print(
+        f"{report.catalog.folder}: imported {new}; snapshot {report.snapshot.number} has {report.snapshot.rows:,} samples"
+    )
+    for column in report.columns:
+        print(
+            f"{column.column} embeddings: {column.embedded:,} of {column.samples:,} samples, {column.dimension} dimensions"
+        )
+    _print_rejections(report.rejections)
+
+
+@app.command()
+def embed(
+    catalog: CatalogPath,
+    encoder: Annotated[str, typer.Option(help="pixels: colours and edges, without weights; for demos and tests only.")],
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make image embeddings from the shards themselves.
+
+    Only samples without embeddings are embedded, so that a rerun goes on where it stopped.
+
+    Example:
+
+      tailwise embed my-catalog --encoder pixels
+    """
+    from tailwise.stages.embed import embed as run
+
+    opened = _open(catalog)
+    embedded, wanted, rejections = _with_bars(lambda track: run(opened, encoder, workers=workers, track=track))
+    if as_json:
+        _print_json({"embedded": embedded, "lacking_before": wanted, **_rejected(rejections)})
+        return
+    print(f"image embeddings: {embedded:,} of {wanted:,} samples that had none, by {encoder}")
+    _print_rejections(rejections)
+
+
+@app.command()
+def cluster(
+    catalog: CatalogPath,
+    clusters: Annotated[int, typer.Option(help="K, before merging. DBP: 500 for 280M samples; DynamiCS: 50,000.")],
+    merge: Annotated[
+        float | None,
+        typer.Option(help="Merge centroids whose cosine is at least this. DynamiCS: 0.7.", show_default=False),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the clustering.")] = "main",
+    column: Annotated[str, typer.Option(help="Embeddings to cluster: image or text.")] = "image",
+    seed: Annotated[int, typer.Option(help="Decides the sample and the seeding.")] = 0,
+    iterations: Annotated[int, typer.Option(help="Of k-means, at most.")] = 20,
+    points_per_centroid: Annotated[
+        int, typer.Option(help="Rows that k-means is fitted on, per centroid, at most.")
+    ] = 1000,
+    max_memory: Annotated[str, typer.Option(help="Refuse what needs more.")] = "8GB",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; the result doesn't depend on it.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Accept a collapsed clustering.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cluster the pool by spherical k-means.
+
+    The result depends on the embeddings and the options alone: not on device, threads, or memory.
+
+    Examples:
+
+      tailwise cluster my-catalog --clusters 500
+
+      tailwise cluster my-catalog --clusters 50000 --merge 0.7 --name fine
+    """
+    from tailwise.stages.cluster import cluster as run
+
+    opened = _open(catalog)
+    made = _with_bars(
+        lambda track: run(
+            opened,
+            clusters=clusters,
+            merge=merge,
+            name=name,
+            column=column,
+            seed=seed,
+            iterations=iterations,
+            points_per_centroid=points_per_centroid,
+            max_memory_bytes=_parse_bytes(max_memory),
+            device=device,
+            force=force,
+            track=track,
+        )
+    )
+    if as_json:
+        _print_json({"name": name, **made.summary})
+        return
+    summary = made.summary
+    merged = f", merged from {summary['fitted']:,}" if merge is not None else ""
+    print(f"clustering {name!r}: {summary['clusters']:,} clusters{merged}, of {summary['samples']:,} samples")
+    print(f"mean cosine to the centroid {summary['mean_cosine']:.4f}, after {summary['iterations']} iterations")
+    if summary["without_embedding"]:
+        print(f"{summary['without_embedding']:,} samples have no embedding and belong to no cluster")
+    _print_sizes(made.table.column("size").to_numpy())
+
+
+@app.command()
+def plan(
+    catalog: CatalogPath,
+    name: PlanName,
+    method: Annotated[
+        str | None, typer.Option(help="dbp, ssp, dynamics, flat, proportional, random.", show_default=False)
+    ] = None,
+    keep: Annotated[float | None, typer.Option(help="Budget, as a share of the pool.", show_default=False)] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Budget, in samples: per epoch, or in all if static.", show_default=False)
+    ] = None,
+    clusters: Annotated[str, typer.Option(help="Name of the clustering.")] = "main",
+    alpha: Annotated[
+        float | None, typer.Option(help="dynamics: quota in proportion to size^alpha.  [default: 0.2]")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="dbp: of the softmax over complexity.  [default: 0.1]")
+    ] = None,
+    max_repeats: Annotated[int, typer.Option(help="Copies of a sample per epoch, at most (1 to 255).")] = 1,
+    min_per_cluster: Annotated[
+        int | None, typer.Option(help="dbp: least quota of a cluster.  [default: 1]", show_default=False)
+    ] = None,
+    pick: Annotated[
+        str | None, typer.Option(help="Members of a cluster: random, hardest or easiest first.", show_default=False)
+    ] = None,
+    dynamic: Annotated[
+        bool | None, typer.Option("--dynamic/--static", help="Draw anew each epoch, or once.", show_default=False)
+    ] = None,
+    draw: Annotated[str | None, typer.Option(help="stream (exact counts) or bernoulli.  [default: stream]")] = None,
+    seed: Annotated[int, typer.Option(help="Decides the draw.")] = 0,
+    rates: Annotated[
+        Path | None,
+        typer.Option(help="In place of a method: .json {key: rate} or .parquet of rates.", show_default=False),
+    ] = None,
+    rate_column: Annotated[str, typer.Option(help="Column of the .parquet of rates.")] = "rate",
+    missing_rate: Annotated[
+        float | None, typer.Option(help="Rate of samples that the file doesn't name; without it, an error.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide how many samples each cluster gives, and which.
+
+    Methods: **dbp** (Density-Based Pruning, ICLR 2024) and **ssp** pick once, hardest samples first; **dynamics** (DynamiCS,
+    ECCV 2026), **flat**, **proportional** and **random** draw anew each epoch.
+
+    Examples:
+
+      tailwise plan my-catalog subset --method dbp --keep 0.277
+
+      tailwise plan my-catalog epochs --method dynamics --keep 0.5 --alpha 0.2
+
+      tailwise plan my-catalog theirs --rates sampling_probabilities.json
+    """
+    from tailwise.plan.explain import explain as figures
+    from tailwise.stages.plan import PlanRequest, make_plan
+    from tailwise.stages.plan_rates import make_rate_plan
+
+    opened = _open(catalog)
+    if (method is None) == (rates is None):
+        raise UserError("give either --method or --rates")
+    if rates is not None:
+        unused: dict[str, object] = {"--keep": keep, "--budget": budget, "--alpha": alpha, "--temperature": temperature}
+        unused |= {
+            "--min-per-cluster": min_per_cluster,
+            "--pick": pick,
+            "--draw": draw if draw != "bernoulli" else None,
+        }
+        unused |= {"--max-repeats": max_repeats if max_repeats != 1 else None}
+        _refuse_given(unused, "with --rates: the rates say it all, and are drawn by bernoulli")
+        made = _with_bars(
+            lambda track: make_rate_plan(
+                opened,
+                name,
+                rates,
+                column=rate_column,
+                missing_rate=missing_rate,
+                dynamic=dynamic is not False,
+                seed=seed,
+                track=track,
+            )
+        )
+    else:
+        _refuse_given({"--missing-rate": missing_rate}, "without --rates")
+        request = PlanRequest(
+            method=method or "",
+            keep=keep,
+            budget=budget,
+            clusters=clusters,
+            options={"alpha": alpha, "temperature": temperature},
+            max_repeats=max_repeats,
+            min_per_cluster=min_per_cluster,
+            pick=pick,
+            dynamic=dynamic,
+            draw=draw,
+            seed=seed,
+        )
+        made = _with_bars(lambda track: make_plan(opened, name, request, track))
+    if as_json:
+        _print_json({"name": name, "config": dict(made.config), **made.manifest["summary"]})
+        return
+    first = figures(made, 1).epochs[0]
+    kind = "each epoch draws" if made.dynamic else "draws, the same every epoch,"
+    print(f"plan {name!r}: {kind} {first.total:,.0f} of {made.manifest['summary']['eligible']:,} samples")
+    unknown = made.manifest["summary"].get("rates_without_sample")
+    if unknown:
+        print(f"{unknown:,} rates belong to no sample")
+    print(f"see more: tailwise explain {catalog} {name}")
+
+
+@app.command()
+def explain(
+    catalog: CatalogPath,
+    name: PlanName,
+    epochs: Annotated[int, typer.Option(min=1, help="How many epochs to look ahead.")] = 10,
+    clusters: Annotated[bool, typer.Option("--clusters", help="List every cluster.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a plan will do: totals, coverage, and who gains, before anything is drawn.
+
+    Example:
+
+      tailwise explain my-catalog epochs --epochs 6
+    """
+    from tailwise.plan.explain import explain as figures
+
+    made = _open_plan(catalog, name)
+    explanation = figures(made, epochs)
+    if as_json:
+        listed = {"cluster_list": _cluster_list(made)} if clusters else {}
+        _print_json({**explanation.as_json(), **listed})
+        return
+    config = explanation.config
+    chosen = ", ".join(f"{key} {value}" for key, value in config.items() if value is not None and value != {})
+    print(f"plan {name!r}: {chosen}")
+    print(f"{explanation.eligible:,} of {explanation.rows:,} samples can be drawn")
+    exact = "exact" if explanation.exact else "expected"
+    rows = [(e.epoch, f"{e.total:,.0f}", f"{e.unique:,.0f}", f"{e.repeated:,.0f}", f"{e.covered:,.0f}",
+             f"{e.covered / explanation.eligible:.1%}") for e in explanation.epochs]  # fmt: skip
+    columns = ("epoch", "total", "unique", "repeated", "covered so far", "of the pool")
+    _print_table(f"epochs ({exact} counts)", columns, rows)
+    if explanation.bins:
+        _print_bins(explanation)
+    if clusters:
+        keys = ("cluster", "size", "quota", "rate")
+        items = [tuple(f"{row[key]:.4g}" for key in keys) for row in _cluster_list(made)]
+        _print_table("clusters", keys, items)
+
+
+@app.command()
+def draw(
+    catalog: CatalogPath,
+    name: PlanName,
+    output: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    epoch: Annotated[int, typer.Option(min=0, help="Which epoch, from 0.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the samples of one epoch: shard, key, uid, cluster, rate, copies.
+
+    Example:
+
+      tailwise draw my-catalog epochs --epoch 3 --output epoch-3.parquet
+    """
+    _export(catalog, name, "parquet", output, epoch, overwrite)
+
+
+@app.command()
+def export(
+    catalog: CatalogPath,
+    name: PlanName,
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")],
+    to: Annotated[str, typer.Option(help="datacomp, rates-json, keys or parquet.")],
+    epoch: Annotated[int, typer.Option(min=0, help="Which epoch, from 0, for formats that hold one.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a plan in another tool's format.
+
+    **datacomp**: sorted uids (.npy), for DataComp's resharder. **rates-json**: {key: rate}, for DynamiCS's fork of open_clip.
+    **keys**: one key a line. **parquet**: shard, key, uid, cluster, rate, copies.
+
+    Example:
+
+      tailwise export my-catalog subset --to datacomp subset.npy
+    """
+    _export(catalog, name, to, output, epoch, overwrite)
+
+
+@app.command()
+def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
+    """Show what a catalog holds: snapshots, embeddings, clusterings, plans, and what was left unfinished.
+
+    Example:
+
+      tailwise status my-catalog
+    """
+    from tailwise.stages.status import status as figures
+
+    found = figures(_open(catalog))
+    if as_json:
+        _print_json(found)
+        return
+    for section, items in found.items():
+        columns = tuple(items[0]) if items else ()
+        rows = [
+            tuple(f"{value:,}" if isinstance(value, int) else str(value) for value in item.values()) for item in items
+        ]
+        if items:
+            _print_table(section, columns, rows)
+        else:
+            print(f"{section}: none")
+
+
+@app.command()
+def relocate(
+    catalog: CatalogPath,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Leading part of the shards' paths.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="What takes its place.")],
+) -> None:
+    """Tell a catalog that its shards have moved.
+
+    Example:
+
+      tailwise relocate my-catalog /data/pool s3://bucket/pool
+    """
+    changed = _open(catalog).relocate(old, new)
+    print(f"{changed:,} paths now begin with {new}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for pool and catalog.")] = Path("demo"),
+    images: Annotated[int, typer.Option(min=64, help="Images in the pool.")] = 6400,
+) -> None:
+    """Make a long-tailed pool of drawings, plan it with both methods, and show who gains.
+
+    Example:
+
+      tailwise demo
+    """
+    from tailwise.demo.run import run
+
+    result = _with_bars(lambda track: run(folder, images, track))
+    pool = sum(row.samples for row in result.rows)
+    rows = [
+        (row.name, row.clusters, row.example, f"{row.samples:,}", f"{row.samples / pool:.0%}",
+         f"{row.subset:,}", f"{row.subset / result.subset:.0%}", *(f"{count:,}" for count in row.epochs),
+         f"{row.epochs[0] / sum(other.epochs[0] for other in result.rows):.0%}")
+        for row in result.rows
+    ]  # fmt: skip
+    epochs = tuple(f"epoch {epoch}" for epoch in range(len(result.unique)))
+    columns = ("clusters", "number", "such as", "pool", "share", "dbp", "share", *epochs, "share")
+    print(f"{pool:,} drawings of concepts whose frequencies follow Zipf's law, clustered by their looks.")
+    print(
+        "dbp picks a subset once; dynamics draws half of the pool anew each epoch. Head clusters shrink, tail clusters grow:"
+    )
+    _print_table("samples by cluster size", columns, rows)
+    seen = ", ".join(f"{count:,}" for count in result.unique)
+    print(f"different samples seen by the dynamics plan after each epoch: {seen} of {pool:,}")
+    print(f"go on: tailwise explain {result.catalog} epochs; tailwise status {result.catalog}")
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> Catalog:
+    from tailwise.catalog import Catalog
+
+    return Catalog.open(path)
+
+
+def _open_plan(path: Path, name: str) -> Plan:
+    from tailwise.plan.plan import Plan
+
+    return Plan(_open(path), name)
+
+
+def _export(catalog: Path, name: str, to: str, output: Path, epoch: int, overwrite: bool) -> None:
+    from tailwise.export import export as run
+
+    made = _open_plan(catalog, name)
+    written = _with_bars(lambda track: run(made, to, output, epoch=epoch, overwrite=overwrite, track=track))
+    print(f"{output}: {written:,} entries")
+
+
+def _with_bars(task: Callable[[Any], Result]) -> Result:
+    from tailwise.progress import bars
+
+    return task(bars)
+
+
+def _parse_bytes(text: str) -> int:
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number, unit = text[:-2], text[-2:].upper()
+    try:
+        return int(float(number) * units[unit])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"--max-memory {text!r}: give a number and one of {', '.join(units)}, such as 8GB") from error
+
+
+def _refuse_given(options: dict[str, object], why: str) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(f"{option} does nothing {why}")
+
+
+def _rejected(rejections: Rejections) -> dict[str, Any]:
+    counts = [{"stage": stage, "reason": reason, "rows": rows} for (stage, reason), rows in rejections.counts.items()]
+    return {"rejected": counts, "rejected_files": [str(path) for path in rejections.files]}
+
+
+def _print_rejections(rejections: Rejections) -> None:
+    if not rejections.counts:
+        print("nothing was left out")
+        return
+    rows = [(stage, reason, f"{count:,}") for (stage, reason), count in sorted(rejections.counts.items())]
+    _print_table("left out", ("stage", "reason", "rows"), rows)
+    print(f"each case is listed in {rejections.files[0].parent}")
+
+
+def _print_sizes(sizes: Any) -> None:  # noqa: ANN401
+    import numpy as np
+
+    full = sizes[sizes > 0]
+    marks = (0, 5, 25, 50, 75, 95, 100)
+    values = np.percentile(full, marks)
+    _print_table("cluster sizes", tuple(f"{mark} %" for mark in marks), [tuple(f"{value:,.0f}" for value in values)])
+
+
+def _print_bins(explanation: Any) -> None:  # noqa: ANN401
+    pool, drawn = (sum(getattr(item, name) for item in explanation.bins) for name in ("samples", "drawn"))
+    rows = [
+        (item.name, f"{item.clusters:,}", f"{item.smallest:,} … {item.largest:,}", f"{item.samples:,}",
+         f"{item.samples / pool:.1%}", f"{item.drawn:,.0f}", f"{item.drawn / drawn:.1%}", f"{item.rate:.3f}")
+        for item in explanation.bins
+    ]  # fmt: skip
+    names = ("clusters by size", "clusters", "sizes", "samples", "of the pool", "drawn", "of the draw", "rate")
+    _print_table("exposures per epoch, from head to tail", names, rows)
+    print(
+        f"{explanation.capped_clusters:,} clusters give all they may; they take {explanation.capped_share:.1%} of the budget"
+    )
+
+
+def _cluster_list(made: Plan) -> list[dict[str, Any]]:
+    from tailwise.plan.quotas import UNITS
+
+    if made.by_rate:
+        raise UserError(f"plan {made.name!r} carries a rate per sample and has no clusters to list")
+    quotas = (made.quotas / UNITS).tolist()
+    columns = zip(range(len(quotas)), made.sizes.tolist(), quotas, made.cluster_rates.tolist(), strict=True)
+    return [{"cluster": at, "size": size, "quota": quota, "rate": rate} for at, size, quota, rate in columns]
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="left" if at == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def main() -> None:
+    """Runs the command line: exit code 0 ok, 1 failed, 2 the user's mistake."""
+    try:
+        app()
+    except UserError as error:
+        print(f"tailwise: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("tailwise: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""A procedural long-tailed image-text pool in img2dataset's webdataset layout.
+
+A concept is a shape in a colour on a background: "a red triangle on a striped navy background". The few head concepts
+have most of the images, as in a crawl of the web.
+
+Letters: s = side of the image, pixels. Coordinates run from -1 to 1 over the image, x to the right and y downwards.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Plane: TypeAlias = npt.NDArray[np.floating[Any]]  # [s, s]
+Shape: TypeAlias = Callable[[Plane, Plane], Plane]
+Pattern: TypeAlias = Callable[[Plane, Plane, float], Plane]
+Colour: TypeAlias = tuple[int, int, int]
+
+SAMPLES_PER_SHARD_LIMIT = 10_000  # four digits of the key
+SHARDS_LIMIT = 100_000  # five digits
+SMALLEST_SIDE_PX = 16
+SHUFFLE_STREAM, SAMPLE_STREAM = 0, 1  # first spawn key of the seed's two families of random streams
+
+TEMPLATES = ("a photo of {}", "a picture showing {}", "an image of {}", "{}", "{}, seen from the front", "this is {}")
+
+
+def _polygon(corners: int, inradius: float) -> Shape:
+    angles = 2 * np.pi * np.arange(corners) / corners + np.pi / 2
+    normals = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    return lambda u, v: np.max([a * u + b * v for a, b in normals], axis=0) - np.float32(inradius)
+
+
+def _star(u: Plane, v: Plane) -> Plane:
+    # How near a direction is to that of a point: 1 at each of five points, 0 at the notches between them.
+    pointedness = np.abs((np.arctan2(u, -v) / (2 * np.pi) * 5) % 1 - 0.5) * 2
+    return np.hypot(u, v) - (0.4 + 0.65 * pointedness**1.5)
+
+
+def _cross(u: Plane, v: Plane) -> Plane:
+    across, along = np.abs(u), np.abs(v)
+    return np.minimum(np.maximum(across - 0.28, along - 0.95), np.maximum(across - 0.95, along - 0.28))
+
+
+# Signed distances to the outline, roughly: negative inside. Local coordinates: the shape fills the unit disc.
+SHAPES: dict[str, Shape] = {
+    "disc": lambda u, v: np.hypot(u, v) - 0.85,
+    "triangle": _polygon(3, 0.55),
+    "cross": _cross,
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.75) - 0.2,
+    "bar": lambda u, v: np.maximum(np.abs(u) - 1, np.abs(v) - 0.36),
+    "star": _star,
+    "square": _polygon(4, 0.75),
+    "crescent": lambda u, v: np.maximum(np.hypot(u, v) - 0.95, 0.75 - np.hypot(u - 0.5, v)),
+}
+
+COLOURS: dict[str, Colour] = {
+    "red": (222, 32, 36),
+    "blue": (38, 74, 228),
+    "yellow": (248, 224, 24),
+    "purple": (132, 38, 190),
+    "green": (36, 172, 56),
+    "pink": (255, 120, 196),
+    "orange": (250, 132, 16),
+    "turquoise": (28, 206, 206),
+}
+
+
+def _wave(phase: Plane) -> Plane:
+    """A square wave of period 1 with edges soft enough not to alias, values in [0, 1]."""
+    wave: Plane = np.clip(0.5 + 2 * np.sin(2 * np.pi * phase), 0, 1)
+    return wave
+
+
+# Where the tint's second tone shows, 0 to 1; the number is a random phase in [0, 1).
+PATTERNS: dict[str, Pattern] = {
+    "plain": lambda x, _y, _phase: np.zeros_like(x),
+    "striped": lambda _x, y, phase: _wave(2 * y + phase),
+    "dotted": lambda x, y, phase: _wave(2 * x + phase) * _wave(2 * y + phase),
+    "hazy": lambda _x, y, _phase: (y + 1) / 2,
+    "checked": lambda x, y, phase: np.abs(_wave(1.25 * x + phase) - _wave(1.25 * y + phase)),
+    "rippled": lambda x, y, phase: _wave(2.5 * np.hypot(x, y) + phase),
+    "barred": lambda x, _y, phase: _wave(2 * x + phase),
+    "slanted": lambda x, y, phase: _wave(1.5 * (x + y) + phase),
+}
+
+# The background's colours, each in two tones. None is among the shapes' colours, so that every shape stands out.
+TINTS: dict[str, tuple[Colour, Colour]] = {
+    "white": ((242, 242, 238), (196, 196, 200)),
+    "navy": ((20, 30, 92), (64, 78, 148)),
+    "cream": ((248, 230, 182), (206, 178, 120)),
+    "black": ((16, 16, 18), (66, 66, 68)),
+    "sky": ((178, 212, 246), (122, 162, 206)),
+    "maroon": ((88, 14, 34), (142, 62, 80)),
+    "grey": ((132, 132, 132), (92, 92, 92)),
+    "forest": ((12, 66, 40), (60, 116, 84)),
+}
+
+CONCEPTS_LIMIT = 512  # beyond, concepts would share three of shape, colour, pattern and tint
+
+
+def _turn(index: int) -> int:
+    """Multiplies by x in the field of eight elements; the code below needs a factor other than 0 and 1."""
+    return (index << 1) ^ (0b1011 if index & 4 else 0)
+
+
+def _looks(concept: int) -> tuple[str, str, str, str]:
+    """Shape, colour, pattern and tint of a concept.
+
+    They are the words of an extended Reed-Solomon code over the field of eight elements: any two of the first 64
+    concepts share at most one of the four, any two of all 512 at most two. The order is such that consecutive ones
+    share none.
+    """
+    layer, row, column = concept // 64, concept // 8 % 8, concept % 8
+    shape, colour = (column + 6 * row) % 8, (3 * column % 8) ^ row
+    pattern, tint = shape ^ colour ^ _turn(layer), shape ^ _turn(colour) ^ layer
+    return list(SHAPES)[shape], list(COLOURS)[colour], list(PATTERNS)[pattern], list(TINTS)[tint]
+
+
+def concept_name(concept: int) -> str:
+    """What a concept shows, as captions say it: "a red triangle on a striped navy background"."""
+    shape, colour, pattern, tint = _looks(concept)
+    article = "an" if colour == "orange" else "a"
+    return f"{article} {colour} {shape} on a {pattern} {tint} background"
+
+
+def concept_counts(images: int, concepts: int) -> list[int]:
+    """Divides images among concepts by Zipf's law with exponent 1: the i-th concept's count is proportional to 1/i.
+
+    Every concept gets one image; each further one goes where it is most due (Webster's method, exact in integers).
+
+    Args:
+        images: how many to divide.
+        concepts: among how many, at least 1.
+
+    Returns:
+        Counts of the concepts, never increasing, at least 1 each, with sum `images`.
+
+    Raises:
+        ValueError: fewer images than concepts, or no concept.
+    """
+    _check_range("concepts", concepts, 1)
+    _check_range("images", images, concepts, remedy="give each concept an image or ask for fewer concepts")
+    counts = [1] * concepts
+    queue = [(3 * rank, rank) for rank in range(1, concepts + 1)]
+    for _ in range(images - concepts):
+        _, rank = queue[0]
+        counts[rank - 1] += 1
+        heapq.heapreplace(queue, ((2 * counts[rank - 1] + 1) * rank, rank))
+    return counts
+
+
+def draw_image(concept: int, size_px: int, random: np.random.Generator) -> Image.Image:
+    """Draws one image of a concept: RGB, `size_px` pixels a side.
+
+    Position, scale, rotation, the background's phase, shifts of colours and brightness, and noise are random; the rest
+    is the concept's.
+    """
+    shape, colour, pattern, tint = _looks(concept)
+    axis = (np.arange(size_px, dtype=np.float32) + 0.5) * (2 / size_px) - 1
+    x, y = np.meshgrid(axis, axis)
+
+    centre_x, centre_y, angle = random.uniform(-1, 1, 3) * (0.18, 0.18, 0.3)
+    radius = random.uniform(0.52, 0.68)
+    cosine, sine = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
+    u = (x - np.float32(centre_x)) * cosine + (y - np.float32(centre_y)) * sine
+    v = (y - np.float32(centre_y)) * cosine - (x - np.float32(centre_x)) * sine
+    inside = np.clip(0.5 - SHAPES[shape](u, v) * np.float32(radius * size_px / 2), 0, 1)  # an edge one pixel wide
+
+    palette = np.array([*TINTS[tint], COLOURS[colour]], np.float32) + random.normal(0, 7, (3, 3)).astype(np.float32)
+    weight = PATTERNS[pattern](x, y, random.uniform())[..., None]
+    pixels = palette[0] + (palette[1] - palette[0]) * weight
+    pixels += (palette[2] - pixels) * inside[..., None]
+    pixels *= np.float32(random.uniform(0.92, 1.05))
+    pixels += random.standard_normal(pixels.shape, dtype=np.float32) * np.float32(random.uniform(2, 9))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def make_pool(
+    folder: Path, *, images: int = 6400, concepts: int = 64, shards: int = 8, size_px: int = 64, seed: int = 0
+) -> None:
+    """Writes a pool of drawn images: `00000.tar`, `00001.tar`, … and `concepts.tsv`.
+
+    The tars are laid out as img2dataset writes them: `{key}.jpg`, `{key}.txt`, `{key}.json`, where a key is five digits
+    of the shard and four of the sample. `concepts.tsv` says the concept of each key (columns key, concept, name); it is
+    the truth to hold clusters against, and no stage reads it. The same arguments give the same bytes.
+
+    Args:
+        folder: made if absent; shards of the same name are replaced.
+        images: how many, at least one for each concept.
+        concepts: how many, at most 512; concept 0 is the most frequent.
+        shards: among how many tars the shuffled images are divided, evenly.
+        size_px: side of an image, pixels.
+        seed: a different one gives different images in a different order, of the same concepts and counts.
+
+    Raises:
+        ValueError: a number out of bounds.
+        FileExistsError: the folder holds tars that would not be part of this pool.
+    """
+    _check_range("concepts", concepts, 1, CONCEPTS_LIMIT)
+    counts = concept_counts(images, concepts)
+    _check_range("shards", shards, 1, min(images, SHARDS_LIMIT))
+    _check_range("images per shard", -(-images // shards), 1, SAMPLES_PER_SHARD_LIMIT, remedy="ask for more shards")
+    _check_range("size_px", size_px, SMALLEST_SIDE_PX)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{shard:05d}.tar" for shard in range(shards)]
+    if foreign := sorted({path.name for path in folder.glob("*.tar")} - {*names}):
+        raise FileExistsError(
+            f"{folder} holds {foreign[0]}, not one of this pool's {shards} shards: give an empty folder"
+        )
+
+    concept_of = np.repeat(np.arange(concepts), counts)
+    order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SHUFFLE_STREAM,))).permutation(images)
+    truth = ["key\tconcept\tname\n"]
+    for shard, members in enumerate(np.array_split(order, shards)):
+        with tarfile.open(folder / names[shard], "w", format=tarfile.USTAR_FORMAT) as tar:
+            for position, sample in enumerate(members.tolist()):
+                key, concept = f"{shard:05d}{position:04d}", int(concept_of[sample])
+                stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SAMPLE_STREAM, sample)))
+                _add_sample(tar, key, concept, size_px, stream)
+                truth.append(f"{key}\t{concept}\t{concept_name(concept)}\n")
+    (folder / "concepts.tsv").write_text("".join(truth), encoding="utf-8", newline="\n")
+
+
+def _check_range(name: str, value: int, least: int, most: int | None = None, remedy: str = "") -> None:
+    if value < least or (most is not None and value > most):
+        bound = f"at least {least}" if value < least else f"at most {most}"
+        raise ValueError(f"{name} is {value}, but must be {bound}" + (f": {remedy}" if remedy else ""))
+
+
+def _add_sample(tar: tarfile.TarFile, key: str, concept: int, size_px: int, random: np.random.Generator) -> None:
+    caption = TEMPLATES[random.integers(len(TEMPLATES))].format(concept_name(concept))
+    jpeg = io.BytesIO()
+    draw_image(concept, size_px, random).save(jpeg, "JPEG", quality=90)
+    described = {"key": key, "caption": caption, "width": size_px, "height": size_px, "status": "success"}
+    for extension, content in (
+        ("jpg", jpeg.getvalue()),
+        ("txt", caption.encode()),
+        ("json", json.dumps(described).encode()),
+    ):
+        member = tarfile.TarInfo(f"{key}.{extension}")  # mtime 0, no owner: the bytes depend on nothing but the content
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))

@@ -1,0 +1,117 @@
+"""A descriptor of images without weights, for demos and tests only: it sees colours and edges, and knows no things.
+
+Letters: n = images, s = `SIDE` pixels, c = `CELLS` a side, b = bins, d = `DIMENSION`.
+
+Whatever is summed over pixels is a whole number that float32 holds exactly, so no order of summation can change it: an
+image's row does not depend on the batch it came in, on threads, or on the BLAS library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+SIDE = 32  # every image is brought to this size
+CELLS = 4
+LEVELS = 6  # of each of red, green and blue
+ORIENTATIONS = 6
+DIMENSION = LEVELS**3 + CELLS**2 * 3 + CELLS**2 * ORIENTATIONS
+
+COLOUR_WEIGHT, LAYOUT_WEIGHT, EDGE_WEIGHT = 1.0, 0.3, 0.5  # tuned on tailwise.demo.pool
+LEAST_CONTRAST = 0.01  # norm below which a block is not blown up to full weight: it would be rounding
+CHUNK_IMAGES = 64  # so that intermediate arrays stay in the processor's cache
+
+
+def _soft_levels() -> Floats:
+    """Shares of a value 0 … 255 in its two nearest levels, in sixteenths: float32 [256, LEVELS], rows sum to 16."""
+    place = np.arange(256)[:, None] * ((LEVELS - 1) / 255)
+    shares = np.maximum(0, 1 - np.abs(place - np.arange(LEVELS)))
+    sixteenths: Floats = np.rint(shares * 16).astype(np.float32)
+    return sixteenths
+
+
+SOFT_LEVELS = _soft_levels()
+
+
+def describe(images: Sequence[Image.Image]) -> Floats:
+    """Describes images by a colour histogram, a coarse colour layout and histograms of edge orientations.
+
+    For demos and tests only. Each block is centred and normalised on its own, then weighted.
+
+    Args:
+        images: of any size and mode; seen as RGB.
+
+    Returns:
+        float32 [n, d], rows of unit norm; the same image has the same row in any batch.
+    """
+    rows = np.empty((len(images), DIMENSION), np.float32)
+    for first in range(0, len(images), CHUNK_IMAGES):
+        chunk = images[first : first + CHUNK_IMAGES]
+        rows[first : first + len(chunk)] = _describe_pixels(np.stack([_thumbnail(image) for image in chunk]))
+    return rows
+
+
+def _thumbnail(image: Image.Image) -> npt.NDArray[np.uint8]:
+    small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.uint8)
+
+
+def _describe_pixels(pixels: npt.NDArray[np.uint8]) -> Floats:
+    """uint8 [n, s, s, 3] to float32 [n, d]."""
+    blocks = (
+        # The fourth root tells that a colour is there rather than how much: an object counts as much as its background.
+        COLOUR_WEIGHT * _centred(np.sqrt(np.sqrt(_colour_histogram(pixels)))),
+        LAYOUT_WEIGHT * _centred(_sum_by_cell(pixels.astype(np.float32)) / np.float32(255 * (SIDE // CELLS) ** 2)),
+        EDGE_WEIGHT * _centred(np.sqrt(_edge_histograms(pixels))),
+    )
+    joined = np.concatenate(blocks, axis=1)
+    unit: Floats = joined / np.linalg.norm(joined, axis=1, keepdims=True)
+    return unit
+
+
+def _colour_histogram(pixels: npt.NDArray[np.uint8]) -> Floats:
+    """Joint histogram of red, green and blue, each pixel shared among near bins: [n, s, s, 3] to [n, LEVELS³]."""
+    n = len(pixels)
+    red, green, blue = (SOFT_LEVELS[pixels[..., channel].reshape(n, -1)] for channel in range(3))
+    red_green = (red[..., :, None] * green[..., None, :]).reshape(n, SIDE * SIDE, LEVELS**2)
+    counts: Floats = np.matmul(red_green.transpose(0, 2, 1), blue)
+    return counts.reshape(n, -1)
+
+
+def _edge_histograms(pixels: npt.NDArray[np.uint8]) -> Floats:
+    """Edge strength by cell and orientation, whatever the sign of the step: [n, s, s, 3] to [n, c * c * b]."""
+    brightness = pixels.astype(np.float32).sum(axis=3)
+    across, down = np.zeros_like(brightness), np.zeros_like(brightness)
+    across[:, :, 1:-1] = brightness[:, :, 2:] - brightness[:, :, :-2]
+    down[:, 1:-1] = brightness[:, 2:] - brightness[:, :-2]
+    strength = np.sqrt(across * across + down * down)
+    # The doubled angle is the same for opposite directions; a pixel counts in a bin by how near its doubled angle is.
+    safe = np.maximum(strength, 1)
+    doubled_cosine, doubled_sine = (across * across - down * down) / safe, 2 * across * down / safe
+    angles = 2 * np.pi * np.arange(ORIENTATIONS) / ORIENTATIONS
+    responses = [
+        np.rint(np.maximum(0, doubled_cosine * float(cosine) + doubled_sine * float(sine) - 0.3 * strength))
+        for cosine, sine in zip(np.cos(angles), np.sin(angles), strict=True)
+    ]
+    return _sum_by_cell(np.stack(responses, axis=3))
+
+
+def _sum_by_cell(values: npt.NDArray[Any]) -> Floats:
+    """Sums over each of c by c cells: [n, s, s, b] to [n, c * c * b]."""
+    n, edge = len(values), SIDE // CELLS
+    rows_summed = values.reshape(n, CELLS, edge, SIDE, -1).sum(axis=2)
+    sums: Floats = rows_summed.reshape(n, CELLS, CELLS, edge, -1).sum(axis=3)
+    return sums.reshape(n, -1)
+
+
+def _centred(block: Floats) -> Floats:
+    """Rows less their mean, of unit norm; rows of next to no contrast stay next to zero."""
+    centred = block - block.mean(axis=1, keepdims=True)
+    unit: Floats = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), np.float32(LEAST_CONTRAST))
+    return unit

@@ -1,0 +1,1 @@
+"""Executors run map work; stages don't know which."""

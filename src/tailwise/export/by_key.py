@@ -1,0 +1,68 @@
+"""Exports that name samples by their key alone: DynamiCS's JSON of rates, and a list of keys."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tailwise.catalog.files import replacing
+from tailwise.catalog.keys import KeyIndex
+from tailwise.errors import UserError
+from tailwise.export.drawn import drawn_parts, tracked_parts
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track
+
+
+def write_rates_json(plan: Plan, _: int, path: Path, track: Track) -> int:
+    """Writes `{key: rate}` for every sample of the snapshot, those of rate 0 too; returns how many.
+
+    The DynamiCS authors' trainer gives a key that the file doesn't name a rate of 0.5, so that none may be left out.
+
+    Raises:
+        UserError: two samples share a key.
+    """
+    _check_unique_keys(plan)
+    written = 0
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write("{")
+        for part in tracked_parts(plan, track):
+            keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()
+            rates = plan.rate(part.span).tolist()
+            lines = [f"{json.dumps(key)}: {rate!r}" for key, rate in zip(keys, rates, strict=True)]
+            stream.write((",\n" if written else "\n") + ",\n".join(lines))
+            written += len(lines)
+        stream.write("\n}\n")
+    return written
+
+
+def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
+    """Writes the key of every sample of an epoch, one a line, one line a copy, in catalog order; returns the number of lines.
+
+    Raises:
+        UserError: two samples share a key.
+    """
+    _check_unique_keys(plan)
+    total = 0
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for part in drawn_parts(plan, epoch, ["key"], track):
+            keys = np.repeat(np.array(part.samples.column(0).to_pylist(), dtype=object), part.copies)
+            stream.writelines(f"{key}\n" for key in keys)
+            total += len(keys)
+    return total
+
+
+def _check_unique_keys(plan: Plan) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        index = KeyIndex(Path(folder) / "keys", plan.rows)
+        for part in plan.catalog.parts(plan.snapshot):
+            keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()
+            index.add(keys, np.arange(part.first_row, part.first_row + part.rows))
+        clashing = index.seal()
+    if clashing:
+        raise UserError(
+            f"{clashing:,} samples share their key with a sample of another shard, and this format knows keys only: "
+            "export parquet or datacomp, which know uids"
+        )

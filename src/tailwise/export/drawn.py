@@ -1,0 +1,68 @@
+"""The samples that an epoch holds, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.catalog.catalog import Part
+from tailwise.errors import UserError
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track
+
+
+@dataclass(frozen=True)
+class DrawnPart:
+    """The drawn samples of one part.
+
+    Attributes:
+        samples: the asked columns of the samples with at least one copy, in row order.
+        rows: their rows, int64 [n].
+        copies: uint8 [n], ≥ 1.
+    """
+
+    samples: pa.Table
+    rows: npt.NDArray[np.int64]
+    copies: npt.NDArray[np.uint8]
+
+
+def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], track: Track) -> Iterator[DrawnPart]:
+    """The samples of an epoch, part by part.
+
+    Args:
+        plan: which plan.
+        epoch: 0, 1, …
+        columns: of the samples.
+        track: shows progress.
+    """
+    for part in tracked_parts(plan, track):
+        copies = plan.draw(epoch, part.span)
+        chosen = np.flatnonzero(copies)
+        samples = plan.catalog.samples(part, columns).take(pa.array(chosen))
+        yield DrawnPart(samples, part.first_row + chosen, copies[chosen])
+
+
+def tracked_parts(plan: Plan, track: Track) -> Iterable[Part]:
+    """The parts of the plan's snapshot, with progress."""
+    parts = plan.catalog.parts(plan.snapshot)
+    return track(parts, "drawing", len(parts))
+
+
+def check_output(path: Path, overwrite: bool) -> Path:
+    """`path`, if a file may be written there.
+
+    Raises:
+        UserError: it exists, and isn't to be overwritten; or its folder doesn't exist.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists: name another file, or replace it with --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"the folder {path.absolute().parent} doesn't exist: make it first")
+    return path

@@ -1,0 +1,51 @@
+"""Parquet: the samples of an epoch as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.catalog.files import replacing
+from tailwise.export.drawn import DrawnPart, drawn_parts
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track
+
+SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),  # path or URL of the tar
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("uid", pa.string(), nullable=False),  # 32 hexadecimal digits
+        pa.field("cluster", pa.int32()),  # null in a plan by rate
+        pa.field("rate", pa.float64(), nullable=False),  # expected copies per epoch
+        pa.field("copies", pa.uint8(), nullable=False),  # in this epoch, ≥ 1
+    ]
+)
+
+
+def write_parquet(plan: Plan, epoch: int, path: Path, track: Track) -> int:
+    """Writes one row per drawn sample, in catalog order (SCHEMA); returns the number of copies."""
+    shards = np.array(plan.catalog.shards(plan.snapshot).column("path").to_pylist(), dtype=object)
+    total = 0
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        for part in drawn_parts(plan, epoch, ["shard", "key", "uid"], track):
+            writer.write_table(_table(plan, part, shards))
+            total += int(part.copies.sum())
+    return total
+
+
+def _table(plan: Plan, part: DrawnPart, shards: object) -> pa.Table:
+    clusters = pa.nulls(len(part.rows), pa.int32()) if plan.by_rate else pa.array(plan.groups[part.rows], pa.int32())
+    return pa.table(
+        {
+            "shard": pa.array(shards[part.samples.column("shard").to_numpy()], pa.string()),  # type: ignore[index]
+            "key": part.samples.column("key"),
+            "uid": pa.array([uid.hex() for uid in part.samples.column("uid").to_pylist()], pa.string()),
+            "cluster": clusters,
+            "rate": pa.array(plan.rate(part.rows), pa.float64()),
+            "copies": pa.array(part.copies, pa.uint8()),
+        },
+        schema=SCHEMA,
+    )

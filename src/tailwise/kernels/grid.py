@@ -1,0 +1,75 @@
+"""The grid that makes sums exact.
+
+Every float16 of magnitude ≤ 1 is a multiple of 2⁻²⁴; centroids are rounded to that grid too. A product of two is then a multiple
+of 2⁻⁴⁸, and by Cauchy-Schwarz no partial sum of a dot product of two unit vectors exceeds 1, so that float64 (53 bits) holds every
+partial sum exactly: dot products are the same in whatever order, with whatever library, on whatever number of threads. Sums of up
+to 2²⁹ rows are exact for the same reason. Labels, centroids and similarities inherit it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.kernels.jit import jit_any_order
+
+GRID = 2.0**-24
+SIMILARITY_UNIT = 2.0**-30  # sums of similarities are held as integers of this unit, exact in any order
+
+
+def to_grid(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Rounds to multiples of 2⁻²⁴; float32, exact for |x| ≤ 1. float16 of magnitude ≤ 1 lies on the grid already."""
+    if x.dtype == np.float16:
+        return x.astype(np.float32)
+    return (np.rint(x.astype(np.float64) / GRID) * GRID).astype(np.float32)
+
+
+def unit_rows_on_grid(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Scales float64 rows [n, d] to unit norm and rounds them to the grid; rows of zeros stay."""
+    wide = np.ascontiguousarray(x, dtype=np.float64)
+    norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    return to_grid(wide / np.where(norms > 0, norms, 1.0)[:, None])
+
+
+@jit_any_order  # squares of grid values are multiples of 2⁻⁴⁸ and sum up to about 1: exact in any order
+def _squared_norms(x: npt.NDArray[np.float32], out: npt.NDArray[np.float64]) -> None:
+    for row in range(x.shape[0]):
+        total = 0.0
+        for column in range(x.shape[1]):
+            value = np.float64(x[row, column])
+            total += value * value
+        out[row] = total
+
+
+def row_norms(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Euclidean norms [n] of grid rows [n, d].
+
+    Raises:
+        ValueError: a row is neither zero nor of unit norm (to 5 %).
+    """
+    squares = np.empty(len(x), np.float64)
+    _squared_norms(x, squares)
+    wrong = np.flatnonzero((squares != 0) & ~(np.abs(squares - 1) < 0.1))
+    if wrong.size:
+        at = int(wrong[0])
+        raise ValueError(f"row {at} has norm {np.sqrt(squares[at]):.4g}, not 1: normalise the rows first")
+    return np.sqrt(squares)
+
+
+def row_chunks(blocks: Sequence[npt.NDArray[Any]], rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Cuts blocks [n_b, d] into chunks of at most `rows` rows, with the index of each chunk's first row.
+
+    Pages of memory-mapped blocks are given back as soon as the consumer asks for the next chunk.
+    """
+    first = 0
+    for block in blocks:
+        for start in range(0, len(block), rows):
+            yield first + start, block[start : start + rows]
+            # What is computed from a memory map may be an np.memmap without a map; a copy-on-write map's changes must stay.
+            if isinstance(block, np.memmap) and block.mode != "c" and block._mmap is not None:  # type: ignore[attr-defined]
+                block._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        first += len(block)

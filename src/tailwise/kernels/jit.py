@@ -1,0 +1,35 @@
+"""numba's compiler, typed: compiled once per machine (cached on disk), and run without the interpreter lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Reordering float operations is allowed only where the kernel says why its sums are exact in any order.
+_ANY_ORDER = {"reassoc", "contract", "nsz", "nnan", "ninf"}
+
+
+def jit(function: Function) -> Function:
+    """Compiles a loop; float operations keep their order."""
+    return cast("Function", numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+def jit_any_order(function: Function) -> Function:
+    """Compiles a loop whose float operations may be reordered; the function must be exact, or indifferent, under that."""
+    return cast("Function", numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_ANY_ORDER)(function))
+
+
+def split_threads(task: Callable[[int, int], None], size: int, threads: int, grain: int = 1) -> None:
+    """Runs `task(start, stop)` over [0, size) in `threads` contiguous pieces, each a multiple of `grain` but the last."""
+    step = -(-size // (threads * grain)) * grain if size else 0
+    if threads <= 1 or step >= size:
+        task(0, size)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(task, start, min(start + step, size)) for start in range(0, size, step)]:
+            future.result()

@@ -1,0 +1,165 @@
+"""What a plan will do, told before anything is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.plan.plan import Plan
+from tailwise.plan.quotas import UNIT_BITS, UNITS
+
+BIN_NAMES = ("head", "upper", "middle", "lower", "tail")
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """One epoch; exact for stream and ranked draws, expected values for Bernoulli.
+
+    Attributes:
+        epoch: 0, 1, …
+        total: samples drawn, repeats included.
+        unique: different samples drawn.
+        repeated: total − unique.
+        covered: different samples drawn in this epoch or an earlier one.
+    """
+
+    epoch: int
+    total: float
+    unique: float
+    repeated: float
+    covered: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Clusters of similar size.
+
+    Attributes:
+        name: from "head" (the largest fifth of the clusters) to "tail".
+        clusters: how many.
+        largest: size of the largest.
+        smallest: size of the smallest.
+        samples: members of all.
+        drawn: quota of all, per epoch.
+        rate: drawn / samples: exposures of a member per epoch.
+    """
+
+    name: str
+    clusters: int
+    largest: int
+    smallest: int
+    samples: int
+    drawn: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The figures of a plan.
+
+    Attributes:
+        name: of the plan.
+        config: all that decides it.
+        rows: samples of the snapshot.
+        eligible: those that the plan may draw.
+        exact: whether the epochs' figures are exact; else they are expected values.
+        epochs: one entry per epoch asked for.
+        bins: by cluster size; empty for a plan by rate.
+        capped_clusters: clusters whose quota is all they may give.
+        capped_share: share of the budget that those take.
+    """
+
+    name: str
+    config: dict[str, Any]
+    rows: int
+    eligible: int
+    exact: bool
+    epochs: list[EpochFigures]
+    bins: list[Bin]
+    capped_clusters: int
+    capped_share: float
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        return asdict(self)
+
+
+def explain(plan: Plan, epochs: int = 10) -> Explanation:
+    """The figures of a plan over its first epochs.
+
+    Args:
+        plan: which plan.
+        epochs: how many epochs to look ahead.
+    """
+    if plan.by_rate:
+        figures, bins, capped = _rate_epochs(plan, epochs), [], (0, 0.0)
+    else:
+        figures, bins, capped = _cluster_epochs(plan, epochs), _bins(plan), _capped(plan)
+    return Explanation(
+        plan.name,
+        dict(plan.config),
+        plan.rows,
+        int(plan.manifest["summary"]["eligible"]),
+        plan.draw_name != "bernoulli",
+        figures,
+        bins,
+        *capped,
+    )
+
+
+def _cluster_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:
+    if plan.draw_name == "bernoulli":
+        return [_expected(plan.cluster_rates, plan.sizes, plan.drawn_epoch(epoch), epoch) for epoch in range(epochs)]
+    figures = []
+    taken = np.zeros_like(plan.sizes)
+    for epoch in range(epochs):
+        counts = plan.counts(epoch)
+        taken = taken + counts if plan.dynamic or epoch == 0 else taken
+        # Copies of two members differ by at most one, so n distinct members come before any comes twice.
+        unique, covered = int(np.minimum(counts, plan.sizes).sum()), int(np.minimum(taken, plan.sizes).sum())
+        total = int(counts.sum())
+        figures.append(EpochFigures(epoch, total, unique, total - unique, covered))
+    return figures
+
+
+def _expected(
+    rates: npt.NDArray[np.float64], members: npt.NDArray[np.int64], drawn_epoch: int, epoch: int
+) -> EpochFigures:
+    """Expected values of a Bernoulli draw, where `members` samples have each rate."""
+    total = float((rates * members).sum())
+    once = np.minimum(rates, 1.0)
+    unique = float((once * members).sum())
+    covered = float(((1 - (1 - once) ** (drawn_epoch + 1)) * members).sum())
+    return EpochFigures(epoch, total, unique, total - unique, covered)
+
+
+def _rate_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:
+    sums = np.zeros((epochs, 4))
+    for span in plan.spans():
+        rates = plan.rate(span)
+        ones = np.ones(len(rates), np.int64)
+        for epoch in range(epochs):
+            part = _expected(rates, ones, plan.drawn_epoch(epoch), epoch)
+            sums[epoch] += (part.total, part.unique, part.repeated, part.covered)
+    return [EpochFigures(epoch, *map(float, row)) for epoch, row in enumerate(sums)]
+
+
+def _bins(plan: Plan) -> list[Bin]:
+    order = np.argsort(-plan.sizes, kind="stable")
+    order = order[plan.sizes[order] > 0]
+    names = BIN_NAMES if len(order) >= len(BIN_NAMES) else ("all",)
+    bins = []
+    for name, members in zip(names, np.array_split(order, len(names)), strict=True):
+        samples, drawn = int(plan.sizes[members].sum()), float(plan.quotas[members].sum() / UNITS)
+        sizes = plan.sizes[members]
+        bins.append(Bin(name, len(members), int(sizes.max()), int(sizes.min()), samples, drawn, drawn / samples))
+    return bins
+
+
+def _capped(plan: Plan) -> tuple[int, float]:
+    most = (plan.sizes * int(plan.config["max_repeats"])) << UNIT_BITS
+    capped = (plan.sizes > 0) & (plan.quotas >= most)
+    return int(capped.sum()), float(plan.quotas[capped].sum() / plan.quotas.sum())

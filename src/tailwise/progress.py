@@ -1,0 +1,32 @@
+"""Progress of long work: stages take a `Track` and wrap what they iterate over in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Track(Protocol):
+    """Wraps an iterable; shows how far it is."""
+
+    def __call__(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+        """Yields the items of `items`, of which there are `total`."""
+        ...
+
+
+def silent(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:  # noqa: ARG001
+    """Shows nothing."""
+    return items
+
+
+def bars(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """A progress bar with the time left on standard error, where that is a terminal."""
+    from rich.console import Console  # noqa: PLC0415  (only the command line draws)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield from progress.track(items, description=description, total=total)

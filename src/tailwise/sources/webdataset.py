@@ -1,0 +1,266 @@
+"""img2dataset-style webdataset shards: `{key}.jpg|jpeg|png|webp`, `{key}.txt`, `{key}.json`, and a sidecar `{shard}.parquet`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
+from tailwise.sources.tar import Member, TarIndex, index_tar
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# img2dataset's own columns, which are no scores; `url` and `caption` are strings and drop out by type.
+_BOOKKEEPING = frozenset(
+    {"key", "status", "error_message", "width", "height", "original_width", "original_height", "exif", "sha256", "uid"}
+    | set(SAMPLE_SCHEMA.names)
+)
+
+_SIDES = ("width", "height")
+
+Record = dict[str, Any]
+
+
+@dataclass
+class ShardContent:
+    """What one tar holds.
+
+    Attributes:
+        samples: SAMPLE_SCHEMA plus score columns, without `shard` and `uid` where the source gives none (null).
+        rejected: REJECTED_SCHEMA.
+        size_bytes: of the tar.
+        index_checksum: 128-bit hash over names, offsets and sizes of all members.
+    """
+
+    samples: pa.Table
+    rejected: pa.Table
+    size_bytes: int
+    index_checksum: str
+
+
+@dataclass
+class _Grouped:
+    """The members of a tar by key, in order of first appearance."""
+
+    groups: dict[str, dict[str, Member]] = field(default_factory=dict)
+    rejected: list[Record] = field(default_factory=list)
+
+
+def read_shard(path: str) -> ShardContent:
+    """Indexes one tar, with its captions, JSON files and sidecar.
+
+    Args:
+        path: a local path or any fsspec URL.
+
+    Returns:
+        The samples that have an image and a caption; all else by reason.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    with _opened(path) as (stream, size_bytes):
+        index = index_tar(stream, size_bytes)
+        grouped = _group(index, path)
+        try:
+            sidecar = _read_sidecar(path)
+        except (pa.ArrowException, OSError) as error:
+            sidecar = {}
+            grouped.rejected.append({**_rejection(path, "unreadable sidecar", None, str(error)), "rows": 0})
+        samples = list(_samples(grouped, stream, sidecar, path))
+    table = pa.Table.from_pylist(samples, schema=_schema(sidecar))
+    rejected = pa.Table.from_pylist(grouped.rejected, schema=REJECTED_SCHEMA)
+    return ShardContent(table, rejected, size_bytes, _index_checksum(index))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[BinaryIO, int]]:
+    with fsspec.open(path, "rb") as stream:
+        size_bytes = stream.seek(0, 2)
+        if "://" in path or size_bytes == 0:
+            yield stream, size_bytes
+            return
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            yield cast("BinaryIO", mapped), size_bytes
+
+
+def _index_checksum(index: TarIndex) -> str:
+    text = "\n".join(f"{name}\t{offset}\t{size}" for name, offset, size in index.members)
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension as webdataset cuts them: at the first dot of the base name; the key keeps the folders."""
+    slash = name.rfind("/") + 1
+    dot = name.find(".", slash)
+    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :].lower())
+
+
+def _rejection(path: str, reason: str, key: str | None, detail: str | None = None) -> Record:
+    safe_key = key if key is None or _is_utf8(key) else ascii(key)
+    return {"stage": "import", "reason": reason, "file": path, "key": safe_key, "detail": detail, "rows": 1}
+
+
+def _group(index: TarIndex, path: str) -> _Grouped:
+    grouped = _Grouped()
+    groups = grouped.groups
+    current = None
+    duplicate = False
+    for member in index.members:
+        key, extension = split_name(member.name)
+        if key != current:
+            current = key
+            duplicate = key in groups
+            if duplicate:
+                grouped.rejected.append(_rejection(path, "duplicate key", key, "the first sample of this key is kept"))
+            else:
+                groups[key] = {}
+        if not duplicate:
+            groups[key].setdefault(extension, member)
+    if index.damage:
+        _reject_damage(grouped, index, path)
+    return grouped
+
+
+def _reject_damage(grouped: _Grouped, index: TarIndex, path: str) -> None:
+    """Drops the sample that the damage cuts; without its name, it is the last one, if that lacks its image or caption."""
+    key = split_name(index.damaged_name)[0] if index.damaged_name is not None else next(reversed(grouped.groups), None)
+    reason = "truncated or damaged tar" if index.members or index.damaged_name else "not a tar"
+    members = grouped.groups.get(key) if key is not None else None
+    if members is not None and key is not None and (image_of(members) is None or "txt" not in members):
+        del grouped.groups[key]
+    elif index.damaged_name is None:
+        key = None
+    grouped.rejected.append(_rejection(path, reason, key, index.damage))
+
+
+def image_of(members: dict[str, Member]) -> str | None:
+    """The extension of a sample's image: the first of IMAGE_EXTENSIONS that is there."""
+    return next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
+
+
+def _samples(grouped: _Grouped, stream: BinaryIO, sidecar: dict[str, Record], path: str) -> Iterator[Record]:
+    for key, members in grouped.groups.items():
+        extension = image_of(members)
+        text = members.get("txt")
+        if extension is None and text is None:
+            if "json" in members:
+                grouped.rejected.append(_rejection(path, "neither image nor caption", key))
+            continue
+        if extension is None or text is None:
+            reason = "caption without image" if extension is None else "image without caption"
+            grouped.rejected.append(_rejection(path, reason, key))
+            continue
+        if not _is_utf8(key):
+            grouped.rejected.append(_rejection(path, "key is not UTF-8", key))
+            continue
+        try:
+            caption = _read(stream, text).decode()
+        except UnicodeDecodeError as error:
+            grouped.rejected.append(_rejection(path, "caption is not UTF-8", key, str(error)))
+            continue
+        image = members[extension]
+        record: Record = {
+            "key": key,
+            "caption": caption,
+            "image_extension": extension,
+            "image_offset": image.offset,
+            "image_bytes": image.size,
+            "caption_offset": text.offset,
+            "caption_bytes": text.size,
+        }
+        description = members.get("json")
+        if description is not None:
+            record["json_offset"], record["json_bytes"] = description.offset, description.size
+            record.update(_from_json(_read(stream, description)))
+        record.update(sidecar.get(key, {}))
+        yield record
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a member's name came from valid UTF-8 (other bytes are held as lone surrogates)."""
+    return name.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _read(stream: BinaryIO, member: Member) -> bytes:
+    stream.seek(member.offset)
+    return stream.read(member.size)
+
+
+def _from_json(content: bytes) -> Record:
+    """Width, height and uid, where the JSON has them; a broken or foreign JSON gives nothing, since none of it is needed."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return {}
+    if not isinstance(value, dict):
+        return {}
+    found = {name: value[name] for name in _SIDES if _is_side(value.get(name))}
+    uid = parse_uid(value.get("uid"))
+    return {**found, "uid": uid} if uid else found
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and 0 < value < 2**31
+
+
+def parse_uid(value: object) -> bytes | None:
+    """The 16 bytes of a uid of 32 hexadecimal digits, or None."""
+    if not isinstance(value, str) or len(value) != 32:
+        return None
+    try:
+        return bytes.fromhex(value)
+    except ValueError:
+        return None
+
+
+def hashed_uid(shard: int, key: str) -> bytes:
+    """The uid of a sample whose source gives none: a 128-bit hash of (shard id, key)."""
+    return hashlib.blake2b(f"{shard}\t{key}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def _score_columns(schema: pa.Schema) -> list[str]:
+    return [
+        item.name
+        for item in schema
+        if item.name not in _BOOKKEEPING and (pa.types.is_floating(item.type) or pa.types.is_integer(item.type))
+    ]
+
+
+def _read_sidecar(path: str) -> dict[str, Record]:
+    """Width, height, uid and numeric user columns of `{shard}.parquet`, by key; rows that img2dataset failed on are skipped."""
+    beside = path.removesuffix(".tar") + ".parquet"
+    filesystem, name = fsspec.core.url_to_fs(beside)
+    if not filesystem.exists(name):
+        return {}
+    with filesystem.open(name, "rb") as stream:
+        table = pq.read_table(stream)
+    if "key" not in table.column_names:
+        return {}
+    scores = _score_columns(table.schema)
+    wanted = [name for name in ("key", "status", "width", "height", "uid", *scores) if name in table.column_names]
+    rows: dict[str, Record] = {}
+    for row in table.select(wanted).to_pylist():
+        if row.pop("status", "success") != "success":
+            continue
+        key = str(row.pop("key"))
+        uid = parse_uid(row.pop("uid", None))
+        rows[key] = {name: row[name] for name in _SIDES if _is_side(row.get(name))}
+        rows[key].update({name: float(row[name]) for name in scores if row[name] is not None})
+        if uid:
+            rows[key]["uid"] = uid
+    return rows
+
+
+def _schema(sidecar: dict[str, Record]) -> pa.Schema:
+    known = {*SAMPLE_SCHEMA.names}
+    scores = sorted({name for row in sidecar.values() for name in row} - known)
+    base = [item.with_nullable(True) if item.name in {"shard", "uid"} else item for item in SAMPLE_SCHEMA]
+    return pa.schema([*base, *(pa.field(name, pa.float64()) for name in scores)])

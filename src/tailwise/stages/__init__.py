@@ -1,0 +1,1 @@
+"""The stages: each a map, reduce or regroup over the catalog."""

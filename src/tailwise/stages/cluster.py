@@ -1,0 +1,287 @@
+"""Cluster: spherical k-means (reduce), merging, assignment (map), ranks and the table of clusters (reduce)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.catalog import Catalog, Part, Snapshot, check_name
+from tailwise.catalog.files import create_array, read_array, read_json, write_array, write_json, write_table
+from tailwise.errors import UserError
+from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS, Assigner
+from tailwise.kernels.centroids import merge_centroids, neighbour_distance
+from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
+from tailwise.kernels.hashing import stream_key
+from tailwise.kernels.kmeans import (
+    SEEDING_ROWS_PER_CENTROID,
+    TooFewDistinctRowsError,
+    chosen_rows,
+    kmeans,
+    to_similarity_units,
+)
+from tailwise.kernels.ranks import appearance_ranks
+from tailwise.progress import Track, silent
+
+ITERATIONS = 20
+POINTS_PER_CENTROID = 1000
+NEIGHBOURS = 20
+COLLAPSED_SHARE = 0.5
+CHUNK_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """A finished clustering.
+
+    Attributes:
+        name: its name in the catalog.
+        summary: the figures of its manifest.
+        table: one row a cluster: cluster, size, d_intra, d_inter.
+    """
+
+    name: str
+    summary: Mapping[str, Any]
+    table: pa.Table
+
+
+def cluster(
+    catalog: Catalog,
+    *,
+    clusters: int,
+    merge: float | None = None,
+    name: str = "main",
+    column: str = "image",
+    seed: int = 0,
+    iterations: int = ITERATIONS,
+    points_per_centroid: int = POINTS_PER_CENTROID,
+    max_memory_bytes: int = 8 << 30,
+    device: str = "auto",
+    force: bool = False,
+    track: Track = silent,
+) -> Clustering:
+    """Clusters the newest snapshot by an embedding column.
+
+    Args:
+        catalog: with embeddings for all of its samples, less rejected ones.
+        clusters: K, before merging.
+        merge: drop centroids whose cosine to a kept one is at least this (DynamiCS: 0.7); None keeps all.
+        name: of the clustering.
+        column: "image" or "text".
+        seed: decides the sample and the seeding.
+        iterations: of k-means, at most; it stops early when the mean cosine gains less than 1e-5.
+        points_per_centroid: k-means is fitted on at most about this many rows a centroid, drawn by hash.
+        max_memory_bytes: refuse what needs more; the working set depends on K and d, not on the pool.
+        device: of the matrix products: "auto", "cpu", "cuda"; the result doesn't depend on it.
+        force: accept a collapsed clustering, or fewer clusters than asked for.
+        track: shows progress.
+
+    Raises:
+        UserError: embeddings are missing, K is out of bounds, memory doesn't suffice, or the clustering is collapsed.
+    """
+    snapshot = catalog.snapshot()
+    blocks = catalog.embedding_parts(column, snapshot)
+    _check(clusters, merge, iterations, points_per_centroid, snapshot)
+    _check_memory(clusters, blocks[0].shape[1], max_memory_bytes)
+    config = {
+        "clusters": clusters,
+        "merge": merge,
+        "column": column,
+        "seed": seed,
+        "iterations": iterations,
+        "points_per_centroid": points_per_centroid,
+        "snapshot": snapshot.number,
+    }
+    inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot)}
+    artifact = Artifact(catalog.clusters_folder(check_name(name)), "clusters", config, inputs)
+    if not artifact.done:
+        stage = _ClusterStage(catalog, artifact, snapshot, blocks, device, force, track)
+        stage.fit(clusters, merge, seed, iterations, points_per_centroid)
+        stage.assign()
+        stage.describe(clusters)
+    return load_clustering(catalog, name)
+
+
+def load_clustering(catalog: Catalog, name: str) -> Clustering:
+    """A finished clustering of the catalog; see `read_manifest` for what happens without one."""
+    folder = catalog.clusters_folder(name)
+    return Clustering(name, read_json(folder / "manifest.json")["summary"], pq.read_table(folder / "clusters.parquet"))
+
+
+def _step(progress: Iterator[int]) -> None:
+    next(progress, None)
+
+
+def _check(clusters: int, merge: float | None, iterations: int, points: int, snapshot: Snapshot) -> None:
+    if not 1 <= clusters <= snapshot.rows:
+        raise UserError(f"--clusters {clusters:,}: must lie between 1 and the {snapshot.rows:,} samples")
+    if merge is not None and not 0 < merge <= 1:
+        raise UserError(f"--merge {merge}: must be a cosine in (0, 1]; DynamiCS uses 0.7")
+    if iterations < 1 or points < 1:
+        raise UserError(f"--iterations {iterations} and --points-per-centroid {points} must be at least 1")
+
+
+def _check_memory(clusters: int, dimension: int, max_memory_bytes: int) -> None:
+    centroids = clusters * dimension * (4 * 4 + 2 * 8)  # float32: old, new, on the device, tilted; float64: sums, means
+    seeding = SEEDING_ROWS_PER_CENTROID * clusters * (dimension * (2 + 4 + 4) + 32)
+    chunks = CHUNK_ROWS * dimension * (2 + 4 + 4 + 8) + TILE_ROWS * TILE_CENTROIDS * 8
+    need = centroids + max(seeding, chunks) + (400 << 20)
+    if need > max_memory_bytes:
+        raise UserError(
+            f"{clusters:,} clusters of {dimension} dimensions need about {need / 1e9:.1f} GB, --max-memory allows "
+            f"{max_memory_bytes / 1e9:.1f} GB: raise it, or ask for fewer clusters"
+        )
+
+
+class _ClusterStage:
+    """The work on one clustering, step by step; each step's files are skipped if they are there."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        artifact: Artifact,
+        snapshot: Snapshot,
+        blocks: list[npt.NDArray[np.float16]],
+        device: str,
+        force: bool,
+        track: Track,
+    ) -> None:
+        self.catalog, self.artifact, self.snapshot, self.blocks = catalog, artifact, snapshot, blocks
+        self.device, self.force, self.track = device, force, track
+        self.parts = catalog.parts(snapshot)
+
+    def fit(self, clusters: int, merge: float | None, seed: int, iterations: int, points: int) -> None:
+        """Writes centroids.npy and the course of the fit."""
+        if self.artifact.path("centroids.npy").exists():
+            return
+        training = self._training_rows(points * clusters, seed)
+        progress = iter(self.track(range(iterations), "k-means", iterations))
+        try:
+            result = kmeans(
+                training,
+                clusters,
+                iterations=iterations,
+                seed=seed,
+                device=self.device,
+                on_iteration=lambda *_: _step(progress),
+            )
+        except TooFewDistinctRowsError as error:
+            if not self.force or not error.distinct:
+                raise UserError(
+                    f"the embeddings hold only {error.distinct:,} distinct rows for {clusters:,} clusters: ask for fewer "
+                    "(--clusters), check the embeddings, or take that many with --force"
+                ) from error
+            result = kmeans(training, error.distinct, iterations=iterations, seed=seed, device=self.device)
+        finally:
+            for _ in progress:  # ends the bar
+                pass
+            shutil.rmtree(self.artifact.path("training"), ignore_errors=True)
+        centroids = result.centroids
+        if merge is not None:
+            centroids = centroids[merge_centroids(centroids, merge)]
+        write_json(self.artifact.path("fit.json"), {"mean_cosine": result.objective, "fitted": len(result.centroids)})
+        write_array(self.artifact.path("centroids.npy"), centroids)
+
+    def _training_rows(self, wanted: int, seed: int) -> list[npt.NDArray[Any]]:
+        """The blocks themselves, or a copy on disk of about `wanted` rows drawn by hash."""
+        if self.snapshot.rows <= wanted:
+            return list(self.blocks)
+        share = wanted / self.snapshot.rows
+        folder = self.artifact.path("training")
+        key = stream_key(seed, "training rows")
+        for number, (part, block) in enumerate(zip(self.parts, self.blocks, strict=True)):
+            chosen = [
+                chosen_rows(part.first_row + start, len(chunk), share, key)
+                for start, chunk in row_chunks([block], CHUNK_ROWS)
+            ]
+            shape = (sum(int(mask.sum()) for mask in chosen), block.shape[1])
+            target = create_array(folder / f"{number}.npy", shape, np.float16)
+            first = 0
+            for mask, (_, chunk) in zip(chosen, row_chunks([block], CHUNK_ROWS), strict=True):
+                rows = chunk[mask]
+                target[first : first + len(rows)] = rows
+                first += len(rows)
+        return [read_array(folder / f"{number}.npy") for number in range(len(self.blocks))]
+
+    def assign(self) -> None:
+        """Writes label and similarity of every row, part by part."""
+        assigner = Assigner(read_array(self.artifact.path("centroids.npy")), device=self.device)
+        for part, block in self.track(list(zip(self.parts, self.blocks, strict=True)), "assigning", len(self.parts)):
+            if self._path("similarity", part).exists():
+                continue
+            labels = np.empty(part.rows, np.int32)
+            similarity = np.empty(part.rows, np.float32)
+            for start, chunk in row_chunks([block], CHUNK_ROWS):
+                stop = start + len(chunk)
+                labels[start:stop], similarity[start:stop] = assigner(chunk)
+            write_array(self._path("label", part), labels)
+            write_array(self._path("similarity", part), similarity)
+
+    def _path(self, column: str, part: Part) -> Path:
+        return self.artifact.path(f"{column}-{part.name}.npy")
+
+    def describe(self, asked: int) -> None:
+        """Writes ranks and the table of clusters, and finishes the artifact unless it is collapsed."""
+        centroids = read_array(self.artifact.path("centroids.npy"))
+        seen = np.zeros(len(centroids), np.int64)
+        similarity_sums = np.zeros(len(centroids), np.int64)
+        for part in self.parts:
+            labels = np.asarray(read_array(self._path("label", part)))
+            write_array(self._path("rank", part), appearance_ranks(labels, seen))
+            member = labels >= 0
+            units = to_similarity_units(read_array(self._path("similarity", part))[member].astype(np.float64))
+            np.add.at(similarity_sums, labels[member], units)
+        self._refuse_collapse(seen, asked)
+        table = _cluster_table(centroids, seen, similarity_sums)
+        write_table(self.artifact.path("clusters.parquet"), table)
+        clustered = int(seen.sum())
+        fit = read_json(self.artifact.path("fit.json"))
+        self.artifact.finish(
+            {
+                "clusters": int((seen > 0).sum()),
+                "empty": int((seen == 0).sum()),
+                "fitted": fit["fitted"],
+                "samples": clustered,
+                "without_embedding": self.snapshot.rows - clustered,
+                "iterations": len(fit["mean_cosine"]),
+                "mean_cosine": float(similarity_sums.sum() * SIMILARITY_UNIT / max(clustered, 1)),
+            }
+        )
+
+    def _refuse_collapse(self, sizes: npt.NDArray[np.int64], asked: int) -> None:
+        largest, total = int(sizes.max(initial=0)), int(sizes.sum())
+        if total == 0:
+            raise UserError("not one sample has an embedding: import or embed them first")
+        if largest > max(COLLAPSED_SHARE, 2 / asked) * total and not self.force:
+            raise UserError(
+                f"the clustering is collapsed: one of {asked:,} clusters holds {largest:,} of {total:,} samples "
+                f"({largest / total:.0%}, at most {COLLAPSED_SHARE:.0%} is taken for sound); check the embeddings, "
+                "raise --merge, or accept it with --force"
+            )
+
+
+def _cluster_table(
+    centroids: npt.NDArray[np.float32], sizes: npt.NDArray[np.int64], similarity_sums: npt.NDArray[np.int64]
+) -> pa.Table:
+    """cluster, size, d_intra, d_inter; the distances of empty clusters are null, and nobody's neighbours."""
+    full = sizes > 0
+    d_intra = np.full(len(sizes), np.nan)
+    d_inter = np.full(len(sizes), np.nan)
+    d_intra[full] = 1 - similarity_sums[full] * SIMILARITY_UNIT / sizes[full]
+    d_inter[full] = neighbour_distance(np.asarray(centroids)[full], NEIGHBOURS)
+    return pa.table(
+        {
+            "cluster": pa.array(np.arange(len(sizes)), pa.int32()),
+            "size": pa.array(sizes, pa.int64()),
+            "d_intra": pa.array(d_intra, pa.float64(), mask=~full),
+            "d_inter": pa.array(d_inter, pa.float64(), mask=~full),
+        }
+    )

@@ -1,0 +1,166 @@
+"""Import, first half (map): from tars to the catalog's samples, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tailwise.catalog.catalog import Catalog, Snapshot, part_name
+from tailwise.catalog.files import read_json, write_json, write_table
+from tailwise.catalog.schema import SHARD_SCHEMA
+from tailwise.errors import UserError
+from tailwise.executors.local import map_ordered
+from tailwise.progress import Track
+from tailwise.sources.webdataset import ShardContent, hashed_uid, read_shard
+from tailwise.stages.report import Rejections
+
+PART_ROWS = 1_000_000
+
+
+@dataclass
+class _Part:
+    """The shards gathered for one part.
+
+    Attributes:
+        number: of the part.
+        first_shard: the id that its first good shard gets.
+        tars: path and size of every tar read for it, good or not.
+        shards: one SHARD_SCHEMA row for each tar with samples.
+    """
+
+    number: int
+    first_shard: int
+    tars: list[tuple[str, int]] = field(default_factory=list)
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[pa.Table] = field(default_factory=list)
+    rejected: list[pa.Table] = field(default_factory=list)
+    rows: int = 0
+
+    def add(self, path: str, content: ShardContent) -> None:
+        self.tars.append((path, content.size_bytes))
+        self.rejected.append(content.rejected)
+        rows = content.samples.num_rows
+        if not rows:
+            return
+        shard = self.first_shard + len(self.shards)
+        self.shards.append(
+            {
+                "shard": shard,
+                "path": path,
+                "part": self.number,
+                "rows": rows,
+                "size_bytes": content.size_bytes,
+                "index_checksum": content.index_checksum,
+            }
+        )
+        self.samples.append(_identified(content.samples, shard))
+        self.rows += rows
+
+
+def _identified(samples: pa.Table, shard: int) -> pa.Table:
+    """Fills in the shard's id, and a hashed uid where the source gave none."""
+    keys = samples.column("key").to_pylist()
+    uids = [uid or hashed_uid(shard, key) for uid, key in zip(samples.column("uid").to_pylist(), keys, strict=True)]
+    columns = {"shard": pa.array([shard] * len(keys), pa.int32()), "uid": pa.array(uids, pa.binary(16))}
+    for name, values in columns.items():
+        index = samples.schema.get_field_index(name)
+        samples = samples.set_column(index, pa.field(name, values.type, nullable=False), values)
+    return samples
+
+
+def import_shards(
+    catalog: Catalog,
+    tars: dict[str, int],
+    rejections: Rejections,
+    track: Track,
+    *,
+    workers: int | None,
+    part_rows: int = PART_ROWS,
+) -> Snapshot | None:
+    """Indexes tars that the catalog doesn't have yet, and makes a new snapshot of old and new shards.
+
+    Args:
+        catalog: where to.
+        tars: path or URL → size in bytes.
+        rejections: takes what was left out.
+        track: shows progress.
+        workers: processes; None for one a processor. The result doesn't depend on it.
+        part_rows: a part is closed by the shard that brings it to this many rows.
+
+    Returns:
+        The new snapshot, or None if there was nothing new.
+
+    Raises:
+        UserError: a tar changed since it was imported, or no new tar holds any sample.
+    """
+    before = catalog.snapshots()
+    known = catalog.shards()
+    new = _new_tars(known, tars)
+    if not new:
+        return None
+    part = _Part(before[-1].parts if before else 0, known.num_rows)
+    shards: list[dict[str, Any]] = []
+    rest = new
+    for resumed in _resumed_parts(catalog, part, new):
+        shards += resumed["shards"]
+        rest = rest[len(resumed["tars"]) :]
+        listed = _rejected_path(catalog, part.number)
+        if listed.exists():
+            rejections.count(listed)
+        part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
+    contents = zip(rest, map_ordered(read_shard, [path for path, _ in rest], workers), strict=True)
+    for (path, _), content in track(contents, "indexing tars", len(rest)):
+        part.add(path, content)
+        if part.rows >= part_rows:
+            shards += _write_part(catalog, part, rejections)
+            part = _Part(part.number + 1, part.first_shard + len(part.shards))
+    if part.tars:
+        shards += _write_part(catalog, part, rejections)
+    if not shards:
+        reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
+        raise UserError(f"no sample with image and caption in {len(new)} new tar(s), first {new[0][0]} ({reasons})")
+    table = pa.concat_tables([known, pa.Table.from_pylist(shards, schema=SHARD_SCHEMA)])
+    return catalog.append_snapshot(table, shards[-1]["part"] + 1)
+
+
+def _new_tars(known: pa.Table, tars: dict[str, int]) -> list[tuple[str, int]]:
+    sizes = dict(zip(known.column("path").to_pylist(), known.column("size_bytes").to_pylist(), strict=True))
+    for path, size in tars.items():
+        if path in sizes and sizes[path] != size:
+            raise UserError(
+                f"{path} has changed since it was imported ({sizes[path]:,} → {size:,} bytes): put the old file back, "
+                "or import the pool into a new catalog"
+            )
+    return [(path, size) for path, size in tars.items() if path not in sizes]
+
+
+def _rejected_path(catalog: Catalog, part: int) -> Path:
+    return catalog.folder / "rejected" / f"import-{part_name(part)}.parquet"
+
+
+def _resumed_parts(catalog: Catalog, first: _Part, tars: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+    """The parts that an interrupted import of the same tars has finished, from `first` on."""
+    position, number, shard = 0, first.number, first.first_shard
+    while (marker := catalog.samples_path(number).with_suffix(".json")).exists():
+        content = read_json(marker)
+        part_tars = [tuple(item) for item in content["tars"]]
+        if part_tars != list(tars[position : position + len(part_tars)]) or content["shards"][0]["shard"] != shard:
+            break
+        yield content
+        position, number, shard = position + len(part_tars), number + 1, shard + len(content["shards"])
+
+
+def _write_part(catalog: Catalog, part: _Part, rejections: Rejections) -> list[dict[str, Any]]:
+    """Writes samples and rejections of one part, its marker last; returns its shards."""
+    path = catalog.samples_path(part.number)
+    with rejections.writer(_rejected_path(catalog, part.number)) as log:
+        for table in part.rejected:
+            log.add_table(table)
+    if part.samples:
+        write_table(path, pa.concat_tables(part.samples, promote_options="default"))
+        write_json(path.with_suffix(".json"), {"tars": part.tars, "shards": part.shards})
+    return part.shards

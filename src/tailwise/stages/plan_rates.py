@@ -1,0 +1,176 @@
+"""A plan from rates that were made elsewhere: one expected number of copies per sample, joined by uid or key."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import ijson
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.catalog import Catalog, Snapshot, check_name
+from tailwise.catalog.files import create_array, file_digest, replacing
+from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
+from tailwise.errors import UserError
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track, silent
+from tailwise.stages.plan import MAX_REPEATS, write_shard_offsets
+
+BATCH = 262_144
+IDENTIFIERS = ("uid", "key", "image_path")
+Batch = tuple[list[str], npt.NDArray[np.float64]]
+
+
+def make_rate_plan(
+    catalog: Catalog,
+    name: str,
+    path: Path,
+    *,
+    column: str = "rate",
+    missing_rate: float | None = None,
+    dynamic: bool = True,
+    seed: int = 0,
+    track: Track = silent,
+) -> Plan:
+    """Makes a plan with a rate per sample; it is drawn by Bernoulli.
+
+    Args:
+        catalog: with samples.
+        name: of the plan.
+        path: DynamiCS's JSON `{key: rate}`, read as a stream; or a Parquet file with the rates in `column`, and uid, key or image_path.
+        column: of the Parquet file.
+        missing_rate: the rate of samples that the file doesn't name; None makes them an error.
+        dynamic: whether each epoch is drawn anew.
+        seed: decides the draw.
+        track: shows progress.
+
+    Raises:
+        UserError: the file can't be read, names ambiguous keys, lacks samples, or has rates outside [0, 255].
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file: give a .json or .parquet file of rates")
+    if missing_rate is not None and not 0 <= missing_rate <= MAX_REPEATS:
+        raise UserError(f"--missing-rate {missing_rate}: must lie between 0 and {MAX_REPEATS}")
+    snapshot = catalog.snapshot()
+    config = {
+        "method": "rates",
+        "column": column if path.suffix == ".parquet" else None,
+        "missing_rate": missing_rate,
+        "snapshot": snapshot.number,
+        "dynamic": dynamic,
+        "draw": "bernoulli",
+        "seed": seed,
+    }
+    inputs = {"snapshot": snapshot.id, "rates": file_digest(path)}
+    artifact = Artifact(catalog.plan_folder(check_name(name)), "plan", config, inputs)
+    if not artifact.done:
+        identifier, batches = _open_rates(path, column)
+        unknown = _join(catalog, artifact, snapshot, identifier, track(batches, "joining rates"), missing_rate)
+        write_shard_offsets(catalog, artifact, snapshot)
+        artifact.finish({"eligible": snapshot.rows, "rates_without_sample": unknown})
+    return Plan(catalog, name)
+
+
+def _open_rates(path: Path, column: str) -> tuple[str, Iterator[Batch]]:
+    """Which identifier the file names samples by, and its rates in batches."""
+    readers: dict[str, Callable[[], tuple[str, Iterator[Batch]]]] = {
+        ".json": lambda: ("key", _json_batches(path)),
+        ".parquet": lambda: _parquet_batches(path, column),
+    }
+    if path.suffix not in readers:
+        raise UserError(f"{path}: rates are read from {' or '.join(readers)}")
+    return readers[path.suffix]()
+
+
+def _json_batches(path: Path) -> Iterator[Batch]:
+    keys: list[str] = []
+    rates: list[float] = []
+    try:
+        with path.open("rb") as stream:
+            for key, rate in ijson.kvitems(stream, "", use_float=True):
+                keys.append(key)
+                rates.append(float(rate))
+                if len(keys) == BATCH:
+                    yield keys, np.array(rates)
+                    keys, rates = [], []
+    except (ijson.JSONError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a JSON object of key → rate: {error}") from error
+    yield keys, np.array(rates)
+
+
+def _parquet_batches(path: Path, column: str) -> tuple[str, Iterator[Batch]]:
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} can't be read as Parquet: {error}") from error
+    names = file.schema_arrow.names
+    identifier = next((name for name in IDENTIFIERS if name in names), None)
+    if identifier is None or column not in names:
+        raise UserError(
+            f"{path} needs the column {column!r} and one of {', '.join(IDENTIFIERS)}; it has {', '.join(names)}"
+        )
+
+    def batches() -> Iterator[Batch]:
+        for batch in file.iter_batches(BATCH, columns=[identifier, column]):
+            identifiers = [_text(value) for value in batch.column(identifier).to_pylist()]
+            yield identifiers, batch.column(column).cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+    return identifier, batches()
+
+
+def _text(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _join(
+    catalog: Catalog,
+    artifact: Artifact,
+    snapshot: Snapshot,
+    identifier: str,
+    batches: Iterable[Batch],
+    missing_rate: float | None,
+) -> int:
+    """Writes rate.npy; returns how many rates belong to no sample."""
+    work = artifact.path("joining")
+    shutil.rmtree(work, ignore_errors=True)
+    index = KeyIndex(work, snapshot.rows)
+    column = "uid" if identifier == "uid" else "key"
+    for part in catalog.parts(snapshot):
+        values = catalog.samples(part, [column]).column(0).to_pylist()
+        index.add(map(_text, values), np.arange(part.first_row, part.first_row + part.rows))
+    index.seal()
+    unknown = 0
+    with replacing(artifact.path("rate.npy")) as path:
+        rates = create_array(path, (snapshot.rows,), np.float32)
+        rates[:] = np.nan
+        for keys, values in batches:
+            rows = index.find(keys)
+            _check_batch(keys, values, rows)
+            unknown += int((rows == ABSENT).sum())
+            rates[rows[rows >= 0]] = values[rows >= 0]
+        without = int(np.isnan(rates).sum())
+        if without and missing_rate is None:
+            raise UserError(
+                f"{without:,} of {snapshot.rows:,} samples have no rate ({unknown:,} rates belong to no sample): give them one "
+                "with --missing-rate (0 never draws them)"
+            )
+        np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
+        del rates
+    shutil.rmtree(work)
+    return unknown
+
+
+def _check_batch(keys: list[str], values: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> None:
+    bad = np.flatnonzero(~((values >= 0) & (values <= MAX_REPEATS)))
+    if bad.size:
+        raise UserError(f"the rate of {keys[bad[0]]!r} is {values[bad[0]]}: must lie between 0 and {MAX_REPEATS}")
+    ambiguous = np.flatnonzero(rows == AMBIGUOUS)
+    if ambiguous.size:
+        raise UserError(
+            f"the key {keys[ambiguous[0]]!r} belongs to several samples: name them by uid, in a Parquet file"
+        )

@@ -1,0 +1,61 @@
+"""What a catalog holds, and what is unfinished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tailwise.catalog.artifacts import MANIFEST, PENDING
+from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.files import read_json
+
+Section = list[dict[str, Any]]
+
+
+def status(catalog: Catalog) -> dict[str, Section]:
+    """The catalog's content by section: snapshots, embeddings, clusterings, plans, left out."""
+    rejected = catalog.rejected()
+    reasons: Section = []
+    if rejected is not None:
+        grouped = rejected.group_by(["stage", "reason"]).aggregate([("rows", "sum")]).sort_by("stage")
+        reasons = [
+            {"stage": row["stage"], "reason": row["reason"], "rows": row["rows_sum"]} for row in grouped.to_pylist()
+        ]
+    return {
+        "snapshots": [
+            {"snapshot": item.number, "shards": item.shards, "parts": item.parts, "samples": item.rows}
+            for item in catalog.snapshots()
+        ],
+        "embeddings": [
+            _column(catalog, path) for path in sorted((catalog.folder / "embeddings").glob("*/column.json"))
+        ],
+        "clusterings": _artifacts(catalog.folder / "clusters", ("clusters", "merge", "column")),
+        "plans": _artifacts(catalog.folder / "plans", ("method", "budget", "clusters", "dynamic", "draw")),
+        "left out": reasons,
+    }
+
+
+def _column(catalog: Catalog, path: Path) -> dict[str, Any]:
+    column = read_json(path)
+    markers = [read_json(marker) for marker in sorted(path.parent.glob("part-*.json"))]
+    parts = len(catalog.parts()) if catalog.snapshots() else 0
+    return {
+        "column": path.parent.name,
+        "encoder": column["encoder"],
+        "dimension": column["dimension"],
+        "embedded": sum(marker["embedded"] for marker in markers),
+        "state": "complete" if len(markers) == parts else f"{len(markers)} of {parts} parts",
+    }
+
+
+def _artifacts(folder: Path, shown: tuple[str, ...]) -> Section:
+    items = []
+    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+        done = (path / MANIFEST).exists()
+        if not done and not (path / PENDING).exists():
+            continue
+        config = (read_json(path / MANIFEST)["identity"] if done else read_json(path / PENDING))["config"]
+        state = "complete" if done else "unfinished"
+        columns = {key: str(config.get(key)) for key in shown}
+        items.append({"name": path.name, **columns, "snapshot": config["snapshot"], "state": state})
+    return items
