@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -17,7 +16,6 @@ from tailwise.errors import UserError
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.plan.plan import Plan
-    from tailwise.stages.report import Rejections
 
 app = typer.Typer(
     help="Decide which image-text samples to train CLIP on, and in which epoch.",
@@ -72,6 +70,7 @@ def import_(
 
       tailwise import 's3://bucket/pool/{00000..00999}.tar' my-catalog
     """
+    from tailwise.printing import print_json, print_rejections, rejected_json
     from tailwise.stages.import_pool import import_pool
 
     if len(paths) < 2:
@@ -82,8 +81,8 @@ def import_(
     columns = [column.__dict__ for column in report.columns]
     if as_json:
         figures = {"snapshot": report.snapshot.__dict__, "new_shards": report.new_shards}
-        _print_json(
-            {**figures, "new_samples": report.new_samples, "embeddings": columns, **_rejected(report.rejections)}
+        print_json(
+            {**figures, "new_samples": report.new_samples, "embeddings": columns, **rejected_json(report.rejections)}
         )
         return
     new = f"{report.new_samples:,} samples in {report.new_shards:,} shards" if report.new_shards else "nothing new"
@@ -94,7 +93,7 @@ def import_(
         print(
             f"{column.column} embeddings: {column.embedded:,} of {column.samples:,} samples, {column.dimension} dimensions"
         )
-    _print_rejections(report.rejections)
+    print_rejections(report.rejections)
 
 
 @app.command()
@@ -112,15 +111,16 @@ def embed(
 
       tailwise embed my-catalog --encoder pixels
     """
+    from tailwise.printing import print_json, print_rejections, rejected_json
     from tailwise.stages.embed import embed as run
 
     opened = _open(catalog)
     embedded, wanted, rejections = _with_bars(lambda track: run(opened, encoder, workers=workers, track=track))
     if as_json:
-        _print_json({"embedded": embedded, "lacking_before": wanted, **_rejected(rejections)})
+        print_json({"embedded": embedded, "lacking_before": wanted, **rejected_json(rejections)})
         return
     print(f"image embeddings: {embedded:,} of {wanted:,} samples that had none, by {encoder}")
-    _print_rejections(rejections)
+    print_rejections(rejections)
 
 
 @app.command()
@@ -153,6 +153,7 @@ def cluster(
 
       tailwise cluster my-catalog --clusters 50000 --merge 0.7 --name fine
     """
+    from tailwise.printing import print_json, print_sizes
     from tailwise.stages.cluster import cluster as run
 
     opened = _open(catalog)
@@ -173,7 +174,7 @@ def cluster(
         )
     )
     if as_json:
-        _print_json({"name": name, **made.summary})
+        print_json({"name": name, **made.summary})
         return
     summary = made.summary
     merged = f", merged from {summary['fitted']:,}" if merge is not None else ""
@@ -181,7 +182,7 @@ def cluster(
     print(f"mean cosine to the centroid {summary['mean_cosine']:.4f}, after {summary['iterations']} iterations")
     if summary["without_embedding"]:
         print(f"{summary['without_embedding']:,} samples have no embedding and belong to no cluster")
-    _print_sizes(made.table.column("size").to_numpy())
+    print_sizes(made.table.column("size").to_numpy())
 
 
 @app.command()
@@ -238,6 +239,7 @@ def plan(
       tailwise plan my-catalog theirs --rates sampling_probabilities.json
     """
     from tailwise.plan.explain import explain as figures
+    from tailwise.printing import print_json
     from tailwise.stages.plan import PlanRequest, make_plan
     from tailwise.stages.plan_rates import make_rate_plan
 
@@ -282,7 +284,7 @@ def plan(
         )
         made = _with_bars(lambda track: make_plan(opened, name, request, track))
     if as_json:
-        _print_json({"name": name, "config": dict(made.config), **made.manifest["summary"]})
+        print_json({"name": name, "config": dict(made.config), **made.manifest["summary"]})
         return
     first = figures(made, 1).epochs[0]
     kind = "each epoch draws" if made.dynamic else "draws, the same every epoch,"
@@ -307,29 +309,19 @@ def explain(
 
       tailwise explain my-catalog epochs --epochs 6
     """
+    from tailwise.plan.explain import cluster_list
     from tailwise.plan.explain import explain as figures
+    from tailwise.printing import print_clusters, print_explanation, print_json
 
     made = _open_plan(catalog, name)
     explanation = figures(made, epochs)
     if as_json:
-        listed = {"cluster_list": _cluster_list(made)} if clusters else {}
-        _print_json({**explanation.as_json(), **listed})
+        listed = {"cluster_list": cluster_list(made)} if clusters else {}
+        print_json({**explanation.as_json(), **listed})
         return
-    config = explanation.config
-    chosen = ", ".join(f"{key} {value}" for key, value in config.items() if value is not None and value != {})
-    print(f"plan {name!r}: {chosen}")
-    print(f"{explanation.eligible:,} of {explanation.rows:,} samples can be drawn")
-    exact = "exact" if explanation.exact else "expected"
-    rows = [(e.epoch, f"{e.total:,.0f}", f"{e.unique:,.0f}", f"{e.repeated:,.0f}", f"{e.covered:,.0f}",
-             f"{e.covered / explanation.eligible:.1%}") for e in explanation.epochs]  # fmt: skip
-    columns = ("epoch", "total", "unique", "repeated", "covered so far", "of the pool")
-    _print_table(f"epochs ({exact} counts)", columns, rows)
-    if explanation.bins:
-        _print_bins(explanation)
+    print_explanation(explanation)
     if clusters:
-        keys = ("cluster", "size", "quota", "rate")
-        items = [tuple(f"{row[key]:.4g}" for key in keys) for row in _cluster_list(made)]
-        _print_table("clusters", keys, items)
+        print_clusters(cluster_list(made))
 
 
 @app.command()
@@ -378,11 +370,12 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
 
       tailwise status my-catalog
     """
+    from tailwise.printing import print_json, print_table
     from tailwise.stages.status import status as figures
 
     found = figures(_open(catalog))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for section, items in found.items():
         columns = tuple(items[0]) if items else ()
@@ -390,7 +383,7 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
             tuple(f"{value:,}" if isinstance(value, int) else str(value) for value in item.values()) for item in items
         ]
         if items:
-            _print_table(section, columns, rows)
+            print_table(section, columns, rows)
         else:
             print(f"{section}: none")
 
@@ -423,28 +416,10 @@ def demo(
       tailwise demo
     """
     from tailwise.demo.run import run
+    from tailwise.printing import print_demo
 
     result = _with_bars(lambda track: run(folder, images, track))
-    pool = sum(row.samples for row in result.rows)
-    rows = [
-        (row.name, row.clusters, row.example, f"{row.samples:,}", f"{row.samples / pool:.0%}",
-         f"{row.subset:,}", f"{row.subset / result.subset:.0%}", *(f"{count:,}" for count in row.epochs),
-         f"{row.epochs[0] / sum(other.epochs[0] for other in result.rows):.0%}")
-        for row in result.rows
-    ]  # fmt: skip
-    epochs = tuple(f"epoch {epoch}" for epoch in range(len(result.unique)))
-    columns = ("clusters", "number", "such as", "pool", "share", "dbp", "share", *epochs, "share")
-    print(f"{pool:,} drawings of concepts whose frequencies follow Zipf's law, clustered by their looks.")
-    print(
-        "dbp picks a subset once; dynamics draws half of the pool anew each epoch. Head clusters shrink, tail clusters grow:"
-    )
-    _print_table("samples by cluster size", columns, rows)
-    seen = ", ".join(f"{count:,}" for count in result.unique)
-    print(f"different samples seen by the dynamics plan after each epoch: {seen} of {pool:,}")
-    print(f"go on: tailwise explain {result.catalog} epochs; tailwise status {result.catalog}")
-
-
-# --- printing ---------------------------------------------------------------------------------------------------------
+    print_demo(result)
 
 
 def _open(path: Path) -> Catalog:
@@ -488,72 +463,6 @@ def _refuse_given(options: dict[str, object], why: str) -> None:
             raise UserError(f"{option} does nothing {why}")
 
 
-def _rejected(rejections: Rejections) -> dict[str, Any]:
-    counts = [{"stage": stage, "reason": reason, "rows": rows} for (stage, reason), rows in rejections.counts.items()]
-    return {"rejected": counts, "rejected_files": [str(path) for path in rejections.files]}
-
-
-def _print_rejections(rejections: Rejections) -> None:
-    if not rejections.counts:
-        print("nothing was left out")
-        return
-    rows = [(stage, reason, f"{count:,}") for (stage, reason), count in sorted(rejections.counts.items())]
-    _print_table("left out", ("stage", "reason", "rows"), rows)
-    print(f"each case is listed in {rejections.files[0].parent}")
-
-
-def _print_sizes(sizes: Any) -> None:  # noqa: ANN401
-    import numpy as np
-
-    full = sizes[sizes > 0]
-    marks = (0, 5, 25, 50, 75, 95, 100)
-    values = np.percentile(full, marks)
-    _print_table("cluster sizes", tuple(f"{mark} %" for mark in marks), [tuple(f"{value:,.0f}" for value in values)])
-
-
-def _print_bins(explanation: Any) -> None:  # noqa: ANN401
-    pool, drawn = (sum(getattr(item, name) for item in explanation.bins) for name in ("samples", "drawn"))
-    rows = [
-        (item.name, f"{item.clusters:,}", f"{item.smallest:,} … {item.largest:,}", f"{item.samples:,}",
-         f"{item.samples / pool:.1%}", f"{item.drawn:,.0f}", f"{item.drawn / drawn:.1%}", f"{item.rate:.3f}")
-        for item in explanation.bins
-    ]  # fmt: skip
-    names = ("clusters by size", "clusters", "sizes", "samples", "of the pool", "drawn", "of the draw", "rate")
-    _print_table("exposures per epoch, from head to tail", names, rows)
-    print(
-        f"{explanation.capped_clusters:,} clusters give all they may; they take {explanation.capped_share:.1%} of the budget"
-    )
-
-
-def _cluster_list(made: Plan) -> list[dict[str, Any]]:
-    from tailwise.plan.quotas import UNITS
-
-    if made.by_rate:
-        raise UserError(f"plan {made.name!r} carries a rate per sample and has no clusters to list")
-    quotas = (made.quotas / UNITS).tolist()
-    columns = zip(range(len(quotas)), made.sizes.tolist(), quotas, made.cluster_rates.tolist(), strict=True)
-    return [{"cluster": at, "size": size, "quota": quota, "rate": rate} for at, size, quota, rate in columns]
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=1))
-
-
-def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="left" if at == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(str, row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(table)
-
-
 def main() -> None:
     """Runs the command line: exit code 0 ok, 1 failed, 2 the user's mistake."""
     try:
@@ -561,6 +470,9 @@ def main() -> None:
     except UserError as error:
         print(f"tailwise: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"tailwise: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("tailwise: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(1)

@@ -75,9 +75,10 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
 def read_array(path: Path) -> npt.NDArray[Any]:
     """Maps a `.npy` file for reading; never unpickles."""
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        array = np.load(path, allow_pickle=False)  # empty arrays can't be mapped
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except ValueError:  # empty arrays can't be mapped
+        with path.open("rb") as stream:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
     return array
 
 

@@ -115,7 +115,7 @@ def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> np
         share = 1.0
     key = stream_key(seed, "seeding sample")
     kept = [chunk[chosen_rows(first, len(chunk), share, key)] for first, chunk in row_chunks(blocks, CHUNK_ROWS)]
-    sample = np.concatenate(kept)
+    sample = np.concatenate(kept) if kept else np.empty((0, 1))
     present: npt.NDArray[Any] = sample[sample.any(axis=1)]
     return present
 
@@ -126,7 +126,7 @@ def seed_centroids(
     """k-means++ (Arthur, Vassilvitskii 2007) in rounds: each round draws a quarter as many rows as were drawn before.
 
     A row is drawn with probability proportional to its cosine distance to the nearest centroid so far. Rounds instead of single
-    draws turn the work into matrix products (as k-means‖, Bahmani et al. 2012, does); within a round a row is drawn once.
+    draws turn the work into matrix products (as k-means‖, Bahmani et al. 2012, does); within a round a row, or its copies, is drawn once.
 
     Args:
         x: [n, d], unit norm.
@@ -158,6 +158,7 @@ def seed_centroids(
         targets = random_below(key, drawn, np.full(wanted, cumulative[-1]))
         drawn += wanted
         fresh = sorted({int(row) for row in np.searchsorted(cumulative, targets, side="right")})
+        fresh = [fresh[at] for at in sorted(np.unique(x[fresh], axis=0, return_index=True)[1])]  # duplicates count once
         rows = rows + fresh
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNIT_BITS, UNITS
 
@@ -163,3 +164,16 @@ def _capped(plan: Plan) -> tuple[int, float]:
     most = (plan.sizes * int(plan.config["max_repeats"])) << UNIT_BITS
     capped = (plan.sizes > 0) & (plan.quotas >= most)
     return int(capped.sum()), float(plan.quotas[capped].sum() / plan.quotas.sum())
+
+
+def cluster_list(plan: Plan) -> list[dict[str, Any]]:
+    """Every cluster of a plan: cluster, size, quota (samples per epoch), rate (copies of a member per epoch).
+
+    Raises:
+        UserError: the plan carries a rate per sample.
+    """
+    if plan.by_rate:
+        raise UserError(f"plan {plan.name!r} carries a rate per sample and has no clusters to list")
+    quotas = (plan.quotas / UNITS).tolist()
+    columns = zip(range(len(quotas)), plan.sizes.tolist(), quotas, plan.cluster_rates.tolist(), strict=True)
+    return [{"cluster": at, "size": size, "quota": quota, "rate": rate} for at, size, quota, rate in columns]

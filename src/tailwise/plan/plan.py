@@ -29,7 +29,6 @@ class Plan:
         name: of the plan.
         config: all that decides it.
         snapshot: the rows it speaks of are those of this snapshot.
-        id: hash of the plan.
     """
 
     def __init__(self, catalog: Catalog, name: str) -> None:

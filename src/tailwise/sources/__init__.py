@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import fsspec
 from braceexpand import braceexpand
+from fsspec.implementations.local import LocalFileSystem
 
 from tailwise.errors import UserError
 from tailwise.sources.clip_retrieval import Partition, find_partitions
@@ -32,11 +35,14 @@ def _find_tars(source: str, found: Found) -> bool:
     for name in braceexpand(source):
         filesystem, path = fsspec.core.url_to_fs(name)
         if filesystem.isdir(path):
-            matches = filesystem.glob(f"{path}/*.tar") or filesystem.glob(f"{path}/**/*.tar")
+            inside = glob.escape(path)
+            matches = filesystem.glob(f"{inside}/*.tar") or filesystem.glob(f"{inside}/**/*.tar")
         else:
-            matches = filesystem.glob(path) if any(letter in path for letter in "*?[") else [path]
-        for match in sorted(match for match in matches if match.endswith(".tar") and filesystem.exists(match)):
-            address = match if "://" not in name else filesystem.unstrip_protocol(match)
+            pattern = any(letter in path for letter in "*?[") and not filesystem.exists(path)
+            matches = filesystem.glob(path) if pattern else [path]
+        for match in sorted(match for match in matches if match.endswith(".tar") and filesystem.isfile(match)):
+            local = isinstance(filesystem, LocalFileSystem)
+            address = os.path.abspath(match) if local else filesystem.unstrip_protocol(match)  # noqa: PTH100 (keeps symlinks)
             found.tars.setdefault(address, int(filesystem.size(match)))
     return len(found.tars) > before
 
@@ -72,7 +78,10 @@ def find(sources: Sequence[str], format_name: str = "auto") -> Found:
     found = Found()
     for source in sources:
         known = set(found.tars)
-        finds = [SOURCES[name][0](source, found) for name in tried]
+        try:
+            finds = [SOURCES[name][0](source, found) for name in tried]
+        except (ValueError, ImportError) as error:  # unbalanced braces, unknown protocol, a file system not installed
+            raise UserError(f"can't look into {source!r}: {error}") from error
         if not any(finds) and not _only_known(source, tried, known):
             expected = "; ".join(f"{name}: {SOURCES[name][1]}" for name in tried)
             raise UserError(f"nothing to import in {source!r} ({expected})")

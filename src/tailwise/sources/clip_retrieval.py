@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 from tailwise.catalog.files import read_array
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
+# What NumPy raises on a bad file.
+_DAMAGE = (OSError, ValueError, EOFError, TypeError, MemoryError, tokenize.TokenError)
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,24 @@ def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDA
     """
     try:
         array = read_array(partition.array)
-    except (OSError, ValueError, EOFError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        TypeError,
+        MemoryError,
+        tokenize.TokenError,
+    ) as error:  # damaged headers raise
         return BadPartition("unreadable embeddings", str(error), 0)
     if array.ndim != 2 or array.dtype not in (np.float16, np.float32, np.float64):
         return BadPartition("not an embedding matrix", f"{array.dtype} {list(array.shape)}", len(np.atleast_1d(array)))
     if dimension is not None and array.shape[1] != dimension:
         return BadPartition("wrong dimension", f"{array.shape[1]}, not {dimension}", len(array))
     try:
-        keys = pq.read_table(partition.metadata, columns=["image_path"]).column(0).combine_chunks()
+        keys = pq.read_table(partition.metadata, columns=["image_path"]).column(0).combine_chunks().cast(pa.string())
+        keys.validate(full=True)  # Parquet doesn't promise UTF-8
     except (OSError, pa.ArrowException) as error:
         return BadPartition("unreadable metadata", str(error), len(array))
     if len(keys) != len(array):
         return BadPartition("rows differ from metadata", f"{len(array)} rows, {len(keys)} keys", len(array))
-    return array, keys.cast(pa.string())
+    return array, keys

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
 REGULAR = frozenset((0x30, 0x00, 0x37))  # '0', old-style NUL, contiguous '7'
+ANNOUNCING = frozenset((0x78, 0x4C, 0x4B))  # 'x', 'L', 'K': about the member after them
 _ZEROS = bytes(BLOCK)
 
 
@@ -105,8 +106,10 @@ def index_tar(stream: BinaryIO, size_bytes: int) -> TarIndex:  # noqa: PLR0911  
         offset = position + BLOCK
         position = offset + (size + BLOCK - 1) // BLOCK * BLOCK
         raw = next_name if next_name is not None else _header_name(header)
-        if offset + size > size_bytes or size < 0:
-            return TarIndex(members, f"ends within {_text(raw)!r}, at byte {size_bytes}", _text(raw))
+        nothing_after = kind in ANNOUNCING and position >= size_bytes
+        if offset + size > size_bytes or size < 0 or nothing_after:
+            cut = _text(raw) if kind in REGULAR else None
+            return TarIndex(members, f"ends within {_text(raw)!r}, at byte {size_bytes}", cut)
         if kind in REGULAR:
             members.append(Member(_text(raw), offset, size))
         elif kind == 0x78:  # 'x', pax records for the next member

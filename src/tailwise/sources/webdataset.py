@@ -61,17 +61,23 @@ def read_shard(path: str) -> ShardContent:
         path: a local path or any fsspec URL.
 
     Returns:
-        The samples that have an image and a caption; all else by reason.
-
-    Raises:
-        OSError: the file can't be read.
+        The samples that have an image and a caption; all else by reason, a file that can't be read among it.
     """
+    try:
+        return _read_shard(path)
+    except OSError as error:
+        unreadable = {**_rejection(path, "unreadable tar", None, str(error)), "rows": 0}
+        nothing = pa.Table.from_pylist([], schema=_schema({}))
+        return ShardContent(nothing, pa.Table.from_pylist([unreadable], schema=REJECTED_SCHEMA), 0, "")
+
+
+def _read_shard(path: str) -> ShardContent:
     with _opened(path) as (stream, size_bytes):
         index = index_tar(stream, size_bytes)
         grouped = _group(index, path)
         try:
             sidecar = _read_sidecar(path)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             sidecar = {}
             grouped.rejected.append({**_rejection(path, "unreadable sidecar", None, str(error)), "rows": 0})
         samples = list(_samples(grouped, stream, sidecar, path))
@@ -115,7 +121,7 @@ def _group(index: TarIndex, path: str) -> _Grouped:
     duplicate = False
     for member in index.members:
         key, extension = split_name(member.name)
-        if key != current:
+        if key != current or (not duplicate and extension in groups[key]):
             current = key
             duplicate = key in groups
             if duplicate:
@@ -198,7 +204,7 @@ def _from_json(content: bytes) -> Record:
     """Width, height and uid, where the JSON has them; a broken or foreign JSON gives nothing, since none of it is needed."""
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(value, dict):
         return {}
@@ -208,7 +214,7 @@ def _from_json(content: bytes) -> Record:
 
 
 def _is_side(value: object) -> bool:
-    return isinstance(value, int) and 0 < value < 2**31
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 def parse_uid(value: object) -> bytes | None:
@@ -216,9 +222,10 @@ def parse_uid(value: object) -> bytes | None:
     if not isinstance(value, str) or len(value) != 32:
         return None
     try:
-        return bytes.fromhex(value)
+        uid = bytes.fromhex(value)  # which skips spaces
     except ValueError:
         return None
+    return uid if len(uid) == 16 else None
 
 
 def hashed_uid(shard: int, key: str) -> bytes:

@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot, check_name
+from tailwise.catalog.embeddings import COLUMNS
 from tailwise.catalog.files import create_array, read_array, read_json, write_array, write_json, write_table
 from tailwise.errors import UserError
-from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS, Assigner
+from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS, Assigner, resolve_device
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
 from tailwise.kernels.hashing import stream_key
@@ -88,6 +90,9 @@ def cluster(
         UserError: embeddings are missing, K is out of bounds, memory doesn't suffice, or the clustering is collapsed.
     """
     snapshot = catalog.snapshot()
+    if column not in COLUMNS:
+        raise UserError(f"unknown column {column!r}: use {' or '.join(COLUMNS)}")
+    check_device(device)
     blocks = catalog.embedding_parts(column, snapshot)
     _check(clusters, merge, iterations, points_per_centroid, snapshot)
     _check_memory(clusters, blocks[0].shape[1], max_memory_bytes)
@@ -127,6 +132,18 @@ def _check(clusters: int, merge: float | None, iterations: int, points: int, sna
         raise UserError(f"--merge {merge}: must be a cosine in (0, 1]; DynamiCS uses 0.7")
     if iterations < 1 or points < 1:
         raise UserError(f"--iterations {iterations} and --points-per-centroid {points} must be at least 1")
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that isn't there.
+
+    Raises:
+        UserError: unknown device, or CUDA without a CUDA device.
+    """
+    try:
+        torch.empty(0, device=resolve_device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: not to be had here ({error}); use auto or cpu") from error
 
 
 def _check_memory(clusters: int, dimension: int, max_memory_bytes: int) -> None:

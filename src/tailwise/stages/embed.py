@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import BinaryIO
 
 import fsspec
 import numpy as np
@@ -57,7 +59,7 @@ def embed(
         How many samples got an embedding, how many lacked one before, and what could not be embedded.
 
     Raises:
-        UserError: unknown encoder, the column was made by another one, or no image could be read.
+        UserError: unknown encoder, the column was made by another one, a shard is gone, or no image could be read.
     """
     encoder = find_encoder(encoder_name)
     open_column(catalog, "image", encoder.dimension, encoder_name)
@@ -94,7 +96,7 @@ def _embed_chunk(chunk: _Chunk) -> _Embedded:
     faults: dict[int, str] = {}
     images: list[Image.Image] = []
     good: list[int] = []
-    with fsspec.open(chunk.path, "rb") as stream:
+    with _opened(chunk.path) as stream:
         for at, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
             stream.seek(offset)
             try:
@@ -106,6 +108,18 @@ def _embed_chunk(chunk: _Chunk) -> _Embedded:
     if images:
         rows[good] = encoder.encode(images)
     return _Embedded(normalise_rows(rows)[0], faults)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    try:
+        opened = fsspec.open(path, "rb").open()
+    except OSError as error:
+        raise UserError(
+            f"the shard {path} can't be read ({error}); if it has moved, use `tailwise relocate`"
+        ) from error
+    with opened as stream:
+        yield stream
 
 
 def _noted(chunk: _Chunk, result: _Embedded, log: RejectionWriter) -> npt.NDArray[np.float16]:

@@ -51,7 +51,8 @@ def import_pool(
         sources: folders, files, patterns or URLs (see `tailwise.sources.SOURCES`).
         folder: the catalog.
         format_name: a name of `SOURCES`, or "auto".
-        workers: processes; None for one a processor. The result doesn't depend on it.
+        workers: processes; None for one a processor. The result doesn't depend on it. Worker processes import the calling script
+            anew, so that it needs the usual `if __name__ == "__main__":`.
         part_rows: rows after which a part is closed.
         track: shows progress.
 

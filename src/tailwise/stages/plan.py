@@ -16,7 +16,7 @@ from tailwise.catalog.catalog import Catalog, Snapshot, check_name
 from tailwise.catalog.files import create_array, replacing, write_array, write_table
 from tailwise.errors import UserError
 from tailwise.plan.methods import PICKS, Method, find_method, method_options, weigh
-from tailwise.plan.plan import Plan
+from tailwise.plan.plan import CHUNK_ROWS, Plan
 from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, fill_by_scale, fill_by_shift, round_to_sum
 from tailwise.plan.weights import Clusters
 from tailwise.progress import Track, silent
@@ -232,8 +232,9 @@ def _write_rows(
     """Writes group.npy and rank.npy, flat over the snapshot."""
     rows = pool.snapshot.rows
     if method.grouping == "pool":
-        write_array(artifact.path("group.npy"), np.zeros(rows, np.int32))
-        write_array(artifact.path("rank.npy"), np.arange(rows, dtype=np.uint32))
+        spans = [(start, min(start + CHUNK_ROWS, rows)) for start in range(0, rows, CHUNK_ROWS)]
+        _write_flat(artifact, "group", np.int32, rows, (np.zeros(stop - start, np.int32) for start, stop in spans))
+        _write_flat(artifact, "rank", np.uint32, rows, (np.arange(*span, dtype=np.uint32) for span in spans))
         return
     parts = catalog.parts(pool.snapshot)
     labels = catalog.label_parts(clusters, pool.snapshot, "label")

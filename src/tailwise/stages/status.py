@@ -22,10 +22,7 @@ def status(catalog: Catalog) -> dict[str, Section]:
             {"stage": row["stage"], "reason": row["reason"], "rows": row["rows_sum"]} for row in grouped.to_pylist()
         ]
     return {
-        "snapshots": [
-            {"snapshot": item.number, "shards": item.shards, "parts": item.parts, "samples": item.rows}
-            for item in catalog.snapshots()
-        ],
+        "snapshots": _snapshots(catalog),
         "embeddings": [
             _column(catalog, path) for path in sorted((catalog.folder / "embeddings").glob("*/column.json"))
         ],
@@ -33,6 +30,24 @@ def status(catalog: Catalog) -> dict[str, Section]:
         "plans": _artifacts(catalog.folder / "plans", ("method", "budget", "clusters", "dynamic", "draw")),
         "left out": reasons,
     }
+
+
+def _snapshots(catalog: Catalog) -> Section:
+    snapshots = catalog.snapshots()
+    items: Section = [
+        {"snapshot": item.number, "shards": item.shards, "parts": item.parts, "samples": item.rows, "state": "complete"}
+        for item in snapshots
+    ]
+    done = snapshots[-1].parts if snapshots else 0
+    begun: list[Section] = []
+    while (marker := catalog.samples_path(done + len(begun)).with_suffix(".json")).exists():
+        begun.append(read_json(marker)["shards"])
+    if begun:
+        shards = [shard for part in begun for shard in part]
+        rows = sum(shard["rows"] for shard in shards)
+        figures = {"shards": len(shards), "parts": len(begun), "samples": rows, "state": "unfinished import: repeat it"}
+        items.append({"snapshot": len(snapshots) + 1, **figures})
+    return items
 
 
 def _column(catalog: Catalog, path: Path) -> dict[str, Any]:

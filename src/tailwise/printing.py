@@ -1,0 +1,115 @@
+"""What the commands print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tailwise.demo.run import DemoResult
+    from tailwise.plan.explain import Explanation
+    from tailwise.stages.report import Rejections
+
+
+def rejected_json(rejections: Rejections) -> dict[str, Any]:
+    """What was left out, as JSON values."""
+    counts = [{"stage": stage, "reason": reason, "rows": rows} for (stage, reason), rows in rejections.counts.items()]
+    return {"rejected": counts, "rejected_files": [str(path) for path in rejections.files]}
+
+
+def print_rejections(rejections: Rejections) -> None:
+    """What was left out, by reason."""
+    if not rejections.counts:
+        print("nothing was left out")
+        return
+    rows = [(stage, reason, f"{count:,}") for (stage, reason), count in sorted(rejections.counts.items())]
+    print_table("left out", ("stage", "reason", "rows"), rows)
+    print(f"each case is listed in {rejections.files[0].parent}")
+
+
+def print_sizes(sizes: npt.NDArray[np.int64]) -> None:
+    """Percentiles of the sizes of non-empty clusters."""
+    full = sizes[sizes > 0]
+    marks = (0, 5, 25, 50, 75, 95, 100)
+    values = np.percentile(full, marks)
+    print_table("cluster sizes", tuple(f"{mark} %" for mark in marks), [tuple(f"{value:,.0f}" for value in values)])
+
+
+def print_explanation(explanation: Explanation) -> None:
+    """The figures of a plan."""
+    config = explanation.config
+    chosen = ", ".join(f"{key} {value}" for key, value in config.items() if value is not None and value != {})
+    print(f"plan {explanation.name!r}: {chosen}")
+    print(f"{explanation.eligible:,} of {explanation.rows:,} samples can be drawn")
+    exact = "exact" if explanation.exact else "expected"
+    rows = [(e.epoch, f"{e.total:,.0f}", f"{e.unique:,.0f}", f"{e.repeated:,.0f}", f"{e.covered:,.0f}",
+             f"{e.covered / explanation.eligible:.1%}") for e in explanation.epochs]  # fmt: skip
+    columns = ("epoch", "total", "unique", "repeated", "covered so far", "of the pool")
+    print_table(f"epochs ({exact} counts)", columns, rows)
+    if explanation.bins:
+        _print_bins(explanation)
+
+
+def print_clusters(clusters: list[dict[str, Any]]) -> None:
+    """Every cluster of a plan."""
+    rows = [(f"{row['cluster']}", f"{row['size']:,}", f"{row['quota']:,.3f}", f"{row['rate']:.4f}") for row in clusters]
+    print_table("clusters", ("cluster", "size", "quota", "rate"), rows)
+
+
+def _print_bins(explanation: Explanation) -> None:
+    pool, drawn = (sum(getattr(item, name) for item in explanation.bins) for name in ("samples", "drawn"))
+    rows = [
+        (item.name, f"{item.clusters:,}", f"{item.smallest:,} … {item.largest:,}", f"{item.samples:,}",
+         f"{item.samples / pool:.1%}", f"{item.drawn:,.0f}", f"{item.drawn / drawn:.1%}", f"{item.rate:.3f}")
+        for item in explanation.bins
+    ]  # fmt: skip
+    names = ("clusters by size", "clusters", "sizes", "samples", "of the pool", "drawn", "of the draw", "rate")
+    print_table("exposures per epoch, from head to tail", names, rows)
+    print(
+        f"{explanation.capped_clusters:,} clusters give all they may; they take {explanation.capped_share:.1%} of the budget"
+    )
+
+
+def print_json(value: object) -> None:
+    """JSON on standard output."""
+    print(json.dumps(value, indent=1))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; 200 columns wide where the output is no terminal."""
+    table = Table(title=title, title_justify="left")
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="left" if at == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def print_demo(result: DemoResult) -> None:
+    """Who gains, in the demo."""
+    pool = sum(row.samples for row in result.rows)
+    rows = [
+        (row.name, row.clusters, row.example, f"{row.samples:,}", f"{row.samples / pool:.0%}",
+         f"{row.subset:,}", f"{row.subset / result.subset:.0%}", *(f"{count:,}" for count in row.epochs),
+         f"{row.epochs[0] / sum(other.epochs[0] for other in result.rows):.0%}")
+        for row in result.rows
+    ]  # fmt: skip
+    epochs = tuple(f"epoch {epoch}" for epoch in range(len(result.unique)))
+    columns = ("clusters", "number", "such as", "pool", "share", "dbp", "share", *epochs, "share")
+    print(f"{pool:,} drawings of concepts whose frequencies follow Zipf's law, clustered by their looks.")
+    print(
+        "dbp picks a subset once; dynamics draws half of the pool anew each epoch. Head clusters shrink, tail clusters grow:"
+    )
+    print_table("samples by cluster size", columns, rows)
+    seen = ", ".join(f"{count:,}" for count in result.unique)
+    print(f"different samples seen by the dynamics plan after each epoch: {seen} of {pool:,}")
+    print(f"go on: tailwise explain {result.catalog} epochs; tailwise status {result.catalog}")

@@ -1,0 +1,121 @@
+"""Artifacts: made once, resumed with the same settings, never overwritten by others."""
+
+import pytest
+
+from tailwise.catalog.artifacts import Artifact, artifact_id, finished, read_manifest
+from tailwise.catalog.files import file_digest, read_json, write_json
+from tailwise.errors import UserError
+
+CONFIG = {"clusters": 500, "merge": None}
+INPUTS = {"embeddings": "abc"}
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """`begin(name="main", config=CONFIG, inputs=INPUTS)` → an artifact in a folder of its own."""
+    return lambda name="main", config=CONFIG, inputs=INPUTS: Artifact(tmp_path / name, "clusters", config, inputs)
+
+
+def make(artifact, files=("a", "b")):
+    for name in files:
+        artifact.path(name).write_text(name)
+    artifact.finish({"rows": 7})
+    return artifact
+
+
+def test_resume_with_the_same_settings_keeps_the_files(begin):
+    begin().path("half").write_text("work")
+    again = begin()
+    assert not again.done
+    assert again.path("half").read_text() == "work"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"config": {**CONFIG, "clusters": 400}}, {"config": {"clusters": 500}}, {"inputs": {"embeddings": "abd"}}],
+)
+def test_other_settings_start_an_unfinished_one_afresh(begin, change):
+    begin().path("half").write_text("work")
+    again = begin(**change)
+    assert not again.path("half").exists()
+    make(again)
+    assert again.done
+
+
+def test_files_without_a_record_of_their_settings_are_not_trusted(begin, tmp_path):
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "half").write_text("made by who knows what")
+    assert not begin().path("half").exists()
+
+
+def test_finish_lists_hashes_and_leaves_no_pending(begin):
+    artifact = make(begin())
+    manifest = read_json(artifact.path("manifest.json"))
+    assert manifest["files"] == {name: file_digest(artifact.path(name)) for name in ("a", "b")}
+    assert manifest["identity"] == {"kind": "clusters", "config": CONFIG, "inputs": INPUTS}
+    assert manifest["summary"] == {"rows": 7}
+    assert {path.name for path in artifact.folder.iterdir()} == {"a", "b", "manifest.json"}
+
+
+def test_finished_with_the_same_settings_is_done_and_untouched(begin, tree_bytes):
+    artifact = make(begin())
+    before = tree_bytes(artifact.folder)
+    assert begin().done
+    assert tree_bytes(artifact.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "saying"),
+    [
+        ({"config": {**CONFIG, "clusters": 400}}, "clusters 500 → 400"),
+        ({"config": {**CONFIG, "merge": 0.7}}, "merge None → 0.7"),
+        ({"config": {**CONFIG, "seed": 3}}, "seed None → 3"),
+        ({"inputs": {"embeddings": "xyz"}}, "embeddings 'abc' → 'xyz'"),
+    ],
+)
+def test_finished_with_other_settings_is_refused_and_untouched(begin, tree_bytes, change, saying):
+    artifact = make(begin())
+    before = tree_bytes(artifact.folder)
+    with pytest.raises(UserError, match=saying) as caught:
+        begin(**change)
+    assert "\n" not in str(caught.value)
+    assert tree_bytes(artifact.folder) == before
+
+
+def test_a_crash_after_the_manifest_is_no_harm(begin):
+    artifact = make(begin())
+    write_json(artifact.path("pending.json"), artifact.identity)
+    assert begin().done
+
+
+def test_manifest_is_written_last(begin, monkeypatch):
+    artifact = begin()
+    artifact.path("a").write_text("a")
+    monkeypatch.setattr("tailwise.catalog.artifacts.file_digest", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        artifact.finish({})
+    assert not artifact.done
+    assert not begin().done
+    assert begin().path("a").exists()
+
+
+def test_read_manifest_names_what_is_there(begin, tmp_path):
+    make(begin("one"))
+    make(begin("two"))
+    begin("unfinished").path("x").touch()
+    assert read_manifest(tmp_path / "one", "clustering", "make it")["summary"] == {"rows": 7}
+    assert finished(tmp_path) == ["one", "two"]
+    with pytest.raises(UserError, match=r"no clustering named 'unfinished' \(there: one, two\): run tailwise cluster"):
+        read_manifest(tmp_path / "unfinished", "clustering", "run tailwise cluster")
+    with pytest.raises(UserError, match="there: none"):
+        read_manifest(tmp_path / "nowhere" / "x", "clustering", "run tailwise cluster")
+
+
+def test_artifact_id_tells_content_and_settings_apart(begin, tmp_path):
+    def made(name, config=CONFIG, files=("a",)):
+        return artifact_id(read_json(make(begin(name, config), files).path("manifest.json")))
+
+    first = made("one")
+    assert first == made("two")  # the name plays no role
+    assert first != made("three", {**CONFIG, "clusters": 3})
+    assert first != made("four", files=("b",))

@@ -1,0 +1,141 @@
+"""Atomic writes, arrays without pickle, hashes."""
+
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tailwise.catalog.files import (
+    create_array,
+    digest,
+    file_digest,
+    read_array,
+    read_json,
+    replacing,
+    write_array,
+    write_json,
+    write_table,
+)
+
+
+class Interrupted(BaseException):
+    """Like KeyboardInterrupt: no Exception."""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_replacing_makes_folders_and_the_file(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    with replacing(path) as temporary:
+        assert temporary.parent == path.parent  # a rename is atomic within one file system only
+        assert not path.exists()
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Interrupted])
+@pytest.mark.parametrize("written", [True, False])
+def test_an_error_leaves_the_old_file_and_no_temporary(tmp_path, error, written):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path) as temporary:
+        if written:
+            temporary.write_text("half of the ne")
+        raise error
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_temporary_left_by_a_killed_process_is_no_obstacle(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as temporary:
+        name = temporary.name
+        temporary.write_text("x")
+    path.unlink()
+    (tmp_path / name).write_text("left by a killed process")
+    write_json(path, [1])
+    assert read_json(path) == [1]
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("write", "bad"),
+    [
+        (write_json, {"a": object()}),
+        (write_array, np.array([object()], dtype=object)),
+        (write_table, "no table"),
+    ],
+)
+def test_values_that_can_not_be_written_leave_the_old_file(tmp_path, write, bad):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        write(path, bad)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_json_does_not_depend_on_the_order_of_keys(tmp_path):
+    write_json(tmp_path / "a", {"x": 1, "ä": [None, True]})
+    write_json(tmp_path / "b", {"ä": [None, True], "x": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert json.loads((tmp_path / "a").read_text()) == read_json(tmp_path / "b") == {"x": 1, "ä": [None, True]}
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5,), (0, 4), (0,), (4, 0)])
+@pytest.mark.parametrize("dtype", ["float16", "int64", "uint8", "bool"])
+def test_arrays_come_back(tmp_path, shape, dtype):
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    write_array(tmp_path / "a.npy", array)
+    created = create_array(tmp_path / "b.npy", shape, dtype)
+    assert not created.any()
+    created[:] = array
+    del created
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    read = read_array(tmp_path / "a.npy")
+    np.testing.assert_array_equal(read, array)
+    assert read.dtype == array.dtype
+    assert not array.size or isinstance(read, np.memmap)
+
+
+def test_mapped_arrays_can_not_be_written_to(tmp_path):
+    write_array(tmp_path / "a.npy", np.ones(3))
+    with pytest.raises(ValueError, match="read-only"):
+        read_array(tmp_path / "a.npy")[0] = 2
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
+    (tmp_path / "pickle.npy").write_bytes(pickle.dumps(np.ones(3)))
+    for name in ("objects.npy", "pickle.npy"):
+        with pytest.raises(ValueError, match=r"allow_pickle|[Mm]agic|pickle"):
+            read_array(tmp_path / name)
+
+
+def test_cut_arrays_are_refused(tmp_path):
+    write_array(tmp_path / "a.npy", np.ones(1000))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"."):
+        read_array(tmp_path / "a.npy")
+
+
+def test_tables_come_back(tmp_path):
+    table = pa.table({"a": [1, 2], "b": ["x", None]})
+    write_table(tmp_path / "t.parquet", table)
+    assert pq.read_table(tmp_path / "t.parquet").equals(table)
+
+
+def test_digests_are_pinned(tmp_path):
+    assert (
+        digest({"b": [1, "ä"], "a": None}) == digest({"a": None, "b": [1, "ä"]}) == "ed6dcdcfae8c436b0e7790a6a12ba4b9"
+    )
+    assert digest([1]) != digest(["1"])
+    (tmp_path / "f").write_bytes(b"tailwise" * 1_000_000)
+    assert file_digest(tmp_path / "f") == "ff6ca4486050ae1961932f76074a828d"

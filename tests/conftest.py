@@ -1,0 +1,225 @@
+"""Fixtures for all tests: small tars, pools, embeddings and catalogs, made anew; nothing is downloaded.
+
+Fixtures named `make_…` return functions, since with `--import-mode=importlib` tests can't import from each other. All of them are
+session-scoped and without state, so that hypothesis tests may use them.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tailwise.catalog import Catalog
+from tailwise.stages.import_pool import import_pool
+
+
+def image_bytes(seed=0, kind="JPEG", side=8):
+    """An encoded image of `side` × `side` random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def tar_bytes(members, tar_format=tarfile.USTAR_FORMAT, end=True, pax_headers=None):
+    """A tar of (name, content) or (TarInfo, content) pairs; `end=False` leaves out the closing zero blocks."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tar_format, pax_headers=pax_headers) as tar:
+        for name, content in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if info.isreg():
+                info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        data_bytes = tar.offset
+    return stream.getvalue() if end else stream.getvalue()[:data_bytes]
+
+
+@pytest.fixture(scope="session")
+def make_image():
+    """`make_image(seed=0, kind="JPEG", side=8)` → the bytes of a small random image."""
+    return image_bytes
+
+
+@pytest.fixture(scope="session")
+def make_tar_bytes():
+    """`make_tar_bytes(members, tar_format=…, end=True, pax_headers=None)` → the bytes of a tar of (name or TarInfo, content)."""
+    return tar_bytes
+
+
+@pytest.fixture(scope="session")
+def make_tar():
+    """`make_tar(path, members, **as_make_tar_bytes)` writes a tar, with its folders → the path."""
+
+    def write(path, members, **options):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tar_bytes(members, **options))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_pool(make_tar):
+    """`make_pool(folder, sizes, first_shard=0, extension="jpg")` writes img2dataset-like shards.
+
+    Shard s has `sizes[s]` samples `{s:05d}{i:04d}.jpg` and `.txt` ("caption of KEY"). Returns {path of the tar: its keys}.
+    """
+
+    def write(folder, sizes, first_shard=0, extension="jpg"):
+        image = image_bytes()
+        pool = {}
+        for shard, size in enumerate(sizes, first_shard):
+            keys = [f"{shard:05d}{sample:04d}" for sample in range(size)]
+            members = [
+                member
+                for key in keys
+                for member in ((f"{key}.{extension}", image), (f"{key}.txt", f"caption of {key}".encode()))
+            ]
+            pool[make_tar(folder / f"{shard:05d}.tar", members)] = keys
+        return pool
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_partition():
+    """`make_partition(folder, number, keys, rows, column="image")` writes one clip-retrieval partition as given, good or bad."""
+
+    def write(folder, number, keys, rows, column="image"):
+        name = {"image": "img_emb", "text": "text_emb"}[column]
+        for part in (name, "metadata"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        np.save(folder / name / f"{name}_{number}.npy", np.asarray(rows))
+        table = pa.table({"image_path": pa.array(list(keys), pa.string()), "caption": ["…"] * len(keys)})
+        pq.write_table(table, folder / "metadata" / f"metadata_{number}.parquet")
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_vectors():
+    """`make_vectors(keys, dimension=8, seed=0)` → {key: float32 [dimension]}; a key's vector depends on nothing but key and seed."""
+
+    def draw(keys, dimension=8, seed=0):
+        return {
+            key: np.random.default_rng([seed, *key.encode()]).normal(size=dimension).astype(np.float32) for key in keys
+        }
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def make_embeddings(make_partition):
+    """`make_embeddings(folder, vectors, partitions=1, dtype="float16", column="image")` writes {key: vector} in clip-retrieval layout.
+
+    Keys are dealt out to the partitions in turn, so that every partition mixes tars.
+    """
+
+    def write(folder, vectors, partitions=1, dtype="float16", column="image"):
+        keys = list(vectors)
+        for number in range(partitions):
+            mine = keys[number::partitions]
+            make_partition(folder, number, mine, np.stack([vectors[key] for key in mine]).astype(dtype), column)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tree_bytes():
+    """`tree_bytes(folder)` → {relative path: content} of all files below a folder."""
+
+    def read(folder):
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def rejected_counts():
+    """`rejected_counts(catalog)` → {(stage, reason): rows} from the catalog's rejected files."""
+
+    def count(catalog):
+        table = catalog.rejected()
+        counts = Counter()
+        if table is not None:
+            for row in table.to_pylist():
+                counts[row["stage"], row["reason"]] += row["rows"]
+        return dict(counts)
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data beside the repository; skips the test where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+SMALL_GROUPS = (193, 97, 64, 48, 39, 32, 28, 24, 21, 19, 18, 17)
+
+
+@pytest.fixture(scope="session")
+def _small_catalog_source(tmp_path_factory, make_tar, make_embeddings):
+    """The pool and the catalog that `small_catalog` copies."""
+    folder = tmp_path_factory.mktemp("small")
+    generator = np.random.default_rng(2024)
+    axes = np.linalg.qr(generator.normal(size=(16, 16)))[0]
+    groups = generator.permutation(np.repeat(np.arange(len(SMALL_GROUPS)), SMALL_GROUPS))
+    images = [image_bytes(group) for group in range(len(SMALL_GROUPS))]
+    keys = [f"{row:06d}" for row in range(len(groups))]
+    start = 0
+    for shard, size in enumerate((260, 200, 140)):
+        members = [
+            member
+            for row in range(start, start + size)
+            for member in (
+                (f"{keys[row]}.jpg", images[groups[row]]),
+                (f"{keys[row]}.txt", f"group {groups[row]}".encode()),
+            )
+        ]
+        make_tar(folder / "pool" / f"{shard:05d}.tar", members)
+        start += size
+    noise = generator.normal(scale=0.05, size=(len(groups), 16))
+    vectors = axes[groups] + noise
+    embeddings = make_embeddings(folder / "embeddings", dict(zip(keys, vectors, strict=True)), partitions=2)
+    sources = [str(folder / "pool"), str(embeddings)]
+    import_pool(sources, folder / "catalog", workers=1, part_rows=400)
+    return folder
+
+
+@pytest.fixture
+def small_catalog(_small_catalog_source, tmp_path):
+    """A catalog of its own for each test: 600 samples, 3 shards, 2 parts (460 and 140 rows), 16-dimensional image embeddings.
+
+    The embeddings lie round 12 orthogonal directions (cosine within one about 0.96, between two about 0) with 193 … 17 samples
+    each, shuffled over the shards. A sample's caption is "group G", G = 0 (193 samples) … 11 (17). Keys are "000000" … "000599",
+    in row order. The shards are readable at their paths, and shared by all tests: never write to them.
+    """
+    target = tmp_path / "small_catalog"
+    shutil.copytree(_small_catalog_source / "catalog", target)
+    return Catalog.open(target)
+
+
+@pytest.fixture
+def small_groups(small_catalog):
+    """The group of each row of `small_catalog`, int64 [600]."""
+    parts = [small_catalog.samples(part, ["caption"]).column(0).to_pylist() for part in small_catalog.parts()]
+    return np.array([int(caption.removeprefix("group ")) for caption in itertools.chain(*parts)])

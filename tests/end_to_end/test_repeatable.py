@@ -1,0 +1,58 @@
+"""Two runs of everything give the same bytes, whatever the workers, threads, chunks and part borders."""
+
+import numpy as np
+import pytest
+
+from tailwise import PlanRequest, cluster, export_plan, import_pool, make_plan
+from tailwise.plan import METHODS
+
+
+def everything(sources, folder, *, workers, clusters, merge):
+    catalog = import_pool(sources, folder / "catalog", workers=workers, part_rows=9000).catalog
+    cluster(catalog, clusters=clusters, merge=merge)
+    cluster(catalog, clusters=clusters, name="plain", points_per_centroid=20)
+    for method in METHODS:
+        plan = make_plan(catalog, method, PlanRequest(method, keep=0.277))
+        for epoch in (0, 3):
+            np.save(folder / f"{method}-{epoch}.npy", plan.draw(epoch))
+            export_plan(plan, "parquet", folder / f"{method}-{epoch}.parquet", epoch=epoch)
+        export_plan(plan, "datacomp", folder / f"{method}.npy")
+        export_plan(plan, "rates-json", folder / f"{method}.json")
+        export_plan(plan, "keys", folder / f"{method}.txt")
+    return catalog
+
+
+def compare(sources, tmp_path, tree_bytes, monkeypatch, **options):
+    import torch
+
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        folder.mkdir()
+    everything(sources, first, workers=1, **options)
+    monkeypatch.setattr("tailwise.stages.cluster.CHUNK_ROWS", 1000)
+    monkeypatch.setattr("tailwise.kernels.kmeans.CHUNK_ROWS", 777)
+    monkeypatch.setattr("tailwise.kernels.assign.TILE_CENTROIDS", 33)
+    monkeypatch.setattr("tailwise.stages.import_embeddings.CHUNK_ROWS", 501)
+    monkeypatch.setattr("tailwise.plan.plan.CHUNK_ROWS", 300)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        everything(sources, second, workers=2, **options)
+    finally:
+        torch.set_num_threads(threads)
+    files, others = tree_bytes(first), tree_bytes(second)
+    assert files.keys() == others.keys()
+    assert [name for name in files if files[name] != others[name]] == []
+    assert len(files) > 50
+
+
+def test_small_pool(_small_catalog_source, tmp_path, tree_bytes, monkeypatch):
+    sources = [str(_small_catalog_source / name) for name in ("pool", "embeddings")]
+    compare(sources, tmp_path, tree_bytes, monkeypatch, clusters=40, merge=0.9)
+
+
+@pytest.mark.shared_data
+def test_real_pool(shared_data, tmp_path, tree_bytes, monkeypatch):
+    folder = shared_data / "tinyimagenet-lt"
+    sources = [str(folder / "train"), str(folder / "embeddings")]
+    compare(sources, tmp_path, tree_bytes, monkeypatch, clusters=400, merge=0.7)

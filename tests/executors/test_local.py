@@ -1,0 +1,74 @@
+"""The local executor: order, bounded look-ahead, errors. Functions are the standard library's, since workers import them anew."""
+
+import math
+import operator
+import os
+
+import pytest
+
+from tailwise.executors.local import default_workers, map_ordered
+
+
+class Watched(list):
+    """A list that counts how many of its items were taken."""
+
+    taken = 0
+
+    def __iter__(self):
+        for item in super().__iter__():
+            self.taken += 1
+            yield item
+
+
+def test_two_workers_keep_the_order_and_look_ahead_by_six():
+    items = Watched(range(40))
+    results = []
+    for done, result in enumerate(map_ordered(operator.neg, items, 2)):
+        results.append(result)
+        assert items.taken <= done + 6
+    assert results == [-item for item in range(40)]
+
+
+def test_two_workers_are_other_processes():
+    pids = set(map_ordered(eval, ["__import__('os').getpid()"] * 8, 2))
+    assert os.getpid() not in pids
+    assert 1 <= len(pids) <= 2
+
+
+def test_results_come_in_order_even_if_later_ones_are_ready_first():
+    delays = ["(__import__('time').sleep(0.3), 0)[1]", "1", "2", "3"]
+    assert list(map_ordered(eval, delays, 2)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_come_through_in_their_place(workers):
+    results = map_ordered(math.sqrt, [1.0, 4.0, -1.0, 9.0], workers)
+    assert [next(results), next(results)] == [1.0, 2.0]
+    with pytest.raises(ValueError, match="domain error|nonnegative"):
+        next(results)
+
+
+def test_leaving_early_ends_the_workers():
+    results = map_ordered(operator.neg, list(range(100)), 2)
+    assert next(results) == 0
+    results.close()
+
+
+def test_one_worker_runs_in_this_process_and_only_as_asked():
+    items = Watched(range(10))
+    results = map_ordered(lambda item: (item, os.getpid()), items, 1)
+    assert [next(results), next(results)] == [(0, os.getpid()), (1, os.getpid())]
+    assert items.taken <= 2
+
+
+def test_one_item_needs_no_process():
+    assert list(map_ordered(lambda item: (item, os.getpid()), ["x"], 8)) == [("x", os.getpid())]
+
+
+@pytest.mark.parametrize("workers", [None, 1, 2])
+def test_nothing_to_do(workers):
+    assert list(map_ordered(operator.neg, [], workers)) == []
+
+
+def test_default_workers():
+    assert 1 <= default_workers() <= (os.cpu_count() or 1)

@@ -1,0 +1,129 @@
+import hashlib
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tailwise.errors import UserError
+from tailwise.export import EXPORTS, export
+from tailwise.stages.cluster import cluster
+from tailwise.stages.import_pool import import_pool
+from tailwise.stages.plan import PlanRequest, make_plan
+
+
+@pytest.fixture
+def repeating(small_catalog):
+    """A plan with 0, 1, 2 and 3 copies of samples."""
+    cluster(small_catalog, clusters=12)
+    return make_plan(small_catalog, "p", PlanRequest("flat", keep=0.8, max_repeats=3))
+
+
+def samples(plan, column):
+    return [value for part in plan.catalog.parts() for value in plan.catalog.samples(part, [column])[0].to_pylist()]
+
+
+def test_datacomp_holds_each_uid_as_often_as_it_is_drawn_in_sorted_order(repeating, tmp_path):
+    written = export(repeating, "datacomp", tmp_path / "s.npy", epoch=2)
+    array = np.load(tmp_path / "s.npy", allow_pickle=False)
+    assert array.dtype == np.dtype("u8,u8")
+    assert array.ndim == 1
+    pairs = [(int(high), int(low)) for high, low in array]
+    assert pairs == sorted(pairs)
+    expected = []
+    for uid, copies in zip(samples(repeating, "uid"), repeating.draw(2), strict=True):
+        text = uid.hex()
+        expected += [(int(text[:16], 16), int(text[16:], 16))] * int(copies)
+    assert pairs == sorted(expected)
+    assert written == len(pairs) == 480
+
+
+def test_rates_json_names_every_sample_and_its_rate(repeating, tmp_path):
+    export(repeating, "rates-json", tmp_path / "r.json")
+    rates = json.loads((tmp_path / "r.json").read_text())
+    assert list(rates) == samples(repeating, "key")
+    assert list(rates.values()) == repeating.rate(slice(0, 600)).tolist()
+
+
+def test_rates_json_of_a_subset_names_the_dropped_ones_with_rate_0(small_catalog, tmp_path):
+    cluster(small_catalog, clusters=12)
+    plan = make_plan(small_catalog, "p", PlanRequest("dbp", keep=0.25))
+    export(plan, "rates-json", tmp_path / "r.json")
+    rates = np.array(list(json.loads((tmp_path / "r.json").read_text()).values()))
+    assert np.array_equal(rates, plan.draw(0))
+    assert (rates == 0).sum() == 450
+
+
+def test_keys_come_one_a_line_one_line_a_copy(repeating, tmp_path):
+    export(repeating, "keys", tmp_path / "k.txt", epoch=1)
+    keys = samples(repeating, "key")
+    expected = [key for key, copies in zip(keys, repeating.draw(1), strict=True) for _ in range(copies)]
+    assert (tmp_path / "k.txt").read_text().splitlines() == expected
+
+
+def test_parquet_says_shard_key_uid_cluster_rate_and_copies(repeating, tmp_path):
+    export(repeating, "parquet", tmp_path / "d.parquet", epoch=1)
+    table = pq.read_table(tmp_path / "d.parquet")
+    copies = repeating.draw(1)
+    rows = np.flatnonzero(copies)
+    assert table["copies"].to_pylist() == copies[rows].tolist()
+    assert table["key"].to_pylist() == [samples(repeating, "key")[row] for row in rows]
+    assert table["uid"].to_pylist() == [samples(repeating, "uid")[row].hex() for row in rows]
+    assert table["cluster"].to_pylist() == repeating.groups[rows].tolist()
+    assert table["rate"].to_pylist() == repeating.rate(rows).tolist()
+    paths = repeating.catalog.shards()["path"].to_pylist()
+    assert table["shard"].to_pylist() == [paths[shard] for shard in np.array(samples(repeating, "shard"))[rows]]
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_every_export_is_repeatable_and_refuses_to_overwrite(repeating, tmp_path, name):
+    export(repeating, name, tmp_path / "a")
+    export(repeating, name, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with pytest.raises(UserError, match="exists: name another file"):
+        export(repeating, name, tmp_path / "a", epoch=1)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    export(repeating, name, tmp_path / "a", epoch=1, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["a", "b"]
+
+
+def test_where_a_file_cannot_go(repeating, tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        export(repeating, "keys", tmp_path)
+    with pytest.raises(UserError, match="doesn't exist: make it first"):
+        export(repeating, "keys", tmp_path / "no" / "k.txt")
+    with pytest.raises(UserError, match="unknown export 'csv': use datacomp, rates-json, keys, parquet"):
+        export(repeating, "csv", tmp_path / "k.csv")
+    with pytest.raises(UserError, match="epochs are counted from 0"):
+        export(repeating, "keys", tmp_path / "k.txt", epoch=-1)
+
+
+@pytest.mark.parametrize("name", ["keys", "rates-json"])
+def test_formats_that_know_keys_only_refuse_clashing_keys(tmp_path, make_tar, make_image, name):
+    for shard in ("a", "b"):
+        make_tar(tmp_path / shard / "00000.tar", [("k.jpg", make_image()), ("k.txt", b"c")])
+    catalog = import_pool([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "catalog", workers=1).catalog
+    plan = make_plan(catalog, "p", PlanRequest("random", keep=1.0))
+    with pytest.raises(UserError, match="2 samples share their key"):
+        export(plan, name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert export(plan, "datacomp", tmp_path / "out") == 2
+
+
+def test_golden_bytes(small_catalog, tmp_path):
+    """A release that changes anybody's epoch, or a file's bytes, must say so by changing these."""
+    digests = {}
+    for draw in ("stream", "bernoulli"):
+        plan = make_plan(small_catalog, draw, PlanRequest("random", keep=0.3, draw=draw, seed=7))
+        for name in ("datacomp", "rates-json", "keys"):
+            export(plan, name, tmp_path / f"{draw}-{name}", epoch=5)
+            content = (tmp_path / f"{draw}-{name}").read_bytes()
+            digests[f"{draw} {name}"] = hashlib.sha256(content).hexdigest()[:16]
+    assert digests == {
+        "stream datacomp": "fc66a4fd6c7bd9eb",
+        "stream rates-json": "82ab569b4dfc85fd",
+        "stream keys": "d8a1ce2fd472c762",
+        "bernoulli datacomp": "316921d0462dabbf",
+        "bernoulli rates-json": "82ab569b4dfc85fd",
+        "bernoulli keys": "a9072859e897ab9f",
+    }

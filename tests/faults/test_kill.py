@@ -1,0 +1,56 @@
+"""kill -9 in the middle of work, then the same command again: the same bytes as without the kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SCRIPT = """
+import sys
+from tailwise import Catalog, cluster, import_pool, make_plan, PlanRequest
+from tailwise.catalog import files
+sources, folder, part_rows = sys.argv[2:-1], sys.argv[1], int(sys.argv[-1])
+catalog = import_pool(sources, folder, workers=1, part_rows=part_rows).catalog
+cluster(catalog, clusters=40)
+make_plan(catalog, "p", PlanRequest("dbp", keep=0.3))
+print("finished")
+"""
+
+
+def start(sources, folder):
+    command = [sys.executable, "-c", SCRIPT, str(folder), *map(str, sources), "50"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def sources(tmp_path, make_pool, make_vectors, make_embeddings):
+    pool = make_pool(tmp_path / "pool", [60] * 30)
+    keys = [key for keys in pool.values() for key in keys]
+    return [tmp_path / "pool", make_embeddings(tmp_path / "embeddings", make_vectors(keys), partitions=3)]
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "samples/part-000007.json",
+        "embeddings/image/part-000011.npy",
+        "clusters/main/label-part-000009.npy",
+        "plans/p/pending.json",
+    ],
+)
+def test_the_same_command_goes_on(sources, tmp_path, tree_bytes, marker):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(sources, whole).communicate(timeout=100)[0] == "finished\n"
+    process = start(sources, broken)
+    deadline = time.monotonic() + 100
+    while not (broken / marker).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in (broken / "samples").glob("*.parquet")}
+    assert start(sources, broken).communicate(timeout=100)[0] == "finished\n"
+    assert tree_bytes(broken) == tree_bytes(whole)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}

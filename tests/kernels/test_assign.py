@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailwise.kernels import assign as assign_module
+from tailwise.kernels.assign import MISSING, Assigner, assign, screening_error
+from tailwise.kernels.grid import GRID, to_grid, unit_rows_on_grid
+
+FIXED = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+@pytest.fixture(params=["numba", "torch"])
+def path(request, monkeypatch):
+    """Both ways of deciding candidates: the loop of the CPU, and the torch operations of devices, run on the CPU."""
+    if request.param == "torch":
+        monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
+    return request.param
+
+
+def brute_force(x, centroids):
+    """Labels (ties to the lowest index) and cosines, from dot products that are exact in float64."""
+    rows, wide = to_grid(x).astype(np.float64), to_grid(centroids).astype(np.float64)
+    norms = np.sqrt((rows**2).sum(axis=1))
+    if not len(rows):
+        return np.empty(0, np.int32), np.empty(0)
+    dots = rows @ wide.T
+    labels = np.argmax(dots, axis=1).astype(np.int32)
+    similarity = dots[np.arange(len(rows)), labels] / np.where(norms, norms, 1)
+    return np.where(norms, labels, MISSING).astype(np.int32), np.where(norms, similarity, 0)
+
+
+def assert_same(result, expected):
+    labels, similarity = result
+    assert labels.dtype == np.int32
+    assert similarity.dtype == np.float64
+    np.testing.assert_array_equal(labels, expected[0])
+    np.testing.assert_array_equal(similarity, expected[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(("rows", "clusters", "dimension"), [(1, 1, 1), (300, 7, 3), (3000, 60, 64), (500, 2500, 32)])
+def test_assign_equals_brute_force(unit_rows, path, rows, clusters, dimension, dtype):
+    x = unit_rows(rows, dimension, seed=1, dtype=dtype)
+    centroids = unit_rows_on_grid(unit_rows(clusters, dimension, seed=2, dtype=np.float64))
+    assert_same(assign(x, centroids, device="cpu"), brute_force(x, centroids))
+
+
+def near_copies(unit_rows, count, dimension):
+    """Centroids that differ by a few grid steps in a few coordinates: float32 dot products can't tell them apart."""
+    rng = np.random.default_rng(4)
+    base = to_grid(np.repeat(unit_rows(4, dimension, seed=3, dtype=np.float64), count // 4, axis=0)).astype(np.float64)
+    steps = rng.integers(-2, 3, base.shape) * (rng.random(base.shape) < 0.1)
+    return to_grid(rng.permutation(base + steps * GRID))
+
+
+@pytest.mark.parametrize("dimension", [8, 96, 768])
+def test_centroids_that_float32_cannot_tell_apart(unit_rows, path, dimension):
+    centroids = near_copies(unit_rows, 200, dimension)
+    x = unit_rows(4, dimension, seed=3, dtype=np.float32)
+    x = np.concatenate([x, unit_rows(200, dimension, seed=5, dtype=np.float32)])
+    expected = brute_force(x, centroids)
+    naive = np.argmax(to_grid(x) @ centroids.T, axis=1)
+    assert (naive != expected[0]).mean() > 0.05, "the case must be one that a float32 product gets wrong"
+    assert_same(assign(x, centroids, device="cpu"), expected)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 64])
+def test_exact_ties_go_to_the_lowest_index(unit_rows, monkeypatch, path, tile):
+    monkeypatch.setattr(assign_module, "TILE_CENTROIDS", tile)
+    distinct = unit_rows_on_grid(unit_rows(9, 16, seed=6, dtype=np.float64))
+    order = np.random.default_rng(7).integers(0, 9, 40)
+    order[30:] = np.arange(10) % 9  # every one is there, most several times
+    centroids = distinct[order]
+    x = unit_rows(500, 16, seed=8)
+    labels, _ = assign(x, centroids, device="cpu")
+    first = np.array([np.flatnonzero(order == kind)[0] for kind in range(9)])
+    np.testing.assert_array_equal(labels, first[brute_force(x, distinct)[0]])
+
+
+def test_ties_between_different_centroids_go_to_the_lowest_index(path):
+    x = np.full((1, 4), 0.5, np.float32)
+    centroids = np.array([[0, 0, 0, -1], [0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]], np.float32)
+    assert assign(x, centroids, device="cpu")[0] == 1
+    mirrored = np.array([[0.8, 0.6], [0.6, 0.8]], np.float32)
+    assert assign(np.array([[np.sqrt(0.5)] * 2], np.float32), mirrored, device="cpu")[0] == 0
+    assert assign(np.array([[np.sqrt(0.5)] * 2], np.float32), mirrored[::-1], device="cpu")[0] == 0
+
+
+@pytest.mark.parametrize("tile_rows", [1, 17, 2048])
+@pytest.mark.parametrize("tile_centroids", [1, 13, 2048])
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_tiles_and_threads_change_nothing(unit_rows, monkeypatch, path, tile_rows, tile_centroids, threads):
+    centroids = np.concatenate([near_copies(unit_rows, 24, 24)] * 2)
+    x = np.concatenate([unit_rows(100, 24, seed=9), np.zeros((3, 24), np.float16), unit_rows(4, 24, seed=3)])
+    monkeypatch.setattr(assign_module, "TILE_ROWS", tile_rows)
+    monkeypatch.setattr(assign_module, "TILE_CENTROIDS", tile_centroids)
+    assert_same(Assigner(centroids, device="cpu", threads=threads)(x), brute_force(x, centroids))
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 100, 65_536])
+def test_chunks_change_nothing(unit_rows, path, chunk_rows):
+    centroids = near_copies(unit_rows, 40, 16)
+    x = unit_rows(256, 16, seed=10)
+    assert_same(assign(x, centroids, device="cpu", chunk_rows=chunk_rows), brute_force(x, centroids))
+
+
+@FIXED
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**32))
+def test_coarse_rows_full_of_ties(rows, clusters, dimension, seed):
+    """Few distinct directions: nearly every maximum is attained by several centroids."""
+    rng = np.random.default_rng(seed)
+    x = unit_rows_on_grid(rng.integers(-1, 2, (rows, dimension)))
+    centroids = unit_rows_on_grid(rng.integers(-1, 2, (clusters, dimension)))
+    expected = brute_force(x, centroids)
+    assert_same(Assigner(centroids, device="cpu")(x), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
+        assert_same(Assigner(centroids, device="cpu")(x), expected)
+
+
+def test_permuted_columns_give_the_same_bits(unit_rows, path):
+    x, centroids = unit_rows(300, 128, seed=11), unit_rows(50, 128, seed=12, dtype=np.float32)
+    order = np.random.default_rng(0).permutation(128)
+    assert_same(assign(x[:, order], centroids[:, order], device="cpu"), assign(x, centroids, device="cpu"))
+
+
+def test_rows_that_point_away_from_every_centroid(path):
+    centroids = np.array([[0.6, 0.8], [0.8, 0.6]], np.float32)
+    assert_same(assign(-centroids, centroids, device="cpu"), brute_force(-centroids, centroids))
+
+
+def test_zero_rows_are_missing(unit_rows, path):
+    x = unit_rows(6, 8)
+    x[1], x[4] = 0, -0.0
+    labels, similarity = assign(x, unit_rows(3, 8, seed=1, dtype=np.float32), device="cpu")
+    np.testing.assert_array_equal(labels == MISSING, [False, True, False, False, True, False])
+    assert (similarity[[1, 4]] == 0).all()
+
+
+def test_no_rows(path):
+    labels, similarity = assign(np.empty((0, 4), np.float16), np.eye(4, dtype=np.float32), device="cpu")
+    assert (labels.dtype, similarity.dtype, len(labels), len(similarity)) == (np.int32, np.float64, 0, 0)
+
+
+def test_rows_that_are_not_contiguous(unit_rows, path):
+    x, centroids = unit_rows(200, 32), unit_rows(9, 32, seed=1, dtype=np.float32)
+    assert_same(assign(x[::3], centroids, device="cpu"), brute_force(x[::3], centroids))
+    assert_same(assign(np.asfortranarray(x), centroids, device="cpu"), brute_force(x, centroids))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.1, np.nan])
+def test_rows_that_are_not_normalised_are_refused(unit_rows, path, factor):
+    x = unit_rows(10, 8, dtype=np.float32)
+    x[6] *= factor
+    with pytest.raises(ValueError, match="row 6 has norm"):
+        assign(x, unit_rows(3, 8, seed=1, dtype=np.float32), device="cpu")
+
+
+def test_similarity_is_the_cosine_of_rows_whose_norm_is_a_little_off(path):
+    """Stored float16 rows are off by up to a thousandth; a row's own norm is divided out."""
+    x = np.array([[0.6 * 1.02, 0.8 * 1.02]], np.float32)
+    _, similarity = assign(x, np.array([[0.8, 0.6]], np.float32), device="cpu")
+    np.testing.assert_allclose(similarity, 0.96, atol=1e-7)
+
+
+@pytest.mark.parametrize("dimension", [2, 33, 768, 2048])
+def test_the_screening_error_bounds_float32_products(unit_rows, dimension):
+    x = unit_rows(200, dimension, seed=13, dtype=np.float32)
+    centroids = unit_rows_on_grid(unit_rows(100, dimension, seed=14, dtype=np.float64))
+    x = np.concatenate([to_grid(x), centroids, np.abs(centroids)])  # sums of one sign round worst
+    exact = x.astype(np.float64) @ np.concatenate([centroids, np.abs(centroids)]).T.astype(np.float64)
+    scores = torch.mm(torch.from_numpy(x), torch.from_numpy(np.concatenate([centroids, np.abs(centroids)])).T).numpy()
+    one_by_one = np.zeros_like(scores)
+    for axis in range(dimension):
+        one_by_one += np.outer(x[:, axis], np.concatenate([centroids, np.abs(centroids)])[:, axis])
+    for product in (scores, one_by_one):
+        assert np.abs(product - exact).max() <= screening_error(dimension)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_reduced_precision_elsewhere_in_the_process_changes_nothing(unit_rows, path, precision):
+    x, centroids = unit_rows(500, 256, seed=17), near_copies(unit_rows, 200, 256)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert_same(assign(x, centroids, device="cpu"), brute_force(x, centroids))
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("clusters", "dimension"), [(5, 4), (200, 64), (5000, 768)])
+def test_cuda_gives_the_same_bits_as_the_cpu(unit_rows, clusters, dimension):
+    centroids = np.concatenate([near_copies(unit_rows, 200, dimension), unit_rows(clusters, dimension, seed=15)])
+    x = np.concatenate([unit_rows(5000, dimension, seed=16), unit_rows(4, dimension, seed=3), np.zeros((2, dimension))])
+    x = x.astype(np.float16)
+    assert_same(assign(x, centroids, device="cuda"), assign(x, centroids, device="cpu"))

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailwise.kernels.hashing import hash_range, stream_key
+from tailwise.kernels.permute import SMALL, next_prime, permutation, permute
+
+FIXED = settings(derandomize=True, deadline=None, max_examples=60)
+KEY = stream_key(0, "test of permute")
+LARGE = sorted(
+    {2**power + step for power in range(9, 18) for step in (-1, 0, 1)}
+    | {509, 521, 1009, 4099, 7919, 65_537, 104_729, 131_071}
+    | {720, 5040, 10_000, 30_030, 100_000}
+)
+
+
+def test_every_size_up_to_300_is_permuted():
+    for size in range(1, 301):
+        for key in hash_range(KEY, size, 5):
+            np.testing.assert_array_equal(np.sort(permutation(key, size)), np.arange(size))
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_larger_sizes_are_permuted(size):
+    for key in hash_range(KEY, size, 2):
+        order = permutation(key, size)
+        assert order.dtype == np.int64
+        np.testing.assert_array_equal(np.sort(order), np.arange(size))
+
+
+@FIXED
+@given(st.integers(1, 3000), st.integers(0, 2**64 - 1), st.data())
+def test_single_points_are_those_of_the_whole(size, key, data):
+    index = data.draw(st.integers(0, size - 1))
+    prime = next_prime(size) if size > SMALL else 0  # callers pass no prime for small sizes
+    assert permute(np.uint64(key), size, prime, index) == permutation(np.uint64(key), size)[index]
+
+
+@pytest.mark.parametrize("size", [2**31 + 11, 2**32 - 5])
+def test_huge_sizes_stay_in_range_and_apart(size):
+    prime = next_prime(size)
+    values = {permute(KEY, size, prime, index) for index in range(0, size, size // 1000)}
+    assert len(values) == len(range(0, size, size // 1000))
+    assert min(values) >= 0
+    assert max(values) < size
+
+
+def test_next_prime():
+    sieve = np.ones(20_000, bool)
+    sieve[:2] = False
+    for factor in range(2, 142):
+        sieve[factor * factor :: factor] &= not sieve[factor]
+    primes = np.flatnonzero(sieve)
+    for number in range(2, 19_000):
+        assert next_prime(number) == primes[np.searchsorted(primes, number)]
+    assert next_prime(4_294_967_280) == 4_294_967_291
+
+
+def many_permutations(size, count):
+    """Of `count` keys: int64 [count, size]."""
+    return np.stack([permutation(key, size) for key in hash_range(KEY, 10**9 * size, count)])
+
+
+SIZES = [2, 3, 5, 8, 16, 17, 18, 24, 31, 32, 33, 48, 64, 96, 100]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_index_goes_everywhere_alike(size):
+    count = 200 * size
+    orders = many_permutations(size, count)
+    seen = np.zeros((size, size), np.int64)
+    for index in range(size):
+        seen[index] = np.bincount(orders[:, index], minlength=size)
+    expected = count / size
+    assert np.abs(seen - expected).max() < 6 * np.sqrt(expected)
+    # Rows and columns of counts have fixed sums: (size − 1)² degrees of freedom, as a permutation's variance is size/(size − 1).
+    chi_square = ((seen - expected) ** 2 / expected).sum() * (size - 1) / size
+    tail = scipy.stats.chi2.cdf(chi_square, (size - 1) ** 2)
+    assert 1e-4 < tail < 1 - 1e-4
+
+
+@pytest.mark.parametrize("size", [size for size in SIZES if size >= 8])
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_every_pair_meets_as_often_as_in_random_sets(size, share):
+    """Epochs take slots [0, h): any two members must be taken together with probability h (h − 1) / (n (n − 1))."""
+    count, head = 20_000, int(share * size)
+    taken = (many_permutations(size, count) < head).astype(np.float32)
+    together = (taken.T @ taken)[np.triu_indices(size, 1)]
+    expected = head * (head - 1) / (size * (size - 1))
+    score = (together / count - expected) / np.sqrt(expected * (1 - expected) / count)
+    assert np.abs(score).max() < 5
+    assert np.mean(score**2) == pytest.approx(1, abs=0.55)  # affine maps modulo n itself give 100 and more
+
+
+def test_orders_of_four_are_all_alike():
+    codes = many_permutations(4, 24_000) @ [64, 16, 4, 1]
+    _, counts = np.unique(codes, return_counts=True)
+    assert len(counts) == 24
+    assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("size", [20, 64, 101])
+def test_neighbours_do_not_stay_at_one_distance(size):
+    """A bare affine map would keep π(k + 1) − π(k) nearly constant."""
+    steps = np.diff(many_permutations(size, 300), axis=1) % size
+    distinct = np.array([len(np.unique(row)) for row in steps])
+    assert np.median(distinct) > 0.45 * size  # of a uniform permutation: about 0.63 · size
+
+
+def test_golden_permutations():
+    """Draws hang on these: they must not change from release to release."""
+    key = np.uint64(0x0123456789ABCDEF)
+    assert permutation(key, 10).tolist() == [2, 8, 4, 6, 0, 1, 7, 5, 9, 3]
+    order = [8, 14, 17, 16, 4, 3, 10, 0, 18, 12, 15, 19, 7, 9, 13, 11, 2, 1, 6, 5]
+    assert permutation(key, 20).tolist() == order
+    million = [permute(key, 10**6, 1_000_003, index) for index in (0, 1, 2, 999_999)]
+    assert million == [156_835, 230_462, 321_452, 650_972]
+    billion = [permute(key, 10**9, 1_000_000_007, index) for index in (0, 1, 10**9 - 1)]
+    assert billion == [484_409_532, 11_368_284, 963_212_676]

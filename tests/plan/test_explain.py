@@ -1,0 +1,68 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from tailwise.plan import METHODS
+from tailwise.plan.explain import explain
+from tailwise.stages.cluster import cluster
+from tailwise.stages.plan import PlanRequest, make_plan
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [*(PlanRequest(method, keep=0.37) for method in METHODS), PlanRequest("flat", keep=1.7, max_repeats=4),
+     PlanRequest("dynamics", keep=0.5, dynamic=False)],
+    ids=lambda item: f"{item.method}-{item.keep}-{item.dynamic}",
+)  # fmt: skip
+def test_what_is_foretold_is_what_is_drawn(small_catalog, request_):
+    cluster(small_catalog, clusters=12)
+    plan = make_plan(small_catalog, "p", request_)
+    seen = np.zeros(600, bool)
+    for figures in explain(plan, 6).epochs:
+        copies = plan.draw(figures.epoch)
+        seen |= copies > 0
+        assert figures.total == copies.sum()
+        assert figures.unique == (copies > 0).sum()
+        assert figures.repeated == figures.total - figures.unique
+        assert figures.covered == seen.sum()
+
+
+def test_bernoulli_figures_are_expected_values(small_catalog):
+    cluster(small_catalog, clusters=12)
+    plan = make_plan(small_catalog, "p", PlanRequest("flat", keep=1.2, max_repeats=3, draw="bernoulli"))
+    figures = explain(plan, 2)
+    assert not figures.exact
+    draws = np.stack([plan.draw(epoch) for epoch in range(600)])
+    assert figures.epochs[0].total == pytest.approx(720)
+    assert draws.sum(1).mean() == pytest.approx(figures.epochs[0].total, abs=2)
+    assert (draws > 0).sum(1).mean() == pytest.approx(figures.epochs[0].unique, abs=2)
+    both = ((draws[0::2] > 0) | (draws[1::2] > 0)).sum(1).mean()
+    assert both == pytest.approx(figures.epochs[1].covered, abs=3)
+
+
+def test_bins_run_from_head_to_tail_and_account_for_everything(small_catalog):
+    cluster(small_catalog, clusters=12)
+    explanation = explain(make_plan(small_catalog, "p", PlanRequest("dynamics", keep=0.5)), 1)
+    bins = explanation.bins
+    assert [item.name for item in bins] == ["head", "upper", "middle", "lower", "tail"]
+    assert sum(item.samples for item in bins) == 600
+    assert sum(item.clusters for item in bins) == 12
+    assert sum(item.drawn for item in bins) == pytest.approx(300)
+    assert all(before.smallest >= after.largest for before, after in itertools.pairwise(bins))
+    assert all(before.rate <= after.rate for before, after in itertools.pairwise(bins))
+
+
+def test_capped_clusters_are_counted(small_catalog):
+    cluster(small_catalog, clusters=12)
+    plan = make_plan(small_catalog, "p", PlanRequest("flat", keep=0.7))
+    full = plan.cluster_rates == 1
+    explanation = explain(plan, 1)
+    assert explanation.capped_clusters == full.sum() > 0
+    assert explanation.capped_share == pytest.approx(plan.sizes[full].sum() / 420)
+
+
+def test_figures_are_json(small_catalog):
+    plan = make_plan(small_catalog, "p", PlanRequest("random", keep=0.5))
+    assert json.loads(json.dumps(explain(plan, 2).as_json()))["epochs"][1]["total"] == 300

@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+
+from tailwise.errors import UserError
+from tailwise.plan import METHODS, Plan
+from tailwise.plan.quotas import UNITS
+from tailwise.stages.cluster import cluster
+from tailwise.stages.plan import PlanRequest, make_plan
+
+
+@pytest.fixture
+def clustered(small_catalog):
+    cluster(small_catalog, clusters=12)
+    return small_catalog
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("keep", [0.1, 0.277, 0.5, 1.0])
+def test_every_method_meets_its_budget_within_its_bounds(clustered, method, keep):
+    plan = make_plan(clustered, "p", PlanRequest(method, keep=keep))
+    budget = round(keep * 600)
+    assert plan.quotas.sum() == budget * UNITS
+    assert ((plan.quotas >= 0) & (plan.quotas <= plan.sizes * UNITS)).all()
+    for epoch in range(5):
+        copies = plan.draw(epoch)
+        assert copies.sum() == budget
+        assert copies.max() == 1
+        assert np.array_equal(np.bincount(plan.groups, copies, len(plan.sizes)), plan.counts(epoch))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_repeatable_to_the_byte(clustered, method, tree_bytes):
+    make_plan(clustered, "a", PlanRequest(method, keep=0.3, seed=5))
+    make_plan(clustered, "b", PlanRequest(method, keep=0.3, seed=5))
+    assert tree_bytes(clustered.plan_folder("a")) == tree_bytes(clustered.plan_folder("b"))
+
+
+@pytest.mark.parametrize("method", [name for name, item in METHODS.items() if item.dynamic])
+def test_dynamic_methods_draw_anew_and_static_ones_do_not(clustered, method):
+    dynamic = make_plan(clustered, "d", PlanRequest(method, keep=0.3))
+    static = make_plan(clustered, "s", PlanRequest(method, keep=0.3, dynamic=False))
+    assert not np.array_equal(dynamic.draw(0), dynamic.draw(1))
+    assert np.array_equal(static.draw(0), static.draw(7))
+    assert not (static.quotas % UNITS).any()  # whole samples
+
+
+def test_seeds_differ(clustered):
+    first, second = (make_plan(clustered, f"p{seed}", PlanRequest("random", keep=0.5, seed=seed)) for seed in (0, 1))
+    assert not np.array_equal(first.draw(0), second.draw(0))
+
+
+@pytest.mark.parametrize("method", ["dbp", "ssp"])
+@pytest.mark.parametrize("pick", ["hardest", "easiest"])
+def test_ranked_picks_take_the_members_farthest_from_or_nearest_to_the_centroid(clustered, method, pick):
+    plan = make_plan(clustered, "p", PlanRequest(method, keep=0.4, pick=pick))
+    similarity = np.concatenate(list(clustered.label_parts("main", clustered.snapshot(), "similarity")))
+    drawn = plan.draw(0).astype(bool)
+    for group in range(len(plan.sizes)):
+        inside = plan.groups == group
+        taken, left = similarity[inside & drawn], similarity[inside & ~drawn]
+        assert len(taken) == plan.quotas[group] // UNITS
+        if len(left):
+            assert taken.max() <= left.min() if pick == "hardest" else taken.min() >= left.max()
+
+
+def test_dynamics_shrinks_the_head_and_grows_the_tail(clustered):
+    plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
+    order = np.argsort(-plan.sizes)
+    assert (np.diff(plan.cluster_rates[order]) >= -1e-9).all()
+    assert (np.diff(plan.quotas[order]) <= 1).all()
+    assert plan.cluster_rates[order[0]] < 0.5 < plan.cluster_rates[order[-1]]
+
+
+def test_repeats_are_capped(clustered):
+    plan = make_plan(clustered, "p", PlanRequest("flat", keep=1.5, max_repeats=3))
+    for epoch in range(4):
+        copies = plan.draw(epoch)
+        assert copies.sum() == 900
+        assert copies.max() <= 3
+    assert plan.cluster_rates.max() == pytest.approx(3)
+
+
+def test_draws_of_any_rows_equal_the_whole_draw(clustered):
+    rows = np.array([599, 3, 77, 3, 460])
+    requests = [
+        PlanRequest("dynamics", keep=0.5),
+        PlanRequest("dynamics", keep=0.5, draw="bernoulli"),
+        PlanRequest("dbp", keep=0.2),
+    ]
+    for number, request in enumerate(requests):
+        plan = make_plan(clustered, f"p{number}", request)
+        whole = plan.draw(3)
+        assert np.array_equal(plan.draw(3, rows), whole[rows])
+        assert np.array_equal(plan.draw(3, slice(100, 200)), whole[100:200])
+        assert np.allclose(plan.rate(rows), plan.rate(slice(0, 600))[rows])
+
+
+def test_part_borders_change_no_draw(_small_catalog_source, tmp_path):
+    from tailwise.stages.import_pool import import_pool
+
+    draws = []
+    for part_rows in (1, 400, 10**6):
+        sources = [str(_small_catalog_source / name) for name in ("pool", "embeddings")]
+        catalog = import_pool(sources, tmp_path / str(part_rows), workers=1, part_rows=part_rows).catalog
+        cluster(catalog, clusters=40, points_per_centroid=10)
+        plan = make_plan(catalog, "p", PlanRequest("dynamics", keep=0.5))
+        draws.append(np.stack([plan.draw(epoch) for epoch in range(4)]))
+        draws[-1] = np.vstack([draws[-1], make_plan(catalog, "q", PlanRequest("dbp", keep=0.3)).draw(0)])
+    assert np.array_equal(draws[0], draws[1])
+    assert np.array_equal(draws[0], draws[2])
+
+
+def test_appended_shards_leave_an_old_plan_as_it_was(
+    clustered, make_pool, make_vectors, make_embeddings, tmp_path, tree_bytes
+):
+    from tailwise.stages.import_pool import import_pool
+
+    plan = make_plan(clustered, "old", PlanRequest("dynamics", keep=0.5))
+    before, files = plan.draw(4), tree_bytes(clustered.plan_folder("old"))
+    pool = make_pool(tmp_path / "more", [50], first_shard=7)
+    keys = [key for keys in pool.values() for key in keys]
+    make_embeddings(tmp_path / "emb", make_vectors(keys, 16))
+    import_pool([str(tmp_path / "more"), str(tmp_path / "emb")], clustered.folder, workers=1)
+    assert clustered.snapshot().rows == 650
+    again = Plan(clustered, "old")
+    assert again.rows == 600
+    assert np.array_equal(again.draw(4), before)
+    assert tree_bytes(clustered.plan_folder("old")) == files
+    # The old clustering still speaks of the old snapshot, and so does a new plan made from it.
+    assert make_plan(clustered, "new", PlanRequest("flat", keep=0.5)).rows == 600
+    with pytest.raises(UserError, match="snapshot 1 → 2"):
+        cluster(clustered, clusters=12)
+    cluster(clustered, clusters=12, name="second")
+    assert make_plan(clustered, "newest", PlanRequest("flat", keep=0.5, clusters="second")).rows == 650
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (PlanRequest("dbq", keep=0.5), "unknown method 'dbq': use dbp, ssp, dynamics"),
+        (PlanRequest("dynamics"), "either --keep SHARE"),
+        (PlanRequest("dynamics", keep=0.5, budget=3), "either --keep SHARE"),
+        (PlanRequest("dynamics", keep=0.0), "--keep 0.0"),
+        (PlanRequest("dynamics", keep=1.01), "at most 1"),
+        (PlanRequest("dynamics", budget=601), "must lie between 1 and 600"),
+        (PlanRequest("dynamics", budget=0), "must lie between 1 and 600"),
+        (PlanRequest("dynamics", keep=0.5, max_repeats=256), "--max-repeats 256"),
+        (
+            PlanRequest("dynamics", keep=0.5, options={"temperature": 0.1}),
+            "--temperature does nothing with method 'dynamics'",
+        ),
+        (PlanRequest("dynamics", keep=0.5, options={"alpha": 1.5}), "--alpha 1.5"),
+        (PlanRequest("dbp", keep=0.5, options={"temperature": 0.0}), "--temperature 0.0"),
+        (PlanRequest("dbp", budget=11), "under the clusters' minimum of 12"),
+        (PlanRequest("dbp", keep=0.5, dynamic=True), "--dynamic with --pick hardest"),
+        (PlanRequest("dbp", keep=0.5, draw="bernoulli"), "--draw bernoulli with --pick hardest"),
+        (PlanRequest("dbp", keep=0.5, max_repeats=2), "--max-repeats 2 with --pick hardest"),
+        (PlanRequest("dynamics", keep=0.5, draw="dice"), "unknown draw 'dice'"),
+        (PlanRequest("dynamics", keep=0.5, pick="best"), "unknown pick 'best'"),
+        (PlanRequest("random", keep=0.5, pick="hardest"), "needs clusters"),
+        (PlanRequest("dynamics", keep=0.5, min_per_cluster=2), "--min-per-cluster does nothing with method 'dynamics'"),
+        (PlanRequest("dbp", keep=0.5, min_per_cluster=-1), "--min-per-cluster -1"),
+        (PlanRequest("flat", keep=0.5, clusters="fine"), r"no clustering named 'fine' \(there: main\)"),
+    ],
+)
+def test_bad_requests_are_one_line_and_leave_nothing(clustered, request_, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make_plan(clustered, "p", request_)
+    assert "\n" not in str(caught.value)
+    assert not clustered.plan_folder("p").exists()
+
+
+def test_a_plan_of_another_snapshot_is_refused(clustered):
+    make_plan(clustered, "p", PlanRequest("flat", keep=0.5))
+    path = clustered.folder / "snapshots" / "000001.json"
+    path.write_text(path.read_text().replace(clustered.snapshot().id, "0" * 32))
+    with pytest.raises(UserError, match="made for another snapshot 1"):
+        Plan(clustered, "p")
+
+
+def test_the_plan_takes_at_most_8_bytes_a_sample(clustered):
+    plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
+    per_row = (plan.groups.nbytes + plan.ranks.nbytes) / plan.rows
+    assert per_row == 8
+    assert {path.name for path in plan.folder.iterdir()} == {
+        "manifest.json",
+        "groups.parquet",
+        "group.npy",
+        "rank.npy",
+        "shard_offsets.npy",
+    }

@@ -1,0 +1,141 @@
+"""The commands as a user runs them: in a process of their own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+
+def run(*arguments, code=0):
+    command = [sys.executable, "-m", "tailwise.cli", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    if code == 2 and result.stderr.startswith("tailwise:"):
+        assert result.stderr.count("\n") == 1
+    return result.stdout if code == 0 else result.stderr
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory, make_tar, make_embeddings, make_image):
+    """300 samples, 15 of which need something said about them."""
+    folder = tmp_path_factory.mktemp("cli")
+    random = np.random.default_rng(0)
+    groups = random.permutation(np.repeat(np.arange(6), [130, 80, 45, 24, 13, 8]))
+    members = []
+    for row, group in enumerate(groups):
+        members += [(f"{row:04d}.jpg", make_image(int(group))), (f"{row:04d}.txt", f"group {group}".encode())]
+    members += [("lonely.txt", b"no image"), ("0000.jpg", b"again"), ("0000.txt", b"again")]
+    make_tar(folder / "shards" / "00000.tar", members)
+    axes = np.linalg.qr(random.normal(size=(8, 8)))[0]
+    rows = axes[groups] + random.normal(scale=0.05, size=(300, 8))
+    vectors = {f"{row:04d}": rows[row] for row in range(300)}
+    vectors["0007"] = np.full(8, np.nan)
+    del vectors["0008"]
+    vectors["stranger"] = rows[0]
+    make_embeddings(folder / "embeddings", vectors, dtype="float32")
+    return folder
+
+
+def test_the_five_commands(pool, tmp_path):
+    catalog = tmp_path / "catalog"
+    printed = run("import", pool / "shards", pool / "embeddings", catalog)
+    assert "imported 300 samples in 1 shards" in printed
+    assert "298 of 300 samples, 8 dimensions" in printed
+    for reason in (
+        "caption without image",
+        "duplicate key",
+        "NaN or Inf",
+        "sample without embedding",
+        "embedding without sample",
+    ):
+        assert reason in printed
+    assert "6 clusters, of 298 samples" in run("cluster", catalog, "--clusters", 6)
+    assert "2 samples have no embedding" in run("cluster", catalog, "--clusters", 6)
+    assert "74 of 298" in run("plan", catalog, "subset", "--method", "dbp", "--keep", 0.25)
+    assert "149 of 298" in run("plan", catalog, "epochs", "--method", "dynamics", "--keep", 0.5)
+    told = json.loads(run("explain", catalog, "epochs", "--epochs", 3, "--clusters", "--json"))
+    assert [epoch["total"] for epoch in told["epochs"]] == [149] * 3
+    assert sum(item["size"] for item in told["cluster_list"]) == 298
+    run("draw", catalog, "epochs", "--epoch", 2, "--output", tmp_path / "e.parquet")
+    assert sum(pq.read_table(tmp_path / "e.parquet")["copies"].to_pylist()) == 149
+    run("export", catalog, "subset", tmp_path / "s.npy", "--to", "datacomp")
+    assert len(np.load(tmp_path / "s.npy")) == 74
+    run("export", catalog, "epochs", tmp_path / "r.json", "--to", "rates-json")
+    assert "149 of 300" in run("plan", catalog, "theirs", "--rates", tmp_path / "r.json")
+    status = json.loads(run("status", catalog, "--json"))
+    assert [item["name"] for item in status["plans"]] == ["epochs", "subset", "theirs"]
+    assert {item["reason"]: item["rows"] for item in status["left out"]}["duplicate key"] == 1
+    for words in ("subset", "theirs"):
+        assert "epochs (" in run("explain", catalog, words)
+    assert "complete" in run("status", catalog)
+
+
+def test_embedding_from_the_shards(pool, tmp_path):
+    run("import", pool / "shards", tmp_path / "catalog")
+    assert "no image embeddings" in run("cluster", tmp_path / "catalog", "--clusters", 3, code=2)
+    assert "300 of 300" in run("embed", tmp_path / "catalog", "--encoder", "pixels", "--workers", 2)
+    assert "0 of 0" in run("embed", tmp_path / "catalog", "--encoder", "pixels")
+    assert "6 clusters" in run("cluster", tmp_path / "catalog", "--clusters", 6)
+    error = run("import", pool / "shards", pool / "embeddings", tmp_path / "catalog")
+    assert "nothing new" in error
+
+
+def test_relocated_shards_are_found_again(pool, tmp_path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "00000.tar").write_bytes((pool / "shards" / "00000.tar").read_bytes())
+    run("import", moved, tmp_path / "catalog")
+    moved.rename(tmp_path / "elsewhere")
+    assert "1 paths" in run("relocate", tmp_path / "catalog", moved, tmp_path / "elsewhere")
+    assert "300 of 300" in run("embed", tmp_path / "catalog", "--encoder", "pixels", "--workers", 1)
+    assert "no shard's path begins with" in run("relocate", tmp_path / "catalog", "/nowhere", "/there", code=2)
+
+
+def test_mistakes_are_one_line_and_exit_code_2(pool, tmp_path):
+    catalog = tmp_path / "catalog"
+    (tmp_path / "empty").mkdir()
+    assert "nothing to import in" in run("import", tmp_path / "empty", catalog, code=2)
+    assert "nothing to import in" in run("import", tmp_path / "missing", catalog, code=2)
+    assert "at least one SOURCE" in run("import", catalog, code=2)
+    assert "is no catalog" in run("status", tmp_path / "empty", code=2)
+    (tmp_path / "garbage.tar").write_bytes(b"garbage" * 1000)
+    assert "not a tar" in run("import", tmp_path / "garbage.tar", catalog, code=2)
+    assert "holds no samples" in run("import", pool / "embeddings", catalog, code=2)
+    run("import", pool / "shards", pool / "embeddings", catalog)
+    assert "no clustering named 'main' (there: none)" in run(
+        "plan", catalog, "p", "--method", "dbp", "--keep", 0.5, code=2
+    )
+    assert "no plan named 'p' (there: none)" in run("explain", catalog, "p", code=2)
+    assert "--max-memory '8'" in run("cluster", catalog, "--clusters", 3, "--max-memory", "8", code=2)
+    assert "either --method or --rates" in run("plan", catalog, "p", code=2)
+    assert "--keep does nothing with --rates" in run("plan", catalog, "p", "--rates", "x.json", "--keep", 0.5, code=2)
+    assert "No such option" in run("plan", catalog, "p", "--metod", "dbp", code=2)
+
+
+def test_help_answers_without_importing_anything_heavy():
+    code = (
+        "import sys, tailwise.cli, tailwise\n"
+        "heavy = {'numpy', 'torch', 'pyarrow', 'numba', 'fsspec', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "command", ["import", "embed", "cluster", "plan", "explain", "draw", "export", "status", "relocate", "demo"]
+)
+def test_every_help_shows_an_example(command):
+    assert f"tailwise {command}" in run(command, "--help")
+
+
+def test_the_python_api_has_the_same_verbs():
+    import tailwise
+
+    for name in tailwise.__all__:
+        assert getattr(tailwise, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = tailwise.nothing
