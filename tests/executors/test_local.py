@@ -44,7 +44,7 @@ def test_results_come_in_order_even_if_later_ones_are_ready_first():
 def test_errors_come_through_in_their_place(workers):
     results = map_ordered(math.sqrt, [1.0, 4.0, -1.0, 9.0], workers)
     assert [next(results), next(results)] == [1.0, 2.0]
-    with pytest.raises(ValueError, match="domain error|nonnegative"):
+    with pytest.raises(ValueError, match=r"domain error|nonnegative"):
         next(results)
 
 

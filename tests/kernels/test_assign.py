@@ -139,6 +139,23 @@ def test_zero_rows_are_missing(unit_rows, path):
     assert (similarity[[1, 4]] == 0).all()
 
 
+def test_rows_of_zeros_have_no_candidates(unit_rows, monkeypatch):
+    """Every centroid is as near to them as any other: a device would hold all pairs at once."""
+    resolve, most = assign_module._resolve_torch, []
+
+    def spy(scores, x, centroids, first, error, labels, dots):
+        most.append(
+            (scores >= torch.maximum(scores.amax(1).double() - 2 * error, dots - error)[:, None]).sum(1).tolist()
+        )
+        resolve(scores, x, centroids, first, error, labels, dots)
+
+    monkeypatch.setattr(assign_module, "_resolve_torch", spy)
+    monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
+    x = np.concatenate([np.zeros((2, 16), np.float16), unit_rows(1, 16)])
+    assign(x, unit_rows(50, 16, seed=1, dtype=np.float32), device="cpu")
+    assert most == [[0, 0, 1]]
+
+
 def test_no_rows(path):
     labels, similarity = assign(np.empty((0, 4), np.float16), np.eye(4, dtype=np.float32), device="cpu")
     assert (labels.dtype, similarity.dtype, len(labels), len(similarity)) == (np.int32, np.float64, 0, 0)
@@ -189,6 +206,45 @@ def test_reduced_precision_elsewhere_in_the_process_changes_nothing(unit_rows, p
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def set_precision():
+    """Sets a backend's float32 precision by torch's newer switch, and puts it back."""
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("torch before 2.9 has the old switch alone")
+    changed = []
+
+    def change(backend, precision):
+        changed.append((backend, backend.fp32_precision))
+        backend.fp32_precision = precision
+
+    yield change
+    for backend, precision in changed:
+        backend.fp32_precision = precision
+
+
+def test_the_newer_precision_switch_changes_nothing(unit_rows, monkeypatch, set_precision):
+    x, centroids = unit_rows(100, 16, seed=17), near_copies(unit_rows, 40, 16)
+    expected = brute_force(x, centroids)
+    monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
+    set_precision(torch.backends.cuda.matmul, "tf32")
+    assert_same(assign(x, centroids, device="cpu"), expected)
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def test_the_cpu_product_is_of_full_precision(unit_rows, monkeypatch, set_precision):
+    """Some CPUs have bfloat16 products too, which "medium" allows."""
+    precisions, product = set(), torch.mm
+
+    def spy(*operands):
+        precisions.add(torch.backends.mkldnn.matmul.fp32_precision)
+        return product(*operands)
+
+    monkeypatch.setattr(torch, "mm", spy)
+    set_precision(torch.backends.mkldnn.matmul, "bf16")
+    assign(unit_rows(100, 16), unit_rows(40, 16, seed=1, dtype=np.float32), device="cpu")
+    assert precisions == {"ieee"}
 
 
 @pytest.mark.gpu

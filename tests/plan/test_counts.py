@@ -106,6 +106,13 @@ def test_ties_go_to_the_lower_index():
     np.testing.assert_array_equal(next_counts(position, np.full(4, UNITS // 2))[0], [0, 0, 1, 1])
 
 
+def test_ties_among_many_go_to_the_lower_indices():
+    counts, position = next_counts(StreamPosition.start(1000), np.full(1000, UNITS // 4))
+    np.testing.assert_array_equal(np.flatnonzero(counts), np.arange(250))
+    counts, _ = next_counts(position, np.full(1000, UNITS // 4))
+    np.testing.assert_array_equal(np.flatnonzero(counts), np.arange(250, 500))
+
+
 def test_a_whole_quota_stays_whole_beside_fractional_ones():
     """An accumulated deficit must not push a capped cluster above its cap."""
     position = StreamPosition(1, np.array([0, 1, 1]), np.array([UNITS - 1, -UNITS // 2, 1 - UNITS // 2]))

@@ -114,5 +114,5 @@ def test_one_empty_source_among_good_ones_is_told(tmp_path, pool):
 
 
 def test_unknown_format_lists_the_known():
-    with pytest.raises(UserError, match="unknown format 'parquetx'.*webdataset, clip-retrieval"):
+    with pytest.raises(UserError, match=r"unknown format 'parquetx'.*webdataset, clip-retrieval"):
         find(["anything"], "parquetx")

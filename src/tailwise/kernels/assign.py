@@ -7,6 +7,8 @@ every centroid within twice that of a row's best score is a candidate. Candidate
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -114,15 +116,16 @@ class Assigner:
         rows = np.ascontiguousarray(to_grid(x))
         norms = row_norms(rows)
         labels = np.full(len(rows), MISSING, np.int32)
-        dots = np.full(len(rows), _NONE, np.float64)
+        missing = norms == 0
+        dots = np.where(
+            missing, -_NONE, _NONE
+        )  # so that rows of zeros, to which every centroid is equal, have no candidates
         for start in range(0, len(rows), TILE_ROWS):
             tile = slice(start, start + TILE_ROWS)
             if self.device.type == "cpu":
                 self._assign_cpu(rows[tile], labels[tile], dots[tile])
             else:
                 self._assign_device(rows[tile], labels[tile], dots[tile])
-        missing = norms == 0
-        labels[missing] = MISSING
         return labels, np.where(missing, 0.0, dots / np.where(missing, 1.0, norms))
 
     def _assign_cpu(
@@ -130,7 +133,8 @@ class Assigner:
     ) -> None:
         left = torch.from_numpy(x)
         for first in range(0, len(self.centroids), TILE_CENTROIDS):
-            scores = torch.mm(left, self._on_device[first : first + TILE_CENTROIDS].T).numpy()
+            with _full_precision():
+                scores = torch.mm(left, self._on_device[first : first + TILE_CENTROIDS].T).numpy()
 
             def resolve(start: int, stop: int, scores: npt.NDArray[np.float32] = scores, first: int = first) -> None:
                 _resolve_rows(scores, x, self.centroids, first, self.error, labels, dots, start, stop)
@@ -149,15 +153,29 @@ class Assigner:
         labels[:], dots[:] = device_labels.cpu().numpy(), device_dots.cpu().numpy()
 
 
-class _full_precision:  # noqa: N801  (a context manager, read as a verb)
-    """Keeps CUDA matrix products in float32: TF32 would break the screening's error bound."""
-
-    def __enter__(self) -> None:
-        self.before = torch.get_float32_matmul_precision()
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keeps matrix products in float32, whatever the user allows elsewhere: TF32 or bfloat16 would break the screening's error bound."""
+    if not hasattr(torch.backends, "fp32_precision"):  # torch < 2.9
+        before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_float32_matmul_precision(self.before)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    backends = (
+        torch.backends.cuda.matmul,
+        torch.backends.mkldnn.matmul,
+    )  # the older switch can't be read once these were set
+    precisions = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, precisions, strict=True):
+            backend.fp32_precision = precision
 
 
 def resolve_device(device: str) -> str:

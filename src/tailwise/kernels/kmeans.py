@@ -93,11 +93,12 @@ def _reseed_empty(centroids: npt.NDArray[np.float32], sizes: npt.NDArray[np.int6
     """Splits the largest clusters in two, one for each empty cluster, by a small perturbation of both halves' centroids."""
     empty = np.flatnonzero(sizes == 0)
     donors = np.argsort(-sizes, kind="stable")[: len(empty)]
-    tilt = np.where(np.arange(centroids.shape[1]) % 2 == 0, 1 + 2.0**-10, 1 - 2.0**-10)
+    dimension = centroids.shape[1]
+    tilt = np.where(np.arange(dimension) % 2 == 0, 1.0, -1.0) * 2.0**-10 / np.sqrt(dimension)
     for target, donor in zip(empty, donors, strict=True):
         if sizes[donor] > 1:
             original = centroids[donor].astype(np.float64)
-            centroids[[target, donor]] = unit_rows_on_grid(np.stack([original * tilt, original * (2 - tilt)]))
+            centroids[[target, donor]] = unit_rows_on_grid(np.stack([original + tilt, original - tilt]))
     return centroids
 
 
@@ -110,14 +111,17 @@ def chosen_rows(first: int, count: int, share: float, key: np.uint64) -> npt.NDA
 
 def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> npt.NDArray[Any]:
     """About 16 rows a centroid, all rows if there are few; without rows of zeros."""
-    share = SEEDING_ROWS_PER_CENTROID * k / max(sum(len(block) for block in blocks), 1)
-    if share > 0.5:
-        share = 1.0
+    wanted = SEEDING_ROWS_PER_CENTROID * k
+    share = wanted / max(sum(len(block) for block in blocks), 1)
     key = stream_key(seed, "seeding sample")
-    kept = [chunk[chosen_rows(first, len(chunk), share, key)] for first, chunk in row_chunks(blocks, CHUNK_ROWS)]
-    sample = np.concatenate(kept) if kept else np.empty((0, 1))
-    present: npt.NDArray[Any] = sample[sample.any(axis=1)]
-    return present
+    while True:
+        share = 1.0 if share > 0.5 else share
+        kept = [chunk[chosen_rows(first, len(chunk), share, key)] for first, chunk in row_chunks(blocks, CHUNK_ROWS)]
+        sample = np.concatenate(kept) if kept else np.empty((0, 1))
+        present: npt.NDArray[Any] = sample[sample.any(axis=1)]
+        if share >= 1 or 2 * len(present) >= wanted:
+            return present
+        share *= 2  # most rows are zeros
 
 
 def seed_centroids(

@@ -101,7 +101,7 @@ def method_options(name: str, given: Mapping[str, float | None]) -> dict[str, fl
         if value is None:
             continue
         if option not in options:
-            having = ", ".join(known for known, item in METHODS.items() if option in item.options)
+            having = ", ".join(known for known, item in METHODS.items() if option in item.options) or "no method"
             raise UserError(f"--{option} does nothing with method {name!r}; it belongs to {having}")
         options[option] = value
     if not 0 <= options.get("alpha", 0) <= 1:

@@ -122,16 +122,21 @@ def round_to_sum(
     floors = np.floor(values)
     quotas = np.clip(floors.astype(np.int64), lower, upper)
     remainders = values - floors
-    missing = total - int(quotas.sum())
-    while missing:
+    inside = (values > lower) & (values < upper)
+    while missing := total - int(quotas.sum()):
         step = 1 if missing > 0 else -1
         room = (upper - quotas) if missing > 0 else (quotas - lower)
-        open_ = np.flatnonzero(room > 0)
-        share, rest = divmod(abs(missing), len(open_))
-        if share:  # only when float error, or clipping, moved the sum by more than one unit a cluster
-            quotas[open_] += step * np.minimum(share, room[open_])
-        else:
-            order = np.lexsort((open_, -priority[open_], -step * remainders[open_]))
-            quotas[open_[order[:rest]]] += step
-        missing = total - int(quotas.sum())
+        open_ = np.flatnonzero(inside & (room > 0))  # a quota on its bound was meant to be there
+        if not len(open_):
+            open_ = np.flatnonzero(room > 0)
+        if abs(missing) > len(
+            open_
+        ):  # only through float error, which is in proportion to the value, or through clipping
+            parts = values[open_] / max(float(values[open_].sum()), 1.0)
+            share = np.minimum((abs(missing) * parts).astype(np.int64), room[open_])
+            if share.any():
+                quotas[open_] += step * share
+                continue
+        order = np.lexsort((open_, -priority[open_], -step * remainders[open_]))
+        quotas[open_[order[: abs(missing)]]] += step
     return quotas

@@ -21,7 +21,7 @@ from tailwise.kernels.jit import jit
 from tailwise.kernels.permute import SMALL, next_prime, permute
 from tailwise.plan.counts import StreamPosition, next_counts
 
-MAX_CLUSTER = 1 << 32
+MAX_CLUSTER = 4_294_967_291  # the greatest prime below 2³²: permutations work modulo a prime of 32 bits
 _KEYS = np.uint64(1 << 40)  # counters of keys begin here; permutations use the small ones
 
 
@@ -182,10 +182,10 @@ class Stream:
             seed: decides all permutations.
 
         Raises:
-            ValueError: a cluster has 2³² members or more.
+            ValueError: a cluster has more than MAX_CLUSTER members.
         """
-        if sizes.max(initial=0) >= MAX_CLUSTER:
-            raise ValueError(f"a cluster has {sizes.max():,} members; at most {MAX_CLUSTER - 1:,} are possible")
+        if sizes.max(initial=0) > MAX_CLUSTER:
+            raise ValueError(f"a cluster has {sizes.max():,} members; at most {MAX_CLUSTER:,} are possible")
         self.sizes = sizes
         self._quotas = quotas
         self._base = stream_key(seed, "stream")
