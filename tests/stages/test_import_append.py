@@ -179,9 +179,6 @@ def test_imported_embeddings_do_not_mix_with_an_encoders(run, tmp_path, old, new
 # --- bad tars, and keys that come again ---------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a tar without good samples counts as new in every import, and alone it is a UserError"
-)
 def test_the_same_import_again_with_a_bad_tar_does_nothing(run, tmp_path, old):
     (tmp_path / "old" / "00009.tar").write_bytes(b"<html>not found</html>")
     catalog = run(tmp_path / "old").catalog
@@ -191,10 +188,7 @@ def test_the_same_import_again_with_a_bad_tar_does_nothing(run, tmp_path, old):
     assert catalog.rejected().equals(listed)
 
 
-LOST = "a part without samples is not of the snapshot, so that the next import writes over its list of rejections"
-
-
-@pytest.mark.parametrize("part_rows", [pytest.param(5, marks=pytest.mark.xfail(strict=True, reason=LOST)), 100])
+@pytest.mark.parametrize("part_rows", [5, 100])
 def test_rejections_of_the_first_import_outlive_the_second(run, tmp_path, old, new, rejected_counts, part_rows):
     """The bad tar comes after the last good one: with 5 rows a part, it stands alone in a part without samples."""
     (tmp_path / "old" / "00009.tar").write_bytes(b"<html>not found</html>")
@@ -204,9 +198,6 @@ def test_rejections_of_the_first_import_outlive_the_second(run, tmp_path, old, n
     assert rejected_counts(catalog) == {("import", "not a tar"): 1}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="keys are looked up among the lacking parts alone, where this one is not ambiguous"
-)
 def test_embeddings_of_a_key_in_old_and_new_tars(run, tmp_path, old, make_pool, make_vectors, make_embeddings):
     """The first tars' embeddings must not be taken for those of new samples that happen to have the same keys."""
     vectors = make_vectors(old)

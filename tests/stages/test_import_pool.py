@@ -317,9 +317,6 @@ def test_whole_partitions_that_can_not_be_used(
     assert rejected_counts(catalog) == {(STAGE, fault): lost, (STAGE, "sample without embedding"): len(bad)}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the first partition decides the width, and all good ones are refused for its sake"
-)
 def test_one_partition_of_another_width_does_not_decide(
     run, tmp_path, keys, make_vectors, make_embeddings, make_partition
 ):

@@ -166,7 +166,7 @@ def _full_precision() -> Iterator[None]:
         return
     backends = (
         torch.backends.cuda.matmul,
-        torch.backends.mkldnn.matmul,
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
     )  # the older switch can't be read once these were set
     precisions = [backend.fp32_precision for backend in backends]
     for backend in backends:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tokenize
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ class BadPartition:
     reason: str
     detail: str
     rows: int
+
+
+def common_dimension(partitions: list[Partition]) -> int | None:
+    """The width d that most rows have, so that one bad file doesn't decide; None if no file is readable."""
+    rows: Counter[int] = Counter()
+    for partition in partitions:
+        try:
+            array = read_array(partition.array)
+        except _DAMAGE:
+            continue
+        if array.ndim == 2:
+            rows[array.shape[1]] += len(array)
+    return rows.most_common(1)[0][0] if rows else None
 
 
 def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDArray[Any], pa.Array] | BadPartition:

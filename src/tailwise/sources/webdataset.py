@@ -148,8 +148,8 @@ def _reject_damage(grouped: _Grouped, index: TarIndex, path: str) -> None:
 
 
 def image_of(members: dict[str, Member]) -> str | None:
-    """The extension of a sample's image: the first of IMAGE_EXTENSIONS that is there."""
-    return next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
+    """The extension of a sample's image: the first of IMAGE_EXTENSIONS that is there and not empty."""
+    return next((name for name in IMAGE_EXTENSIONS if name in members and members[name].size), None)
 
 
 def _samples(grouped: _Grouped, stream: BinaryIO, sidecar: dict[str, Record], path: str) -> Iterator[Record]:
@@ -157,8 +157,8 @@ def _samples(grouped: _Grouped, stream: BinaryIO, sidecar: dict[str, Record], pa
         extension = image_of(members)
         text = members.get("txt")
         if extension is None and text is None:
-            if "json" in members:
-                grouped.rejected.append(_rejection(path, "neither image nor caption", key))
+            there = ", ".join(f".{name}" for name in members)
+            grouped.rejected.append(_rejection(path, "neither image nor caption", key, f"only {there}"))
             continue
         if extension is None or text is None:
             reason = "caption without image" if extension is None else "image without caption"

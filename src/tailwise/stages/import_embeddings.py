@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import normalise_rows, open_column, write_part
-from tailwise.catalog.files import create_array, read_array
+from tailwise.catalog.files import create_array, read_array, read_json, write_json
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.errors import UserError
 from tailwise.progress import Track
-from tailwise.sources.clip_retrieval import BadPartition, Partition, open_partition
+from tailwise.sources.clip_retrieval import BadPartition, Partition, common_dimension, open_partition
 from tailwise.stages.report import Rejections, RejectionWriter
 
 CHUNK_ROWS = 65_536
@@ -61,25 +61,46 @@ def import_embeddings(
         UserError: not one embedding belongs to a sample, or the column was made by an encoder.
     """
     snapshot = catalog.snapshot()
-    lacking = [part for part in catalog.parts(snapshot) if not _marker(catalog, column, part).exists()]
-    if not lacking:
+    pending = catalog.embedding_folder(column) / "pending.json"
+    parts = _parts_to_fill(catalog, column, partitions, pending)
+    if not parts:
         return None
     work = catalog.embedding_folder(column) / "joining"
-    listed = catalog.folder / "rejected" / f"{column}-embeddings-{snapshot.number:06d}.parquet"
     shutil.rmtree(work, ignore_errors=True)
     try:
-        with rejections.writer(listed) as log:
-            join = _Join(catalog, column, lacking, work, log)
+        with rejections.writer(_listed(catalog, column, f"{snapshot.number:06d}")) as log:
+            join = _Join(catalog, column, parts, work, log)
             join.plan_reads(partitions, track)
             if not join.matched:
-                raise UserError(_nothing_matched(catalog, lacking[0], partitions, join))
+                raise UserError(_nothing_matched(catalog, parts[0], partitions, join))
             open_column(catalog, column, join.dimension or 0, ENCODER)
+            write_json(pending, {"first_part": parts[0].number, "partitions": _addresses(partitions)})
             embedded = sum(
-                join.gather(part, partitions) for part in track(lacking, f"{column} embeddings", len(lacking))
+                join.gather(part, partitions, rejections) for part in track(parts, f"{column} embeddings", len(parts))
             )
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return ColumnImport(column, join.dimension or 0, embedded, sum(part.rows for part in lacking))
+    pending.unlink()
+    return ColumnImport(column, join.dimension or 0, embedded, sum(part.rows for part in parts))
+
+
+def _parts_to_fill(catalog: Catalog, column: str, partitions: list[Partition], pending: Path) -> list[Part]:
+    """The parts that lack the column; after an interruption, with those that the same import had filled by then.
+
+    The latter are joined again, so that what is ambiguous, or left out, doesn't depend on the interruption.
+    """
+    parts = catalog.parts()
+    if pending.exists() and (begun := read_json(pending))["partitions"] == _addresses(partitions):
+        return parts[begun["first_part"] :]
+    return [part for part in parts if not _marker(catalog, column, part).exists()]
+
+
+def _addresses(partitions: list[Partition]) -> list[str]:
+    return [str(partition.array) for partition in partitions]
+
+
+def _listed(catalog: Catalog, column: str, of: str) -> Path:
+    return catalog.folder / "rejected" / f"{column}-embeddings-{of}.parquet"
 
 
 def _marker(catalog: Catalog, column: str, part: Part) -> Path:
@@ -129,13 +150,13 @@ class _Join:
 
     def plan_reads(self, partitions: list[Partition], track: Track) -> None:
         """Notes for every row where its embedding lies."""
+        self.dimension = self.dimension or common_dimension(partitions)
         for number, partition in enumerate(track(partitions, f"joining {self.column} keys", len(partitions))):
             opened = open_partition(partition, self.dimension)
             if isinstance(opened, BadPartition):
                 self._reject(opened.reason, str(partition.array), None, opened.detail, opened.rows)
                 continue
-            array, keys = opened
-            self.dimension = array.shape[1]
+            _, keys = opened
             for start in range(0, len(keys), CHUNK_ROWS):
                 self._plan_chunk(number, str(partition.array), start, keys.slice(start, CHUNK_ROWS))
 
@@ -143,12 +164,14 @@ class _Join:
         names = [key if key is not None else "" for key in keys.to_pylist()]
         rows = self.index.find(names)
         positions = start + np.arange(len(rows))
+        absent = rows == ABSENT
+        if self.earlier is not None:
+            known = self.earlier.find(names) != ABSENT
+            rows[known & ~absent] = AMBIGUOUS
+            absent &= ~known
         for at in np.flatnonzero(rows == AMBIGUOUS):
             self._reject("ambiguous key", file, names[at], "several samples have it")
-        absent = np.flatnonzero(rows == ABSENT)
-        if self.earlier is not None and absent.size:
-            absent = absent[self.earlier.find([names[at] for at in absent]) == ABSENT]
-        for at in absent:
+        for at in np.flatnonzero(absent):
             self._reject("embedding without sample", file, names[at])
             self.stranger = self.stranger or names[at]
         hits = np.flatnonzero(rows >= 0)
@@ -162,14 +185,28 @@ class _Join:
         self.position[rows[keep] - self.first_row] = positions[keep]
         self.matched += int(keep.sum())
 
-    def gather(self, part: Part, partitions: list[Partition]) -> int:
+    def gather(self, part: Part, partitions: list[Partition], rejections: Rejections) -> int:
         """Writes the column for one part, whole or not at all; returns how many of its rows have an embedding."""
+        marker = _marker(self.catalog, self.column, part)
+        if marker.exists():
+            if (listed := _listed(self.catalog, self.column, part.name)).exists():
+                rejections.count(listed)
+            return int(read_json(marker)["embedded"])
         sources = {number: read_array(partitions[number].array) for number in self._used(part)}
-        return write_part(self.catalog, self.column, part, self.dimension or 0, self._chunks(part, partitions, sources))
+        return write_part(
+            self.catalog, self.column, part, self.dimension or 0, self._logged(part, partitions, sources, rejections)
+        )
 
     def _used(self, part: Part) -> list[int]:
         used = np.unique(self.partition[part.first_row - self.first_row :][: part.rows])
         return [int(number) for number in used if number >= 0]
+
+    def _logged(
+        self, part: Part, partitions: list[Partition], sources: dict[int, npt.NDArray[Any]], rejections: Rejections
+    ) -> Iterator[npt.NDArray[np.float16]]:
+        """The chunks of one part; what they leave out is on disk when the last is taken, before the part's marker."""
+        with rejections.writer(_listed(self.catalog, self.column, part.name)) as self.log:
+            yield from self._chunks(part, partitions, sources)
 
     def _chunks(
         self, part: Part, partitions: list[Partition], sources: dict[int, npt.NDArray[Any]]

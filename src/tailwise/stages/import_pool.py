@@ -74,5 +74,9 @@ def import_pool(
         if (made := import_embeddings(catalog, column, partitions, rejections, track))
     ]
     now = catalog.snapshot()
+    known = set(catalog.shards().column("path").to_pylist())
+    if found.tars and not columns and known.isdisjoint(found.tars):
+        reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
+        raise UserError(f"nothing good in {', '.join(sources)} ({reasons}): see {catalog.folder / 'rejected'}")
     old_shards, old_rows = (before[-1].shards, before[-1].rows) if before else (0, 0)
     return ImportReport(catalog, now, now.shards - old_shards, now.rows - old_rows, columns, rejections)

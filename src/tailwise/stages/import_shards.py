@@ -92,14 +92,14 @@ def import_shards(
         part_rows: a part is closed by the shard that brings it to this many rows.
 
     Returns:
-        The new snapshot, or None if there was nothing new.
+        The new snapshot, or None if there was nothing new, or nothing good in it.
 
     Raises:
-        UserError: a tar changed since it was imported, or no new tar holds any sample.
+        UserError: a tar changed since it was imported, or the catalog is empty and no tar holds any sample.
     """
     before = catalog.snapshots()
     known = catalog.shards()
-    new = _new_tars(known, tars)
+    new = _new_tars(catalog, known, tars)
     if not new:
         return None
     part = _Part(before[-1].parts if before else 0, known.num_rows)
@@ -114,12 +114,14 @@ def import_shards(
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
     contents = zip(rest, map_ordered(read_shard, [path for path, _ in rest], workers), strict=True)
     for (path, _), content in track(contents, "indexing tars", len(rest)):
-        part.add(path, content)
-        if part.rows >= part_rows:
+        if part.rows >= part_rows and content.samples.num_rows:  # tars without samples go with the part before them
             shards += _write_part(catalog, part, rejections)
             part = _Part(part.number + 1, part.first_shard + len(part.shards))
+        part.add(path, content)
     if part.tars:
         shards += _write_part(catalog, part, rejections)
+    if not shards and before:
+        return None
     if not shards:
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
         raise UserError(f"no sample with image and caption in {len(new)} new tar(s), first {new[0][0]} ({reasons})")
@@ -127,7 +129,8 @@ def import_shards(
     return catalog.append_snapshot(table, shards[-1]["part"] + 1)
 
 
-def _new_tars(known: pa.Table, tars: dict[str, int]) -> list[tuple[str, int]]:
+def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[tuple[str, int]]:
+    """The tars that are neither in the catalog nor were found to hold nothing good in an earlier import."""
     sizes = dict(zip(known.column("path").to_pylist(), known.column("size_bytes").to_pylist(), strict=True))
     for path, size in tars.items():
         if path in sizes and sizes[path] != size:
@@ -135,7 +138,13 @@ def _new_tars(known: pa.Table, tars: dict[str, int]) -> list[tuple[str, int]]:
                 f"{path} has changed since it was imported ({sizes[path]:,} → {size:,} bytes): put the old file back, "
                 "or import the pool into a new catalog"
             )
-    return [(path, size) for path, size in tars.items() if path not in sizes]
+    parts = range(catalog.snapshot().parts if sizes else 0)
+    read = {tuple(item) for part in parts for item in read_json(_marker(catalog, part))["tars"]}
+    return [(path, size) for path, size in tars.items() if path not in sizes and (path, size) not in read]
+
+
+def _marker(catalog: Catalog, part: int) -> Path:
+    return catalog.samples_path(part).with_suffix(".json")
 
 
 def _rejected_path(catalog: Catalog, part: int) -> Path:
@@ -145,7 +154,7 @@ def _rejected_path(catalog: Catalog, part: int) -> Path:
 def _resumed_parts(catalog: Catalog, first: _Part, tars: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
     """The parts that an interrupted import of the same tars has finished, from `first` on."""
     position, number, shard = 0, first.number, first.first_shard
-    while (marker := catalog.samples_path(number).with_suffix(".json")).exists():
+    while (marker := _marker(catalog, number)).exists():
         content = read_json(marker)
         part_tars = [tuple(item) for item in content["tars"]]
         if part_tars != list(tars[position : position + len(part_tars)]) or content["shards"][0]["shard"] != shard:
@@ -162,5 +171,5 @@ def _write_part(catalog: Catalog, part: _Part, rejections: Rejections) -> list[d
             log.add_table(table)
     if part.samples:
         write_table(path, pa.concat_tables(part.samples, promote_options="default"))
-        write_json(path.with_suffix(".json"), {"tars": part.tars, "shards": part.shards})
+        write_json(_marker(catalog, part.number), {"tars": part.tars, "shards": part.shards})
     return part.shards
