@@ -35,7 +35,10 @@ def test_rows_are_unit_or_zero_with_a_fault(rows):
 
 def test_a_column_takes_one_encoder_and_one_width(small_catalog):
     open_column(small_catalog, "image", 16, "imported")
+    open_column(small_catalog, "text", 6, "transformers:y")  # came to nothing: no part was written
     open_column(small_catalog, "text", 5, "transformers:x")
+    part = small_catalog.parts()[0]
+    write_part(small_catalog, "text", part, 5, [np.zeros((part.rows, 5), np.float16)])
     open_column(small_catalog, "text", 5, "transformers:x")
     for column, dimension, encoder in (
         ("image", 16, "open_clip:ViT-B-32/openai"),

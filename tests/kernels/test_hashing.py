@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels.hashing import GOLDEN, hash_at, hash_range, mix, random_below, stream_key
+from tailwise.kernels.keyed import GOLDEN, hash_at, hash_range, mix, random_below, stream_key
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=100)
 MASK = 2**64 - 1

@@ -7,7 +7,7 @@ from sklearn.cluster import KMeans
 from tailwise.kernels import kmeans as kmeans_module
 from tailwise.kernels.assign import assign
 from tailwise.kernels.grid import GRID, SIMILARITY_UNIT, to_grid, unit_rows_on_grid
-from tailwise.kernels.hashing import stream_key
+from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.kmeans import TooFewDistinctRowsError, chosen_rows, kmeans, seed_centroids
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=25)

@@ -4,8 +4,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels.hashing import hash_range, stream_key
-from tailwise.kernels.permute import SMALL, next_prime, permutation, permute
+from tailwise.kernels.keyed import SMALL, hash_range, next_prime, permutation, permute, stream_key
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 KEY = stream_key(0, "test of permute")

@@ -101,10 +101,11 @@ def test_folders_belong_to_the_key(shard):
     assert keys(content) == ["x/a", "y/a", "v1.2/a"]
 
 
-def test_other_files_are_ignored(shard):
+def test_files_that_make_no_sample_are_told(shard):
     content = shard([("README", b"hello"), *sample("a"), ("a.cls", b"5"), ("b.cls", b"6")])
     assert keys(content) == ["a"]
-    assert content.rejected.num_rows == 0
+    assert content.rejected["reason"].to_pylist() == ["neither image nor caption"] * 2
+    assert content.rejected["key"].to_pylist() == ["README", "b"]
 
 
 def test_zero_bytes_are_a_shard_of_nothing(tmp_path):

@@ -76,9 +76,12 @@ def test_appending_makes_a_snapshot_and_leaves_the_first_as_it_was(
     np.testing.assert_array_equal(embeddings(catalog, first), rows)
     check_embeddings(catalog, vectors)
     bytes_after, stamps_after = tree_bytes(catalog.folder), stamps(catalog.folder)
-    assert {name for name in bytes_before if bytes_after[name] != bytes_before[name]} == {"shards.parquet"}
+    assert {name for name in bytes_before if bytes_after[name] != bytes_before[name]} == {
+        "shards.parquet",
+        "embeddings/image/joins.json",
+    }
     touched = {path.name for path in stamps_before if stamps_after[path] != stamps_before[path]}
-    assert touched == {"shards.parquet"}
+    assert touched == {"shards.parquet", "joins.json"}
     assert catalog.rejected() is None
 
 
@@ -167,13 +170,16 @@ def test_appended_embeddings_have_the_width_of_the_old(run, tmp_path, old, new, 
 
 
 def test_imported_embeddings_do_not_mix_with_an_encoders(run, tmp_path, old, new, make_vectors, make_embeddings):
-    from tailwise.catalog.embeddings import open_column
+    from tailwise.catalog.embeddings import open_column, write_part
 
     catalog = run(tmp_path / "old").catalog
     open_column(catalog, "image", 8, "open_clip:ViT-B-32/openai")
+    part = catalog.parts()[0]
+    write_part(catalog, "image", part, 8, [np.zeros((part.rows, 8), np.float16)])
+    before = (catalog.embedding_folder("image") / f"{part.name}.npy").read_bytes()
     with pytest.raises(UserError, match=r"open_clip:ViT-B-32/openai.*encoders can't be mixed"):
         run(make_embeddings(tmp_path / "first", make_vectors(old)))
-    assert not list(catalog.embedding_folder("image").glob("*.npy"))
+    assert (catalog.embedding_folder("image") / f"{part.name}.npy").read_bytes() == before
 
 
 # --- bad tars, and keys that come again ---------------------------------------------------------------------------------
@@ -205,3 +211,43 @@ def test_embeddings_of_a_key_in_old_and_new_tars(run, tmp_path, old, make_pool, 
     make_pool(tmp_path / "other source", [3])  # with the keys of the first tar
     with pytest.raises(UserError, match="ambiguous"):
         run(tmp_path / "other source", tmp_path / "first")
+
+
+def test_embeddings_may_come_in_two_goes(
+    run, tmp_path, old, make_vectors, make_embeddings, tree_bytes, rejected_counts
+):
+    """Those that are there stay as they are, those that were lacking come in, and again it changes nothing."""
+    vectors = make_vectors(old)
+    make_embeddings(tmp_path / "one", {key: vectors[key] for key in old[:2]})
+    make_embeddings(tmp_path / "two", {key: vectors[key] for key in old[1:]})
+    catalog = run(tmp_path / "old", tmp_path / "one").catalog
+    assert rejected_counts(catalog) == {("image embeddings", "sample without embedding"): len(old) - 2}
+    first = embeddings(catalog)
+    report = run(tmp_path / "old", tmp_path / "two")
+    assert report.columns[0].embedded == len(old)
+    check_embeddings(catalog, vectors)
+    np.testing.assert_array_equal(embeddings(catalog)[:2], first[:2])
+    assert rejected_counts(catalog) == {}
+    after = tree_bytes(catalog.folder)
+    assert run(tmp_path / "old", tmp_path / "one").columns == []
+    assert tree_bytes(catalog.folder) == after
+
+
+def test_a_mended_file_of_embeddings_is_taken(run, tmp_path, old, make_vectors, make_embeddings):
+    vectors = make_vectors(old)
+    folder = make_embeddings(tmp_path / "first", vectors, 2)
+    path = folder / "img_emb" / "img_emb_1.npy"
+    good = path.read_bytes()
+    path.write_bytes(good[:50])
+    catalog = run(tmp_path / "old", folder).catalog
+    assert not embeddings(catalog)[1].any()
+    path.write_bytes(good)
+    run(tmp_path / "old", folder)
+    check_embeddings(catalog, vectors)
+
+
+def test_known_embeddings_for_complete_samples_are_no_news(run, tmp_path, old, make_vectors, make_embeddings):
+    vectors = make_vectors(old)
+    run(tmp_path / "old", make_embeddings(tmp_path / "first", {key: vectors[key] for key in old[:2]}))
+    copy = make_embeddings(tmp_path / "copy", {key: vectors[key] for key in old[:2]})
+    assert run(copy).rejections.counts == {}

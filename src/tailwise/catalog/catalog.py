@@ -144,17 +144,26 @@ class Catalog:
         snapshot = Snapshot(number, shards.num_rows, parts, rows, digest(contents))
         write_table(self.folder / "shards.parquet", shards)
         write_json(self.folder / "snapshots" / f"{number:06d}.json", asdict(snapshot))
+        self._forget_parts_from(parts)
         return snapshot
 
+    def _forget_parts_from(self, number: int) -> None:
+        """Removes what an abandoned import left behind the last part."""
+        while (marker := self.samples_path(number).with_suffix(".json")).exists():
+            marker.unlink()
+            self.samples_path(number).unlink(missing_ok=True)
+            number += 1
+
     def relocate(self, old: str, new: str) -> int:
-        """Replaces the leading `old` of the shards' paths by `new`; returns how many paths changed.
+        """Replaces the leading folders `old` of the shards' paths by `new`; returns how many paths changed.
 
         Raises:
             UserError: no path begins so.
         """
+        old, new = old.rstrip("/"), new.rstrip("/")
         table = self.shards()
         paths: list[str] = table.column("path").to_pylist()
-        moved = [new + path[len(old) :] if path.startswith(old) else path for path in paths]
+        moved = [new + path[len(old) :] if path == old or path.startswith(f"{old}/") else path for path in paths]
         changed = sum(before != after for before, after in zip(paths, moved, strict=True))
         if not changed:
             example = paths[0] if paths else "none"

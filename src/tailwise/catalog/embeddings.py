@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ def open_column(catalog: Catalog, column: str, dimension: int, encoder: str) -> 
     """
     path = catalog.embedding_folder(column) / "column.json"
     asked = {"dimension": dimension, "encoder": encoder}
-    if not path.exists():
+    if not path.exists() or not any(path.parent.glob("part-*.json")):  # a column without a part is nobody's yet
         write_json(path, asked)
     elif (found := read_json(path)) != asked:
         raise UserError(
@@ -50,8 +51,24 @@ def open_column(catalog: Catalog, column: str, dimension: int, encoder: str) -> 
         )
 
 
+def part_marker(catalog: Catalog, column: str, part: Part) -> Path:
+    """The done-marker of one part of a column."""
+    return catalog.embedding_folder(column) / f"{part.name}.json"
+
+
+def column_dimension(catalog: Catalog, column: str) -> int | None:
+    """The width d of a column; None if it has no part yet."""
+    folder = catalog.embedding_folder(column)
+    return int(read_json(folder / "column.json")["dimension"]) if any(folder.glob("part-*.json")) else None
+
+
 def write_part(
-    catalog: Catalog, column: str, part: Part, dimension: int, chunks: Iterable[npt.NDArray[np.float16]]
+    catalog: Catalog,
+    column: str,
+    part: Part,
+    dimension: int,
+    chunks: Iterable[npt.NDArray[np.float16]],
+    **notes: int,
 ) -> int:
     """Writes one part of a column, its marker last; returns how many rows have an embedding.
 
@@ -60,7 +77,9 @@ def write_part(
         column: "image" or "text".
         part: which part.
         dimension: width d.
-        chunks: consecutive rows, float16 [n, d], unit norm or all zeros, `part.rows` in all.
+        chunks: consecutive rows, float16 [n, d], unit norm or all zeros, `part.rows` in all; taken to the end before the marker is
+            written.
+        notes: for the marker.
     """
     path = catalog.embedding_folder(column) / f"{part.name}.npy"
     present = 0
@@ -74,5 +93,6 @@ def write_part(
         if start != part.rows:
             raise ValueError(f"{start} rows for a part of {part.rows}")
         del target
-    write_json(path.with_suffix(".json"), {"rows": part.rows, "embedded": present, "digest": file_digest(path)})
+    content = {"rows": part.rows, "embedded": present, "digest": file_digest(path), **notes}
+    write_json(part_marker(catalog, column, part), content)
     return present

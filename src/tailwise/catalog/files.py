@@ -8,14 +8,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Scalar = TypeVar("Scalar", bound=np.generic)
 TEMPORARY_SUFFIX = ".writing"
 
 

@@ -26,7 +26,7 @@ def hash_keys(keys: Iterable[str]) -> npt.NDArray[Any]:
 
 
 class KeyIndex:
-    """Sorted buckets of (hash, row), split by the leading bits of the hash; 24 bytes a row on disk, one bucket in memory at a time."""
+    """Sorted buckets of (hash, row), split by the leading bits of the hash; 32 bytes a row on disk, one bucket in memory at a time."""
 
     def __init__(self, folder: Path, rows: int) -> None:
         """An empty index in `folder` (which should not exist yet) for about `rows` rows."""
@@ -62,6 +62,8 @@ class KeyIndex:
             twin[:-1] |= same
             entries["row"][twin] = AMBIGUOUS
             clashing += int(twin.sum())
+            # The leading halves lie apart, so that a search touches only the pages it needs.
+            write_array(path.with_suffix(".high.npy"), np.ascontiguousarray(entries["high"]))
             write_array(path.with_suffix(".npy"), entries)
             path.unlink()
         return clashing
@@ -75,12 +77,15 @@ class KeyIndex:
             path = self.folder / f"{bucket}.npy"
             if path.exists():
                 asked = np.flatnonzero(buckets == bucket)
-                rows[asked] = _find_in_bucket(read_array(path), hashes[asked])
+                rows[asked] = _find_in_bucket(
+                    read_array(path), read_array(path.with_suffix(".high.npy")), hashes[asked]
+                )
         return rows
 
 
-def _find_in_bucket(entries: npt.NDArray[Any], hashes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    high = np.ascontiguousarray(entries["high"])
+def _find_in_bucket(
+    entries: npt.NDArray[Any], high: npt.NDArray[np.uint64], hashes: npt.NDArray[Any]
+) -> npt.NDArray[np.int64]:
     position = np.searchsorted(high, hashes["high"])
     rows = np.full(len(hashes), ABSENT, np.int64)
     open_ = np.arange(len(hashes))

@@ -24,7 +24,7 @@ def write_rates_json(plan: Plan, _: int, path: Path, track: Track) -> int:
     Raises:
         UserError: two samples share a key.
     """
-    _check_unique_keys(plan)
+    _check_unique_keys(plan, path)
     written = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         stream.write("{")
@@ -44,7 +44,7 @@ def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     Raises:
         UserError: two samples share a key.
     """
-    _check_unique_keys(plan)
+    _check_unique_keys(plan, path)
     total = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for part in drawn_parts(plan, epoch, ["key"], track):
@@ -54,8 +54,8 @@ def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     return total
 
 
-def _check_unique_keys(plan: Plan) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+def _check_unique_keys(plan: Plan, path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
         index = KeyIndex(Path(folder) / "keys", plan.rows)
         for part in plan.catalog.parts(plan.snapshot):
             keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()

@@ -21,6 +21,11 @@ from tailwise.kernels.jit import jit_any_order, split_threads
 TILE_ROWS = 2048
 TILE_CENTROIDS = 2048
 MISSING = -1
+DEVICE_CANDIDATES = 1 << 18  # decided at a time on a device: bounds memory where many centroids are equally near
+_IMPRECISE = (
+    "a float32 matrix product is less precise than float32: some setting lets it run in TF32 or bfloat16 "
+    "(DNNL_DEFAULT_FPMATH_MODE, say); switch that off"
+)
 _NONE = -4.0  # below every dot product of unit vectors
 
 
@@ -40,8 +45,8 @@ def _resolve_rows(
     dots: npt.NDArray[np.float64],
     start: int,
     stop: int,
-) -> None:
-    """Updates labels and dots of rows [start, stop) with the centroids [first, first + scores.shape[1])."""
+) -> bool:
+    """Updates labels and dots of rows [start, stop) with centroids first, first + 1, …; False if a score is too far off."""
     for row in range(start, stop):
         best_score = scores[row, 0]
         for column in range(1, scores.shape[1]):
@@ -55,9 +60,12 @@ def _resolve_rows(
                 dot = 0.0
                 for axis in range(x.shape[1]):
                     dot += np.float64(x[row, axis]) * np.float64(centroids[first + column, axis])
+                if abs(dot - scores[row, column]) > error:
+                    return False
                 if dot > dots[row]:
                     dots[row] = dot
                     labels[row] = first + column
+    return True
 
 
 def _resolve_torch(
@@ -72,7 +80,10 @@ def _resolve_torch(
     """The same as _resolve_rows, in torch operations, for devices."""
     floor = torch.maximum(scores.amax(1).double() - 2 * error, dots - error)
     rows, columns = (scores >= floor[:, None]).nonzero(as_tuple=True)
-    exact = (x[rows].double() * centroids[first + columns].double()).sum(1)
+    pieces = zip(torch.split(rows, DEVICE_CANDIDATES), torch.split(columns, DEVICE_CANDIDATES), strict=True)
+    exact = torch.cat([(x[row].double() * centroids[first + column].double()).sum(1) for row, column in pieces])
+    if bool(((scores[rows, columns].double() - exact).abs() > error).any()):
+        raise ArithmeticError(_IMPRECISE)
     best = dots.clone().scatter_reduce_(0, rows, exact, "amax")
     tied = exact == best[rows]
     # The lowest index among the candidates that reach the best; an earlier tile's centroid wins ties by being lower still.
@@ -112,6 +123,7 @@ class Assigner:
 
         Raises:
             ValueError: a row is neither zero nor of unit norm.
+            ArithmeticError: matrix products are less precise than float32.
         """
         rows = np.ascontiguousarray(to_grid(x))
         norms = row_norms(rows)
@@ -137,7 +149,8 @@ class Assigner:
                 scores = torch.mm(left, self._on_device[first : first + TILE_CENTROIDS].T).numpy()
 
             def resolve(start: int, stop: int, scores: npt.NDArray[np.float32] = scores, first: int = first) -> None:
-                _resolve_rows(scores, x, self.centroids, first, self.error, labels, dots, start, stop)
+                if not _resolve_rows(scores, x, self.centroids, first, self.error, labels, dots, start, stop):
+                    raise ArithmeticError(_IMPRECISE)
 
             split_threads(resolve, len(x), self.threads)
 

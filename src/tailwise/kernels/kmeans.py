@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from tailwise.kernels.assign import MISSING, Assigner
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks, to_grid, unit_rows_on_grid
-from tailwise.kernels.hashing import hash_range, random_below, stream_key
 from tailwise.kernels.jit import jit, split_threads
+from tailwise.kernels.keyed import hash_range, random_below, stream_key
 
 SEEDING_ROWS_PER_CENTROID = 16
 ROUND_SHARE = 4  # a seeding round picks a quarter as many centroids as there are
@@ -115,13 +115,12 @@ def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> np
     share = wanted / max(sum(len(block) for block in blocks), 1)
     key = stream_key(seed, "seeding sample")
     while True:
-        share = 1.0 if share > 0.5 else share
         kept = [chunk[chosen_rows(first, len(chunk), share, key)] for first, chunk in row_chunks(blocks, CHUNK_ROWS)]
         sample = np.concatenate(kept) if kept else np.empty((0, 1))
         present: npt.NDArray[Any] = sample[sample.any(axis=1)]
-        if share >= 1 or 2 * len(present) >= wanted:
+        if share >= 1 or len(present) >= 0.9 * wanted:
             return present
-        share *= 2  # most rows are zeros
+        share = min(2 * share, 1.0) if 2 * len(present) < wanted else 1.1 * share  # many rows are zeros
 
 
 def seed_centroids(
@@ -179,7 +178,7 @@ def kmeans(
     tolerance: float = 1e-5,
     device: str = "auto",
     threads: int | None = None,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
     on_iteration: Callable[[int, float], None] | None = None,
 ) -> KMeansResult:
     """Spherical k-means (Dhillon, Modha 2001): maximises the mean cosine of rows to their centroid.
@@ -192,7 +191,7 @@ def kmeans(
         tolerance: stop when an iteration raised the mean cosine by less.
         device: see `Assigner`; the result doesn't depend on it.
         threads: on the CPU; None for torch's number; the result doesn't depend on it.
-        chunk_rows: rows in memory at a time; the result doesn't depend on it.
+        chunk_rows: rows in memory at a time; None for CHUNK_ROWS; the result doesn't depend on it.
         on_iteration: called after each iteration with its number (from 1) and the mean cosine before its update.
 
     Returns:
@@ -211,7 +210,7 @@ def kmeans(
     centroids = seed_centroids(sample, k, seed=seed, device=device, threads=threads)
     objective: list[float] = []
     for iteration in range(iterations):
-        centroids, mean = _update(blocks, centroids, device, threads, chunk_rows)
+        centroids, mean = _update(blocks, centroids, device, threads, chunk_rows or CHUNK_ROWS)
         objective.append(mean)
         if on_iteration:
             on_iteration(iteration + 1, mean)

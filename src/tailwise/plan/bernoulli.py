@@ -5,39 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.kernels.hashing import hash_at, stream_key
-from tailwise.kernels.jit import jit
-
-_S11 = np.uint64(11)
-_UNIT = 2.0**-53
-
-
-@jit
-def _copies_by_rate(
-    key: np.uint64, rows: npt.NDArray[np.int64], rates: npt.NDArray[np.float32], copies: npt.NDArray[np.uint8]
-) -> None:
-    for at in range(len(rows)):
-        rate = np.float64(rates[at])
-        whole = np.floor(rate)
-        uniform = np.float64(hash_at(key, np.uint64(rows[at])) >> _S11) * _UNIT
-        copies[at] = np.uint8(whole) + (uniform < rate - whole)
-
-
-@jit
-def _copies_by_cluster(
-    key: np.uint64,
-    rows: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int32],
-    rates: npt.NDArray[np.float64],
-    copies: npt.NDArray[np.uint8],
-) -> None:
-    for at in range(len(rows)):
-        label = labels[at]
-        if label >= 0:
-            rate = rates[label]
-            whole = np.floor(rate)
-            uniform = np.float64(hash_at(key, np.uint64(rows[at])) >> _S11) * _UNIT
-            copies[at] = np.uint8(whole) + (uniform < rate - whole)
+from tailwise.kernels.keyed import copies_by_cluster, copies_by_rate, stream_key
 
 
 def bernoulli_copies(
@@ -58,11 +26,16 @@ def bernoulli_copies(
 
     Returns:
         uint8 [n].
+
+    Raises:
+        ValueError: as many rows as rates, or labels, were not given.
     """
+    if len(rows) != len(rates if labels is None else labels):
+        raise ValueError(f"{len(rows)} rows for {len(rates if labels is None else labels)} rates or labels")
     copies = np.zeros(len(rows), np.uint8)
     key = stream_key(seed, "bernoulli", epoch)
     if labels is None:
-        _copies_by_rate(key, rows, rates.astype(np.float32, copy=False), copies)
+        copies_by_rate(key, rows, rates.astype(np.float32, copy=False), copies)
     else:
-        _copies_by_cluster(key, rows, labels, rates.astype(np.float64, copy=False), copies)
+        copies_by_cluster(key, rows, labels, rates.astype(np.float64, copy=False), copies)
     return copies

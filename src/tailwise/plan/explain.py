@@ -161,8 +161,7 @@ def _bins(plan: Plan) -> list[Bin]:
 
 
 def _capped(plan: Plan) -> tuple[int, float]:
-    most = (plan.sizes * int(plan.config["max_repeats"])) << UNIT_BITS
-    capped = (plan.sizes > 0) & (plan.quotas >= most)
+    capped = (plan.sizes > 0) & (plan.quotas >> UNIT_BITS >= plan.sizes * int(plan.config["max_repeats"]))
     return int(capped.sum()), float(plan.quotas[capped].sum() / plan.quotas.sum())
 
 

@@ -118,7 +118,10 @@ def weigh(method: Method, clusters: Clusters, options: Mapping[str, float]) -> n
         UserError: the method's weight is not a positive finite number for each cluster.
     """
     weights = np.asarray(method.weight(clusters, **options), np.float64)
-    if weights.shape != clusters.size.shape or not np.isfinite(weights).all() or (weights <= 0).any():
+    least = (
+        0.0 if method.fill == "shift" else np.nextafter(0.0, 1.0)
+    )  # by scale, a cluster of weight 0 could never be filled
+    if weights.shape != clusters.size.shape or not np.isfinite(weights).all() or (weights < least).any():
         raise UserError(
             f"the weights must be {len(clusters.size)} positive finite numbers, one a cluster "
             f"(got {weights.shape}, least {weights.min():.3g}): change the options {dict(options)}"

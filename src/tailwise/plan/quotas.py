@@ -1,6 +1,6 @@
 """Quotas: how many samples each cluster gives, for a budget.
 
-All quotas are integers of a unit, so that sums are exact: whole samples for static picks, 2⁻³⁰ samples (QUOTA_UNIT) for dynamic ones.
+All quotas are integers of a unit, so that sums are exact: whole samples for static picks, 2⁻³⁰ samples for dynamic ones.
 """
 
 from __future__ import annotations

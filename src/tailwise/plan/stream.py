@@ -9,20 +9,25 @@ can be computed alone, in any order, at a cost that grows with the number of pas
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.kernels.hashing import hash_at, stream_key
-from tailwise.kernels.jit import jit
-from tailwise.kernels.permute import SMALL, next_prime, permute
+from tailwise.kernels.keyed import (
+    advance_slots,
+    first_slots,
+    keys_and_primes,
+    primes_of,
+    stream_key,
+    window_copies,
+)
 from tailwise.plan.counts import StreamPosition, next_counts
 
+KEPT_TRANSITIONS = 4  # a draw needs two; the next epoch shares none of them
 MAX_CLUSTER = 4_294_967_291  # the greatest prime below 2³²: permutations work modulo a prime of 32 bits
-_KEYS = np.uint64(1 << 40)  # counters of keys begin here; permutations use the small ones
 
 
 @dataclass(frozen=True)
@@ -69,109 +74,27 @@ def _window(taken: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], sizes: 
     )
 
 
-@jit
-def _keys_and_primes(
-    base: np.uint64,
-    epoch: int,
-    cluster: npt.NDArray[np.int64],
-    sizes: npt.NDArray[np.int64],
-    tail_start: npt.NDArray[np.int64],
-    head: npt.NDArray[np.int64],
-    keys: npt.NDArray[np.uint64],
-    primes: npt.NDArray[np.int64],
-) -> None:
-    """For each transition: its key, and the primes of the (at most two) permutations it consists of."""
-    for at in range(len(cluster)):
-        keys[at] = hash_at(hash_at(base, np.uint64(cluster[at])), _KEYS + np.uint64(epoch))
-        size, start, taken = sizes[at], tail_start[at], head[at]
-        first = start if taken <= start else size - start
-        primes[at, 0] = next_prime(max(first, 2)) if first > SMALL else 0
-        second = size - taken if taken <= start else 0
-        primes[at, 1] = next_prime(second) if second > SMALL else 0
+@dataclass(frozen=True)
+class _Transitions:
+    """What the straddles of some consecutive epochs do to slots, by cluster.
 
+    Attributes:
+        offsets: int64 [K + 1]: transitions offsets[j] … offsets[j + 1] − 1 are cluster j's, by epoch.
+        tail_start: int64 [m], see _Straddles.
+        head: int64 [m], see _Straddles.
+        keys: uint64 [m], of the permutations.
+        primes: int64 [m, 2], of the permutations.
+    """
 
-@jit
-def _next_slot(slot: int, size: int, tail_start: int, head: int, key: np.uint64, prime: int, second_prime: int) -> int:
-    """The slot in the new pass of the member that held `slot` in the old one."""
-    if head > tail_start:
-        # More is taken than members are left: all who weren't in the tail, and some who were, fill the head.
-        if slot < tail_start:
-            return slot
-        return tail_start + permute(key, size - tail_start, prime, slot - tail_start)
-    if slot < tail_start:  # not in the tail: dealt anew; the first go to the head
-        slot = permute(key, tail_start, prime, slot)
-        if slot < head:
-            return slot
-    return head + permute(hash_at(key, _KEYS), size - head, second_prime, slot - head)
-
-
-@jit
-def _first_slots(
-    base: np.uint64,
-    labels: npt.NDArray[np.int32],
-    ranks: npt.NDArray[np.uint32],
-    sizes: npt.NDArray[np.int64],
-    primes: npt.NDArray[np.int64],
-    slots: npt.NDArray[np.uint32],
-) -> None:
-    for row in range(len(labels)):
-        label = labels[row]
-        if label >= 0:
-            slots[row] = permute(hash_at(base, np.uint64(label)), sizes[label], primes[label], np.int64(ranks[row]))
-
-
-@jit
-def _advance_slots(
-    labels: npt.NDArray[np.int32],
-    sizes: npt.NDArray[np.int64],
-    offsets: npt.NDArray[np.int64],
-    tail_start: npt.NDArray[np.int64],
-    head: npt.NDArray[np.int64],
-    keys: npt.NDArray[np.uint64],
-    primes: npt.NDArray[np.int64],
-    slots: npt.NDArray[np.uint32],
-) -> None:
-    """Applies to each row the transitions [offsets[label], offsets[label + 1]) of its cluster, in order."""
-    for row in range(len(labels)):
-        label = labels[row]
-        if label >= 0:
-            slot = np.int64(slots[row])
-            for at in range(offsets[label], offsets[label + 1]):
-                slot = _next_slot(slot, sizes[label], tail_start[at], head[at], keys[at], primes[at, 0], primes[at, 1])
-            slots[row] = slot
-
-
-@jit
-def _window_copies(
-    labels: npt.NDArray[np.int32],
-    old_slots: npt.NDArray[np.uint32],
-    new_slots: npt.NDArray[np.uint32],
-    start: npt.NDArray[np.int64],
-    stop: npt.NDArray[np.int64],
-    full: npt.NDArray[np.int64],
-    head: npt.NDArray[np.int64],
-    copies: npt.NDArray[np.uint8],
-) -> None:
-    for row in range(len(labels)):
-        label = labels[row]
-        if label >= 0:
-            slot = np.int64(old_slots[row])
-            count = full[label]
-            if start[label] <= slot < stop[label]:
-                count += 1
-            if np.int64(new_slots[row]) < head[label]:
-                count += 1
-            copies[row] = count
-
-
-@jit
-def _primes(sizes: npt.NDArray[np.int64], primes: npt.NDArray[np.int64]) -> None:
-    for at in range(len(sizes)):
-        primes[at] = next_prime(sizes[at]) if sizes[at] > SMALL else 0
+    offsets: npt.NDArray[np.int64]
+    tail_start: npt.NDArray[np.int64]
+    head: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.uint64]
+    primes: npt.NDArray[np.int64]
 
 
 class Stream:
-    """The endless streams of all clusters of a plan."""
+    """The endless streams of all clusters of a plan. Threads may share one."""
 
     def __init__(self, sizes: npt.NDArray[np.int64], quotas: Callable[[int], npt.NDArray[np.int64]], seed: int) -> None:
         """Begins the streams.
@@ -190,19 +113,22 @@ class Stream:
         self._quotas = quotas
         self._base = stream_key(seed, "stream")
         self._primes = np.zeros(len(sizes), np.int64)
-        _primes(sizes, self._primes)
-        self._position = StreamPosition.start(len(sizes))
+        primes_of(sizes, self._primes)
+        self._lock = threading.Lock()
+        # Epochs once computed: these only grow, and what they hold never changes.
+        self._positions = [StreamPosition.start(len(sizes))]
         self._straddles: list[_Straddles] = []
+        self._kept: dict[tuple[int, int], _Transitions] = {}
 
     def position(self, epoch: int) -> StreamPosition:
-        """Where the streams stand before `epoch`; computed from the epochs before it, kept for the next call."""
-        if epoch < self._position.epoch:
-            self._position, self._straddles = StreamPosition.start(len(self.sizes)), []
-        while self._position.epoch < epoch:
-            before = self._position
-            counts, self._position = next_counts(before, self._quotas(before.epoch))
-            self._straddles.append(self._straddles_of(before.epoch, _window(before.taken, counts, self.sizes)))
-        return self._position
+        """Where the streams stand before `epoch`. Computed once, from the epochs before it: 16 bytes a cluster and epoch are kept."""
+        with self._lock:
+            while len(self._positions) <= epoch:
+                before = self._positions[-1]
+                counts, after = next_counts(before, self._quotas(before.epoch))
+                self._straddles.append(self._straddles_of(before.epoch, _window(before.taken, counts, self.sizes)))
+                self._positions.append(after)
+        return self._positions[epoch]
 
     def _straddles_of(self, epoch: int, window: _Window) -> _Straddles:
         cluster = np.flatnonzero(window.head)
@@ -210,41 +136,48 @@ class Stream:
 
     def counts(self, epoch: int) -> npt.NDArray[np.int64]:
         """Copies that each cluster gives in an epoch: int64 [K], summing to the epoch's budget."""
-        return next_counts(self.position(epoch), self._quotas(epoch))[0]
+        return self.position(epoch + 1).taken - self.position(epoch).taken
 
     def first_slots(self, labels: npt.NDArray[np.int32], ranks: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         """Slots of rows before epoch 0: uint32 [n]."""
         slots = np.zeros(len(labels), np.uint32)
-        _first_slots(self._base, labels, ranks, self.sizes, self._primes, slots)
+        first_slots(self._base, labels, ranks, self.sizes, self._primes, slots)
         return slots
 
     def advance_slots(
         self, labels: npt.NDArray[np.int32], slots: npt.NDArray[np.uint32], first: int, last: int
     ) -> npt.NDArray[np.uint32]:
         """Slots before epoch `last`, from those before epoch `first`: uint32 [n]."""
-        self.position(last)
-        return self._apply(labels, slots, self._straddles[first:last])
+        advanced: npt.NDArray[np.uint32] = np.array(slots)
+        if first < last:
+            moves = self._transitions(first, last)
+            advance_slots(
+                labels, self.sizes, moves.offsets, moves.tail_start, moves.head, moves.keys, moves.primes, advanced
+            )
+        return advanced
 
-    def _apply(
-        self, labels: npt.NDArray[np.int32], slots: npt.NDArray[np.uint32], straddles: list[_Straddles]
-    ) -> npt.NDArray[np.uint32]:
-        advanced: npt.NDArray[np.uint32] = slots.copy()
-        if not straddles:
-            return advanced
-        tables: list[tuple[npt.NDArray[Any], ...]] = []
+    def _transitions(self, first: int, last: int) -> _Transitions:
+        """Those of epochs first … last − 1, kept for the next rows of the same draw."""
+        self.position(last)
+        with self._lock:
+            if (first, last) not in self._kept:
+                while len(self._kept) >= KEPT_TRANSITIONS:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[first, last] = self._join(self._straddles[first:last])
+            return self._kept[first, last]
+
+    def _join(self, straddles: list[_Straddles]) -> _Transitions:
+        tables = []
         for item in straddles:
             keys = np.empty(len(item.cluster), np.uint64)
             primes = np.empty((len(item.cluster), 2), np.int64)
             sizes = self.sizes[item.cluster]
-            _keys_and_primes(self._base, item.epoch, item.cluster, sizes, item.tail_start, item.head, keys, primes)
+            keys_and_primes(self._base, item.epoch, item.cluster, sizes, item.tail_start, item.head, keys, primes)
             tables.append((item.cluster, item.tail_start, item.head, keys, primes))
         cluster, tail_start, head, keys, primes = (np.concatenate(column) for column in zip(*tables, strict=True))
         order = np.argsort(cluster, kind="stable")
         offsets = np.concatenate([[0], np.cumsum(np.bincount(cluster, minlength=len(self.sizes)))])
-        _advance_slots(
-            labels, self.sizes, offsets, tail_start[order], head[order], keys[order], primes[order], advanced
-        )
-        return advanced
+        return _Transitions(offsets, tail_start[order], head[order], keys[order], primes[order])
 
     def copies(
         self,
@@ -267,7 +200,7 @@ class Stream:
         if slots is None:
             slots = self.advance_slots(labels, self.first_slots(labels, ranks), 0, epoch)
         window = _window(self.position(epoch).taken, self.counts(epoch), self.sizes)
-        new_slots = self._apply(labels, slots, [self._straddles_of(epoch, window)])
+        new_slots = self.advance_slots(labels, slots, epoch, epoch + 1)
         copies = np.zeros(len(labels), np.uint8)
-        _window_copies(labels, slots, new_slots, window.start, window.stop, window.full, window.head, copies)
+        window_copies(labels, slots, new_slots, window.start, window.stop, window.full, window.head, copies)
         return copies

@@ -6,6 +6,7 @@ headers (POSIX ustar, pax path and size records, GNU long names and base-256 siz
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -13,6 +14,7 @@ BLOCK = 512
 REGULAR = frozenset((0x30, 0x00, 0x37))  # '0', old-style NUL, contiguous '7'
 ANNOUNCING = frozenset((0x78, 0x4C, 0x4B))  # 'x', 'L', 'K': about the member after them
 _ZEROS = bytes(BLOCK)
+_ADLER = 65521
 
 
 class Member(NamedTuple):
@@ -54,9 +56,12 @@ def _number(field: bytes) -> int:
 def _checksum_holds(header: bytes) -> bool:
     stored = header[148:156].split(b"\0", 1)[0].strip()
     try:
-        return sum(header) - sum(header[148:156]) + 8 * 0x20 == int(stored, 8)
+        expected = int(stored, 8) + sum(header[148:156]) - 8 * 0x20
     except ValueError:
         return False
+    return (expected + 1) % _ADLER == zlib.adler32(
+        header
+    ) & 0xFFFF  # its low half: 1 + the sum of all bytes, modulo _ADLER
 
 
 def _pax_records(content: bytes) -> dict[bytes, bytes]:

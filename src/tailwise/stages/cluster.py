@@ -22,7 +22,7 @@ from tailwise.errors import UserError
 from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS, Assigner, resolve_device
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
-from tailwise.kernels.hashing import stream_key
+from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.kmeans import (
     SEEDING_ROWS_PER_CENTROID,
     TooFewDistinctRowsError,

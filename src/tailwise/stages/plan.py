@@ -18,6 +18,7 @@ from tailwise.errors import UserError
 from tailwise.plan.methods import PICKS, Method, find_method, method_options, weigh
 from tailwise.plan.plan import CHUNK_ROWS, Plan
 from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, fill_by_scale, fill_by_shift, round_to_sum
+from tailwise.plan.stream import MAX_CLUSTER
 from tailwise.plan.weights import Clusters
 from tailwise.progress import Track, silent
 from tailwise.stages.regroup import write_value_ranks
@@ -64,7 +65,7 @@ class _Pool:
         snapshot: whose rows.
         inputs: hashes for the manifest.
         sizes: int64 [K].
-        statistics: of the non-empty groups; None for the whole pool as one group.
+        statistics: of the non-empty groups; zero distances for the whole pool as one group.
     """
 
     snapshot: Snapshot
@@ -123,6 +124,11 @@ def write_shard_offsets(catalog: Catalog, artifact: Artifact, snapshot: Snapshot
 def _pool(catalog: Catalog, method: Method, clusters: str) -> _Pool:
     if method.grouping == "pool":
         snapshot = catalog.snapshot()
+        if snapshot.rows > MAX_CLUSTER:
+            raise UserError(
+                f"{snapshot.rows:,} samples are more than one group can hold ({MAX_CLUSTER:,}): cluster them, and use "
+                "--method proportional"
+            )
         one = np.array([snapshot.rows], np.int64)
         nothing = np.zeros(1)
         return _Pool(snapshot, {"snapshot": snapshot.id}, one, Clusters(one, nothing, nothing))
@@ -199,7 +205,9 @@ def _quotas(
     """Quotas of all clusters in units of 2⁻³⁰ samples; whole samples where each is picked once and for all."""
     full = pool.sizes > 0
     sizes, budget = pool.sizes[full], int(config["budget"])
-    upper = sizes * int(config["max_repeats"])
+    upper = np.minimum(
+        sizes * int(config["max_repeats"]), budget
+    )  # no quota is above the budget; keeps units within int64
     lower = np.minimum(int(config["min_per_cluster"]), upper)
     weights = weigh(method, pool.statistics, options)
     if method.fill == "shift":
