@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -105,7 +106,7 @@ def embed(
 ) -> None:
     """Make image embeddings from the shards themselves.
 
-    Only samples without embeddings are embedded, so that a rerun goes on where it stopped.
+    Parts of the catalog that have embeddings are skipped, so that a rerun goes on where it stopped.
 
     Example:
 
@@ -115,12 +116,12 @@ def embed(
     from tailwise.stages.embed import embed as run
 
     opened = _open(catalog)
-    embedded, wanted, rejections = _with_bars(lambda track: run(opened, encoder, workers=workers, track=track))
+    report = _with_bars(lambda track: run(opened, encoder, workers=workers, track=track))
     if as_json:
-        print_json({"embedded": embedded, "lacking_before": wanted, **rejected_json(rejections)})
+        print_json({"embedded": report.embedded, "lacking": report.lacking, **rejected_json(report.rejections)})
         return
-    print(f"image embeddings: {embedded:,} of {wanted:,} samples that had none, by {encoder}")
-    print_rejections(rejections)
+    print(f"image embeddings: {report.embedded:,} of {report.lacking:,} samples that had none, by {encoder}")
+    print_rejections(report.rejections)
 
 
 @app.command()
@@ -192,7 +193,10 @@ def plan(
     method: Annotated[
         str | None, typer.Option(help="dbp, ssp, dynamics, flat, proportional, random.", show_default=False)
     ] = None,
-    keep: Annotated[float | None, typer.Option(help="Budget, as a share of the pool.", show_default=False)] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(help="Budget, as a share of the samples that the method can draw.", show_default=False),
+    ] = None,
     budget: Annotated[
         int | None, typer.Option(help="Budget, in samples: per epoch, or in all if static.", show_default=False)
     ] = None,
@@ -289,6 +293,12 @@ def plan(
     first = figures(made, 1).epochs[0]
     kind = "each epoch draws" if made.dynamic else "draws, the same every epoch,"
     print(f"plan {name!r}: {kind} {first.total:,.0f} of {made.manifest['summary']['eligible']:,} samples")
+    newest = opened.snapshot()
+    if newest.number > made.snapshot.number:
+        print(
+            f"note: it speaks of snapshot {made.snapshot.number}; {newest.rows - made.rows:,} newer samples are not in it "
+            "(cluster the newest snapshot under another name to have them)"
+        )
     unknown = made.manifest["summary"].get("rates_without_sample")
     if unknown:
         print(f"{unknown:,} rates belong to no sample")
@@ -470,7 +480,10 @@ def main() -> None:
     except UserError as error:
         print(f"tailwise: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
+    except BrokenExecutor:
+        print("tailwise: a worker process was killed (out of memory?); try fewer --workers", file=sys.stderr)
+        sys.exit(1)
+    except (OSError, ArithmeticError) as error:
         print(f"tailwise: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -12,8 +12,13 @@ INPUTS = {"embeddings": "abc"}
 
 @pytest.fixture
 def begin(tmp_path):
-    """`begin(name="main", config=CONFIG, inputs=INPUTS)` → an artifact in a folder of its own."""
-    return lambda name="main", config=CONFIG, inputs=INPUTS: Artifact(tmp_path / name, "clusters", config, inputs)
+    """`begin(name="main", config=CONFIG, inputs=INPUTS)` → an artifact in a folder of its own, begun and let go of."""
+
+    def enter(name="main", config=CONFIG, inputs=INPUTS):
+        with Artifact(tmp_path / name, "clusters", config, inputs) as artifact:
+            return artifact
+
+    return enter
 
 
 def make(artifact, files=("a", "b")):
@@ -34,12 +39,26 @@ def test_resume_with_the_same_settings_keeps_the_files(begin):
     "change",
     [{"config": {**CONFIG, "clusters": 400}}, {"config": {"clusters": 500}}, {"inputs": {"embeddings": "abd"}}],
 )
-def test_other_settings_start_an_unfinished_one_afresh(begin, change):
+def test_other_settings_do_not_touch_unfinished_work(begin, change):
     begin().path("half").write_text("work")
-    again = begin(**change)
-    assert not again.path("half").exists()
-    make(again)
-    assert again.done
+    with pytest.raises(UserError, match="was begun, and not finished, with other settings"):
+        begin(**change)
+    assert begin().path("half").read_text() == "work"
+
+
+def test_other_settings_take_over_where_no_work_was_done(begin):
+    begin().path("half.writing").write_text("torn")
+    other = make(begin(config={"clusters": 400}))
+    assert other.done
+    assert not other.path("half.writing").exists()
+
+
+def test_one_process_at_a_time(begin, tmp_path):
+    with Artifact(tmp_path / "main", "clusters", CONFIG, INPUTS) as artifact:
+        with pytest.raises(UserError, match=r"another process is writing .*main: wait"):
+            begin()
+        make(artifact)
+        assert begin().done  # what is finished may be opened by all
 
 
 def test_files_without_a_record_of_their_settings_are_not_trusted(begin, tmp_path):
@@ -52,7 +71,8 @@ def test_finish_lists_hashes_and_leaves_no_pending(begin):
     artifact = make(begin())
     manifest = read_json(artifact.path("manifest.json"))
     assert manifest["files"] == {name: file_digest(artifact.path(name)) for name in ("a", "b")}
-    assert manifest["identity"] == {"kind": "clusters", "config": CONFIG, "inputs": INPUTS}
+    assert manifest["identity"] == {"kind": "clusters", "format": 1, "config": CONFIG, "inputs": INPUTS}
+    assert manifest["made_by"].startswith("tailwise ")
     assert manifest["summary"] == {"rows": 7}
     assert {path.name for path in artifact.folder.iterdir()} == {"a", "b", "manifest.json"}
 
@@ -119,3 +139,10 @@ def test_artifact_id_tells_content_and_settings_apart(begin, tmp_path):
     assert first == made("two")  # the name plays no role
     assert first != made("three", {**CONFIG, "clusters": 3})
     assert first != made("four", files=("b",))
+
+
+def test_a_damaged_manifest_is_named(begin):
+    artifact = make(begin())
+    artifact.path("manifest.json").write_text('{"identity": ')
+    with pytest.raises(UserError, match=r"manifest.json is damaged"):
+        begin()

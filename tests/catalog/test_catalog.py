@@ -179,3 +179,13 @@ def test_good_names(name):
 def test_bad_names(name):
     with pytest.raises(UserError, match="can't name an artifact"):
         check_name(name)
+
+
+def test_relocate_knows_where_a_folders_name_ends(tmp_path, make_pool):
+    from tailwise.stages.import_pool import import_pool
+
+    make_pool(tmp_path / "pool", [2])
+    make_pool(tmp_path / "pool2", [2], first_shard=5)
+    catalog = import_pool([tmp_path / "pool", tmp_path / "pool2"], tmp_path / "catalog", workers=1).catalog
+    assert catalog.relocate(f"{tmp_path}/pool/", "/mnt/a") == 1
+    assert catalog.shards()["path"].to_pylist() == ["/mnt/a/00000.tar", f"{tmp_path}/pool2/00005.tar"]

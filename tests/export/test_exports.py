@@ -71,6 +71,7 @@ def test_parquet_says_shard_key_uid_cluster_rate_and_copies(repeating, tmp_path)
     assert table["uid"].to_pylist() == [samples(repeating, "uid")[row].hex() for row in rows]
     assert table["cluster"].to_pylist() == repeating.groups[rows].tolist()
     assert table["rate"].to_pylist() == repeating.rate(rows).tolist()
+    assert table["shard_id"].to_pylist() == np.array(samples(repeating, "shard"))[rows].tolist()
     paths = repeating.catalog.shards()["path"].to_pylist()
     assert table["shard"].to_pylist() == [paths[shard] for shard in np.array(samples(repeating, "shard"))[rows]]
 

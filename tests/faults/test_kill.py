@@ -20,9 +20,9 @@ print("finished")
 """
 
 
-def start(sources, folder):
+def start(sources, folder, stderr=None):
     command = [sys.executable, "-c", SCRIPT, str(folder), *map(str, sources), "50"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 @pytest.fixture
@@ -54,3 +54,16 @@ def test_the_same_command_goes_on(sources, tmp_path, tree_bytes, marker):
     assert start(sources, broken).communicate(timeout=100)[0] == "finished\n"
     assert tree_bytes(broken) == tree_bytes(whole)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_two_at_once(sources, tmp_path, tree_bytes):
+    """The second says so and ends; the first is not disturbed."""
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    assert start(sources, whole).communicate(timeout=100)[0] == "finished\n"
+    processes = [start(sources, shared, stderr=subprocess.PIPE) for _ in range(3)]
+    results = [(*process.communicate(timeout=100), process.returncode) for process in processes]
+    assert any(code == 0 for *_, code in results)
+    for _, error, code in results:
+        assert code == 0 or "another process is writing" in error.splitlines()[-1]
+    assert start(sources, shared).communicate(timeout=100)[0] == "finished\n"
+    assert tree_bytes(shared) == tree_bytes(whole)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,19 +149,14 @@ def test_temperature_out_of_bounds_is_refused(temperature):
         method_options("dbp", {"temperature": temperature})
 
 
-def test_weights_that_vanish_are_refused():
-    """At a small temperature the softmax leaves most clusters nothing: an error, not an empty quota."""
+def test_weights_may_vanish_by_shift_but_not_by_scale():
+    """At a small temperature the softmax leaves most clusters nothing; a projection can fill them all the same, a scale can't."""
     pool = Clusters(np.array([4, 4]), np.array([0.1, 0.9]), np.array([0.9, 0.9]))
+    weights = weigh(METHODS["dbp"], pool, {"temperature": 0.0005})
+    assert weights.tolist() == [0.0, 1.0]
+    scaled = replace(METHODS["dbp"], fill="scale")
     with pytest.raises(UserError, match=r"2 positive finite numbers.*temperature"):
-        weigh(METHODS["dbp"], pool, {"temperature": 1e-4})
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, -1.0])
-def test_bad_weights_are_refused(bad):
-    method = Method("s", "s", lambda clusters: np.array([1.0, bad]))
-    pool = Clusters(np.array([4, 4]), np.ones(2), np.ones(2))
-    with pytest.raises(UserError, match="2 positive finite numbers"):
-        weigh(method, pool, {})
+        weigh(scaled, pool, {"temperature": 0.0005})
 
 
 def test_weights_of_a_wrong_shape_are_refused():

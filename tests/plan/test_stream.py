@@ -7,7 +7,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.plan.quotas import UNITS
+from tailwise.plan.quotas import UNITS, round_to_sum
 from tailwise.plan.stream import Stream
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
@@ -350,3 +350,22 @@ def test_golden_draw(scaled_quotas):
     ranks = np.concatenate([np.arange(size, dtype=np.uint32) for size in GOLDEN_SIZES])
     for epoch, expected in GOLDEN.items():
         assert "".join(map(str, stream.copies(epoch, labels, ranks))) == expected
+
+
+def test_threads_may_share_a_stream():
+    from concurrent.futures import ThreadPoolExecutor
+
+    random = np.random.default_rng(5)
+    sizes = random.integers(1, 60, 300)
+    labels = np.repeat(np.arange(300), sizes).astype(np.int32)
+    ranks = np.concatenate([np.arange(size) for size in sizes]).astype(np.uint32)
+    total = int(sizes.sum()) // 2
+    quotas = round_to_sum(sizes * 0.5 * UNITS, total * UNITS, np.zeros(300, np.int64), sizes * UNITS, sizes)
+    expected = [Stream(sizes, lambda _: quotas, 1).copies(epoch, labels, ranks) for epoch in range(12)]
+    for trial in range(5):
+        shared = Stream(sizes, lambda _: quotas, 1)
+        epochs = np.random.default_rng(trial).permutation(12).tolist()
+        with ThreadPoolExecutor(4) as pool:
+            drawn = list(pool.map(lambda epoch, shared=shared: shared.copies(epoch, labels, ranks), epochs))
+        for epoch, copies in zip(epochs, drawn, strict=True):
+            np.testing.assert_array_equal(copies, expected[epoch])

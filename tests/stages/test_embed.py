@@ -26,14 +26,14 @@ def catalog(tmp_path, make_tar, make_image):
 
 
 def test_each_row_is_the_description_of_its_image(catalog, make_image, rejected_counts):
-    embedded, wanted, rejections = embed(catalog, "pixels", workers=1)
-    assert (embedded, wanted) == (5, 7)
+    report = embed(catalog, "pixels", workers=1)
+    assert (report.embedded, report.lacking) == (5, 7)
     rows = catalog.embedding("image", catalog.parts()[0])
     for row, seed in ((0, 1), (2, 2), (5, 4), (6, 5)):
         image = Image.open(io.BytesIO(make_image(seed))).convert("RGB")
         np.testing.assert_allclose(rows[row], pixels.describe([image])[0], atol=1e-3)
     assert not rows[[1, 4]].any()
-    assert dict(rejections.counts) == {("embed", "unreadable image"): 2} == rejected_counts(catalog)
+    assert dict(report.rejections.counts) == {("embed", "unreadable image"): 2} == rejected_counts(catalog)
     assert catalog.rejected()["key"].to_pylist() == ["b", "e"]
 
 
@@ -49,10 +49,11 @@ def test_a_rerun_embeds_only_what_is_new(catalog, tmp_path, make_pool):
     embed(catalog, "pixels", workers=1)
     path = catalog.embedding_folder("image") / "part-000000.npy"
     before = path.stat().st_mtime_ns
-    assert embed(catalog, "pixels", workers=1)[:2] == (0, 0)
+    assert embed(catalog, "pixels", workers=1).lacking == 0
     make_pool(tmp_path / "more", [4], first_shard=8)
     import_pool([str(tmp_path / "more")], catalog.folder, workers=1)
-    assert embed(catalog, "pixels", workers=1)[:2] == (4, 4)
+    report = embed(catalog, "pixels", workers=1)
+    assert (report.embedded, report.lacking) == (4, 4)
     assert path.stat().st_mtime_ns == before
 
 

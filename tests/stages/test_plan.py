@@ -189,3 +189,60 @@ def test_the_plan_takes_at_most_8_bytes_a_sample(clustered):
         "rank.npy",
         "shard_offsets.npy",
     }
+
+
+@pytest.mark.parametrize("draw", ["stream", "bernoulli"])
+def test_rows_are_sliced_like_any_sequence_and_checked(clustered, draw):
+    plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5, draw=draw))
+    whole = plan.draw(2)
+    for rows in (slice(0, 10**6), slice(None), slice(-5, None), slice(3, 500, 7), slice(10, 3), slice(590, 601)):
+        assert np.array_equal(plan.draw(2, rows), whole[rows])
+        assert np.array_equal(plan.rate(rows), plan.rate(slice(0, 600))[rows])
+    assert np.array_equal(plan.draw(2, [5, 1]), whole[[5, 1]])
+    for rows, message in (([-1], r"rows -1 … -1"), ([600], r"\[0, 600\)"), ([0.5], "float64"), ([[1]], "1-D")):
+        with pytest.raises(UserError, match=message):
+            plan.draw(2, np.array(rows))
+
+
+def draw_span(arguments):
+    folder, span, epoch = arguments
+    from tailwise.catalog import Catalog
+
+    return Plan(Catalog.open(folder), "p").draw(epoch, span)
+
+
+def test_processes_draw_their_own_rows(clustered):
+    from tailwise.executors.local import map_ordered
+
+    plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
+    tasks = [(clustered.folder, slice(start, start + 150), epoch) for epoch in (0, 4) for start in range(0, 600, 150)]
+    pieces = list(map_ordered(draw_span, tasks[::-1], workers=2))[::-1]
+    assert np.array_equal(np.concatenate(pieces), np.concatenate([plan.draw(0), plan.draw(4)]))
+
+
+def test_kept_slots_change_no_draw(clustered):
+    plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
+    expected = [plan.draw(epoch) for epoch in range(9)]
+    for kept in (3, 6, 2):
+        plan.keep_slots(kept)
+        assert [path.name for path in (plan.folder / "slots").iterdir()] == [f"before-{kept:09d}.npy"]
+        for epoch in range(9):
+            assert np.array_equal(Plan(clustered, "p").draw(epoch), expected[epoch])
+    static = make_plan(clustered, "s", PlanRequest("dbp", keep=0.5))
+    static.keep_slots(3)
+    assert not (static.folder / "slots").exists()
+
+
+@pytest.mark.parametrize(("sizes", "repeats"), [([67_372_040, 10, 3], 255), ([400_000_000], 22), ([8 * 10**9, 1], 255)])
+def test_caps_beyond_64_bits_are_none(sizes, repeats):
+    from tailwise.plan.weights import Clusters
+    from tailwise.stages.plan import _Pool, _quotas
+
+    sizes = np.array(sizes)
+    pool = _Pool(None, {}, sizes, Clusters(sizes, np.zeros(len(sizes)), np.zeros(len(sizes))))
+    config = {"budget": 10**6, "max_repeats": repeats, "min_per_cluster": 0, "dynamic": True, "draw": "stream"}
+    quotas = _quotas(pool, METHODS["dynamics"], {"alpha": 0.2}, config)
+    assert quotas.sum() == 10**6 * UNITS
+    assert (np.argsort(-quotas, kind="stable") == np.argsort(-sizes, kind="stable")).all()
+    assert quotas[0] >= 9 * 10**5 * UNITS
+    assert (quotas[1:] <= sizes[1:] * repeats * UNITS).all()

@@ -4,61 +4,78 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tailwise.catalog.files import digest, file_digest, read_json, write_json
+from tailwise import __version__
+from tailwise.catalog.files import TEMPORARY_SUFFIX, digest, file_digest, read_json, write_json
+from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 
 MANIFEST = "manifest.json"
 PENDING = "pending.json"
+FORMAT = 1  # raised when the same configuration would give other content
 
 
 class Artifact:
-    """One folder of a catalog, made by one stage from a configuration and inputs.
+    """One folder of a catalog, made by one stage from a configuration and inputs, inside a `with` block.
 
-    While it is being made it holds `pending.json`, so that a rerun with the same configuration goes on with the files that are
-    there and a rerun with another one starts afresh. `finish` writes `manifest.json` last: with it, the artifact is never
-    changed again.
+    While it is being made it is locked and holds `pending.json`, so that a rerun with the same configuration goes on with the
+    files that are there. `finish` writes `manifest.json` last: with it, the artifact is never changed again.
     """
 
     def __init__(self, folder: Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        """Opens or begins the artifact.
+        """Names the artifact.
 
         Args:
             folder: where it lies.
             kind: what it is, e.g. "clusters".
             config: all that decides its content, as JSON values.
             inputs: name and hash of each thing it is made from.
-
-        Raises:
-            UserError: a finished artifact of other settings or inputs has this name already.
         """
         self.folder = folder
-        self.identity: dict[str, Any] = {"kind": kind, "config": dict(config), "inputs": dict(inputs)}
-        if (folder / MANIFEST).exists():
-            self._refuse_other(read_json(folder / MANIFEST)["identity"])
-        elif not self._resumable():
-            shutil.rmtree(folder, ignore_errors=True)
-            write_json(folder / PENDING, self.identity)
+        self.identity: dict[str, Any] = {
+            "kind": kind,
+            "format": FORMAT,
+            "config": dict(config),
+            "inputs": dict(inputs),
+        }
+        self._held = ExitStack()
 
-    def _resumable(self) -> bool:
-        pending = self.folder / PENDING
-        return pending.exists() and read_json(pending) == self.identity
+    def __enter__(self) -> Artifact:
+        """Opens or begins it.
 
-    def _refuse_other(self, existing: dict[str, Any]) -> None:
-        if existing == self.identity:
-            return
-        changes = []
-        for section in ("config", "inputs"):
-            old, new = existing[section], self.identity[section]
-            names = sorted({*old, *new})
-            changes += [
-                f"{name} {old.get(name)!r} → {new.get(name)!r}" for name in names if old.get(name) != new.get(name)
-            ]
-        raise UserError(
-            f"{self.folder} exists with other settings ({', '.join(changes)}): choose another name, or delete that folder to make it anew"
-        )
+        Raises:
+            UserError: it exists with other settings or inputs, finished or begun, or another process is making it.
+        """
+        if not self._check(MANIFEST):
+            self._held.enter_context(locked(self.folder.with_name(f".{self.folder.name}.lock"), str(self.folder)))
+            if not self._check(MANIFEST) and not (self._worth_keeping() and self._check(PENDING)):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                write_json(self.folder / PENDING, self.identity)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Lets go of the lock."""
+        self._held.close()
+
+    def _worth_keeping(self) -> bool:
+        return any(path.name != PENDING and path.suffix != TEMPORARY_SUFFIX for path in self.folder.glob("*"))
+
+    def _check(self, name: str) -> bool:
+        """Whether the file is there; a UserError if it tells of another artifact."""
+        if not (self.folder / name).exists():
+            return False
+        found = read_json(self.folder / name)
+        existing = found["identity"] if name == MANIFEST else found
+        if existing != self.identity:
+            state = "exists" if name == MANIFEST else "was begun, and not finished,"
+            raise UserError(
+                f"{self.folder} {state} with other settings ({_differences(existing, self.identity)}): "
+                "choose another name, or delete that folder to make it anew"
+            )
+        return True
 
     @property
     def done(self) -> bool:
@@ -71,12 +88,28 @@ class Artifact:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes the manifest: identity, the hash of every file, and `summary` (figures for people)."""
-        names = sorted(
-            path.name for path in self.folder.iterdir() if path.is_file() and path.name not in {MANIFEST, PENDING}
-        )
+        for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
+            leftover.unlink()
+        names = sorted(path.name for path in self.folder.iterdir() if path.is_file() and path.name != PENDING)
         files = {name: file_digest(self.folder / name) for name in names}
-        write_json(self.folder / MANIFEST, {"identity": self.identity, "files": files, "summary": dict(summary)})
+        made = {"made_by": f"tailwise {__version__}"}
+        write_json(
+            self.folder / MANIFEST, {**made, "identity": self.identity, "files": files, "summary": dict(summary)}
+        )
         (self.folder / PENDING).unlink()
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    changes = [] if old.get("format") == new["format"] else [f"format {old.get('format')} → {new['format']}"]
+    for section in ("config", "inputs"):
+        before, after = old[section], new[section]
+        names = sorted({*before, *after})
+        changes += [
+            f"{name} {before.get(name)!r} → {after.get(name)!r}"
+            for name in names
+            if before.get(name) != after.get(name)
+        ]
+    return ", ".join(changes)
 
 
 def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tailwise.errors import UserError
+
 TEMPORARY_SUFFIX = ".writing"
 
 
@@ -48,8 +50,17 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever was written)
-    """The value of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value of a JSON file.
+
+    Raises:
+        UserError: it isn't JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): restore it, or delete what it belongs to and make that anew"
+        ) from error
 
 
 def write_array(path: Path, array: npt.NDArray[Any]) -> None:

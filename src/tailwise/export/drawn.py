@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class DrawnPart:
 
 
 def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], track: Track) -> Iterator[DrawnPart]:
-    """The samples of an epoch, part by part.
+    """The samples of an epoch, part by part. Leaves the slots of the epoch behind, for a draw of the next one.
 
     Args:
         plan: which plan.
@@ -40,6 +41,10 @@ def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], track: Track) ->
         columns: of the samples.
         track: shows progress.
     """
+    with suppress(
+        OSError, UserError
+    ):  # a catalog that can only be read, or another draw at the same time: slower, and the same
+        plan.keep_slots(plan.drawn_epoch(epoch))
     for part in tracked_parts(plan, track):
         copies = plan.draw(epoch, part.span)
         chosen = np.flatnonzero(copies)

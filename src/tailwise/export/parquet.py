@@ -16,6 +16,7 @@ from tailwise.progress import Track
 SCHEMA = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),  # path or URL of the tar
+        pa.field("shard_id", pa.int32(), nullable=False),  # stays when the tar is moved
         pa.field("key", pa.string(), nullable=False),
         pa.field("uid", pa.string(), nullable=False),  # 32 hexadecimal digits
         pa.field("cluster", pa.int32()),  # null in a plan by rate
@@ -41,6 +42,7 @@ def _table(plan: Plan, part: DrawnPart, shards: object) -> pa.Table:
     return pa.table(
         {
             "shard": pa.array(shards[part.samples.column("shard").to_numpy()], pa.string()),  # type: ignore[index]
+            "shard_id": part.samples.column("shard"),
             "key": part.samples.column("key"),
             "uid": pa.array([uid.hex() for uid in part.samples.column("uid").to_pylist()], pa.string()),
             "cluster": clusters,

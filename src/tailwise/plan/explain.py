@@ -104,7 +104,7 @@ def explain(plan: Plan, epochs: int = 10) -> Explanation:
         dict(plan.config),
         plan.rows,
         int(plan.manifest["summary"]["eligible"]),
-        plan.draw_name != "bernoulli",
+        plan.exact,
         figures,
         bins,
         *capped,
@@ -112,7 +112,7 @@ def explain(plan: Plan, epochs: int = 10) -> Explanation:
 
 
 def _cluster_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:
-    if plan.draw_name == "bernoulli":
+    if not plan.exact:
         return [_expected(plan.cluster_rates, plan.sizes, plan.drawn_epoch(epoch), epoch) for epoch in range(epochs)]
     figures = []
     taken = np.zeros_like(plan.sizes)

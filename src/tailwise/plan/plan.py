@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import read_array
+from tailwise.catalog.files import create_array, read_array, replacing
+from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.plan.bernoulli import bernoulli_copies
 from tailwise.plan.quotas import UNIT_BITS, UNITS
@@ -61,10 +64,10 @@ class Plan:
         """How it is drawn: a name of DRAWS."""
         return str(self.config["draw"])
 
-    @property
+    @cached_property
     def by_rate(self) -> bool:
         """Whether it carries one rate per row, in place of clusters and quotas."""
-        return bool(self.config["method"] == "rates")
+        return (self.folder / "rate.npy").exists()
 
     @cached_property
     def rates(self) -> npt.NDArray[np.float32]:
@@ -116,46 +119,103 @@ class Plan:
             raise UserError(f"epoch {epoch}: epochs are counted from 0")
         return epoch if self.dynamic else 0
 
+    @property
+    def exact(self) -> bool:
+        """Whether counts are known before the draw; Bernoulli's are random."""
+        return DRAWS[self.draw_name].counts is not None
+
     def counts(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Copies of each cluster in an epoch, known before any row is looked at: int64 [K]; of stream and ranked draws.
+        """Copies of each cluster in an epoch, known before any row is looked at: int64 [K].
 
         Raises:
-            UserError: the plan is drawn by Bernoulli, whose counts are random.
+            UserError: the plan's draw is random.
         """
-        if self.draw_name == "bernoulli":
-            raise UserError(f"plan {self.name!r} is drawn by bernoulli: its counts are known only after the draw")
-        if self.draw_name == "ranked":
-            return self.quotas >> UNIT_BITS
-        return self.stream.counts(self.drawn_epoch(epoch))
+        counts = DRAWS[self.draw_name].counts
+        if counts is None:
+            raise UserError(
+                f"plan {self.name!r} is drawn by {self.draw_name}: its counts are known only after the draw"
+            )
+        return counts(self, self.drawn_epoch(epoch))
 
     def draw(self, epoch: int, rows: Rows | None = None) -> npt.NDArray[np.uint8]:
         """Copies of rows in an epoch: a pure function of (plan, epoch, rows).
 
         Args:
             epoch: 0, 1, …
-            rows: a slice with a start and a stop, or int64 [n]; None for all N rows (N bytes).
+            rows: a slice, as of any sequence of N rows, or int64 [n], each in [0, N); None for all N rows (N bytes).
 
         Returns:
             uint8 [n].
+
+        Raises:
+            UserError: a negative epoch, or a row outside [0, N).
         """
         if rows is None:
             pieces = [self.draw(epoch, span) for span in self.spans()]
             return np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
-        return DRAWS[self.draw_name](self, self.drawn_epoch(epoch), rows)
+        return DRAWS[self.draw_name].copies(self, self.drawn_epoch(epoch), self._checked(rows))
 
-    def spans(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[slice]:
-        """The rows in slices of at most `chunk_rows`."""
-        for start in range(0, self.rows, chunk_rows):
-            yield slice(start, min(start + chunk_rows, self.rows))
+    def keep_slots(self, epoch: int) -> None:
+        """Writes the slots of all rows before `epoch` into the plan's folder (4 bytes a row), in place of those kept before.
+
+        Draws of that epoch, and of later ones, then start from them, and needn't replay all epochs from the first. They say nothing
+        new: without them every draw is the same. Only of use to dynamic plans drawn by stream; does nothing for others.
+
+        Raises:
+            UserError: another process is keeping slots of this plan.
+            OSError: the plan's folder can't be written to.
+        """
+        path = self._slots_path(epoch)
+        if self.draw_name != "stream" or not self.dynamic or epoch < 1 or path.exists():
+            return
+        with locked(self.folder / ".slots.lock", str(path)), replacing(path) as temporary:
+            slots = create_array(temporary, (self.rows,), np.uint32)
+            for span in self.spans():
+                slots[span] = self.slots(epoch, span)
+            del slots
+        for other in path.parent.glob("before-*.npy"):
+            if other != path:
+                other.unlink()
+
+    def _slots_path(self, epoch: int) -> Path:
+        return self.folder / "slots" / f"before-{epoch:09d}.npy"
+
+    def slots(self, epoch: int, rows: Rows) -> npt.NDArray[np.uint32]:
+        """Slots of rows before an epoch, from the latest that are kept: uint32 [n]; of a plan drawn by stream."""
+        rows = self._checked(rows)
+        groups = np.asarray(self.groups[rows])
+        kept = [int(path.stem.removeprefix("before-")) for path in (self.folder / "slots").glob("before-*.npy")]
+        first = max((number for number in kept if number <= epoch), default=0)
+        try:
+            slots = np.asarray(read_array(self._slots_path(first))[rows]) if first else None
+        except FileNotFoundError:  # another process has just kept those of another epoch
+            slots = None
+        if slots is None:
+            first, slots = 0, self.stream.first_slots(groups, np.asarray(self.ranks[rows]))
+        return self.stream.advance_slots(groups, slots, first, epoch)
+
+    def _checked(self, rows: Rows) -> Rows:
+        """Rows that are surely there: compiled code doesn't look."""
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self.rows)
+            return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step, dtype=np.int64)
+        numbers = np.asarray(rows)
+        if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+            raise UserError(
+                f"rows are a slice or a 1-D array of row numbers, not {numbers.dtype} {list(numbers.shape)}"
+            )
+        if numbers.size and not (numbers.min() >= 0 and numbers.max() < self.rows):
+            raise UserError(f"rows {numbers.min()} … {numbers.max()}: must lie in [0, {self.rows})")
+        return numbers.astype(np.int64, copy=False)
+
+    def spans(self) -> Iterator[slice]:
+        """The rows in slices of at most CHUNK_ROWS."""
+        for start in range(0, self.rows, CHUNK_ROWS):
+            yield slice(start, min(start + CHUNK_ROWS, self.rows))
 
     def rate(self, rows: Rows) -> npt.NDArray[np.float64]:
-        """Expected copies of rows per epoch, float64 [n]; 0 or 1 where a ranked pick decides."""
-        if self.by_rate:
-            return self.rates[rows].astype(np.float64)
-        groups = self.groups[rows]
-        if self.draw_name == "ranked":
-            return _ranked(self, 0, rows).astype(np.float64)
-        return np.where(groups >= 0, self.cluster_rates[groups], 0.0)
+        """Expected copies of rows (see `draw`) per epoch, float64 [n]; 0 or 1 where a ranked pick decides."""
+        return DRAWS[self.draw_name].rate(self, self._checked(rows))
 
     @cached_property
     def cluster_rates(self) -> npt.NDArray[np.float64]:
@@ -163,29 +223,56 @@ class Plan:
         return self.quotas / UNITS / np.maximum(self.sizes, 1)
 
 
-def _row_numbers(rows: Rows) -> npt.NDArray[np.int64]:
+def _numbers(rows: Rows) -> npt.NDArray[np.int64]:
     return np.arange(rows.start, rows.stop, dtype=np.int64) if isinstance(rows, slice) else rows
 
 
-def _stream(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint8]:
-    return plan.stream.copies(epoch, np.asarray(plan.groups[rows]), np.asarray(plan.ranks[rows]))
+def _stream_copies(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint8]:
+    groups, ranks = np.asarray(plan.groups[rows]), np.asarray(plan.ranks[rows])
+    return plan.stream.copies(epoch, groups, ranks, plan.slots(epoch, rows))
 
 
-def _bernoulli(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint8]:
-    seed, numbers = plan.config["seed"], _row_numbers(rows)
+def _bernoulli_copies(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint8]:
+    seed = plan.config["seed"]
     if plan.by_rate:
-        return bernoulli_copies(seed, epoch, numbers, np.asarray(plan.rates[rows]))
-    return bernoulli_copies(seed, epoch, numbers, plan.cluster_rates, np.asarray(plan.groups[rows]))
+        return bernoulli_copies(seed, epoch, _numbers(rows), np.asarray(plan.rates[rows]))
+    return bernoulli_copies(seed, epoch, _numbers(rows), plan.cluster_rates, np.asarray(plan.groups[rows]))
 
 
-def _ranked(plan: Plan, _: int, rows: Rows) -> npt.NDArray[np.uint8]:
+def _ranked_copies(plan: Plan, _: int, rows: Rows) -> npt.NDArray[np.uint8]:
     groups = np.asarray(plan.groups[rows])
     chosen = (groups >= 0) & (plan.ranks[rows] < (plan.quotas >> UNIT_BITS)[groups])
     return chosen.astype(np.uint8)
 
 
-DRAWS: Mapping[str, Callable[[Plan, int, Rows], npt.NDArray[np.uint8]]] = {
-    "stream": _stream,
-    "bernoulli": _bernoulli,
-    "ranked": _ranked,
+def _random_rate(plan: Plan, rows: Rows) -> npt.NDArray[np.float64]:
+    if plan.by_rate:
+        return plan.rates[rows].astype(np.float64)
+    groups = plan.groups[rows]
+    return np.where(groups >= 0, plan.cluster_rates[groups], 0.0)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One way to draw an epoch.
+
+    Attributes:
+        copies: (plan, epoch, rows) → uint8 [n].
+        rate: (plan, rows) → float64 [n], expected copies per epoch.
+        counts: (plan, epoch) → int64 [K], or None where counts are random.
+    """
+
+    copies: Callable[[Plan, int, Rows], npt.NDArray[np.uint8]]
+    rate: Callable[[Plan, Rows], npt.NDArray[np.float64]]
+    counts: Callable[[Plan, int], npt.NDArray[np.int64]] | None
+
+
+DRAWS: Mapping[str, Draw] = {
+    "stream": Draw(_stream_copies, _random_rate, lambda plan, epoch: plan.stream.counts(epoch)),
+    "bernoulli": Draw(_bernoulli_copies, _random_rate, None),
+    "ranked": Draw(
+        _ranked_copies,
+        lambda plan, rows: _ranked_copies(plan, 0, rows).astype(np.float64),
+        lambda plan, _: plan.quotas >> UNIT_BITS,
+    ),
 }

@@ -192,7 +192,7 @@ class Stream:
             epoch: 0, 1, …
             labels: int32 [n], cluster of each row; negative for rows that are never drawn.
             ranks: uint32 [n], in-cluster rank of each row.
-            slots: uint32 [n], slots before this epoch, if they are known.
+            slots: uint32 [n], slots before this epoch, if they are known; None replays all epochs before it.
 
         Returns:
             uint8 [n].

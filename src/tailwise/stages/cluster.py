@@ -106,12 +106,12 @@ def cluster(
         "snapshot": snapshot.number,
     }
     inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot)}
-    artifact = Artifact(catalog.clusters_folder(check_name(name)), "clusters", config, inputs)
-    if not artifact.done:
-        stage = _ClusterStage(catalog, artifact, snapshot, blocks, device, force, track)
-        stage.fit(clusters, merge, seed, iterations, points_per_centroid)
-        stage.assign()
-        stage.describe(clusters)
+    with Artifact(catalog.clusters_folder(check_name(name)), "clusters", config, inputs) as artifact:
+        if not artifact.done:
+            stage = _ClusterStage(catalog, artifact, snapshot, blocks, device, force, track)
+            stage.fit(clusters, merge, seed, iterations, points_per_centroid)
+            stage.assign()
+            stage.describe(clusters)
     return load_clustering(catalog, name)
 
 

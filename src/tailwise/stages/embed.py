@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import BinaryIO
 
 import fsspec
@@ -15,14 +18,29 @@ import numpy.typing as npt
 from PIL import Image
 
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.embeddings import normalise_rows, open_column, write_part
+from tailwise.catalog.embeddings import normalise_rows, open_column, part_marker, write_part
+from tailwise.catalog.locks import locked
 from tailwise.encoders import find_encoder
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.progress import Track, silent
-from tailwise.stages.report import Rejections, RejectionWriter
+from tailwise.stages.report import Rejections
 
 CHUNK_IMAGES = 512
+# What Pillow's readers are known to raise on damaged files, beside their own error (an OSError).
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +62,23 @@ class _Embedded:
     faults: dict[int, str]
 
 
-def embed(
-    catalog: Catalog, encoder_name: str, *, workers: int | None = None, track: Track = silent
-) -> tuple[int, int, Rejections]:
-    """Fills the image embeddings of those parts of the newest snapshot that lack them.
+@dataclass
+class EmbedReport:
+    """What embedding came to.
+
+    Attributes:
+        embedded: samples that got an embedding.
+        lacking: samples that had none before.
+        rejections: what could not be embedded.
+    """
+
+    embedded: int
+    lacking: int
+    rejections: Rejections
+
+
+def embed(catalog: Catalog, encoder_name: str, *, workers: int | None = None, track: Track = silent) -> EmbedReport:
+    """Fills the image embeddings of those parts of the newest snapshot that have none yet.
 
     Args:
         catalog: with samples.
@@ -55,32 +86,27 @@ def embed(
         workers: processes; None for one a processor. The result doesn't depend on it.
         track: shows progress.
 
-    Returns:
-        How many samples got an embedding, how many lacked one before, and what could not be embedded.
-
     Raises:
         UserError: unknown encoder, the column was made by another one, a shard is gone, or no image could be read.
     """
     encoder = find_encoder(encoder_name)
-    open_column(catalog, "image", encoder.dimension, encoder_name)
-    folder = catalog.embedding_folder("image")
-    lacking = [part for part in catalog.parts() if not (folder / f"{part.name}.json").exists()]
-    rejections = Rejections()
-    embedded = 0
-    for part in lacking:
-        with rejections.writer(catalog.folder / "rejected" / f"embed-{part.name}.parquet") as log:
-            chunks = list(_chunks(catalog, part, encoder_name))
+    with locked(catalog.folder / ".lock", str(catalog.folder)):
+        open_column(catalog, "image", encoder.dimension, encoder_name)
+        paths: list[str] = catalog.shards().column("path").to_pylist()
+        lacking = [part for part in catalog.parts() if not part_marker(catalog, "image", part).exists()]
+        report = EmbedReport(0, sum(part.rows for part in lacking), Rejections())
+        for part in lacking:
+            chunks = list(_chunks(catalog, part, paths, encoder_name))
             results = track(map_ordered(_embed_chunk, chunks, workers), f"embedding {part.name}", len(chunks))
-            rows = (_noted(chunk, result, log) for chunk, result in zip(chunks, results, strict=True))
-            embedded += write_part(catalog, "image", part, encoder.dimension, rows)
-    wanted = sum(part.rows for part in lacking)
-    if wanted and not embedded:
-        raise UserError(f"not one of {wanted:,} images could be read: see {rejections.files[0]}")
-    return embedded, wanted, rejections
+            listed = catalog.folder / "rejected" / f"embed-{part.name}.parquet"
+            rows = _noted(zip(chunks, results, strict=True), report.rejections, listed)
+            report.embedded += write_part(catalog, "image", part, encoder.dimension, rows)
+    if report.lacking and not report.embedded:
+        raise UserError(f"not one of {report.lacking:,} images could be read: see {report.rejections.files[0]}")
+    return report
 
 
-def _chunks(catalog: Catalog, part: Part, encoder: str) -> Iterator[_Chunk]:
-    paths = catalog.shards().column("path").to_pylist()
+def _chunks(catalog: Catalog, part: Part, paths: list[str], encoder: str) -> Iterator[_Chunk]:
     samples = catalog.samples(part, ["shard", "key", "image_offset", "image_bytes"])
     shards = samples.column("shard").to_numpy()
     edges = np.flatnonzero(np.diff(shards, prepend=-1, append=-1))
@@ -102,12 +128,13 @@ def _embed_chunk(chunk: _Chunk) -> _Embedded:
             try:
                 images.append(Image.open(io.BytesIO(stream.read(size))).convert("RGB"))
                 good.append(at)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                faults[at] = str(error)
+            except _UNREADABLE as error:
+                faults[at] = str(error) or type(error).__name__
     rows = np.zeros((len(chunk.keys), encoder.dimension), np.float32)
     if images:
         rows[good] = encoder.encode(images)
-    return _Embedded(normalise_rows(rows)[0], faults)
+    scaled, unfit = normalise_rows(rows)
+    return _Embedded(scaled, {**{at: f"the encoder gave {fault}" for at, fault in unfit.items()}, **faults})
 
 
 @contextmanager
@@ -122,7 +149,12 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _noted(chunk: _Chunk, result: _Embedded, log: RejectionWriter) -> npt.NDArray[np.float16]:
-    for at, fault in result.faults.items():
-        log.add("embed", "unreadable image", chunk.path, chunk.keys[at], fault)
-    return result.rows
+def _noted(
+    results: Iterable[tuple[_Chunk, _Embedded]], rejections: Rejections, listed: Path
+) -> Iterator[npt.NDArray[np.float16]]:
+    """The rows; the list of what could not be embedded is on disk when the last is taken, before the part's marker."""
+    with rejections.writer(listed) as log:
+        for chunk, result in results:
+            for at, fault in sorted(result.faults.items()):
+                log.add("embed", "unreadable image", chunk.path, chunk.keys[at], fault)
+            yield result.rows

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
-from tailwise.sources import find
+from tailwise.sources import Found, find
 from tailwise.stages.import_embeddings import ColumnImport, import_embeddings
 from tailwise.stages.import_shards import PART_ROWS, import_shards
 from tailwise.stages.report import Rejections
@@ -37,7 +38,7 @@ class ImportReport:
 
 
 def import_pool(
-    sources: Sequence[str],
+    sources: str | Path | Sequence[str | Path],
     folder: str | Path,
     *,
     format_name: str = "auto",
@@ -48,7 +49,7 @@ def import_pool(
     """Imports tars and embeddings into a catalog, new or existing. What is there already is skipped.
 
     Args:
-        sources: folders, files, patterns or URLs (see `tailwise.sources.SOURCES`).
+        sources: one or several folders, files, patterns or URLs (see `tailwise.sources.SOURCES`).
         folder: the catalog.
         format_name: a name of `SOURCES`, or "auto".
         workers: processes; None for one a processor. The result doesn't depend on it. Worker processes import the calling script
@@ -59,8 +60,14 @@ def import_pool(
     Raises:
         UserError: nothing to import, or nothing good in it.
     """
-    found = find(sources, format_name)
+    given = [sources] if isinstance(sources, str | Path) else sources
+    found = find([str(source) for source in given], format_name)
     catalog = Catalog.create(folder)
+    with locked(catalog.folder / ".lock", str(catalog.folder)):
+        return _import(catalog, found, workers, part_rows, track)
+
+
+def _import(catalog: Catalog, found: Found, workers: int | None, part_rows: int, track: Track) -> ImportReport:
     before = catalog.snapshots()
     if not before and not found.tars:
         raise UserError(
@@ -77,6 +84,8 @@ def import_pool(
     known = set(catalog.shards().column("path").to_pylist())
     if found.tars and not columns and known.isdisjoint(found.tars):
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
-        raise UserError(f"nothing good in {', '.join(sources)} ({reasons}): see {catalog.folder / 'rejected'}")
+        raise UserError(
+            f"nothing good in {len(found.tars)} tar(s), first {next(iter(found.tars))} ({reasons}): see {catalog.folder / 'rejected'}"
+        )
     old_shards, old_rows = (before[-1].shards, before[-1].rows) if before else (0, 0)
     return ImportReport(catalog, now, now.shards - old_shards, now.rows - old_rows, columns, rejections)

@@ -106,12 +106,12 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
         "seed": request.seed,
     }
     quotas = _quotas(pool, method, options, config)
-    artifact = Artifact(catalog.plan_folder(check_name(name)), "plan", config, pool.inputs)
-    if not artifact.done:
-        _write_groups(artifact, pool.sizes, quotas)
-        _write_rows(catalog, artifact, pool, method, request.clusters, pick, track)
-        write_shard_offsets(catalog, artifact, pool.snapshot)
-        artifact.finish({"eligible": int(pool.sizes.sum()), "clusters": int((pool.sizes > 0).sum())})
+    with Artifact(catalog.plan_folder(check_name(name)), "plan", config, pool.inputs) as artifact:
+        if not artifact.done:
+            _write_groups(artifact, pool.sizes, quotas)
+            _write_rows(catalog, artifact, pool, method, request.clusters, pick, track)
+            write_shard_offsets(catalog, artifact, pool.snapshot)
+            artifact.finish({"eligible": int(pool.sizes.sum()), "clusters": int((pool.sizes > 0).sum())})
     return Plan(catalog, name)
 
 

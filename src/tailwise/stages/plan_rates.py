@@ -67,12 +67,12 @@ def make_rate_plan(
         "seed": seed,
     }
     inputs = {"snapshot": snapshot.id, "rates": file_digest(path)}
-    artifact = Artifact(catalog.plan_folder(check_name(name)), "plan", config, inputs)
-    if not artifact.done:
-        identifier, batches = _open_rates(path, column)
-        unknown = _join(catalog, artifact, snapshot, identifier, track(batches, "joining rates"), missing_rate)
-        write_shard_offsets(catalog, artifact, snapshot)
-        artifact.finish({"eligible": snapshot.rows, "rates_without_sample": unknown})
+    with Artifact(catalog.plan_folder(check_name(name)), "plan", config, inputs) as artifact:
+        if not artifact.done:
+            identifier, batches = _open_rates(path, column)
+            unknown = _join(catalog, artifact, snapshot, identifier, track(batches, "joining rates"), missing_rate)
+            write_shard_offsets(catalog, artifact, snapshot)
+            artifact.finish({"eligible": snapshot.rows, "rates_without_sample": unknown})
     return Plan(catalog, name)
 
 
@@ -118,7 +118,11 @@ def _parquet_batches(path: Path, column: str) -> tuple[str, Iterator[Batch]]:
     def batches() -> Iterator[Batch]:
         for batch in file.iter_batches(BATCH, columns=[identifier, column]):
             identifiers = [_text(value) for value in batch.column(identifier).to_pylist()]
-            yield identifiers, batch.column(column).cast(pa.float64()).to_numpy(zero_copy_only=False)
+            try:
+                rates = batch.column(column).cast(pa.float64()).to_numpy(zero_copy_only=False)
+            except pa.ArrowException as error:
+                raise UserError(f"the column {column!r} of {path} holds no numbers: {error}") from error
+            yield identifiers, rates
 
     return identifier, batches()
 
@@ -138,6 +142,21 @@ def _join(
     """Writes rate.npy; returns how many rates belong to no sample."""
     work = artifact.path("joining")
     shutil.rmtree(work, ignore_errors=True)
+    try:
+        return _join_in(work, catalog, artifact, snapshot, identifier, batches, missing_rate)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _join_in(
+    work: Path,
+    catalog: Catalog,
+    artifact: Artifact,
+    snapshot: Snapshot,
+    identifier: str,
+    batches: Iterable[Batch],
+    missing_rate: float | None,
+) -> int:
     index = KeyIndex(work, snapshot.rows)
     column = "uid" if identifier == "uid" else "key"
     for part in catalog.parts(snapshot):
@@ -161,7 +180,6 @@ def _join(
             )
         np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
         del rates
-    shutil.rmtree(work)
     return unknown
 
 

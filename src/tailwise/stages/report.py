@@ -42,12 +42,10 @@ class Rejections:
 
     def count(self, path: Path) -> None:
         """Counts a list that an earlier run wrote."""
-        table = pq.read_table(path)
         self.files.append(path)
-        for stage, reason, rows in zip(
-            *(table.column(name).to_pylist() for name in ("stage", "reason", "rows")), strict=True
-        ):
-            self.counts[stage, reason] += rows
+        for batch in pq.ParquetFile(path).iter_batches(FLUSH_RECORDS, columns=["stage", "reason", "rows"]):
+            for row in batch.to_pylist():
+                self.counts[row["stage"], row["reason"]] += row["rows"]
 
 
 class RejectionWriter:

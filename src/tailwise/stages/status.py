@@ -8,19 +8,19 @@ from typing import Any
 from tailwise.catalog.artifacts import MANIFEST, PENDING
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import read_json
+from tailwise.stages.report import Rejections
 
 Section = list[dict[str, Any]]
 
 
 def status(catalog: Catalog) -> dict[str, Section]:
     """The catalog's content by section: snapshots, embeddings, clusterings, plans, left out."""
-    rejected = catalog.rejected()
-    reasons: Section = []
-    if rejected is not None:
-        grouped = rejected.group_by(["stage", "reason"]).aggregate([("rows", "sum")]).sort_by("stage")
-        reasons = [
-            {"stage": row["stage"], "reason": row["reason"], "rows": row["rows_sum"]} for row in grouped.to_pylist()
-        ]
+    rejections = Rejections()
+    for path in sorted((catalog.folder / "rejected").glob("*.parquet")):
+        rejections.count(path)
+    reasons = [
+        {"stage": stage, "reason": reason, "rows": rows} for (stage, reason), rows in sorted(rejections.counts.items())
+    ]
     return {
         "snapshots": _snapshots(catalog),
         "embeddings": [
