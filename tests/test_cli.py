@@ -1,8 +1,12 @@
 """The commands as a user runs them: in a process of their own."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -65,7 +69,7 @@ def test_the_five_commands(pool, tmp_path):
     run("export", catalog, "subset", tmp_path / "s.npy", "--to", "datacomp")
     assert len(np.load(tmp_path / "s.npy")) == 74
     run("export", catalog, "epochs", tmp_path / "r.json", "--to", "rates-json")
-    assert "149 of 300" in run("plan", catalog, "theirs", "--rates", tmp_path / "r.json")
+    assert "149 of 298" in run("plan", catalog, "theirs", "--rates", tmp_path / "r.json")
     status = json.loads(run("status", catalog, "--json"))
     assert [item["name"] for item in status["plans"]] == ["epochs", "subset", "theirs"]
     assert {item["reason"]: item["rows"] for item in status["left out"]}["duplicate key"] == 1
@@ -92,7 +96,10 @@ def test_relocated_shards_are_found_again(pool, tmp_path):
     moved.rename(tmp_path / "elsewhere")
     assert "1 paths" in run("relocate", tmp_path / "catalog", moved, tmp_path / "elsewhere")
     assert "300 of 300" in run("embed", tmp_path / "catalog", "--encoder", "pixels", "--workers", 1)
-    assert "no shard's path begins with" in run("relocate", tmp_path / "catalog", "/nowhere", "/there", code=2)
+    assert "no shard's path begins with" in run("relocate", tmp_path / "catalog", "/nowhere", tmp_path, code=2)
+    assert "doesn't exist: move" in run("relocate", tmp_path / "catalog", tmp_path, "/nowhere", code=2)
+    assert "give the old leading folder" in run("relocate", tmp_path / "catalog", "/", tmp_path, code=2)
+    assert "files are what was written" in run("verify", tmp_path / "catalog")
 
 
 def test_mistakes_are_one_line_and_exit_code_2(pool, tmp_path):
@@ -113,6 +120,21 @@ def test_mistakes_are_one_line_and_exit_code_2(pool, tmp_path):
     assert "--max-memory '8'" in run("cluster", catalog, "--clusters", 3, "--max-memory", "8", code=2)
     assert "either --method or --rates" in run("plan", catalog, "p", code=2)
     assert "--keep does nothing with --rates" in run("plan", catalog, "p", "--rates", "x.json", "--keep", 0.5, code=2)
+    assert "--max-memory 'infGB'" in run("cluster", catalog, "--clusters", 3, "--max-memory", "infGB", code=2)
+    assert "use auto, cpu, cuda" in run("cluster", catalog, "--clusters", 3, "--device", "meta", code=2)
+    assert "--clusters does nothing with method 'random'" in run(
+        "plan", catalog, "p", "--method", "random", "--keep", 0.5, "--clusters", "x", code=2
+    )
+    run("plan", catalog, "r", "--method", "random", "--keep", 0.5)
+    assert "must lie between 0 and 10,000" in run(
+        "draw", catalog, "r", "--epoch", 10**9, "--output", tmp_path / "x", code=2
+    )
+    assert "lies in the catalog" in run("draw", catalog, "r", "--output", catalog / "x.parquet", code=2)
+    assert "can't name an artifact" in run("explain", catalog, "../clusters/main", code=2)
+    (catalog / "plans" / "r" / "group.npy").write_bytes(b"")
+    assert "group.npy is missing or damaged" in run("draw", catalog, "r", "--output", tmp_path / "x", code=2)
+    (catalog / "shards.parquet").unlink()
+    assert "has 0 of 1 shards" in run("status", catalog, code=2)
     assert "No such option" in run("plan", catalog, "p", "--metod", "dbp", code=2)
 
 
@@ -126,7 +148,8 @@ def test_help_answers_without_importing_anything_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["import", "embed", "cluster", "plan", "explain", "draw", "export", "status", "relocate", "demo"]
+    "command",
+    ["import", "embed", "cluster", "plan", "explain", "draw", "export", "status", "verify", "relocate", "demo"],
 )
 def test_every_help_shows_an_example(command):
     assert f"tailwise {command}" in run(command, "--help")
@@ -139,3 +162,59 @@ def test_the_python_api_has_the_same_verbs():
         assert getattr(tailwise, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tailwise.nothing
+
+
+def test_control_c_says_how_to_go_on(pool, tmp_path):
+    """To the whole process group, workers included, as a terminal sends it."""
+    script = (
+        "import sys, time, tailwise.cli, tailwise.sources.webdataset as w\n"
+        "import tailwise.stages.import_shards as s\n"
+        "s.read_shard = time.sleep  # a shard that takes long; what is interrupted is real\n"
+        "s.map_ordered = lambda f, items, workers: __import__('tailwise.executors.local').executors.local.map_ordered("
+        "time.sleep, [30] * 4, 2)\n"
+        "sys.argv = ['tailwise', 'import', sys.argv[1], sys.argv[2]]\n"
+        "if __name__ == '__main__': tailwise.cli.main()"
+    )
+    file = tmp_path / "main.py"
+    file.write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, file, pool / "shards", tmp_path / "catalog"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(children(process.pid)) < 3 and time.monotonic() < deadline:  # two workers and their tracker
+        time.sleep(0.05)
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=100)[1]
+    assert (process.returncode, error) == (1, "tailwise: interrupted; run the same command again to go on\n")
+
+
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_without_a_place_for_compiled_code(pool, tmp_path):
+    code = (
+        "import numba.core.caching as c\n"
+        "(getattr(c, 'CacheImpl', None) or c._CacheImpl)._locator_classes = []\n"
+        "import sys, tailwise.cli; sys.argv[0] = 'tailwise'; tailwise.cli.main()"
+    )
+    run("import", pool / "shards", tmp_path / "catalog")
+    command = [sys.executable, "-c", code, "plan", tmp_path / "catalog", "p", "--method", "random", "--keep", "0.5"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "150 of 300" in result.stdout
+
+
+def test_a_terminal_that_knows_only_ascii(pool, tmp_path):
+    run("import", pool / "shards", pool / "embeddings", tmp_path / "catalog")
+    run("cluster", tmp_path / "catalog", "--clusters", 6)
+    run("plan", tmp_path / "catalog", "p", "--method", "flat", "--keep", 0.5)
+    command = [sys.executable, "-m", "tailwise", "explain", tmp_path / "catalog", "p"]
+    result = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"8 ? 130" in result.stdout or b"head" in result.stdout

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import math
+import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
@@ -200,7 +203,9 @@ def plan(
     budget: Annotated[
         int | None, typer.Option(help="Budget, in samples: per epoch, or in all if static.", show_default=False)
     ] = None,
-    clusters: Annotated[str, typer.Option(help="Name of the clustering.")] = "main",
+    clusters: Annotated[
+        str | None, typer.Option(help="Name of the clustering.  [default: main]", show_default=False)
+    ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="dynamics: quota in proportion to size^alpha.  [default: 0.2]")
     ] = None,
@@ -223,7 +228,9 @@ def plan(
         Path | None,
         typer.Option(help="In place of a method: .json {key: rate} or .parquet of rates.", show_default=False),
     ] = None,
-    rate_column: Annotated[str, typer.Option(help="Column of the .parquet of rates.")] = "rate",
+    rate_column: Annotated[
+        str | None, typer.Option(help="Column of the .parquet of rates.  [default: rate]", show_default=False)
+    ] = None,
     missing_rate: Annotated[
         float | None, typer.Option(help="Rate of samples that the file doesn't name; without it, an error.")
     ] = None,
@@ -243,6 +250,7 @@ def plan(
       tailwise plan my-catalog theirs --rates sampling_probabilities.json
     """
     from tailwise.plan.explain import explain as figures
+    from tailwise.plan.methods import find_method
     from tailwise.printing import print_json
     from tailwise.stages.plan import PlanRequest, make_plan
     from tailwise.stages.plan_rates import make_rate_plan
@@ -257,14 +265,14 @@ def plan(
             "--pick": pick,
             "--draw": draw if draw != "bernoulli" else None,
         }
-        unused |= {"--max-repeats": max_repeats if max_repeats != 1 else None}
+        unused |= {"--clusters": clusters, "--max-repeats": max_repeats if max_repeats != 1 else None}
         _refuse_given(unused, "with --rates: the rates say it all, and are drawn by bernoulli")
         made = _with_bars(
             lambda track: make_rate_plan(
                 opened,
                 name,
                 rates,
-                column=rate_column,
+                column=rate_column or "rate",
                 missing_rate=missing_rate,
                 dynamic=dynamic is not False,
                 seed=seed,
@@ -272,12 +280,14 @@ def plan(
             )
         )
     else:
-        _refuse_given({"--missing-rate": missing_rate}, "without --rates")
+        _refuse_given({"--missing-rate": missing_rate, "--rate-column": rate_column}, "without --rates")
+        if find_method(method or "").grouping == "pool":
+            _refuse_given({"--clusters": clusters}, f"with method {method!r}, which needs no clusters")
         request = PlanRequest(
             method=method or "",
             keep=keep,
             budget=budget,
-            clusters=clusters,
+            clusters=clusters or "main",
             options={"alpha": alpha, "temperature": temperature},
             max_repeats=max_repeats,
             min_per_cluster=min_per_cluster,
@@ -399,6 +409,29 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
+    """Check that a catalog's files are still what was written, by their hashes.
+
+    Example:
+
+      tailwise verify my-catalog
+    """
+    from tailwise.printing import print_json
+    from tailwise.stages.verify import verify as run
+
+    opened = _open(catalog)
+    count, bad = _with_bars(lambda track: run(opened, track))
+    if as_json:
+        print_json({"files": count, "changed_or_missing": [str(path) for path in bad]})
+    else:
+        for path in bad:
+            print(f"changed or missing: {path}")
+        print(f"{count - len(bad):,} of {count:,} files are what was written")
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
 def relocate(
     catalog: CatalogPath,
     old: Annotated[str, typer.Argument(metavar="OLD", help="Leading part of the shards' paths.")],
@@ -410,6 +443,12 @@ def relocate(
 
       tailwise relocate my-catalog /data/pool s3://bucket/pool
     """
+    if not old.strip("/") or not new.strip("/") or old == new:
+        raise UserError(f"relocate {old!r} {new!r}: give the old leading folder and another new one")
+    if "://" not in new:
+        new = str(Path(new).expanduser().absolute())
+        if not Path(new).exists():
+            raise UserError(f"{new} doesn't exist: move the shards there first")
     changed = _open(catalog).relocate(old, new)
     print(f"{changed:,} paths now begin with {new}")
 
@@ -417,7 +456,7 @@ def relocate(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for pool and catalog.")] = Path("demo"),
-    images: Annotated[int, typer.Option(min=64, help="Images in the pool.")] = 6400,
+    images: Annotated[int, typer.Option(min=500, help="Images in the pool.")] = 6400,
 ) -> None:
     """Make a long-tailed pool of drawings, plan it with both methods, and show who gains.
 
@@ -460,11 +499,13 @@ def _with_bars(task: Callable[[Any], Result]) -> Result:
 
 def _parse_bytes(text: str) -> int:
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    number, unit = text[:-2], text[-2:].upper()
     try:
-        return int(float(number) * units[unit])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"--max-memory {text!r}: give a number and one of {', '.join(units)}, such as 8GB") from error
+        size = float(text[:-2]) * units[text[-2:].upper()]
+    except (KeyError, ValueError):
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise UserError(f"--max-memory {text!r}: give a number above 0 and one of {', '.join(units)}, such as 8GB")
+    return int(size)
 
 
 def _refuse_given(options: dict[str, object], why: str) -> None:
@@ -473,8 +514,20 @@ def _refuse_given(options: dict[str, object], why: str) -> None:
             raise UserError(f"{option} does nothing {why}")
 
 
+class _InterruptedError(BaseException):
+    """Ctrl-C; not a KeyboardInterrupt, which Typer would end the process on without a word."""
+
+
+def _interrupt(*_: object) -> None:
+    raise _InterruptedError
+
+
 def main() -> None:
     """Runs the command line: exit code 0 ok, 1 failed, 2 the user's mistake."""
+    signal.signal(signal.SIGINT, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" for the rest
     try:
         app()
     except UserError as error:
@@ -486,7 +539,7 @@ def main() -> None:
     except (OSError, ArithmeticError) as error:
         print(f"tailwise: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except _InterruptedError:
         print("tailwise: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(1)
 

@@ -89,13 +89,20 @@ def test_every_export_is_repeatable_and_refuses_to_overwrite(repeating, tmp_path
 
 
 def test_where_a_file_cannot_go(repeating, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="is no regular file"):
+        export(repeating, "keys", tmp_path / "link", overwrite=True)
+    with pytest.raises(UserError, match="lies in the catalog"):
+        export(repeating, "keys", repeating.catalog.folder / "shards.parquet", overwrite=True)
+    assert (tmp_path / "mine").read_text() == "mine"
     with pytest.raises(UserError, match="is a folder"):
         export(repeating, "keys", tmp_path)
     with pytest.raises(UserError, match="doesn't exist: make it first"):
         export(repeating, "keys", tmp_path / "no" / "k.txt")
     with pytest.raises(UserError, match="unknown export 'csv': use datacomp, rates-json, keys, parquet"):
         export(repeating, "csv", tmp_path / "k.csv")
-    with pytest.raises(UserError, match="epochs are counted from 0"):
+    with pytest.raises(UserError, match="epoch -1: must lie between 0 and 10,000"):
         export(repeating, "keys", tmp_path / "k.txt", epoch=-1)
 
 

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -204,20 +207,22 @@ def test_rows_are_sliced_like_any_sequence_and_checked(clustered, draw):
             plan.draw(2, np.array(rows))
 
 
-def draw_span(arguments):
-    folder, span, epoch = arguments
-    from tailwise.catalog import Catalog
-
-    return Plan(Catalog.open(folder), "p").draw(epoch, span)
-
-
-def test_processes_draw_their_own_rows(clustered):
-    from tailwise.executors.local import map_ordered
-
+def test_processes_draw_their_own_rows(clustered, tmp_path):
     plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
-    tasks = [(clustered.folder, slice(start, start + 150), epoch) for epoch in (0, 4) for start in range(0, 600, 150)]
-    pieces = list(map_ordered(draw_span, tasks[::-1], workers=2))[::-1]
-    assert np.array_equal(np.concatenate(pieces), np.concatenate([plan.draw(0), plan.draw(4)]))
+    script = (
+        "import sys, numpy as np; from tailwise import Catalog, Plan; plan = Plan(Catalog.open(sys.argv[1]), 'p')\n"
+        "first = int(sys.argv[2])\n"
+        "rows = [plan.draw(epoch, slice(first, first + 200)) for epoch in (4, 0)]\n"
+        "np.save(sys.argv[3], np.stack(rows))"
+    )
+    files = {first: tmp_path / f"{first}.npy" for first in (400, 0, 200)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(clustered.folder), str(first), str(path)])
+        for first, path in files.items()
+    ]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    drawn = np.concatenate([np.load(files[first]) for first in (0, 200, 400)], axis=1)
+    assert np.array_equal(drawn, np.stack([plan.draw(4), plan.draw(0)]))
 
 
 def test_kept_slots_change_no_draw(clustered):

@@ -82,7 +82,11 @@ def test_explain_gives_expected_values(small_catalog, tmp_path, rates):
         ('{"000000": 256}', "rate of '000000' is 256"),
         ('{"000000": NaN}', "not a JSON object"),
         ('{"000000": "often"}', "not a JSON object"),
-        ("[1, 2]", "600 of 600 samples have no rate"),
+        ("[1, 2]", "not a JSON object"),
+        ("{}", "600 of 600 samples have no rate"),
+        ('{"000000": true}', "rate of '000000' is True"),
+        ('{"000000": "0.5"}', "rate of '000000' is '0.5'"),
+        ('{"000000": 0.5, "000000": 0.25}', "rate of '000000' is given twice"),
         ("{", "not a JSON object"),
     ],
 )

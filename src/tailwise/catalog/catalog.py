@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
-from tailwise.catalog.files import digest, read_array, read_json, write_json, write_table
+from tailwise.catalog.files import digest, map_array, read_json, read_table, write_json, write_table
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.errors import UserError
 
@@ -87,7 +86,7 @@ class Catalog:
         path = local_path(folder)
         if not (path / HEADER).exists():
             raise UserError(f"{path} is no catalog (no {HEADER}): make one with `tailwise import SOURCE… {path}`")
-        found = read_json(path / HEADER)["format"]
+        found = read_json(path / HEADER).get("format")
         if found != FORMAT:
             raise UserError(f"{path} has catalog format {found}, this tailwise reads {FORMAT}: import the pool anew")
         return cls(path)
@@ -130,11 +129,14 @@ class Catalog:
     def shards(self, snapshot: Snapshot | None = None) -> pa.Table:
         """The table of shards (schema.SHARD_SCHEMA), one row a shard, in id order; all known ones without a snapshot."""
         path = self.folder / "shards.parquet"
-        table = pq.read_table(path) if path.exists() else SHARD_SCHEMA.empty_table()
+        table = read_table(path) if path.exists() else SHARD_SCHEMA.empty_table()
         if snapshot is None:
             snapshots = self.snapshots()
-            return table.slice(0, snapshots[-1].shards if snapshots else 0)
-        return table.slice(0, snapshot.shards)
+            snapshot = snapshots[-1] if snapshots else None
+        wanted = snapshot.shards if snapshot else 0
+        if table.num_rows < wanted:
+            raise UserError(f"{path} is missing or damaged: it has {table.num_rows:,} of {wanted:,} shards; restore it")
+        return table.slice(0, wanted)
 
     def append_snapshot(self, shards: pa.Table, parts: int) -> Snapshot:
         """Makes `shards` (all of them, old ones first) the newest snapshot; their parts must lie on disk already."""
@@ -189,7 +191,7 @@ class Catalog:
 
     def samples(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
         """The samples of one part, in row order."""
-        return pq.read_table(self.samples_path(part.number), columns=columns)
+        return read_table(self.samples_path(part.number), columns)
 
     def embedding_folder(self, column: str) -> Path:
         """Where an embedding column ("image" or "text") lies."""
@@ -197,7 +199,7 @@ class Catalog:
 
     def embedding(self, column: str, part: Part) -> npt.NDArray[np.float16]:
         """One part of an embedding column, mapped: float16 [rows, d], unit-norm rows; a row of zeros has no embedding."""
-        return read_array(self.embedding_folder(column) / f"{part.name}.npy")
+        return map_array(self.embedding_folder(column) / f"{part.name}.npy")
 
     def embedding_parts(self, column: str, snapshot: Snapshot) -> list[npt.NDArray[np.float16]]:
         """All parts of an embedding column.
@@ -228,17 +230,25 @@ class Catalog:
     # --- artifacts --------------------------------------------------------------------------------------------------
 
     def clusters_folder(self, name: str) -> Path:
-        """Where a clustering lies."""
-        return self.folder / "clusters" / name
+        """Where a clustering lies.
+
+        Raises:
+            UserError: nothing can have this name.
+        """
+        return self.folder / "clusters" / check_name(name)
 
     def plan_folder(self, name: str) -> Path:
-        """Where a plan lies."""
-        return self.folder / "plans" / name
+        """Where a plan lies.
+
+        Raises:
+            UserError: nothing can have this name.
+        """
+        return self.folder / "plans" / check_name(name)
 
     def label_parts(self, clusters: str, snapshot: Snapshot, column: str) -> Iterator[npt.NDArray[Any]]:
         """One column ("label", "similarity", "rank") of a clustering, part by part, mapped."""
         for part in self.parts(snapshot):
-            yield read_array(self.clusters_folder(clusters) / f"{column}-{part.name}.npy")
+            yield map_array(self.clusters_folder(clusters) / f"{column}-{part.name}.npy")
 
 
 def local_path(folder: str | Path) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,16 @@ TEMPORARY_SUFFIX = ".writing"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name `path`, on an error it is removed."""
+def replacing(path: Path, *, unique: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name `path`, on an error it is removed.
+
+    Args:
+        path: the file to write.
+        unique: for files outside a catalog, where no lock keeps other writers away: the temporary name is this process's own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    own = f".{uuid.uuid4().hex}" if unique else ""
+    temporary = path.with_name(f"{path.name}{own}{TEMPORARY_SUFFIX}")
     try:
         yield temporary
         _flush(temporary)
@@ -80,6 +87,34 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
             np.save(stream, np.zeros(shape, dtype), allow_pickle=False)
         return np.zeros(shape, dtype)
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file of a catalog.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
+        ) from error
+
+
+def map_array(path: Path) -> npt.NDArray[Any]:
+    """Maps a `.npy` file of a catalog.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return read_array(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
+        ) from error
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:

@@ -26,7 +26,7 @@ def write_rates_json(plan: Plan, _: int, path: Path, track: Track) -> int:
     """
     _check_unique_keys(plan, path)
     written = 0
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with replacing(path, unique=True) as temporary, temporary.open("w", encoding="utf-8") as stream:
         stream.write("{")
         for part in tracked_parts(plan, track):
             keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()
@@ -46,7 +46,7 @@ def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     """
     _check_unique_keys(plan, path)
     total = 0
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with replacing(path, unique=True) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for part in drawn_parts(plan, epoch, ["key"], track):
             keys = np.repeat(np.array(part.samples.column(0).to_pylist(), dtype=object), part.copies)
             stream.writelines(f"{key}\n" for key in keys)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tailwise.catalog.files import write_array
+from tailwise.catalog.files import replacing
 from tailwise.export.drawn import drawn_parts
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
@@ -26,5 +26,6 @@ def write_datacomp(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     halves = np.concatenate([np.empty((0, 2), np.uint64), *pieces])
     halves = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
     uids = np.ascontiguousarray(halves).view(UID).reshape(-1)
-    write_array(path, uids)
+    with replacing(path, unique=True) as temporary, temporary.open("wb") as stream:
+        np.save(stream, uids, allow_pickle=False)
     return len(uids)

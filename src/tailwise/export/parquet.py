@@ -30,7 +30,7 @@ def write_parquet(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     """Writes one row per drawn sample, in catalog order (SCHEMA); returns the number of copies."""
     shards = np.array(plan.catalog.shards(plan.snapshot).column("path").to_pylist(), dtype=object)
     total = 0
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+    with replacing(path, unique=True) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for part in drawn_parts(plan, epoch, ["shard", "key", "uid"], track):
             writer.write_table(_table(plan, part, shards))
             total += int(part.copies.sum())

@@ -16,12 +16,22 @@ _ANY_ORDER = {"reassoc", "contract", "nsz", "nnan", "ninf"}
 
 def jit(function: Function) -> Function:
     """Compiles a loop; float operations keep their order."""
-    return cast("Function", numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    return _compile(function, fastmath=False)
 
 
 def jit_any_order(function: Function) -> Function:
     """Compiles a loop whose float operations may be reordered; the function must be exact, or indifferent, under that."""
-    return cast("Function", numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_ANY_ORDER)(function))
+    return _compile(function, fastmath=_ANY_ORDER)
+
+
+def _compile(function: Function, fastmath: bool | set[str]) -> Function:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    try:
+        return cast("Function", numba.njit(cache=True, **options)(function))
+    except (
+        RuntimeError
+    ):  # neither the package's folder nor the user's home can be written to: compiled anew in each process
+        return cast("Function", numba.njit(**options)(function))
 
 
 def split_threads(task: Callable[[int, int], None], size: int, threads: int, grain: int = 1) -> None:

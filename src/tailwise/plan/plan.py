@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, read_array, replacing
+from tailwise.catalog.files import create_array, map_array, read_array, read_table, replacing
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.plan.bernoulli import bernoulli_copies
@@ -22,6 +21,7 @@ from tailwise.plan.quotas import UNIT_BITS, UNITS
 from tailwise.plan.stream import Stream
 
 CHUNK_ROWS = 1 << 20
+MAX_EPOCH = 10_000  # an epoch's counts follow from those of all epochs before it
 Rows = slice | npt.NDArray[np.int64]
 
 
@@ -72,22 +72,22 @@ class Plan:
     @cached_property
     def rates(self) -> npt.NDArray[np.float32]:
         """Expected copies of each row per epoch, float32 [N]; only of a plan by rate."""
-        return read_array(self.folder / "rate.npy")
+        return map_array(self.folder / "rate.npy")
 
     @cached_property
     def groups(self) -> npt.NDArray[np.int32]:
         """Cluster of each row, int32 [N]; −1 for rows that are never drawn."""
-        return read_array(self.folder / "group.npy")
+        return map_array(self.folder / "group.npy")
 
     @cached_property
     def ranks(self) -> npt.NDArray[np.uint32]:
         """In-cluster rank of each row, uint32 [N]: of appearance, or in the order of the pick."""
-        return read_array(self.folder / "rank.npy")
+        return map_array(self.folder / "rank.npy")
 
     @cached_property
     def shard_offsets(self) -> npt.NDArray[np.int64]:
         """First row of each shard, and the number of rows: int64 [shards + 1]."""
-        return read_array(self.folder / "shard_offsets.npy")
+        return map_array(self.folder / "shard_offsets.npy")
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -100,7 +100,7 @@ class Plan:
         return self._group_table("quota_units")
 
     def _group_table(self, column: str) -> npt.NDArray[np.int64]:
-        table = pq.read_table(self.folder / "groups.parquet", columns=[column])
+        table = read_table(self.folder / "groups.parquet", [column])
         values: npt.NDArray[np.int64] = table.column(0).to_numpy()
         return values
 
@@ -113,10 +113,10 @@ class Plan:
         """The epoch whose draw is used: `epoch` itself, or 0 for a static plan.
 
         Raises:
-            UserError: the epoch is negative.
+            UserError: the epoch is out of bounds.
         """
-        if epoch < 0:
-            raise UserError(f"epoch {epoch}: epochs are counted from 0")
+        if not 0 <= epoch <= MAX_EPOCH:
+            raise UserError(f"epoch {epoch:,}: must lie between 0 and {MAX_EPOCH:,}")
         return epoch if self.dynamic else 0
 
     @property

@@ -68,7 +68,7 @@ def common_dimension(partitions: list[Partition]) -> int | None:
             array = read_array(partition.array)
         except _DAMAGE:
             continue
-        if array.ndim == 2:
+        if array.ndim == 2 and array.shape[1]:
             rows[array.shape[1]] += len(array)
     return rows.most_common(1)[0][0] if rows else None
 
@@ -94,7 +94,7 @@ def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDA
         tokenize.TokenError,
     ) as error:  # damaged headers raise
         return BadPartition("unreadable embeddings", str(error), 0)
-    if array.ndim != 2 or array.dtype not in (np.float16, np.float32, np.float64):
+    if array.ndim != 2 or not array.shape[1] or array.dtype not in (np.float16, np.float32, np.float64):
         return BadPartition("not an embedding matrix", f"{array.dtype} {list(array.shape)}", len(np.atleast_1d(array)))
     if dimension is not None and array.shape[1] != dimension:
         return BadPartition("wrong dimension", f"{array.shape[1]}, not {dimension}", len(array))

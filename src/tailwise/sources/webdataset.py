@@ -167,6 +167,9 @@ def _samples(grouped: _Grouped, stream: BinaryIO, sidecar: dict[str, Record], pa
         if not _is_utf8(key):
             grouped.rejected.append(_rejection(path, "key is not UTF-8", key))
             continue
+        if "\n" in key or "\r" in key:
+            grouped.rejected.append(_rejection(path, "key holds a line break", key))
+            continue
         try:
             caption = _read(stream, text).decode()
         except UnicodeDecodeError as error:

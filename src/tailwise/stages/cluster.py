@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,15 +12,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.catalog import Catalog, Part, Snapshot, check_name
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.embeddings import COLUMNS
-from tailwise.catalog.files import create_array, read_array, read_json, write_array, write_json, write_table
+from tailwise.catalog.files import (
+    create_array,
+    map_array,
+    read_array,
+    read_json,
+    read_table,
+    write_array,
+    write_json,
+    write_table,
+)
 from tailwise.errors import UserError
-from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS, Assigner, resolve_device
+from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS, Assigner
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
 from tailwise.kernels.keyed import stream_key
@@ -106,7 +115,7 @@ def cluster(
         "snapshot": snapshot.number,
     }
     inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot)}
-    with Artifact(catalog.clusters_folder(check_name(name)), "clusters", config, inputs) as artifact:
+    with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
         if not artifact.done:
             stage = _ClusterStage(catalog, artifact, snapshot, blocks, device, force, track)
             stage.fit(clusters, merge, seed, iterations, points_per_centroid)
@@ -118,7 +127,7 @@ def cluster(
 def load_clustering(catalog: Catalog, name: str) -> Clustering:
     """A finished clustering of the catalog; see `read_manifest` for what happens without one."""
     folder = catalog.clusters_folder(name)
-    return Clustering(name, read_json(folder / "manifest.json")["summary"], pq.read_table(folder / "clusters.parquet"))
+    return Clustering(name, read_json(folder / "manifest.json")["summary"], read_table(folder / "clusters.parquet"))
 
 
 def _step(progress: Iterator[int]) -> None:
@@ -140,10 +149,10 @@ def check_device(device: str) -> None:
     Raises:
         UserError: unknown device, or CUDA without a CUDA device.
     """
-    try:
-        torch.empty(0, device=resolve_device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: not to be had here ({error}); use auto or cpu") from error
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UserError(f"--device {device!r}: use auto, cpu, cuda or cuda:NUMBER")
+    if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices here; use auto or cpu")
 
 
 def _check_memory(clusters: int, dimension: int, max_memory_bytes: int) -> None:
@@ -153,8 +162,8 @@ def _check_memory(clusters: int, dimension: int, max_memory_bytes: int) -> None:
     need = centroids + max(seeding, chunks) + (400 << 20)
     if need > max_memory_bytes:
         raise UserError(
-            f"{clusters:,} clusters of {dimension} dimensions need about {need / 1e9:.1f} GB, --max-memory allows "
-            f"{max_memory_bytes / 1e9:.1f} GB: raise it, or ask for fewer clusters"
+            f"{clusters:,} clusters of {dimension} dimensions need about {need / 1e9:.3g} GB, --max-memory allows "
+            f"{max_memory_bytes / 1e9:.3g} GB: raise it, or ask for fewer clusters"
         )
 
 
@@ -193,8 +202,9 @@ class _ClusterStage:
         except TooFewDistinctRowsError as error:
             if not self.force or not error.distinct:
                 raise UserError(
-                    f"the embeddings hold only {error.distinct:,} distinct rows for {clusters:,} clusters: ask for fewer "
-                    "(--clusters), check the embeddings, or take that many with --force"
+                    f"only {error.distinct:,} distinct rows for {clusters:,} clusters, among the "
+                    f"{sum(map(len, training)):,} that k-means is fitted on: ask for fewer (--clusters), check the embeddings, "
+                    "raise --points-per-centroid, or take that many with --force"
                 ) from error
             result = kmeans(training, error.distinct, iterations=iterations, seed=seed, device=self.device)
         finally:
@@ -230,7 +240,7 @@ class _ClusterStage:
 
     def assign(self) -> None:
         """Writes label and similarity of every row, part by part."""
-        assigner = Assigner(read_array(self.artifact.path("centroids.npy")), device=self.device)
+        assigner = Assigner(map_array(self.artifact.path("centroids.npy")), device=self.device)
         for part, block in self.track(list(zip(self.parts, self.blocks, strict=True)), "assigning", len(self.parts)):
             if self._path("similarity", part).exists():
                 continue
@@ -247,14 +257,14 @@ class _ClusterStage:
 
     def describe(self, asked: int) -> None:
         """Writes ranks and the table of clusters, and finishes the artifact unless it is collapsed."""
-        centroids = read_array(self.artifact.path("centroids.npy"))
+        centroids = map_array(self.artifact.path("centroids.npy"))
         seen = np.zeros(len(centroids), np.int64)
         similarity_sums = np.zeros(len(centroids), np.int64)
         for part in self.parts:
-            labels = np.asarray(read_array(self._path("label", part)))
+            labels = np.asarray(map_array(self._path("label", part)))
             write_array(self._path("rank", part), appearance_ranks(labels, seen))
             member = labels >= 0
-            units = to_similarity_units(read_array(self._path("similarity", part))[member].astype(np.float64))
+            units = to_similarity_units(map_array(self._path("similarity", part))[member].astype(np.float64))
             np.add.at(similarity_sums, labels[member], units)
         self._refuse_collapse(seen, asked)
         table = _cluster_table(centroids, seen, similarity_sums)

@@ -172,9 +172,9 @@ def _nothing_matched(catalog: Catalog, part: Part, partitions: list[Partition], 
     reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(join.log.counts.items()))
     sample = catalog.samples(part, ["key"]).column(0)[0].as_py()
     keys = f"; the first embedding's key is {join.stranger!r}, the first sample's {sample!r}" if join.stranger else ""
-    return (
-        f"none of the embeddings in {partitions[0].array.parent} belongs to a sample that lacks one ({reasons}{keys})"
-    )
+    example = f"; {join.log.example}" if join.log.example else ""
+    folder = partitions[0].array.parent
+    return f"none of the embeddings in {folder} belongs to a sample that lacks one ({reasons}{keys}{example})"
 
 
 class _Join:

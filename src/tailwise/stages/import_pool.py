@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.catalog import HEADER, Catalog, Snapshot, local_path
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
@@ -62,6 +62,8 @@ def import_pool(
     """
     given = [sources] if isinstance(sources, str | Path) else sources
     found = find([str(source) for source in given], format_name)
+    if not found.tars and not (local_path(folder) / HEADER).exists():
+        raise UserError(f"{folder} holds no samples yet: import the shards (.tar) with or before their embeddings")
     catalog = Catalog.create(folder)
     with locked(catalog.folder / ".lock", str(catalog.folder)):
         return _import(catalog, found, workers, part_rows, track)
@@ -82,8 +84,8 @@ def _import(catalog: Catalog, found: Found, workers: int | None, part_rows: int,
     ]
     now = catalog.snapshot()
     known = set(catalog.shards().column("path").to_pylist())
-    if found.tars and not columns and known.isdisjoint(found.tars):
-        reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
+    if rejections.counts and not columns and found.tars and known.isdisjoint(found.tars):
+        reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items())
         raise UserError(
             f"nothing good in {len(found.tars)} tar(s), first {next(iter(found.tars))} ({reasons}): see {catalog.folder / 'rejected'}"
         )

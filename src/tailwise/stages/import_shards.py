@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Snapshot, part_name
-from tailwise.catalog.files import read_json, write_json, write_table
+from tailwise.catalog.files import file_digest, read_json, write_json, write_table
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
@@ -171,5 +171,7 @@ def _write_part(catalog: Catalog, part: _Part, rejections: Rejections) -> list[d
             log.add_table(table)
     if part.samples:
         write_table(path, pa.concat_tables(part.samples, promote_options="default"))
-        write_json(_marker(catalog, part.number), {"tars": part.tars, "shards": part.shards})
+        write_json(
+            _marker(catalog, part.number), {"tars": part.tars, "shards": part.shards, "digest": file_digest(path)}
+        )
     return part.shards

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
-from tailwise.catalog.catalog import Catalog, Snapshot, check_name
-from tailwise.catalog.files import create_array, replacing, write_array, write_table
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.files import create_array, read_table, replacing, write_array, write_table
 from tailwise.errors import UserError
 from tailwise.plan.methods import PICKS, Method, find_method, method_options, weigh
 from tailwise.plan.plan import CHUNK_ROWS, Plan
@@ -106,7 +105,7 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
         "seed": request.seed,
     }
     quotas = _quotas(pool, method, options, config)
-    with Artifact(catalog.plan_folder(check_name(name)), "plan", config, pool.inputs) as artifact:
+    with Artifact(catalog.plan_folder(name), "plan", config, pool.inputs) as artifact:
         if not artifact.done:
             _write_groups(artifact, pool.sizes, quotas)
             _write_rows(catalog, artifact, pool, method, request.clusters, pick, track)
@@ -137,7 +136,7 @@ def _pool(catalog: Catalog, method: Method, clusters: str) -> _Pool:
         folder, "clustering", f"make it with `tailwise cluster {catalog.folder} --name {clusters}`"
     )
     snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
-    table = pq.read_table(folder / "clusters.parquet")
+    table = read_table(folder / "clusters.parquet")
     sizes: npt.NDArray[np.int64] = table.column("size").to_numpy()
     full = sizes > 0
     d_intra, d_inter = (table.column(name).to_numpy()[full] for name in ("d_intra", "d_inter"))
@@ -191,8 +190,8 @@ def _budget(request: PlanRequest, eligible: int) -> int:
 def _min_per_cluster(request: PlanRequest, method: Method) -> int:
     if method.fill == "shift":
         least = 1 if request.min_per_cluster is None else request.min_per_cluster
-        if least < 0:
-            raise UserError(f"--min-per-cluster {least}: must be at least 0")
+        if not 0 <= least < MAX_BUDGET:
+            raise UserError(f"--min-per-cluster {least}: must lie between 0 and {MAX_BUDGET - 1:,}")
         return least
     if request.min_per_cluster is not None:
         raise UserError(f"--min-per-cluster does nothing with method {request.method!r}: it scales its quotas")

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.catalog import Catalog, Snapshot, check_name
-from tailwise.catalog.files import create_array, file_digest, replacing
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.files import create_array, file_digest, map_array, replacing
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
@@ -59,7 +59,7 @@ def make_rate_plan(
     snapshot = catalog.snapshot()
     config = {
         "method": "rates",
-        "column": column if path.suffix == ".parquet" else None,
+        "column": column if path.suffix.lower() == ".parquet" else None,
         "missing_rate": missing_rate,
         "snapshot": snapshot.number,
         "dynamic": dynamic,
@@ -67,12 +67,13 @@ def make_rate_plan(
         "seed": seed,
     }
     inputs = {"snapshot": snapshot.id, "rates": file_digest(path)}
-    with Artifact(catalog.plan_folder(check_name(name)), "plan", config, inputs) as artifact:
+    with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
             identifier, batches = _open_rates(path, column)
             unknown = _join(catalog, artifact, snapshot, identifier, track(batches, "joining rates"), missing_rate)
             write_shard_offsets(catalog, artifact, snapshot)
-            artifact.finish({"eligible": snapshot.rows, "rates_without_sample": unknown})
+            rates = map_array(artifact.path("rate.npy"))
+            artifact.finish({"eligible": int(np.count_nonzero(rates)), "rates_without_sample": unknown})
     return Plan(catalog, name)
 
 
@@ -82,9 +83,9 @@ def _open_rates(path: Path, column: str) -> tuple[str, Iterator[Batch]]:
         ".json": lambda: ("key", _json_batches(path)),
         ".parquet": lambda: _parquet_batches(path, column),
     }
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise UserError(f"{path}: rates are read from {' or '.join(readers)}")
-    return readers[path.suffix]()
+    return readers[path.suffix.lower()]()
 
 
 def _json_batches(path: Path) -> Iterator[Batch]:
@@ -92,7 +93,12 @@ def _json_batches(path: Path) -> Iterator[Batch]:
     rates: list[float] = []
     try:
         with path.open("rb") as stream:
+            if stream.read(4096).lstrip()[:1] != b"{":
+                raise TypeError("it doesn't begin with {")
+            stream.seek(0)
             for key, rate in ijson.kvitems(stream, "", use_float=True):
+                if isinstance(rate, bool) or not isinstance(rate, int | float):
+                    raise TypeError(f"the rate of {key!r} is {rate!r}")
                 keys.append(key)
                 rates.append(float(rate))
                 if len(keys) == BATCH:
@@ -116,13 +122,12 @@ def _parquet_batches(path: Path, column: str) -> tuple[str, Iterator[Batch]]:
         )
 
     def batches() -> Iterator[Batch]:
-        for batch in file.iter_batches(BATCH, columns=[identifier, column]):
-            identifiers = [_text(value) for value in batch.column(identifier).to_pylist()]
-            try:
-                rates = batch.column(column).cast(pa.float64()).to_numpy(zero_copy_only=False)
-            except pa.ArrowException as error:
-                raise UserError(f"the column {column!r} of {path} holds no numbers: {error}") from error
-            yield identifiers, rates
+        try:
+            for batch in file.iter_batches(BATCH, columns=[identifier, column]):
+                identifiers = [_text(value) for value in batch.column(identifier).to_pylist()]
+                yield identifiers, batch.column(column).cast(pa.float64()).to_numpy(zero_copy_only=False)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"the rates in column {column!r} of {path} can't be read: {error}") from error
 
     return identifier, batches()
 
@@ -170,6 +175,7 @@ def _join_in(
         for keys, values in batches:
             rows = index.find(keys)
             _check_batch(keys, values, rows)
+            _check_given_once(keys, rows, rates)
             unknown += int((rows == ABSENT).sum())
             rates[rows[rows >= 0]] = values[rows >= 0]
         without = int(np.isnan(rates).sum())
@@ -181,6 +187,14 @@ def _join_in(
         np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
         del rates
     return unknown
+
+
+def _check_given_once(keys: list[str], rows: npt.NDArray[np.int64], rates: npt.NDArray[np.float32]) -> None:
+    hits = np.flatnonzero(rows >= 0)
+    _, first = np.unique(rows[hits], return_index=True)
+    again = np.setdiff1d(hits, hits[first[np.isnan(rates[rows[hits[first]]])]])
+    if again.size:
+        raise UserError(f"the rate of {keys[again[0]]!r} is given twice: give each sample one rate")
 
 
 def _check_batch(keys: list[str], values: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> None:

@@ -54,6 +54,7 @@ class RejectionWriter:
     def __init__(self, file: pq.ParquetWriter, counts: Counter[tuple[str, str]]) -> None:
         self.counts = counts
         self.written = 0
+        self.example: str | None = None  # the first detail, for errors that leave no list behind
         self._file = file
         self._records: list[dict[str, Any]] = []
 
@@ -65,6 +66,8 @@ class RejectionWriter:
             {"stage": stage, "reason": reason, "file": file, "key": key, "detail": detail, "rows": rows}
         )
         self.counts[stage, reason] += rows
+        if detail and not self.example:
+            self.example = f"{file}: {detail}"
         if len(self._records) >= FLUSH_RECORDS:
             self.flush()
 
