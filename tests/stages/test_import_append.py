@@ -251,3 +251,10 @@ def test_known_embeddings_for_complete_samples_are_no_news(run, tmp_path, old, m
     run(tmp_path / "old", make_embeddings(tmp_path / "first", {key: vectors[key] for key in old[:2]}))
     copy = make_embeddings(tmp_path / "copy", {key: vectors[key] for key in old[:2]})
     assert run(copy).rejections.counts == {}
+
+
+def test_one_tar_by_two_names_is_one_shard(run, tmp_path, old):
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    catalog = run(tmp_path / "old", tmp_path / "link").catalog
+    assert catalog.snapshot().rows == len(old)
+    assert run(tmp_path / "link").new_shards == 0

@@ -32,7 +32,8 @@ class Found:
 def _find_tars(source: str, found: Found) -> bool:
     """Adds the tars that a folder, file, glob or brace pattern names; says whether there were any."""
     before = len(found.tars)
-    for name in braceexpand(source):
+    names = [source] if Path(source).exists() else braceexpand(source)
+    for name in names:
         filesystem, path = fsspec.core.url_to_fs(name)
         if filesystem.isdir(path):
             inside = glob.escape(path)

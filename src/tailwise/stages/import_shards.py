@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,7 +141,18 @@ def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[t
             )
     parts = range(catalog.snapshot().parts if sizes else 0)
     read = {tuple(item) for part in parts for item in read_json(_marker(catalog, part))["tars"]}
-    return [(path, size) for path, size in tars.items() if path not in sizes and (path, size) not in read]
+    new = []
+    seen = {_true_path(path) for path in sizes}
+    for path, size in tars.items():
+        if (true := _true_path(path)) not in seen and (path, size) not in read:
+            new.append((path, size))
+        seen.add(true)
+    return new
+
+
+def _true_path(path: str) -> str:
+    """A local path without symbolic links, so that no tar is imported twice by two names."""
+    return path if "://" in path else os.path.realpath(path)
 
 
 def _marker(catalog: Catalog, part: int) -> Path:
