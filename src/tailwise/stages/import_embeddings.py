@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import column_dimension, normalise_rows, open_column, part_marker, write_part
-from tailwise.catalog.files import create_array, read_array, read_json, write_json
+from tailwise.catalog.files import create_array, read_array, read_json, scratch, write_json
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.errors import UserError
 from tailwise.progress import Track
@@ -66,9 +65,7 @@ def import_embeddings(
     parts = joins.parts_to_fill()
     if not parts:
         return None
-    work = catalog.embedding_folder(column) / "joining"
-    shutil.rmtree(work, ignore_errors=True)
-    try:
+    with scratch(catalog.embedding_folder(column) / "joining") as work:
         with rejections.writer(joins.listed(f"{joins.number:06d}")) as log:
             join = _Join(joins, parts, work, log)
             join.plan_reads(partitions, track)
@@ -80,8 +77,6 @@ def import_embeddings(
             _fill(joins, join, part, partitions, rejections)
             for part in track(parts, f"{column} embeddings", len(parts))
         )
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     joins.finish()
     return ColumnImport(column, join.dimension or 0, embedded, sum(part.rows for part in parts))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, file_digest, map_array, replacing
+from tailwise.catalog.files import create_array, file_digest, map_array, replacing, scratch
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
@@ -145,48 +144,37 @@ def _join(
     missing_rate: float | None,
 ) -> int:
     """Writes rate.npy; returns how many rates belong to no sample."""
-    work = artifact.path("joining")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        return _join_in(work, catalog, artifact, snapshot, identifier, batches, missing_rate)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with scratch(artifact.path("joining")) as work:
+        index = _index(catalog, snapshot, identifier, work / "keys")
+        unknown = 0
+        with replacing(artifact.path("rate.npy")) as path:
+            rates = create_array(path, (snapshot.rows,), np.float32)
+            rates[:] = np.nan
+            for keys, values in batches:
+                rows = index.find(keys)
+                _check_batch(keys, values, rows)
+                _check_given_once(keys, rows, rates)
+                unknown += int((rows == ABSENT).sum())
+                rates[rows[rows >= 0]] = values[rows >= 0]
+            without = int(np.isnan(rates).sum())
+            if without and missing_rate is None:
+                raise UserError(
+                    f"{without:,} of {snapshot.rows:,} samples have no rate ({unknown:,} rates belong to no sample): "
+                    "give them one with --missing-rate (0 never draws them)"
+                )
+            np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
+            del rates
+    return unknown
 
 
-def _join_in(
-    work: Path,
-    catalog: Catalog,
-    artifact: Artifact,
-    snapshot: Snapshot,
-    identifier: str,
-    batches: Iterable[Batch],
-    missing_rate: float | None,
-) -> int:
-    index = KeyIndex(work, snapshot.rows)
+def _index(catalog: Catalog, snapshot: Snapshot, identifier: str, folder: Path) -> KeyIndex:
+    index = KeyIndex(folder, snapshot.rows)
     column = "uid" if identifier == "uid" else "key"
     for part in catalog.parts(snapshot):
         values = catalog.samples(part, [column]).column(0).to_pylist()
         index.add(map(_text, values), np.arange(part.first_row, part.first_row + part.rows))
     index.seal()
-    unknown = 0
-    with replacing(artifact.path("rate.npy")) as path:
-        rates = create_array(path, (snapshot.rows,), np.float32)
-        rates[:] = np.nan
-        for keys, values in batches:
-            rows = index.find(keys)
-            _check_batch(keys, values, rows)
-            _check_given_once(keys, rows, rates)
-            unknown += int((rows == ABSENT).sum())
-            rates[rows[rows >= 0]] = values[rows >= 0]
-        without = int(np.isnan(rates).sum())
-        if without and missing_rate is None:
-            raise UserError(
-                f"{without:,} of {snapshot.rows:,} samples have no rate ({unknown:,} rates belong to no sample): give them one "
-                "with --missing-rate (0 never draws them)"
-            )
-        np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
-        del rates
-    return unknown
+    return index
 
 
 def _check_given_once(keys: list[str], rows: npt.NDArray[np.int64], rates: npt.NDArray[np.float32]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.files import create_array
+from tailwise.catalog.files import create_array, scratch
 from tailwise.kernels.ranks import value_ranks
 
 BUCKET_ROWS = 16_000_000
@@ -36,10 +35,7 @@ def write_value_ranks(
     """
     total = 0
     buckets = _buckets(sizes, bucket_rows)
-    spill = path.with_name(path.name + ".spill")
-    shutil.rmtree(spill, ignore_errors=True)
-    spill.mkdir(parents=True)
-    try:
+    with scratch(path.with_name(path.name + ".spill")) as spill:
         for labels, values in columns:
             members = np.flatnonzero(labels >= 0)
             records = np.empty(len(members), _RECORD)
@@ -53,8 +49,6 @@ def write_value_ranks(
         for bucket_path in spill.iterdir():
             records = np.fromfile(bucket_path, _RECORD)
             ranks[records["row"]] = value_ranks(records["label"], records["value"])
-    finally:
-        shutil.rmtree(spill)
 
 
 def _buckets(sizes: npt.NDArray[np.int64], bucket_rows: int) -> npt.NDArray[np.int64]:
