@@ -12,12 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from tailwise.catalog.files import digest, map_array, read_json, read_table, write_json, write_table
+from tailwise.catalog.files import TEMPORARY_SUFFIX, digest, map_array, read_json, read_table, write_json, write_table
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.errors import UserError
 
 FORMAT = 1
 HEADER = "catalog.json"
+LOCK = ".lock"  # held by import and embed
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ class Catalog:
         """
         path = local_path(folder)
         if not (path / HEADER).exists():
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or any(not _is_ours(item) for item in path.iterdir())):
                 raise UserError(f"{path} exists and is no catalog: name a new or an empty folder")
-            write_json(path / HEADER, {"format": FORMAT})
+            write_json(path / HEADER, {"format": FORMAT}, unique=True)
         return cls.open(path)
 
     # --- shards and snapshots ---------------------------------------------------------------------------------------
@@ -249,6 +250,11 @@ class Catalog:
         """One column ("label", "similarity", "rank") of a clustering, part by part, mapped."""
         for part in self.parts(snapshot):
             yield map_array(self.clusters_folder(clusters) / f"{column}-{part.name}.npy")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file may be of another process that is making a catalog at this moment."""
+    return path.name in {HEADER, LOCK} or (path.name.startswith(HEADER) and path.suffix == TEMPORARY_SUFFIX)
 
 
 def local_path(folder: str | Path) -> Path:

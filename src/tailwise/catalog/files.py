@@ -62,9 +62,9 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Writes `value` as JSON with sorted keys, atomically."""
-    with replacing(path) as temporary:
+def write_json(path: Path, value: object, *, unique: bool = False) -> None:
+    """Writes `value` as JSON with sorted keys, atomically; `unique` as in `replacing`."""
+    with replacing(path, unique=unique) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

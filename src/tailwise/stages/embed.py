@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.catalog import LOCK, Catalog, Part
 from tailwise.catalog.embeddings import normalise_rows, open_column, part_marker, write_part
 from tailwise.catalog.locks import locked
 from tailwise.encoders import find_encoder
@@ -90,7 +90,7 @@ def embed(catalog: Catalog, encoder_name: str, *, workers: int | None = None, tr
         UserError: unknown encoder, the column was made by another one, a shard is gone, or no image could be read.
     """
     encoder = find_encoder(encoder_name)
-    with locked(catalog.folder / ".lock", str(catalog.folder)):
+    with locked(catalog.folder / LOCK, str(catalog.folder)):
         open_column(catalog, "image", encoder.dimension, encoder_name)
         paths: list[str] = catalog.shards().column("path").to_pylist()
         lacking = [part for part in catalog.parts() if not part_marker(catalog, "image", part).exists()]

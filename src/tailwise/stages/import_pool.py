@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailwise.catalog.catalog import HEADER, Catalog, Snapshot, local_path
+from tailwise.catalog.catalog import HEADER, LOCK, Catalog, Snapshot, local_path
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
@@ -65,7 +65,7 @@ def import_pool(
     if not found.tars and not (local_path(folder) / HEADER).exists():
         raise UserError(f"{folder} holds no samples yet: import the shards (.tar) with or before their embeddings")
     catalog = Catalog.create(folder)
-    with locked(catalog.folder / ".lock", str(catalog.folder)):
+    with locked(catalog.folder / LOCK, str(catalog.folder)):
         return _import(catalog, found, workers, part_rows, track)
 
 
