@@ -84,8 +84,9 @@ def test_embedding_from_the_shards(pool, tmp_path):
     assert "300 of 300" in run("embed", tmp_path / "catalog", "--encoder", "pixels", "--workers", 2)
     assert "0 of 0" in run("embed", tmp_path / "catalog", "--encoder", "pixels")
     assert "6 clusters" in run("cluster", tmp_path / "catalog", "--clusters", 6)
-    error = run("import", pool / "shards", pool / "embeddings", tmp_path / "catalog")
-    assert "nothing new" in error
+    assert "nothing new" in run("import", pool / "shards", tmp_path / "catalog")
+    error = run("import", pool / "shards", pool / "embeddings", tmp_path / "catalog", code=2)
+    assert "encoders can't be mixed" in error
 
 
 def test_relocated_shards_are_found_again(pool, tmp_path):
@@ -164,30 +165,29 @@ def test_the_python_api_has_the_same_verbs():
         _ = tailwise.nothing
 
 
-def test_control_c_says_how_to_go_on(pool, tmp_path):
-    """To the whole process group, workers included, as a terminal sends it."""
+@pytest.mark.parametrize("workers_there", [0, 1, 3, 6])
+def test_control_c_says_how_to_go_on(pool, tmp_path, workers_there):
+    """To the whole process group, as a terminal sends it, while workers are being started and afterwards."""
     script = (
-        "import sys, time, tailwise.cli, tailwise.sources.webdataset as w\n"
-        "import tailwise.stages.import_shards as s\n"
-        "s.read_shard = time.sleep  # a shard that takes long; what is interrupted is real\n"
-        "s.map_ordered = lambda f, items, workers: __import__('tailwise.executors.local').executors.local.map_ordered("
-        "time.sleep, [30] * 4, 2)\n"
-        "sys.argv = ['tailwise', 'import', sys.argv[1], sys.argv[2]]\n"
-        "if __name__ == '__main__': tailwise.cli.main()"
+        "import sys, time, tailwise.cli, tailwise.stages.import_shards as stage\n"
+        "from tailwise.executors.local import map_ordered\n"
+        "stage.map_ordered = lambda *_: map_ordered(time.sleep, [5] * 40, 6)  # shards that take long\n"
+        "sys.argv[0] = 'tailwise'\n"
+        "if __name__ == '__main__': print('ready', flush=True); tailwise.cli.main()"
     )
     file = tmp_path / "main.py"
     file.write_text(script)
     process = subprocess.Popen(
-        [sys.executable, file, pool / "shards", tmp_path / "catalog"],
+        [sys.executable, file, "import", pool / "shards", tmp_path / "catalog"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    assert process.stdout.readline() == "ready\n"
     deadline = time.monotonic() + 60
-    while len(children(process.pid)) < 3 and time.monotonic() < deadline:  # two workers and their tracker
-        time.sleep(0.05)
-    time.sleep(1.5)
+    while len(children(process.pid)) < workers_there + 1 and time.monotonic() < deadline:  # and their resource tracker
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=100)[1]
     assert (process.returncode, error) == (1, "tailwise: interrupted; run the same command again to go on\n")

@@ -515,7 +515,7 @@ def _refuse_given(options: dict[str, object], why: str) -> None:
 
 
 class _InterruptedError(BaseException):
-    """Ctrl-C; not a KeyboardInterrupt, which Typer would end the process on without a word."""
+    """Ctrl-C, or SIGTERM; not a KeyboardInterrupt, which Typer would end the process on without a word."""
 
 
 def _interrupt(*_: object) -> None:
@@ -524,7 +524,8 @@ def _interrupt(*_: object) -> None:
 
 def main() -> None:
     """Runs the command line: exit code 0 ok, 1 failed, 2 the user's mistake."""
-    signal.signal(signal.SIGINT, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" for the rest

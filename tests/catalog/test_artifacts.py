@@ -146,3 +146,11 @@ def test_a_damaged_manifest_is_named(begin):
     artifact.path("manifest.json").write_text('{"identity": ')
     with pytest.raises(UserError, match=r"manifest.json is damaged"):
         begin()
+
+
+def test_a_refusal_lets_go_of_the_lock(begin):
+    begin().path("half").write_text("work")
+    with pytest.raises(UserError, match="with other settings") as kept:
+        begin(config={"clusters": 400})
+    assert kept.value is not None  # the exception, and with it the refused artifact, is alive
+    assert begin().path("half").exists()

@@ -3,6 +3,7 @@
 import math
 import operator
 import os
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +73,30 @@ def test_nothing_to_do(workers):
 
 def test_default_workers():
     assert 1 <= default_workers() <= (os.cpu_count() or 1)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    file = tmp_path / "main.py"
+    file.write_text(
+        "import time\nfrom tailwise.executors.local import map_ordered\n"
+        "if __name__ == '__main__': list(map_ordered(time.sleep, [60] * 4, 2))"
+    )
+    process = subprocess.Popen([sys.executable, file], start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while len(children.read_text().split()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(pid) for pid in children.read_text().split()]
+    assert len(workers) == 3
+    time.sleep(2)  # they import what they need
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers)

@@ -258,3 +258,73 @@ def test_one_tar_by_two_names_is_one_shard(run, tmp_path, old):
     catalog = run(tmp_path / "old", tmp_path / "link").catalog
     assert catalog.snapshot().rows == len(old)
     assert run(tmp_path / "link").new_shards == 0
+
+
+def test_an_interrupted_import_and_then_another_one(run, tmp_path, old, make_vectors, make_embeddings, monkeypatch):
+    """What the second one finds written is not taken for its own."""
+    from tailwise.stages import import_embeddings as stage
+
+    vectors = make_vectors(old)
+    one = make_embeddings(tmp_path / "one", {key: vectors[key] for key in old[::2]})
+    two = make_embeddings(tmp_path / "two", {key: vectors[key] for key in old[1::2]})
+    catalog = run(tmp_path / "old", part_rows=1).catalog
+    real = stage.write_part
+
+    def stops_after_the_first(*arguments, **notes):
+        real(*arguments, **notes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "write_part", stops_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        run(one)
+    monkeypatch.setattr(stage, "write_part", real)
+    for folder in (two, one, two):
+        run(folder)
+    check_embeddings(catalog, vectors)
+
+
+def test_killed_between_rows_and_marker(run, tmp_path, old, make_vectors, make_embeddings, monkeypatch):
+    from tailwise.catalog import embeddings as module
+    from tailwise.stages.verify import verify
+
+    vectors = make_vectors(old)
+    one = make_embeddings(tmp_path / "one", {key: vectors[key] for key in old[::2]})
+    two = make_embeddings(tmp_path / "two", {key: vectors[key] for key in old[1::2]})
+    catalog = run(tmp_path / "old", one).catalog
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "file_digest", stops)  # called for the marker, after the rows were renamed into place
+        with pytest.raises(KeyboardInterrupt):
+            run(two)
+    assert run(two).columns[0].embedded == len(old)
+    check_embeddings(catalog, vectors)
+    assert verify(catalog)[1] == []
+
+
+def test_an_interrupted_import_goes_on_with_new_shards(
+    run, tmp_path, old, new, make_vectors, make_embeddings, monkeypatch
+):
+    from tailwise.stages import import_embeddings as stage
+
+    vectors = make_vectors([*old, *new])
+    folder = make_embeddings(tmp_path / "all", vectors)
+    catalog = run(tmp_path / "old").catalog
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "write_part", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(folder)
+    run(tmp_path / "new", folder)
+    check_embeddings(catalog, vectors)
+
+
+def test_imported_embeddings_do_not_go_over_an_encoders(run, tmp_path, make_pool, make_vectors, make_embeddings):
+    from tailwise.stages.embed import embed
+
+    (keys,) = make_pool(tmp_path / "drawn", [3]).values()
+    catalog = run(tmp_path / "drawn").catalog
+    embed(catalog, "pixels", workers=1)
+    with pytest.raises(UserError, match=r"'pixels'.*encoders can't be mixed"):
+        run(make_embeddings(tmp_path / "first", make_vectors(keys, dimension=360)))

@@ -51,10 +51,17 @@ class Artifact:
         """
         if not self._check(MANIFEST):
             self._held.enter_context(locked(self.folder.with_name(f".{self.folder.name}.lock"), str(self.folder)))
-            if not self._check(MANIFEST) and not (self._worth_keeping() and self._check(PENDING)):
-                shutil.rmtree(self.folder, ignore_errors=True)
-                write_json(self.folder / PENDING, self.identity)
+            try:
+                self._begin()
+            except BaseException:
+                self._held.close()
+                raise
         return self
+
+    def _begin(self) -> None:
+        if not self._check(MANIFEST) and not (self._worth_keeping() and self._check(PENDING)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write_json(self.folder / PENDING, self.identity)
 
     def __exit__(self, *_: object) -> None:
         """Lets go of the lock."""

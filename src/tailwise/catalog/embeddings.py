@@ -68,7 +68,7 @@ def write_part(
     part: Part,
     dimension: int,
     chunks: Iterable[npt.NDArray[np.float16]],
-    **notes: int,
+    **notes: str,
 ) -> int:
     """Writes one part of a column, its marker last; returns how many rows have an embedding.
 

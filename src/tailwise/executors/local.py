@@ -9,7 +9,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from multiprocessing import connection
+from types import FrameType
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -35,11 +37,12 @@ def map_ordered(
     if workers <= 1:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         under_way: deque[Future[Result]] = deque()
         for item in items:
-            with _deaf_to_interrupts() if not under_way else nullcontext():  # the first task starts the workers
+            with _interrupts_deferred():  # a submit may start a worker
                 under_way.append(pool.submit(function, item))
             if len(under_way) >= 3 * workers:
                 yield under_way.popleft().result()
@@ -50,13 +53,30 @@ def map_ordered(
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started here ignore Ctrl-C: this one alone answers it, and ends them."""
+def _interrupts_deferred() -> Iterator[None]:
+    """Ctrl-C is answered only afterwards; processes started here never see it: this one alone answers it, and ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    caught: list[tuple[int, FrameType | None]] = []
+    handler = signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if caught and callable(handler):
+            handler(*caught[0])
+
+
+def _end_with_parent() -> None:
+    """Lets a worker end when the process that started it does, however that happens."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)

@@ -115,9 +115,11 @@ def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> np
     share = wanted / max(sum(len(block) for block in blocks), 1)
     key = stream_key(seed, "seeding sample")
     while True:
-        kept = [chunk[chosen_rows(first, len(chunk), share, key)] for first, chunk in row_chunks(blocks, CHUNK_ROWS)]
-        sample = np.concatenate(kept) if kept else np.empty((0, 1))
-        present: npt.NDArray[Any] = sample[sample.any(axis=1)]
+        kept = []
+        for first, chunk in row_chunks(blocks, CHUNK_ROWS):
+            rows = chunk[chosen_rows(first, len(chunk), share, key)]
+            kept.append(rows[rows.any(axis=1)])
+        present: npt.NDArray[Any] = np.concatenate(kept) if kept else np.empty((0, 1))
         if share >= 1 or len(present) >= 0.9 * wanted:
             return present
         share = min(2 * share, 1.0) if 2 * len(present) < wanted else 1.1 * share  # many rows are zeros

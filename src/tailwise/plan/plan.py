@@ -188,7 +188,7 @@ class Plan:
         first = max((number for number in kept if number <= epoch), default=0)
         try:
             slots = np.asarray(read_array(self._slots_path(first))[rows]) if first else None
-        except FileNotFoundError:  # another process has just kept those of another epoch
+        except (OSError, ValueError, EOFError):  # damaged, or another process has just kept those of another epoch
             slots = None
         if slots is None:
             first, slots = 0, self.stream.first_slots(groups, np.asarray(self.ranks[rows]))
@@ -200,11 +200,13 @@ class Plan:
             start, stop, step = rows.indices(self.rows)
             return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step, dtype=np.int64)
         numbers = np.asarray(rows)
+        if not numbers.size:
+            return np.empty(0, np.int64)
         if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
             raise UserError(
                 f"rows are a slice or a 1-D array of row numbers, not {numbers.dtype} {list(numbers.shape)}"
             )
-        if numbers.size and not (numbers.min() >= 0 and numbers.max() < self.rows):
+        if not (numbers.min() >= 0 and numbers.max() < self.rows):
             raise UserError(f"rows {numbers.min()} … {numbers.max()}: must lie in [0, {self.rows})")
         return numbers.astype(np.int64, copy=False)
 

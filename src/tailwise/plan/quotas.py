@@ -132,8 +132,10 @@ def round_to_sum(
         if abs(missing) > len(
             open_
         ):  # only through float error, which is in proportion to the value, or through clipping
-            parts = values[open_] / max(float(values[open_].sum()), 1.0)
-            share = np.minimum((abs(missing) * parts).astype(np.int64), room[open_])
+            weights = np.maximum(values[open_], 0.0)
+            if weights.sum() < 1:
+                weights = room[open_].astype(np.float64)
+            share = np.minimum((abs(missing) * (weights / weights.sum())).astype(np.int64), room[open_])
             if share.any():
                 quotas[open_] += step * share
                 continue

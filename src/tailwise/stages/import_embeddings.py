@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import column_dimension, normalise_rows, open_column, part_marker, write_part
-from tailwise.catalog.files import create_array, read_array, read_json, scratch, write_json
+from tailwise.catalog.files import create_array, digest, read_array, read_json, scratch, write_json
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.errors import UserError
 from tailwise.progress import Track
@@ -61,6 +61,8 @@ def import_embeddings(
     Raises:
         UserError: not one embedding belongs to a sample, or the column was made by an encoder.
     """
+    if (dimension := column_dimension(catalog, column)) is not None:
+        open_column(catalog, column, dimension, ENCODER)  # refuses a column that an encoder made
     joins = _Joins(catalog, column, partitions)
     parts = joins.parts_to_fill()
     if not parts:
@@ -90,6 +92,8 @@ class _Joins:
         self.done: list[list[str]] = read_json(self._path) if self._path.exists() else []
         self.files = [_fingerprint(partition) for partition in partitions]
         self.number = len(self.done) + 1
+        self.id = digest([self.number, self.files])
+        self.resumed = self._pending.exists() and read_json(self._pending)["files"] == self.files
 
     @property
     def _path(self) -> Path:
@@ -107,7 +111,7 @@ class _Joins:
         """The part's marker, if this very join has written it."""
         marker = part_marker(self.catalog, self.column, part)
         content: dict[str, Any] | None = read_json(marker) if marker.exists() else None
-        return content if content and content.get("join") == self.number else None
+        return content if content and content.get("join") == self.id else None
 
     def parts_to_fill(self) -> list[Part]:
         """Parts without the column; with files not joined before, also those where samples lack an embedding.
@@ -115,8 +119,9 @@ class _Joins:
         After an interruption, all that the same join was to fill: what is ambiguous, or left out, must not depend on it.
         """
         parts = self.catalog.parts()
-        if self._pending.exists() and (begun := read_json(self._pending))["files"] == self.files:
-            return [parts[number] for number in begun["parts"]]
+        if self.resumed:
+            begun = set(read_json(self._pending)["parts"])
+            return [part for part in parts if part.number in begun or not self.filled(part)]
         fresh = not set(self.files) <= {name for names in self.done for name in names}
         return [part for part in parts if not self.filled(part) or (fresh and self._incomplete(part))]
 
@@ -153,14 +158,15 @@ def _fill(joins: _Joins, join: _Join, part: Part, partitions: list[Partition], r
         if listed.exists():
             rejections.count(listed)
         return int(written["embedded"])
-    if joins.filled(part) and not join.sources(part, partitions):
+    # After an interruption the rows may be there already, and the marker not: then it has to be written.
+    if not joins.resumed and joins.filled(part) and not join.sources(part, partitions):
         return int(read_json(part_marker(joins.catalog, joins.column, part))["embedded"])
 
     def chunks() -> Iterator[npt.NDArray[np.float16]]:
         with rejections.writer(listed) as log:  # on disk when the last chunk is taken: before the part's marker
             yield from join.chunks(part, partitions, log)
 
-    return write_part(joins.catalog, joins.column, part, join.dimension or 0, chunks(), join=joins.number)
+    return write_part(joins.catalog, joins.column, part, join.dimension or 0, chunks(), join=joins.id)
 
 
 def _nothing_matched(catalog: Catalog, part: Part, partitions: list[Partition], join: _Join) -> str:

@@ -20,6 +20,7 @@ from tailwise.sources.webdataset import ShardContent, hashed_uid, read_shard
 from tailwise.stages.report import Rejections
 
 PART_ROWS = 1_000_000
+UNREADABLE_BYTES = 0  # noted for a tar that could not be read: it is tried again by the next import
 
 
 @dataclass
@@ -169,7 +170,12 @@ def _resumed_parts(catalog: Catalog, first: _Part, tars: Sequence[tuple[str, int
     while (marker := _marker(catalog, number)).exists():
         content = read_json(marker)
         part_tars = [tuple(item) for item in content["tars"]]
-        if part_tars != list(tars[position : position + len(part_tars)]) or content["shards"][0]["shard"] != shard:
+        now = tars[position : position + len(part_tars)]
+        same = len(now) == len(part_tars) and all(
+            path == old_path and old_size in {size, UNREADABLE_BYTES}
+            for (path, size), (old_path, old_size) in zip(now, part_tars, strict=True)
+        )
+        if not same or content["shards"][0]["shard"] != shard:
             break
         yield content
         position, number, shard = position + len(part_tars), number + 1, shard + len(content["shards"])
