@@ -132,12 +132,11 @@ class Assigner:
         dots = np.where(
             missing, -_NONE, _NONE
         )  # so that rows of zeros, to which every centroid is equal, have no candidates
-        for start in range(0, len(rows), TILE_ROWS):
-            tile = slice(start, start + TILE_ROWS)
-            if self.device.type == "cpu":
-                self._assign_cpu(rows[tile], labels[tile], dots[tile])
-            else:
-                self._assign_device(rows[tile], labels[tile], dots[tile])
+        assign_tile = self._assign_cpu if self.device.type == "cpu" else self._assign_device
+        with _full_precision():
+            for start in range(0, len(rows), TILE_ROWS):
+                tile = slice(start, start + TILE_ROWS)
+                assign_tile(rows[tile], labels[tile], dots[tile])
         return labels, np.where(missing, 0.0, dots / np.where(missing, 1.0, norms))
 
     def _assign_cpu(
@@ -145,8 +144,7 @@ class Assigner:
     ) -> None:
         left = torch.from_numpy(x)
         for first in range(0, len(self.centroids), TILE_CENTROIDS):
-            with _full_precision():
-                scores = torch.mm(left, self._on_device[first : first + TILE_CENTROIDS].T).numpy()
+            scores = torch.mm(left, self._on_device[first : first + TILE_CENTROIDS].T).numpy()
 
             def resolve(start: int, stop: int, scores: npt.NDArray[np.float32] = scores, first: int = first) -> None:
                 if not _resolve_rows(scores, x, self.centroids, first, self.error, labels, dots, start, stop):
@@ -159,10 +157,9 @@ class Assigner:
     ) -> None:
         left = torch.from_numpy(x).to(self.device)
         device_labels, device_dots = (torch.from_numpy(array).to(self.device) for array in (labels, dots))
-        with _full_precision():
-            for first in range(0, len(self.centroids), TILE_CENTROIDS):
-                scores = left @ self._on_device[first : first + TILE_CENTROIDS].T
-                _resolve_torch(scores, left, self._on_device, first, self.error, device_labels, device_dots)
+        for first in range(0, len(self.centroids), TILE_CENTROIDS):
+            scores = left @ self._on_device[first : first + TILE_CENTROIDS].T
+            _resolve_torch(scores, left, self._on_device, first, self.error, device_labels, device_dots)
         labels[:], dots[:] = device_labels.cpu().numpy(), device_dots.cpu().numpy()
 
 

@@ -85,14 +85,7 @@ def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDA
     """
     try:
         array = read_array(partition.array)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        TypeError,
-        MemoryError,
-        tokenize.TokenError,
-    ) as error:  # damaged headers raise
+    except _DAMAGE as error:
         return BadPartition("unreadable embeddings", str(error), 0)
     if array.ndim != 2 or not array.shape[1] or array.dtype not in (np.float16, np.float32, np.float64):
         return BadPartition("not an embedding matrix", f"{array.dtype} {list(array.shape)}", len(np.atleast_1d(array)))

@@ -62,7 +62,8 @@ def import_pool(
     """
     given = [sources] if isinstance(sources, str | Path) else sources
     found = find([str(source) for source in given], format_name)
-    if not found.tars and not (local_path(folder) / HEADER).exists():
+    there = (local_path(folder) / HEADER).exists()
+    if not found.tars and not (there and Catalog.open(folder).snapshots()):
         raise UserError(f"{folder} holds no samples yet: import the shards (.tar) with or before their embeddings")
     catalog = Catalog.create(folder)
     with locked(catalog.folder / LOCK, str(catalog.folder)):
@@ -71,10 +72,6 @@ def import_pool(
 
 def _import(catalog: Catalog, found: Found, workers: int | None, part_rows: int, track: Track) -> ImportReport:
     before = catalog.snapshots()
-    if not before and not found.tars:
-        raise UserError(
-            f"{catalog.folder} holds no samples yet: import the shards (.tar) with or before their embeddings"
-        )
     rejections = Rejections()
     import_shards(catalog, found.tars, rejections, track, workers=workers, part_rows=part_rows)
     columns = [
