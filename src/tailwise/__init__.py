@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.errors import UserError
     from tailwise.export import export as export_plan
+    from tailwise.loader import Loader
     from tailwise.plan import Plan
     from tailwise.plan.explain import explain
     from tailwise.stages.cluster import cluster
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Catalog",
+    "Loader",
     "Plan",
     "PlanRequest",
     "UserError",
@@ -35,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Catalog": ("tailwise.catalog", "Catalog"),
+    "Loader": ("tailwise.loader", "Loader"),
     "Plan": ("tailwise.plan", "Plan"),
     "PlanRequest": ("tailwise.stages.plan", "PlanRequest"),
     "UserError": ("tailwise.errors", "UserError"),

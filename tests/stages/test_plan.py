@@ -228,9 +228,10 @@ def test_processes_draw_their_own_rows(clustered, tmp_path):
 def test_kept_slots_change_no_draw(clustered):
     plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
     expected = [plan.draw(epoch) for epoch in range(9)]
-    for kept in (3, 6, 2):
-        plan.keep_slots(kept)
-        assert [path.name for path in (plan.folder / "slots").iterdir()] == [f"before-{kept:09d}.npy"]
+    for epoch, kept in ((3, [3]), (6, [3, 6]), (7, [6, 7]), (2, [2])):  # those of one earlier epoch stay
+        plan.keep_slots(epoch)
+        there = sorted(path.name for path in (plan.folder / "slots").iterdir())
+        assert there == [f"before-{number:09d}.npy" for number in kept]
         for epoch in range(9):
             assert np.array_equal(Plan(clustered, "p").draw(epoch), expected[epoch])
     static = make_plan(clustered, "s", PlanRequest("dbp", keep=0.5))

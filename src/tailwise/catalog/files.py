@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import uuid
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from tailwise.errors import UserError
 
 TEMPORARY_SUFFIX = ".writing"
+ROW_GROUP_ROWS = 65_536  # what must be read of a Parquet file to get one row
 
 
 @contextmanager
@@ -139,10 +141,17 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     return array
 
 
+def release_pages(array: npt.NDArray[Any] | None) -> None:
+    """Lets go of the pages that were read of an array that `read_array` or `map_array` mapped; does nothing to other arrays."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes one Parquet file, atomically."""
+    """Writes one Parquet file, atomically, in row groups of ROW_GROUP_ROWS."""
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
 def digest(value: object) -> str:

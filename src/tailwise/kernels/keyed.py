@@ -274,3 +274,46 @@ def copies_by_cluster(
             whole = np.floor(rate)
             uniform = np.float64(hash_at(key, np.uint64(rows[at])) >> _S11) * _UNIT
             copies[at] = np.uint8(whole) + (uniform < rate - whole)
+
+
+# --- the loader's order (loader/) ---------------------------------------------------------------------------------------
+
+
+@jit
+def count_copies(copies: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> None:
+    """Rows of each shard with more than m copies, into counts [shards, 256]; shard s has copies[offsets[s]:offsets[s + 1]]."""
+    for shard in range(len(offsets) - 1):
+        for row in range(offsets[shard], offsets[shard + 1]):
+            counts[shard, copies[row]] += 1
+        at_least = 0
+        for number in range(255, -1, -1):
+            exactly = counts[shard, number]
+            counts[shard, number] = at_least
+            at_least += exactly
+
+
+@jit
+def lane_positions(
+    base: np.uint64,
+    lanes: npt.NDArray[np.int64],
+    length: int,
+    blocks: int,
+    primes: npt.NDArray[np.int64],
+    first: int,
+    positions: npt.NDArray[np.int64],
+) -> None:
+    """Which samples of a section stand at positions first, first + 1, … of some of its lanes, into positions [lanes, n].
+
+    Lane l holds samples l · length … (l + 1) · length − 1, cut into `blocks` blocks of nearly equal size (two sizes, primes[0] and
+    primes[1] for the smaller and the greater); each is permuted in itself.
+    """
+    small = length // blocks
+    for lane in range(len(lanes)):
+        key = hash_at(base, np.uint64(lanes[lane]))
+        for at in range(positions.shape[1]):
+            position = first + at
+            block = ((position + 1) * blocks - 1) // length
+            start = block * length // blocks
+            size = (block + 1) * length // blocks - start
+            place = permute(hash_at(key, KEYS + np.uint64(block)), size, primes[size - small], position - start)
+            positions[lane, at] = lanes[lane] * length + start + place

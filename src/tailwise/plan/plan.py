@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, map_array, read_array, read_table, replacing
+from tailwise.catalog.files import create_array, map_array, read_array, read_table, release_pages, replacing
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.plan.bernoulli import bernoulli_copies
@@ -48,6 +49,11 @@ class Plan:
         self.snapshot: Snapshot = catalog.snapshot(self.config["snapshot"])
         if self.snapshot.id != self.manifest["identity"]["inputs"]["snapshot"]:
             raise UserError(f"plan {name!r} was made for another snapshot {self.snapshot.number}: make it anew")
+        self._slots: tuple[int, npt.NDArray[np.uint32]] = (0, np.empty(0, np.uint32))
+
+    def __reduce__(self) -> tuple[type[Plan], tuple[Catalog, str]]:
+        """Another process opens it anew."""
+        return Plan, (self.catalog, self.name)
 
     @property
     def rows(self) -> int:
@@ -156,7 +162,7 @@ class Plan:
         return DRAWS[self.draw_name].copies(self, self.drawn_epoch(epoch), self._checked(rows))
 
     def keep_slots(self, epoch: int) -> None:
-        """Writes the slots of all rows before `epoch` into the plan's folder (4 bytes a row), in place of those kept before.
+        """Writes the slots of all rows before `epoch` into the plan's folder (4 bytes a row); those of one earlier epoch stay.
 
         Draws of that epoch, and of later ones, then start from them, and needn't replay all epochs from the first. They say nothing
         new: without them every draw is the same. Only of use to dynamic plans drawn by stream; does nothing for others.
@@ -173,8 +179,9 @@ class Plan:
             for span in self.spans():
                 slots[span] = self.slots(epoch, span)
             del slots
+        kept = sorted(other for other in path.parent.glob("before-*.npy") if other <= path)[-2:]
         for other in path.parent.glob("before-*.npy"):
-            if other != path:
+            if other not in kept:  # the epoch before may still be read by others
                 other.unlink()
 
     def _slots_path(self, epoch: int) -> Path:
@@ -184,15 +191,29 @@ class Plan:
         """Slots of rows before an epoch, from the latest that are kept: uint32 [n]; of a plan drawn by stream."""
         rows = self._checked(rows)
         groups = np.asarray(self.groups[rows])
-        kept = [int(path.stem.removeprefix("before-")) for path in (self.folder / "slots").glob("before-*.npy")]
-        first = max((number for number in kept if number <= epoch), default=0)
-        try:
-            slots = np.asarray(read_array(self._slots_path(first))[rows]) if first else None
-        except (OSError, ValueError, EOFError):  # damaged, or another process has just kept those of another epoch
-            slots = None
-        if slots is None:
-            first, slots = 0, self.stream.first_slots(groups, np.asarray(self.ranks[rows]))
+        first, kept = self._kept_slots(epoch)
+        slots = np.asarray(kept[rows]) if first else self.stream.first_slots(groups, np.asarray(self.ranks[rows]))
         return self.stream.advance_slots(groups, slots, first, epoch)
+
+    def _kept_slots(self, epoch: int) -> tuple[int, npt.NDArray[np.uint32]]:
+        """The latest epoch, not after `epoch`, whose slots are kept, and these, mapped; epoch 0 and nothing where there are none."""
+        if self._slots[0] == epoch:  # still mapped, whatever has become of the file
+            return self._slots
+        there = [int(path.stem.removeprefix("before-")) for path in (self.folder / "slots").glob("before-*.npy")]
+        first = max((number for number in there if number <= epoch), default=0)
+        if first != self._slots[0]:
+            self._slots = 0, np.empty(0, np.uint32)
+            with suppress(
+                OSError, ValueError, EOFError
+            ):  # damaged, or another process has just kept those of another epoch
+                self._slots = first, read_array(self._slots_path(first))
+        return self._slots
+
+    def release_pages(self) -> None:
+        """Lets go of the pages that were read of the mapped columns: they stay in the system's cache, and don't count as this process's."""
+        for column in ("groups", "ranks", "rates"):
+            release_pages(self.__dict__.get(column))
+        release_pages(self._slots[1])
 
     def _checked(self, rows: Rows) -> Rows:
         """Rows that are surely there: compiled code doesn't look."""

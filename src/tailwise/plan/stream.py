@@ -119,6 +119,7 @@ class Stream:
         self._positions = [StreamPosition.start(len(sizes))]
         self._straddles: list[_Straddles] = []
         self._kept: dict[tuple[int, int], _Transitions] = {}
+        self._windows: dict[int, _Window] = {}
 
     def position(self, epoch: int) -> StreamPosition:
         """Where the streams stand before `epoch`. Computed once, from the epochs before it: 16 bytes a cluster and epoch are kept."""
@@ -155,6 +156,16 @@ class Stream:
                 labels, self.sizes, moves.offsets, moves.tail_start, moves.head, moves.keys, moves.primes, advanced
             )
         return advanced
+
+    def _window(self, epoch: int) -> _Window:
+        """What an epoch takes, kept for the next rows of the same draw."""
+        before, after = self.position(epoch).taken, self.position(epoch + 1).taken
+        with self._lock:
+            if epoch not in self._windows:
+                while len(self._windows) >= KEPT_TRANSITIONS:
+                    del self._windows[next(iter(self._windows))]
+                self._windows[epoch] = _window(before, after - before, self.sizes)
+            return self._windows[epoch]
 
     def _transitions(self, first: int, last: int) -> _Transitions:
         """Those of epochs first … last − 1, kept for the next rows of the same draw."""
@@ -199,7 +210,7 @@ class Stream:
         """
         if slots is None:
             slots = self.advance_slots(labels, self.first_slots(labels, ranks), 0, epoch)
-        window = _window(self.position(epoch).taken, self.counts(epoch), self.sizes)
+        window = self._window(epoch)
         new_slots = self.advance_slots(labels, slots, epoch, epoch + 1)
         copies = np.zeros(len(labels), np.uint8)
         window_copies(labels, slots, new_slots, window.start, window.stop, window.full, window.head, copies)

@@ -97,6 +97,22 @@ def _opened(path: str) -> Iterator[tuple[BinaryIO, int]]:
             yield cast("BinaryIO", mapped), size_bytes
 
 
+def checksum_shard(path: str) -> tuple[int, str]:
+    """The size and the index checksum of a tar, as `read_shard` notes them, from its headers alone.
+
+    Args:
+        path: a local path or any fsspec URL.
+
+    Returns:
+        `size_bytes` and `index_checksum` of ShardContent.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with _opened(path) as (stream, size_bytes):
+        return size_bytes, _index_checksum(index_tar(stream, size_bytes))
+
+
 def _index_checksum(index: TarIndex) -> str:
     text = "\n".join(f"{name}\t{offset}\t{size}" for name, offset, size in index.members)
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

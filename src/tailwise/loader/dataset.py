@@ -1,0 +1,221 @@
+"""The map-style dataset whose index is the number of a batch: what a worker does."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, default_collate
+
+from tailwise.errors import UserError
+from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.loader.locations import Locations
+from tailwise.loader.order import Order
+from tailwise.loader.stores import Store, read_samples, sample_ranges
+from tailwise.loader.substitutes import Substitutes
+
+WANTED_BATCHES = 4  # of a worker, that a remote store fetches ahead
+
+Transform = Callable[[Image.Image], Any]
+Tokenizer = Callable[[list[str]], Any]
+
+
+class Replacement(NamedTuple):
+    """A sample that couldn't be read, and what stood in for it.
+
+    Attributes:
+        position: in the endless order.
+        row: that was drawn.
+        stand_in: row that was read.
+        reason: why.
+    """
+
+    position: int
+    row: int
+    stand_in: int
+    reason: str
+
+
+class Batch(NamedTuple):
+    """One rank's part of a global batch, n samples.
+
+    Attributes:
+        images: tensor [n, …], stacked from what the transform gives; without a transform, a list of n encoded images.
+        texts: what the tokenizer gives of n captions; without one, the list of captions.
+        rows: int64 tensor [n], rows of the catalog.
+        epochs: int32 tensor [n], the plan's epoch that drew each sample.
+        positions: int64 tensor [n], places in the endless order.
+        replaced: which of them are stand-ins for unreadable ones.
+    """
+
+    images: Any
+    texts: Any
+    rows: torch.Tensor
+    epochs: torch.Tensor
+    positions: torch.Tensor
+    replaced: list[Replacement]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers send the small tensors as arrays: a file descriptor for each would cost more than all the rest of an undecoded batch."""
+        numbers = [tensor.numpy() for tensor in (self.rows, self.epochs, self.positions)]
+        return _unpickled, (self.images, self.texts, numbers, self.replaced)
+
+
+def _unpickled(images: Any, texts: Any, numbers: list[npt.NDArray[Any]], replaced: list[Replacement]) -> Batch:  # noqa: ANN401
+    rows, epochs, positions = map(torch.from_numpy, numbers)
+    return Batch(images, texts, rows, epochs, positions, replaced)
+
+
+@dataclass
+class BatchDataset(Dataset["Batch | UserError"]):
+    """Batches by number. Picklable; opens what it needs in the process that reads.
+
+    Attributes:
+        order: which rows.
+        locations: where they lie.
+        store: reads them.
+        rank: of this process's part of the batches.
+        world_size: how many parts.
+        transform: PIL image → tensor; None leaves images encoded.
+        tokenizer: captions → tensor [n, …]; None leaves them as they are.
+        damaged: shards that aren't read at all, with the reason.
+        stride: how far apart the batches of one worker are.
+    """
+
+    order: Order
+    locations: Locations
+    store: Store
+    rank: int
+    world_size: int
+    transform: Transform | None
+    tokenizer: Tokenizer | None
+    damaged: Mapping[int, str]
+    stride: int
+
+    def __post_init__(self) -> None:
+        """Prepares what stands in for unreadable samples."""
+        self.substitutes = Substitutes(self.order.plan, self.order.sections)
+        self._wanted = -1
+
+    def __getitem__(self, number: int) -> Batch | UserError:
+        """One batch. A user's mistake is given back, not raised: an exception of a worker would arrive as its whole traceback."""
+        try:
+            return self._batch(number)
+        except UserError as error:
+            return error
+
+    def _batch(self, number: int) -> Batch:
+        samples = self.order.batch(number, self.rank, self.world_size)
+        self._want_next(number)
+        rows = samples.rows.copy()
+        size = self.order.options.batch_size
+        first = number * size + self.rank * size // self.world_size
+        positions = np.arange(first, first + len(rows))
+        images: list[Any] = []
+        captions: list[str] = []
+        replaced: list[Replacement] = []
+        with self._keyed(samples.epochs, positions) as seed:
+            for at, content in enumerate(self._read(rows)):
+                seed(at)
+                found = self._decoded(content)
+                if isinstance(found, str):
+                    row = int(rows[at])
+                    rows[at], found_instead = self._substitute(row, int(samples.epochs[at]), partial(seed, at))
+                    replaced.append(Replacement(int(positions[at]), row, int(rows[at]), found))
+                    found = found_instead
+                images.append(found[0])
+                captions.append(found[1])
+        return Batch(
+            default_collate(images) if self.transform is not None else images,  # in shared memory at once, in workers
+            self.tokenizer(captions) if self.tokenizer is not None else captions,
+            torch.from_numpy(rows),
+            torch.from_numpy(samples.epochs.copy()),
+            torch.from_numpy(positions),
+            replaced,
+        )
+
+    def _shards(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        offsets = self.order.plan.shard_offsets
+        return (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
+
+    def _read(self, rows: npt.NDArray[np.int64]) -> list[tuple[bytes, bytes] | OSError]:
+        shards = self._shards(rows)
+        if not self.damaged:
+            return read_samples(self.store, shards, self.locations.of(rows))
+        whole = ~np.isin(shards, list(self.damaged))
+        contents: list[tuple[bytes, bytes] | OSError] = [OSError(self.damaged.get(shard)) for shard in shards.tolist()]
+        read = read_samples(self.store, shards[whole], self.locations.of(rows[whole]))
+        for at, content in zip(np.flatnonzero(whole).tolist(), read, strict=True):
+            contents[at] = content
+        return contents
+
+    def _decoded(self, content: tuple[bytes, bytes] | OSError) -> tuple[Any, str] | str:
+        """Image and caption, or the reason why not."""
+        if isinstance(content, OSError):
+            return str(content)
+        encoded, text = content
+        try:
+            caption = text.decode()
+        except UnicodeDecodeError as error:
+            return f"caption: {error}"
+        if self.transform is None:
+            return encoded, caption
+        try:
+            image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        except Exception as error:  # noqa: BLE001  (broken images make decoders raise anything)
+            return f"image: {type(error).__name__}: {error}"
+        return self.transform(image), caption
+
+    def _substitute(self, row: int, epoch: int, seed: Callable[[], None]) -> tuple[int, tuple[Any, str]]:
+        for other in self.substitutes.of(row, epoch):
+            seed()
+            found = self._decoded(self._read(np.array([other]))[0])
+            if not isinstance(found, str):
+                return other, found
+        raise UserError(
+            f"nothing can be read in place of row {row:,}: most of the pool seems to be gone; see `tailwise status`"
+        )
+
+    def _want_next(self, number: int) -> None:
+        """Tells the store what this worker will read next."""
+        last = number + WANTED_BATCHES * self.stride
+        if not self.store.remote:
+            return
+        for ahead in range(max(number, self._wanted - self.stride) + self.stride, last + 1, self.stride):
+            rows = self.order.batch(ahead, self.rank, self.world_size).rows
+            self.store.want(sample_ranges(self._shards(rows), self.locations.of(rows))[0])
+        self._wanted = last
+
+    @contextmanager
+    def _keyed(
+        self, epochs: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
+    ) -> Iterator[Callable[[int], None]]:
+        """Gives a function that seeds all generators augmentations may use, by (seed, epoch, position); afterwards they are as before."""
+        if self.transform is None:
+            yield lambda _: None
+            return
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002  (transforms use it)
+        keys = {epoch: stream_key(self.order.options.seed, "augment", epoch) for epoch in set(epochs.tolist())}
+        generator = torch.default_generator
+
+        def seed(at: int) -> None:
+            number = int(hash_range(keys[int(epochs[at])], int(positions[at]), 1)[0])
+            generator.manual_seed(number >> 1)
+            random.seed(number)
+            np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002
+
+        try:
+            yield seed
+        finally:
+            torch.set_rng_state(before[0])
+            random.setstate(before[1])
+            np.random.set_state(before[2])  # noqa: NPY002

@@ -1,0 +1,314 @@
+"""The endless order of samples: which rows each global batch holds. A function of the plan and of Order's options alone.
+
+Sections (one an epoch, in lanes and blocks) give the base order; `spread` arranges a section anew; equal rows are kept apart; `diverse`
+picks from super-batches. Any batch can be asked for at any time, at bounded cost: the order is worked out in *spans* of some batches.
+Keeping rows apart needs the neighbours, and these theirs; so even spans are settled alone, and odd ones between their settled neighbours.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import ceil
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.artifacts import artifact_id
+from tailwise.catalog.files import digest
+from tailwise.errors import UserError
+from tailwise.kernels.compose import deal, pick_diverse
+from tailwise.kernels.keyed import stream_key
+from tailwise.kernels.spacing import space_out
+from tailwise.loader.sections import Samples, Section, Sections
+from tailwise.loader.units import SIZE, units_of
+from tailwise.plan.plan import Plan
+
+COMPOSITIONS = ("shuffle", "spread", "diverse")
+SPAN_SAMPLES = 1 << 17
+GREATEST_SPAN_SAMPLES = 1 << 20  # where rows repeat so often that they crowd, or clusters are spread over an epoch
+ROOM = 4  # rows crowd where their copies would come closer than so many windows
+LEAST_SPAN_WINDOWS = 8
+KEPT_SPANS = 4
+SUPER_BATCH = 5  # CABS: keep a fifth
+FORMAT = 1  # raised when the same options would give another order
+
+
+@dataclass(frozen=True)
+class OrderOptions:
+    """All that decides the order, besides the plan.
+
+    Attributes:
+        batch_size: G, samples of a global batch.
+        accumulation: batches per optimizer step; no row comes twice within batch_size · accumulation samples, where that can be.
+        seed: of the order (the plan has its own, for the draw).
+        lanes: C; divides the batch, and is divided by the number of ranks.
+        block: samples of a lane that are shuffled together, about.
+        compose: "shuffle"; "spread": no batch holds more of a cluster than its share, rounded up; "diverse": each batch is the fifth of
+            a super-batch that covers its clusters best (CABS-DM, arXiv 2511.20643); the rest of the super-batch is not trained on.
+        first_epoch: the plan's epoch that the order begins with.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    seed: int = 0
+    lanes: int = 64
+    block: int = 4096
+    compose: str = "shuffle"
+    first_epoch: int = 0
+
+    def check(self) -> None:
+        """Refuses what can't be.
+
+        Raises:
+            UserError: an option is out of bounds.
+        """
+        for name, value, least in (
+            ("batch size", self.batch_size, 1),
+            ("accumulation", self.accumulation, 1),
+            ("lanes", self.lanes, 1),
+            ("block", self.block, 1),
+            ("first epoch", self.first_epoch, 0),
+        ):
+            if value < least:
+                raise UserError(f"{name} {value}: must be at least {least}")
+        if self.batch_size % self.lanes:
+            near = max(
+                count for count in range(1, min(self.lanes, self.batch_size) + 1) if self.batch_size % count == 0
+            )
+            raise UserError(
+                f"a global batch of {self.batch_size:,} samples can't be taken evenly from {self.lanes} lanes: "
+                f"use a multiple of {self.lanes}, or {near} lanes"
+            )
+        if self.compose not in COMPOSITIONS:
+            raise UserError(f"composition {self.compose!r}: must be one of {', '.join(COMPOSITIONS)}")
+
+
+class Order:
+    """The endless order of a plan's samples, in global batches."""
+
+    def __init__(self, plan: Plan, options: OrderOptions) -> None:
+        """Checks the options; works nothing out yet.
+
+        Raises:
+            UserError: an option is out of bounds, or the plan has no clusters to compose by.
+        """
+        options.check()
+        if options.compose != "shuffle" and plan.by_rate:
+            raise UserError(
+                f"plan {plan.name!r} carries rates, not clusters: it can't be composed by {options.compose!r}"
+            )
+        self.plan, self.options = plan, options
+        self.sections = Sections(plan, options.seed, options.lanes, options.block, options.first_epoch)
+        self._totals: dict[int, int] = {}
+        self._bounds = [0]  # of spans, in batches
+        self._next_section = 0
+        self._spans: OrderedDict[tuple[int, int, int], Samples] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int], Samples] = OrderedDict()
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all that decides the order: equal if and only if the orders are."""
+        return digest([FORMAT, artifact_id(self.plan.manifest), asdict(self.options)])
+
+    @property
+    def taken(self) -> int:
+        """Samples of the base order that one global batch uses up."""
+        return self.options.batch_size * (SUPER_BATCH if self.options.compose == "diverse" else 1)
+
+    @property
+    def window(self) -> int:
+        """Samples of the base order among which no row comes twice."""
+        return self.taken * self.options.accumulation
+
+    @property
+    def per_lane(self) -> int:
+        """The same, of one lane."""
+        return self.taken // self.options.lanes
+
+    def batches_until(self, epoch: int) -> int:
+        """How many whole batches the epochs before `epoch` fill, from the first of the order."""
+        drawn = sum(self._drawn(earlier) for earlier in range(self.options.first_epoch, epoch))
+        return drawn // self.options.lanes // self.per_lane
+
+    def epoch_at(self, batch: int) -> int:
+        """The plan's epoch that a batch begins in."""
+        epoch, left = self.options.first_epoch, (batch * self.per_lane + 1) * self.options.lanes
+        while left > self._drawn(epoch):
+            left -= self._drawn(epoch)
+            epoch += 1
+        return epoch
+
+    def _drawn(self, epoch: int) -> int:
+        """Samples that an epoch draws; known without looking at any row, unless the draw is random."""
+        if epoch not in self._totals:
+            exact = self.plan.exact
+            self._totals[epoch] = int(
+                self.plan.counts(epoch).sum() if exact else units_of(self.plan, epoch)[:, SIZE].sum()
+            )
+        return self._totals[epoch]
+
+    def batch(self, number: int, part: int = 0, parts: int = 1) -> Samples:
+        """The samples of a global batch, or one of `parts` equal parts of it, as ranks take them.
+
+        Args:
+            number: 0, 1, …
+            part: 0 … parts − 1.
+            parts: divides the number of lanes.
+
+        Returns:
+            Flat samples; sample i of the whole batch has position number · batch_size + i in the order.
+        """
+        span = self._span_of(number)
+        size = self.options.batch_size
+        mine = slice(part * size // parts, (part + 1) * size // parts)
+        if self.options.compose == "diverse":
+            return self._pick(number, self._settled(span)).take(mine)
+        within = number - self._bounds[span]
+        if self._is_plain(span):
+            samples = self._kept(span, part, parts)
+            return Samples(samples.rows[within], samples.epochs[within])
+        samples = self._settled(span)
+        return Samples(samples.rows[within], samples.epochs[within]).take(mine)
+
+    # --- spans ------------------------------------------------------------------------------------------------------
+
+    def _span_of(self, batch: int) -> int:
+        while self._bounds[-1] <= batch:
+            self._append_spans()
+        return int(np.searchsorted(self._bounds, batch, side="right")) - 1
+
+    def _append_spans(self) -> None:
+        """Cuts what the next epoch adds into spans of nearly equal length; what is too short waits for the epoch after it."""
+        section = self.sections[self._next_section]
+        self._next_section += 1
+        begin, end = self._bounds[-1], -(-section.stop // self.per_lane)
+        windows = (end - begin) // self.options.accumulation
+        if windows < LEAST_SPAN_WINDOWS:
+            return
+        crowded = section.most_copies > 1 and section.drawn < ROOM * section.most_copies * self.window
+        wanted = GREATEST_SPAN_SAMPLES if crowded else SPAN_SAMPLES
+        count = min(max(1, round((end - begin) * self.taken / wanted)), windows // LEAST_SPAN_WINDOWS)
+        self._bounds += [begin + (number + 1) * (end - begin) // count for number in range(count)]
+
+    def _is_plain(self, span: int) -> bool:
+        """Whether the base order is the order: no row can come twice in this span or the ones beside it."""
+        if self.options.compose != "shuffle":
+            return False
+        first = self._bounds[max(span - 1, 0)] * self.per_lane
+        while len(self._bounds) <= span + 2:
+            self._append_spans()
+        number = self.sections.at(first)
+        section = self.sections[number]
+        if self._bounds[span + 2] * self.per_lane > section.stop or section.most_copies > 1:
+            return False
+        return not len(section.carried.rows) or first >= section.first + self.sections.first_block(section)
+
+    def _kept(self, span: int, part: int, parts: int) -> Samples:
+        """The base order of a part of a span, [batches, samples], those worked out lately kept."""
+        key = (span, part, parts)
+        if key not in self._spans:
+            while len(self._spans) >= KEPT_SPANS:
+                self._spans.popitem(last=False)
+            self._spans[key] = self._base(span, part, parts)
+        self._spans.move_to_end(key)
+        return self._spans[key]
+
+    def _base(self, span: int, part: int, parts: int) -> Samples:
+        """The base order of a part of a span: [batches, samples of each]."""
+        lanes = np.arange(part * self.options.lanes // parts, (part + 1) * self.options.lanes // parts)
+        first, stop = (self._bounds[span + at] * self.per_lane for at in (0, 1))
+        pieces = []
+        number = self.sections.at(first)
+        at = first
+        while at < stop:
+            section = self.sections[number]
+            end = min(section.stop, stop)
+            if end > at:
+                read = self._spread if self.options.compose == "spread" else self.sections.lane_samples
+                pieces.append(read(section, lanes, at - section.first, end - section.first))
+            at, number = max(at, end), number + 1
+        return Samples(*(self._by_batch(np.concatenate(column, axis=1)) for column in zip(*pieces, strict=True)))
+
+    def _by_batch(self, columns: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[lanes, positions] → [batches, samples]: each batch lane after lane."""
+        lanes = len(columns)
+        batches: npt.NDArray[Any] = columns.reshape(lanes, -1, self.per_lane).swapaxes(0, 1)
+        return batches.reshape(-1, lanes * self.per_lane)
+
+    def _settled(self, span: int) -> Samples:
+        """A span with equal rows kept apart: [batches, samples]."""
+        key = (span, -1, 1)
+        if key not in self._spans:
+            window = self.window
+            before = after = None
+            if span % 2:
+                before = self._settled(span - 1).rows.ravel()[-window:]
+                self._span_of(self._bounds[span + 1])
+                after = self._settled(span + 1).rows.ravel()[:window]
+            base = self._base(span, 0, 1)
+            rows = base.rows.ravel()
+            labels = np.asarray(self.plan.groups[rows]) if self.options.compose == "spread" else None
+            order = space_out(rows, window, before, after, labels)
+            settled = Samples(rows[order].reshape(base.rows.shape), base.epochs.ravel()[order].reshape(base.rows.shape))
+            while len(self._spans) >= KEPT_SPANS:
+                self._spans.popitem(last=False)
+            self._spans[key] = settled
+        self._spans.move_to_end(key)
+        return self._spans[key]
+
+    # --- compositions -----------------------------------------------------------------------------------------------
+
+    def _spread(self, section: Section, lanes: npt.NDArray[np.int64], first: int, stop: int) -> Samples:
+        """As Sections.lane_samples, with the samples of each chunk of the section dealt to its batches cluster by cluster."""
+        chunks = max(1, ceil(section.length * self.options.lanes / GREATEST_SPAN_SAMPLES))
+        bounds = [number * section.length // chunks for number in range(chunks + 1)]
+        pieces = []
+        for number in range(chunks):
+            begin, end = max(first, bounds[number]), min(stop, bounds[number + 1])
+            if begin < end:
+                chunk = self._chunk(section, bounds[number], bounds[number + 1])
+                columns = slice(begin - bounds[number], end - bounds[number])
+                pieces.append(Samples(chunk.rows[lanes, columns], chunk.epochs[lanes, columns]))
+        return Samples(*(np.concatenate(column, axis=1) for column in zip(*pieces, strict=True)))
+
+    def _chunk(self, section: Section, first: int, stop: int) -> Samples:
+        key = (section.epoch, first)
+        if key not in self._chunks:
+            while len(self._chunks) >= 2:
+                self._chunks.popitem(last=False)
+            self._chunks[key] = self._arrange(section, first, stop)
+        return self._chunks[key]
+
+    def _arrange(self, section: Section, first: int, stop: int) -> Samples:
+        """Positions first … stop − 1 of all lanes of a section, dealt to the batches they lie in: [lanes, positions]."""
+        lanes = np.arange(self.options.lanes)
+        base = self.sections.lane_samples(section, lanes, first, stop)
+        batch = np.broadcast_to((section.first + np.arange(first, stop)) // self.per_lane, base.rows.shape).ravel()
+        slots = np.argsort(batch, kind="stable")  # batch after batch, and lane after lane in each
+        sizes = np.unique(batch, return_counts=True)[1]
+        rows = base.rows.ravel()[slots]
+        labels = np.asarray(self.plan.groups[rows])
+        items = deal(labels, sizes, stream_key(self.options.seed, "spread", section.epoch, first))
+        of_batch = np.repeat(np.arange(len(sizes)), sizes)
+        items = slots[items[np.lexsort((items, of_batch))]]  # within a batch as they stood: lanes stay together
+        arranged = np.empty(base.rows.shape, np.int64)
+        arranged.ravel()[slots] = items
+        return Samples(base.rows.ravel()[arranged], base.epochs.ravel()[arranged])
+
+    def _pick(self, number: int, samples: Samples) -> Samples:
+        """The fifth of a super-batch that covers its clusters best."""
+        within = number - self._bounds[self._span_of(number)]
+        chosen = Samples(samples.rows[within], samples.epochs[within])
+        _, firsts = np.unique(
+            chosen.rows, return_index=True
+        )  # a row that comes twice is picked once, if that leaves enough
+        if len(firsts) >= self.options.batch_size:
+            chosen = chosen.take(np.sort(firsts))
+        labels = np.asarray(self.plan.groups[chosen.rows])
+        frequencies = np.bincount(labels).astype(np.float64)
+        key = stream_key(self.options.seed, "diverse", number)
+        picked = pick_diverse(labels, frequencies, count=self.options.batch_size, key=key)
+        return chosen.take(picked)

@@ -1,0 +1,405 @@
+"""Remote tars (s3, http, gs, … by fsspec), read through a bounded cache on disk that all processes of the machine share."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import queue
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.errors import UserError
+from tailwise.loader.link import LinkEstimate
+from tailwise.loader.range_cache import Claim, RangeCache, State
+from tailwise.loader.spans import OpenFile, Span, Spans, coalesce
+
+CONNECTIONS = 16  # of each process
+ATTEMPTS = 4
+BACKOFF_SECONDS = 0.2  # doubled each time
+CLAIMS_AT_ONCE = 16
+GAP_SHARE = 0.5  # of what a request is worth: unwanted bytes also take room in the cache
+MAX_OPEN_RANGES = 256
+MAX_WANTED = 1 << 20  # ranges; further hints are dropped
+TOUCH_SECONDS = 1.0  # how often reading a range says that it is in use
+_PIECE_BYTES = (1 << 20, 16 << 20)
+_READ, _PREFETCH = 0, 1  # priorities
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one process has fetched.
+
+    Attributes:
+        requests: that succeeded.
+        bytes: that they brought.
+        retries: requests that failed, and were repeated.
+        latency_seconds: of a request, as estimated.
+        bytes_per_second: of a connection, as estimated.
+        evictions: ranges that this process removed from the cache.
+    """
+
+    requests: int
+    bytes: int
+    retries: int
+    latency_seconds: float
+    bytes_per_second: float
+    evictions: int
+
+
+class _Process:
+    """What can't outlive a fork: threads, their locks and queues, file systems."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.filesystems: dict[str, Any] = {}
+        self.link = LinkEstimate()
+        self.requests = self.bytes = self.retries = 0
+        self.tasks: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
+        self.numbers = itertools.count()
+        self.threads: list[threading.Thread] = []
+        self.wanted: queue.SimpleQueue[npt.NDArray[np.int64] | None] = queue.SimpleQueue()
+        self.wanted_ranges = 0
+        self.prefetcher: threading.Thread | None = None
+        # By priority: each claim that is under way holds a file descriptor.
+        self.under_way = [threading.Semaphore(2 * CONNECTIONS) for _ in (_READ, _PREFETCH)]
+
+    def submit(self, priority: int, task: Callable[[], None]) -> Future[None]:
+        """Runs a task on one of CONNECTIONS threads. Daemons, unlike those of an executor: an exit waits for no request."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                task()
+            finally:
+                done.set_result(None)
+
+        with self.lock:
+            if len(self.threads) < CONNECTIONS:
+                self.threads.append(threading.Thread(target=self._work, daemon=True))
+                self.threads[-1].start()
+        self.tasks.put((priority, next(self.numbers), run))
+        return done
+
+    def _work(self) -> None:
+        while True:
+            self.tasks.get()[2]()
+
+
+def object_key(path: str, version: str) -> str:
+    """The name of an object's folder in the cache."""
+    return hashlib.blake2b(f"{path}\t{version}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+class RemoteStore:
+    """Remote tars, read by range. May be forked, pickled, and used by several threads.
+
+    What to fetch together follows from what requests were seen to cost: wanted ranges of a shard with fewer bytes between them than
+    could be read in half the time of one more request are fetched as one; where nearly all is wanted, that is the whole shard, in a few
+    requests.
+    """
+
+    remote = True
+
+    def __init__(
+        self, paths: Sequence[str], folder: str | Path, max_bytes: int, versions: Sequence[str] | None = None
+    ) -> None:
+        """Makes the cache folder; connects to nothing yet.
+
+        Args:
+            paths: URLs of the shards, by id.
+            folder: of the cache, for all processes of this machine; on a local disk.
+            max_bytes: of the cache. Fetching more ahead of the reads than this is in vain.
+            versions: for each shard, what changes when its content does; ranges cached under another version are never used.
+
+        Raises:
+            UserError: the folder can't be used.
+        """
+        self.paths = paths
+        self.versions = versions
+        self.cache = RangeCache(folder, max_bytes)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._known: dict[int, Spans] = {}
+        self._files: OrderedDict[tuple[int, Span], OpenFile] = OrderedDict()
+        self._process = _Process()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Where and how much, nothing open."""
+        return {name: self.__dict__[name] for name in ("paths", "versions", "cache")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Opens nothing."""
+        self.__dict__.update(state)
+        self._forget()
+
+    @property
+    def _own(self) -> _Process:
+        if self._process.pid != os.getpid():
+            self._forget()
+        return self._process
+
+    @property
+    def statistics(self) -> Statistics:
+        """What this process has fetched so far."""
+        own = self._own
+        link = own.link
+        return Statistics(
+            own.requests, own.bytes, own.retries, link.latency_seconds, link.bytes_per_second, self.cache.evictions
+        )
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def read(self, shard: int, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard, from the cache or else fetched now.
+
+        Raises:
+            OSError: it can't be fetched, or ends before `stop`.
+            UserError: no such file system is installed.
+        """
+        if start >= stop:
+            return b""
+        content = self._cached(shard, start, stop)
+        return self._fetch_one(shard, start, stop) if content is None else content
+
+    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
+        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read.
+
+        Fetches all that is missing before it yields the first.
+        """
+        asked = [(shard, start, stop) for shard, start, stop in ranges.tolist()]
+        missing = [at for at, (shard, start, stop) in enumerate(asked) if self._span(shard, start, stop) is None]
+        for shard in {asked[at][0] for at in missing}:
+            self._refresh(shard)
+        missing = [at for at in missing if self._span(*asked[at]) is None]
+        if len(missing) > 1:
+            self._obtain(ranges[missing], _READ)
+        for shard, start, stop in asked:
+            content: bytes | OSError
+            try:
+                content = self.read(shard, start, stop)
+            except OSError as error:
+                content = error
+            yield content
+
+    def want(self, ranges: npt.NDArray[np.int64]) -> None:
+        """A hint: these (shard, start, stop), int64 [n, 3], will be read soon; a thread fetches what is missing."""
+        own = self._own
+        with own.lock:
+            if own.wanted_ranges + len(ranges) > MAX_WANTED:
+                return
+            own.wanted_ranges += len(ranges)
+            if own.prefetcher is None:
+                own.prefetcher = threading.Thread(target=self._prefetch, args=(own,), daemon=True)
+                own.prefetcher.start()
+        own.wanted.put(np.array(ranges, np.int64))
+
+    def close(self) -> None:
+        """Ends the threads' work after what is under way, and lets go of files."""
+        own = self._own
+        if own.prefetcher is not None:
+            own.wanted.put(None)
+        self._known.clear()
+        self._files.clear()
+
+    def _cached(self, shard: int, start: int, stop: int) -> bytes | None:
+        """From a file of the cache; None if none has it."""
+        content = self._known_content(shard, start, stop)
+        if content is None:
+            self._refresh(shard)
+            content = self._known_content(shard, start, stop)
+        return content
+
+    def _refresh(self, shard: int) -> None:
+        """Looks what other threads and processes have fetched of a shard."""
+        self._known[shard] = Spans(self.cache.ready(self._key(shard)))
+
+    def _span(self, shard: int, start: int, stop: int) -> Span | None:
+        known = self._known.get(shard)
+        return known.find(start, stop) if known is not None else None
+
+    def _known_content(self, shard: int, start: int, stop: int) -> bytes | None:
+        span = self._span(shard, start, stop)
+        return self._from_file(shard, span, start, stop) if span is not None else None
+
+    def _from_file(self, shard: int, span: Span, start: int, stop: int) -> bytes | None:
+        files, name = self._files, (shard, span)
+        try:
+            file = files[name]
+            files.move_to_end(name)
+        except KeyError:
+            opened = self.cache.open(self._key(shard), span)
+            if opened is None:
+                return None
+            file = files[name] = opened
+            if len(files) > MAX_OPEN_RANGES:
+                files.popitem(last=False)
+        now = time.monotonic()
+        if now - file.touched > TOUCH_SECONDS:
+            file.touched = now
+            os.utime(file.handle)
+        return os.pread(file.handle, stop - start, start - span[0])
+
+    # --- fetching ---------------------------------------------------------------------------------------------------
+
+    def _key(self, shard: int) -> str:
+        return object_key(self.paths[shard], self.versions[shard] if self.versions is not None else "")
+
+    def _fetch_one(self, shard: int, start: int, stop: int) -> bytes:
+        """Fetches a range, unless another process is about to: then waits for that."""
+        key = self._key(shard)
+        others: list[Span] = []
+
+        def plan(state: State) -> list[Span]:
+            span = Spans(state.claimed).find(start, stop)
+            others[:] = [span] if span is not None else []
+            there = others or Spans(state.ready).find(start, stop) is not None
+            return [] if there else [(start, stop)]
+
+        for _ in range(ATTEMPTS):
+            claims = self.cache.claim(key, plan)
+            if claims:
+                return self._fetch(shard, claims[0])
+            for span in others:
+                self.cache.wait(key, span)
+            content = self._cached(shard, start, stop)
+            if content is not None:
+                return content
+            if not others:
+                break  # no room in the cache
+        return self._request(shard, start, stop)
+
+    def _fetch(self, shard: int, claim: Claim) -> bytes:
+        try:
+            content = self._request(shard, *claim.span)
+        except BaseException:
+            self.cache.abandon(claim)
+            raise
+        with contextlib.suppress(OSError):  # a full disk: the content is good nevertheless
+            self.cache.commit(claim, content)
+        return content
+
+    def _obtain(self, ranges: npt.NDArray[np.int64], priority: int) -> None:
+        """Fetches what is missing of (shard, start, stop), int64 [n, 3], and nobody else fetches; a reader waits for its end.
+
+        Errors are kept silent: the read of a range that is not there repeats the request.
+        """
+        own = self._own
+        pending: list[Future[None]] = []
+        order = np.argsort(ranges[:, 0], kind="stable")
+        for group in np.split(ranges[order], np.flatnonzero(np.diff(ranges[order, 0])) + 1):
+            if not len(group):
+                continue
+            shard = int(group[0, 0])
+            key = self._key(shard)
+            wanted: list[Span] = [(start, stop) for _, start, stop in group.tolist() if start < stop]
+            while wanted:
+                planned: list[Span] = []
+                claims = self.cache.claim(key, self._planner(wanted, planned))
+                for claim in claims:
+                    own.under_way[priority].acquire()
+                    pending.append(own.submit(priority, self._task(own, shard, claim, priority)))
+                if len(claims) < len(planned) or not claims:
+                    break  # nothing is missing, or there is no room
+                done = Spans(claim.span for claim in claims)
+                wanted = [span for span in wanted if done.find(*span) is None]
+        if priority == _READ:
+            for future in pending:
+                future.result()
+
+    def _planner(self, wanted: list[Span], planned: list[Span]) -> Callable[[State], list[Span]]:
+        def plan(state: State) -> list[Span]:
+            ready, claimed, held = Spans(state.ready), Spans(state.claimed), Spans(state.ready + state.claimed)
+            missing = [span for span in wanted if ready.find(*span) is None and claimed.find(*span) is None]
+            request_bytes = self._own.link.request_bytes
+            low, high = _PIECE_BYTES
+            piece_bytes = min(max(8 * request_bytes, low), high, self.cache.max_bytes // 8)
+            gap_bytes = GAP_SHARE * request_bytes
+            planned[:] = coalesce(missing, gap_bytes, piece_bytes, held)[:CLAIMS_AT_ONCE]
+            return planned
+
+        return plan
+
+    def _task(self, own: _Process, shard: int, claim: Claim, priority: int) -> Callable[[], None]:
+        def task() -> None:
+            try:
+                with contextlib.suppress(OSError, UserError):  # the read of it repeats the request, and raises
+                    self._fetch(shard, claim)
+            finally:
+                own.under_way[priority].release()
+
+        return task
+
+    def _prefetch(self, own: _Process) -> None:
+        while True:
+            hints = [own.wanted.get()]
+            while not own.wanted.empty():  # what is wanted of a shard by several batches is fetched together
+                hints.append(own.wanted.get())
+            ranges = [hint for hint in hints if hint is not None]
+            if ranges:
+                with own.lock:
+                    own.wanted_ranges -= sum(map(len, ranges))
+                with contextlib.suppress(OSError, UserError):  # as above
+                    self._obtain(np.concatenate(ranges), _PREFETCH)
+            if len(ranges) < len(hints):
+                with own.lock:
+                    own.prefetcher = None
+                return
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def _request(self, shard: int, start: int, stop: int) -> bytes:
+        """One range by one request, repeated where that may help."""
+        own, url = self._own, self.paths[shard]
+        filesystem = self._filesystem(own, url)
+        name = filesystem._strip_protocol(url)
+        what = f"bytes {start:,} … {stop:,} of {url}"
+        for attempt in itertools.count(1):
+            began = time.monotonic()
+            try:
+                content: bytes = filesystem.cat_file(name, start=start, end=stop)
+                break
+            except (FileNotFoundError, PermissionError) as error:
+                raise OSError(f"can't read {what}: {type(error).__name__}: {error}") from error
+            except Exception as error:  # each file system raises errors of its own libraries
+                if attempt == ATTEMPTS:
+                    raise OSError(
+                        f"can't read {what}, tried {attempt} times: {type(error).__name__}: {error}"
+                    ) from error
+            with own.lock:
+                own.retries += 1
+            time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * (0.5 + random.random()))
+        seconds = time.monotonic() - began
+        with own.lock:
+            own.requests += 1
+            own.bytes += len(content)
+            own.link.observe(len(content), seconds)
+        if len(content) < stop - start:
+            raise OSError(f"{url} ends at byte {start + len(content):,}; bytes {start:,} … {stop:,} were wanted")
+        if len(content) > stop - start:
+            raise OSError(f"{len(content):,} bytes came for {what}: its server doesn't answer requests for ranges")
+        return content
+
+    def _filesystem(self, own: _Process, url: str) -> Any:  # noqa: ANN401  (fsspec has no types)
+        root = "/".join(url.split("/", 3)[:3])
+        with own.lock:
+            if root not in own.filesystems:
+                try:
+                    own.filesystems[root] = fsspec.core.url_to_fs(url)[0]
+                except (ImportError, ValueError) as error:
+                    raise UserError(f"can't read {url}: {error}") from error
+            return own.filesystems[root]

@@ -1,0 +1,180 @@
+"""Sections: what each epoch adds to the endless order, laid out in lanes and blocks. Row numbers only; no byte is read."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.errors import UserError
+from tailwise.kernels.keyed import lane_positions, next_prime, permutation, stream_key
+from tailwise.loader.units import COPY, SIZE, units_of
+from tailwise.plan.plan import MAX_EPOCH, Plan
+
+KEPT_ROWS = 1 << 22  # row numbers of drawn units that a process keeps: 32 MB
+EMPTY_EPOCHS = 1000  # so many epochs without a single draw, and the plan is taken to draw nothing ever
+
+
+class Samples(NamedTuple):
+    """Places of the order.
+
+    Attributes:
+        rows: int64, any shape: rows of the catalog.
+        epochs: int32, the same shape: the plan's epoch that drew each.
+    """
+
+    rows: npt.NDArray[np.int64]
+    epochs: npt.NDArray[np.int32]
+
+    def take(self, index: npt.NDArray[np.int64] | slice) -> Samples:
+        """Those at some places, of flat samples."""
+        return Samples(self.rows[index], self.epochs[index])
+
+
+@dataclass(frozen=True)
+class Section:
+    """The samples of one epoch, less those carried on, and after those carried from the epoch before.
+
+    Attributes:
+        epoch: which one.
+        first: the lane position it begins at, the same in every lane.
+        length: samples that each lane holds of it.
+        carried: samples of earlier epochs that head it, fewer than there are lanes.
+        drawn: samples that the epoch draws.
+        most_copies: of any row in it.
+        units: int32 [U, 3] in the section's order.
+        starts: int64 [U + 1]: where each unit begins among the drawn samples.
+    """
+
+    epoch: int
+    first: int
+    length: int
+    carried: Samples
+    drawn: int
+    most_copies: int
+    units: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+
+    @property
+    def stop(self) -> int:
+        """One after its last lane position."""
+        return self.first + self.length
+
+
+class Sections:
+    """All sections of a plan, found one after the other."""
+
+    def __init__(self, plan: Plan, seed: int, lanes: int, block: int, first_epoch: int) -> None:
+        """Begins with an epoch.
+
+        Args:
+            plan: which plan.
+            seed: decides the order, not the draw.
+            lanes: C.
+            block: samples of a lane that are shuffled together, about.
+            first_epoch: the first section's.
+        """
+        self.plan, self.seed, self.lanes, self.block = plan, seed, lanes, block
+        self._sections: list[Section] = []
+        self._next_epoch = first_epoch
+        self._carry = Samples(np.empty(0, np.int64), np.empty(0, np.int32))
+        self._rows: OrderedDict[tuple[int, int, int], npt.NDArray[np.int64]] = OrderedDict()
+        self._kept = 0
+
+    def __getitem__(self, number: int) -> Section:
+        """The section of epoch first_epoch + number."""
+        while len(self._sections) <= number:
+            self._append()
+        return self._sections[number]
+
+    def at(self, position: int) -> int:
+        """The number of the section that holds a lane position."""
+        while not self._sections or self._sections[-1].stop <= position:
+            self._append()
+        # Most often asked of the newest.
+        number = len(self._sections) - 1
+        while self._sections[number].first > position or not self._sections[number].length:
+            number -= 1
+        return number
+
+    def _append(self) -> None:
+        epoch = self._next_epoch
+        if epoch > MAX_EPOCH:
+            raise UserError(f"the order of plan {self.plan.name!r} ends with epoch {MAX_EPOCH:,}")
+        units = units_of(self.plan, epoch)
+        goes_to = permutation(stream_key(self.seed, "units", epoch), len(units))
+        ordered = np.empty_like(units)
+        ordered[goes_to] = units
+        starts = np.concatenate([[0], np.cumsum(ordered[:, SIZE], dtype=np.int64)])
+        drawn = int(starts[-1])
+        first = self._sections[-1].stop if self._sections else 0
+        length, left = divmod(len(self._carry.rows) + drawn, self.lanes)
+        most = int(units[:, COPY].max(initial=-1)) + 1
+        section = Section(epoch, first, length, self._carry, drawn, most, ordered, starts)
+        whole = length * self.lanes
+        self._carry = self.samples(section, np.arange(whole, whole + left))
+        self._sections.append(section)
+        self._next_epoch += 1
+        recent = self._sections[-EMPTY_EPOCHS:]
+        if len(recent) == EMPTY_EPOCHS and not any(item.drawn for item in recent):
+            raise UserError(
+                f"plan {self.plan.name!r} drew nothing in {EMPTY_EPOCHS:,} epochs: there is nothing to train on"
+            )
+
+    def samples(self, section: Section, places: npt.NDArray[np.int64]) -> Samples:
+        """The samples at some places of a section: carried ones first, then unit after unit; of the shape of `places`."""
+        flat = places.ravel()
+        rows = np.empty(len(flat), np.int64)
+        epochs = np.full(len(flat), section.epoch, np.int32)
+        carried = len(section.carried.rows)
+        if carried:
+            heading = np.flatnonzero(flat < carried)
+            rows[heading], epochs[heading] = section.carried.take(flat[heading])
+        unit = np.searchsorted(section.starts, flat - carried, side="right") - 1
+        order = np.argsort(unit, kind="stable")
+        changes = np.flatnonzero(np.diff(unit[order], prepend=-2, append=-2))
+        for begin, end in zip(changes[:-1].tolist(), changes[1:].tolist(), strict=True):
+            number = int(unit[order[begin]])
+            if number < 0:
+                continue
+            mine = order[begin:end]
+            shard, copy, _ = section.units[number].tolist()
+            rows[mine] = self._unit_rows(section.epoch, shard, copy)[flat[mine] - carried - section.starts[number]]
+        self.plan.release_pages()
+        return Samples(rows.reshape(places.shape), epochs.reshape(places.shape))
+
+    def _unit_rows(self, epoch: int, shard: int, copy: int) -> npt.NDArray[np.int64]:
+        """The rows of a unit, ascending: int64 [n]; those asked for lately are kept."""
+        key = (self.plan.drawn_epoch(epoch), shard, copy)
+        rows = self._rows.get(key)
+        if rows is None:
+            rows = int(self.plan.shard_offsets[shard]) + np.flatnonzero(self.shard_copies(epoch, shard) > copy)
+            self._rows[key] = rows
+            self._kept += len(rows)
+            while self._kept > KEPT_ROWS and len(self._rows) > 1:
+                self._kept -= len(self._rows.popitem(last=False)[1])
+        else:
+            self._rows.move_to_end(key)
+        return rows
+
+    def shard_copies(self, epoch: int, shard: int) -> npt.NDArray[np.uint8]:
+        """Copies of each row of a shard in an epoch: uint8 [rows of the shard]."""
+        first, last = (int(at) for at in self.plan.shard_offsets[shard : shard + 2])
+        return self.plan.draw(epoch, slice(first, last))
+
+    def lane_samples(self, section: Section, lanes: npt.NDArray[np.int64], first: int, stop: int) -> Samples:
+        """The samples of some lanes at positions first … stop − 1, counted from the section's beginning: [lanes, stop − first]."""
+        places = np.empty((len(lanes), stop - first), np.int64)
+        blocks = max(1, -(-section.length // self.block))
+        small = section.length // blocks
+        primes = np.array([next_prime(max(size, 2)) for size in (small, small + 1)], np.int64)
+        key = stream_key(self.seed, "block", section.epoch)
+        lane_positions(key, lanes, section.length, blocks, primes, first, places)
+        return self.samples(section, places)
+
+    def first_block(self, section: Section) -> int:
+        """Samples of the first block of each of its lanes."""
+        return section.length // max(1, -(-section.length // self.block)) + 1

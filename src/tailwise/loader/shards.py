@@ -1,0 +1,131 @@
+"""Whether the tars are still what the catalog says, before an epoch is read from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.errors import UserError
+from tailwise.executors.local import default_workers, map_ordered
+from tailwise.progress import Track, silent
+from tailwise.sources.webdataset import checksum_shard
+
+THREADS_A_WORKER = 8  # a look at a size only waits
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A tar that can't be used.
+
+    Attributes:
+        shard: its id.
+        path: local path or URL.
+        reason: what is wrong.
+    """
+
+    shard: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """What the catalog says of a tar."""
+
+    shard: int
+    path: str
+    size_bytes: int
+    index_checksum: str
+
+
+def _size(path: str) -> int:
+    if "://" not in path:
+        with Path(path).open("rb") as stream:
+            return os.fstat(stream.fileno()).st_size
+    filesystem, name = fsspec.core.url_to_fs(path)
+    return int(filesystem.size(name))
+
+
+def _reason(shard: _Noted, look: Callable[[_Noted], str | None]) -> str | None:
+    try:
+        return look(shard)
+    except FileNotFoundError:
+        return "missing"
+    except ImportError as error:
+        raise UserError(f"can't read {shard.path}: {error}") from error
+    except Exception as error:  # noqa: BLE001  (each file system raises errors of its own libraries)
+        return f"unreadable: {type(error).__name__}: {error}"
+
+
+def _by_size(shard: _Noted) -> str | None:
+    found = _size(shard.path)
+    return None if found == shard.size_bytes else f"{found:,} bytes; {shard.size_bytes:,} when it was imported"
+
+
+def _by_index(shard: _Noted) -> str | None:
+    found, checksum = checksum_shard(shard.path)
+    if found != shard.size_bytes:
+        return f"{found:,} bytes; {shard.size_bytes:,} when it was imported"
+    return None if checksum == shard.index_checksum else "other members, or in other places, than when it was imported"
+
+
+def _look_at_size(shard: _Noted) -> str | None:
+    return _reason(shard, _by_size)
+
+
+def _look_at_index(shard: _Noted) -> str | None:
+    return _reason(shard, _by_index)
+
+
+def _none(shards: list[_Noted], workers: int) -> Iterator[str | None]:  # noqa: ARG001
+    return iter([None] * len(shards))
+
+
+def _sizes(shards: list[_Noted], workers: int) -> Iterator[str | None]:
+    with ThreadPoolExecutor(THREADS_A_WORKER * workers) as pool:
+        yield from pool.map(_look_at_size, shards)
+
+
+def _indices(shards: list[_Noted], workers: int) -> Iterator[str | None]:
+    return map_ordered(_look_at_index, shards, workers)
+
+
+CHECKS: dict[str, Callable[[list[_Noted], int], Iterator[str | None]]] = {
+    "none": _none,
+    "size": _sizes,
+    "index": _indices,
+}
+
+
+def check_shards(
+    catalog: Catalog, snapshot: Snapshot, check: str = "size", workers: int | None = None, track: Track = silent
+) -> list[Damage]:
+    """Compares a snapshot's tars, local or remote, with what the import noted.
+
+    Args:
+        catalog: whose tars.
+        snapshot: which of them.
+        check: a name of CHECKS: "none"; "size" opens each tar and compares its length; "index" walks its headers too.
+        workers: processes ("index") or eighths of threads ("size"); None for one a processor.
+        track: shows progress.
+
+    Returns:
+        The tars that are missing, unreadable or changed, by id.
+
+    Raises:
+        UserError: unknown check, or a file system whose package is not installed.
+    """
+    if check not in CHECKS:
+        raise UserError(f"unknown check {check!r}: use {', '.join(CHECKS)}")
+    columns = ("shard", "path", "size_bytes", "index_checksum")
+    table = catalog.shards(snapshot)
+    shards = [_Noted(*row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True)]
+    reasons = CHECKS[check](shards, workers or default_workers())
+    looked_at = track(zip(shards, reasons, strict=True), "checking shards", len(shards))
+    return [Damage(shard.shard, shard.path, reason) for shard, reason in looked_at if reason is not None]

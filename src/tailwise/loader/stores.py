@@ -1,0 +1,248 @@
+"""Reading byte ranges of tars: local files here, remote ones in `remote.py`."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.loader.remote import RemoteStore
+from tailwise.loader.spans import OpenFile
+
+ADJACENT_BYTES = (
+    4096  # image and caption this close to each other come in one read: tar headers and a small JSON lie between
+)
+
+
+class Store(Protocol):
+    """Reads byte ranges of shards, which are known by their id.
+
+    Attributes:
+        remote: whether any shard is, so that `want` is worth its while.
+    """
+
+    remote: bool
+
+    def read(self, shard: int, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard.
+
+        Raises:
+            OSError: it can't be read, or ends before `stop`.
+        """
+        ...
+
+    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
+        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
+        ...
+
+    def want(self, ranges: npt.NDArray[np.int64]) -> None:
+        """A hint: these (shard, start, stop), int64 [n, 3], will be read soon. Returns at once, raises nothing."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of files and connections; reading opens them again."""
+        ...
+
+
+class LocalStore:
+    """Local tars, read by offset from a bounded number of open files. May be forked, pickled and used by several threads."""
+
+    remote = False
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        """Opens nothing yet.
+
+        Args:
+            paths: of the shards, by id.
+        """
+        self.paths = paths
+        self._files: OrderedDict[int, OpenFile] = OrderedDict()
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._max_files = 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open files."""
+        return {**self.__dict__, "_files": OrderedDict()}
+
+    def _open(self, shard: int) -> OpenFile:
+        file = OpenFile(self.paths[shard])
+        self._files[shard] = file
+        if len(self._files) > self._max_files:
+            self._files.popitem(last=False)  # closed when the last thread that reads it is done
+        return file
+
+    def read(self, shard: int, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard.
+
+        Raises:
+            OSError: it can't be read, or ends before `stop`.
+        """
+        files = self._files
+        try:
+            file = files[shard]
+            files.move_to_end(shard)
+        except KeyError:
+            file = self._open(shard)
+        content = os.pread(file.handle, stop - start, start)
+        if len(content) != stop - start:
+            return self._rest(file, shard, content, start, stop)
+        return content
+
+    def _rest(self, file: OpenFile, shard: int, content: bytes, start: int, stop: int) -> bytes:
+        """One `pread` gives 2 GiB at most; nothing more is the end."""
+        while len(content) < stop - start:
+            more = os.pread(file.handle, stop - start - len(content), start + len(content))
+            if not more:
+                end = os.fstat(file.handle).st_size
+                raise OSError(f"{self.paths[shard]} ends at byte {end:,}; bytes {start:,} … {stop:,} were wanted")
+            content += more
+        return content
+
+    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
+        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
+        read = self.read
+        for shard, start, stop in ranges.tolist():
+            content: bytes | OSError
+            try:
+                content = read(shard, start, stop)
+            except OSError as error:
+                content = error
+            yield content
+
+    def want(self, ranges: npt.NDArray[np.int64]) -> None:
+        """Nothing to do: the kernel reads ahead."""
+
+    def close(self) -> None:
+        """Closes all files."""
+        self._files.clear()
+
+
+class MixedStore:
+    """Some shards local, some remote."""
+
+    remote = True
+
+    def __init__(self, local: LocalStore, remote: RemoteStore, is_remote: npt.NDArray[np.bool_]) -> None:
+        """Takes both stores, each of which knows all ids, and which shards are remote, bool [shards]."""
+        self._stores: tuple[Store, Store] = (local, remote)
+        self._is_remote = is_remote
+
+    def read(self, shard: int, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard.
+
+        Raises:
+            OSError: it can't be read, or ends before `stop`.
+        """
+        return self._stores[int(self._is_remote[shard])].read(shard, start, stop)
+
+    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
+        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
+        remote = self._is_remote[ranges[:, 0]]
+        contents = [store.read_many(ranges[remote == which]) for which, store in enumerate(self._stores)]
+        return (next(contents[which]) for which in remote.astype(int).tolist())
+
+    def want(self, ranges: npt.NDArray[np.int64]) -> None:
+        """Hands on what is remote."""
+        self._stores[1].want(ranges[self._is_remote[ranges[:, 0]]])
+
+    def close(self) -> None:
+        """Closes both."""
+        for store in self._stores:
+            store.close()
+
+
+def open_store(
+    paths: Sequence[str], cache_folder: str | Path, cache_bytes: int, versions: Sequence[str] | None = None
+) -> Store:
+    """The store for shards that may be local, remote, or both.
+
+    Args:
+        paths: local paths or fsspec URLs of the shards, by id.
+        cache_folder: where ranges of remote shards are kept, for all processes of this machine; not touched without remote shards.
+        cache_bytes: how much at most.
+        versions: for each shard, what changes when its content does (the catalog's `index_checksum`): cached ranges of another
+            version are never used. Without it, a shard's content must never change.
+
+    Raises:
+        UserError: the folder can't be used.
+    """
+    local = [path.split("://", 1)[1] if path.startswith(("file://", "local://")) else path for path in paths]
+    is_remote = np.array(["://" in path for path in local], np.bool_)
+    if not is_remote.any():
+        return LocalStore(local)
+    remote = RemoteStore(local, cache_folder, cache_bytes, versions)
+    return remote if is_remote.all() else MixedStore(LocalStore(local), remote, is_remote)
+
+
+def sample_ranges(
+    shards: npt.NDArray[np.int32], locations: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The ranges to read for samples: one for image and caption together where they lie close, else one each.
+
+    Args:
+        shards: int32 [n], the shard of each sample.
+        locations: LOCATION [n].
+
+    Returns:
+        int64 [n + m, 3] of (shard, start, stop): the n samples' (or their images'), then the captions of the m samples whose image and
+        caption lie apart; and bool [n], which these m are. Fit for `Store.want` and `Store.read_many`.
+    """
+    image, caption = locations["image_offset"], locations["caption_offset"]
+    image_end, caption_end = image + locations["image_bytes"], caption + locations["caption_bytes"]
+    apart = np.maximum(image, caption) - np.minimum(image_end, caption_end) > ADJACENT_BYTES
+    ranges = np.empty((len(shards), 3), np.int64)
+    ranges[:, 0] = shards
+    ranges[:, 1] = np.where(apart, image, np.minimum(image, caption))
+    ranges[:, 2] = np.where(apart, image_end, np.maximum(image_end, caption_end))
+    if not apart.any():
+        return ranges, apart
+    alone = np.stack([shards[apart].astype(np.int64), caption[apart], caption_end[apart]], axis=1)
+    return np.concatenate([ranges, alone]), apart
+
+
+def read_samples(
+    store: Store, shards: npt.NDArray[np.int32], locations: npt.NDArray[Any]
+) -> list[tuple[bytes, bytes] | OSError]:
+    """The encoded image and the caption of each sample.
+
+    Reads in ascending order of (shard, offset), whatever the order of the samples.
+
+    Args:
+        store: reads.
+        shards: int32 [n], the shard of each sample.
+        locations: LOCATION [n].
+
+    Returns:
+        (image, caption) of each sample, in the given order; an OSError in the place of one that can't be read.
+    """
+    ranges, apart = sample_ranges(shards, locations)
+    count = len(shards)
+    order = np.lexsort((ranges[:, 1], ranges[:, 0]))
+    cuts = np.zeros((len(ranges), 5), np.int64)  # where in what is read image and caption begin and end
+    cuts[:, 0] = np.arange(len(ranges))
+    first = ranges[:count, 1]
+    cuts[:count, 1] = locations["image_offset"] - first
+    cuts[:count, 2] = cuts[:count, 1] + locations["image_bytes"]
+    cuts[:count, 3] = locations["caption_offset"] - first
+    cuts[:count, 4] = cuts[:count, 3] + locations["caption_bytes"]
+    cuts[:count][apart, 3:] = 0
+    cuts[count:, 2] = locations["caption_bytes"][apart]
+    parts: list[Any] = [None] * len(ranges)
+    reads = zip(cuts[order].tolist(), store.read_many(ranges[order]), strict=True)
+    for (place, image_at, image_end, caption_at, caption_end), content in reads:
+        if type(content) is bytes:
+            parts[place] = (content[image_at:image_end], content[caption_at:caption_end])
+        else:
+            parts[place] = content
+    samples: list[tuple[bytes, bytes] | OSError] = parts[:count]
+    for sample, caption in zip(np.flatnonzero(apart).tolist(), parts[count:], strict=True):
+        image = samples[sample]
+        if isinstance(image, tuple):
+            samples[sample] = (image[0], caption[0]) if isinstance(caption, tuple) else caption
+    return samples

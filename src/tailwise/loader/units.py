@@ -1,0 +1,61 @@
+"""The units of an epoch: copy m of a shard, that is, its rows which the epoch draws more than m times."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.files import read_array, write_array
+from tailwise.catalog.locks import locked
+from tailwise.errors import UserError
+from tailwise.kernels.keyed import count_copies
+from tailwise.plan.plan import CHUNK_ROWS, Plan
+
+COPY, SIZE = 1, 2  # columns of the table of units, after the shard
+
+
+def units_of(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
+    """The non-empty units of an epoch, shard by shard, each shard's copies in turn.
+
+    Taken from the plan's folder if they have been counted before, by any process; else all rows are drawn once (about 30 million a
+    second), while other processes that ask for the same epoch wait. A catalog that can only be read gives the same, and keeps nothing.
+
+    Args:
+        plan: which plan.
+        epoch: 0, 1, …
+
+    Returns:
+        int32 [U, 3]: shard, copy number, rows.
+    """
+    epoch = plan.drawn_epoch(epoch)
+    path = plan.folder / "units" / f"epoch-{epoch:09d}.npy"
+    with suppress(OSError, ValueError, EOFError):
+        return read_array(path)
+    try:
+        with locked(plan.folder / ".units.lock", str(path), wait=True):
+            if not path.exists():
+                write_array(path, _count(plan, epoch))
+            return read_array(path)
+    except OSError:
+        return _count(plan, epoch)
+
+
+def _count(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
+    with suppress(OSError, UserError):  # without kept slots the same is drawn, only slower
+        plan.keep_slots(epoch)
+    offsets = plan.shard_offsets
+    tables = []
+    first = 0
+    while first < len(offsets) - 1:
+        last = int(np.searchsorted(offsets, offsets[first] + CHUNK_ROWS, side="right")) - 1
+        last = max(last, first + 1)
+        copies = plan.draw(epoch, slice(int(offsets[first]), int(offsets[last])))
+        counts = np.zeros((last - first, 256), np.int64)
+        count_copies(copies, np.asarray(offsets[first : last + 1] - offsets[first]), counts)
+        shard, copy = np.nonzero(counts)
+        tables.append(np.stack([shard + first, copy, counts[shard, copy]], axis=1).astype(np.int32))
+        first = last
+        plan.release_pages()
+    return np.concatenate(tables) if tables else np.empty((0, 3), np.int32)

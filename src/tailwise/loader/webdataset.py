@@ -1,0 +1,243 @@
+"""A stage for webdataset pipelines of the user's own: of the samples that come by, it lets those pass that the plan's epoch holds."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shlex
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import get_worker_info
+
+from tailwise.catalog.catalog import Catalog
+from tailwise.errors import UserError
+from tailwise.plan.plan import Plan
+
+KEPT_SHARDS = 16  # more than one, for shuffled samples
+KEPT_URLS = 1024
+DOUBTFUL = 100  # samples without a known key, before a shard that was found by its base name alone is doubted
+UNKNOWN = ("error", "drop")
+_COUNTERS = 1024  # one per worker, so that none is written by two
+
+Sample = dict[str, Any]
+
+
+def select(plan: Plan, epoch: int = 0, unknown: str = "error") -> Select:
+    """The samples of a plan's epoch, as a stage of a webdataset pipeline; put it behind `tarfile_to_samples`.
+
+    Args:
+        plan: which plan.
+        epoch: the first epoch, 0, 1, …; see `Select.set_epoch`.
+        unknown: what happens to a sample whose shard the plan doesn't know: "error", or "drop".
+
+    Raises:
+        UserError: the epoch is out of bounds, or there is no such choice.
+    """
+    return Select(plan, epoch, unknown)
+
+
+class Select:
+    """Callable: an iterable of samples (dicts with `__url__` and `__key__`) → those of the epoch, each as often as the plan says.
+
+    A sample that comes more than once is copied (the dict, not what it holds), with the copy's number in `__copy__`. Whether a sample
+    passes depends on its shard, its key and the epoch alone. Of the pool's keys, those of the latest few shards are in memory.
+    It may be pickled, for workers that are spawned; the epoch is shared with all workers.
+    """
+
+    def __init__(self, plan: Plan, epoch: int, unknown: str) -> None:
+        """See `select`."""
+        if unknown not in UNKNOWN:
+            raise UserError(f"unknown={unknown!r}: must be one of {', '.join(UNKNOWN)}")
+        self._plan, self._unknown = plan, unknown
+        # A tensor in shared memory reaches workers however they are started; a multiprocessing.Value is bound to one way.
+        self._shared = torch.zeros(1 + _COUNTERS, dtype=torch.int64)
+        self._shared.share_memory_()  # type: ignore[no-untyped-call]
+        self._lookup: _Lookup | None = None
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch of all samples that come by from now on, in all workers.
+
+        Raises:
+            UserError: the epoch is out of bounds.
+        """
+        self._plan.drawn_epoch(epoch)
+        self._shared[0] = epoch
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch."""
+        return int(self._shared[0])
+
+    @property
+    def unlisted(self) -> int:
+        """Samples dropped so far, by all workers, because the catalog doesn't list them: rejected at import, or of an unknown shard."""
+        return int(self._shared[1:].sum())
+
+    def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Selects.
+
+        Raises:
+            UserError: a sample has no `__url__` or `__key__`, or the plan doesn't know its shard.
+        """
+        shared = self._shared.numpy()  # the same memory, read without torch's overhead
+        worker = get_worker_info()
+        counter = 1 + (0 if worker is None else 1 + worker.id) % _COUNTERS
+        lookup = self._opened()
+        for sample in samples:
+            try:
+                url, key = sample["__url__"], sample["__key__"]
+            except (KeyError, TypeError) as error:
+                raise UserError(
+                    "a sample has no __url__ and __key__: put select(plan) right behind tarfile_to_samples"
+                ) from error
+            copies = lookup.copies(url, key, int(shared[0]), self._unknown)
+            if copies is None:
+                shared[counter] += 1
+            elif copies == 1:
+                yield sample
+            else:
+                for number in range(copies):
+                    yield {**sample, "__copy__": number}
+
+    def _opened(self) -> _Lookup:
+        """This process's own view of the plan: locks and memory maps of another one stay there."""
+        if self._lookup is None or self._lookup.process != os.getpid():
+            self._lookup = _Lookup(_reopened(self._plan))
+        return self._lookup
+
+    def __getstate__(self) -> dict[str, Any]:
+        place = self._plan.catalog.folder, self._plan.name
+        return {**self.__dict__, "_lookup": None, "_plan": place}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        folder, name = state.pop("_plan")
+        self.__dict__.update(state, _plan=Plan(Catalog.open(folder), name))
+
+
+def _reopened(plan: Plan) -> Plan:
+    return Plan(Catalog.open(plan.catalog.folder), plan.name)
+
+
+class _Lookup:
+    """Copies by URL and key, for one process."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.process = os.getpid()
+        self.plan = plan
+        shards = plan.catalog.shards(plan.snapshot)
+        self.paths: list[str] = shards.column("path").to_pylist()
+        self.parts: list[int] = shards.column("part").to_pylist()
+        self.by_path = {spelling: shard for shard, path in enumerate(self.paths) for spelling in _spellings(path)}
+        self.by_name: dict[str, list[int]] = {}
+        for shard, path in enumerate(self.paths):
+            self.by_name.setdefault(posixpath.basename(path), []).append(shard)
+        self.doubts: dict[int, int] = {}  # samples without a known key, of shards found by their base name alone
+        self.find = lru_cache(KEPT_URLS)(self._find)
+        self.shard_copies = lru_cache(KEPT_SHARDS)(self._shard_copies)
+
+    def copies(self, url: str, key: str, epoch: int, unknown: str) -> int | None:
+        """Copies of one sample in an epoch; None if the catalog doesn't list it."""
+        shard = self.find(url)
+        if shard is None:
+            if unknown == "drop":
+                return None
+            raise UserError(self._why_unknown(url))
+        copies = self.shard_copies(shard, epoch).get(key)
+        if shard in self.doubts:
+            self._doubt(shard, url, copies is not None)
+        return copies
+
+    def _find(self, url: str) -> int | None:
+        candidates = _readable(url)
+        for candidate in candidates:
+            for spelling in _spellings(candidate):
+                if spelling in self.by_path:
+                    return self.by_path[spelling]
+        for candidate in candidates:
+            named = self.by_name.get(posixpath.basename(candidate), [])
+            if len(named) == 1:
+                self.doubts.setdefault(named[0], 0)
+                return named[0]
+        return None
+
+    def _why_unknown(self, url: str) -> str:
+        catalog, name = self.plan.catalog, self.plan.name
+        same = [
+            self.paths[shard] for item in _readable(url) for shard in self.by_name.get(posixpath.basename(item), [])
+        ]
+        if same:
+            return (
+                f"{url}: {len(same):,} shards of plan {name!r} have this base name ({same[0]}, {same[1]}, …): if the shards moved, "
+                f"`tailwise relocate {catalog.folder} OLD NEW`; or select(plan, unknown='drop')"
+            )
+        return (
+            f"{url} is none of the {len(self.paths):,} shards of plan {name!r} (the first is {self.paths[0]}): if the shards moved, "
+            f"`tailwise relocate {catalog.folder} OLD NEW`; if it is new, `tailwise import SHARDS {catalog.folder}` and a new plan; "
+            "or select(plan, unknown='drop')"
+        )
+
+    def _doubt(self, shard: int, url: str, listed: bool) -> None:
+        """Warns where a shard that was found by its base name alone seems to be another one."""
+        self.doubts[shard] += 1
+        if listed:
+            del self.doubts[shard]
+        elif self.doubts[shard] == DOUBTFUL:
+            warnings.warn(
+                f"{url}: the first {DOUBTFUL} samples are all unknown to the shard of the same name, {self.paths[shard]}: are they "
+                "the same shard?",
+                stacklevel=2,
+            )
+
+    def _shard_copies(self, shard: int, epoch: int) -> dict[str, int]:
+        """Copies of all listed samples of one shard, by key."""
+        offsets = self.plan.shard_offsets
+        first, stop = int(offsets[shard]), int(offsets[shard + 1])
+        first_of_part = int(offsets[self.parts.index(self.parts[shard])])
+        path = self.plan.catalog.samples_path(self.parts[shard])
+        keys = _read_keys(path, first - first_of_part, stop - first_of_part)
+        copies = self.plan.draw(epoch, slice(first, stop))
+        return dict(zip(keys, copies.tolist(), strict=True))
+
+
+def _readable(url: str) -> list[str]:
+    """What a webdataset URL reads: itself, or all words of its command."""
+    if not url.startswith("pipe:"):
+        return [url]
+    try:
+        return shlex.split(url.removeprefix("pipe:"))
+    except ValueError:  # unbalanced quotes
+        return [url]
+
+
+def _spellings(path: str) -> Iterator[str]:
+    """The ways a path is compared: as it is, and absolute and plain where it is local."""
+    yield path
+    if path.startswith("file:"):
+        path = unquote(urlsplit(path).path)
+    if "://" not in path:
+        yield os.path.abspath(path)  # noqa: PTH100  (Path.absolute leaves "..")
+
+
+def _read_keys(path: Path, start: int, stop: int) -> list[str]:
+    """The keys of rows start … stop − 1 of a part, from those of its row groups that hold them."""
+    try:
+        with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            ends = np.cumsum(groups)
+            wanted = np.flatnonzero((ends > start) & (ends - groups < stop))
+            base = int((ends - groups)[wanted[0]])
+            table = file.read_row_groups(wanted.tolist(), columns=["key"], use_threads=False)
+    except (OSError, IndexError, pa.ArrowException) as error:
+        raise UserError(f"{path} is missing or damaged ({error}): restore it, or import the pool anew") from error
+    keys: list[str] = table.column("key").slice(start - base, stop - start).to_pylist()
+    return keys
