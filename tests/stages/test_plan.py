@@ -232,8 +232,8 @@ def test_kept_slots_change_no_draw(clustered):
         plan.keep_slots(epoch)
         there = sorted(path.name for path in (plan.folder / "slots").iterdir())
         assert there == [f"before-{number:09d}.npy" for number in kept]
-        for epoch in range(9):
-            assert np.array_equal(Plan(clustered, "p").draw(epoch), expected[epoch])
+        for number in range(9):
+            assert np.array_equal(Plan(clustered, "p").draw(number), expected[number])
     static = make_plan(clustered, "s", PlanRequest("dbp", keep=0.5))
     static.keep_slots(3)
     assert not (static.folder / "slots").exists()

@@ -103,13 +103,12 @@ class Loader:
         """
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank}: must lie between 0 and {world_size - 1}")
-        if lanes % world_size:
-            raise UserError(f"{lanes} lanes can't be shared by {world_size} ranks: use a multiple of {world_size}")
         if on_damaged not in ON_DAMAGED:
             raise UserError(f"on_damaged {on_damaged!r}: must be one of {', '.join(ON_DAMAGED)}")
         if not 0 <= max_replaced <= 1:
             raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
         options = OrderOptions(batch_size * world_size, accumulation, seed, lanes, block, compose, first_epoch)
+        options.check_ranks(world_size)
         self.plan, self.order = plan, Order(plan, options)
         self.position = self.replaced = self._consumed = 0
         self._max_replaced, self._log, self._workers, self._prefetch = max_replaced, log, workers, prefetch
@@ -164,6 +163,7 @@ class Loader:
             self._batches = iter(self._data_loader())
         batch = next(self._batches)
         if isinstance(batch, UserError):
+            self._batches = None  # whoever goes on gets this batch again, not the one after it
             raise batch
         self.position += 1
         self._consumed += len(batch.rows)
@@ -181,6 +181,7 @@ class Loader:
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
             collate_fn=_as_it_is,
+            generator=torch.Generator(),  # else the process's own would lose a number to each start
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -85,6 +85,15 @@ class OrderOptions:
         if self.compose not in COMPOSITIONS:
             raise UserError(f"composition {self.compose!r}: must be one of {', '.join(COMPOSITIONS)}")
 
+    def check_ranks(self, world_size: int) -> None:
+        """Refuses a number of ranks that can't share the lanes.
+
+        Raises:
+            UserError: it doesn't divide them.
+        """
+        if self.lanes % world_size:
+            raise UserError(f"{self.lanes} lanes can't be shared by {world_size} ranks: use a multiple of {world_size}")
+
 
 class Order:
     """The endless order of a plan's samples, in global batches."""
@@ -204,7 +213,8 @@ class Order:
         section = self.sections[number]
         if self._bounds[span + 2] * self.per_lane > section.stop or section.most_copies > 1:
             return False
-        return not len(section.carried.rows) or first >= section.first + self.sections.first_block(section)
+        carried = len(section.carried.rows)  # they stand in the first lane, shuffled with the block that each lies in
+        return not carried or first >= section.first + carried + self.sections.first_block(section)
 
     def _kept(self, span: int, part: int, parts: int) -> Samples:
         """The base order of a part of a span, [batches, samples], those worked out lately kept."""

@@ -54,7 +54,11 @@ class Substitutes:
         plan = self._plan
         rows = slice(int(plan.shard_offsets[shard]), int(plan.shard_offsets[shard + 1]))
         drawn = self._sections.shard_copies(epoch, shard) > 0
-        eligible = np.asarray(plan.rates[rows]) > 0 if plan.by_rate else np.asarray(plan.groups[rows]) >= 0
+        if plan.by_rate:
+            eligible = np.asarray(plan.rates[rows]) > 0
+        else:
+            groups = np.asarray(plan.groups[rows])
+            eligible = (groups >= 0) & (plan.quotas[groups] > 0)
         return eligible & ~drawn, drawn
 
     def _match(self, epoch: int, shard: int) -> npt.NDArray[np.int64]:

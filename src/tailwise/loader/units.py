@@ -35,8 +35,9 @@ def units_of(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
         return read_array(path)
     try:
         with locked(plan.folder / ".units.lock", str(path), wait=True):
-            if not path.exists():
-                write_array(path, _count(plan, epoch))
+            with suppress(OSError, ValueError, EOFError):  # another process has counted them meanwhile
+                return read_array(path)
+            write_array(path, _count(plan, epoch))
             return read_array(path)
     except OSError:
         return _count(plan, epoch)

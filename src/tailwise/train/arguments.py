@@ -1,0 +1,141 @@
+"""open_clip's arguments: which are ours to give, which decide a training, and how values are spelt."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tailwise.catalog.files import digest
+from tailwise.errors import UserError
+
+LOCAL_MODEL = "local-dir:"
+
+_PLAN = "the plan says what is trained on"
+_BEFORE = "give it before the --"
+OWNED: Mapping[str, str] = {
+    "--train-data": _PLAN,
+    "--train-data-upsampling-factors": _PLAN,
+    "--train-num-samples": _PLAN,
+    "--dataset-resampled": _PLAN,
+    "--epochs": f"{_BEFORE}, in epochs of the plan, or --samples-seen",
+    "--resume": _BEFORE,
+    "--seed": _BEFORE,
+    "--horovod": "start with torchrun, or Slurm's srun",
+    "--remote-sync": "it can't be resumed from; copy the run's folder by other means",
+}
+
+# Those that may differ between a run and its resumption: where it runs, what is logged, shown and evaluated. All others decide it.
+FREE = frozenset(
+    {
+        *("train_data", "train_data_upsampling_factors", "train_num_samples", "dataset_type", "dataset_resampled"),
+        *(
+            "val_data",
+            "val_num_samples",
+            "imagenet_val",
+            "imagenet_v2",
+            "csv_separator",
+            "csv_img_key",
+            "csv_caption_key",
+        ),
+        *("cache_dir", "logs", "log_local", "name", "workers", "batch_size", "accum_freq", "epochs", "resume", "seed"),
+        *("save_frequency", "save_most_recent", "zeroshot_frequency", "val_frequency", "delete_previous_checkpoint"),
+        *(
+            "device",
+            "dist_url",
+            "dist_backend",
+            "no_set_device_rank",
+            "ddp_static_graph",
+            "horovod",
+            "grad_checkpointing",
+        ),
+        *("report_to", "wandb_notes", "wandb_project_name", "debug", "copy_codebase", "log_every_n_steps"),
+        *("remote_sync", "remote_sync_frequency", "remote_sync_protocol", "model", "pretrained"),
+    }
+)
+
+
+def refuse_owned(argv: Sequence[str]) -> None:
+    """Refuses arguments that aren't the user's to give, abbreviated or not.
+
+    Raises:
+        UserError: there is one.
+    """
+    for word in argv:
+        option = word.split("=", 1)[0]
+        if not option.startswith("--") or option == "--":
+            continue
+        for owned, remedy in OWNED.items():
+            if owned.startswith(option):
+                raise UserError(f"{owned} can't be given to open_clip here: {remedy}")
+
+
+def parse(argv: Sequence[str], parse_args: Callable[[list[str]], Any]) -> argparse.Namespace:
+    """What open_clip makes of its arguments.
+
+    Raises:
+        UserError: it refuses them, or they ask for what can't be.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: argparse.Namespace = parse_args(list(argv))
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        lines = said.getvalue().strip().splitlines() or ["its arguments are wrong"]
+        raise UserError(
+            f"open_clip: {lines[-1].rpartition('error: ')[2]} (see `tailwise train CATALOG PLAN -- --help`)"
+        ) from stop
+    if parsed.dataset_type == "synthetic":
+        raise UserError(f"--dataset-type synthetic can't be given to open_clip here: {_PLAN}")
+    if not parsed.logs or parsed.logs.lower() == "none":
+        raise UserError(f"--logs {parsed.logs}: a run needs a folder for its checkpoints; give one")
+    for name in ("batch_size", "accum_freq"):
+        if getattr(parsed, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(parsed, name)}: must be at least 1")
+    return parsed
+
+
+def deciding(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that decide a training, as JSON values: {"--name": value}; a local model by its configuration, not by its path."""
+    values = {f"--{name.replace('_', '-')}": value for name, value in vars(parsed).items() if name not in FREE}
+    values["--model"] = _model(parsed.model)
+    values["--pretrained"] = parsed.pretrained or None
+    decided: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return decided
+
+
+def _model(name: str) -> str:
+    if not name.startswith(LOCAL_MODEL):
+        return name
+    path = Path(name.removeprefix(LOCAL_MODEL)) / "open_clip_config.json"
+    try:
+        return f"{LOCAL_MODEL}{digest(path.read_text(encoding='utf-8'))}"
+    except OSError as error:
+        raise UserError(
+            f"--model {name}: {path} can't be read ({error.strerror}): give a folder that holds it"
+        ) from error
+
+
+def spell(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments as words: {"aug-cfg": {"scale": (0.4, 1)}, "local-loss": True} → ["--aug-cfg", "scale=(0.4, 1)", "--local-loss"].
+
+    True is a flag, False and None leave it out, a list gives several words, a mapping words of the form key=value.
+    """
+    words: list[str] = []
+    for name, value in arguments.items():
+        if value is None or value is False:
+            continue
+        words.append(f"--{name}")
+        if isinstance(value, Mapping):
+            words += [f"{key}={tuple(item) if isinstance(item, list) else item}" for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            words += [str(item) for item in value]
+        elif value is not True:
+            words.append(str(value))
+    return words

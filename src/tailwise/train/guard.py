@@ -1,0 +1,154 @@
+"""Whether the installed open_clip has what this package holds on to, found by looking at it before anything starts."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from tailwise.errors import UserError
+
+KNOWN = "3.0.0 to 3.3.0"
+INSTALL = "pip install 'tailwise[train]'"
+
+ARGUMENTS = (
+    *("train_data", "train_num_samples", "dataset_type", "val_data", "imagenet_val", "imagenet_v2", "logs", "name"),
+    *(
+        "epochs",
+        "resume",
+        "save_most_recent",
+        "save_frequency",
+        "seed",
+        "batch_size",
+        "accum_freq",
+        "workers",
+        "warmup",
+    ),
+    *("model", "pretrained", "dist_url"),
+)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Something of open_clip_train that must be as expected.
+
+    Attributes:
+        module: of the package.
+        name: in the module.
+        words: that its source must have.
+        parameters: that it must take.
+    """
+
+    module: str
+    name: str
+    words: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+
+HOOKS = (
+    Hook(
+        "main",
+        "main",
+        ("get_data(", "train_one_epoch(", "save_most_recent", "LATEST_CHECKPOINT_NAME", "setup_logging("),
+    ),
+    Hook("main", "get_data", ("args.train_data",), ("args", "preprocess_fns", "epoch", "tokenizer")),
+    Hook("main", "train_one_epoch", (".set_epoch(epoch)", ".num_batches", ".num_samples", "enumerate(dataloader)")),
+    Hook("main", "LATEST_CHECKPOINT_NAME"),
+    Hook("params", "parse_args"),
+    Hook("distributed", "is_using_distributed"),
+    Hook("distributed", "world_info_from_env"),
+)
+
+# How the trainer takes a batch, known by a line of its source.
+BATCH_FORMS: Mapping[str, Callable[[Tensor, Tensor], Any]] = {
+    "images, texts = batch": lambda images, texts: (images, texts),
+    "task.prepare_batch(batch": lambda images, texts: {"image": images, "text": texts},
+}
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """open_clip's trainer, looked over.
+
+    Attributes:
+        version: of open_clip_torch.
+        main: its module `open_clip_train.main`.
+        parse_args: list of arguments → Namespace.
+        ranks: () → (rank, number of ranks), from the environment, as the trainer will see them.
+        form: (images, texts) → a batch as the trainer takes it.
+    """
+
+    version: str
+    main: ModuleType
+    parse_args: Callable[[list[str]], Any]
+    ranks: Callable[[], tuple[int, int]]
+    form: Callable[[Tensor, Tensor], Any]
+
+
+def find_trainer() -> Trainer:
+    """Imports open_clip's trainer and looks whether all that is held on to is there.
+
+    Raises:
+        UserError: it isn't installed, or something has moved.
+    """
+    try:
+        modules = {
+            name: importlib.import_module(f"open_clip_train.{name}") for name in ("main", "params", "distributed")
+        }
+        version = importlib.metadata.version("open_clip_torch")
+    except ImportError as error:
+        raise UserError(f"training needs open_clip with its trainer ({error}): {INSTALL}") from error
+    moved = moved_hooks(modules)
+    forms = (
+        []
+        if moved
+        else [form for line, form in BATCH_FORMS.items() if line in _source(modules["main"].train_one_epoch)]
+    )
+    if not moved and not forms:
+        moved = ["the batch that open_clip_train.main.train_one_epoch takes"]
+    if moved:
+        raise UserError(
+            f"open_clip_torch {version} is not as expected: {', '.join(moved)} moved or changed; versions known to work "
+            f"are {KNOWN}: install one of them"
+        )
+    return Trainer(
+        version, modules["main"], modules["params"].parse_args, lambda: _ranks(modules["distributed"]), forms[0]
+    )
+
+
+def moved_hooks(modules: Mapping[str, ModuleType]) -> list[str]:
+    """What of HOOKS and ARGUMENTS isn't as expected in the modules of open_clip_train, by full name; empty if all is well."""
+    moved = [f"open_clip_train.{hook.module}.{hook.name}" for hook in HOOKS if not _as_expected(hook, modules)]
+    if not moved:
+        parsed = modules["params"].parse_args([])
+        moved = [f"argument --{name.replace('_', '-')}" for name in ARGUMENTS if not hasattr(parsed, name)]
+    return moved
+
+
+def _as_expected(hook: Hook, modules: Mapping[str, ModuleType]) -> bool:
+    found = getattr(modules[hook.module], hook.name, None)
+    if found is None:
+        return False
+    source = _source(found) if hook.words else ""
+    parameters = inspect.signature(found).parameters if hook.parameters else {}
+    return all(word in source for word in hook.words) and all(name in parameters for name in hook.parameters)
+
+
+def _source(thing: Any) -> str:  # noqa: ANN401  (whatever stands there)
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        return ""
+
+
+def _ranks(distributed: ModuleType) -> tuple[int, int]:
+    if not distributed.is_using_distributed():
+        return 0, 1
+    _, rank, ranks = distributed.world_info_from_env()
+    return int(rank), int(ranks)

@@ -1,0 +1,255 @@
+"""From options, recipe and arguments to the phases of a training, all decided before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tailwise.catalog.files import digest
+from tailwise.errors import UserError
+from tailwise.loader.order import Order, OrderOptions
+from tailwise.plan.plan import Plan
+from tailwise.recipes import Phase, Recipe
+from tailwise.train.arguments import LOCAL_MODEL, deciding, parse, refuse_owned, spell
+from tailwise.train.guard import Trainer
+from tailwise.train.options import TrainOptions
+from tailwise.train.runs import read_run
+from tailwise.train.segments import Segments, choose_lanes, cut
+
+WEIGHTS = "open_clip_pytorch_model.bin"  # the name that open_clip looks for in a folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """One phase, decided.
+
+    Attributes:
+        number: 0, 1, …
+        folder: LOGS/NAME.
+        arguments: open_clip's, as given.
+        parsed: what open_clip makes of them.
+        lanes: of the loader.
+        block: likewise.
+        compose: likewise.
+        seed: of order and augmentations.
+        rank: of this process.
+        ranks: how many there are.
+        first_epoch: plan epoch that it begins with.
+        last_epoch: plan epoch that it ends in.
+        segments: how it is cut.
+        start: the run whose weights it starts from, if any.
+        found: what the folder's `tailwise.json` says; None if there is none.
+        decides: what must be the same when it is resumed.
+    """
+
+    number: int
+    folder: Path
+    arguments: list[str]
+    parsed: argparse.Namespace
+    lanes: int
+    block: int
+    compose: str
+    seed: int
+    rank: int
+    ranks: int
+    first_epoch: int
+    last_epoch: int
+    segments: Segments
+    start: Run | None
+    found: Mapping[str, Any] | None
+    decides: Mapping[str, Any]
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch on each rank."""
+        return int(self.parsed.batch_size)
+
+    @property
+    def accumulation(self) -> int:
+        """Batches per optimizer step."""
+        return int(self.parsed.accum_freq)
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a batch over all ranks."""
+        return self.batch_size * self.ranks
+
+    @property
+    def batches(self) -> int:
+        """Of the whole phase."""
+        return self.segments.count * self.segments.length
+
+    @property
+    def final(self) -> Path:
+        """Folder of the weights that the next phase starts from."""
+        return self.folder / "final"
+
+
+def decide(
+    plan: Plan, argv: Sequence[str], options: TrainOptions, recipe: Recipe | None, trainer: Trainer
+) -> list[Run]:
+    """Decides all phases of a training.
+
+    Raises:
+        UserError: something is wrong with options, recipe or arguments, or the plan is too small for a single step.
+    """
+    refuse_owned(argv)
+    parse(argv, trainer.parse_args)  # its --help, or its complaints about what the user gave, come first
+    runs: list[Run] = []
+    phases = _phases(options, recipe)
+    for number, phase in enumerate(phases):
+        refuse_owned(spell(phase.open_clip))
+        arguments = _arguments(argv, phase, trainer)
+        parsed = parse(arguments, trainer.parse_args)
+        if len(phases) > 1 and parsed.dist_url not in {None, "env://"}:
+            raise UserError(
+                f"--dist-url {parsed.dist_url}: a recipe of several phases needs env://, which torchrun sets up"
+            )
+        name = parsed.name or (f"{plan.name}-{recipe.name}" if recipe else plan.name)
+        folder = Path(parsed.logs) / (name if len(phases) == 1 else f"{name}-phase{number + 1}")
+        runs.append(
+            _decide_one(plan, number, folder, arguments, parsed, phase, options, trainer, runs[-1] if runs else None)
+        )
+    return runs
+
+
+def _phases(options: TrainOptions, recipe: Recipe | None) -> list[Phase]:
+    """The recipe's phases, or the only one; what the user gave goes before what the recipe says."""
+    if options.epochs is not None and options.samples_seen is not None:
+        raise UserError("give either --epochs or --samples-seen")
+    long = options.epochs is not None or options.samples_seen is not None
+    if recipe is None and not long:
+        raise UserError("say how long: give --epochs (of the plan) or --samples-seen, or a --recipe")
+    if recipe is not None and len(recipe.phases) > 1 and (long or options.checkpoint_every is not None):
+        raise UserError(
+            f"recipe {recipe.name!r} has {len(recipe.phases)} phases, each with its own length: change it in a copy of the "
+            "file, and give that as --recipe"
+        )
+    phases = recipe.phases if recipe is not None else (Phase(),)
+    given = {name: getattr(options, name) for name in ("checkpoint_every", "lanes", "block", "compose")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if long:
+        given |= {"epochs": options.epochs, "samples_seen": options.samples_seen}
+    return [replace(phase, **given) for phase in phases]
+
+
+def _arguments(argv: Sequence[str], phase: Phase, trainer: Trainer) -> list[str]:
+    """Defaults, the recipe's, the user's: of what is given twice, open_clip takes the last."""
+    own = ["--save-frequency", "0", *spell(phase.open_clip)]
+    if phase.global_batch is not None:
+        accumulation = parse([*own, *argv], trainer.parse_args).accum_freq
+        share, rest = divmod(phase.global_batch, trainer.ranks()[1] * accumulation)
+        if rest:
+            raise UserError(
+                f"the recipe's step of {phase.global_batch:,} samples can't be shared by {trainer.ranks()[1]} ranks × "
+                f"{accumulation} batches: take another number of ranks or --accum-freq, or give --batch-size after the --"
+            )
+        own += ["--batch-size", str(share)]
+    return [*own, *argv]
+
+
+def _decide_one(
+    plan: Plan,
+    number: int,
+    folder: Path,
+    arguments: list[str],
+    parsed: argparse.Namespace,
+    phase: Phase,
+    options: TrainOptions,
+    trainer: Trainer,
+    start: Run | None,
+) -> Run:
+    if start is not None and ":" in start.parsed.model and not start.parsed.model.startswith(LOCAL_MODEL):
+        raise UserError(
+            f"--model {start.parsed.model}: a recipe of several phases needs a model by name, or {LOCAL_MODEL}FOLDER"
+        )
+    rank, ranks = trainer.ranks()
+    global_batch, accumulation = parsed.batch_size * ranks, parsed.accum_freq
+    found = read_run(folder) if options.resume else None
+    before = found["decides"] if found and found["decides"]["global batch"] == global_batch else {}
+    lanes = phase.lanes or before.get("lanes") or choose_lanes(global_batch, ranks)
+    block = phase.block or before.get("block") or OrderOptions.block
+    seed = int(plan.config.get("seed", 0)) if options.seed is None else options.seed
+    compose = phase.compose or "shuffle"
+    first = 0 if start is None else start.last_epoch + 1
+    order = OrderOptions(global_batch, accumulation, seed, lanes, block, compose, first)
+    order.check_ranks(ranks)
+    counting = Order(plan, order)
+    batches = _batches(counting, phase, first, global_batch)
+    if batches < accumulation:
+        raise UserError(
+            f"plan {plan.name!r} gives {batches} batches of {global_batch:,} samples, less than a step of {accumulation}: "
+            "give more epochs, or a smaller --batch-size after the --"
+        )
+    if phase.checkpoint_every is not None and phase.checkpoint_every < accumulation:
+        raise UserError(f"--checkpoint-every {phase.checkpoint_every}: must be at least --accum-freq {accumulation}")
+    segments = cut(batches, accumulation, phase.checkpoint_every)
+    last = counting.epoch_at(segments.count * segments.length - 1)
+    decides = {
+        "plan": f"{plan.name} {digest(plan.manifest['identity'])}",
+        "seed": seed,
+        "lanes": lanes,
+        "block": block,
+        "compose": compose,
+        "global batch": global_batch,
+        "accumulation": accumulation,
+        "first epoch": first,
+        "segments": segments.count,
+        "batches of a segment": segments.length,
+        "open_clip": trainer.version,
+        **deciding(parsed),
+    }
+    return Run(
+        number=number,
+        folder=folder,
+        arguments=arguments,
+        parsed=parsed,
+        lanes=lanes,
+        block=block,
+        compose=compose,
+        seed=seed,
+        rank=rank,
+        ranks=ranks,
+        first_epoch=first,
+        last_epoch=last if phase.epochs is None else first + phase.epochs - 1,
+        segments=segments,
+        start=start,
+        found=found,
+        decides=decides,
+    )
+
+
+def _batches(counting: Order, phase: Phase, first: int, global_batch: int) -> int:
+    if phase.epochs is not None:
+        return counting.batches_until(first + phase.epochs)
+    return (phase.samples_seen or 0) // global_batch
+
+
+def describe(plan: Plan, runs: Sequence[Run], tell: Callable[[str], None]) -> None:
+    """Tells what will be trained, before it is."""
+    for run in runs:
+        cut_so = run.segments
+        step = run.global_batch * run.accumulation
+        which = f"phase {run.number + 1} of {len(runs)}: " if len(runs) > 1 else ""
+        epochs = (
+            f"epochs {run.first_epoch} to {run.last_epoch}"
+            if run.last_epoch > run.first_epoch
+            else f"epoch {run.first_epoch}"
+        )
+        tell(f"{which}{run.folder}: {epochs} of plan {plan.name!r}, order seed {run.seed}, {run.lanes} lanes")
+        tell(
+            f"  {run.batches:,} batches of {run.global_batch:,} samples ({run.ranks} ranks × {run.batch_size:,}), "
+            f"{run.batches // run.accumulation:,} steps, {run.batches * run.global_batch:,} samples"
+        )
+        tell(
+            f"  {cut_so.count} segments of {cut_so.length:,} batches, a checkpoint after each; left out: {cut_so.left_out} batches "
+            f"({cut_so.left_out * run.global_batch:,} samples), and what fills no batch"
+        )
+        if run.parsed.warmup * step >= run.batches * run.global_batch:
+            tell(
+                f"  note: the warm-up ({run.parsed.warmup:,} steps) is as long as the training: "
+                "the learning rate never comes down; give --warmup after the --"
+            )

@@ -1,0 +1,65 @@
+"""A small pool of drawings with a plan, a model of two layers, and open_clip's trainer in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tailwise.catalog import Catalog
+from tailwise.demo.pool import make_pool
+from tailwise.plan import Plan
+from tailwise.stages.import_pool import import_pool
+from tailwise.stages.plan import PlanRequest, make_plan
+
+pytest.importorskip("open_clip_train.main", reason="open_clip's trainer isn't installed")
+
+
+@pytest.fixture(scope="session")
+def drawn_plan(tmp_path_factory):
+    """Plan "epochs": 800 of 1,600 drawings of 32 pixels, drawn anew each epoch."""
+    folder = tmp_path_factory.mktemp("train")
+    make_pool(folder / "pool", images=1600, concepts=32, shards=4, size_px=32)
+    catalog = import_pool([str(folder / "pool")], folder / "catalog", workers=1).catalog
+    make_plan(catalog, "epochs", PlanRequest("random", keep=0.5))
+    return Plan(Catalog.open(folder / "catalog"), "epochs")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """`--model` of a CLIP with two layers a tower, which drops half of the patches at random while it trains."""
+    folder = tmp_path_factory.mktemp("model")
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2, "patch_dropout": 0.5}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    config = {"model_cfg": {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def start_train():
+    """`start_train(arguments, ranks)` starts `tailwise train` in `ranks` processes, which share a process group → Popen."""
+
+    def start(arguments, ranks=1, log=None):
+        # The launcher listens on a free port of its own; threads are bounded, since ranks share the machine.
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+        command = [sys.executable, *launcher, "-m", "tailwise", "train", *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with Path(log or os.devnull).open("w") as stream:
+            return subprocess.Popen(
+                command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def read_record():
+    """`read_record(path)` → the lines of a record, in order."""
+
+    def read(path):
+        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+    return read

@@ -1,0 +1,142 @@
+"""Real processes: two ranks over gloo, killed with -9 in the middle of a segment, against a training that wasn't interrupted."""
+
+import contextlib
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+SEGMENT = 20
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_model):
+    path = tmp_path_factory.mktemp("recipe") / "two.yaml"
+    settings = (
+        f'model: "{tiny_model}", device: cpu, precision: fp32, workers: 1, log-every-n-steps: 1, lr: 1.0e-3, warmup: 30'
+    )
+    path.write_text(
+        f"""
+name: two
+about: two phases
+source: none
+command: none
+plan: none
+expect: {{}}
+phases:
+  - {{epochs: 4, checkpoint_every: {SEGMENT}, global_batch: 32, open_clip: {{{settings}}}}}
+  - {{samples_seen: 1280, checkpoint_every: {SEGMENT}, global_batch: 32, open_clip: {{{settings}, force-patch-dropout: 0.25}}}}
+"""
+    )
+    return path
+
+
+def command(plan, recipe, folder, *options):
+    catalog = plan.catalog.folder
+    words = ["--recipe", recipe, "--record", folder / "record", *options, "--", "--logs", folder, "--name", "run"]
+    return [catalog, "epochs", *words]
+
+
+def finish(process, log):
+    assert process.wait(timeout=300) == 0, log.read_text()[-5000:]
+
+
+def by_batch(lines):
+    """{batch: rows, epochs, checksums}; where a batch was repeated after a kill, both must be the same."""
+    seen = {}
+    for line in lines:
+        content = {name: value for name, value in line.items() if name != "batch"}
+        assert seen.setdefault(line["batch"], content) == content
+    return seen
+
+
+def logged(path):
+    """{(segment, samples): learning rate, scale, loss}, as open_clip logged them; the last of those that were repeated."""
+    pattern = re.compile(r"Train Epoch: (\d+) \[ *(\d+)/.*(LR: .*)$", re.MULTILINE)
+    return {(int(segment), int(samples)): rest for segment, samples, rest in pattern.findall(path.read_text())}
+
+
+def test_killed_and_resumed_equals_uninterrupted(drawn_plan, recipe, tmp_path, start_train, read_record):
+    whole, broken, single = (tmp_path / name for name in ("whole", "broken", "single"))
+    for folder in (whole, broken, single):
+        folder.mkdir()
+    finish(start_train(command(drawn_plan, recipe, whole), 2, whole / "log"), whole / "log")
+
+    process = start_train(command(drawn_plan, recipe, broken), 2, broken / "log")
+    record = broken / "record" / "run-phase1.rank-0.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not record.exists() or len(record.read_text().splitlines()) < SEGMENT * 3 // 2:
+            assert process.poll() is None, (broken / "log").read_text()[-5000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        killed = [process.pid, *descendants(process.pid)]  # the ranks don't end with their launcher
+        for pid in killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        while any(map(runs, killed)):
+            time.sleep(0.01)
+    killed_at = len(read_record(record))
+    assert killed_at % SEGMENT
+    assert not (broken / "run-phase2").exists()
+    finish(start_train(command(drawn_plan, recipe, broken, "--resume"), 2, broken / "log"), broken / "log")
+    assert (
+        len(read_record(record)) == killed_at + 100 - killed_at // SEGMENT * SEGMENT
+    )  # only one segment was begun again
+
+    for phase, segments in (("run-phase1", 5), ("run-phase2", 2)):
+        for rank in (0, 1):
+            name = f"record/{phase}.rank-{rank}.jsonl"
+            seen = by_batch(read_record(whole / name))
+            assert list(seen) == list(range(segments * SEGMENT))
+            assert by_batch(read_record(broken / name)) == seen
+        assert logged(whole / phase / "out.log") == logged(broken / phase / "out.log")
+        assert len(logged(whole / phase / "out.log")) == segments * SEGMENT
+        first, second = (torch.load(folder / phase / "checkpoints" / "epoch_latest.pt") for folder in (whole, broken))
+        assert same(first, second)
+
+    # One rank with the same global batch sees the same samples in the same batches.
+    finish(start_train(command(drawn_plan, recipe, single), 1, single / "log"), single / "log")
+    for phase in ("run-phase1", "run-phase2"):
+        ranks = [by_batch(read_record(whole / f"record/{phase}.rank-{rank}.jsonl")) for rank in (0, 1)]
+        alone = by_batch(read_record(single / f"record/{phase}.rank-0.jsonl"))
+        assert list(alone) == list(ranks[0])
+        for number, content in alone.items():
+            for name in ("rows", "epochs"):
+                assert content[name] == ranks[0][number][name] + ranks[1][number][name]
+
+
+def descendants(pid):
+    """Processes begun by a process, by those, and so on; the outermost first."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [child for child, parent in parents.items() if parent == pid]
+    return found + [later for child in found for later in descendants(child)]
+
+
+def runs(pid):
+    """Whether a process is still there, other than as an entry that nobody has asked about."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def same(first, second):
+    """Whether two checkpoints are equal, bit by bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second

@@ -1,0 +1,217 @@
+"""Whole trainings in this process: what is told, refused, recorded, and that a resumed run goes on."""
+
+import json
+import re
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tailwise.cli import app
+from tailwise.errors import UserError
+from tailwise.train.launch import train
+from tailwise.train.options import TrainOptions
+
+
+@pytest.fixture
+def arguments(tiny_model, tmp_path):
+    words = ["--model", tiny_model, "--device", "cpu", "--precision", "fp32", "--batch-size", "16", "--workers", "0"]
+    return [
+        *words,
+        "--logs",
+        str(tmp_path / "logs"),
+        "--name",
+        "run",
+        "--lr",
+        "1e-3",
+        "--warmup",
+        "4",
+        "--log-every-n-steps",
+        "1",
+    ]
+
+
+def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, read_record):
+    told = []
+    options = TrainOptions(epochs=1, checkpoint_every=12, record=tmp_path / "record")
+    arguments = [*arguments, "--batch-size", "24", "--accum-freq", "2"]
+    runs = train(drawn_plan, arguments, options, tell=told.append)
+    text = "\n".join(told)
+    assert "epoch 0 of plan 'epochs'" in text
+    assert "30 batches of 24 samples (1 ranks × 24), 15 steps, 720 samples" in text
+    assert "3 segments of 10 batches" in text
+    assert "left out: 3 batches (72 samples)" in text
+    assert "note" not in text
+    assert (runs[0].segments.count, runs[0].segments.length, runs[0].segments.left_out) == (3, 10, 3)
+
+    lines = read_record(tmp_path / "record" / "run.rank-0.jsonl")
+    assert [(line["segment"], line["batch"]) for line in lines] == [(number // 10, number) for number in range(30)]
+    rows = [row for line in lines for row in line["rows"]]
+    copies = drawn_plan.draw(0)
+    assert len(set(rows)) == len(rows) == 720
+    assert all(copies[row] == 1 for row in rows)
+    assert {epoch for line in lines for epoch in line["epochs"]} == {0}
+
+    folder = tmp_path / "logs" / "run"
+    state = json.loads((folder / "tailwise.json").read_text())
+    assert state["finished"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["epoch_3.pt", "epoch_latest.pt"]
+    log = (folder / "out.log").read_text()
+    assert len(re.findall(r"Train Epoch: \d+ \[ *\d+/240 ", log)) == 15
+
+    with pytest.raises(UserError, match="holds a run already: go on with it by --resume"):
+        train(drawn_plan, arguments, options, tell=told.append)
+    again = TrainOptions(epochs=1, checkpoint_every=12, resume=True)
+    train(drawn_plan, arguments, again, tell=told.append)
+    assert told[-1] == "nothing left to train: all of it is finished"
+    changed = (
+        (TrainOptions(epochs=1, checkpoint_every=24, resume=True), [], r"batches of a segment 10 → 16"),
+        (TrainOptions(epochs=1, checkpoint_every=12, resume=True, seed=5), [], r"seed 0 → 5"),
+        (TrainOptions(epochs=1, checkpoint_every=12, resume=True, lanes=8), [], r"lanes 24 → 8"),
+        (again, ["--lr", "2e-3"], r"--lr 0\.001 → 0\.002"),
+        (again, ["--batch-size", "32"], r"global batch 24 → 32"),
+    )
+    for given, more, said in changed:
+        with pytest.raises(UserError, match=said):
+            train(drawn_plan, [*arguments, *more], given, tell=told.append)
+
+
+def test_phases_go_on_from_the_weights_and_epochs_of_the_one_before(drawn_plan, tiny_model, tmp_path, read_record):
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(
+        f"""
+name: two
+about: two phases
+source: none
+command: none
+plan: none
+expect: {{}}
+phases:
+  - epochs: 1
+    global_batch: 32
+    open_clip: {{model: "{tiny_model}", device: cpu, precision: fp32, workers: 0, lr: 1.0e-3, warmup: 4, force-image-size: 16}}
+  - samples_seen: 320
+    global_batch: 32
+    checkpoint_every: 10
+    open_clip: {{model: "{tiny_model}", device: cpu, precision: fp32, workers: 0, lr: 0.0, warmup: 4, wd: 0.0, force-image-size: 32}}
+"""
+    )
+    catalog = drawn_plan.catalog.folder
+    command = [
+        "train",
+        catalog,
+        "epochs",
+        "--recipe",
+        recipe,
+        "--record",
+        tmp_path / "record",
+        "--",
+        "--logs",
+        tmp_path / "logs",
+    ]
+    result = CliRunner().invoke(app, [str(word) for word in command], catch_exceptions=False)
+    assert "phase 1 of 2" in result.output
+    assert "epoch 1 of plan" in result.output
+    logs = tmp_path / "logs"
+    first, second = logs / "epochs-two-phase1", logs / "epochs-two-phase2"
+    lines = read_record(tmp_path / "record" / "epochs-two-phase2.rank-0.jsonl")
+    assert len(lines) == 10
+    assert {epoch for line in lines for epoch in line["epochs"]} == {1}
+    copies = drawn_plan.draw(1)
+    assert all(copies[row] == 1 for line in lines for row in line["rows"])
+    # A learning rate of 0 leaves the weights as they came; only the positions were resized, from 2 × 2 patches and a class to 4 × 4.
+    before = torch.load(first / "checkpoints" / "epoch_latest.pt")["state_dict"]
+    after = torch.load(second / "checkpoints" / "epoch_latest.pt")["state_dict"]
+    positions = "visual.positional_embedding"
+    assert before[positions].shape == (5, 64)
+    assert after[positions].shape == (17, 64)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before if name != positions)
+    assert second.name not in (first / "out.log").read_text()
+    assert (first / "out.log").read_text().count("Start epoch") == json.loads((first / "tailwise.json").read_text())[
+        "decides"
+    ]["segments"]
+
+    (second / "tailwise.json").unlink()
+    with pytest.raises(UserError, match="phase2 is a run that `tailwise train` didn't start"):
+        CliRunner().invoke(
+            app, [str(word) for word in [*command[:3], "--resume", *command[3:]]], catch_exceptions=False
+        )
+
+
+def test_the_model_s_random_numbers_depend_on_the_segment_alone(drawn_plan, arguments, tmp_path):
+    options = TrainOptions(samples_seen=96, checkpoint_every=3)
+    train(drawn_plan, arguments, options, tell=lambda _: None)
+    whole = torch.load(tmp_path / "logs" / "run" / "checkpoints" / "epoch_2.pt")["state_dict"]
+
+    half = tmp_path / "logs" / "half"
+    arguments = [*arguments, "--name", "half", "--save-frequency", "1"]
+    train(drawn_plan, arguments, options, tell=lambda _: None)
+    checkpoints = half / "checkpoints"
+    (checkpoints / "epoch_1.pt").replace(checkpoints / "epoch_latest.pt")
+    (checkpoints / "epoch_2.pt").unlink()
+    state = json.loads((half / "tailwise.json").read_text())
+    (half / "tailwise.json").write_text(json.dumps({**state, "finished": False}))
+    torch.manual_seed(987)
+    train(drawn_plan, arguments, TrainOptions(samples_seen=96, checkpoint_every=3, resume=True), tell=lambda _: None)
+    resumed = torch.load(checkpoints / "epoch_2.pt")["state_dict"]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "said"),
+    [
+        (TrainOptions(), [], "say how long: give --epochs"),
+        (TrainOptions(epochs=1, samples_seen=5), [], "give either --epochs or --samples-seen"),
+        (TrainOptions(epochs=1), ["--train-data", "x"], "the plan says what is trained on"),
+        (TrainOptions(epochs=1), ["--epochs", "3"], "give it before the --"),
+        (TrainOptions(samples_seen=5), [], "gives 0 batches of 16 samples"),
+        (TrainOptions(epochs=1), ["--batch-size", "1000"], "gives 0 batches of 1,000 samples"),
+        (TrainOptions(epochs=1, checkpoint_every=1), ["--accum-freq", "2"], "must be at least --accum-freq 2"),
+        (TrainOptions(epochs=1, lanes=7), [], "7 lanes"),
+        (TrainOptions(epochs=1, compose="sorted"), [], "sorted"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(drawn_plan, arguments, tmp_path, options, more, said):
+    with pytest.raises(UserError, match=said):
+        train(drawn_plan, [*arguments, *more], options, tell=lambda _: None)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_validation_stays_open_clip_s(drawn_plan, arguments, tmp_path, make_image):
+    lines = ["filepath\ttitle"]
+    for number in range(6):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(make_image(number, "PNG", 32))
+        lines.append(f"{path}\tpicture {number}")
+    (tmp_path / "val.tsv").write_text("\n".join(lines))
+    more = ["--val-data", str(tmp_path / "val.tsv"), "--dataset-type", "csv", "--save-frequency", "1"]
+    train(drawn_plan, [*arguments, *more], TrainOptions(samples_seen=64, checkpoint_every=2), tell=lambda _: None)
+    checkpoints = tmp_path / "logs" / "run" / "checkpoints"
+    results = [json.loads(line) for line in (checkpoints / "results.jsonl").read_text().splitlines()]
+    assert [(result["epoch"], result["num_samples"]) for result in results] == [(1, 6), (2, 6)]
+    assert {path.name for path in checkpoints.glob("*.pt")} == {"epoch_1.pt", "epoch_2.pt", "epoch_latest.pt"}
+
+
+def test_help_is_open_clip_s(drawn_plan):
+    result = CliRunner().invoke(
+        app, ["train", str(drawn_plan.catalog.folder), "epochs", "--", "--help"], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    assert "--gather-with-grad" in result.output
+
+
+def test_a_long_warm_up_is_noted(drawn_plan, arguments):
+    told = []
+    train(drawn_plan, [*arguments, "--warmup", "100"], TrainOptions(samples_seen=32), tell=told.append)
+    assert "the warm-up (100 steps) is as long as the training" in told[-1]
+
+
+def test_a_run_of_open_clip_s_own_is_left_alone(drawn_plan, arguments, tmp_path):
+    folder = tmp_path / "logs" / "run"
+    folder.mkdir(parents=True)
+    (folder / "out.log").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(UserError, match="didn't start"):
+            train(drawn_plan, arguments, TrainOptions(epochs=1, resume=resume), tell=lambda _: None)
+    assert (folder / "out.log").read_text() == "mine"
