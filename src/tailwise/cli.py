@@ -491,7 +491,7 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for what is fetched from remote shards.", show_default=False)
     ] = None,
-    cache_size: Annotated[str, typer.Option(help="Bound of the cache.")] = "20GB",
+    cache_size: Annotated[str, typer.Option(help="Bound of the cache.")] = "32GB",
     record: Annotated[
         Path | None, typer.Option(help="Folder for a record of the rows and pixels of each batch.", show_default=False)
     ] = None,

@@ -38,7 +38,7 @@ def map_ordered(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
     try:
         under_way: deque[Future[Result]] = deque()
         for item in items:
@@ -70,8 +70,8 @@ def _interrupts_deferred() -> Iterator[None]:
             handler(*caught[0])
 
 
-def _end_with_parent() -> None:
-    """Lets a worker end when the process that started it does, however that happens."""
+def end_with_parent() -> None:
+    """Lets a worker of `multiprocessing` end when the process that started it does, however that happens."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()

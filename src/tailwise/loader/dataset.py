@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from torch.utils.data import Dataset, default_collate
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.loader.locations import Locations
-from tailwise.loader.order import Order
+from tailwise.loader.order import Block, Order
 from tailwise.loader.stores import Store, read_samples, sample_ranges
 from tailwise.loader.substitutes import Substitutes
 
 WANTED_BATCHES = 4  # of a worker, that a remote store fetches ahead
+WANTED_ROWS = 600_000  # of a block, likewise
 
 Transform = Callable[[Image.Image], Any]
 Tokenizer = Callable[[list[str]], Any]
@@ -89,6 +90,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
         tokenizer: captions → tensor [n, …]; None leaves them as they are.
         damaged: shards that aren't read at all, with the reason.
         stride: how far apart the batches of one worker are.
+        ahead_bytes: of remote shards, that may be fetched ahead.
     """
 
     order: Order
@@ -100,11 +102,13 @@ class BatchDataset(Dataset["Batch | UserError"]):
     tokenizer: Tokenizer | None
     damaged: Mapping[int, str]
     stride: int
+    ahead_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Prepares what stands in for unreadable samples."""
         self.substitutes = Substitutes(self.order.plan, self.order.sections)
         self._wanted = -1
+        self._wanted_block: Block | None = None
 
     def __getitem__(self, number: int) -> Batch | UserError:
         """One batch. A user's mistake is given back, not raised: an exception of a worker would arrive as its whole traceback."""
@@ -171,6 +175,8 @@ class BatchDataset(Dataset["Batch | UserError"]):
             return encoded, caption
         try:
             image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        except UnidentifiedImageError:  # whose message holds an address in memory
+            return "image: of no known format"
         except Exception as error:  # noqa: BLE001  (broken images make decoders raise anything)
             return f"image: {type(error).__name__}: {error}"
         return self.transform(image), caption
@@ -186,14 +192,43 @@ class BatchDataset(Dataset["Batch | UserError"]):
         )
 
     def _want_next(self, number: int) -> None:
-        """Tells the store what this worker will read next."""
-        last = number + WANTED_BATCHES * self.stride
+        """Tells a remote store what comes next: this block of the lanes and the one after it, or some batches, where that is too much.
+
+        The first worker asks for the blocks, on behalf of all: a shard's ranges are best fetched together.
+        """
         if not self.store.remote:
             return
+        worker = get_worker_info()
+        if self._want_blocks(number, worker is None or worker.id == 0):
+            return
+        last = number + WANTED_BATCHES * self.stride
         for ahead in range(max(number, self._wanted - self.stride) + self.stride, last + 1, self.stride):
             rows = self.order.batch(ahead, self.rank, self.world_size).rows
-            self.store.want(sample_ranges(self._shards(rows), self.locations.of(rows))[0])
+            self.store.want(self._ranges(rows))
         self._wanted = last
+
+    def _want_blocks(self, number: int, asks: bool) -> bool:
+        """Whether whole blocks are fetched ahead: not in compositions that mix or leave out what blocks hold, nor beyond `ahead_bytes`."""
+        here = self.order.block_at(number) if self.order.options.compose == "shuffle" else None
+        if here is None or self.order.block_size(here) // self.world_size > WANTED_ROWS:
+            return False
+        block = (
+            here
+            if self._wanted_block is None or self._wanted_block < here
+            else self.order.block_after(self._wanted_block)
+        )
+        while block <= self.order.block_after(here):
+            ranges = self._ranges(self.order.block_rows(block, self.rank, self.world_size))
+            if (ranges[:, 2] - ranges[:, 1]).sum() > self.ahead_bytes:
+                return False
+            if asks:
+                self.store.want(ranges)
+            self._wanted_block = block
+            block = self.order.block_after(block)
+        return True
+
+    def _ranges(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return sample_ranges(self._shards(rows), self.locations.of(rows))[0]
 
     @contextmanager
     def _keyed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from tailwise.errors import UserError
+from tailwise.executors.local import end_with_parent
 from tailwise.loader.dataset import Batch, BatchDataset, Tokenizer, Transform
 from tailwise.loader.locations import Locations, Names, ensure_locations
 from tailwise.loader.order import Order, OrderOptions
@@ -27,7 +29,7 @@ from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
 
 DEFAULT_CACHE = Path(tempfile.gettempdir()) / "tailwise-cache"
-DEFAULT_CACHE_BYTES = 20_000_000_000
+DEFAULT_CACHE_BYTES = 32_000_000_000
 FEW = 100  # replacements that are always borne, whatever their share
 ON_DAMAGED = ("error", "replace")
 
@@ -61,7 +63,7 @@ class Loader:
         workers: int = 0,
         seed: int = 0,
         lanes: int = 64,
-        block: int = 4096,
+        block: int = OrderOptions.block,
         compose: str = "shuffle",
         first_epoch: int = 0,
         check: str = "size",
@@ -105,6 +107,9 @@ class Loader:
             raise UserError(f"rank {rank}: must lie between 0 and {world_size - 1}")
         if on_damaged not in ON_DAMAGED:
             raise UserError(f"on_damaged {on_damaged!r}: must be one of {', '.join(ON_DAMAGED)}")
+        for name, value, least in (("workers", workers, 0), ("prefetch", prefetch, 1)):
+            if value < least:
+                raise UserError(f"{name} {value}: must be at least {least}")
         if not 0 <= max_replaced <= 1:
             raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
         options = OrderOptions(batch_size * world_size, accumulation, seed, lanes, block, compose, first_epoch)
@@ -135,8 +140,18 @@ class Loader:
         )
         locations = Locations(plan.catalog, plan.snapshot)
         stride = max(1, workers)
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._dataset = BatchDataset(
-            self.order, locations, store, rank, world_size, transform, tokenizer, damaged, stride
+            self.order,
+            locations,
+            store,
+            rank,
+            world_size,
+            transform,
+            tokenizer,
+            damaged,
+            stride,
+            cache_bytes // (2 * ranks_here),
         )
         self._batches: Iterator[Batch | UserError] | None = None
         self._ahead: threading.Thread | None = None
@@ -151,7 +166,14 @@ class Loader:
         """The batches of one epoch of the plan. What doesn't fill the last one belongs to the next epoch's first.
 
         Goes on within the epoch if `position` is there already (after `load_state_dict`), else begins with its first batch.
+
+        Raises:
+            UserError: an epoch before the order's first.
         """
+        if number < self.order.options.first_epoch:
+            raise UserError(
+                f"epoch {number}: the order begins with epoch {self.order.options.first_epoch} (first_epoch)"
+            )
         first, stop = self.batches_until(number), self.batches_until(number + 1)
         if not first <= self.position < stop:
             self.seek(first)
@@ -181,6 +203,7 @@ class Loader:
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
             collate_fn=_as_it_is,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # else the process's own would lose a number to each start
             pin_memory=torch.cuda.is_available(),
         )
@@ -285,6 +308,11 @@ class _From(Sampler[int]):
         while True:
             yield number
             number += 1
+
+
+def _begin_worker(_: int) -> None:
+    """A worker ends with its parent, however that ends: one that hangs in a full pipe to it would not notice."""
+    end_with_parent()
 
 
 def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as DataLoader has it)

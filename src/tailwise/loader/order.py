@@ -33,6 +33,7 @@ ROOM = 4  # rows crowd where their copies would come closer than so many windows
 LEAST_SPAN_WINDOWS = 8
 KEPT_SPANS = 4
 SUPER_BATCH = 5  # CABS: keep a fifth
+Block = tuple[int, int]  # number of the section, and of the block in its lanes
 FORMAT = 1  # raised when the same options would give another order
 
 
@@ -55,7 +56,7 @@ class OrderOptions:
     accumulation: int = 1
     seed: int = 0
     lanes: int = 64
-    block: int = 4096
+    block: int = 8192
     compose: str = "shuffle"
     first_epoch: int = 0
 
@@ -130,7 +131,8 @@ class Order:
     @property
     def window(self) -> int:
         """Samples of the base order among which no row comes twice."""
-        return self.taken * self.options.accumulation
+        steps = self.options.accumulation
+        return self.taken * (steps + 1 if self.options.compose == "diverse" else steps)  # picks may move by a batch
 
     @property
     def per_lane(self) -> int:
@@ -181,6 +183,39 @@ class Order:
             return Samples(samples.rows[within], samples.epochs[within])
         samples = self._settled(span)
         return Samples(samples.rows[within], samples.epochs[within]).take(mine)
+
+    # --- blocks -----------------------------------------------------------------------------------------------------
+
+    def block_at(self, batch: int) -> Block:
+        """The block of all lanes that a batch begins in."""
+        position = batch * self.per_lane
+        number = self.sections.at(position)
+        section = self.sections[number]
+        blocks = self.sections.blocks(section)
+        return number, ((position - section.first + 1) * blocks - 1) // section.length
+
+    def block_after(self, block: Block) -> Block:
+        """The next block."""
+        number, place = block
+        if place + 1 < self.sections.blocks(self.sections[number]):
+            return number, place + 1
+        number += 1
+        while not self.sections[number].length:
+            number += 1
+        return number, 0
+
+    def block_size(self, block: Block) -> int:
+        """Samples of a block, over all lanes, up to one a lane."""
+        section = self.sections[block[0]]
+        return section.length // self.sections.blocks(section) * self.options.lanes
+
+    def block_rows(self, block: Block, part: int = 0, parts: int = 1) -> npt.NDArray[np.int64]:
+        """The rows that a block of a part of the lanes holds in the base order, unit after unit: int64 [n]."""
+        section = self.sections[block[0]]
+        blocks = self.sections.blocks(section)
+        start, stop = (place * section.length // blocks for place in (block[1], block[1] + 1))
+        lanes = np.arange(part * self.options.lanes // parts, (part + 1) * self.options.lanes // parts)
+        return self.sections.samples(section, (lanes[:, None] * section.length + np.arange(start, stop)).ravel()).rows
 
     # --- spans ------------------------------------------------------------------------------------------------------
 

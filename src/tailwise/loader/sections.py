@@ -168,7 +168,7 @@ class Sections:
     def lane_samples(self, section: Section, lanes: npt.NDArray[np.int64], first: int, stop: int) -> Samples:
         """The samples of some lanes at positions first … stop − 1, counted from the section's beginning: [lanes, stop − first]."""
         places = np.empty((len(lanes), stop - first), np.int64)
-        blocks = max(1, -(-section.length // self.block))
+        blocks = self.blocks(section)
         small = section.length // blocks
         primes = np.array([next_prime(max(size, 2)) for size in (small, small + 1)], np.int64)
         key = stream_key(self.seed, "block", section.epoch)
@@ -177,4 +177,8 @@ class Sections:
 
     def first_block(self, section: Section) -> int:
         """Samples of the first block of each of its lanes."""
-        return section.length // max(1, -(-section.length // self.block)) + 1
+        return section.length // self.blocks(section) + 1
+
+    def blocks(self, section: Section) -> int:
+        """Blocks of each of its lanes."""
+        return max(1, -(-section.length // self.block))

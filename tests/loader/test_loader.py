@@ -1,0 +1,561 @@
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from tailwise.catalog import Catalog
+from tailwise.errors import UserError
+from tailwise.loader import Loader
+from tailwise.loader.locations import ensure_locations
+from tailwise.loader.units import units_of
+from tailwise.plan import Plan
+from tailwise.stages.plan import PlanRequest, make_plan
+
+OPTIONS = {"lanes": 8, "block": 40, "seed": 3}
+
+
+def augment(image):
+    """Shifts a decoded image by random numbers of all three generators that augmentations use."""
+    pixels = torch.from_numpy(np.array(image)).float()
+    return pixels + torch.rand(1) + random.random() + float(np.random.rand())  # noqa: NPY002
+
+
+def hashed(captions):
+    """As a tokenizer: captions → int64 [n, 2]."""
+    return torch.tensor([[len(caption), int(caption.split()[-1])] for caption in captions])
+
+
+def take(loader, count):
+    batches = iter(loader)
+    return [next(batches) for _ in range(count)]
+
+
+def assert_same(mine, others):
+    """All that batches hold is the same, to the bit."""
+    assert len(mine) == len(others)
+    for one, other in zip(mine, others, strict=True):
+        for name in ("rows", "epochs", "positions", "images", "texts"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.fixture
+def make_loader(open_plan):
+    """`make_loader(name, batch_size=16, **options)` → a Loader with random augmentation, closed after the test."""
+    made = []
+
+    def make(name, batch_size=16, **options):
+        plan = open_plan(name) if isinstance(name, str) else name
+        options = {"transform": augment, "tokenizer": hashed, **OPTIONS, **options}
+        made.append(Loader(plan, batch_size=batch_size, **options))
+        return made[-1]
+
+    yield make
+    for loader in made:
+        loader.close()
+
+
+# --- what it gives -----------------------------------------------------------------------------------------------------
+
+
+def test_images_and_captions_are_those_of_the_rows(make_loader, make_image, open_plan):
+    plain = make_loader("often", transform=None, tokenizer=None)
+    for number, batch in enumerate(take(plain, 40)):
+        assert batch.images == [make_image(row) for row in batch.rows.tolist()]
+        assert batch.texts == [f"caption {row}" for row in batch.rows.tolist()]
+        assert batch.positions.tolist() == list(range(16 * number, 16 * number + 16))
+        assert batch.replaced == []
+        assert (batch.rows.dtype, batch.epochs.dtype, batch.positions.dtype) == (torch.int64, torch.int32, torch.int64)
+    decoded = take(make_loader("often"), 3)
+    for batch in decoded:
+        assert batch.images.shape == (16, 8, 8, 3)
+        assert batch.texts[:, 1].tolist() == batch.rows.tolist()
+
+
+def test_it_reads_the_order(make_loader):
+    loader = make_loader("stream")
+    batches = take(loader, 70)
+    for number, batch in enumerate(batches):
+        expected = loader.order.batch(number)
+        assert batch.rows.tolist() == expected.rows.tolist()
+        assert batch.epochs.tolist() == expected.epochs.tolist()
+
+
+def test_every_epoch_is_read_once_in_all(make_loader, drawn, open_plan):
+    loader = make_loader("dbp", batch_size=8, transform=None, tokenizer=None)
+    found = Counter()
+    for epoch in range(3):
+        for batch in loader.epoch(epoch):
+            found.update(zip(batch.epochs.tolist(), batch.rows.tolist(), strict=True))
+        assert loader.position == loader.batches_until(epoch + 1)
+    for batch in take(loader, 100):
+        found.update(zip(batch.epochs.tolist(), batch.rows.tolist(), strict=True))
+    for epoch in range(3):
+        copies = {row: count for (of, row), count in found.items() if of == epoch}
+        assert copies == drawn(open_plan("dbp"), epoch)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_change_nothing(make_loader, workers):
+    assert_same(take(make_loader("often", workers=workers), 40), take(make_loader("often"), 40))
+
+
+def test_augmentation_differs_by_position_epoch_and_seed(make_loader):
+    first, again = take(make_loader("static"), 26), take(make_loader("static", seed=4), 26)
+    shifts = Counter()
+    plain = {
+        int(row): image
+        for batch in take(make_loader("static", transform=lambda image: torch.from_numpy(np.array(image)).float()), 60)
+        for row, image in zip(batch.rows, batch.images, strict=True)
+    }
+    for batch in first + again:
+        for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
+            shift = image - plain[row]
+            assert torch.allclose(shift, shift[0, 0, 0], atol=1e-4)
+            shifts[round(float(shift[0, 0, 0]), 4)] += 1
+    assert len(shifts) > 0.95 * shifts.total()
+
+
+def test_the_generators_of_the_process_are_left_alone(make_loader):
+    torch.manual_seed(1)
+    random.seed(2)
+    np.random.seed(3)  # noqa: NPY002
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    for loader in (make_loader("stream"), make_loader("stream", transform=None), make_loader("stream", workers=1)):
+        take(loader, 3)
+        loader.seek(40)
+        take(loader, 3)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert random.getstate() == before[1]
+        assert all(np.array_equal(*pair) for pair in zip(np.random.get_state(), before[2], strict=True))  # noqa: NPY002
+
+
+# --- position ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stop", "ranks", "workers"), [(1, 1, 0), (7, 2, 2), (33, 4, 1), (62, 1, 2), (63, 2, 0)])
+def test_it_goes_on_at_any_batch_with_other_ranks_and_workers(make_loader, stop, ranks, workers):
+    whole = take(make_loader("stream"), stop + 5)
+    first = make_loader("stream", batch_size=8, world_size=2, rank=1, workers=1)
+    take(first, stop)
+    state = json.loads(json.dumps(first.state_dict()))
+    assert state["position"] == stop
+    options = {"batch_size": 16 // ranks, "world_size": ranks, "workers": workers}
+    parts = []
+    for rank in range(ranks):
+        loader = make_loader("stream", rank=rank, **options)
+        loader.load_state_dict(state)
+        parts.append(take(loader, 5))
+    for number in range(5):
+        for name in ("rows", "epochs", "positions", "images", "texts"):
+            gathered = torch.cat([getattr(part[number], name) for part in parts])
+            assert torch.equal(gathered, getattr(whole[stop + number], name))
+
+
+def test_position_counts_what_was_consumed_not_what_was_read_ahead(make_loader):
+    loader = make_loader("stream", workers=2, prefetch=8)
+    batches = iter(loader)
+    for consumed in range(6):
+        assert loader.position == loader.state_dict()["position"] == consumed
+        next(batches)
+    time.sleep(0.3)  # workers read ahead meanwhile
+    assert loader.position == 6
+
+
+def test_seek_goes_anywhere(make_loader):
+    whole = take(make_loader("stream"), 60)
+    loader = make_loader("stream", workers=1)
+    for batch in (50, 3, 3, 0, 59):
+        loader.seek(batch)
+        assert loader.position == batch
+        assert_same(take(loader, 1), [whole[batch]])
+    with pytest.raises(UserError, match="batch -1: must be at least 0"):
+        loader.seek(-1)
+
+
+def test_seeking_the_next_batch_keeps_the_workers(make_loader):
+    loader = make_loader("stream", workers=1, transform=lambda image: torch.tensor(os.getpid()))
+    before = take(loader, 1)[0].images[0]
+    loader.seek(1)
+    assert take(loader, 1)[0].images[0] == before
+    loader.seek(9)
+    assert take(loader, 1)[0].images[0] != before
+
+
+def test_epochs_follow_each_other_without_a_gap(make_loader):
+    whole = take(make_loader("stream"), 93)
+    loader = make_loader("stream")
+    read = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
+    assert_same(read, whole)
+    assert loader.epoch_at(loader.position) == 2  # which the batch begins in that completes it
+    assert_same(list(loader.epoch(1)), whole[31:62])
+    loader.load_state_dict({**loader.state_dict(), "position": 40})
+    assert_same(list(loader.epoch(1)), whole[40:62])
+
+
+def test_an_order_that_begins_later_is_the_same_by_epochs(make_loader, drawn, open_plan):
+    loader = make_loader("all", batch_size=8, first_epoch=5, transform=None)
+    batches = list(loader.epoch(5))
+    assert sum(len(batch.rows) for batch in batches) == 1000
+    with pytest.raises(UserError, match="epoch 4: the order begins with epoch 5"):
+        next(loader.epoch(4))
+    assert Counter(row for batch in batches for row in batch.rows.tolist()) == drawn(open_plan("all"), 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, r"another order \(seed 3 → 4\)"),
+        ({"batch_size": 8}, "batch_size 16 → 8"),
+        ({"lanes": 4, "block": 9}, r"lanes 8 → 4, block 40 → 9"),
+        ({"compose": "spread"}, "compose 'shuffle' → 'spread'"),
+        ({"first_epoch": 1}, "first_epoch 0 → 1"),
+        ({"accumulation": 2}, "accumulation 1 → 2"),
+    ],
+)
+def test_the_state_of_another_order_is_refused(make_loader, change, message):
+    state = make_loader("stream").state_dict()
+    loader = make_loader("stream", **change)
+    with pytest.raises(UserError, match=message):
+        loader.load_state_dict({**state, "position": 5})
+    assert loader.position == 0
+
+
+def test_the_state_of_another_plan_is_refused(make_loader, small_catalog):
+    state = make_loader("stream").state_dict()
+    with pytest.raises(UserError, match="plan 'stream' → 'all'"):
+        make_loader("all").load_state_dict(state)
+    namesake = make_plan(small_catalog, "stream", PlanRequest("random", keep=0.5))
+    with pytest.raises(UserError, match="the plan was made anew"):
+        make_loader(namesake).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 2, "world_size": 2}, "rank 2: must lie between 0 and 1"),
+        ({"rank": -1}, "rank -1: must lie between 0 and 0"),
+        ({"world_size": 3}, "8 lanes can't be shared by 3 ranks: use a multiple of 3"),
+        ({"on_damaged": "skip"}, "on_damaged 'skip': must be one of error, replace"),
+        ({"max_replaced": 1.5}, "max_replaced 1.5: must lie between 0 and 1"),
+        ({"workers": -1}, "workers -1: must be at least 0"),
+        ({"prefetch": 0}, "prefetch 0: must be at least 1"),
+        ({"batch_size": 12}, "12 samples can't be taken evenly from 8 lanes"),
+        ({"check": "hash"}, "unknown check 'hash'"),
+    ],
+)
+def test_options_out_of_bounds_are_refused(make_loader, options, message):
+    with pytest.raises(UserError, match=message):
+        make_loader("stream", **options)
+
+
+# --- processes ---------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import json, sys
+import torch
+import torch.distributed as dist
+from tailwise.catalog import Catalog
+from tailwise.loader import Loader
+from tailwise.plan import Plan
+
+folder, name, rank, ranks, workers, rendezvous = sys.argv[1:]
+rank, ranks = int(rank), int(ranks)
+
+def main():
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+    options = dict(lanes=8, block=40, seed=3, workers=int(workers))
+    loader = Loader(Plan(Catalog.open(folder), name), batch_size=16 // ranks, rank=rank, world_size=ranks, **options)
+    sequence = []
+    for epoch in range(2):
+        batches = torch.tensor([loader.batches_until(epoch + 1) - loader.position])
+        counts = [torch.zeros_like(batches) for _ in range(ranks)]
+        dist.all_gather(counts, batches)
+        assert len({int(count) for count in counts}) == 1
+        for batch in loader.epoch(epoch):
+            mine = torch.stack([batch.positions, batch.rows, batch.epochs.long()])
+            parts = [torch.zeros_like(mine) for _ in range(ranks)]
+            dist.all_gather(parts, mine)
+            sequence.append(torch.cat(parts, dim=1).tolist())
+    loader.close()
+    if rank == 0:
+        print(json.dumps(sequence))
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def run_ranks(tmp_path):
+    """`run_ranks(folder, name, ranks, workers)` → the batches that so many processes read together."""
+    script = tmp_path / "rank.py"
+    script.write_text(SCRIPT)
+
+    def run(folder, name, ranks, workers):
+        place = tmp_path / f"rendezvous-{ranks}"
+        arguments = [(str(folder), name, str(rank), str(ranks), str(workers), str(place)) for rank in range(ranks)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        processes = [
+            subprocess.Popen([sys.executable, script, *each], stdout=subprocess.PIPE, text=True, env=environment)
+            for each in arguments
+        ]
+        outputs = [process.communicate(timeout=100)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * ranks
+        return json.loads(outputs[0])
+
+    return run
+
+
+@pytest.fixture
+def fresh_plan(own_pool):
+    """A plan that nothing was ever read from, of a catalog of the test's own."""
+    return make_plan(own_pool, "fresh", PlanRequest("flat", keep=0.5))
+
+
+def test_processes_that_start_together_share_one_sequence(fresh_plan, run_ranks, make_loader):
+    """Nothing is prepared yet: all of them find that units have to be counted."""
+    folder = fresh_plan.catalog.folder
+    four = run_ranks(folder, "fresh", 4, workers=0)
+    assert run_ranks(folder, "fresh", 2, workers=1) == four
+    loader = make_loader(fresh_plan)
+    alone = [
+        [batch.positions.tolist(), batch.rows.tolist(), batch.epochs.tolist()]
+        for epoch in range(2)
+        for batch in loader.epoch(epoch)
+    ]
+    assert alone == four
+    assert len(alone) == 62
+
+
+def test_workers_may_be_spawned(make_loader):
+    """They get the dataset pickled, after it has mapped and opened what it needs."""
+    loader = make_loader("often", transform=None, tokenizer=None)
+    expected = take(loader, 30)
+    assert len(pickle.dumps(loader.plan)) < 1000
+    spawned = make_loader("often", transform=None, tokenizer=None, workers=1)
+    spawned._dataset = loader._dataset
+    method = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    try:
+        found = take(spawned, 30)
+    finally:
+        torch.multiprocessing.set_start_method(method, force=True)
+    assert [batch.images for batch in found] == [batch.images for batch in expected]
+    assert [batch.rows.tolist() for batch in found] == [batch.rows.tolist() for batch in expected]
+
+
+def resident_kilobytes(process):
+    with open(f"/proc/{process}/smaps_rollup") as stream:  # noqa: PTH123
+        return sum(int(line.split()[1]) for line in stream if line.startswith(("Private_Clean", "Private_Dirty")))
+
+
+def children(process):
+    with open(f"/proc/{process}/task/{process}/children") as stream:  # noqa: PTH123
+        return [int(number) for number in stream.read().split()]
+
+
+MEMORY = """
+import sys
+from tailwise.catalog import Catalog
+from tailwise.loader import Loader
+from tailwise.plan import Plan
+
+if __name__ == "__main__":
+    loader = Loader(Plan(Catalog.open(sys.argv[1]), sys.argv[2]), batch_size=16, lanes=8, workers=2)
+    for epoch in range(22):
+        for batch in loader.epoch(epoch):
+            pass
+        print(epoch, flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_twenty_epochs_take_no_more_memory_than_two(fresh_plan, tmp_path):
+    script = tmp_path / "memory.py"
+    script.write_text(MEMORY)
+    command = [sys.executable, script, str(fresh_plan.catalog.folder), "fresh"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    used, workers = [], []
+    try:
+        for _ in range(22):
+            assert process.stdout.readline()
+            workers.append(children(process.pid))
+            used.append([resident_kilobytes(each) for each in (process.pid, *workers[-1])])
+            process.stdin.write("\n")
+            process.stdin.flush()
+    finally:
+        process.kill()
+        process.communicate()
+    assert all(len(each) == 2 for each in workers)
+    assert workers[0] == workers[-1]  # the same processes from first to last
+    early, late = np.array(used[1:4]).max(axis=0), np.array(used[-3:]).min(axis=0)
+    assert (late < 1.02 * early + 1024).all(), (early, late)  # a page or two more are not a leak
+
+
+# --- catalogs that can't be written to, or were left in the middle -----------------------------------------------------
+
+
+def test_units_are_counted_once_and_kept(fresh_plan, tree_bytes):
+    folder = fresh_plan.folder / "units"
+    counted = units_of(fresh_plan, 3)
+    copies = fresh_plan.draw(3)
+    offsets = fresh_plan.shard_offsets
+    for shard, copy, rows in counted.tolist():
+        assert rows == (copies[offsets[shard] : offsets[shard + 1]] > copy).sum()
+    assert counted[:, 2].sum() == copies.sum()
+    assert np.array_equal(np.lexsort((counted[:, 1], counted[:, 0])), np.arange(len(counted)))
+    before = tree_bytes(folder)
+    assert list(before) == ["epoch-000000003.npy"]
+    again = units_of(Plan(fresh_plan.catalog, "fresh"), 3)
+    assert np.array_equal(again, counted)
+    assert tree_bytes(folder) == before
+
+
+def test_a_static_plan_is_counted_once_for_all_epochs(own_pool):
+    plan = make_plan(own_pool, "s", PlanRequest("dbp", keep=0.5))
+    assert np.array_equal(units_of(plan, 0), units_of(plan, 9))
+    assert len(list((plan.folder / "units").iterdir())) == 1
+
+
+def test_units_of_many_copies_and_large_shards(own_pool, make_rates_plan, monkeypatch):
+    from tailwise.loader import units
+
+    monkeypatch.setattr(units, "CHUNK_ROWS", 50)  # chunks of a few shards, some of one that is larger
+    rates = np.random.default_rng(0).choice([0, 1, 255], 1000)
+    plan = make_rates_plan(own_pool, "much", rates)
+    table = units_of(plan, 0)
+    assert table[:, 2].sum() == rates.sum()
+    assert table[:, 1].max() == 254
+    for shard in range(24):
+        own = rates[plan.shard_offsets[shard] : plan.shard_offsets[shard + 1]]
+        expected = [(own > copy).sum() for copy in range(own.max())]
+        assert table[table[:, 0] == shard, 2].tolist() == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"garbage" * 50])
+def test_damaged_units_are_counted_anew(fresh_plan, content):
+    counted = np.array(units_of(fresh_plan, 0))
+    path = fresh_plan.folder / "units" / "epoch-000000000.npy"
+    path.write_bytes(content)
+    assert np.array_equal(units_of(fresh_plan, 0), counted)
+    assert np.array_equal(np.load(path), counted)
+
+
+READ_ONLY = """
+import os, sys
+from tailwise.catalog import Catalog
+from tailwise.loader import Loader
+from tailwise.plan import Plan
+
+def read(folder):
+    loader = Loader(Plan(Catalog.open(folder), "fresh"), batch_size=16, lanes=8, workers=1)
+    rows = [batch.rows.tolist() for epoch in range(2) for batch in loader.epoch(epoch)]
+    loader.close()
+    return rows
+
+if __name__ == "__main__":
+    expected = read(sys.argv[2])
+    if os.getuid() == 0:  # who may write whatever the modes say
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        open(os.path.join(sys.argv[1], "new"), "w")
+    except PermissionError:
+        print(read(sys.argv[1]) == expected)
+"""
+
+
+@contextmanager
+def read_only(folder):
+    """Nobody may write to what is in the folder, and everybody may read it, while this lasts."""
+    mine = [path for path in folder.parents if path.stat().st_uid == os.getuid() and not path.stat().st_mode & 0o005]
+    modes = {path: path.stat().st_mode for path in (*mine, folder, *folder.rglob("*"))}
+    for path in modes:
+        path.chmod(0o755 if path in mine else 0o555 if path.is_dir() else 0o444)
+    try:
+        yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+def test_a_catalog_that_can_only_be_read(fresh_plan, tmp_path, tree_bytes):
+    """Where samples lie has been noted once; what an epoch holds was never counted."""
+    folder = fresh_plan.catalog.folder
+    ensure_locations(fresh_plan.catalog, fresh_plan.snapshot)
+    shutil.copytree(folder, tmp_path / "writable")
+    before = tree_bytes(folder)
+    command = [sys.executable, "-c", READ_ONLY, str(folder), str(tmp_path / "writable")]
+    with read_only(tmp_path):
+        (tmp_path / "writable").chmod(0o755)
+        for path in (tmp_path / "writable").rglob("*"):
+            path.chmod(0o755)
+        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert result.stdout == "True\n", result.stderr
+    assert tree_bytes(folder) == before
+
+
+COUNT = """
+import sys
+from tailwise.catalog import Catalog
+from tailwise.loader.units import units_of
+from tailwise.plan import Plan
+
+plan = Plan(Catalog.open(sys.argv[1]), "fresh")
+units_of(plan, 0)
+print("begin", flush=True)
+for epoch in range(1, 400):
+    units_of(plan, epoch)
+print("end", flush=True)
+"""
+
+
+def test_a_kill_while_units_are_counted(fresh_plan):
+    command = [sys.executable, "-c", COUNT, str(fresh_plan.catalog.folder)]
+    folder = fresh_plan.folder / "units"
+    reached = 1
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "begin\n"
+        while len(list(folder.glob("epoch-*.npy"))) < reached + 5:
+            time.sleep(0.0003)
+        process.send_signal(signal.SIGKILL)
+        rest, _ = process.communicate()
+        assert rest == ""
+        reached = len(list(folder.glob("epoch-*.npy")))
+    for epoch in range(
+        reached + 2
+    ):  # none is half written, nobody waits for a lock of the dead, and leftovers don't matter
+        assert units_of(fresh_plan, epoch)[:, 2].sum() == fresh_plan.draw(epoch).sum()
+
+
+def test_threads_that_count_at_once_agree(fresh_plan):
+    plans = [Plan(Catalog.open(fresh_plan.catalog.folder), "fresh") for _ in range(4)]
+    found = [None] * 4
+
+    def count(at):
+        found[at] = [np.array(units_of(plans[at], epoch)) for epoch in range(12)]
+
+    threads = [threading.Thread(target=count, args=(at,)) for at in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for epoch in range(12):
+        assert all(np.array_equal(found[at][epoch], found[0][epoch]) for at in range(1, 4))
+        assert found[0][epoch][:, 2].sum() == fresh_plan.draw(epoch).sum()
