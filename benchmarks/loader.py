@@ -1,10 +1,10 @@
 """The loader against webdataset's filter-after-read: trained samples/s and bytes read for each, by share kept, image size and workers.
 
 The peer is what one writes without tailwise: tarfile_to_samples, a filter by a set of keys, shuffle, decode, transform, batch, behind the
-same torch DataLoader workers. Both take open_clip's training transform (PIL decode → RGB → RandomResizedCrop → tensor), or don't decode at
-all. Files are in the page cache, turns alternate, medians of the rounds; without workers also the ratio of CPU times, which noise touches
+same torch DataLoader workers. Both decode and transform in the same way: `bytes` not at all, `decoded` to RGB pixels (PIL), `augmented` as
+open_clip trains (PIL, RandomResizedCrop, normalised). Files are in the page cache, turns alternate, medians of the rounds; without workers also the ratio of CPU times, which noise touches
 less. Bytes: of one epoch, without workers; `disk` is what the kernel fetched with the tars dropped from the page cache before.
-usage: loader.py [--quick]
+usage: loader.py [--quick] [--side 64 …]
 """
 
 import argparse
@@ -24,6 +24,7 @@ import torch
 import webdataset as wds
 from common import print_header
 from open_clip.transform import image_transform
+from torchvision.transforms.functional import pil_to_tensor
 
 import tailwise
 from tailwise.loader import Loader
@@ -46,12 +47,19 @@ class Size(NamedTuple):
 
 SIZES = (Size(64, 64, 1 << 30, 256), Size(256, 224, 6000, 64), Size(512, 224, 4000, 64))
 KEEPS = (1.0, 0.5, 0.277, 0.1)
+MODES: dict[str, Callable[[int], Callable | None]] = {
+    "bytes": lambda _: None,
+    "decoded": lambda _: pil_to_tensor,
+    "augmented": lambda crop_px: image_transform(crop_px, is_train=True),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="64 px, two shares, one round")
-    quick = parser.parse_args().quick
+    parser.add_argument("--side", type=int, nargs="+", help="of the images, in pixels; all by default")
+    options = parser.parse_args()
+    quick = options.quick
     torch.set_num_threads(1)  # as in workers
     print_header(
         f"loader: {pools.pool_name()}, enlarged; trained samples/s, webdataset : tailwise",
@@ -60,7 +68,8 @@ def main() -> None:
         "open_clip_torch",
         "pillow",
     )
-    for size in SIZES[:1] if quick else SIZES:
+    wanted = options.side or [size.side_px for size in (SIZES[:1] if quick else SIZES)]
+    for size in (size for size in SIZES if size.side_px in wanted):
         with tempfile.TemporaryDirectory() as folder:
             measure(size, Path(folder), quick)
 
@@ -80,15 +89,20 @@ def measure(size: Size, folder: Path, quick: bool) -> None:
     for keep in (1.0, 0.277) if quick else KEEPS:
         plan = tailwise.make_plan(catalog, f"keep-{keep}", tailwise.PlanRequest("random", keep=keep))
         print_bytes(plan, tars, keep, size.batch)
-        for crop_px in (size.crop_px, None):
+        for mode, transform in MODES.items():
             for workers in (0, 2):
-                print_rates(plan, tars, crop_px, workers, size.batch, rounds=1 if quick else 3)
+                print_rates(plan, tars, mode, transform(size.crop_px), workers, size.batch, rounds=1 if quick else 3)
 
 
 def print_rates(
-    plan: tailwise.Plan, tars: list[Path], crop_px: int | None, workers: int, batch_size: int, rounds: int
+    plan: tailwise.Plan,
+    tars: list[Path],
+    mode: str,
+    transform: Callable | None,
+    workers: int,
+    batch_size: int,
+    rounds: int,
 ) -> None:
-    transform = None if crop_px is None else image_transform(crop_px, is_train=True)
     loader = Loader(plan, batch_size=batch_size, transform=transform, workers=workers)
     ours = (len(batch.rows) for batch in loader)
     theirs = (len(batch[1]) for batch in peer(plan, tars, transform, workers, batch_size))
@@ -96,16 +110,15 @@ def print_rates(
     rates: dict[str, list[tuple[float, float]]] = {"webdataset": [], "tailwise": []}
     for _ in range(rounds):
         for name, batches in zip(rates, (theirs, ours), strict=True):
-            rates[name].append(rate(batches, workers, seconds=1.0 if transform is None else 2.0))
+            rates[name].append(rate(batches, workers, seconds=1.0))
     loader.close()
     (theirs_rate, theirs_cpu), (ours_rate, ours_cpu) = (
         map(statistics.median, zip(*values, strict=True)) for values in rates.values()
     )
     spread = ", ".join(f"{min(values)[0]:,.0f}…{max(values)[0]:,.0f}" for values in rates.values())
     cpu = f"; by CPU time {theirs_cpu / ours_cpu:.2f} ({theirs_cpu:,.1f} : {ours_cpu:,.1f} us)" * (not workers)
-    mode = "no decoding" if transform is None else "decoded"
     print(
-        f"    {mode:12s} {workers} workers: {theirs_rate:9,.0f} : {ours_rate:9,.0f}   "
+        f"    {mode:9s} {workers} workers: {theirs_rate:9,.0f} : {ours_rate:9,.0f}   "
         f"ratio {ours_rate / theirs_rate:5.2f}   ({spread}{cpu})",
         flush=True,
     )

@@ -486,7 +486,7 @@ def train(
         str | None, typer.Option(help="shuffle, spread or diverse.  [default: shuffle]", show_default=False)
     ] = None,
     check: Annotated[str, typer.Option(help="Of the shards, before starting: none, size or index.")] = "size",
-    damaged: Annotated[str, typer.Option(help="A sample that can't be read: error or replace.")] = "error",
+    damaged: Annotated[str, typer.Option(help="Tars that are missing, changed or fail: error or replace.")] = "error",
     max_replaced: Annotated[float, typer.Option(help="Share of samples that may be replaced.")] = 0.01,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for what is fetched from remote shards.", show_default=False)

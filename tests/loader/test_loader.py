@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import pickle
@@ -559,3 +560,57 @@ def test_threads_that_count_at_once_agree(fresh_plan):
     for epoch in range(12):
         assert all(np.array_equal(found[at][epoch], found[0][epoch]) for at in range(1, 4))
         assert found[0][epoch][:, 2].sum() == fresh_plan.draw(epoch).sum()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_that_fails_once_loses_no_batch(open_plan, workers, tmp_path):
+    failed = tmp_path / "failed"
+
+    def fails_once(image):
+        if not failed.exists():
+            failed.touch()
+            raise KeyboardInterrupt if workers == 0 else RuntimeError("once")
+        return to_pixels(image)
+
+    plan = open_plan("stream")
+    expected = [batch.rows for batch in itertools.islice(Loader(plan, batch_size=16, lanes=4), 6)]
+    loader = Loader(plan, batch_size=16, lanes=4, transform=fails_once, workers=workers)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        next(iter(loader))
+    assert loader.position == 0
+    for rows, batch in zip(expected, loader, strict=False):
+        assert torch.equal(rows, batch.rows)
+    loader.close()
+
+
+def test_random_tokens_are_keyed_like_pixels(open_plan):
+    class Masking:
+        """As open_clip's tokenizers with a reduction mask."""
+
+        reduction_fn = True
+
+        def __call__(self, captions):
+            return torch.stack([torch.randint(0, 1000, (4,)) for _ in captions])
+
+    plan = open_plan("stream")
+    runs = [Loader(plan, batch_size=16, lanes=4, tokenizer=Masking(), workers=workers) for workers in (0, 2)]
+    texts = [torch.cat([batch.texts for batch in itertools.islice(loader, 5)]) for loader in runs]
+    assert torch.equal(*texts)
+    assert len(torch.unique(texts[0], dim=0)) > 70
+
+
+def test_an_image_may_be_decoded_by_another_library(open_plan):
+    plan = open_plan("stream")
+    loader = Loader(plan, batch_size=16, lanes=4, decode=decode_image_bytes, transform=lambda pixels: pixels / 255)
+    other = Loader(plan, batch_size=16, lanes=4, transform=to_pixels)
+    assert (next(iter(loader)).images - next(iter(other)).images).abs().max() < 0.02
+
+
+def to_pixels(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def decode_image_bytes(encoded):
+    from torchvision.io import ImageReadMode, decode_image
+
+    return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)

@@ -313,6 +313,25 @@ def test_tars_that_go_while_they_are_read(own_pool, tmp_path):
     assert any("No such file" in item.reason for item in replaced)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_tars_that_go_while_they_are_read_are_an_error_unless_replaced(own_pool, tmp_path, workers):
+    plan = make_plan(own_pool, "p", PlanRequest("flat", keep=0.5))
+    loader = Loader(plan, transform=to_tensor, **{**OPTIONS, "on_damaged": "error", "workers": workers})
+    (tmp_path / "pool" / "00003.tar").unlink()
+    with pytest.raises(UserError, match=r"^row \d+ can't be read \(.*00003\.tar.*--damaged replace"):
+        read(loader)
+
+
+def test_more_damage_than_may_be_replaced_is_told_before_anything_is_read(own_pool, tmp_path):
+    plan = make_plan(own_pool, "p", PlanRequest("flat", keep=0.5))
+    (tmp_path / "pool" / "00003.tar").unlink()
+    rows = int(plan.shard_offsets[4] - plan.shard_offsets[3])
+    options = {**OPTIONS, "on_damaged": "replace"}
+    with pytest.raises(UserError, match=rf"^{rows} of 1,000 samples lie in 1 tars .* share 0\.001 "):
+        Loader(plan, **{**options, "max_replaced": 0.001})
+    assert Loader(plan, **{**options, "max_replaced": rows / 1000}).replaced == 0
+
+
 def test_too_many_are_an_error(damaged, tmp_path, monkeypatch):
     from tailwise.loader import loader as module
 
@@ -320,17 +339,22 @@ def test_too_many_are_an_error(damaged, tmp_path, monkeypatch):
     options = {**OPTIONS, "transform": to_tensor}
     total = sum(len(batch.replaced) for batch in read(Loader(plan, **options)))
     assert 0 < total <= module.FEW
-    read(Loader(plan, **{**options, "max_replaced": 0.0}))  # a hundred are always borne
+    with pytest.raises(UserError, match=r"^[1-9]\d* of [0-9]+ samples had to be replaced"):
+        read(Loader(plan, **{**options, "max_replaced": 0.0}))
     monkeypatch.setattr(module, "FEW", 3)
     read(Loader(plan, **{**options, "max_replaced": 0.1}))
     log = tmp_path / "log.jsonl"
     loader = Loader(plan, log=log, **{**options, "max_replaced": 0.001})
     with pytest.raises(
-        UserError, match=r"had to be replaced, more than the share 0\.001 that may be; the last one was uid"
+        UserError, match=r"had to be replaced, more than the share 0\.001 that may be; the last one was key \d+, uid"
     ):
         read(loader)
-    assert loader.replaced > 3
-    assert len(log.read_text().splitlines()) == loader.replaced  # also those of the batch that was too much
+    assert 0 < loader.replaced <= 3  # those of the batches that were given out
+    assert len(log.read_text().splitlines()) == loader.replaced
+    position = loader.position
+    with pytest.raises(UserError, match="had to be replaced"):
+        next(iter(loader))
+    assert loader.position == position
 
 
 def test_counts_of_replaced_samples_are_kept_by_the_state(damaged):

@@ -228,7 +228,12 @@ def test_processes_draw_their_own_rows(clustered, tmp_path):
 def test_kept_slots_change_no_draw(clustered):
     plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
     expected = [plan.draw(epoch) for epoch in range(9)]
-    for epoch, kept in ((3, [3]), (6, [3, 6]), (7, [6, 7]), (2, [2])):  # those of one earlier epoch stay
+    for epoch, kept in (
+        (3, [3]),
+        (6, [3, 6]),
+        (7, [6, 7]),
+        (2, [2, 6, 7]),
+    ):  # one earlier one stays, and all later ones
         plan.keep_slots(epoch)
         there = sorted(path.name for path in (plan.folder / "slots").iterdir())
         assert there == [f"before-{number:09d}.npy" for number in kept]

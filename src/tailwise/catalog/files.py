@@ -84,9 +84,9 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever was written)
         ) from error
 
 
-def write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Writes one `.npy` file, atomically and without pickle."""
-    with replacing(path) as temporary, temporary.open("wb") as stream:
+def write_array(path: Path, array: npt.NDArray[Any], *, unique: bool = False) -> None:
+    """Writes one `.npy` file, atomically and without pickle; `unique` as in `replacing`."""
+    with replacing(path, unique=unique) as temporary, temporary.open("wb") as stream:
         np.save(stream, array, allow_pickle=False)
 
 

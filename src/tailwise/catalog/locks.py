@@ -30,4 +30,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
             raise UserError(
                 f"another process is writing {what}: wait for it to end, then repeat this command"
             ) from error
-        yield
+        try:
+            yield
+        finally:  # closing is not enough: a process forked meanwhile holds the file open, and with it the lock
+            fcntl.flock(stream, fcntl.LOCK_UN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ from tailwise.loader.substitutes import Substitutes
 WANTED_BATCHES = 4  # of a worker, that a remote store fetches ahead
 WANTED_ROWS = 600_000  # of a block, likewise
 
-Transform = Callable[[Image.Image], Any]
+Decode = Callable[[bytes], Any]
+Transform = Callable[[Any], Any]
 Tokenizer = Callable[[list[str]], Any]
 
 
@@ -68,12 +69,26 @@ class Batch(NamedTuple):
     def __reduce__(self) -> tuple[Any, ...]:
         """Workers send the small tensors as arrays: a file descriptor for each would cost more than all the rest of an undecoded batch."""
         numbers = [tensor.numpy() for tensor in (self.rows, self.epochs, self.positions)]
-        return _unpickled, (self.images, self.texts, numbers, self.replaced)
+        images = _packed(self.images) if isinstance(self.images, list) and self.images else self.images
+        return _unpickled, (images, self.texts, numbers, self.replaced)
+
+
+def _packed(images: list[bytes]) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+    """Encoded images end to end, in one tensor that goes through shared memory, not through the pipe; and where each ends."""
+    return torch.frombuffer(bytearray().join(images), dtype=torch.uint8), np.cumsum([len(image) for image in images])
 
 
 def _unpickled(images: Any, texts: Any, numbers: list[npt.NDArray[Any]], replaced: list[Replacement]) -> Batch:  # noqa: ANN401
     rows, epochs, positions = map(torch.from_numpy, numbers)
+    if isinstance(images, tuple):
+        content, ends = memoryview(images[0].numpy()), images[1].tolist()
+        images = [bytes(content[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
     return Batch(images, texts, rows, epochs, positions, replaced)
+
+
+def decode_rgb(encoded: bytes) -> Image.Image:
+    """An encoded image as a PIL image in RGB. Raises whatever PIL's decoders raise on broken images."""
+    return Image.open(io.BytesIO(encoded)).convert("RGB")
 
 
 @dataclass
@@ -86,9 +101,11 @@ class BatchDataset(Dataset["Batch | UserError"]):
         store: reads them.
         rank: of this process's part of the batches.
         world_size: how many parts.
-        transform: PIL image → tensor; None leaves images encoded.
+        decode: bytes → image.
+        transform: image → tensor; None leaves images encoded.
         tokenizer: captions → tensor [n, …]; None leaves them as they are.
         damaged: shards that aren't read at all, with the reason.
+        replaces: whether samples are replaced that can't be read from their shard; else that is an error. Broken ones always are.
         stride: how far apart the batches of one worker are.
         ahead_bytes: of remote shards, that may be fetched ahead.
     """
@@ -98,9 +115,11 @@ class BatchDataset(Dataset["Batch | UserError"]):
     store: Store
     rank: int
     world_size: int
+    decode: Decode
     transform: Transform | None
     tokenizer: Tokenizer | None
     damaged: Mapping[int, str]
+    replaces: bool
     stride: int
     ahead_bytes: int = 0
 
@@ -133,26 +152,29 @@ class BatchDataset(Dataset["Batch | UserError"]):
                 found = self._decoded(content)
                 if isinstance(found, str):
                     row = int(rows[at])
+                    self._check_replaceable(row, content)
                     rows[at], found_instead = self._substitute(row, int(samples.epochs[at]), partial(seed, at))
                     replaced.append(Replacement(int(positions[at]), row, int(rows[at]), found))
                     found = found_instead
                 images.append(found[0])
                 captions.append(found[1])
+            texts = self._tokenized(captions, seed)
         return Batch(
             default_collate(images) if self.transform is not None else images,  # in shared memory at once, in workers
-            self.tokenizer(captions) if self.tokenizer is not None else captions,
+            texts,
             torch.from_numpy(rows),
             torch.from_numpy(samples.epochs.copy()),
             torch.from_numpy(positions),
             replaced,
         )
 
-    def _shards(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    def shards(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """The shard of each row: int32 [n]."""
         offsets = self.order.plan.shard_offsets
         return (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
 
     def _read(self, rows: npt.NDArray[np.int64]) -> list[tuple[bytes, bytes] | OSError]:
-        shards = self._shards(rows)
+        shards = self.shards(rows)
         if not self.damaged:
             return read_samples(self.store, shards, self.locations.of(rows))
         whole = ~np.isin(shards, list(self.damaged))
@@ -174,12 +196,32 @@ class BatchDataset(Dataset["Batch | UserError"]):
         if self.transform is None:
             return encoded, caption
         try:
-            image = Image.open(io.BytesIO(encoded)).convert("RGB")
+            image = self.decode(encoded)
         except UnidentifiedImageError:  # whose message holds an address in memory
             return "image: of no known format"
         except Exception as error:  # noqa: BLE001  (broken images make decoders raise anything)
             return f"image: {type(error).__name__}: {error}"
         return self.transform(image), caption
+
+    def _check_replaceable(self, row: int, content: tuple[bytes, bytes] | OSError) -> None:
+        """A broken sample can be replaced; one that doesn't come from its shard may mean that the shard or the network has gone."""
+        if isinstance(content, OSError) and not self.replaces:
+            raise UserError(
+                f"row {row:,} can't be read ({content}): mend its shard, or let other samples stand in (on_damaged='replace', "
+                "--damaged replace)"
+            )
+
+    def _tokenized(self, captions: list[str], seed: Callable[[int], None]) -> Any:  # noqa: ANN401
+        """All captions at once; one by one, with keyed random numbers, where the tokenizer draws some (open_clip's reduction masks)."""
+        if self.tokenizer is None:
+            return captions
+        if getattr(self.tokenizer, "reduction_fn", None) is None:
+            return self.tokenizer(captions)
+        tokens = []
+        for at, caption in enumerate(captions):
+            seed(at)
+            tokens.append(self.tokenizer([caption]))
+        return torch.cat(tokens)
 
     def _substitute(self, row: int, epoch: int, seed: Callable[[], None]) -> tuple[int, tuple[Any, str]]:
         for other in self.substitutes.of(row, epoch):
@@ -199,10 +241,14 @@ class BatchDataset(Dataset["Batch | UserError"]):
         if not self.store.remote:
             return
         worker = get_worker_info()
-        if self._want_blocks(number, worker is None or worker.id == 0):
+        with suppress(UserError):  # the end of the order, which this batch doesn't reach
+            self._want_ahead(number, worker is None or worker.id == 0)
+
+    def _want_ahead(self, number: int, asks: bool) -> None:
+        if self._want_blocks(number, asks):
             return
         last = number + WANTED_BATCHES * self.stride
-        for ahead in range(max(number, self._wanted - self.stride) + self.stride, last + 1, self.stride):
+        for ahead in range(max(number, self._wanted) + self.stride, last + 1, self.stride):
             rows = self.order.batch(ahead, self.rank, self.world_size).rows
             self.store.want(self._ranges(rows))
         self._wanted = last
@@ -228,14 +274,14 @@ class BatchDataset(Dataset["Batch | UserError"]):
         return True
 
     def _ranges(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return sample_ranges(self._shards(rows), self.locations.of(rows))[0]
+        return sample_ranges(self.shards(rows), self.locations.of(rows))[0]
 
     @contextmanager
     def _keyed(
         self, epochs: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
     ) -> Iterator[Callable[[int], None]]:
         """Gives a function that seeds all generators augmentations may use, by (seed, epoch, position); afterwards they are as before."""
-        if self.transform is None:
+        if self.transform is None and self.tokenizer is None:
             yield lambda _: None
             return
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002  (transforms use it)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
+import subprocess
+import sys
 import tempfile
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,21 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
 
 from tailwise.errors import UserError
 from tailwise.executors.local import end_with_parent
-from tailwise.loader.dataset import Batch, BatchDataset, Tokenizer, Transform
+from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform, decode_rgb
 from tailwise.loader.locations import Locations, Names, ensure_locations
 from tailwise.loader.order import Order, OrderOptions
 from tailwise.loader.shards import check_shards
 from tailwise.loader.stores import open_store
-from tailwise.loader.units import units_of
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
 
-DEFAULT_CACHE = Path(tempfile.gettempdir()) / "tailwise-cache"
 DEFAULT_CACHE_BYTES = 32_000_000_000
+MANY_ROWS = 4_000_000  # of a plan, whose counting takes a while
 FEW = 100  # replacements that are always borne, whatever their share
 ON_DAMAGED = ("error", "replace")
 
@@ -58,6 +60,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         accumulation: int = 1,
+        decode: Decode = decode_rgb,
         transform: Transform | None = None,
         tokenizer: Tokenizer | None = None,
         workers: int = 0,
@@ -71,8 +74,9 @@ class Loader:
         max_replaced: float = 0.01,
         cache_folder: str | Path | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
-        log: Path | None = None,
+        log: str | Path | None = None,
         prefetch: int = 2,
+        pin_memory: bool | None = None,
         track: Track = silent,
     ) -> None:
         """Checks everything that can be checked, and reads nothing yet.
@@ -83,7 +87,8 @@ class Loader:
             rank: 0 … world_size − 1.
             world_size: how many ranks share each global batch; divides `lanes`.
             accumulation: batches per optimizer step; no row comes twice in a step, while the pool allows it.
-            transform: PIL image → tensor; its random numbers are keyed by (seed, epoch, position). None: encoded images.
+            decode: bytes → image; PIL, in RGB, by default.
+            transform: image → tensor; its random numbers are keyed by (seed, epoch, position). None: encoded images.
             tokenizer: list of captions → tensor [n, …]; None: the captions.
             workers: processes that read; 0 reads in this one.
             seed: of the order and the augmentation; the draw has its own, in the plan.
@@ -92,12 +97,15 @@ class Loader:
             compose: "shuffle", "spread" or "diverse", see OrderOptions.
             first_epoch: the plan's epoch to begin with.
             check: of the tars, before anything is read: "none", "size" or "index" (walks all headers).
-            on_damaged: "error", or "replace": samples of missing or changed tars are replaced and counted as unreadable ones are.
-            max_replaced: share of this rank's samples that may be replaced, before an error; a hundred always may.
+            on_damaged: of tars that are missing or changed, or that fail while they are read: "error", or "replace": their samples are
+                replaced, as broken ones always are.
+            max_replaced: share of the samples that may be replaced: of the pool, by tars that are damaged at the start; and of those
+                consumed by this rank (or an epoch's, while that is more), otherwise. A hundred may, unless it is 0.
             cache_folder: for remote shards, shared by all processes of this machine.
             cache_bytes: of it, at most.
             log: a JSON-lines file that each replaced sample is appended to.
             prefetch: batches each worker reads ahead.
+            pin_memory: of batches, for copying to a GPU; None: if there is one.
             track: shows progress of one-time work.
 
         Raises:
@@ -115,14 +123,13 @@ class Loader:
         options = OrderOptions(batch_size * world_size, accumulation, seed, lanes, block, compose, first_epoch)
         options.check_ranks(world_size)
         self.plan, self.order = plan, Order(plan, options)
-        self.position = self.replaced = self._consumed = 0
-        self._max_replaced, self._log, self._workers, self._prefetch = max_replaced, log, workers, prefetch
+        self.position = self.replaced = self._unforeseen = self._consumed = 0
+        self._max_replaced, self._workers, self._prefetch = max_replaced, workers, prefetch
+        self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._log = None if log is None else _appendable(Path(log))
         self._names = Names(plan.catalog, plan.snapshot)
         shards = plan.catalog.shards(plan.snapshot)
-        damaged = {
-            item.shard: f"{item.path}: {item.reason}"
-            for item in check_shards(plan.catalog, plan.snapshot, check, track=track)
-        }
+        damaged = _damaged(plan, check, rank, world_size, track)
         if damaged and on_damaged == "error":
             raise UserError(
                 f"{len(damaged):,} of {plan.snapshot.shards:,} tars can't be read as they were imported, the first is "
@@ -131,10 +138,17 @@ class Loader:
             )
         for reason in damaged.values():
             logger.warning("samples of this tar are replaced: %s", reason)
+        lost = sum(rows for shard, rows in enumerate(shards.column("rows").to_pylist()) if shard in damaged)
+        if lost > max_replaced * plan.rows:
+            raise UserError(
+                f"{lost:,} of {plan.rows:,} samples lie in {len(damaged):,} tars that can't be read, more than the share {max_replaced} "
+                "that may be replaced; restore them, or raise max_replaced (--max-replaced)"
+            )
         ensure_locations(plan.catalog, plan.snapshot, track)
+        paths = shards.column("path").to_pylist()
         store = open_store(
-            shards.column("path").to_pylist(),
-            cache_folder or DEFAULT_CACHE,
+            paths,
+            cache_folder or own_cache_folder(paths),
             cache_bytes,
             shards.column("index_checksum").to_pylist(),
         )
@@ -147,14 +161,16 @@ class Loader:
             store,
             rank,
             world_size,
+            decode,
             transform,
             tokenizer,
             damaged,
+            on_damaged == "replace",
             stride,
             cache_bytes // (2 * ranks_here),
         )
         self._batches: Iterator[Batch | UserError] | None = None
-        self._ahead: threading.Thread | None = None
+        self._counting: subprocess.Popen[bytes] | None = None
         self._prepared = -1
 
     def __iter__(self) -> Iterator[Batch]:
@@ -183,19 +199,19 @@ class Loader:
     def _next(self) -> Batch:
         if self._batches is None:
             self._batches = iter(self._data_loader())
-        batch = next(self._batches)
-        if isinstance(batch, UserError):
-            self._batches = None  # whoever goes on gets this batch again, not the one after it
-            raise batch
-        self.position += 1
-        self._consumed += len(batch.rows)
-        if batch.replaced:
+        try:
+            batch = next(self._batches)
+            if isinstance(batch, UserError):
+                raise batch
             self._note(batch)
+        except BaseException:
+            self._batches = None  # whoever goes on gets this batch again, not the one after it
+            raise
+        self.position += 1
         self._prepare(int(batch.epochs[0]) + 1)
         return batch
 
     def _data_loader(self) -> DataLoader[Batch | UserError]:
-        self._settle()
         return DataLoader(
             self._dataset,
             batch_size=None,
@@ -205,43 +221,62 @@ class Loader:
             collate_fn=_as_it_is,
             worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # else the process's own would lose a number to each start
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._pin_memory,
         )
 
     def _note(self, batch: Batch) -> None:
-        """Logs the replaced samples of a batch, and ends when they are too many."""
+        """Counts and logs the replaced samples of a batch, and ends when they are too many."""
+        damaged = self._dataset.damaged
+        shards = self._dataset.shards(np.array([item.row for item in batch.replaced], np.int64)).tolist()
+        unforeseen = self._unforeseen + sum(shard not in damaged for shard in shards)
+        consumed = self._consumed + len(batch.rows)
+        if unforeseen > self._unforeseen:
+            of_epoch = self.batches_until(self.order.options.first_epoch + 1) * len(batch.rows)
+            borne = self._max_replaced * max(consumed, of_epoch)
+            if unforeseen > (max(FEW, borne) if self._max_replaced else 0):
+                last = batch.replaced[-1]
+                ((key, uid),) = self._names.of(np.array([last.row]))
+                raise UserError(
+                    f"{unforeseen:,} of {consumed:,} samples had to be replaced, more than the share {self._max_replaced} that may be; "
+                    f"the last one was key {key}, uid {uid} ({last.reason}); mend the shards or raise max_replaced (--max-replaced)"
+                )
+            if not self._unforeseen:
+                logger.warning("a sample was replaced (%s); others are, without a word", batch.replaced[0].reason)
+        if batch.replaced and self._log is not None:
+            self._write_log(self._log, batch)
+        self._unforeseen, self._consumed = unforeseen, consumed
         self.replaced += len(batch.replaced)
-        rows = [row for item in batch.replaced for row in (item.row, item.stand_in)]
-        names = self._names.of(np.array(rows))
-        lines = []
-        for at, item in enumerate(batch.replaced):
-            (key, uid), (other_key, other_uid) = names[2 * at : 2 * at + 2]
-            line = {"position": item.position, "row": item.row, "key": key, "uid": uid}
-            lines.append({**line, "stand_in_key": other_key, "stand_in_uid": other_uid, "reason": item.reason})
-            logger.debug("replaced %s", line)
-        if self._log is not None:
-            with self._log.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(line) + "\n" for line in lines)
-        if self.replaced > max(FEW, self._max_replaced * self._consumed):
-            raise UserError(
-                f"{self.replaced:,} of {self._consumed:,} samples had to be replaced, more than the share {self._max_replaced} that "
-                f"may be; the last one was uid {lines[-1]['uid']} ({lines[-1]['reason']}); mend the shards or raise max_replaced"
-            )
+
+    def _write_log(self, log: Path, batch: Batch) -> None:
+        names = self._names.of(np.array([row for item in batch.replaced for row in (item.row, item.stand_in)]))
+        with log.open("a", encoding="utf-8") as stream:
+            for at, item in enumerate(batch.replaced):
+                (key, uid), (other_key, other_uid) = names[2 * at : 2 * at + 2]
+                line = {"position": item.position, "row": item.row, "key": key, "uid": uid}
+                stream.write(
+                    json.dumps({**line, "stand_in_key": other_key, "stand_in_uid": other_uid, "reason": item.reason})
+                    + "\n"
+                )
 
     def _prepare(self, epoch: int) -> None:
-        """Counts the units of the next epoch while this one is read, so that no batch waits for it."""
-        if epoch <= self._prepared or epoch > MAX_EPOCH or not self.plan.dynamic:
-            return
-        self._settle()
-        self._prepared = epoch
-        self._ahead = threading.Thread(target=_count_quietly, args=(self.plan, epoch), daemon=True)
-        self._ahead.start()
+        """Counts the units of the next epoch while this one is read, so that no batch waits for it, if that takes a while.
 
-    def _settle(self) -> None:
-        """Waits for the thread that counts: processes must not be forked while it holds locks."""
-        if self._ahead is not None:
-            self._ahead.join()
-            self._ahead = None
+        In a process of its own: a thread might hold locks just when workers are forked.
+        """
+        if epoch <= self._prepared or epoch > MAX_EPOCH or not self.plan.dynamic or self.plan.rows < MANY_ROWS:
+            return
+        self._prepared = epoch
+        if os.environ.get("LOCAL_RANK", "0") == "0" and os.access(self.plan.folder, os.W_OK):
+            self._stop_counting()
+            command = "import sys; from tailwise.loader.units import prepare; prepare(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
+            arguments = [str(self.plan.catalog.folder), self.plan.name, str(epoch)]
+            self._counting = subprocess.Popen([sys.executable, "-c", command, *arguments], stderr=subprocess.DEVNULL)
+
+    def _stop_counting(self) -> None:
+        if self._counting is not None:
+            self._counting.kill()  # whoever needs the epoch will count it
+            self._counting.wait()
+            self._counting = None
 
     # --- position ---------------------------------------------------------------------------------------------------
 
@@ -260,7 +295,7 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs: the position, and what the order depends on."""
         options = {"plan": self.plan.name, **asdict(self.order.options)}
-        counts = {"replaced": self.replaced, "consumed": self._consumed}
+        counts = {"replaced": self.replaced, "unforeseen": self._unforeseen, "consumed": self._consumed}
         return {"position": self.position, "order": self.order.identity, "options": options, **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -280,7 +315,9 @@ class Loader:
                 f"this state belongs to another order ({', '.join(changes) or 'the plan was made anew'}): use what it was made with"
             )
         self.seek(int(state["position"]))
-        self.replaced, self._consumed = int(state["replaced"]), int(state["consumed"])
+        self.replaced, self._unforeseen, self._consumed = (
+            int(state[name]) for name in ("replaced", "unforeseen", "consumed")
+        )
 
     def batches_until(self, epoch: int) -> int:
         """How many whole global batches the plan's epochs first_epoch … epoch − 1 fill."""
@@ -293,7 +330,7 @@ class Loader:
     def close(self) -> None:
         """Ends the workers and lets go of files."""
         self._batches = None
-        self._settle()
+        self._stop_counting()
         self._dataset.store.close()
 
 
@@ -319,7 +356,42 @@ def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as DataLoader has it)
     return batch
 
 
-def _count_quietly(plan: Plan, epoch: int) -> None:
-    """Whoever needs the epoch will count it itself, and say what is wrong."""
-    with suppress(OSError, UserError):
-        units_of(plan, epoch)
+def _damaged(plan: Plan, check: str, rank: int, world_size: int, track: Track) -> dict[int, str]:
+    """The tars that aren't as they were imported, by id, with the reason; ranks that can talk to each other share the work."""
+    together = world_size > 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() == world_size
+    share = (rank, world_size) if together else (0, 1)
+    found = {
+        item.shard: f"{item.path}: {item.reason}"
+        for item in check_shards(plan.catalog, plan.snapshot, check, share=share, track=track)
+    }
+    if together:
+        shares: list[dict[int, str]] = [{}] * world_size
+        dist.all_gather_object(shares, found)
+        found = {shard: reason for items in shares for shard, reason in items.items()}
+    return dict(sorted(found.items()))
+
+
+def own_cache_folder(paths: Sequence[str]) -> Path:
+    """This user's cache folder, which no other user can write to; made if any shard is remote.
+
+    Raises:
+        UserError: somebody else has made it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"tailwise-cache-{os.getuid()}"
+    if any("://" in path for path in paths):
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise UserError(
+                f"{folder} can be written to by others: remove it, or name a cache folder (cache_folder=, --cache)"
+            )
+    return folder
+
+
+def _appendable(log: Path) -> Path:
+    try:
+        log.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UserError(f"the log {log} can't be written ({error.strerror}): name another file") from error
+    return log

@@ -72,7 +72,7 @@ def _lacking(catalog: Catalog, snapshot: Snapshot) -> Iterator[Part]:
 def _write(catalog: Catalog, part: Part) -> None:
     source = catalog.samples_path(part.number)
     names = list(LOCATION.names or ())
-    with replacing(locations_path(catalog, part)) as temporary:
+    with replacing(locations_path(catalog, part), unique=True) as temporary:
         out = create_array(temporary, (part.rows,), LOCATION)
         done = 0
         try:

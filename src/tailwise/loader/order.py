@@ -7,6 +7,7 @@ Keeping rows apart needs the neighbours, and these theirs; so even spans are set
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -222,7 +223,7 @@ class Order:
     def _span_of(self, batch: int) -> int:
         while self._bounds[-1] <= batch:
             self._append_spans()
-        return int(np.searchsorted(self._bounds, batch, side="right")) - 1
+        return bisect_right(self._bounds, batch) - 1
 
     def _append_spans(self) -> None:
         """Cuts what the next epoch adds into spans of nearly equal length; what is too short waits for the epoch after it."""
@@ -309,9 +310,11 @@ class Order:
     def _spread(self, section: Section, lanes: npt.NDArray[np.int64], first: int, stop: int) -> Samples:
         """As Sections.lane_samples, with the samples of each chunk of the section dealt to its batches cluster by cluster."""
         chunks = max(1, ceil(section.length * self.options.lanes / GREATEST_SPAN_SAMPLES))
-        bounds = [number * section.length // chunks for number in range(chunks + 1)]
+        inner = [number * section.length // chunks + section.first for number in range(1, chunks)]
+        aligned = [bound - bound % self.per_lane - section.first for bound in inner]  # chunks meet between batches
+        bounds = [0, *(bound for bound in aligned if bound > 0), section.length]
         pieces = []
-        for number in range(chunks):
+        for number in range(len(bounds) - 1):
             begin, end = max(first, bounds[number]), min(stop, bounds[number + 1])
             if begin < end:
                 chunk = self._chunk(section, bounds[number], bounds[number + 1])

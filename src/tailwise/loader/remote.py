@@ -27,8 +27,8 @@ from tailwise.loader.range_cache import Claim, RangeCache, State
 from tailwise.loader.spans import OpenFile, Span, Spans, coalesce
 
 CONNECTIONS = 16  # of each process
-ATTEMPTS = 4
-BACKOFF_SECONDS = 0.2  # doubled each time
+ATTEMPTS = 9
+BACKOFF_SECONDS = 0.2  # doubled each time: 50 s in all, or up to twice that
 CLAIMS_AT_ONCE = 16
 GAP_SHARE = 0.5  # of what a request is worth: unwanted bytes also take room in the cache
 MAX_OPEN_RANGES = 256

@@ -14,6 +14,7 @@ from tailwise.kernels.keyed import lane_positions, next_prime, permutation, stre
 from tailwise.loader.units import COPY, SIZE, units_of
 from tailwise.plan.plan import MAX_EPOCH, Plan
 
+KEPT_LAYOUTS = 4  # epochs whose units are kept in memory
 KEPT_ROWS = 1 << 22  # row numbers of drawn units that a process keeps: 32 MB
 EMPTY_EPOCHS = 1000  # so many epochs without a single draw, and the plan is taken to draw nothing ever
 
@@ -45,8 +46,6 @@ class Section:
         carried: samples of earlier epochs that head it, fewer than there are lanes.
         drawn: samples that the epoch draws.
         most_copies: of any row in it.
-        units: int32 [U, 3] in the section's order.
-        starts: int64 [U + 1]: where each unit begins among the drawn samples.
     """
 
     epoch: int
@@ -55,8 +54,6 @@ class Section:
     carried: Samples
     drawn: int
     most_copies: int
-    units: npt.NDArray[np.int32]
-    starts: npt.NDArray[np.int64]
 
     @property
     def stop(self) -> int:
@@ -81,6 +78,7 @@ class Sections:
         self._sections: list[Section] = []
         self._next_epoch = first_epoch
         self._carry = Samples(np.empty(0, np.int64), np.empty(0, np.int32))
+        self._layouts: OrderedDict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = OrderedDict()
         self._rows: OrderedDict[tuple[int, int, int], npt.NDArray[np.int64]] = OrderedDict()
         self._kept = 0
 
@@ -104,16 +102,12 @@ class Sections:
         epoch = self._next_epoch
         if epoch > MAX_EPOCH:
             raise UserError(f"the order of plan {self.plan.name!r} ends with epoch {MAX_EPOCH:,}")
-        units = units_of(self.plan, epoch)
-        goes_to = permutation(stream_key(self.seed, "units", epoch), len(units))
-        ordered = np.empty_like(units)
-        ordered[goes_to] = units
-        starts = np.concatenate([[0], np.cumsum(ordered[:, SIZE], dtype=np.int64)])
+        units, starts = self._layout(epoch)
         drawn = int(starts[-1])
         first = self._sections[-1].stop if self._sections else 0
         length, left = divmod(len(self._carry.rows) + drawn, self.lanes)
         most = int(units[:, COPY].max(initial=-1)) + 1
-        section = Section(epoch, first, length, self._carry, drawn, most, ordered, starts)
+        section = Section(epoch, first, length, self._carry, drawn, most)
         whole = length * self.lanes
         self._carry = self.samples(section, np.arange(whole, whole + left))
         self._sections.append(section)
@@ -124,6 +118,18 @@ class Sections:
                 f"plan {self.plan.name!r} drew nothing in {EMPTY_EPOCHS:,} epochs: there is nothing to train on"
             )
 
+    def _layout(self, epoch: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """The units of an epoch in their order, int32 [U, 3], and where each begins among the drawn samples, int64 [U + 1]."""
+        if epoch not in self._layouts:
+            units = units_of(self.plan, epoch)
+            ordered = np.empty_like(units)
+            ordered[permutation(stream_key(self.seed, "units", epoch), len(units))] = units
+            while len(self._layouts) >= KEPT_LAYOUTS:
+                self._layouts.popitem(last=False)
+            self._layouts[epoch] = ordered, np.concatenate([[0], np.cumsum(ordered[:, SIZE], dtype=np.int64)])
+        self._layouts.move_to_end(epoch)
+        return self._layouts[epoch]
+
     def samples(self, section: Section, places: npt.NDArray[np.int64]) -> Samples:
         """The samples at some places of a section: carried ones first, then unit after unit; of the shape of `places`."""
         flat = places.ravel()
@@ -133,7 +139,8 @@ class Sections:
         if carried:
             heading = np.flatnonzero(flat < carried)
             rows[heading], epochs[heading] = section.carried.take(flat[heading])
-        unit = np.searchsorted(section.starts, flat - carried, side="right") - 1
+        units, starts = self._layout(section.epoch)
+        unit = np.searchsorted(starts, flat - carried, side="right") - 1
         order = np.argsort(unit, kind="stable")
         changes = np.flatnonzero(np.diff(unit[order], prepend=-2, append=-2))
         for begin, end in zip(changes[:-1].tolist(), changes[1:].tolist(), strict=True):
@@ -141,8 +148,8 @@ class Sections:
             if number < 0:
                 continue
             mine = order[begin:end]
-            shard, copy, _ = section.units[number].tolist()
-            rows[mine] = self._unit_rows(section.epoch, shard, copy)[flat[mine] - carried - section.starts[number]]
+            shard, copy, _ = units[number].tolist()
+            rows[mine] = self._unit_rows(section.epoch, shard, copy)[flat[mine] - carried - starts[number]]
         self.plan.release_pages()
         return Samples(rows.reshape(places.shape), epochs.reshape(places.shape))
 

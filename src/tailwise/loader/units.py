@@ -7,6 +7,7 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import read_array, write_array
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
@@ -37,7 +38,7 @@ def units_of(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
         with locked(plan.folder / ".units.lock", str(path), wait=True):
             with suppress(OSError, ValueError, EOFError):  # another process has counted them meanwhile
                 return read_array(path)
-            write_array(path, _count(plan, epoch))
+            write_array(path, _count(plan, epoch), unique=True)
             return read_array(path)
     except OSError:
         return _count(plan, epoch)
@@ -60,3 +61,11 @@ def _count(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
         first = last
         plan.release_pages()
     return np.concatenate(tables) if tables else np.empty((0, 3), np.int32)
+
+
+def prepare(catalog: str, name: str, epoch: int) -> None:
+    """Counts an epoch, and keeps its slots and those of the epoch before, which are read now, whenever that was counted."""
+    plan = Plan(Catalog.open(catalog), name)
+    plan.keep_slots(epoch - 1)
+    units_of(plan, epoch)
+    plan.keep_slots(epoch)

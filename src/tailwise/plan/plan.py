@@ -162,7 +162,7 @@ class Plan:
         return DRAWS[self.draw_name].copies(self, self.drawn_epoch(epoch), self._checked(rows))
 
     def keep_slots(self, epoch: int) -> None:
-        """Writes the slots of all rows before `epoch` into the plan's folder (4 bytes a row); those of one earlier epoch stay.
+        """Writes the slots of all rows before `epoch` into the plan's folder (4 bytes a row); of those before it, the latest stay.
 
         Draws of that epoch, and of later ones, then start from them, and needn't replay all epochs from the first. They say nothing
         new: without them every draw is the same. Only of use to dynamic plans drawn by stream; does nothing for others.
@@ -174,15 +174,13 @@ class Plan:
         path = self._slots_path(epoch)
         if self.draw_name != "stream" or not self.dynamic or epoch < 1 or path.exists():
             return
-        with locked(self.folder / ".slots.lock", str(path)), replacing(path) as temporary:
+        with locked(self.folder / ".slots.lock", str(path)), replacing(path, unique=True) as temporary:
             slots = create_array(temporary, (self.rows,), np.uint32)
             for span in self.spans():
                 slots[span] = self.slots(epoch, span)
             del slots
-        kept = sorted(other for other in path.parent.glob("before-*.npy") if other <= path)[-2:]
-        for other in path.parent.glob("before-*.npy"):
-            if other not in kept:  # the epoch before may still be read by others
-                other.unlink()
+        for other in sorted(other for other in path.parent.glob("before-*.npy") if other <= path)[:-2]:
+            other.unlink()  # the epoch before may still be read by others, and later ones be another training's
 
     def _slots_path(self, epoch: int) -> Path:
         return self.folder / "slots" / f"before-{epoch:09d}.npy"
@@ -197,17 +195,19 @@ class Plan:
 
     def _kept_slots(self, epoch: int) -> tuple[int, npt.NDArray[np.uint32]]:
         """The latest epoch, not after `epoch`, whose slots are kept, and these, mapped; epoch 0 and nothing where there are none."""
-        if self._slots[0] == epoch:  # still mapped, whatever has become of the file
-            return self._slots
+        found = self._slots  # a local name: another thread may be drawing another epoch
+        if found[0] == epoch:  # still mapped, whatever has become of the file
+            return found
         there = [int(path.stem.removeprefix("before-")) for path in (self.folder / "slots").glob("before-*.npy")]
         first = max((number for number in there if number <= epoch), default=0)
-        if first != self._slots[0]:
-            self._slots = 0, np.empty(0, np.uint32)
+        if first != found[0]:
+            found = 0, np.empty(0, np.uint32)
             with suppress(
                 OSError, ValueError, EOFError
             ):  # damaged, or another process has just kept those of another epoch
-                self._slots = first, read_array(self._slots_path(first))
-        return self._slots
+                found = first, read_array(self._slots_path(first))
+            self._slots = found
+        return found
 
     def release_pages(self) -> None:
         """Lets go of the pages that were read of the mapped columns: they stay in the system's cache, and don't count as this process's."""

@@ -168,6 +168,7 @@ def _own_data(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer) -> 
             cache_folder=options.cache,
             cache_bytes=options.cache_bytes,
             log=_log(run),
+            pin_memory=torch.device(args.device).type == "cuda",
         )
         made.append(loader)
         segments = SegmentLoader(
