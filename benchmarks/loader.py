@@ -1,9 +1,9 @@
 """The loader against webdataset's filter-after-read: trained samples/s and bytes read for each, by share kept, image size and workers.
 
 The peer is what one writes without tailwise: tarfile_to_samples, a filter by a set of keys, shuffle, decode, transform, batch, behind the
-same torch DataLoader workers. Both decode and transform in the same way: `bytes` not at all, `decoded` to RGB pixels (PIL), `augmented` as
-open_clip trains (PIL, RandomResizedCrop, normalised). Files are in the page cache, turns alternate, medians of the rounds; without workers also the ratio of CPU times, which noise touches
-less. Bytes: of one epoch, without workers; `disk` is what the kernel fetched with the tars dropped from the page cache before.
+same torch DataLoader workers. Both decode and transform in the same way: `bytes` not at all; `decoded` to RGB pixels by torchvision.io; `pil`
+by PIL; `augmented` as open_clip trains (PIL, RandomResizedCrop, normalised). Files are in the page cache, turns alternate, medians of the
+rounds; without workers also the ratio of CPU times, which noise touches less. Bytes: of one epoch, without workers; `disk` is what the kernel fetched with the tars dropped from the page cache before.
 usage: loader.py [--quick] [--side 64 …]
 """
 
@@ -24,10 +24,12 @@ import torch
 import webdataset as wds
 from common import print_header
 from open_clip.transform import image_transform
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.functional import pil_to_tensor
 
 import tailwise
 from tailwise.loader import Loader
+from tailwise.loader.dataset import decode_rgb
 from tailwise.loader.locations import Locations
 from tailwise.loader.stores import sample_ranges
 
@@ -47,10 +49,21 @@ class Size(NamedTuple):
 
 SIZES = (Size(64, 64, 1 << 30, 256), Size(256, 224, 6000, 64), Size(512, 224, 4000, 64))
 KEEPS = (1.0, 0.5, 0.277, 0.1)
-MODES: dict[str, Callable[[int], Callable | None]] = {
-    "bytes": lambda _: None,
-    "decoded": lambda _: pil_to_tensor,
-    "augmented": lambda crop_px: image_transform(crop_px, is_train=True),
+
+
+def decode_pixels(encoded: bytes) -> torch.Tensor:
+    return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
+
+
+def as_it_is(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels
+
+
+MODES: dict[str, Callable[[int], tuple[Callable, Callable | None]]] = {
+    "bytes": lambda _: (decode_rgb, None),
+    "decoded": lambda _: (decode_pixels, as_it_is),
+    "pil": lambda _: (decode_rgb, pil_to_tensor),
+    "augmented": lambda crop_px: (decode_rgb, image_transform(crop_px, is_train=True)),
 }
 
 
@@ -89,23 +102,24 @@ def measure(size: Size, folder: Path, quick: bool) -> None:
     for keep in (1.0, 0.277) if quick else KEEPS:
         plan = tailwise.make_plan(catalog, f"keep-{keep}", tailwise.PlanRequest("random", keep=keep))
         print_bytes(plan, tars, keep, size.batch)
-        for mode, transform in MODES.items():
+        for mode, functions in MODES.items():
             for workers in (0, 2):
-                print_rates(plan, tars, mode, transform(size.crop_px), workers, size.batch, rounds=1 if quick else 3)
+                print_rates(plan, tars, mode, *functions(size.crop_px), workers, size.batch, rounds=1 if quick else 3)
 
 
 def print_rates(
     plan: tailwise.Plan,
     tars: list[Path],
     mode: str,
+    decode: Callable,
     transform: Callable | None,
     workers: int,
     batch_size: int,
     rounds: int,
 ) -> None:
-    loader = Loader(plan, batch_size=batch_size, transform=transform, workers=workers)
+    loader = Loader(plan, batch_size=batch_size, decode=decode, transform=transform, workers=workers)
     ours = (len(batch.rows) for batch in loader)
-    theirs = (len(batch[1]) for batch in peer(plan, tars, transform, workers, batch_size))
+    theirs = (len(batch[1]) for batch in peer(plan, tars, decode, transform, workers, batch_size))
     next(ours), next(theirs)  # starts workers, compiles
     rates: dict[str, list[tuple[float, float]]] = {"webdataset": [], "tailwise": []}
     for _ in range(rounds):
@@ -151,6 +165,7 @@ def drawn_keys(plan: tailwise.Plan) -> set[str]:
 def peer(
     plan: tailwise.Plan,
     tars: list[Path],
+    decode: Callable,
     transform: Callable | None,
     workers: int,
     batch_size: int,
@@ -166,7 +181,7 @@ def peer(
         wds.shuffle(SHUFFLE, initial=SHUFFLE),
     ]
     if transform is not None:
-        stages += [wds.decode("pilrgb"), wds.map_dict(jpg=transform)]
+        stages.append(wds.map_dict(jpg=lambda encoded: transform(decode(encoded))))
     pipeline = wds.DataPipeline(*stages, wds.to_tuple("jpg", "txt"), wds.batched(batch_size))
     return wds.WebLoader(pipeline, batch_size=None, num_workers=workers)
 
@@ -187,7 +202,7 @@ def print_bytes(plan: tailwise.Plan, tars: list[Path], keep: float, batch_size: 
     theirs = sum(path.stat().st_size for path in tars) / len(rows)
     read_ours, disk_ours, samples_ours = io_of(tars, lambda: sum(len(batch.rows) for batch in loader.epoch(0)))
     read_peer, disk_peer, samples_peer = io_of(
-        tars, lambda: sum(len(batch[1]) for batch in peer(plan, tars, None, 0, batch_size, endless=False))
+        tars, lambda: sum(len(batch[1]) for batch in peer(plan, tars, decode_rgb, None, 0, batch_size, endless=False))
     )
     print(
         f"  keep {keep}: bytes a trained sample, webdataset : tailwise {theirs:,.0f} : {ours:,.0f} (ratio {theirs / ours:.2f}); "
