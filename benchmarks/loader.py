@@ -1,10 +1,11 @@
 """The loader against webdataset's filter-after-read: trained samples/s and bytes read for each, by share kept, image size and workers.
 
 The peer is what one writes without tailwise: tarfile_to_samples, a filter by a set of keys, shuffle, decode, transform, batch, behind the
-same torch DataLoader workers. Both decode and transform in the same way: `bytes` not at all; `decoded` to RGB pixels by torchvision.io; `pil`
-by PIL; `augmented` as open_clip trains (PIL, RandomResizedCrop, normalised). Files are in the page cache, turns alternate, medians of the
-rounds; without workers also the ratio of CPU times, which noise touches less. Bytes: of one epoch, without workers; `disk` is what the kernel fetched with the tars dropped from the page cache before.
-usage: loader.py [--quick] [--side 64 …]
+same torch DataLoader workers. Both decode and transform in the same way: `bytes` not at all; `decoded` to RGB pixels by torchvision.io;
+`pil` by PIL; `augmented` as open_clip trains (PIL, RandomResizedCrop, normalised). Files are in the page cache, turns alternate, medians of
+the rounds; without workers also the ratio of CPU times, which noise touches less. Bytes: of one epoch, without workers; `disk` is what the
+kernel fetched with the tars dropped from the page cache before.
+usage: loader.py [--quick] [--side 64 …] [--keep 0.277 …]
 """
 
 import argparse
@@ -71,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="64 px, two shares, one round")
     parser.add_argument("--side", type=int, nargs="+", help="of the images, in pixels; all by default")
+    parser.add_argument("--keep", type=float, nargs="+", default=KEEPS, help="shares; all by default")
     options = parser.parse_args()
     quick = options.quick
     torch.set_num_threads(1)  # as in workers
@@ -84,10 +86,10 @@ def main() -> None:
     wanted = options.side or [size.side_px for size in (SIZES[:1] if quick else SIZES)]
     for size in (size for size in SIZES if size.side_px in wanted):
         with tempfile.TemporaryDirectory() as folder:
-            measure(size, Path(folder), quick)
+            measure(size, Path(folder), options.keep, quick)
 
 
-def measure(size: Size, folder: Path, quick: bool) -> None:
+def measure(size: Size, folder: Path, keeps: list[float], quick: bool) -> None:
     samples = list(pools.read_samples(pools.source(folder)))[: size.images]
     big = [(key, pools.enlarged(image, size.side_px), caption) for key, image, caption in samples]
     copies = ((f"{copy}{key}", image, caption) for copy in range(COPIES) for key, image, caption in big)
@@ -99,7 +101,7 @@ def measure(size: Size, folder: Path, quick: bool) -> None:
         f"\n{size.side_px} px, crop {size.crop_px}, batches of {size.batch}: {len(big) * COPIES:,} samples of "
         f"{total / len(big) / COPIES / 1000:.1f} KB in {len(tars)} tars"
     )
-    for keep in (1.0, 0.277) if quick else KEEPS:
+    for keep in (1.0, 0.277) if quick else keeps:
         plan = tailwise.make_plan(catalog, f"keep-{keep}", tailwise.PlanRequest("random", keep=keep))
         print_bytes(plan, tars, keep, size.batch)
         for mode, functions in MODES.items():
