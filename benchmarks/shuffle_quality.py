@@ -22,7 +22,7 @@ from tailwise.loader.order import Order, OrderOptions
 
 BATCHES = (256, 1024)
 LANES = (1, 4, 16, 64)
-BLOCKS = (16, 64, 256, 1024, 4096)
+BLOCKS = (16, 64, 256, 1024, 8192)
 MORE_BLOCKS = (16_384, 65_536)  # which only the large pool has room for
 DEFAULT_LANES, DEFAULT_BLOCK = OrderOptions(64).lanes, OrderOptions(64).block
 GOAL = 0.05
@@ -150,7 +150,7 @@ def draw(figures: dict[str, dict[tuple[int, int, int], float]], path: Path) -> N
             axes.plot(DEFAULT_BLOCK, default, "s", markersize=9, fillstyle="none", color="black", label="default")
             axes.set(xscale="log", yscale="log", title=f"{name}\nbatch {batch}")
             axes.title.set_fontsize(9)
-            axes.set_xticks([16, 256, 4096, 65_536], ["16", "256", "4,096", "65,536"])
+            axes.set_xticks([16, 256, 8192, 65_536], ["16", "256", "8,192", "65,536"])
             axes.set_yticks([0.8, 1, 1.5, 2, 4], ["0.8", "1", "1.5", "2", "4"])
             axes.minorticks_off()
     for axes in grid[-1]:
