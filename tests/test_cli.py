@@ -14,7 +14,7 @@ import pytest
 
 
 def run(*arguments, code=0):
-    command = [sys.executable, "-m", "tailwise.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "tailwise", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == code, result.stdout + result.stderr
     assert "Traceback" not in result.stderr

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tailwise.loader import Loader
     from tailwise.plan import Plan
     from tailwise.plan.explain import explain
-    from tailwise.stages.cluster import cluster
+    from tailwise.stages.cluster import cluster, extend_clustering
     from tailwise.stages.embed import embed
     from tailwise.stages.import_pool import import_pool
     from tailwise.stages.plan import PlanRequest, make_plan
@@ -30,6 +30,7 @@ __all__ = [
     "embed",
     "explain",
     "export_plan",
+    "extend_clustering",
     "import_pool",
     "make_plan",
     "make_rate_plan",
@@ -43,6 +44,7 @@ _HOMES = {
     "UserError": ("tailwise.errors", "UserError"),
     "cluster": ("tailwise.stages.cluster", "cluster"),
     "embed": ("tailwise.stages.embed", "embed"),
+    "extend_clustering": ("tailwise.stages.cluster", "extend_clustering"),
     "explain": ("tailwise.plan.explain", "explain"),
     "export_plan": ("tailwise.export", "export"),
     "import_pool": ("tailwise.stages.import_pool", "import_pool"),

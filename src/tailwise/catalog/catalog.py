@@ -238,6 +238,14 @@ class Catalog:
         """
         return self.folder / "clusters" / check_name(name)
 
+    def drops_folder(self, name: str) -> Path:
+        """Where a drop list lies.
+
+        Raises:
+            UserError: nothing can have this name.
+        """
+        return self.folder / "drops" / check_name(name)
+
     def plan_folder(self, name: str) -> Path:
         """Where a plan lies.
 

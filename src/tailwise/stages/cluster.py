@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.drops import Survivors
 from tailwise.catalog.embeddings import COLUMNS
 from tailwise.catalog.files import (
     create_array,
@@ -28,7 +29,7 @@ from tailwise.catalog.files import (
     write_table,
 )
 from tailwise.errors import UserError
-from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS, Assigner
+from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
 from tailwise.kernels.keyed import stream_key
@@ -74,6 +75,7 @@ def cluster(
     seed: int = 0,
     iterations: int = ITERATIONS,
     points_per_centroid: int = POINTS_PER_CENTROID,
+    without: Sequence[str] = (),
     max_memory_bytes: int = 8 << 30,
     device: str = "auto",
     force: bool = False,
@@ -90,6 +92,7 @@ def cluster(
         seed: decides the sample and the seeding.
         iterations: of k-means, at most; it stops early when the mean cosine gains less than 1e-5.
         points_per_centroid: k-means is fitted on at most about this many rows a centroid, drawn by hash.
+        without: names of drop lists; what they drop belongs to no cluster.
         max_memory_bytes: refuse what needs more; the working set depends on K and d, not on the pool.
         device: of the matrix products: "auto", "cpu", "cuda"; the result doesn't depend on it.
         force: accept a collapsed clustering, or fewer clusters than asked for.
@@ -112,15 +115,70 @@ def cluster(
         "seed": seed,
         "iterations": iterations,
         "points_per_centroid": points_per_centroid,
+        "without": list(without),
         "snapshot": snapshot.number,
     }
-    inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot)}
+    survivors = Survivors(catalog, without, snapshot)
+    inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot), **survivors.inputs}
     with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
         if not artifact.done:
-            stage = _ClusterStage(catalog, artifact, snapshot, blocks, device, force, track)
+            stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, force, track)
             stage.fit(clusters, merge, seed, iterations, points_per_centroid)
             stage.assign()
             stage.describe(clusters)
+    return load_clustering(catalog, name)
+
+
+def extend_clustering(
+    catalog: Catalog,
+    base: str,
+    *,
+    name: str,
+    without: Sequence[str] = (),
+    device: str = "auto",
+    force: bool = False,
+    track: Track = silent,
+) -> Clustering:
+    """Assigns the newest snapshot to the centroids of a clustering that was made for an earlier one. Nothing is fitted anew.
+
+    Rows that the earlier clustering assigned keep their cluster and their rank within it, unless `without` leaves them out.
+
+    Args:
+        catalog: with embeddings for all of its samples, less rejected ones.
+        base: name of the earlier clustering, by k-means.
+        name: of the new one.
+        without: names of drop lists; what they drop belongs to no cluster.
+        device: of the matrix products; the result doesn't depend on it.
+        force: accept a collapsed clustering.
+        track: shows progress.
+
+    Raises:
+        UserError: there is no such clustering, or it has no centroids, or embeddings are missing.
+    """
+    snapshot = catalog.snapshot()
+    check_device(device)
+    folder = catalog.clusters_folder(base)
+    manifest = read_manifest(folder, "clustering", f"make it with `tailwise cluster {catalog.folder} --name {base}`")
+    if not (folder / "centroids.npy").exists():
+        raise UserError(
+            f"clustering {base!r} has no centroids to assign new samples to: make it anew for this snapshot"
+        )
+    column = manifest["identity"]["config"]["column"]
+    blocks = catalog.embedding_parts(column, snapshot)
+    survivors = Survivors(catalog, without, snapshot)
+    config = {"extends": base, "column": column, "without": list(without), "snapshot": snapshot.number}
+    inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot), **survivors.inputs}
+    with Artifact(
+        catalog.clusters_folder(name), "clusters", config, {**inputs, "base": artifact_id(manifest)}
+    ) as artifact:
+        if not artifact.done:
+            stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, force, track)
+            for file in ("fit.json", "centroids.npy"):
+                shutil.copyfile(folder / file, artifact.path(file))
+            base_snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
+            same = manifest["identity"]["inputs"]["embeddings"] == catalog.embedding_id(column, base_snapshot)
+            stage.assign(folder if same else None, base_snapshot.parts)
+            stage.describe(len(map_array(artifact.path("centroids.npy"))))
     return load_clustering(catalog, name)
 
 
@@ -176,11 +234,13 @@ class _ClusterStage:
         artifact: Artifact,
         snapshot: Snapshot,
         blocks: list[npt.NDArray[np.float16]],
+        survivors: Survivors,
         device: str,
         force: bool,
         track: Track,
     ) -> None:
         self.catalog, self.artifact, self.snapshot, self.blocks = catalog, artifact, snapshot, blocks
+        self.survivors = survivors
         self.device, self.force, self.track = device, force, track
         self.parts = catalog.parts(snapshot)
 
@@ -219,14 +279,16 @@ class _ClusterStage:
 
     def _training_rows(self, wanted: int, seed: int) -> list[npt.NDArray[Any]]:
         """The blocks themselves, or a copy on disk of about `wanted` rows drawn by hash."""
-        if self.snapshot.rows <= wanted:
+        if self.snapshot.rows <= wanted and not self.survivors.lists:
             return list(self.blocks)
-        share = wanted / self.snapshot.rows
+        present = sum(int(self.survivors.keeps(part.span).sum()) for part in self.parts)
+        share = min(wanted / max(present, 1), 1.0)
         folder = self.artifact.path("training")
         key = stream_key(seed, "training rows")
         for number, (part, block) in enumerate(zip(self.parts, self.blocks, strict=True)):
+            kept = self.survivors.keeps(part.span)
             chosen = [
-                chosen_rows(part.first_row + start, len(chunk), share, key)
+                chosen_rows(part.first_row + start, len(chunk), share, key) & kept[start : start + len(chunk)]
                 for start, chunk in row_chunks([block], CHUNK_ROWS)
             ]
             shape = (sum(int(mask.sum()) for mask in chosen), block.shape[1])
@@ -238,17 +300,25 @@ class _ClusterStage:
                 first += len(rows)
         return [read_array(folder / f"{number}.npy") for number in range(len(self.blocks))]
 
-    def assign(self) -> None:
-        """Writes label and similarity of every row, part by part."""
+    def assign(self, base: Path | None = None, base_parts: int = 0) -> None:
+        """Writes label and similarity of every row, part by part; those that `base`, of so many parts, has are taken from there."""
         assigner = Assigner(map_array(self.artifact.path("centroids.npy")), device=self.device)
         for part, block in self.track(list(zip(self.parts, self.blocks, strict=True)), "assigning", len(self.parts)):
             if self._path("similarity", part).exists():
                 continue
-            labels = np.empty(part.rows, np.int32)
-            similarity = np.empty(part.rows, np.float32)
+            kept = self.survivors.keeps(part.span)
+            labels = np.full(part.rows, MISSING, np.int32)
+            similarity = np.zeros(part.rows, np.float32)
+            if base is not None and part.number < base_parts:
+                known = kept & (map_array(base / f"label-{part.name}.npy") >= 0)
+                labels[known] = map_array(base / f"label-{part.name}.npy")[known]
+                similarity[known] = map_array(base / f"similarity-{part.name}.npy")[known]
             for start, chunk in row_chunks([block], CHUNK_ROWS):
-                stop = start + len(chunk)
-                labels[start:stop], similarity[start:stop] = assigner(chunk)
+                wanted = start + np.flatnonzero(
+                    kept[start : start + len(chunk)] & (labels[start : start + len(chunk)] < 0)
+                )
+                if len(wanted):
+                    labels[wanted], similarity[wanted] = assigner(chunk[wanted - start])
             write_array(self._path("label", part), labels)
             write_array(self._path("similarity", part), similarity)
 
@@ -270,6 +340,7 @@ class _ClusterStage:
         table = _cluster_table(centroids, seen, similarity_sums)
         write_table(self.artifact.path("clusters.parquet"), table)
         clustered = int(seen.sum())
+        dropped = sum(int((~self.survivors.keeps(part.span)).sum()) for part in self.parts)
         fit = read_json(self.artifact.path("fit.json"))
         self.artifact.finish(
             {
@@ -277,7 +348,8 @@ class _ClusterStage:
                 "empty": int((seen == 0).sum()),
                 "fitted": fit["fitted"],
                 "samples": clustered,
-                "without_embedding": self.snapshot.rows - clustered,
+                "dropped": dropped,
+                "without_embedding": self.snapshot.rows - clustered - dropped,
                 "iterations": len(fit["mean_cosine"]),
                 "mean_cosine": float(similarity_sums.sum() * SIMILARITY_UNIT / max(clustered, 1)),
             }

@@ -14,7 +14,7 @@ Section = list[dict[str, Any]]
 
 
 def status(catalog: Catalog) -> dict[str, Section]:
-    """The catalog's content by section: snapshots, embeddings, clusterings, plans, left out."""
+    """The catalog's content by section: snapshots, embeddings, clusterings, drop lists, plans, left out."""
     rejections = Rejections()
     for path in sorted((catalog.folder / "rejected").glob("*.parquet")):
         rejections.count(path)
@@ -27,6 +27,7 @@ def status(catalog: Catalog) -> dict[str, Section]:
             _column(catalog, path) for path in sorted((catalog.folder / "embeddings").glob("*/column.json"))
         ],
         "clusterings": _artifacts(catalog.folder / "clusters", ("clusters", "merge", "column")),
+        "drop lists": _artifacts(catalog.folder / "drops", ("without",)),
         "plans": _artifacts(catalog.folder / "plans", ("method", "budget", "clusters", "dynamic", "draw")),
         "left out": reasons,
     }

@@ -36,7 +36,7 @@ def _noted(catalog: Catalog) -> Iterator[tuple[Path, str]]:
             path = column.parent / f"{part.name}.npy"
             if path.exists() or path.with_suffix(".json").exists():
                 yield path, _digest(path.with_suffix(".json"))
-    for kind in ("clusters", "plans"):
+    for kind in ("clusters", "drops", "plans"):
         for manifest in sorted((catalog.folder / kind).glob(f"*/{MANIFEST}")):
             for name, digest in read_json(manifest)["files"].items():
                 yield manifest.parent / name, digest

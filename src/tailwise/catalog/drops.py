@@ -1,0 +1,139 @@
+"""Drop lists: the samples that a dedup or a filter leaves out, with the reason of each.
+
+A list names the lists that it was made without (`without`): what those drop took no part in it. Together they say what survives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.files import ROW_GROUP_ROWS, create_array, map_array, replacing
+from tailwise.errors import UserError
+
+DROPPED_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),  # of the catalog; ascending
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("value", pa.float64()),  # of the score that decided, if one did
+        pa.field("cluster", pa.int32()),  # that the sample was compared in
+        pa.field("kept_row", pa.int64()),  # the sample that this one duplicates
+        pa.field("similarity", pa.float32()),  # to it
+    ]
+)
+
+
+class DropList:
+    """A finished drop list.
+
+    Attributes:
+        catalog: where it lies.
+        name: of it.
+        kind: the stage that made it: "dedup" or "filter".
+        without: names of the lists it was made without, as given.
+        snapshot: the rows it speaks of are those of this snapshot.
+    """
+
+    def __init__(self, catalog: Catalog, name: str) -> None:
+        """Opens it.
+
+        Raises:
+            UserError: there is none of this name.
+        """
+        self.catalog, self.name = catalog, name
+        self.folder = catalog.drops_folder(name)
+        remedy = f"make it with `tailwise dedup {catalog.folder} --name {name} …` or `tailwise filter …`"
+        self.manifest = read_manifest(self.folder, "drop list", remedy)
+        config = self.manifest["identity"]["config"]
+        self.kind: str = self.manifest["identity"]["kind"]
+        self.without: list[str] = list(config["without"])
+        self.snapshot: Snapshot = catalog.snapshot(config["snapshot"])
+
+    @cached_property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Which rows it drops, those of `without` not among them: bool [N], mapped."""
+        return map_array(self.folder / "dropped.npy")
+
+    def tables(self, rows: slice) -> pa.Table:
+        """What it dropped among some rows, and why: DROPPED_SCHEMA."""
+        within = [("row", ">=", rows.start), ("row", "<", rows.stop)]
+        return pq.read_table(self.folder / "dropped.parquet", filters=within)
+
+    @property
+    def id(self) -> str:
+        """The hash that stands for it among the inputs of another artifact."""
+        return artifact_id(self.manifest)
+
+
+def write_drops(artifact: Artifact, rows: int, tables: Iterable[pa.Table]) -> int:
+    """Writes dropped.npy and dropped.parquet of a drop list; returns how many rows it drops.
+
+    Args:
+        artifact: whose identity has the kind "dedup" or "filter", and in its config "snapshot" (number) and "without" (names).
+        rows: N, of the snapshot.
+        tables: DROPPED_SCHEMA, by ascending row over all tables, each row once.
+    """
+    total = 0
+    with (
+        replacing(artifact.path("dropped.npy")) as mask_path,
+        replacing(artifact.path("dropped.parquet")) as table_path,
+        pq.ParquetWriter(table_path, DROPPED_SCHEMA, compression="zstd") as writer,
+    ):
+        mask = create_array(mask_path, (rows,), np.bool_)
+        for table in tables:
+            mask[table.column("row").to_numpy()] = True
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            total += table.num_rows
+        del mask
+    return total
+
+
+class Survivors:
+    """What several drop lists, and those that they were made without, leave of a snapshot.
+
+    Attributes:
+        lists: all of them, each once, earlier ones first.
+        inputs: name and hash of each, for the inputs of an artifact.
+    """
+
+    def __init__(self, catalog: Catalog, without: Sequence[str], snapshot: Snapshot) -> None:
+        """Opens the lists.
+
+        Args:
+            catalog: where they lie.
+            without: names of drop lists.
+            snapshot: whose rows.
+
+        Raises:
+            UserError: there is no such list, or it was made for another snapshot.
+        """
+        self.lists: list[DropList] = []
+        self._open(catalog, without, snapshot)
+        self.inputs = {f"without {item.name}": item.id for item in self.lists}
+
+    def _open(self, catalog: Catalog, names: Sequence[str], snapshot: Snapshot) -> None:
+        for name in names:
+            if any(item.name == name for item in self.lists):
+                continue
+            opened = DropList(catalog, name)
+            if opened.snapshot.number != snapshot.number:
+                raise UserError(
+                    f"the drop list {name!r} was made for snapshot {opened.snapshot.number}, and this is for {snapshot.number}: "
+                    "make it for that snapshot too, under another name (dedup: --extends)"
+                )
+            self._open(catalog, opened.without, snapshot)
+            self.lists.append(opened)
+
+    def keeps(self, rows: slice) -> npt.NDArray[np.bool_]:
+        """Which of some rows survive: bool [n]."""
+        kept = np.ones(rows.stop - rows.start, np.bool_)
+        for item in self.lists:
+            kept &= ~item.mask[rows]
+        return kept

@@ -1,0 +1,100 @@
+"""Grouping the pool: cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, parse_bytes, refuse_given, with_bars
+from tailwise.errors import UserError
+
+
+@app.command()
+def cluster(
+    catalog: CatalogPath,
+    clusters: Annotated[
+        int | None,
+        typer.Option(help="K, before merging. DBP: 500 for 280M samples; DynamiCS: 50,000.", show_default=False),
+    ] = None,
+    merge: Annotated[
+        float | None,
+        typer.Option(help="Merge centroids whose cosine is at least this. DynamiCS: 0.7.", show_default=False),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the clustering.")] = "main",
+    column: Annotated[str, typer.Option(help="Embeddings to cluster: image or text.")] = "image",
+    seed: Annotated[int, typer.Option(help="Decides the sample and the seeding.")] = 0,
+    iterations: Annotated[int, typer.Option(help="Of k-means, at most.")] = 20,
+    points_per_centroid: Annotated[
+        int, typer.Option(help="Rows that k-means is fitted on, per centroid, at most.")
+    ] = 1000,
+    without: Without = None,
+    extends: Annotated[
+        str | None,
+        typer.Option(help="In place of --clusters: assign to the centroids of this clustering.", show_default=False),
+    ] = None,
+    max_memory: Annotated[str, typer.Option(help="Refuse what needs more.")] = "8GB",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; the result doesn't depend on it.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Accept a collapsed clustering.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cluster the pool by spherical k-means.
+
+    The result depends on the embeddings and the options alone: not on device, threads, or memory.
+
+    Examples:
+
+      tailwise cluster my-catalog --clusters 500
+
+      tailwise cluster my-catalog --clusters 50000 --merge 0.7 --name fine
+
+      tailwise cluster my-catalog --clusters 500 --without duplicates
+
+      tailwise cluster my-catalog --extends main --name main-2  (new shards were imported: their samples join the old clusters)
+    """
+    from tailwise.printing import print_json, print_sizes
+    from tailwise.stages import cluster as stage
+
+    opened = open_catalog(catalog)
+    if (clusters is None) == (extends is None):
+        raise UserError("give either --clusters K or --extends CLUSTERING")
+    if extends is not None:
+        unused: dict[str, object] = {"--merge": merge, "--column": column if column != "image" else None}
+        unused |= {"--seed": seed or None, "--iterations": iterations if iterations != stage.ITERATIONS else None}
+        points = points_per_centroid if points_per_centroid != stage.POINTS_PER_CENTROID else None
+        refuse_given({**unused, "--points-per-centroid": points}, "with --extends: the centroids are there already")
+        made = with_bars(
+            lambda track: stage.extend_clustering(
+                opened, extends, name=name, without=without or (), device=device, force=force, track=track
+            )
+        )
+    else:
+        made = with_bars(
+            lambda track: stage.cluster(
+                opened,
+                clusters=clusters or 0,
+                merge=merge,
+                name=name,
+                column=column,
+                seed=seed,
+                iterations=iterations,
+                points_per_centroid=points_per_centroid,
+                without=without or (),
+                max_memory_bytes=parse_bytes(max_memory),
+                device=device,
+                force=force,
+                track=track,
+            )
+        )
+    if as_json:
+        print_json({"name": name, **made.summary})
+        return
+    summary = made.summary
+    merged = f", merged from {summary['fitted']:,}" if merge is not None else ""
+    print(f"clustering {name!r}: {summary['clusters']:,} clusters{merged}, of {summary['samples']:,} samples")
+    print(f"mean cosine to the centroid {summary['mean_cosine']:.4f}, after {summary['iterations']} iterations")
+    if summary["dropped"]:
+        print(f"{summary['dropped']:,} samples are left out by {', '.join(without or ())} and belong to no cluster")
+    if summary["without_embedding"]:
+        print(f"{summary['without_embedding']:,} samples have no embedding and belong to no cluster")
+    print_sizes(made.table.column("size").to_numpy())

@@ -1,0 +1,163 @@
+"""What comes in, and how it stands: import, embed, status, verify, relocate."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tailwise.cli.app import AsJson, CatalogPath, Workers, app, open_catalog, with_bars
+from tailwise.errors import UserError
+
+
+class Format(str, Enum):
+    """What `import` reads."""
+
+    auto = "auto"
+    webdataset = "webdataset"
+    clip_retrieval = "clip-retrieval"
+
+
+@app.command("import")
+def import_(
+    paths: Annotated[list[str], typer.Argument(metavar="SOURCE... CATALOG", help="What to import, and where to.")],
+    format_name: Annotated[Format, typer.Option("--format", help="What the sources are.")] = Format.auto,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Import webdataset shards and embeddings into a catalog.
+
+    A SOURCE is a folder, file, glob or {brace..pattern} of .tar files (local or any fsspec URL), or a folder in clip-retrieval
+    layout (img_emb/, text_emb/, metadata/), joined by key. The tars are indexed where they lie; nothing is copied. What can't be
+    used is counted by reason and listed in CATALOG/rejected. Importing again adds what is new, as a new snapshot.
+
+    Examples:
+
+      tailwise import shards/ embeddings/ my-catalog
+
+      tailwise import 's3://bucket/pool/{00000..00999}.tar' my-catalog
+    """
+    from tailwise.printing import print_json, print_rejections, rejected_json
+    from tailwise.stages.import_pool import import_pool
+
+    if len(paths) < 2:
+        raise UserError("give at least one SOURCE, and the CATALOG last")
+    report = with_bars(
+        lambda track: import_pool(paths[:-1], paths[-1], format_name=format_name.value, workers=workers, track=track)
+    )
+    columns = [column.__dict__ for column in report.columns]
+    if as_json:
+        figures = {"snapshot": report.snapshot.__dict__, "new_shards": report.new_shards}
+        print_json(
+            {**figures, "new_samples": report.new_samples, "embeddings": columns, **rejected_json(report.rejections)}
+        )
+        return
+    new = f"{report.new_samples:,} samples in {report.new_shards:,} shards" if report.new_shards else "nothing new"
+    print(
+        f"{report.catalog.folder}: imported {new}; snapshot {report.snapshot.number} has {report.snapshot.rows:,} samples"
+    )
+    for column in report.columns:
+        print(
+            f"{column.column} embeddings: {column.embedded:,} of {column.samples:,} samples, {column.dimension} dimensions"
+        )
+    print_rejections(report.rejections)
+
+
+@app.command()
+def embed(
+    catalog: CatalogPath,
+    encoder: Annotated[str, typer.Option(help="pixels: colours and edges, without weights; for demos and tests only.")],
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make image embeddings from the shards themselves.
+
+    Parts of the catalog that have embeddings are skipped, so that a rerun goes on where it stopped.
+
+    Example:
+
+      tailwise embed my-catalog --encoder pixels
+    """
+    from tailwise.printing import print_json, print_rejections, rejected_json
+    from tailwise.stages.embed import embed as run
+
+    opened = open_catalog(catalog)
+    report = with_bars(lambda track: run(opened, encoder, workers=workers, track=track))
+    if as_json:
+        print_json({"embedded": report.embedded, "lacking": report.lacking, **rejected_json(report.rejections)})
+        return
+    print(f"image embeddings: {report.embedded:,} of {report.lacking:,} samples that had none, by {encoder}")
+    print_rejections(report.rejections)
+
+
+@app.command()
+def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
+    """Show what a catalog holds: snapshots, embeddings, clusterings, plans, and what was left unfinished.
+
+    Example:
+
+      tailwise status my-catalog
+    """
+    from tailwise.printing import print_json, print_table
+    from tailwise.stages.status import status as figures
+
+    found = figures(open_catalog(catalog))
+    if as_json:
+        print_json(found)
+        return
+    for section, items in found.items():
+        columns = tuple(items[0]) if items else ()
+        rows = [
+            tuple(f"{value:,}" if isinstance(value, int) else str(value) for value in item.values()) for item in items
+        ]
+        if items:
+            print_table(section, columns, rows)
+        else:
+            print(f"{section}: none")
+
+
+@app.command()
+def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
+    """Check that a catalog's files are still what was written, by their hashes.
+
+    Example:
+
+      tailwise verify my-catalog
+    """
+    from tailwise.printing import print_json
+    from tailwise.stages.verify import verify as run
+
+    opened = open_catalog(catalog)
+    count, bad = with_bars(lambda track: run(opened, track))
+    if as_json:
+        print_json({"files": count, "changed_or_missing": [str(path) for path in bad]})
+    else:
+        for path in bad:
+            print(f"changed or missing: {path}")
+        print(f"{count - len(bad):,} of {count:,} files are what was written")
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def relocate(
+    catalog: CatalogPath,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Leading part of the shards' paths.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="What takes its place.")],
+) -> None:
+    """Tell a catalog that its shards have moved.
+
+    Example:
+
+      tailwise relocate my-catalog /data/pool s3://bucket/pool
+    """
+    if not old.strip("/") or not new.strip("/") or old == new:
+        raise UserError(f"relocate {old!r} {new!r}: give the old leading folder and another new one")
+    if "://" not in new:
+        new = str(Path(new).expanduser().absolute())
+        if not Path(new).exists():
+            raise UserError(f"{new} doesn't exist: move the shards there first")
+    changed = open_catalog(catalog).relocate(old, new)
+    print(f"{changed:,} paths now begin with {new}")
