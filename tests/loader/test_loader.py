@@ -344,10 +344,10 @@ def test_processes_that_start_together_share_one_sequence(fresh_plan, run_ranks,
 
 def test_workers_may_be_spawned(make_loader):
     """They get the dataset pickled, after it has mapped and opened what it needs."""
-    loader = make_loader("often", transform=None, tokenizer=None)
+    loader = make_loader("often", transform=None, tokenizer=list)
     expected = take(loader, 30)
     assert len(pickle.dumps(loader.plan)) < 1000
-    spawned = make_loader("often", transform=None, tokenizer=None, workers=1)
+    spawned = make_loader("often", transform=None, tokenizer=list, workers=1)
     spawned._dataset = loader._dataset
     method = torch.multiprocessing.get_start_method()
     torch.multiprocessing.set_start_method("spawn", force=True)
@@ -376,7 +376,7 @@ from tailwise.loader import Loader
 from tailwise.plan import Plan
 
 if __name__ == "__main__":
-    loader = Loader(Plan(Catalog.open(sys.argv[1]), sys.argv[2]), batch_size=16, lanes=8, workers=2)
+    loader = Loader(Plan(Catalog.open(sys.argv[1]), sys.argv[2]), batch_size=16, lanes=8, workers=2, tokenizer=list)
     for epoch in range(22):
         for batch in loader.epoch(epoch):
             pass

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -67,22 +67,13 @@ class Batch(NamedTuple):
     replaced: list[Replacement]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Workers send the small tensors as arrays: a file descriptor for each would cost more than all the rest of an undecoded batch."""
+        """Workers send the small tensors as arrays: a file descriptor for each would cost more than all the rest."""
         numbers = [tensor.numpy() for tensor in (self.rows, self.epochs, self.positions)]
-        images = _packed(self.images) if isinstance(self.images, list) and self.images else self.images
-        return _unpickled, (images, self.texts, numbers, self.replaced)
-
-
-def _packed(images: list[bytes]) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-    """Encoded images end to end, in one tensor that goes through shared memory, not through the pipe; and where each ends."""
-    return torch.frombuffer(bytearray().join(images), dtype=torch.uint8), np.cumsum([len(image) for image in images])
+        return _unpickled, (self.images, self.texts, numbers, self.replaced)
 
 
 def _unpickled(images: Any, texts: Any, numbers: list[npt.NDArray[Any]], replaced: list[Replacement]) -> Batch:  # noqa: ANN401
     rows, epochs, positions = map(torch.from_numpy, numbers)
-    if isinstance(images, tuple):
-        content, ends = memoryview(images[0].numpy()), images[1].tolist()
-        images = [bytes(content[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
     return Batch(images, texts, rows, epochs, positions, replaced)
 
 
@@ -108,6 +99,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
         replaces: whether samples are replaced that can't be read from their shard; else that is an error. Broken ones always are.
         stride: how far apart the batches of one worker are.
         ahead_bytes: of remote shards, that may be fetched ahead.
+        lock: held by whoever uses what isn't made for several threads: order and stand-ins.
     """
 
     order: Order
@@ -122,6 +114,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
     replaces: bool
     stride: int
     ahead_bytes: int = 0
+    lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
         """Prepares what stands in for unreadable samples."""
@@ -137,8 +130,9 @@ class BatchDataset(Dataset["Batch | UserError"]):
             return error
 
     def _batch(self, number: int) -> Batch:
-        samples = self.order.batch(number, self.rank, self.world_size)
-        self._want_next(number)
+        with self.lock:
+            samples = self.order.batch(number, self.rank, self.world_size)
+            self._want_next(number)
         rows = samples.rows.copy()
         size = self.order.options.batch_size
         first = number * size + self.rank * size // self.world_size
@@ -153,7 +147,8 @@ class BatchDataset(Dataset["Batch | UserError"]):
                 if isinstance(found, str):
                     row = int(rows[at])
                     self._check_replaceable(row, content)
-                    rows[at], found_instead = self._substitute(row, int(samples.epochs[at]), partial(seed, at))
+                    with self.lock:
+                        rows[at], found_instead = self._substitute(row, int(samples.epochs[at]), partial(seed, at))
                     replaced.append(Replacement(int(positions[at]), row, int(rows[at]), found))
                     found = found_instead
                 images.append(found[0])

@@ -9,8 +9,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tailwise.loader.locations import Locations, Names, ensure_locations
 from tailwise.loader.order import Order, OrderOptions
 from tailwise.loader.shards import check_shards
 from tailwise.loader.stores import open_store
+from tailwise.loader.threads import read_ahead
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
 
@@ -90,7 +92,8 @@ class Loader:
             decode: bytes → image; PIL, in RGB, by default.
             transform: image → tensor; its random numbers are keyed by (seed, epoch, position). None: encoded images.
             tokenizer: list of captions → tensor [n, …]; None: the captions.
-            workers: processes that read; 0 reads in this one.
+            workers: processes that read, decode and transform; threads, where there is no transform and no tokenizer; 0 does all in
+                this thread.
             seed: of the order and the augmentation; the draw has its own, in the plan.
             lanes: C, see OrderOptions.
             block: samples of a lane that are shuffled together.
@@ -153,7 +156,8 @@ class Loader:
             shards.column("index_checksum").to_pylist(),
         )
         locations = Locations(plan.catalog, plan.snapshot)
-        stride = max(1, workers)
+        self._threads = workers if transform is None and tokenizer is None else 0
+        stride = 1 if self._threads else max(1, workers)
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._dataset = BatchDataset(
             self.order,
@@ -168,6 +172,7 @@ class Loader:
             on_damaged == "replace",
             stride,
             cache_bytes // (2 * ranks_here),
+            threading.Lock() if self._threads else nullcontext(),
         )
         self._batches: Iterator[Batch | UserError] | None = None
         self._counting: subprocess.Popen[bytes] | None = None
@@ -198,7 +203,11 @@ class Loader:
 
     def _next(self) -> Batch:
         if self._batches is None:
-            self._batches = iter(self._data_loader())
+            self._batches = (
+                read_ahead(self._dataset.__getitem__, self.position, self._threads, self._prefetch)
+                if self._threads
+                else iter(self._data_loader())
+            )
         try:
             batch = next(self._batches)
             if isinstance(batch, UserError):

@@ -6,18 +6,21 @@ import os
 import resource
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.kernels.pread import pread_many
 from tailwise.loader.remote import RemoteStore
 from tailwise.loader.spans import OpenFile
 
 ADJACENT_BYTES = (
     4096  # image and caption this close to each other come in one read: tar headers and a small JSON lie between
 )
+READ_RANGES = 64  # read in one call: bounds what is held twice
 
 
 class Store(Protocol):
@@ -37,7 +40,7 @@ class Store(Protocol):
         """
         ...
 
-    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
+    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
         """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
         ...
 
@@ -77,26 +80,24 @@ class LocalStore:
             self._files.popitem(last=False)  # closed when the last thread that reads it is done
         return file
 
-    def read(self, shard: int, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard.
-
-        Raises:
-            OSError: it can't be read, or ends before `stop`.
-        """
+    def _file(self, shard: int) -> OpenFile:
         files = self._files
         try:
             file = files[shard]
             files.move_to_end(shard)
         except KeyError:
             file = self._open(shard)
-        content = os.pread(file.handle, stop - start, start)
-        if len(content) != stop - start:
-            return self._rest(file, shard, content, start, stop)
-        return content
+        return file
 
-    def _rest(self, file: OpenFile, shard: int, content: bytes, start: int, stop: int) -> bytes:
-        """One `pread` gives 2 GiB at most; nothing more is the end."""
-        while len(content) < stop - start:
+    def read(self, shard: int, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard.
+
+        Raises:
+            OSError: it can't be read, or ends before `stop`.
+        """
+        file = self._file(shard)
+        content = os.pread(file.handle, stop - start, start)
+        while len(content) < stop - start:  # one call gives 2 GiB at most; nothing more is the end
             more = os.pread(file.handle, stop - start - len(content), start + len(content))
             if not more:
                 end = os.fstat(file.handle).st_size
@@ -104,16 +105,34 @@ class LocalStore:
             content += more
         return content
 
-    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
+    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
         """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
-        read = self.read
-        for shard, start, stop in ranges.tolist():
-            content: bytes | OSError
-            try:
-                content = read(shard, start, stop)
-            except OSError as error:
-                content = error
-            yield content
+        for first in range(0, len(ranges), READ_RANGES):
+            yield from self._read_group(ranges[first : first + READ_RANGES])
+
+    def _read_group(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
+        """All in one call, as far as they can be read; from the first on that can't, one by one."""
+        ends = np.cumsum(ranges[:, 2] - ranges[:, 1])
+        buffer = np.empty(ends[-1], np.uint8)
+        good = 0
+        with suppress(OSError):
+            files = {shard: self._file(shard) for shard in np.unique(ranges[:, 0]).tolist()}  # kept open until read
+            handles = np.array([files[shard].handle for shard in ranges[:, 0].tolist()], np.int32)
+            good = pread_many(handles, ranges[:, 1].copy(), ranges[:, 2].copy(), buffer)
+            del files
+        content = memoryview(buffer)
+        at = 0
+        for end in ends[:good].tolist():
+            yield content[at:end]
+            at = end
+        for shard, start, stop in ranges[good:].tolist():
+            yield self._read_or_error(shard, start, stop)
+
+    def _read_or_error(self, shard: int, start: int, stop: int) -> bytes | OSError:
+        try:
+            return self.read(shard, start, stop)
+        except OSError as error:
+            return error
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
         """Nothing to do: the kernel reads ahead."""
@@ -141,7 +160,7 @@ class MixedStore:
         """
         return self._stores[int(self._is_remote[shard])].read(shard, start, stop)
 
-    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
+    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
         """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
         remote = self._is_remote[ranges[:, 0]]
         contents = [store.read_many(ranges[remote == which]) for which, store in enumerate(self._stores)]
@@ -236,10 +255,10 @@ def read_samples(
     parts: list[Any] = [None] * len(ranges)
     reads = zip(cuts[order].tolist(), store.read_many(ranges[order]), strict=True)
     for (place, image_at, image_end, caption_at, caption_end), content in reads:
-        if type(content) is bytes:
-            parts[place] = (content[image_at:image_end], content[caption_at:caption_end])
-        else:
+        if isinstance(content, OSError):
             parts[place] = content
+        else:
+            parts[place] = (bytes(content[image_at:image_end]), bytes(content[caption_at:caption_end]))
     samples: list[tuple[bytes, bytes] | OSError] = parts[:count]
     for sample, caption in zip(np.flatnonzero(apart).tolist(), parts[count:], strict=True):
         image = samples[sample]
