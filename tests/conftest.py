@@ -136,6 +136,35 @@ def make_embeddings(make_partition):
 
 
 @pytest.fixture(scope="session")
+def make_metadata():
+    """`make_metadata(folder, name, uids, arrays=None, **columns)` writes DataComp's `name.parquet` and, of arrays, `name.npz`.
+
+    Columns are text ("caption of UID"), original_width (640), original_height (480), clip_l14_similarity_score (row / 10) and url;
+    others may be given, or replace them, and None leaves one out. Returns the path of the Parquet file.
+    """
+
+    def write(folder, name, uids, arrays=None, compressed=False, **columns):
+        folder.mkdir(parents=True, exist_ok=True)
+        n = len(uids)
+        table = {
+            "uid": pa.array(uids, pa.string()),
+            "url": ["https://example.org"] * n,
+            "text": [f"caption of {uid}" for uid in uids],
+            "original_width": [640] * n,
+            "original_height": [480] * n,
+            "clip_l14_similarity_score": np.arange(n, dtype=np.float32) / 10,
+            **columns,
+        }
+        path = folder / f"{name}.parquet"
+        pq.write_table(pa.table({key: values for key, values in table.items() if values is not None}), path)
+        if arrays is not None:
+            (np.savez_compressed if compressed else np.savez)(folder / f"{name}.npz", **arrays)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def tree_bytes():
     """`tree_bytes(folder)` → {relative path: content} of all files below a folder."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.files import create_array, file_digest, read_json, replacing, write_json
+from tailwise.catalog.files import create_array, file_digest, read_json, release_pages, replacing, write_json
 from tailwise.errors import UserError
 
 COLUMNS = ("image", "text")
@@ -90,6 +90,7 @@ def write_part(
             target[start : start + len(chunk)] = chunk
             start += len(chunk)
             present += int(chunk.any(axis=1).sum())
+            release_pages(target)
         if start != part.rows:
             raise ValueError(f"{start} rows for a part of {part.rows}")
         del target

@@ -2,6 +2,9 @@
 
 import pyarrow as pa
 
+NO_OFFSET = -1  # of a sample whose bytes aren't there: its shard is a table that was read in place of tars
+TABLE_SUFFIX = ".parquet"  # of the path of such a shard
+
 SHARD_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),  # stable id; draws and uids depend on it, never on the path
@@ -13,7 +16,7 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 
-# Numeric columns of img2dataset's sidecar files ("scores") may follow these, as nullable float64.
+# Numeric columns of img2dataset's sidecar files and of DataComp's metadata ("scores") may follow these, as nullable float64.
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),
@@ -21,7 +24,7 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("uid", pa.binary(16), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
         pa.field("image_extension", pa.string(), nullable=False),
-        pa.field("image_offset", pa.int64(), nullable=False),  # bytes from the start of the tar
+        pa.field("image_offset", pa.int64(), nullable=False),  # bytes from the start of the tar, or NO_OFFSET
         pa.field("image_bytes", pa.int64(), nullable=False),
         pa.field("caption_offset", pa.int64(), nullable=False),
         pa.field("caption_bytes", pa.int64(), nullable=False),
@@ -42,3 +45,8 @@ REJECTED_SCHEMA = pa.schema(
         pa.field("rows", pa.int64(), nullable=False),  # how many samples or rows this line stands for
     ]
 )
+
+
+def has_bytes(path: str) -> bool:
+    """Whether the images of a shard's samples can be read: false for a table of metadata."""
+    return not path.endswith(TABLE_SUFFIX)

@@ -18,50 +18,106 @@ class Format(str, Enum):
     auto = "auto"
     webdataset = "webdataset"
     clip_retrieval = "clip-retrieval"
+    dynamics = "dynamics"
+    datacomp = "datacomp"
+    parquet = "parquet"
+
+
+class Embedding(str, Enum):
+    """DataComp's two CLIP models."""
+
+    l14 = "l14"
+    b32 = "b32"
+
+
+class Column(str, Enum):
+    """What is embedded."""
+
+    image = "image"
+    text = "text"
 
 
 @app.command("import")
 def import_(
     paths: Annotated[list[str], typer.Argument(metavar="SOURCE... CATALOG", help="What to import, and where to.")],
     format_name: Annotated[Format, typer.Option("--format", help="What the sources are.")] = Format.auto,
+    embedding: Annotated[
+        Embedding | None, typer.Option(help="DataComp: which embeddings; l14 by default.", show_default=False)
+    ] = None,
+    column: Annotated[
+        Column | None,
+        typer.Option(help="Parquet: what its embeddings are of; image by default.", show_default=False),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(help="Parquet: column of ids; uid, key, image_path or id by default.", show_default=False),
+    ] = None,
+    embedding_column: Annotated[
+        str | None,
+        typer.Option(help="Parquet: column of vectors; embedding or embeddings by default.", show_default=False),
+    ] = None,
+    clusters_name: Annotated[
+        str | None,
+        typer.Option(
+            help="DynamiCS: name of the clustering made of its cluster ids; dynamics by default.", show_default=False
+        ),
+    ] = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import webdataset shards and embeddings into a catalog.
+    """Import shards, metadata and embeddings into a catalog.
 
-    A SOURCE is a folder, file, glob or {brace..pattern} of .tar files (local or any fsspec URL), or a folder in clip-retrieval
-    layout (img_emb/, text_emb/, metadata/), joined by key. The tars are indexed where they lie; nothing is copied. What can't be
-    used is counted by reason and listed in CATALOG/rejected. Importing again adds what is new, as a new snapshot.
+    A SOURCE is a folder, file, glob or {brace..pattern} of .tar files (local or any fsspec URL); a folder in clip-retrieval layout
+    (img_emb/, text_emb/, metadata/), with DynamiCS's cluster ids or without; DataComp's metadata (.parquet and .npz): alone a pool
+    without images, beside tars their scores and embeddings; or Parquet files with a column of vectors. The tars are indexed where they
+    lie; nothing is copied. Embeddings that come with tars belong to these tars alone. What can't be used is counted by reason and
+    listed in CATALOG/rejected. Importing again adds what is new, as a new snapshot.
 
     Examples:
 
       tailwise import shards/ embeddings/ my-catalog
 
       tailwise import 's3://bucket/pool/{00000..00999}.tar' my-catalog
+
+      tailwise import datacomp/metadata my-catalog --embedding b32
     """
     from tailwise.printing import print_json, print_rejections, rejected_json
+    from tailwise.sources import SourceOptions
     from tailwise.stages.import_pool import import_pool
 
     if len(paths) < 2:
         raise UserError("give at least one SOURCE, and the CATALOG last")
-    report = with_bars(
-        lambda track: import_pool(paths[:-1], paths[-1], format_name=format_name.value, workers=workers, track=track)
+    options = SourceOptions(
+        embedding=embedding.value if embedding else None,
+        id_column=id_column,
+        embedding_column=embedding_column,
+        column=column.value if column else None,
+        clusters_name=clusters_name,
     )
-    columns = [column.__dict__ for column in report.columns]
-    if as_json:
-        figures = {"snapshot": report.snapshot.__dict__, "new_shards": report.new_shards}
-        print_json(
-            {**figures, "new_samples": report.new_samples, "embeddings": columns, **rejected_json(report.rejections)}
+    report = with_bars(
+        lambda track: import_pool(
+            paths[:-1], paths[-1], format_name=format_name.value, options=options, workers=workers, track=track
         )
+    )
+    if as_json:
+        figures = {
+            "snapshot": report.snapshot.__dict__,
+            "new_shards": report.new_shards,
+            "new_samples": report.new_samples,
+            "embeddings": [made.__dict__ for made in report.columns],
+            "clusterings": [{"name": made.name, **made.summary} for made in report.clusterings],
+        }
+        print_json({**figures, **rejected_json(report.rejections)})
         return
     new = f"{report.new_samples:,} samples in {report.new_shards:,} shards" if report.new_shards else "nothing new"
     print(
         f"{report.catalog.folder}: imported {new}; snapshot {report.snapshot.number} has {report.snapshot.rows:,} samples"
     )
-    for column in report.columns:
-        print(
-            f"{column.column} embeddings: {column.embedded:,} of {column.samples:,} samples, {column.dimension} dimensions"
-        )
+    for made in report.columns:
+        print(f"{made.column} embeddings: {made.embedded:,} of {made.samples:,} samples, {made.dimension} dimensions")
+    for clustering in report.clusterings:
+        counts = clustering.summary
+        print(f"clustering {clustering.name!r}: {counts['samples']:,} samples in {counts['clusters']:,} clusters")
     print_rejections(report.rejections)
 
 

@@ -1,19 +1,59 @@
-"""What users have: folders of tars and of embeddings. `find` tells which is which."""
+"""What users have: tars, metadata and embeddings, in several layouts. `find` tells which is which."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import fsspec
+import pyarrow.parquet as pq
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
+from tailwise.catalog.catalog import check_name
 from tailwise.errors import UserError
-from tailwise.sources.clip_retrieval import Partition, find_partitions
+from tailwise.sources.clip_retrieval import find_partitions
+from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
+from tailwise.sources.dynamics import ClusterIds, find_cluster_ids
+from tailwise.sources.embedding_files import EmbeddingFile
+from tailwise.sources.parquet_embeddings import ParquetEmbeddings, choose_columns
+from tailwise.sources.tables import find_tables, kind_of
+
+COLUMNS = ("image", "text")
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How sources are read; None where the user said nothing.
+
+    Attributes:
+        embedding: of DataComp's two: a name of EMBEDDINGS ("l14" by default).
+        id_column: of Parquet embeddings; the first of uid, key, image_path, id by default.
+        embedding_column: of Parquet embeddings; embedding or embeddings by default.
+        column: that Parquet embeddings go to: "image" (the default) or "text".
+        clusters_name: of the grouping made from DynamiCS's cluster ids; "dynamics" by default.
+    """
+
+    embedding: str | None = None
+    id_column: str | None = None
+    embedding_column: str | None = None
+    column: str | None = None
+    clusters_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            UserError: one is not among those known.
+        """
+        for option, value, known in (("embedding", self.embedding, EMBEDDINGS), ("column", self.column, COLUMNS)):
+            if value is not None and value not in known:
+                raise UserError(f"--{option} {value!r}: use {' or '.join(known)}")
+        if self.clusters_name is not None:
+            check_name(self.clusters_name)
 
 
 @dataclass
@@ -22,14 +62,24 @@ class Found:
 
     Attributes:
         tars: path or URL and size in bytes of each tar, each once, in the order of the sources, by name within one.
-        embeddings: partitions by column ("image", "text").
+        metadata: path and size of each of DataComp's metadata files.
+        embeddings: files by column ("image", "text").
+        cluster_ids: files of cluster ids.
     """
 
     tars: dict[str, int] = field(default_factory=dict)
-    embeddings: dict[str, list[Partition]] = field(default_factory=dict)
+    metadata: dict[str, int] = field(default_factory=dict)
+    embeddings: dict[str, list[EmbeddingFile]] = field(default_factory=dict)
+    cluster_ids: list[ClusterIds] = field(default_factory=list)
+
+    def add(self, column: str, files: Iterable[EmbeddingFile]) -> None:
+        """Adds files of embeddings, each once."""
+        there = self.embeddings.setdefault(column, [])
+        known = {(file.path, file.fingerprint) for file in there}
+        there += [file for file in files if (file.path, file.fingerprint) not in known]
 
 
-def _find_tars(source: str, found: Found) -> bool:
+def _find_tars(source: str, found: Found, _: SourceOptions = SourceOptions()) -> bool:
     """Adds the tars that a folder, file, glob or brace pattern names; says whether there were any."""
     before = len(found.tars)
     names = [source] if Path(source).exists() else braceexpand(source)
@@ -48,44 +98,129 @@ def _find_tars(source: str, found: Found) -> bool:
     return len(found.tars) > before
 
 
-def _find_clip_retrieval(source: str, found: Found) -> bool:
+def _find_clip_retrieval(source: str, found: Found, _: SourceOptions) -> bool:
     if "://" in source:
         return False
     columns = find_partitions(Path(source).expanduser().absolute())
     for column, partitions in columns.items():
-        found.embeddings.setdefault(column, []).extend(partitions)
+        found.add(column, partitions)
     return bool(columns)
 
 
-SOURCES: dict[str, tuple[Callable[[str, Found], bool], str]] = {
-    "webdataset": (_find_tars, "a folder, file, glob or {brace..pattern} of .tar files; local or any fsspec URL"),
-    "clip-retrieval": (_find_clip_retrieval, "a local folder with img_emb/ or text_emb/, and metadata/"),
+def _find_dynamics(source: str, found: Found, options: SourceOptions) -> bool:
+    if "://" in source:
+        return False
+    ids = find_cluster_ids(Path(source).expanduser().absolute())
+    found.cluster_ids += [item for item in ids if item not in found.cluster_ids]
+    return _find_clip_retrieval(source, found, options) or bool(ids)
+
+
+def _find_datacomp(source: str, found: Found, options: SourceOptions) -> bool:
+    named = f"{source.removesuffix('.npz')}.parquet" if source.endswith(".npz") else source
+    kinds = {path: kind_of(path, options.id_column, options.embedding_column) for path in find_tables(named)}
+    if "metadata" not in kinds.values():
+        return False
+    tables = [path for path, kind in kinds.items() if kind in {"metadata", "unreadable"}]
+    for path in tables:
+        found.metadata.setdefault(str(path), path.stat().st_size)
+    if any(path.with_suffix(".npz").exists() for path in tables):  # else they were not downloaded
+        for column, member in MEMBERS.items():
+            name = f"{options.embedding or EMBEDDINGS[0]}_{member}"
+            found.add(column, [MetadataEmbeddings(path.with_suffix(".npz"), path, name) for path in tables])
+    return True
+
+
+def _find_parquet(source: str, found: Found, options: SourceOptions) -> bool:
+    tables = find_tables(source)
+    kinds = {path: kind_of(path, options.id_column, options.embedding_column) for path in tables}
+    if "embeddings" not in kinds.values():
+        return False
+    chosen = [path for path, kind in kinds.items() if kind == "embeddings"]
+    unreadable = [] if "metadata" in kinds.values() else [path for path, kind in kinds.items() if kind == "unreadable"]
+    columns = {path: _columns_of(path, options) for path in chosen}
+    usual = columns[chosen[0]]  # files that can't be read are listed as such when they are joined
+    paths = sorted([*chosen, *unreadable], key=str)
+    found.add(options.column or COLUMNS[0], [ParquetEmbeddings(path, *columns.get(path, usual)) for path in paths])
+    return True
+
+
+def _columns_of(path: Path, options: SourceOptions) -> tuple[str, str]:
+    columns = choose_columns(pq.read_schema(path), options.id_column, options.embedding_column)
+    if columns is None:
+        raise ValueError(f"{path} has changed at this moment")
+    return columns
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of source.
+
+    Attributes:
+        find: (source, found, options) → whether the source holds any of it; adds what it holds to `found`.
+        given: what the user names.
+        known_by: how `auto` tells it from the others.
+    """
+
+    find: Callable[[str, Found, SourceOptions], bool]
+    given: str
+    known_by: str
+
+
+SOURCES: dict[str, Format] = {
+    "webdataset": Format(
+        _find_tars,
+        "a folder, file, glob or {brace..pattern} of .tar files; local or any fsspec URL",
+        "files named *.tar",
+    ),
+    "clip-retrieval": Format(
+        _find_clip_retrieval,
+        "a local folder with img_emb/ or text_emb/, and metadata/",
+        "img_emb/img_emb_{p}.npy or text_emb/text_emb_{p}.npy",
+    ),
+    "dynamics": Format(
+        _find_dynamics,
+        "a local folder as clip-retrieval's, with img_emb/img_emb_{p}_indices.npy",
+        "img_emb/img_emb_{p}_indices.npy; the embeddings beside them are clip-retrieval's",
+    ),
+    "datacomp": Format(
+        _find_datacomp,
+        "a local folder, file or pattern of .parquet files with uid and text, .npz files beside them",
+        "columns uid and text, and neither vectors, key nor image_path; no tar of the same name beside it",
+    ),
+    "parquet": Format(
+        _find_parquet,
+        "a local folder, file or pattern of .parquet files with an id column and a column of lists of floats",
+        "a column embedding or embeddings (or --embedding-column) of lists of floats, and an id column",
+    ),
 }
 
 
-def find(sources: Sequence[str], format_name: str = "auto") -> Found:
+def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptions | None = None) -> Found:
     """Looks through the sources of an import.
 
     Args:
         sources: folders, files, patterns or URLs.
         format_name: a name of SOURCES, or "auto" to try all.
+        options: how they are read.
 
     Raises:
-        UserError: unknown format, or a source that holds nothing of it.
+        UserError: unknown format, a source that holds nothing of it, or an option that does nothing.
     """
     if format_name != "auto" and format_name not in SOURCES:
         raise UserError(f"unknown format {format_name!r}: use auto, {', '.join(SOURCES)}")
     tried = list(SOURCES) if format_name == "auto" else [format_name]
+    chosen = options or SourceOptions()
     found = Found()
     for source in sources:
         known = set(found.tars)
         try:
-            finds = [SOURCES[name][0](source, found) for name in tried]
+            finds = [SOURCES[name].find(source, found, chosen) for name in tried]
         except (ValueError, ImportError) as error:  # unbalanced braces, unknown protocol, a file system not installed
             raise UserError(f"can't look into {source!r}: {error}") from error
         if not any(finds) and not _only_known(source, tried, known):
-            expected = "; ".join(f"{name}: {SOURCES[name][1]}" for name in tried)
+            expected = "; ".join(f"{name}: {SOURCES[name].given}" for name in tried)
             raise UserError(f"nothing to import in {source!r} ({expected})")
+    _refuse_idle(found, chosen)
     return found
 
 
@@ -93,3 +228,27 @@ def _only_known(source: str, tried: Sequence[str], known: set[str]) -> bool:
     """Whether a source holds tars after all, but only such as earlier sources named."""
     again = Found()
     return "webdataset" in tried and _find_tars(source, again) and set(again.tars) <= known
+
+
+def _refuse_idle(found: Found, options: SourceOptions) -> None:
+    """Refuses options that do nothing with what was found."""
+    files = [file for column in found.embeddings.values() for file in column]
+    needs = {
+        "embedding": (
+            options.embedding,
+            "DataComp's .npz files",
+            any(isinstance(file, MetadataEmbeddings) for file in files),
+        ),
+        "clusters-name": (options.clusters_name, "DynamiCS's cluster ids", bool(found.cluster_ids)),
+        **{
+            name: (value, "Parquet embeddings", any(isinstance(file, ParquetEmbeddings) for file in files))
+            for name, value in (
+                ("id-column", options.id_column),
+                ("embedding-column", options.embedding_column),
+                ("column", options.column),
+            )
+        },
+    }
+    for name, (value, what, there) in needs.items():
+        if value is not None and not there:
+            raise UserError(f"--{name} {value} does nothing: no source holds {what}")

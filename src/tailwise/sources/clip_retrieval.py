@@ -3,35 +3,73 @@
 from __future__ import annotations
 
 import re
-import tokenize
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.files import read_array
+from tailwise.sources.embedding_files import (
+    DAMAGE,
+    BadPartition,
+    Naming,
+    Opened,
+    as_text,
+    fingerprint,
+    matrix_fault,
+)
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
-# What NumPy raises on a bad file.
-_DAMAGE = (OSError, ValueError, EOFError, TypeError, MemoryError, tokenize.TokenError)
 
 
 @dataclass(frozen=True)
 class Partition:
-    """One file of embeddings with its metadata.
+    """One file of embeddings with its metadata; an EmbeddingFile.
 
     Attributes:
         array: the `.npy` file, float16 or float32 [n, d].
-        metadata: the Parquet file with the column `image_path` (the tar key), row for row.
+        metadata: the Parquet file with the column `image_path` (the tar key, or `{tar path}/{key}.jpg`), row for row.
     """
 
     array: Path
     metadata: Path
+    naming: Naming = "key"
+    home: None = None
+
+    @property
+    def path(self) -> Path:
+        """The `.npy` file."""
+        return self.array
+
+    @property
+    def fingerprint(self) -> str:
+        """Of both files."""
+        return fingerprint(self.array, self.metadata)
+
+    def size(self) -> tuple[int, int] | None:
+        """(n, d), or None."""
+        try:
+            array = read_array(self.array)
+        except DAMAGE:
+            return None
+        return (len(array), array.shape[1]) if array.ndim == 2 and array.shape[1] else None
+
+    def names(self) -> Iterable[pa.Array]:
+        """The column `image_path`."""
+        return [read_names(self.metadata)]
+
+    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002  (mapped as it lies)
+        """Maps it."""
+        opened = open_partition(self, dimension)
+        return opened if isinstance(opened, BadPartition) else Opened(opened[0], [opened[1]])
+
+    def rows(self, unpacked: Path) -> npt.NDArray[Any]:  # noqa: ARG002
+        """The array, mapped."""
+        return read_array(self.array)
 
 
 def find_partitions(folder: Path) -> dict[str, list[Partition]]:
@@ -51,26 +89,14 @@ def find_partitions(folder: Path) -> dict[str, list[Partition]]:
     return columns
 
 
-@dataclass(frozen=True)
-class BadPartition:
-    """Why a whole partition can't be used, and how many rows it would have had (0 where nobody knows)."""
+def read_names(metadata: Path) -> pa.Array:
+    """The column `image_path` of a metadata file.
 
-    reason: str
-    detail: str
-    rows: int
-
-
-def common_dimension(partitions: list[Partition]) -> int | None:
-    """The width d that most rows have, so that one bad file doesn't decide; None if no file is readable."""
-    rows: Counter[int] = Counter()
-    for partition in partitions:
-        try:
-            array = read_array(partition.array)
-        except _DAMAGE:
-            continue
-        if array.ndim == 2 and array.shape[1]:
-            rows[array.shape[1]] += len(array)
-    return rows.most_common(1)[0][0] if rows else None
+    Raises:
+        OSError: it can't be read.
+        pa.ArrowException: it has no such column of text.
+    """
+    return as_text(pq.read_table(metadata, columns=["image_path"]).column(0).combine_chunks())
 
 
 def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDArray[Any], pa.Array] | BadPartition:
@@ -85,17 +111,20 @@ def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDA
     """
     try:
         array = read_array(partition.array)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         return BadPartition("unreadable embeddings", str(error), 0)
-    if array.ndim != 2 or not array.shape[1] or array.dtype not in (np.float16, np.float32, np.float64):
-        return BadPartition("not an embedding matrix", f"{array.dtype} {list(array.shape)}", len(np.atleast_1d(array)))
-    if dimension is not None and array.shape[1] != dimension:
-        return BadPartition("wrong dimension", f"{array.shape[1]}, not {dimension}", len(array))
+    if fault := matrix_fault(array.shape, array.dtype, dimension):
+        return fault
+    keys = read_names_of(partition.metadata, len(array))
+    return keys if isinstance(keys, BadPartition) else (array, keys)
+
+
+def read_names_of(metadata: Path, rows: int) -> pa.Array | BadPartition:
+    """The names of so many rows, or why they can't be used."""
     try:
-        keys = pq.read_table(partition.metadata, columns=["image_path"]).column(0).combine_chunks().cast(pa.string())
-        keys.validate(full=True)  # Parquet doesn't promise UTF-8
+        keys = read_names(metadata)
     except (OSError, pa.ArrowException) as error:
-        return BadPartition("unreadable metadata", str(error), len(array))
-    if len(keys) != len(array):
-        return BadPartition("rows differ from metadata", f"{len(array)} rows, {len(keys)} keys", len(array))
-    return array, keys
+        return BadPartition("unreadable metadata", str(error), rows)
+    if len(keys) != rows:
+        return BadPartition("rows differ from metadata", f"{rows} rows, {len(keys)} keys", rows)
+    return keys

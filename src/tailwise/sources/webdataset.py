@@ -21,6 +21,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 # img2dataset's own columns, which are no scores; `url` and `caption` are strings and drop out by type.
 _BOOKKEEPING = frozenset(
     {"key", "status", "error_message", "width", "height", "original_width", "original_height", "exif", "sha256", "uid"}
+    | {"source_shard", "source_key", "copy"}  # of our own exports
     | set(SAMPLE_SCHEMA.names)
 )
 
@@ -252,7 +253,8 @@ def hashed_uid(shard: int, key: str) -> bytes:
     return hashlib.blake2b(f"{shard}\t{key}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def _score_columns(schema: pa.Schema) -> list[str]:
+def score_columns(schema: pa.Schema) -> list[str]:
+    """The numeric columns of a table about samples that are the user's own: scores."""
     return [
         item.name
         for item in schema
@@ -270,7 +272,7 @@ def _read_sidecar(path: str) -> dict[str, Record]:
         table = pq.read_table(stream)
     if "key" not in table.column_names:
         return {}
-    scores = _score_columns(table.schema)
+    scores = score_columns(table.schema)
     wanted = [name for name in ("key", "status", "width", "height", "uid", *scores) if name in table.column_names]
     rows: dict[str, Record] = {}
     for row in table.select(wanted).to_pylist():
@@ -287,6 +289,10 @@ def _read_sidecar(path: str) -> dict[str, Record]:
 
 def _schema(sidecar: dict[str, Record]) -> pa.Schema:
     known = {*SAMPLE_SCHEMA.names}
-    scores = sorted({name for row in sidecar.values() for name in row} - known)
+    return samples_schema(sorted({name for row in sidecar.values() for name in row} - known))
+
+
+def samples_schema(scores: list[str]) -> pa.Schema:
+    """The columns of a ShardContent's samples."""
     base = [item.with_nullable(True) if item.name in {"shard", "uid"} else item for item in SAMPLE_SCHEMA]
     return pa.schema([*base, *(pa.field(name, pa.float64()) for name in scores)])

@@ -20,6 +20,7 @@ from PIL import Image
 from tailwise.catalog.catalog import LOCK, Catalog, Part
 from tailwise.catalog.embeddings import normalise_rows, open_column, part_marker, write_part
 from tailwise.catalog.locks import locked
+from tailwise.catalog.schema import has_bytes
 from tailwise.encoders import find_encoder
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
@@ -94,6 +95,7 @@ def embed(catalog: Catalog, encoder_name: str, *, workers: int | None = None, tr
         open_column(catalog, "image", encoder.dimension, encoder_name)
         paths: list[str] = catalog.shards().column("path").to_pylist()
         lacking = [part for part in catalog.parts() if not part_marker(catalog, "image", part).exists()]
+        _require_bytes(catalog, lacking)
         report = EmbedReport(0, sum(part.rows for part in lacking), Rejections())
         for part in lacking:
             chunks = list(_chunks(catalog, part, paths, encoder_name))
@@ -104,6 +106,21 @@ def embed(catalog: Catalog, encoder_name: str, *, workers: int | None = None, tr
     if report.lacking and not report.embedded:
         raise UserError(f"not one of {report.lacking:,} images could be read: see {report.rejections.files[0]}")
     return report
+
+
+def _require_bytes(catalog: Catalog, parts: list[Part]) -> None:
+    """Refuses parts with samples that have no image."""
+    shards = catalog.shards()
+    lacking = {part.number for part in parts}
+    columns = (shards.column(name).to_pylist() for name in ("path", "part", "rows"))
+    tables = [
+        (path, rows) for path, part, rows in zip(*columns, strict=True) if part in lacking and not has_bytes(path)
+    ]
+    if tables:
+        raise UserError(
+            f"{sum(rows for _, rows in tables):,} samples in {len(tables):,} file(s) of metadata have no image to embed, the first "
+            f"file is {tables[0][0]}: import their embeddings (DataComp's .npz files), or the tars in its place"
+        )
 
 
 def _chunks(catalog: Catalog, part: Part, paths: list[str], encoder: str) -> Iterator[_Chunk]:

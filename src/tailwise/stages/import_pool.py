@@ -1,19 +1,34 @@
-"""Import: shards and embeddings into a catalog."""
+"""Import: shards, metadata and embeddings into a catalog."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import HEADER, LOCK, Catalog, Snapshot, local_path
 from tailwise.catalog.locks import locked
+from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
-from tailwise.sources import Found, find
+from tailwise.sources import Found, SourceOptions, find
+from tailwise.sources.datacomp import parse_uids, read_metadata
+from tailwise.sources.embedding_files import as_text
 from tailwise.stages.import_embeddings import ColumnImport, import_embeddings
-from tailwise.stages.import_shards import PART_ROWS, import_shards
+from tailwise.stages.import_shards import PART_ROWS, import_shards, true_path
 from tailwise.stages.report import Rejections
+
+if TYPE_CHECKING:
+    from tailwise.stages.cluster import Clustering
+
+DEFAULT_CLUSTERS = "dynamics"
+LOOKED_AT = 16  # uids of each metadata file
 
 
 @dataclass
@@ -23,10 +38,11 @@ class ImportReport:
     Attributes:
         catalog: where it went.
         snapshot: the newest snapshot afterwards.
-        new_shards: tars added by this import.
+        new_shards: tars, or files of metadata, added by this import.
         new_samples: samples added by this import.
         columns: one entry per embedding column filled.
         rejections: what was left out, by reason.
+        clusterings: those made from cluster ids.
     """
 
     catalog: Catalog
@@ -35,6 +51,7 @@ class ImportReport:
     new_samples: int
     columns: list[ColumnImport]
     rejections: Rejections
+    clusterings: list[Clustering] = field(default_factory=list)
 
 
 def import_pool(
@@ -42,16 +59,18 @@ def import_pool(
     folder: str | Path,
     *,
     format_name: str = "auto",
+    options: SourceOptions | None = None,
     workers: int | None = None,
     part_rows: int = PART_ROWS,
     track: Track = silent,
 ) -> ImportReport:
-    """Imports tars and embeddings into a catalog, new or existing. What is there already is skipped.
+    """Imports tars, metadata and embeddings into a catalog, new or existing. What is there already is skipped.
 
     Args:
         sources: one or several folders, files, patterns or URLs (see `tailwise.sources.SOURCES`).
         folder: the catalog.
         format_name: a name of `SOURCES`, or "auto".
+        options: how the sources are read.
         workers: processes; None for one a processor. The result doesn't depend on it. Worker processes import the calling script
             anew, so that it needs the usual `if __name__ == "__main__":`.
         part_rows: rows after which a part is closed.
@@ -61,30 +80,92 @@ def import_pool(
         UserError: nothing to import, or nothing good in it.
     """
     given = [sources] if isinstance(sources, str | Path) else sources
-    found = find([str(source) for source in given], format_name)
+    chosen = options or SourceOptions()
+    found = find([str(source) for source in given], format_name, chosen)
     there = (local_path(folder) / HEADER).exists()
-    if not found.tars and not (there and Catalog.open(folder).snapshots()):
+    if not (found.tars or found.metadata) and not (there and Catalog.open(folder).snapshots()):
         raise UserError(f"{folder} holds no samples yet: import the shards (.tar) with or before their embeddings")
     catalog = Catalog.create(folder)
     with locked(catalog.folder / LOCK, str(catalog.folder)):
-        return _import(catalog, found, workers, part_rows, track)
+        return _import(catalog, found, chosen.clusters_name or DEFAULT_CLUSTERS, workers, part_rows, track)
 
 
-def _import(catalog: Catalog, found: Found, workers: int | None, part_rows: int, track: Track) -> ImportReport:
+def _import(
+    catalog: Catalog, found: Found, clusters_name: str, workers: int | None, part_rows: int, track: Track
+) -> ImportReport:
     before = catalog.snapshots()
     rejections = Rejections()
-    import_shards(catalog, found.tars, rejections, track, workers=workers, part_rows=part_rows)
+    if found.tars or not found.metadata:
+        import_shards(
+            catalog, found.tars, rejections, track, workers=workers, part_rows=part_rows, metadata=found.metadata
+        )
+    else:
+        _refuse_known(catalog, found.metadata)
+        import_shards(
+            catalog, found.metadata, rejections, track, workers=workers, part_rows=part_rows, read=read_metadata
+        )
+    given = _given_shards(catalog, found.tars or found.metadata)
     columns = [
         made
-        for column, partitions in found.embeddings.items()
-        if (made := import_embeddings(catalog, column, partitions, rejections, track))
+        for column, files in found.embeddings.items()
+        if (made := import_embeddings(catalog, column, files, given, rejections, track))
     ]
+    clusterings = _import_clusters(catalog, clusters_name, found, given, rejections, track)
     now = catalog.snapshot()
-    known = set(catalog.shards().column("path").to_pylist())
-    if rejections.counts and not columns and found.tars and known.isdisjoint(found.tars):
+    shards = found.tars or found.metadata
+    if rejections.counts and not (columns or clusterings) and shards and not given:
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items())
         raise UserError(
-            f"nothing good in {len(found.tars)} tar(s), first {next(iter(found.tars))} ({reasons}): see {catalog.folder / 'rejected'}"
+            f"nothing good in {len(shards)} file(s), first {next(iter(shards))} ({reasons}): see {catalog.folder / 'rejected'}"
         )
     old_shards, old_rows = (before[-1].shards, before[-1].rows) if before else (0, 0)
-    return ImportReport(catalog, now, now.shards - old_shards, now.rows - old_rows, columns, rejections)
+    return ImportReport(catalog, now, now.shards - old_shards, now.rows - old_rows, columns, rejections, clusterings)
+
+
+def _import_clusters(
+    catalog: Catalog, name: str, found: Found, given: frozenset[int] | None, rejections: Rejections, track: Track
+) -> list[Clustering]:
+    if not found.cluster_ids:
+        return []
+    from tailwise.stages.import_clusters import import_clusters  # noqa: PLC0415  (brings torch along: seconds, and 600 MB)
+
+    return [import_clusters(catalog, name, found.cluster_ids, given, rejections, track)]
+
+
+def _given_shards(catalog: Catalog, sources: dict[str, int]) -> frozenset[int] | None:
+    """The shards of the catalog that an import named, new or not; None if it named none."""
+    if not sources:
+        return None
+    named = {true_path(path) for path in sources}
+    paths: list[str] = catalog.shards().column("path").to_pylist()
+    return frozenset(shard for shard, path in enumerate(paths) if true_path(path) in named)
+
+
+def _refuse_known(catalog: Catalog, metadata: dict[str, int]) -> None:
+    """Refuses metadata as a pool of its own where the catalog's tars hold its samples.
+
+    Looks at a few uids of each file only: those of a pool are in tars all together, or not at all.
+    """
+    paths: list[str] = catalog.shards().column("path").to_pylist()
+    tars = [shard for shard, path in enumerate(paths) if has_bytes(path)]
+    asked = {uid: path for path in metadata if path not in set(paths) for uid in _first_uids(path)} if tars else {}
+    if not asked:
+        return
+    for part in catalog.parts():
+        samples = catalog.samples(part, ["shard", "uid"])
+        inside = np.isin(samples.column("shard").to_numpy(), tars)
+        for uid in samples.column("uid").filter(pa.array(inside)).to_pylist():
+            if uid in asked:
+                raise UserError(
+                    f"tars in {catalog.folder} hold samples of {asked[uid]} (uid {uid.hex()}) already: name the tars in the same "
+                    "import, for their embeddings; or use a new catalog for the metadata alone"
+                )
+
+
+def _first_uids(path: str) -> list[bytes]:
+    try:
+        with pq.ParquetFile(path) as file:
+            uids = [as_text(batch.column(0)) for batch in islice(file.iter_batches(LOOKED_AT, columns=["uid"]), 1)]
+    except (OSError, pa.ArrowException):  # what is wrong with it is told when it is read
+        return []
+    return [row.tobytes() for batch in uids for row in parse_uids(batch)[0]]

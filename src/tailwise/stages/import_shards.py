@@ -1,25 +1,29 @@
-"""Import, first half (map): from tars to the catalog's samples, part by part."""
+"""Import, first half (map): from tars, or tables of metadata, to the catalog's samples, part by part."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Snapshot, part_name
-from tailwise.catalog.files import file_digest, read_json, write_json, write_table
+from tailwise.catalog.files import file_digest, read_json, scratch, write_json, write_table
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.progress import Track
 from tailwise.sources.webdataset import ShardContent, hashed_uid, read_shard
+from tailwise.stages.import_scores import Scores, scores_id
 from tailwise.stages.report import Rejections
 
 PART_ROWS = 1_000_000
+_NOTHING = {True: "no sample with image and caption", False: "no sample with uid and caption"}
 UNREADABLE_BYTES = 0  # noted for a tar that could not be read: it is tried again by the next import
 
 
@@ -65,9 +69,10 @@ class _Part:
 
 def _identified(samples: pa.Table, shard: int) -> pa.Table:
     """Fills in the shard's id, and a hashed uid where the source gave none."""
-    keys = samples.column("key").to_pylist()
-    uids = [uid or hashed_uid(shard, key) for uid, key in zip(samples.column("uid").to_pylist(), keys, strict=True)]
-    columns = {"shard": pa.array([shard] * len(keys), pa.int32()), "uid": pa.array(uids, pa.binary(16))}
+    columns = {"shard": pa.array(np.full(samples.num_rows, shard, np.int32)), "uid": samples.column("uid")}
+    if columns["uid"].null_count:
+        given = zip(columns["uid"].to_pylist(), samples.column("key").to_pylist(), strict=True)
+        columns["uid"] = pa.array([uid or hashed_uid(shard, key) for uid, key in given], pa.binary(16))
     for name, values in columns.items():
         index = samples.schema.get_field_index(name)
         samples = samples.set_column(index, pa.field(name, values.type, nullable=False), values)
@@ -82,22 +87,26 @@ def import_shards(
     *,
     workers: int | None,
     part_rows: int = PART_ROWS,
+    read: Callable[[str], ShardContent] = read_shard,
+    metadata: Mapping[str, int] | None = None,
 ) -> Snapshot | None:
     """Indexes tars that the catalog doesn't have yet, and makes a new snapshot of old and new shards.
 
     Args:
         catalog: where to.
-        tars: path or URL → size in bytes.
+        tars: path or URL → size in bytes; or what else `read` reads.
         rejections: takes what was left out.
         track: shows progress.
         workers: processes; None for one a processor. The result doesn't depend on it.
         part_rows: a part is closed by the shard that brings it to this many rows.
+        read: reads one of them.
+        metadata: path → size of DataComp's metadata, whose scores are joined by uid.
 
     Returns:
         The new snapshot, or None if there was nothing new, or nothing good in it.
 
     Raises:
-        UserError: a tar changed since it was imported, or the catalog is empty and no tar holds any sample.
+        UserError: a tar changed since it was imported, or the catalog is empty and none holds any sample.
     """
     before = catalog.snapshots()
     known = catalog.shards()
@@ -107,28 +116,46 @@ def import_shards(
     part = _Part(before[-1].parts if before else 0, known.num_rows)
     shards: list[dict[str, Any]] = []
     rest = new
-    for resumed in _resumed_parts(catalog, part, new):
+    notes = {"scores": scores_id(metadata)} if metadata else {}
+    for resumed in _resumed_parts(catalog, part, new, notes):
         shards += resumed["shards"]
         rest = rest[len(resumed["tars"]) :]
         listed = _rejected_path(catalog, part.number)
         if listed.exists():
             rejections.count(listed)
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
-    contents = zip(rest, map_ordered(read_shard, [path for path, _ in rest], workers), strict=True)
-    for (path, _), content in track(contents, "indexing tars", len(rest)):
-        if part.rows >= part_rows and content.samples.num_rows:  # tars without samples go with the part before them
-            shards += _write_part(catalog, part, rejections)
-            part = _Part(part.number + 1, part.first_shard + len(part.shards))
-        part.add(path, content)
-    if part.tars:
-        shards += _write_part(catalog, part, rejections)
+    with _scores(catalog, part, metadata if rest else None, rejections, track) as scores:
+        contents = zip(rest, map_ordered(read, [path for path, _ in rest], workers), strict=True)
+        for (path, _), content in track(
+            contents, "indexing tars" if read is read_shard else "reading metadata", len(rest)
+        ):
+            if part.rows >= part_rows and content.samples.num_rows:  # tars without samples go with the part before them
+                shards += _write_part(catalog, part, rejections, notes)
+                part = _Part(part.number + 1, part.first_shard + len(part.shards))
+            part.add(path, scores.join(content, path) if scores else content)
+        if part.tars:
+            shards += _write_part(catalog, part, rejections, notes)
     if not shards and before:
         return None
     if not shards:
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
-        raise UserError(f"no sample with image and caption in {len(new)} new tar(s), first {new[0][0]} ({reasons})")
+        raise UserError(f"{_NOTHING[read is read_shard]} in {len(new)} new file(s), first {new[0][0]} ({reasons})")
     table = pa.concat_tables([known, pa.Table.from_pylist(shards, schema=SHARD_SCHEMA)])
     return catalog.append_snapshot(table, shards[-1]["part"] + 1)
+
+
+@contextmanager
+def _scores(
+    catalog: Catalog, part: _Part, metadata: Mapping[str, int] | None, rejections: Rejections, track: Track
+) -> Iterator[Scores | None]:
+    if not metadata:
+        yield None
+        return
+    with scratch(catalog.folder / "samples" / "joining") as work:
+        listed = catalog.folder / "rejected" / f"import-scores-{part_name(part.number)}.parquet"
+        with rejections.writer(listed) as log:
+            scores = Scores(list(metadata), work, log, track)
+        yield scores
 
 
 def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[tuple[str, int]]:
@@ -143,15 +170,15 @@ def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[t
     parts = range(catalog.snapshot().parts if sizes else 0)
     read = {tuple(item) for part in parts for item in read_json(_marker(catalog, part))["tars"]}
     new = []
-    seen = {_true_path(path) for path in sizes}
+    seen = {true_path(path) for path in sizes}
     for path, size in tars.items():
-        if (true := _true_path(path)) not in seen and (path, size) not in read:
+        if (true := true_path(path)) not in seen and (path, size) not in read:
             new.append((path, size))
         seen.add(true)
     return new
 
 
-def _true_path(path: str) -> str:
+def true_path(path: str) -> str:
     """A local path without symbolic links, so that no tar is imported twice by two names."""
     return path if "://" in path else os.path.realpath(path)
 
@@ -164,8 +191,10 @@ def _rejected_path(catalog: Catalog, part: int) -> Path:
     return catalog.folder / "rejected" / f"import-{part_name(part)}.parquet"
 
 
-def _resumed_parts(catalog: Catalog, first: _Part, tars: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-    """The parts that an interrupted import of the same tars has finished, from `first` on."""
+def _resumed_parts(
+    catalog: Catalog, first: _Part, tars: Sequence[tuple[str, int]], notes: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The parts that an interrupted import of the same tars, with the same metadata, has finished, from `first` on."""
     position, number, shard = 0, first.number, first.first_shard
     while (marker := _marker(catalog, number)).exists():
         content = read_json(marker)
@@ -175,13 +204,15 @@ def _resumed_parts(catalog: Catalog, first: _Part, tars: Sequence[tuple[str, int
             path == old_path and old_size in {size, UNREADABLE_BYTES}
             for (path, size), (old_path, old_size) in zip(now, part_tars, strict=True)
         )
-        if not same or content["shards"][0]["shard"] != shard:
+        if not same or content["shards"][0]["shard"] != shard or content.get("scores") != notes.get("scores"):
             break
         yield content
         position, number, shard = position + len(part_tars), number + 1, shard + len(content["shards"])
 
 
-def _write_part(catalog: Catalog, part: _Part, rejections: Rejections) -> list[dict[str, Any]]:
+def _write_part(
+    catalog: Catalog, part: _Part, rejections: Rejections, notes: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """Writes samples and rejections of one part, its marker last; returns its shards."""
     path = catalog.samples_path(part.number)
     with rejections.writer(_rejected_path(catalog, part.number)) as log:
@@ -189,7 +220,6 @@ def _write_part(catalog: Catalog, part: _Part, rejections: Rejections) -> list[d
             log.add_table(table)
     if part.samples:
         write_table(path, pa.concat_tables(part.samples, promote_options="default"))
-        write_json(
-            _marker(catalog, part.number), {"tars": part.tars, "shards": part.shards, "digest": file_digest(path)}
-        )
+        content = {"tars": part.tars, "shards": part.shards, "digest": file_digest(path)}
+        write_json(_marker(catalog, part.number), {**content, **notes})
     return part.shards

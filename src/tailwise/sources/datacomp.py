@@ -1,0 +1,243 @@
+"""DataComp's metadata: `X.parquet` (uid, text, sizes, scores) and `X.npz` (CLIP embeddings), row for row.
+
+Without images it is a pool of its own: each `X.parquet` becomes a shard whose samples have no bytes. Beside tars made from it, it
+gives them scores and embeddings, by uid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tailwise.catalog.schema import NO_OFFSET, REJECTED_SCHEMA
+from tailwise.sources.embedding_files import (
+    DAMAGE,
+    BadPartition,
+    Naming,
+    Opened,
+    as_text,
+    fingerprint,
+    matrix_fault,
+)
+from tailwise.sources.npz import map_member, read_member
+from tailwise.sources.webdataset import ShardContent, samples_schema, score_columns
+
+MEMBERS = {"image": "img", "text": "txt"}  # by column
+EMBEDDINGS = ("l14", "b32")
+BATCH_ROWS = 65_536
+_SIZES = {"original_width": "width", "original_height": "height"}
+_UID = "^[0-9a-fA-F]{32}$"
+
+
+@dataclass(frozen=True)
+class MetadataEmbeddings:
+    """One array of an `X.npz`, whose rows are those of `X.parquet`; an EmbeddingFile.
+
+    Attributes:
+        path: the `.npz` file.
+        metadata: the `.parquet` file.
+        member: name of the array, such as "l14_img".
+    """
+
+    path: Path
+    metadata: Path
+    member: str
+    naming: Naming = "uid"
+
+    @property
+    def home(self) -> str:
+        """The `.parquet` file, which may be a shard."""
+        return str(self.metadata)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of both files, and the array's name."""
+        return f"{fingerprint(self.path, self.metadata)} {self.member}"
+
+    def size(self) -> tuple[int, int] | None:
+        """(n, d), or None."""
+        try:
+            shape = read_member(self.path, self.member).shape
+        except DAMAGE:
+            return None
+        return (shape[0], shape[1]) if len(shape) == 2 and shape[1] else None
+
+    def names(self) -> Iterator[pa.Array]:
+        """The uids, in lower case."""
+        with pq.ParquetFile(self.metadata) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=["uid"]):
+                yield pc.utf8_lower(as_text(batch.column(0)))
+
+    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
+        """Looks at the array's header and the number of rows first, and then maps it."""
+        if not self.path.exists():
+            return BadPartition("no .npz beside the metadata", str(self.path), 0)
+        try:
+            member = read_member(self.path, self.member)
+            fault = matrix_fault(member.shape, member.dtype, dimension) or self._names_fault(member.shape[0])
+            return fault or Opened(map_member(self.path, self.member, unpacked), self.names())
+        except DAMAGE as error:
+            return BadPartition("unreadable embeddings", str(error), 0)
+
+    def _names_fault(self, rows: int) -> BadPartition | None:
+        try:
+            named = sum(len(batch) for batch in self.names())
+        except (OSError, pa.ArrowException) as error:
+            return BadPartition("unreadable metadata", str(error), rows)
+        return None if named == rows else BadPartition("rows differ from metadata", f"{rows} rows, {named} uids", rows)
+
+    def rows(self, unpacked: Path) -> npt.NDArray[Any]:
+        """The array, mapped."""
+        return map_member(self.path, self.member, unpacked)
+
+
+def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """The bytes of uids of 32 hexadecimal digits.
+
+    Args:
+        column: strings [n].
+
+    Returns:
+        uint8 [m, 16] of the m good ones, and which are good, bool [n].
+    """
+    good = pc.match_substring_regex(column, _UID).fill_null(False)
+    joined = pc.binary_join(pa.array([column.filter(good).to_pylist()], pa.list_(pa.string())), "")[0].as_py()
+    parsed = np.frombuffer(bytes.fromhex(joined), np.uint8).reshape(-1, 16)
+    return parsed, good.to_numpy(zero_copy_only=False)
+
+
+def read_metadata(path: str) -> ShardContent:
+    """Reads one `X.parquet` as a shard whose samples have no bytes.
+
+    Args:
+        path: a local path.
+
+    Returns:
+        A sample for each row with a uid and a caption, in the rows' order; all else by reason.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            scores = sorted(score_columns(file.schema_arrow))
+            sizes = [name for name in _SIZES if name in file.schema_arrow.names]
+            table = file.read(["uid", "text", *sizes, *scores]).combine_chunks()
+        if missing := {"uid", "text"} - set(table.column_names):
+            raise pa.ArrowInvalid(f"it has no column {' and '.join(sorted(missing))}")
+        uids, captions = as_text(_whole(table, "uid")), _whole(table, "text").cast(pa.string())
+    except (OSError, pa.ArrowException) as error:
+        listed = _rejected(path, "unreadable metadata", [None], str(error), rows=0)
+        return ShardContent(samples_schema([]).empty_table(), listed, _size_bytes(path), "")
+    return _content(path, table, uids, captions, scores)
+
+
+def _whole(table: pa.Table, name: str) -> pa.Array:
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _content(path: str, table: pa.Table, uids: pa.Array, captions: pa.Array, scores: list[str]) -> ShardContent:
+    parsed, good = parse_uids(uids)
+    first = np.zeros(len(parsed), np.bool_)
+    first[np.unique(parsed.view("V16").reshape(-1), return_index=True)[1]] = True
+    fresh = good.copy()
+    fresh[good] = first
+    told = captions.is_valid().to_numpy(zero_copy_only=False)
+    text = told & _is_utf8(captions)
+    reasons = {
+        "uid is not 32 hexadecimal digits": ~good,
+        "duplicate key": good & ~fresh,
+        "no caption": fresh & ~told,
+        "caption is not UTF-8": fresh & told & ~text,
+    }
+    rejected = [
+        _rejected(path, reason, uids.filter(pa.array(rows)).to_pylist())
+        for reason, rows in reasons.items()
+        if rows.any()
+    ]
+    kept = fresh & text
+    uid_bytes = np.ascontiguousarray(parsed[kept[good]])
+    samples = _samples(table.filter(pa.array(kept)), uid_bytes, captions.filter(pa.array(kept)), scores)
+    checksum = hashlib.blake2b(uid_bytes.tobytes(), digest_size=16).hexdigest()
+    listed = pa.concat_tables([REJECTED_SCHEMA.empty_table(), *rejected])
+    return ShardContent(samples, listed, _size_bytes(path), checksum)
+
+
+def _size_bytes(path: str) -> int:
+    """Of a file; 0 if it is gone, so that the next import tries again."""
+    return Path(path).stat().st_size if Path(path).exists() else 0
+
+
+def _samples(table: pa.Table, uids: npt.NDArray[np.uint8], captions: pa.Array, scores: list[str]) -> pa.Table:
+    """SAMPLE_SCHEMA and scores; no sample has bytes."""
+    n = len(uids)
+    columns: dict[str, pa.Array] = {
+        "shard": pa.nulls(n, pa.int32()),
+        "key": pa.array([row.hex() for row in uids.view("V16").reshape(-1).tolist()], pa.string()),
+        "uid": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(uids.tobytes())]),
+        "caption": captions,
+        "image_extension": pa.array([""] * n, pa.string()),
+        **{name: pa.array(np.full(n, NO_OFFSET, np.int64)) for name in ("image_offset", "caption_offset")},
+        **{name: pa.array(np.zeros(n, np.int64)) for name in ("image_bytes", "caption_bytes")},
+        **{name: pa.nulls(n, pa.int64()) for name in ("json_offset", "json_bytes")},
+        **{side: _sides(table, name, n) for name, side in _SIZES.items()},
+        **{name: table.column(name).cast(pa.float64()).combine_chunks() for name in scores},
+    }
+    schema = samples_schema(scores)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _sides(table: pa.Table, name: str, rows: int) -> pa.Array:
+    """A column of pixels, null where it tells none."""
+    if name not in table.column_names:
+        return pa.nulls(rows, pa.int32())
+    values = table.column(name).cast(pa.float64()).to_numpy()
+    told = (values > 0) & (values < 2**31) & (values == np.floor(values))
+    return pa.array(np.where(told, values, 0).astype(np.int32), mask=~told)
+
+
+def _is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which captions are text, as Parquet doesn't promise."""
+    try:
+        captions.validate(full=True)
+        return np.ones(len(captions), np.bool_)
+    except pa.ArrowInvalid:
+        return np.array([_decodes(value) for value in captions.cast(pa.binary()).to_pylist()], np.bool_)
+
+
+def _decodes(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _rejected(path: str, reason: str, keys: Iterable[str | None], detail: str | None = None, rows: int = 1) -> pa.Table:
+    records = [
+        {"stage": "import", "reason": reason, "file": path, "key": key, "detail": detail, "rows": rows} for key in keys
+    ]
+    return pa.Table.from_pylist(records, schema=REJECTED_SCHEMA)
+
+
+def score_batches(path: Path, columns: list[str]) -> Iterator[tuple[list[str], npt.NDArray[np.float64]]]:
+    """The uids (lower case, "" where there is none) and scores [n, S] of a metadata file, NaN where it tells none.
+
+    Raises:
+        OSError: it can't be read.
+        pa.ArrowException: it has no uids.
+    """
+    with pq.ParquetFile(path) as file:
+        there = [name for name in columns if name in file.schema_arrow.names]
+        for batch in file.iter_batches(BATCH_ROWS, columns=["uid", *there]):
+            scores = np.full((len(batch), len(columns)), np.nan)
+            for name in there:
+                scores[:, columns.index(name)] = batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+            yield pc.utf8_lower(as_text(batch.column("uid"))).fill_null("").to_pylist(), scores

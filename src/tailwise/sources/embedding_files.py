@@ -1,0 +1,129 @@
+"""What every format of embeddings offers to the joins: rows that can be read in any order, and what names each of them.
+
+Shape letters: n rows of a file, d dimensions.
+"""
+
+from __future__ import annotations
+
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+# What NumPy, zipfile and zlib raise on a bad file.
+DAMAGE = (
+    *(OSError, ValueError, EOFError, TypeError, MemoryError, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, KeyError, NotImplementedError, RuntimeError, OverflowError),
+)
+FLOATS = (np.float16, np.float32, np.float64)
+Naming = Literal["key", "uid"]  # "key": a key, or a path that ends in tar and key
+
+
+@dataclass(frozen=True)
+class BadPartition:
+    """Why a whole file can't be used, and how many rows it would have had (0 where nobody knows)."""
+
+    reason: str
+    detail: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file that can be used.
+
+    Attributes:
+        rows: [n, d], mapped.
+        names: string arrays, n in all; taken once.
+        unfit: bool [n], rows that have no vector of d numbers; None where all have.
+    """
+
+    rows: npt.NDArray[Any]
+    names: Iterable[pa.Array]
+    unfit: npt.NDArray[np.bool_] | None = None
+
+
+class EmbeddingFile(Protocol):
+    """One file of embeddings, with whatever else it takes to know whose they are."""
+
+    @property
+    def path(self) -> Path:
+        """The file with the numbers, for reports."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells whether it was joined before."""
+
+    @property
+    def naming(self) -> Naming:
+        """What its rows are named by."""
+
+    @property
+    def home(self) -> str | None:
+        """The shard of a catalog that its rows are, where that is known beforehand."""
+
+    def size(self) -> tuple[int, int] | None:
+        """(n, d), or None if it can't be read."""
+
+    def names(self) -> Iterable[pa.Array]:
+        """What names its rows; an OSError, ValueError or ArrowException if that can't be read."""
+
+    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
+        """Opens it for one join.
+
+        Args:
+            dimension: the width d that it must have; None takes any.
+            unpacked: a file to lay the rows out in, if they can't be mapped where they lie.
+        """
+
+    def rows(self, unpacked: Path) -> npt.NDArray[Any]:
+        """The rows [n, d] of an opened file, mapped anew."""
+
+
+def fingerprint(*paths: Path) -> str:
+    """Path, size and time of files."""
+    return " ".join(
+        f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" if path.exists() else f"{path}:absent"
+        for path in paths
+    )
+
+
+def matrix_fault(shape: tuple[int, ...], dtype: np.dtype[Any], dimension: int | None) -> BadPartition | None:
+    """Why an array can't be rows of d numbers, or None."""
+    rows = shape[0] if shape else 1
+    if len(shape) != 2 or not shape[1] or dtype not in FLOATS:
+        return BadPartition("not an embedding matrix", f"{dtype} {list(shape)}", rows)
+    if dimension is not None and shape[1] != dimension:
+        return BadPartition("wrong dimension", f"{shape[1]}, not {dimension}", rows)
+    return None
+
+
+def common_dimension(files: Sequence[EmbeddingFile]) -> int | None:
+    """The width d that most rows have, so that one bad file doesn't decide; None if no file is readable."""
+    rows: Counter[int] = Counter()
+    for file in files:
+        if (size := file.size()) is not None:
+            rows[size[1]] += size[0]
+    return rows.most_common(1)[0][0] if rows else None
+
+
+def as_text(names: pa.Array) -> pa.Array:
+    """Names as valid UTF-8 strings, null where there is none; binary uids as hexadecimal digits.
+
+    Raises:
+        pa.ArrowException: they aren't text.
+    """
+    if pa.types.is_fixed_size_binary(names.type):
+        return pa.array([None if value is None else value.hex() for value in names.to_pylist()], pa.string())
+    text = names.cast(pa.string())
+    text.validate(full=True)  # Parquet doesn't promise UTF-8
+    return text

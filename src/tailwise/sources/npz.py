@@ -1,0 +1,103 @@
+"""Arrays of an `.npz` file without reading it whole, and without unpickling anything."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.files import read_array, replacing
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, length of the name, length of the extra field
+_COPY_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Member:
+    """What the header of one member says.
+
+    Attributes:
+        shape: of the array.
+        dtype: of the array; never object.
+        fortran: whether its columns lie together.
+        header_bytes: before its data.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+    header_bytes: int
+
+
+def read_member(path: Path, name: str) -> Member:
+    """Reads the header of a member.
+
+    Args:
+        path: of the `.npz` file.
+        name: of the array.
+
+    Raises:
+        KeyError: there is no such array.
+        ValueError: it is pickled, or cut off.
+        OSError, zipfile.BadZipFile: the file can't be read.
+    """
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+        member = _read_header(stream, name)
+        there = archive.getinfo(f"{name}.npy").file_size - member.header_bytes
+        wanted = int(np.prod(member.shape, dtype=object)) * member.dtype.itemsize
+    if there != wanted:
+        raise ValueError(f"{name} has {there:,} bytes of data, its header tells {wanted:,}")
+    return member
+
+
+def _read_header(stream: IO[bytes], name: str) -> Member:
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"{name} is of .npy version {version}")
+    shape, fortran, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise ValueError(f"{name} is a pickled array, and unpickling a file is running it")
+    return Member(shape, dtype, fortran, stream.tell())
+
+
+def map_member(path: Path, name: str, unpacked: Path) -> npt.NDArray[Any]:
+    """Maps one array: where it lies if it is stored, else from `unpacked`, where it is laid out first.
+
+    Memory doesn't grow with the array. DataComp's own files are compressed.
+
+    Args:
+        path: of the `.npz` file.
+        name: of the array.
+        unpacked: the file for a compressed array; one that is there already is taken for it.
+
+    Raises:
+        As `read_member`, and what `zipfile` raises for damaged compressed data.
+    """
+    member = read_member(path, name)
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            if not unpacked.exists():
+                with replacing(unpacked) as temporary, archive.open(info) as source, temporary.open("wb") as target:
+                    shutil.copyfileobj(source, target, _COPY_BYTES)
+            return read_array(unpacked)
+    if 0 in member.shape:
+        return np.zeros(member.shape, member.dtype)  # an empty array can't be mapped
+    offset = _data_offset(path, info.header_offset) + member.header_bytes
+    return np.memmap(path, member.dtype, "r", offset, member.shape, "F" if member.fortran else "C")
+
+
+def _data_offset(path: Path, header_offset: int) -> int:
+    with path.open("rb") as stream:
+        stream.seek(header_offset)
+        signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
+    if signature != b"PK\x03\x04":
+        raise zipfile.BadZipFile(f"no member at byte {header_offset}")
+    return header_offset + _LOCAL_HEADER.size + int(name_bytes) + int(extra_bytes)

@@ -1,0 +1,66 @@
+"""Which Parquet files of a source are DataComp's metadata, which are embeddings, and which are neither."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from braceexpand import braceexpand
+
+from tailwise.sources.clip_retrieval import find_partitions
+from tailwise.sources.parquet_embeddings import choose_columns
+
+Kind = Literal["metadata", "embeddings", "unreadable", "other"]
+
+
+def find_tables(source: str) -> list[Path]:
+    """The Parquet files that a local folder, file, glob or brace pattern names, by name; without sidecars of tars.
+
+    Of a folder, those in it; else those anywhere below. Hidden folders, and what lies in clip-retrieval's layout, are left out.
+    """
+    if "://" in source:
+        return []
+    path = Path(source).expanduser().absolute()
+    if path.is_dir():
+        found = _in_folder(path, path.glob("*.parquet")) or _in_folder(path, path.rglob("*.parquet"))
+    elif path.exists():
+        found = [path]
+    else:
+        patterns = [str(Path(pattern).expanduser().absolute()) for pattern in braceexpand(source)]
+        found = [Path(name) for pattern in patterns for name in glob.glob(pattern)]  # noqa: PTH207  (Path globs are relative)
+    tables = sorted({item for item in found if item.suffix == ".parquet" and item.is_file()}, key=str)
+    return [item for item in tables if not item.with_suffix(".tar").exists()]
+
+
+def _in_folder(folder: Path, items: Iterable[Path]) -> list[Path]:
+    tables: list[Path] = []
+    laid_out: dict[Path, bool] = {}
+    for item in items:
+        inside = item.relative_to(folder).parts[:-1]
+        if any(part.startswith(".") for part in inside):
+            continue
+        home = item.parent.parent if item.parent.name == "metadata" else item.parent
+        if home not in laid_out:
+            laid_out[home] = bool(find_partitions(home))
+        if not laid_out[home]:
+            tables.append(item)
+    return tables
+
+
+def kind_of(path: Path, id_column: str | None = None, embedding_column: str | None = None) -> Kind:
+    """What a Parquet file is, by its columns.
+
+    A column of vectors makes it embeddings; `uid` and `text`, without img2dataset's `key` or clip-retrieval's `image_path`, metadata.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException):
+        return "unreadable"
+    if choose_columns(schema, id_column, embedding_column):
+        return "embeddings"
+    names = set(schema.names)
+    return "metadata" if {"uid", "text"} <= names and not names & {"key", "image_path"} else "other"

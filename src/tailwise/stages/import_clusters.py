@@ -1,0 +1,109 @@
+"""Import: cluster ids that were made elsewhere become a grouping of the catalog, without centroids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.artifacts import MANIFEST
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.files import digest, file_digest, scratch
+from tailwise.errors import UserError
+from tailwise.progress import Track
+from tailwise.sources.dynamics import ClusterIds
+from tailwise.stages.cluster import Clustering
+from tailwise.stages.group import MAX_GROUPS, NO_GROUP, write_grouping
+from tailwise.stages.import_join import CHUNK_ROWS, Join, Wording
+from tailwise.stages.import_rows import RowFinder
+from tailwise.stages.report import Rejections
+
+Ids = npt.NDArray[np.int64]
+
+
+def import_clusters(
+    catalog: Catalog,
+    name: str,
+    files: list[ClusterIds],
+    given: frozenset[int] | None,
+    rejections: Rejections,
+    track: Track,
+) -> Clustering:
+    """Makes a grouping of the newest snapshot from files of cluster ids; a finished one of the same files is opened as it is.
+
+    Groups are numbered in the order of the ids; their values are the ids.
+
+    Args:
+        catalog: where to; must hold samples.
+        name: of the grouping.
+        files: of cluster ids.
+        given: shards that came with the files, which then belong to these alone; None if none came.
+        rejections: takes what was left out.
+        track: shows progress.
+
+    Raises:
+        UserError: not one id belongs to a sample, or another clustering has this name.
+    """
+    folder = catalog.clusters_folder(name)
+    snapshot = catalog.snapshot()
+    config = {"group_by": "cluster ids", "without": [], "snapshot": snapshot.number}
+    if given is not None and len(given) < snapshot.shards:
+        config["shards"] = digest(sorted(given))
+    inputs = {
+        "cluster ids": digest(
+            [file_digest(path) for file in files for path in (file.array, file.metadata) if path.exists()]
+        )
+    }
+    if (folder / MANIFEST).exists():
+        return write_grouping(catalog, name, config, inputs, [], [], track)
+    parts = catalog.parts(snapshot)
+    with scratch(folder.with_name(f".{name}.joining")) as work:
+        with rejections.writer(catalog.folder / "rejected" / f"cluster-ids-{name}.parquet") as log:
+            wording = Wording("cluster ids", "cluster id", "joining cluster ids")
+            join = Join(parts, RowFinder(catalog, parts, work, given), work, log, wording)
+            join.plan(files, [given is not None] * len(files), None, track)
+            if not join.matched:
+                reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(join.log.counts.items()))
+                raise UserError(f"none of the cluster ids in {files[0].path.parent} belongs to a sample ({reasons})")
+            distinct = _distinct(join, parts, files, name)
+        labels = (_labels(join, part, files, distinct) for part in parts)
+        return write_grouping(catalog, name, config, inputs, labels, [str(item) for item in distinct.tolist()], track)
+
+
+def _ids(join: Join, part: Part, files: list[ClusterIds]) -> Iterator[tuple[slice, npt.NDArray[np.bool_], Ids]]:
+    """Chunks of a part, which of their rows have an id, and those ids."""
+    sources = join.sources(part, files)
+    span = join.span(part)
+    file, position = join.file[span], join.position[span]
+    for start in range(0, part.rows, CHUNK_ROWS):
+        chunk = slice(start, min(start + CHUNK_ROWS, part.rows))
+        ids = np.zeros(chunk.stop - start, np.int64)
+        for number in np.unique(file[chunk]).tolist():
+            if number >= 0:
+                mine = np.flatnonzero(file[chunk] == number)
+                ids[mine] = sources[number][position[chunk][mine], 0].astype(np.int64)
+        has = (file[chunk] >= 0) & (ids >= 0)  # a negative one stands for no cluster
+        yield chunk, has, ids[has]
+
+
+def _distinct(join: Join, parts: list[Part], files: list[ClusterIds], name: str) -> Ids:
+    """All ids that samples have, in order."""
+    found = np.empty(0, np.int64)
+    for part in parts:
+        for _, _, ids in _ids(join, part, files):
+            found = np.union1d(found, ids)
+            if len(found) > MAX_GROUPS:
+                raise UserError(
+                    f"the cluster ids for {name!r} are more than {MAX_GROUPS:,} different ones: they are no clusters"
+                )
+    if not len(found):
+        raise UserError(f"no cluster id in {files[0].path.parent} is at least 0: there is nothing to group by")
+    return found
+
+
+def _labels(join: Join, part: Part, files: list[ClusterIds], distinct: Ids) -> npt.NDArray[np.int32]:
+    labels = np.full(part.rows, NO_GROUP, np.int32)
+    for chunk, has, ids in _ids(join, part, files):
+        labels[chunk][has] = np.searchsorted(distinct, ids)
+    return labels
