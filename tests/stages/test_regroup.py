@@ -15,7 +15,13 @@ from tailwise.stages.regroup import write_value_ranks
 )
 def test_ranks_are_those_of_a_plain_sort_whatever_the_buckets(tmp_path_factory, labels, values, cut, bucket_rows):
     labels = np.array(labels, np.int32)
-    scores = np.array([values.draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])) for _ in labels], np.float32)
+    scores = np.array(
+        [
+            values.draw(st.sampled_from([0.0, -0.0, 0.25, 0.25000003, -0.5, 1.0, -1e30, 3e-42, float("inf")]))
+            for _ in labels
+        ],
+        np.float32,
+    )
     sizes = np.bincount(labels[labels >= 0], minlength=7)
     path = tmp_path_factory.mktemp("ranks") / "rank.npy"
     parts = [(labels[:cut], scores[:cut]), (labels[cut:], scores[cut:])]

@@ -1,0 +1,285 @@
+"""Neighbours: the most similar earlier member of each sample's cluster. One regroup, from which every ε of dedup is read."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.drops import DropList, Survivors
+from tailwise.catalog.files import create_array, digest, map_array, replacing
+from tailwise.errors import UserError
+from tailwise.kernels.duplicates import NOTHING_EARLIER, most_similar_earlier
+from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.progress import Track, silent
+from tailwise.stages.members import DROPPED, KEPT, NEW, RESULT, Columns, Members, plan_layout, regroup_members
+
+Values = npt.NDArray[np.float64]
+WORK = "work"  # folder of intermediate files within an artifact
+
+
+class Comparison:
+    """What is compared with what, and in which order: everything about a dedup but ε and rule.
+
+    Attributes:
+        catalog: whose newest snapshot is meant.
+        clusters: name of the clustering inside whose clusters samples are compared.
+        column: of embeddings, the clustering's.
+        survivors: of the drop lists whose samples take no part.
+        base: the drop list that is extended, if one is: what it decided stays.
+        old_rows: how many rows it decided.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        clusters: str = "main",
+        keep: str = "farthest",
+        score: str | None = None,
+        without: Sequence[str] = (),
+        extends: str | None = None,
+        seed: int = 0,
+        track: Track = silent,
+    ) -> None:
+        """Opens all that takes part; arguments are those of `dedup`.
+
+        Raises:
+            UserError: unknown keep-order, no such clustering, list or score, or one that was made for another snapshot.
+        """
+        if keep not in KEEP_ORDERS:
+            raise UserError(f"unknown keep-order {keep!r}: use {', '.join(KEEP_ORDERS)}")
+        if (keep == "score") != (score is not None):
+            raise UserError("--keep score and --score NAME need each other")
+        self.catalog, self.clusters, self.keep, self.score, self.seed = catalog, clusters, keep, score, seed
+        self.snapshot = catalog.snapshot()
+        self.parts, self.track = catalog.parts(self.snapshot), track
+        clustering = self._open_clustering()
+        self.column: str = clustering["identity"]["config"]["column"]
+        self.blocks = catalog.embedding_parts(self.column, self.snapshot)
+        self.survivors = Survivors(catalog, without, self.snapshot)
+        self.base = None if extends is None else self._open_base(extends)
+        self.old_rows = 0 if self.base is None else self.base.snapshot.rows
+        self.config: dict[str, Any] = {
+            "clusters": clusters,
+            "column": self.column,
+            "keep": keep,
+            "score": score,
+            "seed": seed if keep == "random" else None,
+            "without": list(without),
+            "extends": extends,
+            "snapshot": self.snapshot.number,
+        }
+        self.inputs = {
+            "snapshot": self.snapshot.id,
+            "embeddings": catalog.embedding_id(self.column, self.snapshot),
+            "clustering": artifact_id(clustering),
+            **self.survivors.inputs,
+            **({} if self.base is None else {"extends": self.base.id}),
+            **({} if score is None else {"score": self._score_id()}),
+        }
+
+    def _open_clustering(self) -> Mapping[str, Any]:
+        remedy = f"make it with `tailwise cluster {self.catalog.folder} --clusters K --name {self.clusters}`"
+        manifest = read_manifest(self.catalog.clusters_folder(self.clusters), "clustering", remedy)
+        config = manifest["identity"]["config"]
+        if config["snapshot"] != self.snapshot.number:
+            raise UserError(
+                f"clustering {self.clusters!r} was made for snapshot {config['snapshot']}, and the newest is {self.snapshot.number}: "
+                f"`tailwise cluster {self.catalog.folder} --extends {self.clusters} --name …` assigns the new samples"
+            )
+        if "column" not in config:
+            raise UserError(
+                f"{self.clusters!r} groups samples by something else than embeddings: dedup needs a clustering made by "
+                "`tailwise cluster`"
+            )
+        if manifest["identity"]["inputs"]["embeddings"] != self.catalog.embedding_id(config["column"], self.snapshot):
+            raise UserError(
+                f"the {config['column']} embeddings have changed since clustering {self.clusters!r} was made: cluster anew, under "
+                "another name"
+            )
+        return manifest
+
+    def _open_base(self, name: str) -> DropList:
+        base = DropList(self.catalog, name)
+        if base.kind != "dedup":
+            raise UserError(f"--extends {name}: it is a list of {base.kind}, not of dedup")
+        if base.snapshot.number == self.snapshot.number:
+            raise UserError(f"--extends {name}: it was made for the newest snapshot already; there are no new samples")
+        before = Survivors(self.catalog, base.without, base.snapshot)
+        back = 0
+        for part in self.parts[: base.snapshot.parts]:
+            labels = map_array(self.catalog.clusters_folder(self.clusters) / f"label-{part.name}.npy")
+            back += int((~before.keeps(part.span) & self.survivors.keeps(part.span) & (labels >= 0)).sum())
+        if back:
+            raise UserError(
+                f"{back:,} samples that {name!r} was made without ({', '.join(base.without)}) take part now: make those lists for "
+                "this snapshot too, and name them with --without"
+            )
+        return base
+
+    def _score_id(self) -> str:
+        state = hashlib.blake2b(digest_size=16)
+        for values in self.orders():
+            state.update(values.tobytes())
+        return state.hexdigest()
+
+    # --- columns, part by part ------------------------------------------------------------------------------------------
+
+    def labels(self, part: Part) -> npt.NDArray[np.int32]:
+        """The cluster of each row of a part, negative for those that take no part: int32 [n]."""
+        labels = np.array(map_array(self.catalog.clusters_folder(self.clusters) / f"label-{part.name}.npy"))
+        labels[~self.survivors.keeps(part.span)] = -1
+        return labels
+
+    def ages(self, part: Part) -> npt.NDArray[np.uint8]:
+        """Whether each row of a part is KEPT or DROPPED by the extended list, or NEW: uint8 [n]."""
+        ages = np.full(part.rows, NEW)
+        if self.base is not None and part.first_row < self.old_rows:
+            ages[:] = np.where(self.base.mask[part.span], DROPPED, KEPT)
+        return ages
+
+    def orders(self) -> Iterator[Values]:
+        """The keep-order: rows come in ascending order of these, float64 [n] part by part; ties by row, NaN last."""
+        return KEEP_ORDERS[self.keep](self)
+
+    def similarities(self) -> Iterator[Values]:
+        """Each row's similarity to its centroid."""
+        for values in self.catalog.label_parts(self.clusters, self.snapshot, "similarity"):
+            yield values.astype(np.float64)
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Members that take part, new and old: int64 [clusters, 2]."""
+        count = max((int(self.labels(part).max(initial=-1)) for part in self.parts), default=-1) + 1
+        sizes = np.zeros((count, 2), np.int64)
+        for part in self.parts:
+            labels, new = self.labels(part), self.ages(part) == NEW
+            for column, chosen in enumerate((new, ~new)):
+                sizes[:, column] += np.bincount(labels[chosen & (labels >= 0)], minlength=count)
+        return sizes
+
+    @property
+    def new(self) -> int:
+        """How many samples are judged."""
+        return int(self.sizes[:, 0].sum())
+
+    def columns(self, wanted: npt.NDArray[np.bool_]) -> Iterator[Columns]:
+        """What `regroup_members` reads, for some clusters: bool [clusters]."""
+        for part, block, order in zip(self.parts, self.blocks, self.orders(), strict=True):
+            labels = self.labels(part)
+            labels[(labels >= 0) & ~wanted[labels]] = -1
+            yield Columns(part.first_row, labels, self.ages(part), order, block)
+
+    def regroup(
+        self,
+        artifact: Artifact,
+        wanted: npt.NDArray[np.bool_],
+        judge: Callable[[Members], npt.NDArray[Any]],
+        max_memory_bytes: int,
+        description: str,
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Applies `judge` to some clusters, bool [clusters]; intermediate files lie in the artifact's folder WORK."""
+        sizes = np.where(wanted, self.sizes.sum(axis=1), 0)
+        layout = plan_layout(sizes, self.snapshot.rows, self.blocks[0].shape[1], max_memory_bytes)
+        folder = artifact.path(WORK)
+        return regroup_members(
+            folder, sizes, lambda: self.columns(wanted), layout, self.blocks, judge, self.track, description
+        )
+
+
+def _nearest(comparison: Comparison) -> Iterator[Values]:
+    return (-values for values in comparison.similarities())
+
+
+def _random(comparison: Comparison) -> Iterator[Values]:
+    key = stream_key(comparison.seed, "keep-order")
+    for part in comparison.parts:
+        yield (hash_range(key, part.first_row, part.rows) >> np.uint64(11)).astype(np.float64)
+
+
+def _score(comparison: Comparison) -> Iterator[Values]:
+    from tailwise.stages.scores import ScoreRequest, score_parts  # noqa: PLC0415  (only this order needs them)
+
+    request = ScoreRequest(str(comparison.score))
+    for values in score_parts(comparison.catalog, comparison.snapshot, request, comparison.track):
+        yield -values.astype(np.float64)
+
+
+KEEP_ORDERS: dict[str, Callable[[Comparison], Iterator[Values]]] = {
+    "farthest": Comparison.similarities,
+    "nearest": _nearest,
+    "random": _random,
+    "score": _score,
+}
+
+
+class Neighbours:
+    """The most similar earlier member of each sample's cluster, flat over the snapshot.
+
+    Attributes:
+        similarity: float64 [N], mapped: 1 if they are identical; NOTHING_EARLIER where there is none, and for samples that aren't
+            judged.
+        row: int64 [N], mapped: which row that is, −1 where there is none.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Opens the finished artifact."""
+        self.similarity: npt.NDArray[np.float64] = map_array(artifact.path("similarity.npy"))
+        self.row: npt.NDArray[np.int64] = map_array(artifact.path("row.npy"))
+
+
+def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: str = "auto") -> Neighbours:
+    """Finds the neighbours of all samples, or opens them if they are there.
+
+    Args:
+        comparison: what is compared.
+        max_memory_bytes: refuse what needs more.
+        device: of the matrix products; the result doesn't depend on it.
+
+    Raises:
+        UserError: the largest cluster needs more memory.
+    """
+    folder = comparison.catalog.folder / "neighbours" / digest([comparison.config, comparison.inputs])
+    with Artifact(folder, "neighbours", comparison.config, comparison.inputs) as artifact:
+        if not artifact.done:
+            _compare(comparison, artifact, max_memory_bytes, device)
+            shutil.rmtree(artifact.path(WORK), ignore_errors=True)
+            artifact.finish({"samples": comparison.new})
+        return Neighbours(artifact)
+
+
+def _compare(comparison: Comparison, artifact: Artifact, max_memory_bytes: int, device: str) -> None:
+    if artifact.path("similarity.npy").exists():  # the last of the two to get its name; an interruption came after it
+        return
+
+    def judge(members: Members) -> npt.NDArray[Any]:
+        old = len(members.kept_before)
+        similarity, earlier = most_similar_earlier(members.x, judged_from=old, device=device)
+        found = np.flatnonzero(earlier >= 0)
+        result = np.empty(len(found), RESULT)
+        result["row"], result["other"] = members.rows[found], members.rows[earlier[found]]
+        result["similarity"] = similarity[found]
+        return result
+
+    new, old = comparison.sizes.T
+    wanted = (new > 0) & (new + old > 1)
+    rows = comparison.snapshot.rows
+    with (
+        replacing(artifact.path("similarity.npy")) as similarity_path,
+        replacing(artifact.path("row.npy")) as row_path,
+    ):
+        similarity = create_array(similarity_path, (rows,), np.float64)
+        other = create_array(row_path, (rows,), np.int64)
+        for part in comparison.parts:
+            similarity[part.span], other[part.span] = NOTHING_EARLIER, -1
+        for result in comparison.regroup(artifact, wanted, judge, max_memory_bytes, "comparing inside clusters"):
+            similarity[result["row"]], other[result["row"]] = result["similarity"], result["other"]
+        del similarity, other
