@@ -1,0 +1,278 @@
+"""Filter: drops samples by a score (a reduce that finds the bounds, then a map)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors, write_drops
+from tailwise.catalog.files import release_pages
+from tailwise.errors import UserError
+from tailwise.kernels.selection import order_statistics
+from tailwise.progress import Track, silent
+from tailwise.stages.scores import ScoreRequest, plain_name, score_config, score_inputs, score_parts
+
+QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
+MISSING = ("drop", "keep")
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FilterRule:
+    """Which scores stay: those within bounds, or the highest or lowest share; exactly one of the three.
+
+    Attributes:
+        minimum: the least score that stays.
+        maximum: the greatest score that stays.
+        keep: the share of highest scores that stays, of the samples that take part and have a score.
+        keep_lowest: the share of lowest scores that stays.
+        missing: "drop" or "keep" samples without a score.
+    """
+
+    minimum: float | None = None
+    maximum: float | None = None
+    keep: float | None = None
+    keep_lowest: float | None = None
+    missing: str = "drop"
+
+    def check(self) -> None:
+        """Refuses what is no rule.
+
+        Raises:
+            UserError: no bound, several kinds of bounds, or a bad one.
+        """
+        bounds = self.minimum is not None or self.maximum is not None
+        if bounds + (self.keep is not None) + (self.keep_lowest is not None) != 1:
+            raise UserError(
+                "give one of --min and/or --max, --keep SHARE, --keep-lowest SHARE (or --dry-run, to see the scores first)"
+            )
+        for option, share in (("--keep", self.keep), ("--keep-lowest", self.keep_lowest)):
+            if share is not None and not 0 < share <= 1:
+                raise UserError(f"{option} {share}: must be a share above 0 and at most 1")
+        for option, bound in (("--min", self.minimum), ("--max", self.maximum)):
+            if bound is not None and math.isnan(bound):
+                raise UserError(f"{option} {bound}: must be a number")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise UserError(f"--min {self.minimum} is above --max {self.maximum}: no score is between them")
+        if self.missing not in MISSING:
+            raise UserError(f"--missing {self.missing!r}: use {' or '.join(MISSING)}")
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What a filter came to.
+
+    Attributes:
+        name: of the drop list; None after a trial.
+        summary: score, samples (that take part), scored, quantiles (percent, score); with a rule also kept, dropped, reasons.
+    """
+
+    name: str | None
+    summary: Mapping[str, Any]
+
+
+def filter_samples(
+    catalog: Catalog,
+    by: str | ScoreRequest,
+    rule: FilterRule,
+    *,
+    name: str | None = None,
+    without: Sequence[str] = (),
+    track: Track = silent,
+) -> Filtered:
+    """Makes a drop list of the samples of the newest snapshot whose score doesn't pass a rule.
+
+    Args:
+        catalog: with what the score is made from.
+        by: the score.
+        rule: which scores stay.
+        name: of the drop list; that of the score by default.
+        without: names of drop lists; what they drop takes no part: it is neither counted nor dropped again.
+        track: shows progress.
+
+    Raises:
+        UserError: a bad rule, no such score, no sample with one, or nothing would be left.
+    """
+    request = _request(by)
+    rule.check()
+    name = plain_name(request.name) if name is None else name
+    snapshot = catalog.snapshot()
+    survivors = Survivors(catalog, without, snapshot)
+    config = {
+        "snapshot": snapshot.number,
+        "without": list(without),
+        "score": score_config(request),
+        "rule": asdict(rule),
+    }
+    inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, request), **survivors.inputs}
+    with Artifact(catalog.drops_folder(name), "filter", config, inputs) as artifact:
+        if not artifact.done:
+            judge = _Judge(catalog, snapshot, request, survivors, track)
+            judge.apply(rule)
+            summary = judge.summary()
+            write_drops(artifact, snapshot.rows, track(judge.tables(), "writing drops", len(judge.parts)))
+            artifact.finish(summary)
+    return Filtered(name, DropList(catalog, name).manifest["summary"])
+
+
+def try_filter(
+    catalog: Catalog,
+    by: str | ScoreRequest,
+    rule: FilterRule | None = None,
+    *,
+    without: Sequence[str] = (),
+    track: Track = silent,
+) -> Filtered:
+    """Tells how a score is distributed, and what a rule would drop; makes no drop list. See `filter_samples`."""
+    request = _request(by)
+    if rule is not None:
+        rule.check()
+    snapshot = catalog.snapshot()
+    judge = _Judge(catalog, snapshot, request, Survivors(catalog, without, snapshot), track)
+    if rule is not None:
+        judge.apply(rule)
+    return Filtered(None, judge.summary())
+
+
+def _request(by: str | ScoreRequest) -> ScoreRequest:
+    return ScoreRequest(by) if isinstance(by, str) else by
+
+
+@dataclass(frozen=True)
+class _Test:
+    """One condition on scores, all in float32: sign · score at most `bound`, and of those that equal it, the first `ties` rows."""
+
+    reason: str
+    sign: np.float32
+    bound: np.float32
+    ties: int
+
+
+class _Judge:
+    """Says of each sample whether it stays, and why not."""
+
+    def __init__(
+        self, catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, survivors: Survivors, track: Track
+    ) -> None:
+        """Makes the score, and finds how it is distributed.
+
+        Raises:
+            UserError: no sample that takes part has it.
+        """
+        self.name, self.survivors = request.name, survivors
+        self.parts = catalog.parts(snapshot)
+        self.blocks = list(score_parts(catalog, snapshot, request, track))
+        self.samples = self.scored = 0
+        for part, scores in zip(self.parts, self.blocks, strict=True):
+            kept = survivors.keeps(part.span)
+            self.samples += int(kept.sum())
+            self.scored += int((kept & ~np.isnan(scores)).sum())
+        if not self.scored:
+            raise UserError(f"not one of {self.samples:,} samples has a {self.name}: nothing to filter by")
+        ranks = [(mark * (self.scored - 1) + 50) // 100 for mark in QUANTILES]
+        values, _ = order_statistics(self._scored, ranks)
+        self.quantiles = [
+            {"percent": mark, "score": float(value)} for mark, value in zip(QUANTILES, values, strict=True)
+        ]
+        self.tests: list[_Test] = []
+        self.reasons: Counter[str] | None = None
+        self.missing = "keep"
+
+    def _scored(self, sign: int = 1) -> Iterator[Scores]:
+        """The score, times `sign`, of the samples that take part and have one, part by part."""
+        for part, scores in zip(self.parts, self.blocks, strict=True):
+            yield np.float32(sign) * scores[self.survivors.keeps(part.span) & ~np.isnan(scores)]
+            release_pages(scores)
+
+    def apply(self, rule: FilterRule) -> None:
+        """Finds the bounds of a rule, and counts what it drops.
+
+        Raises:
+            UserError: nothing would be left.
+        """
+        self.missing = rule.missing
+        if rule.minimum is not None:
+            self.tests.append(self._bound(rule.minimum, -1, "below"))
+        if rule.maximum is not None:
+            self.tests.append(self._bound(rule.maximum, 1, "above"))
+        if rule.keep is not None:
+            self.tests.append(self._share(rule.keep, -1, "highest"))
+        if rule.keep_lowest is not None:
+            self.tests.append(self._share(rule.keep_lowest, 1, "lowest"))
+        self.reasons = Counter()
+        for table in self.tables():
+            for item in table.column("reason").value_counts().to_pylist():
+                self.reasons[item["values"]] += item["counts"]
+        if self.reasons.total() == self.samples:
+            low, high = self.quantiles[0]["score"], self.quantiles[-1]["score"]
+            raise UserError(
+                f"all of {self.samples:,} samples would be dropped: {self.name} lies between {low:.6g} and {high:.6g}; "
+                "see --dry-run for its distribution"
+            )
+
+    def _bound(self, value: float, sign: int, word: str) -> _Test:
+        # Scores are float32: a bound between two of them would part a score from the very number that it was made from.
+        with np.errstate(over="ignore"):
+            bound = np.float32(value)
+        return _Test(f"{self.name} {word} {value:.9g}", np.float32(sign), np.float32(sign) * bound, self.scored)
+
+    def _share(self, share: float, sign: int, word: str) -> _Test:
+        kept = round(share * self.scored)
+        reason = f"{self.name} not among the {word} {share:.9g} of all"
+        if not kept:
+            return _Test(reason, np.float32(sign), np.float32(-np.inf), 0)
+        values, below = order_statistics(lambda: self._scored(sign), [kept - 1])
+        return _Test(reason, np.float32(sign), values[0], kept - int(below[0]))
+
+    def tables(self) -> Iterator[pa.Table]:
+        """What is dropped, and why: DROPPED_SCHEMA, part by part."""
+        left = [test.ties for test in self.tests]
+        for part, scores in zip(self.parts, self.blocks, strict=True):
+            reasons = np.full(part.rows, -1, np.int32)
+            judged = self.survivors.keeps(part.span)
+            missing = np.isnan(scores)
+            if self.missing == "drop":
+                reasons[judged & missing] = len(self.tests)
+            judged &= ~missing
+            for number, test in enumerate(self.tests):
+                signed = test.sign * scores
+                passes = signed < test.bound
+                ties = np.flatnonzero(judged & (signed == test.bound))[: left[number]]
+                left[number] -= len(ties)
+                passes[ties] = True
+                reasons[judged & ~passes & (reasons < 0)] = number
+            yield self._table(part, scores, reasons)
+            release_pages(scores)
+
+    def _table(self, part: Part, scores: Scores, reasons: npt.NDArray[np.int32]) -> pa.Table:
+        dropped = np.flatnonzero(reasons >= 0)
+        names = pa.array([*(test.reason for test in self.tests), f"no {self.name}"])
+        none = np.isnan(scores[dropped])
+        columns = {
+            "row": part.first_row + dropped,
+            "reason": names.take(pa.array(reasons[dropped])),
+            "value": pa.array(scores[dropped].astype(np.float64), mask=none),
+        }
+        nulls = {item.name: pa.nulls(len(dropped), item.type) for item in DROPPED_SCHEMA if item.name not in columns}
+        return pa.table({**columns, **nulls}, schema=DROPPED_SCHEMA)
+
+    def summary(self) -> dict[str, Any]:
+        """Figures for people."""
+        figures: dict[str, Any] = {"score": self.name, "samples": self.samples, "scored": self.scored}
+        if self.reasons is not None:
+            dropped = self.reasons.total()
+            figures |= {
+                "kept": self.samples - dropped,
+                "dropped": dropped,
+                "reasons": dict(sorted(self.reasons.items())),
+            }
+        return {**figures, "quantiles": self.quantiles}

@@ -1,0 +1,62 @@
+"""Target sets: embeddings of what a model should be good at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.catalog import HEADER, Catalog
+from tailwise.catalog.embeddings import normalise_rows
+from tailwise.catalog.files import digest, file_digest, read_array
+from tailwise.errors import UserError
+from tailwise.kernels.grid import row_chunks
+from tailwise.kernels.scores import MAX_TARGETS
+from tailwise.sources.clip_retrieval import find_partitions
+
+TARGET_ROWS = 2048
+
+
+class Target:
+    """A target set of image embeddings: a .npy file [T, d], a folder in clip-retrieval layout, or a catalog."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).expanduser()
+        files: list[Path] = [self.path] if self.path.is_file() else []
+        if (self.path / HEADER).exists():
+            catalog = Catalog.open(self.path)
+            snapshot = catalog.snapshot()
+            self.blocks = catalog.embedding_parts("image", snapshot)
+            self.id = catalog.embedding_id("image", snapshot)
+            return
+        if self.path.is_dir():
+            files = [partition.array for partition in find_partitions(self.path).get("image", [])]
+        if not files:
+            raise UserError(
+                f"--target {path}: give a .npy file of image embeddings, a folder with img_emb/, or another catalog"
+            )
+        try:
+            self.blocks = [read_array(file) for file in files]
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"--target {path} can't be read as .npy: {error}") from error
+        self.id = digest([file_digest(file) for file in files])
+
+    def check(self, dimension: int) -> None:
+        """Refuses what is not T rows of `dimension` numbers."""
+        for block in self.blocks:
+            if block.ndim != 2 or block.shape[1] != dimension or block.dtype.kind != "f":
+                raise UserError(
+                    f"--target {self.path} holds {block.dtype} {list(block.shape)}, and the catalog's image embeddings have "
+                    f"{dimension} dimensions: give embeddings of the same encoder, float16 or float32 [T, {dimension}]"
+                )
+        if not next(self.pieces(), np.empty(0)).size or sum(map(len, self.blocks)) > MAX_TARGETS:
+            raise UserError(f"--target {self.path}: must hold between 1 and {MAX_TARGETS:,} embeddings")
+
+    def pieces(self) -> Iterator[npt.NDArray[np.float16]]:
+        """Its rows scaled to unit norm, in pieces that are not empty; those that can't be scaled are left out."""
+        for _, chunk in row_chunks(self.blocks, TARGET_ROWS):
+            rows, _ = normalise_rows(np.asarray(chunk))
+            if (good := rows.any(axis=1)).any():
+                yield rows[good]
