@@ -1,17 +1,47 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from tailwise.catalog.files import read_array, read_json
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.files import read_array, read_json, write_json
 from tailwise.errors import UserError
-from tailwise.kernels.assign import MISSING
+from tailwise.kernels.assign import MISSING, assign
 from tailwise.stages import cluster as stage
-from tailwise.stages.cluster import cluster
+from tailwise.stages.cluster import cluster, extend_clustering
+from tailwise.stages.import_pool import import_pool
 
 
 def column(catalog, name, kind):
-    return np.concatenate(list(catalog.label_parts(name, catalog.snapshot(), kind)))
+    manifest = read_json(catalog.clusters_folder(name) / "manifest.json")
+    snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
+    return np.concatenate(list(catalog.label_parts(name, snapshot, kind)))
+
+
+def rows_of(catalog):
+    return np.concatenate([np.asarray(block) for block in catalog.embedding_parts("image", catalog.snapshot())])
+
+
+def centroids_of(catalog, name="main"):
+    return read_array(catalog.clusters_folder(name) / "centroids.npy")
+
+
+def plain_density(catalog, radius, member, name="main"):
+    """Rows among `member` within the radius of each centroid."""
+    rows = rows_of(catalog)[member].astype(np.float64)
+    cosine = rows @ centroids_of(catalog, name).T.astype(np.float64) / np.linalg.norm(rows, axis=1)[:, None]
+    return (cosine >= radius).sum(0).tolist()
+
+
+def drop(catalog, name, rows, without=()):
+    """A drop list made by hand."""
+    table = pa.Table.from_pylist([{"row": row, "reason": "by hand"} for row in sorted(rows)], DROPPED_SCHEMA)
+    config = {"without": list(without), "snapshot": catalog.snapshot().number}
+    with Artifact(catalog.drops_folder(name), "filter", config, {}) as artifact:
+        write_drops(artifact, catalog.snapshot().rows, [table])
+        artifact.finish({})
 
 
 def test_finds_the_groups_and_numbers_them_inside(small_catalog, small_groups):
@@ -72,15 +102,17 @@ def test_rows_without_embedding_belong_to_no_cluster(small_catalog):
 def test_result_depends_on_neither_chunks_nor_threads(small_catalog, tree_bytes, monkeypatch):
     import torch
 
-    cluster(small_catalog, clusters=40, merge=0.9, name="a")
+    cluster(small_catalog, clusters=40, merge=0.9, density="auto", name="a")
     monkeypatch.setattr(stage, "CHUNK_ROWS", 37)
     monkeypatch.setattr("tailwise.kernels.kmeans.CHUNK_ROWS", 53)
     monkeypatch.setattr("tailwise.kernels.assign.TILE_ROWS", 19)
     monkeypatch.setattr("tailwise.kernels.assign.TILE_CENTROIDS", 7)
+    monkeypatch.setattr("tailwise.kernels.density.TILE_ROWS", 23)
+    monkeypatch.setattr("tailwise.kernels.density.TILE_CENTROIDS", 5)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        cluster(small_catalog, clusters=40, merge=0.9, name="b")
+        cluster(small_catalog, clusters=40, merge=0.9, density="auto", name="b")
     finally:
         torch.set_num_threads(before)
     assert tree_bytes(small_catalog.clusters_folder("a")) == tree_bytes(small_catalog.clusters_folder("b"))
@@ -132,6 +164,11 @@ def test_a_rerun_does_nothing_and_other_settings_are_refused(small_catalog, tree
         ({"clusters": 601}, "between 1 and the 600 samples"),
         ({"clusters": 5, "merge": 1.5}, "--merge 1.5"),
         ({"clusters": 5, "iterations": 0}, "--iterations 0"),
+        ({"clusters": 5, "density": 0}, "--density 0"),
+        ({"clusters": 5, "density": 1.01}, "--density 1.01"),
+        ({"clusters": 5, "density": float("nan")}, "--density nan"),
+        ({"clusters": 5, "density": "some"}, "--density some"),
+        ({"clusters": 5, "without": ["none-such"]}, "none-such"),
         ({"clusters": 5, "max_memory_bytes": 10**6}, "raise it, or ask for fewer clusters"),
         ({"clusters": 5, "name": "../evil"}, "can't name an artifact"),
         ({"clusters": 5, "column": "text"}, "600 of 600 samples have no text embeddings"),
@@ -187,3 +224,234 @@ def test_the_manifest_names_snapshot_inputs_and_files(small_catalog):
     }
     assert set(manifest["files"]) >= {"centroids.npy", "clusters.parquet", "label-part-000001.npy"}
     assert "/" not in json.dumps(manifest["files"])  # nothing of this machine's paths
+
+
+# --- density ------------------------------------------------------------------------------------------------------------
+
+
+def test_density_is_what_a_plain_reference_counts(small_catalog):
+    path = small_catalog.embedding_folder("image") / f"{small_catalog.parts()[1].name}.npy"
+    rows = np.load(path)
+    rows[[0, 9]] = 0
+    np.save(path, rows)
+    drop(small_catalog, "some", range(100, 160))
+    made = cluster(small_catalog, clusters=40, density=0.95, without=["some"])
+    member = column(small_catalog, "main", "label") != MISSING
+    assert member.sum() == 600 - 60 - 2
+    assert made.table["density"].to_pylist() == plain_density(small_catalog, 0.95, member)
+    assert made.summary["radius"] == 0.95
+    assert not (small_catalog.clusters_folder("main") / "density").exists()
+
+
+def test_density_says_how_common_a_group_is_where_sizes_do_not(small_catalog, small_groups):
+    made = cluster(small_catalog, clusters=40, density=0.6)  # several clusters a group; the groups are orthogonal
+    labels = column(small_catalog, "main", "label")
+    common = np.bincount(small_groups)[small_groups]
+    assert np.array_equal(made.table["density"].to_numpy()[labels], common)
+    assert not np.array_equal(made.table["size"].to_numpy()[labels], common)
+
+
+def test_density_changes_nothing_else(small_catalog, tree_bytes):
+    cluster(small_catalog, clusters=30, name="plain")
+    cluster(small_catalog, clusters=30, name="dense", density="auto")
+    plain, dense = (tree_bytes(small_catalog.clusters_folder(name)) for name in ("plain", "dense"))
+    assert {name for name in plain if plain[name] != dense[name]} == {"clusters.parquet", "manifest.json"}
+    manifests = [json.loads(files["manifest.json"]) for files in (plain, dense)]
+    assert "density" not in manifests[0]["identity"]["config"]
+    assert manifests[1]["identity"]["config"]["density"] == "auto"
+    assert manifests[0]["summary"]["radius"] is None
+
+
+def test_auto_is_the_cosine_that_nearly_all_have_to_their_own_centroid(small_catalog):
+    made = cluster(small_catalog, clusters=20, density="auto")
+    radius = made.summary["radius"]
+    similarity = column(small_catalog, "main", "similarity").astype(np.float64)
+    assert (similarity >= radius).mean() >= 0.95
+    assert (similarity >= radius + 0.001).mean() < 0.95
+    everyone = np.ones(600, bool)
+    assert made.table["density"].to_pylist() == plain_density(small_catalog, radius, everyone)
+
+
+def test_counting_goes_on_where_it_stopped(small_catalog, tree_bytes, monkeypatch):
+    cluster(small_catalog, clusters=12, density="auto", name="whole")
+    folder = small_catalog.clusters_folder("broken")
+    real = stage.write_array
+
+    def breaks(path, array):
+        if path == folder / "density" / "part-000001.npy":
+            raise KeyboardInterrupt
+        real(path, array)
+
+    monkeypatch.setattr(stage, "write_array", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        cluster(small_catalog, clusters=12, density="auto", name="broken")
+    first = folder / "density" / "part-000000.npy"
+    np.save(first, np.load(first) + 1000)  # what is there isn't counted again
+    monkeypatch.setattr(stage, "write_array", real)
+    made = cluster(small_catalog, clusters=12, density="auto", name="broken")
+    whole = stage.load_clustering(small_catalog, "whole")
+    assert (made.table["density"].to_numpy() - whole.table["density"].to_numpy()).tolist() == [1000] * 12
+    assert not (folder / "density").exists()
+
+
+# --- without ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_lists_drop_belongs_to_no_cluster_and_is_not_fitted(small_catalog, tree_bytes):
+    gone, also = list(range(0, 600, 5)), list(range(1, 600, 5))
+    drop(small_catalog, "first", gone)
+    drop(small_catalog, "second", also, without=["first"])
+    made = cluster(small_catalog, clusters=30, without=["second"], name="a")
+    labels = column(small_catalog, "a", "label")
+    dropped = np.isin(np.arange(600), [*gone, *also])
+    assert np.array_equal(labels == MISSING, dropped)
+    assert not column(small_catalog, "a", "similarity")[dropped].any()
+    assert (made.summary["samples"], made.summary["dropped"], made.summary["without_embedding"]) == (360, 240, 0)
+    assert np.array_equal(made.table["size"].to_numpy(), np.bincount(labels[~dropped], minlength=30))
+    for part in small_catalog.parts():  # whatever they hold
+        path = small_catalog.embedding_folder("image") / f"{part.name}.npy"
+        rows = np.load(path)
+        rows[dropped[part.span]] = rows[~dropped[part.span]][0]
+        np.save(path, rows)
+    cluster(small_catalog, clusters=30, without=["second"], name="b")
+    a, b = (tree_bytes(small_catalog.clusters_folder(name)) for name in "ab")
+    assert a == b
+    assert not (small_catalog.clusters_folder("a") / "training").exists()
+
+
+def test_lists_are_part_of_what_a_clustering_is_made_of(small_catalog):
+    drop(small_catalog, "some", range(50))
+    cluster(small_catalog, clusters=12, without=["some"])
+    manifest = read_json(small_catalog.clusters_folder("main") / "manifest.json")
+    assert manifest["identity"]["config"]["without"] == ["some"]
+    assert "without some" in manifest["identity"]["inputs"]
+    with pytest.raises(UserError, match="without"):
+        cluster(small_catalog, clusters=12)
+
+
+# --- extends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grow(tmp_path, make_pool, make_embeddings):
+    """`grow(catalog)` imports two more tars (90 and 60 samples, two parts), of the groups that are there and of another one."""
+
+    def grown(catalog):
+        pool = make_pool(tmp_path / "more", [90, 60], first_shard=50)
+        keys = [key for keys in pool.values() for key in keys]
+        generator = np.random.default_rng(7)
+        known = rows_of(catalog).astype(np.float64)
+        base = np.concatenate([known[generator.integers(0, len(known), 100)], generator.normal(size=(50, 16))])
+        rows = base + 0.02 * generator.normal(size=base.shape)
+        source = make_embeddings(tmp_path / "more", dict(zip(keys, rows, strict=True)))
+        import_pool([str(tmp_path / "more"), str(source)], catalog.folder, workers=1, part_rows=80)
+        return type(catalog).open(catalog.folder)
+
+    return grown
+
+
+def test_an_extended_clustering_equals_a_fresh_assignment(small_catalog, grow):
+    cluster(small_catalog, clusters=20)
+    before = {kind: column(small_catalog, "main", kind) for kind in ("label", "similarity", "rank")}
+    catalog = grow(small_catalog)
+    assert (catalog.snapshot().number, catalog.snapshot().rows) == (2, 750)
+    made = extend_clustering(catalog, "main", name="more")
+    centroids = centroids_of(catalog)
+    np.testing.assert_array_equal(centroids_of(catalog, "more"), centroids)
+    labels, similarity = assign(rows_of(catalog), centroids, device="cpu")
+    np.testing.assert_array_equal(column(catalog, "more", "label"), labels)
+    np.testing.assert_array_equal(column(catalog, "more", "similarity"), similarity.astype(np.float32))
+    for kind, values in before.items():
+        np.testing.assert_array_equal(column(catalog, "more", kind)[:600], values)
+    ranks = column(catalog, "more", "rank")
+    for label in range(20):
+        assert ranks[labels == label].tolist() == list(range((labels == label).sum()))
+    assert np.array_equal(made.table["size"].to_numpy(), np.bincount(labels, minlength=20))
+    assert "density" not in made.table.column_names
+
+
+def test_rows_that_were_assigned_are_not_assigned_again(small_catalog, grow, monkeypatch):
+    cluster(small_catalog, clusters=20)
+    catalog = grow(small_catalog)
+    seen = []
+    real = stage.Assigner.__call__
+    monkeypatch.setattr(stage.Assigner, "__call__", lambda self, x: (seen.append(len(x)), real(self, x))[1])
+    extend_clustering(catalog, "main", name="more")
+    assert sum(seen) == 150
+    extend_clustering(catalog, "more", name="again")
+    assert sum(seen) == 150
+    assert np.array_equal(column(catalog, "again", "label"), column(catalog, "more", "label"))
+
+
+def test_what_the_base_dropped_is_assigned_unless_a_list_drops_it_again(small_catalog, grow):
+    drop(small_catalog, "old", range(40))
+    cluster(small_catalog, clusters=20, without=["old"])
+    catalog = grow(small_catalog)
+    with pytest.raises(UserError, match="'old' was made for snapshot 1"):
+        extend_clustering(catalog, "main", name="refused", without=["old"])
+    everyone, _ = assign(rows_of(catalog), centroids_of(catalog), device="cpu")
+    extend_clustering(catalog, "main", name="all")
+    np.testing.assert_array_equal(column(catalog, "all", "label"), everyone)
+    gone = [*range(20), 300, 301, 700]
+    drop(catalog, "new", gone)
+    made = extend_clustering(catalog, "main", name="less", without=["new"])
+    expected = everyone.copy()
+    expected[gone] = MISSING
+    np.testing.assert_array_equal(column(catalog, "less", "label"), expected)
+    assert made.summary["dropped"] == 23
+
+
+def test_other_embeddings_are_assigned_anew(small_catalog, grow):
+    cluster(small_catalog, clusters=20)
+    catalog = grow(small_catalog)
+    part = catalog.parts()[0]
+    path = catalog.embedding_folder("image") / f"{part.name}.npy"
+    np.save(path, np.load(path)[::-1])
+    write_json(path.with_suffix(".json"), {**read_json(path.with_suffix(".json")), "digest": "other"})
+    catalog = type(catalog).open(catalog.folder)
+    extend_clustering(catalog, "main", name="more")
+    labels, _ = assign(rows_of(catalog), centroids_of(catalog), device="cpu")
+    np.testing.assert_array_equal(column(catalog, "more", "label"), labels)
+    assert not np.array_equal(labels[:600], column(catalog, "main", "label"))
+
+
+def test_density_is_counted_over_old_and_new_within_the_same_radius(small_catalog, grow):
+    base = cluster(small_catalog, clusters=20, density="auto")
+    catalog = grow(small_catalog)
+    made = extend_clustering(catalog, "main", name="more")
+    assert made.summary["radius"] == base.summary["radius"]
+    assert made.table["density"].to_pylist() == plain_density(catalog, base.summary["radius"], slice(None))
+    assert sum(made.table["density"].to_pylist()) > sum(base.table["density"].to_pylist())
+
+
+def test_an_interrupted_extension_goes_on_with_the_same_bytes(small_catalog, grow, tree_bytes, monkeypatch):
+    cluster(small_catalog, clusters=20, density=0.9)
+    catalog = grow(small_catalog)
+    extend_clustering(catalog, "main", name="whole")
+    folder = catalog.clusters_folder("broken")
+    real = stage.write_array
+    for name in ("label-part-000002.npy", "part-000003.npy", "rank-part-000001.npy"):
+
+        def breaks(path, array, name=name):
+            if path.name == name:
+                raise KeyboardInterrupt
+            real(path, array)
+
+        monkeypatch.setattr(stage, "write_array", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            extend_clustering(catalog, "main", name="broken")
+        assert not (folder / "manifest.json").exists()
+    monkeypatch.setattr(stage, "write_array", real)
+    extend_clustering(catalog, "main", name="broken")
+    assert tree_bytes(folder) == tree_bytes(catalog.clusters_folder("whole"))
+
+
+def test_what_cannot_be_extended_is_said(small_catalog):
+    with pytest.raises(UserError, match=r"no clustering named 'none' \(there: none\)"):
+        extend_clustering(small_catalog, "none", name="more")
+    cluster(small_catalog, clusters=12)
+    with pytest.raises(UserError, match="exists with other settings"):
+        extend_clustering(small_catalog, "main", name="main")
+    (small_catalog.clusters_folder("main") / "centroids.npy").unlink()
+    with pytest.raises(UserError, match="has no centroids to assign new samples to"):
+        extend_clustering(small_catalog, "main", name="more")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,15 @@ def cluster(
     merge: Annotated[
         float | None,
         typer.Option(help="Merge centroids whose cosine is at least this. DynamiCS: 0.7.", show_default=False),
+    ] = None,
+    density: Annotated[
+        str | None,
+        typer.Option(
+            help="Count the samples whose cosine to a centroid is at least this, for plans by --method density; "
+            "auto: that which 95 % of the samples have to their own.",
+            metavar="auto|COSINE",
+            show_default=False,
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the clustering.")] = "main",
     column: Annotated[str, typer.Option(help="Embeddings to cluster: image or text.")] = "image",
@@ -48,6 +57,8 @@ def cluster(
 
       tailwise cluster my-catalog --clusters 50000 --merge 0.7 --name fine
 
+      tailwise cluster my-catalog --clusters 50000 --density auto --name dense  (for --method density: rates that follow rarity better)
+
       tailwise cluster my-catalog --clusters 500 --without duplicates
 
       tailwise cluster my-catalog --extends main --name main-2  (new shards were imported: their samples join the old clusters)
@@ -59,7 +70,11 @@ def cluster(
     if (clusters is None) == (extends is None):
         raise UserError("give either --clusters K or --extends CLUSTERING")
     if extends is not None:
-        unused: dict[str, object] = {"--merge": merge, "--column": column if column != "image" else None}
+        unused: dict[str, object] = {
+            "--merge": merge,
+            "--density": density,
+            "--column": column if column != "image" else None,
+        }
         unused |= {"--seed": seed or None, "--iterations": iterations if iterations != stage.ITERATIONS else None}
         points = points_per_centroid if points_per_centroid != stage.POINTS_PER_CENTROID else None
         refuse_given({**unused, "--points-per-centroid": points}, "with --extends: the centroids are there already")
@@ -74,6 +89,7 @@ def cluster(
                 opened,
                 clusters=clusters or 0,
                 merge=merge,
+                density=_density(density),
                 name=name,
                 column=column,
                 seed=seed,
@@ -97,4 +113,17 @@ def cluster(
         print(f"{summary['dropped']:,} samples are left out by {', '.join(without or ())} and belong to no cluster")
     if summary["without_embedding"]:
         print(f"{summary['without_embedding']:,} samples have no embedding and belong to no cluster")
+    if summary.get("radius") is not None:  # clusterings made before there was a density say nothing of it
+        print(f"density: samples within a cosine of {summary['radius']:g} of each centroid, for --method density")
     print_sizes(made.table.column("size").to_numpy())
+
+
+def _density(text: str | None) -> float | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--density {text!r}: must be auto, or a cosine in (0, 1]") from None

@@ -133,7 +133,7 @@ class Assigner:
             missing, -_NONE, _NONE
         )  # so that rows of zeros, to which every centroid is equal, have no candidates
         assign_tile = self._assign_cpu if self.device.type == "cpu" else self._assign_device
-        with _full_precision():
+        with full_precision():
             for start in range(0, len(rows), TILE_ROWS):
                 tile = slice(start, start + TILE_ROWS)
                 assign_tile(rows[tile], labels[tile], dots[tile])
@@ -164,7 +164,7 @@ class Assigner:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Keeps matrix products in float32, whatever the user allows elsewhere: TF32 or bfloat16 would break the screening's error bound."""
     if not hasattr(torch.backends, "fp32_precision"):  # torch < 2.9
         before = torch.get_float32_matmul_precision()

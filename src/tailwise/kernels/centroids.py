@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+NEIGHBOURS = 20  # of d_inter, as in DBP
 _BLOCK = 1024
 
 
@@ -35,7 +36,7 @@ def merge_centroids(centroids: npt.NDArray[np.float32], threshold: float) -> npt
     return np.array(kept, np.int64)
 
 
-def neighbour_distance(centroids: npt.NDArray[np.float32], neighbours: int = 20) -> npt.NDArray[np.float64]:
+def neighbour_distance(centroids: npt.NDArray[np.float32], neighbours: int = NEIGHBOURS) -> npt.NDArray[np.float64]:
     """d_inter: mean cosine distance of each centroid to its nearest other centroids (DBP, section 3.2).
 
     Args:

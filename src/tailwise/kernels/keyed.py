@@ -120,16 +120,21 @@ def permute(key: np.uint64, n: int, prime: int, index: int) -> int:
 
 
 @jit
-def _permutation(key: np.uint64, prime: int, out: npt.NDArray[np.int64]) -> None:
-    for index in range(len(out)):
-        out[index] = permute(key, len(out), prime, index)
+def _permute_range(key: np.uint64, n: int, prime: int, first: int, out: npt.NDArray[np.int64]) -> None:
+    for at in range(len(out)):
+        out[at] = permute(key, n, prime, first + at)
+
+
+def permute_range(key: np.uint64, n: int, first: int, count: int) -> npt.NDArray[np.int64]:
+    """π(first) … π(first + count − 1) for the permutation of [0, n) that `key` names: int64 [count]."""
+    out = np.empty(count, np.int64)
+    _permute_range(key, n, next_prime(max(n, 2)), first, out)
+    return out
 
 
 def permutation(key: np.uint64, n: int) -> npt.NDArray[Any]:
     """All of π, int64 [n]: where each index goes."""
-    out = np.empty(n, np.int64)
-    _permutation(key, next_prime(max(n, 2)), out)
-    return out
+    return permute_range(key, n, 0, n)
 
 
 # --- the stream draw: slots of members in the passes of their clusters (plan/stream.py) -----------------------------------

@@ -1,4 +1,4 @@
-"""Cluster: spherical k-means (reduce), merging, assignment (map), ranks and the table of clusters (reduce)."""
+"""Cluster: spherical k-means (reduce), merging, assignment (map), density (reduce), ranks and the table of clusters (reduce)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from tailwise.catalog.files import (
 from tailwise.errors import UserError
 from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
+from tailwise.kernels.density import NeighbourCounter, radius_that_holds, similarity_steps
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.kmeans import (
@@ -45,9 +46,10 @@ from tailwise.progress import Track, silent
 
 ITERATIONS = 20
 POINTS_PER_CENTROID = 1000
-NEIGHBOURS = 20
 COLLAPSED_SHARE = 0.5
+RADIUS_SHARE = 0.95  # of the samples lie within the radius that "auto" finds of their own centroid
 CHUNK_ROWS = 16_384
+DENSITY_FOLDER = "density"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Clustering:
     Attributes:
         name: its name in the catalog.
         summary: the figures of its manifest.
-        table: one row a cluster: cluster, size, d_intra, d_inter.
+        table: one row a cluster: cluster, size, d_intra, d_inter, and density (samples within the radius) if it was asked for.
     """
 
     name: str
@@ -70,6 +72,7 @@ def cluster(
     *,
     clusters: int,
     merge: float | None = None,
+    density: float | Literal["auto"] | None = None,
     name: str = "main",
     column: str = "image",
     seed: int = 0,
@@ -87,6 +90,8 @@ def cluster(
         catalog: with embeddings for all of its samples, less rejected ones.
         clusters: K, before merging.
         merge: drop centroids whose cosine to a kept one is at least this (DynamiCS: 0.7); None keeps all.
+        density: count the samples whose cosine to a centroid is at least this, for plans that go by density rather than by size;
+            "auto" takes the cosine that 95 % of the samples have to their own centroid; None counts nothing.
         name: of the clustering.
         column: "image" or "text".
         seed: decides the sample and the seeding.
@@ -106,7 +111,7 @@ def cluster(
         raise UserError(f"unknown column {column!r}: use {' or '.join(COLUMNS)}")
     check_device(device)
     blocks = catalog.embedding_parts(column, snapshot)
-    _check(clusters, merge, iterations, points_per_centroid, snapshot)
+    _check(clusters, merge, density, iterations, points_per_centroid, snapshot)
     _check_memory(clusters, blocks[0].shape[1], max_memory_bytes)
     config = {
         "clusters": clusters,
@@ -118,6 +123,8 @@ def cluster(
         "without": list(without),
         "snapshot": snapshot.number,
     }
+    if density is not None:  # not in the configuration of clusterings that were made before there was a density
+        config["density"] = density
     survivors = Survivors(catalog, without, snapshot)
     inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot), **survivors.inputs}
     with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
@@ -125,7 +132,7 @@ def cluster(
             stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, force, track)
             stage.fit(clusters, merge, seed, iterations, points_per_centroid)
             stage.assign()
-            stage.describe(clusters)
+            stage.describe(clusters, density)
     return load_clustering(catalog, name)
 
 
@@ -141,7 +148,8 @@ def extend_clustering(
 ) -> Clustering:
     """Assigns the newest snapshot to the centroids of a clustering that was made for an earlier one. Nothing is fitted anew.
 
-    Rows that the earlier clustering assigned keep their cluster and their rank within it, unless `without` leaves them out.
+    Rows that the earlier clustering assigned keep their cluster, and, unless the lists of the two differ, their rank within it.
+    Its density, if it has one, is counted anew, over all rows and within the same radius.
 
     Args:
         catalog: with embeddings for all of its samples, less rejected ones.
@@ -178,7 +186,7 @@ def extend_clustering(
             base_snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
             same = manifest["identity"]["inputs"]["embeddings"] == catalog.embedding_id(column, base_snapshot)
             stage.assign(folder if same else None, base_snapshot.parts)
-            stage.describe(len(map_array(artifact.path("centroids.npy"))))
+            stage.describe(len(map_array(artifact.path("centroids.npy"))), manifest["summary"].get("radius"))
     return load_clustering(catalog, name)
 
 
@@ -192,11 +200,15 @@ def _step(progress: Iterator[int]) -> None:
     next(progress, None)
 
 
-def _check(clusters: int, merge: float | None, iterations: int, points: int, snapshot: Snapshot) -> None:
+def _check(
+    clusters: int, merge: float | None, density: float | str | None, iterations: int, points: int, snapshot: Snapshot
+) -> None:
     if not 1 <= clusters <= snapshot.rows:
         raise UserError(f"--clusters {clusters:,}: must lie between 1 and the {snapshot.rows:,} samples")
     if merge is not None and not 0 < merge <= 1:
         raise UserError(f"--merge {merge}: must be a cosine in (0, 1]; DynamiCS uses 0.7")
+    if density not in {None, "auto"} and (isinstance(density, str) or not 0 < (density or 0) <= 1):
+        raise UserError(f"--density {density}: must be auto, or a cosine in (0, 1]")
     if iterations < 1 or points < 1:
         raise UserError(f"--iterations {iterations} and --points-per-centroid {points} must be at least 1")
 
@@ -325,7 +337,7 @@ class _ClusterStage:
     def _path(self, column: str, part: Part) -> Path:
         return self.artifact.path(f"{column}-{part.name}.npy")
 
-    def describe(self, asked: int) -> None:
+    def describe(self, asked: int, density: float | Literal["auto"] | None) -> None:
         """Writes ranks and the table of clusters, and finishes the artifact unless it is collapsed."""
         centroids = map_array(self.artifact.path("centroids.npy"))
         seen = np.zeros(len(centroids), np.int64)
@@ -338,10 +350,14 @@ class _ClusterStage:
             np.add.at(similarity_sums, labels[member], units)
         self._refuse_collapse(seen, asked)
         table = _cluster_table(centroids, seen, similarity_sums)
+        radius = self._find_radius() if density == "auto" else density
+        if radius is not None:
+            table = table.append_column("density", pa.array(self._count_density(radius), pa.int64()))
         write_table(self.artifact.path("clusters.parquet"), table)
         clustered = int(seen.sum())
         dropped = sum(int((~self.survivors.keeps(part.span)).sum()) for part in self.parts)
         fit = read_json(self.artifact.path("fit.json"))
+        shutil.rmtree(self.artifact.path(DENSITY_FOLDER), ignore_errors=True)
         self.artifact.finish(
             {
                 "clusters": int((seen > 0).sum()),
@@ -350,10 +366,35 @@ class _ClusterStage:
                 "samples": clustered,
                 "dropped": dropped,
                 "without_embedding": self.snapshot.rows - clustered - dropped,
+                "radius": radius,
                 "iterations": len(fit["mean_cosine"]),
                 "mean_cosine": float(similarity_sums.sum() * SIMILARITY_UNIT / max(clustered, 1)),
             }
         )
+
+    def _find_radius(self) -> float:
+        """The cosine to their own centroid that RADIUS_SHARE of the samples reach."""
+        histogram = np.zeros(1, np.int64)
+        for part in self.parts:
+            member = map_array(self._path("label", part)) >= 0
+            histogram = histogram + similarity_steps(map_array(self._path("similarity", part))[member])
+        return radius_that_holds(histogram, RADIUS_SHARE)
+
+    def _count_density(self, radius: float) -> npt.NDArray[np.int64]:
+        """Samples within the radius of each centroid, int64 [K]; each part's counts are kept until all are there."""
+        centroids = map_array(self.artifact.path("centroids.npy"))
+        counter = NeighbourCounter(centroids, radius, device=self.device)
+        total = np.zeros(len(centroids), np.int64)
+        for part, block in self.track(list(zip(self.parts, self.blocks, strict=True)), "density", len(self.parts)):
+            path = self.artifact.path(DENSITY_FOLDER) / f"{part.name}.npy"
+            if not path.exists():
+                member = map_array(self._path("label", part)) >= 0
+                counts = np.zeros(len(centroids), np.int64)
+                for start, chunk in row_chunks([block], CHUNK_ROWS):
+                    counts += counter(chunk[member[start : start + len(chunk)]])
+                write_array(path, counts)
+            total += map_array(path)
+        return total
 
     def _refuse_collapse(self, sizes: npt.NDArray[np.int64], asked: int) -> None:
         largest, total = int(sizes.max(initial=0)), int(sizes.sum())
@@ -375,7 +416,7 @@ def _cluster_table(
     d_intra = np.full(len(sizes), np.nan)
     d_inter = np.full(len(sizes), np.nan)
     d_intra[full] = 1 - similarity_sums[full] * SIMILARITY_UNIT / sizes[full]
-    d_inter[full] = neighbour_distance(np.asarray(centroids)[full], NEIGHBOURS)
+    d_inter[full] = neighbour_distance(np.asarray(centroids)[full])
     return pa.table(
         {
             "cluster": pa.array(np.arange(len(sizes)), pa.int32()),

@@ -1,0 +1,394 @@
+"""Group: any column as the clustering of a plan: classes, languages, domains, cluster numbers made elsewhere (map and reduce)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.drops import Survivors
+from tailwise.catalog.files import create_array, file_digest, scratch, write_array, write_table
+from tailwise.errors import UserError
+from tailwise.kernels.ranks import appearance_ranks
+from tailwise.progress import Track, silent
+from tailwise.stages.cluster import Clustering, load_clustering
+from tailwise.stages.join import BATCH, IDENTIFIERS, join_values
+
+MAX_GROUPS = 5_000_000  # below 2²⁴, so that float32, which joins fill in, holds each group's number
+PLACES = tuple(f"{member}_{what}" for member in ("image", "caption", "json") for what in ("offset", "bytes"))
+IDENTITY = ("key", "uid", "caption", *PLACES)
+MISSING = ("leave-out", "own-group")
+NO_GROUP = -1
+Pairs = Iterator[tuple[list[str], pa.Array]]  # identifiers and values
+_Batches = Callable[[list[str]], Iterator[pa.RecordBatch]]  # columns → batches
+
+
+def write_grouping(
+    catalog: Catalog,
+    name: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    label_parts: Iterable[npt.NDArray[np.int32]],
+    values: Sequence[str | None],
+    track: Track = silent,
+) -> Clustering:
+    """Writes a grouping: a clustering without centroids and similarities. A finished one of the same identity is opened as it is.
+
+    Args:
+        catalog: with samples.
+        name: of the clustering.
+        config: all that decides it; "snapshot" (number) and "without" (names of drop lists) must be in it.
+        inputs: name and hash of what it is made from; those of the snapshot and of the drop lists are added here.
+        label_parts: int32 [rows] for each part of the snapshot, in [0, K); negative for rows of no group. What the drop lists drop
+            is in no group whatever they say. Read only if the grouping isn't there yet.
+        values: K names of groups; None is the group of the samples without a value.
+        track: shows progress.
+
+    Raises:
+        UserError: another clustering has this name, there are too many groups, or no sample is in any.
+        ValueError: labels don't fit the parts or the values.
+    """
+    snapshot, survivors, inputs = _scope(catalog, config, inputs)
+    with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
+        if not artifact.done:
+            pool = _Pool(catalog, snapshot, survivors, track)
+            _write_files(pool, artifact, _Groups(values, label_parts, {}), name)
+    return load_clustering(catalog, name)
+
+
+def group(
+    catalog: Catalog,
+    column: str,
+    *,
+    file: Path | None = None,
+    name: str | None = None,
+    missing: str = "leave-out",
+    without: Sequence[str] = (),
+    track: Track = silent,
+) -> Clustering:
+    """Makes the distinct values of a column the groups of the newest snapshot, in the place of clusters.
+
+    Groups are numbered in the order of their values: by number where all of them are whole numbers, else by code point.
+
+    Args:
+        catalog: with samples.
+        column: of strings, whole numbers or booleans.
+        file: a .parquet, .tsv or .csv file that has the column, and uid, key or image_path; None for a column of the catalog.
+        name: of the clustering; the column's by default.
+        missing: what becomes of samples without a value: "leave-out" (no group, so that no plan draws them) or "own-group".
+        without: names of drop lists; what they drop belongs to no group.
+        track: shows progress.
+
+    Raises:
+        UserError: there is no such column, it can't group, or it has more than MAX_GROUPS values.
+    """
+    if missing not in MISSING:
+        raise UserError(f"--missing {missing!r}: use {' or '.join(MISSING)}")
+    if file is not None and not file.is_file():
+        raise UserError(f"{file} is no file: give a .parquet, .tsv or .csv file")
+    config = {
+        "group_by": column,
+        "missing": missing,
+        "without": list(without),
+        "snapshot": catalog.snapshot().number,
+    }
+    if file is None:
+        _check_column(catalog, column)
+    else:
+        _open(file, column)  # refuses bad ones
+    snapshot, survivors, inputs = _scope(catalog, config, {} if file is None else {"file": file_digest(file)})
+    chosen = column if name is None else name
+    with Artifact(catalog.clusters_folder(chosen), "clusters", config, inputs) as artifact:
+        if not artifact.done:
+            pool = _Pool(catalog, snapshot, survivors, track)
+            with scratch(artifact.path("joining")) as work:
+                found = _of_catalog(pool, column) if file is None else _of_file(pool, file, column, work)
+                if missing == "own-group":
+                    found = found.with_missing()
+                _write_files(pool, artifact, found, column)
+    return load_clustering(catalog, chosen)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Whose rows are grouped."""
+
+    catalog: Catalog
+    snapshot: Snapshot
+    survivors: Survivors
+    track: Track
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        return self.catalog.parts(self.snapshot)
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Groups of rows.
+
+    Attributes:
+        values: K names.
+        label_parts: int32 [rows] of each part; negative for no group.
+        figures: for the summary.
+    """
+
+    values: Sequence[str | None]
+    label_parts: Iterable[npt.NDArray[np.int32]]
+    figures: Mapping[str, int]
+
+    def with_missing(self) -> _Groups:
+        """With a last group, for the rows of no group."""
+        last = np.int32(len(self.values))
+        return replace(
+            self,
+            values=[*self.values, None],
+            label_parts=(np.where(labels < 0, last, labels) for labels in self.label_parts),
+        )
+
+
+def _scope(
+    catalog: Catalog, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> tuple[Snapshot, Survivors, dict[str, str]]:
+    snapshot = catalog.snapshot(config["snapshot"])
+    survivors = Survivors(catalog, config["without"], snapshot)
+    return snapshot, survivors, {"snapshot": snapshot.id, **inputs, **survivors.inputs}
+
+
+def _write_files(pool: _Pool, artifact: Artifact, groups: _Groups, what: str) -> None:
+    """Writes labels, ranks and the table, and finishes the artifact."""
+    _check_count(len(groups.values), what)
+    seen = np.zeros(len(groups.values), np.int64)
+    dropped = 0
+    progress = pool.track(pool.parts, "grouping samples", len(pool.parts))
+    for part, given in zip(progress, groups.label_parts, strict=True):
+        if len(given) != part.rows or given.max(initial=NO_GROUP) >= len(seen):
+            raise ValueError(
+                f"{len(given)} labels up to {given.max(initial=NO_GROUP)}: {part.rows} below {len(seen)} fit"
+            )
+        kept = pool.survivors.keeps(part.span)
+        labels = np.where(kept & (given >= 0), given, NO_GROUP).astype(np.int32)
+        write_array(artifact.path(f"label-{part.name}.npy"), labels)
+        write_array(artifact.path(f"rank-{part.name}.npy"), appearance_ranks(labels, seen))
+        dropped += int((~kept).sum())
+    grouped = int(seen.sum())
+    if not grouped:
+        raise UserError(f"not one sample has a value in {what!r}: there is nothing to group by")
+    write_table(artifact.path("clusters.parquet"), _table(groups.values, seen))
+    artifact.finish(
+        {
+            "clusters": int((seen > 0).sum()),
+            "empty": int((seen == 0).sum()),
+            "samples": grouped,
+            "dropped": dropped,
+            "without_value": pool.snapshot.rows - grouped - dropped,
+            **groups.figures,
+        }
+    )
+
+
+def _table(values: Sequence[str | None], sizes: npt.NDArray[np.int64]) -> pa.Table:
+    """As a clustering's table, without distances, and with the value that each group stands for."""
+    unknown = pa.nulls(len(sizes), pa.float64())
+    return pa.table(
+        {
+            "cluster": pa.array(np.arange(len(sizes)), pa.int32()),
+            "size": pa.array(sizes, pa.int64()),
+            "d_intra": unknown,
+            "d_inter": unknown,
+            "value": pa.array(values, pa.string()),
+        }
+    )
+
+
+def _check_column(catalog: Catalog, column: str) -> None:
+    names = {name for part in catalog.parts() for name in _names(catalog, part)} - {*IDENTITY}
+    if column in IDENTITY:
+        raise UserError(
+            f"--by {column}: it tells samples apart, and can't group them; use one of {', '.join(sorted(names))}"
+        )
+    if column not in names:
+        raise UserError(f"no samples have a column {column!r}: use one of {', '.join(sorted(names))}, or give --file")
+
+
+def _of_catalog(pool: _Pool, column: str) -> _Groups:
+    def values(part: Part) -> pa.Array:
+        if column not in _names(pool.catalog, part):
+            return pa.nulls(part.rows, pa.large_string())
+        return _groupable(pool.catalog.samples(part, [column]).column(0), column)
+
+    kept = (values(part).filter(pa.array(pool.survivors.keeps(part.span))) for part in pool.parts)
+    distinct = _distinct(pool.track(kept, f"values of {column}", len(pool.parts)), column)
+    labels = (_labels(values(part), distinct) for part in pool.parts)
+    return _Groups(distinct.cast(pa.string()).to_pylist(), labels, {})
+
+
+def _names(catalog: Catalog, part: Part) -> list[str]:
+    names: list[str] = pq.read_schema(catalog.samples_path(part.number)).names
+    return names
+
+
+def _of_file(pool: _Pool, path: Path, column: str, work: Path) -> _Groups:
+    """Joins by uid or key; values that no sample has make no group."""
+    identifier, _ = _open(path, column)
+    distinct = _distinct(pool.track((values for _, values in _open(path, column)[1]), f"values of {column}"), column)
+    labels = create_array(work / "labels.npy", (pool.snapshot.rows,), np.float32)
+    labels[:] = np.nan
+    batches = (_present(keys, _labels(values, distinct)) for keys, values in _open(path, column)[1])
+    strangers = join_values(
+        pool.catalog,
+        pool.snapshot,
+        identifier,
+        pool.track(batches, f"joining {column}"),
+        labels,
+        work / "keys",
+        f"value of {column}",
+    )
+    sizes = np.zeros(len(distinct), np.int64)
+    for part in pool.parts:
+        found = labels[part.span][pool.survivors.keeps(part.span)]
+        sizes += np.bincount(found[~np.isnan(found)].astype(np.int64), minlength=len(sizes))
+    numbers = np.where(sizes > 0, np.cumsum(sizes > 0) - 1, NO_GROUP).astype(np.int32)
+    values = distinct.filter(pa.array(sizes > 0)).cast(pa.string()).to_pylist()
+    parts = (np.append(numbers, np.int32(NO_GROUP))[_whole(labels[part.span])] for part in pool.parts)
+    return _Groups(values, parts, {"values_without_sample": strangers})
+
+
+def _whole(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """As whole numbers; −1 for NaN."""
+    return np.where(np.isnan(labels), -1, labels).astype(np.int64)
+
+
+def _present(keys: list[str], labels: npt.NDArray[np.int32]) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """Those of a batch that have a value."""
+    if labels.min(initial=0) >= 0:
+        return keys, labels.astype(np.float64)
+    chosen = np.flatnonzero(labels >= 0)
+    return [keys[at] for at in chosen], labels[chosen].astype(np.float64)
+
+
+def _open(path: Path, column: str) -> tuple[str, Pairs]:
+    """Which identifier a file names samples by, and identifiers and values in batches."""
+    readers = {".parquet": _open_parquet, ".tsv": _open_text, ".csv": _open_text}
+    if path.suffix.lower() not in readers:
+        raise UserError(f"{path}: groups are read from {', '.join(readers)}")
+    try:
+        names, batches = readers[path.suffix.lower()](path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    identifier = next((name for name in IDENTIFIERS if name in names), None)
+    if identifier is None or column not in names:
+        raise UserError(
+            f"{path} needs the column {column!r} and one of {', '.join(IDENTIFIERS)}; it has {', '.join(names)}"
+        )
+
+    def pairs() -> Pairs:
+        try:
+            for batch in batches([identifier, column]):
+                keys = [
+                    key.hex() if isinstance(key, bytes) else str(key) for key in batch.column(identifier).to_pylist()
+                ]
+                yield keys, _groupable(batch.column(column), column)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"the column {column!r} of {path} can't be read: {error}") from error
+
+    return identifier, pairs()
+
+
+def _open_parquet(path: Path) -> tuple[list[str], _Batches]:
+    file = pq.ParquetFile(path)
+    return file.schema_arrow.names, lambda columns: file.iter_batches(BATCH, columns=columns)
+
+
+def _open_text(path: Path) -> tuple[list[str], _Batches]:
+    """Everything is text: keys such as 000123 are no numbers. Empty fields have no value."""
+    parse = pa_csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    names = pa_csv.open_csv(path, parse_options=parse).schema.names
+
+    def batches(columns: list[str]) -> Iterator[pa.RecordBatch]:
+        text = pa_csv.ConvertOptions(
+            column_types={name: pa.string() for name in columns},
+            include_columns=columns,
+            strings_can_be_null=True,
+            null_values=[""],
+        )
+        return iter(pa_csv.open_csv(path, parse_options=parse, convert_options=text))
+
+    return names, batches
+
+
+def _groupable(values: pa.Array | pa.ChunkedArray, column: str) -> pa.Array:
+    """Values as int64 or large_string, missing ones null.
+
+    Raises:
+        UserError: they are neither text, whole numbers nor booleans.
+    """
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind = values.type
+    if (
+        pa.types.is_null(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+    ):
+        return values.cast(pa.large_string())
+    if pa.types.is_floating(kind):  # as sidecar columns are stored, counts among them
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
+    elif not pa.types.is_integer(kind):
+        raise UserError(f"--by {column}: groups are text, whole numbers or booleans, not {kind}")
+    try:
+        return values.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise UserError(f"--by {column}: groups are text, whole numbers or booleans ({error})") from error
+
+
+def _distinct(arrays: Iterable[pa.Array], column: str) -> pa.Array:
+    """The distinct values of all arrays, without nulls, in order."""
+    found: pa.Array | None = None
+    for array in arrays:
+        fresh = array.unique().drop_null()
+        if not len(fresh):
+            continue
+        found = fresh if found is None else pa.concat_arrays([found, fresh]).unique()
+        _check_count(len(found), column)
+    if found is None:
+        raise UserError(f"not one sample has a value in {column!r}: there is nothing to group by")
+    return found.take(pc.sort_indices(_order(found)))
+
+
+def _order(values: pa.Array) -> pa.Array:
+    """What values are sorted by: their numbers, if all of them are whole numbers as one writes them; else themselves."""
+    try:
+        numbers = values.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return values
+    return numbers if numbers.cast(values.type).equals(values) else values
+
+
+def _check_count(groups: int, column: str) -> None:
+    if groups > MAX_GROUPS:
+        raise UserError(
+            f"{column!r} has more than {MAX_GROUPS:,} different values: give a coarser column, or cluster the samples"
+        )
+
+
+def _labels(values: pa.Array, distinct: pa.Array) -> npt.NDArray[np.int32]:
+    """The place of each value among the distinct ones: int32 [n], negative for nulls."""
+    if values.type != distinct.type:  # a part where all are missing
+        values = values.cast(distinct.type)
+    found: npt.NDArray[np.int32] = pc.index_in(values, distinct).fill_null(NO_GROUP).to_numpy(zero_copy_only=False)
+    return found

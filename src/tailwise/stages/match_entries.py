@@ -1,0 +1,163 @@
+"""Match: which entries of a list stand in which captions (map). Plans with different settings share it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.catalog.artifacts import Artifact, artifact_id
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.files import digest, map_array, read_json, read_table, write_array, write_table
+from tailwise.errors import UserError
+from tailwise.executors.local import map_ordered
+from tailwise.kernels.matching import EntryMatcher
+from tailwise.progress import Track, silent
+
+MAX_ENTRIES = 5_000_000
+Found = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # how many entries each caption has, and which
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The finished matches of a snapshot's captions and a list of entries.
+
+    Attributes:
+        folder: where they lie; it may be deleted when the plans are made.
+        entries: the list, without blank and repeated ones.
+        id: the hash that stands for it among the inputs of another artifact.
+    """
+
+    folder: Path
+    entries: list[str]
+    id: str
+
+    def part(self, part: Part, kept: npt.NDArray[np.bool_]) -> Found:
+        """The matches of one part: how many entries each row has, int32 [rows], none where not kept; and which, int32 [m]."""
+        counts, entries = (map_array(path) for path in _paths(self.folder, part))
+        if kept.all():
+            return counts, entries
+        return np.where(kept, counts, 0).astype(np.int32), entries[np.repeat(kept, counts)]
+
+
+def match_entries(
+    catalog: Catalog,
+    path: Path,
+    *,
+    ignore_case: bool = False,
+    snapshot: Snapshot | None = None,
+    workers: int | None = None,
+    track: Track = silent,
+) -> Matches:
+    """Matches the captions of a snapshot against the entries of a file; opens what an earlier call with the same has made.
+
+    Args:
+        catalog: with samples.
+        path: see `read_entries`.
+        ignore_case: compare in lower case.
+        snapshot: whose captions; the newest by default.
+        workers: processes; one a processor by default. Each holds the automaton: about 300 bytes per character of the entries.
+        track: shows progress.
+
+    Raises:
+        UserError: the file can't be read, or holds no entry, or too many.
+    """
+    entries = read_entries(path, ignore_case=ignore_case)
+    snapshot = snapshot or catalog.snapshot()
+    config = {"ignore_case": ignore_case, "snapshot": snapshot.number}
+    inputs = {"snapshot": snapshot.id, "entries": digest(entries)}
+    folder = catalog.folder / "matches" / digest([config, inputs])
+    with Artifact(folder, "matches", config, inputs) as artifact:
+        if not artifact.done:
+            write_table(artifact.path("entries.parquet"), pa.table({"entry": pa.array(entries, pa.string())}))
+            _match(catalog, artifact, snapshot, ignore_case, workers, track)
+            artifact.finish({"entries": len(entries)})
+    return Matches(folder, entries, artifact_id(read_json(folder / "manifest.json")))
+
+
+def read_entries(path: Path, *, ignore_case: bool = False) -> list[str]:
+    """The entries of a file, in its order, without blank and repeated ones.
+
+    Args:
+        path: text, one entry a line, blanks round it don't count; or .json, a list of strings, as MetaCLIP's metadata.json, taken as is.
+        ignore_case: turn them into lower case.
+
+    Raises:
+        UserError: the file can't be read, or holds no entry, or too many.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        listed = json.loads(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.split("\n")]
+        if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed):
+            raise UserError(f"{path} is not a JSON list of strings")
+        "".join(listed).encode()  # JSON can hold half a character
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as a list of entries: {error}") from error
+    entries = list(dict.fromkeys(entry.lower() if ignore_case else entry for entry in listed if entry.strip()))
+    if not 1 <= len(entries) <= MAX_ENTRIES:
+        raise UserError(f"{path} holds {len(entries):,} entries: give 1 to {MAX_ENTRIES:,}, one a line")
+    return entries
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group of a part's samples: the unit of work."""
+
+    samples: Path
+    number: int
+    entries: Path
+    ignore_case: bool
+
+    def match(self) -> Found:
+        """The matches of its captions."""
+        captions = pq.ParquetFile(self.samples).read_row_group(self.number, columns=["caption"])
+        return _matcher(self.entries, self.ignore_case)(captions.column(0).to_pylist())
+
+
+@lru_cache(maxsize=1)
+def _matcher(path: Path, ignore_case: bool) -> EntryMatcher:
+    """One automaton a process, for all of its row groups."""
+    return EntryMatcher(read_table(path).column(0).to_pylist(), ignore_case=ignore_case)
+
+
+def _match(
+    catalog: Catalog, artifact: Artifact, snapshot: Snapshot, ignore_case: bool, workers: int | None, track: Track
+) -> None:
+    """Writes the matches of all parts that aren't there yet."""
+    parts = [
+        part for part in catalog.parts(snapshot) if not all(path.exists() for path in _paths(artifact.folder, part))
+    ]
+    groups = {part.number: _groups(catalog, artifact, part, ignore_case) for part in parts}
+    every = [group for part in parts for group in groups[part.number]]
+    results = iter(track(map_ordered(_Group.match, every, workers), "matching captions", len(every)))
+    try:
+        for part in parts:
+            _write(artifact, part, [next(results) for _ in groups[part.number]])
+        next(results, None)  # ends the bar
+    finally:
+        _matcher.cache_clear()
+
+
+def _groups(catalog: Catalog, artifact: Artifact, part: Part, ignore_case: bool) -> Sequence[_Group]:
+    path = catalog.samples_path(part.number)
+    count = pq.ParquetFile(path).num_row_groups
+    return [_Group(path, number, artifact.path("entries.parquet"), ignore_case) for number in range(count)]
+
+
+def _write(artifact: Artifact, part: Part, found: Sequence[Found]) -> None:
+    columns: Iterator[Sequence[npt.NDArray[np.int32]]] = zip(*found, strict=True)
+    empty = np.empty(0, np.int32)
+    joined = [np.concatenate([empty, *pieces]) for pieces in columns] or [empty, empty]
+    for path, column in zip(_paths(artifact.folder, part), joined, strict=True):
+        write_array(path, column)
+
+
+def _paths(folder: Path, part: Part) -> tuple[Path, Path]:
+    return folder / f"count-{part.name}.npy", folder / f"entry-{part.name}.npy"

@@ -1,0 +1,225 @@
+"""MetaCLIP's text balancing (arXiv 2309.16671): a rate per row, from the entries that stand in its caption (reduce, then map)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.drops import Survivors
+from tailwise.catalog.files import create_array, replacing, write_table
+from tailwise.catalog.removals import Removals
+from tailwise.errors import UserError
+from tailwise.kernels.matching import keep_rates
+from tailwise.plan.plan import Plan
+from tailwise.plan.quotas import UNITS
+from tailwise.progress import Track, silent
+from tailwise.stages.match_entries import Found, Matches, match_entries
+from tailwise.stages.plan import write_shard_offsets
+
+
+def make_balanced_plan(
+    catalog: Catalog,
+    name: str,
+    entries: Path,
+    *,
+    per_entry: int | None = None,
+    keep: float | None = None,
+    budget: int | None = None,
+    ignore_case: bool = False,
+    without: Sequence[str] = (),
+    dynamic: bool = False,
+    seed: int = 0,
+    workers: int | None = None,
+    track: Track = silent,
+) -> Plan:
+    """Makes a plan that thins frequent entries: each of a caption's entries is drawn with probability min(1, t / its count).
+
+    A sample is kept if at least one of its entries is drawn: with probability 1 − Π (1 − p). Samples without an entry never are.
+    An entry's count is the number of captions that it stands in, among those that drop lists and removals leave.
+
+    Args:
+        catalog: with samples.
+        name: of the plan.
+        entries: a list of entries, see `match_entries.read_entries`.
+        per_entry: t; the paper has 20,000 for 400M samples; or
+        keep: the expected number of samples, as a share of those with an entry; t follows from it; or
+        budget: the expected number of samples.
+        ignore_case: compare in lower case.
+        without: names of drop lists; what they drop is neither counted nor drawn.
+        dynamic: whether each epoch is drawn anew; MetaCLIP draws once.
+        seed: decides the draw.
+        workers: processes that match captions; one a processor by default.
+        track: shows progress.
+
+    Raises:
+        UserError: the list can't be read, no caption holds an entry, or the request is out of bounds.
+    """
+    snapshot = catalog.snapshot()
+    _check(per_entry, keep, budget, snapshot)
+    survivors, removals = Survivors(catalog, without, snapshot), Removals.of(catalog, snapshot, track)
+    config = {
+        "method": "metaclip",
+        "per_entry": per_entry,
+        "keep": keep,
+        "budget": budget,
+        "ignore_case": ignore_case,
+        "without": list(without),
+        "snapshot": snapshot.number,
+        "dynamic": dynamic,
+        "draw": "bernoulli",
+        "seed": seed,
+    }
+    matches = match_entries(catalog, entries, ignore_case=ignore_case, snapshot=snapshot, workers=workers, track=track)
+    inputs = {"snapshot": snapshot.id, "matches": matches.id, **survivors.inputs}
+    if removals.id is not None:
+        inputs["removals"] = removals.id
+    with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
+        if not artifact.done:
+            pool = _Pool(catalog, snapshot, survivors, removals, matches)
+            counts, matched = pool.count()
+            limit = float(per_entry) if per_entry is not None else _find_limit(pool, counts, matched, keep, budget)
+            figures = _write_rates(artifact, pool, _probability(counts, limit), track)
+            _write_entries(artifact, matches, counts, limit)
+            write_shard_offsets(catalog, artifact, snapshot)
+            artifact.finish(
+                {
+                    **figures,
+                    "per_entry": limit,
+                    "matched": matched,
+                    "entries": len(counts),
+                    "entries_without_match": int((counts == 0).sum()),
+                    "entries_thinned": int((counts > limit).sum()),
+                }
+            )
+    return Plan(catalog, name)
+
+
+def _check(per_entry: int | None, keep: float | None, budget: int | None, snapshot: Snapshot) -> None:
+    if [per_entry, keep, budget].count(None) != 2:
+        raise UserError(
+            "give one of --per-entry SAMPLES (MetaCLIP: 20000 for 400M samples), --keep SHARE and --budget SAMPLES"
+        )
+    if per_entry is not None and per_entry < 1:
+        raise UserError(f"--per-entry {per_entry}: must be at least 1")
+    if keep is not None and not 0 < keep <= 1:
+        raise UserError(f"--keep {keep}: must be above 0 and at most 1")
+    if budget is not None and not 1 <= budget <= snapshot.rows:
+        raise UserError(f"--budget {budget:,}: must lie between 1 and the {snapshot.rows:,} samples")
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The matches of those samples that take part."""
+
+    catalog: Catalog
+    snapshot: Snapshot
+    survivors: Survivors
+    removals: Removals
+    matches: Matches
+
+    def parts(self) -> Iterator[tuple[Part, Found]]:
+        """Part by part: how many entries each row has, and which."""
+        for part in self.catalog.parts(self.snapshot):
+            yield part, self.matches.part(part, self.survivors.keeps(part.span) & self.removals.keeps(part.span))
+
+    def count(self) -> tuple[npt.NDArray[np.int64], int]:
+        """In how many captions each entry stands, int64 [K]; and how many samples have an entry.
+
+        Raises:
+            UserError: none has.
+        """
+        counts = np.zeros(len(self.matches.entries), np.int64)
+        matched = 0
+        for _, (of_row, entries) in self.parts():
+            counts += np.bincount(entries, minlength=len(counts))
+            matched += int(np.count_nonzero(of_row))
+        if not matched:
+            raise UserError(
+                f"not one caption holds one of the {len(counts):,} entries, such as {self.matches.entries[0]!r}: "
+                "compare the list with the captions (case counts, unless --ignore-case)"
+            )
+        return counts, matched
+
+    def expected(self, probability: npt.NDArray[np.float64]) -> int:
+        """The expected number of samples in units of 2⁻³⁰, so that its sum is exact."""
+        sums = (np.rint(keep_rates(*found, probability) * UNITS).astype(np.int64).sum() for _, found in self.parts())
+        return sum(map(int, sums))
+
+
+def _probability(counts: npt.NDArray[np.int64], limit: float) -> npt.NDArray[np.float64]:
+    """Of each entry: min(1, limit / count)."""
+    return np.minimum(1.0, limit / np.maximum(counts, 1))
+
+
+def _find_limit(
+    pool: _Pool, counts: npt.NDArray[np.int64], matched: int, keep: float | None, budget: int | None
+) -> float:
+    """The t with which the expected number is the budget, to within half a sample."""
+    wanted = round((keep or 0) * matched) if budget is None else budget
+    if not 1 <= wanted <= matched:
+        raise UserError(
+            f"a budget of {wanted:,} samples: must lie between 1 and the {matched:,} whose captions hold an entry; "
+            "see --keep and --budget"
+        )
+    most = float(counts.max())
+    if wanted == matched:
+        return most
+    return solve_increasing(
+        lambda limit: (pool.expected(_probability(counts, limit)) / UNITS) - wanted, most, matched - wanted, -wanted
+    )
+
+
+def solve_increasing(excess: Callable[[float], float], high: float, above: float, below: float) -> float:
+    """Where an increasing function on [0, high] is within ½ of 0, by the Illinois method: false position that never sticks to one end.
+
+    Args:
+        excess: the function; costly.
+        high: the right end.
+        above: its value there, above 0.
+        below: its value at 0, below 0.
+    """
+    low, last = 0.0, 0.0
+    while True:
+        middle = high - above * (high - low) / (above - below)
+        if not low < middle < high:
+            return high
+        value = excess(middle)
+        if abs(value) <= 0.5:
+            return middle
+        again = value * last > 0  # the same end moved twice: the other's value counts half
+        if value < 0:
+            low, below, above = middle, value, above / 2 if again else above
+        else:
+            high, above, below = middle, value, below / 2 if again else below
+        last = value
+
+
+def _write_rates(artifact: Artifact, pool: _Pool, probability: npt.NDArray[np.float64], track: Track) -> dict[str, Any]:
+    """Writes rate.npy; returns how many rows can be drawn, and how many samples are expected."""
+    eligible, expected = 0, 0.0
+    with replacing(artifact.path("rate.npy")) as path:
+        rates = create_array(path, (pool.snapshot.rows,), np.float32)
+        for part, found in track(pool.parts(), "rates of rows", pool.snapshot.parts):
+            rates[part.span] = keep_rates(*found, probability)
+            eligible += int(np.count_nonzero(rates[part.span]))
+            expected += float(rates[part.span].sum(dtype=np.float64))
+        del rates
+    return {"eligible": eligible, "expected": expected}
+
+
+def _write_entries(artifact: Artifact, matches: Matches, counts: npt.NDArray[np.int64], limit: float) -> None:
+    """The distribution over the list: entry, count, and the probability that it is drawn for one of its captions."""
+    columns = {
+        "entry": pa.array(matches.entries, pa.string()),
+        "count": pa.array(counts, pa.int64()),
+        "probability": pa.array(_probability(counts, limit), pa.float64()),
+    }
+    write_table(artifact.path("entries.parquet"), pa.table(columns))
