@@ -27,7 +27,9 @@ def main() -> None:
     sizes = np.bincount(labels, minlength=CLUSTERS)
     ranks = appearance_ranks(labels, np.zeros(CLUSTERS, np.int64))
     filled = np.zeros(CLUSTERS)
-    filled[sizes > 0] = fill_by_scale(sizes[sizes > 0] ** 0.2, sizes[sizes > 0].astype(float), ROWS // 2)
+    filled[sizes > 0] = fill_by_scale(
+        sizes[sizes > 0] ** 0.2, np.zeros((sizes > 0).sum()), sizes[sizes > 0].astype(float), ROWS // 2
+    )
     quotas = round_to_sum(filled * UNITS, (ROWS // 2) << 30, np.zeros(CLUSTERS, np.int64), sizes << 30, sizes)
     stream = Stream(sizes, lambda _: quotas, 0)
     stream.copies(1, labels[:10], ranks[:10])  # compiles

@@ -29,7 +29,7 @@ def ours(weights: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
 
 
 def scale(weights: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
-    filled = fill_by_scale(weights, sizes.astype(float), budget)
+    filled = fill_by_scale(weights, np.zeros(len(sizes)), sizes.astype(float), budget)
     round_to_sum(filled * 2**30, budget << 30, np.zeros(K, np.int64), sizes << 30, sizes)
     return filled
 

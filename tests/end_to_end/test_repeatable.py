@@ -5,14 +5,20 @@ import pytest
 
 from tailwise import PlanRequest, cluster, export_plan, import_pool, make_plan
 from tailwise.plan import METHODS
+from tailwise.plan.methods import PICKS
+from tailwise.stages.scores import ScoreRequest
+
+SCORE = ScoreRequest("image-bytes")  # that every pool has
 
 
 def everything(sources, folder, *, workers, clusters, merge):
     catalog = import_pool(sources, folder / "catalog", workers=workers, part_rows=9000).catalog
-    cluster(catalog, clusters=clusters, merge=merge)
+    cluster(catalog, clusters=clusters, merge=merge, density="auto")
     cluster(catalog, clusters=clusters, name="plain", points_per_centroid=20)
-    for method in METHODS:
-        plan = make_plan(catalog, method, PlanRequest(method, keep=0.277))
+    for method, item in METHODS.items():
+        plan = make_plan(
+            catalog, method, PlanRequest(method, keep=0.277, score=SCORE if PICKS[item.pick].by == "score" else None)
+        )
         for epoch in (0, 3):
             np.save(folder / f"{method}-{epoch}.npy", plan.draw(epoch))
             export_plan(plan, "parquet", folder / f"{method}-{epoch}.parquet", epoch=epoch)

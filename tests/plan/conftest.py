@@ -39,7 +39,9 @@ def scaled_quotas() -> Callable[..., npt.NDArray[np.int64]]:
 
     def make(sizes: npt.ArrayLike, budget: int, alpha: float, repeats: int = 1) -> npt.NDArray[np.int64]:
         sizes = np.asarray(sizes, np.int64)
-        quotas = fill_by_scale(sizes.astype(np.float64) ** alpha, (repeats * sizes).astype(np.float64), budget)
+        quotas = fill_by_scale(
+            sizes.astype(np.float64) ** alpha, np.zeros(len(sizes)), (repeats * sizes).astype(np.float64), budget
+        )
         return round_to_sum(quotas * UNITS, budget * UNITS, np.zeros_like(sizes), repeats * sizes * UNITS, sizes)
 
     return make

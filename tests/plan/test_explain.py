@@ -6,18 +6,25 @@ import pytest
 
 from tailwise.plan import METHODS
 from tailwise.plan.explain import explain
+from tailwise.plan.methods import PICKS
 from tailwise.stages.cluster import cluster
 from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.scores import ScoreRequest
+
+# A score that every pool has, for the methods that go by one.
+SCORES = {
+    name: ScoreRequest("image-bytes") if PICKS[item.pick].by == "score" else None for name, item in METHODS.items()
+}
 
 
 @pytest.mark.parametrize(
     "request_",
-    [*(PlanRequest(method, keep=0.37) for method in METHODS), PlanRequest("flat", keep=1.7, max_repeats=4),
+    [*(PlanRequest(method, keep=0.37, score=SCORES[method]) for method in METHODS), PlanRequest("flat", keep=1.7, max_repeats=4),
      PlanRequest("dynamics", keep=0.5, dynamic=False)],
     ids=lambda item: f"{item.method}-{item.keep}-{item.dynamic}",
 )  # fmt: skip
 def test_what_is_foretold_is_what_is_drawn(small_catalog, request_):
-    cluster(small_catalog, clusters=12)
+    cluster(small_catalog, clusters=12, density="auto")
     plan = make_plan(small_catalog, "p", request_)
     seen = np.zeros(600, bool)
     for figures in explain(plan, 6).epochs:
@@ -57,7 +64,7 @@ def test_bins_run_from_head_to_tail_and_account_for_everything(small_catalog):
 def test_capped_clusters_are_counted(small_catalog):
     cluster(small_catalog, clusters=12)
     plan = make_plan(small_catalog, "p", PlanRequest("flat", keep=0.7))
-    full = plan.cluster_rates == 1
+    full = plan.cluster_rates() == 1
     explanation = explain(plan, 1)
     assert explanation.capped_clusters == full.sum() > 0
     assert explanation.capped_share == pytest.approx(plan.sizes[full].sum() / 420)
@@ -66,3 +73,16 @@ def test_capped_clusters_are_counted(small_catalog):
 def test_figures_are_json(small_catalog):
     plan = make_plan(small_catalog, "p", PlanRequest("random", keep=0.5))
     assert json.loads(json.dumps(explain(plan, 2).as_json()))["epochs"][1]["total"] == 300
+
+
+def test_bernoulli_plans_that_are_annealed_are_foretold_epoch_by_epoch(small_catalog):
+    cluster(small_catalog, clusters=12)
+    request = PlanRequest("dynamics", keep=0.5, draw="bernoulli", final_options={"alpha": 1.0}, anneal_epochs=2)
+    figures = explain(make_plan(small_catalog, "p", request), 4).epochs
+    plan = make_plan(small_catalog, "p", request)
+    unseen = np.ones(600)
+    for item in figures:
+        rates = plan.rate(slice(0, 600), item.epoch)
+        unseen *= 1 - rates
+        assert item.total == pytest.approx(300)
+        assert item.covered == pytest.approx((1 - unseen).sum())

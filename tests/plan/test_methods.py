@@ -10,14 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.errors import UserError
-from tailwise.plan.methods import METHODS, PICKS, Method, find_method, method_options, weigh
-from tailwise.plan.quotas import UNITS, fill_by_scale, fill_by_shift, round_to_sum
+from tailwise.kernels.centroids import neighbour_distance
+from tailwise.kernels.grid import unit_rows_on_grid
+from tailwise.plan.methods import (
+    METHODS,
+    PICKS,
+    Method,
+    find_method,
+    load_methods,
+    method_options,
+    register_method,
+    weigh,
+)
+from tailwise.plan.quotas import UNITS
 from tailwise.plan.weights import Clusters
+from tailwise.stages.plan import quotas_of
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)
 
 every_method = pytest.mark.parametrize("name", METHODS)
-OPTION_RANGES = {"alpha": (0.0, 1.0), "temperature": (0.02, 5.0)}
+OPTION_VALUES = {"alpha": st.floats(0.0, 1.0), "temperature": st.floats(0.02, 5.0), "neighbours": st.integers(1, 60)}
 
 
 @st.composite
@@ -25,19 +37,22 @@ def pools(draw):
     count = draw(st.one_of(st.integers(1, 3), st.integers(1, 60)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     size = np.ceil(rng.pareto(0.8, count) * 4 + 1e-9).clip(max=10**6).astype(np.int64)
-    return Clusters(size, rng.random(count), 2 * rng.random(count))
+    density = rng.integers(0, 2 * size + 1)
+    return Clusters(size, rng.random(count), 2 * rng.random(count), density=density)
 
 
-def fill(method, weights, size, budget, repeats, unit):
-    """A method's quotas in whole units, as a plan has them."""
-    lower, upper = np.zeros(len(size)), repeats * size.astype(np.float64)
-    if method.fill == "scale":
-        quotas = fill_by_scale(weights, upper, budget)
-    else:
-        lower = np.ones(len(size))
-        quotas = fill_by_shift(weights / weights.sum() * budget, lower, upper, budget)
-    bounds = lower.astype(np.int64) * unit, repeats * size * unit
-    return round_to_sum(quotas * unit, budget * unit, *bounds, size), bounds
+@st.composite
+def pools_with_centroids(draw):
+    """As `pools`, of real points: distances to any number of neighbours can be looked up."""
+    pool = draw(pools())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    centroids = unit_rows_on_grid(rng.normal(size=(len(pool.size), 8)))
+    return replace(pool, d_inter=neighbour_distance(centroids), centroids=lambda: centroids)
+
+
+def plan_config(budget, repeats=1, least=0, balance=0.0, dynamic=True):
+    bounds = {"budget": budget, "max_repeats": repeats, "min_per_cluster": least, "class_balance": balance}
+    return {**bounds, "dynamic": dynamic, "draw": "stream"}
 
 
 @every_method
@@ -46,7 +61,7 @@ def fill(method, weights, size, budget, repeats, unit):
 def test_quotas_of_every_method(name, pool, data):
     method = METHODS[name]
     options = method_options(
-        name, {option: data.draw(st.floats(*OPTION_RANGES[option]), label=option) for option in method.options}
+        name, {option: data.draw(OPTION_VALUES[option], label=option) for option in method.options}
     )
     weights = weigh(method, pool, options)
     assert weights.dtype == np.float64
@@ -54,15 +69,87 @@ def test_quotas_of_every_method(name, pool, data):
     assert (weights > 0).all()
     assert np.isfinite(weights).all()
     repeats = data.draw(st.sampled_from([1, 2, 20]))
-    least = len(pool.size) if method.fill == "shift" else 1
+    balance = data.draw(st.sampled_from([0.0, 0.5, 1.0]))
+    least = min(method.min_per_cluster, 1) * len(pool.size) or 1
     budget = data.draw(st.integers(least, repeats * int(pool.size.sum())))
-    for unit in (1, UNITS):
-        quotas, (lower, upper) = fill(method, weights, pool.size, budget, repeats, unit)
-        assert int(quotas.sum()) == budget * unit
-        assert (quotas >= lower).all()
-        assert (quotas <= upper).all()
-        again, _ = fill(method, weigh(method, pool, options), pool.size, budget, repeats, unit)
-        np.testing.assert_array_equal(quotas, again)
+    for dynamic, unit in ((False, UNITS), (True, 1)):
+        config = plan_config(budget, repeats, method.min_per_cluster, balance, dynamic)
+        quotas = quotas_of(pool, method, options, config)
+        lower = np.minimum(max(method.min_per_cluster, int(balance * budget / len(pool.size))), repeats * pool.size)
+        assert int(quotas.sum()) == budget * UNITS
+        assert not (quotas % unit).any()
+        assert (quotas >= lower * UNITS).all()
+        assert (quotas <= repeats * pool.size * UNITS).all()
+        np.testing.assert_array_equal(quotas, quotas_of(pool, method, options, config))
+
+
+# --- parity with plain implementations, written from METHODS alone -----------------------------------------------------
+
+
+def plain_weights(name, pool, options):
+    sizes = pool.size.tolist()
+    if name in {"dbp", "dbp-dynamic"}:
+        centroids, count = pool.centroids(), len(sizes)
+        logits = []
+        for at in range(count):
+            distances = sorted(
+                1 - float(np.dot(centroids[at].astype(float), centroids[other].astype(float)))
+                for other in range(count)
+                if other != at
+            )[: int(options["neighbours"])]
+            inter = math.fsum(distances) / len(distances) if distances else 0.0
+            logits.append(float(pool.d_intra[at]) * inter / options["temperature"])
+        total = math.fsum(math.exp(item - max(logits)) for item in logits)
+        return [math.exp(item - max(logits)) / total for item in logits]
+    if name == "density":
+        densities = np.maximum(pool.density, 1).tolist()
+        return [size * near ** (options["alpha"] - 1) for size, near in zip(sizes, densities, strict=True)]
+    alphas = {"dynamics": options.get("alpha"), "ssp": 1.0, "proportional": 1.0}
+    return [size ** alphas.get(name, 0.0) for size in sizes]
+
+
+def plain_quotas(name, pool, options, budget, repeats, lower):
+    """By bisection, in samples."""
+    weights = plain_weights(name, pool, options)
+    upper = [min(repeats * size, budget) for size in pool.size.tolist()]
+    total = math.fsum(weights)
+    shift = METHODS[name].fill == "shift"
+
+    def quotas(level):
+        wanted = [w / total * budget - level if shift else level * w for w in weights]
+        return [min(max(q, least), most) for q, least, most in zip(wanted, lower, upper, strict=True)]
+
+    low, high = (-2.0 * budget - 1, 2.0 * budget + 1) if shift else (0.0, max(upper) / min(weights))
+    for _ in range(300):
+        middle = 0.5 * (low + high)
+        if (math.fsum(quotas(middle)) < budget) == shift:
+            high = middle
+        else:
+            low = middle
+    return quotas(high)
+
+
+@every_method
+@FIXED
+@given(pool=pools_with_centroids(), data=st.data())
+def test_quotas_equal_a_plain_implementation(name, pool, data):
+    method = METHODS[name]
+    options = method_options(
+        name, {option: data.draw(OPTION_VALUES[option], label=option) for option in method.options}
+    )
+    repeats = data.draw(st.sampled_from([1, 3]))
+    balance = data.draw(st.sampled_from([0.0, 0.5]))
+    least = method.min_per_cluster * len(pool.size) or 1
+    budget = data.draw(st.integers(least, repeats * int(pool.size.sum())))
+    floor = max(method.min_per_cluster, int(balance * budget / len(pool.size)))
+    lower = [min(floor, repeats * size, budget) for size in pool.size.tolist()]
+    expected = plain_quotas(name, pool, options, budget, repeats, lower)
+    exact = quotas_of(pool, method, options, plan_config(budget, repeats, method.min_per_cluster, balance)) / UNITS
+    np.testing.assert_allclose(exact, expected, rtol=1e-6, atol=1e-6 * budget)
+    whole = (
+        quotas_of(pool, method, options, plan_config(budget, repeats, method.min_per_cluster, balance, False)) / UNITS
+    )
+    assert (np.abs(whole - expected) < 1 + 1e-6 * budget).all()
 
 
 @every_method
@@ -71,7 +158,7 @@ def test_quotas_of_every_method(name, pool, data):
 def test_the_order_of_clusters_does_not_matter(name, pool, seed):
     """What a weight says about a cluster must not hang on its index."""
     order = np.random.default_rng(seed).permutation(len(pool.size))
-    shuffled = Clusters(pool.size[order], pool.d_intra[order], pool.d_inter[order])
+    shuffled = Clusters(pool.size[order], pool.d_intra[order], pool.d_inter[order], density=pool.density[order])
     options = method_options(name, {})
     np.testing.assert_allclose(
         weigh(METHODS[name], shuffled, options), weigh(METHODS[name], pool, options)[order], rtol=1e-12
@@ -87,18 +174,20 @@ def test_the_table_is_complete(name):
     assert method.fill in {"scale", "shift"}
     assert method.pick in PICKS
     assert method.grouping in {"clusters", "pool"}
-    assert not (method.dynamic and method.pick != "random"), "ranked picks are static by nature"
+    assert not (method.dynamic and PICKS[method.pick].by), "ranked picks are static by nature"
     keywords = {
         parameter.name
         for parameter in inspect.signature(method.weight).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     assert keywords == set(method.options)
-    assert set(method.options) <= set(OPTION_RANGES), "give the new option a range in OPTION_RANGES"
+    assert set(method.options) <= set(OPTION_VALUES), "give the new option its values in OPTION_VALUES"
 
 
 def test_the_methods_of_the_papers_are_there():
-    assert {"dbp", "ssp", "dynamics", "flat", "proportional", "random"} <= set(METHODS)
+    assert set(METHODS) == {
+        *("dbp", "ssp", "dynamics", "dbp-dynamic", "flat", "proportional", "cap", "random", "top-score", "density"),
+    }
     assert METHODS["dbp"].options["temperature"] == 0.1
     assert METHODS["dynamics"].options["alpha"] == 0.2
     assert (METHODS["dbp"].fill, METHODS["dbp"].pick, METHODS["dbp"].dynamic) == ("shift", "hardest", False)
@@ -122,7 +211,7 @@ def test_options_have_defaults():
     assert method_options("dynamics", {}) == {"alpha": 0.2}
     assert method_options("dynamics", {"alpha": None, "temperature": None}) == {"alpha": 0.2}
     assert method_options("dynamics", {"alpha": 0.0}) == {"alpha": 0.0}
-    assert method_options("dbp", {"temperature": 0.5, "alpha": None}) == {"temperature": 0.5}
+    assert method_options("dbp", {"temperature": 0.5, "alpha": None}) == {"temperature": 0.5, "neighbours": 20}
     assert method_options("random", {}) == {}
     assert METHODS["dynamics"].options["alpha"] == 0.2, "what a user gives must not stick"
 
@@ -139,13 +228,13 @@ def test_options_of_other_methods_are_refused(name, option):
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, math.nan, math.inf])
 def test_alpha_out_of_bounds_is_refused(alpha):
-    with pytest.raises(UserError, match=rf"--alpha {alpha}: must lie in \[0, 1\]"):
+    with pytest.raises(UserError, match=rf"--alpha {alpha}: must be a number between 0 and 1"):
         method_options("dynamics", {"alpha": alpha})
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 0.00009, math.nan, math.inf])
 def test_temperature_out_of_bounds_is_refused(temperature):
-    with pytest.raises(UserError, match=rf"--temperature {temperature}: must be a finite number"):
+    with pytest.raises(UserError, match=rf"--temperature {temperature}: must be a number between 0.0001"):
         method_options("dbp", {"temperature": temperature})
 
 
@@ -163,3 +252,60 @@ def test_weights_of_a_wrong_shape_are_refused():
     pool = Clusters(np.array([4, 4]), np.ones(2), np.ones(2))
     with pytest.raises(UserError, match=r"2 positive finite numbers.*\(3,\)"):
         weigh(Method("s", "s", lambda clusters: np.ones(3)), pool, {})
+
+
+@pytest.fixture
+def no_registration():
+    """What a test registers is gone afterwards."""
+    from tailwise.plan import methods
+
+    before = dict(methods._METHODS)
+    yield
+    methods._METHODS.clear()
+    methods._METHODS.update(before)
+
+
+@pytest.mark.usefixtures("no_registration")
+def test_a_method_of_ones_own_takes_three_lines(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import tailwise\n@tailwise.register_method('root')\ndef root(clusters, *, power=0.5): return clusters.size**power\n"
+    )
+    load_methods(path)
+    method = METHODS["root"]
+    assert method.registered
+    assert method.options == {"power": 0.5}
+    assert method_options("root", {"power": 0.25}) == {"power": 0.25}
+    pool = Clusters(np.array([16, 1]), np.ones(2), np.ones(2))
+    assert weigh(method, pool, {"power": 0.25}).tolist() == [2.0, 1.0]
+    assert quotas_of(pool, method, {"power": 0.5}, plan_config(5)).tolist() == [4 * UNITS, UNITS]
+    load_methods(path)  # may be repeated
+
+
+@pytest.mark.usefixtures("no_registration")
+def test_methods_are_registered_with_sense(tmp_path):
+    with pytest.raises(UserError, match="'dbp' is a method of tailwise"):
+        register_method("dbp")
+    with pytest.raises(UserError, match="pick 'best' one of random"):
+        register_method("mine", pick="best")
+    path = tmp_path / "mine.py"
+    path.write_text("import tailwise\n")
+    with pytest.raises(UserError, match="registers no method"):
+        load_methods(path)
+    path.write_text("1 / 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        load_methods(path)
+    with pytest.raises(UserError, match="can't be run"):
+        load_methods(tmp_path / "absent.py")
+
+
+@pytest.mark.parametrize("neighbours", [0, 1.5, -3])
+def test_neighbours_are_whole(neighbours):
+    with pytest.raises(UserError, match=f"--neighbours {neighbours}: must be a whole number between 1"):
+        method_options("dbp", {"neighbours": neighbours})
+
+
+def test_complexity_without_distances_is_refused():
+    nothing = np.full(2, np.nan)
+    with pytest.raises(UserError, match="no centroids, and so no distances"):
+        weigh(METHODS["dbp"], Clusters(np.array([1, 2]), nothing, nothing), {"temperature": 0.1, "neighbours": 20})

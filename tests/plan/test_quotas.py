@@ -44,15 +44,15 @@ def assert_optimal(quotas, targets, lower, upper, budget):
     assert least <= most + slack
 
 
-def scale_by_bisection(weights, upper, budget):
+def scale_by_bisection(weights, lower, upper, budget):
     low, high = 0.0, float((upper / weights).max())
     for _ in range(200):
         middle = 0.5 * (low + high)
-        if math.fsum(np.minimum(middle * weights, upper)) < budget:
+        if math.fsum(np.clip(middle * weights, lower, upper)) < budget:
             low = middle
         else:
             high = middle
-    return np.minimum(high * weights, upper)
+    return np.clip(high * weights, lower, upper)
 
 
 @st.composite
@@ -155,11 +155,11 @@ def scale_problems(draw):
 def test_fill_by_scale_equals_bisection(problem):
     sizes, alpha, repeats, budget = problem
     weights, upper = sizes**alpha, repeats * sizes
-    quotas = fill_by_scale(weights, upper, budget)
+    quotas = fill_by_scale(weights, np.zeros(len(weights)), upper, budget)
     assert (quotas > 0).all()
     assert (quotas <= upper).all()
     assert math.fsum(quotas) == pytest.approx(budget, rel=1e-12)
-    np.testing.assert_allclose(quotas, scale_by_bisection(weights, upper, budget), rtol=1e-9)
+    np.testing.assert_allclose(quotas, scale_by_bisection(weights, np.zeros(len(weights)), upper, budget), rtol=1e-9)
 
 
 @FIXED
@@ -169,10 +169,26 @@ def test_fill_by_scale_equals_bisection_for_any_weights(clusters, seed, share):
     weights = np.exp(rng.uniform(-20, 20, clusters))
     upper = np.exp(rng.uniform(0, 10, clusters))
     budget = share * float(upper.sum())
-    quotas = fill_by_scale(weights, upper, budget)
+    quotas = fill_by_scale(weights, np.zeros(len(weights)), upper, budget)
     assert (quotas <= upper).all()
     assert math.fsum(quotas) == pytest.approx(budget, rel=1e-12)
-    np.testing.assert_allclose(quotas, scale_by_bisection(weights, upper, budget), rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(
+        quotas, scale_by_bisection(weights, np.zeros(len(weights)), upper, budget), rtol=1e-7, atol=1e-12
+    )
+
+
+@FIXED
+@given(st.integers(1, 300), st.integers(0, 2**32), st.floats(0, 1))
+def test_fill_by_scale_within_lower_and_upper_bounds_equals_bisection(clusters, seed, share):
+    rng = np.random.default_rng(seed)
+    weights = 10.0 ** rng.uniform(-3, 3, clusters)
+    upper = np.ceil(10.0 ** rng.uniform(0, 5, clusters))
+    lower = np.minimum(np.floor(10.0 ** rng.uniform(-1, 3, clusters)), upper)
+    budget = lower.sum() + share * (upper.sum() - lower.sum())
+    quotas = fill_by_scale(weights, lower, upper, budget)
+    assert ((quotas >= lower) & (quotas <= upper)).all()
+    assert math.fsum(quotas) == pytest.approx(budget, rel=1e-12)
+    np.testing.assert_allclose(quotas, scale_by_bisection(weights, lower, upper, budget), rtol=1e-9, atol=1e-9)
 
 
 @FIXED
@@ -180,7 +196,7 @@ def test_fill_by_scale_equals_bisection_for_any_weights(clusters, seed, share):
 def test_fill_by_scale_gives_no_cluster_less_for_a_larger_budget(problem, share):
     sizes, alpha, repeats, budget = problem
     more = budget + share * (float((repeats * sizes).sum()) - budget)
-    few, many = (fill_by_scale(sizes**alpha, repeats * sizes, total) for total in (budget, more))
+    few, many = (fill_by_scale(sizes**alpha, 0 * sizes, repeats * sizes, total) for total in (budget, more))
     assert (many >= few * (1 - 1e-12)).all()
 
 
@@ -188,7 +204,7 @@ def test_fill_by_scale_gives_no_cluster_less_for_a_larger_budget(problem, share)
 @given(scale_problems())
 def test_larger_clusters_give_more_at_a_lower_rate(problem):
     sizes, alpha, repeats, budget = problem
-    quotas = fill_by_scale(sizes**alpha, repeats * sizes, budget)
+    quotas = fill_by_scale(sizes**alpha, 0 * sizes, repeats * sizes, budget)
     members = sizes.astype(np.int64)
     upper = repeats * members * UNITS
     units = round_to_sum(quotas * UNITS, budget * UNITS, np.zeros_like(upper), upper, members)
@@ -206,12 +222,14 @@ def test_larger_clusters_give_more_at_a_lower_rate(problem):
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_fill_by_scale_of_the_whole_pool_is_the_bound(repeats):
     sizes = np.array([1.0, 7.0, 100.0, 3.0])
-    np.testing.assert_allclose(fill_by_scale(sizes**0.2, repeats * sizes, repeats * 111.0), repeats * sizes, rtol=1e-15)
+    np.testing.assert_allclose(
+        fill_by_scale(sizes**0.2, 0 * sizes, repeats * sizes, repeats * 111.0), repeats * sizes, rtol=1e-15
+    )
 
 
 def test_fill_by_scale_refuses_more_than_there_is():
     with pytest.raises(UserError, match=r"3,001\b.*3,000\b.*--max-repeats"):
-        fill_by_scale(np.ones(3), np.full(3, 1000.0), 3001)
+        fill_by_scale(np.ones(3), np.zeros(3), np.full(3, 1000.0), 3001)
 
 
 @st.composite
@@ -275,7 +293,7 @@ def test_rounding_passes_over_full_clusters():
 def test_rounding_of_units_is_exact_at_the_largest_budgets():
     sizes = np.array([1, 5, 10**6, 8 * 10**9])
     budget = 7 * 10**9
-    quotas = fill_by_scale(sizes.astype(np.float64) ** 0.2, sizes.astype(np.float64), budget)
+    quotas = fill_by_scale(sizes.astype(np.float64) ** 0.2, np.zeros(len(sizes)), sizes.astype(np.float64), budget)
     units = round_to_sum(quotas * UNITS, budget * UNITS, np.zeros_like(sizes), sizes * UNITS, sizes)
     assert sum(map(int, units)) == budget * UNITS
     np.testing.assert_allclose(units / UNITS, quotas, rtol=1e-6)  # a float64 of 2⁶² units is a multiple of 1024

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.plan.weights import Clusters, complexity, flat, power, proportional
+from tailwise.errors import UserError
+from tailwise.plan.weights import Clusters, by_density, complexity, flat, power, proportional
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -58,3 +59,16 @@ def test_flat_and_proportional_are_the_ends_of_power(clusters):
 @pytest.mark.parametrize("weight", [flat, proportional])
 def test_weights_are_float64(weight):
     assert weight(Clusters(np.array([3]), np.ones(1), np.ones(1))).dtype == np.float64
+
+
+def test_density_in_place_of_size():
+    size, nothing = np.array([10, 10, 40]), np.zeros(3)
+    same = Clusters(size, nothing, nothing, density=size)
+    np.testing.assert_allclose(by_density(same, alpha=0.2), power(same, alpha=0.2))
+    pool = Clusters(
+        size, nothing, nothing, density=np.array([1000, 10, 0])
+    )  # one in a crowd, one alone, one of scattered members
+    rates = by_density(pool, alpha=0.2) / size
+    np.testing.assert_allclose(rates, [1000**-0.8, 10**-0.8, 1])
+    with pytest.raises(UserError, match="this grouping has no density"):
+        by_density(Clusters(size, nothing, nothing), alpha=0.2)

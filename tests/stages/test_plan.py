@@ -2,25 +2,37 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.errors import UserError
 from tailwise.plan import METHODS, Plan
+from tailwise.plan.methods import PICKS, register_method
 from tailwise.plan.quotas import UNITS
 from tailwise.stages.cluster import cluster
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.group import group as group_by
+from tailwise.stages.plan import PlanRequest, make_plan, quotas_of
+from tailwise.stages.scores import ScoreRequest, score_parts
 
 
 @pytest.fixture
 def clustered(small_catalog):
-    cluster(small_catalog, clusters=12)
+    cluster(small_catalog, clusters=12, density="auto")
     return small_catalog
+
+
+def asked(method, **options):
+    """A request, with a score that every pool has where the method goes by one."""
+    by_score = PICKS[METHODS[method].pick].by == "score"
+    return PlanRequest(method, score=ScoreRequest("image-bytes") if by_score else None, **options)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("keep", [0.1, 0.277, 0.5, 1.0])
 def test_every_method_meets_its_budget_within_its_bounds(clustered, method, keep):
-    plan = make_plan(clustered, "p", PlanRequest(method, keep=keep))
+    plan = make_plan(clustered, "p", asked(method, keep=keep))
     budget = round(keep * 600)
     assert plan.quotas.sum() == budget * UNITS
     assert ((plan.quotas >= 0) & (plan.quotas <= plan.sizes * UNITS)).all()
@@ -33,8 +45,8 @@ def test_every_method_meets_its_budget_within_its_bounds(clustered, method, keep
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_repeatable_to_the_byte(clustered, method, tree_bytes):
-    make_plan(clustered, "a", PlanRequest(method, keep=0.3, seed=5))
-    make_plan(clustered, "b", PlanRequest(method, keep=0.3, seed=5))
+    make_plan(clustered, "a", asked(method, keep=0.3, seed=5))
+    make_plan(clustered, "b", asked(method, keep=0.3, seed=5))
     assert tree_bytes(clustered.plan_folder("a")) == tree_bytes(clustered.plan_folder("b"))
 
 
@@ -69,9 +81,9 @@ def test_ranked_picks_take_the_members_farthest_from_or_nearest_to_the_centroid(
 def test_dynamics_shrinks_the_head_and_grows_the_tail(clustered):
     plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
     order = np.argsort(-plan.sizes)
-    assert (np.diff(plan.cluster_rates[order]) >= -1e-9).all()
+    assert (np.diff(plan.cluster_rates()[order]) >= -1e-9).all()
     assert (np.diff(plan.quotas[order]) <= 1).all()
-    assert plan.cluster_rates[order[0]] < 0.5 < plan.cluster_rates[order[-1]]
+    assert plan.cluster_rates()[order[0]] < 0.5 < plan.cluster_rates()[order[-1]]
 
 
 def test_repeats_are_capped(clustered):
@@ -80,7 +92,7 @@ def test_repeats_are_capped(clustered):
         copies = plan.draw(epoch)
         assert copies.sum() == 900
         assert copies.max() <= 3
-    assert plan.cluster_rates.max() == pytest.approx(3)
+    assert plan.cluster_rates().max() == pytest.approx(3)
 
 
 def test_draws_of_any_rows_equal_the_whole_draw(clustered):
@@ -153,6 +165,26 @@ def test_appended_shards_leave_an_old_plan_as_it_was(
             "--temperature does nothing with method 'dynamics'",
         ),
         (PlanRequest("dynamics", keep=0.5, options={"alpha": 1.5}), "--alpha 1.5"),
+        (PlanRequest("dbp", keep=0.5, options={"neighbours": 0}), "--neighbours 0"),
+        (PlanRequest("dynamics", per_cluster=3), "--per-cluster does nothing with method 'dynamics': use cap or flat"),
+        (PlanRequest("cap", keep=0.5, per_cluster=3), "or --per-cluster SAMPLES"),
+        (PlanRequest("cap", per_cluster=0), "--per-cluster 0"),
+        (PlanRequest("ssp", keep=0.5, class_balance=1.5), "--class-balance 1.5"),
+        (PlanRequest("random", keep=0.5, class_balance=0.5), "--class-balance does nothing with method 'random'"),
+        (PlanRequest("dynamics", keep=0.5, anneal_epochs=3), "--anneal-epochs 3 does nothing without"),
+        (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 1.0}), "--anneal-epochs None"),
+        (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 2.0}, anneal_epochs=2), "--alpha 2.0"),
+        (PlanRequest("flat", keep=0.5, final_options={"alpha": 1.0}, anneal_epochs=2), "--alpha does nothing"),
+        (
+            PlanRequest("dynamics", keep=0.5, dynamic=False, final_options={"alpha": 1.0}, anneal_epochs=2),
+            "a static plan can't be annealed",
+        ),
+        (
+            PlanRequest("dynamics", keep=0.5, score=ScoreRequest("width")),
+            "--score width does nothing with --pick random",
+        ),
+        (PlanRequest("top-score", keep=0.5), "text embeddings"),
+        (PlanRequest("dynamics", keep=0.5, without=("dups",)), "no drop list named 'dups'"),
         (PlanRequest("dbp", keep=0.5, options={"temperature": 0.0}), "--temperature 0.0"),
         (PlanRequest("dbp", budget=11), "under the clusters' minimum of 12"),
         (PlanRequest("dbp", keep=0.5, dynamic=True), "--dynamic with --pick hardest"),
@@ -161,7 +193,8 @@ def test_appended_shards_leave_an_old_plan_as_it_was(
         (PlanRequest("dynamics", keep=0.5, draw="dice"), "unknown draw 'dice'"),
         (PlanRequest("dynamics", keep=0.5, pick="best"), "unknown pick 'best'"),
         (PlanRequest("random", keep=0.5, pick="hardest"), "needs clusters"),
-        (PlanRequest("dynamics", keep=0.5, min_per_cluster=2), "--min-per-cluster does nothing with method 'dynamics'"),
+        (PlanRequest("random", keep=0.5, min_per_cluster=2), "--min-per-cluster does nothing with method 'random'"),
+        (PlanRequest("dynamics", budget=30, min_per_cluster=3), "under the clusters' minimum of 36"),
         (PlanRequest("dbp", keep=0.5, min_per_cluster=-1), "--min-per-cluster -1"),
         (PlanRequest("flat", keep=0.5, clusters="fine"), r"no clustering named 'fine' \(there: main\)"),
     ],
@@ -247,13 +280,150 @@ def test_kept_slots_change_no_draw(clustered):
 @pytest.mark.parametrize(("sizes", "repeats"), [([67_372_040, 10, 3], 255), ([400_000_000], 22), ([8 * 10**9, 1], 255)])
 def test_caps_beyond_64_bits_are_none(sizes, repeats):
     from tailwise.plan.weights import Clusters
-    from tailwise.stages.plan import _Pool, _quotas
 
     sizes = np.array(sizes)
-    pool = _Pool(None, {}, sizes, Clusters(sizes, np.zeros(len(sizes)), np.zeros(len(sizes))))
-    config = {"budget": 10**6, "max_repeats": repeats, "min_per_cluster": 0, "dynamic": True, "draw": "stream"}
-    quotas = _quotas(pool, METHODS["dynamics"], {"alpha": 0.2}, config)
+    clusters = Clusters(sizes, np.zeros(len(sizes)), np.zeros(len(sizes)))
+    config = {"budget": 10**6, "max_repeats": repeats, "min_per_cluster": 0, "class_balance": 0.0}
+    quotas = quotas_of(clusters, METHODS["dynamics"], {"alpha": 0.2}, {**config, "dynamic": True, "draw": "stream"})
     assert quotas.sum() == 10**6 * UNITS
     assert (np.argsort(-quotas, kind="stable") == np.argsort(-sizes, kind="stable")).all()
     assert quotas[0] >= 9 * 10**5 * UNITS
     assert (quotas[1:] <= sizes[1:] * repeats * UNITS).all()
+
+
+# --- annealing, bounds, picks by score, groupings, what is left out ----------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", ["stream", "bernoulli"])
+def test_alpha_is_annealed(clustered, draw):
+    request = PlanRequest(
+        "dynamics", keep=0.5, options={"alpha": 0.0}, final_options={"alpha": 1.0}, anneal_epochs=4, draw=draw
+    )
+    plan = make_plan(clustered, "annealed", request)
+    for epoch in range(8):
+        alpha = min(epoch, 4) / 4
+        still = make_plan(
+            clustered, f"still-{alpha}", PlanRequest("dynamics", keep=0.5, options={"alpha": alpha}, draw=draw)
+        )
+        assert np.array_equal(plan.quotas_at(epoch), still.quotas)
+        assert np.array_equal(plan.rate(slice(0, 600), epoch), still.rate(slice(0, 600)))
+        copies = plan.draw(epoch)
+        if draw == "stream":
+            assert copies.sum() == 300
+            counts = np.bincount(plan.groups, copies, len(plan.sizes))
+            assert (np.abs(counts - plan.quotas_at(epoch) / UNITS) <= 1).all()
+            assert np.array_equal(counts, plan.counts(epoch))
+        else:
+            assert np.array_equal(copies, still.draw(epoch))
+    assert plan.reachable.all()
+
+
+def test_slots_of_an_annealed_plan_are_kept_like_others(clustered):
+    request = PlanRequest("dynamics", keep=0.7, final_options={"alpha": 1.0}, anneal_epochs=3)
+    plan = make_plan(clustered, "p", request)
+    expected = [plan.draw(epoch) for epoch in range(7)]
+    plan.keep_slots(4)
+    assert all(np.array_equal(Plan(clustered, "p").draw(epoch), expected[epoch]) for epoch in (6, 5, 4, 2))
+
+
+@pytest.mark.parametrize("method", ["ssp", "dbp", "dynamics"])
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_class_balance_raises_the_least_quota(clustered, method, balance):
+    plan = make_plan(clustered, "p", PlanRequest(method, keep=0.3, class_balance=balance))
+    least = np.minimum(int(balance * 180 / 12), plan.sizes)
+    assert (plan.quotas >= least * UNITS).all()
+    assert plan.quotas.sum() == 180 * UNITS
+
+
+@pytest.mark.parametrize("method", ["cap", "flat"])
+def test_the_budget_may_be_given_per_cluster(clustered, method):
+    plan = make_plan(clustered, "p", PlanRequest(method, per_cluster=30))
+    assert np.array_equal(plan.quotas, np.minimum(plan.sizes, 30) * UNITS)
+    assert plan.dynamic == (method == "flat")
+
+
+@pytest.mark.parametrize(("pick", "sign"), [("highest", -1), ("lowest", 1)])
+@pytest.mark.parametrize("method", ["top-score", "ssp"])
+def test_picks_by_score(clustered, method, pick, sign):
+    plan = make_plan(clustered, "p", PlanRequest(method, keep=0.25, pick=pick, score=ScoreRequest("image-bytes")))
+    scores = np.concatenate(list(score_parts(clustered, clustered.snapshot(), ScoreRequest("image-bytes"))))
+    expected = np.zeros(600, bool)
+    for group in range(len(plan.sizes)):
+        members = np.flatnonzero(plan.groups == group)
+        ranked = members[np.argsort(sign * scores[members], kind="stable")]
+        expected[ranked[: plan.quotas[group] // UNITS]] = True
+    assert np.array_equal(plan.draw(0).astype(bool), expected)
+    assert expected.sum() == 150
+
+
+def drop(catalog, name, rows, without=()):
+    config = {"snapshot": 1, "without": list(without)}
+    nothing = {item.name: [None] * len(rows) for item in DROPPED_SCHEMA}
+    table = {**nothing, "row": rows, "reason": ["test"] * len(rows)}
+    with Artifact(catalog.drops_folder(name), "filter", config, {"snapshot": catalog.snapshot().id}) as artifact:
+        dropped = write_drops(artifact, 600, [pa.Table.from_pydict(table, schema=DROPPED_SCHEMA)])
+        artifact.finish({"dropped": dropped})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_drop_lists_drop_is_never_drawn(clustered, method):
+    drop(clustered, "first", list(range(0, 600, 3)))
+    drop(clustered, "second", list(range(1, 600, 6)), without=["first"])
+    left = np.setdiff1d(np.arange(600), [*range(0, 600, 3), *range(1, 600, 6)])
+    plan = make_plan(clustered, "p", asked(method, keep=1.0, without=("second",)))  # which brings the first along
+    assert np.array_equal(np.flatnonzero(plan.draw(0)), left)
+    half = make_plan(clustered, "half", asked(method, keep=0.5, without=("second",)))
+    assert half.draw(3).sum() == round(0.5 * len(left))
+    assert np.isin(np.flatnonzero(half.draw(3)), left).all()
+
+
+def test_sizes_and_distances_are_those_of_what_is_left(clustered):
+    """As if the clustering's labels had never held the dropped rows."""
+    drop(clustered, "some", list(range(0, 600, 4)))
+    plan = make_plan(clustered, "p", PlanRequest("dbp", keep=0.4, without=("some",)))
+    label = np.concatenate(list(clustered.label_parts("main", clustered.snapshot(), "label")))
+    similarity = np.concatenate(list(clustered.label_parts("main", clustered.snapshot(), "similarity"))).astype(float)
+    kept = np.arange(600) % 4 != 0
+    sizes = np.bincount(label[kept], minlength=12)
+    assert np.array_equal(plan.sizes, sizes)
+    d_intra = 1 - np.bincount(label[kept], similarity[kept], 12) / sizes
+    centroids = np.load(clustered.clusters_folder("main") / "centroids.npy").astype(float)
+    d_inter = (1 - (centroids @ centroids.T)).sum(1) / 11
+    logits = d_intra * d_inter / 0.1
+    share = np.exp(logits - logits.max())
+    targets = share / share.sum() * 180
+    free = (plan.quotas > UNITS) & (plan.quotas < plan.sizes * UNITS)
+    shift = (targets - plan.quotas / UNITS)[free]
+    assert np.ptp(shift) <= 2  # one λ for all free clusters, up to rounding
+
+
+def test_a_plan_over_a_column(clustered):
+    group_by(clustered, "shard", name="by-shard")
+    plan = make_plan(clustered, "p", PlanRequest("flat", keep=0.5, clusters="by-shard"))
+    shards = np.repeat(np.arange(len(plan.shard_offsets) - 1), np.diff(plan.shard_offsets))
+    counts = np.bincount(shards, plan.draw(0))
+    assert counts.sum() == 300
+    assert np.ptp(counts[counts < np.bincount(shards)]) <= 1
+    for request, message in (
+        (PlanRequest("dbp", keep=0.5, clusters="by-shard"), "has no centroids, and so no distances"),
+        (PlanRequest("ssp", keep=0.5, clusters="by-shard"), "--pick hardest needs a clustering with centroids"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_plan(clustered, "q", request)
+
+
+def test_plans_of_a_registered_method_hold_its_weights(clustered):
+    from tailwise.plan import methods
+
+    before = dict(methods._METHODS)
+    try:
+        register_method("mine")(lambda clusters: clusters.size**0.5)
+        plan = make_plan(clustered, "p", PlanRequest("mine", keep=0.5))
+        assert plan.draw(1).sum() == 300
+        assert make_plan(clustered, "p", PlanRequest("mine", keep=0.5)).manifest == plan.manifest
+        register_method("mine")(lambda clusters: clusters.size**0.6)
+        with pytest.raises(UserError, match=r"with other settings .*weights"):
+            make_plan(clustered, "p", PlanRequest("mine", keep=0.5))
+    finally:
+        methods._METHODS.clear()
+        methods._METHODS.update(before)

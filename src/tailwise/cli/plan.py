@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, PlanName, app, open_catalog, open_plan, refuse_given, with_bars
+from tailwise.cli.app import (
+    AsJson,
+    CatalogPath,
+    PlanName,
+    Without,
+    app,
+    open_catalog,
+    open_plan,
+    refuse_given,
+    with_bars,
+)
 from tailwise.errors import UserError
 
 
@@ -15,37 +25,62 @@ from tailwise.errors import UserError
 def plan(
     catalog: CatalogPath,
     name: PlanName,
-    method: Annotated[
-        str | None, typer.Option(help="dbp, ssp, dynamics, flat, proportional, random.", show_default=False)
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="See below.", show_default=False)] = None,
     keep: Annotated[
         float | None,
-        typer.Option(help="Budget, as a share of the samples that the method can draw.", show_default=False),
+        typer.Option(help="Budget, as a share of the samples that can be drawn.", show_default=False),
     ] = None,
     budget: Annotated[
         int | None, typer.Option(help="Budget, in samples: per epoch, or in all if static.", show_default=False)
     ] = None,
-    clusters: Annotated[
-        str | None, typer.Option(help="Name of the clustering.  [default: main]", show_default=False)
+    per_cluster: Annotated[
+        int | None, typer.Option(help="cap, flat: at most so many samples of each cluster.", show_default=False)
     ] = None,
+    clusters: Annotated[
+        str | None,
+        typer.Option(help="Name of the clustering, or grouping.  [default: main]", show_default=False),
+    ] = None,
+    without: Without = None,
     alpha: Annotated[
         float | None, typer.Option(help="dynamics: quota in proportion to size^alpha.  [default: 0.2]")
     ] = None,
+    alpha_end: Annotated[
+        float | None, typer.Option(help="dynamics: alpha after --anneal-epochs; linear until then.", show_default=False)
+    ] = None,
+    anneal_epochs: Annotated[int | None, typer.Option(help="See --alpha-end.", show_default=False)] = None,
     temperature: Annotated[
         float | None, typer.Option(help="dbp: of the softmax over complexity.  [default: 0.1]")
     ] = None,
+    neighbours: Annotated[
+        int | None, typer.Option(help="dbp: nearest other centroids that d_inter is taken over.  [default: 20]")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of a method of your own.", show_default=False),
+    ] = None,
     max_repeats: Annotated[int, typer.Option(help="Copies of a sample per epoch, at most (1 to 255).")] = 1,
     min_per_cluster: Annotated[
-        int | None, typer.Option(help="dbp: least quota of a cluster.  [default: 1]", show_default=False)
+        int | None, typer.Option(help="Least quota of a cluster.  [default: 1 for dbp, else 0]", show_default=False)
+    ] = None,
+    class_balance: Annotated[
+        float | None,
+        typer.Option(help="Raises that to this share of budget / clusters (ssp, dbp).", show_default=False),
     ] = None,
     pick: Annotated[
-        str | None, typer.Option(help="Members of a cluster: random, hardest or easiest first.", show_default=False)
+        str | None,
+        typer.Option(help="Members first: random, hardest, easiest, highest, lowest (score).", show_default=False),
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="Of --pick highest or lowest.  [default: clip-score]", show_default=False)
     ] = None,
     dynamic: Annotated[
         bool | None, typer.Option("--dynamic/--static", help="Draw anew each epoch, or once.", show_default=False)
     ] = None,
     draw: Annotated[str | None, typer.Option(help="stream (exact counts) or bernoulli.  [default: stream]")] = None,
     seed: Annotated[int, typer.Option(help="Decides the draw.")] = 0,
+    methods: Annotated[
+        Path | None, typer.Option(help="A .py file that registers methods of your own; it is run.", show_default=False)
+    ] = None,
     rates: Annotated[
         Path | None,
         typer.Option(help="In place of a method: .json {key: rate} or .parquet of rates.", show_default=False),
@@ -56,39 +91,59 @@ def plan(
     missing_rate: Annotated[
         float | None, typer.Option(help="Rate of samples that the file doesn't name; without it, an error.")
     ] = None,
+    entries: Annotated[
+        Path | None,
+        typer.Option(help="In place of a method: a list of entries, balanced as in MetaCLIP.", show_default=False),
+    ] = None,
+    per_entry: Annotated[
+        int | None, typer.Option(help="Of --entries: t, samples per entry. MetaCLIP: 20000.", show_default=False)
+    ] = None,
+    ignore_case: Annotated[bool, typer.Option("--ignore-case", help="Of --entries: compare in lower case.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Decide how many samples each cluster gives, and which.
 
-    Methods: **dbp** (Density-Based Pruning, ICLR 2024) and **ssp** pick once, hardest samples first; **dynamics** (DynamiCS,
-    ECCV 2026), **flat**, **proportional** and **random** draw anew each epoch.
+    Methods that draw anew each epoch: **dynamics** (DynamiCS, ECCV 2026), **dbp-dynamic**, **flat**, **proportional**, **random**.
+    Methods that pick once: **dbp** (Density-Based Pruning, ICLR 2024) and **ssp**, hardest samples first; **cap**, at most so many of
+    a cluster; **top-score**, highest score first. In place of a method: --rates made elsewhere, or --entries, a list of words that
+    captions are balanced over (MetaCLIP).
 
     Examples:
 
       tailwise plan my-catalog subset --method dbp --keep 0.277
 
-      tailwise plan my-catalog epochs --method dynamics --keep 0.5 --alpha 0.2
+      tailwise plan my-catalog epochs --method dynamics --keep 0.5 --alpha 0.2 --without duplicates
+
+      tailwise plan my-catalog annealed --method dynamics --keep 0.5 --alpha 0 --alpha-end 1 --anneal-epochs 6
+
+      tailwise plan my-catalog best --method top-score --score clip-score --keep 0.3
 
       tailwise plan my-catalog theirs --rates sampling_probabilities.json
+
+      tailwise plan my-catalog balanced --entries entries.txt --per-entry 20000
     """
     from tailwise.plan.explain import explain as figures
-    from tailwise.plan.methods import find_method
     from tailwise.printing import print_json
-    from tailwise.stages.plan import PlanRequest, make_plan
-    from tailwise.stages.plan_rates import make_rate_plan
 
     opened = open_catalog(catalog)
-    if (method is None) == (rates is None):
-        raise UserError("give either --method or --rates")
+    if [method, rates, entries].count(None) != 2:
+        raise UserError("give one of --method, --rates and --entries")
+    numbers: dict[str, float | None] = {"alpha": alpha, "temperature": temperature, "neighbours": neighbours}
+    of_method: dict[str, object] = {f"--{item}": value for item, value in numbers.items()}
+    of_method |= {"--per-cluster": per_cluster, "--clusters": clusters, "--alpha-end": alpha_end, "--score": score}
+    of_method |= {"--anneal-epochs": anneal_epochs, "--option": option, "--pick": pick, "--methods": methods}
+    of_method |= {"--min-per-cluster": min_per_cluster, "--class-balance": class_balance}
+    of_method |= {"--max-repeats": max_repeats if max_repeats != 1 else None}
+    of_method |= {"--draw": draw if draw != "bernoulli" else None}
+    of_rates: dict[str, object] = {"--missing-rate": missing_rate, "--rate-column": rate_column}
+    of_entries: dict[str, object] = {"--per-entry": per_entry, "--ignore-case": ignore_case or None}
     if rates is not None:
-        unused: dict[str, object] = {"--keep": keep, "--budget": budget, "--alpha": alpha, "--temperature": temperature}
-        unused |= {
-            "--min-per-cluster": min_per_cluster,
-            "--pick": pick,
-            "--draw": draw if draw != "bernoulli" else None,
-        }
-        unused |= {"--clusters": clusters, "--max-repeats": max_repeats if max_repeats != 1 else None}
-        refuse_given(unused, "with --rates: the rates say it all, and are drawn by bernoulli")
+        from tailwise.stages.plan_rates import make_rate_plan
+
+        refuse_given(
+            {**of_method, **of_entries, "--keep": keep, "--budget": budget, "--without": without},
+            "with --rates: the rates say it all, and are drawn by bernoulli",
+        )
         made = with_bars(
             lambda track: make_rate_plan(
                 opened,
@@ -101,19 +156,51 @@ def plan(
                 track=track,
             )
         )
+    elif entries is not None:
+        from tailwise.stages.plan_balance import make_balanced_plan
+
+        refuse_given({**of_method, **of_rates}, "with --entries")
+        made = with_bars(
+            lambda track: make_balanced_plan(
+                opened,
+                name,
+                entries,
+                per_entry=per_entry,
+                keep=keep,
+                budget=budget,
+                ignore_case=ignore_case,
+                without=without or (),
+                dynamic=dynamic is True,
+                seed=seed,
+                track=track,
+            )
+        )
     else:
-        refuse_given({"--missing-rate": missing_rate, "--rate-column": rate_column}, "without --rates")
+        from tailwise.plan.methods import find_method, load_methods
+        from tailwise.stages.plan import PlanRequest, make_plan
+        from tailwise.stages.scores import ScoreRequest
+
+        refuse_given(of_rates, "without --rates")
+        refuse_given(of_entries, "without --entries")
+        if methods is not None:
+            load_methods(methods)
         if find_method(method or "").grouping == "pool":
             refuse_given({"--clusters": clusters}, f"with method {method!r}, which needs no clusters")
         request = PlanRequest(
             method=method or "",
             keep=keep,
             budget=budget,
+            per_cluster=per_cluster,
             clusters=clusters or "main",
-            options={"alpha": alpha, "temperature": temperature},
+            options={**numbers, **_pairs(option or [])},
+            final_options={"alpha": alpha_end},
+            anneal_epochs=anneal_epochs,
             max_repeats=max_repeats,
             min_per_cluster=min_per_cluster,
+            class_balance=class_balance,
             pick=pick,
+            score=ScoreRequest(score) if score is not None else None,
+            without=without or (),
             dynamic=dynamic,
             draw=draw,
             seed=seed,
@@ -124,17 +211,29 @@ def plan(
         return
     first = figures(made, 1).epochs[0]
     kind = "each epoch draws" if made.dynamic else "draws, the same every epoch,"
-    print(f"plan {name!r}: {kind} {first.total:,.0f} of {made.manifest['summary']['eligible']:,} samples")
+    about = "" if made.exact else "about "
+    print(f"plan {name!r}: {kind} {about}{first.total:,.0f} of {made.manifest['summary']['eligible']:,} samples")
     newest = opened.snapshot()
     if newest.number > made.snapshot.number:
         print(
             f"note: it speaks of snapshot {made.snapshot.number}; {newest.rows - made.rows:,} newer samples are not in it "
-            "(cluster the newest snapshot under another name to have them)"
+            f"(assign them to its clusters: tailwise cluster {catalog} --extends {made.config.get('clusters')} --name …)"
         )
     unknown = made.manifest["summary"].get("rates_without_sample")
     if unknown:
         print(f"{unknown:,} rates belong to no sample")
     print(f"see more: tailwise explain {catalog} {name}")
+
+
+def _pairs(texts: list[str]) -> dict[str, float]:
+    pairs = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            pairs[name] = float(value)
+        except ValueError as error:
+            raise UserError(f"--option {text!r}: give NAME=VALUE, with a number as value") from error
+    return pairs
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog.files import read_table
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNIT_BITS, UNITS
@@ -113,7 +114,8 @@ def explain(plan: Plan, epochs: int = 10) -> Explanation:
 
 def _cluster_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:
     if not plan.exact:
-        return [_expected(plan.cluster_rates, plan.sizes, plan.drawn_epoch(epoch), epoch) for epoch in range(epochs)]
+        unseen = np.ones(len(plan.sizes))
+        return [_expected(plan.cluster_rates(epoch), plan.sizes, unseen, epoch, plan) for epoch in range(epochs)]
     figures = []
     taken = np.zeros_like(plan.sizes)
     for epoch in range(epochs):
@@ -127,23 +129,28 @@ def _cluster_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:
 
 
 def _expected(
-    rates: npt.NDArray[np.float64], members: npt.NDArray[np.int64], drawn_epoch: int, epoch: int
+    rates: npt.NDArray[np.float64],
+    members: npt.NDArray[np.int64],
+    unseen: npt.NDArray[np.float64],
+    epoch: int,
+    plan: Plan,
 ) -> EpochFigures:
-    """Expected values of a Bernoulli draw, where `members` samples have each rate."""
+    """Expected values of a Bernoulli draw, where `members` samples have each rate; lowers `unseen`, the chance never to have come."""
     total = float((rates * members).sum())
     once = np.minimum(rates, 1.0)
     unique = float((once * members).sum())
-    covered = float(((1 - (1 - once) ** (drawn_epoch + 1)) * members).sum())
-    return EpochFigures(epoch, total, unique, total - unique, covered)
+    if plan.dynamic or epoch == 0:
+        unseen *= 1 - once
+    return EpochFigures(epoch, total, unique, total - unique, float(((1 - unseen) * members).sum()))
 
 
 def _rate_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:
     sums = np.zeros((epochs, 4))
     for span in plan.spans():
         rates = plan.rate(span)
-        ones = np.ones(len(rates), np.int64)
+        ones, unseen = np.ones(len(rates), np.int64), np.ones(len(rates))
         for epoch in range(epochs):
-            part = _expected(rates, ones, plan.drawn_epoch(epoch), epoch)
+            part = _expected(rates, ones, unseen, epoch, plan)
             sums[epoch] += (part.total, part.unique, part.repeated, part.covered)
     return [EpochFigures(epoch, *map(float, row)) for epoch, row in enumerate(sums)]
 
@@ -166,7 +173,7 @@ def _capped(plan: Plan) -> tuple[int, float]:
 
 
 def cluster_list(plan: Plan) -> list[dict[str, Any]]:
-    """Every cluster of a plan: cluster, size, quota (samples per epoch), rate (copies of a member per epoch).
+    """Every cluster: cluster, size, quota (samples per epoch), rate (copies of a member per epoch); value, of a grouping by a column.
 
     Raises:
         UserError: the plan carries a rate per sample.
@@ -174,5 +181,9 @@ def cluster_list(plan: Plan) -> list[dict[str, Any]]:
     if plan.by_rate:
         raise UserError(f"plan {plan.name!r} carries a rate per sample and has no clusters to list")
     quotas = (plan.quotas / UNITS).tolist()
-    columns = zip(range(len(quotas)), plan.sizes.tolist(), quotas, plan.cluster_rates.tolist(), strict=True)
-    return [{"cluster": at, "size": size, "quota": quota, "rate": rate} for at, size, quota, rate in columns]
+    columns = zip(range(len(quotas)), plan.sizes.tolist(), quotas, plan.cluster_rates().tolist(), strict=True)
+    listed = [{"cluster": at, "size": size, "quota": quota, "rate": rate} for at, size, quota, rate in columns]
+    path = plan.catalog.clusters_folder(plan.config["clusters"] or "-") / "clusters.parquet"
+    if path.exists() and "value" in (table := read_table(path)).column_names:
+        return [{**item, "value": value} for item, value in zip(listed, table.column("value").to_pylist(), strict=True)]
+    return listed

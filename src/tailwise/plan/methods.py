@@ -1,21 +1,50 @@
-"""All methods on one page: weight → quota → pick → draw. A new method is one line in METHODS."""
+"""All methods on one page: weight → quota → pick → draw. A new method is one line in the table, or a decorated function."""
 
 from __future__ import annotations
 
+import inspect
+import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tailwise.errors import UserError
-from tailwise.plan.weights import Clusters, complexity, flat, power, proportional
+from tailwise.kernels.centroids import NEIGHBOURS
+from tailwise.plan.weights import Clusters, by_density, complexity, flat, power, proportional
 
 Fill = Literal["scale", "shift"]
-Pick = Literal["random", "hardest", "easiest"]
-PICKS: tuple[Pick, ...] = ("random", "hardest", "easiest")
+Weight = TypeVar("Weight", bound=Callable[..., npt.NDArray[np.float64]])
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Which members of a cluster come first.
+
+    Attributes:
+        summary: for people.
+        by: what orders them: nothing (pseudo-random), "similarity" to the centroid, or a "score".
+        sign: +1 ascending, −1 descending.
+    """
+
+    summary: str
+    by: Literal["similarity", "score"] | None = None
+    sign: int = 1
+
+
+PICKS: Mapping[str, Pick] = MappingProxyType(
+    {
+        "random": Pick("pseudo-random"),
+        "hardest": Pick("farthest from the centroid", "similarity"),
+        "easiest": Pick("nearest to the centroid", "similarity", -1),
+        "highest": Pick("highest score", "score", -1),
+        "lowest": Pick("lowest score", "score"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -27,51 +56,164 @@ class Method:
         source: paper and section.
         weight: (clusters, **options) → float64 [K], > 0.
         fill: how weights meet the budget: "scale", q_j = min(s·w_j, R·n_j); "shift", the projection of P_j·B on the bounds.
-        pick: which members: "random", or "hardest" (farthest from the centroid) or "easiest" first.
+        pick: which members come first: a name of PICKS.
         dynamic: whether the draw is renewed each epoch by default.
         grouping: "clusters", or "pool" for methods that need none.
         options: names of the weight's options and their defaults.
+        min_per_cluster: the least quota of a cluster, by default.
+        per_cluster: whether the budget may be given as at most so many samples per cluster.
+        registered: whether it came by `register_method`: plans then hold the hash of its weights.
     """
 
     summary: str
     source: str
     weight: Callable[..., npt.NDArray[np.float64]]
     fill: Fill = "scale"
-    pick: Pick = "random"
+    pick: str = "random"
     dynamic: bool = True
     grouping: Literal["clusters", "pool"] = "clusters"
     options: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    min_per_cluster: int = 0
+    per_cluster: bool = False
+    registered: bool = False
 
 
-METHODS: Mapping[str, Method] = MappingProxyType(
+_DBP = MappingProxyType({"temperature": 0.1, "neighbours": float(NEIGHBOURS)})
+_METHODS: dict[str, Method] = {
+    "dbp": Method(
+        "Density-Based Pruning: more from complex clusters, the hardest samples of each, once",
+        "Abbas et al., ICLR 2024, section 3.2",
+        complexity,
+        fill="shift",
+        pick="hardest",
+        dynamic=False,
+        options=_DBP,
+        min_per_cluster=1,
+    ),
+    "ssp": Method(
+        "SSP-Pruning: in proportion to cluster size, the hardest samples of each, once",
+        "Sorscher et al., NeurIPS 2022",
+        proportional,
+        pick="hardest",
+        dynamic=False,
+    ),
+    "dynamics": Method(
+        "DynamiCS: in proportion to size^alpha, drawn anew each epoch",
+        "Liang et al., ECCV 2026, section 3",
+        power,
+        options=MappingProxyType({"alpha": 0.2}),
+    ),
+    "density": Method(
+        "DynamiCS by the density round the cluster in place of its size; needs `tailwise cluster --density`",
+        "tailwise: docs/clusterings.md",
+        by_density,
+        options=MappingProxyType({"alpha": 0.2}),
+    ),
+    "dbp-dynamic": Method(
+        "Density-Based Pruning's weights, drawn anew each epoch as in DynamiCS",
+        "tailwise",
+        complexity,
+        options=_DBP,
+    ),
+    "flat": Method("the same number from every cluster", "DynamiCS with alpha = 0", flat, per_cluster=True),
+    "proportional": Method("in proportion to cluster size", "DynamiCS with alpha = 1", proportional),
+    "cap": Method(
+        "at most so many from every cluster, once",
+        "as MetaCLIP caps its entries: Xu et al., ICLR 2024",
+        flat,
+        dynamic=False,
+        per_cluster=True,
+    ),
+    "random": Method("every sample alike; needs no clusters", "baseline", flat, grouping="pool"),
+    "top-score": Method(
+        "the samples of highest score (by default image-text cosine), once; needs no clusters",
+        "baseline: LAION's and DataComp's CLIP-score filter",
+        flat,
+        pick="highest",
+        dynamic=False,
+        grouping="pool",
+    ),
+}
+METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
+
+# Bounds of options by name: least, most, whether whole numbers only.
+OPTIONS: Mapping[str, tuple[float, float, bool]] = MappingProxyType(
     {
-        "dbp": Method(
-            "Density-Based Pruning: more from complex clusters, the hardest samples of each, once",
-            "Abbas et al., ICLR 2024, section 3.2",
-            complexity,
-            fill="shift",
-            pick="hardest",
-            dynamic=False,
-            options=MappingProxyType({"temperature": 0.1}),
-        ),
-        "ssp": Method(
-            "SSP-Pruning: in proportion to cluster size, the hardest samples of each, once",
-            "Sorscher et al., NeurIPS 2022",
-            proportional,
-            pick="hardest",
-            dynamic=False,
-        ),
-        "dynamics": Method(
-            "DynamiCS: in proportion to size^alpha, drawn anew each epoch",
-            "Liang et al., ECCV 2026, section 3",
-            power,
-            options=MappingProxyType({"alpha": 0.2}),
-        ),
-        "flat": Method("the same number from every cluster", "DynamiCS with alpha = 0", flat),
-        "proportional": Method("in proportion to cluster size", "DynamiCS with alpha = 1", proportional),
-        "random": Method("every sample alike; needs no clusters", "baseline", flat, grouping="pool"),
+        "alpha": (0.0, 1.0, False),  # 0 is flat, 1 proportional
+        "temperature": (1e-4, 1e9, False),
+        "neighbours": (1, 1e6, True),
     }
 )
+
+
+def register_method(
+    name: str,
+    *,
+    summary: str = "",
+    source: str = "",
+    fill: Fill = "scale",
+    pick: str = "random",
+    dynamic: bool = True,
+    min_per_cluster: int = 0,
+) -> Callable[[Weight], Weight]:
+    """Makes a weight function of one's own a method, for this process; `tailwise plan --methods FILE.py` does so for the command line.
+
+    Its keyword-only parameters with defaults become the method's options. Plans made by it hold the hash of its weights, so that a
+    changed function isn't taken for the old one.
+
+    Args:
+        name: of the method.
+        summary: one line for people.
+        source: paper and section.
+        fill: see Method.
+        pick: see Method.
+        dynamic: see Method.
+        min_per_cluster: see Method.
+
+    Raises:
+        UserError: the name is one of tailwise's own, or fill or pick are unknown.
+    """
+    if name in _METHODS and not _METHODS[name].registered:
+        raise UserError(f"{name!r} is a method of tailwise: choose another name for yours")
+    if fill not in {"scale", "shift"} or pick not in PICKS:
+        raise UserError(
+            f"method {name!r}: fill {fill!r} must be scale or shift, pick {pick!r} one of {', '.join(PICKS)}"
+        )
+
+    def register(weight: Weight) -> Weight:
+        parameters = inspect.signature(weight).parameters.values()
+        options = {item.name: float(item.default) for item in parameters if item.kind is inspect.Parameter.KEYWORD_ONLY}
+        _METHODS[name] = Method(
+            summary or (inspect.getdoc(weight) or name).splitlines()[0],
+            source or f"{weight.__module__}.{weight.__qualname__}",
+            weight,
+            fill,
+            pick,
+            dynamic and PICKS[pick].by is None,
+            options=MappingProxyType(options),
+            min_per_cluster=min_per_cluster,
+            registered=True,
+        )
+        return weight
+
+    return register
+
+
+def load_methods(path: Path) -> None:
+    """Runs a Python file that registers methods.
+
+    Raises:
+        UserError: it can't be run, or registers none.
+    """
+    before = dict(_METHODS)
+    try:
+        runpy.run_path(str(path), run_name=path.stem)
+    except UserError:
+        raise
+    except Exception as error:  # the file may raise anything
+        raise UserError(f"{path} can't be run ({type(error).__name__}: {error})") from error
+    if before == _METHODS:
+        raise UserError(f"{path} registers no method: decorate a function with @tailwise.register_method('NAME')")
 
 
 def find_method(name: str) -> Method:
@@ -104,10 +246,10 @@ def method_options(name: str, given: Mapping[str, float | None]) -> dict[str, fl
             having = ", ".join(known for known, item in METHODS.items() if option in item.options) or "no method"
             raise UserError(f"--{option} does nothing with method {name!r}; it belongs to {having}")
         options[option] = value
-    if not 0 <= options.get("alpha", 0) <= 1:
-        raise UserError(f"--alpha {options['alpha']}: must lie in [0, 1] (0 is flat, 1 proportional)")
-    if not 1e-4 <= options.get("temperature", 1) < float("inf"):
-        raise UserError(f"--temperature {options['temperature']}: must be a finite number of at least 0.0001")
+    for option, value in options.items():
+        least, most, whole = OPTIONS.get(option, (-1e300, 1e300, False))
+        if not least <= value <= most or (whole and value != int(value)):
+            raise UserError(f"--{option} {value}: must be a {'whole ' * whole}number between {least:g} and {most:g}")
     return options
 
 

@@ -102,8 +102,26 @@ class Plan:
 
     @cached_property
     def quotas(self) -> npt.NDArray[np.int64]:
-        """q, copies of each cluster per epoch, in units of 2⁻³⁰ samples: int64 [K]."""
+        """q, copies of each cluster per epoch, in units of 2⁻³⁰ samples: int64 [K]; of epoch 0, where the plan is annealed."""
         return self._group_table("quota_units")
+
+    @cached_property
+    def _annealed(self) -> npt.NDArray[np.int64] | None:
+        """Quotas of epoch 0, …, E − 1, and all after it, int64 [E, K]; None where they don't change."""
+        path = self.folder / "quotas.npy"
+        return map_array(path) if path.exists() else None
+
+    def quotas_at(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Quotas of an epoch, in units of 2⁻³⁰ samples: int64 [K]."""
+        if self._annealed is None:
+            return self.quotas
+        return np.asarray(self._annealed[min(self.drawn_epoch(epoch), len(self._annealed) - 1)])
+
+    @cached_property
+    def reachable(self) -> npt.NDArray[np.bool_]:
+        """Which clusters give any copy in any epoch: bool [K]."""
+        quotas = self.quotas if self._annealed is None else self._annealed.max(axis=0)
+        return np.asarray(quotas > 0)
 
     def _group_table(self, column: str) -> npt.NDArray[np.int64]:
         table = read_table(self.folder / "groups.parquet", [column])
@@ -113,7 +131,7 @@ class Plan:
     @cached_property
     def stream(self) -> Stream:
         """The streams of a plan that is drawn by stream."""
-        return Stream(self.sizes, lambda _: self.quotas, self.config["seed"])
+        return Stream(self.sizes, self.quotas_at, self.config["seed"])
 
     def drawn_epoch(self, epoch: int) -> int:
         """The epoch whose draw is used: `epoch` itself, or 0 for a static plan.
@@ -236,14 +254,16 @@ class Plan:
         for start in range(0, self.rows, CHUNK_ROWS):
             yield slice(start, min(start + CHUNK_ROWS, self.rows))
 
-    def rate(self, rows: Rows) -> npt.NDArray[np.float64]:
-        """Expected copies of rows (see `draw`) per epoch, float64 [n]; 0 or 1 where a ranked pick decides."""
-        return DRAWS[self.draw_name].rate(self, self._checked(rows))
+    def rate(self, rows: Rows, epoch: int = 0) -> npt.NDArray[np.float64]:
+        """Expected copies of rows (see `draw`) in an epoch, float64 [n]; 0 or 1 where a ranked pick decides.
 
-    @cached_property
-    def cluster_rates(self) -> npt.NDArray[np.float64]:
-        """r_j = q_j / n_j: expected copies of a member per epoch, float64 [K]."""
-        return self.quotas / UNITS / np.maximum(self.sizes, 1)
+        All epochs have the same, unless the plan is annealed.
+        """
+        return DRAWS[self.draw_name].rate(self, self.drawn_epoch(epoch), self._checked(rows))
+
+    def cluster_rates(self, epoch: int = 0) -> npt.NDArray[np.float64]:
+        """r_j = q_j / n_j: expected copies of a member in an epoch, float64 [K]."""
+        return self.quotas_at(epoch) / UNITS / np.maximum(self.sizes, 1)
 
 
 def _numbers(rows: Rows) -> npt.NDArray[np.int64]:
@@ -259,7 +279,7 @@ def _bernoulli_copies(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint
     seed = plan.config["seed"]
     if plan.by_rate:
         return bernoulli_copies(seed, epoch, _numbers(rows), np.asarray(plan.rates[rows]))
-    return bernoulli_copies(seed, epoch, _numbers(rows), plan.cluster_rates, np.asarray(plan.groups[rows]))
+    return bernoulli_copies(seed, epoch, _numbers(rows), plan.cluster_rates(epoch), np.asarray(plan.groups[rows]))
 
 
 def _ranked_copies(plan: Plan, _: int, rows: Rows) -> npt.NDArray[np.uint8]:
@@ -268,11 +288,11 @@ def _ranked_copies(plan: Plan, _: int, rows: Rows) -> npt.NDArray[np.uint8]:
     return chosen.astype(np.uint8)
 
 
-def _random_rate(plan: Plan, rows: Rows) -> npt.NDArray[np.float64]:
+def _random_rate(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.float64]:
     if plan.by_rate:
         return plan.rates[rows].astype(np.float64)
     groups = plan.groups[rows]
-    return np.where(groups >= 0, plan.cluster_rates[groups], 0.0)
+    return np.where(groups >= 0, plan.cluster_rates(epoch)[groups], 0.0)
 
 
 @dataclass(frozen=True)
@@ -281,12 +301,12 @@ class Draw:
 
     Attributes:
         copies: (plan, epoch, rows) → uint8 [n].
-        rate: (plan, rows) → float64 [n], expected copies per epoch.
+        rate: (plan, epoch, rows) → float64 [n], expected copies in the epoch.
         counts: (plan, epoch) → int64 [K], or None where counts are random.
     """
 
     copies: Callable[[Plan, int, Rows], npt.NDArray[np.uint8]]
-    rate: Callable[[Plan, Rows], npt.NDArray[np.float64]]
+    rate: Callable[[Plan, int, Rows], npt.NDArray[np.float64]]
     counts: Callable[[Plan, int], npt.NDArray[np.int64]] | None
 
 
@@ -295,7 +315,7 @@ DRAWS: Mapping[str, Draw] = {
     "bernoulli": Draw(_bernoulli_copies, _random_rate, None),
     "ranked": Draw(
         _ranked_copies,
-        lambda plan, rows: _ranked_copies(plan, 0, rows).astype(np.float64),
+        lambda plan, _, rows: _ranked_copies(plan, 0, rows).astype(np.float64),
         lambda plan, _: plan.quotas >> UNIT_BITS,
     ),
 }

@@ -18,38 +18,56 @@ MAX_BUDGET = 1 << 33  # so that the sum of all quotas, in units, fits an int64
 
 
 def fill_by_scale(
-    weights: npt.NDArray[np.float64], upper: npt.NDArray[np.float64], budget: float
+    weights: npt.NDArray[np.float64],
+    lower: npt.NDArray[np.float64],
+    upper: npt.NDArray[np.float64],
+    budget: float,
 ) -> npt.NDArray[np.float64]:
-    """q_j = min(s · w_j, u_j) with the one s that meets Σ q_j = budget (DynamiCS, section 3.2, with bounds).
+    """q_j = clip(s · w_j, l_j, u_j) with the one s that meets Σ q_j = budget (DynamiCS, section 3.2, with bounds).
+
+    Exact, O(K log K).
 
     Args:
         weights: w, [K], > 0.
-        upper: u, [K], > 0.
-        budget: at most Σ u_j.
+        lower: l, [K], ≥ 0.
+        upper: u, [K], > 0, ≥ l.
+        budget: between Σ l_j and Σ u_j.
 
     Returns:
         float64 [K], in samples.
 
     Raises:
-        UserError: the budget is above Σ u_j.
+        UserError: the budget is outside [Σ l_j, Σ u_j].
     """
-    total = float(upper.sum())
-    if budget > total:
-        raise UserError(
-            f"budget {budget:,.0f} is above what the clusters can give ({total:,.0f}): lower it, or raise --max-repeats"
-        )
-    order = np.argsort(upper / weights, kind="stable")  # a cluster is capped from s = u_j / w_j on
-    capped_sum = np.concatenate([[0.0], np.cumsum(upper[order])])
-    free_weight = np.concatenate([np.cumsum(weights[order][::-1])[::-1], [0.0]])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scales = (budget - capped_sum) / free_weight  # the s that would hold if the first m clusters were capped
-    limits = np.concatenate([(upper / weights)[order], [np.inf]])
-    capped = int(np.argmax(~(scales > limits)))
-    quotas: npt.NDArray[np.float64] = upper.astype(np.float64).copy()
-    free = order[capped:]
-    if len(free):
-        quotas[free] = np.minimum(scales[capped] * weights[free], upper[free])
+    _check_budget(budget, float(lower.sum()), float(upper.sum()))
+    # As s rises, cluster j leaves its lower bound at s = l_j / w_j and reaches its upper bound at s = u_j / w_j.
+    breaks = np.unique(np.concatenate([lower / weights, upper / weights]))
+    first, last = 0, len(breaks) - 1  # the break that s comes at, or before
+    while first < last:
+        middle = (first + last) // 2
+        if float(np.clip(breaks[middle] * weights, lower, upper).sum()) < budget:
+            first = middle + 1
+        else:
+            last = middle
+    between = 0.5 * (breaks[max(first - 1, 0)] + breaks[first])
+    quotas: npt.NDArray[np.float64] = np.clip(between * weights, lower, upper)
+    free = (quotas > lower) & (quotas < upper)
+    if free.any():  # the active bounds are known: s again, without rounding
+        scale = (budget - math.fsum(quotas[~free])) / math.fsum(weights[free])
+        quotas[free] = np.clip(scale * weights[free], lower[free], upper[free])
     return quotas
+
+
+def _check_budget(budget: float, least: float, most: float) -> None:
+    if budget < least:
+        raise UserError(
+            f"budget {budget:,.0f} is under the clusters' minimum of {least:,.0f}: raise it, or lower --min-per-cluster or "
+            "--class-balance"
+        )
+    if budget > most:
+        raise UserError(
+            f"budget {budget:,.0f} is above what the clusters can give ({most:,.0f}): lower it, or raise --max-repeats"
+        )
 
 
 def fill_by_shift(
@@ -75,13 +93,8 @@ def fill_by_shift(
     Raises:
         UserError: the budget is outside [Σ l_j, Σ u_j].
     """
-    least, most = float(lower.sum()), float(upper.sum())
-    if budget < least:
-        raise UserError(
-            f"budget {budget:,.0f} is under the clusters' minimum of {least:,.0f}: raise it, or lower --min-per-cluster"
-        )
-    if budget > most:
-        raise UserError(f"budget {budget:,.0f} is above what the clusters can give ({most:,.0f}): lower it")
+    most = float(upper.sum())
+    _check_budget(budget, float(lower.sum()), most)
     # As λ rises, cluster j leaves its upper bound at λ = t_j − u_j and reaches its lower bound at λ = t_j − l_j.
     breaks = np.concatenate([targets - upper, targets - lower])
     slopes = np.concatenate([np.full(len(targets), -1.0), np.full(len(targets), 1.0)])

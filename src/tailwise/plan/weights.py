@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from tailwise.errors import UserError
+from tailwise.kernels.centroids import NEIGHBOURS, neighbour_distance
 
 
 @dataclass(frozen=True)
@@ -14,18 +18,45 @@ class Clusters:
 
     Attributes:
         size: n_j, int64 [K], ≥ 1.
-        d_intra: mean cosine distance of members to their centroid, float64 [K].
-        d_inter: mean cosine distance to the nearest other centroids, float64 [K].
+        d_intra: mean cosine distance of members to their centroid, float64 [K]; NaN in groupings without centroids.
+        d_inter: mean cosine distance to the 20 nearest other centroids, float64 [K]; likewise.
+        centroids: gives them, float32 [K, d], unit norm; None in groupings without.
+        density: samples within one radius of each centroid, int64 [K]; None where `tailwise cluster` wasn't asked to count them.
     """
 
     size: npt.NDArray[np.int64]
     d_intra: npt.NDArray[np.float64]
     d_inter: npt.NDArray[np.float64]
+    centroids: Callable[[], npt.NDArray[np.float32]] | None = None
+    density: npt.NDArray[np.int64] | None = None
+
+    def distance_to_nearest(self, neighbours: int) -> npt.NDArray[np.float64]:
+        """d_inter by another number of neighbours: float64 [K]."""
+        if neighbours == NEIGHBOURS or self.centroids is None:
+            return self.d_inter
+        return neighbour_distance(self.centroids(), neighbours)
 
 
 def power(clusters: Clusters, *, alpha: float) -> npt.NDArray[np.float64]:
     """n_j^α (DynamiCS, section 3.2): α = 0 is flat, α = 1 proportional."""
     weights: npt.NDArray[np.float64] = clusters.size.astype(np.float64) ** alpha
+    return weights
+
+
+def by_density(clusters: Clusters, *, alpha: float) -> npt.NDArray[np.float64]:
+    """n_j · ρ_j^(α − 1), ρ the density: DynamiCS where what lies within the radius is what lies in the cluster.
+
+    A member's rate goes by ρ^(α − 1), where DynamiCS's goes by n^(α − 1): k-means makes sizes nearly equal, not densities.
+
+    Raises:
+        UserError: the clusters have no density.
+    """
+    if clusters.density is None:
+        raise UserError(
+            "this grouping has no density: make one with `tailwise cluster --density auto`, or use --method dynamics"
+        )
+    density = np.maximum(clusters.density, 1).astype(np.float64)
+    weights: npt.NDArray[np.float64] = clusters.size * density ** (alpha - 1)
     return weights
 
 
@@ -39,9 +70,17 @@ def proportional(clusters: Clusters) -> npt.NDArray[np.float64]:
     return power(clusters, alpha=1.0)
 
 
-def complexity(clusters: Clusters, *, temperature: float) -> npt.NDArray[np.float64]:
-    """softmax(d_intra · d_inter / τ) (DBP, section 3.2)."""
-    logits = clusters.d_intra * clusters.d_inter / temperature
+def complexity(clusters: Clusters, *, temperature: float, neighbours: float = NEIGHBOURS) -> npt.NDArray[np.float64]:
+    """softmax(d_intra · d_inter / τ) (DBP, section 3.2).
+
+    Raises:
+        UserError: the clusters have no distances.
+    """
+    if np.isnan(clusters.d_intra).any():
+        raise UserError(
+            "this grouping has no centroids, and so no distances: use a clustering of `tailwise cluster`, or another method"
+        )
+    logits = clusters.d_intra * clusters.distance_to_nearest(int(neighbours)) / temperature
     weights: npt.NDArray[np.float64] = np.exp(logits - logits.max())
     weights /= weights.sum()
     return weights

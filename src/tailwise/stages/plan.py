@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +10,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
+from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, read_table, replacing, write_array, write_table
+from tailwise.catalog.files import create_array, digest, replacing, write_array, write_table
 from tailwise.errors import UserError
+from tailwise.kernels.ranks import appearance_ranks
 from tailwise.plan.methods import PICKS, Method, find_method, method_options, weigh
-from tailwise.plan.plan import CHUNK_ROWS, Plan
+from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, fill_by_scale, fill_by_shift, round_to_sum
-from tailwise.plan.stream import MAX_CLUSTER
 from tailwise.plan.weights import Clusters
 from tailwise.progress import Track, silent
+from tailwise.stages.grouping import Grouping
 from tailwise.stages.regroup import write_value_ranks
+from tailwise.stages.scores import ScoreRequest, score_config
 
 MAX_REPEATS = 255
+MAX_SCHEDULE = 1 << 28  # quotas of an annealed plan, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,18 @@ class PlanRequest:
     Attributes:
         method: a name of METHODS.
         keep: budget as a share of the samples that can be drawn; or
-        budget: samples per epoch (in all, for a static plan).
-        clusters: name of the clustering.
+        budget: samples per epoch (in all, for a static plan); or
+        per_cluster: at most so many of each cluster, for methods "cap" and "flat".
+        clusters: name of the clustering, or of a grouping by a column.
         options: of the method's weight, such as alpha and temperature.
+        final_options: their values from epoch `anneal_epochs` on; until then they change linearly. Empty: they don't.
+        anneal_epochs: see final_options.
         max_repeats: R, copies of a sample per epoch at most.
-        min_per_cluster: l, the least quota of a cluster; for methods that fill by shift.
-        pick: "random", "hardest" or "easiest".
+        min_per_cluster: l, the least quota of a cluster.
+        class_balance: raises l to this share of an equal share of the budget, budget / K (SSP-Pruning).
+        pick: which members come first, a name of PICKS.
+        score: what the picks "highest" and "lowest" go by.
+        without: names of drop lists.
         dynamic: whether each epoch is drawn anew.
         draw: "stream" (the default) or "bernoulli".
         seed: decides the draw.
@@ -46,31 +55,20 @@ class PlanRequest:
     method: str
     keep: float | None = None
     budget: int | None = None
+    per_cluster: int | None = None
     clusters: str = "main"
     options: Mapping[str, float | None] | None = None
+    final_options: Mapping[str, float | None] | None = None
+    anneal_epochs: int | None = None
     max_repeats: int = 1
     min_per_cluster: int | None = None
+    class_balance: float | None = None
     pick: str | None = None
+    score: ScoreRequest | None = None
+    without: Sequence[str] = ()
     dynamic: bool | None = None
     draw: str | None = None
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """What a plan is made over: groups of rows.
-
-    Attributes:
-        snapshot: whose rows.
-        inputs: hashes for the manifest.
-        sizes: int64 [K].
-        statistics: of the non-empty groups; zero distances for the whole pool as one group.
-    """
-
-    snapshot: Snapshot
-    inputs: dict[str, str]
-    sizes: npt.NDArray[np.int64]
-    statistics: Clusters
 
 
 def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = silent) -> Plan:
@@ -87,30 +85,45 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
     """
     method = find_method(request.method)
     options = method_options(request.method, request.options or {})
-    pool = _pool(catalog, method, request.clusters)
     pick = request.pick or method.pick
     dynamic = _dynamic(request, method, pick)
-    budget = _budget(request, int(pool.sizes.sum()))
+    score = _score(request, pick)
+    draw = _draw(request, pick)
+    final = _final_options(request, options, dynamic)
+    _check_bounds(request, method)
+    grouping = Grouping(
+        catalog, request.clusters if method.grouping == "clusters" else None, without=request.without, score=score
+    )
+    budget = _budget(request, method, grouping.sizes)
     config = {
         "method": request.method,
         "options": options,
         "clusters": request.clusters if method.grouping == "clusters" else None,
-        "snapshot": pool.snapshot.number,
+        "snapshot": grouping.snapshot.number,
         "budget": budget,
         "max_repeats": request.max_repeats,
-        "min_per_cluster": _min_per_cluster(request, method),
+        "min_per_cluster": method.min_per_cluster if request.min_per_cluster is None else request.min_per_cluster,
+        "class_balance": request.class_balance or 0.0,
         "pick": pick,
+        "score": score_config(score) if score is not None else None,
+        "without": list(request.without),
         "dynamic": dynamic,
-        "draw": _draw(request, pick),
+        "draw": draw,
         "seed": request.seed,
     }
-    quotas = _quotas(pool, method, options, config)
-    with Artifact(catalog.plan_folder(name), "plan", config, pool.inputs) as artifact:
+    if final:
+        config |= {"final_options": final, "anneal_epochs": request.anneal_epochs}
+    quotas = _schedule(grouping, method, config)
+    inputs = dict(grouping.inputs)
+    if method.registered:
+        inputs["weights"] = digest(weigh(method, grouping.statistics, options).tolist())
+    with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
-            _write_groups(artifact, pool.sizes, quotas)
-            _write_rows(catalog, artifact, pool, method, request.clusters, pick, track)
-            write_shard_offsets(catalog, artifact, pool.snapshot)
-            artifact.finish({"eligible": int(pool.sizes.sum()), "clusters": int((pool.sizes > 0).sum())})
+            _write_groups(artifact, grouping.sizes, quotas)
+            _write_rows(artifact, grouping, pick, track)
+            write_shard_offsets(catalog, artifact, grouping.snapshot)
+            sizes = grouping.sizes
+            artifact.finish({"eligible": int(sizes.sum()), "clusters": int((sizes > 0).sum())})
     return Plan(catalog, name)
 
 
@@ -120,38 +133,14 @@ def write_shard_offsets(catalog: Catalog, artifact: Artifact, snapshot: Snapshot
     write_array(artifact.path("shard_offsets.npy"), np.concatenate([[0], np.cumsum(rows)]).astype(np.int64))
 
 
-def _pool(catalog: Catalog, method: Method, clusters: str) -> _Pool:
-    if method.grouping == "pool":
-        snapshot = catalog.snapshot()
-        if snapshot.rows > MAX_CLUSTER:
-            raise UserError(
-                f"{snapshot.rows:,} samples are more than one group can hold ({MAX_CLUSTER:,}): cluster them, and use "
-                "--method proportional"
-            )
-        one = np.array([snapshot.rows], np.int64)
-        nothing = np.zeros(1)
-        return _Pool(snapshot, {"snapshot": snapshot.id}, one, Clusters(one, nothing, nothing))
-    folder = catalog.clusters_folder(clusters)
-    manifest = read_manifest(
-        folder, "clustering", f"make it with `tailwise cluster {catalog.folder} --name {clusters}`"
-    )
-    snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
-    table = read_table(folder / "clusters.parquet")
-    sizes: npt.NDArray[np.int64] = table.column("size").to_numpy()
-    full = sizes > 0
-    d_intra, d_inter = (table.column(name).to_numpy()[full] for name in ("d_intra", "d_inter"))
-    inputs = {"snapshot": snapshot.id, "clusters": artifact_id(manifest)}
-    return _Pool(snapshot, inputs, sizes, Clusters(sizes[full], d_intra, d_inter))
-
-
 def _dynamic(request: PlanRequest, method: Method, pick: str) -> bool:
     if pick not in PICKS:
         raise UserError(f"unknown pick {pick!r}: use {', '.join(PICKS)}")
-    if method.grouping == "pool" and pick != "random":
+    if method.grouping == "pool" and PICKS[pick].by == "similarity":
         raise UserError(f"--pick {pick} needs clusters, and method {request.method!r} has none")
     if request.dynamic is None:
-        return method.dynamic and pick == "random"
-    if request.dynamic and pick != "random":
+        return method.dynamic and PICKS[pick].by is None
+    if request.dynamic and PICKS[pick].by is not None:
         raise UserError(
             f"--dynamic with --pick {pick}: a ranked pick is the same every epoch; use --static or --pick random"
         )
@@ -161,7 +150,7 @@ def _dynamic(request: PlanRequest, method: Method, pick: str) -> bool:
 def _draw(request: PlanRequest, pick: str) -> str:
     if request.draw not in {None, "stream", "bernoulli"}:
         raise UserError(f"unknown draw {request.draw!r}: use stream or bernoulli")
-    if pick == "random":
+    if PICKS[pick].by is None:
         return request.draw or "stream"
     if request.draw is not None:
         raise UserError(f"--draw {request.draw} with --pick {pick}: a ranked pick isn't random; use --pick random")
@@ -170,14 +159,65 @@ def _draw(request: PlanRequest, pick: str) -> str:
     return "ranked"
 
 
-def _budget(request: PlanRequest, eligible: int) -> int:
-    if (request.keep is None) == (request.budget is None):
-        raise UserError("give either --keep SHARE (0.277, say) or --budget SAMPLES")
+def _score(request: PlanRequest, pick: str) -> ScoreRequest | None:
+    if PICKS[pick].by == "score":
+        return request.score or ScoreRequest("clip-score")
+    if request.score is not None:
+        raise UserError(f"--score {request.score.name} does nothing with --pick {pick}: use --pick highest or lowest")
+    return None
+
+
+def _final_options(request: PlanRequest, options: Mapping[str, float], dynamic: bool) -> dict[str, float]:
+    """The options that are annealed, with their last values."""
+    given = {name: value for name, value in (request.final_options or {}).items() if value is not None}
+    if not given:
+        if request.anneal_epochs is not None:
+            raise UserError(f"--anneal-epochs {request.anneal_epochs} does nothing without --alpha-end")
+        return {}
+    if not dynamic:
+        raise UserError("a static plan can't be annealed: its every epoch is the first; use --dynamic")
+    if request.anneal_epochs is None or not 1 <= request.anneal_epochs <= MAX_EPOCH:
+        raise UserError(f"--anneal-epochs {request.anneal_epochs}: give a number between 1 and {MAX_EPOCH:,}")
+    checked = method_options(request.method, {**options, **given})
+    return {name: checked[name] for name in given}
+
+
+def _check_bounds(request: PlanRequest, method: Method) -> None:
     if not 1 <= request.max_repeats <= MAX_REPEATS:
         raise UserError(f"--max-repeats {request.max_repeats}: must lie between 1 and {MAX_REPEATS}")
-    if request.keep is not None and not 0 < request.keep <= request.max_repeats:
-        raise UserError(f"--keep {request.keep}: must be above 0 and at most {request.max_repeats} (--max-repeats)")
-    budget = request.budget if request.budget is not None else round((request.keep or 0) * eligible)
+    if method.grouping == "pool":
+        for option, value in (
+            ("--min-per-cluster", request.min_per_cluster),
+            ("--class-balance", request.class_balance),
+        ):
+            if value is not None:
+                raise UserError(f"{option} does nothing with method {request.method!r}: it has no clusters")
+    if request.min_per_cluster is not None and not 0 <= request.min_per_cluster < MAX_BUDGET:
+        raise UserError(f"--min-per-cluster {request.min_per_cluster}: must lie between 0 and {MAX_BUDGET - 1:,}")
+    if request.class_balance is not None and not 0 <= request.class_balance <= 1:
+        raise UserError(
+            f"--class-balance {request.class_balance}: must lie between 0 and 1 (the same from every cluster)"
+        )
+
+
+def _budget(request: PlanRequest, method: Method, sizes: npt.NDArray[np.int64]) -> int:
+    given = [request.keep, request.budget, request.per_cluster]
+    if given.count(None) != len(given) - 1:
+        choice = "either --keep SHARE (0.277, say) or --budget SAMPLES"
+        raise UserError(f"give {choice}" + ", or --per-cluster SAMPLES" * method.per_cluster)
+    if request.per_cluster is not None:
+        if not method.per_cluster:
+            raise UserError(f"--per-cluster does nothing with method {request.method!r}: use cap or flat")
+        if request.per_cluster < 1:
+            raise UserError(f"--per-cluster {request.per_cluster}: must be at least 1")
+        budget = int(np.minimum(sizes * request.max_repeats, request.per_cluster).sum())
+    elif request.keep is not None:
+        if not 0 < request.keep <= request.max_repeats:
+            raise UserError(f"--keep {request.keep}: must be above 0 and at most {request.max_repeats} (--max-repeats)")
+        budget = round(request.keep * int(sizes.sum()))
+    else:
+        budget = request.budget or 0
+    eligible = int(sizes.sum())
     most = min(request.max_repeats * eligible, MAX_BUDGET - 1)
     if not 1 <= budget <= most:
         raise UserError(
@@ -187,74 +227,84 @@ def _budget(request: PlanRequest, eligible: int) -> int:
     return budget
 
 
-def _min_per_cluster(request: PlanRequest, method: Method) -> int:
-    if method.fill == "shift":
-        least = 1 if request.min_per_cluster is None else request.min_per_cluster
-        if not 0 <= least < MAX_BUDGET:
-            raise UserError(f"--min-per-cluster {least}: must lie between 0 and {MAX_BUDGET - 1:,}")
-        return least
-    if request.min_per_cluster is not None:
-        raise UserError(f"--min-per-cluster does nothing with method {request.method!r}: it scales its quotas")
-    return 0
+def _schedule(grouping: Grouping, method: Method, config: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+    """Quotas of all groups in units of 2⁻³⁰ samples, int64 [E, K]: of epoch 0, …, E − 1 and all after it; E = 1 without annealing."""
+    epochs = config.get("anneal_epochs", 0) + 1
+    if epochs * len(grouping.sizes) > MAX_SCHEDULE:
+        raise UserError(
+            f"--anneal-epochs {epochs - 1:,} with {len(grouping.sizes):,} clusters: must be under {MAX_SCHEDULE // len(grouping.sizes):,}"
+        )
+    table = np.zeros((epochs, len(grouping.sizes)), np.int64)
+    full = grouping.sizes > 0
+    for epoch in range(epochs):
+        share = epoch / (epochs - 1) if epochs > 1 else 0.0
+        options = {
+            name: (1 - share) * first + share * config.get("final_options", {}).get(name, first)
+            for name, first in config["options"].items()
+        }
+        table[epoch, full] = quotas_of(grouping.statistics, method, options, config)
+    return table
 
 
-def _quotas(
-    pool: _Pool, method: Method, options: Mapping[str, float], config: Mapping[str, Any]
+def quotas_of(
+    clusters: Clusters, method: Method, options: Mapping[str, float], config: Mapping[str, Any]
 ) -> npt.NDArray[np.int64]:
-    """Quotas of all clusters in units of 2⁻³⁰ samples; whole samples where each is picked once and for all."""
-    full = pool.sizes > 0
-    sizes, budget = pool.sizes[full], int(config["budget"])
-    upper = np.minimum(
-        sizes * int(config["max_repeats"]), budget
-    )  # no quota is above the budget; keeps units within int64
-    lower = np.minimum(int(config["min_per_cluster"]), upper)
-    weights = weigh(method, pool.statistics, options)
+    """Quotas of the non-empty clusters in units of 2⁻³⁰ samples; whole samples where each is picked once and for all.
+
+    Args:
+        clusters: the non-empty ones.
+        method: weighs them.
+        options: of the weight.
+        config: of the plan: budget, max_repeats, min_per_cluster, class_balance, dynamic, draw.
+
+    Returns:
+        int64 [K], summing to the budget.
+
+    Raises:
+        UserError: weights or bounds can't be met.
+    """
+    sizes, budget = clusters.size, int(config["budget"])
+    upper = np.minimum(sizes * int(config["max_repeats"]), budget)  # keeps units within int64
+    least = max(int(config["min_per_cluster"]), int(config["class_balance"] * budget / len(sizes)))
+    lower = np.minimum(least, upper)
+    weights = weigh(method, clusters, options)
+    bounds = lower.astype(np.float64), upper.astype(np.float64)
     if method.fill == "shift":
-        filled = fill_by_shift(weights / weights.sum() * budget, lower.astype(float), upper.astype(float), budget)
+        filled = fill_by_shift(weights / weights.sum() * budget, *bounds, budget)
     else:
-        filled = fill_by_scale(weights, upper.astype(float), budget)
-    whole = not config["dynamic"] and config["draw"] != "bernoulli"
-    bits = 0 if whole else UNIT_BITS
+        filled = fill_by_scale(weights, *bounds, budget)
+    bits = 0 if not config["dynamic"] and config["draw"] != "bernoulli" else UNIT_BITS
     rounded = round_to_sum(filled * (1 << bits), budget << bits, lower << bits, upper << bits, sizes)
-    quotas = np.zeros(len(pool.sizes), np.int64)
-    quotas[full] = rounded << (UNIT_BITS - bits)
-    return quotas
+    return rounded << (UNIT_BITS - bits)
 
 
 def _write_groups(artifact: Artifact, sizes: npt.NDArray[np.int64], quotas: npt.NDArray[np.int64]) -> None:
+    """Writes groups.parquet, with the quotas of epoch 0, and those of an annealed plan's epochs."""
     table = pa.table(
         {
             "cluster": pa.array(np.arange(len(sizes)), pa.int32()),
             "size": pa.array(sizes, pa.int64()),
-            "quota": pa.array(quotas / (1 << UNIT_BITS), pa.float64()),
-            "quota_units": pa.array(quotas, pa.int64()),  # exact: quota · 2³⁰
+            "quota": pa.array(quotas[0] / (1 << UNIT_BITS), pa.float64()),
+            "quota_units": pa.array(quotas[0], pa.int64()),  # exact: quota · 2³⁰
         }
     )
     write_table(artifact.path("groups.parquet"), table)
+    if len(quotas) > 1:
+        write_array(artifact.path("quotas.npy"), quotas)
 
 
-def _write_rows(
-    catalog: Catalog, artifact: Artifact, pool: _Pool, method: Method, clusters: str, pick: str, track: Track
-) -> None:
+def _write_rows(artifact: Artifact, grouping: Grouping, pick: str, track: Track) -> None:
     """Writes group.npy and rank.npy, flat over the snapshot."""
-    rows = pool.snapshot.rows
-    if method.grouping == "pool":
-        spans = [(start, min(start + CHUNK_ROWS, rows)) for start in range(0, rows, CHUNK_ROWS)]
-        _write_flat(artifact, "group", np.int32, rows, (np.zeros(stop - start, np.int32) for start, stop in spans))
-        _write_flat(artifact, "rank", np.uint32, rows, (np.arange(*span, dtype=np.uint32) for span in spans))
+    rows, parts = grouping.snapshot.rows, len(grouping.parts)
+    _write_flat(artifact, "group", np.int32, rows, track(grouping.labels(), "groups of rows", parts))
+    if PICKS[pick].by is None:
+        seen = np.zeros(len(grouping.sizes), np.int64)
+        ranks = (appearance_ranks(label, seen) for label in grouping.labels())
+        _write_flat(artifact, "rank", np.uint32, rows, track(ranks, "ranks of rows", parts))
         return
-    parts = catalog.parts(pool.snapshot)
-    labels = catalog.label_parts(clusters, pool.snapshot, "label")
-    _write_flat(artifact, "group", np.int32, rows, track(labels, "clusters of rows", len(parts)))
-    if pick == "random":
-        ranks = catalog.label_parts(clusters, pool.snapshot, "rank")
-        _write_flat(artifact, "rank", np.uint32, rows, track(ranks, "ranks of rows", len(parts)))
-        return
-    sign = np.float32(1 if pick == "hardest" else -1)
-    values = (sign * part for part in catalog.label_parts(clusters, pool.snapshot, "similarity"))
-    columns = zip(catalog.label_parts(clusters, pool.snapshot, "label"), values, strict=True)
+    columns = zip(grouping.labels(), grouping.order(pick), strict=True)
     with replacing(artifact.path("rank.npy")) as path:
-        write_value_ranks(path, pool.sizes, track(columns, "ranking samples", len(parts)))
+        write_value_ranks(path, grouping.sizes, track(columns, "ranking samples", parts))
 
 
 def _write_flat(

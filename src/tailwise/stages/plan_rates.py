@@ -8,21 +8,15 @@ from pathlib import Path
 import ijson
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, file_digest, map_array, replacing, scratch
-from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
+from tailwise.stages.join import BATCH, Batch, join_values, parquet_batches
 from tailwise.stages.plan import MAX_REPEATS, write_shard_offsets
-
-BATCH = 262_144
-IDENTIFIERS = ("uid", "key", "image_path")
-Batch = tuple[list[str], npt.NDArray[np.float64]]
 
 
 def make_rate_plan(
@@ -80,7 +74,7 @@ def _open_rates(path: Path, column: str) -> tuple[str, Iterator[Batch]]:
     """Which identifier the file names samples by, and its rates in batches."""
     readers: dict[str, Callable[[], tuple[str, Iterator[Batch]]]] = {
         ".json": lambda: ("key", _json_batches(path)),
-        ".parquet": lambda: _parquet_batches(path, column),
+        ".parquet": lambda: parquet_batches(path, column, "rate"),
     }
     if path.suffix.lower() not in readers:
         raise UserError(f"{path}: rates are read from {' or '.join(readers)}")
@@ -108,33 +102,6 @@ def _json_batches(path: Path) -> Iterator[Batch]:
     yield keys, np.array(rates)
 
 
-def _parquet_batches(path: Path, column: str) -> tuple[str, Iterator[Batch]]:
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} can't be read as Parquet: {error}") from error
-    names = file.schema_arrow.names
-    identifier = next((name for name in IDENTIFIERS if name in names), None)
-    if identifier is None or column not in names:
-        raise UserError(
-            f"{path} needs the column {column!r} and one of {', '.join(IDENTIFIERS)}; it has {', '.join(names)}"
-        )
-
-    def batches() -> Iterator[Batch]:
-        try:
-            for batch in file.iter_batches(BATCH, columns=[identifier, column]):
-                identifiers = [_text(value) for value in batch.column(identifier).to_pylist()]
-                yield identifiers, batch.column(column).cast(pa.float64()).to_numpy(zero_copy_only=False)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"the rates in column {column!r} of {path} can't be read: {error}") from error
-
-    return identifier, batches()
-
-
-def _text(value: object) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
-
-
 def _join(
     catalog: Catalog,
     artifact: Artifact,
@@ -144,53 +111,22 @@ def _join(
     missing_rate: float | None,
 ) -> int:
     """Writes rate.npy; returns how many rates belong to no sample."""
-    with scratch(artifact.path("joining")) as work:
-        index = _index(catalog, snapshot, identifier, work / "keys")
-        unknown = 0
-        with replacing(artifact.path("rate.npy")) as path:
-            rates = create_array(path, (snapshot.rows,), np.float32)
-            rates[:] = np.nan
-            for keys, values in batches:
-                rows = index.find(keys)
-                _check_batch(keys, values, rows)
-                _check_given_once(keys, rows, rates)
-                unknown += int((rows == ABSENT).sum())
-                rates[rows[rows >= 0]] = values[rows >= 0]
-            without = int(np.isnan(rates).sum())
-            if without and missing_rate is None:
-                raise UserError(
-                    f"{without:,} of {snapshot.rows:,} samples have no rate ({unknown:,} rates belong to no sample): "
-                    "give them one with --missing-rate (0 never draws them)"
-                )
-            np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
-            del rates
+    with scratch(artifact.path("joining")) as work, replacing(artifact.path("rate.npy")) as path:
+        rates = create_array(path, (snapshot.rows,), np.float32)
+        rates[:] = np.nan
+        unknown = join_values(catalog, snapshot, identifier, batches, rates, work / "keys", "rate", _check_range)
+        without = int(np.isnan(rates).sum())
+        if without and missing_rate is None:
+            raise UserError(
+                f"{without:,} of {snapshot.rows:,} samples have no rate ({unknown:,} rates belong to no sample): "
+                "give them one with --missing-rate (0 never draws them)"
+            )
+        np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
+        del rates
     return unknown
 
 
-def _index(catalog: Catalog, snapshot: Snapshot, identifier: str, folder: Path) -> KeyIndex:
-    index = KeyIndex(folder, snapshot.rows)
-    column = "uid" if identifier == "uid" else "key"
-    for part in catalog.parts(snapshot):
-        values = catalog.samples(part, [column]).column(0).to_pylist()
-        index.add(map(_text, values), np.arange(part.first_row, part.first_row + part.rows))
-    index.seal()
-    return index
-
-
-def _check_given_once(keys: list[str], rows: npt.NDArray[np.int64], rates: npt.NDArray[np.float32]) -> None:
-    hits = np.flatnonzero(rows >= 0)
-    _, first = np.unique(rows[hits], return_index=True)
-    again = np.setdiff1d(hits, hits[first[np.isnan(rates[rows[hits[first]]])]])
-    if again.size:
-        raise UserError(f"the rate of {keys[again[0]]!r} is given twice: give each sample one rate")
-
-
-def _check_batch(keys: list[str], values: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> None:
+def _check_range(keys: list[str], values: npt.NDArray[np.float64]) -> None:
     bad = np.flatnonzero(~((values >= 0) & (values <= MAX_REPEATS)))
     if bad.size:
         raise UserError(f"the rate of {keys[bad[0]]!r} is {values[bad[0]]}: must lie between 0 and {MAX_REPEATS}")
-    ambiguous = np.flatnonzero(rows == AMBIGUOUS)
-    if ambiguous.size:
-        raise UserError(
-            f"the key {keys[ambiguous[0]]!r} belongs to several samples: name them by uid, in a Parquet file"
-        )

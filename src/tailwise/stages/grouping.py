@@ -1,0 +1,149 @@
+"""Groups of samples that a plan is made over: the clusters of a clustering, or the whole pool, less what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.artifacts import artifact_id, read_manifest
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.drops import Survivors
+from tailwise.catalog.files import map_array, read_table
+from tailwise.catalog.removals import Removals
+from tailwise.errors import UserError
+from tailwise.kernels.centroids import neighbour_distance
+from tailwise.kernels.grid import SIMILARITY_UNIT
+from tailwise.kernels.kmeans import to_similarity_units
+from tailwise.plan.methods import PICKS
+from tailwise.plan.stream import MAX_CLUSTER
+from tailwise.plan.weights import Clusters
+from tailwise.stages.scores import ScoreRequest, score_inputs, score_parts
+
+OUTSIDE = -1  # the label of rows that are never drawn
+
+
+class Grouping:
+    """Rows in groups.
+
+    Attributes:
+        snapshot: whose rows.
+        parts: of the snapshot.
+        inputs: names and hashes of all it is made from.
+        sizes: int64 [K], members of each group.
+        statistics: of the non-empty groups.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        clusters: str | None,
+        *,
+        without: Sequence[str] = (),
+        score: ScoreRequest | None = None,
+    ) -> None:
+        """Opens the groups of a plan, and counts their members.
+
+        Args:
+            catalog: with samples.
+            clusters: name of the clustering; None takes the newest snapshot as one group.
+            without: names of drop lists.
+            score: of rows; those without it are in no group. None asks for none.
+
+        Raises:
+            UserError: there is no such clustering, list or score, lists are of another snapshot, or a group is too large.
+        """
+        self._catalog, self._clusters, self._score = catalog, clusters, score
+        self.snapshot: Snapshot = catalog.snapshot()
+        self.inputs: dict[str, str] = {}
+        if clusters is not None:
+            self._folder = catalog.clusters_folder(clusters)
+            remedy = f"make it with `tailwise cluster {catalog.folder} --name {clusters}`"
+            manifest = read_manifest(self._folder, "clustering", remedy)
+            self.snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
+            self.inputs["clusters"] = artifact_id(manifest)
+        self.parts: list[Part] = catalog.parts(self.snapshot)
+        self._survivors = Survivors(catalog, without, self.snapshot)
+        self._removals = Removals.of(catalog, self.snapshot)
+        self.inputs |= {"snapshot": self.snapshot.id, **self._survivors.inputs}
+        if self._removals.id is not None:
+            self.inputs["removals"] = self._removals.id
+        if score is not None:
+            self.inputs |= score_inputs(catalog, self.snapshot, score)
+        self.sizes, self.statistics = self._count_pool() if clusters is None else self._count_clusters()
+        if (largest := int(self.sizes.max(initial=0))) > MAX_CLUSTER:
+            raise UserError(
+                f"{largest:,} samples are more than one group can hold ({MAX_CLUSTER:,}): cluster them finer (for every sample alike: "
+                "--method proportional)"
+            )
+        if not self.sizes.any():
+            raise UserError("not one sample is left to plan: see `tailwise removed` for what dropped them")
+
+    def labels(self) -> Iterator[npt.NDArray[np.int32]]:
+        """The group of each row, part by part: int32 [n], OUTSIDE for rows in none."""
+        scores = score_parts(self._catalog, self.snapshot, self._score) if self._score is not None else None
+        for part in self.parts:
+            if self._clusters is None:
+                label = np.zeros(part.rows, np.int32)
+            else:
+                label = np.array(map_array(self._folder / f"label-{part.name}.npy"))
+            label[~(self._survivors.keeps(part.span) & self._removals.keeps(part.span))] = OUTSIDE
+            if scores is not None:
+                label[np.isnan(next(scores))] = OUTSIDE
+            yield label
+
+    def order(self, pick: str) -> Iterator[npt.NDArray[np.float32]]:
+        """What orders the members by a ranked pick, part by part: float32 [n], lower ones first.
+
+        Raises:
+            UserError: the grouping has no centroids.
+        """
+        if PICKS[pick].by == "score" and self._score is not None:
+            values = score_parts(self._catalog, self.snapshot, self._score)
+        elif self._clusters is None or not (self._folder / "centroids.npy").exists():
+            raise UserError(
+                f"--pick {pick} needs a clustering with centroids: make one with `tailwise cluster`, or use --pick random or highest"
+            )
+        else:
+            values = self._catalog.label_parts(self._clusters, self.snapshot, "similarity")
+        sign = np.float32(PICKS[pick].sign)
+        return (sign * part for part in values)
+
+    def _count_pool(self) -> tuple[npt.NDArray[np.int64], Clusters]:
+        sizes = np.array([sum(int((part >= 0).sum()) for part in self.labels())], np.int64)
+        unknown = np.full(1, np.nan)
+        return sizes, Clusters(sizes, unknown, unknown)
+
+    def _count_clusters(self) -> tuple[npt.NDArray[np.int64], Clusters]:
+        """Sizes and distances: those of the clustering, or counted anew where some of its members are left out."""
+        table = read_table(self._folder / "clusters.parquet")
+        sizes: npt.NDArray[np.int64] = table.column("size").to_numpy()
+        d_intra, d_inter = (table.column(name).to_numpy() for name in ("d_intra", "d_inter"))
+        before = sizes > 0
+        if self._survivors.lists or self._removals.id is not None or self._score is not None:
+            sizes, d_intra = self._recount(len(sizes))
+        full = sizes > 0
+        if not (self._folder / "centroids.npy").exists():
+            return sizes, Clusters(sizes[full], d_intra[full], d_inter[full])
+
+        def centroids() -> npt.NDArray[np.float32]:
+            return np.asarray(map_array(self._folder / "centroids.npy"))[full]
+
+        near = d_inter[full] if np.array_equal(full, before) else neighbour_distance(centroids())
+        density = table.column("density").to_numpy()[full] if "density" in table.column_names else None
+        return sizes, Clusters(sizes[full], d_intra[full], near, centroids, density)
+
+    def _recount(self, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Size and d_intra of what is left of each cluster; NaN where there are no similarities."""
+        sizes, sums = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        known = (self._folder / "centroids.npy").exists()
+        for part, label in zip(self.parts, self.labels(), strict=True):
+            member = label >= 0
+            sizes += np.bincount(label[member], minlength=count)
+            if known:
+                similarity = map_array(self._folder / f"similarity-{part.name}.npy")[member].astype(np.float64)
+                np.add.at(sums, label[member], to_similarity_units(similarity))
+        with np.errstate(invalid="ignore"):
+            d_intra = 1 - sums * SIMILARITY_UNIT / sizes if known else np.full(count, np.nan)
+        return sizes, d_intra
