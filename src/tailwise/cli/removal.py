@@ -1,0 +1,172 @@
+"""Who isn't drawn, and why: remove, removed, why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tailwise.cli.app import AsJson, CatalogPath, Overwrite, app, open_catalog, with_bars
+
+SHOWN = 10
+
+
+@app.command()
+def remove(
+    catalog: CatalogPath,
+    keys: Annotated[Path, typer.Option(help=".txt: a key or uid a line; .parquet: uid, or key, or shard and key.")],
+    reason: Annotated[str, typer.Option(help="Is kept, and told wherever the samples are asked for.")] = "on request",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove samples for good: takedowns, opt-outs.
+
+    No plan or export draws them from now on, and training on a plan made before replaces them. Keys and uids that no sample has
+    are remembered: a sample that is imported later under one of them is removed at once. Nothing is deleted from the shards.
+
+    Examples:
+
+      tailwise remove my-catalog --keys opted-out.txt --reason "opt-out of 2026-11"
+
+      tailwise remove my-catalog --keys takedown.parquet --dry-run
+    """
+    from tailwise.printing import print_json
+    from tailwise.stages.remove import remove as run
+
+    opened = open_catalog(catalog)
+    report = with_bars(lambda track: run(opened, keys, reason=reason, dry_run=dry_run, track=track))
+    if as_json:
+        print_json(report.as_json())
+        return
+    verb = "would be removed" if dry_run else "removed"
+    before = f", {report.removed_before:,} had been" if report.removed_before else ""
+    print(f"{report.removed:,} samples {verb}{before}; {report.removed_in_all:,} of the catalog are removed in all")
+    if report.repeated:
+        print(f"{report.repeated:,} of {report.names:,} keys and uids were given before")
+    if report.several:
+        print(f"{report.several:,} keys or uids belong to several samples: all {report.of_several:,} of these {verb}")
+    if report.unknown:
+        shown = ", ".join(report.unknown[:SHOWN]) + (", …" if len(report.unknown) > SHOWN else "")
+        print(
+            f"{len(report.unknown):,} keys or uids belong to no sample, and are remembered for later imports: {shown}"
+        )
+
+
+@app.command()
+def removed(
+    catalog: CatalogPath,
+    output: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    plan: Annotated[
+        str | None, typer.Argument(metavar="[PLAN]", help="Name of a plan; all drop lists without one.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """List every sample that will never be drawn, and why: shard, key, stage, reason, cluster, kept_shard, kept_key, similarity.
+
+    With PLAN: all that this plan never draws. Without: what was removed, and what the drop lists of the newest snapshot drop.
+
+    Examples:
+
+      tailwise removed my-catalog subset --output never-drawn.parquet
+
+      tailwise removed my-catalog --output dropped.parquet
+    """
+    from tailwise.plan.plan import Plan
+    from tailwise.printing import print_json, print_table
+    from tailwise.stages.removed import write_removed
+
+    opened = open_catalog(catalog)
+    made = None if plan is None else Plan(opened, plan)
+    counts = with_bars(lambda track: write_removed(opened, output, made, overwrite=overwrite, track=track))
+    if as_json:
+        print_json([{"stage": stage, "reason": why, "samples": samples} for (stage, why), samples in counts.items()])
+        return
+    print(f"{output}: {sum(counts.values()):,} samples")
+    if counts:
+        rows = [(stage, why, f"{samples:,}") for (stage, why), samples in counts.items()]
+        print_table("never drawn", ("stage", "reason", "samples"), rows)
+
+
+@app.command()
+def why(
+    catalog: CatalogPath,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Key or uid of a sample.")],
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(help="Tell of this plan only; may be given again.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell one sample's whole story: where it lies, its clusters, what dropped it, and the epochs that each plan draws it in.
+
+    Example:
+
+      tailwise why my-catalog 000001234 --plan epochs
+    """
+    from tailwise.printing import print_json
+    from tailwise.stages.why import why as run
+
+    story = run(open_catalog(catalog), key, plan)
+    if as_json:
+        print_json(story)
+        return
+    if len(story["samples"]) > 1:
+        print(f"{len(story['samples']):,} samples have the key or uid {key}")
+    for sample in story["samples"]:
+        _print_sample(sample)
+    for case in story["rejected"]:
+        detail = f" ({case['detail']})" if case["detail"] else ""
+        print(f"left out by {case['stage']}: {case['reason']}{detail}, of {case['file']}")
+
+
+def _print_sample(sample: Mapping[str, Any]) -> None:
+    from tailwise.catalog.schema import has_bytes
+
+    print(f"sample {sample['key']} (uid {sample['uid']}, row {sample['row']:,})")
+    image = f"{sample['image_bytes']:,} bytes of .{sample['image_extension']} at byte {sample['image_offset']:,}"
+    if not has_bytes(sample["shard"]):
+        image = "metadata only"
+    size = f", {sample['width']} × {sample['height']} pixels" if sample["width"] and sample["height"] else ""
+    print(f"  lies in     {sample['shard']}: {image}{size}")
+    print(f"  caption     {sample['caption']}")
+    if sample["scores"]:
+        print(f"  scores      {', '.join(f'{name} {value}' for name, value in sample['scores'].items())}")
+    print(f"  embeddings  {', '.join(name for name, there in sample['embeddings'].items() if there) or 'none'}")
+    for item in sample["clusterings"]:
+        print(f"  clustering  {item['name']}: {_clustering(item)}")
+    for item in sample["drop_lists"]:
+        print(f"  {item['kind']:<10}  {item['name']}: {_verdict(item)}")
+    if sample["removed"]:
+        print(f"  removed     on {sample['removed']['date']}: {sample['removed']['reason']}")
+    for item in sample["plans"]:
+        print(f"  plan        {item['name']}: {_plan(item)}")
+
+
+def _clustering(item: Mapping[str, Any]) -> str:
+    if item["why_none"]:
+        return str(item["why_none"])
+    near = "" if item["similarity"] is None else f", cosine {item['similarity']:.4f} to its centroid"
+    return f"cluster {item['cluster']}, number {item['rank'] + 1:,} of {item['size']:,} in catalog order{near}"
+
+
+def _verdict(item: Mapping[str, Any]) -> str:
+    if item["verdict"] != "dropped":
+        return f"{item['verdict']}{': ' + item['reason'] if 'reason' in item else ''}"
+    value = f", value {item['value']:.6g}" if "value" in item else ""
+    kept = f", kept {item['kept_key']} of {item['kept_shard']}" if "kept_key" in item else ""
+    near = f", cosine {item['similarity']:.4f}" if "similarity" in item else ""
+    return f"dropped: {item['reason']}{value}{kept}{near}"
+
+
+def _plan(item: Mapping[str, Any]) -> str:
+    if item["never"]:
+        rank = ""
+        if item["never"]["reason"].startswith("not picked"):
+            rank = f", rank {item['rank'] + 1:,} of its cluster, whose quota is {item['quota']:,.0f}"
+        return f"never drawn: {item['never']['stage']}, {item['never']['reason']}{rank}"
+    copies = " ".join(map(str, item["copies"]))
+    first = "not in the first 100 epochs" if item["first_epoch"] is None else f"first in epoch {item['first_epoch']}"
+    return f"rate {item['rate']:.4g}, {first}; copies in the first {len(item['copies'])} epochs: {copies}"

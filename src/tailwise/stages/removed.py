@@ -1,0 +1,339 @@
+"""Removed: every sample that will never be drawn, with the first cause on its way."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.catalog.artifacts import finished, read_manifest
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.drops import DropList, Survivors
+from tailwise.catalog.embeddings import COLUMNS
+from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, write_table
+from tailwise.catalog.removals import Removals
+from tailwise.export.drawn import check_output
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track, silent
+
+REMOVED_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),  # path or URL of the tar
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),  # remove, dedup, filter, cluster or plan
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("cluster", pa.int32()),  # that it was compared in (dedup), or belongs to (plan)
+        pa.field("kept_shard", pa.string()),  # of the sample that it duplicates
+        pa.field("kept_key", pa.string()),
+        pa.field("similarity", pa.float32()),  # to it
+    ]
+)
+CAUSE_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        *(REMOVED_SCHEMA.field(name) for name in ("stage", "reason", "cluster")),
+        pa.field("kept_row", pa.int64()),
+        REMOVED_SCHEMA.field("similarity"),
+    ]
+)
+CHUNK_ROWS = 1 << 20
+NOTHING = -1
+
+
+def ever_drawn(plan: Plan, rows: slice) -> npt.NDArray[np.bool_]:
+    """Which rows some epoch of the plan may hold, removals aside: bool [n]. A static plan has only its epoch 0."""
+    if not plan.dynamic:
+        return plan.draw(0, rows) > 0
+    if plan.by_rate:
+        return np.asarray(plan.rates[rows] > 0)
+    groups = np.asarray(plan.groups[rows])
+    return np.asarray((groups >= 0) & plan.reachable[groups])
+
+
+class Causes:
+    """Why samples are never drawn: by a plan, or by any plan without the catalog's drop lists.
+
+    Attributes:
+        snapshot: whose rows.
+        removals: its tombstones.
+        lists: drop lists, in the order in which they are asked.
+    """
+
+    def __init__(self, catalog: Catalog, plan: Plan | None = None) -> None:
+        """Opens what takes part.
+
+        Args:
+            catalog: of the samples.
+            plan: which plan; None for all finished drop lists of the newest snapshot.
+
+        Raises:
+            UserError: a drop list or the clustering of the plan is gone.
+        """
+        self._plan = plan
+        self.snapshot = catalog.snapshot() if plan is None else plan.snapshot
+        self.removals = Removals.of(catalog, self.snapshot)
+        names = _all_lists(catalog, self.snapshot) if plan is None else lists_of(plan)
+        self._parts = catalog.parts(self.snapshot)
+        self.lists = Survivors(catalog, names, self.snapshot).lists
+
+    def of(self, rows: slice) -> pa.Table:
+        """The never drawn ones of some rows of one part, ascending, with the first cause of each: CAUSE_SCHEMA."""
+        found = _Found(rows)
+        numbers = self.removals.numbers_of(np.arange(rows.start, rows.stop))
+        if self._plan is not None:
+            found.limit((numbers > 0) | ~ever_drawn(self._plan, rows))
+        for number in np.unique(numbers[numbers > 0]).tolist():
+            found.mark(np.flatnonzero(numbers == number), "remove", self.removals.removals[number - 1].reason)
+        for item in self.lists:
+            found.mark_list(item)
+        if self._plan is not None:
+            groups = None if self._plan.by_rate else np.asarray(self._plan.groups[rows])
+            self._mark_plan(self._plan, found, groups)
+            found.belong_to(groups)
+        return found.table()
+
+    def _mark_plan(self, plan: Plan, found: _Found, groups: npt.NDArray[np.int32] | None) -> None:
+        rows = found.rows
+        if groups is None:
+            found.mark(np.flatnonzero(np.asarray(plan.rates[rows]) == 0), "plan", "rate 0")
+        else:
+            if plan.config.get("score"):
+                scoreless = (groups < 0) & (self._labels(plan, rows) >= 0)
+                found.mark(np.flatnonzero(scoreless), "plan", f"no score {plan.config['score']['name']}")
+            found.mark(np.flatnonzero(groups < 0), *_why_no_group(plan))
+            found.mark(np.flatnonzero((groups >= 0) & ~plan.reachable[groups]), "plan", "quota 0")
+        pick = plan.config.get("pick", "random")
+        reason = "not in the one draw of a static plan" if pick == "random" else f"not picked ({pick} first)"
+        found.mark(np.arange(rows.stop - rows.start), "plan", reason)
+
+    def _labels(self, plan: Plan, rows: slice) -> npt.NDArray[np.int32]:
+        """The cluster of rows of one part in the plan's clustering; 0 where it has none."""
+        if not plan.config.get("clusters"):
+            return np.zeros(rows.stop - rows.start, np.int32)
+        part = next(part for part in self._parts if rows.start < part.span.stop)
+        labels = map_array(plan.catalog.clusters_folder(plan.config["clusters"]) / f"label-{part.name}.npy")
+        return np.asarray(labels[rows.start - part.first_row : rows.stop - part.first_row])
+
+
+class _Found:
+    """Causes of some rows, while they are gathered: who has one keeps it."""
+
+    def __init__(self, rows: slice) -> None:
+        self.rows = rows
+        count = rows.stop - rows.start
+        self._open = np.ones(count, np.bool_)  # without a cause
+        self._causes: dict[tuple[str, str], int] = {}
+        self._code = np.full(count, NOTHING, np.int32)
+        self._cluster = np.full(count, NOTHING, np.int32)
+        self._kept_row = np.full(count, NOTHING, np.int64)
+        self._similarity = np.full(count, np.nan, np.float32)
+
+    def limit(self, mask: npt.NDArray[np.bool_]) -> None:
+        """Nobody else gets a cause."""
+        self._open &= mask
+
+    def mark(self, at: npt.NDArray[np.int64], stage: str, reason: str) -> npt.NDArray[np.bool_]:
+        """Gives a cause to those of `at` that have none; tells which."""
+        new = self._open[at]
+        self._code[at[new]] = self._causes.setdefault((stage, reason), len(self._causes))
+        self._open[at[new]] = False
+        return new
+
+    def mark_list(self, item: DropList) -> None:
+        table = item.tables(self.rows)
+        at = table.column("row").to_numpy() - self.rows.start
+        reasons = table.column("reason").combine_chunks().dictionary_encode()
+        codes = reasons.indices.to_numpy()
+        columns = {"_cluster": "cluster", "_kept_row": "kept_row", "_similarity": "similarity"}
+        values = {name: table.column(column).fill_null(NOTHING).to_numpy() for name, column in columns.items()}
+        values["_similarity"] = np.where(values["_kept_row"] < 0, np.nan, values["_similarity"])
+        for code, reason in enumerate(reasons.dictionary.to_pylist()):
+            mine = np.flatnonzero(codes == code)
+            mine = mine[self.mark(at[mine], item.kind, f"{item.name}: {reason}")]
+            for name, value in values.items():
+                getattr(self, name)[at[mine]] = value[mine]
+
+    def belong_to(self, groups: npt.NDArray[np.int32] | None) -> None:
+        """Those that weren't compared in a cluster get the plan's."""
+        if groups is not None:
+            self._cluster = np.where(self._cluster < 0, groups, self._cluster)
+
+    def table(self) -> pa.Table:
+        chosen = np.flatnonzero(self._code >= 0)
+        codes, kept, clusters = self._code[chosen], self._kept_row[chosen], self._cluster[chosen]
+        similarity = self._similarity[chosen]
+        texts = [pa.array([cause[part] for cause in self._causes], pa.string()) for part in (0, 1)]
+        columns = [
+            pa.array(self.rows.start + chosen, pa.int64()),
+            *(text.take(pa.array(codes)) for text in texts),
+            pa.array(clusters, pa.int32(), mask=clusters < 0),
+            pa.array(kept, pa.int64(), mask=kept < 0),
+            pa.array(similarity, pa.float32(), mask=np.isnan(similarity)),
+        ]
+        return pa.table(columns, schema=CAUSE_SCHEMA)
+
+
+def _all_lists(catalog: Catalog, snapshot: Snapshot) -> list[str]:
+    names = finished(catalog.folder / "drops")
+    return [name for name in names if DropList(catalog, name).snapshot.number == snapshot.number]
+
+
+def lists_of(plan: Plan) -> list[str]:
+    """The drop lists that a plan was made without: those of its clustering, then its own."""
+    clustering = _clustering(plan) or {}
+    return [*clustering.get("without", ()), *plan.config.get("without", ())]
+
+
+def _clustering(plan: Plan) -> Mapping[str, Any] | None:
+    name = plan.config.get("clusters")
+    if not name:
+        return None
+    folder = plan.catalog.clusters_folder(str(name))
+    remedy = f"plan {plan.name!r} was made from it: restore {folder}"
+    config: Mapping[str, Any] = read_manifest(folder, "clustering", remedy)["identity"]["config"]
+    return config
+
+
+def _why_no_group(plan: Plan) -> tuple[str, str]:
+    """Stage and reason where no drop list tells why a row belongs to no group."""
+    clustering = _clustering(plan)
+    if clustering is None:
+        return "plan", "left out when the plan was made"
+    what = "in no group"
+    if clustering.get("column") in COLUMNS:
+        what = f"no {clustering['column']} embedding"
+    elif "group_by" in clustering:
+        what = f"no value of {clustering['group_by']}"
+    return "cluster", f"{plan.config['clusters']}: {what}"
+
+
+# --- the file ------------------------------------------------------------------------------------------------------------
+
+
+def write_removed(
+    catalog: Catalog, path: Path, plan: Plan | None = None, *, overwrite: bool = False, track: Track = silent
+) -> dict[tuple[str, str], int]:
+    """Writes every sample that will never be drawn, in catalog order (REMOVED_SCHEMA).
+
+    Args:
+        catalog: of the samples.
+        path: Parquet file.
+        plan: which plan; None for what any plan leaves out that is made without all finished drop lists of the newest snapshot.
+        overwrite: whether an existing file may be replaced.
+        track: shows progress.
+
+    Returns:
+        How many samples there are by (stage, reason).
+
+    Raises:
+        UserError: the file can't be written there; a drop list or the clustering of the plan is gone.
+    """
+    check_output(path, overwrite)
+    causes = Causes(catalog, plan)
+    counts: Counter[tuple[str, str]] = Counter()
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
+        kept = _KeptKeys(catalog, causes.snapshot, Path(folder))
+        for part in track(kept.parts, "never drawn", len(kept.parts)):
+            table = causes.of(part.span)
+            for row in table.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist():
+                counts[row["stage"], row["reason"]] += row["count_all"]
+            kept.note(part, table)
+            if plan is not None:
+                plan.release_pages()
+        kept.look_up(track)
+        with (
+            replacing(path, unique=True) as temporary,
+            pq.ParquetWriter(temporary, REMOVED_SCHEMA, compression="zstd") as writer,
+        ):
+            for part in track(kept.parts, "writing", len(kept.parts)):
+                writer.write_table(kept.named(part), row_group_size=ROW_GROUP_ROWS)
+    return dict(sorted(counts.items()))
+
+
+class _KeptKeys:
+    """Names never drawn rows, and those that they duplicate, wherever these lie: by way of one file a part, on disk."""
+
+    def __init__(self, catalog: Catalog, snapshot: Snapshot, folder: Path) -> None:
+        self.parts = catalog.parts(snapshot)
+        self._catalog, self._folder = catalog, folder
+        shards = catalog.shards(snapshot)
+        self._paths = shards.column("path").combine_chunks()
+        self._shard_ends = np.cumsum(shards.column("rows").to_numpy())
+        self._part_ends = np.array([part.span.stop for part in self.parts])
+
+    def note(self, part: Part, table: pa.Table) -> None:
+        """Keeps the causes of a part, and notes whose keys they ask for, by the part of these."""
+        write_table(self._folder / f"{part.name}.parquet", table)
+        asked = table.filter(table.column("kept_row").is_valid())
+        pairs = np.stack([asked.column(name).to_numpy() for name in ("kept_row", "row")], axis=1)
+        for number, mine in self._by_part(pairs, 0):
+            with (self._folder / f"asked-{number}").open("ab") as stream:
+                stream.write(mine.tobytes())
+
+    def _by_part(self, pairs: npt.NDArray[np.int64], column: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """Pairs of rows by the part that one of them lies in."""
+        numbers = np.searchsorted(self._part_ends, pairs[:, column], side="right")
+        order = np.argsort(numbers, kind="stable")
+        for number in np.unique(numbers).tolist():
+            first, last = np.searchsorted(numbers[order], (number, number + 1))
+            yield number, pairs[order[first:last]]
+
+    def look_up(self, track: Track) -> None:
+        """Hands the keys that are asked for to the parts that ask."""
+        for part in track(self.parts, "kept samples", len(self.parts)):
+            path = self._folder / f"asked-{part.number}"
+            if not path.exists():
+                continue
+            keys = self._catalog.samples(part, ["key"]).column("key").combine_chunks()
+            for first in range(0, path.stat().st_size, 16 * CHUNK_ROWS):
+                pairs = np.fromfile(path, np.int64, 2 * CHUNK_ROWS, offset=first).reshape(-1, 2)
+                for number, mine in self._by_part(pairs, 1):
+                    batch = pa.record_batch(
+                        {"row": mine[:, 1], "key": keys.take(pa.array(mine[:, 0] - part.first_row))}
+                    )
+                    with (
+                        (self._folder / f"told-{number}").open("ab") as stream,
+                        pa.ipc.new_stream(stream, batch.schema) as out,
+                    ):
+                        out.write_batch(batch)
+
+    def named(self, part: Part) -> pa.Table:
+        """The causes of a part with names in place of rows: REMOVED_SCHEMA."""
+        table = read_table(self._folder / f"{part.name}.parquet")
+        rows = table.column("row").to_numpy()
+        samples = self._catalog.samples(part, ["shard", "key"]).take(pa.array(rows - part.first_row))
+        kept = table.column("kept_row").fill_null(0).to_numpy()
+        null = table.column("kept_row").is_null().to_numpy()
+        kept_shards = np.searchsorted(self._shard_ends, kept, side="right")
+        columns = {name: table.column(name) for name in ("stage", "reason", "cluster", "similarity")} | {
+            "shard": self._paths.take(samples.column("shard").combine_chunks()),
+            "key": samples.column("key"),
+            "kept_shard": self._paths.take(pa.array(kept_shards, pa.int64(), mask=null)),
+            "kept_key": self._told(part, rows[~null], null),
+        }
+        return pa.table([columns[name] for name in REMOVED_SCHEMA.names], schema=REMOVED_SCHEMA)
+
+    def _told(self, part: Part, asking: npt.NDArray[np.int64], null: npt.NDArray[np.bool_]) -> pa.Array:
+        """The keys that a part was told, null where it didn't ask."""
+        told = pa.concat_tables([pa.table({"row": pa.array([], pa.int64()), "key": pa.array([], pa.string())}),
+                                 *_streams(self._folder / f"told-{part.number}")])  # fmt: skip
+        order = np.argsort(told.column("row").to_numpy())
+        at = np.zeros(len(null), np.int64)
+        at[~null] = order[np.searchsorted(told.column("row").to_numpy()[order], asking)]
+        return told.column("key").combine_chunks().take(pa.array(at, mask=null))
+
+
+def _streams(path: Path) -> Iterator[pa.Table]:
+    """The tables of streams that were written one behind the other."""
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        while stream.peek(1):
+            yield pa.ipc.open_stream(stream).read_all()
