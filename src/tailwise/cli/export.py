@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.app import CatalogPath, Overwrite, PlanName, app, open_plan, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, Overwrite, PlanName, Workers, app, open_plan, with_bars
+
+if TYPE_CHECKING:
+    from tailwise.export import Sharding
 
 
 @app.command()
@@ -31,26 +34,62 @@ def draw(
 def export(
     catalog: CatalogPath,
     name: PlanName,
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")],
-    to: Annotated[str, typer.Option(help="datacomp, rates-json, keys or parquet.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write; a folder for shards.")],
+    to: Annotated[str, typer.Option(help="datacomp, rates-json, keys, parquet or shards.")],
     epoch: Annotated[int, typer.Option(min=0, help="Which epoch, from 0, for formats that hold one.")] = 0,
     overwrite: Overwrite = False,
+    shard_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples of each new shard, at most.  [default: 10,000]", show_default=False),
+    ] = None,
+    workers: Workers = None,
+    max_rejected: Annotated[
+        float | None,
+        typer.Option(help="Share of the samples that new shards may lack.  [default: 0.01]", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a plan in another tool's format.
 
     **datacomp**: sorted uids (.npy), for DataComp's resharder. **rates-json**: {key: rate}, for DynamiCS's fork of open_clip.
-    **keys**: one key a line. **parquet**: shard, key, uid, cluster, rate, copies.
+    **keys**: one key a line. **parquet**: shard, key, uid, cluster, rate, copies. **shards**: a new webdataset, shuffled over the whole
+    epoch; after an interruption the same command goes on.
 
-    Example:
+    Examples:
 
       tailwise export my-catalog subset --to datacomp subset.npy
+
+      tailwise export my-catalog epochs --epoch 3 --to shards epoch-3
     """
-    _export(catalog, name, to, output, epoch, overwrite)
+    from tailwise.export import Sharding
+
+    given = {"shard_samples": shard_samples, "workers": workers, "max_rejected": max_rejected}
+    chosen: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
+    _export(catalog, name, to, output, epoch, overwrite, Sharding(**chosen) if chosen else None, as_json)
 
 
-def _export(catalog: Path, name: str, to: str, output: Path, epoch: int, overwrite: bool) -> None:
+def _export(
+    catalog: Path,
+    name: str,
+    to: str,
+    output: Path,
+    epoch: int,
+    overwrite: bool,
+    sharding: Sharding | None = None,
+    as_json: bool = False,
+) -> None:
     from tailwise.export import export as run
+    from tailwise.export.shards import REJECTED, left_out
+    from tailwise.printing import print_json
 
     made = open_plan(catalog, name)
-    written = with_bars(lambda track: run(made, to, output, epoch=epoch, overwrite=overwrite, track=track))
+    written = with_bars(
+        lambda track: run(made, to, output, epoch=epoch, overwrite=overwrite, sharding=sharding, track=track)
+    )
+    rejected = left_out(output)
+    if as_json:
+        print_json({"output": str(output), "entries": written, "rejected": rejected})
+        return
     print(f"{output}: {written:,} entries")
+    for reason, samples in rejected.items():
+        print(f"left out, {reason}: {samples:,} (see {output / REJECTED})")

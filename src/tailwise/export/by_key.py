@@ -10,14 +10,15 @@ import numpy as np
 
 from tailwise.catalog.files import replacing
 from tailwise.catalog.keys import KeyIndex
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.export.drawn import drawn_parts, tracked_parts
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
 
 
-def write_rates_json(plan: Plan, _: int, path: Path, track: Track) -> int:
-    """Writes `{key: rate}` for every sample of the snapshot, those of rate 0 too; returns how many.
+def write_rates_json(plan: Plan, epoch: int, path: Path, track: Track) -> int:
+    """Writes `{key: rate}` for every sample of the snapshot, those of rate 0 and removed ones too, with 0; returns how many.
 
     The DynamiCS authors' trainer gives a key that the file doesn't name a rate of 0.5, so that none may be left out.
 
@@ -25,12 +26,13 @@ def write_rates_json(plan: Plan, _: int, path: Path, track: Track) -> int:
         UserError: two samples share a key.
     """
     _check_unique_keys(plan, path)
+    removals = Removals.of(plan.catalog, plan.snapshot, track)
     written = 0
     with replacing(path, unique=True) as temporary, temporary.open("w", encoding="utf-8") as stream:
         stream.write("{")
         for part in tracked_parts(plan, track):
             keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()
-            rates = plan.rate(part.span).tolist()
+            rates = (plan.rate(part.span, epoch) * removals.keeps(part.span)).tolist()
             lines = [f"{json.dumps(key)}: {rate!r}" for key, rate in zip(keys, rates, strict=True)]
             stream.write((",\n" if written else "\n") + ",\n".join(lines))
             written += len(lines)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import HEADER, Part
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
@@ -33,7 +34,7 @@ class DrawnPart:
 
 
 def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], track: Track) -> Iterator[DrawnPart]:
-    """The samples of an epoch, part by part. Leaves the slots of the epoch behind, for a draw of the next one.
+    """The samples of an epoch less the removed ones, part by part. Leaves the slots of the epoch behind, for a draw of the next one.
 
     Args:
         plan: which plan.
@@ -41,12 +42,13 @@ def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], track: Track) ->
         columns: of the samples.
         track: shows progress.
     """
+    removals = Removals.of(plan.catalog, plan.snapshot, track)
     with suppress(
         OSError, UserError
     ):  # a catalog that can only be read, or another draw at the same time: slower, and the same
         plan.keep_slots(plan.drawn_epoch(epoch))
     for part in tracked_parts(plan, track):
-        copies = plan.draw(epoch, part.span)
+        copies = plan.draw(epoch, part.span) * removals.keeps(part.span)
         chosen = np.flatnonzero(copies)
         samples = plan.catalog.samples(part, columns).take(pa.array(chosen))
         yield DrawnPart(samples, part.first_row + chosen, copies[chosen])

@@ -32,12 +32,12 @@ def write_parquet(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     total = 0
     with replacing(path, unique=True) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for part in drawn_parts(plan, epoch, ["shard", "key", "uid"], track):
-            writer.write_table(_table(plan, part, shards))
+            writer.write_table(_table(plan, part, shards, epoch))
             total += int(part.copies.sum())
     return total
 
 
-def _table(plan: Plan, part: DrawnPart, shards: object) -> pa.Table:
+def _table(plan: Plan, part: DrawnPart, shards: object, epoch: int) -> pa.Table:
     clusters = pa.nulls(len(part.rows), pa.int32()) if plan.by_rate else pa.array(plan.groups[part.rows], pa.int32())
     return pa.table(
         {
@@ -46,7 +46,7 @@ def _table(plan: Plan, part: DrawnPart, shards: object) -> pa.Table:
             "key": part.samples.column("key"),
             "uid": pa.array([uid.hex() for uid in part.samples.column("uid").to_pylist()], pa.string()),
             "cluster": clusters,
-            "rate": pa.array(plan.rate(part.rows), pa.float64()),
+            "rate": pa.array(plan.rate(part.rows, epoch), pa.float64()),
             "copies": pa.array(part.copies, pa.uint8()),
         },
         schema=SCHEMA,

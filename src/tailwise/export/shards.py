@@ -1,0 +1,265 @@
+"""New shards: an epoch's samples as a webdataset of their own, shuffled over all of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tailwise.catalog.artifacts import artifact_id
+from tailwise.catalog.catalog import HEADER
+from tailwise.catalog.files import TEMPORARY_SUFFIX, digest, read_json, read_table, scratch, write_json, write_table
+from tailwise.catalog.locks import locked
+from tailwise.errors import UserError
+from tailwise.executors.local import default_workers, map_ordered
+from tailwise.export.shard_writer import CACHE_BYTES, SUCCESS, ShardWriter
+from tailwise.export.shuffled import Epoch, survey, write_runs
+from tailwise.loader.shards import check_shards, require_bytes
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track, silent
+
+FORMAT = 1  # raised when the same plan would give other bytes
+HEAD = "export.json"
+LOCK = ".lock"
+SCRATCH = ".scratch"
+REJECTED = "rejected.parquet"
+MAX_SHARDS = 10**8  # names of 8 digits
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How new shards are made.
+
+    Attributes:
+        shard_samples: samples of each shard, at most; all have that many, or up to a few less.
+        workers: processes, None for one a processor. Nothing depends on it.
+        max_rejected: the share of the samples that may be left out because they can't be read.
+    """
+
+    shard_samples: int = 10_000
+    workers: int | None = None
+    max_rejected: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            UserError: one is out of bounds.
+        """
+        if self.shard_samples < 1:
+            raise UserError(f"shard_samples {self.shard_samples}: must be at least 1")
+        if not 0 <= self.max_rejected <= 1:
+            raise UserError(f"max_rejected {self.max_rejected}: must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class ShardsWritten:
+    """What an export of shards holds.
+
+    Attributes:
+        samples: in the new shards.
+        shards: how many shards.
+        rejected: samples that were left out, by reason.
+    """
+
+    samples: int
+    shards: int
+    rejected: Mapping[str, int]
+
+
+def write_shards(
+    plan: Plan, epoch: int, folder: Path, sharding: Sharding | None = None, track: Track = silent
+) -> ShardsWritten:
+    """Writes an epoch as a webdataset in img2dataset's layout, in an order shuffled over all of it.
+
+    Finished shards are kept: after an interruption the same call goes on, with the same bytes in the end. Where the source's tars are
+    remote, they are read through a cache in `folder`, which is gone in the end.
+
+    Args:
+        plan: which plan.
+        epoch: whose draw.
+        folder: a new or an empty folder, or that of an unfinished export of the same epoch.
+        sharding: how.
+        track: shows progress.
+
+    Returns:
+        What the folder then holds.
+
+    Raises:
+        UserError: the folder holds anything else, too many samples can't be read, or the plan draws samples that lie in no tar.
+    """
+    sharding = sharding or Sharding()
+    epoch = plan.drawn_epoch(epoch)
+    require_bytes(plan)
+    _check_folder(folder)
+    held = survey(plan, epoch, track)
+    if not 0 < held.copies <= sharding.shard_samples * MAX_SHARDS:
+        raise UserError(
+            f"epoch {epoch} of plan {plan.name!r} holds {held.copies:,} samples: between 1 and {MAX_SHARDS:,} shards of "
+            f"{sharding.shard_samples:,} samples can be written"
+        )
+    identity = _identity(plan, epoch, held, sharding)
+    folder.mkdir(exist_ok=True)
+    with locked(folder / LOCK, str(folder)):
+        _begin(folder, identity)
+        damaged = _damaged(plan, held, sharding, track)
+        writer = ShardWriter(
+            plan.catalog,
+            plan.snapshot.number,
+            folder.absolute(),
+            folder.absolute() / SCRATCH,
+            digest(identity),
+            held.copies,
+            -(-held.copies // sharding.shard_samples),
+            damaged,
+            CACHE_BYTES * (sharding.workers or default_workers()),
+            uuid.uuid4().hex,
+        )
+        _write_missing(plan, epoch, writer, sharding, track)
+        return _finish(plan, writer, identity)
+
+
+def left_out(folder: Path) -> dict[str, int]:
+    """Samples that a finished export of shards lacks, by reason; nothing for what is no such export."""
+    return dict(read_json(folder / HEAD)["summary"]["rejected"]) if folder.is_dir() else {}
+
+
+# --- the folder ---------------------------------------------------------------------------------------------------------
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder that isn't for us.
+
+    Raises:
+        UserError: it lies in a catalog, is none, holds something else, or its own folder doesn't exist.
+    """
+    inside = next((other for other in (folder, *folder.absolute().parents) if (other / HEADER).exists()), None)
+    if inside:
+        raise UserError(f"{folder} lies in the catalog {inside}: name a folder outside of it")
+    if not folder.absolute().parent.is_dir():
+        raise UserError(f"the folder {folder.absolute().parent} doesn't exist: make it first")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: name a folder")
+    begun = (folder / HEAD).exists()
+    if not begun and any(path.name not in {LOCK, HEAD + TEMPORARY_SUFFIX} for path in folder.iterdir()):
+        raise UserError(f"{folder} holds files that are of no export: name a new or an empty folder")
+
+
+def _identity(plan: Plan, epoch: int, held: Epoch, sharding: Sharding) -> dict[str, Any]:
+    """All that decides the bytes."""
+    return {
+        "format": FORMAT,
+        "plan": artifact_id(plan.manifest),
+        "epoch": epoch,
+        "copies": held.copies,
+        "drawn": held.digest,
+        "shard_samples": sharding.shard_samples,
+    }
+
+
+def _begin(folder: Path, identity: Mapping[str, Any]) -> None:
+    path = folder / HEAD
+    if not path.exists():
+        write_json(path, {"identity": identity})
+        return
+    head = read_json(path)
+    found = head.get("identity") if isinstance(head, dict) else None
+    if not isinstance(found, dict):
+        raise UserError(f"{folder} holds files that are of no export: name a new or an empty folder")
+    if found != identity:
+        other = ", ".join(name for name in identity if found.get(name) != identity[name])
+        raise UserError(
+            f"{folder} holds an export of something else (other: {other}): name a new folder, or delete that one to make it anew"
+        )
+
+
+def _finish(plan: Plan, writer: ShardWriter, identity: Mapping[str, Any]) -> ShardsWritten:
+    """Writes what speaks of all shards, once they are there."""
+    stats = {number: read_json(writer.stats_path(number)) for number in range(writer.shards)}
+    sizes = {writer.tar_path(number).name: stats[number]["successes"] for number in stats}
+    rejected: Counter[str] = Counter()
+    for counts in stats.values():
+        rejected.update({reason: count for reason, count in counts["status_dict"].items() if reason != SUCCESS})
+    paths = plan.catalog.shards(plan.snapshot).select(["shard", "path"])
+    write_table(writer.folder / "source_shards.parquet", paths)
+    _write_rejected(writer, [number for number in stats if stats[number]["successes"] < stats[number]["count"]], paths)
+    write_json(writer.folder / "sizes.json", sizes)
+    summary = {"samples": sum(sizes.values()), "shards": writer.shards, "rejected": dict(rejected)}
+    write_json(writer.folder / HEAD, {"identity": identity, "summary": summary})
+    return ShardsWritten(sum(sizes.values()), writer.shards, rejected)
+
+
+def _write_rejected(writer: ShardWriter, numbers: list[int], paths: pa.Table) -> None:
+    """All samples that were left out, in one table; no file where there are none."""
+    target = writer.folder / REJECTED
+    target.unlink(missing_ok=True)
+    if not numbers:
+        return
+    names = ["source_shard", "source_key", "uid", "copy", "status", "error_message"]
+    tables = [read_table(writer.sidecar_path(number), names) for number in numbers]
+    table = pa.concat_tables([one.filter(pc.not_equal(one.column("status"), SUCCESS)) for one in tables])
+    shards = paths.column("path").take(table.column("source_shard"))
+    write_table(
+        target, table.rename_columns(["shard_id", "key", "uid", "copy", "reason", "detail"]).add_column(0, "shard", shards)
+    )  # fmt: skip
+
+
+# --- what can't be read -------------------------------------------------------------------------------------------------
+
+
+def _damaged(plan: Plan, held: Epoch, sharding: Sharding, track: Track) -> dict[int, str]:
+    """The tars that can't be used, by id, and why.
+
+    Raises:
+        UserError: they hold more than may be left out.
+    """
+    found = check_shards(plan.catalog, plan.snapshot, "size", sharding.workers, track=track)
+    damaged = {damage.shard: f"{damage.path}: {damage.reason}" for damage in found if held.by_shard[damage.shard]}
+    lost = int(held.by_shard[list(damaged)].sum())
+    if lost > sharding.max_rejected * held.copies:
+        raise UserError(
+            f"{lost:,} of {held.copies:,} samples lie in {len(damaged):,} tars that can't be read as they were imported, the first is "
+            f"{next(iter(damaged.values()))}; restore them, tell where they are (`tailwise relocate`), or raise --max-rejected "
+            f"(max_rejected), now {sharding.max_rejected}"
+        )
+    return damaged
+
+
+def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: Sharding, track: Track) -> None:
+    """Writes the shards that aren't there.
+
+    Raises:
+        UserError: too many samples can't be read. Shards that lack some are then not finished: a rerun writes them anew.
+    """
+    finished = [writer.rejected(number) for number in range(writer.shards)]
+    missing = [number for number, count in enumerate(finished) if count is None]
+    total = sum(filter(None, finished))
+    if missing:
+        with scratch(writer.runs):
+            write_runs(plan, epoch, writer.copies, writer.runs, track)
+            results = cast("Generator[int]", map_ordered(writer, missing, sharding.workers))
+            with closing(writer), closing(results):
+                for count in track(results, "writing shards", len(missing)):
+                    total += count
+                    if total > sharding.max_rejected * writer.copies:
+                        break
+    if total <= sharding.max_rejected * writer.copies:
+        return
+    lacking = [number for number in range(writer.shards) if writer.rejected(number)]
+    example = read_table(writer.sidecar_path(lacking[0]), ["status", "error_message"])
+    example = example.filter(pc.not_equal(example.column("status"), SUCCESS)).to_pylist()[0]
+    for number in lacking:
+        writer.stats_path(number).unlink()
+    raise UserError(
+        f"{total:,} of {writer.copies:,} samples can't be read so far, more than the share {sharding.max_rejected} that may be left out; "
+        f"the first is {example['status']}: {example['error_message']}; mend that, or raise --max-rejected (max_rejected), and repeat"
+    )

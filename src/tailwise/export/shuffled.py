@@ -1,0 +1,158 @@
+"""An epoch's copies dealt to new shards by one shuffle of them all, through files on disk.
+
+What an output shard needs lies scattered over the whole catalog. So the copies are first written to a scratch folder, in runs, each in
+the order of the shuffle; an output shard is then a short slice of every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from tailwise.catalog.catalog import Part
+from tailwise.catalog.schema import SAMPLE_SCHEMA
+from tailwise.errors import UserError
+from tailwise.export.drawn import DrawnPart, drawn_parts
+from tailwise.kernels.keyed import permute_range, stream_key
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track
+
+RUN_COPIES = 1 << 20
+MAX_COPIES = (1 << 32) - 1  # what the permutation takes
+COPY_FIELDS = (pa.field("position", pa.int64(), nullable=False), pa.field("copy", pa.uint8(), nullable=False))
+_CAPTION = "caption"  # is read from the tar
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch holds.
+
+    Attributes:
+        copies: samples, those of several copies that often.
+        digest: 128-bit hash of rows and copies.
+        by_shard: copies from each source shard, int64 [shards].
+    """
+
+    copies: int
+    digest: str
+    by_shard: npt.NDArray[np.int64]
+
+
+def survey(plan: Plan, epoch: int, track: Track) -> Epoch:
+    """Counts the copies of an epoch.
+
+    Raises:
+        UserError: more copies than can be shuffled.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    by_shard = np.zeros(plan.snapshot.shards, np.int64)
+    for part in drawn_parts(plan, epoch, ["shard"], track):
+        by_shard += np.bincount(part.samples.column("shard").to_numpy(), part.copies, len(by_shard)).astype(np.int64)
+        state.update(part.rows.astype("<i8").tobytes())
+        state.update(part.copies.tobytes())
+    copies = int(by_shard.sum())
+    if copies > MAX_COPIES:
+        raise UserError(f"the epoch holds {copies:,} copies, and at most {MAX_COPIES:,} can be shuffled: plan fewer")
+    return Epoch(copies, state.hexdigest(), by_shard)
+
+
+def _scores_of(plan: Plan, part: Part) -> list[str]:
+    """The score columns of a part; parts needn't have the same."""
+    schema = pq.read_schema(plan.catalog.samples_path(part.number))
+    return [item.name for item in schema if item.name not in SAMPLE_SCHEMA.names and pa.types.is_float64(item.type)]
+
+
+def run_schema(scores: list[str]) -> pa.Schema:
+    """The columns of the runs: place in the shuffle, number of the copy, and all of the sample but its caption."""
+    fields = [item for item in SAMPLE_SCHEMA if item.name != _CAPTION]
+    return pa.schema([*COPY_FIELDS, *fields, *(pa.field(name, pa.float64()) for name in scores)])
+
+
+def write_runs(plan: Plan, epoch: int, copies: int, folder: Path, track: Track) -> None:
+    """Writes the copies of an epoch into runs: Arrow files of RUN_COPIES rows or a few more, each in ascending order of position.
+
+    Args:
+        plan: which plan.
+        epoch: whose draw.
+        copies: how many that are, in all.
+        folder: for the files.
+        track: shows progress.
+
+    Raises:
+        UserError: they aren't that many any more.
+    """
+    key = stream_key(plan.config["seed"], "shards", plan.drawn_epoch(epoch))
+    parts = plan.catalog.parts(plan.snapshot)
+    schema = run_schema(sorted({name for part in parts for name in _scores_of(plan, part)}))
+    names = [name for name in schema.names if name in SAMPLE_SCHEMA.names]
+    first = number = 0
+    for whole, part in zip(parts, drawn_parts(plan, epoch, names, track), strict=True):
+        samples = _with_scores(plan, whole, part, schema.names[len(COPY_FIELDS) + len(names) :])
+        for rows in _pieces(part.copies):
+            counts = part.copies[rows]
+            index = np.repeat(np.arange(rows.start, rows.stop), counts)
+            begins = np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
+            copy = (np.arange(len(index)) - begins).astype(np.uint8)
+            position = permute_range(key, copies, first, len(index))
+            order = np.argsort(position)
+            run = samples.take(pa.array(index[order]))
+            run = run.add_column(0, COPY_FIELDS[1], pa.array(copy[order]))
+            run = run.add_column(0, COPY_FIELDS[0], pa.array(position[order])).select(schema.names).cast(schema)
+            _write_run(folder / f"run-{number:06d}.arrow", run)
+            first, number = first + len(index), number + 1
+    if first != copies:
+        raise UserError(
+            "samples were removed from the catalog while they were being exported: repeat, into a new folder"
+        )
+
+
+def _pieces(copies: npt.NDArray[np.uint8]) -> Iterator[slice]:
+    """Consecutive slices that cover all, each of about RUN_COPIES copies."""
+    ends = np.cumsum(copies, dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    marks = np.arange(RUN_COPIES, total, RUN_COPIES)
+    cuts = [0, *np.unique(np.searchsorted(ends, marks, "left") + 1).tolist(), len(ends)]
+    for start, stop in pairwise(cuts):
+        if stop > start:
+            yield slice(start, stop)
+
+
+def _with_scores(plan: Plan, whole: Part, part: DrawnPart, scores: list[str]) -> pa.Table:
+    """The drawn samples of a part and their scores; null where the part has no such column."""
+    known = _scores_of(plan, whole)
+    found = plan.catalog.samples(whole, known).take(pa.array(part.rows - whole.first_row)) if known else None
+    samples = part.samples
+    for name in scores:
+        values = found.column(name) if found and name in known else pa.nulls(len(part.rows), pa.float64())
+        samples = samples.append_column(pa.field(name, pa.float64()), values)
+    return samples
+
+
+def _write_run(path: Path, run: pa.Table) -> None:
+    with pyarrow.ipc.new_file(path, run.schema) as writer:
+        writer.write_table(run.combine_chunks(), max_chunksize=max(1, run.num_rows))
+
+
+def read_positions(folder: Path, start: int, stop: int) -> pa.Table:
+    """The copies with positions start … stop − 1 of the shuffle, in that order.
+
+    Maps the runs, and reads what it gives and a few pages of each.
+    """
+    pieces = []
+    for path in sorted(folder.glob("run-*.arrow")):
+        with pa.memory_map(str(path)) as source:
+            run = pyarrow.ipc.open_file(source).read_all()
+            positions = run.column("position").chunk(0).to_numpy() if run.num_rows else np.empty(0, np.int64)
+            low, high = np.searchsorted(positions, (start, stop))
+            pieces.append(run.take(pa.array(np.arange(low, high))))  # a copy: the file can be closed
+    table = pa.concat_tables(pieces)
+    return table.take(pa.array(np.argsort(table.column("position").to_numpy())))
