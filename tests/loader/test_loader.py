@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tailwise.catalog import Catalog
+from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.loader import Loader
 from tailwise.loader.locations import ensure_locations
@@ -509,6 +510,151 @@ def test_a_catalog_that_can_only_be_read(fresh_plan, tmp_path, tree_bytes):
         result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path)
     assert result.stdout == "True\n", result.stderr
     assert tree_bytes(folder) == before
+
+
+# --- the next epoch's counting ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large_plan(fresh_plan, monkeypatch):
+    """A plan whose epochs are counted in a process of its own, as if it were large."""
+    monkeypatch.setattr("tailwise.loader.loader.MANY_ROWS", fresh_plan.rows)
+    return fresh_plan
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def exists(process):
+    """Whether there is such a process, be it one that has ended and nobody has asked about."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_next_epoch_is_counted_while_this_one_is_read(large_plan, make_loader, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(large_plan.catalog.folder, copy)
+    units = large_plan.folder / "units"
+    loader = make_loader(large_plan)
+    found = []
+    for epoch in (1, 2):
+        while loader._counting is None:
+            found += take(loader, 1)
+        process = loader._counting._process.pid
+        wait_until((units / f"epoch-{epoch:09d}.npy").exists)
+        wait_until(lambda: loader._counting.finished)
+        assert not exists(process)
+        found += take(loader, 1)
+        assert loader._counting is None
+    found += take(loader, 50)
+    other = make_loader(Plan(Catalog.open(copy), "fresh"))
+    other._prepared = 10**9  # counts itself, when it needs to
+    assert_same(found, take(other, len(found)))
+    assert other._counting is None
+    for epoch in range(3):
+        name = f"epoch-{epoch:09d}.npy"
+        assert (units / name).read_bytes() == (copy / "plans" / "fresh" / "units" / name).read_bytes()
+
+
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_counting_ends_with_the_loader(large_plan, how):
+    loader = Loader(large_plan, batch_size=16, **OPTIONS)
+    loader.order.batch(0)
+    next_epoch = large_plan.folder / "units" / "epoch-000000001.npy"
+    next_epoch.unlink(missing_ok=True)
+    with locked(
+        large_plan.folder / ".units.lock", "units", wait=True
+    ):  # so that the counting takes as long as this does
+        take(loader, 1)
+        process = loader._counting._process.pid
+        assert exists(process)
+        if how == "closed":
+            loader.close()
+        else:
+            del loader
+        assert not exists(process)
+    assert not next_epoch.exists()
+
+
+EXIT = """
+import sys
+from tailwise.catalog import Catalog
+from tailwise.loader import Loader, loader
+from tailwise.plan import Plan
+
+loader.MANY_ROWS = 1
+reads = Loader(Plan(Catalog.open(sys.argv[1]), "fresh"), batch_size=16, lanes=8)
+reads.order.batch(0)
+(reads.plan.folder / "units" / "epoch-000000001.npy").unlink()
+next(iter(reads))
+print(reads._counting._process.pid)
+"""
+
+
+def test_counting_ends_with_the_process(fresh_plan):
+    for epoch in range(5):
+        units_of(fresh_plan, epoch)
+    command = [sys.executable, "-c", EXIT, str(fresh_plan.catalog.folder)]
+    with locked(fresh_plan.folder / ".units.lock", "units", wait=True):
+        result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+        assert not exists(int(result.stdout))
+
+
+# --- a parent that is killed --------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys, time
+import numpy as np
+import torch
+from tailwise.catalog import Catalog
+from tailwise.loader import Loader
+from tailwise.plan import Plan
+
+def to_pixels(image):
+    return torch.from_numpy(np.array(image))
+
+def wordy(captions):
+    return ["x" * 100_000 for _ in captions]  # more than a pipe takes
+
+if __name__ == "__main__":
+    plan = Plan(Catalog.open(sys.argv[1]), "fresh")
+    loader = Loader(plan, batch_size=16, lanes=8, workers=2, transform=to_pixels, tokenizer=wordy)
+    next(iter(loader))
+    print("reading", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(fresh_plan, tmp_path):
+    """Even while they hang in a full pipe to it."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    process = subprocess.Popen([sys.executable, script, str(fresh_plan.catalog.folder)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"reading\n"
+        workers = children(process.pid)
+        assert len(workers) == 2
+        time.sleep(0.5)  # they fill the pipe meanwhile
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    wait_until(lambda: not any(map(runs, workers)))
+
+
+def runs(process):
+    """Whether there is such a process, and it has not ended."""
+    try:
+        with open(f"/proc/{process}/stat") as stream:  # noqa: PTH123
+            return stream.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 COUNT = """

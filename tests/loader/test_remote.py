@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from tailwise.errors import UserError
 from tailwise.loader.link import PRIOR_BYTES_PER_SECOND, PRIOR_LATENCY_SECONDS, LinkEstimate
 from tailwise.loader.range_cache import RangeCache
-from tailwise.loader.remote import ATTEMPTS, RemoteStore
+from tailwise.loader.remote import ATTEMPTS, CONNECTIONS, RemoteStore
 
 SIZE = 200_000
 
@@ -157,15 +158,56 @@ def test_hints_are_fetched_behind_the_scenes(server, urls, contents, tmp_path):
     ranges = some_ranges(100)
     store.want(ranges[:50])
     store.want(ranges[50:])
-    wait_for(lambda: used_bytes(tmp_path) and not list(tmp_path.rglob("*.claim")) and store._own.wanted_ranges == 0)
+    wait_for(lambda: used_bytes(tmp_path) and not list(tmp_path.rglob("*.claim")) and not store._own.hints)
     wait_for(lambda: len({shard for shard, *_ in server.ranges}) == 3)
     assert list(store.read_many(ranges)) == sliced(contents, ranges)
     asked = len(server.ranges)
     assert [store.read(*one) for one in ranges.tolist()] == sliced(contents, ranges)
     assert len(server.ranges) == asked
     store.close()
-    wait_for(lambda: store._own.prefetcher is None)
     assert store.read(0, 5, 6) == contents[0][5:6]
+
+
+def own_threads():
+    return [thread for thread in threading.enumerate() if getattr(thread, "_target", None) and is_ours(thread._target)]
+
+
+def is_ours(target):
+    return getattr(target, "__module__", None) == "tailwise.loader.remote"
+
+
+def test_threads_end_with_the_work(server, urls, contents, tmp_path):
+    """None idles: a store that nobody closes leaves nothing behind."""
+    store = RemoteStore(urls, tmp_path, 10**8)
+    ranges = some_ranges(100)
+    server.latency_seconds = 0.01
+    store.want(ranges[:50])
+    wait_for(lambda: len(own_threads()) > 2)
+    assert list(store.read_many(ranges)) == sliced(contents, ranges)
+    wait_for(lambda: not own_threads())
+    gone = weakref.ref(store)
+    del store
+    assert gone() is None
+
+
+def test_closing_ends_what_hints_began(server, urls, contents, tmp_path, monkeypatch):
+    monkeypatch.setattr(LinkEstimate, "request_bytes", 998.0)  # each range by a request of its own
+    server.latency_seconds = 0.2
+    store = RemoteStore(urls, tmp_path, 10**8)
+    ranges = some_ranges(500)
+    store.want(ranges[:400])
+    wait_for(lambda: len(server.ranges) >= CONNECTIONS)
+    store.want(ranges[400:])
+    store.close()
+    wait_for(lambda: not own_threads())
+    asked = len(server.ranges)
+    assert asked <= 6 * CONNECTIONS  # what was under way
+    assert not list(tmp_path.rglob("*.claim"))
+    server.latency_seconds = 0
+    assert list(store.read_many(ranges)) == sliced(contents, ranges)  # and it goes on as if new
+    store.want(ranges)
+    wait_for(lambda: not own_threads())
+    assert len(server.ranges) == len(ranges)
 
 
 def test_hints_keep_errors_to_themselves(urls, server, tmp_path):

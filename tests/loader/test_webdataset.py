@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import os
 import pickle
 import warnings
@@ -175,6 +176,36 @@ def test_unlisted_keys_are_dropped_and_counted_over_all_workers(tmp_path, make_p
     assert stage.unlisted == 2
     passed_keys(loader)
     assert stage.unlisted == 4
+
+
+@pytest.mark.parametrize("appended", [False, True], ids=["at once", "appended"])
+def test_a_tar_of_which_nothing_was_good_is_dropped_and_counted(tmp_path, make_pool, make_tar, make_image, appended):
+    """It is no shard of the plan, but the import knows it; others that the plan doesn't know stay an error."""
+    folder = tmp_path / "shards"
+    good = make_pool(folder, [10, 5])
+    if appended:
+        import_pool([str(folder)], tmp_path / "catalog", workers=1)
+    bad = make_tar(folder / "00002.tar", [("a.jpg", make_image()), ("b.txt", b"caption")])
+    catalog = import_pool([str(folder)], tmp_path / "catalog", workers=1).catalog
+    stage = select(make_plan(catalog, "all", PlanRequest("random", keep=1.0)))
+    tars = [*map(str, good), str(bad)]
+    loader = wds.DataPipeline(wds.SimpleShardList(tars), wds.tarfile_to_samples(), stage)
+    assert passed_keys(loader) == Counter(itertools.chain(*good.values()))
+    assert stage.unlisted == 2
+    for stranger in (tmp_path / "other" / "00002.tar", folder / "00003.tar"):
+        with pytest.raises(UserError, match="is none of the 2 shards"):
+            list(stage(as_read(str(stranger), ["a"])))
+
+
+def test_a_tar_with_good_samples_is_not_taken_for_a_rejected_one(tmp_path, make_tar, make_image):
+    """Its path of old, where others have its name: some of its samples were rejected, not all."""
+    members = [("a.jpg", make_image()), ("b.jpg", make_image()), ("b.txt", b"caption")]
+    tars = [make_tar(tmp_path / "pool" / name / "0.tar", members) for name in "xy"]
+    catalog = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1).catalog
+    stage = select(make_plan(catalog, "all", PlanRequest("random", keep=1.0)))
+    catalog.relocate(str(tmp_path / "pool"), str(tmp_path / "moved"))
+    with pytest.raises(UserError, match="2 shards of plan 'all' have this base name"):
+        list(stage(as_read(str(tars[0]), ["a", "b"])))
 
 
 @pytest.mark.parametrize(

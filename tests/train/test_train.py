@@ -9,8 +9,11 @@ from typer.testing import CliRunner
 
 from tailwise.cli import app
 from tailwise.errors import UserError
+from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.train.guard import find_trainer
 from tailwise.train.launch import train
 from tailwise.train.options import TrainOptions
+from tailwise.train.phases import decide
 
 
 @pytest.fixture
@@ -158,6 +161,54 @@ def test_the_model_s_random_numbers_depend_on_the_segment_alone(drawn_plan, argu
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_another_way_with_damage_is_told_when_a_run_goes_on(drawn_plan, arguments, tmp_path):
+    """It may be given, since a tar may be lost meanwhile; but the samples that come may be others."""
+    options = {"samples_seen": 32, "checkpoint_every": 1}
+    train(drawn_plan, arguments, TrainOptions(**options), tell=lambda _: None)
+    path = tmp_path / "logs" / "run" / "tailwise.json"
+    state = json.loads(path.read_text())
+    assert state["about"]["damaged"] == "error"
+    for given, said in (
+        (
+            {"damaged": "replace", "check": "none"},
+            ["--check size, and goes on with none", "--damaged error, and goes on with replace"],
+        ),
+        ({"damaged": "replace", "check": "none"}, []),
+        ({"check": "none"}, ["--damaged replace, and goes on with error"]),
+    ):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False}))
+        told = []
+        train(drawn_plan, arguments, TrainOptions(**options, **given, resume=True), tell=told.append)
+        notes = [line for line in told if "was begun with" in line]
+        assert len(notes) == len(said)
+        assert all(part in line for part, line in zip(said, notes, strict=True))
+
+
+@pytest.mark.parametrize(
+    "options", [TrainOptions(epochs=7), TrainOptions(samples_seen=7 * 700)], ids=["epochs", "samples"]
+)
+def test_counting_epochs_of_a_random_draw_is_shown(drawn_plan, arguments, options):
+    """Their sizes aren't known before all rows were drawn: that takes a while in a large pool."""
+    request = PlanRequest("random", keep=0.5, draw="bernoulli")
+    plan = make_plan(drawn_plan.catalog, f"random-{options.epochs}", request)
+    counted = []
+
+    def track(items, description, total=None):
+        assert description == "counting epochs"
+        for number, item in enumerate(items):
+            yield item
+            counted.append((number + 1, total, len(list((plan.folder / "units").glob("epoch-*.npy")))))
+
+    (run,) = decide(plan, arguments, options, None, find_trainer(), track)
+    assert len(counted) == counted[-1][1] > 5
+    assert [files for _, _, files in counted] == sorted(files for _, _, files in counted)
+    assert counted[0][2] <= 2
+    assert counted[-1][2] >= 6
+    sizes = [int(plan.draw(epoch).sum()) for epoch in range(8)]
+    batches = sum(sizes[:7]) // 16 if options.epochs else options.samples_seen // 16
+    assert run.segments.count * run.segments.length + run.segments.left_out == batches
+
+
 @pytest.mark.parametrize(
     ("options", "more", "said"),
     [
@@ -165,7 +216,7 @@ def test_the_model_s_random_numbers_depend_on_the_segment_alone(drawn_plan, argu
         (TrainOptions(epochs=1, samples_seen=5), [], "give either --epochs or --samples-seen"),
         (TrainOptions(epochs=1), ["--train-data", "x"], "the plan says what is trained on"),
         (TrainOptions(epochs=1), ["--epochs", "3"], "give it before the --"),
-        (TrainOptions(samples_seen=5), [], "gives 0 batches of 16 samples"),
+        (TrainOptions(samples_seen=5), [], "5 samples are less than a step of 16"),
         (TrainOptions(epochs=1), ["--batch-size", "1000"], "gives 0 batches of 1,000 samples"),
         (TrainOptions(epochs=1, checkpoint_every=1), ["--accum-freq", "2"], "must be at least --accum-freq 2"),
         (TrainOptions(epochs=1, lanes=7), [], "7 lanes"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import CatalogPath, PlanName, app, open_plan, parse_bytes
+from tailwise.cli.app import CatalogPath, PlanName, app, open_plan, parse_bytes, with_bars
 
 
 @app.command()
@@ -86,4 +86,5 @@ def train(
         cache_bytes=parse_bytes(cache_size, "--cache-size"),
         record=record,
     )
-    run(open_plan(catalog, name), open_clip or [], options, settings)
+    plan = open_plan(catalog, name)
+    with_bars(lambda track: run(plan, open_clip or [], options, settings, track=track))

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.loader.locations import Locations
@@ -29,10 +30,11 @@ WANTED_ROWS = 600_000  # of a block, likewise
 Decode = Callable[[bytes], Any]
 Transform = Callable[[Any], Any]
 Tokenizer = Callable[[list[str]], Any]
+_Content = tuple[bytes, bytes] | OSError | str  # encoded image and caption, why they can't be read, or why they aren't
 
 
 class Replacement(NamedTuple):
-    """A sample that couldn't be read, and what stood in for it.
+    """A sample that was removed or couldn't be read, and what stood in for it.
 
     Attributes:
         position: in the endless order.
@@ -96,6 +98,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
         transform: image → tensor; None leaves images encoded.
         tokenizer: captions → tensor [n, …]; None leaves them as they are.
         damaged: shards that aren't read at all, with the reason.
+        removals: samples that aren't read at all.
         replaces: whether samples are replaced that can't be read from their shard; else that is an error. Broken ones always are.
         stride: how far apart the batches of one worker are.
         ahead_bytes: of remote shards, that may be fetched ahead.
@@ -111,16 +114,22 @@ class BatchDataset(Dataset["Batch | UserError"]):
     transform: Transform | None
     tokenizer: Tokenizer | None
     damaged: Mapping[int, str]
+    removals: Removals
     replaces: bool
     stride: int
     ahead_bytes: int = 0
     lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
-        """Prepares what stands in for unreadable samples."""
-        self.substitutes = Substitutes(self.order.plan, self.order.sections)
+        """Prepares what stands in for removed and unreadable samples."""
+        self.substitutes = Substitutes(self.order.plan, self.order.sections, self.removals)
+        self.forget_wanted()
+
+    def forget_wanted(self) -> None:
+        """Asks a remote store anew for what comes next: reading goes on elsewhere, where what was fetched may have gone since."""
         self._wanted = -1
         self._wanted_block: Block | None = None
+        self._large_block: Block | None = None  # the latest that was found to be too large to fetch ahead
 
     def __getitem__(self, number: int) -> Batch | UserError:
         """One batch. A user's mistake is given back, not raised: an exception of a worker would arrive as its whole traceback."""
@@ -168,20 +177,22 @@ class BatchDataset(Dataset["Batch | UserError"]):
         offsets = self.order.plan.shard_offsets
         return (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
 
-    def _read(self, rows: npt.NDArray[np.int64]) -> list[tuple[bytes, bytes] | OSError]:
+    def _read(self, rows: npt.NDArray[np.int64]) -> list[_Content]:
         shards = self.shards(rows)
-        if not self.damaged:
-            return read_samples(self.store, shards, self.locations.of(rows))
-        whole = ~np.isin(shards, list(self.damaged))
-        contents: list[tuple[bytes, bytes] | OSError] = [OSError(self.damaged.get(shard)) for shard in shards.tolist()]
-        read = read_samples(self.store, shards[whole], self.locations.of(rows[whole]))
-        for at, content in zip(np.flatnonzero(whole).tolist(), read, strict=True):
-            contents[at] = content
+        removed = self.removals.numbers_of(rows)
+        readable = (removed == 0) & ~np.isin(shards, list(self.damaged))
+        read = read_samples(self.store, shards[readable], self.locations.of(rows[readable]))
+        contents: list[_Content] = list(read)
+        for at in np.flatnonzero(~readable).tolist():
+            if removed[at]:
+                contents.insert(at, f"removed: {self.removals.removals[removed[at] - 1].reason}")
+            else:
+                contents.insert(at, OSError(self.damaged[int(shards[at])]))
         return contents
 
-    def _decoded(self, content: tuple[bytes, bytes] | OSError) -> tuple[Any, str] | str:
+    def _decoded(self, content: _Content) -> tuple[Any, str] | str:
         """Image and caption, or the reason why not."""
-        if isinstance(content, OSError):
+        if not isinstance(content, tuple):
             return str(content)
         encoded, text = content
         try:
@@ -198,8 +209,8 @@ class BatchDataset(Dataset["Batch | UserError"]):
             return f"image: {type(error).__name__}: {error}"
         return self.transform(image), caption
 
-    def _check_replaceable(self, row: int, content: tuple[bytes, bytes] | OSError) -> None:
-        """A broken sample can be replaced; one that doesn't come from its shard may mean that the shard or the network has gone."""
+    def _check_replaceable(self, row: int, content: _Content) -> None:
+        """Removed and broken samples can be replaced; one that doesn't come from its shard may mean that shard or network have gone."""
         if isinstance(content, OSError) and not self.replaces:
             raise UserError(
                 f"row {row:,} can't be read ({content}): mend its shard, or let other samples stand in (on_damaged='replace', "
@@ -246,7 +257,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
         for ahead in range(max(number, self._wanted) + self.stride, last + 1, self.stride):
             rows = self.order.batch(ahead, self.rank, self.world_size).rows
             self.store.want(self._ranges(rows))
-        self._wanted = last
+        self._wanted = max(last, self._wanted)
 
     def _want_blocks(self, number: int, asks: bool) -> bool:
         """Whether whole blocks are fetched ahead: not in compositions that mix or leave out what blocks hold, nor beyond `ahead_bytes`."""
@@ -259,8 +270,11 @@ class BatchDataset(Dataset["Batch | UserError"]):
             else self.order.block_after(self._wanted_block)
         )
         while block <= self.order.block_after(here):
+            if block == self._large_block:
+                return False
             ranges = self._ranges(self.order.block_rows(block, self.rank, self.world_size))
             if (ranges[:, 2] - ranges[:, 1]).sum() > self.ahead_bytes:
+                self._large_block = block
                 return False
             if asks:
                 self.store.want(ranges)
@@ -269,6 +283,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
         return True
 
     def _ranges(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        rows = rows[self.removals.keeps(rows)]
         return sample_ranges(self.shards(rows), self.locations.of(rows))[0]
 
     @contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,14 +20,16 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
 
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.executors.local import end_with_parent
 from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform, decode_rgb
 from tailwise.loader.locations import Locations, Names, ensure_locations
 from tailwise.loader.order import Order, OrderOptions
-from tailwise.loader.shards import check_shards
+from tailwise.loader.shards import check_shards, require_bytes
 from tailwise.loader.stores import open_store
 from tailwise.loader.threads import read_ahead
+from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
 
@@ -112,7 +113,7 @@ class Loader:
             track: shows progress of one-time work.
 
         Raises:
-            UserError: an option is out of bounds, or tars are missing or changed.
+            UserError: an option is out of bounds, tars are missing or changed, or the plan draws samples that lie in no tar.
         """
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank}: must lie between 0 and {world_size - 1}")
@@ -125,6 +126,7 @@ class Loader:
             raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
         options = OrderOptions(batch_size * world_size, accumulation, seed, lanes, block, compose, first_epoch)
         options.check_ranks(world_size)
+        require_bytes(plan)
         self.plan, self.order = plan, Order(plan, options)
         self.position = self.replaced = self._unforeseen = self._consumed = 0
         self._max_replaced, self._workers, self._prefetch = max_replaced, workers, prefetch
@@ -169,13 +171,14 @@ class Loader:
             transform,
             tokenizer,
             damaged,
+            Removals.of(plan.catalog, plan.snapshot, track),
             on_damaged == "replace",
             stride,
             cache_bytes // (2 * ranks_here),
             threading.Lock() if self._threads else nullcontext(),
         )
         self._batches: Iterator[Batch | UserError] | None = None
-        self._counting: subprocess.Popen[bytes] | None = None
+        self._counting: Counting | None = None
         self._prepared = -1
 
     def __iter__(self) -> Iterator[Batch]:
@@ -236,21 +239,23 @@ class Loader:
     def _note(self, batch: Batch) -> None:
         """Counts and logs the replaced samples of a batch, and ends when they are too many."""
         damaged = self._dataset.damaged
-        shards = self._dataset.shards(np.array([item.row for item in batch.replaced], np.int64)).tolist()
-        unforeseen = self._unforeseen + sum(shard not in damaged for shard in shards)
+        rows = np.array([item.row for item in batch.replaced], np.int64)
+        foreseen = np.isin(self._dataset.shards(rows), list(damaged)) | ~self._dataset.removals.keeps(rows)
+        surprises = [item for item, known in zip(batch.replaced, foreseen.tolist(), strict=True) if not known]
+        unforeseen = self._unforeseen + len(surprises)
         consumed = self._consumed + len(batch.rows)
-        if unforeseen > self._unforeseen:
+        if surprises:
             of_epoch = self.batches_until(self.order.options.first_epoch + 1) * len(batch.rows)
             borne = self._max_replaced * max(consumed, of_epoch)
             if unforeseen > (max(FEW, borne) if self._max_replaced else 0):
-                last = batch.replaced[-1]
+                last = surprises[-1]
                 ((key, uid),) = self._names.of(np.array([last.row]))
                 raise UserError(
                     f"{unforeseen:,} of {consumed:,} samples had to be replaced, more than the share {self._max_replaced} that may be; "
                     f"the last one was key {key}, uid {uid} ({last.reason}); mend the shards or raise max_replaced (--max-replaced)"
                 )
             if not self._unforeseen:
-                logger.warning("a sample was replaced (%s); others are, without a word", batch.replaced[0].reason)
+                logger.warning("a sample was replaced (%s); others are, without a word", surprises[0].reason)
         if batch.replaced and self._log is not None:
             self._write_log(self._log, batch)
         self._unforeseen, self._consumed = unforeseen, consumed
@@ -268,23 +273,19 @@ class Loader:
                 )
 
     def _prepare(self, epoch: int) -> None:
-        """Counts the units of the next epoch while this one is read, so that no batch waits for it, if that takes a while.
-
-        In a process of its own: a thread might hold locks just when workers are forked.
-        """
+        """Counts the units of the next epoch while this one is read, so that no batch waits for it, if that takes a while."""
+        if self._counting is not None and self._counting.finished:
+            self._counting = None
         if epoch <= self._prepared or epoch > MAX_EPOCH or not self.plan.dynamic or self.plan.rows < MANY_ROWS:
             return
         self._prepared = epoch
         if os.environ.get("LOCAL_RANK", "0") == "0" and os.access(self.plan.folder, os.W_OK):
             self._stop_counting()
-            command = "import sys; from tailwise.loader.units import prepare; prepare(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
-            arguments = [str(self.plan.catalog.folder), self.plan.name, str(epoch)]
-            self._counting = subprocess.Popen([sys.executable, "-c", command, *arguments], stderr=subprocess.DEVNULL)
+            self._counting = Counting(self.plan, epoch)
 
     def _stop_counting(self) -> None:
         if self._counting is not None:
-            self._counting.kill()  # whoever needs the epoch will count it
-            self._counting.wait()
+            self._counting.stop()
             self._counting = None
 
     # --- position ---------------------------------------------------------------------------------------------------
@@ -299,6 +300,7 @@ class Loader:
             raise UserError(f"batch {batch}: must be at least 0")
         if batch != self.position:
             self._batches = None
+            self._dataset.forget_wanted()
             self.position = batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -357,7 +359,11 @@ class _From(Sampler[int]):
 
 
 def _begin_worker(_: int) -> None:
-    """A worker ends with its parent, however that ends: one that hangs in a full pipe to it would not notice."""
+    """A worker ends with its parent, however that ends: one that hangs in a full pipe to it would not notice.
+
+    Ctrl-C, which all processes of a terminal get, is the parent's to answer.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import itertools
 import os
-import queue
 import random
 import threading
 import time
@@ -60,7 +60,7 @@ class Statistics:
 
 
 class _Process:
-    """What can't outlive a fork: threads, their locks and queues, file systems."""
+    """What can't outlive a fork: threads, their locks and queues, file systems. Threads are there while there is work, no longer."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -68,12 +68,13 @@ class _Process:
         self.filesystems: dict[str, Any] = {}
         self.link = LinkEstimate()
         self.requests = self.bytes = self.retries = 0
-        self.tasks: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
+        self.tasks: list[tuple[int, int, Callable[[], None]]] = []  # a heap
         self.numbers = itertools.count()
-        self.threads: list[threading.Thread] = []
-        self.wanted: queue.SimpleQueue[npt.NDArray[np.int64] | None] = queue.SimpleQueue()
-        self.wanted_ranges = 0
-        self.prefetcher: threading.Thread | None = None
+        self.threads = 0
+        self.hints: list[npt.NDArray[np.int64]] = []
+        self.hinted_ranges = 0
+        self.prefetching = False
+        self.closings = 0
         # By priority: each claim that is under way holds a file descriptor.
         self.under_way = [threading.Semaphore(2 * CONNECTIONS) for _ in (_READ, _PREFETCH)]
 
@@ -84,19 +85,27 @@ class _Process:
         def run() -> None:
             try:
                 task()
-            finally:
+            except BaseException as error:  # noqa: BLE001  (it is raised where the result is asked for)
+                done.set_exception(error)
+            else:
                 done.set_result(None)
 
         with self.lock:
-            if len(self.threads) < CONNECTIONS:
-                self.threads.append(threading.Thread(target=self._work, daemon=True))
-                self.threads[-1].start()
-        self.tasks.put((priority, next(self.numbers), run))
+            if self.threads < CONNECTIONS:
+                threading.Thread(target=self._work, daemon=True).start()
+                self.threads += 1
+            heapq.heappush(self.tasks, (priority, next(self.numbers), run))
         return done
 
     def _work(self) -> None:
         while True:
-            self.tasks.get()[2]()
+            with self.lock:
+                if not self.tasks:
+                    self.threads -= 1
+                    return
+                _, _, run = heapq.heappop(self.tasks)
+            run()
+            del run  # with what it holds of the store
 
 
 def object_key(path: str, version: str) -> str:
@@ -200,19 +209,20 @@ class RemoteStore:
         """A hint: these (shard, start, stop), int64 [n, 3], will be read soon; a thread fetches what is missing."""
         own = self._own
         with own.lock:
-            if own.wanted_ranges + len(ranges) > MAX_WANTED:
+            if own.hinted_ranges + len(ranges) > MAX_WANTED:
                 return
-            own.wanted_ranges += len(ranges)
-            if own.prefetcher is None:
-                own.prefetcher = threading.Thread(target=self._prefetch, args=(own,), daemon=True)
-                own.prefetcher.start()
-        own.wanted.put(np.array(ranges, np.int64))
+            if not own.prefetching:
+                threading.Thread(target=self._prefetch, args=(own,), daemon=True).start()
+                own.prefetching = True
+            own.hinted_ranges += len(ranges)
+            own.hints.append(np.array(ranges, np.int64))
 
     def close(self) -> None:
-        """Ends the threads' work after what is under way, and lets go of files."""
+        """Drops the hints, so that threads end after the requests that are under way, and lets go of files."""
         own = self._own
-        if own.prefetcher is not None:
-            own.wanted.put(None)
+        with own.lock:
+            own.closings += 1
+            own.hints, own.hinted_ranges = [], 0
         self._known.clear()
         self._files.clear()
 
@@ -293,8 +303,10 @@ class RemoteStore:
             self.cache.commit(claim, content)
         return content
 
-    def _obtain(self, ranges: npt.NDArray[np.int64], priority: int) -> None:
+    def _obtain(self, ranges: npt.NDArray[np.int64], priority: int, closings: int | None = None) -> None:
         """Fetches what is missing of (shard, start, stop), int64 [n, 3], and nobody else fetches; a reader waits for its end.
+
+        With the number of `closings` so far, it stops where the store is closed once more.
 
         Errors are kept silent: the read of a range that is not there repeats the request.
         """
@@ -308,6 +320,8 @@ class RemoteStore:
             key = self._key(shard)
             wanted: list[Span] = [(start, stop) for _, start, stop in group.tolist() if start < stop]
             while wanted:
+                if closings not in {None, own.closings}:
+                    return
                 planned: list[Span] = []
                 claims = self.cache.claim(key, self._planner(wanted, planned))
                 for claim in claims:
@@ -346,19 +360,15 @@ class RemoteStore:
 
     def _prefetch(self, own: _Process) -> None:
         while True:
-            hints = [own.wanted.get()]
-            while not own.wanted.empty():  # what is wanted of a shard by several batches is fetched together
-                hints.append(own.wanted.get())
-            ranges = [hint for hint in hints if hint is not None]
-            if ranges:
-                with own.lock:
-                    own.wanted_ranges -= sum(map(len, ranges))
-                with contextlib.suppress(OSError, UserError):  # as above
-                    self._obtain(np.concatenate(ranges), _PREFETCH)
-            if len(ranges) < len(hints):
-                with own.lock:
-                    own.prefetcher = None
+            with own.lock:
+                hints, own.hints, own.hinted_ranges = own.hints, [], 0
+                own.prefetching = bool(hints)
+                closings = own.closings
+            if not hints:
                 return
+            with contextlib.suppress(OSError, UserError):  # as above
+                # What is wanted of a shard by several batches is fetched together.
+                self._obtain(np.concatenate(hints), _PREFETCH, closings)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 

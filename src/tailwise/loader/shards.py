@@ -11,8 +11,10 @@ from pathlib import Path
 import fsspec
 
 from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, map_ordered
+from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.sources.webdataset import checksum_shard
 
@@ -103,6 +105,25 @@ CHECKS: dict[str, Callable[[list[_Noted], int], Iterator[str | None]]] = {
 }
 
 
+def require_bytes(plan: Plan) -> None:
+    """Refuses a plan that draws samples whose images nobody has downloaded.
+
+    Raises:
+        UserError: it does.
+    """
+    offsets = plan.shard_offsets
+    paths = plan.catalog.shards(plan.snapshot).column("path").to_pylist()
+    tables = [shard for shard, path in enumerate(paths) if not has_bytes(path)]
+    for shard in tables:
+        drawn = int((plan.rate(slice(int(offsets[shard]), int(offsets[shard + 1]))) > 0).sum())
+        if drawn:
+            raise UserError(
+                f"plan {plan.name!r} draws samples of {len(tables):,} file(s) of metadata, which hold no images ({drawn:,} of "
+                f"{paths[shard]}): download them (`tailwise export {plan.catalog.folder} {plan.name} --to datacomp SUBSET.npy` tells "
+                "DataComp's tools which), and import the tars into a new catalog"
+            )
+
+
 def check_shards(
     catalog: Catalog,
     snapshot: Snapshot,
@@ -111,7 +132,7 @@ def check_shards(
     share: tuple[int, int] = (0, 1),
     track: Track = silent,
 ) -> list[Damage]:
-    """Compares a snapshot's tars, local or remote, with what the import noted.
+    """Compares a snapshot's tars, local or remote, with what the import noted. Tables of metadata are passed over.
 
     Args:
         catalog: whose tars.
@@ -131,9 +152,8 @@ def check_shards(
         raise UserError(f"unknown check {check!r}: use {', '.join(CHECKS)}")
     columns = ("shard", "path", "size_bytes", "index_checksum")
     table = catalog.shards(snapshot)
-    shards = [_Noted(*row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True)][
-        share[0] :: share[1]
-    ]
+    noted = (_Noted(*row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True))
+    shards = [shard for shard in noted if has_bytes(shard.path)][share[0] :: share[1]]
     reasons = CHECKS[check](shards, workers or default_workers())
     looked_at = track(zip(shards, reasons, strict=True), "checking shards", len(shards))
     return [Damage(shard.shard, shard.path, reason) for shard, reason in looked_at if reason is not None]

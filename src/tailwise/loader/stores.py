@@ -120,7 +120,7 @@ class LocalStore:
             handles = np.array([files[shard].handle for shard in ranges[:, 0].tolist()], np.int32)
             good = pread_many(handles, ranges[:, 1].copy(), ranges[:, 2].copy(), buffer)
             del files
-        content = memoryview(buffer)
+        content = buffer.data
         at = 0
         for end in ends[:good].tolist():
             yield content[at:end]

@@ -1,4 +1,4 @@
-"""Rows that stand in for those that can't be read, so that batches never shrink: a function of plan and epoch alone."""
+"""Rows that stand in for those that were removed or can't be read, so that batches never shrink: a function of plan and epoch alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog.removals import NOTHING_REMOVED, Removals
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.substitutes import match_left_out
 from tailwise.loader.sections import Sections
@@ -20,9 +21,9 @@ KEPT_SHARDS = 64
 class Substitutes:
     """Stand-ins for rows of a plan."""
 
-    def __init__(self, plan: Plan, sections: Sections) -> None:
-        """Takes the plan, and what knows its draws."""
-        self._plan, self._sections = plan, sections
+    def __init__(self, plan: Plan, sections: Sections, removals: Removals = NOTHING_REMOVED) -> None:
+        """Takes the plan, what knows its draws, and the rows that nobody may see."""
+        self._plan, self._sections, self._removals = plan, sections, removals
         self._matches: OrderedDict[tuple[int, int], npt.NDArray[np.int64]] = OrderedDict()
 
     def of(self, row: int, epoch: int) -> Iterator[int]:
@@ -30,7 +31,8 @@ class Substitutes:
 
         The first is a row of the same shard that the epoch left out, a different one for each row that may need it. If there is none,
         or it can't be read either: left-out rows of other shards, chosen by hash; then, where shards have nothing left out, any of
-        their rows that can be drawn. Rows that the plan never draws (those without a cluster, or of rate 0) stand in for nobody.
+        their rows that can be drawn. Rows that the plan never draws (those without a cluster, or of rate 0) stand in for nobody, nor do
+        removed ones.
         """
         offsets = self._plan.shard_offsets
         shard = int(np.searchsorted(offsets, row, side="right")) - 1
@@ -45,12 +47,12 @@ class Substitutes:
             for at in range(ATTEMPTS):
                 other = int(choices[2 * at] % shards)
                 spare, drawn = self._spare(epoch, other)
-                candidates = np.flatnonzero(spare if spare_only else spare | drawn)
+                candidates = np.flatnonzero(spare if spare_only else spare | (drawn & self._kept(other)))
                 if len(candidates):
                     yield int(offsets[other] + candidates[choices[2 * at + 1] % len(candidates)])
 
     def _spare(self, epoch: int, shard: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Of a shard's rows, those left out by the epoch that might be drawn in another, and those drawn: bool [n] each."""
+        """Of a shard's rows, those left out by the epoch that may stand in for others, and those drawn: bool [n] each."""
         plan = self._plan
         rows = slice(int(plan.shard_offsets[shard]), int(plan.shard_offsets[shard + 1]))
         drawn = self._sections.shard_copies(epoch, shard) > 0
@@ -58,8 +60,12 @@ class Substitutes:
             eligible = np.asarray(plan.rates[rows]) > 0
         else:
             groups = np.asarray(plan.groups[rows])
-            eligible = (groups >= 0) & (plan.quotas[groups] > 0)
-        return eligible & ~drawn, drawn
+            eligible = (groups >= 0) & plan.reachable[groups]
+        return eligible & ~drawn & self._kept(shard), drawn
+
+    def _kept(self, shard: int) -> npt.NDArray[np.bool_]:
+        offsets = self._plan.shard_offsets
+        return self._removals.keeps(slice(int(offsets[shard]), int(offsets[shard + 1])))
 
     def _match(self, epoch: int, shard: int) -> npt.NDArray[np.int64]:
         key = (self._plan.drawn_epoch(epoch), shard)

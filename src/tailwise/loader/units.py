@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import weakref
 from contextlib import suppress
 
 import numpy as np
@@ -61,6 +64,32 @@ def _count(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
         first = last
         plan.release_pages()
     return np.concatenate(tables) if tables else np.empty((0, 3), np.int32)
+
+
+class Counting:
+    """Counts an epoch in a process of its own, which ends with the work, or with this object.
+
+    A thread might hold locks just when workers are forked.
+    """
+
+    def __init__(self, plan: Plan, epoch: int) -> None:
+        """Begins."""
+        command = (
+            "import sys; from tailwise.loader.units import prepare; prepare(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
+        )
+        arguments = [str(plan.catalog.folder), plan.name, str(epoch)]
+        self._process = subprocess.Popen([sys.executable, "-c", command, *arguments], stderr=subprocess.DEVNULL)
+        self.stop = weakref.finalize(self, _end, self._process)  # whoever needs the epoch will count it
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._process.poll() is not None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def prepare(catalog: str, name: str, epoch: int) -> None:

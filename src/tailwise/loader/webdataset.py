@@ -7,18 +7,21 @@ import posixpath
 import shlex
 import warnings
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 from torch.utils.data import get_worker_info
 
 from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.files import read_json
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 
@@ -133,7 +136,7 @@ class _Lookup:
 
     def __init__(self, plan: Plan) -> None:
         self.process = os.getpid()
-        self.plan = plan
+        self.plan, self.removals = plan, Removals.of(plan.catalog, plan.snapshot)
         shards = plan.catalog.shards(plan.snapshot)
         self.paths: list[str] = shards.column("path").to_pylist()
         self.parts: list[int] = shards.column("part").to_pylist()
@@ -143,13 +146,14 @@ class _Lookup:
             self.by_name.setdefault(posixpath.basename(path), []).append(shard)
         self.doubts: dict[int, int] = {}  # samples without a known key, of shards found by their base name alone
         self.find = lru_cache(KEPT_URLS)(self._find)
+        self.is_rejected = lru_cache(KEPT_URLS)(self._is_rejected)
         self.shard_copies = lru_cache(KEPT_SHARDS)(self._shard_copies)
 
     def copies(self, url: str, key: str, epoch: int, unknown: str) -> int | None:
         """Copies of one sample in an epoch; None if the catalog doesn't list it."""
         shard = self.find(url)
         if shard is None:
-            if unknown == "drop":
+            if unknown == "drop" or self.is_rejected(url):
                 return None
             raise UserError(self._why_unknown(url))
         copies = self.shard_copies(shard, epoch).get(key)
@@ -169,6 +173,22 @@ class _Lookup:
                 self.doubts.setdefault(named[0], 0)
                 return named[0]
         return None
+
+    def _is_rejected(self, url: str) -> bool:
+        """Whether an import read the samples of this tar, and found none that is good: then it is no shard, but no stranger either."""
+        lists = sorted(map(str, (self.plan.catalog.folder / "rejected").glob("import-*.parquet")))
+        if not lists:
+            return False
+        spellings = [spelling for candidate in _readable(url) for spelling in _spellings(candidate)]
+        of_samples = ds.field("file").isin(spellings) & ds.field("key").is_valid()
+        rejected = set(ds.dataset(lists).to_table(columns=["file"], filter=of_samples).column("file").to_pylist())
+        return bool(rejected) and not rejected <= self._imported_paths
+
+    @cached_property
+    def _imported_paths(self) -> set[str]:
+        """Paths of the tars with good samples, as they were when they were imported."""
+        markers = sorted((self.plan.catalog.folder / "samples").glob("part-*.json"))
+        return {shard["path"] for marker in markers for shard in read_json(marker)["shards"]}
 
     def _why_unknown(self, url: str) -> str:
         catalog, name = self.plan.catalog, self.plan.name
@@ -205,7 +225,7 @@ class _Lookup:
         first_of_part = int(offsets[self.parts.index(self.parts[shard])])
         path = self.plan.catalog.samples_path(self.parts[shard])
         keys = _read_keys(path, first - first_of_part, stop - first_of_part)
-        copies = self.plan.draw(epoch, slice(first, stop))
+        copies = self.plan.draw(epoch, slice(first, stop)) * self.removals.keeps(slice(first, stop))
         return dict(zip(keys, copies.tolist(), strict=True))
 
 

@@ -79,20 +79,27 @@ def load_recipe(name: str) -> Recipe:
         UserError: there is none of this name, or it isn't as it must be.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    return _recipe(path, read_yaml(path, name, recipe_names()))
+
+
+def read_yaml(path: Path, name: str, known: Collection[str]) -> object:
+    """The content of a recipe's file.
+
+    Raises:
+        UserError: it isn't there, or isn't YAML; names the `known` recipes.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(
-            f"there is no recipe {name!r}: give {', '.join(recipe_names())}, or the path of a .yaml file"
-        ) from error
+        raise UserError(f"there is no recipe {name!r}: give {', '.join(known)}, or the path of a .yaml file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe {path} can't be read: {error}") from error
-    return _recipe(path, content)
+        problem = " ".join(str(error).split())
+        raise UserError(f"recipe {path} can't be read: {problem}") from error
 
 
 def _recipe(path: Path, content: object) -> Recipe:
     where = f"recipe {path}"
-    values = _mapping(where, content, [item.name for item in fields(Recipe)])
+    values = as_mapping(where, content, [item.name for item in fields(Recipe)])
     for name in ("name", "about", "source", "command", "plan", "expect", "phases"):
         if name not in values:
             raise UserError(f"{where} lacks {name!r}: add it")
@@ -110,7 +117,7 @@ def _recipe(path: Path, content: object) -> Recipe:
 
 
 def _phase(where: str, content: object, folder: Path) -> Phase:
-    values = _mapping(where, content, [item.name for item in fields(Phase)])
+    values = as_mapping(where, content, [item.name for item in fields(Phase)])
     for name in ("epochs", "samples_seen", "checkpoint_every", "global_batch", "lanes", "block"):
         value = values.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -129,7 +136,12 @@ def _phase(where: str, content: object, folder: Path) -> Phase:
     return Phase(**{**values, "open_clip": placed})
 
 
-def _mapping(where: str, content: object, known: Collection[str]) -> dict[str, Any]:
+def as_mapping(where: str, content: object, known: Collection[str]) -> dict[str, Any]:
+    """`content`, if it is names and values, and all names are known.
+
+    Raises:
+        UserError: it isn't; names the nearest known name.
+    """
     if not isinstance(content, Mapping):
         raise UserError(f"{where} is {type(content).__name__}, not names and values ({', '.join(known)})")
     for name in content:

@@ -21,7 +21,9 @@ from tailwise import __version__
 from tailwise.catalog.files import replacing
 from tailwise.errors import UserError
 from tailwise.loader import Loader
+from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
+from tailwise.progress import Track, silent
 from tailwise.recipes import Recipe
 from tailwise.train.arguments import LOCAL_MODEL, spell
 from tailwise.train.data import SegmentLoader, TrainData
@@ -40,6 +42,7 @@ def train(
     options: TrainOptions,
     recipe: Recipe | None = None,
     tell: Callable[[str], None] = _SAY,
+    track: Track = silent,
 ) -> list[Run]:
     """Trains with open_clip on what a plan draws.
 
@@ -49,6 +52,7 @@ def train(
         options: ours.
         recipe: settings that `argv` and `options` go before.
         tell: takes lines for the user; called on rank 0 only.
+        track: shows progress of one-time work; likewise.
 
     Returns:
         The phases that the training has.
@@ -57,15 +61,19 @@ def train(
         UserError: a mistake in options, recipe or arguments; another open_clip than known; a run that is there already, or is
             resumed with other settings; a sample that can't be read.
     """
+    require_bytes(plan)  # before a folder is made
     trainer = find_trainer()
-    runs = decide(plan, argv, options, recipe, trainer)
+    if trainer.ranks()[0] != 0:
+        track = silent
+    runs = decide(plan, argv, options, recipe, trainer, track)
     quiet: Callable[[str], None] = tell if runs[0].rank == 0 else lambda _: None
     if runs[0].rank == 0:
         _check_folders(runs, resume=options.resume)
         describe(plan, runs, tell)
+        _tell_changes(runs, options, tell)
     left = [run for run in runs if not (run.found or {}).get("finished")]
     for run in left:
-        _train_phase(plan, run, options, trainer, quiet, last=run is runs[-1])
+        _train_phase(plan, run, options, trainer, quiet, track, last=run is runs[-1])
     if not left:
         quiet("nothing left to train: all of it is finished")
     return runs
@@ -83,18 +91,45 @@ def _check_folders(runs: Sequence[Run], *, resume: bool) -> None:
         check_same(run.folder, found["decides"], run.decides)
 
 
+def _tell_changes(runs: Sequence[Run], options: TrainOptions, tell: Callable[[str], None]) -> None:
+    """What may be another when a run goes on, though samples depend on it: a tar may be lost meanwhile."""
+    for run in runs:
+        if run.found is None or run.found["finished"]:
+            continue
+        for name, now in _replacing(options).items():
+            before = run.found["about"].get(name, now)
+            if before != now:
+                tell(
+                    f"  note: {run.folder} was begun with --{name} {before}, and goes on with {now}: from here on, other samples may be "
+                    "replaced than would have been"
+                )
+
+
+def _replacing(options: TrainOptions) -> dict[str, str]:
+    """What decides which samples others stand in for."""
+    return {"check": options.check, "damaged": options.damaged}
+
+
 def _train_phase(
-    plan: Plan, run: Run, options: TrainOptions, trainer: Trainer, tell: Callable[[str], None], *, last: bool
+    plan: Plan,
+    run: Run,
+    options: TrainOptions,
+    trainer: Trainer,
+    tell: Callable[[str], None],
+    track: Track,
+    *,
+    last: bool,
 ) -> None:
     about = {
         "tailwise": __version__,
         "catalog": str(plan.catalog.folder),
         "arguments": run.arguments,
         "last epoch": run.last_epoch,
+        **_replacing(options),
     }
     if run.rank == 0:
         write_run(run.folder, run.decides, about, finished=False)
-    with _own_data(plan, run, options, trainer) as made, _own_log(), _ranks_on_cpu():
+    with _own_data(plan, run, options, trainer, track) as made, _own_log(), _ranks_on_cpu():
         if trainer.main.main(_arguments(plan, run, options)) == -1:
             raise SystemExit(1)  # it has said why
     replaced = sum(loader.replaced for loader in made)
@@ -137,7 +172,7 @@ def _log(run: Run) -> Path:
 
 
 @contextmanager
-def _own_data(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer) -> Iterator[list[Loader]]:
+def _own_data(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer, track: Track) -> Iterator[list[Loader]]:
     """While it lasts, the trainer gets its training data from us, and its other data as ever."""
     original = trainer.main.get_data
     made: list[Loader] = []
@@ -169,6 +204,7 @@ def _own_data(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer) -> 
             cache_bytes=options.cache_bytes,
             log=_log(run),
             pin_memory=torch.device(args.device).type == "cuda",
+            track=track,
         )
         made.append(loader)
         segments = SegmentLoader(

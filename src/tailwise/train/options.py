@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailwise.loader.loader import DEFAULT_CACHE_BYTES
+from tailwise.errors import UserError
+from tailwise.loader.loader import DEFAULT_CACHE_BYTES, ON_DAMAGED
+from tailwise.loader.shards import CHECKS
+
+MAX_SEED = 2**31 - 1  # the trainer adds the rank to it, and numpy takes 32 bits
 
 
 @dataclass(frozen=True)
@@ -43,3 +47,17 @@ class TrainOptions:
     cache: Path | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
     record: Path | None = None
+
+    def check_values(self) -> None:
+        """Refuses what can't be, before a run's folder is made.
+
+        Raises:
+            UserError: an option is out of bounds.
+        """
+        for name, value, choices in (("check", self.check, CHECKS), ("damaged", self.damaged, ON_DAMAGED)):
+            if value not in choices:
+                raise UserError(f"--{name} {value!r}: must be one of {', '.join(choices)}")
+        if not 0 <= self.max_replaced <= 1:
+            raise UserError(f"--max-replaced {self.max_replaced}: must lie between 0 and 1")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"--seed {self.seed}: must lie between 0 and {MAX_SEED:,}")

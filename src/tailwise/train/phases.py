@@ -12,6 +12,7 @@ from tailwise.catalog.files import digest
 from tailwise.errors import UserError
 from tailwise.loader.order import Order, OrderOptions
 from tailwise.plan.plan import Plan
+from tailwise.progress import Track, silent
 from tailwise.recipes import Phase, Recipe
 from tailwise.train.arguments import LOCAL_MODEL, deciding, parse, refuse_owned, spell
 from tailwise.train.guard import Trainer
@@ -19,6 +20,7 @@ from tailwise.train.options import TrainOptions
 from tailwise.train.runs import read_run
 from tailwise.train.segments import Segments, choose_lanes, cut
 
+PROGRESS_STEPS = 100
 WEIGHTS = "open_clip_pytorch_model.bin"  # the name that open_clip looks for in a folder
 
 
@@ -89,13 +91,19 @@ class Run:
 
 
 def decide(
-    plan: Plan, argv: Sequence[str], options: TrainOptions, recipe: Recipe | None, trainer: Trainer
+    plan: Plan,
+    argv: Sequence[str],
+    options: TrainOptions,
+    recipe: Recipe | None,
+    trainer: Trainer,
+    track: Track = silent,
 ) -> list[Run]:
     """Decides all phases of a training.
 
     Raises:
         UserError: something is wrong with options, recipe or arguments, or the plan is too small for a single step.
     """
+    options.check_values()
     refuse_owned(argv)
     parse(argv, trainer.parse_args)  # its --help, or its complaints about what the user gave, come first
     runs: list[Run] = []
@@ -111,7 +119,9 @@ def decide(
         name = parsed.name or (f"{plan.name}-{recipe.name}" if recipe else plan.name)
         folder = Path(parsed.logs) / (name if len(phases) == 1 else f"{name}-phase{number + 1}")
         runs.append(
-            _decide_one(plan, number, folder, arguments, parsed, phase, options, trainer, runs[-1] if runs else None)
+            _decide_one(
+                plan, number, folder, arguments, parsed, phase, options, trainer, runs[-1] if runs else None, track
+            )
         )
     return runs
 
@@ -161,6 +171,7 @@ def _decide_one(
     options: TrainOptions,
     trainer: Trainer,
     start: Run | None,
+    track: Track,
 ) -> Run:
     if start is not None and ":" in start.parsed.model and not start.parsed.model.startswith(LOCAL_MODEL):
         raise UserError(
@@ -178,7 +189,12 @@ def _decide_one(
     order = OrderOptions(global_batch, accumulation, seed, lanes, block, compose, first)
     order.check_ranks(ranks)
     counting = Order(plan, order)
-    batches = _batches(counting, phase, first, global_batch)
+    batches = _batches(counting, phase, first, track)
+    if batches < accumulation and phase.epochs is None:
+        raise UserError(
+            f"{phase.samples_seen:,} samples are less than a step of {global_batch * accumulation:,}: give more --samples-seen, or a "
+            "smaller --batch-size after the --"
+        )
     if batches < accumulation:
         raise UserError(
             f"plan {plan.name!r} gives {batches} batches of {global_batch:,} samples, less than a step of {accumulation}: "
@@ -222,10 +238,18 @@ def _decide_one(
     )
 
 
-def _batches(counting: Order, phase: Phase, first: int, global_batch: int) -> int:
+def _batches(counting: Order, phase: Phase, first: int, track: Track) -> int:
+    """Batches of a phase. Where the draw is random, all its epochs are counted for that, which takes a while the first time."""
     if phase.epochs is not None:
+        steps = range(first + 1, first + phase.epochs, -(-phase.epochs // PROGRESS_STEPS))
+        for epoch in track(steps, "counting epochs", len(steps)):
+            counting.batches_until(epoch)
         return counting.batches_until(first + phase.epochs)
-    return (phase.samples_seen or 0) // global_batch
+    batches = (phase.samples_seen or 0) // counting.options.batch_size
+    steps = range(0, batches, max(1, batches // PROGRESS_STEPS))
+    for batch in track(steps, "counting epochs", len(steps)):
+        counting.epoch_at(batch)
+    return batches
 
 
 def describe(plan: Plan, runs: Sequence[Run], tell: Callable[[str], None]) -> None:

@@ -37,10 +37,18 @@ def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
     Raises:
         UserError: something differs; names old and new values.
     """
+    # A run that ended at once, by a mistake that only open_clip found, say.
+    nothing = (
+        ""
+        if any((folder / "checkpoints").glob("*.pt"))
+        else "; it has no checkpoint yet: if it isn't under way, remove it"
+    )
     changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     if changed:
         told = "; ".join(f"{name} {old.get(name)} → {new.get(name)}" for name in changed)
-        raise UserError(f"{folder} can't be resumed with other settings ({told}): give the old ones, or another --name")
+        raise UserError(
+            f"{folder} can't be resumed with other settings ({told}): give the old ones, or another --name{nothing}"
+        )
 
 
 def write_run(folder: Path, decides: Mapping[str, Any], about: Mapping[str, Any], *, finished: bool) -> None:
