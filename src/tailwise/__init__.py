@@ -12,44 +12,66 @@ if TYPE_CHECKING:
     from tailwise.loader import Loader
     from tailwise.plan import Plan
     from tailwise.plan.explain import explain
+    from tailwise.plan.methods import register_method
     from tailwise.stages.cluster import cluster, extend_clustering
+    from tailwise.stages.dedup import dedup
     from tailwise.stages.embed import embed
+    from tailwise.stages.filter import FilterRule, filter_samples, try_filter
+    from tailwise.stages.group import group
     from tailwise.stages.import_pool import import_pool
     from tailwise.stages.plan import PlanRequest, make_plan
+    from tailwise.stages.plan_balance import make_balanced_plan
     from tailwise.stages.plan_rates import make_rate_plan
+    from tailwise.stages.scores import ScoreRequest
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Catalog",
+    "FilterRule",
     "Loader",
     "Plan",
     "PlanRequest",
+    "ScoreRequest",
     "UserError",
     "cluster",
+    "dedup",
     "embed",
     "explain",
     "export_plan",
     "extend_clustering",
+    "filter_samples",
+    "group",
     "import_pool",
+    "make_balanced_plan",
     "make_plan",
     "make_rate_plan",
+    "register_method",
+    "try_filter",
 ]
 
 _HOMES = {
     "Catalog": ("tailwise.catalog", "Catalog"),
+    "FilterRule": ("tailwise.stages.filter", "FilterRule"),
     "Loader": ("tailwise.loader", "Loader"),
     "Plan": ("tailwise.plan", "Plan"),
     "PlanRequest": ("tailwise.stages.plan", "PlanRequest"),
+    "ScoreRequest": ("tailwise.stages.scores", "ScoreRequest"),
     "UserError": ("tailwise.errors", "UserError"),
     "cluster": ("tailwise.stages.cluster", "cluster"),
+    "dedup": ("tailwise.stages.dedup", "dedup"),
     "embed": ("tailwise.stages.embed", "embed"),
     "extend_clustering": ("tailwise.stages.cluster", "extend_clustering"),
     "explain": ("tailwise.plan.explain", "explain"),
     "export_plan": ("tailwise.export", "export"),
+    "filter_samples": ("tailwise.stages.filter", "filter_samples"),
+    "group": ("tailwise.stages.group", "group"),
     "import_pool": ("tailwise.stages.import_pool", "import_pool"),
+    "make_balanced_plan": ("tailwise.stages.plan_balance", "make_balanced_plan"),
     "make_plan": ("tailwise.stages.plan", "make_plan"),
     "make_rate_plan": ("tailwise.stages.plan_rates", "make_rate_plan"),
+    "register_method": ("tailwise.plan.methods", "register_method"),
+    "try_filter": ("tailwise.stages.filter", "try_filter"),
 }
 
 

@@ -58,8 +58,18 @@ def print_explanation(explanation: Explanation) -> None:
 
 def print_clusters(clusters: list[dict[str, Any]]) -> None:
     """Every cluster of a plan."""
-    rows = [(f"{row['cluster']}", f"{row['size']:,}", f"{row['quota']:,.3f}", f"{row['rate']:.4f}") for row in clusters]
-    print_table("clusters", ("cluster", "size", "quota", "rate"), rows)
+    named = ("value",) if clusters and "value" in clusters[0] else ()
+    rows = [
+        (
+            f"{row['cluster']}",
+            f"{row['size']:,}",
+            f"{row['quota']:,.3f}",
+            f"{row['rate']:.4f}",
+            *(str(row[at]) for at in named),
+        )
+        for row in clusters
+    ]
+    print_table("clusters", ("cluster", "size", "quota", "rate", *named), rows)
 
 
 def _print_bins(explanation: Explanation) -> None:

@@ -34,10 +34,10 @@ def test_an_interrupted_import_is_shown(tmp_path, make_pool, monkeypatch):
     make_pool(tmp_path / "pool", [5, 5, 5])
     real = import_shards._write_part
 
-    def stops_at_the_third(catalog, part, rejections):
+    def stops_at_the_third(catalog, part, rejections, notes):
         if part.number == 2:
             raise KeyboardInterrupt
-        return real(catalog, part, rejections)
+        return real(catalog, part, rejections, notes)
 
     monkeypatch.setattr(import_shards, "_write_part", stops_at_the_third)
     with pytest.raises(KeyboardInterrupt):

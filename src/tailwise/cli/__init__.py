@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tailwise import __version__
-from tailwise.cli import cluster, demo, export, plan, pool, train  # noqa: F401  (registers their commands)
+from tailwise.cli import cluster, dedup, demo, export, filter, group, plan, pool, removal, run, train  # noqa: A004, F401  (registers their commands)
 from tailwise.cli.app import app
 from tailwise.errors import UserError
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tailwise.catalog.artifacts import MANIFEST, PENDING
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import read_json
+from tailwise.catalog.removals import Removals
 from tailwise.stages.report import Rejections
 
 Section = list[dict[str, Any]]
 
 
 def status(catalog: Catalog) -> dict[str, Section]:
-    """The catalog's content by section: snapshots, embeddings, clusterings, drop lists, plans, left out."""
+    """The catalog's content by section: snapshots, embeddings, clusterings, scores, drop lists, plans, removed, left out."""
     rejections = Rejections()
     for path in sorted((catalog.folder / "rejected").glob("*.parquet")):
         rejections.count(path)
@@ -26,11 +29,27 @@ def status(catalog: Catalog) -> dict[str, Section]:
         "embeddings": [
             _column(catalog, path) for path in sorted((catalog.folder / "embeddings").glob("*/column.json"))
         ],
-        "clusterings": _artifacts(catalog.folder / "clusters", ("clusters", "merge", "column")),
+        "clusterings": _artifacts(catalog.folder / "clusters", ("clusters", "merge", "column", "group_by", "extends")),
+        "scores": _artifacts(catalog.folder / "scores", ("score",)),
         "drop lists": _artifacts(catalog.folder / "drops", ("without",)),
         "plans": _artifacts(catalog.folder / "plans", ("method", "budget", "clusters", "dynamic", "draw")),
+        "removed": _removed(Removals.of(catalog)),
         "left out": reasons,
     }
+
+
+def _removed(removals: Removals) -> Section:
+    samples = np.bincount(removals.numbers, minlength=len(removals.removals) + 1).tolist()
+    return [
+        {
+            "removal": item.number,
+            "date": item.date,
+            "reason": item.reason,
+            "names": item.names,
+            "samples": samples[item.number],
+        }
+        for item in removals.removals
+    ]
 
 
 def _snapshots(catalog: Catalog) -> Section:
@@ -72,6 +91,12 @@ def _artifacts(folder: Path, shown: tuple[str, ...]) -> Section:
             continue
         config = (read_json(path / MANIFEST)["identity"] if done else read_json(path / PENDING))["config"]
         state = "complete" if done else "unfinished"
-        columns = {key: str(config.get(key)) for key in shown}
+        columns = {key: _shown(config.get(key)) for key in shown}
         items.append({"name": path.name, **columns, "snapshot": config["snapshot"], "state": state})
     return items
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)

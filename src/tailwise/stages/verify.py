@@ -8,11 +8,12 @@ from pathlib import Path
 from tailwise.catalog.artifacts import MANIFEST
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import file_digest, read_json
+from tailwise.catalog.removals import removals_folder
 from tailwise.progress import Track, silent
 
 
 def verify(catalog: Catalog, track: Track = silent) -> tuple[int, list[Path]]:
-    """Hashes every file whose hash was noted when it was written: samples, embeddings, and all files of finished artifacts.
+    """Hashes every file whose hash was noted when it was written: samples, embeddings, removals, and all files of finished artifacts.
 
     Returns:
         How many files were looked at, and those that are missing or changed.
@@ -36,7 +37,10 @@ def _noted(catalog: Catalog) -> Iterator[tuple[Path, str]]:
             path = column.parent / f"{part.name}.npy"
             if path.exists() or path.with_suffix(".json").exists():
                 yield path, _digest(path.with_suffix(".json"))
-    for kind in ("clusters", "drops", "plans"):
+    for folder in (removals_folder(catalog), removals_folder(catalog) / "found"):
+        for marker in sorted(folder.glob("*.json")):
+            yield marker.with_suffix(".npy" if folder.name == "found" else ".parquet"), _digest(marker)
+    for kind in ("clusters", "scores", "matches", "neighbours", "drops", "plans"):
         for manifest in sorted((catalog.folder / kind).glob(f"*/{MANIFEST}")):
             for name, digest in read_json(manifest)["files"].items():
                 yield manifest.parent / name, digest

@@ -1,0 +1,306 @@
+"""A pool from import to exports in one command: run."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tailwise.cli.app import Workers, app
+from tailwise.errors import UserError
+
+if TYPE_CHECKING:
+    from tailwise.catalog import Catalog
+    from tailwise.recipes.pipeline import Pipeline, Step
+
+STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "draw", "export", "removed")
+OUTPUTS = {"draw": "output", "export": "output", "removed": "output"}  # what each writes outside of the catalog
+FOLDERS = {"cluster": "clusters", "group": "clusters", "dedup": "drops", "filter": "drops", "plan": "plans"}
+OWN_NAMES = {"cluster": "main", "dedup": "duplicates"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A step, ready to run.
+
+    Attributes:
+        step: of the recipe.
+        arguments: of its command line.
+    """
+
+    step: Step
+    arguments: list[str]
+
+    @property
+    def line(self) -> str:
+        """What a user would type."""
+        return shlex.join(["tailwise", self.step.command, *self.arguments])
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name (see below), or a .yaml file.")],
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="[SOURCE...] [CATALOG]", help="In place of the recipe's own.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for exports.  [default: the recipe's]", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="STEP.OPTION=VALUE", help="Change an option of a step.", show_default=False),
+    ] = None,
+    workers: Workers = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be done, and what it costs.")
+    ] = False,
+) -> None:
+    """Take a pool from import to exports: all commands of a recipe, in order.
+
+    Prints first what it will do. Steps that are done already are skipped, so that the same command goes on after an interruption.
+    Recipes that come with tailwise: **dbp-laion**, **dbp-datacomp-medium**, **dynamics**. A recipe of your own is a list of commands
+    with their options, as on the command line.
+
+    Examples:
+
+      tailwise run dynamics shards/ embeddings/ my-catalog --output exports --dry-run
+
+      tailwise run dbp-laion shards/ embeddings/ my-catalog --output exports --set cluster:main.clusters=100
+
+      tailwise run my-recipe.yaml
+    """
+    from tailwise.recipes.pipeline import load_pipeline
+
+    pipeline = load_pipeline(recipe)
+    given = list(paths or [])
+    catalog = Path(given[-1] if given else pipeline.catalog or "")
+    sources = given[:-1] or list(pipeline.sources)
+    if not given and pipeline.catalog is None:
+        raise UserError(f"recipe {recipe!r} names no catalog: tailwise run {recipe} SOURCE... CATALOG")
+    folder = output or (Path(pipeline.output) if pipeline.output is not None else None)
+    steps = _with_settings(pipeline.steps, settings or [])
+    prepared = [_prepare(step, catalog, sources, folder, workers) for step in steps]
+    _print_plan(pipeline, prepared, catalog, sources)
+    if dry_run:
+        return
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, item in enumerate(prepared, 1):
+        print(f"\n[{number}/{len(prepared)}] {item.line}")
+        if _exported(catalog, item):
+            print("done already")
+            continue
+        _invoke(item)
+        _note_export(catalog, item)
+
+
+# --- from a step to a command line ------------------------------------------------------------------------------------
+
+
+def _with_settings(steps: tuple[Step, ...], settings: list[str]) -> list[Step]:
+    from tailwise.recipes.pipeline import Step
+
+    changed = list(steps)
+    for text in settings:
+        target, _, value = text.partition("=")
+        label, dot, option = target.rpartition(".")
+        found = [at for at, step in enumerate(changed) if label in {step.label, step.command}]
+        if not dot or not value or len(found) != 1:
+            labels = ", ".join(step.label for step in steps)
+            raise UserError(f"--set {text!r}: give STEP.OPTION=VALUE, where STEP is one of {labels}")
+        step = changed[found[0]]
+        changed[found[0]] = Step(step.command, {**step.options, option.replace("_", "-"): value})
+    return changed
+
+
+def _command(name: str) -> Any:  # noqa: ANN401  (Typer's own class, which differs from version to version)
+    group: Any = typer.main.get_command(app)
+    return group.commands[name]
+
+
+def _prepare(step: Step, catalog: Path, sources: list[str], output: Path | None, workers: int | None) -> Prepared:
+    if step.command not in STEPS:
+        raise UserError(f"step {step.command!r} is none: {_nearest(step.command, STEPS)}")
+    parameters = _command(step.command).params
+    options = dict(step.options)
+    if step.command == "import":
+        if not sources:
+            raise UserError("the recipe imports, and no source is given: tailwise run RECIPE SOURCE... CATALOG")
+        options["paths"] = [*sources, str(catalog)]
+    else:
+        options["catalog"] = str(catalog)
+    if (place := OUTPUTS.get(step.command)) and isinstance(options.get(place), str):
+        if output is None and not Path(options[place]).is_absolute():
+            raise UserError(f"step {step.label} writes {options[place]!r}: name the folder with --output")
+        options[place] = str((output or Path()) / options[place])
+    names = {name.lstrip("-"): item for item in parameters for name in (*item.opts, *item.secondary_opts)}
+    if workers is not None and "workers" in names:
+        options.setdefault("workers", workers)
+    flags: list[str] = []
+    placed: dict[str, list[str]] = {}
+    for name, value in options.items():
+        if name not in names:
+            shown = [known for known in names if known not in {"catalog", "paths", "json"}]
+            raise UserError(f"step {step.label} has {name!r}, which means nothing: {_nearest(name, shown)}")
+        item = names[name]
+        values = [str(each) for each in (value if isinstance(value, list) else [value])]
+        if item.param_type_name == "argument":
+            placed[item.name] = values
+        else:
+            flags += _flags(step, item, name, value, values)
+    arguments = [
+        text for item in parameters if item.param_type_name == "argument" for text in placed.get(item.name, [])
+    ]
+    prepared = Prepared(step, [*flags, *arguments])
+    _parse(prepared)
+    return prepared
+
+
+def _flags(step: Step, item: Any, name: str, value: object, values: list[str]) -> list[str]:  # noqa: ANN401
+    if not item.is_flag:
+        return [text for each in values for text in (f"--{name}", each)]
+    if not isinstance(value, bool) and values[0] not in {"true", "false"}:
+        raise UserError(f"step {step.label}: {name} is {value!r}: must be true or false")
+    on = value is True or values[0] == "true"
+    chosen = [*item.opts, *item.secondary_opts] if on == (f"--{name}" in item.opts) else item.secondary_opts
+    return list(chosen[:1])
+
+
+def _nearest(name: str, known: Any) -> str:  # noqa: ANN401
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+
+
+def _parse(item: Prepared) -> Any:  # noqa: ANN401
+    """Typer's context of the command; refuses values that the command would refuse."""
+    try:
+        return _command(item.step.command).make_context(item.step.command, list(item.arguments))
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        raise UserError(f"step {item.step.label}: {error.format_message()}") from error
+
+
+def _invoke(item: Prepared) -> None:
+    context = _parse(item)
+    with context:
+        context.command.invoke(context)
+
+
+# --- what is done, and what it costs ----------------------------------------------------------------------------------
+
+
+def _open(catalog: Path) -> Catalog | None:
+    from tailwise.catalog import Catalog
+    from tailwise.catalog.catalog import HEADER
+
+    return Catalog.open(catalog) if (catalog / HEADER).exists() else None
+
+
+def _record(catalog: Path, item: Prepared) -> Path:
+    from tailwise.catalog.files import digest
+
+    return catalog / "exports" / f"{digest([item.step.command, item.arguments])}.json"
+
+
+def _export_state(catalog: Path, item: Prepared) -> dict[str, Any]:
+    """What an export was made from, and what lies there now."""
+    from tailwise.catalog.artifacts import MANIFEST
+    from tailwise.catalog.files import file_digest
+
+    context = _parse(item)
+    place = Path(context.params[OUTPUTS[item.step.command]])
+    plan = context.params.get("name") or context.params.get("plan")
+    manifest = catalog / "plans" / str(plan) / MANIFEST
+    names = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    return {
+        "command": item.line,
+        "plan": file_digest(manifest) if manifest.exists() else None,
+        "files": {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in names if path.exists()},
+    }
+
+
+def _exported(catalog: Path, item: Prepared) -> bool:
+    from tailwise.catalog.files import read_json
+
+    if item.step.command not in OUTPUTS or not (path := _record(catalog, item)).exists():
+        return False
+    return bool(read_json(path) == _export_state(catalog, item))
+
+
+def _note_export(catalog: Path, item: Prepared) -> None:
+    from tailwise.catalog.files import write_json
+
+    if item.step.command in OUTPUTS:
+        write_json(_record(catalog, item), _export_state(catalog, item))
+
+
+def _is_done(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
+    from tailwise.catalog.artifacts import MANIFEST
+
+    if opened is None or not opened.snapshots():
+        return False
+    step = item.step
+    if step.command in OUTPUTS:
+        return _exported(catalog, item)
+    if step.command == "embed":
+        return not any(not (opened.embedding_folder("image") / f"{part.name}.json").exists() for part in opened.parts())
+    if step.command == "import":
+        return True
+    name = step.options.get("name") or OWN_NAMES.get(step.command) or step.options.get("by")
+    return (catalog / FOLDERS[step.command] / str(name) / MANIFEST).exists()
+
+
+def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sources: list[str]) -> None:
+    from tailwise.stages.costs import SECONDS, Pool, matrix_speed
+
+    opened = _open(catalog)
+    samples, about = _samples(opened, sources)
+    print(f"{pipeline.name}: {' '.join(pipeline.about.split())}")
+    print(f"pool: {about}{samples:,} samples")
+    pool = Pool(samples, _dimension(opened), matrix_speed())
+    sizes: dict[str, Any] = {}
+    for number, item in enumerate(prepared, 1):
+        options: Mapping[str, Any] = item.step.options
+        if item.step.command == "cluster":
+            sizes[str(options.get("name", "main"))] = options.get("clusters")
+        if item.step.command == "dedup":
+            options = {**options, "clusters": sizes.get(str(options.get("clusters-name", "main")))}
+        cost = SECONDS.get(item.step.command)
+        done = _is_done(catalog, opened, item)
+        state = "done" if done else f"about {_duration(cost(pool, options))}" if cost else "time unknown"
+        print(f"{number:3d}. {state:>14}  {item.line}")
+
+
+def _samples(opened: Catalog | None, sources: list[str]) -> tuple[int, str]:
+    """How many samples there are, or about how many there will be: by the first tar, if nothing is imported yet."""
+    from tailwise.sources import find
+    from tailwise.sources.webdataset import read_shard
+
+    if opened is not None and opened.snapshots():
+        return opened.snapshot().rows, ""
+    found = find(sources)
+    if not found.tars:
+        return 0, "an unknown number, for now "
+    path, size = next(iter(found.tars.items()))
+    total = sum(found.tars.values())
+    return round(read_shard(path).samples.num_rows * total / max(size, 1)), f"{len(found.tars):,} tars, about "
+
+
+def _dimension(opened: Catalog | None) -> int:
+    from tailwise.catalog.embeddings import column_dimension
+
+    known = column_dimension(opened, "image") if opened is not None else None
+    return known or 768
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{max(seconds, 1):.0f} s"

@@ -1,0 +1,154 @@
+"""`tailwise run`: a pool from import to exports in one command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tailwise.catalog import Catalog
+from tailwise.cli.run import STEPS, _prepare, _with_settings
+from tailwise.errors import UserError
+from tailwise.plan.plan import Plan
+from tailwise.recipes.pipeline import Step, load_pipeline, pipeline_names
+
+RECIPE = {
+    "name": "mine",
+    "about": "a test",
+    "steps": [
+        {"import": None},
+        {"cluster": {"name": "fine", "clusters": 20}},
+        {"dedup": {"clusters-name": "fine", "epsilon": 0.2}},
+        {"filter": {"by": "image-bytes", "keep": 0.9, "without": ["duplicates"], "name": "large"}},
+        {"cluster": {"clusters": 6, "without": "large"}},
+        {"plan": {"name": "epochs", "method": "dynamics", "keep": 0.5, "dynamic": True}},
+        {"export": {"name": "epochs", "to": "datacomp", "output": "subset.npy"}},
+        {"removed": {"plan": "epochs", "output": "removed.parquet"}},
+    ],
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    return path
+
+
+def tailwise(*arguments):
+    command = [sys.executable, "-m", "tailwise", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_catalog_source, tmp_path):
+    catalog, out = tmp_path / "catalog", tmp_path / "out"
+    sources = [_small_catalog_source / "pool", _small_catalog_source / "embeddings"]
+    arguments = ["run", recipe, *sources, catalog, "--output", out]
+    planned = tailwise(*arguments, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "3 tars, about 60" in planned.stdout
+    assert not catalog.exists()
+    assert not out.exists()
+    done = tailwise(*arguments)
+    assert done.returncode == 0, done.stderr
+    opened = Catalog.open(catalog)
+    plan = Plan(opened, "epochs")
+    uids = np.load(out / "subset.npy")
+    assert len(uids) == plan.draw(0).sum() > 0
+    never = pq.read_table(out / "removed.parquet")
+    assert never.num_rows == 600 - np.count_nonzero(plan.rate(slice(0, 600)))
+    assert set(never.column("stage").to_pylist()) == {"dedup", "filter"}
+    before = (out / "subset.npy").stat().st_mtime_ns
+    (out / "removed.parquet").unlink()  # as if the run had been interrupted before the last step
+    again = tailwise(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done already") == 1
+    assert (out / "subset.npy").stat().st_mtime_ns == before
+    assert pq.read_table(out / "removed.parquet").equals(never)
+    assert tailwise(*arguments, "--dry-run").stdout.count(" done ") == len(RECIPE["steps"])
+
+
+def test_the_commands_are_those_that_a_user_would_type(recipe):
+    pipeline = load_pipeline(str(recipe))
+    prepared = [_prepare(step, Path("cat"), ["tars"], Path("out"), None) for step in pipeline.steps]
+    assert [item.line for item in prepared] == [
+        "tailwise import tars cat",
+        "tailwise cluster --name fine --clusters 20 cat",
+        "tailwise dedup --clusters-name fine --epsilon 0.2 cat",
+        "tailwise filter --by image-bytes --keep 0.9 --without duplicates --name large cat",
+        "tailwise cluster --clusters 6 --without large cat",
+        "tailwise plan --method dynamics --keep 0.5 --dynamic cat epochs",
+        "tailwise export --to datacomp cat epochs out/subset.npy",
+        "tailwise removed --output out/removed.parquet cat epochs",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"clustr": {}}, "step 'clustr' is none: did you mean 'cluster'"),
+        ({"train": {}}, "step 'train' is none"),
+        ({"cluster": {"clustrs": 5}}, "step cluster has 'clustrs', which means nothing: did you mean 'clusters'"),
+        ({"cluster": {"clusters": "many"}}, "step cluster: .*--clusters"),
+        ({"plan": {"name": "p", "method": "flat", "dynamic": 3}}, "step plan:p: dynamic is 3: must be true or false"),
+        ({"plan": {"method": "flat"}}, "step plan: .*NAME"),
+    ],
+)
+def test_bad_steps_are_named(step, message):
+    ((command, options),) = step.items()
+    with pytest.raises(UserError, match=message):
+        _prepare(Step(command, options), Path("cat"), ["tars"], Path("out"), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stps": []}, "has 'stps', which means nothing: did you mean 'steps'"),
+        ({"steps": []}, "must be a list of at least one step"),
+        ({"steps": ["cluster"]}, "step 1 is 'cluster': must be one command and its options"),
+        ({"steps": [{"cluster": 5}]}, "cluster is given 5: must be options and values"),
+        ({"sources": 5}, "sources is 5: must be a list"),
+        ({"about": 5}, "about is 5: must be text"),
+    ],
+)
+def test_bad_recipes_are_named(recipe, change, message):
+    recipe.write_text(yaml.safe_dump({**RECIPE, **change}))
+    with pytest.raises(UserError, match=message):
+        load_pipeline(str(recipe))
+
+
+def test_nothing_runs_before_all_steps_are_checked(recipe, _small_catalog_source, tmp_path):
+    recipe.write_text(yaml.safe_dump({**RECIPE, "steps": [*RECIPE["steps"], {"plan": {"name": "p", "kep": 0.1}}]}))
+    found = tailwise("run", recipe, _small_catalog_source / "pool", tmp_path / "catalog", "--output", tmp_path / "out")
+    assert found.returncode == 2
+    assert found.stderr.strip() == "tailwise: step plan:p has 'kep', which means nothing: did you mean 'keep'?"
+    assert not (tmp_path / "catalog").exists()
+
+
+def test_settings_change_one_step():
+    steps = load_pipeline("dbp-laion").steps
+    changed = _with_settings(steps, ["cluster:main.clusters=7", "dedup.epsilon=0.1"])
+    assert [dict(step.options).get("clusters") for step in changed if step.command == "cluster"] == [50000, "7"]
+    assert next(step for step in changed if step.command == "dedup").options["epsilon"] == "0.1"
+    for text in ("cluster.clusters=7", "plan.keep", "keep=3", "nothing.keep=3"):
+        with pytest.raises(UserError, match=r"give STEP\.OPTION=VALUE, where STEP is one of import, cluster:fine"):
+            _with_settings(steps, [text])
+
+
+def test_shipped_recipes_state_their_source_and_are_made_of_valid_commands():
+    assert set(pipeline_names()) == {"dbp-laion", "dbp-datacomp-medium", "dynamics"}
+    for name in pipeline_names():
+        pipeline = load_pipeline(name)
+        assert "arXiv" in pipeline.source
+        assert "measured by" in pipeline.expect
+        for step in pipeline.steps:
+            assert step.command in STEPS
+            _prepare(step, Path("cat"), ["tars"], Path("out"), 2)
+
+
+def test_an_unknown_recipe_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="there is no recipe 'dynamix': give dbp-datacomp-medium, dbp-laion, dynamics"):
+        load_pipeline("dynamix")
