@@ -215,12 +215,23 @@ def plan(
     print(f"plan {name!r}: {kind} {about}{first.total:,.0f} of {made.manifest['summary']['eligible']:,} samples")
     newest = opened.snapshot()
     if newest.number > made.snapshot.number:
-        print(
-            f"note: it speaks of snapshot {made.snapshot.number}; {newest.rows - made.rows:,} newer samples are not in it "
-            f"(assign them to its clusters: tailwise cluster {catalog} --extends {made.config.get('clusters')} --name …)"
+        grouping = made.config.get("clusters")
+        remedy = (
+            f" (assign them to its clusters: tailwise cluster {catalog} --extends {grouping} --name …)"
+            if grouping
+            else ""
         )
-    unknown = made.manifest["summary"].get("rates_without_sample")
-    if unknown:
+        print(
+            f"note: it speaks of snapshot {made.snapshot.number}; {newest.rows - made.rows:,} newer samples are not in it{remedy}"
+        )
+    summary = made.manifest["summary"]
+    if "entries_thinned" in summary:
+        thinned, unmatched = summary["entries_thinned"], summary["entries_without_match"]
+        print(
+            f"{summary['matched']:,} captions hold an entry; {thinned:,} of {summary['entries']:,} entries have more than "
+            f"{summary['per_entry']:,.1f} captions and are thinned, {unmatched:,} have none"
+        )
+    if unknown := summary.get("rates_without_sample"):
         print(f"{unknown:,} rates belong to no sample")
     print(f"see more: tailwise explain {catalog} {name}")
 
