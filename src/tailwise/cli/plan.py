@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,10 @@ from tailwise.cli.app import (
     with_bars,
 )
 from tailwise.errors import UserError
+
+if TYPE_CHECKING:
+    from tailwise.catalog import Catalog
+    from tailwise.plan.plan import Plan
 
 
 @app.command()
@@ -122,7 +126,6 @@ def plan(
 
       tailwise plan my-catalog balanced --entries entries.txt --per-entry 20000
     """
-    from tailwise.plan.explain import explain as figures
     from tailwise.printing import print_json
 
     opened = open_catalog(catalog)
@@ -209,15 +212,22 @@ def plan(
     if as_json:
         print_json({"name": name, "config": dict(made.config), **made.manifest["summary"]})
         return
+    _print_plan(made, opened, catalog)
+    print(f"see more: tailwise explain {catalog} {name}")
+
+
+def _print_plan(made: Plan, opened: Catalog, folder: Path) -> None:
+    from tailwise.plan.explain import explain as figures
+
     first = figures(made, 1).epochs[0]
     kind = "each epoch draws" if made.dynamic else "draws, the same every epoch,"
     about = "" if made.exact else "about "
-    print(f"plan {name!r}: {kind} {about}{first.total:,.0f} of {made.manifest['summary']['eligible']:,} samples")
+    print(f"plan {made.name!r}: {kind} {about}{first.total:,.0f} of {made.manifest['summary']['eligible']:,} samples")
     newest = opened.snapshot()
     if newest.number > made.snapshot.number:
         grouping = made.config.get("clusters")
         remedy = (
-            f" (assign them to its clusters: tailwise cluster {catalog} --extends {grouping} --name …)"
+            f" (assign them to its clusters: tailwise cluster {folder} --extends {grouping} --name …)"
             if grouping
             else ""
         )
@@ -233,7 +243,6 @@ def plan(
         )
     if unknown := summary.get("rates_without_sample"):
         print(f"{unknown:,} rates belong to no sample")
-    print(f"see more: tailwise explain {catalog} {name}")
 
 
 def _pairs(texts: list[str]) -> dict[str, float]:
