@@ -1,5 +1,6 @@
 """`tailwise run`: a pool from import to exports in one command."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import yaml
 
 from tailwise.catalog import Catalog
-from tailwise.cli.run import STEPS, _prepare, _with_settings
+from tailwise.catalog.files import write_json
+from tailwise.cli.run import STEPS, _check_names, _prepare, _with_settings
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.recipes.pipeline import Step, load_pipeline, pipeline_names
@@ -68,7 +70,26 @@ def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_c
     assert again.stdout.count("done already") == 1
     assert (out / "subset.npy").stat().st_mtime_ns == before
     assert pq.read_table(out / "removed.parquet").equals(never)
-    assert tailwise(*arguments, "--dry-run").stdout.count(" done ") == len(RECIPE["steps"])
+    assert tailwise(*arguments, "--dry-run").stdout.count(" is there ") == len(RECIPE["steps"])
+    for record in (catalog / "exports").glob("*.json"):  # as if it had been interrupted between an export and its note
+        write_json(record, {**json.loads(record.read_text()), "files": None})
+    again = tailwise(*arguments, "--workers", 1)
+    assert again.returncode == 0, again.stderr
+    assert "done already" not in again.stdout
+    assert np.array_equal(np.load(out / "subset.npy"), uids)
+    drawn = plan.draw(0)
+    (part, *_) = opened.parts()
+    key = opened.samples(part, ["key"]).column(0).to_pylist()[int(np.flatnonzero(drawn)[0])]
+    (tmp_path / "gone.txt").write_text(key)
+    assert tailwise("remove", catalog, "--keys", tmp_path / "gone.txt").returncode == 0
+    after = tailwise(*arguments)
+    assert after.returncode == 0, after.stderr
+    assert len(np.load(out / "subset.npy")) == len(uids) - 1
+    assert pq.read_table(out / "removed.parquet").num_rows == never.num_rows + 1
+    (out / "subset.npy").write_bytes(b"mine")
+    refused = tailwise(*arguments)
+    assert (refused.returncode, (out / "subset.npy").read_bytes()) == (2, b"mine")
+    assert "exists" in refused.stderr
 
 
 def test_the_commands_are_those_that_a_user_would_type(recipe):
@@ -146,7 +167,25 @@ def test_shipped_recipes_state_their_source_and_are_made_of_valid_commands():
         assert "measured by" in pipeline.expect
         for step in pipeline.steps:
             assert step.command in STEPS
-            _prepare(step, Path("cat"), ["tars"], Path("out"), 2)
+            item = _prepare(step, Path("cat"), ["tars"], Path("out"), 2)
+            assert ("--workers" in item.arguments) == (step.command == "import")
+        _check_names(pipeline.steps, Path("cat"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{"plan": {"name": "p", "method": "flat"}}], "step plan:p: clusters is 'main', which no step before it makes"),
+        ([{"cluster": {"name": "fine"}}, {"plan": {"name": "p", "method": "dbp"}}], "clusters is 'main'"),
+        ([{"plan": {"name": "p", "method": "dpb"}}], "unknown method 'dpb': did you mean 'dbp'"),
+        ([{"export": {"name": "p", "to": "keys"}}], "step export:p: name is 'p', which no step before it makes"),
+        ([{"cluster": {"without": ["duplicates"]}}], "without is 'duplicates', which no step before it makes"),
+    ],
+)
+def test_names_that_nothing_makes_are_refused(steps, message, tmp_path):
+    made = [Step(*item) for step in steps for item in step.items()]
+    with pytest.raises(UserError, match=message):
+        _check_names(made, tmp_path)
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones():

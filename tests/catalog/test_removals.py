@@ -92,15 +92,18 @@ def test_names_find_whom_they_name(lines, samples):
             "uid": pa.array(uids, pa.binary(16)),
         }
     )
-    found = Names(table_of(lines)).lines_of(table, pa.array(PATHS))
+    given = Names.given(table_of(lines), pa.array(PATHS))
+    *found, by_id, by_path = given.lines_of(table, pa.array(PATHS[::-1]))  # the paths have changed since
+    assert (by_path == -1).all()
+    found.append(by_id)
     for kind, mine in enumerate(found):
         for at, (shard, key, uid) in enumerate(samples):
             said = (key, uid, (PATHS[shard], key))[kind]
             assert mine[at] == next((n for n, line in enumerate(lines) if respects(line)[kind] == said), -1)
-    counts = np.zeros((3, len(lines)), np.int64)
-    for count, mine in zip(counts, found, strict=True):
+    counts = np.zeros((4, len(lines)), np.int64)
+    for count, mine in zip(counts, found, strict=False):
         np.add.at(count, mine[mine >= 0], 1)
-    for line, number in zip(lines, Names(table_of(lines)).samples_of(counts).tolist(), strict=True):
+    for line, number in zip(lines, given.samples_of(counts).tolist(), strict=True):
         said = respects(line)
         each = [
             sum((key, uid, (PATHS[shard], key))[kind] == said[kind] for shard, key, uid in samples) for kind in range(3)
@@ -122,8 +125,9 @@ def test_a_line_is_new_if_it_says_anything_new(lines, others):
             expected.append(line)
         for have, value in zip(known, said, strict=True):
             have.add(value)
-    new = Names(table_of(lines)).unknown_to(Names(table_of(others)))
-    assert new.table.to_pylist() == table_of(expected).to_pylist()
+    paths = pa.array(PATHS)
+    new = Names.given(table_of(lines), paths).unknown_to(Names.given(table_of(others), paths))
+    assert new.table.drop_columns(["shard_id"]).to_pylist() == table_of(expected).to_pylist()
 
 
 # --- of a catalog --------------------------------------------------------------------------------------------------------
@@ -219,7 +223,33 @@ def test_unknown_keys_are_remembered(pools, listed):
     before = catalog.snapshot(1)
     assert Removals.of(catalog, before).rows.tolist() == []
     assert Removals.of(catalog, before).id is None
-    assert remove(catalog, listed("000030001")).repeated == 1
+    assert remove(catalog, listed("000030001")).known == 1
+
+
+def test_a_shard_that_moves_keeps_its_removals(pools, tmp_path, listed):
+    catalog = pools("a", "b")
+    path = catalog.shards().column("path").to_pylist()[3]
+    pairs = pa.table({"shard": [path, str(tmp_path / "c" / "00009.tar")], "key": ["000020001", "000090000"]})
+    pq.write_table(pairs, tmp_path / "pairs.parquet")
+    remove(catalog, tmp_path / "pairs.parquet")
+    before = Removals.of(catalog).rows.tolist()
+    assert len(before) == 1
+    (tmp_path / "b").rename(tmp_path / "moved")
+    catalog.relocate(str(tmp_path / "b"), str(tmp_path / "moved"))
+    for found in (catalog.folder / "removals" / "found").glob("*"):
+        found.unlink()
+    assert Removals.of(catalog).rows.tolist() == before
+    assert remove(catalog, listed("000000000")).removed == 1
+
+
+def test_a_damaged_list_of_rows_is_not_believed(pools, listed):
+    catalog = pools("a")
+    remove(catalog, listed("000000001"))
+    (path,) = (catalog.folder / "removals" / "found").glob("*.npy")
+    rows = np.load(path)
+    rows[0] += 1
+    np.save(path, rows)
+    assert Removals.of(catalog).rows.tolist() == rows_of(catalog, "000000001")
 
 
 def test_doing_it_again_changes_nothing(pools, listed, tree_bytes):
@@ -227,7 +257,7 @@ def test_doing_it_again_changes_nothing(pools, listed, tree_bytes):
     remove(catalog, listed("000000001", "none"))
     before = tree_bytes(catalog.folder)
     report = remove(catalog, listed("none", "000000001", "none"), reason="another")
-    assert (report.number, report.repeated, report.removed, report.unknown) == (None, 3, 0, [])
+    assert (report.number, report.repeated, report.known, report.removed, report.unknown) == (None, 1, 2, 0, [])
     assert report.removed_in_all == 1
     assert tree_bytes(catalog.folder) == before
 
@@ -365,9 +395,11 @@ def test_other_mistakes(pools, tmp_path, listed):
     (tmp_path / "names.parquet").write_bytes(b"no")
     with pytest.raises(UserError, match="can't be read as Parquet"):
         remove(catalog, tmp_path / "names.parquet")
-    for name in ("absent.txt", "names.csv"):
-        with pytest.raises(UserError, match=r"keys are read from a file ending in \.txt or \.parquet"):
-            remove(catalog, tmp_path / name)
+    with pytest.raises(UserError, match=r"absent.txt is no file: give a .txt"):
+        remove(catalog, tmp_path / "absent.txt")
+    (tmp_path / "names.csv").write_text("000000001")
+    with pytest.raises(UserError, match=r"keys are read from a file ending in \.txt or \.parquet"):
+        remove(catalog, tmp_path / "names.csv")
     with pytest.raises(UserError, match="--reason is empty"):
         remove(catalog, listed("000000001"), reason=" ")
     with pytest.raises(UserError, match="holds no samples"):
@@ -396,4 +428,4 @@ def test_the_command(pools, listed):
         [sys.executable, "-m", "tailwise", *command, "absent.txt"], capture_output=True, text=True, check=False
     )
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("tailwise: absent.txt: keys are read from")
+    assert wrong.stderr.startswith("tailwise: absent.txt is no file")

@@ -111,7 +111,8 @@ def test_files_that_make_no_sample_are_told(shard):
 def test_zero_bytes_are_a_shard_of_nothing(tmp_path):
     (tmp_path / "0.tar").touch()
     content = read_shard(str(tmp_path / "0.tar"))
-    assert (content.samples.num_rows, content.rejected.num_rows, content.size_bytes) == (0, 0, 0)
+    assert (content.samples.num_rows, content.rejected.num_rows, content.size_bytes) == (0, 1, 0)
+    assert content.rejected.column("reason").to_pylist() == ["tar without an end"]
 
 
 def test_remote_shard_reads_like_a_local_one(shard, make_tar_bytes):

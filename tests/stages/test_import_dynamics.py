@@ -218,7 +218,10 @@ def test_a_name_of_ones_own(run, tmp_path, pool, make_dynamics):
     folder = make_dynamics(their_names(pool), [1] * len(pool))
     catalog = run(tmp_path / "laion", folder, options=SourceOptions(clusters_name="theirs")).catalog
     assert set(labels(catalog, "theirs")) == {0}
-    with pytest.raises(UserError, match=r"clusters/theirs exists with other settings"):
+    with pytest.raises(
+        UserError,
+        match="the clustering 'theirs' was made from something else: name that of these cluster ids with --clusters-name",
+    ):
         np.save(folder / "img_emb" / "img_emb_0_indices.npy", np.full((6, 1), 2))
         run(tmp_path / "laion", folder, options=SourceOptions(clusters_name="theirs"))
 

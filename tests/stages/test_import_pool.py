@@ -239,7 +239,7 @@ def test_bad_tars_among_good_ones(run, tmp_path, pool, keys, rejected_counts):
     assert column(report.catalog, "key") == keys
     assert report.new_shards == 2
     assert report.catalog.shards().column("shard").to_pylist() == [0, 1]
-    assert rejected_counts(report.catalog) == {("import", "not a tar"): 1}
+    assert rejected_counts(report.catalog) == {("import", "not a tar"): 1, ("import", "tar without an end"): 1}
 
 
 # --- faults of embeddings -----------------------------------------------------------------------------------------------

@@ -422,7 +422,7 @@ def test_plans_of_a_registered_method_hold_its_weights(clustered):
         assert plan.draw(1).sum() == 300
         assert make_plan(clustered, "p", PlanRequest("mine", keep=0.5)).manifest == plan.manifest
         register_method("mine")(lambda clusters: clusters.size**0.6)
-        with pytest.raises(UserError, match=r"with other settings .*weights"):
+        with pytest.raises(UserError, match=r"with other settings .*quotas"):
             make_plan(clustered, "p", PlanRequest("mine", keep=0.5))
     finally:
         methods._METHODS.clear()

@@ -15,6 +15,7 @@ from tailwise.errors import UserError
 
 MANIFEST = "manifest.json"
 PENDING = "pending.json"
+REMOVALS = "removals"  # the input that stands for the samples removed so far
 FORMAT = 1  # raised when the same configuration would give other content
 
 
@@ -25,14 +26,23 @@ class Artifact:
     files that are there. `finish` writes `manifest.json` last: with it, the artifact is never changed again.
     """
 
-    def __init__(self, folder: Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        derived: Mapping[str, Any] | None = None,
+    ) -> None:
         """Names the artifact.
 
         Args:
             folder: where it lies.
             kind: what it is, e.g. "clusters".
             config: all that decides its content, as JSON values.
-            inputs: name and hash of each thing it is made from.
+            inputs: name and hash of each thing it is made from. Where only REMOVALS among them has changed, what is finished is taken
+                as it is.
+            derived: what follows from both, as JSON values.
         """
         self.folder = folder
         self.identity: dict[str, Any] = {
@@ -41,6 +51,8 @@ class Artifact:
             "config": dict(config),
             "inputs": dict(inputs),
         }
+        if derived:
+            self.identity["derived"] = dict(derived)
         self._held = ExitStack()
 
     def __enter__(self) -> Artifact:
@@ -63,8 +75,10 @@ class Artifact:
             shutil.rmtree(self.folder, ignore_errors=True)
             write_json(self.folder / PENDING, self.identity)
 
-    def __exit__(self, *_: object) -> None:
-        """Lets go of the lock."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Lets go of the lock; and of the folder, where the stage refused what it was given before it made anything."""
+        if kind is not None and issubclass(kind, UserError) and not self.done and not self._worth_keeping():
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._held.close()
 
     def _worth_keeping(self) -> bool:
@@ -76,7 +90,10 @@ class Artifact:
             return False
         found = read_json(self.folder / name)
         existing = found["identity"] if name == MANIFEST else found
-        if existing != self.identity:
+        wanted = self.identity
+        if name == MANIFEST and existing["inputs"].get(REMOVALS) != wanted["inputs"].get(REMOVALS):
+            existing, wanted = _removals_aside(existing), _removals_aside(wanted)
+        if existing != wanted:
             state = "exists" if name == MANIFEST else "was begun, and not finished,"
             raise UserError(
                 f"{self.folder} {state} with other settings ({_differences(existing, self.identity)}): "
@@ -106,10 +123,15 @@ class Artifact:
         (self.folder / PENDING).unlink()
 
 
+def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = {name: value for name, value in identity["inputs"].items() if name != REMOVALS}
+    return {**identity, "inputs": inputs, "derived": None}
+
+
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     changes = [] if old.get("format") == new["format"] else [f"format {old.get('format')} → {new['format']}"]
-    for section in ("config", "inputs"):
-        before, after = old[section], new[section]
+    for section in ("config", "inputs", "derived"):
+        before, after = old.get(section) or {}, new.get(section) or {}
         names = sorted({*before, *after})
         changes += [
             f"{name} {before.get(name)!r} → {after.get(name)!r}"

@@ -5,7 +5,7 @@ A list names the lists that it was made without (`without`): what those drop too
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
+from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import ROW_GROUP_ROWS, create_array, map_array, replacing
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 
 DROPPED_SCHEMA = pa.schema(
@@ -41,15 +42,21 @@ class DropList:
         snapshot: the rows it speaks of are those of this snapshot.
     """
 
-    def __init__(self, catalog: Catalog, name: str) -> None:
+    def __init__(self, catalog: Catalog, name: str, user: str | None = None) -> None:
         """Opens it.
+
+        Args:
+            catalog: where it lies.
+            name: of it.
+            user: what was made without it, if that is why it is opened.
 
         Raises:
             UserError: there is none of this name.
         """
         self.catalog, self.name = catalog, name
         self.folder = catalog.drops_folder(name)
-        remedy = f"make it with `tailwise dedup {catalog.folder} --name {name} …` or `tailwise filter …`"
+        make = f"make it with `tailwise dedup {catalog.folder} --name {name} …` or `tailwise filter …`"
+        remedy = f"{user} was made without it: restore {self.folder}" if user else make
         self.manifest = read_manifest(self.folder, "drop list", remedy)
         config = self.manifest["identity"]["config"]
         self.kind: str = self.manifest["identity"]["kind"]
@@ -96,44 +103,72 @@ def write_drops(artifact: Artifact, rows: int, tables: Iterable[pa.Table]) -> in
 
 
 class Survivors:
-    """What several drop lists, and those that they were made without, leave of a snapshot.
+    """What several drop lists, those that they were made without, and removals leave of a snapshot.
 
     Attributes:
+        snapshot: whose rows.
         lists: all of them, each once, earlier ones first.
+        removals: of the snapshot.
         inputs: name and hash of each, for the inputs of an artifact.
     """
 
-    def __init__(self, catalog: Catalog, without: Sequence[str], snapshot: Snapshot) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        without: Sequence[str],
+        snapshot: Snapshot,
+        users: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         """Opens the lists.
 
         Args:
             catalog: where they lie.
             without: names of drop lists.
             snapshot: whose rows.
+            users: what was made without them, and with which inputs: the lists must be the same still.
 
         Raises:
-            UserError: there is no such list, or it was made for another snapshot.
+            UserError: there is no such list, it was made for another snapshot, or it isn't the one that was used.
         """
-        self.lists: list[DropList] = []
-        self._open(catalog, without, snapshot)
+        self.snapshot, self.lists = snapshot, list[DropList]()
+        self._open(catalog, without, snapshot, users or {})
+        self.removals = Removals.of(catalog, snapshot)
         self.inputs = {f"without {item.name}": item.id for item in self.lists}
+        if self.removals.id is not None:
+            self.inputs[REMOVALS] = self.removals.id
 
-    def _open(self, catalog: Catalog, names: Sequence[str], snapshot: Snapshot) -> None:
+    def _open(
+        self, catalog: Catalog, names: Sequence[str], snapshot: Snapshot, users: Mapping[str, Mapping[str, str]]
+    ) -> None:
         for name in names:
-            if any(item.name == name for item in self.lists):
+            used = {user: inputs[f"without {name}"] for user, inputs in users.items() if f"without {name}" in inputs}
+            known = next((item for item in self.lists if item.name == name), None)
+            opened = known or DropList(catalog, name, next(iter(used), None))
+            for user, identity in used.items():
+                if identity != opened.id:
+                    raise UserError(
+                        f"the drop list {name!r} is not the one that {user} was made without: it was made anew since; restore "
+                        f"the old {opened.folder}, or make anew what was made without it"
+                    )
+            if known is not None:
                 continue
-            opened = DropList(catalog, name)
             if opened.snapshot.number != snapshot.number:
                 raise UserError(
                     f"the drop list {name!r} was made for snapshot {opened.snapshot.number}, and this is for {snapshot.number}: "
                     "make it for that snapshot too, under another name (dedup: --extends)"
                 )
-            self._open(catalog, opened.without, snapshot)
+            inputs = opened.manifest["identity"]["inputs"]
+            self._open(catalog, opened.without, snapshot, {f"the drop list {name!r}": inputs})
             self.lists.append(opened)
+
+    @property
+    def all(self) -> bool:
+        """Whether nothing is left out."""
+        return not self.lists and self.removals.id is None
 
     def keeps(self, rows: slice) -> npt.NDArray[np.bool_]:
         """Which of some rows survive: bool [n]."""
-        kept = np.ones(rows.stop - rows.start, np.bool_)
+        kept = self.removals.keeps(rows)
         for item in self.lists:
             kept &= ~item.mask[rows]
         return kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from hashlib import blake2b
@@ -26,7 +26,10 @@ NAMES_SCHEMA = pa.schema(
         pa.field("shard", pa.string()),  # path or URL: the key is meant in this one only
     ]
 )
+# As stored: with the id of the shard, where it was in the catalog by that path; paths may change (`relocate`), ids don't.
+STORED_SCHEMA = NAMES_SCHEMA.append(pa.field("shard_id", pa.int32()))
 NOBODY = np.iinfo(np.int64).max
+WAYS = 4  # of naming a sample
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,13 @@ class Names:
     """Keys and uids that are looked for, each on a line of its own."""
 
     def __init__(self, table: pa.Table) -> None:
-        """Takes a table of NAMES_SCHEMA."""
+        """Takes a table of STORED_SCHEMA."""
         self.table = table
-        keys, uids, shards = (table.column(name).combine_chunks() for name in NAMES_SCHEMA.names)
-        bare = pc.if_else(pc.is_null(shards), keys, pa.scalar(None, pa.string()))
-        self._values = (bare, uids, _pairs(shards, keys))
+        keys, uids, paths, ids = (table.column(name).combine_chunks() for name in STORED_SCHEMA.names)
+        none = pa.scalar(None, pa.string())
+        bare = pc.if_else(pc.is_null(paths), keys, none)
+        elsewhere = pc.if_else(pc.is_null(ids), paths, none)
+        self._values = (bare, uids, _pairs(ids.cast(pa.string()), keys), _pairs(elsewhere, keys))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -141,7 +146,13 @@ class Names:
     @staticmethod
     def joined(tables: Iterable[pa.Table]) -> Names:
         """The lines of several tables, in order."""
-        return Names(pa.concat_tables([NAMES_SCHEMA.empty_table(), *tables]))
+        return Names(pa.concat_tables([STORED_SCHEMA.empty_table(), *tables]))
+
+    @staticmethod
+    def given(table: pa.Table, paths: pa.Array) -> Names:
+        """What a user names (NAMES_SCHEMA), in a catalog whose shards have these paths, by id."""
+        ids = pc.index_in(table.column("shard").combine_chunks(), value_set=paths, skip_nulls=True)
+        return Names(table.append_column(STORED_SCHEMA.field("shard_id"), ids))
 
     def unknown_to(self, others: Names) -> Names:
         """The lines that neither `others` nor an earlier line has."""
@@ -161,17 +172,22 @@ class Names:
             paths: of the shards, by id.
 
         Returns:
-            Three times int64 [n], by key, by uid, and by shard and key: the first line that names each sample, −1 where none does.
+            WAYS times int64 [n], by key, by uid, by shard's id and key, and by its path and key: the first line that names each sample,
+            −1 where none does.
         """
         keys, uids, shards = (samples.column(name).combine_chunks() for name in ("key", "uid", "shard"))
-        bare, named, pairs = self._values
+        bare, named, by_id, by_path = self._values
         found = [_index(keys, bare), _index(uids, named)]
-        if pairs.null_count == len(pairs):
-            return [*found, np.full(samples.num_rows, -1, np.int64)]
-        return [*found, _index(_pairs(paths.take(shards), keys), pairs)]
+        for values, by in ((by_id, None), (by_path, paths)):
+            if values.null_count == len(values):
+                found.append(np.full(samples.num_rows, -1, np.int64))
+            else:
+                places = shards.cast(pa.string()) if by is None else by.take(shards)
+                found.append(_index(_pairs(places, keys), values))
+        return found
 
     def samples_of(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """How many samples each line names: int64 [lines], from how often it is among what `lines_of` gave, int64 [3, lines]."""
+        """How many samples each line names: int64 [lines], from how often it is among what `lines_of` gave, int64 [WAYS, lines]."""
         # Of lines that say the same in one respect (a uid in small letters and in capitals), the first has been counted.
         firsts = [_index(values, values) for values in self._values]
         ways = [np.where(first >= 0, count[first], 0) for first, count in zip(firsts, counts, strict=True)]
@@ -203,7 +219,8 @@ class Removing:
     Attributes:
         catalog: of the samples.
         names: the lines that no earlier removal has.
-        repeated: lines that an earlier removal, or an earlier line, has.
+        repeated: lines that an earlier line has.
+        known: other lines that an earlier removal has.
         rows: int64, ascending: all samples that they name.
         samples: int64 [lines], how many each of them names.
         before: what had been removed.
@@ -212,6 +229,7 @@ class Removing:
     catalog: Catalog
     names: Names
     repeated: int
+    known: int
     rows: npt.NDArray[np.int64]
     samples: npt.NDArray[np.int64]
     before: Removals
@@ -228,16 +246,20 @@ class Removing:
         """
         snapshot = catalog.snapshot()
         before = Removals.of(catalog, track=track)
-        names = Names(table).unknown_to(Names.joined(_tables(catalog, before.removals)))
+        given = Names.given(table, catalog.shards(snapshot).column("path").combine_chunks()).unknown_to(
+            Names.joined([])
+        )
+        names = given.unknown_to(Names.joined(_tables(catalog, before.removals)))
         parts = catalog.parts(snapshot) if len(names) else []
         rows = [np.empty(0, np.int64)]
-        counts = np.zeros((3, len(names)), np.int64)
+        counts = np.zeros((WAYS, len(names)), np.int64)
         for part, hits in _look(catalog, snapshot, [(part, names) for part in parts], track):
             rows.append(part.first_row + np.flatnonzero(_first(hits) != NOBODY))
             for count, lines in zip(counts, hits, strict=True):
                 np.add.at(count, lines[lines >= 0], 1)
         samples = names.samples_of(counts)
-        return cls(catalog, names, table.num_rows - len(names), np.concatenate(rows), samples, before, snapshot)
+        repeated, known = table.num_rows - len(given), len(given) - len(names)
+        return cls(catalog, names, repeated, known, np.concatenate(rows), samples, before, snapshot)
 
     @property
     def new(self) -> npt.NDArray[np.int64]:
@@ -255,7 +277,8 @@ class Removing:
         rows = np.concatenate([self.before.rows, self.new])
         numbers = np.concatenate([self.before.numbers, np.full(len(self.new), number, np.int64)])
         order = np.argsort(rows)
-        _keep(self.catalog, number, self._snapshot.number, np.stack([rows[order], numbers[order]]))
+        with suppress(OSError), _finding(self.catalog):
+            _keep(self.catalog, number, self._snapshot.number, np.stack([rows[order], numbers[order]]))
         return removal
 
 
@@ -297,7 +320,7 @@ def _found(
     if known[0] == wanted:
         return known[1][0], known[1][1]
     try:
-        with locked(removals_folder(catalog) / ".found.lock", str(_found_folder(catalog)), wait=True):
+        with _finding(catalog):
             known = _kept(catalog, wanted)  # another process may have looked meanwhile
             if known[0] != wanted:
                 known = wanted, _completed(catalog, removals, newest, known, track)
@@ -305,6 +328,11 @@ def _found(
     except OSError:
         known = wanted, _completed(catalog, removals, newest, known, track)
     return known[1][0], known[1][1]
+
+
+def _finding(catalog: Catalog) -> AbstractContextManager[None]:
+    """Held by whoever writes what was found."""
+    return locked(removals_folder(catalog) / ".found.lock", str(_found_folder(catalog)), wait=True)
 
 
 Kept = tuple[tuple[int, int], npt.NDArray[np.int64]]
@@ -315,8 +343,12 @@ def _kept(catalog: Catalog, wanted: tuple[int, int]) -> Kept:
     there = [tuple(map(int, path.stem.split("-"))) for path in _found_folder(catalog).glob("??????-??????.json")]
     for removals, snapshot in sorted(there, reverse=True):
         if removals <= wanted[0] and snapshot <= wanted[1]:
-            with suppress(OSError, ValueError, EOFError):  # a later one has taken its place meanwhile, or it is damaged
-                return (removals, snapshot), np.array(read_array(_found_path(catalog, removals, snapshot)))
+            with suppress(
+                OSError, ValueError, EOFError, KeyError
+            ):  # a later one has taken its place meanwhile, or it is damaged
+                path = _found_path(catalog, removals, snapshot)
+                if file_digest(path) == read_json(path.with_suffix(".json"))["digest"]:
+                    return (removals, snapshot), np.array(read_array(path))
     return (0, 0), np.empty((2, 0), np.int64)
 
 
@@ -330,8 +362,9 @@ def _keep(catalog: Catalog, removals: int, snapshot: int, found: npt.NDArray[np.
     write_array(path, found)
     write_json(path.with_suffix(".json"), {"digest": file_digest(path)})
     for other in path.parent.glob("??????-??????.json"):
-        if other != path.with_suffix(".json"):
-            other.unlink()
+        numbers = tuple(map(int, other.stem.split("-")))
+        if other != path.with_suffix(".json") and numbers[0] <= removals and numbers[1] <= snapshot:
+            other.unlink(missing_ok=True)
             other.with_suffix(".npy").unlink(missing_ok=True)
 
 

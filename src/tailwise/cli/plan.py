@@ -34,6 +34,9 @@ def plan(
         float | None,
         typer.Option(help="Budget, as a share of the samples that can be drawn.", show_default=False),
     ] = None,
+    keep_of: Annotated[
+        str, typer.Option(help="What --keep is a share of: left (the samples that can be drawn), or all (of the pool).")
+    ] = "left",
     budget: Annotated[
         int | None, typer.Option(help="Budget, in samples: per epoch, or in all if static.", show_default=False)
     ] = None,
@@ -137,6 +140,7 @@ def plan(
     of_method |= {"--anneal-epochs": anneal_epochs, "--option": option, "--pick": pick, "--methods": methods}
     of_method |= {"--min-per-cluster": min_per_cluster, "--class-balance": class_balance}
     of_method |= {"--max-repeats": max_repeats if max_repeats != 1 else None}
+    of_method |= {"--keep-of": keep_of if keep_of != "left" else None}
     of_method |= {"--draw": draw if draw != "bernoulli" else None}
     of_rates: dict[str, object] = {"--missing-rate": missing_rate, "--rate-column": rate_column}
     of_entries: dict[str, object] = {"--per-entry": per_entry, "--ignore-case": ignore_case or None}
@@ -194,6 +198,7 @@ def plan(
             keep=keep,
             budget=budget,
             per_cluster=per_cluster,
+            keep_of=keep_of,
             clusters=clusters or "main",
             options={**numbers, **_pairs(option or [])},
             final_options={"alpha": alpha_end},

@@ -176,24 +176,28 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
-    """Check that a catalog's files are still what was written, by their hashes.
+    """Check that a catalog's files are still what was written, by their hashes, and that nothing is gone that others were made from.
 
     Example:
 
       tailwise verify my-catalog
     """
     from tailwise.printing import print_json
+    from tailwise.stages.verify import broken_inputs
     from tailwise.stages.verify import verify as run
 
     opened = open_catalog(catalog)
     count, bad = with_bars(lambda track: run(opened, track))
+    broken = broken_inputs(opened)
     if as_json:
-        print_json({"files": count, "changed_or_missing": [str(path) for path in bad]})
+        print_json({"files": count, "changed_or_missing": [str(path) for path in bad], "broken_inputs": broken})
     else:
         for path in bad:
             print(f"changed or missing: {path}")
+        for line in broken:
+            print(line)
         print(f"{count - len(bad):,} of {count:,} files are what was written")
-    if bad:
+    if bad or broken:
         raise typer.Exit(1)
 
 

@@ -44,7 +44,9 @@ def remove(
     before = f", {report.removed_before:,} had been" if report.removed_before else ""
     print(f"{report.removed:,} samples {verb}{before}; {report.removed_in_all:,} of the catalog are removed in all")
     if report.repeated:
-        print(f"{report.repeated:,} of {report.names:,} keys and uids were given before")
+        print(f"{report.repeated:,} of {report.names:,} lines repeat another")
+    if report.known:
+        print(f"{report.known:,} of {report.names:,} keys and uids were given before")
     if report.several:
         print(f"{report.several:,} keys or uids belong to several samples: all {report.of_several:,} of these {verb}")
     if report.unknown:

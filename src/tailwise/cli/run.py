@@ -85,6 +85,7 @@ def run(
     folder = output or (Path(pipeline.output) if pipeline.output is not None else None)
     steps = _with_settings(pipeline.steps, settings or [])
     prepared = [_prepare(step, catalog, sources, folder, workers) for step in steps]
+    _check_names(steps, catalog)
     _print_plan(pipeline, prepared, catalog, sources)
     if dry_run:
         return
@@ -92,11 +93,12 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
     for number, item in enumerate(prepared, 1):
         print(f"\n[{number}/{len(prepared)}] {item.line}")
-        if _exported(catalog, item):
+        if item.step.command not in OUTPUTS:
+            _invoke(item)
+        elif _exported(catalog, item):
             print("done already")
-            continue
-        _invoke(item)
-        _note_export(catalog, item)
+        else:
+            _export(catalog, item)
 
 
 # --- from a step to a command line ------------------------------------------------------------------------------------
@@ -109,13 +111,64 @@ def _with_settings(steps: tuple[Step, ...], settings: list[str]) -> list[Step]:
     for text in settings:
         target, _, value = text.partition("=")
         label, dot, option = target.rpartition(".")
-        found = [at for at, step in enumerate(changed) if label in {step.label, step.command}]
+        exactly = [at for at, step in enumerate(changed) if label == step.label]
+        found = exactly or [at for at, step in enumerate(changed) if label == step.command]
         if not dot or not value or len(found) != 1:
             labels = ", ".join(step.label for step in steps)
             raise UserError(f"--set {text!r}: give STEP.OPTION=VALUE, where STEP is one of {labels}")
         step = changed[found[0]]
         changed[found[0]] = Step(step.command, {**step.options, option.replace("_", "-"): value})
     return changed
+
+
+# What steps name that others make: option → the commands that make it, and its folder in the catalog.
+_MAKERS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str]]] = {
+    "plan": {"clusters": (("cluster", "group", "import"), "clusters"), "without": (("dedup", "filter"), "drops")},
+    "dedup": {"clusters-name": (("cluster", "group"), "clusters"), "without": (("dedup", "filter"), "drops")},
+    "cluster": {"without": (("dedup", "filter"), "drops")},
+    "filter": {"without": (("dedup", "filter"), "drops")},
+    "group": {"without": (("dedup", "filter"), "drops")},
+    "export": {"name": (("plan",), "plans")},
+    "draw": {"name": (("plan",), "plans")},
+    "removed": {"plan": (("plan",), "plans")},
+}
+
+
+def _made_name(step: Step) -> str:
+    """The name of what a step makes."""
+    own = "dynamics" if step.command == "import" else OWN_NAMES.get(step.command) or step.options.get("by")
+    return str(step.options.get("clusters-name" if step.command == "import" else "name") or own)
+
+
+def _default_name(step: Step, option: str) -> str | None:
+    from tailwise.plan.methods import METHODS
+
+    method = METHODS.get(str(step.options.get("method")))
+    needed = option == "clusters-name" or (
+        option == "clusters" and method is not None and method.grouping == "clusters"
+    )
+    return "main" if needed else None
+
+
+def _check_names(steps: list[Step], catalog: Path) -> None:
+    """Refuses steps that name what neither an earlier step makes nor the catalog holds, and methods that don't exist."""
+    from tailwise.plan.methods import METHODS
+
+    made: set[tuple[str, str]] = set()
+    for step in steps:
+        for option, (makers, folder) in _MAKERS.get(step.command, {}).items():
+            value = step.options.get(option, _default_name(step, option))
+            for name in map(str, value if isinstance(value, list) else [value] if value is not None else []):
+                known = any((maker, name) in made for maker in makers) or (catalog / folder / name).exists()
+                if not known:
+                    raise UserError(
+                        f"step {step.label}: {option} is {name!r}, which no step before it makes, and {catalog} has none: "
+                        f"add a step {' or '.join(makers)}"
+                    )
+        method = step.options.get("method")
+        if step.command == "plan" and method is not None and method not in METHODS and not step.options.get("methods"):
+            raise UserError(f"step {step.label}: unknown method {method!r}: {_nearest(str(method), METHODS)}")
+        made.add((step.command, _made_name(step)))
 
 
 def _command(name: str) -> Any:  # noqa: ANN401  (Typer's own class, which differs from version to version)
@@ -139,11 +192,13 @@ def _prepare(step: Step, catalog: Path, sources: list[str], output: Path | None,
             raise UserError(f"step {step.label} writes {options[place]!r}: name the folder with --output")
         options[place] = str((output or Path()) / options[place])
     names = {name.lstrip("-"): item for item in parameters for name in (*item.opts, *item.secondary_opts)}
-    if workers is not None and "workers" in names:
+    if workers is not None and "workers" in names and (step.command != "export" or options.get("to") == "shards"):
         options.setdefault("workers", workers)
     flags: list[str] = []
     placed: dict[str, list[str]] = {}
     for name, value in options.items():
+        if value is None:
+            continue
         if name not in names:
             shown = [known for known in names if known not in {"catalog", "paths", "json"}]
             raise UserError(f"step {step.label} has {name!r}, which means nothing: {_nearest(name, shown)}")
@@ -202,46 +257,75 @@ def _open(catalog: Path) -> Catalog | None:
     return Catalog.open(catalog) if (catalog / HEADER).exists() else None
 
 
+def _place(item: Prepared) -> Path:
+    """What a step writes outside of the catalog."""
+    return Path(_parse(item).params[OUTPUTS[item.step.command]]).absolute()
+
+
 def _record(catalog: Path, item: Prepared) -> Path:
     from tailwise.catalog.files import digest
 
-    return catalog / "exports" / f"{digest([item.step.command, item.arguments])}.json"
+    return catalog / "exports" / f"{digest(str(_place(item)))}.json"
 
 
-def _export_state(catalog: Path, item: Prepared) -> dict[str, Any]:
-    """What an export was made from, and what lies there now."""
+def _made_from(catalog: Path, item: Prepared) -> dict[str, Any]:
+    """All that decides what a step writes, the number of processes aside."""
+    from tailwise.catalog import Catalog
     from tailwise.catalog.artifacts import MANIFEST
     from tailwise.catalog.files import file_digest
+    from tailwise.catalog.removals import Removals
 
     context = _parse(item)
-    place = Path(context.params[OUTPUTS[item.step.command]])
+    asked = {name: str(value) for name, value in context.params.items() if name not in {"workers", "catalog"}}
     plan = context.params.get("name") or context.params.get("plan")
-    manifest = catalog / "plans" / str(plan) / MANIFEST
-    names = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    manifests = (
+        [catalog / "plans" / str(plan) / MANIFEST] if plan else sorted((catalog / "drops").glob(f"*/{MANIFEST}"))
+    )
+    hashes = {path.parent.name: file_digest(path) for path in manifests if path.exists()}
     return {
-        "command": item.line,
-        "plan": file_digest(manifest) if manifest.exists() else None,
-        "files": {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in names if path.exists()},
+        "command": item.step.command,
+        "asked": asked,
+        "from": hashes,
+        "removals": Removals.of(Catalog.open(catalog)).id,
     }
 
 
+def _files(place: Path) -> dict[str, list[int]]:
+    """What lies there: size and time of each file."""
+    names = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in names if path.exists()}
+
+
 def _exported(catalog: Path, item: Prepared) -> bool:
+    """Whether what a step writes is there, as it would be written now."""
     from tailwise.catalog.files import read_json
 
     if item.step.command not in OUTPUTS or not (path := _record(catalog, item)).exists():
         return False
-    return bool(read_json(path) == _export_state(catalog, item))
+    found = read_json(path)
+    return bool(found["made_from"] == _made_from(catalog, item) and found["files"] == _files(_place(item)))
 
 
-def _note_export(catalog: Path, item: Prepared) -> None:
-    from tailwise.catalog.files import write_json
+def _export(catalog: Path, item: Prepared) -> None:
+    """Runs a step that writes outside of the catalog; what an earlier run wrote there, and nobody has touched since, is replaced."""
+    from tailwise.catalog.files import read_json, write_json
 
-    if item.step.command in OUTPUTS:
-        write_json(_record(catalog, item), _export_state(catalog, item))
+    path, place = _record(catalog, item), _place(item)
+    found = read_json(path) if path.exists() else None
+    ours = found is not None and found["files"] in (None, _files(place))
+    made_from = _made_from(catalog, item)
+    if ours and place.is_file():
+        item = Prepared(item.step, ["--overwrite", *item.arguments])
+    if ours or not place.exists():
+        write_json(path, {"made_from": made_from, "files": None})  # whatever is there from here on, is ours
+    _invoke(item)
+    write_json(path, {"made_from": made_from, "files": _files(place)})
 
 
-def _is_done(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
+def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
+    """Whether something of the name that a step makes is there; whether it is the same, the step itself will see."""
     from tailwise.catalog.artifacts import MANIFEST
+    from tailwise.stages.scores import plain_name
 
     if opened is None or not opened.snapshots():
         return False
@@ -252,7 +336,7 @@ def _is_done(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
         return not any(not (opened.embedding_folder("image") / f"{part.name}.json").exists() for part in opened.parts())
     if step.command == "import":
         return True
-    name = step.options.get("name") or OWN_NAMES.get(step.command) or step.options.get("by")
+    name = step.options.get("name") or OWN_NAMES.get(step.command) or plain_name(str(step.options.get("by")))
     return (catalog / FOLDERS[step.command] / str(name) / MANIFEST).exists()
 
 
@@ -272,8 +356,13 @@ def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sou
         if item.step.command == "dedup":
             options = {**options, "clusters": sizes.get(str(options.get("clusters-name", "main")))}
         cost = SECONDS.get(item.step.command)
-        done = _is_done(catalog, opened, item)
-        state = "done" if done else f"about {_duration(cost(pool, options))}" if cost else "time unknown"
+        state = (
+            "is there"
+            if _is_there(catalog, opened, item)
+            else f"about {_duration(cost(pool, options))}"
+            if cost
+            else "time unknown"
+        )
         print(f"{number:3d}. {state:>14}  {item.line}")
 
 

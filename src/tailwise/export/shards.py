@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -108,8 +109,7 @@ def write_shards(
     identity = _identity(plan, epoch, held, sharding)
     folder.mkdir(exist_ok=True)
     with locked(folder / LOCK, str(folder)):
-        _begin(folder, identity)
-        damaged = _damaged(plan, held, sharding, track)
+        written = _begin(folder, identity)
         writer = ShardWriter(
             plan.catalog,
             plan.snapshot.number,
@@ -118,10 +118,19 @@ def write_shards(
             digest(identity),
             held.copies,
             -(-held.copies // sharding.shard_samples),
-            damaged,
+            {},
             CACHE_BYTES * (sharding.workers or default_workers()),
             uuid.uuid4().hex,
         )
+        if written is not None and all(writer.rejected(number) is not None for number in range(writer.shards)):
+            left = sum(written.rejected.values())
+            if left > sharding.max_rejected * held.copies:
+                raise UserError(
+                    f"{folder} is finished, and lacks {left:,} of {held.copies:,} samples, more than the share {sharding.max_rejected} "
+                    "that may be left out (--max-rejected): name a new folder"
+                )
+            return written
+        writer = replace(writer, damaged=_damaged(plan, held, sharding, track))
         _write_missing(plan, epoch, writer, sharding, track)
         return _finish(plan, writer, identity)
 
@@ -166,20 +175,23 @@ def _identity(plan: Plan, epoch: int, held: Epoch, sharding: Sharding) -> dict[s
     }
 
 
-def _begin(folder: Path, identity: Mapping[str, Any]) -> None:
+def _begin(folder: Path, identity: Mapping[str, Any]) -> ShardsWritten | None:
+    """Notes what is exported; what it came to, if that is finished."""
     path = folder / HEAD
     if not path.exists():
         write_json(path, {"identity": identity})
-        return
+        return None
     head = read_json(path)
     found = head.get("identity") if isinstance(head, dict) else None
     if not isinstance(found, dict):
         raise UserError(f"{folder} holds files that are of no export: name a new or an empty folder")
     if found != identity:
-        other = ", ".join(name for name in identity if found.get(name) != identity[name])
-        raise UserError(
-            f"{folder} holds an export of something else (other: {other}): name a new folder, or delete that one to make it anew"
-        )
+        others = [name for name in identity if found.get(name) != identity[name]]
+        what = f"something else (other: {', '.join(others)})"
+        if set(others) <= {"copies", "drawn"}:
+            what = "this epoch as it was before samples were removed from the catalog"
+        raise UserError(f"{folder} holds an export of {what}: name a new folder, or delete that one to make it anew")
+    return ShardsWritten(**head["summary"]) if "summary" in head else None
 
 
 def _finish(plan: Plan, writer: ShardWriter, identity: Mapping[str, Any]) -> ShardsWritten:
@@ -252,6 +264,7 @@ def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: Shardi
                     total += count
                     if total > sharding.max_rejected * writer.copies:
                         break
+    shutil.rmtree(writer.runs, ignore_errors=True)  # a killed run may have left them
     if total <= sharding.max_rejected * writer.copies:
         return
     lacking = [number for number in range(writer.shards) if writer.rejected(number)]

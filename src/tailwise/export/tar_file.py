@@ -21,7 +21,12 @@ def ustar_header(name: str, size_bytes: int) -> bytes:
     Args:
         name: at most 100 ASCII characters.
         size_bytes: of its content, at most MAX_MEMBER_BYTES.
+
+    Raises:
+        ValueError: it is larger.
     """
+    if size_bytes > MAX_MEMBER_BYTES:
+        raise ValueError(f"{name} has {size_bytes:,} bytes: a member of a tar holds at most {MAX_MEMBER_BYTES:,}")
     path, size = name.encode("ascii"), b"%011o\0" % size_bytes
     checksum = b"%06o\0 " % (sum(path) + sum(size) + _FIXED_SUM)
     return path.ljust(100, b"\0") + _MODE_OWNER_GROUP + size + _TIME + checksum + _REST

@@ -36,6 +36,7 @@ MAX_WANTED = 1 << 20  # ranges; further hints are dropped
 TOUCH_SECONDS = 1.0  # how often reading a range says that it is in use
 _PIECE_BYTES = (1 << 20, 16 << 20)
 _READ, _PREFETCH = 0, 1  # priorities
+_JITTER = random.Random()  # not the process's own generator, which augmentations are drawn from
 
 
 @dataclass(frozen=True)
@@ -392,7 +393,7 @@ class RemoteStore:
                     ) from error
             with own.lock:
                 own.retries += 1
-            time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * (0.5 + random.random()))
+            time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * (0.5 + _JITTER.random()))
         seconds = time.monotonic() - began
         with own.lock:
             own.requests += 1

@@ -210,7 +210,7 @@ def load_methods(path: Path) -> None:
         runpy.run_path(str(path), run_name=path.stem)
     except UserError:
         raise
-    except Exception as error:  # the file may raise anything
+    except (Exception, SystemExit) as error:  # the file may raise anything
         raise UserError(f"{path} can't be run ({type(error).__name__}: {error})") from error
     if before == _METHODS:
         raise UserError(f"{path} registers no method: decorate a function with @tailwise.register_method('NAME')")
@@ -259,7 +259,14 @@ def weigh(method: Method, clusters: Clusters, options: Mapping[str, float]) -> n
     Raises:
         UserError: the method's weight is not a positive finite number for each cluster.
     """
-    weights = np.asarray(method.weight(clusters, **options), np.float64)
+    try:
+        weights = np.asarray(method.weight(clusters, **options), np.float64)
+    except UserError:
+        raise
+    except Exception as error:
+        if not method.registered:
+            raise
+        raise UserError(f"the weight function {method.source} failed ({type(error).__name__}: {error})") from error
     least = (
         0.0 if method.fill == "shift" else np.nextafter(0.0, 1.0)
     )  # by scale, a cluster of weight 0 could never be filled

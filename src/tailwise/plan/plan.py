@@ -45,7 +45,8 @@ class Plan:
         self.folder = catalog.plan_folder(name)
         remedy = f"make it with `tailwise plan {catalog.folder} {name} --method …`"
         self.manifest = read_manifest(self.folder, "plan", remedy)
-        self.config: Mapping[str, Any] = self.manifest["identity"]["config"]
+        identity = self.manifest["identity"]
+        self.config: Mapping[str, Any] = {**identity["config"], **identity.get("derived", {})}
         self.snapshot: Snapshot = catalog.snapshot(self.config["snapshot"])
         if self.snapshot.id != self.manifest["identity"]["inputs"]["snapshot"]:
             raise UserError(f"plan {name!r} was made for another snapshot {self.snapshot.number}: make it anew")

@@ -39,11 +39,14 @@ class TarIndex:
         members: those whose content lies whole in the file.
         damage: why the walk ended early, or None if the tar is sound.
         damaged_name: the member whose content is cut off, if any.
+        ended: whether the blocks of zeros that end a tar were met. Without them it may have been cut between two members, or was written
+            without.
     """
 
     members: list[Member]
     damage: str | None
     damaged_name: str | None
+    ended: bool = True
 
 
 def _number(field: bytes) -> int:
@@ -131,7 +134,7 @@ def index_tar(stream: BinaryIO, size_bytes: int) -> TarIndex:  # noqa: PLR0911  
         elif kind == 0x4B:  # 'K', GNU long link name: belongs to the next member, which is a link
             continue
         next_name = next_size = None
-    return TarIndex(members, None, None)
+    return TarIndex(members, None, None, ended=False)
 
 
 def _header_name(header: bytes) -> bytes:

@@ -149,6 +149,9 @@ def _group(index: TarIndex, path: str) -> _Grouped:
             groups[key].setdefault(extension, member)
     if index.damage:
         _reject_damage(grouped, index, path)
+    elif not index.ended:
+        what = "all in it is kept; it may have been cut off behind" if index.members else "it is empty"
+        grouped.rejected.append(_rejection(path, "tar without an end", None, what))
     return grouped
 
 

@@ -181,8 +181,8 @@ def extend_clustering(
     ) as artifact:
         if not artifact.done:
             stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, force, track)
-            for file in ("fit.json", "centroids.npy"):
-                shutil.copyfile(folder / file, artifact.path(file))
+            write_json(artifact.path("fit.json"), read_json(folder / "fit.json"))
+            write_array(artifact.path("centroids.npy"), map_array(folder / "centroids.npy"))
             base_snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
             same = manifest["identity"]["inputs"]["embeddings"] == catalog.embedding_id(column, base_snapshot)
             stage.assign(folder if same else None, base_snapshot.parts)
@@ -291,7 +291,7 @@ class _ClusterStage:
 
     def _training_rows(self, wanted: int, seed: int) -> list[npt.NDArray[Any]]:
         """The blocks themselves, or a copy on disk of about `wanted` rows drawn by hash."""
-        if self.snapshot.rows <= wanted and not self.survivors.lists:
+        if self.snapshot.rows <= wanted and self.survivors.all:
             return list(self.blocks)
         present = sum(int(self.survivors.keeps(part.span).sum()) for part in self.parts)
         share = min(wanted / max(present, 1), 1.0)

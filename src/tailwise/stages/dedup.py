@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
@@ -197,7 +198,7 @@ def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions) -> 
             old = _old_table(compared, part)
             new = _new_table(compared, part, decisions)
             frozen += old.num_rows
-            identical = int((new.column("similarity").to_numpy() == 1).sum())
+            identical = int(pc.sum(pc.equal(new.column("reason"), IDENTICAL)).as_py() or 0)
             counts["identical"] += identical
             counts["near"] += new.num_rows - identical
             yield pa.concat_tables([old, new])

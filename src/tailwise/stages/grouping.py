@@ -11,7 +11,6 @@ from tailwise.catalog.artifacts import artifact_id, read_manifest
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import map_array, read_table
-from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.kernels.centroids import neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT
@@ -65,10 +64,7 @@ class Grouping:
             self.inputs["clusters"] = artifact_id(manifest)
         self.parts: list[Part] = catalog.parts(self.snapshot)
         self._survivors = Survivors(catalog, without, self.snapshot)
-        self._removals = Removals.of(catalog, self.snapshot)
         self.inputs |= {"snapshot": self.snapshot.id, **self._survivors.inputs}
-        if self._removals.id is not None:
-            self.inputs["removals"] = self._removals.id
         if score is not None:
             self.inputs |= score_inputs(catalog, self.snapshot, score)
         self.sizes, self.statistics = self._count_pool() if clusters is None else self._count_clusters()
@@ -88,7 +84,7 @@ class Grouping:
                 label = np.zeros(part.rows, np.int32)
             else:
                 label = np.array(map_array(self._folder / f"label-{part.name}.npy"))
-            label[~(self._survivors.keeps(part.span) & self._removals.keeps(part.span))] = OUTSIDE
+            label[~self._survivors.keeps(part.span)] = OUTSIDE
             if scores is not None:
                 label[np.isnan(next(scores))] = OUTSIDE
             yield label
@@ -121,7 +117,7 @@ class Grouping:
         sizes: npt.NDArray[np.int64] = table.column("size").to_numpy()
         d_intra, d_inter = (table.column(name).to_numpy() for name in ("d_intra", "d_inter"))
         before = sizes > 0
-        if self._survivors.lists or self._removals.id is not None or self._score is not None:
+        if not self._survivors.all or self._score is not None:
             sizes, d_intra = self._recount(len(sizes))
         full = sizes > 0
         if not (self._folder / "centroids.npy").exists():

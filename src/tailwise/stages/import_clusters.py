@@ -9,17 +9,45 @@ import numpy.typing as npt
 
 from tailwise.catalog.artifacts import MANIFEST
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.files import digest, file_digest, scratch
+from tailwise.catalog.files import digest, file_digest, read_json, scratch
 from tailwise.errors import UserError
 from tailwise.progress import Track
 from tailwise.sources.dynamics import ClusterIds
-from tailwise.stages.cluster import Clustering
+from tailwise.stages.cluster import Clustering, load_clustering
 from tailwise.stages.group import MAX_GROUPS, NO_GROUP, write_grouping
 from tailwise.stages.import_join import CHUNK_ROWS, Join, Wording
 from tailwise.stages.import_rows import RowFinder
 from tailwise.stages.report import Rejections
 
 Ids = npt.NDArray[np.int64]
+
+
+def check_cluster_ids(catalog: Catalog, name: str, files: list[ClusterIds], *, fresh: bool) -> bool:
+    """Whether a grouping of these files is there; to be asked before anything is imported.
+
+    Args:
+        catalog: where to.
+        name: of the grouping.
+        files: of cluster ids.
+        fresh: whether shards come with them that the catalog doesn't have yet.
+
+    Raises:
+        UserError: another clustering has this name, or the grouping would lack the new shards.
+    """
+    path = catalog.clusters_folder(name) / MANIFEST
+    if not path.exists():
+        return False
+    inputs = read_json(path)["identity"]["inputs"]
+    if inputs.get("cluster ids") != _ids_digest(files) or fresh:
+        what = "an earlier state of the pool" if inputs.get("cluster ids") == _ids_digest(files) else "something else"
+        raise UserError(
+            f"the clustering {name!r} was made from {what}: name that of these cluster ids with --clusters-name"
+        )
+    return True
+
+
+def _ids_digest(files: list[ClusterIds]) -> str:
+    return digest([file_digest(path) for file in files for path in (file.array, file.metadata) if path.exists()])
 
 
 def import_clusters(
@@ -50,13 +78,9 @@ def import_clusters(
     config = {"group_by": "cluster ids", "without": [], "snapshot": snapshot.number}
     if given is not None and len(given) < snapshot.shards:
         config["shards"] = digest(sorted(given))
-    inputs = {
-        "cluster ids": digest(
-            [file_digest(path) for file in files for path in (file.array, file.metadata) if path.exists()]
-        )
-    }
-    if (folder / MANIFEST).exists():
-        return write_grouping(catalog, name, config, inputs, [], [], track)
+    inputs = {"cluster ids": _ids_digest(files)}
+    if check_cluster_ids(catalog, name, files, fresh=False):
+        return load_clustering(catalog, name)
     parts = catalog.parts(snapshot)
     with scratch(folder.with_name(f".{name}.joining")) as work:
         with rejections.writer(catalog.folder / "rejected" / f"cluster-ids-{name}.parquet") as log:

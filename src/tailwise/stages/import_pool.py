@@ -94,6 +94,7 @@ def _import(
     catalog: Catalog, found: Found, clusters_name: str, workers: int | None, part_rows: int, track: Track
 ) -> ImportReport:
     before = catalog.snapshots()
+    _check_clusters(catalog, clusters_name, found)
     rejections = Rejections()
     if found.tars or not found.metadata:
         import_shards(
@@ -130,6 +131,16 @@ def _import_clusters(
     from tailwise.stages.import_clusters import import_clusters  # noqa: PLC0415  (brings torch along: seconds, and 600 MB)
 
     return [import_clusters(catalog, name, found.cluster_ids, given, rejections, track)]
+
+
+def _check_clusters(catalog: Catalog, name: str, found: Found) -> None:
+    """Refuses cluster ids that can't become a grouping, before anything is imported."""
+    if found.cluster_ids and (catalog.clusters_folder(name)).exists():
+        from tailwise.stages.import_clusters import check_cluster_ids  # noqa: PLC0415  (as above)
+
+        known = {true_path(path) for path in catalog.shards().column("path").to_pylist()}
+        fresh = any(true_path(path) not in known for path in found.tars or found.metadata)
+        check_cluster_ids(catalog, name, found.cluster_ids, fresh=fresh)
 
 
 def _given_shards(catalog: Catalog, sources: dict[str, int]) -> frozenset[int] | None:

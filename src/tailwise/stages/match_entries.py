@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import Artifact, artifact_id
+from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.files import digest, map_array, read_json, read_table, write_array, write_table
+from tailwise.catalog.files import digest, map_array, read_table, write_array, write_table
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.kernels.matching import EntryMatcher
@@ -79,7 +79,7 @@ def match_entries(
             write_table(artifact.path("entries.parquet"), pa.table({"entry": pa.array(entries, pa.string())}))
             _match(catalog, artifact, snapshot, ignore_case, workers, track)
             artifact.finish({"entries": len(entries)})
-    return Matches(folder, entries, artifact_id(read_json(folder / "manifest.json")))
+    return Matches(folder, entries, digest([config, inputs]))
 
 
 def read_entries(path: Path, *, ignore_case: bool = False) -> list[str]:

@@ -8,6 +8,7 @@ d: dimension; m: members of a cluster.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,9 @@ def regroup_members(
         folder.mkdir(parents=True)
         for part in track(columns(), f"{description}: regrouping", len(blocks)):
             _spill(folder, buckets, part, layout.gathers)
+        for path in folder.glob("*.r*"):
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())  # before it is noted that all is there
         write_json(folder / "spilled.json", made)
     firsts = np.cumsum([0, *map(len, blocks)])
     for bucket in track(range(count), description, count):

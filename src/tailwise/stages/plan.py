@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, digest, replacing, write_array, write_table
+from tailwise.catalog.files import create_array, replacing, write_array, write_table
 from tailwise.errors import UserError
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.plan.methods import PICKS, Method, find_method, method_options, weigh
@@ -26,6 +27,8 @@ from tailwise.stages.scores import ScoreRequest, score_config
 
 MAX_REPEATS = 255
 MAX_SCHEDULE = 1 << 28  # quotas of an annealed plan, 8 bytes each
+KEEP_OF = ("left", "all")
+_AMOUNTS = ("keep", "budget", "per_cluster")
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class PlanRequest:
 
     Attributes:
         method: a name of METHODS.
-        keep: budget as a share of the samples that can be drawn; or
+        keep: budget as a share; or
         budget: samples per epoch (in all, for a static plan); or
         per_cluster: at most so many of each cluster, for methods "cap" and "flat".
+        keep_of: what `keep` is a share of: "left", the samples that can be drawn, or "all" of the pool, those that lists drop included.
         clusters: name of the clustering, or of a grouping by a column.
         options: of the method's weight, such as alpha and temperature.
         final_options: their values from epoch `anneal_epochs` on; until then they change linearly. Empty: they don't.
@@ -56,6 +60,7 @@ class PlanRequest:
     keep: float | None = None
     budget: int | None = None
     per_cluster: int | None = None
+    keep_of: str = "left"
     clusters: str = "main"
     options: Mapping[str, float | None] | None = None
     final_options: Mapping[str, float | None] | None = None
@@ -94,13 +99,13 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
     grouping = Grouping(
         catalog, request.clusters if method.grouping == "clusters" else None, without=request.without, score=score
     )
-    budget = _budget(request, method, grouping.sizes)
-    config = {
+    budget = _budget(request, method, grouping.sizes, grouping.snapshot.rows)
+    config: dict[str, Any] = {
         "method": request.method,
         "options": options,
         "clusters": request.clusters if method.grouping == "clusters" else None,
         "snapshot": grouping.snapshot.number,
-        "budget": budget,
+        "asked": {name: value for name in _AMOUNTS if (value := getattr(request, name)) is not None},
         "max_repeats": request.max_repeats,
         "min_per_cluster": method.min_per_cluster if request.min_per_cluster is None else request.min_per_cluster,
         "class_balance": request.class_balance or 0.0,
@@ -113,11 +118,13 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
     }
     if final:
         config |= {"final_options": final, "anneal_epochs": request.anneal_epochs}
-    quotas = _schedule(grouping, method, config)
-    inputs = dict(grouping.inputs)
+    if request.keep_of != "left":
+        config["asked"] = {**config["asked"], "keep_of": request.keep_of}
+    derived: dict[str, Any] = {"budget": budget}
+    quotas = _schedule(grouping, method, {**config, **derived})
     if method.registered:
-        inputs["weights"] = digest(weigh(method, grouping.statistics, options).tolist())
-    with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
+        derived["quotas"] = blake2b(quotas.tobytes(), digest_size=16).hexdigest()
+    with Artifact(catalog.plan_folder(name), "plan", config, grouping.inputs, derived) as artifact:
         if not artifact.done:
             _write_groups(artifact, grouping.sizes, quotas)
             _write_rows(artifact, grouping, pick, track)
@@ -200,7 +207,11 @@ def _check_bounds(request: PlanRequest, method: Method) -> None:
         )
 
 
-def _budget(request: PlanRequest, method: Method, sizes: npt.NDArray[np.int64]) -> int:
+def _budget(request: PlanRequest, method: Method, sizes: npt.NDArray[np.int64], rows: int) -> int:
+    if request.keep_of not in KEEP_OF:
+        raise UserError(f"--keep-of {request.keep_of!r}: use {' or '.join(KEEP_OF)}")
+    if request.keep_of != KEEP_OF[0] and request.keep is None:
+        raise UserError("--keep-of does nothing without --keep")
     given = [request.keep, request.budget, request.per_cluster]
     if given.count(None) != len(given) - 1:
         choice = "either --keep SHARE (0.277, say) or --budget SAMPLES"
@@ -214,7 +225,7 @@ def _budget(request: PlanRequest, method: Method, sizes: npt.NDArray[np.int64]) 
     elif request.keep is not None:
         if not 0 < request.keep <= request.max_repeats:
             raise UserError(f"--keep {request.keep}: must be above 0 and at most {request.max_repeats} (--max-repeats)")
-        budget = round(request.keep * int(sizes.sum()))
+        budget = round(request.keep * (rows if request.keep_of == "all" else int(sizes.sum())))
     else:
         budget = request.budget or 0
     eligible = int(sizes.sum())

@@ -15,7 +15,6 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, replacing, write_table
-from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.kernels.matching import keep_rates
 from tailwise.plan.plan import Plan
@@ -64,7 +63,7 @@ def make_balanced_plan(
     """
     snapshot = catalog.snapshot()
     _check(per_entry, keep, budget, snapshot)
-    survivors, removals = Survivors(catalog, without, snapshot), Removals.of(catalog, snapshot, track)
+    survivors = Survivors(catalog, without, snapshot)
     config = {
         "method": "metaclip",
         "per_entry": per_entry,
@@ -79,11 +78,9 @@ def make_balanced_plan(
     }
     matches = match_entries(catalog, entries, ignore_case=ignore_case, snapshot=snapshot, workers=workers, track=track)
     inputs = {"snapshot": snapshot.id, "matches": matches.id, **survivors.inputs}
-    if removals.id is not None:
-        inputs["removals"] = removals.id
     with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
-            pool = _Pool(catalog, snapshot, survivors, removals, matches)
+            pool = _Pool(catalog, snapshot, survivors, matches)
             counts, matched = pool.count()
             limit = float(per_entry) if per_entry is not None else _find_limit(pool, counts, matched, keep, budget)
             figures = _write_rates(artifact, pool, _probability(counts, limit), track)
@@ -122,13 +119,12 @@ class _Pool:
     catalog: Catalog
     snapshot: Snapshot
     survivors: Survivors
-    removals: Removals
     matches: Matches
 
     def parts(self) -> Iterator[tuple[Part, Found]]:
         """Part by part: how many entries each row has, and which."""
         for part in self.catalog.parts(self.snapshot):
-            yield part, self.matches.part(part, self.survivors.keeps(part.span) & self.removals.keeps(part.span))
+            yield part, self.matches.part(part, self.survivors.keeps(part.span))
 
     def count(self) -> tuple[npt.NDArray[np.int64], int]:
         """In how many captions each entry stands, int64 [K]; and how many samples have an entry.

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, file_digest, map_array, replacing, scratch
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
@@ -59,11 +60,12 @@ def make_rate_plan(
         "draw": "bernoulli",
         "seed": seed,
     }
-    inputs = {"snapshot": snapshot.id, "rates": file_digest(path)}
+    survivors = Survivors(catalog, (), snapshot)
+    inputs = {"snapshot": snapshot.id, "rates": file_digest(path), **survivors.inputs}
     with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
             identifier, batches = _open_rates(path, column)
-            unknown = _join(catalog, artifact, snapshot, identifier, track(batches, "joining rates"), missing_rate)
+            unknown = _join(catalog, artifact, survivors, identifier, track(batches, "joining rates"), missing_rate)
             write_shard_offsets(catalog, artifact, snapshot)
             rates = map_array(artifact.path("rate.npy"))
             artifact.finish({"eligible": int(np.count_nonzero(rates)), "rates_without_sample": unknown})
@@ -105,16 +107,18 @@ def _json_batches(path: Path) -> Iterator[Batch]:
 def _join(
     catalog: Catalog,
     artifact: Artifact,
-    snapshot: Snapshot,
+    survivors: Survivors,
     identifier: str,
     batches: Iterable[Batch],
     missing_rate: float | None,
 ) -> int:
     """Writes rate.npy; returns how many rates belong to no sample."""
     with scratch(artifact.path("joining")) as work, replacing(artifact.path("rate.npy")) as path:
+        snapshot = survivors.snapshot
         rates = create_array(path, (snapshot.rows,), np.float32)
         rates[:] = np.nan
         unknown = join_values(catalog, snapshot, identifier, batches, rates, work / "keys", "rate", _check_range)
+        rates[survivors.removals.rows] = 0
         without = int(np.isnan(rates).sum())
         if without and missing_rate is None:
             raise UserError(
@@ -122,6 +126,8 @@ def _join(
                 "give them one with --missing-rate (0 never draws them)"
             )
         np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
+        if not rates.any():
+            raise UserError(f"all {snapshot.rows:,} rates are 0: nothing would ever be drawn")
         del rates
     return unknown
 

@@ -31,7 +31,8 @@ class RemovalReport:
         number: of the removal; None where nothing was written.
         reason: as given.
         names: keys and uids that the file gives.
-        repeated: of these, given before: by an earlier removal, or an earlier line.
+        repeated: of these, lines that an earlier line repeats.
+        known: of these, named by an earlier removal.
         removed: samples that are removed by it.
         removed_before: samples it names that had been removed.
         several: keys and uids that several samples have; all of those samples are removed.
@@ -44,6 +45,7 @@ class RemovalReport:
     reason: str
     names: int
     repeated: int
+    known: int
     removed: int
     removed_before: int
     several: int
@@ -87,6 +89,7 @@ def remove(
         reason,
         table.num_rows,
         found.repeated,
+        found.known,
         len(new),
         len(found.rows) - len(new),
         int(several.sum()),
@@ -102,7 +105,9 @@ def read_names(path: Path) -> pa.Table:
     Raises:
         UserError: it can't be read, or names nobody.
     """
-    if path.suffix.lower() not in _READERS or not path.is_file():
+    if not path.is_file():
+        raise UserError(f"{path} is no file: give a .txt of a key or uid a line, or a .parquet")
+    if path.suffix.lower() not in _READERS:
         raise UserError(f"{path}: keys are read from a file ending in {' or '.join(_READERS)}")
     table = _READERS[path.suffix.lower()](path)
     if not table.num_rows:

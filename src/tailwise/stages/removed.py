@@ -18,7 +18,6 @@ from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.embeddings import COLUMNS
 from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, write_table
-from tailwise.catalog.removals import Removals
 from tailwise.export.drawn import check_output
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
@@ -78,10 +77,10 @@ class Causes:
         """
         self._plan = plan
         self.snapshot = catalog.snapshot() if plan is None else plan.snapshot
-        self.removals = Removals.of(catalog, self.snapshot)
         names = _all_lists(catalog, self.snapshot) if plan is None else lists_of(plan)
         self._parts = catalog.parts(self.snapshot)
-        self.lists = Survivors(catalog, names, self.snapshot).lists
+        survivors = Survivors(catalog, names, self.snapshot, _users(plan) if plan is not None else None)
+        self.removals, self.lists = survivors.removals, survivors.lists
 
     def of(self, rows: slice) -> pa.Table:
         """The never drawn ones of some rows of one part, ascending, with the first cause of each: CAUSE_SCHEMA."""
@@ -189,6 +188,16 @@ def lists_of(plan: Plan) -> list[str]:
     """The drop lists that a plan was made without: those of its clustering, then its own."""
     clustering = _clustering(plan) or {}
     return [*clustering.get("without", ()), *plan.config.get("without", ())]
+
+
+def _users(plan: Plan) -> dict[str, Mapping[str, str]]:
+    """What was made without drop lists on the way to a plan, and its inputs."""
+    users = {f"plan {plan.name!r}": plan.manifest["identity"]["inputs"]}
+    if name := plan.config.get("clusters"):
+        folder = plan.catalog.clusters_folder(str(name))
+        remedy = f"plan {plan.name!r} was made from it: restore {folder}"
+        users[f"clustering {name!r}"] = read_manifest(folder, "clustering", remedy)["identity"]["inputs"]
+    return users
 
 
 def _clustering(plan: Plan) -> Mapping[str, Any] | None:

@@ -89,7 +89,8 @@ def _artifacts(folder: Path, shown: tuple[str, ...]) -> Section:
         done = (path / MANIFEST).exists()
         if not done and not (path / PENDING).exists():
             continue
-        config = (read_json(path / MANIFEST)["identity"] if done else read_json(path / PENDING))["config"]
+        identity = read_json(path / MANIFEST)["identity"] if done else read_json(path / PENDING)
+        config = {**identity["config"], **identity.get("derived", {})}
         state = "complete" if done else "unfinished"
         columns = {key: _shown(config.get(key)) for key in shown}
         items.append({"name": path.name, **columns, "snapshot": config["snapshot"], "state": state})

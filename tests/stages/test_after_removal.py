@@ -1,0 +1,107 @@
+"""What is removed takes no part in anything that is made afterwards; what was made before stays."""
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tailwise.errors import UserError
+from tailwise.stages.cluster import cluster
+from tailwise.stages.dedup import dedup
+from tailwise.stages.filter import FilterRule, filter_samples
+from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan_rates import make_rate_plan
+from tailwise.stages.remove import remove
+from tailwise.stages.removed import write_removed
+from tailwise.stages.verify import broken_inputs
+
+
+def keys_of(catalog):
+    return [key for part in catalog.parts() for key in catalog.samples(part, ["key"]).column(0).to_pylist()]
+
+
+@pytest.fixture
+def gone(small_catalog, tmp_path):
+    """Removes every third sample; its rows."""
+    keys = keys_of(small_catalog)[::3]
+
+    def run():
+        (tmp_path / "gone.txt").write_text("\n".join(keys))
+        remove(small_catalog, tmp_path / "gone.txt")
+        return np.arange(0, 600, 3)
+
+    return run
+
+
+def test_clusters_filters_and_duplicates_are_those_of_the_rest(small_catalog, gone):
+    rows = gone()
+    clustering = cluster(small_catalog, clusters=8)
+    assert clustering.summary["samples"] == 400
+    labels = np.concatenate(list(small_catalog.label_parts("main", small_catalog.snapshot(), "label")))
+    assert (labels[rows] == -1).all()
+    filtered = filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.25))
+    assert (filtered.summary["samples"], filtered.summary["kept"]) == (400, 100)
+    dropped = dedup(small_catalog, epsilon=0.3)
+    table = pq.read_table(small_catalog.drops_folder(dropped.name) / "dropped.parquet")
+    assert table.num_rows
+    assert not np.isin(table.column("row").to_numpy(), rows).any()
+    assert not np.isin(table.column("kept_row").to_numpy(), rows).any()
+
+
+def test_rates_of_removed_samples_are_0(small_catalog, gone, tmp_path):
+    rows = gone()
+    keys = keys_of(small_catalog)
+    pq.write_table(pa.table({"key": keys, "rate": np.full(600, 0.5)}), tmp_path / "rates.parquet")
+    plan = make_rate_plan(small_catalog, "p", tmp_path / "rates.parquet")
+    assert np.flatnonzero(plan.rates == 0).tolist() == rows.tolist()
+    pq.write_table(pa.table({"key": keys, "rate": np.zeros(600)}), tmp_path / "none.parquet")
+    with pytest.raises(UserError, match="all 600 rates are 0"):
+        make_rate_plan(small_catalog, "q", tmp_path / "none.parquet")
+    assert not small_catalog.plan_folder("q").exists()
+
+
+def test_what_was_finished_before_is_opened_as_it_is(small_catalog, gone):
+    request = PlanRequest("dynamics", keep=0.5)
+    cluster(small_catalog, clusters=8)
+    plan = make_plan(small_catalog, "p", request)
+    gone()
+    cluster(small_catalog, clusters=8)
+    assert make_plan(small_catalog, "p", request).manifest == plan.manifest
+    new = make_plan(small_catalog, "q", request)
+    assert (plan.config["budget"], new.config["budget"]) == (300, 200)
+    with pytest.raises(UserError, match=r"other settings \(asked"):
+        make_plan(small_catalog, "p", PlanRequest("dynamics", keep=0.4))
+
+
+def test_a_share_of_all_counts_what_lists_drop(small_catalog):
+    filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="half")
+    cluster(small_catalog, clusters=8, without=["half"])
+    assert make_plan(small_catalog, "p", PlanRequest("flat", keep=0.4, keep_of="all")).draw(0).sum() == 240
+    assert make_plan(small_catalog, "q", PlanRequest("flat", keep=0.4)).draw(0).sum() == 120
+    with pytest.raises(UserError, match="a budget of 360 samples: must lie between 1 and 300"):
+        make_plan(small_catalog, "r", PlanRequest("flat", keep=0.6, keep_of="all"))
+    with pytest.raises(UserError, match="--keep-of does nothing without --keep"):
+        make_plan(small_catalog, "r", PlanRequest("flat", budget=9, keep_of="all"))
+
+
+def test_a_list_that_was_made_anew_is_not_taken_for_the_old_one(small_catalog, tmp_path):
+    filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="half")
+    filter_samples(small_catalog, "caption-words", FilterRule(minimum=0), name="words", without=["half"])
+    cluster(small_catalog, clusters=8, without=["half"])
+    plan = make_plan(small_catalog, "p", PlanRequest("flat", keep=0.4))
+    assert broken_inputs(small_catalog) == []
+    shutil.rmtree(small_catalog.drops_folder("half"))
+    assert broken_inputs(small_catalog) == [
+        "drops/half is missing: clusters/main was made from it",
+        "drops/half is missing: drops/words was made from it",
+    ]
+    with pytest.raises(UserError, match="clustering 'main' was made without it: restore"):
+        write_removed(small_catalog, tmp_path / "removed.parquet", plan)
+    filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.6), name="half")
+    assert broken_inputs(small_catalog)[0] == "drops/half was made anew since: clusters/main was made from it"
+    with pytest.raises(UserError, match="'half' is not the one that clustering 'main' was made without"):
+        write_removed(small_catalog, tmp_path / "removed.parquet", plan)
+    with pytest.raises(UserError, match="'half' is not the one that the drop list 'words' was made without"):
+        make_plan(small_catalog, "q", PlanRequest("random", keep=0.5, without=["words"]))
