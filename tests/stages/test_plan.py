@@ -172,7 +172,7 @@ def test_appended_shards_leave_an_old_plan_as_it_was(
         (PlanRequest("ssp", keep=0.5, class_balance=1.5), "--class-balance 1.5"),
         (PlanRequest("random", keep=0.5, class_balance=0.5), "--class-balance does nothing with method 'random'"),
         (PlanRequest("dynamics", keep=0.5, anneal_epochs=3), "--anneal-epochs 3 does nothing without"),
-        (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 1.0}), "--anneal-epochs None"),
+        (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 1.0}), "--alpha-end needs --anneal-epochs"),
         (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 2.0}, anneal_epochs=2), "--alpha 2.0"),
         (PlanRequest("flat", keep=0.5, final_options={"alpha": 1.0}, anneal_epochs=2), "--alpha does nothing"),
         (

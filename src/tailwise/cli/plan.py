@@ -251,9 +251,11 @@ def _print_plan(made: Plan, opened: Catalog, folder: Path) -> None:
 
 
 def _pairs(texts: list[str]) -> dict[str, float]:
-    pairs = {}
+    pairs: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
+        if name in pairs:
+            raise UserError(f"--option {name} is given twice: give it once")
         try:
             pairs[name] = float(value)
         except ValueError as error:

@@ -167,7 +167,7 @@ def _plan(item: Mapping[str, Any]) -> str:
     if item["never"]:
         rank = ""
         if item["never"]["reason"].startswith("not picked"):
-            rank = f", rank {item['rank'] + 1:,} of its cluster, whose quota is {item['quota']:,.0f}"
+            rank = f", rank {item['rank'] + 1:,} of its group, whose quota is {item['quota']:,.0f}"
         return f"never drawn: {item['never']['stage']}, {item['never']['reason']}{rank}"
     copies = " ".join(map(str, item["copies"]))
     first = "not in the first 100 epochs" if item["first_epoch"] is None else f"first in epoch {item['first_epoch']}"

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import fsspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tailwise.catalog.catalog import LOCK, Catalog, Part
 from tailwise.catalog.embeddings import normalise_rows, open_column, part_marker, write_part
@@ -145,6 +145,8 @@ def _embed_chunk(chunk: _Chunk) -> _Embedded:
             try:
                 images.append(Image.open(io.BytesIO(stream.read(size))).convert("RGB"))
                 good.append(at)
+            except UnidentifiedImageError:  # whose message holds an address in memory
+                faults[at] = "of no known format"
             except _UNREADABLE as error:
                 faults[at] = str(error) or type(error).__name__
     rows = np.zeros((len(chunk.keys), encoder.dimension), np.float32)

@@ -227,9 +227,11 @@ class _Judge:
 
     def _share(self, share: float, sign: int, word: str) -> _Test:
         kept = round(share * self.scored)
-        reason = f"{self.name} not among the {word} {share:.9g} of all"
         if not kept:
-            return _Test(reason, np.float32(sign), np.float32(-np.inf), 0)
+            raise UserError(
+                f"a share of {share} of the {self.scored:,} samples with a {self.name} is not one sample: give more"
+            )
+        reason = f"{self.name} not among the {word} {share:.9g} of all"
         values, below = order_statistics(lambda: self._scored(sign), [kept - 1])
         return _Test(reason, np.float32(sign), values[0], kept - int(below[0]))
 

@@ -183,9 +183,14 @@ def _final_options(request: PlanRequest, options: Mapping[str, float], dynamic: 
         return {}
     if not dynamic:
         raise UserError("a static plan can't be annealed: its every epoch is the first; use --dynamic")
-    if request.anneal_epochs is None or not 1 <= request.anneal_epochs <= MAX_EPOCH:
+    if request.anneal_epochs is None:
+        raise UserError(f"--alpha-end needs --anneal-epochs: a number between 1 and {MAX_EPOCH:,}")
+    if not 1 <= request.anneal_epochs <= MAX_EPOCH:
         raise UserError(f"--anneal-epochs {request.anneal_epochs}: give a number between 1 and {MAX_EPOCH:,}")
-    checked = method_options(request.method, {**options, **given})
+    try:
+        checked = method_options(request.method, {**options, **given})
+    except UserError as error:
+        raise UserError(f"at the end of annealing (--alpha-end): {error}") from error
     return {name: checked[name] for name in given}
 
 

@@ -1,0 +1,164 @@
+"""How often each class was trained on: from a file, or by looking for its names in a pool's captions (map, then reduce)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from tailwise.catalog import Catalog
+from tailwise.errors import UserError
+from tailwise.executors.local import map_ordered
+from tailwise.kernels.matching import EntryMatcher, space_out
+from tailwise.progress import Track, silent
+
+INDEX_COLUMN = "class_index"
+NAME_COLUMNS = ("name", "class")
+COUNT_COLUMNS = ("train_count", "count")
+
+
+def read_train_counts(path: Path, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The training samples of each class, from a file.
+
+    Args:
+        path: CSV or TSV with a header: `class_index`, `name` or `class`, and `train_count` or `count`; or JSON: an object of
+            numbers by class name, or a list by class index.
+        classes: [C], names by class index.
+
+    Returns:
+        int64 [C].
+
+    Raises:
+        UserError: the file can't be read, says a class twice or not at all, or a count isn't a whole number of 0 or more.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8-sig")
+        rows = _from_json(json.loads(text), path) if path.suffix.lower() == ".json" else _from_table(text, path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} can't be read as training counts: {error}") from error
+    known: dict[int | str, list[int]] = {}
+    for index, name in enumerate(classes):
+        known.setdefault(index, []).append(index)
+        known.setdefault(name, []).append(index)
+    counts = np.full(len(classes), -1, np.int64)
+    for key, value in rows:
+        if isinstance(key, int) and not 0 <= key < len(classes):
+            raise UserError(f"{path} counts class {key}: the set has classes 0 … {len(classes) - 1}")
+        for index in known.get(key, ()):
+            if counts[index] >= 0:
+                raise UserError(f"{path} counts {key!r} twice: give each class once")
+            counts[index] = _whole(value, key, path)
+    if (counts < 0).any():
+        absent = [classes[index] for index in np.flatnonzero(counts < 0).tolist()]
+        raise UserError(
+            f"{path} has no count for {len(absent):,} of {len(classes):,} classes, such as {absent[0]!r}: give 0 for a class never seen"
+        )
+    return counts
+
+
+def _from_json(value: Any, path: Path) -> list[tuple[int | str, Any]]:  # noqa: ANN401  (whatever was written)
+    if isinstance(value, list):
+        return list(enumerate(value))
+    if isinstance(value, dict):
+        return list(value.items())
+    raise UserError(f"{path} holds neither an object of counts by class name nor a list of counts")
+
+
+def _from_table(text: str, path: Path) -> list[tuple[int | str, Any]]:
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in header else ",")
+    names = reader.fieldnames or []
+    counted = next((name for name in COUNT_COLUMNS if name in names), None)
+    named = next((name for name in (INDEX_COLUMN, *NAME_COLUMNS) if name in names), None)
+    if counted is None or named is None:
+        raise UserError(
+            f"{path} has columns {', '.join(names)}: give {INDEX_COLUMN} or {' or '.join(NAME_COLUMNS)}, and {' or '.join(COUNT_COLUMNS)}"
+        )
+    return [(int(row[named]) if named == INDEX_COLUMN else row[named], row[counted]) for row in reader]
+
+
+def _whole(value: Any, key: int | str, path: Path) -> int:  # noqa: ANN401  (whatever was written)
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0 or (isinstance(value, float) and value != number):
+        raise UserError(f"{path} counts {key!r} as {value!r}: must be a whole number, 0 or more")
+    return number
+
+
+def count_in_pool(
+    folder: Path, classes: Sequence[str], *, workers: int | None = None, track: Track = silent
+) -> npt.NDArray[np.int64]:
+    """In how many captions of a pool each class is named.
+
+    Captions and names are taken in lower case. A class is named where one of its comma-separated names stands as whole words, by
+    the rule of `EntryMatcher`; a caption counts once for each class it names.
+
+    Args:
+        folder: of a catalog; all samples of its newest snapshot.
+        classes: [C], such as "tabby, tabby cat".
+        workers: processes; one a processor by default.
+        track: shows progress.
+
+    Returns:
+        int64 [C].
+
+    Raises:
+        UserError: there is no catalog.
+    """
+    catalog = Catalog.open(folder)
+    names = tuple(classes)
+    paths = [catalog.samples_path(part.number) for part in catalog.parts()]
+    groups = [_Group(path, number, names) for path in paths for number in range(pq.ParquetFile(path).num_row_groups)]
+    counts = np.zeros(len(classes), np.int64)
+    try:
+        for found in track(map_ordered(_Group.count, groups, workers), "matching captions", len(groups)):
+            counts += found
+    finally:
+        _matcher.cache_clear()
+    return counts
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group of a part's samples: the unit of work."""
+
+    samples: Path
+    number: int
+    classes: tuple[str, ...]
+
+    def count(self) -> npt.NDArray[np.int64]:
+        """Its captions that name each class, int64 [C]."""
+        captions = pq.ParquetFile(self.samples).read_row_group(self.number, columns=["caption"])
+        matcher, owners = _matcher(self.classes)
+        counts, entries = matcher(captions.column(0).to_pylist())
+        rows = np.repeat(np.arange(len(counts)), counts)
+        pairs = [
+            row * len(self.classes) + owner
+            for row, entry in zip(rows.tolist(), entries.tolist(), strict=True)
+            for owner in owners[entry]
+        ]
+        return np.bincount(np.unique(np.array(pairs, np.int64)) % len(self.classes), minlength=len(self.classes))
+
+
+@lru_cache(maxsize=1)
+def _matcher(classes: tuple[str, ...]) -> tuple[EntryMatcher, list[list[int]]]:
+    """One automaton a process, and the classes that have each of its entries as a name."""
+    owners: dict[str, list[int]] = {}
+    for index, synonyms in enumerate(classes):
+        for synonym in dict.fromkeys(synonyms.split(",")):
+            # Spaced out as captions are, so that names with a full stop or a colon match.
+            entry = space_out(synonym.lower().encode()).decode().strip()
+            if entry:
+                owners.setdefault(entry, []).append(index)
+    return EntryMatcher(list(owners), ignore_case=True), [list(dict.fromkeys(found)) for found in owners.values()]

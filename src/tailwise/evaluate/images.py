@@ -1,0 +1,241 @@
+"""Images of a set, shard by shard, decoded by worker processes; never more of them in memory than a few batches.
+
+Results don't depend on the number of workers: a batch lies within one shard, and tells its place.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import tarfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import fsspec
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from tailwise.errors import UserError
+from tailwise.executors.local import default_workers, end_with_parent
+from tailwise.progress import Track
+from tailwise.sources.webdataset import split_name
+
+MAX_WORKERS = 8  # by default; a batch of 256 images of 224 pixels takes 150 MB, and each worker holds two
+IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # of a tar's sample, the first that is there
+UNREADABLE = "unreadable image"
+INCOMPLETE = "without image or target"
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Makes the errors of reading a file or URL the user's.
+
+    Raises:
+        UserError: anything went wrong.
+    """
+    try:
+        yield
+    except Exception as error:  # each file system raises errors of its own libraries
+        raise UserError(
+            f"{path} can't be read ({error or type(error).__name__}): check the path, or fetch it anew"
+        ) from error
+
+
+class Shard(Protocol):
+    """Some samples of a set."""
+
+    def samples(self) -> Iterator[tuple[bytes | None, bytes | None]]:
+        """The encoded image and the target of each sample, in order; None for what is wanting.
+
+        Raises:
+            UserError: it can't be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TarShard:
+    """One tar of samples `{key}.jpg` and `{key}.{target}`, read from front to end.
+
+    Attributes:
+        path: a local path or any fsspec URL.
+        target: extension of what is to be found: "cls" or "txt".
+    """
+
+    path: str
+    target: str
+
+    def samples(self) -> Iterator[tuple[bytes | None, bytes | None]]:
+        """As `Shard` has it."""
+        key, members = None, dict[str, bytes]()
+        with (
+            reading(self.path),
+            fsspec.open(self.path, "rb") as stream,
+            tarfile.open(fileobj=stream, mode="r|*") as tar,
+        ):
+            for info in tar:
+                name, extension = split_name(info.name)
+                if not info.isreg() or not Path(name).name:
+                    continue
+                if key is not None and name != key:
+                    yield self._pair(members)
+                    members = {}
+                key = name
+                if extension in {*IMAGE_EXTENSIONS, self.target}:
+                    members[extension] = cast("io.BufferedReader", tar.extractfile(info)).read()
+        if key is not None:
+            yield self._pair(members)
+
+    def _pair(self, members: dict[str, bytes]) -> tuple[bytes | None, bytes | None]:
+        image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
+        return image, members.get(self.target)
+
+
+@dataclass(frozen=True)
+class FileShard:
+    """Some image files of known classes.
+
+    Attributes:
+        files: path and class of each.
+    """
+
+    files: tuple[tuple[Path, int], ...]
+
+    def samples(self) -> Iterator[tuple[bytes | None, bytes | None]]:
+        """As `Shard` has it."""
+        for path, label in self.files:
+            with reading(str(path)):
+                content = path.read_bytes()
+            yield content, str(label).encode()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of one shard, in order.
+
+    Attributes:
+        shard: number of the shard.
+        number: of the batch in it.
+        images: float32 [n, 3, h, w].
+        targets: [n], each as the set's `parse` gives it.
+        skipped: how many samples before its end were left out, by reason.
+    """
+
+    shard: int
+    number: int
+    images: Tensor
+    targets: list[Any]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+class _Batches(IterableDataset[Batch | UserError]):
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        preprocess: Callable[[Any], Tensor],
+        parse: Callable[[bytes], Any],
+        batch_size: int,
+    ) -> None:
+        self._shards = shards
+        self._preprocess = preprocess
+        self._parse = parse
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        """The batches of the shards that are this worker's. A user's mistake is given back, not raised: it would arrive as a traceback."""
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        try:
+            for number in range(first, len(self._shards), step):
+                yield from self._of_shard(number)
+        except UserError as error:
+            yield error
+
+    def _of_shard(self, shard: int) -> Iterator[Batch]:
+        images: list[Tensor] = []
+        targets: list[Any] = []
+        skipped: Counter[str] = Counter()
+        number = 0
+        for content, target in self._shards[shard].samples():
+            parsed = None if content is None or target is None else self._parse(target)
+            if content is None or parsed is None:
+                skipped[INCOMPLETE] += 1
+                continue
+            image = self._decode(content)
+            if image is None:
+                skipped[UNREADABLE] += 1
+                continue
+            images.append(image)
+            targets.append(parsed)
+            if len(images) == self._batch_size:
+                yield Batch(shard, number, torch.stack(images), targets, dict(skipped))
+                images, targets, skipped, number = [], [], Counter(), number + 1
+        if images or skipped:
+            yield Batch(shard, number, torch.stack(images) if images else torch.empty(0), targets, dict(skipped))
+
+    def _decode(self, content: bytes) -> Tensor | None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, of odd metadata
+                image = Image.open(io.BytesIO(content)).convert("RGB")
+            return self._preprocess(image)
+        except Exception:  # noqa: BLE001  (broken images make decoders raise anything)
+            return None
+
+
+def read_batches(
+    shards: Sequence[Shard],
+    preprocess: Callable[[Any], Tensor],
+    parse: Callable[[bytes], Any],
+    *,
+    batch_size: int,
+    workers: int | None,
+    track: Track,
+    description: str,
+) -> Iterator[Batch]:
+    """The batches of all shards, in an order that depends on the number of workers: see `Batch.shard` and `Batch.number`.
+
+    Args:
+        shards: of the set.
+        preprocess: RGB image → float32 [3, h, w].
+        parse: what a target's bytes say; None if they say nothing.
+        batch_size: n; the last batch of a shard may be smaller.
+        workers: processes; 1 reads in this one. By default one a processor, at most MAX_WORKERS and the number of shards.
+        track: shows progress.
+        description: for people.
+
+    Raises:
+        UserError: a shard can't be read.
+    """
+    workers = min(workers or min(default_workers(), MAX_WORKERS), len(shards))
+    in_workers = workers if workers > 1 else 0
+    batches = DataLoader(
+        _Batches(shards, preprocess, parse, batch_size),
+        batch_size=None,
+        num_workers=in_workers,
+        prefetch_factor=1 if in_workers else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # else the process's own would lose a number
+    )
+    for batch in track(cast("Iterable[Batch | UserError]", batches), description):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _begin_worker(_: int) -> None:
+    """A worker ends with its parent; Ctrl-C, which all processes of a terminal get, is the parent's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as DataLoader has it)
+    return batch

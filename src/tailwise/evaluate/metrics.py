@@ -1,0 +1,205 @@
+"""Accuracies of classes, groups and bins of training frequency, and their bootstrap intervals; and recall in retrieval.
+
+Letters: n images, C classes, B replicates, K values of k, D different rows.
+
+A bootstrap over images draws n of the n images with replacement. Which class an image is of and whether it was right is all that the
+figures depend on, so the number of drawn images in each (class, outcome) cell is drawn at once: it is multinomial. That is the
+same distribution, at a cost that depends on the number of cells, not of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Figures: TypeAlias = dict[str, Floats]
+Interval: TypeAlias = dict[str, float | None]
+
+GROUPS = ("head", "medium", "few")
+LEVEL = 0.95
+TOP = 5
+_CHUNK_CELLS = 1 << 21  # of replicates under way: bounds memory to some 50 MB
+
+
+def tally(labels: Ints, guesses: Ints, classes: int) -> Ints:
+    """How the images of each class fared.
+
+    Args:
+        labels: [n], the class of each image.
+        guesses: [n, TOP or C if that is less], the classes of highest score, best first.
+        classes: C.
+
+    Returns:
+        int64 [C, 3]: images whose class came first, came second to fifth, and neither.
+    """
+    first = guesses[:, 0] == labels
+    outcome = np.where(first, 0, np.where((guesses == labels[:, None]).any(axis=1), 1, 2))
+    return np.bincount(labels * 3 + outcome, minlength=classes * 3).astype(np.int64).reshape(classes, 3)
+
+
+def classification(
+    cells: Ints, members: Mapping[str, Ints], *, replicates: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """Top-1, top-5, mean per class, and the mean per class of some groups of classes, with intervals.
+
+    Args:
+        cells: [C, 3] of `tally`.
+        members: the classes of each group, by its name; a group may be empty.
+        replicates: B.
+        seed: decides the draws.
+
+    Returns:
+        By "top1", "top5", "mean_per_class" and the names of the groups: value, low and high. All are None where there is no image.
+    """
+
+    def figures(counts: Ints) -> Figures:
+        images, right = counts.sum(axis=-1), counts[..., 0]
+        total = images.sum(axis=-1)
+        rates = _ratio(right, images)
+        means = {name: _mean(rates[..., classes]) for name, classes in members.items()}
+        found = counts[..., :2].sum(axis=(-1, -2))
+        top = {"top1": _ratio(right.sum(axis=-1), total), "top5": _ratio(found, total)}
+        return {**top, "mean_per_class": _mean(rates), **means}
+
+    return intervals(cells, figures, replicates=replicates, seed=seed)
+
+
+def recall(
+    found_texts: npt.NDArray[np.bool_],
+    found_images: Ints,
+    texts: Ints,
+    ks: Sequence[int],
+    *,
+    replicates: int,
+    seed: int,
+) -> dict[str, Interval]:
+    """Recall at k of texts for images and of images for texts, with intervals from a bootstrap over images with their texts.
+
+    Args:
+        found_texts: [n, K], whether one of the image's texts is among the k nearest to it.
+        found_images: [n, K], for how many of its texts the image is among the k nearest.
+        texts: [n], how many it has.
+        ks: the K values of k.
+        replicates: B.
+        seed: decides the draws.
+
+    Returns:
+        By "text_retrieval@k", "image_retrieval@k" and "mean_recall@k", the mean of both: value, low and high.
+    """
+    rows = np.column_stack([texts, found_texts.astype(np.int64), found_images])
+    different, counts = np.unique(rows, axis=0, return_counts=True)
+
+    def figures(drawn: Ints) -> Figures:
+        found: Figures = {}
+        for at, k in enumerate(ks):
+            to_text = _ratio(drawn @ different[:, 1 + at], drawn.sum(axis=-1))
+            to_image = _ratio(drawn @ different[:, 1 + len(ks) + at], drawn @ different[:, 0])
+            found |= {
+                f"text_retrieval@{k}": to_text,
+                f"image_retrieval@{k}": to_image,
+                f"mean_recall@{k}": (to_text + to_image) / 2,
+            }
+        return found
+
+    return intervals(counts.astype(np.int64), figures, replicates=replicates, seed=seed)
+
+
+def intervals(cells: Ints, figures: Callable[[Ints], Figures], *, replicates: int, seed: int) -> dict[str, Interval]:
+    """The figures of some counts, with percentile bootstrap intervals of level LEVEL.
+
+    Args:
+        cells: images of each kind, any shape.
+        figures: from counts [..., *shape of cells] to arrays [...]; NaN where there is none.
+        replicates: B.
+        seed: decides the draws.
+
+    Returns:
+        Of each figure the value, and the lowest and highest replicate within the level. Replicates without the figure are left out.
+    """
+    values = figures(cells)
+    chunks = [figures(drawn) for drawn in _resample(cells, replicates, seed)]
+    return {name: _interval(value, np.concatenate([chunk[name] for chunk in chunks])) for name, value in values.items()}
+
+
+def _resample(cells: Ints, replicates: int, seed: int) -> Iterator[Ints]:
+    """Counts of B bootstrap samples, in chunks [b, *shape of cells]; the chunks' size changes nothing."""
+    flat = cells.reshape(-1)
+    full = np.flatnonzero(flat)
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    step = max(1, _CHUNK_CELLS // max(1, flat.size))
+    for first in range(0, replicates, step):
+        drawn = np.zeros((min(step, replicates - first), flat.size), np.int64)
+        if len(full):
+            drawn[:, full] = generator.multinomial(flat.sum(), flat[full] / flat.sum(), size=len(drawn))
+        yield drawn.reshape(-1, *cells.shape)
+
+
+def _interval(value: Floats, drawn: Floats) -> Interval:
+    known = drawn[~np.isnan(drawn)]
+    if np.isnan(value) or not len(known):
+        return {"value": None, "low": None, "high": None}
+    tail = (1 - LEVEL) / 2
+    # Replicates themselves, not points between two: a share that all of them have is had exactly.
+    low, high = np.quantile(known, tail, method="lower"), np.quantile(known, 1 - tail, method="higher")
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
+    shares: Floats = np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
+    return shares
+
+
+def _mean(rates: Floats) -> Floats:
+    """Over the last axis, of what is there."""
+    there = ~np.isnan(rates)
+    return _ratio(np.where(there, rates, 0).sum(axis=-1), there.sum(axis=-1))
+
+
+def thirds(counts: Ints) -> dict[str, Ints]:
+    """The classes in three groups of equal number (to within one), by falling training frequency; ties by class index.
+
+    Args:
+        counts: [C], training samples of each class.
+
+    Returns:
+        The classes of each of GROUPS, ascending.
+    """
+    order = np.argsort(-counts, kind="stable")
+    return {name: np.sort(part) for name, part in zip(GROUPS, np.array_split(order, len(GROUPS)), strict=True)}
+
+
+def bounded(counts: Ints, upper: int, lower: int) -> dict[str, Ints]:
+    """The classes with more than `upper` training samples, with `lower` to `upper`, and with fewer, after Liu et al. 2019.
+
+    Args:
+        counts: [C].
+        upper: 100 in the paper.
+        lower: 20 in the paper.
+
+    Returns:
+        The classes of each of GROUPS, ascending; a group may be empty.
+    """
+    parts = (counts > upper, (counts >= lower) & (counts <= upper), counts < lower)
+    return {name: np.flatnonzero(part) for name, part in zip(GROUPS, parts, strict=True)}
+
+
+def doublings(counts: Ints) -> list[tuple[int, int, Ints]]:
+    """The classes by powers of two of their training frequency: 0, 1, 2 … 3, 4 … 7, ….
+
+    Args:
+        counts: [C].
+
+    Returns:
+        Least and greatest frequency, and the classes, of each bin that has any, ascending.
+    """
+    exponents = np.frexp(counts.astype(np.float64))[1]  # 0 for 0, 1 for 1, 2 for 2 and 3, …
+    bins = []
+    for exponent in np.unique(exponents).tolist():
+        least, greatest = (1 << exponent - 1, (1 << exponent) - 1) if exponent else (0, 0)
+        bins.append((least, greatest, np.flatnonzero(exponents == exponent)))
+    return bins

@@ -1,0 +1,226 @@
+"""Which model a checkpoint is of, and loading it with open_clip's own factories."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import logging
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tailwise.errors import UserError
+
+SCHEME = "open_clip:"
+SCHEMAS = ("hf-hub:", "local-dir:")  # of open_clip: such a model brings its weights along
+PRECISIONS = ("fp32", "bf16")
+# What a run's params.txt says that changes the model or how it sees an image; open_clip's factory takes them by these names.
+SETTINGS = (
+    *("force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length"),
+    *("image_mean", "image_std", "image_interpolation", "image_resize_mode"),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What has to be loaded.
+
+    Attributes:
+        model: name of the model, for open_clip's factories.
+        weights: file of the weights; None where open_clip finds them by itself.
+        pretrained: open_clip's tag of the weights, if any.
+        settings: of SETTINGS, those that the run was started with.
+    """
+
+    model: str
+    weights: Path | None = None
+    pretrained: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to evaluate.
+
+    Attributes:
+        model: of open_clip, in evaluation mode.
+        preprocess: of one RGB image for validation → float32 [3, h, w].
+        tokenizer: texts → int64 [n, context length].
+        device: where the model is.
+        precision: one of PRECISIONS.
+    """
+
+    model: Any
+    preprocess: Callable[[Any], Tensor]
+    tokenizer: Callable[[Sequence[str]], Tensor]
+    device: torch.device
+    precision: str
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Without gradients, and in the model's precision."""
+        lower = torch.autocast(self.device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with torch.no_grad(), lower:
+            yield
+
+
+def find_checkpoint(checkpoint: str | Path, model: str | None = None) -> Checkpoint:
+    """What a user's CHECKPOINT means.
+
+    Args:
+        checkpoint: a file of weights, the folder of a run (whose newest checkpoint is taken), `open_clip:MODEL/PRETRAINED`,
+            `open_clip:hf-hub:NAME` or `open_clip:local-dir:FOLDER`.
+        model: name of the model; by default what the run's params.txt says.
+
+    Raises:
+        UserError: there is none, or the model's name is wanting.
+    """
+    text = str(checkpoint)
+    if text.startswith(SCHEME):
+        return _pretrained(text.removeprefix(SCHEME), model)
+    path = Path(checkpoint).expanduser()
+    if not path.exists():
+        raise UserError(f"there is no {path}: give a checkpoint, the folder of a run, or {SCHEME}MODEL/PRETRAINED")
+    run, weights = (path, _newest(path)) if path.is_dir() else (path.absolute().parent.parent, path)
+    told = _read_parameters(run / "params.txt")
+    name = model or told.get("model")
+    if not name:
+        raise UserError(f"{path} doesn't tell its model ({run / 'params.txt'} is wanting): give --model")
+    settings = {key: value for key in SETTINGS if (value := told.get(key)) not in (None, False)}
+    return Checkpoint(_check_model(name), weights, None, settings)
+
+
+def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "fp32") -> LoadedModel:
+    """Makes the model and loads its weights.
+
+    Raises:
+        UserError: open_clip isn't installed, knows no such model or tag, or the weights don't fit; the device isn't there.
+    """
+    import open_clip  # noqa: PLC0415  (an extra)
+
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
+    place = find_device(device)
+    own = checkpoint.weights is None
+    named = f"{checkpoint.weights or checkpoint.pretrained or ''} as {checkpoint.model}".strip()
+    try:
+        with _quiet():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                checkpoint.model, pretrained=checkpoint.pretrained, load_weights=own, pretrained_text=own,
+                device=place, **checkpoint.settings,
+            )  # fmt: skip
+            tokenizer = open_clip.get_tokenizer(checkpoint.model, **_context(checkpoint.settings))
+            if checkpoint.weights is not None:
+                open_clip.load_checkpoint(model, str(checkpoint.weights), device=place)
+    except (
+        *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError, StopIteration),
+        *(OSError, EOFError, pickle.UnpicklingError),
+    ) as error:
+        raise UserError(f"{named} can't be loaded: {_shortened(error)}; check --model") from error
+    return LoadedModel(model.eval(), preprocess, tokenizer, place, precision)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; "auto" is a CUDA device if there is one.
+
+    Raises:
+        UserError: it can't be used.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name!r} can't be used: {_shortened(error)}") from error
+
+
+def _pretrained(name: str, model: str | None) -> Checkpoint:
+    if model is not None:
+        raise UserError(f"--model does nothing with {SCHEME}{name}, which names its model")
+    if name.startswith(SCHEMAS):
+        return Checkpoint(_check_model(name))
+    architecture, slash, tag = name.partition("/")
+    if not (architecture and slash and tag):
+        raise UserError(f"{SCHEME}{name}: give {SCHEME}MODEL/PRETRAINED, such as {SCHEME}ViT-B-32/laion2b_s34b_b79k")
+    import open_clip  # noqa: PLC0415  (an extra)
+
+    tags = open_clip.list_pretrained_tags_by_model(_check_model(architecture))
+    if tag not in tags:
+        raise UserError(f"open_clip has no weights {tag!r} of {architecture}: use one of {', '.join(tags) or 'none'}")
+    return Checkpoint(architecture, pretrained=tag)
+
+
+def _check_model(name: str) -> str:
+    """The name, if open_clip knows it."""
+    if importlib.util.find_spec("open_clip") is None:
+        raise UserError("evaluating needs open_clip: pip install 'tailwise[train]'")
+    import open_clip  # noqa: PLC0415  (an extra)
+
+    if name.startswith("local-dir:"):
+        config = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
+        if not config.is_file():
+            raise UserError(f"the model {name} has no {config}: give --model local-dir:FOLDER with its new place")
+    elif not name.startswith(SCHEMAS) and name not in open_clip.list_models():
+        raise UserError(
+            f"open_clip knows no model {name!r}: give a name of open_clip.list_models(), or local-dir:FOLDER"
+        )
+    return name
+
+
+def _newest(run: Path) -> Path:
+    """The newest checkpoint of a run: epoch_latest.pt, else that of the highest epoch."""
+    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    found = {path.name: path for path in folder.glob("epoch_*.pt")}
+    if "epoch_latest.pt" in found:
+        return found["epoch_latest.pt"]
+    numbered = {
+        int(match[1]): path for name, path in found.items() if (match := re.fullmatch(r"epoch_(\d+)\.pt", name))
+    }
+    if not numbered:
+        raise UserError(f"{run} holds no checkpoint (checkpoints/epoch_*.pt): name a run that has saved one, or a file")
+    return numbered[max(numbered)]
+
+
+def _read_parameters(path: Path) -> dict[str, Any]:
+    """What the trainer of open_clip noted of a run: a line `name: value` each."""
+    if not path.is_file():
+        return {}
+    pairs = (line.partition(": ") for line in path.read_text(encoding="utf-8").splitlines())
+    return {name: _value(text) for name, _, text in pairs}
+
+
+def _value(text: str) -> Any:  # noqa: ANN401  (whatever an argument may be)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    # argparse makes one number a list, where the factory wants the number.
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _context(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {"context_length": settings["force_context_length"]} if "force_context_length" in settings else {}
+
+
+def _shortened(error: BaseException, characters: int = 300) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= characters else text[:characters] + " …"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's warnings, such as that a model whose weights come next has none."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

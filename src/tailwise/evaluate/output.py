@@ -1,0 +1,104 @@
+"""What an evaluation leaves: summary.json, and of each classification set its classes and its curve. Same bytes on each run."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.csv as pa_csv
+
+from tailwise.catalog.files import read_json, replacing, write_json
+from tailwise.errors import UserError
+from tailwise.evaluate.run import Evaluation, mean_over_sets
+
+SUMMARY = "summary.json"
+
+
+def check_output(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Checks, before the work, that a folder may be written to.
+
+    Args:
+        folder: for the files.
+        config: what decides the figures, as JSON values.
+        overwrite: replace another evaluation.
+
+    Raises:
+        UserError: it holds another evaluation or something else; or the plots can't be drawn.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--output draws with matplotlib: pip install 'tailwise[train]'")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give --output another name")
+    if overwrite or not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / SUMMARY).exists():
+        raise UserError(f"{folder} holds something else: give --output a new or an empty folder")
+    if (held := read_json(folder / SUMMARY).get("config")) != config:
+        other = [name for name in config if not isinstance(held, dict) or held.get(name) != config[name]]
+        raise UserError(f"{folder} holds another evaluation ({', '.join(other)}): give another folder, or --overwrite")
+
+
+def write_output(folder: Path, config: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> None:
+    """Writes the files, each atomically; summary.json last.
+
+    Args:
+        folder: made if need be.
+        config: what decides the figures, as JSON values.
+        evaluations: of `evaluate`.
+    """
+    for item in evaluations:
+        name = re.sub(r"[^\w.-]+", "-", item.name)
+        if item.classes is not None:
+            with replacing(folder / f"classes-{name}.csv") as temporary:
+                pa_csv.write_csv(item.classes, temporary)
+            if item.summary["curve"]:
+                draw_curve(folder / f"curve-{name}.svg", item)
+    write_json(folder / SUMMARY, {"config": dict(config), **as_json(evaluations)})
+
+
+def as_json(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """The figures of all sets, and their mean, as JSON values."""
+    return {"sets": [dict(item.summary) for item in evaluations], "mean": mean_over_sets(evaluations)}
+
+
+def draw_curve(path: Path, evaluation: Evaluation) -> None:
+    """Draws the accuracy of classes against how often they were trained on: a point a class, and the mean of each bin with its interval."""
+    import matplotlib as mpl  # noqa: PLC0415  (an extra, and slow to import)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    table = evaluation.classes
+    if table is None:
+        raise ValueError("a retrieval set has no curve")
+    counts, accuracy = (table[name].to_numpy().astype(np.float64) for name in ("train_count", "accuracy"))
+    curve = [item for item in evaluation.summary["curve"] if item["accuracy"] is not None]
+    middle = [max(0.5, (item["from"] * item["to"]) ** 0.5) for item in curve]
+    means, low, high = (100 * np.array([item[name] for item in curve]) for name in ("accuracy", "low", "high"))
+    # Text as text, and no random ids or dates: the same figures give the same bytes.
+    with mpl.rc_context({"svg.hashsalt": "tailwise", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        axes.scatter(
+            np.maximum(counts, 0.5), 100 * accuracy, s=9, color="#8aa4c8", alpha=0.6, linewidths=0, label="class"
+        )
+        axes.errorbar(
+            middle, means, yerr=np.maximum(0, [means - low, high - means]), color="#1f3f77", marker="o", markersize=4,
+            linewidth=1.5, capsize=3, label="mean of the classes of a bin, 95 % interval",
+        )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        ticks = sorted({0.5 if item["from"] == 0 else float(item["from"]) for item in curve})
+        axes.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 1 else "0" for tick in ticks])
+        axes.minorticks_off()
+        top = max(10.0, 105 * float(np.nanmax(accuracy)))
+        axes.set_ylim(-0.02 * top, top)
+        axes.set_xlabel("training samples of the class")
+        axes.set_ylabel("zero-shot accuracy of the class (%)")
+        axes.set_title(f"{evaluation.name}: top-1 {100 * evaluation.summary['top1']['value']:.1f} %", loc="left")
+        axes.grid(visible=True, linewidth=0.4, alpha=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(frameon=False, loc="outside lower center", ncols=2)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})

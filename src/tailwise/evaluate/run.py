@@ -1,0 +1,248 @@
+"""Evaluate: a checkpoint on some sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.errors import UserError
+from tailwise.evaluate.counts import count_in_pool, read_train_counts
+from tailwise.evaluate.metrics import Interval, bounded, classification, doublings, recall, tally, thirds
+from tailwise.evaluate.models import LoadedModel, find_checkpoint, load_model
+from tailwise.evaluate.sets import ImageSet, Task, find_set
+from tailwise.evaluate.zero_shot import KS, classify, retrieve
+from tailwise.progress import Track, silent
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How to evaluate.
+
+    Attributes:
+        model: name of the model for open_clip, or `local-dir:FOLDER`; by default what the run tells.
+        classes: names of the classes, one a line, in place of the sets' own.
+        templates: prompts, one a line, in place of the sets' own.
+        train_counts: how often each class was trained on; see `read_train_counts`.
+        pool: a catalog, in whose captions the classes are counted instead.
+        groups: "thirds" of the classes, or bounds such as "100,20": head above 100, medium 20 to 100, few below 20.
+        batch_size: images, or fewer at the end of a shard.
+        workers: processes that decode; one a processor by default, 1 for none.
+        device: "auto", "cpu", "cuda", ….
+        precision: "fp32" or "bf16".
+        bootstrap: replicates.
+        seed: of the bootstrap.
+    """
+
+    model: str | None = None
+    classes: Path | None = None
+    templates: Path | None = None
+    train_counts: Path | None = None
+    pool: Path | None = None
+    groups: str = "thirds"
+    batch_size: int = 256
+    workers: int | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    bootstrap: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out on one set.
+
+    Attributes:
+        name: of the set.
+        task: "classification" or "retrieval".
+        summary: the figures, as JSON values.
+        classes: a row for each class: class, name, train_count, group, images, right, right_top5, accuracy; None for retrieval.
+    """
+
+    name: str
+    task: Task
+    summary: Mapping[str, Any]
+    classes: pa.Table | None
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: str | Path | Sequence[str | Path],
+    options: EvaluateOptions = EvaluateOptions(),
+    *,
+    track: Track = silent,
+) -> list[Evaluation]:
+    """Evaluates a checkpoint of open_clip on one set or several, without training.
+
+    Args:
+        checkpoint: see `find_checkpoint`.
+        data: see `find_set`.
+        options: all else.
+        track: shows progress.
+
+    Returns:
+        One evaluation a set, in their order.
+
+    Raises:
+        UserError: something given is wrong, or can't be read.
+    """
+    bounds = _check(options)
+    places = [data] if isinstance(data, str | Path) else list(data)
+    if not places:
+        raise UserError("there is no set to evaluate on: give --data")
+    found = find_checkpoint(checkpoint, options.model)
+    sets = _named_apart([find_set(str(place), options.classes, options.templates) for place in places])
+    counts = [_train_counts(item, options, track) for item in sets]
+    loaded = load_model(found, options.device, options.precision)
+    return [_on_set(loaded, item, count, bounds, options, track) for item, count in zip(sets, counts, strict=True)]
+
+
+def mean_over_sets(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """The plain mean over sets of top-1 and mean per class, and over retrieval sets of the mean recall at 1; those that there are."""
+    figures = {
+        "top1": [item.summary["top1"]["value"] for item in evaluations if item.task == "classification"],
+        "mean_per_class": [
+            item.summary["mean_per_class"]["value"] for item in evaluations if item.task == "classification"
+        ],
+        "mean_recall@1": [
+            item.summary["mean_recall"]["1"]["value"] for item in evaluations if item.task == "retrieval"
+        ],
+    }
+    return {name: float(np.mean(values)) for name, values in figures.items() if values}
+
+
+def _check(options: EvaluateOptions) -> tuple[int, int] | None:
+    """The bounds of the groups, if they aren't thirds."""
+    if options.train_counts is not None and options.pool is not None:
+        raise UserError("--train-counts and --pool both say how often classes were trained on: give one")
+    for option, value in (("--batch-size", options.batch_size), ("--bootstrap", options.bootstrap)):
+        if value < 1:
+            raise UserError(f"{option} {value}: must be 1 or more")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must be 0 or more")
+    if options.groups == "thirds":
+        return None
+    match = re.fullmatch(r"(\d+),(\d+)", options.groups)
+    if match is None or int(match[1]) < int(match[2]):
+        raise UserError(f"--groups {options.groups!r}: give thirds, or two bounds, the greater first, such as 100,20")
+    return int(match[1]), int(match[2])
+
+
+def _named_apart(sets: Sequence[ImageSet]) -> list[ImageSet]:
+    """The sets; of those with one name, the later ones get a number."""
+    seen: dict[str, int] = {}
+    named = []
+    for item in sets:
+        seen[item.name] = number = seen.get(item.name, 0) + 1
+        name = item.name if number == 1 else f"{item.name}-{number}"
+        named.append(ImageSet(name, item.task, item.shards, item.classes, item.templates))
+    return named
+
+
+def _train_counts(images: ImageSet, options: EvaluateOptions, track: Track) -> npt.NDArray[np.int64] | None:
+    if images.task == "retrieval":
+        return None
+    if options.train_counts is not None:
+        return read_train_counts(options.train_counts, images.classes)
+    if options.pool is not None:
+        return count_in_pool(options.pool, images.classes, workers=options.workers, track=track)
+    return None
+
+
+def _on_set(
+    loaded: LoadedModel,
+    images: ImageSet,
+    counts: npt.NDArray[np.int64] | None,
+    bounds: tuple[int, int] | None,
+    options: EvaluateOptions,
+    track: Track,
+) -> Evaluation:
+    if images.task == "retrieval":
+        return _retrieval(loaded, images, options, track)
+    found = classify(loaded, images, batch_size=options.batch_size, workers=options.workers, track=track)
+    cells = tally(found.labels, found.guesses, len(images.classes))
+    summary, group_of = _figures(cells, counts, bounds, options)
+    about = {"set": images.name, "task": images.task, "images": len(found.labels), "classes": len(images.classes)}
+    table = _class_table(images, cells, counts, group_of)
+    return Evaluation(images.name, images.task, {**about, "skipped": found.skipped, **summary}, table)
+
+
+def _figures(
+    cells: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64] | None,
+    bounds: tuple[int, int] | None,
+    options: EvaluateOptions,
+) -> tuple[dict[str, Any], dict[int, str]]:
+    """The summary's figures, and the group of each class."""
+    groups, bins = {}, []
+    if counts is not None:
+        groups = thirds(counts) if bounds is None else bounded(counts, *bounds)
+        bins = doublings(counts)
+    members = {**groups, **{f"bin {at}": classes for at, (_, _, classes) in enumerate(bins)}}
+    found = classification(cells, members, replicates=options.bootstrap, seed=options.seed)
+    images = cells.sum(axis=1)
+    nothing: Interval = {"value": None, "low": None, "high": None}
+    summary = {
+        "top1": found["top1"],
+        "top5": found["top5"] if len(cells) >= 5 else nothing,
+        "mean_per_class": found["mean_per_class"],
+        "groups": {
+            name: {"classes": len(classes), "images": int(images[classes].sum()), "accuracy": found[name]}
+            for name, classes in groups.items()
+        },
+        "curve": [
+            {"from": least, "to": greatest, "classes": len(classes), "accuracy": found[f"bin {at}"]["value"],
+             "low": found[f"bin {at}"]["low"], "high": found[f"bin {at}"]["high"]}
+            for at, (least, greatest, classes) in enumerate(bins)
+        ],
+    }  # fmt: skip
+    return summary, {index: name for name, classes in groups.items() for index in classes.tolist()}
+
+
+def _class_table(
+    images: ImageSet, cells: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None, group_of: Mapping[int, str]
+) -> pa.Table:
+    every = cells.sum(axis=1)
+    indices = range(len(images.classes))
+    columns = {
+        "class": pa.array(indices, pa.int32()),
+        "name": pa.array(images.classes, pa.string()),
+        "train_count": pa.nulls(len(cells), pa.int64()) if counts is None else pa.array(counts, pa.int64()),
+        "group": pa.array([group_of.get(index) for index in indices], pa.string()),
+        "images": pa.array(every, pa.int64()),
+        "right": pa.array(cells[:, 0], pa.int64()),
+        "right_top5": pa.array(cells[:, :2].sum(axis=1), pa.int64()),
+        "accuracy": pa.array(
+            [
+                right / count if count else None
+                for right, count in zip(cells[:, 0].tolist(), every.tolist(), strict=True)
+            ],
+            pa.float64(),
+        ),
+    }
+    return pa.table(columns)
+
+
+def _retrieval(loaded: LoadedModel, images: ImageSet, options: EvaluateOptions, track: Track) -> Evaluation:
+    found = retrieve(loaded, images, batch_size=options.batch_size, workers=options.workers, track=track)
+    figures = recall(
+        found.found_texts, found.found_images, found.texts, KS, replicates=options.bootstrap, seed=options.seed
+    )
+    summary = {
+        "set": images.name,
+        "task": images.task,
+        "images": len(found.texts),
+        "texts": int(found.texts.sum()),
+        "skipped": found.skipped,
+        **{
+            name: {str(k): figures[f"{name}@{k}"] for k in KS}
+            for name in ("image_retrieval", "text_retrieval", "mean_recall")
+        },
+    }
+    return Evaluation(images.name, images.task, summary, None)

@@ -1,0 +1,193 @@
+"""Evaluation sets: what a path or URL holds, in which layout, and the names of its classes."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import fsspec
+from braceexpand import braceexpand
+
+from tailwise.errors import UserError
+from tailwise.evaluate.images import FileShard, Shard, TarShard, reading
+
+Task = Literal["classification", "retrieval"]
+TASKS: tuple[Task, ...] = ("classification", "retrieval")
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+)  # as torchvision's ImageFolder
+FILES_A_SHARD = 1024
+SPLITS = frozenset({"test", "val", "validation"})
+_WORDNET = re.compile(r"n\d{8}")
+_HUGGING_FACE = re.compile(r"(https://huggingface\.co/datasets/[^/]+/[^/]+)/(?:tree|resolve|raw)/([^/]+)/?")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One set to evaluate on.
+
+    Attributes:
+        name: for people and for file names.
+        task: what is asked.
+        shards: where the images are.
+        classes: their names, by class index; empty for retrieval.
+        templates: prompts with `{c}` for the class; empty for open_clip's 80 of ImageNet.
+    """
+
+    name: str
+    task: Task
+    shards: tuple[Shard, ...]
+    classes: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+
+def find_set(data: str, classes: Path | None = None, templates: Path | None = None) -> ImageSet:
+    """The set that a path, glob, brace pattern or URL names.
+
+    Args:
+        data: a folder or URL in clip_benchmark's webdataset layout; a folder of tars, or tars, with `.cls`; a folder of a
+            folder of images for each class, taken in the order of their sorted names.
+        classes: names of the classes, one a line, in place of the set's own.
+        templates: prompts, one a line, in place of the set's own.
+
+    Raises:
+        UserError: there is no set, or its files don't agree.
+    """
+    remote = "://" in data
+    root = _resolvable(data).rstrip("/") if remote else str(Path(data).expanduser())
+    if _read_lines(f"{root}/test/nshards.txt", optional=True) is not None:
+        return _benchmark(root, classes, templates)
+    if not remote and Path(root).is_dir():
+        tars = sorted(Path(root).glob("*.tar"), key=lambda path: (len(path.name), path.name))
+        return (
+            _tars([str(path) for path in tars], root, classes, templates)
+            if tars
+            else _folders(root, classes, templates)
+        )
+    patterns = list(braceexpand(root))
+    tars_found = patterns if remote else [name for pattern in patterns for name in sorted(glob.glob(pattern))]  # noqa: PTH207
+    if not tars_found or not all(name.endswith(".tar") for name in tars_found):
+        raise UserError(
+            f"{data} is no set: give a folder with test/nshards.txt (as clip_benchmark's), tars with .cls, or folders of images"
+        )
+    return _tars(tars_found, str(root).rsplit("/", 1)[0], classes, templates)
+
+
+def _benchmark(root: str, classes: Path | None, templates: Path | None) -> ImageSet:
+    """clip_benchmark's layout: test/{0..}.tar, test/nshards.txt; classnames.txt and templates, or dataset_type.txt."""
+    (count,) = _read_lines(f"{root}/test/nshards.txt") or [""]
+    if not count.isdecimal() or not int(count):
+        raise UserError(f"{root}/test/nshards.txt says {count!r}: must be the number of tars, 1 or more")
+    return _tars([f"{root}/test/{number}.tar" for number in range(int(count))], root, classes, templates)
+
+
+def _tars(tars: Sequence[str], root: str, classes: Path | None, templates: Path | None) -> ImageSet:
+    kind = (_read_lines(f"{root}/dataset_type.txt", optional=True) or ["classification"])[0].lower()
+    task = next((task for task in TASKS if task == kind), None)
+    if task is None:
+        raise UserError(f"{root}/dataset_type.txt says {kind!r}: only {' and '.join(TASKS)} sets can be evaluated")
+    if task == "retrieval":
+        return ImageSet(set_name(root), task, tuple(TarShard(path, "txt") for path in tars))
+    names = _names(root, classes)
+    if names is None:
+        raise UserError(f"{root} has no classnames.txt: give --classes FILE, one name a line, by class index")
+    return ImageSet(
+        set_name(root), task, tuple(TarShard(path, "cls") for path in tars), names, _prompts(root, templates)
+    )
+
+
+def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSet:
+    folders = sorted(path for path in Path(root).iterdir() if path.is_dir() and not path.name.startswith("."))
+    files = [
+        (path, label)
+        for label, folder in enumerate(folders)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    ]
+    if not files:
+        raise UserError(
+            f"{root} holds no images: give a folder with a folder of images for each class, or a set of tars"
+        )
+    names = _names(root, classes)
+    if names is None:
+        if all(_WORDNET.fullmatch(folder.name) for folder in folders):
+            raise UserError(
+                f"the folders of {root} are WordNet ids: give --classes FILE, one name a line, in their sorted order"
+            )
+        names = tuple(folder.name.replace("_", " ") for folder in folders)
+    if len(names) != len(folders):
+        raise UserError(
+            f"{len(names):,} class names for the {len(folders):,} folders of {root}: give one name a folder"
+        )
+    shards = tuple(FileShard(tuple(files[at : at + FILES_A_SHARD])) for at in range(0, len(files), FILES_A_SHARD))
+    return ImageSet(set_name(root), "classification", shards, names, _prompts(root, templates))
+
+
+def _names(root: str, classes: Path | None) -> tuple[str, ...] | None:
+    path = f"{root}/classnames.txt" if classes is None else str(classes)
+    names = _read_lines(path, optional=classes is None)
+    if names is None:
+        return None
+    if not names or not all(names):
+        raise UserError(f"{path} has an empty line or none at all: give the name of a class in each")
+    return tuple(names)
+
+
+def _prompts(root: str, templates: Path | None) -> tuple[str, ...]:
+    path = f"{root}/zeroshot_classification_templates.txt" if templates is None else str(templates)
+    prompts = _read_lines(path, optional=templates is None)
+    if prompts is None:
+        return ()
+    for prompt in prompts:
+        fill(prompt, "cat", path)
+    if not prompts:
+        raise UserError(f"{path} is empty: give a template a line, with {{c}} for the class")
+    return tuple(prompts)
+
+
+def fill(template: str, name: str, path: str = "a template") -> str:
+    """A template with the name of a class in place of `{c}` or `{}`.
+
+    Raises:
+        UserError: it has neither, or other braces.
+    """
+    try:
+        filled = template.format(name, c=name)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(f"{path} holds {template!r}: use {{c}} for the class, and no other braces") from error
+    if filled == template:
+        raise UserError(f"{path} holds {template!r}: use {{c}} for the class")
+    return filled
+
+
+def set_name(root: str) -> str:
+    """The last part of a path or URL; with the part before it if it only says which split it is."""
+    match = _HUGGING_FACE.match(root)
+    parts = [
+        part
+        for part in (match[1] if match else str(Path(root).absolute()) if "://" not in root else root).split("/")
+        if part
+    ]
+    own = parts[-1]
+    return f"{parts[-2]}-{own}" if own in SPLITS and len(parts) > 1 else own
+
+
+def _resolvable(url: str) -> str:
+    """A page of a Hugging Face data set, which clip_benchmark's users give, as the address that its files are read from."""
+    return _HUGGING_FACE.sub(r"\1/resolve/\2", url)
+
+
+def _read_lines(path: str, *, optional: bool = False) -> list[str] | None:
+    """The lines of a text file or URL, without blanks round them and blank ones at the end; None if there is none and it is optional."""
+    try:
+        with reading(path), fsspec.open(path, "rb") as stream:
+            text: str = stream.read().decode("utf-8-sig")
+    except UserError as error:
+        if optional and isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+    return [line.strip() for line in text.rstrip().splitlines()]
