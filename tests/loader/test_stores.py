@@ -147,9 +147,14 @@ def test_near_members_come_in_one_read():
     assert apart.tolist() == [False, True]
 
 
-def test_a_sample_that_cannot_be_read_spoils_no_other(files, tmp_path):
+@pytest.mark.parametrize("advised", [False, True])
+def test_a_sample_that_cannot_be_read_spoils_no_other(files, tmp_path, monkeypatch, advised):
     paths, contents = files
     store = LocalStore([*paths, str(tmp_path / "absent.tar")])
+    if advised:  # as if nothing ever were in memory
+        monkeypatch.setattr("tailwise.loader.stores._CACHED_SECONDS", -1.0)
+        assert read_samples(store, np.array([0], np.int32), locations_of((0, 600, 100, 20)))
+        assert store._waits
     good = (0, 600, 100, 20)
     caption_lost, image_lost = (0, SIZE - 10, 100, 20), (SIZE - 10, 0, 100, 20)
     found = read_samples(

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 
 from tailwise.kernels.assign import full_precision, resolve_device, screening_error
-from tailwise.kernels.grid import row_norms, to_grid
-from tailwise.kernels.jit import jit, jit_any_order, split_threads
+from tailwise.kernels.grid import row_norms
+from tailwise.kernels.jit import jit, jit_any_order
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 NOTHING_EARLIER = -np.inf  # the similarity of a row without an earlier one
@@ -48,6 +48,7 @@ _OFFSET = np.uint64(0xCBF29CE484222325)
 _PRIME = np.uint64(0x00000100000001B3)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
+_MINUS_ZERO = np.uint16(0x8000)  # the bits of −0, which equals 0
 
 
 @jit
@@ -85,9 +86,9 @@ def _first_of_identical(
 
 def first_of_identical(x: npt.NDArray[np.float16]) -> npt.NDArray[np.int64]:
     """The first row that equals each row of x [m, d], in expected linear time: int64 [m]."""
-    words = np.ascontiguousarray(x + np.float16(0)).view(
-        np.uint64 if x.shape[1] % 4 == 0 else np.uint16
-    )  # −0 becomes 0
+    bits = np.ascontiguousarray(x).view(np.uint16)
+    bits = np.where(bits == _MINUS_ZERO, np.uint16(0), bits)
+    words = bits.view(np.uint64 if x.shape[1] % 4 == 0 else np.uint16)
     hashes = np.empty(len(x), np.uint64)
     _hash_words(words, hashes)
     first = np.empty(len(x), np.int64)
@@ -102,6 +103,7 @@ def first_of_identical(x: npt.NDArray[np.float16]) -> npt.NDArray[np.int64]:
 @jit_any_order  # dot products of grid rows are exact in any order; maxima are indifferent to it
 def _resolve_tile(
     scores: npt.NDArray[np.float32],
+    tops: npt.NDArray[np.float32],
     x: npt.NDArray[np.float32],
     norms: npt.NDArray[np.float64],
     first_row: int,
@@ -109,19 +111,23 @@ def _resolve_tile(
     error: float,
     best: npt.NDArray[np.float64],
     earlier: npt.NDArray[np.int64],
-    start: int,
-    stop: int,
 ) -> bool:
-    """Updates best and earlier of the tile's rows [start, stop); False if a score is too far off."""
-    for at in range(start, stop):
+    """Updates best and earlier of the tile's rows; False if a score is too far off.
+
+    `tops` holds the maxima of whole runs, those of the part of a tile that lies above the diagonal included.
+    """
+    for at in range(len(scores)):
         row = first_row + at
         limit = min(scores.shape[1], row - first_column)
         for begin in range(0, limit, _RUN):
             end = min(begin + _RUN, limit)
+            floor = best[row] - error
+            run = begin // _RUN
+            if run < tops.shape[1] and tops[at, run] < floor:
+                continue
             top = scores[at, begin]
             for column in range(begin + 1, end):
                 top = max(top, scores[at, column])
-            floor = best[row] - error
             if top < floor:
                 continue
             floor = max(floor, top - 2 * error)
@@ -172,15 +178,15 @@ class _Rows:
     """Rows where the matrix products run, and on the grid where exact similarities are taken."""
 
     def __init__(self, x: npt.NDArray[np.float16], device: str) -> None:
-        self.x = np.ascontiguousarray(to_grid(x))
+        self.x = torch.from_numpy(np.ascontiguousarray(x)).float().numpy()  # float16 lies on the grid
         self.norms = row_norms(self.x)
         if not self.norms.all():
             raise ValueError(
                 f"row {int(np.flatnonzero(self.norms == 0)[0])} is zero: it has no similarity to any other"
             )
-        self.error = screening_error(x.shape[1])
+        self.error = screening_error(x.shape[1] + 2)  # unit rows are rounded twice
         self.device = torch.device(resolve_device(device))
-        unit = (self.x / self.norms[:, None]).astype(np.float32)
+        unit = self.x / self.norms.astype(np.float32)[:, None]
         self.unit = torch.from_numpy(unit).to(self.device)
 
     def scores(self, rows: slice | torch.Tensor, columns: slice, scratch: torch.Tensor) -> torch.Tensor:
@@ -191,7 +197,7 @@ class _Rows:
 
 
 def most_similar_earlier(
-    x: npt.NDArray[np.float16], *, judged_from: int = 0, device: str = "auto", threads: int | None = None
+    x: npt.NDArray[np.float16], *, judged_from: int = 0, device: str = "auto"
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """The most similar earlier row of each row, and the similarity to it; ties go to the earliest.
 
@@ -199,7 +205,6 @@ def most_similar_earlier(
         x: [m, d], unit norm, in keep-order.
         judged_from: rows before this one are compared with, not judged.
         device: of the matrix products; the result doesn't depend on it.
-        threads: of the candidates' loop on the CPU; None for torch's number. The result doesn't depend on it.
 
     Returns:
         similarity: float64 [m]; 1 if the earlier row is identical, NOTHING_EARLIER where there is none, and before judged_from.
@@ -211,9 +216,7 @@ def most_similar_earlier(
     """
     first = first_of_identical(x)
     distinct = np.flatnonzero(first == np.arange(len(x)))
-    best, at = _most_similar_distinct(
-        _Rows(x[distinct], device), int(np.searchsorted(distinct, judged_from)), threads or torch.get_num_threads()
-    )
+    best, at = _most_similar_distinct(_Rows(x[distinct], device), int(np.searchsorted(distinct, judged_from)))
     similarity, earlier = np.full(len(x), NOTHING_EARLIER), np.full(len(x), -1, np.int64)
     found = np.flatnonzero(at >= 0)
     similarity[distinct[found]], earlier[distinct[found]] = best[found], distinct[at[found]]
@@ -223,9 +226,7 @@ def most_similar_earlier(
     return similarity, earlier
 
 
-def _most_similar_distinct(
-    rows: _Rows, start: int, threads: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _most_similar_distinct(rows: _Rows, start: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     count = len(rows.x)
     best, earlier = np.full(count, _NONE), np.full(count, -1, np.int64)
     scratch = torch.empty(min(TILE_ROWS, count) * min(TILE_COLUMNS, count), device=rows.device)
@@ -236,7 +237,7 @@ def _most_similar_distinct(
             for first_column in range(0, last_row, TILE_COLUMNS):
                 columns = slice(first_column, min(first_column + TILE_COLUMNS, last_row))
                 scores = rows.scores(slice(first_row, last_row), columns, scratch)
-                resolve(rows, scores, first_row, first_column, best, earlier, threads)
+                resolve(rows, scores, first_row, first_column, best, earlier)
     return best, earlier
 
 
@@ -247,17 +248,13 @@ def _resolve_cpu(
     first_column: int,
     best: npt.NDArray[np.float64],
     earlier: npt.NDArray[np.int64],
-    threads: int,
 ) -> None:
+    """In this thread: others would fight with those of the matrix products, which spin while they wait for the next one."""
     found = scores.numpy()
-
-    def resolve(start: int, stop: int) -> None:
-        if not _resolve_tile(
-            found, rows.x, rows.norms, first_row, first_column, rows.error, best, earlier, start, stop
-        ):
-            raise ArithmeticError(_IMPRECISE)
-
-    split_threads(resolve, len(found), threads if found.size > 1 << 16 else 1)
+    runs = scores.shape[1] // _RUN
+    tops = scores[:, : runs * _RUN].view(-1, runs, _RUN).amax(2).numpy() if runs else found[:, :0]
+    if not _resolve_tile(found, tops, rows.x, rows.norms, first_row, first_column, rows.error, best, earlier):
+        raise ArithmeticError(_IMPRECISE)
 
 
 def _resolve_device(
@@ -267,7 +264,6 @@ def _resolve_device(
     first_column: int,
     best: npt.NDArray[np.float64],
     earlier: npt.NDArray[np.int64],
-    threads: int,  # noqa: ARG001  (candidates are few)
 ) -> None:
     """The device finds the candidates, and the CPU decides them."""
     at = torch.arange(len(scores), device=scores.device)[:, None] + (first_row - first_column)

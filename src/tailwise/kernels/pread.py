@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from numba import types
 
 from tailwise.kernels.jit import jit
 
+CAN_ADVISE = hasattr(os, "posix_fadvise")
+_WILL_NEED = 3  # POSIX_FADV_WILLNEED
+_advise: Any = types.ExternalFunction(
+    "posix_fadvise", types.intc(types.int32, types.int64, types.int64, types.int32)
+)  # of the C library
 _pread = types.ExternalFunction(
     "pread", types.intp(types.int32, types.uintp, types.uintp, types.int64)
 )  # of the C library
@@ -38,3 +46,13 @@ def pread_many(
             return at
         place += length
     return len(handles)
+
+
+@jit
+def advise_many(handles: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> None:
+    """Tells the kernel that bytes [start, stop) of each open file will be read, so that it fetches all of them at once.
+
+    Only where CAN_ADVISE; arguments as `pread_many` has them.
+    """
+    for at in range(len(handles)):
+        _advise(handles[at], starts[at], stops[at] - starts[at], _WILL_NEED)

@@ -93,8 +93,8 @@ class Loader:
             decode: bytes → image; PIL, in RGB, by default.
             transform: image → tensor; its random numbers are keyed by (seed, epoch, position). None: encoded images.
             tokenizer: list of captions → tensor [n, …]; None: the captions.
-            workers: processes that read, decode and transform; threads, where there is no transform and no tokenizer; 0 does all in
-                this thread.
+            workers: processes that read, decode and transform; where there is no transform and no tokenizer, a thread that reads ahead, or
+                so many for remote shards; 0 does all in this thread.
             seed: of the order and the augmentation; the draw has its own, in the plan.
             lanes: C, see OrderOptions.
             block: samples of a lane that are shuffled together.
@@ -159,6 +159,8 @@ class Loader:
         )
         locations = Locations(plan.catalog, plan.snapshot)
         self._threads = workers if transform is None and tokenizer is None else 0
+        # From local files one is as fast as they can be made into batches; more would only fight for the interpreter's lock.
+        self._read_by = (self._threads, prefetch) if store.remote else (1, prefetch * workers)
         stride = 1 if self._threads else max(1, workers)
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._dataset = BatchDataset(
@@ -207,7 +209,7 @@ class Loader:
     def _next(self) -> Batch:
         if self._batches is None:
             self._batches = (
-                read_ahead(self._dataset.__getitem__, self.position, self._threads, self._prefetch)
+                read_ahead(self._dataset.__getitem__, self.position, *self._read_by)
                 if self._threads
                 else iter(self._data_loader())
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.kernels.pread import pread_many
+from tailwise.kernels.pread import CAN_ADVISE, advise_many, pread_many
 from tailwise.loader.remote import RemoteStore
 from tailwise.loader.spans import OpenFile
 
@@ -21,6 +22,7 @@ ADJACENT_BYTES = (
     4096  # image and caption this close to each other come in one read: tar headers and a small JSON lie between
 )
 READ_RANGES = 64  # read in one call: bounds what is held twice
+_CACHED_SECONDS, _CACHED_BYTES = 2e-5, 1e9  # a range that takes longer, and bytes that come slower, weren't in memory
 
 
 class Store(Protocol):
@@ -66,6 +68,7 @@ class LocalStore:
         """
         self.paths = paths
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
+        self._waits = False  # whether the latest ranges had to come from the disk
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_files = 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
 
@@ -118,7 +121,12 @@ class LocalStore:
         with suppress(OSError):
             files = {shard: self._file(shard) for shard in np.unique(ranges[:, 0]).tolist()}  # kept open until read
             handles = np.array([files[shard].handle for shard in ranges[:, 0].tolist()], np.int32)
-            good = pread_many(handles, ranges[:, 1].copy(), ranges[:, 2].copy(), buffer)
+            starts, stops = ranges[:, 1].copy(), ranges[:, 2].copy()
+            began = time.perf_counter()
+            if self._waits and CAN_ADVISE:
+                advise_many(handles, starts, stops)
+            good = pread_many(handles, starts, stops, buffer)
+            self._waits = time.perf_counter() - began > len(ranges) * _CACHED_SECONDS + len(buffer) / _CACHED_BYTES
             del files
         content = buffer.data
         at = 0

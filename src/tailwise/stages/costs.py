@@ -11,7 +11,7 @@ import torch
 
 from tailwise.stages import cluster
 
-# Samples per second and processor, measured on 2 cores of an AMD EPYC; good to a factor of two or three.
+# Samples per second, measured on 2 cores of an AMD EPYC; good to a factor of two or three, and too slow where there are more.
 IMPORTED = 35_000
 FILTERED = 1_000_000
 PLANNED = 4_000_000
