@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.errors import UserError
+    from tailwise.evaluate import EvaluateOptions, Evaluation
+    from tailwise.evaluate import evaluate as evaluate_checkpoint
     from tailwise.export import export as export_plan
     from tailwise.loader import Loader
     from tailwise.plan import Plan
@@ -28,6 +30,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Catalog",
+    "EvaluateOptions",
+    "Evaluation",
     "FilterRule",
     "Loader",
     "Plan",
@@ -37,6 +41,7 @@ __all__ = [
     "cluster",
     "dedup",
     "embed",
+    "evaluate_checkpoint",
     "explain",
     "export_plan",
     "extend_clustering",
@@ -52,6 +57,8 @@ __all__ = [
 
 _HOMES = {
     "Catalog": ("tailwise.catalog", "Catalog"),
+    "EvaluateOptions": ("tailwise.evaluate", "EvaluateOptions"),
+    "Evaluation": ("tailwise.evaluate", "Evaluation"),
     "FilterRule": ("tailwise.stages.filter", "FilterRule"),
     "Loader": ("tailwise.loader", "Loader"),
     "Plan": ("tailwise.plan", "Plan"),
@@ -61,6 +68,7 @@ _HOMES = {
     "cluster": ("tailwise.stages.cluster", "cluster"),
     "dedup": ("tailwise.stages.dedup", "dedup"),
     "embed": ("tailwise.stages.embed", "embed"),
+    "evaluate_checkpoint": ("tailwise.evaluate", "evaluate"),
     "extend_clustering": ("tailwise.stages.cluster", "extend_clustering"),
     "explain": ("tailwise.plan.explain", "explain"),
     "export_plan": ("tailwise.export", "export"),

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tailwise import __version__
-from tailwise.cli import cluster, dedup, demo, export, filter, group, plan, pool, removal, run, train  # noqa: A004, F401  (registers their commands)
+from tailwise.cli import cluster, compare, dedup, demo, evaluate, export, filter, group, plan, pool, removal, run, train  # noqa: A004, F401  (registers their commands)
 from tailwise.cli.app import app
 from tailwise.errors import UserError
 
@@ -20,7 +20,7 @@ __all__ = ["app", "main"]
 # All commands, in the order of the work; --help lists them so.
 COMMANDS = (
     *("import", "embed", "dedup", "filter", "cluster", "group", "plan", "explain"),
-    *("draw", "export", "train", "run"),
+    *("draw", "export", "train", "evaluate", "compare", "run"),
     *("status", "why", "removed", "remove", "verify", "relocate", "demo"),
 )
 app.registered_commands.sort(

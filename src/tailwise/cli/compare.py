@@ -1,0 +1,131 @@
+"""Methods against each other: compare."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tailwise.cli.app import AsJson, app, with_bars
+from tailwise.errors import UserError
+
+if TYPE_CHECKING:
+    from tailwise.compare.recipe import CompareRecipe
+    from tailwise.compare.study import Commands, Study
+    from tailwise.recipes.pipeline import Step
+
+
+@app.command()
+def compare(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A .yaml file, or a name: tinyimagenet-lt.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; KEY with dots.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for all that comes of it.  [default: compare-NAME]", show_default=False)
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="Run these rows only.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0,1", help="Run these of the recipe's seeds only.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the runs, which are done, and the time they take.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train on several plans, each with several seeds, all on as many samples, and tell what is significant.
+
+    Every run leaves its result in OUTPUT/runs; a repeated command does what is missing, and several processes may share the work. The
+    summaries (summary.md, summary.html, summary.json, results.csv, plots) speak of all runs that are done, and are written after each.
+
+    Examples:
+
+      tailwise compare tinyimagenet-lt --set catalog=my-catalog --set evaluate.data=val --dry-run
+
+      tailwise compare my-recipe.yaml --only "random dynamic" --only dynamics --seeds 0,1
+    """
+    from tailwise.compare.recipe import load_compare_recipe
+    from tailwise.compare.study import Study
+    from tailwise.compare.study import compare as run_all
+    from tailwise.printing import print_json
+
+    loaded = load_compare_recipe(recipe, settings or [])
+    folder = output or Path(f"compare-{loaded.name.replace('/', '-')}")
+    chosen = _numbers(seeds)
+    commands = _commands(loaded)
+    if dry_run:
+        study = Study(loaded, folder)
+        for run in study.runs():
+            commands.check(run.plan)
+        _print_runs(study, only or [], chosen)
+        return
+
+    def tell(line: str) -> None:
+        typer.echo(line, err=as_json)
+
+    summary = with_bars(
+        lambda track: run_all(loaded, folder, commands, only=only or (), seeds=chosen, tell=tell, track=track)
+    )
+    if as_json:
+        print_json(summary)
+        return
+    print(f"\n{(folder / 'summary.md').read_text(encoding='utf-8')}")
+    print(f"see {folder / 'summary.html'}")
+
+
+def _numbers(seeds: str | None) -> list[int]:
+    try:
+        return [int(text) for text in seeds.split(",")] if seeds else []
+    except ValueError as error:
+        raise UserError(f"--seeds {seeds!r}: give whole numbers with commas, such as 0,1") from error
+
+
+def _commands(recipe: CompareRecipe) -> Commands:
+    """The commands of `tailwise run`, quietly."""
+    from tailwise.cli.run import _invoke, _prepare
+    from tailwise.compare.study import Commands
+
+    catalog, sources = Path(recipe.catalog), list(recipe.sources)
+
+    def check(step: Step) -> None:
+        if step.command == "import" and not sources:
+            raise UserError(
+                "the recipe imports a pool: give it with --set sources=[SHARDS,EMBEDDINGS], or --set prepare=[] for a catalog that is ready"
+            )
+        _prepare(step, catalog, sources, None, None)
+
+    def run(step: Step) -> None:
+        prepared = _prepare(step, catalog, sources, None, None)
+        with contextlib.redirect_stdout(io.StringIO()):
+            _invoke(prepared)
+
+    return Commands(check, run)
+
+
+def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
+    from tailwise.cli.run import _duration
+    from tailwise.compare.inprocess import seconds_per_step
+
+    training = study.recipe.train
+    runs = study.runs(only, seeds)
+    found = [study.result(run) for run in runs]
+    done = [result for result in found if result is not None]
+    if done:
+        each = sum(result["trained"]["seconds"] + result["evaluate_seconds"] for result in done) / len(done)
+        source = f"as the {len(done)} that are done took"
+    elif training.trainer == "in-process":
+        each = seconds_per_step(training) * (training.samples_seen // training.global_batch)
+        source = "by some steps timed here; decoding and evaluation not counted"
+    else:
+        each, source = None, "unknown until one is done"
+    for number, (run, result) in enumerate(zip(runs, found, strict=True), 1):
+        options = " ".join(f"{name}={value}" for name, value in run.row.plan.items())
+        state = "done" if result is not None else "to do" if each is None else f"about {_duration(each)}"
+        print(f"{number:3d}. {state:>12}  {run.label}: {options} compose={run.row.compose}")
+    left = len(runs) - len(done)
+    told = "" if each is None else f", about {_duration(each * left)}"
+    print(f"{left} of {len(runs)} runs to do, {training.samples_seen:,} samples each{told} ({source})")

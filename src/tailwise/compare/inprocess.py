@@ -1,0 +1,383 @@
+"""Training in this process, for small models and pools: open_clip's model, loss, optimizer and schedule on images decoded once.
+
+What a batch holds is the loader's order; what a step does is what open_clip's trainer does. Only the crops are its own: cut from cached
+images, bilinearly, a whole batch at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tailwise.catalog.files import file_digest, replacing
+from tailwise.catalog.removals import Removals
+from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_numbers
+from tailwise.compare.images import Pictures, decoded_pool
+from tailwise.compare.recipe import Training
+from tailwise.errors import UserError
+from tailwise.loader.order import Order, OrderOptions
+from tailwise.loader.substitutes import Substitutes
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track, silent
+from tailwise.train.arguments import LOCAL_MODEL
+from tailwise.train.guard import INSTALL
+from tailwise.train.randomness import reseed, undisturbed
+from tailwise.train.segments import choose_lanes, cut
+
+PROBE_STEPS = 4
+MARGIN = 1.25  # of cached images that crops are cut from: a crop of half the area is then hardly scaled
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left.
+
+    Attributes:
+        checkpoint: in open_clip's format.
+        samples: seen.
+        seconds: of the training alone.
+        device: that it ran on.
+        last_loss: mean over the last tenth of the steps; None where the trainer doesn't tell.
+        unique: different samples seen; None likewise.
+        epochs: of the plan, begun; None likewise.
+    """
+
+    checkpoint: Path
+    samples: int
+    seconds: float
+    device: str
+    last_loss: float | None = None
+    unique: int | None = None
+    epochs: int | None = None
+
+
+def order_of(plan: Plan, training: Training, compose: str, seed: int) -> Order:
+    """The order that open_clip's trainer would be fed."""
+    lanes = choose_lanes(training.global_batch, 1)
+    return Order(plan, OrderOptions(training.global_batch, seed=seed, lanes=lanes, compose=compose))
+
+
+def train_in_process(
+    plan: Plan,
+    training: Training,
+    *,
+    seed: int,
+    compose: str,
+    folder: Path,
+    cache: Path,
+    name: str,
+    track: Track = silent,
+) -> Trained:
+    """Trains once.
+
+    Args:
+        plan: what is drawn.
+        training: how.
+        seed: of weights, order and crops.
+        compose: of the order.
+        folder: for `checkpoint.pt` and `losses.npy` (float32, one a step).
+        cache: folder of the decoded pool.
+        name: of the run.
+        track: shows progress.
+
+    Raises:
+        UserError: open_clip isn't installed, there is no such model, or the pool is too large to keep decoded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    factory = _open_clip()
+    device = choose_device(training.device)
+    with undisturbed(), _deterministic(device):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  (as open_clip's trainer does, before it makes the model)
+        torch.manual_seed(seed)
+        model = _make(factory, training.model, device)
+        source = _Source(plan, training, seed, compose, cache, factory, model, device, track)
+        steps = Steps(model, training, source.steps, device)
+        losses = np.empty(source.steps, np.float32)
+        seen = np.zeros(plan.rows, np.bool_)
+        start = time.perf_counter()
+        for number in track(range(source.steps), f"training {name}", source.steps):
+            if number % source.segment == 0:
+                reseed(seed, 0, number // source.segment, 0)
+            images, texts, rows = source.batch(number)
+            seen[rows] = True
+            losses[number] = steps.take(number, images, texts)
+        seconds = time.perf_counter() - start
+    if not np.isfinite(losses).all():
+        raise ArithmeticError(f"{name}: the loss became {losses[~np.isfinite(losses)][0]}; lower train.lr")
+    with replacing(folder / "losses.npy") as path, path.open("wb") as stream:
+        np.save(stream, losses, allow_pickle=False)
+    checkpoint = folder / "checkpoint.pt"
+    state = {item: value.detach().cpu().contiguous() for item, value in model.state_dict().items()}
+    with replacing(checkpoint) as path:
+        torch.save({"epoch": 1, "name": name, "state_dict": state}, path)
+    return Trained(
+        checkpoint,
+        source.steps * training.global_batch,
+        seconds,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        float(losses[-max(1, len(losses) // 10) :].mean()),
+        int(seen.sum()),
+        source.order.epoch_at(source.steps - 1) + 1,
+    )
+
+
+class Steps:
+    """Optimizer steps as open_clip's trainer takes them."""
+
+    def __init__(self, model: Any, training: Training, steps: int, device: torch.device) -> None:  # noqa: ANN401
+        """Makes optimizer, schedule and loss.
+
+        Args:
+            model: of open_clip, with `output_dict`.
+            training: rates and precision.
+            steps: of the whole training.
+            device: that the model lies on.
+        """
+        import open_clip  # noqa: PLC0415  (an extra)
+        from open_clip_train.scheduler import cosine_lr  # noqa: PLC0415
+
+        self._model, self._device = model.train(), device
+        self._bf16 = training.precision == "bf16"
+        groups = _parameter_groups(model, training.wd)
+        self._optimizer = torch.optim.AdamW(
+            groups,
+            lr=training.lr,
+            betas=(training.beta1, training.beta2),
+            eps=training.eps,
+            fused=True,  # an embedding of 49,408 tokens costs 1 % of a step so, and 7 % otherwise
+        )
+        self._schedule = cosine_lr(self._optimizer, training.lr, training.warmup, steps)
+        self._loss = open_clip.ClipLoss()
+
+    def take(self, number: int, images: torch.Tensor, texts: torch.Tensor) -> float:
+        """Takes one step, and gives the loss before it."""
+        self._schedule(number)
+        self._optimizer.zero_grad()
+        with _precision(self._device, bf16=self._bf16):
+            loss: torch.Tensor = self._loss(**self._model(images, texts))
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        with torch.no_grad():
+            self._model.logit_scale.clamp_(0, math.log(100))
+        return float(loss.detach())
+
+
+@contextmanager
+def _precision(device: torch.device, *, bf16: bool) -> Iterator[None]:
+    """Autocast as open_clip's trainer has it; attention over a few tokens is faster on a CPU by plain products than by its fused kernel."""
+    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and bf16 else nullcontext()
+    with plain, torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+        yield
+
+
+class _Source:
+    """Batches as tensors on the device."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        training: Training,
+        seed: int,
+        compose: str,
+        cache: Path,
+        factory: Any,  # noqa: ANN401
+        model: Any,  # noqa: ANN401
+        device: torch.device,
+        track: Track,
+    ) -> None:
+        self.order = order_of(plan, training, compose, seed)
+        segments = cut(training.samples_seen // training.global_batch)
+        self.steps, self.segment = segments.count * segments.length, segments.length
+        config = preprocessing(model)
+        self._size, self._device = config["size"], device
+        self._scale = training.augment["scale"] if training.augment else None
+        self._pictures = _decoded(plan, training, cache, factory, config, track)
+        self._substitutes = Substitutes(plan, self.order.sections, Removals.of(plan.catalog, plan.snapshot))
+        self._on_device = torch.from_numpy(self._pictures.pixels).to(device) if device.type == "cuda" else None
+        self._mean, self._std = (torch.tensor(config[item], device=device).view(1, 3, 1, 1) for item in ("mean", "std"))
+
+    def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64]]:
+        """Images [G, 3, T, T] normalised, tokens int64 [G, L], rows [G]."""
+        samples = self.order.batch(number)
+        rows = self._readable(samples.rows, samples.epochs)
+        if self._on_device is not None:
+            images = self._on_device[torch.from_numpy(rows).to(self._device)].float()
+        else:
+            images = torch.from_numpy(self._pictures.pixels[rows]).float()
+        if self._scale is not None:
+            numbers = uniform_numbers(self.order.options.seed, samples.epochs, number * len(rows))
+            images = crop_and_resize(images, crop_boxes(numbers, (self._scale[0], self._scale[1])), self._size)
+        images = images.div_(255).sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
+        texts = torch.from_numpy(self._pictures.tokens[rows].astype(np.int64)).to(self._device)
+        return images, texts, rows
+
+    def _readable(self, rows: npt.NDArray[np.int64], epochs: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """The rows, with those in place of removed and broken ones that the loader would take."""
+        readable = self._pictures.readable
+        if readable[rows].all():
+            return rows
+        rows = rows.copy()
+        for at in np.flatnonzero(~readable[rows]).tolist():
+            others = self._substitutes.of(int(rows[at]), int(epochs[at]))
+            found = next((other for other in others if readable[other]), None)
+            if found is None:
+                raise UserError(f"nothing can be read in place of row {int(rows[at]):,}: see `tailwise status`")
+            rows[at] = found
+        return rows
+
+
+def _decoded(
+    plan: Plan,
+    training: Training,
+    cache: Path,
+    factory: Any,  # noqa: ANN401
+    config: dict[str, Any],
+    track: Track,
+) -> Pictures:
+    size = training.cache_pixels or (round(MARGIN * config["size"]) if training.augment else config["size"])
+    if training.augment is None and size != config["size"]:
+        raise UserError(
+            f"cache_pixels {size}: without augment, images are cached as the model takes them; leave it out"
+        )
+    plain = {**config, "size": size, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    resize = factory.transform.image_transform_v2(factory.transform.PreprocessCfg(**plain), is_train=False)
+    about = {"model": model_id(training.model), "open_clip": factory.__version__, **plain}
+    return decoded_pool(
+        plan.catalog,
+        plan.snapshot,
+        cache,
+        size=size,
+        resize=resize,
+        tokenizer=factory.get_tokenizer(training.model),
+        about=about,
+        track=track,
+    )
+
+
+def preprocessing(model: Any) -> dict[str, Any]:  # noqa: ANN401
+    """How a model takes images: size (one number), mean, std, interpolation, resize_mode, fill_color.
+
+    Raises:
+        UserError: it doesn't take square images.
+    """
+    config = dict(model.visual.preprocess_cfg)
+    size = config["size"]
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise UserError(f"the model takes images of {size}: only square ones are cached; use `trainer: open_clip`")
+    return {**config, "size": int(sides.pop())}
+
+
+def model_id(name: str) -> str:
+    """What a model is, wherever it lies: its name, or the hash of its configuration.
+
+    Raises:
+        UserError: the folder of a local model has none.
+    """
+    if not name.startswith(LOCAL_MODEL):
+        return name
+    path = Path(name.removeprefix(LOCAL_MODEL)) / "open_clip_config.json"
+    if not path.exists():
+        raise UserError(f"train.model {name}: there is no {path}: give a folder that holds it")
+    return LOCAL_MODEL + file_digest(path)
+
+
+def seconds_per_step(training: Training) -> float:
+    """What a step costs here, by a few steps on made-up samples.
+
+    Raises:
+        UserError: open_clip isn't installed, or there is no such model.
+    """
+    factory, device = _open_clip(), choose_device(training.device)
+    with undisturbed():
+        model = _make(factory, training.model, device)
+        steps = Steps(model, training, PROBE_STEPS + 2, device)
+        size = preprocessing(model)["size"]
+        images = torch.randn(training.global_batch, 3, size, size, device=device)
+        texts = factory.get_tokenizer(training.model)(["a photo of something"] * training.global_batch).to(device)
+        seconds = []
+        for number in range(PROBE_STEPS + 1):
+            start = time.perf_counter()
+            steps.take(number, images.contiguous(memory_format=torch.channels_last), texts)
+            seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where there is one.
+
+    Raises:
+        UserError: CUDA is asked for, and there is none.
+    """
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise UserError("device cuda: there is none here; use cpu, or auto")
+    return torch.device("cuda" if found and name != "cpu" else "cpu")
+
+
+def _open_clip() -> Any:  # noqa: ANN401
+    try:
+        import open_clip  # noqa: PLC0415
+        import open_clip_train.scheduler  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise UserError(f"training needs open_clip ({error}): {INSTALL}") from error
+    return open_clip
+
+
+def _make(factory: Any, name: str, device: torch.device) -> Any:  # noqa: ANN401
+    """A model with random weights."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it warns of weights that it doesn't find, which is what is wanted
+    try:
+        model = factory.create_model(name, device=device, output_dict=True)
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(
+            f"train.model {name!r} can't be made ({problem}): give local-dir:FOLDER or a name that open_clip knows"
+        ) from error
+    finally:
+        logging.disable(level)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _parameter_groups(model: Any, decay: float) -> list[dict[str, Any]]:  # noqa: ANN401
+    """As open_clip's trainer groups them: gains, biases and the logit scale without weight decay."""
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    plain = [value for name, value in named if _is_plain(name, value)]
+    rest = [value for name, value in named if not _is_plain(name, value)]
+    return [{"params": plain, "weight_decay": 0.0}, {"params": rest, "weight_decay": decay}]
+
+
+def _is_plain(name: str, value: torch.Tensor) -> bool:
+    return value.ndim < 2 or any(word in name for word in ("bn", "ln", "bias", "logit_scale"))
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """On a GPU, the same result again: cuDNN and cuBLAS choose algorithms whose sums don't depend on timing."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

@@ -1,0 +1,336 @@
+"""The runs of a comparison: which there are, which are done, and doing one. Each leaves RUNS/ROW/seed-S/result.json, written last."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tailwise import __version__
+from tailwise.catalog import Catalog
+from tailwise.catalog.artifacts import MANIFEST
+from tailwise.catalog.files import digest, read_json, replacing, write_json
+from tailwise.catalog.locks import locked
+from tailwise.compare.inprocess import Trained, model_id, order_of
+from tailwise.compare.recipe import CompareRecipe, Row, choose
+from tailwise.compare.summary import summarize, write_summary
+from tailwise.compare.trainers import find_trainer
+from tailwise.errors import UserError
+from tailwise.evaluate import EvaluateOptions, evaluate
+from tailwise.plan.explain import explain
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track, silent
+from tailwise.recipes.pipeline import Step
+
+FORMAT = 1
+RUNS, CACHE, RESULT, TRAINED = "runs", "cache", "result.json", "trained.json"
+NOT_DECIDING = {"workers"}
+PATHS = {"classes", "templates", "train_counts", "pool"}
+PACKAGES = {"torch": "torch", "open_clip_torch": "open_clip", "numpy": "numpy", "timm": "timm"}
+
+
+@dataclass(frozen=True)
+class Commands:
+    """How commands of tailwise are run on the catalog.
+
+    Attributes:
+        check: refuses a step whose options mean nothing.
+        run: runs one.
+    """
+
+    check: Callable[[Step], None]
+    run: Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    Attributes:
+        row: of the table.
+        seed: of weights, order, augmentation and draw.
+        folder: of all it leaves.
+    """
+
+    row: Row
+    seed: int
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """As it is told."""
+        return f"{self.row.name}, seed {self.seed}"
+
+    @property
+    def plan(self) -> Step:
+        """The command that makes its plan, whose name tells its options."""
+        name = f"compare-{self.row.slug}-{self.seed}-{digest(dict(self.row.plan))[:6]}"
+        return Step("plan", {"name": name, **self.row.plan, "seed": self.seed})
+
+
+class Study:
+    """A recipe, and the folder of what came of it."""
+
+    def __init__(self, recipe: CompareRecipe, output: Path) -> None:
+        """Reads nothing yet.
+
+        Args:
+            recipe: what is compared.
+            output: folder for runs, decoded images and summaries.
+        """
+        find_trainer(recipe.train.trainer)
+        self.recipe, self.output = recipe, output
+
+    def runs(self, only: Collection[str] = (), seeds: Collection[int] = ()) -> list[Run]:
+        """The runs, seed after seed, so that whole comparisons come early.
+
+        Raises:
+            UserError: a row or seed that the recipe doesn't have.
+        """
+        rows, chosen = choose(self.recipe, only, seeds)
+        return [Run(row, seed, self.output / RUNS / row.slug / f"seed-{seed}") for seed in chosen for row in rows]
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """What a finished run found; None where it isn't, or was evaluated otherwise.
+
+        Raises:
+            UserError: the folder holds a run of other settings.
+        """
+        if not (run.folder / RESULT).exists():
+            return None
+        found: dict[str, Any] = read_json(run.folder / RESULT)
+        self._check_same(run, found)
+        return found if found["evaluated"] == self.evaluated else None
+
+    def _check_same(self, run: Run, found: Mapping[str, Any]) -> None:
+        mine = self.identity(run)
+        if found.get("identity") != mine or found.get("format") != FORMAT:
+            old = found.get("identity", {})
+            changed = ", ".join(
+                f"{name} {old.get(name)} → {mine.get(name)}"
+                for name in sorted({*old, *mine})
+                if old.get(name) != mine.get(name)
+            )
+            raise UserError(
+                f"{run.folder} was made with other settings ({changed or 'format'}): give another --output, or delete that folder"
+            )
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """What the evaluation depends on, as JSON values."""
+        return {name: str(value) if name in {"data", *PATHS} else value for name, value in self.recipe.evaluate.items()}
+
+    def identity(self, run: Run) -> dict[str, Any]:
+        """All that decides a training, as JSON values."""
+        catalog = Catalog.open(self.recipe.catalog)
+        training = {name: value for name, value in asdict(self.recipe.train).items() if name not in NOT_DECIDING} | {
+            "model": model_id(self.recipe.train.model)
+        }
+        without = run.row.plan.get("without") or []
+        lists = [without] if isinstance(without, str) else without
+        inputs = {f"list {name}": _id(catalog.folder / "drops" / name) for name in lists}
+        if run.row.plan.get("method") not in {"random", "top-score", None}:
+            clusters = str(run.row.plan.get("clusters", "main"))
+            inputs[f"clustering {clusters}"] = _id(catalog.folder / "clusters" / clusters)
+        decides = {
+            "plan": dict(run.row.plan),
+            "compose": run.row.compose,
+            "seed": run.seed,
+            "train": training,
+            "snapshot": catalog.snapshot().id,
+            **inputs,
+        }
+        values: dict[str, Any] = json.loads(json.dumps(decides, default=str))
+        return values
+
+    def do(self, run: Run, commands: Commands, track: Track = silent) -> dict[str, Any] | None:
+        """Trains and evaluates, unless that is done; a training that is whole isn't repeated for another evaluation.
+
+        Returns:
+            The result; None if another process is at this run.
+
+        Raises:
+            UserError: something in the recipe can't be.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(run.folder / ".lock", str(run.folder)))
+            except UserError:
+                return None
+            return self.result(run) or self._do(run, commands, track)
+
+    def _do(self, run: Run, commands: Commands, track: Track) -> dict[str, Any]:
+        trained, about = self._trained(run, commands, track)
+        start = time.perf_counter()
+        evaluations = evaluate(trained.checkpoint, self.recipe.evaluate["data"], self._options(), track=track)
+        for item in evaluations:
+            if item.classes is not None:
+                with replacing(run.folder / f"classes-{item.name.replace('/', '_')}.parquet") as path:
+                    pq.write_table(item.classes, path)
+        result = {
+            **about,
+            "evaluated": self.evaluated,
+            "evaluate_seconds": time.perf_counter() - start,
+            "evaluations": [{"set": item.name, "task": item.task, **item.summary} for item in evaluations],
+        }
+        write_json(run.folder / RESULT, result)
+        return result
+
+    def _trained(self, run: Run, commands: Commands, track: Track) -> tuple[Trained, dict[str, Any]]:
+        note = run.folder / TRAINED
+        if note.exists():
+            about = read_json(note)
+            self._check_same(run, about)
+            trained = Trained(**{**about["trained"], "checkpoint": run.folder / about["trained"]["checkpoint"]})
+            if trained.checkpoint.exists():
+                return trained, about
+        commands.run(run.plan)
+        plan = Plan(Catalog.open(self.recipe.catalog), str(run.plan.options["name"]))
+        order_of(plan, self.recipe.train, run.row.compose, run.seed)  # refuses what can't be, before time is spent
+        train = find_trainer(self.recipe.train.trainer)
+        trained = train(
+            plan,
+            self.recipe.train,
+            seed=run.seed,
+            compose=run.row.compose,
+            folder=run.folder,
+            cache=self.output / CACHE,
+            name=run.label,
+            track=track,
+        )
+        explained = explain(plan, 1)
+        about = {
+            "format": FORMAT,
+            "row": run.row.name,
+            "seed": run.seed,
+            "identity": self.identity(run),
+            "plan": {
+                "name": plan.name,
+                "config": dict(plan.config),
+                "id": digest(plan.manifest["files"]),
+                "draws": explained.epochs[0].total,
+                "eligible": explained.eligible,
+            },
+            "trained": {**asdict(trained), "checkpoint": str(trained.checkpoint.relative_to(run.folder))},
+            "versions": versions(),
+            "machine": machine(),
+        }
+        write_json(note, about)
+        return trained, about
+
+    def _options(self) -> EvaluateOptions:
+        given = {name: value for name, value in self.recipe.evaluate.items() if name != "data" and value is not None}
+        for name in PATHS & set(given):
+            given[name] = Path(given[name])
+        known = {item.name for item in fields(EvaluateOptions)}
+        return EvaluateOptions(
+            **{"model": self.recipe.train.model, **{name: given[name] for name in given if name in known}}
+        )
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """The results of the recipe's runs that are done."""
+        for run in self.runs():
+            if (found := self.result(run)) is not None:
+                yield found
+
+
+def compare(
+    recipe: CompareRecipe,
+    output: Path,
+    commands: Commands,
+    *,
+    only: Collection[str] = (),
+    seeds: Collection[int] = (),
+    tell: Callable[[str], None] = print,
+    track: Track = silent,
+) -> dict[str, Any]:
+    """Does what isn't done of a comparison, and sums up all that is.
+
+    Args:
+        recipe: what is compared.
+        output: folder for all that comes of it.
+        commands: how plans are made, and what prepares the catalog.
+        only: names of rows; all by default.
+        seeds: of the recipe's; all by default.
+        tell: takes a line for each run.
+        track: shows progress within a run.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        UserError: a mistake in the recipe, or runs of other settings in the folder.
+    """
+    study = Study(recipe, output)
+    for step in [*recipe.prepare, *(run.plan for run in study.runs())]:
+        commands.check(step)
+    for step in recipe.prepare:
+        commands.run(step)
+    runs = study.runs(only, seeds)
+    for number, run in enumerate(runs, 1):
+        line = f"[{number}/{len(runs)}] {run.label}"
+        if (found := study.result(run)) is not None:
+            tell(f"{line}: done already, {_told(found)}")
+            continue
+        if (found := study.do(run, commands, track)) is None:
+            tell(f"{line}: another process is at it")
+            continue
+        tell(f"{line}: {_told(found)}")
+        write_summary(output, summarize(recipe, study.results()), plots=False)
+    summary = summarize(recipe, study.results())
+    write_summary(output, summary)
+    return summary
+
+
+def _told(result: Mapping[str, Any]) -> str:
+    trained = result["trained"]
+    rate = trained["samples"] / trained["seconds"]
+    scores = [
+        f"{item['set']} {100 * item['top1']['value']:.2f} %"
+        for item in result["evaluations"]
+        if item["task"] == "classification"
+    ]
+    return f"{trained['samples']:,} samples in {trained['seconds']:,.0f} s ({rate:,.0f}/s), top-1 {', '.join(scores) or '–'}"
+
+
+def _id(folder: Path) -> str | None:
+    """The hash of what an artifact holds; None if it isn't there."""
+    path = folder / MANIFEST
+    return digest(read_json(path)["files"]) if path.exists() else None
+
+
+def versions() -> dict[str, str]:
+    """Of tailwise, Python and what trains."""
+    installed = {name: metadata.version(name) for name in PACKAGES if importlib.util.find_spec(PACKAGES[name])}
+    return {"tailwise": __version__, "python": platform.python_version(), **installed}
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    import torch  # noqa: PLC0415  (heavy)
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": cpu,
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "system": platform.system(),
+    }

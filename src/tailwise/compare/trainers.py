@@ -1,0 +1,111 @@
+"""The trainers that a comparison can use: one table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tailwise.catalog.files import read_json, write_json
+from tailwise.compare.inprocess import Trained, choose_device, train_in_process
+from tailwise.compare.recipe import Training
+from tailwise.errors import UserError
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track, silent
+from tailwise.train.arguments import spell
+from tailwise.train.segments import cut
+
+RUN = "training"  # of the open_clip trainer: the folder in the run's folder
+TOLD_LINES = 5
+
+
+def train_by_open_clip(
+    plan: Plan,
+    training: Training,
+    *,
+    seed: int,
+    compose: str,
+    folder: Path,
+    cache: Path,  # noqa: ARG001  (it decodes as it goes)
+    name: str,
+    track: Track = silent,  # noqa: ARG001  (it has its own log)
+) -> Trained:
+    """Trains once with open_clip's own trainer, in a process of its own: `tailwise train`, resumed where it stopped.
+
+    Args:
+        plan: what is drawn.
+        training: how.
+        seed: of weights, order and augmentation.
+        compose: of the order.
+        folder: for the run.
+        cache: not used.
+        name: of the run.
+        track: not used.
+
+    Raises:
+        UserError: the trainer refuses its arguments, or fails; with its last lines.
+    """
+    words = [sys.executable, "-m", "tailwise", "train", str(plan.catalog.folder), plan.name]
+    words += ["--samples-seen", str(training.samples_seen), "--seed", str(seed), "--compose", compose, "--resume"]
+    words += ["--", *spell(open_clip_arguments(training)), "--logs", str(folder), "--name", RUN]
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "trainer.log"
+    clock = folder / "seconds.json"
+    before = float(read_json(clock)) if clock.exists() else 0.0
+    start = time.perf_counter()
+    with log.open("ab") as stream:
+        # One session of its own, so that Ctrl-C comes to it once, from here.
+        process = subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            seconds = before + time.perf_counter() - start
+            write_json(clock, seconds)
+    if code:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-TOLD_LINES:]
+        raise UserError(f"{name}: the trainer ended with code {code}, see {log}: {' | '.join(lines)}")
+    segments = cut(training.samples_seen // training.global_batch)
+    device = str(choose_device(training.device))
+    checkpoint = folder / RUN / "checkpoints" / f"epoch_{segments.count}.pt"
+    return Trained(checkpoint, segments.count * segments.length * training.global_batch, seconds, device)
+
+
+def open_clip_arguments(training: Training) -> dict[str, Any]:
+    """A training as arguments of open_clip's trainer."""
+    return {
+        "model": training.model,
+        "batch-size": training.global_batch,
+        "lr": training.lr,
+        "warmup": training.warmup,
+        "wd": training.wd,
+        "beta1": training.beta1,
+        "beta2": training.beta2,
+        "eps": training.eps,
+        "precision": {"fp32": "fp32", "bf16": "amp_bf16"}[training.precision],
+        "device": str(choose_device(training.device)),
+        "workers": training.workers,
+        "aug-cfg": training.augment or {"scale": [1.0, 1.0]},
+        "delete-previous-checkpoint": True,
+        **training.open_clip,
+    }
+
+
+TRAINERS: Mapping[str, Callable[..., Trained]] = {"in-process": train_in_process, "open_clip": train_by_open_clip}
+
+
+def find_trainer(name: str) -> Callable[..., Trained]:
+    """The trainer of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in TRAINERS:
+        raise UserError(f"train.trainer is {name!r}: must be one of {', '.join(TRAINERS)}")
+    return TRAINERS[name]

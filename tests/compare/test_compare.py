@@ -1,0 +1,168 @@
+"""Whole comparisons: every run once, summed up as plain arithmetic does, and gone on with after a kill."""
+
+import csv
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tailwise.cli import app
+from tailwise.compare.summary import figures
+from tailwise.errors import UserError
+
+
+def tailwise(*arguments):
+    result = CliRunner().invoke(app, [str(item) for item in arguments], catch_exceptions=True)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Made by the first test that needs it, for all: a folder for one comparison of two rows and two seeds."""
+    return tmp_path_factory.mktemp("finished") / "out"
+
+
+@pytest.fixture
+def compared(finished, make_recipe):
+    """The recipe, and the folder of its comparison."""
+    recipe = make_recipe()
+    if not (finished / "summary.html").exists():
+        planned = tailwise("compare", recipe, "--output", finished, "--dry-run")
+        assert "4 of 4 runs to do, 256 samples each, about" in planned
+        assert not finished.exists()
+        told = tailwise("compare", recipe, "--output", finished)
+        assert "[1/4] random static, seed 0: 256 samples in" in told
+        assert "[4/4] random dynamic, seed 1: 256 samples in" in told
+    return recipe, finished
+
+
+def results(folder):
+    found = [json.loads(path.read_text()) for path in folder.glob("runs/*/*/result.json")]
+    return {(item["row"], item["seed"]): item for item in found}
+
+
+def test_the_table_is_what_the_runs_say(compared):
+    _, folder = compared
+    found = results(folder)
+    assert sorted(found) == [(row, seed) for row in ("random dynamic", "random static") for seed in (0, 1)]
+    assert {item["trained"]["samples"] for item in found.values()} == {256}
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = {row["row"]: row for row in summary["rows"]}
+    ((name, metrics),) = summary["sets"].items()
+    assert metrics == ["top1", "mean_per_class", "head", "medium", "few"]
+    for metric in metrics:
+        values = {key: figures(item)[name][metric] for key, item in found.items()}
+        static, dynamic = (
+            np.array([values[row, seed] for seed in (0, 1)]) for row in ("random static", "random dynamic")
+        )
+        figure = rows["random static"]["sets"][name][metric]
+        assert figure["mean"] == pytest.approx(static.mean())
+        assert figure["sd"] == pytest.approx(static.std(ddof=1))
+        difference = figure["difference"]
+        assert difference["mean"] == pytest.approx((static - dynamic).mean())
+        half = 12.7062047 * (static - dynamic).std(ddof=1) / np.sqrt(2)  # Student's 97.5 % for one degree of freedom
+        assert difference["high"] - difference["mean"] == pytest.approx(half)
+        assert difference["significant"] == (abs((static - dynamic).mean()) > half)
+        assert rows["random dynamic"]["sets"][name][metric]["difference"] is None
+    with (folder / "results.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    assert len(lines) == 2 * len(metrics)
+    by_key = {(line["row"], line["metric"]): line for line in lines}
+    assert float(by_key["random static", "few"]["mean"]) == pytest.approx(
+        rows["random static"]["sets"][name]["few"]["mean"]
+    )
+
+
+def test_the_summaries_say_what_they_rest_on(compared):
+    _, folder = compared
+    text, page = (folder / "summary.md").read_text(), (folder / "summary.html").read_text()
+    assert (
+        "| random static | method random, keep 0.2, static True | 160 of 800 | stream, once | 256 | 160 | 2 |" in text
+    )
+    assert "| random dynamic | method random, keep 0.2 | 160 of 800 | stream, each epoch | 256 | 256 | 2 |" in text
+    assert "Every run has seen 256 samples of a pool of 800; seeds 0, 1; 4 of 4 runs are done." in text
+    for said in ("samples_seen 256", "torch 2", "processors", "with 80 % power", "Holm", "random dynamic", "±"):
+        assert said in text
+        assert said in page
+    assert page.count("<svg") == 2
+    assert "<script" not in page
+    assert "src=" not in page
+    assert "<link" not in page
+    assert (folder / "differences.svg").read_text().startswith("<svg")
+
+
+def test_a_repeated_command_trains_nothing_and_gives_the_same_files(compared, tree_bytes):
+    recipe, folder = compared
+    before = tree_bytes(folder)
+    told = tailwise("compare", recipe, "--output", folder)
+    assert told.count("done already") == 4
+    assert tree_bytes(folder) == before
+    planned = tailwise("compare", recipe, "--output", folder, "--dry-run", "--only", "random static")
+    assert "0 of 2 runs to do" in planned
+
+
+def test_other_settings_are_refused_and_another_evaluation_trains_nothing(compared, make_recipe, tmp_path):
+    recipe, folder = compared
+    with pytest.raises(UserError, match=r"made with other settings \(train"):
+        tailwise("compare", recipe, "--output", folder, "--set", "train.lr=1e-4")
+    with pytest.raises(UserError, match=r"random-static.*other settings.*'keep': 0.2.*→.*'keep': 0.3"):
+        tailwise("compare", recipe, "--output", folder, "--set", "rows.random static.keep=0.3")
+    shutil.copytree(folder, tmp_path / "copy")
+    losses = next((tmp_path / "copy").glob("runs/random-static/seed-0/losses.npy"))
+    losses.unlink()  # a training would write it anew
+    told = tailwise("compare", recipe, "--output", tmp_path / "copy", "--set", "evaluate.bootstrap=10")
+    assert "done already" not in told
+    assert not losses.exists()
+    assert results(tmp_path / "copy").keys() == results(folder).keys()
+
+
+def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(compared, start_tailwise, tmp_path):
+    recipe, folder = compared
+    process = start_tailwise("compare", recipe, "--output", tmp_path / "out", "--only", "random static")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("runs/*/seed-0/result.json")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    left = results(tmp_path / "out")
+    assert ("random static", 0) in left
+    tailwise("compare", recipe, "--output", tmp_path / "out")
+    again, wanted = results(tmp_path / "out"), results(folder)
+    assert again.keys() == wanted.keys()
+    for key, item in again.items():
+        assert item["evaluations"] == wanted[key]["evaluations"]
+        assert item["trained"]["last_loss"] == wanted[key]["trained"]["last_loss"]
+
+
+def test_json_goes_to_standard_output_alone(compared):
+    recipe, folder = compared
+    result = CliRunner().invoke(app, ["compare", str(recipe), "--output", str(folder), "--json"])
+    assert json.loads(result.stdout)["runs"] == {"done": 4, "all": 4}
+    assert "done already" in result.stderr
+
+
+def test_what_a_row_asks_is_checked_before_anything_runs(make_recipe, tmp_path):
+    recipe = make_recipe(rows={"random dynamic": {"method": "random", "keep": 0.2}, "odd": {"metod": "random"}})
+    with pytest.raises(UserError, match="did you mean 'method'"):
+        tailwise("compare", recipe, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="the recipe imports a pool"):
+        tailwise("compare", make_recipe(prepare=[{"import": None}]), "--output", tmp_path / "out")
+    with pytest.raises(UserError, match="trainer is 'fast'"):
+        tailwise("compare", make_recipe(), "--output", tmp_path / "out", "--set", "train.trainer=fast")

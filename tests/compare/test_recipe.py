@@ -1,0 +1,87 @@
+"""Recipes of comparisons: what is refused, what may be changed, and that ours are whole."""
+
+import pytest
+import yaml
+
+from tailwise.cli.run import _prepare
+from tailwise.compare.recipe import choose, compare_recipe_names, load_compare_recipe
+from tailwise.compare.study import Run, Study
+from tailwise.errors import UserError
+from tailwise.plan.methods import METHODS
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.sample_seen=5"], "did you mean 'samples_seen'"),
+        (["evaluate.train_count=5"], "did you mean 'train_counts'"),
+        (["catalogue=5"], "did you mean 'catalog'"),
+        (["train.samples_seen=10"], "less than a batch of 32"),
+        (["train.precision=fp16"], "must be one of fp32, bf16"),
+        (["train.augment={scale: [0.5, 2]}"], "at most 1"),
+        (["train.augment={scales: [0.5, 1]}"], "did you mean 'scale'"),
+        (["train.lr=fast"], "must be a number"),
+        (["seeds=[0, 0]"], "each may be there once"),
+        (["seeds=3"], "must be a list"),
+        (["baseline=none"], "no row 'none': the recipe has random static, random dynamic"),
+        (["rows.random static.compose=mixed"], "must be one of shuffle, spread, diverse"),
+        (["rows.random static.seed=3"], "which the comparison gives"),
+        (["rows.Random Static={method: random}"], "differ in case"),
+        (["evaluate.data="], "lacks 'data'"),
+        (["name"], "give KEY=VALUE"),
+        (["name.deeper=3"], "holds nothing"),
+        (["prepare=[5]"], "must be one command"),
+    ],
+)
+def test_mistakes_are_refused_by_name(make_recipe, settings, message):
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        load_compare_recipe(str(make_recipe()), settings)
+
+
+def test_settings_reach_any_depth_and_names_with_dots(make_recipe):
+    path = make_recipe(
+        rows={"random dynamic": {"method": "random", "keep": 0.5}, "α 0.2": {"method": "dynamics", "max_repeats": 2}}
+    )
+    settings = ["train.lr=3e-4", "rows.α 0.2.keep=0.25", "rows.α 0.2.compose=spread", "seeds=[4]"]
+    settings += ["train.augment={scale: [0.4, 1]}"]
+    recipe = load_compare_recipe(str(path), settings)
+    assert recipe.train.lr == 3e-4
+    assert recipe.train.augment == {"scale": [0.4, 1.0]}
+    assert recipe.seeds == (4,)
+    row = recipe.row("α 0.2")
+    assert (row.compose, row.plan) == ("spread", {"method": "dynamics", "max-repeats": 2, "keep": 0.25})
+    assert yaml.safe_load(path.read_text())["rows"]["α 0.2"] == {"method": "dynamics", "max_repeats": 2}
+
+
+def test_rows_and_seeds_are_chosen_by_name(make_recipe):
+    recipe = load_compare_recipe(str(make_recipe()))
+    rows, seeds = choose(recipe, ["random-dynamic"], [1])
+    assert ([row.name for row in rows], seeds) == (["random dynamic"], [1])
+    with pytest.raises(UserError, match="seed 7 isn't the recipe's"):
+        choose(recipe, seeds=[7])
+    with pytest.raises(UserError, match="no row 'dynamic'"):
+        choose(recipe, only=["dynamic"])
+
+
+def test_runs_go_seed_by_seed_and_plans_are_named_by_what_they_are(make_recipe, tmp_path):
+    recipe = load_compare_recipe(str(make_recipe()))
+    runs = Study(recipe, tmp_path).runs()
+    assert [(run.row.name, run.seed) for run in runs] == [
+        ("random static", 0), ("random dynamic", 0), ("random static", 1), ("random dynamic", 1),
+    ]  # fmt: skip
+    other = load_compare_recipe(str(make_recipe()), ["rows.random static.keep=0.3"])
+    names = {run.plan.options["name"] for run in [*runs, *Study(other, tmp_path).runs()]}
+    assert len(names) == 6  # the dynamic ones are the same
+    assert all(name.startswith("compare-random-") for name in names)
+
+
+@pytest.mark.parametrize("name", compare_recipe_names())
+def test_our_recipes_are_whole_and_name_real_options(name, tmp_path):
+    recipe = load_compare_recipe(name, [f"catalog={tmp_path}", "evaluate.data=set", "sources=[pool]"])
+    assert [row.name for row in recipe.rows[:5]] == [
+        "random static", "random dynamic", "flat", "dbp after dedup", "dynamics",
+    ]  # fmt: skip
+    assert recipe.rows[-1].name == "full data"
+    for step in [*recipe.prepare, *(Run(row, 0, tmp_path).plan for row in recipe.rows)]:
+        assert _prepare(step, tmp_path, list(recipe.sources), None, None).arguments
+    assert {row.plan.get("method", "density") for row in recipe.rows} <= set(METHODS)
