@@ -418,6 +418,6 @@ def test_a_plan_that_draws_nothing_is_told(order_pool, make_rates_plan, make_ord
     from tailwise.loader import sections
 
     monkeypatch.setattr(sections, "EMPTY_EPOCHS", 20)
-    plan = make_rates_plan(order_pool, "nothing", np.zeros(1000))
+    plan = make_rates_plan(order_pool, "nothing", np.full(1000, 1e-12))
     with pytest.raises(UserError, match="plan 'nothing' drew nothing in 20 epochs"):
         make_order(plan, 8, lanes=8).batch(0)

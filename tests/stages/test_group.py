@@ -282,7 +282,7 @@ def test_the_command_prints_its_figures(small_catalog, tmp_path):
     options = ["--by", "language", "--file", str(file), "--without", "some"]
     printed = CliRunner().invoke(app, ["group", folder, *options]).output
     assert "grouping 'language': 2 groups of 589 samples" in printed
-    assert "1 samples are left out by some" in printed
+    assert "1 samples are left out (some, removed ones)" in printed
     assert "10 samples have no value" in printed
     assert "1 values belong to no sample" in printed
     told = json.loads(CliRunner().invoke(app, ["group", folder, *options, "--json"]).output)

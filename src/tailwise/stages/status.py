@@ -31,6 +31,8 @@ def status(catalog: Catalog) -> dict[str, Section]:
         ],
         "clusterings": _artifacts(catalog.folder / "clusters", ("clusters", "merge", "column", "group_by", "extends")),
         "scores": _artifacts(catalog.folder / "scores", ("score",)),
+        "comparisons": _artifacts(catalog.folder / "neighbours", ("clusters", "keep", "extends")),
+        "matches": _artifacts(catalog.folder / "matches", ("ignore_case",)),
         "drop lists": _artifacts(catalog.folder / "drops", ("without",)),
         "plans": _artifacts(catalog.folder / "plans", ("method", "budget", "clusters", "dynamic", "draw")),
         "removed": _removed(Removals.of(catalog)),
