@@ -110,7 +110,9 @@ def cluster(
     print(f"clustering {name!r}: {summary['clusters']:,} clusters{merged}, of {summary['samples']:,} samples")
     print(f"mean cosine to the centroid {summary['mean_cosine']:.4f}, after {summary['iterations']} iterations")
     if summary["dropped"]:
-        print(f"{summary['dropped']:,} samples are left out ({', '.join([*(without or ()), 'removed ones'])}) and belong to no cluster")
+        print(
+            f"{summary['dropped']:,} samples are left out ({', '.join([*(without or ()), 'removed ones'])}) and belong to no cluster"
+        )
     if summary["without_embedding"]:
         print(f"{summary['without_embedding']:,} samples have no embedding and belong to no cluster")
     if summary.get("radius") is not None:  # clusterings made before there was a density say nothing of it

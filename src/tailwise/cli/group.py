@@ -52,7 +52,9 @@ def group(
     summary = made.summary
     print(f"grouping {made.name!r}: {summary['clusters']:,} groups of {summary['samples']:,} samples")
     if summary["dropped"]:
-        print(f"{summary['dropped']:,} samples are left out ({', '.join([*(without or ()), 'removed ones'])}) and belong to no group")
+        print(
+            f"{summary['dropped']:,} samples are left out ({', '.join([*(without or ()), 'removed ones'])}) and belong to no group"
+        )
     if summary["without_value"]:
         print(f"{summary['without_value']:,} samples have no value and belong to no group")
     if summary.get("values_without_sample"):
