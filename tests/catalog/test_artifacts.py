@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailwise.catalog.artifacts import Artifact, artifact_id, finished, read_manifest
+from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, finished, read_manifest
 from tailwise.catalog.files import file_digest, read_json, write_json
 from tailwise.errors import UserError
 
@@ -44,6 +44,30 @@ def test_other_settings_do_not_touch_unfinished_work(begin, change):
     with pytest.raises(UserError, match="was begun, and not finished, with other settings"):
         begin(**change)
     assert begin().path("half").read_text() == "work"
+
+
+def test_after_a_removal_what_is_finished_stays_and_what_is_not_is_begun_anew(begin):
+    after = {**INPUTS, REMOVALS: "x"}
+    begin().path("half").write_text("work")
+    assert not begin(inputs=after).path("half").exists()
+    made = make(begin("done"))
+    assert begin("done", inputs=after).identity != made.identity
+    assert read_json(made.path("manifest.json"))["identity"] == made.identity
+    with pytest.raises(UserError, match="exists with other settings"):
+        begin("done", config={"clusters": 7}, inputs=after)
+
+
+def test_what_is_refused_at_once_leaves_nothing(tmp_path):
+    def refuse():
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"), Artifact(tmp_path / "main", "clusters", CONFIG, INPUTS):
+        refuse()
+    assert not (tmp_path / "main").exists()
+    with pytest.raises(UserError, match="no"), Artifact(tmp_path / "main", "clusters", CONFIG, INPUTS) as artifact:
+        artifact.path("half").write_text("work")
+        refuse()
+    assert (tmp_path / "main" / "half").exists()
 
 
 def test_other_settings_take_over_where_no_work_was_done(begin):

@@ -85,13 +85,17 @@ class Artifact:
         return any(path.name != PENDING and path.suffix != TEMPORARY_SUFFIX for path in self.folder.glob("*"))
 
     def _check(self, name: str) -> bool:
-        """Whether the file is there; a UserError if it tells of another artifact."""
+        """Whether the file is there, and tells of this artifact; a UserError if it tells of another.
+
+        Where samples were removed since, what is finished is this artifact still, and what is not is begun anew.
+        """
         if not (self.folder / name).exists():
             return False
         found = read_json(self.folder / name)
         existing = found["identity"] if name == MANIFEST else found
         wanted = self.identity
-        if name == MANIFEST and existing["inputs"].get(REMOVALS) != wanted["inputs"].get(REMOVALS):
+        removed_since = existing["inputs"].get(REMOVALS) != wanted["inputs"].get(REMOVALS)
+        if removed_since:
             existing, wanted = _removals_aside(existing), _removals_aside(wanted)
         if existing != wanted:
             state = "exists" if name == MANIFEST else "was begun, and not finished,"
@@ -99,7 +103,7 @@ class Artifact:
                 f"{self.folder} {state} with other settings ({_differences(existing, self.identity)}): "
                 "choose another name, or delete that folder to make it anew"
             )
-        return True
+        return name == MANIFEST or not removed_since
 
     @property
     def done(self) -> bool:
