@@ -6,19 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from tailwise.compare.statistics import detectable, holm, paired, spread, student_cdf, student_quantile
-
-scipy_stats = pytest.importorskip("scipy.stats")
-
-
-@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 10, 29])
-def test_students_distribution_is_scipys(df):
-    for t in (-7.5, -1.3, 0.0, 0.2, 1.0, 2.5, 12.0, 400.0):
-        assert student_cdf(t, df) == pytest.approx(scipy_stats.t.cdf(t, df), abs=1e-12)
-    for p in (0.5, 0.8, 0.975, 0.9995):
-        assert student_quantile(p, df) == pytest.approx(scipy_stats.t.ppf(p, df), rel=1e-7, abs=1e-7)
-    assert student_cdf(math.inf, df) == 1
+from tailwise.compare.statistics import detectable, holm, paired, spread
 
 
 @given(
@@ -30,7 +20,7 @@ def test_students_distribution_is_scipys(df):
 def test_a_paired_difference_is_scipys_paired_t_test(pairs):
     values, baseline = zip(*pairs, strict=True)
     mine = paired(values, baseline)
-    theirs = scipy_stats.ttest_rel(values, baseline)
+    theirs = stats.ttest_rel(values, baseline)
     interval = theirs.confidence_interval(0.95)
     assert (mine.low, mine.high) == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
     assert mine.p == pytest.approx(theirs.pvalue, abs=1e-9)
@@ -38,19 +28,11 @@ def test_a_paired_difference_is_scipys_paired_t_test(pairs):
         assert mine.significant == (mine.p < 0.05)
 
 
-@pytest.mark.parametrize("n", [3, 4, 5, 10, 20])
-def test_the_detectable_difference_is_found_with_80_percent_power(n):
-    difference = detectable(0.7, n)
-    shift, critical = difference / 0.7 * math.sqrt(n), scipy_stats.t.ppf(0.975, n - 1)
-    power = scipy_stats.nct.sf(critical, n - 1, shift) + scipy_stats.nct.cdf(-critical, n - 1, shift)
-    assert power == pytest.approx(0.8, abs=1e-4)
-
-
-def test_two_seeds_detect_as_often_as_a_simulation_says():
-    difference = detectable(1.0, 2)
-    draws = np.random.default_rng(0).normal(difference, 1.0, (200_000, 2))
-    t = draws.mean(axis=1) / (draws.std(axis=1, ddof=1) / math.sqrt(2))
-    assert np.mean(np.abs(t) > scipy_stats.t.ppf(0.975, 1)) == pytest.approx(0.8, abs=0.005)
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+def test_the_detectable_difference_is_found_as_often_as_a_simulation_says(n):
+    draws = np.random.default_rng(n).normal(detectable(0.7, n), 0.7, (200_000, n))
+    t = draws.mean(axis=1) / (draws.std(axis=1, ddof=1) / math.sqrt(n))
+    assert np.mean(np.abs(t) > stats.t.ppf(0.975, n - 1)) == pytest.approx(0.8, abs=0.005)
 
 
 def test_one_seed_says_nothing_and_equal_rows_differ_in_nothing():

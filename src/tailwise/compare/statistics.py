@@ -1,20 +1,17 @@
-"""Differences between rows, paired by seed: t-intervals, and what so many seeds can detect. Small numbers of seeds; plain NumPy.
-
-For whole degrees of freedom, Student's distribution has a closed form (Abramowitz and Stegun, 26.7.3 and 26.7.4).
-"""
+"""Differences between rows, paired by seed: t-intervals, and what so many seeds can detect."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from scipy import optimize, stats
 
 LEVEL = 0.95
 POWER = 0.8
-QUADRATURE = 4096
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,9 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     if found.sd is None:
         return Difference(found.n, found.mean, None, None, None, None, None)
     error = found.sd / math.sqrt(found.n)
-    half = student_quantile((1 + LEVEL) / 2, found.n - 1) * error
+    half = float(stats.t.ppf((1 + LEVEL) / 2, found.n - 1)) * error
     t = abs(found.mean) / error if error > 0 else math.inf if found.mean else 0.0
-    p = 2 * (1 - student_cdf(t, found.n - 1))
+    p = float(2 * stats.t.sf(t, found.n - 1))
     return Difference(
         found.n, found.mean, found.sd, found.mean - half, found.mean + half, p, detectable(found.sd, found.n)
     )
@@ -91,30 +88,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def student_cdf(t: float, df: int) -> float:
-    """P(T ≤ t) for Student's t with a whole number of degrees of freedom."""
-    if t < 0:
-        return 1 - student_cdf(-t, df)
-    angle = math.atan2(t, math.sqrt(df))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    term, total = 1.0, 0.0
-    if df % 2:
-        term = cosine
-        for k in range(1, df - 1, 2):
-            total += term
-            term *= cosine**2 * (k + 1) / (k + 2)
-        within = (angle + sine * total) * 2 / math.pi
-    else:
-        for k in range(0, df, 2):
-            total += term
-            term *= cosine**2 * (k + 1) / (k + 2)
-        within = sine * total
-    return 0.5 + within / 2
+@cache
+def _detectable_in_errors(n: int, level: float, power: float) -> float:
+    """`detectable` in standard errors of the mean difference."""
+    critical = stats.t.ppf((1 + level) / 2, n - 1)
 
+    def missing(shift: float) -> float:
+        return float(power - stats.nct.sf(critical, n - 1, shift))  # with the right sign
 
-def student_quantile(p: float, df: int) -> float:
-    """The t with P(T ≤ t) = p, for 0.5 ≤ p < 1."""
-    return _solve(lambda t: student_cdf(t, df), p)
+    high = 1.0
+    while missing(high) > 0:
+        high *= 2
+    return float(optimize.brentq(missing, 0.0, high))
 
 
 def detectable(sd: float, n: int, level: float = LEVEL, power: float = POWER) -> float:
@@ -127,45 +112,3 @@ def detectable(sd: float, n: int, level: float = LEVEL, power: float = POWER) ->
         power: chance of finding it.
     """
     return _detectable_in_errors(n, level, power) * sd / math.sqrt(n)
-
-
-@cache
-def _detectable_in_errors(n: int, level: float, power: float) -> float:
-    """The same in standard errors of the mean difference."""
-    df = n - 1
-    critical = student_quantile((1 + level) / 2, df)
-    # T = (Z + δ) / √(V / df), V chi-squared: the chance of |T| > critical is averaged over equally likely values of √(V / df).
-    ratios = np.sqrt(_chi_squared(df) / df)
-
-    def found(shift: float) -> float:
-        return float(np.mean(_normal_cdf(shift - critical * ratios) + _normal_cdf(-shift - critical * ratios)))
-
-    return _solve(found, power)
-
-
-def _chi_squared(df: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Quantiles of chi-squared at the middles of QUADRATURE equal parts of probability, by its density's running sum."""
-    highest = df + 12 * math.sqrt(2 * df) + 40
-    roots = np.linspace(0, math.sqrt(highest), 1 << 17)  # of V: the density of the root is smooth, also for one degree
-    density = np.exp((df - 1) * np.log(np.maximum(roots, 1e-300)) - roots**2 / 2)
-    if df == 1:
-        density[0] = 1.0
-    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    middles = (np.arange(QUADRATURE) + 0.5) / QUADRATURE
-    quantiles: np.ndarray[tuple[int], np.dtype[np.float64]] = np.interp(middles, mass / mass[-1], roots) ** 2
-    return quantiles
-
-
-def _normal_cdf(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in values.tolist()])
-
-
-def _solve(rising: Callable[[float], float], target: float) -> float:
-    """The argument ≥ 0 at which a rising function reaches a target."""
-    low, high = 0.0, 1.0
-    while rising(high) < target:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < target else (low, middle)
-    return high
