@@ -337,7 +337,7 @@ def test_bad_targets_and_files_are_one_line(small_catalog, tmp_path):
         "narrow.npy": r"float64 \[4, 15\], and the catalog's image embeddings have 16 dimensions",
         "flat.npy": r"float64 \[16\]",
         "whole.npy": r"int64 \[4, 16\]",
-        "zeros.npy": "must hold between 1 and",
+        "zeros.npy": "not one of its 4 rows is an embedding",
         "broken.npy": "can't be read as .npy",
         "empty": "give a .npy file of image embeddings",
     }.items():

@@ -353,7 +353,8 @@ def _groupable(values: pa.Array | pa.ChunkedArray, column: str) -> pa.Array:
     try:
         return values.cast(pa.int64())
     except pa.ArrowInvalid as error:
-        raise UserError(f"--by {column}: groups are text, whole numbers or booleans ({error})") from error
+        example = next(value for value in values.to_pylist() if value is not None and value != int(value))
+        raise UserError(f"--by {column}: groups are text, whole numbers or booleans, not {example:g}") from error
 
 
 def _distinct(arrays: Iterable[pa.Array], column: str) -> pa.Array:

@@ -171,6 +171,13 @@ class _Pairs:
 
 def cliploss(work: ScoreWork) -> None:
     """CLIPLoss, averaged over batches of random samples: consecutive places of a keyed permutation, another one in each repetition."""
+    if not all(work.path(part).exists() for part in work.catalog.parts(work.snapshot)):
+        _average_clip_losses(work)
+    for path in work.artifact.folder.glob("repetition-*.npy"):
+        path.unlink()
+
+
+def _average_clip_losses(work: ScoreWork) -> None:
     with scratch(work.artifact.path("pairs")) as folder:
         pairs = _Pairs(work, folder)
         batches = -(-pairs.count // work.options["batch_size"])
@@ -198,8 +205,6 @@ def cliploss(work: ScoreWork) -> None:
         for path in paths:
             total += map_array(path)[part.span]
         write_array(work.path(part), (total / repetitions).astype(np.float32))
-    for path in paths:
-        path.unlink()
 
 
 # --- from a file ------------------------------------------------------------------------------------------------------

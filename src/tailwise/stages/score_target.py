@@ -51,7 +51,12 @@ class Target:
                     f"--target {self.path} holds {block.dtype} {list(block.shape)}, and the catalog's image embeddings have "
                     f"{dimension} dimensions: give embeddings of the same encoder, float16 or float32 [T, {dimension}]"
                 )
-        if not next(self.pieces(), np.empty(0)).size or sum(map(len, self.blocks)) > MAX_TARGETS:
+        rows = sum(map(len, self.blocks))
+        if rows and not next(self.pieces(), np.empty(0)).size:
+            raise UserError(
+                f"--target {self.path}: not one of its {rows:,} rows is an embedding: all are zero, or hold NaN or Inf"
+            )
+        if not 1 <= rows <= MAX_TARGETS:
             raise UserError(f"--target {self.path}: must hold between 1 and {MAX_TARGETS:,} embeddings")
 
     def pieces(self) -> Iterator[npt.NDArray[np.float16]]:
