@@ -341,7 +341,7 @@ def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
 
 
 def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sources: list[str]) -> None:
-    from tailwise.stages.costs import SECONDS, Pool, matrix_speed
+    from tailwise.recipes.costs import SECONDS, Pool, matrix_speed
 
     opened = _open(catalog)
     samples, about = _samples(opened, sources)

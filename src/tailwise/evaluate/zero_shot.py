@@ -6,8 +6,9 @@ Letters: n images, m texts, C classes, K values of k.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,19 +68,7 @@ def classify(loaded: LoadedModel, images: ImageSet, *, batch_size: int, workers:
     classifier = build_classifier(loaded, images)
     found: dict[tuple[int, int], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
     skipped: Counter[str] = Counter()
-    batches = read_batches(
-        images.shards,
-        loaded.preprocess,
-        _label,
-        batch_size=batch_size,
-        workers=workers,
-        track=track,
-        description=images.name,
-    )
-    for batch in batches:
-        skipped.update(batch.skipped)
-        if not batch.targets:
-            continue
+    for batch in _batches(loaded, images, _label, skipped, batch_size=batch_size, workers=workers, track=track):
         labels = np.array(batch.targets, np.int64)
         _check_labels(labels, images)
         with loaded.computing():
@@ -121,19 +110,7 @@ def retrieve(loaded: LoadedModel, images: ImageSet, *, batch_size: int, workers:
     """
     found: dict[tuple[int, int], tuple[Tensor, Tensor, list[int]]] = {}
     skipped: Counter[str] = Counter()
-    batches = read_batches(
-        images.shards,
-        loaded.preprocess,
-        _texts,
-        batch_size=batch_size,
-        workers=workers,
-        track=track,
-        description=images.name,
-    )
-    for batch in batches:
-        skipped.update(batch.skipped)
-        if not batch.targets:
-            continue
+    for batch in _batches(loaded, images, _texts, skipped, batch_size=batch_size, workers=workers, track=track):
         with loaded.computing():
             texts = loaded.tokenizer([text for texts in batch.targets for text in texts]).to(loaded.device)
             of_texts = F.normalize(loaded.model.encode_text(texts), dim=-1)
@@ -178,6 +155,31 @@ def _nearest(queries: Tensor, gallery: Tensor) -> Iterator[tuple[Tensor, Tensor]
 def _last(near: Tensor) -> list[int]:
     """The place of the k-th nearest, for each k; a smaller gallery is found whole."""
     return [min(k, near.shape[1]) - 1 for k in KS]
+
+
+def _batches(
+    loaded: LoadedModel,
+    images: ImageSet,
+    parse: Callable[[bytes], Any],
+    skipped: Counter[str],
+    *,
+    batch_size: int,
+    workers: int | None,
+    track: Track,
+) -> Iterator[Batch]:
+    """The batches that hold anything; what is left out is counted."""
+    for batch in read_batches(
+        images.shards,
+        loaded.preprocess,
+        parse,
+        batch_size=batch_size,
+        workers=workers,
+        track=track,
+        description=images.name,
+    ):
+        skipped.update(batch.skipped)
+        if batch.targets:
+            yield batch
 
 
 def _embed_images(loaded: LoadedModel, batch: Batch) -> Tensor:

@@ -100,7 +100,16 @@ def first_of_identical(x: npt.NDArray[np.float16]) -> npt.NDArray[np.int64]:
 # --- the most similar earlier row ---------------------------------------------------------------------------------------
 
 
-@jit_any_order  # dot products of grid rows are exact in any order; maxima are indifferent to it
+@jit_any_order  # dot products of grid rows are exact in any order
+def _cosine(x: npt.NDArray[np.float32], norms: npt.NDArray[np.float64], row: int, other: int) -> float:
+    """The exact dot product of two rows over their norms."""
+    dot = 0.0
+    for axis in range(x.shape[1]):
+        dot += np.float64(x[row, axis]) * np.float64(x[other, axis])
+    return float(dot / (norms[row] * norms[other]))
+
+
+@jit_any_order  # as above; maxima are indifferent to the order
 def _resolve_tile(
     scores: npt.NDArray[np.float32],
     tops: npt.NDArray[np.float32],
@@ -134,10 +143,7 @@ def _resolve_tile(
             for column in range(begin, end):
                 if scores[at, column] >= floor:
                     other = first_column + column
-                    dot = 0.0
-                    for axis in range(x.shape[1]):
-                        dot += np.float64(x[row, axis]) * np.float64(x[other, axis])
-                    similarity = dot / (norms[row] * norms[other])
+                    similarity = _cosine(x, norms, row, other)
                     if abs(similarity - scores[at, column]) > error:
                         return False
                     similarity = min(similarity, BELOW_ONE)
@@ -161,10 +167,7 @@ def _resolve_pairs(
     """The same for candidate pairs, ordered by row and other."""
     for at in range(len(rows)):
         row, other = rows[at], others[at]
-        dot = 0.0
-        for axis in range(x.shape[1]):
-            dot += np.float64(x[row, axis]) * np.float64(x[other, axis])
-        similarity = dot / (norms[row] * norms[other])
+        similarity = _cosine(x, norms, row, other)
         if abs(similarity - scores[at]) > error:
             return False
         similarity = min(similarity, BELOW_ONE)
@@ -327,10 +330,7 @@ def _walk(
         for at in range(offsets[p], offsets[p + 1]):
             other = others[at]
             if other < row and kept[other]:
-                dot = 0.0
-                for axis in range(x.shape[1]):
-                    dot += np.float64(x[row, axis]) * np.float64(x[other, axis])
-                exact = dot / (norms[row] * norms[other])
+                exact = _cosine(x, norms, row, other)
                 if abs(exact - scores[at]) > error:
                     return False
                 exact = min(exact, BELOW_ONE)

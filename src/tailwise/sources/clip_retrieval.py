@@ -27,11 +27,11 @@ FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 
 @dataclass(frozen=True)
-class Partition:
-    """One file of embeddings with its metadata; an EmbeddingFile.
+class NamedArray:
+    """A `.npy` file whose rows a Parquet file names.
 
     Attributes:
-        array: the `.npy` file, float16 or float32 [n, d].
+        array: the `.npy` file.
         metadata: the Parquet file with the column `image_path` (the tar key, or `{tar path}/{key}.jpg`), row for row.
     """
 
@@ -50,6 +50,14 @@ class Partition:
         """Of both files."""
         return fingerprint(self.array, self.metadata)
 
+    def names(self) -> Iterable[pa.Array]:
+        """The column `image_path`."""
+        return [read_names(self.metadata)]
+
+
+class Partition(NamedArray):
+    """One file of embeddings, float16 or float32 [n, d], with its metadata; an EmbeddingFile."""
+
     def size(self) -> tuple[int, int] | None:
         """(n, d), or None."""
         try:
@@ -57,10 +65,6 @@ class Partition:
         except DAMAGE:
             return None
         return (len(array), array.shape[1]) if array.ndim == 2 and array.shape[1] else None
-
-    def names(self) -> Iterable[pa.Array]:
-        """The column `image_path`."""
-        return [read_names(self.metadata)]
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002  (mapped as it lies)
         """Maps it."""
@@ -76,17 +80,19 @@ def find_partitions(folder: Path) -> dict[str, list[Partition]]:
     """The partitions of each column ("image", "text") that a folder holds, in numeric order; empty for another kind of folder."""
     columns: dict[str, list[Partition]] = {}
     for column, name in FOLDERS.items():
-        numbered = [
-            (int(match[1]), path)
-            for path in (folder / name).glob("*.npy")
-            if (match := re.fullmatch(rf"{name}_(\d+)\.npy", path.name))
-        ]
-        if numbered:
-            columns[column] = [
-                Partition(path, folder / "metadata" / path.name.replace(name, "metadata").replace(".npy", ".parquet"))
-                for _, path in sorted(numbered)
-            ]
+        if pairs := numbered_files(folder, name, ".npy"):
+            columns[column] = [Partition(*pair) for pair in pairs]
     return columns
+
+
+def numbered_files(folder: Path, name: str, ending: str) -> list[tuple[Path, Path]]:
+    """The files `{name}/{name}_{p}{ending}` of a folder, each with `metadata/metadata_{p}.parquet`, in numeric order of p."""
+    numbered = [
+        (int(match[1]), match[1], path)
+        for path in (folder / name).glob("*.npy")
+        if (match := re.fullmatch(rf"{name}_(\d+){re.escape(ending)}", path.name))
+    ]
+    return [(path, folder / "metadata" / f"metadata_{digits}.parquet") for _, digits, path in sorted(numbered)]
 
 
 def read_names(metadata: Path) -> pa.Array:

@@ -186,28 +186,27 @@ def _all_lists(catalog: Catalog, snapshot: Snapshot) -> list[str]:
 
 def lists_of(plan: Plan) -> list[str]:
     """The drop lists that a plan was made without: those of its clustering, then its own."""
-    clustering = _clustering(plan) or {}
-    return [*clustering.get("without", ()), *plan.config.get("without", ())]
+    clustering = _clustering(plan)
+    return [*(clustering["config"].get("without", ()) if clustering else ()), *plan.config.get("without", ())]
 
 
 def _users(plan: Plan) -> dict[str, Mapping[str, str]]:
     """What was made without drop lists on the way to a plan, and its inputs."""
     users = {f"plan {plan.name!r}": plan.manifest["identity"]["inputs"]}
-    if name := plan.config.get("clusters"):
-        folder = plan.catalog.clusters_folder(str(name))
-        remedy = f"plan {plan.name!r} was made from it: restore {folder}"
-        users[f"clustering {name!r}"] = read_manifest(folder, "clustering", remedy)["identity"]["inputs"]
+    if clustering := _clustering(plan):
+        users[f"clustering {plan.config['clusters']!r}"] = clustering["inputs"]
     return users
 
 
 def _clustering(plan: Plan) -> Mapping[str, Any] | None:
+    """The identity of a plan's clustering, if it has one."""
     name = plan.config.get("clusters")
     if not name:
         return None
     folder = plan.catalog.clusters_folder(str(name))
     remedy = f"plan {plan.name!r} was made from it: restore {folder}"
-    config: Mapping[str, Any] = read_manifest(folder, "clustering", remedy)["identity"]["config"]
-    return config
+    identity: Mapping[str, Any] = read_manifest(folder, "clustering", remedy)["identity"]
+    return identity
 
 
 def _why_no_group(plan: Plan) -> tuple[str, str]:
@@ -215,11 +214,11 @@ def _why_no_group(plan: Plan) -> tuple[str, str]:
     clustering = _clustering(plan)
     if clustering is None:
         return "plan", "left out when the plan was made"
-    what = "in no group"
-    if clustering.get("column") in COLUMNS:
-        what = f"no {clustering['column']} embedding"
-    elif "group_by" in clustering:
-        what = f"no value of {clustering['group_by']}"
+    what, config = "in no group", clustering["config"]
+    if config.get("column") in COLUMNS:
+        what = f"no {config['column']} embedding"
+    elif "group_by" in config:
+        what = f"no value of {config['group_by']}"
     return "cluster", f"{plan.config['clusters']}: {what}"
 
 
