@@ -5,15 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.kernels import assign as assign_module
-from tailwise.kernels.assign import MISSING, Assigner, assign, screening_error
+from tailwise.kernels import screening
+from tailwise.kernels.assign import MISSING, Assigner, assign
 from tailwise.kernels.grid import GRID, to_grid, unit_rows_on_grid
+from tailwise.kernels.screening import float32_error
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 
 
-@pytest.fixture(params=["numba", "torch"])
+@pytest.fixture(params=["int8", "float32", "torch"])
 def path(request, monkeypatch):
-    """Both ways of deciding candidates: the loop of the CPU, and the torch operations of devices, run on the CPU."""
+    """All ways of screening and deciding: two precisions on the CPU, and the torch operations of devices, run on the CPU."""
+    if request.param == "int8" and not screening._multiplies_int8_exactly():
+        pytest.skip("this processor, or this torch, has no exact int8 products")
+    precision = "float32" if request.param == "torch" else request.param
+    monkeypatch.setattr(screening, "faster_precision", lambda: precision)
     if request.param == "torch":
         monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
     return request.param
@@ -183,7 +189,7 @@ def test_similarity_is_the_cosine_of_rows_whose_norm_is_a_little_off(path):
 
 
 @pytest.mark.parametrize("dimension", [2, 33, 768, 2048])
-def test_the_screening_error_bounds_float32_products(unit_rows, dimension):
+def test_the_float32_error_bounds_float32_products(unit_rows, dimension):
     x = unit_rows(200, dimension, seed=13, dtype=np.float32)
     centroids = unit_rows_on_grid(unit_rows(100, dimension, seed=14, dtype=np.float64))
     x = np.concatenate([to_grid(x), centroids, np.abs(centroids)])  # sums of one sign round worst
@@ -193,7 +199,7 @@ def test_the_screening_error_bounds_float32_products(unit_rows, dimension):
     for axis in range(dimension):
         one_by_one += np.outer(x[:, axis], np.concatenate([centroids, np.abs(centroids)])[:, axis])
     for product in (scores, one_by_one):
-        assert np.abs(product - exact).max() <= screening_error(dimension)
+        assert np.abs(product - exact).max() <= float32_error(dimension)
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
@@ -237,13 +243,13 @@ def test_the_cpu_product_is_of_full_precision(unit_rows, monkeypatch, set_precis
     """Some CPUs have bfloat16 products too, which "medium" allows."""
     precisions, product = set(), torch.mm
 
-    def spy(*operands):
+    def spy(*operands, **options):
         precisions.add(torch.backends.mkldnn.matmul.fp32_precision)
-        return product(*operands)
+        return product(*operands, **options)
 
     monkeypatch.setattr(torch, "mm", spy)
     set_precision(torch.backends.mkldnn.matmul, "bf16")
-    assign(unit_rows(100, 16), unit_rows(40, 16, seed=1, dtype=np.float32), device="cpu")
+    Assigner(unit_rows(40, 16, seed=1, dtype=np.float32), device="cpu", precision="float32")(unit_rows(100, 16))
     assert precisions == {"ieee"}
 
 

@@ -5,10 +5,13 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from tailwise.kernels import kmeans as kmeans_module
+from tailwise.kernels import lloyd as lloyd_module
+from tailwise.kernels import screening
 from tailwise.kernels.assign import assign
 from tailwise.kernels.grid import GRID, SIMILARITY_UNIT, to_grid, unit_rows_on_grid
 from tailwise.kernels.keyed import stream_key
-from tailwise.kernels.kmeans import TooFewDistinctRowsError, chosen_rows, kmeans, seed_centroids
+from tailwise.kernels.kmeans import chosen_rows, kmeans
+from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=25)
 
@@ -53,6 +56,49 @@ def test_chunks_and_threads_change_nothing(reference_fit, chunk_rows, threads):
     )
 
 
+@pytest.fixture(scope="module")
+def long_fit(blobs):
+    """A fit that compares all rows with all centroids in every iteration, in float32."""
+    x = blobs(6000, 32, 200, noise=0.5)
+    x[[7, 2000]] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screening, "faster_precision", lambda: "float32")
+        return x, kmeans(x, 150, iterations=14, seed=1, tolerance=-1.0, device="cpu", carry_bytes=0)
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+@pytest.mark.parametrize("carried", [1000, 6000])
+@pytest.mark.parametrize("coded", [0, 700])
+def test_what_is_carried_changes_nothing(long_fit, monkeypatch, precision, carried, coded):
+    if precision == "int8" and not screening._multiplies_int8_exactly():
+        pytest.skip("this processor, or this torch, has no exact int8 products")
+    monkeypatch.setattr(screening, "faster_precision", lambda: precision)
+    calls = {"recheck": 0, "decide_movers": 0}
+
+    def counted(name):
+        real = getattr(lloyd_module, name)
+
+        def spy(*arguments):
+            calls[name] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(lloyd_module, name, spy)
+
+    for name in calls:
+        counted(name)
+    x, expected = long_fit
+    carry = carried * lloyd_module.LISTED_BYTES + coded * (lloyd_module.CODED_BYTES + x.shape[1])
+    # Lists are made as soon as there is a drift, and every centroid but the slowest half may be a mover: that all is used, and often.
+    monkeypatch.setattr(lloyd_module, "LIST_REACH", 2.0)
+    for name in ("RECHECKING", "CODING"):
+        monkeypatch.setattr(lloyd_module, name, 1)
+    fit = kmeans(
+        x, 150, iterations=14, seed=1, tolerance=-1.0, device="cpu", chunk_rows=1700, carry_bytes=carry, threads=2
+    )
+    assert_same_fit(fit, expected)
+    assert min(calls.values()) > 5
+
+
 @pytest.mark.parametrize("cuts", [[1500], [1, 2, 3], [0, 0, 2999, 3000], list(range(100, 3000, 100))])
 def test_blocks_change_nothing(reference_fit, cuts):
     x, expected = reference_fit
@@ -70,7 +116,7 @@ def test_memory_mapped_blocks_change_nothing(reference_fit, tmp_path):
 
 def test_the_device_path_changes_nothing(reference_fit, monkeypatch):
     x, expected = reference_fit
-    monkeypatch.setattr(kmeans_module.Assigner, "_assign_cpu", kmeans_module.Assigner._assign_device)
+    monkeypatch.setattr(lloyd_module.Assigner, "_assign_cpu", lloyd_module.Assigner._assign_device)
     assert_same_fit(kmeans(x, 50, iterations=4, seed=3, tolerance=-1.0, device="cpu"), expected)
 
 

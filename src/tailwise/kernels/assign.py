@@ -1,14 +1,12 @@
 """Nearest centroid, exactly.
 
-A float32 matrix product screens: it can be off by at most (d + 2) · 2⁻²⁴ per unit-norm pair, whatever its order of summation, so
-every centroid within twice that of a row's best score is a candidate. Candidates are decided by the exact dot product
-(see grid.py), ties by the lowest index.
+Approximate products screen (see screening.py): whatever lies within their error of a row's best is a candidate. Candidates are decided by
+the exact inner product (see grid.py), ties by the lowest index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,56 +14,17 @@ import numpy.typing as npt
 import torch
 
 from tailwise.kernels.grid import row_chunks, row_norms, to_grid
-from tailwise.kernels.jit import jit_any_order, split_threads
+from tailwise.kernels.nearest import FAR, decide
+from tailwise.kernels.screening import IMPRECISE, Coded, Precision, Screen, float32_error, full_precision, scratch_for
+from tailwise.kernels.threads import run_tiles
 
-TILE_ROWS = 2048
-TILE_CENTROIDS = 2048
+TILE_ROWS = 512
+TILE_CENTROIDS = 1024  # products of a tile stay in a core's caches
 MISSING = -1
+DEVICE_ROWS = DEVICE_CENTROIDS = 2048
 DEVICE_CANDIDATES = 1 << 18  # decided at a time on a device: bounds memory where many centroids are equally near
-_IMPRECISE = (
-    "a float32 matrix product is less precise than float32: some setting lets it run in TF32 or bfloat16 "
-    "(DNNL_DEFAULT_FPMATH_MODE, say); switch that off"
-)
-_NONE = -4.0  # below every dot product of unit vectors
-
-
-def screening_error(dimension: int) -> float:
-    """Bound on |float32 score − exact dot product| for rows and centroids of norm ≤ 1.05."""
-    return 1.2 * (dimension + 2) * 2.0**-24
-
-
-@jit_any_order  # dot products of grid rows are exact in any order; the maximum is indifferent to it
-def _resolve_rows(
-    scores: npt.NDArray[np.float32],
-    x: npt.NDArray[np.float32],
-    centroids: npt.NDArray[np.float32],
-    first: int,
-    error: float,
-    labels: npt.NDArray[np.int32],
-    dots: npt.NDArray[np.float64],
-    start: int,
-    stop: int,
-) -> bool:
-    """Updates labels and dots of rows [start, stop) with centroids first, first + 1, …; False if a score is too far off."""
-    for row in range(start, stop):
-        best_score = scores[row, 0]
-        for column in range(1, scores.shape[1]):
-            best_score = max(best_score, scores[row, column])
-        floor = dots[row] - error
-        if best_score < floor:
-            continue
-        floor = max(floor, best_score - 2 * error)
-        for column in range(scores.shape[1]):
-            if scores[row, column] >= floor:
-                dot = 0.0
-                for axis in range(x.shape[1]):
-                    dot += np.float64(x[row, axis]) * np.float64(centroids[first + column, axis])
-                if abs(dot - scores[row, column]) > error:
-                    return False
-                if dot > dots[row]:
-                    dots[row] = dot
-                    labels[row] = first + column
-    return True
+NONE = -4.0  # below every inner product of unit vectors
+Lists = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 def _resolve_torch(
@@ -83,7 +42,7 @@ def _resolve_torch(
     pieces = zip(torch.split(rows, DEVICE_CANDIDATES), torch.split(columns, DEVICE_CANDIDATES), strict=True)
     exact = torch.cat([(x[row].double() * centroids[first + column].double()).sum(1) for row, column in pieces])
     if bool(((scores[rows, columns].double() - exact).abs() > error).any()):
-        raise ArithmeticError(_IMPRECISE)
+        raise ArithmeticError(IMPRECISE)
     best = dots.clone().scatter_reduce_(0, rows, exact, "amax")
     tied = exact == best[rows]
     # The lowest index among the candidates that reach the best; an earlier tile's centroid wins ties by being lower still.
@@ -94,21 +53,46 @@ def _resolve_torch(
     dots.copy_(best)
 
 
-class Assigner:
-    """Finds nearest centroids; keeps the centroids where the matrix products run."""
+def no_lists(rows: int = 0, slots: int = 0) -> Lists:
+    """Empty lists of near centroids, as `nearest.decide` fills them: how many there are, which, their bounds, and that of all others."""
+    return (
+        np.zeros(rows, np.int32),
+        np.empty((rows, slots), np.int32),
+        np.empty((rows, slots), np.float32),
+        np.full(rows, FAR, np.float32),
+    )
 
-    def __init__(self, centroids: npt.NDArray[np.float32], *, device: str = "auto", threads: int | None = None) -> None:
+
+class Assigner:
+    """Finds nearest centroids; keeps what the products need of them."""
+
+    def __init__(
+        self,
+        centroids: npt.NDArray[np.float32],
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: Precision | None = None,
+        screen: Screen | None = None,
+    ) -> None:
         """Takes the centroids.
 
         Args:
             centroids: [K, d], unit norm; rounded to the grid.
             device: "auto" (CUDA if there, else CPU), "cpu", "cuda", "cuda:1", …
-            threads: of the candidates' loop on the CPU; None for torch's number. Results don't depend on it.
+            threads: on the CPU; None for torch's number. Results don't depend on it.
+            precision: of the screening on the CPU; None for the faster one. Results don't depend on it.
+            screen: to code rows with, if it is there already; None for one about the centroids' mean.
         """
         self.device = torch.device(resolve_device(device))
         self.centroids = to_grid(centroids)
         self.threads = threads or torch.get_num_threads()
-        self.error = screening_error(centroids.shape[1])
+        self.error = float32_error(centroids.shape[1])
+        if screen is None:
+            centre = to_grid(self.centroids.mean(axis=0, dtype=np.float64))
+            screen = Screen(centre, precision if self.device.type == "cpu" else "float32")
+        self.screen = screen
+        self.columns = self.screen.columns(self.centroids)
         self._on_device = torch.from_numpy(self.centroids).to(self.device)
 
     def __call__(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
@@ -123,69 +107,90 @@ class Assigner:
 
         Raises:
             ValueError: a row is neither zero nor of unit norm.
-            ArithmeticError: matrix products are less precise than float32.
+            ArithmeticError: matrix products are less precise than they should be.
         """
-        rows = np.ascontiguousarray(to_grid(x))
-        norms = row_norms(rows)
-        labels = np.full(len(rows), MISSING, np.int32)
-        missing = norms == 0
-        dots = np.where(
-            missing, -_NONE, _NONE
-        )  # so that rows of zeros, to which every centroid is equal, have no candidates
-        assign_tile = self._assign_cpu if self.device.type == "cpu" else self._assign_device
+        labels, dots, norms = self.inner_products(x)
+        return labels, dots / np.where(norms > 0, norms, 1.0)
+
+    def inner_products(
+        self,
+        x: npt.NDArray[Any],
+        then: Callable[[npt.NDArray[np.float32], npt.NDArray[np.int32]], None] = lambda *_: None,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Labels as above, the exact inner product of each row and its centroid, 0 for rows of zeros, and the rows' norms.
+
+        `then` is called with the rows and labels of each tile as soon as they are there, in several threads.
+        """
+        labels = np.full(len(x), MISSING, np.int32)
+        dots, norms = np.zeros(len(x)), np.zeros(len(x))
+        assign_tile, tile_rows = (
+            (self._assign_cpu, TILE_ROWS) if self.device.type == "cpu" else (self._assign_device, DEVICE_ROWS)
+        )
+
+        def work(start: int, scratch: torch.Tensor) -> None:
+            tile = slice(start, start + tile_rows)
+            rows = to_grid(x[tile])
+            norms[tile] = row_norms(rows, first=start)
+            present = norms[tile] > 0
+            found = np.where(present, NONE, -NONE)  # so that rows of zeros have no candidates
+            assign_tile(rows, labels[tile], found, scratch)
+            dots[tile] = np.where(present, found, 0.0)
+            then(rows, labels[tile])
+
         with full_precision():
-            for start in range(0, len(rows), TILE_ROWS):
-                tile = slice(start, start + TILE_ROWS)
-                assign_tile(rows[tile], labels[tile], dots[tile])
-        return labels, np.where(missing, 0.0, dots / np.where(missing, 1.0, norms))
+            threads = self.threads if self.device.type == "cpu" else 1
+            run_tiles(work, range(0, len(x), tile_rows), threads, lambda: self.scratch(min(tile_rows, len(x))))
+        return labels, dots, norms
+
+    def scratch(self, rows: int) -> torch.Tensor:
+        """Memory for the products of a tile of so many rows; none on devices."""
+        if self.device.type != "cpu":
+            return torch.empty(0)
+        return scratch_for(self.screen.precision, rows * min(TILE_CENTROIDS, len(self.centroids)))
 
     def _assign_cpu(
-        self, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], dots: npt.NDArray[np.float64]
+        self,
+        x: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int32],
+        dots: npt.NDArray[np.float64],
+        scratch: torch.Tensor,
     ) -> None:
-        left = torch.from_numpy(x)
+        self.decide(self.screen.rows(x), x, labels, dots, scratch)
+
+    def decide(
+        self,
+        coded: Coded,
+        x: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int32],
+        dots: npt.NDArray[np.float64],
+        scratch: torch.Tensor,
+        window: float = 0.0,
+        lists: Lists | None = None,
+    ) -> None:
+        """Updates labels and inner products of a tile of rows, and their lists; see `nearest.decide`.
+
+        Raises:
+            ArithmeticError: matrix products are less precise than they should be.
+        """
         for first in range(0, len(self.centroids), TILE_CENTROIDS):
-            scores = torch.mm(left, self._on_device[first : first + TILE_CENTROIDS].T).numpy()
-
-            def resolve(start: int, stop: int, scores: npt.NDArray[np.float32] = scores, first: int = first) -> None:
-                if not _resolve_rows(scores, x, self.centroids, first, self.error, labels, dots, start, stop):
-                    raise ArithmeticError(_IMPRECISE)
-
-            split_threads(resolve, len(x), self.threads)
+            scores = self.screen.scores(coded, self.columns[slice(first, first + TILE_CENTROIDS)], scratch)
+            some = lists or no_lists()
+            if not decide(*scores, x, self.centroids, first, labels, dots, np.float32(window), *some):
+                raise ArithmeticError(IMPRECISE)
 
     def _assign_device(
-        self, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], dots: npt.NDArray[np.float64]
+        self,
+        x: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int32],
+        dots: npt.NDArray[np.float64],
+        _: torch.Tensor,
     ) -> None:
         left = torch.from_numpy(x).to(self.device)
         device_labels, device_dots = (torch.from_numpy(array).to(self.device) for array in (labels, dots))
-        for first in range(0, len(self.centroids), TILE_CENTROIDS):
-            scores = left @ self._on_device[first : first + TILE_CENTROIDS].T
+        for first in range(0, len(self.centroids), DEVICE_CENTROIDS):
+            scores = left @ self._on_device[first : first + DEVICE_CENTROIDS].T
             _resolve_torch(scores, left, self._on_device, first, self.error, device_labels, device_dots)
         labels[:], dots[:] = device_labels.cpu().numpy(), device_dots.cpu().numpy()
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Keeps matrix products in float32, whatever the user allows elsewhere: TF32 or bfloat16 would break the screening's error bound."""
-    if not hasattr(torch.backends, "fp32_precision"):  # torch < 2.9
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
-    backends = (
-        torch.backends.cuda.matmul,
-        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-    )  # the older switch can't be read once these were set
-    precisions = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in zip(backends, precisions, strict=True):
-            backend.fp32_precision = precision
 
 
 def resolve_device(device: str) -> str:

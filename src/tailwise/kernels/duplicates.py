@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tailwise.kernels.assign import full_precision, resolve_device, screening_error
+from tailwise.kernels.assign import resolve_device
 from tailwise.kernels.grid import row_norms
 from tailwise.kernels.jit import jit, jit_any_order
+from tailwise.kernels.screening import float32_error, full_precision
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 NOTHING_EARLIER = -np.inf  # the similarity of a row without an earlier one
@@ -187,7 +188,7 @@ class _Rows:
             raise ValueError(
                 f"row {int(np.flatnonzero(self.norms == 0)[0])} is zero: it has no similarity to any other"
             )
-        self.error = screening_error(x.shape[1] + 2)  # unit rows are rounded twice
+        self.error = float32_error(x.shape[1] + 2)  # unit rows are rounded twice
         self.device = torch.device(resolve_device(device))
         unit = self.x / self.norms.astype(np.float32)[:, None]
         self.unit = torch.from_numpy(unit).to(self.device)
@@ -418,7 +419,7 @@ def greedy(
         norms = np.empty(0) if rows is None else rows.norms
         fine = _walk(
             *(start, stop, threshold, judged_from, similarity, earlier, grid, norms, place, offsets, others, scores),
-            *(screening_error(x.shape[1]), heirs, kept, kept_row, found),
+            *(float32_error(x.shape[1]), heirs, kept, kept_row, found),
         )
         if not fine:
             raise ArithmeticError(_IMPRECISE)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from tailwise.kernels.jit import jit_any_order
+from tailwise.kernels.jit import jit, jit_any_order
 
 GRID = 2.0**-24
 SIMILARITY_UNIT = 2.0**-30  # sums of similarities are held as integers of this unit, exact in any order
@@ -24,8 +25,20 @@ SIMILARITY_UNIT = 2.0**-30  # sums of similarities are held as integers of this 
 def to_grid(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Rounds to multiples of 2⁻²⁴; float32, exact for |x| ≤ 1. float16 of magnitude ≤ 1 lies on the grid already."""
     if x.dtype == np.float16:
-        return x.astype(np.float32)
+        return (
+            torch.from_numpy(np.array(x, order="C")).float().numpy()
+        )  # NumPy takes several times as long; torch wants it writable
+    if x.dtype == np.float32:
+        rounded = np.empty(x.shape, np.float32)
+        _round_to_grid(np.ascontiguousarray(x).ravel(), rounded.ravel())
+        return rounded
     return (np.rint(x.astype(np.float64) / GRID) * GRID).astype(np.float32)
+
+
+@jit
+def _round_to_grid(x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+    for at in range(len(x)):
+        out[at] = np.float32(np.rint(np.float64(x[at]) * (1 / GRID)) * GRID)
 
 
 def unit_rows_on_grid(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -45,8 +58,8 @@ def _squared_norms(x: npt.NDArray[np.float32], out: npt.NDArray[np.float64]) -> 
         out[row] = total
 
 
-def row_norms(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Euclidean norms [n] of grid rows [n, d].
+def row_norms(x: npt.NDArray[np.float32], *, first: int = 0) -> npt.NDArray[np.float64]:
+    """Euclidean norms [n] of grid rows [n, d]; `first` is the number of the first, for messages.
 
     Raises:
         ValueError: a row is neither zero nor of unit norm (to 5 %).
@@ -56,7 +69,7 @@ def row_norms(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     wrong = np.flatnonzero((squares != 0) & ~(np.abs(squares - 1) < 0.1))
     if wrong.size:
         at = int(wrong[0])
-        raise ValueError(f"row {at} has norm {np.sqrt(squares[at]):.4g}, not 1: normalise the rows first")
+        raise ValueError(f"row {first + at} has norm {np.sqrt(squares[at]):.4g}, not 1: normalise the rows first")
     return np.sqrt(squares)
 
 

@@ -9,24 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.kernels.assign import MISSING, Assigner
-from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks, to_grid, unit_rows_on_grid
-from tailwise.kernels.jit import jit, split_threads
-from tailwise.kernels.keyed import hash_range, random_below, stream_key
+from tailwise.kernels.grid import row_chunks
+from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd
+from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
 
 SEEDING_ROWS_PER_CENTROID = 16
-ROUND_SHARE = 4  # a seeding round picks a quarter as many centroids as there are
-CHUNK_ROWS = 16_384
-_SAME = 2.0**-22  # rows nearer than this to a centroid count as equal to it
-
-
-class TooFewDistinctRowsError(ValueError):
-    """There are fewer distinct rows than centroids were asked for."""
-
-    def __init__(self, distinct: int, asked: int) -> None:
-        """Takes the two numbers."""
-        super().__init__(f"only {distinct} distinct rows for {asked} centroids")
-        self.distinct = distinct
 
 
 @dataclass(frozen=True)
@@ -42,66 +30,6 @@ class KMeansResult:
     objective: list[float]
 
 
-@jit
-def _add_rows(
-    x: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.int32],
-    sums: npt.NDArray[np.float64],
-    start: int,
-    stop: int,
-) -> None:
-    """Adds columns [start, stop) of every row to its cluster's sum."""
-    for row in range(x.shape[0]):
-        label = labels[row]
-        if label >= 0:
-            for column in range(start, stop):
-                sums[label, column] += x[row, column]
-
-
-def to_similarity_units(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Similarities as integers of 2⁻³⁰, so that their sums are exact in any order."""
-    return np.rint(similarity / SIMILARITY_UNIT).astype(np.int64)
-
-
-def _update(
-    blocks: Sequence[npt.NDArray[Any]], centroids: npt.NDArray[np.float32], device: str, threads: int | None, rows: int
-) -> tuple[npt.NDArray[np.float32], float]:
-    """One Lloyd iteration: new centroids, and the mean cosine to the old ones."""
-    assigner = Assigner(centroids, device=device, threads=threads)
-    sums = np.zeros(centroids.shape, np.float64)
-    sizes = np.zeros(len(centroids), np.int64)
-    objective = members = 0
-    for _, chunk in row_chunks(blocks, rows):
-        labels, similarity = assigner(chunk)
-        x = to_grid(chunk)
-
-        def add(start: int, stop: int, x: npt.NDArray[np.float32] = x, labels: npt.NDArray[np.int32] = labels) -> None:
-            _add_rows(x, labels, sums, start, stop)
-
-        split_threads(add, x.shape[1], assigner.threads, grain=16)
-        present = labels != MISSING
-        sizes += np.bincount(labels[present], minlength=len(centroids))
-        objective += int(to_similarity_units(similarity[present]).sum())
-        members += int(present.sum())
-    updated = unit_rows_on_grid(sums)
-    lost = ~updated.any(axis=1)
-    updated[lost] = centroids[lost]
-    return _reseed_empty(updated, sizes), objective * SIMILARITY_UNIT / max(members, 1)
-
-
-def _reseed_empty(centroids: npt.NDArray[np.float32], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Splits the largest clusters in two, one for each empty cluster, by a small perturbation of both halves' centroids."""
-    empty = np.flatnonzero(sizes == 0)
-    donors = np.argsort(-sizes, kind="stable")[: len(empty)]
-    dimension = centroids.shape[1]
-    tilt = np.where(np.arange(dimension) % 2 == 0, 1.0, -1.0) * 2.0**-10 / np.sqrt(dimension)
-    for target, donor in zip(empty, donors, strict=True):
-        if sizes[donor] > 1:
-            original = centroids[donor].astype(np.float64)
-            centroids[[target, donor]] = unit_rows_on_grid(np.stack([original + tilt, original - tilt]))
-    return centroids
-
-
 def chosen_rows(first: int, count: int, share: float, key: np.uint64) -> npt.NDArray[np.bool_]:
     """Which of the rows first … first + count − 1 are among about `share` of all, by a hash of their index alone: bool [count]."""
     threshold = np.uint64(min(int(share * 2**64), 2**64 - 1))
@@ -110,9 +38,10 @@ def chosen_rows(first: int, count: int, share: float, key: np.uint64) -> npt.NDA
 
 
 def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> npt.NDArray[Any]:
-    """About 16 rows a centroid, all rows if there are few; without rows of zeros."""
-    wanted = SEEDING_ROWS_PER_CENTROID * k
-    share = wanted / max(sum(len(block) for block in blocks), 1)
+    """A sixteenth of the rows, but 4 to 16 a centroid, all rows if there are few; without rows of zeros."""
+    total = sum(len(block) for block in blocks)
+    wanted = min(max(total // 16, 4 * k, 4096), SEEDING_ROWS_PER_CENTROID * k)
+    share = wanted / max(total, 1)
     key = stream_key(seed, "seeding sample")
     while True:
         kept = []
@@ -125,52 +54,6 @@ def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> np
         share = min(2 * share, 1.0) if 2 * len(present) < wanted else 1.1 * share  # many rows are zeros
 
 
-def seed_centroids(
-    x: npt.NDArray[Any], k: int, *, seed: int, device: str = "auto", threads: int | None = None
-) -> npt.NDArray[np.float32]:
-    """k-means++ (Arthur, Vassilvitskii 2007) in rounds: each round draws a quarter as many rows as were drawn before.
-
-    A row is drawn with probability proportional to its cosine distance to the nearest centroid so far. Rounds instead of single
-    draws turn the work into matrix products (as k-means‖, Bahmani et al. 2012, does); within a round a row, or its copies, is drawn once.
-
-    Args:
-        x: [n, d], unit norm.
-        k: number of centroids.
-        seed: decides the draw.
-        device: see `Assigner`.
-        threads: see `Assigner`.
-
-    Returns:
-        float32 [k, d] on the grid.
-
-    Raises:
-        TooFewDistinctRowsError: fewer than k distinct rows.
-    """
-    key = stream_key(seed, "k-means++")
-    rows = [int(random_below(key, 0, np.array([len(x)]))[0])]
-    distance = np.full(len(x), np.inf)
-    drawn, fresh = 1, rows
-    while True:
-        _, similarity = Assigner(_seed_rows(x, fresh), device=device, threads=threads)(x)
-        distance = np.minimum(distance, 1 - similarity)
-        if len(rows) >= k:
-            return _seed_rows(x, rows)
-        weights = np.where(distance > _SAME, to_similarity_units(distance), 0)
-        cumulative = np.cumsum(weights)
-        if not cumulative[-1]:
-            raise TooFewDistinctRowsError(len(rows), k)
-        wanted = min(max(1, len(rows) // ROUND_SHARE), k - len(rows))
-        targets = random_below(key, drawn, np.full(wanted, cumulative[-1]))
-        drawn += wanted
-        fresh = sorted({int(row) for row in np.searchsorted(cumulative, targets, side="right")})
-        fresh = [fresh[at] for at in sorted(np.unique(x[fresh], axis=0, return_index=True)[1])]  # duplicates count once
-        rows = rows + fresh
-
-
-def _seed_rows(x: npt.NDArray[Any], rows: list[int]) -> npt.NDArray[np.float32]:
-    return unit_rows_on_grid(x[rows].astype(np.float64))
-
-
 def kmeans(
     x: npt.NDArray[Any] | Sequence[npt.NDArray[Any]],
     k: int,
@@ -181,6 +64,7 @@ def kmeans(
     device: str = "auto",
     threads: int | None = None,
     chunk_rows: int | None = None,
+    carry_bytes: int = CARRY_BYTES,
     on_iteration: Callable[[int, float], None] | None = None,
 ) -> KMeansResult:
     """Spherical k-means (Dhillon, Modha 2001): maximises the mean cosine of rows to their centroid.
@@ -194,6 +78,7 @@ def kmeans(
         device: see `Assigner`; the result doesn't depend on it.
         threads: on the CPU; None for torch's number; the result doesn't depend on it.
         chunk_rows: rows in memory at a time; None for CHUNK_ROWS; the result doesn't depend on it.
+        carry_bytes: memory for what is carried from one iteration to the next (see `Lloyd`); the result doesn't depend on it.
         on_iteration: called after each iteration with its number (from 1) and the mean cosine before its update.
 
     Returns:
@@ -210,9 +95,10 @@ def kmeans(
     if not len(sample):
         raise TooFewDistinctRowsError(0, k)
     centroids = seed_centroids(sample, k, seed=seed, device=device, threads=threads)
+    lloyd = Lloyd(blocks, k, device=device, threads=threads, rows=chunk_rows or CHUNK_ROWS, carry_bytes=carry_bytes)
     objective: list[float] = []
     for iteration in range(iterations):
-        centroids, mean = _update(blocks, centroids, device, threads, chunk_rows or CHUNK_ROWS)
+        centroids, mean = lloyd.update(centroids)
         objective.append(mean)
         if on_iteration:
             on_iteration(iteration + 1, mean)

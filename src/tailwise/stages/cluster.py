@@ -34,14 +34,10 @@ from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.density import NeighbourCounter, radius_that_holds, similarity_steps
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
 from tailwise.kernels.keyed import stream_key
-from tailwise.kernels.kmeans import (
-    SEEDING_ROWS_PER_CENTROID,
-    TooFewDistinctRowsError,
-    chosen_rows,
-    kmeans,
-    to_similarity_units,
-)
+from tailwise.kernels.kmeans import SEEDING_ROWS_PER_CENTROID, chosen_rows, kmeans
+from tailwise.kernels.lloyd import to_similarity_units
 from tailwise.kernels.ranks import appearance_ranks
+from tailwise.kernels.seeding import TooFewDistinctRowsError
 from tailwise.progress import Track, silent
 
 ITERATIONS = 20

@@ -1,0 +1,238 @@
+"""Compiled loops that decide which column is nearest, from screening scores (see screening.py) and exact inner products.
+
+All of them stand in this file since they call each other. Inner products of grid rows are exact in any order (see grid.py), and maxima are
+indifferent to it, so that reordering float operations changes nothing.
+
+r: row; k: column; m: slots of a row's list of near columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.kernels.jit import jit_any_order
+
+GROUPS = 128  # of columns, k ≡ g: a group's greatest score is known before any of its scores is looked at
+UP = np.float32(2.0**-20)  # added to a bound that was rounded to float32
+FAR = np.float32(-8)  # below every score
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int32]
+
+
+@jit_any_order
+def _inner_product(x: Floats, row: int, columns: Floats, column: int) -> float:
+    """Exact, for rows on the grid."""
+    total = 0.0
+    for axis in range(x.shape[1]):
+        total += np.float64(x[row, axis]) * np.float64(columns[column, axis])
+    return total
+
+
+@jit_any_order
+def _group_tops(
+    products: npt.NDArray[Any], row_scale: np.float32, scale: Floats, bias: Floats, tops: Floats
+) -> np.float32:
+    """Fills `tops` with each group's greatest score, from a row's products; the greatest of all."""
+    count = len(products)
+    whole = count - count % GROUPS
+    tops[:] = FAR
+    for first in range(0, whole, GROUPS):
+        # Slices of a length that the compiler knows become vector instructions.
+        some, by, more = products[first : first + GROUPS], scale[first : first + GROUPS], bias[first : first + GROUPS]
+        for group in range(GROUPS):
+            tops[group] = max(tops[group], np.float32(some[group]) * (row_scale * by[group]) + more[group])
+    for group in range(count - whole):
+        at = whole + group
+        score = np.float32(products[at]) * (row_scale * scale[at]) + bias[at]
+        tops[group] = max(tops[group], score)
+    top: np.float32 = tops.max()
+    return top
+
+
+@jit_any_order
+def decide(  # noqa: PLR0912  (one loop over a row, compiled)
+    products: npt.NDArray[Any],
+    row_scale: Floats,
+    shift: Doubles,
+    error: Floats,
+    scale: Floats,
+    bias: Floats,
+    x: Floats,
+    columns: Floats,
+    first: int,
+    labels: Labels,
+    dots: Doubles,
+    window: np.float32,
+    listed: Labels,
+    near: Labels,
+    near_bound: Floats,
+    rest: Floats,
+) -> bool:
+    """Updates nearest columns and exact inner products with columns first, first + 1, …; False if a score is too far off.
+
+    Lists, if there are any (m > 0): `near` gets columns whose score is within `window` of the best, `listed` of them, `near_bound` an upper
+    bound on the inner product of each, and `rest` one on that of all columns that aren't listed.
+    """
+    count, slots = products.shape[1], near.shape[1]
+    tops = np.empty(GROUPS, np.float32)
+    for row in range(products.shape[0]):
+        top = _group_tops(products[row], row_scale[row], scale, bias, tops)
+        reach = np.float32(dots[row] - shift[row])  # of the best so far, as a score
+        if top < reach - max(error[row], window if slots else np.float32(0)):
+            if slots:
+                rest[row] = max(rest[row], np.float32(top + error[row] + shift[row]) + UP)
+            continue
+        seen, seen_dot = -1, 0.0
+        if top >= reach - error[row]:  # the top first: a good best makes for few candidates
+            for group in range(GROUPS):
+                if tops[group] == top:
+                    break
+            seen = group
+            while (
+                np.float32(products[row, seen]) * (row_scale[row] * scale[seen]) + bias[seen] < top - UP
+                and seen + GROUPS < count
+            ):
+                seen += GROUPS
+            seen_dot = _inner_product(x, row, columns, first + seen)
+            if seen_dot > dots[row] or (seen_dot == dots[row] and first + seen < labels[row]):
+                dots[row], labels[row] = seen_dot, first + seen
+            reach = np.float32(dots[row] - shift[row])
+        floor = reach - error[row] - UP
+        look = reach - max(error[row], window) - UP if slots else floor
+        if slots:
+            rest[row] = max(rest[row], np.float32(look + error[row] + shift[row]) + UP)
+        for group in range(GROUPS):
+            if tops[group] < look:
+                continue
+            for at in range(group, count, GROUPS):
+                score = np.float32(products[row, at]) * (row_scale[row] * scale[at]) + bias[at]
+                if score < look:
+                    continue
+                bound = np.float32(score + error[row] + shift[row]) + UP
+                if score >= floor or at == seen:
+                    dot = seen_dot if at == seen else _inner_product(x, row, columns, first + at)
+                    if abs(dot - shift[row] - score) > error[row]:
+                        return False
+                    bound = np.float32(dot) + UP
+                    if dot > dots[row] or (dot == dots[row] and first + at < labels[row]):
+                        dots[row], labels[row] = dot, first + at
+                        floor = max(floor, np.float32(dot - shift[row]) - error[row] - UP)
+                if slots:
+                    _list(listed, near, near_bound, rest, row, first + at, bound)
+    return True
+
+
+@jit_any_order
+def _list(
+    listed: Labels, near: Labels, near_bound: Floats, rest: Floats, row: int, column: int, bound: np.float32
+) -> None:
+    """Puts a column on a row's list, in place of the one of least bound if it is full."""
+    free = listed[row]
+    if free < near.shape[1]:
+        near[row, free], near_bound[row, free] = column, bound
+        listed[row] += 1
+        return
+    least = 0
+    for slot in range(near.shape[1]):
+        if near_bound[row, slot] < near_bound[row, least]:
+            least = slot
+    if bound > near_bound[row, least]:
+        bound, near_bound[row, least] = near_bound[row, least], bound
+        near[row, least] = column
+    rest[row] = max(rest[row], bound)
+
+
+@jit_any_order
+def recheck(
+    x: Floats,
+    columns: Floats,
+    drift: Floats,
+    others: np.float32,
+    labels: Labels,
+    dots: Doubles,
+    listed: Labels,
+    near: Labels,
+    near_bound: Floats,
+    rest: Floats,
+) -> None:
+    """Finds the nearest of each row's listed columns after the columns have moved by `drift`, and the others by no more than `others`.
+
+    The bounds follow; a row's nearest column is certainly among the listed ones if its inner product is above `rest`.
+    """
+    for row in range(x.shape[0]):
+        own = labels[row]
+        if own < 0:
+            continue
+        own_dot = best = _inner_product(x, row, columns, own)
+        rest[row] = rest[row] + others + UP
+        for slot in range(listed[row]):
+            column = near[row, slot]
+            if column == own:
+                near_bound[row, slot] = np.float32(own_dot) + UP
+                continue
+            bound = near_bound[row, slot] + drift[column] + UP
+            if bound >= best:
+                dot = _inner_product(x, row, columns, column)
+                bound = np.float32(dot) + UP
+                if dot > best or (dot == best and column < labels[row]):
+                    best, labels[row] = dot, column
+            near_bound[row, slot] = bound
+        dots[row] = best
+
+
+@jit_any_order
+def decide_movers(  # noqa: PLR0912  (likewise)
+    products: npt.NDArray[Any],
+    row_scale: Floats,
+    shift: Doubles,
+    error: Floats,
+    scale: Floats,
+    bias: Floats,
+    x: Floats,
+    columns: Floats,
+    movers: Labels,
+    labels: Labels,
+    dots: Doubles,
+    listed: Labels,
+    near: Labels,
+    near_bound: Floats,
+    rest: Floats,
+) -> bool:
+    """What `recheck` does, for columns `movers`, which moved further than it took into account; False as for `decide`."""
+    count = products.shape[1]
+    tops = np.empty(GROUPS, np.float32)
+    for row in range(products.shape[0]):
+        if labels[row] < 0:
+            continue
+        top = _group_tops(products[row], row_scale[row], scale, bias, tops)
+        look = np.float32(min(np.float64(rest[row]), dots[row]) - shift[row]) - error[row] - 2 * UP
+        if top < look:
+            continue
+        for group in range(GROUPS):
+            if tops[group] < look:
+                continue
+            for at in range(group, count, GROUPS):
+                score = np.float32(products[row, at]) * (row_scale[row] * scale[at]) + bias[at]
+                if score < look:
+                    continue
+                column = movers[at]
+                known = False
+                for slot in range(listed[row]):
+                    known |= near[row, slot] == column
+                if known:
+                    continue
+                bound = np.float32(score + error[row] + shift[row]) + UP
+                if bound >= dots[row]:
+                    dot = _inner_product(x, row, columns, column)
+                    if abs(dot - shift[row] - score) > error[row]:
+                        return False
+                    bound = np.float32(dot) + UP
+                    if dot > dots[row] or (dot == dots[row] and column < labels[row]):
+                        dots[row], labels[row] = dot, column
+                _list(listed, near, near_bound, rest, row, column, bound)
+    return True

@@ -1,0 +1,269 @@
+"""Screening: cheap approximate inner products whose error is known, so that exact ones need only decide among few candidates.
+
+Two kinds of product, the faster of which runs (the result is the same):
+
+- int8: rows and columns are centred on the columns' mean, rotated (so that no coordinate stands out), and rounded to 255 steps each.
+  Quantising a rotated residual with its own scale is RaBitQ's idea (Gao, Long 2024), for 8 bits. By Cauchy-Schwarz an inner product is
+  off by at most ‖error of the row‖ · ‖column‖ + ‖codes of the row‖ · ‖error of the column‖, and these norms are measured.
+- float32: off by at most (d + 2) · 2⁻²⁴ for a pair of unit norm, whatever its order of summation.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tailwise.kernels.jit import jit_any_order
+from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.kernels.threads import run_tiles
+
+Precision = Literal["int8", "float32"]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+IMPRECISE = (
+    "a matrix product is less precise than it should be: some setting lets float32 run in TF32 or bfloat16 "
+    "(DNNL_DEFAULT_FPMATH_MODE, say); switch that off"
+)
+_STEPS = 127  # on either side of 0
+_LANES = 16  # neighbouring coordinates that the rotation keeps apart, so that its loops are vector instructions
+_SLACK = np.float32(2.0**-16)  # above all that float32 rounds away in centring, rotating, scaling and adding
+_MEASURED = np.float32(1.001)  # norms of errors are sums in float32
+
+
+def float32_error(dimension: int) -> float:
+    """Bound on |float32 product − exact inner product| for rows and columns of norm ≤ 1.05."""
+    return 1.2 * (dimension + 2) * 2.0**-24
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Rows or columns as they are multiplied.
+
+    Attributes:
+        codes: int8 or float32 [n, d].
+        scale: float32 [n].
+        offset: float64 [n], what a score lacks: added to that of a row, and as a bias to that of a column.
+        errors: float32 [n], norm of what was rounded away.
+        lengths: float32 [n], norm of what stayed.
+    """
+
+    codes: torch.Tensor
+    scale: Floats
+    offset: Doubles
+    errors: Floats
+    lengths: Floats
+
+    def __getitem__(self, at: slice | npt.NDArray[np.int64]) -> Coded:
+        """Some of them."""
+        codes = self.codes[at] if isinstance(at, slice) else self.codes[torch.from_numpy(at)]
+        return Coded(codes, self.scale[at], self.offset[at], self.errors[at], self.lengths[at])
+
+    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        """All of it, as arrays that share its memory."""
+        return self.codes.numpy(), self.scale, self.offset, self.errors, self.lengths
+
+
+class Screen:
+    """Codes rows and columns about one centre, and multiplies them."""
+
+    def __init__(self, centre: Floats, precision: Precision | None = None) -> None:
+        """Takes the centre.
+
+        Args:
+            centre: float32 [d] on the grid: about the mean of what is multiplied.
+            precision: of the products; None for the faster one here.
+        """
+        self.precision = precision or faster_precision()
+        self._centre = centre if self.precision == "int8" else np.zeros_like(centre)
+        self._signs: Floats = np.where(hash_range(stream_key(0, "signs"), 0, len(centre)) >> 63, 1, -1).astype(
+            np.float32
+        )
+
+    def rows(self, x: Floats) -> Coded:
+        """Codes of rows, float32 [n, d] on the grid, of norm ≤ 1.05."""
+        return self._coded(x, 0.0)
+
+    def columns(self, x: Floats) -> Coded:
+        """Codes of columns, likewise."""
+        wide = self._centre.astype(np.float64)
+        return self._coded(x, float(wide @ wide))
+
+    def _coded(self, x: Floats, less: float) -> Coded:
+        count = len(x)
+        scale, errors, lengths = np.ones(count, np.float32), np.zeros(count, np.float32), np.ones(count, np.float32)
+        if self.precision == "float32":
+            return Coded(torch.from_numpy(x), scale, np.zeros(count), errors, lengths)
+        codes, offset = np.empty(x.shape, np.int8), np.empty(count)
+        _quantise(x, self._centre, self._signs, codes, scale, errors, lengths)
+        _inner_products(x, self._centre, offset)
+        return Coded(torch.from_numpy(codes), scale, offset - less, errors, lengths)
+
+    def scores(self, rows: Coded, columns: Coded, scratch: torch.Tensor) -> Scores:
+        """Approximate inner products, in the memory of `scratch` (of `scratch_for`)."""
+        count = len(rows.codes) * len(columns.codes)
+        out = scratch[:count].view(len(rows.codes), len(columns.codes))
+        if self.precision == "float32":
+            error = np.full(len(rows.scale), float32_error(rows.codes.shape[1]), np.float32)
+            products = torch.mm(rows.codes, columns.codes.T, out=out)
+        else:
+            longest = np.float32((columns.lengths + columns.errors).max())
+            error = (rows.errors * longest + rows.lengths * columns.errors.max()) * _MEASURED + _SLACK
+            products = torch._int_mm(rows.codes, columns.codes.T, out=out)
+        return Scores(
+            products.numpy(), rows.scale, rows.offset, error, columns.scale, columns.offset.astype(np.float32)
+        )
+
+
+class Scores(NamedTuple):
+    """Scores of a tile: |products[r, k] · row_scale[r] · scale[k] + bias[k] + shift[r] − exact inner product| ≤ error[r].
+
+    Attributes:
+        products: int32 or float32 [n, K].
+        row_scale: float32 [n].
+        shift: float64 [n].
+        error: float32 [n].
+        scale: float32 [K].
+        bias: float32 [K].
+    """
+
+    products: npt.NDArray[Any]
+    row_scale: Floats
+    shift: Doubles
+    error: Floats
+    scale: Floats
+    bias: Floats
+
+
+def scratch_for(precision: Precision, scores: int) -> torch.Tensor:
+    """Memory for so many products."""
+    return torch.empty(scores, dtype=torch.int32 if precision == "int8" else torch.float32)
+
+
+@jit_any_order  # sums of grid values are exact in any order; the rotation and the errors' norms are covered by the slack
+def _quantise(  # noqa: PLR0912  (one loop over a row, compiled)
+    x: Floats,
+    centre: Floats,
+    signs: Floats,
+    codes: npt.NDArray[np.int8],
+    scale: Floats,
+    errors: Floats,
+    lengths: Floats,
+) -> None:
+    """Centres, rotates and rounds rows; `errors` and `lengths` are norms of what is rounded away, and of what stays."""
+    rows, dimension = x.shape
+    block = _LANES  # coordinates that are mixed: the largest power of two times the lanes that divides d
+    while dimension % (2 * block) == 0:
+        block *= 2
+    if dimension % _LANES:
+        block = 1
+    gain = np.float32(1 / np.sqrt(max(block // _LANES, 1)))
+    value, differences = np.empty(dimension, np.float32), np.empty(block // 2 + 1, np.float32)
+    tops = np.empty(_LANES, np.float32)
+    for row in range(rows):
+        for axis in range(dimension):
+            value[axis] = (x[row, axis] - centre[axis]) * signs[axis] * gain
+        half = _LANES
+        while half < block:  # the fast Walsh-Hadamard transform of every 16th coordinate
+            for first in range(0, dimension, 2 * half):
+                low, high = value[first : first + half], value[first + half : first + 2 * half]
+                for axis in range(half):
+                    differences[axis] = low[axis] - high[axis]
+                for axis in range(half):
+                    low[axis] = low[axis] + high[axis]
+                for axis in range(half):
+                    high[axis] = differences[axis]
+            half *= 2
+        tops[:] = 0
+        for first in range(0, dimension - _LANES + 1, _LANES):
+            for lane in range(_LANES):
+                tops[lane] = max(tops[lane], abs(value[first + lane]))
+        top = tops.max()
+        for axis in range(dimension - dimension % _LANES, dimension):
+            top = max(top, abs(value[axis]))
+        step = top / np.float32(_STEPS)
+        inverse = np.float32(1) / step if top > 0 else np.float32(0)
+        error = length = np.float32(0)
+        for axis in range(dimension):
+            code = np.rint(value[axis] * inverse)
+            codes[row, axis] = np.int8(code)
+            kept = code * step
+            error += (value[axis] - kept) * (value[axis] - kept)
+            length += kept * kept
+        scale[row], errors[row], lengths[row] = step, np.sqrt(error), np.sqrt(length)
+
+
+@jit_any_order  # exact in any order
+def _inner_products(x: Floats, vector: Floats, out: npt.NDArray[np.float64]) -> None:
+    for row in range(x.shape[0]):
+        total = 0.0
+        for axis in range(x.shape[1]):
+            total += np.float64(x[row, axis]) * np.float64(vector[axis])
+        out[row] = total
+
+
+@functools.cache
+def faster_precision() -> Precision:
+    """int8 where this processor multiplies it exactly and faster than float32, by trial; once a process."""
+    if not _multiplies_int8_exactly():
+        return "float32"
+    codes = torch.from_numpy(np.random.default_rng(0).integers(-_STEPS, _STEPS + 1, (512, 512), np.int8))
+    floats = codes.float()
+    seconds: list[tuple[float, float]] = []
+
+    def measure(_: int, __: None) -> None:
+        seconds.append((_seconds(torch._int_mm, codes), _seconds(torch.mm, floats)))
+
+    with full_precision():
+        run_tiles(measure, range(8), 1, lambda: None)
+    return "int8" if min(first for first, _ in seconds) < min(second for _, second in seconds) else "float32"
+
+
+def _seconds(multiply: Callable[..., torch.Tensor], operand: torch.Tensor) -> float:
+    start = time.perf_counter()
+    multiply(operand, operand.T)
+    return time.perf_counter() - start
+
+
+def _multiplies_int8_exactly() -> bool:
+    """Whether sums of int8 products are right: without VNNI, some CPUs saturate them in 16 bits."""
+    worst = torch.full((32, 256), _STEPS, dtype=torch.int8)
+    worst[1::2] = -_STEPS
+    try:
+        found = torch._int_mm(worst, worst.T)
+    except (AttributeError, RuntimeError):
+        return False  # this torch has none for CPUs
+    return torch.equal(found, (worst.long() @ worst.long().T).int())
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Keeps matrix products in float32, whatever the user allows elsewhere: TF32 or bfloat16 would break the screening's error bound."""
+    if not hasattr(torch.backends, "fp32_precision"):  # torch < 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    backends = (
+        torch.backends.cuda.matmul,
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+    )  # the older switch can't be read once these were set
+    precisions = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, precisions, strict=True):
+            backend.fp32_precision = precision

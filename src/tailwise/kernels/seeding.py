@@ -1,0 +1,202 @@
+"""Where spherical k-means begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tailwise.kernels.assign import MISSING, NONE, TILE_CENTROIDS, TILE_ROWS, Assigner, no_lists, resolve_device
+from tailwise.kernels.grid import row_chunks, row_norms, to_grid, unit_rows_on_grid
+from tailwise.kernels.jit import jit
+from tailwise.kernels.keyed import random_below, stream_key
+from tailwise.kernels.lloyd import CHUNK_ROWS, LIST, WINDOW_ROWS, Lloyd, reach_of_lists, to_similarity_units
+from tailwise.kernels.nearest import decide
+from tailwise.kernels.screening import IMPRECISE, Coded, Screen, full_precision, scratch_for
+from tailwise.kernels.threads import run_tiles
+
+OVERSAMPLING = 2
+ROUND_SHARE = 4  # a round draws a quarter as many rows as there are already
+SEEDING_ITERATIONS = 1  # with all that were drawn, and again with k: more gain nothing
+_SAME = 2.0**-22  # rows nearer than this to a centroid count as equal to it
+
+
+class TooFewDistinctRowsError(ValueError):
+    """There are fewer distinct rows than centroids were asked for."""
+
+    def __init__(self, distinct: int, asked: int) -> None:
+        """Takes the two numbers."""
+        super().__init__(f"only {distinct} distinct rows for {asked} centroids")
+        self.distinct = distinct
+
+
+def seed_centroids(
+    x: npt.NDArray[Any],
+    k: int,
+    *,
+    seed: int,
+    iterations: int = SEEDING_ITERATIONS,
+    device: str = "auto",
+    threads: int | None = None,
+) -> npt.NDArray[np.float32]:
+    """k-means++ (Arthur, Vassilvitskii 2007) in rounds, each of which draws a quarter as many rows as were drawn before; then k-means.
+
+    A row is drawn with probability proportional to its cosine distance to the nearest centroid so far. Rounds instead of single
+    draws turn the work into matrix products (as k-means‖, Bahmani et al. 2012, does); within a round a row, or its copies, is drawn once.
+
+    Args:
+        x: [n, d], unit norm.
+        k: number of centroids.
+        seed: decides the draw.
+        iterations: of k-means over these rows, which are far fewer than the fit's own.
+        device: see `Assigner`.
+        threads: see `Assigner`.
+
+    Returns:
+        float32 [k, d] on the grid.
+
+    Raises:
+        TooFewDistinctRowsError: fewer than k distinct rows.
+    """
+    key = stream_key(seed, "k-means++")
+    rows = [int(random_below(key, 0, np.array([len(x)]))[0])]
+    nearest = _NearestSeed(x, device, threads)
+    drawn, fresh = 1, rows
+    while True:
+        if len(rows) >= OVERSAMPLING * k:
+            break
+        distance = 1 - nearest.add(_seed_rows(x, fresh))
+        weights = np.where(distance > _SAME, to_similarity_units(distance), 0)
+        cumulative = np.cumsum(weights)
+        if not cumulative[-1]:
+            if len(rows) >= k:
+                break
+            raise TooFewDistinctRowsError(len(rows), k)
+        wanted = min(max(1, len(rows) // ROUND_SHARE), OVERSAMPLING * k - len(rows))
+        targets = random_below(key, drawn, np.full(wanted, cumulative[-1]))
+        drawn += wanted
+        fresh = sorted({int(row) for row in np.searchsorted(cumulative, targets, side="right")})
+        fresh = [fresh[at] for at in sorted(np.unique(x[fresh], axis=0, return_index=True)[1])]  # duplicates count once
+        rows = rows + fresh
+    centroids = _seed_rows(x, rows)
+    for count in (len(rows), k):
+        lloyd = Lloyd([x], count, device=device, threads=threads)
+        for _ in range(iterations):
+            centroids, _ = lloyd.update(centroids)
+        if count > k:
+            centroids = _merged(lloyd.sums, k, threads)
+    return centroids
+
+
+def _merged(sums: npt.NDArray[np.float64], k: int, threads: int | None) -> npt.NDArray[np.float32]:
+    """Merges clusters until k are left, those first whose merging costs the objective least.
+
+    The sum of the cosines of a cluster's members to their centroid is the norm of the members' sum (Dhillon, Modha 2001), so that merging i
+    and j costs ‖s_i‖ + ‖s_j‖ − ‖s_i + s_j‖. Pairs are sought among near neighbours. At a time, disjoint pairs are merged that are among
+    as many of the cheapest as are to be merged in all.
+    """
+    while len(sums) > k:
+        first, second = _near_pairs(unit_rows_on_grid(sums), threads)
+        cost = np.empty(len(first))
+        _merging_costs(sums, first, second, cost)
+        taken, pairs = np.zeros(len(sums), np.bool_), list[int]()
+        for at in np.argsort(cost, kind="stable")[: len(sums) - k].tolist():
+            if not taken[first[at]] and not taken[second[at]]:
+                taken[[first[at], second[at]]] = True
+                pairs.append(at)
+        sums[first[pairs]] += sums[second[pairs]]
+        sums = np.delete(sums, second[pairs], axis=0)
+    return unit_rows_on_grid(sums)
+
+
+@jit
+def _merging_costs(
+    sums: npt.NDArray[np.float64],
+    first: npt.NDArray[np.int64],
+    second: npt.NDArray[np.int64],
+    costs: npt.NDArray[np.float64],
+) -> None:
+    for pair in range(len(first)):
+        one = other = joined = 0.0
+        for axis in range(sums.shape[1]):
+            a, b = sums[first[pair], axis], sums[second[pair], axis]
+            one += a * a
+            other += b * b
+            joined += (a + b) * (a + b)
+        costs[pair] = np.sqrt(one) + np.sqrt(other) - np.sqrt(joined)
+
+
+def _near_pairs(
+    centroids: npt.NDArray[np.float32], threads: int | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pairs of centroids near one another, each once: int64 [p] twice, the first below the second; at least one."""
+    assigner = Assigner(centroids, device="cpu", threads=threads)
+    window = reach_of_lists(centroids[:WINDOW_ROWS], centroids)
+    pairs: dict[int, npt.NDArray[np.int64]] = {}
+
+    def work(start: int, scratch: torch.Tensor) -> None:
+        x = centroids[start : start + TILE_ROWS]
+        labels, dots, lists = np.full(len(x), MISSING, np.int32), np.full(len(x), NONE), no_lists(len(x), LIST)
+        assigner.decide(assigner.screen.rows(x), x, labels, dots, scratch, window, lists)
+        rows, slots = (np.arange(LIST) < lists[0][:, None]).nonzero()
+        one, other = start + rows, lists[1][rows, slots].astype(np.int64)
+        pairs[start] = np.minimum(one, other) * len(centroids) + np.maximum(one, other)
+
+    starts = range(0, len(centroids), TILE_ROWS)
+    with full_precision():
+        run_tiles(work, starts, assigner.threads, lambda: assigner.scratch(min(TILE_ROWS, len(centroids))))
+    first, second = np.divmod(np.unique(np.concatenate([pairs[start] for start in starts])), len(centroids))
+    different = first != second
+    if not different.any():  # all lie further apart than a list reaches
+        return np.array([0]), np.array([1])
+    return first[different], second[different]
+
+
+class _NearestSeed:
+    """The cosine of rows to the nearest of a growing set of centroids; rows are coded once."""
+
+    def __init__(self, x: npt.NDArray[Any], device: str, threads: int | None) -> None:
+        self._x, self._device, self._threads = x, resolve_device(device), threads or torch.get_num_threads()
+        self._dots, self._norms = np.full(len(x), NONE), np.empty(len(x))
+        self._tiles = range(0, len(x), TILE_ROWS)
+        total = sum(
+            (chunk.sum(axis=0, dtype=np.float64) for _, chunk in row_chunks([x], CHUNK_ROWS)),
+            start=np.zeros(x.shape[1]),
+        )
+        self._screen = Screen(to_grid(total / len(x)))
+        self._coded: dict[int, Coded] = {}
+        if self._device == "cpu":
+            run_tiles(self._code, self._tiles, self._threads, lambda: None)
+
+    def _code(self, start: int, _: None) -> None:
+        rows = to_grid(self._x[start : start + TILE_ROWS])
+        self._norms[start : start + TILE_ROWS] = row_norms(rows, first=start)
+        self._coded[start] = self._screen.rows(rows)
+
+    def add(self, centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Takes more centroids; float64 [n]."""
+        if self._device != "cpu":
+            _, dots, self._norms = Assigner(centroids, device=self._device).inner_products(self._x)
+            self._dots = np.maximum(self._dots, dots)
+            return self._dots / self._norms
+        columns = self._screen.columns(centroids)
+
+        def work(start: int, scratch: torch.Tensor) -> None:
+            tile = slice(start, start + TILE_ROWS)
+            rows, dots = to_grid(self._x[tile]), self._dots[tile]
+            labels = np.full(len(rows), MISSING, np.int32)
+            for first in range(0, len(centroids), TILE_CENTROIDS):
+                scores = self._screen.scores(self._coded[start], columns[slice(first, first + TILE_CENTROIDS)], scratch)
+                if not decide(*scores, rows, centroids, first, labels, dots, np.float32(0), *no_lists()):
+                    raise ArithmeticError(IMPRECISE)
+
+        with full_precision():
+            size = min(TILE_ROWS, len(self._x)) * min(TILE_CENTROIDS, len(centroids))
+            run_tiles(work, self._tiles, self._threads, lambda: scratch_for(self._screen.precision, size))
+        return self._dots / self._norms
+
+
+def _seed_rows(x: npt.NDArray[Any], rows: list[int]) -> npt.NDArray[np.float32]:
+    return unit_rows_on_grid(x[rows].astype(np.float64))
