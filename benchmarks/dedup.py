@@ -101,7 +101,7 @@ def kernels(catalog: tailwise.Catalog, folder: Path) -> None:
     wanted = np.arange(len(compared.sizes)) < COMPARED_CLUSTERS
     clusters: list[npt.NDArray[np.float16]] = []
 
-    def judge(members: Members) -> npt.NDArray[np.void]:
+    def judge(members: Members, _: int) -> npt.NDArray[np.void]:
         clusters.append(members.x)
         return np.empty(0, RESULT)
 

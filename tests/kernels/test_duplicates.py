@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels import duplicates
+from tailwise.kernels import duplicates, screening
 from tailwise.kernels.duplicates import (
     BELOW_ONE,
     NOTHING_EARLIER,
@@ -66,17 +66,28 @@ def rows_with_chains(draw):
     return x.astype(np.float16)
 
 
-@pytest.fixture(params=["cpu", "device"], autouse=True)
+@pytest.fixture(params=["int8", "float32", "device"], autouse=True)
 def path(request, monkeypatch):
-    """Both ways of finding candidates: the loop of the CPU, and the torch operations of devices, run on the CPU."""
+    """All ways of finding candidates: two precisions on the CPU, and the torch operations of devices, run on the CPU."""
+    if request.param == "int8" and not screening._multiplies_int8_exactly():
+        pytest.skip("this processor, or this torch, has no exact int8 products")
+    monkeypatch.setattr(
+        screening, "faster_precision", lambda: "float32" if request.param == "device" else request.param
+    )
     if request.param == "device":
-        monkeypatch.setattr(duplicates, "_resolve_cpu", duplicates._resolve_device)
+        on_device = duplicates._most_similar_on_device
+        monkeypatch.setattr(
+            duplicates, "_most_similar_on_cpu", lambda x, start, _: on_device(duplicates._Rows(x, "cpu"), start)
+        )
 
 
 @pytest.fixture(params=[(512, 4096, 1 << 21), (3, 2, 7)], ids=["wide", "narrow"])
 def tiles(request, monkeypatch):
-    for name, size in zip(("TILE_ROWS", "TILE_COLUMNS", "SCAN_SCORES"), request.param, strict=True):
-        monkeypatch.setattr(duplicates, name, size)
+    rows, columns, scores = request.param
+    for kind in ("TILE", "DEVICE"):
+        monkeypatch.setattr(duplicates, f"{kind}_ROWS", rows)
+        monkeypatch.setattr(duplicates, f"{kind}_COLUMNS", columns)
+    monkeypatch.setattr(duplicates, "SCAN_SCORES", scores)
 
 
 @pytest.mark.usefixtures("tiles")
@@ -162,8 +173,9 @@ def test_result_does_not_depend_on_tiles(blobs, monkeypatch):
     x = blobs(700, 24, 5, noise=0.1)
     expected = plain_neighbours(x)
     for rows, columns in ((64, 128), (701, 33)):
-        monkeypatch.setattr(duplicates, "TILE_ROWS", rows)
-        monkeypatch.setattr(duplicates, "TILE_COLUMNS", columns)
+        for kind in ("TILE", "DEVICE"):
+            monkeypatch.setattr(duplicates, f"{kind}_ROWS", rows)
+            monkeypatch.setattr(duplicates, f"{kind}_COLUMNS", columns)
         similarity, earlier = most_similar_earlier(x)
         np.testing.assert_array_equal(similarity, expected[0])
         np.testing.assert_array_equal(earlier, expected[1])
@@ -172,14 +184,19 @@ def test_result_does_not_depend_on_tiles(blobs, monkeypatch):
 def test_a_clique_of_identical_rows_is_compared_once(unit_rows, monkeypatch):
     x = np.concatenate([np.repeat(unit_rows(1, 32), 10_000, axis=0), unit_rows(5, 32, seed=1)])
     compared = []
-    real = duplicates._Rows.scores
+    on_device, on_cpu = duplicates._Rows.scores, screening.Screen.scores
 
-    def counts(self, *arguments):
-        scores = real(self, *arguments)
+    def counts_on_device(self, *arguments):
+        scores = on_device(self, *arguments)
         compared.append(scores.numel())
         return scores
 
-    monkeypatch.setattr(duplicates._Rows, "scores", counts)
+    def counts_on_cpu(self, rows, columns, scratch):
+        compared.append(len(rows.scale) * len(columns.scale))
+        return on_cpu(self, rows, columns, scratch)
+
+    monkeypatch.setattr(duplicates._Rows, "scores", counts_on_device)
+    monkeypatch.setattr(screening.Screen, "scores", counts_on_cpu)
     similarity, earlier = most_similar_earlier(x)
     assert sum(compared) == 36
     assert (similarity[1:10_000] == 1).all()
@@ -238,11 +255,13 @@ def test_products_of_less_precision_are_noticed(unit_rows, monkeypatch):
     def coarse(left, right, out=None):
         return real(left, right, out=out).add_(1e-4)
 
+    real_int8 = torch._int_mm
     similarity, earlier = most_similar_earlier(x)
     monkeypatch.setattr(torch, "mm", coarse)
-    with pytest.raises(ArithmeticError, match="less precise than float32"):
+    monkeypatch.setattr(torch, "_int_mm", lambda left, right, out: real_int8(left, right, out=out).mul_(2))
+    with pytest.raises(ArithmeticError, match="less precise than it should be"):
         most_similar_earlier(x)
-    with pytest.raises(ArithmeticError, match="less precise than float32"):
+    with pytest.raises(ArithmeticError, match="less precise than it should be"):
         greedy(x, similarity, earlier, 0.1)
 
 

@@ -381,9 +381,9 @@ def test_only_clusters_with_new_samples_are_compared(grown, monkeypatch):
     compared = []
     real = neighbours.most_similar_earlier
 
-    def counts(x, judged_from, device):
+    def counts(x, judged_from, device, threads):
         compared.append((judged_from, len(x)))
-        return real(x, judged_from=judged_from, device=device)
+        return real(x, judged_from=judged_from, device=device, threads=threads)
 
     monkeypatch.setattr(neighbours, "most_similar_earlier", counts)
     labels = column(grown, "label", "main-2")

@@ -146,7 +146,7 @@ class Assigner:
         """Memory for the products of a tile of so many rows; none on devices."""
         if self.device.type != "cpu":
             return torch.empty(0)
-        return scratch_for(self.screen.precision, rows * min(TILE_CENTROIDS, len(self.centroids)))
+        return scratch_for(self.screen.precision, rows, min(TILE_CENTROIDS, len(self.centroids)))
 
     def _assign_cpu(
         self,

@@ -1,8 +1,8 @@
 """Near-duplicates among the members of one cluster, exactly (SemDeDup, arXiv 2303.09540).
 
 The similarity of two rows is the cosine of their float16 embeddings: the exact dot product over the product of the exact norms,
-in float64 (see grid.py). A float32 matrix product of normalised rows screens within its error bound; the exact similarity decides
-(as in assign.py), so that results don't depend on threads, tiles or devices.
+in float64 (see grid.py). Approximate products of normalised rows screen within their error bound (see screening.py); the exact similarity
+decides, so that results don't depend on threads, tiles or devices.
 
 Similarity 1 means identical, and nothing else does: rows that differ have at most BELOW_ONE. Identical rows have the same
 similarity to every other row, so that only the first of them need be compared; a clique of n identical rows costs n, not n².
@@ -19,23 +19,24 @@ import numpy.typing as npt
 import torch
 
 from tailwise.kernels.assign import resolve_device
-from tailwise.kernels.grid import row_norms
+from tailwise.kernels.grid import row_norms, to_grid
 from tailwise.kernels.jit import jit, jit_any_order
-from tailwise.kernels.screening import float32_error, full_precision
+from tailwise.kernels.nearest import decide_earlier
+from tailwise.kernels.screening import IMPRECISE, Coded, Screen, float32_error, full_precision, scratch_for
+from tailwise.kernels.threads import run_tiles
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 NOTHING_EARLIER = -np.inf  # the similarity of a row without an earlier one
-TILE_ROWS = 512  # of scores; half a tile of rows is compared with later rows in vain, once a cluster
-TILE_COLUMNS = 4096
+TILE_ROWS = 512  # of scores
+TILE_COLUMNS = 1024
+CENTRE_ROWS = 256  # whose mean serves as the centre of all
+SMALL = 4096  # members of a cluster that one thread does best, and rows that are coded at a time
+DEVICE_ROWS = 512
+DEVICE_COLUMNS = 4096
 SCAN_SCORES = 1 << 21  # scores at a time, in the greedy rule's second look
 EXACT_PAIRS = 1 << 13  # similarities at a time, of pairs between two sets of rows
 
 _NONE = -4.0  # below every similarity
-_RUN = 64  # scores whose maximum is taken before any of them is looked at
-_IMPRECISE = (
-    "a float32 matrix product is less precise than float32: some setting lets it run in TF32 or bfloat16 "
-    "(DNNL_DEFAULT_FPMATH_MODE, say); switch that off"
-)
 
 
 def duplicate_threshold(epsilon: float) -> float:
@@ -88,7 +89,8 @@ def _first_of_identical(
 def first_of_identical(x: npt.NDArray[np.float16]) -> npt.NDArray[np.int64]:
     """The first row that equals each row of x [m, d], in expected linear time: int64 [m]."""
     bits = np.ascontiguousarray(x).view(np.uint16)
-    bits = np.where(bits == _MINUS_ZERO, np.uint16(0), bits)
+    if (minus := bits == _MINUS_ZERO).any():
+        bits = np.where(minus, np.uint16(0), bits)
     words = bits.view(np.uint64 if x.shape[1] % 4 == 0 else np.uint16)
     hashes = np.empty(len(x), np.uint64)
     _hash_words(words, hashes)
@@ -108,50 +110,6 @@ def _cosine(x: npt.NDArray[np.float32], norms: npt.NDArray[np.float64], row: int
     for axis in range(x.shape[1]):
         dot += np.float64(x[row, axis]) * np.float64(x[other, axis])
     return float(dot / (norms[row] * norms[other]))
-
-
-@jit_any_order  # as above; maxima are indifferent to the order
-def _resolve_tile(
-    scores: npt.NDArray[np.float32],
-    tops: npt.NDArray[np.float32],
-    x: npt.NDArray[np.float32],
-    norms: npt.NDArray[np.float64],
-    first_row: int,
-    first_column: int,
-    error: float,
-    best: npt.NDArray[np.float64],
-    earlier: npt.NDArray[np.int64],
-) -> bool:
-    """Updates best and earlier of the tile's rows; False if a score is too far off.
-
-    `tops` holds the maxima of whole runs, those of the part of a tile that lies above the diagonal included.
-    """
-    for at in range(len(scores)):
-        row = first_row + at
-        limit = min(scores.shape[1], row - first_column)
-        for begin in range(0, limit, _RUN):
-            end = min(begin + _RUN, limit)
-            floor = best[row] - error
-            run = begin // _RUN
-            if run < tops.shape[1] and tops[at, run] < floor:
-                continue
-            top = scores[at, begin]
-            for column in range(begin + 1, end):
-                top = max(top, scores[at, column])
-            if top < floor:
-                continue
-            floor = max(floor, top - 2 * error)
-            for column in range(begin, end):
-                if scores[at, column] >= floor:
-                    other = first_column + column
-                    similarity = _cosine(x, norms, row, other)
-                    if abs(similarity - scores[at, column]) > error:
-                        return False
-                    similarity = min(similarity, BELOW_ONE)
-                    if similarity > best[row]:
-                        best[row] = similarity
-                        earlier[row] = other
-    return True
 
 
 @jit_any_order  # as above
@@ -184,10 +142,7 @@ class _Rows:
     def __init__(self, x: npt.NDArray[np.float16], device: str) -> None:
         self.x = torch.from_numpy(np.ascontiguousarray(x)).float().numpy()  # float16 lies on the grid
         self.norms = row_norms(self.x)
-        if not self.norms.all():
-            raise ValueError(
-                f"row {int(np.flatnonzero(self.norms == 0)[0])} is zero: it has no similarity to any other"
-            )
+        _refuse_zeros(self.norms)
         self.error = float32_error(x.shape[1] + 2)  # unit rows are rounded twice
         self.device = torch.device(resolve_device(device))
         unit = self.x / self.norms.astype(np.float32)[:, None]
@@ -200,8 +155,13 @@ class _Rows:
         return torch.mm(left, right.T, out=out)
 
 
+def _refuse_zeros(norms: npt.NDArray[np.float64]) -> None:
+    if not norms.all():
+        raise ValueError(f"row {int(np.flatnonzero(norms == 0)[0])} is zero: it has no similarity to any other")
+
+
 def most_similar_earlier(
-    x: npt.NDArray[np.float16], *, judged_from: int = 0, device: str = "auto"
+    x: npt.NDArray[np.float16], *, judged_from: int = 0, device: str = "auto", threads: int | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """The most similar earlier row of each row, and the similarity to it; ties go to the earliest.
 
@@ -209,6 +169,7 @@ def most_similar_earlier(
         x: [m, d], unit norm, in keep-order.
         judged_from: rows before this one are compared with, not judged.
         device: of the matrix products; the result doesn't depend on it.
+        threads: on the CPU; None for torch's number; the result doesn't depend on it.
 
     Returns:
         similarity: float64 [m]; 1 if the earlier row is identical, NOTHING_EARLIER where there is none, and before judged_from.
@@ -216,11 +177,17 @@ def most_similar_earlier(
 
     Raises:
         ValueError: a row isn't of unit norm.
-        ArithmeticError: matrix products are less precise than float32.
+        ArithmeticError: matrix products are less precise than they should be.
     """
     first = first_of_identical(x)
     distinct = np.flatnonzero(first == np.arange(len(x)))
-    best, at = _most_similar_distinct(_Rows(x[distinct], device), int(np.searchsorted(distinct, judged_from)))
+    start = int(np.searchsorted(distinct, judged_from))
+    if not len(distinct):
+        best, at = np.empty(0), np.empty(0, np.int64)
+    elif resolve_device(device) == "cpu":
+        best, at = _most_similar_on_cpu(x[distinct], start, threads or torch.get_num_threads())
+    else:
+        best, at = _most_similar_on_device(_Rows(x[distinct], device), start)
     similarity, earlier = np.full(len(x), NOTHING_EARLIER), np.full(len(x), -1, np.int64)
     found = np.flatnonzero(at >= 0)
     similarity[distinct[found]], earlier[distinct[found]] = best[found], distinct[at[found]]
@@ -230,35 +197,53 @@ def most_similar_earlier(
     return similarity, earlier
 
 
-def _most_similar_distinct(rows: _Rows, start: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    count = len(rows.x)
+def _most_similar_on_cpu(
+    x: npt.NDArray[np.float16], start: int, threads: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    count = len(x)
+    rows, norms = np.empty(x.shape, np.float32), np.empty(count)
     best, earlier = np.full(count, _NONE), np.full(count, -1, np.int64)
-    scratch = torch.empty(min(TILE_ROWS, count) * min(TILE_COLUMNS, count), device=rows.device)
-    resolve = _resolve_cpu if rows.device.type == "cpu" else _resolve_device
+    small = count <= SMALL
+    height = TILE_ROWS // 2 if small else TILE_ROWS  # half a tile of rows is compared with later rows in vain
+    screen = Screen(to_grid(to_grid(x[:CENTRE_ROWS]).mean(axis=0, dtype=np.float64)))
+    codes = Coded.memory_for(count, x.shape[1], screen.precision)
+
+    def code(first: int, _: None) -> None:
+        tile = slice(first, min(first + SMALL, count))
+        rows[tile] = to_grid(x[tile])
+        norms[tile] = row_norms(rows[tile], first=first)
+        codes.put(tile, screen.rows(rows[tile] / np.maximum(norms[tile], 0.5).astype(np.float32)[:, None]))
+
+    def compare(first_row: int, scratch: torch.Tensor) -> None:
+        stop = min(first_row + height, count)
+        for first_column in range(0, stop, TILE_COLUMNS):
+            some = columns[first_column : min(first_column + TILE_COLUMNS, stop)]
+            scores = screen.scores(codes[first_row:stop], some, scratch)
+            if not decide_earlier(*scores, rows, norms, first_row, first_column, BELOW_ONE, best, earlier):
+                raise ArithmeticError(IMPRECISE)
+
+    run_tiles(code, range(0, count, SMALL), threads, lambda: None)
+    _refuse_zeros(norms)
+    columns = screen.as_columns(codes)
     with full_precision():
-        for first_row in range(start, count, TILE_ROWS):
-            last_row = min(first_row + TILE_ROWS, count)
-            for first_column in range(0, last_row, TILE_COLUMNS):
-                columns = slice(first_column, min(first_column + TILE_COLUMNS, last_row))
-                scores = rows.scores(slice(first_row, last_row), columns, scratch)
-                resolve(rows, scores, first_row, first_column, best, earlier)
+        tiles = range(start, count, height)
+        size = min(height, count), min(TILE_COLUMNS, count)
+        run_tiles(compare, tiles[::-1], threads, lambda: scratch_for(screen.precision, *size))
     return best, earlier
 
 
-def _resolve_cpu(
-    rows: _Rows,
-    scores: torch.Tensor,
-    first_row: int,
-    first_column: int,
-    best: npt.NDArray[np.float64],
-    earlier: npt.NDArray[np.int64],
-) -> None:
-    """In this thread: others would fight with those of the matrix products, which spin while they wait for the next one."""
-    found = scores.numpy()
-    runs = scores.shape[1] // _RUN
-    tops = scores[:, : runs * _RUN].view(-1, runs, _RUN).amax(2).numpy() if runs else found[:, :0]
-    if not _resolve_tile(found, tops, rows.x, rows.norms, first_row, first_column, rows.error, best, earlier):
-        raise ArithmeticError(_IMPRECISE)
+def _most_similar_on_device(rows: _Rows, start: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    count = len(rows.x)
+    best, earlier = np.full(count, _NONE), np.full(count, -1, np.int64)
+    scratch = torch.empty(min(DEVICE_ROWS, count) * min(DEVICE_COLUMNS, count), device=rows.device)
+    with full_precision():
+        for first_row in range(start, count, DEVICE_ROWS):
+            last_row = min(first_row + DEVICE_ROWS, count)
+            for first_column in range(0, last_row, DEVICE_COLUMNS):
+                columns = slice(first_column, min(first_column + DEVICE_COLUMNS, last_row))
+                scores = rows.scores(slice(first_row, last_row), columns, scratch)
+                _resolve_device(rows, scores, first_row, first_column, best, earlier)
+    return best, earlier
 
 
 def _resolve_device(
@@ -280,7 +265,7 @@ def _resolve_device(
     if not _resolve_pairs(
         first_row + row, first_column + column, values, rows.x, rows.norms, rows.error, best, earlier
     ):
-        raise ArithmeticError(_IMPRECISE)
+        raise ArithmeticError(IMPRECISE)
 
 
 # --- the greedy rule ----------------------------------------------------------------------------------------------------
@@ -390,7 +375,7 @@ def greedy(
         similarity: float64 [m], to it; NOTHING_EARLIER where there is none.
 
     Raises:
-        ArithmeticError: matrix products are less precise than float32.
+        ArithmeticError: matrix products are less precise than they should be.
     """
     count, judged_from = len(x), 0 if kept_before is None else len(kept_before)
     similarity = np.maximum(similarity, _NONE)  # compiled loops that may reorder must not meet infinities
@@ -422,7 +407,7 @@ def greedy(
             *(float32_error(x.shape[1]), heirs, kept, kept_row, found),
         )
         if not fine:
-            raise ArithmeticError(_IMPRECISE)
+            raise ArithmeticError(IMPRECISE)
         start = stop
     return kept_row, found
 
@@ -466,7 +451,7 @@ def similar_pairs(
 
     Raises:
         ValueError: a row isn't of unit norm.
-        ArithmeticError: matrix products are less precise than float32.
+        ArithmeticError: matrix products are less precise than they should be.
     """
     left, right = _Rows(queries, device), _Rows(x, device)
     with full_precision():
@@ -481,6 +466,6 @@ def similar_pairs(
         cosine = np.minimum(dots / (left.norms[query[some]] * right.norms[row[some]]), BELOW_ONE)
         exact[some] = np.where((a == b).all(axis=1), 1.0, cosine)
     if (np.abs(exact - scores[pairs].cpu().numpy()) > left.error).any():
-        raise ArithmeticError(_IMPRECISE)
+        raise ArithmeticError(IMPRECISE)
     above = exact > threshold
     return query[above], row[above], exact[above]

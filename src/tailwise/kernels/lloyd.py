@@ -125,17 +125,11 @@ class Lloyd:
         self._carried = min(total, carry_bytes // LISTED_BYTES)
         self._labels, self._dots = np.full(self._carried, MISSING, np.int32), np.empty(self._carried)
         self._lists, self._norms = no_lists(self._carried, LIST), np.empty(self._carried)
-        self._coded = self._memory_for_codes(
-            min(self._carried, (carry_bytes - self._carried * LISTED_BYTES) // (CODED_BYTES + self._shape[1]))
-        )
+        room = (carry_bytes - self._carried * LISTED_BYTES) // (CODED_BYTES + self._shape[1])
+        self._coded = Coded.memory_for(min(self._carried, room), self._shape[1], "int8")
         self._members = Sums(*self._shape)  # of the rows that are carried
         self._centroids = np.empty((0, self._shape[1]), np.float32)
         self._listing = False  # whether lists were made in the last iteration
-
-    def _memory_for_codes(self, rows: int) -> Coded:
-        codes = torch.empty((rows, self._shape[1]), dtype=torch.int8)
-        scale, errors, lengths = (np.empty(rows, np.float32) for _ in range(3))
-        return Coded(codes, scale, np.empty(rows), errors, lengths)
 
     def update(self, centroids: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]:
         """One iteration.
@@ -256,12 +250,11 @@ class Lloyd:
     def _code(self, x: npt.NDArray[np.float32], at: slice | npt.NDArray[np.int64]) -> Coded:
         """The rows' codes, which are made in the first iteration where there is memory for them."""
         last = at.stop if isinstance(at, slice) else int(at[-1]) + 1
-        if last > len(self._coded.codes) or self._screen.precision == "float32":
+        if last > len(self._coded.scale) or self._screen.precision == "float32":
             return self._screen.rows(x)
         if self._first_time:
             made = self._screen.rows(x)
-            for memory, values in zip(self._coded.arrays(), made.arrays(), strict=True):
-                memory[at] = values
+            self._coded.put(at, made)
             return made
         return self._coded[at]
 

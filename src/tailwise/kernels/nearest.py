@@ -35,10 +35,9 @@ def _inner_product(x: Floats, row: int, columns: Floats, column: int) -> float:
 
 @jit_any_order
 def _group_tops(
-    products: npt.NDArray[Any], row_scale: np.float32, scale: Floats, bias: Floats, tops: Floats
+    products: npt.NDArray[Any], count: int, row_scale: np.float32, scale: Floats, bias: Floats, tops: Floats
 ) -> np.float32:
-    """Fills `tops` with each group's greatest score, from a row's products; the greatest of all."""
-    count = len(products)
+    """Fills `tops` with each group's greatest score, of a row's first `count`; the greatest of all."""
     whole = count - count % GROUPS
     tops[:] = FAR
     for first in range(0, whole, GROUPS):
@@ -78,10 +77,10 @@ def decide(  # noqa: PLR0912  (one loop over a row, compiled)
     Lists, if there are any (m > 0): `near` gets columns whose score is within `window` of the best, `listed` of them, `near_bound` an upper
     bound on the inner product of each, and `rest` one on that of all columns that aren't listed.
     """
-    count, slots = products.shape[1], near.shape[1]
+    count, slots = len(scale), near.shape[1]
     tops = np.empty(GROUPS, np.float32)
-    for row in range(products.shape[0]):
-        top = _group_tops(products[row], row_scale[row], scale, bias, tops)
+    for row in range(len(row_scale)):
+        top = _group_tops(products[row], count, row_scale[row], scale, bias, tops)
         reach = np.float32(dots[row] - shift[row])  # of the best so far, as a score
         if top < reach - max(error[row], window if slots else np.float32(0)):
             if slots:
@@ -186,7 +185,7 @@ def recheck(
 
 
 @jit_any_order
-def decide_movers(  # noqa: PLR0912  (likewise)
+def decide_movers(
     products: npt.NDArray[Any],
     row_scale: Floats,
     shift: Doubles,
@@ -204,12 +203,12 @@ def decide_movers(  # noqa: PLR0912  (likewise)
     rest: Floats,
 ) -> bool:
     """What `recheck` does, for columns `movers`, which moved further than it took into account; False as for `decide`."""
-    count = products.shape[1]
+    count = len(scale)
     tops = np.empty(GROUPS, np.float32)
-    for row in range(products.shape[0]):
+    for row in range(len(row_scale)):
         if labels[row] < 0:
             continue
-        top = _group_tops(products[row], row_scale[row], scale, bias, tops)
+        top = _group_tops(products[row], count, row_scale[row], scale, bias, tops)
         look = np.float32(min(np.float64(rest[row]), dots[row]) - shift[row]) - error[row] - 2 * UP
         if top < look:
             continue
@@ -235,4 +234,65 @@ def decide_movers(  # noqa: PLR0912  (likewise)
                     if dot > dots[row] or (dot == dots[row] and column < labels[row]):
                         dots[row], labels[row] = dot, column
                 _list(listed, near, near_bound, rest, row, column, bound)
+    return True
+
+
+@jit_any_order
+def decide_earlier(
+    products: npt.NDArray[Any],
+    row_scale: Floats,
+    shift: Doubles,
+    error: Floats,
+    scale: Floats,
+    bias: Floats,
+    x: Floats,
+    norms: Doubles,
+    first_row: int,
+    first_column: int,
+    greatest: float,
+    similarity: Doubles,
+    earlier: npt.NDArray[np.int64],
+) -> bool:
+    """Updates the most similar earlier row, and the cosine to it, of rows first_row, … with rows first_column, …; False as for `decide`.
+
+    Cosines are exact inner products over the product of the norms, but at most `greatest`; ties go to the earliest row.
+    """
+    tops = np.empty(GROUPS, np.float32)
+    for at in range(len(row_scale)):
+        row = first_row + at
+        count = min(len(scale), row - first_column)
+        if count <= 0:
+            continue
+        top = _group_tops(products[at], count, row_scale[at], scale, bias, tops)
+        floor = np.float32(similarity[row] - shift[at]) - error[at] - UP
+        if top < floor:
+            continue
+        for group in range(GROUPS):
+            if tops[group] == top:
+                break
+        column = group  # the top first: a good best makes for few candidates
+        while (
+            np.float32(products[at, column]) * (row_scale[at] * scale[column]) + bias[column] < top - UP
+            and column + GROUPS < count
+        ):
+            column += GROUPS
+        cosine = min(
+            _inner_product(x, row, x, first_column + column) / (norms[row] * norms[first_column + column]), greatest
+        )
+        floor = max(floor, np.float32(cosine - shift[at]) - error[at] - UP)
+        for group in range(GROUPS):
+            if tops[group] < floor:
+                continue
+            for column in range(group, count, GROUPS):
+                score = np.float32(products[at, column]) * (row_scale[at] * scale[column]) + bias[column]
+                if score < floor:
+                    continue
+                other = first_column + column
+                cosine = _inner_product(x, row, x, other) / (norms[row] * norms[other])
+                if abs(cosine - shift[at] - score) > error[at]:
+                    return False
+                cosine = min(cosine, greatest)
+                if cosine > similarity[row] or (cosine == similarity[row] and other < earlier[row]):
+                    similarity[row], earlier[row] = cosine, other
+                    floor = max(floor, np.float32(cosine - shift[at]) - error[at] - UP)
     return True

@@ -14,7 +14,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ IMPRECISE = (
     "a matrix product is less precise than it should be: some setting lets float32 run in TF32 or bfloat16 "
     "(DNNL_DEFAULT_FPMATH_MODE, say); switch that off"
 )
+PAD = 64  # int8 products have a multiple of so many rows and columns
 _STEPS = 127  # on either side of 0
 _LANES = 16  # neighbouring coordinates that the rotation keeps apart, so that its loops are vector instructions
 _SLACK = np.float32(2.0**-16)  # above all that float32 rounds away in centring, rotating, scaling and adding
@@ -49,7 +50,7 @@ class Coded:
     """Rows or columns as they are multiplied.
 
     Attributes:
-        codes: int8 or float32 [n, d].
+        codes: int8 or float32 [≥ n, d]: int8 products are compiled for each shape that there is, so that few shapes should be.
         scale: float32 [n].
         offset: float64 [n], what a score lacks: added to that of a row, and as a bias to that of a column.
         errors: float32 [n], norm of what was rounded away.
@@ -64,12 +65,26 @@ class Coded:
 
     def __getitem__(self, at: slice | npt.NDArray[np.int64]) -> Coded:
         """Some of them."""
-        codes = self.codes[at] if isinstance(at, slice) else self.codes[torch.from_numpy(at)]
+        if isinstance(at, slice):
+            start, stop, _ = at.indices(len(self.scale))
+            codes = self.codes[start : start + _padded(stop - start, self.codes.dtype)]
+        else:
+            codes = self.codes.new_zeros((_padded(len(at), self.codes.dtype), self.codes.shape[1]))
+            codes[: len(at)] = self.codes[torch.from_numpy(at)]
         return Coded(codes, self.scale[at], self.offset[at], self.errors[at], self.lengths[at])
 
-    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
-        """All of it, as arrays that share its memory."""
-        return self.codes.numpy(), self.scale, self.offset, self.errors, self.lengths
+    @classmethod
+    def memory_for(cls, rows: int, dimension: int, precision: Precision) -> Coded:
+        """Room for codes of so many rows."""
+        codes = torch.empty((rows + PAD, dimension), dtype=torch.int8 if precision == "int8" else torch.float32)
+        scale, errors, lengths = (np.empty(rows, np.float32) for _ in range(3))
+        return cls(codes, scale, np.empty(rows), errors, lengths)
+
+    def put(self, at: slice | npt.NDArray[np.int64], rows: Coded) -> None:
+        """Puts codes in the place of others."""
+        self.codes.numpy()[at] = rows.codes.numpy()[: len(rows.scale)]
+        self.scale[at], self.offset[at], self.errors[at] = rows.scale, rows.offset, rows.errors
+        self.lengths[at] = rows.lengths
 
 
 class Screen:
@@ -89,30 +104,33 @@ class Screen:
         )
 
     def rows(self, x: Floats) -> Coded:
-        """Codes of rows, float32 [n, d] on the grid, of norm ≤ 1.05."""
-        return self._coded(x, 0.0)
-
-    def columns(self, x: Floats) -> Coded:
-        """Codes of columns, likewise."""
-        wide = self._centre.astype(np.float64)
-        return self._coded(x, float(wide @ wide))
-
-    def _coded(self, x: Floats, less: float) -> Coded:
+        """Codes of rows, float32 [n, d], of norm ≤ 1.05."""
         count = len(x)
         scale, errors, lengths = np.ones(count, np.float32), np.zeros(count, np.float32), np.ones(count, np.float32)
         if self.precision == "float32":
             return Coded(torch.from_numpy(x), scale, np.zeros(count), errors, lengths)
-        codes, offset = np.empty(x.shape, np.int8), np.empty(count)
+        codes, offset = np.zeros((_padded(count, torch.int8), x.shape[1]), np.int8), np.empty(count)
         _quantise(x, self._centre, self._signs, codes, scale, errors, lengths)
         _inner_products(x, self._centre, offset)
-        return Coded(torch.from_numpy(codes), scale, offset - less, errors, lengths)
+        return Coded(torch.from_numpy(codes), scale, offset, errors, lengths)
+
+    def columns(self, x: Floats) -> Coded:
+        """Codes of columns, likewise."""
+        return self.as_columns(self.rows(x))
+
+    def as_columns(self, rows: Coded) -> Coded:
+        """Codes of rows, to multiply other rows with."""
+        wide = self._centre.astype(np.float64)
+        return replace(rows, offset=rows.offset - wide @ wide)
 
     def scores(self, rows: Coded, columns: Coded, scratch: torch.Tensor) -> Scores:
         """Approximate inner products, in the memory of `scratch` (of `scratch_for`)."""
-        count = len(rows.codes) * len(columns.codes)
-        out = scratch[:count].view(len(rows.codes), len(columns.codes))
+        shape = len(rows.codes), len(columns.codes)
+        out = scratch[: shape[0] * shape[1]].view(shape)
         if self.precision == "float32":
-            error = np.full(len(rows.scale), float32_error(rows.codes.shape[1]), np.float32)
+            error = np.full(
+                len(rows.scale), float32_error(rows.codes.shape[1] + 2), np.float32
+            )  # what is coded may be rounded
             products = torch.mm(rows.codes, columns.codes.T, out=out)
         else:
             longest = np.float32((columns.lengths + columns.errors).max())
@@ -127,7 +145,7 @@ class Scores(NamedTuple):
     """Scores of a tile: |products[r, k] · row_scale[r] · scale[k] + bias[k] + shift[r] − exact inner product| ≤ error[r].
 
     Attributes:
-        products: int32 or float32 [n, K].
+        products: int32 or float32 [≥ n, ≥ K].
         row_scale: float32 [n].
         shift: float64 [n].
         error: float32 [n].
@@ -143,9 +161,14 @@ class Scores(NamedTuple):
     bias: Floats
 
 
-def scratch_for(precision: Precision, scores: int) -> torch.Tensor:
-    """Memory for so many products."""
-    return torch.empty(scores, dtype=torch.int32 if precision == "int8" else torch.float32)
+def scratch_for(precision: Precision, rows: int, columns: int) -> torch.Tensor:
+    """Memory for the products of so many rows and columns."""
+    dtype = torch.int32 if precision == "int8" else torch.float32
+    return torch.empty(_padded(rows, torch.int8) * _padded(columns, torch.int8), dtype=dtype)
+
+
+def _padded(count: int, dtype: torch.dtype) -> int:
+    return -(-count // PAD) * PAD if dtype == torch.int8 else count
 
 
 @jit_any_order  # sums of grid values are exact in any order; the rotation and the errors' norms are covered by the slack

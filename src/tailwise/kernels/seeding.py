@@ -193,8 +193,8 @@ class _NearestSeed:
                     raise ArithmeticError(IMPRECISE)
 
         with full_precision():
-            size = min(TILE_ROWS, len(self._x)) * min(TILE_CENTROIDS, len(centroids))
-            run_tiles(work, self._tiles, self._threads, lambda: scratch_for(self._screen.precision, size))
+            size = min(TILE_ROWS, len(self._x)), min(TILE_CENTROIDS, len(centroids))
+            run_tiles(work, self._tiles, self._threads, lambda: scratch_for(self._screen.precision, *size))
         return self._dots / self._norms
 
 

@@ -7,12 +7,15 @@ its own, and its products run in that thread alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Tile = TypeVar("Tile")
 Scratch = TypeVar("Scratch")
 
@@ -44,9 +47,34 @@ def run_tiles(
     before = torch.get_num_threads()
     workers = max(1, min(threads, len(tiles)))
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, range(workers)))
+        if workers == 1:
+            work(0)
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(work, range(workers)))
     finally:
         torch.set_num_threads(before)  # what threads that are made later begin with
     if failed:
         raise min(failed, key=lambda failure: failure[0])[1]
+
+
+def map_in_order(
+    task: Callable[[Item, int], Result], items: Iterable[Item], threads: int, large: Callable[[Item], bool]
+) -> Iterator[Result]:
+    """Yields `task(item, threads it may use)` for every item, in order: small ones side by side in one thread each, large ones alone.
+
+    At most `threads` + 1 small items are held at a time.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        begun: deque[Future[Result]] = deque()
+        for item in items:
+            if large(item):
+                while begun:
+                    yield begun.popleft().result()
+                yield task(item, threads)
+                continue
+            begun.append(pool.submit(task, item, 1))
+            if len(begun) > threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()

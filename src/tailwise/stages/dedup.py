@@ -171,7 +171,7 @@ class _Decide:
             certain[old] = ~self.compared.base.mask[other[old]]
         return similarity, judged, certain
 
-    def _judge(self, members: Members) -> npt.NDArray[Any]:
+    def _judge(self, members: Members, _: int) -> npt.NDArray[Any]:
         similarity = np.asarray(self.neighbours.similarity[members.rows])
         by_row = np.argsort(members.rows)
         earlier = by_row[np.searchsorted(members.rows, self.neighbours.row[members.rows], sorter=by_row) % len(by_row)]

@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tailwise.catalog.files import read_array, read_json, write_array, write_json
 from tailwise.errors import UserError
-from tailwise.kernels.duplicates import TILE_COLUMNS, TILE_ROWS
+from tailwise.kernels.duplicates import DEVICE_COLUMNS, DEVICE_ROWS, SMALL
 from tailwise.kernels.grid import row_chunks
+from tailwise.kernels.threads import map_in_order
 from tailwise.progress import Track
 from tailwise.stages.regroup import cluster_buckets
 
@@ -100,7 +102,7 @@ def plan_layout(sizes: npt.NDArray[np.int64], rows: int, dimension: int, max_mem
     """
     largest = int(sizes.max(initial=0))
     chunk = CHUNK_ROWS * (4 * dimension + 100)
-    fixed = RUNTIME_BYTES + chunk + TILE_ROWS * TILE_COLUMNS * 8
+    fixed = RUNTIME_BYTES + chunk + DEVICE_ROWS * DEVICE_COLUMNS * 8
     comparing = largest * (14 * dimension + 100)  # float16, its words, grid rows and unit rows in float32; indices
     per_row = 2 * dimension + 100
     need = fixed + comparing + largest * per_row
@@ -122,7 +124,7 @@ def regroup_members(
     columns: Callable[[], Iterable[Columns]],
     layout: Layout,
     blocks: Sequence[npt.NDArray[np.float16]],
-    judge: Callable[[Members], npt.NDArray[Any]],
+    judge: Callable[[Members, int], npt.NDArray[Any]],
     track: Track,
     description: str,
 ) -> Iterator[npt.NDArray[Any]]:
@@ -135,7 +137,7 @@ def regroup_members(
         columns: gives all parts, in order.
         layout: see plan_layout.
         blocks: the embeddings of all parts.
-        judge: members → RESULT [·].
+        judge: members, and threads that it may use → RESULT [·]; small clusters are judged side by side.
         track: shows progress.
         description: of the progress.
     """
@@ -155,7 +157,8 @@ def regroup_members(
     for bucket in track(range(count), description, count):
         path = folder / f"{bucket}.npy"
         if not path.exists():
-            found = [judge(members) for members in _read(folder, bucket, layout, blocks, firsts)]
+            members = _read(folder, bucket, layout, blocks, firsts)
+            found = map_in_order(judge, members, torch.get_num_threads(), lambda cluster: len(cluster.x) > SMALL)
             write_array(path, np.concatenate([np.empty(0, RESULT), *found]))
             for suffix in ("rows", "records"):
                 (folder / f"{bucket}.{suffix}").unlink(missing_ok=True)

@@ -182,7 +182,7 @@ class Comparison:
         self,
         artifact: Artifact,
         wanted: npt.NDArray[np.bool_],
-        judge: Callable[[Members], npt.NDArray[Any]],
+        judge: Callable[[Members, int], npt.NDArray[Any]],
         max_memory_bytes: int,
         description: str,
     ) -> Iterator[npt.NDArray[Any]]:
@@ -260,9 +260,9 @@ def _compare(comparison: Comparison, artifact: Artifact, max_memory_bytes: int, 
     if artifact.path("similarity.npy").exists():  # the last of the two to get its name; an interruption came after it
         return
 
-    def judge(members: Members) -> npt.NDArray[Any]:
+    def judge(members: Members, threads: int) -> npt.NDArray[Any]:
         old = len(members.kept_before)
-        similarity, earlier = most_similar_earlier(members.x, judged_from=old, device=device)
+        similarity, earlier = most_similar_earlier(members.x, judged_from=old, device=device, threads=threads)
         found = np.flatnonzero(earlier >= 0)
         result = np.empty(len(found), RESULT)
         result["row"], result["other"] = members.rows[found], members.rows[earlier[found]]
