@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
+    from tailwise.encoders import EncoderOptions
     from tailwise.errors import UserError
     from tailwise.evaluate import EvaluateOptions, Evaluation
     from tailwise.evaluate import evaluate as evaluate_checkpoint
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tailwise.plan.methods import register_method
     from tailwise.stages.cluster import cluster, extend_clustering
     from tailwise.stages.dedup import dedup
-    from tailwise.stages.embed import embed
+    from tailwise.stages.embed import EmbedOptions, embed
     from tailwise.stages.filter import FilterRule, filter_samples, try_filter
     from tailwise.stages.group import group
     from tailwise.stages.import_pool import import_pool
@@ -30,6 +31,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Catalog",
+    "EmbedOptions",
+    "EncoderOptions",
     "EvaluateOptions",
     "Evaluation",
     "FilterRule",
@@ -57,6 +60,8 @@ __all__ = [
 
 _HOMES = {
     "Catalog": ("tailwise.catalog", "Catalog"),
+    "EmbedOptions": ("tailwise.stages.embed", "EmbedOptions"),
+    "EncoderOptions": ("tailwise.encoders", "EncoderOptions"),
     "EvaluateOptions": ("tailwise.evaluate", "EvaluateOptions"),
     "Evaluation": ("tailwise.evaluate", "Evaluation"),
     "FilterRule": ("tailwise.stages.filter", "FilterRule"),

@@ -22,11 +22,29 @@ def silent(items: Iterable[Item], description: str, total: int | None = None) ->
 
 
 def bars(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """A progress bar with the time left on standard error, where that is a terminal."""
+    """A progress bar with items a second and the time left on standard error, where that is a terminal."""
     from rich.console import Console  # noqa: PLC0415  (only the command line draws)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text  # noqa: PLC0415
+
+    class Speed(ProgressColumn):
+        """Items a second."""
+
+        def render(self, task: Task) -> Text:
+            """One line."""
+            return Text(
+                "" if task.speed is None else f"{task.speed:,.3g}/s" if task.speed < 100 else f"{task.speed:,.0f}/s"
+            )
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         yield from progress.track(items, description=description, total=total)

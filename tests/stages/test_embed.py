@@ -1,13 +1,17 @@
 import io
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
-from tailwise.encoders import pixels
+from tailwise.encoders import EncoderOptions, pixels
 from tailwise.errors import UserError
-from tailwise.stages.embed import embed
+from tailwise.stages.embed import EmbedOptions, embed
 from tailwise.stages.import_pool import import_pool
+
+ANY_SHARE = EmbedOptions(max_rejected=1)
 
 
 @pytest.fixture
@@ -26,27 +30,39 @@ def catalog(tmp_path, make_tar, make_image):
 
 
 def test_each_row_is_the_description_of_its_image(catalog, make_image, rejected_counts):
-    report = embed(catalog, "pixels", workers=1)
+    report = embed(catalog, "pixels", ANY_SHARE, workers=1)
     assert (report.embedded, report.lacking) == (5, 7)
     rows = catalog.embedding("image", catalog.parts()[0])
     for row, seed in ((0, 1), (2, 2), (5, 4), (6, 5)):
         image = Image.open(io.BytesIO(make_image(seed))).convert("RGB")
         np.testing.assert_allclose(rows[row], pixels.describe([image])[0], atol=1e-3)
     assert not rows[[1, 4]].any()
-    assert dict(report.rejections.counts) == {("embed", "unreadable image"): 2} == rejected_counts(catalog)
+    counts = {("embed", "not an image"): 1, ("embed", "unreadable image"): 1}
+    assert dict(report.rejections.counts) == counts == rejected_counts(catalog)
     assert catalog.rejected()["key"].to_pylist() == ["b", "e"]
 
 
-def test_workers_and_chunks_change_nothing(catalog, tmp_path, tree_bytes, monkeypatch):
+def test_batches_change_nothing(catalog, tmp_path, tree_bytes):
     other = import_pool([str(tmp_path / "pool")], tmp_path / "other", workers=1).catalog
-    embed(catalog, "pixels", workers=1)
-    monkeypatch.setattr("tailwise.stages.embed.CHUNK_IMAGES", 2)
-    embed(other, "pixels", workers=2)
+    embed(catalog, "pixels", ANY_SHARE, workers=1)
+    embed(other, "pixels", EmbedOptions(batch_size=2, max_rejected=1), workers=1)
+    assert tree_bytes(catalog.folder / "embeddings") == tree_bytes(other.folder / "embeddings")
+
+
+def test_devices_share_the_shards_and_change_nothing(catalog, tmp_path, tree_bytes, monkeypatch):
+    other = import_pool([str(tmp_path / "pool")], tmp_path / "other", workers=1).catalog
+    embed(catalog, "pixels", ANY_SHARE, workers=1)
+    monkeypatch.setattr("tailwise.stages.embed.find_devices", lambda _: [torch.device("cpu")] * 2)
+    (tmp_path / "pool" / "00001.tar").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"00001.tar can't be read .*tailwise relocate"):  # as the second one says
+        embed(other, "pixels", ANY_SHARE, workers=1)
+    (tmp_path / "gone").rename(tmp_path / "pool" / "00001.tar")
+    embed(other, "pixels", ANY_SHARE, workers=1)
     assert tree_bytes(catalog.folder / "embeddings") == tree_bytes(other.folder / "embeddings")
 
 
 def test_a_rerun_embeds_only_what_is_new(catalog, tmp_path, make_pool):
-    embed(catalog, "pixels", workers=1)
+    embed(catalog, "pixels", ANY_SHARE, workers=1)
     path = catalog.embedding_folder("image") / "part-000000.npy"
     before = path.stat().st_mtime_ns
     assert embed(catalog, "pixels", workers=1).lacking == 0
@@ -57,18 +73,72 @@ def test_a_rerun_embeds_only_what_is_new(catalog, tmp_path, make_pool):
     assert path.stat().st_mtime_ns == before
 
 
-def test_mistakes(catalog, tmp_path, small_catalog):
-    with pytest.raises(UserError, match="unknown encoder 'clip': use pixels"):
-        embed(catalog, "clip")
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("clip", EmbedOptions(), "unknown encoder 'clip': use .*pixels, or import"),
+        ("pixels", EmbedOptions("text"), "pixels has no text side: give --column image"),
+        ("pixels", EmbedOptions("both"), "pixels has no text side"),
+        ("pixels", EmbedOptions("audio"), "--column 'audio': use image, text or both"),
+        ("pixels", EmbedOptions(batch_size=0), "--batch-size 0: must be 1 or more"),
+        ("pixels", EmbedOptions(max_rejected=10), "--max-rejected 10: must lie between 0 and 1"),
+        ("pixels", EmbedOptions(encoder=EncoderOptions(device="tpu")), "--device 'tpu' can't be used"),
+    ],
+)
+def test_mistakes(catalog, tree_bytes, name, options, message):
+    with pytest.raises(UserError, match=message):
+        embed(catalog, name, options, workers=1)
+    assert not (catalog.folder / "embeddings").exists()
+
+
+def test_shards_that_are_gone_or_shorter_than_they_were(catalog, tmp_path, small_catalog):
     with pytest.raises(UserError, match="encoders can't be mixed"):
-        embed(small_catalog, "pixels")
-    (tmp_path / "pool" / "00001.tar").rename(tmp_path / "gone.tar")
-    with pytest.raises(UserError, match=r"00001.tar can't be read .*tailwise relocate"):
-        embed(catalog, "pixels", workers=2)
-
-
-def test_a_pool_without_one_good_image_is_an_error(tmp_path, make_tar):
-    make_tar(tmp_path / "pool" / "0.tar", [("a.jpg", b"x"), ("a.txt", b"a")])
-    catalog = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1).catalog
-    with pytest.raises(UserError, match="not one of 1 images could be read"):
+        embed(small_catalog, "pixels", workers=1)
+    path = tmp_path / "pool" / "00001.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[:1500])
+    with pytest.raises(UserError, match=r"00001.tar can't be read \(it ends before byte [\d,]+, which it had"):
         embed(catalog, "pixels", workers=1)
+    path.unlink()
+    with pytest.raises(UserError, match=r"00001.tar can't be read .*tailwise relocate"):
+        embed(catalog, "pixels", workers=1)
+    path.write_bytes(content)
+    assert embed(catalog, "pixels", ANY_SHARE, workers=1).columns[0].samples == 3  # the first shard was finished
+
+
+def test_what_another_encoder_left_unfinished_is_not_taken(catalog, tmp_path):
+    (tmp_path / "pool" / "00001.tar").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="can't be read"):
+        embed(catalog, "pixels", workers=1)
+    unfinished = catalog.embedding_folder("image") / "unfinished"
+    (made_by,) = unfinished.iterdir()
+    assert [path.name for path in sorted(made_by.iterdir())] == ["shard-00000000.json", "shard-00000000.npy"]
+    made_by.rename(unfinished / "of-another-encoder")
+    (tmp_path / "gone").rename(tmp_path / "pool" / "00001.tar")
+    assert embed(catalog, "pixels", ANY_SHARE, workers=1).columns[0].samples == 7
+    assert not unfinished.exists()
+
+
+def test_members_that_lie_far_apart_are_read_one_by_one(tmp_path, make_tar, make_image, rejected_counts):
+    """Shards whose images are a small part of them."""
+    filler = bytes(50_000)
+    members = [
+        member
+        for key in range(4)
+        for member in ((f"{key}.jpg", make_image(key)), (f"{key}.txt", b"a"), (f"{key}.bin", filler))
+    ]
+    make_tar(tmp_path / "pool" / "0.tar", members)
+    catalog = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1).catalog
+    embed(catalog, "pixels", workers=1)
+    images = [Image.open(io.BytesIO(make_image(key))).convert("RGB") for key in range(4)]
+    rows = catalog.embedding("image", catalog.parts()[0])
+    np.testing.assert_allclose(rows, pixels.describe(images), atol=1e-3)
+
+
+def test_a_part_of_several_row_groups(tmp_path, make_pool, monkeypatch):
+    monkeypatch.setattr("tailwise.catalog.files.ROW_GROUP_ROWS", 7)
+    make_pool(tmp_path / "pool", [10, 9, 3])
+    catalog = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1, part_rows=19).catalog
+    assert [part.rows for part in catalog.parts()] == [19, 3]
+    assert pq.ParquetFile(catalog.samples_path(0)).num_row_groups > 2
+    assert embed(catalog, "pixels", EmbedOptions(batch_size=4), workers=1).embedded == 22

@@ -212,10 +212,10 @@ class Catalog:
         missing = [part for part in parts if not (self.embedding_folder(column) / f"{part.name}.json").exists()]
         if missing:
             rows = sum(part.rows for part in missing)
-            make = f" or make them (`tailwise embed {self.folder} --encoder …`)" if column == "image" else ""
+            of = "" if column == "image" else f" --column {column}"
             raise UserError(
                 f"{rows:,} of {snapshot.rows:,} samples have no {column} embeddings in {self.folder}: import them "
-                f"(`tailwise import EMBEDDINGS {self.folder}`){make}"
+                f"(`tailwise import EMBEDDINGS {self.folder}`) or make them (`tailwise embed {self.folder} --encoder …{of}`)"
             )
         return [self.embedding(column, part) for part in parts]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,21 +35,58 @@ def normalise_rows(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float1
     return scaled, faults
 
 
-def open_column(catalog: Catalog, column: str, dimension: int, encoder: str) -> None:
+def open_column(
+    catalog: Catalog,
+    column: str,
+    dimension: int,
+    encoder: str,
+    settings: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> None:
     """Makes a column, or checks that rows of this encoder and dimension may be added to it.
+
+    Args:
+        catalog: whose.
+        column: "image" or "text".
+        dimension: width d.
+        encoder: its name.
+        settings: what decides an encoder's rows, as JSON values: architecture, hash of the weights, preprocessing, precision, … Where it is
+            given, it is compared in place of the name, so that a checkpoint may move.
+        versions: of libraries, that the column is begun with; noted, not compared.
 
     Raises:
         UserError: it was made by another encoder, or has another dimension.
     """
     path = catalog.embedding_folder(column) / "column.json"
-    asked = {"dimension": dimension, "encoder": encoder}
+    asked: dict[str, Any] = {"dimension": dimension, "encoder": encoder}
+    if settings is not None:
+        asked["settings"] = dict(settings)
     if not path.exists() or not any(path.parent.glob("part-*.json")):  # a column without a part is nobody's yet
-        write_json(path, asked)
-    elif (found := read_json(path)) != asked:
-        raise UserError(
-            f"{path.parent} holds {found['dimension']}-dimensional embeddings of encoder {found['encoder']!r}, not "
-            f"{dimension}-dimensional ones of {encoder!r}: encoders can't be mixed; delete that folder, or use a new catalog"
-        )
+        write_json(path, {**asked, "versions": dict(versions)} if versions else asked)
+        return
+    found = read_json(path)
+    same_encoder = found["encoder"] == encoder if settings is None else found.get("settings") == settings
+    if found["dimension"] == dimension and same_encoder:
+        return
+    raise UserError(
+        f"{path.parent} holds {found['dimension']}-dimensional embeddings of encoder {found['encoder']!r}, not "
+        f"{dimension}-dimensional ones of {encoder!r}{_differences(found.get('settings') or {}, settings or {})}: encoders can't be "
+        "mixed; delete that folder, or use a new catalog"
+    )
+
+
+def column_settings(catalog: Catalog, column: str) -> dict[str, Any]:
+    """The settings that a column was made with; empty if it has no part yet, or was imported."""
+    path = catalog.embedding_folder(column) / "column.json"
+    settings: dict[str, Any] = read_json(path).get("settings", {}) if any(path.parent.glob("part-*.json")) else {}
+    return settings
+
+
+def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What differs between two encoders of a kind, for people."""
+    names = [name for name in sorted({*found, *asked}) if found and asked and found.get(name) != asked.get(name)]
+    said = [f"{name} {found.get(name)}, not {asked.get(name)}" for name in names]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def part_marker(catalog: Catalog, column: str, part: Part) -> Path:
@@ -68,7 +106,7 @@ def write_part(
     part: Part,
     dimension: int,
     chunks: Iterable[npt.NDArray[np.float16]],
-    **notes: str,
+    **notes: Any,  # noqa: ANN401  (JSON values)
 ) -> int:
     """Writes one part of a column, its marker last; returns how many rows have an embedding.
 

@@ -1,3 +1,4 @@
+# ruff: noqa: A004, F401  (modules are imported to register their commands)
 """The command line: parse, call, print. Everything heavy is imported inside the commands, so that --help answers at once."""
 
 from __future__ import annotations
@@ -11,7 +12,22 @@ from typing import Annotated
 import typer
 
 from tailwise import __version__
-from tailwise.cli import cluster, compare, dedup, demo, evaluate, export, filter, group, plan, pool, removal, run, train  # noqa: A004, F401  (registers their commands)
+from tailwise.cli import (
+    cluster,
+    compare,
+    dedup,
+    demo,
+    embed,
+    evaluate,
+    export,
+    filter,
+    group,
+    plan,
+    pool,
+    removal,
+    run,
+    train,
+)
 from tailwise.cli.app import app
 from tailwise.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What comes in, and how it stands: import, embed, status, verify, relocate."""
+"""What comes in, and how it stands: import, status, verify, relocate."""
 
 from __future__ import annotations
 
@@ -118,33 +118,6 @@ def import_(
     for clustering in report.clusterings:
         counts = clustering.summary
         print(f"clustering {clustering.name!r}: {counts['samples']:,} samples in {counts['clusters']:,} clusters")
-    print_rejections(report.rejections)
-
-
-@app.command()
-def embed(
-    catalog: CatalogPath,
-    encoder: Annotated[str, typer.Option(help="pixels: colours and edges, without weights; for demos and tests only.")],
-    workers: Workers = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make image embeddings from the shards themselves.
-
-    Parts of the catalog that have embeddings are skipped, so that a rerun goes on where it stopped.
-
-    Example:
-
-      tailwise embed my-catalog --encoder pixels
-    """
-    from tailwise.printing import print_json, print_rejections, rejected_json
-    from tailwise.stages.embed import embed as run
-
-    opened = open_catalog(catalog)
-    report = with_bars(lambda track: run(opened, encoder, workers=workers, track=track))
-    if as_json:
-        print_json({"embedded": report.embedded, "lacking": report.lacking, **rejected_json(report.rejections)})
-        return
-    print(f"image embeddings: {report.embedded:,} of {report.lacking:,} samples that had none, by {encoder}")
     print_rejections(report.rejections)
 
 

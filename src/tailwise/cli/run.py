@@ -333,7 +333,9 @@ def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
     if step.command in OUTPUTS:
         return _exported(catalog, item)
     if step.command == "embed":
-        return not any(not (opened.embedding_folder("image") / f"{part.name}.json").exists() for part in opened.parts())
+        asked = step.options.get("column", "image")
+        folders = [opened.embedding_folder(name) for name in (("image", "text") if asked == "both" else (asked,))]
+        return all((folder / f"{part.name}.json").exists() for folder in folders for part in opened.parts())
     if step.command == "import":
         return True
     name = step.options.get("name") or OWN_NAMES.get(step.command) or plain_name(str(step.options.get("by")))

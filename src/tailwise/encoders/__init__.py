@@ -1,44 +1,43 @@
-"""Encoders: from images to embeddings. One table."""
+"""Encoders: from images and captions to embeddings. One table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
+import torch
 
-from tailwise.encoders import pixels
+from tailwise.encoders import clip, hugging_face, pixels
+from tailwise.encoders.encoder import Encoder
+from tailwise.encoders.options import EncoderOptions
+from tailwise.encoders.precision import choose_precision
 from tailwise.errors import UserError
 
+__all__ = ["ENCODERS", "Encoder", "EncoderOptions", "load_encoder"]
 
-@dataclass(frozen=True)
-class Encoder:
-    """One way to embed images.
+Load = Callable[[str, EncoderOptions, torch.device, str], Encoder]
 
-    Attributes:
-        summary: one line for people.
-        dimension: d.
-        encode: RGB images → float32 [n, d], unit norm; each row depends on its image alone.
-    """
-
-    summary: str
-    dimension: int
-    encode: Callable[[Sequence[Image.Image]], npt.NDArray[np.float32]]
-
-
-ENCODERS: dict[str, Encoder] = {
-    "pixels": Encoder("colours and edges, without weights: for demos and tests only", pixels.DIMENSION, pixels.describe)
+# What stands before the colon, and what loads the rest; the encoder without weights has no rest.
+ENCODERS: dict[str, tuple[str, Load]] = {
+    "open_clip": ("open_clip:MODEL/PRETRAINED", clip.load_pretrained),
+    "transformers": ("transformers:NAME_OR_FOLDER", hugging_face.load),
+    "checkpoint": ("checkpoint:PATH", clip.load_checkpoint),
+    "pixels": ("pixels", pixels.load),
 }
 
 
-def find_encoder(name: str) -> Encoder:
-    """The encoder of this name.
+def load_encoder(name: str, options: EncoderOptions, device: torch.device) -> Encoder:
+    """Loads an encoder.
+
+    Args:
+        name: `PREFIX:REST` of ENCODERS.
+        options: all else, but for the device.
+        device: where it computes.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such encoder, or it can't be loaded so.
     """
-    if name not in ENCODERS:
-        raise UserError(f"unknown encoder {name!r}: use {', '.join(ENCODERS)}, or import embeddings made elsewhere")
-    return ENCODERS[name]
+    prefix, colon, rest = name.partition(":")
+    if prefix not in ENCODERS or bool(colon and rest) != (":" in ENCODERS[prefix][0]):
+        spelt = ", ".join(spelling for spelling, _ in ENCODERS.values())
+        raise UserError(f"unknown encoder {name!r}: use {spelt}, or import embeddings made elsewhere")
+    return ENCODERS[prefix][1](rest, options, device, choose_precision(options.precision, device))

@@ -13,7 +13,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
+
+from tailwise.encoders.encoder import Encoder, Side, Tensors
+from tailwise.encoders.images import ImagePreparation
+from tailwise.encoders.options import EncoderOptions
+from tailwise.errors import UserError
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -26,6 +33,29 @@ DIMENSION = LEVELS**3 + CELLS**2 * 3 + CELLS**2 * ORIENTATIONS
 COLOUR_WEIGHT, LAYOUT_WEIGHT, EDGE_WEIGHT = 1.0, 0.3, 0.5  # tuned on tailwise.demo.pool
 LEAST_CONTRAST = 0.01  # norm below which a block is not blown up to full weight: it would be rounding
 CHUNK_IMAGES = 64  # so that intermediate arrays stay in the processor's cache
+
+
+def load(_: str, options: EncoderOptions, device: torch.device, precision: str) -> Encoder:
+    """The encoder of the name `pixels`: all work is done where images are decoded.
+
+    Raises:
+        UserError: an option that does nothing was given.
+    """
+    for option, value in (("--model", options.model), ("--pooling", options.pooling)):
+        if value is not None:
+            raise UserError(f"{option} does nothing with pixels")
+    if options.precision not in {"auto", "fp32"}:
+        raise UserError(f"--precision {precision}: pixels computes in fp32")
+    side = Side(ImagePreparation(_prepare), _rows, {"size": SIDE})
+    return Encoder("pixels", {"image": side}, {"model": "pixels"}, device, "fp32", ())
+
+
+def _prepare(images: Sequence[Image.Image]) -> Tensors:
+    return {"rows": torch.from_numpy(describe(images))}
+
+
+def _rows(tensors: Tensors) -> Tensor:
+    return tensors["rows"]
 
 
 def _soft_levels() -> Floats:

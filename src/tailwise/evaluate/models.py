@@ -114,7 +114,7 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "f
         with _quiet():
             model, _, preprocess = open_clip.create_model_and_transforms(
                 checkpoint.model, pretrained=checkpoint.pretrained, load_weights=own, pretrained_text=own,
-                device=place, **checkpoint.settings,
+                device=place, require_pretrained=own, **checkpoint.settings,
             )  # fmt: skip
             tokenizer = open_clip.get_tokenizer(checkpoint.model, **_context(checkpoint.settings))
             if checkpoint.weights is not None:

@@ -1,66 +1,40 @@
-"""Embed (map): from the shards' images to an embedding column."""
+"""Embed (map): from the shards' images, and the captions, to columns of embeddings."""
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-import fsspec
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+import torch
 
 from tailwise.catalog.catalog import LOCK, Catalog, Part
-from tailwise.catalog.embeddings import normalise_rows, open_column, part_marker, write_part
+from tailwise.catalog.embeddings import COLUMNS, column_settings, part_marker
 from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import has_bytes
-from tailwise.encoders import find_encoder
+from tailwise.encoders import EncoderOptions, load_encoder
 from tailwise.errors import UserError
-from tailwise.executors.local import map_ordered
 from tailwise.progress import Track, silent
+from tailwise.stages.embed_column import ColumnReport, ColumnTask, Limits
 from tailwise.stages.report import Rejections
 
-CHUNK_IMAGES = 512
-# What Pillow's readers are known to raise on damaged files, beside their own error (an OSError).
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; a GPU is busy with so many, and a CPU's caches overflow with more
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """Images of one shard: where they lie."""
+class EmbedOptions:
+    """How to embed.
 
-    encoder: str
-    path: str
-    keys: list[str]
-    offsets: list[int]
-    sizes: list[int]
+    Attributes:
+        column: "image", "text" or "both".
+        encoder: how to load the encoder.
+        batch_size: rows; None for BATCH_SIZES. Another one changes the last bits of an embedding.
+        max_rejected: the share of samples without embedding (unreadable images, empty captions) from which on work stops.
+    """
 
-
-@dataclass(frozen=True)
-class _Embedded:
-    """float16 [n, d], zeros for images that can't be read, and the fault of each such image by index."""
-
-    rows: npt.NDArray[np.float16]
-    faults: dict[int, str]
+    column: str = "image"
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    batch_size: int | None = None
+    max_rejected: float = 0.1
 
 
 @dataclass
@@ -68,44 +42,96 @@ class EmbedReport:
     """What embedding came to.
 
     Attributes:
-        embedded: samples that got an embedding.
-        lacking: samples that had none before.
+        columns: one report each.
         rejections: what could not be embedded.
     """
 
-    embedded: int
-    lacking: int
-    rejections: Rejections
+    columns: list[ColumnReport] = field(default_factory=list)
+    rejections: Rejections = field(default_factory=Rejections)
+
+    @property
+    def embedded(self) -> int:
+        """Samples that got an embedding, over all columns."""
+        return sum(column.embedded for column in self.columns)
+
+    @property
+    def lacking(self) -> int:
+        """Samples that had none before, over all columns."""
+        return sum(column.lacking for column in self.columns)
 
 
-def embed(catalog: Catalog, encoder_name: str, *, workers: int | None = None, track: Track = silent) -> EmbedReport:
-    """Fills the image embeddings of those parts of the newest snapshot that have none yet.
+def embed(
+    catalog: Catalog,
+    encoder_name: str,
+    options: EmbedOptions = EmbedOptions(),
+    *,
+    workers: int | None = None,
+    track: Track = silent,
+) -> EmbedReport:
+    """Fills the embeddings of those parts of the newest snapshot that have none yet.
 
     Args:
         catalog: with samples.
-        encoder_name: a name of ENCODERS.
-        workers: processes; None for one a processor. The result doesn't depend on it.
-        track: shows progress.
+        encoder_name: see `tailwise.encoders.ENCODERS`.
+        options: all else.
+        workers: processes that read and decode; None for one a processor, 1 for none. The result doesn't depend on it.
+        track: shows progress, in samples.
 
     Raises:
-        UserError: unknown encoder, the column was made by another one, a shard is gone, or no image could be read.
+        UserError: there is no such encoder, a column was made by another one, a shard can't be read, too many samples were rejected, or
+            none at all got an embedding.
     """
-    encoder = find_encoder(encoder_name)
+    _check(options)
+    columns = COLUMNS if options.column == "both" else (options.column,)
+    report = EmbedReport()
     with locked(catalog.folder / LOCK, str(catalog.folder)):
-        open_column(catalog, "image", encoder.dimension, encoder_name)
-        paths: list[str] = catalog.shards().column("path").to_pylist()
-        lacking = [part for part in catalog.parts() if not part_marker(catalog, "image", part).exists()]
-        _require_bytes(catalog, lacking)
-        report = EmbedReport(0, sum(part.rows for part in lacking), Rejections())
-        for part in lacking:
-            chunks = list(_chunks(catalog, part, paths, encoder_name))
-            results = track(map_ordered(_embed_chunk, chunks, workers), f"embedding {part.name}", len(chunks))
-            listed = catalog.folder / "rejected" / f"embed-{part.name}.parquet"
-            rows = _noted(zip(chunks, results, strict=True), report.rejections, listed)
-            report.embedded += write_part(catalog, "image", part, encoder.dimension, rows)
-    if report.lacking and not report.embedded:
-        raise UserError(f"not one of {report.lacking:,} images could be read: see {report.rejections.files[0]}")
+        lacking = {column: _lacking(catalog, column) for column in columns}
+        devices = find_devices(options.encoder.device)
+        if "image" in columns:
+            _require_bytes(catalog, lacking["image"])
+        loading = replace(options.encoder, precision=_precision(catalog, columns, options.encoder.precision))
+        encoder = load_encoder(encoder_name, loading, devices[0])
+        for column in columns:
+            if column not in encoder.sides:
+                raise UserError(f"{encoder_name} has no {column} side: give --column {' or '.join(encoder.sides)}")
+        limits = Limits(options.batch_size or BATCH_SIZES.get(devices[0].type, 64), options.max_rejected, workers)
+        for column in columns:
+            task = ColumnTask(catalog, column, encoder, loading, devices, limits)
+            report.columns.append(task.run(lacking[column], report.rejections, track))
     return report
+
+
+def find_devices(name: str) -> list[torch.device]:
+    """The devices of a name: "auto" and "cuda" are all GPUs that there are, and "auto" the CPU where there is none.
+
+    Raises:
+        UserError: it can't be used.
+    """
+    from tailwise.evaluate.models import find_device  # noqa: PLC0415
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name in {"auto", "cuda"} and count > 1:
+        return [torch.device("cuda", at) for at in range(count)]
+    return [find_device(name)]
+
+
+def _check(options: EmbedOptions) -> None:
+    if options.column not in {*COLUMNS, "both"}:
+        raise UserError(f"--column {options.column!r}: use {', '.join(COLUMNS)} or both")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UserError(f"--batch-size {options.batch_size}: must be 1 or more")
+    if not 0 <= options.max_rejected <= 1:
+        raise UserError(f"--max-rejected {options.max_rejected}: must lie between 0 and 1, such as 0.1 for 10 %")
+
+
+def _lacking(catalog: Catalog, column: str) -> list[Part]:
+    return [part for part in catalog.parts() if not part_marker(catalog, column, part).exists()]
+
+
+def _precision(catalog: Catalog, columns: Sequence[str], asked: str) -> str:
+    """What "auto" means for columns that were begun: what they were begun with."""
+    begun = {column_settings(catalog, column).get("precision") for column in columns} - {None}
+    return str(begun.pop()) if asked == "auto" and len(begun) == 1 else asked
 
 
 def _require_bytes(catalog: Catalog, parts: list[Part]) -> None:
@@ -121,59 +147,3 @@ def _require_bytes(catalog: Catalog, parts: list[Part]) -> None:
             f"{sum(rows for _, rows in tables):,} samples in {len(tables):,} file(s) of metadata have no image to embed, the first "
             f"file is {tables[0][0]}: import their embeddings (DataComp's .npz files), or the tars in its place"
         )
-
-
-def _chunks(catalog: Catalog, part: Part, paths: list[str], encoder: str) -> Iterator[_Chunk]:
-    samples = catalog.samples(part, ["shard", "key", "image_offset", "image_bytes"])
-    shards = samples.column("shard").to_numpy()
-    edges = np.flatnonzero(np.diff(shards, prepend=-1, append=-1))
-    for begin, end in pairwise(edges):
-        for start in range(begin, end, CHUNK_IMAGES):
-            rows = samples.slice(start, min(CHUNK_IMAGES, end - start))
-            columns = (rows.column(name).to_pylist() for name in ("key", "image_offset", "image_bytes"))
-            yield _Chunk(encoder, paths[shards[begin]], *columns)
-
-
-def _embed_chunk(chunk: _Chunk) -> _Embedded:
-    encoder = find_encoder(chunk.encoder)
-    faults: dict[int, str] = {}
-    images: list[Image.Image] = []
-    good: list[int] = []
-    with _opened(chunk.path) as stream:
-        for at, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
-            stream.seek(offset)
-            try:
-                images.append(Image.open(io.BytesIO(stream.read(size))).convert("RGB"))
-                good.append(at)
-            except UnidentifiedImageError:  # whose message holds an address in memory
-                faults[at] = "of no known format"
-            except _UNREADABLE as error:
-                faults[at] = str(error) or type(error).__name__
-    rows = np.zeros((len(chunk.keys), encoder.dimension), np.float32)
-    if images:
-        rows[good] = encoder.encode(images)
-    scaled, unfit = normalise_rows(rows)
-    return _Embedded(scaled, {**{at: f"the encoder gave {fault}" for at, fault in unfit.items()}, **faults})
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    try:
-        opened = fsspec.open(path, "rb").open()
-    except OSError as error:
-        raise UserError(
-            f"the shard {path} can't be read ({error}); if it has moved, use `tailwise relocate`"
-        ) from error
-    with opened as stream:
-        yield stream
-
-
-def _noted(
-    results: Iterable[tuple[_Chunk, _Embedded]], rejections: Rejections, listed: Path
-) -> Iterator[npt.NDArray[np.float16]]:
-    """The rows; the list of what could not be embedded is on disk when the last is taken, before the part's marker."""
-    with rejections.writer(listed) as log:
-        for chunk, result in results:
-            for at, fault in sorted(result.faults.items()):
-                log.add("embed", "unreadable image", chunk.path, chunk.keys[at], fault)
-            yield result.rows

@@ -1,0 +1,72 @@
+"""In which floats a model computes."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+from tailwise.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_LOWERED = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """The precision to compute in; "auto" is bf16 where the device multiplies it natively, else fp32.
+
+    Raises:
+        UserError: there is no such precision, or not on this device.
+    """
+    if asked not in PRECISIONS:
+        raise UserError(f"--precision {asked!r}: use {', '.join(PRECISIONS)}")
+    if asked == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16 is for GPUs: use bf16 or fp32 on a CPU")
+    if asked != "auto":
+        return asked
+    return "bf16" if has_native_bf16(device) else "fp32"
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for products of bf16; elsewhere they are emulated, and slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _flags()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _flags() -> dict[str, bool]:
+    """What Linux says of the processor, for a torch that doesn't."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as stream:  # noqa: PTH123
+            lines = [line.partition(":")[2] for line in stream if line.startswith(("flags", "Features"))]
+    except OSError:
+        return {}
+    return dict.fromkeys(lines[0].split() if lines else (), True)
+
+
+def lower_weights(model: nn.Module, precision: str) -> None:
+    """Stores the weights of products in a lower precision, in place.
+
+    Autocast would convert them anew in every batch. All else (norms, embeddings of tokens and positions) stays in fp32.
+    """
+    if precision == "fp32":
+        return
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    for module in model.modules():
+        if isinstance(module, _LOWERED):
+            module.to(dtype)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A 128-bit hexadecimal hash of a model's parameters and buffers: their names, types, shapes and bytes, whatever file they came in."""
+    state = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            plain = value.detach().cpu().contiguous()
+            state.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+            state.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()

@@ -1,0 +1,196 @@
+"""Columns made by encoders with weights: equal to the model's own rows, repeatable, never mixed, and the same as imported ones."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tailwise.encoders import Encoder, EncoderOptions
+from tailwise.errors import UserError
+from tailwise.stages.embed import EmbedOptions, embed
+from tailwise.stages.import_pool import import_pool
+
+SIZES = (37, 20, 9)
+
+
+def fp32(column="both", batch_size=8, **others):
+    return EmbedOptions(column, EncoderOptions(precision="fp32", **others), batch_size)
+
+
+def picture(seed):
+    random = np.random.default_rng(seed)
+    stream = io.BytesIO()
+    small = Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    small.resize(tuple(random.integers(20, 90, 2).tolist()), Image.Resampling.NEAREST).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, make_tar):
+    """Three shards of 66 samples."""
+    folder = tmp_path_factory.mktemp("columns") / "pool"
+    start = 0
+    for shard, size in enumerate(SIZES):
+        keys = range(start, start + size)
+        members = [
+            member
+            for key in keys
+            for member in ((f"{key:04d}.png", picture(key)), (f"{key:04d}.txt", f"photo number {key}".encode()))
+        ]
+        make_tar(folder / f"{shard}.tar", members)
+        start += size
+    return folder
+
+
+@pytest.fixture
+def make_catalog(source, tmp_path):
+    """`make_catalog(name)` → a catalog of its own: parts of 57 and 9 samples."""
+    return lambda name: import_pool([str(source)], tmp_path / name, workers=1, part_rows=50).catalog
+
+
+def column(catalog, name):
+    return np.concatenate([catalog.embedding(name, part) for part in catalog.parts()]).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def direct(clip_folder):
+    """What the model gives when it is called directly: {column: float32 [66, d]}, not normalised."""
+    import open_clip
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip_folder}")
+    model.eval()
+    images = torch.stack([preprocess(Image.open(io.BytesIO(picture(key))).convert("RGB")) for key in range(sum(SIZES))])
+    tokens = open_clip.get_tokenizer(f"local-dir:{clip_folder}")([f"photo number {key}" for key in range(sum(SIZES))])
+    with torch.no_grad():
+        return {"image": model.encode_image(images).numpy(), "text": model.encode_text(tokens).numpy()}
+
+
+def test_rows_are_the_models_own_whatever_the_batch(make_catalog, clip_folder, direct):
+    for batch_size in (1, 7, 64):
+        catalog = make_catalog(f"c{batch_size}")
+        embed(catalog, f"open_clip:local-dir:{clip_folder}", fp32(batch_size=batch_size), workers=1)
+        for name, expected in direct.items():
+            unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+            cosines = (column(catalog, name) * unit).sum(axis=1)
+            np.testing.assert_allclose(cosines, 1, atol=1e-3)
+            assert (unit @ unit.T - np.eye(len(unit))).max() < 0.998
+
+
+def test_imported_rows_of_the_same_model_are_the_same_column(
+    make_catalog, clip_folder, direct, make_embeddings, tmp_path, source
+):
+    made = make_catalog("made")
+    embed(made, f"open_clip:local-dir:{clip_folder}", fp32(batch_size=64), workers=1)
+    keys = [f"{key:04d}" for key in range(sum(SIZES))]
+    for name, rows in direct.items():
+        make_embeddings(tmp_path / "given", dict(zip(keys, rows, strict=True)), 2, "float32", name)
+        target = tmp_path / name
+        imported = import_pool([str(source), str(tmp_path / "given")], target, workers=1, part_rows=50).catalog
+        np.testing.assert_allclose(column(imported, name), column(made, name), atol=1e-3)  # a bit of float16
+        assert imported.embedding(name, imported.parts()[0]).dtype == np.float16
+
+
+def test_workers_change_nothing(make_catalog, clip_folder, tree_bytes):
+    name = f"open_clip:local-dir:{clip_folder}"
+    alone, several = make_catalog("alone"), make_catalog("several")
+    embed(alone, name, fp32("image"), workers=1)
+    embed(several, name, fp32("image"), workers=2)
+    assert tree_bytes(alone.folder / "embeddings") == tree_bytes(several.folder / "embeddings")
+
+
+def test_what_made_a_column_is_written_down_and_nothing_else_is_added(make_catalog, clip_folder, tmp_path):
+    import json
+    import shutil
+
+    catalog = make_catalog("c")
+    name = f"open_clip:local-dir:{clip_folder}"
+    embed(catalog, name, fp32(), workers=1)
+    for column_name in ("image", "text"):
+        said = json.loads((catalog.embedding_folder(column_name) / "column.json").read_text())
+        assert (said["encoder"], said["dimension"], said["settings"]["precision"]) == (name, 24, "fp32")
+        assert {"torch", "pillow", "open_clip_torch"} <= set(said["versions"])
+        assert len(said["settings"]["weights"]) == 32
+    moved = shutil.copytree(clip_folder, tmp_path / "moved")
+    assert embed(catalog, f"open_clip:local-dir:{moved}", fp32(), workers=1).lacking == 0
+    assert embed(catalog, name, EmbedOptions("both"), workers=1).columns[0].precision == "fp32"  # auto: as it was begun
+    with pytest.raises(UserError, match=r"precision fp32, not bf16\): encoders can't be mixed"):
+        embed(catalog, name, EmbedOptions(encoder=EncoderOptions(precision="bf16")), workers=1)
+    state = torch.load(moved / "open_clip_pytorch_model.bin")
+    torch.save({**state, "visual.proj": -state["visual.proj"]}, moved / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"weights \w{32}, not \w{32}\): encoders can't be mixed"):
+        embed(catalog, f"open_clip:local-dir:{moved}", fp32(), workers=1)
+    with pytest.raises(UserError, match="encoders can't be mixed"):
+        embed(catalog, "pixels", workers=1)
+
+
+def test_rows_that_are_no_numbers_are_rejected(make_catalog, clip_folder, tmp_path):
+    import shutil
+
+    broken = shutil.copytree(clip_folder, tmp_path / "broken")
+    state = torch.load(broken / "open_clip_pytorch_model.bin")
+    state["visual.proj"][:] = float("nan")
+    torch.save(state, broken / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"57 of 57 images .*no embedding from the encoder 57; .*0000 .*NaN or Inf"):
+        embed(make_catalog("c"), f"open_clip:local-dir:{broken}", fp32("image"), workers=1)
+
+
+def test_memory_that_runs_out_is_the_batch_size(make_catalog, clip_folder, monkeypatch):
+    def fills_the_memory(_, __, tensors):
+        if len(tensors["image"]) > 1:
+            raise torch.OutOfMemoryError("of 79 GiB")
+        return torch.zeros(1, 24)  # what the width is found by
+
+    monkeypatch.setattr(Encoder, "embed", fills_the_memory)
+    with pytest.raises(UserError, match="a batch of 8 doesn't fit into the memory of cpu: give a smaller --batch-size"):
+        embed(make_catalog("c"), f"open_clip:local-dir:{clip_folder}", fp32("image"), workers=1)
+
+
+SCRIPT = """
+import sys, time
+from tailwise import Catalog, EmbedOptions, EncoderOptions, embed
+from tailwise.stages import embed_shards
+if __name__ == "__main__":
+    folder, name, pause = sys.argv[1:]
+    write = embed_shards.Finished.write
+    def slow(self, done, rows):
+        write(self, done, rows)
+        print(done.shard.shard, flush=True)
+        time.sleep(float(pause))
+    embed_shards.Finished.write = slow
+    options = EmbedOptions("image", EncoderOptions(precision="fp32"), 8)
+    print("embedded", embed(Catalog.open(folder), name, options, workers=1).columns[0].samples)
+"""
+
+
+def test_a_killed_run_goes_on_at_the_shard_it_was_at(make_catalog, clip_folder, tree_bytes):
+    name = f"open_clip:local-dir:{clip_folder}"
+    whole, broken = make_catalog("whole"), make_catalog("broken")
+    embed(whole, name, fp32("image"), workers=1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(broken.folder), name, "60"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "0\n"  # of the first part's two shards, one is finished
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not list(broken.embedding_folder("image").glob("part-*"))
+    report = embed(broken, name, fp32("image"), workers=1)
+    assert report.columns[0].samples == SIZES[1] + SIZES[2]
+    assert report.embedded == sum(SIZES)
+    assert tree_bytes(broken.folder / "embeddings") == tree_bytes(whole.folder / "embeddings")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
+def test_several_gpus_share_the_shards(make_catalog, clip_folder):
+    name = f"open_clip:local-dir:{clip_folder}"
+    one, all_of_them = make_catalog("one"), make_catalog("all")
+    embed(one, name, fp32(device="cuda:0"), workers=2)
+    embed(all_of_them, name, fp32(device="cuda"), workers=2)
+    for column_name in ("image", "text"):
+        np.testing.assert_array_equal(column(one, column_name), column(all_of_them, column_name))
