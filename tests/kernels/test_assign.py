@@ -162,6 +162,14 @@ def test_rows_of_zeros_have_no_candidates(unit_rows, monkeypatch):
     assert most == [[0, 0, 1]]
 
 
+def test_tensors_and_chunks_as_they_come(unit_rows):
+    x, centroids = unit_rows(100, 16), unit_rows(7, 16, seed=1, dtype=np.float32)
+    expected = brute_force(x, centroids)
+    assert_same(assign(torch.from_numpy(x), torch.from_numpy(centroids), device="cpu"), expected)
+    chunks = (torch.from_numpy(x[start : start + 30]) for start in range(0, 100, 30))
+    assert_same(assign(chunks, centroids, device="cpu"), expected)
+
+
 def test_no_rows(path):
     labels, similarity = assign(np.empty((0, 4), np.float16), np.eye(4, dtype=np.float32), device="cpu")
     assert (labels.dtype, similarity.dtype, len(labels), len(similarity)) == (np.int32, np.float64, 0, 0)

@@ -46,7 +46,7 @@ def test_counts_equal_a_plain_loop(given_rows, radius, pick, tile):
         on_it = cosine(present[pick % len(present)], centroids[pick % len(centroids)])
         radius = on_it if on_it > 0 else radius
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("DEVICE_ROWS", "DEVICE_CENTROIDS", "DEVICE_CANDIDATES"):
+        for name in ("TILE_ROWS", "TILE_CENTROIDS", "DEVICE_CANDIDATES"):
             patch.setattr(density_module, name, tile)
         counts = NeighbourCounter(centroids, radius, device="cpu")(x)
     assert counts.dtype == np.int64

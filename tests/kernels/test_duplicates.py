@@ -8,6 +8,7 @@ from tailwise.kernels import duplicates, screening
 from tailwise.kernels.duplicates import (
     BELOW_ONE,
     NOTHING_EARLIER,
+    duplicate_pairs,
     duplicate_threshold,
     first_of_identical,
     greedy,
@@ -277,3 +278,27 @@ def test_devices_agree(blobs):
     np.testing.assert_array_equal(
         greedy(x, *expected, threshold, device="cuda")[0], greedy(x, *expected, threshold, device="cpu")[0]
     )
+
+
+@pytest.mark.parametrize("rule", ["greedy", "any-earlier"])
+def test_duplicate_pairs_are_those_of_the_plain_matrix(blobs, rule):
+    x = blobs(300, 24, 5, noise=0.1)
+    similarity, earlier = plain_neighbours(x)
+    threshold = duplicate_threshold(0.05)
+    rows, others, cosines = duplicate_pairs(torch.from_numpy(x), 0.05, rule=rule)
+    if rule == "greedy":
+        kept_row, found = plain_greedy(x, threshold)
+        np.testing.assert_array_equal(rows, np.flatnonzero(kept_row >= 0))
+        np.testing.assert_array_equal(others, kept_row[rows])
+        np.testing.assert_array_equal(cosines, found[rows])
+    else:
+        np.testing.assert_array_equal(rows, np.flatnonzero(similarity > threshold))
+        np.testing.assert_array_equal(others, earlier[rows])
+        np.testing.assert_array_equal(cosines, similarity[rows])
+    assert len(rows) > 10
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, 2.1, float("nan")])
+def test_an_epsilon_out_of_range_is_refused(unit_rows, epsilon):
+    with pytest.raises(ValueError, match=r"must be in \[0, 2\]"):
+        duplicate_pairs(unit_rows(3, 8), epsilon)

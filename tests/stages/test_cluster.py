@@ -108,8 +108,8 @@ def test_result_depends_on_neither_chunks_nor_threads(small_catalog, tree_bytes,
     for module in ("assign", "lloyd", "seeding"):
         monkeypatch.setattr(f"tailwise.kernels.{module}.TILE_ROWS", 19)
         monkeypatch.setattr(f"tailwise.kernels.{module}.TILE_CENTROIDS", 7)
-    monkeypatch.setattr("tailwise.kernels.density.DEVICE_ROWS", 23)
-    monkeypatch.setattr("tailwise.kernels.density.DEVICE_CENTROIDS", 5)
+    monkeypatch.setattr("tailwise.kernels.density.TILE_ROWS", 23)
+    monkeypatch.setattr("tailwise.kernels.density.TILE_CENTROIDS", 5)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

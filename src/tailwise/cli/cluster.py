@@ -33,7 +33,7 @@ def cluster(
     name: Annotated[str, typer.Option(help="Name of the clustering.")] = "main",
     column: Annotated[str, typer.Option(help="Embeddings to cluster: image or text.")] = "image",
     seed: Annotated[int, typer.Option(help="Decides the sample and the seeding.")] = 0,
-    iterations: Annotated[int, typer.Option(help="Of k-means, at most.")] = 20,
+    iterations: Annotated[int, typer.Option(help="Of k-means, at most.")] = 30,
     points_per_centroid: Annotated[
         int, typer.Option(help="Rows that k-means is fitted on, per centroid, at most.")
     ] = 1000,

@@ -6,22 +6,25 @@ the exact inner product (see grid.py), ties by the lowest index.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tailwise.kernels.grid import row_chunks, row_norms, to_grid
+from tailwise.kernels.grid import as_rows, row_chunks, row_norms, to_grid
 from tailwise.kernels.nearest import FAR, decide
 from tailwise.kernels.screening import IMPRECISE, Coded, Precision, Screen, float32_error, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
-TILE_ROWS = 512
+TILE_ROWS = 384
 TILE_CENTROIDS = 1024  # products of a tile stay in a core's caches
 MISSING = -1
-DEVICE_ROWS = DEVICE_CENTROIDS = 2048
+DEVICE_ROWS, DEVICE_CENTROIDS = 16_384, 8192  # 256 MB of scores, and work enough for a GPU
+HALF_ERROR = 2.0**-10  # a float16 product is off by at most half of it, where scores are at most 1.1; the rest is slack
+NORM_BOUND = 1.05  # of rows and centroids
 DEVICE_CANDIDATES = 1 << 18  # decided at a time on a device: bounds memory where many centroids are equally near
 NONE = -4.0  # below every inner product of unit vectors
 Lists = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -32,16 +35,16 @@ def _resolve_torch(
     x: torch.Tensor,
     centroids: torch.Tensor,
     first: int,
-    error: float,
+    error: torch.Tensor,
     labels: torch.Tensor,
     dots: torch.Tensor,
 ) -> None:
-    """The same as _resolve_rows, in torch operations, for devices."""
+    """What `nearest.decide` does, in torch operations, for devices; scores are float16, `error` float64 [n]."""
     floor = torch.maximum(scores.amax(1).double() - 2 * error, dots - error)
-    rows, columns = (scores >= floor[:, None]).nonzero(as_tuple=True)
+    rows, columns = (scores >= (floor - HALF_ERROR).to(scores.dtype)[:, None]).nonzero(as_tuple=True)
     pieces = zip(torch.split(rows, DEVICE_CANDIDATES), torch.split(columns, DEVICE_CANDIDATES), strict=True)
     exact = torch.cat([(x[row].double() * centroids[first + column].double()).sum(1) for row, column in pieces])
-    if bool(((scores[rows, columns].double() - exact).abs() > error).any()):
+    if bool(((scores[rows, columns].double() - exact).abs() > error[rows]).any()):
         raise ArithmeticError(IMPRECISE)
     best = dots.clone().scatter_reduce_(0, rows, exact, "amax")
     tied = exact == best[rows]
@@ -87,13 +90,18 @@ class Assigner:
         self.device = torch.device(resolve_device(device))
         self.centroids = to_grid(centroids)
         self.threads = threads or torch.get_num_threads()
-        self.error = float32_error(centroids.shape[1])
         if screen is None:
             centre = to_grid(self.centroids.mean(axis=0, dtype=np.float64))
             screen = Screen(centre, precision if self.device.type == "cpu" else "float32")
         self.screen = screen
         self.columns = self.screen.columns(self.centroids)
-        self._on_device = torch.from_numpy(self.centroids).to(self.device)
+
+    @functools.cached_property
+    def _on_device(self) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """The centroids on the device, in float32 and float16, and the greatest norm of what float16 rounds away."""
+        whole = torch.from_numpy(self.centroids).to(self.device)
+        half = whole.half()
+        return whole, half, float((whole - half.float()).norm(dim=1).max())
 
     def __call__(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
         """Assigns rows.
@@ -185,11 +193,16 @@ class Assigner:
         dots: npt.NDArray[np.float64],
         _: torch.Tensor,
     ) -> None:
+        centroids, half_centroids, rounded = self._on_device
         left = torch.from_numpy(x).to(self.device)
+        half = left.half()
+        error = (
+            NORM_BOUND * ((left - half.float()).norm(dim=1).double() + rounded) + HALF_ERROR + float32_error(x.shape[1])
+        )
         device_labels, device_dots = (torch.from_numpy(array).to(self.device) for array in (labels, dots))
         for first in range(0, len(self.centroids), DEVICE_CENTROIDS):
-            scores = left @ self._on_device[first : first + DEVICE_CENTROIDS].T
-            _resolve_torch(scores, left, self._on_device, first, self.error, device_labels, device_dots)
+            scores = half @ half_centroids[first : first + DEVICE_CENTROIDS].T
+            _resolve_torch(scores, left, centroids, first, error, device_labels, device_dots)
         labels[:], dots[:] = device_labels.cpu().numpy(), device_dots.cpu().numpy()
 
 
@@ -201,11 +214,33 @@ def resolve_device(device: str) -> str:
 
 
 def assign(
-    x: npt.NDArray[Any], centroids: npt.NDArray[np.float32], *, device: str = "auto", chunk_rows: int = 65_536
+    x: npt.NDArray[Any] | torch.Tensor | Iterable[npt.NDArray[Any] | torch.Tensor],
+    centroids: npt.NDArray[np.float32] | torch.Tensor,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    chunk_rows: int = 65_536,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """Nearest centroid of every row, and the cosine to it. See `Assigner`; the result doesn't depend on `chunk_rows` or `device`."""
-    assigner = Assigner(centroids, device=device)
-    pieces = [assigner(chunk) for _, chunk in row_chunks([x], chunk_rows)]
+    """Nearest centroid of every row, and the cosine to it.
+
+    Args:
+        x: [N, d], or chunks of rows as they come; float16 or float32, unit norm or zero.
+        centroids: [K, d], unit norm.
+        device: see `Assigner`.
+        threads: see `Assigner`.
+        chunk_rows: at a time; neither this nor device and threads change the result.
+
+    Returns:
+        labels: int32 [N], MISSING for rows of zeros.
+        similarity: float64 [N], 0 for rows of zeros.
+
+    Raises:
+        ValueError: a row is neither zero nor of unit norm.
+        ArithmeticError: matrix products are less precise than they should be.
+    """
+    assigner = Assigner(as_rows(centroids), device=device, threads=threads)
+    blocks = [x] if isinstance(x, (np.ndarray, torch.Tensor)) else x
+    pieces = [assigner(chunk) for block in blocks for _, chunk in row_chunks([as_rows(block)], chunk_rows)]
     if not pieces:
         return np.empty(0, np.int32), np.empty(0, np.float64)
     return np.concatenate([labels for labels, _ in pieces]), np.concatenate([similarity for _, similarity in pieces])

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tailwise.kernels.assign import DEVICE_CANDIDATES, DEVICE_CENTROIDS, DEVICE_ROWS, resolve_device
+from tailwise.kernels.assign import DEVICE_CANDIDATES, resolve_device
 from tailwise.kernels.grid import row_norms, to_grid
 from tailwise.kernels.screening import float32_error, full_precision
 
+TILE_ROWS = TILE_CENTROIDS = 2048
 RADIUS_STEP = 1e-3  # a radius that is found, not given, is a multiple of this
 STEPS = 1000
 
@@ -54,17 +55,17 @@ class NeighbourCounter:
         rows, norms = rows[norms > 0], norms[norms > 0]
         counts = torch.zeros(len(self._centroids), dtype=torch.int64, device=self.device)
         with full_precision():
-            for start in range(0, len(rows), DEVICE_ROWS):
-                tile = slice(start, start + DEVICE_ROWS)
+            for start in range(0, len(rows), TILE_ROWS):
+                tile = slice(start, start + TILE_ROWS)
                 left, scale = (torch.from_numpy(array[tile]).to(self.device) for array in (rows, norms))
-                for first in range(0, len(counts), DEVICE_CENTROIDS):
-                    counts[first : first + DEVICE_CENTROIDS] += self._count(left, scale, first)
+                for first in range(0, len(counts), TILE_CENTROIDS):
+                    counts[first : first + TILE_CENTROIDS] += self._count(left, scale, first)
         counted: npt.NDArray[np.int64] = counts.cpu().numpy()
         return counted
 
     def _count(self, left: torch.Tensor, norms: torch.Tensor, first: int) -> torch.Tensor:
         """The counts of one tile of rows for one tile of centroids."""
-        right = self._centroids[first : first + DEVICE_CENTROIDS]
+        right = self._centroids[first : first + TILE_CENTROIDS]
         excess = (left @ right.T).double() - (self.radius * norms)[:, None]
         counts = (excess > self.error).sum(0)
         rows, columns = (excess.abs() <= self.error).nonzero(as_tuple=True)

@@ -12,14 +12,14 @@ m: members of the cluster, in keep-order; d: dimension.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from tailwise.kernels.assign import resolve_device
-from tailwise.kernels.grid import row_norms, to_grid
+from tailwise.kernels.grid import as_rows, row_norms, to_grid
 from tailwise.kernels.jit import jit, jit_any_order
 from tailwise.kernels.nearest import decide_earlier
 from tailwise.kernels.screening import IMPRECISE, Coded, Screen, float32_error, full_precision, scratch_for
@@ -426,6 +426,43 @@ def _candidates(
     row, column = (index.cpu().numpy() for index in pairs)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(asked)))])
     return offsets, column, scores[pairs].cpu().numpy()
+
+
+def duplicate_pairs(
+    x: npt.NDArray[Any] | torch.Tensor,
+    epsilon: float,
+    *,
+    rule: Literal["greedy", "any-earlier"] = "greedy",
+    device: str = "auto",
+    threads: int | None = None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Which rows are duplicates of earlier ones.
+
+    Args:
+        x: [m, d], unit norm, in keep-order: an earlier row is kept rather than a later one. float32 is rounded to float16.
+        epsilon: two rows are duplicates if their cosine is above 1 − ε.
+        rule: "greedy": a row goes if it is a duplicate of one that stays; "any-earlier" (SemDeDup's): of any earlier one.
+        device: of the matrix products; the result doesn't depend on it.
+        threads: on the CPU; None for torch's number; the result doesn't depend on it.
+
+    Returns:
+        Rows that go, int64 [p] ascending; the most similar earlier row of each (under "greedy" that stays); their cosine, float64, 1 if
+        they are identical.
+
+    Raises:
+        ValueError: ε isn't in [0, 2], or a row isn't of unit norm.
+        ArithmeticError: matrix products are less precise than they should be.
+    """
+    if not 0 <= epsilon <= 2:
+        raise ValueError(f"epsilon {epsilon}: must be in [0, 2]")
+    rows = as_rows(x).astype(np.float16, copy=False)
+    threshold = duplicate_threshold(epsilon)
+    similarity, earlier = most_similar_earlier(rows, device=device, threads=threads)
+    other = np.where(similarity > threshold, earlier, -1)
+    if rule == "greedy":
+        other, similarity = greedy(rows, similarity, earlier, threshold, device=device)
+    gone = np.flatnonzero(other >= 0)
+    return gone, other[gone], similarity[gone]
 
 
 # --- pairs above a similarity, between two sets of rows -----------------------------------------------------------------

@@ -73,6 +73,14 @@ def row_norms(x: npt.NDArray[np.float32], *, first: int = 0) -> npt.NDArray[np.f
     return np.sqrt(squares)
 
 
+def as_rows(x: npt.NDArray[Any] | torch.Tensor) -> npt.NDArray[Any]:
+    """The same rows as a NumPy array; bfloat16, which NumPy hasn't, as float32."""
+    if isinstance(x, torch.Tensor):
+        x = x.detach().cpu()
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    return np.asarray(x)
+
+
 def row_chunks(blocks: Sequence[npt.NDArray[Any]], rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Cuts blocks [n_b, d] into chunks of at most `rows` rows, with the index of each chunk's first row.
 

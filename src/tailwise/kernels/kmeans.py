@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from tailwise.kernels.grid import row_chunks
+from tailwise.kernels.grid import as_rows, row_chunks
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd
 from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
@@ -55,10 +56,10 @@ def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> np
 
 
 def kmeans(
-    x: npt.NDArray[Any] | Sequence[npt.NDArray[Any]],
+    x: npt.NDArray[Any] | torch.Tensor | Iterable[npt.NDArray[Any] | torch.Tensor],
     k: int,
     *,
-    iterations: int = 20,
+    iterations: int = 30,
     seed: int = 0,
     tolerance: float = 1e-5,
     device: str = "auto",
@@ -90,7 +91,7 @@ def kmeans(
     """
     if k < 1:
         raise ValueError(f"k = {k}: must be at least 1")
-    blocks = [x] if isinstance(x, np.ndarray) else x
+    blocks = [as_rows(x)] if isinstance(x, (np.ndarray, torch.Tensor)) else [as_rows(block) for block in x]
     sample = _seeding_sample(blocks, k, seed)
     if not len(sample):
         raise TooFewDistinctRowsError(0, k)

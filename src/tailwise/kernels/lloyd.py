@@ -13,6 +13,7 @@ import torch
 from tailwise.kernels.assign import (
     MISSING,
     NONE,
+    NORM_BOUND,
     TILE_CENTROIDS,
     TILE_ROWS,
     Assigner,
@@ -28,7 +29,6 @@ from tailwise.kernels.threads import run_tiles
 
 CHUNK_ROWS = 65_536
 CARRY_BYTES = 512 << 20
-NORM_BOUND = 1.05  # of rows
 LIST = 16  # centroids that a row keeps an eye on
 LISTED_BYTES = LIST * 8 + 28  # a row
 CODED_BYTES = 28  # a row, and its codes

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tailwise.kernels.jit import jit_any_order
 
-GROUPS = 128  # of columns, k ≡ g: a group's greatest score is known before any of its scores is looked at
+GROUPS = 64  # of columns, k ≡ g: a group's greatest score is known before any of its scores is looked at
 UP = np.float32(2.0**-20)  # added to a bound that was rounded to float32
 FAR = np.float32(-8)  # below every score
 

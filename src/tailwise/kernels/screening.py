@@ -269,7 +269,22 @@ def _multiplies_int8_exactly() -> bool:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Keeps matrix products in float32, whatever the user allows elsewhere: TF32 or bfloat16 would break the screening's error bound."""
+    """Keeps matrix products as precise as they should be, whatever the user allows elsewhere.
+
+    TF32 or bfloat16 in place of float32, or sums in float16, would break the screening's error bounds.
+    """
+    cuda = torch.backends.cuda.matmul
+    before = cuda.allow_fp16_reduced_precision_reduction
+    cuda.allow_fp16_reduced_precision_reduction = False
+    try:
+        with _full_float32():
+            yield
+    finally:
+        cuda.allow_fp16_reduced_precision_reduction = before
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
     if not hasattr(torch.backends, "fp32_precision"):  # torch < 2.9
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")

@@ -29,23 +29,25 @@ from tailwise.catalog.files import (
     write_table,
 )
 from tailwise.errors import UserError
-from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner
+from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner, resolve_device
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.density import NeighbourCounter, radius_that_holds, similarity_steps
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.kmeans import SEEDING_ROWS_PER_CENTROID, chosen_rows, kmeans
-from tailwise.kernels.lloyd import to_similarity_units
+from tailwise.kernels.lloyd import CARRY_BYTES, to_similarity_units
 from tailwise.kernels.ranks import appearance_ranks
-from tailwise.kernels.seeding import TooFewDistinctRowsError
+from tailwise.kernels.screening import faster_precision
+from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
 from tailwise.progress import Track, silent
 
-ITERATIONS = 20
+ITERATIONS = 30
 POINTS_PER_CENTROID = 1000
 COLLAPSED_SHARE = 0.5
 RADIUS_SHARE = 0.95  # of the samples lie within the radius that "auto" finds of their own centroid
-CHUNK_ROWS = 16_384
+CHUNK_ROWS = 65_536
 DENSITY_FOLDER = "density"
+RUNTIME_BYTES = 400 << 20  # Python, torch and compiled loops
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def cluster(
     check_device(device)
     blocks = catalog.embedding_parts(column, snapshot)
     _check(clusters, merge, density, iterations, points_per_centroid, snapshot)
-    _check_memory(clusters, blocks[0].shape[1], max_memory_bytes)
+    carry = _memory_to_carry(clusters, blocks[0].shape[1], max_memory_bytes)
     config = {
         "clusters": clusters,
         "merge": merge,
@@ -126,7 +128,7 @@ def cluster(
     with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
         if not artifact.done:
             stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, force, track)
-            stage.fit(clusters, merge, seed, iterations, points_per_centroid)
+            stage.fit(clusters, merge, seed, iterations, points_per_centroid, carry)
             stage.assign()
             stage.describe(clusters, density)
     return load_clustering(catalog, name)
@@ -221,16 +223,24 @@ def check_device(device: str) -> None:
         raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices here; use auto or cpu")
 
 
-def _check_memory(clusters: int, dimension: int, max_memory_bytes: int) -> None:
-    centroids = clusters * dimension * (4 * 4 + 2 * 8)  # float32: old, new, on the device, tilted; float64: sums, means
-    seeding = SEEDING_ROWS_PER_CENTROID * clusters * (dimension * (2 + 4 + 4) + 32)
-    chunks = CHUNK_ROWS * dimension * (2 + 4 + 4 + 8) + TILE_ROWS * TILE_CENTROIDS * 8
-    need = centroids + max(seeding, chunks) + (400 << 20)
-    if need > max_memory_bytes:
+def _memory_to_carry(clusters: int, dimension: int, max_memory_bytes: int) -> int:
+    """What k-means may carry from one iteration to the next beside all that it needs.
+
+    Raises:
+        UserError: there isn't enough memory without that.
+    """
+    # float32: four generations of centroids, twice as many while seeding; float64: three sums; int8: codes.
+    centroids = OVERSAMPLING * clusters * dimension * (4 * 4 + 3 * 8 + 1)
+    seeding = SEEDING_ROWS_PER_CENTROID * clusters * (dimension * (2 + 1 + 1) + 220)  # float16, and codes twice
+    tiles = torch.get_num_threads() * 4 * TILE_ROWS * (TILE_CENTROIDS + 3 * dimension)
+    chunks = CHUNK_ROWS * dimension * (2 + 4)
+    left = max_memory_bytes - centroids - seeding - tiles - chunks - RUNTIME_BYTES
+    if left < 0:
         raise UserError(
-            f"{clusters:,} clusters of {dimension} dimensions need about {need / 1e9:.3g} GB, --max-memory allows "
+            f"{clusters:,} clusters of {dimension} dimensions need about {(max_memory_bytes - left) / 1e9:.3g} GB, --max-memory allows "
             f"{max_memory_bytes / 1e9:.3g} GB: raise it, or ask for fewer clusters"
         )
+    return min(left, CARRY_BYTES)
 
 
 class _ClusterStage:
@@ -252,12 +262,13 @@ class _ClusterStage:
         self.device, self.force, self.track = device, force, track
         self.parts = catalog.parts(snapshot)
 
-    def fit(self, clusters: int, merge: float | None, seed: int, iterations: int, points: int) -> None:
+    def fit(self, clusters: int, merge: float | None, seed: int, iterations: int, points: int, carry: int) -> None:
         """Writes centroids.npy and the course of the fit."""
         if self.artifact.path("centroids.npy").exists():
             return
         training = self._training_rows(points * clusters, seed)
-        progress = iter(self.track(range(iterations), "k-means", iterations))
+        made_by = f"{faster_precision()} products" if resolve_device(self.device) == "cpu" else self.device
+        progress = iter(self.track(range(iterations), f"k-means, {made_by}", iterations))
         try:
             result = kmeans(
                 training,
@@ -265,6 +276,7 @@ class _ClusterStage:
                 iterations=iterations,
                 seed=seed,
                 device=self.device,
+                carry_bytes=carry,
                 on_iteration=lambda *_: _step(progress),
             )
         except TooFewDistinctRowsError as error:
