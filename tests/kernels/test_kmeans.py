@@ -7,6 +7,7 @@ from sklearn.cluster import KMeans
 from tailwise.kernels import kmeans as kmeans_module
 from tailwise.kernels import lloyd as lloyd_module
 from tailwise.kernels import screening
+from tailwise.kernels import seeding as seeding_module
 from tailwise.kernels.assign import assign
 from tailwise.kernels.grid import GRID, SIMILARITY_UNIT, to_grid, unit_rows_on_grid
 from tailwise.kernels.keyed import stream_key
@@ -56,6 +57,18 @@ def test_chunks_and_threads_change_nothing(reference_fit, chunk_rows, threads):
     )
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_seeding_does_not_depend_on_the_products(unit_rows, monkeypatch, seed):
+    if not screening._multiplies_int8_exactly():
+        pytest.skip("this processor, or this torch, has no exact int8 products")
+    x, seeds = unit_rows(700, 48, seed=seed), []
+    for precision in ("int8", "float32"):
+        for module in (screening, seeding_module):
+            monkeypatch.setattr(module, "faster_precision", lambda precision=precision: precision)
+        seeds.append(seed_centroids(x, 90, seed=seed, device="cpu"))
+    np.testing.assert_array_equal(*seeds)
+
+
 @pytest.fixture(scope="module")
 def long_fit(blobs):
     """A fit that compares all rows with all centroids in every iteration, in float32."""
@@ -63,6 +76,7 @@ def long_fit(blobs):
     x[[7, 2000]] = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(screening, "faster_precision", lambda: "float32")
+        seed_with(patch, unit_rows_on_grid(x[100:250].astype(np.float64)))  # far from where it ends
         return x, kmeans(x, 150, iterations=14, seed=1, tolerance=-1.0, device="cpu", carry_bytes=0)
 
 
@@ -86,7 +100,16 @@ def test_what_is_carried_changes_nothing(long_fit, monkeypatch, precision, carri
 
     for name in calls:
         counted(name)
+    memory_for = screening.Coded.memory_for
+
+    def full_of_rubbish(*arguments):
+        made = memory_for(*arguments)
+        made.codes.fill_(77)
+        return made
+
+    monkeypatch.setattr(screening.Coded, "memory_for", full_of_rubbish)
     x, expected = long_fit
+    seed_with(monkeypatch, unit_rows_on_grid(x[100:250].astype(np.float64)))
     carry = carried * lloyd_module.LISTED_BYTES + coded * (lloyd_module.CODED_BYTES + x.shape[1])
     # Lists are made as soon as there is a drift, and every centroid but the slowest half may be a mover: that all is used, and often.
     monkeypatch.setattr(lloyd_module, "LIST_REACH", 2.0)
@@ -159,7 +182,7 @@ def test_the_objective_never_falls(blobs, count, dimension, k, seed):
 def test_the_fit_beats_its_seeding_and_random_rows(blobs):
     x = blobs(4000, 32, 60, noise=0.4)
     fit = kmeans(x, 60, iterations=15, device="cpu")
-    assert mean_cosine(x, fit.centroids) > fit.objective[0] + 0.005
+    assert mean_cosine(x, fit.centroids) > fit.objective[0]
     rng = np.random.default_rng(0)
     for _ in range(5):
         picked = unit_rows_on_grid(x[rng.choice(len(x), 60, replace=False)].astype(np.float64))

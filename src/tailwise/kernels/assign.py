@@ -86,9 +86,13 @@ class Assigner:
             threads: on the CPU; None for torch's number. Results don't depend on it.
             precision: of the screening on the CPU; None for the faster one. Results don't depend on it.
             screen: to code rows with, if it is there already; None for one about the centroids' mean.
+
+        Raises:
+            ValueError: a centroid is neither zero nor of unit norm.
         """
         self.device = torch.device(resolve_device(device))
         self.centroids = to_grid(centroids)
+        row_norms(self.centroids)
         self.threads = threads or torch.get_num_threads()
         if screen is None:
             centre = to_grid(self.centroids.mean(axis=0, dtype=np.float64))

@@ -182,12 +182,13 @@ def most_similar_earlier(
     first = first_of_identical(x)
     distinct = np.flatnonzero(first == np.arange(len(x)))
     start = int(np.searchsorted(distinct, judged_from))
+    unlike = x if len(distinct) == len(x) else x[distinct]
     if not len(distinct):
         best, at = np.empty(0), np.empty(0, np.int64)
     elif resolve_device(device) == "cpu":
-        best, at = _most_similar_on_cpu(x[distinct], start, threads or torch.get_num_threads())
+        best, at = _most_similar_on_cpu(unlike, start, threads or torch.get_num_threads())
     else:
-        best, at = _most_similar_on_device(_Rows(x[distinct], device), start)
+        best, at = _most_similar_on_device(_Rows(unlike, device), start)
     similarity, earlier = np.full(len(x), NOTHING_EARLIER), np.full(len(x), -1, np.int64)
     found = np.flatnonzero(at >= 0)
     similarity[distinct[found]], earlier[distinct[found]] = best[found], distinct[at[found]]
@@ -212,7 +213,7 @@ def _most_similar_on_cpu(
         tile = slice(first, min(first + SMALL, count))
         rows[tile] = to_grid(x[tile])
         norms[tile] = row_norms(rows[tile], first=first)
-        codes.put(tile, screen.rows(rows[tile] / np.maximum(norms[tile], 0.5).astype(np.float32)[:, None]))
+        codes.put(tile, screen.rows(rows[tile], (1 / np.maximum(norms[tile], 0.5)).astype(np.float32)))
 
     def compare(first_row: int, scratch: torch.Tensor) -> None:
         stop = min(first_row + height, count)
@@ -404,7 +405,7 @@ def greedy(
         norms = np.empty(0) if rows is None else rows.norms
         fine = _walk(
             *(start, stop, threshold, judged_from, similarity, earlier, grid, norms, place, offsets, others, scores),
-            *(float32_error(x.shape[1]), heirs, kept, kept_row, found),
+            *(float32_error(x.shape[1] + 2), heirs, kept, kept_row, found),
         )
         if not fine:
             raise ArithmeticError(IMPRECISE)

@@ -43,9 +43,20 @@ def _round_to_grid(x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> 
 
 def unit_rows_on_grid(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Scales float64 rows [n, d] to unit norm and rounds them to the grid; rows of zeros stay."""
-    wide = np.ascontiguousarray(x, dtype=np.float64)
-    norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-    return to_grid(wide / np.where(norms > 0, norms, 1.0)[:, None])
+    rounded = np.empty(x.shape, np.float32)
+    _unit_rows(np.ascontiguousarray(x, dtype=np.float64), rounded)
+    return rounded
+
+
+@jit  # sums in the order of the coordinates: the same on every processor
+def _unit_rows(x: npt.NDArray[np.float64], out: npt.NDArray[np.float32]) -> None:
+    for row in range(x.shape[0]):
+        total = 0.0
+        for axis in range(x.shape[1]):
+            total += x[row, axis] * x[row, axis]
+        norm = np.sqrt(total) if total > 0 else 1.0
+        for axis in range(x.shape[1]):
+            out[row, axis] = np.float32(np.rint(x[row, axis] / norm * (1 / GRID)) * GRID)
 
 
 @jit_any_order  # squares of grid values are multiples of 2⁻⁴⁸ and sum up to about 1: exact in any order
@@ -78,7 +89,7 @@ def as_rows(x: npt.NDArray[Any] | torch.Tensor) -> npt.NDArray[Any]:
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu()
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-    return np.asarray(x)
+    return x if isinstance(x, np.ndarray) else np.asarray(x)  # a memory map stays one: its pages are given back
 
 
 def row_chunks(blocks: Sequence[npt.NDArray[Any]], rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:

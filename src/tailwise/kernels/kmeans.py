@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tailwise.kernels.grid import as_rows, row_chunks
+from tailwise.kernels.grid import as_rows, row_chunks, to_grid
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd
 from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
 
 SEEDING_ROWS_PER_CENTROID = 16
+SEEDING_ROWS = 32_768
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,16 @@ def chosen_rows(first: int, count: int, share: float, key: np.uint64) -> npt.NDA
 
 
 def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> npt.NDArray[Any]:
-    """A sixteenth of the rows, but 4 to 16 a centroid, all rows if there are few; without rows of zeros."""
+    """A sixteenth of the rows, but 4 to 16 a centroid, and at least SEEDING_ROWS if there are so many; without rows of zeros."""
     total = sum(len(block) for block in blocks)
-    wanted = min(max(total // 16, 4 * k, 4096), SEEDING_ROWS_PER_CENTROID * k)
+    wanted = max(min(max(total // 16, 4 * k), SEEDING_ROWS_PER_CENTROID * k), SEEDING_ROWS)
     share = wanted / max(total, 1)
     key = stream_key(seed, "seeding sample")
     while True:
         kept = []
         for first, chunk in row_chunks(blocks, CHUNK_ROWS):
             rows = chunk[chosen_rows(first, len(chunk), share, key)]
-            kept.append(rows[rows.any(axis=1)])
+            kept.append(rows[to_grid(rows).any(axis=1)])
         present: npt.NDArray[Any] = np.concatenate(kept) if kept else np.empty((0, 1))
         if share >= 1 or len(present) >= 0.9 * wanted:
             return present
@@ -95,7 +96,8 @@ def kmeans(
     sample = _seeding_sample(blocks, k, seed)
     if not len(sample):
         raise TooFewDistinctRowsError(0, k)
-    centroids = seed_centroids(sample, k, seed=seed, device=device, threads=threads)
+    centroids = seed_centroids(sample, k, seed=seed, device=device, threads=threads, carry_bytes=carry_bytes)
+    del sample
     lloyd = Lloyd(blocks, k, device=device, threads=threads, rows=chunk_rows or CHUNK_ROWS, carry_bytes=carry_bytes)
     objective: list[float] = []
     for iteration in range(iterations):

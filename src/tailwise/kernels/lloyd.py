@@ -31,7 +31,7 @@ CHUNK_ROWS = 65_536
 CARRY_BYTES = 512 << 20
 LIST = 16  # centroids that a row keeps an eye on
 LISTED_BYTES = LIST * 8 + 28  # a row
-CODED_BYTES = 28  # a row, and its codes
+CODED_BYTES = 28  # a row, beside its codes
 WINDOW_ROWS = 256
 LIST_REACH = 0.7
 MOVER_SHARES = (0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
@@ -127,6 +127,7 @@ class Lloyd:
         self._lists, self._norms = no_lists(self._carried, LIST), np.empty(self._carried)
         room = (carry_bytes - self._carried * LISTED_BYTES) // (CODED_BYTES + self._shape[1])
         self._coded = Coded.memory_for(min(self._carried, room), self._shape[1], "int8")
+        self.sums = np.zeros(self._shape)  # of each cluster's members, in the last iteration
         self._members = Sums(*self._shape)  # of the rows that are carried
         self._centroids = np.empty((0, self._shape[1]), np.float32)
         self._listing = False  # whether lists were made in the last iteration
@@ -190,6 +191,8 @@ class Lloyd:
         some = slice(None, None, max(1, self._carried // 4096))
         present = self._labels[some] >= 0
         margins = (self._dots[some] - self._lists[3][some])[present]
+        if not margins.size:
+            return False
         order = np.argsort(-self._drift, kind="stable")
         count = len(order)
         all_with_all = float(count + COMPARING)
@@ -250,12 +253,14 @@ class Lloyd:
     def _code(self, x: npt.NDArray[np.float32], at: slice | npt.NDArray[np.int64]) -> Coded:
         """The rows' codes, which are made in the first iteration where there is memory for them."""
         last = at.stop if isinstance(at, slice) else int(at[-1]) + 1
-        if last > len(self._coded.scale) or self._screen.precision == "float32":
-            return self._screen.rows(x)
-        if self._first_time:
+        room = len(self._coded.scale)
+        if self._first_time and isinstance(at, slice) and self._screen.precision == "int8":
             made = self._screen.rows(x)
-            self._coded.put(at, made)
+            if at.start < room:
+                self._coded.put(slice(at.start, min(at.stop, room)), made[: room - at.start])
             return made
+        if last > room or self._screen.precision == "float32":
+            return self._screen.rows(x)
         return self._coded[at]
 
     def _look_through(self, x: npt.NDArray[np.float32], at: slice, scratch: torch.Tensor) -> None:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ import torch
 
 from tailwise.kernels.jit import jit_any_order
 from tailwise.kernels.keyed import hash_range, stream_key
-from tailwise.kernels.threads import run_tiles
+from tailwise.kernels.threads import Shared, run_tiles
 
 Precision = Literal["int8", "float32"]
 Floats = npt.NDArray[np.float32]
@@ -103,16 +102,19 @@ class Screen:
             np.float32
         )
 
-    def rows(self, x: Floats) -> Coded:
-        """Codes of rows, float32 [n, d], of norm ≤ 1.05."""
+    def rows(self, x: Floats, factors: Floats | None = None) -> Coded:
+        """Codes of rows, float32 [n, d], times factors [n]; then of norm ≤ 1.05."""
         count = len(x)
         scale, errors, lengths = np.ones(count, np.float32), np.zeros(count, np.float32), np.ones(count, np.float32)
         if self.precision == "float32":
-            return Coded(torch.from_numpy(x), scale, np.zeros(count), errors, lengths)
+            codes32 = x if factors is None else x * factors[:, None]
+            return Coded(torch.from_numpy(codes32), scale, np.zeros(count), errors, lengths)
+        if factors is None:
+            factors = np.ones(count, np.float32)
         codes, offset = np.zeros((_padded(count, torch.int8), x.shape[1]), np.int8), np.empty(count)
-        _quantise(x, self._centre, self._signs, codes, scale, errors, lengths)
+        _quantise(x, factors, self._centre, self._signs, codes, scale, errors, lengths)
         _inner_products(x, self._centre, offset)
-        return Coded(torch.from_numpy(codes), scale, offset, errors, lengths)
+        return Coded(torch.from_numpy(codes), scale, offset * factors, errors, lengths)
 
     def columns(self, x: Floats) -> Coded:
         """Codes of columns, likewise."""
@@ -174,6 +176,7 @@ def _padded(count: int, dtype: torch.dtype) -> int:
 @jit_any_order  # sums of grid values are exact in any order; the rotation and the errors' norms are covered by the slack
 def _quantise(  # noqa: PLR0912  (one loop over a row, compiled)
     x: Floats,
+    factors: Floats,
     centre: Floats,
     signs: Floats,
     codes: npt.NDArray[np.int8],
@@ -193,7 +196,7 @@ def _quantise(  # noqa: PLR0912  (one loop over a row, compiled)
     tops = np.empty(_LANES, np.float32)
     for row in range(rows):
         for axis in range(dimension):
-            value[axis] = (x[row, axis] - centre[axis]) * signs[axis] * gain
+            value[axis] = (x[row, axis] * factors[row] - centre[axis]) * signs[axis] * gain
         half = _LANES
         while half < block:  # the fast Walsh-Hadamard transform of every 16th coordinate
             for first in range(0, dimension, 2 * half):
@@ -224,7 +227,7 @@ def _quantise(  # noqa: PLR0912  (one loop over a row, compiled)
         scale[row], errors[row], lengths[row] = step, np.sqrt(error), np.sqrt(length)
 
 
-@jit_any_order  # exact in any order
+@jit_any_order  # exact in any order for grid rows; covered by the slack for others
 def _inner_products(x: Floats, vector: Floats, out: npt.NDArray[np.float64]) -> None:
     for row in range(x.shape[0]):
         total = 0.0
@@ -267,41 +270,30 @@ def _multiplies_int8_exactly() -> bool:
     return torch.equal(found, (worst.long() @ worst.long().T).int())
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Keeps matrix products as precise as they should be, whatever the user allows elsewhere.
-
-    TF32 or bfloat16 in place of float32, or sums in float16, would break the screening's error bounds.
-    """
-    cuda = torch.backends.cuda.matmul
-    before = cuda.allow_fp16_reduced_precision_reduction
-    cuda.allow_fp16_reduced_precision_reduction = False
-    try:
-        with _full_float32():
-            yield
-    finally:
-        cuda.allow_fp16_reduced_precision_reduction = before
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    if not hasattr(torch.backends, "fp32_precision"):  # torch < 2.9
-        before = torch.get_float32_matmul_precision()
+def _demand_precision() -> Callable[[], None]:
+    """TF32 or bfloat16 in place of float32, or sums in float16, would break the screening's error bounds."""
+    matmul = torch.backends.cuda.matmul
+    wanted: list[tuple[Any, str, Any]] = [(matmul, "allow_fp16_reduced_precision_reduction", False)]
+    if hasattr(matmul, "allow_fp16_accumulation"):
+        wanted.append((matmul, "allow_fp16_accumulation", False))
+    if hasattr(torch.backends, "fp32_precision"):  # the older switch can't be read once these were set
+        wanted += [(matmul, "fp32_precision", "ieee"), (torch.backends.mkldnn.matmul, "fp32_precision", "ieee")]  # type: ignore[attr-defined]
+        older = None
+    else:  # torch < 2.9
+        older = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
-    backends = (
-        torch.backends.cuda.matmul,
-        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-    )  # the older switch can't be read once these were set
-    precisions = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in zip(backends, precisions, strict=True):
-            backend.fp32_precision = precision
+    before = [getattr(place, name) for place, name, _ in wanted]
+    for place, name, value in wanted:
+        setattr(place, name, value)
+
+    def restore() -> None:
+        for (place, name, _), value in zip(wanted, before, strict=True):
+            setattr(place, name, value)
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+
+    return restore
+
+
+full_precision = Shared(_demand_precision)
+"""Keeps matrix products as precise as they should be, whatever the user allows elsewhere."""

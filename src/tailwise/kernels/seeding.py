@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,15 @@ from tailwise.kernels.assign import MISSING, NONE, TILE_CENTROIDS, TILE_ROWS, As
 from tailwise.kernels.grid import row_chunks, row_norms, to_grid, unit_rows_on_grid
 from tailwise.kernels.jit import jit
 from tailwise.kernels.keyed import random_below, stream_key
-from tailwise.kernels.lloyd import CHUNK_ROWS, LIST, WINDOW_ROWS, Lloyd, reach_of_lists, to_similarity_units
+from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, LIST, Lloyd, to_similarity_units
 from tailwise.kernels.nearest import decide
-from tailwise.kernels.screening import IMPRECISE, Coded, Screen, full_precision, scratch_for
+from tailwise.kernels.screening import IMPRECISE, PAD, Coded, Screen, faster_precision, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
 OVERSAMPLING = 2
+SEEK_ROWS = 384
 ROUND_SHARE = 4  # a round draws a quarter as many rows as there are already
-SEEDING_ITERATIONS = 1  # with all that were drawn, and again with k: more gain nothing
+SEEDING_ITERATIONS = 2  # with all that were drawn, and again with k
 _SAME = 2.0**-22  # rows nearer than this to a centroid count as equal to it
 
 
@@ -37,9 +39,9 @@ def seed_centroids(
     k: int,
     *,
     seed: int,
-    iterations: int = SEEDING_ITERATIONS,
     device: str = "auto",
     threads: int | None = None,
+    carry_bytes: int = CARRY_BYTES,
 ) -> npt.NDArray[np.float32]:
     """k-means++ (Arthur, Vassilvitskii 2007) in rounds, each of which draws a quarter as many rows as were drawn before; then k-means.
 
@@ -50,9 +52,9 @@ def seed_centroids(
         x: [n, d], unit norm.
         k: number of centroids.
         seed: decides the draw.
-        iterations: of k-means over these rows, which are far fewer than the fit's own.
         device: see `Assigner`.
         threads: see `Assigner`.
+        carry_bytes: see `Lloyd`.
 
     Returns:
         float32 [k, d] on the grid.
@@ -81,12 +83,15 @@ def seed_centroids(
         fresh = [fresh[at] for at in sorted(np.unique(x[fresh], axis=0, return_index=True)[1])]  # duplicates count once
         rows = rows + fresh
     centroids = _seed_rows(x, rows)
+    del nearest
     for count in (len(rows), k):
-        lloyd = Lloyd([x], count, device=device, threads=threads)
-        for _ in range(iterations):
+        lloyd = Lloyd([x], count, device=device, threads=threads, carry_bytes=carry_bytes)
+        for _ in range(SEEDING_ITERATIONS):
             centroids, _ = lloyd.update(centroids)
+        sums = lloyd.sums
+        del lloyd
         if count > k:
-            centroids = _merged(lloyd.sums, k, threads)
+            centroids = _merged(sums, k, threads)
     return centroids
 
 
@@ -97,6 +102,8 @@ def _merged(sums: npt.NDArray[np.float64], k: int, threads: int | None) -> npt.N
     and j costs ‖s_i‖ + ‖s_j‖ − ‖s_i + s_j‖. Pairs are sought among near neighbours. At a time, disjoint pairs are merged that are among
     as many of the cheapest as are to be merged in all.
     """
+    lost = np.flatnonzero(~sums.any(axis=1))[: max(len(sums) - k, 0)]
+    sums = np.delete(sums, lost, axis=0)
     while len(sums) > k:
         first, second = _near_pairs(unit_rows_on_grid(sums), threads)
         cost = np.empty(len(first))
@@ -131,27 +138,58 @@ def _merging_costs(
 def _near_pairs(
     centroids: npt.NDArray[np.float32], threads: int | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pairs of centroids near one another, each once: int64 [p] twice, the first below the second; at least one."""
-    assigner = Assigner(centroids, device="cpu", threads=threads)
-    window = reach_of_lists(centroids[:WINDOW_ROWS], centroids)
-    pairs: dict[int, npt.NDArray[np.int64]] = {}
+    """Pairs of centroids near one another, each once: int64 [p] twice, the first below the second.
+
+    Which pairs these are decides the seeding. So they are sought by products of codes that are whole numbers: exact in int8 as in float32,
+    hence the same on every machine.
+    """
+    count, dimension = centroids.shape
+    steps = min(127, math.isqrt((1 << 24) // dimension))  # sums that float32 holds exactly
+    whole = np.zeros((-(-count // PAD) * PAD, dimension), np.int8)
+    whole[:count] = np.rint(centroids * (np.float64(steps) / np.abs(centroids).max()))
+    precision = faster_precision()
+    codes = torch.from_numpy(whole) if precision == "int8" else torch.from_numpy(whole).float()
+    slots = min(LIST, count)
+    near = np.empty((count, slots), np.int32)
 
     def work(start: int, scratch: torch.Tensor) -> None:
-        x = centroids[start : start + TILE_ROWS]
-        labels, dots, lists = np.full(len(x), MISSING, np.int32), np.full(len(x), NONE), no_lists(len(x), LIST)
-        assigner.decide(assigner.screen.rows(x), x, labels, dots, scratch, window, lists)
-        rows, slots = (np.arange(LIST) < lists[0][:, None]).nonzero()
-        one, other = start + rows, lists[1][rows, slots].astype(np.int64)
-        pairs[start] = np.minimum(one, other) * len(centroids) + np.maximum(one, other)
+        tile = near[start : start + SEEK_ROWS]
+        greatest = np.full(tile.shape, np.iinfo(np.int32).min, np.int32)
+        for first in range(0, count, TILE_CENTROIDS):
+            left, right = codes[start : start + SEEK_ROWS], codes[first : first + TILE_CENTROIDS]
+            out = scratch[: len(left) * len(right)].view(len(left), len(right))
+            products = (torch._int_mm if precision == "int8" else torch.mm)(left, right.T, out=out)
+            _keep_greatest(products.numpy(), first, min(TILE_CENTROIDS, count - first), greatest, tile)
 
-    starts = range(0, len(centroids), TILE_ROWS)
     with full_precision():
-        run_tiles(work, starts, assigner.threads, lambda: assigner.scratch(min(TILE_ROWS, len(centroids))))
-    first, second = np.divmod(np.unique(np.concatenate([pairs[start] for start in starts])), len(centroids))
-    different = first != second
-    if not different.any():  # all lie further apart than a list reaches
-        return np.array([0]), np.array([1])
-    return first[different], second[different]
+        run_tiles(
+            work,
+            range(0, count, SEEK_ROWS),
+            threads or torch.get_num_threads(),
+            lambda: scratch_for(precision, SEEK_ROWS, TILE_CENTROIDS),
+        )
+    one, other = np.repeat(np.arange(count), slots), near.ravel().astype(np.int64)
+    pairs = np.unique(np.minimum(one, other) * count + np.maximum(one, other))
+    first, second = np.divmod(pairs, count)
+    return first[first != second], second[first != second]
+
+
+@jit
+def _keep_greatest(
+    products: npt.NDArray[Any], first: int, count: int, greatest: npt.NDArray[np.int32], near: npt.NDArray[np.int32]
+) -> None:
+    """Keeps each row's greatest products, in descending order, ties by the lowest column."""
+    slots = greatest.shape[1]
+    for row in range(near.shape[0]):
+        for column in range(count):
+            product = np.int32(products[row, column])
+            if product <= greatest[row, slots - 1]:
+                continue
+            slot = slots - 1
+            while slot > 0 and greatest[row, slot - 1] < product:
+                greatest[row, slot], near[row, slot] = greatest[row, slot - 1], near[row, slot - 1]
+                slot -= 1
+            greatest[row, slot], near[row, slot] = product, first + column
 
 
 class _NearestSeed:

@@ -34,7 +34,7 @@ from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.density import NeighbourCounter, radius_that_holds, similarity_steps
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
 from tailwise.kernels.keyed import stream_key
-from tailwise.kernels.kmeans import SEEDING_ROWS_PER_CENTROID, chosen_rows, kmeans
+from tailwise.kernels.kmeans import SEEDING_ROWS, SEEDING_ROWS_PER_CENTROID, chosen_rows, kmeans
 from tailwise.kernels.lloyd import CARRY_BYTES, to_similarity_units
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.kernels.screening import faster_precision
@@ -229,9 +229,11 @@ def _memory_to_carry(clusters: int, dimension: int, max_memory_bytes: int) -> in
     Raises:
         UserError: there isn't enough memory without that.
     """
-    # float32: four generations of centroids, twice as many while seeding; float64: three sums; int8: codes.
-    centroids = OVERSAMPLING * clusters * dimension * (4 * 4 + 3 * 8 + 1)
-    seeding = SEEDING_ROWS_PER_CENTROID * clusters * (dimension * (2 + 1 + 1) + 220)  # float16, and codes twice
+    # float32: four generations of centroids, twice as many while seeding; float64: sums, and what is made of them; int8: codes.
+    centroids = OVERSAMPLING * clusters * dimension * 72
+    seeding = max(SEEDING_ROWS, SEEDING_ROWS_PER_CENTROID * clusters) * (
+        dimension * (2 + 1 + 1) + 220
+    )  # float16, and codes twice
     tiles = torch.get_num_threads() * 4 * TILE_ROWS * (TILE_CENTROIDS + 3 * dimension)
     chunks = CHUNK_ROWS * dimension * (2 + 4)
     left = max_memory_bytes - centroids - seeding - tiles - chunks - RUNTIME_BYTES
@@ -286,7 +288,9 @@ class _ClusterStage:
                     f"{sum(map(len, training)):,} that k-means is fitted on: ask for fewer (--clusters), check the embeddings, "
                     "raise --points-per-centroid, or take that many with --force"
                 ) from error
-            result = kmeans(training, error.distinct, iterations=iterations, seed=seed, device=self.device)
+            result = kmeans(
+                training, error.distinct, iterations=iterations, seed=seed, device=self.device, carry_bytes=carry
+            )
         finally:
             for _ in progress:  # ends the bar
                 pass
