@@ -12,7 +12,7 @@ import yaml
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.files import write_json
-from tailwise.cli.run import STEPS, _check_names, _prepare, _with_settings
+from tailwise.cli.run import STEPS, _check_names, _placed, _prepare, _with_settings
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.recipes.pipeline import Step, load_pipeline, pipeline_names
@@ -111,7 +111,12 @@ def test_the_commands_are_those_that_a_user_would_type(recipe):
     ("step", "message"),
     [
         ({"clustr": {}}, "step 'clustr' is none: did you mean 'cluster'"),
-        ({"train": {}}, "step 'train' is none"),
+        ({"status": {}}, "step 'status' is none"),
+        ({"train": {"name": "p", "epoch": 5}}, "step train:p has 'epoch', which means nothing: did you mean 'epochs'"),
+        (
+            {"train": {"name": "p", "open-clip": "--lr 1"}},
+            "step train:p: open-clip is '--lr 1': must be names and values",
+        ),
         ({"cluster": {"clustrs": 5}}, "step cluster has 'clustrs', which means nothing: did you mean 'clusters'"),
         ({"cluster": {"clusters": "many"}}, "step cluster: .*--clusters"),
         ({"plan": {"name": "p", "method": "flat", "dynamic": 3}}, "step plan:p: dynamic is 3: must be true or false"),
@@ -160,16 +165,37 @@ def test_settings_change_one_step():
 
 
 def test_shipped_recipes_state_their_source_and_are_made_of_valid_commands():
-    assert set(pipeline_names()) == {"dbp-laion", "dbp-datacomp-medium", "dynamics"}
+    assert set(pipeline_names()) == {"bootstrap", "dbp-laion", "dbp-datacomp-medium", "dynamics"}
     for name in pipeline_names():
         pipeline = load_pipeline(name)
         assert "arXiv" in pipeline.source
         assert "measured by" in pipeline.expect
-        for step in pipeline.steps:
+        steps = [_placed(step, Path("out")) for step in pipeline.steps]
+        for step in steps:
             assert step.command in STEPS
             item = _prepare(step, Path("cat"), ["tars"], Path("out"), 2)
-            assert ("--workers" in item.arguments) == (step.command == "import")
-        _check_names(pipeline.steps, Path("cat"))
+            assert ("--workers" in item.arguments) == (step.command in {"import", "embed"})
+        _check_names(steps, Path("cat"))
+
+
+def test_a_training_is_a_command_that_can_be_repeated():
+    steps = [_placed(step, Path("out")) for step in load_pipeline("bootstrap").steps]
+    train, embed = (
+        _prepare(step, Path("cat"), ["tars"], Path("out"), None) for step in steps if step.command in {"train", "embed"}
+    )
+    assert train.line == (
+        "tailwise train --resume --recipe tiny-cpu --samples-seen 1000000 cat uniform -- --logs out --name bootstrap-clip"
+    )
+    assert embed.line == "tailwise embed --encoder checkpoint:out/bootstrap-clip --column both cat"
+    afresh = Step("train", {"name": "p", "epochs": 1, "resume": False, "open-clip": {"lr": 0.5, "local-loss": True}})
+    assert (
+        _prepare(afresh, Path("cat"), [], None, None).line == "tailwise train --epochs 1 cat p -- --lr 0.5 --local-loss"
+    )
+
+
+def test_output_in_a_value_needs_an_output():
+    with pytest.raises(UserError, match=r"step train:uniform has '\{output\}': name the folder with --output"):
+        [_placed(step, None) for step in load_pipeline("bootstrap").steps]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +206,15 @@ def test_shipped_recipes_state_their_source_and_are_made_of_valid_commands():
         ([{"plan": {"name": "p", "method": "dpb"}}], "unknown method 'dpb': did you mean 'dbp'"),
         ([{"export": {"name": "p", "to": "keys"}}], "step export:p: name is 'p', which no step before it makes"),
         ([{"cluster": {"without": ["duplicates"]}}], "without is 'duplicates', which no step before it makes"),
+        ([{"train": {"name": "p", "epochs": 1}}], "step train:p: name is 'p', which no step before it makes"),
+        (
+            [
+                {"plan": {"name": "p", "method": "random"}},
+                {"train": {"name": "p", "recipe": "tiny-cpu"}},
+                {"embed": {"encoder": "checkpoint:logs/p"}},
+            ],
+            "encoder is 'checkpoint:logs/p', which no step before it trains",
+        ),
     ],
 )
 def test_names_that_nothing_makes_are_refused(steps, message, tmp_path):
@@ -188,6 +223,25 @@ def test_names_that_nothing_makes_are_refused(steps, message, tmp_path):
         _check_names(made, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("training", "checkpoint"),
+    [
+        ({"recipe": "tiny-cpu"}, "logs/p-tiny-cpu"),
+        ({"recipe": "dynamics-vit-b16"}, "logs/p-dynamics-vit-b16-phase2"),
+        ({"epochs": 3}, "logs/p/checkpoints/epoch_3.pt"),
+        ({"epochs": 3, "open-clip": {"logs": "runs", "name": "a"}}, "runs/a"),
+    ],
+)
+def test_an_encoder_that_an_earlier_step_trains_is_known(training, checkpoint, tmp_path):
+    plan, train = Step("plan", {"name": "p", "method": "random"}), Step("train", {"name": "p", **training})
+    embed = Step("embed", {"encoder": f"checkpoint:{checkpoint}"})
+    _check_names([plan, train, embed], tmp_path)
+    with pytest.raises(UserError, match="which no step before it trains"):
+        _check_names([plan, embed, train], tmp_path)
+
+
 def test_an_unknown_recipe_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="there is no recipe 'dynamix': give dbp-datacomp-medium, dbp-laion, dynamics"):
+    with pytest.raises(
+        UserError, match="there is no recipe 'dynamix': give bootstrap, dbp-datacomp-medium, dbp-laion, dynamics"
+    ):
         load_pipeline("dynamix")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,21 +105,46 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def print_demo(result: DemoResult) -> None:
-    """Who gains, in the demo."""
-    pool = sum(row.samples for row in result.rows)
-    rows = [
-        (row.name, row.clusters, row.example, f"{row.samples:,}", f"{row.samples / pool:.0%}",
-         f"{row.subset:,}", f"{row.subset / result.subset:.0%}", *(f"{count:,}" for count in row.epochs),
-         f"{row.epochs[0] / sum(other.epochs[0] for other in result.rows):.0%}")
-        for row in result.rows
-    ]  # fmt: skip
-    epochs = tuple(f"epoch {epoch}" for epoch in range(len(result.unique)))
-    columns = ("clusters", "number", "such as", "pool", "share", "dbp", "share", *epochs, "share")
-    print(f"{pool:,} drawings of concepts whose frequencies follow Zipf's law, clustered by their looks.")
-    print(
-        "dbp picks a subset once; dynamics draws half of the pool anew each epoch. Head clusters shrink, tail clusters grow:"
+    """Who gains, in the demo: shares of an epoch, then accuracies."""
+    groups, summary = result.groups, result.summary
+    rows = [("share of the pool", *(f"{group.pool:.0%}" for group in groups.values()), "")]
+    rows += [
+        (f"share of an epoch, {name}", *(f"{group.drawn[name]:.0%}" for group in groups.values()), "")
+        for name in next(iter(groups.values())).drawn
+    ]
+    ((metrics, power, words),) = (
+        ({row["row"]: row["sets"][name] for row in summary["rows"]}, summary["power"][name], summary["words"][name])
+        for name in summary["sets"]
     )
-    print_table("samples by cluster size", columns, rows)
-    seen = ", ".join(f"{count:,}" for count in result.unique)
-    print(f"different samples seen by the dynamics plan after each epoch: {seen} of {pool:,}")
-    print(f"go on: tailwise explain {result.catalog} epochs; tailwise status {result.catalog}")
+    order = (*groups, "top1")
+    for name, figures in metrics.items():
+        rows.append((f"accuracy, {name}", *(_accuracy(figures[metric]) for metric in order)))
+    for name, figures in metrics.items():
+        if (differences := [figures[metric]["difference"] for metric in order])[0] is not None:
+            rows.append((f"difference, {name}", *map(_difference, differences)))
+    columns = ("", *(f"{name} ({group.concepts} concepts)" for name, group in groups.items()), "all")
+    seeds = f"{len(summary['seeds'])} seeds" if len(summary["seeds"]) > 1 else "one seed"
+    seen = summary["rests_on"]["samples_seen"]
+    print_table(f"{seeds}, {seen:,} samples seen by each training; accuracies and differences in %", columns, rows)
+    for metric in ("top1", "few"):
+        print(f"{'all' if metric == 'top1' else metric}: {words[metric]}")
+    if power["top1"] is not None:
+        least = {"all": power["top1"]["detectable"], "few": power["few"]["detectable"]}
+        told = ", ".join(f"{100 * value:.1f} points ({name})" for name, value in least.items())
+        print(f"So few seeds would find true differences from about {told} on; smaller ones look like chance.")
+    print(f"{' '.join(summary['about'].split())} On photographs, see docs/findings.md.")
+    print(
+        f"go on: tailwise explain {result.folder}/catalog PLAN; {result.folder}/comparison/summary.html; {result.folder}/demo.yaml"
+    )
+
+
+def _accuracy(figure: Mapping[str, Any]) -> str:
+    spread = "" if figure["sd"] is None else f" ± {100 * figure['sd']:.1f}"
+    return f"{100 * figure['mean']:.1f}{spread}"
+
+
+def _difference(difference: Mapping[str, Any]) -> str:
+    mean = f"{100 * difference['mean']:+.1f}"
+    if difference["low"] is None:
+        return mean
+    return f"{mean} ({100 * difference['low']:+.1f} … {100 * difference['high']:+.1f})"

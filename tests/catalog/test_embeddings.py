@@ -73,3 +73,15 @@ def test_rows_without_embedding_are_not_counted(small_catalog):
     chunks = [rows[:5], rows[5:5], rows[5:]]
     assert write_part(small_catalog, "text", part, 4, chunks) == 7
     np.testing.assert_array_equal(small_catalog.embedding("text", part), rows)
+
+
+def test_a_part_is_the_file_that_numpy_would_write(small_catalog, tmp_path):
+    part = small_catalog.parts()[1]
+    rows = np.random.default_rng(0).normal(size=(part.rows, 3)).astype(np.float16)
+    rows[1] = 0
+    open_column(small_catalog, "text", 3, "x")
+    assert write_part(small_catalog, "text", part, 3, [rows[:1], rows[1:1], rows[1:]]) == part.rows - 1
+    np.save(tmp_path / "rows.npy", rows)
+    written = small_catalog.embedding_folder("text") / f"{part.name}.npy"
+    assert written.read_bytes() == (tmp_path / "rows.npy").read_bytes()
+    np.testing.assert_array_equal(small_catalog.embedding("text", part), rows)

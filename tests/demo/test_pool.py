@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tailwise.demo.pool import CONCEPTS_LIMIT, _looks, concept_counts, concept_name, draw_image, make_pool
+from tailwise.demo.pool import (
+    CONCEPTS_LIMIT,
+    TEMPLATES,
+    _looks,
+    concept_counts,
+    concept_name,
+    draw_image,
+    make_pool,
+    make_test_set,
+)
+from tailwise.evaluate.sets import find_set
 
 SMALL = {"images": 40, "concepts": 8, "shards": 3, "size_px": 16}
 
@@ -58,6 +68,7 @@ def test_too_few_images_are_refused():
         ({"shards": 41}, "shards is 41, but must be at most 40"),
         ({"images": 10_001, "shards": 1}, "images per shard is 10001, but must be at most 10000"),
         ({"size_px": 15}, "size_px is 15, but must be at least 16"),
+        ({"duplicates": -1}, "duplicates is -1, but must be at least 0"),
     ],
 )
 def test_numbers_out_of_bounds_are_refused(tmp_path, changed, message):
@@ -151,3 +162,48 @@ def test_images_of_a_concept_differ(size_px):
     first, second = (np.asarray(draw_image(5, size_px, random)) for _ in range(2))
     assert first.shape == (size_px, size_px, 3)
     assert (first != second).mean() > 0.5
+
+
+def pixels(jpeg):
+    return np.asarray(Image.open(io.BytesIO(jpeg)), np.int16)
+
+
+def test_near_duplicates_are_nearly_what_they_are_copies_of(tmp_path):
+    make_pool(tmp_path, **SMALL | {"size_px": 32, "duplicates": 20})
+    truth = {key: (concept, name) for key, concept, name in read_table(tmp_path / "concepts.tsv")}
+    copies = dict(read_table(tmp_path / "duplicates.tsv"))
+    assert len(truth) == 60
+    assert len(copies) == 20
+    assert not copies.keys() & set(copies.values())
+    files = {name: content for path in tmp_path.glob("*.tar") for name, content in members(path).items()}
+    for key, source in copies.items():
+        assert truth[key] == truth[source]
+        assert truth[key][1] in files[f"{key}.txt"].decode()
+        own, other = (files[f"{name}.jpg"] for name in (key, source))
+        assert len(own) < len(other)
+        assert np.abs(pixels(own) - pixels(other)).mean() < 8
+    captions = [files[f"{key}.txt"] != files[f"{source}.txt"] for key, source in copies.items()]
+    assert any(captions)
+    make_pool(tmp_path / "plain", **SMALL)
+    assert not (tmp_path / "plain" / "duplicates.tsv").exists()
+
+
+def read_table(path):
+    return [line.split("\t") for line in path.read_text().splitlines()[1:]]
+
+
+def test_the_test_set_is_balanced_and_not_in_the_pool(tmp_path):
+    make_pool(tmp_path / "pool", **SMALL)
+    make_test_set(tmp_path / "test", concepts=8, each=3, size_px=16)
+    found = find_set(str(tmp_path / "test"))
+    assert found.classes == tuple(concept_name(concept) for concept in range(8))
+    assert [template.format(c="X") for template in found.templates] == [text.format("X") for text in TEMPLATES]
+    files = members(tmp_path / "test" / "test" / "0.tar")
+    labels = [int(content) for name, content in files.items() if name.endswith("cls")]
+    assert np.bincount(labels).tolist() == [3] * 8
+    images = {content for name, content in files.items() if name.endswith("jpg")}
+    assert len(images) == 24
+    pool = {content for path in (tmp_path / "pool").glob("*.tar") for content in members(path).values()}
+    assert not images & pool
+    make_test_set(tmp_path / "other", concepts=8, each=3, size_px=16, seed=1)
+    assert not images & set(members(tmp_path / "other" / "test" / "0.tar").values())

@@ -15,6 +15,7 @@ from tailwise.encoders import Encoder, EncoderOptions
 from tailwise.errors import UserError
 from tailwise.stages.embed import EmbedOptions, embed
 from tailwise.stages.import_pool import import_pool
+from tailwise.stages.scores import ScoreRequest, score_parts
 
 SIZES = (37, 20, 9)
 
@@ -127,6 +128,48 @@ def test_what_made_a_column_is_written_down_and_nothing_else_is_added(make_catal
         embed(catalog, f"open_clip:local-dir:{moved}", fp32(), workers=1)
     with pytest.raises(UserError, match="encoders can't be mixed"):
         embed(catalog, "pixels", workers=1)
+
+
+@pytest.fixture
+def other_folder(clip_folder, tmp_path):
+    """The same model with other weights."""
+    import shutil
+
+    folder = shutil.copytree(clip_folder, tmp_path / "other")
+    state = torch.load(folder / "open_clip_pytorch_model.bin")
+    torch.save({**state, "visual.proj": -state["visual.proj"]}, folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+def test_columns_of_different_models_are_not_compared(make_catalog, clip_folder, other_folder, source, tmp_path):
+    catalog = make_catalog("c")
+    name, other = (f"open_clip:local-dir:{folder}" for folder in (clip_folder, other_folder))
+    by_clip_score = (catalog, catalog.snapshot(), ScoreRequest("clip-score"))
+    embed(catalog, other, fp32("text"), workers=1)
+    with pytest.raises(UserError, match=r"text holds .*encoders can't be mixed"):
+        embed(catalog, name, fp32("both"), workers=1)
+    assert not list(catalog.embedding_folder("image").glob("part-*"))  # found before the images
+    embed(catalog, name, fp32("image"), workers=1)
+    with pytest.raises(UserError, match=rf"images were embedded by '{name}', texts by '{other}' \(another weights\)"):
+        list(score_parts(*by_clip_score))
+    embed(mixed := make_catalog("mixed"), name, fp32("image"), workers=1)
+    embed(mixed, name, EmbedOptions("text", EncoderOptions(precision="bf16")), workers=1)
+    assert len(list(score_parts(mixed, mixed.snapshot(), ScoreRequest("clip-score")))) == 2
+
+
+def test_a_column_goes_on_in_the_precision_it_was_begun_in(make_catalog, clip_folder, monkeypatch):
+    monkeypatch.setattr("tailwise.encoders.precision.has_native_bf16", lambda _: True)
+    catalog, name = make_catalog("c"), f"open_clip:local-dir:{clip_folder}"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tailwise.stages.embed_column.write_part", stopped)
+        embed(catalog, name, fp32("image"), workers=1)
+    report = embed(catalog, name, EmbedOptions("image", batch_size=8), workers=1).columns[0]
+    assert (report.precision, report.samples) == ("fp32", SIZES[2])
+    assert embed(make_catalog("new"), name, EmbedOptions("image"), workers=1).columns[0].precision == "bf16"
+
+
+def stopped(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_rows_that_are_no_numbers_are_rejected(make_catalog, clip_folder, tmp_path):

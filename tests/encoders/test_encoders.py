@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tailwise.encoders import ENCODERS, EncoderOptions, load_encoder
+from tailwise.encoders import ENCODERS, EncoderOptions, hugging_face, images, load_encoder
+from tailwise.encoders.captions import CaptionPreparation
+from tailwise.encoders.images import ImagePreparation
 from tailwise.errors import UserError
 
 CPU = torch.device("cpu")
@@ -76,6 +78,9 @@ def test_a_checkpoint_is_the_model_it_was_saved_from(clip_folder, tmp_path):
         load_encoder(f"checkpoint:{path}", FP32, CPU)
     (path.parent.parent / "params.txt").write_text(f"model: local-dir:{clip_folder}\n")
     assert load_encoder(f"checkpoint:{path.parent.parent}", FP32, CPU).identity == own.identity
+    (tmp_path / "in-process").mkdir()
+    path.rename(tmp_path / "in-process" / "checkpoint.pt")  # as a comparison leaves it
+    assert load_encoder(f"checkpoint:{tmp_path / 'in-process'}", told, CPU).identity == own.identity
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov3"])
@@ -154,6 +159,50 @@ def test_captions_that_say_nothing_or_too_much(clip_folder):
     assert prepare(["", " "]).tensors == {}
 
 
+@pytest.mark.parametrize("padding", ["<pad>", "</s>"])  # CLIP and SigLIP of transformers pad with what ends a caption
+def test_captions_that_are_too_long_are_counted_whatever_pads_the_others(siglip_folders, padding):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(siglip_folders["siglip"], pad_token=padding)
+    prepare = CaptionPreparation(hugging_face._Tokens(tokenizer), "input_ids", 8)
+    words = ["a", "photo", "of", "the", "red", "cat", "dog", "blue"]
+    inputs = prepare([" ".join(words[:count]) for count in range(9)])
+    assert list(inputs.faults) == [0]
+    assert inputs.truncated == 1  # seven words and their end fill the 8 places
+
+
+def seen_in_batches(images):
+    """Tensors that tell their images, and with how many others they were held."""
+    pixels = torch.stack([torch.from_numpy(np.asarray(image.resize((4, 4)))) for image in images])
+    return {"pixels": pixels, "held": torch.full((len(images),), len(images))}
+
+
+def test_few_large_images_are_held_at_a_time(monkeypatch):
+    items = [IMAGES[0], b"no image", *IMAGES[1:], b"", IMAGES[0]]
+    whole = ImagePreparation(seen_in_batches)(items)
+    assert whole.tensors["held"].tolist() == [6] * 6
+    monkeypatch.setattr(images, "DECODED_PIXELS", 5000)  # those of IMAGES have 1,440, 4,096, 2,700, 10,000 and 1,551
+    few = ImagePreparation(seen_in_batches)(items)
+    assert few.tensors["held"].tolist() == [2, 2, 2, 2, 2, 2]
+    assert torch.equal(few.tensors["pixels"], whole.tensors["pixels"])
+    assert few.faults == whole.faults
+    assert set(few.faults) == {1, 6}
+    assert ImagePreparation(seen_in_batches)([b"", b"no image"]).tensors == {}
+
+
+def test_a_preprocessing_that_leaves_images_of_different_sizes(dino_folders, tmp_path):
+    import shutil
+
+    from transformers import BitImageProcessor
+
+    folder = shutil.copytree(dino_folders["dinov2"], tmp_path / "uncropped")
+    BitImageProcessor(size={"shortest_edge": 28}, do_center_crop=False).save_pretrained(folder)
+    prepare = load_encoder(f"transformers:{folder}", FP32, CPU).sides["image"].prepare
+    assert len(prepare(IMAGES[3:4]).tensors["pixel_values"]) == 1
+    with pytest.raises(UserError, match=r"takes each image, but not 5 at once .*: does it bring all to one size\?"):
+        prepare(IMAGES)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -170,7 +219,7 @@ def test_captions_that_say_nothing_or_too_much(clip_folder):
         ("open_clip:ViT-B-32/openai", {"precision": "fp16"}, "fp16 is for GPUs"),
         ("open_clip:ViT-B-32/openai", {"precision": "int8"}, "--precision 'int8': use auto, fp32"),
         ("checkpoint:/nowhere.pt", {}, "there is no /nowhere.pt"),
-        ("transformers:/nowhere", {}, "transformers:/nowhere can't be loaded"),
+        ("transformers:/nowhere", {}, "transformers:/nowhere can't be loaded: there is no folder /nowhere"),
         ("transformers:{dinov2}", {"pooling": "max"}, "--pooling 'max': use cls, mean, pooler"),
         ("transformers:{siglip}", {"pooling": "cls"}, "--pooling does nothing"),
         ("transformers:{siglip}", {"model": "x"}, "--model does nothing"),

@@ -264,7 +264,7 @@ def test_checkpoints_that_can_t_be_used(tmp_path, tiny_checkpoint, tiny_model, c
     assert "doesn't tell its model" in told(tiny_checkpoint)
     assert "open_clip knows no model 'ViT-Q-1'" in told(tiny_checkpoint, "ViT-Q-1")
     assert "open_clip_config.json: give --model" in told(tiny_checkpoint, f"local-dir:{tmp_path}")
-    assert re.search("can't be loaded: .*; check --model", told(tiny_checkpoint, "RN50"))
+    assert re.search("can't be loaded: .*; check the file and --model", told(tiny_checkpoint, "RN50"))
     (tmp_path / "broken.pt").write_bytes(b"no weights")
     assert "broken.pt as local-dir:" in told(tmp_path / "broken.pt", tiny_model)
     assert "give open_clip:MODEL/PRETRAINED" in told("open_clip:ViT-B-32")

@@ -100,3 +100,21 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers)
+
+
+def test_the_first_worker_never_sees_ctrl_c_either(tmp_path):
+    """With the first one `multiprocessing` starts a tracker, and unblocks the signal on that occasion."""
+    import subprocess
+    import sys
+
+    file = tmp_path / "main.py"
+    file.write_text(
+        "import multiprocessing, signal\nfrom tailwise.executors.local import interrupts_deferred\n"
+        "def tell(): print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=tell)\n"
+        "    with interrupts_deferred(): process.start()\n"
+        "    process.join()\n"
+        "    tell()\n"
+    )
+    assert subprocess.run([sys.executable, file], capture_output=True, text=True, check=True).stdout == "True\nFalse\n"

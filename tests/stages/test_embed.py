@@ -1,4 +1,6 @@
 import io
+import shutil
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ from PIL import Image
 from tailwise.encoders import EncoderOptions, pixels
 from tailwise.errors import UserError
 from tailwise.stages.embed import EmbedOptions, embed
+from tailwise.stages.embed_read import ShardRows, read_batches
 from tailwise.stages.import_pool import import_pool
 
 ANY_SHARE = EmbedOptions(max_rejected=1)
@@ -83,6 +86,7 @@ def test_a_rerun_embeds_only_what_is_new(catalog, tmp_path, make_pool):
         ("pixels", EmbedOptions(batch_size=0), "--batch-size 0: must be 1 or more"),
         ("pixels", EmbedOptions(max_rejected=10), "--max-rejected 10: must lie between 0 and 1"),
         ("pixels", EmbedOptions(encoder=EncoderOptions(device="tpu")), "--device 'tpu' can't be used"),
+        ("pixels", EmbedOptions(encoder=EncoderOptions(device="meta")), "--device 'meta' can't be used"),
     ],
 )
 def test_mistakes(catalog, tree_bytes, name, options, message):
@@ -117,6 +121,30 @@ def test_what_another_encoder_left_unfinished_is_not_taken(catalog, tmp_path):
     (tmp_path / "gone").rename(tmp_path / "pool" / "00001.tar")
     assert embed(catalog, "pixels", ANY_SHARE, workers=1).columns[0].samples == 7
     assert not unfinished.exists()
+
+
+def test_a_finished_shard_that_was_damaged(catalog, tmp_path):
+    (tmp_path / "pool" / "00001.tar").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="can't be read"):
+        embed(catalog, "pixels", workers=1)
+    (tmp_path / "gone").rename(tmp_path / "pool" / "00001.tar")
+    (rows,) = catalog.embedding_folder("image").glob("unfinished/*/*.npy")
+    rows.write_bytes(rows.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"shard-00000000.npy is damaged .*: delete .*unfinished, then repeat"):
+        embed(catalog, "pixels", ANY_SHARE, workers=1)
+    shutil.rmtree(catalog.embedding_folder("image") / "unfinished")
+    assert embed(catalog, "pixels", ANY_SHARE, workers=1).embedded == 5
+
+
+def test_what_goes_wrong_within_a_worker_is_not_taken_for_its_death(catalog):
+    """DataLoader's words for either are much alike."""
+
+    def fails(_):
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
+
+    with pytest.raises(RuntimeError, match="Caught RuntimeError") as caught:
+        next(read_batches(catalog.folder, "image", fails, [ShardRows(0, 0, 0, 4)], 2, workers=1, pin=False))
+    assert not isinstance(caught.value, BrokenProcessPool)
 
 
 def test_members_that_lie_far_apart_are_read_one_by_one(tmp_path, make_tar, make_image, rejected_counts):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.files import create_array, file_digest, read_json, release_pages, replacing, write_json
+from tailwise.catalog.files import file_digest, read_json, replacing, write_json
 from tailwise.errors import UserError
 
 COLUMNS = ("image", "text")
@@ -75,16 +75,41 @@ def open_column(
     )
 
 
-def column_settings(catalog: Catalog, column: str) -> dict[str, Any]:
-    """The settings that a column was made with; empty if it has no part yet, or was imported."""
+def column_settings(catalog: Catalog, column: str, encoder: str | None = None) -> dict[str, Any]:
+    """The settings that a column was made with; empty if it was imported, or has no part yet and wasn't begun by this encoder either."""
     path = catalog.embedding_folder(column) / "column.json"
-    settings: dict[str, Any] = read_json(path).get("settings", {}) if any(path.parent.glob("part-*.json")) else {}
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    begun = any(path.parent.glob("part-*.json")) or found["encoder"] == encoder
+    settings: dict[str, Any] = found.get("settings", {}) if begun else {}
     return settings
+
+
+def check_one_encoder(catalog: Catalog, purpose: str) -> None:
+    """Refuses images and texts that different models embedded; where one was imported, nobody can tell.
+
+    Args:
+        catalog: with both columns.
+        purpose: what needs both, for the message.
+
+    Raises:
+        UserError: so it is.
+    """
+    image, text = (column_settings(catalog, column) for column in COLUMNS)
+    names = [name for name in ("model", "weights") if image and text and image.get(name) != text.get(name)]
+    if names:
+        said = [repr(read_json(catalog.embedding_folder(column) / "column.json")["encoder"]) for column in COLUMNS]
+        raise UserError(
+            f"{purpose} needs both columns of one model, and images were embedded by {said[0]}, texts by {said[1]} (another "
+            f"{' and other '.join(names)}): delete the folder embeddings/{COLUMNS[1]} or embeddings/{COLUMNS[0]}, and make that column anew"
+        )
 
 
 def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """What differs between two encoders of a kind, for people."""
     names = [name for name in sorted({*found, *asked}) if found and asked and found.get(name) != asked.get(name)]
+    names = ["model"] if "model" in names else names  # all else follows from it
     said = [f"{name} {found.get(name)}, not {asked.get(name)}" for name in names]
     return f" ({'; '.join(said)})" if said else ""
 
@@ -122,16 +147,17 @@ def write_part(
     path = catalog.embedding_folder(column) / f"{part.name}.npy"
     present = 0
     with replacing(path) as temporary:
-        target = create_array(temporary, (part.rows, dimension), np.float16)
-        start = 0
-        for chunk in chunks:
-            target[start : start + len(chunk)] = chunk
-            start += len(chunk)
-            present += int(chunk.any(axis=1).sum())
-            release_pages(target)
+        # Not mapped: on a full disk, a mapped file ends the process without a word.
+        with temporary.open("wb") as stream:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(stream, {**header, "shape": (part.rows, dimension)})
+            start = 0
+            for chunk in chunks:
+                stream.write(np.ascontiguousarray(chunk, np.float16).data)
+                start += len(chunk)
+                present += int(chunk.any(axis=1).sum())
         if start != part.rows:
             raise ValueError(f"{start} rows for a part of {part.rows}")
-        del target
     content = {"rows": part.rows, "embedded": present, "digest": file_digest(path), **notes}
     write_json(part_marker(catalog, column, part), content)
     return present

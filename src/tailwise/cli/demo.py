@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tailwise.cli.app import app, with_bars
 
+if TYPE_CHECKING:
+    from tailwise.compare.recipe import CompareRecipe
+    from tailwise.demo.run import DemoCommands
+    from tailwise.recipes.pipeline import Step
+
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for pool and catalog.")] = Path("demo"),
-    images: Annotated[int, typer.Option(min=500, help="Images in the pool.")] = 6400,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for all of it.")] = Path("demo"),
+    images: Annotated[int, typer.Option(min=1000, help="Drawings in the pool, before near-duplicates.")] = 6400,
 ) -> None:
-    """Make a long-tailed pool of drawings, plan it with both methods, and show who gains.
+    """Draw a long-tailed pool, embed, deduplicate, cluster and plan it, train with and without the plan, and show who gains.
+
+    Prints each command as it could be typed. Minutes on a CPU; nothing is downloaded.
 
     Example:
 
@@ -24,5 +32,17 @@ def demo(
     from tailwise.demo.run import run
     from tailwise.printing import print_demo
 
-    result = with_bars(lambda track: run(folder, images, track))
-    print_demo(result)
+    tell = partial(print, flush=True)
+    print_demo(with_bars(lambda track: run(folder, images, demo_commands, tell, track)))
+
+
+def demo_commands(recipe: CompareRecipe) -> DemoCommands:
+    """The commands of `tailwise compare`, and what a user would type for them."""
+    from tailwise.cli.compare import _commands
+    from tailwise.cli.run import _prepare
+    from tailwise.demo.run import DemoCommands
+
+    def line(step: Step) -> str:
+        return _prepare(step, Path(recipe.catalog), list(recipe.sources), None, None).line
+
+    return DemoCommands(_commands(recipe), line)

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.recipes.pipeline import Pipeline, Step
 
-STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "draw", "export", "removed")
+STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "train", "draw", "export", "removed")
 OUTPUTS = {"draw": "output", "export": "output", "removed": "output"}  # what each writes outside of the catalog
 FOLDERS = {"cluster": "clusters", "group": "clusters", "dedup": "drops", "filter": "drops", "plan": "plans"}
 OWN_NAMES = {"cluster": "main", "dedup": "duplicates"}
+TRAINER = "open-clip"  # of train: the arguments of open_clip's trainer, by name
+DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins what isn't there, goes on with what is
+OUTPUT = "{output}"  # in a value of a step: the folder for exports
+CHECKPOINT = "checkpoint:"
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ def run(
     """Take a pool from import to exports: all commands of a recipe, in order.
 
     Prints first what it will do. Steps that are done already are skipped, so that the same command goes on after an interruption.
-    Recipes that come with tailwise: **dbp-laion**, **dbp-datacomp-medium**, **dynamics**. A recipe of your own is a list of commands
-    with their options, as on the command line.
+    Recipes that come with tailwise: **dbp-laion**, **dbp-datacomp-medium**, **dynamics**, and **bootstrap**, which trains its encoder on
+    the pool itself. A recipe of your own is a list of commands with their options, as on the command line.
 
     Examples:
 
@@ -83,7 +87,7 @@ def run(
     if not given and pipeline.catalog is None:
         raise UserError(f"recipe {recipe!r} names no catalog: tailwise run {recipe} SOURCE... CATALOG")
     folder = output or (Path(pipeline.output) if pipeline.output is not None else None)
-    steps = _with_settings(pipeline.steps, settings or [])
+    steps = [_placed(step, folder) for step in _with_settings(pipeline.steps, settings or [])]
     prepared = [_prepare(step, catalog, sources, folder, workers) for step in steps]
     _check_names(steps, catalog)
     _print_plan(pipeline, prepared, catalog, sources)
@@ -121,6 +125,22 @@ def _with_settings(steps: tuple[Step, ...], settings: list[str]) -> list[Step]:
     return changed
 
 
+def _placed(step: Step, output: Path | None) -> Step:
+    """The step with the folder for exports in place of {output}."""
+    from tailwise.recipes.pipeline import Step
+
+    def place(value: Any) -> Any:  # noqa: ANN401  (whatever YAML holds)
+        if isinstance(value, Mapping):
+            return {name: place(item) for name, item in value.items()}
+        if not isinstance(value, str) or OUTPUT not in value:
+            return value
+        if output is None:
+            raise UserError(f"step {step.label} has {value!r}: name the folder with --output")
+        return value.replace(OUTPUT, str(output))
+
+    return Step(step.command, place(step.options))
+
+
 # What steps name that others make: option → the commands that make it, and its folder in the catalog.
 _MAKERS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str]]] = {
     "plan": {"clusters": (("cluster", "group", "import"), "clusters"), "without": (("dedup", "filter"), "drops")},
@@ -128,6 +148,7 @@ _MAKERS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str]]] = {
     "cluster": {"without": (("dedup", "filter"), "drops")},
     "filter": {"without": (("dedup", "filter"), "drops")},
     "group": {"without": (("dedup", "filter"), "drops")},
+    "train": {"name": (("plan",), "plans")},
     "export": {"name": (("plan",), "plans")},
     "draw": {"name": (("plan",), "plans")},
     "removed": {"plan": (("plan",), "plans")},
@@ -138,6 +159,35 @@ def _made_name(step: Step) -> str:
     """The name of what a step makes."""
     own = "dynamics" if step.command == "import" else OWN_NAMES.get(step.command) or step.options.get("by")
     return str(step.options.get("clusters-name" if step.command == "import" else "name") or own)
+
+
+def _run_folders(step: Step) -> list[Path]:
+    """Where a training's phases go."""
+    from tailwise.recipes import Phase, load_recipe
+
+    recipe = load_recipe(str(step.options["recipe"])) if "recipe" in step.options else None
+    phases = recipe.phases if recipe is not None else (Phase(),)
+    folders = []
+    for number, phase in enumerate(phases, 1):
+        given = {**phase.open_clip, **_trainer_arguments(step)}
+        name = given.get("name") or "-".join([str(step.options.get("name")), *([recipe.name] if recipe else [])])
+        folders.append(Path(given.get("logs") or "logs") / (f"{name}-phase{number}" if len(phases) > 1 else str(name)))
+    return folders
+
+
+def _trainer_arguments(step: Step) -> Mapping[str, Any]:
+    given = step.options.get(TRAINER) or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"step {step.label}: {TRAINER} is {given!r}: must be names and values, such as {{lr: 1.0e-3}}")
+    return given
+
+
+def _trainer_words(step: Step) -> list[str]:
+    if step.command != "train" or not (given := _trainer_arguments(step)):
+        return []
+    from tailwise.train.arguments import spell
+
+    return ["--", *spell(given)]
 
 
 def _default_name(step: Step, option: str) -> str | None:
@@ -155,7 +205,20 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
     from tailwise.plan.methods import METHODS
 
     made: set[tuple[str, str]] = set()
+    trained: set[Path] = set()
     for step in steps:
+        if step.command == "train":
+            trained |= set(_run_folders(step))
+        encoder = str(step.options.get("encoder"))
+        checkpoint = Path(encoder.removeprefix(CHECKPOINT)).expanduser()
+        if (
+            encoder.startswith(CHECKPOINT)
+            and not checkpoint.exists()
+            and not trained & {checkpoint, *checkpoint.parents}
+        ):
+            raise UserError(
+                f"step {step.label}: encoder is {encoder!r}, which no step before it trains, and there is none: add a step train"
+            )
         for option, (makers, folder) in _MAKERS.get(step.command, {}).items():
             value = step.options.get(option, _default_name(step, option))
             for name in map(str, value if isinstance(value, list) else [value] if value is not None else []):
@@ -180,7 +243,10 @@ def _prepare(step: Step, catalog: Path, sources: list[str], output: Path | None,
     if step.command not in STEPS:
         raise UserError(f"step {step.command!r} is none: {_nearest(step.command, STEPS)}")
     parameters = _command(step.command).params
-    options = dict(step.options)
+    own = {TRAINER} if step.command == "train" else set()
+    options = {
+        name: value for name, value in (DEFAULTS.get(step.command, {}) | dict(step.options)).items() if name not in own
+    }
     if step.command == "import":
         if not sources:
             raise UserError("the recipe imports, and no source is given: tailwise run RECIPE SOURCE... CATALOG")
@@ -200,7 +266,8 @@ def _prepare(step: Step, catalog: Path, sources: list[str], output: Path | None,
         if value is None:
             continue
         if name not in names:
-            shown = [known for known in names if known not in {"catalog", "paths", "json"}]
+            shown = [known for known in names if known not in {"catalog", "paths", "json", "open_clip"}]
+            shown += [TRAINER] if step.command == "train" else []
             raise UserError(f"step {step.label} has {name!r}, which means nothing: {_nearest(name, shown)}")
         item = names[name]
         values = [str(each) for each in (value if isinstance(value, list) else [value])]
@@ -211,7 +278,7 @@ def _prepare(step: Step, catalog: Path, sources: list[str], output: Path | None,
     arguments = [
         text for item in parameters if item.param_type_name == "argument" for text in placed.get(item.name, [])
     ]
-    prepared = Prepared(step, [*flags, *arguments])
+    prepared = Prepared(step, [*flags, *arguments, *_trainer_words(step)])
     _parse(prepared)
     return prepared
 
@@ -338,8 +405,17 @@ def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
         return all((folder / f"{part.name}.json").exists() for folder in folders for part in opened.parts())
     if step.command == "import":
         return True
+    if step.command == "train":
+        return all(_is_trained(folder) for folder in _run_folders(step))
     name = step.options.get("name") or OWN_NAMES.get(step.command) or plain_name(str(step.options.get("by")))
     return (catalog / FOLDERS[step.command] / str(name) / MANIFEST).exists()
+
+
+def _is_trained(folder: Path) -> bool:
+    from tailwise.train.runs import read_run
+
+    found = read_run(folder)
+    return found is not None and bool(found["finished"])
 
 
 def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sources: list[str]) -> None:

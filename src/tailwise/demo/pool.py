@@ -28,7 +28,8 @@ Colour: TypeAlias = tuple[int, int, int]
 SAMPLES_PER_SHARD_LIMIT = 10_000  # four digits of the key
 SHARDS_LIMIT = 100_000  # five digits
 SMALLEST_SIDE_PX = 16
-SHUFFLE_STREAM, SAMPLE_STREAM = 0, 1  # first spawn key of the seed's two families of random streams
+# First spawn key of the seed's families of random streams.
+SHUFFLE_STREAM, SAMPLE_STREAM, TEST_STREAM, SOURCE_STREAM, COPY_STREAM = range(5)
 
 TEMPLATES = ("a photo of {}", "a picture showing {}", "an image of {}", "{}", "{}, seen from the front", "this is {}")
 
@@ -185,7 +186,14 @@ def draw_image(concept: int, size_px: int, random: np.random.Generator) -> Image
 
 
 def make_pool(
-    folder: Path, *, images: int = 6400, concepts: int = 64, shards: int = 8, size_px: int = 64, seed: int = 0
+    folder: Path,
+    *,
+    images: int = 6400,
+    concepts: int = 64,
+    shards: int = 8,
+    size_px: int = 64,
+    duplicates: int = 0,
+    seed: int = 0,
 ) -> None:
     """Writes a pool of drawn images: `00000.tar`, `00001.tar`, … and `concepts.tsv`.
 
@@ -193,12 +201,17 @@ def make_pool(
     of the shard and four of the sample. `concepts.tsv` says the concept of each key (columns key, concept, name); it is
     the truth to hold clusters against, and no stage reads it. The same arguments give the same bytes.
 
+    Near-duplicates are copies of random images of the pool, encoded anew at a lower quality, with a caption of their own. They
+    come on top of `images`, and `duplicates.tsv` says what each is a copy of (columns key, duplicate_of); without any, there is
+    no such file.
+
     Args:
         folder: made if absent; shards of the same name are replaced.
         images: how many, at least one for each concept.
         concepts: how many, at most 512; concept 0 is the most frequent.
         shards: among how many tars the shuffled images are divided, evenly.
         size_px: side of an image, pixels.
+        duplicates: how many near-duplicates to add.
         seed: a different one gives different images in a different order, of the same concepts and counts.
 
     Raises:
@@ -207,8 +220,10 @@ def make_pool(
     """
     _check_range("concepts", concepts, 1, CONCEPTS_LIMIT)
     counts = concept_counts(images, concepts)
-    _check_range("shards", shards, 1, min(images, SHARDS_LIMIT))
-    _check_range("images per shard", -(-images // shards), 1, SAMPLES_PER_SHARD_LIMIT, remedy="ask for more shards")
+    _check_range("duplicates", duplicates, 0)
+    total = images + duplicates
+    _check_range("shards", shards, 1, min(total, SHARDS_LIMIT))
+    _check_range("images per shard", -(-total // shards), 1, SAMPLES_PER_SHARD_LIMIT, remedy="ask for more shards")
     _check_range("size_px", size_px, SMALLEST_SIDE_PX)
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{shard:05d}.tar" for shard in range(shards)]
@@ -217,17 +232,62 @@ def make_pool(
             f"{folder} holds {foreign[0]}, not one of this pool's {shards} shards: give an empty folder"
         )
 
-    concept_of = np.repeat(np.arange(concepts), counts)
-    order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SHUFFLE_STREAM,))).permutation(images)
-    truth = ["key\tconcept\tname\n"]
+    # Samples from `images` on are copies; each has the number of the sample that it is a copy of.
+    copied = _stream(seed, SOURCE_STREAM).integers(images, size=duplicates)
+    source_of = np.concatenate([np.arange(images), copied])
+    concept_of = np.repeat(np.arange(concepts), counts)[source_of]
+    order = _stream(seed, SHUFFLE_STREAM).permutation(total)
+    keys = [""] * total
     for shard, members in enumerate(np.array_split(order, shards)):
         with tarfile.open(folder / names[shard], "w", format=tarfile.USTAR_FORMAT) as tar:
             for position, sample in enumerate(members.tolist()):
-                key, concept = f"{shard:05d}{position:04d}", int(concept_of[sample])
-                stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SAMPLE_STREAM, sample)))
-                _add_sample(tar, key, concept, size_px, stream)
-                truth.append(f"{key}\t{concept}\t{concept_name(concept)}\n")
-    (folder / "concepts.tsv").write_text("".join(truth), encoding="utf-8", newline="\n")
+                keys[sample] = f"{shard:05d}{position:04d}"
+                stream = _stream(seed, SAMPLE_STREAM, int(source_of[sample]))
+                own = _stream(seed, COPY_STREAM, sample) if sample >= images else None
+                _add_sample(tar, keys[sample], int(concept_of[sample]), size_px, stream, own)
+    lines = [f"{keys[sample]}\t{concept_of[sample]}\t{concept_name(int(concept_of[sample]))}" for sample in order]
+    _write_lines(folder / "concepts.tsv", ["key\tconcept\tname", *lines])
+    if duplicates:
+        lines = [f"{keys[sample]}\t{keys[source_of[sample]]}" for sample in range(images, total)]
+        _write_lines(folder / "duplicates.tsv", ["key\tduplicate_of", *lines])
+
+
+def make_test_set(folder: Path, *, concepts: int = 64, each: int = 20, size_px: int = 64, seed: int = 0) -> None:
+    """Writes a balanced test set for `make_pool`'s concepts, in clip_benchmark's layout: as many images of each.
+
+    None of the images is in the pool of the same seed. The concepts' names are those of the classes.
+
+    Args:
+        folder: made if absent.
+        concepts: how many.
+        each: images of a concept.
+        size_px: side of an image, pixels.
+        seed: a different one gives different images.
+
+    Raises:
+        ValueError: a number out of bounds.
+    """
+    _check_range("concepts", concepts, 1, CONCEPTS_LIMIT)
+    _check_range("each", each, 1)
+    _check_range("size_px", size_px, SMALLEST_SIDE_PX)
+    (folder / "test").mkdir(parents=True, exist_ok=True)
+    with tarfile.open(folder / "test" / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in range(concepts * each):
+            concept = sample // each
+            image = draw_image(concept, size_px, _stream(seed, TEST_STREAM, sample))
+            members = (("jpg", _jpeg(image)), ("cls", str(concept).encode()))
+            _add_members(tar, f"{sample:06d}", members)
+    _write_lines(folder / "test" / "nshards.txt", ["1"])
+    _write_lines(folder / "classnames.txt", [concept_name(concept) for concept in range(concepts)])
+    _write_lines(folder / "zeroshot_classification_templates.txt", [text.format("{c}") for text in TEMPLATES])
+
+
+def _stream(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
 
 
 def _check_range(name: str, value: int, least: int, most: int | None = None, remedy: str = "") -> None:
@@ -236,16 +296,32 @@ def _check_range(name: str, value: int, least: int, most: int | None = None, rem
         raise ValueError(f"{name} is {value}, but must be {bound}" + (f": {remedy}" if remedy else ""))
 
 
-def _add_sample(tar: tarfile.TarFile, key: str, concept: int, size_px: int, random: np.random.Generator) -> None:
+def _add_sample(
+    tar: tarfile.TarFile,
+    key: str,
+    concept: int,
+    size_px: int,
+    random: np.random.Generator,
+    own: np.random.Generator | None,
+) -> None:
+    """Adds a sample; with `own`, a near-duplicate of that which `random` draws."""
     caption = TEMPLATES[random.integers(len(TEMPLATES))].format(concept_name(concept))
-    jpeg = io.BytesIO()
-    draw_image(concept, size_px, random).save(jpeg, "JPEG", quality=90)
+    jpeg = _jpeg(draw_image(concept, size_px, random))
+    if own is not None:
+        caption = TEMPLATES[own.integers(len(TEMPLATES))].format(concept_name(concept))
+        jpeg = _jpeg(Image.open(io.BytesIO(jpeg)), quality=int(own.integers(70, 90)))
     described = {"key": key, "caption": caption, "width": size_px, "height": size_px, "status": "success"}
-    for extension, content in (
-        ("jpg", jpeg.getvalue()),
-        ("txt", caption.encode()),
-        ("json", json.dumps(described).encode()),
-    ):
+    _add_members(tar, key, (("jpg", jpeg), ("txt", caption.encode()), ("json", json.dumps(described).encode())))
+
+
+def _jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
+def _add_members(tar: tarfile.TarFile, key: str, members: tuple[tuple[str, bytes], ...]) -> None:
+    for extension, content in members:
         member = tarfile.TarInfo(f"{key}.{extension}")  # mtime 0, no owner: the bytes depend on nothing but the content
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))

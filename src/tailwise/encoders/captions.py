@@ -44,9 +44,16 @@ class CaptionPreparation:
         )
 
     def _truncated(self, items: Sequence[str], tokens: Tensor) -> int:
-        """How many captions have more than L tokens: of those that fill all L, how many go on when there is room for one more."""
-        full = [caption for caption, row in zip(items, tokens[1:], strict=True) if row[-1] != tokens[0, -1]]
+        """How many captions have more than L tokens: of those that fill all L, how many read differently where there is room for one more.
+
+        The end itself may be what is padded with (CLIP and SigLIP of transformers): it can't tell whether a row is full, the token before
+        it does.
+        """
+        filled = (tokens[1:, -2:] != tokens[0, -2:]).any(dim=1)
+        full = [items[at] for at in torch.nonzero(filled)[:, 0].tolist()]
         if not full:
             return 0
         longer = self.tokenise(["", *full], self.length + 1)[self.tokens]
-        return int((longer[1:, -1] != longer[0, -1]).sum())
+        goes_on = longer[1:, -1] != longer[0, -1]
+        other = (longer[1:, :-1] != tokens[1:][filled]).any(dim=1)  # in place of an end
+        return int((goes_on | other).sum())

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +52,8 @@ def load(name: str, options: EncoderOptions, device: torch.device, precision: st
         raise UserError(f"--model does nothing with {spelt}, which names its model")
     if importlib.util.find_spec("transformers") is None:
         raise UserError(f"--encoder {spelt} needs transformers: pip install 'tailwise[encoders]'")
+    if name.startswith(("/", "./", "../")) and not Path(name).is_dir():  # no name of the hub is such
+        raise UserError(f"{spelt} can't be loaded: there is no folder {name}")
     model, processor, wanting = _load(spelt, name)
     both = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
     if both and options.pooling is not None:

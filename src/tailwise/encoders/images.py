@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
+from tailwise.errors import UserError
 
 MOST_PIXELS = 89_478_485  # from which on Pillow warns of a decompression bomb: 256 MB as RGB
+DECODED_PIXELS = (
+    1 << 25
+)  # of originals held at a time, 100 MB as RGB: a batch of photos of 12 megapixels would be gigabytes
 MOST_ASPECT = (
     200  # longer by shorter side; one pixel by 65,535 would become 10 GB when its shorter side is resized to 224
 )
@@ -59,15 +64,30 @@ class ImagePreparation:
         """As `Side.prepare` has it."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of odd metadata: thousands in a web pool
-            decoded = [decode_image(content) for content in items]
-            faults = {at: item for at, item in enumerate(decoded) if isinstance(item, Fault)}
-            images = {at: item for at, item in enumerate(decoded) if not isinstance(item, Fault)}
-            try:
-                return Inputs(self.preprocess(list(images.values())) if images else {}, faults)
-            except Exception:  # noqa: BLE001  (of one image that the model's preprocessing can't take: found below)
-                faults |= {at: fault for at, image in images.items() if (fault := self._fault(image)) is not None}
-            fit = [image for at, image in images.items() if at not in faults]
-            return Inputs(self.preprocess(fit) if fit else {}, faults)
+            faults: dict[int, Fault] = {}
+            done = [tensors for images in _decoded(items, faults) if (tensors := self._preprocess(images, faults))]
+            if len(done) < 2:
+                return Inputs(done[0] if done else {}, faults)
+            return Inputs({name: torch.cat([tensors[name] for tensors in done]) for name in done[0]}, faults)
+
+    def _preprocess(self, images: dict[int, Image.Image], faults: dict[int, Fault]) -> Tensors:
+        """Tensors of the images that the model's preprocessing takes; adds the faults of the others.
+
+        Raises:
+            UserError: it takes each, but not all at once.
+        """
+        try:
+            return self.preprocess(list(images.values()))
+        except Exception:  # noqa: BLE001  (of one image that the model's preprocessing can't take: found below)
+            faults |= {at: fault for at, image in images.items() if (fault := self._fault(image)) is not None}
+        fit = [image for at, image in images.items() if at not in faults]
+        try:
+            return self.preprocess(fit) if fit else {}
+        except Exception as error:
+            raise UserError(
+                f"the model's preprocessing takes each image, but not {len(fit)} at once ({' '.join(str(error).split())[:200]}): does "
+                "it bring all to one size? Give --batch-size 1, or mend its preprocessor_config.json"
+            ) from error
 
     def _fault(self, image: Image.Image) -> Fault | None:
         try:
@@ -75,6 +95,24 @@ class ImagePreparation:
         except Exception as error:  # noqa: BLE001  (as above)
             return Fault(UNREADABLE, f"{image.width} × {image.height} pixels, preprocessing: {error}")
         return None
+
+
+def _decoded(items: Sequence[bytes], faults: dict[int, Fault]) -> Iterator[dict[int, Image.Image]]:
+    """Images by index, as many at once as have DECODED_PIXELS; adds the faults of the others."""
+    images: dict[int, Image.Image] = {}
+    held = 0
+    for at, content in enumerate(items):
+        image = decode_image(content)
+        if isinstance(image, Fault):
+            faults[at] = image
+            continue
+        images[at] = image
+        held += image.width * image.height
+        if held >= DECODED_PIXELS:
+            yield images
+            images, held = {}, 0
+    if images:
+        yield images
 
 
 def _formats() -> tuple[str, ...]:

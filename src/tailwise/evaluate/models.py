@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -123,7 +124,8 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "f
         *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError, StopIteration),
         *(OSError, EOFError, pickle.UnpicklingError),
     ) as error:
-        raise UserError(f"{named} can't be loaded: {_shortened(error)}; check --model") from error
+        remedy = "the name and the connection, or give local-dir:FOLDER" if own else "the file and --model"
+        raise UserError(f"{named} can't be loaded: {_shortened(error)}; check {remedy}") from error
     return LoadedModel(model.eval(), preprocess, tokenizer, place, precision)
 
 
@@ -136,7 +138,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).cpu()  # there are devices that hold nothing
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name!r} can't be used: {_shortened(error)}") from error
@@ -176,7 +178,7 @@ def _check_model(name: str) -> str:
 
 
 def _newest(run: Path) -> Path:
-    """The newest checkpoint of a run: epoch_latest.pt, else that of the highest epoch."""
+    """The newest checkpoint of a run: epoch_latest.pt, else that of the highest epoch, else the only one of an in-process training."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     found = {path.name: path for path in folder.glob("epoch_*.pt")}
     if "epoch_latest.pt" in found:
@@ -184,6 +186,8 @@ def _newest(run: Path) -> Path:
     numbered = {
         int(match[1]): path for name, path in found.items() if (match := re.fullmatch(r"epoch_(\d+)\.pt", name))
     }
+    if not numbered and (run / "checkpoint.pt").is_file():
+        return run / "checkpoint.pt"
     if not numbered:
         raise UserError(f"{run} holds no checkpoint (checkpoints/epoch_*.pt): name a run that has saved one, or a file")
     return numbered[max(numbered)]
@@ -211,16 +215,20 @@ def _context(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shortened(error: BaseException, characters: int = 300) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    if " " not in text:  # such as a KeyError's key
+        text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= characters else text[:characters] + " …"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without open_clip's warnings, such as that a model whose weights come next has none."""
+    """Without open_clip's warnings, such as that a model whose weights come next has none, and errors, which it raises as well."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's, of odd files that it refuses next
+            yield
     finally:
         logging.disable(before)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from types import FrameType
 from typing import TypeVar
 
@@ -42,7 +42,7 @@ def map_ordered(
     try:
         under_way: deque[Future[Result]] = deque()
         for item in items:
-            with _interrupts_deferred():  # a submit may start a worker
+            with interrupts_deferred():  # a submit may start a worker
                 under_way.append(pool.submit(function, item))
             if len(under_way) >= 3 * workers:
                 yield under_way.popleft().result()
@@ -53,11 +53,12 @@ def map_ordered(
 
 
 @contextmanager
-def _interrupts_deferred() -> Iterator[None]:
+def interrupts_deferred() -> Iterator[None]:
     """Ctrl-C is answered only afterwards; processes started here never see it: this one alone answers it, and ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    resource_tracker.ensure_running()  # which is started with the first worker, and would unblock what is blocked here
     caught: list[tuple[int, FrameType | None]] = []
     handler = signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit

@@ -89,14 +89,17 @@ def embed(
         devices = find_devices(options.encoder.device)
         if "image" in columns:
             _require_bytes(catalog, lacking["image"])
-        loading = replace(options.encoder, precision=_precision(catalog, columns, options.encoder.precision))
+        asked = options.encoder.precision
+        loading = replace(options.encoder, precision=_precision(catalog, columns, asked, encoder_name))
         encoder = load_encoder(encoder_name, loading, devices[0])
         for column in columns:
             if column not in encoder.sides:
                 raise UserError(f"{encoder_name} has no {column} side: give --column {' or '.join(encoder.sides)}")
         limits = Limits(options.batch_size or BATCH_SIZES.get(devices[0].type, 64), options.max_rejected, workers)
-        for column in columns:
-            task = ColumnTask(catalog, column, encoder, loading, devices, limits)
+        tasks = {column: ColumnTask(catalog, column, encoder, loading, devices, limits) for column in columns}
+        for task in tasks.values():  # refuses a column of another encoder before hours go into the other column
+            task.open()
+        for column, task in tasks.items():
             report.columns.append(task.run(lacking[column], report.rejections, track))
     return report
 
@@ -128,9 +131,9 @@ def _lacking(catalog: Catalog, column: str) -> list[Part]:
     return [part for part in catalog.parts() if not part_marker(catalog, column, part).exists()]
 
 
-def _precision(catalog: Catalog, columns: Sequence[str], asked: str) -> str:
+def _precision(catalog: Catalog, columns: Sequence[str], asked: str, encoder_name: str) -> str:
     """What "auto" means for columns that were begun: what they were begun with."""
-    begun = {column_settings(catalog, column).get("precision") for column in columns} - {None}
+    begun = {column_settings(catalog, column, encoder_name).get("precision") for column in columns} - {None}
     return str(begun.pop()) if asked == "auto" and len(begun) == 1 else asked
 
 
@@ -145,5 +148,6 @@ def _require_bytes(catalog: Catalog, parts: list[Part]) -> None:
     if tables:
         raise UserError(
             f"{sum(rows for _, rows in tables):,} samples in {len(tables):,} file(s) of metadata have no image to embed, the first "
-            f"file is {tables[0][0]}: import their embeddings (DataComp's .npz files), or the tars in its place"
+            f"file is {tables[0][0]}: import their embeddings (DataComp's .npz files), or the tars in its place; or embed captions "
+            "alone (--column text)"
         )

@@ -112,8 +112,16 @@ class ColumnTask:
         self._paths: list[str] = catalog.shards().column("path").to_pylist()
         self._tally = _Tally(limits.max_rejected, column)
 
+    def open(self) -> None:
+        """Begins the column, unless it was begun.
+
+        Raises:
+            UserError: it is another encoder's.
+        """
+        open_column(self._catalog, self._column, self._dimension, self._encoder.name, self._settings, self._versions)
+
     def run(self, lacking: list[Part], rejections: Rejections, track: Track) -> ColumnReport:
-        """Embeds these parts.
+        """Embeds these parts of an open column.
 
         Args:
             lacking: parts without the column.
@@ -121,9 +129,8 @@ class ColumnTask:
             track: shows progress.
 
         Raises:
-            UserError: the column is another encoder's, a shard can't be read, or too little could be embedded.
+            UserError: a shard can't be read, or too little could be embedded.
         """
-        open_column(self._catalog, self._column, self._dimension, self._encoder.name, self._settings, self._versions)
         finished = Finished(self._catalog, self._column, self._made_by)
         shards = _shards(self._catalog, lacking)
         done = {shard.shard for shard in shards if finished.find(shard)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tailwise.catalog.catalog import Catalog
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
-from tailwise.executors.local import default_workers, end_with_parent
+from tailwise.executors.local import default_workers, end_with_parent, interrupts_deferred
 
 MAX_WORKERS = 16  # by default, for one device
 AHEAD_BATCHES = 2  # of each worker
@@ -253,12 +253,14 @@ def read_batches(
         generator=torch.Generator(),  # else the process's own would lose a number
     )
     try:
-        for batch in cast("Iterable[Batch | UserError]", loader):
+        with interrupts_deferred() if in_workers else nullcontext():  # it starts the workers
+            batches = iter(cast("Iterable[Batch | UserError]", loader))
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):
+        if str(error).startswith("DataLoader worker (pid"):  # what a worker itself raised is something else
             raise BrokenProcessPool(str(error)) from error
         raise
 

@@ -23,7 +23,7 @@ from tailwise.catalog.files import read_array, read_json, write_array, write_jso
 from tailwise.encoders import Encoder, EncoderOptions, load_encoder
 from tailwise.encoders.encoder import Fault
 from tailwise.errors import UserError
-from tailwise.executors.local import end_with_parent
+from tailwise.executors.local import end_with_parent, interrupts_deferred
 from tailwise.stages.embed_read import Batch, ShardRows, read_batches
 
 NO_NUMBERS = "no embedding from the encoder"
@@ -88,8 +88,16 @@ class Finished:
         return done
 
     def rows(self, shard: ShardRows) -> npt.NDArray[np.float16]:
-        """The rows of a finished shard, mapped."""
-        return read_array(self._path(shard, ".npy"))
+        """The rows of a finished shard, mapped.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        path = self._path(shard, ".npy")
+        try:
+            return read_array(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is damaged ({error}): delete {self._root}, then repeat this command") from error
 
     def forget(self, shards: Sequence[ShardRows]) -> None:
         """Drops what is part of a complete part now; the marker first."""
@@ -223,7 +231,8 @@ def embed_on_devices(work: Work, name: str, options: EncoderOptions, devices: Se
             mine = replace(work, shards=work.shards[at :: len(devices)])
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(target=_on_device, args=(mine, name, options, str(device), sender))
-            process.start()
+            with interrupts_deferred():
+                process.start()
             sender.close()
             receivers.append(receiver)
             processes.append(process)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.embeddings import check_one_encoder
 from tailwise.catalog.files import digest, file_digest, map_array, read_json
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
@@ -237,6 +238,7 @@ def _text_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[s
         raise UserError(
             f"image embeddings have {image} dimensions and text embeddings {text}: a {name} needs both of one CLIP model"
         )
+    check_one_encoder(catalog, f"a {name}")
     return _embeddings_id("text")(catalog, snapshot, name, options)
 
 

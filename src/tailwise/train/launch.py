@@ -228,14 +228,24 @@ def _own_data(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer, tra
 
 @contextmanager
 def _own_log() -> Iterator[None]:
-    """Takes away the log handlers that the trainer adds, so that a second phase doesn't write into the first one's log."""
-    before = list(logging.root.handlers)
+    """Takes away the log handlers that the trainer adds, so that a second phase doesn't write into the first one's log.
+
+    The levels that it gives to all loggers go back as well: what comes next in this process would chatter.
+    """
+    before, levels = list(logging.root.handlers), {logger: logger.level for logger in _loggers()}
     try:
         yield
     finally:
+        for logger in _loggers():
+            logger.setLevel(levels.get(logger, logging.NOTSET))
         for handler in [handler for handler in logging.root.handlers if handler not in before]:
             logging.root.removeHandler(handler)
             handler.close()
+
+
+def _loggers() -> list[logging.Logger]:
+    named = list(logging.root.manager.loggerDict.values())
+    return [logging.root, *(item for item in named if isinstance(item, logging.Logger))]
 
 
 @contextmanager
