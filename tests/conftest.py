@@ -11,6 +11,7 @@ import itertools
 import shutil
 import tarfile
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -252,3 +253,18 @@ def small_groups(small_catalog):
     """The group of each row of `small_catalog`, int64 [600]."""
     parts = [small_catalog.samples(part, ["caption"]).column(0).to_pylist() for part in small_catalog.parts()]
     return np.array([int(caption.removeprefix("group ")) for caption in itertools.chain(*parts)])
+
+
+@pytest.fixture(scope="session")
+def plain_seeding():
+    """`with plain_seeding(K):` seeds k-means by k-means++ alone: clusterings that values in tests were taken from stay as they were."""
+
+    @contextmanager
+    def seeding(clusters):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tailwise.kernels.seeding.OVERSAMPLING", 1)
+            patch.setattr("tailwise.kernels.seeding.SEEDING_ITERATIONS", 0)
+            patch.setattr("tailwise.kernels.kmeans.SEEDING_ROWS", 16 * clusters)
+            yield
+
+    return seeding

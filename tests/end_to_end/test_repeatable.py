@@ -37,7 +37,8 @@ def compare(sources, tmp_path, tree_bytes, monkeypatch, **options):
     everything(sources, first, workers=1, **options)
     monkeypatch.setattr("tailwise.stages.cluster.CHUNK_ROWS", 1000)
     monkeypatch.setattr("tailwise.kernels.kmeans.CHUNK_ROWS", 777)
-    monkeypatch.setattr("tailwise.kernels.assign.TILE_CENTROIDS", 33)
+    for module in ("assign", "lloyd", "seeding"):
+        monkeypatch.setattr(f"tailwise.kernels.{module}.TILE_CENTROIDS", 33)
     monkeypatch.setattr("tailwise.stages.import_embeddings.CHUNK_ROWS", 501)
     monkeypatch.setattr("tailwise.plan.plan.CHUNK_ROWS", 300)
     threads = torch.get_num_threads()

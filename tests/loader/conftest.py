@@ -22,7 +22,7 @@ GROUP_SIZES = (400, 200, 120, 80, 60, 40, 30, 25, 20, 15, 7, 3)
 
 
 @pytest.fixture(scope="session")
-def _order_pool_source(tmp_path_factory, make_tar, make_image, make_embeddings):
+def _order_pool_source(tmp_path_factory, make_tar, make_image, make_embeddings, plain_seeding):
     """Tars and a clustered catalog; never changed."""
     folder = tmp_path_factory.mktemp("order_pool")
     generator = np.random.default_rng(7)
@@ -42,7 +42,8 @@ def _order_pool_source(tmp_path_factory, make_tar, make_image, make_embeddings):
     embeddings = make_embeddings(folder / "embeddings", dict(zip(keys, vectors, strict=True)))
     sources = [str(folder / "pool"), str(embeddings)]
     catalog = import_pool(sources, folder / "catalog", workers=1, part_rows=300).catalog
-    cluster(catalog, clusters=len(GROUP_SIZES))
+    with plain_seeding(len(GROUP_SIZES)):
+        cluster(catalog, clusters=len(GROUP_SIZES))
     return folder
 
 
