@@ -87,7 +87,7 @@ def kmeans(
         Centroids and the course of the objective. An empty cluster takes half of the largest one.
 
     Raises:
-        TooFewDistinctRowsError: fewer than k distinct rows (in the seeding's sample of 16 per centroid).
+        TooFewDistinctRowsError: fewer than k distinct rows in the sample that is seeded from.
         ValueError: k < 1, or rows that are neither zero nor of unit norm.
     """
     if k < 1:

@@ -54,6 +54,28 @@ def _group_tops(
 
 
 @jit_any_order
+def _column_of_top(
+    products: npt.NDArray[Any],
+    count: int,
+    row_scale: np.float32,
+    scale: Floats,
+    bias: Floats,
+    tops: Floats,
+    top: np.float32,
+) -> int:
+    """A column whose score is the greatest of all, or as good as that."""
+    for group in range(GROUPS):
+        if tops[group] == top:
+            break
+    column = group
+    while (
+        np.float32(products[column]) * (row_scale * scale[column]) + bias[column] < top - UP and column + GROUPS < count
+    ):
+        column += GROUPS
+    return column
+
+
+@jit_any_order
 def decide(  # noqa: PLR0912  (one loop over a row, compiled)
     products: npt.NDArray[Any],
     row_scale: Floats,
@@ -88,15 +110,7 @@ def decide(  # noqa: PLR0912  (one loop over a row, compiled)
             continue
         seen, seen_dot = -1, 0.0
         if top >= reach - error[row]:  # the top first: a good best makes for few candidates
-            for group in range(GROUPS):
-                if tops[group] == top:
-                    break
-            seen = group
-            while (
-                np.float32(products[row, seen]) * (row_scale[row] * scale[seen]) + bias[seen] < top - UP
-                and seen + GROUPS < count
-            ):
-                seen += GROUPS
+            seen = _column_of_top(products[row], count, row_scale[row], scale, bias, tops, top)
             seen_dot = _inner_product(x, row, columns, first + seen)
             if seen_dot > dots[row] or (seen_dot == dots[row] and first + seen < labels[row]):
                 dots[row], labels[row] = seen_dot, first + seen
@@ -267,18 +281,9 @@ def decide_earlier(
         floor = np.float32(similarity[row] - shift[at]) - error[at] - UP
         if top < floor:
             continue
-        for group in range(GROUPS):
-            if tops[group] == top:
-                break
-        column = group  # the top first: a good best makes for few candidates
-        while (
-            np.float32(products[at, column]) * (row_scale[at] * scale[column]) + bias[column] < top - UP
-            and column + GROUPS < count
-        ):
-            column += GROUPS
-        cosine = min(
-            _inner_product(x, row, x, first_column + column) / (norms[row] * norms[first_column + column]), greatest
-        )
+        # The top first: a good best makes for few candidates.
+        other = first_column + _column_of_top(products[at], count, row_scale[at], scale, bias, tops, top)
+        cosine = min(_inner_product(x, row, x, other) / (norms[row] * norms[other]), greatest)
         floor = max(floor, np.float32(cosine - shift[at]) - error[at] - UP)
         for group in range(GROUPS):
             if tops[group] < floor:
