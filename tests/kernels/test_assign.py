@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -6,9 +8,10 @@ from hypothesis import strategies as st
 
 from tailwise.kernels import assign as assign_module
 from tailwise.kernels import screening
-from tailwise.kernels.assign import MISSING, Assigner, assign
+from tailwise.kernels.assign import MISSING, NONE, Assigner, assign, no_lists
 from tailwise.kernels.grid import GRID, to_grid, unit_rows_on_grid
-from tailwise.kernels.screening import float32_error
+from tailwise.kernels.nearest import decide_and_list
+from tailwise.kernels.screening import Screen, float32_error, scratch_for
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -269,3 +272,32 @@ def test_cuda_gives_the_same_bits_as_the_cpu(unit_rows, clusters, dimension):
     x = np.concatenate([unit_rows(5000, dimension, seed=16), unit_rows(4, dimension, seed=3), np.zeros((2, dimension))])
     x = x.astype(np.float16)
     assert_same(assign(x, centroids, device="cuda"), assign(x, centroids, device="cpu"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("tiles", [[0, 320], [0, 64, 320], [0, 1, 2, 130, 320]])
+@pytest.mark.parametrize("slots", [1, 8, 24])
+def test_lists_bound_every_column(seed, tiles, slots):
+    random = np.random.default_rng(seed)
+    directions = unit_rows_on_grid(random.normal(size=(4, 64)))
+    spread = [0.01, 0.1, 1.0][seed % 3]  # many columns as near as the nearest, a few, none
+    columns = unit_rows_on_grid(directions[random.integers(4, size=320)] + spread / 8 * random.normal(size=(320, 64)))
+    columns[random.integers(320, size=30)] = columns[0]
+    x = unit_rows_on_grid(directions[random.integers(4, size=90)] + 0.1 * random.normal(size=(90, 64)))
+    screen = Screen(to_grid(columns.mean(axis=0)))
+    labels, dots = np.full(90, MISSING, np.int32), np.full(90, NONE)
+    lists = listed, near, bound, rest = no_lists(90, slots)
+    coded = screen.rows(x)
+    for first, last in itertools.pairwise(tiles):
+        scores = screen.scores(
+            coded, screen.columns(columns[first:last]), scratch_for(screen.precision, 90, last - first)
+        )
+        assert decide_and_list(*scores, x, columns, first, labels, dots, np.float32(0.1 * spread), *lists)
+    exact = x.astype(np.float64) @ columns.T.astype(np.float64)
+    assert (labels == exact.argmax(axis=1)).all()
+    assert (dots == exact.max(axis=1)).all()
+    for row in range(90):
+        here = near[row, : listed[row]]
+        assert len(set(here)) == len(here)
+        assert (exact[row, here] <= bound[row, : listed[row]]).all()
+        assert (np.delete(exact[row], here) <= rest[row]).all()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from tailwise.kernels.grid import as_rows, row_chunks, row_norms, to_grid
-from tailwise.kernels.nearest import FAR, decide
+from tailwise.kernels.nearest import FAR, decide, decide_and_list
 from tailwise.kernels.screening import IMPRECISE, Coded, Precision, Screen, float32_error, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
@@ -56,8 +56,8 @@ def _resolve_torch(
     dots.copy_(best)
 
 
-def no_lists(rows: int = 0, slots: int = 0) -> Lists:
-    """Empty lists of near centroids, as `nearest.decide` fills them: how many there are, which, their bounds, and that of all others."""
+def no_lists(rows: int, slots: int) -> Lists:
+    """Empty lists of near centroids, which `nearest.decide_and_list` fills: how many, which, their bounds, that of all others."""
     return (
         np.zeros(rows, np.int32),
         np.empty((rows, slots), np.int32),
@@ -186,8 +186,8 @@ class Assigner:
         """
         for first in range(0, len(self.centroids), TILE_CENTROIDS):
             scores = self.screen.scores(coded, self.columns[slice(first, first + TILE_CENTROIDS)], scratch)
-            some = lists or no_lists()
-            if not decide(*scores, x, self.centroids, first, labels, dots, np.float32(window), *some):
+            tile = *scores, x, self.centroids, first, labels, dots
+            if not (decide_and_list(*tile, np.float32(window), *lists) if lists else decide(*tile)):
                 raise ArithmeticError(IMPRECISE)
 
     def _assign_device(

@@ -16,7 +16,7 @@ from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd
 from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
 
 SEEDING_ROWS_PER_CENTROID = 16
-SEEDING_ROWS = 32_768
+SEEDING_ROWS = 16_384
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,14 @@ from tailwise.kernels.threads import run_tiles
 
 CHUNK_ROWS = 65_536
 CARRY_BYTES = 512 << 20
-LIST = 16  # centroids that a row keeps an eye on
+LIST = 24  # centroids that a row keeps an eye on
 LISTED_BYTES = LIST * 8 + 28  # a row
 CODED_BYTES = 28  # a row, beside its codes
 WINDOW_ROWS = 256
 LIST_REACH = 0.7
 MOVER_SHARES = (0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 # What a row costs, in comparisons with one centroid: beside those with all of them, to make a list, to look through it, to code the row.
-COMPARING, LISTING, RECHECKING, CODING = 500, 300, 350, 250
+COMPARING, LISTING, RECHECKING, CODING = 500, 150, 350, 250
 
 
 def to_similarity_units(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 All of them stand in this file since they call each other. Inner products of grid rows are exact in any order (see grid.py), and maxima are
 indifferent to it, so that reordering float operations changes nothing.
 
-r: row; k: column; m: slots of a row's list of near columns.
+r: row; k: column.
 """
 
 from __future__ import annotations
@@ -34,49 +34,104 @@ def _inner_product(x: Floats, row: int, columns: Floats, column: int) -> float:
 
 
 @jit_any_order
-def _group_tops(
-    products: npt.NDArray[Any], count: int, row_scale: np.float32, scale: Floats, bias: Floats, tops: Floats
+def _scores(
+    products: npt.NDArray[Any], row_scale: np.float32, scale: Floats, bias: Floats, scores: Floats, tops: Floats
 ) -> np.float32:
-    """Fills `tops` with each group's greatest score, of a row's first `count`; the greatest of all."""
+    """Fills `scores` with a row's scores, and `tops` with each group's greatest; the greatest of all."""
+    count = len(scores)
     whole = count - count % GROUPS
     tops[:] = FAR
     for first in range(0, whole, GROUPS):
         # Slices of a length that the compiler knows become vector instructions.
         some, by, more = products[first : first + GROUPS], scale[first : first + GROUPS], bias[first : first + GROUPS]
+        out = scores[first : first + GROUPS]
         for group in range(GROUPS):
-            tops[group] = max(tops[group], np.float32(some[group]) * (row_scale * by[group]) + more[group])
-    for group in range(count - whole):
-        at = whole + group
-        score = np.float32(products[at]) * (row_scale * scale[at]) + bias[at]
-        tops[group] = max(tops[group], score)
+            out[group] = np.float32(some[group]) * (row_scale * by[group]) + more[group]
+            tops[group] = max(tops[group], out[group])
+    for at in range(whole, count):
+        scores[at] = np.float32(products[at]) * (row_scale * scale[at]) + bias[at]
+        tops[at - whole] = max(tops[at - whole], scores[at])
     top: np.float32 = tops.max()
     return top
 
 
 @jit_any_order
-def _column_of_top(
-    products: npt.NDArray[Any],
-    count: int,
-    row_scale: np.float32,
-    scale: Floats,
-    bias: Floats,
-    tops: Floats,
-    top: np.float32,
-) -> int:
-    """A column whose score is the greatest of all, or as good as that."""
-    for group in range(GROUPS):
-        if tops[group] == top:
-            break
+def _column_of_top(scores: Floats, tops: Floats, top: np.float32) -> int:
+    """A column whose score is the greatest of all."""
+    group = 0
+    while tops[group] < top and group + 1 < GROUPS:
+        group += 1
     column = group
-    while (
-        np.float32(products[column]) * (row_scale * scale[column]) + bias[column] < top - UP and column + GROUPS < count
-    ):
+    while scores[column] < top and column + GROUPS < len(scores):
         column += GROUPS
     return column
 
 
 @jit_any_order
-def decide(  # noqa: PLR0912  (one loop over a row, compiled)
+def _decide_row(
+    row: int,
+    scores: Floats,
+    tops: Floats,
+    top: np.float32,
+    shift: float,
+    error: np.float32,
+    x: Floats,
+    columns: Floats,
+    first: int,
+    labels: Labels,
+    dots: Doubles,
+) -> bool:
+    """Updates a row's nearest column, and the exact inner product with it; False if a score is too far off."""
+    floor = np.float32(dots[row] - shift) - error - UP
+    if top < floor:
+        return True
+    seen = _column_of_top(scores, tops, top)  # the top first: a good best makes for few candidates
+    dot = _inner_product(x, row, columns, first + seen)
+    if abs(dot - shift - top) > error:
+        return False
+    if dot > dots[row] or (dot == dots[row] and first + seen < labels[row]):
+        dots[row], labels[row] = dot, first + seen
+        floor = np.float32(dot - shift) - error - UP
+    for group in range(GROUPS):
+        if tops[group] < floor:
+            continue
+        for at in range(group, len(scores), GROUPS):
+            if scores[at] < floor or at == seen:
+                continue
+            dot = _inner_product(x, row, columns, first + at)
+            if abs(dot - shift - scores[at]) > error:
+                return False
+            if dot > dots[row] or (dot == dots[row] and first + at < labels[row]):
+                dots[row], labels[row] = dot, first + at
+                floor = max(floor, np.float32(dot - shift) - error - UP)
+    return True
+
+
+@jit_any_order
+def decide(
+    products: npt.NDArray[Any],
+    row_scale: Floats,
+    shift: Doubles,
+    error: Floats,
+    scale: Floats,
+    bias: Floats,
+    x: Floats,
+    columns: Floats,
+    first: int,
+    labels: Labels,
+    dots: Doubles,
+) -> bool:
+    """Updates nearest columns and exact inner products with columns first, first + 1, …; False if a score is too far off."""
+    scores, tops = np.empty(len(scale), np.float32), np.empty(GROUPS, np.float32)
+    for row in range(len(row_scale)):
+        top = _scores(products[row], row_scale[row], scale, bias, scores, tops)
+        if not _decide_row(row, scores, tops, top, shift[row], error[row], x, columns, first, labels, dots):
+            return False
+    return True
+
+
+@jit_any_order
+def decide_and_list(
     products: npt.NDArray[Any],
     row_scale: Floats,
     shift: Doubles,
@@ -94,50 +149,58 @@ def decide(  # noqa: PLR0912  (one loop over a row, compiled)
     near_bound: Floats,
     rest: Floats,
 ) -> bool:
-    """Updates nearest columns and exact inner products with columns first, first + 1, …; False if a score is too far off.
+    """What `decide` does, and lists near columns.
 
-    Lists, if there are any (m > 0): `near` gets columns whose score is within `window` of the best, `listed` of them, `near_bound` an upper
+    `near` gets columns whose score is within `window` of the best, at most as many as it has slots, `listed` of them; `near_bound` an upper
     bound on the inner product of each, and `rest` one on that of all columns that aren't listed.
     """
     count, slots = len(scale), near.shape[1]
-    tops = np.empty(GROUPS, np.float32)
+    scores, tops = np.empty(count, np.float32), np.empty(GROUPS, np.float32)
+    found, good = np.empty(count + 1, np.int32), np.empty(count + 1, np.float32)
     for row in range(len(row_scale)):
-        top = _group_tops(products[row], count, row_scale[row], scale, bias, tops)
-        reach = np.float32(dots[row] - shift[row])  # of the best so far, as a score
-        if top < reach - max(error[row], window if slots else np.float32(0)):
-            if slots:
-                rest[row] = max(rest[row], np.float32(top + error[row] + shift[row]) + UP)
+        top = _scores(products[row], row_scale[row], scale, bias, scores, tops)
+        if not _decide_row(row, scores, tops, top, shift[row], error[row], x, columns, first, labels, dots):
+            return False
+        above = error[row] + np.float32(shift[row]) + UP  # of bounds above scores
+        look = np.float32(dots[row] - shift[row]) - max(error[row], window) - UP
+        if top < look:
+            rest[row] = max(rest[row], top + above)
             continue
-        seen, seen_dot = -1, 0.0
-        if top >= reach - error[row]:  # the top first: a good best makes for few candidates
-            seen = _column_of_top(products[row], count, row_scale[row], scale, bias, tops, top)
-            seen_dot = _inner_product(x, row, columns, first + seen)
-            if seen_dot > dots[row] or (seen_dot == dots[row] and first + seen < labels[row]):
-                dots[row], labels[row] = seen_dot, first + seen
-            reach = np.float32(dots[row] - shift[row])
-        floor = reach - error[row] - UP
-        look = reach - max(error[row], window) - UP if slots else floor
-        if slots:
-            rest[row] = max(rest[row], np.float32(look + error[row] + shift[row]) + UP)
+        size = 0
         for group in range(GROUPS):
-            if tops[group] < look:
+            if tops[group] >= look:
+                for at in range(group, count, GROUPS):
+                    found[size], good[size] = at, scores[at]
+                    size += scores[at] >= look
+        if size > slots:  # too many: look from higher up
+            look = _threshold(good[:size], slots, look, top)
+        rest[row] = max(rest[row], look + above)
+        free = listed[row]
+        for place in range(size):
+            if good[place] < look:
                 continue
-            for at in range(group, count, GROUPS):
-                score = np.float32(products[row, at]) * (row_scale[row] * scale[at]) + bias[at]
-                if score < look:
-                    continue
-                bound = np.float32(score + error[row] + shift[row]) + UP
-                if score >= floor or at == seen:
-                    dot = seen_dot if at == seen else _inner_product(x, row, columns, first + at)
-                    if abs(dot - shift[row] - score) > error[row]:
-                        return False
-                    bound = np.float32(dot) + UP
-                    if dot > dots[row] or (dot == dots[row] and first + at < labels[row]):
-                        dots[row], labels[row] = dot, first + at
-                        floor = max(floor, np.float32(dot - shift[row]) - error[row] - UP)
-                if slots:
-                    _list(listed, near, near_bound, rest, row, first + at, bound)
+            if free < slots:
+                near[row, free], near_bound[row, free] = first + found[place], good[place] + above
+                free += 1
+                listed[row] = free
+            else:
+                _list(listed, near, near_bound, rest, row, first + found[place], good[place] + above)
     return True
+
+
+@jit_any_order
+def _threshold(scores: Floats, most: int, low: np.float32, high: np.float32) -> np.float32:
+    """About the lowest value that at most so many of the scores reach; `high` if more of them are as high as that."""
+    for _ in range(6):
+        middle = np.float32(0.5) * (low + high)
+        count = 0
+        for at in range(len(scores)):
+            count += scores[at] >= middle
+        if count > most:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 @jit_any_order
@@ -145,19 +208,20 @@ def _list(
     listed: Labels, near: Labels, near_bound: Floats, rest: Floats, row: int, column: int, bound: np.float32
 ) -> None:
     """Puts a column on a row's list, in place of the one of least bound if it is full."""
-    free = listed[row]
-    if free < near.shape[1]:
+    free, slots = listed[row], near.shape[1]
+    if free < slots:
         near[row, free], near_bound[row, free] = column, bound
         listed[row] += 1
         return
-    least = 0
-    for slot in range(near.shape[1]):
-        if near_bound[row, slot] < near_bound[row, least]:
-            least = slot
-    if bound > near_bound[row, least]:
-        bound, near_bound[row, least] = near_bound[row, least], bound
-        near[row, least] = column
-    rest[row] = max(rest[row], bound)
+    least = bound
+    for slot in range(slots):
+        least = min(least, near_bound[row, slot])
+    rest[row] = max(rest[row], least)
+    if bound > least:
+        slot = 0
+        while near_bound[row, slot] > least and slot + 1 < slots:
+            slot += 1
+        near[row, slot], near_bound[row, slot] = column, bound
 
 
 @jit_any_order
@@ -218,11 +282,11 @@ def decide_movers(
 ) -> bool:
     """What `recheck` does, for columns `movers`, which moved further than it took into account; False as for `decide`."""
     count = len(scale)
-    tops = np.empty(GROUPS, np.float32)
+    scores, tops = np.empty(count, np.float32), np.empty(GROUPS, np.float32)
     for row in range(len(row_scale)):
         if labels[row] < 0:
             continue
-        top = _group_tops(products[row], count, row_scale[row], scale, bias, tops)
+        top = _scores(products[row], row_scale[row], scale, bias, scores, tops)
         look = np.float32(min(np.float64(rest[row]), dots[row]) - shift[row]) - error[row] - 2 * UP
         if top < look:
             continue
@@ -230,7 +294,7 @@ def decide_movers(
             if tops[group] < look:
                 continue
             for at in range(group, count, GROUPS):
-                score = np.float32(products[row, at]) * (row_scale[row] * scale[at]) + bias[at]
+                score = scores[at]
                 if score < look:
                     continue
                 column = movers[at]
@@ -271,25 +335,26 @@ def decide_earlier(
 
     Cosines are exact inner products over the product of the norms, but at most `greatest`; ties go to the earliest row.
     """
-    tops = np.empty(GROUPS, np.float32)
+    all_scores, tops = np.empty(len(scale), np.float32), np.empty(GROUPS, np.float32)
     for at in range(len(row_scale)):
         row = first_row + at
         count = min(len(scale), row - first_column)
         if count <= 0:
             continue
-        top = _group_tops(products[at], count, row_scale[at], scale, bias, tops)
+        scores = all_scores[:count]
+        top = _scores(products[at], row_scale[at], scale, bias, scores, tops)
         floor = np.float32(similarity[row] - shift[at]) - error[at] - UP
         if top < floor:
             continue
         # The top first: a good best makes for few candidates.
-        other = first_column + _column_of_top(products[at], count, row_scale[at], scale, bias, tops, top)
+        other = first_column + _column_of_top(scores, tops, top)
         cosine = min(_inner_product(x, row, x, other) / (norms[row] * norms[other]), greatest)
         floor = max(floor, np.float32(cosine - shift[at]) - error[at] - UP)
         for group in range(GROUPS):
             if tops[group] < floor:
                 continue
             for column in range(group, count, GROUPS):
-                score = np.float32(products[at, column]) * (row_scale[at] * scale[column]) + bias[column]
+                score = scores[column]
                 if score < floor:
                     continue
                 other = first_column + column

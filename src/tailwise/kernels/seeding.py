@@ -9,19 +9,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tailwise.kernels.assign import MISSING, NONE, TILE_CENTROIDS, TILE_ROWS, Assigner, no_lists, resolve_device
+from tailwise.kernels.assign import MISSING, NONE, TILE_CENTROIDS, TILE_ROWS, Assigner, resolve_device
 from tailwise.kernels.grid import row_chunks, row_norms, to_grid, unit_rows_on_grid
 from tailwise.kernels.jit import jit
 from tailwise.kernels.keyed import random_below, stream_key
-from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, LIST, Lloyd, to_similarity_units
+from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd, Sums, to_similarity_units
 from tailwise.kernels.nearest import decide
 from tailwise.kernels.screening import IMPRECISE, PAD, Coded, Screen, faster_precision, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
 OVERSAMPLING = 2
 SEEK_ROWS = 384
-ROUND_SHARE = 4  # a round draws a quarter as many rows as there are already
-SEEDING_ITERATIONS = 2  # with all that were drawn, and again with k
+NEIGHBOURS = 16  # of a centroid, to merge it with
+ROUND_SHARE = 2  # a round draws half as many rows as there are already, but
+LEAST_ROUND = 32  # no fewer than a 32nd of all that will be drawn
 _SAME = 2.0**-22  # rows nearer than this to a centroid count as equal to it
 
 
@@ -43,7 +44,7 @@ def seed_centroids(
     threads: int | None = None,
     carry_bytes: int = CARRY_BYTES,
 ) -> npt.NDArray[np.float32]:
-    """k-means++ (Arthur, Vassilvitskii 2007) in rounds, each of which draws a quarter as many rows as were drawn before; then k-means.
+    """k-means++ (Arthur, Vassilvitskii 2007) in rounds, each of which draws half as many rows as were drawn before.
 
     A row is drawn with probability proportional to its cosine distance to the nearest centroid so far. Rounds instead of single
     draws turn the work into matrix products (as k-means‖, Bahmani et al. 2012, does); within a round a row, or its copies, is drawn once.
@@ -63,39 +64,41 @@ def seed_centroids(
         TooFewDistinctRowsError: fewer than k distinct rows.
     """
     key = stream_key(seed, "k-means++")
+    wanted = OVERSAMPLING * k
     rows = [int(random_below(key, 0, np.array([len(x)]))[0])]
-    nearest = _NearestSeed(x, device, threads)
+    nearest = _NearestSeed(x, wanted, device, threads)
     drawn, fresh = 1, rows
     while True:
-        if len(rows) >= OVERSAMPLING * k:
-            break
         distance = 1 - nearest.add(_seed_rows(x, fresh))
+        if len(rows) >= wanted:
+            break
         weights = np.where(distance > _SAME, to_similarity_units(distance), 0)
         cumulative = np.cumsum(weights)
         if not cumulative[-1]:
             if len(rows) >= k:
                 break
             raise TooFewDistinctRowsError(len(rows), k)
-        wanted = min(max(1, len(rows) // ROUND_SHARE), OVERSAMPLING * k - len(rows))
-        targets = random_below(key, drawn, np.full(wanted, cumulative[-1]))
-        drawn += wanted
+        size = min(max(-(-wanted // LEAST_ROUND), len(rows) // ROUND_SHARE), wanted - len(rows))
+        targets = random_below(key, drawn, np.full(size, cumulative[-1]))
+        drawn += size
         fresh = sorted({int(row) for row in np.searchsorted(cumulative, targets, side="right")})
         fresh = [fresh[at] for at in sorted(np.unique(x[fresh], axis=0, return_index=True)[1])]  # duplicates count once
         rows = rows + fresh
-    centroids = _seed_rows(x, rows)
+    sums = nearest.sums()
     del nearest
-    for count in (len(rows), k):
-        lloyd = Lloyd([x], count, device=device, threads=threads, carry_bytes=carry_bytes)
-        for _ in range(SEEDING_ITERATIONS):
-            centroids, _ = lloyd.update(centroids)
-        sums = lloyd.sums
-        del lloyd
-        if count > k:
-            centroids = _merged(sums, k, threads)
-    return centroids
+
+    def iterate(sums: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        lloyd = Lloyd([x], len(sums), device=device, threads=threads, carry_bytes=carry_bytes)
+        centroids, _ = lloyd.update(unit_rows_on_grid(sums))
+        return centroids, lloyd.sums
+
+    if len(rows) > k:
+        _, sums = iterate(sums)
+        sums = _merged(sums, k, threads)
+    return iterate(sums)[0]
 
 
-def _merged(sums: npt.NDArray[np.float64], k: int, threads: int | None) -> npt.NDArray[np.float32]:
+def _merged(sums: npt.NDArray[np.float64], k: int, threads: int | None) -> npt.NDArray[np.float64]:
     """Merges clusters until k are left, those first whose merging costs the objective least.
 
     The sum of the cosines of a cluster's members to their centroid is the norm of the members' sum (Dhillon, Modha 2001), so that merging i
@@ -115,7 +118,7 @@ def _merged(sums: npt.NDArray[np.float64], k: int, threads: int | None) -> npt.N
                 pairs.append(at)
         sums[first[pairs]] += sums[second[pairs]]
         sums = np.delete(sums, second[pairs], axis=0)
-    return unit_rows_on_grid(sums)
+    return sums
 
 
 @jit
@@ -149,7 +152,7 @@ def _near_pairs(
     whole[:count] = np.rint(centroids * (np.float64(steps) / np.abs(centroids).max()))
     precision = faster_precision()
     codes = torch.from_numpy(whole) if precision == "int8" else torch.from_numpy(whole).float()
-    slots = min(LIST, count)
+    slots = min(NEIGHBOURS, count)
     near = np.empty((count, slots), np.int32)
 
     def work(start: int, scratch: torch.Tensor) -> None:
@@ -193,11 +196,14 @@ def _keep_greatest(
 
 
 class _NearestSeed:
-    """The cosine of rows to the nearest of a growing set of centroids; rows are coded once."""
+    """The nearest of a growing set of centroids, for every row; rows are coded once."""
 
-    def __init__(self, x: npt.NDArray[Any], device: str, threads: int | None) -> None:
+    def __init__(self, x: npt.NDArray[Any], centroids: int, device: str, threads: int | None) -> None:
+        """Takes the rows, and how many centroids there will be at most."""
         self._x, self._device, self._threads = x, resolve_device(device), threads or torch.get_num_threads()
         self._dots, self._norms = np.full(len(x), NONE), np.empty(len(x))
+        self._labels = np.full(len(x), MISSING, np.int32)
+        self._centroids, self._count = np.zeros((centroids, x.shape[1]), np.float32), 0
         self._tiles = range(0, len(x), TILE_ROWS)
         total = sum(
             (chunk.sum(axis=0, dtype=np.float64) for _, chunk in row_chunks([x], CHUNK_ROWS)),
@@ -214,26 +220,38 @@ class _NearestSeed:
         self._coded[start] = self._screen.rows(rows)
 
     def add(self, centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Takes more centroids; float64 [n]."""
+        """Takes more centroids; the cosine of each row to its nearest one, float64 [n]."""
+        base = self._count
+        self._count += len(centroids)
+        self._centroids[base : self._count] = centroids
         if self._device != "cpu":
-            _, dots, self._norms = Assigner(centroids, device=self._device).inner_products(self._x)
-            self._dots = np.maximum(self._dots, dots)
+            labels, dots, self._norms = Assigner(centroids, device=self._device).inner_products(self._x)
+            nearer = dots > self._dots
+            self._labels[nearer], self._dots[nearer] = base + labels[nearer], dots[nearer]
             return self._dots / self._norms
         columns = self._screen.columns(centroids)
 
         def work(start: int, scratch: torch.Tensor) -> None:
             tile = slice(start, start + TILE_ROWS)
-            rows, dots = to_grid(self._x[tile]), self._dots[tile]
-            labels = np.full(len(rows), MISSING, np.int32)
+            rows, labels, dots = to_grid(self._x[tile]), self._labels[tile], self._dots[tile]
             for first in range(0, len(centroids), TILE_CENTROIDS):
                 scores = self._screen.scores(self._coded[start], columns[slice(first, first + TILE_CENTROIDS)], scratch)
-                if not decide(*scores, rows, centroids, first, labels, dots, np.float32(0), *no_lists()):
+                args = (*scores, rows, self._centroids, base + first, labels, dots)
+                if not decide(*args):
                     raise ArithmeticError(IMPRECISE)
 
         with full_precision():
             size = min(TILE_ROWS, len(self._x)), min(TILE_CENTROIDS, len(centroids))
             run_tiles(work, self._tiles, self._threads, lambda: scratch_for(self._screen.precision, *size))
         return self._dots / self._norms
+
+    def sums(self) -> npt.NDArray[np.float64]:
+        """Sums of the rows nearest to each centroid, float64 [centroids so far, d]."""
+        sums = Sums(self._count, self._x.shape[1])
+        for first, chunk in row_chunks([self._x], CHUNK_ROWS):
+            labels = self._labels[first : first + len(chunk)]
+            sums.move(to_grid(chunk), np.full(len(chunk), MISSING, np.int32), labels)
+        return sums.rows
 
 
 def _seed_rows(x: npt.NDArray[Any], rows: list[int]) -> npt.NDArray[np.float32]:
