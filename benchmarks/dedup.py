@@ -23,7 +23,7 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.embeddings import open_column, write_part
 from tailwise.catalog.files import write_array
 from tailwise.catalog.schema import SHARD_SCHEMA
-from tailwise.kernels.duplicates import most_similar_earlier
+from tailwise.kernels.similarity import most_similar_earlier
 from tailwise.stages.dedup import dedup
 from tailwise.stages.members import RESULT, Layout, Members, regroup_members
 from tailwise.stages.neighbours import Comparison

@@ -21,10 +21,10 @@ import torch
 from common import print_header
 
 from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS, Assigner, assign
-from tailwise.kernels.duplicates import SMALL, most_similar_earlier
 from tailwise.kernels.grid import unit_rows_on_grid
 from tailwise.kernels.kmeans import kmeans
 from tailwise.kernels.screening import faster_precision
+from tailwise.kernels.similarity import SMALL, most_similar_earlier
 from tailwise.kernels.threads import map_in_order, run_tiles
 
 Half = npt.NDArray[np.float16]

@@ -1,6 +1,7 @@
 """Atomic writes, arrays without pickle, hashes."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -103,6 +104,13 @@ def test_arrays_come_back(tmp_path, shape, dtype):
     np.testing.assert_array_equal(read, array)
     assert read.dtype == array.dtype
     assert not array.size or isinstance(read, np.memmap)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="files can't be given room in advance here")
+def test_a_created_array_has_its_room_on_the_disk(tmp_path):
+    """For writing to a map for which there is no room ends the process, without a word."""
+    create_array(tmp_path / "a.npy", (1 << 20,), np.float64)
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= 8 << 20
 
 
 def test_mapped_arrays_can_not_be_written_to(tmp_path):

@@ -4,17 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels import duplicates, screening
-from tailwise.kernels.duplicates import (
-    BELOW_ONE,
-    NOTHING_EARLIER,
-    duplicate_pairs,
-    duplicate_threshold,
-    first_of_identical,
-    greedy,
-    most_similar_earlier,
-    similar_pairs,
-)
+from tailwise.kernels import duplicates, identical, screening
+from tailwise.kernels import similarity as similarity_module
+from tailwise.kernels.duplicates import duplicate_pairs, duplicate_threshold, greedy
+from tailwise.kernels.identical import first_of_identical
+from tailwise.kernels.similarity import BELOW_ONE, NOTHING_EARLIER, most_similar_earlier, similar_pairs
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=150)
 EPSILONS = (0.0, 1e-6, 0.001, 0.02, 0.1, 0.3, 0.6, 1.0)
@@ -76,9 +70,11 @@ def path(request, monkeypatch):
         screening, "faster_precision", lambda: "float32" if request.param == "device" else request.param
     )
     if request.param == "device":
-        on_device = duplicates._most_similar_on_device
+        on_device = similarity_module._most_similar_on_device
         monkeypatch.setattr(
-            duplicates, "_most_similar_on_cpu", lambda x, start, _: on_device(duplicates._Rows(x, "cpu"), start)
+            similarity_module,
+            "_most_similar_on_cpu",
+            lambda x, start, _: on_device(similarity_module.Rows(x, "cpu"), start),
         )
 
 
@@ -86,8 +82,9 @@ def path(request, monkeypatch):
 def tiles(request, monkeypatch):
     rows, columns, scores = request.param
     for kind in ("TILE", "DEVICE"):
-        monkeypatch.setattr(duplicates, f"{kind}_ROWS", rows)
-        monkeypatch.setattr(duplicates, f"{kind}_COLUMNS", columns)
+        monkeypatch.setattr(similarity_module, f"{kind}_ROWS", rows)
+        monkeypatch.setattr(similarity_module, f"{kind}_COLUMNS", columns)
+    monkeypatch.setattr(duplicates, "SCAN_ROWS", rows)
     monkeypatch.setattr(duplicates, "SCAN_SCORES", scores)
 
 
@@ -175,8 +172,8 @@ def test_result_does_not_depend_on_tiles(blobs, monkeypatch):
     expected = plain_neighbours(x)
     for rows, columns in ((64, 128), (701, 33)):
         for kind in ("TILE", "DEVICE"):
-            monkeypatch.setattr(duplicates, f"{kind}_ROWS", rows)
-            monkeypatch.setattr(duplicates, f"{kind}_COLUMNS", columns)
+            monkeypatch.setattr(similarity_module, f"{kind}_ROWS", rows)
+            monkeypatch.setattr(similarity_module, f"{kind}_COLUMNS", columns)
         similarity, earlier = most_similar_earlier(x)
         np.testing.assert_array_equal(similarity, expected[0])
         np.testing.assert_array_equal(earlier, expected[1])
@@ -185,7 +182,7 @@ def test_result_does_not_depend_on_tiles(blobs, monkeypatch):
 def test_a_clique_of_identical_rows_is_compared_once(unit_rows, monkeypatch):
     x = np.concatenate([np.repeat(unit_rows(1, 32), 10_000, axis=0), unit_rows(5, 32, seed=1)])
     compared = []
-    on_device, on_cpu = duplicates._Rows.scores, screening.Screen.scores
+    on_device, on_cpu = similarity_module.Rows.scores, screening.Screen.scores
 
     def counts_on_device(self, *arguments):
         scores = on_device(self, *arguments)
@@ -196,7 +193,7 @@ def test_a_clique_of_identical_rows_is_compared_once(unit_rows, monkeypatch):
         compared.append(len(rows.scale) * len(columns.scale))
         return on_cpu(self, rows, columns, scratch)
 
-    monkeypatch.setattr(duplicates._Rows, "scores", counts_on_device)
+    monkeypatch.setattr(similarity_module.Rows, "scores", counts_on_device)
     monkeypatch.setattr(screening.Screen, "scores", counts_on_cpu)
     similarity, earlier = most_similar_earlier(x)
     assert sum(compared) == 36
@@ -224,13 +221,13 @@ def test_rows_whose_hashes_agree_are_still_told_apart(unit_rows):
     x = unit_rows(20, 4)[np.random.default_rng(0).integers(0, 20, 100)]
     words = x.view(np.uint16)
     first = np.empty(100, np.int64)
-    duplicates._first_of_identical(words, np.zeros(100, np.uint64), np.full(256, -1, np.int64), first)
+    identical._first_of_identical(words, np.zeros(100, np.uint64), np.full(256, -1, np.int64), first)
     assert first.tolist() == [next(i for i in range(100) if (x[i] == x[row]).all()) for row in range(100)]
     np.testing.assert_array_equal(first_of_identical(x), first)
 
 
 def test_pairs_between_two_sets(unit_rows, monkeypatch):
-    monkeypatch.setattr(duplicates, "EXACT_PAIRS", 7)
+    monkeypatch.setattr(similarity_module, "EXACT_PAIRS", 7)
     x = np.concatenate([unit_rows(200, 3), unit_rows(5, 3, seed=4)])
     queries = unit_rows(5, 3, seed=4)
     query, row, similarity = similar_pairs(queries, x, 0.95)

@@ -14,8 +14,8 @@ from tailwise.catalog.drops import DROPPED_SCHEMA as SCHEMA
 from tailwise.catalog.drops import DropList, write_drops
 from tailwise.cli import app
 from tailwise.errors import UserError
-from tailwise.kernels.duplicates import BELOW_ONE
 from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.kernels.similarity import BELOW_ONE
 from tailwise.stages import members, neighbours
 from tailwise.stages.cluster import cluster, extend_clustering
 from tailwise.stages.dedup import dedup
@@ -233,7 +233,7 @@ def test_result_depends_on_neither_buckets_nor_chunks_nor_threads(
 
     monkeypatch.setattr(neighbours, "plan_layout", lambda *_: layout)
     monkeypatch.setattr(members, "CHUNK_ROWS", 37)
-    monkeypatch.setattr("tailwise.kernels.duplicates.TILE_ROWS", 5)
+    monkeypatch.setattr("tailwise.kernels.similarity.TILE_ROWS", 5)
     monkeypatch.setattr("tailwise.kernels.duplicates.SCAN_SCORES", 11)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

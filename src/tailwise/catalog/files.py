@@ -94,13 +94,20 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
     """A new zeroed `.npy` file, mapped for writing, for arrays that are filled row by row.
 
     It is not atomic: give it a path from `replacing`, or one that is thrown away afterwards.
+
+    Raises:
+        OSError: there is no room for it on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if 0 in shape:  # an empty file can't be mapped
         with path.open("wb") as stream:
             np.save(stream, np.zeros(shape, dtype), allow_pickle=False)
         return np.zeros(shape, dtype)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk is an OSError now, where writing to a map would end the process
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

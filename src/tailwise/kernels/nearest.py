@@ -1,4 +1,4 @@
-"""Compiled loops that decide which column is nearest, from screening scores (see screening.py) and exact inner products.
+"""Compiled loops that decide which column, or which earlier row, is nearest, from screening scores (see screening.py) and exact products.
 
 All of them stand in this file since they call each other. Inner products of grid rows are exact in any order (see grid.py), and maxima are
 indifferent to it, so that reordering float operations changes nothing.
@@ -31,6 +31,12 @@ def _inner_product(x: Floats, row: int, columns: Floats, column: int) -> float:
     for axis in range(x.shape[1]):
         total += np.float64(x[row, axis]) * np.float64(columns[column, axis])
     return total
+
+
+@jit_any_order
+def _cosine(x: Floats, norms: Doubles, row: int, other: int) -> float:
+    """The exact inner product of two rows over their norms."""
+    return float(_inner_product(x, row, x, other) / (norms[row] * norms[other]))
 
 
 @jit_any_order
@@ -348,7 +354,7 @@ def decide_earlier(
             continue
         # The top first: a good best makes for few candidates.
         other = first_column + _column_of_top(scores, tops, top)
-        cosine = min(_inner_product(x, row, x, other) / (norms[row] * norms[other]), greatest)
+        cosine = min(_cosine(x, norms, row, other), greatest)
         floor = max(floor, np.float32(cosine - shift[at]) - error[at] - UP)
         for group in range(GROUPS):
             if tops[group] < floor:
@@ -358,11 +364,93 @@ def decide_earlier(
                 if score < floor:
                     continue
                 other = first_column + column
-                cosine = _inner_product(x, row, x, other) / (norms[row] * norms[other])
+                cosine = _cosine(x, norms, row, other)
                 if abs(cosine - shift[at] - score) > error[at]:
                     return False
                 cosine = min(cosine, greatest)
                 if cosine > similarity[row] or (cosine == similarity[row] and other < earlier[row]):
                     similarity[row], earlier[row] = cosine, other
                     floor = max(floor, np.float32(cosine - shift[at]) - error[at] - UP)
+    return True
+
+
+@jit_any_order
+def decide_pairs(
+    rows: npt.NDArray[np.int64],
+    others: npt.NDArray[np.int64],
+    scores: Floats,
+    x: Floats,
+    norms: Doubles,
+    error: float,
+    greatest: float,
+    similarity: Doubles,
+    earlier: npt.NDArray[np.int64],
+) -> bool:
+    """What `decide_earlier` does, for candidate pairs in order of rows and others."""
+    for at in range(len(rows)):
+        row, other = rows[at], others[at]
+        cosine = _cosine(x, norms, row, other)
+        if abs(cosine - scores[at]) > error:
+            return False
+        cosine = min(cosine, greatest)
+        if cosine > similarity[row]:
+            similarity[row], earlier[row] = cosine, other
+    return True
+
+
+@jit_any_order
+def decide_greedily(
+    start: int,
+    stop: int,
+    threshold: float,
+    judged_from: int,
+    similarity: npt.NDArray[np.float64],
+    earlier: npt.NDArray[np.int64],
+    x: npt.NDArray[np.float32],
+    norms: npt.NDArray[np.float64],
+    place: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.int64],
+    others: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    error: float,
+    greatest: float,
+    heirs: npt.NDArray[np.int64],
+    kept: npt.NDArray[np.bool_],
+    kept_row: npt.NDArray[np.int64],
+    found: npt.NDArray[np.float64],
+) -> bool:
+    """Decides rows [start, stop), all earlier ones being decided; False if a score is too far off.
+
+    The candidates of a row in doubt are others[offsets[p]:offsets[p + 1]], p = place[row].
+    """
+    for row in range(start, stop):
+        if similarity[row] <= threshold:  # no earlier one is a duplicate, kept or not
+            kept[row] = True
+            continue
+        other = earlier[row]
+        if kept[other]:
+            kept_row[row] = other
+            found[row] = similarity[row]
+            continue
+        if similarity[row] == 1.0:  # shares the fate of the first judged row that is identical
+            first = other if other >= judged_from else heirs[other]
+            if first >= 0:
+                kept_row[row] = first if kept[first] else kept_row[first]
+                found[row] = 1.0 if kept[first] else found[first]
+                continue
+            heirs[other] = row
+        best = threshold
+        p = place[row]
+        for at in range(offsets[p], offsets[p + 1]):
+            other = others[at]
+            if other < row and kept[other]:
+                exact = _cosine(x, norms, row, other)
+                if abs(exact - scores[at]) > error:
+                    return False
+                exact = min(exact, greatest)
+                if exact > best:
+                    best = exact
+                    kept_row[row] = other
+                    found[row] = exact
+        kept[row] = kept_row[row] < 0
     return True

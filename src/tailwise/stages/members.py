@@ -22,8 +22,8 @@ import torch
 
 from tailwise.catalog.files import read_array, read_json, write_array, write_json
 from tailwise.errors import UserError
-from tailwise.kernels.duplicates import DEVICE_COLUMNS, DEVICE_ROWS, SMALL
 from tailwise.kernels.grid import row_chunks
+from tailwise.kernels.similarity import DEVICE_COLUMNS, DEVICE_ROWS, SMALL
 from tailwise.kernels.threads import map_in_order
 from tailwise.progress import Track
 from tailwise.stages.regroup import cluster_buckets

@@ -16,8 +16,8 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import create_array, digest, map_array, replacing
 from tailwise.errors import UserError
-from tailwise.kernels.duplicates import NOTHING_EARLIER, most_similar_earlier
 from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.kernels.similarity import NOTHING_EARLIER, most_similar_earlier
 from tailwise.progress import Track, silent
 from tailwise.stages.members import DROPPED, KEPT, NEW, RESULT, Columns, Members, plan_layout, regroup_members
 

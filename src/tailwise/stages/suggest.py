@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.kernels.duplicates import duplicate_threshold, similar_pairs
+from tailwise.kernels.duplicates import duplicate_threshold
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.kmeans import chosen_rows
+from tailwise.kernels.similarity import similar_pairs
 from tailwise.progress import Track
 from tailwise.stages.cluster import check_device
 from tailwise.stages.neighbours import Comparison, Neighbours, make_neighbours

@@ -1,0 +1,206 @@
+"""Cosines of rows with one another, exactly: with all earlier rows, with other rows.
+
+The similarity of two rows is the cosine of their float16 embeddings: the exact dot product over the product of the exact norms,
+in float64 (see grid.py). Approximate products of normalised rows screen within their error bound (see screening.py); the exact similarity
+decides, so that results don't depend on threads, tiles or devices.
+
+Similarity 1 means identical, and nothing else does: rows that differ have at most BELOW_ONE. Identical rows have the same
+similarity to every other row, so that only the first of them need be compared; a clique of n identical rows costs n, not n².
+
+m: rows, in keep-order; d: dimension.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tailwise.kernels.assign import NONE, resolve_device
+from tailwise.kernels.grid import row_norms, to_grid
+from tailwise.kernels.identical import first_of_identical
+from tailwise.kernels.nearest import decide_earlier, decide_pairs
+from tailwise.kernels.screening import IMPRECISE, Coded, Screen, float32_error, full_precision, scratch_for
+from tailwise.kernels.threads import run_tiles
+
+BELOW_ONE = float(np.nextafter(1.0, 0.0))
+NOTHING_EARLIER = -np.inf  # the similarity of a row without an earlier one
+TILE_ROWS = 512  # of scores
+TILE_COLUMNS = 1024
+CENTRE_ROWS = 256  # whose mean serves as the centre of all
+SMALL = 4096  # members of a cluster that one thread does best, and rows that are coded at a time
+DEVICE_ROWS = 512
+DEVICE_COLUMNS = 4096
+EXACT_PAIRS = 1 << 13  # similarities at a time, of pairs between two sets of rows
+
+
+class Rows:
+    """Rows where the matrix products run, and on the grid where exact similarities are taken."""
+
+    def __init__(self, x: npt.NDArray[np.float16], device: str) -> None:
+        self.x = torch.from_numpy(np.ascontiguousarray(x)).float().numpy()  # float16 lies on the grid
+        self.norms = row_norms(self.x)
+        _refuse_zeros(self.norms)
+        self.error = float32_error(x.shape[1] + 2)  # unit rows are rounded twice
+        self.device = torch.device(resolve_device(device))
+        unit = self.x / self.norms.astype(np.float32)[:, None]
+        self.unit = torch.from_numpy(unit).to(self.device)
+
+    def scores(self, rows: slice | torch.Tensor, columns: slice, scratch: torch.Tensor) -> torch.Tensor:
+        """Approximate similarities [rows, columns], in the memory of `scratch`."""
+        left, right = self.unit[rows], self.unit[columns]
+        out = scratch[: len(left) * len(right)].view(len(left), len(right))
+        return torch.mm(left, right.T, out=out)
+
+
+def _refuse_zeros(norms: npt.NDArray[np.float64]) -> None:
+    if not norms.all():
+        raise ValueError(f"row {int(np.flatnonzero(norms == 0)[0])} is zero: it has no similarity to any other")
+
+
+def most_similar_earlier(
+    x: npt.NDArray[np.float16], *, judged_from: int = 0, device: str = "auto", threads: int | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """The most similar earlier row of each row, and the similarity to it; ties go to the earliest.
+
+    Args:
+        x: [m, d], unit norm, in keep-order.
+        judged_from: rows before this one are compared with, not judged.
+        device: of the matrix products; the result doesn't depend on it.
+        threads: on the CPU; None for torch's number; the result doesn't depend on it.
+
+    Returns:
+        similarity: float64 [m]; 1 if the earlier row is identical, NOTHING_EARLIER where there is none, and before judged_from.
+        earlier: int64 [m], the row's index; −1 where there is none.
+
+    Raises:
+        ValueError: a row isn't of unit norm.
+        ArithmeticError: matrix products are less precise than they should be.
+    """
+    first = first_of_identical(x)
+    distinct = np.flatnonzero(first == np.arange(len(x)))
+    start = int(np.searchsorted(distinct, judged_from))
+    unlike = x if len(distinct) == len(x) else x[distinct]
+    if not len(distinct):
+        best, at = np.empty(0), np.empty(0, np.int64)
+    elif resolve_device(device) == "cpu":
+        best, at = _most_similar_on_cpu(unlike, start, threads or torch.get_num_threads())
+    else:
+        best, at = _most_similar_on_device(Rows(unlike, device), start)
+    similarity, earlier = np.full(len(x), NOTHING_EARLIER), np.full(len(x), -1, np.int64)
+    found = np.flatnonzero(at >= 0)
+    similarity[distinct[found]], earlier[distinct[found]] = best[found], distinct[at[found]]
+    copies = np.flatnonzero(first < np.arange(len(x)))
+    copies = copies[copies >= judged_from]
+    similarity[copies], earlier[copies] = 1.0, first[copies]
+    return similarity, earlier
+
+
+def _most_similar_on_cpu(
+    x: npt.NDArray[np.float16], start: int, threads: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    count = len(x)
+    rows, norms = np.empty(x.shape, np.float32), np.empty(count)
+    best, earlier = np.full(count, NONE), np.full(count, -1, np.int64)
+    small = count <= SMALL
+    height = TILE_ROWS // 2 if small else TILE_ROWS  # half a tile of rows is compared with later rows in vain
+    screen = Screen(to_grid(to_grid(x[:CENTRE_ROWS]).mean(axis=0, dtype=np.float64)))
+    codes = Coded.memory_for(count, x.shape[1], screen.precision)
+
+    def code(first: int, _: None) -> None:
+        tile = slice(first, min(first + SMALL, count))
+        rows[tile] = to_grid(x[tile])
+        norms[tile] = row_norms(rows[tile], first=first)
+        codes.put(tile, screen.rows(rows[tile], (1 / np.maximum(norms[tile], 0.5)).astype(np.float32)))
+
+    def compare(first_row: int, scratch: torch.Tensor) -> None:
+        stop = min(first_row + height, count)
+        for first_column in range(0, stop, TILE_COLUMNS):
+            some = columns[first_column : min(first_column + TILE_COLUMNS, stop)]
+            scores = screen.scores(codes[first_row:stop], some, scratch)
+            if not decide_earlier(*scores, rows, norms, first_row, first_column, BELOW_ONE, best, earlier):
+                raise ArithmeticError(IMPRECISE)
+
+    run_tiles(code, range(0, count, SMALL), threads, lambda: None)
+    _refuse_zeros(norms)
+    columns = screen.as_columns(codes)
+    with full_precision():
+        tiles = range(start, count, height)
+        size = min(height, count), min(TILE_COLUMNS, count)
+        run_tiles(compare, tiles[::-1], threads, lambda: scratch_for(screen.precision, *size))
+    return best, earlier
+
+
+def _most_similar_on_device(rows: Rows, start: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    count = len(rows.x)
+    best, earlier = np.full(count, NONE), np.full(count, -1, np.int64)
+    scratch = torch.empty(min(DEVICE_ROWS, count) * min(DEVICE_COLUMNS, count), device=rows.device)
+    with full_precision():
+        for first_row in range(start, count, DEVICE_ROWS):
+            last_row = min(first_row + DEVICE_ROWS, count)
+            for first_column in range(0, last_row, DEVICE_COLUMNS):
+                columns = slice(first_column, min(first_column + DEVICE_COLUMNS, last_row))
+                scores = rows.scores(slice(first_row, last_row), columns, scratch)
+                _decide_on_device(rows, scores, first_row, first_column, best, earlier)
+    return best, earlier
+
+
+def _decide_on_device(
+    rows: Rows,
+    scores: torch.Tensor,
+    first_row: int,
+    first_column: int,
+    best: npt.NDArray[np.float64],
+    earlier: npt.NDArray[np.int64],
+) -> None:
+    """The device finds the candidates, and the CPU decides them."""
+    at = torch.arange(len(scores), device=scores.device)[:, None] + (first_row - first_column)
+    scores.masked_fill_(torch.arange(scores.shape[1], device=scores.device)[None] >= at, NONE)
+    known = torch.from_numpy(best[first_row : first_row + len(scores)]).to(scores.device)
+    floor = torch.maximum(scores.amax(1).double() - 2 * rows.error, known - rows.error).clamp_(min=-2.0)
+    pairs = (scores >= floor[:, None]).nonzero(as_tuple=True)
+    values = scores[pairs].cpu().numpy()
+    row, column = (index.cpu().numpy() for index in pairs)
+    pair = first_row + row, first_column + column, values
+    if not decide_pairs(*pair, rows.x, rows.norms, rows.error, BELOW_ONE, best, earlier):
+        raise ArithmeticError(IMPRECISE)
+
+
+def similar_pairs(
+    queries: npt.NDArray[np.float16],
+    x: npt.NDArray[np.float16],
+    threshold: float,
+    *,
+    device: str = "auto",
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """All pairs of a query and a row whose similarity is above a threshold.
+
+    Args:
+        queries: [q, d], unit norm.
+        x: [m, d], unit norm.
+        threshold: of the similarity.
+        device: of the matrix products; the result doesn't depend on it.
+
+    Returns:
+        Indices of queries and of rows, int64, ordered by both, and their similarities, float64; 1 if they are identical.
+
+    Raises:
+        ValueError: a row isn't of unit norm.
+        ArithmeticError: matrix products are less precise than they should be.
+    """
+    left, right = Rows(queries, device), Rows(x, device)
+    with full_precision():
+        scores = torch.mm(left.unit, right.unit.T)
+    pairs = (scores >= threshold - left.error).nonzero(as_tuple=True)
+    query, row = (index.cpu().numpy() for index in pairs)
+    exact = np.empty(len(query))
+    for start in range(0, len(query), EXACT_PAIRS):
+        some = slice(start, start + EXACT_PAIRS)
+        a, b = left.x[query[some]], right.x[row[some]]
+        dots = np.einsum("nd,nd->n", a.astype(np.float64), b.astype(np.float64))
+        cosine = np.minimum(dots / (left.norms[query[some]] * right.norms[row[some]]), BELOW_ONE)
+        exact[some] = np.where((a == b).all(axis=1), 1.0, cosine)
+    if (np.abs(exact - scores[pairs].cpu().numpy()) > left.error).any():
+        raise ArithmeticError(IMPRECISE)
+    above = exact > threshold
+    return query[above], row[above], exact[above]
