@@ -22,17 +22,16 @@ GRID = 2.0**-24
 SIMILARITY_UNIT = 2.0**-30  # sums of similarities are held as integers of this unit, exact in any order
 
 
-def to_grid(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Rounds to multiples of 2⁻²⁴; float32, exact for |x| ≤ 1. float16 of magnitude ≤ 1 lies on the grid already."""
-    if x.dtype == np.float16:
-        return (
-            torch.from_numpy(np.array(x, order="C")).float().numpy()
-        )  # NumPy takes several times as long; torch wants it writable
-    if x.dtype == np.float32:
-        rounded = np.empty(x.shape, np.float32)
+def to_grid(x: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
+    """Rounds to multiples of 2⁻²⁴; float32, exact for |x| ≤ 1, in `out` if given. float16 of magnitude ≤ 1 lies on the grid already."""
+    rounded = np.empty(x.shape, np.float32) if out is None else out
+    if x.dtype == np.float16:  # NumPy takes several times as long as torch, which wants it writable
+        torch.from_numpy(rounded).copy_(torch.from_numpy(np.array(x, order="C")))
+    elif x.dtype == np.float32:
         _round_to_grid(np.ascontiguousarray(x).ravel(), rounded.ravel())
-        return rounded
-    return (np.rint(x.astype(np.float64) / GRID) * GRID).astype(np.float32)
+    else:
+        np.copyto(rounded, np.rint(x.astype(np.float64) / GRID) * GRID, casting="same_kind")
+    return rounded
 
 
 @jit

@@ -15,8 +15,11 @@ from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd
 from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
 
-SEEDING_ROWS_PER_CENTROID = 16
-SEEDING_ROWS = 16_384
+SEEDING_ROWS_PER_CENTROID = 8
+SEEDING_PRODUCTS = (
+    1 << 24
+)  # of a row and a centroid: where centroids are few, more rows may be seeded from in the same time,
+SEEDING_ROWS = 1 << 17  # but no more than these
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,9 @@ def chosen_rows(first: int, count: int, share: float, key: np.uint64) -> npt.NDA
 
 
 def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> npt.NDArray[Any]:
-    """A sixteenth of the rows, but 4 to 16 a centroid, and at least SEEDING_ROWS if there are so many; without rows of zeros."""
+    """A sixteenth of the rows, but 4 to 8 a centroid, or more where centroids are few; without rows of zeros."""
     total = sum(len(block) for block in blocks)
-    wanted = max(min(max(total // 16, 4 * k), SEEDING_ROWS_PER_CENTROID * k), SEEDING_ROWS)
+    wanted = max(min(max(total // 16, 4 * k), SEEDING_ROWS_PER_CENTROID * k), min(SEEDING_PRODUCTS // k, SEEDING_ROWS))
     share = wanted / max(total, 1)
     key = stream_key(seed, "seeding sample")
     while True:

@@ -29,7 +29,7 @@ from tailwise.kernels.threads import run_tiles
 
 CHUNK_ROWS = 65_536
 CARRY_BYTES = 512 << 20
-LIST = 24  # centroids that a row keeps an eye on
+LIST = 32  # centroids that a row keeps an eye on
 LISTED_BYTES = LIST * 8 + 28  # a row
 CODED_BYTES = 28  # a row, beside its codes
 WINDOW_ROWS = 256

@@ -20,7 +20,7 @@ from tailwise.kernels.threads import run_tiles
 
 OVERSAMPLING = 2
 SEEK_ROWS = 384
-NEIGHBOURS = 16  # of a centroid, to merge it with
+NEIGHBOURS = 8  # of a centroid, to merge it with
 ROUND_SHARE = 2  # a round draws half as many rows as there are already, but
 LEAST_ROUND = 32  # no fewer than a 32nd of all that will be drawn
 _SAME = 2.0**-22  # rows nearer than this to a centroid count as equal to it
@@ -87,28 +87,34 @@ def seed_centroids(
     sums = nearest.sums()
     del nearest
 
-    def iterate(sums: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        lloyd = Lloyd([x], len(sums), device=device, threads=threads, carry_bytes=carry_bytes)
-        centroids, _ = lloyd.update(unit_rows_on_grid(sums))
+    def iterate(sums: npt.NDArray[np.float64], times: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        lloyd, centroids = (
+            Lloyd([x], len(sums), device=device, threads=threads, carry_bytes=carry_bytes),
+            unit_rows_on_grid(sums),
+        )
+        for _ in range(times):
+            centroids, _ = lloyd.update(centroids)
         return centroids, lloyd.sums
 
     if len(rows) > k:
-        _, sums = iterate(sums)
-        sums = _merged(sums, k, threads)
-    return iterate(sums)[0]
+        sums = _merged(iterate(sums, 2)[1], k, threads)
+    return iterate(sums, 1)[0]
 
 
 def _merged(sums: npt.NDArray[np.float64], k: int, threads: int | None) -> npt.NDArray[np.float64]:
     """Merges clusters until k are left, those first whose merging costs the objective least.
 
     The sum of the cosines of a cluster's members to their centroid is the norm of the members' sum (Dhillon, Modha 2001), so that merging i
-    and j costs ‖s_i‖ + ‖s_j‖ − ‖s_i + s_j‖. Pairs are sought among near neighbours. At a time, disjoint pairs are merged that are among
+    and j costs ‖s_i‖ + ‖s_j‖ − ‖s_i + s_j‖. Pairs are sought among near neighbours, at first, and
+    inherited. At a time, disjoint pairs are merged that are among
     as many of the cheapest as are to be merged in all.
     """
     lost = np.flatnonzero(~sums.any(axis=1))[: max(len(sums) - k, 0)]
     sums = np.delete(sums, lost, axis=0)
+    first, second = np.empty(0, np.int64), np.empty(0, np.int64)
     while len(sums) > k:
-        first, second = _near_pairs(unit_rows_on_grid(sums), threads)
+        if not len(first):
+            first, second = _near_pairs(unit_rows_on_grid(sums), threads)
         cost = np.empty(len(first))
         _merging_costs(sums, first, second, cost)
         taken, pairs = np.zeros(len(sums), np.bool_), list[int]()
@@ -116,9 +122,22 @@ def _merged(sums: npt.NDArray[np.float64], k: int, threads: int | None) -> npt.N
             if not taken[first[at]] and not taken[second[at]]:
                 taken[[first[at], second[at]]] = True
                 pairs.append(at)
-        sums[first[pairs]] += sums[second[pairs]]
-        sums = np.delete(sums, second[pairs], axis=0)
+        into, gone = first[pairs], second[pairs]
+        sums[into] += sums[gone]
+        number = np.cumsum(np.isin(np.arange(len(sums)), gone, invert=True)) - 1
+        number[gone] = number[into]
+        sums = np.delete(sums, gone, axis=0)
+        first, second = _distinct_pairs(number[first], number[second], len(sums))
     return sums
+
+
+def _distinct_pairs(
+    first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pairs of different numbers below `count`, each once, the lower first."""
+    pairs = np.unique(np.minimum(first, second) * count + np.maximum(first, second))
+    first, second = np.divmod(pairs, count)
+    return first[first != second], second[first != second]
 
 
 @jit
@@ -172,9 +191,7 @@ def _near_pairs(
             lambda: scratch_for(precision, SEEK_ROWS, TILE_CENTROIDS),
         )
     one, other = np.repeat(np.arange(count), slots), near.ravel().astype(np.int64)
-    pairs = np.unique(np.minimum(one, other) * count + np.maximum(one, other))
-    first, second = np.divmod(pairs, count)
-    return first[first != second], second[first != second]
+    return _distinct_pairs(one, other, count)
 
 
 @jit

@@ -109,7 +109,7 @@ def _most_similar_on_cpu(
 
     def code(first: int, _: None) -> None:
         tile = slice(first, min(first + SMALL, count))
-        rows[tile] = to_grid(x[tile])
+        to_grid(x[tile], rows[tile])
         norms[tile] = row_norms(rows[tile], first=first)
         codes.put(tile, screen.rows(rows[tile], (1 / np.maximum(norms[tile], 0.5)).astype(np.float32)))
 
