@@ -91,7 +91,7 @@ def main() -> None:
             )
             print(f"{TOO_MANY:,} clusters: exit code {refused.code}, {refused.said.strip()}")
     if arguments.plot:
-        draw(sizes, runs, arguments.plot)
+        draw(sizes, runs, limit, arguments.plot)
 
 
 def grow(catalog: tailwise.Catalog, rows: int, dimension: int) -> None:
@@ -156,7 +156,7 @@ def print_growth(sizes: list[int], runs: list[Run]) -> None:
         print(f"  {more / rows:.2f} times the rows: {after.seconds / before.seconds:.2f} times the seconds")
 
 
-def draw(sizes: list[int], runs: list[Run], path: Path) -> None:
+def draw(sizes: list[int], runs: list[Run], limit: int, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -168,11 +168,12 @@ def draw(sizes: list[int], runs: list[Run], path: Path) -> None:
     axes.plot(millions, [made.seconds for made in runs], "o-", label="seconds")
     axes.plot([0, millions[-1]], [0, runs[-1].seconds], "--", color="0.6", linewidth=0.8, label="in proportion")
     memory = axes.twinx()
-    memory.plot(millions, [made.peak_own_bytes / 1e9 for made in runs], "s-", color="tab:red", label="peak of memory")
-    memory.set(ylabel="GB", ylim=(0, None))
+    memory.plot(millions, [made.peak_bytes / 1e9 for made in runs], "s-", color="tab:red", label="peak of memory")
+    memory.axhline(limit / 1e9, linestyle=":", color="tab:red", linewidth=0.8, label="its limit")
+    memory.set(ylabel="GB", ylim=(0, 1.25 * limit / 1e9))
     axes.set(xlabel="million rows", ylabel="seconds", xlim=(0, None), ylim=(0, None))
     handles = [line for each in (axes, memory) for line in each.get_lines()]
-    axes.legend(handles=handles, fontsize=8)
+    axes.legend(handles=handles, fontsize=8, loc="lower right")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
 

@@ -253,15 +253,9 @@ class Lloyd:
     def _code(self, x: npt.NDArray[np.float32], at: slice | npt.NDArray[np.int64]) -> Coded:
         """The rows' codes, which are made in the first iteration where there is memory for them."""
         last = at.stop if isinstance(at, slice) else int(at[-1]) + 1
-        room = len(self._coded.scale)
-        if self._first_time and isinstance(at, slice) and self._screen.precision == "int8":
-            made = self._screen.rows(x)
-            if at.start < room:
-                self._coded.put(slice(at.start, min(at.stop, room)), made[: room - at.start])
-            return made
-        if last > room or self._screen.precision == "float32":
+        if last > len(self._coded.scale) or self._screen.precision == "float32":
             return self._screen.rows(x)
-        return self._coded[at]
+        return self._screen.rows(x, out=self._coded[at]) if self._first_time else self._coded[at]
 
     def _look_through(self, x: npt.NDArray[np.float32], at: slice, scratch: torch.Tensor) -> None:
         """Finds the nearest of each row's listed centroids and of the movers."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tailwise.kernels.jit import jit_any_order
 
+LANES = 16
 GROUPS = 64  # of columns, k ≡ g: a group's greatest score is known before any of its scores is looked at
 UP = np.float32(2.0**-20)  # added to a bound that was rounded to float32
 FAR = np.float32(-8)  # below every score
@@ -44,17 +45,23 @@ def _scores(
     products: npt.NDArray[Any], row_scale: np.float32, scale: Floats, bias: Floats, scores: Floats, tops: Floats
 ) -> np.float32:
     """Fills `scores` with a row's scores, and `tops` with each group's greatest; the greatest of all."""
-    count = len(scores)
-    whole = count - count % GROUPS
+    whole = len(scores) - len(scores) % GROUPS
+    half = len(scores) - len(scores) % LANES
     tops[:] = FAR
+    # Slices of a length that the compiler knows become vector instructions.
     for first in range(0, whole, GROUPS):
-        # Slices of a length that the compiler knows become vector instructions.
         some, by, more = products[first : first + GROUPS], scale[first : first + GROUPS], bias[first : first + GROUPS]
         out = scores[first : first + GROUPS]
-        for group in range(GROUPS):
-            out[group] = np.float32(some[group]) * (row_scale * by[group]) + more[group]
-            tops[group] = max(tops[group], out[group])
-    for at in range(whole, count):
+        for at in range(GROUPS):
+            out[at] = np.float32(some[at]) * (row_scale * by[at]) + more[at]
+            tops[at] = max(tops[at], out[at])
+    for first in range(whole, half, LANES):
+        some, by, more = products[first : first + LANES], scale[first : first + LANES], bias[first : first + LANES]
+        out, group = scores[first : first + LANES], tops[first - whole : first - whole + LANES]
+        for at in range(LANES):
+            out[at] = np.float32(some[at]) * (row_scale * by[at]) + more[at]
+            group[at] = max(group[at], out[at])
+    for at in range(half, len(scores)):
         scores[at] = np.float32(products[at]) * (row_scale * scale[at]) + bias[at]
         tops[at - whole] = max(tops[at - whole], scores[at])
     top: np.float32 = tops.max()

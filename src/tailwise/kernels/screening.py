@@ -32,7 +32,8 @@ IMPRECISE = (
     "a matrix product is less precise than it should be: some setting lets float32 run in TF32 or bfloat16 "
     "(DNNL_DEFAULT_FPMATH_MODE, say); switch that off"
 )
-PAD = 64  # int8 products have a multiple of so many rows and columns
+PAD = 64  # int8 products have a multiple of so many rows and columns,
+COLUMN_PAD = 16  # or of so many columns, where these are the same again and again
 _STEPS = 127  # on either side of 0
 _LANES = 16  # neighbouring coordinates that the rotation keeps apart, so that its loops are vector instructions
 _SLACK = np.float32(2.0**-16)  # above all that float32 rounds away in centring, rotating, scaling and adding
@@ -75,15 +76,10 @@ class Coded:
     @classmethod
     def memory_for(cls, rows: int, dimension: int, precision: Precision) -> Coded:
         """Room for codes of so many rows."""
-        codes = torch.empty((rows + PAD, dimension), dtype=torch.int8 if precision == "int8" else torch.float32)
+        dtype = torch.int8 if precision == "int8" else torch.float32
+        codes = torch.empty((_padded(rows, dtype), dimension), dtype=dtype)
         scale, errors, lengths = (np.empty(rows, np.float32) for _ in range(3))
         return cls(codes, scale, np.empty(rows), errors, lengths)
-
-    def put(self, at: slice | npt.NDArray[np.int64], rows: Coded) -> None:
-        """Puts codes in the place of others."""
-        self.codes.numpy()[at] = rows.codes.numpy()[: len(rows.scale)]
-        self.scale[at], self.offset[at], self.errors[at] = rows.scale, rows.offset, rows.errors
-        self.lengths[at] = rows.lengths
 
 
 class Screen:
@@ -102,23 +98,29 @@ class Screen:
             np.float32
         )
 
-    def rows(self, x: Floats, factors: Floats | None = None) -> Coded:
-        """Codes of rows, float32 [n, d], times factors [n]; then of norm ≤ 1.05."""
+    def rows(self, x: Floats, factors: Floats | None = None, out: Coded | None = None) -> Coded:
+        """Codes of rows, float32 [n, d], times factors [n]; then of norm ≤ 1.05. In the place of others, if given."""
         count = len(x)
-        scale, errors, lengths = np.ones(count, np.float32), np.zeros(count, np.float32), np.ones(count, np.float32)
-        if self.precision == "float32":
-            codes32 = x if factors is None else x * factors[:, None]
-            return Coded(torch.from_numpy(codes32), scale, np.zeros(count), errors, lengths)
+        if self.precision == "float32" and factors is None and out is None:
+            ones = np.ones(count, np.float32)
+            return Coded(torch.from_numpy(x), ones, np.zeros(count), np.zeros(count, np.float32), ones)
         if factors is None:
             factors = np.ones(count, np.float32)
-        codes, offset = np.zeros((_padded(count, torch.int8), x.shape[1]), np.int8), np.empty(count)
-        _quantise(x, factors, self._centre, self._signs, codes, scale, errors, lengths)
-        _inner_products(x, self._centre, offset)
-        return Coded(torch.from_numpy(codes), scale, offset * factors, errors, lengths)
+        out = out or Coded.memory_for(count, x.shape[1], self.precision)
+        codes = out.codes.numpy()[:count]
+        if self.precision == "float32":
+            np.multiply(x, factors[:, None], out=codes)
+            out.scale[:], out.offset[:], out.errors[:], out.lengths[:] = 1, 0, 0, 1
+        else:
+            _quantise(x, factors, self._centre, self._signs, codes, out.scale, out.errors, out.lengths)
+            _inner_products(x, self._centre, out.offset)
+            out.offset[:] *= factors
+        return out
 
     def columns(self, x: Floats) -> Coded:
         """Codes of columns, likewise."""
-        return self.as_columns(self.rows(x))
+        coded = self.as_columns(self.rows(x))
+        return replace(coded, codes=coded.codes[: -(-len(x) // COLUMN_PAD) * COLUMN_PAD])
 
     def as_columns(self, rows: Coded) -> Coded:
         """Codes of rows, to multiply other rows with."""

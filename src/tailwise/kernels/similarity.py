@@ -111,7 +111,7 @@ def _most_similar_on_cpu(
         tile = slice(first, min(first + SMALL, count))
         to_grid(x[tile], rows[tile])
         norms[tile] = row_norms(rows[tile], first=first)
-        codes.put(tile, screen.rows(rows[tile], (1 / np.maximum(norms[tile], 0.5)).astype(np.float32)))
+        screen.rows(rows[tile], (1 / np.maximum(norms[tile], 0.5)).astype(np.float32), codes[tile])
 
     def compare(first_row: int, scratch: torch.Tensor) -> None:
         stop = min(first_row + height, count)
