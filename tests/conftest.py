@@ -21,6 +21,8 @@ import pytest
 from PIL import Image
 
 from tailwise.catalog import Catalog
+from tailwise.kernels.grid import unit_rows_on_grid
+from tailwise.kernels.keyed import random_below, stream_key
 from tailwise.stages.import_pool import import_pool
 
 
@@ -259,12 +261,27 @@ def small_groups(small_catalog):
 def plain_seeding():
     """`with plain_seeding(K):` seeds k-means by k-means++ alone: clusterings that values in tests were taken from stay as they were."""
 
+    def seeds(x, k, *, seed, **_):
+        key, drawn = stream_key(seed, "k-means++"), 1
+        unit = unit_rows_on_grid(x.astype(np.float64)).astype(np.float64)
+        rows = [int(random_below(key, 0, np.array([len(x)]))[0])]
+        while len(rows) < k:
+            distance = 1 - (x.astype(np.float64) @ unit[rows].T).max(axis=1) / np.linalg.norm(
+                x.astype(np.float64), axis=1
+            )
+            cumulative = np.cumsum(np.where(distance > 2.0**-22, np.rint(distance * 2**30), 0).astype(np.int64))
+            wanted = min(max(1, len(rows) // 4), k - len(rows))
+            targets = random_below(key, drawn, np.full(wanted, cumulative[-1]))
+            drawn += wanted
+            fresh = sorted({int(row) for row in np.searchsorted(cumulative, targets, side="right")})
+            rows += [fresh[at] for at in sorted(np.unique(x[fresh], axis=0, return_index=True)[1])]
+        return unit[rows].astype(np.float32)
+
     @contextmanager
     def seeding(clusters):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tailwise.kernels.seeding.OVERSAMPLING", 1)
-            patch.setattr("tailwise.kernels.seeding.SEEDING_ITERATIONS", 0)
-            patch.setattr("tailwise.kernels.kmeans.SEEDING_ROWS", 16 * clusters)
+            patch.setattr("tailwise.kernels.kmeans.seed_centroids", seeds)
+            patch.setattr("tailwise.kernels.kmeans.seeding_rows", lambda total, k: min(16 * k, total))
             yield
 
     return seeding

@@ -23,12 +23,12 @@ def _hash_words(words: npt.NDArray[np.unsignedinteger[Any]], hashes: npt.NDArray
     for row in range(words.shape[0]):
         a = b = c = d = _OFFSET  # four chains, for each product waits for the one before it
         for axis in range(0, whole, 4):
-            a = (a ^ np.uint64(words[row, axis])) * _PRIME
-            b = (b ^ np.uint64(words[row, axis + 1])) * _PRIME
-            c = (c ^ np.uint64(words[row, axis + 2])) * _PRIME
-            d = (d ^ np.uint64(words[row, axis + 3])) * _PRIME
+            a = (a ^ (a >> _HALF) ^ np.uint64(words[row, axis])) * _PRIME
+            b = (b ^ (b >> _HALF) ^ np.uint64(words[row, axis + 1])) * _PRIME
+            c = (c ^ (c >> _HALF) ^ np.uint64(words[row, axis + 2])) * _PRIME
+            d = (d ^ (d >> _HALF) ^ np.uint64(words[row, axis + 3])) * _PRIME
         for axis in range(whole, words.shape[1]):
-            a = (a ^ np.uint64(words[row, axis])) * _PRIME
+            a = (a ^ (a >> _HALF) ^ np.uint64(words[row, axis])) * _PRIME
         value = _OFFSET
         for chain in (a, b, c, d):
             value = (value ^ chain ^ (chain >> _HALF)) * _GOLDEN

@@ -16,10 +16,10 @@ from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd
 from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
 
 SEEDING_ROWS_PER_CENTROID = 8
-SEEDING_PRODUCTS = (
-    1 << 24
-)  # of a row and a centroid: where centroids are few, more rows may be seeded from in the same time,
-SEEDING_ROWS = 1 << 17  # but no more than these
+SEEDING_PRODUCTS, SEEDING_ROWS = (
+    1 << 23,
+    1 << 17,
+)  # where centroids are few, more rows cost no more products; but no more than these
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,15 @@ def chosen_rows(first: int, count: int, share: float, key: np.uint64) -> npt.NDA
     return chosen
 
 
-def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> npt.NDArray[Any]:
-    """A sixteenth of the rows, but 4 to 8 a centroid, or more where centroids are few; without rows of zeros."""
+def seeding_rows(total: int, k: int) -> int:
+    """How many rows k-means is seeded from: a sixteenth, but 4 to 8 a centroid, or more where centroids are few."""
+    some = min(max(total // 16, 4 * k), SEEDING_ROWS_PER_CENTROID * k)
+    return min(max(some, min(SEEDING_PRODUCTS // k, SEEDING_ROWS)), total)
+
+
+def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], wanted: int, seed: int) -> npt.NDArray[Any]:
+    """About so many rows, without rows of zeros."""
     total = sum(len(block) for block in blocks)
-    wanted = max(min(max(total // 16, 4 * k), SEEDING_ROWS_PER_CENTROID * k), min(SEEDING_PRODUCTS // k, SEEDING_ROWS))
     share = wanted / max(total, 1)
     key = stream_key(seed, "seeding sample")
     while True:
@@ -57,6 +62,21 @@ def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int) -> np
         if share >= 1 or len(present) >= 0.9 * wanted:
             return present
         share = min(2 * share, 1.0) if 2 * len(present) < wanted else 1.1 * share  # many rows are zeros
+
+
+def _seeds(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int, **options: Any) -> npt.NDArray[np.float32]:  # noqa: ANN401  (of seed_centroids)
+    total = sum(len(block) for block in blocks)
+    wanted = seeding_rows(total, k)
+    while True:
+        sample = _seeding_sample(blocks, wanted, seed)
+        if not len(sample):
+            raise TooFewDistinctRowsError(0, k)
+        try:
+            return seed_centroids(sample, k, seed=seed, **options)
+        except TooFewDistinctRowsError:
+            if wanted >= total:
+                raise
+            wanted = min(4 * wanted, total)  # most rows are copies of others: the sample has too few
 
 
 def kmeans(
@@ -90,17 +110,13 @@ def kmeans(
         Centroids and the course of the objective. An empty cluster takes half of the largest one.
 
     Raises:
-        TooFewDistinctRowsError: fewer than k distinct rows in the sample that is seeded from.
+        TooFewDistinctRowsError: fewer than k distinct rows (whose cosine is below 1 − 2⁻²²).
         ValueError: k < 1, or rows that are neither zero nor of unit norm.
     """
     if k < 1:
         raise ValueError(f"k = {k}: must be at least 1")
     blocks = [as_rows(x)] if isinstance(x, (np.ndarray, torch.Tensor)) else [as_rows(block) for block in x]
-    sample = _seeding_sample(blocks, k, seed)
-    if not len(sample):
-        raise TooFewDistinctRowsError(0, k)
-    centroids = seed_centroids(sample, k, seed=seed, device=device, threads=threads, carry_bytes=carry_bytes)
-    del sample
+    centroids = _seeds(blocks, k, seed, device=device, threads=threads, carry_bytes=carry_bytes)
     lloyd = Lloyd(blocks, k, device=device, threads=threads, rows=chunk_rows or CHUNK_ROWS, carry_bytes=carry_bytes)
     objective: list[float] = []
     for iteration in range(iterations):

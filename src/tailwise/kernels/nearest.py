@@ -361,8 +361,10 @@ def decide_earlier(
             continue
         # The top first: a good best makes for few candidates.
         other = first_column + _column_of_top(scores, tops, top)
-        cosine = min(_cosine(x, norms, row, other), greatest)
-        floor = max(floor, np.float32(cosine - shift[at]) - error[at] - UP)
+        cosine = _cosine(x, norms, row, other)
+        if abs(cosine - shift[at] - top) > error[at]:
+            return False
+        floor = max(floor, np.float32(min(cosine, greatest) - shift[at]) - error[at] - UP)
         for group in range(GROUPS):
             if tops[group] < floor:
                 continue

@@ -33,7 +33,7 @@ IMPRECISE = (
     "(DNNL_DEFAULT_FPMATH_MODE, say); switch that off"
 )
 PAD = 64  # int8 products have a multiple of so many rows and columns,
-COLUMN_PAD = 16  # or of so many columns, where these are the same again and again
+COLUMN_PAD = 16  # or of so many columns, if these are centroids: the same again and again
 _STEPS = 127  # on either side of 0
 _LANES = 16  # neighbouring coordinates that the rotation keeps apart, so that its loops are vector instructions
 _SLACK = np.float32(2.0**-16)  # above all that float32 rounds away in centring, rotating, scaling and adding
@@ -77,7 +77,7 @@ class Coded:
     def memory_for(cls, rows: int, dimension: int, precision: Precision) -> Coded:
         """Room for codes of so many rows."""
         dtype = torch.int8 if precision == "int8" else torch.float32
-        codes = torch.empty((_padded(rows, dtype), dimension), dtype=dtype)
+        codes = torch.empty((rows + PAD, dimension), dtype=dtype)  # so that slices have whole pads wherever they begin
         scale, errors, lengths = (np.empty(rows, np.float32) for _ in range(3))
         return cls(codes, scale, np.empty(rows), errors, lengths)
 

@@ -82,16 +82,18 @@ def seed_centroids(
         targets = random_below(key, drawn, np.full(size, cumulative[-1]))
         drawn += size
         fresh = sorted({int(row) for row in np.searchsorted(cumulative, targets, side="right")})
-        fresh = [fresh[at] for at in sorted(np.unique(x[fresh], axis=0, return_index=True)[1])]  # duplicates count once
+        fresh = [
+            fresh[at] for at in sorted(np.unique(_seed_rows(x, fresh), axis=0, return_index=True)[1])
+        ]  # copies count once
         rows = rows + fresh
-    sums = nearest.sums()
+    seeds, sums = _seed_rows(x, rows), nearest.sums()
     del nearest
 
     def iterate(sums: npt.NDArray[np.float64], times: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        lloyd, centroids = (
-            Lloyd([x], len(sums), device=device, threads=threads, carry_bytes=carry_bytes),
-            unit_rows_on_grid(sums),
-        )
+        centroids = unit_rows_on_grid(sums)
+        lost = ~centroids.any(axis=1)  # nothing is nearest to them, or their rows cancel out
+        centroids[lost] = seeds[: len(sums)][lost]
+        lloyd = Lloyd([x], len(sums), device=device, threads=threads, carry_bytes=carry_bytes)
         for _ in range(times):
             centroids, _ = lloyd.update(centroids)
         return centroids, lloyd.sums
@@ -105,9 +107,9 @@ def _merged(sums: npt.NDArray[np.float64], k: int, threads: int | None) -> npt.N
     """Merges clusters until k are left, those first whose merging costs the objective least.
 
     The sum of the cosines of a cluster's members to their centroid is the norm of the members' sum (Dhillon, Modha 2001), so that merging i
-    and j costs ‖s_i‖ + ‖s_j‖ − ‖s_i + s_j‖. Pairs are sought among near neighbours, at first, and
-    inherited. At a time, disjoint pairs are merged that are among
-    as many of the cheapest as are to be merged in all.
+    and j costs ‖s_i‖ + ‖s_j‖ − ‖s_i + s_j‖. Pairs are
+    sought among near neighbours; those of merged clusters become the pairs of the new one. At a time, disjoint pairs are merged that are
+    among as many of the cheapest as are to be merged in all.
     """
     lost = np.flatnonzero(~sums.any(axis=1))[: max(len(sums) - k, 0)]
     sums = np.delete(sums, lost, axis=0)
@@ -237,7 +239,7 @@ class _NearestSeed:
         self._coded[start] = self._screen.rows(rows)
 
     def add(self, centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Takes more centroids; the cosine of each row to its nearest one, float64 [n]."""
+        """Takes more centroids; the cosine of each row to its nearest one (to the centroid's own rounding: 1 for itself), float64 [n]."""
         base = self._count
         self._count += len(centroids)
         self._centroids[base : self._count] = centroids
@@ -245,7 +247,7 @@ class _NearestSeed:
             labels, dots, self._norms = Assigner(centroids, device=self._device).inner_products(self._x)
             nearer = dots > self._dots
             self._labels[nearer], self._dots[nearer] = base + labels[nearer], dots[nearer]
-            return self._dots / self._norms
+            return self._cosines()
         columns = self._screen.columns(centroids)
 
         def work(start: int, scratch: torch.Tensor) -> None:
@@ -260,7 +262,11 @@ class _NearestSeed:
         with full_precision():
             size = min(TILE_ROWS, len(self._x)), min(TILE_CENTROIDS, len(centroids))
             run_tiles(work, self._tiles, self._threads, lambda: scratch_for(self._screen.precision, *size))
-        return self._dots / self._norms
+        return self._cosines()
+
+    def _cosines(self) -> npt.NDArray[np.float64]:
+        lengths = np.linalg.norm(self._centroids[: self._count].astype(np.float64), axis=1)
+        return self._dots / (self._norms * lengths[self._labels])
 
     def sums(self) -> npt.NDArray[np.float64]:
         """Sums of the rows nearest to each centroid, float64 [centroids so far, d]."""

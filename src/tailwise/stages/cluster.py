@@ -34,7 +34,7 @@ from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.density import NeighbourCounter, radius_that_holds, similarity_steps
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
 from tailwise.kernels.keyed import stream_key
-from tailwise.kernels.kmeans import SEEDING_ROWS, SEEDING_ROWS_PER_CENTROID, chosen_rows, kmeans
+from tailwise.kernels.kmeans import chosen_rows, kmeans, seeding_rows
 from tailwise.kernels.lloyd import CARRY_BYTES, to_similarity_units
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.kernels.screening import faster_precision
@@ -110,7 +110,8 @@ def cluster(
     check_device(device)
     blocks = catalog.embedding_parts(column, snapshot)
     _check(clusters, merge, density, iterations, points_per_centroid, snapshot)
-    carry = _memory_to_carry(clusters, blocks[0].shape[1], max_memory_bytes)
+    fitted = min(points_per_centroid * clusters, sum(map(len, blocks)))
+    carry = _memory_to_carry(fitted, clusters, blocks[0].shape[1], max_memory_bytes)
     config = {
         "clusters": clusters,
         "merge": merge,
@@ -223,7 +224,7 @@ def check_device(device: str) -> None:
         raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices here; use auto or cpu")
 
 
-def _memory_to_carry(clusters: int, dimension: int, max_memory_bytes: int) -> int:
+def _memory_to_carry(rows: int, clusters: int, dimension: int, max_memory_bytes: int) -> int:
     """What k-means may carry from one iteration to the next beside all that it needs.
 
     Raises:
@@ -231,9 +232,7 @@ def _memory_to_carry(clusters: int, dimension: int, max_memory_bytes: int) -> in
     """
     # float32: four generations of centroids, twice as many while seeding; float64: sums, and what is made of them; int8: codes.
     centroids = OVERSAMPLING * clusters * dimension * 72
-    seeding = max(SEEDING_ROWS, SEEDING_ROWS_PER_CENTROID * clusters) * (
-        dimension * (2 + 1 + 1) + 220
-    )  # float16, and codes twice
+    seeding = seeding_rows(rows, clusters) * (dimension * (2 + 1 + 1) + 220)  # float16, and codes twice
     tiles = torch.get_num_threads() * 4 * TILE_ROWS * (TILE_CENTROIDS + 3 * dimension)
     chunks = CHUNK_ROWS * dimension * (2 + 4)
     left = max_memory_bytes - centroids - seeding - tiles - chunks - RUNTIME_BYTES
