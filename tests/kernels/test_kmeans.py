@@ -398,7 +398,7 @@ def test_golden_fit():
     angles = np.array([0, 1, 2, 40, 41, 120, 121, 122, 123, 200])
     x = np.stack([np.cos(np.radians(angles)), np.sin(np.radians(angles))], axis=1).astype(np.float16)
     fit = kmeans(x, 4, seed=0, device="cpu")
-    expected = [[-15764843, -5739747], [12758428, 10894838], [-8764879, 14305659], [16774660, 292867]]
+    expected = [[-15764843, -5739747], [16774660, 292867], [-8764879, 14305659], [12758428, 10894838]]
     assert np.rint(fit.centroids.astype(np.float64) / GRID).astype(int).tolist() == expected
 
 
@@ -408,3 +408,30 @@ def test_cuda_gives_the_same_bits_as_the_cpu(blobs):
     x = blobs(20_000, 96, 100)
     fits = (kmeans(x, 150, iterations=5, seed=2, tolerance=-1.0, device=device) for device in ("cuda", "cpu"))
     assert_same_fit(*fits)
+
+
+def test_distinct_rows_are_counted_among_all():
+    """A sample that is seeded from may have too few where nearly all rows are copies."""
+    random = np.random.default_rng(0)
+    x = np.zeros((30_000, 16), np.float32)
+    x[:, 0] = 1
+    x[random.permutation(30_000)[:3000]] = unit_rows_on_grid(random.normal(size=(3000, 16)))
+    assert len(np.unique(kmeans(x, 2500, iterations=1, device="cpu").centroids, axis=0)) == 2500
+    with pytest.raises(TooFewDistinctRowsError, match="only 3001 distinct rows for 3200"):
+        kmeans(x, 3200, device="cpu")
+
+
+@pytest.mark.parametrize("seed", [22, 26, 40])
+def test_no_centroid_is_zero(seed):
+    """Neither where rows differ by their length alone, nor where they cancel out."""
+    scaled = np.zeros((129, 64), np.float16)
+    scaled[:81, 0] = 1 + np.arange(-40, 41) / 1024
+    scaled[np.arange(81, 129), np.arange(1, 49)] = 1
+    assert seed_centroids(scaled, 49, seed=seed, device="cpu").any(axis=1).all()
+    with pytest.raises(TooFewDistinctRowsError, match="only 49 distinct"):
+        seed_centroids(scaled, 52, seed=seed, device="cpu")
+    opposite = np.float32([[1, 0, 0], [-1, 0, 0]])
+    assert kmeans(opposite, 1, seed=seed, device="cpu").centroids.any()
+    alike = np.full((40, 700), 700**-0.5, np.float16)
+    with pytest.raises(TooFewDistinctRowsError, match="only 1 distinct"):
+        kmeans(alike, 5, seed=seed, device="cpu")

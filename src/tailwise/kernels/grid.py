@@ -23,7 +23,7 @@ SIMILARITY_UNIT = 2.0**-30  # sums of similarities are held as integers of this 
 
 
 def to_grid(x: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
-    """Rounds to multiples of 2⁻²⁴; float32, exact for |x| ≤ 1, in `out` (contiguous) if given. float16 of magnitude ≤ 1 lies on the grid already."""
+    """Rounds to multiples of 2⁻²⁴; float32, exact for |x| ≤ 1, in `out` (contiguous) if given. float16 lies on the grid already."""
     rounded = np.empty(x.shape, np.float32) if out is None else out
     if x.dtype == np.float16:  # NumPy takes several times as long as torch, which wants it writable
         torch.from_numpy(rounded).copy_(torch.from_numpy(np.array(x, order="C")))

@@ -126,7 +126,8 @@ class Lloyd:
         self._labels, self._dots = np.full(self._carried, MISSING, np.int32), np.empty(self._carried)
         self._lists, self._norms = no_lists(self._carried, LIST), np.empty(self._carried)
         room = (carry_bytes - self._carried * LISTED_BYTES) // (CODED_BYTES + self._shape[1])
-        self._coded = Coded.memory_for(min(self._carried, room), self._shape[1], "int8")
+        self._room = min(self._carried, room)  # rows whose codes are kept
+        self._coded = Coded.memory_for(self._room, self._shape[1], "int8")
         self.sums = np.zeros(self._shape)  # of each cluster's members, in the last iteration
         self._members = Sums(*self._shape)  # of the rows that are carried
         self._centroids = np.empty((0, self._shape[1]), np.float32)
@@ -253,7 +254,9 @@ class Lloyd:
     def _code(self, x: npt.NDArray[np.float32], at: slice | npt.NDArray[np.int64]) -> Coded:
         """The rows' codes, which are made in the first iteration where there is memory for them."""
         last = at.stop if isinstance(at, slice) else int(at[-1]) + 1
-        if last > len(self._coded.scale) or self._screen.precision == "float32":
+        if isinstance(at, slice) and at.start < self._room < at.stop:
+            self._room = at.start  # a tile's codes are kept whole, or not at all
+        if last > self._room or self._screen.precision == "float32":
             return self._screen.rows(x)
         return self._screen.rows(x, out=self._coded[at]) if self._first_time else self._coded[at]
 

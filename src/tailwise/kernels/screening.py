@@ -106,7 +106,7 @@ class Screen:
             return Coded(torch.from_numpy(x), ones, np.zeros(count), np.zeros(count, np.float32), ones)
         if factors is None:
             factors = np.ones(count, np.float32)
-        out = out or Coded.memory_for(count, x.shape[1], self.precision)
+        out = out or Coded.memory_for(count, x.shape[1], self.precision)[:count]
         codes = out.codes.numpy()[:count]
         if self.precision == "float32":
             np.multiply(x, factors[:, None], out=codes)

@@ -265,8 +265,9 @@ class _NearestSeed:
         return self._cosines()
 
     def _cosines(self) -> npt.NDArray[np.float64]:
-        lengths = np.linalg.norm(self._centroids[: self._count].astype(np.float64), axis=1)
-        return self._dots / (self._norms * lengths[self._labels])
+        lengths = row_norms(self._centroids[: self._count])
+        cosines: npt.NDArray[np.float64] = self._dots / (self._norms * lengths[self._labels])
+        return cosines
 
     def sums(self) -> npt.NDArray[np.float64]:
         """Sums of the rows nearest to each centroid, float64 [centroids so far, d]."""
