@@ -86,7 +86,7 @@ def seed_centroids(
             fresh[at] for at in sorted(np.unique(_seed_rows(x, fresh), axis=0, return_index=True)[1])
         ]  # copies count once
         rows = rows + fresh
-    seeds, sums = _seed_rows(x, rows), nearest.sums()
+    seeds, sums = nearest.centroids, nearest.sums()
     del nearest
 
     def iterate(sums: npt.NDArray[np.float64], times: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
@@ -222,7 +222,11 @@ class _NearestSeed:
         self._x, self._device, self._threads = x, resolve_device(device), threads or torch.get_num_threads()
         self._dots, self._norms = np.full(len(x), NONE), np.empty(len(x))
         self._labels = np.full(len(x), MISSING, np.int32)
-        self._centroids, self._count = np.zeros((centroids, x.shape[1]), np.float32), 0
+        self._centroids, self._lengths, self._count = (
+            np.zeros((centroids, x.shape[1]), np.float32),
+            np.empty(centroids),
+            0,
+        )
         self._tiles = range(0, len(x), TILE_ROWS)
         total = sum(
             (chunk.sum(axis=0, dtype=np.float64) for _, chunk in row_chunks([x], CHUNK_ROWS)),
@@ -242,7 +246,7 @@ class _NearestSeed:
         """Takes more centroids; the cosine of each row to its nearest one (to the centroid's own rounding: 1 for itself), float64 [n]."""
         base = self._count
         self._count += len(centroids)
-        self._centroids[base : self._count] = centroids
+        self._centroids[base : self._count], self._lengths[base : self._count] = centroids, row_norms(centroids)
         if self._device != "cpu":
             labels, dots, self._norms = Assigner(centroids, device=self._device).inner_products(self._x)
             nearer = dots > self._dots
@@ -265,9 +269,13 @@ class _NearestSeed:
         return self._cosines()
 
     def _cosines(self) -> npt.NDArray[np.float64]:
-        lengths = row_norms(self._centroids[: self._count])
-        cosines: npt.NDArray[np.float64] = self._dots / (self._norms * lengths[self._labels])
+        cosines: npt.NDArray[np.float64] = self._dots / (self._norms * self._lengths[self._labels])
         return cosines
+
+    @property
+    def centroids(self) -> npt.NDArray[np.float32]:
+        """All that were taken, float32 [centroids so far, d]."""
+        return self._centroids[: self._count]
 
     def sums(self) -> npt.NDArray[np.float64]:
         """Sums of the rows nearest to each centroid, float64 [centroids so far, d]."""
