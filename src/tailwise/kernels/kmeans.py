@@ -16,10 +16,8 @@ from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd
 from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
 
 SEEDING_ROWS_PER_CENTROID = 8
-SEEDING_PRODUCTS, SEEDING_ROWS = (
-    1 << 23,
-    1 << 17,
-)  # where centroids are few, more rows cost no more products; but no more than these
+SEEDING_PRODUCTS = 1 << 23  # of a row and a centroid: where centroids are few, more rows cost no more products,
+SEEDING_ROWS = 1 << 17  # but no more than these
 
 
 @dataclass(frozen=True)
