@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -108,7 +109,12 @@ def sliced(contents, ranges):
 
 
 def used_bytes(folder):
-    return sum(path.stat().st_size for path in (folder / "ranges").rglob("*") if path.is_file())
+    """Bytes below FOLDER/ranges; a file that is renamed or deleted meanwhile counts as nothing."""
+    total = 0
+    for path in (folder / "ranges").rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def wait_for(condition, seconds=30):

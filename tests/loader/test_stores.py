@@ -4,7 +4,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -60,7 +60,7 @@ def test_open_files_are_bounded_and_closed(files):
     paths, contents = files
     before = open_descriptors()
     store = LocalStore(paths)
-    store._max_files = 2
+    store._files.most = 2
     for number in (0, 1, 2, 3, 0, 1, 2, 3):
         assert store.read(number, 5, 10) == contents[number][5:10]
         assert open_descriptors() <= before + 2
@@ -72,19 +72,17 @@ def test_open_files_are_bounded_and_closed(files):
 def test_threads_never_get_another_files_bytes(files):
     paths, contents = files
     store = LocalStore(paths)
-    store._max_files = 1
+    store._files.most = 1
     wrong = []
 
     def work(seed):
         numbers = np.random.default_rng(seed).integers(0, 4, 3000).tolist()
         wrong.extend(number for number in numbers if store.read(number, 10, 60) != contents[number][10:60])
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))  # raises what they raise
     assert wrong == []
+    assert len(store._files) == 1
 
 
 def test_pickled_and_forked(files):

@@ -10,7 +10,6 @@ import os
 import random
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from tailwise.errors import UserError
 from tailwise.loader.link import LinkEstimate
 from tailwise.loader.range_cache import Claim, RangeCache, State
-from tailwise.loader.spans import OpenFile, Span, Spans, coalesce
+from tailwise.loader.spans import OpenFiles, Span, Spans, coalesce
 
 CONNECTIONS = 16  # of each process
 ATTEMPTS = 9
@@ -145,7 +144,7 @@ class RemoteStore:
 
     def _forget(self) -> None:
         self._known: dict[int, Spans] = {}
-        self._files: OrderedDict[tuple[int, Span], OpenFile] = OrderedDict()
+        self._files = OpenFiles(MAX_OPEN_RANGES)
         self._process = _Process()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -248,17 +247,9 @@ class RemoteStore:
         return self._from_file(shard, span, start, stop) if span is not None else None
 
     def _from_file(self, shard: int, span: Span, start: int, stop: int) -> bytes | None:
-        files, name = self._files, (shard, span)
-        try:
-            file = files[name]
-            files.move_to_end(name)
-        except KeyError:
-            opened = self.cache.open(self._key(shard), span)
-            if opened is None:
-                return None
-            file = files[name] = opened
-            if len(files) > MAX_OPEN_RANGES:
-                files.popitem(last=False)
+        file = self._files.get((shard, span), lambda: self.cache.open(self._key(shard), span))
+        if file is None:
+            return None
         now = time.monotonic()
         if now - file.touched > TOUCH_SECONDS:
             file.touched = now

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from tailwise.kernels.pread import CAN_ADVISE, advise_many, pread_many
 from tailwise.loader.remote import RemoteStore
-from tailwise.loader.spans import OpenFile
+from tailwise.loader.spans import OpenFile, OpenFiles
 
 ADJACENT_BYTES = (
     4096  # image and caption this close to each other come in one read: tar headers and a small JSON lie between
@@ -67,30 +66,16 @@ class LocalStore:
             paths: of the shards, by id.
         """
         self.paths = paths
-        self._files: OrderedDict[int, OpenFile] = OrderedDict()
         self._waits = False  # whether the latest ranges had to come from the disk
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._max_files = 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
+        self._files = OpenFiles(256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4)))
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the open files."""
-        return {**self.__dict__, "_files": OrderedDict()}
-
-    def _open(self, shard: int) -> OpenFile:
-        file = OpenFile(self.paths[shard])
-        self._files[shard] = file
-        if len(self._files) > self._max_files:
-            self._files.popitem(last=False)  # closed when the last thread that reads it is done
-        return file
+        return {**self.__dict__, "_files": OpenFiles(self._files.most)}
 
     def _file(self, shard: int) -> OpenFile:
-        files = self._files
-        try:
-            file = files[shard]
-            files.move_to_end(shard)
-        except KeyError:
-            file = self._open(shard)
-        return file
+        return self._files.get(shard, lambda: OpenFile(self.paths[shard]))
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a shard.
