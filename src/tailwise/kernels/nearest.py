@@ -41,30 +41,40 @@ def _cosine(x: Floats, norms: Doubles, row: int, other: int) -> float:
 
 
 @jit_any_order
+def _room_for(count: int) -> tuple[Floats, Floats]:
+    """Memory for a row's scores, in four quarters of whole groups, and for their maxima."""
+    quarter = -(-count // (4 * GROUPS)) * GROUPS
+    return np.full(4 * quarter, FAR, np.float32), np.empty(quarter + LANES, np.float32)
+
+
+@jit_any_order
+def _fold(values: Floats, out: Floats) -> None:
+    """The greatest of values at, at + q, at + 2 q and at + 3 q, q being a quarter of their number: [q]."""
+    quarter = len(values) // 4
+    first, second = values[:quarter], values[quarter : 2 * quarter]
+    third, fourth = values[2 * quarter : 3 * quarter], values[3 * quarter :]
+    for at in range(quarter):  # comparisons, which become vector instructions where `max` doesn't
+        low = first[at] if first[at] > second[at] else second[at]
+        high = third[at] if third[at] > fourth[at] else fourth[at]
+        out[at] = low if low > high else high
+
+
+@jit_any_order
 def _scores(
     products: npt.NDArray[Any], row_scale: np.float32, scale: Floats, bias: Floats, scores: Floats, tops: Floats
 ) -> np.float32:
-    """Fills `scores` with a row's scores, and `tops` with each group's greatest; the greatest of all."""
-    whole = len(scores) - len(scores) % GROUPS
-    half = len(scores) - len(scores) % LANES
-    tops[:] = FAR
-    # Slices of a length that the compiler knows become vector instructions.
-    for first in range(0, whole, GROUPS):
-        some, by, more = products[first : first + GROUPS], scale[first : first + GROUPS], bias[first : first + GROUPS]
-        out = scores[first : first + GROUPS]
-        for at in range(GROUPS):
-            out[at] = np.float32(some[at]) * (row_scale * by[at]) + more[at]
-            tops[at] = max(tops[at], out[at])
-    for first in range(whole, half, LANES):
-        some, by, more = products[first : first + LANES], scale[first : first + LANES], bias[first : first + LANES]
-        out, group = scores[first : first + LANES], tops[first - whole : first - whole + LANES]
-        for at in range(LANES):
-            out[at] = np.float32(some[at]) * (row_scale * by[at]) + more[at]
-            group[at] = max(group[at], out[at])
-    for at in range(half, len(scores)):
+    """Fills `scores`, of `_room_for` at least as many, with a row's scores, and `tops` with each group's greatest; the greatest of all."""
+    for at in range(len(scale)):
         scores[at] = np.float32(products[at]) * (row_scale * scale[at]) + bias[at]
-        tops[at - whole] = max(tops[at - whole], scores[at])
-    top: np.float32 = tops.max()
+    _fold(scores, tops)
+    groups = tops[:GROUPS]
+    for first in range(GROUPS, len(scores) // 4, GROUPS):
+        more = tops[first : first + GROUPS]
+        for at in range(GROUPS):
+            groups[at] = groups[at] if groups[at] > more[at] else more[at]
+    last = tops[GROUPS : GROUPS + LANES]
+    _fold(groups, last)
+    top: np.float32 = last.max()
     return top
 
 
@@ -135,7 +145,7 @@ def decide(
     dots: Doubles,
 ) -> bool:
     """Updates nearest columns and exact inner products with columns first, first + 1, …; False if a score is too far off."""
-    scores, tops = np.empty(len(scale), np.float32), np.empty(GROUPS, np.float32)
+    scores, tops = _room_for(len(scale))
     for row in range(len(row_scale)):
         top = _scores(products[row], row_scale[row], scale, bias, scores, tops)
         if not _decide_row(row, scores, tops, top, shift[row], error[row], x, columns, first, labels, dots):
@@ -168,7 +178,7 @@ def decide_and_list(
     bound on the inner product of each, and `rest` one on that of all columns that aren't listed.
     """
     count, slots = len(scale), near.shape[1]
-    scores, tops = np.empty(count, np.float32), np.empty(GROUPS, np.float32)
+    scores, tops = _room_for(count)
     found, good = np.empty(count + 1, np.int32), np.empty(count + 1, np.float32)
     for row in range(len(row_scale)):
         top = _scores(products[row], row_scale[row], scale, bias, scores, tops)
@@ -295,7 +305,7 @@ def decide_movers(
 ) -> bool:
     """What `recheck` does, for columns `movers`, which moved further than it took into account; False as for `decide`."""
     count = len(scale)
-    scores, tops = np.empty(count, np.float32), np.empty(GROUPS, np.float32)
+    scores, tops = _room_for(count)
     for row in range(len(row_scale)):
         if labels[row] < 0:
             continue
@@ -348,14 +358,13 @@ def decide_earlier(
 
     Cosines are exact inner products over the product of the norms, but at most `greatest`; ties go to the earliest row.
     """
-    all_scores, tops = np.empty(len(scale), np.float32), np.empty(GROUPS, np.float32)
+    scores, tops = _room_for(len(scale))
     for at in range(len(row_scale)):
         row = first_row + at
         count = min(len(scale), row - first_column)
         if count <= 0:
             continue
-        scores = all_scores[:count]
-        top = _scores(products[at], row_scale[at], scale, bias, scores, tops)
+        top = _scores(products[at], row_scale[at], scale[:count], bias, scores, tops)  # earlier rows had fewer yet
         floor = np.float32(similarity[row] - shift[at]) - error[at] - UP
         if top < floor:
             continue

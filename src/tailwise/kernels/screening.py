@@ -112,9 +112,7 @@ class Screen:
             np.multiply(x, factors[:, None], out=codes)
             out.scale[:], out.offset[:], out.errors[:], out.lengths[:] = 1, 0, 0, 1
         else:
-            _quantise(x, factors, self._centre, self._signs, codes, out.scale, out.errors, out.lengths)
-            _inner_products(x, self._centre, out.offset)
-            out.offset[:] *= factors
+            _quantise(x, factors, self._centre, self._signs, codes, out.scale, out.offset, out.errors, out.lengths)
         return out
 
     def columns(self, x: Floats) -> Coded:
@@ -176,17 +174,21 @@ def _padded(count: int, dtype: torch.dtype) -> int:
 
 
 @jit_any_order  # sums of grid values are exact in any order; the rotation and the errors' norms are covered by the slack
-def _quantise(  # noqa: PLR0912  (one loop over a row, compiled)
+def _quantise(
     x: Floats,
     factors: Floats,
     centre: Floats,
     signs: Floats,
     codes: npt.NDArray[np.int8],
     scale: Floats,
+    offset: Doubles,
     errors: Floats,
     lengths: Floats,
 ) -> None:
-    """Centres, rotates and rounds rows; `errors` and `lengths` are norms of what is rounded away, and of what stays."""
+    """Centres, rotates and rounds rows.
+
+    `offset` gets inner products with the centre, `errors` and `lengths` norms of what is rounded away and of what stays.
+    """
     rows, dimension = x.shape
     block = _LANES  # coordinates that are mixed: the largest power of two times the lanes that divides d
     while dimension % (2 * block) == 0:
@@ -195,8 +197,12 @@ def _quantise(  # noqa: PLR0912  (one loop over a row, compiled)
         block = 1
     gain = np.float32(1 / np.sqrt(max(block // _LANES, 1)))
     value, differences = np.empty(dimension, np.float32), np.empty(block // 2 + 1, np.float32)
-    tops = np.empty(_LANES, np.float32)
+    bits, greatest = value.view(np.int32), np.empty(1, np.float32)
     for row in range(rows):
+        product = 0.0
+        for axis in range(dimension):
+            product += np.float64(x[row, axis]) * np.float64(centre[axis])
+        offset[row] = product * factors[row]
         for axis in range(dimension):
             value[axis] = (x[row, axis] * factors[row] - centre[axis]) * signs[axis] * gain
         half = _LANES
@@ -210,13 +216,13 @@ def _quantise(  # noqa: PLR0912  (one loop over a row, compiled)
                 for axis in range(half):
                     high[axis] = differences[axis]
             half *= 2
-        tops[:] = 0
-        for first in range(0, dimension - _LANES + 1, _LANES):
-            for lane in range(_LANES):
-                tops[lane] = max(tops[lane], abs(value[first + lane]))
-        top = tops.max()
-        for axis in range(dimension - dimension % _LANES, dimension):
-            top = max(top, abs(value[axis]))
+        most = np.int32(0)
+        for axis in range(
+            dimension
+        ):  # magnitudes of floats are in the order of their bits, and integers' maxima are vector instructions
+            most = max(most, bits[axis] & np.int32(0x7FFFFFFF))
+        greatest.view(np.int32)[0] = most
+        top = greatest[0]
         step = top / np.float32(_STEPS)
         inverse = np.float32(1) / step if top > 0 else np.float32(0)
         error = length = np.float32(0)
@@ -227,15 +233,6 @@ def _quantise(  # noqa: PLR0912  (one loop over a row, compiled)
             error += (value[axis] - kept) * (value[axis] - kept)
             length += kept * kept
         scale[row], errors[row], lengths[row] = step, np.sqrt(error), np.sqrt(length)
-
-
-@jit_any_order  # exact in any order for grid rows; covered by the slack for others
-def _inner_products(x: Floats, vector: Floats, out: npt.NDArray[np.float64]) -> None:
-    for row in range(x.shape[0]):
-        total = 0.0
-        for axis in range(x.shape[1]):
-            total += np.float64(x[row, axis]) * np.float64(vector[axis])
-        out[row] = total
 
 
 @functools.cache
