@@ -36,7 +36,7 @@ WINDOW_ROWS = 256
 LIST_REACH = 0.7
 MOVER_SHARES = (0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 # What a row costs, in comparisons with one centroid: beside those with all of them, to make a list, to look through it, to code the row.
-COMPARING, LISTING, RECHECKING, CODING = 500, 150, 350, 250
+COMPARING, LISTING, RECHECKING, CODING = 400, 250, 350, 200
 
 
 def to_similarity_units(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

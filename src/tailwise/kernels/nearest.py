@@ -41,10 +41,10 @@ def _cosine(x: Floats, norms: Doubles, row: int, other: int) -> float:
 
 
 @jit_any_order
-def _room_for(count: int) -> tuple[Floats, Floats]:
-    """Memory for a row's scores, in four quarters of whole groups, and for their maxima."""
+def _room_for(count: int) -> tuple[Floats, Floats, Floats]:
+    """Memory for a row's scores, in four quarters of whole groups; for the greatest of each four; and for that of each group."""
     quarter = -(-count // (4 * GROUPS)) * GROUPS
-    return np.full(4 * quarter, FAR, np.float32), np.empty(quarter + LANES, np.float32)
+    return np.full(4 * quarter, FAR, np.float32), np.empty(quarter, np.float32), np.empty(GROUPS + LANES, np.float32)
 
 
 @jit_any_order
@@ -61,18 +61,24 @@ def _fold(values: Floats, out: Floats) -> None:
 
 @jit_any_order
 def _scores(
-    products: npt.NDArray[Any], row_scale: np.float32, scale: Floats, bias: Floats, scores: Floats, tops: Floats
+    products: npt.NDArray[Any],
+    row_scale: np.float32,
+    scale: Floats,
+    bias: Floats,
+    scores: Floats,
+    fours: Floats,
+    tops: Floats,
 ) -> np.float32:
-    """Fills `scores`, of `_room_for` at least as many, with a row's scores, and `tops` with each group's greatest; the greatest of all."""
+    """Fills memory of `_room_for` as many columns, or more, with a row's scores; the greatest of all."""
     for at in range(len(scale)):
         scores[at] = np.float32(products[at]) * (row_scale * scale[at]) + bias[at]
-    _fold(scores, tops)
-    groups = tops[:GROUPS]
-    for first in range(GROUPS, len(scores) // 4, GROUPS):
-        more = tops[first : first + GROUPS]
+    _fold(scores, fours)
+    groups, last = tops[:GROUPS], tops[GROUPS:]
+    groups[:] = fours[:GROUPS]
+    for first in range(GROUPS, len(fours), GROUPS):
+        more = fours[first : first + GROUPS]
         for at in range(GROUPS):
             groups[at] = groups[at] if groups[at] > more[at] else more[at]
-    last = tops[GROUPS : GROUPS + LANES]
     _fold(groups, last)
     top: np.float32 = last.max()
     return top
@@ -145,9 +151,9 @@ def decide(
     dots: Doubles,
 ) -> bool:
     """Updates nearest columns and exact inner products with columns first, first + 1, …; False if a score is too far off."""
-    scores, tops = _room_for(len(scale))
+    scores, fours, tops = _room_for(len(scale))
     for row in range(len(row_scale)):
-        top = _scores(products[row], row_scale[row], scale, bias, scores, tops)
+        top = _scores(products[row], row_scale[row], scale, bias, scores, fours, tops)
         if not _decide_row(row, scores, tops, top, shift[row], error[row], x, columns, first, labels, dots):
             return False
     return True
@@ -178,10 +184,11 @@ def decide_and_list(
     bound on the inner product of each, and `rest` one on that of all columns that aren't listed.
     """
     count, slots = len(scale), near.shape[1]
-    scores, tops = _room_for(count)
-    found, good = np.empty(count + 1, np.int32), np.empty(count + 1, np.float32)
+    scores, fours, tops = _room_for(count)
+    quarter = len(fours)
+    high, found, good = np.empty(quarter + 1, np.int32), np.empty(count + 1, np.int32), np.empty(count + 1, np.float32)
     for row in range(len(row_scale)):
-        top = _scores(products[row], row_scale[row], scale, bias, scores, tops)
+        top = _scores(products[row], row_scale[row], scale, bias, scores, fours, tops)
         if not _decide_row(row, scores, tops, top, shift[row], error[row], x, columns, first, labels, dots):
             return False
         above = error[row] + np.float32(shift[row]) + UP  # of bounds above scores
@@ -189,13 +196,17 @@ def decide_and_list(
         if top < look:
             rest[row] = max(rest[row], top + above)
             continue
-        size = 0
-        for group in range(GROUPS):
-            if tops[group] >= look:
-                for at in range(group, count, GROUPS):
-                    found[size], good[size] = at, scores[at]
-                    size += scores[at] >= look
-        if size > slots:  # too many: look from higher up
+        if _reaching(fours, look) > slots:  # too many already: look from higher up
+            look = _threshold(fours, slots, look, top)
+        fitting = size = 0  # no branch, which would be guessed wrong too often
+        for four in range(quarter):
+            high[fitting] = four
+            fitting += fours[four] >= look
+        for place in range(fitting):
+            for at in range(high[place], 4 * quarter, quarter):
+                found[size], good[size] = at, scores[at]
+                size += scores[at] >= look
+        if size > slots:
             look = _threshold(good[:size], slots, look, top)
         rest[row] = max(rest[row], look + above)
         free = listed[row]
@@ -212,14 +223,20 @@ def decide_and_list(
 
 
 @jit_any_order
+def _reaching(scores: Floats, low: np.float32) -> int:
+    """How many scores are as high as that, or higher."""
+    count = np.int32(0)
+    for at in range(len(scores)):
+        count += np.int32(scores[at] >= low)
+    return int(count)
+
+
+@jit_any_order
 def _threshold(scores: Floats, most: int, low: np.float32, high: np.float32) -> np.float32:
     """About the lowest value that at most so many of the scores reach; `high` if more of them are as high as that."""
     for _ in range(6):
         middle = np.float32(0.5) * (low + high)
-        count = 0
-        for at in range(len(scores)):
-            count += scores[at] >= middle
-        if count > most:
+        if _reaching(scores, middle) > most:
             low = middle
         else:
             high = middle
@@ -305,11 +322,11 @@ def decide_movers(
 ) -> bool:
     """What `recheck` does, for columns `movers`, which moved further than it took into account; False as for `decide`."""
     count = len(scale)
-    scores, tops = _room_for(count)
+    scores, fours, tops = _room_for(count)
     for row in range(len(row_scale)):
         if labels[row] < 0:
             continue
-        top = _scores(products[row], row_scale[row], scale, bias, scores, tops)
+        top = _scores(products[row], row_scale[row], scale, bias, scores, fours, tops)
         look = np.float32(min(np.float64(rest[row]), dots[row]) - shift[row]) - error[row] - 2 * UP
         if top < look:
             continue
@@ -358,13 +375,14 @@ def decide_earlier(
 
     Cosines are exact inner products over the product of the norms, but at most `greatest`; ties go to the earliest row.
     """
-    scores, tops = _room_for(len(scale))
+    scores, fours, tops = _room_for(len(scale))
     for at in range(len(row_scale)):
         row = first_row + at
         count = min(len(scale), row - first_column)
         if count <= 0:
             continue
-        top = _scores(products[at], row_scale[at], scale[:count], bias, scores, tops)  # earlier rows had fewer yet
+        # No row before had more, so what follows in `scores` is still FAR.
+        top = _scores(products[at], row_scale[at], scale[:count], bias, scores, fours, tops)
         floor = np.float32(similarity[row] - shift[at]) - error[at] - UP
         if top < floor:
             continue
