@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from tailwise.kernels.jit import jit_any_order
 
-LANES = 16
 GROUPS = 64  # of columns, k ≡ g: a group's greatest score is known before any of its scores is looked at
 UP = np.float32(2.0**-20)  # added to a bound that was rounded to float32
 FAR = np.float32(-8)  # below every score
@@ -44,7 +43,8 @@ def _cosine(x: Floats, norms: Doubles, row: int, other: int) -> float:
 def _room_for(count: int) -> tuple[Floats, Floats, Floats]:
     """Memory for a row's scores, in four quarters of whole groups; for the greatest of each four; and for that of each group."""
     quarter = -(-count // (4 * GROUPS)) * GROUPS
-    return np.full(4 * quarter, FAR, np.float32), np.empty(quarter, np.float32), np.empty(GROUPS + LANES, np.float32)
+    scores, fours = np.full(4 * quarter, FAR, np.float32), np.empty(quarter, np.float32)
+    return scores, fours, np.empty(GROUPS + GROUPS // 4, np.float32)  # and for the greatest of each four groups
 
 
 @jit_any_order

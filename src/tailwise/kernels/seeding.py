@@ -107,9 +107,8 @@ def _merged(sums: npt.NDArray[np.float64], k: int, threads: int | None) -> npt.N
     """Merges clusters until k are left, those first whose merging costs the objective least.
 
     The sum of the cosines of a cluster's members to their centroid is the norm of the members' sum (Dhillon, Modha 2001), so that merging i
-    and j costs ‖s_i‖ + ‖s_j‖ − ‖s_i + s_j‖. Pairs are
-    sought among near neighbours; those of merged clusters become the pairs of the new one. At a time, disjoint pairs are merged that are
-    among as many of the cheapest as are to be merged in all.
+    and j costs ‖s_i‖ + ‖s_j‖ − ‖s_i + s_j‖. Pairs are sought among near neighbours; those of merged clusters become the pairs of the new
+    one. At a time, disjoint pairs are merged that are among as many of the cheapest as are to be merged in all.
     """
     lost = np.flatnonzero(~sums.any(axis=1))[: max(len(sums) - k, 0)]
     sums = np.delete(sums, lost, axis=0)
@@ -222,11 +221,8 @@ class _NearestSeed:
         self._x, self._device, self._threads = x, resolve_device(device), threads or torch.get_num_threads()
         self._dots, self._norms = np.full(len(x), NONE), np.empty(len(x))
         self._labels = np.full(len(x), MISSING, np.int32)
-        self._centroids, self._lengths, self._count = (
-            np.zeros((centroids, x.shape[1]), np.float32),
-            np.empty(centroids),
-            0,
-        )
+        self._centroids, self._lengths = np.zeros((centroids, x.shape[1]), np.float32), np.empty(centroids)
+        self._count = 0
         self._tiles = range(0, len(x), TILE_ROWS)
         total = sum(
             (chunk.sum(axis=0, dtype=np.float64) for _, chunk in row_chunks([x], CHUNK_ROWS)),
