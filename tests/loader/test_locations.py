@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -64,6 +65,20 @@ def test_more_parts_than_may_be_open(located, monkeypatch):
     rows = np.array([0, 599] * 5)
     assert locations.of(rows)["image_offset"].tolist() == [records(located)[row]["image_offset"] for row in rows]
     assert len(locations._maps) == 1
+
+
+def test_threads_may_share_the_maps(located, monkeypatch):
+    monkeypatch.setattr("tailwise.loader.locations.OPEN_PARTS", 1)
+    monkeypatch.setattr("tailwise.loader.locations.RELEASE_AFTER_ROWS", 50)
+    locations = Locations(located, located.snapshot())
+    expected = np.array([record["image_offset"] for record in records(located)])
+
+    def work(seed):
+        for rows in np.random.default_rng(seed).integers(0, 600, (1000, 8)):
+            assert np.array_equal(locations.of(rows)["image_offset"], expected[rows])
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))  # raises what they raise
 
 
 def test_again_changes_nothing(located):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import create_array, map_array, read_array, release_pages, replacing
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
+from tailwise.loader.recent import Recent
 from tailwise.progress import Track, silent
 
 LOCATION = np.dtype(
@@ -123,27 +124,19 @@ class Locations:
         """Opens nothing yet; `ensure_locations` must have been called once."""
         self._catalog = catalog
         self._rows = _Rows(catalog.parts(snapshot))
-        self._maps: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
+        self._maps: Recent[int, npt.NDArray[Any]] = Recent(OPEN_PARTS)
         self._read_rows = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the maps."""
-        return {**self.__dict__, "_maps": OrderedDict()}
+        return {**self.__dict__, "_maps": Recent(OPEN_PARTS)}
 
-    def _part(self, part: Part) -> npt.NDArray[Any]:
-        found = self._maps.get(part.number)
-        if found is not None:
-            self._maps.move_to_end(part.number)
-            return found
+    def _map(self, part: Part) -> npt.NDArray[Any]:
         array = map_array(locations_path(self._catalog, part))
         if array.shape != (part.rows,) or array.dtype != LOCATION:
             path = locations_path(self._catalog, part)
             raise UserError(f"{path} has {len(array):,} rows, its part {part.rows:,}: delete it, it is made anew")
-        array = array.view(np.ndarray)  # np.memmap indexes three times slower
-        self._maps[part.number] = array
-        if len(self._maps) > OPEN_PARTS:
-            self._maps.popitem(last=False)
-        return array
+        return array.view(np.ndarray)  # np.memmap indexes three times slower
 
     def of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The locations of rows of any parts, in any order.
@@ -160,7 +153,8 @@ class Locations:
         """
         out = np.empty(len(rows), LOCATION)
         for part, where in self._rows.by_part(rows):
-            out[where] = self._part(part)[rows[where] - part.first_row]
+            locations = self._maps.get(part.number, partial(self._map, part))
+            out[where] = locations[rows[where] - part.first_row]
         self._read_rows += len(rows)
         if self._read_rows > RELEASE_AFTER_ROWS:  # else all pages would come to count as this process's
             self._read_rows = 0

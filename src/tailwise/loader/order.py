@@ -8,7 +8,6 @@ Keeping rows apart needs the neighbours, and these theirs; so even spans are set
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import ceil
@@ -23,6 +22,7 @@ from tailwise.errors import UserError
 from tailwise.kernels.compose import deal, pick_diverse
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.spacing import space_out
+from tailwise.loader.recent import Recent
 from tailwise.loader.sections import Samples, Section, Sections
 from tailwise.loader.units import SIZE, units_of
 from tailwise.plan.plan import Plan
@@ -33,6 +33,7 @@ GREATEST_SPAN_SAMPLES = 1 << 20  # where rows repeat so often that they crowd, o
 ROOM = 4  # rows crowd where their copies would come closer than so many windows
 LEAST_SPAN_WINDOWS = 8
 KEPT_SPANS = 4
+KEPT_CHUNKS = 2
 SUPER_BATCH = 5  # CABS: keep a fifth
 Block = tuple[int, int]  # number of the section, and of the block in its lanes
 FORMAT = 1  # raised when the same options would give another order
@@ -116,8 +117,8 @@ class Order:
         self._totals: dict[int, int] = {}
         self._bounds = [0]  # of spans, in batches
         self._next_section = 0
-        self._spans: OrderedDict[tuple[int, int, int], Samples] = OrderedDict()
-        self._chunks: OrderedDict[tuple[int, int], Samples] = OrderedDict()
+        self._spans: Recent[tuple[int, int, int], Samples] = Recent(KEPT_SPANS)
+        self._chunks: Recent[tuple[int, int], Samples] = Recent(KEPT_CHUNKS)
 
     @cached_property
     def identity(self) -> str:
@@ -254,13 +255,7 @@ class Order:
 
     def _kept(self, span: int, part: int, parts: int) -> Samples:
         """The base order of a part of a span, [batches, samples], those worked out lately kept."""
-        key = (span, part, parts)
-        if key not in self._spans:
-            while len(self._spans) >= KEPT_SPANS:
-                self._spans.popitem(last=False)
-            self._spans[key] = self._base(span, part, parts)
-        self._spans.move_to_end(key)
-        return self._spans[key]
+        return self._spans.get((span, part, parts), lambda: self._base(span, part, parts))
 
     def _base(self, span: int, part: int, parts: int) -> Samples:
         """The base order of a part of a span: [batches, samples of each]."""
@@ -286,24 +281,20 @@ class Order:
 
     def _settled(self, span: int) -> Samples:
         """A span with equal rows kept apart: [batches, samples]."""
-        key = (span, -1, 1)
-        if key not in self._spans:
-            window = self.window
-            before = after = None
-            if span % 2:
-                before = self._settled(span - 1).rows.ravel()[-window:]
-                self._span_of(self._bounds[span + 1])
-                after = self._settled(span + 1).rows.ravel()[:window]
-            base = self._base(span, 0, 1)
-            rows = base.rows.ravel()
-            labels = np.asarray(self.plan.groups[rows]) if self.options.compose == "spread" else None
-            order = space_out(rows, window, before, after, labels)
-            settled = Samples(rows[order].reshape(base.rows.shape), base.epochs.ravel()[order].reshape(base.rows.shape))
-            while len(self._spans) >= KEPT_SPANS:
-                self._spans.popitem(last=False)
-            self._spans[key] = settled
-        self._spans.move_to_end(key)
-        return self._spans[key]
+        return self._spans.get((span, -1, 1), lambda: self._settle(span))
+
+    def _settle(self, span: int) -> Samples:
+        window = self.window
+        before = after = None
+        if span % 2:
+            before = self._settled(span - 1).rows.ravel()[-window:]
+            self._span_of(self._bounds[span + 1])
+            after = self._settled(span + 1).rows.ravel()[:window]
+        base = self._base(span, 0, 1)
+        rows = base.rows.ravel()
+        labels = np.asarray(self.plan.groups[rows]) if self.options.compose == "spread" else None
+        order = space_out(rows, window, before, after, labels)
+        return Samples(rows[order].reshape(base.rows.shape), base.epochs.ravel()[order].reshape(base.rows.shape))
 
     # --- compositions -----------------------------------------------------------------------------------------------
 
@@ -323,12 +314,7 @@ class Order:
         return Samples(*(np.concatenate(column, axis=1) for column in zip(*pieces, strict=True)))
 
     def _chunk(self, section: Section, first: int, stop: int) -> Samples:
-        key = (section.epoch, first)
-        if key not in self._chunks:
-            while len(self._chunks) >= 2:
-                self._chunks.popitem(last=False)
-            self._chunks[key] = self._arrange(section, first, stop)
-        return self._chunks[key]
+        return self._chunks.get((section.epoch, first), lambda: self._arrange(section, first, stop))
 
     def _arrange(self, section: Section, first: int, stop: int) -> Samples:
         """Positions first … stop − 1 of all lanes of a section, dealt to the batches they lie in: [lanes, positions]."""

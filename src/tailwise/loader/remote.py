@@ -23,7 +23,8 @@ import numpy.typing as npt
 from tailwise.errors import UserError
 from tailwise.loader.link import LinkEstimate
 from tailwise.loader.range_cache import Claim, RangeCache, State
-from tailwise.loader.spans import OpenFiles, Span, Spans, coalesce
+from tailwise.loader.recent import Recent
+from tailwise.loader.spans import OpenFile, Span, Spans, coalesce
 
 CONNECTIONS = 16  # of each process
 ATTEMPTS = 9
@@ -144,7 +145,7 @@ class RemoteStore:
 
     def _forget(self) -> None:
         self._known: dict[int, Spans] = {}
-        self._files = OpenFiles(MAX_OPEN_RANGES)
+        self._files: Recent[tuple[int, Span], OpenFile | None] = Recent(MAX_OPEN_RANGES)
         self._process = _Process()
 
     def __getstate__(self) -> dict[str, Any]:

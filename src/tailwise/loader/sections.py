@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import lane_positions, next_prime, permutation, stream_key
+from tailwise.loader.recent import Recent
 from tailwise.loader.units import COPY, SIZE, units_of
 from tailwise.plan.plan import MAX_EPOCH, Plan
 
@@ -78,7 +79,7 @@ class Sections:
         self._sections: list[Section] = []
         self._next_epoch = first_epoch
         self._carry = Samples(np.empty(0, np.int64), np.empty(0, np.int32))
-        self._layouts: OrderedDict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = OrderedDict()
+        self._layouts: Recent[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = Recent(KEPT_LAYOUTS)
         self._rows: OrderedDict[tuple[int, int, int], npt.NDArray[np.int64]] = OrderedDict()
         self._kept = 0
 
@@ -120,15 +121,14 @@ class Sections:
 
     def _layout(self, epoch: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """The units of an epoch in their order, int32 [U, 3], and where each begins among the drawn samples, int64 [U + 1]."""
-        if epoch not in self._layouts:
+
+        def lay_out() -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
             units = units_of(self.plan, epoch)
             ordered = np.empty_like(units)
             ordered[permutation(stream_key(self.seed, "units", epoch), len(units))] = units
-            while len(self._layouts) >= KEPT_LAYOUTS:
-                self._layouts.popitem(last=False)
-            self._layouts[epoch] = ordered, np.concatenate([[0], np.cumsum(ordered[:, SIZE], dtype=np.int64)])
-        self._layouts.move_to_end(epoch)
-        return self._layouts[epoch]
+            return ordered, np.concatenate([[0], np.cumsum(ordered[:, SIZE], dtype=np.int64)])
+
+        return self._layouts.get(epoch, lay_out)
 
     def samples(self, section: Section, places: npt.NDArray[np.int64]) -> Samples:
         """The samples at some places of a section: carried ones first, then unit after unit; of the shape of `places`."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
 Span = tuple[int, int]  # [start, stop) bytes
-Opened = TypeVar("Opened", bound="OpenFile | None")
 
 
 class OpenFile:
@@ -31,38 +29,6 @@ class OpenFile:
         """Closes it."""
         if self.handle >= 0:
             os.close(self.handle)
-
-
-class OpenFiles:
-    """A bounded number of files, those used longest ago let go first.
-
-    Without a lock, which a fork could copy while it is held: each step is atomic, so threads that ask for the same file may at worst
-    open it each.
-    """
-
-    def __init__(self, most: int) -> None:
-        """Opens nothing yet; holds `most` at once, and one more for each thread that is just asking."""
-        self.most = most
-        self._files: dict[Hashable, OpenFile] = {}  # the latest used come last
-
-    def get(self, name: Hashable, open_file: Callable[[], Opened]) -> OpenFile | Opened:
-        """The file of that name, opened where it isn't; None where it can't be. It stays open as long as the caller holds it."""
-        files = self._files
-        file: OpenFile | Opened = files.pop(name, None) or open_file()
-        if file is not None:
-            files[name] = file
-            if len(files) > self.most:
-                for oldest in list(files)[: -self.most]:
-                    files.pop(oldest, None)
-        return file
-
-    def clear(self) -> None:
-        """Lets go of all."""
-        self._files.clear()
-
-    def __len__(self) -> int:
-        """How many are held."""
-        return len(self._files)
 
 
 class Spans:

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.kernels.pread import CAN_ADVISE, advise_many, pread_many
+from tailwise.loader.recent import Recent
 from tailwise.loader.remote import RemoteStore
-from tailwise.loader.spans import OpenFile, OpenFiles
+from tailwise.loader.spans import OpenFile
 
 ADJACENT_BYTES = (
     4096  # image and caption this close to each other come in one read: tar headers and a small JSON lie between
@@ -68,11 +69,12 @@ class LocalStore:
         self.paths = paths
         self._waits = False  # whether the latest ranges had to come from the disk
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._files = OpenFiles(256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4)))
+        most = 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
+        self._files: Recent[int, OpenFile] = Recent(most)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the open files."""
-        return {**self.__dict__, "_files": OpenFiles(self._files.most)}
+        return {**self.__dict__, "_files": Recent(self._files.most)}
 
     def _file(self, shard: int) -> OpenFile:
         return self._files.get(shard, lambda: OpenFile(self.paths[shard]))

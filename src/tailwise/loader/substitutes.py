@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from tailwise.catalog.removals import NOTHING_REMOVED, Removals
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.substitutes import match_left_out
+from tailwise.loader.recent import Recent
 from tailwise.loader.sections import Sections
 from tailwise.plan.plan import Plan
 
@@ -24,7 +24,7 @@ class Substitutes:
     def __init__(self, plan: Plan, sections: Sections, removals: Removals = NOTHING_REMOVED) -> None:
         """Takes the plan, what knows its draws, and the rows that nobody may see."""
         self._plan, self._sections, self._removals = plan, sections, removals
-        self._matches: OrderedDict[tuple[int, int], npt.NDArray[np.int64]] = OrderedDict()
+        self._matches: Recent[tuple[int, int], npt.NDArray[np.int64]] = Recent(KEPT_SHARDS)
 
     def of(self, row: int, epoch: int) -> Iterator[int]:
         """Rows to try in place of `row`, best first.
@@ -68,10 +68,8 @@ class Substitutes:
         return self._removals.keeps(slice(int(offsets[shard]), int(offsets[shard + 1])))
 
     def _match(self, epoch: int, shard: int) -> npt.NDArray[np.int64]:
-        key = (self._plan.drawn_epoch(epoch), shard)
-        if key not in self._matches:
+        def match() -> npt.NDArray[np.int64]:
             spare, drawn = self._spare(epoch, shard)
-            self._matches[key] = match_left_out(drawn, spare)
-            if len(self._matches) > KEPT_SHARDS:
-                self._matches.popitem(last=False)
-        return self._matches[key]
+            return match_left_out(drawn, spare)
+
+        return self._matches.get((self._plan.drawn_epoch(epoch), shard), match)
