@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tailwise.stages.embed import EmbedOptions, embed
     from tailwise.stages.filter import FilterRule, filter_samples, try_filter
     from tailwise.stages.group import group
+    from tailwise.stages.group_entries import group_by_entry
     from tailwise.stages.import_pool import import_pool
     from tailwise.stages.plan import PlanRequest, make_plan
     from tailwise.stages.plan_balance import make_balanced_plan
@@ -50,6 +51,7 @@ __all__ = [
     "extend_clustering",
     "filter_samples",
     "group",
+    "group_by_entry",
     "import_pool",
     "make_balanced_plan",
     "make_plan",
@@ -79,6 +81,7 @@ _HOMES = {
     "export_plan": ("tailwise.export", "export"),
     "filter_samples": ("tailwise.stages.filter", "filter_samples"),
     "group": ("tailwise.stages.group", "group"),
+    "group_by_entry": ("tailwise.stages.group_entries", "group_by_entry"),
     "import_pool": ("tailwise.stages.import_pool", "import_pool"),
     "make_balanced_plan": ("tailwise.stages.plan_balance", "make_balanced_plan"),
     "make_plan": ("tailwise.stages.plan", "make_plan"),

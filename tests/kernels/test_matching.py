@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels.matching import CAPTIONS_PER_CALL, EntryMatcher, keep_rates, space_out
+from tailwise.kernels.matching import CAPTIONS_PER_CALL, EntryMatcher, first_entries, keep_rates, space_out
 
 PIECES = [
     "a",
@@ -112,3 +112,12 @@ def test_matches_that_dont_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=error):
             keep_rates(counts, entries, np.ones(3))
+
+
+@given(st.lists(st.lists(st.integers(0, 6), unique=True, max_size=4), max_size=12), st.permutations(range(7)))
+def test_the_first_of_a_captions_entries(found, places):
+    counts = np.array([len(each) for each in found], np.int32)
+    entries = np.array([entry for each in found for entry in each], np.int32)
+    first = first_entries(counts, entries, np.array(places, np.int32))
+    assert first.dtype == np.int32
+    assert first.tolist() == [min((places[entry] for entry in each), default=-1) for each in found]

@@ -13,70 +13,31 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.errors import UserError
 from tailwise.plan.explain import explain
-from tailwise.stages.import_pool import import_pool
 from tailwise.stages.match_entries import match_entries, read_entries
 from tailwise.stages.plan_balance import make_balanced_plan, solve_increasing
 from tailwise.stages.remove import remove
 
-WORDS = ["cat", "cat", "cat", "dog", "red cat", "Zürich", "日本", "a", "of", "U.S.", "rare"]
-
-
-@pytest.fixture(scope="module")
-def captions():
-    random = np.random.default_rng(5)
-    made = [" ".join(random.choice(WORDS, random.integers(1, 6))) for _ in range(170)]
-    return ["", ",", "cat, dog!", *made]
-
 
 @pytest.fixture
-def catalog(tmp_path, captions, make_tar, make_image):
-    """173 samples with these captions, in 3 shards and 2 parts; row groups of 32."""
-    image = make_image()
-    for shard, start in enumerate((0, 60, 120)):
-        members = [
-            member
-            for row, caption in enumerate(captions[start : start + 60], start)
-            for member in ((f"{row:05d}.jpg", image), (f"{row:05d}.txt", caption.encode()))
-        ]
-        make_tar(tmp_path / "pool" / f"{shard:05d}.tar", members)
-    made = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1, part_rows=100).catalog
-    for part in made.parts():
-        pq.write_table(made.samples(part), made.samples_path(part.number), row_group_size=32)
-    return made
-
-
-@pytest.fixture
-def entries(tmp_path):
-    path = tmp_path / "entries.txt"
-    path.write_text("cat\nred cat\n\n  dog \r\ncat\nred\n日本\nZürich\nrare\nU . S .\nU.S.\nabsent\n   \n")
-    return path
-
-
-LISTED = ["cat", "red cat", "dog", "red", "日本", "Zürich", "rare", "U . S .", "U.S.", "absent"]
-
-
-def matched(caption):
-    text = f" {caption} "
-    for mark in ",.;:?!`":
-        text = text.replace(mark, f" {mark} ")
-    return [entry for entry in LISTED if f" {entry} " in text]
-
-
-def plain_rates(captions, limit):
+def plain_rates(matched):
     """MetaCLIP's two steps, in plain Python."""
-    found = [matched(caption) for caption in captions]
-    counts = Counter(itertools.chain(*found))
-    return [1 - np.prod([1 - min(1, limit / counts[entry]) for entry in each]) for each in found], counts
+
+    def rates(captions, limit):
+        found = [matched(caption) for caption in captions]
+        counts = Counter(itertools.chain(*found))
+        return [1 - np.prod([1 - min(1, limit / counts[entry]) for entry in each]) for each in found], counts
+
+    return rates
 
 
 @pytest.mark.parametrize("limit", [1, 7, 40, 10_000])
-def test_rates_are_those_of_the_plain_algorithm(catalog, captions, entries, limit):
-    plan = make_balanced_plan(catalog, "p", entries, per_entry=limit, workers=1)
+def test_rates_are_those_of_the_plain_algorithm(captioned, captions, entries, limit, plain_rates, matched, listed):
+    plan = make_balanced_plan(captioned, "p", entries, per_entry=limit, workers=1)
     rates, counts = plain_rates(captions, limit)
     np.testing.assert_allclose(plan.rates, rates, rtol=1e-6)
     table = pq.read_table(plan.folder / "entries.parquet").to_pydict()
-    assert table["entry"] == LISTED
-    assert table["count"] == [counts[entry] for entry in LISTED]
+    assert table["entry"] == listed
+    assert table["count"] == [counts[entry] for entry in listed]
     summary = plan.manifest["summary"]
     assert summary["entries_without_match"] == 2
     assert summary["entries_thinned"] == sum(count > limit for count in counts.values())
@@ -84,70 +45,70 @@ def test_rates_are_those_of_the_plain_algorithm(catalog, captions, entries, limi
     assert summary["expected"] == pytest.approx(sum(rates), rel=1e-6)
 
 
-def test_samples_without_an_entry_are_never_drawn_and_it_draws_once(catalog, captions, entries):
-    plan = make_balanced_plan(catalog, "p", entries, per_entry=3, workers=1)
+def test_samples_without_an_entry_are_never_drawn_and_it_draws_once(captioned, captions, entries, matched):
+    plan = make_balanced_plan(captioned, "p", entries, per_entry=3, workers=1)
     assert plan.rates[:2].tolist() == [0, 0]
     assert np.array_equal(plan.draw(0), plan.draw(5))
     assert plan.draw(0)[[not matched(caption) for caption in captions]].sum() == 0
-    fresh = make_balanced_plan(catalog, "q", entries, per_entry=3, dynamic=True, workers=1)
+    fresh = make_balanced_plan(captioned, "q", entries, per_entry=3, dynamic=True, workers=1)
     draws = np.stack([fresh.draw(epoch) for epoch in range(300)])
     assert not np.array_equal(draws[0], draws[1])
     assert np.abs(draws.mean(0) - fresh.rates).max() < 5 * np.sqrt(0.25 / 300)
     assert explain(fresh, 1).epochs[0].total == pytest.approx(fresh.manifest["summary"]["expected"])
 
 
-def test_the_limit_follows_from_the_budget(catalog, captions, entries):
+def test_the_limit_follows_from_the_budget(captioned, captions, entries, plain_rates, matched):
     can_be = sum(map(bool, map(matched, captions)))
     for number, wanted in enumerate((1, 20, 77, can_be - 1, can_be)):
-        plan = make_balanced_plan(catalog, f"p{number}", entries, budget=wanted, workers=1)
+        plan = make_balanced_plan(captioned, f"p{number}", entries, budget=wanted, workers=1)
         assert plan.rates.sum(dtype=float) == pytest.approx(wanted, abs=0.5001)
         rates, _ = plain_rates(captions, plan.manifest["summary"]["per_entry"])
         np.testing.assert_allclose(plan.rates, rates, rtol=1e-6)
-    share = make_balanced_plan(catalog, "share", entries, keep=0.25, workers=1)
+    share = make_balanced_plan(captioned, "share", entries, keep=0.25, workers=1)
     assert share.rates.sum(dtype=float) == pytest.approx(round(0.25 * can_be), abs=0.5001)
 
 
-def test_what_was_removed_is_neither_counted_nor_drawn(catalog, captions, entries, tmp_path):
-    make_balanced_plan(catalog, "p", entries, per_entry=5, workers=1)
+def test_what_was_removed_is_neither_counted_nor_drawn(captioned, captions, entries, tmp_path, plain_rates):
+    make_balanced_plan(captioned, "p", entries, per_entry=5, workers=1)
     gone = [2, 50, 51, 172]
     (tmp_path / "gone.txt").write_text("\n".join(f"{row:05d}" for row in gone))
-    remove(catalog, tmp_path / "gone.txt")
-    old = make_balanced_plan(catalog, "p", entries, per_entry=5, workers=1)  # what was finished stays as it is
+    remove(captioned, tmp_path / "gone.txt")
+    old = make_balanced_plan(captioned, "p", entries, per_entry=5, workers=1)  # what was finished stays as it is
     assert old.rates[gone].any()
-    plan = make_balanced_plan(catalog, "q", entries, per_entry=5, workers=1)
+    plan = make_balanced_plan(captioned, "q", entries, per_entry=5, workers=1)
     left = [caption for row, caption in enumerate(captions) if row not in gone]
     assert not plan.rates[gone].any()
     np.testing.assert_allclose(np.delete(plan.rates, gone), plain_rates(left, 5)[0], rtol=1e-6)
 
 
-def test_what_was_dropped_is_neither_counted_nor_drawn(catalog, captions, entries):
+def test_what_was_dropped_is_neither_counted_nor_drawn(captioned, captions, entries, plain_rates):
     dropped = list(range(0, len(captions), 3))
-    snapshot = catalog.snapshot()
+    snapshot = captioned.snapshot()
     config = {"snapshot": 1, "without": []}
-    with Artifact(catalog.drops_folder("some"), "filter", config, {"snapshot": snapshot.id}) as artifact:
+    with Artifact(captioned.drops_folder("some"), "filter", config, {"snapshot": snapshot.id}) as artifact:
         rows = [{"row": row, "reason": "test"} for row in dropped]
         write_drops(artifact, snapshot.rows, [pa.Table.from_pylist(rows, DROPPED_SCHEMA)])
         artifact.finish({})
-    plan = make_balanced_plan(catalog, "p", entries, per_entry=5, without=["some"], workers=1)
+    plan = make_balanced_plan(captioned, "p", entries, per_entry=5, without=["some"], workers=1)
     left = [caption for row, caption in enumerate(captions) if row % 3]
     assert not plan.rates[dropped].any()
     np.testing.assert_allclose(np.delete(plan.rates, dropped), plain_rates(left, 5)[0], rtol=1e-6)
 
 
-def test_the_result_is_the_same_with_two_processes(catalog, entries, tree_bytes):
+def test_the_result_is_the_same_with_two_processes(captioned, entries, tree_bytes):
     for name, workers in (("p", 1), ("q", 2)):
-        make_balanced_plan(catalog, name, entries, budget=50, workers=workers)
-        matches = tree_bytes(catalog.folder / "matches")
-        for path in (catalog.folder / "matches").glob("*/*"):
+        make_balanced_plan(captioned, name, entries, budget=50, workers=workers)
+        matches = tree_bytes(captioned.folder / "matches")
+        for path in (captioned.folder / "matches").glob("*/*"):
             path.unlink()
         if name == "p":
             first = matches
     assert matches == first
-    p, q = (tree_bytes(catalog.plan_folder(name)) for name in "pq")
+    p, q = (tree_bytes(captioned.plan_folder(name)) for name in "pq")
     assert p == q
 
 
-def test_plans_share_matches_and_matching_goes_on_where_it_was_interrupted(catalog, entries, tree_bytes):
+def test_plans_share_matches_and_matching_goes_on_where_it_was_interrupted(captioned, entries, tree_bytes):
     totals = []
 
     def stopping(items, description, total=None):
@@ -163,24 +124,24 @@ def test_plans_share_matches_and_matching_goes_on_where_it_was_interrupted(catal
         return items
 
     with pytest.raises(KeyboardInterrupt):
-        match_entries(catalog, entries, workers=1, track=stopping)
-    match_entries(catalog, entries, workers=1, track=counting)
+        match_entries(captioned, entries, workers=1, track=stopping)
+    match_entries(captioned, entries, workers=1, track=counting)
     assert totals == [6, 2]  # row groups: the first part's 4 were done
-    resumed = tree_bytes(catalog.folder / "matches")
-    make_balanced_plan(catalog, "p", entries, per_entry=2, workers=1, track=counting)
-    make_balanced_plan(catalog, "q", entries, per_entry=3, workers=1, track=counting)
+    resumed = tree_bytes(captioned.folder / "matches")
+    make_balanced_plan(captioned, "p", entries, per_entry=2, workers=1, track=counting)
+    make_balanced_plan(captioned, "q", entries, per_entry=3, workers=1, track=counting)
     assert totals == [6, 2]
-    for path in (catalog.folder / "matches").glob("*/*"):
+    for path in (captioned.folder / "matches").glob("*/*"):
         path.unlink()
-    match_entries(catalog, entries, workers=1)
-    assert tree_bytes(catalog.folder / "matches") == resumed
+    match_entries(captioned, entries, workers=1)
+    assert tree_bytes(captioned.folder / "matches") == resumed
 
 
-def test_case_counts_unless_ignored(catalog, captions, tmp_path):
+def test_case_counts_unless_ignored(captioned, captions, tmp_path, matched):
     (tmp_path / "e.txt").write_text("CAT\nCat\nzÜRICH\n")
     with pytest.raises(UserError, match=r"not one caption holds one of the 3 entries, such as 'CAT'"):
-        make_balanced_plan(catalog, "p", tmp_path / "e.txt", per_entry=1, workers=1)
-    plan = make_balanced_plan(catalog, "q", tmp_path / "e.txt", per_entry=10_000, ignore_case=True, workers=1)
+        make_balanced_plan(captioned, "p", tmp_path / "e.txt", per_entry=1, workers=1)
+    plan = make_balanced_plan(captioned, "q", tmp_path / "e.txt", per_entry=10_000, ignore_case=True, workers=1)
     assert plan.manifest["summary"]["entries"] == 2
     holds = [bool({"cat", "Zürich"} & set(matched(caption))) for caption in captions]
     assert np.array_equal(plan.rates, np.array(holds, np.float32))
@@ -220,18 +181,18 @@ def test_lists_are_read_from_text_and_json(tmp_path):
         ({"budget": 173}, r"a budget of 173 samples: must lie between 1 and the \d+ whose captions hold an entry"),
     ],
 )
-def test_bad_requests_are_one_line(catalog, entries, options, message):
+def test_bad_requests_are_one_line(captioned, entries, options, message):
     with pytest.raises(UserError, match=message):
-        make_balanced_plan(catalog, "p", entries, workers=1, **options)
+        make_balanced_plan(captioned, "p", entries, workers=1, **options)
 
 
-def test_another_request_under_the_same_name_is_refused(catalog, entries):
-    make_balanced_plan(catalog, "p", entries, per_entry=2, workers=1)
+def test_another_request_under_the_same_name_is_refused(captioned, entries):
+    make_balanced_plan(captioned, "p", entries, per_entry=2, workers=1)
     with pytest.raises(UserError, match="per_entry 2 → 3"):
-        make_balanced_plan(catalog, "p", entries, per_entry=3, workers=1)
+        make_balanced_plan(captioned, "p", entries, per_entry=3, workers=1)
     entries.write_text("cat\n")
     with pytest.raises(UserError, match="matches"):
-        make_balanced_plan(catalog, "p", entries, per_entry=2, workers=1)
+        make_balanced_plan(captioned, "p", entries, per_entry=2, workers=1)
 
 
 @settings(deadline=None)

@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, refuse_given, with_bars
+from tailwise.errors import UserError
+
+if TYPE_CHECKING:
+    from tailwise.progress import Track
+    from tailwise.stages.cluster import Clustering
 
 
 @app.command()
 def group(
     catalog: CatalogPath,
-    by: Annotated[str, typer.Option(help="Column of text, whole numbers or booleans; `shard` is one.")],
+    by: Annotated[
+        str | None,
+        typer.Option(help="Column of text, whole numbers or booleans; `shard` is one.", show_default=False),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
             help="A .parquet, .tsv or .csv that has the column, and uid, key or image_path.", show_default=False
         ),
     ] = None,
+    entries: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of --by: a list of words and phrases, one a line; a sample's group is the rarest one in its caption.",
+            show_default=False,
+        ),
+    ] = None,
+    ignore_case: Annotated[bool, typer.Option("--ignore-case", help="Of --entries: compare in lower case.")] = False,
     name: Annotated[
-        str | None, typer.Option(help="Name of the grouping.  [default: the column's]", show_default=False)
+        str | None,
+        typer.Option(help="Name of the grouping.  [default: the column's, or entries]", show_default=False),
     ] = None,
     missing: Annotated[
-        str, typer.Option(help="Samples without a value: leave-out (no plan draws them) or own-group.")
+        str, typer.Option(help="Samples without a value or an entry: leave-out (no plan draws them) or own-group.")
     ] = "leave-out",
     without: Without = None,
     as_json: AsJson = False,
 ) -> None:
-    """Group the pool by a column in place of clusters: by language, domain, class, or cluster numbers made elsewhere.
+    """Group the pool in place of clusters: by a column (language, domain, class, cluster numbers made elsewhere), or by what captions say.
 
     Each distinct value is a group; plans are made over them with `--clusters NAME`, by all methods that need no distances.
 
@@ -37,15 +54,39 @@ def group(
 
       tailwise group my-catalog --by language --file languages.parquet
 
-      tailwise plan my-catalog epochs --method dynamics --keep 0.5 --clusters language
+      tailwise group my-catalog --entries wordnet.txt --name concepts
+
+      tailwise plan my-catalog epochs --method dynamics --keep 0.5 --clusters concepts
     """
     from tailwise.printing import print_json, print_sizes
-    from tailwise.stages import group as stage
+    from tailwise.stages.group import group as group_by_column
+    from tailwise.stages.group_entries import group_by_entry
 
+    if (by is None) == (entries is None):
+        raise UserError("give one of --by COLUMN and --entries FILE")
+    if entries is None:
+        refuse_given({"--ignore-case": ignore_case or None}, "without --entries")
+    else:
+        refuse_given({"--file": file}, "with --entries")
     opened = open_catalog(catalog)
-    made = with_bars(
-        lambda track: stage.group(opened, by, file=file, name=name, missing=missing, without=without or (), track=track)
-    )
+    left_out = without or ()
+
+    def make(track: Track) -> Clustering:
+        if entries is None:
+            return group_by_column(
+                opened, str(by), file=file, name=name, missing=missing, without=left_out, track=track
+            )
+        return group_by_entry(
+            opened,
+            entries,
+            name=name or "entries",
+            ignore_case=ignore_case,
+            missing=missing,
+            without=left_out,
+            track=track,
+        )
+
+    made = with_bars(make)
     if as_json:
         print_json({"name": made.name, **made.summary})
         return
@@ -55,8 +96,9 @@ def group(
         print(
             f"{summary['dropped']:,} samples are left out ({', '.join([*(without or ()), 'removed ones'])}) and belong to no group"
         )
+    what = "value" if entries is None else "entry in their captions"
     if summary["without_value"]:
-        print(f"{summary['without_value']:,} samples have no value and belong to no group")
+        print(f"{summary['without_value']:,} samples have no {what} and belong to no group")
     if summary.get("values_without_sample"):
         print(f"{summary['values_without_sample']:,} values belong to no sample")
     print_sizes(made.table.column("size").to_numpy())

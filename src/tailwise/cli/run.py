@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "train", "draw", "export", "removed")
 OUTPUTS = {"draw": "output", "export": "output", "removed": "output"}  # what each writes outside of the catalog
 FOLDERS = {"cluster": "clusters", "group": "clusters", "dedup": "drops", "filter": "drops", "plan": "plans"}
-OWN_NAMES = {"cluster": "main", "dedup": "duplicates"}
+OWN_NAMES = {"cluster": "main", "dedup": "duplicates", "import": "dynamics"}
 TRAINER = "open-clip"  # of train: the arguments of open_clip's trainer, by name
 DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins what isn't there, goes on with what is
 OUTPUT = "{output}"  # in a value of a step: the folder for exports
@@ -157,7 +157,7 @@ _MAKERS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str]]] = {
 
 def _made_name(step: Step) -> str:
     """The name of what a step makes."""
-    own = "dynamics" if step.command == "import" else OWN_NAMES.get(step.command) or step.options.get("by")
+    own = step.options.get("by", "entries") if step.command == "group" else OWN_NAMES.get(step.command)
     return str(step.options.get("clusters-name" if step.command == "import" else "name") or own)
 
 

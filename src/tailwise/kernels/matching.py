@@ -75,6 +75,27 @@ class EntryMatcher:
         return counts.astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32)
 
 
+def first_entries(
+    counts: npt.NDArray[np.int32], entries: npt.NDArray[np.int32], places: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int32]:
+    """The least place among a caption's entries, −1 without entries.
+
+    Args:
+        counts: int32 [n], as `EntryMatcher` gives them.
+        entries: int32 [m].
+        places: int32 [K], of each entry, ≥ 0.
+
+    Returns:
+        int32 [n].
+    """
+    found = np.full(len(counts), -1, np.int32)
+    if len(entries):
+        some = counts > 0
+        starts = np.cumsum(counts, dtype=np.int64) - counts
+        found[some] = np.minimum.reduceat(places[entries], starts[some])
+    return found
+
+
 @jit
 def _keep_rates(
     counts: npt.NDArray[np.int32],

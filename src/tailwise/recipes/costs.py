@@ -14,6 +14,7 @@ from tailwise.stages import cluster
 # Samples per second, measured on 2 cores of an AMD EPYC; good to a factor of two or three, and too slow where there are more.
 IMPORTED = 35_000
 FILTERED = 1_000_000
+MATCHED = 200_000
 PLANNED = 4_000_000
 WRITTEN = 150_000
 RESHARDED = 10_000
@@ -69,7 +70,7 @@ SECONDS: Mapping[str, Callable[[Pool, Mapping[str, Any]], float]] = {
     "cluster": _cluster_seconds,
     "dedup": _dedup_seconds,
     "filter": _at(FILTERED),
-    "group": _at(FILTERED),
+    "group": lambda pool, options: pool.samples / (MATCHED if "entries" in options else FILTERED),
     "plan": _at(PLANNED),
     "draw": _at(WRITTEN),
     "export": lambda pool, options: pool.samples / (RESHARDED if options.get("to") == "shards" else WRITTEN),

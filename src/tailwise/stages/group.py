@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,7 @@ def write_grouping(
         UserError: another clustering has this name, there are too many groups, or no sample is in any.
         ValueError: labels don't fit the parts or the values.
     """
-    snapshot, survivors, inputs = _scope(catalog, config, inputs)
-    with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
-        if not artifact.done:
-            pool = _Pool(catalog, snapshot, survivors, track)
-            _write_files(pool, artifact, _Groups(values, label_parts, {}), name)
-    return load_clustering(catalog, name)
+    return make_grouping(catalog, name, config, inputs, lambda _: Groups(values, label_parts), name, track)
 
 
 def group(
@@ -93,8 +88,7 @@ def group(
     Raises:
         UserError: there is no such column, it can't group, or it has more than MAX_GROUPS values.
     """
-    if missing not in MISSING:
-        raise UserError(f"--missing {missing!r}: use {' or '.join(MISSING)}")
+    check_missing(missing)
     if file is not None and not file.is_file():
         raise UserError(f"{file} is no file: give a .parquet, .tsv or .csv file")
     config = {
@@ -107,35 +101,38 @@ def group(
         _check_column(catalog, column)
     else:
         _open(file, column)  # refuses bad ones
-    snapshot, survivors, inputs = _scope(catalog, config, {} if file is None else {"file": file_digest(file)})
-    chosen = column if name is None else name
-    with Artifact(catalog.clusters_folder(chosen), "clusters", config, inputs) as artifact:
-        if not artifact.done:
-            pool = _Pool(catalog, snapshot, survivors, track)
-            with scratch(artifact.path("joining")) as work:
-                found = _of_catalog(pool, column) if file is None else _of_file(pool, file, column, work)
-                if missing == "own-group":
-                    found = found.with_missing()
-                _write_files(pool, artifact, found, column)
-    return load_clustering(catalog, chosen)
+    inputs = {} if file is None else {"file": file_digest(file)}
+
+    def find(pool: Pool) -> Groups:
+        return _of_catalog(pool, column) if file is None else _of_file(pool, file, column)
+
+    return make_grouping(catalog, column if name is None else name, config, inputs, find, column, track)
+
+
+def check_missing(missing: str) -> None:
+    """Refuses what isn't in MISSING."""
+    if missing not in MISSING:
+        raise UserError(f"--missing {missing!r}: use {' or '.join(MISSING)}")
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """Whose rows are grouped."""
+class Pool:
+    """Whose rows are grouped, and a folder for the work."""
 
     catalog: Catalog
     snapshot: Snapshot
     survivors: Survivors
+    work: Path
     track: Track
 
     @cached_property
     def parts(self) -> list[Part]:
+        """Of the snapshot."""
         return self.catalog.parts(self.snapshot)
 
 
 @dataclass(frozen=True)
-class _Groups:
+class Groups:
     """Groups of rows.
 
     Attributes:
@@ -146,9 +143,9 @@ class _Groups:
 
     values: Sequence[str | None]
     label_parts: Iterable[npt.NDArray[np.int32]]
-    figures: Mapping[str, int]
+    figures: Mapping[str, int] = field(default_factory=dict)
 
-    def with_missing(self) -> _Groups:
+    def with_missing(self) -> Groups:
         """With a last group, for the rows of no group."""
         last = np.int32(len(self.values))
         return replace(
@@ -158,15 +155,41 @@ class _Groups:
         )
 
 
-def _scope(
-    catalog: Catalog, config: Mapping[str, Any], inputs: Mapping[str, str]
-) -> tuple[Snapshot, Survivors, dict[str, str]]:
+def make_grouping(
+    catalog: Catalog,
+    name: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    find: Callable[[Pool], Groups],
+    what: str,
+    track: Track,
+) -> Clustering:
+    """As `write_grouping`, of groups that are found only if the grouping isn't there yet.
+
+    Args:
+        catalog: with samples.
+        name: of the clustering.
+        config: all that decides it; "snapshot" and "without" must be in it; "missing" may.
+        inputs: name and hash of what it is made from.
+        find: the groups of a pool's rows.
+        what: the samples are grouped by, for errors.
+        track: shows progress.
+    """
     snapshot = catalog.snapshot(config["snapshot"])
     survivors = Survivors(catalog, config["without"], snapshot)
-    return snapshot, survivors, {"snapshot": snapshot.id, **inputs, **survivors.inputs}
+    inputs = {"snapshot": snapshot.id, **inputs, **survivors.inputs}
+    with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
+        if not artifact.done:
+            with scratch(artifact.path("joining")) as work:
+                pool = Pool(catalog, snapshot, survivors, work, track)
+                found = find(pool)
+                _write_files(
+                    pool, artifact, found.with_missing() if config.get("missing") == "own-group" else found, what
+                )
+    return load_clustering(catalog, name)
 
 
-def _write_files(pool: _Pool, artifact: Artifact, groups: _Groups, what: str) -> None:
+def _write_files(pool: Pool, artifact: Artifact, groups: Groups, what: str) -> None:
     """Writes labels, ranks and the table, and finishes the artifact."""
     _check_count(len(groups.values), what)
     seen = np.zeros(len(groups.values), np.int64)
@@ -222,7 +245,7 @@ def _check_column(catalog: Catalog, column: str) -> None:
         raise UserError(f"no samples have a column {column!r}: use one of {', '.join(sorted(names))}, or give --file")
 
 
-def _of_catalog(pool: _Pool, column: str) -> _Groups:
+def _of_catalog(pool: Pool, column: str) -> Groups:
     def values(part: Part) -> pa.Array:
         if column not in _names(pool.catalog, part):
             return pa.nulls(part.rows, pa.large_string())
@@ -231,7 +254,7 @@ def _of_catalog(pool: _Pool, column: str) -> _Groups:
     kept = (values(part).filter(pa.array(pool.survivors.keeps(part.span))) for part in pool.parts)
     distinct = _distinct(pool.track(kept, f"values of {column}", len(pool.parts)), column)
     labels = (_labels(values(part), distinct) for part in pool.parts)
-    return _Groups(distinct.cast(pa.string()).to_pylist(), labels, {})
+    return Groups(distinct.cast(pa.string()).to_pylist(), labels)
 
 
 def _names(catalog: Catalog, part: Part) -> list[str]:
@@ -239,11 +262,11 @@ def _names(catalog: Catalog, part: Part) -> list[str]:
     return names
 
 
-def _of_file(pool: _Pool, path: Path, column: str, work: Path) -> _Groups:
+def _of_file(pool: Pool, path: Path, column: str) -> Groups:
     """Joins by uid or key; values that no sample has make no group."""
     identifier, _ = _open(path, column)
     distinct = _distinct(pool.track((values for _, values in _open(path, column)[1]), f"values of {column}"), column)
-    labels = create_array(work / "labels.npy", (pool.snapshot.rows,), np.float32)
+    labels = create_array(pool.work / "labels.npy", (pool.snapshot.rows,), np.float32)
     labels[:] = np.nan
     batches = (_present(keys, _labels(values, distinct)) for keys, values in _open(path, column)[1])
     strangers = join_values(
@@ -252,7 +275,7 @@ def _of_file(pool: _Pool, path: Path, column: str, work: Path) -> _Groups:
         identifier,
         pool.track(batches, f"joining {column}"),
         labels,
-        work / "keys",
+        pool.work / "keys",
         f"value of {column}",
     )
     sizes = np.zeros(len(distinct), np.int64)
@@ -262,7 +285,7 @@ def _of_file(pool: _Pool, path: Path, column: str, work: Path) -> _Groups:
     numbers = np.where(sizes > 0, np.cumsum(sizes > 0) - 1, NO_GROUP).astype(np.int32)
     values = distinct.filter(pa.array(sizes > 0)).cast(pa.string()).to_pylist()
     parts = (np.append(numbers, np.int32(NO_GROUP))[_whole(labels[part.span])] for part in pool.parts)
-    return _Groups(values, parts, {"values_without_sample": strangers})
+    return Groups(values, parts, {"values_without_sample": strangers})
 
 
 def _whole(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import digest, map_array, read_table, write_array, write_table
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
@@ -45,6 +46,39 @@ class Matches:
         if kept.all():
             return counts, entries
         return np.where(kept, counts, 0).astype(np.int32), entries[np.repeat(kept, counts)]
+
+
+@dataclass(frozen=True)
+class MatchedPool:
+    """The matches of those samples that take part."""
+
+    catalog: Catalog
+    snapshot: Snapshot
+    survivors: Survivors
+    matches: Matches
+
+    def parts(self) -> Iterator[tuple[Part, Found]]:
+        """Part by part: how many entries each row has, and which."""
+        for part in self.catalog.parts(self.snapshot):
+            yield part, self.matches.part(part, self.survivors.keeps(part.span))
+
+    def count(self) -> tuple[npt.NDArray[np.int64], int]:
+        """In how many captions each entry stands, int64 [K]; and how many samples have an entry.
+
+        Raises:
+            UserError: none has.
+        """
+        counts = np.zeros(len(self.matches.entries), np.int64)
+        matched = 0
+        for _, (of_row, entries) in self.parts():
+            counts += np.bincount(entries, minlength=len(counts))
+            matched += int(np.count_nonzero(of_row))
+        if not matched:
+            raise UserError(
+                f"not one caption holds one of the {len(counts):,} entries, such as {self.matches.entries[0]!r}: "
+                "compare the list with the captions (case counts, unless --ignore-case)"
+            )
+        return counts, matched
 
 
 def match_entries(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, replacing, write_table
 from tailwise.errors import UserError
@@ -20,7 +19,7 @@ from tailwise.kernels.matching import keep_rates
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
 from tailwise.progress import Track, silent
-from tailwise.stages.match_entries import Found, Matches, match_entries
+from tailwise.stages.match_entries import MatchedPool, Matches, match_entries
 from tailwise.stages.plan import write_shard_offsets
 
 
@@ -80,7 +79,7 @@ def make_balanced_plan(
     inputs = {"snapshot": snapshot.id, "matches": matches.id, **survivors.inputs}
     with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
-            pool = _Pool(catalog, snapshot, survivors, matches)
+            pool = MatchedPool(catalog, snapshot, survivors, matches)
             counts, matched = pool.count()
             limit = float(per_entry) if per_entry is not None else _find_limit(pool, counts, matched, keep, budget)
             figures = _write_rates(artifact, pool, _probability(counts, limit), track)
@@ -112,42 +111,10 @@ def _check(per_entry: int | None, keep: float | None, budget: int | None, snapsh
         raise UserError(f"--budget {budget:,}: must lie between 1 and the {snapshot.rows:,} samples")
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """The matches of those samples that take part."""
-
-    catalog: Catalog
-    snapshot: Snapshot
-    survivors: Survivors
-    matches: Matches
-
-    def parts(self) -> Iterator[tuple[Part, Found]]:
-        """Part by part: how many entries each row has, and which."""
-        for part in self.catalog.parts(self.snapshot):
-            yield part, self.matches.part(part, self.survivors.keeps(part.span))
-
-    def count(self) -> tuple[npt.NDArray[np.int64], int]:
-        """In how many captions each entry stands, int64 [K]; and how many samples have an entry.
-
-        Raises:
-            UserError: none has.
-        """
-        counts = np.zeros(len(self.matches.entries), np.int64)
-        matched = 0
-        for _, (of_row, entries) in self.parts():
-            counts += np.bincount(entries, minlength=len(counts))
-            matched += int(np.count_nonzero(of_row))
-        if not matched:
-            raise UserError(
-                f"not one caption holds one of the {len(counts):,} entries, such as {self.matches.entries[0]!r}: "
-                "compare the list with the captions (case counts, unless --ignore-case)"
-            )
-        return counts, matched
-
-    def expected(self, probability: npt.NDArray[np.float64]) -> int:
-        """The expected number of samples in units of 2⁻³⁰, so that its sum is exact."""
-        sums = (np.rint(keep_rates(*found, probability) * UNITS).astype(np.int64).sum() for _, found in self.parts())
-        return sum(map(int, sums))
+def _expected(pool: MatchedPool, probability: npt.NDArray[np.float64]) -> int:
+    """The expected number of samples in units of 2⁻³⁰, so that its sum is exact."""
+    sums = (np.rint(keep_rates(*found, probability) * UNITS).astype(np.int64).sum() for _, found in pool.parts())
+    return sum(map(int, sums))
 
 
 def _probability(counts: npt.NDArray[np.int64], limit: float) -> npt.NDArray[np.float64]:
@@ -156,7 +123,7 @@ def _probability(counts: npt.NDArray[np.int64], limit: float) -> npt.NDArray[np.
 
 
 def _find_limit(
-    pool: _Pool, counts: npt.NDArray[np.int64], matched: int, keep: float | None, budget: int | None
+    pool: MatchedPool, counts: npt.NDArray[np.int64], matched: int, keep: float | None, budget: int | None
 ) -> float:
     """The t with which the expected number is the budget, to within half a sample."""
     wanted = round((keep or 0) * matched) if budget is None else budget
@@ -169,7 +136,7 @@ def _find_limit(
     if wanted == matched:
         return most
     return solve_increasing(
-        lambda limit: (pool.expected(_probability(counts, limit)) / UNITS) - wanted, most, matched - wanted, -wanted
+        lambda limit: (_expected(pool, _probability(counts, limit)) / UNITS) - wanted, most, matched - wanted, -wanted
     )
 
 
@@ -198,7 +165,9 @@ def solve_increasing(excess: Callable[[float], float], high: float, above: float
         last = value
 
 
-def _write_rates(artifact: Artifact, pool: _Pool, probability: npt.NDArray[np.float64], track: Track) -> dict[str, Any]:
+def _write_rates(
+    artifact: Artifact, pool: MatchedPool, probability: npt.NDArray[np.float64], track: Track
+) -> dict[str, Any]:
     """Writes rate.npy; returns how many rows can be drawn, and how many samples are expected."""
     eligible, expected = 0, 0.0
     with replacing(artifact.path("rate.npy")) as path:

@@ -1,0 +1,131 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.files import read_table
+from tailwise.cli import app
+from tailwise.errors import UserError
+from tailwise.stages.group_entries import group_by_entry
+from tailwise.stages.plan import PlanRequest, make_plan
+
+
+def groups_of(catalog, name):
+    """The entry that each row is grouped by, or None."""
+    values = catalog_table(catalog, name)["value"]
+    labels = np.concatenate(list(catalog.label_parts(name, catalog.snapshot(), "label")))
+    return [values[label] if label >= 0 else None for label in labels.tolist()]
+
+
+def catalog_table(catalog, name):
+    return read_table(catalog.clusters_folder(name) / "clusters.parquet").to_pydict()
+
+
+@pytest.fixture(scope="session")
+def rarest(matched):
+    """The rarest entry of each caption, in plain Python; None without one."""
+
+    def find(captions):
+        found = [matched(caption) for caption in captions]
+        counts = Counter(entry for each in found for entry in each)
+        return [min(each, key=lambda entry: counts[entry], default=None) for each in found]
+
+    return find
+
+
+def test_groups_are_the_rarest_entries_in_the_order_of_the_list(captioned, captions, entries, listed, rarest):
+    made = group_by_entry(captioned, entries, workers=1)
+    expected = rarest(captions)
+    assert groups_of(captioned, "entries") == expected
+    table = catalog_table(captioned, "entries")
+    assert table["value"] == sorted(set(expected) - {None}, key=listed.index)
+    assert table["size"] == [expected.count(value) for value in table["value"]]
+    assert made.summary["without_value"] == expected.count(None) >= 2
+    assert made.summary["entries_without_group"] == 10 - len(table["value"]) >= 2
+
+
+def test_of_equally_rare_entries_the_first_of_the_list(captioned, captions, matched, tmp_path):
+    for order in (["cat", "zebra", "dog"], ["dog", "zebra", "cat"]):
+        (tmp_path / "two.txt").write_text("\n".join(order))
+        with_both = [row for row, caption in enumerate(captions) if {"cat", "dog"} <= set(matched(caption))]
+        name = order[0]
+        group_by_entry(captioned, tmp_path / "two.txt", name=name, without=[drop_all_but(captioned, with_both, name)])
+        assert [groups_of(captioned, name)[row] for row in with_both] == [order[0]] * len(with_both)
+
+
+def drop_all_but(catalog, kept, name):
+    snapshot = catalog.snapshot()
+    config = {"snapshot": 1, "without": []}
+    with Artifact(catalog.drops_folder(name), "filter", config, {"snapshot": snapshot.id}) as artifact:
+        rows = [{"row": row, "reason": "test"} for row in range(snapshot.rows) if row not in set(kept)]
+        write_drops(artifact, snapshot.rows, [pa.Table.from_pylist(rows, DROPPED_SCHEMA)])
+        artifact.finish({})
+    return name
+
+
+def test_what_was_dropped_is_not_counted(captioned, captions, entries, rarest):
+    kept = [row for row in range(len(captions)) if row % 3]
+    group_by_entry(captioned, entries, without=[drop_all_but(captioned, kept, "third")], workers=1)
+    expected = rarest([captions[row] for row in kept])
+    assert expected != [rarest(captions)[row] for row in kept]  # the list does change what is rare
+    found = groups_of(captioned, "entries")
+    assert [found[row] for row in kept] == expected
+    assert not any(found[::3])
+
+
+def test_captions_without_an_entry_can_be_a_group(captioned, captions, entries, rarest):
+    group_by_entry(captioned, entries, missing="own-group", workers=1)
+    assert groups_of(captioned, "entries") == rarest(captions)  # the last group's value is null
+    table = catalog_table(captioned, "entries")
+    assert (table["value"][-1], table["size"][-1]) == (None, rarest(captions).count(None))
+
+
+def test_plans_are_made_over_them_and_a_rerun_does_nothing(captioned, entries, tree_bytes):
+    group_by_entry(captioned, entries, workers=1)
+    before = tree_bytes(captioned.clusters_folder("entries"))
+    plan = make_plan(captioned, "p", PlanRequest("dynamics", budget=40, clusters="entries"))
+    drawn = plan.draw(0)
+    assert drawn.sum() == 40
+    assert all(
+        group is not None for group, copies in zip(groups_of(captioned, "entries"), drawn, strict=True) if copies
+    )
+    group_by_entry(captioned, entries, workers=2)
+    assert tree_bytes(captioned.clusters_folder("entries")) == before
+    entries.write_text("cat\n")
+    with pytest.raises(UserError, match="matches"):
+        group_by_entry(captioned, entries, workers=1)
+
+
+def test_the_command(captioned, captions, entries, rarest):
+    folder = str(captioned.folder)
+    printed = CliRunner().invoke(app, ["group", folder, "--entries", str(entries), "--name", "words"]).output
+    groups = rarest(captions)
+    assert f"grouping 'words': {len(set(groups)) - 1} groups of {len(groups) - groups.count(None)} samples" in printed
+    assert f"{groups.count(None)} samples have no entry in their captions and belong to no group" in printed
+    told = CliRunner().invoke(app, ["group", folder, "--entries", str(entries), "--ignore-case", "--json"]).output
+    assert json.loads(told)["name"] == "entries"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give one of --by COLUMN and --entries FILE"),
+        (["--entries", "x.txt", "--by", "shard"], "give one of --by COLUMN and --entries FILE"),
+        (["--by", "shard", "--ignore-case"], "--ignore-case does nothing without --entries"),
+        (["--entries", "x.txt", "--file", "y.tsv"], "--file does nothing with --entries"),
+        (["--entries", "x.txt"], "x.txt can't be read as a list of entries"),
+        (["--entries", "{strange}"], "not one caption holds one of the 1 entries, such as 'xylophone'"),
+        (["--entries", "{strange}", "--missing", "x"], "--missing 'x': use leave-out or own-group"),
+    ],
+)
+def test_bad_requests_are_one_line(captioned, tmp_path, options, message):
+    (tmp_path / "strange.txt").write_text("xylophone")
+    given = [option.format(strange=tmp_path / "strange.txt") for option in options]
+    result = CliRunner().invoke(app, ["group", str(captioned.folder), *given])
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
