@@ -3,9 +3,11 @@
     python benchmarks/clusterings.py [--seeds 3] [--pool ../shared/data/tinyimagenet-lt]
 
 Rates are DynamiCS's (alpha 0.2, half of the pool, at most one copy). rho is Spearman's, of a sample's rate with minus its class's number of
-images; "rates" are means over the thirds of the classes (head, medium, few). Mean and standard deviation over seeds. The second table draws
-pools from the first in which a class's frequency is independent of what it shows (in the shared pool whole regions are common or
-rare, which favours coarse groups); two such pools a seed. Classes come from truth.tsv, for measuring only.
+images; "rates" are means over the thirds of the classes (head, medium, few). "typical" is Spearman's too, of a sample's rate with its
+cosine to the mean of its class, inside each head class, their mean: below 0, frequent classes are shown by what is untypical of them. Mean
+and standard deviation over seeds. The second table draws pools from the first in which a class's frequency is independent of what it shows
+(in the shared pool whole regions are common or rare, which favours coarse groups); two such pools a seed. Classes come from truth.tsv,
+for measuring only.
 """
 
 import argparse
@@ -321,11 +323,22 @@ def measure(pool: Pool, seed: int, find: Candidate, options: dict[str, object]) 
     figures = {"rho": float(np.corrcoef(rankdata(found.rates), rarity)[0, 1])}
     for number, name in enumerate(("head", "medium", "few")):
         figures[name] = float(found.rates[pool.thirds == number].mean())
+    figures["typical"] = statistics.fmean(_typical(pool, found.rates))
     return {**figures, "groups": found.groups, "largest": found.largest, "seconds": seconds}
 
 
+def _typical(pool: Pool, rates: np.ndarray) -> Iterator[float]:
+    for label in np.unique(pool.classes[pool.thirds == 0]):
+        own = np.flatnonzero(pool.classes == label)
+        x = pool.x[own].astype(np.float32)
+        alike = np.ptp(rates[own]) == 0
+        yield 0.0 if alike else float(np.corrcoef(rankdata(rates[own]), rankdata(x @ x.mean(axis=0)))[0, 1])
+
+
 def print_table(title: str, pools: list[tuple[int, Pool]], k: int, only: str) -> None:
-    print(f"\n{title}\n\n| grouping | rho (sd) | head | medium | few | groups | largest | CPU s |\n|{' --- |' * 8}")
+    print(
+        f"\n{title}\n\n| grouping | rho (sd) | head | medium | few | typical | groups | largest | CPU s |\n|{' --- |' * 9}"
+    )
     for name, function, options in candidates(k):
         if only not in name:
             continue
@@ -337,6 +350,7 @@ def print_table(title: str, pools: list[tuple[int, Pool]], k: int, only: str) ->
         spread = statistics.stdev(figures["rho"]) if len(pools) > 1 else 0.0
         print(
             f"| {name} | {mean['rho']:.3f} ({spread:.3f}) | {mean['head']:.3f} | {mean['medium']:.3f} | {mean['few']:.3f} "
+            f"| {mean['typical']:+.3f} "
             f"| {mean['groups']:,.0f} | {mean['largest']:,.0f} | {mean['seconds']:.1f} |",
             flush=True,
         )
