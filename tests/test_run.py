@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.files import write_json
-from tailwise.cli.run import STEPS, _check_names, _placed, _prepare, _with_settings
+from tailwise.cli import app
+from tailwise.cli.run import STEPS, _check_names, _made_name, _placed, _prepare, _with_settings
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.recipes.pipeline import Step, load_pipeline, pipeline_names
@@ -144,6 +146,50 @@ def test_bad_recipes_are_named(recipe, change, message):
     recipe.write_text(yaml.safe_dump({**RECIPE, **change}))
     with pytest.raises(UserError, match=message):
         load_pipeline(str(recipe))
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "name"),
+    [
+        ("import", {}, "dynamics"),
+        ("cluster", {}, "main"),
+        ("dedup", {}, "duplicates"),
+        ("filter", {"by": "caption-words", "min": 2}, "caption-words"),
+        ("group", {"by": "language"}, "language"),
+        ("group", {"entries": "words.txt"}, "entries"),
+        ("group", {"entries": "words.txt", "name": "concepts"}, "concepts"),
+        ("plan", {"name": "p", "method": "random"}, "p"),
+    ],
+)
+def test_what_a_step_makes(command, options, name):
+    assert _made_name(Step(command, options)) == name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "x"}, "step group:x: give it one of by .* and entries"),
+        ({"by": "shard", "entries": __file__}, "step group: give it one of by .* and entries"),
+        ({"entries": "nowhere.txt"}, "step group: entries is 'nowhere.txt', which is no file"),
+    ],
+)
+def test_bad_groups_are_refused_before_anything_runs(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        _check_names([Step("group", options)], tmp_path)
+
+
+def test_lists_may_lie_beside_the_recipe(recipe, _small_catalog_source, tmp_path):
+    (recipe.parent / "words.txt").write_text("group\n")
+    group = {"group": {"entries": "{folder}/words.txt"}}
+    plan = {"plan": {"name": "p", "method": "flat", "keep": 0.5, "clusters": "entries"}}
+    recipe.write_text(yaml.safe_dump({**RECIPE, "steps": [{"import": {}}, group, plan]}))
+    words = ["run", str(recipe), str(_small_catalog_source), str(tmp_path / "cat"), "--workers", "1"]
+    first = CliRunner().invoke(app, words)
+    assert first.exit_code == 0, first.output
+    assert "grouping 'entries': 1 groups of 600 samples" in first.output
+    again = CliRunner().invoke(app, [*words, "--dry-run"]).output
+    (line,) = [line for line in again.splitlines() if "tailwise group" in line]
+    assert "is there" in line
 
 
 def test_nothing_runs_before_all_steps_are_checked(recipe, _small_catalog_source, tmp_path):

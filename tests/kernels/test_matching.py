@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels.matching import CAPTIONS_PER_CALL, EntryMatcher, first_entries, keep_rates, space_out
+from tailwise.kernels.matching import CAPTIONS_PER_CALL, EntryMatcher, keep_rates, least_places, space_out
 
 PIECES = [
     "a",
@@ -118,6 +118,11 @@ def test_matches_that_dont_fit_are_refused():
 def test_the_first_of_a_captions_entries(found, places):
     counts = np.array([len(each) for each in found], np.int32)
     entries = np.array([entry for each in found for entry in each], np.int32)
-    first = first_entries(counts, entries, np.array(places, np.int32))
+    first = least_places(counts, entries, np.array(places, np.int32))
     assert first.dtype == np.int32
     assert first.tolist() == [min((places[entry] for entry in each), default=-1) for each in found]
+
+
+def test_counts_must_be_those_of_the_entries():
+    with pytest.raises(ValueError, match="the counts sum to 3"):
+        least_places(np.array([1, 2], np.int32), np.array([0], np.int32), np.arange(2, dtype=np.int32))

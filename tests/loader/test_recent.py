@@ -19,6 +19,13 @@ def test_it_holds_the_latest_used(asked, most):
     assert recent.values() == []
 
 
+def test_there_is_room_for_what_is_made():
+    recent: Recent[int, int] = Recent(3)
+    for key in range(6):
+        recent.get(key, lambda: len(recent))
+    assert recent.values() == [2, 2, 2]  # others held while each was made
+
+
 def test_what_could_not_be_made_is_asked_for_again():
     recent: Recent[str, int | None] = Recent(2)
     answers = iter([None, 7])

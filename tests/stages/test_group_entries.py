@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -94,11 +95,15 @@ def test_plans_are_made_over_them_and_a_rerun_does_nothing(captioned, entries, t
     assert all(
         group is not None for group, copies in zip(groups_of(captioned, "entries"), drawn, strict=True) if copies
     )
+    shutil.rmtree(captioned.folder / "matches")
     group_by_entry(captioned, entries, workers=2)
     assert tree_bytes(captioned.clusters_folder("entries")) == before
     entries.write_text("cat\n")
-    with pytest.raises(UserError, match="matches"):
+    with pytest.raises(UserError, match="entries"):
         group_by_entry(captioned, entries, workers=1)
+    with pytest.raises(UserError, match="no drop list named 'nosuch'"):
+        group_by_entry(captioned, entries, name="other", without=["nosuch"], workers=1)
+    assert not (captioned.folder / "matches").exists()  # nothing was matched in vain
 
 
 def test_the_command(captioned, captions, entries, rarest):
@@ -107,6 +112,7 @@ def test_the_command(captioned, captions, entries, rarest):
     groups = rarest(captions)
     assert f"grouping 'words': {len(set(groups)) - 1} groups of {len(groups) - groups.count(None)} samples" in printed
     assert f"{groups.count(None)} samples have no entry in their captions and belong to no group" in printed
+    assert "entries of the list are the rarest of no caption" in printed
     told = CliRunner().invoke(app, ["group", folder, "--entries", str(entries), "--ignore-case", "--json"]).output
     assert json.loads(told)["name"] == "entries"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, refuse_given, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, Without, Workers, app, open_catalog, refuse_given, with_bars
 from tailwise.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def group(
         str, typer.Option(help="Samples without a value or an entry: leave-out (no plan draws them) or own-group.")
     ] = "leave-out",
     without: Without = None,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Group the pool in place of clusters: by a column (language, domain, class, cluster numbers made elsewhere), or by what captions say.
@@ -65,7 +66,7 @@ def group(
     if (by is None) == (entries is None):
         raise UserError("give one of --by COLUMN and --entries FILE")
     if entries is None:
-        refuse_given({"--ignore-case": ignore_case or None}, "without --entries")
+        refuse_given({"--ignore-case": ignore_case or None, "--workers": workers}, "without --entries")
     else:
         refuse_given({"--file": file}, "with --entries")
     opened = open_catalog(catalog)
@@ -83,6 +84,7 @@ def group(
             ignore_case=ignore_case,
             missing=missing,
             without=left_out,
+            workers=workers,
             track=track,
         )
 
@@ -99,6 +101,8 @@ def group(
     what = "value" if entries is None else "entry in their captions"
     if summary["without_value"]:
         print(f"{summary['without_value']:,} samples have no {what} and belong to no group")
+    if summary.get("entries_without_group"):
+        print(f"{summary['entries_without_group']:,} entries of the list are the rarest of no caption")
     if summary.get("values_without_sample"):
         print(f"{summary['values_without_sample']:,} values belong to no sample")
     print_sizes(made.table.column("size").to_numpy())

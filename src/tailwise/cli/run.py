@@ -157,8 +157,13 @@ _MAKERS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str]]] = {
 
 def _made_name(step: Step) -> str:
     """The name of what a step makes."""
-    own = step.options.get("by", "entries") if step.command == "group" else OWN_NAMES.get(step.command)
-    return str(step.options.get("clusters-name" if step.command == "import" else "name") or own)
+    from tailwise.stages.scores import plain_name
+
+    if name := step.options.get("clusters-name" if step.command == "import" else "name"):
+        return str(name)
+    by = step.options.get("by")
+    own = {"group": by or "entries", "filter": plain_name(str(by))}
+    return str(own.get(step.command, OWN_NAMES.get(step.command)))
 
 
 def _run_folders(step: Step) -> list[Path]:
@@ -231,6 +236,11 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
         method = step.options.get("method")
         if step.command == "plan" and method is not None and method not in METHODS and not step.options.get("methods"):
             raise UserError(f"step {step.label}: unknown method {method!r}: {_nearest(str(method), METHODS)}")
+        entries = step.options.get("entries")
+        if step.command == "group" and (entries is None) == (step.options.get("by") is None):
+            raise UserError(f"step {step.label}: give it one of by (a column) and entries (a list of words)")
+        if entries is not None and not Path(str(entries)).expanduser().is_file():
+            raise UserError(f"step {step.label}: entries is {entries!r}, which is no file")
         made.add((step.command, _made_name(step)))
 
 
@@ -258,7 +268,8 @@ def _prepare(step: Step, catalog: Path, sources: list[str], output: Path | None,
             raise UserError(f"step {step.label} writes {options[place]!r}: name the folder with --output")
         options[place] = str((output or Path()) / options[place])
     names = {name.lstrip("-"): item for item in parameters for name in (*item.opts, *item.secondary_opts)}
-    if workers is not None and "workers" in names and (step.command != "export" or options.get("to") == "shards"):
+    needed = {"export": options.get("to") == "shards", "group": "entries" in options, "plan": "entries" in options}
+    if workers is not None and "workers" in names and needed.get(step.command, True):
         options.setdefault("workers", workers)
     flags: list[str] = []
     placed: dict[str, list[str]] = {}
@@ -392,7 +403,6 @@ def _export(catalog: Path, item: Prepared) -> None:
 def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
     """Whether something of the name that a step makes is there; whether it is the same, the step itself will see."""
     from tailwise.catalog.artifacts import MANIFEST
-    from tailwise.stages.scores import plain_name
 
     if opened is None or not opened.snapshots():
         return False
@@ -407,8 +417,7 @@ def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
         return True
     if step.command == "train":
         return all(_is_trained(folder) for folder in _run_folders(step))
-    name = step.options.get("name") or OWN_NAMES.get(step.command) or plain_name(str(step.options.get("by")))
-    return (catalog / FOLDERS[step.command] / str(name) / MANIFEST).exists()
+    return (catalog / FOLDERS[step.command] / _made_name(step) / MANIFEST).exists()
 
 
 def _is_trained(folder: Path) -> bool:

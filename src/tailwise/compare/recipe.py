@@ -14,7 +14,7 @@ import yaml
 from tailwise.errors import UserError
 from tailwise.loader.order import COMPOSITIONS
 from tailwise.recipes.pipeline import Step
-from tailwise.recipes.recipe import HERE, as_mapping, read_yaml
+from tailwise.recipes.recipe import as_mapping, read_yaml, with_folder
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "compare"
 PRECISIONS = ("fp32", "bf16")
@@ -147,7 +147,7 @@ def load_compare_recipe(name: str, settings: Sequence[str] = ()) -> CompareRecip
     values = as_mapping(where, content, [item.name for item in fields(CompareRecipe)])
     for setting in settings:
         values = _with_setting(values, setting)
-    values = as_mapping(where, _placed(values, str(path.parent)), [item.name for item in fields(CompareRecipe)])
+    values = as_mapping(where, with_folder(values, path.parent), [item.name for item in fields(CompareRecipe)])
     return _recipe(where, values)
 
 
@@ -169,15 +169,6 @@ def _with_setting(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
         place, left = place[name], left[len(name) + 1 :]
     place[left] = value
     return changed
-
-
-def _placed(value: Any, folder: str) -> Any:  # noqa: ANN401  (whatever YAML holds)
-    """The same, with the recipe's folder in place of {folder}."""
-    if isinstance(value, str):
-        return value.replace(HERE, folder)
-    if isinstance(value, Mapping):
-        return {name: _placed(item, folder) for name, item in value.items()}
-    return [_placed(item, folder) for item in value] if isinstance(value, list) else value
 
 
 def _recipe(where: str, values: dict[str, Any]) -> CompareRecipe:

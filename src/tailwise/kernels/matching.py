@@ -75,7 +75,7 @@ class EntryMatcher:
         return counts.astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32)
 
 
-def first_entries(
+def least_places(
     counts: npt.NDArray[np.int32], entries: npt.NDArray[np.int32], places: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.int32]:
     """The least place among a caption's entries, −1 without entries.
@@ -87,7 +87,12 @@ def first_entries(
 
     Returns:
         int32 [n].
+
+    Raises:
+        ValueError: the counts don't sum to m.
     """
+    if counts.sum(dtype=np.int64) != len(entries):
+        raise ValueError(f"{len(entries)} entries: the counts sum to {counts.sum(dtype=np.int64)}")
     found = np.full(len(counts), -1, np.int32)
     if len(entries):
         some = counts > 0

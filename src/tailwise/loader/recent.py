@@ -17,7 +17,7 @@ class Recent(Generic[Key, Value]):
     """
 
     def __init__(self, most: int) -> None:
-        """Holds nothing yet; `most` at once, and one more for each thread that is just asking."""
+        """Holds nothing yet; `most` ≥ 1 at once, the one that is being made included, and one more for each further thread that asks."""
         self.most = most
         self._values: dict[Key, Value] = {}  # the latest used come last
 
@@ -26,13 +26,19 @@ class Recent(Generic[Key, Value]):
         values = self._values
         value = values.pop(key, None)
         if value is None:
+            self._let_go(self.most - 1)
             value = make()
         if value is not None:
             values[key] = value
-            if len(values) > self.most:
-                for oldest in list(values)[: -self.most]:
-                    values.pop(oldest, None)
+            self._let_go(self.most)
         return value
+
+    def _let_go(self, most: int) -> None:
+        """Of the oldest, until so many are left."""
+        if len(self._values) > most:
+            held = list(self._values)
+            for oldest in held[: len(held) - most]:
+                self._values.pop(oldest, None)
 
     def values(self) -> list[Value]:
         """All that are held."""

@@ -71,7 +71,7 @@ SECONDS: Mapping[str, Callable[[Pool, Mapping[str, Any]], float]] = {
     "dedup": _dedup_seconds,
     "filter": _at(FILTERED),
     "group": lambda pool, options: pool.samples / (MATCHED if "entries" in options else FILTERED),
-    "plan": _at(PLANNED),
+    "plan": lambda pool, options: pool.samples / (MATCHED if "entries" in options else PLANNED),
     "draw": _at(WRITTEN),
     "export": lambda pool, options: pool.samples / (RESHARDED if options.get("to") == "shards" else WRITTEN),
     "removed": _at(WRITTEN),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.errors import UserError
-from tailwise.recipes.recipe import as_mapping, read_yaml
+from tailwise.recipes.recipe import as_mapping, read_yaml, with_folder
 
 FOLDER = Path(__file__).parent / "run"
 
@@ -90,7 +90,8 @@ def load_pipeline(name: str) -> Pipeline:
         raise UserError(f"{where}: sources is {given!r}: must be a list of folders, files or patterns")
     if not isinstance(values["steps"], list) or not values["steps"]:
         raise UserError(f"{where}: steps is {values['steps']!r}: must be a list of at least one step")
-    steps = tuple(_step(f"{where}, step {number}", item) for number, item in enumerate(values["steps"], 1))
+    placed = with_folder(values["steps"], path.parent)
+    steps = tuple(_step(f"{where}, step {number}", item) for number, item in enumerate(placed, 1))
     return Pipeline(**{**values, "steps": steps, "sources": tuple(sources)})
 
 

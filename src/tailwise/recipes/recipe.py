@@ -13,7 +13,7 @@ import yaml
 from tailwise.errors import UserError
 
 FOLDER = Path(__file__).parent
-HERE = "{folder}"  # in values of open_clip's arguments: the folder that the recipe lies in
+HERE = "{folder}"  # in a value: the folder that the recipe lies in
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,16 @@ def _phase(where: str, content: object, folder: Path) -> Phase:
     arguments = values.get("open_clip") or {}
     if not isinstance(arguments, Mapping):
         raise UserError(f"{where}: open_clip is {arguments!r}: must be arguments and values")
-    placed = {
-        str(name): value.replace(HERE, str(folder)) if isinstance(value, str) else value
-        for name, value in arguments.items()
-    }
-    return Phase(**{**values, "open_clip": placed})
+    return Phase(**{**values, "open_clip": with_folder(arguments, folder)})
+
+
+def with_folder(value: Any, folder: Path) -> Any:  # noqa: ANN401  (whatever YAML holds)
+    """The same, with the recipe's folder in place of {folder}."""
+    if isinstance(value, str):
+        return value.replace(HERE, str(folder))
+    if isinstance(value, Mapping):
+        return {str(name): with_folder(item, folder) for name, item in value.items()}
+    return [with_folder(item, folder) for item in value] if isinstance(value, list) else value
 
 
 def as_mapping(where: str, content: object, known: Collection[str]) -> dict[str, Any]:

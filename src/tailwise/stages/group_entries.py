@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.kernels.matching import first_entries
+from tailwise.catalog.files import digest
+from tailwise.kernels.matching import least_places
 from tailwise.progress import Track, silent
 from tailwise.stages.cluster import Clustering
 from tailwise.stages.group import NO_GROUP, Groups, Pool, check_missing, make_grouping
-from tailwise.stages.match_entries import MatchedPool, match_entries
+from tailwise.stages.grouping import RAREST_ENTRY
+from tailwise.stages.match_entries import MatchedPool, match_entries, read_entries
 
 
 def group_by_entry(
@@ -48,18 +50,21 @@ def group_by_entry(
     check_missing(missing)
     snapshot = catalog.snapshot()
     config = {
-        "group_by": "rarest entry",
+        "group_by": RAREST_ENTRY,
         "ignore_case": ignore_case,
         "missing": missing,
         "without": list(without),
         "snapshot": snapshot.number,
     }
-    matches = match_entries(catalog, entries, ignore_case=ignore_case, snapshot=snapshot, workers=workers, track=track)
+    inputs = {"entries": digest(read_entries(entries, ignore_case=ignore_case))}
 
     def find(pool: Pool) -> Groups:
+        matches = match_entries(
+            catalog, entries, ignore_case=ignore_case, snapshot=snapshot, workers=workers, track=track
+        )
         return _by_rarest(MatchedPool(catalog, snapshot, pool.survivors, matches))
 
-    return make_grouping(catalog, name, config, {"matches": matches.id}, find, str(entries), track)
+    return make_grouping(catalog, name, config, inputs, find, str(entries), track)
 
 
 def _by_rarest(pool: MatchedPool) -> Groups:
@@ -70,7 +75,7 @@ def _by_rarest(pool: MatchedPool) -> Groups:
 
     def rarest() -> Iterator[npt.NDArray[np.int32]]:
         for _, found in pool.parts():
-            yield np.append(order, np.int32(NO_GROUP))[first_entries(*found, rarity)]
+            yield np.append(order, np.int32(NO_GROUP))[least_places(*found, rarity)]
 
     used = np.zeros(len(counts), np.bool_)
     for labels in rarest():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from tailwise.catalog.artifacts import artifact_id, read_manifest
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import Survivors
+from tailwise.catalog.embeddings import COLUMNS
 from tailwise.catalog.files import map_array, read_table
 from tailwise.errors import UserError
 from tailwise.kernels.centroids import neighbour_distance
@@ -21,6 +23,16 @@ from tailwise.plan.weights import Clusters
 from tailwise.stages.scores import ScoreRequest, score_inputs, score_parts
 
 OUTSIDE = -1  # the label of rows that are never drawn
+RAREST_ENTRY = "rarest entry"  # what `group_by_entry` groups by
+
+
+def why_no_group(config: Mapping[str, Any]) -> str:
+    """Why a row that nothing dropped belongs to no group of a clustering: from the config that decided it."""
+    if config.get("column") in COLUMNS:
+        return f"no {config['column']} embedding"
+    if config.get("group_by") == RAREST_ENTRY:
+        return "no entry of the list in its caption"
+    return f"no value of {config['group_by']}" if "group_by" in config else "in no group"
 
 
 class Grouping:

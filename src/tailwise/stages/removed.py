@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from tailwise.catalog.artifacts import finished, read_manifest
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.embeddings import COLUMNS
 from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, write_table
 from tailwise.export.drawn import check_output
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
+from tailwise.stages.grouping import why_no_group
 
 REMOVED_SCHEMA = pa.schema(
     [
@@ -214,12 +214,7 @@ def _why_no_group(plan: Plan) -> tuple[str, str]:
     clustering = _clustering(plan)
     if clustering is None:
         return "plan", "left out when the plan was made"
-    what, config = "in no group", clustering["config"]
-    if config.get("column") in COLUMNS:
-        what = f"no {config['column']} embedding"
-    elif "group_by" in config:
-        what = f"no value of {config['group_by']}"
-    return "cluster", f"{plan.config['clusters']}: {what}"
+    return "cluster", f"{plan.config['clusters']}: {why_no_group(clustering['config'])}"
 
 
 # --- the file ------------------------------------------------------------------------------------------------------------

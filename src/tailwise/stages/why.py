@@ -22,6 +22,7 @@ from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
+from tailwise.stages.grouping import why_no_group
 from tailwise.stages.remove import UID
 from tailwise.stages.removed import Causes, lists_of
 
@@ -153,14 +154,15 @@ class _Teller:
     def _in_clustering(self, name: str, part: Part, at: int) -> Story:
         """Cluster and place in it; all null where it belongs to none."""
         folder = self._catalog.clusters_folder(name)
-        snapshot = read_manifest(folder, "clustering", "")["identity"]["config"]["snapshot"]
+        config = read_manifest(folder, "clustering", "")["identity"]["config"]
+        snapshot = config["snapshot"]
         story: Story = {"name": name, "snapshot": snapshot}
         empty = dict.fromkeys(("cluster", "size", "rank", "similarity"))
         if part.number >= self._catalog.snapshot(snapshot).parts:
             return {**story, **empty, "why_none": f"it was imported after snapshot {snapshot}"}
         cluster = int(map_array(folder / f"label-{part.name}.npy")[at])
         if cluster < 0:
-            return {**story, **empty, "why_none": "it took no part: no embedding, or dropped before"}
+            return {**story, **empty, "why_none": f"it took no part: {why_no_group(config)}, or dropped before"}
         sizes = read_table(folder / "clusters.parquet", ["size"]).column("size")
         place: Story = {"cluster": cluster, "size": sizes[cluster].as_py()}
         for column in ("rank", "similarity"):
