@@ -26,25 +26,30 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import rankdata
 
+import tailwise
 from tailwise.kernels.assign import assign
 from tailwise.kernels.centroids import merge_centroids
 from tailwise.kernels.density import NeighbourCounter, radius_that_holds, similarity_steps
 from tailwise.kernels.grid import to_grid, unit_rows_on_grid
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.kmeans import kmeans
+from tailwise.kernels.matching import EntryMatcher, least_places
 from tailwise.plan.quotas import fill_by_scale
 from tailwise.stages.cluster import RADIUS_SHARE
+from tailwise.stages.match_entries import read_entries
 
 ALPHA, KEEP = 0.2, 0.5
+ENTRIES = Path(tailwise.__file__).parent / "recipes" / "compare" / "tinyimagenet-lt-entries.txt"
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Embeddings float16 [N, d], the class of each row, and the number of images of each class."""
+    """Embeddings float16 [N, d], the class and the caption of each row, and the number of images of each class."""
 
     x: np.ndarray
     classes: np.ndarray
     count: np.ndarray
+    captions: np.ndarray
 
     @property
     def thirds(self) -> np.ndarray:
@@ -71,18 +76,18 @@ def read_pool(folder: Path) -> tuple[Pool, np.ndarray]:
         count = np.array([int(row["train_count"]) for row in csv.DictReader(stream, delimiter="\t")])
     import pyarrow.parquet as pq
 
-    rows, keys = [], []
+    rows, keys, captions = [], [], []
     for path in sorted((folder / "embeddings" / "img_emb").glob("*.npy")):
         rows.append(np.load(path))
         number = path.stem.rsplit("_", 1)[1]
-        table = pq.read_table(folder / "embeddings" / "metadata" / f"metadata_{number}.parquet", columns=["image_path"])
-        keys += table.column(0).to_pylist()
+        table = pq.read_table(folder / "embeddings" / "metadata" / f"metadata_{number}.parquet")
+        keys += table.column("image_path").to_pylist()
+        captions += table.column("caption").to_pylist()
     order = np.argsort(keys)  # the catalog's order, on which seeding depends
     keys = [keys[at] for at in order]
     classes = np.array([int(truth[key]["class_index"]) for key in keys])
-    return Pool(np.concatenate(rows)[order], classes, count), np.array(
-        [bool(truth[key]["duplicate_of"]) for key in keys]
-    )
+    duplicate = np.array([bool(truth[key]["duplicate_of"]) for key in keys])
+    return Pool(np.concatenate(rows)[order], classes, count, np.array(captions)[order]), duplicate
 
 
 def region_free(pool: Pool, duplicate: np.ndarray, seed: int) -> Pool:
@@ -91,7 +96,8 @@ def region_free(pool: Pool, duplicate: np.ndarray, seed: int) -> Pool:
     wanted = random.permutation(np.geomspace(120, 4, len(pool.count))).astype(int)
     rows = [np.flatnonzero((pool.classes == label) & ~duplicate) for label in range(len(wanted))]
     chosen = np.sort(np.concatenate([random.permutation(own)[:most] for own, most in zip(rows, wanted, strict=True)]))
-    return Pool(pool.x[chosen], pool.classes[chosen], np.bincount(pool.classes[chosen], minlength=len(wanted)))
+    classes = pool.classes[chosen]
+    return Pool(pool.x[chosen], classes, np.bincount(classes, minlength=len(wanted)), pool.captions[chosen])
 
 
 # --- rates --------------------------------------------------------------------------------------------------------------
@@ -145,6 +151,16 @@ def fit(pool: Pool, k: int, seed: int, near: int = 0, steps: int = 0) -> np.ndar
 
 def oracle(pool: Pool, _seed: int) -> Found:
     return by_group(pool.classes)
+
+
+def entry(pool: Pool, _seed: int) -> Found:
+    """`tailwise group --entries`: the rarest entry of the list in each caption."""
+    listed = read_entries(ENTRIES)
+    counts, entries = EntryMatcher(listed)(pool.captions.tolist())
+    order = np.argsort(np.bincount(entries, minlength=len(listed)), kind="stable").astype(np.int32)
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order), dtype=np.int32)
+    return by_group(least_places(counts, entries, places))
 
 
 def plain(pool: Pool, seed: int, *, k: int) -> Found:
@@ -278,6 +294,7 @@ Candidate = Callable[..., Found]
 def candidates(k: int) -> Iterator[tuple[str, Candidate, dict[str, object]]]:
     """Names, functions and their options, round a number of clusters."""
     yield "true classes (oracle)", oracle, {}
+    yield "rarest entry of the caption", entry, {}
     for count in (k // 4, k // 2, k, 5 * k // 2, 5 * k):
         yield f"plain, K {count:,}", plain, {"k": count}
     for at in (0.6, 0.7, 0.8):
