@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/tailwise demo demo
 
 test: $(READY)
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

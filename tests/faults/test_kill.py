@@ -25,11 +25,20 @@ def start(sources, folder, stderr=None):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
-@pytest.fixture
-def sources(tmp_path, make_pool, make_vectors, make_embeddings):
-    pool = make_pool(tmp_path / "pool", [60] * 30)
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, make_pool, make_vectors, make_embeddings):
+    folder = tmp_path_factory.mktemp("sources")
+    pool = make_pool(folder / "pool", [60] * 30)
     keys = [key for keys in pool.values() for key in keys]
-    return [tmp_path / "pool", make_embeddings(tmp_path / "embeddings", make_vectors(keys), partitions=3)]
+    return [folder / "pool", make_embeddings(folder / "embeddings", make_vectors(keys), partitions=3)]
+
+
+@pytest.fixture(scope="module")
+def whole(sources, tmp_path_factory):
+    """What comes of it without a kill."""
+    folder = tmp_path_factory.mktemp("whole") / "catalog"
+    assert start(sources, folder).communicate(timeout=100)[0] == "finished\n"
+    return folder
 
 
 def finished_parts(folder):
@@ -47,9 +56,8 @@ def finished_parts(folder):
         "plans/p/pending.json",
     ],
 )
-def test_the_same_command_goes_on(sources, tmp_path, tree_bytes, marker):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start(sources, whole).communicate(timeout=100)[0] == "finished\n"
+def test_the_same_command_goes_on(sources, whole, tmp_path, tree_bytes, marker):
+    broken = tmp_path / "broken"
     process = start(sources, broken)
     deadline = time.monotonic() + 100
     while not (broken / marker).exists() and process.poll() is None and time.monotonic() < deadline:
@@ -63,10 +71,9 @@ def test_the_same_command_goes_on(sources, tmp_path, tree_bytes, marker):
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_two_at_once(sources, tmp_path, tree_bytes):
+def test_two_at_once(sources, whole, tmp_path, tree_bytes):
     """The second says so and ends; the first is not disturbed."""
-    whole, shared = tmp_path / "whole", tmp_path / "shared"
-    assert start(sources, whole).communicate(timeout=100)[0] == "finished\n"
+    shared = tmp_path / "shared"
     processes = [start(sources, shared, stderr=subprocess.PIPE) for _ in range(3)]
     results = [(*process.communicate(timeout=100), process.returncode) for process in processes]
     assert any(code == 0 for *_, code in results)
