@@ -33,7 +33,7 @@ from tailwise.kernels.density import NeighbourCounter, radius_that_holds, simila
 from tailwise.kernels.grid import to_grid, unit_rows_on_grid
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.kmeans import kmeans
-from tailwise.kernels.matching import EntryMatcher, least_places
+from tailwise.kernels.matching import EntryMatcher, rarest_entries
 from tailwise.plan.quotas import fill_by_scale
 from tailwise.stages.cluster import RADIUS_SHARE
 from tailwise.stages.match_entries import read_entries
@@ -157,10 +157,7 @@ def entry(pool: Pool, _seed: int) -> Found:
     """`tailwise group --entries`: the rarest entry of the list in each caption."""
     listed = read_entries(ENTRIES)
     counts, entries = EntryMatcher(listed)(pool.captions.tolist())
-    order = np.argsort(np.bincount(entries, minlength=len(listed)), kind="stable").astype(np.int32)
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order), dtype=np.int32)
-    return by_group(least_places(counts, entries, places))
+    return by_group(rarest_entries(counts, entries, np.bincount(entries, minlength=len(listed))))
 
 
 def plain(pool: Pool, seed: int, *, k: int) -> Found:

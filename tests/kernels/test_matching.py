@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels.matching import CAPTIONS_PER_CALL, EntryMatcher, keep_rates, least_places, space_out
+from tailwise.kernels.matching import CAPTIONS_PER_CALL, EntryMatcher, keep_rates, rarest_entries, space_out
 
 PIECES = [
     "a",
@@ -114,15 +114,18 @@ def test_matches_that_dont_fit_are_refused():
             keep_rates(counts, entries, np.ones(3))
 
 
-@given(st.lists(st.lists(st.integers(0, 6), unique=True, max_size=4), max_size=12), st.permutations(range(7)))
-def test_the_first_of_a_captions_entries(found, places):
+@given(
+    st.lists(st.lists(st.integers(0, 6), unique=True, max_size=4).map(sorted), max_size=12),
+    st.lists(st.integers(0, 3), min_size=7, max_size=7),
+)
+def test_the_rarest_of_a_captions_entries(found, frequency):
     counts = np.array([len(each) for each in found], np.int32)
     entries = np.array([entry for each in found for entry in each], np.int32)
-    first = least_places(counts, entries, np.array(places, np.int32))
-    assert first.dtype == np.int32
-    assert first.tolist() == [min((places[entry] for entry in each), default=-1) for each in found]
+    rarest = rarest_entries(counts, entries, np.array(frequency))
+    assert rarest.dtype == np.int32
+    assert rarest.tolist() == [min(each, key=lambda entry: (frequency[entry], entry), default=-1) for each in found]
 
 
 def test_counts_must_be_those_of_the_entries():
     with pytest.raises(ValueError, match="the counts sum to 3"):
-        least_places(np.array([1, 2], np.int32), np.array([0], np.int32), np.arange(2, dtype=np.int32))
+        rarest_entries(np.array([1, 2], np.int32), np.array([0], np.int32), np.arange(2))

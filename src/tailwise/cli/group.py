@@ -96,7 +96,7 @@ def group(
     print(f"grouping {made.name!r}: {summary['clusters']:,} groups of {summary['samples']:,} samples")
     if summary["dropped"]:
         print(
-            f"{summary['dropped']:,} samples are left out ({', '.join([*(without or ()), 'removed ones'])}) and belong to no group"
+            f"{summary['dropped']:,} samples are left out ({', '.join([*left_out, 'removed ones'])}) and belong to no group"
         )
     what = "value" if entries is None else "entry in their captions"
     if summary["without_value"]:

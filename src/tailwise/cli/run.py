@@ -239,7 +239,7 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
         entries = step.options.get("entries")
         if step.command == "group" and (entries is None) == (step.options.get("by") is None):
             raise UserError(f"step {step.label}: give it one of by (a column) and entries (a list of words)")
-        if entries is not None and not Path(str(entries)).expanduser().is_file():
+        if entries is not None and not Path(str(entries)).is_file():
             raise UserError(f"step {step.label}: entries is {entries!r}, which is no file")
         made.add((step.command, _made_name(step)))
 
@@ -268,7 +268,7 @@ def _prepare(step: Step, catalog: Path, sources: list[str], output: Path | None,
             raise UserError(f"step {step.label} writes {options[place]!r}: name the folder with --output")
         options[place] = str((output or Path()) / options[place])
     names = {name.lstrip("-"): item for item in parameters for name in (*item.opts, *item.secondary_opts)}
-    needed = {"export": options.get("to") == "shards", "group": "entries" in options, "plan": "entries" in options}
+    needed = {"export": options.get("to") == "shards", "group": "entries" in options}
     if workers is not None and "workers" in names and needed.get(step.command, True):
         options.setdefault("workers", workers)
     flags: list[str] = []

@@ -75,30 +75,51 @@ class EntryMatcher:
         return counts.astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32)
 
 
-def least_places(
-    counts: npt.NDArray[np.int32], entries: npt.NDArray[np.int32], places: npt.NDArray[np.int32]
+def _check(counts: npt.NDArray[np.int32], entries: npt.NDArray[np.int32], how_many: int) -> None:
+    """Refuses matches that don't fit each other or the list."""
+    if counts.sum(dtype=np.int64) != len(entries) or counts.min(initial=0) < 0:
+        raise ValueError(f"{len(entries)} matches, where the counts sum to {counts.sum(dtype=np.int64)}")
+    if len(entries) and not (entries.min() >= 0 and entries.max() < how_many):
+        raise ValueError(f"entries {entries.min()} … {entries.max()}: must lie in [0, {how_many})")
+
+
+@jit
+def _rarest_entries(
+    counts: npt.NDArray[np.int32],
+    entries: npt.NDArray[np.int32],
+    frequency: npt.NDArray[np.int64],
+    rarest: npt.NDArray[np.int32],
+) -> None:
+    at = 0
+    for row in range(len(counts)):
+        best = -1
+        for entry in entries[at : at + counts[row]]:
+            if best < 0 or frequency[entry] < frequency[best]:
+                best = entry
+        rarest[row] = best
+        at += counts[row]
+
+
+def rarest_entries(
+    counts: npt.NDArray[np.int32], entries: npt.NDArray[np.int32], frequency: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int32]:
-    """The least place among a caption's entries, −1 without entries.
+    """The rarest of each caption's entries, of equally rare ones the first; −1 without entries.
 
     Args:
         counts: int32 [n], as `EntryMatcher` gives them.
         entries: int32 [m].
-        places: int32 [K], of each entry, ≥ 0.
+        frequency: int64 [K], of each entry.
 
     Returns:
         int32 [n].
 
     Raises:
-        ValueError: the counts don't sum to m.
+        ValueError: the counts don't sum to m, or an entry is outside [0, K).
     """
-    if counts.sum(dtype=np.int64) != len(entries):
-        raise ValueError(f"{len(entries)} entries: the counts sum to {counts.sum(dtype=np.int64)}")
-    found = np.full(len(counts), -1, np.int32)
-    if len(entries):
-        some = counts > 0
-        starts = np.cumsum(counts, dtype=np.int64) - counts
-        found[some] = np.minimum.reduceat(places[entries], starts[some])
-    return found
+    _check(counts, entries, len(frequency))
+    rarest = np.empty(len(counts), np.int32)
+    _rarest_entries(np.ascontiguousarray(counts), np.ascontiguousarray(entries), frequency, rarest)
+    return rarest
 
 
 @jit
@@ -133,10 +154,7 @@ def keep_rates(
     Raises:
         ValueError: the counts don't sum to m, or an entry is outside [0, K).
     """
-    if counts.sum(dtype=np.int64) != len(entries) or counts.min(initial=0) < 0:
-        raise ValueError(f"{len(entries)} matches for counts that sum to {counts.sum(dtype=np.int64)}")
-    if len(entries) and not (entries.min() >= 0 and entries.max() < len(probability)):
-        raise ValueError(f"entries {entries.min()} … {entries.max()}: must lie in [0, {len(probability)})")
+    _check(counts, entries, len(probability))
     rates = np.empty(len(counts), np.float64)
     _keep_rates(np.ascontiguousarray(counts), np.ascontiguousarray(entries), probability, rates)
     return rates

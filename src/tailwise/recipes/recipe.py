@@ -129,7 +129,8 @@ def _phase(where: str, content: object, folder: Path) -> Phase:
     arguments = values.get("open_clip") or {}
     if not isinstance(arguments, Mapping):
         raise UserError(f"{where}: open_clip is {arguments!r}: must be arguments and values")
-    return Phase(**{**values, "open_clip": with_folder(arguments, folder)})
+    placed = {str(name): with_folder(value, folder) for name, value in arguments.items()}
+    return Phase(**{**values, "open_clip": placed})
 
 
 def with_folder(value: Any, folder: Path) -> Any:  # noqa: ANN401  (whatever YAML holds)
@@ -137,7 +138,7 @@ def with_folder(value: Any, folder: Path) -> Any:  # noqa: ANN401  (whatever YAM
     if isinstance(value, str):
         return value.replace(HERE, str(folder))
     if isinstance(value, Mapping):
-        return {str(name): with_folder(item, folder) for name, item in value.items()}
+        return {name: with_folder(item, folder) for name, item in value.items()}
     return [with_folder(item, folder) for item in value] if isinstance(value, list) else value
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import digest
-from tailwise.kernels.matching import least_places
+from tailwise.kernels.matching import rarest_entries
 from tailwise.progress import Track, silent
 from tailwise.stages.cluster import Clustering
 from tailwise.stages.group import NO_GROUP, Groups, Pool, check_missing, make_grouping
@@ -69,13 +69,9 @@ def group_by_entry(
 
 def _by_rarest(pool: MatchedPool) -> Groups:
     counts, _ = pool.count()
-    order = np.argsort(counts, kind="stable").astype(np.int32)
-    rarity = np.empty_like(order)
-    rarity[order] = np.arange(len(order), dtype=np.int32)
 
     def rarest() -> Iterator[npt.NDArray[np.int32]]:
-        for _, found in pool.parts():
-            yield np.append(order, np.int32(NO_GROUP))[least_places(*found, rarity)]
+        return (rarest_entries(*found, counts) for _, found in pool.parts())
 
     used = np.zeros(len(counts), np.bool_)
     for labels in rarest():
