@@ -1,6 +1,5 @@
 """The one exception that means: the user can mend this."""
 
-
 from tailwise.text import plain
 
 

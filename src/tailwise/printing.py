@@ -1,20 +1,26 @@
-"""What the commands print: tables for people, JSON for programs."""
+"""All that the commands print: lines and tables for people, JSON for programs. Text from outside is shown as given, never obeyed."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-from rich.console import Console
-from rich.table import Table
+from tailwise.text import plain
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from tailwise.demo.run import DemoResult
     from tailwise.plan.explain import Explanation
     from tailwise.stages.report import Rejections
+
+
+def say(line: object = "", *, error: bool = False) -> None:
+    """Print one line, on standard error if it is an error; `plain` makes text from outside safe to show."""
+    print(plain(line), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def rejected_json(rejections: Rejections) -> dict[str, Any]:
@@ -26,15 +32,17 @@ def rejected_json(rejections: Rejections) -> dict[str, Any]:
 def print_rejections(rejections: Rejections) -> None:
     """What was left out, by reason."""
     if not rejections.counts:
-        print("nothing was left out")
+        say("nothing was left out")
         return
     rows = [(stage, reason, f"{count:,}") for (stage, reason), count in sorted(rejections.counts.items())]
     print_table("left out", ("stage", "reason", "rows"), rows)
-    print(f"each case is listed in {rejections.files[0].parent}")
+    say(f"each case is listed in {rejections.files[0].parent}")
 
 
 def print_sizes(sizes: npt.NDArray[np.int64]) -> None:
     """Percentiles of the sizes of non-empty clusters."""
+    import numpy as np
+
     full = sizes[sizes > 0]
     marks = (0, 5, 25, 50, 75, 95, 100)
     values = np.percentile(full, marks)
@@ -45,8 +53,8 @@ def print_explanation(explanation: Explanation) -> None:
     """The figures of a plan."""
     config = explanation.config
     chosen = ", ".join(f"{key} {value}" for key, value in config.items() if value is not None and value != {})
-    print(f"plan {explanation.name!r}: {chosen}")
-    print(f"{explanation.eligible:,} of {explanation.rows:,} samples can be drawn")
+    say(f"plan {explanation.name!r}: {chosen}")
+    say(f"{explanation.eligible:,} of {explanation.rows:,} samples can be drawn")
     exact = "exact" if explanation.exact else "expected"
     rows = [(e.epoch, f"{e.total:,.0f}", f"{e.unique:,.0f}", f"{e.repeated:,.0f}", f"{e.covered:,.0f}",
              f"{e.covered / explanation.eligible:.1%}") for e in explanation.epochs]  # fmt: skip
@@ -81,26 +89,36 @@ def _print_bins(explanation: Explanation) -> None:
     ]  # fmt: skip
     names = ("clusters by size", "clusters", "sizes", "samples", "of the pool", "drawn", "of the draw", "rate")
     print_table("exposures per epoch, from head to tail", names, rows)
-    print(
+    say(
         f"{explanation.capped_clusters:,} clusters give all they may; they take {explanation.capped_share:.1%} of the budget"
     )
 
 
 def print_json(value: object) -> None:
-    """JSON on standard output."""
-    print(json.dumps(value, indent=1))
+    """Print JSON; text from outside keeps its value, since JSON escapes control characters and all that is not ASCII."""
+    print(json.dumps(value, indent=1), flush=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; 200 columns wide where the output is no terminal."""
-    table = Table(title=title, title_justify="left")
+    """Print a table; 200 columns wide where the output is no terminal.
+
+    Args:
+        title: a line above the table.
+        columns: headings; the first column is aligned left, the others right.
+        rows: a cell is a value, or a tuple of values that stand below each other.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(plain(title)), title_justify="left")
     for at, column in enumerate(columns):
-        table.add_column(column, justify="left" if at == 0 else "right", overflow="fold")
+        table.add_column(Text(plain(column)), justify="left" if at == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
-    console = Console()
+        table.add_row(*(Text("\n".join(map(plain, cell if isinstance(cell, tuple) else (cell,)))) for cell in row))
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console = Console(width=200)
+        console = Console(markup=False, emoji=False, highlight=False, width=200)
     console.print(table)
 
 
@@ -127,13 +145,13 @@ def print_demo(result: DemoResult) -> None:
     seen = summary["rests_on"]["samples_seen"]
     print_table(f"{seeds}, {seen:,} samples seen by each training; accuracies and differences in %", columns, rows)
     for metric in ("top1", "few"):
-        print(f"{'all' if metric == 'top1' else metric}: {words[metric]}")
+        say(f"{'all' if metric == 'top1' else metric}: {words[metric]}")
     if power["top1"] is not None:
         least = {"all": power["top1"]["detectable"], "few": power["few"]["detectable"]}
         told = ", ".join(f"{100 * value:.1f} points ({name})" for name, value in least.items())
-        print(f"So few seeds would find true differences from about {told} on; smaller ones look like chance.")
-    print(f"{' '.join(summary['about'].split())} On photographs, see docs/findings.md.")
-    print(
+        say(f"So few seeds would find true differences from about {told} on; smaller ones look like chance.")
+    say(f"{' '.join(summary['about'].split())} On photographs, see docs/findings.md.")
+    say(
         f"go on: tailwise explain {result.folder}/catalog PLAN; {result.folder}/comparison/summary.html; {result.folder}/demo.yaml"
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
+from tailwise.text import plain
+
 Item = TypeVar("Item")
 
 
@@ -45,6 +47,7 @@ def bars(items: Iterable[Item], description: str, total: int | None = None) -> I
             )
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    label = TextColumn("{task.description:<28}", markup=False)
+    columns = (label, BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield from progress.track(items, description=description, total=total)
+        yield from progress.track(items, description=plain(description), total=total)

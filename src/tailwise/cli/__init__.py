@@ -30,6 +30,7 @@ from tailwise.cli import (
 )
 from tailwise.cli.app import app
 from tailwise.errors import UserError
+from tailwise.printing import say
 
 __all__ = ["app", "main"]
 
@@ -49,7 +50,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     if version:
-        print(f"tailwise {__version__}")
+        say(f"tailwise {__version__}")
         raise typer.Exit
 
 
@@ -71,14 +72,14 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"tailwise: {error}", file=sys.stderr)
+        say(f"tailwise: {error}", error=True)
         sys.exit(2)
     except BrokenExecutor:
-        print("tailwise: a worker process was killed (out of memory?); try fewer --workers", file=sys.stderr)
+        say("tailwise: a worker process was killed (out of memory?); try fewer --workers", error=True)
         sys.exit(1)
     except (OSError, ArithmeticError) as error:
-        print(f"tailwise: {error}", file=sys.stderr)
+        say(f"tailwise: {error}", error=True)
         sys.exit(1)
     except _InterruptedError:
-        print("tailwise: interrupted; run the same command again to go on", file=sys.stderr)
+        say("tailwise: interrupted; run the same command again to go on", error=True)
         sys.exit(1)

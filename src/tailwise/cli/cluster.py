@@ -8,6 +8,7 @@ import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, parse_bytes, refuse_given, with_bars
 from tailwise.errors import UserError
+from tailwise.printing import say
 
 
 @app.command()
@@ -107,16 +108,16 @@ def cluster(
         return
     summary = made.summary
     merged = f", merged from {summary['fitted']:,}" if merge is not None else ""
-    print(f"clustering {name!r}: {summary['clusters']:,} clusters{merged}, of {summary['samples']:,} samples")
-    print(f"mean cosine to the centroid {summary['mean_cosine']:.4f}, after {summary['iterations']} iterations")
+    say(f"clustering {name!r}: {summary['clusters']:,} clusters{merged}, of {summary['samples']:,} samples")
+    say(f"mean cosine to the centroid {summary['mean_cosine']:.4f}, after {summary['iterations']} iterations")
     if summary["dropped"]:
-        print(
+        say(
             f"{summary['dropped']:,} samples are left out ({', '.join([*(without or ()), 'removed ones'])}) and belong to no cluster"
         )
     if summary["without_embedding"]:
-        print(f"{summary['without_embedding']:,} samples have no embedding and belong to no cluster")
+        say(f"{summary['without_embedding']:,} samples have no embedding and belong to no cluster")
     if summary.get("radius") is not None:  # clusterings made before there was a density say nothing of it
-        print(f"density: samples within a cosine of {summary['radius']:g} of each centroid, for --method density")
+        say(f"density: samples within a cosine of {summary['radius']:g} of each centroid, for --method density")
     print_sizes(made.table.column("size").to_numpy())
 
 

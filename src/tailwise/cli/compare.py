@@ -11,6 +11,7 @@ import typer
 
 from tailwise.cli.app import AsJson, app, with_bars
 from tailwise.errors import UserError
+from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.compare.recipe import CompareRecipe
@@ -65,7 +66,7 @@ def compare(
         return
 
     def tell(line: str) -> None:
-        typer.echo(line, err=as_json)
+        say(line, error=as_json)
 
     summary = with_bars(
         lambda track: run_all(loaded, folder, commands, only=only or (), seeds=chosen, tell=tell, track=track)
@@ -73,8 +74,9 @@ def compare(
     if as_json:
         print_json(summary)
         return
-    print(f"\n{(folder / 'summary.md').read_text(encoding='utf-8')}")
-    print(f"see {folder / 'summary.html'}")
+    for line in ["", *(folder / "summary.md").read_text(encoding="utf-8").splitlines()]:
+        say(line)
+    say(f"see {folder / 'summary.html'}")
 
 
 def _numbers(seeds: str | None) -> list[int]:
@@ -125,7 +127,7 @@ def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
     for number, (run, result) in enumerate(zip(runs, found, strict=True), 1):
         options = " ".join(f"{name}={value}" for name, value in run.row.plan.items())
         state = "done" if result is not None else "to do" if each is None else f"about {_duration(each)}"
-        print(f"{number:3d}. {state:>12}  {run.label}: {options} compose={run.row.compose}")
+        say(f"{number:3d}. {state:>12}  {run.label}: {options} compose={run.row.compose}")
     left = len(runs) - len(done)
     told = "" if each is None else f", about {_duration(each * left)}"
-    print(f"{left} of {len(runs)} runs to do, {training.samples_seen:,} samples each{told} ({source})")
+    say(f"{left} of {len(runs)} runs to do, {training.samples_seen:,} samples each{told} ({source})")

@@ -8,6 +8,7 @@ import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, parse_bytes, refuse_given, with_bars
 from tailwise.errors import UserError
+from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -127,14 +128,14 @@ def dedup(
 def _print_made(catalog: Catalog, made: Deduplication) -> None:
     figures = made.summary
     judged, now = figures["judged"], figures["dropped_identical"] + figures["dropped_near"]
-    print(
+    say(
         f"drop list {made.name!r}: {now:,} of {judged:,} samples ({now / max(judged, 1):.1%}) are left out, "
         f"{figures['dropped_identical']:,} as identical, {figures['dropped_near']:,} as near-duplicates"
     )
     if figures["dropped_before"]:
-        print(f"{figures['dropped_before']:,} more were left out before")
-    print(f"{figures['clusters']:,} clusters, the largest of {figures['largest_cluster']:,}")
-    print(f"go on: tailwise cluster {catalog.folder} --clusters K --without {made.name} --name …")
+        say(f"{figures['dropped_before']:,} more were left out before")
+    say(f"{figures['clusters']:,} clusters, the largest of {figures['largest_cluster']:,}")
+    say(f"go on: tailwise cluster {catalog.folder} --clusters K --without {made.name} --name …")
 
 
 def _print_guide(found: Suggestion) -> None:
@@ -145,7 +146,7 @@ def _print_guide(found: Suggestion) -> None:
     def share(part: int, whole: int) -> str:
         return f"{part / whole:.1%}" if whole else "–"
 
-    print(f"{found.samples:,} samples, {found.compared:,} pairs inside the clusters of {found.clusters!r}")
+    say(f"{found.samples:,} samples, {found.compared:,} pairs inside the clusters of {found.clusters!r}")
     rows = [
         (f"{item.epsilon:g}", f"{item.dropped:,}", f"{item.share:.2%}", f"{item.pairs:,}",
          share(item.pairs_inside, item.pairs), f"{item.queries:,}", share(item.queries_inside, item.queries))
@@ -153,13 +154,13 @@ def _print_guide(found: Suggestion) -> None:
     ]  # fmt: skip
     columns = ("epsilon", "dropped", "of samples", "pairs", "in one cluster", "with a duplicate", "in its cluster")
     print_table("what would go (any-earlier; greedy drops as many or fewer), and what clusters hide", columns, rows)
-    print(
+    say(
         f"the last four columns: {found.queries:,} samples drawn at random, compared with {found.pool:,}; "
         "where the shares are low, another number of clusters, or a second dedup inside other clusters, finds more"
     )
     pairs = [
         (f"{pair.epsilon:g}", f"{pair.similarity:.5f}", *(
-            f"{PurePath(sample.shard).name} {sample.key}\n{sample.caption[:60]}" for sample in (pair.sample, pair.earlier)
+            (f"{PurePath(sample.shard).name} {sample.key}", sample.caption[:60]) for sample in (pair.sample, pair.earlier)
         ))
         for pair in found.pairs
     ]  # fmt: skip

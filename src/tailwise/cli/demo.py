@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tailwise.cli.app import app, with_bars
+from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.compare.recipe import CompareRecipe
@@ -32,8 +32,7 @@ def demo(
     from tailwise.demo.run import run
     from tailwise.printing import print_demo
 
-    tell = partial(print, flush=True)
-    print_demo(with_bars(lambda track: run(folder, images, demo_commands, tell, track)))
+    print_demo(with_bars(lambda track: run(folder, images, demo_commands, say, track)))
 
 
 def demo_commands(recipe: CompareRecipe) -> DemoCommands:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Workers, app, open_catalog, with_bars
+from tailwise.printing import say
 
 
 class Columns(str, Enum):
@@ -103,10 +104,10 @@ def embed(
         return
     for made in report.columns:
         speed = f", {made.samples / made.seconds:,.0f} samples/s" if made.samples else ""
-        print(
+        say(
             f"{made.column} embeddings: {made.embedded:,} of {made.lacking:,} samples that had none, by {encoder} "
             f"({made.dimension} dimensions, {made.precision}{speed})"
         )
         if made.truncated:
-            print(f"{made.truncated:,} captions are longer than the model reads, and were truncated")
+            say(f"{made.truncated:,} captions are longer than the model reads, and were truncated")
     print_rejections(report.rejections)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.app import AsJson, Workers, app, open_catalog, with_bars
+from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.evaluate import EvaluateOptions, Evaluation
@@ -94,7 +95,7 @@ def evaluate(
     else:
         _print(made)
         if output is not None:
-            print(f"written to {output}")
+            say(f"written to {output}")
 
 
 def _config(checkpoint: str, data: Sequence[str], options: EvaluateOptions) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
         print_table("recall in %, with 95 % intervals", ("set", "images", "texts", *titles), rows)
     for item in evaluations:
         for reason, count in item.summary["skipped"].items():
-            print(f"{item.name}: {count:,} samples left out: {reason}")
+            say(f"{item.name}: {count:,} samples left out: {reason}")
 
 
 def _accuracy_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Overwrite, PlanName, Workers, app, open_plan, with_bars
+from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.export import Sharding
@@ -90,6 +91,6 @@ def _export(
     if as_json:
         print_json({"output": str(output), "entries": written, "rejected": rejected})
         return
-    print(f"{output}: {written:,} entries")
+    say(f"{output}: {written:,} entries")
     for reason, samples in rejected.items():
-        print(f"left out, {reason}: {samples:,} (see {output / REJECTED})")
+        say(f"left out, {reason}: {samples:,} (see {output / REJECTED})")

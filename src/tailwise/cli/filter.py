@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, refuse_given, with_bars
+from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.stages.filter import Filtered
@@ -117,10 +118,10 @@ def _print(made: Filtered) -> None:
     marks = {f"{item['percent']} %": f"{item['score']:.6g}" for item in summary["quantiles"]}
     print_table(f"{summary['score']} of {summary['scored']:,} samples", tuple(marks), [tuple(marks.values())])
     if (absent := summary["samples"] - summary["scored"]) > 0:
-        print(f"{absent:,} samples have no {summary['score']}")
+        say(f"{absent:,} samples have no {summary['score']}")
     for reason, rows in summary.get("reasons", {}).items():
-        print(f"{rows:,}: {reason}")
+        say(f"{rows:,}: {reason}")
     if made.name is not None:
-        print(f"drop list {made.name!r}: drops {summary['dropped']:,} of {summary['samples']:,} samples")
+        say(f"drop list {made.name!r}: drops {summary['dropped']:,} of {summary['samples']:,} samples")
     elif "dropped" in summary:
-        print(f"would drop {summary['dropped']:,} of {summary['samples']:,} samples")
+        say(f"would drop {summary['dropped']:,} of {summary['samples']:,} samples")

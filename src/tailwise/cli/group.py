@@ -9,6 +9,7 @@ import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Without, Workers, app, open_catalog, refuse_given, with_bars
 from tailwise.errors import UserError
+from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.progress import Track
@@ -93,16 +94,16 @@ def group(
         print_json({"name": made.name, **made.summary})
         return
     summary = made.summary
-    print(f"grouping {made.name!r}: {summary['clusters']:,} groups of {summary['samples']:,} samples")
+    say(f"grouping {made.name!r}: {summary['clusters']:,} groups of {summary['samples']:,} samples")
     if summary["dropped"]:
-        print(
+        say(
             f"{summary['dropped']:,} samples are left out ({', '.join([*left_out, 'removed ones'])}) and belong to no group"
         )
     what = "value" if entries is None else "entry in their captions"
     if summary["without_value"]:
-        print(f"{summary['without_value']:,} samples have no {what} and belong to no group")
+        say(f"{summary['without_value']:,} samples have no {what} and belong to no group")
     if summary.get("entries_without_group"):
-        print(f"{summary['entries_without_group']:,} entries of the list are the rarest of no caption")
+        say(f"{summary['entries_without_group']:,} entries of the list are the rarest of no caption")
     if summary.get("values_without_sample"):
-        print(f"{summary['values_without_sample']:,} values belong to no sample")
+        say(f"{summary['values_without_sample']:,} values belong to no sample")
     print_sizes(made.table.column("size").to_numpy())

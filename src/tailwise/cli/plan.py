@@ -19,6 +19,7 @@ from tailwise.cli.app import (
     with_bars,
 )
 from tailwise.errors import UserError
+from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -218,7 +219,7 @@ def plan(
         print_json({"name": name, "config": dict(made.config), **made.manifest["summary"]})
         return
     _print_plan(made, opened, catalog)
-    print(f"see more: tailwise explain {catalog} {name}")
+    say(f"see more: tailwise explain {catalog} {name}")
 
 
 def _print_plan(made: Plan, opened: Catalog, folder: Path) -> None:
@@ -227,7 +228,7 @@ def _print_plan(made: Plan, opened: Catalog, folder: Path) -> None:
     first = figures(made, 1).epochs[0]
     kind = "each epoch draws" if made.dynamic else "draws, the same every epoch,"
     about = "" if made.exact else "about "
-    print(f"plan {made.name!r}: {kind} {about}{first.total:,.0f} of {made.manifest['summary']['eligible']:,} samples")
+    say(f"plan {made.name!r}: {kind} {about}{first.total:,.0f} of {made.manifest['summary']['eligible']:,} samples")
     newest = opened.snapshot()
     if newest.number > made.snapshot.number:
         grouping = made.config.get("clusters")
@@ -236,18 +237,18 @@ def _print_plan(made: Plan, opened: Catalog, folder: Path) -> None:
             if grouping
             else ""
         )
-        print(
+        say(
             f"note: it speaks of snapshot {made.snapshot.number}; {newest.rows - made.rows:,} newer samples are not in it{remedy}"
         )
     summary = made.manifest["summary"]
     if "entries_thinned" in summary:
         thinned, unmatched = summary["entries_thinned"], summary["entries_without_match"]
-        print(
+        say(
             f"{summary['matched']:,} captions hold an entry; {thinned:,} of {summary['entries']:,} entries have more than "
             f"{summary['per_entry']:,.1f} captions and are thinned, {unmatched:,} have none"
         )
     if unknown := summary.get("rates_without_sample"):
-        print(f"{unknown:,} rates belong to no sample")
+        say(f"{unknown:,} rates belong to no sample")
 
 
 def _pairs(texts: list[str]) -> dict[str, float]:

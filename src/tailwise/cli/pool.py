@@ -10,6 +10,7 @@ import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Workers, app, open_catalog, with_bars
 from tailwise.errors import UserError
+from tailwise.printing import say
 
 
 class Format(str, Enum):
@@ -110,14 +111,14 @@ def import_(
         print_json({**figures, **rejected_json(report.rejections)})
         return
     new = f"{report.new_samples:,} samples in {report.new_shards:,} shards" if report.new_shards else "nothing new"
-    print(
+    say(
         f"{report.catalog.folder}: imported {new}; snapshot {report.snapshot.number} has {report.snapshot.rows:,} samples"
     )
     for made in report.columns:
-        print(f"{made.column} embeddings: {made.embedded:,} of {made.samples:,} samples, {made.dimension} dimensions")
+        say(f"{made.column} embeddings: {made.embedded:,} of {made.samples:,} samples, {made.dimension} dimensions")
     for clustering in report.clusterings:
         counts = clustering.summary
-        print(f"clustering {clustering.name!r}: {counts['samples']:,} samples in {counts['clusters']:,} clusters")
+        say(f"clustering {clustering.name!r}: {counts['samples']:,} samples in {counts['clusters']:,} clusters")
     print_rejections(report.rejections)
 
 
@@ -144,7 +145,7 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
         if items:
             print_table(section, columns, rows)
         else:
-            print(f"{section}: none")
+            say(f"{section}: none")
 
 
 @app.command()
@@ -166,10 +167,10 @@ def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
         print_json({"files": count, "changed_or_missing": [str(path) for path in bad], "broken_inputs": broken})
     else:
         for path in bad:
-            print(f"changed or missing: {path}")
+            say(f"changed or missing: {path}")
         for line in broken:
-            print(line)
-        print(f"{count - len(bad):,} of {count:,} files are what was written")
+            say(line)
+        say(f"{count - len(bad):,} of {count:,} files are what was written")
     if bad or broken:
         raise typer.Exit(1)
 
@@ -193,4 +194,4 @@ def relocate(
         if not Path(new).exists():
             raise UserError(f"{new} doesn't exist: move the shards there first")
     changed = open_catalog(catalog).relocate(old, new)
-    print(f"{changed:,} paths now begin with {new}")
+    say(f"{changed:,} paths now begin with {new}")

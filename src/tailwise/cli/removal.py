@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Overwrite, app, open_catalog, with_bars
+from tailwise.printing import say
 
 SHOWN = 10
 
@@ -42,18 +43,16 @@ def remove(
         return
     verb = "would be removed" if dry_run else "removed"
     before = f", {report.removed_before:,} had been" if report.removed_before else ""
-    print(f"{report.removed:,} samples {verb}{before}; {report.removed_in_all:,} of the catalog are removed in all")
+    say(f"{report.removed:,} samples {verb}{before}; {report.removed_in_all:,} of the catalog are removed in all")
     if report.repeated:
-        print(f"{report.repeated:,} of {report.names:,} lines repeat another")
+        say(f"{report.repeated:,} of {report.names:,} lines repeat another")
     if report.known:
-        print(f"{report.known:,} of {report.names:,} keys and uids were given before")
+        say(f"{report.known:,} of {report.names:,} keys and uids were given before")
     if report.several:
-        print(f"{report.several:,} keys or uids belong to several samples: all {report.of_several:,} of these {verb}")
+        say(f"{report.several:,} keys or uids belong to several samples: all {report.of_several:,} of these {verb}")
     if report.unknown:
         shown = ", ".join(report.unknown[:SHOWN]) + (", …" if len(report.unknown) > SHOWN else "")
-        print(
-            f"{len(report.unknown):,} keys or uids belong to no sample, and are remembered for later imports: {shown}"
-        )
+        say(f"{len(report.unknown):,} keys or uids belong to no sample, and are remembered for later imports: {shown}")
 
 
 @app.command()
@@ -86,7 +85,7 @@ def removed(
     if as_json:
         print_json([{"stage": stage, "reason": why, "samples": samples} for (stage, why), samples in counts.items()])
         return
-    print(f"{output}: {sum(counts.values()):,} samples")
+    say(f"{output}: {sum(counts.values()):,} samples")
     if counts:
         rows = [(stage, why, f"{samples:,}") for (stage, why), samples in counts.items()]
         print_table("never drawn", ("stage", "reason", "samples"), rows)
@@ -116,35 +115,35 @@ def why(
         print_json(story)
         return
     if len(story["samples"]) > 1:
-        print(f"{len(story['samples']):,} samples have the key or uid {key}")
+        say(f"{len(story['samples']):,} samples have the key or uid {key}")
     for sample in story["samples"]:
         _print_sample(sample)
     for case in story["rejected"]:
         detail = f" ({case['detail']})" if case["detail"] else ""
-        print(f"left out by {case['stage']}: {case['reason']}{detail}, of {case['file']}")
+        say(f"left out by {case['stage']}: {case['reason']}{detail}, of {case['file']}")
 
 
 def _print_sample(sample: Mapping[str, Any]) -> None:
     from tailwise.catalog.schema import has_bytes
 
-    print(f"sample {sample['key']} (uid {sample['uid']}, row {sample['row']:,})")
+    say(f"sample {sample['key']} (uid {sample['uid']}, row {sample['row']:,})")
     image = f"{sample['image_bytes']:,} bytes of .{sample['image_extension']} at byte {sample['image_offset']:,}"
     if not has_bytes(sample["shard"]):
         image = "metadata only"
     size = f", {sample['width']} × {sample['height']} pixels" if sample["width"] and sample["height"] else ""
-    print(f"  lies in     {sample['shard']}: {image}{size}")
-    print(f"  caption     {sample['caption']}")
+    say(f"  lies in     {sample['shard']}: {image}{size}")
+    say(f"  caption     {sample['caption']}")
     if sample["scores"]:
-        print(f"  scores      {', '.join(f'{name} {value}' for name, value in sample['scores'].items())}")
-    print(f"  embeddings  {', '.join(name for name, there in sample['embeddings'].items() if there) or 'none'}")
+        say(f"  scores      {', '.join(f'{name} {value}' for name, value in sample['scores'].items())}")
+    say(f"  embeddings  {', '.join(name for name, there in sample['embeddings'].items() if there) or 'none'}")
     for item in sample["clusterings"]:
-        print(f"  clustering  {item['name']}: {_clustering(item)}")
+        say(f"  clustering  {item['name']}: {_clustering(item)}")
     for item in sample["drop_lists"]:
-        print(f"  {item['kind']:<10}  {item['name']}: {_verdict(item)}")
+        say(f"  {item['kind']:<10}  {item['name']}: {_verdict(item)}")
     if sample["removed"]:
-        print(f"  removed     on {sample['removed']['date']}: {sample['removed']['reason']}")
+        say(f"  removed     on {sample['removed']['date']}: {sample['removed']['reason']}")
     for item in sample["plans"]:
-        print(f"  plan        {item['name']}: {_plan(item)}")
+        say(f"  plan        {item['name']}: {_plan(item)}")
 
 
 def _clustering(item: Mapping[str, Any]) -> str:

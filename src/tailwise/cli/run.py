@@ -13,6 +13,7 @@ import typer
 
 from tailwise.cli.app import Workers, app
 from tailwise.errors import UserError
+from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -96,11 +97,12 @@ def run(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     for number, item in enumerate(prepared, 1):
-        print(f"\n[{number}/{len(prepared)}] {item.line}")
+        say()
+        say(f"[{number}/{len(prepared)}] {item.line}")
         if item.step.command not in OUTPUTS:
             _invoke(item)
         elif _exported(catalog, item):
-            print("done already")
+            say("done already")
         else:
             _export(catalog, item)
 
@@ -432,8 +434,8 @@ def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sou
 
     opened = _open(catalog)
     samples, about = _samples(opened, sources)
-    print(f"{pipeline.name}: {' '.join(pipeline.about.split())}")
-    print(f"pool: {about}{samples:,} samples")
+    say(f"{pipeline.name}: {' '.join(pipeline.about.split())}")
+    say(f"pool: {about}{samples:,} samples")
     pool = Pool(samples, _dimension(opened), matrix_speed())
     sizes: dict[str, Any] = {}
     for number, item in enumerate(prepared, 1):
@@ -450,7 +452,7 @@ def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sou
             if cost
             else "time unknown"
         )
-        print(f"{number:3d}. {state:>14}  {item.line}")
+        say(f"{number:3d}. {state:>14}  {item.line}")
 
 
 def _samples(opened: Catalog | None, sources: list[str]) -> tuple[int, str]:

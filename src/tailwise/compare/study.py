@@ -29,6 +29,7 @@ from tailwise.errors import UserError
 from tailwise.evaluate import EvaluateOptions, evaluate
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
+from tailwise.printing import say
 from tailwise.progress import Track, silent
 from tailwise.recipes.pipeline import Step
 
@@ -251,7 +252,7 @@ def compare(
     *,
     only: Collection[str] = (),
     seeds: Collection[int] = (),
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = say,
     track: Track = silent,
 ) -> dict[str, Any]:
     """Does what isn't done of a comparison, and sums up all that is.
