@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tailwise.catalog.npy import read_header
 from tailwise.errors import UserError
 
 TEMPORARY_SUFFIX = ".writing"
@@ -145,13 +146,16 @@ def map_array(path: Path) -> npt.NDArray[Any]:
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
-    """Maps a `.npy` file for reading; never unpickles."""
-    try:
-        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-    except ValueError:  # empty arrays can't be mapped
-        with path.open("rb") as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-    return array
+    """Maps a `.npy` file for reading; never unpickles.
+
+    Raises:
+        OSError, ValueError: it can't be read; see `read_header`.
+    """
+    with path.open("rb") as stream:
+        header = read_header(stream, os.fstat(stream.fileno()).st_size)
+    if 0 in header.shape:  # empty arrays can't be mapped
+        return np.zeros(header.shape, header.dtype)
+    return np.memmap(path, header.dtype, "r", header.offset, header.shape, "F" if header.fortran else "C")
 
 
 def release_pages(array: npt.NDArray[Any] | None) -> None:

@@ -21,6 +21,7 @@ from tailwise.sources.embedding_files import (
     as_text,
     fingerprint,
     matrix_fault,
+    matrix_size,
 )
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
@@ -64,7 +65,7 @@ class Partition(NamedArray):
             array = read_array(self.array)
         except DAMAGE:
             return None
-        return (len(array), array.shape[1]) if array.ndim == 2 and array.shape[1] else None
+        return matrix_size(array.shape, array.dtype)
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002  (mapped as it lies)
         """Maps it."""
@@ -118,11 +119,19 @@ def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDA
     try:
         array = read_array(partition.array)
     except DAMAGE as error:
-        return BadPartition("unreadable embeddings", str(error), 0)
+        return BadPartition("unreadable embeddings", str(error), named_rows(partition.metadata))
     if fault := matrix_fault(array.shape, array.dtype, dimension):
         return fault
     keys = read_names_of(partition.metadata, len(array))
     return keys if isinstance(keys, BadPartition) else (array, keys)
+
+
+def named_rows(metadata: Path) -> int:
+    """The number of rows of a metadata file; 0 if it can't be read."""
+    try:
+        return int(pq.read_metadata(metadata).num_rows)
+    except DAMAGE:
+        return 0
 
 
 def read_names_of(metadata: Path, rows: int) -> pa.Array | BadPartition:

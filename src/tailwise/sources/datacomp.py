@@ -27,6 +27,7 @@ from tailwise.sources.embedding_files import (
     as_text,
     fingerprint,
     matrix_fault,
+    matrix_size,
 )
 from tailwise.sources.npz import map_member, read_member
 from tailwise.sources.webdataset import ShardContent, samples_schema, score_columns
@@ -66,10 +67,10 @@ class MetadataEmbeddings:
     def size(self) -> tuple[int, int] | None:
         """(n, d), or None."""
         try:
-            shape = read_member(self.path, self.member).shape
+            member = read_member(self.path, self.member)
         except DAMAGE:
             return None
-        return (shape[0], shape[1]) if len(shape) == 2 and shape[1] else None
+        return matrix_size(member.shape, member.dtype)
 
     def names(self) -> Iterator[pa.Array]:
         """The uids, in lower case."""

@@ -5,8 +5,8 @@ Shape letters: n rows of a file, d dimensions.
 
 from __future__ import annotations
 
+import lzma
 import struct
-import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -19,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-# What NumPy, zipfile and zlib raise on a bad file.
+# What NumPy, Arrow and zipfile with its decompressors raise on a bad file.
 DAMAGE = (
-    *(OSError, ValueError, EOFError, TypeError, MemoryError, tokenize.TokenError),
-    *(zipfile.BadZipFile, zlib.error, struct.error, KeyError, NotImplementedError, RuntimeError, OverflowError),
+    *(OSError, ValueError, EOFError, TypeError, MemoryError, pa.ArrowException),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(KeyError, NotImplementedError, RuntimeError, OverflowError),
 )
+MAX_DIMENSION = 65_536  # d; a greater one is no embedding, and one such file would ask for as much for every sample
 FLOATS = (np.float16, np.float32, np.float64)
 Naming = Literal["key", "uid"]  # "key": a key, or a path that ends in tar and key
 
@@ -100,11 +102,18 @@ def fingerprint(*paths: Path) -> str:
 def matrix_fault(shape: tuple[int, ...], dtype: np.dtype[Any], dimension: int | None) -> BadPartition | None:
     """Why an array can't be rows of d numbers, or None."""
     rows = shape[0] if shape else 1
-    if len(shape) != 2 or not shape[1] or dtype not in FLOATS:
+    if len(shape) != 2 or not shape[1] or dtype.newbyteorder("=") not in FLOATS:
         return BadPartition("not an embedding matrix", f"{dtype} {list(shape)}", rows)
+    if shape[1] > MAX_DIMENSION:
+        return BadPartition("not an embedding matrix", f"{list(shape)}: more than {MAX_DIMENSION:,} numbers a row", rows)
     if dimension is not None and shape[1] != dimension:
         return BadPartition("wrong dimension", f"{shape[1]}, not {dimension}", rows)
     return None
+
+
+def matrix_size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int] | None:
+    """Return (n, d) of an array of embeddings; None for another array."""
+    return None if matrix_fault(shape, dtype, None) else (shape[0], shape[1])
 
 
 def common_dimension(files: Sequence[EmbeddingFile]) -> int | None:

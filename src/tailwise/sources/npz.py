@@ -5,37 +5,20 @@ from __future__ import annotations
 import shutil
 import struct
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.files import read_array, replacing
+from tailwise.catalog.npy import Header, read_header
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, length of the name, length of the extra field
 _COPY_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
-class Member:
-    """What the header of one member says.
-
-    Attributes:
-        shape: of the array.
-        dtype: of the array; never object.
-        fortran: whether its columns lie together.
-        header_bytes: before its data.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran: bool
-    header_bytes: int
-
-
-def read_member(path: Path, name: str) -> Member:
+def read_member(path: Path, name: str) -> Header:
     """Reads the header of a member.
 
     Args:
@@ -44,27 +27,14 @@ def read_member(path: Path, name: str) -> Member:
 
     Raises:
         KeyError: there is no such array.
-        ValueError: it is pickled, or cut off.
+        ValueError: it is pickled, damaged or cut off.
         OSError, zipfile.BadZipFile: the file can't be read.
     """
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
-        member = _read_header(stream, name)
-        there = archive.getinfo(f"{name}.npy").file_size - member.header_bytes
-        wanted = int(np.prod(member.shape, dtype=object)) * member.dtype.itemsize
-    if there != wanted:
-        raise ValueError(f"{name} has {there:,} bytes of data, its header tells {wanted:,}")
-    return member
-
-
-def _read_header(stream: IO[bytes], name: str) -> Member:
-    version = np.lib.format.read_magic(stream)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"{name} is of .npy version {version}")
-    shape, fortran, dtype = readers[version](stream)
-    if dtype.hasobject:
-        raise ValueError(f"{name} is a pickled array, and unpickling a file is running it")
-    return Member(shape, dtype, fortran, stream.tell())
+        try:
+            return read_header(stream, archive.getinfo(f"{name}.npy").file_size)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def map_member(path: Path, name: str, unpacked: Path) -> npt.NDArray[Any]:
@@ -90,7 +60,7 @@ def map_member(path: Path, name: str, unpacked: Path) -> npt.NDArray[Any]:
             return read_array(unpacked)
     if 0 in member.shape:
         return np.zeros(member.shape, member.dtype)  # an empty array can't be mapped
-    offset = _data_offset(path, info.header_offset) + member.header_bytes
+    offset = _data_offset(path, info.header_offset) + member.offset
     return np.memmap(path, member.dtype, "r", offset, member.shape, "F" if member.fortran else "C")
 
 

@@ -23,6 +23,7 @@ from tailwise.stages.report import Rejections, RejectionWriter
 
 CHUNK_ROWS = 65_536
 FILL_ROWS = 8192
+FILL_NUMBERS = 1 << 23  # bounds memory where rows are wide
 ENCODER = "imported"
 
 
@@ -228,8 +229,9 @@ class _Fill:
         old = catalog.embedding(column, part) if self._joins.filled(part) else None
         span = join.span(part)
         file, position, present = (item[span] for item in (join.file, join.position, join.present))
-        for start in range(0, part.rows, FILL_ROWS):
-            chunk = slice(start, min(start + FILL_ROWS, part.rows))
+        step = max(1, min(FILL_ROWS, FILL_NUMBERS // max(1, self._dimension)))
+        for start in range(0, part.rows, step):
+            chunk = slice(start, min(start + step, part.rows))
             rows = np.zeros((chunk.stop - start, self._dimension), np.float32)
             for number in np.unique(file[chunk]).tolist():
                 if number >= 0:
