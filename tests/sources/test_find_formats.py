@@ -138,7 +138,7 @@ def test_parquet_embeddings(tmp_path, write_vectors):
 
 
 def test_other_tables_are_nothing(tmp_path, write_vectors):
-    write_vectors(tmp_path / "v.parquet", embedding=[1.0])
+    write_vectors(tmp_path / "v.parquet", embedding=None)
     with pytest.raises(UserError, match=r"nothing to import.*datacomp: .*parquet: "):
         found(tmp_path)
     write_vectors(tmp_path / "v.parquet", vector=pa.array([[1.0]]), embedding=None)

@@ -129,8 +129,8 @@ def test_columns_that_are_named():
     )
     assert choose_columns(schema, "name", "v") == ("name", "v")
     assert choose_columns(schema, "absent", "v") is None
-    assert choose_columns(schema, None, "n") is None
-    assert choose_columns(schema, None, "name") is None
+    assert choose_columns(schema, None, "n") == ("uid", "n")  # rejected by its type when it is read
+    assert choose_columns(schema, None, "m") is None
 
 
 def test_no_rows(write):

@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tailwise.catalog.files import read_array
+from tailwise.sources.columns import DAMAGE, count_rows, open_table, texts
 from tailwise.sources.embedding_files import (
-    DAMAGE,
     BadPartition,
     Naming,
     Opened,
-    as_text,
     fingerprint,
     matrix_fault,
     matrix_size,
@@ -100,10 +98,10 @@ def read_names(metadata: Path) -> pa.Array:
     """The column `image_path` of a metadata file.
 
     Raises:
-        OSError: it can't be read.
-        pa.ArrowException: it has no such column of text.
+        DAMAGE: it can't be read, or has no such column of text.
     """
-    return as_text(pq.read_table(metadata, columns=["image_path"]).column(0).combine_chunks())
+    with open_table(metadata, ["image_path"]) as file:
+        return texts(file.read(["image_path"]).column(0), "image_path")
 
 
 def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDArray[Any], pa.Array] | BadPartition:
@@ -119,26 +117,18 @@ def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDA
     try:
         array = read_array(partition.array)
     except DAMAGE as error:
-        return BadPartition("unreadable embeddings", str(error), named_rows(partition.metadata))
+        return BadPartition("unreadable embeddings", str(error), count_rows(partition.metadata))
     if fault := matrix_fault(array.shape, array.dtype, dimension):
         return fault
     keys = read_names_of(partition.metadata, len(array))
     return keys if isinstance(keys, BadPartition) else (array, keys)
 
 
-def named_rows(metadata: Path) -> int:
-    """The number of rows of a metadata file; 0 if it can't be read."""
-    try:
-        return int(pq.read_metadata(metadata).num_rows)
-    except DAMAGE:
-        return 0
-
-
 def read_names_of(metadata: Path, rows: int) -> pa.Array | BadPartition:
     """The names of so many rows, or why they can't be used."""
     try:
         keys = read_names(metadata)
-    except (OSError, pa.ArrowException) as error:
+    except DAMAGE as error:
         return BadPartition("unreadable metadata", str(error), rows)
     if len(keys) != rows:
         return BadPartition("rows differ from metadata", f"{rows} rows, {len(keys)} keys", rows)

@@ -7,7 +7,7 @@ gives them scores and embeddings, by uid.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,27 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tailwise.catalog.schema import NO_OFFSET, REJECTED_SCHEMA
-from tailwise.sources.embedding_files import (
+from tailwise.sources.columns import (
     DAMAGE,
+    count_rows,
+    numbers,
+    open_table,
+    score_columns,
+    texts,
+    uid_texts,
+)
+from tailwise.sources.embedding_files import (
     BadPartition,
     Naming,
     Opened,
-    as_text,
     fingerprint,
     matrix_fault,
     matrix_size,
 )
 from tailwise.sources.npz import map_member, read_member
-from tailwise.sources.webdataset import ShardContent, samples_schema, score_columns
+from tailwise.sources.webdataset import ShardContent, samples_schema
 
 MEMBERS = {"image": "img", "text": "txt"}  # by column
 EMBEDDINGS = ("l14", "b32")
@@ -74,9 +80,9 @@ class MetadataEmbeddings:
 
     def names(self) -> Iterator[pa.Array]:
         """The uids, in lower case."""
-        with pq.ParquetFile(self.metadata) as file:
+        with open_table(self.metadata, ["uid"]) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=["uid"]):
-                yield pc.utf8_lower(as_text(batch.column(0)))
+                yield pc.utf8_lower(uid_texts(batch.column(0)))
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
         """Looks at the array's header and the number of rows first, and then maps it."""
@@ -87,12 +93,12 @@ class MetadataEmbeddings:
             fault = matrix_fault(member.shape, member.dtype, dimension) or self._names_fault(member.shape[0])
             return fault or Opened(map_member(self.path, self.member, unpacked), self.names())
         except DAMAGE as error:
-            return BadPartition("unreadable embeddings", str(error), 0)
+            return BadPartition("unreadable embeddings", str(error), count_rows(self.metadata))
 
     def _names_fault(self, rows: int) -> BadPartition | None:
         try:
             named = sum(len(batch) for batch in self.names())
-        except (OSError, pa.ArrowException) as error:
+        except DAMAGE as error:
             return BadPartition("unreadable metadata", str(error), rows)
         return None if named == rows else BadPartition("rows differ from metadata", f"{rows} rows, {named} uids", rows)
 
@@ -126,25 +132,28 @@ def read_metadata(path: str) -> ShardContent:
         A sample for each row with a uid and a caption, in the rows' order; all else by reason.
     """
     try:
-        with pq.ParquetFile(path) as file:
-            scores = sorted(score_columns(file.schema_arrow))
-            sizes = [name for name in _SIZES if name in file.schema_arrow.names]
-            table = file.read(["uid", "text", *sizes, *scores]).combine_chunks()
-        if missing := {"uid", "text"} - set(table.column_names):
-            raise pa.ArrowInvalid(f"it has no column {' and '.join(sorted(missing))}")
-        uids, captions = as_text(_whole(table, "uid")), _whole(table, "text").cast(pa.string())
-    except (OSError, pa.ArrowException) as error:
-        listed = _rejected(path, "unreadable metadata", [None], str(error), rows=0)
+        with open_table(path, ["uid", "text"]) as file:
+            scores, unfit = score_columns(file)
+            counts = {name: file.schema_arrow.names.count(name) for name in _SIZES}
+            unfit |= {name: f"it has {count} columns called {name!r}" for name, count in counts.items() if count > 1}
+            sizes = [name for name, count in counts.items() if count == 1]
+            table = file.read(["uid", "text", *sizes, *scores])
+        uids, captions = uid_texts(table.column("uid")), texts(table.column("text"), "text", check=False)
+    except DAMAGE as error:
+        listed = _rejected(path, "unreadable metadata", [None], str(error), rows=count_rows(path))
         return ShardContent(samples_schema([]).empty_table(), listed, _size_bytes(path), "")
-    return _content(path, table, uids, captions, scores)
+    for name in sizes:
+        try:
+            values = numbers(table.column(name), name)
+        except ValueError as error:
+            unfit[name], values = str(error), pa.nulls(len(table), pa.float64())
+        table = table.set_column(table.schema.get_field_index(name), name, values)
+    return _content(path, table, uids, captions, scores, unfit)
 
 
-def _whole(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
-
-
-def _content(path: str, table: pa.Table, uids: pa.Array, captions: pa.Array, scores: list[str]) -> ShardContent:
+def _content(
+    path: str, table: pa.Table, uids: pa.Array, captions: pa.Array, scores: list[str], unfit: Mapping[str, str]
+) -> ShardContent:
     parsed, good = parse_uids(uids)
     first = np.zeros(len(parsed), np.bool_)
     first[np.unique(parsed.view("V16").reshape(-1), return_index=True)[1]] = True
@@ -162,6 +171,10 @@ def _content(path: str, table: pa.Table, uids: pa.Array, captions: pa.Array, sco
         _rejected(path, reason, uids.filter(pa.array(rows)).to_pylist())
         for reason, rows in reasons.items()
         if rows.any()
+    ]
+    rejected += [
+        _rejected(path, "column not used", [None], detail, len(table), stage="metadata columns")
+        for detail in unfit.values()
     ]
     kept = fresh & text
     uid_bytes = np.ascontiguousarray(parsed[kept[good]])
@@ -189,7 +202,7 @@ def _samples(table: pa.Table, uids: npt.NDArray[np.uint8], captions: pa.Array, s
         **{name: pa.array(np.zeros(n, np.int64)) for name in ("image_bytes", "caption_bytes")},
         **{name: pa.nulls(n, pa.int64()) for name in ("json_offset", "json_bytes")},
         **{side: _sides(table, name, n) for name, side in _SIZES.items()},
-        **{name: table.column(name).cast(pa.float64()).combine_chunks() for name in scores},
+        **{name: numbers(table.column(name), name) for name in scores},
     }
     schema = samples_schema(scores)
     return pa.table([columns[name] for name in schema.names], schema=schema)
@@ -199,7 +212,7 @@ def _sides(table: pa.Table, name: str, rows: int) -> pa.Array:
     """A column of pixels, null where it tells none."""
     if name not in table.column_names:
         return pa.nulls(rows, pa.int32())
-    values = table.column(name).cast(pa.float64()).to_numpy()
+    values = table.column(name).to_numpy()
     told = (values > 0) & (values < 2**31) & (values == np.floor(values))
     return pa.array(np.where(told, values, 0).astype(np.int32), mask=~told)
 
@@ -221,9 +234,16 @@ def _decodes(value: bytes | None) -> bool:
     return True
 
 
-def _rejected(path: str, reason: str, keys: Iterable[str | None], detail: str | None = None, rows: int = 1) -> pa.Table:
+def _rejected(
+    path: str,
+    reason: str,
+    keys: Iterable[str | None],
+    detail: str | None = None,
+    rows: int = 1,
+    stage: str = "import",
+) -> pa.Table:
     records = [
-        {"stage": "import", "reason": reason, "file": path, "key": key, "detail": detail, "rows": rows} for key in keys
+        {"stage": stage, "reason": reason, "file": path, "key": key, "detail": detail, "rows": rows} for key in keys
     ]
     return pa.Table.from_pylist(records, schema=REJECTED_SCHEMA)
 
@@ -231,14 +251,17 @@ def _rejected(path: str, reason: str, keys: Iterable[str | None], detail: str | 
 def score_batches(path: Path, columns: list[str]) -> Iterator[tuple[list[str], npt.NDArray[np.float64]]]:
     """The uids (lower case, "" where there is none) and scores [n, S] of a metadata file, NaN where it tells none.
 
+    Args:
+        path: of the file.
+        columns: names of scores; those that the file lacks, or that can't be used, tell nothing.
+
     Raises:
-        OSError: it can't be read.
-        pa.ArrowException: it has no uids.
+        DAMAGE: it can't be read, or has no uids.
     """
-    with pq.ParquetFile(path) as file:
-        there = [name for name in columns if name in file.schema_arrow.names]
+    with open_table(path, ["uid"]) as file:
+        there = [name for name in score_columns(file)[0] if name in columns]
         for batch in file.iter_batches(BATCH_ROWS, columns=["uid", *there]):
             scores = np.full((len(batch), len(columns)), np.nan)
             for name in there:
-                scores[:, columns.index(name)] = batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
-            yield pc.utf8_lower(as_text(batch.column("uid"))).fill_null("").to_pylist(), scores
+                scores[:, columns.index(name)] = numbers(batch.column(name), name).to_numpy(zero_copy_only=False)
+            yield pc.utf8_lower(uid_texts(batch.column("uid"))).fill_null("").to_pylist(), scores

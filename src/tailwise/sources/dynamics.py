@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.files import read_array
-from tailwise.sources.clip_retrieval import FOLDERS, NamedArray, named_rows, numbered_files, read_names_of
-from tailwise.sources.embedding_files import DAMAGE, BadPartition, Opened
+from tailwise.sources.clip_retrieval import FOLDERS, NamedArray, numbered_files, read_names_of
+from tailwise.sources.columns import DAMAGE, count_rows
+from tailwise.sources.embedding_files import BadPartition, Opened
 
 
 class ClusterIds(NamedArray):
@@ -31,7 +32,7 @@ class ClusterIds(NamedArray):
         try:
             array = read_array(self.array)
         except DAMAGE as error:
-            return BadPartition("unreadable cluster ids", str(error), named_rows(self.metadata))
+            return BadPartition("unreadable cluster ids", str(error), count_rows(self.metadata))
         if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or array.shape[1:] not in ((), (1,)):
             rows = len(np.atleast_1d(array))
             return BadPartition("not a column of cluster ids", f"{array.dtype} {list(array.shape)}", rows)

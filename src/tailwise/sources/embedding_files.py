@@ -5,10 +5,6 @@ Shape letters: n rows of a file, d dimensions.
 
 from __future__ import annotations
 
-import lzma
-import struct
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,12 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-# What NumPy, Arrow and zipfile with its decompressors raise on a bad file.
-DAMAGE = (
-    *(OSError, ValueError, EOFError, TypeError, MemoryError, pa.ArrowException),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(KeyError, NotImplementedError, RuntimeError, OverflowError),
-)
 MAX_DIMENSION = 65_536  # d; a greater one is no embedding, and one such file would ask for as much for every sample
 FLOATS = (np.float16, np.float32, np.float64)
 Naming = Literal["key", "uid"]  # "key": a key, or a path that ends in tar and key
@@ -105,7 +95,9 @@ def matrix_fault(shape: tuple[int, ...], dtype: np.dtype[Any], dimension: int | 
     if len(shape) != 2 or not shape[1] or dtype.newbyteorder("=") not in FLOATS:
         return BadPartition("not an embedding matrix", f"{dtype} {list(shape)}", rows)
     if shape[1] > MAX_DIMENSION:
-        return BadPartition("not an embedding matrix", f"{list(shape)}: more than {MAX_DIMENSION:,} numbers a row", rows)
+        return BadPartition(
+            "not an embedding matrix", f"{list(shape)}: more than {MAX_DIMENSION:,} numbers a row", rows
+        )
     if dimension is not None and shape[1] != dimension:
         return BadPartition("wrong dimension", f"{shape[1]}, not {dimension}", rows)
     return None
@@ -123,16 +115,3 @@ def common_dimension(files: Sequence[EmbeddingFile]) -> int | None:
         if (size := file.size()) is not None:
             rows[size[1]] += size[0]
     return rows.most_common(1)[0][0] if rows else None
-
-
-def as_text(names: pa.Array) -> pa.Array:
-    """Names as valid UTF-8 strings, null where there is none; binary uids as hexadecimal digits.
-
-    Raises:
-        pa.ArrowException: they aren't text.
-    """
-    if pa.types.is_fixed_size_binary(names.type):
-        return pa.array([None if value is None else value.hex() for value in names.to_pylist()], pa.string())
-    text = names.cast(pa.string())
-    text.validate(full=True)  # Parquet doesn't promise UTF-8
-    return text

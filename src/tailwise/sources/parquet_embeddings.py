@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tailwise.catalog.files import create_array, read_array, replacing
-from tailwise.sources.embedding_files import DAMAGE, BadPartition, Naming, Opened, as_text, fingerprint
+from tailwise.sources.columns import DAMAGE, count_rows, is_vectors, open_table, texts, uid_texts, unwrapped, value_type
+from tailwise.sources.embedding_files import MAX_DIMENSION, BadPartition, Naming, Opened, fingerprint, matrix_fault
 
 ID_COLUMNS = ("uid", "key", "image_path", "id")
 EMBEDDING_COLUMNS = ("embedding", "embeddings")
 BATCH_ROWS = 4096
-_BUFFER_BYTES = 1 << 20
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+BATCH_NUMBERS = 1 << 23  # of a batch: rows may be wide
 
 
 def choose_columns(schema: pa.Schema, id_column: str | None, embedding_column: str | None) -> tuple[str, str] | None:
@@ -29,16 +29,13 @@ def choose_columns(schema: pa.Schema, id_column: str | None, embedding_column: s
     Args:
         schema: of the file.
         id_column: None takes the first of ID_COLUMNS that is there.
-        embedding_column: None takes the first of EMBEDDING_COLUMNS that is there, and holds lists of floats.
+        embedding_column: None takes the first of EMBEDDING_COLUMNS that is there; one that holds lists of floats, if any does.
     """
     ids = [name for name in ID_COLUMNS if name in schema.names] if id_column is None else [id_column]
     named = EMBEDDING_COLUMNS if embedding_column is None else (embedding_column,)
-    embeddings = [name for name in named if name in schema.names and _is_vectors(schema.field(name).type)]
-    return (ids[0], embeddings[0]) if ids and ids[0] in schema.names and embeddings else None
-
-
-def _is_vectors(kind: pa.DataType) -> bool:
-    return any(is_list(kind) for is_list in _LISTS) and pa.types.is_floating(kind.value_type)
+    there = [name for name in named if name in schema.names]
+    vectors = [name for name in there if is_vectors(schema.types[schema.names.index(name)])]
+    return (ids[0], (vectors or there)[0]) if ids and ids[0] in schema.names and there else None
 
 
 @dataclass(frozen=True)
@@ -69,54 +66,61 @@ class ParquetEmbeddings:
     def size(self) -> tuple[int, int] | None:
         """(n, d), d as most lists at its begin have; None if it can't be read."""
         try:
-            with pq.ParquetFile(self.path) as file:
-                kind = file.schema_arrow.field(self.embedding_column).type
-                if pa.types.is_fixed_size_list(kind):
-                    return (file.metadata.num_rows, kind.list_size) if kind.list_size else None
-                for batch in file.iter_batches(BATCH_ROWS, columns=[self.embedding_column]):
-                    counts = pc.value_counts(_lengths(batch.column(0)).drop_null()).to_pylist()
-                    usual = max(counts, key=lambda count: (count["counts"], count["values"]), default=None)
-                    return (file.metadata.num_rows, usual["values"]) if usual and usual["values"] else None
-        except (*DAMAGE, pa.ArrowException):
-            pass
-        return None
+            return self._look()
+        except DAMAGE:
+            return None
+
+    def _look(self) -> tuple[int, int]:
+        """Return (n, d).
+
+        Raises:
+            DAMAGE: it can't be read, or its column holds no vectors.
+        """
+        with open_table(self.path, [self.id_column, self.embedding_column]) as file:
+            given = file.schema_arrow.field(self.embedding_column).type
+            if not is_vectors(given):
+                raise ValueError(f"column {self.embedding_column!r} has type {given}, not lists of floats")
+            if pa.types.is_fixed_size_list(kind := value_type(given)):
+                dimension = kind.list_size
+            else:
+                lists = next(self._batches(self.embedding_column), pa.array([], pa.list_(pa.float32())))
+                counts = pc.value_counts(_lengths(unwrapped(lists)).drop_null()).to_pylist()
+                dimension = max(counts, key=lambda count: (count["counts"], count["values"]), default={"values": 0})[
+                    "values"
+                ]
+            rows = int(file.metadata.num_rows)
+        if fault := matrix_fault((rows, dimension), np.dtype(np.float32), None):
+            raise ValueError(f"column {self.embedding_column!r} holds no vectors: {fault.detail}")
+        return rows, dimension
 
     def _batches(self, column: str) -> Iterator[pa.Array]:
         """A column, without holding more of a row group than its pages of this moment."""
-        with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
+        with open_table(self.path, [column]) as file:
+            for batch in file.iter_batches(_batch_rows(file, column), columns=[column]):
                 yield batch.column(0)
 
     def names(self) -> Iterator[pa.Array]:
         """The column of ids."""
         for ids in self._batches(self.id_column):
-            names = as_text(ids)
-            yield pc.utf8_lower(names) if self.naming == "uid" else names
+            yield pc.utf8_lower(uid_texts(ids)) if self.naming == "uid" else texts(ids, self.id_column)
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
         """Lays the vectors out in `unpacked`, 2 or 4 bytes a number."""
-        size = self.size()
-        if size is None:
-            return self._unreadable("no list of floats can be read", 0)
-        rows, own = size
+        try:
+            rows, own = self._look()
+        except DAMAGE as error:
+            return BadPartition("unreadable embeddings", str(error), count_rows(self.path))
         if dimension is not None and own != dimension:
             return BadPartition("wrong dimension", f"{own}, not {dimension}", rows)
         try:
             sum(len(names) for names in self.names())  # reads them all
-        except (OSError, pa.ArrowException) as error:
+        except DAMAGE as error:
             return BadPartition("unreadable metadata", str(error), rows)
         try:
             unfit = self._unpack(unpacked, rows, own)
-        except (*DAMAGE, pa.ArrowException) as error:
-            return self._unreadable(str(error), rows)
+        except DAMAGE as error:
+            return BadPartition("unreadable embeddings", str(error), rows)
         return Opened(read_array(unpacked), self.names(), unfit)
-
-    def _unreadable(self, detail: str, rows: int) -> BadPartition:
-        try:
-            pq.read_metadata(self.path)
-        except (OSError, pa.ArrowException) as error:
-            detail = str(error)
-        return BadPartition("unreadable embeddings", detail, rows)
 
     def _unpack(self, unpacked: Path, rows: int, dimension: int) -> npt.NDArray[np.bool_]:
         """Writes [n, d]; returns which lists are null or of another length: bool [n], mapped."""
@@ -124,7 +128,7 @@ class ParquetEmbeddings:
         with replacing(unpacked) as temporary:
             target: npt.NDArray[Any] | None = None
             start = 0
-            for lists in self._batches(self.embedding_column):
+            for lists in map(unwrapped, self._batches(self.embedding_column)):
                 fits = pc.equal(_lengths(lists), dimension).fill_null(False)
                 vectors = lists.filter(fits).flatten()
                 if target is None:
@@ -149,3 +153,19 @@ class ParquetEmbeddings:
 
 def _lengths(lists: pa.Array) -> pa.Array:
     return pc.list_value_length(lists).cast(pa.int64())
+
+
+def _batch_rows(file: pq.ParquetFile, column: str) -> int:
+    """Return how many rows of a column to read at once, so that a batch holds about BATCH_NUMBERS numbers.
+
+    Raises:
+        ValueError: its rows have more than MAX_DIMENSION numbers on average.
+    """
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    leaf = next(
+        at for at in range(file.metadata.num_columns) if file.schema.column(at).path.partition(".")[0] == column
+    )
+    numbers = max((group.column(leaf).num_values // max(1, group.num_rows) for group in groups), default=0)
+    if numbers > MAX_DIMENSION:
+        raise ValueError(f"column {column!r} has {numbers:,} numbers a row, more than {MAX_DIMENSION:,}")
+    return max(1, min(BATCH_ROWS, BATCH_NUMBERS // max(1, numbers)))

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
 
 from tailwise.sources.clip_retrieval import find_partitions
+from tailwise.sources.columns import DAMAGE, is_vectors
 from tailwise.sources.parquet_embeddings import choose_columns
 
 Kind = Literal["metadata", "embeddings", "unreadable", "other"]
@@ -54,13 +54,16 @@ def _in_folder(folder: Path, items: Iterable[Path]) -> list[Path]:
 def kind_of(path: Path, id_column: str | None = None, embedding_column: str | None = None) -> Kind:
     """What a Parquet file is, by its columns.
 
-    A column of vectors makes it embeddings; `uid` and `text`, without img2dataset's `key` or clip-retrieval's `image_path`, metadata.
+    A column of vectors makes it embeddings; `uid` and `text`, without img2dataset's `key` or clip-retrieval's `image_path`, metadata. A
+    column that has the name of embeddings but another type makes it embeddings too, which are rejected by that type when they are read.
     """
     try:
         schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException):
+        names = schema.names
+    except DAMAGE:
         return "unreadable"
-    if choose_columns(schema, id_column, embedding_column):
+    columns = choose_columns(schema, id_column, embedding_column)
+    metadata = {"uid", "text"} <= {*names} and not {*names} & {"key", "image_path"}
+    if columns and (embedding_column or not metadata or is_vectors(schema.types[names.index(columns[1])])):
         return "embeddings"
-    names = set(schema.names)
-    return "metadata" if {"uid", "text"} <= names and not names & {"key", "image_path"} else "other"
+    return "metadata" if metadata else "other"

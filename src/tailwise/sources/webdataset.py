@@ -12,21 +12,12 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
+from tailwise.sources.sidecar import SIDES, parse_uid, read_sidecar
 from tailwise.sources.tar import Member, TarIndex, index_tar
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-# img2dataset's own columns, which are no scores; `url` and `caption` are strings and drop out by type.
-_BOOKKEEPING = frozenset(
-    {"key", "status", "error_message", "width", "height", "original_width", "original_height", "exif", "sha256", "uid"}
-    | {"source_shard", "source_key", "copy"}  # of our own exports
-    | set(SAMPLE_SCHEMA.names)
-)
-
-_SIDES = ("width", "height")
-
 Record = dict[str, Any]
 
 
@@ -76,13 +67,10 @@ def _read_shard(path: str) -> ShardContent:
     with _opened(path) as (stream, size_bytes):
         index = index_tar(stream, size_bytes)
         grouped = _group(index, path)
-        try:
-            sidecar = _read_sidecar(path)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            sidecar = {}
-            grouped.rejected.append({**_rejection(path, "unreadable sidecar", None, str(error)), "rows": 0})
-        samples = list(_samples(grouped, stream, sidecar, path))
-    table = pa.Table.from_pylist(samples, schema=_schema(sidecar))
+        sidecar = read_sidecar(path, grouped.groups)
+        grouped.rejected += sidecar.rejected
+        samples = list(_samples(grouped, stream, sidecar.rows, path))
+    table = pa.Table.from_pylist(samples, schema=_schema(sidecar.rows))
     rejected = pa.Table.from_pylist(grouped.rejected, schema=REJECTED_SCHEMA)
     return ShardContent(table, rejected, size_bytes, _index_checksum(index))
 
@@ -231,63 +219,19 @@ def _from_json(content: bytes) -> Record:
         return {}
     if not isinstance(value, dict):
         return {}
-    found = {name: value[name] for name in _SIDES if _is_side(value.get(name))}
+    found: Record = {name: int(value[name]) for name in SIDES if _is_side(value.get(name))}
     uid = parse_uid(value.get("uid"))
     return {**found, "uid": uid} if uid else found
 
 
 def _is_side(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-
-
-def parse_uid(value: object) -> bytes | None:
-    """The 16 bytes of a uid of 32 hexadecimal digits, or None."""
-    if not isinstance(value, str) or len(value) != 32:
-        return None
-    try:
-        uid = bytes.fromhex(value)  # which skips spaces
-    except ValueError:
-        return None
-    return uid if len(uid) == 16 else None
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return whole and not isinstance(value, bool) and 0 < value < 2**31  # type: ignore[operator]
 
 
 def hashed_uid(shard: int, key: str) -> bytes:
     """The uid of a sample whose source gives none: a 128-bit hash of (shard id, key)."""
     return hashlib.blake2b(f"{shard}\t{key}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
-
-
-def score_columns(schema: pa.Schema) -> list[str]:
-    """The numeric columns of a table about samples that are the user's own: scores."""
-    return [
-        item.name
-        for item in schema
-        if item.name not in _BOOKKEEPING and (pa.types.is_floating(item.type) or pa.types.is_integer(item.type))
-    ]
-
-
-def _read_sidecar(path: str) -> dict[str, Record]:
-    """Width, height, uid and numeric user columns of `{shard}.parquet`, by key; rows that img2dataset failed on are skipped."""
-    beside = path.removesuffix(".tar") + ".parquet"
-    filesystem, name = fsspec.core.url_to_fs(beside)
-    if not filesystem.exists(name):
-        return {}
-    with filesystem.open(name, "rb") as stream:
-        table = pq.read_table(stream)
-    if "key" not in table.column_names:
-        return {}
-    scores = score_columns(table.schema)
-    wanted = [name for name in ("key", "status", "width", "height", "uid", *scores) if name in table.column_names]
-    rows: dict[str, Record] = {}
-    for row in table.select(wanted).to_pylist():
-        if row.pop("status", "success") != "success":
-            continue
-        key = str(row.pop("key"))
-        uid = parse_uid(row.pop("uid", None))
-        rows[key] = {name: row[name] for name in _SIDES if _is_side(row.get(name))}
-        rows[key].update({name: float(row[name]) for name in scores if row[name] is not None})
-        if uid:
-            rows[key]["uid"] = uid
-    return rows
 
 
 def _schema(sidecar: dict[str, Record]) -> pa.Schema:

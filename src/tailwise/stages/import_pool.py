@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import HEADER, LOCK, Catalog, Snapshot, local_path
 from tailwise.catalog.locks import locked
@@ -18,8 +17,8 @@ from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 from tailwise.sources import Found, SourceOptions, find
+from tailwise.sources.columns import DAMAGE, open_table, uid_texts
 from tailwise.sources.datacomp import parse_uids, read_metadata
-from tailwise.sources.embedding_files import as_text
 from tailwise.stages.import_embeddings import ColumnImport, import_embeddings
 from tailwise.stages.import_shards import PART_ROWS, import_shards, true_path
 from tailwise.stages.report import Rejections
@@ -175,8 +174,8 @@ def _refuse_known(catalog: Catalog, metadata: dict[str, int]) -> None:
 
 def _first_uids(path: str) -> list[bytes]:
     try:
-        with pq.ParquetFile(path) as file:
-            uids = [as_text(batch.column(0)) for batch in islice(file.iter_batches(LOOKED_AT, columns=["uid"]), 1)]
-    except (OSError, pa.ArrowException):  # what is wrong with it is told when it is read
+        with open_table(path, ["uid"]) as file:
+            uids = [uid_texts(batch.column(0)) for batch in islice(file.iter_batches(LOOKED_AT, columns=["uid"]), 1)]
+    except DAMAGE:  # what is wrong with it is told when it is read
         return []
     return [row.tobytes() for batch in uids for row in parse_uids(batch)[0]]

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
+from tailwise.sources.columns import DAMAGE
 from tailwise.sources.embedding_files import EmbeddingFile
 from tailwise.sources.paths import Place, TarMatcher, homes, in_folder, in_tar
 
@@ -138,5 +139,5 @@ def _readable(file: EmbeddingFile) -> Iterable[pa.Array]:
     """The names of a file, as far as they can be read: what is wrong with it is told when it is joined."""
     try:
         yield from file.names()
-    except (OSError, pa.ArrowException):
+    except DAMAGE:
         return

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tailwise.catalog.files import create_array, digest
 from tailwise.catalog.keys import AMBIGUOUS, KeyIndex
 from tailwise.catalog.schema import REJECTED_SCHEMA
 from tailwise.progress import Track
+from tailwise.sources.columns import DAMAGE, count_rows, open_table, score_columns
 from tailwise.sources.datacomp import score_batches
-from tailwise.sources.webdataset import ShardContent, score_columns
+from tailwise.sources.webdataset import ShardContent
 from tailwise.stages.report import RejectionWriter
 
 
@@ -63,7 +63,7 @@ class Scores:
                 self._index.add([uid for uid in uids if uid], done + np.flatnonzero(named))
                 self._values[done : done + len(uids)] = values
                 done += len(uids)
-        except (OSError, pa.ArrowException) as error:
+        except DAMAGE as error:
             log.add("import", "unreadable metadata", str(path), None, str(error), rows.stop - done)
 
     def join(self, content: ShardContent, path: str) -> ShardContent:
@@ -103,8 +103,12 @@ def _with_column(samples: pa.Table, name: str, values: pa.Array) -> pa.Table:
 def _schema(path: Path, log: RejectionWriter) -> tuple[int, list[str]] | None:
     """The number of rows and the scores of a metadata file; None, and a line in the log, if it can't be read."""
     try:
-        with pq.ParquetFile(path) as file:
-            return file.metadata.num_rows, score_columns(file.schema_arrow)
-    except (OSError, pa.ArrowException) as error:
-        log.add("import", "unreadable metadata", str(path), None, str(error), 0)
+        with open_table(path, ["uid"]) as file:
+            rows = int(file.metadata.num_rows)
+            names, unfit = score_columns(file)
+        for detail in unfit.values():
+            log.add("metadata columns", "column not used", str(path), None, detail, rows)
+        return rows, names
+    except DAMAGE as error:
+        log.add("import", "unreadable metadata", str(path), None, str(error), count_rows(path))
         return None
