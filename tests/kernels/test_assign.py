@@ -11,7 +11,8 @@ from tailwise.kernels import screening
 from tailwise.kernels.assign import MISSING, NONE, Assigner, assign, no_lists
 from tailwise.kernels.grid import GRID, to_grid, unit_rows_on_grid
 from tailwise.kernels.nearest import decide_and_list
-from tailwise.kernels.screening import Screen, float32_error, scratch_for
+from tailwise.kernels.products import float32_error, is_sound
+from tailwise.kernels.screening import Screen, scratch_for
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -19,7 +20,7 @@ FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 @pytest.fixture(params=["int8", "float32", "torch"])
 def path(request, monkeypatch):
     """All ways of screening and deciding: two precisions on the CPU, and the torch operations of devices, run on the CPU."""
-    if request.param == "int8" and not screening._multiplies_int8_exactly():
+    if request.param == "int8" and not is_sound(torch.int8, *screening.INT8_TRIAL):
         pytest.skip("this processor, or this torch, has no exact int8 products")
     precision = "float32" if request.param == "torch" else request.param
     monkeypatch.setattr(screening, "faster_precision", lambda: precision)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
@@ -12,6 +13,7 @@ from tailwise.kernels.assign import assign
 from tailwise.kernels.grid import GRID, SIMILARITY_UNIT, to_grid, unit_rows_on_grid
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.kmeans import chosen_rows, kmeans
+from tailwise.kernels.products import is_sound
 from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=25)
@@ -59,7 +61,7 @@ def test_chunks_and_threads_change_nothing(reference_fit, chunk_rows, threads):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_seeding_does_not_depend_on_the_products(unit_rows, monkeypatch, seed):
-    if not screening._multiplies_int8_exactly():
+    if not is_sound(torch.int8, *screening.INT8_TRIAL):
         pytest.skip("this processor, or this torch, has no exact int8 products")
     x, seeds = unit_rows(700, 48, seed=seed), []
     for precision in ("int8", "float32"):
@@ -84,7 +86,7 @@ def long_fit(blobs):
 @pytest.mark.parametrize("carried", [1000, 6000])
 @pytest.mark.parametrize("coded", [0, 700])
 def test_what_is_carried_changes_nothing(long_fit, monkeypatch, precision, carried, coded):
-    if precision == "int8" and not screening._multiplies_int8_exactly():
+    if precision == "int8" and not is_sound(torch.int8, *screening.INT8_TRIAL):
         pytest.skip("this processor, or this torch, has no exact int8 products")
     monkeypatch.setattr(screening, "faster_precision", lambda: precision)
     calls = {"recheck": 0, "decide_movers": 0}

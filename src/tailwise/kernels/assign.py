@@ -16,7 +16,8 @@ import torch
 
 from tailwise.kernels.grid import as_rows, row_chunks, row_norms, to_grid
 from tailwise.kernels.nearest import FAR, decide, decide_and_list
-from tailwise.kernels.screening import IMPRECISE, Coded, Precision, Screen, float32_error, full_precision, scratch_for
+from tailwise.kernels.products import float32_error
+from tailwise.kernels.screening import IMPRECISE, Coded, Precision, Screen, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
 TILE_ROWS = 384

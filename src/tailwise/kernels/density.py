@@ -15,7 +15,8 @@ import torch
 
 from tailwise.kernels.assign import DEVICE_CANDIDATES, resolve_device
 from tailwise.kernels.grid import row_norms, to_grid
-from tailwise.kernels.screening import float32_error, full_precision
+from tailwise.kernels.products import float32_error
+from tailwise.kernels.screening import full_precision
 
 TILE_ROWS = TILE_CENTROIDS = 2048
 RADIUS_STEP = 1e-3  # a radius that is found, not given, is a multiple of this

@@ -14,7 +14,8 @@ import torch
 from tailwise.kernels.assign import NONE
 from tailwise.kernels.grid import as_rows
 from tailwise.kernels.nearest import decide_greedily
-from tailwise.kernels.screening import IMPRECISE, float32_error, full_precision
+from tailwise.kernels.products import float32_error
+from tailwise.kernels.screening import IMPRECISE, full_precision
 from tailwise.kernels.similarity import BELOW_ONE, NOTHING_EARLIER, Rows, most_similar_earlier
 
 SCAN_ROWS, SCAN_SCORES = 512, 1 << 21  # at a time, in the greedy rule's second look

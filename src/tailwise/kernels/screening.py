@@ -22,6 +22,7 @@ import torch
 
 from tailwise.kernels.jit import jit_any_order
 from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.kernels.products import CODE_STEPS, float32_error, is_sound, multiply
 from tailwise.kernels.threads import Shared, run_tiles
 
 Precision = Literal["int8", "float32"]
@@ -34,15 +35,10 @@ IMPRECISE = (
 )
 PAD = 64  # int8 products have a multiple of so many rows and columns,
 COLUMN_PAD = 16  # or of so many columns, if these are centroids: the same again and again
-_STEPS = 127  # on either side of 0
+INT8_TRIAL = 64, 64, 256  # rows, columns and dimension: wide enough for sums of int8 to saturate in 16 bits
 _LANES = 16  # neighbouring coordinates that the rotation keeps apart, so that its loops are vector instructions
 _SLACK = np.float32(2.0**-16)  # above all that float32 rounds away in centring, rotating, scaling and adding
 _MEASURED = np.float32(1.001)  # norms of errors are sums in float32
-
-
-def float32_error(dimension: int) -> float:
-    """Bound on |float32 product − exact inner product| for rows and columns of norm ≤ 1.05."""
-    return 1.2 * (dimension + 2) * 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -133,11 +129,10 @@ class Screen:
             error = np.full(
                 len(rows.scale), float32_error(rows.codes.shape[1] + 2), np.float32
             )  # what is coded may be rounded
-            products = torch.mm(rows.codes, columns.codes.T, out=out)
         else:
             longest = np.float32((columns.lengths + columns.errors).max())
             error = (rows.errors * longest + rows.lengths * columns.errors.max()) * _MEASURED + _SLACK
-            products = torch._int_mm(rows.codes, columns.codes.T, out=out)
+        products = multiply(rows.codes, columns.codes, out)
         return Scores(
             products.numpy(), rows.scale, rows.offset, error, columns.scale, columns.offset.astype(np.float32)
         )
@@ -223,7 +218,7 @@ def _quantise(
             most = max(most, bits[axis] & np.int32(0x7FFFFFFF))
         greatest.view(np.int32)[0] = most
         top = greatest[0]
-        step = top / np.float32(_STEPS)
+        step = top / np.float32(CODE_STEPS)
         inverse = np.float32(1) / step if top > 0 else np.float32(0)
         error = length = np.float32(0)
         for axis in range(dimension):
@@ -238,9 +233,9 @@ def _quantise(
 @functools.cache
 def faster_precision() -> Precision:
     """int8 where this processor multiplies it exactly and faster than float32, by trial; once a process."""
-    if not _multiplies_int8_exactly():
+    if not is_sound(torch.int8, *INT8_TRIAL):
         return "float32"
-    codes = torch.from_numpy(np.random.default_rng(0).integers(-_STEPS, _STEPS + 1, (512, 512), np.int8))
+    codes = torch.from_numpy(np.random.default_rng(0).integers(-CODE_STEPS, CODE_STEPS + 1, (512, 512), np.int8))
     floats = codes.float()
     seconds: list[tuple[float, float]] = []
 
@@ -252,21 +247,10 @@ def faster_precision() -> Precision:
     return "int8" if min(first for first, _ in seconds) < min(second for _, second in seconds) else "float32"
 
 
-def _seconds(multiply: Callable[..., torch.Tensor], operand: torch.Tensor) -> float:
+def _seconds(product: Callable[..., torch.Tensor], operand: torch.Tensor) -> float:
     start = time.perf_counter()
-    multiply(operand, operand.T)
+    product(operand, operand.T)
     return time.perf_counter() - start
-
-
-def _multiplies_int8_exactly() -> bool:
-    """Whether sums of int8 products are right: without VNNI, some CPUs saturate them in 16 bits."""
-    worst = torch.full((32, 256), _STEPS, dtype=torch.int8)
-    worst[1::2] = -_STEPS
-    try:
-        found = torch._int_mm(worst, worst.T)
-    except (AttributeError, RuntimeError):
-        return False  # this torch has none for CPUs
-    return torch.equal(found, (worst.long() @ worst.long().T).int())
 
 
 def _demand_precision() -> Callable[[], None]:

@@ -15,6 +15,7 @@ from tailwise.kernels.jit import jit
 from tailwise.kernels.keyed import random_below, stream_key
 from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd, Sums, to_similarity_units
 from tailwise.kernels.nearest import decide
+from tailwise.kernels.products import multiply
 from tailwise.kernels.screening import IMPRECISE, PAD, Coded, Screen, faster_precision, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
@@ -181,8 +182,9 @@ def _near_pairs(
         for first in range(0, count, TILE_CENTROIDS):
             left, right = codes[start : start + SEEK_ROWS], codes[first : first + TILE_CENTROIDS]
             out = scratch[: len(left) * len(right)].view(len(left), len(right))
-            products = (torch._int_mm if precision == "int8" else torch.mm)(left, right.T, out=out)
-            _keep_greatest(products.numpy(), first, min(TILE_CENTROIDS, count - first), greatest, tile)
+            _keep_greatest(
+                multiply(left, right, out).numpy(), first, min(TILE_CENTROIDS, count - first), greatest, tile
+            )
 
     with full_precision():
         run_tiles(

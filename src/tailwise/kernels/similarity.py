@@ -20,7 +20,8 @@ from tailwise.kernels.assign import NONE, resolve_device
 from tailwise.kernels.grid import row_norms, to_grid
 from tailwise.kernels.identical import first_of_identical
 from tailwise.kernels.nearest import decide_earlier, decide_pairs
-from tailwise.kernels.screening import IMPRECISE, Coded, Screen, float32_error, full_precision, scratch_for
+from tailwise.kernels.products import float32_error, multiply
+from tailwise.kernels.screening import IMPRECISE, Coded, Screen, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
@@ -50,7 +51,7 @@ class Rows:
         """Approximate similarities [rows, columns], in the memory of `scratch`."""
         left, right = self.unit[rows], self.unit[columns]
         out = scratch[: len(left) * len(right)].view(len(left), len(right))
-        return torch.mm(left, right.T, out=out)
+        return multiply(left, right, out)
 
 
 def _refuse_zeros(norms: npt.NDArray[np.float64]) -> None:
@@ -190,7 +191,7 @@ def similar_pairs(
     """
     left, right = Rows(queries, device), Rows(x, device)
     with full_precision():
-        scores = torch.mm(left.unit, right.unit.T)
+        scores = multiply(left.unit, right.unit, left.unit.new_empty((len(queries), len(x))))
     pairs = (scores >= threshold - left.error).nonzero(as_tuple=True)
     query, row = (index.cpu().numpy() for index in pairs)
     exact = np.empty(len(query))

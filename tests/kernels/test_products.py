@@ -1,0 +1,150 @@
+"""Products that are right whatever the library underneath does: wrong ones are replaced, and nothing ends."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from tailwise.kernels import products, screening
+from tailwise.kernels import seeding as seeding_module
+from tailwise.kernels.assign import Assigner, assign
+from tailwise.kernels.duplicates import duplicate_pairs
+from tailwise.kernels.grid import to_grid, unit_rows_on_grid
+from tailwise.kernels.kmeans import kmeans
+from tailwise.kernels.products import CODE_STEPS, is_sound, multiply
+
+REAL = torch._int_mm
+
+
+def wrong_of_one(left, right, out):
+    """The fault of torch 2.14.1 on AMD Zen 4: wrong where the inner dimension is 1, of 16 or more rows and columns."""
+    REAL(left, right, out=out)
+    return out.add_(3) if left.shape[1] == 1 and min(out.shape) >= 16 else out
+
+
+def saturated(left, right, out):
+    """Sums that overflow 16 bits, as on a CPU without VNNI."""
+    return REAL(left, right, out=out).clamp_(-(2**15), 2**15 - 1)
+
+
+def none_at_all(left, right, out):
+    raise RuntimeError("_int_mm: no such product for CPUs")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as tiles do; small products are faster so
+    yield
+    torch.set_num_threads(before)
+
+
+INT8 = {"library": REAL, "wrong_of_one": wrong_of_one, "saturated": saturated, "none_at_all": none_at_all}
+
+
+@pytest.fixture
+def int8_product(monkeypatch):
+    """Puts one of INT8 in the place of the library's product, and forgets what was tried before and after."""
+
+    def use(name):
+        monkeypatch.setattr(torch, "_int_mm", INT8[name])
+        forget()
+
+    yield use
+    monkeypatch.undo()
+    forget()
+
+
+def forget():
+    is_sound.cache_clear()
+    products._log_once.cache_clear()
+
+
+@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize("dimension", range(1, 18))
+def test_int8_products_equal_numpys_for_every_small_shape(int8_product, name, dimension):
+    int8_product(name)
+    rng = np.random.default_rng(dimension)
+    x = rng.integers(-CODE_STEPS, CODE_STEPS + 1, (40, dimension), np.int8)
+    y = rng.integers(-CODE_STEPS, CODE_STEPS + 1, (40, dimension), np.int8)
+    x[:3], y[:3] = CODE_STEPS, CODE_STEPS  # the greatest sums
+    exact = x.astype(np.int64) @ y.astype(np.int64).T
+    edges = (1, 2, 15, 16, 17, 31, 32, 33, 40)
+    every = range(1, 41)
+    for rows in every if name == "library" else edges:
+        for columns in every if name == "library" and dimension < 4 else edges:
+            out = torch.empty((rows, columns), dtype=torch.int32)
+            found = multiply(torch.from_numpy(x[:rows]), torch.from_numpy(y[:columns]), out)
+            assert found is out
+            np.testing.assert_array_equal(out.numpy(), exact[:rows, :columns])
+
+
+@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize("dimension", [256, 768, 4097])
+def test_int8_products_equal_numpys_for_long_rows(int8_product, name, dimension):
+    int8_product(name)
+    x = np.random.default_rng(1).integers(-CODE_STEPS, CODE_STEPS + 1, (64, dimension), np.int8)
+    x[:2] = CODE_STEPS
+    codes = torch.from_numpy(x)
+    found = multiply(codes, codes, torch.empty((64, 64), dtype=torch.int32))
+    np.testing.assert_array_equal(found.numpy(), x.astype(np.int64) @ x.astype(np.int64).T)
+
+
+def test_float32_products_are_precise_where_the_library_rounds_to_bfloat16(monkeypatch, unit_rows):
+    real = torch.mm
+
+    def coarse(left, right, out):
+        return real(left.bfloat16().float(), right.bfloat16().float(), out=out)
+
+    x = torch.from_numpy(unit_rows(30, 64, dtype=np.float32))
+    exact, out = x.double() @ x.double().T, torch.empty(30, 30)
+    forget()
+    monkeypatch.setattr(torch, "mm", coarse)
+    assert float((coarse(x, x.T, out).double() - exact).abs().max()) > products.float32_error(64)
+    assert float((multiply(x, x, out).double() - exact).abs().max()) <= products.float32_error(64)
+    monkeypatch.undo()
+    forget()
+
+
+def results(x, centroids):
+    """Labels, cosines, k-means and duplicates of some rows; all of them use products of int8 codes where that is asked for."""
+    labels, similarity = Assigner(centroids, device="cpu", precision="int8")(x)
+    fit = kmeans(x, min(2, len(np.unique(x, axis=0))), iterations=3, seed=1, device="cpu")
+    return labels, similarity, fit.centroids, *duplicate_pairs(x, 0.05, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "dimension", "logs"),
+    [("library", 48, 0), ("wrong_of_one", 1, 1), ("wrong_of_one", 2, 0), ("saturated", 48, 1), ("none_at_all", 3, 1)],
+)
+def test_wrong_products_change_no_result_and_are_logged_once(int8_product, monkeypatch, caplog, name, dimension, logs):
+    rng = np.random.default_rng(dimension)
+    x = unit_rows_on_grid(rng.normal(size=(300, dimension))).astype(np.float16)
+    centroids = unit_rows_on_grid(rng.normal(size=(40, dimension)))
+    for module in (screening, seeding_module):
+        monkeypatch.setattr(module, "faster_precision", lambda: "int8")
+    int8_product("library")
+    expected = results(x, centroids)
+    int8_product(name)
+    with caplog.at_level(logging.WARNING):
+        for found, wanted in zip(results(x, centroids), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    assert len([record for record in caplog.records if "products" in record.message]) == logs
+
+
+@pytest.mark.parametrize("dimension", range(1, 18))
+@pytest.mark.parametrize("precision", ["int8", "float32", "torch"])
+def test_assign_equals_the_float64_reference_in_few_dimensions(monkeypatch, precision, dimension):
+    if precision == "torch":
+        monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
+    rng = np.random.default_rng(dimension)
+    for rows in (1, 16, 40):
+        for columns in (1, 15, 16, 40):
+            x, y = (unit_rows_on_grid(rng.integers(-1, 2, (count, dimension))) for count in (rows, columns))
+            dots = x.astype(np.float64) @ to_grid(y).astype(np.float64).T
+            screen = "float32" if precision == "torch" else precision
+            labels, _ = Assigner(y, device="cpu", precision=screen)(x)
+            present = x.any(axis=1)
+            np.testing.assert_array_equal(labels[present], dots.argmax(axis=1)[present])
+            np.testing.assert_array_equal(assign(x, y, device="cpu")[0], labels)
