@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 # Control and format characters, line and paragraph separators, lone surrogates: what a terminal obeys or cannot show.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_SECRETS = re.compile(r"""(?<=://)[^/@\s'"]+@|(?<=\?)[^\s'"?]*=[^\s'"]*""")
 _JOINERS = "\u200c\u200d"  # of scripts and emoji; they change no line and no direction
 
 
@@ -24,3 +26,8 @@ def plain(text: object) -> str:
         else letter
         for letter in line
     )
+
+
+def redacted(text: str) -> str:
+    """Return the text without what URLs in it may hold in secret: user names, passwords, and queries (signatures, tokens)."""
+    return _SECRETS.sub(lambda found: "" if found[0].endswith("@") else "…", text) if "://" in text else text

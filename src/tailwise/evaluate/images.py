@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import fsspec
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,6 +25,8 @@ from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, end_with_parent
 from tailwise.progress import Track
 from tailwise.sources.webdataset import split_name
+from tailwise.storage.errors import RemoteError
+from tailwise.storage.files import open_binary
 
 MAX_WORKERS = 8  # by default; a batch of 256 images of 224 pixels takes 150 MB, and each worker holds two
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # of a tar's sample, the first that is there
@@ -42,6 +43,8 @@ def reading(path: str) -> Iterator[None]:
     """
     try:
         yield
+    except RemoteError as error:
+        raise UserError(f"{path} can't be read ({error.cause}): check the URL, or try again later") from error
     except Exception as error:  # each file system raises errors of its own libraries
         raise UserError(
             f"{path} can't be read ({error or type(error).__name__}): check the path, or fetch it anew"
@@ -77,7 +80,7 @@ class TarShard:
         key, members = None, dict[str, bytes]()
         with (
             reading(self.path),
-            fsspec.open(self.path, "rb") as stream,
+            open_binary(self.path) as stream,
             tarfile.open(fileobj=stream, mode="r|*") as tar,
         ):
             for info in tar:

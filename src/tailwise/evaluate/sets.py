@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import fsspec
 from braceexpand import braceexpand
 
 from tailwise.errors import UserError
 from tailwise.evaluate.images import FileShard, Shard, TarShard, reading
+from tailwise.storage.files import open_binary
+from tailwise.storage.remote import forget_failures
 
 Task = Literal["classification", "retrieval"]
 TASKS: tuple[Task, ...] = ("classification", "retrieval")
@@ -57,6 +58,7 @@ def find_set(data: str, classes: Path | None = None, templates: Path | None = No
     Raises:
         UserError: there is no set, or its files don't agree.
     """
+    forget_failures()
     remote = "://" in data
     root = _resolvable(data).rstrip("/") if remote else str(Path(data).expanduser())
     if _read_lines(f"{root}/test/nshards.txt", optional=True) is not None:
@@ -184,7 +186,7 @@ def _resolvable(url: str) -> str:
 def _read_lines(path: str, *, optional: bool = False) -> list[str] | None:
     """The lines of a text file or URL, without blanks round them and blank ones at the end; None if there is none and it is optional."""
     try:
-        with reading(path), fsspec.open(path, "rb") as stream:
+        with reading(path), open_binary(path) as stream:
             text: str = stream.read().decode("utf-8-sig")
     except UserError as error:
         if optional and isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):

@@ -180,7 +180,8 @@ def _opened(export_id: str, catalog: Path, snapshot: int, cache: Path, cache_byt
     """The store of a snapshot's tars; one for all shards that a process writes in one export."""
     source = Catalog.open(catalog)
     table = source.shards(source.snapshot(snapshot))
-    return open_store(table.column("path").to_pylist(), cache, cache_bytes, table.column("index_checksum").to_pylist())
+    paths, checksums, sizes = (table.column(name).to_pylist() for name in ("path", "index_checksum", "size_bytes"))
+    return open_store(paths, cache, cache_bytes, checksums, sizes)
 
 
 def _filled(samples: pa.Table, name: str) -> npt.NDArray[np.int64]:

@@ -156,6 +156,7 @@ class Loader:
             cache_folder or own_cache_folder(paths),
             cache_bytes,
             shards.column("index_checksum").to_pylist(),
+            shards.column("size_bytes").to_pylist(),
         )
         locations = Locations(plan.catalog, plan.snapshot)
         self._threads = workers if transform is None and tokenizer is None else 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
+import io
 import itertools
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
@@ -25,10 +24,11 @@ from tailwise.loader.link import LinkEstimate
 from tailwise.loader.range_cache import Claim, RangeCache, State
 from tailwise.loader.recent import Recent
 from tailwise.loader.spans import OpenFile, Span, Spans, coalesce
+from tailwise.storage.errors import NoRangesError, RemoteError
+from tailwise.storage.remote import download, read_range
+from tailwise.text import redacted
 
 CONNECTIONS = 16  # of each process
-ATTEMPTS = 9
-BACKOFF_SECONDS = 0.2  # doubled each time: 50 s in all, or up to twice that
 CLAIMS_AT_ONCE = 16
 GAP_SHARE = 0.5  # of what a request is worth: unwanted bytes also take room in the cache
 MAX_OPEN_RANGES = 256
@@ -36,7 +36,6 @@ MAX_WANTED = 1 << 20  # ranges; further hints are dropped
 TOUCH_SECONDS = 1.0  # how often reading a range says that it is in use
 _PIECE_BYTES = (1 << 20, 16 << 20)
 _READ, _PREFETCH = 0, 1  # priorities
-_JITTER = random.Random()  # not the process's own generator, which augmentations are drawn from
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,11 @@ class Statistics:
 
 
 class _Process:
-    """What can't outlive a fork: threads, their locks and queues, file systems. Threads are there while there is work, no longer."""
+    """What can't outlive a fork: threads, their locks and queues. Threads are there while there is work, no longer."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
-        self.filesystems: dict[str, Any] = {}
         self.link = LinkEstimate()
         self.requests = self.bytes = self.retries = 0
         self.tasks: list[tuple[int, int, Callable[[], None]]] = []  # a heap
@@ -76,6 +74,7 @@ class _Process:
         self.hinted_ranges = 0
         self.prefetching = False
         self.closings = 0
+        self.whole = threading.Lock()
         # By priority: each claim that is under way holds a file descriptor.
         self.under_way = [threading.Semaphore(2 * CONNECTIONS) for _ in (_READ, _PREFETCH)]
 
@@ -125,7 +124,12 @@ class RemoteStore:
     remote = True
 
     def __init__(
-        self, paths: Sequence[str], folder: str | Path, max_bytes: int, versions: Sequence[str] | None = None
+        self,
+        paths: Sequence[str],
+        folder: str | Path,
+        max_bytes: int,
+        versions: Sequence[str] | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         """Makes the cache folder; connects to nothing yet.
 
@@ -134,12 +138,13 @@ class RemoteStore:
             folder: of the cache, for all processes of this machine; on a local disk.
             max_bytes: of the cache. Fetching more ahead of the reads than this is in vain.
             versions: for each shard, what changes when its content does; ranges cached under another version are never used.
+            sizes: of each shard, in bytes: one of another size is an error. Without them, the server must answer requests for ranges.
 
         Raises:
             UserError: the folder can't be used.
         """
         self.paths = paths
-        self.versions = versions
+        self.versions, self.sizes = versions, sizes
         self.cache = RangeCache(folder, max_bytes)
         self._forget()
 
@@ -150,7 +155,7 @@ class RemoteStore:
 
     def __getstate__(self) -> dict[str, Any]:
         """Where and how much, nothing open."""
-        return {name: self.__dict__[name] for name in ("paths", "versions", "cache")}
+        return {name: self.__dict__[name] for name in ("paths", "versions", "sizes", "cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Opens nothing."""
@@ -273,10 +278,12 @@ class RemoteStore:
             there = others or Spans(state.ready).find(start, stop) is not None
             return [] if there else [(start, stop)]
 
-        for _ in range(ATTEMPTS):
+        for waited in (False, True):
             claims = self.cache.claim(key, plan)
             if claims:
                 return self._fetch(shard, claims[0])
+            if others and waited:
+                break  # the fetch of another process failed; all try at once now, not each in its turn
             for span in others:
                 self.cache.wait(key, span)
             content = self._cached(shard, start, stop)
@@ -366,43 +373,32 @@ class RemoteStore:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def _request(self, shard: int, start: int, stop: int) -> bytes:
-        """One range by one request, repeated where that may help."""
+        """One range, by one request or by further ones where that may help; of a server without ranges, from the whole file."""
         own, url = self._own, self.paths[shard]
-        filesystem = self._filesystem(own, url)
-        name = filesystem._strip_protocol(url)
-        what = f"bytes {start:,} … {stop:,} of {url}"
-        for attempt in itertools.count(1):
-            began = time.monotonic()
-            try:
-                content: bytes = filesystem.cat_file(name, start=start, end=stop)
-                break
-            except (FileNotFoundError, PermissionError) as error:
-                raise OSError(f"can't read {what}: {type(error).__name__}: {error}") from error
-            except Exception as error:  # each file system raises errors of its own libraries
-                if attempt == ATTEMPTS:
-                    raise OSError(
-                        f"can't read {what}, tried {attempt} times: {type(error).__name__}: {error}"
-                    ) from error
-            with own.lock:
-                own.retries += 1
-            time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * (0.5 + _JITTER.random()))
-        seconds = time.monotonic() - began
+        size = self.sizes[shard] if self.sizes is not None else None
+        try:
+            found = read_range(url, start, stop, size)
+        except NoRangesError:
+            if size is None:
+                raise
+            if (start, stop) == (0, size):
+                return _whole(url, size)
+            with own.whole:  # one at a time, since it is held in memory
+                return self._fetch_one(shard, 0, size)[start:stop]
         with own.lock:
             own.requests += 1
-            own.bytes += len(content)
-            own.link.observe(len(content), seconds)
-        if len(content) < stop - start:
-            raise OSError(f"{url} ends at byte {start + len(content):,}; bytes {start:,} … {stop:,} were wanted")
-        if len(content) > stop - start:
-            raise OSError(f"{len(content):,} bytes came for {what}: its server doesn't answer requests for ranges")
-        return content
+            own.retries += found.failures
+            own.bytes += len(found.content)
+            own.link.observe(len(found.content), found.seconds)
+        if len(found.content) < stop - start:
+            end = start + len(found.content)
+            raise OSError(f"{redacted(url)} ends at byte {end:,}; bytes {start:,} … {stop:,} were wanted")
+        return found.content
 
-    def _filesystem(self, own: _Process, url: str) -> Any:  # noqa: ANN401  (fsspec has no types)
-        root = "/".join(url.split("/", 3)[:3])
-        with own.lock:
-            if root not in own.filesystems:
-                try:
-                    own.filesystems[root] = fsspec.core.url_to_fs(url)[0]
-                except (ImportError, ValueError) as error:
-                    raise UserError(f"can't read {url}: {error}") from error
-            return own.filesystems[root]
+
+def _whole(url: str, size: int) -> bytes:
+    target = io.BytesIO()
+    download(url, target, size)
+    if target.tell() != size:
+        raise RemoteError(url, f"it has {target.tell():,} bytes now, not {size:,}")
+    return target.getvalue()

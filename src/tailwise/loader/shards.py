@@ -6,9 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-
-import fsspec
 
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.schema import has_bytes
@@ -17,6 +14,9 @@ from tailwise.executors.local import default_workers, map_ordered
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.sources.webdataset import checksum_shard
+from tailwise.storage.errors import RemoteError, UnsupportedError
+from tailwise.storage.files import open_binary
+from tailwise.storage.remote import forget_failures, is_remote, size_of
 
 THREADS_A_WORKER = 8  # a look at a size only waits
 
@@ -46,12 +46,11 @@ class _Noted:
     index_checksum: str
 
 
-def _size(path: str) -> int:
-    if "://" not in path:
-        with Path(path).open("rb") as stream:
-            return os.fstat(stream.fileno()).st_size
-    filesystem, name = fsspec.core.url_to_fs(path)
-    return int(filesystem.size(name))
+def _size(path: str) -> int | None:
+    if is_remote(path):
+        return size_of(path)
+    with open_binary(path) as stream:
+        return os.fstat(stream.fileno()).st_size
 
 
 def _reason(shard: _Noted, look: Callable[[_Noted], str | None]) -> str | None:
@@ -59,15 +58,17 @@ def _reason(shard: _Noted, look: Callable[[_Noted], str | None]) -> str | None:
         return look(shard)
     except FileNotFoundError:
         return "missing"
-    except ImportError as error:
-        raise UserError(f"can't read {shard.path}: {error}") from error
-    except Exception as error:  # noqa: BLE001  (each file system raises errors of its own libraries)
+    except UnsupportedError:
+        raise
+    except RemoteError as error:
+        return f"unreadable: {error.cause}"
+    except OSError as error:
         return f"unreadable: {type(error).__name__}: {error}"
 
 
 def _by_size(shard: _Noted) -> str | None:
     found = _size(shard.path)
-    return None if found == shard.size_bytes else f"{found:,} bytes; {shard.size_bytes:,} when it was imported"
+    return None if found in {shard.size_bytes, None} else f"{found:,} bytes; {shard.size_bytes:,} when it was imported"
 
 
 def _by_index(shard: _Noted) -> str | None:
@@ -148,6 +149,7 @@ def check_shards(
     Raises:
         UserError: unknown check, or a file system whose package is not installed.
     """
+    forget_failures()
     if check not in CHECKS:
         raise UserError(f"unknown check {check!r}: use {', '.join(CHECKS)}")
     columns = ("shard", "path", "size_bytes", "index_checksum")

@@ -172,7 +172,11 @@ class MixedStore:
 
 
 def open_store(
-    paths: Sequence[str], cache_folder: str | Path, cache_bytes: int, versions: Sequence[str] | None = None
+    paths: Sequence[str],
+    cache_folder: str | Path,
+    cache_bytes: int,
+    versions: Sequence[str] | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> Store:
     """The store for shards that may be local, remote, or both.
 
@@ -182,6 +186,7 @@ def open_store(
         cache_bytes: how much at most.
         versions: for each shard, what changes when its content does (the catalog's `index_checksum`): cached ranges of another
             version are never used. Without it, a shard's content must never change.
+        sizes: of each shard, in bytes (the catalog's `size_bytes`): a remote one of another size is an error.
 
     Raises:
         UserError: the folder can't be used.
@@ -190,7 +195,7 @@ def open_store(
     is_remote = np.array(["://" in path for path in local], np.bool_)
     if not is_remote.any():
         return LocalStore(local)
-    remote = RemoteStore(local, cache_folder, cache_bytes, versions)
+    remote = RemoteStore(local, cache_folder, cache_bytes, versions, sizes)
     return remote if is_remote.all() else MixedStore(LocalStore(local), remote, is_remote)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
-from fsspec.implementations.local import LocalFileSystem
 
 from tailwise.catalog.catalog import check_name
 from tailwise.errors import UserError
@@ -21,8 +20,11 @@ from tailwise.sources.dynamics import ClusterIds, find_cluster_ids
 from tailwise.sources.embedding_files import EmbeddingFile
 from tailwise.sources.parquet_embeddings import ParquetEmbeddings, choose_columns
 from tailwise.sources.tables import find_tables, kind_of
+from tailwise.storage.errors import RemoteError, RemoteNotFoundError
+from tailwise.storage.remote import call, filesystem, forget_failures, is_remote, sizes_of
 
 COLUMNS = ("image", "text")
+UNKNOWN_BYTES = -1  # size of a tar that cannot be read, or whose server does not tell its size
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,15 @@ class Found:
     """What the sources of one import hold.
 
     Attributes:
-        tars: path or URL and size in bytes of each tar, each once, in the order of the sources, by name within one.
+        tars: path or URL and size in bytes (or UNKNOWN_BYTES) of each tar, each once, in the order of the sources, by name within one.
+        failed: why tars cannot be read, for those of `tars` that were tried in vain.
         metadata: path and size of each of DataComp's metadata files.
         embeddings: files by column ("image", "text").
         cluster_ids: files of cluster ids.
     """
 
     tars: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, int] = field(default_factory=dict)
     embeddings: dict[str, list[EmbeddingFile]] = field(default_factory=dict)
     cluster_ids: list[ClusterIds] = field(default_factory=list)
@@ -82,20 +86,48 @@ class Found:
 def _find_tars(source: str, found: Found, _: SourceOptions = SourceOptions()) -> bool:
     """Adds the tars that a folder, file, glob or brace pattern names; says whether there were any."""
     before = len(found.tars)
-    names = [source] if Path(source).exists() else braceexpand(source)
+    names = [source] if Path(source).exists() else list(braceexpand(source))
+    remote = [name for name in names if is_remote(name)]
     for name in names:
-        filesystem, path = fsspec.core.url_to_fs(name)
-        if filesystem.isdir(path):
+        if is_remote(name):
+            continue
+        local, path = fsspec.core.url_to_fs(name)
+        if local.isdir(path):
             inside = glob.escape(path)
-            matches = filesystem.glob(f"{inside}/*.tar") or filesystem.glob(f"{inside}/**/*.tar")
+            matches = local.glob(f"{inside}/*.tar") or local.glob(f"{inside}/**/*.tar")
         else:
-            pattern = any(letter in path for letter in "*?[") and not filesystem.exists(path)
-            matches = filesystem.glob(path) if pattern else [path]
-        for match in sorted(match for match in matches if match.endswith(".tar") and filesystem.isfile(match)):
-            local = isinstance(filesystem, LocalFileSystem)
-            address = os.path.abspath(match) if local else filesystem.unstrip_protocol(match)  # noqa: PTH100 (keeps symlinks)
-            found.tars.setdefault(address, int(filesystem.size(match)))
+            pattern = any(letter in path for letter in "*?[") and not local.exists(path)
+            matches = local.glob(path) if pattern else [path]
+        for match in sorted(match for match in matches if match.endswith(".tar") and local.isfile(match)):
+            found.tars.setdefault(os.path.abspath(match), int(local.size(match)))  # noqa: PTH100  (keeps symlinks)
+    addresses = [address for name in remote for address in _remote_addresses(name)]
+    for address, size in zip(addresses, sizes_of(addresses), strict=True):
+        if isinstance(size, RemoteError):
+            if isinstance(size, RemoteNotFoundError):
+                continue
+            found.failed.setdefault(address, size.cause)
+        found.tars.setdefault(address, size if isinstance(size, int) else UNKNOWN_BYTES)
     return len(found.tars) > before
+
+
+def _remote_addresses(name: str) -> list[str]:
+    """The URLs of the tars that the URL of a folder, file or pattern names, by name.
+
+    Raises:
+        RemoteError: the folder can't be listed.
+    """
+    files, path = filesystem(name)
+    pattern = any(letter in name for letter in "*?[")
+    if name.endswith(".tar") and not pattern:
+        matches = [path]
+    elif pattern:
+        matches = call(name, "glob") or [path]
+    elif call(name, "isdir"):
+        inside = glob.escape(name.rstrip("/"))
+        matches = call(f"{inside}/*.tar", "glob") or call(f"{inside}/**/*.tar", "glob")
+    else:
+        return []
+    return sorted(files.unstrip_protocol(match) for match in matches if match.endswith(".tar"))
 
 
 def _find_clip_retrieval(source: str, found: Found, _: SourceOptions) -> bool:
@@ -204,8 +236,9 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
         options: how they are read.
 
     Raises:
-        UserError: unknown format, a source that holds nothing of it, or an option that does nothing.
+        UserError: unknown format, a source that holds nothing of it, tars of which none can be read, or an option that does nothing.
     """
+    forget_failures()
     if format_name != "auto" and format_name not in SOURCES:
         raise UserError(f"unknown format {format_name!r}: use auto, {', '.join(SOURCES)}")
     tried = list(SOURCES) if format_name == "auto" else [format_name]
@@ -215,11 +248,18 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
         known = set(found.tars)
         try:
             finds = [SOURCES[name].find(source, found, chosen) for name in tried]
-        except (ValueError, ImportError) as error:  # unbalanced braces, unknown protocol, a file system not installed
+        except (
+            ValueError,
+            RemoteError,
+        ) as error:  # unbalanced braces; unknown protocol, a server that can't be reached
             raise UserError(f"can't look into {source!r}: {error}") from error
         if not any(finds) and not _only_known(source, tried, known):
             expected = "; ".join(f"{name}: {SOURCES[name].given}" for name in tried)
             raise UserError(f"nothing to import in {source!r} ({expected})")
+    if found.failed and found.failed.keys() == found.tars.keys():
+        first, cause = next(iter(found.failed.items()))
+        others = f" (and {len(found.failed) - 1:,} more)" if len(found.failed) > 1 else ""
+        raise UserError(f"can't read {first}{others}: {cause}")
     _refuse_idle(found, chosen)
     return found
 

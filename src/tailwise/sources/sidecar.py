@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.sources.columns import DAMAGE, numbers, open_table, score_columns, texts, uid_texts, value_type
+from tailwise.storage.files import open_binary
 
 SIDES = ("width", "height")
 STAGE = "sidecar"
@@ -52,13 +52,12 @@ def read_sidecar(tar: str, keys: Collection[str]) -> Sidecar:
     found = Sidecar(tar.removesuffix(".tar") + ".parquet")
     rows = 0
     try:
-        filesystem, name = fsspec.core.url_to_fs(found.path)
-        if not filesystem.exists(name):
-            return found
-        with filesystem.open(name, "rb") as stream, open_table(stream) as file:
+        with open_binary(found.path) as stream, open_table(stream) as file:
             rows = int(file.metadata.num_rows)
             if "key" in file.schema_arrow.names:
                 _join(found, file, keys)
+    except FileNotFoundError:
+        return found
     except DAMAGE as error:
         found.rows.clear()
         found.rejected.clear()

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
-import fsspec
 import pyarrow as pa
 
 from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
 from tailwise.sources.sidecar import SIDES, parse_uid, read_sidecar
 from tailwise.sources.tar import Member, TarIndex, index_tar
+from tailwise.storage.files import open_binary
+from tailwise.storage.remote import is_remote
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 Record = dict[str, Any]
@@ -58,9 +59,14 @@ def read_shard(path: str) -> ShardContent:
     try:
         return _read_shard(path)
     except OSError as error:
-        unreadable = {**_rejection(path, "unreadable tar", None, str(error)), "rows": 0}
-        nothing = pa.Table.from_pylist([], schema=_schema({}))
-        return ShardContent(nothing, pa.Table.from_pylist([unreadable], schema=REJECTED_SCHEMA), 0, "")
+        return unreadable_shard(path, str(error))
+
+
+def unreadable_shard(path: str, cause: str) -> ShardContent:
+    """Returns what a tar holds that can't be read: nothing but the reason."""
+    unreadable = {**_rejection(path, "unreadable tar", None, cause), "rows": 0}
+    nothing = pa.Table.from_pylist([], schema=_schema({}))
+    return ShardContent(nothing, pa.Table.from_pylist([unreadable], schema=REJECTED_SCHEMA), 0, "")
 
 
 def _read_shard(path: str) -> ShardContent:
@@ -77,9 +83,9 @@ def _read_shard(path: str) -> ShardContent:
 
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[BinaryIO, int]]:
-    with fsspec.open(path, "rb") as stream:
+    with open_binary(path) as stream:
         size_bytes = stream.seek(0, 2)
-        if "://" in path or size_bytes == 0:
+        if is_remote(path) or size_bytes == 0:
             yield stream, size_bytes
             return
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:

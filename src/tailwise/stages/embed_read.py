@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -22,6 +21,9 @@ from tailwise.catalog.catalog import Catalog
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, end_with_parent, interrupts_deferred
+from tailwise.storage.errors import RemoteError
+from tailwise.storage.files import opened
+from tailwise.storage.remote import forget_failures
 
 MAX_WORKERS = 16  # by default, for one device
 AHEAD_BATCHES = 2  # of each worker
@@ -173,7 +175,7 @@ class _Shards:
         with self._reading(shard):
             if shard != self._shard or self._stream is None:
                 self.close()
-                self._stream = cast("BinaryIO", fsspec.open(self._paths[shard], "rb").open())
+                self._stream = opened(self._paths[shard])
                 self._shard = shard
             start, stop = int(offsets.min()), int((offsets + sizes).max())
             if stop - start <= WASTE * int(sizes.sum()):
@@ -196,10 +198,11 @@ class _Shards:
     def _reading(self, shard: int) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # each file system raises errors of its own libraries
+        except (OSError, EOFError) as error:
             self.close()
+            cause = error.cause if isinstance(error, RemoteError) else str(error)
             raise UserError(
-                f"the shard {self._paths[shard]} can't be read ({str(error) or type(error).__name__}): restore it, or, if it "
+                f"the shard {self._paths[shard]} can't be read ({cause}): restore it, or, if it "
                 "has moved, use `tailwise relocate`; then repeat this command"
             ) from error
 
@@ -235,6 +238,7 @@ def read_batches(
         UserError: a shard can't be read.
         BrokenProcessPool: a worker was killed.
     """
+    forget_failures()
     total = sum(-(-shard.rows // batch_size) for shard in shards)
     workers = min(workers or min(default_workers(), MAX_WORKERS), total)
     in_workers = workers if workers > 1 else 0

@@ -97,7 +97,14 @@ def _import(
     rejections = Rejections()
     if found.tars or not found.metadata:
         import_shards(
-            catalog, found.tars, rejections, track, workers=workers, part_rows=part_rows, metadata=found.metadata
+            catalog,
+            found.tars,
+            rejections,
+            track,
+            workers=workers,
+            part_rows=part_rows,
+            metadata=found.metadata,
+            failed=found.failed,
         )
     else:
         _refuse_known(catalog, found.metadata)

@@ -18,7 +18,8 @@ from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.progress import Track
-from tailwise.sources.webdataset import ShardContent, hashed_uid, read_shard
+from tailwise.sources import UNKNOWN_BYTES
+from tailwise.sources.webdataset import ShardContent, hashed_uid, read_shard, unreadable_shard
 from tailwise.stages.import_scores import Scores, scores_id
 from tailwise.stages.report import Rejections
 
@@ -89,6 +90,7 @@ def import_shards(
     part_rows: int = PART_ROWS,
     read: Callable[[str], ShardContent] = read_shard,
     metadata: Mapping[str, int] | None = None,
+    failed: Mapping[str, str] | None = None,
 ) -> Snapshot | None:
     """Indexes tars that the catalog doesn't have yet, and makes a new snapshot of old and new shards.
 
@@ -101,6 +103,7 @@ def import_shards(
         part_rows: a part is closed by the shard that brings it to this many rows.
         read: reads one of them.
         metadata: path → size of DataComp's metadata, whose scores are joined by uid.
+        failed: path → why this tar cannot be read; it is rejected without another try.
 
     Returns:
         The new snapshot, or None if there was nothing new, or nothing good in it.
@@ -125,7 +128,11 @@ def import_shards(
             rejections.count(listed)
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
     with _scores(catalog, part, metadata if rest else None, rejections, track) as scores:
-        contents = zip(rest, map_ordered(read, [path for path, _ in rest], workers), strict=True)
+        tried = failed or {}
+        good = map_ordered(read, [path for path, _ in rest if path not in tried], workers)
+        contents = (
+            (item, unreadable_shard(item[0], tried[item[0]]) if item[0] in tried else next(good)) for item in rest
+        )
         for (path, _), content in track(
             contents, "indexing tars" if read is read_shard else "reading metadata", len(rest)
         ):
@@ -162,7 +169,7 @@ def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[t
     """The tars that are neither in the catalog nor were found to hold nothing good in an earlier import."""
     sizes = dict(zip(known.column("path").to_pylist(), known.column("size_bytes").to_pylist(), strict=True))
     for path, size in tars.items():
-        if path in sizes and sizes[path] != size:
+        if path in sizes and size not in {sizes[path], UNKNOWN_BYTES}:
             raise UserError(
                 f"{path} has changed since it was imported ({sizes[path]:,} → {size:,} bytes): put the old file back, "
                 "or import the pool into a new catalog"
@@ -201,7 +208,7 @@ def _resumed_parts(
         part_tars = [tuple(item) for item in content["tars"]]
         now = tars[position : position + len(part_tars)]
         same = len(now) == len(part_tars) and all(
-            path == old_path and old_size in {size, UNREADABLE_BYTES}
+            path == old_path and (old_size in {size, UNREADABLE_BYTES} or size == UNKNOWN_BYTES)
             for (path, size), (old_path, old_size) in zip(now, part_tars, strict=True)
         )
         if not same or content["shards"][0]["shard"] != shard or content.get("scores") != notes.get("scores"):

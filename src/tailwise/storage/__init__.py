@@ -1,0 +1,1 @@
+"""Bytes of files, local or remote: the one place that talks to fsspec."""

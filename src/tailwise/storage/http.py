@@ -1,0 +1,154 @@
+"""One HTTP request, with the response held against what was asked: status, range, length, encoding, pace."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import fsspec.asyn
+
+from tailwise.storage.errors import NoRangesError, RemoteError, status_error
+
+NO_RANGES = "its server doesn't answer requests for ranges"
+_PIECE_BYTES = 1 << 18
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long one request may take.
+
+    Attributes:
+        connect_seconds: until there is a connection.
+        silence_seconds: without a byte.
+        least_bytes_per_second: on average, after the first `silence_seconds`.
+    """
+
+    connect_seconds: float = 10.0
+    silence_seconds: float = 20.0
+    least_bytes_per_second: float = 20_000.0
+
+    def call_seconds(self, size_bytes: int) -> float:
+        """Return the time for a whole call of another file system, which may repeat requests itself."""
+        return 2 * self.silence_seconds + size_bytes / (10 * self.least_bytes_per_second)
+
+
+def get(
+    files: Any,  # noqa: ANN401  (fsspec has no types)
+    url: str,
+    timeouts: Timeouts,
+    write: Callable[[bytes], object],
+    span: tuple[int, int] | None = None,
+) -> int | None:
+    """Get a file, or bytes [start, stop) of it, or those of them that the server sends; nothing beyond the file's end.
+
+    Args:
+        files: fsspec's HTTPFileSystem.
+        url: of the file.
+        timeouts: of the request.
+        write: takes the bytes as they come, also those of a response that breaks off.
+        span: start and stop; None for the whole file.
+
+    Returns:
+        The size of the whole file, if the server tells.
+
+    Raises:
+        NoRangesError: the server answers with the whole file; nothing has been written.
+        RemoteError: the response is an error, or not what was asked for.
+        Exception: aiohttp's.
+    """
+    total: int | None = fsspec.asyn.sync(files.loop, _get, files, url, timeouts, write, span)
+    return total
+
+
+async def _get(
+    files: Any,  # noqa: ANN401
+    url: str,
+    timeouts: Timeouts,
+    write: Callable[[bytes], object],
+    span: tuple[int, int] | None,
+) -> int | None:
+    import aiohttp  # noqa: PLC0415  (there if fsspec's http is)
+
+    timeout = aiohttp.ClientTimeout(
+        total=None, sock_connect=timeouts.connect_seconds, sock_read=timeouts.silence_seconds
+    )
+    headers = {**files.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+    if span is not None:
+        headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
+    session = await files.set_session()
+    async with session.get(
+        files.encode_url(url), **{"timeout": timeout, **files.kwargs, "headers": headers}
+    ) as response:
+        there, total = _checked(response, url, span)
+        if not there:
+            return total
+        most = None if span is None else span[1] - span[0]
+        if "Content-Range" in response.headers or span is None:
+            await _copy(response, url, timeouts, write, most)
+        else:  # nothing says which bytes come: only their whole number
+            content = bytearray()
+            await _copy(response, url, timeouts, content.extend, most)
+            write(bytes(content))
+        return total
+
+
+def _checked(response: Any, url: str, span: tuple[int, int] | None) -> tuple[bool, int | None]:  # noqa: ANN401
+    """Return whether the response holds what was asked for, else the file ends before; and the size of the file, if told."""
+    status, headers = response.status, response.headers
+    found = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+    if span is not None and status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        return False, int(found[3]) if found and found[3] != "*" else None
+    if status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
+        raise status_error(url, status, wait_seconds=_retry_after(headers.get("Retry-After", "")))
+    encoding = headers.get("Content-Encoding", "identity")
+    if encoding not in {"", "identity"}:
+        raise RemoteError(url, f"its server sends it compressed (Content-Encoding: {encoding}), although asked not to")
+    if status == HTTPStatus.OK:
+        length = headers.get("Content-Length")
+        total = int(length) if length is not None and length.isdecimal() else None
+        if span is not None and (span[0] > 0 or total is None or total > span[1]):
+            error = NoRangesError(url, NO_RANGES)
+            error.total_bytes = total
+            raise error
+        return True, total
+    if span is None:
+        raise RemoteError(url, "a part came where the whole file was asked for", retry=True)
+    if found and found[1] is not None and int(found[1]) != span[0]:
+        raise RemoteError(url, f"bytes from {int(found[1]):,} on came, from {span[0]:,} on were asked for", retry=True)
+    if headers.get("Content-Type", "").startswith("multipart/"):
+        raise RemoteError(url, "several ranges came where one was asked for")
+    return True, int(found[3]) if found and found[3] != "*" else None
+
+
+async def _copy(
+    response: Any,  # noqa: ANN401
+    url: str,
+    timeouts: Timeouts,
+    write: Callable[[bytes], object],
+    most: int | None,
+) -> None:
+    began, count = time.monotonic(), 0
+    async for piece in response.content.iter_chunked(_PIECE_BYTES):
+        count += len(piece)
+        if most is not None and count > most:
+            raise RemoteError(url, f"more than the {most:,} bytes came that were asked for", retry=True)
+        write(piece)
+        allowed = timeouts.silence_seconds + count / timeouts.least_bytes_per_second
+        if time.monotonic() - began > allowed:
+            raise TimeoutError(f"{count:,} bytes in {allowed:.0f} s: too slow")
+
+
+def _retry_after(value: str) -> float:
+    """Return the seconds of a Retry-After header; 0 where it says nothing."""
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return 0.0

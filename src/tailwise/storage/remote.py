@@ -1,0 +1,351 @@
+"""Requests to remote files by fsspec: repeated within bounds for each file, given up once for all readers of the process.
+
+HTTP responses are checked here: fsspec takes the bytes as they come, whatever range the server says that they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import fsspec
+import fsspec.asyn
+
+from tailwise.storage.errors import NoRangesError, RemoteError, UnsupportedError, translated
+from tailwise.storage.http import NO_RANGES, Timeouts, get
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+REMEMBERED_SECONDS = 600.0  # a file that was given up is not asked again for so long
+LOOKUP_THREADS = 16
+_TELL_AFTER_SECONDS = 5.0
+_JITTER = random.Random()  # not the process's own generator, which augmentations are drawn from
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long one file is worth trying.
+
+    Attributes:
+        attempts: requests that may fail one after the other.
+        seconds: from the first failure on.
+        backoff_seconds: wait before the first retry, doubled each time.
+        full_for: files of a server that may be given up after that many attempts; further ones get `short_attempts`.
+        short_attempts: see `full_for`.
+        timeouts: of one request.
+    """
+
+    attempts: int = 8
+    seconds: float = 45.0
+    backoff_seconds: float = 0.25
+    full_for: int = 3
+    short_attempts: int = 2
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+PATIENCE = Patience()
+
+
+class Fetched(NamedTuple):
+    """Bytes of a file.
+
+    Attributes:
+        content: what was asked for, less what lies beyond the file's end.
+        total_bytes: of the file, if the server tells.
+        seconds: that the last request took.
+        failures: requests that failed before.
+    """
+
+    content: bytes
+    total_bytes: int | None
+    seconds: float
+    failures: int
+
+
+class _Process:
+    """What cannot outlive a fork: locks, file systems with their event loop; and the files that were given up."""
+
+    def __init__(self, given_up: dict[str, tuple[float, RemoteError]]) -> None:
+        self.lock = threading.RLock()
+        self.filesystems: dict[str, Any] = {}
+        self.turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.given_up = given_up
+
+    def check(self, url: str) -> None:
+        """Raise the error of a file, or of its server, that was given up lately."""
+        with self.lock:
+            found = self.given_up.get(url) or self.given_up.get(_host(url))
+        if found and time.monotonic() - found[0] < REMEMBERED_SECONDS:
+            error = found[1]
+            raise type(error)(url, error.cause, host_wide=error.host_wide)
+
+    def attempts(self, url: str) -> int:
+        """Return how often a request for this file may fail: seldom where many files of its server have been given up."""
+        oldest = time.monotonic() - REMEMBERED_SECONDS
+        with self.lock:
+            others = sum(at > oldest and _host(other) == _host(url) for other, (at, _) in self.given_up.items())
+        return PATIENCE.attempts if others < PATIENCE.full_for else PATIENCE.short_attempts
+
+    def give_up(self, url: str, trouble: RemoteError, failures: int, seconds: float) -> RemoteError:
+        """Remember that a file, or all of its server, cannot be read; return the error to raise."""
+        cause = f"{trouble.cause} ({failures} attempts in {seconds:.0f} s)" if failures > 1 else trouble.cause
+        error = type(trouble)(url, cause, host_wide=trouble.host_wide)
+        with self.lock:
+            self.given_up[_host(url) if trouble.host_wide else url] = (time.monotonic(), error)
+        if trouble.retry:
+            what = f"all files of {error.url.split('/')[2]}" if trouble.host_wide else "this file"
+            logger.warning("%s; given up: %s fails for the next %.0f minutes", error, what, REMEMBERED_SECONDS / 60)
+        return error
+
+
+_own = _Process({})
+
+
+def _begin_process() -> None:
+    global _own  # noqa: PLW0603  (a fork must not find locks as another thread held them)
+    _own = _Process(dict(_own.given_up))
+
+
+os.register_at_fork(after_in_child=_begin_process)
+
+
+def forget_failures() -> None:
+    """Let every file be tried again: called when a command or a loader begins."""
+    with _own.lock:
+        _own.given_up.clear()
+
+
+def is_remote(path: str) -> bool:
+    """Tell a URL of a remote file from a local path or a file:// URL."""
+    return "://" in path and not path.startswith(("file://", "local://"))
+
+
+def _host(url: str) -> str:
+    return "/".join(url.split("/", 3)[:3])
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a URL, one for all threads of the process, and the file's name in it.
+
+    Raises:
+        UnsupportedError: the protocol is unknown, or its package is not installed.
+        RemoteError: it cannot be made, such as without credentials.
+    """
+    own, host = _own, url if "::" in url else _host(url)  # a chain's file system is bound to the whole of it
+    with own.lock:
+        made = own.filesystems.get(host)
+        if made is None:
+            try:
+                made = fsspec.core.url_to_fs(url)[0]
+            except (ImportError, ValueError) as error:
+                raise UnsupportedError(url, str(error)) from error
+            except Exception as error:  # each file system raises errors of its own libraries
+                raise translated(error, url) from error
+            own.filesystems[host] = made
+    return made, made._strip_protocol(url)
+
+
+def call(url: str, method: str, *arguments: Any, size_bytes: int = 0, **options: Any) -> Any:  # noqa: ANN401  (fsspec has no types)
+    """Call a method of the URL's file system, repeated within bounds; asynchronous ones with a time-out.
+
+    Args:
+        url: of the file.
+        method: of fsspec's file systems; its first argument is the file's name.
+        arguments: further ones.
+        size_bytes: that the response may have, at most.
+        options: keyword arguments.
+
+    Raises:
+        RemoteError: it cannot be done.
+    """
+    return persistently(url, lambda: _call_once(url, method, *arguments, size_bytes=size_bytes, **options))[0]
+
+
+def _call_once(url: str, method: str, *arguments: Any, size_bytes: int = 0, **options: Any) -> Any:  # noqa: ANN401
+    files, name = filesystem(url)
+    if not getattr(files, "async_impl", False):
+        return getattr(files, method)(name, *arguments, **options)
+    seconds = PATIENCE.timeouts.call_seconds(size_bytes)
+    return fsspec.asyn.sync(files.loop, getattr(files, f"_{method}"), name, *arguments, timeout=seconds, **options)
+
+
+def persistently(url: str, request: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> tuple[T, int]:
+    """Return a request's result, and how often it failed before.
+
+    One thread repeats requests to a file that fails; the others that failed on it wait for the outcome.
+
+    Args:
+        url: of the file.
+        request: raises anything.
+        progress: what the request got hold of, failed or not. Attempts that got further do not count, their time does.
+
+    Raises:
+        RemoteError: it makes no sense to go on. The file is remembered.
+    """
+    own = _own
+    own.check(url)
+    began = time.monotonic()
+    try:
+        return request(), 0
+    except Exception as error:  # as above
+        trouble = _trouble(error, url)
+        if not trouble.retry:
+            raise own.give_up(url, trouble, 1, 0) from error
+    with own.lock:
+        turn = own.turns[url]
+    with turn:
+        return _repeat(own, url, request, progress, trouble, began)
+
+
+def _repeat(
+    own: _Process, url: str, request: Callable[[], T], progress: Callable[[], int], trouble: RemoteError, began: float
+) -> tuple[T, int]:
+    failures, told, before = 1, False, progress()
+    for tries in itertools.count(1):
+        own.check(url)
+        elapsed = time.monotonic() - began
+        left = PATIENCE.seconds - elapsed
+        if not trouble.retry or failures >= own.attempts(url) or left <= 0:
+            raise own.give_up(url, trouble, tries, elapsed) from trouble
+        if not told and (failures > 2 or elapsed > _TELL_AFTER_SECONDS):
+            logger.warning("%s; trying again for up to %.0f s", trouble, left)
+            told = True
+        backoff = PATIENCE.backoff_seconds * 2 ** (failures - 1) * _JITTER.uniform(0.75, 1.25)
+        time.sleep(min(max(backoff, trouble.wait_seconds), left))
+        try:
+            return request(), tries
+        except Exception as error:  # noqa: BLE001  (as above)
+            trouble = _trouble(error, url)
+        failures = failures + 1 if progress() == before else 1
+        before = progress()
+    raise AssertionError
+
+
+def _trouble(error: Exception, url: str) -> RemoteError:
+    if isinstance(error, NoRangesError):
+        raise error  # no failure: the file can be read in another way
+    return translated(error, url)
+
+
+def read_range(url: str, start: int, stop: int, size_bytes: int | None = None) -> Fetched:
+    """Return the bytes [start, stop) of a remote file, or those before its end.
+
+    Args:
+        url: of the file.
+        start: first byte.
+        stop: one after the last.
+        size_bytes: of the file, if known: a file of another size is an error.
+
+    Raises:
+        NoRangesError: the server can only send the whole file.
+        RemoteError: the file cannot be read, or not within the bounds of PATIENCE.
+    """
+    content, seconds, total = bytearray(), 0.0, size_bytes
+
+    def request() -> None:
+        nonlocal seconds, total
+        began = time.monotonic()
+        while len(content) < stop - start:
+            before = len(content)
+            told = _request_range(url, start + before, stop, content)
+            if size_bytes is not None and told is not None and told != size_bytes:
+                raise RemoteError(url, f"it has {told:,} bytes now, not {size_bytes:,}")
+            total = total if told is None else told
+            if total is not None and start + len(content) >= total:
+                break
+            if len(content) == before:
+                if total is not None:
+                    raise RemoteError(url, "an empty response came", retry=True)
+                break
+        seconds = time.monotonic() - began
+
+    _, failures = persistently(url, request, lambda: len(content))
+    return Fetched(bytes(content), total, seconds, failures)
+
+
+def _request_range(url: str, start: int, stop: int, content: bytearray) -> int | None:
+    """Append what one request gives; return the size of the file, if the server tells."""
+    files, _ = filesystem(url)
+    if _is_http(files):
+        return get(files, url, PATIENCE.timeouts, content.extend, (start, stop))
+    found: bytes = _call_once(url, "cat_file", start=start, end=stop, size_bytes=stop - start)
+    if len(found) > stop - start:
+        raise NoRangesError(url, NO_RANGES)
+    content += found
+    return start + len(content) if len(found) < stop - start else None
+
+
+def _is_http(files: Any) -> bool:  # noqa: ANN401
+    return "http" in files.protocol and hasattr(files, "set_session")
+
+
+def download(url: str, target: BinaryIO, most_bytes: int) -> None:
+    """Write a whole remote file to an empty local one.
+
+    Raises:
+        RemoteError: it cannot be read, or has more than `most_bytes`.
+    """
+
+    def write(piece: bytes) -> None:
+        if target.tell() + len(piece) > most_bytes:
+            raise RemoteError(url, f"more than {most_bytes:,} bytes, which is all there is room for")
+        target.write(piece)
+
+    def request() -> None:
+        target.seek(0)
+        target.truncate()
+        files, name = filesystem(url)
+        if _is_http(files):
+            get(files, url, PATIENCE.timeouts, write)
+        else:
+            with files.open(name, "rb") as stream:
+                while piece := stream.read(1 << 20):
+                    write(piece)
+
+    persistently(url, request)
+
+
+def size_of(url: str) -> int | None:
+    """Return the size of a remote file in bytes; None if its server tells only while it sends the file.
+
+    Raises:
+        RemoteError: there is no such file, or it cannot be read.
+    """
+    return persistently(url, lambda: _size_once(url))[0]
+
+
+def _size_once(url: str) -> int | None:
+    files, _ = filesystem(url)
+    if _is_http(files):
+        try:
+            return get(files, url, PATIENCE.timeouts, bytearray().extend, (0, 1))
+        except NoRangesError as error:
+            return error.total_bytes
+    info = _call_once(url, "info")
+    if info.get("type") == "directory":
+        raise IsADirectoryError(f"{url} is a folder")
+    return None if info["size"] is None else int(info["size"])
+
+
+def sizes_of(urls: list[str]) -> list[int | RemoteError | None]:
+    """Return `size_of` each, or why it cannot be read; many at a time."""
+    if len(urls) < 2:
+        return [_size_or_error(url) for url in urls]
+    with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
+        return list(pool.map(_size_or_error, urls))
+
+
+def _size_or_error(url: str) -> int | RemoteError | None:
+    try:
+        return size_of(url)
+    except RemoteError as error:
+        return error
