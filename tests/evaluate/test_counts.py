@@ -98,3 +98,25 @@ def test_names_are_found_as_words_in_any_case(tmp_path, make_tar, make_image):
 def test_no_catalog_is_said(tmp_path):
     with pytest.raises(UserError):
         count_in_pool(tmp_path, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.csv", 'name,count,note\na,1,"tv 40\nb,2,x\n', "line 2 has a quote"),
+        ("c.tsv", "name\tname\tcount\na\ta\t1\n", "2 columns called 'name'"),
+        ("c.json", "[" * 100_000, "can't be read as training counts"),
+        ("c.json", '{"a": 1e400, "b": 1}', "counts 'a' as inf"),
+        ("c.json", '{"a": 1, "b": 9223372036854775808}', "counts 'b'"),
+        ("c.json", '{"a": NaN, "b": 1}', "counts 'a' as nan"),
+    ],
+)
+def test_hostile_counts_are_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_train_counts(tmp_path / name, ["a", "b"])
+
+
+def test_quotes_in_tsv_swallow_no_class(tmp_path):
+    (tmp_path / "c.tsv").write_text('name\tcount\tnote\na\t1\t"tv 40\nb\t2\t40" tv\n')
+    assert read_train_counts(tmp_path / "c.tsv", ["a", "b"]).tolist() == [1, 2]

@@ -321,3 +321,25 @@ def test_the_classes_of_real_photographs(shared_data, tmp_path):
     classes = made.table["value"].to_pylist()
     assert len(classes) == 200
     assert [classes[label] for label in labels_of(catalog, "wnid")] == [truth[key] for key in keys]
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".parquet"])
+def test_values_of_any_type_and_quotes(small_catalog, tmp_path, suffix):
+    path = tmp_path / f"g{suffix}"
+    values = ["en", '"de', 'fr"']
+    if suffix == ".parquet":
+        columns = {"key": pa.array(KEYS[:3], pa.string_view()), "language": pa.array(values).dictionary_encode()}
+        pq.write_table(pa.table(columns), path)
+    else:
+        lines = zip(KEYS, values if suffix == ".tsv" else ["en", '"""de"', 'fr"'], strict=False)
+        mark = "\t" if suffix == ".tsv" else ","
+        path.write_text("\n".join([f"key{mark}language", *(mark.join(line) for line in lines)]))
+    made = group(small_catalog, "language", file=path)
+    assert sorted(made.table.column("value").to_pylist()) == sorted(values)
+
+
+def test_two_columns_of_one_name_are_refused(small_catalog, tmp_path):
+    table = pa.Table.from_arrays([pa.array(KEYS), pa.array(KEYS), pa.array(KEYS)], ["key", "key", "language"])
+    pq.write_table(table, tmp_path / "g.parquet")
+    with pytest.raises(UserError, match="2 columns called 'key'"):
+        group(small_catalog, "language", file=tmp_path / "g.parquet")

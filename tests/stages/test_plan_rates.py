@@ -122,3 +122,11 @@ def test_ambiguous_keys_are_refused(tmp_path, make_tar, make_image):
     (tmp_path / "r.json").write_text('{"k": 0.5}')
     with pytest.raises(UserError, match="'k' belongs to several samples"):
         make_rate_plan(catalog, "p", tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("rate", ["[" * 100_000 + "]" * 100_000, "1" + "0" * 400, "1e999", '{"a": 1}'])
+def test_hostile_rates_are_one_line(small_catalog, tmp_path, rate):
+    (tmp_path / "r.json").write_text('{"000000": ' + rate + "}")
+    with pytest.raises(UserError, match=r"not a JSON object|must lie between") as caught:
+        make_rate_plan(small_catalog, "r", tmp_path / "r.json")
+    assert len(str(caught.value)) < 1000

@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever was written)
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}): restore it, or delete what it belongs to and make that anew"
         ) from error

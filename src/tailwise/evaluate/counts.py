@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +17,7 @@ from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.kernels.matching import EntryMatcher, space_out
 from tailwise.progress import Track, silent
+from tailwise.sources.delimited import parse_json, read_rows, read_text
 
 INDEX_COLUMN = "class_index"
 NAME_COLUMNS = ("name", "class")
@@ -41,9 +39,9 @@ def read_train_counts(path: Path, classes: Sequence[str]) -> npt.NDArray[np.int6
         UserError: the file can't be read, says a class twice or not at all, or a count isn't a whole number of 0 or more.
     """
     try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
-        rows = _from_json(json.loads(text), path) if path.suffix.lower() == ".json" else _from_table(text, path)
-    except (OSError, ValueError, csv.Error) as error:
+        file = path.expanduser()
+        rows = _from_json(parse_json(read_text(file)), path) if path.suffix.lower() == ".json" else _from_table(file)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as training counts: {error}") from error
     known: dict[int | str, list[int]] = {}
     for index, name in enumerate(classes):
@@ -73,25 +71,27 @@ def _from_json(value: Any, path: Path) -> list[tuple[int | str, Any]]:  # noqa: 
     raise UserError(f"{path} holds neither an object of counts by class name nor a list of counts")
 
 
-def _from_table(text: str, path: Path) -> list[tuple[int | str, Any]]:
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in header else ",")
-    names = reader.fieldnames or []
+def _from_table(path: Path) -> list[tuple[int | str, Any]]:
+    rows = read_rows(path)
+    _, names = next(rows, (0, [""]))
     counted = next((name for name in COUNT_COLUMNS if name in names), None)
     named = next((name for name in (INDEX_COLUMN, *NAME_COLUMNS) if name in names), None)
     if counted is None or named is None:
         raise UserError(
             f"{path} has columns {', '.join(names)}: give {INDEX_COLUMN} or {' or '.join(NAME_COLUMNS)}, and {' or '.join(COUNT_COLUMNS)}"
         )
-    return [(int(row[named]) if named == INDEX_COLUMN else row[named], row[counted]) for row in reader]
+    if again := [name for name in (named, counted) if names.count(name) > 1]:
+        raise UserError(f"{path} has {names.count(again[0])} columns called {again[0]!r}: give it one")
+    key, value = names.index(named), names.index(counted)
+    return [(int(row[key]) if named == INDEX_COLUMN else row[key], row[value]) for _, row in rows]
 
 
 def _whole(value: Any, key: int | str, path: Path) -> int:  # noqa: ANN401  (whatever was written)
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
-    if number < 0 or (isinstance(value, float) and value != number):
+    if not 0 <= number < 1 << 63 or (isinstance(value, float) and value != number):
         raise UserError(f"{path} counts {key!r} as {value!r}: must be a whole number, 0 or more")
     return number
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from tailwise.catalog.artifacts import Artifact
@@ -22,16 +21,16 @@ from tailwise.catalog.files import create_array, file_digest, scratch, write_arr
 from tailwise.errors import UserError
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.progress import Track, silent
+from tailwise.sources.columns import unwrapped
 from tailwise.stages.cluster import Clustering, load_clustering
-from tailwise.stages.join import BATCH, IDENTIFIERS, join_values
+from tailwise.stages.join import Columns, join_values, read_columns
 
 MAX_GROUPS = 5_000_000  # below 2²⁴, so that float32, which joins fill in, holds each group's number
 PLACES = tuple(f"{member}_{what}" for member in ("image", "caption", "json") for what in ("offset", "bytes"))
 IDENTITY = ("key", "uid", "caption", *PLACES)
 MISSING = ("leave-out", "own-group")
 NO_GROUP = -1
-Pairs = Iterator[tuple[list[str], pa.Array]]  # identifiers and values
-_Batches = Callable[[list[str]], Iterator[pa.RecordBatch]]  # columns → batches
+SUFFIXES = (".parquet", ".tsv", ".csv")
 
 
 def write_grouping(
@@ -301,54 +300,12 @@ def _present(keys: list[str], labels: npt.NDArray[np.int32]) -> tuple[list[str],
     return [keys[at] for at in chosen], labels[chosen].astype(np.float64)
 
 
-def _open(path: Path, column: str) -> tuple[str, Pairs]:
+def _open(path: Path, column: str) -> tuple[str, Columns]:
     """Which identifier a file names samples by, and identifiers and values in batches."""
-    readers = {".parquet": _open_parquet, ".tsv": _open_text, ".csv": _open_text}
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: groups are read from {', '.join(readers)}")
-    try:
-        names, batches = readers[path.suffix.lower()](path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} can't be read: {error}") from error
-    identifier = next((name for name in IDENTIFIERS if name in names), None)
-    if identifier is None or column not in names:
-        raise UserError(
-            f"{path} needs the column {column!r} and one of {', '.join(IDENTIFIERS)}; it has {', '.join(names)}"
-        )
-
-    def pairs() -> Pairs:
-        try:
-            for batch in batches([identifier, column]):
-                keys = [
-                    key.hex() if isinstance(key, bytes) else str(key) for key in batch.column(identifier).to_pylist()
-                ]
-                yield keys, _groupable(batch.column(column), column)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"the column {column!r} of {path} can't be read: {error}") from error
-
-    return identifier, pairs()
-
-
-def _open_parquet(path: Path) -> tuple[list[str], _Batches]:
-    file = pq.ParquetFile(path)
-    return file.schema_arrow.names, lambda columns: file.iter_batches(BATCH, columns=columns)
-
-
-def _open_text(path: Path) -> tuple[list[str], _Batches]:
-    """Everything is text: keys such as 000123 are no numbers. Empty fields have no value."""
-    parse = pa_csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    names = pa_csv.open_csv(path, parse_options=parse).schema.names
-
-    def batches(columns: list[str]) -> Iterator[pa.RecordBatch]:
-        text = pa_csv.ConvertOptions(
-            column_types={name: pa.string() for name in columns},
-            include_columns=columns,
-            strings_can_be_null=True,
-            null_values=[""],
-        )
-        return iter(pa_csv.open_csv(path, parse_options=parse, convert_options=text))
-
-    return names, batches
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: groups are read from {', '.join(SUFFIXES)}")
+    identifier, columns = read_columns(path, column, "groups")
+    return identifier, ((keys, _groupable(values, column)) for keys, values in columns)
 
 
 def _groupable(values: pa.Array | pa.ChunkedArray, column: str) -> pa.Array:
@@ -357,10 +314,7 @@ def _groupable(values: pa.Array | pa.ChunkedArray, column: str) -> pa.Array:
     Raises:
         UserError: they are neither text, whole numbers nor booleans.
     """
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+    given, values = values.type, unwrapped(values)
     kind = values.type
     if (
         pa.types.is_null(kind)
@@ -372,12 +326,11 @@ def _groupable(values: pa.Array | pa.ChunkedArray, column: str) -> pa.Array:
     if pa.types.is_floating(kind):  # as sidecar columns are stored, counts among them
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
     elif not pa.types.is_integer(kind):
-        raise UserError(f"--by {column}: groups are text, whole numbers or booleans, not {kind}")
+        raise UserError(f"--by {column}: groups are text, whole numbers or booleans, not {given}")
     try:
         return values.cast(pa.int64())
     except pa.ArrowInvalid as error:
-        example = next(value for value in values.to_pylist() if value is not None and value != int(value))
-        raise UserError(f"--by {column}: groups are text, whole numbers or booleans, not {example:g}") from error
+        raise UserError(f"--by {column}: groups are text, whole numbers or booleans: {error}") from error
 
 
 def _distinct(arrays: Iterable[pa.Array], column: str) -> pa.Array:

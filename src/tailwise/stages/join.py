@@ -3,51 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.errors import UserError
+from tailwise.sources.columns import DAMAGE, numbers, open_table, texts, uid_texts
+from tailwise.sources.delimited import read_rows
 
 BATCH = 262_144
 IDENTIFIERS = ("uid", "key", "image_path")
+NO_KEY = "\n"  # stands for a missing identifier: no sample's key holds a line break
 Batch = tuple[list[str], npt.NDArray[np.float64]]
+Columns = Iterator[tuple[list[str], pa.Array]]  # identifiers and values
 
 
-def parquet_batches(path: Path, column: str, what: str) -> tuple[str, Iterator[Batch]]:
-    """Which identifier a Parquet file names samples by, and a column of it in batches.
+def read_columns(path: Path, column: str, what: str) -> tuple[str, Columns]:
+    """Return which identifier a .parquet, .tsv or .csv file names samples by, and a column of it beside the identifiers, in batches.
 
     Args:
         path: of the file.
-        column: of numbers.
-        what: they are called, in errors: "rate", say.
+        column: whose values are wanted.
+        what: the values are called, in errors: "rates", say.
 
     Raises:
-        UserError: the file can't be read, or lacks the column or an identifier.
+        UserError: the file can't be read, lacks the column or an identifier, or has several of that name.
     """
+    parquet = path.suffix.lower() == ".parquet"
     try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} can't be read as Parquet: {error}") from error
-    names = file.schema_arrow.names
+        names = _names(path) if parquet else next(read_rows(path), (0, [""]))[1]
+    except DAMAGE as error:
+        raise UserError(f"{path} can't be read as {'Parquet' if parquet else 'a table'}: {error}") from error
     identifier = next((name for name in IDENTIFIERS if name in names), None)
     if identifier is None or column not in names:
         raise UserError(
             f"{path} needs the column {column!r} and one of {', '.join(IDENTIFIERS)}; it has {', '.join(names)}"
         )
+    for name in (identifier, column):
+        if names.count(name) > 1:
+            raise UserError(f"{path} has {names.count(name)} columns called {name!r}: give it one")
+
+    def columns() -> Columns:
+        try:
+            for keys, values in (_parquet if parquet else _delimited)(path, identifier, column):
+                named = pc.utf8_lower(uid_texts(keys)) if identifier == "uid" else texts(keys, identifier)
+                yield named.fill_null(NO_KEY).to_pylist(), values
+        except DAMAGE as error:
+            raise UserError(f"the {what} in column {column!r} of {path} can't be read: {error}") from error
+
+    return identifier, columns()
+
+
+def _names(path: Path) -> list[str]:
+    with open_table(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def _parquet(path: Path, *columns: str) -> Iterator[list[pa.Array]]:
+    with open_table(path) as file:
+        for batch in file.iter_batches(BATCH, columns=list(columns)):
+            yield [batch.column(name) for name in columns]
+
+
+def _delimited(path: Path, *columns: str) -> Iterator[list[pa.Array]]:
+    """Everything is text: keys such as 000123 are no numbers. Empty fields have no value."""
+    rows = read_rows(path)
+    _, names = next(rows)
+    places = [names.index(name) for name in columns]
+    while batch := [fields for _, fields in islice(rows, BATCH)]:
+        yield [pa.array([fields[at] or None for fields in batch], pa.string()) for at in places]
+
+
+def read_numbers(path: Path, column: str, what: str) -> tuple[str, Iterator[Batch]]:
+    """As `read_columns`, with the values as float64, NaN where there is none."""
+    identifier, columns = read_columns(path, column, what)
 
     def batches() -> Iterator[Batch]:
-        try:
-            for batch in file.iter_batches(BATCH, columns=[identifier, column]):
-                identifiers = [_text(value) for value in batch.column(identifier).to_pylist()]
-                yield identifiers, batch.column(column).cast(pa.float64()).to_numpy(zero_copy_only=False)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"the {what}s in column {column!r} of {path} can't be read: {error}") from error
+        for keys, values in columns:
+            try:
+                found = numbers(values, column).to_numpy(zero_copy_only=False)
+            except ValueError as error:
+                raise UserError(f"the {what} of {path} can't be read: {error}") from error
+            yield keys, found
 
     return identifier, batches()
 

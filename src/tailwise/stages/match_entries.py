@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +20,7 @@ from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.kernels.matching import EntryMatcher
 from tailwise.progress import Track, silent
+from tailwise.sources.delimited import parse_json, read_text
 
 MAX_ENTRIES = 5_000_000
 Found = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # how many entries each caption has, and which
@@ -127,8 +127,8 @@ def read_entries(path: Path, *, ignore_case: bool = False) -> list[str]:
         UserError: the file can't be read, or holds no entry, or too many.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        listed = json.loads(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.split("\n")]
+        text = read_text(path)
+        listed = parse_json(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.split("\n")]
         if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed):
             raise UserError(f"{path} is not a JSON list of strings")
         "".join(listed).encode()  # JSON can hold half a character

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import ijson
 import numpy as np
@@ -16,7 +18,7 @@ from tailwise.catalog.files import create_array, file_digest, map_array, replaci
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.stages.join import BATCH, Batch, join_values, parquet_batches
+from tailwise.stages.join import BATCH, Batch, join_values, read_numbers
 from tailwise.stages.plan import MAX_REPEATS, write_shard_offsets
 
 
@@ -76,7 +78,7 @@ def _open_rates(path: Path, column: str) -> tuple[str, Iterator[Batch]]:
     """Which identifier the file names samples by, and its rates in batches."""
     readers: dict[str, Callable[[], tuple[str, Iterator[Batch]]]] = {
         ".json": lambda: ("key", _json_batches(path)),
-        ".parquet": lambda: parquet_batches(path, column, "rate"),
+        ".parquet": lambda: read_numbers(path, column, "rates"),
     }
     if path.suffix.lower() not in readers:
         raise UserError(f"{path}: rates are read from {' or '.join(readers)}")
@@ -88,20 +90,32 @@ def _json_batches(path: Path) -> Iterator[Batch]:
     rates: list[float] = []
     try:
         with path.open("rb") as stream:
-            if stream.read(4096).lstrip()[:1] != b"{":
+            head = stream.read(4096)
+            if head.removeprefix(BOM_UTF8).lstrip()[:1] != b"{":
                 raise TypeError("it doesn't begin with {")
-            stream.seek(0)
-            for key, rate in ijson.kvitems(stream, "", use_float=True):
-                if isinstance(rate, bool) or not isinstance(rate, int | float):
-                    raise TypeError(f"the rate of {key!r} is {rate!r}")
+            stream.seek(len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0)
+            for key, rate in _read_rates(stream):
                 keys.append(key)
-                rates.append(float(rate))
+                rates.append(rate)
                 if len(keys) == BATCH:
                     yield keys, np.array(rates)
                     keys, rates = [], []
-    except (ijson.JSONError, TypeError, ValueError) as error:
+    except (ijson.JSONError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a JSON object of key → rate: {error}") from error
     yield keys, np.array(rates)
+
+
+def _read_rates(stream: IO[bytes]) -> Iterator[tuple[str, float]]:
+    """Yield keys and rates event by event: nested values, which ijson would build without a bound on the depth, end it at once."""
+    key: str | None = None
+    for event, value in ijson.basic_parse(stream, use_float=True):
+        if event == "map_key":
+            key = value
+        elif event == "number" and key is not None:
+            yield key, float(value)
+        elif event != "end_map" and not (event == "start_map" and key is None):
+            shown = repr(value) if event in {"string", "boolean", "null"} else "no number"
+            raise TypeError(f"the rate of {key!r} is {shown}")
 
 
 def _join(

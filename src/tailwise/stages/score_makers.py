@@ -21,7 +21,7 @@ from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.kernels.scores import clip_loss, cosines, gram, greatest_cosines, target_norms
 from tailwise.progress import Track
-from tailwise.stages.join import join_values, parquet_batches
+from tailwise.stages.join import join_values, read_numbers
 from tailwise.stages.score_target import Target
 
 CHUNK_ROWS = 8192
@@ -213,7 +213,7 @@ def _average_clip_losses(work: ScoreWork) -> None:
 def column_of_file(work: ScoreWork) -> None:
     """The column of the score's name in a file, joined by uid or key."""
     path = Path(work.options["file"]).expanduser()
-    identifier, batches = parquet_batches(path, work.name, "score")
+    identifier, batches = read_numbers(path, work.name, "scores")
     with scratch(work.artifact.path("joining")) as folder:
         joined = create_array(folder / "score.npy", (work.snapshot.rows,), np.float32)
         joined[:] = np.nan
