@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 # Control and format characters, line and paragraph separators, lone surrogates: what a terminal obeys or cannot show.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SECRETS = re.compile(r"""(?<=://)[^/@\s'"]+@|(?<=\?)[^\s'"?]*=[^\s'"]*""")
 _JOINERS = "\u200c\u200d"  # of scripts and emoji; they change no line and no direction
+
+
+# A spreadsheet takes a cell that begins so for a formula, and runs it; the wide forms are those of Chinese and Japanese keyboards.
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+# For matplotlib: text from outside is no TeX, and the same figure gives the same bytes.
+PLOT_STYLE: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "tailwise"}
 
 
 def plain(text: object) -> str:
@@ -31,3 +38,12 @@ def plain(text: object) -> str:
 def redacted(text: str) -> str:
     """Return the text without what URLs in it may hold in secret: user names, passwords, and queries (signatures, tokens)."""
     return _SECRETS.sub(lambda found: "" if found[0].endswith("@") else "…", text) if "://" in text else text
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Return text for a cell of a CSV that people open: after a ', a spreadsheet shows it and does not run it as a formula.
+
+    Every CSV and TSV with text from outside passes through here. Lists that commands read again (keys, rates) do not: their keys
+    come back to the byte.
+    """
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text

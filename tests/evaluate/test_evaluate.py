@@ -1,5 +1,6 @@
 """Evaluation from end to end, with a tiny CLIP of random weights; clip_benchmark's own code on the same files says what is right."""
 
+import csv
 import functools
 import http.server
 import io
@@ -330,6 +331,22 @@ def test_the_command_writes_the_same_bytes_again(
     assert run("--output", output, "--seed", 1, "--overwrite").exit_code == 0
     elsewhere = run("--output", tmp_path)
     assert "holds something else" in str(elsewhere.exception)
+
+
+def test_names_that_plots_and_spreadsheets_would_obey(tiny_checkpoint, tiny_model, make_classification, tmp_path):
+    names = ('=HYPERLINK("http://x","y")', "@SUM(1)", "+1+1", "-1", "$\\bar$", "$x_{$ \x1b[31m")
+    data = make_classification(tmp_path / "x$\\foo$", [0, 1, 2, 3, 4, 5], names=names)
+    (tmp_path / "counts.csv").write_text("class_index,count\n" + "".join(f"{c},{4**c}\n" for c in range(6)))
+    arguments = ["evaluate", tiny_checkpoint, "--model", tiny_model, "--data", data, "--workers", 1, "--bootstrap", 5]
+    arguments += ["--train-counts", tmp_path / "counts.csv", "--output", tmp_path / "out"]
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    (path,) = (tmp_path / "out").glob("*.csv")
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["name"] for row in rows] == [*(f"'{name}" for name in names[:4]), *names[4:]]
+    assert [int(row["train_count"]) for row in rows] == [4**c for c in range(6)]
+    assert "x$\\foo$: top-1" in next((tmp_path / "out").glob("*.svg")).read_text(encoding="utf-8")
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):

@@ -82,6 +82,28 @@ def test_folders_named_by_wordnet_want_names(folders):
         ("test/nshards.txt", "0", "must be the number of tars"),
         ("dataset_type.txt", "multilabel", "says 'multilabel': only classification and retrieval"),
         ("classnames.txt", "a\n\nb\n", "has an empty line"),
+        ("test/nshards.txt", "1\n2\n", "says '1 2': must be the number of tars"),
+        ("test/nshards.txt", "9" * 5000, "must be the number of tars, 1 to 1,000,000"),
+        ("test/nshards.txt", "999999999", "must be the number of tars, 1 to 1,000,000"),
+        ("classnames.txt", "a\n" + "b" * 1001, "classnames.txt has a line of 1,001 characters"),
+        ("zeroshot_classification_templates.txt", "{c}\n" + "b" * 1001, "has a line of 1,001 characters"),
+        ("zeroshot_classification_templates.txt", "a {c}\n" * 1001, "at most 1,000 templates"),
+        *(
+            ("zeroshot_classification_templates.txt", f"a {{c}}\na {field}", f"holds 'a {field}': use {{c}}")
+            for field in (
+                "{c:>1500000000}",
+                "{c:{c}}",
+                "{c!r}",
+                "{c.__class__}",
+                "{c[0]}",
+                "{:9}",
+                "{1}",
+                "{",
+                "{c",
+                "{{c}}",
+                "}",
+            )
+        ),
         ("zeroshot_classification_templates.txt", "a photo of {x}", "holds 'a photo of {x}': use {c}"),
         ("zeroshot_classification_templates.txt", "a photo", "holds 'a photo': use {c}"),
     ],
@@ -113,3 +135,20 @@ def test_names_of_sets():
 def test_templates_take_either_brace():
     assert fill("a {c}, {c}", "cat {x}") == "a cat {x}, cat {x}"
     assert fill("a {}", "cat") == "a cat"
+    assert fill("{{}} {0}", "cat") == "{} cat"
+
+
+def test_prompts_are_bounded(make_classification, tmp_path, monkeypatch):
+    monkeypatch.setattr("tailwise.evaluate.sets.MAX_PROMPTS", 10)
+    folder = make_classification(tmp_path / "set", [0, 1, 2])
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}\n" * 2)
+    with pytest.raises(UserError, match=r"2 templates for 6 classes: .* 10 prompts"):
+        find_set(str(folder))
+
+
+def test_long_files_are_not_read(make_classification, tmp_path, monkeypatch):
+    monkeypatch.setattr("tailwise.evaluate.sets.MAX_TEXT_BYTES", 100)
+    folder = make_classification(tmp_path / "set", [0, 1, 2])
+    (folder / "classnames.txt").write_text("name\n" * 30)
+    with pytest.raises(UserError, match="larger than 100 bytes"):
+        find_set(str(folder))

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import signal
 import sys
+import traceback
+import warnings
 from concurrent.futures import BrokenExecutor
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -31,6 +35,7 @@ from tailwise.cli import (
 from tailwise.cli.app import app
 from tailwise.errors import UserError
 from tailwise.printing import say
+from tailwise.text import plain
 
 __all__ = ["app", "main"]
 
@@ -66,11 +71,9 @@ def main() -> None:
     """Runs the command line: exit code 0 ok, 1 failed, 2 the user's mistake."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" for the rest
+    _show_foreign_text_safely()
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except UserError as error:
         say(f"tailwise: {error}", error=True)
         sys.exit(2)
@@ -83,3 +86,35 @@ def main() -> None:
     except _InterruptedError:
         say("tailwise: interrupted; run the same command again to go on", error=True)
         sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # Typer's own errors, whose class differs from version to version
+            raise
+        if message := error.format_message():  # without one, the help was printed
+            command = getattr(getattr(error, "ctx", None), "command_path", "tailwise")
+            say(f"tailwise: {message.rstrip('.')} (see {command} --help)", error=True)
+        sys.exit(2)
+    finally:
+        sys.excepthook = _print_traceback  # Typer has put its own there
+
+
+class _PlainRecord(logging.LogRecord):
+    """What any library logs, made safe to show line by line."""
+
+    def getMessage(self) -> str:  # noqa: N802  (logging's name)
+        """Return the message."""
+        return "\n".join(map(plain, super().getMessage().split("\n")))
+
+
+def _show_foreign_text_safely() -> None:
+    """Make all that libraries print, log and warn of safe for the terminal: it may quote keys, captions and paths."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII gets "?" for the rest
+    logging.setLogRecordFactory(_PlainRecord)
+    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {plain(message)}\n"
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    for text in traceback.format_exception(kind, error, trace):
+        for line in text.splitlines():
+            say(line, error=True)

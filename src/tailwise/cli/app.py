@@ -34,6 +34,12 @@ Without = Annotated[
         help="A drop list (of dedup or filter), whose samples take no part; may be given again.", show_default=False
     ),
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Let the recipe run code and commands of its own. Read it first.", show_default=False
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")]
 
 

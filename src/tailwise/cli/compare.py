@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, app, with_bars
+from tailwise.cli.app import AllowCode, AsJson, app, with_bars
 from tailwise.errors import UserError
 from tailwise.printing import say
 
@@ -36,6 +36,7 @@ def compare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the runs, which are done, and the time they take.")
     ] = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Train on several plans, each with several seeds, all on as many samples, and tell what is significant.
@@ -52,12 +53,13 @@ def compare(
     from tailwise.compare.recipe import load_compare_recipe
     from tailwise.compare.study import Study
     from tailwise.compare.study import compare as run_all
+    from tailwise.compare.summary import summary_text
     from tailwise.printing import print_json
 
     loaded = load_compare_recipe(recipe, settings or [])
     folder = output or Path(f"compare-{loaded.name.replace('/', '-')}")
     chosen = _numbers(seeds)
-    commands = _commands(loaded)
+    commands = _commands(loaded, allow_code=allow_code)
     if dry_run:
         study = Study(loaded, folder)
         for run in study.runs():
@@ -74,7 +76,7 @@ def compare(
     if as_json:
         print_json(summary)
         return
-    for line in ["", *(folder / "summary.md").read_text(encoding="utf-8").splitlines()]:
+    for line in ["", *summary_text(summary).splitlines()]:
         say(line)
     say(f"see {folder / 'summary.html'}")
 
@@ -86,11 +88,13 @@ def _numbers(seeds: str | None) -> list[int]:
         raise UserError(f"--seeds {seeds!r}: give whole numbers with commas, such as 0,1") from error
 
 
-def _commands(recipe: CompareRecipe) -> Commands:
+def _commands(recipe: CompareRecipe, *, allow_code: bool = False) -> Commands:
     """The commands of `tailwise run`, quietly."""
     from tailwise.cli.run import _invoke, _prepare
     from tailwise.compare.study import Commands
+    from tailwise.train.arguments import refuse_code
 
+    refuse_code(f"recipe {recipe.name!r}, train.open_clip", recipe.train.open_clip, allowed=allow_code)
     catalog, sources = Path(recipe.catalog), list(recipe.sources)
 
     def check(step: Step) -> None:
@@ -98,10 +102,10 @@ def _commands(recipe: CompareRecipe) -> Commands:
             raise UserError(
                 "the recipe imports a pool: give it with --set sources=[SHARDS,EMBEDDINGS], or --set prepare=[] for a catalog that is ready"
             )
-        _prepare(step, catalog, sources, None, None)
+        _prepare(step, catalog, sources, None, None, allow_code=allow_code)
 
     def run(step: Step) -> None:
-        prepared = _prepare(step, catalog, sources, None, None)
+        prepared = _prepare(step, catalog, sources, None, None, allow_code=allow_code)
         with contextlib.redirect_stdout(io.StringIO()):
             _invoke(prepared)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.app import Workers, app
+from tailwise.cli.app import AllowCode, Workers, app
 from tailwise.errors import UserError
 from tailwise.printing import say
 
@@ -27,6 +27,7 @@ TRAINER = "open-clip"  # of train: the arguments of open_clip's trainer, by name
 DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins what isn't there, goes on with what is
 OUTPUT = "{output}"  # in a value of a step: the folder for exports
 CHECKPOINT = "checkpoint:"
+CODE = {"methods", "allow-code"}  # options of steps that run code of the recipe
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would be done, and what it costs.")
     ] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Take a pool from import to exports: all commands of a recipe, in order.
 
@@ -89,7 +91,7 @@ def run(
         raise UserError(f"recipe {recipe!r} names no catalog: tailwise run {recipe} SOURCE... CATALOG")
     folder = output or (Path(pipeline.output) if pipeline.output is not None else None)
     steps = [_placed(step, folder) for step in _with_settings(pipeline.steps, settings or [])]
-    prepared = [_prepare(step, catalog, sources, folder, workers) for step in steps]
+    prepared = [_prepare(step, catalog, sources, folder, workers, allow_code=allow_code) for step in steps]
     _check_names(steps, catalog)
     _print_plan(pipeline, prepared, catalog, sources)
     if dry_run:
@@ -251,7 +253,15 @@ def _command(name: str) -> Any:  # noqa: ANN401  (Typer's own class, which diffe
     return group.commands[name]
 
 
-def _prepare(step: Step, catalog: Path, sources: list[str], output: Path | None, workers: int | None) -> Prepared:
+def _prepare(
+    step: Step,
+    catalog: Path,
+    sources: list[str],
+    output: Path | None,
+    workers: int | None,
+    *,
+    allow_code: bool = False,
+) -> Prepared:
     if step.command not in STEPS:
         raise UserError(f"step {step.command!r} is none: {_nearest(step.command, STEPS)}")
     parameters = _command(step.command).params
@@ -273,6 +283,16 @@ def _prepare(step: Step, catalog: Path, sources: list[str], output: Path | None,
     needed = {"export": options.get("to") == "shards", "group": "entries" in options}
     if workers is not None and "workers" in names and needed.get(step.command, True):
         options.setdefault("workers", workers)
+    _refuse_code(step, allowed=allow_code)
+    if step.command == "train" and allow_code:
+        options["allow-code"] = True
+    prepared = Prepared(step, [*_words(step, parameters, names, options), *_trainer_words(step)])
+    _parse(prepared)
+    return prepared
+
+
+def _words(step: Step, parameters: list[Any], names: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """A step's options and arguments, as words of a command line."""
     flags: list[str] = []
     placed: dict[str, list[str]] = {}
     for name, value in options.items():
@@ -284,16 +304,28 @@ def _prepare(step: Step, catalog: Path, sources: list[str], output: Path | None,
             raise UserError(f"step {step.label} has {name!r}, which means nothing: {_nearest(name, shown)}")
         item = names[name]
         values = [str(each) for each in (value if isinstance(value, list) else [value])]
-        if item.param_type_name == "argument":
-            placed[item.name] = values
-        else:
+        if item.param_type_name != "argument":
             flags += _flags(step, item, name, value, values)
-    arguments = [
-        text for item in parameters if item.param_type_name == "argument" for text in placed.get(item.name, [])
-    ]
-    prepared = Prepared(step, [*flags, *arguments, *_trainer_words(step)])
-    _parse(prepared)
-    return prepared
+        elif any(text.startswith("-") for text in values):  # the command would take it for an option
+            raise UserError(f"step {step.label}: {name} is {value!r}: must not begin with a dash")
+        else:
+            placed[item.name] = values
+    return [*flags, *(text for item in parameters for text in placed.get(item.name, []))]
+
+
+def _refuse_code(step: Step, *, allowed: bool) -> None:
+    """Refuse a step that runs code of its recipe, unless the user allows that."""
+    from tailwise.recipes import load_recipe
+    from tailwise.train.arguments import ALLOW_CODE, refuse_code
+
+    for option in () if allowed else CODE & set(step.options):
+        raise UserError(f"step {step.label}: {option} is {step.options[option]!r}, which runs code: {ALLOW_CODE}")
+    if step.command == "train":
+        refuse_code(f"step {step.label}: {TRAINER}", _trainer_arguments(step), allowed=allowed)
+        if "recipe" in step.options:
+            name = str(step.options["recipe"])
+            for phase in load_recipe(name).phases:
+                refuse_code(f"recipe {name}: open_clip", phase.open_clip, allowed=allowed)
 
 
 def _flags(step: Step, item: Any, name: str, value: object, values: list[str]) -> list[str]:  # noqa: ANN401

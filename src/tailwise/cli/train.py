@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import CatalogPath, PlanName, app, open_plan, parse_bytes, with_bars
+from tailwise.cli.app import AllowCode, CatalogPath, PlanName, app, open_plan, parse_bytes, with_bars
 
 
 @app.command()
@@ -52,6 +52,7 @@ def train(
     record: Annotated[
         Path | None, typer.Option(help="Folder for a record of the rows and pixels of each batch.", show_default=False)
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train CLIP on a plan, with open_clip's own trainer.
 
@@ -66,10 +67,13 @@ def train(
       tailwise train my-catalog epochs --recipe tiny-cpu
     """
     from tailwise.recipes import load_recipe
+    from tailwise.train.arguments import refuse_code
     from tailwise.train.launch import train as run
     from tailwise.train.options import TrainOptions
 
     settings = load_recipe(recipe) if recipe is not None else None
+    for phase in settings.phases if settings is not None else ():
+        refuse_code(f"recipe {recipe}: open_clip", phase.open_clip, allowed=allow_code)
     options = TrainOptions(
         epochs=epochs,
         samples_seen=samples_seen,

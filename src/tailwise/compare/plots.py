@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tailwise.errors import UserError
+from tailwise.text import PLOT_STYLE, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,9 +30,16 @@ def draw_plots(summary: Mapping[str, Any]) -> dict[str, str]:
         UserError: matplotlib isn't installed.
     """
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415  (an extra)
+        import matplotlib as mpl  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise UserError(f"plots need matplotlib ({error}): pip install 'tailwise[train]'") from error
+    with mpl.rc_context({**PLOT_STYLE, "svg.fonttype": "path"}):
+        return _draw(summary)
+
+
+def _draw(summary: Mapping[str, Any]) -> dict[str, str]:
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     plots = {}
     for number, (name, known) in enumerate(summary["sets"].items()):
         metrics = [metric for metric in COLORS if metric in known]
@@ -65,7 +73,7 @@ def _differences(
                       markersize=4, linewidth=1.5, color=COLORS[metric], label=NAMES[metric])  # fmt: skip
     _frame(figure, [row["row"] for row in rows])
     axes.set_xlabel("points")
-    axes.set_title(f"{name}: difference to {baseline}, 95 % interval", fontsize=11, loc="left")
+    axes.set_title(f"{plain(name)}: difference to {plain(baseline)}, 95 % interval", fontsize=11, loc="left")
 
 
 def _accuracies(figure: Figure, rows: Sequence[Mapping[str, Any]], name: str, metrics: Sequence[str]) -> None:
@@ -79,12 +87,12 @@ def _accuracies(figure: Figure, rows: Sequence[Mapping[str, Any]], name: str, me
     axes.set_xlim(left=0)
     _frame(figure, [row["row"] for row in rows])
     axes.set_xlabel("%")
-    axes.set_title(f"{name}: accuracy, ± standard deviation over seeds", fontsize=11, loc="left")
+    axes.set_title(f"{plain(name)}: accuracy, ± standard deviation over seeds", fontsize=11, loc="left")
 
 
 def _frame(figure: Figure, names: Sequence[str]) -> None:
     axes = figure.axes[0]
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [*map(plain, names)])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -93,10 +101,7 @@ def _frame(figure: Figure, names: Sequence[str]) -> None:
 
 
 def _svg(figure: Figure) -> str:
-    import matplotlib as mpl  # noqa: PLC0415
-
     stream = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "tailwise", "svg.fonttype": "path"}):
-        figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tailwise.errors import UserError
 from tailwise.loader.order import COMPOSITIONS
 from tailwise.recipes.pipeline import Step
-from tailwise.recipes.recipe import as_mapping, read_yaml, with_folder
+from tailwise.recipes.recipe import as_mapping, with_folder
+from tailwise.recipes.yaml_file import parse_yaml, read_yaml
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "compare"
 PRECISIONS = ("fp32", "bf16")
@@ -155,10 +154,7 @@ def _with_setting(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
     key, sign, text = setting.partition("=")
     if not sign or not key:
         raise UserError(f"--set {setting!r}: give KEY=VALUE, such as train.samples_seen=20000")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {setting!r}: the value isn't YAML ({' '.join(str(error).split())})") from error
+    value = parse_yaml(text, f"--set {setting!r}")
     changed = copy.deepcopy(dict(values))
     place, left = changed, key
     while known := [name for name in place if left.startswith(f"{name}.")]:  # names of rows may have dots themselves

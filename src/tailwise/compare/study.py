@@ -21,6 +21,7 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import MANIFEST
 from tailwise.catalog.files import digest, read_json, replacing, write_json
 from tailwise.catalog.locks import locked
+from tailwise.catalog.outputs import check_output_folder
 from tailwise.compare.inprocess import Trained, model_id, order_of
 from tailwise.compare.recipe import CompareRecipe, Row, choose
 from tailwise.compare.summary import summarize, write_summary
@@ -270,9 +271,9 @@ def compare(
         What `summary.json` holds.
 
     Raises:
-        UserError: a mistake in the recipe, or runs of other settings in the folder.
+        UserError: a mistake in the recipe, or runs of other settings or other files in the folder.
     """
-    study = Study(recipe, output)
+    study = Study(recipe, check_output_folder(output, "--output", marks=[RUNS, CACHE]))
     for step in [*recipe.prepare, *(run.plan for run in study.runs())]:
         commands.check(step)
     for step in recipe.prepare:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tailwise.catalog.files import read_json, replacing, write_json
 from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
 from tailwise.errors import UserError
+from tailwise.text import plain, spreadsheet_cell
 
 METRICS = {
     "top1": "top-1",
@@ -266,7 +269,7 @@ def write_summary(output: Path, summary: Mapping[str, Any], *, plots: bool = Tru
         drawn = draw_plots(summary)
         for name, content in drawn.items():
             _write(output / f"{name}.svg", content)
-    _write(output / "summary.md", _render("summary.md.j2", summary, drawn))
+    _write(output / "summary.md", _render("summary.md.j2", summary, drawn, markdown))
     if plots:
         _write(output / "summary.html", _render("summary.html.j2", summary, drawn))
 
@@ -287,13 +290,33 @@ def results_csv(summary: Mapping[str, Any]) -> str:
         for name, metrics in row["sets"].items():
             for metric, figure in metrics.items():
                 difference = figure["difference"] or {}
-                values = [row["row"], name, metric, figure["n"], figure["mean"], figure["sd"]]
+                values = [
+                    spreadsheet_cell(row["row"]),
+                    spreadsheet_cell(name),
+                    metric,
+                    figure["n"],
+                    figure["mean"],
+                    figure["sd"],
+                ]
                 values += [difference.get(item) for item in [*names, "p_holm", "significant"]]
                 writer.writerow([*values, row["cost"]["train_seconds"], row["cost"]["samples_per_second"]])
     return stream.getvalue()
 
 
-def _render(template: str, summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """Return what summary.md says, for a terminal: text from outside as given, without Markdown's escapes."""
+    return _render("summary.md.j2", summary, {}, plain)
+
+
+def markdown(text: object) -> str:
+    """Return text that Markdown shows as it is: no markup, no table cells, no links, no HTML."""
+    escaped = re.sub(r"[\\`*#|~\[\]]", r"\\\g<0>", html.escape(plain(text), quote=False))
+    return escaped.replace("://", "&#58;//").replace("www.", "www&#46;")
+
+
+def _render(
+    template: str, summary: Mapping[str, Any], plots: Mapping[str, str], shown: Callable[[object], str] = plain
+) -> str:
     try:
         import jinja2  # noqa: PLC0415  (an extra)
     except ImportError as error:
@@ -304,6 +327,7 @@ def _render(template: str, summary: Mapping[str, Any], plots: Mapping[str, str])
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,  # the SVG of plots is Markup
     )
     environment.filters |= {"percent": _percent, "points": _points, "settings": _in_words}
     return environment.get_template(template).render(**summary, metric_names=METRICS, plots=plots)

@@ -17,6 +17,7 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import MANIFEST
 from tailwise.catalog.drops import DropList
 from tailwise.catalog.files import read_json, write_json
+from tailwise.catalog.outputs import check_output_folder
 from tailwise.compare.recipe import CompareRecipe, load_compare_recipe
 from tailwise.compare.study import Commands, Study, compare
 from tailwise.demo.pool import concept_counts, make_pool, make_test_set
@@ -102,6 +103,7 @@ def run(
     """
     if importlib.util.find_spec("open_clip") is None:
         raise UserError(f"the demo trains, which needs open_clip: {INSTALL}")
+    check_output_folder(folder, "FOLDER")
     _make_pool(folder, images, tested)
     copies = images // COPIED
     counts = concept_counts(images, CONCEPTS)

@@ -37,6 +37,7 @@ _PROCESSING = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
     *("do_normalize", "image_mean", "image_std", "do_pad", "pad_size", "patch_size", "max_num_patches"),
 )
+_NO_CODE = {"trust_remote_code": False}  # a folder of a model may hold Python files, which are never run
 # Of a configuration: where it came from and how it was stored.
 _NO_ARCHITECTURE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
@@ -84,8 +85,8 @@ def _load(spelt: str, name: str) -> tuple[Any, Any, list[str]]:
     factories: Any = transformers  # whose types are partly wanting
 
     with _refusing(spelt):
-        model, report = factories.AutoModel.from_pretrained(name, output_loading_info=True)
-        processor = factories.AutoImageProcessor.from_pretrained(name)
+        model, report = factories.AutoModel.from_pretrained(name, output_loading_info=True, **_NO_CODE)
+        processor = factories.AutoImageProcessor.from_pretrained(name, **_NO_CODE)
     wanting = [*map(str, report["missing_keys"]), *(str(key) for key in report.get("mismatched_keys", ()))]
     return model.float(), processor, sorted(wanting)
 
@@ -94,7 +95,7 @@ def _text_side(spelt: str, name: str, model: Any) -> Side:  # noqa: ANN401
     from transformers import AutoTokenizer  # noqa: PLC0415  (an extra)
 
     with _refusing(spelt):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **_NO_CODE)
     length = int(model.config.text_config.max_position_embeddings)
     return Side(
         CaptionPreparation(_Tokens(tokenizer), "input_ids", length),

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from tailwise.catalog.files import read_json, replacing, write_json
+from tailwise.catalog.outputs import check_output_folder
 from tailwise.errors import UserError
 from tailwise.evaluate.run import Evaluation, mean_over_sets
+from tailwise.text import PLOT_STYLE, plain, spreadsheet_cell
 
 SUMMARY = "summary.json"
 
@@ -31,14 +34,14 @@ def check_output(folder: Path, config: Mapping[str, Any], *, overwrite: bool = F
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("--output draws with matplotlib: pip install 'tailwise[train]'")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give --output another name")
-    if overwrite or not folder.exists() or not any(folder.iterdir()):
-        return
+    check_output_folder(folder, "--output", marks=[SUMMARY, "classes-*.csv", "curve-*.svg"])
     if not (folder / SUMMARY).exists():
-        raise UserError(f"{folder} holds something else: give --output a new or an empty folder")
-    if (held := read_json(folder / SUMMARY).get("config")) != config:
-        other = [name for name in config if not isinstance(held, dict) or held.get(name) != config[name]]
+        return
+    found = read_json(folder / SUMMARY)
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict) or "sets" not in found:
+        raise UserError(f"{folder / SUMMARY} is of no evaluation: give --output a new or an empty folder")
+    if not overwrite and found["config"] != config:
+        other = [name for name in config if found["config"].get(name) != config[name]]
         raise UserError(f"{folder} holds another evaluation ({', '.join(other)}): give another folder, or --overwrite")
 
 
@@ -53,11 +56,20 @@ def write_output(folder: Path, config: Mapping[str, Any], evaluations: Sequence[
     for item in evaluations:
         name = re.sub(r"[^\w.-]+", "-", item.name)
         if item.classes is not None:
-            with replacing(folder / f"classes-{name}.csv") as temporary:
-                pa_csv.write_csv(item.classes, temporary)
+            with replacing(folder / f"classes-{name}.csv", unique=True) as temporary:
+                pa_csv.write_csv(for_spreadsheets(item.classes), temporary)
             if item.summary["curve"]:
                 draw_curve(folder / f"curve-{name}.svg", item)
-    write_json(folder / SUMMARY, {"config": dict(config), **as_json(evaluations)})
+    write_json(folder / SUMMARY, {"config": dict(config), **as_json(evaluations)}, unique=True)
+
+
+def for_spreadsheets(table: pa.Table) -> pa.Table:
+    """Return the table with its text as `spreadsheet_cell` has it."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            cells = [None if value is None else spreadsheet_cell(value) for value in table.column(at).to_pylist()]
+            table = table.set_column(at, field.name, pa.array(cells, field.type))
+    return table
 
 
 def as_json(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
@@ -78,7 +90,7 @@ def draw_curve(path: Path, evaluation: Evaluation) -> None:
     middle = [max(0.5, (item["from"] * item["to"]) ** 0.5) for item in curve]
     means, low, high = (100 * np.array([item[name] for item in curve]) for name in ("accuracy", "low", "high"))
     # Text as text, and no random ids or dates: the same figures give the same bytes.
-    with mpl.rc_context({"svg.hashsalt": "tailwise", "svg.fonttype": "none", "font.size": 9}):
+    with mpl.rc_context({**PLOT_STYLE, "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
         axes.scatter(
@@ -96,9 +108,9 @@ def draw_curve(path: Path, evaluation: Evaluation) -> None:
         axes.set_ylim(-0.02 * top, top)
         axes.set_xlabel("training samples of the class")
         axes.set_ylabel("zero-shot accuracy of the class (%)")
-        axes.set_title(f"{evaluation.name}: top-1 {100 * evaluation.summary['top1']['value']:.1f} %", loc="left")
+        axes.set_title(f"{plain(evaluation.name)}: top-1 {100 * evaluation.summary['top1']['value']:.1f} %", loc="left")
         axes.grid(visible=True, linewidth=0.4, alpha=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(frameon=False, loc="outside lower center", ncols=2)
-        with replacing(path) as temporary:
+        with replacing(path, unique=True) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})

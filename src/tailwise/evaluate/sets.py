@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Literal
 
 from braceexpand import braceexpand
@@ -22,6 +23,12 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 )  # as torchvision's ImageFolder
 FILES_A_SHARD = 1024
+FIELDS = frozenset({"c", "", "0"})  # of templates
+MAX_TEMPLATES = 1_000  # they are embedded together
+MAX_PROMPTS = 10_000_000  # classes × templates
+MAX_TEXT_BYTES = 64_000_000  # of a text file of a set
+MAX_LINE = 1_000  # characters of a class name or a template; models read 77 tokens
+MAX_TARS = 1_000_000
 SPLITS = frozenset({"test", "val", "validation"})
 _WORDNET = re.compile(r"n\d{8}")
 _HUGGING_FACE = re.compile(r"(https://huggingface\.co/datasets/[^/]+/[^/]+)/(?:tree|resolve|raw)/([^/]+)/?")
@@ -81,9 +88,9 @@ def find_set(data: str, classes: Path | None = None, templates: Path | None = No
 
 def _benchmark(root: str, classes: Path | None, templates: Path | None) -> ImageSet:
     """clip_benchmark's layout: test/{0..}.tar, test/nshards.txt; classnames.txt and templates, or dataset_type.txt."""
-    (count,) = _read_lines(f"{root}/test/nshards.txt") or [""]
-    if not count.isdecimal() or not int(count):
-        raise UserError(f"{root}/test/nshards.txt says {count!r}: must be the number of tars, 1 or more")
+    count = " ".join(_read_lines(f"{root}/test/nshards.txt") or [])
+    if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MAX_TARS:
+        raise UserError(f"{root}/test/nshards.txt says {count!r}: must be the number of tars, 1 to {MAX_TARS:,}")
     return _tars([f"{root}/test/{number}.tar" for number in range(int(count))], root, classes, templates)
 
 
@@ -98,7 +105,11 @@ def _tars(tars: Sequence[str], root: str, classes: Path | None, templates: Path 
     if names is None:
         raise UserError(f"{root} has no classnames.txt: give --classes FILE, one name a line, by class index")
     return ImageSet(
-        set_name(root), task, tuple(TarShard(path, "cls") for path in tars), names, _prompts(root, templates)
+        set_name(root),
+        task,
+        tuple(TarShard(path, "cls") for path in tars),
+        names,
+        _prompts(root, templates, len(names)),
     )
 
 
@@ -126,7 +137,7 @@ def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSe
             f"{len(names):,} class names for the {len(folders):,} folders of {root}: give one name a folder"
         )
     shards = tuple(FileShard(tuple(files[at : at + FILES_A_SHARD])) for at in range(0, len(files), FILES_A_SHARD))
-    return ImageSet(set_name(root), "classification", shards, names, _prompts(root, templates))
+    return ImageSet(set_name(root), "classification", shards, names, _prompts(root, templates, len(names)))
 
 
 def _names(root: str, classes: Path | None) -> tuple[str, ...] | None:
@@ -136,34 +147,53 @@ def _names(root: str, classes: Path | None) -> tuple[str, ...] | None:
         return None
     if not names or not all(names):
         raise UserError(f"{path} has an empty line or none at all: give the name of a class in each")
+    _refuse_long(path, names)
     return tuple(names)
 
 
-def _prompts(root: str, templates: Path | None) -> tuple[str, ...]:
+def _prompts(root: str, templates: Path | None, classes: int) -> tuple[str, ...]:
     path = f"{root}/zeroshot_classification_templates.txt" if templates is None else str(templates)
     prompts = _read_lines(path, optional=templates is None)
     if prompts is None:
         return ()
+    _refuse_long(path, prompts)
     for prompt in prompts:
         fill(prompt, "cat", path)
     if not prompts:
         raise UserError(f"{path} is empty: give a template a line, with {{c}} for the class")
+    if len(prompts) > MAX_TEMPLATES or classes * len(prompts) > MAX_PROMPTS:
+        raise UserError(
+            f"{path} holds {len(prompts):,} templates for {classes:,} classes: at most {MAX_TEMPLATES:,} templates and "
+            f"{MAX_PROMPTS:,} prompts are allowed; give fewer"
+        )
     return tuple(prompts)
 
 
+def _refuse_long(path: str, lines: Sequence[str]) -> None:
+    longest = max(lines, key=len, default="")
+    if len(longest) > MAX_LINE:
+        raise UserError(
+            f"{path} has a line of {len(longest):,} characters, {longest[:80]!r} …: at most {MAX_LINE:,} are read"
+        )
+
+
 def fill(template: str, name: str, path: str = "a template") -> str:
-    """A template with the name of a class in place of `{c}` or `{}`.
+    """Return a template with the name of a class in place of `{c}` or `{}`.
+
+    `str.format` is not used: a template comes with a set, and could ask for gigabytes (`{c:>1500000000}`) or for attributes.
 
     Raises:
         UserError: it has neither, or other braces.
     """
     try:
-        filled = template.format(name, c=name)
-    except (KeyError, IndexError, ValueError) as error:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
         raise UserError(f"{path} holds {template!r}: use {{c}} for the class, and no other braces") from error
-    if filled == template:
+    if any(field is not None and (field not in FIELDS or spec or how) for _, field, spec, how in pieces):
+        raise UserError(f"{path} holds {template!r}: use {{c}} for the class, and no other braces")
+    if all(field is None for _, field, _, _ in pieces):
         raise UserError(f"{path} holds {template!r}: use {{c}} for the class")
-    return filled
+    return "".join(literal + ("" if field is None else name) for literal, field, _, _ in pieces)
 
 
 def set_name(root: str) -> str:
@@ -187,7 +217,10 @@ def _read_lines(path: str, *, optional: bool = False) -> list[str] | None:
     """The lines of a text file or URL, without blanks round them and blank ones at the end; None if there is none and it is optional."""
     try:
         with reading(path), open_binary(path) as stream:
-            text: str = stream.read().decode("utf-8-sig")
+            content: bytes = stream.read(MAX_TEXT_BYTES + 1)
+            if len(content) > MAX_TEXT_BYTES:
+                raise ValueError(f"it is larger than {MAX_TEXT_BYTES:,} bytes, which is the bound")
+            text = content.decode("utf-8-sig")
     except UserError as error:
         if optional and isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             return None

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tailwise.catalog.outputs import check_output, is_array, is_table, is_text
 from tailwise.errors import UserError
 from tailwise.export.by_key import write_keys, write_rates_json
-from tailwise.export.datacomp import write_datacomp
-from tailwise.export.drawn import check_output
-from tailwise.export.parquet import write_parquet
+from tailwise.export.datacomp import UID, write_datacomp
+from tailwise.export.parquet import SCHEMA, write_parquet
 from tailwise.export.shards import Sharding, write_shards
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
@@ -34,13 +34,14 @@ class ExportOptions:
 Export = Callable[[Plan, int, Path, ExportOptions, Track], int]
 
 
-def _to_file(write: Callable[[Plan, int, Path, Track], int]) -> Export:
+def _to_file(write: Callable[[Plan, int, Path, Track], int], is_ours: Callable[[Path], bool]) -> Export:
     def run(plan: Plan, epoch: int, path: Path, options: ExportOptions, track: Track) -> int:
         if options.sharding is not None:
             raise UserError(
                 "shard_samples, workers and max_rejected (--shard-samples, --workers, --max-rejected) are for the export to shards only"
             )
-        return write(plan, epoch, check_output(path, options.overwrite), track)
+        check_output(path, plan.catalog, overwrite=options.overwrite, is_ours=is_ours)
+        return write(plan, epoch, path, track)
 
     return run
 
@@ -52,10 +53,13 @@ def _to_shards(plan: Plan, epoch: int, path: Path, options: ExportOptions, track
 
 
 EXPORTS: dict[str, tuple[Export, str]] = {
-    "datacomp": (_to_file(write_datacomp), "DataComp's subset file (.npy of uids) of one epoch"),
-    "rates-json": (_to_file(write_rates_json), "DynamiCS's {key: rate} of all samples (.json)"),
-    "keys": (_to_file(write_keys), "one key a line, of one epoch (.txt)"),
-    "parquet": (_to_file(write_parquet), "shard, key, uid, cluster, rate, copies of one epoch (.parquet)"),
+    "datacomp": (_to_file(write_datacomp, is_array(UID)), "DataComp's subset file (.npy of uids) of one epoch"),
+    "rates-json": (_to_file(write_rates_json, is_text("{")), "DynamiCS's {key: rate} of all samples (.json)"),
+    "keys": (_to_file(write_keys, is_text("")), "one key a line, of one epoch (.txt)"),
+    "parquet": (
+        _to_file(write_parquet, is_table(SCHEMA)),
+        "shard, key, uid, cluster, rate, copies of one epoch (.parquet)",
+    ),
     "shards": (_to_shards, "a webdataset of one epoch, shuffled (a folder)"),
 }
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.catalog.catalog import HEADER, Part
+from tailwise.catalog.catalog import Part
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
@@ -58,23 +57,3 @@ def tracked_parts(plan: Plan, track: Track) -> Iterable[Part]:
     """The parts of the plan's snapshot, with progress."""
     parts = plan.catalog.parts(plan.snapshot)
     return track(parts, "drawing", len(parts))
-
-
-def check_output(path: Path, overwrite: bool) -> Path:
-    """`path`, if a file may be written there.
-
-    Raises:
-        UserError: it exists, and isn't to be overwritten, or isn't a regular file; it lies in a catalog; its folder doesn't exist.
-    """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file")
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"{path} is no regular file: name another one")
-    inside = next((folder for folder in path.absolute().parents if (folder / HEADER).exists()), None)
-    if inside:
-        raise UserError(f"{path} lies in the catalog {inside}: name a file outside of it")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: name another file, or replace it with --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"the folder {path.absolute().parent} doesn't exist: make it first")
-    return path

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.artifacts import artifact_id
-from tailwise.catalog.catalog import HEADER
 from tailwise.catalog.files import TEMPORARY_SUFFIX, digest, read_json, read_table, scratch, write_json, write_table
 from tailwise.catalog.locks import locked
+from tailwise.catalog.outputs import check_output_folder
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, map_ordered
 from tailwise.export.shard_writer import CACHE_BYTES, SUCCESS, ShardWriter
@@ -149,15 +149,13 @@ def _check_folder(folder: Path) -> None:
     Raises:
         UserError: it lies in a catalog, is none, holds something else, or its own folder doesn't exist.
     """
-    inside = next((other for other in (folder, *folder.absolute().parents) if (other / HEADER).exists()), None)
-    if inside:
-        raise UserError(f"{folder} lies in the catalog {inside}: name a folder outside of it")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name a folder")
+    check_output_folder(folder, "OUTPUT")
     if not folder.absolute().parent.is_dir():
         raise UserError(f"the folder {folder.absolute().parent} doesn't exist: make it first")
     if not folder.exists():
         return
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file: name a folder")
     begun = (folder / HEAD).exists()
     if not begun and any(path.name not in {LOCK, HEAD + TEMPORARY_SUFFIX} for path in folder.iterdir()):
         raise UserError(f"{folder} holds files that are of no export: name a new or an empty folder")

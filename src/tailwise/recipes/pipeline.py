@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.errors import UserError
-from tailwise.recipes.recipe import as_mapping, read_yaml, with_folder
+from tailwise.recipes.recipe import as_mapping, with_folder
+from tailwise.recipes.yaml_file import read_yaml
 
 FOLDER = Path(__file__).parent / "run"
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tailwise.errors import UserError
+from tailwise.recipes.yaml_file import read_yaml
 
 FOLDER = Path(__file__).parent
 HERE = "{folder}"  # in a value: the folder that the recipe lies in
@@ -80,21 +79,6 @@ def load_recipe(name: str) -> Recipe:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     return _recipe(path, read_yaml(path, name, recipe_names()))
-
-
-def read_yaml(path: Path, name: str, known: Collection[str]) -> object:
-    """The content of a recipe's file.
-
-    Raises:
-        UserError: it isn't there, or isn't YAML; names the `known` recipes.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no recipe {name!r}: give {', '.join(known)}, or the path of a .yaml file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"recipe {path} can't be read: {problem}") from error
 
 
 def _recipe(path: Path, content: object) -> Recipe:

@@ -17,7 +17,7 @@ from tailwise.catalog.artifacts import finished, read_manifest
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, write_table
-from tailwise.export.drawn import check_output
+from tailwise.catalog.outputs import check_output, is_table
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.stages.grouping import why_no_group
@@ -238,7 +238,7 @@ def write_removed(
     Raises:
         UserError: the file can't be written there; a drop list or the clustering of the plan is gone.
     """
-    check_output(path, overwrite)
+    check_output(path, catalog, overwrite=overwrite, is_ours=is_table(REMOVED_SCHEMA))
     causes = Causes(catalog, plan)
     counts: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tailwise.catalog.files import digest
 from tailwise.errors import UserError
 
 LOCAL_MODEL = "local-dir:"
+ALLOW_CODE = "read it, and give --allow-code if you trust it"
+_COMMAND = re.compile(r"pipe:|://.*['\"`$;|&<>\\\s]", re.IGNORECASE)
 
 _PLAN = "the plan says what is trained on"
 _BEFORE = "give it before the --"
@@ -72,6 +75,25 @@ def refuse_owned(argv: Sequence[str]) -> None:
         for owned, remedy in OWNED.items():
             if owned.startswith(option):
                 raise UserError(f"{owned} can't be given to open_clip here: {remedy}")
+
+
+def refuse_code(where: str, arguments: Mapping[str, Any], *, allowed: bool) -> None:
+    """Refuse arguments of a recipe that make open_clip run commands or copy code.
+
+    Its readers hand `pipe:` and quotes in URLs to a shell.
+
+    Args:
+        where: they stand, for the error.
+        arguments: of open_clip's trainer, as `spell` takes them.
+        allowed: by the user, with --allow-code.
+
+    Raises:
+        UserError: there is one, and code is not allowed.
+    """
+    for word in () if allowed else spell(arguments):
+        option = word.split("=", 1)[0]
+        if _COMMAND.search(word) or (option.startswith("--c") and "--copy-codebase".startswith(option)):
+            raise UserError(f"{where} has {word!r}, which runs commands or copies code: {ALLOW_CODE}")
 
 
 def parse(argv: Sequence[str], parse_args: Callable[[list[str]], Any]) -> argparse.Namespace:

@@ -10,7 +10,6 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tailwise.errors import UserError
 from tailwise.loader import Loader
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
+from tailwise.printing import say
 from tailwise.progress import Track, silent
 from tailwise.recipes import Recipe
 from tailwise.train.arguments import LOCAL_MODEL, spell
@@ -33,15 +33,13 @@ from tailwise.train.phases import WEIGHTS, Run, decide, describe
 from tailwise.train.record import Record
 from tailwise.train.runs import check_same, read_run, write_run
 
-_SAY = partial(print, flush=True)
-
 
 def train(
     plan: Plan,
     argv: Sequence[str],
     options: TrainOptions,
     recipe: Recipe | None = None,
-    tell: Callable[[str], None] = _SAY,
+    tell: Callable[[str], None] = say,
     track: Track = silent,
 ) -> list[Run]:
     """Trains with open_clip on what a plan draws.
@@ -62,6 +60,9 @@ def train(
             resumed with other settings; a sample that can't be read.
     """
     require_bytes(plan)  # before a folder is made
+    os.environ.setdefault(
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"
+    )  # open_clip leaves it to torch, which unpickled before 2.6
     trainer = find_trainer()
     if trainer.ranks()[0] != 0:
         track = silent

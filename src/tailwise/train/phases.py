@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.catalog.files import digest
+from tailwise.catalog.outputs import check_output_folder
 from tailwise.errors import UserError
 from tailwise.loader.order import Order, OrderOptions
 from tailwise.plan.plan import Plan
@@ -104,6 +105,9 @@ def decide(
         UserError: something is wrong with options, recipe or arguments, or the plan is too small for a single step.
     """
     options.check_values()
+    for option, folder in (("--record", options.record), ("--cache", options.cache)):
+        if folder is not None:
+            check_output_folder(folder, option)
     refuse_owned(argv)
     parse(argv, trainer.parse_args)  # its --help, or its complaints about what the user gave, come first
     runs: list[Run] = []
@@ -118,6 +122,7 @@ def decide(
             )
         name = parsed.name or (f"{plan.name}-{recipe.name}" if recipe else plan.name)
         folder = Path(parsed.logs) / (name if len(phases) == 1 else f"{name}-phase{number + 1}")
+        check_output_folder(folder, "--logs")
         runs.append(
             _decide_one(
                 plan, number, folder, arguments, parsed, phase, options, trainer, runs[-1] if runs else None, track

@@ -1,0 +1,131 @@
+"""Where commands may write. A catalog, a tar of its pool, and files that are not ours are never written over, also not through links."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.catalog.catalog import HEADER, Catalog
+from tailwise.catalog.files import read_array
+from tailwise.errors import UserError
+
+
+def check_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:
+    """Return `path`, if a command may write a file there.
+
+    Args:
+        path: of the file.
+        catalog: whose shards are protected.
+        overwrite: whether an existing file may be replaced.
+        is_ours: tells of an existing file whether it is in the format that is written.
+
+    Raises:
+        UserError: the path is a link, a folder or no regular file; it lies in a catalog; it is a shard of the pool, in whatever
+            spelling; it exists, and is not to be replaced or not in this format; its folder is missing.
+    """
+    _refuse_catalog(path)
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, which is no regular file: name the file itself")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
+    if not path.exists():
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"the folder {path.absolute().parent} doesn't exist: make it first")
+        return path
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file: name another one")
+    if not overwrite:
+        raise UserError(f"{path} exists: name another file, or replace it with --overwrite")
+    if any(os.path.samestat(path.stat(), shard) for shard in _local_shards(catalog)):
+        raise UserError(f"{path} is a shard of the pool of {catalog.folder}: name another file")
+    if path.stat().st_size and not is_ours(path):
+        raise UserError(f"{path} exists and is not a file of this format: name another file, or delete it first")
+    return path
+
+
+def check_output_folder(folder: Path, option: str, marks: Collection[str] | None = None) -> Path:
+    """Return `folder`, if a command may write its files there.
+
+    Args:
+        folder: may exist.
+        option: that named it, for errors.
+        marks: patterns of names, one of which shows that the folder is an earlier output; None if any folder will do.
+
+    Raises:
+        UserError: it is a file or a dangling link; it lies in a catalog; it holds other files.
+    """
+    _refuse_catalog(folder)
+    if folder.is_dir():
+        if marks is not None and any(folder.iterdir()) and not any(any(folder.glob(mark)) for mark in marks):
+            raise UserError(f"{folder} holds something else: give {option} a new or an empty folder")
+    elif folder.exists() or folder.is_symlink():
+        raise UserError(f"{folder} is no folder: give {option} another name")
+    return folder
+
+
+def _refuse_catalog(path: Path) -> None:
+    """Refuse a path that leads into a catalog, by itself or by the links on its way.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links that lead in a circle, NUL in the name
+        raise UserError(f"{path} can't be written to: {error}") from error
+    for folder in (real, *real.parents, path.absolute(), *path.absolute().parents):
+        if (folder / HEADER).exists():
+            raise UserError(f"{path} lies in the catalog {folder}: name a place outside of it")
+
+
+def _local_shards(catalog: Catalog) -> Iterator[os.stat_result]:
+    """Yield what the file system says of each local file of the pool."""
+    for path in catalog.shards().column("path").to_pylist():
+        if "://" not in path:
+            with suppress(OSError):  # moved or deleted: nothing to protect
+                yield Path(path).stat()
+
+
+# --- formats ------------------------------------------------------------------------------------------------------------
+
+
+def is_table(schema: pa.Schema) -> Callable[[Path], bool]:
+    """Return a check for Parquet files with the columns of `schema`."""
+
+    def check(path: Path) -> bool:
+        try:
+            return bool(pq.read_schema(path).names == schema.names)
+        except (OSError, pa.ArrowException):
+            return False
+
+    return check
+
+
+def is_array(dtype: np.dtype[Any]) -> Callable[[Path], bool]:
+    """Return a check for `.npy` files of a type."""
+
+    def check(path: Path) -> bool:
+        try:
+            return bool(read_array(path).dtype == dtype)
+        except (OSError, ValueError, EOFError):
+            return False
+
+    return check
+
+
+def is_text(start: str) -> Callable[[Path], bool]:
+    """Return a check for text files that begin so."""
+
+    def check(path: Path) -> bool:
+        with path.open("rb") as stream:
+            head = stream.read(1 << 16)
+        return head.startswith(start.encode()) and b"\0" not in head
+
+    return check

@@ -1,0 +1,105 @@
+"""YAML of recipes, read within bounds. A recipe may come from somewhere else, and a few bytes of aliases can unfold to gigabytes."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tailwise.errors import UserError
+
+MAX_BYTES = 256 * 1024  # of a file; the largest recipe of ours has 3 KB
+MAX_DEPTH = 50
+MAX_DIGITS = 100  # of a whole number; Python refuses to print numbers of more than 4,300
+MAX_NODES = 10_000  # values, with all aliases unfolded; 50 characters count as one value more
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """PyYAML's safe loader, which also refuses deep nesting, aliases that unfold too far, and keys that are given twice."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.name = "the text"  # in the places that errors name
+        self._depth = self._unfolded = 0
+        self._sizes: dict[int, int] = {}  # of each composed node, by id
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        """Compose one node, and count what it unfolds to."""
+        mark = self.peek_event().start_mark
+        alias = self.check_event(yaml.AliasEvent)
+        before, self._depth = self._unfolded, self._depth + 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(None, None, f"is nested deeper than {MAX_DEPTH} levels", mark)
+        node: yaml.Node = super().compose_node(parent, index)
+        self._depth -= 1
+        if alias and id(node) not in self._sizes:
+            raise yaml.MarkedYAMLError(None, None, "an alias refers to the value that holds it", mark)
+        own = 1 + (len(node.value) // 50 if isinstance(node, yaml.ScalarNode) else 0)
+        self._unfolded += self._sizes[id(node)] if alias else own
+        self._sizes.setdefault(id(node), self._unfolded - before)
+        if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+            raise yaml.MarkedYAMLError(None, None, f"holds a number of more than {MAX_DIGITS} digits", mark)
+        if self._unfolded > MAX_NODES:
+            raise yaml.MarkedYAMLError(None, None, f"unfolds to more than {MAX_NODES:,} values", mark)
+        return node
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Compose a mapping whose keys differ."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, object]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.MarkedYAMLError(None, None, f"has the key {key.value!r} twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
+def parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401  (whatever YAML holds)
+    """Return the value of a YAML text.
+
+    Args:
+        text: the text.
+        where: named in errors: "recipe r.yaml".
+
+    Raises:
+        UserError: the text is not YAML, has a key twice, or goes beyond MAX_DEPTH or MAX_NODES.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data()
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: dates and numbers that do not exist
+        raise UserError(f"{where} can't be read: {error}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def read_yaml(path: Path, name: str, known: Collection[str]) -> Any:  # noqa: ANN401  (whatever YAML holds)
+    """Return the content of a recipe's file.
+
+    Args:
+        path: of the file.
+        name: as the user gave it.
+        known: names of the recipes that come with tailwise.
+
+    Raises:
+        UserError: the file is missing, is no regular file, is too large, or `parse_yaml` refuses it.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"recipe {path} is no regular file: give {', '.join(known)}, or the path of a .yaml file")
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"recipe {path} is larger than {MAX_BYTES:,} bytes, which is the bound: shorten it")
+        text = content.decode("utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no recipe {name!r}: give {', '.join(known)}, or the path of a .yaml file") from error
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
+        raise UserError(f"recipe {path} can't be read: {error}") from error
+    return parse_yaml(text, f"recipe {path}")

@@ -1,0 +1,138 @@
+"""Where commands may write: not over a catalog, a tar of its pool or somebody's file, in whatever spelling."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tailwise.catalog.outputs import check_output_folder
+from tailwise.compare.study import compare
+from tailwise.demo.run import run as demo
+from tailwise.errors import UserError
+from tailwise.evaluate.output import check_output as check_evaluation
+from tailwise.export import EXPORTS, export
+from tailwise.stages.import_pool import import_pool
+from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.removed import write_removed
+
+WRITERS = {
+    **{
+        name: lambda plan, path, name=name: export(plan, name, path, overwrite=True) for name in {*EXPORTS} - {"shards"}
+    },
+    "removed": lambda plan, path: write_removed(plan.catalog, path, plan, overwrite=True),
+}
+
+
+@pytest.fixture
+def plan(make_pool, tmp_path):
+    make_pool(tmp_path / "shards", [6, 6])
+    catalog = import_pool([str(tmp_path / "shards")], tmp_path / "cat", workers=1).catalog
+    return make_plan(catalog, "p", PlanRequest("random", keep=0.5))
+
+
+def hostile_paths(folder):
+    """Paths that lead to what must not be replaced."""
+    tar = next((folder / "shards").glob("*.tar"))
+    (folder / "to-plan").symlink_to(folder / "cat" / "plans" / "p", target_is_directory=True)
+    (folder / "to-shards").symlink_to(folder / "shards", target_is_directory=True)
+    (folder / "to-tar").symlink_to(tar)
+    (folder / "to-manifest").symlink_to(folder / "cat" / "plans" / "p" / "manifest.json")
+    (folder / "dangling").symlink_to(folder / "nowhere")
+    (folder / "into-catalog").symlink_to(folder / "cat" / "new")
+    (folder / "circle").symlink_to(folder / "circle")
+    os.link(tar, folder / "hard-link")
+    os.link(folder / "cat" / "shards.parquet", folder / "hard-artifact")
+    (folder / "notes").write_bytes(b"mine\0")
+    os.mkfifo(folder / "fifo")
+    return [
+        *(tar, folder / "to-shards" / tar.name, folder / "shards" / ".." / "shards" / tar.name, folder / "to-tar"),
+        *(folder / "to-plan" / "groups.parquet", folder / "to-plan" / "new", folder / "to-manifest"),
+        *(folder / "cat" / "x", folder / "shards" / ".." / "cat" / "plans" / "p" / "y", folder / "into-catalog"),
+        *(folder / "dangling", folder / "circle", folder / "circle" / "x", folder / "hard-link"),
+        *(folder / "hard-artifact", folder / "notes", folder / "fifo", folder / "shards", folder / "no" / "x"),
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_nothing_but_an_earlier_output_is_replaced(plan, tmp_path, tree_bytes, name):
+    paths = hostile_paths(tmp_path)
+    (tmp_path / "fifo").unlink()
+    before = tree_bytes(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    for path in paths:
+        with pytest.raises(UserError):
+            WRITERS[name](plan, path)
+    (tmp_path / "fifo").unlink()
+    assert tree_bytes(tmp_path) == before
+    assert not (tmp_path / "nowhere").exists()
+    for made in ("new", "touched"):  # a new file, and an empty one as mktemp makes it
+        (tmp_path / "touched").touch()
+        WRITERS[name](plan, tmp_path / made)
+    first = (tmp_path / "new").read_bytes()
+    WRITERS[name](plan, tmp_path / "new")  # an earlier output
+    assert (tmp_path / "new").read_bytes() == first
+    assert (tmp_path / "touched").read_bytes() == first
+
+
+def test_a_shard_is_known_whatever_leads_to_it(plan, tmp_path):
+    tar = next((tmp_path / "shards").glob("*.tar"))
+    for path in (tar, tmp_path / "shards" / "." / tar.name, Path(os.path.relpath(tar))):
+        with pytest.raises(UserError, match="is a shard of the pool"):
+            export(plan, "keys", path, overwrite=True)
+
+
+def test_files_of_other_formats_are_kept(plan, tmp_path):
+    np.save(tmp_path / "embeddings.npy", np.zeros((3, 4), np.float16))
+    pq.write_table(pa.table({"uid": ["a"]}), tmp_path / "metadata.parquet")
+    (tmp_path / "list.json").write_text("[1]")
+    for name, path in (("datacomp", "embeddings.npy"), ("parquet", "metadata.parquet"), ("rates-json", "list.json")):
+        before = (tmp_path / path).read_bytes()
+        with pytest.raises(UserError, match="is not a file of this format"):
+            export(plan, name, tmp_path / path, overwrite=True)
+        assert (tmp_path / path).read_bytes() == before
+
+
+def test_folders(plan, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "x").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "link").symlink_to(tmp_path / "cat")
+    for folder in ("cat", "cat/plans/p", "link", "link/new", "dangling", "theirs/x", "theirs"):
+        with pytest.raises(UserError):
+            check_output_folder(tmp_path / folder, "--output", marks=["runs"])
+    (tmp_path / "theirs" / "runs").mkdir()
+    for folder in ("theirs", "new", "new/deeper"):
+        assert check_output_folder(tmp_path / folder, "--output", marks=["runs"]) == tmp_path / folder
+
+
+def test_every_command_that_writes_a_folder_checks_it(plan, tmp_path, tree_bytes):
+    """Shards, evaluations, comparisons and the demo; trainings are in tests/train."""
+    catalog, theirs = tmp_path / "cat", tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "summary.json").write_text("[]")
+    before = tree_bytes(tmp_path)
+    for folder in (catalog, catalog / "plans" / "p", theirs):
+        with pytest.raises(UserError):
+            export(plan, "shards", folder)
+        with pytest.raises(UserError):
+            check_evaluation(folder, {}, overwrite=True)
+        with pytest.raises(UserError):
+            compare(_no_recipe(), folder, None)
+        with pytest.raises(UserError):
+            demo(folder, 1000, None, print, None)
+    assert tree_bytes(tmp_path) == before
+    shutil.rmtree(theirs)
+
+
+def _no_recipe():
+    class Training:
+        trainer = "in-process"
+
+    class Recipe:
+        train = Training()
+
+    return Recipe()

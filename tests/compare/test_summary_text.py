@@ -1,0 +1,96 @@
+"""Names of rows and sets in the files of a comparison: shown as they are, whatever they hold."""
+
+import csv
+import io
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from tailwise.compare.plots import draw_plots
+from tailwise.compare.summary import markdown, results_csv, summary_text, write_summary
+from tailwise.text import plain
+
+HOSTILE = "=1+1 <script>a</script> | `b` [l](http://e) $\\foo$ $x_{$ \x1b[31m\u202e www.e.org"
+SAFE = "random"
+
+
+def figure(difference):
+    return {"n": 2, "mean": 0.5, "sd": 0.01, "difference": difference}
+
+
+@pytest.fixture
+def summary():
+    difference = {
+        "mean": 0.01,
+        "n": 2,
+        "sd": 0.01,
+        "low": -0.1,
+        "high": 0.1,
+        "p": 0.5,
+        "p_holm": 0.5,
+        "significant": False,
+    }
+    rows = [
+        {
+            "row": name,
+            "options": {"method": HOSTILE},
+            "compose": HOSTILE,
+            "seeds": [0, 1],
+            "plan": {"draws": 10, "eligible": 20, "dynamic": True, "draw": HOSTILE},
+            "cost": {
+                "samples_seen": 10, "unique_seen": 9, "epochs": 1, "train_seconds": 1.0, "samples_per_second": 10.0,
+                "evaluate_seconds": 1.0,
+            },
+            "sets": {HOSTILE: {"top1": figure(None if name == SAFE else difference)}},
+        }
+        for name in (SAFE, HOSTILE)
+    ]  # fmt: skip
+    about = {HOSTILE: {HOSTILE: HOSTILE}}
+    return {
+        "name": HOSTILE, "about": HOSTILE, "baseline": SAFE, "seeds": [0, 1], "runs": {"done": 4, "all": 4},
+        "sets": {HOSTILE: ["top1"]}, "rows": rows, "power": {HOSTILE: {"top1": None}}, "words": {HOSTILE: {"top1": HOSTILE}},
+        "rests_on": {
+            "samples_seen": 10, "pool": 20, "train": about[HOSTILE], "evaluate": about[HOSTILE], "embeddings": about,
+            "clusterings": about, "drop_lists": about, "versions": [about[HOSTILE]], "machines": [about[HOSTILE]],
+        },
+    }  # fmt: skip
+
+
+def test_files_show_names_as_they_are(summary, tmp_path):
+    write_summary(tmp_path, summary)
+    page = (tmp_path / "summary.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", page)
+    assert page.count("<svg") == page.count("</svg>") == 2
+    text = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "<script" not in text and not re.search("[\x00-\x09\x0b-\x1f\u202e]", text)
+    assert not re.search(r"(?<!\\)[`\[]", text) and "://" not in text and "www." not in text
+    tables = [line for line in text.splitlines() if line.startswith("| ")]
+    columns = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
+    assert sorted(set(columns)) == [3, 4, 11]  # differences, accuracies, costs: no cell is split
+    for plot in tmp_path.glob("*.svg"):
+        ElementTree.parse(plot)
+
+
+def test_the_terminal_gets_names_without_escapes_of_markdown(summary):
+    assert plain(HOSTILE) in summary_text(summary)
+
+
+def test_cells_of_the_table_are_no_formulas(summary):
+    rows = list(csv.DictReader(io.StringIO(results_csv(summary))))
+    assert {row["row"] for row in rows} == {SAFE, f"'{HOSTILE}"}
+    assert {row["set"] for row in rows} == {f"'{HOSTILE}"}
+    assert {float(row["mean"]) for row in rows} == {0.5}
+    assert {row["difference_low"] for row in rows} == {"", "-0.1"}
+
+
+def test_plots_take_dollars_for_dollars(summary):
+    assert set(draw_plots(summary)) == {"differences", "accuracies"}
+
+
+def test_markdown():
+    assert markdown("a|b `c` <i> [l](http://e) # *d*\n") == (
+        "a\\|b \\`c\\` &lt;i&gt; \\[l\\](http&#58;//e) \\# \\*d\\*\\\\n"
+    )
+    assert markdown("Ångström 50 % ± 2") == "Ångström 50 % ± 2"
