@@ -35,7 +35,7 @@ class Timeouts:
 
     def call_seconds(self, size_bytes: int) -> float:
         """Return the time for a whole call of another file system, which may repeat requests itself."""
-        return 2 * self.silence_seconds + size_bytes / (10 * self.least_bytes_per_second)
+        return 1.5 * self.silence_seconds + size_bytes / (10 * self.least_bytes_per_second)
 
 
 def get(

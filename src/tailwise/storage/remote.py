@@ -102,8 +102,8 @@ class _Process:
         with self.lock:
             self.given_up[_host(url) if trouble.host_wide else url] = (time.monotonic(), error)
         if trouble.retry:
-            what = f"all files of {error.url.split('/')[2]}" if trouble.host_wide else "this file"
-            logger.warning("%s; given up: %s fails for the next %.0f minutes", error, what, REMEMBERED_SECONDS / 60)
+            others = f", nor are other files of {_host(error.url)}" if trouble.host_wide else ""
+            logger.warning("%s; given up, not tried again for %.0f minutes%s", error, REMEMBERED_SECONDS / 60, others)
         return error
 
 
