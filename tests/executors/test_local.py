@@ -3,6 +3,10 @@
 import math
 import operator
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,12 +80,6 @@ def test_default_workers():
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
-    import os
-    import signal
-    import subprocess
-    import sys
-    import time
-
     file = tmp_path / "main.py"
     file.write_text(
         "import time\nfrom tailwise.executors.local import map_ordered\n"
@@ -102,19 +100,56 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers)
 
 
+def run_script(tmp_path, text):
+    file = tmp_path / "main.py"
+    file.write_text(text)
+    return subprocess.run([sys.executable, file], capture_output=True, text=True, check=False, timeout=100)
+
+
 def test_the_first_worker_never_sees_ctrl_c_either(tmp_path):
     """With the first one `multiprocessing` starts a tracker, and unblocks the signal on that occasion."""
-    import subprocess
-    import sys
-
-    file = tmp_path / "main.py"
-    file.write_text(
-        "import multiprocessing, signal\nfrom tailwise.executors.local import interrupts_deferred\n"
-        "def tell(): print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)\n"
-        "if __name__ == '__main__':\n"
-        "    process = multiprocessing.get_context('spawn').Process(target=tell)\n"
-        "    with interrupts_deferred(): process.start()\n"
-        "    process.join()\n"
-        "    tell()\n"
+    result = run_script(
+        tmp_path,
+        "import multiprocessing, signal\nfrom tailwise.executors.local import starting_workers\n"
+        "tell = 'import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)'\n"
+        "process = multiprocessing.get_context('spawn').Process(target=exec, args=(tell,))\n"
+        "with starting_workers(): process.start()\n"
+        "process.join()\n"
+        "exec(tell)\n",
     )
-    assert subprocess.run([sys.executable, file], capture_output=True, text=True, check=True).stdout == "True\nFalse\n"
+    assert (result.stdout, result.stderr) == ("True\nFalse\n", "")
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    """Workers don't run the user's script again."""
+    result = run_script(
+        tmp_path,
+        "import operator\nfrom tailwise.executors.local import map_ordered\n"
+        "print('once', list(map_ordered(operator.neg, [1, 2, 3], 2)))\n",
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "once [-1, -2, -3]\n", "")
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_while_workers_start_is_answered_afterwards(tmp_path, number):
+    result = run_script(
+        tmp_path,
+        "import os, signal\nfrom tailwise.executors.local import starting_workers\n"
+        f"def answer(*_): print('answered')\nsignal.signal(signal.{number}, answer)\n"
+        "with starting_workers():\n"
+        f"    os.kill(os.getpid(), signal.{number})\n"
+        "    print('started')\n",
+    )
+    assert (result.stdout, result.stderr) == ("started\nanswered\n", "")
+
+
+def test_an_interrupt_that_ends_the_process_does_so_afterwards(tmp_path):
+    result = run_script(
+        tmp_path,
+        "import os, signal\nfrom tailwise.executors.local import starting_workers\n"
+        "with starting_workers():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('started', flush=True)\n"
+        "print('not reached')\n",
+    )
+    assert (result.returncode, result.stdout) == (-signal.SIGTERM, "started\n")

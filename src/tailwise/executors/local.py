@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -28,7 +29,7 @@ def default_workers() -> int:
 def map_ordered(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
 ) -> Iterator[Result]:
-    """Applies `function` (picklable) to each item, and yields the results in the order of the items.
+    """Applies `function` (of a module that workers can import) to each item, and yields the results in the order of the items.
 
     At most three results a worker are under way or waiting at any time, so that memory is bounded. With one worker, or one item,
     all runs in this process.
@@ -38,11 +39,12 @@ def map_ordered(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
+    with starting_workers():  # an interrupt between making a semaphore and noting it would leak it
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
     try:
         under_way: deque[Future[Result]] = deque()
         for item in items:
-            with interrupts_deferred():  # a submit may start a worker
+            with starting_workers():  # a submit may start one
                 under_way.append(pool.submit(function, item))
             if len(under_way) >= 3 * workers:
                 yield under_way.popleft().result()
@@ -53,22 +55,46 @@ def map_ordered(
 
 
 @contextmanager
-def interrupts_deferred() -> Iterator[None]:
-    """Ctrl-C is answered only afterwards; processes started here never see it: this one alone answers it, and ends them."""
+def starting_workers() -> Iterator[None]:
+    """Start worker processes within: Ctrl-C is this process's alone to answer, and the user's script is not run again in each."""
+    with _interrupts_deferred(), _main_hidden():
+        yield
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Hide the main module from `multiprocessing`: a spawned process would import it, and begin the work of a script without a guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Answer SIGINT and SIGTERM only afterwards; processes started within never see SIGINT."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     resource_tracker.ensure_running()  # which is started with the first worker, and would unblock what is blocked here
     caught: list[tuple[int, FrameType | None]] = []
-    handler = signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda *arguments: caught.append(arguments)) for number in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        if caught and callable(handler):
-            handler(*caught[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late, frame in caught[:1]:
+            answer = handlers[signal.Signals(late)]
+            if callable(answer):
+                answer(late, frame)
+            elif answer != signal.SIG_IGN:
+                signal.raise_signal(late)
 
 
 def end_with_parent() -> None:

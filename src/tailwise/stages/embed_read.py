@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tailwise.catalog.catalog import Catalog
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
-from tailwise.executors.local import default_workers, end_with_parent, interrupts_deferred
+from tailwise.executors.local import default_workers, end_with_parent, starting_workers
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import opened
 from tailwise.storage.remote import forget_failures
@@ -257,7 +257,7 @@ def read_batches(
         generator=torch.Generator(),  # else the process's own would lose a number
     )
     try:
-        with interrupts_deferred() if in_workers else nullcontext():  # it starts the workers
+        with starting_workers() if in_workers else nullcontext():  # it starts the workers
             batches = iter(cast("Iterable[Batch | UserError]", loader))
         for batch in batches:
             if isinstance(batch, UserError):

@@ -23,7 +23,7 @@ from tailwise.catalog.files import read_array, read_json, write_array, write_jso
 from tailwise.encoders import Encoder, EncoderOptions, load_encoder
 from tailwise.encoders.encoder import Fault
 from tailwise.errors import UserError
-from tailwise.executors.local import end_with_parent, interrupts_deferred
+from tailwise.executors.local import end_with_parent, starting_workers
 from tailwise.stages.embed_read import Batch, ShardRows, read_batches
 
 NO_NUMBERS = "no embedding from the encoder"
@@ -231,7 +231,7 @@ def embed_on_devices(work: Work, name: str, options: EncoderOptions, devices: Se
             mine = replace(work, shards=work.shards[at :: len(devices)])
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(target=_on_device, args=(mine, name, options, str(device), sender))
-            with interrupts_deferred():
+            with starting_workers():
                 process.start()
             sender.close()
             receivers.append(receiver)
