@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -369,3 +370,29 @@ def test_threads_may_share_a_stream():
             drawn = list(pool.map(lambda epoch, shared=shared: shared.copies(epoch, labels, ranks), epochs))
         for epoch, copies in zip(epochs, drawn, strict=True):
             np.testing.assert_array_equal(copies, expected[epoch])
+
+
+def test_the_overlaps_of_the_documentation():
+    """Rows of the table in docs/draws.md: the smallest and the largest share of an epoch that the one d later draws, too."""
+    size, epochs = 50_000, 16
+    labels, ranks = grid_of_clusters(1, size)
+    text = (Path(__file__).parents[2] / "docs" / "draws.md").read_text(encoding="utf-8")
+    for rate in (0.2, 0.3, 0.4, 0.5):
+        count = round(size * rate)
+        stream = Stream(np.array([size]), constant(np.array([count * UNITS])), 7)
+        slots = stream.first_slots(labels, ranks)
+        draws = []
+        for epoch in range(epochs):
+            draws.append(stream.copies(epoch, labels, ranks, slots) > 0)
+            slots = stream.advance_slots(labels, slots, epoch, epoch + 1)
+        cells = []
+        for distance in range(1, 8):
+            pairs = zip(draws[:-distance], draws[distance:], strict=True)
+            shares = [(one & other).sum() / count for one, other in pairs]
+            assert max(shares) < rate + 0.01  # never more than random sets share
+            assert distance < 1 / rate or min(shares) > 0.9 * rate  # from 1/r on about as much
+            cells.append(f"{min(shares):.2f} to {max(shares):.2f}")
+        assert f"| {rate} | {' | '.join(cells)} |" in text
+        # A pass that whole epochs fill has no straddling one: within it, no two epochs share a member.
+        if rate in {0.2, 0.5}:
+            assert not any((draws[0] & draws[epoch]).any() for epoch in range(1, round(1 / rate)))
