@@ -18,7 +18,6 @@ from tailwise.stages.plan import PlanRequest, make_plan
 from tailwise.train.arguments import spell
 from tailwise.train.launch import train
 from tailwise.train.options import TrainOptions
-from tailwise.train.segments import choose_lanes
 
 CPU = torch.device("cpu")
 # Two bf16 trainings may sum in another order, and then round a product to the neighbouring bf16 number. A logit is the logit scale,
@@ -118,7 +117,7 @@ def test_batches_are_the_loaders_with_stand_ins_for_what_is_broken(make_tar, mak
     source = _Source(plan, settings, 5, "shuffle", tmp_path / "cache", factory, model, CPU, lambda items, *_: items)
     _, _, preprocess = factory.create_model_and_transforms(small_model)
     loader = Loader(
-        plan, batch_size=16, seed=5, lanes=choose_lanes(16, 1), transform=preprocess,
+        plan, batch_size=16, seed=5, transform=preprocess,
         tokenizer=factory.get_tokenizer(small_model), max_replaced=1.0,
     )  # fmt: skip
     replaced = 0

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 import numpy as np
@@ -216,6 +217,98 @@ def test_an_order_that_begins_later_is_the_same_by_epochs(make_loader, drawn, op
     assert Counter(row for batch in batches for row in batch.rows.tolist()) == drawn(open_plan("all"), 5)
 
 
+# --- the documented loop, resumed --------------------------------------------------------------------------------------
+
+
+def loop(loader, epochs, stop=None):
+    """`for epoch in range(epochs): for batch in loader.epoch(epoch)`, left when `stop` batches have come → their first positions."""
+    seen = []
+    for epoch in range(epochs):
+        for batch in loader.epoch(epoch):
+            seen.append(int(batch.positions[0]) // 16)
+            if len(seen) == stop:
+                return seen
+    return seen
+
+
+@pytest.mark.parametrize(
+    "stop", [1, 30, 31, 32, 61, 62, 63, 92, 93]
+)  # 31 batches an epoch and a bit; 31, 62 end one, 93 ends all
+def test_the_same_loop_goes_on_where_it_stopped(make_loader, stop):
+    first = make_loader("stream", transform=None, tokenizer=None)
+    assert loop(first, 3, stop) == list(range(stop))
+    again = make_loader("stream", transform=None, tokenizer=None)
+    again.load_state_dict(first.state_dict())
+    assert loop(again, 3) == list(range(stop, 93))
+    assert loop(again, 3) == list(range(93))  # whoever begins the loop once more gets all of it
+
+
+def test_a_finished_epoch_that_is_asked_for_twice_is_read(make_loader):
+    loader = make_loader("static", transform=None, tokenizer=None)
+    size = loader.batches_until(1)
+    loop(loader, 1)
+    again = make_loader("static", transform=None, tokenizer=None)
+    again.load_state_dict(loader.state_dict())
+    assert [len(list(again.epoch(0))) for _ in range(3)] == [0, size, size]
+    again.load_state_dict(loader.state_dict())
+    again.seek(0)
+    assert len(list(again.epoch(0))) == size
+
+
+def test_what_is_no_state_is_refused(make_loader):
+    with pytest.raises(UserError, match=r"this isn't a state of a loader: order, options, .* missing"):
+        make_loader("stream").load_state_dict({"position": 3})
+
+
+# --- lanes and warnings ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 48, 96, 100])
+def test_lanes_fit_any_batch(make_loader, drawn, open_plan, batch_size):
+    loader = make_loader("all", batch_size=batch_size, lanes=None, transform=None, tokenizer=None)
+    rows = Counter(row for batch in take(loader, 1000 // batch_size) for row in batch.rows.tolist())
+    assert rows.total() == 1000 // batch_size * batch_size
+    assert rows <= drawn(open_plan("all"), 0)
+
+
+def test_lanes_by_default_are_those_of_before(open_plan):
+    assert Loader(open_plan("stream"), batch_size=128).order.options.lanes == 64
+    assert Loader(open_plan("stream"), batch_size=100, rank=3, world_size=8).order.options.lanes == 32
+
+
+def test_other_ranks_take_the_lanes_of_the_state(make_loader):
+    alone = make_loader("stream", batch_size=96, lanes=None, transform=None)
+    whole = take(alone, 5)
+    three = [
+        make_loader("stream", batch_size=32, rank=rank, world_size=3, lanes=None, transform=None) for rank in range(3)
+    ]
+    assert {alone.order.options.lanes, three[0].order.options.lanes} == {32, 48}
+    with pytest.raises(UserError, match="lanes 32 → 48"):  # which three ranks can't share
+        three[0].load_state_dict(alone.state_dict())
+    rows = [[batch.rows for batch in take(loader, 6)] for loader in three]
+    alone.load_state_dict({**three[0].state_dict(), "position": 2})
+    for number in range(2, 6):
+        assert torch.equal(take(alone, 1)[0].rows, torch.cat([part[number] for part in rows]))
+    assert len(whole) == 5
+
+
+def test_an_epoch_that_fills_no_batch_is_told(make_loader, caplog):
+    loader = make_loader("stream", batch_size=600, lanes=None, transform=None, tokenizer=None)
+    assert [len(list(loader.epoch(epoch))) for epoch in range(3)] == [0, 1, 1]
+    assert "epoch 0 of plan 'stream' fills no batch: it draws 500 samples, a global batch takes 600" in caplog.text
+
+
+def test_a_batch_that_holds_a_sample_twice_is_told_once(make_loader, caplog):
+    take(make_loader("all", batch_size=500, lanes=None, transform=None, tokenizer=None), 8)
+    assert caplog.text == ""
+    batches = take(make_loader("all", batch_size=990, lanes=None, transform=None, tokenizer=None), 8)
+    repeats = [len(batch.rows) - len(set(batch.rows.tolist())) for batch in batches]
+    first = next(number for number, count in enumerate(repeats) if count)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"batch {first} holds {repeats[first]} samples that it holds already")
+    assert "draws 1,000 samples, which is too few to keep equal ones 990 apart" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -249,12 +342,19 @@ def test_the_state_of_another_plan_is_refused(make_loader, small_catalog):
     [
         ({"rank": 2, "world_size": 2}, "rank 2: must lie between 0 and 1"),
         ({"rank": -1}, "rank -1: must lie between 0 and 0"),
-        ({"world_size": 3}, "8 lanes can't be shared by 3 ranks: use a multiple of 3"),
+        (
+            {"rank": 0, "world_size": 3},
+            "8 lanes: must divide the global batch of 48 samples, and be a multiple of the 3 ranks",
+        ),
+        ({"world_size": 3}, "world_size 3 without rank: give both"),
+        ({"world_size": 0}, "world_size 0: must be at least 1"),
+        ({"batch_size": 0}, "batch_size 0: must be at least 1"),
+        ({"batch_size": -4}, "batch_size -4: must be at least 1"),
         ({"on_damaged": "skip"}, "on_damaged 'skip': must be one of error, replace"),
         ({"max_replaced": 1.5}, "max_replaced 1.5: must lie between 0 and 1"),
         ({"workers": -1}, "workers -1: must be at least 0"),
         ({"prefetch": 0}, "prefetch 0: must be at least 1"),
-        ({"batch_size": 12}, "12 samples can't be taken evenly from 8 lanes"),
+        ({"batch_size": 12}, "8 lanes: must divide the global batch of 12 samples; leave lanes out, or give 12"),
         ({"check": "hash"}, "unknown check 'hash'"),
     ],
 )
@@ -760,3 +860,159 @@ def decode_image_bytes(encoded):
     from torchvision.io import ImageReadMode, decode_image
 
     return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
+
+
+# --- ranks that nobody names -------------------------------------------------------------------------------------------
+
+RANKS = """
+import json, logging, os, sys
+import torch.distributed as dist
+from tailwise.catalog import Catalog
+from tailwise.errors import UserError
+from tailwise.loader import Loader
+from tailwise.plan import Plan
+
+folder, way, rank, rendezvous = sys.argv[1:]
+plan = Plan(Catalog.open(folder), "stream")
+
+def join():
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=2)
+
+def rows(loader):
+    batches = iter(loader)
+    return [next(batches).rows.tolist() for _ in range(3)]
+
+def attempt(work):
+    try:
+        return work()
+    except UserError as error:
+        return str(error)
+
+if way == "late":
+    loader = Loader(plan, batch_size=8)
+    join()
+    found = attempt(lambda: rows(loader))
+elif way == "environment":
+    os.environ.update(RANK=rank, WORLD_SIZE="2")
+    loader = Loader(plan, batch_size=8)
+    join()
+    found = rows(loader)
+else:
+    join()
+    if way == "own":
+        groups = [dist.new_group([number]) for number in range(2)]
+        found = rows(Loader(plan, batch_size=8, group=groups[int(rank)]))
+    elif way == "other":
+        groups = [dist.new_group([number]) for number in range(2)]
+        found = attempt(lambda: Loader(plan, batch_size=8, group=groups[1]) and "made")
+    else:
+        given = {"found": {}, "given": {"rank": int(rank), "world_size": 2}, "wrong": {"rank": 0, "world_size": 1}}[way]
+        found = attempt(lambda: rows(Loader(plan, batch_size=8, **given)))
+print(json.dumps(found), flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def two_ranks(order_pool, open_plan, tmp_path):
+    """`two_ranks(way)` → what two processes of a gloo group find."""
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+
+    def run(way):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, script, order_pool.folder, way, str(rank), tmp_path / way],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            for rank in range(2)
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0]
+        return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+    return run
+
+
+@pytest.mark.parametrize("way", ["found", "given", "environment"])
+def test_ranks_share_the_batches_without_being_named(two_ranks, open_plan, way):
+    whole = [batch.rows.tolist() for batch in take(Loader(open_plan("stream"), batch_size=16), 3)]
+    first, second = two_ranks(way)
+    assert [one + other for one, other in zip(first, second, strict=True)] == whole
+
+
+def test_a_group_may_be_named(two_ranks, open_plan):
+    whole = [batch.rows.tolist() for batch in take(Loader(open_plan("stream"), batch_size=8), 3)]
+    assert two_ranks("own") == [whole, whole]
+
+
+def test_ranks_that_are_not_those_of_the_group_are_refused(two_ranks):
+    for rank, said in enumerate(two_ranks("wrong")):
+        assert f"rank 0 and world_size 1: this process is rank {rank} of a process group of 2; leave both out" in said
+    for rank, said in enumerate(two_ranks("late")):
+        assert f"made for rank 0 of 1, but the process is rank {rank} of a group of 2: make the loader after" in said
+    refused, made = two_ranks("other")
+    assert "does not belong to the group" in refused
+    assert made == "made"
+
+
+@pytest.mark.parametrize(
+    "environment", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "x"}, {"WORLD_SIZE": "two", "RANK": "0"}]
+)
+def test_a_rank_that_cannot_be_found_is_refused(open_plan, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"WORLD_SIZE is \w+ and RANK is \w+: set both as torchrun does, or give rank"):
+        Loader(open_plan("stream"), batch_size=8)
+    assert Loader(open_plan("stream"), batch_size=8, rank=1, world_size=4).order.options.batch_size == 32
+
+
+# --- workers that end, and the end of the process ----------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_told_and_loses_no_batch(open_plan):
+    loader = Loader(open_plan("stream"), batch_size=16, transform=lambda image: torch.tensor(os.getpid()), workers=1)
+    (batch,) = take(loader, 1)
+    os.kill(int(batch.images[0]), signal.SIGKILL)
+    with pytest.raises(BrokenProcessPool, match=r"a worker of the loader ended .*fewer workers"):
+        take(loader, 100)
+    position = loader.position
+    assert take(loader, 1)[0].positions[0] == 16 * position
+    loader.close()
+
+
+def test_what_workers_cannot_be_given_is_told(open_plan):
+    method = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    try:
+        with pytest.raises(
+            UserError, match=r"can't be sent to worker processes .*define it in a module, or give workers=0"
+        ):
+            take(Loader(open_plan("stream"), batch_size=16, transform=lambda image: image, workers=1), 1)
+    finally:
+        torch.multiprocessing.set_start_method(method, force=True)
+
+
+def test_two_iterators_share_the_position(open_plan):
+    whole = take(Loader(open_plan("stream"), batch_size=16), 6)
+    loader = Loader(open_plan("stream"), batch_size=16)
+    one, other = iter(loader), iter(loader)
+    found = [next(one), next(other), next(one), next(one), next(other), next(one)]
+    assert [batch.rows.tolist() for batch in found] == [batch.rows.tolist() for batch in whole]
+
+
+def test_nothing_is_printed_when_the_interpreter_ends(order_pool, open_plan):
+    code = (
+        "import builtins, sys\n"
+        "from tailwise.catalog import Catalog\nfrom tailwise.loader import Loader\nfrom tailwise.plan import Plan\n"
+        "builtins.kept = Loader(Plan(Catalog.open(sys.argv[1]), 'stream'), batch_size=16)\n"  # outlives all modules
+        "batch = next(iter(builtins.kept))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, order_pool.folder], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

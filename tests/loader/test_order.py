@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tailwise.errors import UserError
 from tailwise.loader import order as order_module
-from tailwise.loader.order import SUPER_BATCH
+from tailwise.loader.order import MOST_LANES, SUPER_BATCH, choose_lanes
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import PlanRequest, make_plan
 
@@ -404,8 +404,11 @@ def test_the_identity_changes_with_whatever_changes_the_order(open_plan, make_or
         ({"block": 0}, "block 0: must be at least 1"),
         ({"accumulation": 0}, "accumulation 0: must be at least 1"),
         ({"first_epoch": -1}, "first epoch -1: must be at least 0"),
-        ({"batch_size": 60}, r"60 samples can't be taken evenly from 64 lanes: use a multiple of 64, or 60 lanes"),
-        ({"batch_size": 7, "lanes": 2}, r"use a multiple of 2, or 1 lanes"),
+        ({"batch_size": 60}, r"64 lanes: must divide the global batch of 60 samples; leave lanes out, or give 60"),
+        (
+            {"batch_size": 7, "lanes": 2},
+            r"2 lanes: must divide the global batch of 7 samples; leave lanes out, or give 7",
+        ),
         ({"compose": "clustered"}, "composition 'clustered': must be one of shuffle, spread, diverse"),
     ],
 )
@@ -421,3 +424,44 @@ def test_a_plan_that_draws_nothing_is_told(order_pool, make_rates_plan, make_ord
     plan = make_rates_plan(order_pool, "nothing", np.full(1000, 1e-12))
     with pytest.raises(UserError, match="plan 'nothing' drew nothing in 20 epochs"):
         make_order(plan, 8, lanes=8).batch(0)
+
+
+# --- lanes --------------------------------------------------------------------------------------------------------------
+
+
+@given(share=st.integers(1, 4000), ranks=st.integers(1, 128))
+def test_lanes_fit_batch_and_ranks(share, ranks):
+    lanes = choose_lanes(share * ranks, ranks)
+    assert share * ranks % lanes == 0
+    assert lanes % ranks == 0
+    assert lanes <= max(MOST_LANES, ranks)
+    if share * ranks % 64 == 0 and 64 % ranks == 0:
+        assert lanes == 64  # the default of before, which orders depend on
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "lanes"), [(4096, 8, 64), (28000, 8, 32), (28000, 1, 32), (96, 3, 48), (32, 1, 32)]
+)
+def test_lanes_are_powers_of_two_where_they_can_be(batch, ranks, lanes):
+    assert choose_lanes(batch, ranks) == lanes
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "lanes", "block"), [("stream", 16, 8, 40), ("all", 21, 7, 100), ("dbp", 30, 6, 20)]
+)
+def test_how_one_epoch_follows_another(open_plan, make_order, name, batch_size, lanes, block):
+    """As docs/loader.md says: one batch holds both, and fewer samples than lanes come later, in the first lane's first block."""
+    order = make_order(open_plan(name), batch_size, lanes=lanes, block=block)
+    stop = order.batches_until(4)
+    epochs = np.array([order.batch(number).epochs for number in range(stop)])
+    late = []
+    for epoch in range(3):
+        border = order.batches_until(epoch + 1)  # the batch in which the epoch ends
+        assert epochs[:border].max() == epoch
+        assert set(epochs[border].tolist()) <= {epoch, epoch + 1}
+        after, place = np.nonzero(epochs[border + 1 :] == epoch)
+        late += after.tolist()
+        assert len(after) < lanes
+        assert after.max(initial=0) <= -(-block // order.per_lane)
+        assert place.max(initial=0) < order.per_lane  # batches go lane after lane
+    assert late  # such samples exist

@@ -28,14 +28,14 @@ from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_number
 from tailwise.compare.images import Pictures, decoded_pool
 from tailwise.compare.recipe import Training
 from tailwise.errors import UserError
-from tailwise.loader.order import Order, OrderOptions
+from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.substitutes import Substitutes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.train.arguments import LOCAL_MODEL
 from tailwise.train.guard import INSTALL
 from tailwise.train.randomness import reseed, undisturbed
-from tailwise.train.segments import choose_lanes, cut
+from tailwise.train.segments import cut
 
 PROBE_STEPS = 4
 MARGIN = 1.25  # of cached images that crops are cut from: a crop of half the area is then hardly scaled
@@ -201,7 +201,7 @@ class _Source:
     ) -> None:
         self.order = order_of(plan, training, compose, seed)
         segments = cut(training.samples_seen // training.global_batch)
-        self.steps, self.segment = segments.count * segments.length, segments.length
+        self.steps, self.segment = segments.batches, segments.length
         config = preprocessing(model)
         self._size, self._device = config["size"], device
         self._scale = training.augment["scale"] if training.augment else None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import pickle
 import signal
 import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.executors.local import end_with_parent
 from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform, decode_rgb
-from tailwise.loader.locations import Locations, Names, ensure_locations
-from tailwise.loader.order import Order, OrderOptions
+from tailwise.loader.locations import Locations, ensure_locations
+from tailwise.loader.order import Order, OrderOptions, choose_lanes
+from tailwise.loader.ranks import Group, find_ranks, ranks_of
+from tailwise.loader.replaced import Counts, ReplacedSamples, check_appendable
 from tailwise.loader.shards import check_shards, require_bytes
 from tailwise.loader.stores import open_store
 from tailwise.loader.threads import read_ahead
@@ -35,7 +38,6 @@ from tailwise.progress import Track, silent
 
 DEFAULT_CACHE_BYTES = 32_000_000_000
 MANY_ROWS = 4_000_000  # of a plan, whose counting takes a while
-FEW = 100  # replacements that are always borne, whatever their share
 ON_DAMAGED = ("error", "replace")
 
 logger = logging.getLogger(__name__)
@@ -46,13 +48,12 @@ class Loader:
 
     The order is a function of the plan and the order's options (batch size of all ranks, accumulation, seed, lanes, block, composition,
     first epoch): never of the number of ranks or workers. `position` is the number of the next batch: it counts what was consumed,
-    never what was prefetched.
+    never what was prefetched. All iterators of a loader share it.
 
     Attributes:
         plan: which plan.
         order: the endless order.
         position: number of the next batch.
-        replaced: samples of this rank that something stood in for, since the loader was made or its state loaded.
     """
 
     def __init__(
@@ -60,15 +61,16 @@ class Loader:
         plan: Plan,
         *,
         batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
+        group: Group = None,
         accumulation: int = 1,
         decode: Decode = decode_rgb,
         transform: Transform | None = None,
         tokenizer: Tokenizer | None = None,
         workers: int = 0,
         seed: int = 0,
-        lanes: int = 64,
+        lanes: int | None = None,
         block: int = OrderOptions.block,
         compose: str = "shuffle",
         first_epoch: int = 0,
@@ -87,8 +89,9 @@ class Loader:
         Args:
             plan: which plan.
             batch_size: samples of a batch of this rank.
-            rank: 0 … world_size − 1.
-            world_size: how many ranks share each global batch; divides `lanes`.
+            rank: 0 … world_size − 1. By default that of the process group or, before there is one, of torchrun's environment.
+            world_size: how many ranks share each global batch; found likewise; divides `lanes`.
+            group: torch's process group whose ranks share each global batch; the default group if there is one.
             accumulation: batches per optimizer step; no row comes twice in a step, while the pool allows it.
             decode: bytes → image; PIL, in RGB, by default.
             transform: image → tensor; its random numbers are keyed by (seed, epoch, position). None: encoded images.
@@ -96,7 +99,7 @@ class Loader:
             workers: processes that read, decode and transform; where there is no transform and no tokenizer, a thread that reads ahead, or
                 so many for remote shards; 0 does all in this thread.
             seed: of the order and the augmentation; the draw has its own, in the plan.
-            lanes: C, see OrderOptions.
+            lanes: C, see OrderOptions; by default 64, or what is like it and fits the batch and the ranks.
             block: samples of a lane that are shuffled together.
             compose: "shuffle", "spread" or "diverse", see OrderOptions.
             first_epoch: the plan's epoch to begin with.
@@ -115,26 +118,31 @@ class Loader:
         Raises:
             UserError: an option is out of bounds, tars are missing or changed, or the plan draws samples that lie in no tar.
         """
-        if not 0 <= rank < world_size:
-            raise UserError(f"rank {rank}: must lie between 0 and {world_size - 1}")
+        rank, world_size = self._ranks = find_ranks(rank, world_size, group)
         if on_damaged not in ON_DAMAGED:
             raise UserError(f"on_damaged {on_damaged!r}: must be one of {', '.join(ON_DAMAGED)}")
-        for name, value, least in (("workers", workers, 0), ("prefetch", prefetch, 1)):
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
             if value < least:
                 raise UserError(f"{name} {value}: must be at least {least}")
         if not 0 <= max_replaced <= 1:
             raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
-        options = OrderOptions(batch_size * world_size, accumulation, seed, lanes, block, compose, first_epoch)
+        global_batch = batch_size * world_size
+        chosen = choose_lanes(global_batch, world_size) if lanes is None else lanes
+        options = OrderOptions(global_batch, accumulation, seed, chosen, block, compose, first_epoch)
         options.check_ranks(world_size)
         require_bytes(plan)
         self.plan, self.order = plan, Order(plan, options)
-        self.position = self.replaced = self._unforeseen = self._consumed = 0
-        self._max_replaced, self._workers, self._prefetch = max_replaced, workers, prefetch
+        self.position = 0
+        self._group, self._lanes = group, lanes
+        # After load_state_dict, the last of the finished epochs that `epoch` has passed over.
+        self._passed: int | None = None
+        self._warned = False
+        self._workers, self._prefetch = workers, prefetch
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self._log = None if log is None else _appendable(Path(log))
-        self._names = Names(plan.catalog, plan.snapshot)
+        if log is not None:
+            check_appendable(Path(log))
         shards = plan.catalog.shards(plan.snapshot)
-        damaged = _damaged(plan, check, rank, world_size, track)
+        damaged = _damaged(plan, check, self._ranks, group, track)
         if damaged and on_damaged == "error":
             raise UserError(
                 f"{len(damaged):,} of {plan.snapshot.shards:,} tars can't be read as they were imported, the first is "
@@ -180,6 +188,7 @@ class Loader:
             cache_bytes // (2 * ranks_here),
             threading.Lock() if self._threads else nullcontext(),
         )
+        self._replaced = ReplacedSamples(self._dataset, max_replaced, None if log is None else Path(log))
         self._batches: Iterator[Batch | UserError] | None = None
         self._counting: Counting | None = None
         self._prepared = -1
@@ -192,7 +201,9 @@ class Loader:
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch of the plan. What doesn't fill the last one belongs to the next epoch's first.
 
-        Goes on within the epoch if `position` is there already (after `load_state_dict`), else begins with its first batch.
+        Goes on within the epoch if `position` is there already, else begins with its first batch. After `load_state_dict`, an epoch
+        that ended before the position yields nothing when it is asked for the first time: the loop that was interrupted goes on where
+        it stopped. Asked for again, it is read again.
 
         Raises:
             UserError: an epoch before the order's first.
@@ -202,6 +213,15 @@ class Loader:
                 f"epoch {number}: the order begins with epoch {self.order.options.first_epoch} (first_epoch)"
             )
         first, stop = self.batches_until(number), self.batches_until(number + 1)
+        if self._passed is not None and stop <= self.position and number > self._passed:
+            self._passed = number
+            return
+        self._passed = None
+        if first == stop:
+            logger.warning(
+                "epoch %d of plan %r fills no batch: it draws %s samples, a global batch takes %s; the next epoch takes them along",
+                *(number, self.plan.name, f"{self.order.drawn(number):,}", f"{self.order.taken:,}"),
+            )
         if not first <= self.position < stop:
             self.seek(first)
         while self.position < stop:
@@ -209,22 +229,47 @@ class Loader:
 
     def _next(self) -> Batch:
         if self._batches is None:
-            self._batches = (
-                read_ahead(self._dataset.__getitem__, self.position, *self._read_by)
-                if self._threads
-                else iter(self._data_loader())
-            )
+            self._batches = self._begin()
         try:
             batch = next(self._batches)
             if isinstance(batch, UserError):
                 raise batch
-            self._note(batch)
-        except BaseException:
+            self._replaced.note(batch)
+            self._note_repeats(batch)
+        except BaseException as error:
             self._batches = None  # whoever goes on gets this batch again, not the one after it
+            if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+                raise BrokenProcessPool(
+                    f"a worker of the loader ended ({error}): out of memory? Give fewer workers. Workers that are spawned also need a "
+                    "script whose work stands below `if __name__ == '__main__':`"
+                ) from error
             raise
         self.position += 1
         self._prepare(int(batch.epochs[0]) + 1)
         return batch
+
+    def _begin(self) -> Iterator[Batch | UserError]:
+        """Starts reading at `position`.
+
+        Raises:
+            UserError: a process group was made after this loader, or the workers can't be given what they need.
+        """
+        found = ranks_of(self._group)
+        if found is not None and found != self._ranks:
+            raise UserError(
+                f"this loader was made for rank {self._ranks[0]} of {self._ranks[1]}, but the process is rank {found[0]} of a group of "
+                f"{found[1]}: make the loader after the process group"
+            )
+        if self._threads:
+            return read_ahead(self._dataset.__getitem__, self.position, *self._read_by)
+        try:
+            return iter(self._data_loader())
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            if not self._workers:
+                raise
+            raise UserError(
+                f"decode, transform or tokenizer can't be sent to worker processes ({error}): define it in a module, or give workers=0"
+            ) from error
 
     def _data_loader(self) -> DataLoader[Batch | UserError]:
         return DataLoader(
@@ -239,41 +284,22 @@ class Loader:
             pin_memory=self._pin_memory,
         )
 
-    def _note(self, batch: Batch) -> None:
-        """Counts and logs the replaced samples of a batch, and ends when they are too many."""
-        damaged = self._dataset.damaged
-        rows = np.array([item.row for item in batch.replaced], np.int64)
-        foreseen = np.isin(self._dataset.shards(rows), list(damaged)) | ~self._dataset.removals.keeps(rows)
-        surprises = [item for item, known in zip(batch.replaced, foreseen.tolist(), strict=True) if not known]
-        unforeseen = self._unforeseen + len(surprises)
-        consumed = self._consumed + len(batch.rows)
-        if surprises:
-            of_epoch = self.batches_until(self.order.options.first_epoch + 1) * len(batch.rows)
-            borne = self._max_replaced * max(consumed, of_epoch)
-            if unforeseen > (max(FEW, borne) if self._max_replaced else 0):
-                last = surprises[-1]
-                ((key, uid),) = self._names.of(np.array([last.row]))
-                raise UserError(
-                    f"{unforeseen:,} of {consumed:,} samples had to be replaced, more than the share {self._max_replaced} that may be; "
-                    f"the last one was key {key}, uid {uid} ({last.reason}); mend the shards or raise max_replaced (--max-replaced)"
-                )
-            if not self._unforeseen:
-                logger.warning("a sample was replaced (%s); others are, without a word", surprises[0].reason)
-        if batch.replaced and self._log is not None:
-            self._write_log(self._log, batch)
-        self._unforeseen, self._consumed = unforeseen, consumed
-        self.replaced += len(batch.replaced)
+    @property
+    def replaced(self) -> int:
+        """Samples of this rank that something stood in for, since the loader was made, or as its state says."""
+        return self._replaced.counts.replaced
 
-    def _write_log(self, log: Path, batch: Batch) -> None:
-        names = self._names.of(np.array([row for item in batch.replaced for row in (item.row, item.stand_in)]))
-        with log.open("a", encoding="utf-8") as stream:
-            for at, item in enumerate(batch.replaced):
-                (key, uid), (other_key, other_uid) = names[2 * at : 2 * at + 2]
-                line = {"position": item.position, "row": item.row, "key": key, "uid": uid}
-                stream.write(
-                    json.dumps({**line, "stand_in_key": other_key, "stand_in_uid": other_uid, "reason": item.reason})
-                    + "\n"
-                )
+    def _note_repeats(self, batch: Batch) -> None:
+        """Warns once where a sample comes twice in a batch, for lack of others."""
+        repeats = 0 if self._warned or batch.replaced else len(batch.rows) - len(np.unique(batch.rows))
+        if repeats:
+            self._warned = True
+            epoch = int(batch.epochs[0])
+            logger.warning(
+                "batch %d holds %d samples that it holds already, and later ones may, too: epoch %d draws %s samples, which is too few "
+                "to keep equal ones %s apart (batch × accumulation); take a smaller batch",
+                *(self.position, repeats, epoch, f"{self.order.drawn(epoch):,}", f"{self.order.window:,}"),
+            )
 
     def _prepare(self, epoch: int) -> None:
         """Counts the units of the next epoch while this one is read, so that no batch waits for it, if that takes a while."""
@@ -301,6 +327,7 @@ class Loader:
         """
         if batch < 0:
             raise UserError(f"batch {batch}: must be at least 0")
+        self._passed = None
         if batch != self.position:
             self._batches = None
             self._dataset.forget_wanted()
@@ -309,8 +336,12 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs: the position, and what the order depends on."""
         options = {"plan": self.plan.name, **asdict(self.order.options)}
-        counts = {"replaced": self.replaced, "unforeseen": self._unforeseen, "consumed": self._consumed}
-        return {"position": self.position, "order": self.order.identity, "options": options, **counts}
+        return {
+            "position": self.position,
+            "order": self.order.identity,
+            "options": options,
+            **asdict(self._replaced.counts),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where another loader of the same order stopped; the number of ranks and workers may differ.
@@ -318,6 +349,12 @@ class Loader:
         Raises:
             UserError: the state is of another order.
         """
+        if missing := [name for name in self.state_dict() if name not in state]:
+            raise UserError(
+                f"this isn't a state of a loader: {', '.join(missing)} is missing; give what state_dict() returned"
+            )
+        if state["order"] != self.order.identity:
+            self._take_lanes(state["options"].get("lanes"))
         if state["order"] != self.order.identity:
             mine = self.state_dict()["options"]
             changes = [
@@ -329,9 +366,16 @@ class Loader:
                 f"this state belongs to another order ({', '.join(changes) or 'the plan was made anew'}): use what it was made with"
             )
         self.seek(int(state["position"]))
-        self.replaced, self._unforeseen, self._consumed = (
-            int(state[name]) for name in ("replaced", "unforeseen", "consumed")
-        )
+        self._passed = self.order.options.first_epoch - 1
+        self._replaced.counts = Counts(*(int(state[item.name]) for item in fields(Counts)))
+
+    def _take_lanes(self, lanes: int | None) -> None:
+        """Takes the lanes that another number of ranks chose, if these ranks can share them, and nobody said another number."""
+        options = self.order.options
+        if self._lanes is None and lanes and options.batch_size % lanes == 0 and lanes % self._ranks[1] == 0:
+            self.order = Order(self.plan, replace(options, lanes=lanes))
+            self._dataset = self._replaced.dataset = replace(self._dataset, order=self.order)
+            self._batches = None
 
     def batches_until(self, epoch: int) -> int:
         """How many whole global batches the plan's epochs first_epoch … epoch − 1 fill."""
@@ -374,17 +418,17 @@ def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as DataLoader has it)
     return batch
 
 
-def _damaged(plan: Plan, check: str, rank: int, world_size: int, track: Track) -> dict[int, str]:
+def _damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, track: Track) -> dict[int, str]:
     """The tars that aren't as they were imported, by id, with the reason; ranks that can talk to each other share the work."""
-    together = world_size > 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() == world_size
-    share = (rank, world_size) if together else (0, 1)
+    together = ranks[1] > 1 and ranks_of(group) is not None
+    share = ranks if together else (0, 1)
     found = {
         item.shard: f"{item.path}: {item.reason}"
         for item in check_shards(plan.catalog, plan.snapshot, check, share=share, track=track)
     }
     if together:
-        shares: list[dict[int, str]] = [{}] * world_size
-        dist.all_gather_object(shares, found)
+        shares: list[dict[int, str]] = [{}] * ranks[1]
+        dist.all_gather_object(shares, found, group)
         found = {shard: reason for items in shares for shard, reason in items.items()}
     return dict(sorted(found.items()))
 
@@ -405,11 +449,3 @@ def own_cache_folder(paths: Sequence[str]) -> Path:
                 f"{folder} can be written to by others: remove it, or name a cache folder (cache_folder=, --cache)"
             )
     return folder
-
-
-def _appendable(log: Path) -> Path:
-    try:
-        log.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise UserError(f"the log {log} can't be written ({error.strerror}): name another file") from error
-    return log

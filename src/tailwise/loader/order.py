@@ -36,6 +36,7 @@ KEPT_SPANS = 4
 KEPT_CHUNKS = 2
 SUPER_BATCH = 5  # CABS: keep a fifth
 Block = tuple[int, int]  # number of the section, and of the block in its lanes
+MOST_LANES = 64
 FORMAT = 1  # raised when the same options would give another order
 
 
@@ -77,25 +78,34 @@ class OrderOptions:
         ):
             if value < least:
                 raise UserError(f"{name} {value}: must be at least {least}")
-        if self.batch_size % self.lanes:
-            near = max(
-                count for count in range(1, min(self.lanes, self.batch_size) + 1) if self.batch_size % count == 0
-            )
-            raise UserError(
-                f"a global batch of {self.batch_size:,} samples can't be taken evenly from {self.lanes} lanes: "
-                f"use a multiple of {self.lanes}, or {near} lanes"
-            )
+        self.check_ranks(1)
         if self.compose not in COMPOSITIONS:
             raise UserError(f"composition {self.compose!r}: must be one of {', '.join(COMPOSITIONS)}")
 
     def check_ranks(self, world_size: int) -> None:
-        """Refuses a number of ranks that can't share the lanes.
+        """Refuse lanes that don't divide the global batch, or that the ranks can't share.
 
         Raises:
-            UserError: it doesn't divide them.
+            UserError: the lanes don't fit; names a number that does.
         """
-        if self.lanes % world_size:
-            raise UserError(f"{self.lanes} lanes can't be shared by {world_size} ranks: use a multiple of {world_size}")
+        if self.batch_size % self.lanes or self.lanes % world_size:
+            fitting = choose_lanes(self.batch_size, world_size)
+            ranks = f", and be a multiple of the {world_size} ranks" if world_size > 1 else ""
+            raise UserError(
+                f"{self.lanes} lanes: must divide the global batch of {self.batch_size:,} samples{ranks}; "
+                f"leave lanes out, or give {fitting}"
+            )
+
+
+def choose_lanes(global_batch: int, ranks: int) -> int:
+    """Return the number of lanes where none is given: a divisor of the global batch and a multiple of the ranks.
+
+    At most 64, unless there are more ranks. Of the numbers that fit, the result shares the largest power of two with 64, so that
+    other numbers of ranks fit as well.
+    """
+    share = global_batch // ranks
+    fitting = [ranks * part for part in range(1, MOST_LANES // ranks + 1) if share % part == 0]
+    return max(fitting, key=lambda lanes: (lanes & -lanes, lanes), default=ranks)
 
 
 class Order:
@@ -143,18 +153,18 @@ class Order:
 
     def batches_until(self, epoch: int) -> int:
         """How many whole batches the epochs before `epoch` fill, from the first of the order."""
-        drawn = sum(self._drawn(earlier) for earlier in range(self.options.first_epoch, epoch))
+        drawn = sum(self.drawn(earlier) for earlier in range(self.options.first_epoch, epoch))
         return drawn // self.options.lanes // self.per_lane
 
     def epoch_at(self, batch: int) -> int:
         """The plan's epoch that a batch begins in."""
         epoch, left = self.options.first_epoch, (batch * self.per_lane + 1) * self.options.lanes
-        while left > self._drawn(epoch):
-            left -= self._drawn(epoch)
+        while left > self.drawn(epoch):
+            left -= self.drawn(epoch)
             epoch += 1
         return epoch
 
-    def _drawn(self, epoch: int) -> int:
+    def drawn(self, epoch: int) -> int:
         """Samples that an epoch draws; known without looking at any row, unless the draw is random."""
         if epoch not in self._totals:
             exact = self.plan.exact

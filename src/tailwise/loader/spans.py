@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 Span = tuple[int, int]  # [start, stop) bytes
@@ -25,10 +25,10 @@ class OpenFile:
         self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.touched = 0.0
 
-    def __del__(self) -> None:
-        """Closes it."""
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Closes it; `os` may be gone already when the interpreter ends."""
         if self.handle >= 0:
-            os.close(self.handle)
+            close(self.handle)
 
 
 class Spans:
