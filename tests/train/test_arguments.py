@@ -1,10 +1,12 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from open_clip_train.params import parse_args
 
 from tailwise.errors import UserError
-from tailwise.train.arguments import FREE, OWNED, deciding, parse, refuse_owned, spell
+from tailwise.train.arguments import FREE, OWNED, deciding, parse, refuse_owned, require_model, spell
 
 
 @pytest.mark.parametrize("owned", OWNED)
@@ -18,6 +20,22 @@ def test_the_rest_is_not():
     refuse_owned(
         ["--lr", "1e-3", "--epochs-cooldown", "2", "--wd", "0.1", "--dataset-type", "csv", "--aug-cfg", "scale=(0.4,1)"]
     )
+
+
+def test_a_model_is_asked_for():
+    for given in (["--model", "RN50"], ["--lr", "1", "--model=RN50"], ["--mod", "RN50"], ["--help"]):
+        require_model(given)
+    for missing in ([], ["--lr", "1e-3", "--name", "model"], ["--model-ema"]):
+        with pytest.raises(UserError, match="name the model: give --model NAME after the --"):
+            require_model(missing)
+
+
+def test_the_trainer_is_not_imported_to_refuse_a_training_without_a_model(tmp_path):
+    code = "import sys\nfrom tailwise.cli import main\nsys.argv[0] = 'tailwise'\ntry: main()\nfinally: print('torch' in sys.modules)"
+    words = ["train", tmp_path, "p", "--epochs", "1", "--", "--batch-size", "8"]
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "False\n")
+    assert result.stderr.startswith("tailwise: name the model: give --model NAME after the --")
 
 
 def test_owned_and_free_arguments_exist_in_open_clip():

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -140,3 +141,53 @@ def same(first, second):
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(same, first, second))
     return first == second
+
+
+def until_saved(process, folder, log):
+    deadline = time.monotonic() + 200
+    while not list(folder.rglob("epoch_latest.pt")):
+        assert process.poll() is None, log.read_text()[-5000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_interrupted_training_names_the_command_that_resumes_it(drawn_plan, tiny_model, tmp_path, start_train):
+    log, logs = tmp_path / "log", tmp_path / "my logs"
+    settings = ["--model", tiny_model, "--device", "cpu", "--precision", "fp32", "--batch-size", "16", "--workers", "1"]
+    words = [drawn_plan.catalog.folder, "epochs", "--samples-seen", "6400", "--checkpoint-every", "5", "--"]
+    process = start_train([*words, *settings, "--logs", logs, "--warmup", "4"], log=log)
+    until_saved(process, logs, log)
+    children = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to workers as well
+    assert process.wait(timeout=100) == 1
+    said = log.read_text()
+    assert "Traceback" not in said
+    last = said.splitlines()[-1]
+    assert last.startswith("tailwise: interrupted; to go on, run: tailwise train ")
+    assert last.endswith(f"--resume -- {shlex.join([*settings, '--logs', str(logs), '--warmup', '4'])}")
+    assert not any(map(runs, children))
+    command = shlex.split(last.partition("to go on, run: tailwise train ")[2])
+    again = start_train(command, log=log)
+    finish(again, log)
+    said = log.read_text()
+    assert "=> resuming checkpoint" in said
+    assert "saw 6,400 samples in 400 batches, epochs 0 to 7 of plan 'epochs'; 0 of them replaced" in said
+
+
+def test_interrupted_ranks_end_and_one_of_them_gives_the_advice(drawn_plan, tiny_model, tmp_path, start_train):
+    log, logs = tmp_path / "log", tmp_path / "logs"
+    settings = ["--model", tiny_model, "--device", "cpu", "--precision", "fp32", "--batch-size", "8", "--workers", "1"]
+    words = [drawn_plan.catalog.folder, "epochs", "--samples-seen", "64000", "--checkpoint-every", "5", "--"]
+    process = start_train([*words, *settings, "--logs", logs, "--warmup", "4"], 2, log=log)
+    until_saved(process, logs, log)
+    children = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
+    process.wait(timeout=100)
+    deadline = time.monotonic() + 60
+    while any(map(runs, children)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(runs, children))
+    advice = [line for line in log.read_text().splitlines() if "interrupted" in line]
+    assert len(advice) == 1
+    assert "start the same ranks with: -m tailwise train" in advice[0]
+    assert " --resume -- " in advice[0]

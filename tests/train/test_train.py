@@ -1,6 +1,7 @@
 """Whole trainings in this process: what is told, refused, recorded, and that a resumed run goes on."""
 
 import json
+import math
 import re
 
 import pytest
@@ -41,17 +42,17 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
     runs = train(drawn_plan, arguments, options, tell=told.append)
     text = "\n".join(told)
     assert "epoch 0 of plan 'epochs'" in text
-    assert "30 batches of 24 samples (1 ranks × 24), 15 steps, 720 samples" in text
-    assert "3 segments of 10 batches" in text
-    assert "left out: 3 batches (72 samples)" in text
+    assert "32 batches of 24 samples (1 ranks × 24), 16 steps, 768 samples" in text
+    assert "3 segments of 12 batches, the last of 8" in text
+    assert "left out: 1 batch (24 samples)" in text
     assert "note" not in text
-    assert (runs[0].segments.count, runs[0].segments.length, runs[0].segments.left_out) == (3, 10, 3)
+    assert (runs[0].segments.count, runs[0].segments.length, runs[0].segments.last) == (3, 12, 8)
 
     lines = read_record(tmp_path / "record" / "run.rank-0.jsonl")
-    assert [(line["segment"], line["batch"]) for line in lines] == [(number // 10, number) for number in range(30)]
+    assert [(line["segment"], line["batch"]) for line in lines] == [(number // 12, number) for number in range(32)]
     rows = [row for line in lines for row in line["rows"]]
     copies = drawn_plan.draw(0)
-    assert len(set(rows)) == len(rows) == 720
+    assert len(set(rows)) == len(rows) == 768
     assert all(copies[row] == 1 for row in rows)
     assert {epoch for line in lines for epoch in line["epochs"]} == {0}
 
@@ -60,7 +61,18 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
     assert state["finished"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["epoch_3.pt", "epoch_latest.pt"]
     log = (folder / "out.log").read_text()
-    assert len(re.findall(r"Train Epoch: \d+ \[ *\d+/240 ", log)) == 15
+    assert len(re.findall(r"Train Epoch: \d+ \[ *\d+/288 ", log)) == 16
+
+    rates = [float(rate) for rate in re.findall(r" LR: ([\d.]+)", log)]
+    falling = [
+        0.5 * (1 + math.cos(math.pi * step / 12)) * 1e-3 for step in range(12)
+    ]  # to the last step, after a warm-up of 4
+    assert rates[4:] == pytest.approx(falling, abs=1e-6)
+    assert told[-3:] == [
+        f"{folder}: saw 768 samples in 32 batches, epoch 0 of plan 'epochs'; 0 of them replaced",
+        f"  checkpoint: {folder}/checkpoints/epoch_3.pt",
+        f"  next: tailwise evaluate {folder} --data SET",
+    ]
 
     with pytest.raises(UserError, match="holds a run already: go on with it by --resume"):
         train(drawn_plan, arguments, options, tell=told.append)
@@ -68,7 +80,7 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
     train(drawn_plan, arguments, again, tell=told.append)
     assert told[-1] == "nothing left to train: all of it is finished"
     changed = (
-        (TrainOptions(epochs=1, checkpoint_every=24, resume=True), [], r"batches of a segment 10 → 16"),
+        (TrainOptions(epochs=1, checkpoint_every=24, resume=True), [], r"batches of a segment 12 → 16"),
         (TrainOptions(epochs=1, checkpoint_every=12, resume=True, seed=5), [], r"seed 0 → 5"),
         (TrainOptions(epochs=1, checkpoint_every=12, resume=True, lanes=8), [], r"lanes 24 → 8"),
         (again, ["--lr", "2e-3"], r"--lr 0\.001 → 0\.002"),
@@ -206,7 +218,7 @@ def test_counting_epochs_of_a_random_draw_is_shown(drawn_plan, arguments, option
     assert counted[-1][2] >= 6
     sizes = [int(plan.draw(epoch).sum()) for epoch in range(8)]
     batches = sum(sizes[:7]) // 16 if options.epochs else options.samples_seen // 16
-    assert run.segments.count * run.segments.length + run.segments.left_out == batches
+    assert run.batches + run.segments.left_out == batches
 
 
 @pytest.mark.parametrize(
@@ -255,7 +267,7 @@ def test_help_is_open_clip_s(drawn_plan):
 def test_a_long_warm_up_is_noted(drawn_plan, arguments):
     told = []
     train(drawn_plan, [*arguments, "--warmup", "100"], TrainOptions(samples_seen=32), tell=told.append)
-    assert "the warm-up (100 steps) is as long as the training" in told[-1]
+    assert "the warm-up (100 steps) is as long as the training" in "".join(told)
 
 
 def test_a_run_of_open_clip_s_own_is_left_alone(drawn_plan, arguments, tmp_path):

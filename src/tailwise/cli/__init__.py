@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import shlex
 import signal
 import sys
 import traceback
@@ -84,7 +86,8 @@ def main() -> None:
         say(f"tailwise: {error}", error=True)
         sys.exit(1)
     except _InterruptedError:
-        say("tailwise: interrupted; run the same command again to go on", error=True)
+        if os.environ.get("RANK", "0") == "0":  # of several ranks, one gives the advice
+            say(f"tailwise: interrupted; {_how_to_resume(sys.argv[1:])}", error=True)
         sys.exit(1)
     except Exception as error:
         if not hasattr(error, "format_message"):  # Typer's own errors, whose class differs from version to version
@@ -118,3 +121,14 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
     for text in traceback.format_exception(kind, error, trace):
         for line in text.splitlines():
             say(line, error=True)
+
+
+def _how_to_resume(words: list[str]) -> str:
+    """Return the advice after an interruption: a training needs --resume, all other commands resume by themselves."""
+    at = words.index("--") if "--" in words else len(words)
+    if words[:1] != ["train"] or "--resume" in words[:at]:
+        return "run the same command again to go on"
+    command = shlex.join([*words[:at], "--resume", *words[at:]])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return f"to go on, start the same ranks with: -m tailwise {command}"
+    return f"to go on, run: tailwise {command}"

@@ -74,7 +74,7 @@ def train_by_open_clip(
     segments = cut(training.samples_seen // training.global_batch)
     device = str(choose_device(training.device))
     checkpoint = folder / RUN / "checkpoints" / f"epoch_{segments.count}.pt"
-    return Trained(checkpoint, segments.count * segments.length * training.global_batch, seconds, device)
+    return Trained(checkpoint, segments.batches * training.global_batch, seconds, device)
 
 
 def open_clip_arguments(training: Training) -> dict[str, Any]:

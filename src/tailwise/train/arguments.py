@@ -96,6 +96,17 @@ def refuse_code(where: str, arguments: Mapping[str, Any], *, allowed: bool) -> N
             raise UserError(f"{where} has {word!r}, which runs commands or copies code: {ALLOW_CODE}")
 
 
+def require_model(argv: Sequence[str]) -> None:
+    """Refuse arguments that name no model, abbreviated or not: open_clip would train a ResNet-50. A request for help needs none.
+
+    Raises:
+        UserError: there is no model.
+    """
+    options = {word.split("=", 1)[0] for word in argv}
+    if not options & {"--model", "--mode", "--mod", "-h", "--help"}:
+        raise UserError("name the model: give --model NAME after the -- (such as ViT-B-32), or a --recipe")
+
+
 def parse(argv: Sequence[str], parse_args: Callable[[list[str]], Any]) -> argparse.Namespace:
     """What open_clip makes of its arguments.
 

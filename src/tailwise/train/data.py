@@ -13,21 +13,22 @@ from tailwise.train.randomness import reseed, undisturbed
 if TYPE_CHECKING:
     from tailwise.loader import Batch, Loader
     from tailwise.train.record import Record
+    from tailwise.train.segments import Segments
 
 
 class SegmentLoader:
     """One segment of the loader's endless sequence at a time, in the form that the trainer takes.
 
     Attributes:
-        num_batches: of this rank in a segment.
-        num_samples: of all ranks in a segment.
+        num_batches: batches of a segment but the last; the trainer counts its steps by this number.
+        num_samples: samples of such a segment, of all ranks.
     """
 
     def __init__(
         self,
         loader: Loader,
         *,
-        length: int,
+        segments: Segments,
         global_batch: int,
         seed: tuple[int, int, int],
         form: Callable[[Tensor, Tensor], Any],
@@ -37,13 +38,14 @@ class SegmentLoader:
 
         Args:
             loader: positioned anywhere.
-            length: batches of a segment.
+            segments: how the training is cut.
             global_batch: samples of a batch, over all ranks.
             seed: (seed, phase, rank): keys the random numbers of the model.
             form: (images, texts) → a batch as the trainer takes it.
             record: where to note what was seen, if anywhere.
         """
-        self.num_batches, self.num_samples = length, length * global_batch
+        self.num_batches, self.num_samples = segments.length, segments.length * global_batch
+        self._segments = segments
         self._loader, self._seed, self._form, self._record = loader, seed, form, record
         self._segment = 0
         self._batches: Iterator[Batch] | None = None
@@ -54,7 +56,7 @@ class SegmentLoader:
     def set_segment(self, segment: int) -> None:
         """Goes to the start of a segment, and reseeds the global generators for it."""
         self._segment = segment
-        first = segment * self.num_batches
+        first, _ = self._segments.bounds(segment)
         if self._loader.position != first:
             self._loader.seek(first)
             self._batches = None
@@ -64,7 +66,7 @@ class SegmentLoader:
         """The batches of the segment."""
         if self._batches is None:
             self._batches = iter(self._loader)
-        for number in range(self._segment * self.num_batches, (self._segment + 1) * self.num_batches):
+        for number in range(*self._segments.bounds(self._segment)):
             with undisturbed():
                 batch = next(self._batches)
             if self._record is not None:

@@ -34,6 +34,10 @@ ARGUMENTS = (
 )
 
 
+# How the trainer makes a schedule of learning rates: (optimizer, learning rate, steps of warm-up, steps of all, …).
+SCHEDULES = ("cosine_lr", "const_lr", "const_lr_cooldown")
+
+
 @dataclass(frozen=True)
 class Hook:
     """Something of open_clip_train that must be as expected.
@@ -55,11 +59,15 @@ HOOKS = (
     Hook(
         "main",
         "main",
-        ("get_data(", "train_one_epoch(", "save_most_recent", "LATEST_CHECKPOINT_NAME", "setup_logging("),
+        (
+            *("get_data(", "train_one_epoch(", "save_most_recent", "LATEST_CHECKPOINT_NAME", "setup_logging("),
+            "args.warmup, total_steps",
+        ),
     ),
     Hook("main", "get_data", ("args.train_data",), ("args", "preprocess_fns", "epoch", "tokenizer")),
     Hook("main", "train_one_epoch", (".set_epoch(epoch)", ".num_batches", ".num_samples", "enumerate(dataloader)")),
     Hook("main", "LATEST_CHECKPOINT_NAME"),
+    *(Hook("main", name, parameters=("optimizer", "base_lr", "warmup_length", "steps")) for name in SCHEDULES),
     Hook("params", "parse_args"),
     Hook("distributed", "is_using_distributed"),
     Hook("distributed", "world_info_from_env"),

@@ -27,9 +27,9 @@ from tailwise.progress import Track, silent
 from tailwise.recipes import Recipe
 from tailwise.train.arguments import LOCAL_MODEL, spell
 from tailwise.train.data import SegmentLoader, TrainData
-from tailwise.train.guard import Trainer, find_trainer
+from tailwise.train.guard import SCHEDULES, Trainer, find_trainer
 from tailwise.train.options import TrainOptions
-from tailwise.train.phases import WEIGHTS, Run, decide, describe
+from tailwise.train.phases import REPLACED, WEIGHTS, Run, decide, describe, describe_result
 from tailwise.train.record import Record
 from tailwise.train.runs import check_same, read_run, write_run
 
@@ -76,6 +76,7 @@ def train(
     for run in left:
         _train_phase(plan, run, options, trainer, quiet, track, last=run is runs[-1])
     if not left:
+        describe_result(plan, runs[-1], quiet, last=True)
         quiet("nothing left to train: all of it is finished")
     return runs
 
@@ -130,18 +131,16 @@ def _train_phase(
     }
     if run.rank == 0:
         write_run(run.folder, run.decides, about, finished=False)
-    with _own_data(plan, run, options, trainer, track) as made, _own_log(), _ranks_on_cpu():
+    with _own_data(plan, run, options, trainer, track) as made, _own_steps(run, trainer), _own_log(), _ranks_on_cpu():
         if trainer.main.main(_arguments(plan, run, options)) == -1:
             raise SystemExit(1)  # it has said why
-    replaced = sum(loader.replaced for loader in made)
     for loader in made:
         loader.close()
     if run.rank == 0:
         if not last:
             _save_weights(run, run.folder / "checkpoints" / trainer.main.LATEST_CHECKPOINT_NAME)
         write_run(run.folder, run.decides, about, finished=True)
-    if replaced:
-        tell(f"{run.folder}: {replaced:,} damaged samples of rank 0 were replaced, listed in {_log(run)}")
+        describe_result(plan, run, tell, last=last)
     _leave_group(run.rank, again=not last)
 
 
@@ -169,7 +168,7 @@ def _arguments(plan: Plan, run: Run, options: TrainOptions) -> list[str]:
 
 
 def _log(run: Run) -> Path:
-    return run.folder / f"replaced-rank-{run.rank}.jsonl"
+    return run.folder / f"{REPLACED}{run.rank}.jsonl"
 
 
 @contextmanager
@@ -210,7 +209,7 @@ def _own_data(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer, tra
         made.append(loader)
         segments = SegmentLoader(
             loader,
-            length=run.segments.length,
+            segments=run.segments,
             global_batch=run.global_batch,
             seed=(run.seed, run.number, run.rank),
             form=trainer.form,
@@ -225,6 +224,24 @@ def _own_data(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer, tra
         trainer.main.get_data = original  # type: ignore[attr-defined]
         if record is not None:
             record.close()
+
+
+@contextmanager
+def _own_steps(run: Run, trainer: Trainer) -> Iterator[None]:
+    """Lets the trainer's schedules end with the last step: it takes all segments for equal, but the last may be shorter."""
+    originals = {name: getattr(trainer.main, name) for name in SCHEDULES}
+
+    def ending(schedule: Callable[..., Any]) -> Callable[..., Any]:
+        steps = run.batches // run.accumulation
+        return lambda optimizer, lr, warmup, _, *more: schedule(optimizer, lr, warmup, steps, *more)
+
+    for name, schedule in originals.items():
+        setattr(trainer.main, name, ending(schedule))
+    try:
+        yield
+    finally:
+        for name, schedule in originals.items():
+            setattr(trainer.main, name, schedule)
 
 
 @contextmanager

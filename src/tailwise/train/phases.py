@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,17 +13,18 @@ from typing import Any
 from tailwise.catalog.files import digest
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.errors import UserError
-from tailwise.loader.order import Order, OrderOptions
+from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.recipes import Phase, Recipe
-from tailwise.train.arguments import LOCAL_MODEL, deciding, parse, refuse_owned, spell
+from tailwise.train.arguments import LOCAL_MODEL, deciding, parse, refuse_owned, require_model, spell
 from tailwise.train.guard import Trainer
 from tailwise.train.options import TrainOptions
 from tailwise.train.runs import read_run
-from tailwise.train.segments import Segments, choose_lanes, cut
+from tailwise.train.segments import Segments, cut
 
 PROGRESS_STEPS = 100
+REPLACED = "replaced-rank-"  # logs of replaced samples, one of each rank
 WEIGHTS = "open_clip_pytorch_model.bin"  # the name that open_clip looks for in a folder
 
 
@@ -83,7 +86,7 @@ class Run:
     @property
     def batches(self) -> int:
         """Of the whole phase."""
-        return self.segments.count * self.segments.length
+        return self.segments.batches
 
     @property
     def final(self) -> Path:
@@ -116,6 +119,7 @@ def decide(
         refuse_owned(spell(phase.open_clip))
         arguments = _arguments(argv, phase, trainer)
         parsed = parse(arguments, trainer.parse_args)
+        require_model(arguments)
         if len(phases) > 1 and parsed.dist_url not in {None, "env://"}:
             raise UserError(
                 f"--dist-url {parsed.dist_url}: a recipe of several phases needs env://, which torchrun sets up"
@@ -208,7 +212,7 @@ def _decide_one(
     if phase.checkpoint_every is not None and phase.checkpoint_every < accumulation:
         raise UserError(f"--checkpoint-every {phase.checkpoint_every}: must be at least --accum-freq {accumulation}")
     segments = cut(batches, accumulation, phase.checkpoint_every)
-    last = counting.epoch_at(segments.count * segments.length - 1)
+    last = counting.epoch_at(segments.batches - 1)
     decides = {
         "plan": f"{plan.name} {digest(plan.manifest['identity'])}",
         "seed": seed,
@@ -220,6 +224,7 @@ def _decide_one(
         "first epoch": first,
         "segments": segments.count,
         "batches of a segment": segments.length,
+        **({} if segments.last == segments.length else {"batches of the last segment": segments.last}),
         "open_clip": trainer.version,
         **deciding(parsed),
     }
@@ -257,25 +262,40 @@ def _batches(counting: Order, phase: Phase, first: int, track: Track) -> int:
     return batches
 
 
+def _epochs(run: Run) -> str:
+    if run.last_epoch > run.first_epoch:
+        return f"epochs {run.first_epoch} to {run.last_epoch}"
+    return f"epoch {run.first_epoch}"
+
+
+def describe_result(plan: Plan, run: Run, tell: Callable[[str], None], *, last: bool) -> None:
+    """Print what a finished phase has seen, where its checkpoint is, and the command that evaluates the last one."""
+    logs = sorted(run.folder.glob(f"{REPLACED}*.jsonl"))
+    # A batch that was trained again after an interruption is listed twice.
+    replaced = {json.loads(line)["position"] for log in logs for line in log.read_text(encoding="utf-8").splitlines()}
+    tell(
+        f"{run.folder}: saw {run.batches * run.global_batch:,} samples in {run.batches:,} batches, {_epochs(run)} of plan "
+        f"{plan.name!r}; {len(replaced):,} of them replaced"
+        + (f", listed in {logs[0].parent}/{REPLACED}*" * bool(replaced))
+    )
+    tell(f"  checkpoint: {run.folder / 'checkpoints' / f'epoch_{run.segments.count}.pt'}")
+    if last:
+        tell(f"  next: tailwise evaluate {shlex.quote(str(run.folder))} --data SET")
+
+
 def describe(plan: Plan, runs: Sequence[Run], tell: Callable[[str], None]) -> None:
     """Tells what will be trained, before it is."""
     for run in runs:
-        cut_so = run.segments
-        step = run.global_batch * run.accumulation
+        step, left = run.global_batch * run.accumulation, run.segments.left_out
         which = f"phase {run.number + 1} of {len(runs)}: " if len(runs) > 1 else ""
-        epochs = (
-            f"epochs {run.first_epoch} to {run.last_epoch}"
-            if run.last_epoch > run.first_epoch
-            else f"epoch {run.first_epoch}"
-        )
-        tell(f"{which}{run.folder}: {epochs} of plan {plan.name!r}, order seed {run.seed}, {run.lanes} lanes")
+        tell(f"{which}{run.folder}: {_epochs(run)} of plan {plan.name!r}, order seed {run.seed}, {run.lanes} lanes")
         tell(
             f"  {run.batches:,} batches of {run.global_batch:,} samples ({run.ranks} ranks × {run.batch_size:,}), "
             f"{run.batches // run.accumulation:,} steps, {run.batches * run.global_batch:,} samples"
         )
         tell(
-            f"  {cut_so.count} segments of {cut_so.length:,} batches, a checkpoint after each; left out: {cut_so.left_out} batches "
-            f"({cut_so.left_out * run.global_batch:,} samples), and what fills no batch"
+            f"  {run.segments}, a checkpoint after each; left out: {left} batch{'es' * (left != 1)} "
+            f"({left * run.global_batch:,} samples), and what fills no batch"
         )
         if run.parsed.warmup * step >= run.batches * run.global_batch:
             tell(

@@ -1,41 +1,56 @@
-"""How long a training is: batches, cut into segments of equal length. open_clip's "epoch" is a segment; a plan's epoch is not."""
+"""Length of a training: batches, cut into segments. open_clip's "epoch" is a segment; a plan's epoch is not."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-MOST_LANES = 64
 CHECKPOINTS = 20  # by default
 MOST_STEPS = 1000  # between checkpoints, by default
 
 
 @dataclass(frozen=True)
 class Segments:
-    """A training, cut.
+    """A training, cut into segments.
 
     Attributes:
-        count: segments; a checkpoint follows each.
-        length: batches of each, a multiple of the accumulation.
-        left_out: batches at the end that fill no segment.
+        count: number of segments; a checkpoint follows each.
+        length: batches of each segment but the last, a multiple of the accumulation.
+        last: batches of the last segment, 1 … length, a multiple of the accumulation.
+        left_out: batches at the end that fill no step, fewer than the accumulation.
     """
 
     count: int
     length: int
+    last: int
     left_out: int
+
+    @property
+    def batches(self) -> int:
+        """Batches that are trained on."""
+        return (self.count - 1) * self.length + self.last
+
+    def bounds(self, segment: int) -> tuple[int, int]:
+        """Return the first batch of a segment, and the one after its last."""
+        first = segment * self.length
+        return first, first + (self.last if segment == self.count - 1 else self.length)
+
+    def __str__(self) -> str:
+        """Describe the segments: "3 segments of 10 batches, the last of 4"."""
+        segments = "1 segment" if self.count == 1 else f"{self.count} segments"
+        batches = "1 batch" if self.length == 1 else f"{self.length:,} batches"
+        return f"{segments} of {batches}" + (f", the last of {self.last:,}" if self.last < self.length else "")
 
 
 def cut(batches: int, accumulation: int = 1, checkpoint_every: int | None = None) -> Segments:
-    """Cuts a training into segments of equal length, leaving out as few batches as it can.
+    """Cut a training into segments that hold every whole step.
 
-    There are as many segments as keep each within `checkpoint_every`, or up to a quarter more if that leaves out fewer batches.
+    Segments are equal if a number of segments divides the steps that keeps each within `checkpoint_every` and makes at most a quarter
+    more checkpoints than needed. Otherwise the last segment is shorter.
 
     Args:
-        batches: of the whole training.
+        batches: batches of the whole training.
         accumulation: batches per optimizer step, at least 1.
         checkpoint_every: longest segment, in batches; None for a twentieth of the training, and at most 1,000 steps.
-
-    Returns:
-        Segments with count · length + left_out == batches.
 
     Raises:
         ValueError: there are fewer batches than one step takes, or `checkpoint_every` is shorter than a step.
@@ -49,16 +64,8 @@ def cut(batches: int, accumulation: int = 1, checkpoint_every: int | None = None
         raise ValueError(f"a segment of {checkpoint_every} batches is less than one step of {accumulation}")
     fewest = -(-steps // longest)
     most = min(steps, fewest + fewest // 4)
-    count = min(range(fewest, most + 1), key=lambda segments: (steps % segments, segments))
-    length = steps // count * accumulation
-    return Segments(count, length, batches - count * length)
-
-
-def choose_lanes(global_batch: int, ranks: int) -> int:
-    """The number of lanes when none is given: divides the global batch, is a multiple of the ranks, at most 64 unless ranks are more.
-
-    Of those it is the one that shares the largest power of two with 64, so that other numbers of ranks fit as well.
-    """
-    share = global_batch // ranks
-    fitting = [ranks * part for part in range(1, share + 1) if share % part == 0 and ranks * part <= MOST_LANES]
-    return max(fitting, key=lambda lanes: (lanes & -lanes, lanes), default=ranks)
+    even = next((count for count in range(fewest, most + 1) if steps % count == 0), fewest)
+    length = -(-steps // even)
+    count = -(-steps // length)
+    last = steps - (count - 1) * length
+    return Segments(count, length * accumulation, last * accumulation, batches - steps * accumulation)
