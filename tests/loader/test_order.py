@@ -429,6 +429,7 @@ def test_a_plan_that_draws_nothing_is_told(order_pool, make_rates_plan, make_ord
 # --- lanes --------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(share=st.integers(1, 4000), ranks=st.integers(1, 128))
 def test_lanes_fit_batch_and_ranks(share, ranks):
     lanes = choose_lanes(share * ranks, ranks)

@@ -1,12 +1,13 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tailwise.train.segments import MOST_STEPS, cut
 
 
+@settings(deadline=None)
 @given(batches=st.integers(1, 200_000), accumulation=st.integers(1, 9), every=st.none() | st.integers(1, 5000))
 @example(batches=21, accumulation=1, every=None)  # 13 of 21 were trained once
 @example(batches=19, accumulation=1, every=None)
