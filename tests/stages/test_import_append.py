@@ -15,6 +15,7 @@ def run(tmp_path):
 
     def imported(*sources, **options):
         options.setdefault("part_rows", 4)
+        options = {"max_rejected": 1.0, **options}  # the lists of rejects are what is tested
         return import_pool([str(source) for source in sources], tmp_path / "catalog", workers=1, **options)
 
     return imported

@@ -20,6 +20,7 @@ from tailwise.stages.verify import verify
 def run(tmp_path):
     def imported(*sources, **options):
         options.setdefault("part_rows", 5)
+        options = {"max_rejected": 1.0, **options}  # the lists of rejects are what is tested
         return import_pool([str(source) for source in sources], tmp_path / "catalog", workers=1, **options)
 
     return imported

@@ -22,6 +22,7 @@ def run(tmp_path):
     """`run(*sources, **options)` → the report of an import into `tmp_path / "catalog"`, in this process."""
 
     def imported(*sources, **options):
+        options = {"max_rejected": 1.0, **options}  # the lists of rejects are what is tested
         return import_pool([str(source) for source in sources], tmp_path / "catalog", workers=1, **options)
 
     return imported
@@ -313,7 +314,7 @@ def test_whole_partitions_that_can_not_be_used(
     (row,) = listed(catalog, fault)
     assert row["key"] is None
     assert row["file"].endswith("img_emb_1.npy")
-    lost = {"rows differ from metadata": 1, "unreadable embeddings": 0}.get(fault, len(bad))
+    lost = {"rows differ from metadata": 1}.get(fault, len(bad))
     assert rejected_counts(catalog) == {(STAGE, fault): lost, (STAGE, "sample without embedding"): len(bad)}
 
 
@@ -484,3 +485,41 @@ def test_tinyimagenet_lt(shared_data, tmp_path):
         theirs = np.load(array)
         ours = np.stack([imported[key] for key in keys.to_pylist()])
         np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), atol=2e-3)
+
+
+# --- how much may be left out -------------------------------------------------------------------------------------------
+
+
+def test_many_rows_of_another_width_are_an_error(run, tmp_path, keys, make_vectors, make_embeddings, make_partition):
+    vectors = make_vectors(keys)
+    folder = make_embeddings(tmp_path / "embeddings", vectors, 4)
+    make_partition(folder, 2, keys[2::4], np.ones((2, 5), np.float16))
+    for _ in range(2):  # it says so each time
+        message = fail(run, tmp_path / "pool", folder, max_rejected=None)
+        assert "2 of 8 rows of image embeddings (25.0%) can't be used, more than --max-rejected 0.1" in message
+        assert "8 numbers a row in 3 files, 5 numbers a row in 1 files" in message
+        assert not list((tmp_path / "catalog" / "embeddings").rglob("part-*"))
+    catalog = run(tmp_path / "pool", folder, max_rejected=0.25).catalog
+    check_embeddings(catalog, {key: vector for key, vector in vectors.items() if key not in keys[2::4]})
+
+
+def test_many_bad_rows_are_an_error_until_they_are_allowed(run, tmp_path, keys, make_vectors, make_embeddings):
+    vectors = make_vectors(keys)
+    vectors[keys[5]] = np.full(8, np.nan)
+    make_embeddings(tmp_path / "embeddings", vectors)
+    for _ in range(2):
+        assert "1 of 8 rows" in fail(run, tmp_path / "pool", tmp_path / "embeddings", max_rejected=None)
+    catalog = run(tmp_path / "pool", tmp_path / "embeddings", max_rejected=0.2).catalog
+    del vectors[keys[5]]
+    check_embeddings(catalog, vectors)
+    assert not (catalog.embedding_folder("image") / "pending.json").exists()
+
+
+def test_many_samples_left_out_are_an_error(run, tmp_path, pool, make_tar):
+    make_tar(tmp_path / "pool" / "00009.tar", [(f"{number}.txt", b"x") for number in range(9)])
+    message = fail(run, tmp_path / "pool", max_rejected=None)
+    assert "9 of 17 samples (52.9%) of new files are left out, more than --max-rejected 0.5" in message
+    assert run(tmp_path / "pool", max_rejected=0.6).snapshot.rows == 8
+    make_tar(tmp_path / "pool" / "00010.tar", [("x.txt", b"x")])
+    assert "1 of 1 samples" in fail(run, tmp_path / "pool", max_rejected=None)
+    assert "must lie between 0 and 1" in fail(run, tmp_path / "pool", max_rejected=2)

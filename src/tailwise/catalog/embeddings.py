@@ -14,6 +14,7 @@ from tailwise.catalog.files import file_digest, read_json, replacing, write_json
 from tailwise.errors import UserError
 
 COLUMNS = ("image", "text")
+ROW_FAULTS = ("NaN or Inf", "zero norm")
 
 
 def normalise_rows(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], dict[int, str]]:
@@ -31,7 +32,7 @@ def normalise_rows(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float1
     good = finite & (squares > 0)
     norms = np.sqrt(np.where(good, squares, 1.0))
     scaled = np.where(good[:, None], wide / norms[:, None], 0.0).astype(np.float16)
-    faults = {int(at): "NaN or Inf" if not finite[at] else "zero norm" for at in np.flatnonzero(~good)}
+    faults = {int(at): ROW_FAULTS[int(finite[at])] for at in np.flatnonzero(~good)}
     return scaled, faults
 
 

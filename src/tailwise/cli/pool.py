@@ -63,6 +63,13 @@ def import_(
             help="DynamiCS: name of the clustering made of its cluster ids; dynamics by default.", show_default=False
         ),
     ] = None,
+    max_rejected: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop when a greater share can't be used; 0.5 of the samples, 0.1 of the embeddings by default.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -97,7 +104,13 @@ def import_(
     )
     report = with_bars(
         lambda track: import_pool(
-            paths[:-1], paths[-1], format_name=format_name.value, options=options, workers=workers, track=track
+            paths[:-1],
+            paths[-1],
+            format_name=format_name.value,
+            options=options,
+            workers=workers,
+            max_rejected=max_rejected,
+            track=track,
         )
     )
     if as_json:

@@ -15,7 +15,7 @@ from tailwise.encoders import EncoderOptions, load_encoder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 from tailwise.stages.embed_column import ColumnReport, ColumnTask, Limits
-from tailwise.stages.report import Rejections
+from tailwise.stages.report import Rejections, check_share
 
 BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; a GPU is busy with so many, and a CPU's caches overflow with more
 
@@ -123,8 +123,7 @@ def _check(options: EmbedOptions) -> None:
         raise UserError(f"--column {options.column!r}: use {', '.join(COLUMNS)} or both")
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size}: must be 1 or more")
-    if not 0 <= options.max_rejected <= 1:
-        raise UserError(f"--max-rejected {options.max_rejected}: must lie between 0 and 1, such as 0.1 for 10 %")
+    check_share(options.max_rejected)
 
 
 def _lacking(catalog: Catalog, column: str) -> list[Part]:

@@ -28,7 +28,7 @@ from tailwise.executors.local import default_workers
 from tailwise.progress import Track
 from tailwise.stages.embed_read import ShardRows
 from tailwise.stages.embed_shards import Done, Finished, Step, Work, embed_on_devices, embed_shards
-from tailwise.stages.report import Rejections
+from tailwise.stages.report import Rejections, refuse_many
 
 JUDGED_SAMPLES = (
     10_000  # so many must be seen before a share of rejects says anything; and at the end of a part, whatever it holds
@@ -242,13 +242,9 @@ class _Tally:
         Raises:
             UserError: so it is.
         """
-        rejected = self._reasons.total()
-        if rejected > self._max_rejected * self._seen:
-            raise UserError(
-                f"{rejected:,} of {self._seen:,} {self._what} ({rejected / self._seen:.1%}) can't be embedded, more than --max-rejected "
-                f"{self._max_rejected:g}: {self.causes()}; finished shards are kept: mend the pool, or repeat this command with a "
-                "greater --max-rejected"
-            )
+        what = f"{{}} {self._what}{{}} can't be embedded"
+        causes = f"{self.causes()}; finished shards are kept" if self._reasons else ""
+        refuse_many(self._reasons.total(), self._seen, self._max_rejected, what, causes)
 
     def causes(self) -> str:
         """Reasons with their counts, and the first case."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.embeddings import column_dimension, normalise_rows, open_column, part_marker, write_part
+from tailwise.catalog.embeddings import (
+    ROW_FAULTS,
+    column_dimension,
+    normalise_rows,
+    open_column,
+    part_marker,
+    write_part,
+)
 from tailwise.catalog.files import digest, read_json, release_pages, scratch, write_json
 from tailwise.errors import UserError
 from tailwise.progress import Track
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.stages.import_join import Join, Wording
 from tailwise.stages.import_rows import RowFinder
-from tailwise.stages.report import Rejections, RejectionWriter
+from tailwise.stages.report import MAX_REJECTED, Rejections, RejectionWriter, refuse_many
 
 CHUNK_ROWS = 65_536
 FILL_ROWS = 8192
@@ -51,6 +59,7 @@ def import_embeddings(
     given: frozenset[int] | None,
     rejections: Rejections,
     track: Track,
+    max_rejected: float = MAX_REJECTED,
 ) -> ColumnImport | None:
     """Fills an embedding column of the newest snapshot, where samples lack an embedding. Those that have one keep it.
 
@@ -62,12 +71,14 @@ def import_embeddings(
             have the same keys; None if no shards came.
         rejections: takes what was left out.
         track: shows progress.
+        max_rejected: share of the files' rows that may be unusable. An embedding without a sample, or a second one, is not counted.
 
     Returns:
         What came of it, or None if nothing was lacking, or these files were joined before.
 
     Raises:
-        UserError: not one embedding belongs to a sample, or the column was made by an encoder.
+        UserError: not one embedding belongs to a sample, the column was made by an encoder, or too many rows are unusable. Then the
+            join is not finished: the same import says so again, or resumes with a greater bound.
     """
     if (dimension := column_dimension(catalog, column)) is not None:
         open_column(catalog, column, dimension, ENCODER)  # refuses a column that an encoder made
@@ -87,12 +98,43 @@ def import_embeddings(
             join.plan(files, joins.own(), dimension, track)
             if not join.matched and not (join.known and all(joins.filled(part) for part in parts)):
                 raise UserError(_nothing_matched(catalog, parts[0], files, join))
+        example = f"; {join.log.example}" if join.log.example else ""
+        bound = _Bound(join, f"{column} embeddings", max_rejected, rejections, f"{_widths(files)}{example}")
+        bound.check()
         open_column(catalog, column, dimension or 0, ENCODER)
         joins.begin(parts)
         fill = _Fill(joins, join, files, dimension or 0)
         embedded = sum(fill.part(part, rejections) for part in track(parts, f"{column} embeddings", len(parts)))
+        bound.check()
     joins.finish()
     return ColumnImport(column, dimension or 0, embedded, sum(part.rows for part in parts))
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """The share of rows of a join that may be unusable."""
+
+    join: Join
+    stage: str
+    max_rejected: float
+    rejections: Rejections
+    told: str
+
+    def check(self) -> None:
+        """Refuse too many, as far as they are known now: faults of single rows are found when they are read."""
+        counts = {reason: rows for (stage, reason), rows in self.rejections.counts.items() if stage == self.stage}
+        rejected = self.join.faulty + sum(counts.get(reason, 0) for reason in ROW_FAULTS)
+        reasons = ", ".join(f"{reason}: {rows:,}" for reason, rows in sorted(counts.items()))
+        what = f"{{}} rows of {self.stage}{{}} can't be used"
+        refuse_many(
+            rejected, self.join.read, self.max_rejected, what, f"{reasons}; {self.told}; the samples are imported"
+        )
+
+
+def _widths(files: list[EmbeddingFile]) -> str:
+    """Return how many numbers the rows of the files have."""
+    counts = Counter(size[1] for file in files if (size := file.size()))
+    return ", ".join(f"{width:,} numbers a row in {count:,} files" for width, count in counts.most_common())
 
 
 class _Joins:

@@ -45,6 +45,8 @@ class Join:
         position: int64 [rows], in that file; mapped.
         present: bool [rows], rows that want nothing; mapped.
         matched: rows that get something.
+        read: rows of the files, those of unusable files among them, as far as their number is known.
+        faulty: rows of the files that can't be used, whatever the catalog holds.
         known: rows of files that are not for the wanted rows, which is no fault.
         stranger: the first name that no sample has.
         log: takes what is left out.
@@ -61,7 +63,7 @@ class Join:
         self.position = create_array(work / "position.npy", (rows,), np.int64)
         self.present = create_array(work / "present.npy", (rows,), np.bool_)
         self.file[:] = -1
-        self.matched = self.known = 0
+        self.matched = self.known = self.read = self.faulty = 0
         self.stranger: str | None = None
 
     def span(self, part: Part) -> slice:
@@ -83,6 +85,8 @@ class Join:
             opened = file.open(dimension, self._unpacked(number))
             if isinstance(opened, BadPartition):
                 self.reject(opened.reason, file.path, None, opened.detail, opened.rows)
+                self.read += opened.rows
+                self.faulty += opened.rows
                 continue
             start = 0
             for names in opened.names:
@@ -99,6 +103,8 @@ class Join:
     ) -> None:
         texts = [name if name is not None else "" for name in names.to_pylist()]
         rows = self._finder.find(file, texts, own)
+        self.read += len(rows)
+        self.faulty += int(np.isin(rows, (AMBIGUOUS, AMBIGUOUS_TAR)).sum())
         value = self._wording.value
         for code, reason, detail in (
             (AMBIGUOUS, f"ambiguous {file.naming}", "several samples have it"),
@@ -115,6 +121,7 @@ class Join:
             unfit = opened.unfit[start : start + len(rows)]
             for at in hits[unfit[hits]]:
                 self.reject("no vector of the file's width", file.path, texts[at])
+            self.faulty += int(unfit[hits].sum())
             hits = hits[~unfit[hits]]
         there = self.present[rows[hits] - self._first_row]
         self.known += int(there.sum())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,8 @@ from tailwise.sources import Found, SourceOptions, find
 from tailwise.sources.columns import DAMAGE, open_table, uid_texts
 from tailwise.sources.datacomp import parse_uids, read_metadata
 from tailwise.stages.import_embeddings import ColumnImport, import_embeddings
-from tailwise.stages.import_shards import PART_ROWS, import_shards, true_path
-from tailwise.stages.report import Rejections
+from tailwise.stages.import_shards import MAX_REJECTED_SAMPLES, PART_ROWS, import_shards, true_path
+from tailwise.stages.report import MAX_REJECTED, Rejections, check_share
 
 if TYPE_CHECKING:
     from tailwise.stages.cluster import Clustering
@@ -61,6 +61,7 @@ def import_pool(
     options: SourceOptions | None = None,
     workers: int | None = None,
     part_rows: int = PART_ROWS,
+    max_rejected: float | None = None,
     track: Track = silent,
 ) -> ImportReport:
     """Imports tars, metadata and embeddings into a catalog, new or existing. What is there already is skipped.
@@ -73,49 +74,48 @@ def import_pool(
         workers: processes; None for one a processor. The result doesn't depend on it. Worker processes import the calling script
             anew, so that it needs the usual `if __name__ == "__main__":`.
         part_rows: rows after which a part is closed.
+        max_rejected: share that may be left out, of the new samples (0.5 by default) and of the rows of embedding files (0.1).
         track: shows progress.
 
     Raises:
-        UserError: nothing to import, or nothing good in it.
+        UserError: nothing to import, nothing good in it, or too much left out.
     """
     given = [sources] if isinstance(sources, str | Path) else sources
     chosen = options or SourceOptions()
+    bounds = (MAX_REJECTED_SAMPLES, MAX_REJECTED) if max_rejected is None else (max_rejected, max_rejected)
+    check_share(bounds[0])
     found = find([str(source) for source in given], format_name, chosen)
     there = (local_path(folder) / HEADER).exists()
     if not (found.tars or found.metadata) and not (there and Catalog.open(folder).snapshots()):
         raise UserError(f"{folder} holds no samples yet: import the shards (.tar) with or before their embeddings")
     catalog = Catalog.create(folder)
     with locked(catalog.folder / LOCK, str(catalog.folder)):
-        return _import(catalog, found, chosen.clusters_name or DEFAULT_CLUSTERS, workers, part_rows, track)
+        return _import(catalog, found, chosen.clusters_name or DEFAULT_CLUSTERS, workers, part_rows, bounds, track)
 
 
 def _import(
-    catalog: Catalog, found: Found, clusters_name: str, workers: int | None, part_rows: int, track: Track
+    catalog: Catalog,
+    found: Found,
+    clusters_name: str,
+    workers: int | None,
+    part_rows: int,
+    bounds: tuple[float, float],
+    track: Track,
 ) -> ImportReport:
     before = catalog.snapshots()
     _check_clusters(catalog, clusters_name, found)
     rejections = Rejections()
+    shared: dict[str, Any] = {"workers": workers, "part_rows": part_rows, "max_rejected": bounds[0]}
     if found.tars or not found.metadata:
-        import_shards(
-            catalog,
-            found.tars,
-            rejections,
-            track,
-            workers=workers,
-            part_rows=part_rows,
-            metadata=found.metadata,
-            failed=found.failed,
-        )
+        import_shards(catalog, found.tars, rejections, track, metadata=found.metadata, failed=found.failed, **shared)
     else:
         _refuse_known(catalog, found.metadata)
-        import_shards(
-            catalog, found.metadata, rejections, track, workers=workers, part_rows=part_rows, read=read_metadata
-        )
+        import_shards(catalog, found.metadata, rejections, track, read=read_metadata, **shared)
     given = _given_shards(catalog, found.tars or found.metadata)
     columns = [
         made
         for column, files in found.embeddings.items()
-        if (made := import_embeddings(catalog, column, files, given, rejections, track))
+        if (made := import_embeddings(catalog, column, files, given, rejections, track, bounds[1]))
     ]
     clusterings = _import_clusters(catalog, clusters_name, found, given, rejections, track)
     now = catalog.snapshot()

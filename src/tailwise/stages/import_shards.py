@@ -21,10 +21,12 @@ from tailwise.progress import Track
 from tailwise.sources import UNKNOWN_BYTES
 from tailwise.sources.webdataset import ShardContent, hashed_uid, read_shard, unreadable_shard
 from tailwise.stages.import_scores import Scores, scores_id
-from tailwise.stages.report import Rejections
+from tailwise.stages.report import Rejections, refuse_many
 
 PART_ROWS = 1_000_000
 _NOTHING = {True: "no sample with image and caption", False: "no sample with uid and caption"}
+MAX_REJECTED_SAMPLES = 0.5  # by default: tars may hold much that is no pair of image and caption
+TOLD_ONLY = ("tar without an end", "ambiguous uid")  # no sample is left out
 UNREADABLE_BYTES = 0  # noted for a tar that could not be read: it is tried again by the next import
 
 
@@ -91,6 +93,7 @@ def import_shards(
     read: Callable[[str], ShardContent] = read_shard,
     metadata: Mapping[str, int] | None = None,
     failed: Mapping[str, str] | None = None,
+    max_rejected: float = MAX_REJECTED_SAMPLES,
 ) -> Snapshot | None:
     """Indexes tars that the catalog doesn't have yet, and makes a new snapshot of old and new shards.
 
@@ -104,6 +107,7 @@ def import_shards(
         read: reads one of them.
         metadata: path → size of DataComp's metadata, whose scores are joined by uid.
         failed: path → why this tar cannot be read; it is rejected without another try.
+        max_rejected: share of the new samples that may be left out.
 
     Returns:
         The new snapshot, or None if there was nothing new, or nothing good in it.
@@ -142,6 +146,8 @@ def import_shards(
             part.add(path, scores.join(content, path) if scores else content)
         if part.tars:
             shards += _write_part(catalog, part, rejections, notes)
+    if shards or before:
+        _check_left_out(catalog, sum(shard["rows"] for shard in shards), rejections, max_rejected)
     if not shards and before:
         return None
     if not shards:
@@ -149,6 +155,15 @@ def import_shards(
         raise UserError(f"{_NOTHING[read is read_shard]} in {len(new)} new file(s), first {new[0][0]} ({reasons})")
     table = pa.concat_tables([known, pa.Table.from_pylist(shards, schema=SHARD_SCHEMA)])
     return catalog.append_snapshot(table, shards[-1]["part"] + 1)
+
+
+def _check_left_out(catalog: Catalog, imported: int, rejections: Rejections, max_rejected: float) -> None:
+    """Refuse a snapshot if too many samples of the new files are left out; its finished parts wait for the same import."""
+    counts = {reason: rows for (stage, reason), rows in rejections.counts.items() if stage == "import"}
+    rejected = sum(rows for reason, rows in counts.items() if reason not in TOLD_ONLY)
+    reasons = ", ".join(f"{reason}: {rows:,}" for reason, rows in sorted(counts.items()))
+    causes = f"{reasons}; finished parts are kept; see {catalog.folder / 'rejected'}"
+    refuse_many(rejected, imported + rejected, max_rejected, "{} samples{} of new files are left out", causes)
 
 
 @contextmanager
