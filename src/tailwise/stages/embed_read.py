@@ -23,7 +23,7 @@ from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, end_with_parent, starting_workers
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import opened
-from tailwise.storage.remote import forget_failures
+from tailwise.storage.remote import forget_failures, is_remote
 
 MAX_WORKERS = 16  # by default, for one device
 AHEAD_BATCHES = 2  # of each worker
@@ -118,7 +118,7 @@ class _Pieces(Dataset["Batch | UserError"]):
     def _batch(self, piece: Piece) -> Batch:
         if self._rows is None or self._shards is None:
             catalog = Catalog.open(self._folder)
-            self._rows, self._shards = _RowGroups(catalog), _Shards(catalog.shards().column("path").to_pylist())
+            self._rows, self._shards = _RowGroups(catalog), _Shards(catalog.shards())
         columns = ["key", "caption"] if self._column == "text" else ["key", "image_offset", "image_bytes"]
         table = self._rows.read(piece.of.part, piece.of.first + piece.start, piece.rows, columns)
         if self._column == "text":
@@ -161,8 +161,9 @@ class _RowGroups:
 class _Shards:
     """Images of tars, local or remote; holds one open."""
 
-    def __init__(self, paths: list[str]) -> None:
-        self._paths = paths
+    def __init__(self, shards: pa.Table) -> None:
+        self._paths: list[str] = shards.column("path").to_pylist()
+        self._sizes: list[int] = shards.column("size_bytes").to_pylist()
         self._shard = -1
         self._stream: BinaryIO | None = None
 
@@ -177,6 +178,9 @@ class _Shards:
                 self.close()
                 self._stream = opened(self._paths[shard])
                 self._shard = shard
+                found = self._stream.seek(0, 2) if is_remote(self._paths[shard]) else self._sizes[shard]
+                if found != self._sizes[shard]:  # a login page, for instance
+                    raise OSError(f"it has {found:,} bytes; {self._sizes[shard]:,} when it was imported")
             start, stop = int(offsets.min()), int((offsets + sizes).max())
             if stop - start <= WASTE * int(sizes.sum()):
                 whole = memoryview(self._range(start, stop - start))
