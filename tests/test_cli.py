@@ -59,17 +59,24 @@ def test_the_five_commands(pool, tmp_path):
         assert reason in printed
     assert "6 clusters, of 298 samples" in run("cluster", catalog, "--clusters", 6)
     assert "2 samples have no embedding" in run("cluster", catalog, "--clusters", 6)
-    assert "74 of 298" in run("plan", catalog, "subset", "--method", "dbp", "--keep", 0.25)
-    assert "149 of 298" in run("plan", catalog, "epochs", "--method", "dynamics", "--keep", 0.5)
+    assert "budget 75 of 300 samples (25.0% of the pool; 298 samples can be drawn: 2 in no group)" in run(
+        "plan", catalog, "subset", "--method", "dbp", "--keep", 0.25
+    )
+    assert "150 of 300" in run("plan", catalog, "epochs", "--method", "dynamics", "--keep", 0.5)
     told = json.loads(run("explain", catalog, "epochs", "--epochs", 3, "--clusters", "--json"))
-    assert [epoch["total"] for epoch in told["epochs"]] == [149] * 3
+    assert [epoch["total"] for epoch in told["epochs"]] == [150] * 3
     assert sum(item["size"] for item in told["cluster_list"]) == 298
     run("draw", catalog, "epochs", "--epoch", 2, "--output", tmp_path / "e.parquet")
-    assert sum(pq.read_table(tmp_path / "e.parquet")["copies"].to_pylist()) == 149
-    run("export", catalog, "subset", tmp_path / "s.npy", "--to", "datacomp")
-    assert len(np.load(tmp_path / "s.npy")) == 74
+    assert sum(pq.read_table(tmp_path / "e.parquet")["copies"].to_pylist()) == 150
+    run("export", catalog, "subset", tmp_path / "s.txt", "--to", "keys")
+    assert len((tmp_path / "s.txt").read_text().splitlines()) == 75
+    told = run("export", catalog, "epochs", tmp_path / "s.npy", "--to", "datacomp", "--epoch", 0, code=2)
+    assert "has none: export --to shards" in told
+    for command in (("export", catalog, "epochs", tmp_path / "e.txt", "--to", "keys"),
+                    ("draw", catalog, "epochs", "--output", tmp_path / "e2.parquet")):  # fmt: skip
+        assert "the epochs of plan 'epochs' differ: name the one to write with --epoch" in run(*command, code=2)
     run("export", catalog, "epochs", tmp_path / "r.json", "--to", "rates-json")
-    assert "149 of 298" in run("plan", catalog, "theirs", "--rates", tmp_path / "r.json")
+    assert "150 of 300" in run("plan", catalog, "theirs", "--rates", tmp_path / "r.json")
     status = json.loads(run("status", catalog, "--json"))
     assert [item["name"] for item in status["plans"]] == ["epochs", "subset", "theirs"]
     assert {item["reason"]: item["rows"] for item in status["left out"]}["duplicate key"] == 1

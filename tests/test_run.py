@@ -26,10 +26,10 @@ RECIPE = {
         {"import": None},
         {"cluster": {"name": "fine", "clusters": 20}},
         {"dedup": {"clusters-name": "fine", "epsilon": 0.2}},
-        {"filter": {"by": "image-bytes", "keep": 0.9, "without": ["duplicates"], "name": "large"}},
+        {"filter": {"by": "caption-characters", "max": 7, "without": ["duplicates"], "name": "large"}},
         {"cluster": {"clusters": 6, "without": "large"}},
-        {"plan": {"name": "epochs", "method": "dynamics", "keep": 0.5, "dynamic": True}},
-        {"export": {"name": "epochs", "to": "datacomp", "output": "subset.npy"}},
+        {"plan": {"name": "epochs", "method": "dynamics", "budget": 5, "dynamic": True}},
+        {"export": {"name": "epochs", "to": "parquet", "epoch": 0, "output": "subset.parquet"}},
         {"removed": {"plan": "epochs", "output": "removed.parquet"}},
     ],
 }
@@ -47,6 +47,10 @@ def tailwise(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
+def uids_of(path):
+    return pq.read_table(path).column("uid").to_pylist()
+
+
 def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_catalog_source, tmp_path):
     catalog, out = tmp_path / "catalog", tmp_path / "out"
     sources = [_small_catalog_source / "pool", _small_catalog_source / "embeddings"]
@@ -60,17 +64,17 @@ def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_c
     assert done.returncode == 0, done.stderr
     opened = Catalog.open(catalog)
     plan = Plan(opened, "epochs")
-    uids = np.load(out / "subset.npy")
+    uids = uids_of(out / "subset.parquet")
     assert len(uids) == plan.draw(0).sum() > 0
     never = pq.read_table(out / "removed.parquet")
     assert never.num_rows == 600 - np.count_nonzero(plan.rate(slice(0, 600)))
     assert set(never.column("stage").to_pylist()) == {"dedup", "filter"}
-    before = (out / "subset.npy").stat().st_mtime_ns
+    before = (out / "subset.parquet").stat().st_mtime_ns
     (out / "removed.parquet").unlink()  # as if the run had been interrupted before the last step
     again = tailwise(*arguments)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done already") == 1
-    assert (out / "subset.npy").stat().st_mtime_ns == before
+    assert (out / "subset.parquet").stat().st_mtime_ns == before
     assert pq.read_table(out / "removed.parquet").equals(never)
     assert tailwise(*arguments, "--dry-run").stdout.count(" is there ") == len(RECIPE["steps"])
     for record in (catalog / "exports").glob("*.json"):  # as if it had been interrupted between an export and its note
@@ -78,7 +82,7 @@ def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_c
     again = tailwise(*arguments, "--workers", 1)
     assert again.returncode == 0, again.stderr
     assert "done already" not in again.stdout
-    assert np.array_equal(np.load(out / "subset.npy"), uids)
+    assert uids_of(out / "subset.parquet") == uids
     drawn = plan.draw(0)
     (part, *_) = opened.parts()
     key = opened.samples(part, ["key"]).column(0).to_pylist()[int(np.flatnonzero(drawn)[0])]
@@ -86,11 +90,11 @@ def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_c
     assert tailwise("remove", catalog, "--keys", tmp_path / "gone.txt").returncode == 0
     after = tailwise(*arguments)
     assert after.returncode == 0, after.stderr
-    assert len(np.load(out / "subset.npy")) == len(uids) - 1
+    assert len(uids_of(out / "subset.parquet")) == len(uids) - 1
     assert pq.read_table(out / "removed.parquet").num_rows == never.num_rows + 1
-    (out / "subset.npy").write_bytes(b"mine")
+    (out / "subset.parquet").write_bytes(b"mine")
     refused = tailwise(*arguments)
-    assert (refused.returncode, (out / "subset.npy").read_bytes()) == (2, b"mine")
+    assert (refused.returncode, (out / "subset.parquet").read_bytes()) == (2, b"mine")
     assert "exists" in refused.stderr
 
 
@@ -101,10 +105,10 @@ def test_the_commands_are_those_that_a_user_would_type(recipe):
         "tailwise import tars cat",
         "tailwise cluster --name fine --clusters 20 cat",
         "tailwise dedup --clusters-name fine --epsilon 0.2 cat",
-        "tailwise filter --by image-bytes --keep 0.9 --without duplicates --name large cat",
+        "tailwise filter --by caption-characters --max 7 --without duplicates --name large cat",
         "tailwise cluster --clusters 6 --without large cat",
-        "tailwise plan --method dynamics --keep 0.5 --dynamic cat epochs",
-        "tailwise export --to datacomp cat epochs out/subset.npy",
+        "tailwise plan --method dynamics --budget 5 --dynamic cat epochs",
+        "tailwise export --to parquet --epoch 0 cat epochs out/subset.parquet",
         "tailwise removed --output out/removed.parquet cat epochs",
     ]
 

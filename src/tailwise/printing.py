@@ -54,11 +54,16 @@ def print_explanation(explanation: Explanation) -> None:
     config = explanation.config
     chosen = ", ".join(f"{key} {value}" for key, value in config.items() if value is not None and value != {})
     say(f"plan {explanation.name!r}: {chosen}")
-    say(f"{explanation.eligible:,} of {explanation.rows:,} samples can be drawn")
+    pool, drawable = explanation.rows, explanation.eligible
+    budget = explanation.epochs[0].total
+    say(
+        f"budget {budget:,.0f} of {pool:,} samples ({budget / pool:.1%} of the pool); {drawable:,} samples can be drawn "
+        f"({drawable / pool:.1%} of the pool)"
+    )
     exact = "exact" if explanation.exact else "expected"
     rows = [(e.epoch, f"{e.total:,.0f}", f"{e.unique:,.0f}", f"{e.repeated:,.0f}", f"{e.covered:,.0f}",
-             f"{e.covered / explanation.eligible:.1%}") for e in explanation.epochs]  # fmt: skip
-    columns = ("epoch", "total", "unique", "repeated", "covered so far", "of the pool")
+             f"{e.covered / pool:.1%}", f"{e.covered / drawable:.1%}") for e in explanation.epochs]  # fmt: skip
+    columns = ("epoch", "total", "unique", "repeated", "covered so far", "of the pool", "of the drawable")
     print_table(f"epochs ({exact} counts)", columns, rows)
     if explanation.bins:
         _print_bins(explanation)
@@ -87,7 +92,7 @@ def _print_bins(explanation: Explanation) -> None:
          f"{item.samples / pool:.1%}", f"{item.drawn:,.0f}", f"{item.drawn / drawn:.1%}", f"{item.rate:.3f}")
         for item in explanation.bins
     ]  # fmt: skip
-    names = ("clusters by size", "clusters", "sizes", "samples", "of the pool", "drawn", "of the draw", "rate")
+    names = ("clusters by size", "clusters", "sizes", "samples", "of the drawable", "drawn", "of the draw", "rate")
     print_table("exposures per epoch, from head to tail", names, rows)
     say(
         f"{explanation.capped_clusters:,} clusters give all they may; they take {explanation.capped_share:.1%} of the budget"

@@ -164,7 +164,7 @@ def test_groups_follow_the_training_counts(measure, classification_set, tmp_path
     assert bounded.classes["group"].to_pylist() == ["few", "head", "medium", "few", "head", "medium"]
     (other,) = measure(classification_set, train_counts=tmp_path / "counts.json", groups="1000,1000")
     assert other.summary["groups"]["head"] == {
-        "classes": 0, "images": 0, "accuracy": {"value": None, "low": None, "high": None}
+        "classes": 0, "classes_with_images": 0, "images": 0, "accuracy": {"value": None, "low": None, "high": None}
     }  # fmt: skip
 
 

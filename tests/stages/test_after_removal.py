@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tailwise.catalog.drops import DropList
 from tailwise.errors import UserError
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
@@ -42,7 +43,7 @@ def test_clusters_filters_and_duplicates_are_those_of_the_rest(small_catalog, go
     labels = np.concatenate(list(small_catalog.label_parts("main", small_catalog.snapshot(), "label")))
     assert (labels[rows] == -1).all()
     filtered = filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.25))
-    assert (filtered.summary["samples"], filtered.summary["kept"]) == (400, 100)
+    assert (filtered.summary["samples"], filtered.summary["kept"]) == (400, 150)
     dropped = dedup(small_catalog, epsilon=0.3)
     table = pq.read_table(small_catalog.drops_folder(dropped.name) / "dropped.parquet")
     assert table.num_rows
@@ -63,27 +64,42 @@ def test_rates_of_removed_samples_are_0(small_catalog, gone, tmp_path):
 
 
 def test_what_was_finished_before_is_opened_as_it_is(small_catalog, gone):
-    request = PlanRequest("dynamics", keep=0.5)
+    request = PlanRequest("dynamics", keep=0.5)  # of the whole pool, removed samples included
     cluster(small_catalog, clusters=8)
     plan = make_plan(small_catalog, "p", request)
     gone()
     cluster(small_catalog, clusters=8)
     assert make_plan(small_catalog, "p", request).manifest == plan.manifest
     new = make_plan(small_catalog, "q", request)
-    assert (plan.config["budget"], new.config["budget"]) == (300, 200)
+    assert (plan.config["budget"], new.config["budget"]) == (300, 300)
     with pytest.raises(UserError, match=r"other settings \(asked"):
         make_plan(small_catalog, "p", PlanRequest("dynamics", keep=0.4))
 
 
-def test_a_share_of_all_counts_what_lists_drop(small_catalog):
+def test_keep_is_a_share_of_the_whole_pool_whatever_is_left_out(small_catalog, gone):
     filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="half")
+    cluster(small_catalog, clusters=8, name="all")
     cluster(small_catalog, clusters=8, without=["half"])
-    assert make_plan(small_catalog, "p", PlanRequest("flat", keep=0.4, keep_of="all")).draw(0).sum() == 240
-    assert make_plan(small_catalog, "q", PlanRequest("flat", keep=0.4)).draw(0).sum() == 120
-    with pytest.raises(UserError, match="a budget of 360 samples: must lie between 1 and 300"):
-        make_plan(small_catalog, "r", PlanRequest("flat", keep=0.6, keep_of="all"))
-    with pytest.raises(UserError, match="--keep-of does nothing without --keep"):
-        make_plan(small_catalog, "r", PlanRequest("flat", budget=9, keep_of="all"))
+    requests = [
+        PlanRequest("flat", keep=0.4),
+        PlanRequest("flat", keep=0.4, clusters="all", without=["half"]),
+        PlanRequest("random", keep=0.4, without=["half"]),
+        PlanRequest("dbp", keep=0.4),
+        PlanRequest("flat", keep=0.8, max_repeats=2),
+    ]
+    for number, request in enumerate(requests):
+        assert make_plan(small_catalog, f"p{number}", request).draw(0).sum() == (480 if request.keep == 0.8 else 240)
+    message = r"--keep 0.6 asks for 360 samples of the pool of 600, but 300 can be drawn \(300 dropped by lists\): .* is 0.5, which"
+    with pytest.raises(UserError, match=message):
+        make_plan(small_catalog, "r", PlanRequest("flat", keep=0.6))
+    gone()
+    left = int((~DropList(small_catalog, "half").mask & (np.arange(600) % 3 > 0)).sum())
+    with pytest.raises(
+        UserError, match=rf"but {left} can be drawn \(200 removed, {400 - left} dropped by lists\)"
+    ) as caught:
+        make_plan(small_catalog, "r", PlanRequest("flat", keep=0.6))
+    largest = float(str(caught.value).split("share is ")[1].split(",")[0])
+    assert make_plan(small_catalog, "r", PlanRequest("flat", keep=largest)).draw(0).sum() == left
 
 
 def test_a_list_that_was_made_anew_is_not_taken_for_the_old_one(small_catalog, tmp_path):

@@ -67,9 +67,9 @@ def plain_kept(scores, part, rule):
     """Which of the rows `part` stay: sorted and cut, row by row."""
     rows = [row for row in np.flatnonzero(part) if not np.isnan(scores[row])]
     if rule.keep is not None:
-        rows = sorted(rows, key=lambda row: (-scores[row], row))[: round(rule.keep * len(rows))]
+        rows = sorted(rows, key=lambda row: (-scores[row], row))[: round(rule.keep * ROWS)]
     if rule.keep_lowest is not None:
-        rows = sorted(rows, key=lambda row: (scores[row], row))[: round(rule.keep_lowest * len(rows))]
+        rows = sorted(rows, key=lambda row: (scores[row], row))[: round(rule.keep_lowest * ROWS)]
     if rule.minimum is not None:
         rows = [row for row in rows if scores[row] >= np.float32(rule.minimum)]
     if rule.maximum is not None:
@@ -109,9 +109,12 @@ def test_a_filter_drops_what_a_plain_reference_drops(pools, scores, rule, earlie
             without, part = [before.name], ~before.mask
         kept = plain_kept(scores, part, rule)
         share = rule.keep or rule.keep_lowest
-        too_few = share is not None and round(share * int((~np.isnan(scores[part])).sum())) == 0
-        if np.isnan(scores[part]).all() or not kept.any() or too_few:
-            with pytest.raises(UserError, match=r"would be dropped|not one of|is not one sample"):
+        scored = int((~np.isnan(scores[part])).sum())
+        too_many = share is not None and round(share * ROWS) > scored
+        if not scored or not kept.any() or too_many:
+            with pytest.raises(
+                UserError, match=r"would be dropped|not one of|take part and \d+ of these have a q: the largest"
+            ):
                 filter_samples(catalog, request, rule, name=f"f{next(NUMBERS)}", without=without)
             continue
         drops, table = apply(catalog, request, rule, without)
@@ -133,11 +136,11 @@ def test_the_top_share_is_exact_and_ties_go_by_row(pools):
     scores[[3, 29]] = 0.75
     scores[12] = np.nan
     drops, table = apply(catalog, given_scores(folder, scores), FilterRule(keep=0.3))
-    assert np.flatnonzero(~drops.mask).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 29]  # round(0.3 · 29) = 9
-    assert set(table["reason"].to_pylist()) == {"q not among the highest 0.3 of all", "no q"}
+    assert np.flatnonzero(~drops.mask).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 29]  # 0.3 · 30 = 9: of the whole pool
+    assert set(table["reason"].to_pylist()) == {"q not among the highest 0.3 of the pool", "no q"}
     drops, table = apply(catalog, given_scores(folder, scores), FilterRule(keep_lowest=0.1, missing="keep"))
     assert np.flatnonzero(~drops.mask).tolist() == [0, 1, 2, 12]
-    assert set(table["reason"].to_pylist()) == {"q not among the lowest 0.1 of all"}
+    assert set(table["reason"].to_pylist()) == {"q not among the lowest 0.1 of the pool"}
 
 
 def test_bounds_are_those_of_the_numbers_that_scores_were_made_from(pools):
@@ -178,10 +181,10 @@ def test_filters_follow_one_another_and_a_clustering_takes_no_part_in_what_they_
     first, second = (DropList(small_catalog, name).mask for name in ("short", "image-bytes"))
     assert first.sum() == 18 + 17
     assert not (first & second).any()
-    assert second.sum() == 565 - round(565 * 0.5)
+    assert second.sum() == 565 - 300
     made = cluster(small_catalog, clusters=5, without=["image-bytes"])
-    assert made.summary["samples"] == round(565 * 0.5)
-    assert made.summary["dropped"] == 600 - round(565 * 0.5)
+    assert made.summary["samples"] == 300
+    assert made.summary["dropped"] == 300
 
 
 def test_a_rerun_does_nothing_and_another_rule_is_refused(small_catalog, tree_bytes):
@@ -210,7 +213,7 @@ def test_a_rerun_does_nothing_and_another_rule_is_refused(small_catalog, tree_by
         (FilterRule(2, 1), "--min 2 is above --max 1"),
         (FilterRule(1, missing="maybe"), "--missing 'maybe': use drop or keep"),
         (FilterRule(3), "all of 600 samples would be dropped: caption-words lies between 2 and 2"),
-        (FilterRule(keep=1e-6), "a share of 1e-06 of the 600 samples .* is not one sample"),
+        (FilterRule(keep=1e-6), "--keep 1e-06 of the pool of 600 samples is less than one sample"),
     ],
 )
 def test_bad_rules_are_one_line_and_make_no_list(small_catalog, rule, message):
@@ -244,10 +247,10 @@ def test_the_command(small_catalog):
     assert not (catalog / "drops").exists()
     told = run("filter", catalog, "--by", "caption-characters", "--max", 7, "--name", "short")
     assert "35: caption-characters above 7" in told
-    assert "drop list 'short': drops 35 of 600 samples" in told
+    assert "drop list 'short': drops 35 of 600 samples; 565 stay, 94.2 % of the pool of 600" in told.replace("%", " %")
     options = ("--by", "image-bytes", "--keep", 0.5, "--without", "short", "--json")
     figures = json.loads(run("filter", catalog, *options))
-    assert (figures["name"], figures["samples"], figures["kept"]) == ("image-bytes", 565, 282)
+    assert (figures["name"], figures["samples"], figures["kept"]) == ("image-bytes", 565, 300)
     with pytest.raises(UserError, match="--seed does nothing with the score 'image-bytes'"):
         run("filter", catalog, "--by", "image-bytes", "--seed", 1, "--min", 1)
     with pytest.raises(UserError, match="--missing does nothing without"):

@@ -123,9 +123,15 @@ def test_the_command(captioned, captions, entries, rarest):
         ([], "give one of --by COLUMN and --entries FILE"),
         (["--entries", "x.txt", "--by", "shard"], "give one of --by COLUMN and --entries FILE"),
         (["--by", "shard", "--ignore-case"], "--ignore-case does nothing without --entries"),
+        (["--by", "shard", "--allow-misses"], "--allow-misses does nothing without --entries"),
+        (
+            ["--entries", "x.txt", "--allow-misses", "--max-misses", "0.1"],
+            "--max-misses does nothing with --allow-misses",
+        ),
+        (["--entries", "x.txt", "--max-misses", "1.1"], "--max-misses 1.1: must lie between 0 and 1"),
         (["--entries", "x.txt", "--file", "y.tsv"], "--file does nothing with --entries"),
         (["--entries", "x.txt"], "x.txt can't be read as a list of entries"),
-        (["--entries", "{strange}"], "not one caption holds one of the 1 entries, such as 'xylophone'"),
+        (["--entries", "{strange}"], "173 of 173 samples have no entry of {strange} in their captions"),
         (["--entries", "{strange}", "--missing", "x"], "--missing 'x': use leave-out or own-group"),
     ],
 )
@@ -134,4 +140,27 @@ def test_bad_requests_are_one_line(captioned, tmp_path, options, message):
     given = [option.format(strange=tmp_path / "strange.txt") for option in options]
     result = CliRunner().invoke(app, ["group", str(captioned.folder), *given])
     assert isinstance(result.exception, UserError)
-    assert message in str(result.exception)
+    assert message.format(strange=tmp_path / "strange.txt") in str(result.exception)
+
+
+def test_a_list_in_another_case_is_refused_with_the_hits_of_both_ways(captioned, captions, entries, rarest, tmp_path):
+    """As class names in lower case are, over captions in Title Case."""
+    upper = tmp_path / "upper.txt"
+    upper.write_text(entries.read_text().upper())
+    hits = sum(map(bool, rarest([caption.lower() for caption in captions])))
+    folder = str(captioned.folder)
+    result = CliRunner().invoke(app, ["group", folder, "--entries", str(upper)])
+    told = str(result.exception)
+    assert isinstance(result.exception, UserError)
+    assert f"of 173 samples have no entry of {upper}" in told
+    assert "--ignore-case finds" in told
+    assert not list((captioned.folder / "clusters").glob("*/manifest.json"))
+    result = CliRunner().invoke(app, ["group", folder, "--entries", str(upper), "--allow-misses", "--json"])
+    figures = json.loads(result.stdout)
+    found = [caption for caption in captions if any(f" {entry} " in f" {caption} " for entry in ("ABSENT", "U.S."))]
+    assert figures["matched_as_given"] == figures["samples"] == 173 - figures["unmatched"] >= len(found)
+    assert figures["matched_ignoring_case"] >= hits > figures["matched_as_given"]
+    assert set(figures["unmatched_captions"]) <= set(captions)
+    assert set(figures["unmatched_words"]) <= set(" ".join(captions).split())
+    group_by_entry(captioned, upper, name="all", missing="own-group", workers=1)  # nothing is lost
+    assert catalog_table(captioned, "all")["size"][-1] == figures["unmatched"]

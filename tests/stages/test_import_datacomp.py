@@ -279,7 +279,7 @@ def planned(run, tmp_path, make_metadata):
 
 def test_a_plan_of_metadata_is_exported_for_datacomp(planned, tmp_path):
     path = tmp_path / "subset.npy"
-    assert export(planned, "datacomp", path) == 60
+    assert export(planned, "datacomp", path, epoch=0) == 60
     subset = np.load(path)
     assert subset.dtype == np.dtype("u8,u8")
     drawn = {f"{high:016x}{low:016x}" for high, low in subset.tolist()}
@@ -306,7 +306,7 @@ def test_what_needs_images_refuses(planned, tmp_path):
 
     for task in (
         lambda: Loader(planned, batch_size=8, lanes=8),
-        lambda: export(planned, "shards", tmp_path / "out"),
+        lambda: export(planned, "shards", tmp_path / "out", epoch=0),
         lambda: train(planned, [], TrainOptions()),
     ):
         assert "2 file(s) of metadata, which hold no images" in fails(task)
@@ -447,8 +447,8 @@ def test_the_command_line_from_metadata_to_subset(tmp_path, make_metadata):
         ["import", str(tmp_path / "pool"), catalog, "--embedding", "b32", "--workers", "1"],
         ["filter", catalog, "--by", "clip_l14_similarity_score", "--keep", "0.5", "--name", "good"],
         ["cluster", catalog, "--clusters", "3", "--without", "good", "--force"],
-        ["plan", catalog, "subset", "--method", "flat", "--keep", "0.5"],
-        ["export", catalog, "subset", "--to", "datacomp", str(tmp_path / "subset.npy")],
+        ["plan", catalog, "subset", "--method", "flat", "--keep", "0.25"],
+        ["export", catalog, "subset", "--to", "datacomp", str(tmp_path / "subset.npy"), "--epoch", "0"],
     ):
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, (words, result.output, result.exception)

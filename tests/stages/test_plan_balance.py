@@ -65,7 +65,8 @@ def test_the_limit_follows_from_the_budget(captioned, captions, entries, plain_r
         rates, _ = plain_rates(captions, plan.manifest["summary"]["per_entry"])
         np.testing.assert_allclose(plan.rates, rates, rtol=1e-6)
     share = make_balanced_plan(captioned, "share", entries, keep=0.25, workers=1)
-    assert share.rates.sum(dtype=float) == pytest.approx(round(0.25 * can_be), abs=0.5001)
+    assert share.rates.sum(dtype=float) == pytest.approx(round(0.25 * 173), abs=0.5001)  # of all captions
+    assert share.config["budget"] == round(0.25 * 173)
 
 
 def test_what_was_removed_is_neither_counted_nor_drawn(captioned, captions, entries, tmp_path, plain_rates):
@@ -176,7 +177,11 @@ def test_lists_are_read_from_text_and_json(tmp_path):
         ({"per_entry": 0}, "--per-entry 0: must be at least 1"),
         ({"keep": 0.0}, "--keep 0.0: must be above 0"),
         ({"keep": 1.5}, "--keep 1.5"),
-        ({"keep": 0.0001}, "a budget of 0 samples: must lie between 1 and"),
+        ({"keep": 0.0001}, "--keep 0.0001 of the pool of 173 samples is less than one sample"),
+        (
+            {"keep": 1.0},
+            r"--keep 1 asks for 173 samples of the pool of 173, but \d+ have a caption that holds an entry",
+        ),
         ({"budget": 0}, "--budget 0: must lie between 1 and the 173 samples"),
         ({"budget": 173}, r"a budget of 173 samples: must lie between 1 and the \d+ whose captions hold an entry"),
     ],

@@ -263,6 +263,25 @@ def test_a_plan_of_an_earlier_snapshot(small_catalog, tmp_path, make_pool, make_
     }
 
 
+@pytest.mark.parametrize("name", ["stream", "bernoulli", "annealed", "pool", "static"])
+def test_what_a_training_of_some_epochs_does_not_reach(curated, tmp_path, name):
+    catalog, _ = curated
+    plan = make_plan(catalog, "p", REQUESTS[name])
+    for epochs in (1, 2, 4):
+        drawn = sum(plan.draw(epoch).astype(int) for epoch in range(epochs))
+        lines = written(catalog, tmp_path / "r.parquet", plan, epochs=epochs)
+        assert sorted(lines) == np.flatnonzero(drawn == 0).tolist()
+        late = [line for line in lines.values() if line["reason"] == f"not in the first {epochs} epochs"]
+        ever = len(written(catalog, tmp_path / "r.parquet", plan))
+        assert plan.dynamic or not late
+        assert len(late) == len(lines) - ever
+    for bad in (0, 10_001):
+        with pytest.raises(UserError, match=f"--epochs {bad}: must lie between 1 and 10,000"):
+            write_removed(catalog, tmp_path / "x.parquet", plan, epochs=bad)
+    with pytest.raises(UserError, match="needs a PLAN"):
+        write_removed(catalog, tmp_path / "x.parquet", epochs=2)
+
+
 def test_the_command(curated, tmp_path):
     catalog, _ = curated
     make_plan(catalog, "p", REQUESTS["ranked"])

@@ -45,7 +45,7 @@ __all__ = ["app", "main"]
 COMMANDS = (
     *("import", "embed", "dedup", "filter", "cluster", "group", "plan", "explain"),
     *("draw", "export", "train", "evaluate", "compare", "run"),
-    *("status", "why", "removed", "remove", "verify", "relocate", "demo"),
+    *("status", "why", "removed", "excluded", "remove", "verify", "relocate", "demo"),
 )
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))

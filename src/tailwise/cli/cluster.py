@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 import typer
@@ -66,6 +67,7 @@ def cluster(
     """
     from tailwise.printing import print_json, print_sizes
     from tailwise.stages import cluster as stage
+    from tailwise.stages.unused_lists import unused_by_clustering
 
     opened = open_catalog(catalog)
     if (clusters is None) == (extends is None):
@@ -103,8 +105,9 @@ def cluster(
                 track=track,
             )
         )
+    ignored = unused_by_clustering(opened, name)
     if as_json:
-        print_json({"name": name, **made.summary})
+        print_json({"name": name, **made.summary, "unused_drop_lists": [asdict(item) for item in ignored]})
         return
     summary = made.summary
     merged = f", merged from {summary['fitted']:,}" if merge is not None else ""
@@ -119,6 +122,8 @@ def cluster(
     if summary.get("radius") is not None:  # clusterings made before there was a density say nothing of it
         say(f"density: samples within a cosine of {summary['radius']:g} of each centroid, for --method density")
     print_sizes(made.table.column("size").to_numpy())
+    for item in ignored:
+        say(item.note("are in its clusters"))
 
 
 def _density(text: str | None) -> float | Literal["auto"] | None:

@@ -165,7 +165,8 @@ def _accuracy_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
 
 
 def _group(group: dict[str, Any]) -> str:
-    return f"{_percent(group['accuracy'])} of {group['classes']:,} classes"
+    tested = f"{group['classes_with_images']:,} of " * (group["classes_with_images"] < group["classes"])
+    return f"{_percent(group['accuracy'])}: {tested}{group['classes']:,} classes, {group['images']:,} images"
 
 
 def _percent(figure: dict[str, float | None]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +14,18 @@ from tailwise.printing import say
 if TYPE_CHECKING:
     from tailwise.export import Sharding
 
+Epoch = Annotated[
+    int | None,
+    typer.Option(min=0, help="Which epoch, from 0; needed where epochs differ.", show_default=False),
+]
+
 
 @app.command()
 def draw(
     catalog: CatalogPath,
     name: PlanName,
     output: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    epoch: Annotated[int, typer.Option(min=0, help="Which epoch, from 0.")] = 0,
+    epoch: Epoch = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write the samples of one epoch: shard, key, uid, cluster, rate, copies.
@@ -37,7 +43,7 @@ def export(
     name: PlanName,
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write; a folder for shards.")],
     to: Annotated[str, typer.Option(help="datacomp, rates-json, keys, parquet or shards.")],
-    epoch: Annotated[int, typer.Option(min=0, help="Which epoch, from 0, for formats that hold one.")] = 0,
+    epoch: Epoch = None,
     overwrite: Overwrite = False,
     shard_samples: Annotated[
         int | None,
@@ -74,23 +80,36 @@ def _export(
     name: str,
     to: str,
     output: Path,
-    epoch: int,
+    epoch: int | None,
     overwrite: bool,
     sharding: Sharding | None = None,
     as_json: bool = False,
 ) -> None:
     from tailwise.export import export as run
+    from tailwise.export import export_figures
     from tailwise.export.shards import REJECTED, left_out
     from tailwise.printing import print_json
+    from tailwise.stages.unused_lists import unused_by_plan
 
     made = open_plan(catalog, name)
     written = with_bars(
         lambda track: run(made, to, output, epoch=epoch, overwrite=overwrite, sharding=sharding, track=track)
     )
-    rejected = left_out(output)
+    rejected, unused = left_out(output), unused_by_plan(made)
+    figures = export_figures(made, to, epoch)
     if as_json:
-        print_json({"output": str(output), "entries": written, "rejected": rejected})
+        lists = [asdict(item) for item in unused]
+        print_json(
+            {"output": str(output), "entries": written, "rejected": rejected, **figures, "unused_drop_lists": lists}
+        )
         return
     say(f"{output}: {written:,} entries")
+    if figures.get("rates_above_one"):
+        say(
+            f"warning: {figures['rates_above_one']:,} samples have a rate above 1, and the authors' trainer draws a sample once at most: "
+            f"it will draw {figures['short_share']:.1%} too few samples (plan with --max-repeats 1 for it)"
+        )
+    for item in unused:
+        say(item.note())
     for reason, samples in rejected.items():
         say(f"left out, {reason}: {samples:,} (see {output / REJECTED})")

@@ -23,10 +23,12 @@ def filter_(
         float | None, typer.Option("--max", help="Greatest score that stays.", show_default=False)
     ] = None,
     keep: Annotated[
-        float | None, typer.Option(help="Share of highest scores that stays, exactly.", show_default=False)
+        float | None,
+        typer.Option(help="Samples of highest score that stay, as a share of the whole pool.", show_default=False),
     ] = None,
     keep_lowest: Annotated[
-        float | None, typer.Option(help="Share of lowest scores that stays, exactly.", show_default=False)
+        float | None,
+        typer.Option(help="Samples of lowest score that stay, as a share of the whole pool.", show_default=False),
     ] = None,
     missing: Annotated[
         str | None, typer.Option(help="Samples without the score: drop or keep.  [default: drop]", show_default=False)
@@ -121,7 +123,11 @@ def _print(made: Filtered) -> None:
         say(f"{absent:,} samples have no {summary['score']}")
     for reason, rows in summary.get("reasons", {}).items():
         say(f"{rows:,}: {reason}")
-    if made.name is not None:
-        say(f"drop list {made.name!r}: drops {summary['dropped']:,} of {summary['samples']:,} samples")
-    elif "dropped" in summary:
-        say(f"would drop {summary['dropped']:,} of {summary['samples']:,} samples")
+    if summary.get("keys_without_sample"):
+        say(f"{summary['keys_without_sample']:,} of the file's {summary['keys']:,} keys match no sample")
+    if "dropped" in summary:
+        verb = "would drop" if made.name is None else f"drop list {made.name!r}: drops"
+        share = (
+            f"; {summary['kept']:,} stay, {summary['kept'] / summary['pool']:.1%} of the pool of {summary['pool']:,}"
+        )
+        say(f"{verb} {summary['dropped']:,} of {summary['samples']:,} samples{share * ('pool' in summary)}")

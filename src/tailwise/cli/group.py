@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,6 +46,15 @@ def group(
     missing: Annotated[
         str, typer.Option(help="Samples without a value or an entry: leave-out (no plan draws them) or own-group.")
     ] = "leave-out",
+    max_misses: Annotated[
+        float | None,
+        typer.Option(
+            help="Of --entries: refuse if a greater share of samples has no entry.  [default: 0.5]", show_default=False
+        ),
+    ] = None,
+    allow_misses: Annotated[
+        bool, typer.Option("--allow-misses", help="Of --entries: accept any share of samples without an entry.")
+    ] = False,
     without: Without = None,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -62,14 +73,21 @@ def group(
     """
     from tailwise.printing import print_json, print_sizes
     from tailwise.stages.group import group as group_by_column
-    from tailwise.stages.group_entries import group_by_entry
+    from tailwise.stages.group_entries import MAX_MISSES, group_by_entry
+    from tailwise.stages.unused_lists import unused_by_clustering
 
     if (by is None) == (entries is None):
         raise UserError("give one of --by COLUMN and --entries FILE")
     if entries is None:
-        refuse_given({"--ignore-case": ignore_case or None, "--workers": workers}, "without --entries")
+        of_entries = {
+            "--ignore-case": ignore_case or None,
+            "--max-misses": max_misses,
+            "--allow-misses": allow_misses or None,
+        }
+        refuse_given({**of_entries, "--workers": workers}, "without --entries")
     else:
         refuse_given({"--file": file}, "with --entries")
+        refuse_given({"--max-misses": max_misses if allow_misses else None}, "with --allow-misses")
     opened = open_catalog(catalog)
     left_out = without or ()
 
@@ -84,14 +102,16 @@ def group(
             name=name or "entries",
             ignore_case=ignore_case,
             missing=missing,
+            max_misses=1.0 if allow_misses else MAX_MISSES if max_misses is None else max_misses,
             without=left_out,
             workers=workers,
             track=track,
         )
 
     made = with_bars(make)
+    unused = unused_by_clustering(opened, made.name)
     if as_json:
-        print_json({"name": made.name, **made.summary})
+        print_json({"name": made.name, **made.summary, "unused_drop_lists": [asdict(item) for item in unused]})
         return
     summary = made.summary
     say(f"grouping {made.name!r}: {summary['clusters']:,} groups of {summary['samples']:,} samples")
@@ -102,8 +122,22 @@ def group(
     what = "value" if entries is None else "entry in their captions"
     if summary["without_value"]:
         say(f"{summary['without_value']:,} samples have no {what} and belong to no group")
+    if "matched_as_given" in summary:
+        _print_matches(summary)
     if summary.get("entries_without_group"):
         say(f"{summary['entries_without_group']:,} entries of the list are the rarest of no caption")
     if summary.get("values_without_sample"):
         say(f"{summary['values_without_sample']:,} values belong to no sample")
     print_sizes(made.table.column("size").to_numpy())
+    for item in unused:
+        say(item.note("are in its groups"))
+
+
+def _print_matches(summary: Mapping[str, Any]) -> None:
+    from tailwise.stages.group_entries import quoted
+
+    given, ignoring = summary["matched_as_given"], summary["matched_ignoring_case"]
+    say(f"of {summary['taking_part']:,} captions, {given:,} hold an entry as it is written, {ignoring:,} ignoring case")
+    if summary["unmatched"]:
+        say(f"frequent captions without an entry: {quoted(summary['unmatched_captions'])}")
+        say(f"frequent words of these: {quoted(summary['unmatched_words'])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ from tailwise.printing import say
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.plan.plan import Plan
+    from tailwise.stages.candidates import LeftOut
 
 
 @app.command()
@@ -33,11 +35,10 @@ def plan(
     method: Annotated[str | None, typer.Option(help="See below.", show_default=False)] = None,
     keep: Annotated[
         float | None,
-        typer.Option(help="Budget, as a share of the samples that can be drawn.", show_default=False),
+        typer.Option(
+            help="Budget, as a share of the whole pool, what drop lists leave out included.", show_default=False
+        ),
     ] = None,
-    keep_of: Annotated[
-        str, typer.Option(help="What --keep is a share of: left (the samples that can be drawn), or all (of the pool).")
-    ] = "left",
     budget: Annotated[
         int | None, typer.Option(help="Budget, in samples: per epoch, or in all if static.", show_default=False)
     ] = None,
@@ -130,7 +131,9 @@ def plan(
 
       tailwise plan my-catalog balanced --entries entries.txt --per-entry 20000
     """
+    from tailwise.plan.explain import first_epoch
     from tailwise.printing import print_json
+    from tailwise.stages.unused_lists import left_out_of_plan, unused_by_plan
 
     opened = open_catalog(catalog)
     if [method, rates, entries].count(None) != 2:
@@ -141,7 +144,6 @@ def plan(
     of_method |= {"--anneal-epochs": anneal_epochs, "--option": option, "--pick": pick, "--methods": methods}
     of_method |= {"--min-per-cluster": min_per_cluster, "--class-balance": class_balance}
     of_method |= {"--max-repeats": max_repeats if max_repeats != 1 else None}
-    of_method |= {"--keep-of": keep_of if keep_of != "left" else None}
     of_method |= {"--draw": draw if draw != "bernoulli" else None}
     of_rates: dict[str, object] = {"--missing-rate": missing_rate, "--rate-column": rate_column}
     of_entries: dict[str, object] = {"--per-entry": per_entry, "--ignore-case": ignore_case or None}
@@ -199,7 +201,6 @@ def plan(
             keep=keep,
             budget=budget,
             per_cluster=per_cluster,
-            keep_of=keep_of,
             clusters=clusters or "main",
             options={**numbers, **_pairs(option or [])},
             final_options={"alpha": alpha_end},
@@ -215,20 +216,45 @@ def plan(
             seed=seed,
         )
         made = with_bars(lambda track: make_plan(opened, name, request, track))
+    unused = unused_by_plan(made)
+    total = first_epoch(made).total
+    left_out = left_out_of_plan(made)
     if as_json:
-        print_json({"name": name, "config": dict(made.config), **made.manifest["summary"]})
+        shares = {
+            "pool": made.rows,
+            "budget": total,
+            "share_of_pool": total / made.rows,
+            "left_out": asdict(left_out),
+        }
+        lists = [asdict(item) for item in unused]
+        print_json(
+            {
+                "name": name,
+                "config": dict(made.config),
+                **made.manifest["summary"],
+                **shares,
+                "unused_drop_lists": lists,
+            }
+        )
         return
-    _print_plan(made, opened, catalog)
+    _print_plan(made, total, left_out)
+    _print_notes(made, opened, catalog)
+    for item in unused:
+        say(item.note())
     say(f"see more: tailwise explain {catalog} {name}")
 
 
-def _print_plan(made: Plan, opened: Catalog, folder: Path) -> None:
-    from tailwise.plan.explain import explain as figures
-
-    first = figures(made, 1).epochs[0]
-    kind = "each epoch draws" if made.dynamic else "draws, the same every epoch,"
+def _print_plan(made: Plan, budget: float, left_out: LeftOut) -> None:
     about = "" if made.exact else "about "
-    say(f"plan {made.name!r}: {kind} {about}{first.total:,.0f} of {made.manifest['summary']['eligible']:,} samples")
+    kind = "each epoch" if made.dynamic else "the same every epoch"
+    causes = f": {left_out}" if str(left_out) else ""
+    say(
+        f"plan {made.name!r}, {kind}: budget {about}{budget:,.0f} of {made.rows:,} samples ({budget / made.rows:.1%} of the pool; "
+        f"{made.manifest['summary']['eligible']:,} samples can be drawn{causes})"
+    )
+
+
+def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
     newest = opened.snapshot()
     if newest.number > made.snapshot.number:
         grouping = made.config.get("clusters")
@@ -281,13 +307,17 @@ def explain(
     from tailwise.plan.explain import cluster_list
     from tailwise.plan.explain import explain as figures
     from tailwise.printing import print_clusters, print_explanation, print_json
+    from tailwise.stages.unused_lists import unused_by_plan
 
     made = open_plan(catalog, name)
     explanation = figures(made, epochs)
+    unused = unused_by_plan(made)
     if as_json:
         listed = {"cluster_list": cluster_list(made)} if clusters else {}
-        print_json({**explanation.as_json(), **listed})
+        print_json({**explanation.as_json(), "unused_drop_lists": [asdict(item) for item in unused], **listed})
         return
     print_explanation(explanation)
+    for item in unused:
+        say(item.note())
     if clusters:
         print_clusters(cluster_list(made))

@@ -55,6 +55,7 @@ def remove(
         say(f"{len(report.unknown):,} keys or uids belong to no sample, and are remembered for later imports: {shown}")
 
 
+@app.command("excluded", hidden=True)
 @app.command()
 def removed(
     catalog: CatalogPath,
@@ -62,16 +63,26 @@ def removed(
     plan: Annotated[
         str | None, typer.Argument(metavar="[PLAN]", help="Name of a plan; all drop lists without one.")
     ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Of PLAN: list what the first N epochs leave out.  [default: what every epoch does]",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """List every sample that will never be drawn, and why: shard, key, stage, reason, cluster, kept_shard, kept_key, similarity.
 
-    With PLAN: all that this plan never draws. Without: what was removed, and what the drop lists of the newest snapshot drop.
+    With PLAN: all that this plan never draws, or does not draw in the first N epochs (--epochs N). Without: what was removed, and
+    what the drop lists of the newest snapshot drop.
 
     Examples:
 
       tailwise removed my-catalog subset --output never-drawn.parquet
+
+      tailwise removed my-catalog epochs --epochs 6 --output not-in-training.parquet
 
       tailwise removed my-catalog --output dropped.parquet
     """
@@ -81,11 +92,15 @@ def removed(
 
     opened = open_catalog(catalog)
     made = None if plan is None else Plan(opened, plan)
-    counts = with_bars(lambda track: write_removed(opened, output, made, overwrite=overwrite, track=track))
+    counts = with_bars(
+        lambda track: write_removed(opened, output, made, epochs=epochs, overwrite=overwrite, track=track)
+    )
     if as_json:
         print_json([{"stage": stage, "reason": why, "samples": samples} for (stage, why), samples in counts.items()])
         return
     say(f"{output}: {sum(counts.values()):,} samples")
+    if made is not None and made.dynamic and epochs is None:
+        say("these are in no epoch; --epochs N also lists what a training of N epochs does not reach")
     if counts:
         rows = [(stage, why, f"{samples:,}") for (stage, why), samples in counts.items()]
         print_table("never drawn", ("stage", "reason", "samples"), rows)

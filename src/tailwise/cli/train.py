@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tailwise.cli.app import AllowCode, CatalogPath, PlanName, app, open_plan, parse_bytes, with_bars
+from tailwise.printing import say
 
 
 @app.command()
@@ -67,6 +68,7 @@ def train(
       tailwise train my-catalog epochs --recipe tiny-cpu
     """
     from tailwise.recipes import load_recipe
+    from tailwise.stages.unused_lists import unused_by_plan
     from tailwise.train.arguments import refuse_code, require_model
 
     if recipe is None:
@@ -95,4 +97,6 @@ def train(
         record=record,
     )
     plan = open_plan(catalog, name)
+    for item in unused_by_plan(plan):
+        say(item.note())
     with_bars(lambda track: run(plan, open_clip or [], options, settings, track=track))

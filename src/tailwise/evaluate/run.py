@@ -193,7 +193,12 @@ def _figures(
         "top5": found["top5"] if len(cells) >= 5 else nothing,
         "mean_per_class": found["mean_per_class"],
         "groups": {
-            name: {"classes": len(classes), "images": int(images[classes].sum()), "accuracy": found[name]}
+            name: {
+                "classes": len(classes),
+                "classes_with_images": int((images[classes] > 0).sum()),
+                "images": int(images[classes].sum()),
+                "accuracy": found[name],
+            }
             for name, classes in groups.items()
         },
         "curve": [

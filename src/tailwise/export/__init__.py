@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tailwise.catalog.outputs import check_output, is_array, is_table, is_text
 from tailwise.errors import UserError
-from tailwise.export.by_key import write_keys, write_rates_json
-from tailwise.export.datacomp import UID, write_datacomp
+from tailwise.export.by_key import rates_above_one, write_keys, write_rates_json
+from tailwise.export.datacomp import UID, check_uids, write_datacomp
 from tailwise.export.parquet import SCHEMA, write_parquet
 from tailwise.export.shards import Sharding, write_shards
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 
-__all__ = ["EXPORTS", "ExportOptions", "Sharding", "export"]
+__all__ = ["EXPORTS", "ExportFormat", "ExportOptions", "Sharding", "export", "export_figures"]
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,43 @@ def _to_shards(plan: Plan, epoch: int, path: Path, options: ExportOptions, track
     return write_shards(plan, epoch, path, options.sharding, track).samples
 
 
-EXPORTS: dict[str, tuple[Export, str]] = {
-    "datacomp": (_to_file(write_datacomp, is_array(UID)), "DataComp's subset file (.npy of uids) of one epoch"),
-    "rates-json": (_to_file(write_rates_json, is_text("{")), "DynamiCS's {key: rate} of all samples (.json)"),
-    "keys": (_to_file(write_keys, is_text("")), "one key a line, of one epoch (.txt)"),
-    "parquet": (
+@dataclass(frozen=True)
+class ExportFormat:
+    """A format.
+
+    Attributes:
+        write: writes it.
+        summary: for people.
+        by_epoch: plan → whether what it holds differs from epoch to epoch.
+        figures: (plan, epoch) → what a user should know of it.
+        check: refuses plans that the format cannot hold, whatever the epoch.
+    """
+
+    write: Export
+    summary: str
+    by_epoch: Callable[[Plan], bool] = lambda plan: plan.changes
+    figures: Callable[[Plan, int], Mapping[str, float]] = lambda _plan, _epoch: {}
+    check: Callable[[Plan], None] = lambda _plan: None
+
+
+EXPORTS: dict[str, ExportFormat] = {
+    "datacomp": ExportFormat(
+        _to_file(write_datacomp, is_array(UID)),
+        "DataComp's subset file (.npy of uids) of one epoch",
+        check=check_uids,
+    ),
+    "rates-json": ExportFormat(
+        _to_file(write_rates_json, is_text("{")),
+        "DynamiCS's {key: rate} of all samples (.json)",
+        lambda plan: plan.annealed,
+        rates_above_one,
+    ),
+    "keys": ExportFormat(_to_file(write_keys, is_text("")), "one key a line, of one epoch (.txt)"),
+    "parquet": ExportFormat(
         _to_file(write_parquet, is_table(SCHEMA)),
         "shard, key, uid, cluster, rate, copies of one epoch (.parquet)",
     ),
-    "shards": (_to_shards, "a webdataset of one epoch, shuffled (a folder)"),
+    "shards": ExportFormat(_to_shards, "a webdataset of one epoch, shuffled (a folder)"),
 }
 
 
@@ -69,7 +97,7 @@ def export(
     format_name: str,
     path: Path,
     *,
-    epoch: int = 0,
+    epoch: int | None = None,
     overwrite: bool = False,
     sharding: Sharding | None = None,
     track: Track = silent,
@@ -80,15 +108,32 @@ def export(
         plan: which plan.
         format_name: a name of EXPORTS.
         path: of the file, or of the folder of new shards.
-        epoch: whose draw, for the formats that hold one epoch.
+        epoch: whose draw; may be left out where all epochs are the same.
         overwrite: whether an existing file may be replaced.
         sharding: how new shards are made.
         track: shows progress.
 
     Raises:
-        UserError: unknown format, or it can't be written there or with these options.
+        UserError: unknown format, no epoch where epochs differ, or it can't be written there or with these options.
     """
-    if format_name not in EXPORTS:
-        raise UserError(f"unknown export {format_name!r}: use {', '.join(EXPORTS)}")
-    options = ExportOptions(overwrite, sharding)
-    return EXPORTS[format_name][0](plan, plan.drawn_epoch(epoch), path, options, track)
+    chosen = _format(format_name)
+    return chosen.write(plan, _epoch(chosen, plan, epoch), path, ExportOptions(overwrite, sharding), track)
+
+
+def export_figures(plan: Plan, format_name: str, epoch: int | None = None) -> Mapping[str, float]:
+    """Return what a user should know of an export; of "rates-json": rates_above_one (samples), short_share (of the budget)."""
+    chosen = _format(format_name)
+    return chosen.figures(plan, _epoch(chosen, plan, epoch))
+
+
+def _format(name: str) -> ExportFormat:
+    if name not in EXPORTS:
+        raise UserError(f"unknown export {name!r}: use {', '.join(EXPORTS)}")
+    return EXPORTS[name]
+
+
+def _epoch(chosen: ExportFormat, plan: Plan, epoch: int | None) -> int:
+    if epoch is None and chosen.by_epoch(plan):
+        chosen.check(plan)
+        raise UserError(f"the epochs of plan {plan.name!r} differ: name the one to write with --epoch (0, 1, …)")
+    return plan.drawn_epoch(epoch or 0)

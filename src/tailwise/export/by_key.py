@@ -40,6 +40,21 @@ def write_rates_json(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     return written
 
 
+def rates_above_one(plan: Plan, epoch: int) -> dict[str, float]:
+    """Return how many samples have a rate above 1, and the share of the budget that the authors' trainer loses by it.
+
+    That trainer draws a sample once at most: of a rate of 2.5 it draws 1.
+    """
+    removals = Removals.of(plan.catalog, plan.snapshot)
+    above, total, once = 0, 0.0, 0.0
+    for span in plan.spans():
+        rates = plan.rate(span, epoch) * removals.keeps(span)
+        above += int((rates > 1).sum())
+        total += float(rates.sum())
+        once += float(np.minimum(rates, 1.0).sum())
+    return {"rates_above_one": above, "short_share": 1 - once / total if above else 0.0}
+
+
 def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     """Writes the key of every sample of an epoch, one a line, one line a copy, in catalog order; returns the number of lines.
 
@@ -65,6 +80,6 @@ def _check_unique_keys(plan: Plan, path: Path) -> None:
         clashing = index.seal()
     if clashing:
         raise UserError(
-            f"{clashing:,} samples share their key with a sample of another shard, and this format knows keys only: "
-            "export parquet or datacomp, which know uids"
+            f"{clashing:,} samples share their key with a sample of another shard, and this format knows keys only, so that its reader "
+            "would take them for one sample: export --to parquet (shard, key and uid) or shards (new keys)"
         )

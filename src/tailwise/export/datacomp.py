@@ -1,31 +1,115 @@
-"""DataComp's subset file: the uids of an epoch's samples, for its resharder."""
+"""DataComp's subset file: the uids of an epoch's samples, for its resharder.
+
+The resharder reads the uid in each sample's .json and writes every sample whose uid is in the file. So each uid of the file must stand
+in the tars, and belong to one sample alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
+from tailwise.catalog.catalog import Part
 from tailwise.catalog.files import replacing
-from tailwise.export.drawn import drawn_parts
+from tailwise.catalog.schema import has_bytes
+from tailwise.errors import UserError
+from tailwise.export.drawn import DrawnPart, drawn_parts
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track
+from tailwise.progress import Track, silent
+from tailwise.sources.webdataset import hashed_uid
 
 UID = np.dtype("u8,u8")
+_REMEDY = "export --to shards (new tars, with uids in their .json), or --to parquet or keys"
 
 
 def write_datacomp(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     """Writes a sorted 1-D array of dtype "u8,u8", a uid of several copies that often; returns the number of copies.
 
     The file's format wants all uids sorted, so memory is about 60 bytes per drawn sample.
+
+    Raises:
+        UserError: the source gives a drawn sample no uid, or gives its uid to another sample too.
     """
-    pieces = []
-    for part in drawn_parts(plan, epoch, ["uid"], track):
-        halves = np.frombuffer(b"".join(part.samples.column("uid").to_pylist()), ">u8").reshape(-1, 2)
-        pieces.append(np.repeat(halves, part.copies, axis=0).astype(np.uint64))
-    halves = np.concatenate([np.empty((0, 2), np.uint64), *pieces])
-    halves = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
-    uids = np.ascontiguousarray(halves).view(UID).reshape(-1)
-    with replacing(path, unique=True) as temporary, temporary.open("wb") as stream:
-        np.save(stream, uids, allow_pickle=False)
+    uids = sorted_uids([repeated_uids(part.samples.column("uid"), part.copies) for part in _given(plan, epoch, track)])
+    _check_unshared(plan, uids)
+    write_subset(uids, path)
     return len(uids)
+
+
+def check_uids(plan: Plan) -> None:
+    """Raise UserError if the source gives a sample of epoch 0 no uid."""
+    for _ in _given(plan, 0, silent):
+        pass
+
+
+def _given(plan: Plan, epoch: int, track: Track) -> Iterator[DrawnPart]:
+    """Yield the drawn samples, and refuse those without a uid in their tar."""
+    paths = plan.catalog.shards(plan.snapshot).column("path").to_pylist()
+    for part in drawn_parts(plan, epoch, ["uid", "shard", "key", "json_bytes"], track):
+        _check_given(part.samples, paths)
+        yield part
+
+
+def repeated_uids(uids: pa.ChunkedArray, copies: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """Return the halves of uids, each as often as its sample is drawn: uint64 [n, 2]."""
+    halves = np.frombuffer(b"".join(uids.to_pylist()), ">u8").reshape(-1, 2)
+    return np.repeat(halves, copies, axis=0).astype(np.uint64)
+
+
+def sorted_uids(pieces: list[npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64]:
+    """Return all uids in ascending order: uint64 [n, 2]."""
+    halves = np.concatenate([np.empty((0, 2), np.uint64), *pieces])
+    return np.ascontiguousarray(halves[np.lexsort((halves[:, 1], halves[:, 0]))])
+
+
+def write_subset(uids: npt.NDArray[np.uint64], path: Path) -> None:
+    """Write the subset file of sorted uids."""
+    with replacing(path, unique=True) as temporary, temporary.open("wb") as stream:
+        np.save(stream, uids.view(UID).reshape(-1), allow_pickle=False)
+
+
+def _check_given(samples: pa.Table, paths: list[str]) -> None:
+    """Refuse samples whose uid is a hash of ours, or whose tar holds no .json that it could stand in."""
+    columns = (samples.column(name).to_pylist() for name in ("uid", "shard", "key", "json_bytes"))
+    for uid, shard, key, json_bytes in zip(*columns, strict=True):
+        if uid == hashed_uid(shard, key) or (json_bytes is None and has_bytes(paths[shard])):
+            raise UserError(
+                f"DataComp's resharder finds samples by the uid in their .json, and sample {key!r} of {paths[shard]} has none: {_REMEDY}"
+            )
+
+
+def _check_unshared(plan: Plan, uids: npt.NDArray[np.uint64]) -> None:
+    """Refuse uids that several samples of the pool have, drawn or not: the resharder would write all of them."""
+    if not len(uids):
+        return
+    drawn = np.unique(uids.astype(">u8").view("S16").reshape(-1))
+    counts = np.zeros(len(drawn), np.int64)
+    for part in plan.catalog.parts(plan.snapshot):
+        every, at = _places(plan, part, drawn)
+        counts += np.bincount(at[drawn[at] == every], minlength=len(drawn))
+    if not (counts > 1).any():
+        return
+    shared = drawn[np.argmax(counts > 1)]
+    paths = plan.catalog.shards(plan.snapshot).column("path").to_pylist()
+    names = []
+    for part in plan.catalog.parts(plan.snapshot):
+        every, _ = _places(plan, part, drawn)
+        samples = plan.catalog.samples(part, ["shard", "key"]).take(np.flatnonzero(every == shared)).to_pylist()
+        names += [f"{sample['key']!r} of {paths[sample['shard']]}" for sample in samples]
+    text = bytes(shared).ljust(16, b"\0").hex()  # NumPy cuts zeros at the end
+    raise UserError(
+        f"{int((counts > 1).sum()):,} uids of the epoch belong to several samples, such as {text} to "
+        f"{' and '.join(names[:2])}: DataComp's resharder would write all of them; {_REMEDY}"
+    )
+
+
+def _places(
+    plan: Plan, part: Part, drawn: npt.NDArray[np.bytes_]
+) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int64]]:
+    """Return the uids of a part's rows, and where each stands, or would stand, among the drawn ones."""
+    every = np.frombuffer(b"".join(plan.catalog.samples(part, ["uid"]).column(0).to_pylist()), "S16")
+    return every, np.minimum(np.searchsorted(drawn, every), len(drawn) - 1)

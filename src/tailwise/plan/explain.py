@@ -65,7 +65,7 @@ class Explanation:
     Attributes:
         name: of the plan.
         config: all that decides it.
-        rows: samples of the snapshot.
+        rows: samples of the snapshot: the whole pool.
         eligible: those that the plan may draw.
         exact: whether the epochs' figures are exact; else they are expected values.
         epochs: one entry per epoch asked for.
@@ -110,6 +110,11 @@ def explain(plan: Plan, epochs: int = 10) -> Explanation:
         bins,
         *capped,
     )
+
+
+def first_epoch(plan: Plan) -> EpochFigures:
+    """Return the figures of epoch 0: what every epoch holds, unless the plan is annealed."""
+    return (_rate_epochs if plan.by_rate else _cluster_epochs)(plan, 1)[0]
 
 
 def _cluster_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:

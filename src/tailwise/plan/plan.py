@@ -67,6 +67,20 @@ class Plan:
         return bool(self.config["dynamic"])
 
     @property
+    def annealed(self) -> bool:
+        """Whether quotas change from epoch to epoch."""
+        return self._annealed is not None
+
+    @cached_property
+    def changes(self) -> bool:
+        """Whether epochs differ; not where every epoch takes the same whole number of copies of each member."""
+        if not self.dynamic or self.annealed:
+            return self.dynamic
+        if self.by_rate:
+            return any(bool((self.rates[span] % 1 > 0).any()) for span in self.spans())
+        return bool((self.quotas % np.maximum(self.sizes << UNIT_BITS, 1) > 0).any())
+
+    @property
     def draw_name(self) -> str:
         """How it is drawn: a name of DRAWS."""
         return str(self.config["draw"])

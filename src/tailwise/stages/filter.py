@@ -18,8 +18,9 @@ from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors, write_dr
 from tailwise.catalog.files import release_pages
 from tailwise.errors import UserError
 from tailwise.kernels.selection import order_statistics
+from tailwise.plan.budget import samples_of_share
 from tailwise.progress import Track, silent
-from tailwise.stages.scores import ScoreRequest, plain_name, score_config, score_inputs, score_parts
+from tailwise.stages.scores import ScoreRequest, plain_name, score_config, score_figures, score_inputs, score_parts
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
 MISSING = ("drop", "keep")
@@ -33,8 +34,8 @@ class FilterRule:
     Attributes:
         minimum: the least score that stays.
         maximum: the greatest score that stays.
-        keep: the share of highest scores that stays, of the samples that take part and have a score.
-        keep_lowest: the share of lowest scores that stays.
+        keep: the samples of highest score that stay, as a share of the whole pool.
+        keep_lowest: the samples of lowest score that stay, likewise.
         missing: "drop" or "keep" samples without a score.
     """
 
@@ -73,7 +74,8 @@ class Filtered:
 
     Attributes:
         name: of the drop list; None after a trial.
-        summary: score, samples (that take part), scored, quantiles (percent, score); with a rule also kept, dropped, reasons.
+        summary: score, pool (samples of the snapshot), samples (that take part), scored, quantiles (percent, score); of a file also
+            keys and keys_without_sample; with a rule also kept, dropped, reasons.
     """
 
     name: str | None
@@ -113,6 +115,8 @@ def filter_samples(
         "score": score_config(request),
         "rule": asdict(rule),
     }
+    if rule.keep is not None or rule.keep_lowest is not None:
+        config["share of"] = "the pool"  # earlier versions took a share of the samples with the score
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, request), **survivors.inputs}
     with Artifact(catalog.drops_folder(name), "filter", config, inputs) as artifact:
         if not artifact.done:
@@ -169,8 +173,9 @@ class _Judge:
             UserError: no sample that takes part has it.
         """
         self.name, self.survivors = request.name, survivors
-        self.parts = catalog.parts(snapshot)
+        self.pool, self.parts = snapshot.rows, catalog.parts(snapshot)
         self.blocks = list(score_parts(catalog, snapshot, request, track))
+        self.joined = score_figures(catalog, snapshot, request)
         self.samples = self.scored = 0
         for part, scores in zip(self.parts, self.blocks, strict=True):
             kept = survivors.keeps(part.span)
@@ -205,9 +210,9 @@ class _Judge:
         if rule.maximum is not None:
             self.tests.append(self._bound(rule.maximum, 1, "above"))
         if rule.keep is not None:
-            self.tests.append(self._share(rule.keep, -1, "highest"))
+            self.tests.append(self._share("--keep", rule.keep, -1, "highest"))
         if rule.keep_lowest is not None:
-            self.tests.append(self._share(rule.keep_lowest, 1, "lowest"))
+            self.tests.append(self._share("--keep-lowest", rule.keep_lowest, 1, "lowest"))
         self.reasons = Counter()
         for table in self.tables():
             for item in table.column("reason").value_counts().to_pylist():
@@ -225,13 +230,10 @@ class _Judge:
             bound = np.float32(value)
         return _Test(f"{self.name} {word} {value:.9g}", np.float32(sign), np.float32(sign) * bound, self.scored)
 
-    def _share(self, share: float, sign: int, word: str) -> _Test:
-        kept = round(share * self.scored)
-        if not kept:
-            raise UserError(
-                f"a share of {share} of the {self.scored:,} samples with a {self.name} is not one sample: give more"
-            )
-        reason = f"{self.name} not among the {word} {share:.9g} of all"
+    def _share(self, option: str, share: float, sign: int, word: str) -> _Test:
+        limit = f"{self.samples:,} take part and {self.scored:,} of these have a {self.name}"
+        kept = samples_of_share(share, self.pool, self.scored, limit, option)
+        reason = f"{self.name} not among the {word} {share:.9g} of the pool"
         values, below = order_statistics(lambda: self._scored(sign), [kept - 1])
         return _Test(reason, np.float32(sign), values[0], kept - int(below[0]))
 
@@ -269,7 +271,12 @@ class _Judge:
 
     def summary(self) -> dict[str, Any]:
         """Figures for people."""
-        figures: dict[str, Any] = {"score": self.name, "samples": self.samples, "scored": self.scored}
+        figures: dict[str, Any] = {
+            "score": self.name,
+            "pool": self.pool,
+            "samples": self.samples,
+            "scored": self.scored,
+        }
         if self.reasons is not None:
             dropped = self.reasons.total()
             figures |= {
@@ -277,4 +284,4 @@ class _Judge:
                 "dropped": dropped,
                 "reasons": dict(sorted(self.reasons.items())),
             }
-        return {**figures, "quantiles": self.quantiles}
+        return {**figures, **self.joined, "quantiles": self.quantiles}

@@ -142,7 +142,7 @@ class Groups:
 
     values: Sequence[str | None]
     label_parts: Iterable[npt.NDArray[np.int32]]
-    figures: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
     def with_missing(self) -> Groups:
         """With a last group, for the rows of no group."""

@@ -20,6 +20,7 @@ from tailwise.kernels.lloyd import to_similarity_units
 from tailwise.plan.methods import PICKS
 from tailwise.plan.stream import MAX_CLUSTER
 from tailwise.plan.weights import Clusters
+from tailwise.stages.candidates import LeftOut, count_left_out
 from tailwise.stages.scores import ScoreRequest, score_inputs, score_parts
 
 OUTSIDE = -1  # the label of rows that are never drawn
@@ -66,6 +67,7 @@ class Grouping:
             UserError: there is no such clustering, list or score, lists are of another snapshot, or a group is too large.
         """
         self._catalog, self._clusters, self._score = catalog, clusters, score
+        self._lists: list[str] = [*without]
         self.snapshot: Snapshot = catalog.snapshot()
         self.inputs: dict[str, str] = {}
         if clusters is not None:
@@ -74,6 +76,7 @@ class Grouping:
             manifest = read_manifest(self._folder, "clustering", remedy)
             self.snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
             self.inputs["clusters"] = artifact_id(manifest)
+            self._lists = [*manifest["identity"]["config"].get("without", ()), *self._lists]
         self.parts: list[Part] = catalog.parts(self.snapshot)
         self._survivors = Survivors(catalog, without, self.snapshot)
         self.inputs |= {"snapshot": self.snapshot.id, **self._survivors.inputs}
@@ -87,6 +90,17 @@ class Grouping:
             )
         if not self.sizes.any():
             raise UserError("not one sample is left to plan: see `tailwise removed` for what dropped them")
+
+    @property
+    def eligible(self) -> int:
+        """Samples that are in a group."""
+        return int(self.sizes.sum())
+
+    def left_out(self) -> LeftOut:
+        """Count the samples that are in no group, by cause."""
+        survivors = Survivors(self._catalog, self._lists, self.snapshot)
+        labels = self.labels()
+        return count_left_out(survivors, self.parts, lambda _: next(labels) >= 0)
 
     def labels(self) -> Iterator[npt.NDArray[np.int32]]:
         """The group of each row, part by part: int32 [n], OUTSIDE for rows in none."""

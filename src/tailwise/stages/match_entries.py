@@ -62,6 +62,10 @@ class MatchedPool:
         for part in self.catalog.parts(self.snapshot):
             yield part, self.matches.part(part, self.survivors.keeps(part.span))
 
+    def matched(self) -> int:
+        """Return how many samples have an entry."""
+        return sum(int(np.count_nonzero(of_row)) for _, (of_row, _) in self.parts())
+
     def count(self) -> tuple[npt.NDArray[np.int64], int]:
         """In how many captions each entry stands, int64 [K]; and how many samples have an entry.
 

@@ -16,6 +16,7 @@ from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, replacing, write_array, write_table
 from tailwise.errors import UserError
 from tailwise.kernels.ranks import appearance_ranks
+from tailwise.plan.budget import samples_of_share
 from tailwise.plan.methods import PICKS, Method, find_method, method_options, weigh
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, fill_by_scale, fill_by_shift, round_to_sum
@@ -27,7 +28,6 @@ from tailwise.stages.scores import ScoreRequest, score_config
 
 MAX_REPEATS = 255
 MAX_SCHEDULE = 1 << 28  # quotas of an annealed plan, 8 bytes each
-KEEP_OF = ("left", "all")
 _AMOUNTS = ("keep", "budget", "per_cluster")
 
 
@@ -37,10 +37,9 @@ class PlanRequest:
 
     Attributes:
         method: a name of METHODS.
-        keep: budget as a share; or
+        keep: budget as a share of the whole pool, what drop lists and removals leave out included; or
         budget: samples per epoch (in all, for a static plan); or
         per_cluster: at most so many of each cluster, for methods "cap" and "flat".
-        keep_of: what `keep` is a share of: "left", the samples that can be drawn, or "all" of the pool, those that lists drop included.
         clusters: name of the clustering, or of a grouping by a column.
         options: of the method's weight, such as alpha and temperature.
         final_options: their values from epoch `anneal_epochs` on; until then they change linearly. Empty: they don't.
@@ -60,7 +59,6 @@ class PlanRequest:
     keep: float | None = None
     budget: int | None = None
     per_cluster: int | None = None
-    keep_of: str = "left"
     clusters: str = "main"
     options: Mapping[str, float | None] | None = None
     final_options: Mapping[str, float | None] | None = None
@@ -99,7 +97,7 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
     grouping = Grouping(
         catalog, request.clusters if method.grouping == "clusters" else None, without=request.without, score=score
     )
-    budget = _budget(request, method, grouping.sizes, grouping.snapshot.rows)
+    budget = _budget(request, method, grouping)
     config: dict[str, Any] = {
         "method": request.method,
         "options": options,
@@ -118,8 +116,6 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
     }
     if final:
         config |= {"final_options": final, "anneal_epochs": request.anneal_epochs}
-    if request.keep_of != "left":
-        config["asked"] = {**config["asked"], "keep_of": request.keep_of}
     derived: dict[str, Any] = {"budget": budget}
     quotas = _schedule(grouping, method, {**config, **derived})
     if method.registered:
@@ -130,7 +126,7 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
             _write_rows(artifact, grouping, pick, track)
             write_shard_offsets(catalog, artifact, grouping.snapshot)
             sizes = grouping.sizes
-            artifact.finish({"eligible": int(sizes.sum()), "clusters": int((sizes > 0).sum())})
+            artifact.finish({"eligible": grouping.eligible, "clusters": int((sizes > 0).sum())})
     return Plan(catalog, name)
 
 
@@ -212,11 +208,9 @@ def _check_bounds(request: PlanRequest, method: Method) -> None:
         )
 
 
-def _budget(request: PlanRequest, method: Method, sizes: npt.NDArray[np.int64], rows: int) -> int:
-    if request.keep_of not in KEEP_OF:
-        raise UserError(f"--keep-of {request.keep_of!r}: use {' or '.join(KEEP_OF)}")
-    if request.keep_of != KEEP_OF[0] and request.keep is None:
-        raise UserError("--keep-of does nothing without --keep")
+def _budget(request: PlanRequest, method: Method, grouping: Grouping) -> int:
+    eligible = grouping.eligible
+    most = min(request.max_repeats * eligible, MAX_BUDGET - 1)
     given = [request.keep, request.budget, request.per_cluster]
     if given.count(None) != len(given) - 1:
         choice = "either --keep SHARE (0.277, say) or --budget SAMPLES"
@@ -226,15 +220,18 @@ def _budget(request: PlanRequest, method: Method, sizes: npt.NDArray[np.int64], 
             raise UserError(f"--per-cluster does nothing with method {request.method!r}: use cap or flat")
         if request.per_cluster < 1:
             raise UserError(f"--per-cluster {request.per_cluster}: must be at least 1")
-        budget = int(np.minimum(sizes * request.max_repeats, request.per_cluster).sum())
+        budget = int(np.minimum(grouping.sizes * request.max_repeats, request.per_cluster).sum())
     elif request.keep is not None:
         if not 0 < request.keep <= request.max_repeats:
             raise UserError(f"--keep {request.keep}: must be above 0 and at most {request.max_repeats} (--max-repeats)")
-        budget = round(request.keep * (rows if request.keep_of == "all" else int(sizes.sum())))
+        rows, times = (
+            grouping.snapshot.rows,
+            f", up to {request.max_repeats} times an epoch" * (request.max_repeats > 1),
+        )
+        left_out = f" ({grouping.left_out()})" if request.keep * rows > most else ""
+        return samples_of_share(request.keep, rows, most, f"{eligible:,} can be drawn{times}{left_out}")
     else:
         budget = request.budget or 0
-    eligible = int(sizes.sum())
-    most = min(request.max_repeats * eligible, MAX_BUDGET - 1)
     if not 1 <= budget <= most:
         raise UserError(
             f"a budget of {budget:,} samples: must lie between 1 and {most:,} "

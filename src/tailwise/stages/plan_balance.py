@@ -16,6 +16,7 @@ from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, replacing, write_table
 from tailwise.errors import UserError
 from tailwise.kernels.matching import keep_rates
+from tailwise.plan.budget import samples_of_share
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
 from tailwise.progress import Track, silent
@@ -48,7 +49,7 @@ def make_balanced_plan(
         name: of the plan.
         entries: a list of entries, see `match_entries.read_entries`.
         per_entry: t; the paper has 20,000 for 400M samples; or
-        keep: the expected number of samples, as a share of those with an entry; t follows from it; or
+        keep: the expected number of samples, as a share of the whole pool; t follows from it; or
         budget: the expected number of samples.
         ignore_case: compare in lower case.
         without: names of drop lists; what they drop is neither counted nor drawn.
@@ -77,7 +78,8 @@ def make_balanced_plan(
     }
     matches = match_entries(catalog, entries, ignore_case=ignore_case, snapshot=snapshot, workers=workers, track=track)
     inputs = {"snapshot": snapshot.id, "matches": matches.id, **survivors.inputs}
-    with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
+    derived = {"budget": max(1, round(keep * snapshot.rows))} if keep is not None else None
+    with Artifact(catalog.plan_folder(name), "plan", config, inputs, derived) as artifact:
         if not artifact.done:
             pool = MatchedPool(catalog, snapshot, survivors, matches)
             counts, matched = pool.count()
@@ -126,7 +128,11 @@ def _find_limit(
     pool: MatchedPool, counts: npt.NDArray[np.int64], matched: int, keep: float | None, budget: int | None
 ) -> float:
     """The t with which the expected number is the budget, to within half a sample."""
-    wanted = round((keep or 0) * matched) if budget is None else budget
+    if keep is not None:
+        limit = f"{matched:,} have a caption that holds an entry, and are neither dropped nor removed"
+        wanted = samples_of_share(keep, pool.snapshot.rows, matched, limit)
+    else:
+        wanted = budget or 0
     if not 1 <= wanted <= matched:
         raise UserError(
             f"a budget of {wanted:,} samples: must lie between 1 and the {matched:,} whose captions hold an entry; "

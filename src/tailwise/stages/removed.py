@@ -18,7 +18,8 @@ from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, write_table
 from tailwise.catalog.outputs import check_output, is_table
-from tailwise.plan.plan import Plan
+from tailwise.errors import UserError
+from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
 from tailwise.stages.grouping import why_no_group
 
@@ -46,10 +47,12 @@ CHUNK_ROWS = 1 << 20
 NOTHING = -1
 
 
-def ever_drawn(plan: Plan, rows: slice) -> npt.NDArray[np.bool_]:
-    """Which rows some epoch of the plan may hold, removals aside: bool [n]. A static plan has only its epoch 0."""
-    if not plan.dynamic:
+def ever_drawn(plan: Plan, rows: slice, epochs: int | None = None) -> npt.NDArray[np.bool_]:
+    """Return which rows some epoch of the plan may hold, or the first `epochs` do hold, removals aside: bool [n]."""
+    if not plan.dynamic:  # every epoch is epoch 0
         return plan.draw(0, rows) > 0
+    if epochs is not None:
+        return np.asarray(sum(plan.draw(epoch, rows).astype(np.int64) for epoch in range(epochs)) > 0)
     if plan.by_rate:
         return np.asarray(plan.rates[rows] > 0)
     groups = np.asarray(plan.groups[rows])
@@ -65,17 +68,18 @@ class Causes:
         lists: drop lists, in the order in which they are asked.
     """
 
-    def __init__(self, catalog: Catalog, plan: Plan | None = None) -> None:
+    def __init__(self, catalog: Catalog, plan: Plan | None = None, epochs: int | None = None) -> None:
         """Opens what takes part.
 
         Args:
             catalog: of the samples.
             plan: which plan; None for all finished drop lists of the newest snapshot.
+            epochs: number of epochs that count, from epoch 0; None for all that a plan may have.
 
         Raises:
             UserError: a drop list or the clustering of the plan is gone.
         """
-        self._plan = plan
+        self._plan, self._epochs = plan, epochs
         self.snapshot = catalog.snapshot() if plan is None else plan.snapshot
         names = _all_lists(catalog, self.snapshot) if plan is None else lists_of(plan)
         self._parts = catalog.parts(self.snapshot)
@@ -87,7 +91,7 @@ class Causes:
         found = _Found(rows)
         numbers = self.removals.numbers_of(np.arange(rows.start, rows.stop))
         if self._plan is not None:
-            found.limit((numbers > 0) | ~ever_drawn(self._plan, rows))
+            found.limit((numbers > 0) | ~ever_drawn(self._plan, rows, self._epochs))
         for number in np.unique(numbers[numbers > 0]).tolist():
             found.mark(np.flatnonzero(numbers == number), "remove", self.removals.removals[number - 1].reason)
         for item in self.lists:
@@ -110,6 +114,8 @@ class Causes:
             found.mark(np.flatnonzero((groups >= 0) & ~plan.reachable[groups]), "plan", "quota 0")
         pick = plan.config.get("pick", "random")
         reason = "not in the one draw of a static plan" if pick == "random" else f"not picked ({pick} first)"
+        if plan.dynamic and self._epochs is not None:
+            reason = f"not in the first {self._epochs} epochs"
         found.mark(np.arange(rows.stop - rows.start), "plan", reason)
 
     def _labels(self, plan: Plan, rows: slice) -> npt.NDArray[np.int32]:
@@ -221,7 +227,13 @@ def _why_no_group(plan: Plan) -> tuple[str, str]:
 
 
 def write_removed(
-    catalog: Catalog, path: Path, plan: Plan | None = None, *, overwrite: bool = False, track: Track = silent
+    catalog: Catalog,
+    path: Path,
+    plan: Plan | None = None,
+    *,
+    epochs: int | None = None,
+    overwrite: bool = False,
+    track: Track = silent,
 ) -> dict[tuple[str, str], int]:
     """Writes every sample that will never be drawn, in catalog order (REMOVED_SCHEMA).
 
@@ -229,6 +241,7 @@ def write_removed(
         catalog: of the samples.
         path: Parquet file.
         plan: which plan; None for what any plan leaves out that is made without all finished drop lists of the newest snapshot.
+        epochs: list what epochs 0 … `epochs` − 1 of the plan do not hold; None for what no epoch ever holds.
         overwrite: whether an existing file may be replaced.
         track: shows progress.
 
@@ -239,7 +252,9 @@ def write_removed(
         UserError: the file can't be written there; a drop list or the clustering of the plan is gone.
     """
     check_output(path, catalog, overwrite=overwrite, is_ours=is_table(REMOVED_SCHEMA))
-    causes = Causes(catalog, plan)
+    if epochs is not None and (plan is None or not 1 <= epochs <= MAX_EPOCH):
+        raise UserError(f"--epochs {epochs}: must lie between 1 and {MAX_EPOCH:,}, and needs a PLAN")
+    causes = Causes(catalog, plan, epochs)
     counts: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
         kept = _KeptKeys(catalog, causes.snapshot, Path(folder))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.kernels.scores import clip_loss, cosines, gram, greatest_cosines, target_norms
 from tailwise.progress import Track
-from tailwise.stages.join import join_values, read_numbers
+from tailwise.stages.join import Batch, join_values, read_numbers
 from tailwise.stages.score_target import Target
 
 CHUNK_ROWS = 8192
@@ -210,16 +210,28 @@ def _average_clip_losses(work: ScoreWork) -> None:
 # --- from a file ------------------------------------------------------------------------------------------------------
 
 
-def column_of_file(work: ScoreWork) -> None:
-    """The column of the score's name in a file, joined by uid or key."""
+def column_of_file(work: ScoreWork) -> dict[str, int]:
+    """Write the column of the score's name in a file, joined by uid or key; return how many keys it has, and how many match no sample."""
     path = Path(work.options["file"]).expanduser()
     identifier, batches = read_numbers(path, work.name, "scores")
     with scratch(work.artifact.path("joining")) as folder:
         joined = create_array(folder / "score.npy", (work.snapshot.rows,), np.float32)
         joined[:] = np.nan
-        batches = iter(work.track(batches, f"joining {work.name}"))
-        unknown = join_values(work.catalog, work.snapshot, identifier, batches, joined, folder / "keys", "score")
-        if np.isnan(joined).all():
-            raise UserError(f"none of the {unknown:,} {identifier}s in {path} belongs to a sample of this catalog")
+        keys, first = 0, ""
+
+        def counted() -> Iterator[Batch]:
+            nonlocal keys, first
+            for batch in work.track(batches, f"joining {work.name}"):
+                keys += len(batch[0])
+                first = first or next(iter(batch[0]), "")
+                yield batch
+
+        unknown = join_values(work.catalog, work.snapshot, identifier, counted(), joined, folder / "keys", "score")
+        if unknown == keys:
+            raise UserError(
+                f"none of the {keys:,} {identifier}s in {path}, such as {first!r}, belongs to a sample of this catalog: give a file of "
+                "this pool"
+            )
         for part in work.catalog.parts(work.snapshot):
             write_array(work.path(part), np.asarray(joined[part.span]))
+    return {"keys": keys, "keys_without_sample": unknown}

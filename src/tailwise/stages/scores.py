@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.artifacts import MANIFEST, Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.embeddings import check_one_encoder
 from tailwise.catalog.files import digest, file_digest, map_array, read_json
@@ -56,6 +56,15 @@ def score_parts(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, tra
     return (map_array(folder / f"score-{part.name}.npy") for part in catalog.parts(snapshot))
 
 
+def score_figures(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> dict[str, int]:
+    """Return what the making of a score counted, other than samples: "keys" of its file, and "keys_without_sample".
+
+    Empty where the score is not of a file.
+    """
+    summary = read_json(_make(catalog, snapshot, request, silent) / MANIFEST)["summary"]
+    return {name: value for name, value in summary.items() if name.startswith("keys")}
+
+
 def score_config(request: ScoreRequest) -> dict[str, Any]:
     """The request as JSON values, defaults filled in, for the config of an artifact; files are told by their hash in `score_inputs`.
 
@@ -94,9 +103,9 @@ def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, track: Tr
     with Artifact(folder, "score", config, inputs) as artifact:
         if not artifact.done:
             work = ScoreWork(catalog, snapshot, artifact, request.name, _options(request), track)
-            _score(request).make(work)
+            figures = _score(request).make(work) or {}
             scored = sum(int((~np.isnan(map_array(work.path(part)))).sum()) for part in catalog.parts(snapshot))
-            artifact.finish({"samples": snapshot.rows, "scored": scored})
+            artifact.finish({"samples": snapshot.rows, "scored": scored, **figures})
     return folder
 
 
@@ -127,14 +136,14 @@ class Score:
     Attributes:
         summary: what it is.
         source: the paper, or the tool whose files hold it.
-        make: writes score-PART.npy of every part.
+        make: writes score-PART.npy of every part; may return figures for the summary.
         inputs: names of what it is made from.
         options: names of OPTIONS that it takes.
     """
 
     summary: str
     source: str
-    make: Callable[[ScoreWork], None]
+    make: Callable[[ScoreWork], Mapping[str, int] | None]
     inputs: tuple[str, ...]
     options: tuple[str, ...] = ()
 
