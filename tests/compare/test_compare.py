@@ -92,9 +92,14 @@ def test_the_summaries_say_what_they_rest_on(compared):
     _, folder = compared
     text, page = (folder / "summary.md").read_text(), (folder / "summary.html").read_text()
     assert (
-        "| random static | method random, keep 0.2, static True | 160 of 800 | stream, once | 256 | 160 | 2 |" in text
+        "| random static | method random, keep 0.2, static True | 160 (20.0 % of the pool) | 800 | stream, once | 256 | 160 | "
+        "0.32 (0 … 2) | 2 |"
+        in text
     )
-    assert "| random dynamic | method random, keep 0.2 | 160 of 800 | stream, each epoch | 256 | 256 | 2 |" in text
+    assert (
+        "| random dynamic | method random, keep 0.2 | 160 (20.0 % of the pool) | 800 | stream, each epoch | 256 | 256 | 0.32 (0 … 1) | 2 |"
+        in text
+    )
     assert "Every run has seen 256 samples of a pool of 800; seeds 0, 1; 4 of 4 runs are done." in text
     for said in ("samples_seen 256", "torch 2", "processors", "with 80 % power", "Holm", "random dynamic", "±"):
         assert said in text

@@ -26,6 +26,7 @@ from tailwise.compare.inprocess import Trained, model_id, order_of
 from tailwise.compare.recipe import CompareRecipe, Row, choose
 from tailwise.compare.summary import summarize, write_summary
 from tailwise.compare.trainers import find_trainer
+from tailwise.compare.treatment import exposures
 from tailwise.errors import UserError
 from tailwise.evaluate import EvaluateOptions, evaluate
 from tailwise.plan.explain import explain
@@ -222,6 +223,7 @@ class Study:
                 "id": digest(plan.manifest["files"]),
                 "draws": explained.epochs[0].total,
                 "eligible": explained.eligible,
+                "exposures": asdict(exposures(plan, trained.samples)),
             },
             "trained": {**asdict(trained), "checkpoint": str(trained.checkpoint.relative_to(run.folder))},
             "versions": versions(),

@@ -17,6 +17,7 @@ from tailwise.catalog.artifacts import MANIFEST
 from tailwise.catalog.files import read_json, replacing, write_json
 from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
+from tailwise.compare.treatment import treatment_notes
 from tailwise.errors import UserError
 from tailwise.text import plain, spreadsheet_cell
 
@@ -101,6 +102,7 @@ def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> di
         "words": {
             name: {metric: _words(rows, baseline, name, metric) for metric in metrics} for name, metrics in sets.items()
         },
+        "treatments": treatment_notes(rows, baseline),
         "rests_on": _rests_on(recipe, done),
     }
 
@@ -186,6 +188,7 @@ def _about_runs(runs: Results) -> dict[str, Any]:
         "plan": {
             "draws": runs[0]["plan"]["draws"],
             "eligible": runs[0]["plan"]["eligible"],
+            "exposures": runs[0]["plan"].get("exposures"),  # runs of earlier versions have none
             "dynamic": config.get("dynamic"),
             "draw": config.get("draw"),
             "clusters": config.get("clusters"),
@@ -329,13 +332,22 @@ def _render(
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: shown(value) if type(value) is str else value,  # the SVG of plots is Markup
     )
-    environment.filters |= {"percent": _percent, "points": _points, "settings": _in_words}
+    environment.filters |= {"views": _views, "percent": _percent, "points": _points, "settings": _in_words}
     return environment.get_template(template).render(**summary, metric_names=METRICS, plots=plots)
 
 
 def _percent(figure: Mapping[str, Any]) -> str:
     spread_of = "" if figure["sd"] is None else f" ± {100 * figure['sd']:.2f}"
     return f"{100 * figure['mean']:.2f}{spread_of}"
+
+
+def _views(plan: Mapping[str, Any]) -> str:
+    """How often a training sees each sample that the plan may draw: mean, and least to most."""
+    if not plan["exposures"]:
+        return "–"
+    seen = plan["exposures"]
+    bounds = "" if seen["least"] is None else f" ({seen['least']} … {seen['most']})"
+    return f"{seen['mean']:.2f}{bounds}"
 
 
 def _points(difference: Mapping[str, Any] | None) -> str:
