@@ -93,8 +93,7 @@ def test_the_summaries_say_what_they_rest_on(compared):
     text, page = (folder / "summary.md").read_text(), (folder / "summary.html").read_text()
     assert (
         "| random static | method random, keep 0.2, static True | 160 (20.0 % of the pool) | 800 | stream, once | 256 | 160 | "
-        "0.32 (0 … 2) | 2 |"
-        in text
+        "0.32 (0 … 2) | 2 |" in text
     )
     assert (
         "| random dynamic | method random, keep 0.2 | 160 (20.0 % of the pool) | 800 | stream, each epoch | 256 | 256 | 0.32 (0 … 1) | 2 |"

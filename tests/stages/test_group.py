@@ -175,7 +175,7 @@ def test_what_was_dropped_is_in_no_group_and_makes_none(small_catalog, tmp_path,
     check(small_catalog, "mine", [None] * 5 + values[5:599] + [None], ["v0", "v1"])
     assert made.summary["dropped"] == 6
     assert made.summary["without_value"] == 0
-    plan = make_plan(small_catalog, "p", PlanRequest("flat", keep=1.0, clusters="mine"))
+    plan = make_plan(small_catalog, "p", PlanRequest("flat", budget=594, clusters="mine"))
     assert np.flatnonzero(plan.draw(0) == 0).tolist() == [*range(5), 599]
 
 

@@ -194,7 +194,9 @@ def test_without_a_score_and_without_a_group(curated, tmp_path):
     rates = pa.table({"key": [f"{row:06d}" for row in range(300)], "fame": np.arange(300.0)})
     pq.write_table(rates, tmp_path / "fame.parquet")
     score = ScoreRequest("fame", {"file": str(tmp_path / "fame.parquet")})
-    plan = make_plan(catalog, "q", PlanRequest("proportional", keep=0.5, clusters="topic", pick="highest", score=score))
+    plan = make_plan(
+        catalog, "q", PlanRequest("proportional", budget=100, clusters="topic", pick="highest", score=score)
+    )
     counts = Counter(
         (line["stage"], line["reason"].split(":")[0])
         for line in written(catalog, tmp_path / "r.parquet", plan).values()
