@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -244,7 +245,9 @@ def test_plans_made_afterwards_never_draw_them(own_pool, take):
     gone = every_tenth(before)
     take(own_pool, gone)
     for name, request in REQUESTS.items():
-        plan = make_plan(own_pool, name, request)
+        plan = make_plan(
+            own_pool, name, replace(request, keep=0.8 * request.keep)
+        )  # of the whole pool, not of the rest
         for epoch in range(3):
             assert not plan.draw(epoch)[gone].any()
         assert [item for batch in read(Loader(plan, **OPTIONS), 30) for item in batch.replaced] == []

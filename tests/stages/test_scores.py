@@ -347,7 +347,7 @@ def test_bad_targets_and_files_are_one_line(small_catalog, tmp_path):
     pq.write_table(pa.table({"key": ["stranger"], "q": [1.0], "words": ["a"]}), tmp_path / "strange.parquet")
     pq.write_table(pa.table({"key": [KEYS[3], KEYS[3]], "q": [1.0, 2.0]}), tmp_path / "twice.parquet")
     for file, name, message in (
-        ("strange.parquet", "q", "none of the 1 keys in .*strange.parquet belongs to a sample"),
+        ("strange.parquet", "q", "none of the 1 keys in .*strange.parquet, such as 'stranger', belongs to a sample"),
         ("strange.parquet", "r", "needs the column 'r' and one of uid, key, image_path; it has key, q, words"),
         ("strange.parquet", "words", "the scores in column 'words' of .* can't be read"),
         ("twice.parquet", "q", "the score of '000003' is given twice"),
