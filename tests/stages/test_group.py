@@ -294,6 +294,7 @@ def test_the_command_prints_its_figures(small_catalog, tmp_path):
         "dropped": 1,
         "without_value": 10,
         "values_without_sample": 1,
+        "unused_drop_lists": [],
     }
 
 
