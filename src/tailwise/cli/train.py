@@ -68,12 +68,12 @@ def train(
       tailwise train my-catalog epochs --recipe tiny-cpu
     """
     from tailwise.recipes import load_recipe
-    from tailwise.stages.unused_lists import unused_by_plan
     from tailwise.train.arguments import refuse_code, require_model
 
     if recipe is None:
         require_model(open_clip or [])  # before the seconds that the trainer takes to import
 
+    from tailwise.stages.unused_lists import unused_by_plan
     from tailwise.train.launch import train as run
     from tailwise.train.options import TrainOptions
 
