@@ -242,7 +242,7 @@ def test_bad_requests_are_one_line(small_catalog, tmp_path, monkeypatch):
             "needs the column 'language' and one of uid, key, image_path; it has other, name",
         ),
         ("language", {"file": twice}, "the value of language of '000007' is given twice"),
-        ("language", {"file": nobody}, "not one sample has a value in 'language'"),
+        ("language", {"file": nobody}, r"1 of 1 rows \(100.0%\) belong to no sample"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             group(small_catalog, column, **options)
@@ -344,3 +344,16 @@ def test_two_columns_of_one_name_are_refused(small_catalog, tmp_path):
     pq.write_table(table, tmp_path / "g.parquet")
     with pytest.raises(UserError, match="2 columns called 'key'"):
         group(small_catalog, "language", file=tmp_path / "g.parquet")
+
+
+def test_a_file_of_another_pool_is_refused(small_catalog, tmp_path):
+    half = [key if at % 2 else f"x{key}" for at, key in enumerate(KEYS)]  # more rows than the pool, and fewer samples
+    path = write_file(tmp_path / "g.tsv", half, ["a"] * len(half))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"300 of 600 rows \(50\.0%\) belong to no sample, and 300 of 600 samples"):
+            group(small_catalog, "language", file=path)
+    assert group(small_catalog, "language", file=path, max_rejected=0.5).summary["samples"] == 300
+    more = write_file(tmp_path / "more.tsv", [*KEYS, *(f"x{key}" for key in KEYS)], ["a"] * 1200)
+    assert group(small_catalog, "language", file=more, name="more").summary["samples"] == 600
+    fewer = write_file(tmp_path / "fewer.tsv", KEYS[:10], ["a"] * 10)
+    assert group(small_catalog, "language", file=fewer, name="fewer").summary["samples"] == 10

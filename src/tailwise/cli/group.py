@@ -31,6 +31,13 @@ def group(
             help="A .parquet, .tsv or .csv that has the column, and uid, key or image_path.", show_default=False
         ),
     ] = None,
+    max_rejected: Annotated[
+        float | None,
+        typer.Option(
+            help="Of --file: refuse if greater shares of its rows and of the samples don't match.  [default: 0.1]",
+            show_default=False,
+        ),
+    ] = None,
     entries: Annotated[
         Path | None,
         typer.Option(
@@ -90,11 +97,13 @@ def group(
         refuse_given({"--max-misses": max_misses if allow_misses else None}, "with --allow-misses")
     opened = open_catalog(catalog)
     left_out = without or ()
+    bound = {} if max_rejected is None else {"max_rejected": max_rejected}
+    refuse_given({"--max-rejected": max_rejected if file is None else None}, "without --file")
 
     def make(track: Track) -> Clustering:
         if entries is None:
             return group_by_column(
-                opened, str(by), file=file, name=name, missing=missing, without=left_out, track=track
+                opened, str(by), file=file, name=name, missing=missing, without=left_out, track=track, **bound
             )
         return group_by_entry(
             opened,

@@ -24,6 +24,7 @@ from tailwise.progress import Track, silent
 from tailwise.sources.columns import unwrapped
 from tailwise.stages.cluster import Clustering, load_clustering
 from tailwise.stages.join import Columns, join_values, read_columns
+from tailwise.stages.report import MAX_REJECTED, check_share
 
 MAX_GROUPS = 5_000_000  # below 2²⁴, so that float32, which joins fill in, holds each group's number
 PLACES = tuple(f"{member}_{what}" for member in ("image", "caption", "json") for what in ("offset", "bytes"))
@@ -66,6 +67,7 @@ def group(
     column: str,
     *,
     file: Path | None = None,
+    max_rejected: float = MAX_REJECTED,
     name: str | None = None,
     missing: str = "leave-out",
     without: Sequence[str] = (),
@@ -79,6 +81,7 @@ def group(
         catalog: with samples.
         column: of strings, whole numbers or booleans.
         file: a .parquet, .tsv or .csv file that has the column, and uid, key or image_path; None for a column of the catalog.
+        max_rejected: of the file, see `join_values`.
         name: of the clustering; the column's by default.
         missing: what becomes of samples without a value: "leave-out" (no group, so that no plan draws them) or "own-group".
         without: names of drop lists; what they drop belongs to no group.
@@ -88,6 +91,7 @@ def group(
         UserError: there is no such column, it can't group, or it has more than MAX_GROUPS values.
     """
     check_missing(missing)
+    check_share(max_rejected)
     if file is not None and not file.is_file():
         raise UserError(f"{file} is no file: give a .parquet, .tsv or .csv file")
     config = {
@@ -103,7 +107,7 @@ def group(
     inputs = {} if file is None else {"file": file_digest(file)}
 
     def find(pool: Pool) -> Groups:
-        return _of_catalog(pool, column) if file is None else _of_file(pool, file, column)
+        return _of_catalog(pool, column) if file is None else _of_file(pool, file, column, max_rejected)
 
     return make_grouping(catalog, column if name is None else name, config, inputs, find, column, track)
 
@@ -261,7 +265,7 @@ def _names(catalog: Catalog, part: Part) -> list[str]:
     return names
 
 
-def _of_file(pool: Pool, path: Path, column: str) -> Groups:
+def _of_file(pool: Pool, path: Path, column: str, max_rejected: float) -> Groups:
     """Joins by uid or key; values that no sample has make no group."""
     identifier, _ = _open(path, column)
     distinct = _distinct(pool.track((values for _, values in _open(path, column)[1]), f"values of {column}"), column)
@@ -276,6 +280,7 @@ def _of_file(pool: Pool, path: Path, column: str) -> Groups:
         labels,
         pool.work / "keys",
         f"value of {column}",
+        max_rejected=max_rejected,
     )
     sizes = np.zeros(len(distinct), np.int64)
     for part in pool.parts:

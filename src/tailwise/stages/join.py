@@ -104,6 +104,7 @@ def join_values(
     work: Path,
     what: str,
     check: Callable[[list[str], npt.NDArray[np.float64]], None] | None = None,
+    max_rejected: float = 1.0,
 ) -> int:
     """Fills in the value of every row that a file names.
 
@@ -116,16 +117,19 @@ def join_values(
         work: a folder for an index, 32 bytes a row; must not exist yet.
         what: a value is called, in errors.
         check: refuses bad values of a batch.
+        max_rejected: share of the values that may belong to no sample where as great a share of the samples has no value. A file may
+            name more samples than the pool has, or fewer; one that does both is of another pool.
 
     Returns:
         How many values belong to no sample.
 
     Raises:
-        UserError: a key belongs to several samples, or a sample is given twice.
+        UserError: a key belongs to several samples, a sample is given twice, or too little matches.
     """
     index = _index(catalog, snapshot, identifier, work)
-    unknown = 0
+    unknown = read = 0
     for keys, values in batches:
+        read += len(keys)
         if check:
             check(keys, values)
         rows = index.find(keys)
@@ -138,6 +142,13 @@ def join_values(
         unknown += int((rows == ABSENT).sum())
         with np.errstate(over="ignore"):  # beyond float32 lies infinity
             target[rows[rows >= 0]] = values[rows >= 0]
+    lacking = int(np.isnan(target).sum())
+    if unknown > max_rejected * read and lacking > max_rejected * len(target):
+        raise UserError(
+            f"{unknown:,} of {read:,} rows ({unknown / read:.1%}) belong to no sample, and {lacking:,} of {len(target):,} samples "
+            f"({lacking / len(target):.1%}) have no {what}, both more than --max-rejected {max_rejected:g}: give a file of this pool, "
+            f"whose {identifier}s are the samples' own, or a greater --max-rejected"
+        )
     return unknown
 
 
