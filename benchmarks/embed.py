@@ -30,9 +30,9 @@ from PIL import Image
 
 import tailwise
 from tailwise.encoders import Encoder, EncoderOptions, load_encoder
-from tailwise.encoders.images import decode_image
 from tailwise.encoders.precision import has_native_bf16
 from tailwise.executors.local import default_workers
+from tailwise.shards.decode import decode_rgb
 from tailwise.stages.embed import BATCH_SIZES, EmbedOptions, embed
 
 TIMED_IMAGES = 128  # that decoding and preprocessing are timed on
@@ -158,7 +158,7 @@ def print_shares(encoder: Encoder, contents: list[bytes], rate: float) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    decoded = [decode_image(content) for content in contents]
+    decoded = [decode_rgb(content) for content in contents]
     decoding = (time.perf_counter() - start) / len(contents)
     images = [image for image in decoded if isinstance(image, Image.Image)]
     start = time.perf_counter()

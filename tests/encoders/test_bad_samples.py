@@ -107,7 +107,7 @@ REJECTED = {
     "wrong-checksum": (flipped(PNG, PNG.index(b"IDAT") + 6), "unreadable image", ""),
     "bomb": (png(20_000, 20_000, chunk(b"IDAT", ZEROS_1BIT), depth=1, colour=0), "image of too many pixels", "400000000"),
     "huge-by-its-header": (png(65_000, 65_000), "image of too many pixels", "4225000000"),
-    "large-by-its-header": (png(10_000, 10_000), "image of too many pixels", "10000 × 10000 pixels, more than 89,478,485"),
+    "large-by-its-header": (png(10_000, 10_000), "image of too many pixels", "10000 × 10000 pixels, more than 33,554,432"),
     "huge-gif": (b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;",
                  "image of too many pixels", ""),
     "bomb-in-a-comment": (png(4, 4, chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(1 << 26)))), "unreadable image", ""),

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 
 import numpy as np
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.evaluate import EvaluateOptions, evaluate, mean_over_sets
-from tailwise.evaluate.models import find_checkpoint
+from tailwise.evaluate.models import find_checkpoint, load_model
 from tailwise.evaluate.output import write_output
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip isn't installed")
@@ -190,7 +191,7 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
     ]
     (whole,) = measure(write(tmp_path / "good", []))
     (found,) = measure(write(tmp_path / "bad", bad), batch_size=4)
-    assert found.summary["skipped"] == {"unreadable image": 2, "without image or target": 2}
+    assert found.summary["skipped"] == {"not an image": 1, "unreadable image": 1, "without image or target": 2}
     assert found.summary["images"] == 9
     assert found.classes.equals(whole.classes)
     assert found.summary["top5"]["value"] is None  # of two classes
@@ -242,6 +243,58 @@ def test_checkpoints_in_all_forms(tmp_path, classification_set, measure, tiny_ch
     for checkpoint in (run, run / "checkpoints" / "epoch_latest.pt", f"open_clip:local-dir:{whole}"):
         (found,) = evaluate(checkpoint, str(classification_set), options)
         assert found.summary == expected.summary
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "part"])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_names_of_compiled_and_distributed_models_are_those_of_the_plain_one(
+    tmp_path, tiny_model, tiny_weights, prefix, wrapped
+):
+    renamed = {prefix + name: value for name, value in tiny_weights.items()}
+    if prefix == "part":  # one part of the model is compiled
+        renamed = {name.replace("visual.", "visual._orig_mod."): value for name, value in tiny_weights.items()}
+    torch.save({"state_dict": renamed} if wrapped else renamed, tmp_path / "weights.pt")
+    loaded = load_model(find_checkpoint(tmp_path / "weights.pt", tiny_model), "cpu")
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, tiny_weights[name])
+
+
+@pytest.mark.parametrize("kind", ["ema", "lora", "optimizer"])
+def test_names_that_do_not_fit_are_told(tmp_path, tiny_model, tiny_weights, kind):
+    saved = {
+        "ema": {f"ema_model.{name}": value for name, value in tiny_weights.items()},
+        "lora": {"base_model.model.visual.lora_A.weight": torch.zeros(2)},
+        "optimizer": {"optimizer": {"state": {}}, "epoch": 3},
+    }[kind]
+    torch.save(saved, tmp_path / "weights.pt")
+    with pytest.raises(UserError) as caught:
+        load_model(find_checkpoint(tmp_path / "weights.pt", tiny_model), "cpu")
+    first = min(saved)
+    assert f"it lacks {len(tiny_weights)} of the model's {len(tiny_weights)} weights, such as" in str(caught.value)
+    assert f"unknown to the model, such as {first}" in str(caught.value)
+
+
+def test_a_bomb_in_a_tar_takes_little_memory(measure, tmp_path, make_picture):
+    """Four images of one sample and a target that are too long; the other samples are used."""
+    members = [("b.txt", 1 << 20)] + [(f"b.{kind}", (1 << 27) + 1) for kind in ("jpg", "png")]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, content in (("a.png", make_picture(1)), ("a.cls", b"0"), ("b.cls", b"1")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        for name, size in members:
+            info = tarfile.TarInfo(name)
+            info.size = size
+            tar.addfile(info, _Zeros())
+    (tmp_path / "classnames.txt").write_text("cat\nreel\n")
+    (found,) = measure(tmp_path)
+    assert found.summary["skipped"] == {"image of too many bytes": 1}
+    assert found.summary["images"] == 1
+
+
+class _Zeros:
+    def read(self, size):
+        return bytes(size)
 
 
 def test_a_run_s_settings_are_taken_over(tmp_path, tiny_model, tiny_checkpoint):

@@ -1,6 +1,7 @@
 """What a path names: layouts, names, and what is wrong with them."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_folders_of_images(folders, tmp_path):
     assert found.classes == ("a dog", "b cat", "c owl")
     (shard,) = found.shards
     assert isinstance(shard, FileShard)
-    assert [(path.relative_to(folders).as_posix(), label) for path, label in shard.files][:3] == [
+    assert [(Path(path).relative_to(folders).as_posix(), label) for path, label in shard.files][:3] == [
         ("a_dog/1.PNG", 0),
         ("a_dog/deep/2.jpg", 0),
         ("b_cat/1.PNG", 1),

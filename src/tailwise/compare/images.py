@@ -16,10 +16,10 @@ from tailwise.catalog.files import create_array, digest, read_array, replacing
 from tailwise.catalog.locks import locked
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
-from tailwise.loader.dataset import decode_rgb
 from tailwise.loader.locations import Locations, ensure_locations
 from tailwise.loader.stores import open_store, read_samples
 from tailwise.progress import Track, silent
+from tailwise.shards.decode import decode_rgb
 
 if TYPE_CHECKING:
     from tailwise.loader.dataset import Tokenizer

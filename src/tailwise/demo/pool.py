@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tailwise.shards.decode import decode_rgb
+
 Plane: TypeAlias = npt.NDArray[np.floating[Any]]  # [s, s]
 Shape: TypeAlias = Callable[[Plane, Plane], Plane]
 Pattern: TypeAlias = Callable[[Plane, Plane, float], Plane]
@@ -309,7 +311,7 @@ def _add_sample(
     jpeg = _jpeg(draw_image(concept, size_px, random))
     if own is not None:
         caption = TEMPLATES[own.integers(len(TEMPLATES))].format(concept_name(concept))
-        jpeg = _jpeg(Image.open(io.BytesIO(jpeg)), quality=int(own.integers(70, 90)))
+        jpeg = _jpeg(decode_rgb(jpeg), quality=int(own.integers(70, 90)))
     described = {"key": key, "caption": caption, "width": size_px, "height": size_px, "status": "success"}
     _add_members(tar, key, (("jpg", jpeg), ("txt", caption.encode()), ("json", json.dumps(described).encode())))
 

@@ -55,7 +55,7 @@ def load(name: str, options: EncoderOptions, device: torch.device, precision: st
         raise UserError(f"--encoder {spelt} needs transformers: pip install 'tailwise[encoders]'")
     if name.startswith(("/", "./", "../")) and not Path(name).is_dir():  # no name of the hub is such
         raise UserError(f"{spelt} can't be loaded: there is no folder {name}")
-    model, processor, wanting = _load(spelt, name)
+    model, processor, wanting, unknown = _load(spelt, name)
     both = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
     if both and options.pooling is not None:
         raise UserError(f"--pooling does nothing with {spelt}: its model pools in its own way")
@@ -65,6 +65,7 @@ def load(name: str, options: EncoderOptions, device: torch.device, precision: st
     if wanting:
         raise UserError(
             f"{spelt} has no weights for {len(wanting)} parameters of {type(model).__name__}, such as {wanting[0]}"
+            + (f"; the model does not know {len(unknown)} of the stored names, such as {unknown[0]}" if unknown else "")
         )
     identity = {"model": _architecture(model.config), "weights": weights_hash(model)}
     if pooling is not None:
@@ -78,8 +79,8 @@ def load(name: str, options: EncoderOptions, device: torch.device, precision: st
     return Encoder(spelt, sides, identity, device, precision, ("transformers", "tokenizers", "torchvision"))
 
 
-def _load(spelt: str, name: str) -> tuple[Any, Any, list[str]]:
-    """Model (fp32, on the CPU), image processor, and the parameters that have no stored weights: transformers draws them at random."""
+def _load(spelt: str, name: str) -> tuple[Any, Any, list[str], list[str]]:
+    """Return the model (fp32, on the CPU), the image processor, parameters without stored weights, which are random, and unknown names."""
     import transformers  # noqa: PLC0415  (an extra)
 
     factories: Any = transformers  # whose types are partly wanting
@@ -88,7 +89,7 @@ def _load(spelt: str, name: str) -> tuple[Any, Any, list[str]]:
         model, report = factories.AutoModel.from_pretrained(name, output_loading_info=True, **_NO_CODE)
         processor = factories.AutoImageProcessor.from_pretrained(name, **_NO_CODE)
     wanting = [*map(str, report["missing_keys"]), *(str(key) for key in report.get("mismatched_keys", ()))]
-    return model.float(), processor, sorted(wanting)
+    return model.float(), processor, sorted(wanting), sorted(map(str, report.get("unexpected_keys", ())))
 
 
 def _text_side(spelt: str, name: str, model: Any) -> Side:  # noqa: ANN401

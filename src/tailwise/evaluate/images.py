@@ -5,32 +5,31 @@ Results don't depend on the number of workers: a batch lies within one shard, an
 
 from __future__ import annotations
 
-import io
 import signal
-import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, end_with_parent
 from tailwise.progress import Track
+from tailwise.shards.decode import UNREADABLE, ImageError, decode_rgb, too_long
+from tailwise.shards.members import stream_members
 from tailwise.sources.webdataset import split_name
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import open_binary
 
 MAX_WORKERS = 8  # by default; a batch of 256 images of 224 pixels takes 150 MB, and each worker holds two
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # of a tar's sample, the first that is there
-UNREADABLE = "unreadable image"
+MOST_TARGET_BYTES = 1 << 20  # of a class number or some captions
 INCOMPLETE = "without image or target"
 
 
@@ -51,10 +50,13 @@ def reading(path: str) -> Iterator[None]:
         ) from error
 
 
+Encoded: TypeAlias = bytes | ImageError | None  # of an image; why it is not read; there is none
+
+
 class Shard(Protocol):
     """Some samples of a set."""
 
-    def samples(self) -> Iterator[tuple[bytes | None, bytes | None]]:
+    def samples(self) -> Iterator[tuple[Encoded, bytes | None]]:
         """The encoded image and the target of each sample, in order; None for what is wanting.
 
         Raises:
@@ -75,30 +77,37 @@ class TarShard:
     path: str
     target: str
 
-    def samples(self) -> Iterator[tuple[bytes | None, bytes | None]]:
+    def samples(self) -> Iterator[tuple[Encoded, bytes | None]]:
         """As `Shard` has it."""
-        key, members = None, dict[str, bytes]()
-        with (
-            reading(self.path),
-            open_binary(self.path) as stream,
-            tarfile.open(fileobj=stream, mode="r|*") as tar,
-        ):
-            for info in tar:
-                name, extension = split_name(info.name)
-                if not info.isreg() or not Path(name).name:
+        key, members = None, dict[str, Encoded]()
+        with reading(self.path), open_binary(self.path) as stream:
+            for member in stream_members(stream):
+                name, extension = split_name(member.name)
+                if not Path(name).name:
                     continue
                 if key is not None and name != key:
                     yield self._pair(members)
                     members = {}
                 key = name
-                if extension in {*IMAGE_EXTENSIONS, self.target}:
-                    members[extension] = cast("io.BufferedReader", tar.extractfile(info)).read()
+                if extension == self.target:
+                    members[extension] = member.read() if member.size_bytes <= MOST_TARGET_BYTES else None
+                elif extension in IMAGE_EXTENSIONS[: self._rank(members) + 1]:  # else a better one is there
+                    members = {item: value for item, value in members.items() if item == self.target}
+                    members[extension] = too_long(member.size_bytes) or member.read()
         if key is not None:
             yield self._pair(members)
 
-    def _pair(self, members: dict[str, bytes]) -> tuple[bytes | None, bytes | None]:
+    @staticmethod
+    def _rank(members: Mapping[str, Encoded]) -> int:
+        """The place in IMAGE_EXTENSIONS of the image that is there; behind the last if there is none."""
+        return next(
+            (at for at, extension in enumerate(IMAGE_EXTENSIONS) if extension in members), len(IMAGE_EXTENSIONS)
+        )
+
+    def _pair(self, members: Mapping[str, Encoded]) -> tuple[Encoded, bytes | None]:
+        target = members.get(self.target)
         image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
-        return image, members.get(self.target)
+        return image, target if isinstance(target, bytes) else None
 
 
 @dataclass(frozen=True)
@@ -109,13 +118,13 @@ class FileShard:
         files: path and class of each.
     """
 
-    files: tuple[tuple[Path, int], ...]
+    files: tuple[tuple[str, int], ...]
 
-    def samples(self) -> Iterator[tuple[bytes | None, bytes | None]]:
+    def samples(self) -> Iterator[tuple[Encoded, bytes | None]]:
         """As `Shard` has it."""
         for path, label in self.files:
-            with reading(str(path)):
-                content = path.read_bytes()
+            with reading(path):
+                content = too_long(Path(path).stat().st_size) or Path(path).read_bytes()
             yield content, str(label).encode()
 
 
@@ -171,11 +180,11 @@ class _Batches(IterableDataset[Batch | UserError]):
             if content is None or parsed is None:
                 skipped[INCOMPLETE] += 1
                 continue
-            image = self._decode(content)
-            if image is None:
-                skipped[UNREADABLE] += 1
+            try:
+                images.append(self._decode(content))
+            except ImageError as error:
+                skipped[error.reason] += 1
                 continue
-            images.append(image)
             targets.append(parsed)
             if len(images) == self._batch_size:
                 yield Batch(shard, number, torch.stack(images), targets, dict(skipped))
@@ -183,14 +192,21 @@ class _Batches(IterableDataset[Batch | UserError]):
         if images or skipped:
             yield Batch(shard, number, torch.stack(images) if images else torch.empty(0), targets, dict(skipped))
 
-    def _decode(self, content: bytes) -> Tensor | None:
+    def _decode(self, content: bytes | ImageError) -> Tensor:
+        """An image as the model takes it.
+
+        Raises:
+            ImageError: it cannot be decoded or preprocessed.
+        """
+        if isinstance(content, ImageError):
+            raise content
+        image = decode_rgb(content)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's, of odd metadata
-                image = Image.open(io.BytesIO(content)).convert("RGB")
-            return self._preprocess(image)
-        except Exception:  # noqa: BLE001  (broken images make decoders raise anything)
-            return None
+                warnings.simplefilter("ignore")  # of the model's preprocessing
+                return self._preprocess(image)
+        except Exception as error:  # as it may raise anything
+            raise ImageError(UNREADABLE, f"preprocessing: {error}") from error
 
 
 def read_batches(

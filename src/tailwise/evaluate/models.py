@@ -22,6 +22,7 @@ from tailwise.errors import UserError
 SCHEME = "open_clip:"
 SCHEMAS = ("hf-hub:", "local-dir:")  # of open_clip: such a model brings its weights along
 PRECISIONS = ("fp32", "bf16")
+COMPILED, PARALLEL = "_orig_mod.", "module."
 # What a run's params.txt says that changes the model or how it sees an image; open_clip's factory takes them by these names.
 SETTINGS = (
     *("force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length"),
@@ -119,7 +120,7 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "f
             )  # fmt: skip
             tokenizer = open_clip.get_tokenizer(checkpoint.model, **_context(checkpoint.settings))
             if checkpoint.weights is not None:
-                open_clip.load_checkpoint(model, str(checkpoint.weights), device=place)
+                load_weights(model, checkpoint.weights, place)
     except (
         *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError, StopIteration),
         *(OSError, EOFError, pickle.UnpicklingError),
@@ -127,6 +128,47 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "f
         remedy = "the name and the connection, or give local-dir:FOLDER" if own else "the file and --model"
         raise UserError(f"{named} can't be loaded: {_shortened(error)}; check {remedy}") from error
     return LoadedModel(model.eval(), preprocess, tokenizer, place, precision)
+
+
+def load_weights(model: Any, path: Path, device: torch.device) -> None:  # noqa: ANN401
+    """Load a file of weights into a model of open_clip; prefixes that torch.compile and DistributedDataParallel add are removed.
+
+    Raises:
+        RuntimeError: names or shapes of the weights do not fit the model.
+    """
+    from open_clip import factory  # noqa: PLC0415  (an extra)
+
+    read, names = factory.load_state_dict, set[str]()
+
+    def read_without_prefixes(*arguments: Any, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+        weights = without_prefixes(read(*arguments, **options))
+        names.update(weights)
+        return weights
+
+    factory.load_state_dict = (
+        read_without_prefixes  # load_checkpoint takes a path alone, and converts names after it was read
+    )
+    try:
+        factory.load_checkpoint(model, str(path), device=device)
+    except (RuntimeError, KeyError) as error:
+        wanted = list(model.state_dict())
+        missing, unknown = [name for name in wanted if name not in names], sorted(names.difference(wanted))
+        if not (names and missing and unknown):
+            raise
+        raise RuntimeError(
+            f"it lacks {len(missing):,} of the model's {len(wanted):,} weights, such as {missing[0]}; "
+            f"{len(unknown):,} of its names are unknown to the model, such as {unknown[0]}"
+        ) from error
+    finally:
+        factory.load_state_dict = read
+
+
+def without_prefixes(weights: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return weights by the names of the plain model, without those of wrappers: DistributedDataParallel, torch.compile."""
+    plain_names = {str(name).replace(COMPILED, ""): value for name, value in weights.items()}
+    while plain_names and all(name.startswith(PARALLEL) for name in plain_names):
+        plain_names = {name.removeprefix(PARALLEL): value for name, value in plain_names.items()}
+    return plain_names
 
 
 def find_device(name: str) -> torch.device:

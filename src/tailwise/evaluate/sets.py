@@ -116,7 +116,7 @@ def _tars(tars: Sequence[str], root: str, classes: Path | None, templates: Path 
 def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSet:
     folders = sorted(path for path in Path(root).iterdir() if path.is_dir() and not path.name.startswith("."))
     files = [
-        (path, label)
+        (str(path), label)
         for label, folder in enumerate(folders)
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in SUFFIXES and path.is_file()

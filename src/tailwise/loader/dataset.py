@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from tailwise.catalog.removals import Removals
@@ -23,6 +21,7 @@ from tailwise.loader.locations import Locations
 from tailwise.loader.order import Block, Order
 from tailwise.loader.stores import Store, read_samples, sample_ranges
 from tailwise.loader.substitutes import Substitutes
+from tailwise.shards.decode import ImageError
 
 WANTED_BATCHES = 4  # of a worker, that a remote store fetches ahead
 WANTED_ROWS = 600_000  # of a block, likewise
@@ -77,11 +76,6 @@ class Batch(NamedTuple):
 def _unpickled(images: Any, texts: Any, numbers: list[npt.NDArray[Any]], replaced: list[Replacement]) -> Batch:  # noqa: ANN401
     rows, epochs, positions = map(torch.from_numpy, numbers)
     return Batch(images, texts, rows, epochs, positions, replaced)
-
-
-def decode_rgb(encoded: bytes) -> Image.Image:
-    """An encoded image as a PIL image in RGB. Raises whatever PIL's decoders raise on broken images."""
-    return Image.open(io.BytesIO(encoded)).convert("RGB")
 
 
 @dataclass
@@ -203,9 +197,9 @@ class BatchDataset(Dataset["Batch | UserError"]):
             return encoded, caption
         try:
             image = self.decode(encoded)
-        except UnidentifiedImageError:  # whose message holds an address in memory
-            return "image: of no known format"
-        except Exception as error:  # noqa: BLE001  (broken images make decoders raise anything)
+        except ImageError as error:
+            return f"image: {error}"
+        except Exception as error:  # noqa: BLE001  (broken images make a user's decoder raise anything)
             return f"image: {type(error).__name__}: {error}"
         return self.transform(image), caption
 

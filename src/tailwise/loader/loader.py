@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Sampler
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.executors.local import end_with_parent
-from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform, decode_rgb
+from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform
 from tailwise.loader.locations import Locations, ensure_locations
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
@@ -35,6 +35,7 @@ from tailwise.loader.threads import read_ahead
 from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
+from tailwise.shards.decode import decode_rgb
 
 DEFAULT_CACHE_BYTES = 32_000_000_000
 MANY_ROWS = 4_000_000  # of a plan, whose counting takes a while
