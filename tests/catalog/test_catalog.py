@@ -7,6 +7,7 @@ import pytest
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.catalog import FORMAT, check_name
+from tailwise.catalog.files import read_record, write_record
 from tailwise.errors import UserError
 from tailwise.stages.import_pool import import_pool
 
@@ -132,8 +133,7 @@ def test_embedding_id_is_of_the_rows(small_catalog):
     first = small_catalog.embedding_id("image", small_catalog.snapshot())
     assert first == small_catalog.embedding_id("image", small_catalog.snapshot())
     marker = small_catalog.embedding_folder("image") / "part-000001.json"
-    content = json.loads(marker.read_text())
-    marker.write_text(json.dumps({**content, "digest": "0" * 32}))
+    write_record(marker, {**read_record(marker), "digest": "0" * 32})
     assert small_catalog.embedding_id("image", small_catalog.snapshot()) != first
 
 

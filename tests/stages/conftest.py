@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tailwise.catalog.files import note_digest
 from tailwise.stages.import_pool import import_pool
 
 WORDS = ["cat", "cat", "cat", "dog", "red cat", "Zürich", "日本", "a", "of", "U.S.", "rare"]
@@ -30,6 +31,7 @@ def captioned(tmp_path, captions, make_tar, make_image):
     made = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1, part_rows=100).catalog
     for part in made.parts():
         pq.write_table(made.samples(part), made.samples_path(part.number), row_group_size=32)
+        note_digest(made.samples_path(part.number))
     return made
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
-from tailwise.catalog.files import read_array, read_json, write_json
+from tailwise.catalog.files import note_digest, read_array, read_json, write_json
 from tailwise.errors import UserError
 from tailwise.kernels.assign import MISSING, assign
 from tailwise.stages import cluster as stage
@@ -91,6 +91,7 @@ def test_rows_without_embedding_belong_to_no_cluster(small_catalog):
     rows = np.load(path)
     rows[[3, 77]] = 0
     np.save(path, rows)
+    note_digest(path)
     made = cluster(small_catalog, clusters=12)
     labels = column(small_catalog, "main", "label")
     assert np.flatnonzero(labels == MISSING).tolist() == [3, 77]
@@ -188,6 +189,7 @@ def constant(catalog, rows=None):
         array = np.load(path)
         array[: rows or len(array)] = array[0]
         np.save(path, array)
+        note_digest(path)
 
 
 def test_constant_embeddings_are_refused_unless_forced(small_catalog):
@@ -212,6 +214,7 @@ def test_merging_everything_away_is_a_collapse(small_catalog):
         path = small_catalog.embedding_folder("image") / f"{part.name}.npy"
         rows = np.load(path).astype(np.float32) + 1
         np.save(path, (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16))
+        note_digest(path)
     with pytest.raises(UserError, match="one of 12 clusters holds 600 of 600 samples"):
         cluster(small_catalog, clusters=12, merge=0.7)
 
@@ -235,6 +238,7 @@ def test_density_is_what_a_plain_reference_counts(small_catalog):
     rows = np.load(path)
     rows[[0, 9]] = 0
     np.save(path, rows)
+    note_digest(path)
     drop(small_catalog, "some", range(100, 160))
     made = cluster(small_catalog, clusters=40, density=0.95, without=["some"])
     member = column(small_catalog, "main", "label") != MISSING
@@ -314,6 +318,7 @@ def test_what_lists_drop_belongs_to_no_cluster_and_is_not_fitted(small_catalog, 
         rows = np.load(path)
         rows[dropped[part.span]] = rows[~dropped[part.span]][0]
         np.save(path, rows)
+        note_digest(path)
     cluster(small_catalog, clusters=30, without=["second"], name="b")
     a, b = (tree_bytes(small_catalog.clusters_folder(name)) for name in "ab")
     assert a == b
@@ -408,6 +413,7 @@ def test_other_embeddings_are_assigned_anew(small_catalog, grow):
     part = catalog.parts()[0]
     path = catalog.embedding_folder("image") / f"{part.name}.npy"
     np.save(path, np.load(path)[::-1])
+    note_digest(path)
     write_json(path.with_suffix(".json"), {**read_json(path.with_suffix(".json")), "digest": "other"})
     catalog = type(catalog).open(catalog.folder)
     extend_clustering(catalog, "main", name="more")

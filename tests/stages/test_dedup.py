@@ -12,6 +12,7 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA as SCHEMA
 from tailwise.catalog.drops import DropList, write_drops
+from tailwise.catalog.files import note_digest
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
@@ -92,6 +93,7 @@ def check(catalog, expected, name="duplicates"):
 def set_embeddings(catalog, rows):
     for part in catalog.parts():
         np.save(catalog.embedding_folder("image") / f"{part.name}.npy", rows[part.span].astype(np.float16))
+        note_digest(catalog.embedding_folder("image") / f"{part.name}.npy")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.files import note_digest
 from tailwise.errors import UserError
 from tailwise.stages import group as stage
 from tailwise.stages.group import group, write_grouping
@@ -30,6 +31,7 @@ def add_column(catalog, values):
     for part in catalog.parts():
         table = catalog.samples(part).append_column("mine", pa.array(values[start : start + part.rows]))
         pq.write_table(table, catalog.samples_path(part.number))
+        note_digest(catalog.samples_path(part.number))
         start += part.rows
 
 
@@ -91,6 +93,7 @@ def test_dictionaries_and_parts_without_the_column(small_catalog):
     values = ["red", "blue"] * 230
     table = small_catalog.samples(first).append_column("mine", pa.array(values).dictionary_encode())
     pq.write_table(table, small_catalog.samples_path(0))
+    note_digest(small_catalog.samples_path(0))
     group(small_catalog, "mine")
     check(small_catalog, "mine", values + [None] * second.rows, ["blue", "red"])
 

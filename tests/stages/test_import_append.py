@@ -79,10 +79,11 @@ def test_appending_makes_a_snapshot_and_leaves_the_first_as_it_was(
     bytes_after, stamps_after = tree_bytes(catalog.folder), stamps(catalog.folder)
     assert {name for name in bytes_before if bytes_after[name] != bytes_before[name]} == {
         "shards.parquet",
+        "snapshots/head.json",
         "embeddings/image/joins.json",
     }
     touched = {path.name for path in stamps_before if stamps_after[path] != stamps_before[path]}
-    assert touched == {"shards.parquet", "joins.json"}
+    assert touched == {"shards.parquet", "head.json", "joins.json"}
     assert catalog.rejected() is None
 
 

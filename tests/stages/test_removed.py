@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.files import note_digest
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
@@ -79,6 +80,7 @@ def _curated_source(_small_catalog_source, make_drops, tmp_path_factory):
         mine = lacking[(lacking >= part.first_row) & (lacking < part.span.stop)]
         array[mine - part.first_row] = 0
         np.save(path, array)
+        note_digest(path)
     cluster(small_catalog, clusters=12, name="clean", without=["sizes"])
     taken = [int(row) for row in (*rows[:4], *rows[118:121], rows[205], *rows[400:410])]
     (folder / "keys.txt").write_text("".join(f"{row:06d}\n" for row in taken))

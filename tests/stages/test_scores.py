@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tailwise.catalog.files import note_digest
 from tailwise.errors import UserError
 from tailwise.kernels.scores import clip_loss
 from tailwise.stages import score_makers, score_target
@@ -42,6 +43,7 @@ def paired_source(_small_catalog_source, tmp_path_factory, make_embeddings):
     rows = np.load(path)
     rows[77] = 0
     np.save(path, rows)
+    note_digest(path)
     return folder / "catalog"
 
 
@@ -286,7 +288,7 @@ def test_status_and_verify_know_of_scores(small_catalog):
     score(small_catalog, "caption-words")
     found = status(small_catalog)["scores"]
     assert [(item["score"], item["state"]) for item in found] == [("{'name': 'caption-words'}", "complete")]
-    assert verify(small_catalog) == (before + 2, [])
+    assert verify(small_catalog) == (before + 2 + 1, [])  # two parts, and the manifest
     path = next((small_catalog.folder / "scores").glob("*/score-part-000001.npy"))
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert verify(small_catalog) == (before + 2, [path])

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.files import note_digest
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
@@ -52,6 +53,7 @@ def _told_source(_small_catalog_source, tmp_path_factory):
     array = np.load(path)
     array[NO_EMBEDDING] = 0
     np.save(path, array)
+    note_digest(path)
     cluster(catalog, clusters=12, name="clean", without=["sizes"])
     for name, request in PLANS.items():
         make_plan(catalog, name, request)
@@ -97,6 +99,7 @@ def test_row_groups_are_searched_one_by_one(told):
     """As large parts have them; small ones have one."""
     for part in told.parts():
         pq.write_table(told.samples(part), told.samples_path(part.number), row_group_size=50)
+        note_digest(told.samples_path(part.number))
     for row in (0, 49, 50, 459, 460, 599):
         assert only(why(told, f"{row:06d}"))["row"] == row
         assert only(why(told, f"{row:06d}"))["key"] == f"{row:06d}"

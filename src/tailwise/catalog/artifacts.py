@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tailwise import __version__
-from tailwise.catalog.files import TEMPORARY_SUFFIX, digest, file_digest, read_json, write_json
+from tailwise.catalog.files import (
+    MANIFEST,
+    TEMPORARY_SUFFIX,
+    digest,
+    file_digest,
+    read_record,
+    write_record,
+)
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 
-MANIFEST = "manifest.json"
 PENDING = "pending.json"
 REMOVALS = "removals"  # the input that stands for the samples removed so far
 FORMAT = 1  # raised when the same configuration would give other content
@@ -73,7 +79,7 @@ class Artifact:
     def _begin(self) -> None:
         if not self._check(MANIFEST) and not (self._worth_keeping() and self._check(PENDING)):
             shutil.rmtree(self.folder, ignore_errors=True)
-            write_json(self.folder / PENDING, self.identity)
+            write_record(self.folder / PENDING, self.identity)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Lets go of the lock; and of the folder, where the stage refused what it was given before it made anything."""
@@ -91,7 +97,7 @@ class Artifact:
         """
         if not (self.folder / name).exists():
             return False
-        found = read_json(self.folder / name)
+        found = read_record(self.folder / name)
         existing = found["identity"] if name == MANIFEST else found
         wanted = self.identity
         removed_since = existing["inputs"].get(REMOVALS) != wanted["inputs"].get(REMOVALS)
@@ -121,7 +127,7 @@ class Artifact:
         names = sorted(path.name for path in self.folder.iterdir() if path.is_file() and path.name != PENDING)
         files = {name: file_digest(self.folder / name) for name in names}
         made = {"made_by": f"tailwise {__version__}"}
-        write_json(
+        write_record(
             self.folder / MANIFEST, {**made, "identity": self.identity, "files": files, "summary": dict(summary)}
         )
         (self.folder / PENDING).unlink()
@@ -152,7 +158,7 @@ def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
         UserError: there is none; names the artifacts that are there, and the remedy.
     """
     if (folder / MANIFEST).exists():
-        manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        manifest: dict[str, Any] = read_record(folder / MANIFEST)
         return manifest
     there = finished(folder.parent)
     raise UserError(f"no {what} named {folder.name!r} (there: {', '.join(there) or 'none'}): {remedy}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,28 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from tailwise.catalog.files import TEMPORARY_SUFFIX, digest, map_array, read_json, read_table, write_json, write_table
+from tailwise.catalog.files import (
+    TEMPORARY_SUFFIX,
+    FileStamp,
+    digest,
+    file_stamp,
+    map_array,
+    read_record,
+    read_table,
+    write_record,
+    write_table,
+)
+from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import SHARD_SCHEMA
+from tailwise.catalog.series import HEAD, Series
 from tailwise.errors import UserError
 
 FORMAT = 1
 HEADER = "catalog.json"
-LOCK = ".lock"  # held by import and embed
+LOCK = ".lock"  # held by import, embed and relocate
+HEADS = "heads"  # in the header: every series has a head
+SERIES = ("snapshots", "removals")
+CONTENT = b"tailwise.content"  # in shards.parquet: the hash of its rows
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,7 @@ class Catalog:
         path = local_path(folder)
         if not (path / HEADER).exists():
             raise UserError(f"{path} is no catalog (no {HEADER}): make one with `tailwise import SOURCE… {path}`")
-        found = read_json(path / HEADER).get("format")
+        found = read_record(path / HEADER).get("format")
         if found != FORMAT:
             raise UserError(f"{path} has catalog format {found}, this tailwise reads {FORMAT}: import the pool anew")
         return cls(path)
@@ -103,14 +122,26 @@ class Catalog:
         if not (path / HEADER).exists():
             if path.exists() and (not path.is_dir() or any(not _is_ours(item) for item in path.iterdir())):
                 raise UserError(f"{path} exists and is no catalog: name a new or an empty folder")
-            write_json(path / HEADER, {"format": FORMAT}, unique=True)
+            with locked(path / LOCK, str(path), wait=True):
+                if not (path / HEADER).exists():
+                    for name in SERIES:
+                        Series(path / name, required=True).begin()
+                    write_record(path / HEADER, {"format": FORMAT, HEADS: True})
         return cls.open(path)
+
+    def series(self, name: str) -> Series:
+        """A numbered series of the catalog: one of SERIES."""
+        return Series(self.folder / name, required=bool(read_record(self.folder / HEADER).get(HEADS)))
 
     # --- shards and snapshots ---------------------------------------------------------------------------------------
 
     def snapshots(self) -> list[Snapshot]:
-        """All snapshots, oldest first."""
-        return [Snapshot(**read_json(path)) for path in sorted((self.folder / "snapshots").glob("*.json"))]
+        """All snapshots, oldest first.
+
+        Raises:
+            UserError: one is missing or damaged.
+        """
+        return [Snapshot(**entry) for entry in self.series("snapshots").read()]
 
     def snapshot(self, number: int | None = None) -> Snapshot:
         """One snapshot, the newest by default.
@@ -130,7 +161,7 @@ class Catalog:
     def shards(self, snapshot: Snapshot | None = None) -> pa.Table:
         """The table of shards (schema.SHARD_SCHEMA), one row a shard, in id order; all known ones without a snapshot."""
         path = self.folder / "shards.parquet"
-        table = read_table(path) if path.exists() else SHARD_SCHEMA.empty_table()
+        table = _shards(file_stamp(path)) if path.exists() else SHARD_SCHEMA.empty_table()
         if snapshot is None:
             snapshots = self.snapshots()
             snapshot = snapshots[-1] if snapshots else None
@@ -145,10 +176,13 @@ class Catalog:
         contents = [shards.column(name).to_pylist() for name in ("shard", "rows", "index_checksum")]
         rows = sum(shards.column("rows").to_pylist())
         snapshot = Snapshot(number, shards.num_rows, parts, rows, digest(contents))
-        write_table(self.folder / "shards.parquet", shards)
-        write_json(self.folder / "snapshots" / f"{number:06d}.json", asdict(snapshot))
+        self._write_shards(shards)
+        self.series("snapshots").append(asdict(snapshot))
         self._forget_parts_from(parts)
         return snapshot
+
+    def _write_shards(self, shards: pa.Table) -> None:
+        write_table(self.folder / "shards.parquet", shards.replace_schema_metadata({CONTENT: _content(shards)}))
 
     def _forget_parts_from(self, number: int) -> None:
         """Removes what an abandoned import left behind the last part."""
@@ -157,23 +191,33 @@ class Catalog:
             self.samples_path(number).unlink(missing_ok=True)
             number += 1
 
-    def relocate(self, old: str, new: str) -> int:
+    def relocate(self, old: str, new: str, check: Callable[[pa.Table], None] | None = None) -> int:
         """Replaces the leading folders `old` of the shards' paths by `new`; returns how many paths changed.
 
+        Args:
+            old: leading part of paths.
+            new: takes its place.
+            check: takes the moved shards (schema.SHARD_SCHEMA), and refuses them if they are not there.
+
         Raises:
-            UserError: no path begins so.
+            UserError: no path begins so, two shards would become one file, or another process is writing the catalog.
         """
         old, new = old.rstrip("/"), new.rstrip("/")
-        table = self.shards()
-        paths: list[str] = table.column("path").to_pylist()
-        moved = [new + path[len(old) :] if path == old or path.startswith(f"{old}/") else path for path in paths]
-        changed = sum(before != after for before, after in zip(paths, moved, strict=True))
-        if not changed:
-            example = paths[0] if paths else "none"
-            raise UserError(f"no shard's path begins with {old!r} (the first is {example!r})")
-        index = table.schema.get_field_index("path")
-        write_table(self.folder / "shards.parquet", table.set_column(index, SHARD_SCHEMA.field("path"), [moved]))
-        return changed
+        with locked(self.folder / LOCK, str(self.folder)):
+            table = self.shards()
+            paths: list[str] = table.column("path").to_pylist()
+            moved = [new + path[len(old) :] if path == old or path.startswith(f"{old}/") else path for path in paths]
+            changed = [before != after for before, after in zip(paths, moved, strict=True)]
+            if not any(changed):
+                example = paths[0] if paths else "none"
+                raise UserError(f"no shard's path begins with {old!r} (the first is {example!r})")
+            _refuse_shared_paths(moved)
+            index = table.schema.get_field_index("path")
+            table = table.set_column(index, SHARD_SCHEMA.field("path"), [moved])
+            if check is not None:
+                check(table.filter(pa.array(changed)))
+            self._write_shards(table)
+        return sum(changed)
 
     # --- columns ----------------------------------------------------------------------------------------------------
 
@@ -217,12 +261,13 @@ class Catalog:
                 f"{rows:,} of {snapshot.rows:,} samples have no {column} embeddings in {self.folder}: import them "
                 f"(`tailwise import EMBEDDINGS {self.folder}`) or make them (`tailwise embed {self.folder} --encoder …{of}`)"
             )
-        return [self.embedding(column, part) for part in parts]
+        with ThreadPoolExecutor() as pool:  # each part is hashed once
+            return list(pool.map(lambda part: self.embedding(column, part), parts))
 
     def embedding_id(self, column: str, snapshot: Snapshot) -> str:
         """The hash of an embedding column over a snapshot."""
         folder = self.embedding_folder(column)
-        return digest([read_json(folder / f"{part.name}.json")["digest"] for part in self.parts(snapshot)])
+        return digest([read_record(folder / f"{part.name}.json")["digest"] for part in self.parts(snapshot)])
 
     def rejected(self) -> pa.Table | None:
         """All that was left out so far, with its reason (schema.REJECTED_SCHEMA); None where nothing ever was."""
@@ -263,7 +308,40 @@ class Catalog:
 
 def _is_ours(path: Path) -> bool:
     """Whether a file may be of another process that is making a catalog at this moment."""
+    if path.name in SERIES and path.is_dir():
+        return all(item.name.removesuffix(TEMPORARY_SUFFIX) == HEAD for item in path.iterdir())
     return path.name in {HEADER, LOCK} or (path.name.startswith(HEADER) and path.suffix == TEMPORARY_SUFFIX)
+
+
+def true_path(path: str) -> str:
+    """A local path without symbolic links, so that no tar is known by two names."""
+    return path if "://" in path else os.path.realpath(path)
+
+
+def _refuse_shared_paths(paths: Sequence[str]) -> None:
+    """Refuses paths of which two lead to one file: the samples of one shard would be read from the other."""
+    places = [true_path(path) for path in paths]
+    place, times = Counter(places).most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"two shards of the catalog would both be {place}: the shards that are to move, and those that the catalog has in that "
+            "folder, are different tars; move them to another folder"
+        )
+
+
+@lru_cache(maxsize=8)
+def _shards(stamp: FileStamp) -> pa.Table:
+    """The table of shards in a file, checked."""
+    table = read_table(Path(stamp[0]))
+    noted = (table.schema.metadata or {}).get(CONTENT)
+    if noted is not None and noted.decode() != _content(table):
+        raise UserError(f"{stamp[0]} is damaged (its checksum is wrong): restore it")
+    return table
+
+
+def _content(shards: pa.Table) -> str:
+    """The hash of all rows of the table of shards."""
+    return digest([shards.column(name).to_pylist() for name in SHARD_SCHEMA.names])
 
 
 def local_path(folder: str | Path) -> Path:

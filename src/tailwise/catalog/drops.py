@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import ROW_GROUP_ROWS, create_array, map_array, replacing
+from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array, replacing
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 
@@ -71,7 +71,7 @@ class DropList:
     def tables(self, rows: slice) -> pa.Table:
         """What it dropped among some rows, and why: DROPPED_SCHEMA."""
         within = [("row", ">=", rows.start), ("row", "<", rows.stop)]
-        return pq.read_table(self.folder / "dropped.parquet", filters=within)
+        return pq.read_table(check_file(self.folder / "dropped.parquet"), filters=within)
 
     @property
     def id(self) -> str:

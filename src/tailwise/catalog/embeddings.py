@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.files import file_digest, read_json, replacing, write_json
+from tailwise.catalog.files import file_digest, read_record, replacing, write_record
 from tailwise.errors import UserError
 
 COLUMNS = ("image", "text")
@@ -63,9 +63,9 @@ def open_column(
     if settings is not None:
         asked["settings"] = dict(settings)
     if not path.exists() or not any(path.parent.glob("part-*.json")):  # a column without a part is nobody's yet
-        write_json(path, {**asked, "versions": dict(versions)} if versions else asked)
+        write_record(path, {**asked, "versions": dict(versions)} if versions else asked)
         return
-    found = read_json(path)
+    found = read_record(path)
     same_encoder = found["encoder"] == encoder if settings is None else found.get("settings") == settings
     if found["dimension"] == dimension and same_encoder:
         return
@@ -81,7 +81,7 @@ def column_settings(catalog: Catalog, column: str, encoder: str | None = None) -
     path = catalog.embedding_folder(column) / "column.json"
     if not path.exists():
         return {}
-    found = read_json(path)
+    found = read_record(path)
     begun = any(path.parent.glob("part-*.json")) or found["encoder"] == encoder
     settings: dict[str, Any] = found.get("settings", {}) if begun else {}
     return settings
@@ -100,7 +100,7 @@ def check_one_encoder(catalog: Catalog, purpose: str) -> None:
     image, text = (column_settings(catalog, column) for column in COLUMNS)
     names = [name for name in ("model", "weights") if image and text and image.get(name) != text.get(name)]
     if names:
-        said = [repr(read_json(catalog.embedding_folder(column) / "column.json")["encoder"]) for column in COLUMNS]
+        said = [repr(read_record(catalog.embedding_folder(column) / "column.json")["encoder"]) for column in COLUMNS]
         raise UserError(
             f"{purpose} needs both columns of one model, and images were embedded by {said[0]}, texts by {said[1]} (another "
             f"{' and other '.join(names)}): delete the folder embeddings/{COLUMNS[1]} or embeddings/{COLUMNS[0]}, and make that column anew"
@@ -123,7 +123,7 @@ def part_marker(catalog: Catalog, column: str, part: Part) -> Path:
 def column_dimension(catalog: Catalog, column: str) -> int | None:
     """The width d of a column; None if it has no part yet."""
     folder = catalog.embedding_folder(column)
-    return int(read_json(folder / "column.json")["dimension"]) if any(folder.glob("part-*.json")) else None
+    return int(read_record(folder / "column.json")["dimension"]) if any(folder.glob("part-*.json")) else None
 
 
 def write_part(
@@ -159,6 +159,8 @@ def write_part(
                 present += int(chunk.any(axis=1).sum())
         if start != part.rows:
             raise ValueError(f"{start} rows for a part of {part.rows}")
-    content = {"rows": part.rows, "embedded": present, "digest": file_digest(path), **notes}
-    write_json(part_marker(catalog, column, part), content)
+        digest, marker = file_digest(temporary), part_marker(catalog, column, part)
+        if marker.exists():  # where this process ends before the new marker is there, the old one knows both files
+            write_record(marker, {**read_record(marker), "replaced_by": digest})
+    write_record(marker, {"rows": part.rows, "embedded": present, "digest": digest, **notes})
     return present

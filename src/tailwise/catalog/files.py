@@ -9,8 +9,9 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,21 @@ from tailwise.catalog.npy import read_header
 from tailwise.errors import UserError
 
 TEMPORARY_SUFFIX = ".writing"
+MANIFEST = "manifest.json"  # of an artifact: with it, the artifact is finished
+CHECKSUM = "checksum"  # in a record: the hash of all else in it
 ROW_GROUP_ROWS = 65_536  # what must be read of a Parquet file to get one row
 
 
 @contextmanager
-def replacing(path: Path, *, unique: bool = False) -> Iterator[Path]:
+def replacing(
+    path: Path, *, unique: bool = False, guard: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name `path`, on an error it is removed.
 
     Args:
         path: the file to write.
         unique: for files outside a catalog, where no lock keeps other writers away: the temporary name is this process's own.
+        guard: held while the file takes its name; an error of it leaves the old file in place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{uuid.uuid4().hex}" if unique else ""
@@ -40,7 +46,8 @@ def replacing(path: Path, *, unique: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         _flush(temporary)
-        temporary.replace(path)
+        with guard():
+            temporary.replace(path)
         _flush(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -86,6 +93,85 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever was written)
         ) from error
 
 
+def write_record(path: Path, value: Mapping[str, Any], *, unique: bool = False) -> None:
+    """Writes an object of the catalog as JSON with the hash of its content, atomically; `unique` as in `replacing`."""
+    write_json(path, {**value, CHECKSUM: digest(value)}, unique=unique)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what `write_record` wrote. An object without a hash, as older versions wrote, is returned as it is.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    value = read_json(path)
+    noted = value.pop(CHECKSUM, None) if isinstance(value, dict) else ""
+    if noted not in {None, digest(value)}:
+        raise UserError(f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew")
+    record: dict[str, Any] = value
+    return record
+
+
+# --- files whose hash was noted when they were written --------------------------------------------------------------------
+
+FileStamp = tuple[str, int, int, int]  # path, inode, size, time: another file has another stamp
+_sound: dict[FileStamp, str] = {}  # files whose hash this process has found to be right
+
+
+def file_stamp(path: Path) -> FileStamp:
+    """Return what changes whenever a file is replaced."""
+    status = path.stat()
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _noted_in(record: FileStamp) -> Mapping[str, Any]:
+    return read_record(Path(record[0]))
+
+
+def noted_digests(path: Path) -> tuple[str, ...]:
+    """Return the hashes that a file of a catalog may have: from its artifact's manifest, or from the marker beside it.
+
+    Several while a file is being replaced, none where nothing was noted.
+    """
+    manifest, marker = path.with_name(MANIFEST), path.with_suffix(".json")
+    if manifest.exists():
+        found = [_noted_in(file_stamp(manifest))["files"].get(path.name)]
+    elif marker != path and marker.exists():
+        noted = _noted_in(file_stamp(marker))
+        found = [noted.get("digest"), noted.get("replaced_by")]
+    else:
+        found = []
+    return tuple(str(value) for value in found if value is not None)
+
+
+def check_file(path: Path) -> Path:
+    """Return `path`, if its bytes are those that were written.
+
+    A process hashes each file once (about 1 GB/s), and again when it was replaced.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    noted = noted_digests(path)
+    if not noted:
+        return path
+    try:
+        stamp = file_stamp(path)
+        if _sound.get(stamp) not in noted:
+            found = file_digest(path)
+            if found not in noted:
+                raise UserError(
+                    f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew"
+                )
+            _sound[stamp] = found
+    except OSError as error:
+        raise UserError(
+            f"{path} is missing or unreadable ({error.strerror}): restore it, or make what it belongs to anew"
+        ) from error
+    return path
+
+
 def write_array(path: Path, array: npt.NDArray[Any], *, unique: bool = False) -> None:
     """Writes one `.npy` file, atomically and without pickle; `unique` as in `replacing`."""
     with replacing(path, unique=unique) as temporary, temporary.open("wb") as stream:
@@ -121,8 +207,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet file of a catalog.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged (see `check_file`).
     """
+    check_file(path)
     try:
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
@@ -135,8 +222,9 @@ def map_array(path: Path) -> npt.NDArray[Any]:
     """Maps a `.npy` file of a catalog.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged (see `check_file`).
     """
+    check_file(path)
     try:
         return read_array(path)
     except (OSError, ValueError, EOFError) as error:
@@ -156,6 +244,21 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     if 0 in header.shape:  # empty arrays can't be mapped
         return np.zeros(header.shape, header.dtype)
     return np.memmap(path, header.dtype, "r", header.offset, header.shape, "F" if header.fortran else "C")
+
+
+def note_digest(path: Path) -> None:
+    """Note the hash of a file in the marker beside it, which keeps what else it notes. Without one, `map_cache` takes no file."""
+    marker, notes = path.with_suffix(".json"), dict[str, Any]()
+    with suppress(UserError):  # a damaged marker of a cache
+        notes = read_record(marker) if marker.exists() else {}
+    write_record(marker, {**notes, "digest": file_digest(path)}, unique=True)
+
+
+def map_cache(path: Path) -> npt.NDArray[Any] | None:
+    """Map a `.npy` file that can be made again; None where it, or its marker, is missing or damaged."""
+    with suppress(UserError):
+        return map_array(path) if noted_digests(path) else None
+    return None
 
 
 def release_pages(array: npt.NDArray[Any] | None) -> None:

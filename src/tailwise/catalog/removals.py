@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from hashlib import blake2b
 from pathlib import Path
@@ -15,8 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.files import file_digest, read_array, read_json, read_table, write_array, write_json, write_table
+from tailwise.catalog.files import (
+    check_file,
+    digest,
+    file_digest,
+    map_cache,
+    read_record,
+    read_table,
+    write_array,
+    write_record,
+    write_table,
+)
 from tailwise.catalog.locks import locked
+from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 
 NAMES_SCHEMA = pa.schema(
@@ -30,6 +41,7 @@ NAMES_SCHEMA = pa.schema(
 STORED_SCHEMA = NAMES_SCHEMA.append(pa.field("shard_id", pa.int32()))
 NOBODY = np.iinfo(np.int64).max
 WAYS = 4  # of naming a sample
+BY_KEY, BY_UID = 0, 1
 
 
 @dataclass(frozen=True)
@@ -122,10 +134,26 @@ def removals_folder(catalog: Catalog) -> Path:
     return catalog.folder / "removals"
 
 
+@contextmanager
+def removing_or_publishing(catalog: Catalog, *, exclusive: bool = False) -> Iterator[None]:
+    """Held by exports while they check removals and publish, together, and by a removal while it is written, alone."""
+    path = removals_folder(catalog) / ".publishing.lock"
+    with ExitStack() as held:
+        with suppress(*(() if exclusive else (OSError,))):  # nobody can remove from a catalog that is read-only
+            held.enter_context(locked(path, str(path), wait=True, shared=not exclusive))
+        yield
+
+
 def read_removals(catalog: Catalog) -> Iterator[Removal]:
-    """The finished removals, by number."""
-    for path in sorted(removals_folder(catalog).glob("??????.json")):
-        yield Removal(**read_json(path))
+    """The finished removals, by number.
+
+    Raises:
+        UserError: a file of the series is missing or damaged.
+    """
+    for entry in catalog.series("removals").read():
+        removal = Removal(**entry)
+        check_file(removals_folder(catalog) / f"{removal.number:06d}.parquet")
+        yield removal
 
 
 class Names:
@@ -156,13 +184,24 @@ class Names:
 
     def unknown_to(self, others: Names) -> Names:
         """The lines that neither `others` nor an earlier line has."""
+        return Names(self.table.filter(pa.array(self.unknown(others))))
+
+    def unknown(self, others: Names) -> npt.NDArray[np.bool_]:
+        """Which lines neither `others` nor an earlier line has: bool [lines]."""
         mine = np.arange(len(self))
         new = np.zeros(len(self), np.bool_)
         for values, theirs in zip(self._values, others._values, strict=True):
             there = pc.is_valid(values).to_numpy(zero_copy_only=False)
             first = _index(values, values)
             new |= there & (first == mine) & (_index(values, theirs) < 0)
-        return Names(self.table.filter(pa.array(new)))
+        return new
+
+    def without_uids(self, lines: npt.NDArray[np.int64]) -> Names:
+        """The same lines, of which some name samples by key alone."""
+        uids = self.table.column("uid").combine_chunks()
+        dropped = pc.is_in(uids, value_set=uids.take(pa.array(lines)), skip_nulls=True)
+        kept = pc.if_else(dropped, pa.scalar(None, uids.type), uids)
+        return Names(self.table.set_column(STORED_SCHEMA.get_field_index("uid"), STORED_SCHEMA.field("uid"), kept))
 
     def lines_of(self, samples: pa.Table, paths: pa.Array) -> list[npt.NDArray[np.int64]]:
         """Who is named.
@@ -200,7 +239,7 @@ class Names:
 
 
 def _pairs(shards: pa.Array, keys: pa.Array) -> pa.Array:
-    return pc.binary_join_element_wise(shards, keys, "\n")  # no key holds a line break; null where either is
+    return pc.binary_join_element_wise(shards, keys, "\0")  # no path and no number holds it; null where either is
 
 
 def _index(values: pa.Array, among: pa.Array) -> npt.NDArray[np.int64]:
@@ -223,6 +262,7 @@ class Removing:
         known: other lines that an earlier removal has.
         rows: int64, ascending: all samples that they name.
         samples: int64 [lines], how many each of them names.
+        ambiguous: lines whose text is the key of one sample and the uid of another; they are keys.
         before: what had been removed.
     """
 
@@ -232,6 +272,7 @@ class Removing:
     known: int
     rows: npt.NDArray[np.int64]
     samples: npt.NDArray[np.int64]
+    ambiguous: list[str]
     before: Removals
     _snapshot: Snapshot = field(repr=False)
 
@@ -246,20 +287,31 @@ class Removing:
         """
         snapshot = catalog.snapshot()
         before = Removals.of(catalog, track=track)
-        given = Names.given(table, catalog.shards(snapshot).column("path").combine_chunks()).unknown_to(
-            Names.joined([])
-        )
-        names = given.unknown_to(Names.joined(_tables(catalog, before.removals)))
+        given = Names.given(table, catalog.shards(snapshot).column("path").combine_chunks())
+        given = given.unknown_to(Names.joined([]))
+        earlier = Names.joined(_tables(catalog, before.removals))
+        names = given.unknown_to(earlier)
         parts = catalog.parts(snapshot) if len(names) else []
-        rows = [np.empty(0, np.int64)]
+        rows, by_uid = [np.empty(0, np.int64)], [np.empty((2, 0), np.int64)]  # of by_uid: rows and lines
         counts = np.zeros((WAYS, len(names)), np.int64)
         for part, hits in _look(catalog, snapshot, [(part, names) for part in parts], track):
-            rows.append(part.first_row + np.flatnonzero(_first(hits) != NOBODY))
+            named = np.flatnonzero(_first(hits) != NOBODY)
+            rows.append(part.first_row + named)
+            only_uid = named[np.all([hits[way][named] < 0 for way in range(WAYS) if way != BY_UID], axis=0)]
+            by_uid.append(np.stack([part.first_row + only_uid, hits[BY_UID][only_uid]]))
             for count, lines in zip(counts, hits, strict=True):
                 np.add.at(count, lines[lines >= 0], 1)
-        samples = names.samples_of(counts)
+        others, lines = np.concatenate(by_uid, axis=1)
+        two_meanings = counts[BY_KEY][lines] > 0
+        ambiguous = np.unique(lines[two_meanings])
+        counts[BY_UID][ambiguous] = 0
+        plain, samples = names.without_uids(ambiguous), names.samples_of(counts)
+        fresh = plain.unknown(earlier)
+        texts = names.texts(ambiguous)
+        names = Names(plain.table.filter(pa.array(fresh)))
         repeated, known = table.num_rows - len(given), len(given) - len(names)
-        return cls(catalog, names, repeated, known, np.concatenate(rows), samples, before, snapshot)
+        found = np.setdiff1d(np.concatenate(rows), others[two_meanings], assume_unique=True)
+        return cls(catalog, names, repeated, known, found, samples[fresh], texts, before, snapshot)
 
     @property
     def new(self) -> npt.NDArray[np.int64]:
@@ -273,12 +325,14 @@ class Removing:
         write_table(path, self.names.table)
         date = datetime.now(timezone.utc).date().isoformat()
         removal = Removal(number, reason, date, len(self.names), file_digest(path))
-        write_json(path.with_suffix(".json"), removal.__dict__)
+        with removing_or_publishing(self.catalog, exclusive=True):
+            self.catalog.series("removals").append(asdict(removal))
         rows = np.concatenate([self.before.rows, self.new])
         numbers = np.concatenate([self.before.numbers, np.full(len(self.new), number, np.int64)])
         order = np.argsort(rows)
         with suppress(OSError), _finding(self.catalog):
-            _keep(self.catalog, number, self._snapshot.number, np.stack([rows[order], numbers[order]]))
+            kept = np.stack([rows[order], numbers[order]])
+            _keep(self.catalog, (*self.before.removals, removal), self._snapshot, kept)
         return removal
 
 
@@ -316,15 +370,15 @@ def _found(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The removed rows of the newest snapshot, and the removal of each."""
     wanted = (len(removals), newest.number)
-    known = _kept(catalog, wanted)
+    known = _kept(catalog, removals, newest)
     if known[0] == wanted:
         return known[1][0], known[1][1]
     try:
         with _finding(catalog):
-            known = _kept(catalog, wanted)  # another process may have looked meanwhile
+            known = _kept(catalog, removals, newest)  # another process may have looked meanwhile
             if known[0] != wanted:
                 known = wanted, _completed(catalog, removals, newest, known, track)
-                _keep(catalog, *wanted, known[1])
+                _keep(catalog, removals, newest, known[1])
     except OSError:
         known = wanted, _completed(catalog, removals, newest, known, track)
     return known[1][0], known[1][1]
@@ -338,34 +392,46 @@ def _finding(catalog: Catalog) -> AbstractContextManager[None]:
 Kept = tuple[tuple[int, int], npt.NDArray[np.int64]]
 
 
-def _kept(catalog: Catalog, wanted: tuple[int, int]) -> Kept:
+def _kept(catalog: Catalog, removals: tuple[Removal, ...], newest: Snapshot) -> Kept:
     """The latest that is kept, of so many removals and up to this snapshot, at most; of none, where nothing is."""
-    there = [tuple(map(int, path.stem.split("-"))) for path in _found_folder(catalog).glob("??????-??????.json")]
-    for removals, snapshot in sorted(there, reverse=True):
-        if removals <= wanted[0] and snapshot <= wanted[1]:
-            with suppress(
-                OSError, ValueError, EOFError, KeyError
-            ):  # a later one has taken its place meanwhile, or it is damaged
-                path = _found_path(catalog, removals, snapshot)
-                if file_digest(path) == read_json(path.with_suffix(".json"))["digest"]:
-                    return (removals, snapshot), np.array(read_array(path))
+    for count, snapshot in _numbers_kept(catalog):
+        if count <= len(removals) and snapshot <= newest.number:
+            path = _found_path(catalog, count, snapshot)
+            # Passed over: a file that another process has replaced, or that is damaged, or of another state of the catalog.
+            with suppress(OSError, UserError, LookupError):
+                made_from = _made_from(removals[:count], catalog.snapshot(snapshot))
+                if read_record(path.with_suffix(".json"))["made_from"] == made_from:
+                    found = map_cache(path)
+                    if found is not None:
+                        return (count, snapshot), np.array(found)
     return (0, 0), np.empty((2, 0), np.int64)
+
+
+def _numbers_kept(catalog: Catalog) -> list[tuple[int, int]]:
+    """Numbers of removals and snapshots of all that is kept, the latest first."""
+    stems = (path.stem for path in _found_folder(catalog).glob("??????-??????.json"))
+    return sorted(((int(stem[:6]), int(stem[7:])) for stem in stems if stem.replace("-", "").isdigit()), reverse=True)
+
+
+def _made_from(removals: tuple[Removal, ...], snapshot: Snapshot) -> str:
+    return digest([[asdict(removal) for removal in removals], snapshot.id])
 
 
 def _found_path(catalog: Catalog, removals: int, snapshot: int) -> Path:
     return _found_folder(catalog) / f"{removals:06d}-{snapshot:06d}.npy"
 
 
-def _keep(catalog: Catalog, removals: int, snapshot: int, found: npt.NDArray[np.int64]) -> None:
+def _keep(catalog: Catalog, removals: tuple[Removal, ...], snapshot: Snapshot, found: npt.NDArray[np.int64]) -> None:
     """Writes rows and their removals, int64 [2, R], and lets go of what was kept before."""
-    path = _found_path(catalog, removals, snapshot)
+    path = _found_path(catalog, len(removals), snapshot.number)
     write_array(path, found)
-    write_json(path.with_suffix(".json"), {"digest": file_digest(path)})
-    for other in path.parent.glob("??????-??????.json"):
-        numbers = tuple(map(int, other.stem.split("-")))
-        if other != path.with_suffix(".json") and numbers[0] <= removals and numbers[1] <= snapshot:
+    made_from = _made_from(removals, snapshot)
+    write_record(path.with_suffix(".json"), {"digest": file_digest(path), "made_from": made_from})
+    for count, number in _numbers_kept(catalog):
+        if (count, number) != (len(removals), snapshot.number) and count <= len(removals) and number <= snapshot.number:
+            other = _found_path(catalog, count, number)
+            other.with_suffix(".json").unlink(missing_ok=True)
             other.unlink(missing_ok=True)
-            other.with_suffix(".npy").unlink(missing_ok=True)
 
 
 def _completed(

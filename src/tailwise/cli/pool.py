@@ -196,15 +196,20 @@ def relocate(
 ) -> None:
     """Tell a catalog that its shards have moved.
 
+    Refused unless each of these tars is there, with the size that it had (of 16 tars the members are compared too).
+
     Example:
 
       tailwise relocate my-catalog /data/pool s3://bucket/pool
     """
+    from tailwise.stages.relocate import relocate as run
+
     if not old.strip("/") or not new.strip("/") or old == new:
         raise UserError(f"relocate {old!r} {new!r}: give the old leading folder and another new one")
     if "://" not in new:
         new = str(Path(new).expanduser().absolute())
         if not Path(new).exists():
             raise UserError(f"{new} doesn't exist: move the shards there first")
-    changed = open_catalog(catalog).relocate(old, new)
+    opened = open_catalog(catalog)
+    changed = with_bars(lambda track: run(opened, old, new, track))
     say(f"{changed:,} paths now begin with {new}")

@@ -50,6 +50,11 @@ def remove(
         say(f"{report.known:,} of {report.names:,} keys and uids were given before")
     if report.several:
         say(f"{report.several:,} keys or uids belong to several samples: all {report.of_several:,} of these {verb}")
+    if report.ambiguous:
+        say(
+            f"{len(report.ambiguous):,} lines are the key of one sample and the uid of another: taken as keys (name uids in a "
+            f".parquet): {', '.join(report.ambiguous[:SHOWN])}"
+        )
     if report.unknown:
         shown = ", ".join(report.unknown[:SHOWN]) + (", …" if len(report.unknown) > SHOWN else "")
         say(f"{len(report.unknown):,} keys or uids belong to no sample, and are remembered for later imports: {shown}")

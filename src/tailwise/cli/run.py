@@ -383,8 +383,7 @@ def _record(catalog: Path, item: Prepared) -> Path:
 def _made_from(catalog: Path, item: Prepared) -> dict[str, Any]:
     """All that decides what a step writes, the number of processes aside."""
     from tailwise.catalog import Catalog
-    from tailwise.catalog.artifacts import MANIFEST
-    from tailwise.catalog.files import file_digest
+    from tailwise.catalog.files import MANIFEST, file_digest
     from tailwise.catalog.removals import Removals
 
     context = _parse(item)
@@ -436,7 +435,7 @@ def _export(catalog: Path, item: Prepared) -> None:
 
 def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
     """Whether something of the name that a step makes is there; whether it is the same, the step itself will see."""
-    from tailwise.catalog.artifacts import MANIFEST
+    from tailwise.catalog.files import MANIFEST
 
     if opened is None or not opened.snapshots():
         return False

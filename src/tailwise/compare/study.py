@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 
 from tailwise import __version__
 from tailwise.catalog import Catalog
-from tailwise.catalog.artifacts import MANIFEST
-from tailwise.catalog.files import digest, read_json, replacing, write_json
+from tailwise.catalog.files import MANIFEST, digest, read_json, replacing, write_json
 from tailwise.catalog.locks import locked
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.compare.inprocess import Trained, model_id, order_of

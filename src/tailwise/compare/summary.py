@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.catalog import Catalog
-from tailwise.catalog.artifacts import MANIFEST
-from tailwise.catalog.files import read_json, replacing, write_json
+from tailwise.catalog.files import MANIFEST, read_json, replacing, write_json
 from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
 from tailwise.compare.treatment import treatment_notes

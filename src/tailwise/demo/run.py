@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from tailwise.catalog import Catalog
-from tailwise.catalog.artifacts import MANIFEST
 from tailwise.catalog.drops import DropList
-from tailwise.catalog.files import read_json, write_json
+from tailwise.catalog.files import MANIFEST, read_json, write_json
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.compare.recipe import CompareRecipe, load_compare_recipe
 from tailwise.compare.study import Commands, Study, compare

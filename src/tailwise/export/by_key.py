@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tailwise.catalog.files import replacing
+from tailwise.catalog.key_text import line_of
 from tailwise.catalog.keys import KeyIndex
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
-from tailwise.export.drawn import drawn_parts, tracked_parts
+from tailwise.export.drawn import drawn_parts, publishing, tracked_parts
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
 
@@ -26,9 +26,9 @@ def write_rates_json(plan: Plan, epoch: int, path: Path, track: Track) -> int:
         UserError: two samples share a key.
     """
     _check_unique_keys(plan, path)
-    removals = Removals.of(plan.catalog, plan.snapshot, track)
     written = 0
-    with replacing(path, unique=True) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with publishing(plan, path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        removals = Removals.of(plan.catalog, plan.snapshot, track)
         stream.write("{")
         for part in tracked_parts(plan, track):
             keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()
@@ -56,17 +56,17 @@ def rates_above_one(plan: Plan, epoch: int) -> dict[str, float]:
 
 
 def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
-    """Writes the key of every sample of an epoch, one a line, one line a copy, in catalog order; returns the number of lines.
+    """Writes the key of every sample of an epoch, a line a copy (see `key_text`), in catalog order; returns the number of lines.
 
     Raises:
         UserError: two samples share a key.
     """
     _check_unique_keys(plan, path)
     total = 0
-    with replacing(path, unique=True) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with publishing(plan, path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for part in drawn_parts(plan, epoch, ["key"], track):
             keys = np.repeat(np.array(part.samples.column(0).to_pylist(), dtype=object), part.copies)
-            stream.writelines(f"{key}\n" for key in keys)
+            stream.writelines(f"{line_of(key)}\n" for key in keys)
             total += len(keys)
     return total
 

@@ -17,7 +17,7 @@ from tailwise.catalog.catalog import Part
 from tailwise.catalog.files import replacing
 from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
-from tailwise.export.drawn import DrawnPart, drawn_parts
+from tailwise.export.drawn import DrawnPart, drawn_parts, publishing
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.sources.webdataset import hashed_uid
@@ -34,9 +34,12 @@ def write_datacomp(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     Raises:
         UserError: the source gives a drawn sample no uid, or gives its uid to another sample too.
     """
-    uids = sorted_uids([repeated_uids(part.samples.column("uid"), part.copies) for part in _given(plan, epoch, track)])
-    _check_unshared(plan, uids)
-    write_subset(uids, path)
+    with publishing(plan, path) as temporary:
+        uids = sorted_uids(
+            [repeated_uids(part.samples.column("uid"), part.copies) for part in _given(plan, epoch, track)]
+        )
+        _check_unshared(plan, uids)
+        write_subset(uids, temporary)
     return len(uids)
 
 

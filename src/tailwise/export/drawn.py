@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.removals import Removals
+from tailwise.catalog.files import replacing
+from tailwise.catalog.removals import Removals, removing_or_publishing
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
@@ -51,6 +53,37 @@ def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], track: Track) ->
         chosen = np.flatnonzero(copies)
         samples = plan.catalog.samples(part, columns).take(pa.array(chosen))
         yield DrawnPart(samples, part.first_row + chosen, copies[chosen])
+
+
+@contextmanager
+def publishing(plan: Plan, path: Path) -> Iterator[Path]:
+    """As `replacing`, for a file that must not hold removed samples; open it before the removals are read.
+
+    Raises:
+        UserError: samples were removed since: nothing is written.
+    """
+    before = Removals.of(plan.catalog, plan.snapshot).id
+    with replacing(path, unique=True, guard=lambda: nothing_removed_since(plan, before)) as temporary:
+        yield temporary
+
+
+@contextmanager
+def nothing_removed_since(plan: Plan, before: str | None) -> Iterator[None]:
+    """Keep others from removing samples, for as long as it takes to publish.
+
+    Args:
+        plan: whose samples.
+        before: `Removals.id` when the export began.
+
+    Raises:
+        UserError: samples of the plan's snapshot were removed since.
+    """
+    with removing_or_publishing(plan.catalog):
+        if Removals.of(plan.catalog, plan.snapshot).id != before:
+            raise UserError(
+                "samples were removed from the catalog while they were being exported: run this command again"
+            )
+        yield
 
 
 def tracked_parts(plan: Plan, track: Track) -> Iterable[Part]:

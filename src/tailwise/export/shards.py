@@ -18,8 +18,10 @@ from tailwise.catalog.artifacts import artifact_id
 from tailwise.catalog.files import TEMPORARY_SUFFIX, digest, read_json, read_table, scratch, write_json, write_table
 from tailwise.catalog.locks import locked
 from tailwise.catalog.outputs import check_output_folder
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, map_ordered
+from tailwise.export.drawn import nothing_removed_since
 from tailwise.export.shard_writer import CACHE_BYTES, SUCCESS, ShardWriter
 from tailwise.export.shuffled import Epoch, survey, write_runs
 from tailwise.loader.shards import check_shards, require_bytes
@@ -100,6 +102,7 @@ def write_shards(
     epoch = plan.drawn_epoch(epoch)
     require_bytes(plan)
     _check_folder(folder)
+    removed = Removals.of(plan.catalog, plan.snapshot).id
     held = survey(plan, epoch, track)
     if not 0 < held.copies <= sharding.shard_samples * MAX_SHARDS:
         raise UserError(
@@ -132,7 +135,8 @@ def write_shards(
             return written
         writer = replace(writer, damaged=_damaged(plan, held, sharding, track))
         _write_missing(plan, epoch, writer, sharding, track)
-        return _finish(plan, writer, identity)
+        with nothing_removed_since(plan, removed):
+            return _finish(plan, writer, identity)
 
 
 def left_out(folder: Path) -> dict[str, int]:

@@ -86,7 +86,12 @@ def next_prime(n: int) -> int:
 
 @jit
 def permute(key: np.uint64, n: int, prime: int, index: int) -> int:
-    """π(index) for the permutation of [0, n) that `key` names; 0 ≤ index < n < 2³², and prime = next_prime(n) if n > SMALL."""
+    """π(index) for the permutation of [0, n) that `key` names; 0 ≤ index < n < 2³², and prime = next_prime(n) if n > SMALL.
+
+    Any other index gives 0: the walk along its cycle might not end.
+    """
+    if not 0 <= index < n:
+        return 0
     if n <= SMALL:
         own = hash_at(key, np.uint64(index))
         place = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.files import create_array, map_array, read_array, release_pages, replacing
+from tailwise.catalog.files import (
+    check_file,
+    create_array,
+    map_array,
+    map_cache,
+    note_digest,
+    read_array,
+    release_pages,
+    replacing,
+)
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.loader.recent import Recent
@@ -60,18 +70,20 @@ def ensure_locations(catalog: Catalog, snapshot: Snapshot, track: Track = silent
 
 
 def _lacking(catalog: Catalog, snapshot: Snapshot) -> Iterator[Part]:
+    """The parts without locations; of those that have them only the header is read here."""
     for part in catalog.parts(snapshot):
+        path = locations_path(catalog, part)
         try:
-            array = read_array(locations_path(catalog, part))
+            array = read_array(path)
         except (OSError, ValueError, EOFError):
             yield part
             continue
-        if array.shape != (part.rows,) or array.dtype != LOCATION:
+        if not path.with_suffix(".json").exists() or array.shape != (part.rows,) or array.dtype != LOCATION:
             yield part
 
 
 def _write(catalog: Catalog, part: Part) -> None:
-    source = catalog.samples_path(part.number)
+    source = check_file(catalog.samples_path(part.number))
     names = list(LOCATION.names or ())
     with replacing(locations_path(catalog, part), unique=True) as temporary:
         out = create_array(temporary, (part.rows,), LOCATION)
@@ -87,6 +99,8 @@ def _write(catalog: Catalog, part: Part) -> None:
             raise UserError(f"{source} is missing or damaged ({error}): restore it, or import the pool anew") from error
         if done != part.rows:
             raise UserError(f"{source} has {done:,} of {part.rows:,} rows: restore it, or import the pool anew")
+        del out
+    note_digest(locations_path(catalog, part))
 
 
 class _Rows:
@@ -122,7 +136,7 @@ class Locations:
 
     def __init__(self, catalog: Catalog, snapshot: Snapshot) -> None:
         """Opens nothing yet; `ensure_locations` must have been called once."""
-        self._catalog = catalog
+        self._catalog, self._snapshot = catalog, snapshot
         self._rows = _Rows(catalog.parts(snapshot))
         self._maps: Recent[int, npt.NDArray[Any]] = Recent(OPEN_PARTS)
         self._read_rows = 0
@@ -132,9 +146,14 @@ class Locations:
         return {**self.__dict__, "_maps": Recent(OPEN_PARTS)}
 
     def _map(self, part: Part) -> npt.NDArray[Any]:
-        array = map_array(locations_path(self._catalog, part))
+        path = locations_path(self._catalog, part)
+        array = map_cache(path)
+        if array is None:  # damaged since this process began
+            with suppress(OSError):  # of a catalog that is read-only: refused below
+                path.with_suffix(".json").unlink(missing_ok=True)
+            ensure_locations(self._catalog, self._snapshot)
+            array = map_array(path)
         if array.shape != (part.rows,) or array.dtype != LOCATION:
-            path = locations_path(self._catalog, part)
             raise UserError(f"{path} has {len(array):,} rows, its part {part.rows:,}: delete it, it is made anew")
         return array.view(np.ndarray)  # np.memmap indexes three times slower
 

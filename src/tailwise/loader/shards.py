@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
@@ -152,10 +154,25 @@ def check_shards(
     forget_failures()
     if check not in CHECKS:
         raise UserError(f"unknown check {check!r}: use {', '.join(CHECKS)}")
+    return damaged_shards(with_bytes(catalog.shards(snapshot)), check, workers, share, track)
+
+
+def with_bytes(table: pa.Table) -> pa.Table:
+    """Return the shards that are tars; the others are tables of metadata."""
+    return table.filter(pa.array([has_bytes(path) for path in table.column("path").to_pylist()], pa.bool_()))
+
+
+def damaged_shards(
+    table: pa.Table,
+    check: str,
+    workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    track: Track = silent,
+) -> list[Damage]:
+    """As `check_shards`, of the tars in a table of shards (schema.SHARD_SCHEMA)."""
     columns = ("shard", "path", "size_bytes", "index_checksum")
-    table = catalog.shards(snapshot)
     noted = (_Noted(*row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True))
-    shards = [shard for shard in noted if has_bytes(shard.path)][share[0] :: share[1]]
+    shards = list(noted)[share[0] :: share[1]]
     reasons = CHECKS[check](shards, workers or default_workers())
     looked_at = track(zip(shards, reasons, strict=True), "checking shards", len(shards))
     return [Damage(shard.shard, shard.path, reason) for shard, reason in looked_at if reason is not None]

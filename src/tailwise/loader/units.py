@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import read_array, write_array
+from tailwise.catalog.files import map_cache, note_digest, write_array
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import count_copies
@@ -35,14 +35,16 @@ def units_of(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
     """
     epoch = plan.drawn_epoch(epoch)
     path = plan.folder / "units" / f"epoch-{epoch:09d}.npy"
-    with suppress(OSError, ValueError, EOFError):
-        return read_array(path)
+    if (units := map_cache(path)) is not None:
+        return units
     try:
         with locked(plan.folder / ".units.lock", str(path), wait=True):
-            with suppress(OSError, ValueError, EOFError):  # another process has counted them meanwhile
-                return read_array(path)
-            write_array(path, _count(plan, epoch), unique=True)
-            return read_array(path)
+            if (units := map_cache(path)) is not None:  # another process has counted them meanwhile
+                return units
+            units = _count(plan, epoch)
+            write_array(path, units, unique=True)
+            note_digest(path)
+            return units
     except OSError:
         return _count(plan, epoch)
 

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import read_json
+from tailwise.catalog.files import check_file, read_record
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
@@ -188,7 +188,7 @@ class _Lookup:
     def _imported_paths(self) -> set[str]:
         """Paths of the tars with good samples, as they were when they were imported."""
         markers = sorted((self.plan.catalog.folder / "samples").glob("part-*.json"))
-        return {shard["path"] for marker in markers for shard in read_json(marker)["shards"]}
+        return {shard["path"] for marker in markers for shard in read_record(marker)["shards"]}
 
     def _why_unknown(self, url: str) -> str:
         catalog, name = self.plan.catalog, self.plan.name
@@ -223,7 +223,7 @@ class _Lookup:
         offsets = self.plan.shard_offsets
         first, stop = int(offsets[shard]), int(offsets[shard + 1])
         first_of_part = int(offsets[self.parts.index(self.parts[shard])])
-        path = self.plan.catalog.samples_path(self.parts[shard])
+        path = check_file(self.plan.catalog.samples_path(self.parts[shard]))
         keys = _read_keys(path, first - first_of_part, stop - first_of_part)
         copies = self.plan.draw(epoch, slice(first, stop)) * self.removals.keeps(slice(first, stop))
         return dict(zip(keys, copies.tolist(), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,15 @@ import numpy.typing as npt
 
 from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, map_array, read_array, read_table, release_pages, replacing
+from tailwise.catalog.files import (
+    create_array,
+    map_array,
+    map_cache,
+    note_digest,
+    read_table,
+    release_pages,
+    replacing,
+)
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.plan.bernoulli import bernoulli_copies
@@ -88,7 +95,7 @@ class Plan:
     @cached_property
     def by_rate(self) -> bool:
         """Whether it carries one rate per row, in place of clusters and quotas."""
-        return (self.folder / "rate.npy").exists()
+        return "rate.npy" in self.manifest["files"]
 
     @cached_property
     def rates(self) -> npt.NDArray[np.float32]:
@@ -99,6 +106,20 @@ class Plan:
     def groups(self) -> npt.NDArray[np.int32]:
         """Cluster of each row, int32 [N]; −1 for rows that are never drawn."""
         return map_array(self.folder / "group.npy")
+
+    def groups_at(self, rows: Rows) -> npt.NDArray[np.int32]:
+        """Clusters of rows (see `groups`), each surely below K: compiled code does not look.
+
+        Raises:
+            UserError: one is not.
+        """
+        groups = np.asarray(self.groups[rows])
+        if groups.max(initial=-1) >= len(self.sizes):
+            raise UserError(
+                f"{self.folder / 'group.npy'} names the group {groups.max():,} of {len(self.sizes):,}: it is damaged; restore it, or "
+                "make the plan anew"
+            )
+        return groups
 
     @cached_property
     def ranks(self) -> npt.NDArray[np.uint32]:
@@ -123,8 +144,7 @@ class Plan:
     @cached_property
     def _annealed(self) -> npt.NDArray[np.int64] | None:
         """Quotas of epoch 0, …, E − 1, and all after it, int64 [E, K]; None where they don't change."""
-        path = self.folder / "quotas.npy"
-        return map_array(path) if path.exists() else None
+        return map_array(self.folder / "quotas.npy") if "quotas.npy" in self.manifest["files"] else None
 
     def quotas_at(self, epoch: int) -> npt.NDArray[np.int64]:
         """Quotas of an epoch, in units of 2⁻³⁰ samples: int64 [K]."""
@@ -205,15 +225,17 @@ class Plan:
             OSError: the plan's folder can't be written to.
         """
         path = self._slots_path(epoch)
-        if self.draw_name != "stream" or not self.dynamic or epoch < 1 or path.exists():
+        if self.draw_name != "stream" or not self.dynamic or epoch < 1 or map_cache(path) is not None:
             return
         with locked(self.folder / ".slots.lock", str(path)), replacing(path, unique=True) as temporary:
             slots = create_array(temporary, (self.rows,), np.uint32)
             for span in self.spans():
                 slots[span] = self.slots(epoch, span)
             del slots
+        note_digest(path)
         for other in sorted(other for other in path.parent.glob("before-*.npy") if other <= path)[:-2]:
             other.unlink()  # the epoch before may still be read by others, and later ones be another training's
+            other.with_suffix(".json").unlink(missing_ok=True)
 
     def _slots_path(self, epoch: int) -> Path:
         return self.folder / "slots" / f"before-{epoch:09d}.npy"
@@ -221,7 +243,7 @@ class Plan:
     def slots(self, epoch: int, rows: Rows) -> npt.NDArray[np.uint32]:
         """Slots of rows before an epoch, from the latest that are kept: uint32 [n]; of a plan drawn by stream."""
         rows = self._checked(rows)
-        groups = np.asarray(self.groups[rows])
+        groups = self.groups_at(rows)
         first, kept = self._kept_slots(epoch)
         slots = np.asarray(kept[rows]) if first else self.stream.first_slots(groups, np.asarray(self.ranks[rows]))
         return self.stream.advance_slots(groups, slots, first, epoch)
@@ -231,16 +253,16 @@ class Plan:
         found = self._slots  # a local name: another thread may be drawing another epoch
         if found[0] == epoch:  # still mapped, whatever has become of the file
             return found
-        there = [int(path.stem.removeprefix("before-")) for path in (self.folder / "slots").glob("before-*.npy")]
-        first = max((number for number in there if number <= epoch), default=0)
-        if first != found[0]:
-            found = 0, np.empty(0, np.uint32)
-            with suppress(
-                OSError, ValueError, EOFError
-            ):  # damaged, or another process has just kept those of another epoch
-                found = first, read_array(self._slots_path(first))
-            self._slots = found
-        return found
+        stems = (path.stem.removeprefix("before-") for path in (self.folder / "slots").glob("before-*.npy"))
+        for first in sorted((int(stem) for stem in stems if stem.isdigit() and int(stem) <= epoch), reverse=True):
+            if first == found[0]:
+                return found
+            slots = map_cache(self._slots_path(first))  # None: damaged, or another process has just removed it
+            if slots is not None and slots.shape == (self.rows,):
+                self._slots = first, slots
+                return self._slots
+        self._slots = 0, np.empty(0, np.uint32)
+        return self._slots
 
     def release_pages(self) -> None:
         """Lets go of the pages that were read of the mapped columns: they stay in the system's cache, and don't count as this process's."""
@@ -286,7 +308,7 @@ def _numbers(rows: Rows) -> npt.NDArray[np.int64]:
 
 
 def _stream_copies(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint8]:
-    groups, ranks = np.asarray(plan.groups[rows]), np.asarray(plan.ranks[rows])
+    groups, ranks = plan.groups_at(rows), np.asarray(plan.ranks[rows])
     return plan.stream.copies(epoch, groups, ranks, plan.slots(epoch, rows))
 
 
@@ -294,11 +316,11 @@ def _bernoulli_copies(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint
     seed = plan.config["seed"]
     if plan.by_rate:
         return bernoulli_copies(seed, epoch, _numbers(rows), np.asarray(plan.rates[rows]))
-    return bernoulli_copies(seed, epoch, _numbers(rows), plan.cluster_rates(epoch), np.asarray(plan.groups[rows]))
+    return bernoulli_copies(seed, epoch, _numbers(rows), plan.cluster_rates(epoch), plan.groups_at(rows))
 
 
 def _ranked_copies(plan: Plan, _: int, rows: Rows) -> npt.NDArray[np.uint8]:
-    groups = np.asarray(plan.groups[rows])
+    groups = plan.groups_at(rows)
     chosen = (groups >= 0) & (plan.ranks[rows] < (plan.quotas >> UNIT_BITS)[groups])
     return chosen.astype(np.uint8)
 
@@ -306,7 +328,7 @@ def _ranked_copies(plan: Plan, _: int, rows: Rows) -> npt.NDArray[np.uint8]:
 def _random_rate(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.float64]:
     if plan.by_rate:
         return plan.rates[rows].astype(np.float64)
-    groups = plan.groups[rows]
+    groups = plan.groups_at(rows)
     return np.where(groups >= 0, plan.cluster_rates(epoch)[groups], 0.0)
 
 

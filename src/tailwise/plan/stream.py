@@ -27,6 +27,7 @@ from tailwise.kernels.keyed import (
 from tailwise.plan.counts import StreamPosition, next_counts
 
 KEPT_TRANSITIONS = 4  # a draw needs two; the next epoch shares none of them
+STEPS = 1 << 24  # permutations evaluated without a look at signals
 MAX_CLUSTER = 4_294_967_291  # the greatest prime below 2³²: permutations work modulo a prime of 32 bits
 
 
@@ -142,7 +143,9 @@ class Stream:
     def first_slots(self, labels: npt.NDArray[np.int32], ranks: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         """Slots of rows before epoch 0: uint32 [n]."""
         slots = np.zeros(len(labels), np.uint32)
-        first_slots(self._base, labels, ranks, self.sizes, self._primes, slots)
+        for start in range(0, len(labels), STEPS):
+            piece = slice(start, start + STEPS)
+            first_slots(self._base, labels[piece], ranks[piece], self.sizes, self._primes, slots[piece])
         return slots
 
     def advance_slots(
@@ -152,9 +155,12 @@ class Stream:
         advanced: npt.NDArray[np.uint32] = np.array(slots)
         if first < last:
             moves = self._transitions(first, last)
-            advance_slots(
-                labels, self.sizes, moves.offsets, moves.tail_start, moves.head, moves.keys, moves.primes, advanced
-            )
+            # In pieces of about half a second: compiled code does not answer signals.
+            rows = max(1, STEPS // max(1, int(np.diff(moves.offsets).max(initial=1))))
+            for start in range(0, len(advanced), rows):
+                piece = slice(start, start + rows)
+                columns = (moves.offsets, moves.tail_start, moves.head, moves.keys, moves.primes)
+                advance_slots(labels[piece], self.sizes, *columns, advanced[piece])
         return advanced
 
     def _window(self, epoch: int) -> _Window:

@@ -19,10 +19,12 @@ from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.embeddings import COLUMNS
 from tailwise.catalog.files import (
+    MANIFEST,
     create_array,
     map_array,
     read_array,
     read_json,
+    read_record,
     read_table,
     write_array,
     write_json,
@@ -192,7 +194,7 @@ def extend_clustering(
 def load_clustering(catalog: Catalog, name: str) -> Clustering:
     """A finished clustering of the catalog; see `read_manifest` for what happens without one."""
     folder = catalog.clusters_folder(name)
-    return Clustering(name, read_json(folder / "manifest.json")["summary"], read_table(folder / "clusters.parquet"))
+    return Clustering(name, read_record(folder / MANIFEST)["summary"], read_table(folder / "clusters.parquet"))
 
 
 def _step(progress: Iterator[int]) -> None:
@@ -355,6 +357,10 @@ class _ClusterStage:
         similarity_sums = np.zeros(len(centroids), np.int64)
         for part in self.parts:
             labels = np.asarray(map_array(self._path("label", part)))
+            if labels.max(initial=MISSING) >= len(centroids):  # written by an interrupted run, and not hashed yet
+                raise UserError(
+                    f"{self._path('label', part)} is damaged: delete {self.artifact.folder}, then repeat this command"
+                )
             write_array(self._path("rank", part), appearance_ranks(labels, seen))
             member = labels >= 0
             units = to_similarity_units(map_array(self._path("similarity", part))[member].astype(np.float64))

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
-from tailwise.catalog.files import create_array, read_json
+from tailwise.catalog.files import create_array, read_record
 from tailwise.errors import UserError
 from tailwise.kernels.duplicates import duplicate_threshold, greedy, in_doubt
 from tailwise.progress import Track, silent
@@ -108,7 +108,7 @@ def dedup(
             decisions = decide.nearest_alone()
             RULES[rule](decide, decisions)
             _finish(compared, artifact, decisions)
-    return Deduplication(name, read_json(folder / "manifest.json")["summary"])
+    return Deduplication(name, read_record(folder / "manifest.json")["summary"])
 
 
 class _Decide:

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.files import check_file
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, end_with_parent, starting_workers
@@ -142,7 +143,7 @@ class _RowGroups:
     def read(self, part: int, first: int, rows: int, columns: list[str]) -> pa.Table:
         """Some columns of consecutive rows of a part."""
         if part != self._part:
-            self._file = pq.ParquetFile(self._catalog.samples_path(part))
+            self._file = pq.ParquetFile(check_file(self._catalog.samples_path(part)))
             counts = [self._file.metadata.row_group(at).num_rows for at in range(self._file.num_row_groups)]
             self._ends = np.cumsum(counts)
             self._part, self._group = part, -1

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.artifacts import MANIFEST
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.files import digest, file_digest, read_json, scratch
+from tailwise.catalog.files import MANIFEST, digest, file_digest, read_record, scratch
 from tailwise.errors import UserError
 from tailwise.progress import Track
 from tailwise.sources.dynamics import ClusterIds
@@ -37,7 +36,7 @@ def check_cluster_ids(catalog: Catalog, name: str, files: list[ClusterIds], *, f
     path = catalog.clusters_folder(name) / MANIFEST
     if not path.exists():
         return False
-    inputs = read_json(path)["identity"]["inputs"]
+    inputs = read_record(path)["identity"]["inputs"]
     if inputs.get("cluster ids") != _ids_digest(files) or fresh:
         what = "an earlier state of the pool" if inputs.get("cluster ids") == _ids_digest(files) else "something else"
         raise UserError(

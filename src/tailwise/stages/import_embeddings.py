@@ -21,7 +21,7 @@ from tailwise.catalog.embeddings import (
     part_marker,
     write_part,
 )
-from tailwise.catalog.files import digest, read_json, release_pages, scratch, write_json
+from tailwise.catalog.files import digest, read_json, read_record, release_pages, scratch, write_json, write_record
 from tailwise.errors import UserError
 from tailwise.progress import Track
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
@@ -147,7 +147,7 @@ class _Joins:
     def __init__(self, catalog: Catalog, column: str, files: list[EmbeddingFile], given: frozenset[int] | None) -> None:
         self.catalog, self.column = catalog, column
         self.folder = catalog.embedding_folder(column)
-        self.done: list[list[str]] = read_json(self._path) if self._path.exists() else []
+        self.done: list[list[str]] = self._joined() if self._path.exists() else []
         self._naming = [file.naming for file in files]
         self.files = [file.fingerprint for file in files]
         self.number = len(self.done) + 1
@@ -171,6 +171,11 @@ class _Joins:
             for file, naming in zip(self.files, self._naming, strict=True)
         ]
 
+    def _joined(self) -> list[list[str]]:
+        """The joins that are done; older versions wrote the list alone."""
+        found = read_json(self._path)
+        return found if isinstance(found, list) else list(read_record(self._path)["joins"])
+
     @property
     def _path(self) -> Path:
         return self.folder / "joins.json"
@@ -186,7 +191,7 @@ class _Joins:
     def written(self, part: Part) -> dict[str, Any] | None:
         """The part's marker, if this very join has written it."""
         marker = part_marker(self.catalog, self.column, part)
-        content: dict[str, Any] | None = read_json(marker) if marker.exists() else None
+        content: dict[str, Any] | None = read_record(marker) if marker.exists() else None
         return content if content and content.get("join") == self.id else None
 
     def parts_to_fill(self) -> list[Part]:
@@ -202,7 +207,7 @@ class _Joins:
         return [part for part in parts if not self.filled(part) or (fresh and self._incomplete(part))]
 
     def _incomplete(self, part: Part) -> bool:
-        return bool(read_json(part_marker(self.catalog, self.column, part))["embedded"] < part.rows)
+        return bool(read_record(part_marker(self.catalog, self.column, part))["embedded"] < part.rows)
 
     def begin(self, parts: list[Part]) -> None:
         """Notes what is being joined to which parts."""
@@ -211,7 +216,7 @@ class _Joins:
 
     def finish(self) -> None:
         """Notes that it is done."""
-        write_json(self._path, [*self.done, self.files])
+        write_record(self._path, {"joins": [*self.done, self.files]})
         self._pending.unlink()
 
     def listed(self, of: str) -> Path:
@@ -254,7 +259,7 @@ class _Fill:
             return int(written["embedded"])
         # After an interruption the rows may be there already, and the marker not: then it has to be written.
         if not joins.resumed and joins.filled(part) and not self._join.sources(part, self._files):
-            return int(read_json(part_marker(joins.catalog, joins.column, part))["embedded"])
+            return int(read_record(part_marker(joins.catalog, joins.column, part))["embedded"])
 
         def chunks() -> Iterator[npt.NDArray[np.float16]]:
             with rejections.writer(listed) as log:  # on disk when the last chunk is taken: before the part's marker

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tailwise.catalog.catalog import HEADER, LOCK, Catalog, Snapshot, local_path
+from tailwise.catalog.catalog import HEADER, LOCK, Catalog, Snapshot, local_path, true_path
 from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
@@ -20,7 +20,7 @@ from tailwise.sources import Found, SourceOptions, find
 from tailwise.sources.columns import DAMAGE, open_table, uid_texts
 from tailwise.sources.datacomp import parse_uids, read_metadata
 from tailwise.stages.import_embeddings import ColumnImport, import_embeddings
-from tailwise.stages.import_shards import MAX_REJECTED_SAMPLES, PART_ROWS, import_shards, true_path
+from tailwise.stages.import_shards import MAX_REJECTED_SAMPLES, PART_ROWS, import_shards
 from tailwise.stages.report import MAX_REJECTED, Rejections, check_share
 
 if TYPE_CHECKING:

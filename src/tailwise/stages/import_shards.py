@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tailwise.catalog.catalog import Catalog, Snapshot, part_name
-from tailwise.catalog.files import file_digest, read_json, scratch, write_json, write_table
+from tailwise.catalog.catalog import Catalog, Snapshot, part_name, true_path
+from tailwise.catalog.files import file_digest, read_record, scratch, write_record, write_table
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
@@ -190,7 +189,7 @@ def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[t
                 "or import the pool into a new catalog"
             )
     parts = range(catalog.snapshot().parts if sizes else 0)
-    read = {tuple(item) for part in parts for item in read_json(_marker(catalog, part))["tars"]}
+    read = {tuple(item) for part in parts for item in read_record(_marker(catalog, part))["tars"]}
     new = []
     seen = {true_path(path) for path in sizes}
     for path, size in tars.items():
@@ -198,11 +197,6 @@ def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[t
             new.append((path, size))
         seen.add(true)
     return new
-
-
-def true_path(path: str) -> str:
-    """A local path without symbolic links, so that no tar is imported twice by two names."""
-    return path if "://" in path else os.path.realpath(path)
 
 
 def _marker(catalog: Catalog, part: int) -> Path:
@@ -219,7 +213,7 @@ def _resumed_parts(
     """The parts that an interrupted import of the same tars, with the same metadata, has finished, from `first` on."""
     position, number, shard = 0, first.number, first.first_shard
     while (marker := _marker(catalog, number)).exists():
-        content = read_json(marker)
+        content = read_record(marker)
         part_tars = [tuple(item) for item in content["tars"]]
         now = tars[position : position + len(part_tars)]
         same = len(now) == len(part_tars) and all(
@@ -237,11 +231,12 @@ def _write_part(
 ) -> list[dict[str, Any]]:
     """Writes samples and rejections of one part, its marker last; returns its shards."""
     path = catalog.samples_path(part.number)
+    _marker(catalog, part.number).unlink(missing_ok=True)  # of an abandoned import
     with rejections.writer(_rejected_path(catalog, part.number)) as log:
         for table in part.rejected:
             log.add_table(table)
     if part.samples:
         write_table(path, pa.concat_tables(part.samples, promote_options="default"))
         content = {"tars": part.tars, "shards": part.shards, "digest": file_digest(path)}
-        write_json(_marker(catalog, part.number), {**content, **notes})
+        write_record(_marker(catalog, part.number), {**content, **notes})
     return part.shards

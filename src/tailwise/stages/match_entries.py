@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import digest, map_array, read_table, write_array, write_table
+from tailwise.catalog.files import check_file, digest, map_array, read_table, write_array, write_table
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.kernels.matching import EntryMatcher
@@ -184,7 +184,7 @@ def _match(
 
 
 def _groups(catalog: Catalog, artifact: Artifact, part: Part, ignore_case: bool) -> Sequence[_Group]:
-    path = catalog.samples_path(part.number)
+    path = check_file(catalog.samples_path(part.number))
     count = pq.ParquetFile(path).num_row_groups
     return [_Group(path, number, artifact.path("entries.parquet"), ignore_case) for number in range(count)]
 

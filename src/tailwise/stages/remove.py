@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.key_text import read_keys
 from tailwise.catalog.locks import locked
 from tailwise.catalog.removals import NAMES_SCHEMA, Removing, removals_folder
 from tailwise.errors import UserError
@@ -37,6 +38,7 @@ class RemovalReport:
         removed_before: samples it names that had been removed.
         several: keys and uids that several samples have; all of those samples are removed.
         of_several: how many samples these are.
+        ambiguous: lines that are the key of one sample and the uid of another; taken as keys.
         unknown: keys and uids that no sample has. They are remembered: a sample imported later is removed at once.
         removed_in_all: samples of the newest snapshot that are removed, by all removals.
     """
@@ -50,6 +52,7 @@ class RemovalReport:
     removed_before: int
     several: int
     of_several: int
+    ambiguous: list[str]
     unknown: list[str]
     removed_in_all: int
 
@@ -67,7 +70,8 @@ def remove(
 
     Args:
         catalog: of the samples.
-        path: .txt with a key or uid (32 hexadecimal digits) a line; or .parquet with uid, or key, or shard (its path) and key.
+        path: .txt with a key or uid (32 hexadecimal digits) a line, see `key_text`; or .parquet with uid, or key, or shard (its path) and
+            key.
         reason: is kept.
         dry_run: only tell what would be done.
         track: shows progress.
@@ -94,6 +98,7 @@ def remove(
         len(found.rows) - len(new),
         int(several.sum()),
         int(found.samples[several].sum()),
+        found.ambiguous,
         found.names.texts(np.flatnonzero(found.samples == 0)),
         len(found.before.rows) + len(new),
     )
@@ -116,12 +121,8 @@ def read_names(path: Path) -> pa.Table:
 
 
 def _read_text(path: Path) -> pa.Table:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}): give a key or uid a line") from error
-    keys = [key for line in lines if (key := line.strip())]
-    uids = [bytes.fromhex(key) if UID.fullmatch(key) else None for key in keys]
+    keys = read_keys(path)
+    uids = [bytes.fromhex(uid) if UID.fullmatch(uid := key.strip(" \t")) else None for key in keys]
     return _table(keys, uids, None)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.artifacts import MANIFEST, Artifact
+from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.embeddings import check_one_encoder
-from tailwise.catalog.files import digest, file_digest, map_array, read_json
+from tailwise.catalog.files import MANIFEST, digest, file_digest, map_array, read_record
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 from tailwise.stages import score_makers as makers
@@ -61,7 +61,7 @@ def score_figures(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -
 
     Empty where the score is not of a file.
     """
-    summary = read_json(_make(catalog, snapshot, request, silent) / MANIFEST)["summary"]
+    summary = read_record(_make(catalog, snapshot, request, silent) / MANIFEST)["summary"]
     return {name: value for name, value in summary.items() if name.startswith("keys")}
 
 
@@ -253,7 +253,7 @@ def _text_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[s
 
 def _samples_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG001
     paths = [catalog.samples_path(part.number) for part in catalog.parts(snapshot)]
-    return digest([read_json(path.with_suffix(".json"))["digest"] for path in paths])
+    return digest([read_record(path.with_suffix(".json"))["digest"] for path in paths])
 
 
 def _column_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:

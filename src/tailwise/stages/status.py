@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.catalog.artifacts import MANIFEST, PENDING
+from tailwise.catalog.artifacts import PENDING
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import read_json
+from tailwise.catalog.files import MANIFEST, read_record
 from tailwise.catalog.removals import Removals
 from tailwise.stages.report import Rejections
 
@@ -63,7 +63,7 @@ def _snapshots(catalog: Catalog) -> Section:
     done = snapshots[-1].parts if snapshots else 0
     begun: list[Section] = []
     while (marker := catalog.samples_path(done + len(begun)).with_suffix(".json")).exists():
-        begun.append(read_json(marker)["shards"])
+        begun.append(read_record(marker)["shards"])
     if begun:
         shards = [shard for part in begun for shard in part]
         rows = sum(shard["rows"] for shard in shards)
@@ -73,8 +73,8 @@ def _snapshots(catalog: Catalog) -> Section:
 
 
 def _column(catalog: Catalog, path: Path) -> dict[str, Any]:
-    column = read_json(path)
-    markers = [read_json(marker) for marker in sorted(path.parent.glob("part-*.json"))]
+    column = read_record(path)
+    markers = [read_record(marker) for marker in sorted(path.parent.glob("part-*.json"))]
     parts = len(catalog.parts()) if catalog.snapshots() else 0
     return {
         "column": path.parent.name,
@@ -91,7 +91,7 @@ def _artifacts(folder: Path, shown: tuple[str, ...]) -> Section:
         done = (path / MANIFEST).exists()
         if not done and not (path / PENDING).exists():
             continue
-        identity = read_json(path / MANIFEST)["identity"] if done else read_json(path / PENDING)
+        identity = read_record(path / MANIFEST)["identity"] if done else read_record(path / PENDING)
         config = {**identity["config"], **identity.get("derived", {})}
         state = "complete" if done else "unfinished"
         columns = {key: _shown(config.get(key)) for key in shown}

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tailwise.catalog.artifacts import MANIFEST, finished
+from tailwise.catalog.artifacts import finished
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.files import read_json
+from tailwise.catalog.files import MANIFEST, read_json
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan

@@ -6,26 +6,40 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tailwise.catalog.artifacts import MANIFEST, artifact_id
-from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import file_digest, read_json
+from tailwise.catalog.artifacts import artifact_id
+from tailwise.catalog.catalog import HEADER, SERIES, Catalog
+from tailwise.catalog.files import MANIFEST, file_digest, read_record
 from tailwise.catalog.removals import removals_folder
+from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 
 
 def verify(catalog: Catalog, track: Track = silent) -> tuple[int, list[Path]]:
-    """Hashes every file whose hash was noted when it was written: samples, embeddings, removals, and all files of finished artifacts.
+    """Checks every file that decides results: by the hash that was noted when it was written, or that it holds itself.
 
     Returns:
         How many files were looked at, and those that are missing or changed.
+
+    Raises:
+        UserError: a file is missing or changed without which nobody can tell which files there should be.
     """
+    for name in SERIES:
+        catalog.series(name).read()
     noted = list(_noted(catalog))
-    bad = [
-        path
-        for path, digest in track(noted, "hashing files", len(noted))
-        if not path.exists() or file_digest(path) != digest
-    ]
+    bad = [path for path, digest in track(noted, "hashing files", len(noted)) if not _sound(path, digest)]
     return len(noted), bad
+
+
+def _sound(path: Path, digest: str | None) -> bool:
+    if not path.exists():
+        return False
+    if digest is not None:
+        return file_digest(path) == digest
+    try:
+        read_record(path)
+    except UserError:
+        return False
+    return True
 
 
 # What an artifact names among its inputs: folder of the catalog, and where in its configuration the name stands.
@@ -39,10 +53,9 @@ def broken_inputs(catalog: Catalog) -> list[str]:
     lines = []
     for kind in ("clusters", "drops", "plans"):
         for manifest in sorted((catalog.folder / kind).glob(f"*/{MANIFEST}")):
-            identity = read_json(manifest)["identity"]
-            for folder, expected in _inputs(catalog, identity):
+            for folder, expected in _inputs(catalog, _manifest(manifest)["identity"]):
                 there = folder / MANIFEST
-                if not there.exists() or artifact_id(read_json(there)) != expected:
+                if not there.exists() or artifact_id(_manifest(there)) != expected:
                     state = "was made anew since" if there.exists() else "is missing"
                     names = (f"{path.parent.name}/{path.name}" for path in (folder, manifest.parent))
                     lines.append("{} {state}: {} was made from it".format(*names, state=state))
@@ -61,25 +74,44 @@ def _inputs(catalog: Catalog, identity: Mapping[str, Any]) -> Iterator[tuple[Pat
             yield catalog.drops_folder(name.removeprefix(_WITHOUT)), value
 
 
-def _noted(catalog: Catalog) -> Iterator[tuple[Path, str]]:
+def _noted(catalog: Catalog) -> Iterator[tuple[Path, str | None]]:
+    """All files and their hashes; None for records, which hold their own."""
+    yield catalog.folder / HEADER, None
     parts = catalog.parts()
     for part in parts:
-        path = catalog.samples_path(part.number)
-        yield path, _digest(path.with_suffix(".json"))
+        yield from _marked(catalog.samples_path(part.number))
     for column in sorted((catalog.folder / "embeddings").glob("*/column.json")):
+        yield column, None
+        if (joins := column.with_name("joins.json")).exists():
+            yield joins, None
         for part in parts:
             path = column.parent / f"{part.name}.npy"
             if path.exists() or path.with_suffix(".json").exists():
-                yield path, _digest(path.with_suffix(".json"))
-    for folder in (removals_folder(catalog), removals_folder(catalog) / "found"):
-        for marker in sorted(folder.glob("*.json")):
-            yield marker.with_suffix(".npy" if folder.name == "found" else ".parquet"), _digest(marker)
+                yield from _marked(path)
+    for removal in catalog.series("removals").read():
+        yield removals_folder(catalog) / f"{removal['number']:06d}.parquet", removal["digest"]
+    for marker in sorted((removals_folder(catalog) / "found").glob("*.json")):
+        yield from _marked(marker.with_suffix(".npy"))
     for kind in ("clusters", "scores", "matches", "neighbours", "drops", "plans"):
         for manifest in sorted((catalog.folder / kind).glob(f"*/{MANIFEST}")):
-            for name, digest in read_json(manifest)["files"].items():
+            yield manifest, None
+            for name, digest in _manifest(manifest)["files"].items():
                 yield manifest.parent / name, digest
 
 
-def _digest(marker: Path) -> str:
-    """What a done-marker notes; nothing equals the hash that a missing one would note."""
-    return str(read_json(marker)["digest"]) if marker.exists() else f"no {marker.name}"
+def _manifest(path: Path) -> dict[str, Any]:
+    """A manifest; an empty one where it is damaged, which `verify` tells."""
+    try:
+        return read_record(path)
+    except UserError:
+        return {"identity": {"inputs": {}}, "files": {}}
+
+
+def _marked(path: Path) -> Iterator[tuple[Path, str | None]]:
+    """A file and its marker; nothing equals the hash that a missing or damaged one would note."""
+    marker = path.with_suffix(".json")
+    yield marker, None
+    try:
+        yield path, str(read_record(marker)["digest"]) if marker.exists() else f"no {marker.name}"
+    except UserError:
+        yield path, f"no sound {marker.name}"

@@ -16,7 +16,7 @@ from tailwise.catalog.artifacts import finished, read_manifest
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.drops import DropList
 from tailwise.catalog.embeddings import COLUMNS
-from tailwise.catalog.files import map_array, read_table
+from tailwise.catalog.files import check_file, map_array, read_table
 from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.errors import UserError
@@ -64,7 +64,7 @@ def _find(catalog: Catalog, name: str) -> Iterator[tuple[Part, int]]:
     columns = ["key"] if uid is None else ["key", "uid"]
     for part in catalog.parts():
         first = part.first_row
-        with pq.ParquetFile(catalog.samples_path(part.number)) as file:
+        with pq.ParquetFile(check_file(catalog.samples_path(part.number))) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=columns)
                 hit = pc.equal(table.column("key"), name)
@@ -124,7 +124,7 @@ class _Teller:
 
     def _row(self, part: Part, at: int) -> Story:
         """One row of the samples, from the row group that holds it."""
-        with pq.ParquetFile(self._catalog.samples_path(part.number)) as file:
+        with pq.ParquetFile(check_file(self._catalog.samples_path(part.number))) as file:
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if at < rows:

@@ -1,0 +1,47 @@
+"""Relocate: other paths for the shards of a catalog, checked before they are written."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from tailwise.catalog.catalog import Catalog
+from tailwise.errors import UserError
+from tailwise.loader.shards import Damage, damaged_shards, with_bytes
+from tailwise.progress import Track, silent
+
+INDEXED = 16  # tars whose headers are walked; of the others the size is compared
+
+
+def relocate(catalog: Catalog, old: str, new: str, track: Track = silent) -> int:
+    """Replace the leading folders `old` of the shards' paths by `new`; returns how many paths changed.
+
+    The size of every moved tar must be that of the import; so must the index of INDEXED of them, at even distances. (The others are
+    compared with their fingerprint when they are opened.)
+
+    Args:
+        catalog: whose shards.
+        old: leading part of paths.
+        new: takes its place.
+        track: shows progress.
+
+    Raises:
+        UserError: no path begins so, a moved tar is missing or another one, two shards would become one file, or another process is
+            writing the catalog.
+    """
+
+    def check(moved: pa.Table) -> None:
+        tars = with_bytes(moved)
+        sample = (0, max(1, -(-tars.num_rows // INDEXED)))
+        found = damaged_shards(moved, "size", track=track)
+        if found := found or damaged_shards(tars, "index", share=sample, track=track):
+            raise _refused(found, moved.num_rows)
+
+    return catalog.relocate(old, new, check)
+
+
+def _refused(found: list[Damage], moved: int) -> UserError:
+    first = found[0]
+    return UserError(
+        f"{len(found):,} of {moved:,} shards are not where they would be: {first.path} is {first.reason}; move the tars there first, or "
+        "name the folder that holds them"
+    )

@@ -1,0 +1,109 @@
+"""Exports and removals: what an export lists can be removed, and nothing that was removed meanwhile is published."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tailwise.catalog.removals import Removals
+from tailwise.errors import UserError
+from tailwise.export import EXPORTS, export
+from tailwise.stages.import_pool import import_pool
+from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.remove import remove
+
+KEYS = [
+    "plain",
+    " lead",
+    "lead",
+    "trail ",
+    "\tfirst",
+    "#x",
+    '"x"',
+    '\\"x"',
+    "a\\n",
+    "\ufeffbom",
+    "nel\u0085",
+    "ls\u2028",
+]
+KEYS += ["fs\x1c", "e\u0301", "é", "0" * 32]
+
+
+@pytest.fixture
+def odd(tmp_path, make_tar, make_image):
+    """A catalog of samples with KEYS."""
+    members = [member for key in KEYS for member in ((f"{key}.jpg", make_image()), (f"{key}.txt", b"x"))]
+    make_tar(tmp_path / "pool" / "00000.tar", members)
+    return import_pool(tmp_path / "pool", tmp_path / "catalog", workers=1).catalog
+
+
+def test_an_export_of_keys_fed_back_leaves_nothing(odd, tmp_path):
+    there = [key for part in odd.parts() for key in odd.samples(part, ["key"]).column(0).to_pylist()]
+    assert there == KEYS
+    plan = make_plan(odd, "p", PlanRequest("random", keep=1.0))
+    export(plan, "keys", tmp_path / "keys.txt")
+    report = remove(odd, tmp_path / "keys.txt")
+    assert (report.removed, report.unknown, report.ambiguous) == (len(there), [], [])
+    assert export(plan, "keys", tmp_path / "keys.txt", overwrite=True) == 0
+
+
+@pytest.mark.parametrize("key", [" lead", "lead", "trail ", '"x"', "#x"])
+def test_a_key_removes_itself_and_nothing_else(odd, tmp_path, key):
+    (tmp_path / "keys.txt").write_text(f"{key}\n")
+    assert remove(odd, tmp_path / "keys.txt").removed == 1
+    (row,) = Removals.of(odd).rows.tolist()
+    assert odd.samples(odd.parts()[0], ["key"]).column(0)[row].as_py() == key
+
+
+def test_a_key_that_is_the_uid_of_another_sample(tmp_path, make_tar, make_image):
+    uid = "0123456789abcdef" * 2
+    members = [(f"{uid}.jpg", make_image()), (f"{uid}.txt", b"x"), ("b.jpg", make_image()), ("b.txt", b"x")]
+    make_tar(tmp_path / "pool" / "00000.tar", [*members, ("b.json", f'{{"uid": "{uid}"}}'.encode())])
+    catalog = import_pool(tmp_path / "pool", tmp_path / "catalog", workers=1).catalog
+    (tmp_path / "keys.txt").write_text(f"{uid}\n")
+    report = remove(catalog, tmp_path / "keys.txt")
+    assert (report.removed, report.ambiguous) == (1, [uid])
+    assert remove(catalog, tmp_path / "keys.txt").number is None
+    pq.write_table(pa.table({"uid": [uid]}), tmp_path / "uids.parquet")
+    assert remove(catalog, tmp_path / "uids.parquet").removed == 1
+
+
+@pytest.mark.parametrize("format_name", [name for name in EXPORTS if name not in {"keys", "rates-json"}])
+@pytest.mark.parametrize("at", [0, 1])
+def test_what_is_removed_meanwhile_is_not_published(mixed, tmp_path, format_name, at):
+    """The removal comes before part `at` is drawn. (Keys clash in this pool; formats of keys come below.)"""
+    plan = make_plan(mixed, "p", PlanRequest("random", keep=1.0))
+    uids = [uid.hex() for part in mixed.parts() for uid in mixed.samples(part, ["uid"]).column(0).to_pylist()]
+    (tmp_path / "uids.txt").write_text(f"{uids[3]}\n{uids[-3]}\n")
+    output = tmp_path / "out"
+
+    def removing(items, *_):
+        for number, item in enumerate(items):
+            if number == at and not Removals.of(mixed).id:
+                remove(mixed, tmp_path / "uids.txt")
+            yield item
+
+    with pytest.raises(UserError, match="samples were removed from the catalog while"):
+        export(plan, format_name, output, track=removing)
+    assert not output.is_file()
+    assert not (output / "sizes.json").exists()
+
+
+@pytest.mark.parametrize("format_name", ["keys", "rates-json", "parquet"])
+def test_what_is_removed_meanwhile_of_unique_keys(small_catalog, tmp_path, format_name):
+    plan = make_plan(small_catalog, "p", PlanRequest("random", keep=1.0))
+    (tmp_path / "keys.txt").write_text("000003\n000597\n")
+    output = tmp_path / "out"
+    export(plan, format_name, output)
+    before = output.read_bytes()
+
+    def removing(items, *_):
+        for number, item in enumerate(items):
+            if number == 1:
+                remove(small_catalog, tmp_path / "keys.txt")
+            yield item
+
+    with pytest.raises(UserError, match="run this command again"):
+        export(plan, format_name, output, overwrite=True, track=removing)
+    assert output.read_bytes() == before
+    export(plan, format_name, output, overwrite=True)
+    assert output.read_bytes() != before
