@@ -166,7 +166,7 @@ def test_mistaken_commands_are_one_safe_line(arguments):
 
 def test_ascii_terminals_get_ascii():
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": ""}
-    code = "import sys; sys.argv = ['tailwise', 'status', b'caf\\xe9 \\xc3\\xa9 \\x1b'.decode('utf-8', 'surrogateescape')]\n"
+    code = "import sys; sys.argv = ['tailwise', 'status', 'caf\\xe9 \\x1b']\n"
     code += "from tailwise.cli import main; main()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment)
     assert found.returncode == 2 and b"Traceback" not in found.stderr and b"\x1b" not in found.stderr
@@ -184,3 +184,15 @@ def test_progress_descriptions_are_shown_as_given(monkeypatch):
     )
     assert list(progress.bars([1, 2], "[/b] \x1b[2J")) == [1, 2]
     assert "[/b] \\x1b[2J" in stream.getvalue()
+
+
+def test_arguments_that_are_not_utf_8_are_refused(tmp_path):
+    for words in (
+        ["remove", "cat", "--keys", "k.txt", "--reason", b"\xff"],
+        ["why", "cat", b"\xff"],
+        ["import", "a", b"\xff\x1b"],
+    ):
+        command = [sys.executable, "-m", "tailwise", *words]
+        found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert found.returncode == 2 and "is not UTF-8" in found.stderr and found.stderr.count("\n") == 1
+        assert_safe(found.stderr)

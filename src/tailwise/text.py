@@ -47,3 +47,8 @@ def spreadsheet_cell(text: str) -> str:
     come back to the byte.
     """
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether files can hold the text. They cannot hold lone surrogates, as Python makes them of bytes that are not UTF-8."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)

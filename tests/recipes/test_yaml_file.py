@@ -33,6 +33,8 @@ REFUSED = {
     "no such day": ("a: 2024-99-99\n", "month must be in"),
     "a number of 10,000 digits": ("a: " + "9" * 10_000 + "\n", "more than 100 digits"),
     "a hexadecimal number": ("a: 0x" + "f" * 10_000 + "\n", "more than 100 digits"),
+    "an escaped NUL": ('a: "b\\0"\n', "holds a NUL"),
+    "half a character": ('a: "b\\ud800"\n', "half a character"),
     "a list as a key": ("? [a]\n: b\n", "unhashable"),
     "a long tag": ("!<" + "x" * 100_000 + "> a", "could not determine a constructor"),
 }

@@ -37,7 +37,7 @@ from tailwise.cli import (
 from tailwise.cli.app import app
 from tailwise.errors import UserError
 from tailwise.printing import say
-from tailwise.text import plain
+from tailwise.text import is_unicode, plain
 
 __all__ = ["app", "main"]
 
@@ -75,6 +75,9 @@ def main() -> None:
         signal.signal(number, _interrupt)
     _show_foreign_text_safely()
     try:
+        for word in sys.argv[1:]:
+            if not is_unicode(word):
+                raise UserError(f"{word!r} is not UTF-8: arguments and paths must be; rename the file")
         sys.exit(app(standalone_mode=False))
     except UserError as error:
         say(f"tailwise: {error}", error=True)

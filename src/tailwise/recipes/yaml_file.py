@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tailwise.errors import UserError
+from tailwise.text import is_unicode
 
 MAX_BYTES = 256 * 1024  # of a file; the largest recipe of ours has 3 KB
 MAX_DEPTH = 50
@@ -37,14 +38,21 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         self._depth -= 1
         if alias and id(node) not in self._sizes:
             raise yaml.MarkedYAMLError(None, None, "an alias refers to the value that holds it", mark)
-        own = 1 + (len(node.value) // 50 if isinstance(node, yaml.ScalarNode) else 0)
+        own = 1 + (self._check(node) // 50 if isinstance(node, yaml.ScalarNode) else 0)
         self._unfolded += self._sizes[id(node)] if alias else own
         self._sizes.setdefault(id(node), self._unfolded - before)
-        if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
-            raise yaml.MarkedYAMLError(None, None, f"holds a number of more than {MAX_DIGITS} digits", mark)
         if self._unfolded > MAX_NODES:
             raise yaml.MarkedYAMLError(None, None, f"unfolds to more than {MAX_NODES:,} values", mark)
         return node
+
+    @staticmethod
+    def _check(node: yaml.ScalarNode) -> int:
+        """Return the length of a value that files, paths and messages can hold."""
+        if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+            raise yaml.MarkedYAMLError(None, None, f"holds a number of more than {MAX_DIGITS} digits", node.start_mark)
+        if "\0" in node.value or not is_unicode(node.value):
+            raise yaml.MarkedYAMLError(None, None, "holds a NUL or half a character", node.start_mark)
+        return len(node.value)
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """Compose a mapping whose keys differ."""

@@ -19,6 +19,7 @@ from tailwise.catalog.locks import locked
 from tailwise.catalog.removals import NAMES_SCHEMA, Removing, removals_folder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
+from tailwise.text import is_unicode
 
 UID = re.compile(r"[0-9a-fA-F]{32}")
 DEFAULT_REASON = "on request"
@@ -82,6 +83,8 @@ def remove(
     table = read_names(path)
     if not reason.strip():
         raise UserError("--reason is empty: say why, or leave it out")
+    if not is_unicode(reason):
+        raise UserError(f"--reason {reason!r} is not UTF-8, and could not be listed later")
     folder = removals_folder(catalog)
     with nullcontext() if dry_run else locked(folder / ".lock", str(folder)):
         found = Removing.find(catalog, table, track)
