@@ -187,7 +187,7 @@ def test_interrupted_ranks_end_and_one_of_them_gives_the_advice(drawn_plan, tiny
     while any(map(runs, children)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(runs, children))
-    advice = [line for line in log.read_text().splitlines() if "interrupted" in line]
+    advice = [line for line in log.read_text().splitlines() if "tailwise: interrupted; " in line]
     assert len(advice) == 1
     assert "start the same ranks with: -m tailwise train" in advice[0]
     assert " --resume -- " in advice[0]
