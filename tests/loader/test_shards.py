@@ -3,10 +3,13 @@
 import shutil
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 
+from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.loader.shards import CHECKS, Damage, check_shards
+from tailwise.loader.stores import open_store
 from tailwise.stages.import_pool import import_pool
 
 
@@ -47,6 +50,11 @@ def unreadable(path):
     path.mkdir()
 
 
+def other_caption(path):
+    """Names, offsets and sizes stay."""
+    path.write_bytes(path.read_bytes().replace(b"caption of 000010002", b"caption of 000010003"))
+
+
 def renamed_in_header(path):
     """Valid checksum, same size, other name."""
     content = bytearray(path.read_bytes())
@@ -60,8 +68,9 @@ def renamed_in_header(path):
         (missing, "missing", {"size", "index"}),
         (shorter, "when it was imported", {"size", "index"}),
         (unreadable, "unreadable: IsADirectoryError", {"size", "index"}),
-        (other_members, "other members", {"index"}),
-        (renamed_in_header, "other members", {"index"}),
+        (other_members, "other", {"size", "index"}),
+        (renamed_in_header, "other", {"size", "index"}),
+        (other_caption, "other content", {"size", "index"}),
     ],
 )
 def test_damage(catalog, pool, harm, reason, seen_by):
@@ -76,6 +85,34 @@ def test_damage(catalog, pool, harm, reason, seen_by):
             assert found == []
 
 
+def test_a_catalog_of_an_older_version_has_no_fingerprints(catalog, pool):
+    """It opens; lengths and members are compared as before."""
+    path = catalog.folder / "shards.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["fingerprint"]), path)
+    older = Catalog.open(catalog.folder)
+    assert older.shards().column("fingerprint").null_count == 3
+    other_caption(pool / "00001.tar")
+    assert damage_of(older, "size") == damage_of(older, "index") == []
+    renamed_in_header(pool / "00001.tar")
+    assert damage_of(older, "size") == []
+    assert [item.shard for item in damage_of(older, "index")] == [1]
+
+
+def test_a_change_behind_the_first_block_is_seen_by_the_index_check_and_when_the_tar_is_opened(tmp_path, make_tar):
+    members = [item for key in "ab" for item in ((f"{key}.jpg", bytes(100_000)), (f"{key}.txt", key.encode()))]
+    path = make_tar(tmp_path / "pool" / "0.tar", members)
+    catalog = import_pool([str(path)], tmp_path / "catalog", workers=1).catalog
+    path.write_bytes(path.read_bytes().replace(b"b" + bytes(511), b"x" + bytes(511)))
+    assert damage_of(catalog, "size") == []
+    assert [item.reason for item in damage_of(catalog, "index")] == ["other content than when it was imported"]
+    table = catalog.shards()
+    store = open_store([str(path)], tmp_path / "cache", 10**6, fingerprints=table.column("fingerprint").to_pylist())
+    for _ in range(2):  # once found, it is not read again
+        with pytest.raises(OSError, match="other content than when it was imported"):
+            store.read(0, 512, 600)
+    assert open_store([str(path)], tmp_path / "cache", 10**6).read(0, 512, 600) == bytes(88)
+
+
 def test_remote_tars(pool, tmp_path):
     memory = fsspec.filesystem("memory")
     shutil.copytree(pool, tmp_path / "copy")
@@ -87,6 +124,19 @@ def test_remote_tars(pool, tmp_path):
     url = catalog.shards().column("path").to_pylist()[2]
     memory.pipe("/checked/00002.tar", b"short")
     assert check_shards(catalog, catalog.snapshot(), "size")[0].reason.startswith("5 bytes;")
+    memory.pipe(
+        "/checked/00002.tar",
+        (pool / "00002.tar").read_bytes().replace(b"caption of 000020003", b"caption of 000020004"),
+    )
+    for check in ("size", "index"):
+        assert check_shards(catalog, catalog.snapshot(), check, workers=1)[0].reason.startswith("other content")
+    names = ("path", "index_checksum", "size_bytes", "fingerprint")
+    columns = (catalog.shards().column(name).to_pylist() for name in names)
+    paths, versions, sizes, fingerprints = columns
+    store = open_store(paths, tmp_path / "cache", 10**6, versions, sizes, fingerprints)
+    assert store.read(0, 0, 9) == b"000000000"
+    with pytest.raises(OSError, match="other content than when it was imported"):
+        store.read(2, 0, 9)
     memory.rm("/checked/00002.tar")
     for check in ("size", "index"):
         assert check_shards(catalog, catalog.snapshot(), check, workers=1) == [Damage(2, url, "missing")]

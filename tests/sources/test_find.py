@@ -116,3 +116,108 @@ def test_one_empty_source_among_good_ones_is_told(tmp_path, pool):
 def test_unknown_format_lists_the_known():
     with pytest.raises(UserError, match=r"unknown format 'parquetx'.*webdataset, clip-retrieval"):
         find(["anything"], "parquetx")
+
+
+# --- what is missing, and what is not imported --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", ["{00000..00005}.tar", "{*,x*}.tar", "00000.tar::PLACE/00007.tar", "{.,below}"])
+def test_tars_missing_from_a_pattern_are_refused_by_name(tmp_path, pool, pattern):
+    given = str(tmp_path / "pool" / pattern).replace("PLACE", str(tmp_path / "pool"))
+    with pytest.raises(UserError, match="missing") as caught:
+        find([given])
+    assert any(name in str(caught.value) for name in ("00003.tar", "x*.tar", "00007.tar", "below"))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_remote_tars_are_refused_by_name(make_tar_bytes):
+    with fsspec.open("memory://gaps/0.tar", "wb") as stream:
+        stream.write(make_tar_bytes([]))
+    for source in ("memory://gaps/{0..4}.tar", "memory://gaps/0.tar::memory://gaps/1.tar"):
+        with pytest.raises(UserError, match=r"missing: .*gaps/1\.tar"):
+            find([source])
+
+
+def test_lists_joined_as_open_clip_takes_them(tmp_path, pool):
+    assert names([f"{pool[1]}::{tmp_path}/pool/{{00000,00002}}.tar"]) == [pool[1], pool[0], pool[2]]
+
+
+@pytest.mark.parametrize("folder", ["part[1]", "a{b,c}", "x*", "white space", "x{1..3}[y]?"])
+def test_folders_with_odd_names_in_patterns(tmp_path, make_pool, folder):
+    made = list(map(str, make_pool(tmp_path / folder / "in{side}", [1, 1, 1])))
+    for pattern in (
+        "in{side}",
+        "in{side}/*.tar",
+        "in{side}/{00000..00002}.tar",
+        "in{side}/0000[0-2].tar",
+        "*/0000?.tar",
+    ):
+        assert names([tmp_path / folder / pattern]) == made
+    with pytest.raises(UserError, match=r"00003\.tar"):
+        find([str(tmp_path / folder / "in{side}" / "{00000..00003}.tar")])
+
+
+def test_files_with_odd_names_in_patterns(tmp_path, make_pool):
+    (path,) = make_pool(tmp_path / "pool", [1])
+    for number in range(2):
+        (tmp_path / "pool" / f"x[1]_{number}.tar").write_bytes(path.read_bytes())
+    assert len(names([tmp_path / "pool" / "x[1]_{0..1}.tar"])) == 2
+
+
+def test_tars_below_other_tars_are_told(tmp_path, make_pool):
+    top = list(map(str, make_pool(tmp_path, [1])))
+    make_pool(tmp_path / "more", [1, 1], first_shard=5)
+    make_pool(tmp_path / ".hidden", [1])
+    found = find([str(tmp_path)])
+    assert list(found.tars) == top
+    assert [(item.reason, item.path.rsplit("/", 1)[1]) for item in found.left_out] == [
+        ("tar in a folder below other tars", name) for name in ("00005.tar", "00006.tar")
+    ]
+    assert found.notes[0].startswith("not imported: 2 × tar in a folder below other tars, first ")
+
+
+def test_compressed_tars_and_leftovers_are_told(tmp_path, make_pool):
+    (tmp_path / "pool").mkdir()
+    for name in ("a.tar.gz", "b.tgz", "c.tar.zst", "d.tar.xz"):
+        (tmp_path / "pool" / name).touch()
+    for source in ("pool", "pool/a.tar.gz", "pool/*"):
+        with pytest.raises(UserError, match=r"compressed tar.*unpack"):
+            find([str(tmp_path / source)])
+    (path,) = make_pool(tmp_path / "pool", [1])
+    (tmp_path / "pool" / "._00000.tar").write_bytes(b"\0\5\x16\7")
+    found = find([str(tmp_path / "pool")])
+    assert list(found.tars) == [str(path)]
+    assert sorted(item.reason for item in found.left_out) == ["compressed tar"] * 4 + ["leftover of macOS"]
+
+
+def test_a_path_that_is_not_utf8_is_told(tmp_path, make_pool):
+    made = list(map(str, make_pool(tmp_path / "pool", [1, 1])))
+    try:
+        (tmp_path / "pool" / "00001.tar").rename(tmp_path / "pool" / "\udcff.tar")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    found = find([str(tmp_path / "pool")])
+    assert list(found.tars) == made[:1]
+    (item,) = found.left_out
+    assert item.reason == "path is not UTF-8"
+    assert "\\udcff.tar" in item.path
+
+
+@pytest.mark.parametrize("tars", ["", "shards", "shards/a"])
+@pytest.mark.parametrize("embeddings", ["", "embeddings", "clip/l14"])
+def test_embeddings_are_found_below_a_folder(tmp_path, make_pool, make_embeddings, make_vectors, tars, embeddings):
+    make_pool(tmp_path / tars, [2])
+    make_embeddings(tmp_path / embeddings, make_vectors(["a", "b"]), partitions=2)
+    make_embeddings(tmp_path / ".trash", make_vectors(["a", "b"]))
+    found = find([str(tmp_path)])
+    assert len(found.tars) == 1
+    assert [file.path.parent.parent for file in found.embeddings["image"]] == [tmp_path / embeddings] * 2
+
+
+def test_embeddings_at_a_url_are_told(make_tar_bytes):
+    with fsspec.open("memory://remote-pool/0.tar", "wb") as stream:
+        stream.write(make_tar_bytes([]))
+    with fsspec.open("memory://remote-pool/img_emb/img_emb_0.npy", "wb") as stream:
+        stream.write(b"")
+    found = find(["memory://remote-pool"])
+    assert [item.reason for item in found.left_out] == ["folder of embeddings at a URL"]

@@ -189,3 +189,18 @@ def test_values_that_nobody_knows_are_refused(options):
 def test_remote_tables_are_nothing():
     with pytest.raises(UserError, match="nothing to import"):
         found("memory://metadata/a.parquet")
+
+
+def test_tables_below_tars_with_sidecars(tmp_path, make_pool, write_vectors):
+    for path in make_pool(tmp_path, [1]):
+        pq.write_table(pa.table({"key": ["a"]}), path.with_suffix(".parquet"))
+    write_vectors(tmp_path / "embeddings" / "e.parquet")
+    assert summary(found(tmp_path)) == {**NOTHING, "tars": ["00000.tar"], "embeddings": {"image": ["e.parquet"]}}
+
+
+def test_tables_missing_from_a_pattern_are_refused_by_name(tmp_path, write_vectors):
+    for name in ("0", "2"):
+        write_vectors(tmp_path / "odd[1]" / f"{name}.parquet")
+    assert summary(found(tmp_path / "odd[1]" / "*.parquet"))["embeddings"] == {"image": ["0.parquet", "2.parquet"]}
+    with pytest.raises(UserError, match=r"1 of 3 .* missing.*1\.parquet"):
+        found(tmp_path / "odd[1]" / "{0..2}.parquet")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS
-from tailwise.sources.paths import TarMatcher, homes, in_folder, in_tar
+from tailwise.sources.paths import TarMatcher, dotted_key, homes, in_folder, in_tar
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,21 @@ def test_names_in_tars(name, place):
 )
 def test_names_in_folders(name, place):
     assert in_folder(name) == place
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("x/0.tar/photo.0001.jpg", "photo.0001"),
+        ("x/0.tar/photo.jpg", "photo"),
+        ("x/0.tar/photo", "photo"),
+        ("x/0.tar/v1.2/photo", "v1.2/photo"),
+        ("x/0/a.b.c.jpg", "a.b.c"),
+    ],
+)
+def test_longer_keys_of_dotted_names(name, key):
+    place = in_tar(name) or in_folder(name)
+    assert dotted_key(name, place) == key
 
 
 def test_homes_of_names_each_once():

@@ -523,3 +523,14 @@ def test_many_samples_left_out_are_an_error(run, tmp_path, pool, make_tar):
     make_tar(tmp_path / "pool" / "00010.tar", [("x.txt", b"x")])
     assert "1 of 1 samples" in fail(run, tmp_path / "pool", max_rejected=None)
     assert "must lie between 0 and 1" in fail(run, tmp_path / "pool", max_rejected=2)
+
+
+def test_embeddings_of_dotted_names_by_path(tmp_path, make_tar, make_partition):
+    names = ["photo.0001", "photo.0002", "a"]
+    members = [item for name in names for item in ((f"{name}.jpg", b"i"), (f"{name}.txt", b"c"))]
+    make_tar(tmp_path / "pool" / "0.tar", [*members, ("a.seg.png", b"s")])
+    paths = [*(f"/old/pool/0.tar/{name}.jpg" for name in names[:2]), "/old/pool/0.tar/a.seg.png"]
+    make_partition(tmp_path / "pool" / "embeddings", 0, paths, np.eye(3, 4, dtype=np.float32))
+    report = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1)
+    assert [made.embedded for made in report.columns] == [3]
+    assert not report.rejections.counts

@@ -28,7 +28,7 @@ from tailwise.catalog.files import (
     write_table,
 )
 from tailwise.catalog.locks import locked
-from tailwise.catalog.schema import SHARD_SCHEMA
+from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.catalog.series import HEAD, Series
 from tailwise.errors import UserError
 
@@ -162,6 +162,8 @@ class Catalog:
         """The table of shards (schema.SHARD_SCHEMA), one row a shard, in id order; all known ones without a snapshot."""
         path = self.folder / "shards.parquet"
         table = _shards(file_stamp(path)) if path.exists() else SHARD_SCHEMA.empty_table()
+        if FINGERPRINT not in table.column_names:  # of an older version
+            table = table.append_column(FINGERPRINT, pa.nulls(table.num_rows, pa.string()))
         if snapshot is None:
             snapshots = self.snapshots()
             snapshot = snapshots[-1] if snapshots else None
@@ -341,7 +343,8 @@ def _shards(stamp: FileStamp) -> pa.Table:
 
 def _content(shards: pa.Table) -> str:
     """The hash of all rows of the table of shards."""
-    return digest([shards.column(name).to_pylist() for name in SHARD_SCHEMA.names])
+    names = [name for name in SHARD_SCHEMA.names if name in shards.column_names]
+    return digest([shards.column(name).to_pylist() for name in names])
 
 
 def local_path(folder: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+FINGERPRINT = "fingerprint"
 NO_OFFSET = -1  # of a sample whose bytes aren't there: its shard is a table that was read in place of tars
 TABLE_SUFFIX = ".parquet"  # of the path of such a shard
 
@@ -13,6 +14,9 @@ SHARD_SCHEMA = pa.schema(
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("index_checksum", pa.string(), nullable=False),  # over names, offsets and sizes of the tar's members
+        pa.field(
+            FINGERPRINT, pa.string()
+        ),  # of its content, see shards/fingerprint.py; null: imported by an older version
     ]
 )
 

@@ -75,11 +75,11 @@ def import_(
 ) -> None:
     """Import shards, metadata and embeddings into a catalog.
 
-    A SOURCE is a folder, file, glob or {brace..pattern} of .tar files (local or any fsspec URL); a folder in clip-retrieval layout
-    (img_emb/, text_emb/, metadata/), with DynamiCS's cluster ids or without; DataComp's metadata (.parquet and .npz): alone a pool
-    without images, beside tars their scores and embeddings; or Parquet files with a column of vectors. The tars are indexed where they
-    lie; nothing is copied. Embeddings that come with tars belong to these tars alone. What can't be used is counted by reason and
-    listed in CATALOG/rejected. Importing again adds what is new, as a new snapshot.
+    A SOURCE is a folder, file, glob, {brace..pattern} or ::-joined list of .tar files (local or any fsspec URL); a folder in
+    clip-retrieval layout (img_emb/, text_emb/, metadata/), with DynamiCS's cluster ids or without; DataComp's metadata
+    (.parquet and .npz): alone a pool without images, beside tars their scores and embeddings; or Parquet files with a column of
+    vectors. The tars are indexed where they lie; nothing is copied. Embeddings that come with tars belong to these tars alone.
+    What can't be used is counted by reason and listed in CATALOG/rejected. Importing again adds what is new, as a new snapshot.
 
     Examples:
 
@@ -120,6 +120,7 @@ def import_(
             "new_samples": report.new_samples,
             "embeddings": [made.__dict__ for made in report.columns],
             "clusterings": [{"name": made.name, **made.summary} for made in report.clusterings],
+            "notes": report.notes,
         }
         print_json({**figures, **rejected_json(report.rejections)})
         return
@@ -132,6 +133,8 @@ def import_(
     for clustering in report.clusterings:
         counts = clustering.summary
         say(f"clustering {clustering.name!r}: {counts['samples']:,} samples in {counts['clusters']:,} clusters")
+    for note in report.notes:
+        say(note)
     print_rejections(report.rejections)
 
 

@@ -15,6 +15,7 @@ from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, digest, read_array, replacing
 from tailwise.catalog.locks import locked
 from tailwise.catalog.removals import Removals
+from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
 from tailwise.loader.locations import Locations, ensure_locations
 from tailwise.loader.stores import open_store, read_samples
@@ -101,7 +102,11 @@ def _decode(
     ensure_locations(catalog, snapshot, track)
     shards = catalog.shards(snapshot)
     store = open_store(
-        shards.column("path").to_pylist(), paths[0].parent, MOST_BYTES, shards.column("index_checksum").to_pylist()
+        shards.column("path").to_pylist(),
+        paths[0].parent,
+        MOST_BYTES,
+        shards.column("index_checksum").to_pylist(),
+        shards.column(FINGERPRINT).to_pylist(),
     )
     ends = np.cumsum(shards.column("rows").to_numpy())
     locations = Locations(catalog, snapshot)

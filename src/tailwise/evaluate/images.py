@@ -23,7 +23,7 @@ from tailwise.executors.local import default_workers, end_with_parent
 from tailwise.progress import Track
 from tailwise.shards.decode import UNREADABLE, ImageError, decode_rgb, too_long
 from tailwise.shards.members import stream_members
-from tailwise.sources.webdataset import split_name
+from tailwise.sources.grouping import is_harmless, split_name
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import open_binary
 
@@ -83,7 +83,7 @@ class TarShard:
         with reading(self.path), open_binary(self.path) as stream:
             for member in stream_members(stream):
                 name, extension = split_name(member.name)
-                if not Path(name).name:
+                if not Path(name).name or is_harmless(member.name):
                     continue
                 if key is not None and name != key:
                     yield self._pair(members)

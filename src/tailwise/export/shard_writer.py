@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import read_json, replacing, write_json, write_table
+from tailwise.catalog.schema import FINGERPRINT
 from tailwise.export.members import Members, member_ranges, read_members
 from tailwise.export.shuffled import COPY_FIELDS, read_positions
 from tailwise.export.tar_file import write_end, write_member
@@ -180,8 +181,9 @@ def _opened(export_id: str, catalog: Path, snapshot: int, cache: Path, cache_byt
     """The store of a snapshot's tars; one for all shards that a process writes in one export."""
     source = Catalog.open(catalog)
     table = source.shards(source.snapshot(snapshot))
-    paths, checksums, sizes = (table.column(name).to_pylist() for name in ("path", "index_checksum", "size_bytes"))
-    return open_store(paths, cache, cache_bytes, checksums, sizes)
+    columns = ("path", "index_checksum", "size_bytes", FINGERPRINT)
+    paths, checksums, sizes, fingerprints = (table.column(name).to_pylist() for name in columns)
+    return open_store(paths, cache, cache_bytes, checksums, sizes, fingerprints)
 
 
 def _filled(samples: pa.Table, name: str) -> npt.NDArray[np.int64]:

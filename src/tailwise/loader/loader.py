@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
 
 from tailwise.catalog.removals import Removals
+from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
 from tailwise.executors.local import end_with_parent
 from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform
@@ -104,7 +105,8 @@ class Loader:
             block: samples of a lane that are shuffled together.
             compose: "shuffle", "spread" or "diverse", see OrderOptions.
             first_epoch: the plan's epoch to begin with.
-            check: of the tars, before anything is read: "none", "size" or "index" (walks all headers).
+            check: of the tars: "none"; "size" (length and first block before anything is read, the fingerprint when a tar is opened); or
+                "index" (all headers and the fingerprint before anything is read).
             on_damaged: of tars that are missing or changed, or that fail while they are read: "error", or "replace": their samples are
                 replaced, as broken ones always are.
             max_replaced: share of the samples that may be replaced: of the pool, by tars that are damaged at the start; and of those
@@ -166,6 +168,7 @@ class Loader:
             cache_bytes,
             shards.column("index_checksum").to_pylist(),
             shards.column("size_bytes").to_pylist(),
+            None if check == "none" else shards.column(FINGERPRINT).to_pylist(),
         )
         locations = Locations(plan.catalog, plan.snapshot)
         self._threads = workers if transform is None and tokenizer is None else 0

@@ -24,6 +24,7 @@ from tailwise.loader.link import LinkEstimate
 from tailwise.loader.range_cache import Claim, RangeCache, State
 from tailwise.loader.recent import Recent
 from tailwise.loader.spans import OpenFile, Span, Spans, coalesce
+from tailwise.shards.fingerprint import SOME, ChangedShardError, blocks_of_url, check_fingerprint
 from tailwise.storage.errors import NoRangesError, RemoteError
 from tailwise.storage.remote import download, read_range
 from tailwise.text import redacted
@@ -67,6 +68,7 @@ class _Process:
         self.lock = threading.Lock()
         self.link = LinkEstimate()
         self.requests = self.bytes = self.retries = 0
+        self.checked: dict[int, bool] = {}  # whether a shard is the one that was imported
         self.tasks: list[tuple[int, int, Callable[[], None]]] = []  # a heap
         self.numbers = itertools.count()
         self.threads = 0
@@ -130,6 +132,7 @@ class RemoteStore:
         max_bytes: int,
         versions: Sequence[str] | None = None,
         sizes: Sequence[int] | None = None,
+        fingerprints: Sequence[str | None] | None = None,
     ) -> None:
         """Makes the cache folder; connects to nothing yet.
 
@@ -139,12 +142,13 @@ class RemoteStore:
             max_bytes: of the cache. Fetching more ahead of the reads than this is in vain.
             versions: for each shard, what changes when its content does; ranges cached under another version are never used.
             sizes: of each shard, in bytes: one of another size is an error. Without them, the server must answer requests for ranges.
+            fingerprints: of the shards, as noted at import; each process compares some blocks before its first request.
 
         Raises:
             UserError: the folder can't be used.
         """
         self.paths = paths
-        self.versions, self.sizes = versions, sizes
+        self.versions, self.sizes, self.fingerprints = versions, sizes, fingerprints
         self.cache = RangeCache(folder, max_bytes)
         self._forget()
 
@@ -155,7 +159,7 @@ class RemoteStore:
 
     def __getstate__(self) -> dict[str, Any]:
         """Where and how much, nothing open."""
-        return {name: self.__dict__[name] for name in ("paths", "versions", "sizes", "cache")}
+        return {name: self.__dict__[name] for name in ("paths", "versions", "sizes", "fingerprints", "cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Opens nothing."""
@@ -376,6 +380,7 @@ class RemoteStore:
         """One range, by one request or by further ones where that may help; of a server without ranges, from the whole file."""
         own, url = self._own, self.paths[shard]
         size = self.sizes[shard] if self.sizes is not None else None
+        self._check(own, shard, size)
         try:
             found = read_range(url, start, stop, size)
         except NoRangesError:
@@ -394,6 +399,24 @@ class RemoteStore:
             end = start + len(found.content)
             raise OSError(f"{redacted(url)} ends at byte {end:,}; bytes {start:,} … {stop:,} were wanted")
         return found.content
+
+    def _check(self, own: _Process, shard: int, size: int | None) -> None:
+        """Compare some blocks of a shard with its fingerprint, once.
+
+        Raises:
+            ChangedShardError: it is not the shard that was imported.
+        """
+        if self.fingerprints is None or size is None or own.checked.get(shard):
+            return
+        url = self.paths[shard]
+        if shard in own.checked:
+            raise ChangedShardError(url)
+        try:
+            check_fingerprint(url, size, blocks_of_url(url), self.fingerprints[shard], SOME)
+        except ChangedShardError:
+            own.checked[shard] = False
+            raise
+        own.checked[shard] = True
 
 
 def _whole(url: str, size: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,15 +9,15 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.schema import has_bytes
+from tailwise.catalog.schema import FINGERPRINT, has_bytes
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, map_ordered
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
+from tailwise.shards.fingerprint import EVERY, FIRST, ChangedShardError, check_fingerprint, shard_blocks
 from tailwise.sources.webdataset import checksum_shard
 from tailwise.storage.errors import RemoteError, UnsupportedError
-from tailwise.storage.files import open_binary
-from tailwise.storage.remote import forget_failures, is_remote, size_of
+from tailwise.storage.remote import forget_failures
 
 THREADS_A_WORKER = 8  # a look at a size only waits
 
@@ -46,13 +45,7 @@ class _Noted:
     path: str
     size_bytes: int
     index_checksum: str
-
-
-def _size(path: str) -> int | None:
-    if is_remote(path):
-        return size_of(path)
-    with open_binary(path) as stream:
-        return os.fstat(stream.fileno()).st_size
+    fingerprint: str | None
 
 
 def _reason(shard: _Noted, look: Callable[[_Noted], str | None]) -> str | None:
@@ -60,6 +53,8 @@ def _reason(shard: _Noted, look: Callable[[_Noted], str | None]) -> str | None:
         return look(shard)
     except FileNotFoundError:
         return "missing"
+    except ChangedShardError:
+        return "other content than when it was imported"
     except UnsupportedError:
         raise
     except RemoteError as error:
@@ -69,15 +64,24 @@ def _reason(shard: _Noted, look: Callable[[_Noted], str | None]) -> str | None:
 
 
 def _by_size(shard: _Noted) -> str | None:
-    found = _size(shard.path)
-    return None if found in {shard.size_bytes, None} else f"{found:,} bytes; {shard.size_bytes:,} when it was imported"
+    """Compare the length and the first block."""
+    return _by_content(shard, FIRST)
 
 
 def _by_index(shard: _Noted) -> str | None:
+    """Compare the length, the members and all blocks of the fingerprint."""
     found, checksum = checksum_shard(shard.path)
-    if found != shard.size_bytes:
-        return f"{found:,} bytes; {shard.size_bytes:,} when it was imported"
-    return None if checksum == shard.index_checksum else "other members, or in other places, than when it was imported"
+    if found == shard.size_bytes and checksum != shard.index_checksum:
+        return "other members, or in other places, than when it was imported"
+    return _by_content(shard, EVERY)
+
+
+def _by_content(shard: _Noted, step: int) -> str | None:
+    with shard_blocks(shard.path) as (found, read):
+        if found not in {shard.size_bytes, None}:
+            return f"{found:,} bytes; {shard.size_bytes:,} when it was imported"
+        check_fingerprint(shard.path, shard.size_bytes, read, shard.fingerprint, step)
+    return None
 
 
 def _look_at_size(shard: _Noted) -> str | None:
@@ -140,7 +144,8 @@ def check_shards(
     Args:
         catalog: whose tars.
         snapshot: which of them.
-        check: a name of CHECKS: "none"; "size" opens each tar and compares its length; "index" walks its headers too.
+        check: a name of CHECKS: "none"; "size" opens each tar and compares its length and first block; "index" compares all headers
+            and blocks throughout the tar.
         workers: processes ("index") or eighths of threads ("size"); None for one a processor.
         share: (number, of how many): looks at every so many-th tar only.
         track: shows progress.
@@ -170,7 +175,7 @@ def damaged_shards(
     track: Track = silent,
 ) -> list[Damage]:
     """As `check_shards`, of the tars in a table of shards (schema.SHARD_SCHEMA)."""
-    columns = ("shard", "path", "size_bytes", "index_checksum")
+    columns = ("shard", "path", "size_bytes", "index_checksum", FINGERPRINT)
     noted = (_Noted(*row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True))
     shards = list(noted)[share[0] :: share[1]]
     reasons = CHECKS[check](shards, workers or default_workers())

@@ -17,6 +17,7 @@ from tailwise.kernels.pread import CAN_ADVISE, advise_many, pread_many
 from tailwise.loader.recent import Recent
 from tailwise.loader.remote import RemoteStore
 from tailwise.loader.spans import OpenFile
+from tailwise.shards.fingerprint import ChangedShardError, blocks_of_file, check_fingerprint
 
 ADJACENT_BYTES = (
     4096  # image and caption this close to each other come in one read: tar headers and a small JSON lie between
@@ -60,13 +61,16 @@ class LocalStore:
 
     remote = False
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], fingerprints: Sequence[str | None] | None = None) -> None:
         """Opens nothing yet.
 
         Args:
             paths: of the shards, by id.
+            fingerprints: of the shards, as noted at import; compared once by each process, when it opens the shard.
         """
         self.paths = paths
+        self._fingerprints = fingerprints
+        self._checked: dict[int, bool] = {}  # whether a shard is the one that was imported
         self._waits = False  # whether the latest ranges had to come from the disk
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
@@ -77,7 +81,19 @@ class LocalStore:
         return {**self.__dict__, "_files": Recent(self._files.most)}
 
     def _file(self, shard: int) -> OpenFile:
-        return self._files.get(shard, lambda: OpenFile(self.paths[shard]))
+        return self._files.get(shard, lambda: self._open(shard))
+
+    def _open(self, shard: int) -> OpenFile:
+        path = self.paths[shard]
+        if not self._checked.get(shard, True):
+            raise ChangedShardError(path)
+        file = OpenFile(path)
+        if self._fingerprints is not None and shard not in self._checked:
+            self._checked[shard] = False
+            size, blocks = os.fstat(file.handle).st_size, blocks_of_file(file.handle)
+            check_fingerprint(path, size, blocks, self._fingerprints[shard])
+            self._checked[shard] = True
+        return file
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a shard.
@@ -177,6 +193,7 @@ def open_store(
     cache_bytes: int,
     versions: Sequence[str] | None = None,
     sizes: Sequence[int] | None = None,
+    fingerprints: Sequence[str | None] | None = None,
 ) -> Store:
     """The store for shards that may be local, remote, or both.
 
@@ -187,6 +204,7 @@ def open_store(
         versions: for each shard, what changes when its content does (the catalog's `index_checksum`): cached ranges of another
             version are never used. Without it, a shard's content must never change.
         sizes: of each shard, in bytes (the catalog's `size_bytes`): a remote one of another size is an error.
+        fingerprints: for each shard, of its content at import (the catalog's `fingerprint`): a shard with another one isn't read.
 
     Raises:
         UserError: the folder can't be used.
@@ -194,9 +212,9 @@ def open_store(
     local = [path.split("://", 1)[1] if path.startswith(("file://", "local://")) else path for path in paths]
     is_remote = np.array(["://" in path for path in local], np.bool_)
     if not is_remote.any():
-        return LocalStore(local)
-    remote = RemoteStore(local, cache_folder, cache_bytes, versions, sizes)
-    return remote if is_remote.all() else MixedStore(LocalStore(local), remote, is_remote)
+        return LocalStore(local, fingerprints)
+    remote = RemoteStore(local, cache_folder, cache_bytes, versions, sizes, fingerprints)
+    return remote if is_remote.all() else MixedStore(LocalStore(local, fingerprints), remote, is_remote)
 
 
 def sample_ranges(

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fsspec
 import pyarrow.parquet as pq
-from braceexpand import braceexpand
 
 from tailwise.catalog.catalog import check_name
 from tailwise.errors import UserError
-from tailwise.sources.clip_retrieval import find_partitions
+from tailwise.sources.clip_retrieval import FOLDERS, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
 from tailwise.sources.dynamics import ClusterIds, find_cluster_ids
 from tailwise.sources.embedding_files import EmbeddingFile
 from tailwise.sources.parquet_embeddings import ParquetEmbeddings, choose_columns
 from tailwise.sources.tables import find_tables, kind_of
-from tailwise.storage.errors import RemoteError, RemoteNotFoundError
-from tailwise.storage.remote import call, filesystem, forget_failures, is_remote, sizes_of
+from tailwise.sources.tar_files import UNKNOWN_BYTES as UNKNOWN_BYTES
+from tailwise.sources.tar_files import LeftOut, find_tars
+from tailwise.storage.errors import RemoteError
+from tailwise.storage.remote import forget_failures
 
 COLUMNS = ("image", "text")
-UNKNOWN_BYTES = -1  # size of a tar that cannot be read, or whose server does not tell its size
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,7 @@ class Found:
         metadata: path and size of each of DataComp's metadata files.
         embeddings: files by column ("image", "text").
         cluster_ids: files of cluster ids.
+        left_out: files that were seen and are not read.
     """
 
     tars: dict[str, int] = field(default_factory=dict)
@@ -75,6 +73,18 @@ class Found:
     metadata: dict[str, int] = field(default_factory=dict)
     embeddings: dict[str, list[EmbeddingFile]] = field(default_factory=dict)
     cluster_ids: list[ClusterIds] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for each reason why files were left out, with their number and the first."""
+        by_reason: dict[str, list[LeftOut]] = {}
+        for item in self.left_out:
+            by_reason.setdefault(item.reason, []).append(item)
+        return [
+            f"not imported: {len(items):,} × {reason}, first {items[0].path} ({items[0].remedy})"
+            for reason, items in by_reason.items()
+        ]
 
     def add(self, column: str, files: Iterable[EmbeddingFile]) -> None:
         """Adds files of embeddings, each once."""
@@ -83,66 +93,35 @@ class Found:
         there += [file for file in files if (file.path, file.fingerprint) not in known]
 
 
-def _find_tars(source: str, found: Found, _: SourceOptions = SourceOptions()) -> bool:
-    """Adds the tars that a folder, file, glob or brace pattern names; says whether there were any."""
-    before = len(found.tars)
-    names = [source] if Path(source).exists() else list(braceexpand(source))
-    remote = [name for name in names if is_remote(name)]
-    for name in names:
-        if is_remote(name):
-            continue
-        local, path = fsspec.core.url_to_fs(name)
-        if local.isdir(path):
-            inside = glob.escape(path)
-            matches = local.glob(f"{inside}/*.tar") or local.glob(f"{inside}/**/*.tar")
-        else:
-            pattern = any(letter in path for letter in "*?[") and not local.exists(path)
-            matches = local.glob(path) if pattern else [path]
-        for match in sorted(match for match in matches if match.endswith(".tar") and local.isfile(match)):
-            found.tars.setdefault(os.path.abspath(match), int(local.size(match)))  # noqa: PTH100  (keeps symlinks)
-    addresses = [address for name in remote for address in _remote_addresses(name)]
-    for address, size in zip(addresses, sizes_of(addresses), strict=True):
-        if isinstance(size, RemoteError):
-            if isinstance(size, RemoteNotFoundError):
-                continue
-            found.failed.setdefault(address, size.cause)
-        found.tars.setdefault(address, size if isinstance(size, int) else UNKNOWN_BYTES)
-    return len(found.tars) > before
+def _find_tars(source: str, found: Found, _: SourceOptions) -> bool:
+    """Add the tars that a folder, file, glob, brace pattern or list names; return whether there were any."""
+    named = find_tars(source)
+    found.tars = {**found.tars, **named.tars}
+    found.failed |= named.failed
+    found.left_out += [item for item in named.left_out if item not in found.left_out]
+    return bool(named.tars)
 
 
-def _remote_addresses(name: str) -> list[str]:
-    """The URLs of the tars that the URL of a folder, file or pattern names, by name.
-
-    Raises:
-        RemoteError: the folder can't be listed.
-    """
-    files, path = filesystem(name)
-    pattern = any(letter in name for letter in "*?[")
-    if name.endswith(".tar") and not pattern:
-        matches = [path]
-    elif pattern:
-        matches = call(name, "glob") or [path]
-    elif call(name, "isdir"):
-        inside = glob.escape(name.rstrip("/"))
-        matches = call(f"{inside}/*.tar", "glob") or call(f"{inside}/**/*.tar", "glob")
-    else:
+def _embedding_folders(source: str) -> list[Path]:
+    """Return a local folder, if it has clip-retrieval's layout; else all such folders below it, hidden ones excepted."""
+    if "://" in source:
         return []
-    return sorted(files.unstrip_protocol(match) for match in matches if match.endswith(".tar"))
+    folder = Path(source).expanduser().absolute()
+    if any((folder / name).is_dir() for name in FOLDERS.values()) or not folder.is_dir():
+        return [folder]
+    below = {path.parent for name in FOLDERS.values() for path in folder.rglob(name) if path.is_dir()}
+    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _find_clip_retrieval(source: str, found: Found, _: SourceOptions) -> bool:
-    if "://" in source:
-        return False
-    columns = find_partitions(Path(source).expanduser().absolute())
-    for column, partitions in columns.items():
+    columns = [item for folder in _embedding_folders(source) for item in find_partitions(folder).items()]
+    for column, partitions in columns:
         found.add(column, partitions)
     return bool(columns)
 
 
 def _find_dynamics(source: str, found: Found, options: SourceOptions) -> bool:
-    if "://" in source:
-        return False
-    ids = find_cluster_ids(Path(source).expanduser().absolute())
+    ids = [item for folder in _embedding_folders(source) for item in find_cluster_ids(folder)]
     found.cluster_ids += [item for item in ids if item not in found.cluster_ids]
     return _find_clip_retrieval(source, found, options) or bool(ids)
 
@@ -201,7 +180,7 @@ class Format:
 SOURCES: dict[str, Format] = {
     "webdataset": Format(
         _find_tars,
-        "a folder, file, glob or {brace..pattern} of .tar files; local or any fsspec URL",
+        "a folder, file, glob, {brace..pattern} or ::-joined list of .tar files; local or any fsspec URL",
         "files named *.tar",
     ),
     "clip-retrieval": Format(
@@ -254,7 +233,7 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
         ) as error:  # unbalanced braces; unknown protocol, a server that can't be reached
             raise UserError(f"can't look into {source!r}: {error}") from error
         if not any(finds) and not _only_known(source, tried, known):
-            expected = "; ".join(f"{name}: {SOURCES[name].given}" for name in tried)
+            expected = "; ".join(found.notes or [f"{name}: {SOURCES[name].given}" for name in tried])
             raise UserError(f"nothing to import in {source!r} ({expected})")
     if found.failed and found.failed.keys() == found.tars.keys():
         first, cause = next(iter(found.failed.items()))
@@ -266,8 +245,8 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
 
 def _only_known(source: str, tried: Sequence[str], known: set[str]) -> bool:
     """Whether a source holds tars after all, but only such as earlier sources named."""
-    again = Found()
-    return "webdataset" in tried and _find_tars(source, again) and set(again.tars) <= known
+    again = find_tars(source).tars if "webdataset" in tried else {}
+    return bool(again) and set(again) <= known
 
 
 def _refuse_idle(found: Found, options: SourceOptions) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS
-from tailwise.sources.webdataset import split_name
+from tailwise.sources.grouping import split_name
 
 _TAR = ".tar/"
 
@@ -40,6 +40,13 @@ def in_folder(name: str) -> Place | None:
     """The folder and the key of `{folder}/{key}.jpg`; None for a name without folder."""
     folder, slash, rest = name.rpartition("/")
     return Place(folder, split_name(rest)[0]) if slash else None
+
+
+def dotted_key(name: str, place: Place) -> str:
+    """Return the key of a name cut at the last dot, where that is longer: samples with dotted base names have such keys."""
+    rest = name[len(place.home) + 1 :]
+    dot = rest.rfind(".")
+    return rest[:dot] if dot > len(place.key) else place.key
 
 
 def homes(names: pa.Array) -> list[str]:

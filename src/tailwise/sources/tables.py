@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow.parquet as pq
-from braceexpand import braceexpand
+from fsspec.implementations.local import LocalFileSystem
 
+from tailwise.errors import UserError
 from tailwise.sources.clip_retrieval import find_partitions
 from tailwise.sources.columns import DAMAGE, is_vectors
 from tailwise.sources.parquet_embeddings import choose_columns
+from tailwise.sources.tar_files import expand
 
 Kind = Literal["metadata", "embeddings", "unreadable", "other"]
 
@@ -26,14 +28,24 @@ def find_tables(source: str) -> list[Path]:
         return []
     path = Path(source).expanduser().absolute()
     if path.is_dir():
-        found = _in_folder(path, path.glob("*.parquet")) or _in_folder(path, path.rglob("*.parquet"))
+        beside = [item for item in path.glob("*.parquet") if not _is_sidecar(item)]
+        found = _in_folder(path, beside) or _in_folder(path, path.rglob("*.parquet"))
     elif path.exists():
         found = [path]
     else:
-        patterns = [str(Path(pattern).expanduser().absolute()) for pattern in braceexpand(source)]
-        found = [Path(name) for pattern in patterns for name in glob.glob(pattern)]  # noqa: PTH207  (Path globs are relative)
+        matches = {pattern: glob.glob(pattern) for pattern in expand(LocalFileSystem(), str(path))}  # noqa: PTH207  (Path globs are relative)
+        missing = [pattern for pattern, names in matches.items() if not names and pattern.endswith(".parquet")]
+        if missing and len(missing) < len(matches):
+            raise UserError(
+                f"{len(missing):,} of {len(matches):,} files or patterns in {source!r} are missing, first {missing[0]}: restore them"
+            )
+        found = [Path(name) for names in matches.values() for name in names]
     tables = sorted({item for item in found if item.suffix == ".parquet" and item.is_file()}, key=str)
-    return [item for item in tables if not item.with_suffix(".tar").exists()]
+    return [item for item in tables if not _is_sidecar(item)]
+
+
+def _is_sidecar(table: Path) -> bool:
+    return table.with_suffix(".tar").exists()
 
 
 def _in_folder(folder: Path, items: Iterable[Path]) -> list[Path]:

@@ -6,14 +6,22 @@ headers (POSIX ustar, pax path and size records, GNU long names and base-256 siz
 
 from __future__ import annotations
 
+import posixpath
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
 REGULAR = frozenset((0x30, 0x00, 0x37))  # '0', old-style NUL, contiguous '7'
-ANNOUNCING = frozenset((0x78, 0x4C, 0x4B))  # 'x', 'L', 'K': about the member after them
+ANNOUNCING = frozenset((0x78, 0x58, 0x4C, 0x4B))  # 'x', Solaris's 'X', 'L', 'K': about the member after them
+MAX_ANNOUNCED_BYTES = 16 << 20  # of a pax header or a long name; real ones have a few hundred
+FOLDER = "folder"
+SPARSE = "sparse file"
+_KINDS = {0x33: "device", 0x34: "device", 0x36: "named pipe", 0x4D: "part of a file of several volumes"}
+_FOLDERS = frozenset((0x35, 0x44, 0x56))  # '5', GNU's listing 'D', volume label 'V'
+_DATALESS = frozenset((0x31, 0x32, 0x33, 0x34, 0x35, 0x36))  # their size, if any, is not that of content behind them
 _ZEROS = bytes(BLOCK)
+_SCANNED_BYTES = 1 << 16
 _ADLER = 65521
 
 
@@ -31,28 +39,90 @@ class Member(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class TarIndex:
-    """The regular members of a tar, in order.
+class Link(NamedTuple):
+    """A hard or symbolic link of a tar.
 
     Attributes:
-        members: those whose content lies whole in the file.
+        name: its path in the tar.
+        target: normalised path of the member that it stands for.
+        at: how many regular files come before it.
+    """
+
+    name: str
+    target: str
+    at: int
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The members of a tar, in order.
+
+    Attributes:
+        members: regular files whose content lies whole in the file.
         damage: why the walk ended early, or None if the tar is sound.
-        damaged_name: the member whose content is cut off, if any.
-        ended: whether the blocks of zeros that end a tar were met. Without them it may have been cut between two members, or was written
-            without.
+        damaged_name: the regular file whose content is cut off, if any.
+        ended: whether the file closes with the blocks of zeros that end a tar. Without them it may have been cut between two members,
+            or was written without.
+        links: links, with their targets.
+        others: name and kind of all other members: FOLDER, SPARSE, a device, …
     """
 
     members: list[Member]
     damage: str | None
     damaged_name: str | None
     ended: bool = True
+    links: list[Link] = field(default_factory=list)
+    others: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        """Number of members whose header was read."""
+        return len(self.members) + len(self.links) + len(self.others) + (self.damaged_name is not None)
+
+
+class _DamageError(Exception):
+    """The walk cannot go on.
+
+    Attributes:
+        name: of the regular file that is cut off, if one is.
+    """
+
+    def __init__(self, what: str, name: str | None = None) -> None:
+        super().__init__(what)
+        self.name = name
+
+
+@dataclass
+class _Announced:
+    """Values from pax and GNU headers about the member after them."""
+
+    name: bytes | None = None
+    target: bytes | None = None
+    size: int | None = None
+    sparse: bool = False
+
+    def read(self, kind: int, content: bytes) -> None:
+        """Take the values of one such header.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if kind == 0x4C:
+            self.name = content.rstrip(b"\0")
+        elif kind == 0x4B:
+            self.target = content.rstrip(b"\0")
+        else:
+            records = _pax_records(content)
+            self.size = int(records[b"size"]) if b"size" in records else self.size
+            self.name = records.get(b"GNU.sparse.name", records.get(b"path", self.name))
+            self.target = records.get(b"linkpath", self.target)
+            self.sparse = self.sparse or any(key.startswith(b"GNU.sparse.") for key in records)
 
 
 def _number(field: bytes) -> int:
     if field[0] & 0x80:  # GNU base-256
         return int.from_bytes(field, "big") - (0x80 << (8 * (len(field) - 1)))
-    text = field.rstrip(b" \0").lstrip()
+    text = field.split(b"\0", 1)[0].strip()
     return int(text, 8) if text else 0
 
 
@@ -62,9 +132,12 @@ def _checksum_holds(header: bytes) -> bool:
         expected = int(stored, 8) + sum(header[148:156]) - 8 * 0x20
     except ValueError:
         return False
-    return (expected + 1) % _ADLER == zlib.adler32(
+    if (expected + 1) % _ADLER == zlib.adler32(
         header
-    ) & 0xFFFF  # its low half: 1 + the sum of all bytes, modulo _ADLER
+    ) & 0xFFFF:  # its low half: 1 + the sum of all bytes, modulo _ADLER
+        return True
+    signed = int(stored, 8) + sum(memoryview(header[148:156]).cast("b")) - 8 * 0x20  # as some old programs added
+    return signed == sum(memoryview(header).cast("b"))
 
 
 def _pax_records(content: bytes) -> dict[bytes, bytes]:
@@ -80,67 +153,146 @@ def _pax_records(content: bytes) -> dict[bytes, bytes]:
     return records
 
 
-def index_tar(stream: BinaryIO, size_bytes: int) -> TarIndex:  # noqa: PLR0911  (each damage ends the walk)
-    """Walks the headers of an uncompressed tar.
+def index_tar(stream: BinaryIO, size_bytes: int) -> TarIndex:
+    """Walk the headers of an uncompressed tar, to the end of the file: several tars may have been joined to one.
 
     Args:
-        stream: a seekable binary stream, or a `mmap`.
+        stream: a seekable binary stream.
         size_bytes: the length of the stream.
 
     Returns:
         The members that are whole. A tar that ends within a member, or has a damaged header, gives the members before it.
     """
-    members: list[Member] = []
+    found = TarIndex([], None, None)
+    try:
+        ended = _walk(stream, size_bytes, found)
+    except _DamageError as damage:
+        return replace(found, damage=str(damage), damaged_name=damage.name)
+    return replace(found, ended=ended)
+
+
+def _walk(stream: BinaryIO, size_bytes: int, found: TarIndex) -> bool:
+    """Add the members to `found`; return whether blocks of zeros come last."""
     position = 0
-    next_name: bytes | None = None  # from a pax or GNU header, for the member after it
-    next_size: int | None = None
-    seek, read = stream.seek, stream.read
+    ended = False
+    about: _Announced | None = None  # the next member
+    seek, read, add = stream.seek, stream.read, found.members.append
     while position < size_bytes:
         seek(position)
         header = read(BLOCK)
         if header == _ZEROS:
-            return TarIndex(members, None, None)
-        if len(header) < BLOCK:
-            return TarIndex(members, f"ends within a header at byte {position}", None)
-        if not _checksum_holds(header):
-            return TarIndex(members, f"no tar header at byte {position}", None)
-        kind = header[156]
+            ended = True
+            position = _behind_zeros(stream, position + BLOCK)
+            continue
+        if len(header) < BLOCK or not _checksum_holds(header):
+            raise _no_header(header, position, ended)
         try:
-            size = _number(header[124:136])
+            size = int(header[124:135], 8) if header[135] in b"\0 " else _number(header[124:136])
         except ValueError:
-            return TarIndex(members, f"no tar header at byte {position}", None)
-        if kind in REGULAR and next_size is not None:
-            size = next_size
+            size = _size(header, position, ended)
+        ended = False
         offset = position + BLOCK
-        position = offset + (size + BLOCK - 1) // BLOCK * BLOCK
-        raw = next_name if next_name is not None else _header_name(header)
-        nothing_after = kind in ANNOUNCING and position >= size_bytes
-        if offset + size > size_bytes or size < 0 or nothing_after:
-            cut = _text(raw) if kind in REGULAR else None
-            return TarIndex(members, f"ends within {_text(raw)!r}, at byte {size_bytes}", cut)
-        if kind in REGULAR:
-            members.append(Member(_text(raw), offset, size))
-        elif kind == 0x78:  # 'x', pax records for the next member
-            try:
-                records = _pax_records(read(size))
-                next_size = int(records[b"size"]) if b"size" in records else next_size
-            except ValueError:
-                return TarIndex(members, f"damaged pax header at byte {offset}", None)
-            next_name = records.get(b"path", next_name)
-            continue
-        elif kind == 0x4C:  # 'L', GNU long name for the next member
-            next_name = read(size).rstrip(b"\0")
-            continue
-        elif kind == 0x4B:  # 'K', GNU long link name: belongs to the next member, which is a link
-            continue
-        next_name = next_size = None
-    return TarIndex(members, None, None, ended=False)
+        if header[156] == 0x30 and about is None and 0 <= size <= size_bytes - offset:  # nearly all members
+            add(Member(_text(_header_name(header)), offset, size))
+            position = offset + (size + BLOCK - 1) // BLOCK * BLOCK
+        else:
+            position, about = _step(stream, size_bytes, found, header, offset, size, about or _Announced())
+    return ended
+
+
+def _step(
+    stream: BinaryIO, size_bytes: int, found: TarIndex, header: bytes, offset: int, size: int, about: _Announced
+) -> tuple[int, _Announced | None]:
+    """Add one member of any kind; return where the next header is, and what is announced of its member."""
+    kind = header[156]
+    if kind in REGULAR and about.size is not None:
+        size = about.size
+    if kind in _DATALESS and not (kind == 0x31 and size > 0 and _has_content(stream, offset, size_bytes)):
+        size = 0
+    position = offset + (size + BLOCK - 1) // BLOCK * BLOCK
+    raw = about.name if about.name is not None else _header_name(header)
+    nothing_after = kind in ANNOUNCING and position >= size_bytes
+    if offset + size > size_bytes or size < 0 or nothing_after:
+        cut = _text(raw) if kind in REGULAR and not about.sparse else None
+        raise _DamageError(f"ends within {_text(raw)!r}, at byte {size_bytes}", cut)
+    if kind in ANNOUNCING:
+        if size > MAX_ANNOUNCED_BYTES:
+            raise _DamageError(f"a header of {size:,} bytes at byte {offset}")
+        stream.seek(offset)
+        try:
+            about.read(kind, stream.read(size))
+        except ValueError as error:
+            raise _DamageError(f"damaged pax header at byte {offset}") from error
+        return position, about
+    if kind in REGULAR and not about.sparse and (kind or not raw.endswith(b"/")):
+        found.members.append(Member(_text(raw), offset, size))
+    elif kind == 0x53:  # 'S', GNU sparse; further headers may lie between this one and the content
+        position += _sparse_headers(stream, header, offset)
+        found.others.append((_text(raw), SPARSE))
+    else:
+        _note_other(found, kind, raw, header, about, Member(_text(raw), offset, size))
+    return position, None
+
+
+def _no_header(header: bytes, position: int, ended: bool) -> _DamageError:
+    what = "no tar header" if len(header) == BLOCK else "ends within a header"
+    return _DamageError(f"{what} at byte {position}{', behind the end of the tar' if ended else ''}")
+
+
+def _size(header: bytes, position: int, ended: bool) -> int:
+    try:
+        return _number(header[124:136])
+    except ValueError as error:
+        raise _no_header(header, position, ended) from error
+
+
+def _behind_zeros(stream: BinaryIO, position: int) -> int:
+    """Return the start of the first block with a byte that is not zero, from `position` on; without one, the end of the file."""
+    while chunk := stream.read(_SCANNED_BYTES):
+        if rest := chunk.lstrip(b"\0"):
+            return position + (len(chunk) - len(rest)) // BLOCK * BLOCK
+        position += len(chunk)
+    return position
+
+
+def _has_content(stream: BinaryIO, offset: int, size_bytes: int) -> bool:
+    """Say whether the content of a hard link with a size follows (pax allows that): otherwise a header or the end follows."""
+    stream.seek(offset)
+    after = stream.read(BLOCK)
+    return bool(after.strip(b"\0")) and offset < size_bytes and not (len(after) == BLOCK and _checksum_holds(after))
+
+
+def _sparse_headers(stream: BinaryIO, header: bytes, offset: int) -> int:
+    """Return the bytes of the further headers of a sparse file."""
+    stream.seek(offset)
+    length, more = 0, header[482]
+    while more:
+        block = stream.read(BLOCK)
+        length += BLOCK
+        more = block[504] if len(block) == BLOCK else 0
+    return length
+
+
+def _note_other(found: TarIndex, kind: int, raw: bytes, header: bytes, about: _Announced, member: Member) -> None:
+    """Adds a member that is no regular file."""
+    name = member.name
+    if kind == 0x31 and member.size:
+        found.members.append(member)
+    elif kind in {0x31, 0x32}:
+        target = _text(about.target if about.target is not None else header[157:257].split(b"\0", 1)[0])
+        base = posixpath.dirname(name) if kind == 0x32 else ""
+        found.links.append(Link(name, posixpath.normpath(posixpath.join(base, target)), len(found.members)))
+    elif kind in _FOLDERS or (kind == 0 and raw.endswith(b"/")):  # so old tars mark folders
+        found.others.append((name, FOLDER))
+    elif kind != 0x67:  # 'g', pax records for all members, is none
+        found.others.append((name, SPARSE if about.sparse else _KINDS.get(kind, f"member of type {chr(kind)!r}")))
 
 
 def _header_name(header: bytes) -> bytes:
     name = header[:100].split(b"\0", 1)[0]
     if header[345] and header[257:262] == b"ustar" and header[257:265] != b"ustar  \0":
-        return header[345:500].split(b"\0", 1)[0] + b"/" + name
+        end = 476 if header[508:512] == b"tar\0" else 500  # star keeps times behind a shorter prefix
+        return header[345:end].split(b"\0", 1)[0] + b"/" + name
     return name
 
 

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
 from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
+from tailwise.shards.fingerprint import blocks_of_file, blocks_of_url, read_fingerprint
+from tailwise.sources.compressed import MAGIC_BYTES, compression_of
+from tailwise.sources.grouping import (
+    CAPTION_EXTENSION,
+    Grouped,
+    MemberCounts,
+    Record,
+    group_members,
+    image_of,
+    is_utf8,
+    rejection,
+    why_incomplete,
+)
 from tailwise.sources.sidecar import SIDES, parse_uid, read_sidecar
 from tailwise.sources.tar import Member, TarIndex, index_tar
+from tailwise.storage.errors import NoRangesError
 from tailwise.storage.files import open_binary
 from tailwise.storage.remote import is_remote
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-Record = dict[str, Any]
+_BUFFER_BYTES = 1 << 14  # of a local tar: the header after a small member comes along
 
 
 @dataclass
@@ -30,21 +43,17 @@ class ShardContent:
         samples: SAMPLE_SCHEMA plus score columns, without `shard` and `uid` where the source gives none (null).
         rejected: REJECTED_SCHEMA.
         size_bytes: of the tar.
-        index_checksum: 128-bit hash over names, offsets and sizes of all members.
+        index_checksum: 128-bit hash over names, offsets and sizes of all regular files.
+        fingerprint: of the content, see `shards.fingerprint`; None for what is no tar.
+        members: how many there are, by what became of them: seen = imported + harmless + rejected.
     """
 
     samples: pa.Table
     rejected: pa.Table
     size_bytes: int
     index_checksum: str
-
-
-@dataclass
-class _Grouped:
-    """The members of a tar by key, in order of first appearance."""
-
-    groups: dict[str, dict[str, Member]] = field(default_factory=dict)
-    rejected: list[Record] = field(default_factory=list)
+    fingerprint: str | None = None
+    members: MemberCounts = field(default_factory=MemberCounts)
 
 
 def read_shard(path: str) -> ShardContent:
@@ -63,37 +72,54 @@ def read_shard(path: str) -> ShardContent:
 
 
 def unreadable_shard(path: str, cause: str) -> ShardContent:
-    """Returns what a tar holds that can't be read: nothing but the reason."""
-    unreadable = {**_rejection(path, "unreadable tar", None, cause), "rows": 0}
-    nothing = pa.Table.from_pylist([], schema=_schema({}))
-    return ShardContent(nothing, pa.Table.from_pylist([unreadable], schema=REJECTED_SCHEMA), 0, "")
+    """Return the content of a tar that can't be read: nothing but the reason."""
+    return _nothing(rejection(path, "unreadable tar", None, cause, rows=0), 0)
 
 
 def _read_shard(path: str) -> ShardContent:
     with _opened(path) as (stream, size_bytes):
+        stream.seek(0)
+        if packed := compression_of(stream.read(MAGIC_BYTES)):
+            return _nothing(rejection(path, "compressed tar", None, packed), size_bytes)
         index = index_tar(stream, size_bytes)
-        grouped = _group(index, path)
+        grouped = group_members(index, path)
         sidecar = read_sidecar(path, grouped.groups)
         grouped.rejected += sidecar.rejected
         samples = list(_samples(grouped, stream, sidecar.rows, path))
+        remote = is_remote(path)
+        try:
+            blocks = blocks_of_url(path) if remote else blocks_of_file(stream.fileno())
+            fingerprint = read_fingerprint(path, size_bytes, blocks)
+        except NoRangesError:  # then it was downloaded
+            fingerprint = read_fingerprint(
+                path, size_bytes, lambda ranges: [_range(stream, *block) for block in ranges]
+            )
+        if not remote and stream.seek(0, 2) != size_bytes:
+            raise OSError("its length changed while it was read")
     table = pa.Table.from_pylist(samples, schema=_schema(sidecar.rows))
     rejected = pa.Table.from_pylist(grouped.rejected, schema=REJECTED_SCHEMA)
-    return ShardContent(table, rejected, size_bytes, _index_checksum(index))
+    return ShardContent(table, rejected, size_bytes, _index_checksum(index), fingerprint, grouped.counts)
+
+
+def _nothing(reason: Record, size_bytes: int) -> ShardContent:
+    """Return the content of a file without samples."""
+    nothing = pa.Table.from_pylist([], schema=_schema({}))
+    return ShardContent(nothing, pa.Table.from_pylist([reason], schema=REJECTED_SCHEMA), size_bytes, "")
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[BinaryIO, int]]:
-    with open_binary(path) as stream:
-        size_bytes = stream.seek(0, 2)
-        if is_remote(path) or size_bytes == 0:
-            yield stream, size_bytes
-            return
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            yield cast("BinaryIO", mapped), size_bytes
+    """Open a tar and tell its length. Never mapped: a mapped file that is cut meanwhile would kill the process."""
+    with (
+        open_binary(path)
+        if is_remote(path)
+        else Path(path.split("://", 1)[-1]).expanduser().open("rb", buffering=_BUFFER_BYTES) as stream
+    ):
+        yield stream, stream.seek(0, 2)
 
 
 def checksum_shard(path: str) -> tuple[int, str]:
-    """The size and the index checksum of a tar, as `read_shard` notes them, from its headers alone.
+    """Return the size and the index checksum of a tar, as `read_shard` notes them, from its headers.
 
     Args:
         path: a local path or any fsspec URL.
@@ -113,108 +139,59 @@ def _index_checksum(index: TarIndex) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Key and extension as webdataset cuts them: at the first dot of the base name; the key keeps the folders."""
-    slash = name.rfind("/") + 1
-    dot = name.find(".", slash)
-    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :].lower())
-
-
-def _rejection(path: str, reason: str, key: str | None, detail: str | None = None) -> Record:
-    safe_key = key if key is None or _is_utf8(key) else ascii(key)
-    return {"stage": "import", "reason": reason, "file": path, "key": safe_key, "detail": detail, "rows": 1}
-
-
-def _group(index: TarIndex, path: str) -> _Grouped:
-    grouped = _Grouped()
-    groups = grouped.groups
-    current = None
-    duplicate = False
-    for member in index.members:
-        key, extension = split_name(member.name)
-        if key != current or (not duplicate and extension in groups[key]):
-            current = key
-            duplicate = key in groups
-            if duplicate:
-                grouped.rejected.append(_rejection(path, "duplicate key", key, "the first sample of this key is kept"))
-            else:
-                groups[key] = {}
-        if not duplicate:
-            groups[key].setdefault(extension, member)
-    if index.damage:
-        _reject_damage(grouped, index, path)
-    elif not index.ended:
-        what = "all in it is kept; it may have been cut off behind" if index.members else "it is empty"
-        grouped.rejected.append(_rejection(path, "tar without an end", None, what))
-    return grouped
-
-
-def _reject_damage(grouped: _Grouped, index: TarIndex, path: str) -> None:
-    """Drops the sample that the damage cuts; without its name, it is the last one, if that lacks its image or caption."""
-    key = split_name(index.damaged_name)[0] if index.damaged_name is not None else next(reversed(grouped.groups), None)
-    reason = "truncated or damaged tar" if index.members or index.damaged_name else "not a tar"
-    members = grouped.groups.get(key) if key is not None else None
-    if members is not None and key is not None and (image_of(members) is None or "txt" not in members):
-        del grouped.groups[key]
-    elif index.damaged_name is None:
-        key = None
-    grouped.rejected.append(_rejection(path, reason, key, index.damage))
-
-
-def image_of(members: dict[str, Member]) -> str | None:
-    """The extension of a sample's image: the first of IMAGE_EXTENSIONS that is there and not empty."""
-    return next((name for name in IMAGE_EXTENSIONS if name in members and members[name].size), None)
-
-
-def _samples(grouped: _Grouped, stream: BinaryIO, sidecar: dict[str, Record], path: str) -> Iterator[Record]:
+def _samples(grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], path: str) -> Iterator[Record]:
     for key, members in grouped.groups.items():
-        extension = image_of(members)
-        text = members.get("txt")
-        if extension is None and text is None:
-            there = ", ".join(f".{name}" for name in members)
-            grouped.rejected.append(_rejection(path, "neither image nor caption", key, f"only {there}"))
+        caption, extension = "", image_of(members)
+        fault = _key_fault(key) if extension and CAPTION_EXTENSION in members else why_incomplete(members)
+        if fault is None:
+            try:
+                caption = _read(stream, members[CAPTION_EXTENSION]).decode()
+            except UnicodeDecodeError as error:
+                fault = "caption is not UTF-8", str(error)
+        if fault:
+            grouped.reject(path, fault[0], key, fault[1], len(members))
             continue
-        if extension is None or text is None:
-            reason = "caption without image" if extension is None else "image without caption"
-            grouped.rejected.append(_rejection(path, reason, key))
-            continue
-        if not _is_utf8(key):
-            grouped.rejected.append(_rejection(path, "key is not UTF-8", key))
-            continue
-        if "\n" in key or "\r" in key:
-            grouped.rejected.append(_rejection(path, "key holds a line break", key))
-            continue
-        try:
-            caption = _read(stream, text).decode()
-        except UnicodeDecodeError as error:
-            grouped.rejected.append(_rejection(path, "caption is not UTF-8", key, str(error)))
-            continue
-        image = members[extension]
-        record: Record = {
-            "key": key,
-            "caption": caption,
-            "image_extension": extension,
-            "image_offset": image.offset,
-            "image_bytes": image.size,
-            "caption_offset": text.offset,
-            "caption_bytes": text.size,
-        }
-        description = members.get("json")
-        if description is not None:
-            record["json_offset"], record["json_bytes"] = description.offset, description.size
-            record.update(_from_json(_read(stream, description)))
-        record.update(sidecar.get(key, {}))
-        yield record
+        grouped.counts.imported += len(members)
+        yield _record(key, caption, extension or "", members, stream, sidecar)
 
 
-def _is_utf8(name: str) -> bool:
-    """Whether a member's name came from valid UTF-8 (other bytes are held as lone surrogates)."""
-    return name.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+def _key_fault(key: str) -> tuple[str, str | None] | None:
+    if not is_utf8(key):
+        return "key is not UTF-8", None
+    return ("key holds a line break", None) if "\n" in key or "\r" in key else None
+
+
+def _record(
+    key: str, caption: str, extension: str, members: dict[str, Member], stream: BinaryIO, sidecar: dict[str, Record]
+) -> Record:
+    image, text = members[extension], members[CAPTION_EXTENSION]
+    record: Record = {
+        "key": key,
+        "caption": caption,
+        "image_extension": extension,
+        "image_offset": image.offset,
+        "image_bytes": image.size,
+        "caption_offset": text.offset,
+        "caption_bytes": text.size,
+    }
+    description = members.get("json")
+    if description is not None:
+        record["json_offset"], record["json_bytes"] = description.offset, description.size
+        record.update(_from_json(_read(stream, description)))
+    record.update(sidecar.get(key, {}))
+    return record
 
 
 def _read(stream: BinaryIO, member: Member) -> bytes:
-    stream.seek(member.offset)
-    return stream.read(member.size)
+    content = _range(stream, member.offset, member.offset + member.size)
+    if len(content) < member.size:
+        raise OSError("it was cut while it was read")
+    return content
+
+
+def _range(stream: BinaryIO, start: int, stop: int) -> bytes:
+    stream.seek(start)
+    return stream.read(stop - start)
 
 
 def _from_json(content: bytes) -> Record:

@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import check_file
+from tailwise.catalog.schema import FINGERPRINT
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, end_with_parent, starting_workers
+from tailwise.shards.fingerprint import check_fingerprint, shard_blocks
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import opened
 from tailwise.storage.remote import forget_failures, is_remote
@@ -165,6 +167,7 @@ class _Shards:
     def __init__(self, shards: pa.Table) -> None:
         self._paths: list[str] = shards.column("path").to_pylist()
         self._sizes: list[int] = shards.column("size_bytes").to_pylist()
+        self._fingerprints: list[str | None] = shards.column(FINGERPRINT).to_pylist()
         self._shard = -1
         self._stream: BinaryIO | None = None
 
@@ -182,6 +185,8 @@ class _Shards:
                 found = self._stream.seek(0, 2) if is_remote(self._paths[shard]) else self._sizes[shard]
                 if found != self._sizes[shard]:  # a login page, for instance
                     raise OSError(f"it has {found:,} bytes; {self._sizes[shard]:,} when it was imported")
+                with shard_blocks(self._paths[shard]) as (size, blocks):
+                    check_fingerprint(self._paths[shard], size, blocks, self._fingerprints[shard])
             start, stop = int(offsets.min()), int((offsets + sizes).max())
             if stop - start <= WASTE * int(sizes.sum()):
                 whole = memoryview(self._range(start, stop - start))

@@ -42,6 +42,7 @@ class ImportReport:
         columns: one entry per embedding column filled.
         rejections: what was left out, by reason.
         clusterings: those made from cluster ids.
+        notes: a line for each kind of file that was seen and not read.
     """
 
     catalog: Catalog
@@ -51,6 +52,7 @@ class ImportReport:
     columns: list[ColumnImport]
     rejections: Rejections
     clusterings: list[Clustering] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def import_pool(
@@ -106,6 +108,9 @@ def _import(
     _check_clusters(catalog, clusters_name, found)
     rejections = Rejections()
     shared: dict[str, Any] = {"workers": workers, "part_rows": part_rows, "max_rejected": bounds[0]}
+    with rejections.writer(catalog.folder / "rejected" / "import-sources.parquet") as log:
+        for item in found.left_out:
+            log.add("import", item.reason, item.path, None, item.remedy, rows=0)
     if found.tars or not found.metadata:
         import_shards(catalog, found.tars, rejections, track, metadata=found.metadata, failed=found.failed, **shared)
     else:
@@ -126,7 +131,8 @@ def _import(
             f"nothing good in {len(shards)} file(s), first {next(iter(shards))} ({reasons}): see {catalog.folder / 'rejected'}"
         )
     old_shards, old_rows = (before[-1].shards, before[-1].rows) if before else (0, 0)
-    return ImportReport(catalog, now, now.shards - old_shards, now.rows - old_rows, columns, rejections, clusterings)
+    new = now.shards - old_shards, now.rows - old_rows
+    return ImportReport(catalog, now, *new, columns, rejections, clusterings, found.notes)
 
 
 def _import_clusters(

@@ -13,7 +13,7 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.sources.columns import DAMAGE
 from tailwise.sources.embedding_files import EmbeddingFile
-from tailwise.sources.paths import Place, TarMatcher, homes, in_folder, in_tar
+from tailwise.sources.paths import Place, TarMatcher, dotted_key, homes, in_folder, in_tar
 
 ELSEWHERE = -3  # a sample that these files are not for: it has its embedding, or lies in another tar
 AMBIGUOUS_TAR = -4
@@ -73,25 +73,30 @@ class RowFinder:
             return self._look_up("uid", names, own)
         rows = np.full(len(names), ABSENT, np.int64)
         in_tars = [in_tar(name) for name in names]
-        self._place(rows, in_tars, own)
+        self._place(rows, names, in_tars, own)
         plain = [at for at, place in enumerate(in_tars) if place is None]
         if plain:
             rows[plain] = self._look_up("key", [names[at] for at in plain], own)
             lost = {at for at in plain if rows[at] == ABSENT}
-            self._place(rows, [in_folder(name) if at in lost else None for at, name in enumerate(names)], own)
+            self._place(rows, names, [in_folder(name) if at in lost else None for at, name in enumerate(names)], own)
         return rows
 
-    def _place(self, rows: Rows, places: Sequence[Place | None], own: bool) -> None:
-        """Fills in the rows of those names whose places are known."""
+    def _place(self, rows: Rows, names: Sequence[str], places: Sequence[Place | None], own: bool) -> None:
+        """Fill in the rows of those names whose places are known; of a dotted name the longer key goes first."""
         wanted: dict[int, str] = {}
+        shorter: dict[int, str] = {}
         for at, place in enumerate(places):
             shard = ABSENT if place is None else self._tars.shard(place.home)
             if place is not None and shard >= 0:
-                wanted[at] = f"{shard}\t{place.key}"
+                wanted[at] = f"{shard}\t{dotted_key(names[at], place)}"
+                shorter[at] = f"{shard}\t{place.key}"
             elif shard == AMBIGUOUS:
                 rows[at] = AMBIGUOUS_TAR
         if wanted:
             rows[list(wanted)] = self._look_up("place", list(wanted.values()), own)
+        again = {at: text for at, text in shorter.items() if text != wanted[at] and rows[at] == ABSENT}
+        if again:
+            rows[list(again)] = self._look_up("place", list(again.values()), own)
 
     def _look_up(self, kind: str, texts: Sequence[str], own: bool) -> Rows:
         if kind not in self._indices:

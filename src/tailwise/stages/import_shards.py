@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Snapshot, part_name, true_path
 from tailwise.catalog.files import file_digest, read_record, scratch, write_record, write_table
-from tailwise.catalog.schema import SHARD_SCHEMA
+from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.progress import Track
+from tailwise.shards.fingerprint import FIRST, ChangedShardError, check_fingerprint, shard_blocks
 from tailwise.sources import UNKNOWN_BYTES
 from tailwise.sources.webdataset import ShardContent, hashed_uid, read_shard, unreadable_shard
 from tailwise.stages.import_scores import Scores, scores_id
@@ -26,6 +28,7 @@ PART_ROWS = 1_000_000
 _NOTHING = {True: "no sample with image and caption", False: "no sample with uid and caption"}
 MAX_REJECTED_SAMPLES = 0.5  # by default: tars may hold much that is no pair of image and caption
 TOLD_ONLY = ("tar without an end", "ambiguous uid")  # no sample is left out
+THREADS = 16  # a look at a known tar only waits
 UNREADABLE_BYTES = 0  # noted for a tar that could not be read: it is tried again by the next import
 
 
@@ -63,6 +66,7 @@ class _Part:
                 "rows": rows,
                 "size_bytes": content.size_bytes,
                 "index_checksum": content.index_checksum,
+                "fingerprint": content.fingerprint,
             }
         )
         self.samples.append(_identified(content.samples, shard))
@@ -188,6 +192,7 @@ def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[t
                 f"{path} has changed since it was imported ({sizes[path]:,} → {size:,} bytes): put the old file back, "
                 "or import the pool into a new catalog"
             )
+    _refuse_replaced(known, tars)
     parts = range(catalog.snapshot().parts if sizes else 0)
     read = {tuple(item) for part in parts for item in read_record(_marker(catalog, part))["tars"]}
     new = []
@@ -197,6 +202,31 @@ def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[t
             new.append((path, size))
         seen.add(true)
     return new
+
+
+def _refuse_replaced(known: pa.Table, tars: Mapping[str, int]) -> None:
+    """Refuse known tars of the same length whose first block is another one. Tars that can't be read are passed over."""
+
+    def changed(shard: tuple[str, str | None]) -> bool:
+        path, fingerprint = shard
+        try:
+            with shard_blocks(path) as (size, read):
+                check_fingerprint(path, size, read, fingerprint, FIRST)
+        except ChangedShardError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    columns = (known.column(name).to_pylist() for name in ("path", FINGERPRINT))
+    again = [shard for shard in zip(*columns, strict=True) if shard[0] in tars]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for (path, _), other in zip(again, pool.map(changed, again), strict=True):
+            if other:
+                raise UserError(
+                    f"{path} has changed since it was imported (its length is the same): put the old file back, or import the pool "
+                    "into a new catalog"
+                )
 
 
 def _marker(catalog: Catalog, part: int) -> Path:

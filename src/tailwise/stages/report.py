@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog.files import replacing
 from tailwise.catalog.schema import REJECTED_SCHEMA
 from tailwise.errors import UserError
+from tailwise.sources.grouping import storable
 
 FLUSH_RECORDS = 100_000
 MAX_REJECTED = 0.1  # share of samples or rows, by default
@@ -95,9 +96,9 @@ class RejectionWriter:
         self, stage: str, reason: str, file: str, key: str | None, detail: str | None = None, rows: int = 1
     ) -> None:
         """Notes one case; `key` None means the whole file, `rows` how many samples or rows it stands for."""
-        self._records.append(
-            {"stage": stage, "reason": reason, "file": file, "key": key, "detail": detail, "rows": rows}
-        )
+        texts = {"file": file, "key": key, "detail": detail}
+        texts = {name: None if text is None else storable(text) for name, text in texts.items()}
+        self._records.append({"stage": stage, "reason": reason, **texts, "rows": rows})
         self.counts[stage, reason] += rows
         if detail and not self.example:
             self.example = f"{file}: {detail}"

@@ -1,0 +1,116 @@
+"""Fingerprint of a shard's content, from a bounded number of blocks: a shard of the same length may hold other samples.
+
+Names, offsets and sizes of members (`index_checksum`) need a walk over all headers, and say nothing about the bytes between them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from tailwise.storage.errors import NoRangesError
+from tailwise.storage.remote import is_remote, read_range, size_of
+
+BLOCK_BYTES = 1 << 16
+BLOCKS = 16  # at most, spread evenly over the shard; a shard of up to 1 MiB is covered whole
+EVERY, SOME, FIRST = 1, 5, BLOCKS  # steps: all blocks; four of them, where each is a request; the first alone
+_DIGITS = 8  # of each block
+
+Range = tuple[int, int]  # start, stop
+Read = Callable[[Sequence[Range]], list[bytes]]
+
+
+class ChangedShardError(OSError):
+    """A shard is not the one that was imported."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} has other content than when it was imported")
+
+
+def block_ranges(size_bytes: int) -> list[Range]:
+    """Return (start, stop) of each block of a shard of this length."""
+    count = min(BLOCKS, -(-size_bytes // BLOCK_BYTES))
+    if count < BLOCKS:
+        return [(start, min(start + BLOCK_BYTES, size_bytes)) for start in range(0, size_bytes, BLOCK_BYTES)]
+    starts = [at * (size_bytes - BLOCK_BYTES) // (BLOCKS - 1) for at in range(BLOCKS)]
+    return [(start, start + BLOCK_BYTES) for start in starts]
+
+
+def fingerprint_of(contents: Sequence[bytes]) -> str:
+    """Return the fingerprint of blocks: 8 hexadecimal digits of each."""
+    return "".join(hashlib.blake2b(content, digest_size=_DIGITS // 2).hexdigest() for content in contents)
+
+
+def read_fingerprint(path: str, size_bytes: int, read: Read) -> str:
+    """Return the fingerprint of a shard of this length.
+
+    Raises:
+        OSError: it ends before its length.
+    """
+    return fingerprint_of(_blocks(path, block_ranges(size_bytes), read))
+
+
+def check_fingerprint(
+    path: str, size_bytes: int | None, read: Read, fingerprint: str | None, step: int = EVERY
+) -> None:
+    """Compare every `step`-th block of a shard with what was noted at import.
+
+    Args:
+        path: local path or URL, for messages.
+        size_bytes: its length now; a shard of unknown length passes, and one whose server sends whole files only.
+        read: gives its blocks.
+        fingerprint: noted; None or "" for a shard that was imported by an older version, which passes.
+        step: EVERY, SOME or FIRST.
+
+    Raises:
+        ChangedShardError: a block is another one, or there are more or fewer of them.
+        OSError: it can't be read.
+    """
+    if not fingerprint or size_bytes is None:
+        return
+    ranges = block_ranges(size_bytes)
+    if len(ranges) * _DIGITS != len(fingerprint):
+        raise ChangedShardError(path)
+    noted = [fingerprint[at : at + _DIGITS] for at in range(0, len(fingerprint), _DIGITS)]
+    try:
+        contents = _blocks(path, ranges[::step], read)
+    except NoRangesError:
+        return
+    if fingerprint_of(contents) != "".join(noted[::step]):
+        raise ChangedShardError(path)
+
+
+def _blocks(path: str, ranges: Sequence[Range], read: Read) -> list[bytes]:
+    contents = read(ranges)
+    if any(len(content) != stop - start for content, (start, stop) in zip(contents, ranges, strict=True)):
+        raise OSError(f"{path} ended while it was read")
+    return contents
+
+
+def blocks_of_file(handle: int) -> Read:
+    """Return a function that reads blocks of an open file."""
+    return lambda ranges: [os.pread(handle, stop - start, start) for start, stop in ranges]
+
+
+def blocks_of_url(url: str) -> Read:
+    """Return a function that reads blocks of a remote file, all at once."""
+
+    def read(ranges: Sequence[Range]) -> list[bytes]:
+        with ThreadPoolExecutor(BLOCKS) as pool:
+            return list(pool.map(lambda block: read_range(url, *block).content, ranges))
+
+    return read
+
+
+@contextmanager
+def shard_blocks(path: str) -> Iterator[tuple[int | None, Read]]:
+    """Open a shard, local or remote: its length, if it is known, and a function that reads its blocks."""
+    if is_remote(path):
+        yield size_of(path), blocks_of_url(path)
+        return
+    with Path(path.split("://", 1)[-1]).expanduser().open("rb", buffering=0) as stream:
+        yield os.fstat(stream.fileno()).st_size, blocks_of_file(stream.fileno())

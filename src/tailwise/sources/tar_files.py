@@ -1,0 +1,223 @@
+"""The tars that a user names: folders, files, globs, brace patterns and `::`-joined lists, local or remote."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from braceexpand import braceexpand
+from fsspec.implementations.local import LocalFileSystem
+
+from tailwise.errors import UserError
+from tailwise.sources.compressed import REMEDY, is_compressed_tar
+from tailwise.sources.grouping import is_harmless, is_utf8
+from tailwise.storage.errors import RemoteError, RemoteNotFoundError
+from tailwise.storage.remote import call, filesystem, is_remote, sizes_of
+
+_MAGIC = "*?[{"
+_SHOWN_MISSING = 3
+UNKNOWN_BYTES = -1  # size of a tar that cannot be read, or whose server does not tell its size
+_EMBEDDINGS = ("img_emb", "text_emb", "embeddings")
+
+
+class LeftOut(NamedTuple):
+    """A file or folder that an import sees and does not read.
+
+    Attributes:
+        path: of it.
+        reason: why not.
+        remedy: what to do.
+    """
+
+    path: str
+    reason: str
+    remedy: str
+
+
+@dataclass
+class NamedTars:
+    """The tars that a source names.
+
+    Attributes:
+        tars: path or URL and size in bytes (or UNKNOWN_BYTES) of each, by name within each pattern.
+        failed: why tars cannot be read, for those of `tars` that were tried in vain.
+        left_out: files that are seen and not read.
+    """
+
+    tars: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def add(self, address: str, size: int | RemoteError | None) -> bool:
+        """Add one tar, if it is there."""
+        if isinstance(size, RemoteNotFoundError):
+            return False
+        if not is_utf8(address):
+            self.left_out.append(LeftOut(ascii(address), "path is not UTF-8", "rename it"))
+            return True
+        if isinstance(size, RemoteError):
+            self.failed.setdefault(address, size.cause)
+        self.tars.setdefault(address, size if isinstance(size, int) else UNKNOWN_BYTES)
+        return True
+
+
+class _RemoteFiles:
+    """The file system of a URL, each request repeated where that may help."""
+
+    def __init__(self, url: str) -> None:
+        self._files = filesystem(url)[0]
+        self.protocol = self._files.protocol
+        self.unstrip_protocol = self._files.unstrip_protocol
+
+    def isfile(self, _: str) -> bool:
+        """Return True: its size is asked for later, of many files at a time."""
+        return True
+
+    def exists(self, path: str) -> bool:
+        """Return whether there is a file or folder of this name."""
+        try:
+            return bool(call(self.unstrip_protocol(path), "exists"))
+        except RemoteNotFoundError:
+            return False
+
+    def __getattr__(self, method: str) -> Any:  # noqa: ANN401  (fsspec has no types)
+        return lambda path, **options: call(self.unstrip_protocol(path), method, **options)
+
+
+def find_tars(source: str) -> NamedTars:
+    """Return the tars that a source names.
+
+    Raises:
+        UserError: some of several named tars or patterns are missing.
+        ValueError: braces are not balanced.
+        RemoteError: a folder can't be listed, or the protocol is unknown.
+    """
+    found = NamedTars()
+    patterns: list[tuple[str, bool, list[str]]] = []  # name, whether it is missing without tars, their addresses
+    for piece in _pieces(source):
+        files: Any = _RemoteFiles(piece) if is_remote(piece) else LocalFileSystem()
+        path = filesystem(piece)[1] if is_remote(piece) else files._strip_protocol(piece)
+        for pattern in expand(files, path):
+            name = _unescaped(pattern)
+            left_out = len(found.left_out)
+            addresses = [_address(files, match) for match in _matches(files, pattern, found.left_out)]
+            if is_remote(piece):
+                found.left_out += _remote_embeddings(files, name)
+            patterns.append((name, _is_missing(files, name) and left_out == len(found.left_out), addresses))
+    addresses = [address for *_, items in patterns for address in items]
+    sizes = dict(zip(remote := [address for address in addresses if is_remote(address)], sizes_of(remote), strict=True))
+    there = {
+        address: found.add(address, sizes[address] if address in sizes else Path(address).stat().st_size)
+        for address in addresses
+    }
+    missing = [name for name, needed, items in patterns if needed and not any(there[address] for address in items)]
+    if missing and len(missing) < len(patterns):
+        shown = ", ".join(missing[:_SHOWN_MISSING]) + (", …" if len(missing) > _SHOWN_MISSING else "")
+        raise UserError(
+            f"{len(missing):,} of the {len(patterns):,} tars or patterns in {source!r} are missing: {shown}; restore them, or name a "
+            "folder or a glob (*.tar) to import the tars that are there"
+        )
+    return found
+
+
+def expand(files: Any, path: str) -> Iterator[str]:  # noqa: ANN401  (fsspec has no types)
+    """Yield the globs that a path stands for; folders that exist are taken by name, whatever characters they have."""
+    parts = path.split("/")
+    at = next((at for at in range(len(parts)) if _is_pattern(files, parts, at)), len(parts))
+    literal = glob.escape("/".join(parts[:at]))
+    if at == len(parts):
+        yield literal
+        return
+    for rest in braceexpand("/".join(parts[at:])):
+        yield f"{literal}/{rest}" if at else rest
+
+
+def _is_pattern(files: Any, parts: list[str], at: int) -> bool:  # noqa: ANN401
+    return any(letter in parts[at] for letter in _MAGIC) and not files.exists("/".join(parts[: at + 1]))
+
+
+def _pieces(source: str) -> list[str]:
+    """Return the parts of a list joined by `::`, as open_clip takes it; a URL of fsspec may hold `::` too."""
+    pieces = source.split("::")
+    joined = len(pieces) > 1 and all(piece.endswith(".tar") for piece in pieces)
+    return pieces if joined and not Path(source).exists() else [source]
+
+
+def _remote_embeddings(files: Any, folder: str) -> list[LeftOut]:  # noqa: ANN401
+    if "http" in str(files.protocol):
+        return []
+    remedy = "copy the folder to this machine and name it, to import them"
+    there = [
+        f"{folder}/{name}" for name in _EMBEDDINGS if not folder.endswith(".tar") and files.isdir(f"{folder}/{name}")
+    ]
+    return [LeftOut(_address(files, path), "folder of embeddings at a URL", remedy) for path in there]
+
+
+def _is_missing(files: Any, name: str) -> bool:  # noqa: ANN401
+    """Return whether a name is that of a tar or folder that is not there."""
+    return name.endswith(".tar") or not (PurePosixPath(name).suffix or files.exists(name))
+
+
+def _unescaped(pattern: str) -> str:
+    for letter in "*?[":
+        pattern = pattern.replace(f"[{letter}]", letter)
+    return pattern
+
+
+def _address(files: Any, match: str) -> str:  # noqa: ANN401
+    if isinstance(files, LocalFileSystem):
+        return os.path.abspath(match)  # noqa: PTH100  (keeps symlinks)
+    return str(files.unstrip_protocol(match))
+
+
+def _matches(files: Any, pattern: str, left_out: list[LeftOut]) -> list[str]:  # noqa: ANN401
+    """Return the tars of one glob, sorted; a folder stands for the tars in it, or else for those below it."""
+    literal = _unescaped(pattern)
+    remote_tar = isinstance(files, _RemoteFiles) and literal.endswith(".tar")
+    if not remote_tar and files.isdir(literal):
+        return _in_folder(files, literal, left_out)
+    has_magic = glob.escape(literal) != pattern and not files.exists(literal)
+    found = sorted(files.glob(pattern)) if has_magic else [literal]
+    return list(_readable(files, found, left_out))
+
+
+def _in_folder(files: Any, folder: str, left_out: list[LeftOut]) -> list[str]:  # noqa: ANN401
+    tars = list(_readable(files, sorted(files.glob(f"{glob.escape(folder)}/*.t*")), left_out))
+    if not (tars and "http" in str(files.protocol)):  # a search below would follow all links
+        below = sorted(
+            path for inner in _folders(files, folder) for path in files.glob(f"{glob.escape(inner)}/**/*.t*")
+        )
+        if not tars:
+            return list(_readable(files, below, left_out))
+        others = [path for path in below if path.endswith(".tar") and files.isfile(path)]
+        remedy = "name the folder too to import them"
+        left_out += [LeftOut(_address(files, path), "tar in a folder below other tars", remedy) for path in others]
+    return tars
+
+
+def _folders(files: Any, folder: str) -> list[str]:  # noqa: ANN401
+    """Return the folders in a folder, hidden ones excepted."""
+    items = files.ls(folder, detail=True)
+    folders = [item["name"].rstrip("/") for item in items if item["type"] == "directory"]
+    inside = f"{folder.rstrip('/')}/"
+    return [
+        name
+        for name in folders
+        if name.startswith(inside) and not name.removeprefix(inside).startswith((".", "__MACOSX"))
+    ]
+
+
+def _readable(files: Any, paths: Iterable[str], left_out: list[LeftOut]) -> Iterator[str]:  # noqa: ANN401
+    """Yield the plain tars among some files; note leftovers of file managers and compressed tars."""
+    for path in paths:
+        if path.endswith(".tar") and files.isfile(path):
+            if is_harmless(path):
+                left_out.append(LeftOut(_address(files, path), "leftover of macOS", "nothing to do"))
+            else:
+                yield path
+        elif is_compressed_tar(path) and files.isfile(path):
+            left_out.append(LeftOut(_address(files, path), "compressed tar", f"{REMEDY} it"))
