@@ -1,5 +1,6 @@
 """Where commands may write: not over a catalog, a tar of its pool or somebody's file, in whatever spelling."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -21,15 +22,26 @@ from tailwise.stages.removed import write_removed
 
 WRITERS = {
     **{
-        name: lambda plan, path, name=name: export(plan, name, path, overwrite=True) for name in {*EXPORTS} - {"shards"}
+        name: lambda plan, path, name=name: export(plan, name, path, epoch=0, overwrite=True)
+        for name in {*EXPORTS} - {"shards"}
     },
     "removed": lambda plan, path: write_removed(plan.catalog, path, plan, overwrite=True),
 }
 
 
 @pytest.fixture
-def plan(make_pool, tmp_path):
-    make_pool(tmp_path / "shards", [6, 6])
+def plan(make_tar, make_image, tmp_path):
+    for shard in range(2):
+        members = [
+            (f"{shard}{row}.{kind}", content)
+            for row in range(6)
+            for kind, content in (
+                ("jpg", make_image()),
+                ("json", json.dumps({"uid": f"{shard}{row}".rjust(32, "0")}).encode()),
+                ("txt", b"caption"),
+            )
+        ]
+        make_tar(tmp_path / "shards" / f"{shard:05d}.tar", members)
     catalog = import_pool([str(tmp_path / "shards")], tmp_path / "cat", workers=1).catalog
     return make_plan(catalog, "p", PlanRequest("random", keep=0.5))
 
@@ -82,7 +94,7 @@ def test_a_shard_is_known_whatever_leads_to_it(plan, tmp_path):
     tar = next((tmp_path / "shards").glob("*.tar"))
     for path in (tar, tmp_path / "shards" / "." / tar.name, Path(os.path.relpath(tar))):
         with pytest.raises(UserError, match="is a shard of the pool"):
-            export(plan, "keys", path, overwrite=True)
+            export(plan, "keys", path, epoch=0, overwrite=True)
 
 
 def test_files_of_other_formats_are_kept(plan, tmp_path):
@@ -92,7 +104,7 @@ def test_files_of_other_formats_are_kept(plan, tmp_path):
     for name, path in (("datacomp", "embeddings.npy"), ("parquet", "metadata.parquet"), ("rates-json", "list.json")):
         before = (tmp_path / path).read_bytes()
         with pytest.raises(UserError, match="is not a file of this format"):
-            export(plan, name, tmp_path / path, overwrite=True)
+            export(plan, name, tmp_path / path, epoch=0, overwrite=True)
         assert (tmp_path / path).read_bytes() == before
 
 
@@ -117,7 +129,7 @@ def test_every_command_that_writes_a_folder_checks_it(plan, tmp_path, tree_bytes
     before = tree_bytes(tmp_path)
     for folder in (catalog, catalog / "plans" / "p", theirs):
         with pytest.raises(UserError):
-            export(plan, "shards", folder)
+            export(plan, "shards", folder, epoch=0)
         with pytest.raises(UserError):
             check_evaluation(folder, {}, overwrite=True)
         with pytest.raises(UserError):
