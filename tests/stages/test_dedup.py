@@ -12,7 +12,7 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA as SCHEMA
 from tailwise.catalog.drops import DropList, write_drops
-from tailwise.catalog.files import note_digest
+from tailwise.catalog.files import note_digest, read_record, write_record
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
@@ -513,7 +513,7 @@ def test_too_little_memory_says_how_much_is_needed(catalog):
 
 def test_changed_embeddings_are_refused(catalog):
     marker = catalog.embedding_folder("image") / "part-000000.json"
-    marker.write_text(json.dumps({**json.loads(marker.read_text()), "digest": "other"}))
+    write_record(marker, {**read_record(marker), "digest": "other"})
     with pytest.raises(UserError, match="the image embeddings have changed since clustering 'main' was made"):
         dedup(catalog, epsilon=0.1)
 

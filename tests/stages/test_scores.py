@@ -291,7 +291,7 @@ def test_status_and_verify_know_of_scores(small_catalog):
     assert verify(small_catalog) == (before + 2 + 1, [])  # two parts, and the manifest
     path = next((small_catalog.folder / "scores").glob("*/score-part-000001.npy"))
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    assert verify(small_catalog) == (before + 2, [path])
+    assert verify(small_catalog) == (before + 2 + 1, [path])
 
 
 @pytest.mark.parametrize(
