@@ -60,6 +60,7 @@ def faulty_pool(tmp_path, make_tar, make_pool, make_vectors, make_partition):
 
 
 def run(tmp_path, catalog="catalog", workers=1, **options):
+    options = {"max_rejected": 1.0, **options}  # the pool is full of faults
     return import_pool([str(tmp_path / "pool")], tmp_path / catalog, workers=workers, part_rows=PART_ROWS, **options)
 
 

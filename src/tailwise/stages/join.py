@@ -25,7 +25,7 @@ Columns = Iterator[tuple[list[str], pa.Array]]  # identifiers and values
 
 
 def read_columns(path: Path, column: str, what: str) -> tuple[str, Columns]:
-    """Return which identifier a .parquet, .tsv or .csv file names samples by, and a column of it beside the identifiers, in batches.
+    """Return which identifier a .tsv, .csv or Parquet file names samples by, and a column of it beside the identifiers, in batches.
 
     Args:
         path: of the file.
@@ -35,7 +35,7 @@ def read_columns(path: Path, column: str, what: str) -> tuple[str, Columns]:
     Raises:
         UserError: the file can't be read, lacks the column or an identifier, or has several of that name.
     """
-    parquet = path.suffix.lower() == ".parquet"
+    parquet = path.suffix.lower() not in {".tsv", ".csv"}
     try:
         names = _names(path) if parquet else next(read_rows(path), (0, [""]))[1]
     except DAMAGE as error:
@@ -89,7 +89,7 @@ def read_numbers(path: Path, column: str, what: str) -> tuple[str, Iterator[Batc
             try:
                 found = numbers(values, column).to_numpy(zero_copy_only=False)
             except ValueError as error:
-                raise UserError(f"the {what} of {path} can't be read: {error}") from error
+                raise UserError(f"the {what} in column {column!r} of {path} can't be read: {error}") from error
             yield keys, found
 
     return identifier, batches()
