@@ -72,6 +72,17 @@ def make_tar():
 
 
 @pytest.fixture(scope="session")
+def forget_fingerprints():
+    """`forget_fingerprints(catalog)` makes a catalog as older versions did: a tar that changes in place is read sample by sample."""
+
+    def run(catalog):
+        path = catalog.folder / "shards.parquet"
+        pq.write_table(pq.read_table(path).drop_columns(["fingerprint"]).replace_schema_metadata(None), path)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def make_pool(make_tar):
     """`make_pool(folder, sizes, first_shard=0, extension="jpg")` writes img2dataset-like shards.
 

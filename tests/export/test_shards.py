@@ -1,6 +1,7 @@
 """New shards: each drawn copy once, its bytes untouched, in one shuffle; the same bytes whatever happens on the way."""
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -350,8 +351,9 @@ def overwrite_captions(plan, rows):
     return mend
 
 
-def test_samples_that_cannot_be_read_are_left_out_and_listed(thrice, tmp_path, read_tars):
+def test_samples_that_cannot_be_read_are_left_out_and_listed(thrice, tmp_path, read_tars, forget_fingerprints):
     write_shards(thrice, 0, tmp_path / "whole", FEW)
+    forget_fingerprints(thrice.catalog)
     overwrite_captions(thrice, [2, 3])  # 2 + 3 copies
     shard = thrice.catalog.shards()["path"].to_pylist()[3]
     with open(shard, "ab") as stream:  # noqa: PTH123
@@ -380,8 +382,11 @@ def test_samples_that_cannot_be_read_are_left_out_and_listed(thrice, tmp_path, r
         assert table["status"].to_pylist().count("success") == size
 
 
-def test_too_many_that_cannot_be_read_end_it_and_once_mended_the_rerun_is_whole(thrice, tmp_path, tree_bytes):
+def test_too_many_that_cannot_be_read_end_it_and_once_mended_the_rerun_is_whole(
+    thrice, tmp_path, tree_bytes, forget_fingerprints
+):
     write_shards(thrice, 0, tmp_path / "whole", FEW)
+    forget_fingerprints(thrice.catalog)
     mend = overwrite_captions(thrice, [2, 3, 7, 8])  # 10 copies
     with pytest.raises(
         UserError, match=r"of 280 samples can't be read so far, .* the first is caption is not UTF-8: .*ff"
@@ -391,6 +396,26 @@ def test_too_many_that_cannot_be_read_end_it_and_once_mended_the_rerun_is_whole(
     mend()
     write_shards(thrice, 0, tmp_path / "out", FEW)
     assert tree_bytes(tmp_path / "out") == tree_bytes(tmp_path / "whole")
+
+
+def test_a_replaced_tar_of_the_same_length_is_left_out(thrice, tmp_path):
+    """Names, offsets and sizes stay: a caption has moved to another sample."""
+    path = thrice.catalog.shards()["path"].to_pylist()[3]
+    samples = [sample for part in thrice.catalog.parts() for sample in thrice.catalog.samples(part).to_pylist()]
+    of_tar = [sample for sample in samples if sample["shard"] == 3]
+    one, other = next(
+        (one, other)
+        for one, other in itertools.combinations(of_tar, 2)
+        if one["caption_bytes"] == other["caption_bytes"] and one["caption"] != other["caption"]
+    )
+    with open(path, "r+b") as stream:  # noqa: PTH123
+        for sample, caption in ((one, other["caption"]), (other, one["caption"])):
+            stream.seek(sample["caption_offset"])
+            stream.write(caption.encode())
+    with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 tars .*00001\.tar: other content"):
+        write_shards(thrice, 0, tmp_path / "out", FEW)
+    result = write_shards(thrice, 0, tmp_path / "out", Sharding(50, workers=1, max_rejected=0.2))
+    assert (result.samples, dict(result.rejected)) == (245, {"unreadable": 35})
 
 
 def test_samples_without_an_image_in_a_tar_are_refused(mixed, tmp_path, make_rates_parquet):
@@ -425,10 +450,11 @@ def test_removed_samples_come_no_more_and_make_it_another_export(thrice, tmp_pat
 # --- the command --------------------------------------------------------------------------------------------------------
 
 
-def test_the_command(thrice, tmp_path):
+def test_the_command(thrice, tmp_path, forget_fingerprints):
     command = [sys.executable, "-m", "tailwise", "export", str(thrice.catalog.folder), "thrice", "--to"]
     options = ["shards", str(tmp_path / "out"), "--shard-samples", "50", "--workers", "1", "--epoch", "1", "--json"]
     overwrite_captions(thrice, [2])
+    forget_fingerprints(thrice.catalog)
     result = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == {
         "output": str(tmp_path / "out"),

@@ -203,7 +203,7 @@ def _finish(plan: Plan, writer: ShardWriter, identity: Mapping[str, Any]) -> Sha
     rejected: Counter[str] = Counter()
     for counts in stats.values():
         rejected.update({reason: count for reason, count in counts["status_dict"].items() if reason != SUCCESS})
-    paths = plan.catalog.shards(plan.snapshot).select(["shard", "path"])
+    paths = plan.catalog.shards(plan.snapshot).select(["shard", "path"]).replace_schema_metadata(None)
     write_table(writer.folder / "source_shards.parquet", paths)
     _write_rejected(writer, [number for number in stats if stats[number]["successes"] < stats[number]["count"]], paths)
     write_json(writer.folder / "sizes.json", sizes)
