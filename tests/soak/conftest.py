@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -182,4 +181,22 @@ def numbers():
     return lambda name: np.random.default_rng([int.from_bytes(name.encode()[:8].ljust(8, b"\0"), "little"), 7])
 
 
-_ = itertools
+@pytest.fixture(scope="session")
+def kept():
+    """`kept(files, work)` → {place below `work`: hash}, without locks and what a killed process leaves."""
+    left = (".writing", "/.lock", "/out/tmp")
+    return lambda files, work: {
+        path.removeprefix(str(work)): value for path, value in files.items() if not any(part in path for part in left)
+    }
+
+
+@pytest.fixture(scope="module")
+def full_catalog(stage):
+    """`full_catalog(runner, text, work)` → (argv, base): a command over a catalog that has one of each kind of artifact."""
+    COMMANDS["everything"] = (("import", "cluster-fine", "dedup", "cluster", "group-file", "plan-dynamics", "remove"), "")
+
+    def find(runner, text, work):
+        _, base = stage(runner, "everything", work)
+        return [word.replace("CAT", str(work / "cat")).replace("OUT", str(work / "out")) for word in text.split()], base
+
+    return find

@@ -9,13 +9,8 @@ COMMANDS = (
 )
 
 
-def kept(files, work):
-    """Files by their place below `work`, without temporary ones (a killed process may leave those)."""
-    return {path.removeprefix(str(work)): value for path, value in files.items() if ".writing" not in path and "/lock" not in path}
-
-
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_killed_command_resumes_to_the_same_bytes(runner, stage, tmp_path, times, note, numbers, name):
+def test_a_killed_command_resumes_to_the_same_bytes(runner, stage, tmp_path, times, note, numbers, kept, name):
     work = tmp_path / "work"
     argv, base = stage(runner, name, work)
     runner.ask("copy", **{"from": base, "to": work})

@@ -1,0 +1,167 @@
+"""Small files that ask for gigabytes: each costs an error or a rejection, within a gigabyte of memory and a minute."""
+
+import gzip
+import io
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+LIMIT_BYTES = 1_000_000_000
+SECONDS = 100
+BIG = 3_000_000_000
+
+
+def sparse(path, head=b"", size=BIG):
+    """A file that takes no room on the disk, and reads as zeros behind its head."""
+    with path.open("wb") as stream:
+        stream.write(head)
+        stream.truncate(size)
+
+
+def tar_of_big_member(folder, name):
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 3
+    big = tarfile.TarInfo(name)
+    big.size = BIG
+    (folder / "shards").mkdir()
+    head = info.tobuf(tarfile.USTAR_FORMAT) + b"abc".ljust(512, b"\0")
+    if name != "a.txt":
+        text = tarfile.TarInfo("a.txt")
+        text.size = 3
+        head += text.tobuf(tarfile.USTAR_FORMAT) + b"abc".ljust(512, b"\0")
+    sparse(folder / "shards" / "0.tar", head + big.tobuf(tarfile.USTAR_FORMAT), size=len(head) + 512 + BIG // 512 * 512 + 10_240)
+
+
+def png(width, height):
+    """A PNG of one colour: its pixels deflate to almost nothing."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer = zlib.compressobj(1)
+    rows = b"".join(packer.compress(bytes(1 + 3 * width)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def pax_of_gigabytes(folder):
+    (folder / "shards").mkdir()
+    info = tarfile.TarInfo("x")
+    info.type, info.size = b"x", BIG
+    sparse(folder / "shards" / "0.tar", info.tobuf(tarfile.USTAR_FORMAT), size=BIG + 10_240)
+
+
+def parquet_bomb(folder):
+    (folder / "shards").mkdir()
+    text = pa.array(["a" * 100_000_000] * 2 + ["b"]).dictionary_encode()
+    indices = pa.array(np.zeros(200, np.int32))
+    column = pa.DictionaryArray.from_arrays(indices, text.dictionary)
+    pq.write_table(pa.table({"uid": [f"{row:032x}" for row in range(200)], "text": column}), folder / "shards" / "m.parquet")
+
+
+def npz_bomb(folder):
+    uids = [f"{row:032x}" for row in range(12)]
+    pq.write_table(pa.table({"uid": uids, "text": ["a"] * 12}), folder / "m.parquet")
+    with zipfile.ZipFile(folder / "m.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("l14_img.npy", "w", force_zip64=True) as out:
+        stream = io.BytesIO()
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": (12, 100_000_000)})
+        out.write(stream.getvalue())
+        block = bytes(1 << 24)
+        for _ in range(BIG // len(block)):
+            out.write(block)
+
+
+def gzip_bomb(folder):
+    (folder / "set" / "test").mkdir(parents=True)
+    (folder / "set" / "classnames.txt").write_text("cat\ndog\n")
+    (folder / "set" / "zeroshot_classification_templates.txt").write_text("a {c}\n")
+    (folder / "set" / "test" / "nshards.txt").write_text("1\n")
+    big = tarfile.TarInfo("s0.jpg")
+    big.size = BIG
+    with gzip.open(folder / "set" / "test" / "0.tar", "wb", compresslevel=1) as stream:
+        stream.write(big.tobuf(tarfile.USTAR_FORMAT))
+        block = bytes(1 << 24)
+        for _ in range(BIG // len(block)):
+            stream.write(block)
+
+
+ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9))
+COMMAND = "from tailwise.cli import main; import sys; sys.argv = ['tailwise', *sys.argv[1:]]; main()"
+IMPORT = (COMMAND, "import", "{}/shards", "{}/cat", "--workers", "1")
+DECODE = "import sys; from tailwise.shards.decode import decode_rgb, ImageError\ntry: decode_rgb(open(sys.argv[1], 'rb').read())\nexcept ImageError as e: print(e)"
+READ = "import sys, pathlib; from {module} import {name} as read; from tailwise.errors import UserError\ntry: read({argument})\nexcept UserError as e: print(e); sys.exit(2)"
+
+HOSTILE = {
+    "caption of 3 GB": (lambda at: tar_of_big_member(at, "a.txt"), IMPORT),
+    "description of 3 GB": (lambda at: tar_of_big_member(at, "a.json"), IMPORT),
+    "pax header of 3 GB": (pax_of_gigabytes, IMPORT),
+    "Parquet text of 20 GB": (parquet_bomb, IMPORT),
+    "npz of 3 GB": (npz_bomb, (COMMAND, "import", "{}", "{}/cat", "--workers", "1")),
+    "picture of 12,000 x 12,000": (lambda at: (at / "a.png").write_bytes(png(12_000, 12_000)), (DECODE, "{}/a.png")),
+    "gzipped tar of 3 GB": (
+        gzip_bomb,
+        (
+            "import sys; from tailwise.evaluate.sets import find_set; from tailwise.errors import UserError\n"
+            "from tailwise.evaluate.images import *\n"
+            "found = find_set(sys.argv[1])\n"
+            "try:\n    for shard in found.shards():\n        for _ in shard: pass\nexcept UserError as e: print(e)",
+            "{}/set",
+        ),
+    ),
+    "recipe of aliases": (lambda at: (at / "r.yaml").write_text(ALIASES), (COMMAND, "run", "{}/r.yaml", "{}/none", "{}/cat")),
+    "recipe of brackets": (lambda at: (at / "r.yaml").write_text("a: " + "[" * 100_000), (COMMAND, "run", "{}/r.yaml", "{}/none", "{}/cat")),
+    "recipe of 3 GB": (lambda at: sparse(at / "r.yaml", b"a: "), (COMMAND, "run", "{}/r.yaml", "{}/none", "{}/cat")),
+    "class counts of 3 GB": (
+        lambda at: sparse(at / "c.tsv", b"cat\t"),
+        (READ.format(module="tailwise.evaluate.counts", name="read_train_counts", argument="pathlib.Path(sys.argv[1]), ['cat']"), "{}/c.tsv"),
+    ),
+    "rates of brackets": (
+        lambda at: (at / "c.json").write_text("[" * 1_000_000),
+        (READ.format(module="tailwise.evaluate.counts", name="read_train_counts", argument="pathlib.Path(sys.argv[1]), ['cat']"), "{}/c.json"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_input_stays_within_a_gigabyte(tmp_path, note, name):
+    make, (code, *arguments) = HOSTILE[name]
+    make(tmp_path)
+    began = time.monotonic()
+    command = [sys.executable, "-c", code, *(argument.replace("{}", str(tmp_path)) for argument in arguments)]
+    with (tmp_path / "said").open("w+") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=tmp_path)
+        peak = _watch(process)
+        said.seek(0)
+        text = said.read()
+    seconds = time.monotonic() - began
+    note("memory", name, peak_bytes=peak, seconds=seconds)
+    assert process.returncode in (0, 1, 2), (process.returncode, text)
+    assert "Traceback" not in text, text
+    assert peak < LIMIT_BYTES, (peak, text)
+
+
+def _watch(process):
+    """Waits for a process; ends it once it holds too much, or is late. Returns its peak of memory in bytes."""
+    until, peak = time.monotonic() + SECONDS, 0
+    while process.poll() is None:
+        try:
+            with open(f"/proc/{process.pid}/status") as status:
+                lines = [line for line in status if line.startswith("VmHWM")]
+            peak = max(peak, int(lines[0].split()[1]) * 1024) if lines else peak
+        except (OSError, IndexError):
+            pass
+        if time.monotonic() > until or peak > 2 * LIMIT_BYTES:
+            process.kill()
+        time.sleep(0.01)
+    return peak
+
+
