@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test soak lint bench clean
 
 demo: $(READY)
 	$(BIN)/tailwise demo demo
 
 test: $(READY)
 	$(BIN)/pytest -n auto --dist worksteal
+
+# Kills, full disks, damage and odd input, ten times as much as `make test` tries; prints the figures of docs/reliability.md.
+soak: $(READY)
+	rm -f soak.jsonl
+	TAILWISE_SOAK=1 TAILWISE_SOAK_LOG=$(CURDIR)/soak.jsonl $(BIN)/pytest tests/soak -n auto --dist worksteal
+	$(BIN)/python tests/soak/figures.py soak.jsonl
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
