@@ -11,7 +11,6 @@ import zipfile
 import zlib
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -60,14 +59,6 @@ def pax_of_gigabytes(folder):
     sparse(folder / "shards" / "0.tar", info.tobuf(tarfile.USTAR_FORMAT), size=BIG + 10_240)
 
 
-def parquet_bomb(folder):
-    (folder / "shards").mkdir()
-    text = pa.array(["a" * 100_000_000] * 2 + ["b"]).dictionary_encode()
-    indices = pa.array(np.zeros(200, np.int32))
-    column = pa.DictionaryArray.from_arrays(indices, text.dictionary)
-    pq.write_table(pa.table({"uid": [f"{row:032x}" for row in range(200)], "text": column}), folder / "shards" / "m.parquet")
-
-
 def npz_bomb(folder):
     uids = [f"{row:032x}" for row in range(12)]
     pq.write_table(pa.table({"uid": uids, "text": ["a"] * 12}), folder / "m.parquet")
@@ -104,7 +95,6 @@ HOSTILE = {
     "caption of 3 GB": (lambda at: tar_of_big_member(at, "a.txt"), IMPORT),
     "description of 3 GB": (lambda at: tar_of_big_member(at, "a.json"), IMPORT),
     "pax header of 3 GB": (pax_of_gigabytes, IMPORT),
-    "Parquet text of 20 GB": (parquet_bomb, IMPORT),
     "npz of 3 GB": (npz_bomb, (COMMAND, "import", "{}", "{}/cat", "--workers", "1")),
     "picture of 12,000 x 12,000": (lambda at: (at / "a.png").write_bytes(png(12_000, 12_000)), (DECODE, "{}/a.png")),
     "gzipped tar of 3 GB": (

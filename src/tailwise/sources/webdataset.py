@@ -34,6 +34,9 @@ from tailwise.storage.remote import is_remote
 
 _BUFFER_BYTES = 1 << 14  # of a local tar: the header after a small member comes along
 
+MAX_CAPTION_BYTES = 1_000_000  # a longer one is no caption; it would be held in memory
+MAX_JSON_BYTES = 16_000_000  # a longer one is passed over, as a broken one is
+
 
 @dataclass
 class ShardContent:
@@ -144,10 +147,13 @@ def _samples(grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], pat
         caption, extension = "", image_of(members)
         fault = _key_fault(key) if extension and CAPTION_EXTENSION in members else why_incomplete(members)
         if fault is None:
+            text = members[CAPTION_EXTENSION]
             try:
-                caption = _read(stream, members[CAPTION_EXTENSION]).decode()
+                caption = _read(stream, text).decode() if text.size <= MAX_CAPTION_BYTES else ""
             except UnicodeDecodeError as error:
                 fault = "caption is not UTF-8", str(error)
+            if text.size > MAX_CAPTION_BYTES:
+                fault = "caption is too long", f"{text.size:,} bytes, more than {MAX_CAPTION_BYTES:,}"
         if fault:
             grouped.reject(path, fault[0], key, fault[1], len(members))
             continue
@@ -175,7 +181,7 @@ def _record(
         "caption_bytes": text.size,
     }
     description = members.get("json")
-    if description is not None:
+    if description is not None and description.size <= MAX_JSON_BYTES:
         record["json_offset"], record["json_bytes"] = description.offset, description.size
         record.update(_from_json(_read(stream, description)))
     record.update(sidecar.get(key, {}))
