@@ -140,9 +140,16 @@ def test_nor_do_those_of_clusters_without_a_quota(own_pool):
 
 
 @pytest.fixture
-def damaged(own_pool, tmp_path, make_image):
+def unmarked_pool(own_pool, forget_fingerprints):
+    """A pool whose tars have no fingerprints: what changes in place is found sample by sample."""
+    forget_fingerprints(own_pool)
+    return Catalog.open(own_pool.folder)
+
+
+@pytest.fixture
+def damaged(unmarked_pool, tmp_path, make_image):
     """Plan "p" over tars with a truncated image, garbage in place of one, and captions that aren't UTF-8; and the bad rows."""
-    plan = make_plan(own_pool, "p", PlanRequest("flat", keep=0.5))
+    plan = make_plan(unmarked_pool, "p", PlanRequest("flat", keep=0.5))
     ensure = Loader(plan, **OPTIONS)  # locations are noted while all is well
     ensure.close()
     bad = {}
@@ -243,9 +250,9 @@ def test_images_that_are_not_decoded_are_not_judged(damaged):
     assert all(bad[row] == "caption" for row in replaced)
 
 
-def test_an_unreadable_stand_in_is_passed_over(own_pool, tmp_path, make_image):
+def test_an_unreadable_stand_in_is_passed_over(unmarked_pool, tmp_path, make_image):
     """All images of a shard but one are garbage."""
-    plan = make_plan(own_pool, "p", PlanRequest("flat", keep=0.5))
+    plan = make_plan(unmarked_pool, "p", PlanRequest("flat", keep=0.5))
     path = tmp_path / "pool" / "00006.tar"
     first, last = plan.shard_offsets[6:8].tolist()
     good = first + 3
@@ -301,9 +308,9 @@ def test_missing_and_changed_tars_are_an_error_or_replaced(own_pool, tmp_path, b
     assert all(len(batch.rows) == 16 for batch in batches)
 
 
-def test_tars_that_go_while_they_are_read(own_pool, tmp_path):
+def test_tars_that_go_while_they_are_read(unmarked_pool, tmp_path):
     """Cut short behind the check: whatever can still be read is."""
-    plan = make_plan(own_pool, "p", PlanRequest("flat", keep=0.5))
+    plan = make_plan(unmarked_pool, "p", PlanRequest("flat", keep=0.5))
     loader = Loader(plan, transform=to_tensor, **OPTIONS)
     break_cut(tmp_path / "pool" / "00001.tar")
     (tmp_path / "pool" / "00003.tar").unlink()
