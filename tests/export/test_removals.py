@@ -6,7 +6,7 @@ import pytest
 
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
-from tailwise.export import EXPORTS, export
+from tailwise.export import export
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import PlanRequest, make_plan
 from tailwise.stages.remove import remove
@@ -67,10 +67,10 @@ def test_a_key_that_is_the_uid_of_another_sample(tmp_path, make_tar, make_image)
     assert remove(catalog, tmp_path / "uids.parquet").removed == 1
 
 
-@pytest.mark.parametrize("format_name", [name for name in EXPORTS if name not in {"keys", "rates-json"}])
+@pytest.mark.parametrize("format_name", ["parquet", "shards"])
 @pytest.mark.parametrize("at", [0, 1])
 def test_what_is_removed_meanwhile_is_not_published(mixed, tmp_path, format_name, at):
-    """The removal comes before part `at` is drawn. (Keys clash in this pool; formats of keys come below.)"""
+    """The removal comes before part `at` is drawn. (Keys clash in this pool, and some have no uid; other formats come below.)"""
     plan = make_plan(mixed, "p", PlanRequest("random", keep=1.0))
     uids = [uid.hex() for part in mixed.parts() for uid in mixed.samples(part, ["uid"]).column(0).to_pylist()]
     (tmp_path / "uids.txt").write_text(f"{uids[3]}\n{uids[-3]}\n")
@@ -88,10 +88,22 @@ def test_what_is_removed_meanwhile_is_not_published(mixed, tmp_path, format_name
     assert not (output / "sizes.json").exists()
 
 
-@pytest.mark.parametrize("format_name", ["keys", "rates-json", "parquet"])
-def test_what_is_removed_meanwhile_of_unique_keys(small_catalog, tmp_path, format_name):
-    plan = make_plan(small_catalog, "p", PlanRequest("random", keep=1.0))
-    (tmp_path / "keys.txt").write_text("000003\n000597\n")
+@pytest.fixture
+def named(tmp_path, make_tar, make_image):
+    """A catalog of two parts, whose samples have keys and uids of their own."""
+    for shard in range(2):
+        members = []
+        for key in range(2 * shard, 2 * shard + 2):
+            members += [(f"{key:06d}.jpg", make_image()), (f"{key:06d}.json", f'{{"uid": "{key:032x}"}}'.encode())]
+            members.append((f"{key:06d}.txt", b"x"))
+        make_tar(tmp_path / "pool" / f"{shard:05d}.tar", members)
+    return import_pool(tmp_path / "pool", tmp_path / "catalog", workers=1, part_rows=2).catalog
+
+
+@pytest.mark.parametrize("format_name", ["keys", "rates-json", "parquet", "datacomp"])
+def test_what_is_removed_meanwhile_leaves_the_old_file(named, tmp_path, format_name):
+    plan = make_plan(named, "p", PlanRequest("random", keep=1.0))
+    (tmp_path / "keys.txt").write_text("000000\n000003\n")
     output = tmp_path / "out"
     export(plan, format_name, output)
     before = output.read_bytes()
@@ -99,7 +111,7 @@ def test_what_is_removed_meanwhile_of_unique_keys(small_catalog, tmp_path, forma
     def removing(items, *_):
         for number, item in enumerate(items):
             if number == 1:
-                remove(small_catalog, tmp_path / "keys.txt")
+                remove(named, tmp_path / "keys.txt")
             yield item
 
     with pytest.raises(UserError, match="run this command again"):
