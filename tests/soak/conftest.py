@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 SCALE = float(os.environ.get("TAILWISE_SOAK", "0.1"))
-MODULES = ("torch", "numba", "pyarrow.parquet", "pyarrow.dataset", "PIL.Image", "tailwise.stages.cluster", "tailwise.plan.plan")
+MODULES = (
+    "torch",
+    "numba",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+    "PIL.Image",
+    "tailwise.stages.cluster",
+    "tailwise.plan.plan",
+)
 
 
 class Runner:
@@ -52,6 +60,7 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
+    """A process that runs commands in forked children."""
     made = Runner(tmp_path_factory.mktemp("runner"))
     yield made
     made.close()
@@ -63,7 +72,18 @@ def disk_runner(tmp_path_factory):
     if not shutil.which("unshare"):
         pytest.skip("no unshare: full disks need a mount namespace")
     tried = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", str(tmp_path_factory.mktemp("disk"))],
+        [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "mount",
+            "-t",
+            "tmpfs",
+            "none",
+            str(tmp_path_factory.mktemp("disk")),
+        ],
+        check=False,
         capture_output=True,
     )
     if tried.returncode:
@@ -103,7 +123,10 @@ def sources(tmp_path_factory, make_pool, make_tar, make_image, make_embeddings):
         members = [
             (f"{key}.{extension}", content)
             for key in keys.tolist()
-            for extension, content in (("jpg", make_image(int(key))), ("txt", f"a photo of {'cat' if int(key) % 3 else 'dog'} {key}".encode()))
+            for extension, content in (
+                ("jpg", make_image(int(key))),
+                ("txt", f"a photo of {'cat' if int(key) % 3 else 'dog'} {key}".encode()),
+            )
         ]
         make_tar(folder / "pool" / f"{shard:05d}.tar", members)
     rng = np.random.default_rng(0)
@@ -130,13 +153,34 @@ COMMANDS = {
     "group-file": (("import",), "group CAT --by kind --file SRC/kinds.tsv --name kinds"),
     "plan-dynamics": (("import", "cluster-fine", "dedup", "cluster"), "plan CAT p --method dynamics --keep 0.4"),
     "plan-dbp": (("import", "cluster-fine", "dedup", "cluster"), "plan CAT q --method dbp --keep 0.3"),
-    "draw": (("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"), "draw CAT p --epoch 2 --output OUT/drawn.parquet"),
-    "export-keys": (("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"), "export CAT p OUT/keys.txt --to keys --epoch 1"),
-    "export-rates": (("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"), "export CAT p OUT/rates.json --to rates-json"),
-    "export-parquet": (("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"), "export CAT p OUT/drawn --to parquet --epoch 1"),
-    "export-shards": (("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"), "export CAT p OUT/shards --to shards --epoch 1 --workers 1"),
-    "remove": (("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"), "remove CAT --keys SRC/optout.txt --reason asked"),
-    "removed": (("import", "cluster-fine", "dedup", "cluster", "plan-dynamics", "remove"), "removed CAT p --output OUT/never.parquet"),
+    "draw": (
+        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
+        "draw CAT p --epoch 2 --output OUT/drawn.parquet",
+    ),
+    "export-keys": (
+        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
+        "export CAT p OUT/keys.txt --to keys --epoch 1",
+    ),
+    "export-rates": (
+        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
+        "export CAT p OUT/rates.json --to rates-json",
+    ),
+    "export-parquet": (
+        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
+        "export CAT p OUT/drawn --to parquet --epoch 1",
+    ),
+    "export-shards": (
+        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
+        "export CAT p OUT/shards --to shards --epoch 1 --workers 1",
+    ),
+    "remove": (
+        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
+        "remove CAT --keys SRC/optout.txt --reason asked",
+    ),
+    "removed": (
+        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics", "remove"),
+        "removed CAT p --output OUT/never.parquet",
+    ),
     "relocate": (("import",), "relocate CAT SRC/pool MOVED/pool"),
 }
 BARE = "import SRC/pool CAT"
@@ -193,7 +237,10 @@ def kept():
 @pytest.fixture(scope="module")
 def full_catalog(stage):
     """`full_catalog(runner, text, work)` → (argv, base): a command over a catalog that has one of each kind of artifact."""
-    COMMANDS["everything"] = (("import", "cluster-fine", "dedup", "cluster", "group-file", "plan-dynamics", "remove"), "")
+    COMMANDS["everything"] = (
+        ("import", "cluster-fine", "dedup", "cluster", "group-file", "plan-dynamics", "remove"),
+        "",
+    )
 
     def find(runner, text, work):
         _, base = stage(runner, "everything", work)

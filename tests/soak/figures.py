@@ -1,3 +1,4 @@
+# ruff: noqa: T201
 """Prints the table of docs/reliability.md from the log of `make soak`."""
 
 import json

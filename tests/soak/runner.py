@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 # Events of Python's audit hooks after which the disk differs.
@@ -51,7 +52,7 @@ def execute(request, events):
     code = 1
     try:
         sys.argv = ["tailwise", *request["argv"]]
-        from tailwise.cli import main  # noqa: PLC0415
+        from tailwise.cli import main
 
         main()
         code = 0
@@ -87,10 +88,8 @@ def run(request):
             os.killpg(child, signal.SIGKILL)
             kill, limit = None, now + 1e9
         time.sleep(0.0005 if kill is not None else 0.002)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # workers that it left
-    except ProcessLookupError:
-        pass
     events = os.read(reading, 100)
     os.close(reading)
     return {
@@ -156,7 +155,8 @@ OPERATIONS = {function.__name__: function for function in (run, tree, copy, disk
 
 def main():
     """Answers requests until the input ends."""
-    import tailwise.cli  # noqa: F401, PLC0415
+    import tailwise.cli  # noqa: F401
+
     for module in sys.argv[1:]:
         __import__(module)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -4,7 +4,18 @@ import pytest
 
 DISKS = 16  # of each command, in `make soak`
 COMMANDS = (
-    *("import", "embed", "cluster-fine", "dedup", "filter", "cluster", "group-file", "plan-dynamics", "draw", "export-keys"),
+    *(
+        "import",
+        "embed",
+        "cluster-fine",
+        "dedup",
+        "filter",
+        "cluster",
+        "group-file",
+        "plan-dynamics",
+        "draw",
+        "export-keys",
+    ),
     *("export-rates", "export-parquet", "export-shards", "remove", "removed"),
 )
 PAGE = 4096

@@ -24,7 +24,9 @@ def test_a_flipped_bit_never_changes_a_result(runner, full_catalog, tmp_path, ti
     files = sorted(path for path in runner.ask("tree", folders=[work]) if "lock" not in path)
     whole = runner.run(*argv, cwd=work)
     assert whole["code"] == 0, whole
-    made = {path: value for path, value in kept(runner.ask("tree", folders=[work]), work).items() if path.startswith("/out")}
+    made = {
+        path: value for path, value in kept(runner.ask("tree", folders=[work]), work).items() if path.startswith("/out")
+    }
     chosen, refused = numbers(name), 0
     for trial in range(times(FLIPS)):
         runner.ask("copy", **{"from": base, "to": work})

@@ -31,7 +31,23 @@ from tailwise.stages.plan_rates import make_rate_plan
 from tailwise.stages.remove import read_names
 
 SECONDS = 20  # that one input may take
-ODD = (b"\0", b"\xff", b"\x1b[31m", b"'", b'"', b"\n", b"\t", b"{", b"[" * 3000, b"\xe2\x80\xae", b"1e999", b"NaN", b"-1", b"*a", b"&a ")
+ODD = (
+    b"\0",
+    b"\xff",
+    b"\x1b[31m",
+    b"'",
+    b'"',
+    b"\n",
+    b"\t",
+    b"{",
+    b"[" * 3000,
+    b"\xe2\x80\xae",
+    b"1e999",
+    b"NaN",
+    b"-1",
+    b"*a",
+    b"&a ",
+)
 
 
 def parquet(**columns):
@@ -138,7 +154,14 @@ def images(make_image):
 RECIPE = b"steps:\n- import\n- cluster: {clusters: 4}\n- plan: {name: p, method: dynamics, keep: 0.5}\n"
 TRAINING = b"phases:\n- samples_seen: 1000\n  batch_size: 10\n  open_clip: {model: ViT-B-32, lr: 0.001}\n"
 STUDY = b"catalog: cat\nrows:\n  a: {method: random, keep: 0.5}\n  b: {method: dynamics, keep: 0.5}\nseeds: [0, 1]\n"
-SIDECAR = {"key": KEYS, "status": ["success"] * 12, "width": [8] * 12, "height": [8.0] * 12, "uid": UIDS, "score": [0.5] * 12}
+SIDECAR = {
+    "key": KEYS,
+    "status": ["success"] * 12,
+    "width": [8] * 12,
+    "height": [8.0] * 12,
+    "uid": UIDS,
+    "score": [0.5] * 12,
+}
 
 # name: (inputs of `make soak`, the file to damage, its good content, how it is read)
 FAST = {
@@ -154,8 +177,18 @@ FAST = {
     "entries": (1500, "entries.txt", b"cat\ndog\ngolden retriever\n", lambda path, pool: read_entries(path)),
     "keys": (1500, "keys.txt", "\n".join(KEYS).encode(), lambda path, pool: read_names(path)),
     "keys-parquet": (1000, "keys.parquet", parquet(key=KEYS), lambda path, pool: read_names(path)),
-    "counts": (1500, "counts.tsv", b"name\tcount\ncat\t3\ndog\t4\n", lambda path, pool: read_train_counts(path, ["cat", "dog"])),
-    "counts-json": (1000, "counts.json", b'{"cat": 3, "dog": 4}', lambda path, pool: read_train_counts(path, ["cat", "dog"])),
+    "counts": (
+        1500,
+        "counts.tsv",
+        b"name\tcount\ncat\t3\ndog\t4\n",
+        lambda path, pool: read_train_counts(path, ["cat", "dog"]),
+    ),
+    "counts-json": (
+        1000,
+        "counts.json",
+        b'{"cat": 3, "dog": 4}',
+        lambda path, pool: read_train_counts(path, ["cat", "dog"]),
+    ),
     "pipeline": (1500, "r.yaml", RECIPE, lambda path, pool: load_pipeline(str(path))),
     "training": (1000, "t.yaml", TRAINING, lambda path, pool: load_recipe(str(path))),
     "study": (1000, "s.yaml", STUDY, lambda path, pool: load_compare_recipe(str(path))),

@@ -4,7 +4,19 @@ import pytest
 
 KILLS = 26  # of each command, in `make soak`
 COMMANDS = (
-    *("import", "embed", "cluster-fine", "dedup", "filter", "cluster", "group-entries", "group-file", "plan-dynamics", "plan-dbp", "draw"),
+    *(
+        "import",
+        "embed",
+        "cluster-fine",
+        "dedup",
+        "filter",
+        "cluster",
+        "group-entries",
+        "group-file",
+        "plan-dynamics",
+        "plan-dbp",
+        "draw",
+    ),
     *("export-keys", "export-rates", "export-parquet", "export-shards", "remove", "removed", "relocate"),
 )
 

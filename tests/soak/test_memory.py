@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import pathlib
 import struct
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -37,7 +39,11 @@ def tar_of_big_member(folder, name):
         text = tarfile.TarInfo("a.txt")
         text.size = 3
         head += text.tobuf(tarfile.USTAR_FORMAT) + b"abc".ljust(512, b"\0")
-    sparse(folder / "shards" / "0.tar", head + big.tobuf(tarfile.USTAR_FORMAT), size=len(head) + 512 + BIG // 512 * 512 + 10_240)
+    sparse(
+        folder / "shards" / "0.tar",
+        head + big.tobuf(tarfile.USTAR_FORMAT),
+        size=len(head) + 512 + BIG // 512 * 512 + 10_240,
+    )
 
 
 def png(width, height):
@@ -62,9 +68,14 @@ def pax_of_gigabytes(folder):
 def npz_bomb(folder):
     uids = [f"{row:032x}" for row in range(12)]
     pq.write_table(pa.table({"uid": uids, "text": ["a"] * 12}), folder / "m.parquet")
-    with zipfile.ZipFile(folder / "m.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("l14_img.npy", "w", force_zip64=True) as out:
+    with (
+        zipfile.ZipFile(folder / "m.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("l14_img.npy", "w", force_zip64=True) as out,
+    ):
         stream = io.BytesIO()
-        np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": (12, 100_000_000)})
+        np.lib.format.write_array_header_1_0(
+            stream, {"descr": "<f2", "fortran_order": False, "shape": (12, 100_000_000)}
+        )
         out.write(stream.getvalue())
         block = bytes(1 << 24)
         for _ in range(BIG // len(block)):
@@ -85,11 +96,39 @@ def gzip_bomb(folder):
             stream.write(block)
 
 
-ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9))
+ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9)
+)
 COMMAND = "from tailwise.cli import main; import sys; sys.argv = ['tailwise', *sys.argv[1:]]; main()"
 IMPORT = (COMMAND, "import", "{}/shards", "{}/cat", "--workers", "1")
-DECODE = "import sys; from tailwise.shards.decode import decode_rgb, ImageError\ntry: decode_rgb(open(sys.argv[1], 'rb').read())\nexcept ImageError as e: print(e)"
-READ = "import sys, pathlib; from {module} import {name} as read; from tailwise.errors import UserError\ntry: read({argument})\nexcept UserError as e: print(e); sys.exit(2)"
+DECODE = """
+import sys
+from tailwise.shards.decode import ImageError, decode_rgb
+try:
+    decode_rgb(open(sys.argv[1], "rb").read())
+except ImageError as error:
+    print(error)
+"""
+COUNTS = """
+import pathlib, sys
+from tailwise.errors import UserError
+from tailwise.evaluate.counts import read_train_counts
+try:
+    read_train_counts(pathlib.Path(sys.argv[1]), ["cat"])
+except UserError as error:
+    sys.exit(2)
+"""
+SET = """
+import sys
+from tailwise.errors import UserError
+from tailwise.evaluate.sets import find_set
+try:
+    for shard in find_set(sys.argv[1]).shards:
+        for sample in shard.samples():
+            print(sample)
+except UserError as error:
+    print(error)
+"""
 
 HOSTILE = {
     "caption of 3 GB": (lambda at: tar_of_big_member(at, "a.txt"), IMPORT),
@@ -100,23 +139,32 @@ HOSTILE = {
     "gzipped tar of 3 GB": (
         gzip_bomb,
         (
-            "import sys; from tailwise.evaluate.sets import find_set; from tailwise.errors import UserError\n"
-            "from tailwise.evaluate.images import *\n"
-            "found = find_set(sys.argv[1])\n"
-            "try:\n    for shard in found.shards():\n        for _ in shard: pass\nexcept UserError as e: print(e)",
+            SET,
             "{}/set",
         ),
     ),
-    "recipe of aliases": (lambda at: (at / "r.yaml").write_text(ALIASES), (COMMAND, "run", "{}/r.yaml", "{}/none", "{}/cat")),
-    "recipe of brackets": (lambda at: (at / "r.yaml").write_text("a: " + "[" * 100_000), (COMMAND, "run", "{}/r.yaml", "{}/none", "{}/cat")),
+    "recipe of aliases": (
+        lambda at: (at / "r.yaml").write_text(ALIASES),
+        (COMMAND, "run", "{}/r.yaml", "{}/none", "{}/cat"),
+    ),
+    "recipe of brackets": (
+        lambda at: (at / "r.yaml").write_text("a: " + "[" * 100_000),
+        (COMMAND, "run", "{}/r.yaml", "{}/none", "{}/cat"),
+    ),
     "recipe of 3 GB": (lambda at: sparse(at / "r.yaml", b"a: "), (COMMAND, "run", "{}/r.yaml", "{}/none", "{}/cat")),
     "class counts of 3 GB": (
         lambda at: sparse(at / "c.tsv", b"cat\t"),
-        (READ.format(module="tailwise.evaluate.counts", name="read_train_counts", argument="pathlib.Path(sys.argv[1]), ['cat']"), "{}/c.tsv"),
+        (
+            COUNTS,
+            "{}/c.tsv",
+        ),
     ),
     "rates of brackets": (
         lambda at: (at / "c.json").write_text("[" * 1_000_000),
-        (READ.format(module="tailwise.evaluate.counts", name="read_train_counts", argument="pathlib.Path(sys.argv[1]), ['cat']"), "{}/c.json"),
+        (
+            COUNTS,
+            "{}/c.json",
+        ),
     ),
 }
 
@@ -144,7 +192,7 @@ def _watch(process):
     until, peak = time.monotonic() + SECONDS, 0
     while process.poll() is None:
         try:
-            with open(f"/proc/{process.pid}/status") as status:
+            with pathlib.Path(f"/proc/{process.pid}/status").open() as status:
                 lines = [line for line in status if line.startswith("VmHWM")]
             peak = max(peak, int(lines[0].split()[1]) * 1024) if lines else peak
         except (OSError, IndexError):
@@ -153,5 +201,3 @@ def _watch(process):
             process.kill()
         time.sleep(0.01)
     return peak
-
-

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
 
-from tailwise.catalog.removals import Removals
+from tailwise.catalog.removals import Removals, comparable_shards
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
 from tailwise.executors.local import end_with_parent
@@ -144,7 +144,7 @@ class Loader:
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         if log is not None:
             check_appendable(Path(log))
-        shards = plan.catalog.shards(plan.snapshot)
+        shards = comparable_shards(plan.catalog, plan.snapshot, track)
         damaged = _damaged(plan, check, self._ranks, group, track)
         if damaged and on_damaged == "error":
             raise UserError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.removals import comparable_shards
 from tailwise.catalog.schema import FINGERPRINT, has_bytes
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, map_ordered
@@ -159,7 +160,7 @@ def check_shards(
     forget_failures()
     if check not in CHECKS:
         raise UserError(f"unknown check {check!r}: use {', '.join(CHECKS)}")
-    return damaged_shards(with_bytes(catalog.shards(snapshot)), check, workers, share, track)
+    return damaged_shards(with_bytes(comparable_shards(catalog, snapshot, track)), check, workers, share, track)
 
 
 def with_bytes(table: pa.Table) -> pa.Table:

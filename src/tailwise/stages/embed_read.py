@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import check_file
+from tailwise.catalog.removals import comparable_shards
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
@@ -121,7 +122,7 @@ class _Pieces(Dataset["Batch | UserError"]):
     def _batch(self, piece: Piece) -> Batch:
         if self._rows is None or self._shards is None:
             catalog = Catalog.open(self._folder)
-            self._rows, self._shards = _RowGroups(catalog), _Shards(catalog.shards())
+            self._rows, self._shards = _RowGroups(catalog), _Shards(comparable_shards(catalog, catalog.snapshot()))
         columns = ["key", "caption"] if self._column == "text" else ["key", "image_offset", "image_bytes"]
         table = self._rows.read(piece.of.part, piece.of.first + piece.start, piece.rows, columns)
         if self._column == "text":
