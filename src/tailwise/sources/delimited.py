@@ -12,15 +12,24 @@ from typing import Any
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _READABLE = "give UTF-8, or UTF-16 with its byte order mark"
 
+MAX_LINE = 1_000_000  # characters of a row of a table
+MAX_TEXT = 200_000_000  # characters of a list or JSON text that is held in memory
+
 
 def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark, every line break as a line feed.
 
     Raises:
-        ValueError: it is in another encoding.
+        ValueError: it is in another encoding, or longer than MAX_TEXT.
         OSError: it can't be read.
     """
-    return "".join(_lines(path))
+    text, size = [], 0
+    for line in _lines(path, MAX_TEXT):
+        text.append(line)
+        size += len(line)
+        if size > MAX_TEXT:
+            raise ValueError(f"it has more than {MAX_TEXT:,} characters")
+    return "".join(text)
 
 
 def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  (whatever was written)
@@ -75,16 +84,18 @@ def _fields(line: str, number: int) -> list[str]:
         ) from error
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield lines, each with a line feed. Only line feeds and carriage returns end lines, not the other separators of Unicode."""
+def _lines(path: Path, longest: int = MAX_LINE) -> Iterator[str]:
+    """Yield lines of at most `longest` characters, each with a line feed. Only line feeds and carriage returns end lines, not the other separators of Unicode."""
     with path.open("rb") as stream:
         head = stream.read(4)
     encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
     try:
         with path.open(encoding=encoding) as stream:
-            for line in stream:
+            while line := stream.readline(longest + 1):
                 if "\0" in line:
                     raise ValueError(f"it holds NUL characters, as UTF-16 without byte order mark does: {_READABLE}")
+                if len(line) > longest:
+                    raise ValueError(f"it has a line of more than {longest:,} characters")
                 yield line
     except UnicodeError as error:
         raise ValueError(f"it is not {encoding.removesuffix('-sig').upper()} text ({error}): {_READABLE}") from error
