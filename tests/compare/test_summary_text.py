@@ -37,7 +37,10 @@ def summary():
             "options": {"method": HOSTILE},
             "compose": HOSTILE,
             "seeds": [0, 1],
-            "plan": {"draws": 10, "eligible": 20, "dynamic": True, "draw": HOSTILE},
+            "plan": {
+                "draws": 10, "eligible": 20, "dynamic": True, "draw": HOSTILE,
+                "exposures": {"candidates": "", "mean": 1.0, "least": 1, "most": 1},
+            },
             "cost": {
                 "samples_seen": 10, "unique_seen": 9, "epochs": 1, "train_seconds": 1.0, "samples_per_second": 10.0,
                 "evaluate_seconds": 1.0,
@@ -50,6 +53,7 @@ def summary():
     return {
         "name": HOSTILE, "about": HOSTILE, "baseline": SAFE, "seeds": [0, 1], "runs": {"done": 4, "all": 4},
         "sets": {HOSTILE: ["top1"]}, "rows": rows, "power": {HOSTILE: {"top1": None}}, "words": {HOSTILE: {"top1": HOSTILE}},
+        "treatments": [HOSTILE],
         "rests_on": {
             "samples_seen": 10, "pool": 20, "train": about[HOSTILE], "evaluate": about[HOSTILE], "embeddings": about,
             "clusterings": about, "drop_lists": about, "versions": [about[HOSTILE]], "machines": [about[HOSTILE]],
@@ -68,7 +72,7 @@ def test_files_show_names_as_they_are(summary, tmp_path):
     assert not re.search(r"(?<!\\)[`\[]", text) and "://" not in text and "www." not in text
     tables = [line for line in text.splitlines() if line.startswith("| ")]
     columns = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
-    assert sorted(set(columns)) == [3, 4, 11]  # differences, accuracies, costs: no cell is split
+    assert sorted(set(columns)) == [3, 4, 13]  # differences, accuracies, costs: no cell is split
     for plot in tmp_path.glob("*.svg"):
         ElementTree.parse(plot)
 

@@ -13,7 +13,7 @@ def grown(small_catalog, make_pool, make_vectors, make_embeddings, tmp_path):
     tailwise.cluster(small_catalog, clusters=8, name="fine")
     tailwise.dedup(small_catalog, epsilon=0.1, clusters="fine")
     tailwise.cluster(small_catalog, clusters=5, without=["duplicates"])
-    tailwise.make_plan(small_catalog, "old", tailwise.PlanRequest("dynamics", keep=0.5))
+    tailwise.make_plan(small_catalog, "old", tailwise.PlanRequest("dynamics", budget=6))
     pool = make_pool(tmp_path / "more", [60], first_shard=7)
     keys = [key for keys in pool.values() for key in keys]
     vectors = dict(make_vectors(keys, 16))
@@ -31,9 +31,10 @@ def test_new_shards_enter_a_new_plan_without_clustering_again(grown, tree_bytes)
     tailwise.extend_clustering(grown, "fine", name="fine-2")
     report = tailwise.dedup(grown, epsilon=0.1, clusters="fine-2", extends="duplicates", name="duplicates-2")
     tailwise.extend_clustering(grown, "main", name="main-2", without=["duplicates-2"])
-    plan = tailwise.make_plan(grown, "new", tailwise.PlanRequest("dynamics", keep=0.5, clusters="main-2"))
     assert report is not None
     dropped, old_dropped = DropList(grown, "duplicates-2").mask, DropList(grown, "duplicates").mask
+    half = round(0.5 * (660 - int(dropped.sum())))
+    plan = tailwise.make_plan(grown, "new", tailwise.PlanRequest("dynamics", budget=half, clusters="main-2"))
     assert np.array_equal(dropped[:600], old_dropped)
     assert dropped[600:610].all()  # the near copies
     assert plan.rows == 660
@@ -41,7 +42,7 @@ def test_new_shards_enter_a_new_plan_without_clustering_again(grown, tree_bytes)
     copies = plan.draw(0)
     assert copies[600:].any()
     assert not copies[dropped].any()
-    assert copies.sum() == round(0.5 * plan.sizes.sum())
+    assert copies.sum() == half
     kept = np.flatnonzero(~dropped[:600])
     old_plan = tailwise.Plan(grown, "old")
     assert np.array_equal(plan.groups[kept], old_plan.groups[kept])

@@ -22,9 +22,8 @@ def everything(sources, folder, *, workers, clusters, merge):
         for epoch in (0, 3):
             np.save(folder / f"{method}-{epoch}.npy", plan.draw(epoch))
             export_plan(plan, "parquet", folder / f"{method}-{epoch}.parquet", epoch=epoch)
-        export_plan(plan, "datacomp", folder / f"{method}.npy")
         export_plan(plan, "rates-json", folder / f"{method}.json")
-        export_plan(plan, "keys", folder / f"{method}.txt")
+        export_plan(plan, "keys", folder / f"{method}.txt", epoch=0)
     return catalog
 
 

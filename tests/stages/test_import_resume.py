@@ -142,6 +142,8 @@ def test_finished_parts_are_not_done_again(tmp_path, pool, tree_bytes):
     assert {path: stamp for path, stamp in stamps(folder, "part-*").items() if path in finished} == finished
     finished = stamps(folder, "part-*")
     assert len([path for path in finished if path.suffix == ".npy"]) == 2
+    for path, content in saved.items():  # a finished import looks at the first block of each tar
+        path.write_bytes(content)
     run(tmp_path)
     assert {path: stamp for path, stamp in stamps(folder, "part-*").items() if path in finished} == finished
     assert tree_bytes(folder) == whole

@@ -241,8 +241,10 @@ class Loader:
             self._replaced.note(batch)
             self._note_repeats(batch)
         except BaseException as error:
-            self._batches = None  # whoever goes on gets this batch again, not the one after it
+            batches, self._batches = self._batches, None  # whoever goes on gets this batch again, not the one after it
             if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+                with suppress(RuntimeError):  # a dead worker that torch still knows fails the process at its next signal of a child
+                    getattr(batches, "_shutdown_workers", lambda: None)()
                 raise BrokenProcessPool(
                     f"a worker of the loader ended ({error}): out of memory? Give fewer workers. Workers that are spawned also need a "
                     "script whose work stands below `if __name__ == '__main__':`"

@@ -27,7 +27,7 @@ from tailwise.executors.local import default_workers, end_with_parent, starting_
 from tailwise.shards.fingerprint import check_fingerprint, shard_blocks
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import opened
-from tailwise.storage.remote import forget_failures, is_remote
+from tailwise.storage.remote import forget_failures
 
 MAX_WORKERS = 16  # by default, for one device
 AHEAD_BATCHES = 2  # of each worker
@@ -183,7 +183,7 @@ class _Shards:
                 self.close()
                 self._stream = opened(self._paths[shard])
                 self._shard = shard
-                found = self._stream.seek(0, 2) if is_remote(self._paths[shard]) else self._sizes[shard]
+                found = self._stream.seek(0, 2)
                 if found != self._sizes[shard]:  # a login page, for instance
                     raise OSError(f"it has {found:,} bytes; {self._sizes[shard]:,} when it was imported")
                 with shard_blocks(self._paths[shard]) as (size, blocks):
