@@ -460,6 +460,7 @@ def test_the_command(thrice, tmp_path, forget_fingerprints):
         "output": str(tmp_path / "out"),
         "entries": 278,
         "rejected": {"caption is not UTF-8": 2},
+        "unused_drop_lists": [],
     }
     result = subprocess.run([*command, *options[:-1]], capture_output=True, text=True, check=True)
     assert "278 entries" in result.stdout and "left out, caption is not UTF-8: 2" in result.stdout

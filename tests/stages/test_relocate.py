@@ -62,7 +62,7 @@ def test_to_a_folder_with_other_tars_of_the_same_size(catalog, tmp_path):
         content = bytearray(path.read_bytes())
         assert len(content) == (tmp_path / "b" / f"{number + 2:05d}.tar").stat().st_size
         path.write_bytes((tmp_path / "b" / f"{number + 2:05d}.tar").read_bytes())
-    refused(catalog, tmp_path / "a", tmp_path / "c", "2 of 2 shards .* other members")
+    refused(catalog, tmp_path / "a", tmp_path / "c", "2 of 2 shards .* other content")
 
 
 def test_while_another_process_writes_the_catalog(catalog, tmp_path):
