@@ -243,7 +243,8 @@ class Loader:
         except BaseException as error:
             batches, self._batches = self._batches, None  # whoever goes on gets this batch again, not the one after it
             if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
-                with suppress(RuntimeError):  # a dead worker that torch still knows fails the process at its next signal of a child
+                # torch fails the process at its next signal of a child, as long as it knows of the dead worker
+                with suppress(RuntimeError):
                     getattr(batches, "_shutdown_workers", lambda: None)()
                 raise BrokenProcessPool(
                     f"a worker of the loader ended ({error}): out of memory? Give fewer workers. Workers that are spawned also need a "

@@ -85,7 +85,10 @@ def _fields(line: str, number: int) -> list[str]:
 
 
 def _lines(path: Path, longest: int = MAX_LINE) -> Iterator[str]:
-    """Yield lines of at most `longest` characters, each with a line feed. Only line feeds and carriage returns end lines, not the other separators of Unicode."""
+    """Yield lines of at most `longest` characters, each with a line feed.
+
+    Only line feeds and carriage returns end lines, not the other separators of Unicode.
+    """
     with path.open("rb") as stream:
         head = stream.read(4)
     encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
