@@ -49,8 +49,10 @@ def replacing(
         with guard():
             temporary.replace(path)
         _flush(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and "requested and" in str(error):  # how NumPy tells a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
 
