@@ -284,8 +284,8 @@ def digest(value: object) -> str:
 
 def file_digest(path: Path) -> str:
     """A 128-bit hexadecimal hash of a file's bytes."""
-    state = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            state.update(block)
+    state, buffer = hashlib.blake2b(digest_size=16), memoryview(bytearray(1 << 16))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            state.update(buffer[:count])
     return state.hexdigest()
