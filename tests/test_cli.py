@@ -140,9 +140,7 @@ def test_mistakes_are_one_line_and_exit_code_2(pool, tmp_path):
     assert "lies in the catalog" in run("draw", catalog, "r", "--epoch", 0, "--output", catalog / "x.parquet", code=2)
     assert "can't name an artifact" in run("explain", catalog, "../clusters/main", code=2)
     (catalog / "plans" / "r" / "group.npy").write_bytes(b"")
-    assert "group.npy is damaged" in run(
-        "draw", catalog, "r", "--epoch", 0, "--output", tmp_path / "x", code=2
-    )
+    assert "group.npy is damaged" in run("draw", catalog, "r", "--epoch", 0, "--output", tmp_path / "x", code=2)
     (catalog / "shards.parquet").unlink()
     assert "has 0 of 1 shards" in run("status", catalog, code=2)
     assert "No such option" in run("plan", catalog, "p", "--metod", "dbp", code=2)

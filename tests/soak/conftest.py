@@ -227,8 +227,8 @@ def numbers():
 
 @pytest.fixture(scope="session")
 def kept():
-    """`kept(files, work)` → {place below `work`: hash}, without locks and what a killed process leaves."""
-    left = (".writing", "/.lock", "/out/tmp")
+    """`kept(files, work)` → {place below `work`: hash}, without locks, a cache, and what a killed process leaves."""
+    left = (".writing", "/.lock", "/out/tmp", "/removals/found/")
     return lambda files, work: {
         path.removeprefix(str(work)): value for path, value in files.items() if not any(part in path for part in left)
     }

@@ -61,6 +61,12 @@ class Series:
         write_record(self.folder / HEAD, {"entries": [*hashes, file_digest(path)]})
         return len(entries) + 1
 
+    def settle(self) -> None:
+        """List an entry whose writer ended before it could. No other process may be appending."""
+        _, hashes = self._checked()
+        if self._listed() not in (None, hashes):
+            write_record(self.folder / HEAD, {"entries": hashes})
+
     def _checked(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return all entries and the hash of each file."""
         # The folder is listed before the head is read: another process may be appending.

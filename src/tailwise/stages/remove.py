@@ -87,6 +87,8 @@ def remove(
         raise UserError(f"--reason {reason!r} is not UTF-8, and could not be listed later")
     folder = removals_folder(catalog)
     with nullcontext() if dry_run else locked(folder / ".lock", str(folder)):
+        if not dry_run:
+            catalog.series("removals").settle()
         found = Removing.find(catalog, table, track)
         new = found.new
         number = found.write(reason).number if len(found.names) and not dry_run else None
