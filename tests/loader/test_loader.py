@@ -460,9 +460,10 @@ def test_workers_may_be_spawned(make_loader):
     assert [batch.rows.tolist() for batch in found] == [batch.rows.tolist() for batch in expected]
 
 
-def resident_kilobytes(process):
-    with open(f"/proc/{process}/smaps_rollup") as stream:  # noqa: PTH123
-        return sum(int(line.split()[1]) for line in stream if line.startswith(("Private_Clean", "Private_Dirty")))
+def own_kilobytes(process):
+    """Memory that no file backs. Pages that a worker shares with its parent count too: else each that it touches looks like growth."""
+    with open(f"/proc/{process}/status") as stream:  # noqa: PTH123
+        return next(int(line.split()[1]) for line in stream if line.startswith("RssAnon"))
 
 
 def children(process):
@@ -496,7 +497,7 @@ def test_twenty_epochs_take_no_more_memory_than_two(fresh_plan, tmp_path):
         for _ in range(22):
             assert process.stdout.readline()
             workers.append(children(process.pid))
-            used.append([resident_kilobytes(each) for each in (process.pid, *workers[-1])])
+            used.append([own_kilobytes(each) for each in (process.pid, *workers[-1])])
             process.stdin.write("\n")
             process.stdin.flush()
     finally:
@@ -505,7 +506,7 @@ def test_twenty_epochs_take_no_more_memory_than_two(fresh_plan, tmp_path):
     assert all(len(each) == 2 for each in workers)
     assert workers[0] == workers[-1]  # the same processes from first to last
     early, late = np.array(used[1:4]).max(axis=0), np.array(used[-3:]).min(axis=0)
-    assert (late < 1.02 * early + 1024).all(), (early, late)  # a page or two more are not a leak
+    assert (late < early + 1024).all(), (early, late)  # a few pages more are not a leak
 
 
 # --- catalogs that can't be written to, or were left in the middle -----------------------------------------------------
