@@ -22,7 +22,6 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
 
 from tailwise.catalog.removals import Removals, comparable_shards
-from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
 from tailwise.executors.local import end_with_parent
 from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform
@@ -31,7 +30,7 @@ from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
 from tailwise.loader.replaced import Counts, ReplacedSamples, check_appendable
 from tailwise.loader.shards import check_shards, require_bytes
-from tailwise.loader.stores import open_store
+from tailwise.loader.stores import open_shards
 from tailwise.loader.threads import read_ahead
 from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
@@ -161,15 +160,8 @@ class Loader:
                 "that may be replaced; restore them, or raise max_replaced (--max-replaced)"
             )
         ensure_locations(plan.catalog, plan.snapshot, track)
-        paths = shards.column("path").to_pylist()
-        store = open_store(
-            paths,
-            cache_folder or own_cache_folder(paths),
-            cache_bytes,
-            shards.column("index_checksum").to_pylist(),
-            shards.column("size_bytes").to_pylist(),
-            None if check == "none" else shards.column(FINGERPRINT).to_pylist(),
-        )
+        cache = cache_folder or own_cache_folder(shards.column("path").to_pylist())
+        store = open_shards(shards, cache, cache_bytes, compare=check != "none")
         locations = Locations(plan.catalog, plan.snapshot)
         self._threads = workers if transform is None and tokenizer is None else 0
         # From local files one is as fast as they can be made into batches; more would only fight for the interpreter's lock.
