@@ -6,12 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.catalog.files import read_array
 from tailwise.sources.columns import DAMAGE, count_rows, open_table, texts
 from tailwise.sources.embedding_files import (
     BadPartition,
@@ -21,6 +18,7 @@ from tailwise.sources.embedding_files import (
     matrix_fault,
     matrix_size,
 )
+from tailwise.sources.stored_rows import StoredRows
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
@@ -60,19 +58,19 @@ class Partition(NamedArray):
     def size(self) -> tuple[int, int] | None:
         """(n, d), or None."""
         try:
-            array = read_array(self.array)
+            array = StoredRows.of_file(self.array)
         except DAMAGE:
             return None
         return matrix_size(array.shape, array.dtype)
 
-    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002  (mapped as it lies)
-        """Maps it."""
+    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002  (read where it lies)
+        """Looks at the array's header, and reads the keys."""
         opened = open_partition(self, dimension)
         return opened if isinstance(opened, BadPartition) else Opened(opened[0], [opened[1]])
 
-    def rows(self, unpacked: Path) -> npt.NDArray[Any]:  # noqa: ARG002
-        """The array, mapped."""
-        return read_array(self.array)
+    def rows(self, unpacked: Path) -> StoredRows:  # noqa: ARG002
+        """The array."""
+        return StoredRows.of_file(self.array)
 
 
 def find_partitions(folder: Path) -> dict[str, list[Partition]]:
@@ -104,8 +102,8 @@ def read_names(metadata: Path) -> pa.Array:
         return texts(file.read(["image_path"]).column(0), "image_path")
 
 
-def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDArray[Any], pa.Array] | BadPartition:
-    """Maps one partition and reads its keys.
+def open_partition(partition: Partition, dimension: int | None) -> tuple[StoredRows, pa.Array] | BadPartition:
+    """Opens one partition and reads its keys.
 
     Args:
         partition: its two files.
@@ -115,7 +113,7 @@ def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDA
         Rows [n, d] (float16, float32 or float64) and keys [n], or why not.
     """
     try:
-        array = read_array(partition.array)
+        array = StoredRows.of_file(partition.array)
     except DAMAGE as error:
         return BadPartition("unreadable embeddings", str(error), count_rows(partition.metadata))
     if fault := matrix_fault(array.shape, array.dtype, dimension):

@@ -6,15 +6,11 @@ Liang, Liu, de Vries, Larson: "Dynamic Cluster Data Sampling", ECCV 2026. Their 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from tailwise.catalog.files import read_array
 from tailwise.sources.clip_retrieval import FOLDERS, NamedArray, numbered_files, read_names_of
 from tailwise.sources.columns import DAMAGE, count_rows
 from tailwise.sources.embedding_files import BadPartition, Opened
+from tailwise.sources.stored_rows import StoredRows
 
 
 class ClusterIds(NamedArray):
@@ -23,25 +19,25 @@ class ClusterIds(NamedArray):
     def size(self) -> tuple[int, int] | None:
         """(n, 1), or None."""
         try:
-            return len(read_array(self.array)), 1
+            return len(StoredRows.of_file(self.array)), 1
         except DAMAGE:
             return None
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002
-        """Maps it."""
+        """Looks at the array's header, and reads the names."""
         try:
-            array = read_array(self.array)
+            array = StoredRows.of_file(self.array)
         except DAMAGE as error:
             return BadPartition("unreadable cluster ids", str(error), count_rows(self.metadata))
-        if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or array.shape[1:] not in ((), (1,)):
-            rows = len(np.atleast_1d(array))
+        if array.dtype.kind not in "iu" or array.shape[1:] not in ((), (1,)):
+            rows = array.shape[0] if array.shape else 1
             return BadPartition("not a column of cluster ids", f"{array.dtype} {list(array.shape)}", rows)
         names = read_names_of(self.metadata, len(array))
-        return names if isinstance(names, BadPartition) else Opened(array.reshape(-1, 1), [names])
+        return names if isinstance(names, BadPartition) else Opened(array.as_column(), [names])
 
-    def rows(self, unpacked: Path) -> npt.NDArray[Any]:  # noqa: ARG002
-        """The ids [n, 1], mapped."""
-        return read_array(self.array).reshape(-1, 1)
+    def rows(self, unpacked: Path) -> StoredRows:  # noqa: ARG002
+        """The ids [n, 1]."""
+        return StoredRows.of_file(self.array).as_column()
 
 
 def find_cluster_ids(folder: Path) -> list[ClusterIds]:
