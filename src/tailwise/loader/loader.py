@@ -16,7 +16,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
@@ -231,7 +230,7 @@ class Loader:
             if isinstance(batch, UserError):
                 raise batch
             self._replaced.note(batch)
-            self._note_repeats(batch)
+            self._note_repeats(int(batch.epochs[0]))
         except BaseException as error:
             batches, self._batches = self._batches, None  # whoever goes on gets this batch again, not the one after it
             if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
@@ -288,16 +287,19 @@ class Loader:
         """Samples of this rank that something stood in for, since the loader was made, or as its state says."""
         return self._replaced.counts.replaced
 
-    def _note_repeats(self, batch: Batch) -> None:
-        """Warns once where a sample comes twice in a batch, for lack of others."""
-        repeats = 0 if self._warned or batch.replaced else len(batch.rows) - len(np.unique(batch.rows))
+    def _note_repeats(self, epoch: int) -> None:
+        """Warns once where a sample comes twice in a step (all ranks and accumulated batches), for lack of others."""
+        if self._warned:
+            return
+        with self._dataset.lock:
+            repeats = self.order.repeats(self.position)
         if repeats:
             self._warned = True
-            epoch = int(batch.epochs[0])
             logger.warning(
-                "batch %d holds %d samples that it holds already, and later ones may, too: epoch %d draws %s samples, which is too few "
-                "to keep equal ones %s apart (batch × accumulation); take a smaller batch",
-                *(self.position, repeats, epoch, f"{self.order.drawn(epoch):,}", f"{self.order.window:,}"),
+                "batch %d holds %d samples that %s holds already, and later ones may, too: epoch %d draws %s samples, which is too few "
+                "to keep equal ones %s apart (batch × ranks × accumulation); take a smaller batch",
+                *(self.position, repeats, "it" if self.order.options.accumulation == 1 else "its step"),
+                *(epoch, f"{self.order.drawn(epoch):,}", f"{self.order.window:,}"),
             )
 
     def _prepare(self, epoch: int) -> None:
