@@ -59,3 +59,12 @@ def test_a_tar_whose_removed_sample_was_wiped_is_decoded(pool, tmp_path):
     found = decode(catalog, tmp_path / "decoded")
     assert found.readable.tolist() == [True] * 5 + [False]
     assert bytes(found.tokens[4].astype(np.uint8)) == b"0001"
+
+
+def test_postscript_is_no_image_and_starts_no_program(tmp_path, make_tar, make_image, postscript):
+    content, started = postscript
+    members = [("a.jpg", make_image(1)), ("a.txt", b"good"), ("b.jpg", content), ("b.txt", b"evil")]
+    make_tar(tmp_path / "pool" / "0.tar", members)
+    catalog = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1).catalog
+    assert decode(catalog, tmp_path / "decoded").readable.tolist() == [True, False]
+    assert not started.exists()
