@@ -24,12 +24,6 @@ def test_rows_are_those_of_the_array(tmp_path, rows, packed):
         np.testing.assert_array_equal(found[at], rows[at], strict=True)
 
 
-def test_one_column_is_a_column(tmp_path):
-    np.save(tmp_path / "a.npy", np.arange(9))
-    column = StoredRows.of_file(tmp_path / "a.npy").as_column()
-    np.testing.assert_array_equal(column[np.array([8, 2])], [[8], [2]])
-
-
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_a_file_that_is_cut_after_it_was_opened_is_an_error(tmp_path, order):
     path = tmp_path / "a.npy"

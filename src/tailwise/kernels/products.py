@@ -24,7 +24,7 @@ HALF_ERROR = 2.0**-10  # a float16 product is off by at most half of it, where s
 _PROBE_SIDE = 64  # float32 products depend on a setting of the process, not on the shape: one small shape is tried
 
 logger = logging.getLogger(__name__)
-_distrusted = threading.Event()
+_distrusted = threading.Event()  # once set, this process uses float64 products
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -46,17 +46,12 @@ def repeat_if_wrong(kernel: Callable[Arguments, Result]) -> Callable[Arguments, 
         try:
             return kernel(*arguments, **options)
         except WrongProductError:
-            _distrust()
+            if not _distrusted.is_set():
+                _distrusted.set()
+                logger.warning("a matrix product is wrong on this processor; float64 products replace all from now on")
             return kernel(*arguments, **options)
 
     return repeated
-
-
-def _distrust() -> None:
-    """Use float64 products from now on, in this process."""
-    if not _distrusted.is_set():
-        _distrusted.set()
-        logger.warning("a matrix product is wrong on this processor; float64 products replace all from now on")
 
 
 def float32_error(dimension: int) -> float:

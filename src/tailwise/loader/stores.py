@@ -220,17 +220,7 @@ def open_store(
 
 
 def open_shards(shards: pa.Table, cache_folder: str | Path, cache_bytes: int, *, compare: bool = True) -> Store:
-    """Return the store for shards of a catalog.
-
-    Args:
-        shards: of `comparable_shards`.
-        cache_folder: see `open_store`.
-        cache_bytes: see `open_store`.
-        compare: compare shards with their fingerprints.
-
-    Raises:
-        UserError: the folder can't be used.
-    """
+    """Return `open_store` of shards (of `comparable_shards`), which are compared with their fingerprints unless told otherwise."""
     names = ("path", "index_checksum", "size_bytes", FINGERPRINT)
     paths, versions, sizes, fingerprints = (shards.column(name).to_pylist() for name in names)
     return open_store(paths, cache_folder, cache_bytes, versions, sizes, fingerprints if compare else None)

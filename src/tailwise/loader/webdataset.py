@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import posixpath
 import shlex
@@ -29,7 +28,6 @@ from tailwise.plan.plan import Plan
 from tailwise.shards.fingerprint import EVERY, SOME, ChangedShardError, check_fingerprint, shard_blocks
 from tailwise.storage.remote import is_remote
 
-logger = logging.getLogger(__name__)
 KEPT_SHARDS = 16  # more than one, for shuffled samples
 KEPT_URLS = 1024
 DOUBTFUL = 100  # samples without a known key, before a shard that was found by its base name alone is doubted
@@ -183,21 +181,16 @@ class _Lookup:
         return None
 
     def _compare(self, shard: int, path: str) -> None:
-        """Compare a shard with its fingerprint, once; one that only the pipeline can read passes.
-
-        Raises:
-            UserError: it is not the shard that was imported.
-        """
-        if shard in self.compared:
-            return
-        try:
-            with shard_blocks(path) as (size, blocks):
-                check_fingerprint(path, size, blocks, self.fingerprints[shard], SOME if is_remote(path) else EVERY)
-        except ChangedShardError as error:
-            raise UserError(f"{error}: restore it") from error
-        except (OSError, UserError) as error:
-            logger.info("%s is not compared with what was imported: %s", path, error)
-        self.compared.add(shard)
+        """Refuse a shard that isn't the one that was imported; each is compared once."""
+        if shard not in self.compared:
+            try:
+                with shard_blocks(path) as (size, blocks):
+                    check_fingerprint(path, size, blocks, self.fingerprints[shard], SOME if is_remote(path) else EVERY)
+            except ChangedShardError as error:
+                raise UserError(f"{error}: restore it") from error
+            except (OSError, UserError):
+                pass  # only the pipeline can read it, by a command of its own
+            self.compared.add(shard)
 
     def _is_rejected(self, url: str) -> bool:
         """Whether an import read the samples of this tar, and found none that is good: then it is no shard, but no stranger either."""

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -110,14 +110,12 @@ def blocks_of_url(url: str) -> Read:
 
 def blocks_of_stream(path: str, stream: BinaryIO) -> Read:
     """Return a function that reads blocks of an opened shard: of what was downloaded, where its server sends whole files only."""
-    if not is_remote(path):
-        return blocks_of_file(stream.fileno())
 
     def read(ranges: Sequence[Range]) -> list[bytes]:
-        try:
-            return blocks_of_url(path)(ranges)
-        except NoRangesError:
-            return [stream.read(stop - start) for start, stop in ranges if stream.seek(start) == start]
+        with suppress(NoRangesError):
+            if is_remote(path):
+                return blocks_of_url(path)(ranges)
+        return [stream.read(stop - start) for start, stop in ranges if stream.seek(start) == start]
 
     return read
 

@@ -14,15 +14,9 @@ from tailwise.kernels.pread import pread_many
 
 
 class StoredRows:
-    """An array [n] or [n, d] that lies in a file.
-
-    Attributes:
-        shape: of the array.
-        dtype: of the array.
-    """
+    """An array [n] or [n, d] that lies in a file; `offset` of its header counts from the first byte of the file."""
 
     def __init__(self, path: Path, header: Header) -> None:
-        """Take the place of an array: `offset` of its header counts from the first byte of the file."""
         self.shape, self.dtype = header.shape, header.dtype
         self._path, self._offset = path, header.offset
         width = int(np.prod(header.shape[1:]))
@@ -42,10 +36,6 @@ class StoredRows:
     def __len__(self) -> int:
         """Return n."""
         return self.shape[0]
-
-    def as_column(self) -> StoredRows:
-        """Return an array [n] or [n, 1] as [n, 1]."""
-        return StoredRows(self._path, Header((len(self), 1), self.dtype, False, self._offset))
 
     def __getitem__(self, at: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return some rows, by a slice or by their numbers.

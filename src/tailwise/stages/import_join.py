@@ -149,13 +149,10 @@ class Join:
         Raises:
             UserError: a file changed since it was planned.
         """
-        used = np.unique(self.file[self.span(part)])
-        return {int(at): self._rows(files[int(at)], int(at)) for at in used if at >= 0}
-
-    def _rows(self, file: EmbeddingFile, number: int) -> npt.NDArray[Any] | StoredRows:
+        sources, at = {}, -1
         try:
-            return file.rows(self._unpacked(number))
+            for at in np.setdiff1d(self.file[self.span(part)], [-1]).tolist():
+                sources[at] = files[at].rows(self._unpacked(at))
         except DAMAGE as error:
-            raise UserError(
-                f"{file.path} changed while it was read ({error}): restore it, then repeat this command"
-            ) from error
+            raise UserError(f"{files[at].path} changed while it was read ({error}): restore it, then repeat") from error
+        return sources
