@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import shutil
 import tarfile
 from collections import Counter
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from tailwise.catalog import Catalog
 from tailwise.kernels.grid import unit_rows_on_grid
@@ -51,6 +52,19 @@ def tar_bytes(members, tar_format=tarfile.USTAR_FORMAT, end=True, pax_headers=No
 def make_image():
     """`make_image(seed=0, kind="JPEG", side=8)` → the bytes of a small random image."""
     return image_bytes
+
+
+@pytest.fixture
+def postscript(tmp_path, monkeypatch):
+    """The bytes of an EPS that Pillow hands to Ghostscript, and a path that exists once any "gs" was started."""
+    started = tmp_path / "ghostscript was started"
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch '{started}'\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it is looked up once
+    return image_bytes(kind="EPS", side=40), started
 
 
 @pytest.fixture(scope="session")

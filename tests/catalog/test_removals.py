@@ -17,6 +17,7 @@ from tailwise.catalog.series import Series
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.stages.import_pool import import_pool
+from tailwise.stages.plan import PlanRequest, make_plan
 from tailwise.stages.remove import remove
 from tailwise.stages.status import status
 from tailwise.stages.verify import verify
@@ -428,3 +429,27 @@ def test_the_command(pools, listed):
     )
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("tailwise: absent.txt is no file")
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_lost_removal_is_refused_by_every_command(pools, listed, tmp_path, lost):
+    """Removed samples would come back otherwise: of any entry, also the newest one."""
+    catalog = pools("a")
+    for key in ("000000001", "000010002"):
+        remove(catalog, listed(key))
+    make_plan(catalog, "p", PlanRequest("random", keep=0.5))
+    (catalog.folder / "removals" / f"{lost:06d}.json").unlink()
+    commands = [
+        ["verify"],
+        ["draw", "p", "--epoch", "0", "--output", str(tmp_path / "drawn.parquet")],
+        ["export", "p", str(tmp_path / "exported"), "--to", "keys", "--epoch", "0"],
+        ["plan", "another", "--method", "random", "--keep", "0.5"],
+    ]
+    for command, *options in commands:
+        found = CliRunner().invoke(app, [command, str(catalog.folder), *options])
+        text = found.output + str(found.exception)
+        assert found.exit_code, command
+        assert f"removals/{lost:06d}.json is missing" in text.replace("\n", ""), command
+    assert not (tmp_path / "exported").exists()
+    assert not (tmp_path / "drawn.parquet").exists()
+    assert not (catalog.folder / "plans" / "another" / "manifest.json").exists()

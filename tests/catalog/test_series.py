@@ -132,6 +132,44 @@ def test_a_series_of_an_older_version_opens_and_gets_a_head(tmp_path):
         old.read()
 
 
+@pytest.fixture
+def old(tmp_path):
+    """A series of two entries that an older version wrote."""
+    made = Series(tmp_path / "old", required=False)
+    for value in range(2):
+        write_json(made.path(value + 1), {"value": value})
+    return made
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_lost_entry_of_an_older_version_is_missed_once_the_series_was_read(old, number):
+    assert values(old) == [0, 1]
+    assert sorted(path.name for path in old.folder.iterdir()) == [*ENTRIES[:2], HEAD]
+    old.path(number).unlink()
+    for command in (old.read, old.settle, lambda: old.append({"value": 9})):
+        with pytest.raises(UserError, match=rf"{number:06d}\.json is missing"):
+            command()
+
+
+def test_the_head_of_an_older_version_is_not_written_over_that_of_an_append(old):
+    checked = old._checked()
+    old.append({"value": 2})
+    head = (old.folder / HEAD).read_bytes()
+    old._adopt(checked[1])  # by a process that looked before the append
+    assert (old.folder / HEAD).read_bytes() == head
+    assert values(old) == [0, 1, 2]
+    assert sorted(path.name for path in old.folder.iterdir()) == [*ENTRIES, HEAD]
+
+
+def test_a_series_that_cannot_be_written_to_is_read(old, monkeypatch):
+    monkeypatch.setattr(series, "write_record", failing)
+    assert values(old) == values(old) == [0, 1]
+
+
+def failing(*_):
+    raise PermissionError(13, "Permission denied")
+
+
 def test_a_gap_in_a_series_without_head_is_refused(tmp_path):
     old = Series(tmp_path, required=False)
     write_json(old.path(2), {"value": 2})

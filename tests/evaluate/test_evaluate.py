@@ -197,6 +197,18 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
     assert found.summary["top5"]["value"] is None  # of two classes
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_postscript_is_skipped_and_starts_no_program(measure, tmp_path, make_tar, make_picture, postscript, workers):
+    content, started = postscript
+    images = [*(make_picture(i) for i in range(12)), content]
+    members = [m for i, image in enumerate(images) for m in ((f"{i}.png", image), (f"{i}.cls", str(i % 2).encode()))]
+    make_tar(tmp_path / "set" / "0.tar", members)
+    (tmp_path / "set" / "classnames.txt").write_text("cat\nreel\n")
+    (found,) = measure(tmp_path / "set", workers=workers)
+    assert (found.summary["images"], found.summary["skipped"]) == (12, {"not an image": 1})
+    assert not started.exists()
+
+
 def test_mistakes_in_sets_are_one_line(measure, tmp_path, make_tar, make_picture, make_classification):
     def told(data, **options):
         with pytest.raises(UserError) as caught:

@@ -118,3 +118,10 @@ def test_golden_permutations():
     assert million == [156_835, 230_462, 321_452, 650_972]
     billion = [permute(key, 10**9, 1_000_000_007, index) for index in (0, 1, 10**9 - 1)]
     assert billion == [484_409_532, 11_368_284, 963_212_676]
+
+
+@pytest.mark.parametrize("size", [1, 2, 300, SMALL, SMALL + 1, 65_537, 2**32 - 5])
+def test_an_index_out_of_bounds_gives_zero_and_ends(size):
+    prime = next_prime(size) if size > SMALL else 0
+    for index in (-1, -size, -(2**62), size, size + 1, 2 * size, 2**62):
+        assert permute(KEY, size, prime, index) == 0

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from tailwise.kernels import products, screening
+from tailwise.kernels import products, screening, similarity
 from tailwise.kernels import seeding as seeding_module
 from tailwise.kernels.assign import Assigner, assign
-from tailwise.kernels.duplicates import duplicate_pairs
+from tailwise.kernels.density import NeighbourCounter
+from tailwise.kernels.duplicates import duplicate_pairs, greedy
 from tailwise.kernels.grid import to_grid, unit_rows_on_grid
 from tailwise.kernels.kmeans import kmeans
 from tailwise.kernels.products import CODE_STEPS, is_sound, multiply
+from tailwise.kernels.similarity import most_similar_earlier, similar_pairs
 
 REAL = torch._int_mm
 
@@ -58,6 +60,7 @@ def int8_product(monkeypatch):
 
 def forget():
     is_sound.cache_clear()
+    products._distrusted.clear()
     products._log_once.cache_clear()
 
 
@@ -109,9 +112,9 @@ def test_float32_products_are_precise_where_the_library_rounds_to_bfloat16(monke
 
 def results(x, centroids):
     """Labels, cosines, k-means and duplicates of some rows; all of them use products of int8 codes where that is asked for."""
-    labels, similarity = Assigner(centroids, device="cpu", precision="int8")(x)
+    labels, cosines = Assigner(centroids, device="cpu", precision="int8")(x)
     fit = kmeans(x, min(2, len(np.unique(x, axis=0))), iterations=3, seed=1, device="cpu")
-    return labels, similarity, fit.centroids, *duplicate_pairs(x, 0.05, device="cpu")
+    return labels, cosines, fit.centroids, *duplicate_pairs(x, 0.05, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -126,11 +129,70 @@ def test_wrong_products_change_no_result_and_are_logged_once(int8_product, monke
         monkeypatch.setattr(module, "faster_precision", lambda: "int8")
     int8_product("library")
     expected = results(x, centroids)
+    caplog.clear()  # the library itself may be wrong here
     int8_product(name)
     with caplog.at_level(logging.WARNING):
         for found, wanted in zip(results(x, centroids), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
     assert len([record for record in caplog.records if "products" in record.message]) == logs
+
+
+def fitted(x):
+    """A k-means fit of rows that come as a stream, which can be read once."""
+    return kmeans((block for block in (x[:200], x[200:])), 60, iterations=6, tolerance=-1, device="cpu").centroids
+
+
+KERNELS = {
+    "assign": lambda x, centroids: assign(x, centroids, device="cpu"),
+    "kmeans": lambda x, _: fitted(x),
+    "most_similar_earlier": lambda x, _: most_similar_earlier(x, device="cpu"),
+    "greedy": lambda x, _: greedy(x, *plain_neighbours(x), 0.5, device="cpu"),
+    "similar_pairs": lambda x, _: similar_pairs(x[:30], x, 0.6, device="cpu"),
+    "density": lambda x, centroids: NeighbourCounter(centroids, 0.4, device="cpu")(x),
+}
+
+
+def plain_neighbours(x):
+    """The most similar earlier row of each row, without a screen."""
+    dots = x.astype(np.float64) @ x.astype(np.float64).T
+    norms = np.sqrt(dots.diagonal())
+    cosines = np.where(np.tri(len(x), k=-1, dtype=bool), dots / np.outer(norms, norms), -np.inf)
+    return cosines.max(1), np.where(np.arange(len(x)) > 0, cosines.argmax(1), -1)
+
+
+@pytest.fixture(params=["int8", "float32", "device"])
+def path(request, monkeypatch):
+    """All kinds of products, those of devices on the CPU."""
+    if request.param == "device":
+        on_device = similarity._most_similar_on_device
+        monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
+        monkeypatch.setattr(
+            similarity, "_most_similar_on_cpu", lambda x, start, _: on_device(similarity.Rows(x, "cpu"), start)
+        )
+    precision = "int8" if request.param == "int8" else "float32"
+    for module in (screening, seeding_module):
+        monkeypatch.setattr(module, "faster_precision", lambda: precision)
+    yield request.param
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_products_that_become_wrong_after_their_trial_end_nothing(monkeypatch, caplog, blobs, unit_rows, path, name):
+    x, centroids = blobs(400, 32, 30), unit_rows(40, 32, seed=1, dtype=np.float32)
+    forget()
+    expected = KERNELS[name](x, centroids)  # by products that were tried and found right
+    caplog.clear()
+    real, real_int8 = torch.mm, torch._int_mm
+    monkeypatch.setattr(torch, "mm", lambda left, right, out: real(left, right, out=out).add_(0.01))
+    monkeypatch.setattr(torch, "_int_mm", lambda left, right, out: real_int8(left, right, out=out).mul_(2))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            for found, wanted in zip(KERNELS[name](x, centroids), expected, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+    assert [record.message for record in caplog.records] == [
+        "a matrix product is wrong on this processor; float64 products replace all from now on"
+    ]
 
 
 @pytest.mark.parametrize("dimension", range(1, 18))

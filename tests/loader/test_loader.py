@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from tailwise.loader import Loader
 from tailwise.loader.locations import ensure_locations
 from tailwise.loader.units import units_of
 from tailwise.plan import Plan
+from tailwise.shards.decode import decode_rgb
 from tailwise.stages.plan import PlanRequest, make_plan
 
 OPTIONS = {"lanes": 8, "block": 40, "seed": 3}
@@ -309,6 +311,44 @@ def test_a_batch_that_holds_a_sample_twice_is_told_once(make_loader, caplog):
     assert "draws 1,000 samples, which is too few to keep equal ones 990 apart" in record.getMessage()
 
 
+@pytest.mark.parametrize(("ranks", "accumulation", "compose"), [(2, 1, "shuffle"), (1, 2, "shuffle"), (2, 2, "spread")])
+def test_a_step_that_holds_a_sample_twice_is_told_on_every_rank(make_loader, caplog, ranks, accumulation, compose):
+    def steps(size):
+        shared = {"lanes": None, "transform": None, "tokenizer": None, "accumulation": accumulation, "compose": compose}
+        loaders = [
+            make_loader("all", batch_size=size // ranks // accumulation, rank=rank, world_size=ranks, **shared)
+            for rank in range(ranks)
+        ]
+        return [take(loader, 8 * accumulation) for loader in loaders]
+
+    steps(400)
+    assert caplog.text == ""
+    parts = steps(980)
+    counts = []
+    for number in range(8 * accumulation):
+        of_step = [batch for part in parts for batch in part[number - number % accumulation : number + 1]]
+        rows = torch.cat([batch.rows for batch in of_step])
+        counts.append(len(rows) - len(rows.unique()))
+    first = next(number for number, count in enumerate(counts) if count)
+    assert len(caplog.records) == ranks
+    for record in caplog.records:
+        holder = "it" if accumulation == 1 else "its step"
+        assert record.getMessage().startswith(
+            f"batch {first} holds {counts[first]} samples that {holder} holds already"
+        )
+
+
+def test_a_repeat_beside_a_replaced_sample_is_told(make_loader, caplog):
+    def decode(content):
+        if zlib.crc32(content) % 20 == 0:
+            raise ValueError("one that can't be decoded")
+        return decode_rgb(content)
+
+    batches = take(make_loader("all", batch_size=990, lanes=None, decode=decode, max_replaced=1.0), 8)
+    assert all(batch.replaced for batch in batches)
+    assert "samples that it holds already" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -372,6 +412,7 @@ import torch.distributed as dist
 from tailwise.catalog import Catalog
 from tailwise.loader import Loader
 from tailwise.plan import Plan
+from tailwise.shards.decode import decode_rgb
 
 folder, name, rank, ranks, workers, rendezvous = sys.argv[1:]
 rank, ranks = int(rank), int(ranks)
@@ -476,6 +517,7 @@ import sys
 from tailwise.catalog import Catalog
 from tailwise.loader import Loader
 from tailwise.plan import Plan
+from tailwise.shards.decode import decode_rgb
 
 if __name__ == "__main__":
     loader = Loader(Plan(Catalog.open(sys.argv[1]), sys.argv[2]), batch_size=16, lanes=8, workers=2, tokenizer=list)
@@ -563,6 +605,7 @@ import os, sys
 from tailwise.catalog import Catalog
 from tailwise.loader import Loader
 from tailwise.plan import Plan
+from tailwise.shards.decode import decode_rgb
 
 def read(folder):
     loader = Loader(Plan(Catalog.open(folder), "fresh"), batch_size=16, lanes=8, workers=1)
@@ -689,6 +732,7 @@ import sys
 from tailwise.catalog import Catalog
 from tailwise.loader import Loader, loader
 from tailwise.plan import Plan
+from tailwise.shards.decode import decode_rgb
 
 loader.MANY_ROWS = 1
 reads = Loader(Plan(Catalog.open(sys.argv[1]), "fresh"), batch_size=16, lanes=8)
@@ -717,6 +761,7 @@ import torch
 from tailwise.catalog import Catalog
 from tailwise.loader import Loader
 from tailwise.plan import Plan
+from tailwise.shards.decode import decode_rgb
 
 def to_pixels(image):
     return torch.from_numpy(np.array(image))
@@ -763,6 +808,7 @@ import sys
 from tailwise.catalog import Catalog
 from tailwise.loader.units import units_of
 from tailwise.plan import Plan
+from tailwise.shards.decode import decode_rgb
 
 plan = Plan(Catalog.open(sys.argv[1]), "fresh")
 units_of(plan, 0)
@@ -872,6 +918,7 @@ from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.loader import Loader
 from tailwise.plan import Plan
+from tailwise.shards.decode import decode_rgb
 
 folder, way, rank, rendezvous = sys.argv[1:]
 plan = Plan(Catalog.open(folder), "stream")

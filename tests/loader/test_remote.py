@@ -21,7 +21,9 @@ from tailwise.errors import UserError
 from tailwise.loader.link import PRIOR_BYTES_PER_SECOND, PRIOR_LATENCY_SECONDS, LinkEstimate
 from tailwise.loader.range_cache import RangeCache
 from tailwise.loader.remote import CONNECTIONS, RemoteStore
+from tailwise.shards.fingerprint import ChangedShardError, blocks_of_stream, read_fingerprint
 from tailwise.storage import remote
+from tailwise.storage.files import open_binary
 
 SIZE = 200_000
 
@@ -257,6 +259,28 @@ def test_a_server_without_ranges_is_found_out(server, urls, tmp_path):
     server.with_ranges = False
     with pytest.raises(OSError, match="doesn't answer requests for ranges"):
         RemoteStore(urls, tmp_path, 10**6).read(0, 0, 100)
+
+
+def test_a_server_without_ranges_is_compared_with_the_fingerprints(server, urls, contents, tmp_path):
+    server.with_ranges = False
+    fingerprints = []
+    for url, content in zip(urls, contents, strict=True):
+        with open_binary(url) as stream:
+            fingerprints.append(read_fingerprint(url, SIZE, blocks_of_stream(url, stream)))
+        assert fingerprints[-1] == read_fingerprint(
+            url, SIZE, lambda ranges, whole=content: [whole[slice(*at)] for at in ranges]
+        )
+    server.put("1.tar", contents[1][:-1] + b"?")
+
+    def store():
+        return RemoteStore(urls, tmp_path, 10**7, sizes=[SIZE] * 3, fingerprints=fingerprints)
+
+    assert store().read(0, 10, 20) == contents[0][10:20]
+    assert store().read(2, 0, SIZE) == contents[2]
+    for changed in (store(), store()):
+        for start, stop in ((10, 20), (0, SIZE), (10, 20)):
+            with pytest.raises(ChangedShardError, match="other content than when it was imported"):
+                changed.read(1, start, stop)
 
 
 def test_another_version_is_fetched_anew(server, urls, contents, tmp_path):

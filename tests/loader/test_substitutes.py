@@ -15,6 +15,7 @@ from tailwise.loader import Loader
 from tailwise.loader.sections import Sections
 from tailwise.loader.substitutes import Substitutes
 from tailwise.plan import Plan
+from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import PlanRequest, make_plan
 
 OPTIONS = {"lanes": 8, "block": 40, "batch_size": 16, "on_damaged": "replace", "max_replaced": 1.0}
@@ -400,3 +401,21 @@ def test_plans_opened_anew_agree(damaged):
     for number in (29, 3, 17):
         again.seek(number)
         assert read(again, 1)[0].replaced == whole[number].replaced
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_postscript_is_replaced_and_starts_no_program(tmp_path, make_tar, make_image, postscript, workers):
+    content, started = postscript
+    members = []
+    for row in range(64):
+        image = content if row == 20 else make_image(row)
+        members += [(f"{row:02d}.jpg", image), (f"{row:02d}.txt", b"a caption")]
+    make_tar(tmp_path / "pool" / "0.tar", members)
+    catalog = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1).catalog
+    plan = make_plan(catalog, "p", PlanRequest("random", keep=1.0))
+    loader = Loader(plan, **OPTIONS, transform=to_tensor, workers=workers)
+    replaced = [item for batch in loader.epoch(0) for item in batch.replaced]
+    loader.close()
+    assert [item.row for item in replaced] == [20]
+    assert "not an image" in replaced[0].reason
+    assert not started.exists()

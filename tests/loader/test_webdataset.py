@@ -315,3 +315,18 @@ def test_a_missing_part_is_named(tmp_path, make_pool):
     catalog.samples_path(0).unlink()
     with pytest.raises(UserError, match=r"part-000000\.parquet is missing or unreadable"):
         list(select(plan)(as_read(str(next(iter(tars))), ["000000000"])))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_replaced_tar_of_the_same_length_is_refused(tmp_path, make_pool, workers):
+    tars = [str(path) for path in make_pool(tmp_path / "shards", [6, 6])]
+    catalog = import_pool([str(tmp_path / "shards")], tmp_path / "catalog", workers=1).catalog
+    stage = select(make_plan(catalog, "half", PlanRequest("random", keep=0.5)))
+    pipeline = wds.DataPipeline(wds.SimpleShardList(tars), wds.split_by_worker, wds.tarfile_to_samples(), stage)
+    loader = torch.utils.data.DataLoader(pipeline, batch_size=None, num_workers=workers)
+    assert len(list(loader)) == 6
+    content = (tmp_path / "shards" / "00001.tar").read_bytes()
+    (tmp_path / "shards" / "00001.tar").write_bytes(content.replace(b"caption of 000010003", b"caption of 000010004"))
+    stage._lookup = None  # what this process compared before, it doesn't compare again
+    with pytest.raises(UserError, match=r"00001\.tar has other content than when it was imported"):
+        list(loader)

@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.sources.clip_retrieval import BadPartition, Partition, find_partitions, open_partition
+from tailwise.sources.clip_retrieval import BadPartition, Partition, find_partitions
+
+
+def open_partition(made, dimension):
+    """Rows and keys of a partition, or why it can't be used."""
+    found = made.open(dimension, made.array)
+    return found if isinstance(found, BadPartition) else (found.rows, *found.names)
 
 
 @pytest.fixture
@@ -55,7 +61,7 @@ def test_another_kind_of_folder(tmp_path):
 def test_good_partition(partition, dtype, order):
     rows = np.arange(12, dtype=dtype).reshape(3, 4)
     array, keys = open_partition(partition(np.asarray(rows, order=order)), 4)
-    np.testing.assert_array_equal(array, rows)
+    np.testing.assert_array_equal(array[:], rows)
     assert keys.to_pylist() == ["a", "b", "c"]
 
 
@@ -182,4 +188,4 @@ def test_damaged_arrays_never_crash(harm):
         made.array.write_bytes(content)
         pq.write_table(pa.table({"image_path": ["a", "b", "c"]}), made.metadata)
         found = open_partition(made, None)
-        assert isinstance(found, BadPartition) or (found[0].ndim == 2 and len(found[0]) == len(found[1]))
+        assert isinstance(found, BadPartition) or (len(found[0].shape) == 2 and len(found[0]) == len(found[1]))

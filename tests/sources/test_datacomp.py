@@ -128,7 +128,7 @@ def opened(tmp_path, make_metadata):
 @pytest.mark.parametrize("compressed", [False, True])
 def test_good_embeddings(opened, compressed):
     found = opened({"b32_img": ROWS[:, :2], "l14_img": ROWS}, uids=[uid.upper() for uid in UIDS], compressed=compressed)
-    np.testing.assert_array_equal(found.rows, ROWS)
+    np.testing.assert_array_equal(found.rows[:], ROWS)
     assert [name for names in found.names for name in names.to_pylist()] == UIDS
 
 

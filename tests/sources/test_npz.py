@@ -1,4 +1,4 @@
-"""Arrays of .npz files: mapped or laid out, never unpickled, and whole or refused."""
+"""Arrays of .npz files: read where they lie or laid out, never unpickled, and whole or refused."""
 
 import io
 import pickle
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.sources.columns import DAMAGE
-from tailwise.sources.npz import map_member, read_member
+from tailwise.sources.npz import open_member, read_member
 
 ROWS = np.arange(24, dtype=np.float16).reshape(6, 4)
 
@@ -21,8 +21,8 @@ def path(tmp_path):
     return tmp_path / "a.npz"
 
 
-def mapped(path, name="x"):
-    return map_member(path, name, path.with_name("unpacked.npy"))
+def opened(path, name="x"):
+    return open_member(path, name, path.with_name("unpacked.npy"))[:]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -32,32 +32,32 @@ def test_arrays_are_what_was_saved(path, save, dtype, order):
     first = np.arange(6, dtype=np.int8)  # so that the next one begins at any byte
     rows = np.asarray(ROWS, dtype, order=order)
     save(path, first=first, x=rows, last=first)
-    found = mapped(path)
+    found = opened(path)
     np.testing.assert_array_equal(found, rows)
     assert found.dtype == rows.dtype
     member = read_member(path, "x")
     assert (member.shape, member.dtype) == ((6, 4), rows.dtype)
 
 
-def test_stored_arrays_are_mapped_where_they_lie(path):
+def test_stored_arrays_are_read_where_they_lie(path):
     np.savez(path, x=ROWS)
-    assert isinstance(mapped(path), np.memmap)
+    opened(path)
     assert not path.with_name("unpacked.npy").exists()
 
 
 def test_compressed_arrays_are_laid_out_once(path):
     np.savez_compressed(path, x=ROWS)
     unpacked = path.with_name("unpacked.npy")
-    mapped(path)
+    opened(path)
     written = unpacked.stat().st_mtime_ns
-    np.testing.assert_array_equal(mapped(path), ROWS)
+    np.testing.assert_array_equal(opened(path), ROWS)
     assert unpacked.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_empty_arrays(path, save):
     save(path, x=np.zeros((0, 4), np.float16))
-    assert mapped(path).shape == (0, 4)
+    assert opened(path).shape == (0, 4)
 
 
 def test_a_version_two_header(path):
@@ -65,7 +65,7 @@ def test_a_version_two_header(path):
     np.lib.format.write_array(stream, ROWS, version=(2, 0))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", stream.getvalue())
-    np.testing.assert_array_equal(mapped(path), ROWS)
+    np.testing.assert_array_equal(opened(path), ROWS)
 
 
 class Marked:
@@ -83,17 +83,17 @@ def test_nothing_is_unpickled(path, tmp_path, save):
     mark = tmp_path / "unpickled"
     save(path, x=np.array([Marked(mark)], object))
     with pytest.raises(ValueError, match="pickled"):
-        mapped(path)
+        opened(path)
     path.write_bytes(pickle.dumps(Marked(mark)))
     with pytest.raises(zipfile.BadZipFile):
-        mapped(path)
+        opened(path)
     assert not mark.exists()
 
 
 def test_an_array_that_is_not_there(path):
     np.savez(path, y=ROWS)
     with pytest.raises(KeyError):
-        mapped(path)
+        opened(path)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -103,7 +103,7 @@ def test_truncated_files(path, save, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(DAMAGE):
-        mapped(path)
+        opened(path)
 
 
 @pytest.mark.parametrize("rows", [5, 7])
@@ -113,7 +113,7 @@ def test_a_header_that_tells_other_rows_than_there_are(path, rows):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", stream.getvalue().replace(b"(6, 4)", f"({rows}, 4)".encode()))
     with pytest.raises(ValueError, match="bytes of data"):
-        mapped(path)
+        opened(path)
 
 
 def test_changed_bytes_of_a_compressed_array(path):
@@ -122,7 +122,7 @@ def test_changed_bytes_of_a_compressed_array(path):
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(DAMAGE):
-        mapped(path)
+        opened(path)
     assert not path.with_name("unpacked.npy").exists()
 
 
@@ -138,7 +138,7 @@ def test_damage_gives_an_array_or_a_known_error(tmp_path_factory, harm, packed):
         content[place % len(content)] = value
     path.write_bytes(content)
     try:
-        found = mapped(path)
+        found = opened(path)
     except DAMAGE:
         return
     assert not found.dtype.hasobject

@@ -170,3 +170,16 @@ def test_a_part_of_several_row_groups(tmp_path, make_pool, monkeypatch):
     assert [part.rows for part in catalog.parts()] == [19, 3]
     assert pq.ParquetFile(catalog.samples_path(0)).num_row_groups > 2
     assert embed(catalog, "pixels", EmbedOptions(batch_size=4), workers=1).embedded == 22
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_replaced_tar_of_the_same_length_is_refused(catalog, tmp_path, make_image, workers):
+    path = tmp_path / "pool" / "00001.tar"
+    content, image = path.read_bytes(), make_image(4)
+    other = image[:-3] + bytes([image[-3] ^ 1]) + image[-2:]
+    path.write_bytes(content.replace(image, other))
+    assert path.stat().st_size == len(content)
+    with pytest.raises(UserError, match=r"00001\.tar can't be read .*other content than when it was imported"):
+        embed(catalog, "pixels", ANY_SHARE, workers=workers)
+    path.write_bytes(content)
+    assert embed(catalog, "pixels", ANY_SHARE, workers=workers).embedded == 5

@@ -70,6 +70,32 @@ def fail(run, *sources, **options):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_embeddings_that_are_cut_while_they_are_read_are_one_line(
+    run, tmp_path, pool, keys, make_vectors, make_embeddings, make_metadata, packed
+):
+    vectors = make_vectors(keys)
+    if packed:  # DataComp's layout, joined by uid
+        uids = [f"{number:032x}" for number in range(4)]
+        array = np.ones((4, 8), np.float16)
+        sources = [make_metadata(tmp_path / "metadata", "a", uids, {"l14_img": array, "l14_txt": array})]
+        path = tmp_path / "metadata" / "a.npz"
+    else:
+        sources = [tmp_path / "pool", make_embeddings(tmp_path / "embeddings", vectors)]
+        path = tmp_path / "embeddings" / "img_emb" / "img_emb_0.npy"
+    whole = path.read_bytes()
+
+    def cut(items, description, _=None):
+        if description == "image embeddings":  # they were planned, and are read now
+            path.write_bytes(whole[:-6])
+        return items
+
+    assert f"{path.name} changed while it was read" in fail(run, *sources, track=cut)
+    path.write_bytes(whole)
+    found = embeddings(run(*sources).catalog)
+    assert found.any(axis=1).all()
+
+
 # --- what is good -------------------------------------------------------------------------------------------------------
 
 

@@ -263,8 +263,8 @@ def map_cache(path: Path) -> npt.NDArray[Any] | None:
     return None
 
 
-def release_pages(array: npt.NDArray[Any] | None) -> None:
-    """Lets go of the pages that were read of an array that `read_array` or `map_array` mapped; does nothing to other arrays."""
+def release_pages(array: object) -> None:
+    """Lets go of the pages that were read of an array that `read_array` or `map_array` mapped; does nothing to others."""
     mapped = getattr(array, "_mmap", None)
     if mapped is not None:
         mapped.madvise(mmap.MADV_DONTNEED)

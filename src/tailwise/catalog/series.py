@@ -7,7 +7,9 @@ Everything else that differs from the head is refused: a lost removal would brin
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ class Series:
 
     Attributes:
         folder: where its entries lie.
-        required: whether the head must exist. A catalog that an older version made has none until the next append.
+        required: whether the head must exist. A catalog that an older version made has none until the series is read.
     """
 
     folder: Path
@@ -45,7 +47,9 @@ class Series:
         Raises:
             UserError: an entry or the head is missing, changed or surplus; names the file and the remedy.
         """
-        entries, _ = self._checked()
+        entries, hashes = self._checked()
+        if hashes and not (self.folder / HEAD).exists():
+            self._adopt(hashes)
         return [{name: value for name, value in entry.items() if name != PREVIOUS} for entry in entries]
 
     def append(self, value: Mapping[str, Any]) -> int:
@@ -66,6 +70,16 @@ class Series:
         _, hashes = self._checked()
         if self._listed() not in (None, hashes):
             write_record(self.folder / HEAD, {"entries": hashes})
+
+    def _adopt(self, hashes: list[str]) -> None:
+        """Write the head of an older version's series, where the folder can be written to: else a lost newest entry is not missed."""
+        made = self.folder / f".{uuid.uuid4().hex}.{HEAD}"
+        with suppress(OSError):
+            write_record(made, {"entries": hashes})
+            try:
+                (self.folder / HEAD).hardlink_to(made)  # which never replaces a head that another process has written
+            finally:
+                made.unlink()
 
     def _checked(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return all entries and the hash of each file."""

@@ -14,11 +14,10 @@ import torch
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, digest, read_array, replacing
 from tailwise.catalog.locks import locked
-from tailwise.catalog.removals import Removals
-from tailwise.catalog.schema import FINGERPRINT
+from tailwise.catalog.removals import Removals, comparable_shards
 from tailwise.errors import UserError
 from tailwise.loader.locations import Locations, ensure_locations
-from tailwise.loader.stores import open_store, read_samples
+from tailwise.loader.stores import open_shards, read_samples
 from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
 
@@ -100,14 +99,8 @@ def _decode(
 ) -> None:
     """Writes the three arrays; that of `readable` comes last, and says that all are whole."""
     ensure_locations(catalog, snapshot, track)
-    shards = catalog.shards(snapshot)
-    store = open_store(
-        shards.column("path").to_pylist(),
-        paths[0].parent,
-        MOST_BYTES,
-        shards.column("index_checksum").to_pylist(),
-        shards.column(FINGERPRINT).to_pylist(),
-    )
+    shards = comparable_shards(catalog, snapshot, track)
+    store = open_shards(shards, paths[0].parent, MOST_BYTES)
     ends = np.cumsum(shards.column("rows").to_numpy())
     locations = Locations(catalog, snapshot)
     rows = snapshot.rows

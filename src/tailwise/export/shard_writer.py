@@ -18,11 +18,10 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import read_json, replacing, write_json, write_table
 from tailwise.catalog.removals import comparable_shards
-from tailwise.catalog.schema import FINGERPRINT
 from tailwise.export.members import Members, member_ranges, read_members
 from tailwise.export.shuffled import COPY_FIELDS, read_positions
 from tailwise.export.tar_file import write_end, write_member
-from tailwise.loader.stores import Store, open_store
+from tailwise.loader.stores import Store, open_shards
 
 READ_BYTES = 64 << 20  # of members that one process holds at a time
 CACHE_BYTES = 16 * READ_BYTES  # on disk, for each process; of remote shards only
@@ -181,10 +180,7 @@ class ShardWriter:
 def _opened(export_id: str, catalog: Path, snapshot: int, cache: Path, cache_bytes: int) -> Store:  # noqa: ARG001
     """The store of a snapshot's tars; one for all shards that a process writes in one export."""
     source = Catalog.open(catalog)
-    table = comparable_shards(source, source.snapshot(snapshot))
-    columns = ("path", "index_checksum", "size_bytes", FINGERPRINT)
-    paths, checksums, sizes, fingerprints = (table.column(name).to_pylist() for name in columns)
-    return open_store(paths, cache, cache_bytes, checksums, sizes, fingerprints)
+    return open_shards(comparable_shards(source, source.snapshot(snapshot)), cache, cache_bytes)
 
 
 def _filled(samples: pa.Table, name: str) -> npt.NDArray[np.int64]:

@@ -16,15 +16,14 @@ import torch
 
 from tailwise.kernels.grid import as_rows, row_chunks, row_norms, to_grid
 from tailwise.kernels.nearest import FAR, decide, decide_and_list
-from tailwise.kernels.products import float32_error
-from tailwise.kernels.screening import IMPRECISE, Coded, Precision, Screen, full_precision, scratch_for
+from tailwise.kernels.products import HALF_ERROR, WrongProductError, float32_error, multiply, repeat_if_wrong
+from tailwise.kernels.screening import Coded, Precision, Screen, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
 TILE_ROWS = 384
 TILE_CENTROIDS = 1024  # products of a tile stay in a core's caches
 MISSING = -1
 DEVICE_ROWS, DEVICE_CENTROIDS = 16_384, 8192  # 256 MB of scores, and work enough for a GPU
-HALF_ERROR = 2.0**-10  # a float16 product is off by at most half of it, where scores are at most 1.1; the rest is slack
 NORM_BOUND = 1.05  # of rows and centroids
 DEVICE_CANDIDATES = 1 << 18  # decided at a time on a device: bounds memory where many centroids are equally near
 NONE = -4.0  # below every inner product of unit vectors
@@ -46,7 +45,7 @@ def _resolve_torch(
     pieces = zip(torch.split(rows, DEVICE_CANDIDATES), torch.split(columns, DEVICE_CANDIDATES), strict=True)
     exact = torch.cat([(x[row].double() * centroids[first + column].double()).sum(1) for row, column in pieces])
     if bool(((scores[rows, columns].double() - exact).abs() > error[rows]).any()):
-        raise ArithmeticError(IMPRECISE)
+        raise WrongProductError
     best = dots.clone().scatter_reduce_(0, rows, exact, "amax")
     tied = exact == best[rows]
     # The lowest index among the candidates that reach the best; an earlier tile's centroid wins ties by being lower still.
@@ -108,6 +107,7 @@ class Assigner:
         half = whole.half()
         return whole, half, float((whole - half.float()).norm(dim=1).max())
 
+    @repeat_if_wrong
     def __call__(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
         """Assigns rows.
 
@@ -120,7 +120,6 @@ class Assigner:
 
         Raises:
             ValueError: a row is neither zero nor of unit norm.
-            ArithmeticError: matrix products are less precise than they should be.
         """
         labels, dots, norms = self.inner_products(x)
         return labels, dots / np.where(norms > 0, norms, 1.0)
@@ -180,16 +179,12 @@ class Assigner:
         window: float = 0.0,
         lists: Lists | None = None,
     ) -> None:
-        """Updates labels and inner products of a tile of rows, and their lists; see `nearest.decide`.
-
-        Raises:
-            ArithmeticError: matrix products are less precise than they should be.
-        """
+        """Updates labels and inner products of a tile of rows, and their lists; see `nearest.decide`."""
         for first in range(0, len(self.centroids), TILE_CENTROIDS):
             scores = self.screen.scores(coded, self.columns[slice(first, first + TILE_CENTROIDS)], scratch)
             tile = *scores, x, self.centroids, first, labels, dots
             if not (decide_and_list(*tile, np.float32(window), *lists) if lists else decide(*tile)):
-                raise ArithmeticError(IMPRECISE)
+                raise WrongProductError
 
     def _assign_device(
         self,
@@ -206,7 +201,8 @@ class Assigner:
         )
         device_labels, device_dots = (torch.from_numpy(array).to(self.device) for array in (labels, dots))
         for first in range(0, len(self.centroids), DEVICE_CENTROIDS):
-            scores = half @ half_centroids[first : first + DEVICE_CENTROIDS].T
+            columns = half_centroids[first : first + DEVICE_CENTROIDS]
+            scores = multiply(half, columns, half.new_empty((len(half), len(columns))))
             _resolve_torch(scores, left, centroids, first, error, device_labels, device_dots)
         labels[:], dots[:] = device_labels.cpu().numpy(), device_dots.cpu().numpy()
 
@@ -241,7 +237,6 @@ def assign(
 
     Raises:
         ValueError: a row is neither zero nor of unit norm.
-        ArithmeticError: matrix products are less precise than they should be.
     """
     assigner = Assigner(as_rows(centroids), device=device, threads=threads)
     blocks = [x] if isinstance(x, (np.ndarray, torch.Tensor)) else x

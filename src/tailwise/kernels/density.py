@@ -15,7 +15,7 @@ import torch
 
 from tailwise.kernels.assign import DEVICE_CANDIDATES, resolve_device
 from tailwise.kernels.grid import row_norms, to_grid
-from tailwise.kernels.products import float32_error
+from tailwise.kernels.products import WrongProductError, float32_error, multiply, repeat_if_wrong
 from tailwise.kernels.screening import full_precision
 
 TILE_ROWS = TILE_CENTROIDS = 2048
@@ -39,6 +39,7 @@ class NeighbourCounter:
         self.error = float32_error(centroids.shape[1])
         self._centroids = torch.from_numpy(to_grid(centroids)).to(self.device)
 
+    @repeat_if_wrong
     def __call__(self, x: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Counts.
 
@@ -67,7 +68,10 @@ class NeighbourCounter:
     def _count(self, left: torch.Tensor, norms: torch.Tensor, first: int) -> torch.Tensor:
         """The counts of one tile of rows for one tile of centroids."""
         right = self._centroids[first : first + TILE_CENTROIDS]
-        excess = (left @ right.T).double() - (self.radius * norms)[:, None]
+        scores = multiply(left, right, left.new_empty((len(left), len(right)))).double()
+        if bool(((left[0].double() @ right.double().T - scores[0]).abs() > self.error).any()):  # a cheap sample
+            raise WrongProductError
+        excess = scores - (self.radius * norms)[:, None]
         counts = (excess > self.error).sum(0)
         rows, columns = (excess.abs() <= self.error).nonzero(as_tuple=True)
         pieces = zip(torch.split(rows, DEVICE_CANDIDATES), torch.split(columns, DEVICE_CANDIDATES), strict=True)

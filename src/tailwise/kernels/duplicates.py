@@ -14,8 +14,8 @@ import torch
 from tailwise.kernels.assign import NONE
 from tailwise.kernels.grid import as_rows
 from tailwise.kernels.nearest import decide_greedily
-from tailwise.kernels.products import float32_error
-from tailwise.kernels.screening import IMPRECISE, full_precision
+from tailwise.kernels.products import WrongProductError, float32_error, repeat_if_wrong
+from tailwise.kernels.screening import full_precision
 from tailwise.kernels.similarity import BELOW_ONE, NOTHING_EARLIER, Rows, most_similar_earlier
 
 SCAN_ROWS, SCAN_SCORES = 512, 1 << 21  # at a time, in the greedy rule's second look
@@ -46,6 +46,7 @@ def in_doubt(
     return doubtful
 
 
+@repeat_if_wrong
 def greedy(
     x: npt.NDArray[np.float16],
     similarity: npt.NDArray[np.float64],
@@ -71,9 +72,6 @@ def greedy(
         kept_row: int64 [m], the most similar kept earlier row of each row that is dropped now, else −1. A row that is identical to
             a dropped one has that one's.
         similarity: float64 [m], to it; NOTHING_EARLIER where there is none.
-
-    Raises:
-        ArithmeticError: matrix products are less precise than they should be.
     """
     count, judged_from = len(x), 0 if kept_before is None else len(kept_before)
     similarity = np.maximum(similarity, NONE)  # compiled loops that may reorder must not meet infinities
@@ -105,7 +103,7 @@ def greedy(
             *(float32_error(x.shape[1] + 2), BELOW_ONE, heirs, kept, kept_row, found),
         )
         if not fine:
-            raise ArithmeticError(IMPRECISE)
+            raise WrongProductError
         start = stop
     return kept_row, found
 
@@ -149,7 +147,6 @@ def duplicate_pairs(
 
     Raises:
         ValueError: ε isn't in [0, 2], or a row isn't of unit norm.
-        ArithmeticError: matrix products are less precise than they should be.
     """
     if not 0 <= epsilon <= 2:
         raise ValueError(f"epsilon {epsilon}: must be in [0, 2]")

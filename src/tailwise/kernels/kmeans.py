@@ -13,6 +13,7 @@ import torch
 from tailwise.kernels.grid import as_rows, row_chunks, to_grid
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd
+from tailwise.kernels.products import repeat_if_wrong
 from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
 
 SEEDING_ROWS_PER_CENTROID = 8
@@ -102,7 +103,7 @@ def kmeans(
         threads: on the CPU; None for torch's number; the result doesn't depend on it.
         chunk_rows: rows in memory at a time; None for CHUNK_ROWS; the result doesn't depend on it.
         carry_bytes: memory for what is carried from one iteration to the next (see `Lloyd`); the result doesn't depend on it.
-        on_iteration: called after each iteration with its number (from 1) and the mean cosine before its update.
+        on_iteration: called after each iteration with its number (from 1; again if the fit restarts) and the mean cosine before.
 
     Returns:
         Centroids and the course of the objective. An empty cluster takes half of the largest one.
@@ -114,14 +115,19 @@ def kmeans(
     if k < 1:
         raise ValueError(f"k = {k}: must be at least 1")
     blocks = [as_rows(x)] if isinstance(x, (np.ndarray, torch.Tensor)) else [as_rows(block) for block in x]
-    centroids = _seeds(blocks, k, seed, device=device, threads=threads, carry_bytes=carry_bytes)
-    lloyd = Lloyd(blocks, k, device=device, threads=threads, rows=chunk_rows or CHUNK_ROWS, carry_bytes=carry_bytes)
-    objective: list[float] = []
-    for iteration in range(iterations):
-        centroids, mean = lloyd.update(centroids)
-        objective.append(mean)
-        if on_iteration:
-            on_iteration(iteration + 1, mean)
-        if len(objective) > 1 and objective[-1] - objective[-2] < tolerance:
-            break
-    return KMeansResult(centroids, objective)
+
+    @repeat_if_wrong
+    def fit() -> KMeansResult:
+        centroids = _seeds(blocks, k, seed, device=device, threads=threads, carry_bytes=carry_bytes)
+        lloyd = Lloyd(blocks, k, device=device, threads=threads, rows=chunk_rows or CHUNK_ROWS, carry_bytes=carry_bytes)
+        objective: list[float] = []
+        for iteration in range(iterations):
+            centroids, mean = lloyd.update(centroids)
+            objective.append(mean)
+            if on_iteration:
+                on_iteration(iteration + 1, mean)
+            if len(objective) > 1 and objective[-1] - objective[-2] < tolerance:
+                break
+        return KMeansResult(centroids, objective)
+
+    return fit()

@@ -24,7 +24,8 @@ from tailwise.kernels.assign import (
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks, row_norms, to_grid, unit_rows_on_grid
 from tailwise.kernels.jit import jit
 from tailwise.kernels.nearest import UP, decide_movers, recheck
-from tailwise.kernels.screening import IMPRECISE, Coded, Screen, full_precision
+from tailwise.kernels.products import WrongProductError
+from tailwise.kernels.screening import Coded, Screen, full_precision
 from tailwise.kernels.threads import run_tiles
 
 CHUNK_ROWS = 65_536
@@ -144,7 +145,6 @@ class Lloyd:
 
         Raises:
             ValueError: a row is neither zero nor of unit norm.
-            ArithmeticError: matrix products are less precise than they should be.
         """
         self._begin(centroids)
         others = Sums(*self._shape)
@@ -272,7 +272,7 @@ class Lloyd:
             some = slice(first, first + TILE_CENTROIDS)
             scores = self._screen.scores(coded, self._moving[some], scratch)
             if not decide_movers(*scores, x, self._centroids, self._movers[some], *state):
-                raise ArithmeticError(IMPRECISE)
+                raise WrongProductError
 
     def _compare(self, x: npt.NDArray[np.float32], at: slice | npt.NDArray[np.int64], scratch: torch.Tensor) -> None:
         """Compares rows with all centroids, and lists the nearest anew."""

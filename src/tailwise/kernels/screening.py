@@ -29,10 +29,6 @@ Precision = Literal["int8", "float32"]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-IMPRECISE = (
-    "a matrix product is less precise than it should be: some setting lets float32 run in TF32 or bfloat16 "
-    "(DNNL_DEFAULT_FPMATH_MODE, say); switch that off"
-)
 PAD = 64  # int8 products have a multiple of so many rows and columns,
 COLUMN_PAD = 16  # or of so many columns, if these are centroids: the same again and again
 INT8_TRIAL = 64, 64, 256  # rows, columns and dimension: wide enough for sums of int8 to saturate in 16 bits

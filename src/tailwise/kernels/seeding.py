@@ -15,8 +15,8 @@ from tailwise.kernels.jit import jit
 from tailwise.kernels.keyed import random_below, stream_key
 from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd, Sums, to_similarity_units
 from tailwise.kernels.nearest import decide
-from tailwise.kernels.products import multiply
-from tailwise.kernels.screening import IMPRECISE, PAD, Coded, Screen, faster_precision, full_precision, scratch_for
+from tailwise.kernels.products import WrongProductError, multiply
+from tailwise.kernels.screening import PAD, Coded, Screen, faster_precision, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
 OVERSAMPLING = 2
@@ -259,7 +259,7 @@ class _NearestSeed:
                 scores = self._screen.scores(self._coded[start], columns[slice(first, first + TILE_CENTROIDS)], scratch)
                 args = (*scores, rows, self._centroids, base + first, labels, dots)
                 if not decide(*args):
-                    raise ArithmeticError(IMPRECISE)
+                    raise WrongProductError
 
         with full_precision():
             size = min(TILE_ROWS, len(self._x)), min(TILE_CENTROIDS, len(centroids))

@@ -20,8 +20,8 @@ from tailwise.kernels.assign import NONE, resolve_device
 from tailwise.kernels.grid import row_norms, to_grid
 from tailwise.kernels.identical import first_of_identical
 from tailwise.kernels.nearest import decide_earlier, decide_pairs
-from tailwise.kernels.products import float32_error, multiply
-from tailwise.kernels.screening import IMPRECISE, Coded, Screen, full_precision, scratch_for
+from tailwise.kernels.products import WrongProductError, float32_error, multiply, repeat_if_wrong
+from tailwise.kernels.screening import Coded, Screen, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
@@ -59,6 +59,7 @@ def _refuse_zeros(norms: npt.NDArray[np.float64]) -> None:
         raise ValueError(f"row {int(np.flatnonzero(norms == 0)[0])} is zero: it has no similarity to any other")
 
 
+@repeat_if_wrong
 def most_similar_earlier(
     x: npt.NDArray[np.float16], *, judged_from: int = 0, device: str = "auto", threads: int | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
@@ -76,7 +77,6 @@ def most_similar_earlier(
 
     Raises:
         ValueError: a row isn't of unit norm.
-        ArithmeticError: matrix products are less precise than they should be.
     """
     first = first_of_identical(x)
     distinct = np.flatnonzero(first == np.arange(len(x)))
@@ -120,7 +120,7 @@ def _most_similar_on_cpu(
             some = columns[first_column : min(first_column + TILE_COLUMNS, stop)]
             scores = screen.scores(codes[first_row:stop], some, scratch)
             if not decide_earlier(*scores, rows, norms, first_row, first_column, BELOW_ONE, best, earlier):
-                raise ArithmeticError(IMPRECISE)
+                raise WrongProductError
 
     run_tiles(code, range(0, count, SMALL), threads, lambda: None)
     _refuse_zeros(norms)
@@ -164,9 +164,10 @@ def _decide_on_device(
     row, column = (index.cpu().numpy() for index in pairs)
     pair = first_row + row, first_column + column, values
     if not decide_pairs(*pair, rows.x, rows.norms, rows.error, BELOW_ONE, best, earlier):
-        raise ArithmeticError(IMPRECISE)
+        raise WrongProductError
 
 
+@repeat_if_wrong
 def similar_pairs(
     queries: npt.NDArray[np.float16],
     x: npt.NDArray[np.float16],
@@ -187,7 +188,6 @@ def similar_pairs(
 
     Raises:
         ValueError: a row isn't of unit norm.
-        ArithmeticError: matrix products are less precise than they should be.
     """
     left, right = Rows(queries, device), Rows(x, device)
     with full_precision():
@@ -202,6 +202,6 @@ def similar_pairs(
         cosine = np.minimum(dots / (left.norms[query[some]] * right.norms[row[some]]), BELOW_ONE)
         exact[some] = np.where((a == b).all(axis=1), 1.0, cosine)
     if (np.abs(exact - scores[pairs].cpu().numpy()) > left.error).any():
-        raise ArithmeticError(IMPRECISE)
+        raise WrongProductError
     above = exact > threshold
     return query[above], row[above], exact[above]

@@ -16,13 +16,11 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
 
 from tailwise.catalog.removals import Removals, comparable_shards
-from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
 from tailwise.executors.local import end_with_parent
 from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform
@@ -31,7 +29,7 @@ from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
 from tailwise.loader.replaced import Counts, ReplacedSamples, check_appendable
 from tailwise.loader.shards import check_shards, require_bytes
-from tailwise.loader.stores import open_store
+from tailwise.loader.stores import open_shards
 from tailwise.loader.threads import read_ahead
 from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
@@ -161,15 +159,8 @@ class Loader:
                 "that may be replaced; restore them, or raise max_replaced (--max-replaced)"
             )
         ensure_locations(plan.catalog, plan.snapshot, track)
-        paths = shards.column("path").to_pylist()
-        store = open_store(
-            paths,
-            cache_folder or own_cache_folder(paths),
-            cache_bytes,
-            shards.column("index_checksum").to_pylist(),
-            shards.column("size_bytes").to_pylist(),
-            None if check == "none" else shards.column(FINGERPRINT).to_pylist(),
-        )
+        cache = cache_folder or own_cache_folder(shards.column("path").to_pylist())
+        store = open_shards(shards, cache, cache_bytes, compare=check != "none")
         locations = Locations(plan.catalog, plan.snapshot)
         self._threads = workers if transform is None and tokenizer is None else 0
         # From local files one is as fast as they can be made into batches; more would only fight for the interpreter's lock.
@@ -239,7 +230,7 @@ class Loader:
             if isinstance(batch, UserError):
                 raise batch
             self._replaced.note(batch)
-            self._note_repeats(batch)
+            self._note_repeats(int(batch.epochs[0]))
         except BaseException as error:
             batches, self._batches = self._batches, None  # whoever goes on gets this batch again, not the one after it
             if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
@@ -296,16 +287,19 @@ class Loader:
         """Samples of this rank that something stood in for, since the loader was made, or as its state says."""
         return self._replaced.counts.replaced
 
-    def _note_repeats(self, batch: Batch) -> None:
-        """Warns once where a sample comes twice in a batch, for lack of others."""
-        repeats = 0 if self._warned or batch.replaced else len(batch.rows) - len(np.unique(batch.rows))
+    def _note_repeats(self, epoch: int) -> None:
+        """Warns once where a sample comes twice in a step (all ranks and accumulated batches), for lack of others."""
+        if self._warned:
+            return
+        with self._dataset.lock:
+            repeats = self.order.repeats(self.position)
         if repeats:
             self._warned = True
-            epoch = int(batch.epochs[0])
             logger.warning(
-                "batch %d holds %d samples that it holds already, and later ones may, too: epoch %d draws %s samples, which is too few "
-                "to keep equal ones %s apart (batch × accumulation); take a smaller batch",
-                *(self.position, repeats, epoch, f"{self.order.drawn(epoch):,}", f"{self.order.window:,}"),
+                "batch %d holds %d samples that %s holds already, and later ones may, too: epoch %d draws %s samples, which is too few "
+                "to keep equal ones %s apart (batch × ranks × accumulation); take a smaller batch",
+                *(self.position, repeats, "it" if self.order.options.accumulation == 1 else "its step"),
+                *(epoch, f"{self.order.drawn(epoch):,}", f"{self.order.window:,}"),
             )
 
     def _prepare(self, epoch: int) -> None:

@@ -196,6 +196,20 @@ class Order:
         samples = self._settled(span)
         return Samples(samples.rows[within], samples.epochs[within]).take(mine)
 
+    def repeats(self, number: int) -> int:
+        """Return how many samples the step of a global batch holds again, up to this batch; looks only where rows may crowd."""
+        begin = number - number % self.options.accumulation
+        touched = range(
+            *(self.sections.at(batch * self.per_lane - at) + at for batch, at in ((begin, 0), (number + 1, 1)))
+        )
+        if all(self._has_room(self.sections[at]) for at in touched):
+            return 0
+        rows = np.concatenate([self.batch(at).rows for at in range(begin, number + 1)])
+        return len(rows) - len(np.unique(rows))
+
+    def _has_room(self, section: Section) -> bool:
+        return section.drawn >= ROOM * section.most_copies * self.window
+
     # --- blocks -----------------------------------------------------------------------------------------------------
 
     def block_at(self, batch: int) -> Block:
@@ -244,7 +258,7 @@ class Order:
         windows = (end - begin) // self.options.accumulation
         if windows < LEAST_SPAN_WINDOWS:
             return
-        crowded = section.most_copies > 1 and section.drawn < ROOM * section.most_copies * self.window
+        crowded = section.most_copies > 1 and not self._has_room(section)
         wanted = GREATEST_SPAN_SAMPLES if crowded else SPAN_SAMPLES
         count = min(max(1, round((end - begin) * self.taken / wanted)), windows // LEAST_SPAN_WINDOWS)
         self._bounds += [begin + (number + 1) * (end - begin) // count for number in range(count)]

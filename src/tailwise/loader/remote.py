@@ -24,7 +24,7 @@ from tailwise.loader.link import LinkEstimate
 from tailwise.loader.range_cache import Claim, RangeCache, State
 from tailwise.loader.recent import Recent
 from tailwise.loader.spans import OpenFile, Span, Spans, coalesce
-from tailwise.shards.fingerprint import SOME, ChangedShardError, blocks_of_url, check_fingerprint
+from tailwise.shards.fingerprint import EVERY, SOME, ChangedShardError, Read, blocks_of_url, check_fingerprint
 from tailwise.storage.errors import NoRangesError, RemoteError
 from tailwise.storage.remote import download, read_range
 from tailwise.text import redacted
@@ -380,14 +380,14 @@ class RemoteStore:
         """One range, by one request or by further ones where that may help; of a server without ranges, from the whole file."""
         own, url = self._own, self.paths[shard]
         size = self.sizes[shard] if self.sizes is not None else None
-        self._check(own, shard, size)
+        self._check(own, shard, size, blocks_of_url(url), SOME)
         try:
             found = read_range(url, start, stop, size)
         except NoRangesError:
             if size is None:
                 raise
             if (start, stop) == (0, size):
-                return _whole(url, size)
+                return self._compared(own, shard, _whole(url, size))
             with own.whole:  # one at a time, since it is held in memory
                 return self._fetch_one(shard, 0, size)[start:stop]
         with own.lock:
@@ -398,9 +398,15 @@ class RemoteStore:
         if len(found.content) < stop - start:
             end = start + len(found.content)
             raise OSError(f"{redacted(url)} ends at byte {end:,}; bytes {start:,} … {stop:,} were wanted")
-        return found.content
+        return self._compared(own, shard, found.content) if (start, stop) == (0, size) else found.content
 
-    def _check(self, own: _Process, shard: int, size: int | None) -> None:
+    def _compared(self, own: _Process, shard: int, content: bytes) -> bytes:
+        """Return the content of a whole shard, if it is the one that was imported: a server without ranges gave no block before."""
+        own.checked.pop(shard, None)
+        self._check(own, shard, len(content), lambda ranges: [content[slice(*block)] for block in ranges], EVERY)
+        return content
+
+    def _check(self, own: _Process, shard: int, size: int | None, blocks: Read, step: int) -> None:
         """Compare some blocks of a shard with its fingerprint, once.
 
         Raises:
@@ -412,7 +418,7 @@ class RemoteStore:
         if shard in own.checked:
             raise ChangedShardError(url)
         try:
-            check_fingerprint(url, size, blocks_of_url(url), self.fingerprints[shard], SOME)
+            check_fingerprint(url, size, blocks, self.fingerprints[shard], step)
         except ChangedShardError:
             own.checked[shard] = False
             raise

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from tailwise.catalog.schema import FINGERPRINT
 from tailwise.kernels.pread import CAN_ADVISE, advise_many, pread_many
 from tailwise.loader.recent import Recent
 from tailwise.loader.remote import RemoteStore
@@ -215,6 +217,13 @@ def open_store(
         return LocalStore(local, fingerprints)
     remote = RemoteStore(local, cache_folder, cache_bytes, versions, sizes, fingerprints)
     return remote if is_remote.all() else MixedStore(LocalStore(local, fingerprints), remote, is_remote)
+
+
+def open_shards(shards: pa.Table, cache_folder: str | Path, cache_bytes: int, *, compare: bool = True) -> Store:
+    """Return `open_store` of shards (of `comparable_shards`), which are compared with their fingerprints unless told otherwise."""
+    names = ("path", "index_checksum", "size_bytes", FINGERPRINT)
+    paths, versions, sizes, fingerprints = (shards.column(name).to_pylist() for name in names)
+    return open_store(paths, cache_folder, cache_bytes, versions, sizes, fingerprints if compare else None)
 
 
 def sample_ranges(

@@ -21,9 +21,12 @@ from torch.utils.data import get_worker_info
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import check_file, read_record
-from tailwise.catalog.removals import Removals
+from tailwise.catalog.removals import Removals, comparable_shards
+from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
+from tailwise.shards.fingerprint import EVERY, SOME, ChangedShardError, check_fingerprint, shard_blocks
+from tailwise.storage.remote import is_remote
 
 KEPT_SHARDS = 16  # more than one, for shuffled samples
 KEPT_URLS = 1024
@@ -137,13 +140,15 @@ class _Lookup:
     def __init__(self, plan: Plan) -> None:
         self.process = os.getpid()
         self.plan, self.removals = plan, Removals.of(plan.catalog, plan.snapshot)
-        shards = plan.catalog.shards(plan.snapshot)
+        shards = comparable_shards(plan.catalog, plan.snapshot)
         self.paths: list[str] = shards.column("path").to_pylist()
         self.parts: list[int] = shards.column("part").to_pylist()
         self.by_path = {spelling: shard for shard, path in enumerate(self.paths) for spelling in _spellings(path)}
         self.by_name: dict[str, list[int]] = {}
         for shard, path in enumerate(self.paths):
             self.by_name.setdefault(posixpath.basename(path), []).append(shard)
+        self.fingerprints: list[str | None] = shards.column(FINGERPRINT).to_pylist()
+        self.compared: set[int] = set()
         self.doubts: dict[int, int] = {}  # samples without a known key, of shards found by their base name alone
         self.find = lru_cache(KEPT_URLS)(self._find)
         self.is_rejected = lru_cache(KEPT_URLS)(self._is_rejected)
@@ -166,6 +171,7 @@ class _Lookup:
         for candidate in candidates:
             for spelling in _spellings(candidate):
                 if spelling in self.by_path:
+                    self._compare(self.by_path[spelling], candidate)
                     return self.by_path[spelling]
         for candidate in candidates:
             named = self.by_name.get(posixpath.basename(candidate), [])
@@ -173,6 +179,18 @@ class _Lookup:
                 self.doubts.setdefault(named[0], 0)
                 return named[0]
         return None
+
+    def _compare(self, shard: int, path: str) -> None:
+        """Refuse a shard that isn't the one that was imported; each is compared once."""
+        if shard not in self.compared:
+            try:
+                with shard_blocks(path) as (size, blocks):
+                    check_fingerprint(path, size, blocks, self.fingerprints[shard], SOME if is_remote(path) else EVERY)
+            except ChangedShardError as error:
+                raise UserError(f"{error}: restore it") from error
+            except (OSError, UserError):
+                pass  # only the pipeline can read it, by a command of its own
+            self.compared.add(shard)
 
     def _is_rejected(self, url: str) -> bool:
         """Whether an import read the samples of this tar, and found none that is good: then it is no shard, but no stranger either."""

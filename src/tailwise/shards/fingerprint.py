@@ -9,8 +9,9 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from tailwise.storage.errors import NoRangesError
 from tailwise.storage.remote import is_remote, read_range, size_of
@@ -61,7 +62,8 @@ def check_fingerprint(
 
     Args:
         path: local path or URL, for messages.
-        size_bytes: its length now; a shard of unknown length passes, and one whose server sends whole files only.
+        size_bytes: its length now; a shard of unknown length passes, and one whose server sends whole
+            files only, where `read` asks the server.
         read: gives its blocks.
         fingerprint: noted; None or "" for a shard that was imported by an older version, which passes.
         step: EVERY, SOME or FIRST.
@@ -102,6 +104,18 @@ def blocks_of_url(url: str) -> Read:
     def read(ranges: Sequence[Range]) -> list[bytes]:
         with ThreadPoolExecutor(BLOCKS) as pool:
             return list(pool.map(lambda block: read_range(url, *block).content, ranges))
+
+    return read
+
+
+def blocks_of_stream(path: str, stream: BinaryIO) -> Read:
+    """Return a function that reads blocks of an opened shard: of what was downloaded, where its server sends whole files only."""
+
+    def read(ranges: Sequence[Range]) -> list[bytes]:
+        with suppress(NoRangesError):
+            if is_remote(path):
+                return blocks_of_url(path)(ranges)
+        return [stream.read(stop - start) for start, stop in ranges if stream.seek(start) == start]
 
     return read
 

@@ -6,12 +6,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.catalog.files import read_array
 from tailwise.sources.columns import DAMAGE, count_rows, open_table, texts
 from tailwise.sources.embedding_files import (
     BadPartition,
@@ -21,6 +19,7 @@ from tailwise.sources.embedding_files import (
     matrix_fault,
     matrix_size,
 )
+from tailwise.sources.stored_rows import StoredRows
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
@@ -38,6 +37,7 @@ class NamedArray:
     metadata: Path
     naming: Naming = "key"
     home: None = None
+    kind: ClassVar[str] = "embeddings"
 
     @property
     def path(self) -> Path:
@@ -53,6 +53,30 @@ class NamedArray:
         """The column `image_path`."""
         return [read_names(self.metadata)]
 
+    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002  (read where it lies)
+        """Looks at the array's header, and reads the names."""
+        try:
+            array = StoredRows.of_file(self.array)
+        except DAMAGE as error:
+            return BadPartition(f"unreadable {self.kind}", str(error), count_rows(self.metadata))
+        if fault := self.fault(array, dimension):
+            return fault
+        try:
+            names = read_names(self.metadata)
+        except DAMAGE as error:
+            return BadPartition("unreadable metadata", str(error), len(array))
+        if len(names) != len(array):
+            return BadPartition("rows differ from metadata", f"{len(array)} rows, {len(names)} keys", len(array))
+        return Opened(array, [names])
+
+    def fault(self, array: StoredRows, dimension: int | None) -> BadPartition | None:
+        """Why the array can't be used, or None."""
+        return matrix_fault(array.shape, array.dtype, dimension)
+
+    def rows(self, unpacked: Path) -> StoredRows:  # noqa: ARG002
+        """The array."""
+        return StoredRows.of_file(self.array)
+
 
 class Partition(NamedArray):
     """One file of embeddings, float16 or float32 [n, d], with its metadata; an EmbeddingFile."""
@@ -60,19 +84,10 @@ class Partition(NamedArray):
     def size(self) -> tuple[int, int] | None:
         """(n, d), or None."""
         try:
-            array = read_array(self.array)
+            array = StoredRows.of_file(self.array)
         except DAMAGE:
             return None
         return matrix_size(array.shape, array.dtype)
-
-    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002  (mapped as it lies)
-        """Maps it."""
-        opened = open_partition(self, dimension)
-        return opened if isinstance(opened, BadPartition) else Opened(opened[0], [opened[1]])
-
-    def rows(self, unpacked: Path) -> npt.NDArray[Any]:  # noqa: ARG002
-        """The array, mapped."""
-        return read_array(self.array)
 
 
 def find_partitions(folder: Path) -> dict[str, list[Partition]]:
@@ -102,34 +117,3 @@ def read_names(metadata: Path) -> pa.Array:
     """
     with open_table(metadata, ["image_path"]) as file:
         return texts(file.read(["image_path"]).column(0), "image_path")
-
-
-def open_partition(partition: Partition, dimension: int | None) -> tuple[npt.NDArray[Any], pa.Array] | BadPartition:
-    """Maps one partition and reads its keys.
-
-    Args:
-        partition: its two files.
-        dimension: the width d that it must have; None takes any.
-
-    Returns:
-        Rows [n, d] (float16, float32 or float64) and keys [n], or why not.
-    """
-    try:
-        array = read_array(partition.array)
-    except DAMAGE as error:
-        return BadPartition("unreadable embeddings", str(error), count_rows(partition.metadata))
-    if fault := matrix_fault(array.shape, array.dtype, dimension):
-        return fault
-    keys = read_names_of(partition.metadata, len(array))
-    return keys if isinstance(keys, BadPartition) else (array, keys)
-
-
-def read_names_of(metadata: Path, rows: int) -> pa.Array | BadPartition:
-    """The names of so many rows, or why they can't be used."""
-    try:
-        keys = read_names(metadata)
-    except DAMAGE as error:
-        return BadPartition("unreadable metadata", str(error), rows)
-    if len(keys) != rows:
-        return BadPartition("rows differ from metadata", f"{rows} rows, {len(keys)} keys", rows)
-    return keys

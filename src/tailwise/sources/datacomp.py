@@ -35,7 +35,8 @@ from tailwise.sources.embedding_files import (
     matrix_fault,
     matrix_size,
 )
-from tailwise.sources.npz import map_member, read_member
+from tailwise.sources.npz import open_member, read_member
+from tailwise.sources.stored_rows import StoredRows
 from tailwise.sources.webdataset import ShardContent, samples_schema
 
 MEMBERS = {"image": "img", "text": "txt"}  # by column
@@ -85,13 +86,13 @@ class MetadataEmbeddings:
                 yield pc.utf8_lower(uid_texts(batch.column(0)))
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
-        """Looks at the array's header and the number of rows first, and then maps it."""
+        """Looks at the array's header and the number of rows first, and then opens it."""
         if not self.path.exists():
             return BadPartition("no .npz beside the metadata", str(self.path), 0)
         try:
             member = read_member(self.path, self.member)
             fault = matrix_fault(member.shape, member.dtype, dimension) or self._names_fault(member.shape[0])
-            return fault or Opened(map_member(self.path, self.member, unpacked), self.names())
+            return fault or Opened(open_member(self.path, self.member, unpacked), self.names())
         except DAMAGE as error:
             return BadPartition("unreadable embeddings", str(error), count_rows(self.metadata))
 
@@ -102,9 +103,9 @@ class MetadataEmbeddings:
             return BadPartition("unreadable metadata", str(error), rows)
         return None if named == rows else BadPartition("rows differ from metadata", f"{rows} rows, {named} uids", rows)
 
-    def rows(self, unpacked: Path) -> npt.NDArray[Any]:
-        """The array, mapped."""
-        return map_member(self.path, self.member, unpacked)
+    def rows(self, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
+        """The array."""
+        return open_member(self.path, self.member, unpacked)
 
 
 def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tailwise.sources.stored_rows import StoredRows
+
 MAX_DIMENSION = 65_536  # d; a greater one is no embedding, and one such file would ask for as much for every sample
 FLOATS = (np.float16, np.float32, np.float64)
 Naming = Literal["key", "uid"]  # "key": a key, or a path that ends in tar and key
@@ -34,12 +36,12 @@ class Opened:
     """A file that can be used.
 
     Attributes:
-        rows: [n, d], mapped.
+        rows: [n, d], not in memory.
         names: string arrays, n in all; taken once.
         unfit: bool [n], rows that have no vector of d numbers; None where all have.
     """
 
-    rows: npt.NDArray[Any]
+    rows: npt.NDArray[Any] | StoredRows
     names: Iterable[pa.Array]
     unfit: npt.NDArray[np.bool_] | None = None
 
@@ -74,11 +76,11 @@ class EmbeddingFile(Protocol):
 
         Args:
             dimension: the width d that it must have; None takes any.
-            unpacked: a file to lay the rows out in, if they can't be mapped where they lie.
+            unpacked: a file to lay the rows out in, if they can't be read where they lie.
         """
 
-    def rows(self, unpacked: Path) -> npt.NDArray[Any]:
-        """The rows [n, d] of an opened file, mapped anew."""
+    def rows(self, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
+        """The rows [n, d] of an opened file, opened anew."""
 
 
 def fingerprint(*paths: Path) -> str:

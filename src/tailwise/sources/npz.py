@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.files import read_array, replacing
 from tailwise.catalog.npy import Header, read_header
+from tailwise.sources.stored_rows import StoredRows
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, length of the name, length of the extra field
 _COPY_BYTES = 1 << 22
@@ -37,8 +38,8 @@ def read_member(path: Path, name: str) -> Header:
             raise ValueError(f"{name}: {error}") from error
 
 
-def map_member(path: Path, name: str, unpacked: Path) -> npt.NDArray[Any]:
-    """Maps one array: where it lies if it is stored, else from `unpacked`, where it is laid out first.
+def open_member(path: Path, name: str, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
+    """Opens one array: where it lies if it is stored, else mapped from `unpacked`, where it is laid out first.
 
     Memory doesn't grow with the array. DataComp's own files are compressed.
 
@@ -58,10 +59,8 @@ def map_member(path: Path, name: str, unpacked: Path) -> npt.NDArray[Any]:
                 with replacing(unpacked) as temporary, archive.open(info) as source, temporary.open("wb") as target:
                     shutil.copyfileobj(source, target, _COPY_BYTES)
             return read_array(unpacked)
-    if 0 in member.shape:
-        return np.zeros(member.shape, member.dtype)  # an empty array can't be mapped
     offset = _data_offset(path, info.header_offset) + member.offset
-    return np.memmap(path, member.dtype, "r", offset, member.shape, "F" if member.fortran else "C")
+    return StoredRows(path, replace(member, offset=offset))
 
 
 def _data_offset(path: Path, header_offset: int) -> int:

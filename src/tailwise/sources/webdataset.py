@@ -13,7 +13,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
-from tailwise.shards.fingerprint import blocks_of_file, blocks_of_url, read_fingerprint
+from tailwise.shards.fingerprint import blocks_of_stream, read_fingerprint
 from tailwise.sources.compressed import MAGIC_BYTES, compression_of
 from tailwise.sources.grouping import (
     CAPTION_EXTENSION,
@@ -28,7 +28,6 @@ from tailwise.sources.grouping import (
 )
 from tailwise.sources.sidecar import SIDES, parse_uid, read_sidecar
 from tailwise.sources.tar import Member, TarIndex, index_tar
-from tailwise.storage.errors import NoRangesError
 from tailwise.storage.files import open_binary
 from tailwise.storage.remote import is_remote
 
@@ -89,15 +88,8 @@ def _read_shard(path: str) -> ShardContent:
         sidecar = read_sidecar(path, grouped.groups)
         grouped.rejected += sidecar.rejected
         samples = list(_samples(grouped, stream, sidecar.rows, path))
-        remote = is_remote(path)
-        try:
-            blocks = blocks_of_url(path) if remote else blocks_of_file(stream.fileno())
-            fingerprint = read_fingerprint(path, size_bytes, blocks)
-        except NoRangesError:  # then it was downloaded
-            fingerprint = read_fingerprint(
-                path, size_bytes, lambda ranges: [_range(stream, *block) for block in ranges]
-            )
-        if not remote and stream.seek(0, 2) != size_bytes:
+        fingerprint = read_fingerprint(path, size_bytes, blocks_of_stream(path, stream))
+        if not is_remote(path) and stream.seek(0, 2) != size_bytes:
             raise OSError("its length changed while it was read")
     table = pa.Table.from_pylist(samples, schema=_schema(sidecar.rows))
     rejected = pa.Table.from_pylist(grouped.rejected, schema=REJECTED_SCHEMA)

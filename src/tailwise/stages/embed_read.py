@@ -24,7 +24,7 @@ from tailwise.catalog.schema import FINGERPRINT
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, end_with_parent, starting_workers
-from tailwise.shards.fingerprint import check_fingerprint, shard_blocks
+from tailwise.shards.fingerprint import blocks_of_stream, check_fingerprint
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import opened
 from tailwise.storage.remote import forget_failures
@@ -186,8 +186,8 @@ class _Shards:
                 found = self._stream.seek(0, 2)
                 if found != self._sizes[shard]:  # a login page, for instance
                     raise OSError(f"it has {found:,} bytes; {self._sizes[shard]:,} when it was imported")
-                with shard_blocks(self._paths[shard]) as (size, blocks):
-                    check_fingerprint(self._paths[shard], size, blocks, self._fingerprints[shard])
+                blocks = blocks_of_stream(self._paths[shard], self._stream)
+                check_fingerprint(self._paths[shard], found, blocks, self._fingerprints[shard])
             start, stop = int(offsets.min()), int((offsets + sizes).max())
             if stop - start <= WASTE * int(sizes.sum()):
                 whole = memoryview(self._range(start, stop - start))

@@ -105,7 +105,7 @@ def _ids(join: Join, part: Part, files: list[ClusterIds]) -> Iterator[tuple[slic
         for number in np.unique(file[chunk]).tolist():
             if number >= 0:
                 mine = np.flatnonzero(file[chunk] == number)
-                ids[mine] = sources[number][position[chunk][mine], 0].astype(np.int64)
+                ids[mine] = sources[number][position[chunk][mine]].ravel().astype(np.int64)
         has = (file[chunk] >= 0) & (ids >= 0)  # a negative one stands for no cluster
         yield chunk, has, ids[has]
 

@@ -14,8 +14,11 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.files import create_array
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS
+from tailwise.errors import UserError
 from tailwise.progress import Track
+from tailwise.sources.columns import DAMAGE
 from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, Opened
+from tailwise.sources.stored_rows import StoredRows
 from tailwise.stages.import_rows import AMBIGUOUS_TAR, ELSEWHERE, RowFinder
 from tailwise.stages.report import RejectionWriter
 
@@ -140,7 +143,16 @@ class Join:
         """Notes what is left out."""
         self.log.add(self._wording.stage, reason, str(file), key, detail, rows)
 
-    def sources(self, part: Part, files: Sequence[EmbeddingFile]) -> dict[int, npt.NDArray[Any]]:
-        """The rows of the files that rows of a part are read from, mapped, by the file's number."""
-        used = np.unique(self.file[self.span(part)])
-        return {int(at): files[at].rows(self._unpacked(int(at))) for at in used if at >= 0}
+    def sources(self, part: Part, files: Sequence[EmbeddingFile]) -> dict[int, npt.NDArray[Any] | StoredRows]:
+        """The rows of the files that rows of a part are read from, by the file's number.
+
+        Raises:
+            UserError: a file changed since it was planned.
+        """
+        sources, at = {}, -1
+        try:
+            for at in np.setdiff1d(self.file[self.span(part)], [-1]).tolist():
+                sources[at] = files[at].rows(self._unpacked(at))
+        except DAMAGE as error:
+            raise UserError(f"{files[at].path} changed while it was read ({error}): restore it, then repeat") from error
+        return sources

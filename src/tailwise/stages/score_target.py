@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import HEADER, Catalog
 from tailwise.catalog.embeddings import normalise_rows
-from tailwise.catalog.files import digest, file_digest, read_array
+from tailwise.catalog.files import digest, file_digest
 from tailwise.errors import UserError
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.scores import MAX_TARGETS
 from tailwise.sources.clip_retrieval import find_partitions
+from tailwise.sources.stored_rows import StoredRows
 
 TARGET_ROWS = 2048
 
@@ -24,6 +26,7 @@ class Target:
 
     def __init__(self, path: str) -> None:
         self.path = Path(path).expanduser()
+        self.blocks: Sequence[Any]
         files: list[Path] = [self.path] if self.path.is_file() else []
         if (self.path / HEADER).exists():
             catalog = Catalog.open(self.path)
@@ -38,7 +41,7 @@ class Target:
                 f"--target {path}: give a .npy file of image embeddings, a folder with img_emb/, or another catalog"
             )
         try:
-            self.blocks = [read_array(file) for file in files]
+            self.blocks = [StoredRows.of_file(file) for file in files]
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"--target {path} can't be read as .npy: {error}") from error
         self.id = digest([file_digest(file) for file in files])
@@ -46,7 +49,7 @@ class Target:
     def check(self, dimension: int) -> None:
         """Refuses what is not T rows of `dimension` numbers."""
         for block in self.blocks:
-            if block.ndim != 2 or block.shape[1] != dimension or block.dtype.kind != "f":
+            if len(block.shape) != 2 or block.shape[1] != dimension or block.dtype.kind != "f":
                 raise UserError(
                     f"--target {self.path} holds {block.dtype} {list(block.shape)}, and the catalog's image embeddings have "
                     f"{dimension} dimensions: give embeddings of the same encoder, float16 or float32 [T, {dimension}]"
