@@ -149,7 +149,7 @@ def _samples(grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], pat
         if fault is None:
             text = members[CAPTION_EXTENSION]
             try:
-                caption = _read(stream, text).decode() if text.size <= MAX_CAPTION_BYTES else ""
+                caption = read_member(stream, text).decode() if text.size <= MAX_CAPTION_BYTES else ""
             except UnicodeDecodeError as error:
                 fault = "caption is not UTF-8", str(error)
             if text.size > MAX_CAPTION_BYTES:
@@ -183,12 +183,17 @@ def _record(
     description = members.get("json")
     if description is not None and description.size <= MAX_JSON_BYTES:
         record["json_offset"], record["json_bytes"] = description.offset, description.size
-        record.update(_from_json(_read(stream, description)))
+        record.update(_from_json(read_member(stream, description)))
     record.update(sidecar.get(key, {}))
     return record
 
 
-def _read(stream: BinaryIO, member: Member) -> bytes:
+def read_member(stream: BinaryIO, member: Member) -> bytes:
+    """Return the content of a member.
+
+    Raises:
+        OSError: the tar ends before.
+    """
     content = _range(stream, member.offset, member.offset + member.size)
     if len(content) < member.size:
         raise OSError("it was cut while it was read")

@@ -42,6 +42,16 @@ def opened(path: str) -> BinaryIO:
         return _downloaded(path)
 
 
+def open_whole(path: str) -> BinaryIO:
+    """Return a file to be read more than once, for the caller to close: a remote one is downloaded to a temporary file.
+
+    Raises:
+        RemoteError: a remote file cannot be read, or is larger than what the disk has room for.
+        OSError: a local one cannot be read.
+    """
+    return _downloaded(path) if is_remote(path) else opened(path)
+
+
 def _downloaded(url: str) -> BinaryIO:
     stream = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
     try:
