@@ -205,6 +205,21 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
     assert found.summary["top5"]["value"] is None  # of two classes
 
 
+def test_captions_that_are_no_text_are_counted(measure, tmp_path, make_tar, make_retrieval, make_picture):
+    folder = make_retrieval(tmp_path / "texts", texts_of(8))
+    odd = [
+        ("u.png", make_picture(1)),
+        ("u.txt", "red\r\nblue".encode("utf-16")),
+        ("x.png", make_picture(2)),
+        ("x.txt", b"caf\xe9"),
+    ]
+    make_tar(folder / "test" / "2.tar", odd)
+    (folder / "test" / "nshards.txt").write_text("3")
+    (found,) = measure(folder)
+    assert (found.summary["images"], found.summary["texts"]) == (9, sum(map(len, texts_of(8))) + 2)
+    assert found.summary["skipped"] == {"caption is not text": 1}
+
+
 def test_samples_of_tars_are_those_that_an_import_finds(measure, tmp_path, make_picture):
     """Dotted names, images before all targets, links, leftovers of macOS, a second tar behind the first one's end."""
 

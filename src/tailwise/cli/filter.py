@@ -39,7 +39,9 @@ def filter_(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="Parquet file with the column --by, and uid, key or image_path.", show_default=False),
+        typer.Option(
+            help=".parquet, .tsv or .csv file with the column --by, and uid, key or image_path.", show_default=False
+        ),
     ] = None,
     target: Annotated[
         Path | None,

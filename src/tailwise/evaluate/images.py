@@ -172,11 +172,10 @@ class _Batches(IterableDataset[Batch | UserError]):
         skipped: Counter[str] = Counter()
         number = 0
         for content, target in self._shards[shard].samples():
-            parsed = None if target is None else self._parse(target)
-            if content is None or (parsed is None and isinstance(content, bytes)):
-                skipped[INCOMPLETE] += 1
-                continue
             try:
+                parsed = None if target is None else self._parse(target)
+                if content is None or (parsed is None and isinstance(content, bytes)):
+                    raise ImageError(INCOMPLETE, "")
                 images.append(self._decode(content))
             except ImageError as error:
                 skipped[error.reason] += 1
@@ -220,7 +219,7 @@ def read_batches(
     Args:
         shards: of the set.
         preprocess: RGB image → float32 [3, h, w].
-        parse: what a target's bytes say; None if they say nothing.
+        parse: what a target's bytes say; None if they say nothing. An ImageError leaves the sample out.
         batch_size: n; the last batch of a shard may be smaller.
         workers: processes; 1 reads in this one. By default one a processor, at most MAX_WORKERS and the number of shards.
         track: shows progress.

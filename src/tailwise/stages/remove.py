@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.key_text import read_keys
 from tailwise.catalog.locks import locked
 from tailwise.catalog.removals import NAMES_SCHEMA, Removing, removals_folder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
+from tailwise.sources.delimited import read_keys
 from tailwise.text import is_unicode
 
 UID = re.compile(r"[0-9a-fA-F]{32}")
@@ -71,7 +71,7 @@ def remove(
 
     Args:
         catalog: of the samples.
-        path: .txt with a key or uid (32 hexadecimal digits) a line, see `key_text`; or .parquet with uid, or key, or shard (its path) and
+        path: .txt with a key or uid (32 hexadecimal digits) a line, see `delimited`; or .parquet with uid, or key, or shard (its path) and
             key.
         reason: is kept.
         dry_run: only tell what would be done.
