@@ -19,12 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import check_file
-from tailwise.catalog.removals import comparable_shards
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, end_with_parent, starting_workers
-from tailwise.shards.fingerprint import check_fingerprint, shard_blocks
+from tailwise.shards.fingerprint import check_fingerprint, comparable_shards, shard_blocks
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import open_binary
 from tailwise.storage.remote import forget_failures
