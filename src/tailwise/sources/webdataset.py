@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
 from tailwise.shards.fingerprint import blocks_of_file, blocks_of_url, read_fingerprint
+from tailwise.sources.columns import MAX_TEXT_BYTES
 from tailwise.sources.compressed import MAGIC_BYTES, compression_of
 from tailwise.sources.grouping import (
     CAPTION_EXTENSION,
@@ -34,7 +35,6 @@ from tailwise.storage.remote import is_remote
 
 _BUFFER_BYTES = 1 << 14  # of a local tar: the header after a small member comes along
 
-MAX_CAPTION_BYTES = 1_000_000  # a longer one is no caption; it would be held in memory
 MAX_JSON_BYTES = 16_000_000  # a longer one is passed over, as a broken one is
 
 
@@ -149,11 +149,11 @@ def _samples(grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], pat
         if fault is None:
             text = members[CAPTION_EXTENSION]
             try:
-                caption = read_member(stream, text).decode() if text.size <= MAX_CAPTION_BYTES else ""
+                caption = read_member(stream, text).decode() if text.size <= MAX_TEXT_BYTES else ""
             except UnicodeDecodeError as error:
                 fault = "caption is not UTF-8", str(error)
-            if text.size > MAX_CAPTION_BYTES:
-                fault = "caption is too long", f"{text.size:,} bytes, more than {MAX_CAPTION_BYTES:,}"
+            if text.size > MAX_TEXT_BYTES:
+                fault = "caption is too long", f"{text.size:,} bytes, more than {MAX_TEXT_BYTES:,}"
         if fault:
             grouped.reject(path, fault[0], key, fault[1], len(members))
             continue

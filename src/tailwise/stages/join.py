@@ -67,7 +67,7 @@ def _names(path: Path) -> list[str]:
 
 def _parquet(path: Path, *columns: str) -> Iterator[list[pa.Array]]:
     with open_table(path) as file:
-        for batch in file.iter_batches(BATCH, columns=list(columns)):
+        for batch in file.iter_batches(BATCH, columns):
             yield [batch.column(name) for name in columns]
 
 
