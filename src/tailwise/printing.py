@@ -54,10 +54,9 @@ def print_explanation(explanation: Explanation) -> None:
     config = explanation.config
     chosen = ", ".join(f"{key} {value}" for key, value in config.items() if value is not None and value != {})
     say(f"plan {explanation.name!r}: {chosen}")
-    pool, drawable = explanation.rows, explanation.eligible
-    budget = explanation.epochs[0].total
+    pool, drawable = explanation.pool, explanation.eligible
     say(
-        f"budget {budget:,.0f} of {pool:,} samples ({budget / pool:.1%} of the pool); {drawable:,} samples can be drawn "
+        f"{budget_text(explanation.epochs[0].total, pool, explanation.rows)}); {drawable:,} samples can be drawn "
         f"({drawable / pool:.1%} of the pool)"
     )
     exact = "exact" if explanation.exact else "expected"
@@ -67,6 +66,12 @@ def print_explanation(explanation: Explanation) -> None:
     print_table(f"epochs ({exact} counts)", columns, rows)
     if explanation.bins:
         _print_bins(explanation)
+
+
+def budget_text(budget: float, pool: int, rows: int, about: str = "") -> str:
+    """Return a budget and its share of the pool, up to a bracket that stays open; and how many samples are removed."""
+    removed = f", without {rows - pool:,} removed samples" * (rows > pool)
+    return f"budget {about}{budget:,.0f} of {pool:,} samples ({budget / pool:.1%} of the pool{removed}"
 
 
 def print_clusters(clusters: list[dict[str, Any]]) -> None:

@@ -363,7 +363,7 @@ def test_status_and_verify_know_them(pools, listed):
     [
         (b"", "names nobody: give a key or uid a line"),
         (b"\r\n\n", "names nobody"),
-        (b"caf\xe9\n", "is not UTF-8 text"),
+        (b"caf\xe9\n", "can't be read as a list of keys: it is not UTF-8 text"),
     ],
 )
 def test_bad_text_is_refused(pools, tmp_path, content, message):

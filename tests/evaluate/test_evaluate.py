@@ -2,9 +2,11 @@
 
 import csv
 import functools
+import gzip
 import http.server
 import io
 import json
+import lzma
 import re
 import shutil
 import subprocess
@@ -21,6 +23,7 @@ from tailwise.errors import UserError
 from tailwise.evaluate import EvaluateOptions, evaluate, mean_over_sets
 from tailwise.evaluate.models import find_checkpoint, load_model
 from tailwise.evaluate.output import write_output
+from tailwise.stages.import_pool import import_pool
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip isn't installed")
 torch = pytest.importorskip("torch")
@@ -191,7 +194,12 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
     ]
     (whole,) = measure(write(tmp_path / "good", []))
     (found,) = measure(write(tmp_path / "bad", bad), batch_size=4)
-    assert found.summary["skipped"] == {"not an image": 1, "unreadable image": 1, "without image or target": 2}
+    assert found.summary["skipped"] == {
+        "folder, or leftover of macOS, Windows or an archiver": 1,
+        "not an image": 1,
+        "unreadable image": 1,
+        "without image or target": 2,
+    }
     assert found.summary["images"] == 9
     assert found.classes.equals(whole.classes)
     assert found.summary["top5"]["value"] is None  # of two classes
@@ -209,6 +217,61 @@ def test_postscript_is_skipped_and_starts_no_program(measure, tmp_path, make_tar
     assert not started.exists()
 
 
+def test_captions_that_are_no_text_are_counted(measure, tmp_path, make_tar, make_retrieval, make_picture):
+    folder = make_retrieval(tmp_path / "texts", texts_of(8))
+    odd = [
+        ("u.png", make_picture(1)),
+        ("u.txt", "red\r\nblue".encode("utf-16")),
+        ("x.png", make_picture(2)),
+        ("x.txt", b"caf\xe9"),
+    ]
+    make_tar(folder / "test" / "2.tar", odd)
+    (folder / "test" / "nshards.txt").write_text("3")
+    (found,) = measure(folder)
+    assert (found.summary["images"], found.summary["texts"]) == (9, sum(map(len, texts_of(8))) + 2)
+    assert found.summary["skipped"] == {"caption is not text": 1}
+
+
+def test_samples_of_tars_are_those_that_an_import_finds(measure, tmp_path, make_picture):
+    """Dotted names, images before all targets, links, leftovers of macOS, a second tar behind the first one's end."""
+
+    def tar_of(items):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for name, content in items:
+                info = tarfile.TarInfo(name)
+                if isinstance(content, str):
+                    info.type, info.linkname = (tarfile.SYMTYPE if "soft" in name else tarfile.LNKTYPE), content
+                else:
+                    info.size = len(content)
+                tar.addfile(info, None if isinstance(content, str) else io.BytesIO(content))
+        return stream.getvalue()
+
+    images = [(f"photo.{i:03d}.png", make_picture(i)) for i in range(6)]
+    targets = [(f"photo.{i:03d}.TARGET", b"1") for i in range(6)]
+    linked = [("a.png", make_picture(6)), ("a.TARGET", b"1"), ("b.png", "a.png"), ("b.TARGET", "a.TARGET")]
+    soft = [("soft.png", "a.png"), ("soft.TARGET", "a.TARGET"), ("lost.png", "nowhere.png"), ("twice.TARGET", b"1")]
+    twice = [("twice.png", make_picture(7)), ("z.TARGET", b"0"), ("twice.png", make_picture(8))]
+    mac = [(f"._{name}", b"mac") for name, _ in images]
+    sets = []
+    for folder, target in (("import", "txt"), ("set", "cls")):
+        parts = ([*images, *targets], linked, [*soft, *twice], mac)
+        parts = [tar_of([(n.replace("TARGET", target), m if isinstance(m, bytes) else m.replace("TARGET", target)) for n, m in part])
+                 for part in parts]  # fmt: skip
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.tar").write_bytes(b"".join(parts))
+        sets.append(tmp_path / folder)
+    (sets[1] / "classnames.txt").write_text("cat\nreel\n")
+    (found,) = measure(sets[1])
+    imported = import_pool(sets[0], tmp_path / "catalog", workers=1)
+    assert found.summary["images"] == imported.new_samples == 10
+    skipped = dict(found.summary["skipped"])
+    assert skipped.pop("without image or target") == imported.rejections.counts["import", "caption without image"] == 1
+    assert skipped.pop("folder, or leftover of macOS, Windows or an archiver") == 6
+    assert skipped == {"duplicate key": 1, "link without target": 1}
+    assert all(imported.rejections.counts["import", reason] == count for reason, count in skipped.items())
+
+
 def test_mistakes_in_sets_are_one_line(measure, tmp_path, make_tar, make_picture, make_classification):
     def told(data, **options):
         with pytest.raises(UserError) as caught:
@@ -224,8 +287,11 @@ def test_mistakes_in_sets_are_one_line(measure, tmp_path, make_tar, make_picture
     assert "holds no image that can be read" in told(empty)
     cut = make_classification(tmp_path / "cut", list(range(6)) * 4)
     content = (cut / "test" / "1.tar").read_bytes()
-    (cut / "test" / "1.tar").write_bytes(content[:3000])
-    assert re.search(r"1\.tar can't be read \(unexpected end of data\)", told(cut, workers=2))
+    (cut / "test" / "1.tar").write_bytes(content[:3600])
+    assert re.search(r"1\.tar can't be read \(ends within 's\d+\.png', at byte 3600\)", told(cut, workers=2))
+    for pack, name in ((gzip.compress, "gzip"), (lzma.compress, "xz")):
+        (cut / "test" / "1.tar").write_bytes(pack(content))
+        assert f"1.tar can't be read ({name}; samples are read at random from plain .tar files: unpack it" in told(cut)
     (cut / "test" / "1.tar").unlink()
     assert "1.tar can't be read" in told(cut)
     assert "both say how often" in told(cut, pool=tmp_path, train_counts=tmp_path)

@@ -8,6 +8,7 @@ import pytest
 from tailwise.errors import UserError
 from tailwise.evaluate.images import FileShard, TarShard
 from tailwise.evaluate.sets import _resolvable, fill, find_set, set_name
+from tailwise.sources import delimited
 
 
 @pytest.fixture
@@ -148,8 +149,18 @@ def test_prompts_are_bounded(make_classification, tmp_path, monkeypatch):
 
 
 def test_long_files_are_not_read(make_classification, tmp_path, monkeypatch):
-    monkeypatch.setattr("tailwise.evaluate.sets.MAX_TEXT_BYTES", 100)
+    monkeypatch.setattr(delimited.read_text, "__defaults__", (100,))
     folder = make_classification(tmp_path / "set", [0, 1, 2])
     (folder / "classnames.txt").write_text("name\n" * 30)
-    with pytest.raises(UserError, match="larger than 100 bytes"):
+    with pytest.raises(UserError, match="has more than 100 characters"):
         find_set(str(folder))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_texts_of_a_set_are_read_in_any_usual_encoding(make_classification, tmp_path, encoding):
+    folder = make_classification(tmp_path / "set", [0, 1, 2])
+    for path in folder.rglob("*.txt"):
+        path.write_text(path.read_text().replace("tabby cat", "größe"), encoding=encoding, newline="\r\n")
+    found = find_set(str(folder))
+    assert found.classes[:2] == ("größe", "reel")
+    assert found.templates[0] == "a photo of a {c}."

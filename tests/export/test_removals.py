@@ -1,12 +1,14 @@
 """Exports and removals: what an export lists can be removed, and nothing that was removed meanwhile is published."""
 
+from itertools import islice
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
-from tailwise.export import export
+from tailwise.export import Sharding, export
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import PlanRequest, make_plan
 from tailwise.stages.remove import remove
@@ -85,7 +87,53 @@ def test_what_is_removed_meanwhile_is_not_published(mixed, tmp_path, format_name
     with pytest.raises(UserError, match="samples were removed from the catalog while"):
         export(plan, format_name, output, track=removing)
     assert not output.is_file()
-    assert not (output / "sizes.json").exists()
+    assert not output.exists() or {path.name for path in output.iterdir()} <= {".lock"}
+    export(plan, format_name, output)
+
+
+def test_only_its_own_files_are_deleted(mixed, tmp_path):
+    """Files that an earlier, interrupted run of the export wrote go as well."""
+    plan = make_plan(mixed, "p", PlanRequest("random", keep=1.0))
+    uids = [uid.hex() for part in mixed.parts() for uid in mixed.samples(part, ["uid"]).column(0).to_pylist()]
+    output, sharding = tmp_path / "out", Sharding(shard_samples=40, workers=1)
+    foreign = ("00000099.tar", "notes.txt", "00000000.txt", "0.tar")
+
+    def interrupted(items, description="", *_):
+        yield from islice(items, 1 if description == "writing shards" else None)
+        if description == "writing shards":
+            raise KeyboardInterrupt
+
+    def removing(number):
+        def track(items, description="", *_):
+            yield from items
+            if description == "writing shards":
+                (tmp_path / "uids.txt").write_text(uids[number])
+                remove(mixed, tmp_path / "uids.txt")
+
+        return track
+
+    with pytest.raises(KeyboardInterrupt):
+        export(plan, "shards", output, sharding=sharding, track=interrupted)
+    assert (output / "00000000.tar").exists()
+    for name in foreign:
+        (output / name).write_text("mine")
+    with pytest.raises(UserError, match="samples were removed from the catalog while"):
+        export(plan, "shards", output, sharding=sharding, track=removing(3))
+    assert {path.name for path in output.iterdir()} - {".lock"} == set(foreign)
+    for name in foreign:
+        (output / name).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        export(plan, "shards", output, sharding=sharding, track=interrupted)
+    (tmp_path / "uids.txt").write_text(uids[5])
+    remove(mixed, tmp_path / "uids.txt")
+    with pytest.raises(KeyboardInterrupt):  # begun again from its first shard
+        export(plan, "shards", output, sharding=sharding, track=interrupted)
+    assert [path.name for path in output.glob("*.tar")] == ["00000000.tar"]
+    written = pq.read_table(output / "00000000.parquet").column("uid").to_pylist()
+    export(plan, "shards", output, sharding=sharding)
+    every = [uid for path in sorted(output.glob("0*.parquet")) for uid in pq.read_table(path).column("uid").to_pylist()]
+    assert every[: len(written)] == written
+    assert sorted(every) == sorted(set(uids) - {uids[3], uids[5]})
 
 
 @pytest.fixture

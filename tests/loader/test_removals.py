@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +15,14 @@ from tailwise.catalog.removals import Removals
 from tailwise.export import export
 from tailwise.loader import Loader
 from tailwise.loader.sections import Sections
+from tailwise.loader.shards import check_shards
 from tailwise.loader.substitutes import Substitutes
 from tailwise.loader.webdataset import select
 from tailwise.plan import Plan
+from tailwise.shards.fingerprint import BLOCK_BYTES
+from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.relocate import relocate
 from tailwise.stages.remove import remove
 
 OPTIONS = {"lanes": 8, "block": 40, "batch_size": 16}
@@ -90,8 +96,6 @@ def test_their_bytes_may_be_gone(own_pool, tmp_path, take):
     first, last = plan.shard_offsets[6:8].tolist()
     gone = list(range(first + 4, last, 2))
     Loader(plan, **OPTIONS).close()  # locations are noted
-    import tarfile
-
     path = tmp_path / "pool" / "00006.tar"
     with tarfile.open(path) as tar, path.open("r+b") as stream:
         for item in tar.getmembers():
@@ -101,6 +105,38 @@ def test_their_bytes_may_be_gone(own_pool, tmp_path, take):
     take(own_pool, gone)
     loader = Loader(plan, transform=lambda image: torch.tensor(image.size), max_replaced=0.0, **OPTIONS)
     assert {item.reason for batch in read(loader, 62) for item in batch.replaced} == {"removed: opt-out"}
+
+
+def test_a_tar_from_which_they_were_wiped_is_still_compared(own_pool, tmp_path, take):
+    """Their blocks are skipped alone, by every command that compares tars."""
+    path = tmp_path / "pool" / "00001.tar"
+    first = 1  # row of the catalog
+    with tarfile.open(path) as tar:
+        spans = {item.name: (item.offset_data, item.size) for item in tar.getmembers()}
+    size = path.stat().st_size
+    assert size > 2 * BLOCK_BYTES
+
+    def write(row, content):
+        with path.open("r+b") as stream:
+            for suffix in ("jpg", "txt"):
+                start, length = spans[f"{row:06d}.{suffix}"]
+                stream.seek(start)
+                stream.write(content * length)
+
+    take(own_pool, [first, first + 1])
+    write(first, b"\xff")
+    for check in ("size", "index"):
+        assert check_shards(own_pool, own_pool.snapshot(), check) == []
+    report = import_pool([str(tmp_path / "pool")], own_pool.folder, workers=1)
+    assert (report.new_shards, report.new_samples) == (0, 0)
+    shutil.move(tmp_path / "pool", tmp_path / "moved")
+    assert relocate(own_pool, str(tmp_path / "pool"), str(tmp_path / "moved")) == 24
+    path = tmp_path / "moved" / "00001.tar"
+    write(first + 89, b"\xff")  # not removed
+    (damage,) = check_shards(own_pool, own_pool.snapshot(), "index")
+    assert (damage.path, damage.reason) == (str(path), "other content than when it was imported")
+    take(own_pool, [first + 89])
+    assert check_shards(own_pool, own_pool.snapshot(), "index") == []
 
 
 def test_remote_shards_are_not_asked_for_them(own_pool, take):

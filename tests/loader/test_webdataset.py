@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.loader.webdataset import select
 from tailwise.stages.cluster import cluster
@@ -138,28 +139,17 @@ def test_the_epoch_changes_while_samples_flow(pool, open_plan):
 
 
 def test_only_the_shards_own_keys_are_read(pool, open_plan, monkeypatch):
-    from tailwise.loader import webdataset
-
     asked = []
-    read = webdataset._read_keys
-    monkeypatch.setattr(webdataset, "_read_keys", lambda *span: asked.append(span[1:]) or read(*span))
+    read = Catalog.samples_at
+
+    def note(catalog, part, rows, columns):
+        asked.append((rows[0], rows[-1] + 1))
+        return read(catalog, part, rows, columns)
+
+    monkeypatch.setattr(Catalog, "samples_at", note)
     samples = as_read(pool[1][1], shard_keys(1))
     list(select(open_plan("half"))(samples + samples))
     assert asked == [(SIZES[0], SIZES[0] + SIZES[1])]
-
-
-@pytest.mark.parametrize(("start", "stop"), [(0, 40), (40, 65), (10, 11), (39, 98), (90, 98), (0, 98)])
-def test_keys_are_those_of_the_rows_whatever_the_row_groups(tmp_path, start, stop):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from tailwise.loader.webdataset import _read_keys
-
-    keys = [f"key {row}" for row in range(98)]
-    for size in (1, 7, 40, 1000):
-        path = tmp_path / f"{size}.parquet"
-        pq.write_table(pa.table({"key": keys, "caption": keys}), path, row_group_size=size)
-        assert _read_keys(path, start, stop) == keys[start:stop]
 
 
 def test_unlisted_keys_are_dropped_and_counted_over_all_workers(tmp_path, make_pool, make_tar, make_image):

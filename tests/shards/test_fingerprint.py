@@ -10,6 +10,7 @@ from tailwise.shards.fingerprint import (
     FIRST,
     SOME,
     ChangedShardError,
+    _without,
     block_ranges,
     check_fingerprint,
     read_fingerprint,
@@ -49,6 +50,31 @@ def test_a_changed_byte_of_a_block_is_seen(size):
             if at == 0:
                 with pytest.raises(ChangedShardError):
                     check_fingerprint("x", size, reader(bytes(changed)), noted, FIRST)
+
+
+def test_skipped_blocks_are_not_compared():
+    size = 20 * BLOCK_BYTES
+    content = np.random.default_rng(0).bytes(size)
+    ranges = block_ranges(size)
+    whole = read_fingerprint("x", size, reader(content))
+    at, other = ranges[3][0], ranges[7]
+    noted = _without(whole, size, np.array([0, at, other[0], ranges[9][1]]), np.array([1, 5, BLOCK_BYTES, 0]))
+    wiped = bytearray(content)
+    for start, stop in (ranges[0], ranges[3], other):
+        wiped[start:stop] = bytes(stop - start)
+    for step in (EVERY, SOME, FIRST):
+        check_fingerprint("x", size, reader(bytes(wiped)), noted, step)
+        with pytest.raises(ChangedShardError):
+            check_fingerprint("x", size, reader(bytes(size)), noted, step)
+    for number, (start, _) in enumerate(ranges):
+        changed = bytearray(content)
+        changed[start] ^= 1
+        if number in {0, 3, 7}:
+            check_fingerprint("x", size, reader(bytes(changed)), noted)
+        else:
+            with pytest.raises(ChangedShardError):
+                check_fingerprint("x", size, reader(bytes(changed)), noted)
+    check_fingerprint("x", size, reader(bytes(size)), _without(whole, size, np.array([0]), np.array([size])))
 
 
 def test_steps_choose_blocks():

@@ -82,6 +82,31 @@ def npz_bomb(folder):
             out.write(block)
 
 
+def unfolding(path, column, **others):
+    """200 rows with one text of 100 MB: 20 GB in a file of some kilobytes."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0] + [1] * 199, pa.int32()), pa.array(["a", "x" * 100_000_000]))
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({column: text, **others}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+
+
+def long_captions(folder):
+    unfolding(folder / "m" / "m.parquet", "text", uid=[f"{row:032x}" for row in range(200)])
+
+
+def many_long_captions(folder):
+    """Each is short enough, all together have 100 GB."""
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, np.int32)), pa.array(["x" * 1_000_000]))
+    (folder / "m").mkdir()
+    uids = [f"{row:032x}" for row in range(100_000)]
+    pq.write_table(pa.table({"text": text, "uid": uids}), folder / "m" / "m.parquet", compression="zstd")
+
+
+def long_keys(folder):
+    tar_of_big_member(folder, "b.txt")
+    unfolding(folder / "shards" / "0.parquet", "key")
+
+
 def gzip_bomb(folder):
     (folder / "set" / "test").mkdir(parents=True)
     (folder / "set" / "classnames.txt").write_text("cat\ndog\n")
@@ -118,6 +143,25 @@ try:
 except UserError as error:
     sys.exit(2)
 """
+KEYS = """
+import pathlib, sys
+from tailwise.errors import UserError
+from tailwise.stages.remove import read_names
+try:
+    read_names(pathlib.Path(sys.argv[1]))
+except UserError as error:
+    print(error)
+"""
+COLUMN = """
+import pathlib, sys
+from tailwise.errors import UserError
+from tailwise.stages.group import _open
+try:
+    for keys, values in _open(pathlib.Path(sys.argv[1]), "group")[1]:
+        pass
+except UserError as error:
+    print(error)
+"""
 SET = """
 import sys
 from tailwise.errors import UserError
@@ -135,6 +179,14 @@ HOSTILE = {
     "description of 3 GB": (lambda at: tar_of_big_member(at, "a.json"), IMPORT),
     "pax header of 3 GB": (pax_of_gigabytes, IMPORT),
     "npz of 3 GB": (npz_bomb, (COMMAND, "import", "{}", "{}/cat", "--workers", "1")),
+    "captions that unfold to 20 GB": (long_captions, (COMMAND, "import", "{}/m", "{}/cat", "--workers", "1")),
+    "captions that unfold to 100 GB": (many_long_captions, (COMMAND, "import", "{}/m", "{}/cat", "--workers", "1")),
+    "sidecar keys that unfold to 20 GB": (long_keys, IMPORT),
+    "removed keys that unfold to 20 GB": (lambda at: unfolding(at / "keys.parquet", "key"), (KEYS, "{}/keys.parquet")),
+    "groups that unfold to 20 GB": (
+        lambda at: unfolding(at / "g.parquet", "group", key=[str(row) for row in range(200)]),
+        (COLUMN, "{}/g.parquet"),
+    ),
     "picture of 12,000 x 12,000": (lambda at: (at / "a.png").write_bytes(png(12_000, 12_000)), (DECODE, "{}/a.png")),
     "gzipped tar of 3 GB": (
         gzip_bomb,
@@ -188,18 +240,16 @@ def test_hostile_input_stays_within_a_gigabyte(tmp_path, note, name):
 
 
 def _watch(process):
-    """Waits for a process; ends it once it holds too much, or is late. Returns its peak of memory in bytes.
-
-    The kernel keeps the peak itself, so the last reading counts. The first one may still be of this process, which has
-    just forked.
-    """
+    """Waits for a process; ends it once it holds too much, or is late. Returns its peak of memory in bytes, without mapped libraries."""
     until, peak = time.monotonic() + SECONDS, 0
     while process.poll() is None:
         try:
             with pathlib.Path(f"/proc/{process.pid}/status").open() as status:
-                lines = [line for line in status if line.startswith("VmHWM")]
-            peak = int(lines[0].split()[1]) * 1024 if lines else peak
-        except (OSError, IndexError):
+                held = {
+                    line.split()[0]: int(line.split()[1]) for line in status if line.startswith(("VmHWM", "RssFile"))
+                }
+            peak = max(peak, (held["VmHWM:"] - held["RssFile:"]) * 1024)
+        except (OSError, KeyError):
             pass
         if time.monotonic() > until or peak > 2 * LIMIT_BYTES:
             process.kill()

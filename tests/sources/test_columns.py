@@ -5,7 +5,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailwise.sources.columns import is_vectors, numbers, open_table, score_columns, texts, uid_texts, unwrapped
+from tailwise.sources import columns
+from tailwise.sources.columns import (
+    TOO_LONG,
+    is_vectors,
+    numbers,
+    open_table,
+    score_columns,
+    texts,
+    uid_texts,
+    unwrapped,
+)
 
 WORDS = ["a", None, "héllo", "a"]
 VALUES = [1.5, None, 2.0, 1.5]
@@ -119,3 +129,60 @@ def test_scores_are_the_users_own_numbers(tmp_path):
         found, unfit = score_columns(file)
     assert found == ["half", "id", "price"]
     assert list(unfit) == ["big"]
+
+
+# --- files that unfold to more than they hold ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_bounds(monkeypatch):
+    for name, value in {
+        "BATCH_BYTES": 1000,
+        "MAX_TEXT_BYTES": 400,
+        "MAX_COLUMN_BYTES": 3000,
+        "MAX_MEAN_BYTES": 50,
+    }.items():
+        monkeypatch.setattr(columns, name, value)
+
+
+def write(path, kind, texts, **options):
+    array = pa.array(texts).dictionary_encode() if kind == "dictionary" else pa.array(texts, kind)
+    pq.write_table(pa.table({"x": array, "y": range(len(texts))}), path, **options)
+    return open_table(path)
+
+
+@pytest.mark.parametrize("kind", ["dictionary", pa.string(), pa.large_binary(), pa.string_view()])
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_batches_are_smaller_where_text_is_long(tmp_path, small_bounds, kind, use_dictionary):
+    words = ["a", *["b" * 300] * 30, None, *"cde" * 10]
+    with write(tmp_path / "t.parquet", kind, words, row_group_size=31, use_dictionary=use_dictionary) as file:
+        batches = list(file.iter_batches(1000, ["x", "y"]))
+    found = [text for batch in batches for text in texts(batch.column("x"), "x").to_pylist()]
+    assert found == words
+    assert [row for batch in batches for row in batch.column("y").to_pylist()] == list(range(62))
+    assert max(batch.column("x").nbytes for batch in batches) < 1500
+    assert (
+        len(batches[-1]) == 31 or kind == "dictionary"
+    )  # short ones come at once; a given dictionary stands in all row groups
+
+
+def test_texts_that_are_too_long_are_refused_or_marked(tmp_path, small_bounds):
+    words = ["a", None, "b" * 401, "ü" * 200, "ü" * 201]
+    for kind in ("dictionary", pa.string()):
+        with write(tmp_path / "t.parquet", kind, words) as file:
+            with pytest.raises(ValueError, match=r"column 'x' has a text of 40[12] bytes, more than 400"):
+                file.read(["x"])
+            assert file.read(["y"]).num_rows == 5
+            assert file.read(["x"], ["x"]).column("x").to_pylist() == ["a", None, TOO_LONG, "ü" * 200, TOO_LONG]
+
+
+def test_columns_that_unfold_to_too_much_are_refused(tmp_path, small_bounds):
+    with (
+        write(tmp_path / "t.parquet", "dictionary", ["a" * 300] * 30) as file,
+        pytest.raises(ValueError, match=r"of its rows take [\d,]+ bytes, more than 50 each"),
+    ):
+        file.read(["x"])
+    with write(tmp_path / "t.parquet", "dictionary", ["a" * 20] * 1000) as file:
+        assert file.read(["x"]).num_rows == 1000
+    with write(tmp_path / "t.parquet", "dictionary", []) as file:
+        assert file.read(["x"]).num_rows == 0

@@ -54,6 +54,13 @@ def test_what_can_not_be_a_sample(tmp_path, make_metadata):
     }
 
 
+def test_captions_that_are_too_long_are_rejected_one_by_one(tmp_path, make_metadata):
+    text = ["a" * 1_000_000, "b" * 1_000_001, None, "c"]
+    content = read_metadata(str(make_metadata(tmp_path, "x", UIDS, text=text)))
+    assert content.samples.column("key").to_pylist() == [UIDS[0], UIDS[3]]
+    assert rejected(content) == {("caption is too long", UIDS[1]), ("no caption", UIDS[2])}
+
+
 @pytest.mark.parametrize("value", [0, -1, 2**31, 2**40, None, 1.5, float("nan")])
 def test_sides_that_tell_nothing(tmp_path, make_metadata, value):
     path = make_metadata(tmp_path, "x", UIDS, original_width=[value, 1, 2**31 - 1, 7])

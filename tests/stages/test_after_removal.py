@@ -1,18 +1,24 @@
 """What is removed takes no part in anything that is made afterwards; what was made before stays."""
 
+import json
 import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from tailwise.catalog.drops import DropList
+from tailwise.cli import app
 from tailwise.errors import UserError
+from tailwise.plan import Plan
+from tailwise.plan.explain import explain
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
 from tailwise.stages.filter import FilterRule, filter_samples
 from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan_balance import make_balanced_plan
 from tailwise.stages.plan_rates import make_rate_plan
 from tailwise.stages.remove import remove
 from tailwise.stages.removed import write_removed
@@ -43,7 +49,7 @@ def test_clusters_filters_and_duplicates_are_those_of_the_rest(small_catalog, go
     labels = np.concatenate(list(small_catalog.label_parts("main", small_catalog.snapshot(), "label")))
     assert (labels[rows] == -1).all()
     filtered = filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.25))
-    assert (filtered.summary["samples"], filtered.summary["kept"]) == (400, 150)
+    assert (filtered.summary["samples"], filtered.summary["kept"]) == (400, 100)
     dropped = dedup(small_catalog, epsilon=0.3)
     table = pq.read_table(small_catalog.drops_folder(dropped.name) / "dropped.parquet")
     assert table.num_rows
@@ -64,19 +70,20 @@ def test_rates_of_removed_samples_are_0(small_catalog, gone, tmp_path):
 
 
 def test_what_was_finished_before_is_opened_as_it_is(small_catalog, gone):
-    request = PlanRequest("dynamics", keep=0.5)  # of the whole pool, removed samples included
+    request = PlanRequest("dynamics", keep=0.5)  # of the pool, which removed samples are no part of
     cluster(small_catalog, clusters=8)
     plan = make_plan(small_catalog, "p", request)
     gone()
     cluster(small_catalog, clusters=8)
     assert make_plan(small_catalog, "p", request).manifest == plan.manifest
     new = make_plan(small_catalog, "q", request)
-    assert (plan.config["budget"], new.config["budget"]) == (300, 300)
+    assert (plan.config["budget"], new.config["budget"]) == (300, 200)
+    assert (plan.pool, new.pool) == (600, 400)
     with pytest.raises(UserError, match=r"other settings \(asked"):
         make_plan(small_catalog, "p", PlanRequest("dynamics", keep=0.4))
 
 
-def test_keep_is_a_share_of_the_whole_pool_whatever_is_left_out(small_catalog, gone):
+def test_keep_is_a_share_of_the_pool_whatever_lists_leave_out(small_catalog, gone):
     filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="half")
     cluster(small_catalog, clusters=8, name="all")
     cluster(small_catalog, clusters=8, without=["half"])
@@ -95,11 +102,46 @@ def test_keep_is_a_share_of_the_whole_pool_whatever_is_left_out(small_catalog, g
     gone()
     left = int((~DropList(small_catalog, "half").mask & (np.arange(600) % 3 > 0)).sum())
     with pytest.raises(
-        UserError, match=rf"but {left} can be drawn \(200 removed, {400 - left} dropped by lists\)"
+        UserError, match=rf"240 samples of the pool of 400, but {left} can be drawn \({400 - left} dropped by lists\)"
     ) as caught:
         make_plan(small_catalog, "r", PlanRequest("flat", keep=0.6))
     largest = float(str(caught.value).split("share is ")[1].split(",")[0])
     assert make_plan(small_catalog, "r", PlanRequest("flat", keep=largest)).draw(0).sum() == left
+
+
+def test_removed_samples_are_no_part_of_the_pool_anywhere(small_catalog, gone, tmp_path):
+    def told(*words):
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    folder = small_catalog.folder
+    old = make_plan(small_catalog, "old", PlanRequest("random", keep=1.0))
+    removed = gone()
+    text = told("plan", folder, "all", "--method", "random", "--keep", 1.0)
+    assert (
+        "budget 400 of 400 samples (100.0% of the pool, without 200 removed samples; 400 samples can be drawn)" in text
+    )
+    plan = Plan(small_catalog, "all")
+    assert np.flatnonzero(plan.draw(0) == 0).tolist() == removed.tolist()
+    text = told("explain", folder, "all")
+    assert (
+        "budget 400 of 400 samples (100.0% of the pool, without 200 removed samples); 400 samples can be drawn (100.0%"
+        in text
+    )
+    shares = json.loads(told("plan", folder, "half", "--method", "random", "--keep", 0.5, "--json"))
+    assert (shares["pool"], shares["budget"], shares["share_of_pool"]) == (400, 200, 0.5)
+    assert (explain(plan).rows, explain(plan).pool, explain(old).pool) == (600, 400, 600)
+    assert filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="f").summary["kept"] == 200
+    text = told("filter", folder, "--by", "image-bytes", "--keep", 1.0, "--name", "g")
+    assert "100.0% of the pool of 400" in text
+    (tmp_path / "entries.txt").write_text("group\n")
+    assert (
+        make_balanced_plan(small_catalog, "b", tmp_path / "entries.txt", keep=1.0).manifest["summary"]["expected"]
+        == 400
+    )
+    pq.write_table(pa.table({"key": keys_of(small_catalog), "rate": np.full(600, 0.5)}), tmp_path / "rates.parquet")
+    assert make_rate_plan(small_catalog, "r", tmp_path / "rates.parquet").pool == 400
 
 
 def test_a_list_that_was_made_anew_is_not_taken_for_the_old_one(small_catalog, tmp_path):

@@ -360,6 +360,17 @@ def test_bad_targets_and_files_are_one_line(small_catalog, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("suffix", "encoding"), [("tsv", "utf-16"), ("csv", "utf-8-sig"), ("tsv", "utf-8")])
+def test_scores_of_text_files_are_joined_by_the_keys_of_lists(small_catalog, tmp_path, suffix, encoding):
+    escaped = '\\"000\\u0030\\u00303"' if suffix == "tsv" else KEYS[3]
+    rows = [("key", "q"), (escaped, "1.5"), (KEYS[7], ""), (KEYS[9], "2")]
+    text = "".join(("\t" if suffix == "tsv" else ",").join(row) + "\r\n" for row in rows)
+    (tmp_path / f"q.{suffix}").write_text(text, encoding=encoding, newline="")
+    found = score(small_catalog, "q", file=str(tmp_path / f"q.{suffix}"))
+    assert [found[3], found[9]] == [1.5, 2.0]
+    assert np.isnan(found).sum() == 598
+
+
 def test_image_and_text_of_different_models_are_refused(small_catalog, tmp_path, make_embeddings, make_vectors):
     import_pool([str(make_embeddings(tmp_path / "text", make_vectors(KEYS), column="text"))], small_catalog.folder)
     with pytest.raises(

@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from tailwise.catalog.files import (
     TEMPORARY_SUFFIX,
     FileStamp,
+    check_file,
     digest,
     file_stamp,
     map_array,
@@ -239,6 +241,29 @@ class Catalog:
     def samples(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
         """The samples of one part, in row order."""
         return read_table(self.samples_path(part.number), columns)
+
+    def samples_at(self, part: int, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Return some samples of a part, read from those of its row groups that hold them.
+
+        Args:
+            part: its number.
+            rows: int64 [n], counted from the first row of the part.
+            columns: of SAMPLE_SCHEMA.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        path = check_file(self.samples_path(part))
+        try:
+            with pq.ParquetFile(path) as file:
+                sizes = np.array([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+                ends = np.cumsum(sizes)
+                wanted, at = np.unique(np.searchsorted(ends, rows, "right"), return_inverse=True)
+                table = file.read_row_groups(wanted.tolist(), columns=list(columns), use_threads=False)
+                skipped = ends[wanted] - np.cumsum(sizes[wanted])  # rows before each group that are not read
+                return table.take(pa.array(rows - skipped[at]))
+        except (OSError, IndexError, pa.ArrowException) as error:
+            raise UserError(f"{path} is missing or damaged ({error}): restore it, or import the pool anew") from error
 
     def embedding_folder(self, column: str) -> Path:
         """Where an embedding column ("image" or "text") lies."""

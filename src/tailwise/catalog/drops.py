@@ -162,6 +162,11 @@ class Survivors:
             self.lists.append(opened)
 
     @property
+    def pool(self) -> int:
+        """Number of samples of the pool: all of the snapshot that are not removed, dropped or not. `--keep` is a share of it."""
+        return self.snapshot.rows - len(self.removals.rows)
+
+    @property
     def all(self) -> bool:
         """Whether nothing is left out."""
         return not self.lists and self.removals.id is None

@@ -27,7 +27,6 @@ from tailwise.catalog.files import (
     write_table,
 )
 from tailwise.catalog.locks import locked
-from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 
@@ -125,16 +124,6 @@ class Removals:
         """The removal of a row; None where it isn't removed."""
         number = int(self.numbers_of(np.array([row]))[0])
         return self.removals[number - 1] if number else None
-
-
-def comparable_shards(catalog: Catalog, snapshot: Snapshot, track: Track = silent) -> pa.Table:
-    """Return a snapshot's shards (SHARD_SCHEMA); no fingerprint for those that hold removed samples, whose bytes may be wiped."""
-    table, rows = catalog.shards(snapshot), Removals.of(catalog, snapshot, track).rows
-    wiped = np.zeros(table.num_rows, np.bool_)
-    wiped[np.searchsorted(np.cumsum(table.column("rows").to_numpy()), rows, "right")] = True
-    at = table.schema.get_field_index(FINGERPRINT)
-    kept = pc.if_else(pa.array(wiped), pa.scalar(None, pa.string()), table.column(FINGERPRINT))
-    return table.set_column(at, FINGERPRINT, kept)
 
 
 NOTHING_REMOVED = Removals(np.empty(0, np.int64), np.empty(0, np.int64), ())

@@ -142,7 +142,7 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
         print_table("recall in %, with 95 % intervals", ("set", "images", "texts", *titles), rows)
     for item in evaluations:
         for reason, count in item.summary["skipped"].items():
-            say(f"{item.name}: {count:,} samples left out: {reason}")
+            say(f"{item.name}: {count:,} left out: {reason}")
 
 
 def _accuracy_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:

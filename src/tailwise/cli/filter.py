@@ -24,11 +24,11 @@ def filter_(
     ] = None,
     keep: Annotated[
         float | None,
-        typer.Option(help="Samples of highest score that stay, as a share of the whole pool.", show_default=False),
+        typer.Option(help="Samples of highest score that stay, as a share of the pool.", show_default=False),
     ] = None,
     keep_lowest: Annotated[
         float | None,
-        typer.Option(help="Samples of lowest score that stay, as a share of the whole pool.", show_default=False),
+        typer.Option(help="Samples of lowest score that stay, as a share of the pool.", show_default=False),
     ] = None,
     missing: Annotated[
         str | None, typer.Option(help="Samples without the score: drop or keep.  [default: drop]", show_default=False)
@@ -39,7 +39,9 @@ def filter_(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="Parquet file with the column --by, and uid, key or image_path.", show_default=False),
+        typer.Option(
+            help=".parquet, .tsv or .csv file with the column --by, and uid, key or image_path.", show_default=False
+        ),
     ] = None,
     target: Annotated[
         Path | None,

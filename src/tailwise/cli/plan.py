@@ -20,7 +20,7 @@ from tailwise.cli.app import (
     with_bars,
 )
 from tailwise.errors import UserError
-from tailwise.printing import say
+from tailwise.printing import budget_text, say
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -36,7 +36,8 @@ def plan(
     keep: Annotated[
         float | None,
         typer.Option(
-            help="Budget, as a share of the whole pool, what drop lists leave out included.", show_default=False
+            help="Budget, as a share of the pool: all imported samples that are not removed, dropped ones included.",
+            show_default=False,
         ),
     ] = None,
     budget: Annotated[
@@ -221,9 +222,9 @@ def plan(
     left_out = left_out_of_plan(made)
     if as_json:
         shares = {
-            "pool": made.rows,
+            "pool": made.pool,
             "budget": total,
-            "share_of_pool": total / made.rows,
+            "share_of_pool": total / made.pool,
             "left_out": asdict(left_out),
         }
         lists = [asdict(item) for item in unused]
@@ -249,7 +250,7 @@ def _print_plan(made: Plan, budget: float, left_out: LeftOut) -> None:
     kind = "each epoch" if made.dynamic else "the same every epoch"
     causes = f": {left_out}" if str(left_out) else ""
     say(
-        f"plan {made.name!r}, {kind}: budget {about}{budget:,.0f} of {made.rows:,} samples ({budget / made.rows:.1%} of the pool; "
+        f"plan {made.name!r}, {kind}: {budget_text(budget, made.pool, made.rows, about)}; "
         f"{made.manifest['summary']['eligible']:,} samples can be drawn{causes})"
     )
 

@@ -14,12 +14,13 @@ import torch
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, digest, read_array, replacing
 from tailwise.catalog.locks import locked
-from tailwise.catalog.removals import Removals, comparable_shards
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.loader.locations import Locations, ensure_locations
 from tailwise.loader.stores import open_shards, read_samples
 from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
+from tailwise.shards.fingerprint import comparable_shards
 
 if TYPE_CHECKING:
     from tailwise.loader.dataset import Tokenizer

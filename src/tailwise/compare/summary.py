@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.catalog import Catalog
+from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import MANIFEST, read_json, replacing, write_json
 from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
@@ -219,7 +220,7 @@ def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
         raise UserError(f"runs have seen {unlike} samples: they can't be compared; give another --output")
     return {
         "samples_seen": unlike[0] if unlike else None,
-        "pool": catalog.snapshot().rows,
+        "pool": Survivors(catalog, (), catalog.snapshot()).pool,
         "train": asdict(recipe.train),
         "evaluate": {name: str(value) for name, value in recipe.evaluate.items()},
         "embeddings": encoders,

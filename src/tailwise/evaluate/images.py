@@ -5,10 +5,11 @@ Results don't depend on the number of workers: a batch lies within one shard, an
 
 from __future__ import annotations
 
+import io
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +23,23 @@ from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, end_with_parent
 from tailwise.progress import Track
 from tailwise.shards.decode import UNREADABLE, ImageError, decode_rgb, too_long
-from tailwise.shards.members import stream_members
-from tailwise.sources.grouping import is_harmless, split_name
+from tailwise.sources.compressed import MAGIC_BYTES, compression_of
+from tailwise.sources.grouping import group_members, image_of
+from tailwise.sources.tar import index_tar
+from tailwise.sources.webdataset import read_member
 from tailwise.storage.errors import RemoteError
-from tailwise.storage.files import open_binary
+from tailwise.storage.files import open_whole
 
 MAX_WORKERS = 8  # by default; a batch of 256 images of 224 pixels takes 150 MB, and each worker holds two
-IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # of a tar's sample, the first that is there
+IMAGE_EXTENSIONS = (
+    "webp",
+    "png",
+    "jpg",
+    "jpeg",
+)  # of a tar's sample, the first that is there, as clip_benchmark has it
 MOST_TARGET_BYTES = 1 << 20  # of a class number or some captions
 INCOMPLETE = "without image or target"
+HARMLESS = "folder, or leftover of macOS, Windows or an archiver"  # members of no sample
 
 
 @contextmanager
@@ -67,7 +76,7 @@ class Shard(Protocol):
 
 @dataclass(frozen=True)
 class TarShard:
-    """One tar of samples `{key}.jpg` and `{key}.{target}`, read from front to end.
+    """One tar of samples `{key}.jpg` and `{key}.{target}`, found as an import finds them. A remote tar is downloaded first.
 
     Attributes:
         path: a local path or any fsspec URL.
@@ -79,35 +88,22 @@ class TarShard:
 
     def samples(self) -> Iterator[tuple[Encoded, bytes | None]]:
         """As `Shard` has it."""
-        key, members = None, dict[str, Encoded]()
-        with reading(self.path), open_binary(self.path) as stream:
-            for member in stream_members(stream):
-                name, extension = split_name(member.name)
-                if not Path(name).name or is_harmless(member.name):
-                    continue
-                if key is not None and name != key:
-                    yield self._pair(members)
-                    members = {}
-                key = name
-                if extension == self.target:
-                    members[extension] = member.read() if member.size_bytes <= MOST_TARGET_BYTES else None
-                elif extension in IMAGE_EXTENSIONS[: self._rank(members) + 1]:  # else a better one is there
-                    members = {item: value for item, value in members.items() if item == self.target}
-                    members[extension] = too_long(member.size_bytes) or member.read()
-        if key is not None:
-            yield self._pair(members)
-
-    @staticmethod
-    def _rank(members: Mapping[str, Encoded]) -> int:
-        """The place in IMAGE_EXTENSIONS of the image that is there; behind the last if there is none."""
-        return next(
-            (at for at, extension in enumerate(IMAGE_EXTENSIONS) if extension in members), len(IMAGE_EXTENSIONS)
-        )
-
-    def _pair(self, members: Mapping[str, Encoded]) -> tuple[Encoded, bytes | None]:
-        target = members.get(self.target)
-        image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
-        return image, target if isinstance(target, bytes) else None
+        with reading(self.path), open_whole(self.path) as stream:
+            if packed := compression_of(stream.read(MAGIC_BYTES)):
+                raise ValueError(packed)
+            index = index_tar(stream, stream.seek(0, io.SEEK_END))
+            if index.damage:
+                raise ValueError(index.damage)
+            grouped = group_members(index, self.path, self.target)
+            for item in grouped.rejected:
+                yield from [(ImageError(item["reason"], item["detail"] or ""), None)] * item["rows"]
+            yield from [(ImageError(HARMLESS, self.path), None)] * grouped.counts.harmless
+            for members in grouped.groups.values():
+                image, target = members.get(image_of(members, IMAGE_EXTENSIONS) or ""), members.get(self.target)
+                yield (
+                    image and (too_long(image.size) or read_member(stream, image)),
+                    read_member(stream, target) if target and target.size <= MOST_TARGET_BYTES else None,
+                )
 
 
 @dataclass(frozen=True)
@@ -176,11 +172,10 @@ class _Batches(IterableDataset[Batch | UserError]):
         skipped: Counter[str] = Counter()
         number = 0
         for content, target in self._shards[shard].samples():
-            parsed = None if content is None or target is None else self._parse(target)
-            if content is None or parsed is None:
-                skipped[INCOMPLETE] += 1
-                continue
             try:
+                parsed = None if target is None else self._parse(target)
+                if content is None or (parsed is None and isinstance(content, bytes)):
+                    raise ImageError(INCOMPLETE, "")
                 images.append(self._decode(content))
             except ImageError as error:
                 skipped[error.reason] += 1
@@ -224,7 +219,7 @@ def read_batches(
     Args:
         shards: of the set.
         preprocess: RGB image → float32 [3, h, w].
-        parse: what a target's bytes say; None if they say nothing.
+        parse: what a target's bytes say; None if they say nothing. An ImageError leaves the sample out.
         batch_size: n; the last batch of a shard may be smaller.
         workers: processes; 1 reads in this one. By default one a processor, at most MAX_WORKERS and the number of shards.
         track: shows progress.

@@ -14,7 +14,7 @@ from braceexpand import braceexpand
 
 from tailwise.errors import UserError
 from tailwise.evaluate.images import FileShard, Shard, TarShard, reading
-from tailwise.storage.files import open_binary
+from tailwise.sources.delimited import read_text
 from tailwise.storage.remote import forget_failures
 
 Task = Literal["classification", "retrieval"]
@@ -26,7 +26,6 @@ FILES_A_SHARD = 1024
 FIELDS = frozenset({"c", "", "0"})  # of templates
 MAX_TEMPLATES = 1_000  # they are embedded together
 MAX_PROMPTS = 10_000_000  # classes × templates
-MAX_TEXT_BYTES = 64_000_000  # of a text file of a set
 MAX_LINE = 1_000  # characters of a class name or a template; models read 77 tokens
 MAX_TARS = 1_000_000
 SPLITS = frozenset({"test", "val", "validation"})
@@ -216,13 +215,10 @@ def _resolvable(url: str) -> str:
 def _read_lines(path: str, *, optional: bool = False) -> list[str] | None:
     """The lines of a text file or URL, without blanks round them and blank ones at the end; None if there is none and it is optional."""
     try:
-        with reading(path), open_binary(path) as stream:
-            content: bytes = stream.read(MAX_TEXT_BYTES + 1)
-            if len(content) > MAX_TEXT_BYTES:
-                raise ValueError(f"it is larger than {MAX_TEXT_BYTES:,} bytes, which is the bound")
-            text = content.decode("utf-8-sig")
+        with reading(path):
+            text = read_text(path)
     except UserError as error:
         if optional and isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             return None
         raise
-    return [line.strip() for line in text.rstrip().splitlines()]
+    return [line.strip() for line in text.rstrip().splitlines()]  # as clip_benchmark

@@ -22,6 +22,8 @@ from tailwise.evaluate.metrics import TOP
 from tailwise.evaluate.models import LoadedModel
 from tailwise.evaluate.sets import ImageSet, fill
 from tailwise.progress import Track
+from tailwise.shards.decode import ImageError
+from tailwise.sources.delimited import read_text
 
 KS = (1, 5, 10)
 _ROWS = 1024  # of a matrix of scores that is held at once
@@ -211,13 +213,16 @@ def _check_labels(labels: npt.NDArray[np.int64], images: ImageSet) -> None:
 
 def _label(content: bytes) -> int:
     try:
-        return int(content)
+        return int(read_text(content))
     except ValueError as error:
         raise UserError(f"a .cls holds {content[:20]!r}: must be the index of a class, such as 17") from error
 
 
 def _texts(content: bytes) -> list[str] | None:
-    return content.decode("utf-8", "replace").splitlines() or None
+    try:
+        return read_text(content).splitlines() or None  # as clip_benchmark
+    except ValueError as error:
+        raise ImageError("caption is not text", str(error)) from error
 
 
 def _told(skipped: Counter[str]) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tailwise.catalog.key_text import line_of
 from tailwise.catalog.keys import KeyIndex
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.export.drawn import drawn_parts, publishing, tracked_parts
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
+from tailwise.sources.delimited import line_of
 
 
 def write_rates_json(plan: Plan, epoch: int, path: Path, track: Track) -> int:
@@ -56,7 +56,7 @@ def rates_above_one(plan: Plan, epoch: int) -> dict[str, float]:
 
 
 def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
-    """Writes the key of every sample of an epoch, a line a copy (see `key_text`), in catalog order; returns the number of lines.
+    """Writes the key of every sample of an epoch, a line a copy (see `delimited`), in catalog order; returns the number of lines.
 
     Raises:
         UserError: two samples share a key.

@@ -19,6 +19,14 @@ from tailwise.plan.plan import Plan
 from tailwise.progress import Track
 
 
+class RemovedMeanwhileError(UserError):
+    """Samples were removed while they were being exported."""
+
+    def __init__(self) -> None:
+        """Say what to do."""
+        super().__init__("samples were removed from the catalog while they were being exported: run this command again")
+
+
 @dataclass(frozen=True)
 class DrawnPart:
     """The drawn samples of one part.
@@ -76,13 +84,11 @@ def nothing_removed_since(plan: Plan, before: str | None) -> Iterator[None]:
         before: `Removals.id` when the export began.
 
     Raises:
-        UserError: samples of the plan's snapshot were removed since.
+        RemovedMeanwhileError: samples of the plan's snapshot were removed since.
     """
     with removing_or_publishing(plan.catalog):
         if Removals.of(plan.catalog, plan.snapshot).id != before:
-            raise UserError(
-                "samples were removed from the catalog while they were being exported: run this command again"
-            )
+            raise RemovedMeanwhileError
         yield
 
 

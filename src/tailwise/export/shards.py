@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from collections import Counter
@@ -21,7 +22,7 @@ from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, map_ordered
-from tailwise.export.drawn import nothing_removed_since
+from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.shard_writer import CACHE_BYTES, SUCCESS, ShardWriter
 from tailwise.export.shuffled import Epoch, survey, write_runs
 from tailwise.loader.shards import check_shards, require_bytes
@@ -33,6 +34,9 @@ HEAD = "export.json"
 LOCK = ".lock"
 SCRATCH = ".scratch"
 REJECTED = "rejected.parquet"
+SIZES = "sizes.json"
+SOURCES = "source_shards.parquet"
+_OUTPUT = re.compile(r"(\d{8})(?:\.tar|\.parquet|_stats\.json)")
 MAX_SHARDS = 10**8  # names of 8 digits
 
 
@@ -120,7 +124,7 @@ def write_shards(
             folder.absolute() / SCRATCH,
             digest(identity),
             held.copies,
-            -(-held.copies // sharding.shard_samples),
+            _shards(identity),
             {},
             CACHE_BYTES * (sharding.workers or default_workers()),
             uuid.uuid4().hex,
@@ -134,9 +138,13 @@ def write_shards(
                 )
             return written
         writer = replace(writer, damaged=_damaged(plan, held, sharding, track))
-        _write_missing(plan, epoch, writer, sharding, track)
-        with nothing_removed_since(plan, removed):
-            return _finish(plan, writer, identity)
+        try:
+            _write_missing(plan, epoch, writer, sharding, track)
+            with nothing_removed_since(plan, removed):
+                return _finish(plan, writer, identity)
+        except RemovedMeanwhileError:
+            _discard(folder, identity)
+            raise
 
 
 def left_out(folder: Path) -> dict[str, int]:
@@ -192,8 +200,25 @@ def _begin(folder: Path, identity: Mapping[str, Any]) -> ShardsWritten | None:
         what = f"something else (other: {', '.join(others)})"
         if set(others) <= {"copies", "drawn"}:
             what = "this epoch as it was before samples were removed from the catalog"
+            if "summary" not in head:
+                _discard(folder, found)
+                return _begin(folder, identity)
         raise UserError(f"{folder} holds an export of {what}: name a new folder, or delete that one to make it anew")
     return ShardsWritten(**head["summary"]) if "summary" in head else None
+
+
+def _discard(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Delete the files of an unfinished export; files of other names stay."""
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+    for path in folder.iterdir():
+        name = path.name.removesuffix(TEMPORARY_SUFFIX)
+        ours = _OUTPUT.fullmatch(name)
+        if name in {SIZES, SOURCES, REJECTED, HEAD} or (ours and int(ours[1]) < _shards(identity)):
+            path.unlink()
+
+
+def _shards(identity: Mapping[str, Any]) -> int:
+    return -(-int(identity["copies"]) // int(identity["shard_samples"]))
 
 
 def _finish(plan: Plan, writer: ShardWriter, identity: Mapping[str, Any]) -> ShardsWritten:
@@ -204,9 +229,9 @@ def _finish(plan: Plan, writer: ShardWriter, identity: Mapping[str, Any]) -> Sha
     for counts in stats.values():
         rejected.update({reason: count for reason, count in counts["status_dict"].items() if reason != SUCCESS})
     paths = plan.catalog.shards(plan.snapshot).select(["shard", "path"]).replace_schema_metadata(None)
-    write_table(writer.folder / "source_shards.parquet", paths)
+    write_table(writer.folder / SOURCES, paths)
     _write_rejected(writer, [number for number in stats if stats[number]["successes"] < stats[number]["count"]], paths)
-    write_json(writer.folder / "sizes.json", sizes)
+    write_json(writer.folder / SIZES, sizes)
     summary = {"samples": sum(sizes.values()), "shards": writer.shards, "rejected": dict(rejected)}
     write_json(writer.folder / HEAD, {"identity": identity, "summary": summary})
     return ShardsWritten(sum(sizes.values()), writer.shards, rejected)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.errors import UserError
-from tailwise.export.drawn import DrawnPart, drawn_parts
+from tailwise.export.drawn import DrawnPart, RemovedMeanwhileError, drawn_parts
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
@@ -88,7 +88,7 @@ def write_runs(plan: Plan, epoch: int, copies: int, folder: Path, track: Track) 
         track: shows progress.
 
     Raises:
-        UserError: they aren't that many any more.
+        RemovedMeanwhileError: they aren't that many any more.
     """
     key = stream_key(plan.config["seed"], "shards", plan.drawn_epoch(epoch))
     parts = plan.catalog.parts(plan.snapshot)
@@ -110,9 +110,7 @@ def write_runs(plan: Plan, epoch: int, copies: int, folder: Path, track: Track) 
             _write_run(folder / f"run-{number:06d}.arrow", run)
             first, number = first + len(index), number + 1
     if first != copies:
-        raise UserError(
-            "samples were removed from the catalog while they were being exported: repeat, into a new folder"
-        )
+        raise RemovedMeanwhileError
 
 
 def _pieces(copies: npt.NDArray[np.uint8]) -> Iterator[slice]:

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
 
-from tailwise.catalog.removals import Removals, comparable_shards
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.executors.local import end_with_parent
 from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform
@@ -35,6 +35,7 @@ from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
+from tailwise.shards.fingerprint import comparable_shards
 
 DEFAULT_CACHE_BYTES = 32_000_000_000
 MANY_ROWS = 4_000_000  # of a plan, whose counting takes a while

@@ -202,25 +202,11 @@ class Names:
         """
         names = [("", "")] * len(rows)
         for part, where in self._rows.by_part(rows):
-            at = np.arange(len(rows))[where]
-            for position, name in zip(at.tolist(), self._of_part(part, rows[where] - part.first_row), strict=True):
-                names[position] = name
+            table = self._catalog.samples_at(part.number, rows[where] - part.first_row, ["key", "uid"])
+            columns = (
+                np.arange(len(rows))[where].tolist(),
+                *(table.column(name).to_pylist() for name in ("key", "uid")),
+            )
+            for position, key, uid in zip(*columns, strict=True):
+                names[position] = key, uid.hex()
         return names
-
-    def _of_part(self, part: Part, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
-        path = self._catalog.samples_path(part.number)
-        found: dict[int, tuple[str, str]] = {}
-        try:
-            with pq.ParquetFile(path) as file:
-                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                ends = np.cumsum(sizes)
-                groups = np.searchsorted(ends, rows, "right")
-                for group in np.unique(groups).tolist():
-                    mine = np.unique(rows[groups == group])
-                    first = int(ends[group]) - sizes[group]
-                    table = file.read_row_group(group, columns=["key", "uid"]).take(pa.array(mine - first))
-                    columns = (table.column("key").to_pylist(), table.column("uid").to_pylist())
-                    found.update((row, (key, uid.hex())) for row, key, uid in zip(mine.tolist(), *columns, strict=True))
-        except (OSError, IndexError, pa.ArrowException) as error:
-            raise UserError(f"{path} is missing or damaged ({error}): restore it, or import the pool anew") from error
-        return [found[row] for row in rows.tolist()]

@@ -9,13 +9,19 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.removals import comparable_shards
 from tailwise.catalog.schema import FINGERPRINT, has_bytes
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, map_ordered
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.shards.fingerprint import EVERY, FIRST, ChangedShardError, check_fingerprint, shard_blocks
+from tailwise.shards.fingerprint import (
+    EVERY,
+    FIRST,
+    ChangedShardError,
+    check_fingerprint,
+    comparable_shards,
+    shard_blocks,
+)
 from tailwise.sources.webdataset import checksum_shard
 from tailwise.storage.errors import RemoteError, UnsupportedError
 from tailwise.storage.remote import forget_failures

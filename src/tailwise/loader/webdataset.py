@@ -8,24 +8,28 @@ import shlex
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import torch
 from torch.utils.data import get_worker_info
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import check_file, read_record
-from tailwise.catalog.removals import Removals, comparable_shards
+from tailwise.catalog.files import read_record
+from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
-from tailwise.shards.fingerprint import EVERY, SOME, ChangedShardError, check_fingerprint, shard_blocks
+from tailwise.shards.fingerprint import (
+    EVERY,
+    SOME,
+    ChangedShardError,
+    check_fingerprint,
+    comparable_shards,
+    shard_blocks,
+)
 from tailwise.storage.remote import is_remote
 
 KEPT_SHARDS = 16  # more than one, for shuffled samples
@@ -241,8 +245,8 @@ class _Lookup:
         offsets = self.plan.shard_offsets
         first, stop = int(offsets[shard]), int(offsets[shard + 1])
         first_of_part = int(offsets[self.parts.index(self.parts[shard])])
-        path = check_file(self.plan.catalog.samples_path(self.parts[shard]))
-        keys = _read_keys(path, first - first_of_part, stop - first_of_part)
+        rows = np.arange(first - first_of_part, stop - first_of_part)
+        keys = self.plan.catalog.samples_at(self.parts[shard], rows, ["key"]).column("key").to_pylist()
         copies = self.plan.draw(epoch, slice(first, stop)) * self.removals.keeps(slice(first, stop))
         return dict(zip(keys, copies.tolist(), strict=True))
 
@@ -264,18 +268,3 @@ def _spellings(path: str) -> Iterator[str]:
         path = unquote(urlsplit(path).path)
     if "://" not in path:
         yield os.path.abspath(path)  # noqa: PTH100  (Path.absolute leaves "..")
-
-
-def _read_keys(path: Path, start: int, stop: int) -> list[str]:
-    """The keys of rows start … stop − 1 of a part, from those of its row groups that hold them."""
-    try:
-        with pq.ParquetFile(path) as file:
-            groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-            ends = np.cumsum(groups)
-            wanted = np.flatnonzero((ends > start) & (ends - groups < stop))
-            base = int((ends - groups)[wanted[0]])
-            table = file.read_row_groups(wanted.tolist(), columns=["key"], use_threads=False)
-    except (OSError, IndexError, pa.ArrowException) as error:
-        raise UserError(f"{path} is missing or damaged ({error}): restore it, or import the pool anew") from error
-    keys: list[str] = table.column("key").slice(start - base, stop - start).to_pylist()
-    return keys

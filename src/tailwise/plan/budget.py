@@ -1,4 +1,4 @@
-"""Budgets: the number of samples that a share of the pool stands for. A share is always one of the whole pool."""
+"""Budgets: the number of samples that a share of the pool stands for. The pool is all imported samples that are not removed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tailwise.errors import UserError
 
 
 def samples_of_share(share: float, pool: int, most: int, limit: str, option: str = "--keep") -> int:
-    """Return the number of samples that a share of the whole pool stands for.
+    """Return the number of samples that a share of the pool stands for.
 
     Args:
         share: above 0.
-        pool: samples of the snapshot, dropped and removed ones included.
+        pool: its samples (`Survivors.pool`).
         most: the greatest number that is possible.
         limit: why, for the error: "53 samples can be drawn".
         option: that gave the share, for errors.

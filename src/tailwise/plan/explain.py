@@ -65,7 +65,8 @@ class Explanation:
     Attributes:
         name: of the plan.
         config: all that decides it.
-        rows: samples of the snapshot: the whole pool.
+        rows: samples of the snapshot.
+        pool: those that were not removed when the plan was made.
         eligible: those that the plan may draw.
         exact: whether the epochs' figures are exact; else they are expected values.
         epochs: one entry per epoch asked for.
@@ -77,6 +78,7 @@ class Explanation:
     name: str
     config: dict[str, Any]
     rows: int
+    pool: int
     eligible: int
     exact: bool
     epochs: list[EpochFigures]
@@ -104,6 +106,7 @@ def explain(plan: Plan, epochs: int = 10) -> Explanation:
         plan.name,
         dict(plan.config),
         plan.rows,
+        plan.pool,
         int(plan.manifest["summary"]["eligible"]),
         plan.exact,
         figures,

@@ -69,6 +69,11 @@ class Plan:
         return self.snapshot.rows
 
     @property
+    def pool(self) -> int:
+        """Samples of the snapshot that were not removed when the plan was made."""
+        return int(self.manifest["summary"].get("pool", self.rows))
+
+    @property
     def dynamic(self) -> bool:
         """Whether each epoch is drawn anew; else every epoch is epoch 0."""
         return bool(self.config["dynamic"])

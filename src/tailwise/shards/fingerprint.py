@@ -13,6 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.removals import Removals
+from tailwise.catalog.schema import FINGERPRINT
+from tailwise.progress import Track, silent
 from tailwise.storage.errors import NoRangesError
 from tailwise.storage.remote import is_remote, read_range, size_of
 
@@ -20,6 +28,8 @@ BLOCK_BYTES = 1 << 16
 BLOCKS = 16  # at most, spread evenly over the shard; a shard of up to 1 MiB is covered whole
 EVERY, SOME, FIRST = 1, 5, BLOCKS  # steps: all blocks; four of them, where each is a request; the first alone
 _DIGITS = 8  # of each block
+_SKIPPED = "-" * _DIGITS  # in place of a block that is not compared
+_MEMBERS = ("image", "caption", "json")
 
 Range = tuple[int, int]  # start, stop
 Read = Callable[[Sequence[Range]], list[bytes]]
@@ -66,7 +76,7 @@ def check_fingerprint(
             files only, where `read` asks the server.
         read: gives its blocks.
         fingerprint: noted; None or "" for a shard that was imported by an older version, which passes.
-        step: EVERY, SOME or FIRST.
+        step: EVERY, SOME or FIRST, of the blocks that are not skipped.
 
     Raises:
         ChangedShardError: a block is another one, or there are more or fewer of them.
@@ -78,12 +88,51 @@ def check_fingerprint(
     if len(ranges) * _DIGITS != len(fingerprint):
         raise ChangedShardError(path)
     noted = [fingerprint[at : at + _DIGITS] for at in range(0, len(fingerprint), _DIGITS)]
+    compared = [pair for pair in zip(ranges, noted, strict=True) if pair[1] != _SKIPPED][::step]
     try:
-        contents = _blocks(path, ranges[::step], read)
+        contents = _blocks(path, [block for block, _ in compared], read)
     except NoRangesError:
         return
-    if fingerprint_of(contents) != "".join(noted[::step]):
+    if fingerprint_of(contents) != "".join(digits for _, digits in compared):
         raise ChangedShardError(path)
+
+
+def comparable_shards(
+    catalog: Catalog, snapshot: Snapshot | None = None, track: Track = silent, table: pa.Table | None = None
+) -> pa.Table:
+    """Return shards with fingerprints that skip the blocks of removed samples, whose bytes may be wiped.
+
+    Args:
+        catalog: of the shards.
+        snapshot: whose shards and removed samples; the newest by default.
+        track: shows progress.
+        table: some of the shards (SHARD_SCHEMA), in place of all.
+    """
+    table = catalog.shards(snapshot) if table is None else table
+    removed = Removals.of(catalog, snapshot, track).rows
+    columns = (table.column(name).to_pylist() for name in ("shard", "size_bytes", FINGERPRINT))
+    noted = {shard: (size, fingerprint) for shard, size, fingerprint in zip(*columns, strict=True)}
+    for part in catalog.parts(snapshot) if len(removed) else ():
+        first, last = np.searchsorted(removed, (part.span.start, part.span.stop))
+        if first == last:
+            continue
+        names = [f"{member}_{what}" for what in ("offset", "bytes") for member in _MEMBERS]
+        samples = catalog.samples_at(part.number, removed[first:last] - part.first_row, ["shard", *names])
+        numbers = np.concatenate([samples.column(name).fill_null(0).to_numpy() for name in names]).reshape(2, -1)
+        owners = np.tile(samples.column("shard").to_numpy(), len(_MEMBERS))
+        for shard in np.unique(owners).tolist():
+            size, fingerprint = noted.get(shard, (0, None))
+            if fingerprint:
+                noted[shard] = size, _without(fingerprint, size, *numbers[:, owners == shard])
+    at = table.schema.get_field_index(FINGERPRINT)
+    return table.set_column(at, FINGERPRINT, pa.array([fingerprint for _, fingerprint in noted.values()], pa.string()))
+
+
+def _without(fingerprint: str, size_bytes: int, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> str:
+    """Return a fingerprint that skips the blocks with a byte of these spans."""
+    touched = [bool(((starts < stop) & (starts + sizes > start)).any()) for start, stop in block_ranges(size_bytes)]
+    digits = (fingerprint[at : at + _DIGITS] for at in range(0, len(fingerprint), _DIGITS))
+    return "".join(_SKIPPED if skip else block for skip, block in zip(touched, digits, strict=False))
 
 
 def _blocks(path: str, ranges: Sequence[Range], read: Read) -> list[bytes]:

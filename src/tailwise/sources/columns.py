@@ -6,7 +6,7 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,12 @@ DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(KeyError, NotImplementedError, RuntimeError, OverflowError),
 )
+BATCH_ROWS = 65_536
+MAX_DIMENSION = 65_536  # numbers of a row; with more it is no embedding, and would ask for as much for every sample
+BATCH_BYTES = 1 << 26  # of one column
+MAX_TEXT_BYTES = 1_000_000  # of one value; a longer caption, key or path is none
+MAX_COLUMN_BYTES, MAX_MEAN_BYTES = 1 << 28, 4_096  # of columns that are read whole: as many bytes, or as many a row
+TOO_LONG = "\0"  # in place of a text of more than MAX_TEXT_BYTES
 EXACT_INTEGERS = 1 << 53  # a float64 holds all whole numbers up to here
 # img2dataset's own columns, which are no scores; `url` and `caption` are strings and drop out by type.
 _BOOKKEEPING = frozenset(
@@ -32,19 +38,122 @@ _BOOKKEEPING = frozenset(
 )
 
 
+_TEXT = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+
+
 def _is(kind: pa.DataType, *names: str) -> bool:
     """Return whether a type is one of those named, some of which older releases of Arrow do not know."""
     return any(getattr(pa.types, f"is_{name}", lambda _: False)(kind) for name in names)
 
 
-def open_table(source: Path | str | IO[bytes], columns: Sequence[str] = ()) -> pq.ParquetFile:
+class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
+    """A Parquet file, read in batches of bounded memory. A small file may be huge: one long text of a dictionary may stand in every row."""
+
+    def __init__(self, source: Path | str | IO[bytes]) -> None:
+        """Open it; see `open_table`."""
+        super().__init__(source, pre_buffer=False, buffer_size=1 << 20)  # holds no more of a row group than its pages
+        self._source = source
+
+    def iter_batches(
+        self, batch_size: int, columns: Sequence[str], lenient: Collection[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield batches of up to `batch_size` rows; text in a plain layout.
+
+        Args:
+            batch_size: rows; fewer where they are long.
+            columns: names.
+            lenient: columns in which TOO_LONG stands for each text of more than MAX_TEXT_BYTES.
+
+        Raises:
+            ValueError: another column has such a text.
+            DAMAGE: it can't be read.
+        """
+        for group in range(self.num_row_groups):
+            widest = max(self._row_bytes(group, name, name in lenient) for name in columns)
+            for batch in super().iter_batches(
+                max(1, min(batch_size, BATCH_BYTES // widest)), row_groups=[group], columns=list(columns)
+            ):
+                pairs = zip(batch.schema.names, batch.columns, strict=True)
+                values = [_bounded(column, name, name in lenient) for name, column in pairs]
+                yield pa.RecordBatch.from_arrays(values, names=batch.schema.names)
+
+    def read(self, columns: Sequence[str], lenient: Collection[str] = ()) -> pa.Table:
+        """Return whole columns; see `iter_batches`.
+
+        Raises:
+            ValueError: their text takes more than MAX_COLUMN_BYTES, and more than MAX_MEAN_BYTES a row.
+        """
+        batches, rows, size = [], 0, 0
+        for batch in self.iter_batches(BATCH_ROWS, columns, lenient):
+            batches.append(batch)
+            rows, size = rows + len(batch), size + batch.nbytes
+            if size > max(MAX_COLUMN_BYTES, MAX_MEAN_BYTES * rows):
+                raise ValueError(f"{rows:,} of its rows take {size:,} bytes, more than {MAX_MEAN_BYTES:,} each")
+        empty = self.schema_arrow.empty_table().select(list(columns))
+        return pa.Table.from_batches(batches) if batches else empty
+
+    def _row_bytes(self, group: int, name: str, lenient: bool) -> int:
+        """Return about how many bytes a row of a column takes; no less than the longest text of its dictionary.
+
+        Raises:
+            ValueError: its lists are too long, or a text is, and it is not lenient.
+        """
+        about = self.metadata.row_group(group)
+        rows, size = max(1, about.num_rows), 1
+        for leaf in range(about.num_columns):
+            chunk, kind = about.column(leaf), self.schema.column(leaf)
+            if kind.path == name or kind.path.startswith(f"{name}."):
+                values = -(-chunk.num_values // rows)
+                if values > MAX_DIMENSION:
+                    raise ValueError(f"column {name!r} has {values:,} numbers a row, more than {MAX_DIMENSION:,}")
+                longest = max(8, kind.length or 0)
+                if chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page:
+                    whole = chunk.total_uncompressed_size
+                    longest = whole if whole * rows <= BATCH_BYTES or kind.path != name else self._longest(group, name)
+                    if longest > MAX_TEXT_BYTES and longest < whole and not lenient:
+                        raise _too_long(name, longest)
+                size += max(chunk.total_uncompressed_size // rows, values * longest)
+        return size
+
+    def _longest(self, group: int, name: str) -> int:
+        """Return the length of the longest text of a column's dictionary, which comes with the first row."""
+        with pq.ParquetFile(self._source, metadata=self.metadata, read_dictionary=[name], pre_buffer=False) as file:
+            for batch in file.iter_batches(1, row_groups=[group], columns=[name]):
+                lengths = pc.binary_length(unwrapped(batch.column(0).dictionary))
+                return int(pc.max(lengths).as_py() or 0)
+        return 0
+
+
+def _bounded(values: pa.Array, name: str, lenient: bool) -> pa.Array:
+    """Return a column; text in a plain layout, without texts that are too long.
+
+    Raises:
+        ValueError: it has one, and is not lenient.
+    """
+    if not _is(value_type(values.type), *_TEXT):
+        return values
+    plain = unwrapped(values)
+    long = pc.greater(pc.binary_length(plain), MAX_TEXT_BYTES)
+    if not pc.any(long).as_py():
+        return plain
+    if not lenient:
+        longest = pc.max(pc.binary_length(plain)).as_py()
+        raise _too_long(name, longest)
+    return pc.if_else(long, pa.scalar(TOO_LONG, plain.type), plain)
+
+
+def _too_long(name: str, size_bytes: int) -> ValueError:
+    return ValueError(f"column {name!r} has a text of {size_bytes:,} bytes, more than {MAX_TEXT_BYTES:,}")
+
+
+def open_table(source: Path | str | IO[bytes], columns: Sequence[str] = ()) -> UserTable:
     """Return an opened Parquet file that has each of `columns` exactly once.
 
     Raises:
         ValueError: it lacks one, or has several of the same name.
         DAMAGE: it can't be read.
     """
-    file = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)  # holds no more of a row group than its pages
+    file = UserTable(source)
     names = file.schema_arrow.names
     for column in columns:
         if names.count(column) != 1:
@@ -165,7 +274,7 @@ def numbers(values: pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
         raise ValueError(f"column {name!r} ({values.type}) is not numbers: {error}") from error
 
 
-def score_columns(file: pq.ParquetFile) -> tuple[list[str], dict[str, str]]:
+def score_columns(file: UserTable) -> tuple[list[str], dict[str, str]]:
     """Return the numeric columns that are the user's own, in order of name, and why some of them can't be used, by name."""
     names = file.schema_arrow.names
     found, unfit = [], {}
@@ -176,7 +285,7 @@ def score_columns(file: pq.ParquetFile) -> tuple[list[str], dict[str, str]]:
             if names.count(name) > 1:
                 raise ValueError(f"it has {names.count(name)} columns called {name!r}")
             if _is(kind, "int64", "uint64", "decimal"):
-                for batch in file.iter_batches(columns=[name]):
+                for batch in file.iter_batches(BATCH_ROWS, [name]):
                     numbers(batch.column(0), name)
             found.append(name)
         except ValueError as error:

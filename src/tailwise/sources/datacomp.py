@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 
 from tailwise.catalog.schema import NO_OFFSET, REJECTED_SCHEMA
 from tailwise.sources.columns import (
+    BATCH_ROWS,
     DAMAGE,
+    TOO_LONG,
     count_rows,
     numbers,
     open_table,
@@ -41,7 +43,6 @@ from tailwise.sources.webdataset import ShardContent, samples_schema
 
 MEMBERS = {"image": "img", "text": "txt"}  # by column
 EMBEDDINGS = ("l14", "b32")
-BATCH_ROWS = 65_536
 _SIZES = {"original_width": "width", "original_height": "height"}
 _UID = "^[0-9a-fA-F]{32}$"
 
@@ -82,7 +83,7 @@ class MetadataEmbeddings:
     def names(self) -> Iterator[pa.Array]:
         """The uids, in lower case."""
         with open_table(self.metadata, ["uid"]) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=["uid"]):
+            for batch in file.iter_batches(BATCH_ROWS, ["uid"]):
                 yield pc.utf8_lower(uid_texts(batch.column(0)))
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
@@ -138,7 +139,7 @@ def read_metadata(path: str) -> ShardContent:
             counts = {name: file.schema_arrow.names.count(name) for name in _SIZES}
             unfit |= {name: f"it has {count} columns called {name!r}" for name, count in counts.items() if count > 1}
             sizes = [name for name, count in counts.items() if count == 1]
-            table = file.read(["uid", "text", *sizes, *scores])
+            table = file.read(["uid", "text", *sizes, *scores], ["text"])
         uids, captions = uid_texts(table.column("uid")), texts(table.column("text"), "text", check=False)
     except DAMAGE as error:
         listed = _rejected(path, "unreadable metadata", [None], str(error), rows=count_rows(path))
@@ -161,11 +162,13 @@ def _content(
     fresh = good.copy()
     fresh[good] = first
     told = captions.is_valid().to_numpy(zero_copy_only=False)
+    long = told & pc.equal(captions, TOO_LONG).fill_null(False).to_numpy(zero_copy_only=False)
     text = told & _is_utf8(captions)
     reasons = {
         "uid is not 32 hexadecimal digits": ~good,
         "duplicate key": good & ~fresh,
         "no caption": fresh & ~told,
+        "caption is too long": fresh & long,
         "caption is not UTF-8": fresh & told & ~text,
     }
     rejected = [
@@ -177,7 +180,7 @@ def _content(
         _rejected(path, "column not used", [None], detail, len(table), stage="metadata columns")
         for detail in unfit.values()
     ]
-    kept = fresh & text
+    kept = fresh & text & ~long
     uid_bytes = np.ascontiguousarray(parsed[kept[good]])
     samples = _samples(table.filter(pa.array(kept)), uid_bytes, captions.filter(pa.array(kept)), scores)
     checksum = hashlib.blake2b(uid_bytes.tobytes(), digest_size=16).hexdigest()
@@ -261,7 +264,7 @@ def score_batches(path: Path, columns: list[str]) -> Iterator[tuple[list[str], n
     """
     with open_table(path, ["uid"]) as file:
         there = [name for name in score_columns(file)[0] if name in columns]
-        for batch in file.iter_batches(BATCH_ROWS, columns=["uid", *there]):
+        for batch in file.iter_batches(BATCH_ROWS, ["uid", *there]):
             scores = np.full((len(batch), len(columns)), np.nan)
             for name in there:
                 scores[:, columns.index(name)] = numbers(batch.column(name), name).to_numpy(zero_copy_only=False)

@@ -1,35 +1,89 @@
-"""Text files of users: tables of CSV or TSV, lists of a value a line, JSON. Every reader of such files uses these functions."""
+r"""Text files of users: tables of CSV or TSV, lists of a value a line, JSON. Every reader of such files uses these functions.
+
+Keys in text come back as they were: blanks, quotes and comment signs are part of a key. A key that a line cannot hold is written as a
+backslash and the key as a JSON string: \"two\nlines". Such are the empty key, keys with a line feed, carriage return or NUL, keys that
+begin with a byte order mark, and keys that begin with \" themselves.
+"""
 
 from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from tailwise.errors import UserError
+from tailwise.storage.files import open_binary
 
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _READABLE = "give UTF-8, or UTF-16 with its byte order mark"
 
 MAX_LINE = 1_000_000  # characters of a row of a table
 MAX_TEXT = 200_000_000  # characters of a list or JSON text that is held in memory
+ESCAPED = '\\"'  # what the line of a key begins with that a line cannot hold
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark, every line break as a line feed.
+def read_text(source: Path | str | bytes, most: int = MAX_TEXT) -> str:
+    """Return a text in UTF-8, or in UTF-16 with a byte order mark, every line break as a line feed.
+
+    Args:
+        source: path or URL of a file; or the bytes themselves.
+        most: characters that the text may have.
 
     Raises:
-        ValueError: it is in another encoding, or longer than MAX_TEXT.
+        ValueError: it is in another encoding, or longer.
         OSError: it can't be read.
     """
     text, size = [], 0
-    for line in _lines(path, MAX_TEXT):
+    for line in _lines(source, most):
         text.append(line)
         size += len(line)
-        if size > MAX_TEXT:
-            raise ValueError(f"it has more than {MAX_TEXT:,} characters")
+        if size > most:
+            raise ValueError(f"it has more than {most:,} characters")
     return "".join(text)
+
+
+def read_keys(path: Path) -> list[str]:
+    """Return the keys of a list, one a line; empty lines are passed over.
+
+    Raises:
+        UserError: it can't be read, or an escaped line is damaged.
+    """
+    try:
+        lines = enumerate(read_text(path).split("\n"), start=1)
+        return [key_of(line, number) for number, line in lines if line]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as a list of keys: {error}") from error
+
+
+def line_of(key: str) -> str:
+    """Return the line that stands for a key, without its line feed."""
+    if not key or any(end in key for end in "\n\r\0") or key.startswith((ESCAPED, "\ufeff")):
+        return "\\" + json.dumps(key)
+    return key
+
+
+def key_of(line: str, number: int) -> str:
+    """Return the key that a line of this number stands for.
+
+    Raises:
+        ValueError: the line begins as an escaped one, and is none.
+    """
+    if not line.startswith(ESCAPED):
+        return line
+    try:
+        key = json.loads(line[1:])
+    except ValueError:
+        key = None
+    if not isinstance(key, str):
+        raise ValueError(
+            f'line {number:,} begins with \\", and no JSON string follows the backslash: see docs/exports.md, or name the key in a .parquet'
+        )
+    return key
 
 
 def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  (whatever was written)
@@ -58,7 +112,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     first = next(lines, "")
     tabs = "\t" in first
     width = 0
-    for number, line in enumerate(_chained(first, lines), 1):
+    for number, line in enumerate(chain([first], lines), 1):
         text = line.removesuffix("\n")
         if not text:
             continue
@@ -67,11 +121,6 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         if len(fields) != width:
             raise ValueError(f"line {number:,} has {len(fields):,} fields, the header {width:,}")
         yield number, fields
-
-
-def _chained(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
 
 
 def _fields(line: str, number: int) -> list[str]:
@@ -84,21 +133,23 @@ def _fields(line: str, number: int) -> list[str]:
         ) from error
 
 
-def _lines(path: Path, longest: int = MAX_LINE) -> Iterator[str]:
+def _lines(source: Path | str | bytes, longest: int = MAX_LINE) -> Iterator[str]:
     """Yield lines of at most `longest` characters, each with a line feed.
 
     Only line feeds and carriage returns end lines, not the other separators of Unicode.
     """
-    with path.open("rb") as stream:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_binary(str(source)) as stream:
         head = stream.read(4)
-    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
-    try:
-        with path.open(encoding=encoding) as stream:
-            while line := stream.readline(longest + 1):
+        stream.seek(0)
+        encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
+        text = io.TextIOWrapper(stream, encoding)
+        try:
+            while line := text.readline(longest + 1):
                 if "\0" in line:
                     raise ValueError(f"it holds NUL characters, as UTF-16 without byte order mark does: {_READABLE}")
                 if len(line) > longest:
                     raise ValueError(f"it has a line of more than {longest:,} characters")
                 yield line
-    except UnicodeError as error:
-        raise ValueError(f"it is not {encoding.removesuffix('-sig').upper()} text ({error}): {_READABLE}") from error
+        except UnicodeError as error:
+            name = encoding.removesuffix("-sig").upper()
+            raise ValueError(f"it is not {name} text ({error}): {_READABLE}") from error

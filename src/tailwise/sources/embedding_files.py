@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tailwise.sources.columns import MAX_DIMENSION
 from tailwise.sources.stored_rows import StoredRows
 
-MAX_DIMENSION = 65_536  # d; a greater one is no embedding, and one such file would ask for as much for every sample
 FLOATS = (np.float16, np.float32, np.float64)
 Naming = Literal["key", "uid"]  # "key": a key, or a path that ends in tar and key
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,16 +102,21 @@ def is_harmless(name: str) -> bool:
     return _HARMLESS.search(name) is not None
 
 
-def image_of(members: dict[str, Member]) -> str | None:
-    """Return the extension of a sample's image: the first of IMAGE_EXTENSIONS that is there and not empty."""
-    return next((name for name in IMAGE_EXTENSIONS if name in members and members[name].size), None)
+def image_of(members: dict[str, Member], extensions: Sequence[str] = IMAGE_EXTENSIONS) -> str | None:
+    """Return the extension of a sample's image: the first of `extensions` that is there and not empty."""
+    return next((name for name in extensions if name in members and members[name].size), None)
 
 
-def group_members(index: TarIndex, path: str) -> Grouped:
+def group_members(index: TarIndex, path: str, target: str = CAPTION_EXTENSION) -> Grouped:
     """Return the samples of a tar, complete or not, and what is rejected as a whole.
 
     Members of a key may lie apart. Where a key has an extension twice, only members that follow each other belong together: the first
     of these runs is kept, the others are duplicates.
+
+    Args:
+        index: of the tar.
+        path: of the tar, for what is rejected.
+        target: extension of what comes with each image.
     """
     grouped = Grouped(counts=MemberCounts(seen=index.seen))
     members = list(_resolved(index, path, grouped))
@@ -120,7 +125,7 @@ def group_members(index: TarIndex, path: str) -> Grouped:
         kept = [member for member in members if not is_harmless(member.name)]
         leftovers, members = len(members) - len(kept), kept
     cut_off = [index.damaged_name] if index.damaged_name is not None else []
-    names = _split([member.name for member in members] + cut_off)
+    names = _split([member.name for member in members] + cut_off, target)
     groups = grouped.groups
     twice: dict[str, list[dict[str, Member]]] = {}
     for member, (key, extension) in zip(members, names, strict=False):
@@ -193,7 +198,7 @@ def _runs(members: list[Member], names: list[tuple[str, str]]) -> Iterator[tuple
         yield current, run
 
 
-def _split(names: list[str]) -> list[tuple[str, str]]:
+def _split(names: list[str], target: str) -> list[tuple[str, str]]:
     """Return key and extension of each name: at the first dot, but for dotted base names.
 
     `photo.0001.jpg` and `photo.0001.txt` are a sample of their own: a name is cut behind the longest stem that has an image and a
@@ -203,15 +208,15 @@ def _split(names: list[str]) -> list[tuple[str, str]]:
     pairs = [split_name(name) for name in names]
     if not any("." in extension for _, extension in pairs):
         return pairs
-    by_stem: defaultdict[str, int] = defaultdict(int)  # 1: has an image, 2: has a caption
+    by_stem: defaultdict[str, int] = defaultdict(int)  # 1: has an image, 2: has a target
     for name in names:
         stem, _, extension = name.rpartition(".")
-        by_stem[stem] |= _half(extension.lower())
+        by_stem[stem] |= _half(extension.lower(), target)
     return [_cut(name, pair, by_stem) if "." in pair[1] else pair for name, pair in zip(names, pairs, strict=True)]
 
 
-def _half(extension: str) -> int:
-    if extension == CAPTION_EXTENSION:
+def _half(extension: str, target: str) -> int:
+    if extension == target:
         return 2
     return 1 if extension in IMAGE_EXTENSIONS or extension in _OTHER_IMAGES else 0
 

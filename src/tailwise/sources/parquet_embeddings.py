@@ -11,16 +11,23 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tailwise.catalog.files import create_array, read_array, replacing
-from tailwise.sources.columns import DAMAGE, count_rows, is_vectors, open_table, texts, uid_texts, unwrapped, value_type
-from tailwise.sources.embedding_files import MAX_DIMENSION, BadPartition, Naming, Opened, fingerprint, matrix_fault
+from tailwise.sources.columns import (
+    BATCH_ROWS,
+    DAMAGE,
+    count_rows,
+    is_vectors,
+    open_table,
+    texts,
+    uid_texts,
+    unwrapped,
+    value_type,
+)
+from tailwise.sources.embedding_files import BadPartition, Naming, Opened, fingerprint, matrix_fault
 
 ID_COLUMNS = ("uid", "key", "image_path", "id")
 EMBEDDING_COLUMNS = ("embedding", "embeddings")
-BATCH_ROWS = 4096
-BATCH_NUMBERS = 1 << 23  # of a batch: rows may be wide
 
 
 def choose_columns(schema: pa.Schema, id_column: str | None, embedding_column: str | None) -> tuple[str, str] | None:
@@ -96,7 +103,7 @@ class ParquetEmbeddings:
     def _batches(self, column: str) -> Iterator[pa.Array]:
         """A column, without holding more of a row group than its pages of this moment."""
         with open_table(self.path, [column]) as file:
-            for batch in file.iter_batches(_batch_rows(file, column), columns=[column]):
+            for batch in file.iter_batches(BATCH_ROWS, [column]):
                 yield batch.column(0)
 
     def names(self) -> Iterator[pa.Array]:
@@ -153,19 +160,3 @@ class ParquetEmbeddings:
 
 def _lengths(lists: pa.Array) -> pa.Array:
     return pc.list_value_length(lists).cast(pa.int64())
-
-
-def _batch_rows(file: pq.ParquetFile, column: str) -> int:
-    """Return how many rows of a column to read at once, so that a batch holds about BATCH_NUMBERS numbers.
-
-    Raises:
-        ValueError: its rows have more than MAX_DIMENSION numbers on average.
-    """
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    leaf = next(
-        at for at in range(file.metadata.num_columns) if file.schema.column(at).path.partition(".")[0] == column
-    )
-    numbers = max((group.column(leaf).num_values // max(1, group.num_rows) for group in groups), default=0)
-    if numbers > MAX_DIMENSION:
-        raise ValueError(f"column {column!r} has {numbers:,} numbers a row, more than {MAX_DIMENSION:,}")
-    return max(1, min(BATCH_ROWS, BATCH_NUMBERS // max(1, numbers)))

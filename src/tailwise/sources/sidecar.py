@@ -10,9 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tailwise.sources.columns import DAMAGE, numbers, open_table, score_columns, texts, uid_texts, value_type
+from tailwise.sources.columns import DAMAGE, UserTable, numbers, open_table, score_columns, texts, uid_texts, value_type
 from tailwise.storage.files import open_binary
 
 SIDES = ("width", "height")
@@ -65,7 +64,7 @@ def read_sidecar(tar: str, keys: Collection[str]) -> Sidecar:
     return found
 
 
-def _join(found: Sidecar, file: pq.ParquetFile, keys: Collection[str]) -> None:
+def _join(found: Sidecar, file: UserTable, keys: Collection[str]) -> None:
     scores, unfit = score_columns(file)
     wanted = [name for name in ("key", "status", *SIDES, "uid") if name in file.schema_arrow.names]
     for name in wanted:

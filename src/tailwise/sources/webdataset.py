@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
 from tailwise.shards.fingerprint import blocks_of_stream, read_fingerprint
+from tailwise.sources.columns import MAX_TEXT_BYTES
 from tailwise.sources.compressed import MAGIC_BYTES, compression_of
 from tailwise.sources.grouping import (
     CAPTION_EXTENSION,
@@ -33,7 +34,6 @@ from tailwise.storage.remote import is_remote
 
 _BUFFER_BYTES = 1 << 14  # of a local tar: the header after a small member comes along
 
-MAX_CAPTION_BYTES = 1_000_000  # a longer one is no caption; it would be held in memory
 MAX_JSON_BYTES = 16_000_000  # a longer one is passed over, as a broken one is
 
 
@@ -141,11 +141,11 @@ def _samples(grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], pat
         if fault is None:
             text = members[CAPTION_EXTENSION]
             try:
-                caption = _read(stream, text).decode() if text.size <= MAX_CAPTION_BYTES else ""
+                caption = read_member(stream, text).decode() if text.size <= MAX_TEXT_BYTES else ""
             except UnicodeDecodeError as error:
                 fault = "caption is not UTF-8", str(error)
-            if text.size > MAX_CAPTION_BYTES:
-                fault = "caption is too long", f"{text.size:,} bytes, more than {MAX_CAPTION_BYTES:,}"
+            if text.size > MAX_TEXT_BYTES:
+                fault = "caption is too long", f"{text.size:,} bytes, more than {MAX_TEXT_BYTES:,}"
         if fault:
             grouped.reject(path, fault[0], key, fault[1], len(members))
             continue
@@ -175,12 +175,17 @@ def _record(
     description = members.get("json")
     if description is not None and description.size <= MAX_JSON_BYTES:
         record["json_offset"], record["json_bytes"] = description.offset, description.size
-        record.update(_from_json(_read(stream, description)))
+        record.update(_from_json(read_member(stream, description)))
     record.update(sidecar.get(key, {}))
     return record
 
 
-def _read(stream: BinaryIO, member: Member) -> bytes:
+def read_member(stream: BinaryIO, member: Member) -> bytes:
+    """Return the content of a member.
+
+    Raises:
+        OSError: the tar ends before.
+    """
     content = _range(stream, member.offset, member.offset + member.size)
     if len(content) < member.size:
         raise OSError("it was cut while it was read")

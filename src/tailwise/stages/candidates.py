@@ -29,8 +29,8 @@ class LeftOut:
     ungrouped: int
 
     def __str__(self) -> str:
-        """Return the causes in words; nothing where no sample is left out."""
-        causes = {"removed": self.removed, "dropped by lists": self.dropped, "in no group": self.ungrouped}
+        """Return the causes in words, for samples of the pool; removed samples are not part of it."""
+        causes = {"dropped by lists": self.dropped, "in no group": self.ungrouped}
         return ", ".join(f"{count:,} {cause}" for cause, count in causes.items() if count)
 
 

@@ -19,14 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import check_file
-from tailwise.catalog.removals import comparable_shards
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers, end_with_parent, starting_workers
-from tailwise.shards.fingerprint import blocks_of_stream, check_fingerprint
+from tailwise.shards.fingerprint import blocks_of_stream, check_fingerprint, comparable_shards
 from tailwise.storage.errors import RemoteError
-from tailwise.storage.files import opened
+from tailwise.storage.files import open_binary
 from tailwise.storage.remote import forget_failures
 
 MAX_WORKERS = 16  # by default, for one device
@@ -181,7 +180,7 @@ class _Shards:
         with self._reading(shard):
             if shard != self._shard or self._stream is None:
                 self.close()
-                self._stream = opened(self._paths[shard])
+                self._stream = open_binary(self._paths[shard])
                 self._shard = shard
                 found = self._stream.seek(0, 2)
                 if found != self._sizes[shard]:  # a login page, for instance

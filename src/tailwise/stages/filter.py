@@ -34,7 +34,7 @@ class FilterRule:
     Attributes:
         minimum: the least score that stays.
         maximum: the greatest score that stays.
-        keep: the samples of highest score that stay, as a share of the whole pool.
+        keep: the samples of highest score that stay, as a share of the pool.
         keep_lowest: the samples of lowest score that stay, likewise.
         missing: "drop" or "keep" samples without a score.
     """
@@ -74,7 +74,7 @@ class Filtered:
 
     Attributes:
         name: of the drop list; None after a trial.
-        summary: score, pool (samples of the snapshot), samples (that take part), scored, quantiles (percent, score); of a file also
+        summary: score, pool (samples that are not removed), samples (that take part), scored, quantiles (percent, score); of a file also
             keys and keys_without_sample; with a rule also kept, dropped, reasons.
     """
 
@@ -173,7 +173,7 @@ class _Judge:
             UserError: no sample that takes part has it.
         """
         self.name, self.survivors = request.name, survivors
-        self.pool, self.parts = snapshot.rows, catalog.parts(snapshot)
+        self.pool, self.parts = survivors.pool, catalog.parts(snapshot)
         self.blocks = list(score_parts(catalog, snapshot, request, track))
         self.joined = score_figures(catalog, snapshot, request)
         self.samples = self.scored = 0

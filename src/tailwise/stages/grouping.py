@@ -1,4 +1,4 @@
-"""Groups of samples that a plan is made over: the clusters of a clustering, or the whole pool, less what is left out."""
+"""Groups of samples that a plan is made over: the clusters of a clustering, or the pool as one, less what is left out."""
 
 from __future__ import annotations
 
@@ -90,6 +90,11 @@ class Grouping:
             )
         if not self.sizes.any():
             raise UserError("not one sample is left to plan: see `tailwise removed` for what dropped them")
+
+    @property
+    def pool(self) -> int:
+        """Samples that are not removed, in a group or not."""
+        return self._survivors.pool
 
     @property
     def eligible(self) -> int:

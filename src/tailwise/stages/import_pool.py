@@ -188,7 +188,7 @@ def _refuse_known(catalog: Catalog, metadata: dict[str, int]) -> None:
 def _first_uids(path: str) -> list[bytes]:
     try:
         with open_table(path, ["uid"]) as file:
-            uids = [uid_texts(batch.column(0)) for batch in islice(file.iter_batches(LOOKED_AT, columns=["uid"]), 1)]
+            uids = [uid_texts(batch.column(0)) for batch in islice(file.iter_batches(LOOKED_AT, ["uid"]), 1)]
     except DAMAGE:  # what is wrong with it is told when it is read
         return []
     return [row.tobytes() for batch in uids for row in parse_uids(batch)[0]]

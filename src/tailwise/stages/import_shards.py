@@ -18,7 +18,7 @@ from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.progress import Track
-from tailwise.shards.fingerprint import FIRST, ChangedShardError, check_fingerprint, shard_blocks
+from tailwise.shards.fingerprint import FIRST, ChangedShardError, check_fingerprint, comparable_shards, shard_blocks
 from tailwise.sources import UNKNOWN_BYTES
 from tailwise.sources.webdataset import ShardContent, hashed_uid, read_shard, unreadable_shard
 from tailwise.stages.import_scores import Scores, scores_id
@@ -192,7 +192,8 @@ def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[t
                 f"{path} has changed since it was imported ({sizes[path]:,} → {size:,} bytes): put the old file back, "
                 "or import the pool into a new catalog"
             )
-    _refuse_replaced(known, tars)
+    if sizes:
+        _refuse_replaced(comparable_shards(catalog), tars)
     parts = range(catalog.snapshot().parts if sizes else 0)
     read = {tuple(item) for part in parts for item in read_record(_marker(catalog, part))["tars"]}
     new = []

@@ -15,7 +15,7 @@ from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.errors import UserError
 from tailwise.sources.columns import DAMAGE, numbers, open_table, texts, uid_texts
-from tailwise.sources.delimited import read_rows
+from tailwise.sources.delimited import key_of, read_rows
 
 BATCH = 262_144
 IDENTIFIERS = ("uid", "key", "image_path")
@@ -67,17 +67,21 @@ def _names(path: Path) -> list[str]:
 
 def _parquet(path: Path, *columns: str) -> Iterator[list[pa.Array]]:
     with open_table(path) as file:
-        for batch in file.iter_batches(BATCH, columns=list(columns)):
+        for batch in file.iter_batches(BATCH, columns):
             yield [batch.column(name) for name in columns]
 
 
-def _delimited(path: Path, *columns: str) -> Iterator[list[pa.Array]]:
-    """Everything is text: keys such as 000123 are no numbers. Empty fields have no value."""
+def _delimited(path: Path, identifier: str, column: str) -> Iterator[list[pa.Array]]:
+    """Everything is text: keys such as 000123 are no numbers. Empty fields have no value. Keys are written as in a list of keys."""
     rows = read_rows(path)
     _, names = next(rows)
-    places = [names.index(name) for name in columns]
-    while batch := [fields for _, fields in islice(rows, BATCH)]:
-        yield [pa.array([fields[at] or None for fields in batch], pa.string()) for at in places]
+    at, other = names.index(identifier), names.index(column)
+    while batch := list(islice(rows, BATCH)):
+        keys = [key_of(row[at], number) if identifier == "key" else row[at] for number, row in batch]
+        yield [
+            pa.array([text or None for text in texts], pa.string())
+            for texts in (keys, [row[other] for _, row in batch])
+        ]
 
 
 def read_numbers(path: Path, column: str, what: str) -> tuple[str, Iterator[Batch]]:

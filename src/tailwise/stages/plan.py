@@ -37,7 +37,7 @@ class PlanRequest:
 
     Attributes:
         method: a name of METHODS.
-        keep: budget as a share of the whole pool, what drop lists and removals leave out included; or
+        keep: budget as a share of the pool: all samples that are not removed, those that drop lists leave out included; or
         budget: samples per epoch (in all, for a static plan); or
         per_cluster: at most so many of each cluster, for methods "cap" and "flat".
         clusters: name of the clustering, or of a grouping by a column.
@@ -126,7 +126,7 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
             _write_rows(artifact, grouping, pick, track)
             write_shard_offsets(catalog, artifact, grouping.snapshot)
             sizes = grouping.sizes
-            artifact.finish({"eligible": grouping.eligible, "clusters": int((sizes > 0).sum())})
+            artifact.finish({"pool": grouping.pool, "eligible": grouping.eligible, "clusters": int((sizes > 0).sum())})
     return Plan(catalog, name)
 
 
@@ -224,12 +224,9 @@ def _budget(request: PlanRequest, method: Method, grouping: Grouping) -> int:
     elif request.keep is not None:
         if not 0 < request.keep <= request.max_repeats:
             raise UserError(f"--keep {request.keep}: must be above 0 and at most {request.max_repeats} (--max-repeats)")
-        rows, times = (
-            grouping.snapshot.rows,
-            f", up to {request.max_repeats} times an epoch" * (request.max_repeats > 1),
-        )
-        left_out = f" ({grouping.left_out()})" if request.keep * rows > most else ""
-        return samples_of_share(request.keep, rows, most, f"{eligible:,} can be drawn{times}{left_out}")
+        times = f", up to {request.max_repeats} times an epoch" * (request.max_repeats > 1)
+        left_out = f" ({grouping.left_out()})" if request.keep * grouping.pool > most else ""
+        return samples_of_share(request.keep, grouping.pool, most, f"{eligible:,} can be drawn{times}{left_out}")
     else:
         budget = request.budget or 0
     if not 1 <= budget <= most:

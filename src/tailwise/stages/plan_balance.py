@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, replacing, write_table
 from tailwise.errors import UserError
@@ -49,7 +49,7 @@ def make_balanced_plan(
         name: of the plan.
         entries: a list of entries, see `match_entries.read_entries`.
         per_entry: t; the paper has 20,000 for 400M samples; or
-        keep: the expected number of samples, as a share of the whole pool; t follows from it; or
+        keep: the expected number of samples, as a share of the pool; t follows from it; or
         budget: the expected number of samples.
         ignore_case: compare in lower case.
         without: names of drop lists; what they drop is neither counted nor drawn.
@@ -62,8 +62,8 @@ def make_balanced_plan(
         UserError: the list can't be read, no caption holds an entry, or the request is out of bounds.
     """
     snapshot = catalog.snapshot()
-    _check(per_entry, keep, budget, snapshot)
     survivors = Survivors(catalog, without, snapshot)
+    _check(per_entry, keep, budget, survivors.pool)
     config = {
         "method": "metaclip",
         "per_entry": per_entry,
@@ -78,7 +78,7 @@ def make_balanced_plan(
     }
     matches = match_entries(catalog, entries, ignore_case=ignore_case, snapshot=snapshot, workers=workers, track=track)
     inputs = {"snapshot": snapshot.id, "matches": matches.id, **survivors.inputs}
-    derived = {"budget": max(1, round(keep * snapshot.rows))} if keep is not None else None
+    derived = {"budget": max(1, round(keep * survivors.pool))} if keep is not None else None
     with Artifact(catalog.plan_folder(name), "plan", config, inputs, derived) as artifact:
         if not artifact.done:
             pool = MatchedPool(catalog, snapshot, survivors, matches)
@@ -90,6 +90,7 @@ def make_balanced_plan(
             artifact.finish(
                 {
                     **figures,
+                    "pool": survivors.pool,
                     "per_entry": limit,
                     "matched": matched,
                     "entries": len(counts),
@@ -100,7 +101,7 @@ def make_balanced_plan(
     return Plan(catalog, name)
 
 
-def _check(per_entry: int | None, keep: float | None, budget: int | None, snapshot: Snapshot) -> None:
+def _check(per_entry: int | None, keep: float | None, budget: int | None, pool: int) -> None:
     if [per_entry, keep, budget].count(None) != 2:
         raise UserError(
             "give one of --per-entry SAMPLES (MetaCLIP: 20000 for 400M samples), --keep SHARE and --budget SAMPLES"
@@ -109,8 +110,8 @@ def _check(per_entry: int | None, keep: float | None, budget: int | None, snapsh
         raise UserError(f"--per-entry {per_entry}: must be at least 1")
     if keep is not None and not 0 < keep <= 1:
         raise UserError(f"--keep {keep}: must be above 0 and at most 1")
-    if budget is not None and not 1 <= budget <= snapshot.rows:
-        raise UserError(f"--budget {budget:,}: must lie between 1 and the {snapshot.rows:,} samples")
+    if budget is not None and not 1 <= budget <= pool:
+        raise UserError(f"--budget {budget:,}: must lie between 1 and the {pool:,} samples of the pool")
 
 
 def _expected(pool: MatchedPool, probability: npt.NDArray[np.float64]) -> int:
@@ -129,8 +130,8 @@ def _find_limit(
 ) -> float:
     """The t with which the expected number is the budget, to within half a sample."""
     if keep is not None:
-        limit = f"{matched:,} have a caption that holds an entry, and are neither dropped nor removed"
-        wanted = samples_of_share(keep, pool.snapshot.rows, matched, limit)
+        limit = f"{matched:,} have a caption that holds an entry, and are not dropped"
+        wanted = samples_of_share(keep, pool.survivors.pool, matched, limit)
     else:
         wanted = budget or 0
     if not 1 <= wanted <= matched:

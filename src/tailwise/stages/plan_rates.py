@@ -70,7 +70,8 @@ def make_rate_plan(
             unknown = _join(catalog, artifact, survivors, identifier, track(batches, "joining rates"), missing_rate)
             write_shard_offsets(catalog, artifact, snapshot)
             rates = map_array(artifact.path("rate.npy"))
-            artifact.finish({"eligible": int(np.count_nonzero(rates)), "rates_without_sample": unknown})
+            eligible = int(np.count_nonzero(rates))
+            artifact.finish({"pool": survivors.pool, "eligible": eligible, "rates_without_sample": unknown})
     return Plan(catalog, name)
 
 

@@ -8,6 +8,7 @@ from tailwise.catalog.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.loader.shards import Damage, damaged_shards, with_bytes
 from tailwise.progress import Track, silent
+from tailwise.shards.fingerprint import comparable_shards
 
 INDEXED = 16  # tars whose headers are walked; of the others the size is compared
 
@@ -30,6 +31,7 @@ def relocate(catalog: Catalog, old: str, new: str, track: Track = silent) -> int
     """
 
     def check(moved: pa.Table) -> None:
+        moved = comparable_shards(catalog, table=moved)
         tars = with_bytes(moved)
         sample = (0, max(1, -(-tars.num_rows // INDEXED)))
         found = damaged_shards(moved, "size", track=track)

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.key_text import read_keys
 from tailwise.catalog.locks import locked
 from tailwise.catalog.removals import NAMES_SCHEMA, Removing, removals_folder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
+from tailwise.sources.columns import DAMAGE, open_table
+from tailwise.sources.delimited import read_keys
 from tailwise.text import is_unicode
 
 UID = re.compile(r"[0-9a-fA-F]{32}")
@@ -71,7 +71,7 @@ def remove(
 
     Args:
         catalog: of the samples.
-        path: .txt with a key or uid (32 hexadecimal digits) a line, see `key_text`; or .parquet with uid, or key, or shard (its path) and
+        path: .txt with a key or uid (32 hexadecimal digits) a line, see `delimited`; or .parquet with uid, or key, or shard (its path) and
             key.
         reason: is kept.
         dry_run: only tell what would be done.
@@ -133,14 +133,15 @@ def _read_text(path: Path) -> pa.Table:
 
 def _read_parquet(path: Path) -> pa.Table:
     try:
-        names = pq.read_schema(path).names
-        columns = ["uid"] if "uid" in names else [name for name in ("key", "shard") if name in names]
-        table = pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
+        with open_table(path) as file:
+            names = file.schema_arrow.names
+            columns = ["uid"] if "uid" in names else [name for name in ("key", "shard") if name in names]
+            given = file.read(columns) if columns else None
+    except DAMAGE as error:
         raise UserError(f"{path} can't be read as Parquet: {error}") from error
-    if columns not in (["uid"], ["key"], ["key", "shard"]):
+    if given is None or columns not in (["uid"], ["key"], ["key", "shard"]):
         raise UserError(f"{path} needs the column uid, or key, or key and shard; it has {', '.join(names)}")
-    lists = {name: table.column(name).to_pylist() for name in columns}
+    lists = {name: given.column(name).to_pylist() for name in columns}
     for name, values in lists.items():
         if None in values:
             raise UserError(f"row {values.index(None):,} of {path} has no {name}: each row must name a sample")

@@ -29,7 +29,7 @@ class ScoreRequest:
     """Which score, and how.
 
     Attributes:
-        name: of SCORES, or of a numeric column of the samples; with the option "file", of a column of that Parquet file.
+        name: of SCORES, or of a numeric column of the samples; with the option "file", of a column of that file.
         options: names of OPTIONS that the score has; those left out have their defaults.
     """
 
@@ -204,7 +204,13 @@ SCORES: dict[str, Score] = {
 COLUMN = Score(
     "a numeric column of the samples", "img2dataset's sidecar", makers.by_part(makers.column_of_samples), ("column",)
 )
-FILE = Score("a column of a Parquet file, joined by uid or key", "a file", makers.column_of_file, ("file",), ("file",))
+FILE = Score(
+    "a column of a Parquet, TSV or CSV file, joined by uid or key",
+    "a file",
+    makers.column_of_file,
+    ("file",),
+    ("file",),
+)
 
 
 def _score(request: ScoreRequest) -> Score:
@@ -279,7 +285,9 @@ def _target_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping
 def _file_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG001
     path = Path(options["file"]).expanduser()
     if not path.is_file():
-        raise UserError(f"--file {path} is no file: give a .parquet file with {name!r} and uid, key or image_path")
+        raise UserError(
+            f"--file {path} is no file: give a .parquet, .tsv or .csv file with {name!r} and uid, key or image_path"
+        )
     return file_digest(path)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -18,28 +16,31 @@ BLOCK_BYTES = 8 << 20
 FREE_BYTES = 1 << 30  # of the temporary folder, that a download leaves
 
 
-@contextmanager
-def open_binary(path: str) -> Iterator[BinaryIO]:
-    """Open a local path or any fsspec URL for reading; seekable.
+def open_binary(path: str) -> BinaryIO:
+    """Return a local path or any fsspec URL opened for reading, seekable, for the caller to close.
 
-    A remote file whose server ignores requests for ranges is downloaded to a temporary file first, which is gone afterwards.
+    A remote file whose server ignores requests for ranges is downloaded to a temporary file first, which is gone when it is closed.
 
     Raises:
         RemoteError: a remote file cannot be read, now or later.
         OSError: a local one cannot be.
     """
-    with opened(path) as stream:
-        yield stream
-
-
-def opened(path: str) -> BinaryIO:
-    """Return what `open_binary` gives, for the caller to close."""
     if not is_remote(path):
         return Path(path.split("://", 1)[-1]).expanduser().open("rb")
     try:
         return cast("BinaryIO", RemoteFile(path))
     except NoRangesError:
         return _downloaded(path)
+
+
+def open_whole(path: str) -> BinaryIO:
+    """Return a file to be read more than once, for the caller to close: a remote one is downloaded to a temporary file.
+
+    Raises:
+        RemoteError: a remote file cannot be read, or is larger than what the disk has room for.
+        OSError: a local one cannot be read.
+    """
+    return _downloaded(path) if is_remote(path) else open_binary(path)
 
 
 def _downloaded(url: str) -> BinaryIO:

@@ -2,8 +2,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tailwise.catalog.key_text import key_of, line_of, read_keys
 from tailwise.errors import UserError
+from tailwise.sources import delimited
+from tailwise.sources.delimited import key_of, line_of, read_keys
 
 keys = st.text(st.characters(exclude_categories=["Cs"]))
 ODD = [
@@ -34,8 +35,9 @@ def test_any_keys_written_and_read_are_themselves(tmp_path_factory, listed):
     path = tmp_path_factory.mktemp("keys") / "keys.txt"
     path.write_text("".join(f"{line_of(key)}\n" for key in listed), encoding="utf-8", newline="")
     assert read_keys(path) == listed
-    path.write_text("".join(f"{line_of(key)}\r\n" for key in listed), encoding="utf-8-sig", newline="")
-    assert read_keys(path) == listed
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_text("".join(f"{line_of(key)}\r\n" for key in listed), encoding=encoding, newline="")
+        assert read_keys(path) == listed
 
 
 @given(keys)
@@ -44,7 +46,7 @@ def test_a_line_is_one_line(key):
     assert line
     assert "\n" not in line
     assert "\r" not in line
-    assert key_of(line) == key
+    assert key_of(line, 1) == key
 
 
 @pytest.mark.parametrize("key", ["000000001", "a b", 'say "hi"', "C:\\new\\t.jpg", "#1", "größe", " lead", "a\u2028b"])
@@ -60,11 +62,15 @@ def test_empty_lines_are_passed_over_and_blank_ones_are_keys(tmp_path):
 @pytest.mark.parametrize("line", ['\\"', '\\"x', '\\"x" y', '\\""1'])
 def test_a_damaged_escape_is_refused(tmp_path, line):
     (tmp_path / "keys.txt").write_text(f"a\n{line}\n")
-    with pytest.raises(UserError, match=r"line 2 of .*JSON"):
+    with pytest.raises(UserError, match=r"keys\.txt .*line 2 begins .*JSON"):
         read_keys(tmp_path / "keys.txt")
 
 
-def test_other_encodings_are_refused(tmp_path):
-    (tmp_path / "keys.txt").write_text("a\n", encoding="utf-16")
-    with pytest.raises(UserError, match="is not UTF-8"):
+@pytest.mark.parametrize("content", [b"a\xff\n", "a\n".encode("utf-16-le"), b"x" * 101])
+def test_other_encodings_and_long_lists_are_refused(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(delimited.read_text, "__defaults__", (100,))
+    (tmp_path / "keys.txt").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"can't be read as a list of keys: it (is not UTF-8|holds NUL|has a line of more than 100)"
+    ):
         read_keys(tmp_path / "keys.txt")
