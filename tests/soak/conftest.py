@@ -221,7 +221,10 @@ COMMANDS = {
     "export-datacomp": (PLANNED, "export CAT p OUT/uids.npy --to datacomp --epoch 1"),
     "export-shards": (PLANNED, "export CAT p OUT/shards --to shards --epoch 1 --workers 1"),
     "train": (PLANNED, f"train CAT p --samples-seen 64 --checkpoint-every 1 --resume -- {TRAINER} --warmup 1"),
-    "evaluate": ((*PLANNED, "train"), "evaluate OUT/run --data SRC/set --workers 1 --bootstrap 10 --output OUT/evaluation"),
+    "evaluate": (
+        (*PLANNED, "train"),
+        "evaluate OUT/run --data SRC/set --workers 1 --bootstrap 10 --output OUT/evaluation",
+    ),
     "compare": (CLUSTERED, "compare SRC/compare.yaml --set catalog=CAT --output OUT/compare"),
     "run": ((), "run SRC/run.yaml SRC/pool SRC/embeddings CAT --output OUT"),
     "status": (PLANNED, "status CAT"),
