@@ -279,8 +279,8 @@ def numbers():
 
 @pytest.fixture(scope="session")
 def kept():
-    """`kept(files, work)` → {place below `work`: hash}, without locks, a cache, what a killed process leaves, and files that hold times."""
-    left = (".writing", "/.lock", "/out/tmp", "/removals/found/", "/out.log")
+    """`kept(files, work)` → {place below `work`: hash}, without locks, caches, what a killed process leaves, and files that hold times."""
+    left = (".writing", "/.lock", "/out/tmp", "/removals/found/", "/slots/", "/out.log")
     # Of a comparison the weights, losses, guesses by class and plots are compared; these files tell seconds beside them.
     left += ("/compare/summary.", "/compare/results.csv", "/result.json", "/trained.json", "/cat/exports/")
     return lambda files, work: {
