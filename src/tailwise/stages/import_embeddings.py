@@ -24,10 +24,11 @@ from tailwise.catalog.embeddings import (
 from tailwise.catalog.files import digest, read_json, read_record, release_pages, scratch, write_json, write_record
 from tailwise.errors import UserError
 from tailwise.progress import Track
+from tailwise.rejects import MAX_REJECTED, refuse_many
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.stages.import_join import Join, Wording
 from tailwise.stages.import_rows import RowFinder
-from tailwise.stages.report import MAX_REJECTED, Rejections, RejectionWriter, refuse_many
+from tailwise.stages.report import Rejections, RejectionWriter
 
 CHUNK_ROWS = 65_536
 FILL_ROWS = 8192
