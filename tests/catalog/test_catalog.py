@@ -1,6 +1,7 @@
 """Opening, creating and relocating catalogs; snapshots, parts and names."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -162,6 +163,14 @@ def test_relocate_part_of_the_shards_and_back(small_catalog, tree_bytes):
     path = small_catalog.shards().column("path").to_pylist()[1]
     assert small_catalog.relocate(path, "/elsewhere/1.tar") == 1
     assert small_catalog.relocate("/elsewhere/1.tar", path) == 1
+    assert tree_bytes(small_catalog.folder) == before
+
+
+def test_relocate_again_changes_nothing(small_catalog, tree_bytes):
+    old = str(Path(small_catalog.shards().column("path").to_pylist()[0]).parent)
+    assert small_catalog.relocate(old, "/elsewhere") == 3
+    before = tree_bytes(small_catalog.folder)
+    assert small_catalog.relocate(old, "/elsewhere/") == 0
     assert tree_bytes(small_catalog.folder) == before
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tailwise.catalog.files import replacing
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.compare.study import compare
 from tailwise.demo.run import run as demo
@@ -119,6 +121,18 @@ def test_folders(plan, tmp_path):
     (tmp_path / "theirs" / "runs").mkdir()
     for folder in ("theirs", "new", "new/deeper"):
         assert check_output_folder(tmp_path / folder, "--output", marks=["runs"]) == tmp_path / folder
+
+
+def test_what_a_killed_command_left_is_no_other_output(tmp_path):
+    with suppress(KeyboardInterrupt), replacing(tmp_path / "summary.json", unique=True) as temporary:
+        temporary.write_text("{")
+        left = shutil.copy(temporary, tmp_path / "kept")
+        raise KeyboardInterrupt
+    Path(left).rename(temporary)
+    assert check_output_folder(tmp_path, "--output", marks=["runs"]) == tmp_path
+    (tmp_path / "novel.txt").touch()
+    with pytest.raises(UserError, match="holds something else"):
+        check_output_folder(tmp_path, "--output", marks=["runs"])
 
 
 def test_every_command_that_writes_a_folder_checks_it(plan, tmp_path, tree_bytes):

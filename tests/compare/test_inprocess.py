@@ -111,7 +111,7 @@ def test_batches_are_the_loaders_with_stand_ins_for_what_is_broken(make_tar, mak
     plan = make_plan(catalog, "half", PlanRequest("random", keep=0.5))
     (tmp_path / "keys.txt").write_text("0003\n1005\n")
     remove(catalog, tmp_path / "keys.txt")
-    settings = training(small_model, samples_seen=64, global_batch=16)
+    settings = training(small_model, samples_seen=64, global_batch=16, max_rejected=1.0)
     factory = _open_clip()
     model = _make(factory, small_model, CPU)
     source = _Source(plan, settings, 5, "shuffle", tmp_path / "cache", factory, model, CPU, lambda items, *_: items)
@@ -129,6 +129,12 @@ def test_batches_are_the_loaders_with_stand_ins_for_what_is_broken(make_tar, mak
         replaced += len(batch.replaced)
     loader.close()
     assert replaced > 5
+    # Six of each tar's 40 images are broken, neither of the two removed ones among them.
+    strict = training(small_model, samples_seen=64, global_batch=16)
+    with pytest.raises(
+        UserError, match=r"12 of 78 samples \(15.4%\) of the pool can't be read, more than train.max_rejected 0.1: "
+    ):
+        _Source(plan, strict, 5, "shuffle", tmp_path / "cache", factory, model, CPU, lambda items, *_: items)
 
 
 def test_crops_change_with_every_epoch_and_seed(plan, small_model, tmp_path):

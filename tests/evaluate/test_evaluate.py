@@ -193,7 +193,7 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
         ("._lonely.png", b"of a Mac"),
     ]
     (whole,) = measure(write(tmp_path / "good", []))
-    (found,) = measure(write(tmp_path / "bad", bad), batch_size=4)
+    (found,) = measure(write(tmp_path / "bad", bad), batch_size=4, max_rejected=4 / 13)
     assert found.summary["skipped"] == {
         "folder, or leftover of macOS, Windows or an archiver": 1,
         "not an image": 1,
@@ -203,6 +203,27 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
     assert found.summary["images"] == 9
     assert found.classes.equals(whole.classes)
     assert found.summary["top5"]["value"] is None  # of two classes
+    told = r"4 of 13 samples \(30.8%\) of bad are left out, more than --max-rejected 0.1: not an image: 1, unreadable image: 1, "
+    with pytest.raises(UserError, match=told):
+        measure(tmp_path / "bad")
+    for max_rejected in (-0.1, 1.1):
+        with pytest.raises(UserError, match=f"--max-rejected {max_rejected}: must lie between 0 and 1"):
+            measure(tmp_path / "bad", max_rejected=max_rejected)
+
+
+def test_groups_tell_how_many_of_their_classes_have_images(measure, tmp_path, make_classification, class_names):
+    """Six classes; images of classes 0, 1 and 5."""
+    folder = make_classification(tmp_path / "some", [0, 0, 0, 1, 5, 5], shards=2)
+    (tmp_path / "counts.json").write_text(json.dumps(dict(zip(class_names, (60, 50, 40, 30, 20, 10), strict=True))))
+    (found,) = measure(folder, train_counts=tmp_path / "counts.json")
+    groups = found.summary["groups"]
+    assert {
+        name: (group["classes"], group["classes_with_images"], group["images"]) for name, group in groups.items()
+    } == {
+        "head": (2, 2, 4),
+        "medium": (2, 0, 0),
+        "few": (2, 1, 2),
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -262,7 +283,7 @@ def test_samples_of_tars_are_those_that_an_import_finds(measure, tmp_path, make_
         (tmp_path / folder / "0.tar").write_bytes(b"".join(parts))
         sets.append(tmp_path / folder)
     (sets[1] / "classnames.txt").write_text("cat\nreel\n")
-    (found,) = measure(sets[1])
+    (found,) = measure(sets[1], max_rejected=1)
     imported = import_pool(sets[0], tmp_path / "catalog", workers=1)
     assert found.summary["images"] == imported.new_samples == 10
     skipped = dict(found.summary["skipped"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,8 +50,8 @@ class Runner:
         return answer["value"]
 
     def run(self, *argv, cwd, **options):
-        """The outcome of one command: {code, late, events, seconds, peak_bytes, out, err}."""
-        texts = {name: self.folder / name for name in ("out", "err")}
+        """The outcome of one command: {code, hit, late, events, seconds, peak_bytes, out, err}."""
+        texts = {name: self.folder / name for name in ("out", "err", "facts")}
         return self.ask("run", argv=[str(word) for word in argv], cwd=cwd, **texts, **options)
 
     def close(self):
@@ -100,6 +101,20 @@ def times():
 
 
 @pytest.fixture(scope="session")
+def hits(times):
+    """`hits(n, trial)` repeats trials until as many hit (return true) as this run makes of n → how many trials that took."""
+
+    def repeat(n, trial):
+        wanted, found, tried = times(n), 0, 0
+        while found < wanted:
+            assert tried < 20 * wanted, f"{found} hits of {tried} trials"
+            found, tried = found + trial(), tried + 1
+        return tried
+
+    return repeat
+
+
+@pytest.fixture(scope="session")
 def note():
     """`note(kind, name, **figures)` adds a line to the log of `make soak`."""
 
@@ -113,6 +128,34 @@ def note():
 
 
 KEYS = [f"{number:06d}" for number in range(240)]
+MODEL = {
+    "model_cfg": {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 8, "patch_size": 4, "width": 16, "head_width": 8, "layers": 1},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+}
+STUDY = """
+name: soak
+about: two plans
+catalog:
+evaluate: {data: SRC/set, workers: 1, bootstrap: 10}
+train: {trainer: in-process, model: "local-dir:SRC/model", samples_seen: 64, global_batch: 16, device: cpu, warmup: 1, workers: 0}
+seeds: [0]
+baseline: random
+rows:
+  random: {method: random, keep: 0.5}
+  dynamics: {method: dynamics, keep: 0.5}
+"""
+PIPELINE = """
+name: soak
+about: from import to export
+steps:
+- import: {workers: 1}
+- cluster: {clusters: 8}
+- plan: {name: p, method: dynamics, keep: 0.5}
+- export: {name: p, output: keys.txt, to: keys, epoch: 0}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +169,7 @@ def sources(tmp_path_factory, make_pool, make_tar, make_image, make_embeddings):
             for extension, content in (
                 ("jpg", make_image(int(key))),
                 ("txt", f"a photo of {'cat' if int(key) % 3 else 'dog'} {key}".encode()),
+                ("json", json.dumps({"uid": f"{int(key):032x}"}).encode()),
             )
         ]
         make_tar(folder / "pool" / f"{shard:05d}.tar", members)
@@ -138,12 +182,26 @@ def sources(tmp_path_factory, make_pool, make_tar, make_image, make_embeddings):
     (folder / "optout.txt").write_text("\n".join(KEYS[5:9]) + "\n")
     (folder / "concepts.txt").write_text("cat\ndog\n")
     (folder / "kinds.tsv").write_text("key\tkind\n" + "".join(f"{key}\t{'ab'[int(key) % 2]}\n" for key in KEYS))
+    (folder / "rates.json").write_text(json.dumps({key: int(key) % 5 / 4 for key in KEYS}))
+    for number in range(24):
+        path = folder / "set" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(make_image(number, "PNG"))
+    (folder / "model").mkdir()
+    (folder / "model" / "open_clip_config.json").write_text(json.dumps(MODEL))
+    (folder / "compare.yaml").write_text(STUDY.replace("SRC", str(folder)))
+    (folder / "run.yaml").write_text(PIPELINE)
     return folder
 
 
 # Each command of the library, and the commands that have to come before it. CAT: the catalog. SRC: the sources. OUT: a folder for outputs.
+# Left out is demo, which runs import, embed, cluster, dedup, plan and compare.
+CLUSTERED = ("import", "cluster-fine", "dedup", "cluster")
+PLANNED = (*CLUSTERED, "plan-dynamics")
+TRAINER = "--model local-dir:SRC/model --device cpu --precision fp32 --batch-size 16 --workers 0 --logs OUT --name run"
 COMMANDS = {
-    "import": ((), "import SRC/pool SRC/embeddings CAT"),
+    "import": ((), "import SRC/pool SRC/embeddings CAT --workers 1"),
+    "import-workers": ((), "import SRC/pool SRC/embeddings CAT --workers 2"),
     "embed": (("import-bare",), "embed CAT --encoder pixels --workers 1"),
     "cluster-fine": (("import",), "cluster CAT --clusters 4 --name fine"),
     "dedup": (("import", "cluster-fine"), "dedup CAT --epsilon 0.01 --clusters-name fine"),
@@ -151,39 +209,32 @@ COMMANDS = {
     "cluster": (("import", "cluster-fine", "dedup"), "cluster CAT --clusters 12 --without duplicates"),
     "group-entries": (("import",), "group CAT --entries SRC/concepts.txt --name concepts"),
     "group-file": (("import",), "group CAT --by kind --file SRC/kinds.tsv --name kinds"),
-    "plan-dynamics": (("import", "cluster-fine", "dedup", "cluster"), "plan CAT p --method dynamics --keep 0.4"),
-    "plan-dbp": (("import", "cluster-fine", "dedup", "cluster"), "plan CAT q --method dbp --keep 0.3"),
-    "draw": (
-        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
-        "draw CAT p --epoch 2 --output OUT/drawn.parquet",
+    "plan-dynamics": (CLUSTERED, "plan CAT p --method dynamics --keep 0.4"),
+    "plan-dbp": (CLUSTERED, "plan CAT q --method dbp --keep 0.3"),
+    "plan-rates": (("import",), "plan CAT r --rates SRC/rates.json"),
+    "plan-entries": (("import",), "plan CAT e --entries SRC/concepts.txt --per-entry 20"),
+    "explain": (PLANNED, "explain CAT p"),
+    "draw": (PLANNED, "draw CAT p --epoch 2 --output OUT/drawn.parquet"),
+    "export-keys": (PLANNED, "export CAT p OUT/keys.txt --to keys --epoch 1"),
+    "export-rates": (PLANNED, "export CAT p OUT/rates.json --to rates-json"),
+    "export-parquet": (PLANNED, "export CAT p OUT/drawn --to parquet --epoch 1"),
+    "export-datacomp": (PLANNED, "export CAT p OUT/uids.npy --to datacomp --epoch 1"),
+    "export-shards": (PLANNED, "export CAT p OUT/shards --to shards --epoch 1 --workers 1"),
+    "train": (PLANNED, f"train CAT p --samples-seen 64 --checkpoint-every 1 --resume -- {TRAINER} --warmup 1"),
+    "evaluate": (
+        (*PLANNED, "train"),
+        "evaluate OUT/run --data SRC/set --workers 1 --bootstrap 10 --output OUT/evaluation",
     ),
-    "export-keys": (
-        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
-        "export CAT p OUT/keys.txt --to keys --epoch 1",
-    ),
-    "export-rates": (
-        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
-        "export CAT p OUT/rates.json --to rates-json",
-    ),
-    "export-parquet": (
-        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
-        "export CAT p OUT/drawn --to parquet --epoch 1",
-    ),
-    "export-shards": (
-        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
-        "export CAT p OUT/shards --to shards --epoch 1 --workers 1",
-    ),
-    "remove": (
-        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics"),
-        "remove CAT --keys SRC/optout.txt --reason asked",
-    ),
-    "removed": (
-        ("import", "cluster-fine", "dedup", "cluster", "plan-dynamics", "remove"),
-        "removed CAT p --output OUT/never.parquet",
-    ),
+    "compare": (CLUSTERED, "compare SRC/compare.yaml --set catalog=CAT --output OUT/compare"),
+    "run": ((), "run SRC/run.yaml SRC/pool SRC/embeddings CAT --output OUT"),
+    "status": (PLANNED, "status CAT"),
+    "why": (PLANNED, "why CAT 000017"),
+    "remove": (PLANNED, "remove CAT --keys SRC/optout.txt --reason asked"),
+    "removed": ((*PLANNED, "remove"), "removed CAT p --output OUT/never.parquet"),
+    "verify": ((*PLANNED, "remove"), "verify CAT"),
     "relocate": (("import",), "relocate CAT SRC/pool MOVED/pool"),
 }
-BARE = "import SRC/pool CAT"
+BARE = "import SRC/pool CAT --workers 1"
 
 
 @pytest.fixture(scope="module")
@@ -196,16 +247,17 @@ def stage(tmp_path_factory, sources):
 
     def words(text, at):
         places = {"CAT": at / "cat", "OUT": at / "out", "SRC": sources, "MOVED": moved}
-        return ["/".join(str(places.get(piece, piece)) for piece in word.split("/")) for word in text.split()]
+        return [re.sub(r"\b(CAT|OUT|SRC|MOVED)\b", lambda found: str(places[found[0]]), word) for word in text.split()]
 
     def base(runner, before, work):
         if before not in made:
-            folder = root / f"{len(made):03d}"
             if before:
                 runner.ask("copy", **{"from": base(runner, before[:-1], work), "to": work})
                 text = BARE if before[-1] == "import-bare" else COMMANDS[before[-1]][1]
                 done = runner.run(*words(text, work), cwd=work)
                 assert done["code"] == 0, done
+            folder = root / f"{len(made):03d}"  # a number of its own: those before it are made by now
+            if before:
                 runner.ask("copy", **{"from": work, "to": folder})
             else:
                 (folder / "out").mkdir(parents=True)
@@ -227,8 +279,10 @@ def numbers():
 
 @pytest.fixture(scope="session")
 def kept():
-    """`kept(files, work)` → {place below `work`: hash}, without locks, a cache, and what a killed process leaves."""
-    left = (".writing", "/.lock", "/out/tmp", "/removals/found/")
+    """`kept(files, work)` → {place below `work`: hash}, without locks, caches, what a killed process leaves, and files that hold times."""
+    left = (".writing", "/.lock", "/out/tmp", "/removals/found/", "/slots/", "/out.log")
+    # Of a comparison the weights, losses, guesses by class and plots are compared; these files tell seconds beside them.
+    left += ("/compare/summary.", "/compare/results.csv", "/result.json", "/trained.json", "/cat/exports/")
     return lambda files, work: {
         path.removeprefix(str(work)): value for path, value in files.items() if not any(part in path for part in left)
     }
@@ -238,7 +292,7 @@ def kept():
 def full_catalog(stage):
     """`full_catalog(runner, text, work)` → (argv, base): a command over a catalog that has one of each kind of artifact."""
     COMMANDS["everything"] = (
-        ("import", "cluster-fine", "dedup", "cluster", "group-file", "plan-dynamics", "remove"),
+        (*CLUSTERED, "group-file", "plan-dynamics", "remove"),
         "",
     )
 

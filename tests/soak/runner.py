@@ -1,10 +1,12 @@
 """Runs tailwise commands in forked children, and kills them: started by the tests of this folder, spoken to in lines of JSON.
 
-Python and all libraries are imported once, here. Each command runs in a child, which costs some milliseconds in place of seconds.
+Python and all libraries are imported once, here. Each command runs in a child, which costs some milliseconds in place of seconds:
+modules that a command imports are imported here too once it has ended, for the next one.
 The process may run in a mount namespace of its own (`unshare --user --map-root-user --mount`), where it mounts small disks.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -30,15 +32,15 @@ def counted(event, arguments):
     return event in CHANGES
 
 
-def execute(request, events):
-    """In the child: runs the command and ends the process."""
+def execute(request, started):
+    """In the child: runs the command, writes down what it came to, and ends the process."""
     os.setsid()
     for name, number in (("out", 1), ("err", 2)):
         handle = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(handle, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(request["cwd"])
-    count, limit = 0, request.get("kill_at")
+    count, limit, known = 0, request.get("kill_at"), set(sys.modules)
 
     def hook(event, arguments):
         nonlocal count
@@ -50,6 +52,7 @@ def execute(request, events):
     if "kill_at" in request:
         sys.addaudithook(hook)
     code = 1
+    os.write(started, b"s")
     try:
         sys.argv = ["tailwise", *request["argv"]]
         from tailwise.cli import main
@@ -60,21 +63,26 @@ def execute(request, events):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:  # noqa: BLE001  (as the interpreter would)
         traceback.print_exc()
-    os.write(events, json.dumps(count).encode())
+    events, limit = count, None
     sys.stdout.flush()
     sys.stderr.flush()
+    Path(request["facts"]).write_text(json.dumps({"events": events, "modules": sorted(set(sys.modules) - known)}))
     os._exit(code)
 
 
 def run(request):
-    """Runs one command in a child: {code, killed, late, events, seconds, peak_bytes, out, err}."""
+    """Runs one command in a child: {code, hit, late, events, seconds, peak_bytes, out, err}; hit: killed before the command ended."""
+    facts = Path(request["facts"])
+    facts.unlink(missing_ok=True)
     reading, writing = os.pipe()
-    began = time.monotonic()
     child = os.fork()
     if not child:
         os.close(reading)
         execute(request, writing)
     os.close(writing)
+    os.read(reading, 1)  # the command begins, or the child has ended
+    os.close(reading)
+    began = time.monotonic()
     limit = began + request.get("timeout", 120)
     kill = began + request["kill_after"] if request.get("kill_after") is not None else None
     late = False
@@ -90,13 +98,17 @@ def run(request):
         time.sleep(0.0005 if kill is not None else 0.002)
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # workers that it left
-    events = os.read(reading, 100)
-    os.close(reading)
+    code = os.waitstatus_to_exitcode(status)
+    found = json.loads(facts.read_text()) if code >= 0 else {"events": None, "modules": []}
+    for module in found["modules"]:
+        with suppress(Exception):  # made while the command ran, such as those of a recipe
+            importlib.import_module(module)
     return {
-        "code": os.waitstatus_to_exitcode(status),
+        "code": code,
+        "hit": code == -signal.SIGKILL and not late and not facts.exists(),
         "late": late,
-        "events": json.loads(events) if events else None,
-        "seconds": time.monotonic() - began,
+        "events": found["events"],
+        "seconds": now - began,
         "peak_bytes": usage.ru_maxrss * 1024,
         "out": Path(request["out"]).read_text(errors="replace"),
         "err": Path(request["err"]).read_text(errors="replace"),

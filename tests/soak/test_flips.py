@@ -44,4 +44,4 @@ def test_a_flipped_bit_never_changes_a_result(runner, full_catalog, tmp_path, ti
             after = kept(runner.ask("tree", folders=[work]), work)
             assert {each: value for each, value in after.items() if each.startswith("/out")} == made, where
             assert done["out"] == whole["out"], where
-    note("flips", name, trials=times(FLIPS), refused=refused)
+    note("flips", name, trials=times(FLIPS), hits=times(FLIPS), refused=refused)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import struct
 import tarfile
@@ -12,23 +13,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tailwise import import_pool
 from tailwise.catalog import Catalog
 from tailwise.compare.recipe import load_compare_recipe
 from tailwise.errors import UserError
 from tailwise.evaluate.counts import read_train_counts
+from tailwise.evaluate.images import TarShard, read_batches
 from tailwise.evaluate.sets import find_set
 from tailwise.plan.plan import Plan
+from tailwise.progress import silent
 from tailwise.recipes.pipeline import load_pipeline
 from tailwise.recipes.recipe import load_recipe
 from tailwise.shards.decode import ImageError, decode_rgb
 from tailwise.sources.datacomp import read_metadata
 from tailwise.sources.webdataset import read_shard
+from tailwise.stages.filter import FilterRule, filter_samples
 from tailwise.stages.group import group
 from tailwise.stages.match_entries import read_entries
+from tailwise.stages.plan import PlanRequest, make_plan
 from tailwise.stages.plan_rates import make_rate_plan
 from tailwise.stages.remove import read_names
+from tailwise.stages.scores import ScoreRequest
+from tailwise.stages.status import status
+from tailwise.stages.why import why
 
 SECONDS = 20  # that one input may take
 ODD = (
@@ -85,9 +94,16 @@ UIDS = [f"{number:032x}" for number in range(12)]
 VECTORS = np.eye(12, 8, dtype=np.float16) + np.float16(0.1)
 
 
-def mutated(content, chosen):
+def mutated(good, chosen):
+    """A file with one to four changes, which differs from the good one."""
+    while (content := changed(good, chosen)) == good:
+        pass
+    return content
+
+
+def changed(good, chosen):
     """One to four changes of a file: bits, bytes, cuts, insertions, doubled pieces."""
-    content = bytearray(content)
+    content = bytearray(good)
     for _ in range(int(chosen.integers(1, 5))):
         if not content:
             break
@@ -163,9 +179,30 @@ SIDECAR = {
     "score": [0.5] * 12,
 }
 
+# A set of clip_benchmark's layout: a class and an image a sample.
+CLASSES = "cls"
+
+
+def read_set(path, pool):
+    """All samples of a tar of an evaluation set, decoded."""
+    for batch in read_batches(
+        [TarShard(str(path), CLASSES)], to_tensor, int_or_none, batch_size=4, workers=1, track=silent, description=""
+    ):
+        assert len(batch.images) == len(batch.targets)
+
+
+def to_tensor(image):
+    return torch.zeros(3, 1, 1)
+
+
+def int_or_none(content):
+    return int(content) if content.isdigit() else None
+
+
 # name: (inputs of `make soak`, the file to damage, its good content, how it is read)
 FAST = {
     "tar": (4000, "a.tar", None, lambda path, pool: read_shard(str(path))),
+    "set-tar": (1000, "0.tar", None, read_set),
     "sidecar": (1500, "0.parquet", parquet(**SIDECAR), None),
     "image": (3000, "a.jpg", None, lambda path, pool: decode_rgb(path.read_bytes())),
     "metadata": (
@@ -202,6 +239,9 @@ def test_readers_end_well(pool, tmp_path, times, note, numbers, make_image, name
     good = {
         "tar": lambda: [(pool / "shards" / "0.tar").read_bytes()[:20480]],
         "image": lambda: images(make_image),
+        "set-tar": lambda: [
+            tar([pair for key in KEYS for pair in ((f"{key}.cls", b"1"), (f"{key}.jpg", make_image(int(key))))])
+        ],
     }.get(name, lambda: [content])()
     if name == "sidecar":
         (tmp_path / "0.tar").write_bytes((pool / "shards" / "0.tar").read_bytes())
@@ -218,20 +258,22 @@ def test_readers_end_well(pool, tmp_path, times, note, numbers, make_image, name
                 kept = tmp_path / f"failing-{name}"
                 kept.write_bytes(path.read_bytes())
                 raise AssertionError(f"{type(error).__name__} of {kept}, trial {trial}") from error
-    note("fuzz", name, trials=times(count), errors=errors)
+    note("fuzz", name, trials=times(count), hits=times(count), errors=errors)
 
 
 def _clip_retrieval(folder, file, content):
     (folder / "img_emb").mkdir(parents=True)
     (folder / "metadata").mkdir()
     (folder / "img_emb" / "img_emb_0.npy").write_bytes(npy(VECTORS))
-    (folder / "metadata" / "metadata_0.parquet").write_bytes(parquet(image_path=KEYS))
+    (folder / "metadata" / "metadata_0.parquet").write_bytes(parquet(image_path=PATHS))
     (folder / file).write_bytes(content)
 
 
+PATHS = [f"shards/0.tar/{key}.jpg" for key in KEYS]
 EMBEDDINGS = {
     "npy": ("img_emb/img_emb_0.npy", npy(VECTORS)),
-    "npy-metadata": ("metadata/metadata_0.parquet", parquet(image_path=KEYS)),
+    "npy-metadata": ("metadata/metadata_0.parquet", parquet(image_path=PATHS)),
+    "dynamics-ids": ("img_emb/img_emb_0_indices.npy", npy(np.arange(12) % 4)),
     "parquet": ("vectors.parquet", parquet(key=KEYS, embedding=[row.tolist() for row in VECTORS.astype(np.float32)])),
     "npz": ("m.npz", npz(l14_img=VECTORS, l14_txt=VECTORS)),
 }
@@ -244,7 +286,7 @@ def test_embeddings_are_imported_or_refused(pool, tmp_path, times, note, numbers
     for trial in range(times(250)):
         folder = tmp_path / f"{trial}"
         damaged = mutated(content, chosen)
-        if name in ("npy", "npy-metadata"):
+        if file.startswith(("img_emb", "metadata")):
             _clip_retrieval(folder, file, damaged)
         else:
             folder.mkdir()
@@ -256,13 +298,15 @@ def test_embeddings_are_imported_or_refused(pool, tmp_path, times, note, numbers
                 import_pool([pool / "shards", folder], tmp_path / f"cat{trial}", workers=1)
             except UserError:
                 errors += 1
-    note("fuzz", f"embeddings-{name}", trials=times(250), errors=errors)
+    note("fuzz", f"embeddings-{name}", trials=times(250), hits=times(250), errors=errors)
 
 
 TABLES = {
     "groups": ("g.tsv", "key\tkind\n" + "".join(f"{key}\t{key[-1]}\n" for key in KEYS)),
     "groups-parquet": ("g.parquet", parquet(key=KEYS, kind=[key[-1] for key in KEYS])),
     "rates": ("r.json", json.dumps(dict.fromkeys(KEYS, 0.5))),
+    "scores": ("s.parquet", parquet(key=KEYS, quality=[number / 12 for number in range(12)])),
+    "scores-tsv": ("s.tsv", "key\tquality\n" + "".join(f"{key}\t{int(key) / 12}\n" for key in KEYS)),
     "rates-parquet": ("r.parquet", parquet(key=KEYS, rate=[0.5] * 12)),
 }
 
@@ -281,12 +325,16 @@ def test_tables_over_a_catalog_are_used_or_refused(pool, tmp_path, times, note, 
                 made = f"{name}-{trial}"
                 if name.startswith("groups"):
                     group(catalog, "kind", file=path, name=made)
+                elif name.startswith("scores"):
+                    filter_samples(
+                        catalog, ScoreRequest("quality", {"file": str(path)}), FilterRule(keep=0.5), name=made
+                    )
                 else:
                     make_rate_plan(catalog, made, path)
                     Plan(catalog, made).draw(0, slice(0, 12))
             except UserError:
                 errors += 1
-    note("fuzz", name, trials=times(250), errors=errors)
+    note("fuzz", name, trials=times(250), hits=times(250), errors=errors)
 
 
 @pytest.mark.parametrize("damaged", ["classnames.txt", "zeroshot_classification_templates.txt"])
@@ -304,4 +352,32 @@ def test_sets_are_read_or_refused(tmp_path, times, note, numbers, make_image, da
                 find_set(str(tmp_path))
             except UserError:
                 errors += 1
-    note("fuzz", damaged, trials=times(500), errors=errors)
+    note("fuzz", damaged, trials=times(500), hits=times(500), errors=errors)
+
+
+def told(catalog):
+    """What commands tell of a catalog."""
+    shown = status(catalog), why(catalog, KEYS[3]), Plan(catalog, "p").draw(1).tolist()
+    return json.dumps(shown, default=str)
+
+
+def test_files_of_a_catalog_are_read_as_they_were_written_or_refused(pool, tmp_path, times, note, numbers):
+    good, chosen, errors = tmp_path / "good", numbers("catalog"), 0
+    shutil.copytree(pool / "cat", good, ignore=shutil.ignore_patterns("plans", "clusters", "drops", "scores"))
+    make_plan(Catalog.open(good), "p", PlanRequest("random", keep=0.5))
+    whole = told(Catalog.open(good))
+    files = sorted(path for path in good.rglob("*") if path.is_file() and "lock" not in path.name)
+    for trial in range(times(1000)):
+        work = tmp_path / f"{trial}"
+        shutil.copytree(good, work)
+        path = work / files[int(chosen.integers(len(files)))].relative_to(good)
+        if not path.stat().st_size:
+            path.write_bytes(b"x")
+        path.write_bytes(mutated(path.read_bytes(), chosen))
+        with limited(SECONDS):
+            try:
+                assert told(Catalog.open(work)).replace(str(work), str(good)) == whole, path
+            except UserError:
+                errors += 1
+        shutil.rmtree(work)
+    note("fuzz", "catalog", trials=times(1000), hits=times(1000), errors=errors)

@@ -48,6 +48,17 @@ def given_scores(folder, scores):
     return ScoreRequest("q", {"file": str(path)})
 
 
+def test_keys_of_a_file_that_match_no_sample_are_counted(pools, tmp_path):
+    _, catalogs = pools
+    keys = [*KEYS, "stranger", "another"]
+    pq.write_table(pa.table({"key": keys, "q": np.arange(32.0)}), tmp_path / "s.parquet")
+    request = ScoreRequest("q", {"file": str(tmp_path / "s.parquet")})
+    for catalog in catalogs:
+        made = filter_samples(catalog, request, FilterRule(keep=0.5), name="strangers")
+        assert (made.summary["keys"], made.summary["keys_without_sample"]) == (32, 2)
+        assert try_filter(catalog, request).summary["keys_without_sample"] == 2
+
+
 def apply(catalog, request, rule, without=()):
     """The mask of what a new filter drops; checks that its files and figures agree."""
     name = f"f{next(NUMBERS)}"

@@ -353,7 +353,10 @@ def test_a_file_of_another_pool_is_refused(small_catalog, tmp_path):
     half = [key if at % 2 else f"x{key}" for at, key in enumerate(KEYS)]  # more rows than the pool, and fewer samples
     path = write_file(tmp_path / "g.tsv", half, ["a"] * len(half))
     for _ in range(2):
-        with pytest.raises(UserError, match=r"300 of 600 rows \(50\.0%\) belong to no sample, and 300 of 600 samples"):
+        with pytest.raises(
+            UserError,
+            match=r"300 of 600 rows \(50\.0%\) belong to no sample, such as 'x000000', and 300 of 600 samples",
+        ):
             group(small_catalog, "language", file=path)
     assert group(small_catalog, "language", file=path, max_rejected=0.5).summary["samples"] == 300
     more = write_file(tmp_path / "more.tsv", [*KEYS, *(f"x{key}" for key in KEYS)], ["a"] * 1200)

@@ -134,6 +134,22 @@ def test_tars_that_can_not_be_told_apart(run, tmp_path, pool, make_dynamics, rej
         run(make_dynamics(names, [0] * 6))
 
 
+def test_too_many_ids_that_can_not_be_used_are_refused(run, tmp_path, pool, make_dynamics):
+    """Four of eleven names fit both tars called 00000: their ids, and their embeddings, belong to no one sample."""
+    names = [
+        f"{path.name}/{key}.jpg" if at in (0, 1, 6, 7) else name
+        for at, ((path, key), name) in enumerate(zip(pool, their_names(pool), strict=True))
+    ]
+    folder = make_dynamics(names, list(range(11)), 1)
+    run(tmp_path / "laion")
+    for path in folder.glob("img_emb/img_emb_?.npy"):
+        path.unlink()
+    told = r"4 of 11 rows of cluster ids \(36.4%\) can't be used, more than --max-rejected 0.1: ambiguous tar: 4"
+    with pytest.raises(UserError, match=told):
+        run(folder, max_rejected=0.1)
+    assert values(run(folder, max_rejected=0.5).catalog).count(None) == 4
+
+
 def test_tars_given_with_the_files_are_meant(run, tmp_path, pool, make_dynamics):
     """`b` alone is given, so that 00000.tar is b's; a's samples have the same names, and get nothing."""
     run(tmp_path / "laion" / "a")

@@ -191,6 +191,23 @@ def test_killed_and_run_again(tmp_path, pool, tree_bytes, step, items_done):
     assert left == whole
 
 
+def test_killed_after_a_join_was_noted_as_done(tmp_path, pool, tree_bytes):
+    """Its note of what is under way is still there: the join is not done, or noted, a second time."""
+    folder, kept = tmp_path / "catalog", []
+
+    def track(items, description, total=None):
+        for item in items:
+            if description == "image embeddings":
+                kept.append((folder / "embeddings" / "image" / "pending.json").read_bytes())
+            yield item
+
+    run(tmp_path, track=track)
+    whole = tree_bytes(folder)
+    (folder / "embeddings" / "image" / "pending.json").write_bytes(kept[0])
+    run(tmp_path)
+    assert tree_bytes(folder) == whole
+
+
 def test_workers_and_folders_make_no_difference(tmp_path, faulty_pool, tree_bytes):
     one = run(tmp_path, "one", workers=1)
     two = run(tmp_path, "deep/er/two", workers=2)

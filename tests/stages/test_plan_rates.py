@@ -60,6 +60,21 @@ def test_missing_rates_are_an_error_until_they_are_given_one(small_catalog, tmp_
     assert "joining" not in {item.name for item in plan.folder.iterdir()}
 
 
+def test_rates_of_another_pool_are_refused(small_catalog, tmp_path):
+    rates = {f"stranger {key}" if row % 4 == 0 else key: 0.5 for row, key in enumerate(keys())}
+    (tmp_path / "r.json").write_text(json.dumps(rates))
+    told = (
+        r"150 of 600 rows \(25.0%\) belong to no sample, such as 'stranger 000000', and 150 of 600 samples \(25.0%\) have no rate, "
+        "both more than --max-rejected 0.1"
+    )
+    with pytest.raises(UserError, match=told):
+        make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0)
+    with pytest.raises(UserError, match="--max-rejected 7: must lie between 0 and 1"):
+        make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0, max_rejected=7)
+    plan = make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0, max_rejected=0.25)
+    assert plan.manifest["summary"] == {"eligible": 450, "rates_without_sample": 150}
+
+
 def test_static_rates_draw_the_same_every_epoch(small_catalog, tmp_path, rates):
     plan = make_rate_plan(small_catalog, "p", write_json(tmp_path / "r.json", rates), dynamic=False)
     assert np.array_equal(plan.draw(0), plan.draw(9))

@@ -263,6 +263,31 @@ def test_a_column_of_a_file_is_joined(small_catalog, tmp_path, identifier):
     assert np.array_equal(found, expected, equal_nan=True)
 
 
+def test_a_file_of_another_pool_is_refused(small_catalog, tmp_path):
+    """A file may lack samples, or name samples that the catalog lacks; one that does both, above the bound, is of another pool."""
+
+    def write(named, strangers):
+        keys = [*KEYS[:named], *(f"stranger {number}" for number in range(strangers))]
+        pq.write_table(pa.table({"key": keys, "q": np.arange(float(len(keys)))}), tmp_path / "s.parquet")
+        return str(tmp_path / "s.parquet")
+
+    for named, strangers in ((60, 0), (600, 6000), (300, 33)):
+        found = score(small_catalog, "q", file=write(named, strangers))
+        assert int((~np.isnan(found)).sum()) == named
+    told = (
+        r"150 of 600 rows \(25.0%\) belong to no sample, such as 'stranger 0', and 150 of 600 samples \(25.0%\) have no score, "
+        "both more than --max-rejected 0.1"
+    )
+    with pytest.raises(UserError, match=told):
+        score(small_catalog, "q", file=write(450, 150))
+    found = score(small_catalog, "q", file=write(450, 150), max_rejected=0.25)
+    assert int((~np.isnan(found)).sum()) == 450
+    with pytest.raises(UserError, match="--max-rejected 2: must be between 0 and 1"):
+        score(small_catalog, "q", file=write(450, 150), max_rejected=2)
+    with pytest.raises(UserError, match="--max-rejected does nothing with the score 'width'"):
+        score(small_catalog, "width", max_rejected=0.5)
+
+
 def test_a_score_is_made_once_and_anew_when_its_inputs_change(small_catalog, tmp_path, monkeypatch):
     path = tmp_path / "s.parquet"
 
@@ -349,7 +374,11 @@ def test_bad_targets_and_files_are_one_line(small_catalog, tmp_path):
     pq.write_table(pa.table({"key": ["stranger"], "q": [1.0], "words": ["a"]}), tmp_path / "strange.parquet")
     pq.write_table(pa.table({"key": [KEYS[3], KEYS[3]], "q": [1.0, 2.0]}), tmp_path / "twice.parquet")
     for file, name, message in (
-        ("strange.parquet", "q", "none of the 1 keys in .*strange.parquet, such as 'stranger', belongs to a sample"),
+        (
+            "strange.parquet",
+            "q",
+            r"1 of 1 rows \(100.0%\) belong to no sample, such as 'stranger', and 600 of 600 samples",
+        ),
         ("strange.parquet", "r", "needs the column 'r' and one of uid, key, image_path; it has key, q, words"),
         ("strange.parquet", "words", "the scores in column 'words' of .* can't be read"),
         ("twice.parquet", "q", "the score of '000003' is given twice"),

@@ -196,7 +196,7 @@ class Catalog:
             number += 1
 
     def relocate(self, old: str, new: str, check: Callable[[pa.Table], None] | None = None) -> int:
-        """Replaces the leading folders `old` of the shards' paths by `new`; returns how many paths changed.
+        """Replaces the leading folders `old` of the shards' paths by `new`; returns how many paths changed: 0 when that is done already.
 
         Args:
             old: leading part of paths.
@@ -204,7 +204,7 @@ class Catalog:
             check: takes the moved shards (schema.SHARD_SCHEMA), and refuses them if they are not there.
 
         Raises:
-            UserError: no path begins so, two shards would become one file, or another process is writing the catalog.
+            UserError: no path begins with `old` or `new`, two shards would become one file, or another process is writing the catalog.
         """
         old, new = old.rstrip("/"), new.rstrip("/")
         with locked(self.folder / LOCK, str(self.folder)):
@@ -213,6 +213,8 @@ class Catalog:
             moved = [new + path[len(old) :] if path == old or path.startswith(f"{old}/") else path for path in paths]
             changed = [before != after for before, after in zip(paths, moved, strict=True)]
             if not any(changed):
+                if any(path == new or path.startswith(f"{new}/") for path in paths):
+                    return 0  # a command that was interrupted after it had written is repeated
                 example = paths[0] if paths else "none"
                 raise UserError(f"no shard's path begins with {old!r} (the first is {example!r})")
             _refuse_shared_paths(moved)

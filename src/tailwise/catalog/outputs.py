@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import HEADER, Catalog
-from tailwise.catalog.files import read_array
+from tailwise.catalog.files import TEMPORARY_SUFFIX, read_array
 from tailwise.errors import UserError
 
 
@@ -63,7 +63,10 @@ def check_output_folder(folder: Path, option: str, marks: Collection[str] | None
     """
     _refuse_catalog(folder)
     if folder.is_dir():
-        if marks is not None and any(folder.iterdir()) and not any(any(folder.glob(mark)) for mark in marks):
+        found = any(
+            not path.name.endswith(TEMPORARY_SUFFIX) for path in folder.iterdir()
+        )  # others a killed process left
+        if marks is not None and found and not any(any(folder.glob(mark)) for mark in marks):
             raise UserError(f"{folder} holds something else: give {option} a new or an empty folder")
     elif folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} is no folder: give {option} another name")

@@ -49,6 +49,9 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     bootstrap: Annotated[int, typer.Option(min=1, help="Replicates, for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    max_rejected: Annotated[
+        float, typer.Option(help="Stop when a greater share of a set's samples can't be read.")
+    ] = 0.1,
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint: zero-shot accuracy, by how often classes were trained on, and retrieval.
@@ -83,6 +86,7 @@ def evaluate(
         precision=precision,
         bootstrap=bootstrap,
         seed=seed,
+        max_rejected=max_rejected,
     )
     config = _config(checkpoint, data, options) if output is not None else {}
     if output is not None:
@@ -99,7 +103,7 @@ def evaluate(
 
 
 def _config(checkpoint: str, data: Sequence[str], options: EvaluateOptions) -> dict[str, Any]:
-    """What decides the figures: not the number of workers. Files by their content too, since runs write theirs anew; not the sets."""
+    """What decides the figures: not workers, nor the bound on rejects. Files by their content too, as runs write theirs anew; not sets."""
     from dataclasses import asdict
 
     from tailwise.catalog.files import file_digest
@@ -107,7 +111,7 @@ def _config(checkpoint: str, data: Sequence[str], options: EvaluateOptions) -> d
 
     found = find_checkpoint(checkpoint, options.model)
     given = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
-    del given["workers"]
+    del given["workers"], given["max_rejected"]
     read = {
         "weights": found.weights,
         **{name: getattr(options, name) for name in ("classes", "templates", "train_counts")},

@@ -43,6 +43,13 @@ def filter_(
             help=".parquet, .tsv or .csv file with the column --by, and uid, key or image_path.", show_default=False
         ),
     ] = None,
+    max_rejected: Annotated[
+        float | None,
+        typer.Option(
+            help="Of --file: refuse if greater shares of its rows and of the samples don't match.  [default: 0.1]",
+            show_default=False,
+        ),
+    ] = None,
     target: Annotated[
         Path | None,
         typer.Option(
@@ -88,6 +95,7 @@ def filter_(
 
     given = {
         "file": str(file) if file else None,
+        "max_rejected": max_rejected,
         "target": str(target) if target else None,
         "norm": norm,
         "batch_size": batch_size,

@@ -101,6 +101,13 @@ def plan(
     missing_rate: Annotated[
         float | None, typer.Option(help="Rate of samples that the file doesn't name; without it, an error.")
     ] = None,
+    max_rejected: Annotated[
+        float | None,
+        typer.Option(
+            help="Of --rates: refuse if greater shares of its rows and of the samples don't match.  [default: 0.1]",
+            show_default=False,
+        ),
+    ] = None,
     entries: Annotated[
         Path | None,
         typer.Option(help="In place of a method: a list of entries, balanced as in MetaCLIP.", show_default=False),
@@ -147,8 +154,10 @@ def plan(
     of_method |= {"--max-repeats": max_repeats if max_repeats != 1 else None}
     of_method |= {"--draw": draw if draw != "bernoulli" else None}
     of_rates: dict[str, object] = {"--missing-rate": missing_rate, "--rate-column": rate_column}
+    of_rates |= {"--max-rejected": max_rejected}
     of_entries: dict[str, object] = {"--per-entry": per_entry, "--ignore-case": ignore_case or None}
     if rates is not None:
+        from tailwise.rejects import MAX_REJECTED
         from tailwise.stages.plan_rates import make_rate_plan
 
         refuse_given(
@@ -162,6 +171,7 @@ def plan(
                 rates,
                 column=rate_column or "rate",
                 missing_rate=missing_rate,
+                max_rejected=MAX_REJECTED if max_rejected is None else max_rejected,
                 dynamic=dynamic is not False,
                 seed=seed,
                 track=track,

@@ -215,4 +215,4 @@ def relocate(
             raise UserError(f"{new} doesn't exist: move the shards there first")
     opened = open_catalog(catalog)
     changed = with_bars(lambda track: run(opened, old, new, track))
-    say(f"{changed:,} paths now begin with {new}")
+    say(f"{changed:,} paths now begin with {new}" if changed else f"no path changed: paths begin with {new} already")

@@ -32,6 +32,7 @@ from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.substitutes import Substitutes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
+from tailwise.rejects import refuse_many
 from tailwise.train.arguments import LOCAL_MODEL
 from tailwise.train.guard import INSTALL
 from tailwise.train.randomness import reseed, undisturbed
@@ -206,7 +207,12 @@ class _Source:
         self._size, self._device = config["size"], device
         self._scale = training.augment["scale"] if training.augment else None
         self._pictures = _decoded(plan, training, cache, factory, config, track)
-        self._substitutes = Substitutes(plan, self.order.sections, Removals.of(plan.catalog, plan.snapshot))
+        removals = Removals.of(plan.catalog, plan.snapshot)
+        broken = int((~self._pictures.readable).sum()) - len(removals.rows)  # removed ones were not decoded
+        causes = "others would be trained on in their place"
+        what, rows = "{} samples{} of the pool can't be read", plan.rows - len(removals.rows)
+        refuse_many(broken, rows, training.max_rejected, what, causes, "train.max_rejected")
+        self._substitutes = Substitutes(plan, self.order.sections, removals)
         self._on_device = torch.from_numpy(self._pictures.pixels).to(device) if device.type == "cuda" else None
         self._mean, self._std = (torch.tensor(config[item], device=device).view(1, 3, 1, 1) for item in ("mean", "std"))
 

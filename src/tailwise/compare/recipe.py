@@ -14,12 +14,13 @@ from tailwise.loader.order import COMPOSITIONS
 from tailwise.recipes.pipeline import Step
 from tailwise.recipes.recipe import as_mapping, with_folder
 from tailwise.recipes.yaml_file import parse_yaml, read_yaml
+from tailwise.rejects import MAX_REJECTED, check_share
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "compare"
 PRECISIONS = ("fp32", "bf16")
 EVALUATE = (
     *("data", "classes", "templates", "train_counts", "pool", "groups"),
-    *("batch_size", "workers", "device", "precision", "bootstrap", "seed"),
+    *("batch_size", "workers", "device", "precision", "bootstrap", "seed", "max_rejected"),
 )
 ROW_NAME = re.compile(r"[^/\\\x00-\x1f]{1,100}")
 
@@ -45,6 +46,7 @@ class Training:
         device: "auto", "cpu" or "cuda".
         workers: open_clip: processes that decode.
         open_clip: open_clip: further arguments of its trainer, without the dashes.
+        max_rejected: in-process: share of the pool's samples that may be unreadable; others are taken in their place.
     """
 
     model: str
@@ -63,6 +65,7 @@ class Training:
     device: str = "auto"
     workers: int = 1
     open_clip: Mapping[str, Any] = field(default_factory=dict)
+    max_rejected: float = MAX_REJECTED
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ def _training(where: str, content: object) -> Training:
     for name, least in (("samples_seen", 1), ("global_batch", 2), ("warmup", 0), ("workers", 0), ("cache_pixels", 1)):
         if values.get(name) is not None and not _is_whole(values[name], least):
             raise UserError(f"{where}: {name} is {values[name]!r}: must be a whole number of at least {least}")
-    for name in ("lr", "wd", "beta1", "beta2", "eps"):
+    for name in ("lr", "wd", "beta1", "beta2", "eps", "max_rejected"):
         if name in values:
             values[name] = _number(f"{where}: {name}", values[name])
     for name, known in (("precision", PRECISIONS), ("device", ("auto", "cpu", "cuda"))):
@@ -239,6 +242,7 @@ def _training(where: str, content: object) -> Training:
     if values.get("augment") is not None:
         values["augment"] = _augment(f"{where}, augment", values["augment"])
     training = Training(**values)
+    check_share(training.max_rejected)
     if training.samples_seen < training.global_batch:
         raise UserError(
             f"{where}: samples_seen {training.samples_seen:,} is less than a batch of {training.global_batch:,}: give more"

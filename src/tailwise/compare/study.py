@@ -36,7 +36,7 @@ from tailwise.recipes.pipeline import Step
 
 FORMAT = 1
 RUNS, CACHE, RESULT, TRAINED = "runs", "cache", "result.json", "trained.json"
-NOT_DECIDING = {"workers"}
+NOT_DECIDING = {"workers", "max_rejected"}
 PATHS = {"classes", "templates", "train_counts", "pool"}
 PACKAGES = {"torch": "torch", "open_clip_torch": "open_clip", "numpy": "numpy", "timm": "timm"}
 

@@ -14,11 +14,13 @@ import pyarrow as pa
 
 from tailwise.errors import UserError
 from tailwise.evaluate.counts import count_in_pool, read_train_counts
+from tailwise.evaluate.images import HARMLESS
 from tailwise.evaluate.metrics import Interval, bounded, classification, doublings, recall, tally, thirds
 from tailwise.evaluate.models import LoadedModel, find_checkpoint, load_model
 from tailwise.evaluate.sets import ImageSet, Task, find_set
 from tailwise.evaluate.zero_shot import KS, classify, retrieve
 from tailwise.progress import Track, silent
+from tailwise.rejects import MAX_REJECTED, check_share, refuse_many
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class EvaluateOptions:
         precision: "fp32" or "bf16".
         bootstrap: replicates.
         seed: of the bootstrap.
+        max_rejected: share of a set's samples that may be left out.
     """
 
     model: str | None = None
@@ -52,6 +55,7 @@ class EvaluateOptions:
     precision: str = "fp32"
     bootstrap: int = 1000
     seed: int = 0
+    max_rejected: float = MAX_REJECTED
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def evaluate(
         One evaluation a set, in their order.
 
     Raises:
-        UserError: something given is wrong, or can't be read.
+        UserError: something given is wrong, or can't be read; too many samples are left out.
     """
     bounds = _check(options)
     places = [data] if isinstance(data, str | Path) else list(data)
@@ -100,7 +104,20 @@ def evaluate(
     sets = _named_apart([find_set(str(place), options.classes, options.templates) for place in places])
     counts = [_train_counts(item, options, track) for item in sets]
     loaded = load_model(found, options.device, options.precision)
-    return [_on_set(loaded, item, count, bounds, options, track) for item, count in zip(sets, counts, strict=True)]
+    pairs = zip(sets, counts, strict=True)
+    return [
+        _within(_on_set(loaded, item, count, bounds, options, track), options.max_rejected) for item, count in pairs
+    ]
+
+
+def _within(found: Evaluation, max_rejected: float) -> Evaluation:
+    """Return an evaluation, unless too many samples of its set were left out."""
+    skipped = {reason: count for reason, count in found.summary["skipped"].items() if reason != HARMLESS}
+    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in skipped.items())
+    left_out = sum(skipped.values())
+    what = f"{{}} samples{{}} of {found.name} are left out"
+    refuse_many(left_out, found.summary["images"] + left_out, max_rejected, what, reasons)
+    return found
 
 
 def mean_over_sets(evaluations: Sequence[Evaluation]) -> dict[str, float]:
@@ -124,6 +141,7 @@ def _check(options: EvaluateOptions) -> tuple[int, int] | None:
     for option, value in (("--batch-size", options.batch_size), ("--bootstrap", options.bootstrap)):
         if value < 1:
             raise UserError(f"{option} {value}: must be 1 or more")
+    check_share(options.max_rejected)
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: must be 0 or more")
     if options.groups == "thirds":

@@ -14,8 +14,9 @@ from tailwise.catalog.schema import has_bytes
 from tailwise.encoders import EncoderOptions, load_encoder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
+from tailwise.rejects import check_share
 from tailwise.stages.embed_column import ColumnReport, ColumnTask, Limits
-from tailwise.stages.report import Rejections, check_share
+from tailwise.stages.report import Rejections
 
 BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; a GPU is busy with so many, and a CPU's caches overflow with more
 

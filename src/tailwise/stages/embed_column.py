@@ -26,9 +26,10 @@ from tailwise.encoders import Encoder, EncoderOptions
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers
 from tailwise.progress import Track
+from tailwise.rejects import refuse_many
 from tailwise.stages.embed_read import ShardRows
 from tailwise.stages.embed_shards import Done, Finished, Step, Work, embed_on_devices, embed_shards
-from tailwise.stages.report import Rejections, refuse_many
+from tailwise.stages.report import Rejections
 
 JUDGED_SAMPLES = (
     10_000  # so many must be seen before a share of rejects says anything; and at the end of a part, whatever it holds

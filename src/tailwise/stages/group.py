@@ -21,10 +21,10 @@ from tailwise.catalog.files import create_array, file_digest, scratch, write_arr
 from tailwise.errors import UserError
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.progress import Track, silent
+from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.sources.columns import unwrapped
 from tailwise.stages.cluster import Clustering, load_clustering
 from tailwise.stages.join import Columns, join_values, read_columns
-from tailwise.stages.report import MAX_REJECTED, check_share
 
 MAX_GROUPS = 5_000_000  # below 2²⁴, so that float32, which joins fill in, holds each group's number
 PLACES = tuple(f"{member}_{what}" for member in ("image", "caption", "json") for what in ("offset", "bytes"))

@@ -11,6 +11,7 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.files import MANIFEST, digest, file_digest, read_record, scratch
 from tailwise.errors import UserError
 from tailwise.progress import Track
+from tailwise.rejects import MAX_REJECTED, refuse_many
 from tailwise.sources.dynamics import ClusterIds
 from tailwise.stages.cluster import Clustering, load_clustering
 from tailwise.stages.group import MAX_GROUPS, NO_GROUP, write_grouping
@@ -56,6 +57,7 @@ def import_clusters(
     given: frozenset[int] | None,
     rejections: Rejections,
     track: Track,
+    max_rejected: float = MAX_REJECTED,
 ) -> Clustering:
     """Makes a grouping of the newest snapshot from files of cluster ids; a finished one of the same files is opened as it is.
 
@@ -68,9 +70,10 @@ def import_clusters(
         given: shards that came with the files, which then belong to these alone; None if none came.
         rejections: takes what was left out.
         track: shows progress.
+        max_rejected: share of the files' rows that may be unusable. An id without a sample, or a second one, is not counted.
 
     Raises:
-        UserError: not one id belongs to a sample, or another clustering has this name.
+        UserError: too many rows are unusable, not one id belongs to a sample, or another clustering has this name.
     """
     folder = catalog.clusters_folder(name)
     snapshot = catalog.snapshot()
@@ -86,9 +89,10 @@ def import_clusters(
             wording = Wording("cluster ids", "cluster id", "joining cluster ids")
             join = Join(parts, RowFinder(catalog, parts, work, given), work, log, wording)
             join.plan(files, [given is not None] * len(files), None, track)
+            reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(join.log.counts.items()))
             if not join.matched:
-                reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(join.log.counts.items()))
                 raise UserError(f"none of the cluster ids in {files[0].path.parent} belongs to a sample ({reasons})")
+            refuse_many(join.faulty, join.read, max_rejected, "{} rows of cluster ids{} can't be used", reasons)
             distinct = _distinct(join, parts, files, name)
         labels = (_labels(join, part, files, distinct) for part in parts)
         return write_grouping(catalog, name, config, inputs, labels, [str(item) for item in distinct.tolist()], track)

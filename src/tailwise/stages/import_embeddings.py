@@ -24,10 +24,11 @@ from tailwise.catalog.embeddings import (
 from tailwise.catalog.files import digest, read_json, read_record, release_pages, scratch, write_json, write_record
 from tailwise.errors import UserError
 from tailwise.progress import Track
+from tailwise.rejects import MAX_REJECTED, refuse_many
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.stages.import_join import Join, Wording
 from tailwise.stages.import_rows import RowFinder
-from tailwise.stages.report import MAX_REJECTED, Rejections, RejectionWriter, refuse_many
+from tailwise.stages.report import Rejections, RejectionWriter
 
 CHUNK_ROWS = 65_536
 FILL_ROWS = 8192
@@ -152,7 +153,11 @@ class _Joins:
         self.files = [file.fingerprint for file in files]
         self.number = len(self.done) + 1
         self.id = digest([self.number, self.files])
-        self.resumed = self._pending.exists() and read_json(self._pending)["files"] == self.files
+        pending = read_json(self._pending) if self._pending.exists() else {}
+        if pending.get("number", self.number) < self.number:  # of a join that was done when the process was killed
+            self._pending.unlink()
+            pending = {}
+        self.resumed = pending.get("files") == self.files
         self.given = self._begun_for(given) if self.resumed else given
 
     def _begun_for(self, given: frozenset[int] | None) -> frozenset[int] | None:
@@ -212,7 +217,8 @@ class _Joins:
     def begin(self, parts: list[Part]) -> None:
         """Notes what is being joined to which parts."""
         given = None if self.given is None else sorted(self.given)
-        write_json(self._pending, {"files": self.files, "parts": [part.number for part in parts], "given": given})
+        numbers = [part.number for part in parts]
+        write_json(self._pending, {"number": self.number, "files": self.files, "parts": numbers, "given": given})
 
     def finish(self) -> None:
         """Notes that it is done."""

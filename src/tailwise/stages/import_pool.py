@@ -16,12 +16,13 @@ from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
+from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.sources import Found, SourceOptions, find
 from tailwise.sources.columns import DAMAGE, open_table, uid_texts
 from tailwise.sources.datacomp import parse_uids, read_metadata
 from tailwise.stages.import_embeddings import ColumnImport, import_embeddings
 from tailwise.stages.import_shards import MAX_REJECTED_SAMPLES, PART_ROWS, import_shards
-from tailwise.stages.report import MAX_REJECTED, Rejections, check_share
+from tailwise.stages.report import Rejections
 
 if TYPE_CHECKING:
     from tailwise.stages.cluster import Clustering
@@ -122,7 +123,7 @@ def _import(
         for column, files in found.embeddings.items()
         if (made := import_embeddings(catalog, column, files, given, rejections, track, bounds[1]))
     ]
-    clusterings = _import_clusters(catalog, clusters_name, found, given, rejections, track)
+    clusterings = _import_clusters(catalog, clusters_name, found, given, rejections, track, bounds[1])
     now = catalog.snapshot()
     shards = found.tars or found.metadata
     if rejections.counts and not (columns or clusterings) and shards and not given:
@@ -136,13 +137,19 @@ def _import(
 
 
 def _import_clusters(
-    catalog: Catalog, name: str, found: Found, given: frozenset[int] | None, rejections: Rejections, track: Track
+    catalog: Catalog,
+    name: str,
+    found: Found,
+    given: frozenset[int] | None,
+    rejections: Rejections,
+    track: Track,
+    max_rejected: float,
 ) -> list[Clustering]:
     if not found.cluster_ids:
         return []
     from tailwise.stages.import_clusters import import_clusters  # noqa: PLC0415  (brings torch along: seconds, and 600 MB)
 
-    return [import_clusters(catalog, name, found.cluster_ids, given, rejections, track)]
+    return [import_clusters(catalog, name, found.cluster_ids, given, rejections, track, max_rejected)]
 
 
 def _check_clusters(catalog: Catalog, name: str, found: Found) -> None:

@@ -18,11 +18,12 @@ from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.progress import Track
+from tailwise.rejects import refuse_many
 from tailwise.shards.fingerprint import FIRST, ChangedShardError, check_fingerprint, comparable_shards, shard_blocks
 from tailwise.sources import UNKNOWN_BYTES
 from tailwise.sources.webdataset import ShardContent, hashed_uid, read_shard, unreadable_shard
 from tailwise.stages.import_scores import Scores, scores_id
-from tailwise.stages.report import Rejections, refuse_many
+from tailwise.stages.report import Rejections
 
 PART_ROWS = 1_000_000
 _NOTHING = {True: "no sample with image and caption", False: "no sample with uid and caption"}

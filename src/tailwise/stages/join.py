@@ -107,8 +107,8 @@ def join_values(
     target: npt.NDArray[np.float32],
     work: Path,
     what: str,
+    max_rejected: float,
     check: Callable[[list[str], npt.NDArray[np.float64]], None] | None = None,
-    max_rejected: float = 1.0,
 ) -> int:
     """Fills in the value of every row that a file names.
 
@@ -120,9 +120,9 @@ def join_values(
         target: float32 [N], NaN; rows that no batch names stay so.
         work: a folder for an index, 32 bytes a row; must not exist yet.
         what: a value is called, in errors.
-        check: refuses bad values of a batch.
         max_rejected: share of the values that may belong to no sample where as great a share of the samples has no value. A file may
             name more samples than the pool has, or fewer; one that does both is of another pool.
+        check: refuses bad values of a batch.
 
     Returns:
         How many values belong to no sample.
@@ -131,7 +131,7 @@ def join_values(
         UserError: a key belongs to several samples, a sample is given twice, or too little matches.
     """
     index = _index(catalog, snapshot, identifier, work)
-    unknown = read = 0
+    unknown, read, first = 0, 0, ""
     for keys, values in batches:
         read += len(keys)
         if check:
@@ -143,15 +143,17 @@ def join_values(
                 f"the key {keys[ambiguous[0]]!r} belongs to several samples: name them by uid, in a Parquet file"
             )
         _check_given_once(keys, rows, target, what)
-        unknown += int((rows == ABSENT).sum())
+        absent = np.flatnonzero(rows == ABSENT)
+        first = first or next((keys[at] for at in absent[:1]), "")
+        unknown += len(absent)
         with np.errstate(over="ignore"):  # beyond float32 lies infinity
             target[rows[rows >= 0]] = values[rows >= 0]
     lacking = int(np.isnan(target).sum())
     if unknown > max_rejected * read and lacking > max_rejected * len(target):
         raise UserError(
-            f"{unknown:,} of {read:,} rows ({unknown / read:.1%}) belong to no sample, and {lacking:,} of {len(target):,} samples "
-            f"({lacking / len(target):.1%}) have no {what}, both more than --max-rejected {max_rejected:g}: give a file of this pool, "
-            f"whose {identifier}s are the samples' own, or a greater --max-rejected"
+            f"{unknown:,} of {read:,} rows ({unknown / read:.1%}) belong to no sample, such as {first!r}, and {lacking:,} of "
+            f"{len(target):,} samples ({lacking / len(target):.1%}) have no {what}, both more than --max-rejected {max_rejected:g}: give a "
+            f"file of this pool, whose {identifier}s are the samples' own, or a greater --max-rejected"
         )
     return unknown
 

@@ -18,6 +18,7 @@ from tailwise.catalog.files import create_array, file_digest, map_array, replaci
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
+from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.stages.join import BATCH, Batch, join_values, read_numbers
 from tailwise.stages.plan import MAX_REPEATS, write_shard_offsets
 
@@ -29,6 +30,7 @@ def make_rate_plan(
     *,
     column: str = "rate",
     missing_rate: float | None = None,
+    max_rejected: float = MAX_REJECTED,
     dynamic: bool = True,
     seed: int = 0,
     track: Track = silent,
@@ -41,6 +43,7 @@ def make_rate_plan(
         path: DynamiCS's JSON `{key: rate}`, read as a stream; or a Parquet file with the rates in `column`, and uid, key or image_path.
         column: of the Parquet file.
         missing_rate: the rate of samples that the file doesn't name; None makes them an error.
+        max_rejected: of the file, see `join_values`.
         dynamic: whether each epoch is drawn anew.
         seed: decides the draw.
         track: shows progress.
@@ -52,6 +55,7 @@ def make_rate_plan(
         raise UserError(f"{path} is no file: give a .json or .parquet file of rates")
     if missing_rate is not None and not 0 <= missing_rate <= MAX_REPEATS:
         raise UserError(f"--missing-rate {missing_rate}: must lie between 0 and {MAX_REPEATS}")
+    check_share(max_rejected)
     snapshot = catalog.snapshot()
     config = {
         "method": "rates",
@@ -67,7 +71,8 @@ def make_rate_plan(
     with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
             identifier, batches = _open_rates(path, column)
-            unknown = _join(catalog, artifact, survivors, identifier, track(batches, "joining rates"), missing_rate)
+            tracked = track(batches, "joining rates")
+            unknown = _join(catalog, artifact, survivors, identifier, tracked, missing_rate, max_rejected)
             write_shard_offsets(catalog, artifact, snapshot)
             rates = map_array(artifact.path("rate.npy"))
             eligible = int(np.count_nonzero(rates))
@@ -126,13 +131,15 @@ def _join(
     identifier: str,
     batches: Iterable[Batch],
     missing_rate: float | None,
+    max_rejected: float,
 ) -> int:
     """Writes rate.npy; returns how many rates belong to no sample."""
     with scratch(artifact.path("joining")) as work, replacing(artifact.path("rate.npy")) as path:
         snapshot = survivors.snapshot
         rates = create_array(path, (snapshot.rows,), np.float32)
         rates[:] = np.nan
-        unknown = join_values(catalog, snapshot, identifier, batches, rates, work / "keys", "rate", _check_range)
+        place = work / "keys"
+        unknown = join_values(catalog, snapshot, identifier, batches, rates, place, "rate", max_rejected, _check_range)
         rates[survivors.removals.rows] = 0
         without = int(np.isnan(rates).sum())
         if without and missing_rate is None:

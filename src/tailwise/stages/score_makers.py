@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import create_array, map_array, release_pages, replacing, scratch, write_array
-from tailwise.errors import UserError
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.kernels.scores import clip_loss, cosines, gram, greatest_cosines, target_norms
@@ -217,21 +216,16 @@ def column_of_file(work: ScoreWork) -> dict[str, int]:
     with scratch(work.artifact.path("joining")) as folder:
         joined = create_array(folder / "score.npy", (work.snapshot.rows,), np.float32)
         joined[:] = np.nan
-        keys, first = 0, ""
+        keys = 0
 
         def counted() -> Iterator[Batch]:
-            nonlocal keys, first
+            nonlocal keys
             for batch in work.track(batches, f"joining {work.name}"):
                 keys += len(batch[0])
-                first = first or next(iter(batch[0]), "")
                 yield batch
 
-        unknown = join_values(work.catalog, work.snapshot, identifier, counted(), joined, folder / "keys", "score")
-        if unknown == keys:
-            raise UserError(
-                f"none of the {keys:,} {identifier}s in {path}, such as {first!r}, belongs to a sample of this catalog: give a file of "
-                "this pool"
-            )
+        place, bound = folder / "keys", work.options["max_rejected"]
+        unknown = join_values(work.catalog, work.snapshot, identifier, counted(), joined, place, "score", bound)
         for part in work.catalog.parts(work.snapshot):
             write_array(work.path(part), np.asarray(joined[part.span]))
     return {"keys": keys, "keys_without_sample": unknown}

@@ -16,6 +16,7 @@ from tailwise.catalog.embeddings import check_one_encoder
 from tailwise.catalog.files import MANIFEST, digest, file_digest, map_array, read_record
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
+from tailwise.rejects import MAX_REJECTED
 from tailwise.stages import score_makers as makers
 from tailwise.stages.score_makers import NORMS, ScoreWork
 from tailwise.stages.score_target import Target
@@ -72,7 +73,7 @@ def score_config(request: ScoreRequest) -> dict[str, Any]:
         UserError: no such option, or out of bounds.
     """
     options = _options(request)
-    return {"name": request.name, **{name: value for name, value in options.items() if not OPTIONS[name].is_path}}
+    return {"name": request.name, **{name: value for name, value in options.items() if OPTIONS[name].decides}}
 
 
 def score_inputs(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> dict[str, str]:
@@ -120,13 +121,13 @@ class ScoreOption:
         default: None if it must be given.
         good: whether a value is.
         bound: what a good value is, for errors.
-        is_path: whether it names something that is told by its hash.
+        decides: whether its value is part of what a score is; False for a path, which is told by its hash.
     """
 
     default: OptionValue | None
     good: Callable[[Any], bool]
     bound: str
-    is_path: bool = False
+    decides: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,9 @@ OPTIONS: dict[str, ScoreOption] = {
     ),
     "seed": ScoreOption(0, lambda value: _is_whole(value, -(1 << 63), 1 << 63), "a whole number"),
     "norm": ScoreOption("2", NORMS.__contains__, f"one of {', '.join(NORMS)}"),
-    "target": ScoreOption(None, lambda value: isinstance(value, str), "a path", is_path=True),
-    "file": ScoreOption(None, lambda value: isinstance(value, str), "a path", is_path=True),
+    "target": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
+    "file": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
+    "max_rejected": ScoreOption(MAX_REJECTED, lambda value: 0 <= value <= 1, "between 0 and 1", decides=False),
 }
 
 _WANG = "Wang et al. 2024, arXiv 2405.19547"
@@ -209,7 +211,7 @@ FILE = Score(
     "a file",
     makers.column_of_file,
     ("file",),
-    ("file",),
+    ("file", "max_rejected"),
 )
 
 
