@@ -57,7 +57,11 @@ def test_what_can_not_be_a_sample(tmp_path, make_metadata):
 @pytest.mark.parametrize("value", [0, -1, 2**31, 2**40, None, 1.5, float("nan")])
 def test_sides_that_tell_nothing(tmp_path, make_metadata, value):
     path = make_metadata(tmp_path, "x", UIDS, original_width=[value, 1, 2**31 - 1, 7])
-    assert read_metadata(str(path)).samples.column("width").to_pylist() == [None, 1, 2**31 - 1, 7]
+    content = read_metadata(str(path))
+    assert content.samples.column("width").to_pylist() == [None, 1, 2**31 - 1, 7]
+    counted = [(row["stage"], row["reason"], row["rows"]) for row in content.rejected.to_pylist()]
+    nothing = value is None or np.isnan(value)
+    assert counted == ([] if nothing else [("metadata columns", "original_width is no whole number of pixels", 1)])
 
 
 def test_sides_and_scores_may_be_absent(tmp_path, make_metadata):
