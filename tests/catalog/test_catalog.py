@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tailwise.catalog import Catalog
@@ -201,3 +203,19 @@ def test_relocate_knows_where_a_folders_name_ends(tmp_path, make_pool):
     catalog = import_pool([tmp_path / "pool", tmp_path / "pool2"], tmp_path / "catalog", workers=1).catalog
     assert catalog.relocate(f"{tmp_path}/pool/", "/mnt/a") == 1
     assert catalog.shards()["path"].to_pylist() == ["/mnt/a/00000.tar", f"{tmp_path}/pool2/00005.tar"]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_path_that_is_no_longer_text_is_damage(small_catalog, noted):
+    """As a flipped bit makes it; older versions noted no hash of the table."""
+    path = small_catalog.folder / "shards.parquet"
+    table = pq.read_table(path)
+    paths = [item.encode() for item in table.column("path").to_pylist()]
+    paths[1] = b"\xff" + paths[1][1:]
+    unchecked = pa.array(paths, pa.binary()).buffers()
+    column = pa.Array.from_buffers(pa.string(), len(paths), unchecked)
+    at = table.schema.get_field_index("path")
+    metadata = table.schema.metadata if noted else None
+    pq.write_table(table.set_column(at, table.schema.field(at), column).replace_schema_metadata(metadata), path)
+    with pytest.raises(UserError, match=r"shards.parquet is damaged \(its checksum is wrong\)"):
+        Catalog.open(small_catalog.folder).shards()
