@@ -130,6 +130,7 @@ def test_a_crash_after_the_manifest_is_no_harm(begin):
     artifact = make(begin())
     write_json(artifact.path("pending.json"), artifact.identity)
     assert begin().done
+    assert not artifact.path("pending.json").exists()
 
 
 def test_manifest_is_written_last(begin, monkeypatch):

@@ -224,3 +224,19 @@ def test_samples_are_read_from_their_row_groups(tmp_path, monkeypatch, rows, siz
     assert asked == sorted({row // size for row in rows})
     with pytest.raises(UserError, match="missing or damaged"):
         catalog.samples_at(0, np.array([98]), ["key"])
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_path_that_is_no_longer_text_is_damage(small_catalog, noted):
+    """As a flipped bit makes it; older versions noted no hash of the table."""
+    path = small_catalog.folder / "shards.parquet"
+    table = pq.read_table(path)
+    paths = [item.encode() for item in table.column("path").to_pylist()]
+    paths[1] = b"\xff" + paths[1][1:]
+    unchecked = pa.array(paths, pa.binary()).buffers()
+    column = pa.Array.from_buffers(pa.string(), len(paths), unchecked)
+    at = table.schema.get_field_index("path")
+    metadata = table.schema.metadata if noted else None
+    pq.write_table(table.set_column(at, table.schema.field(at), column).replace_schema_metadata(metadata), path)
+    with pytest.raises(UserError, match=r"shards.parquet is damaged \(its checksum is wrong\)"):
+        Catalog.open(small_catalog.folder).shards()

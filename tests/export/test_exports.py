@@ -4,7 +4,9 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.export import EXPORTS, export
 from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
@@ -54,6 +56,22 @@ def test_rates_json_names_every_sample_and_its_rate(repeating, tmp_path):
     rates = json.loads((tmp_path / "r.json").read_text())
     assert list(rates) == samples(repeating, "key")
     assert list(rates.values()) == repeating.rate(slice(0, 600)).tolist()
+
+
+def test_the_command_warns_of_rates_above_1(repeating, tmp_path):
+    """Their trainer keeps a sample if a number below 1 is below its rate: once at most."""
+    words = ["export", str(repeating.catalog.folder), "p", str(tmp_path / "r.json"), "--to", "rates-json"]
+    told = CliRunner().invoke(app, words).output
+    rates = repeating.rate(slice(0, 600))
+    above, short = int((rates > 1).sum()), 1 - np.minimum(rates, 1).sum() / rates.sum()
+    assert above
+    assert (
+        f"warning: {above:,} samples have a rate above 1, and the authors' trainer draws a sample once at most" in told
+    )
+    assert f"it will draw {short:.1%} too few samples (plan with --max-repeats 1 for it)" in told
+    make_plan(repeating.catalog, "once", PlanRequest("flat", keep=0.4))
+    words[2], words[3] = "once", str(tmp_path / "once.json")
+    assert "rate above 1" not in CliRunner().invoke(app, words).output
 
 
 def test_rates_json_of_a_subset_names_the_dropped_ones_with_rate_0(small_catalog, tmp_path):

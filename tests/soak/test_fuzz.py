@@ -27,6 +27,7 @@ from tailwise.progress import silent
 from tailwise.recipes.pipeline import load_pipeline
 from tailwise.recipes.recipe import load_recipe
 from tailwise.shards.decode import ImageError, decode_rgb
+from tailwise.sources.columns import count_rows
 from tailwise.sources.datacomp import read_metadata
 from tailwise.sources.webdataset import read_shard
 from tailwise.stages.filter import FilterRule, filter_samples
@@ -179,6 +180,20 @@ SIDECAR = {
     "score": [0.5] * 12,
 }
 
+
+def read_members(path, pool):
+    """A tar, whose members are all accounted for."""
+    members = read_shard(str(path)).members
+    assert members.seen == members.imported + members.harmless + members.rejected
+
+
+def read_rows(path, pool):
+    """A file of metadata, whose rows are all accounted for."""
+    content = read_metadata(str(path))
+    rejected = [row["rows"] for row in content.rejected.to_pylist() if row["stage"] == "import"]
+    assert content.samples.num_rows + sum(rejected) == count_rows(path)
+
+
 # A set of clip_benchmark's layout: a class and an image a sample.
 CLASSES = "cls"
 
@@ -201,7 +216,7 @@ def int_or_none(content):
 
 # name: (inputs of `make soak`, the file to damage, its good content, how it is read)
 FAST = {
-    "tar": (4000, "a.tar", None, lambda path, pool: read_shard(str(path))),
+    "tar": (4000, "a.tar", None, read_members),
     "set-tar": (1000, "0.tar", None, read_set),
     "sidecar": (1500, "0.parquet", parquet(**SIDECAR), None),
     "image": (3000, "a.jpg", None, lambda path, pool: decode_rgb(path.read_bytes())),
@@ -209,7 +224,7 @@ FAST = {
         1500,
         "m.parquet",
         parquet(uid=UIDS, text=["a"] * 12, original_width=[8] * 12, original_height=[8] * 12),
-        lambda path, pool: read_metadata(str(path)),
+        read_rows,
     ),
     "entries": (1500, "entries.txt", b"cat\ndog\ngolden retriever\n", lambda path, pool: read_entries(path)),
     "keys": (1500, "keys.txt", "\n".join(KEYS).encode(), lambda path, pool: read_names(path)),
@@ -245,7 +260,7 @@ def test_readers_end_well(pool, tmp_path, times, note, numbers, make_image, name
     }.get(name, lambda: [content])()
     if name == "sidecar":
         (tmp_path / "0.tar").write_bytes((pool / "shards" / "0.tar").read_bytes())
-        read = lambda path, pool: read_shard(str(tmp_path / "0.tar"))  # noqa: E731
+        read = lambda _, pool: read_members(tmp_path / "0.tar", pool)  # noqa: E731
     path = tmp_path / file
     for trial in range(times(count)):
         path.write_bytes(mutated(good[trial % len(good)], chosen))

@@ -64,7 +64,11 @@ def test_captions_that_are_too_long_are_rejected_one_by_one(tmp_path, make_metad
 @pytest.mark.parametrize("value", [0, -1, 2**31, 2**40, None, 1.5, float("nan")])
 def test_sides_that_tell_nothing(tmp_path, make_metadata, value):
     path = make_metadata(tmp_path, "x", UIDS, original_width=[value, 1, 2**31 - 1, 7])
-    assert read_metadata(str(path)).samples.column("width").to_pylist() == [None, 1, 2**31 - 1, 7]
+    content = read_metadata(str(path))
+    assert content.samples.column("width").to_pylist() == [None, 1, 2**31 - 1, 7]
+    counted = [(row["stage"], row["reason"], row["rows"]) for row in content.rejected.to_pylist()]
+    nothing = value is None or np.isnan(value)
+    assert counted == ([] if nothing else [("metadata columns", "original_width is no whole number of pixels", 1)])
 
 
 def test_sides_and_scores_may_be_absent(tmp_path, make_metadata):
@@ -72,6 +76,37 @@ def test_sides_and_scores_may_be_absent(tmp_path, make_metadata):
     samples = read_metadata(str(make_metadata(tmp_path, "x", UIDS, **none))).samples
     assert samples.column("width").null_count == len(UIDS)
     assert samples.column_names[-1] == "height"
+
+
+def test_sides_that_are_lists_are_not_used(tmp_path, make_metadata):
+    path = make_metadata(tmp_path, "x", UIDS, original_width=[[640], [1, 2], None, []])
+    content = read_metadata(str(path))
+    assert content.samples.column("key").to_pylist() == UIDS
+    assert content.samples.column("width").to_pylist() == [None] * 4
+    assert content.samples.column("height").to_pylist() == [480] * 4
+    (row,) = content.rejected.to_pylist()
+    assert (row["stage"], row["reason"], row["rows"]) == ("metadata columns", "column not used", 4)
+    assert "original_width" in row["detail"]
+    assert "list" in row["detail"]
+
+
+@pytest.mark.parametrize("twice", ["uid", "text", "original_width", "clip_l14_similarity_score"])
+def test_two_columns_of_one_name(tmp_path, make_metadata, twice):
+    """Without one uid and one caption nothing can be used; a size or a score that is there twice is none."""
+    path = make_metadata(tmp_path, "x", UIDS)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column(twice, table.column(twice)), path)
+    content = read_metadata(str(path))
+    (row,) = content.rejected.to_pylist()
+    assert row["rows"] == 4
+    assert repr(twice) in row["detail"]
+    if twice in ("uid", "text"):
+        assert row["reason"] == "unreadable metadata"
+        assert content.samples.num_rows == 0
+    else:
+        assert row["reason"] == "column not used"
+        assert content.samples.column("key").to_pylist() == UIDS
+        assert content.samples.column("height").to_pylist() == [480] * 4
 
 
 @pytest.mark.parametrize("missing", ["uid", "text"])

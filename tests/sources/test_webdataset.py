@@ -212,7 +212,15 @@ def test_broken_or_foreign_json_does_no_harm(shard, content):
     (row,) = found.samples.to_pylist()
     assert (row["uid"], row["width"], row["height"]) == (None, None, None)
     assert row["json_bytes"] == len(content)
-    assert found.rejected.num_rows == 0
+    counted = found.rejected.to_pylist()
+    assert all((row["stage"], row["rows"], row["key"]) == ("json", 1, None) for row in counted)
+    reasons = {
+        ".json is no JSON object": not content.startswith(b'{"'),
+        "width in .json is no whole number of pixels": b"width" in content,
+        "height in .json is no whole number of pixels": b"height" in content,
+        "uid in .json is not 32 hexadecimal digits": b"uid" in content,
+    }
+    assert {row["reason"] for row in counted} == {reason for reason, there in reasons.items() if there}
 
 
 # --- sidecars -----------------------------------------------------------------------------------------------------------

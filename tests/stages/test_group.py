@@ -349,6 +349,17 @@ def test_two_columns_of_one_name_are_refused(small_catalog, tmp_path):
         group(small_catalog, "language", file=tmp_path / "g.parquet")
 
 
+def test_a_grouping_is_finished_when_its_work_is_gone(small_catalog, tmp_path, monkeypatch):
+    """A process that is killed behind its manifest leaves nothing that no command would remove."""
+    there = []
+    finish = Artifact.finish
+    monkeypatch.setattr(
+        Artifact, "finish", lambda self, summary: there.extend(self.folder.iterdir()) or finish(self, summary)
+    )
+    group(small_catalog, "language", file=write_file(tmp_path / "g.tsv", KEYS, ["a", "b"] * 300))
+    assert not any(path.is_dir() for path in there)
+
+
 def test_a_file_of_another_pool_is_refused(small_catalog, tmp_path):
     half = [key if at % 2 else f"x{key}" for at, key in enumerate(KEYS)]  # more rows than the pool, and fewer samples
     path = write_file(tmp_path / "g.tsv", half, ["a"] * len(half))

@@ -351,7 +351,22 @@ def test_tars_get_scores_and_embeddings_by_uid(run, tmp_path, metadata, make_dow
     check(catalog, member="l14_txt", name="text")
     np.testing.assert_allclose(column(catalog, "clip_l14_similarity_score"), [0.2, 0.2, 0.5, 0, 0], atol=1e-6)
     assert column(catalog, "width") == [8] * 5  # of the stored images, not of the originals
-    assert {name for _, name in (row for row in report.rejections.counts)} == {"embedding without sample"}
+    assert {name for _, name in (row for row in report.rejections.counts)} == {
+        "embedding without sample",
+        "row without sample",
+    }
+    assert report.rejections.counts["scores of metadata", "row without sample"] == len(metadata) - 5
+
+
+def test_each_row_of_metadata_is_a_samples_or_counted(run, tmp_path, metadata, make_downloaded, make_metadata):
+    (twice,) = uids(50, 1)
+    make_metadata(tmp_path / "metadata", "odd", [None, "", twice, twice, *uids(60, 2)])
+    make_downloaded("00000", [*metadata[:3], twice])
+    counts = run(tmp_path).rejections.counts
+    # Of the 15 rows and these 6, three samples have one each.
+    assert counts["scores of metadata", "row without uid"] == 2
+    assert counts["scores of metadata", "row without sample"] == 15 + 6 - 2 - 3
+    assert counts["import", "ambiguous uid"] == 1
 
 
 def test_scores_of_a_sidecar_stay(run, tmp_path, metadata, make_downloaded):

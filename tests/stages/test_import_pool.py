@@ -6,6 +6,7 @@ import tarfile
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -527,6 +528,31 @@ def test_many_rows_of_another_width_are_an_error(run, tmp_path, keys, make_vecto
         assert not list((tmp_path / "catalog" / "embeddings").rglob("part-*"))
     catalog = run(tmp_path / "pool", folder, max_rejected=0.25).catalog
     check_embeddings(catalog, {key: vector for key, vector in vectors.items() if key not in keys[2::4]})
+
+
+@pytest.mark.parametrize("width", [65_537, 1_000_000])
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_an_array_of_too_many_numbers_a_row_is_no_embedding(run, tmp_path, pool, keys, make_partition, width, kind):
+    """Every sample would take as many; the other embeddings are imported."""
+    folder = tmp_path / "embeddings"
+    if kind == "npy":
+        make_partition(folder, 0, keys[:1], np.ones((1, width), np.float16))
+    else:
+        values = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(width, np.float32)), width)
+        folder.mkdir()
+        pq.write_table(pa.table({"key": keys[:1], "embedding": values}), folder / "0.parquet")
+    if kind == "npy":
+        make_partition(folder, 1, keys[1:], np.eye(7, 8, dtype=np.float16))
+    else:
+        rows = [row.tolist() for row in np.eye(7, 8, dtype=np.float32)]
+        pq.write_table(pa.table({"key": keys[1:], "embedding": rows}), folder / "1.parquet")
+    catalog = run(tmp_path / "pool", folder).catalog
+    (row,) = listed(catalog, "not an embedding matrix" if kind == "npy" else "unreadable embeddings")
+    assert row["detail"].endswith(f"[1, {width}]: more than 65,536 numbers a row")
+    assert row["rows"] == 1
+    assert embeddings(catalog).shape == (8, 8)
+    assert not embeddings(catalog)[0].any()
+    assert np.array_equal(embeddings(catalog)[1:], np.eye(7, 8))
 
 
 def test_many_bad_rows_are_an_error_until_they_are_allowed(run, tmp_path, keys, make_vectors, make_embeddings):

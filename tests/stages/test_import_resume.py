@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tailwise
+from tailwise.catalog.files import write_record
 from tailwise.stages.import_pool import import_pool
 
 SIZES = [3, 3, 2, 4, 1, 5]
@@ -204,6 +205,15 @@ def test_killed_after_a_join_was_noted_as_done(tmp_path, pool, tree_bytes):
     run(tmp_path, track=track)
     whole = tree_bytes(folder)
     (folder / "embeddings" / "image" / "pending.json").write_bytes(kept[0])
+    run(tmp_path)
+    assert tree_bytes(folder) == whole
+
+
+def test_killed_before_the_snapshot_was_listed(tmp_path, pool, tree_bytes):
+    """The next import lists it: a loss of it would go unnoticed else."""
+    folder = run(tmp_path).catalog.folder
+    whole = tree_bytes(folder)
+    write_record(folder / "snapshots" / "head.json", {"entries": []})
     run(tmp_path)
     assert tree_bytes(folder) == whole
 

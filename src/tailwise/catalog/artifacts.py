@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ class Artifact:
             except BaseException:
                 self._held.close()
                 raise
+        else:
+            with suppress(
+                OSError
+            ):  # a process was killed after it had written the manifest; or the catalog is read-only
+                (self.folder / PENDING).unlink()
         return self
 
     def _begin(self) -> None:
@@ -130,7 +135,7 @@ class Artifact:
         write_record(
             self.folder / MANIFEST, {**made, "identity": self.identity, "files": files, "summary": dict(summary)}
         )
-        (self.folder / PENDING).unlink()
+        (self.folder / PENDING).unlink(missing_ok=True)
 
 
 def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:

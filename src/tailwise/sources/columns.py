@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -272,6 +273,12 @@ def numbers(values: pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
         return plain.cast(pa.float64())
     except pa.ArrowException as error:
         raise ValueError(f"column {name!r} ({values.type}) is not numbers: {error}") from error
+
+
+def whole_sides(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Tell which values are a number of pixels: whole, positive, below 2³¹."""
+    good: npt.NDArray[np.bool_] = (values > 0) & (values < 2**31) & (values == np.floor(values))
+    return good
 
 
 def score_columns(file: UserTable) -> tuple[list[str], dict[str, str]]:

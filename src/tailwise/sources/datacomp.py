@@ -28,6 +28,7 @@ from tailwise.sources.columns import (
     score_columns,
     texts,
     uid_texts,
+    whole_sides,
 )
 from tailwise.sources.embedding_files import (
     BadPartition,
@@ -181,6 +182,11 @@ def _content(
         for detail in unfit.values()
     ]
     kept = fresh & text & ~long
+    for name in _SIZES.keys() & set(table.column_names):
+        values = table.column(name).to_numpy()[kept]
+        if odd := int((~whole_sides(values) & ~np.isnan(values)).sum()):
+            why = f"{name} is no whole number of pixels"
+            rejected.append(_rejected(path, why, [None], None, odd, stage="metadata columns"))
     uid_bytes = np.ascontiguousarray(parsed[kept[good]])
     samples = _samples(table.filter(pa.array(kept)), uid_bytes, captions.filter(pa.array(kept)), scores)
     checksum = hashlib.blake2b(uid_bytes.tobytes(), digest_size=16).hexdigest()
@@ -217,7 +223,7 @@ def _sides(table: pa.Table, name: str, rows: int) -> pa.Array:
     if name not in table.column_names:
         return pa.nulls(rows, pa.int32())
     values = table.column(name).to_numpy()
-    told = (values > 0) & (values < 2**31) & (values == np.floor(values))
+    told = whole_sides(values)
     return pa.array(np.where(told, values, 0).astype(np.int32), mask=~told)
 
 

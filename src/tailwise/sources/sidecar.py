@@ -11,7 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.sources.columns import DAMAGE, UserTable, numbers, open_table, score_columns, texts, uid_texts, value_type
+from tailwise.sources.columns import (
+    DAMAGE,
+    UserTable,
+    numbers,
+    open_table,
+    score_columns,
+    texts,
+    uid_texts,
+    value_type,
+    whole_sides,
+)
 from tailwise.storage.files import open_binary
 
 SIDES = ("width", "height")
@@ -143,7 +153,7 @@ def _sides(found: Sidecar, column: pa.ChunkedArray, name: str) -> list[int | Non
     except ValueError as error:
         found.reject("column not used", len(column), str(error))
         return [None] * len(column)
-    good = (values > 0) & (values < 2**31) & (values == np.floor(values))
+    good = whole_sides(values)
     found.reject(f"{name} is no whole number of pixels", int((~good & ~np.isnan(values)).sum()))
     return [int(value) if fits else None for value, fits in zip(values, good, strict=True)]
 

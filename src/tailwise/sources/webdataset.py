@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,7 +88,11 @@ def _read_shard(path: str) -> ShardContent:
         grouped = group_members(index, path)
         sidecar = read_sidecar(path, grouped.groups)
         grouped.rejected += sidecar.rejected
-        samples = list(_samples(grouped, stream, sidecar.rows, path))
+        unused = Counter[str]()
+        samples = list(_samples(grouped, stream, sidecar.rows, path, unused))
+        grouped.rejected += [
+            rejection(path, why, None, None, rows) | {"stage": "json"} for why, rows in unused.items() if rows
+        ]
         fingerprint = read_fingerprint(path, size_bytes, blocks_of_stream(path, stream))
         if not is_remote(path) and stream.seek(0, 2) != size_bytes:
             raise OSError("its length changed while it was read")
@@ -134,7 +139,9 @@ def _index_checksum(index: TarIndex) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def _samples(grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], path: str) -> Iterator[Record]:
+def _samples(
+    grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], path: str, unused: Counter[str]
+) -> Iterator[Record]:
     for key, members in grouped.groups.items():
         caption, extension = "", image_of(members)
         fault = _key_fault(key) if extension and CAPTION_EXTENSION in members else why_incomplete(members)
@@ -150,7 +157,7 @@ def _samples(grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], pat
             grouped.reject(path, fault[0], key, fault[1], len(members))
             continue
         grouped.counts.imported += len(members)
-        yield _record(key, caption, extension or "", members, stream, sidecar)
+        yield _record(key, caption, extension or "", members, stream, unused) | sidecar.get(key, {})
 
 
 def _key_fault(key: str) -> tuple[str, str | None] | None:
@@ -160,7 +167,7 @@ def _key_fault(key: str) -> tuple[str, str | None] | None:
 
 
 def _record(
-    key: str, caption: str, extension: str, members: dict[str, Member], stream: BinaryIO, sidecar: dict[str, Record]
+    key: str, caption: str, extension: str, members: dict[str, Member], stream: BinaryIO, unused: Counter[str]
 ) -> Record:
     image, text = members[extension], members[CAPTION_EXTENSION]
     record: Record = {
@@ -175,8 +182,9 @@ def _record(
     description = members.get("json")
     if description is not None and description.size <= MAX_JSON_BYTES:
         record["json_offset"], record["json_bytes"] = description.offset, description.size
-        record.update(_from_json(read_member(stream, description)))
-    record.update(sidecar.get(key, {}))
+        record.update(_from_json(read_member(stream, description), unused))
+    elif description is not None:
+        unused[f".json of more than {MAX_JSON_BYTES:,} bytes"] += 1
     return record
 
 
@@ -197,16 +205,20 @@ def _range(stream: BinaryIO, start: int, stop: int) -> bytes:
     return stream.read(stop - start)
 
 
-def _from_json(content: bytes) -> Record:
-    """Width, height and uid, where the JSON has them; a broken or foreign JSON gives nothing, since none of it is needed."""
+def _from_json(content: bytes, unused: Counter[str]) -> Record:
+    """Return width, height and uid, where the JSON has them; none of it is needed: what can't be used is counted by reason."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
-        return {}
+        value = None
     if not isinstance(value, dict):
+        unused[".json is no JSON object"] += 1
         return {}
     found: Record = {name: int(value[name]) for name in SIDES if _is_side(value.get(name))}
+    for name in SIDES:
+        unused[f"{name} in .json is no whole number of pixels"] += value.get(name) is not None and name not in found
     uid = parse_uid(value.get("uid"))
+    unused["uid in .json is not 32 hexadecimal digits"] += value.get("uid") is not None and uid is None
     return {**found, "uid": uid} if uid else found
 
 

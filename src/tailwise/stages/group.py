@@ -186,14 +186,14 @@ def make_grouping(
             with scratch(artifact.path("joining")) as work:
                 pool = Pool(catalog, snapshot, survivors, work, track)
                 found = find(pool)
-                _write_files(
-                    pool, artifact, found.with_missing() if config.get("missing") == "own-group" else found, what
-                )
+                groups = found.with_missing() if config.get("missing") == "own-group" else found
+                summary = _write_files(pool, artifact, groups, what)
+            artifact.finish(summary)
     return load_clustering(catalog, name)
 
 
-def _write_files(pool: Pool, artifact: Artifact, groups: Groups, what: str) -> None:
-    """Writes labels, ranks and the table, and finishes the artifact."""
+def _write_files(pool: Pool, artifact: Artifact, groups: Groups, what: str) -> dict[str, Any]:
+    """Writes labels, ranks and the table; returns the summary."""
     _check_count(len(groups.values), what)
     seen = np.zeros(len(groups.values), np.int64)
     dropped = 0
@@ -212,16 +212,14 @@ def _write_files(pool: Pool, artifact: Artifact, groups: Groups, what: str) -> N
     if not grouped:
         raise UserError(f"not one sample has a value in {what!r}: there is nothing to group by")
     write_table(artifact.path("clusters.parquet"), _table(groups.values, seen))
-    artifact.finish(
-        {
-            "clusters": int((seen > 0).sum()),
-            "empty": int((seen == 0).sum()),
-            "samples": grouped,
-            "dropped": dropped,
-            "without_value": pool.snapshot.rows - grouped - dropped,
-            **groups.figures,
-        }
-    )
+    return {
+        "clusters": int((seen > 0).sum()),
+        "empty": int((seen == 0).sum()),
+        "samples": grouped,
+        "dropped": dropped,
+        "without_value": pool.snapshot.rows - grouped - dropped,
+        **groups.figures,
+    }
 
 
 def _table(values: Sequence[str | None], sizes: npt.NDArray[np.int64]) -> pa.Table:

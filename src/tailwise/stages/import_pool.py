@@ -93,6 +93,7 @@ def import_pool(
         raise UserError(f"{folder} holds no samples yet: import the shards (.tar) with or before their embeddings")
     catalog = Catalog.create(folder)
     with locked(catalog.folder / LOCK, str(catalog.folder)):
+        catalog.series("snapshots").settle()
         return _import(catalog, found, chosen.clusters_name or DEFAULT_CLUSTERS, workers, part_rows, bounds, track)
 
 

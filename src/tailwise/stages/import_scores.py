@@ -20,6 +20,8 @@ from tailwise.sources.datacomp import score_batches
 from tailwise.sources.webdataset import ShardContent
 from tailwise.stages.report import RejectionWriter
 
+STAGE = "scores of metadata"
+
 
 def scores_id(metadata: Mapping[str, int]) -> str:
     """What tells whether the samples of a part were given the scores of these files (path → size)."""
@@ -48,6 +50,8 @@ class Scores:
         total = sum(readable.values())
         self._index = KeyIndex(work / "uids", total)
         self._values = create_array(work / "scores.npy", (total, len(self.columns)), np.float64)
+        self._used = create_array(work / "used.npy", (total,), np.bool_)
+        self._spans: dict[Path, slice] = {}
         start = 0
         for path, rows in track(readable.items(), "reading scores", len(readable)):
             self._read(path, slice(start, start + rows), log)
@@ -60,11 +64,28 @@ class Scores:
         try:
             for uids, values in score_batches(path, self.columns):
                 named = np.array([bool(uid) for uid in uids], np.bool_)
+                self._used[done : done + len(uids)] = ~named
                 self._index.add([uid for uid in uids if uid], done + np.flatnonzero(named))
                 self._values[done : done + len(uids)] = values
                 done += len(uids)
         except DAMAGE as error:
             log.add("import", "unreadable metadata", str(path), None, str(error), rows.stop - done)
+        self._spans[path] = span = slice(rows.start, done)
+        if nameless := int(self._used[span].sum()):
+            log.add(STAGE, "row without uid", str(path), None, None, nameless)
+
+    def find(self, uids: Sequence[bytes | None]) -> npt.NDArray[np.int64]:
+        """Return the row of each uid, and note that samples have it."""
+        rows = self._index.find([uid.hex() if uid else "" for uid in uids])
+        self._used[rows[rows >= 0]] = True
+        return rows
+
+    def list_unused(self, log: RejectionWriter) -> None:
+        """Count the rows that no sample got, once all are joined."""
+        for path, span in self._spans.items():
+            if unused := int((~self._used[span]).sum()):
+                detail = "no sample has their uids, or several rows have one"
+                log.add(STAGE, "row without sample", str(path), None, detail, unused)
 
     def join(self, content: ShardContent, path: str) -> ShardContent:
         """A tar with scores for its samples that have a uid; those of the tar's own sidecar stay.
@@ -74,7 +95,7 @@ class Scores:
             path: of the tar.
         """
         samples = content.samples
-        rows = self._index.find([uid.hex() if uid else "" for uid in samples.column("uid").to_pylist()])
+        rows = self.find(samples.column("uid").to_pylist())
         keys = samples.column("key").to_pylist()
         detail = "several rows of the metadata have it: the sample stays, without their scores"
         listed = [

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Snapshot, part_name, true_path
-from tailwise.catalog.files import file_digest, read_record, scratch, write_record, write_table
+from tailwise.catalog.files import file_digest, read_record, read_table, scratch, write_record, write_table
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
@@ -126,7 +126,7 @@ def import_shards(
         return None
     part = _Part(before[-1].parts if before else 0, known.num_rows)
     shards: list[dict[str, Any]] = []
-    rest = new
+    rest, first = new, part.number
     notes = {"scores": scores_id(metadata)} if metadata else {}
     for resumed in _resumed_parts(catalog, part, new, notes):
         shards += resumed["shards"]
@@ -135,7 +135,7 @@ def import_shards(
         if listed.exists():
             rejections.count(listed)
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
-    with _scores(catalog, part, metadata if rest else None, rejections, track) as scores:
+    with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, track) as scores:
         tried = failed or {}
         good = map_ordered(read, [path for path, _ in rest if path not in tried], workers)
         contents = (
@@ -172,16 +172,27 @@ def _check_left_out(catalog: Catalog, imported: int, rejections: Rejections, max
 
 @contextmanager
 def _scores(
-    catalog: Catalog, part: _Part, metadata: Mapping[str, int] | None, rejections: Rejections, track: Track
+    catalog: Catalog,
+    done: range,
+    metadata: Mapping[str, int] | None,
+    more: bool,
+    rejections: Rejections,
+    track: Track,
 ) -> Iterator[Scores | None]:
+    """Yields the scores of metadata, for the parts after `done`, which an interrupted import has joined; lists the rows that none got."""
+    listed = catalog.folder / "rejected" / f"import-scores-{part_name(done.start)}.parquet"
     if not metadata:
         yield None
-        return
-    with scratch(catalog.folder / "samples" / "joining") as work:
-        listed = catalog.folder / "rejected" / f"import-scores-{part_name(part.number)}.parquet"
-        with rejections.writer(listed) as log:
+    elif not more and listed.exists():
+        rejections.count(listed)
+        yield None
+    else:
+        with scratch(catalog.folder / "samples" / "joining") as work, rejections.writer(listed) as log:
             scores = Scores(list(metadata), work, log, track)
-        yield scores
+            for part in done:
+                scores.find(read_table(catalog.samples_path(part), ["uid"]).column("uid").to_pylist())
+            yield scores
+            scores.list_unused(log)
 
 
 def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[tuple[str, int]]:
