@@ -1022,7 +1022,7 @@ def test_a_rank_that_cannot_be_found_is_refused(open_plan, monkeypatch, environm
 # --- workers that end, and the end of the process ----------------------------------------------------------------------
 
 
-KILLED = """
+KILLED_WORKER = """
 import os, signal, sys
 from concurrent.futures.process import BrokenProcessPool
 import torch
@@ -1050,7 +1050,7 @@ if __name__ == "__main__":
 def test_a_killed_worker_is_told_and_loses_no_batch(open_plan, tmp_path):
     # in a process of its own: torch keeps failed workers in mind, and raises at the next signal of a child
     script = tmp_path / "killed.py"
-    script.write_text(KILLED)
+    script.write_text(KILLED_WORKER)
     command = [sys.executable, script, open_plan("stream").catalog.folder]
     found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 0, found.stderr

@@ -72,7 +72,7 @@ def test_rates_of_another_pool_are_refused(small_catalog, tmp_path):
     with pytest.raises(UserError, match="--max-rejected 7: must lie between 0 and 1"):
         make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0, max_rejected=7)
     plan = make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0, max_rejected=0.25)
-    assert plan.manifest["summary"] == {"eligible": 450, "rates_without_sample": 150}
+    assert plan.manifest["summary"] == {"pool": 600, "eligible": 450, "rates_without_sample": 150}
 
 
 def test_static_rates_draw_the_same_every_epoch(small_catalog, tmp_path, rates):
