@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO := $(VENV)/.demo
+POOL ?=
+SAMPLES ?= 20000
 
 .PHONY: demo test soak lint bench clean
 
-demo: $(READY)
-	$(BIN)/tailwise demo demo
+# make demo POOL="shards/ embeddings/" runs it on a pool of your own.
+demo: $(DEMO)
+	$(BIN)/tailwise demo $(if $(POOL),$(POOL) --samples $(SAMPLES))
 
 test: $(READY)
 	$(BIN)/pytest -n auto --dist worksteal
@@ -32,5 +36,11 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(READY)
 
+$(DEMO): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $(DEMO)
+
 clean:
-	rm -rf demo $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo demo-pool $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

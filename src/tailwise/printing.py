@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from tailwise.demo.run import DemoResult
     from tailwise.plan.explain import Explanation
     from tailwise.stages.report import Rejections
 
@@ -130,49 +129,3 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     if not console.is_terminal:
         console = Console(markup=False, emoji=False, highlight=False, width=200)
     console.print(table)
-
-
-def print_demo(result: DemoResult) -> None:
-    """Who gains, in the demo: shares of an epoch, then accuracies."""
-    groups, summary = result.groups, result.summary
-    rows = [("share of the pool", *(f"{group.pool:.0%}" for group in groups.values()), "")]
-    rows += [
-        (f"share of an epoch, {name}", *(f"{group.drawn[name]:.0%}" for group in groups.values()), "")
-        for name in next(iter(groups.values())).drawn
-    ]
-    ((metrics, power, words),) = (
-        ({row["row"]: row["sets"][name] for row in summary["rows"]}, summary["power"][name], summary["words"][name])
-        for name in summary["sets"]
-    )
-    order = (*groups, "top1")
-    for name, figures in metrics.items():
-        rows.append((f"accuracy, {name}", *(_accuracy(figures[metric]) for metric in order)))
-    for name, figures in metrics.items():
-        if (differences := [figures[metric]["difference"] for metric in order])[0] is not None:
-            rows.append((f"difference, {name}", *map(_difference, differences)))
-    columns = ("", *(f"{name} ({group.concepts} concepts)" for name, group in groups.items()), "all")
-    seeds = f"{len(summary['seeds'])} seeds" if len(summary["seeds"]) > 1 else "one seed"
-    seen = summary["rests_on"]["samples_seen"]
-    print_table(f"{seeds}, {seen:,} samples seen by each training; accuracies and differences in %", columns, rows)
-    for metric in ("top1", "few"):
-        say(f"{'all' if metric == 'top1' else metric}: {words[metric]}")
-    if power["top1"] is not None:
-        least = {"all": power["top1"]["detectable"], "few": power["few"]["detectable"]}
-        told = ", ".join(f"{100 * value:.1f} points ({name})" for name, value in least.items())
-        say(f"So few seeds would find true differences from about {told} on; smaller ones look like chance.")
-    say(f"{' '.join(summary['about'].split())} On photographs, see docs/findings.md.")
-    say(
-        f"go on: tailwise explain {result.folder}/catalog PLAN; {result.folder}/comparison/summary.html; {result.folder}/demo.yaml"
-    )
-
-
-def _accuracy(figure: Mapping[str, Any]) -> str:
-    spread = "" if figure["sd"] is None else f" ± {100 * figure['sd']:.1f}"
-    return f"{100 * figure['mean']:.1f}{spread}"
-
-
-def _difference(difference: Mapping[str, Any]) -> str:
-    mean = f"{100 * difference['mean']:+.1f}"
-    if difference["low"] is None:
-        return mean
-    return f"{mean} ({100 * difference['low']:+.1f} … {100 * difference['high']:+.1f})"

@@ -259,7 +259,7 @@ def test_a_missing_library_names_its_extra(monkeypatch):
 
 
 def test_the_table_lists_all_prefixes():
-    assert set(ENCODERS) == {"open_clip", "transformers", "checkpoint", "pixels"}
+    assert set(ENCODERS) == {"open_clip", "transformers", "checkpoint", "lite0", "pixels"}
 
 
 @pytest.mark.gpu

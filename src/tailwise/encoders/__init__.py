@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from tailwise.encoders import clip, hugging_face, pixels
+from tailwise.encoders import clip, hugging_face, lite0, pixels
 from tailwise.encoders.encoder import Encoder
 from tailwise.encoders.options import EncoderOptions
 from tailwise.encoders.precision import choose_precision
@@ -16,11 +16,12 @@ __all__ = ["ENCODERS", "Encoder", "EncoderOptions", "load_encoder"]
 
 Load = Callable[[str, EncoderOptions, torch.device, str], Encoder]
 
-# What stands before the colon, and what loads the rest; the encoder without weights has no rest.
+# What stands before the colon, and what loads the rest, which may be optional or absent.
 ENCODERS: dict[str, tuple[str, Load]] = {
     "open_clip": ("open_clip:MODEL/PRETRAINED", clip.load_pretrained),
     "transformers": ("transformers:NAME_OR_FOLDER", hugging_face.load),
     "checkpoint": ("checkpoint:PATH", clip.load_checkpoint),
+    "lite0": ("lite0[:PIXELS]", lite0.load),
     "pixels": ("pixels", pixels.load),
 }
 
@@ -37,7 +38,9 @@ def load_encoder(name: str, options: EncoderOptions, device: torch.device) -> En
         UserError: there is no such encoder, or it can't be loaded so.
     """
     prefix, colon, rest = name.partition(":")
-    if prefix not in ENCODERS or bool(colon and rest) != (":" in ENCODERS[prefix][0]):
+    spelling = ENCODERS[prefix][0] if prefix in ENCODERS else ""
+    wrong_rest = bool(rest) != bool(colon) or (bool(rest) != (":" in spelling) and "[" not in spelling)
+    if not spelling or wrong_rest:
         spelt = ", ".join(spelling for spelling, _ in ENCODERS.values())
         raise UserError(f"unknown encoder {name!r}: use {spelt}, or import embeddings made elsewhere")
     return ENCODERS[prefix][1](rest, options, device, choose_precision(options.precision, device))

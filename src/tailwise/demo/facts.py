@@ -1,0 +1,137 @@
+"""Facts about a demo, each counted from what its commands wrote, or from the truth that a drawn pool comes with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tailwise.catalog import Catalog
+from tailwise.catalog.drops import DropList
+from tailwise.evaluate.metrics import thirds
+from tailwise.loader.locations import Locations
+from tailwise.loader.stores import sample_ranges
+from tailwise.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """How well a drop list matches the planted near-duplicates.
+
+    Attributes:
+        dropped: number of samples in the drop list.
+        recall: share of the planted near-duplicates that the list drops.
+        precision: share of the list that are planted near-duplicates. Any member of a family (an original and its copies) counts as
+            a copy, as long as one member stays.
+    """
+
+    dropped: int
+    recall: float
+    precision: float
+
+
+def read_table(path: Path) -> dict[str, list[str]]:
+    """Return the lines of a tab-separated file without its header: the first value, and the others."""
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    return {first: others for first, *others in lines}
+
+
+def keys_of(catalog: Catalog) -> list[str]:
+    """Return the key of every sample, in the order of the rows."""
+    return [key for part in catalog.parts() for key in catalog.samples(part, ["key"]).column(0).to_pylist()]
+
+
+def count_duplicates(catalog: Catalog, name: str, truth: Path) -> Duplicates:
+    """Compare a drop list with the planted near-duplicates.
+
+    Args:
+        catalog: of a drawn pool.
+        name: of the drop list.
+        truth: `duplicates.tsv` of the pool.
+    """
+    source = {key: original for key, (original,) in read_table(truth).items()}
+    mask = DropList(catalog, name).mask
+    families = [source.get(key, key) for key in keys_of(catalog)]
+    kept = {family for family, gone in zip(families, mask, strict=True) if not gone}
+    dropped = int(mask.sum())
+    right = dropped - (len(set(families)) - len(kept))
+    return Duplicates(dropped, right / max(len(source), 1), right / max(dropped, 1))
+
+
+def share_of_rare_concepts(plan: Plan, truth: Path, counts: Sequence[int], epochs: int) -> tuple[float, float]:
+    """Return the share of the rarest third of the concepts in the pool, and in what the plan draws in some epochs."""
+    concepts = {key: int(values[0]) for key, values in read_table(truth).items()}
+    rare = thirds(np.array(counts))["few"]
+    inside = np.isin([concepts[key] for key in keys_of(plan.catalog)], rare)
+    drawn = draws(plan, epochs)
+    return float(inside.mean()), float(drawn[inside].sum() / drawn.sum())
+
+
+def share_of_small_clusters(plan: Plan, epochs: int) -> tuple[float, float]:
+    """Return the share of the smaller half of the clusters among samples that can be drawn, and in what the plan draws."""
+    order = np.argsort(plan.sizes, kind="stable")
+    order = order[plan.sizes[order] > 0]
+    small = order[: len(order) // 2]
+    counts = np.sum([plan.counts(epoch) for epoch in range(epochs)], axis=0)
+    return float(plan.sizes[small].sum() / plan.sizes.sum()), float(counts[small].sum() / counts.sum())
+
+
+def draws(plan: Plan, epochs: int) -> npt.NDArray[np.int64]:
+    """Return how often each row is drawn in the first epochs together: int64 [N]."""
+    total = np.zeros(plan.rows, np.int64)
+    for epoch in range(epochs):
+        total += plan.draw(epoch)
+    return total
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training saw, from the record that it wrote.
+
+    Attributes:
+        rows: int64 [n], row of each trained sample, in order.
+        digest: SHA-256 over rows, pixels and texts of all batches, in order; 16 hexadecimal digits.
+    """
+
+    rows: npt.NDArray[np.int64]
+    digest: str
+
+
+def read_record(path: Path) -> Trained:
+    """Read the record of a training; of a batch that was trained again after a kill, the later line counts."""
+    batches = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            batch = json.loads(line)
+        except json.JSONDecodeError:  # a kill cut it
+            continue
+        batches[batch["batch"]] = (batch["rows"], batch["pixels"], batch["texts"])
+    ordered = [batches[number] for number in sorted(batches)]
+    rows = np.array([row for batch, _, _ in ordered for row in batch], np.int64)
+    return Trained(rows, hashlib.sha256(json.dumps(ordered).encode()).hexdigest()[:16])
+
+
+def bytes_read(plan: Plan, rows: npt.NDArray[np.int64]) -> int:
+    """Return the bytes of the tars that the loader reads for some samples."""
+    shards = (np.searchsorted(plan.shard_offsets, rows, side="right") - 1).astype(np.int32)
+    ranges = sample_ranges(shards, Locations(plan.catalog, plan.snapshot).of(rows))[0]
+    return int(np.diff(ranges[:, 1:]).sum())
+
+
+def pool_bytes(plan: Plan) -> int:
+    """Return the bytes of all tars of the pool."""
+    return sum(int(size) for size in plan.catalog.shards(plan.snapshot).column("size_bytes").to_pylist())
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    """Whether the models of two checkpoints of open_clip are equal, bit for bit."""
+    states = [torch.load(path, map_location="cpu", weights_only=True)["state_dict"] for path in (first, second)]
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][name], states[1][name]) for name in states[0]
+    )

@@ -1,0 +1,121 @@
+"""A bounded sample of a user's pool: whole tars or metadata files, the last tar cut behind the last sample that fits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.errors import UserError
+from tailwise.sources import Found, find
+from tailwise.sources.webdataset import read_shard
+from tailwise.storage.remote import is_remote
+
+BLOCK_BYTES = 512  # of a tar; two empty blocks end it
+COPY_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class PoolSample:
+    """Sources of an import that hold a bounded number of samples.
+
+    Attributes:
+        sources: paths for `tailwise import`.
+        samples: number of samples in them.
+        files: number of tars or metadata files among the sources.
+        pool_files: number of tars or metadata files in the whole pool.
+        has_images: whether the samples have images.
+        has_embeddings: whether embeddings of the images come with the pool.
+    """
+
+    sources: list[str]
+    samples: int
+    files: int
+    pool_files: int
+    has_images: bool
+    has_embeddings: bool
+
+
+def take_sample(paths: Sequence[str], samples: int, folder: Path) -> PoolSample:
+    """Choose files of a pool, in a seeded random order, until they hold `samples` samples.
+
+    Args:
+        paths: folders, files or patterns, as for `tailwise import`.
+        samples: number of samples to take at most; a single metadata file may hold more.
+        folder: a tar that is cut goes here; made if needed.
+
+    Raises:
+        UserError: there is nothing to import, or a pool is remote.
+    """
+    found = find(paths)
+    if any(is_remote(path) for path in found.tars):
+        raise UserError("the demo samples local pools: copy some tars here, or run `tailwise import` on the whole pool")
+    if not found.tars and not found.metadata:
+        raise UserError(f"{' '.join(paths)} holds embeddings and no tars: add the folder of the tars")
+    pool = sorted(found.tars or found.metadata)
+    random.Random(0).shuffle(pool)
+    chosen, total = _tars(pool, samples, folder) if found.tars else _tables(pool, samples)
+    if not total:
+        raise UserError(f"{' '.join(paths)} holds no usable samples: `tailwise import` lists the reasons")
+    return PoolSample(
+        sources=[*sorted(chosen), *_embedding_sources(found)],
+        samples=total,
+        files=len(chosen),
+        pool_files=len(pool),
+        has_images=bool(found.tars),
+        has_embeddings=bool(found.embeddings.get("image")),
+    )
+
+
+def _tars(pool: Sequence[str], samples: int, folder: Path) -> tuple[list[str], int]:
+    chosen: list[str] = []
+    total = 0
+    for path in pool:
+        rows = read_shard(path).samples
+        if rows.num_rows == 0:
+            continue
+        take = min(rows.num_rows, samples - total)
+        chosen.append(path if take == rows.num_rows else _cut(path, rows.slice(0, take), folder))
+        total += take
+        if total == samples:
+            break
+    return chosen, total
+
+
+def _cut(path: str, rows: pa.Table, folder: Path) -> str:
+    """Copy a tar up to the last of some samples, and end it there."""
+    last = 0
+    for kind in ("image", "caption", "json"):
+        for offset, size in zip(rows[f"{kind}_offset"].to_pylist(), rows[f"{kind}_bytes"].to_pylist(), strict=True):
+            last = max(last, (offset or 0) + (size or 0))
+    whole = -(-last // BLOCK_BYTES) * BLOCK_BYTES
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / Path(path).name
+    with Path(path).open("rb") as source, target.open("wb") as copy:
+        for start in range(0, whole, COPY_BYTES):
+            copy.write(source.read(min(COPY_BYTES, whole - start)))
+        copy.write(bytes(2 * BLOCK_BYTES))
+    return str(target)
+
+
+def _tables(pool: Sequence[str], samples: int) -> tuple[list[str], int]:
+    chosen: list[str] = []
+    total = 0
+    for path in pool:
+        rows = pq.read_metadata(path).num_rows
+        if chosen and total + rows > samples:
+            continue
+        chosen.append(path)
+        total += rows
+    return chosen, total
+
+
+def _embedding_sources(found: Found) -> list[str]:
+    """Return the files of embeddings, as folders in clip-retrieval's layout; those of metadata files come with these."""
+    paths = {Path(file.path) for files in found.embeddings.values() for file in files}
+    folders = {path.parent.parent for path in paths if path.suffix == ".npy"}
+    return sorted(map(str, {*folders, *(path for path in paths if path.suffix == ".parquet")}))
