@@ -157,7 +157,7 @@ def run_drawn(folder: Path, images: int, tools: Tools, settings: Settings = DRAW
         f"{CONCEPTS} concepts with {counts[0]:,} to {counts[-1]} images each, and {copies:,} planted near-duplicates."
     )
     tars = sorted(str(path) for path in (folder / TRUTH).glob("*.tar"))
-    sample = PoolSample([str(folder / TRUTH)], images + copies, len(tars), len(tars), True, False)  # noqa: FBT003
+    sample = PoolSample([str(folder / TRUTH)], images + copies, len(tars), len(tars), True, False)
     demo = Demo(folder, sample, settings, tools, counts, resumed)
     _prepare(demo)
     _plan(demo)
@@ -248,7 +248,8 @@ def _prepare(demo: Demo) -> None:
     if demo.counts:
         found = facts.count_duplicates(demo.catalog, "duplicates", demo.truth / "duplicates.tsv")
         demo.fact(
-            f"{found.dropped:,} near-duplicates dropped; against the planted ones: recall {found.recall:.1%}, precision {found.precision:.1%}"
+            f"{found.dropped:,} near-duplicates dropped; against the planted ones: "
+            f"recall {found.recall:.1%}, precision {found.precision:.1%}"
         )
     else:
         dropped = int(DropList(demo.catalog, "duplicates").mask.sum())
@@ -318,12 +319,13 @@ def _train(demo: Demo) -> Path:
     read = facts.bytes_read(plan, first.rows) / len(first.rows)
     everything = facts.pool_bytes(plan) * demo.settings.epochs / len(first.rows)
     demo.fact(
-        f"bytes read per trained sample: {read:,.0f}; reading all tars in each epoch: {everything:,.0f} ({everything / read:.1f} times as many)"
+        f"bytes read per trained sample: {read:,.0f}; reading all tars in each epoch: {everything:,.0f} "
+        f"({everything / read:.1f} times as many)"
     )
     return demo.folder / "logs" / "killed"
 
 
-def _equal(same: bool) -> str:  # noqa: FBT001
+def _equal(same: bool) -> str:
     return "equal" if same else "DIFFERENT"
 
 
@@ -361,8 +363,7 @@ def _recorded(process: subprocess.Popen[bytes], record: Path, until: int | None)
     seen = 0
     while process.poll() is None:
         lines = record.read_bytes().count(b"\n") if record.exists() else 0
-        for number in range(seen, lines):
-            yield number
+        yield from range(seen, lines)
         seen = lines
         if until is not None and lines >= until:
             return
