@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from tailwise.catalog.drops import DropList
 from tailwise.cli import app
+from tailwise.errors import UserError
 from tailwise.stages.cluster import cluster
 from tailwise.stages.filter import FilterRule, filter_samples
 from tailwise.stages.import_pool import import_pool
@@ -93,3 +94,12 @@ def test_the_commands_say_so(listed, tmp_path):
     assert "is not used" not in run("plan", folder, "q", "--method", "flat", "--keep", "0.3", "--clusters", "left")
     told = run("explain", folder, "q")
     assert "budget 180 of 600 samples (30.0% of the pool); 300 samples can be drawn (50.0% of the pool)" in told
+
+
+def test_a_damaged_manifest_is_named(listed):
+    plan = make_plan(listed, "p", PlanRequest("dynamics", keep=0.3, clusters="all"))
+    manifest = listed.clusters_folder("all") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"identity"', '"identitx"'))
+    for look in (lambda: unused_by_plan(plan), lambda: unused_by_clustering(listed, "all")):
+        with pytest.raises(UserError, match=r"manifest.json is damaged \(its checksum is wrong\)"):
+            look()

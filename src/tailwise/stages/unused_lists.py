@@ -10,7 +10,7 @@ import numpy as np
 from tailwise.catalog.artifacts import finished
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.files import MANIFEST, read_json
+from tailwise.catalog.files import MANIFEST, read_record
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
@@ -96,7 +96,7 @@ def unused_by_plan(plan: Plan) -> list[UnusedList]:
     inputs = [plan.manifest["identity"]["inputs"]]
     manifest = plan.catalog.clusters_folder(plan.config.get("clusters") or "-") / MANIFEST
     if manifest.exists():
-        inputs.append(read_json(manifest)["identity"]["inputs"])
+        inputs.append(read_record(manifest)["identity"]["inputs"])
     removals = Removals.of(plan.catalog, plan.snapshot)
     return unused_lists(
         plan.catalog, plan.snapshot, inputs, lambda part: ever_drawn(plan, part.span) & removals.keeps(part.span)
@@ -108,7 +108,7 @@ def unused_by_clustering(catalog: Catalog, name: str) -> list[UnusedList]:
 
     Lists that were made inside this clustering cannot be used by it, and are not among them.
     """
-    identity = read_json(catalog.clusters_folder(name) / MANIFEST)["identity"]
+    identity = read_record(catalog.clusters_folder(name) / MANIFEST)["identity"]
     snapshot = catalog.snapshot(identity["config"]["snapshot"])
     labels = dict(zip(catalog.parts(snapshot), catalog.label_parts(name, snapshot, "label"), strict=True))
     found = unused_lists(catalog, snapshot, [identity["inputs"]], lambda part: np.asarray(labels[part] >= 0))
