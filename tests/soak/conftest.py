@@ -281,6 +281,7 @@ def numbers():
 def kept():
     """`kept(files, work)` → {place below `work`: hash}, without locks, caches, what a killed process leaves, and files that hold times."""
     left = (".writing", "/.lock", "/out/tmp", "/removals/found/", "/slots/", "/out.log")
+    left += ("/run/params.txt",)  # open_clip's note of its arguments names the checkpoint that a run was resumed from
     # Of a comparison the weights, losses, guesses by class and plots are compared; these files tell seconds beside them.
     left += ("/compare/summary.", "/compare/results.csv", "/result.json", "/trained.json", "/cat/exports/")
     return lambda files, work: {

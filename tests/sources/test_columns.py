@@ -186,3 +186,22 @@ def test_columns_that_unfold_to_too_much_are_refused(tmp_path, small_bounds):
         assert file.read(["x"]).num_rows == 1000
     with write(tmp_path / "t.parquet", "dictionary", []) as file:
         assert file.read(["x"]).num_rows == 0
+
+
+def test_no_damaged_byte_of_a_footer_ends_the_process_or_loses_rows(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"key": ["a", "b", "a"] * 4, "size": range(12)}), path)
+    whole = path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in range(footer, len(whole)):
+        for bit in (0, 3, 6):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            try:
+                with columns.open_table(path) as file:
+                    stated = file.metadata.num_rows
+                    assert (
+                        file.read([name for name in file.schema_arrow.names if name == "key"] or ["size"]).num_rows
+                        == stated
+                    )
+            except columns.DAMAGE:
+                pass

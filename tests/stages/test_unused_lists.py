@@ -103,3 +103,13 @@ def test_a_damaged_manifest_is_named(listed):
     for look in (lambda: unused_by_plan(plan), lambda: unused_by_clustering(listed, "all")):
         with pytest.raises(UserError, match=r"manifest.json is damaged \(its checksum is wrong\)"):
             look()
+
+
+def test_a_damaged_list_is_no_deleted_one(listed):
+    plan = make_plan(listed, "p", PlanRequest("dynamics", keep=0.3, clusters="all", without=["short"]))
+    manifest = listed.drops_folder("short") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"identity"', '"identitx"'))
+    with pytest.raises(UserError, match=r"manifest.json is damaged \(its checksum is wrong\)"):
+        left_out_of_plan(plan)
+    manifest.unlink()
+    assert left_out_of_plan(plan).dropped == 0

@@ -69,14 +69,20 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
             ValueError: another column has such a text.
             DAMAGE: it can't be read.
         """
+        rows = 0
         for group in range(self.num_row_groups):
+            # Reading a row raises where the metadata is damaged; looking at such metadata would end the process.
+            next(super().iter_batches(1, row_groups=[group], columns=list(columns)), None)
             widest = max(self._row_bytes(group, name, name in lenient) for name in columns)
             for batch in super().iter_batches(
                 max(1, min(batch_size, BATCH_BYTES // widest)), row_groups=[group], columns=list(columns)
             ):
                 pairs = zip(batch.schema.names, batch.columns, strict=True)
                 values = [_bounded(column, name, name in lenient) for name, column in pairs]
+                rows += len(batch)
                 yield pa.RecordBatch.from_arrays(values, names=batch.schema.names)
+        if rows != self.metadata.num_rows:
+            raise pa.ArrowInvalid(f"it has {rows:,} rows, its footer states {self.metadata.num_rows:,}")
 
     def read(self, columns: Sequence[str], lenient: Collection[str] = ()) -> pa.Table:
         """Return whole columns; see `iter_batches`.
@@ -102,8 +108,9 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         about = self.metadata.row_group(group)
         rows, size = max(1, about.num_rows), 1
         for leaf in range(about.num_columns):
-            chunk, kind = about.column(leaf), self.schema.column(leaf)
+            kind = self.schema.column(leaf)
             if kind.path == name or kind.path.startswith(f"{name}."):
+                chunk = about.column(leaf)
                 values = -(-chunk.num_values // rows)
                 if values > MAX_DIMENSION:
                     raise ValueError(f"column {name!r} has {values:,} numbers a row, more than {MAX_DIMENSION:,}")

@@ -137,11 +137,11 @@ def _read_parquet(path: Path) -> pa.Table:
             names = file.schema_arrow.names
             columns = ["uid"] if "uid" in names else [name for name in ("key", "shard") if name in names]
             given = file.read(columns) if columns else None
+        lists = {name: given.column(name).to_pylist() for name in columns} if given is not None else {}
     except DAMAGE as error:
         raise UserError(f"{path} can't be read as Parquet: {error}") from error
     if given is None or columns not in (["uid"], ["key"], ["key", "shard"]):
         raise UserError(f"{path} needs the column uid, or key, or key and shard; it has {', '.join(names)}")
-    lists = {name: given.column(name).to_pylist() for name in columns}
     for name, values in lists.items():
         if None in values:
             raise UserError(f"row {values.index(None):,} of {path} has no {name}: each row must name a sample")

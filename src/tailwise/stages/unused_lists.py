@@ -79,8 +79,12 @@ def unused_lists(
 
 def left_out_of_plan(plan: Plan) -> LeftOut:
     """Count the samples of the pool that a plan cannot draw, by cause."""
+    names = lists_of(plan)
+    for name in names:
+        if (manifest := plan.catalog.drops_folder(name) / MANIFEST).exists():
+            read_record(manifest)  # a damaged list is an error, a deleted one is not
     try:
-        survivors = Survivors(plan.catalog, lists_of(plan), plan.snapshot)
+        survivors = Survivors(plan.catalog, names, plan.snapshot)
     except UserError:  # a list was deleted since: its samples count as in no group
         survivors = Survivors(plan.catalog, (), plan.snapshot)
     parts = plan.catalog.parts(plan.snapshot)
