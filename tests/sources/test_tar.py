@@ -261,3 +261,27 @@ def test_damaged_pax_records(make_tar_bytes, records):
     tail = make_tar_bytes([("a.jpg", b"abc")])
     found = index(bytes(header) + records.ljust(512, b"\0") + tail)
     assert all(offset + size <= 1024 + len(tail) for _, offset, size in found.members)
+
+
+def test_headers_of_small_members_are_read_together(tmp_path):
+    members = [(f"{number:05d}.txt", b"x" * (number % 700)) for number in range(2000)]
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    content = (tmp_path / "a.tar").read_bytes()
+
+    class Counting(io.BytesIO):
+        reads = 0
+
+        def read(self, size=-1):
+            self.reads += 1
+            return super().read(size)
+
+    stream = Counting(content)
+    found = index_tar(stream, len(content))
+    assert [(member.name, member.size) for member in found.members] == [(name, len(text)) for name, text in members]
+    assert all(content[offset : offset + size] == b"x" * size for _, offset, size in found.members)
+    assert found.ended
+    assert stream.reads < len(content) / 8192 < 300

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tailwise.sources import webdataset
 from tailwise.sources.grouping import split_name
 from tailwise.sources.webdataset import hashed_uid, parse_uid, read_shard
 
@@ -440,3 +441,29 @@ def test_index_checksum_is_of_names_offsets_and_sizes(shard):
     assert shard(sample("a", caption=b"other one")).index_checksum == first.index_checksum
     assert shard(sample("b")).index_checksum != first.index_checksum
     assert shard(sample("a", caption=b"longer than it was")).index_checksum != first.index_checksum
+
+
+def test_the_json_is_read_only_for_what_the_sidecar_does_not_tell(tmp_path, make_tar, make_image, monkeypatch):
+    members, rows = [], []
+    for number in range(4):
+        told = {"width": 10 + number, "height": 20, "uid": f"{number:032x}"}
+        members += [
+            (f"{number}.jpg", make_image()),
+            (f"{number}.txt", b"x"),
+            (f"{number}.json", json.dumps(told).encode()),
+        ]
+        rows.append({"key": str(number), **told, "width": 90, **({"uid": None} if number == 2 else {})})
+    path = make_tar(tmp_path / "0.tar", members)
+    pq.write_table(pa.Table.from_pylist(rows[:3]), tmp_path / "0.parquet")
+    read = []
+    from_json = webdataset._from_json
+    monkeypatch.setattr(
+        webdataset,
+        "_from_json",
+        lambda content, unused: read.append(json.loads(content)["uid"]) or from_json(content, unused),
+    )
+    samples = webdataset.read_shard(str(path)).samples.to_pylist()
+    assert read == [f"{number:032x}" for number in (2, 3)]
+    assert [(row["width"], row["height"], row["uid"].hex()) for row in samples] == [
+        (90 if number < 3 else 13, 20, f"{number:032x}") for number in range(4)
+    ]

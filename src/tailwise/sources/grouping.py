@@ -26,7 +26,11 @@ _LEFTOVERS = (
     r"(?:^|/)(?:__MACOSX/|PaxHeaders?(?:\.\d+)?/|@eaDir/|\.(?:AppleDouble|Spotlight-V100|Trashes|fseventsd)/"
     r"|(?:\._[^/]*|\.DS_Store|\.localized|Icon\r|Thumbs\.db|desktop\.ini|pax_global_header)$)"
 )
-_HARMLESS, _ANY_HARMLESS = re.compile(_LEFTOVERS), re.compile(_LEFTOVERS, re.MULTILINE)
+_HARMLESS = re.compile(_LEFTOVERS)
+_MARKS = (  # each leftover has one
+    *("._", "__MACOSX/", "PaxHeader", "@eaDir/", ".AppleDouble/", ".Spotlight-V100/", ".Trashes/", ".fseventsd/"),
+    *(".DS_Store", ".localized", "Icon\r", "Thumbs.db", "desktop.ini", "pax_global_header"),
+)
 
 Record = dict[str, Any]
 
@@ -92,9 +96,9 @@ def is_utf8(name: str) -> bool:
 
 def split_name(name: str) -> tuple[str, str]:
     """Return key and extension, cut at the first dot of the base name as webdataset does; the key keeps the folders."""
-    slash = name.rfind("/") + 1
-    dot = name.find(".", slash)
-    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :].lower())
+    folder, slash, base = name.rpartition("/") if "/" in name else ("", "", name)
+    stem, _, extension = base.partition(".")
+    return f"{folder}{slash}{stem}" if slash else stem, extension.lower()
 
 
 def is_harmless(name: str) -> bool:
@@ -104,7 +108,10 @@ def is_harmless(name: str) -> bool:
 
 def image_of(members: dict[str, Member], extensions: Sequence[str] = IMAGE_EXTENSIONS) -> str | None:
     """Return the extension of a sample's image: the first of `extensions` that is there and not empty."""
-    return next((name for name in extensions if name in members and members[name].size), None)
+    for name in extensions:
+        if name in members and members[name].size:
+            return name
+    return None
 
 
 def group_members(index: TarIndex, path: str, target: str = CAPTION_EXTENSION) -> Grouped:
@@ -119,22 +126,26 @@ def group_members(index: TarIndex, path: str, target: str = CAPTION_EXTENSION) -
         target: extension of what comes with each image.
     """
     grouped = Grouped(counts=MemberCounts(seen=index.seen))
-    members = list(_resolved(index, path, grouped))
+    members = list(_resolved(index, path, grouped)) if index.links or index.others else index.members
     leftovers = 0
-    if _ANY_HARMLESS.search("\n".join([member.name for member in members])):
-        kept = [member for member in members if not is_harmless(member.name)]
-        leftovers, members = len(members) - len(kept), kept
+    names = [member.name for member in members]
+    joined = "\n".join(names)
+    if any(mark in joined for mark in _MARKS):  # much faster than the pattern
+        members = [member for member in members if not is_harmless(member.name)]
+        leftovers, names = len(names) - len(members), [member.name for member in members]
     cut_off = [index.damaged_name] if index.damaged_name is not None else []
-    names = _split([member.name for member in members] + cut_off, target)
+    keys, extensions = _split(names + cut_off, target)
     groups = grouped.groups
     twice: dict[str, list[dict[str, Member]]] = {}
-    for member, (key, extension) in zip(members, names, strict=False):
-        group = groups.setdefault(key, {})
-        if extension in group:
+    for member, key, extension in zip(members, keys, extensions, strict=False):
+        group = groups.get(key)
+        if group is None:
+            groups[key] = {extension: member}
+        elif extension in group:
             twice[key] = []
         else:
             group[extension] = member
-    for key, run in _runs(members, names) if twice else ():
+    for key, run in _runs(members, keys, extensions) if twice else ():
         if key in twice:
             twice[key].append(run)
     for key, (first, *others) in twice.items():
@@ -144,7 +155,7 @@ def group_members(index: TarIndex, path: str, target: str = CAPTION_EXTENSION) -
                 path, "duplicate key", key, "only the members of this key that come first are kept", len(run)
             )
     if index.damage:
-        _reject_damage(grouped, index, path, names[-1][0] if cut_off else None)
+        _reject_damage(grouped, index, path, keys[-1] if cut_off else None)
     elif not index.ended:
         what = "all in it is kept; it may have been cut off behind" if index.seen else "it is empty"
         grouped.rejected.append(rejection(path, "tar without an end", None, what))
@@ -184,11 +195,11 @@ def _resolved(index: TarIndex, path: str, grouped: Grouped) -> Iterator[Member]:
     yield from index.members[done:]
 
 
-def _runs(members: list[Member], names: list[tuple[str, str]]) -> Iterator[tuple[str, dict[str, Member]]]:
+def _runs(members: list[Member], keys: list[str], extensions: list[str]) -> Iterator[tuple[str, dict[str, Member]]]:
     """Yield members that follow each other and have one key, by extension; a repeated extension begins the next run."""
     current: str | None = None
     run: dict[str, Member] = {}
-    for member, (key, extension) in zip(members, names, strict=False):
+    for member, key, extension in zip(members, keys, extensions, strict=False):
         if key != current or extension in run:
             if current is not None:
                 yield current, run
@@ -198,21 +209,28 @@ def _runs(members: list[Member], names: list[tuple[str, str]]) -> Iterator[tuple
         yield current, run
 
 
-def _split(names: list[str], target: str) -> list[tuple[str, str]]:
+def _split(names: list[str], target: str) -> tuple[list[str], list[str]]:
     """Return key and extension of each name: at the first dot, but for dotted base names.
 
     `photo.0001.jpg` and `photo.0001.txt` are a sample of their own: a name is cut behind the longest stem that has an image and a
     caption. Without one it is cut at the first dot if that key has an image or a caption itself (`a.seg.png` belongs to `a.jpg`), and
     at the last dot if not.
     """
-    pairs = [split_name(name) for name in names]
-    if not any("." in extension for _, extension in pairs):
-        return pairs
+    keys, extensions = [], []
+    for name in names:
+        key, extension = split_name(name)
+        keys.append(key)
+        extensions.append(extension)
+    if "." not in "".join(extensions):
+        return keys, extensions
     by_stem: defaultdict[str, int] = defaultdict(int)  # 1: has an image, 2: has a target
     for name in names:
         stem, _, extension = name.rpartition(".")
         by_stem[stem] |= _half(extension.lower(), target)
-    return [_cut(name, pair, by_stem) if "." in pair[1] else pair for name, pair in zip(names, pairs, strict=True)]
+    for at, name in enumerate(names):
+        if "." in extensions[at]:
+            keys[at], extensions[at] = _cut(name, keys[at], extensions[at], by_stem)
+    return keys, extensions
 
 
 def _half(extension: str, target: str) -> int:
@@ -221,14 +239,14 @@ def _half(extension: str, target: str) -> int:
     return 1 if extension in IMAGE_EXTENSIONS or extension in _OTHER_IMAGES else 0
 
 
-def _cut(name: str, pair: tuple[str, str], by_stem: dict[str, int]) -> tuple[str, str]:
-    first = len(pair[0])
+def _cut(name: str, key: str, extension: str, by_stem: dict[str, int]) -> tuple[str, str]:
+    first = len(key)
     last = dot = name.rfind(".")
     while dot > first:
         if by_stem.get(name[:dot]) == 3:
             return name[:dot], name[dot + 1 :].lower()
         dot = name.rfind(".", 0, dot)
-    return pair if by_stem.get(pair[0]) else (name[:last], name[last + 1 :].lower())
+    return (key, extension) if by_stem.get(key) else (name[:last], name[last + 1 :].lower())
 
 
 def _reject_damage(grouped: Grouped, index: TarIndex, path: str, key: str | None) -> None:

@@ -22,6 +22,7 @@ _FOLDERS = frozenset((0x35, 0x44, 0x56))  # '5', GNU's listing 'D', volume label
 _DATALESS = frozenset((0x31, 0x32, 0x33, 0x34, 0x35, 0x36))  # their size, if any, is not that of content behind them
 _ZEROS = bytes(BLOCK)
 _SCANNED_BYTES = 1 << 16
+_WINDOW_BYTES = 1 << 14
 _ADLER = 65521
 
 
@@ -126,18 +127,21 @@ def _number(field: bytes) -> int:
     return int(text, 8) if text else 0
 
 
-def _checksum_holds(header: bytes) -> bool:
-    stored = header[148:156].split(b"\0", 1)[0].strip()
+def _low_sum(field: bytes) -> int:
+    """Return what the low half of Adler's sum of a header with this checksum is: 1 + the sum of all bytes, modulo _ADLER; −1 for none."""
     try:
-        expected = int(stored, 8) + sum(header[148:156]) - 8 * 0x20
+        return (int(field.split(b"\0", 1)[0].strip(), 8) + sum(field) - 8 * 0x20 + 1) % _ADLER
     except ValueError:
-        return False
-    if (expected + 1) % _ADLER == zlib.adler32(
-        header
-    ) & 0xFFFF:  # its low half: 1 + the sum of all bytes, modulo _ADLER
-        return True
-    signed = int(stored, 8) + sum(memoryview(header[148:156]).cast("b")) - 8 * 0x20  # as some old programs added
-    return signed == sum(memoryview(header).cast("b"))
+        return -1
+
+
+def _checksum_holds(header: bytes) -> bool:
+    field = header[148:156]
+    low = _low_sum(field)
+    if low < 0 or low == zlib.adler32(header) & 0xFFFF:
+        return low >= 0
+    signed = int(field.split(b"\0", 1)[0].strip(), 8) + sum(memoryview(field).cast("b")) - 8 * 0x20
+    return signed == sum(memoryview(header).cast("b"))  # as some old programs added
 
 
 def _pax_records(content: bytes) -> dict[bytes, bytes]:
@@ -173,18 +177,25 @@ def index_tar(stream: BinaryIO, size_bytes: int) -> TarIndex:
 
 def _walk(stream: BinaryIO, size_bytes: int, found: TarIndex) -> bool:
     """Add the members to `found`; return whether blocks of zeros come last."""
-    position = 0
+    position = start = 0
+    window = b""  # bytes of the tar from `start` on: headers of small members are read together
+    sums: dict[bytes, int] = {}  # `_low_sum` of each field
     ended = False
     about: _Announced | None = None  # the next member
-    seek, read, add = stream.seek, stream.read, found.members.append
+    add, adler32 = found.members.append, zlib.adler32
     while position < size_bytes:
-        seek(position)
-        header = read(BLOCK)
+        header = window[position - start : position - start + BLOCK]
+        if len(header) < BLOCK:
+            stream.seek(position)
+            window, start = stream.read(_WINDOW_BYTES), position
+            header = window[:BLOCK]
         if header == _ZEROS:
             ended = True
             position = _behind_zeros(stream, position + BLOCK)
             continue
-        if len(header) < BLOCK or not _checksum_holds(header):
+        if (field := header[148:156]) not in sums:
+            sums[field] = _low_sum(field)
+        if len(header) < BLOCK or (sums[field] != adler32(header) & 0xFFFF and not _checksum_holds(header)):
             raise _no_header(header, position, ended)
         try:
             size = int(header[124:135], 8) if header[135] in b"\0 " else _number(header[124:136])
@@ -193,7 +204,8 @@ def _walk(stream: BinaryIO, size_bytes: int, found: TarIndex) -> bool:
         ended = False
         offset = position + BLOCK
         if header[156] == 0x30 and about is None and 0 <= size <= size_bytes - offset:  # nearly all members
-            add(Member(_text(_header_name(header)), offset, size))
+            raw = _header_name(header) if header[345] else header[:100].partition(b"\0")[0]
+            add(Member(raw.decode("utf-8", "surrogateescape"), offset, size))
             position = offset + (size + BLOCK - 1) // BLOCK * BLOCK
         else:
             position, about = _step(stream, size_bytes, found, header, offset, size, about or _Announced())
@@ -248,6 +260,7 @@ def _size(header: bytes, position: int, ended: bool) -> int:
 
 def _behind_zeros(stream: BinaryIO, position: int) -> int:
     """Return the start of the first block with a byte that is not zero, from `position` on; without one, the end of the file."""
+    stream.seek(position)
     while chunk := stream.read(_SCANNED_BYTES):
         if rest := chunk.lstrip(b"\0"):
             return position + (len(chunk) - len(rest)) // BLOCK * BLOCK

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -35,6 +35,11 @@ from tailwise.storage.remote import is_remote
 
 _BUFFER_BYTES = 1 << 14  # of a local tar: the header after a small member comes along
 
+FOUND_COLUMNS = (
+    *("key", "caption", "image_extension", "image_offset", "image_bytes", "caption_offset", "caption_bytes"),
+    *("json_offset", "json_bytes"),
+)
+OF_JSON = frozenset({*SIDES, "uid"})
 MAX_JSON_BYTES = 16_000_000  # a longer one is passed over, as a broken one is
 
 
@@ -89,14 +94,13 @@ def _read_shard(path: str) -> ShardContent:
         sidecar = read_sidecar(path, grouped.groups)
         grouped.rejected += sidecar.rejected
         unused = Counter[str]()
-        samples = list(_samples(grouped, stream, sidecar.rows, path, unused))
+        table = _table(list(_samples(grouped, stream, sidecar.rows, path, unused)), sidecar.rows)
         grouped.rejected += [
             rejection(path, why, None, None, rows) | {"stage": "json"} for why, rows in unused.items() if rows
         ]
         fingerprint = read_fingerprint(path, size_bytes, blocks_of_stream(path, stream))
         if not is_remote(path) and stream.seek(0, 2) != size_bytes:
             raise OSError("its length changed while it was read")
-    table = pa.Table.from_pylist(samples, schema=_schema(sidecar.rows))
     rejected = pa.Table.from_pylist(grouped.rejected, schema=REJECTED_SCHEMA)
     return ShardContent(table, rejected, size_bytes, _index_checksum(index), fingerprint, grouped.counts)
 
@@ -141,7 +145,8 @@ def _index_checksum(index: TarIndex) -> str:
 
 def _samples(
     grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], path: str, unused: Counter[str]
-) -> Iterator[Record]:
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of FOUND_COLUMNS of each good sample, and a record of those of other columns."""
     for key, members in grouped.groups.items():
         caption, extension = "", image_of(members)
         fault = _key_fault(key) if extension and CAPTION_EXTENSION in members else why_incomplete(members)
@@ -157,35 +162,35 @@ def _samples(
             grouped.reject(path, fault[0], key, fault[1], len(members))
             continue
         grouped.counts.imported += len(members)
-        yield _record(key, caption, extension or "", members, stream, unused) | sidecar.get(key, {})
+        image, text, description = members[extension or ""], members[CAPTION_EXTENSION], members.get("json")
+        more = sidecar.get(key)
+        place: tuple[int | None, int | None] = (None, None)
+        if description is not None and description.size <= MAX_JSON_BYTES:
+            place = description.offset, description.size
+            if more is None or not more.keys() >= OF_JSON:  # the sidecar's values go first
+                found = _from_json(read_member(stream, description), unused)
+                more = {**found, **more} if more else found
+        elif description is not None:
+            unused[f".json of more than {MAX_JSON_BYTES:,} bytes"] += 1
+        yield key, caption, extension, image.offset, image.size, text.offset, text.size, *place, more
+
+
+def _table(samples: list[tuple[Any, ...]], sidecar: dict[str, Record]) -> pa.Table:
+    schema = _schema(sidecar)
+    *found, records = zip(*samples, strict=True) if samples else [()] * (len(FOUND_COLUMNS) + 1)
+    columns: dict[str, Any] = dict(zip(FOUND_COLUMNS, found, strict=True))
+    some = any(records)
+    for name in set(schema.names) - set(FOUND_COLUMNS):
+        columns[name] = [record.get(name) if record else None for record in records] if some else [None] * len(samples)
+    return pa.table([pa.array(columns[name], schema.field(name).type) for name in schema.names], schema)
 
 
 def _key_fault(key: str) -> tuple[str, str | None] | None:
+    if key.isprintable():
+        return None
     if not is_utf8(key):
         return "key is not UTF-8", None
     return ("key holds a line break", None) if "\n" in key or "\r" in key else None
-
-
-def _record(
-    key: str, caption: str, extension: str, members: dict[str, Member], stream: BinaryIO, unused: Counter[str]
-) -> Record:
-    image, text = members[extension], members[CAPTION_EXTENSION]
-    record: Record = {
-        "key": key,
-        "caption": caption,
-        "image_extension": extension,
-        "image_offset": image.offset,
-        "image_bytes": image.size,
-        "caption_offset": text.offset,
-        "caption_bytes": text.size,
-    }
-    description = members.get("json")
-    if description is not None and description.size <= MAX_JSON_BYTES:
-        record["json_offset"], record["json_bytes"] = description.offset, description.size
-        record.update(_from_json(read_member(stream, description), unused))
-    elif description is not None:
-        unused[f".json of more than {MAX_JSON_BYTES:,} bytes"] += 1
-    return record
 
 
 def read_member(stream: BinaryIO, member: Member) -> bytes:
@@ -194,7 +199,8 @@ def read_member(stream: BinaryIO, member: Member) -> bytes:
     Raises:
         OSError: the tar ends before.
     """
-    content = _range(stream, member.offset, member.offset + member.size)
+    stream.seek(member.offset)
+    content = stream.read(member.size)
     if len(content) < member.size:
         raise OSError("it was cut while it was read")
     return content
@@ -208,7 +214,8 @@ def _range(stream: BinaryIO, start: int, stop: int) -> bytes:
 def _from_json(content: bytes, unused: Counter[str]) -> Record:
     """Return width, height and uid, where the JSON has them; none of it is needed: what can't be used is counted by reason."""
     try:
-        value = json.loads(content)
+        plain = content[:1] == b"{" and content[1:2] != b"\0"  # UTF-8, which json would take long to find out
+        value = json.loads(content.decode("utf-8", "surrogatepass") if plain else content)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -216,15 +223,20 @@ def _from_json(content: bytes, unused: Counter[str]) -> Record:
         return {}
     found: Record = {name: int(value[name]) for name in SIDES if _is_side(value.get(name))}
     for name in SIDES:
-        unused[f"{name} in .json is no whole number of pixels"] += value.get(name) is not None and name not in found
-    uid = parse_uid(value.get("uid"))
-    unused["uid in .json is not 32 hexadecimal digits"] += value.get("uid") is not None and uid is None
-    return {**found, "uid": uid} if uid else found
+        if name not in found and value.get(name) is not None:
+            unused[f"{name} in .json is no whole number of pixels"] += 1
+    if uid := parse_uid(value.get("uid")):
+        found["uid"] = uid
+    elif value.get("uid") is not None:
+        unused["uid in .json is not 32 hexadecimal digits"] += 1
+    return found
 
 
 def _is_side(value: object) -> bool:
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return whole and not isinstance(value, bool) and 0 < value < 2**31  # type: ignore[operator]
+    whole = type(value) is int or (
+        type(value) is float and value.is_integer()
+    )  # JSON has no subclasses of them but bool
+    return whole and 0 < value < 2**31  # type: ignore[operator]
 
 
 def hashed_uid(shard: int, key: str) -> bytes:
