@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from tailwise.cli.run import _prepare
-from tailwise.compare.recipe import choose, compare_recipe_names, load_compare_recipe
+from tailwise.compare.recipe import FOLDER, choose, load_compare_recipe
 from tailwise.compare.study import Run, Study
 from tailwise.errors import UserError
 from tailwise.plan.methods import METHODS
@@ -75,7 +75,7 @@ def test_runs_go_seed_by_seed_and_plans_are_named_by_what_they_are(make_recipe, 
     assert all(name.startswith("compare-random-") for name in names)
 
 
-@pytest.mark.parametrize("name", compare_recipe_names())
+@pytest.mark.parametrize("name", [path.stem for path in FOLDER.glob("*.yaml")])
 def test_our_recipes_are_whole_and_name_real_options(name, tmp_path):
     recipe = load_compare_recipe(name, [f"catalog={tmp_path}", "evaluate.data=set", "sources=[pool]"])
     assert [row.name for row in recipe.rows[:5]] == [

@@ -94,7 +94,7 @@ def test_what_is_no_recipe_file(load, tmp_path):
 def test_aliases_and_merges_within_the_bounds_are_read(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("\ufeffa: &a {b: 1, c: &c [2, 2]}\nd: {<<: *a, b: 3}\ne: [*a, *c]\n", encoding="utf-8")
-    assert read_yaml(path, "r", []) == {
+    assert read_yaml(str(path), tmp_path)[1] == {
         "a": {"b": 1, "c": [2, 2]},
         "d": {"b": 3, "c": [2, 2]},
         "e": [{"b": 1, "c": [2, 2]}, [2, 2]],

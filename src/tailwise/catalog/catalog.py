@@ -244,13 +244,13 @@ class Catalog:
         """The samples of one part, in row order."""
         return read_table(self.samples_path(part.number), columns)
 
-    def samples_at(self, part: int, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+    def samples_at(self, part: int, rows: npt.NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
         """Return some samples of a part, read from those of its row groups that hold them.
 
         Args:
             part: its number.
             rows: int64 [n], counted from the first row of the part.
-            columns: of SAMPLE_SCHEMA.
+            columns: of the samples; None for all.
 
         Raises:
             UserError: the file is missing or damaged.
@@ -261,7 +261,7 @@ class Catalog:
                 sizes = np.array([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
                 ends = np.cumsum(sizes)
                 wanted, at = np.unique(np.searchsorted(ends, rows, "right"), return_inverse=True)
-                table = file.read_row_groups(wanted.tolist(), columns=list(columns), use_threads=False)
+                table = file.read_row_groups(wanted.tolist(), columns=columns, use_threads=False)
                 skipped = ends[wanted] - np.cumsum(sizes[wanted])  # rows before each group that are not read
                 return table.take(pa.array(rows - skipped[at]))
         except (OSError, IndexError, pa.ArrowException) as error:

@@ -11,8 +11,8 @@ from typing import Any
 
 from tailwise.errors import UserError
 from tailwise.loader.order import COMPOSITIONS
-from tailwise.recipes.pipeline import Step
-from tailwise.recipes.recipe import as_mapping, with_folder
+from tailwise.recipes.pipeline import Step, steps_of, texts_of
+from tailwise.recipes.recipe import as_mapping, check_values, with_folder
 from tailwise.recipes.yaml_file import parse_yaml, read_yaml
 from tailwise.rejects import MAX_REJECTED, check_share
 
@@ -130,23 +130,17 @@ class CompareRecipe:
         raise UserError(f"no row {name!r}: the recipe has {', '.join(row.name for row in self.rows)}")
 
 
-def compare_recipe_names() -> list[str]:
-    """Names of the comparisons that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
 def load_compare_recipe(name: str, settings: Sequence[str] = ()) -> CompareRecipe:
     """Reads a recipe.
 
     Args:
-        name: one of `compare_recipe_names()`, or the path of a .yaml file.
+        name: of a comparison that comes with the package, or the path of a .yaml file.
         settings: changes of it, as KEY=VALUE, KEY with dots for what lies deeper and VALUE in YAML: "train.samples_seen=20000".
 
     Raises:
         UserError: there is none of this name, or it isn't as it must be.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    content = read_yaml(path, name, compare_recipe_names())
+    path, content = read_yaml(name, FOLDER)
     where = f"recipe {path}"
     values = as_mapping(where, content, [item.name for item in fields(CompareRecipe)])
     for setting in settings:
@@ -173,12 +167,8 @@ def _with_setting(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
 
 
 def _recipe(where: str, values: dict[str, Any]) -> CompareRecipe:
-    for name in ("name", "about", "catalog", "evaluate", "train", "seeds", "baseline", "rows"):
-        if values.get(name) is None:
-            raise UserError(f"{where} lacks {name!r}: add it, or give it with --set {name}=…")
-    for name in ("name", "about", "catalog", "baseline"):
-        if not isinstance(values[name], str):
-            raise UserError(f"{where}: {name} is {values[name]!r}: must be text")
+    texts, remedy = ("name", "about", "catalog", "baseline"), "add it, or give it with --set {name}=…"
+    check_values(where, values, texts, ("evaluate", "train", "seeds", "rows"), remedy)
     evaluate = as_mapping(f"{where}, evaluate", values["evaluate"], EVALUATE)
     if evaluate.get("data") is None:
         raise UserError(f"{where}, evaluate lacks 'data': add it, or give it with --set evaluate.data=FOLDER")
@@ -203,8 +193,8 @@ def _recipe(where: str, values: dict[str, Any]) -> CompareRecipe:
         seeds=tuple(seeds),
         baseline=values["baseline"],
         rows=rows,
-        sources=_texts(f"{where}: sources", values.get("sources") or []),
-        prepare=_steps(f"{where}: prepare", values.get("prepare") or []),
+        sources=texts_of(f"{where}: sources", values.get("sources") or []),
+        prepare=steps_of(f"{where}: prepare", values.get("prepare") or []),
         needs=str(values.get("needs") or ""),
     )
     recipe.row(recipe.baseline)
@@ -272,27 +262,6 @@ def _number(where: str, value: object) -> float:
 
 def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _texts(where: str, given: object) -> tuple[str, ...]:
-    values = [given] if isinstance(given, str) else given
-    if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-        raise UserError(f"{where} is {given!r}: must be a list of folders, files or patterns")
-    return tuple(values)
-
-
-def _steps(where: str, given: object) -> tuple[Step, ...]:
-    if not isinstance(given, list):
-        raise UserError(f"{where} is {given!r}: must be a list of commands")
-    steps = []
-    for number, item in enumerate(given, 1):
-        if not isinstance(item, Mapping) or len(item) != 1 or not isinstance(next(iter(item.values())) or {}, Mapping):
-            raise UserError(
-                f"{where}, {number}: {item!r} must be one command and its options, such as cluster: {{clusters: 500}}"
-            )
-        ((command, options),) = item.items()
-        steps.append(Step(str(command), {str(key).replace("_", "-"): value for key, value in (options or {}).items()}))
-    return tuple(steps)
 
 
 def choose(

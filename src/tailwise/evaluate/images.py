@@ -6,7 +6,6 @@ Results don't depend on the number of workers: a batch lies within one shard, an
 from __future__ import annotations
 
 import io
-import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tailwise.errors import UserError
-from tailwise.executors.local import default_workers, end_with_parent
+from tailwise.executors.local import as_it_is, begin_worker, default_workers
 from tailwise.progress import Track
 from tailwise.shards.decode import UNREADABLE, ImageError, decode_rgb, too_long
 from tailwise.sources.compressed import MAGIC_BYTES, compression_of
@@ -235,21 +234,11 @@ def read_batches(
         batch_size=None,
         num_workers=in_workers,
         prefetch_factor=1 if in_workers else None,
-        collate_fn=_as_it_is,
-        worker_init_fn=_begin_worker,
+        collate_fn=as_it_is,
+        worker_init_fn=begin_worker,
         generator=torch.Generator(),  # else the process's own would lose a number
     )
     for batch in track(cast("Iterable[Batch | UserError]", batches), description):
         if isinstance(batch, UserError):
             raise batch
         yield batch
-
-
-def _begin_worker(_: int) -> None:
-    """A worker ends with its parent; Ctrl-C, which all processes of a terminal get, is the parent's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-
-
-def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as DataLoader has it)
-    return batch

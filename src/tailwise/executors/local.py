@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
 from types import FrameType, ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -102,6 +102,20 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def begin_worker(_: int) -> None:
+    """Let a worker of a DataLoader end with its parent: one that hangs in a full pipe to it would not notice.
+
+    Ctrl-C, which all processes of a terminal get, is the parent's to answer.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as DataLoader has it)
+    """Return a batch that is made already: what a DataLoader is to collate."""
+    return batch
 
 
 def _exit_after(sentinel: int) -> None:

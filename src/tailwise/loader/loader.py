@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import signal
 import stat
 import tempfile
 import threading
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
-from tailwise.executors.local import end_with_parent
+from tailwise.executors.local import as_it_is, begin_worker
 from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform
 from tailwise.loader.locations import Locations, ensure_locations
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
@@ -277,8 +276,8 @@ class Loader:
             sampler=_From(self.position),
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
-            collate_fn=_as_it_is,
-            worker_init_fn=_begin_worker,
+            collate_fn=as_it_is,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # else the process's own would lose a number to each start
             pin_memory=self._pin_memory,
         )
@@ -405,19 +404,6 @@ class _From(Sampler[int]):
         while True:
             yield number
             number += 1
-
-
-def _begin_worker(_: int) -> None:
-    """A worker ends with its parent, however that ends: one that hangs in a full pipe to it would not notice.
-
-    Ctrl-C, which all processes of a terminal get, is the parent's to answer.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-
-
-def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as DataLoader has it)
-    return batch
 
 
 def _damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, track: Track) -> dict[int, str]:

@@ -1,5 +1,5 @@
 """Recipes: settings of trainings, with the scores to expect and where both come from."""
 
-from tailwise.recipes.recipe import Phase, Recipe, load_recipe, recipe_names
+from tailwise.recipes.recipe import Phase, Recipe, load_recipe
 
-__all__ = ["Phase", "Recipe", "load_recipe", "recipe_names"]
+__all__ = ["Phase", "Recipe", "load_recipe"]

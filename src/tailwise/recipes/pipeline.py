@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.errors import UserError
-from tailwise.recipes.recipe import as_mapping, with_folder
+from tailwise.recipes.recipe import as_mapping, check_values, with_folder
 from tailwise.recipes.yaml_file import read_yaml
 
 FOLDER = Path(__file__).parent / "run"
@@ -58,42 +58,49 @@ class Pipeline:
     output: str | None = None
 
 
-def pipeline_names() -> list[str]:
-    """Names of the pipelines that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
 def load_pipeline(name: str) -> Pipeline:
     """Reads a pipeline.
 
     Args:
-        name: one of `pipeline_names()`, or the path of a .yaml file.
+        name: of a pipeline that comes with the package, or the path of a .yaml file.
 
     Raises:
         UserError: there is none of this name, or it isn't as it must be.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    content = read_yaml(path, name, pipeline_names())
+    path, content = read_yaml(name, FOLDER)
     where = f"recipe {path}"
     values = as_mapping(where, content, [item.name for item in fields(Pipeline)])
     values = {"source": "", "expect": {}, **values}
-    for item in ("name", "about", "steps"):
-        if item not in values:
-            raise UserError(f"{where} lacks {item!r}: add it")
-    for item in ("name", "about", "source", "catalog", "output"):
-        if not isinstance(values.get(item, ""), str):
-            raise UserError(f"{where}: {item} is {values[item]!r}: must be text")
-    if not isinstance(values["expect"], Mapping):
-        raise UserError(f"{where}: expect is {values['expect']!r}: must be names and values")
-    given = values.get("sources", [])
-    sources = [given] if isinstance(given, str) else given
-    if not isinstance(sources, list) or not all(isinstance(item, str) for item in sources):
-        raise UserError(f"{where}: sources is {given!r}: must be a list of folders, files or patterns")
+    optional = [item for item in ("catalog", "output") if item in values]
+    check_values(where, values, ("name", "about", "source", *optional), ("steps",))
+    sources = texts_of(f"{where}: sources", values.get("sources", []))
     if not isinstance(values["steps"], list) or not values["steps"]:
         raise UserError(f"{where}: steps is {values['steps']!r}: must be a list of at least one step")
-    placed = with_folder(values["steps"], path.parent)
-    steps = tuple(_step(f"{where}, step {number}", item) for number, item in enumerate(placed, 1))
-    return Pipeline(**{**values, "steps": steps, "sources": tuple(sources)})
+    steps = steps_of(where, with_folder(values["steps"], path.parent))
+    return Pipeline(**{**values, "steps": steps, "sources": sources})
+
+
+def texts_of(where: str, given: object) -> tuple[str, ...]:
+    """Return a text, or a list of texts, as a tuple.
+
+    Raises:
+        UserError: it is neither.
+    """
+    values = [given] if isinstance(given, str) else given
+    if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
+        raise UserError(f"{where} is {given!r}: must be a list of folders, files or patterns")
+    return tuple(values)
+
+
+def steps_of(where: str, given: object) -> tuple[Step, ...]:
+    """Return a list of commands as steps.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(given, list):
+        raise UserError(f"{where} is {given!r}: must be a list of commands")
+    return tuple(_step(f"{where}, step {number}", item) for number, item in enumerate(given, 1))
 
 
 def _step(where: str, content: object) -> Step:

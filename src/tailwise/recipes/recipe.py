@@ -63,35 +63,22 @@ class Recipe:
     phases: tuple[Phase, ...]
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
 def load_recipe(name: str) -> Recipe:
     """Reads a recipe.
 
     Args:
-        name: one of `recipe_names()`, or the path of a .yaml file.
+        name: of a recipe that comes with the package, or the path of a .yaml file.
 
     Raises:
         UserError: there is none of this name, or it isn't as it must be.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    return _recipe(path, read_yaml(path, name, recipe_names()))
+    return _recipe(*read_yaml(name, FOLDER))
 
 
 def _recipe(path: Path, content: object) -> Recipe:
     where = f"recipe {path}"
     values = as_mapping(where, content, [item.name for item in fields(Recipe)])
-    for name in ("name", "about", "source", "command", "plan", "expect", "phases"):
-        if name not in values:
-            raise UserError(f"{where} lacks {name!r}: add it")
-    for name in ("name", "about", "source", "command", "plan"):
-        if not isinstance(values[name], str):
-            raise UserError(f"{where}: {name} is {values[name]!r}: must be text")
-    if not isinstance(values["expect"], Mapping):
-        raise UserError(f"{where}: expect is {values['expect']!r}: must be names and values")
+    check_values(where, values, ("name", "about", "source", "command", "plan"), ("expect", "phases"))
     if not isinstance(values["phases"], list) or not values["phases"]:
         raise UserError(f"{where}: phases is {values['phases']!r}: must be a list of at least one phase")
     phases = tuple(
@@ -124,6 +111,24 @@ def with_folder(value: Any, folder: Path) -> Any:  # noqa: ANN401  (whatever YAM
     if isinstance(value, Mapping):
         return {name: with_folder(item, folder) for name, item in value.items()}
     return [with_folder(item, folder) for item in value] if isinstance(value, list) else value
+
+
+def check_values(
+    where: str, values: Mapping[str, Any], texts: Collection[str], others: Collection[str] = (), remedy: str = "add it"
+) -> None:
+    """Refuse values of a recipe that lack one of `texts` or `others`, or hold another kind of value.
+
+    Raises:
+        UserError: one is missing, one of `texts` is no text, or "expect" no mapping.
+    """
+    for name in (*texts, *others):
+        if values.get(name) is None:
+            raise UserError(f"{where} lacks {name!r}: {remedy.format(name=name)}")
+    for name in texts:
+        if not isinstance(values[name], str):
+            raise UserError(f"{where}: {name} is {values[name]!r}: must be text")
+    if not isinstance(values.get("expect", {}), Mapping):
+        raise UserError(f"{where}: expect is {values['expect']!r}: must be names and values")
 
 
 def as_mapping(where: str, content: object, known: Collection[str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -87,27 +86,28 @@ def parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401  (whatever YAML ho
             loader.dispose()
 
 
-def read_yaml(path: Path, name: str, known: Collection[str]) -> Any:  # noqa: ANN401  (whatever YAML holds)
-    """Return the content of a recipe's file.
+def read_yaml(name: str, folder: Path) -> tuple[Path, Any]:
+    """Return the path and the content of a recipe's file.
 
     Args:
-        path: of the file.
-        name: as the user gave it.
-        known: names of the recipes that come with tailwise.
+        name: of a recipe in `folder`; or the path of a .yaml file.
+        folder: of the recipes that come with tailwise.
 
     Raises:
         UserError: the file is missing, is no regular file, is too large, or `parse_yaml` refuses it.
     """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    remedy = f"give {', '.join(sorted(item.stem for item in folder.glob('*.yaml')))}, or the path of a .yaml file"
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"recipe {path} is no regular file: give {', '.join(known)}, or the path of a .yaml file")
+            raise UserError(f"recipe {path} is no regular file: {remedy}")
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise UserError(f"recipe {path} is larger than {MAX_BYTES:,} bytes, which is the bound: shorten it")
         text = content.decode("utf-8")
     except FileNotFoundError as error:
-        raise UserError(f"there is no recipe {name!r}: give {', '.join(known)}, or the path of a .yaml file") from error
+        raise UserError(f"there is no recipe {name!r}: {remedy}") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
         raise UserError(f"recipe {path} can't be read: {error}") from error
-    return parse_yaml(text, f"recipe {path}")
+    return path, parse_yaml(text, f"recipe {path}")

@@ -224,7 +224,6 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
     chosen = options or SourceOptions()
     found = Found()
     for source in sources:
-        known = set(found.tars)
         try:
             finds = [SOURCES[name].find(source, found, chosen) for name in tried]
         except (
@@ -232,7 +231,7 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
             RemoteError,
         ) as error:  # unbalanced braces; unknown protocol, a server that can't be reached
             raise UserError(f"can't look into {source!r}: {error}") from error
-        if not any(finds) and not _only_known(source, tried, known):
+        if not any(finds):
             expected = "; ".join(found.notes or [f"{name}: {SOURCES[name].given}" for name in tried])
             raise UserError(f"nothing to import in {source!r} ({expected})")
     if found.failed and found.failed.keys() == found.tars.keys():
@@ -241,12 +240,6 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
         raise UserError(f"can't read {first}{others}: {cause}")
     _refuse_idle(found, chosen)
     return found
-
-
-def _only_known(source: str, tried: Sequence[str], known: set[str]) -> bool:
-    """Whether a source holds tars after all, but only such as earlier sources named."""
-    again = find_tars(source).tars if "webdataset" in tried else {}
-    return bool(again) and set(again) <= known
 
 
 def _refuse_idle(found: Found, options: SourceOptions) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
@@ -22,7 +21,7 @@ from tailwise.catalog.files import check_file
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
-from tailwise.executors.local import default_workers, end_with_parent, starting_workers
+from tailwise.executors.local import as_it_is, begin_worker, default_workers, starting_workers
 from tailwise.shards.fingerprint import blocks_of_stream, check_fingerprint, comparable_shards
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import open_binary
@@ -261,8 +260,8 @@ def read_batches(
         multiprocessing_context="spawn"
         if in_workers
         else None,  # a fork of a process that holds CUDA, or threads, may hang
-        collate_fn=_as_it_is,
-        worker_init_fn=_begin_worker,
+        collate_fn=as_it_is,
+        worker_init_fn=begin_worker,
         pin_memory=pin,
         generator=torch.Generator(),  # else the process's own would lose a number
     )
@@ -288,13 +287,3 @@ class _Lazy:
 
     def __iter__(self) -> Iterator[Piece]:
         return pieces(self.shards, self.batch_size)
-
-
-def _begin_worker(_: int) -> None:
-    """A worker ends with its parent; Ctrl-C, which all processes of a terminal get, is the parent's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-
-
-def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as DataLoader has it)
-    return batch

@@ -123,14 +123,8 @@ class _Teller:
         }
 
     def _row(self, part: Part, at: int) -> Story:
-        """One row of the samples, from the row group that holds it."""
-        with pq.ParquetFile(check_file(self._catalog.samples_path(part.number))) as file:
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if at < rows:
-                    break
-                at -= rows
-            found: Story = file.read_row_group(group).slice(at, 1).to_pylist()[0]
+        """One row of the samples."""
+        found: Story = self._catalog.samples_at(part.number, np.array([at])).to_pylist()[0]
         return found
 
     def _sample(self, part: Part, at: int) -> Story:
