@@ -2,7 +2,9 @@
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from tailwise.cli import app
 from tailwise.cli.run import _prepare
 from tailwise.compare.recipe import FOLDER, choose, load_compare_recipe
 from tailwise.compare.study import Run, Study
@@ -78,10 +80,18 @@ def test_runs_go_seed_by_seed_and_plans_are_named_by_what_they_are(make_recipe, 
 @pytest.mark.parametrize("name", [path.stem for path in FOLDER.glob("*.yaml")])
 def test_our_recipes_are_whole_and_name_real_options(name, tmp_path):
     recipe = load_compare_recipe(name, [f"catalog={tmp_path}", "evaluate.data=set", "sources=[pool]"])
-    assert [row.name for row in recipe.rows[:5]] == [
-        "random static", "random dynamic", "flat", "dbp after dedup", "dynamics",
-    ]  # fmt: skip
-    assert recipe.rows[-1].name == "full data"
+    rows = [row.name for row in recipe.rows]
+    if name == "demo":
+        assert rows == ["random", "planned"]
+    else:
+        assert rows[:5] == ["random static", "random dynamic", "flat", "dbp after dedup", "dynamics"]
+        assert rows[-1] == "full data"
     for step in [*recipe.prepare, *(Run(row, 0, tmp_path).plan for row in recipe.rows)]:
         assert _prepare(step, tmp_path, list(recipe.sources), None, None).arguments
     assert {row.plan.get("method", "density") for row in recipe.rows} <= set(METHODS)
+
+
+def test_the_demos_recipe_names_the_command_that_makes_its_catalog(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(app, ["compare", "demo"])
+    assert str(found.exception) == "recipe 'demo' needs the catalog demo/catalog: make it with `tailwise demo`"
