@@ -59,6 +59,7 @@ class ColumnReport:
         column: "image" or "text".
         dimension: d.
         precision: that was computed in.
+        backend: that computed.
         embedded: samples that got an embedding.
         lacking: samples that had none before.
         truncated: captions that are longer than the model reads.
@@ -69,6 +70,7 @@ class ColumnReport:
     column: str
     dimension: int
     precision: str
+    backend: str
     embedded: int
     lacking: int
     truncated: int
@@ -106,6 +108,7 @@ class ColumnTask:
             **encoder.identity,
             "preprocessing": dict(encoder.sides[column].preprocessing),
             "precision": encoder.precision,
+            "backend": encoder.sides[column].backend,
         }
         self._settings: Mapping[str, Any] = json.loads(json.dumps(settings))
         self._made_by = digest([self._settings, self._dimension])
@@ -154,6 +157,7 @@ class ColumnTask:
             self._column,
             self._dimension,
             self._encoder.precision,
+            self._encoder.sides[self._column].backend,
             embedded,
             total,
             self._tally.truncated,
