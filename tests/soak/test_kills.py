@@ -29,9 +29,10 @@ def test_a_killed_command_resumes_to_the_same_bytes(runner, stage, tmp_path, tim
         else:
             how = {"kill_after": float(chosen.uniform(0, seconds))}
         first = runner.run(*argv, cwd=work, **how)
-        assert first["hit"] or first["code"] == 0, (how, first)
+        assert first["hit"] or first["code"] in {0, -9}, (how, first)  # a kill before the command had begun is no hit
         if not first["hit"]:
-            seconds = min(seconds, first["seconds"])  # later commands find more in memory than the first one
+            if first["code"] == 0:
+                seconds = min(seconds, first["seconds"])  # later commands find more in memory than the first one
             return False
         again = runner.run(*argv, cwd=work)
         assert "Traceback" not in again["err"], (how, again)

@@ -66,25 +66,34 @@ def open_column(
         write_record(path, {**asked, "versions": dict(versions)} if versions else asked)
         return
     found = read_record(path)
-    same_encoder = found["encoder"] == encoder if settings is None else found.get("settings") == settings
+    same_encoder = found["encoder"] == encoder if settings is None else _settings(found) == settings
     if found["dimension"] == dimension and same_encoder:
         return
     raise UserError(
         f"{path.parent} holds {found['dimension']}-dimensional embeddings of encoder {found['encoder']!r}, not "
-        f"{dimension}-dimensional ones of {encoder!r}{_differences(found.get('settings') or {}, settings or {})}: encoders can't be "
+        f"{dimension}-dimensional ones of {encoder!r}{_differences(_settings(found), settings or {})}: encoders can't be "
         "mixed; delete that folder, or use a new catalog"
     )
 
 
 def column_settings(catalog: Catalog, column: str, encoder: str | None = None) -> dict[str, Any]:
-    """The settings that a column was made with; empty if it was imported, or has no part yet and wasn't begun by this encoder either."""
+    """Return the settings that a column was made with; empty if it was imported, begun by another kind of encoder, or not begun.
+
+    A column is begun when it has a part, or when its record names this very encoder.
+    """
     path = catalog.embedding_folder(column) / "column.json"
     if not path.exists():
         return {}
     found = read_record(path)
-    begun = any(path.parent.glob("part-*.json")) or found["encoder"] == encoder
-    settings: dict[str, Any] = found.get("settings", {}) if begun else {}
-    return settings
+    same_kind = encoder is None or found["encoder"].partition(":")[0] == encoder.partition(":")[0]
+    begun = found["encoder"] == encoder or (same_kind and any(path.parent.glob("part-*.json")))
+    return _settings(found) if begun else {}
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a column's record; columns that name no backend were made by torch."""
+    settings = record.get("settings")
+    return {"backend": "torch", **settings} if settings else {}
 
 
 def check_one_encoder(catalog: Catalog, purpose: str) -> None:

@@ -36,6 +36,14 @@ class Pooling(str, Enum):
     pooler = "pooler"
 
 
+class Backend(str, Enum):
+    """What computes images."""
+
+    auto = "auto"
+    torch = "torch"
+    openvino = "openvino"
+
+
 @app.command()
 def embed(
     catalog: CatalogPath,
@@ -64,6 +72,9 @@ def embed(
     precision: Annotated[
         Precision, typer.Option(help="auto: bf16 where the device multiplies it natively, else fp32.")
     ] = Precision.auto,
+    backend: Annotated[
+        Backend, typer.Option(help="Images on a CPU. auto: OpenVINO where it is installed, else torch.")
+    ] = Backend.auto,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs), cuda:N.")] = "auto",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="256 on a GPU, 64 on a CPU by default.", show_default=False)
@@ -94,7 +105,7 @@ def embed(
     from tailwise.stages.embed import EmbedOptions
     from tailwise.stages.embed import embed as run
 
-    loading = EncoderOptions(model, pooling.value if pooling else None, device, precision.value)
+    loading = EncoderOptions(model, pooling.value if pooling else None, device, precision.value, backend.value)
     options = EmbedOptions(column.value, loading, batch_size, max_rejected)
     opened = open_catalog(catalog)
     report = with_bars(lambda track: run(opened, encoder, options, workers=workers, track=track))
@@ -106,7 +117,7 @@ def embed(
         speed = f", {made.samples / made.seconds:,.0f} samples/s" if made.samples else ""
         say(
             f"{made.column} embeddings: {made.embedded:,} of {made.lacking:,} samples that had none, by {encoder} "
-            f"({made.dimension} dimensions, {made.precision}{speed})"
+            f"({made.dimension} dimensions, {made.precision}, {made.backend}{speed})"
         )
         if made.truncated:
             say(f"{made.truncated:,} captions are longer than the model reads, and were truncated")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from tailwise.encoders import clip, hugging_face, lite0, pixels
+from tailwise.encoders.backends import choose_backend, with_openvino
 from tailwise.encoders.encoder import Encoder
 from tailwise.encoders.options import EncoderOptions
 from tailwise.encoders.precision import choose_precision
@@ -16,13 +17,13 @@ __all__ = ["ENCODERS", "Encoder", "EncoderOptions", "load_encoder"]
 
 Load = Callable[[str, EncoderOptions, torch.device, str], Encoder]
 
-# What stands before the colon, and what loads the rest, which may be optional or absent.
-ENCODERS: dict[str, tuple[str, Load]] = {
-    "open_clip": ("open_clip:MODEL/PRETRAINED", clip.load_pretrained),
-    "transformers": ("transformers:NAME_OR_FOLDER", hugging_face.load),
-    "checkpoint": ("checkpoint:PATH", clip.load_checkpoint),
-    "lite0": ("lite0[:PIXELS]", lite0.load),
-    "pixels": ("pixels", pixels.load),
+# By what stands before the colon: how it is spelt, what loads the rest, and what the precision "auto" means.
+ENCODERS: dict[str, tuple[str, Load, str]] = {
+    "open_clip": ("open_clip:MODEL/PRETRAINED", clip.load_pretrained, "auto"),
+    "transformers": ("transformers:NAME_OR_FOLDER", hugging_face.load, "auto"),
+    "checkpoint": ("checkpoint:PATH", clip.load_checkpoint, "auto"),
+    "lite0": ("lite0[:PIXELS]", lite0.load, "fp32"),  # so small a network loses more in bf16 than others do
+    "pixels": ("pixels", pixels.load, "fp32"),
 }
 
 
@@ -38,9 +39,11 @@ def load_encoder(name: str, options: EncoderOptions, device: torch.device) -> En
         UserError: there is no such encoder, or it can't be loaded so.
     """
     prefix, colon, rest = name.partition(":")
-    spelling = ENCODERS[prefix][0] if prefix in ENCODERS else ""
-    wrong_rest = bool(rest) != bool(colon) or (bool(rest) != (":" in spelling) and "[" not in spelling)
-    if not spelling or wrong_rest:
-        spelt = ", ".join(spelling for spelling, _ in ENCODERS.values())
+    spelling, load, auto_precision = ENCODERS.get(prefix, ("", None, ""))
+    if load is None or bool(rest) != bool(colon) or ("[" not in spelling and bool(rest) != (":" in spelling)):
+        spelt = ", ".join(spelling for spelling, *_ in ENCODERS.values())
         raise UserError(f"unknown encoder {name!r}: use {spelt}, or import embeddings made elsewhere")
-    return ENCODERS[prefix][1](rest, options, device, choose_precision(options.precision, device))
+    precision = choose_precision(auto_precision if options.precision == "auto" else options.precision, device)
+    if choose_backend(options.backend, device) == "torch":
+        return load(rest, options, device, precision)
+    return with_openvino(load(rest, options, device, "fp32"), precision, required=options.backend == "openvino")

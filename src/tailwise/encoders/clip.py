@@ -69,7 +69,7 @@ def _load(spelt: str, checkpoint: str, options: EncoderOptions, device: torch.de
             {"tokenizer": type(tokenizer).__name__, "length": length},
         ),
     }
-    return Encoder(spelt, sides, identity, device, precision, ("open_clip_torch", "timm", "torchvision"))
+    return Encoder(spelt, sides, identity, device, precision, ("open_clip_torch", "timm", "torchvision"), loaded.model)
 
 
 def _model(found: Checkpoint) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors: TypeAlias = dict[str, Tensor]
 
@@ -52,11 +52,13 @@ class Side:
         forward: tensors on the model's device to embeddings [n, d], of any float type and norm; a row depends on its item alone, up to
             the rounding of other batch sizes.
         preprocessing: what `prepare` does, as a JSON value.
+        backend: what runs `forward`.
     """
 
     prepare: Callable[[Sequence[Any]], Inputs]
     forward: Callable[[Tensors], Tensor]
     preprocessing: Mapping[str, Any]
+    backend: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Encoder:
         device: that `forward` wants its tensors on.
         precision: that it computes in: "fp32", "bf16" or "fp16".
         packages: whose versions are worth noting.
+        network: of all sides; None if `forward` has no network.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Encoder:
     device: torch.device
     precision: str
     packages: tuple[str, ...]
+    network: nn.Module | None = None
 
     def embed(self, column: str, tensors: Tensors) -> Tensor:
         """Embeddings [n, d] of prepared items, wherever the tensors are; float32, on the encoder's device."""

@@ -76,7 +76,7 @@ def load(name: str, options: EncoderOptions, device: torch.device, precision: st
     sides = {"image": Side(ImagePreparation(_Processed(processor)), forward, _processing(processor))}
     if both:
         sides["text"] = _text_side(spelt, name, model)
-    return Encoder(spelt, sides, identity, device, precision, ("transformers", "tokenizers", "torchvision"))
+    return Encoder(spelt, sides, identity, device, precision, ("transformers", "tokenizers", "torchvision"), model)
 
 
 def _load(spelt: str, name: str) -> tuple[Any, Any, list[str], list[str]]:

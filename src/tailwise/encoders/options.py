@@ -14,9 +14,11 @@ class EncoderOptions:
         pooling: of `transformers:NAME` without text side: "cls", "mean" or "pooler"; None for what suits the model.
         device: "auto", "cpu", "cuda", "cuda:1", ….
         precision: "auto", "fp32", "bf16" or "fp16".
+        backend: what computes images: "auto", "torch" or "openvino".
     """
 
     model: str | None = None
     pooling: str | None = None
     device: str = "auto"
     precision: str = "auto"
+    backend: str = "auto"

@@ -35,7 +35,7 @@ LEAST_CONTRAST = 0.01  # norm below which a block is not blown up to full weight
 CHUNK_IMAGES = 64  # so that intermediate arrays stay in the processor's cache
 
 
-def load(_: str, options: EncoderOptions, device: torch.device, precision: str) -> Encoder:
+def load(_: str, options: EncoderOptions, device: torch.device, _precision: str) -> Encoder:
     """The encoder of the name `pixels`: all work is done where images are decoded.
 
     Raises:
@@ -45,7 +45,7 @@ def load(_: str, options: EncoderOptions, device: torch.device, precision: str) 
         if value is not None:
             raise UserError(f"{option} does nothing with pixels")
     if options.precision not in {"auto", "fp32"}:
-        raise UserError(f"--precision {precision}: pixels computes in fp32")
+        raise UserError(f"--precision {options.precision}: pixels computes in fp32")
     side = Side(ImagePreparation(_prepare), _rows, {"size": SIDE})
     return Encoder("pixels", {"image": side}, {"model": "pixels"}, device, "fp32", ())
 

@@ -90,8 +90,7 @@ def embed(
         devices = find_devices(options.encoder.device)
         if "image" in columns:
             _require_bytes(catalog, lacking["image"])
-        asked = options.encoder.precision
-        loading = replace(options.encoder, precision=_precision(catalog, columns, asked, encoder_name))
+        loading = _loading(catalog, columns, options.encoder, encoder_name)
         encoder = load_encoder(encoder_name, loading, devices[0])
         for column in columns:
             if column not in encoder.sides:
@@ -124,6 +123,8 @@ def _check(options: EmbedOptions) -> None:
         raise UserError(f"--column {options.column!r}: use {', '.join(COLUMNS)} or both")
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size}: must be 1 or more")
+    if options.column == "text" and options.encoder.backend == "openvino":
+        raise UserError("--backend openvino is for images: leave it out with --column text")
     check_share(options.max_rejected)
 
 
@@ -131,10 +132,13 @@ def _lacking(catalog: Catalog, column: str) -> list[Part]:
     return [part for part in catalog.parts() if not part_marker(catalog, column, part).exists()]
 
 
-def _precision(catalog: Catalog, columns: Sequence[str], asked: str, encoder_name: str) -> str:
-    """What "auto" means for columns that were begun: what they were begun with."""
-    begun = {column_settings(catalog, column, encoder_name).get("precision") for column in columns} - {None}
-    return str(begun.pop()) if asked == "auto" and len(begun) == 1 else asked
+def _loading(catalog: Catalog, columns: Sequence[str], asked: EncoderOptions, encoder_name: str) -> EncoderOptions:
+    """The options in which "auto" of a column that was begun means what it was begun with."""
+    begun = {column: column_settings(catalog, column, encoder_name) for column in columns}
+    precisions = {str(settings["precision"]) for settings in begun.values() if settings}
+    precision = precisions.pop() if asked.precision == "auto" and len(precisions) == 1 else asked.precision
+    auto = begun["image"].get("backend", "auto") if "image" in begun else "torch"
+    return replace(asked, precision=precision, backend=auto if asked.backend == "auto" else asked.backend)
 
 
 def _require_bytes(catalog: Catalog, parts: list[Part]) -> None:

@@ -60,6 +60,7 @@ class ColumnReport:
         column: "image" or "text".
         dimension: d.
         precision: that was computed in.
+        backend: that computed.
         embedded: samples that got an embedding.
         lacking: samples that had none before.
         truncated: captions that are longer than the model reads.
@@ -70,6 +71,7 @@ class ColumnReport:
     column: str
     dimension: int
     precision: str
+    backend: str
     embedded: int
     lacking: int
     truncated: int
@@ -107,6 +109,7 @@ class ColumnTask:
             **encoder.identity,
             "preprocessing": dict(encoder.sides[column].preprocessing),
             "precision": encoder.precision,
+            "backend": encoder.sides[column].backend,
         }
         self._settings: Mapping[str, Any] = json.loads(json.dumps(settings))
         self._made_by = digest([self._settings, self._dimension])
@@ -155,6 +158,7 @@ class ColumnTask:
             self._column,
             self._dimension,
             self._encoder.precision,
+            self._encoder.sides[self._column].backend,
             embedded,
             total,
             self._tally.truncated,

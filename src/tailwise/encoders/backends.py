@@ -1,0 +1,101 @@
+"""Back ends: who computes an encoder's image side. torch, or on CPUs OpenVINO, which is faster (docs/embedding.md)."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import warnings
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tailwise.encoders.encoder import Encoder, Side, Tensors
+from tailwise.encoders.images import ImagePreparation
+from tailwise.encoders.precision import lower_weights
+from tailwise.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "torch", "openvino")
+# Of a component of unit rows, from torch in fp32. A greater one is a wrong conversion.
+LARGEST_DIFFERENCE = {"fp32": 1e-4, "bf16": 0.1}
+
+
+def choose_backend(asked: str, device: torch.device) -> str:
+    """Return the backend: "auto" is OpenVINO on a CPU where it is installed, else torch.
+
+    Raises:
+        UserError: there is no such backend, or not here.
+    """
+    if asked not in BACKENDS:
+        raise UserError(f"--backend {asked!r}: use {', '.join(BACKENDS)}")
+    on_cpu, installed = device.type == "cpu", importlib.util.find_spec("openvino") is not None
+    if asked == "openvino" and not on_cpu:
+        raise UserError(f"--backend openvino is for CPUs: use --backend torch on {device}, or --device cpu")
+    if asked == "openvino" and not installed:
+        raise UserError("--backend openvino needs OpenVINO: pip install openvino")
+    return "openvino" if asked != "torch" and on_cpu and installed else "torch"
+
+
+def with_openvino(encoder: Encoder, precision: str, *, required: bool) -> Encoder:
+    """Return an encoder (given in fp32, on the CPU) in this precision, whose image side OpenVINO runs. Captions stay with torch.
+
+    Raises:
+        UserError: OpenVINO can't run it, and is required. If it is not, the log says so, and torch runs images too.
+    """
+    network = encoder.network
+    if network is None:
+        if required:
+            raise UserError(f"--backend openvino does nothing with {encoder.name}, which has no network")
+        return encoder
+    try:
+        sides = {**encoder.sides, "image": _converted(encoder, network, precision)}
+        encoder = replace(encoder, sides=sides, packages=(*encoder.packages, "openvino"))
+    except Exception as error:  # of an arbitrary network: conversions raise anything
+        problem = f"OpenVINO can't run {encoder.name} in {precision} ({' '.join(str(error).split())[:200]})"
+        if required:
+            raise UserError(f"{problem}: use --backend torch") from error
+        logger.warning("%s: torch runs it", problem)
+    lower_weights(network, precision)
+    return replace(encoder, precision=precision)
+
+
+def _converted(encoder: Encoder, network: nn.Module, precision: str) -> Side:
+    """Return the image side as OpenVINO runs it, after a comparison with torch.
+
+    Raises:
+        Exception: the network can't be converted, or its rows are not those of torch.
+    """
+    if "openvino" not in sys.modules:  # it would report its use to its maker: not without this package
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino  # noqa: PLC0415  (optional)
+
+    side, trace = encoder.sides["image"], cast(Any, torch.jit.trace)
+    noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    ((name, batch),) = cast(ImagePreparation, side.prepare).preprocess([*map(Image.fromarray, noise)]).items()
+    trained = [value.requires_grad_(False) for value in network.parameters() if value.requires_grad]
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # about shapes that become constant: all but the number of images are
+            traced = trace(lambda images: side.forward({name: images}), batch[:2], check_trace=False)
+            graph = openvino.convert_model(traced, example_input=batch[:2], input=[-1, *batch.shape[1:]])
+            expected = nn.functional.normalize(side.forward({name: batch}).double())
+    finally:  # for torch's captions, whose last digits depend on it
+        for value in trained:
+            value.requires_grad_(True)
+    hint = precision.replace("fp32", "f32")
+    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    run = openvino.Core().compile_model(graph, "CPU", settings)
+
+    def forward(tensors: Tensors) -> Tensor:
+        return torch.from_numpy(run(tensors[name].numpy())[0])
+
+    difference = float((nn.functional.normalize(forward({name: batch}).double()) - expected).abs().max())
+    if not difference <= LARGEST_DIFFERENCE[precision]:  # or NaN
+        raise ValueError(f"its rows differ from those of torch by {difference:.2g}")
+    return replace(side, forward=forward, backend="openvino")
