@@ -53,14 +53,16 @@ def compare(
       tailwise compare my-recipe.yaml --only "random dynamic" --only dynamics --seeds 0,1
     """
     from tailwise.compare.recipe import load_compare_recipe
+
+    loaded = load_compare_recipe(recipe, settings or [])
+    if loaded.needs and not Path(loaded.catalog).exists():
+        raise UserError(f"recipe {loaded.name!r} needs the catalog {loaded.catalog}: make it with `{loaded.needs}`")
+
     from tailwise.compare.study import Study
     from tailwise.compare.study import compare as run_all
     from tailwise.compare.summary import summary_text
     from tailwise.printing import print_json
 
-    loaded = load_compare_recipe(recipe, settings or [])
-    if loaded.needs and not Path(loaded.catalog).exists():
-        raise UserError(f"recipe {loaded.name!r} needs the catalog {loaded.catalog}: make it with `{loaded.needs}`")
     folder = output or Path(f"compare-{loaded.name.replace('/', '-')}")
     chosen = _numbers(seeds)
     commands = _commands(loaded, allow_code=allow_code)

@@ -70,14 +70,14 @@ def train(
     from tailwise.recipes import load_recipe
     from tailwise.train.arguments import refuse_code, require_model
 
-    if recipe is None:
+    settings = load_recipe(recipe) if recipe is not None else None
+    if settings is None:
         require_model(open_clip or [])  # before the seconds that the trainer takes to import
 
     from tailwise.stages.unused_lists import unused_by_plan
     from tailwise.train.launch import train as run
     from tailwise.train.options import TrainOptions
 
-    settings = load_recipe(recipe) if recipe is not None else None
     for phase in settings.phases if settings is not None else ():
         refuse_code(f"recipe {recipe}: open_clip", phase.open_clip, allowed=allow_code)
     options = TrainOptions(
