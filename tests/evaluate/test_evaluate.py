@@ -191,6 +191,7 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
         ("alone.cls", b"0"),
         ("lonely.png", make_picture(2)),
         ("._lonely.png", b"of a Mac"),
+        *(("without", make_picture(3)), ("without.cls", b"0")),
     ]
     (whole,) = measure(write(tmp_path / "good", []))
     (found,) = measure(write(tmp_path / "bad", bad), batch_size=4, max_rejected=4 / 13)
@@ -198,7 +199,7 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
         "folder, or leftover of macOS, Windows or an archiver": 1,
         "not an image": 1,
         "unreadable image": 1,
-        "without image or target": 2,
+        "without image or target": 3,
     }
     assert found.summary["images"] == 9
     assert found.classes.equals(whole.classes)

@@ -30,12 +30,7 @@ from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import open_whole
 
 MAX_WORKERS = 8  # by default; a batch of 256 images of 224 pixels takes 150 MB, and each worker holds two
-IMAGE_EXTENSIONS = (
-    "webp",
-    "png",
-    "jpg",
-    "jpeg",
-)  # of a tar's sample, the first that is there, as clip_benchmark has it
+IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # the first that a sample has, as clip_benchmark takes it
 MOST_TARGET_BYTES = 1 << 20  # of a class number or some captions
 INCOMPLETE = "without image or target"
 HARMLESS = "folder, or leftover of macOS, Windows or an archiver"  # members of no sample
@@ -98,7 +93,8 @@ class TarShard:
                 yield from [(ImageError(item["reason"], item["detail"] or ""), None)] * item["rows"]
             yield from [(ImageError(HARMLESS, self.path), None)] * grouped.counts.harmless
             for members in grouped.groups.values():
-                image, target = members.get(image_of(members, IMAGE_EXTENSIONS) or ""), members.get(self.target)
+                extension, target = image_of(members, IMAGE_EXTENSIONS), members.get(self.target)
+                image = members[extension] if extension else None
                 yield (
                     image and (too_long(image.size) or read_member(stream, image)),
                     read_member(stream, target) if target and target.size <= MOST_TARGET_BYTES else None,

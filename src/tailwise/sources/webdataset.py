@@ -233,9 +233,7 @@ def _from_json(content: bytes, unused: Counter[str]) -> Record:
 
 
 def _is_side(value: object) -> bool:
-    whole = type(value) is int or (
-        type(value) is float and value.is_integer()
-    )  # JSON has no subclasses of them but bool
+    whole = type(value) is int or (type(value) is float and value.is_integer())  # bool is another type
     return whole and 0 < value < 2**31  # type: ignore[operator]
 
 
