@@ -104,7 +104,10 @@ def test_relocated_shards_are_found_again(pool, tmp_path):
     moved.rename(tmp_path / "elsewhere")
     assert "1 paths" in run("relocate", tmp_path / "catalog", moved, tmp_path / "elsewhere")
     assert "300 of 300" in run("embed", tmp_path / "catalog", "--encoder", "pixels", "--workers", 1)
-    assert "no shard's path begins with" in run("relocate", tmp_path / "catalog", "/nowhere", "/elsewhere", code=2)
+    (tmp_path / "empty").mkdir()
+    assert "no shard's path begins with" in run(
+        "relocate", tmp_path / "catalog", "/nowhere", tmp_path / "empty", code=2
+    )
     assert "no path changed" in run("relocate", tmp_path / "catalog", "/nowhere", tmp_path)  # a repeated relocate
     assert "doesn't exist: move" in run("relocate", tmp_path / "catalog", tmp_path, "/nowhere", code=2)
     assert "give the old leading folder" in run("relocate", tmp_path / "catalog", "/", tmp_path, code=2)
