@@ -14,10 +14,11 @@ import pytest
 from tailwise.catalog.files import replacing
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.compare.study import compare
-from tailwise.demo.run import run as demo
+from tailwise.demo.run import Tools, run_drawn
 from tailwise.errors import UserError
 from tailwise.evaluate.output import check_output as check_evaluation
 from tailwise.export import EXPORTS, export
+from tailwise.progress import silent
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import PlanRequest, make_plan
 from tailwise.stages.removed import write_removed
@@ -149,7 +150,7 @@ def test_every_command_that_writes_a_folder_checks_it(plan, tmp_path, tree_bytes
         with pytest.raises(UserError):
             compare(_no_recipe(), folder, None)
         with pytest.raises(UserError):
-            demo(folder, 1000, None, print, None)
+            run_drawn(folder, 1000, Tools(lambda _: "", print, silent))
     assert tree_bytes(tmp_path) == before
     shutil.rmtree(theirs)
 

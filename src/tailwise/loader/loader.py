@@ -233,7 +233,9 @@ class Loader:
             self._note_repeats(int(batch.epochs[0]))
         except BaseException as error:
             batches, self._batches = self._batches, None  # whoever goes on gets this batch again, not the one after it
-            if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+            died = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+            # A worker that dies while it hands a batch over leaves a connection that breaks off.
+            if died or (hasattr(batches, "_shutdown_workers") and isinstance(error, (ConnectionError, EOFError))):
                 # torch fails the process at its next signal of a child, as long as it knows of the dead worker
                 with suppress(RuntimeError):
                     getattr(batches, "_shutdown_workers", lambda: None)()
