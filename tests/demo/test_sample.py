@@ -3,9 +3,13 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from tailwise.cli import app
+from tailwise.demo.run import Tools, run_on_pool
 from tailwise.demo.sample import take_sample
 from tailwise.errors import UserError
+from tailwise.progress import silent
 from tailwise.stages.import_pool import import_pool
 
 
@@ -50,3 +54,20 @@ def test_embeddings_alone_and_remote_pools_are_refused(tmp_path, make_partition)
     make_partition(tmp_path / "embeddings", 0, ["a"], [[1.0, 0.0]])
     with pytest.raises(UserError, match="holds embeddings and no tars: add the folder of the tars"):
         take_sample([str(tmp_path / "embeddings")], 10, tmp_path / "cut")
+
+
+def test_a_pool_that_is_none_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
+    (tmp_path / "empty").mkdir()
+    told = {"bad.tar": "holds no usable samples", "empty": "nothing to import", "nowhere": "nothing to import"}
+    for path, message in told.items():
+        with pytest.raises(UserError, match=message):
+            run_on_pool(tmp_path / "demo", [path], 1000, Tools(lambda _: "", print, silent))
+    assert not (tmp_path / "demo").exists()
+
+
+def test_options_that_do_nothing_are_refused():
+    for words in (["pool", "--images", "2000"], ["--samples", "2000"]):
+        found = CliRunner().invoke(app, ["demo", *words])
+        assert "does nothing with" in str(found.exception)

@@ -75,9 +75,8 @@ class Artifact:
                 self._held.close()
                 raise
         else:
-            with suppress(
-                OSError
-            ):  # a process was killed after it had written the manifest; or the catalog is read-only
+            # It is there if a process was killed after it had written the manifest; the catalog may be read-only.
+            with suppress(OSError):
                 (self.folder / PENDING).unlink()
         return self
 

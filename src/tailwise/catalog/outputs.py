@@ -63,9 +63,8 @@ def check_output_folder(folder: Path, option: str, marks: Collection[str] | None
     """
     _refuse_catalog(folder)
     if folder.is_dir():
-        found = any(
-            not path.name.endswith(TEMPORARY_SUFFIX) for path in folder.iterdir()
-        )  # others a killed process left
+        # A killed process leaves temporary files.
+        found = any(not path.name.endswith(TEMPORARY_SUFFIX) for path in folder.iterdir())
         if marks is not None and found and not any(any(folder.glob(mark)) for mark in marks):
             raise UserError(f"{folder} holds something else: give {option} a new or an empty folder")
     elif folder.exists() or folder.is_symlink():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import app, with_bars
+from tailwise.cli.app import app, refuse_given, with_bars
 from tailwise.printing import say
 
 
@@ -24,8 +24,16 @@ def demo(
         Path | None,
         typer.Option(help="A new folder for all files.  [default: demo; with a POOL, demo-pool]", show_default=False),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1000, help="Samples of your pool to use at most.")] = 20_000,
-    images: Annotated[int, typer.Option(min=1000, help="Images of the drawn pool, before near-duplicates.")] = 6400,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1000, help="Samples of your pool to use at most.  [default: 20000]", show_default=False),
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=1000, help="Images of the drawn pool, before near-duplicates.  [default: 6400]", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Run the whole way on a small pool: import, embed, dedup, cluster, plan, train with open_clip, evaluate.
 
@@ -39,14 +47,15 @@ def demo(
 
       tailwise demo shards/ embeddings/ --output my-demo --samples 20000
     """
+    refuse_given({"--images": images} if pool else {"--samples": samples}, "with a POOL" if pool else "without a POOL")
     from tailwise.demo.run import Tools, run_drawn, run_on_pool
 
     def work(track: object) -> None:
         tools = Tools(_invoke, say, track)  # type: ignore[arg-type]
         if pool:
-            run_on_pool(output or Path("demo-pool"), pool, samples, tools)
+            run_on_pool(output or Path("demo-pool"), pool, samples or 20_000, tools)
         else:
-            run_drawn(output or Path("demo"), images, tools)
+            run_drawn(output or Path("demo"), images or 6400, tools)
 
     with_bars(work)
 

