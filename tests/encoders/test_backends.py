@@ -1,5 +1,6 @@
 """OpenVINO's rows are those of torch, within bounds; a column is one backend's; nothing is told to OpenVINO's maker."""
 
+import importlib.util
 import io
 import json
 import os
@@ -12,12 +13,14 @@ import torch
 from PIL import Image
 
 from tailwise.catalog.files import read_record, write_record
-from tailwise.encoders import EncoderOptions, backends, load_encoder
+from tailwise.encoders import EncoderOptions, load_encoder
+from tailwise.encoders.precision import has_native_bf16
 from tailwise.errors import UserError
 from tailwise.stages.embed import EmbedOptions, embed
 from tailwise.stages.import_pool import import_pool
 
 CPU = torch.device("cpu")
+NATIVE = pytest.mark.skipif(not has_native_bf16(CPU), reason="this processor has no products of bf16")
 BOUNDS = {"fp32": 1e-5, "bf16": 0.05}  # of a component of unit rows
 
 
@@ -43,7 +46,7 @@ def unit_rows(encoder, items, column="image"):
     return torch.nn.functional.normalize(encoder.embed(column, encoder.sides[column].prepare(items).tensors).double())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=NATIVE)])
 def test_rows_are_those_of_torch_whatever_the_batch(name, precision):
     by_torch = load_encoder(name, EncoderOptions(precision="fp32", backend="torch"), CPU)
     encoder = load_encoder(name, EncoderOptions(precision=precision, backend="openvino"), CPU)
@@ -60,7 +63,7 @@ def test_rows_are_those_of_torch_whatever_the_batch(name, precision):
     assert "openvino" in encoder.packages
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=NATIVE)])
 def test_captions_stay_with_torch(clip_folder, precision):
     spelt, captions = f"open_clip:local-dir:{clip_folder}", ["a photo of a cat", "a dog", "red"]
     by_torch, encoder = (
@@ -141,13 +144,22 @@ def test_captions_need_no_backend(make_catalog, clip_folder):
 
 
 def test_openvino_that_is_not_installed(monkeypatch, clip_folder):
-    find = backends.importlib.util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else find(name))
-    with pytest.raises(UserError, match="--backend openvino needs OpenVINO: pip install openvino"):
+    with pytest.raises(UserError, match=r"--backend openvino needs openvino: pip install .*openvino>="):
         load_encoder("lite0", EncoderOptions(backend="openvino"), CPU)
     encoder = load_encoder(f"open_clip:local-dir:{clip_folder}", EncoderOptions(), CPU)
     assert encoder.sides["image"].backend == "torch"
     assert "openvino" not in encoder.packages
+
+
+@pytest.mark.skipif(has_native_bf16(CPU), reason="this processor has products of bf16")
+def test_bf16_is_torchs_where_openvino_would_compute_in_fp32(clip_folder):
+    name = f"open_clip:local-dir:{clip_folder}"
+    with pytest.raises(UserError, match="in bf16 .on this processor it would compute in f32.: use --backend torch"):
+        load_encoder(name, EncoderOptions(precision="bf16", backend="openvino"), CPU)
+    encoder = load_encoder(name, EncoderOptions(precision="bf16"), CPU)
+    assert (encoder.sides["image"].backend, encoder.precision) == ("torch", "bf16")
 
 
 @pytest.mark.parametrize("wrong", ["rows", "batch"])

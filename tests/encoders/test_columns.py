@@ -121,7 +121,7 @@ def test_what_made_a_column_is_written_down_and_nothing_else_is_added(make_catal
     assert embed(catalog, f"open_clip:local-dir:{moved}", fp32(), workers=1).lacking == 0
     assert embed(catalog, name, EmbedOptions("both"), workers=1).columns[0].precision == "fp32"  # auto: as it was begun
     with pytest.raises(UserError, match=r"precision fp32, not bf16\): encoders can't be mixed"):
-        embed(catalog, name, EmbedOptions(encoder=EncoderOptions(precision="bf16")), workers=1)
+        embed(catalog, name, EmbedOptions(encoder=EncoderOptions(precision="bf16", backend="torch")), workers=1)
     state = torch.load(moved / "open_clip_pytorch_model.bin")
     torch.save({**state, "visual.proj": -state["visual.proj"]}, moved / "open_clip_pytorch_model.bin")
     with pytest.raises(UserError, match=r"weights \w{32}, not \w{32}\): encoders can't be mixed"):
@@ -153,7 +153,7 @@ def test_columns_of_different_models_are_not_compared(make_catalog, clip_folder,
     with pytest.raises(UserError, match=rf"images were embedded by '{name}', texts by '{other}' \(another weights\)"):
         list(score_parts(*by_clip_score))
     embed(mixed := make_catalog("mixed"), name, fp32("image"), workers=1)
-    embed(mixed, name, EmbedOptions("text", EncoderOptions(precision="bf16")), workers=1)
+    embed(mixed, name, EmbedOptions("text", EncoderOptions(precision="bf16", backend="torch")), workers=1)
     assert len(list(score_parts(mixed, mixed.snapshot(), ScoreRequest("clip-score")))) == 2
 
 

@@ -65,8 +65,25 @@ class _InterruptedError(BaseException):
     """Ctrl-C, or SIGTERM; not a KeyboardInterrupt, which Typer would end the process on without a word."""
 
 
-def _interrupt(*_: object) -> None:
+_interrupts: list[int] = []  # signals that came
+
+
+def _interrupt(number: int, _: object) -> None:
+    _interrupts.append(number)
     raise _InterruptedError
+
+
+def _run(words: list[str]) -> None:
+    """Run a command. An error that comes from an interruption is raised as one: another rank has ended, or a library caught it."""
+    try:
+        for word in words:
+            if not is_unicode(word):
+                raise UserError(f"{word!r} is not UTF-8: arguments and paths must be; rename the file")
+        sys.exit(app(words, standalone_mode=False))
+    except Exception:
+        if any(_interrupts):  # or this call lets a waiting signal raise
+            raise _InterruptedError from None
+        raise
 
 
 def main() -> None:
@@ -75,10 +92,7 @@ def main() -> None:
         signal.signal(number, _interrupt)
     _show_foreign_text_safely()
     try:
-        for word in sys.argv[1:]:
-            if not is_unicode(word):
-                raise UserError(f"{word!r} is not UTF-8: arguments and paths must be; rename the file")
-        sys.exit(app(standalone_mode=False))
+        _run(sys.argv[1:])
     except UserError as error:
         say(f"tailwise: {error}", error=True)
         sys.exit(2)

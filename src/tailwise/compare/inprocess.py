@@ -28,13 +28,13 @@ from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_number
 from tailwise.compare.images import Pictures, decoded_pool
 from tailwise.compare.recipe import Training
 from tailwise.errors import UserError
+from tailwise.extras import install_command
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.substitutes import Substitutes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.rejects import refuse_many
 from tailwise.train.arguments import LOCAL_MODEL
-from tailwise.train.guard import INSTALL
 from tailwise.train.randomness import reseed, undisturbed
 from tailwise.train.segments import cut
 
@@ -340,7 +340,7 @@ def _open_clip() -> Any:  # noqa: ANN401
         import open_clip  # noqa: PLC0415
         import open_clip_train.scheduler  # noqa: F401, PLC0415
     except ImportError as error:
-        raise UserError(f"training needs open_clip ({error}): {INSTALL}") from error
+        raise UserError(f"training needs open_clip ({error}): {install_command('train')}") from error
     return open_clip
 
 

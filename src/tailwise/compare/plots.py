@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tailwise.errors import UserError
+from tailwise.extras import require
 from tailwise.text import PLOT_STYLE, plain
 
 if TYPE_CHECKING:
@@ -29,10 +29,9 @@ def draw_plots(summary: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         UserError: matplotlib isn't installed.
     """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415  (an extra)
-    except ImportError as error:
-        raise UserError(f"plots need matplotlib ({error}): pip install 'tailwise[train]'") from error
+    require("train", "matplotlib", purpose="a plot")
+    import matplotlib as mpl  # noqa: PLC0415  (an extra)
+
     with mpl.rc_context({**PLOT_STYLE, "svg.fonttype": "path"}):
         return _draw(summary)
 

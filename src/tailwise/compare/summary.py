@@ -19,6 +19,7 @@ from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
 from tailwise.compare.treatment import treatment_notes
 from tailwise.errors import UserError
+from tailwise.extras import require
 from tailwise.text import plain, spreadsheet_cell
 
 METRICS = {
@@ -320,10 +321,9 @@ def markdown(text: object) -> str:
 def _render(
     template: str, summary: Mapping[str, Any], plots: Mapping[str, str], shown: Callable[[object], str] = plain
 ) -> str:
-    try:
-        import jinja2  # noqa: PLC0415  (an extra)
-    except ImportError as error:
-        raise UserError(f"a summary needs jinja2 ({error}): pip install 'tailwise[train]'") from error
+    require("train", "jinja2", purpose="a summary")
+    import jinja2  # noqa: PLC0415  (an extra)
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tailwise.compare"),
         autoescape=template.endswith(".html.j2"),

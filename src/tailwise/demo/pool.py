@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from tailwise.errors import UserError
+from tailwise.extras import require
 from tailwise.shards.decode import decode_rgb
 
 Plane: TypeAlias = npt.NDArray[np.floating[Any]]  # [s, s]
@@ -162,12 +162,9 @@ def read_photographs() -> dict[str, Image.Image]:
     Raises:
         UserError: scikit-image is not installed.
     """
+    require("demo", "skimage", purpose="the demo, whose backgrounds are scikit-image's,")
     package = importlib.util.find_spec("skimage")
-    if package is None or package.origin is None:
-        raise UserError(
-            "the demo takes backgrounds from scikit-image, which is not installed: pip install scikit-image"
-        )
-    folder = Path(package.origin).parent / "data"
+    folder = Path(str(package and package.origin)).parent / "data"
     photographs = {name: decode_rgb((folder / file).read_bytes()).convert("L") for name, file in PHOTOGRAPHS.items()}
     for photograph in photographs.values():
         photograph.thumbnail((PHOTOGRAPH_PX, PHOTOGRAPH_PX))

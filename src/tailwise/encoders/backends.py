@@ -18,6 +18,7 @@ from tailwise.encoders.encoder import Encoder, Side, Tensors
 from tailwise.encoders.images import ImagePreparation
 from tailwise.encoders.precision import lower_weights
 from tailwise.errors import UserError
+from tailwise.extras import require
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ def choose_backend(asked: str, device: torch.device) -> str:
     on_cpu, installed = device.type == "cpu", importlib.util.find_spec("openvino") is not None
     if asked == "openvino" and not on_cpu:
         raise UserError(f"--backend openvino is for CPUs: use --backend torch on {device}, or --device cpu")
-    if asked == "openvino" and not installed:
-        raise UserError("--backend openvino needs OpenVINO: pip install openvino")
+    if asked == "openvino":
+        require("demo", "openvino", purpose="--backend openvino")
     return "openvino" if asked != "torch" and on_cpu and installed else "torch"
 
 
@@ -91,6 +92,8 @@ def _converted(encoder: Encoder, network: nn.Module, precision: str) -> Side:
     hint = precision.replace("fp32", "f32")
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     run = openvino.Core().compile_model(graph, "CPU", settings)
+    if (used := run.get_property("INFERENCE_PRECISION_HINT").get_type_name()) != hint:  # it falls back without a word
+        raise ValueError(f"on this processor it would compute in {used}")
 
     def forward(tensors: Tensors) -> Tensor:
         return torch.from_numpy(run(tensors[name].numpy())[0])

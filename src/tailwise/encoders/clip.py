@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tailwise.encoders.images import ImagePreparation
 from tailwise.encoders.options import EncoderOptions
 from tailwise.encoders.precision import lower_weights, weights_hash
 from tailwise.errors import UserError
+from tailwise.extras import require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,8 +47,7 @@ def load_checkpoint(name: str, options: EncoderOptions, device: torch.device, pr
 def _load(spelt: str, checkpoint: str, options: EncoderOptions, device: torch.device, precision: str) -> Encoder:
     if options.pooling is not None:
         raise UserError(f"--pooling does nothing with {spelt}: its model pools in its own way")
-    if importlib.util.find_spec("open_clip") is None:
-        raise UserError(f"--encoder {spelt} needs open_clip: pip install 'tailwise[encoders]'")
+    require("encoders", "open_clip", purpose=f"--encoder {spelt}")
     from tailwise.evaluate.models import find_checkpoint, load_model  # noqa: PLC0415  (open_clip is an extra)
 
     found = find_checkpoint(checkpoint, options.model)

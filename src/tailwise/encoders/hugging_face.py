@@ -6,7 +6,6 @@ seen as vision models (DINOv2, DINOv3, ViT), of whose tokens one is taken, or th
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from tailwise.encoders.images import ImagePreparation
 from tailwise.encoders.options import EncoderOptions
 from tailwise.encoders.precision import lower_weights, weights_hash
 from tailwise.errors import UserError
+from tailwise.extras import require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,8 +51,7 @@ def load(name: str, options: EncoderOptions, device: torch.device, precision: st
     spelt = f"transformers:{name}"
     if options.model is not None:
         raise UserError(f"--model does nothing with {spelt}, which names its model")
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError(f"--encoder {spelt} needs transformers: pip install 'tailwise[encoders]'")
+    require("encoders", "transformers", purpose=f"--encoder {spelt}")
     if name.startswith(("/", "./", "../")) and not Path(name).is_dir():  # no name of the hub is such
         raise UserError(f"{spelt} can't be loaded: there is no folder {name}")
     model, processor, wanting, unknown = _load(spelt, name)

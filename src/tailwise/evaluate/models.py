@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import logging
 import pickle
 import re
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tailwise.errors import UserError
+from tailwise.extras import require
 
 SCHEME = "open_clip:"
 SCHEMAS = ("hf-hub:", "local-dir:")  # of open_clip: such a model brings its weights along
@@ -194,9 +194,10 @@ def _pretrained(name: str, model: str | None) -> Checkpoint:
     architecture, slash, tag = name.partition("/")
     if not (architecture and slash and tag):
         raise UserError(f"{SCHEME}{name}: give {SCHEME}MODEL/PRETRAINED, such as {SCHEME}ViT-B-32/laion2b_s34b_b79k")
+    _check_model(architecture)
     import open_clip  # noqa: PLC0415  (an extra)
 
-    tags = open_clip.list_pretrained_tags_by_model(_check_model(architecture))
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags:
         raise UserError(f"open_clip has no weights {tag!r} of {architecture}: use one of {', '.join(tags) or 'none'}")
     return Checkpoint(architecture, pretrained=tag)
@@ -204,8 +205,7 @@ def _pretrained(name: str, model: str | None) -> Checkpoint:
 
 def _check_model(name: str) -> str:
     """The name, if open_clip knows it."""
-    if importlib.util.find_spec("open_clip") is None:
-        raise UserError("evaluating needs open_clip: pip install 'tailwise[train]'")
+    require("train", "open_clip", purpose="evaluating")
     import open_clip  # noqa: PLC0415  (an extra)
 
     if name.startswith("local-dir:"):

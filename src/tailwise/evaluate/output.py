@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from tailwise.catalog.files import read_json, replacing, write_json
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.errors import UserError
 from tailwise.evaluate.run import Evaluation, mean_over_sets
+from tailwise.extras import require
 from tailwise.text import PLOT_STYLE, plain, spreadsheet_cell
 
 SUMMARY = "summary.json"
@@ -32,8 +32,7 @@ def check_output(folder: Path, config: Mapping[str, Any], *, overwrite: bool = F
     Raises:
         UserError: it holds another evaluation or something else; or the plots can't be drawn.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--output draws with matplotlib: pip install 'tailwise[train]'")
+    require("train", "matplotlib", purpose="--output, which draws plots,")
     check_output_folder(folder, "--output", marks=[SUMMARY, "classes-*.csv", "curve-*.svg"])
     if not (folder / SUMMARY).exists():
         return

@@ -10,6 +10,7 @@ import numpy as np
 from tailwise.catalog.files import replacing
 from tailwise.catalog.outputs import check_output, is_text
 from tailwise.errors import UserError
+from tailwise.extras import require
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
@@ -42,11 +43,10 @@ def plot_plan(plan: Plan, epochs: int) -> str:
     """
     if plan.by_rate:
         raise UserError(f"plan {plan.name!r} carries a rate per sample and has no clusters to plot: leave --plot out")
-    try:
-        import matplotlib as mpl  # noqa: PLC0415  (an extra)
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise UserError(f"plots need matplotlib ({error}): pip install matplotlib") from error
+    require("train", "matplotlib", purpose="--plot")
+    import matplotlib as mpl  # noqa: PLC0415  (an extra)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     order = np.argsort(-plan.sizes, kind="stable")
     order = order[plan.sizes[order] > 0]
     sizes, quotas = plan.sizes[order], plan.quotas[order] / UNITS

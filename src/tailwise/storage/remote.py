@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import fsspec
 import fsspec.asyn
 
+from tailwise.extras import install_command
 from tailwise.storage.errors import NoRangesError, RemoteError, UnsupportedError, translated
 from tailwise.storage.http import NO_RANGES, Timeouts, get
 
@@ -147,7 +148,8 @@ def filesystem(url: str) -> tuple[Any, str]:
             try:
                 made = fsspec.core.url_to_fs(url)[0]
             except (ImportError, ValueError) as error:
-                raise UnsupportedError(url, str(error)) from error
+                lacks_s3 = isinstance(error, ImportError) and url.startswith("s3:")
+                raise UnsupportedError(url, f"{error}: {install_command('s3')}" if lacks_s3 else str(error)) from error
             except Exception as error:  # each file system raises errors of its own libraries
                 raise translated(error, url) from error
             own.filesystems[host] = made

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from tailwise.errors import UserError
+from tailwise.extras import install_command
 
 KNOWN = "3.0.0 to 3.3.0"
-INSTALL = "pip install 'tailwise[train]'"
 
 ARGUMENTS = (
     *("train_data", "train_num_samples", "dataset_type", "val_data", "imagenet_val", "imagenet_v2", "logs", "name"),
@@ -111,7 +111,7 @@ def find_trainer() -> Trainer:
         }
         version = importlib.metadata.version("open_clip_torch")
     except ImportError as error:
-        raise UserError(f"training needs open_clip with its trainer ({error}): {INSTALL}") from error
+        raise UserError(f"training needs open_clip with its trainer ({error}): {install_command('train')}") from error
     moved = moved_hooks(modules)
     forms = (
         []

@@ -1,0 +1,111 @@
+"""The wheel and the source tree, installed where only the core dependencies are: commands work, and missing extras are named."""
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+
+
+MISSING = {
+    "embed catalog --encoder lite0": "demo",
+    "embed catalog --encoder open_clip:ViT-B-32/openai": "encoders",
+    "embed catalog --encoder transformers:facebook/dinov2-small": "encoders",
+    "explain catalog epochs --plot plan.svg": "train",
+    "train catalog epochs -- --model ViT-B-32": "train",
+    "evaluate open_clip:ViT-B-32/openai --data pool": "train",
+    "import s3://bucket/0.tar other": "s3",
+    "demo": "demo",
+}
+
+
+def core_packages(name="tailwise", extras=()):
+    """Return the names of all distributions that `pip install NAME[EXTRAS]` brings."""
+    found = {name: distribution(name)}
+    for line in found[name].requires or []:
+        needed = Requirement(line)
+        if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            found |= {} if needed.name in found else core_packages(needed.name, tuple(needed.extras))
+    return found
+
+
+@pytest.fixture(scope="module", params=["wheel", "tree"])
+def installed(request, tmp_path_factory):
+    """`tailwise` in a virtual environment of its own with nothing but the core dependencies, which are linked in."""
+    folder = tmp_path_factory.mktemp(request.param)
+    source = ROOT
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    if request.param == "wheel":
+        subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder / "dist", ROOT], check=True)
+        (source,) = (folder / "dist").glob("tailwise-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", source], check=True)
+    (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    for name, found in core_packages().items():
+        if name == "tailwise":
+            continue
+        for top in {file.parts[0] for file in found.files or [] if file.parts[0] not in {"..", "__pycache__"}}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(Path(str(found.locate_file(top))))
+
+    def run(*words):
+        result = subprocess.run(
+            [folder / "venv" / "bin" / "tailwise", *map(str, words)],
+            check=False,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        return result.returncode, result.stdout + result.stderr
+
+    return run, folder
+
+
+def test_core_dependencies_are_enough_and_a_missing_extra_is_named(installed, make_tar, make_image):
+    run, folder = installed
+    members = [(f"{i:03}.{e}", make_image(i) if e == "png" else b"words") for i in range(60) for e in ("png", "txt")]
+    make_tar(folder / "pool" / "0.tar", members)
+    rows = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    table = pa.table({"key": [f"{i:03}" for i in range(60)], "embedding": list(rows)})
+    pq.write_table(table, folder / "rows.parquet")
+    for command in (
+        "import pool rows.parquet catalog",
+        "cluster catalog --clusters 6",
+        "dedup catalog --epsilon 0.01",
+        "plan catalog epochs --method dynamics --keep 0.5",
+        "explain catalog epochs",
+        "draw catalog epochs --epoch 0 --output rows-0.npy",
+        "export catalog epochs rates.json --to rates-json",
+        "status catalog",
+        "verify catalog",
+    ):
+        code, told = run(*shlex.split(command))
+        assert code == 0, (command, told)
+    for command, extra in MISSING.items() if folder.name.startswith("wheel") else ():
+        check_message(command, extra, *run(*shlex.split(command)))
+
+
+def check_message(command, extra, code, told):
+    """The message names the extra's packages in a command that works without a release and without a checkout."""
+    assert code == 2, (command, told)
+    assert "Traceback" not in told
+    assert len(told.splitlines()) == 1
+    found = re.search(r"pip install (.*)$", told.strip())
+    assert found, told
+    required = [Requirement(line) for line in distribution("tailwise").requires or []]
+    expected = {
+        (r.name, str(r.specifier))
+        for r in required
+        if r.marker and f'extra == "{extra}"' in str(r.marker).replace("'", '"')
+    }
+    assert {(r.name, str(r.specifier)) for r in map(Requirement, shlex.split(found.group(1)))} == expected
