@@ -156,7 +156,7 @@ def test_openvino_that_is_not_installed(monkeypatch, clip_folder):
 @pytest.mark.skipif(has_native_bf16(CPU), reason="this processor has products of bf16")
 def test_bf16_is_torchs_where_openvino_would_compute_in_fp32(clip_folder):
     name = f"open_clip:local-dir:{clip_folder}"
-    with pytest.raises(UserError, match="in bf16 .on this processor it would compute in f32.: use --backend torch"):
+    with pytest.raises(UserError, match=r"in bf16 .on this processor it would compute in f32.: use --backend torch"):
         load_encoder(name, EncoderOptions(precision="bf16", backend="openvino"), CPU)
     encoder = load_encoder(name, EncoderOptions(precision="bf16"), CPU)
     assert (encoder.sides["image"].backend, encoder.precision) == ("torch", "bf16")
@@ -197,3 +197,20 @@ def test_nothing_is_told_to_openvinos_maker(tmp_path, clip_folder):
     environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", script, str(clip_folder)], check=True, env=environment)
     assert not (tmp_path / "intel").exists()  # where the package that tells keeps its number
+
+
+def test_signals_are_safe_after_networks_that_are_freed_in_the_order_of_their_making(clip_folder):
+    """OpenVINO gives the thread that makes a network a stack for signals, and gives back the one before, freed or not."""
+    script = (
+        "import faulthandler, os, signal, sys, torch\n"
+        "from tailwise.encoders import EncoderOptions, load_encoder\n"
+        "faulthandler.enable()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('survived'))\n"
+        "load = lambda: load_encoder('open_clip:local-dir:' + sys.argv[1], EncoderOptions(backend='openvino'), torch.device('cpu'))\n"
+        "first, second = load(), load()\n"
+        "del first\n"
+        "del second\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(clip_folder)], check=True, capture_output=True, text=True)
+    assert done.stdout == "survived\n"

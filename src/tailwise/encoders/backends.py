@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
 
@@ -91,7 +92,10 @@ def _converted(encoder: Encoder, network: nn.Module, precision: str) -> Side:
             value.requires_grad_(True)
     hint = precision.replace("fp32", "f32")
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    run = openvino.Core().compile_model(graph, "CPU", settings)
+    # In a thread of its own: it gives the thread that it runs in a stack for signals, and the second of two networks that are freed
+    # in the order of their making would leave the thread with the freed stack of the first, and the next signal ends the process.
+    with ThreadPoolExecutor(1) as thread:
+        run = thread.submit(openvino.Core().compile_model, graph, "CPU", settings).result()
     if (used := run.get_property("INFERENCE_PRECISION_HINT").get_type_name()) != hint:  # it falls back without a word
         raise ValueError(f"on this processor it would compute in {used}")
 

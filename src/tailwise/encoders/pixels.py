@@ -1,4 +1,4 @@
-"""A descriptor of images without weights, for demos and tests only: it sees colours and edges, and knows no things.
+"""A descriptor of images without weights, for tests only: it sees colours and edges, and knows no things.
 
 Letters: n = images, s = `SIDE` pixels, c = `CELLS` a side, b = bins, d = `DIMENSION`.
 
