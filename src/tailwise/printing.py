@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tailwise.text import plain
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 
     from tailwise.plan.explain import Explanation
     from tailwise.stages.report import Rejections
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401  (JSON values)
+    """Return JSON values with null for numbers that JSON cannot hold: infinities and NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def say(line: object = "", *, error: bool = False) -> None:
@@ -105,7 +115,7 @@ def _print_bins(explanation: Explanation) -> None:
 
 def print_json(value: object) -> None:
     """Print JSON; text from outside keeps its value, since JSON escapes control characters and all that is not ASCII."""
-    print(json.dumps(value, indent=1), flush=True)
+    print(json.dumps(finite(value), indent=1, allow_nan=False), flush=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -208,7 +208,7 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
     with pytest.raises(UserError, match=told):
         measure(tmp_path / "bad")
     for max_rejected in (-0.1, 1.1):
-        with pytest.raises(UserError, match=f"--max-rejected {max_rejected}: must lie between 0 and 1"):
+        with pytest.raises(UserError, match=f"`max_rejected` {max_rejected}: must lie between 0 and 1"):
             measure(tmp_path / "bad", max_rejected=max_rejected)
 
 

@@ -74,7 +74,7 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
         f"  next: tailwise evaluate {folder} --data SET",
     ]
 
-    with pytest.raises(UserError, match="holds a run already: go on with it by --resume"):
+    with pytest.raises(UserError, match="holds a run already: go on with it by `resume`"):
         train(drawn_plan, arguments, options, tell=told.append)
     again = TrainOptions(epochs=1, checkpoint_every=12, resume=True)
     train(drawn_plan, arguments, again, tell=told.append)
@@ -224,13 +224,13 @@ def test_counting_epochs_of_a_random_draw_is_shown(drawn_plan, arguments, option
 @pytest.mark.parametrize(
     ("options", "more", "said"),
     [
-        (TrainOptions(), [], "say how long: give --epochs"),
-        (TrainOptions(epochs=1, samples_seen=5), [], "give either --epochs or --samples-seen"),
-        (TrainOptions(epochs=1), ["--train-data", "x"], "the plan says what is trained on"),
-        (TrainOptions(epochs=1), ["--epochs", "3"], "give it before the --"),
+        (TrainOptions(), [], "say how long: give `epochs`"),
+        (TrainOptions(epochs=1, samples_seen=5), [], "give either `epochs` or `samples_seen`"),
+        (TrainOptions(epochs=1), ["`train_data`", "x"], "the plan says what is trained on"),
+        (TrainOptions(epochs=1), ["`epochs`", "3"], "give it before the --"),
         (TrainOptions(samples_seen=5), [], "5 samples are less than a step of 16"),
-        (TrainOptions(epochs=1), ["--batch-size", "1000"], "gives 0 batches of 1,000 samples"),
-        (TrainOptions(epochs=1, checkpoint_every=1), ["--accum-freq", "2"], "must be at least --accum-freq 2"),
+        (TrainOptions(epochs=1), ["`batch_size`", "1000"], "gives 0 batches of 1,000 samples"),
+        (TrainOptions(epochs=1, checkpoint_every=1), ["`accum_freq`", "2"], "must be at least `accum_freq` 2"),
         (TrainOptions(epochs=1, lanes=7), [], "7 lanes"),
         (TrainOptions(epochs=1, compose="sorted"), [], "sorted"),
     ],

@@ -18,6 +18,7 @@ from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array, replacing
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
+from tailwise.text import command_line
 
 DROPPED_SCHEMA = pa.schema(
     [
@@ -55,7 +56,7 @@ class DropList:
         """
         self.catalog, self.name = catalog, name
         self.folder = catalog.drops_folder(name)
-        make = f"make it with `tailwise dedup {catalog.folder} --name {name} …` or `tailwise filter …`"
+        make = f"make it with {command_line('dedup', catalog.folder, '…', name=name)} or `tailwise filter …`"
         remedy = f"{user} was made without it: restore {self.folder}" if user else make
         self.manifest = read_manifest(self.folder, "drop list", remedy)
         config = self.manifest["identity"]["config"]
@@ -155,7 +156,7 @@ class Survivors:
             if opened.snapshot.number != snapshot.number:
                 raise UserError(
                     f"the drop list {name!r} was made for snapshot {opened.snapshot.number}, and this is for {snapshot.number}: "
-                    "make it for that snapshot too, under another name (dedup: --extends)"
+                    "make it for that snapshot too, under another name (dedup: `extends`)"
                 )
             inputs = opened.manifest["identity"]["inputs"]
             self._open(catalog, opened.without, snapshot, {f"the drop list {name!r}": inputs})
@@ -163,7 +164,7 @@ class Survivors:
 
     @property
     def pool(self) -> int:
-        """Number of samples of the pool: all of the snapshot that are not removed, dropped or not. `--keep` is a share of it."""
+        """Number of samples of the pool: all of the snapshot that are not removed, dropped or not. `keep` is a share of it."""
         return self.snapshot.rows - len(self.removals.rows)
 
     @property

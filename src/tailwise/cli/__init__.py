@@ -6,14 +6,16 @@ from __future__ import annotations
 import io
 import logging
 import os
+import resource
 import shlex
 import signal
 import sys
 import traceback
 import warnings
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -45,7 +47,7 @@ __all__ = ["app", "main"]
 COMMANDS = (
     *("import", "embed", "dedup", "filter", "cluster", "group", "plan", "explain"),
     *("draw", "export", "train", "evaluate", "compare", "run"),
-    *("status", "why", "removed", "excluded", "remove", "verify", "relocate", "demo"),
+    *("status", "why", "excluded", "remove", "verify", "relocate", "demo"),
 )
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))
@@ -59,6 +61,9 @@ def _root(
     if version:
         say(f"tailwise {__version__}")
         raise typer.Exit
+
+
+MOST_FILES = 65_536
 
 
 class _InterruptedError(BaseException):
@@ -91,6 +96,12 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     _show_foreign_text_safely()
+    with suppress(OSError, ValueError):  # large catalogs have many files
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE,
+            (max(now, MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)), most),
+        )
     try:
         _run(sys.argv[1:])
     except UserError as error:
@@ -100,8 +111,7 @@ def main() -> None:
         say("tailwise: a worker process was killed (out of memory?); try fewer --workers", error=True)
         sys.exit(1)
     except (OSError, ArithmeticError) as error:
-        say(f"tailwise: {error}", error=True)
-        sys.exit(1)
+        _fail(error)
     except _InterruptedError:
         if os.environ.get("RANK", "0") == "0":  # of several ranks, one gives the advice
             say(f"tailwise: interrupted; {_how_to_resume(sys.argv[1:])}", error=True)
@@ -115,6 +125,18 @@ def main() -> None:
         sys.exit(2)
     finally:
         sys.excepthook = _print_traceback  # Typer has put its own there
+
+
+def _fail(error: Exception) -> NoReturn:
+    from tailwise.catalog.files import refuse_many_files
+
+    try:
+        refuse_many_files(error)
+    except UserError as told:
+        say(f"tailwise: {told}", error=True)
+        sys.exit(2)
+    say(f"tailwise: {error}", error=True)
+    sys.exit(1)
 
 
 class _PlainRecord(logging.LogRecord):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.app import AllowCode, Workers, app
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.printing import say
 
 if TYPE_CHECKING:
@@ -194,9 +194,9 @@ def _trainer_arguments(step: Step) -> Mapping[str, Any]:
 def _trainer_words(step: Step) -> list[str]:
     if step.command != "train" or not (given := _trainer_arguments(step)):
         return []
-    from tailwise.train.arguments import spell
+    from tailwise.text import option_words
 
-    return ["--", *spell(given)]
+    return ["--", *option_words(given)]
 
 
 def _default_name(step: Step, option: str) -> str | None:
@@ -244,7 +244,7 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
         if step.command == "group" and (entries is None) == (step.options.get("by") is None):
             raise UserError(f"step {step.label}: give it one of by (a column) and entries (a list of words)")
         if entries is not None and not Path(str(entries)).is_file():
-            raise UserError(f"step {step.label}: entries is {entries!r}, which is no file")
+            raise NotFoundError(f"step {step.label}: entries is {entries!r}, which is no file")
         made.add((step.command, _made_name(step)))
 
 

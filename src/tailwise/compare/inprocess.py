@@ -27,7 +27,7 @@ from tailwise.catalog.removals import Removals
 from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_numbers
 from tailwise.compare.images import Pictures, decoded_pool
 from tailwise.compare.recipe import Training
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import install_command
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.substitutes import Substitutes
@@ -298,7 +298,7 @@ def model_id(name: str) -> str:
         return name
     path = Path(name.removeprefix(LOCAL_MODEL)) / "open_clip_config.json"
     if not path.exists():
-        raise UserError(f"train.model {name}: there is no {path}: give a folder that holds it")
+        raise NotFoundError(f"train.model {name}: there is no {path}: give a folder that holds it")
     return LOCAL_MODEL + file_digest(path)
 
 

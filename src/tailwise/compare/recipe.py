@@ -152,26 +152,26 @@ def load_compare_recipe(name: str, settings: Sequence[str] = ()) -> CompareRecip
 def _with_setting(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
     key, sign, text = setting.partition("=")
     if not sign or not key:
-        raise UserError(f"--set {setting!r}: give KEY=VALUE, such as train.samples_seen=20000")
-    value = parse_yaml(text, f"--set {setting!r}")
+        raise UserError(f"`set` {setting!r}: give KEY=VALUE, such as train.samples_seen=20000")
+    value = parse_yaml(text, f"`set` {setting!r}")
     changed = copy.deepcopy(dict(values))
     place, left = changed, key
     while known := [name for name in place if left.startswith(f"{name}.")]:  # names of rows may have dots themselves
         name = max(known, key=len)
         place[name] = place[name] or {}
         if not isinstance(place[name], dict):
-            raise UserError(f"--set {setting!r}: {name} is {place[name]!r}, which holds nothing")
+            raise UserError(f"`set` {setting!r}: {name} is {place[name]!r}, which holds nothing")
         place, left = place[name], left[len(name) + 1 :]
     place[left] = value
     return changed
 
 
 def _recipe(where: str, values: dict[str, Any]) -> CompareRecipe:
-    texts, remedy = ("name", "about", "catalog", "baseline"), "add it, or give it with --set {name}=…"
+    texts, remedy = ("name", "about", "catalog", "baseline"), "add it, or give it with `set` {name}=…"
     check_values(where, values, texts, ("evaluate", "train", "seeds", "rows"), remedy)
     evaluate = as_mapping(f"{where}, evaluate", values["evaluate"], EVALUATE)
     if evaluate.get("data") is None:
-        raise UserError(f"{where}, evaluate lacks 'data': add it, or give it with --set evaluate.data=FOLDER")
+        raise UserError(f"{where}, evaluate lacks 'data': add it, or give it with `set` evaluate.data=FOLDER")
     seeds = values["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(_is_whole(seed, 0) for seed in seeds):
         raise UserError(
@@ -276,7 +276,7 @@ def choose(
     unknown = sorted(set(seeds) - set(recipe.seeds))
     if unknown:
         raise UserError(
-            f"seed {unknown[0]} isn't the recipe's ({', '.join(map(str, recipe.seeds))}): --set seeds=[…] changes them"
+            f"seed {unknown[0]} isn't the recipe's ({', '.join(map(str, recipe.seeds))}): `set` seeds=[…] changes them"
         )
     return [row for row in recipe.rows if row.name in rows], [
         seed for seed in recipe.seeds if not seeds or seed in seeds

@@ -218,7 +218,7 @@ def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
     encoders = {name: _json(catalog.folder / "embeddings" / name / "column.json") for name in sorted(columns)}
     unlike = sorted({item["trained"]["samples"] for item in done})
     if len(unlike) > 1:
-        raise UserError(f"runs have seen {unlike} samples: they can't be compared; give another --output")
+        raise UserError(f"runs have seen {unlike} samples: they can't be compared; give another `output`")
     return {
         "samples_seen": unlike[0] if unlike else None,
         "pool": Survivors(catalog, (), catalog.snapshot()).pool,

@@ -15,7 +15,7 @@ from tailwise.compare.recipe import Training
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.train.arguments import spell
+from tailwise.text import option_words
 from tailwise.train.segments import cut
 
 RUN = "training"  # of the open_clip trainer: the folder in the run's folder
@@ -49,8 +49,8 @@ def train_by_open_clip(
         UserError: the trainer refuses its arguments, or fails; with its last lines.
     """
     words = [sys.executable, "-m", "tailwise", "train", str(plan.catalog.folder), plan.name]
-    words += ["--samples-seen", str(training.samples_seen), "--seed", str(seed), "--compose", compose, "--resume"]
-    words += ["--", *spell(open_clip_arguments(training)), "--logs", str(folder), "--name", RUN]
+    words += option_words({"samples-seen": training.samples_seen, "seed": seed, "compose": compose, "resume": True})
+    words += ["--", *option_words({**open_clip_arguments(training), "logs": folder, "name": RUN})]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "trainer.log"
     clock = folder / "seconds.json"

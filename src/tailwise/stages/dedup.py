@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tailwise.progress import Track, silent
 from tailwise.stages.cluster import check_device
 from tailwise.stages.members import RESULT, Members
 from tailwise.stages.neighbours import WORK, Comparison, Neighbours, make_neighbours
+from tailwise.text import did_you_mean
 
 IDENTICAL = "identical embedding"
 NEAR = "near-duplicate"
@@ -54,13 +56,13 @@ class _Decisions:
 
 
 def dedup(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     *,
     epsilon: float,
     name: str = "duplicates",
-    clusters: str = "main",
+    clustering: str = "main",
     rule: str = "greedy",
-    keep: str = "farthest",
+    order: str = "farthest",
     score: str | None = None,
     without: Sequence[str] = (),
     extends: str | None = None,
@@ -75,9 +77,9 @@ def dedup(
         catalog: with a clustering of the newest snapshot.
         epsilon: two samples of one cluster are duplicates if their cosine is above 1 − epsilon; 0: if their embeddings are identical.
         name: of the drop list.
-        clusters: name of the clustering.
+        clustering: its name; samples are compared inside its clusters.
         rule: "greedy": a sample goes if it is a duplicate of an earlier one that is kept; "any-earlier": of any earlier one.
-        keep: what comes first in a cluster: "farthest" from the centroid, "nearest", "random", or highest "score".
+        order: what comes first in a cluster: "farthest" from the centroid, "nearest", "random", or highest "score".
         score: name of that score.
         without: names of drop lists; what they drop takes no part.
         extends: name of a dedup's drop list for an earlier snapshot: what it decided stays, and only new samples are judged.
@@ -89,15 +91,23 @@ def dedup(
     Raises:
         UserError: something asked for is out of bounds or isn't there, or another list has this name.
     """
+    catalog = Catalog.open(catalog)
     check_device(device)
     if not 0 <= epsilon <= 1:
         raise UserError(
-            f"--epsilon {epsilon}: must lie between 0 (identical embeddings) and 1; SemDeDup uses 0.01 to 0.1"
+            f"`epsilon` {epsilon}: must lie between 0 (identical embeddings) and 1; SemDeDup uses 0.01 to 0.1"
         )
     if rule not in RULES:
-        raise UserError(f"unknown rule {rule!r}: use {' or '.join(RULES)}")
+        raise UserError(f"unknown rule {rule!r}: {did_you_mean(rule, RULES)}")
     compared = Comparison(
-        catalog, clusters=clusters, keep=keep, score=score, without=without, extends=extends, seed=seed, track=track
+        catalog,
+        clustering=clustering,
+        order=order,
+        score=score,
+        without=without,
+        extends=extends,
+        seed=seed,
+        track=track,
     )
     config = {"epsilon": epsilon, "rule": rule, **compared.config}
     folder = catalog.drops_folder(name)

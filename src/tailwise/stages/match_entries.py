@@ -80,7 +80,7 @@ class MatchedPool:
         if not matched:
             raise UserError(
                 f"not one caption holds one of the {len(counts):,} entries, such as {self.matches.entries[0]!r}: "
-                "compare the list with the captions (case counts, unless --ignore-case)"
+                "compare the list with the captions (case counts, unless `ignore_case`)"
             )
         return counts, matched
 

@@ -142,7 +142,7 @@ def suggest(
         for at, epsilon in enumerate(EPSILONS)
     ]
     return Suggestion(
-        clusters=compared.clusters,
+        clusters=compared.clustering,
         samples=compared.new,
         compared=int((new * (new - 1) // 2 + new * old).sum()),
         queries=len(recall.labels),

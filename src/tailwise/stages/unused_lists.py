@@ -15,7 +15,7 @@ from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.stages.candidates import Inside, LeftOut, count_left_out
-from tailwise.stages.removed import ever_drawn, lists_of
+from tailwise.stages.excluded import ever_drawn, lists_of
 
 _WITHOUT = "without "  # begins the names of drop lists among an artifact's inputs
 
@@ -41,9 +41,9 @@ class UnusedList:
     def note(self, where: str = "can still be drawn") -> str:
         """Return one line that says what is ignored (`where`: what happens to the samples), and how to use the list."""
         use = (
-            f"leave them out with --without {self.name}, in `tailwise cluster` or `tailwise plan`"
+            f"leave them out with `without` {self.name}, in `tailwise cluster` or `tailwise plan`"
             if self.usable
-            else f"the list is for snapshot {self.snapshot}: make one for the newest snapshot (dedup: --extends {self.name})"
+            else f"the list is for snapshot {self.snapshot}: make one for the newest snapshot (dedup: `extends` {self.name})"
         )
         return f"note: drop list {self.name!r} is not used: {self.drawable:,} of its {self.samples:,} samples {where}; {use}"
 

@@ -22,9 +22,9 @@ from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
+from tailwise.stages.excluded import Causes, lists_of
 from tailwise.stages.grouping import why_no_group
 from tailwise.stages.remove import UID
-from tailwise.stages.removed import Causes, lists_of
 
 TOLD_EPOCHS = 10
 SEARCHED_EPOCHS = 100  # for the first one; stream draws hold 16 bytes a cluster and epoch

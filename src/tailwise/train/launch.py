@@ -18,14 +18,15 @@ import torch.distributed
 
 from tailwise import __version__
 from tailwise.catalog.files import replacing
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError
 from tailwise.loader import Loader
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.printing import say
 from tailwise.progress import Track, silent
 from tailwise.recipes import Recipe
-from tailwise.train.arguments import LOCAL_MODEL, spell
+from tailwise.text import option_words
+from tailwise.train.arguments import LOCAL_MODEL
 from tailwise.train.data import SegmentLoader, TrainData
 from tailwise.train.guard import SCHEDULES, Trainer, find_trainer
 from tailwise.train.options import TrainOptions
@@ -87,8 +88,8 @@ def _check_folders(runs: Sequence[Run], *, resume: bool) -> None:
         if found is None:
             continue
         if not resume:
-            raise UserError(
-                f"{run.folder} holds a run already: go on with it by --resume, or give another --name after the --"
+            raise ConflictError(
+                f"{run.folder} holds a run already: go on with it by `resume`, or give another `name` after the --"
             )
         check_same(run.folder, found["decides"], run.decides)
 
@@ -102,7 +103,7 @@ def _tell_changes(runs: Sequence[Run], options: TrainOptions, tell: Callable[[st
             before = run.found["about"].get(name, now)
             if before != now:
                 tell(
-                    f"  note: {run.folder} was begun with --{name} {before}, and goes on with {now}: from here on, other samples may be "
+                    f"  note: {run.folder} was begun with `{name}` {before}, and goes on with {now}: from here on, other samples may be "
                     "replaced than would have been"
                 )
 
@@ -148,22 +149,26 @@ def _arguments(plan: Plan, run: Run, options: TrainOptions) -> list[str]:
     """All arguments for open_clip: those of the run, then ours."""
     words = [
         *run.arguments,
-        *("--train-data", f"tailwise plan {plan.name} of {plan.catalog.folder}"),
-        *("--train-num-samples", str(run.segments.length * run.global_batch)),
-        *("--epochs", str(run.segments.count)),
-        *("--seed", str(run.seed)),
-        *("--logs", str(Path(run.parsed.logs)), "--name", run.folder.relative_to(Path(run.parsed.logs)).as_posix()),
-        "--save-most-recent",
+        *option_words(
+            {
+                "train-data": f"tailwise plan {plan.name} of {plan.catalog.folder}",
+                "train-num-samples": run.segments.length * run.global_batch,
+                "epochs": run.segments.count,
+                "seed": run.seed,
+                "logs": Path(run.parsed.logs),
+                "name": run.folder.relative_to(Path(run.parsed.logs)).as_posix(),
+                "save-most-recent": True,
+                "resume": "latest" if options.resume else None,
+            }
+        ),
     ]
-    if options.resume:
-        words += ["--resume", "latest"]
     if run.start is not None:
         if run.parsed.model.startswith(LOCAL_MODEL):
-            words += ["--model", f"{LOCAL_MODEL}{run.start.final}"]
+            words += option_words({"model": f"{LOCAL_MODEL}{run.start.final}"})
             # Said again, since open_clip's defaults of these depend on the model's name.
-            words += spell({name: getattr(run.parsed, name) for name in ("lr", "beta1", "beta2", "eps")})
+            words += option_words({name: getattr(run.parsed, name) for name in ("lr", "beta1", "beta2", "eps")})
         else:
-            words += ["--pretrained", str(run.start.final / WEIGHTS)]
+            words += option_words({"pretrained": run.start.final / WEIGHTS})
     return words
 
 
