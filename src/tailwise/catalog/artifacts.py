@@ -164,13 +164,8 @@ def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
     if (folder / MANIFEST).exists():
         manifest: dict[str, Any] = read_record(folder / MANIFEST)
         return manifest
-    there = finished(folder.parent)
+    there = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
     raise UserError(f"no {what} named {folder.name!r} (there: {', '.join(there) or 'none'}): {remedy}")
-
-
-def finished(folder: Path) -> list[str]:
-    """The names of the finished artifacts in a folder, sorted."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
 
 
 def artifact_id(manifest: Mapping[str, Any]) -> str:
