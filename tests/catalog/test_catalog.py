@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailwise.catalog import Catalog
-from tailwise.catalog.catalog import FORMAT, check_name
+from tailwise.catalog.catalog import FORMAT
 from tailwise.catalog.files import read_record, write_record
+from tailwise.catalog.kinds import check_name
 from tailwise.errors import UserError
 from tailwise.stages.import_pool import import_pool
 

@@ -320,7 +320,7 @@ def test_mistakes_in_sets_are_one_line(measure, tmp_path, make_tar, make_picture
     for groups in ("halves", "20,100"):
         assert "give thirds, or two bounds" in told(cut, groups=groups)
     assert "--precision 'fp8': must be one of fp32, bf16" in told(beyond, precision="fp8")
-    assert "--device 'abacus' can't be used" in told(beyond, device="abacus")
+    assert "`device` 'abacus' cannot be used" in told(beyond, device="abacus")
 
 
 def test_checkpoints_in_all_forms(tmp_path, classification_set, measure, tiny_checkpoint, tiny_model, tiny_weights):

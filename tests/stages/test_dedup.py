@@ -495,7 +495,7 @@ def test_the_guide_draws_from_the_pool(catalog):
         ({"epsilon": 0.1, "score": "width"}, "`order` score and `score` NAME need each other"),
         ({"epsilon": 0.1, "clustering": "fine"}, "no clustering named 'fine'"),
         ({"epsilon": 0.1, "without": ["x"]}, "no drop list named 'x'"),
-        ({"epsilon": 0.1, "device": "tpu"}, "`device` 'tpu'"),
+        ({"epsilon": 0.1, "device": "tpu"}, "`device` 'tpu' cannot be used: use auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(catalog, options, message):

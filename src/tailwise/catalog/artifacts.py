@@ -197,15 +197,10 @@ def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
     if (folder / MANIFEST).exists():
         manifest: dict[str, Any] = read_record(folder / MANIFEST)
         return manifest
-    there = finished(folder.parent)
+    there = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
     near = difflib.get_close_matches(folder.name, there, n=1)
     hint = f"did you mean {near[0]!r}? Otherwise " if near else ""
     raise NotFoundError(f"no {what} named {folder.name!r} (there: {', '.join(there) or 'none'}): {hint}{remedy}")
-
-
-def finished(folder: Path) -> list[str]:
-    """The names of the finished artifacts in a folder, sorted."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
 
 
 def artifact_id(manifest: Mapping[str, Any]) -> str:

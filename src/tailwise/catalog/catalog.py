@@ -29,6 +29,7 @@ from tailwise.catalog.files import (
     write_record,
     write_table,
 )
+from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
 from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.catalog.series import HEAD, Series
@@ -316,28 +317,16 @@ class Catalog:
     # --- artifacts --------------------------------------------------------------------------------------------------
 
     def clusters_folder(self, name: str) -> Path:
-        """Where a clustering lies.
-
-        Raises:
-            UserError: nothing can have this name.
-        """
-        return self.folder / "clusters" / check_name(name)
+        """Return the folder of a clustering; a UserError says that none can have this name."""
+        return CLUSTERING.path(self.folder, name)
 
     def drops_folder(self, name: str) -> Path:
-        """Where a drop list lies.
-
-        Raises:
-            UserError: nothing can have this name.
-        """
-        return self.folder / "drops" / check_name(name)
+        """Return the folder of a drop list; a UserError says that none can have this name."""
+        return DROP_LIST.path(self.folder, name)
 
     def plan_folder(self, name: str) -> Path:
-        """Where a plan lies.
-
-        Raises:
-            UserError: nothing can have this name.
-        """
-        return self.folder / "plans" / check_name(name)
+        """Return the folder of a plan; a UserError says that none can have this name."""
+        return PLAN.path(self.folder, name)
 
     def label_parts(self, clusters: str, snapshot: Snapshot, column: str) -> Iterator[npt.NDArray[Any]]:
         """One column ("label", "similarity", "rank") of a clustering, part by part, mapped."""
@@ -398,14 +387,3 @@ def local_path(folder: str | Path) -> Path:
     if "://" in str(folder):
         raise UserError(f"{folder} is a URL, and a catalog must lie in a local folder; the shards may be remote")
     return Path(folder).expanduser().absolute()
-
-
-def check_name(name: str) -> str:
-    """`name`, if it can name an artifact.
-
-    Raises:
-        UserError: it has other characters than letters, digits, '.', '_', '-', or begins with a dot.
-    """
-    if not name or name[0] == "." or not all(letter.isalnum() or letter in "._-" for letter in name):
-        raise UserError(f"{name!r} can't name an artifact: use letters, digits, '.', '_' and '-'")
-    return name

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array, replacing
+from tailwise.catalog.kinds import WITHOUT
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.text import command_line
@@ -134,7 +135,7 @@ class Survivors:
         self.snapshot, self.lists = snapshot, list[DropList]()
         self._open(catalog, without, snapshot, users or {})
         self.removals = Removals.of(catalog, snapshot)
-        self.inputs = {f"without {item.name}": item.id for item in self.lists}
+        self.inputs = {WITHOUT + item.name: item.id for item in self.lists}
         if self.removals.id is not None:
             self.inputs[REMOVALS] = self.removals.id
 
@@ -142,7 +143,7 @@ class Survivors:
         self, catalog: Catalog, names: Sequence[str], snapshot: Snapshot, users: Mapping[str, Mapping[str, str]]
     ) -> None:
         for name in names:
-            used = {user: inputs[f"without {name}"] for user, inputs in users.items() if f"without {name}" in inputs}
+            used = {user: inputs[WITHOUT + name] for user, inputs in users.items() if WITHOUT + name in inputs}
             known = next((item for item in self.lists if item.name == name), None)
             opened = known or DropList(catalog, name, next(iter(used), None))
             for user, identity in used.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from tailwise.devices import ALLOWED, DEVICE_NAME
 from tailwise.errors import UserError
 from tailwise.loader.order import COMPOSITIONS
 from tailwise.recipes.pipeline import Step, steps_of, texts_of
@@ -43,7 +44,7 @@ class Training:
         precision: "fp32" or "bf16" (autocast).
         augment: {"scale": [least, most]}: area of the random resized crop, as a share of the image's; None for no augmentation.
         cache_pixels: in-process: side of the cached images; None for the model's own, and a quarter more where images are cropped.
-        device: "auto", "cpu" or "cuda".
+        device: a name for `find_device`.
         workers: open_clip: processes that decode.
         open_clip: open_clip: further arguments of its trainer, without the dashes.
         max_rejected: in-process: share of the pool's samples that may be unreadable; others are taken in their place.
@@ -229,9 +230,10 @@ def _training(where: str, content: object) -> Training:
     for name in ("lr", "wd", "beta1", "beta2", "eps", "max_rejected"):
         if name in values:
             values[name] = _number(f"{where}: {name}", values[name])
-    for name, known in (("precision", PRECISIONS), ("device", ("auto", "cpu", "cuda"))):
-        if values.get(name, known[0]) not in known:
-            raise UserError(f"{where}: {name} is {values[name]!r}: must be one of {', '.join(known)}")
+    if values.get("precision", PRECISIONS[0]) not in PRECISIONS:
+        raise UserError(f"{where}: precision is {values['precision']!r}: must be one of {', '.join(PRECISIONS)}")
+    if not DEVICE_NAME.fullmatch(str(values.get("device", "auto"))):
+        raise UserError(f"{where}: device is {values['device']!r}: must be {ALLOWED}")
     if values.get("augment") is not None:
         values["augment"] = _augment(f"{where}, augment", values["augment"])
     training = Training(**values)

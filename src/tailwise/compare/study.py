@@ -140,10 +140,10 @@ class Study:
         }
         without = run.row.plan.get("without") or []
         lists = [without] if isinstance(without, str) else without
-        inputs = {f"list {name}": _id(catalog.folder / "drops" / name) for name in lists}
+        inputs = {f"list {name}": _id(catalog.drops_folder(name)) for name in lists}
         if run.row.plan.get("method") not in {"random", "top-score", None}:
             clusters = str(run.row.plan.get("clusters", "main"))
-            inputs[f"clustering {clusters}"] = _id(catalog.folder / "clusters" / clusters)
+            inputs[f"clustering {clusters}"] = _id(catalog.clusters_folder(clusters))
         decides = {
             "plan": dict(run.row.plan),
             "compose": run.row.compose,

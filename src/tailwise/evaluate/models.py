@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tailwise.devices import find_device
 from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import require
 
@@ -109,7 +110,7 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "f
 
     if precision not in PRECISIONS:
         raise UserError(f"`precision` {precision!r}: must be one of {', '.join(PRECISIONS)}")
-    place = find_device(device)
+    place = find_device(device, any_kind=True)
     own = checkpoint.weights is None
     named = f"{checkpoint.weights or checkpoint.pretrained or ''} as {checkpoint.model}".strip()
     try:
@@ -169,21 +170,6 @@ def without_prefixes(weights: Mapping[Any, Any]) -> dict[str, Any]:
     while plain_names and all(name.startswith(PARALLEL) for name in plain_names):
         plain_names = {name.removeprefix(PARALLEL): value for name, value in plain_names.items()}
     return plain_names
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name; "auto" is a CUDA device if there is one.
-
-    Raises:
-        UserError: it can't be used.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name).cpu()  # there are devices that hold nothing
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"`device` {name!r} can't be used: {_shortened(error)}") from error
 
 
 def _pretrained(name: str, model: str | None) -> Checkpoint:

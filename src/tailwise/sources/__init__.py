@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tailwise.catalog.catalog import check_name
+from tailwise.catalog.kinds import check_name
 from tailwise.errors import NotFoundError, UserError
 from tailwise.sources.clip_retrieval import FOLDERS, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,9 @@ from tailwise.catalog.files import (
     write_json,
     write_table,
 )
+from tailwise.devices import find_device
 from tailwise.errors import DamagedError, UserError
-from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner, resolve_device
+from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.density import NeighbourCounter, radius_that_holds, similarity_steps
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
@@ -100,7 +100,7 @@ def cluster(
         points_per_centroid: k-means is fitted on at most about this many rows a centroid, drawn by hash.
         without: names of drop lists; what they drop belongs to no cluster.
         max_memory_bytes: refuse what needs more; the working set depends on K and d, not on the pool.
-        device: of the matrix products: "auto", "cpu", "cuda"; the result doesn't depend on it.
+        device: of the matrix products: a name for `find_device`; the result doesn't depend on it.
         force: accept a collapsed clustering, or fewer clusters than asked for.
         track: shows progress.
 
@@ -111,7 +111,7 @@ def cluster(
     snapshot = catalog.snapshot()
     if column not in COLUMNS:
         raise UserError(f"unknown column {column!r}: {did_you_mean(column, COLUMNS)}")
-    check_device(device)
+    device = str(find_device(device))
     blocks = catalog.embedding_parts(column, snapshot)
     _check(k, merge, density, iterations, points_per_centroid, snapshot)
     fitted = min(points_per_centroid * k, sum(map(len, blocks)))
@@ -168,7 +168,7 @@ def extend_clustering(
     """
     catalog = Catalog.open(catalog)
     snapshot = catalog.snapshot()
-    check_device(device)
+    device = str(find_device(device))
     folder = catalog.clusters_folder(base)
     manifest = read_manifest(folder, "clustering", f"make it with {command_line('cluster', catalog.folder, name=base)}")
     if not (folder / "centroids.npy").exists():
@@ -217,18 +217,6 @@ def _check(
         raise UserError(f"`iterations` {iterations} and `points_per_centroid` {points} must be at least 1")
 
 
-def check_device(device: str) -> None:
-    """Refuses a device that isn't there.
-
-    Raises:
-        UserError: unknown device, or CUDA without a CUDA device.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UserError(f"`device` {device!r}: use auto, cpu, cuda or cuda:NUMBER")
-    if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
-        raise UserError(f"`device` {device}: there are {torch.cuda.device_count()} CUDA devices here; use auto or cpu")
-
-
 def _memory_to_carry(rows: int, clusters: int, dimension: int, max_memory_bytes: int) -> int:
     """What k-means may carry from one iteration to the next beside all that it needs.
 
@@ -273,7 +261,7 @@ class _ClusterStage:
         if self.artifact.path("centroids.npy").exists():
             return
         training = self._training_rows(points * clusters, seed)
-        made_by = f"{faster_precision()} products" if resolve_device(self.device) == "cpu" else self.device
+        made_by = f"{faster_precision()} products" if self.device == "cpu" else self.device
         progress = iter(self.track(range(iterations), f"k-means, {made_by}", iterations))
         try:
             result = kmeans(

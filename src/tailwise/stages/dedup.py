@@ -17,10 +17,10 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.catalog.files import create_array, read_record
+from tailwise.devices import find_device
 from tailwise.errors import UserError
 from tailwise.kernels.duplicates import duplicate_threshold, greedy, in_doubt
 from tailwise.progress import Track, silent
-from tailwise.stages.cluster import check_device
 from tailwise.stages.members import RESULT, Members
 from tailwise.stages.neighbours import WORK, Comparison, Neighbours, make_neighbours
 from tailwise.text import did_you_mean
@@ -85,14 +85,14 @@ def dedup(
         extends: name of a dedup's drop list for an earlier snapshot: what it decided stays, and only new samples are judged.
         seed: decides the random order.
         max_memory_bytes: refuse what needs more.
-        device: of the matrix products: "auto", "cpu", "cuda"; the result doesn't depend on it.
+        device: of the matrix products: a name for `find_device`; the result doesn't depend on it.
         track: shows progress.
 
     Raises:
         UserError: something asked for is out of bounds or isn't there, or another list has this name.
     """
     catalog = Catalog.open(catalog)
-    check_device(device)
+    device = str(find_device(device))
     if not 0 <= epsilon <= 1:
         raise UserError(
             f"`epsilon` {epsilon}: must lie between 0 (identical embeddings) and 1; SemDeDup uses 0.01 to 0.1"

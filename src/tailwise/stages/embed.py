@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from tailwise.catalog.catalog import LOCK, Catalog, Part
 from tailwise.catalog.embeddings import COLUMNS, column_settings, part_marker
 from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import has_bytes
+from tailwise.devices import find_devices
 from tailwise.encoders import EncoderOptions, load_encoder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
@@ -105,20 +104,6 @@ def embed(
         for column, task in tasks.items():
             report.columns.append(task.run(lacking[column], report.rejections, track))
     return report
-
-
-def find_devices(name: str) -> list[torch.device]:
-    """The devices of a name: "auto" and "cuda" are all GPUs that there are, and "auto" the CPU where there is none.
-
-    Raises:
-        UserError: it can't be used.
-    """
-    from tailwise.evaluate.models import find_device  # noqa: PLC0415
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name in {"auto", "cuda"} and count > 1:
-        return [torch.device("cuda", at) for at in range(count)]
-    return [find_device(name)]
 
 
 def _check(options: EmbedOptions) -> None:

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import finished, read_manifest
+from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, scratch, write_table
+from tailwise.catalog.kinds import DROP_LIST
 from tailwise.catalog.outputs import is_table, writing_output
 from tailwise.errors import UserError
 from tailwise.plan.plan import MAX_EPOCH, Plan
@@ -185,7 +186,7 @@ class _Found:
 
 
 def _all_lists(catalog: Catalog, snapshot: Snapshot) -> list[str]:
-    names = finished(catalog.folder / "drops")
+    names = DROP_LIST.finished(catalog.folder)
     return [name for name in names if DropList(catalog, name).snapshot.number == snapshot.number]
 
 

@@ -15,6 +15,7 @@ from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import create_array, digest, map_array, replacing
+from tailwise.catalog.kinds import COMPARISON
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.similarity import NOTHING_EARLIER, most_similar_earlier
@@ -249,7 +250,7 @@ def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: st
     Raises:
         UserError: the largest cluster needs more memory.
     """
-    folder = comparison.catalog.folder / "neighbours" / digest([comparison.config, comparison.inputs])
+    folder = COMPARISON.path(comparison.catalog.folder, digest([comparison.config, comparison.inputs]))
     with Artifact(folder, "neighbours", comparison.config, comparison.inputs) as artifact:
         if not artifact.done:
             _compare(comparison, artifact, max_memory_bytes, device)

@@ -14,6 +14,7 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.embeddings import check_one_encoder
 from tailwise.catalog.files import MANIFEST, digest, file_digest, map_array, read_record
+from tailwise.catalog.kinds import SCORE
 from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED
@@ -100,7 +101,7 @@ def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, track: Tr
     """Makes a score unless it is there; returns its folder."""
     config = {"score": score_config(request), "snapshot": snapshot.number}
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, request)}
-    folder = catalog.folder / "scores" / f"{plain_name(request.name)}-{digest([config, inputs])[:12]}"
+    folder = SCORE.path(catalog.folder, f"{plain_name(request.name)}-{digest([config, inputs])[:12]}")
     with Artifact(folder, "score", config, inputs) as artifact:
         if not artifact.done:
             work = ScoreWork(catalog, snapshot, artifact, request.name, _options(request), track)
