@@ -26,7 +26,7 @@ def _full_catalog(_small_catalog_source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
     shutil.copytree(_small_catalog_source / "catalog", folder / "catalog")
     catalog = Catalog.open(folder / "catalog")
-    cluster(catalog, clusters=12)
+    cluster(catalog, k=12)
     dedup(catalog, epsilon=0.01)
     filter_samples(catalog, "caption-words", FilterRule(keep=0.9))
     (folder / "entries.txt").write_text("group\n")

@@ -51,7 +51,7 @@ CLUSTERING = Kind(
     "clusters",
     ("clusters", "merge", "column", "group_by", "extends"),
     made_by={"cluster": "main", "group": None, "import": "dynamics"},
-    named_by={"plan": "clusters", "dedup": "clusters-name"},
+    named_by={"plan": "clustering", "dedup": "clustering"},
     makers_for={"dedup": ("cluster", "group")},
     inputs={"clusters": "clusters", "clustering": "clusters", "base": "extends"},
 )
@@ -72,7 +72,7 @@ PLAN = Kind(
     "plans",
     ("method", "budget", "clusters", "dynamic", "draw"),
     made_by={"plan": None},
-    named_by={"train": "name", "export": "name", "draw": "name", "removed": "plan"},
+    named_by={"train": "name", "export": "name", "draw": "name", "excluded": "plan"},
 )
 KINDS = (CLUSTERING, SCORE, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`
 MADE_BY = {command: kind for kind in KINDS for command in kind.made_by}

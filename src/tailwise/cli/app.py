@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from tailwise.errors import UserError
 from tailwise.printing import say
+from tailwise.spelling import OLD_COMMANDS, new_spelling
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -28,23 +29,15 @@ _ELSEWHERE = {
 }
 
 
-# Spellings of earlier versions, which still work: of commands, and of options by command.
-OLD_COMMANDS = {"removed": "excluded"}
-OLD_OPTIONS = {
-    "cluster": {"--clusters": "--k"},
-    "dedup": {"--clusters-name": "--clustering", "--keep": "--order"},
-    "plan": {"--clusters": "--clustering"},
-    "explain": {"--clusters": "--by-cluster"},
-    "import": {"--clusters-name": "--clustering"},
-}
-
-
 _TYPED: dict[str, str] = {}  # the options of this command: present spelling, and as they were typed
 
 
-def new_spelling(command: str, option: str) -> str:
-    """Return an option of a command, written with its dashes, in its present spelling."""
-    return OLD_OPTIONS.get(command, {}).get(option, option)
+def _respelled(command: str, word: str) -> str:
+    """Return an option as it was typed, with its present name and its value."""
+    option, sign, value = word.partition("=")
+    new = f"--{new_spelling(command, option[2:])}" if option.startswith("--") else option
+    _TYPED[new] = option
+    return new + sign + value
 
 
 class _Commands(TyperGroup):
@@ -63,12 +56,8 @@ class _Commands(TyperGroup):
         name, *words = args
         name = OLD_COMMANDS.get(name, name)
         own = words.index("--") if "--" in words else len(words)
-        typed = [word.partition("=") for word in words[:own]]
         _TYPED.clear()
-        _TYPED.update({new_spelling(name, option): option for option, _, _ in typed})
-        return super().resolve_command(
-            ctx, [name, *(new_spelling(name, option) + sign + value for option, sign, value in typed), *words[own:]]
-        )
+        return super().resolve_command(ctx, [name, *(_respelled(name, word) for word in words[:own]), *words[own:]])
 
 
 app = typer.Typer(

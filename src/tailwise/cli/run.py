@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import difflib
 import shlex
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.app import AllowCode, Workers, app
+from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options
 from tailwise.errors import NotFoundError, UserError
 from tailwise.printing import say
+from tailwise.spelling import new_spelling
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.recipes.pipeline import Pipeline, Step
 
-STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "train", "draw", "export", "removed")
-OUTPUTS = {"draw": "output", "export": "output", "removed": "output"}  # what each writes outside of the catalog
+STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "train", "draw", "export", "excluded")
+OUTPUTS = {"draw": "output", "export": "output", "excluded": "output"}  # what each writes outside of the catalog
 TRAINER = "open-clip"  # of train: the arguments of open_clip's trainer, by name
 DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins what isn't there, goes on with what is
 OUTPUT = "{output}"  # in a value of a step: the folder for exports
@@ -64,6 +67,7 @@ def run(
         bool, typer.Option("--dry-run", help="Only print what would be done, and what it costs.")
     ] = False,
     allow_code: AllowCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Take a pool from import to exports: all commands of a recipe, in order.
 
@@ -75,7 +79,7 @@ def run(
 
       tailwise run dynamics shards/ embeddings/ my-catalog --output exports --dry-run
 
-      tailwise run dbp-laion shards/ embeddings/ my-catalog --output exports --set cluster:main.clusters=100
+      tailwise run dbp-laion shards/ embeddings/ my-catalog --output exports --set cluster:main.k=100
 
       tailwise run my-recipe.yaml
     """
@@ -91,9 +95,18 @@ def run(
     steps = [_placed(step, folder) for step in _with_settings(pipeline.steps, settings or [])]
     prepared = [_prepare(step, catalog, sources, folder, workers, allow_code=allow_code) for step in steps]
     _check_names(steps, catalog)
-    _print_plan(pipeline, prepared, catalog, sources)
-    if dry_run:
-        return
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # which leaves standard output to the JSON
+        states = _print_plan(pipeline, prepared, catalog, sources)
+        if not dry_run:
+            _run_all(prepared, catalog, folder)
+    if as_json:
+        from tailwise.printing import print_json
+
+        listed = [{"step": each.line, "before": state} for each, state in zip(prepared, states, strict=True)]
+        print_json({"name": pipeline.name, "dry_run": dry_run, "steps": listed})
+
+
+def _run_all(prepared: list[Prepared], catalog: Path, folder: Path | None) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     for number, item in enumerate(prepared, 1):
@@ -123,7 +136,9 @@ def _with_settings(steps: tuple[Step, ...], settings: list[str]) -> list[Step]:
             labels = ", ".join(step.label for step in steps)
             raise UserError(f"--set {text!r}: give STEP.OPTION=VALUE, where STEP is one of {labels}")
         step = changed[found[0]]
-        changed[found[0]] = Step(step.command, {**step.options, option.replace("_", "-"): value})
+        changed[found[0]] = Step(
+            step.command, {**step.options, new_spelling(step.command, option.replace("_", "-")): value}
+        )
     return changed
 
 
@@ -148,7 +163,7 @@ def _made_name(step: Step) -> str:
     from tailwise.catalog.kinds import MADE_BY
     from tailwise.stages.scores import plain_name
 
-    if name := step.options.get("clusters-name" if step.command == "import" else "name"):
+    if name := step.options.get("clustering" if step.command == "import" else "name"):
         return str(name)
     by = step.options.get("by")
     own = {"group": by or "entries", "filter": plain_name(str(by))}
@@ -191,7 +206,7 @@ def _default_name(step: Step, option: str) -> str | None:
 
     method = METHODS.get(str(step.options.get("method")))
     over_clusters = method is not None and method.grouping == "clusters"
-    needed = option == "clusters-name" or (option == "clusters" and over_clusters)
+    needed = option == "clustering" and (step.command == "dedup" or over_clusters)
     return CLUSTERING.made_by["cluster"] if needed else None
 
 
@@ -441,6 +456,24 @@ def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
     return _made_name(step) in MADE_BY[step.command].finished(catalog)
 
 
+def _other_settings(catalog: Path, item: Prepared) -> str:
+    """Return what differs between a finished artifact and the options that the step gives, or ""."""
+    from tailwise.catalog.artifacts import parameters
+    from tailwise.catalog.files import MANIFEST, read_record
+    from tailwise.catalog.kinds import MADE_BY
+
+    kind = MADE_BY.get(item.step.command)
+    if kind is None or item.step.command == "import":
+        return ""
+    made = parameters(read_record(kind.path(catalog, _made_name(item.step)) / MANIFEST)["identity"])
+    asked = _parse(item).params
+    names = [
+        name for name in (option.replace("-", "_") for option in item.step.options) if name in made and name in asked
+    ]
+    changed = [f"`{name}` {made[name]} → {asked[name]}" for name in names if str(made[name]) != str(asked[name])]
+    return as_options(", ".join(changed), item.step.command)
+
+
 def _is_trained(folder: Path) -> bool:
     from tailwise.train.runs import read_run
 
@@ -448,7 +481,8 @@ def _is_trained(folder: Path) -> bool:
     return found is not None and bool(found["finished"])
 
 
-def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sources: list[str]) -> None:
+def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sources: list[str]) -> list[str]:
+    """Print what will be done; return the state of each step."""
     from tailwise.recipes.costs import SECONDS, Pool, matrix_speed
 
     opened = _open(catalog)
@@ -457,13 +491,14 @@ def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sou
     say(f"pool: {about}{samples:,} samples")
     pool = Pool(samples, _dimension(opened), matrix_speed())
     sizes: dict[str, Any] = {}
+    states = []
     for number, item in enumerate(prepared, 1):
         options: Mapping[str, Any] = item.step.options
         if item.step.command == "cluster":
-            sizes[_made_name(item.step)] = options.get("clusters")
+            sizes[_made_name(item.step)] = options.get("k")
         if item.step.command == "dedup":
-            fine = options.get("clusters-name", _default_name(item.step, "clusters-name"))
-            options = {**options, "clusters": sizes.get(str(fine))}
+            fine = options.get("clustering", _default_name(item.step, "clustering"))
+            options = {**options, "k": sizes.get(str(fine))}
         cost = SECONDS.get(item.step.command)
         state = (
             "is there"
@@ -472,7 +507,12 @@ def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sou
             if cost
             else "time unknown"
         )
-        say(f"{number:3d}. {state:>14}  {item.line}")
+        other = _other_settings(catalog, item) if state == "is there" else ""
+        states.append(f"other settings: {other}" if other else state)
+        say(f"{number:3d}. {'OTHER SETTINGS' if other else state:>14}  {item.line}")
+        if other:
+            say(f"{'':>20}refused: it exists with other settings ({other})")
+    return states
 
 
 def _samples(opened: Catalog | None, sources: list[str]) -> tuple[int, str]:

@@ -16,6 +16,7 @@ from tailwise.recipes.pipeline import Step, steps_of, texts_of
 from tailwise.recipes.recipe import as_mapping, check_values, with_folder
 from tailwise.recipes.yaml_file import parse_yaml, read_yaml
 from tailwise.rejects import MAX_REJECTED, check_share
+from tailwise.spelling import new_spelling
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "compare"
 PRECISIONS = ("fp32", "bf16")
@@ -209,7 +210,7 @@ def _row(where: str, name: object, content: object) -> Row:
         raise UserError(
             f"{where} is {content!r}: must be options of `tailwise plan` and values, such as {{method: random}}"
         )
-    options = {str(option).replace("_", "-"): value for option, value in content.items()}
+    options = {new_spelling("plan", str(option).replace("_", "-")): value for option, value in content.items()}
     compose = options.pop("compose", "shuffle")
     if compose not in COMPOSITIONS:
         raise UserError(f"{where}: compose is {compose!r}: must be one of {', '.join(COMPOSITIONS)}")

@@ -142,7 +142,7 @@ class Study:
         lists = [without] if isinstance(without, str) else without
         inputs = {f"list {name}": _id(catalog.drops_folder(name)) for name in lists}
         if run.row.plan.get("method") not in {"random", "top-score", None}:
-            clusters = str(run.row.plan.get("clusters", "main"))
+            clusters = str(run.plan.options.get("clustering", "main"))
             inputs[f"clustering {clusters}"] = _id(catalog.clusters_folder(clusters))
         decides = {
             "plan": dict(run.row.plan),

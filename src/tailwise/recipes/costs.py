@@ -49,7 +49,7 @@ def matrix_speed() -> float:
 
 
 def _cluster_seconds(pool: Pool, options: Mapping[str, Any]) -> float:
-    centroids = float(options.get("clusters") or 1000)
+    centroids = float(options.get("k") or 1000)
     points = float(options.get("points-per-centroid") or cluster.POINTS_PER_CENTROID)
     rounds = float(options.get("iterations") or cluster.ITERATIONS)
     fitted = min(pool.samples, centroids * points)
@@ -57,7 +57,7 @@ def _cluster_seconds(pool: Pool, options: Mapping[str, Any]) -> float:
 
 
 def _dedup_seconds(pool: Pool, options: Mapping[str, Any]) -> float:
-    centroids = float(options.get("clusters") or 1000)
+    centroids = float(options.get("k") or 1000)
     return pool.dimension * pool.samples**2 / centroids / (SHARE * pool.flops)
 
 
@@ -74,5 +74,5 @@ SECONDS: Mapping[str, Callable[[Pool, Mapping[str, Any]], float]] = {
     "plan": lambda pool, options: pool.samples / (MATCHED if "entries" in options else PLANNED),
     "draw": _at(WRITTEN),
     "export": lambda pool, options: pool.samples / (RESHARDED if options.get("to") == "shards" else WRITTEN),
-    "removed": _at(WRITTEN),
+    "excluded": _at(WRITTEN),
 }

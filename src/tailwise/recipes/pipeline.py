@@ -10,6 +10,7 @@ from typing import Any
 from tailwise.errors import UserError
 from tailwise.recipes.recipe import as_mapping, check_values, with_folder
 from tailwise.recipes.yaml_file import read_yaml
+from tailwise.spelling import OLD_COMMANDS, new_spelling
 
 FOLDER = Path(__file__).parent / "run"
 
@@ -25,6 +26,12 @@ class Step:
 
     command: str
     options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Give command and options their present names."""
+        object.__setattr__(self, "command", OLD_COMMANDS.get(self.command, self.command))
+        options = {new_spelling(self.command, name): value for name, value in self.options.items()}
+        object.__setattr__(self, "options", options)
 
     @property
     def label(self) -> str:
