@@ -1,8 +1,10 @@
-"""All that the commands print: lines and tables for people, JSON for programs. Text from outside is shown as given, never obeyed."""
+"""All that commands print: lines and tables for people, JSON for programs, the log. Text from outside is shown as given, never obeyed."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,9 +19,45 @@ if TYPE_CHECKING:
     from tailwise.stages.report import Rejections
 
 
+LOGGER = logging.getLogger("tailwise")  # the parent of all loggers of the package
+LEVEL = "TAILWISE_LOG_LEVEL"  # environment variable that hands the level on to worker processes
+
+
+class _Lines(logging.Handler):
+    """Shows a record as one line on standard error: a note as it is, others with their level, details with time and module."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno == logging.INFO else f"tailwise: {record.levelname.lower()}: "
+        detail = f"{record.relativeCreated / 1000:.1f} s, {record.name}: " if record.levelno < logging.INFO else ""
+        print_error(f"{level}{detail}{record.getMessage()}")
+
+
+_LINES = _Lines()
+
+
+def show_log(level: int) -> None:
+    """Show the package's log, in worker processes too, from a level on: WARNING is --quiet, DEBUG --verbose."""
+    os.environ[LEVEL] = str(level)
+    _LINES.setLevel(level)
+    LOGGER.setLevel(level)
+    LOGGER.addHandler(_LINES)
+    LOGGER.propagate = False  # open_clip's trainer would show it again
+
+
+def is_quiet() -> bool:
+    """Return whether only JSON, warnings and errors are printed."""
+    return _LINES.level >= logging.WARNING
+
+
 def say(line: object = "", *, error: bool = False) -> None:
-    """Print one line, on standard error if it is an error; `plain` makes text from outside safe to show."""
-    print(plain(line), file=sys.stderr if error else sys.stdout, flush=True)
+    """Print one line for people, on standard error if `error`; nothing with --quiet."""
+    if not is_quiet():
+        print(plain(line), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def print_error(line: object) -> None:
+    """Print one line on standard error, with --quiet too."""
+    print(plain(line), file=sys.stderr, flush=True)
 
 
 def rejected_json(rejections: Rejections) -> dict[str, Any]:
@@ -109,13 +147,15 @@ def print_json(value: object) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; 200 columns wide where the output is no terminal.
+    """Print a table, 200 columns wide where the output is no terminal; nothing with --quiet.
 
     Args:
         title: a line above the table.
         columns: headings; the first column is aligned left, the others right.
         rows: a cell is a value, or a tuple of values that stand below each other.
     """
+    if is_quiet():
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Protocol, TypeVar
 
 from tailwise.text import plain
 
+logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+LINE_SECONDS = 60.0  # between two lines of the log
 
 
 class Track(Protocol):
@@ -24,30 +29,30 @@ def silent(items: Iterable[Item], description: str, total: int | None = None) ->
 
 
 def bars(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """A progress bar with items a second and the time left on standard error, where that is a terminal."""
-    from rich.console import Console  # noqa: PLC0415  (only the command line draws)
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    """Yield the items; show a bar on standard error or, where that is no terminal, log a line a minute."""
+    from rich import progress as rich  # noqa: PLC0415  (only the command line draws)
+    from rich.console import Console  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    class Speed(ProgressColumn):
-        """Items a second."""
+    class Speed(rich.ProgressColumn):
+        def render(self, task: rich.Task) -> Text:
+            return Text("" if task.speed is None else _speed(task.speed))
 
-        def render(self, task: Task) -> Text:
-            """One line."""
-            return Text(
-                "" if task.speed is None else f"{task.speed:,.3g}/s" if task.speed < 100 else f"{task.speed:,.0f}/s"
-            )
+    console, began = Console(stderr=True), time.monotonic()
+    told = began
+    label = rich.TextColumn("{task.description:<28}", markup=False)
+    columns = (label, rich.BarColumn(), rich.MofNCompleteColumn(), Speed(), rich.TimeRemainingColumn())
+    with rich.Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        for done, item in enumerate(progress.track(items, description=plain(description), total=total), 1):
+            yield item
+            now = time.monotonic()
+            if not console.is_terminal and now - told >= LINE_SECONDS:
+                told, speed, every = now, done / (now - began), progress.tasks[0].total
+                left = f", {timedelta(seconds=round(max(every - done, 0) / speed))} left" if every else ""
+                of_all = f" of {every:,.0f}" if every else ""
+                logger.info("%s: %s%s, %s%s", description, f"{done:,}", of_all, _speed(speed), left)
+    logger.debug("%s: %.1f s", description, time.monotonic() - began)
 
-    console = Console(stderr=True)
-    label = TextColumn("{task.description:<28}", markup=False)
-    columns = (label, BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield from progress.track(items, description=plain(description), total=total)
+
+def _speed(speed: float) -> str:
+    return f"{speed:,.3g}/s" if speed < 100 else f"{speed:,.0f}/s"

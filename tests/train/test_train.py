@@ -1,6 +1,7 @@
 """Whole trainings in this process: what is told, refused, recorded, and that a resumed run goes on."""
 
 import json
+import logging
 import math
 import re
 
@@ -35,12 +36,18 @@ def arguments(tiny_model, tmp_path):
     ]
 
 
-def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, read_record):
-    told = []
+@pytest.fixture
+def notes(caplog):
+    """`notes()` → what the training has logged for people."""
+    caplog.set_level(logging.INFO, "tailwise")
+    return lambda: [record.getMessage() for record in caplog.records if record.name.startswith("tailwise")]
+
+
+def test_a_run_is_logged_recorded_and_resumed(drawn_plan, arguments, tmp_path, read_record, notes):
     options = TrainOptions(epochs=1, checkpoint_every=12, record=tmp_path / "record")
     arguments = [*arguments, "--batch-size", "24", "--accum-freq", "2"]
-    runs = train(drawn_plan, arguments, options, tell=told.append)
-    text = "\n".join(told)
+    runs = train(drawn_plan, arguments, options)
+    text = "\n".join(notes())
     assert "epoch 0 of plan 'epochs'" in text
     assert "32 batches of 24 samples (1 ranks × 24), 16 steps, 768 samples" in text
     assert "3 segments of 12 batches, the last of 8" in text
@@ -68,17 +75,17 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
         0.5 * (1 + math.cos(math.pi * step / 12)) * 1e-3 for step in range(12)
     ]  # to the last step, after a warm-up of 4
     assert rates[4:] == pytest.approx(falling, abs=1e-6)
-    assert told[-3:] == [
+    assert notes()[-3:] == [
         f"{folder}: saw 768 samples in 32 batches, epoch 0 of plan 'epochs'; 0 of them replaced",
         f"  checkpoint: {folder}/checkpoints/epoch_3.pt",
         f"  next: tailwise evaluate {folder} --data SET",
     ]
 
     with pytest.raises(UserError, match="holds a run already: go on with it by --resume"):
-        train(drawn_plan, arguments, options, tell=told.append)
+        train(drawn_plan, arguments, options)
     again = TrainOptions(epochs=1, checkpoint_every=12, resume=True)
-    train(drawn_plan, arguments, again, tell=told.append)
-    assert told[-1] == "nothing left to train: all of it is finished"
+    train(drawn_plan, arguments, again)
+    assert notes()[-1] == "nothing left to train: all of it is finished"
     changed = (
         (TrainOptions(epochs=1, checkpoint_every=24, resume=True), [], r"batches of a segment 12 → 16"),
         (TrainOptions(epochs=1, checkpoint_every=12, resume=True, seed=5), [], r"seed 0 → 5"),
@@ -88,10 +95,12 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
     )
     for given, more, said in changed:
         with pytest.raises(UserError, match=said):
-            train(drawn_plan, [*arguments, *more], given, tell=told.append)
+            train(drawn_plan, [*arguments, *more], given)
 
 
-def test_phases_go_on_from_the_weights_and_epochs_of_the_one_before(drawn_plan, tiny_model, tmp_path, read_record):
+def test_phases_go_on_from_the_weights_and_epochs_of_the_one_before(
+    drawn_plan, tiny_model, tmp_path, read_record, notes
+):
     recipe = tmp_path / "two.yaml"
     recipe.write_text(
         f"""
@@ -124,9 +133,9 @@ phases:
         "--logs",
         tmp_path / "logs",
     ]
-    result = CliRunner().invoke(app, [str(word) for word in command], catch_exceptions=False)
-    assert "phase 1 of 2" in result.output
-    assert "epoch 1 of plan" in result.output
+    CliRunner().invoke(app, [str(word) for word in command], catch_exceptions=False)
+    assert "phase 1 of 2" in "\n".join(notes())
+    assert "epoch 1 of plan" in "\n".join(notes())
     logs = tmp_path / "logs"
     first, second = logs / "epochs-two-phase1", logs / "epochs-two-phase2"
     lines = read_record(tmp_path / "record" / "epochs-two-phase2.rank-0.jsonl")
@@ -156,27 +165,27 @@ phases:
 
 def test_the_model_s_random_numbers_depend_on_the_segment_alone(drawn_plan, arguments, tmp_path):
     options = TrainOptions(samples_seen=96, checkpoint_every=3)
-    train(drawn_plan, arguments, options, tell=lambda _: None)
+    train(drawn_plan, arguments, options)
     whole = torch.load(tmp_path / "logs" / "run" / "checkpoints" / "epoch_2.pt")["state_dict"]
 
     half = tmp_path / "logs" / "half"
     arguments = [*arguments, "--name", "half", "--save-frequency", "1"]
-    train(drawn_plan, arguments, options, tell=lambda _: None)
+    train(drawn_plan, arguments, options)
     checkpoints = half / "checkpoints"
     (checkpoints / "epoch_1.pt").replace(checkpoints / "epoch_latest.pt")
     (checkpoints / "epoch_2.pt").unlink()
     state = json.loads((half / "tailwise.json").read_text())
     (half / "tailwise.json").write_text(json.dumps({**state, "finished": False}))
     torch.manual_seed(987)
-    train(drawn_plan, arguments, TrainOptions(samples_seen=96, checkpoint_every=3, resume=True), tell=lambda _: None)
+    train(drawn_plan, arguments, TrainOptions(samples_seen=96, checkpoint_every=3, resume=True))
     resumed = torch.load(checkpoints / "epoch_2.pt")["state_dict"]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_another_way_with_damage_is_told_when_a_run_goes_on(drawn_plan, arguments, tmp_path):
+def test_another_way_with_damage_is_logged_when_a_run_goes_on(drawn_plan, arguments, tmp_path, notes, caplog):
     """It may be given, since a tar may be lost meanwhile; but the samples that come may be others."""
     options = {"samples_seen": 32, "checkpoint_every": 1}
-    train(drawn_plan, arguments, TrainOptions(**options), tell=lambda _: None)
+    train(drawn_plan, arguments, TrainOptions(**options))
     path = tmp_path / "logs" / "run" / "tailwise.json"
     state = json.loads(path.read_text())
     assert state["about"]["damaged"] == "error"
@@ -189,11 +198,11 @@ def test_another_way_with_damage_is_told_when_a_run_goes_on(drawn_plan, argument
         ({"check": "none"}, ["--damaged replace, and goes on with error"]),
     ):
         path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False}))
-        told = []
-        train(drawn_plan, arguments, TrainOptions(**options, **given, resume=True), tell=told.append)
-        notes = [line for line in told if "was begun with" in line]
-        assert len(notes) == len(said)
-        assert all(part in line for part, line in zip(said, notes, strict=True))
+        caplog.clear()
+        train(drawn_plan, arguments, TrainOptions(**options, **given, resume=True))
+        found = [line for line in notes() if "was begun with" in line]
+        assert len(found) == len(said)
+        assert all(part in line for part, line in zip(said, found, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +246,7 @@ def test_counting_epochs_of_a_random_draw_is_shown(drawn_plan, arguments, option
 )
 def test_mistakes_are_refused_before_anything_is_written(drawn_plan, arguments, tmp_path, options, more, said):
     with pytest.raises(UserError, match=said):
-        train(drawn_plan, [*arguments, *more], options, tell=lambda _: None)
+        train(drawn_plan, [*arguments, *more], options)
     assert not (tmp_path / "logs").exists()
 
 
@@ -249,7 +258,7 @@ def test_validation_stays_open_clip_s(drawn_plan, arguments, tmp_path, make_imag
         lines.append(f"{path}\tpicture {number}")
     (tmp_path / "val.tsv").write_text("\n".join(lines))
     more = ["--val-data", str(tmp_path / "val.tsv"), "--dataset-type", "csv", "--save-frequency", "1"]
-    train(drawn_plan, [*arguments, *more], TrainOptions(samples_seen=64, checkpoint_every=2), tell=lambda _: None)
+    train(drawn_plan, [*arguments, *more], TrainOptions(samples_seen=64, checkpoint_every=2))
     checkpoints = tmp_path / "logs" / "run" / "checkpoints"
     results = [json.loads(line) for line in (checkpoints / "results.jsonl").read_text().splitlines()]
     assert [(result["epoch"], result["num_samples"]) for result in results] == [(1, 6), (2, 6)]
@@ -264,10 +273,9 @@ def test_help_is_open_clip_s(drawn_plan):
     assert "--gather-with-grad" in result.output
 
 
-def test_a_long_warm_up_is_noted(drawn_plan, arguments):
-    told = []
-    train(drawn_plan, [*arguments, "--warmup", "100"], TrainOptions(samples_seen=32), tell=told.append)
-    assert "the warm-up (100 steps) is as long as the training" in "".join(told)
+def test_a_long_warm_up_is_noted(drawn_plan, arguments, notes):
+    train(drawn_plan, [*arguments, "--warmup", "100"], TrainOptions(samples_seen=32))
+    assert "the warm-up (100 steps) is as long as the training" in "".join(notes())
 
 
 def test_a_run_of_open_clip_s_own_is_left_alone(drawn_plan, arguments, tmp_path):
@@ -276,5 +284,5 @@ def test_a_run_of_open_clip_s_own_is_left_alone(drawn_plan, arguments, tmp_path)
     (folder / "out.log").write_text("mine")
     for resume in (False, True):
         with pytest.raises(UserError, match="didn't start"):
-            train(drawn_plan, arguments, TrainOptions(epochs=1, resume=resume), tell=lambda _: None)
+            train(drawn_plan, arguments, TrainOptions(epochs=1, resume=resume))
     assert (folder / "out.log").read_text() == "mine"

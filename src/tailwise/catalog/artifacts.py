@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -20,6 +21,7 @@ from tailwise.catalog.files import (
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 
+logger = logging.getLogger(__name__)
 PENDING = "pending.json"
 REMOVALS = "removals"  # the input that stands for the samples removed so far
 FORMAT = 1  # raised when the same configuration would give other content
@@ -135,6 +137,7 @@ class Artifact:
             self.folder / MANIFEST, {**made, "identity": self.identity, "files": files, "summary": dict(summary)}
         )
         (self.folder / PENDING).unlink(missing_ok=True)
+        logger.debug("%s is written: %d files", self.folder, len(files))
 
 
 def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:

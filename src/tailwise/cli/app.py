@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from tailwise.errors import UserError
+from tailwise.printing import is_quiet
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -58,10 +59,10 @@ def open_plan(path: Path, name: str) -> Plan:
 
 
 def with_bars(task: Callable[[Any], Result]) -> Result:
-    """Runs a task that takes a `Track`, with progress bars."""
-    from tailwise.progress import bars
+    """Return the result of a task that takes a `Track`; show its progress, unless --quiet is given."""
+    from tailwise.progress import bars, silent
 
-    return task(bars)
+    return task(silent if is_quiet() else bars)
 
 
 def parse_bytes(text: str, option: str = "--max-memory") -> int:

@@ -22,7 +22,6 @@ from tailwise.errors import UserError
 from tailwise.loader import Loader
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
-from tailwise.printing import say
 from tailwise.progress import Track, silent
 from tailwise.recipes import Recipe
 from tailwise.train.arguments import LOCAL_MODEL, spell
@@ -33,14 +32,11 @@ from tailwise.train.phases import REPLACED, WEIGHTS, Run, decide, describe, desc
 from tailwise.train.record import Record
 from tailwise.train.runs import check_same, read_run, write_run
 
+logger = logging.getLogger(__name__)
+
 
 def train(
-    plan: Plan,
-    argv: Sequence[str],
-    options: TrainOptions,
-    recipe: Recipe | None = None,
-    tell: Callable[[str], None] = say,
-    track: Track = silent,
+    plan: Plan, argv: Sequence[str], options: TrainOptions, recipe: Recipe | None = None, track: Track = silent
 ) -> list[Run]:
     """Trains with open_clip on what a plan draws.
 
@@ -49,8 +45,7 @@ def train(
         argv: open_clip's arguments.
         options: ours.
         recipe: settings that `argv` and `options` go before.
-        tell: takes lines for the user; called on rank 0 only.
-        track: shows progress of one-time work; likewise.
+        track: shows progress of one-time work, on rank 0 only.
 
     Returns:
         The phases that the training has.
@@ -67,17 +62,16 @@ def train(
     if trainer.ranks()[0] != 0:
         track = silent
     runs = decide(plan, argv, options, recipe, trainer, track)
-    quiet: Callable[[str], None] = tell if runs[0].rank == 0 else lambda _: None
     if runs[0].rank == 0:
         _check_folders(runs, resume=options.resume)
-        describe(plan, runs, tell)
-        _tell_changes(runs, options, tell)
+        describe(plan, runs)
+        _log_changes(runs, options)
     left = [run for run in runs if not (run.found or {}).get("finished")]
     for run in left:
-        _train_phase(plan, run, options, trainer, quiet, track, last=run is runs[-1])
-    if not left:
-        describe_result(plan, runs[-1], quiet, last=True)
-        quiet("nothing left to train: all of it is finished")
+        _train_phase(plan, run, options, trainer, track, last=run is runs[-1])
+    if not left and runs[0].rank == 0:
+        describe_result(plan, runs[-1], last=True)
+        logger.info("nothing left to train: all of it is finished")
     return runs
 
 
@@ -93,7 +87,7 @@ def _check_folders(runs: Sequence[Run], *, resume: bool) -> None:
         check_same(run.folder, found["decides"], run.decides)
 
 
-def _tell_changes(runs: Sequence[Run], options: TrainOptions, tell: Callable[[str], None]) -> None:
+def _log_changes(runs: Sequence[Run], options: TrainOptions) -> None:
     """What may be another when a run goes on, though samples depend on it: a tar may be lost meanwhile."""
     for run in runs:
         if run.found is None or run.found["finished"]:
@@ -101,7 +95,7 @@ def _tell_changes(runs: Sequence[Run], options: TrainOptions, tell: Callable[[st
         for name, now in _replacing(options).items():
             before = run.found["about"].get(name, now)
             if before != now:
-                tell(
+                logger.info(
                     f"  note: {run.folder} was begun with --{name} {before}, and goes on with {now}: from here on, other samples may be "
                     "replaced than would have been"
                 )
@@ -112,16 +106,7 @@ def _replacing(options: TrainOptions) -> dict[str, str]:
     return {"check": options.check, "damaged": options.damaged}
 
 
-def _train_phase(
-    plan: Plan,
-    run: Run,
-    options: TrainOptions,
-    trainer: Trainer,
-    tell: Callable[[str], None],
-    track: Track,
-    *,
-    last: bool,
-) -> None:
+def _train_phase(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer, track: Track, *, last: bool) -> None:
     about = {
         "tailwise": __version__,
         "catalog": str(plan.catalog.folder),
@@ -140,7 +125,7 @@ def _train_phase(
         if not last:
             _save_weights(run, run.folder / "checkpoints" / trainer.main.LATEST_CHECKPOINT_NAME)
         write_run(run.folder, run.decides, about, finished=True)
-        describe_result(plan, run, tell, last=last)
+        describe_result(plan, run, last=last)
     _leave_group(run.rank, again=not last)
 
 

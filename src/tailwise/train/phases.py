@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tailwise.train.options import TrainOptions
 from tailwise.train.runs import read_run
 from tailwise.train.segments import Segments, cut
 
+logger = logging.getLogger(__name__)
 PROGRESS_STEPS = 100
 REPLACED = "replaced-rank-"  # logs of replaced samples, one of each rank
 WEIGHTS = "open_clip_pytorch_model.bin"  # the name that open_clip looks for in a folder
@@ -268,37 +270,39 @@ def _epochs(run: Run) -> str:
     return f"epoch {run.first_epoch}"
 
 
-def describe_result(plan: Plan, run: Run, tell: Callable[[str], None], *, last: bool) -> None:
-    """Print what a finished phase has seen, where its checkpoint is, and the command that evaluates the last one."""
+def describe_result(plan: Plan, run: Run, *, last: bool) -> None:
+    """Log what a finished phase has seen, where its checkpoint is, and the command that evaluates the last one."""
     logs = sorted(run.folder.glob(f"{REPLACED}*.jsonl"))
     # A batch that was trained again after an interruption is listed twice.
     replaced = {json.loads(line)["position"] for log in logs for line in log.read_text(encoding="utf-8").splitlines()}
-    tell(
+    logger.info(
         f"{run.folder}: saw {run.batches * run.global_batch:,} samples in {run.batches:,} batches, {_epochs(run)} of plan "
         f"{plan.name!r}; {len(replaced):,} of them replaced"
         + (f", listed in {logs[0].parent}/{REPLACED}*" * bool(replaced))
     )
-    tell(f"  checkpoint: {run.folder / 'checkpoints' / f'epoch_{run.segments.count}.pt'}")
+    logger.info(f"  checkpoint: {run.folder / 'checkpoints' / f'epoch_{run.segments.count}.pt'}")
     if last:
-        tell(f"  next: tailwise evaluate {shlex.quote(str(run.folder))} --data SET")
+        logger.info(f"  next: tailwise evaluate {shlex.quote(str(run.folder))} --data SET")
 
 
-def describe(plan: Plan, runs: Sequence[Run], tell: Callable[[str], None]) -> None:
-    """Tells what will be trained, before it is."""
+def describe(plan: Plan, runs: Sequence[Run]) -> None:
+    """Log what will be trained."""
     for run in runs:
         step, left = run.global_batch * run.accumulation, run.segments.left_out
         which = f"phase {run.number + 1} of {len(runs)}: " if len(runs) > 1 else ""
-        tell(f"{which}{run.folder}: {_epochs(run)} of plan {plan.name!r}, order seed {run.seed}, {run.lanes} lanes")
-        tell(
+        logger.info(
+            f"{which}{run.folder}: {_epochs(run)} of plan {plan.name!r}, order seed {run.seed}, {run.lanes} lanes"
+        )
+        logger.info(
             f"  {run.batches:,} batches of {run.global_batch:,} samples ({run.ranks} ranks × {run.batch_size:,}), "
             f"{run.batches // run.accumulation:,} steps, {run.batches * run.global_batch:,} samples"
         )
-        tell(
+        logger.info(
             f"  {run.segments}, a checkpoint after each; left out: {left} batch{'es' * (left != 1)} "
             f"({left * run.global_batch:,} samples), and what fills no batch"
         )
         if run.parsed.warmup * step >= run.batches * run.global_batch:
-            tell(
+            logger.info(
                 f"  note: the warm-up ({run.parsed.warmup:,} steps) is as long as the training: "
                 "the learning rate never comes down; give --warmup after the --"
             )
