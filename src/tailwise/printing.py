@@ -32,21 +32,18 @@ class _Lines(logging.Handler):
         print_error(f"{level}{detail}{record.getMessage()}")
 
 
-_LINES = _Lines()
-
-
 def show_log(level: int) -> None:
     """Show the package's log, in worker processes too, from a level on: WARNING is --quiet, DEBUG --verbose."""
     os.environ[LEVEL] = str(level)
-    _LINES.setLevel(level)
     LOGGER.setLevel(level)
-    LOGGER.addHandler(_LINES)
+    if not LOGGER.handlers:
+        LOGGER.addHandler(_Lines())
     LOGGER.propagate = False  # open_clip's trainer would show it again
 
 
 def is_quiet() -> bool:
     """Return whether only JSON, warnings and errors are printed."""
-    return _LINES.level >= logging.WARNING
+    return LOGGER.level >= logging.WARNING
 
 
 def say(line: object = "", *, error: bool = False) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from datetime import timedelta
+from operator import length_hint
 from typing import Protocol, TypeVar
 
 from tailwise.text import plain
@@ -38,19 +40,20 @@ def bars(items: Iterable[Item], description: str, total: int | None = None) -> I
         def render(self, task: rich.Task) -> Text:
             return Text("" if task.speed is None else _speed(task.speed))
 
-    console, began = Console(stderr=True), time.monotonic()
-    told = began
+    console, total = Console(stderr=True), total or length_hint(items)
+    began = told = time.monotonic()
     label = rich.TextColumn("{task.description:<28}", markup=False)
     columns = (label, rich.BarColumn(), rich.MofNCompleteColumn(), Speed(), rich.TimeRemainingColumn())
-    with rich.Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        for done, item in enumerate(progress.track(items, description=plain(description), total=total), 1):
+    # Older versions of rich print an empty line for each bar that they do not show.
+    with rich.Progress(*columns, console=console, transient=True) if console.is_terminal else nullcontext() as bar:
+        tracked = bar.track(items, description=plain(description), total=total or None) if bar else items
+        for done, item in enumerate(tracked, 1):
             yield item
             now = time.monotonic()
-            if not console.is_terminal and now - told >= LINE_SECONDS:
-                told, speed, every = now, done / (now - began), progress.tasks[0].total
-                left = f", {timedelta(seconds=round(max(every - done, 0) / speed))} left" if every else ""
-                of_all = f" of {every:,.0f}" if every else ""
-                logger.info("%s: %s%s, %s%s", description, f"{done:,}", of_all, _speed(speed), left)
+            if not bar and now - told >= LINE_SECONDS:
+                told, speed = now, done / (now - began)
+                left = f", {timedelta(seconds=round(max(total - done, 0) / speed))} left" if total else ""
+                logger.info(f"{description}: {done:,}{f' of {total:,}' * bool(total)}, {_speed(speed)}{left}")
     logger.debug("%s: %.1f s", description, time.monotonic() - began)
 
 
