@@ -100,7 +100,7 @@ def measure(place, size, device, peak):
         device,
     )
     report("embed", used, size.images, size.images * image_flop, peak)
-    used = timed("cluster", rows, "--clusters", size.clusters, "--device", device)
+    used = timed("cluster", rows, "--k", size.clusters, "--device", device)
     iterations = read_json(rows / "clusters" / "main" / MANIFEST)["summary"]["iterations"]
     trained = min(size.rows, POINTS_PER_CENTROID * size.clusters)
     flop = 2.0 * size.clusters * size.dimension * (size.rows + iterations * trained)

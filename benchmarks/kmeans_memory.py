@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draws seconds by rows, as .svg or .png")
     arguments = parser.parse_args()
     print_header(
-        f"cluster --clusters {arguments.clusters} --iterations {arguments.iterations} --max-memory {arguments.max_memory}, "
+        f"cluster --k {arguments.clusters} --iterations {arguments.iterations} --max-memory {arguments.max_memory}, "
         f"all rows of {arguments.dimension} dimensions, float16",
         *("torch", "numba"),
     )
@@ -74,7 +74,7 @@ def main() -> None:
         for rows in sizes:
             grow(catalog, rows, arguments.dimension)
             points = -(-rows // arguments.clusters)
-            options = ("--clusters", arguments.clusters, "--iterations", arguments.iterations)
+            options = ("--k", arguments.clusters, "--iterations", arguments.iterations)
             made = run(
                 *("cluster", catalog.folder, "--name", f"of-{rows}", *options, "--points-per-centroid", points),
                 *("--max-memory", arguments.max_memory, "--device", "cpu", "--json"),
@@ -86,7 +86,7 @@ def main() -> None:
         print_growth(sizes, runs)
         if sizes[-1] >= TOO_MANY:
             refused = run(
-                *("cluster", catalog.folder, "--name", "refused", "--clusters", TOO_MANY),
+                *("cluster", catalog.folder, "--name", "refused", "--k", TOO_MANY),
                 *("--max-memory", arguments.max_memory),
             )
             print(f"{TOO_MANY:,} clusters: exit code {refused.code}, {refused.said.strip()}")

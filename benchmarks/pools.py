@@ -83,5 +83,5 @@ def clustered(tars: Path, folder: Path, clusters: int = 400) -> tailwise.Catalog
     catalog = tailwise.import_pool(sources, folder).catalog
     if not REAL.is_dir():
         embed(catalog, "pixels")
-    tailwise.cluster(catalog, clusters=clusters, merge=0.7)
+    tailwise.cluster(catalog, k=clusters, merge=0.7)
     return catalog

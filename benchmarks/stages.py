@@ -91,10 +91,10 @@ def run(title: str, sources: list[str], folder: Path, fine: int, coarse: int, em
         timed("embed pixels", lambda: tailwise.embed(catalog, "pixels"), catalog)
     made_up = title == "made-up"
     steps: dict[str, Callable[[], Any]] = {
-        f"cluster K={fine}, 5 iterations": lambda: tailwise.cluster(catalog, clusters=fine, name="fine", iterations=5),
-        "dedup ε=0.05, greedy": lambda: tailwise.dedup(catalog, epsilon=0.05, clusters="fine"),
+        f"cluster K={fine}, 5 iterations": lambda: tailwise.cluster(catalog, k=fine, name="fine", iterations=5),
+        "dedup ε=0.05, greedy": lambda: tailwise.dedup(catalog, epsilon=0.05, clustering="fine"),
         "dedup ε=0.1, any-earlier (compared already)": lambda: tailwise.dedup(
-            catalog, epsilon=0.1, clusters="fine", rule="any-earlier", name="again"
+            catalog, epsilon=0.1, clustering="fine", rule="any-earlier", name="again"
         ),
         "filter caption-words": lambda: tailwise.filter_samples(
             catalog, "caption-words", tailwise.FilterRule(minimum=1), without=["duplicates"], name="words"
@@ -113,7 +113,7 @@ def run(title: str, sources: list[str], folder: Path, fine: int, coarse: int, em
         }
     steps |= {
         f"cluster K={coarse}, 5 iterations": lambda: tailwise.cluster(
-            catalog, clusters=coarse, iterations=5, without=["duplicates"]
+            catalog, k=coarse, iterations=5, without=["duplicates"]
         ),
         "group by shard": lambda: group(catalog, "shard"),
         "plan dbp": lambda: tailwise.make_plan(catalog, "dbp", tailwise.PlanRequest("dbp", keep=0.277)),

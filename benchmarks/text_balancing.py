@@ -189,7 +189,7 @@ def tell_classes(folder: Path) -> None:
     )
     group(catalog, "class_index", file=REAL / "truth.tsv", name="truth")
     for method in ("dynamics", "flat"):
-        plan = make_plan(catalog, method, PlanRequest(method, keep=0.5, clusters="truth"))
+        plan = make_plan(catalog, method, PlanRequest(method, keep=0.5, clustering="truth"))
         print_rates(f"{method} over true classes", plan, third[of_row])
 
 

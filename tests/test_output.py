@@ -44,7 +44,7 @@ def test_quiet_prints_nothing_but_json_and_errors(catalog, first):
     def quietly(*words, code=0):
         return run(*(["--quiet"] * first), *words, *(["--quiet"] * (not first)), code=code)
 
-    done = quietly("cluster", catalog, "--clusters", 4, "--name", f"quiet-{first}")
+    done = quietly("cluster", catalog, "--k", 4, "--name", f"quiet-{first}")
     assert (done.stdout, done.stderr) == ("", "")
     found = quietly("status", catalog, "--json")
     assert json.loads(found.stdout) and not found.stderr
@@ -55,14 +55,14 @@ def test_quiet_prints_nothing_but_json_and_errors(catalog, first):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_verbose_shows_the_log_on_standard_error(catalog, first):
-    words = ["cluster", catalog, "--clusters", 5, "--name", f"verbose-{first}"]
+    words = ["cluster", catalog, "--k", 5, "--name", f"verbose-{first}"]
     told = run(*(["--verbose"] * first), *words, *(["--verbose"] * (not first)))
     lines = told.stderr.splitlines()
     assert all(re.match(r"tailwise: debug: \d+\.\d s, tailwise[.\w]*: ", line) for line in lines)
     assert f"{catalog}/clusters/verbose-{first} is written" in told.stderr
     assert any("assigning: " in line for line in lines)
     assert "debug" not in told.stdout
-    plain = run("cluster", catalog, "--clusters", 5, "--name", f"plain-{first}")
+    plain = run("cluster", catalog, "--k", 5, "--name", f"plain-{first}")
     assert plain.stderr == ""
     assert plain.stdout.count("\n") == told.stdout.count("\n") > 1
 
@@ -198,7 +198,7 @@ def test_python_callers_see_nothing(capfd, catalog):
     from tailwise.catalog import Catalog
     from tailwise.stages.cluster import cluster
 
-    cluster(Catalog.open(catalog), clusters=3, name="python")
+    cluster(Catalog.open(catalog), k=3, name="python")
     assert capfd.readouterr() == ("", "")
     assert list(silent([1, 2], "step")) == [1, 2]
     assert logging.getLogger("tailwise").handlers == []

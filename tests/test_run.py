@@ -109,7 +109,7 @@ def test_the_commands_are_those_that_a_user_would_type(recipe):
         "tailwise cluster --clusters 6 --without large cat",
         "tailwise plan --method dynamics --budget 5 --dynamic cat epochs",
         "tailwise export --to parquet --epoch 0 cat epochs out/subset.parquet",
-        "tailwise removed --output out/removed.parquet cat epochs",
+        "tailwise excluded --output out/removed.parquet cat epochs",
     ]
 
 
@@ -245,7 +245,7 @@ def test_a_training_is_a_command_that_can_be_repeated():
 
 
 def test_output_in_a_value_needs_an_output():
-    with pytest.raises(UserError, match=r"step train:uniform has '\{output\}': name the folder with --output"):
+    with pytest.raises(UserError, match=r"step train:uniform has '\{output\}': name the folder with `output`"):
         [_placed(step, None) for step in load_pipeline("bootstrap").steps]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.encoders import EncoderOptions
-    from tailwise.errors import UserError
+    from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
     from tailwise.evaluate import EvaluateOptions, Evaluation
     from tailwise.evaluate import evaluate as evaluate_checkpoint
     from tailwise.export import export as export_plan
@@ -32,15 +32,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Catalog",
+    "ConflictError",
+    "DamagedError",
     "EmbedOptions",
     "EncoderOptions",
     "EvaluateOptions",
     "Evaluation",
     "FilterRule",
     "Loader",
+    "NotFoundError",
     "Plan",
     "PlanRequest",
     "ScoreRequest",
+    "UnsupportedError",
     "UserError",
     "cluster",
     "dedup",
@@ -71,7 +75,10 @@ _HOMES = {
     "Plan": ("tailwise.plan", "Plan"),
     "PlanRequest": ("tailwise.stages.plan", "PlanRequest"),
     "ScoreRequest": ("tailwise.stages.scores", "ScoreRequest"),
-    "UserError": ("tailwise.errors", "UserError"),
+    **{
+        name: ("tailwise.errors", name)
+        for name in ("ConflictError", "DamagedError", "NotFoundError", "UnsupportedError", "UserError")
+    },
     "cluster": ("tailwise.stages.cluster", "cluster"),
     "dedup": ("tailwise.stages.dedup", "dedup"),
     "embed": ("tailwise.stages.embed", "embed"),
@@ -89,6 +96,11 @@ _HOMES = {
     "register_method": ("tailwise.plan.methods", "register_method"),
     "try_filter": ("tailwise.stages.filter", "try_filter"),
 }
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -7,7 +7,7 @@ import re
 import shlex
 from importlib.metadata import PackageNotFoundError, requires
 
-from tailwise.errors import UserError
+from tailwise.errors import UnsupportedError
 
 
 def install_command(extra: str) -> str:
@@ -25,8 +25,8 @@ def require(extra: str, *modules: str, purpose: str) -> None:
     """Refuse to go on without the modules of an extra.
 
     Raises:
-        UserError: one of `modules` is not installed. `purpose` names what needs them.
+        UnsupportedError: one of `modules` is not installed. `purpose` names what needs them.
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"{purpose} needs {', '.join(missing)}: {install_command(extra)}")
+        raise UnsupportedError(f"{purpose} needs {', '.join(missing)}: {install_command(extra)}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tailwise.text import plain
@@ -44,6 +45,15 @@ def show_log(level: int) -> None:
 def is_quiet() -> bool:
     """Return whether only JSON, warnings and errors are printed."""
     return LOGGER.level >= logging.WARNING
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401  (JSON values)
+    """Return JSON values with null for numbers that JSON cannot hold: infinities and NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def say(line: object = "", *, error: bool = False) -> None:
@@ -140,7 +150,7 @@ def _print_bins(explanation: Explanation) -> None:
 
 def print_json(value: object) -> None:
     """Print JSON; text from outside keeps its value, since JSON escapes control characters and all that is not ASCII."""
-    print(json.dumps(value, indent=1), flush=True)
+    print(json.dumps(finite(value), indent=1, allow_nan=False), flush=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -151,8 +161,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         columns: headings; the first column is aligned left, the others right.
         rows: a cell is a value, or a tuple of values that stand below each other.
     """
-    if is_quiet():
-        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -162,7 +170,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_column(Text(plain(column)), justify="left" if at == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text("\n".join(map(plain, cell if isinstance(cell, tuple) else (cell,)))) for cell in row))
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False, quiet=is_quiet())
     if not console.is_terminal:
-        console = Console(markup=False, emoji=False, highlight=False, width=200)
+        console.width = 200
     console.print(table)

@@ -41,10 +41,9 @@ def bars(items: Iterable[Item], description: str, total: int | None = None) -> I
             return Text("" if task.speed is None else _speed(task.speed))
 
     console, total = Console(stderr=True), total or length_hint(items)
-    began = told = time.monotonic()
+    began = told = time.monotonic()  # without a terminal, no hidden bar: rich before 15 prints an empty line for it
     label = rich.TextColumn("{task.description:<28}", markup=False)
     columns = (label, rich.BarColumn(), rich.MofNCompleteColumn(), Speed(), rich.TimeRemainingColumn())
-    # Older versions of rich print an empty line for each bar that they do not show.
     with rich.Progress(*columns, console=console, transient=True) if console.is_terminal else nullcontext() as bar:
         tracked = bar.track(items, description=plain(description), total=total or None) if bar else items
         for done, item in enumerate(tracked, 1):

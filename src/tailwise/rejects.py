@@ -14,11 +14,11 @@ def check_share(max_rejected: float) -> None:
         UserError: it is not in [0, 1].
     """
     if not 0 <= max_rejected <= 1:
-        raise UserError(f"--max-rejected {max_rejected}: must lie between 0 and 1, such as 0.1 for 10 %")
+        raise UserError(f"`max_rejected` {max_rejected}: must lie between 0 and 1, such as 0.1 for 10 %")
 
 
 def refuse_many(
-    rejected: int, seen: int, max_rejected: float, what: str, causes: str, option: str = "--max-rejected"
+    rejected: int, seen: int, max_rejected: float, what: str, causes: str, option: str = "`max_rejected`"
 ) -> None:
     """Stop where more than a share of what was read was rejected.
 

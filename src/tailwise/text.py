@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import shlex
 import unicodedata
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Control and format characters, line and paragraph separators, lone surrogates: what a terminal obeys or cannot show.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SECRETS = re.compile(r"""(?<=://)[^/@\s'"]+@|(?<=\?)[^\s'"?]*=[^\s'"]*""")
+MOST_NAMES = 20  # that a message lists
 _JOINERS = "\u200c\u200d"  # of scripts and emoji; they change no line and no direction
 
 
@@ -47,6 +51,40 @@ def spreadsheet_cell(text: str) -> str:
     come back to the byte.
     """
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Return options as words: {"aug_cfg": {"scale": (0.4, 1)}, "local-loss": True} → ["--aug-cfg", "scale=(0.4, 1)", "--local-loss"].
+
+    True is a flag, False and None leave it out, a list gives several words, a mapping words of the form key=value.
+    """
+    words: list[str] = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, Mapping):
+            words += [f"{key}={tuple(item) if isinstance(item, list) else item}" for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            words += [str(item) for item in value]
+        elif value is not True:
+            words.append(str(value))
+    return words
+
+
+def command_line(command: str, *words: object, **options: object) -> str:
+    """Return a command of tailwise as a user types it: a remedy in a message. "…" stands for what the user fills in."""
+    typed = [command, *map(str, words), *option_words(options)]
+    return f"`tailwise {' '.join(word if word == '…' else shlex.quote(word) for word in typed)}`"
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return the remedy for a name that is not known: the nearest one, and all of them where they are few."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    if not near:
+        return f"use {', '.join(names)}" if names else "there is none"
+    return f"did you mean {near[0]!r}?" + (f" Known are {', '.join(names)}" if len(names) <= MOST_NAMES else "")
 
 
 def is_unicode(text: str) -> bool:

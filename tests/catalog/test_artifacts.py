@@ -2,8 +2,9 @@
 
 import pytest
 
-from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, finished, read_manifest
+from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, read_manifest
 from tailwise.catalog.files import file_digest, read_json, write_json
+from tailwise.catalog.kinds import Kind
 from tailwise.errors import UserError
 
 CONFIG = {"clusters": 500, "merge": None}
@@ -149,7 +150,7 @@ def test_read_manifest_names_what_is_there(begin, tmp_path):
     make(begin("two"))
     begin("unfinished").path("x").touch()
     assert read_manifest(tmp_path / "one", "clustering", "make it")["summary"] == {"rows": 7}
-    assert finished(tmp_path) == ["one", "two"]
+    assert Kind("section", ".", ()).finished(tmp_path) == ["one", "two"]
     with pytest.raises(UserError, match=r"no clustering named 'unfinished' \(there: one, two\): run tailwise cluster"):
         read_manifest(tmp_path / "unfinished", "clustering", "run tailwise cluster")
     with pytest.raises(UserError, match="there: none"):

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailwise.catalog import Catalog
-from tailwise.catalog.catalog import FORMAT, check_name
+from tailwise.catalog.catalog import FORMAT
 from tailwise.catalog.files import read_record, write_record
+from tailwise.catalog.kinds import check_name
 from tailwise.errors import UserError
 from tailwise.stages.import_pool import import_pool
 
@@ -124,7 +125,7 @@ def test_snapshot_id_is_of_the_shards_contents_alone(tmp_path, make_tar):
 def test_missing_embeddings_name_the_remedy(small_catalog):
     with pytest.raises(
         UserError,
-        match=r"600 of 600 samples have no text embeddings.*or make them \(`tailwise embed .*--column text`\)$",
+        match=r"600 of 600 samples have no text embeddings.*or make them \(`tailwise embed .*`column` text`\)$",
     ):
         small_catalog.embedding_parts("text", small_catalog.snapshot())
     (small_catalog.embedding_folder("image") / "part-000001.json").unlink()

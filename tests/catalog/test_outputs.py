@@ -19,16 +19,16 @@ from tailwise.errors import UserError
 from tailwise.evaluate.output import check_output as check_evaluation
 from tailwise.export import EXPORTS, export
 from tailwise.progress import silent
+from tailwise.stages.excluded import write_excluded
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import PlanRequest, make_plan
-from tailwise.stages.removed import write_removed
 
 WRITERS = {
     **{
         name: lambda plan, path, name=name: export(plan, name, path, epoch=0, overwrite=True)
         for name in {*EXPORTS} - {"shards"}
     },
-    "removed": lambda plan, path: write_removed(plan.catalog, path, plan, overwrite=True),
+    "removed": lambda plan, path: write_excluded(plan.catalog, path, plan, overwrite=True),
 }
 
 
@@ -118,10 +118,10 @@ def test_folders(plan, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "cat")
     for folder in ("cat", "cat/plans/p", "link", "link/new", "dangling", "theirs/x", "theirs"):
         with pytest.raises(UserError):
-            check_output_folder(tmp_path / folder, "--output", marks=["runs"])
+            check_output_folder(tmp_path / folder, "`output`", marks=["runs"])
     (tmp_path / "theirs" / "runs").mkdir()
     for folder in ("theirs", "new", "new/deeper"):
-        assert check_output_folder(tmp_path / folder, "--output", marks=["runs"]) == tmp_path / folder
+        assert check_output_folder(tmp_path / folder, "`output`", marks=["runs"]) == tmp_path / folder
 
 
 def test_what_a_killed_command_left_is_no_other_output(tmp_path):
@@ -130,10 +130,10 @@ def test_what_a_killed_command_left_is_no_other_output(tmp_path):
         left = shutil.copy(temporary, tmp_path / "kept")
         raise KeyboardInterrupt
     Path(left).rename(temporary)
-    assert check_output_folder(tmp_path, "--output", marks=["runs"]) == tmp_path
+    assert check_output_folder(tmp_path, "`output`", marks=["runs"]) == tmp_path
     (tmp_path / "novel.txt").touch()
     with pytest.raises(UserError, match="holds something else"):
-        check_output_folder(tmp_path, "--output", marks=["runs"])
+        check_output_folder(tmp_path, "`output`", marks=["runs"])
 
 
 def test_every_command_that_writes_a_folder_checks_it(plan, tmp_path, tree_bytes):

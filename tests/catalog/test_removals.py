@@ -400,7 +400,7 @@ def test_other_mistakes(pools, tmp_path, listed):
     (tmp_path / "names.csv").write_text("000000001")
     with pytest.raises(UserError, match=r"keys are read from a file ending in \.txt or \.parquet"):
         remove(catalog, tmp_path / "names.csv")
-    with pytest.raises(UserError, match="--reason is empty"):
+    with pytest.raises(UserError, match="`reason` is empty"):
         remove(catalog, listed("000000001"), reason=" ")
     with pytest.raises(UserError, match="holds no samples"):
         remove(Catalog.create(tmp_path / "empty"), listed("000000001"))

@@ -15,7 +15,7 @@ from tailwise.compare.trainers import open_clip_arguments, train_by_open_clip
 from tailwise.errors import UserError
 from tailwise.loader import Loader
 from tailwise.stages.plan import PlanRequest, make_plan
-from tailwise.train.arguments import spell
+from tailwise.text import option_words
 from tailwise.train.launch import train
 from tailwise.train.options import TrainOptions
 
@@ -62,9 +62,9 @@ def run(plan, settings, folder, seed=0, compose="shuffle"):
 def test_the_losses_and_weights_are_those_of_open_clips_trainer(plan, write_model, tmp_path, vision, precision):
     settings = training(write_model(**vision), precision=precision, workers=0)
     mine = run(plan, settings, tmp_path / "mine", seed=3, compose="spread")
-    words = [*spell(open_clip_arguments(settings)), "--logs", str(tmp_path), "--name", "theirs"]
-    words += ["--log-every-n-steps", "1"]
-    train(plan, words, TrainOptions(samples_seen=384, seed=3, compose="spread"))
+    words = [*option_words(open_clip_arguments(settings)), "`logs`", str(tmp_path), "`name`", "theirs"]
+    words += ["`log_every_n_steps`", "1"]
+    train(plan, words, TrainOptions(samples_seen=384, seed=3, compose="spread"), tell=lambda _: None)
     log = (tmp_path / "theirs" / "out.log").read_text()
     theirs = [float(loss) for loss in re.findall(r"Train Epoch.* Loss: ([0-9.]+) ", log)]
     losses = np.load(tmp_path / "mine" / "losses.npy")

@@ -20,6 +20,7 @@ from tailwise.plan.methods import METHODS
         (["catalogue=5"], "did you mean 'catalog'"),
         (["train.samples_seen=10"], "less than a batch of 32"),
         (["train.precision=fp16"], "must be one of fp32, bf16"),
+        (["train.device=gpu"], "device is 'gpu': must be auto, cpu, cuda or cuda:N"),
         (["train.augment={scale: [0.5, 2]}"], "at most 1"),
         (["train.augment={scales: [0.5, 1]}"], "did you mean 'scale'"),
         (["train.lr=fast"], "must be a number"),

@@ -12,7 +12,7 @@ from tailwise.stages.plan import PlanRequest, make_plan
 @pytest.mark.parametrize("epochs", [1, 2, 3, 5])
 def test_bounds_are_those_of_the_draws(small_catalog, request_, dynamic, epochs):
     method, keep, repeats = request_
-    cluster(small_catalog, clusters=8)
+    cluster(small_catalog, k=8)
     plan = make_plan(small_catalog, "p", PlanRequest(method, keep=keep, max_repeats=repeats, dynamic=dynamic))
     budget = round(keep * 600)
     draws = np.cumsum([plan.draw(epoch).astype(int) for epoch in range(epochs + 1)], axis=0)

@@ -128,9 +128,9 @@ def test_a_column_without_a_backend_is_of_torch(make_catalog, clip_folder):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("lite0", {"backend": "tpu"}, "--backend 'tpu': use auto, torch, openvino"),
-        ("lite0", {"backend": "openvino", "device": "cuda"}, "--backend openvino is for CPUs"),
-        ("pixels", {"backend": "openvino"}, "--backend openvino does nothing with pixels"),
+        ("lite0", {"backend": "tpu"}, "`backend` 'tpu': use auto, torch, openvino"),
+        ("lite0", {"backend": "openvino", "device": "cuda"}, "`backend` openvino is for CPUs"),
+        ("pixels", {"backend": "openvino"}, "`backend` openvino does nothing with pixels"),
     ],
 )
 def test_mistakes(name, options, message):
@@ -139,14 +139,14 @@ def test_mistakes(name, options, message):
 
 
 def test_captions_need_no_backend(make_catalog, clip_folder):
-    with pytest.raises(UserError, match="--backend openvino is for images"):
+    with pytest.raises(UserError, match="`backend` openvino is for images"):
         embed(make_catalog("c"), f"open_clip:local-dir:{clip_folder}", by("openvino", "text"), workers=1)
 
 
 def test_openvino_that_is_not_installed(monkeypatch, clip_folder):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else find(name))
-    with pytest.raises(UserError, match=r"--backend openvino needs openvino: pip install .*openvino>="):
+    with pytest.raises(UserError, match=r"`backend` openvino needs openvino: pip install .*openvino>="):
         load_encoder("lite0", EncoderOptions(backend="openvino"), CPU)
     encoder = load_encoder(f"open_clip:local-dir:{clip_folder}", EncoderOptions(), CPU)
     assert encoder.sides["image"].backend == "torch"
@@ -156,7 +156,7 @@ def test_openvino_that_is_not_installed(monkeypatch, clip_folder):
 @pytest.mark.skipif(has_native_bf16(CPU), reason="this processor has products of bf16")
 def test_bf16_is_torchs_where_openvino_would_compute_in_fp32(clip_folder):
     name = f"open_clip:local-dir:{clip_folder}"
-    with pytest.raises(UserError, match=r"in bf16 .on this processor it would compute in f32.: use --backend torch"):
+    with pytest.raises(UserError, match=r"in bf16 .on this processor it would compute in f32.: use `backend` torch"):
         load_encoder(name, EncoderOptions(precision="bf16", backend="openvino"), CPU)
     encoder = load_encoder(name, EncoderOptions(precision="bf16"), CPU)
     assert (encoder.sides["image"].backend, encoder.precision) == ("torch", "bf16")
@@ -174,7 +174,7 @@ def test_a_wrong_conversion_is_refused_or_left_to_torch(caplog, monkeypatch, cli
         return [rows + 0.01 * np.linalg.norm(rows) if wrong == "rows" else rows[:2]]
 
     monkeypatch.setattr(openvino.CompiledModel, "__call__", changed)
-    with pytest.raises(UserError, match=r"OpenVINO can't run open_clip:.* in fp32 \(.*\): use --backend torch"):
+    with pytest.raises(UserError, match=r"OpenVINO can't run open_clip:.* in fp32 \(.*\): use `backend` torch"):
         load_encoder(name, EncoderOptions(precision="fp32", backend="openvino"), CPU)
     assert not caplog.text
     encoder = load_encoder(name, EncoderOptions(precision="fp32"), CPU)

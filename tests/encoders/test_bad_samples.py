@@ -240,7 +240,7 @@ def test_too_many_rejects_stop_it_and_what_is_finished_is_kept(pool, clip_folder
     catalog = imported(pool, tmp_path / "catalog")
     name = f"open_clip:local-dir:{clip_folder}"
     with pytest.raises(
-        UserError, match=r"18 of 91 images \(19\.8%\) .*--max-rejected 0\.19: not an image 7, .*first is r-truncated"
+        UserError, match=r"18 of 91 images \(19\.8%\) .*`max_rejected` 0\.19: not an image 7, .*first is r-truncated"
     ):
         embed(catalog, name, options(clip_folder, "image", 0.19), workers=1)
     assert not list(catalog.embedding_folder("image").glob("part-*"))
@@ -256,7 +256,7 @@ def test_a_run_that_gives_nothing_names_the_cause(tmp_path, make_tar, clip_folde
     make_tar(tmp_path / "pool" / "0.tar", [(f"{key}.{kind}", b" ") for key in "ab" for kind in ("jpg", "txt")])
     catalog = imported(tmp_path, tmp_path / "catalog")
     name = f"open_clip:local-dir:{clip_folder}"
-    with pytest.raises(UserError, match=rf"2 of 2 .*--max-rejected 0\.9: {cause}"):
+    with pytest.raises(UserError, match=rf"2 of 2 .*`max_rejected` 0\.9: {cause}"):
         embed(catalog, name, options(clip_folder, column, 0.9), workers=1)
     with pytest.raises(UserError, match=f"not one of 2 samples got an {column} embedding: {cause}"):
         embed(catalog, name, options(clip_folder, column), workers=1)

@@ -190,7 +190,7 @@ def test_memory_that_runs_out_is_the_batch_size(make_catalog, clip_folder, monke
         return torch.zeros(1, 24)  # what the width is found by
 
     monkeypatch.setattr(Encoder, "embed", fills_the_memory)
-    with pytest.raises(UserError, match="a batch of 8 doesn't fit into the memory of cpu: give a smaller --batch-size"):
+    with pytest.raises(UserError, match="a batch of 8 doesn't fit into the memory of cpu: give a smaller `batch_size`"):
         embed(make_catalog("c"), f"open_clip:local-dir:{clip_folder}", fp32("image"), workers=1)
 
 

@@ -156,8 +156,8 @@ def test_bf16_is_near(encoder):
         ("lite0:1025", {}, "lite0:1025: use lite0:PIXELS"),
         ("lite0:-1", {}, "lite0:-1: use lite0:PIXELS"),
         ("lite0:wide", {}, "lite0:wide: use lite0:PIXELS"),
-        ("lite0", {"model": "x"}, "--model does nothing with lite0"),
-        ("lite0:64", {"pooling": "cls"}, "--pooling does nothing with lite0:64"),
+        ("lite0", {"model": "x"}, "`model` does nothing with lite0"),
+        ("lite0:64", {"pooling": "cls"}, "`pooling` does nothing with lite0:64"),
     ],
 )
 def test_mistakes(name, options, message):

@@ -80,7 +80,7 @@ def test_core_dependencies_are_enough_and_a_missing_extra_is_named(installed, ma
     pq.write_table(table, folder / "rows.parquet")
     for command in (
         "import pool rows.parquet catalog",
-        "cluster catalog --clusters 6",
+        "cluster catalog --k 6",
         "dedup catalog --epsilon 0.01",
         "plan catalog epochs --method dynamics --keep 0.5",
         "explain catalog epochs",

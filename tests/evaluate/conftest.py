@@ -21,7 +21,7 @@ def class_names():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """`--model` of the tiny CLIP: a folder without weights."""
+    """``model`` of the tiny CLIP: a folder without weights."""
     folder = tmp_path_factory.mktemp("model")
     vision = {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2}
     text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}

@@ -208,7 +208,7 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
     with pytest.raises(UserError, match=told):
         measure(tmp_path / "bad")
     for max_rejected in (-0.1, 1.1):
-        with pytest.raises(UserError, match=f"--max-rejected {max_rejected}: must lie between 0 and 1"):
+        with pytest.raises(UserError, match=f"`max_rejected` {max_rejected}: must lie between 0 and 1"):
             measure(tmp_path / "bad", max_rejected=max_rejected)
 
 
@@ -320,7 +320,7 @@ def test_mistakes_in_sets_are_one_line(measure, tmp_path, make_tar, make_picture
     for groups in ("halves", "20,100"):
         assert "give thirds, or two bounds" in told(cut, groups=groups)
     assert "--precision 'fp8': must be one of fp32, bf16" in told(beyond, precision="fp8")
-    assert "--device 'abacus' can't be used" in told(beyond, device="abacus")
+    assert "`device` 'abacus' cannot be used" in told(beyond, device="abacus")
 
 
 def test_checkpoints_in_all_forms(tmp_path, classification_set, measure, tiny_checkpoint, tiny_model, tiny_weights):

@@ -41,7 +41,7 @@ def test_names_and_templates_of_the_users_own(classification_set, tmp_path):
 def test_tars_without_more(tmp_path, make_tar, make_picture):
     for number in (0, 2, 10):
         make_tar(tmp_path / f"{number}.tar", [("x.jpg", make_picture(0)), ("x.cls", b"0")])
-    with pytest.raises(UserError, match=r"has no classnames\.txt: give --classes"):
+    with pytest.raises(UserError, match=r"has no classnames\.txt: give `classes`"):
         find_set(str(tmp_path))
     names = tmp_path / "names"
     names.write_text("one")
@@ -73,7 +73,7 @@ def test_folders_of_images(folders, tmp_path):
 def test_folders_named_by_wordnet_want_names(folders):
     for number, folder in enumerate(sorted(folders.iterdir())):
         folder.rename(folders / f"n0000000{number}")
-    with pytest.raises(UserError, match="WordNet ids: give --classes"):
+    with pytest.raises(UserError, match="WordNet ids: give `classes`"):
         find_set(str(folders))
 
 

@@ -58,7 +58,7 @@ def test_given_uids_are_written_as_often_as_their_samples_are_drawn(pool, tmp_pa
 def test_samples_without_a_uid_are_refused(pool, tmp_path, shards, rates):
     plan = plan_of(pool(*shards), rates)
     with pytest.raises(
-        UserError, match=r"by the uid in their \.json, and sample '0000[01]000[01]' of .*tar has none: export --to"
+        UserError, match=r"by the uid in their \.json, and sample '0000[01]000[01]' of .*tar has none: export `to`"
     ):
         export(plan, "datacomp", tmp_path / "s.npy")
     assert not (tmp_path / "s.npy").exists()
@@ -88,7 +88,7 @@ def test_an_epoch_is_named_where_epochs_differ(pool, tmp_path):
     half, whole = (make_plan(catalog, f"k{keep}", PlanRequest("random", keep=keep)) for keep in (0.5, 1.0))
     once = make_plan(catalog, "once", PlanRequest("random", keep=0.5, dynamic=False))
     for name in ("datacomp", "keys", "parquet", "shards"):
-        with pytest.raises(UserError, match=r"the epochs of plan 'k0\.5' differ: name the one to write with --epoch"):
+        with pytest.raises(UserError, match=r"the epochs of plan 'k0\.5' differ: name the one to write with `epoch`"):
             export(half, name, tmp_path / "x")
         for at, plan in enumerate((whole, once)):
             assert export(plan, name, tmp_path / f"{name}-{at}") == (4, 2)[at]

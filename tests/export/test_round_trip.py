@@ -158,7 +158,7 @@ def test_parquet_by_pyarrows_dataset(thrice, tmp_path, sources_of):
 def repeating(small_catalog, plain_seeding):
     """A plan with 0, 1, 2 and 3 copies of samples, whose keys are unique."""
     with plain_seeding(12):
-        cluster(small_catalog, clusters=12)
+        cluster(small_catalog, k=12)
     return make_plan(small_catalog, "p", PlanRequest("flat", keep=0.8, max_repeats=3))
 
 

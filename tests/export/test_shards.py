@@ -125,7 +125,7 @@ def test_bytes_depend_on_neither_workers_nor_chunks(thrice, tmp_path, tree_bytes
 
 
 def test_the_order_is_shuffled_over_all_and_another_in_each_epoch(small_catalog, tmp_path, read_tars):
-    cluster(small_catalog, clusters=12)
+    cluster(small_catalog, k=12)
     orders = []
     for seed in range(4):
         plan = make_plan(small_catalog, f"p{seed}", PlanRequest("proportional", keep=1.0, seed=seed))
@@ -358,7 +358,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_listed(thrice, tmp_path, r
     shard = thrice.catalog.shards()["path"].to_pylist()[3]
     with open(shard, "ab") as stream:  # noqa: PTH123
         stream.write(bytes(512))  # 25 samples, 35 copies of them
-    with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 tars .*00001\.tar.*bytes; .*--max-rejected"):
+    with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 tars .*00001\.tar.*bytes; .*`max_rejected`"):
         write_shards(thrice, 0, tmp_path / "out", FEW)
     result = write_shards(thrice, 0, tmp_path / "out", Sharding(50, workers=1, max_rejected=0.2))
     assert (result.samples, dict(result.rejected)) == (240, {"unreadable": 35, "caption is not UTF-8": 5})

@@ -11,8 +11,8 @@ from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
+from tailwise.stages.excluded import write_excluded
 from tailwise.stages.plan import PlanRequest, make_plan
-from tailwise.stages.removed import write_removed
 from tailwise.stages.why import why
 
 EPOCH = 3
@@ -20,7 +20,7 @@ EPOCH = 3
 
 @pytest.fixture
 def catalog(small_catalog):
-    cluster(small_catalog, clusters=12)
+    cluster(small_catalog, k=12)
     dedup(small_catalog, epsilon=0.05)
     make_plan(small_catalog, "p", PlanRequest("dynamics", keep=0.05, without=("duplicates",)))
     return small_catalog
@@ -34,7 +34,7 @@ def drawn(catalog, tmp_path):
 
 def listed(catalog, tmp_path):
     path = tmp_path / "removed.parquet"
-    write_removed(catalog, path, Plan(catalog, "p"), overwrite=True)
+    write_excluded(catalog, path, Plan(catalog, "p"), overwrite=True)
     return pq.read_table(path)
 
 

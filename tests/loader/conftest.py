@@ -43,7 +43,7 @@ def _order_pool_source(tmp_path_factory, make_tar, make_image, make_embeddings, 
     sources = [str(folder / "pool"), str(embeddings)]
     catalog = import_pool(sources, folder / "catalog", workers=1, part_rows=300).catalog
     with plain_seeding(len(GROUP_SIZES)):
-        cluster(catalog, clusters=len(GROUP_SIZES))
+        cluster(catalog, k=len(GROUP_SIZES))
     return folder
 
 

@@ -326,7 +326,7 @@ def test_tars_that_go_while_they_are_read_are_an_error_unless_replaced(own_pool,
     plan = make_plan(own_pool, "p", PlanRequest("flat", keep=0.5))
     loader = Loader(plan, transform=to_tensor, **{**OPTIONS, "on_damaged": "error", "workers": workers})
     (tmp_path / "pool" / "00003.tar").unlink()
-    with pytest.raises(UserError, match=r"^row \d+ can't be read \(.*00003\.tar.*--damaged replace"):
+    with pytest.raises(UserError, match=r"^row \d+ can't be read \(.*00003\.tar.*`damaged` replace"):
         read(loader)
 
 

@@ -222,19 +222,19 @@ def test_options_of_other_methods_are_refused(name, option):
     if option in METHODS[name].options:
         assert method_options(name, {option: 0.5})[option] == 0.5
     else:
-        with pytest.raises(UserError, match=rf"--{option} does nothing with method '{name}'"):
+        with pytest.raises(UserError, match=rf"`{option}` does nothing with method '{name}'"):
             method_options(name, {option: 0.5})
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, math.nan, math.inf])
 def test_alpha_out_of_bounds_is_refused(alpha):
-    with pytest.raises(UserError, match=rf"--alpha {alpha}: must be a number between 0 and 1"):
+    with pytest.raises(UserError, match=rf"`alpha` {alpha}: must be a number between 0 and 1"):
         method_options("dynamics", {"alpha": alpha})
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 0.00009, math.nan, math.inf])
 def test_temperature_out_of_bounds_is_refused(temperature):
-    with pytest.raises(UserError, match=rf"--temperature {temperature}: must be a number between 0.0001"):
+    with pytest.raises(UserError, match=rf"`temperature` {temperature}: must be a number between 0.0001"):
         method_options("dbp", {"temperature": temperature})
 
 
@@ -301,7 +301,7 @@ def test_methods_are_registered_with_sense(tmp_path):
 
 @pytest.mark.parametrize("neighbours", [0, 1.5, -3])
 def test_neighbours_are_whole(neighbours):
-    with pytest.raises(UserError, match=f"--neighbours {neighbours}: must be a whole number between 1"):
+    with pytest.raises(UserError, match=f"`neighbours` {neighbours}: must be a whole number between 1"):
         method_options("dbp", {"neighbours": neighbours})
 
 

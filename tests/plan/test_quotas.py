@@ -237,7 +237,7 @@ def test_fill_by_scale_of_the_whole_pool_is_the_bound(repeats):
 
 
 def test_fill_by_scale_refuses_more_than_there_is():
-    with pytest.raises(UserError, match=r"3,001\b.*3,000\b.*--max-repeats"):
+    with pytest.raises(UserError, match=r"3,001\b.*3,000\b.*`max_repeats`"):
         fill_by_scale(np.ones(3), np.zeros(3), np.full(3, 1000.0), 3001)
 
 

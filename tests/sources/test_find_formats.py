@@ -167,11 +167,11 @@ def test_each_format_takes_its_own_alone(tmp_path, make_metadata, make_pool, mak
 @pytest.mark.parametrize(
     ("options", "saying"),
     [
-        ({"embedding": "b32"}, "--embedding b32 does nothing"),
-        ({"clusters_name": "c"}, "--clusters-name c does nothing"),
-        ({"id_column": "key"}, "--id-column key does nothing"),
-        ({"embedding_column": "e"}, "--embedding-column e does nothing"),
-        ({"column": "text"}, "--column text does nothing"),
+        ({"embedding": "b32"}, "`embedding` b32 does nothing"),
+        ({"clustering": "c"}, "`clustering` c does nothing"),
+        ({"id_column": "key"}, "`id_column` key does nothing"),
+        ({"embedding_column": "e"}, "`embedding_column` e does nothing"),
+        ({"column": "text"}, "`column` text does nothing"),
     ],
 )
 def test_options_that_do_nothing_are_refused(tmp_path, make_pool, options, saying):
@@ -180,7 +180,7 @@ def test_options_that_do_nothing_are_refused(tmp_path, make_pool, options, sayin
         found(tmp_path, options=SourceOptions(**options))
 
 
-@pytest.mark.parametrize("options", [{"embedding": "l15"}, {"column": "sound"}, {"clusters_name": "../x"}])
+@pytest.mark.parametrize("options", [{"embedding": "l15"}, {"column": "sound"}, {"clustering": "../x"}])
 def test_values_that_nobody_knows_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options.values()))):
         SourceOptions(**options)

@@ -16,12 +16,12 @@ from tailwise.plan import Plan
 from tailwise.plan.explain import explain
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
+from tailwise.stages.excluded import write_excluded
 from tailwise.stages.filter import FilterRule, filter_samples
 from tailwise.stages.plan import PlanRequest, make_plan
 from tailwise.stages.plan_balance import make_balanced_plan
 from tailwise.stages.plan_rates import make_rate_plan
 from tailwise.stages.remove import remove
-from tailwise.stages.removed import write_removed
 from tailwise.stages.verify import broken_inputs
 
 
@@ -44,7 +44,7 @@ def gone(small_catalog, tmp_path):
 
 def test_clusters_filters_and_duplicates_are_those_of_the_rest(small_catalog, gone):
     rows = gone()
-    clustering = cluster(small_catalog, clusters=8)
+    clustering = cluster(small_catalog, k=8)
     assert clustering.summary["samples"] == 400
     labels = np.concatenate(list(small_catalog.label_parts("main", small_catalog.snapshot(), "label")))
     assert (labels[rows] == -1).all()
@@ -71,10 +71,10 @@ def test_rates_of_removed_samples_are_0(small_catalog, gone, tmp_path):
 
 def test_what_was_finished_before_is_opened_as_it_is(small_catalog, gone):
     request = PlanRequest("dynamics", keep=0.5)  # of the pool, which removed samples are no part of
-    cluster(small_catalog, clusters=8)
+    cluster(small_catalog, k=8)
     plan = make_plan(small_catalog, "p", request)
     gone()
-    cluster(small_catalog, clusters=8)
+    cluster(small_catalog, k=8)
     assert make_plan(small_catalog, "p", request).manifest == plan.manifest
     new = make_plan(small_catalog, "q", request)
     assert (plan.config["budget"], new.config["budget"]) == (300, 200)
@@ -85,11 +85,11 @@ def test_what_was_finished_before_is_opened_as_it_is(small_catalog, gone):
 
 def test_keep_is_a_share_of_the_pool_whatever_lists_leave_out(small_catalog, gone):
     filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="half")
-    cluster(small_catalog, clusters=8, name="all")
-    cluster(small_catalog, clusters=8, without=["half"])
+    cluster(small_catalog, k=8, name="all")
+    cluster(small_catalog, k=8, without=["half"])
     requests = [
         PlanRequest("flat", keep=0.4),
-        PlanRequest("flat", keep=0.4, clusters="all", without=["half"]),
+        PlanRequest("flat", keep=0.4, clustering="all", without=["half"]),
         PlanRequest("random", keep=0.4, without=["half"]),
         PlanRequest("dbp", keep=0.4),
         PlanRequest("flat", keep=0.8, max_repeats=2),
@@ -147,7 +147,7 @@ def test_removed_samples_are_no_part_of_the_pool_anywhere(small_catalog, gone, t
 def test_a_list_that_was_made_anew_is_not_taken_for_the_old_one(small_catalog, tmp_path):
     filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="half")
     filter_samples(small_catalog, "caption-words", FilterRule(minimum=0), name="words", without=["half"])
-    cluster(small_catalog, clusters=8, without=["half"])
+    cluster(small_catalog, k=8, without=["half"])
     plan = make_plan(small_catalog, "p", PlanRequest("flat", keep=0.4))
     assert broken_inputs(small_catalog) == []
     shutil.rmtree(small_catalog.drops_folder("half"))
@@ -156,10 +156,10 @@ def test_a_list_that_was_made_anew_is_not_taken_for_the_old_one(small_catalog, t
         "drops/half is missing: drops/words was made from it",
     ]
     with pytest.raises(UserError, match="clustering 'main' was made without it: restore"):
-        write_removed(small_catalog, tmp_path / "removed.parquet", plan)
+        write_excluded(small_catalog, tmp_path / "removed.parquet", plan)
     filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.6), name="half")
     assert broken_inputs(small_catalog)[0] == "drops/half was made anew since: clusters/main was made from it"
     with pytest.raises(UserError, match="'half' is not the one that clustering 'main' was made without"):
-        write_removed(small_catalog, tmp_path / "removed.parquet", plan)
+        write_excluded(small_catalog, tmp_path / "removed.parquet", plan)
     with pytest.raises(UserError, match="'half' is not the one that the drop list 'words' was made without"):
         make_plan(small_catalog, "q", PlanRequest("random", keep=0.5, without=["words"]))

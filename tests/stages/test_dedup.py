@@ -110,7 +110,7 @@ def _catalog_source(_small_catalog_source, tmp_path_factory):
     rows[random.integers(0, 600, 40)] = rows[random.integers(0, 600, 40)]
     rows[[5, 300, 590]] = 0
     set_embeddings(small_catalog, rows)
-    cluster(small_catalog, clusters=15, seed=1)
+    cluster(small_catalog, k=15, seed=1)
     return folder
 
 
@@ -130,7 +130,7 @@ def orders(catalog):
 @pytest.mark.parametrize("rule", ["greedy", "any-earlier"])
 def test_every_epsilon_rule_and_order_equals_the_plain_reference(catalog, rule, keep):
     for number, epsilon in enumerate((0.0, 0.001, 0.01, 0.05, 0.3)):
-        dedup(catalog, epsilon=epsilon, rule=rule, keep=keep, seed=3, name=f"list{number}")
+        dedup(catalog, epsilon=epsilon, rule=rule, order=keep, seed=3, name=f"list{number}")
         expected = reference(catalog, epsilon, rule, orders(catalog)[keep])
         check(catalog, expected, f"list{number}")
         assert len(expected) > 20
@@ -167,17 +167,17 @@ def test_by_a_score_highest_first_and_those_without_last(catalog, monkeypatch):
         return (scores[part.span] for part in catalog.parts(snapshot))
 
     monkeypatch.setattr("tailwise.stages.scores.score_parts", parts)
-    dedup(catalog, epsilon=0.02, keep="score", score="mine")
+    dedup(catalog, epsilon=0.02, order="score", score="mine")
     order = np.where(np.isnan(scores), np.inf, -scores)
     check(catalog, reference(catalog, 0.02, "greedy", order))
     assert set(asked) == {"mine"}
     scores[1] += 1
     with pytest.raises(UserError, match="score"):  # other values under the same name: another list
-        dedup(catalog, epsilon=0.02, keep="score", score="mine")
+        dedup(catalog, epsilon=0.02, order="score", score="mine")
 
 
 def test_a_real_score(catalog):
-    dedup(catalog, epsilon=0.02, keep="score", score="caption-characters")
+    dedup(catalog, epsilon=0.02, order="score", score="caption-characters")
     captions = itertools.chain(*(catalog.samples(part, ["caption"])["caption"].to_pylist() for part in catalog.parts()))
     check(catalog, reference(catalog, 0.02, "greedy", [-len(caption) for caption in captions]))
 
@@ -199,7 +199,7 @@ def test_what_other_lists_drop_takes_no_part(catalog):
     check(catalog, expected)
     assert not set(expected) & set(gone)
     assert set(decisions(catalog)) != set(reference(catalog, 0.05, "greedy", orders(catalog)["farthest"]))
-    cluster(catalog, clusters=5, name="after", without=["duplicates"])
+    cluster(catalog, k=5, name="after", without=["duplicates"])
     assert (column(catalog, "label", "after") < 0).sum() == len({*gone, *expected, 5, 300, 590})
 
 
@@ -211,8 +211,8 @@ def lists(catalog):
 
 
 def make_all(catalog):
-    dedup(catalog, epsilon=0.05, name="a", keep="nearest")
-    dedup(catalog, epsilon=0.01, name="b", keep="nearest", rule="any-earlier")
+    dedup(catalog, epsilon=0.05, name="a", order="nearest")
+    dedup(catalog, epsilon=0.01, name="b", order="nearest", rule="any-earlier")
 
 
 def content(catalog, tree_bytes):
@@ -346,9 +346,9 @@ def _grown_source(tmp_path_factory, make_pool, make_embeddings):
 
     known = {}
     catalog = add(tmp_path / "old", [20, 20, 20], 0, known)
-    cluster(catalog, clusters=3)
-    dedup(catalog, epsilon=0.02, keep="nearest")
-    dedup(catalog, epsilon=0.02, keep="nearest", rule="any-earlier", name="any")
+    cluster(catalog, k=3)
+    dedup(catalog, epsilon=0.02, order="nearest")
+    dedup(catalog, epsilon=0.02, order="nearest", rule="any-earlier", name="any")
     add(tmp_path / "new", [30, 20], 7, known)
     extend_clustering(catalog, "main", name="main-2")
     return catalog.folder
@@ -369,7 +369,7 @@ def test_only_new_samples_are_judged(grown, tree_bytes, rule, base, keep):
     order = column(grown, "similarity", "main-2").astype(np.float64) * (1 if keep == "farthest" else -1)
     for number, epsilon in enumerate((0.0, 0.01, 0.2)):
         name = f"list{number}"
-        made = dedup(grown, epsilon=epsilon, clusters="main-2", extends=base, rule=rule, keep=keep, name=name)
+        made = dedup(grown, epsilon=epsilon, clustering="main-2", extends=base, rule=rule, order=keep, name=name)
         expected = reference(grown, epsilon, rule, order, base=(60, set(old)), name="main-2")
         assert all(row >= 60 for row in expected)
         check(grown, {**old, **expected}, name)
@@ -390,7 +390,7 @@ def test_only_clusters_with_new_samples_are_compared(grown, monkeypatch):
     monkeypatch.setattr(neighbours, "most_similar_earlier", counts)
     labels = column(grown, "label", "main-2")
     drop(grown, "filtered", (60 + np.flatnonzero(labels[60:] != labels[80])).tolist())
-    dedup(grown, epsilon=0.02, clusters="main-2", extends="duplicates", without=["filtered"], name="next")
+    dedup(grown, epsilon=0.02, clustering="main-2", extends="duplicates", without=["filtered"], name="next")
     mine = labels == labels[80]
     assert compared == [(mine[:60].sum(), mine.sum())]
 
@@ -399,13 +399,13 @@ def test_extending_needs_a_list_of_dedup_for_an_earlier_snapshot(grown):
     with pytest.raises(UserError, match="'main' was made for snapshot 1, and the newest is 2"):
         dedup(grown, epsilon=0.02, name="next")
     with pytest.raises(UserError, match="no drop list named 'other'"):
-        dedup(grown, epsilon=0.02, clusters="main-2", extends="other", name="next")
+        dedup(grown, epsilon=0.02, clustering="main-2", extends="other", name="next")
     drop(grown, "by-hand", [1])
     with pytest.raises(UserError, match="it is a list of filter, not of dedup"):
-        dedup(grown, epsilon=0.02, clusters="main-2", extends="by-hand", name="next")
-    dedup(grown, epsilon=0.02, clusters="main-2", extends="duplicates", name="next")
+        dedup(grown, epsilon=0.02, clustering="main-2", extends="by-hand", name="next")
+    dedup(grown, epsilon=0.02, clustering="main-2", extends="duplicates", name="next")
     with pytest.raises(UserError, match="made for the newest snapshot already"):
-        dedup(grown, epsilon=0.02, clusters="main-2", extends="next", name="after")
+        dedup(grown, epsilon=0.02, clustering="main-2", extends="next", name="after")
 
 
 def test_what_the_old_list_was_made_without_stays_out(tmp_path, make_pool, make_embeddings, make_vectors):
@@ -415,7 +415,7 @@ def test_what_the_old_list_was_made_without_stays_out(tmp_path, make_pool, make_
         return import_pool([str(tmp_path / str(number))], tmp_path / "catalog", workers=1).catalog
 
     catalog = add(1)
-    cluster(catalog, clusters=2)
+    cluster(catalog, k=2)
     drop(catalog, "filtered", [3, 4])
     dedup(catalog, epsilon=0.5, without=["filtered"])
     old = decisions(catalog)
@@ -487,15 +487,15 @@ def test_the_guide_draws_from_the_pool(catalog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epsilon": -0.1}, "--epsilon -0.1: must lie between 0"),
-        ({"epsilon": float("nan")}, "--epsilon nan: must lie between 0"),
+        ({"epsilon": -0.1}, "`epsilon` -0.1: must lie between 0"),
+        ({"epsilon": float("nan")}, "`epsilon` nan: must lie between 0"),
         ({"epsilon": 0.1, "rule": "harsh"}, "unknown rule 'harsh': use greedy or any-earlier"),
-        ({"epsilon": 0.1, "keep": "best"}, "unknown keep-order 'best': use farthest, nearest, random, score"),
-        ({"epsilon": 0.1, "keep": "score"}, "--keep score and --score NAME need each other"),
-        ({"epsilon": 0.1, "score": "width"}, "--keep score and --score NAME need each other"),
-        ({"epsilon": 0.1, "clusters": "fine"}, "no clustering named 'fine'"),
+        ({"epsilon": 0.1, "order": "best"}, "`order` 'best': use farthest, nearest, random, score"),
+        ({"epsilon": 0.1, "order": "score"}, "`order` score and `score` NAME need each other"),
+        ({"epsilon": 0.1, "score": "width"}, "`order` score and `score` NAME need each other"),
+        ({"epsilon": 0.1, "clustering": "fine"}, "no clustering named 'fine'"),
         ({"epsilon": 0.1, "without": ["x"]}, "no drop list named 'x'"),
-        ({"epsilon": 0.1, "device": "tpu"}, "--device 'tpu'"),
+        ({"epsilon": 0.1, "device": "tpu"}, "`device` 'tpu' cannot be used: use auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(catalog, options, message):
@@ -506,7 +506,7 @@ def test_bad_requests_are_one_line_and_leave_nothing(catalog, options, message):
 
 
 def test_too_little_memory_says_how_much_is_needed(catalog):
-    with pytest.raises(UserError, match=r"the largest cluster has \d+ members .* --max-memory allows 0.001 GB"):
+    with pytest.raises(UserError, match=r"the largest cluster has \d+ members .* `max_memory` allows 0.001 GB"):
         dedup(catalog, epsilon=0.1, max_memory_bytes=10**6)
     dedup(catalog, epsilon=0.1)
 
@@ -545,7 +545,7 @@ def test_the_command(catalog):
 def test_real_near_duplicates(shared_data, tmp_path):
     folder = shared_data / "tinyimagenet-lt"
     catalog = import_pool([str(folder / "train"), str(folder / "embeddings")], tmp_path / "catalog").catalog
-    cluster(catalog, clusters=100)
+    cluster(catalog, k=100)
     tailwise.dedup(catalog, epsilon=0.07)
     keys = np.concatenate([catalog.samples(part, ["key"])["key"].to_numpy() for part in catalog.parts()])
     lines = [line.split("\t") for line in (folder / "truth.tsv").read_text().splitlines()[1:]]

@@ -80,13 +80,13 @@ def test_a_rerun_embeds_only_what_is_new(catalog, tmp_path, make_pool):
     ("name", "options", "message"),
     [
         ("clip", EmbedOptions(), "unknown encoder 'clip': use .*pixels, or import"),
-        ("pixels", EmbedOptions("text"), "pixels has no text side: give --column image"),
+        ("pixels", EmbedOptions("text"), "pixels has no text side: give `column` image"),
         ("pixels", EmbedOptions("both"), "pixels has no text side"),
-        ("pixels", EmbedOptions("audio"), "--column 'audio': use image, text or both"),
-        ("pixels", EmbedOptions(batch_size=0), "--batch-size 0: must be 1 or more"),
-        ("pixels", EmbedOptions(max_rejected=10), "--max-rejected 10: must lie between 0 and 1"),
-        ("pixels", EmbedOptions(encoder=EncoderOptions(device="tpu")), "--device 'tpu' can't be used"),
-        ("pixels", EmbedOptions(encoder=EncoderOptions(device="meta")), "--device 'meta' can't be used"),
+        ("pixels", EmbedOptions("audio"), "`column` 'audio': use image, text or both"),
+        ("pixels", EmbedOptions(batch_size=0), "`batch_size` 0: must be 1 or more"),
+        ("pixels", EmbedOptions(max_rejected=10), "`max_rejected` 10: must lie between 0 and 1"),
+        ("pixels", EmbedOptions(encoder=EncoderOptions(device="tpu")), "`device` 'tpu' cannot be used"),
+        ("pixels", EmbedOptions(encoder=EncoderOptions(device="meta")), "`device` 'meta' cannot be used"),
     ],
 )
 def test_mistakes(catalog, tree_bytes, name, options, message):

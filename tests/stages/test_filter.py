@@ -193,7 +193,7 @@ def test_filters_follow_one_another_and_a_clustering_takes_no_part_in_what_they_
     assert first.sum() == 18 + 17
     assert not (first & second).any()
     assert second.sum() == 565 - 300
-    made = cluster(small_catalog, clusters=5, without=["image-bytes"])
+    made = cluster(small_catalog, k=5, without=["image-bytes"])
     assert made.summary["samples"] == 300
     assert made.summary["dropped"] == 300
 
@@ -215,16 +215,16 @@ def test_a_rerun_does_nothing_and_another_rule_is_refused(small_catalog, tree_by
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (FilterRule(), "give one of --min"),
-        (FilterRule(1, keep=0.5), "give one of --min"),
-        (FilterRule(keep=0.5, keep_lowest=0.5), "give one of --min"),
-        (FilterRule(keep=0), "--keep 0: must be a share above 0"),
-        (FilterRule(keep_lowest=1.5), "--keep-lowest 1.5: must be a share above 0"),
-        (FilterRule(float("nan")), "--min nan"),
-        (FilterRule(2, 1), "--min 2 is above --max 1"),
-        (FilterRule(1, missing="maybe"), "--missing 'maybe': use drop or keep"),
+        (FilterRule(), "give one of `minimum`"),
+        (FilterRule(1, keep=0.5), "give one of `minimum`"),
+        (FilterRule(keep=0.5, keep_lowest=0.5), "give one of `minimum`"),
+        (FilterRule(keep=0), "`keep` 0: must be a share above 0"),
+        (FilterRule(keep_lowest=1.5), "`keep_lowest` 1.5: must be a share above 0"),
+        (FilterRule(float("nan")), "`minimum` nan"),
+        (FilterRule(2, 1), "`minimum` 2 is above `maximum` 1"),
+        (FilterRule(1, missing="maybe"), "`missing` 'maybe': use drop or keep"),
         (FilterRule(3), "all of 600 samples would be dropped: caption-words lies between 2 and 2"),
-        (FilterRule(keep=1e-6), "--keep 1e-06 of the pool of 600 samples is less than one sample"),
+        (FilterRule(keep=1e-6), "`keep` 1e-06 of the pool of 600 samples is less than one sample"),
     ],
 )
 def test_bad_rules_are_one_line_and_make_no_list(small_catalog, rule, message):
@@ -262,11 +262,11 @@ def test_the_command(small_catalog):
     options = ("--by", "image-bytes", "--keep", 0.5, "--without", "short", "--json")
     figures = json.loads(run("filter", catalog, *options))
     assert (figures["name"], figures["samples"], figures["kept"]) == ("image-bytes", 565, 300)
-    with pytest.raises(UserError, match="--seed does nothing with the score 'image-bytes'"):
+    with pytest.raises(UserError, match="`seed` does nothing with the score 'image-bytes'"):
         run("filter", catalog, "--by", "image-bytes", "--seed", 1, "--min", 1)
-    with pytest.raises(UserError, match="--missing does nothing without"):
+    with pytest.raises(UserError, match="`missing` does nothing without"):
         run("filter", catalog, "--by", "image-bytes", "--missing", "keep", "--dry-run")
-    with pytest.raises(UserError, match="--name does nothing with --dry-run"):
+    with pytest.raises(UserError, match="`name` does nothing with `dry_run`"):
         run("filter", catalog, "--by", "image-bytes", "--name", "x", "--dry-run")
 
 

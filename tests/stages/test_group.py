@@ -178,14 +178,14 @@ def test_what_was_dropped_is_in_no_group_and_makes_none(small_catalog, tmp_path,
     check(small_catalog, "mine", [None] * 5 + values[5:599] + [None], ["v0", "v1"])
     assert made.summary["dropped"] == 6
     assert made.summary["without_value"] == 0
-    plan = make_plan(small_catalog, "p", PlanRequest("flat", budget=594, clusters="mine"))
+    plan = make_plan(small_catalog, "p", PlanRequest("flat", budget=594, clustering="mine"))
     assert np.flatnonzero(plan.draw(0) == 0).tolist() == [*range(5), 599]
 
 
 def test_plans_are_made_over_groups(small_catalog, small_groups):
     add_column(small_catalog, small_groups.tolist())
     group(small_catalog, "mine", name="truth")
-    plan = make_plan(small_catalog, "p", PlanRequest("dynamics", budget=200, clusters="truth"))
+    plan = make_plan(small_catalog, "p", PlanRequest("dynamics", budget=200, clustering="truth"))
     drawn = np.bincount(small_groups, plan.draw(0), 12)
     assert drawn.sum() == 200
     assert drawn.tolist() == plan.counts(0).tolist()

@@ -89,7 +89,7 @@ def test_captions_without_an_entry_can_be_a_group(captioned, captions, entries, 
 def test_plans_are_made_over_them_and_a_rerun_does_nothing(captioned, entries, tree_bytes):
     group_by_entry(captioned, entries, workers=1)
     before = tree_bytes(captioned.clusters_folder("entries"))
-    plan = make_plan(captioned, "p", PlanRequest("dynamics", budget=40, clusters="entries"))
+    plan = make_plan(captioned, "p", PlanRequest("dynamics", budget=40, clustering="entries"))
     drawn = plan.draw(0)
     assert drawn.sum() == 40
     assert all(

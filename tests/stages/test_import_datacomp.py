@@ -273,7 +273,7 @@ def planned(run, tmp_path, make_metadata):
     for name, part in (("x", slice(0, 70)), ("y", slice(70, 120))):
         make_metadata(tmp_path / "metadata", name, names[part], arrays(names[part]))
     catalog = run(tmp_path / "metadata").catalog
-    cluster(catalog, clusters=4, force=True)
+    cluster(catalog, k=4, force=True)
     return make_plan(catalog, "half", PlanRequest("dynamics", keep=0.5))
 
 

@@ -122,7 +122,7 @@ def test_other_ways_to_name_the_tar(run, tmp_path, pool, make_dynamics, form):
 def test_plans_are_made_over_the_cluster_ids(run, tmp_path, pool, make_dynamics):
     ids = [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2]
     catalog = run(tmp_path / "laion", make_dynamics(their_names(pool), ids)).catalog
-    plan = make_plan(catalog, "flat", PlanRequest("flat", budget=6, clusters="dynamics"))
+    plan = make_plan(catalog, "flat", PlanRequest("flat", budget=6, clustering="dynamics"))
     drawn = np.bincount(np.repeat(ids, plan.draw(0)), minlength=3)
     assert drawn.tolist() == [2, 2, 2]
 
@@ -233,14 +233,14 @@ def test_the_same_import_again_does_nothing(run, tmp_path, pool, make_dynamics, 
 
 def test_a_name_of_ones_own(run, tmp_path, pool, make_dynamics):
     folder = make_dynamics(their_names(pool), [1] * len(pool))
-    catalog = run(tmp_path / "laion", folder, options=SourceOptions(clusters_name="theirs")).catalog
+    catalog = run(tmp_path / "laion", folder, options=SourceOptions(clustering="theirs")).catalog
     assert set(labels(catalog, "theirs")) == {0}
     with pytest.raises(
         UserError,
-        match="the clustering 'theirs' was made from something else: name that of these cluster ids with --clusters-name",
+        match="the clustering 'theirs' was made from something else: name that of these cluster ids with `clustering`",
     ):
         np.save(folder / "img_emb" / "img_emb_0_indices.npy", np.full((6, 1), 2))
-        run(tmp_path / "laion", folder, options=SourceOptions(clusters_name="theirs"))
+        run(tmp_path / "laion", folder, options=SourceOptions(clustering="theirs"))
 
 
 class Interrupted(BaseException):

@@ -523,7 +523,7 @@ def test_many_rows_of_another_width_are_an_error(run, tmp_path, keys, make_vecto
     make_partition(folder, 2, keys[2::4], np.ones((2, 5), np.float16))
     for _ in range(2):  # it says so each time
         message = fail(run, tmp_path / "pool", folder, max_rejected=None)
-        assert "2 of 8 rows of image embeddings (25.0%) can't be used, more than --max-rejected 0.1" in message
+        assert "2 of 8 rows of image embeddings (25.0%) can't be used, more than `max_rejected` 0.1" in message
         assert "8 numbers a row in 3 files, 5 numbers a row in 1 files" in message
         assert not list((tmp_path / "catalog" / "embeddings").rglob("part-*"))
     catalog = run(tmp_path / "pool", folder, max_rejected=0.25).catalog
@@ -570,7 +570,7 @@ def test_many_bad_rows_are_an_error_until_they_are_allowed(run, tmp_path, keys, 
 def test_many_samples_left_out_are_an_error(run, tmp_path, pool, make_tar):
     make_tar(tmp_path / "pool" / "00009.tar", [(f"{number}.txt", b"x") for number in range(9)])
     message = fail(run, tmp_path / "pool", max_rejected=None)
-    assert "9 of 17 samples (52.9%) of new files are left out, more than --max-rejected 0.5" in message
+    assert "9 of 17 samples (52.9%) of new files are left out, more than `max_rejected` 0.5" in message
     assert run(tmp_path / "pool", max_rejected=0.6).snapshot.rows == 8
     make_tar(tmp_path / "pool" / "00010.tar", [("x.txt", b"x")])
     assert "1 of 1 samples" in fail(run, tmp_path / "pool", max_rejected=None)

@@ -19,7 +19,7 @@ from tailwise.stages.scores import ScoreRequest, score_parts
 
 @pytest.fixture
 def clustered(small_catalog):
-    cluster(small_catalog, clusters=12, density="auto")
+    cluster(small_catalog, k=12, density="auto")
     return small_catalog
 
 
@@ -117,7 +117,7 @@ def test_part_borders_change_no_draw(_small_catalog_source, tmp_path):
     for part_rows in (1, 400, 10**6):
         sources = [str(_small_catalog_source / name) for name in ("pool", "embeddings")]
         catalog = import_pool(sources, tmp_path / str(part_rows), workers=1, part_rows=part_rows).catalog
-        cluster(catalog, clusters=40, points_per_centroid=10)
+        cluster(catalog, k=40, points_per_centroid=10)
         plan = make_plan(catalog, "p", PlanRequest("dynamics", keep=0.5))
         draws.append(np.stack([plan.draw(epoch) for epoch in range(4)]))
         draws[-1] = np.vstack([draws[-1], make_plan(catalog, "q", PlanRequest("dbp", keep=0.3)).draw(0)])
@@ -144,59 +144,59 @@ def test_appended_shards_leave_an_old_plan_as_it_was(
     # The old clustering still speaks of the old snapshot, and so does a new plan made from it.
     assert make_plan(clustered, "new", PlanRequest("flat", keep=0.5)).rows == 600
     with pytest.raises(UserError, match="snapshot 1 → 2"):
-        cluster(clustered, clusters=12)
-    cluster(clustered, clusters=12, name="second")
-    assert make_plan(clustered, "newest", PlanRequest("flat", keep=0.5, clusters="second")).rows == 650
+        cluster(clustered, k=12)
+    cluster(clustered, k=12, name="second")
+    assert make_plan(clustered, "newest", PlanRequest("flat", keep=0.5, clustering="second")).rows == 650
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
         (PlanRequest("dbq", keep=0.5), "unknown method 'dbq': use dbp, ssp, dynamics"),
-        (PlanRequest("dynamics"), "either --keep SHARE"),
-        (PlanRequest("dynamics", keep=0.5, budget=3), "either --keep SHARE"),
-        (PlanRequest("dynamics", keep=0.0), "--keep 0.0"),
+        (PlanRequest("dynamics"), "either `keep` SHARE"),
+        (PlanRequest("dynamics", keep=0.5, budget=3), "either `keep` SHARE"),
+        (PlanRequest("dynamics", keep=0.0), "`keep` 0.0"),
         (PlanRequest("dynamics", keep=1.01), "at most 1"),
         (PlanRequest("dynamics", budget=601), "must lie between 1 and 600"),
         (PlanRequest("dynamics", budget=0), "must lie between 1 and 600"),
-        (PlanRequest("dynamics", keep=0.5, max_repeats=256), "--max-repeats 256"),
+        (PlanRequest("dynamics", keep=0.5, max_repeats=256), "`max_repeats` 256"),
         (
             PlanRequest("dynamics", keep=0.5, options={"temperature": 0.1}),
-            "--temperature does nothing with method 'dynamics'",
+            "`temperature` does nothing with method 'dynamics'",
         ),
-        (PlanRequest("dynamics", keep=0.5, options={"alpha": 1.5}), "--alpha 1.5"),
-        (PlanRequest("dbp", keep=0.5, options={"neighbours": 0}), "--neighbours 0"),
-        (PlanRequest("dynamics", per_cluster=3), "--per-cluster does nothing with method 'dynamics': use cap or flat"),
-        (PlanRequest("cap", keep=0.5, per_cluster=3), "or --per-cluster SAMPLES"),
-        (PlanRequest("cap", per_cluster=0), "--per-cluster 0"),
-        (PlanRequest("ssp", keep=0.5, class_balance=1.5), "--class-balance 1.5"),
-        (PlanRequest("random", keep=0.5, class_balance=0.5), "--class-balance does nothing with method 'random'"),
-        (PlanRequest("dynamics", keep=0.5, anneal_epochs=3), "--anneal-epochs 3 does nothing without"),
-        (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 1.0}), "--alpha-end needs --anneal-epochs"),
-        (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 2.0}, anneal_epochs=2), "--alpha 2.0"),
-        (PlanRequest("flat", keep=0.5, final_options={"alpha": 1.0}, anneal_epochs=2), "--alpha does nothing"),
+        (PlanRequest("dynamics", keep=0.5, options={"alpha": 1.5}), "`alpha` 1.5"),
+        (PlanRequest("dbp", keep=0.5, options={"neighbours": 0}), "`neighbours` 0"),
+        (PlanRequest("dynamics", per_cluster=3), "`per_cluster` does nothing with method 'dynamics': use cap or flat"),
+        (PlanRequest("cap", keep=0.5, per_cluster=3), "or `per_cluster` SAMPLES"),
+        (PlanRequest("cap", per_cluster=0), "`per_cluster` 0"),
+        (PlanRequest("ssp", keep=0.5, class_balance=1.5), "`class_balance` 1.5"),
+        (PlanRequest("random", keep=0.5, class_balance=0.5), "`class_balance` does nothing with method 'random'"),
+        (PlanRequest("dynamics", keep=0.5, anneal_epochs=3), "`anneal_epochs` 3 does nothing without"),
+        (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 1.0}), "`alpha_end` needs `anneal_epochs`"),
+        (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 2.0}, anneal_epochs=2), "`alpha` 2.0"),
+        (PlanRequest("flat", keep=0.5, final_options={"alpha": 1.0}, anneal_epochs=2), "`alpha` does nothing"),
         (
             PlanRequest("dynamics", keep=0.5, dynamic=False, final_options={"alpha": 1.0}, anneal_epochs=2),
             "a static plan can't be annealed",
         ),
         (
             PlanRequest("dynamics", keep=0.5, score=ScoreRequest("width")),
-            "--score width does nothing with --pick random",
+            "`score` width does nothing with `pick` random",
         ),
         (PlanRequest("top-score", keep=0.5), "text embeddings"),
         (PlanRequest("dynamics", keep=0.5, without=("dups",)), "no drop list named 'dups'"),
-        (PlanRequest("dbp", keep=0.5, options={"temperature": 0.0}), "--temperature 0.0"),
+        (PlanRequest("dbp", keep=0.5, options={"temperature": 0.0}), "`temperature` 0.0"),
         (PlanRequest("dbp", budget=11), "under the clusters' minimum of 12"),
-        (PlanRequest("dbp", keep=0.5, dynamic=True), "--dynamic with --pick hardest"),
-        (PlanRequest("dbp", keep=0.5, draw="bernoulli"), "--draw bernoulli with --pick hardest"),
-        (PlanRequest("dbp", keep=0.5, max_repeats=2), "--max-repeats 2 with --pick hardest"),
+        (PlanRequest("dbp", keep=0.5, dynamic=True), "`dynamic` with `pick` hardest"),
+        (PlanRequest("dbp", keep=0.5, draw="bernoulli"), "`draw` bernoulli with `pick` hardest"),
+        (PlanRequest("dbp", keep=0.5, max_repeats=2), "`max_repeats` 2 with `pick` hardest"),
         (PlanRequest("dynamics", keep=0.5, draw="dice"), "unknown draw 'dice'"),
         (PlanRequest("dynamics", keep=0.5, pick="best"), "unknown pick 'best'"),
         (PlanRequest("random", keep=0.5, pick="hardest"), "needs clusters"),
-        (PlanRequest("random", keep=0.5, min_per_cluster=2), "--min-per-cluster does nothing with method 'random'"),
+        (PlanRequest("random", keep=0.5, min_per_cluster=2), "`min_per_cluster` does nothing with method 'random'"),
         (PlanRequest("dynamics", budget=30, min_per_cluster=3), "under the clusters' minimum of 36"),
-        (PlanRequest("dbp", keep=0.5, min_per_cluster=-1), "--min-per-cluster -1"),
-        (PlanRequest("flat", keep=0.5, clusters="fine"), r"no clustering named 'fine' \(there: main\)"),
+        (PlanRequest("dbp", keep=0.5, min_per_cluster=-1), "`min_per_cluster` -1"),
+        (PlanRequest("flat", keep=0.5, clustering="fine"), r"no clustering named 'fine' \(there: main\)"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(clustered, request_, message):
@@ -399,14 +399,14 @@ def test_sizes_and_distances_are_those_of_what_is_left(clustered):
 
 def test_a_plan_over_a_column(clustered):
     group_by(clustered, "shard", name="by-shard")
-    plan = make_plan(clustered, "p", PlanRequest("flat", keep=0.5, clusters="by-shard"))
+    plan = make_plan(clustered, "p", PlanRequest("flat", keep=0.5, clustering="by-shard"))
     shards = np.repeat(np.arange(len(plan.shard_offsets) - 1), np.diff(plan.shard_offsets))
     counts = np.bincount(shards, plan.draw(0))
     assert counts.sum() == 300
     assert np.ptp(counts[counts < np.bincount(shards)]) <= 1
     for request, message in (
-        (PlanRequest("dbp", keep=0.5, clusters="by-shard"), "has no centroids, and so no distances"),
-        (PlanRequest("ssp", keep=0.5, clusters="by-shard"), "--pick hardest needs a clustering with centroids"),
+        (PlanRequest("dbp", keep=0.5, clustering="by-shard"), "has no centroids, and so no distances"),
+        (PlanRequest("ssp", keep=0.5, clustering="by-shard"), "`pick` hardest needs a clustering with centroids"),
     ):
         with pytest.raises(UserError, match=message):
             make_plan(clustered, "q", request)

@@ -172,17 +172,17 @@ def test_lists_are_read_from_text_and_json(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give one of --per-entry"),
-        ({"per_entry": 1, "keep": 0.5}, "give one of --per-entry"),
-        ({"per_entry": 0}, "--per-entry 0: must be at least 1"),
-        ({"keep": 0.0}, "--keep 0.0: must be above 0"),
-        ({"keep": 1.5}, "--keep 1.5"),
-        ({"keep": 0.0001}, "--keep 0.0001 of the pool of 173 samples is less than one sample"),
+        ({}, "give one of `per_entry`"),
+        ({"per_entry": 1, "keep": 0.5}, "give one of `per_entry`"),
+        ({"per_entry": 0}, "`per_entry` 0: must be at least 1"),
+        ({"keep": 0.0}, "`keep` 0.0: must be above 0"),
+        ({"keep": 1.5}, "`keep` 1.5"),
+        ({"keep": 0.0001}, "`keep` 0.0001 of the pool of 173 samples is less than one sample"),
         (
             {"keep": 1.0},
-            r"--keep 1 asks for 173 samples of the pool of 173, but \d+ have a caption that holds an entry",
+            r"`keep` 1 asks for 173 samples of the pool of 173, but \d+ have a caption that holds an entry",
         ),
-        ({"budget": 0}, "--budget 0: must lie between 1 and the 173 samples"),
+        ({"budget": 0}, "`budget` 0: must lie between 1 and the 173 samples"),
         ({"budget": 173}, r"a budget of 173 samples: must lie between 1 and the \d+ whose captions hold an entry"),
     ],
 )

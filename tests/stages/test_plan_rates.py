@@ -65,11 +65,11 @@ def test_rates_of_another_pool_are_refused(small_catalog, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(rates))
     told = (
         r"150 of 600 rows \(25.0%\) belong to no sample, such as 'stranger 000000', and 150 of 600 samples \(25.0%\) have no rate, "
-        "both more than --max-rejected 0.1"
+        "both more than `max_rejected` 0.1"
     )
     with pytest.raises(UserError, match=told):
         make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0)
-    with pytest.raises(UserError, match="--max-rejected 7: must lie between 0 and 1"):
+    with pytest.raises(UserError, match="`max_rejected` 7: must lie between 0 and 1"):
         make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0, max_rejected=7)
     plan = make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0, max_rejected=0.25)
     assert plan.manifest["summary"] == {"pool": 600, "eligible": 450, "rates_without_sample": 150}
@@ -124,7 +124,7 @@ def test_other_bad_arguments(small_catalog, tmp_path):
     }.items():
         with pytest.raises(UserError, match=message):
             make_rate_plan(small_catalog, "p", tmp_path / name)
-    with pytest.raises(UserError, match="--missing-rate -1"):
+    with pytest.raises(UserError, match="`missing_rate` -1"):
         make_rate_plan(small_catalog, "p", tmp_path / "r.parquet", missing_rate=-1)
 
 

@@ -239,7 +239,7 @@ def test_scores_of_the_samples_themselves(described, part_rows):
     }
     for name, values in expected.items():
         assert np.array_equal(score(catalog, name), np.array(values, np.float32), equal_nan=True), name
-    with pytest.raises(UserError, match=r"no score 'smell': use clip-score, .*image_bytes.*taste.*--file"):
+    with pytest.raises(UserError, match=r"no score 'smell': use clip-score, .*image_bytes.*taste.*`file`"):
         score(catalog, "smell")
 
 
@@ -276,15 +276,15 @@ def test_a_file_of_another_pool_is_refused(small_catalog, tmp_path):
         assert int((~np.isnan(found)).sum()) == named
     told = (
         r"150 of 600 rows \(25.0%\) belong to no sample, such as 'stranger 0', and 150 of 600 samples \(25.0%\) have no score, "
-        "both more than --max-rejected 0.1"
+        "both more than `max_rejected` 0.1"
     )
     with pytest.raises(UserError, match=told):
         score(small_catalog, "q", file=write(450, 150))
     found = score(small_catalog, "q", file=write(450, 150), max_rejected=0.25)
     assert int((~np.isnan(found)).sum()) == 450
-    with pytest.raises(UserError, match="--max-rejected 2: must be between 0 and 1"):
+    with pytest.raises(UserError, match="`max_rejected` 2: must be between 0 and 1"):
         score(small_catalog, "q", file=write(450, 150), max_rejected=2)
-    with pytest.raises(UserError, match="--max-rejected does nothing with the score 'width'"):
+    with pytest.raises(UserError, match="`max_rejected` does nothing with the score 'width'"):
         score(small_catalog, "width", max_rejected=0.5)
 
 
@@ -328,22 +328,22 @@ def test_status_and_verify_know_of_scores(small_catalog):
         (
             "clip-score",
             {"temperature": 0.1},
-            "--temperature does nothing with the score 'clip-score', which takes no options",
+            "`temperature` does nothing with the score 'clip-score', which takes no options",
         ),
         (
             "cliploss",
             {"norm": "2"},
-            "--norm does nothing with the score 'cliploss', which takes --batch-size, --repetitions",
+            "`norm` does nothing with the score 'cliploss', which takes `batch_size`, `repetitions`",
         ),
-        ("cliploss", {"batch_size": 1}, "--batch-size 1: must be between 2"),
-        ("cliploss", {"batch_size": 2.5}, "--batch-size 2.5: must be between 2"),
-        ("cliploss", {"repetitions": 0}, "--repetitions 0: must be between 1"),
-        ("cliploss", {"temperature": 0.004}, r"--temperature 0.004: must be between 0\.005 and 100"),
-        ("cliploss", {"temperature": float("nan")}, "--temperature nan"),
-        ("normsim", {}, "the score 'normsim' needs --target"),
-        ("normsim", {"target": "x", "norm": "3"}, "--norm 3: must be one of 2, inf"),
-        ("normsim", {"target": "nowhere"}, "--target nowhere: give a .npy file"),
-        ("q", {"file": "nowhere.parquet"}, "--file nowhere.parquet is no file"),
+        ("cliploss", {"batch_size": 1}, "`batch_size` 1: must be between 2"),
+        ("cliploss", {"batch_size": 2.5}, "`batch_size` 2.5: must be between 2"),
+        ("cliploss", {"repetitions": 0}, "`repetitions` 0: must be between 1"),
+        ("cliploss", {"temperature": 0.004}, r"`temperature` 0.004: must be between 0\.005 and 100"),
+        ("cliploss", {"temperature": float("nan")}, "`temperature` nan"),
+        ("normsim", {}, "the score 'normsim' needs `target`"),
+        ("normsim", {"target": "x", "norm": "3"}, "`norm` 3: must be one of 2, inf"),
+        ("normsim", {"target": "nowhere"}, "`target` nowhere: give a .npy file"),
+        ("q", {"file": "nowhere.parquet"}, "`file` nowhere.parquet is no file"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(small_catalog, name, options, message):

@@ -17,10 +17,10 @@ from tailwise.stages.unused_lists import left_out_of_plan, unused_by_clustering,
 @pytest.fixture
 def listed(small_catalog):
     """A clustering of all samples, and one without "large", which was made without "short"."""
-    cluster(small_catalog, clusters=8, name="all")
+    cluster(small_catalog, k=8, name="all")
     filter_samples(small_catalog, "caption-characters", FilterRule(maximum=7), name="short")
     filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="large", without=["short"])
-    cluster(small_catalog, clusters=8, name="left", without=["large"])
+    cluster(small_catalog, k=8, name="left", without=["large"])
     return small_catalog
 
 
@@ -31,12 +31,12 @@ def masks(catalog):
 @pytest.mark.parametrize(
     "request_",
     [
-        PlanRequest("dynamics", keep=0.3, clusters="all"),
-        PlanRequest("dynamics", keep=0.3, clusters="all", without=["short"]),
-        PlanRequest("dynamics", keep=0.3, clusters="all", without=["large"]),
-        PlanRequest("dynamics", keep=0.3, clusters="left"),
+        PlanRequest("dynamics", keep=0.3, clustering="all"),
+        PlanRequest("dynamics", keep=0.3, clustering="all", without=["short"]),
+        PlanRequest("dynamics", keep=0.3, clustering="all", without=["large"]),
+        PlanRequest("dynamics", keep=0.3, clustering="left"),
         PlanRequest("random", keep=0.1, dynamic=False),
-        PlanRequest("dbp", keep=0.1, clusters="all"),
+        PlanRequest("dbp", keep=0.1, clustering="all"),
     ],
 )
 def test_lists_are_named_whose_samples_a_plan_can_draw(listed, request_):
@@ -97,7 +97,7 @@ def test_the_commands_say_so(listed, tmp_path):
 
 
 def test_a_damaged_manifest_is_named(listed):
-    plan = make_plan(listed, "p", PlanRequest("dynamics", keep=0.3, clusters="all"))
+    plan = make_plan(listed, "p", PlanRequest("dynamics", keep=0.3, clustering="all"))
     manifest = listed.clusters_folder("all") / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"identity"', '"identitx"'))
     for look in (lambda: unused_by_plan(plan), lambda: unused_by_clustering(listed, "all")):
@@ -106,7 +106,7 @@ def test_a_damaged_manifest_is_named(listed):
 
 
 def test_a_damaged_list_is_no_deleted_one(listed):
-    plan = make_plan(listed, "p", PlanRequest("dynamics", keep=0.3, clusters="all", without=["short"]))
+    plan = make_plan(listed, "p", PlanRequest("dynamics", keep=0.3, clustering="all", without=["short"]))
     manifest = listed.drops_folder("short") / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"identity"', '"identitx"'))
     with pytest.raises(UserError, match=r"manifest.json is damaged \(its checksum is wrong\)"):

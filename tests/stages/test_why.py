@@ -16,15 +16,15 @@ from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
 from tailwise.stages.cluster import cluster
+from tailwise.stages.excluded import write_excluded
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import PlanRequest, make_plan
 from tailwise.stages.remove import remove
-from tailwise.stages.removed import write_removed
 from tailwise.stages.why import why
 
 PLANS = {
-    "epochs": PlanRequest("dynamics", keep=0.4, clusters="clean"),
-    "subset": PlanRequest("dbp", keep=0.3, clusters="clean"),
+    "epochs": PlanRequest("dynamics", keep=0.4, clustering="clean"),
+    "subset": PlanRequest("dbp", keep=0.3, clustering="clean"),
     "once": PlanRequest("random", keep=0.5, dynamic=False, without=["sizes"]),
     "rare": PlanRequest("random", budget=1),
 }
@@ -54,7 +54,7 @@ def _told_source(_small_catalog_source, tmp_path_factory):
     array[NO_EMBEDDING] = 0
     np.save(path, array)
     note_digest(path)
-    cluster(catalog, clusters=12, name="clean", without=["sizes"])
+    cluster(catalog, k=12, name="clean", without=["sizes"])
     for name, request in PLANS.items():
         make_plan(catalog, name, request)
     (folder / "keys.txt").write_text(f"{REMOVED:06d}\n")
@@ -161,7 +161,7 @@ def test_its_epochs_are_those_of_the_plan(told, name):
 
 def test_why_and_removed_agree(told, tmp_path):
     for name in PLANS:
-        write_removed(told, tmp_path / "removed.parquet", Plan(told, name), overwrite=True)
+        write_excluded(told, tmp_path / "removed.parquet", Plan(told, name), overwrite=True)
         listed = {line["key"]: line for line in pq.read_table(tmp_path / "removed.parquet").to_pylist()}
         reasons = set()
         for row in (*range(0, 600, 40), 7, 8, 9, REMOVED, NO_EMBEDDING):

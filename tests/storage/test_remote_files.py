@@ -19,7 +19,7 @@ from tailwise.storage.errors import (
     NoRangesError,
     RemoteError,
     RemoteNotFoundError,
-    UnsupportedError,
+    RemoteUnsupportedError,
     translated,
 )
 from tailwise.storage.files import BLOCK_BYTES, open_binary
@@ -450,7 +450,7 @@ def test_real_exceptions_of_botocore():
 
 def test_unknown_protocols_and_missing_packages():
     for url, text in (("nowhere://b/0.tar", "Protocol not known"), ("gs://b/0.tar", "gcsfs")):
-        with pytest.raises(UnsupportedError, match=text) as caught:
+        with pytest.raises(RemoteUnsupportedError, match=text) as caught:
             size_of(url)
         assert isinstance(caught.value, UserError) and isinstance(caught.value, RemoteError)
 

@@ -6,7 +6,8 @@ import pytest
 from open_clip_train.params import parse_args
 
 from tailwise.errors import UserError
-from tailwise.train.arguments import FREE, OWNED, deciding, parse, refuse_owned, require_model, spell
+from tailwise.text import option_words
+from tailwise.train.arguments import FREE, OWNED, deciding, parse, refuse_owned, require_model
 
 
 @pytest.mark.parametrize("owned", OWNED)
@@ -26,7 +27,7 @@ def test_a_model_is_asked_for():
     for given in (["--model", "RN50"], ["--lr", "1", "--model=RN50"], ["--mod", "RN50"], ["--help"]):
         require_model(given)
     for missing in ([], ["--lr", "1e-3", "--name", "model"], ["--model-ema"]):
-        with pytest.raises(UserError, match="name the model: give --model NAME after the --"):
+        with pytest.raises(UserError, match="name the model: give `model` NAME after the --"):
             require_model(missing)
 
 
@@ -47,11 +48,11 @@ def test_owned_and_free_arguments_exist_in_open_clip():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--lr", "fast"], "open_clip: argument --lr: invalid float value: 'fast'"),
-        (["--no-such-thing"], "unrecognized arguments: --no-such-thing"),
-        (["--dataset-type", "synthetic"], "synthetic can't be given"),
-        (["--logs", "none"], "give one"),
-        (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["`lr`", "fast"], "open_clip: argument `lr`: invalid float value: 'fast'"),
+        (["`no_such_thing`"], "unrecognized arguments: `no_such_thing`"),
+        (["`dataset_type`", "synthetic"], "synthetic can't be given"),
+        (["`logs`", "none"], "give one"),
+        (["`batch_size`", "0"], "`batch_size` 0: must be at least 1"),
     ],
 )
 def test_open_clip_s_own_errors_are_one_line(argv, said, capsys):
@@ -67,7 +68,7 @@ def test_spelling_comes_back_from_open_clip_s_parser():
         "lr": 8.75e-4,
         "image-mean": [0.5, 0.4, 0.3],
     }
-    parsed = parse(spell({**arguments, "debug": False, "name": None}), parse_args)
+    parsed = parse(option_words({**arguments, "debug": False, "name": None}), parse_args)
     assert parsed.aug_cfg == {"scale": (0.4, 1.0), "use_timm": False}
     assert (parsed.local_loss, parsed.lr, parsed.image_mean, parsed.debug, parsed.name) == (
         True,

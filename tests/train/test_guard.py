@@ -59,7 +59,7 @@ def test_a_lost_argument_is_named(monkeypatch):
         return parsed
 
     monkeypatch.setattr(open_clip_train.params, "parse_args", parse_args)
-    with pytest.raises(UserError, match="argument --save-most-recent"):
+    with pytest.raises(UserError, match="argument `save_most_recent`"):
         find_trainer()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import shutil
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from tailwise.catalog.files import (
     write_record,
 )
 from tailwise.catalog.locks import locked
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, NotFoundError, UserError
 
 logger = logging.getLogger(__name__)
 PENDING = "pending.json"
@@ -111,7 +112,7 @@ class Artifact:
             existing, wanted = _removals_aside(existing), _removals_aside(wanted)
         if existing != wanted:
             state = "exists" if name == MANIFEST else "was begun, and not finished,"
-            raise UserError(
+            raise ConflictError(
                 f"{self.folder} {state} with other settings ({_differences(existing, self.identity)}): "
                 "choose another name, or delete that folder to make it anew"
             )
@@ -145,17 +146,49 @@ def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "inputs": inputs, "derived": None}
 
 
+# Configurations name some parameters otherwise than requests do.
+_PARAMETERS = {
+    "clusters": {"clusters": "k"},
+    "plan": {"clusters": "clustering"},
+    "drops": {"clusters": "clustering", "keep": "order"},
+    "neighbours": {"clusters": "clustering", "keep": "order"},
+}
+_GIVEN = ("asked", "options", "final_options")  # parts of a configuration that hold parameters
+
+
+def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that an artifact was made with, by the names that users give them."""
+    config = dict(identity["config"])
+    nested = [config.pop(name, None) or {} for name in _GIVEN]
+    flat = {name: value for part in (config, *nested) for name, value in part.items()}
+    names = _PARAMETERS.get(identity["kind"], {})
+    return {names.get(name, name): value for name, value in flat.items()}
+
+
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    changes = [] if old.get("format") == new["format"] else [f"format {old.get('format')} → {new['format']}"]
-    for section in ("config", "inputs", "derived"):
-        before, after = old.get(section) or {}, new.get(section) or {}
-        names = sorted({*before, *after})
-        changes += [
-            f"{name} {before.get(name)!r} → {after.get(name)!r}"
-            for name in names
-            if before.get(name) != after.get(name)
+    """Return what differs: parameters with both values, else the inputs that have changed."""
+    before, after = parameters(old), parameters(new)
+    changes = [
+        f"`{name}` {_shown(before.get(name))} → {_shown(after.get(name))}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+    if old.get("format") != new["format"]:
+        changes.append(f"format {old.get('format')} → {new['format']}")
+    inputs = sorted(
+        name for name in {*old["inputs"], *new["inputs"]} if old["inputs"].get(name) != new["inputs"].get(name)
+    )
+    if not changes:
+        changes = [f"{name} changed since" for name in inputs if name != REMOVALS] or [
+            "the samples that it is made of changed since"
         ]
     return ", ".join(changes)
+
+
+def _shown(value: object) -> str:
+    if value is None or value == []:
+        return "not given"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
@@ -167,13 +200,10 @@ def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
     if (folder / MANIFEST).exists():
         manifest: dict[str, Any] = read_record(folder / MANIFEST)
         return manifest
-    there = finished(folder.parent)
-    raise UserError(f"no {what} named {folder.name!r} (there: {', '.join(there) or 'none'}): {remedy}")
-
-
-def finished(folder: Path) -> list[str]:
-    """The names of the finished artifacts in a folder, sorted."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+    there = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
+    near = difflib.get_close_matches(folder.name, there, n=1)
+    hint = f"did you mean {near[0]!r}? Otherwise " if near else ""
+    raise NotFoundError(f"no {what} named {folder.name!r} (there: {', '.join(there) or 'none'}): {hint}{remedy}")
 
 
 def artifact_id(manifest: Mapping[str, Any]) -> str:

@@ -29,10 +29,12 @@ from tailwise.catalog.files import (
     write_record,
     write_table,
 )
+from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
 from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.catalog.series import HEAD, Series
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
+from tailwise.text import command_line
 
 FORMAT = 1
 HEADER = "catalog.json"
@@ -99,18 +101,22 @@ class Catalog:
         self.folder = folder
 
     @classmethod
-    def open(cls, folder: str | Path) -> Catalog:
-        """Opens a catalog.
+    def open(cls, folder: str | Path | Catalog) -> Catalog:
+        """Opens a catalog; one that is open already is returned as it is.
 
         Raises:
             UserError: there is none, or it is of another format.
         """
+        if isinstance(folder, Catalog):
+            return folder
         path = local_path(folder)
         if not (path / HEADER).exists():
-            raise UserError(f"{path} is no catalog (no {HEADER}): make one with `tailwise import SOURCE… {path}`")
+            raise NotFoundError(f"{path} is no catalog (no {HEADER}): make one with `tailwise import SOURCE… {path}`")
         found = read_record(path / HEADER).get("format")
         if found != FORMAT:
-            raise UserError(f"{path} has catalog format {found}, this tailwise reads {FORMAT}: import the pool anew")
+            raise UnsupportedError(
+                f"{path} has catalog format {found}, this tailwise reads {FORMAT}: import the pool anew"
+            )
         return cls(path)
 
     @classmethod
@@ -123,7 +129,7 @@ class Catalog:
         path = local_path(folder)
         if not (path / HEADER).exists():
             if path.exists() and (not path.is_dir() or any(not _is_ours(item) for item in path.iterdir())):
-                raise UserError(f"{path} exists and is no catalog: name a new or an empty folder")
+                raise ConflictError(f"{path} exists and is no catalog: name a new or an empty folder")
             with locked(path / LOCK, str(path), wait=True):
                 if not (path / HEADER).exists():
                     for name in SERIES:
@@ -171,7 +177,9 @@ class Catalog:
             snapshot = snapshots[-1] if snapshots else None
         wanted = snapshot.shards if snapshot else 0
         if table.num_rows < wanted:
-            raise UserError(f"{path} is missing or damaged: it has {table.num_rows:,} of {wanted:,} shards; restore it")
+            raise DamagedError(
+                f"{path} is missing or damaged: it has {table.num_rows:,} of {wanted:,} shards; restore it"
+            )
         return table.slice(0, wanted)
 
     def append_snapshot(self, shards: pa.Table, parts: int) -> Snapshot:
@@ -265,7 +273,9 @@ class Catalog:
                 skipped = ends[wanted] - np.cumsum(sizes[wanted])  # rows before each group that are not read
                 return table.take(pa.array(rows - skipped[at]))
         except (OSError, IndexError, pa.ArrowException) as error:
-            raise UserError(f"{path} is missing or damaged ({error}): restore it, or import the pool anew") from error
+            raise DamagedError(
+                f"{path} is missing or damaged ({error}): restore it, or import the pool anew"
+            ) from error
 
     def embedding_folder(self, column: str) -> Path:
         """Where an embedding column ("image" or "text") lies."""
@@ -285,10 +295,11 @@ class Catalog:
         missing = [part for part in parts if not (self.embedding_folder(column) / f"{part.name}.json").exists()]
         if missing:
             rows = sum(part.rows for part in missing)
-            of = "" if column == "image" else f" --column {column}"
+            import_them = command_line("import", "EMBEDDINGS", self.folder)
+            make_them = command_line("embed", self.folder, encoder="…", column=None if column == "image" else column)
             raise UserError(
                 f"{rows:,} of {snapshot.rows:,} samples have no {column} embeddings in {self.folder}: import them "
-                f"(`tailwise import EMBEDDINGS {self.folder}`) or make them (`tailwise embed {self.folder} --encoder …{of}`)"
+                f"({import_them}) or make them ({make_them})"
             )
         with ThreadPoolExecutor() as pool:  # each part is hashed once
             return list(pool.map(lambda part: self.embedding(column, part), parts))
@@ -306,28 +317,16 @@ class Catalog:
     # --- artifacts --------------------------------------------------------------------------------------------------
 
     def clusters_folder(self, name: str) -> Path:
-        """Where a clustering lies.
-
-        Raises:
-            UserError: nothing can have this name.
-        """
-        return self.folder / "clusters" / check_name(name)
+        """Return the folder of a clustering; a UserError says that none can have this name."""
+        return CLUSTERING.path(self.folder, name)
 
     def drops_folder(self, name: str) -> Path:
-        """Where a drop list lies.
-
-        Raises:
-            UserError: nothing can have this name.
-        """
-        return self.folder / "drops" / check_name(name)
+        """Return the folder of a drop list; a UserError says that none can have this name."""
+        return DROP_LIST.path(self.folder, name)
 
     def plan_folder(self, name: str) -> Path:
-        """Where a plan lies.
-
-        Raises:
-            UserError: nothing can have this name.
-        """
-        return self.folder / "plans" / check_name(name)
+        """Return the folder of a plan; a UserError says that none can have this name."""
+        return PLAN.path(self.folder, name)
 
     def label_parts(self, clusters: str, snapshot: Snapshot, column: str) -> Iterator[npt.NDArray[Any]]:
         """One column ("label", "similarity", "rank") of a clustering, part by part, mapped."""
@@ -369,7 +368,7 @@ def _shards(stamp: FileStamp) -> pa.Table:
     except UnicodeDecodeError:  # a flipped bit of a path
         sound = False
     if not sound:
-        raise UserError(f"{stamp[0]} is damaged (its checksum is wrong): restore it")
+        raise DamagedError(f"{stamp[0]} is damaged (its checksum is wrong): restore it")
     return table
 
 
@@ -388,14 +387,3 @@ def local_path(folder: str | Path) -> Path:
     if "://" in str(folder):
         raise UserError(f"{folder} is a URL, and a catalog must lie in a local folder; the shards may be remote")
     return Path(folder).expanduser().absolute()
-
-
-def check_name(name: str) -> str:
-    """`name`, if it can name an artifact.
-
-    Raises:
-        UserError: it has other characters than letters, digits, '.', '_', '-', or begins with a dot.
-    """
-    if not name or name[0] == "." or not all(letter.isalnum() or letter in "._-" for letter in name):
-        raise UserError(f"{name!r} can't name an artifact: use letters, digits, '.', '_' and '-'")
-    return name

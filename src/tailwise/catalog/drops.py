@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array, replacing
+from tailwise.catalog.kinds import WITHOUT
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
+from tailwise.text import command_line
 
 DROPPED_SCHEMA = pa.schema(
     [
@@ -55,7 +57,7 @@ class DropList:
         """
         self.catalog, self.name = catalog, name
         self.folder = catalog.drops_folder(name)
-        make = f"make it with `tailwise dedup {catalog.folder} --name {name} …` or `tailwise filter …`"
+        make = f"make it with {command_line('dedup', catalog.folder, '…', name=name)} or `tailwise filter …`"
         remedy = f"{user} was made without it: restore {self.folder}" if user else make
         self.manifest = read_manifest(self.folder, "drop list", remedy)
         config = self.manifest["identity"]["config"]
@@ -133,7 +135,7 @@ class Survivors:
         self.snapshot, self.lists = snapshot, list[DropList]()
         self._open(catalog, without, snapshot, users or {})
         self.removals = Removals.of(catalog, snapshot)
-        self.inputs = {f"without {item.name}": item.id for item in self.lists}
+        self.inputs = {WITHOUT + item.name: item.id for item in self.lists}
         if self.removals.id is not None:
             self.inputs[REMOVALS] = self.removals.id
 
@@ -141,7 +143,7 @@ class Survivors:
         self, catalog: Catalog, names: Sequence[str], snapshot: Snapshot, users: Mapping[str, Mapping[str, str]]
     ) -> None:
         for name in names:
-            used = {user: inputs[f"without {name}"] for user, inputs in users.items() if f"without {name}" in inputs}
+            used = {user: inputs[WITHOUT + name] for user, inputs in users.items() if WITHOUT + name in inputs}
             known = next((item for item in self.lists if item.name == name), None)
             opened = known or DropList(catalog, name, next(iter(used), None))
             for user, identity in used.items():
@@ -155,7 +157,7 @@ class Survivors:
             if opened.snapshot.number != snapshot.number:
                 raise UserError(
                     f"the drop list {name!r} was made for snapshot {opened.snapshot.number}, and this is for {snapshot.number}: "
-                    "make it for that snapshot too, under another name (dedup: --extends)"
+                    "make it for that snapshot too, under another name (dedup: `extends`)"
                 )
             inputs = opened.manifest["identity"]["inputs"]
             self._open(catalog, opened.without, snapshot, {f"the drop list {name!r}": inputs})
@@ -163,7 +165,7 @@ class Survivors:
 
     @property
     def pool(self) -> int:
-        """Number of samples of the pool: all of the snapshot that are not removed, dropped or not. `--keep` is a share of it."""
+        """Number of samples of the pool: all of the snapshot that are not removed, dropped or not. `keep` is a share of it."""
         return self.snapshot.rows - len(self.removals.rows)
 
     @property

@@ -7,6 +7,7 @@ import hashlib
 import json
 import mmap
 import os
+import resource
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.npy import read_header
-from tailwise.errors import UserError
+from tailwise.errors import DamagedError, UserError
 
 TEMPORARY_SUFFIX = ".writing"
 MANIFEST = "manifest.json"  # of an artifact: with it, the artifact is finished
@@ -90,7 +91,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever was written)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(
+        raise DamagedError(
             f"{path} is damaged ({error}): restore it, or delete what it belongs to and make that anew"
         ) from error
 
@@ -109,7 +110,7 @@ def read_record(path: Path) -> dict[str, Any]:
     value = read_json(path)
     noted = value.pop(CHECKSUM, None) if isinstance(value, dict) else ""
     if noted not in {None, digest(value)}:
-        raise UserError(f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew")
+        raise DamagedError(f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew")
     record: dict[str, Any] = value
     return record
 
@@ -147,6 +148,19 @@ def noted_digests(path: Path) -> tuple[str, ...]:
     return tuple(str(value) for value in found if value is not None)
 
 
+def refuse_many_files(error: Exception) -> None:
+    """Refuse to go on where a file could not be opened for the number of those that are open: the file itself is sound.
+
+    Raises:
+        UserError: that is why.
+    """
+    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise UserError(
+            f"this process may open {limit:,} files, and needs more: allow more with `ulimit -n 4096`, then repeat this command"
+        ) from error
+
+
 def check_file(path: Path) -> Path:
     """Return `path`, if its bytes are those that were written.
 
@@ -163,12 +177,13 @@ def check_file(path: Path) -> Path:
         if _sound.get(stamp) not in noted:
             found = file_digest(path)
             if found not in noted:
-                raise UserError(
+                raise DamagedError(
                     f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew"
                 )
             _sound[stamp] = found
     except OSError as error:
-        raise UserError(
+        refuse_many_files(error)
+        raise DamagedError(
             f"{path} is missing or unreadable ({error.strerror}): restore it, or make what it belongs to anew"
         ) from error
     return path
@@ -215,7 +230,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(
+        refuse_many_files(error)
+        raise DamagedError(
             f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
         ) from error
 
@@ -230,7 +246,8 @@ def map_array(path: Path) -> npt.NDArray[Any]:
     try:
         return read_array(path)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(
+        refuse_many_files(error)
+        raise DamagedError(
             f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
         ) from error
 

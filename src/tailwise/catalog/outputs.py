@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import HEADER, Catalog
 from tailwise.catalog.files import TEMPORARY_SUFFIX, read_array
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, NotFoundError, UserError
 
 
 def check_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:
@@ -32,22 +33,59 @@ def check_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Call
     """
     _refuse_catalog(path)
     if path.is_symlink():
-        raise UserError(f"{path} is a link, which is no regular file: name the file itself")
+        raise ConflictError(f"{path} is a link, which is no regular file: name the file itself")
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file")
     if not path.exists():
         if not path.absolute().parent.is_dir():
-            raise UserError(f"the folder {path.absolute().parent} doesn't exist: make it first")
+            raise NotFoundError(f"the folder {path.absolute().parent} doesn't exist: make it first")
         return path
     if not path.is_file():
         raise UserError(f"{path} is no regular file: name another one")
     if not overwrite:
-        raise UserError(f"{path} exists: name another file, or replace it with --overwrite")
+        raise ConflictError(f"{path} exists: name another file, or replace it with `overwrite`")
     if any(os.path.samestat(path.stat(), shard) for shard in _local_shards(catalog)):
         raise UserError(f"{path} is a shard of the pool of {catalog.folder}: name another file")
     if path.stat().st_size and not is_ours(path):
-        raise UserError(f"{path} exists and is not a file of this format: name another file, or delete it first")
+        raise ConflictError(f"{path} exists and is not a file of this format: name another file, or delete it first")
     return path
+
+
+@contextmanager
+def writing_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[None]:
+    """Check an output as `check_output` does, and keep other commands from writing the same one meanwhile.
+
+    The temporary file of `replacing` is the lock: a killed command leaves it behind unlocked, and the next one takes it over.
+
+    Raises:
+        UserError: see `check_output`.
+        ConflictError: another command is writing this file.
+    """
+    check_output(path, catalog, overwrite=overwrite, is_ours=is_ours)
+    temporary = path.with_name(f"{path.name}{TEMPORARY_SUFFIX}")
+    while True:
+        with temporary.open("ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConflictError(
+                    f"another command is writing {path}: wait for it to end, or name another file"
+                ) from error
+            if not _is_still(temporary, stream):
+                continue  # it was published between being opened and being locked
+            try:
+                check_output(path, catalog, overwrite=overwrite, is_ours=is_ours)
+                yield
+            finally:
+                if _is_still(temporary, stream):
+                    temporary.unlink()
+            return
+
+
+def _is_still(path: Path, stream: IO[bytes]) -> bool:
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    return False
 
 
 def check_output_folder(folder: Path, option: str, marks: Collection[str] | None = None) -> Path:
@@ -66,7 +104,7 @@ def check_output_folder(folder: Path, option: str, marks: Collection[str] | None
         # A killed process leaves temporary files.
         found = any(not path.name.endswith(TEMPORARY_SUFFIX) for path in folder.iterdir())
         if marks is not None and found and not any(any(folder.glob(mark)) for mark in marks):
-            raise UserError(f"{folder} holds something else: give {option} a new or an empty folder")
+            raise ConflictError(f"{folder} holds something else: give {option} a new or an empty folder")
     elif folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} is no folder: give {option} another name")
     return folder
@@ -84,7 +122,7 @@ def _refuse_catalog(path: Path) -> None:
         raise UserError(f"{path} can't be written to: {error}") from error
     for folder in (real, *real.parents, path.absolute(), *path.absolute().parents):
         if (folder / HEADER).exists():
-            raise UserError(f"{path} lies in the catalog {folder}: name a place outside of it")
+            raise ConflictError(f"{path} lies in the catalog {folder}: name a place outside of it")
 
 
 def _local_shards(catalog: Catalog) -> Iterator[os.stat_result]:

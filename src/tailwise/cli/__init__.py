@@ -6,14 +6,16 @@ from __future__ import annotations
 import io
 import logging
 import os
+import resource
 import shlex
 import signal
 import sys
 import traceback
 import warnings
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -45,8 +47,9 @@ __all__ = ["app", "main"]
 COMMANDS = (
     *("import", "embed", "dedup", "filter", "cluster", "group", "plan", "explain"),
     *("draw", "export", "train", "evaluate", "compare", "run"),
-    *("status", "why", "removed", "excluded", "remove", "verify", "relocate", "demo"),
+    *("status", "why", "excluded", "remove", "verify", "relocate", "demo"),
 )
+MOST_FILES = 65_536
 SHARED = ("--quiet", "--verbose")  # options of all commands
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))
@@ -103,17 +106,14 @@ def main() -> None:
         signal.signal(number, _interrupt)
     _show_foreign_text_safely()
     show_log(logging.INFO)
+    with suppress(OSError, ValueError):  # large catalogs have many files
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
     try:
         _run(_shared_first(sys.argv[1:]))
-    except UserError as error:
-        print_error(f"tailwise: {error}")
-        sys.exit(2)
-    except (BrokenExecutor, OSError, ArithmeticError) as error:
-        killed = isinstance(error, BrokenExecutor)
-        print_error(
-            f"tailwise: {'a worker process was killed (out of memory?); try fewer --workers' if killed else error}"
-        )
-        sys.exit(1)
+    except (UserError, BrokenExecutor, OSError, ArithmeticError) as error:
+        _fail(error)
     except _InterruptedError:
         if os.environ.get("RANK", "0") == "0":  # of several ranks, one gives the advice
             print_error(f"tailwise: interrupted; {_how_to_resume(sys.argv[1:])}")
@@ -127,6 +127,19 @@ def main() -> None:
         sys.exit(2)
     finally:
         sys.excepthook = _print_traceback  # Typer has put its own there
+
+
+def _fail(error: Exception) -> NoReturn:
+    if isinstance(error, OSError):
+        from tailwise.catalog.files import refuse_many_files
+
+        try:
+            refuse_many_files(error)
+        except UserError as told:
+            error = told
+    killed = "a worker process was killed (out of memory?); try fewer --workers"
+    print_error(f"tailwise: {killed if isinstance(error, BrokenExecutor) else error}")
+    sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 class _PlainRecord(logging.LogRecord):

@@ -3,20 +3,76 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from tailwise.errors import UserError
-from tailwise.printing import is_quiet
+from tailwise.printing import is_quiet, say
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.plan.plan import Plan
 
+# Parameters that errors of the library name, and that no command has by this name: the option that stands for each.
+_ELSEWHERE = {
+    "on_damaged": "--damaged",
+    "cache_folder": "--cache",
+    "max_memory_bytes": "--max-memory",
+    "set": "--set",
+    **{name: f"--{name.replace('_', '-')}" for name in ("static", "accum_freq", "dist_url", "logs", "warmup")},
+}
+
+
+# Spellings of earlier versions, which still work: of commands, and of options by command.
+OLD_COMMANDS = {"removed": "excluded"}
+OLD_OPTIONS = {
+    "cluster": {"--clusters": "--k"},
+    "dedup": {"--clusters-name": "--clustering", "--keep": "--order"},
+    "plan": {"--clusters": "--clustering"},
+    "explain": {"--clusters": "--by-cluster"},
+    "import": {"--clusters-name": "--clustering"},
+}
+
+
+_TYPED: dict[str, str] = {}  # the options of this command: present spelling, and as they were typed
+
+
+def new_spelling(command: str, option: str) -> str:
+    """Return an option of a command, written with its dashes, in its present spelling."""
+    return OLD_OPTIONS.get(command, {}).get(option, option)
+
+
+class _Commands(TyperGroup):
+    """The commands. Errors of the library name parameters in backticks; they leave here with the options of the command line."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  (Typer's own class, which differs from version to version)
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            error.args = (as_options(str(error), ctx.invoked_subcommand),)
+            raise
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
+        """Find the command, with old spellings replaced in front of a `--`."""
+        name, *words = args
+        name = OLD_COMMANDS.get(name, name)
+        own = words.index("--") if "--" in words else len(words)
+        typed = [word.partition("=") for word in words[:own]]
+        _TYPED.clear()
+        _TYPED.update({new_spelling(name, option): option for option, _, _ in typed})
+        return super().resolve_command(
+            ctx, [name, *(new_spelling(name, option) + sign + value for option, sign, value in typed), *words[own:]]
+        )
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Decide which image-text samples to train CLIP on, and in which epoch.",
     no_args_is_help=True,
     add_completion=False,
@@ -24,6 +80,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Result = TypeVar("Result")
+
+
+def as_options(message: str, command: str | None = None) -> str:
+    """Return a message of the library, with the options of the command line instead of parameters in backticks."""
+    commands: Any = typer.main.get_command(app)
+    options = dict(_ELSEWHERE)
+    # Where a name has two options, that of the given command counts.
+    for one in (*commands.commands.values(), *([commands.commands[command]] if command else [])):
+        options |= {item.name: item.opts[0] for item in one.params if item.opts[0].startswith("--")}
+
+    def shown(found: re.Match[str]) -> str:
+        option = options.get(found[1], found[0])
+        return _TYPED.get(option, option)
+
+    return re.sub(r"`(\w+)`", shown, message)
+
+
+def say_note(text: str) -> None:
+    """Print a note of the library."""
+    say(as_options(text))
+
 
 CatalogPath = Annotated[Path, typer.Argument(metavar="CATALOG", help="Folder of the catalog.")]
 PlanName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan.")]

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, parse_bytes, refuse_given, with_bars
+from tailwise.cli.app import (
+    AsJson,
+    CatalogPath,
+    Without,
+    app,
+    open_catalog,
+    parse_bytes,
+    refuse_given,
+    say_note,
+    with_bars,
+)
 from tailwise.errors import UserError
 from tailwise.printing import say
 
@@ -15,9 +25,11 @@ from tailwise.printing import say
 @app.command()
 def cluster(
     catalog: CatalogPath,
-    clusters: Annotated[
+    k: Annotated[
         int | None,
-        typer.Option(help="K, before merging. DBP: 500 for 280M samples; DynamiCS: 50,000.", show_default=False),
+        typer.Option(
+            help="Number of clusters, before merging. DBP: 500 for 280M samples; DynamiCS: 50,000.", show_default=False
+        ),
     ] = None,
     merge: Annotated[
         float | None,
@@ -42,7 +54,7 @@ def cluster(
     without: Without = None,
     extends: Annotated[
         str | None,
-        typer.Option(help="In place of --clusters: assign to the centroids of this clustering.", show_default=False),
+        typer.Option(help="Instead of --k: assign to the centroids of this clustering.", show_default=False),
     ] = None,
     max_memory: Annotated[str, typer.Option(help="Refuse what needs more.")] = "8GB",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; the result doesn't depend on it.")] = "auto",
@@ -55,13 +67,13 @@ def cluster(
 
     Examples:
 
-      tailwise cluster my-catalog --clusters 500
+      tailwise cluster my-catalog --k 500
 
-      tailwise cluster my-catalog --clusters 50000 --merge 0.7 --name fine
+      tailwise cluster my-catalog --k 50000 --merge 0.7 --name fine
 
-      tailwise cluster my-catalog --clusters 50000 --density auto --name dense  (for --method density: rates that follow rarity better)
+      tailwise cluster my-catalog --k 50000 --density auto --name dense  (for --method density: rates that follow rarity better)
 
-      tailwise cluster my-catalog --clusters 500 --without duplicates
+      tailwise cluster my-catalog --k 500 --without duplicates
 
       tailwise cluster my-catalog --extends main --name main-2  (new shards were imported: their samples join the old clusters)
     """
@@ -70,8 +82,8 @@ def cluster(
     from tailwise.stages.unused_lists import unused_by_clustering
 
     opened = open_catalog(catalog)
-    if (clusters is None) == (extends is None):
-        raise UserError("give either --clusters K or --extends CLUSTERING")
+    if (k is None) == (extends is None):
+        raise UserError("give either --k K or --extends CLUSTERING")
     if extends is not None:
         unused: dict[str, object] = {
             "--merge": merge,
@@ -90,7 +102,7 @@ def cluster(
         made = with_bars(
             lambda track: stage.cluster(
                 opened,
-                clusters=clusters or 0,
+                k=k or 0,
                 merge=merge,
                 density=_density(density),
                 name=name,
@@ -123,7 +135,7 @@ def cluster(
         say(f"density: samples within a cosine of {summary['radius']:g} of each centroid, for --method density")
     print_sizes(made.table.column("size").to_numpy())
     for item in ignored:
-        say(item.note("are in its clusters"))
+        say_note(item.note("are in its clusters"))
 
 
 def _density(text: str | None) -> float | Literal["auto"] | None:

@@ -27,7 +27,7 @@ def dedup(
     name: Annotated[
         str | None, typer.Option(help="Name of the drop list.  [default: duplicates]", show_default=False)
     ] = None,
-    clusters_name: Annotated[str, typer.Option(help="Clustering inside which samples are compared.")] = "main",
+    clustering: Annotated[str, typer.Option(help="Clustering inside which samples are compared.")] = "main",
     rule: Annotated[
         str | None,
         typer.Option(
@@ -35,11 +35,11 @@ def dedup(
             show_default=False,
         ),
     ] = None,
-    keep: Annotated[
-        str, typer.Option(help="What comes first: farthest from the centroid, nearest, random, or score.")
+    order: Annotated[
+        str, typer.Option(help="What comes first and is kept: farthest from the centroid, nearest, random, or score.")
     ] = "farthest",
     score: Annotated[
-        str | None, typer.Option(help="With --keep score: which one, highest first.", show_default=False)
+        str | None, typer.Option(help="With --order score: which one, highest first.", show_default=False)
     ] = None,
     without: Without = None,
     extends: Annotated[
@@ -57,7 +57,7 @@ def dedup(
     """Leave out near-duplicates: samples of one cluster whose embeddings are nearly the same (SemDeDup, 2023).
 
     Makes a drop list, which `cluster`, `filter` and others take with --without. The comparison is made once for a clustering
-    and a keep-order: another --epsilon or --rule takes seconds.
+    and an order: another --epsilon or --rule takes seconds.
 
     Examples:
 
@@ -65,9 +65,9 @@ def dedup(
 
       tailwise dedup my-catalog --epsilon 0.05
 
-      tailwise dedup my-catalog --epsilon 0.05 --clusters-name fine --keep score --score clip-score --name fewer
+      tailwise dedup my-catalog --epsilon 0.05 --clustering fine --order score --score clip-score --name fewer
 
-      tailwise dedup my-catalog --epsilon 0.05 --clusters-name main-2 --extends duplicates --name duplicates-2
+      tailwise dedup my-catalog --epsilon 0.05 --clustering main-2 --extends duplicates --name duplicates-2
     """
     from tailwise.printing import print_json
     from tailwise.stages import dedup as stage
@@ -82,8 +82,8 @@ def dedup(
         def guide(track: Track) -> Suggestion:
             compared = Comparison(
                 opened,
-                clusters=clusters_name,
-                keep=keep,
+                clustering=clustering,
+                order=order,
                 score=score,
                 without=without or (),
                 extends=extends,
@@ -107,9 +107,9 @@ def dedup(
             opened,
             epsilon=epsilon,
             name=name or "duplicates",
-            clusters=clusters_name,
+            clustering=clustering,
             rule=rule or "greedy",
-            keep=keep,
+            order=order,
             score=score,
             without=without or (),
             extends=extends,
@@ -135,7 +135,7 @@ def _print_made(catalog: Catalog, made: Deduplication) -> None:
     if figures["dropped_before"]:
         say(f"{figures['dropped_before']:,} more were left out before")
     say(f"{figures['clusters']:,} clusters, the largest of {figures['largest_cluster']:,}")
-    say(f"go on: tailwise cluster {catalog.folder} --clusters K --without {made.name} --name …")
+    say(f"next: tailwise cluster {catalog.folder} --k K --without {made.name} --name …")
 
 
 def _print_guide(found: Suggestion) -> None:

@@ -107,7 +107,8 @@ def _config(checkpoint: str, data: Sequence[str], options: EvaluateOptions) -> d
     from dataclasses import asdict
 
     from tailwise.catalog.files import file_digest
-    from tailwise.evaluate.models import find_checkpoint, find_device
+    from tailwise.devices import find_device
+    from tailwise.evaluate.models import find_checkpoint
 
     found = find_checkpoint(checkpoint, options.model)
     given = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
@@ -119,7 +120,8 @@ def _config(checkpoint: str, data: Sequence[str], options: EvaluateOptions) -> d
     digests = {name: file_digest(path) for name, path in read.items() if path is not None and path.is_file()}
     if options.pool is not None:
         digests["pool"] = open_catalog(options.pool).snapshot().id
-    resolved = {"model": found.model, "pretrained": found.pretrained, "device": find_device(options.device).type}
+    device = find_device(options.device, any_kind=True).type
+    resolved = {"model": found.model, "pretrained": found.pretrained, "device": device}
     return {"checkpoint": checkpoint, "data": list(data), **given, **resolved, "digests": digests}
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, Overwrite, PlanName, Workers, app, open_plan, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, Overwrite, PlanName, Workers, app, open_plan, say_note, with_bars
+from tailwise.errors import UserError
 from tailwise.printing import say
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def draw(
     output: Annotated[Path, typer.Option(help="Parquet file to write.")],
     epoch: Epoch = None,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the samples of one epoch: shard, key, uid, cluster, rate, copies.
 
@@ -34,15 +36,18 @@ def draw(
 
       tailwise draw my-catalog epochs --epoch 3 --output epoch-3.parquet
     """
-    _export(catalog, name, "parquet", output, epoch, overwrite)
+    _export(catalog, name, "parquet", output, epoch, overwrite, as_json=as_json)
 
 
 @app.command()
 def export(
     catalog: CatalogPath,
     name: PlanName,
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write; a folder for shards.")],
     to: Annotated[str, typer.Option(help="datacomp, rates-json, keys, parquet or shards.")],
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; a folder for shards.  [required]", show_default=False)
+    ] = None,
+    place: Annotated[Path | None, typer.Argument(hidden=True)] = None,
     epoch: Epoch = None,
     overwrite: Overwrite = False,
     shard_samples: Annotated[
@@ -64,12 +69,15 @@ def export(
 
     Examples:
 
-      tailwise export my-catalog subset --to datacomp subset.npy
+      tailwise export my-catalog subset --to datacomp --output subset.npy
 
-      tailwise export my-catalog epochs --epoch 3 --to shards epoch-3
+      tailwise export my-catalog epochs --epoch 3 --to shards --output epoch-3
     """
     from tailwise.export import Sharding
 
+    if (output is None) == (place is None):
+        raise UserError("name the file or folder to write with --output")
+    output = output or place or Path()
     given = {"shard_samples": shard_samples, "workers": workers, "max_rejected": max_rejected}
     chosen: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
     _export(catalog, name, to, output, epoch, overwrite, Sharding(**chosen) if chosen else None, as_json)
@@ -110,6 +118,6 @@ def _export(
             f"it will draw {figures['short_share']:.1%} too few samples (plan with --max-repeats 1 for it)"
         )
     for item in unused:
-        say(item.note())
+        say_note(item.note())
     for reason, samples in rejected.items():
         say(f"left out, {reason}: {samples:,} (see {output / REJECTED})")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, Without, Workers, app, open_catalog, refuse_given, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, Without, Workers, app, open_catalog, refuse_given, say_note, with_bars
 from tailwise.errors import UserError
 from tailwise.printing import say
 
@@ -68,7 +68,7 @@ def group(
 ) -> None:
     """Group the pool in place of clusters: by a column (language, domain, class, cluster numbers made elsewhere), or by what captions say.
 
-    Each distinct value is a group; plans are made over them with `--clusters NAME`, by all methods that need no distances.
+    Each distinct value is a group; plans are made over them with `--clustering NAME`, by all methods that need no distances.
 
     Examples:
 
@@ -76,7 +76,7 @@ def group(
 
       tailwise group my-catalog --entries wordnet.txt --name concepts
 
-      tailwise plan my-catalog epochs --method dynamics --keep 0.5 --clusters concepts
+      tailwise plan my-catalog epochs --method dynamics --keep 0.5 --clustering concepts
     """
     from tailwise.printing import print_json, print_sizes
     from tailwise.stages.group import group as group_by_column
@@ -139,7 +139,7 @@ def group(
         say(f"{summary['values_without_sample']:,} values belong to no sample")
     print_sizes(made.table.column("size").to_numpy())
     for item in unused:
-        say(item.note("are in its groups"))
+        say_note(item.note("are in its groups"))
 
 
 def _print_matches(summary: Mapping[str, Any]) -> None:

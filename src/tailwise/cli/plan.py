@@ -17,6 +17,7 @@ from tailwise.cli.app import (
     open_catalog,
     open_plan,
     refuse_given,
+    say_note,
     with_bars,
 )
 from tailwise.errors import UserError
@@ -46,7 +47,7 @@ def plan(
     per_cluster: Annotated[
         int | None, typer.Option(help="cap, flat: at most so many samples of each cluster.", show_default=False)
     ] = None,
-    clusters: Annotated[
+    clustering: Annotated[
         str | None,
         typer.Option(help="Name of the clustering, or grouping.  [default: main]", show_default=False),
     ] = None,
@@ -148,7 +149,7 @@ def plan(
         raise UserError("give one of --method, --rates and --entries")
     numbers: dict[str, float | None] = {"alpha": alpha, "temperature": temperature, "neighbours": neighbours}
     of_method: dict[str, object] = {f"--{item}": value for item, value in numbers.items()}
-    of_method |= {"--per-cluster": per_cluster, "--clusters": clusters, "--alpha-end": alpha_end, "--score": score}
+    of_method |= {"--per-cluster": per_cluster, "--clustering": clustering, "--alpha-end": alpha_end, "--score": score}
     of_method |= {"--anneal-epochs": anneal_epochs, "--option": option, "--pick": pick, "--methods": methods}
     of_method |= {"--min-per-cluster": min_per_cluster, "--class-balance": class_balance}
     of_method |= {"--max-repeats": max_repeats if max_repeats != 1 else None}
@@ -206,13 +207,13 @@ def plan(
         if methods is not None:
             load_methods(methods)
         if find_method(method or "").grouping == "pool":
-            refuse_given({"--clusters": clusters}, f"with method {method!r}, which needs no clusters")
+            refuse_given({"--clustering": clustering}, f"with method {method!r}, which needs no clusters")
         request = PlanRequest(
             method=method or "",
             keep=keep,
             budget=budget,
             per_cluster=per_cluster,
-            clusters=clusters or "main",
+            clustering=clustering or "main",
             options={**numbers, **_pairs(option or [])},
             final_options={"alpha": alpha_end},
             anneal_epochs=anneal_epochs,
@@ -251,7 +252,7 @@ def plan(
     _print_plan(made, total, left_out)
     _print_notes(made, opened, catalog)
     for item in unused:
-        say(item.note())
+        say_note(item.note())
     say(f"see more: tailwise explain {catalog} {name}")
 
 
@@ -306,7 +307,7 @@ def explain(
     catalog: CatalogPath,
     name: PlanName,
     epochs: Annotated[int, typer.Option(min=1, help="How many epochs to look ahead.")] = 10,
-    clusters: Annotated[bool, typer.Option("--clusters", help="List every cluster.")] = False,
+    by_cluster: Annotated[bool, typer.Option("--by-cluster", help="List every cluster.")] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.svg", help="Draw clusters and coverage.", show_default=False)
     ] = None,
@@ -332,11 +333,11 @@ def explain(
 
         write_plot(made, epochs, plot, overwrite=overwrite)
     if as_json:
-        listed = {"cluster_list": cluster_list(made)} if clusters else {}
+        listed = {"cluster_list": cluster_list(made)} if by_cluster else {}
         print_json({**explanation.as_json(), "unused_drop_lists": [asdict(item) for item in unused], **listed})
         return
     print_explanation(explanation)
     for item in unused:
-        say(item.note())
-    if clusters:
+        say_note(item.note())
+    if by_cluster:
         print_clusters(cluster_list(made))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Workers, app, open_catalog, with_bars
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.printing import say
 
 
@@ -57,7 +57,7 @@ def import_(
         str | None,
         typer.Option(help="Parquet: column of vectors; embedding or embeddings by default.", show_default=False),
     ] = None,
-    clusters_name: Annotated[
+    clustering: Annotated[
         str | None,
         typer.Option(
             help="DynamiCS: name of the clustering made of its cluster ids; dynamics by default.", show_default=False
@@ -100,7 +100,7 @@ def import_(
         id_column=id_column,
         embedding_column=embedding_column,
         column=column.value if column else None,
-        clusters_name=clusters_name,
+        clustering=clustering,
     )
     report = with_bars(
         lambda track: import_pool(
@@ -130,9 +130,9 @@ def import_(
     )
     for made in report.columns:
         say(f"{made.column} embeddings: {made.embedded:,} of {made.samples:,} samples, {made.dimension} dimensions")
-    for clustering in report.clusterings:
-        counts = clustering.summary
-        say(f"clustering {clustering.name!r}: {counts['samples']:,} samples in {counts['clusters']:,} clusters")
+    for joined in report.clusterings:
+        counts = joined.summary
+        say(f"clustering {joined.name!r}: {counts['samples']:,} samples in {counts['clusters']:,} clusters")
     for note in report.notes:
         say(note)
     print_rejections(report.rejections)
@@ -212,7 +212,7 @@ def relocate(
     if "://" not in new:
         new = str(Path(new).expanduser().absolute())
         if not Path(new).exists():
-            raise UserError(f"{new} doesn't exist: move the shards there first")
+            raise NotFoundError(f"{new} doesn't exist: move the shards there first")
     opened = open_catalog(catalog)
     changed = with_bars(lambda track: run(opened, old, new, track))
     say(f"{changed:,} paths now begin with {new}" if changed else f"no path changed: paths begin with {new} already")

@@ -1,4 +1,4 @@
-"""Who isn't drawn, and why: remove, removed, why."""
+"""Who isn't drawn, and why: remove, excluded, why."""
 
 from __future__ import annotations
 
@@ -60,9 +60,8 @@ def remove(
         say(f"{len(report.unknown):,} keys or uids belong to no sample, and are remembered for later imports: {shown}")
 
 
-@app.command("excluded", hidden=True)
 @app.command()
-def removed(
+def excluded(
     catalog: CatalogPath,
     output: Annotated[Path, typer.Option(help="Parquet file to write.")],
     plan: Annotated[
@@ -85,20 +84,20 @@ def removed(
 
     Examples:
 
-      tailwise removed my-catalog subset --output never-drawn.parquet
+      tailwise excluded my-catalog subset --output never-drawn.parquet
 
-      tailwise removed my-catalog epochs --epochs 6 --output not-in-training.parquet
+      tailwise excluded my-catalog epochs --epochs 6 --output not-in-training.parquet
 
-      tailwise removed my-catalog --output dropped.parquet
+      tailwise excluded my-catalog --output dropped.parquet
     """
     from tailwise.plan.plan import Plan
     from tailwise.printing import print_json, print_table
-    from tailwise.stages.removed import write_removed
+    from tailwise.stages.excluded import write_excluded
 
     opened = open_catalog(catalog)
     made = None if plan is None else Plan(opened, plan)
     counts = with_bars(
-        lambda track: write_removed(opened, output, made, epochs=epochs, overwrite=overwrite, track=track)
+        lambda track: write_excluded(opened, output, made, epochs=epochs, overwrite=overwrite, track=track)
     )
     if as_json:
         print_json([{"stage": stage, "reason": why, "samples": samples} for (stage, why), samples in counts.items()])

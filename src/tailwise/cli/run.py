@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.app import AllowCode, Workers, app
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.printing import say
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "train", "draw", "export", "removed")
 OUTPUTS = {"draw": "output", "export": "output", "removed": "output"}  # what each writes outside of the catalog
-FOLDERS = {"cluster": "clusters", "group": "clusters", "dedup": "drops", "filter": "drops", "plan": "plans"}
-OWN_NAMES = {"cluster": "main", "dedup": "duplicates", "import": "dynamics"}
 TRAINER = "open-clip"  # of train: the arguments of open_clip's trainer, by name
 DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins what isn't there, goes on with what is
 OUTPUT = "{output}"  # in a value of a step: the folder for exports
@@ -145,29 +143,17 @@ def _placed(step: Step, output: Path | None) -> Step:
     return Step(step.command, place(step.options))
 
 
-# What steps name that others make: option → the commands that make it, and its folder in the catalog.
-_MAKERS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str]]] = {
-    "plan": {"clusters": (("cluster", "group", "import"), "clusters"), "without": (("dedup", "filter"), "drops")},
-    "dedup": {"clusters-name": (("cluster", "group"), "clusters"), "without": (("dedup", "filter"), "drops")},
-    "cluster": {"without": (("dedup", "filter"), "drops")},
-    "filter": {"without": (("dedup", "filter"), "drops")},
-    "group": {"without": (("dedup", "filter"), "drops")},
-    "train": {"name": (("plan",), "plans")},
-    "export": {"name": (("plan",), "plans")},
-    "draw": {"name": (("plan",), "plans")},
-    "removed": {"plan": (("plan",), "plans")},
-}
-
-
 def _made_name(step: Step) -> str:
     """The name of what a step makes."""
+    from tailwise.catalog.kinds import MADE_BY
     from tailwise.stages.scores import plain_name
 
     if name := step.options.get("clusters-name" if step.command == "import" else "name"):
         return str(name)
     by = step.options.get("by")
     own = {"group": by or "entries", "filter": plain_name(str(by))}
-    return str(own.get(step.command, OWN_NAMES.get(step.command)))
+    made = MADE_BY.get(step.command)
+    return str(own.get(step.command, made and made.made_by[step.command]))
 
 
 def _run_folders(step: Step) -> list[Path]:
@@ -194,23 +180,24 @@ def _trainer_arguments(step: Step) -> Mapping[str, Any]:
 def _trainer_words(step: Step) -> list[str]:
     if step.command != "train" or not (given := _trainer_arguments(step)):
         return []
-    from tailwise.train.arguments import spell
+    from tailwise.text import option_words
 
-    return ["--", *spell(given)]
+    return ["--", *option_words(given)]
 
 
 def _default_name(step: Step, option: str) -> str | None:
+    from tailwise.catalog.kinds import CLUSTERING
     from tailwise.plan.methods import METHODS
 
     method = METHODS.get(str(step.options.get("method")))
-    needed = option == "clusters-name" or (
-        option == "clusters" and method is not None and method.grouping == "clusters"
-    )
-    return "main" if needed else None
+    over_clusters = method is not None and method.grouping == "clusters"
+    needed = option == "clusters-name" or (option == "clusters" and over_clusters)
+    return CLUSTERING.made_by["cluster"] if needed else None
 
 
 def _check_names(steps: list[Step], catalog: Path) -> None:
     """Refuses steps that name what neither an earlier step makes nor the catalog holds, and methods that don't exist."""
+    from tailwise.catalog.kinds import KINDS
     from tailwise.plan.methods import METHODS
 
     made: set[tuple[str, str]] = set()
@@ -228,10 +215,11 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
             raise UserError(
                 f"step {step.label}: encoder is {encoder!r}, which no step before it trains, and there is none: add a step train"
             )
-        for option, (makers, folder) in _MAKERS.get(step.command, {}).items():
+        for kind in (kind for kind in KINDS if step.command in kind.named_by):
+            option, makers = kind.named_by[step.command], kind.makers_for.get(step.command, tuple(kind.made_by))
             value = step.options.get(option, _default_name(step, option))
             for name in map(str, value if isinstance(value, list) else [value] if value is not None else []):
-                known = any((maker, name) in made for maker in makers) or (catalog / folder / name).exists()
+                known = any((maker, name) in made for maker in makers) or (catalog / kind.folder / name).exists()
                 if not known:
                     raise UserError(
                         f"step {step.label}: {option} is {name!r}, which no step before it makes, and {catalog} has none: "
@@ -244,7 +232,7 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
         if step.command == "group" and (entries is None) == (step.options.get("by") is None):
             raise UserError(f"step {step.label}: give it one of by (a column) and entries (a list of words)")
         if entries is not None and not Path(str(entries)).is_file():
-            raise UserError(f"step {step.label}: entries is {entries!r}, which is no file")
+            raise NotFoundError(f"step {step.label}: entries is {entries!r}, which is no file")
         made.add((step.command, _made_name(step)))
 
 
@@ -384,15 +372,15 @@ def _made_from(catalog: Path, item: Prepared) -> dict[str, Any]:
     """All that decides what a step writes, the number of processes aside."""
     from tailwise.catalog import Catalog
     from tailwise.catalog.files import MANIFEST, file_digest
+    from tailwise.catalog.kinds import DROP_LIST, PLAN
     from tailwise.catalog.removals import Removals
 
     context = _parse(item)
     asked = {name: str(value) for name, value in context.params.items() if name not in {"workers", "catalog"}}
     plan = context.params.get("name") or context.params.get("plan")
-    manifests = (
-        [catalog / "plans" / str(plan) / MANIFEST] if plan else sorted((catalog / "drops").glob(f"*/{MANIFEST}"))
-    )
-    hashes = {path.parent.name: file_digest(path) for path in manifests if path.exists()}
+    kind, names = (PLAN, [str(plan)]) if plan else (DROP_LIST, DROP_LIST.finished(catalog))
+    manifests = {name: catalog / kind.folder / name / MANIFEST for name in names}
+    hashes = {name: file_digest(path) for name, path in manifests.items() if path.exists()}
     return {
         "command": item.step.command,
         "asked": asked,
@@ -435,7 +423,7 @@ def _export(catalog: Path, item: Prepared) -> None:
 
 def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
     """Whether something of the name that a step makes is there; whether it is the same, the step itself will see."""
-    from tailwise.catalog.files import MANIFEST
+    from tailwise.catalog.kinds import MADE_BY
 
     if opened is None or not opened.snapshots():
         return False
@@ -450,7 +438,7 @@ def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
         return True
     if step.command == "train":
         return all(_is_trained(folder) for folder in _run_folders(step))
-    return (catalog / FOLDERS[step.command] / _made_name(step) / MANIFEST).exists()
+    return _made_name(step) in MADE_BY[step.command].finished(catalog)
 
 
 def _is_trained(folder: Path) -> bool:
@@ -472,9 +460,10 @@ def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sou
     for number, item in enumerate(prepared, 1):
         options: Mapping[str, Any] = item.step.options
         if item.step.command == "cluster":
-            sizes[str(options.get("name", "main"))] = options.get("clusters")
+            sizes[_made_name(item.step)] = options.get("clusters")
         if item.step.command == "dedup":
-            options = {**options, "clusters": sizes.get(str(options.get("clusters-name", "main")))}
+            fine = options.get("clusters-name", _default_name(item.step, "clusters-name"))
+            options = {**options, "clusters": sizes.get(str(fine))}
         cost = SECONDS.get(item.step.command)
         state = (
             "is there"

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import AllowCode, CatalogPath, PlanName, app, open_plan, parse_bytes, with_bars
-from tailwise.printing import say
+from tailwise.cli.app import AllowCode, CatalogPath, PlanName, app, open_plan, parse_bytes, say_note, with_bars
 
 
 @app.command()
@@ -98,5 +97,5 @@ def train(
     )
     plan = open_plan(catalog, name)
     for item in unused_by_plan(plan):
-        say(item.note())
-    with_bars(lambda track: run(plan, open_clip or [], options, settings, track=track))
+        say_note(item.note())
+    with_bars(lambda track: run(plan, open_clip or [], options, settings, tell=say_note, track=track))

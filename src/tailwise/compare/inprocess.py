@@ -27,7 +27,8 @@ from tailwise.catalog.removals import Removals
 from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_numbers
 from tailwise.compare.images import Pictures, decoded_pool
 from tailwise.compare.recipe import Training
-from tailwise.errors import UserError
+from tailwise.devices import find_device
+from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import install_command
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.substitutes import Substitutes
@@ -99,7 +100,7 @@ def train_in_process(
     """
     folder.mkdir(parents=True, exist_ok=True)
     factory = _open_clip()
-    device = choose_device(training.device)
+    device = find_device(training.device)
     with undisturbed(), _deterministic(device):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002  (as open_clip's trainer does, before it makes the model)
@@ -298,7 +299,7 @@ def model_id(name: str) -> str:
         return name
     path = Path(name.removeprefix(LOCAL_MODEL)) / "open_clip_config.json"
     if not path.exists():
-        raise UserError(f"train.model {name}: there is no {path}: give a folder that holds it")
+        raise NotFoundError(f"train.model {name}: there is no {path}: give a folder that holds it")
     return LOCAL_MODEL + file_digest(path)
 
 
@@ -308,7 +309,7 @@ def seconds_per_step(training: Training) -> float:
     Raises:
         UserError: open_clip isn't installed, or there is no such model.
     """
-    factory, device = _open_clip(), choose_device(training.device)
+    factory, device = _open_clip(), find_device(training.device)
     with undisturbed():
         model = _make(factory, training.model, device)
         steps = Steps(model, training, PROBE_STEPS + 2, device)
@@ -321,18 +322,6 @@ def seconds_per_step(training: Training) -> float:
             steps.take(number, images.contiguous(memory_format=torch.channels_last), texts)
             seconds.append(time.perf_counter() - start)
     return float(np.median(seconds[1:]))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA where there is one.
-
-    Raises:
-        UserError: CUDA is asked for, and there is none.
-    """
-    found = torch.cuda.is_available()
-    if name == "cuda" and not found:
-        raise UserError("device cuda: there is none here; use cpu, or auto")
-    return torch.device("cuda" if found and name != "cpu" else "cpu")
 
 
 def _open_clip() -> Any:  # noqa: ANN401

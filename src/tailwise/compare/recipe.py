@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from tailwise.devices import ALLOWED, DEVICE_NAME
 from tailwise.errors import UserError
 from tailwise.loader.order import COMPOSITIONS
 from tailwise.recipes.pipeline import Step, steps_of, texts_of
@@ -43,7 +44,7 @@ class Training:
         precision: "fp32" or "bf16" (autocast).
         augment: {"scale": [least, most]}: area of the random resized crop, as a share of the image's; None for no augmentation.
         cache_pixels: in-process: side of the cached images; None for the model's own, and a quarter more where images are cropped.
-        device: "auto", "cpu" or "cuda".
+        device: a name for `find_device`.
         workers: open_clip: processes that decode.
         open_clip: open_clip: further arguments of its trainer, without the dashes.
         max_rejected: in-process: share of the pool's samples that may be unreadable; others are taken in their place.
@@ -152,26 +153,26 @@ def load_compare_recipe(name: str, settings: Sequence[str] = ()) -> CompareRecip
 def _with_setting(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
     key, sign, text = setting.partition("=")
     if not sign or not key:
-        raise UserError(f"--set {setting!r}: give KEY=VALUE, such as train.samples_seen=20000")
-    value = parse_yaml(text, f"--set {setting!r}")
+        raise UserError(f"`set` {setting!r}: give KEY=VALUE, such as train.samples_seen=20000")
+    value = parse_yaml(text, f"`set` {setting!r}")
     changed = copy.deepcopy(dict(values))
     place, left = changed, key
     while known := [name for name in place if left.startswith(f"{name}.")]:  # names of rows may have dots themselves
         name = max(known, key=len)
         place[name] = place[name] or {}
         if not isinstance(place[name], dict):
-            raise UserError(f"--set {setting!r}: {name} is {place[name]!r}, which holds nothing")
+            raise UserError(f"`set` {setting!r}: {name} is {place[name]!r}, which holds nothing")
         place, left = place[name], left[len(name) + 1 :]
     place[left] = value
     return changed
 
 
 def _recipe(where: str, values: dict[str, Any]) -> CompareRecipe:
-    texts, remedy = ("name", "about", "catalog", "baseline"), "add it, or give it with --set {name}=…"
+    texts, remedy = ("name", "about", "catalog", "baseline"), "add it, or give it with `set` {name}=…"
     check_values(where, values, texts, ("evaluate", "train", "seeds", "rows"), remedy)
     evaluate = as_mapping(f"{where}, evaluate", values["evaluate"], EVALUATE)
     if evaluate.get("data") is None:
-        raise UserError(f"{where}, evaluate lacks 'data': add it, or give it with --set evaluate.data=FOLDER")
+        raise UserError(f"{where}, evaluate lacks 'data': add it, or give it with `set` evaluate.data=FOLDER")
     seeds = values["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(_is_whole(seed, 0) for seed in seeds):
         raise UserError(
@@ -229,9 +230,10 @@ def _training(where: str, content: object) -> Training:
     for name in ("lr", "wd", "beta1", "beta2", "eps", "max_rejected"):
         if name in values:
             values[name] = _number(f"{where}: {name}", values[name])
-    for name, known in (("precision", PRECISIONS), ("device", ("auto", "cpu", "cuda"))):
-        if values.get(name, known[0]) not in known:
-            raise UserError(f"{where}: {name} is {values[name]!r}: must be one of {', '.join(known)}")
+    if values.get("precision", PRECISIONS[0]) not in PRECISIONS:
+        raise UserError(f"{where}: precision is {values['precision']!r}: must be one of {', '.join(PRECISIONS)}")
+    if not DEVICE_NAME.fullmatch(str(values.get("device", "auto"))):
+        raise UserError(f"{where}: device is {values['device']!r}: must be {ALLOWED}")
     if values.get("augment") is not None:
         values["augment"] = _augment(f"{where}, augment", values["augment"])
     training = Training(**values)
@@ -276,7 +278,7 @@ def choose(
     unknown = sorted(set(seeds) - set(recipe.seeds))
     if unknown:
         raise UserError(
-            f"seed {unknown[0]} isn't the recipe's ({', '.join(map(str, recipe.seeds))}): --set seeds=[…] changes them"
+            f"seed {unknown[0]} isn't the recipe's ({', '.join(map(str, recipe.seeds))}): `set` seeds=[…] changes them"
         )
     return [row for row in recipe.rows if row.name in rows], [
         seed for seed in recipe.seeds if not seeds or seed in seeds

@@ -27,7 +27,7 @@ from tailwise.compare.recipe import CompareRecipe, Row, choose
 from tailwise.compare.summary import summarize, write_summary
 from tailwise.compare.trainers import find_trainer
 from tailwise.compare.treatment import exposures
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate import EvaluateOptions, evaluate
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
@@ -124,8 +124,8 @@ class Study:
                 for name in sorted({*old, *mine})
                 if old.get(name) != mine.get(name)
             )
-            raise UserError(
-                f"{run.folder} was made with other settings ({changed or 'format'}): give another --output, or delete that folder"
+            raise ConflictError(
+                f"{run.folder} was made with other settings ({changed or 'format'}): give another `output`, or delete that folder"
             )
 
     @property
@@ -141,10 +141,10 @@ class Study:
         }
         without = run.row.plan.get("without") or []
         lists = [without] if isinstance(without, str) else without
-        inputs = {f"list {name}": _id(catalog.folder / "drops" / name) for name in lists}
+        inputs = {f"list {name}": _id(catalog.drops_folder(name)) for name in lists}
         if run.row.plan.get("method") not in {"random", "top-score", None}:
             clusters = str(run.row.plan.get("clusters", "main"))
-            inputs[f"clustering {clusters}"] = _id(catalog.folder / "clusters" / clusters)
+            inputs[f"clustering {clusters}"] = _id(catalog.clusters_folder(clusters))
         decides = {
             "plan": dict(run.row.plan),
             "compose": run.row.compose,
@@ -275,7 +275,7 @@ def compare(
     Raises:
         UserError: a mistake in the recipe, or runs of other settings or other files in the folder.
     """
-    study = Study(recipe, check_output_folder(output, "--output", marks=[RUNS, CACHE]))
+    study = Study(recipe, check_output_folder(output, "`output`", marks=[RUNS, CACHE]))
     for step in [*recipe.prepare, *(run.plan for run in study.runs())]:
         commands.check(step)
     for step in recipe.prepare:

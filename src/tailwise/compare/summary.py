@@ -213,12 +213,12 @@ def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
     configs = [item["plan"]["config"] for item in done]
     clusterings = {str(config["clusters"]) for config in configs if config.get("clusters")}
     lists = {str(name) for config in configs for name in config.get("without") or ()}
-    settings = {name: _settings(catalog.folder / "clusters" / name) for name in sorted(clusterings)}
+    settings = {name: _settings(catalog.clusters_folder(name)) for name in sorted(clusterings)}
     columns = {item.get("column") or "image" for item in settings.values()}
     encoders = {name: _json(catalog.folder / "embeddings" / name / "column.json") for name in sorted(columns)}
     unlike = sorted({item["trained"]["samples"] for item in done})
     if len(unlike) > 1:
-        raise UserError(f"runs have seen {unlike} samples: they can't be compared; give another --output")
+        raise UserError(f"runs have seen {unlike} samples: they can't be compared; give another `output`")
     return {
         "samples_seen": unlike[0] if unlike else None,
         "pool": Survivors(catalog, (), catalog.snapshot()).pool,
@@ -226,7 +226,7 @@ def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
         "evaluate": {name: str(value) for name, value in recipe.evaluate.items()},
         "embeddings": encoders,
         "clusterings": settings,
-        "drop_lists": {name: _settings(catalog.folder / "drops" / name) for name in sorted(lists)},
+        "drop_lists": {name: _settings(catalog.drops_folder(name)) for name in sorted(lists)},
         "versions": _each([item["versions"] for item in done]),
         "machines": _each([{**item["machine"], "device": item["trained"]["device"]} for item in done]),
     }

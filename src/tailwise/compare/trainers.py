@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.catalog.files import read_json, write_json
-from tailwise.compare.inprocess import Trained, choose_device, train_in_process
+from tailwise.compare.inprocess import Trained, train_in_process
 from tailwise.compare.recipe import Training
+from tailwise.devices import find_device
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.train.arguments import spell
+from tailwise.text import option_words
 from tailwise.train.segments import cut
 
 RUN = "training"  # of the open_clip trainer: the folder in the run's folder
@@ -49,8 +50,8 @@ def train_by_open_clip(
         UserError: the trainer refuses its arguments, or fails; with its last lines.
     """
     words = [sys.executable, "-m", "tailwise", "train", str(plan.catalog.folder), plan.name]
-    words += ["--samples-seen", str(training.samples_seen), "--seed", str(seed), "--compose", compose, "--resume"]
-    words += ["--", *spell(open_clip_arguments(training)), "--logs", str(folder), "--name", RUN]
+    words += option_words({"samples-seen": training.samples_seen, "seed": seed, "compose": compose, "resume": True})
+    words += ["--", *option_words({**open_clip_arguments(training), "logs": folder, "name": RUN})]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "trainer.log"
     clock = folder / "seconds.json"
@@ -72,7 +73,7 @@ def train_by_open_clip(
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-TOLD_LINES:]
         raise UserError(f"{name}: the trainer ended with code {code}, see {log}: {' | '.join(lines)}")
     segments = cut(training.samples_seen // training.global_batch)
-    device = str(choose_device(training.device))
+    device = str(find_device(training.device))
     checkpoint = folder / RUN / "checkpoints" / f"epoch_{segments.count}.pt"
     return Trained(checkpoint, segments.batches * training.global_batch, seconds, device)
 
@@ -89,7 +90,7 @@ def open_clip_arguments(training: Training) -> dict[str, Any]:
         "beta2": training.beta2,
         "eps": training.eps,
         "precision": {"fp32": "fp32", "bf16": "amp_bf16"}[training.precision],
-        "device": str(choose_device(training.device)),
+        "device": str(find_device(training.device)),
         "workers": training.workers,
         "aug-cfg": training.augment or {"scale": [1.0, 1.0]},
         "delete-previous-checkpoint": True,

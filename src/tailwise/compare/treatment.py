@@ -81,6 +81,6 @@ def treatment_notes(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[st
     if other:
         notes.append(
             f"Other candidates than those of {baseline}: {', '.join(other)}. Their differences mix what may be drawn with how it is drawn; "
-            "give rows the same --without, or `proportional` over the same grouping, to compare draws alone."
+            "give rows the same `without`, or `proportional` over the same grouping, to compare draws alone."
         )
     return notes

@@ -21,7 +21,7 @@ from tailwise.catalog.outputs import check_output_folder
 from tailwise.demo import facts
 from tailwise.demo.pool import concept_counts, make_pool, make_test_set, read_photographs
 from tailwise.demo.sample import PoolSample, take_sample
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, UserError
 from tailwise.extras import require
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
@@ -224,7 +224,7 @@ def _check(folder: Path, made_with: dict[str, object]) -> bool:
             )
         return True
     if folder.exists() and any(path.name != SAMPLE for path in folder.iterdir()):
-        raise UserError(f"{folder} exists and is no demo: name a new folder with --output")
+        raise ConflictError(f"{folder} exists and is no demo: name a new folder with --output")
     return False
 
 

@@ -20,6 +20,7 @@ from tailwise.encoders.images import ImagePreparation
 from tailwise.encoders.precision import lower_weights
 from tailwise.errors import UserError
 from tailwise.extras import require
+from tailwise.text import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,12 @@ def choose_backend(asked: str, device: torch.device) -> str:
         UserError: there is no such backend, or not here.
     """
     if asked not in BACKENDS:
-        raise UserError(f"--backend {asked!r}: use {', '.join(BACKENDS)}")
+        raise UserError(f"`backend` {asked!r}: {did_you_mean(asked, BACKENDS)}")
     on_cpu, installed = device.type == "cpu", importlib.util.find_spec("openvino") is not None
     if asked == "openvino" and not on_cpu:
-        raise UserError(f"--backend openvino is for CPUs: use --backend torch on {device}, or --device cpu")
+        raise UserError(f"`backend` openvino is for CPUs: use `backend` torch on {device}, or `device` cpu")
     if asked == "openvino":
-        require("demo", "openvino", purpose="--backend openvino")
+        require("demo", "openvino", purpose="`backend` openvino")
     return "openvino" if asked != "torch" and on_cpu and installed else "torch"
 
 
@@ -53,7 +54,7 @@ def with_openvino(encoder: Encoder, precision: str, *, required: bool) -> Encode
     network = encoder.network
     if network is None:
         if required:
-            raise UserError(f"--backend openvino does nothing with {encoder.name}, which has no network")
+            raise UserError(f"`backend` openvino does nothing with {encoder.name}, which has no network")
         return encoder
     try:
         sides = {**encoder.sides, "image": _converted(encoder, network, precision)}
@@ -61,7 +62,7 @@ def with_openvino(encoder: Encoder, precision: str, *, required: bool) -> Encode
     except Exception as error:  # of an arbitrary network: conversions raise anything
         problem = f"OpenVINO can't run {encoder.name} in {precision} ({' '.join(str(error).split())[:200]})"
         if required:
-            raise UserError(f"{problem}: use --backend torch") from error
+            raise UserError(f"{problem}: use `backend` torch") from error
         logger.warning("%s: torch runs it", problem)
     lower_weights(network, precision)
     return replace(encoder, precision=precision)

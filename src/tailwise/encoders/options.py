@@ -12,7 +12,7 @@ class EncoderOptions:
     Attributes:
         model: of `checkpoint:PATH`: its model's name for open_clip, or `local-dir:FOLDER`; by default what the run tells.
         pooling: of `transformers:NAME` without text side: "cls", "mean" or "pooler"; None for what suits the model.
-        device: "auto", "cpu", "cuda", "cuda:1", ….
+        device: a name for `find_devices`.
         precision: "auto", "fp32", "bf16" or "fp16".
         backend: what computes images: "auto", "torch" or "openvino".
     """

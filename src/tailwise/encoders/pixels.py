@@ -41,11 +41,11 @@ def load(_: str, options: EncoderOptions, device: torch.device, _precision: str)
     Raises:
         UserError: an option that does nothing was given.
     """
-    for option, value in (("--model", options.model), ("--pooling", options.pooling)):
+    for option, value in (("`model`", options.model), ("`pooling`", options.pooling)):
         if value is not None:
             raise UserError(f"{option} does nothing with pixels")
     if options.precision not in {"auto", "fp32"}:
-        raise UserError(f"--precision {options.precision}: pixels computes in fp32")
+        raise UserError(f"`precision` {options.precision}: pixels computes in fp32")
     side = Side(ImagePreparation(_prepare), _rows, {"size": SIDE})
     return Encoder("pixels", {"image": side}, {"model": "pixels"}, device, "fp32", ())
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tailwise.errors import UserError
+from tailwise.text import did_you_mean
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _LOWERED = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
@@ -20,9 +21,9 @@ def choose_precision(asked: str, device: torch.device) -> str:
         UserError: there is no such precision, or not on this device.
     """
     if asked not in PRECISIONS:
-        raise UserError(f"--precision {asked!r}: use {', '.join(PRECISIONS)}")
+        raise UserError(f"`precision` {asked!r}: {did_you_mean(asked, PRECISIONS)}")
     if asked == "fp16" and device.type == "cpu":
-        raise UserError("--precision fp16 is for GPUs: use bf16 or fp32 on a CPU")
+        raise UserError("`precision` fp16 is for GPUs: use bf16 or fp32 on a CPU")
     if asked != "auto":
         return asked
     return "bf16" if has_native_bf16(device) else "fp32"

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailwise.errors import UserError
+from tailwise.devices import find_device
+from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import require
 
 SCHEME = "open_clip:"
@@ -89,12 +90,12 @@ def find_checkpoint(checkpoint: str | Path, model: str | None = None) -> Checkpo
         return _pretrained(text.removeprefix(SCHEME), model)
     path = Path(checkpoint).expanduser()
     if not path.exists():
-        raise UserError(f"there is no {path}: give a checkpoint, the folder of a run, or {SCHEME}MODEL/PRETRAINED")
+        raise NotFoundError(f"there is no {path}: give a checkpoint, the folder of a run, or {SCHEME}MODEL/PRETRAINED")
     run, weights = (path, _newest(path)) if path.is_dir() else (path.absolute().parent.parent, path)
     told = _read_parameters(run / "params.txt")
     name = model or told.get("model")
     if not name:
-        raise UserError(f"{path} doesn't tell its model ({run / 'params.txt'} is wanting): give --model")
+        raise UserError(f"{path} doesn't tell its model ({run / 'params.txt'} is wanting): give `model`")
     settings = {key: value for key in SETTINGS if (value := told.get(key)) not in (None, False)}
     return Checkpoint(_check_model(name), weights, None, settings)
 
@@ -108,8 +109,8 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "f
     import open_clip  # noqa: PLC0415  (an extra)
 
     if precision not in PRECISIONS:
-        raise UserError(f"--precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
-    place = find_device(device)
+        raise UserError(f"`precision` {precision!r}: must be one of {', '.join(PRECISIONS)}")
+    place = find_device(device, any_kind=True)
     own = checkpoint.weights is None
     named = f"{checkpoint.weights or checkpoint.pretrained or ''} as {checkpoint.model}".strip()
     try:
@@ -125,7 +126,7 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "f
         *(RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError, StopIteration),
         *(OSError, EOFError, pickle.UnpicklingError),
     ) as error:
-        remedy = "the name and the connection, or give local-dir:FOLDER" if own else "the file and --model"
+        remedy = "the name and the connection, or give local-dir:FOLDER" if own else "the file and `model`"
         raise UserError(f"{named} can't be loaded: {_shortened(error)}; check {remedy}") from error
     return LoadedModel(model.eval(), preprocess, tokenizer, place, precision)
 
@@ -171,24 +172,9 @@ def without_prefixes(weights: Mapping[Any, Any]) -> dict[str, Any]:
     return plain_names
 
 
-def find_device(name: str) -> torch.device:
-    """The device of this name; "auto" is a CUDA device if there is one.
-
-    Raises:
-        UserError: it can't be used.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name).cpu()  # there are devices that hold nothing
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name!r} can't be used: {_shortened(error)}") from error
-
-
 def _pretrained(name: str, model: str | None) -> Checkpoint:
     if model is not None:
-        raise UserError(f"--model does nothing with {SCHEME}{name}, which names its model")
+        raise UserError(f"`model` does nothing with {SCHEME}{name}, which names its model")
     if name.startswith(SCHEMAS):
         return Checkpoint(_check_model(name))
     architecture, slash, tag = name.partition("/")
@@ -211,7 +197,7 @@ def _check_model(name: str) -> str:
     if name.startswith("local-dir:"):
         config = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
         if not config.is_file():
-            raise UserError(f"the model {name} has no {config}: give --model local-dir:FOLDER with its new place")
+            raise UserError(f"the model {name} has no {config}: give `model` local-dir:FOLDER with its new place")
     elif not name.startswith(SCHEMAS) and name not in open_clip.list_models():
         raise UserError(
             f"open_clip knows no model {name!r}: give a name of open_clip.list_models(), or local-dir:FOLDER"

@@ -13,7 +13,7 @@ import pyarrow.csv as pa_csv
 
 from tailwise.catalog.files import read_json, replacing, write_json
 from tailwise.catalog.outputs import check_output_folder
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate.run import Evaluation, mean_over_sets
 from tailwise.extras import require
 from tailwise.text import PLOT_STYLE, plain, spreadsheet_cell
@@ -32,16 +32,18 @@ def check_output(folder: Path, config: Mapping[str, Any], *, overwrite: bool = F
     Raises:
         UserError: it holds another evaluation or something else; or the plots can't be drawn.
     """
-    require("train", "matplotlib", purpose="--output, which draws plots,")
-    check_output_folder(folder, "--output", marks=[SUMMARY, "classes-*.csv", "curve-*.svg"])
+    require("train", "matplotlib", purpose="`output`, which draws plots,")
+    check_output_folder(folder, "`output`", marks=[SUMMARY, "classes-*.csv", "curve-*.svg"])
     if not (folder / SUMMARY).exists():
         return
     found = read_json(folder / SUMMARY)
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict) or "sets" not in found:
-        raise UserError(f"{folder / SUMMARY} is of no evaluation: give --output a new or an empty folder")
+        raise UserError(f"{folder / SUMMARY} is of no evaluation: give `output` a new or an empty folder")
     if not overwrite and found["config"] != config:
         other = [name for name in config if found["config"].get(name) != config[name]]
-        raise UserError(f"{folder} holds another evaluation ({', '.join(other)}): give another folder, or --overwrite")
+        raise ConflictError(
+            f"{folder} holds another evaluation ({', '.join(other)}): give another folder, or `overwrite`"
+        )
 
 
 def write_output(folder: Path, config: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> None:

@@ -99,7 +99,7 @@ def evaluate(
     bounds = _check(options)
     places = [data] if isinstance(data, str | Path) else list(data)
     if not places:
-        raise UserError("there is no set to evaluate on: give --data")
+        raise UserError("there is no set to evaluate on: give `data`")
     found = find_checkpoint(checkpoint, options.model)
     sets = _named_apart([find_set(str(place), options.classes, options.templates) for place in places])
     counts = [_train_counts(item, options, track) for item in sets]
@@ -137,18 +137,18 @@ def mean_over_sets(evaluations: Sequence[Evaluation]) -> dict[str, float]:
 def _check(options: EvaluateOptions) -> tuple[int, int] | None:
     """The bounds of the groups, if they aren't thirds."""
     if options.train_counts is not None and options.pool is not None:
-        raise UserError("--train-counts and --pool both say how often classes were trained on: give one")
-    for option, value in (("--batch-size", options.batch_size), ("--bootstrap", options.bootstrap)):
+        raise UserError("`train_counts` and `pool` both say how often classes were trained on: give one")
+    for option, value in (("`batch_size`", options.batch_size), ("`bootstrap`", options.bootstrap)):
         if value < 1:
             raise UserError(f"{option} {value}: must be 1 or more")
     check_share(options.max_rejected)
     if options.seed < 0:
-        raise UserError(f"--seed {options.seed}: must be 0 or more")
+        raise UserError(f"`seed` {options.seed}: must be 0 or more")
     if options.groups == "thirds":
         return None
     match = re.fullmatch(r"(\d+),(\d+)", options.groups)
     if match is None or int(match[1]) < int(match[2]):
-        raise UserError(f"--groups {options.groups!r}: give thirds, or two bounds, the greater first, such as 100,20")
+        raise UserError(f"`groups` {options.groups!r}: give thirds, or two bounds, the greater first, such as 100,20")
     return int(match[1]), int(match[2])
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from braceexpand import braceexpand
 
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.evaluate.images import FileShard, Shard, TarShard, reading
 from tailwise.sources.delimited import read_text
 from tailwise.storage.remote import forget_failures
@@ -102,7 +102,7 @@ def _tars(tars: Sequence[str], root: str, classes: Path | None, templates: Path 
         return ImageSet(set_name(root), task, tuple(TarShard(path, "txt") for path in tars))
     names = _names(root, classes)
     if names is None:
-        raise UserError(f"{root} has no classnames.txt: give --classes FILE, one name a line, by class index")
+        raise NotFoundError(f"{root} has no classnames.txt: give `classes` FILE, one name a line, by class index")
     return ImageSet(
         set_name(root),
         task,
@@ -128,7 +128,7 @@ def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSe
     if names is None:
         if all(_WORDNET.fullmatch(folder.name) for folder in folders):
             raise UserError(
-                f"the folders of {root} are WordNet ids: give --classes FILE, one name a line, in their sorted order"
+                f"the folders of {root} are WordNet ids: give `classes` FILE, one name a line, in their sorted order"
             )
         names = tuple(folder.name.replace("_", " ") for folder in folders)
     if len(names) != len(folders):

@@ -77,7 +77,7 @@ def classify(loaded: LoadedModel, images: ImageSet, *, batch_size: int, workers:
             scores = 100.0 * _embed_images(loaded, batch) @ classifier
         found[batch.shard, batch.number] = labels, _top(scores, images.name)
     if not found:
-        raise UserError(f"{images.name} holds no image that can be read{_told(skipped)}: check what --data names")
+        raise UserError(f"{images.name} holds no image that can be read{_told(skipped)}: check what `data` names")
     labels, guesses = (np.concatenate(column) for column in zip(*(found[key] for key in sorted(found)), strict=True))
     return Guesses(labels, guesses, dict(sorted(skipped.items())))
 
@@ -123,7 +123,7 @@ def retrieve(loaded: LoadedModel, images: ImageSet, *, batch_size: int, workers:
             [len(t) for t in batch.targets],
         )
     if not found:
-        raise UserError(f"{images.name} holds no image with texts{_told(skipped)}: check what --data names")
+        raise UserError(f"{images.name} holds no image with texts{_told(skipped)}: check what `data` names")
     ordered = [found[key] for key in sorted(found)]
     of_images, of_texts = torch.cat([item[0] for item in ordered]), torch.cat([item[1] for item in ordered])
     counts = np.array([count for item in ordered for count in item[2]], np.int64)
@@ -198,7 +198,7 @@ def _top(scores: Tensor, name: str) -> npt.NDArray[np.int64]:
 def _check_numbers(values: Tensor, name: str) -> None:
     if not torch.isfinite(values).all():
         raise UserError(
-            f"the model gives no finite numbers on {name}: its training diverged, or --precision is too low"
+            f"the model gives no finite numbers on {name}: its training diverged, or `precision` is too low"
         )
 
 
@@ -207,7 +207,7 @@ def _check_labels(labels: npt.NDArray[np.int64], images: ImageSet) -> None:
     if len(wrong):
         raise UserError(
             f"{images.name} holds an image of class {wrong[0]}, but {len(images.classes):,} class names (0 … {len(images.classes) - 1}): "
-            "give --classes with a name for each"
+            "give `classes` with a name for each"
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailwise.catalog.outputs import check_output, is_array, is_table, is_text
+from tailwise.catalog.outputs import is_array, is_table, is_text, writing_output
 from tailwise.errors import UserError
 from tailwise.export.by_key import rates_above_one, write_keys, write_rates_json
 from tailwise.export.datacomp import UID, check_uids, write_datacomp
@@ -14,6 +14,7 @@ from tailwise.export.parquet import SCHEMA, write_parquet
 from tailwise.export.shards import Sharding, write_shards
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
+from tailwise.text import did_you_mean
 
 __all__ = ["EXPORTS", "ExportFormat", "ExportOptions", "Sharding", "export", "export_figures"]
 
@@ -37,18 +38,16 @@ Export = Callable[[Plan, int, Path, ExportOptions, Track], int]
 def _to_file(write: Callable[[Plan, int, Path, Track], int], is_ours: Callable[[Path], bool]) -> Export:
     def run(plan: Plan, epoch: int, path: Path, options: ExportOptions, track: Track) -> int:
         if options.sharding is not None:
-            raise UserError(
-                "shard_samples, workers and max_rejected (--shard-samples, --workers, --max-rejected) are for the export to shards only"
-            )
-        check_output(path, plan.catalog, overwrite=options.overwrite, is_ours=is_ours)
-        return write(plan, epoch, path, track)
+            raise UserError("`shard_samples`, `workers` and `max_rejected` are for the export to shards only")
+        with writing_output(path, plan.catalog, overwrite=options.overwrite, is_ours=is_ours):
+            return write(plan, epoch, path, track)
 
     return run
 
 
 def _to_shards(plan: Plan, epoch: int, path: Path, options: ExportOptions, track: Track) -> int:
     if options.overwrite:
-        raise UserError(f"{path}: shards are never overwritten; name a new folder, without --overwrite")
+        raise UserError(f"{path}: shards are never overwritten; name a new folder, without `overwrite`")
     return write_shards(plan, epoch, path, options.sharding, track).samples
 
 
@@ -128,12 +127,12 @@ def export_figures(plan: Plan, format_name: str, epoch: int | None = None) -> Ma
 
 def _format(name: str) -> ExportFormat:
     if name not in EXPORTS:
-        raise UserError(f"unknown export {name!r}: use {', '.join(EXPORTS)}")
+        raise UserError(f"unknown export {name!r}: {did_you_mean(name, EXPORTS)}")
     return EXPORTS[name]
 
 
 def _epoch(chosen: ExportFormat, plan: Plan, epoch: int | None) -> int:
     if epoch is None and chosen.by_epoch(plan):
         chosen.check(plan)
-        raise UserError(f"the epochs of plan {plan.name!r} differ: name the one to write with --epoch (0, 1, …)")
+        raise UserError(f"the epochs of plan {plan.name!r} differ: name the one to write with `epoch` (0, 1, …)")
     return plan.drawn_epoch(epoch or 0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from tailwise.catalog.files import scratch
 from tailwise.catalog.keys import KeyIndex
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
@@ -72,8 +72,8 @@ def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
 
 
 def _check_unique_keys(plan: Plan, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
-        index = KeyIndex(Path(folder) / "keys", plan.rows)
+    with scratch(path.absolute().with_name(f".{path.name}.work")) as folder:
+        index = KeyIndex(folder / "keys", plan.rows)
         for part in plan.catalog.parts(plan.snapshot):
             keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()
             index.add(keys, np.arange(part.first_row, part.first_row + part.rows))
@@ -81,5 +81,5 @@ def _check_unique_keys(plan: Plan, path: Path) -> None:
     if clashing:
         raise UserError(
             f"{clashing:,} samples share their key with a sample of another shard, and this format knows keys only, so that its reader "
-            "would take them for one sample: export --to parquet (shard, key and uid) or shards (new keys)"
+            "would take them for one sample: export `to` parquet (shard, key and uid) or shards (new keys)"
         )

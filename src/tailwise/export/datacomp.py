@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.files import replacing
 from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.export.drawn import DrawnPart, drawn_parts, publishing
@@ -23,7 +22,7 @@ from tailwise.progress import Track, silent
 from tailwise.sources.webdataset import hashed_uid
 
 UID = np.dtype("u8,u8")
-_REMEDY = "export --to shards (new tars, with uids in their .json), or --to parquet or keys"
+_REMEDY = "export `to` shards (new tars, with uids in their .json), or `to` parquet or keys"
 
 
 def write_datacomp(plan: Plan, epoch: int, path: Path, track: Track) -> int:
@@ -71,7 +70,7 @@ def sorted_uids(pieces: list[npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64]:
 
 def write_subset(uids: npt.NDArray[np.uint64], path: Path) -> None:
     """Write the subset file of sorted uids."""
-    with replacing(path, unique=True) as temporary, temporary.open("wb") as stream:
+    with path.open("wb") as stream:
         np.save(stream, uids.view(UID).reshape(-1), allow_pickle=False)
 
 

@@ -71,7 +71,7 @@ def publishing(plan: Plan, path: Path) -> Iterator[Path]:
         UserError: samples were removed since: nothing is written.
     """
     before = Removals.of(plan.catalog, plan.snapshot).id
-    with replacing(path, unique=True, guard=lambda: nothing_removed_since(plan, before)) as temporary:
+    with replacing(path, guard=lambda: nothing_removed_since(plan, before)) as temporary:
         yield temporary
 
 

@@ -20,7 +20,7 @@ from tailwise.catalog.files import TEMPORARY_SUFFIX, digest, read_json, read_tab
 from tailwise.catalog.locks import locked
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.executors.local import default_workers, map_ordered
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.shard_writer import CACHE_BYTES, SUCCESS, ShardWriter
@@ -134,7 +134,7 @@ def write_shards(
             if left > sharding.max_rejected * held.copies:
                 raise UserError(
                     f"{folder} is finished, and lacks {left:,} of {held.copies:,} samples, more than the share {sharding.max_rejected} "
-                    "that may be left out (--max-rejected): name a new folder"
+                    "that may be left out (`max_rejected`): name a new folder"
                 )
             return written
         writer = replace(writer, damaged=_damaged(plan, held, sharding, track))
@@ -165,7 +165,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is a file: name a folder")
     check_output_folder(folder, "OUTPUT")
     if not folder.absolute().parent.is_dir():
-        raise UserError(f"the folder {folder.absolute().parent} doesn't exist: make it first")
+        raise NotFoundError(f"the folder {folder.absolute().parent} doesn't exist: make it first")
     if not folder.exists():
         return
     begun = (folder / HEAD).exists()
@@ -267,8 +267,8 @@ def _damaged(plan: Plan, held: Epoch, sharding: Sharding, track: Track) -> dict[
     if lost > sharding.max_rejected * held.copies:
         raise UserError(
             f"{lost:,} of {held.copies:,} samples lie in {len(damaged):,} tars that can't be read as they were imported, the first is "
-            f"{next(iter(damaged.values()))}; restore them, tell where they are (`tailwise relocate`), or raise --max-rejected "
-            f"(max_rejected), now {sharding.max_rejected}"
+            f"{next(iter(damaged.values()))}; restore them, tell where they are (`tailwise relocate`), or raise "
+            f"`max_rejected`, now {sharding.max_rejected}"
         )
     return damaged
 
@@ -301,5 +301,5 @@ def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: Shardi
         writer.stats_path(number).unlink()
     raise UserError(
         f"{total:,} of {writer.copies:,} samples can't be read so far, more than the share {sharding.max_rejected} that may be left out; "
-        f"the first is {example['status']}: {example['error_message']}; mend that, or raise --max-rejected (max_rejected), and repeat"
+        f"the first is {example['status']}: {example['error_message']}; mend that, or raise `max_rejected`, and repeat"
     )

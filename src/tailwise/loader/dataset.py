@@ -207,8 +207,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
         """Removed and broken samples can be replaced; one that doesn't come from its shard may mean that shard or network have gone."""
         if isinstance(content, OSError) and not self.replaces:
             raise UserError(
-                f"row {row:,} can't be read ({content}): mend its shard, or let other samples stand in (on_damaged='replace', "
-                "--damaged replace)"
+                f"row {row:,} can't be read ({content}): mend its shard, or let other samples stand in (`on_damaged` replace)"
             )
 
     def _tokenized(self, captions: list[str], seed: Callable[[int], None]) -> Any:  # noqa: ANN401

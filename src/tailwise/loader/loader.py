@@ -148,7 +148,7 @@ class Loader:
             raise UserError(
                 f"{len(damaged):,} of {plan.snapshot.shards:,} tars can't be read as they were imported, the first is "
                 f"{next(iter(damaged.values()))}; restore them, tell where they are (`tailwise relocate`), or let other samples stand in "
-                "(on_damaged='replace', --damaged replace)"
+                "(`on_damaged` replace)"
             )
         for reason in damaged.values():
             logger.warning("samples of this tar are replaced: %s", reason)
@@ -156,7 +156,7 @@ class Loader:
         if lost > max_replaced * plan.rows:
             raise UserError(
                 f"{lost:,} of {plan.rows:,} samples lie in {len(damaged):,} tars that can't be read, more than the share {max_replaced} "
-                "that may be replaced; restore them, or raise max_replaced (--max-replaced)"
+                "that may be replaced; restore them, or raise `max_replaced`"
             )
         ensure_locations(plan.catalog, plan.snapshot, track)
         cache = cache_folder or own_cache_folder(shards.column("path").to_pylist())
@@ -435,7 +435,5 @@ def own_cache_folder(paths: Sequence[str]) -> Path:
             folder.mkdir(mode=0o700)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-            raise UserError(
-                f"{folder} can be written to by others: remove it, or name a cache folder (cache_folder=, --cache)"
-            )
+            raise UserError(f"{folder} can be written to by others: remove it, or name a cache folder (`cache_folder`)")
     return folder

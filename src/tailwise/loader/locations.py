@@ -25,7 +25,7 @@ from tailwise.catalog.files import (
     replacing,
 )
 from tailwise.catalog.locks import locked
-from tailwise.errors import UserError
+from tailwise.errors import DamagedError, UserError
 from tailwise.loader.recent import Recent
 from tailwise.progress import Track, silent
 
@@ -96,7 +96,9 @@ def _write(catalog: Catalog, part: Part) -> None:
                         out[name][done : done + len(batch)] = values
                     done += len(batch)
         except (FileNotFoundError, pa.ArrowException, ValueError) as error:
-            raise UserError(f"{source} is missing or damaged ({error}): restore it, or import the pool anew") from error
+            raise DamagedError(
+                f"{source} is missing or damaged ({error}): restore it, or import the pool anew"
+            ) from error
         if done != part.rows:
             raise UserError(f"{source} has {done:,} of {part.rows:,} rows: restore it, or import the pool anew")
         del out

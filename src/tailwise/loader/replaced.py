@@ -68,7 +68,7 @@ class ReplacedSamples:
                 ((key, uid),) = self._names.of(np.array([last.row]))
                 raise UserError(
                     f"{unforeseen:,} of {consumed:,} samples had to be replaced, more than the share {self._max_replaced} that may be; "
-                    f"the last one was key {key}, uid {uid} ({last.reason}); mend the shards or raise max_replaced (--max-replaced)"
+                    f"the last one was key {key}, uid {uid} ({last.reason}); mend the shards or raise `max_replaced`"
                 )
             if not self.counts.unforeseen:
                 logger.warning("a sample was replaced (%s); others are, without a word", surprises[0].reason)

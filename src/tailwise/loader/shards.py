@@ -23,8 +23,9 @@ from tailwise.shards.fingerprint import (
     shard_blocks,
 )
 from tailwise.sources.webdataset import checksum_shard
-from tailwise.storage.errors import RemoteError, UnsupportedError
+from tailwise.storage.errors import RemoteError, RemoteUnsupportedError
 from tailwise.storage.remote import forget_failures
+from tailwise.text import command_line, did_you_mean
 
 THREADS_A_WORKER = 8  # a look at a size only waits
 
@@ -62,7 +63,7 @@ def _reason(shard: _Noted, look: Callable[[_Noted], str | None]) -> str | None:
         return "missing"
     except ChangedShardError:
         return "other content than when it was imported"
-    except UnsupportedError:
+    except RemoteUnsupportedError:
         raise
     except RemoteError as error:
         return f"unreadable: {error.cause}"
@@ -131,9 +132,10 @@ def require_bytes(plan: Plan) -> None:
     for shard in tables:
         drawn = int((plan.rate(slice(int(offsets[shard]), int(offsets[shard + 1]))) > 0).sum())
         if drawn:
+            listing = command_line("export", plan.catalog.folder, plan.name, to="datacomp", output="SUBSET.npy")
             raise UserError(
                 f"plan {plan.name!r} draws samples of {len(tables):,} file(s) of metadata, which hold no images ({drawn:,} of "
-                f"{paths[shard]}): download them (`tailwise export {plan.catalog.folder} {plan.name} --to datacomp SUBSET.npy` tells "
+                f"{paths[shard]}): download them ({listing} tells "
                 "DataComp's tools which), and import the tars into a new catalog"
             )
 
@@ -165,7 +167,7 @@ def check_shards(
     """
     forget_failures()
     if check not in CHECKS:
-        raise UserError(f"unknown check {check!r}: use {', '.join(CHECKS)}")
+        raise UserError(f"unknown check {check!r}: {did_you_mean(check, CHECKS)}")
     return damaged_shards(with_bytes(comparable_shards(catalog, snapshot, track)), check, workers, share, track)
 
 

@@ -7,7 +7,7 @@ import math
 from tailwise.errors import UserError
 
 
-def samples_of_share(share: float, pool: int, most: int, limit: str, option: str = "--keep") -> int:
+def samples_of_share(share: float, pool: int, most: int, limit: str, option: str = "`keep`") -> int:
     """Return the number of samples that a share of the pool stands for.
 
     Args:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tailwise.errors import UserError
 from tailwise.kernels.centroids import NEIGHBOURS
 from tailwise.plan.weights import Clusters, by_density, complexity, flat, power, proportional
+from tailwise.text import did_you_mean
 
 Fill = Literal["scale", "shift"]
 Weight = TypeVar("Weight", bound=Callable[..., npt.NDArray[np.float64]])
@@ -104,7 +105,7 @@ _METHODS: dict[str, Method] = {
         options=MappingProxyType({"alpha": 0.2}),
     ),
     "density": Method(
-        "DynamiCS by the density round the cluster in place of its size; needs `tailwise cluster --density`",
+        "DynamiCS by the density round the cluster in place of its size; needs a clustering made with `density`",
         "tailwise: docs/clusterings.md",
         by_density,
         options=MappingProxyType({"alpha": 0.2}),
@@ -156,7 +157,7 @@ def register_method(
     dynamic: bool = True,
     min_per_cluster: int = 0,
 ) -> Callable[[Weight], Weight]:
-    """Makes a weight function of one's own a method, for this process; `tailwise plan --methods FILE.py` does so for the command line.
+    """Makes a weight function of one's own a method, for this process; option `methods` of the command plan does so for the command line.
 
     Its keyword-only parameters with defaults become the method's options. Plans made by it hold the hash of its weights, so that a
     changed function isn't taken for the old one.
@@ -223,7 +224,7 @@ def find_method(name: str) -> Method:
         UserError: there is none.
     """
     if name not in METHODS:
-        raise UserError(f"unknown method {name!r}: use {', '.join(METHODS)}")
+        raise UserError(f"unknown method {name!r}: {did_you_mean(name, METHODS)}")
     return METHODS[name]
 
 
@@ -244,12 +245,12 @@ def method_options(name: str, given: Mapping[str, float | None]) -> dict[str, fl
             continue
         if option not in options:
             having = ", ".join(known for known, item in METHODS.items() if option in item.options) or "no method"
-            raise UserError(f"--{option} does nothing with method {name!r}; it belongs to {having}")
+            raise UserError(f"`{option}` does nothing with method {name!r}; it belongs to {having}")
         options[option] = value
     for option, value in options.items():
         least, most, whole = OPTIONS.get(option, (-1e300, 1e300, False))
         if not least <= value <= most or (whole and value != int(value)):
-            raise UserError(f"--{option} {value}: must be a {'whole ' * whole}number between {least:g} and {most:g}")
+            raise UserError(f"`{option}` {value}: must be a {'whole ' * whole}number between {least:g} and {most:g}")
     return options
 
 

@@ -23,10 +23,11 @@ from tailwise.catalog.files import (
     replacing,
 )
 from tailwise.catalog.locks import locked
-from tailwise.errors import UserError
+from tailwise.errors import DamagedError, UserError
 from tailwise.plan.bernoulli import bernoulli_copies
 from tailwise.plan.quotas import UNIT_BITS, UNITS
 from tailwise.plan.stream import Stream
+from tailwise.text import command_line
 
 CHUNK_ROWS = 1 << 20
 MAX_EPOCH = 10_000  # an epoch's counts follow from those of all epochs before it
@@ -42,15 +43,16 @@ class Plan:
         snapshot: the rows it speaks of are those of this snapshot.
     """
 
-    def __init__(self, catalog: Catalog, name: str) -> None:
+    def __init__(self, catalog: Catalog | str | Path, name: str) -> None:
         """Opens a finished plan.
 
         Raises:
             UserError: there is none of this name, or the catalog's snapshot isn't the one the plan was made for.
         """
+        catalog = Catalog.open(catalog)
         self.catalog, self.name = catalog, name
         self.folder = catalog.plan_folder(name)
-        remedy = f"make it with `tailwise plan {catalog.folder} {name} --method …`"
+        remedy = f"make it with {command_line('plan', catalog.folder, name, method='…')}"
         self.manifest = read_manifest(self.folder, "plan", remedy)
         identity = self.manifest["identity"]
         self.config: Mapping[str, Any] = {**identity["config"], **identity.get("derived", {})}
@@ -120,7 +122,7 @@ class Plan:
         """
         groups = np.asarray(self.groups[rows])
         if groups.max(initial=-1) >= len(self.sizes):
-            raise UserError(
+            raise DamagedError(
                 f"{self.folder / 'group.npy'} names the group {groups.max():,} of {len(self.sizes):,}: it is damaged; restore it, or "
                 "make the plan anew"
             )

@@ -42,8 +42,8 @@ def plot_plan(plan: Plan, epochs: int) -> str:
         UserError: the plan carries a rate per sample, or matplotlib is not installed.
     """
     if plan.by_rate:
-        raise UserError(f"plan {plan.name!r} carries a rate per sample and has no clusters to plot: leave --plot out")
-    require("train", "matplotlib", purpose="--plot")
+        raise UserError(f"plan {plan.name!r} carries a rate per sample and has no clusters to plot: leave `plot` out")
+    require("train", "matplotlib", purpose="`plot`")
     import matplotlib as mpl  # noqa: PLC0415  (an extra)
     from matplotlib.figure import Figure  # noqa: PLC0415
 

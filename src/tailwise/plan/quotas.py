@@ -61,12 +61,12 @@ def fill_by_scale(
 def _check_budget(budget: float, least: float, most: float) -> None:
     if budget < least:
         raise UserError(
-            f"budget {budget:,.0f} is under the clusters' minimum of {least:,.0f}: raise it, or lower --min-per-cluster or "
-            "--class-balance"
+            f"budget {budget:,.0f} is under the clusters' minimum of {least:,.0f}: raise it, or lower `min_per_cluster` or "
+            "`class_balance`"
         )
     if budget > most:
         raise UserError(
-            f"budget {budget:,.0f} is above what the clusters can give ({most:,.0f}): lower it, or raise --max-repeats"
+            f"budget {budget:,.0f} is above what the clusters can give ({most:,.0f}): lower it, or raise `max_repeats`"
         )
 
 

@@ -52,9 +52,7 @@ def by_density(clusters: Clusters, *, alpha: float) -> npt.NDArray[np.float64]:
         UserError: the clusters have no density.
     """
     if clusters.density is None:
-        raise UserError(
-            "this grouping has no density: make one with `tailwise cluster --density auto`, or use --method dynamics"
-        )
+        raise UserError("this grouping has no density: make a clustering with `density` auto, or use `method` dynamics")
     density = np.maximum(clusters.density, 1).astype(np.float64)
     weights: npt.NDArray[np.float64] = clusters.size * density ** (alpha - 1)
     return weights

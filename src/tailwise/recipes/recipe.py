@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tailwise.errors import UserError
 from tailwise.recipes.yaml_file import read_yaml
+from tailwise.text import did_you_mean
 
 FOLDER = Path(__file__).parent
 HERE = "{folder}"  # in a value: the folder that the recipe lies in
@@ -23,7 +23,7 @@ class Phase:
         epochs: of the plan; or None.
         samples_seen: in place of epochs; or None.
         checkpoint_every: batches between checkpoints, at most; None for a twentieth of the training.
-        global_batch: samples per optimizer step, over all ranks and accumulation; None to leave it to --batch-size.
+        global_batch: samples per optimizer step, over all ranks and accumulation; None to leave it to `batch_size`.
         lanes: see `tailwise.loader.Loader`; None for the default.
         block: likewise.
         compose: likewise.
@@ -141,7 +141,5 @@ def as_mapping(where: str, content: object, known: Collection[str]) -> dict[str,
         raise UserError(f"{where} is {type(content).__name__}, not names and values ({', '.join(known)})")
     for name in content:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise UserError(f"{where} has {name!r}, which means nothing: {hint}")
+            raise UserError(f"{where} has {name!r}, which means nothing: {did_you_mean(name, known)}")
     return dict(content)

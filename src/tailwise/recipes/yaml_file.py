@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.text import is_unicode
 
 MAX_BYTES = 256 * 1024  # of a file; the largest recipe of ours has 3 KB
@@ -107,7 +107,7 @@ def read_yaml(name: str, folder: Path) -> tuple[Path, Any]:
             raise UserError(f"recipe {path} is larger than {MAX_BYTES:,} bytes, which is the bound: shorten it")
         text = content.decode("utf-8")
     except FileNotFoundError as error:
-        raise UserError(f"there is no recipe {name!r}: {remedy}") from error
+        raise NotFoundError(f"there is no recipe {name!r}: {remedy}") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
         raise UserError(f"recipe {path} can't be read: {error}") from error
     return path, parse_yaml(text, f"recipe {path}")

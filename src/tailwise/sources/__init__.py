@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tailwise.catalog.catalog import check_name
-from tailwise.errors import UserError
+from tailwise.catalog.kinds import check_name
+from tailwise.errors import NotFoundError, UserError
 from tailwise.sources.clip_retrieval import FOLDERS, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
 from tailwise.sources.dynamics import ClusterIds, find_cluster_ids
@@ -20,6 +20,7 @@ from tailwise.sources.tar_files import UNKNOWN_BYTES as UNKNOWN_BYTES
 from tailwise.sources.tar_files import LeftOut, find_tars
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.remote import forget_failures
+from tailwise.text import did_you_mean
 
 COLUMNS = ("image", "text")
 
@@ -33,14 +34,14 @@ class SourceOptions:
         id_column: of Parquet embeddings; the first of uid, key, image_path, id by default.
         embedding_column: of Parquet embeddings; embedding or embeddings by default.
         column: that Parquet embeddings go to: "image" (the default) or "text".
-        clusters_name: of the grouping made from DynamiCS's cluster ids; "dynamics" by default.
+        clustering: of the grouping made from DynamiCS's cluster ids; "dynamics" by default.
     """
 
     embedding: str | None = None
     id_column: str | None = None
     embedding_column: str | None = None
     column: str | None = None
-    clusters_name: str | None = None
+    clustering: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -50,9 +51,9 @@ class SourceOptions:
         """
         for option, value, known in (("embedding", self.embedding, EMBEDDINGS), ("column", self.column, COLUMNS)):
             if value is not None and value not in known:
-                raise UserError(f"--{option} {value!r}: use {' or '.join(known)}")
-        if self.clusters_name is not None:
-            check_name(self.clusters_name)
+                raise UserError(f"`{option}` {value!r}: use {' or '.join(known)}")
+        if self.clustering is not None:
+            check_name(self.clustering)
 
 
 @dataclass
@@ -201,7 +202,7 @@ SOURCES: dict[str, Format] = {
     "parquet": Format(
         _find_parquet,
         "a local folder, file or pattern of .parquet files with an id column and a column of lists of floats",
-        "a column embedding or embeddings (or --embedding-column) of lists of floats, and an id column",
+        "a column embedding or embeddings (or `embedding_column`) of lists of floats, and an id column",
     ),
 }
 
@@ -219,7 +220,7 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
     """
     forget_failures()
     if format_name != "auto" and format_name not in SOURCES:
-        raise UserError(f"unknown format {format_name!r}: use auto, {', '.join(SOURCES)}")
+        raise UserError(f"unknown format {format_name!r}: {did_you_mean(format_name, ('auto', *SOURCES))}")
     tried = list(SOURCES) if format_name == "auto" else [format_name]
     chosen = options or SourceOptions()
     found = Found()
@@ -231,6 +232,8 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
             RemoteError,
         ) as error:  # unbalanced braces; unknown protocol, a server that can't be reached
             raise UserError(f"can't look into {source!r}: {error}") from error
+        if not any(finds) and is_plain_path(source) and not Path(source).exists():
+            raise NotFoundError(f"{source} does not exist")
         if not any(finds):
             expected = "; ".join(found.notes or [f"{name}: {SOURCES[name].given}" for name in tried])
             raise UserError(f"nothing to import in {source!r} ({expected})")
@@ -242,6 +245,11 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
     return found
 
 
+def is_plain_path(source: str) -> bool:
+    """Return whether a source is one local path: no URL, no list, no pattern."""
+    return not any(mark in source for mark in ("://", "::", "{", "*", "?", "["))
+
+
 def _refuse_idle(found: Found, options: SourceOptions) -> None:
     """Refuses options that do nothing with what was found."""
     files = [file for column in found.embeddings.values() for file in column]
@@ -251,16 +259,16 @@ def _refuse_idle(found: Found, options: SourceOptions) -> None:
             "DataComp's .npz files",
             any(isinstance(file, MetadataEmbeddings) for file in files),
         ),
-        "clusters-name": (options.clusters_name, "DynamiCS's cluster ids", bool(found.cluster_ids)),
+        "clustering": (options.clustering, "DynamiCS's cluster ids", bool(found.cluster_ids)),
         **{
             name: (value, "Parquet embeddings", any(isinstance(file, ParquetEmbeddings) for file in files))
             for name, value in (
-                ("id-column", options.id_column),
-                ("embedding-column", options.embedding_column),
+                ("id_column", options.id_column),
+                ("embedding_column", options.embedding_column),
                 ("column", options.column),
             )
         },
     }
     for name, (value, what, there) in needs.items():
         if value is not None and not there:
-            raise UserError(f"--{name} {value} does nothing: no source holds {what}")
+            raise UserError(f"`{name}` {value} does nothing: no source holds {what}")

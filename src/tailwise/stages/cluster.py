@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,9 @@ from tailwise.catalog.files import (
     write_json,
     write_table,
 )
-from tailwise.errors import UserError
-from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner, resolve_device
+from tailwise.devices import find_device
+from tailwise.errors import DamagedError, UserError
+from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.density import NeighbourCounter, radius_that_holds, similarity_steps
 from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
@@ -42,6 +42,7 @@ from tailwise.kernels.ranks import appearance_ranks
 from tailwise.kernels.screening import faster_precision
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
 from tailwise.progress import Track, silent
+from tailwise.text import command_line, did_you_mean
 
 ITERATIONS = 30
 POINTS_PER_CENTROID = 1000
@@ -68,9 +69,9 @@ class Clustering:
 
 
 def cluster(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     *,
-    clusters: int,
+    k: int,
     merge: float | None = None,
     density: float | Literal["auto"] | None = None,
     name: str = "main",
@@ -88,7 +89,7 @@ def cluster(
 
     Args:
         catalog: with embeddings for all of its samples, less rejected ones.
-        clusters: K, before merging.
+        k: number of clusters, before merging.
         merge: drop centroids whose cosine to a kept one is at least this (DynamiCS: 0.7); None keeps all.
         density: count the samples whose cosine to a centroid is at least this, for plans that go by density rather than by size;
             "auto" takes the cosine that 95 % of the samples have to their own centroid; None counts nothing.
@@ -99,23 +100,24 @@ def cluster(
         points_per_centroid: k-means is fitted on at most about this many rows a centroid, drawn by hash.
         without: names of drop lists; what they drop belongs to no cluster.
         max_memory_bytes: refuse what needs more; the working set depends on K and d, not on the pool.
-        device: of the matrix products: "auto", "cpu", "cuda"; the result doesn't depend on it.
+        device: of the matrix products: a name for `find_device`; the result doesn't depend on it.
         force: accept a collapsed clustering, or fewer clusters than asked for.
         track: shows progress.
 
     Raises:
         UserError: embeddings are missing, K is out of bounds, memory doesn't suffice, or the clustering is collapsed.
     """
+    catalog = Catalog.open(catalog)
     snapshot = catalog.snapshot()
     if column not in COLUMNS:
-        raise UserError(f"unknown column {column!r}: use {' or '.join(COLUMNS)}")
-    check_device(device)
+        raise UserError(f"unknown column {column!r}: {did_you_mean(column, COLUMNS)}")
+    device = str(find_device(device))
     blocks = catalog.embedding_parts(column, snapshot)
-    _check(clusters, merge, density, iterations, points_per_centroid, snapshot)
-    fitted = min(points_per_centroid * clusters, sum(map(len, blocks)))
-    carry = _memory_to_carry(fitted, clusters, blocks[0].shape[1], max_memory_bytes)
+    _check(k, merge, density, iterations, points_per_centroid, snapshot)
+    fitted = min(points_per_centroid * k, sum(map(len, blocks)))
+    carry = _memory_to_carry(fitted, k, blocks[0].shape[1], max_memory_bytes)
     config = {
-        "clusters": clusters,
+        "clusters": k,
         "merge": merge,
         "column": column,
         "seed": seed,
@@ -131,14 +133,14 @@ def cluster(
     with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
         if not artifact.done:
             stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, force, track)
-            stage.fit(clusters, merge, seed, iterations, points_per_centroid, carry)
+            stage.fit(k, merge, seed, iterations, points_per_centroid, carry)
             stage.assign()
-            stage.describe(clusters, density)
+            stage.describe(k, density)
     return load_clustering(catalog, name)
 
 
 def extend_clustering(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     base: str,
     *,
     name: str,
@@ -164,10 +166,11 @@ def extend_clustering(
     Raises:
         UserError: there is no such clustering, or it has no centroids, or embeddings are missing.
     """
+    catalog = Catalog.open(catalog)
     snapshot = catalog.snapshot()
-    check_device(device)
+    device = str(find_device(device))
     folder = catalog.clusters_folder(base)
-    manifest = read_manifest(folder, "clustering", f"make it with `tailwise cluster {catalog.folder} --name {base}`")
+    manifest = read_manifest(folder, "clustering", f"make it with {command_line('cluster', catalog.folder, name=base)}")
     if not (folder / "centroids.npy").exists():
         raise UserError(
             f"clustering {base!r} has no centroids to assign new samples to: make it anew for this snapshot"
@@ -202,28 +205,16 @@ def _step(progress: Iterator[int]) -> None:
 
 
 def _check(
-    clusters: int, merge: float | None, density: float | str | None, iterations: int, points: int, snapshot: Snapshot
+    k: int, merge: float | None, density: float | str | None, iterations: int, points: int, snapshot: Snapshot
 ) -> None:
-    if not 1 <= clusters <= snapshot.rows:
-        raise UserError(f"--clusters {clusters:,}: must lie between 1 and the {snapshot.rows:,} samples")
+    if not 1 <= k <= snapshot.rows:
+        raise UserError(f"`k` {k:,}: must lie between 1 and the {snapshot.rows:,} samples")
     if merge is not None and not 0 < merge <= 1:
-        raise UserError(f"--merge {merge}: must be a cosine in (0, 1]; DynamiCS uses 0.7")
+        raise UserError(f"`merge` {merge}: must be a cosine in (0, 1]; DynamiCS uses 0.7")
     if density not in {None, "auto"} and (isinstance(density, str) or not 0 < (density or 0) <= 1):
-        raise UserError(f"--density {density}: must be auto, or a cosine in (0, 1]")
+        raise UserError(f"`density` {density}: must be auto, or a cosine in (0, 1]")
     if iterations < 1 or points < 1:
-        raise UserError(f"--iterations {iterations} and --points-per-centroid {points} must be at least 1")
-
-
-def check_device(device: str) -> None:
-    """Refuses a device that isn't there.
-
-    Raises:
-        UserError: unknown device, or CUDA without a CUDA device.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UserError(f"--device {device!r}: use auto, cpu, cuda or cuda:NUMBER")
-    if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices here; use auto or cpu")
+        raise UserError(f"`iterations` {iterations} and `points_per_centroid` {points} must be at least 1")
 
 
 def _memory_to_carry(rows: int, clusters: int, dimension: int, max_memory_bytes: int) -> int:
@@ -240,7 +231,7 @@ def _memory_to_carry(rows: int, clusters: int, dimension: int, max_memory_bytes:
     left = max_memory_bytes - centroids - seeding - tiles - chunks - RUNTIME_BYTES
     if left < 0:
         raise UserError(
-            f"{clusters:,} clusters of {dimension} dimensions need about {(max_memory_bytes - left) / 1e9:.3g} GB, --max-memory allows "
+            f"{clusters:,} clusters of {dimension} dimensions need about {(max_memory_bytes - left) / 1e9:.3g} GB, `max_memory` allows "
             f"{max_memory_bytes / 1e9:.3g} GB: raise it, or ask for fewer clusters"
         )
     return min(left, CARRY_BYTES)
@@ -270,7 +261,7 @@ class _ClusterStage:
         if self.artifact.path("centroids.npy").exists():
             return
         training = self._training_rows(points * clusters, seed)
-        made_by = f"{faster_precision()} products" if resolve_device(self.device) == "cpu" else self.device
+        made_by = f"{faster_precision()} products" if self.device == "cpu" else self.device
         progress = iter(self.track(range(iterations), f"k-means, {made_by}", iterations))
         try:
             result = kmeans(
@@ -286,8 +277,8 @@ class _ClusterStage:
             if not self.force or not error.distinct:
                 raise UserError(
                     f"only {error.distinct:,} distinct rows for {clusters:,} clusters, among the "
-                    f"{sum(map(len, training)):,} that k-means is fitted on: ask for fewer (--clusters), check the embeddings, "
-                    "raise --points-per-centroid, or take that many with --force"
+                    f"{sum(map(len, training)):,} that k-means is fitted on: ask for fewer (`k`), check the embeddings, "
+                    "raise `points_per_centroid`, or take that many with `force`"
                 ) from error
             result = kmeans(
                 training, error.distinct, iterations=iterations, seed=seed, device=self.device, carry_bytes=carry
@@ -358,7 +349,7 @@ class _ClusterStage:
         for part in self.parts:
             labels = np.asarray(map_array(self._path("label", part)))
             if labels.max(initial=MISSING) >= len(centroids):  # written by an interrupted run, and not hashed yet
-                raise UserError(
+                raise DamagedError(
                     f"{self._path('label', part)} is damaged: delete {self.artifact.folder}, then repeat this command"
                 )
             write_array(self._path("rank", part), appearance_ranks(labels, seen))
@@ -421,7 +412,7 @@ class _ClusterStage:
             raise UserError(
                 f"the clustering is collapsed: one of {asked:,} clusters holds {largest:,} of {total:,} samples "
                 f"({largest / total:.0%}, at most {COLLAPSED_SHARE:.0%} is taken for sound); check the embeddings, "
-                "raise --merge, or accept it with --force"
+                "raise `merge`, or accept it with `force`"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.catalog.files import create_array, read_record
+from tailwise.devices import find_device
 from tailwise.errors import UserError
 from tailwise.kernels.duplicates import duplicate_threshold, greedy, in_doubt
 from tailwise.progress import Track, silent
-from tailwise.stages.cluster import check_device
 from tailwise.stages.members import RESULT, Members
 from tailwise.stages.neighbours import WORK, Comparison, Neighbours, make_neighbours
+from tailwise.text import did_you_mean
 
 IDENTICAL = "identical embedding"
 NEAR = "near-duplicate"
@@ -54,13 +56,13 @@ class _Decisions:
 
 
 def dedup(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     *,
     epsilon: float,
     name: str = "duplicates",
-    clusters: str = "main",
+    clustering: str = "main",
     rule: str = "greedy",
-    keep: str = "farthest",
+    order: str = "farthest",
     score: str | None = None,
     without: Sequence[str] = (),
     extends: str | None = None,
@@ -75,29 +77,37 @@ def dedup(
         catalog: with a clustering of the newest snapshot.
         epsilon: two samples of one cluster are duplicates if their cosine is above 1 − epsilon; 0: if their embeddings are identical.
         name: of the drop list.
-        clusters: name of the clustering.
+        clustering: its name; samples are compared inside its clusters.
         rule: "greedy": a sample goes if it is a duplicate of an earlier one that is kept; "any-earlier": of any earlier one.
-        keep: what comes first in a cluster: "farthest" from the centroid, "nearest", "random", or highest "score".
+        order: what comes first in a cluster: "farthest" from the centroid, "nearest", "random", or highest "score".
         score: name of that score.
         without: names of drop lists; what they drop takes no part.
         extends: name of a dedup's drop list for an earlier snapshot: what it decided stays, and only new samples are judged.
         seed: decides the random order.
         max_memory_bytes: refuse what needs more.
-        device: of the matrix products: "auto", "cpu", "cuda"; the result doesn't depend on it.
+        device: of the matrix products: a name for `find_device`; the result doesn't depend on it.
         track: shows progress.
 
     Raises:
         UserError: something asked for is out of bounds or isn't there, or another list has this name.
     """
-    check_device(device)
+    catalog = Catalog.open(catalog)
+    device = str(find_device(device))
     if not 0 <= epsilon <= 1:
         raise UserError(
-            f"--epsilon {epsilon}: must lie between 0 (identical embeddings) and 1; SemDeDup uses 0.01 to 0.1"
+            f"`epsilon` {epsilon}: must lie between 0 (identical embeddings) and 1; SemDeDup uses 0.01 to 0.1"
         )
     if rule not in RULES:
-        raise UserError(f"unknown rule {rule!r}: use {' or '.join(RULES)}")
+        raise UserError(f"unknown rule {rule!r}: {did_you_mean(rule, RULES)}")
     compared = Comparison(
-        catalog, clusters=clusters, keep=keep, score=score, without=without, extends=extends, seed=seed, track=track
+        catalog,
+        clustering=clustering,
+        order=order,
+        score=score,
+        without=without,
+        extends=extends,
+        seed=seed,
+        track=track,
     )
     config = {"epsilon": epsilon, "rule": rule, **compared.config}
     folder = catalog.drops_folder(name)

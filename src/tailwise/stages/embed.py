@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-
-import torch
+from pathlib import Path
 
 from tailwise.catalog.catalog import LOCK, Catalog, Part
 from tailwise.catalog.embeddings import COLUMNS, column_settings, part_marker
 from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import has_bytes
+from tailwise.devices import find_devices
 from tailwise.encoders import EncoderOptions, load_encoder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import check_share
 from tailwise.stages.embed_column import ColumnReport, ColumnTask, Limits
 from tailwise.stages.report import Rejections
+from tailwise.text import did_you_mean
 
 BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; a GPU is busy with so many, and a CPU's caches overflow with more
 
@@ -62,7 +63,7 @@ class EmbedReport:
 
 
 def embed(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     encoder_name: str,
     options: EmbedOptions = EmbedOptions(),
     *,
@@ -82,6 +83,7 @@ def embed(
         UserError: there is no such encoder, a column was made by another one, a shard can't be read, too many samples were rejected, or
             none at all got an embedding.
     """
+    catalog = Catalog.open(catalog)
     _check(options)
     columns = COLUMNS if options.column == "both" else (options.column,)
     report = EmbedReport()
@@ -94,7 +96,7 @@ def embed(
         encoder = load_encoder(encoder_name, loading, devices[0])
         for column in columns:
             if column not in encoder.sides:
-                raise UserError(f"{encoder_name} has no {column} side: give --column {' or '.join(encoder.sides)}")
+                raise UserError(f"{encoder_name} has no {column} side: give `column` {' or '.join(encoder.sides)}")
         limits = Limits(options.batch_size or BATCH_SIZES.get(devices[0].type, 64), options.max_rejected, workers)
         tasks = {column: ColumnTask(catalog, column, encoder, loading, devices, limits) for column in columns}
         for task in tasks.values():  # refuses a column of another encoder before hours go into the other column
@@ -104,27 +106,13 @@ def embed(
     return report
 
 
-def find_devices(name: str) -> list[torch.device]:
-    """The devices of a name: "auto" and "cuda" are all GPUs that there are, and "auto" the CPU where there is none.
-
-    Raises:
-        UserError: it can't be used.
-    """
-    from tailwise.evaluate.models import find_device  # noqa: PLC0415
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name in {"auto", "cuda"} and count > 1:
-        return [torch.device("cuda", at) for at in range(count)]
-    return [find_device(name)]
-
-
 def _check(options: EmbedOptions) -> None:
     if options.column not in {*COLUMNS, "both"}:
-        raise UserError(f"--column {options.column!r}: use {', '.join(COLUMNS)} or both")
+        raise UserError(f"`column` {options.column!r}: {did_you_mean(options.column, (*COLUMNS, 'both'))}")
     if options.batch_size is not None and options.batch_size < 1:
-        raise UserError(f"--batch-size {options.batch_size}: must be 1 or more")
+        raise UserError(f"`batch_size` {options.batch_size}: must be 1 or more")
     if options.column == "text" and options.encoder.backend == "openvino":
-        raise UserError("--backend openvino is for images: leave it out with --column text")
+        raise UserError("`backend` openvino is for images: leave it out with `column` text")
     check_share(options.max_rejected)
 
 
@@ -153,5 +141,5 @@ def _require_bytes(catalog: Catalog, parts: list[Part]) -> None:
         raise UserError(
             f"{sum(rows for _, rows in tables):,} samples in {len(tables):,} file(s) of metadata have no image to embed, the first "
             f"file is {tables[0][0]}: import their embeddings (DataComp's .npz files), or the tars in its place; or embed captions "
-            "alone (--column text)"
+            "alone (`column` text)"
         )

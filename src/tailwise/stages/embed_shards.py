@@ -22,7 +22,7 @@ from tailwise.catalog.embeddings import normalise_rows
 from tailwise.catalog.files import read_array, read_json, write_array, write_json
 from tailwise.encoders import Encoder, EncoderOptions, load_encoder
 from tailwise.encoders.encoder import Fault
-from tailwise.errors import UserError
+from tailwise.errors import DamagedError, UserError
 from tailwise.executors.local import begin_process, starting_workers
 from tailwise.stages.embed_read import Batch, ShardRows, read_batches
 
@@ -97,7 +97,7 @@ class Finished:
         try:
             return read_array(path)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is damaged ({error}): delete {self._root}, then repeat this command") from error
+            raise DamagedError(f"{path} is damaged ({error}): delete {self._root}, then repeat this command") from error
 
     def forget(self, shards: Sequence[ShardRows]) -> None:
         """Drops what is part of a complete part now; the marker first."""
@@ -190,7 +190,7 @@ def _forward(encoder: Encoder, work: Work, batch: Batch) -> torch.Tensor | None:
         return encoder.embed(work.column, batch.tensors)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"a batch of {work.batch_size} doesn't fit into the memory of {encoder.device}: give a smaller --batch-size"
+            f"a batch of {work.batch_size} doesn't fit into the memory of {encoder.device}: give a smaller `batch_size`"
         ) from error
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,18 +55,18 @@ class FilterRule:
         bounds = self.minimum is not None or self.maximum is not None
         if bounds + (self.keep is not None) + (self.keep_lowest is not None) != 1:
             raise UserError(
-                "give one of --min and/or --max, --keep SHARE, --keep-lowest SHARE (or --dry-run, to see the scores first)"
+                "give one of `minimum` and/or `maximum`, `keep` SHARE, `keep_lowest` SHARE (or `dry_run`, to see the scores first)"
             )
-        for option, share in (("--keep", self.keep), ("--keep-lowest", self.keep_lowest)):
+        for option, share in (("`keep`", self.keep), ("`keep_lowest`", self.keep_lowest)):
             if share is not None and not 0 < share <= 1:
                 raise UserError(f"{option} {share}: must be a share above 0 and at most 1")
-        for option, bound in (("--min", self.minimum), ("--max", self.maximum)):
+        for option, bound in (("`minimum`", self.minimum), ("`maximum`", self.maximum)):
             if bound is not None and math.isnan(bound):
                 raise UserError(f"{option} {bound}: must be a number")
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
-            raise UserError(f"--min {self.minimum} is above --max {self.maximum}: no score is between them")
+            raise UserError(f"`minimum` {self.minimum} is above `maximum` {self.maximum}: no score is between them")
         if self.missing not in MISSING:
-            raise UserError(f"--missing {self.missing!r}: use {' or '.join(MISSING)}")
+            raise UserError(f"`missing` {self.missing!r}: use {' or '.join(MISSING)}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Filtered:
 
 
 def filter_samples(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     by: str | ScoreRequest,
     rule: FilterRule,
     *,
@@ -104,6 +105,7 @@ def filter_samples(
     Raises:
         UserError: a bad rule, no such score, no sample with one, or nothing would be left.
     """
+    catalog = Catalog.open(catalog)
     request = _request(by)
     rule.check()
     name = plain_name(request.name) if name is None else name
@@ -129,7 +131,7 @@ def filter_samples(
 
 
 def try_filter(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     by: str | ScoreRequest,
     rule: FilterRule | None = None,
     *,
@@ -137,6 +139,7 @@ def try_filter(
     track: Track = silent,
 ) -> Filtered:
     """Tells how a score is distributed, and what a rule would drop; makes no drop list. See `filter_samples`."""
+    catalog = Catalog.open(catalog)
     request = _request(by)
     if rule is not None:
         rule.check()
@@ -210,9 +213,9 @@ class _Judge:
         if rule.maximum is not None:
             self.tests.append(self._bound(rule.maximum, 1, "above"))
         if rule.keep is not None:
-            self.tests.append(self._share("--keep", rule.keep, -1, "highest"))
+            self.tests.append(self._share("`keep`", rule.keep, -1, "highest"))
         if rule.keep_lowest is not None:
-            self.tests.append(self._share("--keep-lowest", rule.keep_lowest, 1, "lowest"))
+            self.tests.append(self._share("`keep_lowest`", rule.keep_lowest, 1, "lowest"))
         self.reasons = Counter()
         for table in self.tables():
             for item in table.column("reason").value_counts().to_pylist():
@@ -221,7 +224,7 @@ class _Judge:
             low, high = self.quantiles[0]["score"], self.quantiles[-1]["score"]
             raise UserError(
                 f"all of {self.samples:,} samples would be dropped: {self.name} lies between {low:.6g} and {high:.6g}; "
-                "see --dry-run for its distribution"
+                "see `dry_run` for its distribution"
             )
 
     def _bound(self, value: float, sign: int, word: str) -> _Test:

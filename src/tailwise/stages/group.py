@@ -18,7 +18,7 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, file_digest, scratch, write_array, write_table
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
@@ -63,7 +63,7 @@ def write_grouping(
 
 
 def group(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     column: str,
     *,
     file: Path | None = None,
@@ -90,10 +90,11 @@ def group(
     Raises:
         UserError: there is no such column, it can't group, or it has more than MAX_GROUPS values.
     """
+    catalog = Catalog.open(catalog)
     check_missing(missing)
     check_share(max_rejected)
     if file is not None and not file.is_file():
-        raise UserError(f"{file} is no file: give a .parquet, .tsv or .csv file")
+        raise NotFoundError(f"{file} is no file: give a .parquet, .tsv or .csv file")
     config = {
         "group_by": column,
         "missing": missing,
@@ -115,7 +116,7 @@ def group(
 def check_missing(missing: str) -> None:
     """Refuses what isn't in MISSING."""
     if missing not in MISSING:
-        raise UserError(f"--missing {missing!r}: use {' or '.join(MISSING)}")
+        raise UserError(f"`missing` {missing!r}: use {' or '.join(MISSING)}")
 
 
 @dataclass(frozen=True)
@@ -240,10 +241,10 @@ def _check_column(catalog: Catalog, column: str) -> None:
     names = {name for part in catalog.parts() for name in _names(catalog, part)} - {*IDENTITY}
     if column in IDENTITY:
         raise UserError(
-            f"--by {column}: it tells samples apart, and can't group them; use one of {', '.join(sorted(names))}"
+            f"`by` {column}: it tells samples apart, and can't group them; use one of {', '.join(sorted(names))}"
         )
     if column not in names:
-        raise UserError(f"no samples have a column {column!r}: use one of {', '.join(sorted(names))}, or give --file")
+        raise UserError(f"no samples have a column {column!r}: use one of {', '.join(sorted(names))}, or give `file`")
 
 
 def _of_catalog(pool: Pool, column: str) -> Groups:
@@ -329,11 +330,11 @@ def _groupable(values: pa.Array | pa.ChunkedArray, column: str) -> pa.Array:
     if pa.types.is_floating(kind):  # as sidecar columns are stored, counts among them
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
     elif not pa.types.is_integer(kind):
-        raise UserError(f"--by {column}: groups are text, whole numbers or booleans, not {given}")
+        raise UserError(f"`by` {column}: groups are text, whole numbers or booleans, not {given}")
     try:
         return values.cast(pa.int64())
     except pa.ArrowInvalid as error:
-        raise UserError(f"--by {column}: groups are text, whole numbers or booleans: {error}") from error
+        raise UserError(f"`by` {column}: groups are text, whole numbers or booleans: {error}") from error
 
 
 def _distinct(arrays: Iterable[pa.Array], column: str) -> pa.Array:

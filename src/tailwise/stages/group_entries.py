@@ -27,7 +27,7 @@ _CAPTION_CHARACTERS = 60
 
 
 def group_by_entry(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     entries: Path,
     *,
     name: str = "entries",
@@ -57,9 +57,10 @@ def group_by_entry(
     Raises:
         UserError: the list can't be read, or no caption or too few captions hold an entry.
     """
+    catalog = Catalog.open(catalog)
     check_missing(missing)
     if not 0 <= max_misses <= 1:
-        raise UserError(f"--max-misses {max_misses:g}: must lie between 0 and 1")
+        raise UserError(f"`max_misses` {max_misses:g}: must lie between 0 and 1")
     snapshot = catalog.snapshot()
     config = {
         "group_by": RAREST_ENTRY,
@@ -118,12 +119,12 @@ def _check_misses(found: dict[str, Any], entries: Path, max_misses: float, *, ig
     if found["unmatched"] <= max_misses * found["taking_part"]:
         return
     more = found["matched_ignoring_case"] - found["matched_as_given"]
-    remedy = f"--ignore-case finds {more:,} more; otherwise " * (more > 0 and not ignore_case)
+    remedy = f"`ignore_case` finds {more:,} more; otherwise " * (more > 0 and not ignore_case)
     raise UserError(
         f"{found['unmatched']:,} of {found['taking_part']:,} samples have no entry of {entries} in their captions and would be in no "
         f"group (at most a share of {max_misses:g} is taken for right): {found['matched_as_given']:,} have one as the entries are "
         f"written, {found['matched_ignoring_case']:,} ignoring case; frequent captions without one: {quoted(found['unmatched_captions'])}. "
-        f"{remedy}add entries, or accept it with --allow-misses"
+        f"{remedy}add entries, or accept it with `allow_misses`"
     )
 
 

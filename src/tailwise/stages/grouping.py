@@ -22,6 +22,7 @@ from tailwise.plan.stream import MAX_CLUSTER
 from tailwise.plan.weights import Clusters
 from tailwise.stages.candidates import LeftOut, count_left_out
 from tailwise.stages.scores import ScoreRequest, score_inputs, score_parts
+from tailwise.text import command_line
 
 OUTSIDE = -1  # the label of rows that are never drawn
 RAREST_ENTRY = "rarest entry"  # what `group_by_entry` groups by
@@ -72,7 +73,7 @@ class Grouping:
         self.inputs: dict[str, str] = {}
         if clusters is not None:
             self._folder = catalog.clusters_folder(clusters)
-            remedy = f"make it with `tailwise cluster {catalog.folder} --name {clusters}`"
+            remedy = f"make it with {command_line('cluster', catalog.folder, name=clusters)}"
             manifest = read_manifest(self._folder, "clustering", remedy)
             self.snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
             self.inputs["clusters"] = artifact_id(manifest)
@@ -86,10 +87,10 @@ class Grouping:
         if (largest := int(self.sizes.max(initial=0))) > MAX_CLUSTER:
             raise UserError(
                 f"{largest:,} samples are more than one group can hold ({MAX_CLUSTER:,}): cluster them finer (for every sample alike: "
-                "--method proportional)"
+                "`method` proportional)"
             )
         if not self.sizes.any():
-            raise UserError("not one sample is left to plan: see `tailwise removed` for what dropped them")
+            raise UserError("not one sample is left to plan: see `tailwise excluded` for what dropped them")
 
     @property
     def pool(self) -> int:
@@ -130,7 +131,7 @@ class Grouping:
             values = score_parts(self._catalog, self.snapshot, self._score)
         elif self._clusters is None or not (self._folder / "centroids.npy").exists():
             raise UserError(
-                f"--pick {pick} needs a clustering with centroids: make one with `tailwise cluster`, or use --pick random or highest"
+                f"`pick` {pick} needs a clustering with centroids: make one with `tailwise cluster`, or use random or highest"
             )
         else:
             values = self._catalog.label_parts(self._clusters, self.snapshot, "similarity")

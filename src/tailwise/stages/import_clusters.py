@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.files import MANIFEST, digest, file_digest, read_record, scratch
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, UserError
 from tailwise.progress import Track
 from tailwise.rejects import MAX_REJECTED, refuse_many
 from tailwise.sources.dynamics import ClusterIds
@@ -40,8 +40,8 @@ def check_cluster_ids(catalog: Catalog, name: str, files: list[ClusterIds], *, f
     inputs = read_record(path)["identity"]["inputs"]
     if inputs.get("cluster ids") != _ids_digest(files) or fresh:
         what = "an earlier state of the pool" if inputs.get("cluster ids") == _ids_digest(files) else "something else"
-        raise UserError(
-            f"the clustering {name!r} was made from {what}: name that of these cluster ids with --clusters-name"
+        raise ConflictError(
+            f"the clustering {name!r} was made from {what}: name that of these cluster ids with `clustering`"
         )
     return True
 

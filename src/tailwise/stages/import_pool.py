@@ -94,20 +94,20 @@ def import_pool(
     catalog = Catalog.create(folder)
     with locked(catalog.folder / LOCK, str(catalog.folder)):
         catalog.series("snapshots").settle()
-        return _import(catalog, found, chosen.clusters_name or DEFAULT_CLUSTERS, workers, part_rows, bounds, track)
+        return _import(catalog, found, chosen.clustering or DEFAULT_CLUSTERS, workers, part_rows, bounds, track)
 
 
 def _import(
     catalog: Catalog,
     found: Found,
-    clusters_name: str,
+    clustering: str,
     workers: int | None,
     part_rows: int,
     bounds: tuple[float, float],
     track: Track,
 ) -> ImportReport:
     before = catalog.snapshots()
-    _check_clusters(catalog, clusters_name, found)
+    _check_clusters(catalog, clustering, found)
     rejections = Rejections()
     shared: dict[str, Any] = {"workers": workers, "part_rows": part_rows, "max_rejected": bounds[0]}
     with rejections.writer(catalog.folder / "rejected" / "import-sources.parquet") as log:
@@ -124,7 +124,7 @@ def _import(
         for column, files in found.embeddings.items()
         if (made := import_embeddings(catalog, column, files, given, rejections, track, bounds[1]))
     ]
-    clusterings = _import_clusters(catalog, clusters_name, found, given, rejections, track, bounds[1])
+    clusterings = _import_clusters(catalog, clustering, found, given, rejections, track, bounds[1])
     now = catalog.snapshot()
     shards = found.tars or found.metadata
     if rejections.counts and not (columns or clusterings) and shards and not given:

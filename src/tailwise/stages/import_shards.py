@@ -15,7 +15,7 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Catalog, Snapshot, part_name, true_path
 from tailwise.catalog.files import file_digest, read_record, read_table, scratch, write_record, write_table
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
-from tailwise.errors import UserError
+from tailwise.errors import DamagedError, UserError
 from tailwise.executors.local import map_ordered
 from tailwise.progress import Track
 from tailwise.rejects import refuse_many
@@ -200,7 +200,7 @@ def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[t
     sizes = dict(zip(known.column("path").to_pylist(), known.column("size_bytes").to_pylist(), strict=True))
     for path, size in tars.items():
         if path in sizes and size not in {sizes[path], UNKNOWN_BYTES}:
-            raise UserError(
+            raise DamagedError(
                 f"{path} has changed since it was imported ({sizes[path]:,} → {size:,} bytes): put the old file back, "
                 "or import the pool into a new catalog"
             )
@@ -236,7 +236,7 @@ def _refuse_replaced(known: pa.Table, tars: Mapping[str, int]) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
         for (path, _), other in zip(again, pool.map(changed, again), strict=True):
             if other:
-                raise UserError(
+                raise DamagedError(
                     f"{path} has changed since it was imported (its length is the same): put the old file back, or import the pool "
                     "into a new catalog"
                 )

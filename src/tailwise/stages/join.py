@@ -152,8 +152,8 @@ def join_values(
     if unknown > max_rejected * read and lacking > max_rejected * len(target):
         raise UserError(
             f"{unknown:,} of {read:,} rows ({unknown / read:.1%}) belong to no sample, such as {first!r}, and {lacking:,} of "
-            f"{len(target):,} samples ({lacking / len(target):.1%}) have no {what}, both more than --max-rejected {max_rejected:g}: give a "
-            f"file of this pool, whose {identifier}s are the samples' own, or a greater --max-rejected"
+            f"{len(target):,} samples ({lacking / len(target):.1%}) have no {what}, both more than `max_rejected` {max_rejected:g}: give a "
+            f"file of this pool, whose {identifier}s are the samples' own, or a greater `max_rejected`"
         )
     return unknown
 

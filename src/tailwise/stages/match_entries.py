@@ -16,6 +16,7 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import check_file, digest, map_array, read_table, write_array, write_table
+from tailwise.catalog.kinds import MATCHES
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.kernels.matching import EntryMatcher
@@ -80,7 +81,7 @@ class MatchedPool:
         if not matched:
             raise UserError(
                 f"not one caption holds one of the {len(counts):,} entries, such as {self.matches.entries[0]!r}: "
-                "compare the list with the captions (case counts, unless --ignore-case)"
+                "compare the list with the captions (case counts, unless `ignore_case`)"
             )
         return counts, matched
 
@@ -111,7 +112,7 @@ def match_entries(
     snapshot = snapshot or catalog.snapshot()
     config = {"ignore_case": ignore_case, "snapshot": snapshot.number}
     inputs = {"snapshot": snapshot.id, "entries": digest(entries)}
-    folder = catalog.folder / "matches" / digest([config, inputs])
+    folder = MATCHES.path(catalog.folder, digest([config, inputs]))
     with Artifact(folder, "matches", config, inputs) as artifact:
         if not artifact.done:
             write_table(artifact.path("entries.parquet"), pa.table({"entry": pa.array(entries, pa.string())}))

@@ -112,7 +112,7 @@ def plan_layout(sizes: npt.NDArray[np.int64], rows: int, dimension: int, max_mem
     if need > max_memory_bytes:
         raise UserError(
             f"the largest cluster has {largest:,} members of {dimension} dimensions: comparing them needs about {need / 1e9:.3g} GB, "
-            f"--max-memory allows {max_memory_bytes / 1e9:.3g} GB: raise it, or cluster into more clusters for this"
+            f"`max_memory` allows {max_memory_bytes / 1e9:.3g} GB: raise it, or cluster into more clusters for this"
         )
     column = rows * dimension * 2
     gathers = need + column <= max_memory_bytes

@@ -15,11 +15,13 @@ from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import create_array, digest, map_array, replacing
+from tailwise.catalog.kinds import COMPARISON
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.similarity import NOTHING_EARLIER, most_similar_earlier
 from tailwise.progress import Track, silent
 from tailwise.stages.members import DROPPED, KEPT, NEW, RESULT, Columns, Members, plan_layout, regroup_members
+from tailwise.text import command_line, did_you_mean
 
 Values = npt.NDArray[np.float64]
 WORK = "work"  # folder of intermediate files within an artifact
@@ -30,7 +32,7 @@ class Comparison:
 
     Attributes:
         catalog: whose newest snapshot is meant.
-        clusters: name of the clustering inside whose clusters samples are compared.
+        clustering: its name; samples are compared inside its clusters.
         column: of embeddings, the clustering's.
         survivors: of the drop lists whose samples take no part.
         base: the drop list that is extended, if one is: what it decided stays.
@@ -41,8 +43,8 @@ class Comparison:
         self,
         catalog: Catalog,
         *,
-        clusters: str = "main",
-        keep: str = "farthest",
+        clustering: str = "main",
+        order: str = "farthest",
         score: str | None = None,
         without: Sequence[str] = (),
         extends: str | None = None,
@@ -52,27 +54,27 @@ class Comparison:
         """Opens all that takes part; arguments are those of `dedup`.
 
         Raises:
-            UserError: unknown keep-order, no such clustering, list or score, or one that was made for another snapshot.
+            UserError: unknown order, no such clustering, list or score, or one that was made for another snapshot.
         """
-        if keep not in KEEP_ORDERS:
-            raise UserError(f"unknown keep-order {keep!r}: use {', '.join(KEEP_ORDERS)}")
-        if (keep == "score") != (score is not None):
-            raise UserError("--keep score and --score NAME need each other")
-        self.catalog, self.clusters, self.keep, self.score, self.seed = catalog, clusters, keep, score, seed
+        if order not in ORDERS:
+            raise UserError(f"`order` {order!r}: {did_you_mean(order, ORDERS)}")
+        if (order == "score") != (score is not None):
+            raise UserError("`order` score and `score` NAME need each other")
+        self.catalog, self.clustering, self.order, self.score, self.seed = catalog, clustering, order, score, seed
         self.snapshot = catalog.snapshot()
         self.parts, self.track = catalog.parts(self.snapshot), track
-        clustering = self._open_clustering()
-        self.column: str = clustering["identity"]["config"]["column"]
+        manifest = self._open_clustering()
+        self.column: str = manifest["identity"]["config"]["column"]
         self.blocks = catalog.embedding_parts(self.column, self.snapshot)
         self.survivors = Survivors(catalog, without, self.snapshot)
         self.base = None if extends is None else self._open_base(extends)
         self.old_rows = 0 if self.base is None else self.base.snapshot.rows
         self.config: dict[str, Any] = {
-            "clusters": clusters,
+            "clusters": clustering,
             "column": self.column,
-            "keep": keep,
+            "keep": order,
             "score": score,
-            "seed": seed if keep == "random" else None,
+            "seed": seed if order == "random" else None,
             "without": list(without),
             "extends": extends,
             "snapshot": self.snapshot.number,
@@ -80,29 +82,30 @@ class Comparison:
         self.inputs = {
             "snapshot": self.snapshot.id,
             "embeddings": catalog.embedding_id(self.column, self.snapshot),
-            "clustering": artifact_id(clustering),
+            "clustering": artifact_id(manifest),
             **self.survivors.inputs,
             **({} if self.base is None else {"extends": self.base.id}),
             **({} if score is None else {"score": self._score_id()}),
         }
 
     def _open_clustering(self) -> Mapping[str, Any]:
-        remedy = f"make it with `tailwise cluster {self.catalog.folder} --clusters K --name {self.clusters}`"
-        manifest = read_manifest(self.catalog.clusters_folder(self.clusters), "clustering", remedy)
+        remedy = f"make it with {command_line('cluster', self.catalog.folder, k='…', name=self.clustering)}"
+        manifest = read_manifest(self.catalog.clusters_folder(self.clustering), "clustering", remedy)
         config = manifest["identity"]["config"]
         if config["snapshot"] != self.snapshot.number:
+            assign = command_line("cluster", self.catalog.folder, extends=self.clustering, name="…")
             raise UserError(
-                f"clustering {self.clusters!r} was made for snapshot {config['snapshot']}, and the newest is {self.snapshot.number}: "
-                f"`tailwise cluster {self.catalog.folder} --extends {self.clusters} --name …` assigns the new samples"
+                f"clustering {self.clustering!r} was made for snapshot {config['snapshot']}, and the newest is {self.snapshot.number}: "
+                f"{assign} assigns the new samples"
             )
         if "column" not in config:
             raise UserError(
-                f"{self.clusters!r} groups samples by something else than embeddings: dedup needs a clustering made by "
+                f"{self.clustering!r} groups samples by something else than embeddings: dedup needs a clustering made by "
                 "`tailwise cluster`"
             )
         if manifest["identity"]["inputs"]["embeddings"] != self.catalog.embedding_id(config["column"], self.snapshot):
             raise UserError(
-                f"the {config['column']} embeddings have changed since clustering {self.clusters!r} was made: cluster anew, under "
+                f"the {config['column']} embeddings have changed since clustering {self.clustering!r} was made: cluster anew, under "
                 "another name"
             )
         return manifest
@@ -110,18 +113,18 @@ class Comparison:
     def _open_base(self, name: str) -> DropList:
         base = DropList(self.catalog, name)
         if base.kind != "dedup":
-            raise UserError(f"--extends {name}: it is a list of {base.kind}, not of dedup")
+            raise UserError(f"`extends` {name}: it is a list of {base.kind}, not of dedup")
         if base.snapshot.number == self.snapshot.number:
-            raise UserError(f"--extends {name}: it was made for the newest snapshot already; there are no new samples")
+            raise UserError(f"`extends` {name}: it was made for the newest snapshot already; there are no new samples")
         before = Survivors(self.catalog, base.without, base.snapshot)
         back = 0
         for part in self.parts[: base.snapshot.parts]:
-            labels = map_array(self.catalog.clusters_folder(self.clusters) / f"label-{part.name}.npy")
+            labels = map_array(self.catalog.clusters_folder(self.clustering) / f"label-{part.name}.npy")
             back += int((~before.keeps(part.span) & self.survivors.keeps(part.span) & (labels >= 0)).sum())
         if back:
             raise UserError(
                 f"{back:,} samples that {name!r} was made without ({', '.join(base.without)}) take part now: make those lists for "
-                "this snapshot too, and name them with --without"
+                "this snapshot too, and name them with `without`"
             )
         return base
 
@@ -135,7 +138,7 @@ class Comparison:
 
     def labels(self, part: Part) -> npt.NDArray[np.int32]:
         """The cluster of each row of a part, negative for those that take no part: int32 [n]."""
-        labels = np.array(map_array(self.catalog.clusters_folder(self.clusters) / f"label-{part.name}.npy"))
+        labels = np.array(map_array(self.catalog.clusters_folder(self.clustering) / f"label-{part.name}.npy"))
         labels[~self.survivors.keeps(part.span)] = -1
         return labels
 
@@ -148,11 +151,11 @@ class Comparison:
 
     def orders(self) -> Iterator[Values]:
         """The keep-order: rows come in ascending order of these, float64 [n] part by part; ties by row, NaN last."""
-        return KEEP_ORDERS[self.keep](self)
+        return ORDERS[self.order](self)
 
     def similarities(self) -> Iterator[Values]:
         """Each row's similarity to its centroid."""
-        for values in self.catalog.label_parts(self.clusters, self.snapshot, "similarity"):
+        for values in self.catalog.label_parts(self.clustering, self.snapshot, "similarity"):
             yield values.astype(np.float64)
 
     @cached_property
@@ -213,7 +216,7 @@ def _score(comparison: Comparison) -> Iterator[Values]:
         yield -values.astype(np.float64)
 
 
-KEEP_ORDERS: dict[str, Callable[[Comparison], Iterator[Values]]] = {
+ORDERS: dict[str, Callable[[Comparison], Iterator[Values]]] = {
     "farthest": Comparison.similarities,
     "nearest": _nearest,
     "random": _random,
@@ -247,7 +250,7 @@ def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: st
     Raises:
         UserError: the largest cluster needs more memory.
     """
-    folder = comparison.catalog.folder / "neighbours" / digest([comparison.config, comparison.inputs])
+    folder = COMPARISON.path(comparison.catalog.folder, digest([comparison.config, comparison.inputs]))
     with Artifact(folder, "neighbours", comparison.config, comparison.inputs) as artifact:
         if not artifact.done:
             _compare(comparison, artifact, max_memory_bytes, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tailwise.progress import Track, silent
 from tailwise.stages.grouping import Grouping
 from tailwise.stages.regroup import write_value_ranks
 from tailwise.stages.scores import ScoreRequest, score_config
+from tailwise.text import did_you_mean
 
 MAX_REPEATS = 255
 MAX_SCHEDULE = 1 << 28  # quotas of an annealed plan, 8 bytes each
@@ -40,7 +42,7 @@ class PlanRequest:
         keep: budget as a share of the pool: all samples that are not removed, those that drop lists leave out included; or
         budget: samples per epoch (in all, for a static plan); or
         per_cluster: at most so many of each cluster, for methods "cap" and "flat".
-        clusters: name of the clustering, or of a grouping by a column.
+        clustering: its name, or that of a grouping by a column.
         options: of the method's weight, such as alpha and temperature.
         final_options: their values from epoch `anneal_epochs` on; until then they change linearly. Empty: they don't.
         anneal_epochs: see final_options.
@@ -59,7 +61,7 @@ class PlanRequest:
     keep: float | None = None
     budget: int | None = None
     per_cluster: int | None = None
-    clusters: str = "main"
+    clustering: str = "main"
     options: Mapping[str, float | None] | None = None
     final_options: Mapping[str, float | None] | None = None
     anneal_epochs: int | None = None
@@ -74,7 +76,7 @@ class PlanRequest:
     seed: int = 0
 
 
-def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = silent) -> Plan:
+def make_plan(catalog: Catalog | str | Path, name: str, request: PlanRequest, track: Track = silent) -> Plan:
     """Makes a plan, or opens the finished one of the same request.
 
     Args:
@@ -86,6 +88,7 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
     Raises:
         UserError: the request is out of bounds or contradicts itself, or another plan has this name.
     """
+    catalog = Catalog.open(catalog)
     method = find_method(request.method)
     options = method_options(request.method, request.options or {})
     pick = request.pick or method.pick
@@ -95,13 +98,13 @@ def make_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = 
     final = _final_options(request, options, dynamic)
     _check_bounds(request, method)
     grouping = Grouping(
-        catalog, request.clusters if method.grouping == "clusters" else None, without=request.without, score=score
+        catalog, request.clustering if method.grouping == "clusters" else None, without=request.without, score=score
     )
     budget = _budget(request, method, grouping)
     config: dict[str, Any] = {
         "method": request.method,
         "options": options,
-        "clusters": request.clusters if method.grouping == "clusters" else None,
+        "clusters": request.clustering if method.grouping == "clusters" else None,
         "snapshot": grouping.snapshot.number,
         "asked": {name: value for name in _AMOUNTS if (value := getattr(request, name)) is not None},
         "max_repeats": request.max_repeats,
@@ -138,27 +141,27 @@ def write_shard_offsets(catalog: Catalog, artifact: Artifact, snapshot: Snapshot
 
 def _dynamic(request: PlanRequest, method: Method, pick: str) -> bool:
     if pick not in PICKS:
-        raise UserError(f"unknown pick {pick!r}: use {', '.join(PICKS)}")
+        raise UserError(f"unknown pick {pick!r}: {did_you_mean(pick, PICKS)}")
     if method.grouping == "pool" and PICKS[pick].by == "similarity":
-        raise UserError(f"--pick {pick} needs clusters, and method {request.method!r} has none")
+        raise UserError(f"`pick` {pick} needs clusters, and method {request.method!r} has none")
     if request.dynamic is None:
         return method.dynamic and PICKS[pick].by is None
     if request.dynamic and PICKS[pick].by is not None:
         raise UserError(
-            f"--dynamic with --pick {pick}: a ranked pick is the same every epoch; use --static or --pick random"
+            f"`dynamic` with `pick` {pick}: a ranked pick is the same every epoch; use `static` or `pick` random"
         )
     return request.dynamic
 
 
 def _draw(request: PlanRequest, pick: str) -> str:
     if request.draw not in {None, "stream", "bernoulli"}:
-        raise UserError(f"unknown draw {request.draw!r}: use stream or bernoulli")
+        raise UserError(f"unknown draw {request.draw!r}: {did_you_mean(request.draw, ('stream', 'bernoulli'))}")
     if PICKS[pick].by is None:
         return request.draw or "stream"
     if request.draw is not None:
-        raise UserError(f"--draw {request.draw} with --pick {pick}: a ranked pick isn't random; use --pick random")
+        raise UserError(f"`draw` {request.draw} with `pick` {pick}: a ranked pick isn't random; use `pick` random")
     if request.max_repeats != 1:
-        raise UserError(f"--max-repeats {request.max_repeats} with --pick {pick}: a ranked pick takes each sample once")
+        raise UserError(f"`max_repeats` {request.max_repeats} with `pick` {pick}: a ranked pick takes each sample once")
     return "ranked"
 
 
@@ -166,7 +169,7 @@ def _score(request: PlanRequest, pick: str) -> ScoreRequest | None:
     if PICKS[pick].by == "score":
         return request.score or ScoreRequest("clip-score")
     if request.score is not None:
-        raise UserError(f"--score {request.score.name} does nothing with --pick {pick}: use --pick highest or lowest")
+        raise UserError(f"`score` {request.score.name} does nothing with `pick` {pick}: use `pick` highest or lowest")
     return None
 
 
@@ -175,36 +178,36 @@ def _final_options(request: PlanRequest, options: Mapping[str, float], dynamic: 
     given = {name: value for name, value in (request.final_options or {}).items() if value is not None}
     if not given:
         if request.anneal_epochs is not None:
-            raise UserError(f"--anneal-epochs {request.anneal_epochs} does nothing without --alpha-end")
+            raise UserError(f"`anneal_epochs` {request.anneal_epochs} does nothing without `alpha_end`")
         return {}
     if not dynamic:
-        raise UserError("a static plan can't be annealed: its every epoch is the first; use --dynamic")
+        raise UserError("a static plan can't be annealed: its every epoch is the first; use `dynamic`")
     if request.anneal_epochs is None:
-        raise UserError(f"--alpha-end needs --anneal-epochs: a number between 1 and {MAX_EPOCH:,}")
+        raise UserError(f"`alpha_end` needs `anneal_epochs`: a number between 1 and {MAX_EPOCH:,}")
     if not 1 <= request.anneal_epochs <= MAX_EPOCH:
-        raise UserError(f"--anneal-epochs {request.anneal_epochs}: give a number between 1 and {MAX_EPOCH:,}")
+        raise UserError(f"`anneal_epochs` {request.anneal_epochs}: give a number between 1 and {MAX_EPOCH:,}")
     try:
         checked = method_options(request.method, {**options, **given})
     except UserError as error:
-        raise UserError(f"at the end of annealing (--alpha-end): {error}") from error
+        raise UserError(f"at the end of annealing (`alpha_end`): {error}") from error
     return {name: checked[name] for name in given}
 
 
 def _check_bounds(request: PlanRequest, method: Method) -> None:
     if not 1 <= request.max_repeats <= MAX_REPEATS:
-        raise UserError(f"--max-repeats {request.max_repeats}: must lie between 1 and {MAX_REPEATS}")
+        raise UserError(f"`max_repeats` {request.max_repeats}: must lie between 1 and {MAX_REPEATS}")
     if method.grouping == "pool":
         for option, value in (
-            ("--min-per-cluster", request.min_per_cluster),
-            ("--class-balance", request.class_balance),
+            ("`min_per_cluster`", request.min_per_cluster),
+            ("`class_balance`", request.class_balance),
         ):
             if value is not None:
                 raise UserError(f"{option} does nothing with method {request.method!r}: it has no clusters")
     if request.min_per_cluster is not None and not 0 <= request.min_per_cluster < MAX_BUDGET:
-        raise UserError(f"--min-per-cluster {request.min_per_cluster}: must lie between 0 and {MAX_BUDGET - 1:,}")
+        raise UserError(f"`min_per_cluster` {request.min_per_cluster}: must lie between 0 and {MAX_BUDGET - 1:,}")
     if request.class_balance is not None and not 0 <= request.class_balance <= 1:
         raise UserError(
-            f"--class-balance {request.class_balance}: must lie between 0 and 1 (the same from every cluster)"
+            f"`class_balance` {request.class_balance}: must lie between 0 and 1 (the same from every cluster)"
         )
 
 
@@ -213,17 +216,17 @@ def _budget(request: PlanRequest, method: Method, grouping: Grouping) -> int:
     most = min(request.max_repeats * eligible, MAX_BUDGET - 1)
     given = [request.keep, request.budget, request.per_cluster]
     if given.count(None) != len(given) - 1:
-        choice = "either --keep SHARE (0.277, say) or --budget SAMPLES"
-        raise UserError(f"give {choice}" + ", or --per-cluster SAMPLES" * method.per_cluster)
+        choice = "either `keep` SHARE (0.277, say) or `budget` SAMPLES"
+        raise UserError(f"give {choice}" + ", or `per_cluster` SAMPLES" * method.per_cluster)
     if request.per_cluster is not None:
         if not method.per_cluster:
-            raise UserError(f"--per-cluster does nothing with method {request.method!r}: use cap or flat")
+            raise UserError(f"`per_cluster` does nothing with method {request.method!r}: use cap or flat")
         if request.per_cluster < 1:
-            raise UserError(f"--per-cluster {request.per_cluster}: must be at least 1")
+            raise UserError(f"`per_cluster` {request.per_cluster}: must be at least 1")
         budget = int(np.minimum(grouping.sizes * request.max_repeats, request.per_cluster).sum())
     elif request.keep is not None:
         if not 0 < request.keep <= request.max_repeats:
-            raise UserError(f"--keep {request.keep}: must be above 0 and at most {request.max_repeats} (--max-repeats)")
+            raise UserError(f"`keep` {request.keep}: must be above 0 and at most {request.max_repeats} (`max_repeats`)")
         times = f", up to {request.max_repeats} times an epoch" * (request.max_repeats > 1)
         left_out = f" ({grouping.left_out()})" if request.keep * grouping.pool > most else ""
         return samples_of_share(request.keep, grouping.pool, most, f"{eligible:,} can be drawn{times}{left_out}")
@@ -232,7 +235,7 @@ def _budget(request: PlanRequest, method: Method, grouping: Grouping) -> int:
     if not 1 <= budget <= most:
         raise UserError(
             f"a budget of {budget:,} samples: must lie between 1 and {most:,} "
-            f"({eligible:,} samples can be drawn, up to {request.max_repeats} times an epoch): see --keep, --budget, --max-repeats"
+            f"({eligible:,} samples can be drawn, up to {request.max_repeats} times an epoch): see `keep`, `budget`, `max_repeats`"
         )
     return budget
 
@@ -242,7 +245,7 @@ def _schedule(grouping: Grouping, method: Method, config: Mapping[str, Any]) -> 
     epochs = config.get("anneal_epochs", 0) + 1
     if epochs * len(grouping.sizes) > MAX_SCHEDULE:
         raise UserError(
-            f"--anneal-epochs {epochs - 1:,} with {len(grouping.sizes):,} clusters: must be under {MAX_SCHEDULE // len(grouping.sizes):,}"
+            f"`anneal_epochs` {epochs - 1:,} with {len(grouping.sizes):,} clusters: must be under {MAX_SCHEDULE // len(grouping.sizes):,}"
         )
     table = np.zeros((epochs, len(grouping.sizes)), np.int64)
     full = grouping.sizes > 0

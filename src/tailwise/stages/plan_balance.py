@@ -25,7 +25,7 @@ from tailwise.stages.plan import write_shard_offsets
 
 
 def make_balanced_plan(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     name: str,
     entries: Path,
     *,
@@ -61,6 +61,7 @@ def make_balanced_plan(
     Raises:
         UserError: the list can't be read, no caption holds an entry, or the request is out of bounds.
     """
+    catalog = Catalog.open(catalog)
     snapshot = catalog.snapshot()
     survivors = Survivors(catalog, without, snapshot)
     _check(per_entry, keep, budget, survivors.pool)
@@ -104,14 +105,14 @@ def make_balanced_plan(
 def _check(per_entry: int | None, keep: float | None, budget: int | None, pool: int) -> None:
     if [per_entry, keep, budget].count(None) != 2:
         raise UserError(
-            "give one of --per-entry SAMPLES (MetaCLIP: 20000 for 400M samples), --keep SHARE and --budget SAMPLES"
+            "give one of `per_entry` SAMPLES (MetaCLIP: 20000 for 400M samples), `keep` SHARE and `budget` SAMPLES"
         )
     if per_entry is not None and per_entry < 1:
-        raise UserError(f"--per-entry {per_entry}: must be at least 1")
+        raise UserError(f"`per_entry` {per_entry}: must be at least 1")
     if keep is not None and not 0 < keep <= 1:
-        raise UserError(f"--keep {keep}: must be above 0 and at most 1")
+        raise UserError(f"`keep` {keep}: must be above 0 and at most 1")
     if budget is not None and not 1 <= budget <= pool:
-        raise UserError(f"--budget {budget:,}: must lie between 1 and the {pool:,} samples of the pool")
+        raise UserError(f"`budget` {budget:,}: must lie between 1 and the {pool:,} samples of the pool")
 
 
 def _expected(pool: MatchedPool, probability: npt.NDArray[np.float64]) -> int:
@@ -137,7 +138,7 @@ def _find_limit(
     if not 1 <= wanted <= matched:
         raise UserError(
             f"a budget of {wanted:,} samples: must lie between 1 and the {matched:,} whose captions hold an entry; "
-            "see --keep and --budget"
+            "see `keep` and `budget`"
         )
     most = float(counts.max())
     if wanted == matched:

@@ -15,7 +15,7 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, file_digest, map_array, replacing, scratch
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
@@ -24,7 +24,7 @@ from tailwise.stages.plan import MAX_REPEATS, write_shard_offsets
 
 
 def make_rate_plan(
-    catalog: Catalog,
+    catalog: Catalog | str | Path,
     name: str,
     path: Path,
     *,
@@ -51,10 +51,11 @@ def make_rate_plan(
     Raises:
         UserError: the file can't be read, names ambiguous keys, lacks samples, or has rates outside [0, 255].
     """
+    catalog = Catalog.open(catalog)
     if not path.is_file():
-        raise UserError(f"{path} is no file: give a .json or .parquet file of rates")
+        raise NotFoundError(f"{path} is no file: give a .json or .parquet file of rates")
     if missing_rate is not None and not 0 <= missing_rate <= MAX_REPEATS:
-        raise UserError(f"--missing-rate {missing_rate}: must lie between 0 and {MAX_REPEATS}")
+        raise UserError(f"`missing_rate` {missing_rate}: must lie between 0 and {MAX_REPEATS}")
     check_share(max_rejected)
     snapshot = catalog.snapshot()
     config = {
@@ -145,7 +146,7 @@ def _join(
         if without and missing_rate is None:
             raise UserError(
                 f"{without:,} of {snapshot.rows:,} samples have no rate ({unknown:,} rates belong to no sample): "
-                "give them one with --missing-rate (0 never draws them)"
+                "give them one with `missing_rate` (0 never draws them)"
             )
         np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
         if not rates.any():

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.locks import locked
 from tailwise.catalog.removals import NAMES_SCHEMA, Removing, removals_folder
-from tailwise.errors import UserError
+from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
 from tailwise.sources.columns import DAMAGE, open_table
 from tailwise.sources.delimited import read_keys
@@ -82,9 +82,9 @@ def remove(
     """
     table = read_names(path)
     if not reason.strip():
-        raise UserError("--reason is empty: say why, or leave it out")
+        raise UserError("`reason` is empty: say why, or leave it out")
     if not is_unicode(reason):
-        raise UserError(f"--reason {reason!r} is not UTF-8, and could not be listed later")
+        raise UserError(f"`reason` {reason!r} is not UTF-8, and could not be listed later")
     folder = removals_folder(catalog)
     with nullcontext() if dry_run else locked(folder / ".lock", str(folder)):
         if not dry_run:
@@ -116,7 +116,7 @@ def read_names(path: Path) -> pa.Table:
         UserError: it can't be read, or names nobody.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no file: give a .txt of a key or uid a line, or a .parquet")
+        raise NotFoundError(f"{path} is no file: give a .txt of a key or uid a line, or a .parquet")
     if path.suffix.lower() not in _READERS:
         raise UserError(f"{path}: keys are read from a file ending in {' or '.join(_READERS)}")
     table = _READERS[path.suffix.lower()](path)

@@ -38,12 +38,12 @@ class Target:
             files = [partition.array for partition in find_partitions(self.path).get("image", [])]
         if not files:
             raise UserError(
-                f"--target {path}: give a .npy file of image embeddings, a folder with img_emb/, or another catalog"
+                f"`target` {path}: give a .npy file of image embeddings, a folder with img_emb/, or another catalog"
             )
         try:
             self.blocks = [StoredRows.of_file(file) for file in files]
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"--target {path} can't be read as .npy: {error}") from error
+            raise UserError(f"`target` {path} can't be read as .npy: {error}") from error
         self.id = digest([file_digest(file) for file in files])
 
     def check(self, dimension: int) -> None:
@@ -51,16 +51,16 @@ class Target:
         for block in self.blocks:
             if len(block.shape) != 2 or block.shape[1] != dimension or block.dtype.kind != "f":
                 raise UserError(
-                    f"--target {self.path} holds {block.dtype} {list(block.shape)}, and the catalog's image embeddings have "
+                    f"`target` {self.path} holds {block.dtype} {list(block.shape)}, and the catalog's image embeddings have "
                     f"{dimension} dimensions: give embeddings of the same encoder, float16 or float32 [T, {dimension}]"
                 )
         rows = sum(map(len, self.blocks))
         if rows and not next(self.pieces(), np.empty(0)).size:
             raise UserError(
-                f"--target {self.path}: not one of its {rows:,} rows is an embedding: all are zero, or hold NaN or Inf"
+                f"`target` {self.path}: not one of its {rows:,} rows is an embedding: all are zero, or hold NaN or Inf"
             )
         if not 1 <= rows <= MAX_TARGETS:
-            raise UserError(f"--target {self.path}: must hold between 1 and {MAX_TARGETS:,} embeddings")
+            raise UserError(f"`target` {self.path}: must hold between 1 and {MAX_TARGETS:,} embeddings")
 
     def pieces(self) -> Iterator[npt.NDArray[np.float16]]:
         """Its rows scaled to unit norm, in pieces that are not empty; those that can't be scaled are left out."""

@@ -14,7 +14,8 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.embeddings import check_one_encoder
 from tailwise.catalog.files import MANIFEST, digest, file_digest, map_array, read_record
-from tailwise.errors import UserError
+from tailwise.catalog.kinds import SCORE
+from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED
 from tailwise.stages import score_makers as makers
@@ -100,7 +101,7 @@ def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, track: Tr
     """Makes a score unless it is there; returns its folder."""
     config = {"score": score_config(request), "snapshot": snapshot.number}
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, request)}
-    folder = catalog.folder / "scores" / f"{plain_name(request.name)}-{digest([config, inputs])[:12]}"
+    folder = SCORE.path(catalog.folder, f"{plain_name(request.name)}-{digest([config, inputs])[:12]}")
     with Artifact(folder, "score", config, inputs) as artifact:
         if not artifact.done:
             work = ScoreWork(catalog, snapshot, artifact, request.name, _options(request), track)
@@ -224,21 +225,21 @@ def _options(request: ScoreRequest) -> dict[str, OptionValue]:
     score = _score(request)
     for name in request.options:
         if name not in score.options:
-            takes = ", ".join(map(_flag, score.options)) or "no options"
-            raise UserError(f"{_flag(name)} does nothing with the score {request.name!r}, which takes {takes}")
+            takes = ", ".join(map(_parameter, score.options)) or "no options"
+            raise UserError(f"{_parameter(name)} does nothing with the score {request.name!r}, which takes {takes}")
     options: dict[str, OptionValue] = {}
     for name in score.options:
         value = request.options.get(name, OPTIONS[name].default)
         if value is None:
-            raise UserError(f"the score {request.name!r} needs {_flag(name)}")
+            raise UserError(f"the score {request.name!r} needs {_parameter(name)}")
         if not OPTIONS[name].good(value):
-            raise UserError(f"{_flag(name)} {value}: must be {OPTIONS[name].bound}")
+            raise UserError(f"{_parameter(name)} {value}: must be {OPTIONS[name].bound}")
         options[name] = value
     return options
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _parameter(name: str) -> str:
+    return f"`{name}`"
 
 
 def _embeddings_id(column: str) -> Callable[[Catalog, Snapshot, str, Mapping[str, Any]], str]:
@@ -273,7 +274,7 @@ def _column_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping
     if name not in there:
         raise UserError(
             f"no score {name!r}: use {', '.join(SCORES)}, a numeric column of the samples ({', '.join(there)}), "
-            "or a column of a file (--file)"
+            "or a column of a file (`file`)"
         )
     return _samples_id(catalog, snapshot, name, options)
 
@@ -287,8 +288,8 @@ def _target_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping
 def _file_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG001
     path = Path(options["file"]).expanduser()
     if not path.is_file():
-        raise UserError(
-            f"--file {path} is no file: give a .parquet, .tsv or .csv file with {name!r} and uid, key or image_path"
+        raise NotFoundError(
+            f"`file` {path} is no file: give a .parquet, .tsv or .csv file with {name!r} and uid, key or image_path"
         )
     return file_digest(path)
 

@@ -10,6 +10,7 @@ import numpy as np
 from tailwise.catalog.artifacts import PENDING
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import MANIFEST, read_record
+from tailwise.catalog.kinds import KINDS
 from tailwise.catalog.removals import Removals
 from tailwise.stages.report import Rejections
 
@@ -17,7 +18,7 @@ Section = list[dict[str, Any]]
 
 
 def status(catalog: Catalog) -> dict[str, Section]:
-    """The catalog's content by section: snapshots, embeddings, clusterings, scores, drop lists, plans, removed, left out."""
+    """Return the catalog's content by section: snapshots, embeddings, each kind of artifact, removed, left out."""
     rejections = Rejections()
     for path in sorted((catalog.folder / "rejected").glob("*.parquet")):
         rejections.count(path)
@@ -29,12 +30,7 @@ def status(catalog: Catalog) -> dict[str, Section]:
         "embeddings": [
             _column(catalog, path) for path in sorted((catalog.folder / "embeddings").glob("*/column.json"))
         ],
-        "clusterings": _artifacts(catalog.folder / "clusters", ("clusters", "merge", "column", "group_by", "extends")),
-        "scores": _artifacts(catalog.folder / "scores", ("score",)),
-        "comparisons": _artifacts(catalog.folder / "neighbours", ("clusters", "keep", "extends")),
-        "matches": _artifacts(catalog.folder / "matches", ("ignore_case",)),
-        "drop lists": _artifacts(catalog.folder / "drops", ("without",)),
-        "plans": _artifacts(catalog.folder / "plans", ("method", "budget", "clusters", "dynamic", "draw")),
+        **{kind.section: _artifacts(catalog.folder / kind.folder, kind.columns) for kind in KINDS},
         "removed": _removed(Removals.of(catalog)),
         "left out": reasons,
     }

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.devices import find_device
 from tailwise.kernels.duplicates import duplicate_threshold
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.kmeans import chosen_rows
 from tailwise.kernels.similarity import similar_pairs
 from tailwise.progress import Track
-from tailwise.stages.cluster import check_device
 from tailwise.stages.neighbours import Comparison, Neighbours, make_neighbours
 
 EPSILONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
@@ -125,7 +125,7 @@ def suggest(
     Raises:
         UserError: as `dedup`.
     """
-    check_device(device)
+    device = str(find_device(device))
     neighbours = make_neighbours(compared, max_memory_bytes=max_memory_bytes, device=device)
     dropped = _dropped(compared, neighbours)
     recall = _Recall(compared, queries, pool_rows, device)
@@ -142,7 +142,7 @@ def suggest(
         for at, epsilon in enumerate(EPSILONS)
     ]
     return Suggestion(
-        clusters=compared.clusters,
+        clusters=compared.clustering,
         samples=compared.new,
         compared=int((new * (new - 1) // 2 + new * old).sum()),
         queries=len(recall.labels),

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tailwise.catalog.artifacts import finished
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import MANIFEST, read_record
+from tailwise.catalog.kinds import DROP_LIST, WITHOUT
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.stages.candidates import Inside, LeftOut, count_left_out
-from tailwise.stages.removed import ever_drawn, lists_of
-
-_WITHOUT = "without "  # begins the names of drop lists among an artifact's inputs
+from tailwise.stages.excluded import ever_drawn, lists_of
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,9 @@ class UnusedList:
     def note(self, where: str = "can still be drawn") -> str:
         """Return one line that says what is ignored (`where`: what happens to the samples), and how to use the list."""
         use = (
-            f"leave them out with --without {self.name}, in `tailwise cluster` or `tailwise plan`"
+            f"leave them out with `without` {self.name}, in `tailwise cluster` or `tailwise plan`"
             if self.usable
-            else f"the list is for snapshot {self.snapshot}: make one for the newest snapshot (dedup: --extends {self.name})"
+            else f"the list is for snapshot {self.snapshot}: make one for the newest snapshot (dedup: `extends` {self.name})"
         )
         return f"note: drop list {self.name!r} is not used: {self.drawable:,} of its {self.samples:,} samples {where}; {use}"
 
@@ -59,8 +57,8 @@ def unused_lists(
         inputs: of the artifacts that may use lists, name → hash.
         inside: part → which of its rows take part, bool [n].
     """
-    used = {name.removeprefix(_WITHOUT) for names in inputs for name in names if name.startswith(_WITHOUT)}
-    lists = [DropList(catalog, name) for name in finished(catalog.folder / "drops") if name not in used]
+    used = {name.removeprefix(WITHOUT) for names in inputs for name in names if name.startswith(WITHOUT)}
+    lists = [DropList(catalog, name) for name in DROP_LIST.finished(catalog.folder) if name not in used]
     if not lists:
         return []
     totals, counts = np.zeros(len(lists), np.int64), np.zeros(len(lists), np.int64)

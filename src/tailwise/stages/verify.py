@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tailwise.catalog.artifacts import artifact_id
 from tailwise.catalog.catalog import HEADER, SERIES, Catalog
 from tailwise.catalog.files import MANIFEST, file_digest, read_record
+from tailwise.catalog.kinds import KINDS, named_inputs
 from tailwise.catalog.removals import removals_folder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
@@ -42,36 +43,18 @@ def _sound(path: Path, digest: str | None) -> bool:
     return True
 
 
-# What an artifact names among its inputs: folder of the catalog, and where in its configuration the name stands.
-_NAMED = {"clusters": ("clusters", "clusters"), "clustering": ("clusters", "clusters")}
-_BASES = {"base": "clusters", "extends": "drops"}
-_WITHOUT = "without "
-
-
 def broken_inputs(catalog: Catalog) -> list[str]:
     """What finished clusterings, drop lists and plans were made from, and is gone, or was made anew since: a line each, for people."""
     lines = []
-    for kind in ("clusters", "drops", "plans"):
-        for manifest in sorted((catalog.folder / kind).glob(f"*/{MANIFEST}")):
-            for folder, expected in _inputs(catalog, _manifest(manifest)["identity"]):
-                there = folder / MANIFEST
+    for kind in (kind for kind in KINDS if kind.made_by):  # others have a hash as their name: an old one may stay
+        for name in kind.finished(catalog.folder):
+            manifest = _manifest(catalog.folder / kind.folder / name / MANIFEST)
+            for used, its_name, expected in named_inputs(manifest["identity"]):
+                there = used.path(catalog.folder, its_name) / MANIFEST
                 if not there.exists() or artifact_id(_manifest(there)) != expected:
                     state = "was made anew since" if there.exists() else "is missing"
-                    names = (f"{path.parent.name}/{path.name}" for path in (folder, manifest.parent))
-                    lines.append("{} {state}: {} was made from it".format(*names, state=state))
+                    lines.append(f"{used.folder}/{its_name} {state}: {kind.folder}/{name} was made from it")
     return lines
-
-
-def _inputs(catalog: Catalog, identity: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Folder and hash of each artifact among the inputs."""
-    for name, value in identity["inputs"].items():
-        if name in _NAMED:
-            kind, option = _NAMED[name]
-            yield catalog.folder / kind / identity["config"][option], value
-        elif name in _BASES:
-            yield catalog.folder / _BASES[name] / identity["config"]["extends"], value
-        elif name.startswith(_WITHOUT):
-            yield catalog.drops_folder(name.removeprefix(_WITHOUT)), value
 
 
 def _noted(catalog: Catalog) -> Iterator[tuple[Path, str | None]]:
@@ -92,8 +75,8 @@ def _noted(catalog: Catalog) -> Iterator[tuple[Path, str | None]]:
         yield removals_folder(catalog) / f"{removal['number']:06d}.parquet", removal["digest"]
     for marker in sorted((removals_folder(catalog) / "found").glob("*.json")):
         yield from _marked(marker.with_suffix(".npy"))
-    for kind in ("clusters", "scores", "matches", "neighbours", "drops", "plans"):
-        for manifest in sorted((catalog.folder / kind).glob(f"*/{MANIFEST}")):
+    for kind in KINDS:
+        for manifest in (catalog.folder / kind.folder / name / MANIFEST for name in kind.finished(catalog.folder)):
             yield manifest, None
             for name, digest in _manifest(manifest)["files"].items():
                 yield manifest.parent / name, digest

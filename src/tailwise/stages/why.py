@@ -12,19 +12,20 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import finished, read_manifest
+from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.drops import DropList
 from tailwise.catalog.embeddings import COLUMNS
 from tailwise.catalog.files import check_file, map_array, read_table
+from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
 from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
+from tailwise.stages.excluded import Causes, lists_of
 from tailwise.stages.grouping import why_no_group
 from tailwise.stages.remove import UID
-from tailwise.stages.removed import Causes, lists_of
 
 TOLD_EPOCHS = 10
 SEARCHED_EPOCHS = 100  # for the first one; stream draws hold 16 bytes a cluster and epoch
@@ -48,7 +49,7 @@ def why(catalog: Catalog, name: str, plans: Sequence[str] | None = None) -> Stor
     Raises:
         UserError: nothing has this key or uid, or there is no such plan.
     """
-    teller = _Teller(catalog, finished(catalog.folder / "plans") if plans is None else plans)
+    teller = _Teller(catalog, PLAN.finished(catalog.folder) if plans is None else plans)
     samples = [teller.story(part, row) for part, row in _find(catalog, name)]
     rejected = _rejected(catalog, name)
     if not samples and not rejected:
@@ -117,8 +118,8 @@ class _Teller:
             **self._sample(part, at),
             "removed": removal and {"reason": removal.reason, "date": removal.date},
             "embeddings": {column: self._embedded(column, part, at) for column in COLUMNS},
-            "clusterings": [self._in_clustering(name, part, at) for name in finished(catalog.folder / "clusters")],
-            "drop_lists": [self._in_list(name, row) for name in finished(catalog.folder / "drops")],
+            "clusterings": [self._in_clustering(name, part, at) for name in CLUSTERING.finished(catalog.folder)],
+            "drop_lists": [self._in_list(name, row) for name in DROP_LIST.finished(catalog.folder)],
             "plans": [self._in_plan(plan, causes, row) for plan, causes in self._plans],
         }
 

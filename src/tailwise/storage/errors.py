@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
-from tailwise.errors import UserError
+from tailwise.errors import UnsupportedError
 from tailwise.text import plain, redacted
 
 MAX_CAUSE = 200  # characters of another library's message
@@ -62,7 +62,7 @@ class NoRangesError(RemoteError):
     total_bytes: int | None = None
 
 
-class UnsupportedError(RemoteError, UserError):
+class RemoteUnsupportedError(RemoteError, UnsupportedError):
     """The protocol is unknown, or its package is not installed."""
 
 

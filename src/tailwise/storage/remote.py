@@ -21,7 +21,7 @@ import fsspec
 import fsspec.asyn
 
 from tailwise.extras import install_command
-from tailwise.storage.errors import NoRangesError, RemoteError, UnsupportedError, translated
+from tailwise.storage.errors import NoRangesError, RemoteError, RemoteUnsupportedError, translated
 from tailwise.storage.http import NO_RANGES, Timeouts, get
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     """Return fsspec's file system of a URL, one for all threads of the process, and the file's name in it.
 
     Raises:
-        UnsupportedError: the protocol is unknown, or its package is not installed.
+        RemoteUnsupportedError: the protocol is unknown, or its package is not installed.
         RemoteError: it cannot be made, such as without credentials.
     """
     own, host = _own, url if "::" in url else _host(url)  # a chain's file system is bound to the whole of it
@@ -149,7 +149,9 @@ def filesystem(url: str) -> tuple[Any, str]:
                 made = fsspec.core.url_to_fs(url)[0]
             except (ImportError, ValueError) as error:
                 lacks_s3 = isinstance(error, ImportError) and url.startswith("s3:")
-                raise UnsupportedError(url, f"{error}: {install_command('s3')}" if lacks_s3 else str(error)) from error
+                raise RemoteUnsupportedError(
+                    url, f"{error}: {install_command('s3')}" if lacks_s3 else str(error)
+                ) from error
             except Exception as error:  # each file system raises errors of its own libraries
                 raise translated(error, url) from error
             own.filesystems[host] = made

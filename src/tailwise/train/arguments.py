@@ -13,6 +13,7 @@ from typing import Any
 
 from tailwise.catalog.files import digest
 from tailwise.errors import UserError
+from tailwise.text import option_words
 
 LOCAL_MODEL = "local-dir:"
 ALLOW_CODE = "read it, and give --allow-code if you trust it"
@@ -90,7 +91,7 @@ def refuse_code(where: str, arguments: Mapping[str, Any], *, allowed: bool) -> N
     Raises:
         UserError: there is one, and code is not allowed.
     """
-    for word in () if allowed else spell(arguments):
+    for word in () if allowed else option_words(arguments):
         option = word.split("=", 1)[0]
         if _COMMAND.search(word) or (option.startswith("--c") and "--copy-codebase".startswith(option)):
             raise UserError(f"{where} has {word!r}, which runs commands or copies code: {ALLOW_CODE}")
@@ -130,7 +131,7 @@ def parse(argv: Sequence[str], parse_args: Callable[[list[str]], Any]) -> argpar
         raise UserError(f"--logs {parsed.logs}: a run needs a folder for its checkpoints; give one")
     for name in ("batch_size", "accum_freq"):
         if getattr(parsed, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(parsed, name)}: must be at least 1")
+            raise UserError(f"`{name}` {getattr(parsed, name)}: must be at least 1")
     return parsed
 
 
@@ -153,22 +154,3 @@ def _model(name: str) -> str:
         raise UserError(
             f"--model {name}: {path} can't be read ({error.strerror}): give a folder that holds it"
         ) from error
-
-
-def spell(arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments as words: {"aug-cfg": {"scale": (0.4, 1)}, "local-loss": True} → ["--aug-cfg", "scale=(0.4, 1)", "--local-loss"].
-
-    True is a flag, False and None leave it out, a list gives several words, a mapping words of the form key=value.
-    """
-    words: list[str] = []
-    for name, value in arguments.items():
-        if value is None or value is False:
-            continue
-        words.append(f"--{name}")
-        if isinstance(value, Mapping):
-            words += [f"{key}={tuple(item) if isinstance(item, list) else item}" for key, item in value.items()]
-        elif isinstance(value, list | tuple):
-            words += [str(item) for item in value]
-        elif value is not True:
-            words.append(str(value))
-    return words

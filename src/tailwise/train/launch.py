@@ -18,13 +18,14 @@ import torch.distributed
 
 from tailwise import __version__
 from tailwise.catalog.files import replacing
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError
 from tailwise.loader import Loader
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.recipes import Recipe
-from tailwise.train.arguments import LOCAL_MODEL, spell
+from tailwise.text import option_words
+from tailwise.train.arguments import LOCAL_MODEL
 from tailwise.train.data import SegmentLoader, TrainData
 from tailwise.train.guard import SCHEDULES, Trainer, find_trainer
 from tailwise.train.options import TrainOptions
@@ -36,7 +37,12 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    plan: Plan, argv: Sequence[str], options: TrainOptions, recipe: Recipe | None = None, track: Track = silent
+    plan: Plan,
+    argv: Sequence[str],
+    options: TrainOptions,
+    recipe: Recipe | None = None,
+    tell: Callable[[str], None] = logger.info,
+    track: Track = silent,
 ) -> list[Run]:
     """Trains with open_clip on what a plan draws.
 
@@ -45,7 +51,8 @@ def train(
         argv: open_clip's arguments.
         options: ours.
         recipe: settings that `argv` and `options` go before.
-        track: shows progress of one-time work, on rank 0 only.
+        tell: takes lines for the user, by default the log; called on rank 0 only.
+        track: shows progress of one-time work; likewise.
 
     Returns:
         The phases that the training has.
@@ -62,16 +69,17 @@ def train(
     if trainer.ranks()[0] != 0:
         track = silent
     runs = decide(plan, argv, options, recipe, trainer, track)
+    quiet: Callable[[str], None] = tell if runs[0].rank == 0 else lambda _: None
     if runs[0].rank == 0:
         _check_folders(runs, resume=options.resume)
-        describe(plan, runs)
-        _log_changes(runs, options)
+        describe(plan, runs, tell)
+        _tell_changes(runs, options, tell)
     left = [run for run in runs if not (run.found or {}).get("finished")]
     for run in left:
-        _train_phase(plan, run, options, trainer, track, last=run is runs[-1])
-    if not left and runs[0].rank == 0:
-        describe_result(plan, runs[-1], last=True)
-        logger.info("nothing left to train: all of it is finished")
+        _train_phase(plan, run, options, trainer, quiet, track, last=run is runs[-1])
+    if not left:
+        describe_result(plan, runs[-1], quiet, last=True)
+        quiet("nothing left to train: all of it is finished")
     return runs
 
 
@@ -81,13 +89,13 @@ def _check_folders(runs: Sequence[Run], *, resume: bool) -> None:
         if found is None:
             continue
         if not resume:
-            raise UserError(
-                f"{run.folder} holds a run already: go on with it by --resume, or give another --name after the --"
+            raise ConflictError(
+                f"{run.folder} holds a run already: go on with it by `resume`, or give another `name` after the --"
             )
         check_same(run.folder, found["decides"], run.decides)
 
 
-def _log_changes(runs: Sequence[Run], options: TrainOptions) -> None:
+def _tell_changes(runs: Sequence[Run], options: TrainOptions, tell: Callable[[str], None]) -> None:
     """What may be another when a run goes on, though samples depend on it: a tar may be lost meanwhile."""
     for run in runs:
         if run.found is None or run.found["finished"]:
@@ -95,8 +103,8 @@ def _log_changes(runs: Sequence[Run], options: TrainOptions) -> None:
         for name, now in _replacing(options).items():
             before = run.found["about"].get(name, now)
             if before != now:
-                logger.info(
-                    f"  note: {run.folder} was begun with --{name} {before}, and goes on with {now}: from here on, other samples may be "
+                tell(
+                    f"  note: {run.folder} was begun with `{name}` {before}, and goes on with {now}: from here on, other samples may be "
                     "replaced than would have been"
                 )
 
@@ -106,7 +114,16 @@ def _replacing(options: TrainOptions) -> dict[str, str]:
     return {"check": options.check, "damaged": options.damaged}
 
 
-def _train_phase(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer, track: Track, *, last: bool) -> None:
+def _train_phase(
+    plan: Plan,
+    run: Run,
+    options: TrainOptions,
+    trainer: Trainer,
+    tell: Callable[[str], None],
+    track: Track,
+    *,
+    last: bool,
+) -> None:
     about = {
         "tailwise": __version__,
         "catalog": str(plan.catalog.folder),
@@ -125,7 +142,7 @@ def _train_phase(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer, 
         if not last:
             _save_weights(run, run.folder / "checkpoints" / trainer.main.LATEST_CHECKPOINT_NAME)
         write_run(run.folder, run.decides, about, finished=True)
-        describe_result(plan, run, last=last)
+        describe_result(plan, run, tell, last=last)
     _leave_group(run.rank, again=not last)
 
 
@@ -133,22 +150,26 @@ def _arguments(plan: Plan, run: Run, options: TrainOptions) -> list[str]:
     """All arguments for open_clip: those of the run, then ours."""
     words = [
         *run.arguments,
-        *("--train-data", f"tailwise plan {plan.name} of {plan.catalog.folder}"),
-        *("--train-num-samples", str(run.segments.length * run.global_batch)),
-        *("--epochs", str(run.segments.count)),
-        *("--seed", str(run.seed)),
-        *("--logs", str(Path(run.parsed.logs)), "--name", run.folder.relative_to(Path(run.parsed.logs)).as_posix()),
-        "--save-most-recent",
+        *option_words(
+            {
+                "train-data": f"tailwise plan {plan.name} of {plan.catalog.folder}",
+                "train-num-samples": run.segments.length * run.global_batch,
+                "epochs": run.segments.count,
+                "seed": run.seed,
+                "logs": Path(run.parsed.logs),
+                "name": run.folder.relative_to(Path(run.parsed.logs)).as_posix(),
+                "save-most-recent": True,
+                "resume": "latest" if options.resume else None,
+            }
+        ),
     ]
-    if options.resume:
-        words += ["--resume", "latest"]
     if run.start is not None:
         if run.parsed.model.startswith(LOCAL_MODEL):
-            words += ["--model", f"{LOCAL_MODEL}{run.start.final}"]
+            words += option_words({"model": f"{LOCAL_MODEL}{run.start.final}"})
             # Said again, since open_clip's defaults of these depend on the model's name.
-            words += spell({name: getattr(run.parsed, name) for name in ("lr", "beta1", "beta2", "eps")})
+            words += option_words({name: getattr(run.parsed, name) for name in ("lr", "beta1", "beta2", "eps")})
         else:
-            words += ["--pretrained", str(run.start.final / WEIGHTS)]
+            words += option_words({"pretrained": run.start.final / WEIGHTS})
     return words
 
 

@@ -56,8 +56,8 @@ class TrainOptions:
         """
         for name, value, choices in (("check", self.check, CHECKS), ("damaged", self.damaged, ON_DAMAGED)):
             if value not in choices:
-                raise UserError(f"--{name} {value!r}: must be one of {', '.join(choices)}")
+                raise UserError(f"`{name}` {value!r}: must be one of {', '.join(choices)}")
         if not 0 <= self.max_replaced <= 1:
-            raise UserError(f"--max-replaced {self.max_replaced}: must lie between 0 and 1")
+            raise UserError(f"`max_replaced` {self.max_replaced}: must lie between 0 and 1")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"--seed {self.seed}: must lie between 0 and {MAX_SEED:,}")
+            raise UserError(f"`seed` {self.seed}: must lie between 0 and {MAX_SEED:,}")

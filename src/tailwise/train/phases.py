@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,13 @@ from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.recipes import Phase, Recipe
-from tailwise.train.arguments import LOCAL_MODEL, deciding, parse, refuse_owned, require_model, spell
+from tailwise.text import command_line, option_words
+from tailwise.train.arguments import LOCAL_MODEL, deciding, parse, refuse_owned, require_model
 from tailwise.train.guard import Trainer
 from tailwise.train.options import TrainOptions
 from tailwise.train.runs import read_run
 from tailwise.train.segments import Segments, cut
 
-logger = logging.getLogger(__name__)
 PROGRESS_STEPS = 100
 REPLACED = "replaced-rank-"  # logs of replaced samples, one of each rank
 WEIGHTS = "open_clip_pytorch_model.bin"  # the name that open_clip looks for in a folder
@@ -110,25 +108,25 @@ def decide(
         UserError: something is wrong with options, recipe or arguments, or the plan is too small for a single step.
     """
     options.check_values()
-    for option, folder in (("--record", options.record), ("--cache", options.cache)):
+    for option, folder in (("`record`", options.record), ("`cache`", options.cache)):
         if folder is not None:
             check_output_folder(folder, option)
     refuse_owned(argv)
-    parse(argv, trainer.parse_args)  # its --help, or its complaints about what the user gave, come first
+    parse(argv, trainer.parse_args)  # its help, or its complaints about what the user gave, come first
     runs: list[Run] = []
     phases = _phases(options, recipe)
     for number, phase in enumerate(phases):
-        refuse_owned(spell(phase.open_clip))
+        refuse_owned(option_words(phase.open_clip))
         arguments = _arguments(argv, phase, trainer)
         parsed = parse(arguments, trainer.parse_args)
         require_model(arguments)
         if len(phases) > 1 and parsed.dist_url not in {None, "env://"}:
             raise UserError(
-                f"--dist-url {parsed.dist_url}: a recipe of several phases needs env://, which torchrun sets up"
+                f"`dist_url` {parsed.dist_url}: a recipe of several phases needs env://, which torchrun sets up"
             )
         name = parsed.name or (f"{plan.name}-{recipe.name}" if recipe else plan.name)
         folder = Path(parsed.logs) / (name if len(phases) == 1 else f"{name}-phase{number + 1}")
-        check_output_folder(folder, "--logs")
+        check_output_folder(folder, "`logs`")
         runs.append(
             _decide_one(
                 plan, number, folder, arguments, parsed, phase, options, trainer, runs[-1] if runs else None, track
@@ -140,14 +138,14 @@ def decide(
 def _phases(options: TrainOptions, recipe: Recipe | None) -> list[Phase]:
     """The recipe's phases, or the only one; what the user gave goes before what the recipe says."""
     if options.epochs is not None and options.samples_seen is not None:
-        raise UserError("give either --epochs or --samples-seen")
+        raise UserError("give either `epochs` or `samples_seen`")
     long = options.epochs is not None or options.samples_seen is not None
     if recipe is None and not long:
-        raise UserError("say how long: give --epochs (of the plan) or --samples-seen, or a --recipe")
+        raise UserError("say how long: give `epochs` (of the plan) or `samples_seen`, or a `recipe`")
     if recipe is not None and len(recipe.phases) > 1 and (long or options.checkpoint_every is not None):
         raise UserError(
             f"recipe {recipe.name!r} has {len(recipe.phases)} phases, each with its own length: change it in a copy of the "
-            "file, and give that as --recipe"
+            "file, and give that as `recipe`"
         )
     phases = recipe.phases if recipe is not None else (Phase(),)
     given = {name: getattr(options, name) for name in ("checkpoint_every", "lanes", "block", "compose")}
@@ -159,16 +157,16 @@ def _phases(options: TrainOptions, recipe: Recipe | None) -> list[Phase]:
 
 def _arguments(argv: Sequence[str], phase: Phase, trainer: Trainer) -> list[str]:
     """Defaults, the recipe's, the user's: of what is given twice, open_clip takes the last."""
-    own = ["--save-frequency", "0", *spell(phase.open_clip)]
+    own = option_words({"save-frequency": 0, **phase.open_clip})
     if phase.global_batch is not None:
         accumulation = parse([*own, *argv], trainer.parse_args).accum_freq
         share, rest = divmod(phase.global_batch, trainer.ranks()[1] * accumulation)
         if rest:
             raise UserError(
                 f"the recipe's step of {phase.global_batch:,} samples can't be shared by {trainer.ranks()[1]} ranks × "
-                f"{accumulation} batches: take another number of ranks or --accum-freq, or give --batch-size after the --"
+                f"{accumulation} batches: take another number of ranks or `accum_freq`, or give `batch_size` after the --"
             )
-        own += ["--batch-size", str(share)]
+        own += option_words({"batch-size": share})
     return [*own, *argv]
 
 
@@ -186,7 +184,7 @@ def _decide_one(
 ) -> Run:
     if start is not None and ":" in start.parsed.model and not start.parsed.model.startswith(LOCAL_MODEL):
         raise UserError(
-            f"--model {start.parsed.model}: a recipe of several phases needs a model by name, or {LOCAL_MODEL}FOLDER"
+            f"`model` {start.parsed.model}: a recipe of several phases needs a model by name, or {LOCAL_MODEL}FOLDER"
         )
     rank, ranks = trainer.ranks()
     global_batch, accumulation = parsed.batch_size * ranks, parsed.accum_freq
@@ -203,16 +201,16 @@ def _decide_one(
     batches = _batches(counting, phase, first, track)
     if batches < accumulation and phase.epochs is None:
         raise UserError(
-            f"{phase.samples_seen:,} samples are less than a step of {global_batch * accumulation:,}: give more --samples-seen, or a "
-            "smaller --batch-size after the --"
+            f"{phase.samples_seen:,} samples are less than a step of {global_batch * accumulation:,}: give more `samples_seen`, or a "
+            "smaller `batch_size` after the --"
         )
     if batches < accumulation:
         raise UserError(
             f"plan {plan.name!r} gives {batches} batches of {global_batch:,} samples, less than a step of {accumulation}: "
-            "give more epochs, or a smaller --batch-size after the --"
+            "give more epochs, or a smaller `batch_size` after the --"
         )
     if phase.checkpoint_every is not None and phase.checkpoint_every < accumulation:
-        raise UserError(f"--checkpoint-every {phase.checkpoint_every}: must be at least --accum-freq {accumulation}")
+        raise UserError(f"`checkpoint_every` {phase.checkpoint_every}: must be at least `accum_freq` {accumulation}")
     segments = cut(batches, accumulation, phase.checkpoint_every)
     last = counting.epoch_at(segments.batches - 1)
     decides = {
@@ -270,39 +268,37 @@ def _epochs(run: Run) -> str:
     return f"epoch {run.first_epoch}"
 
 
-def describe_result(plan: Plan, run: Run, *, last: bool) -> None:
-    """Log what a finished phase has seen, where its checkpoint is, and the command that evaluates the last one."""
+def describe_result(plan: Plan, run: Run, tell: Callable[[str], None], *, last: bool) -> None:
+    """Print what a finished phase has seen, where its checkpoint is, and the command that evaluates the last one."""
     logs = sorted(run.folder.glob(f"{REPLACED}*.jsonl"))
     # A batch that was trained again after an interruption is listed twice.
     replaced = {json.loads(line)["position"] for log in logs for line in log.read_text(encoding="utf-8").splitlines()}
-    logger.info(
+    tell(
         f"{run.folder}: saw {run.batches * run.global_batch:,} samples in {run.batches:,} batches, {_epochs(run)} of plan "
         f"{plan.name!r}; {len(replaced):,} of them replaced"
         + (f", listed in {logs[0].parent}/{REPLACED}*" * bool(replaced))
     )
-    logger.info(f"  checkpoint: {run.folder / 'checkpoints' / f'epoch_{run.segments.count}.pt'}")
+    tell(f"  checkpoint: {run.folder / 'checkpoints' / f'epoch_{run.segments.count}.pt'}")
     if last:
-        logger.info(f"  next: tailwise evaluate {shlex.quote(str(run.folder))} --data SET")
+        tell(f"  next: {command_line('evaluate', run.folder, data='SET').strip('`')}")
 
 
-def describe(plan: Plan, runs: Sequence[Run]) -> None:
-    """Log what will be trained."""
+def describe(plan: Plan, runs: Sequence[Run], tell: Callable[[str], None]) -> None:
+    """Tells what will be trained, before it is."""
     for run in runs:
         step, left = run.global_batch * run.accumulation, run.segments.left_out
         which = f"phase {run.number + 1} of {len(runs)}: " if len(runs) > 1 else ""
-        logger.info(
-            f"{which}{run.folder}: {_epochs(run)} of plan {plan.name!r}, order seed {run.seed}, {run.lanes} lanes"
-        )
-        logger.info(
+        tell(f"{which}{run.folder}: {_epochs(run)} of plan {plan.name!r}, order seed {run.seed}, {run.lanes} lanes")
+        tell(
             f"  {run.batches:,} batches of {run.global_batch:,} samples ({run.ranks} ranks × {run.batch_size:,}), "
             f"{run.batches // run.accumulation:,} steps, {run.batches * run.global_batch:,} samples"
         )
-        logger.info(
+        tell(
             f"  {run.segments}, a checkpoint after each; left out: {left} batch{'es' * (left != 1)} "
             f"({left * run.global_batch:,} samples), and what fills no batch"
         )
         if run.parsed.warmup * step >= run.batches * run.global_batch:
-            logger.info(
+            tell(
                 f"  note: the warm-up ({run.parsed.warmup:,} steps) is as long as the training: "
-                "the learning rate never comes down; give --warmup after the --"
+                "the learning rate never comes down; give `warmup` after the --"
             )

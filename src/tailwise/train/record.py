@@ -1,4 +1,4 @@
-"""What a training saw, batch by batch: `--record`."""
+"""What a training saw, batch by batch: `record`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.catalog.files import read_json, write_json
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, UnsupportedError, UserError
 
 FILE = "tailwise.json"
 FORMAT = 1
@@ -21,11 +21,11 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """
     if not (folder / FILE).exists():
         if (folder / "out.log").exists() or (folder / "checkpoints").exists():
-            raise UserError(f"{folder} is a run that `tailwise train` didn't start: give another --name")
+            raise UserError(f"{folder} is a run that `tailwise train` did not start: give another `name`")
         return None
     found: dict[str, Any] = read_json(folder / FILE)
     if found.get("format") != FORMAT:
-        raise UserError(
+        raise UnsupportedError(
             f"{folder / FILE} has format {found.get('format')}, not {FORMAT}: resume it with the version that wrote it"
         )
     return found
@@ -46,8 +46,8 @@ def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
     changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     if changed:
         told = "; ".join(f"{name} {old.get(name)} → {new.get(name)}" for name in changed)
-        raise UserError(
-            f"{folder} can't be resumed with other settings ({told}): give the old ones, or another --name{nothing}"
+        raise ConflictError(
+            f"{folder} can't be resumed with other settings ({told}): give the old ones, or another `name`{nothing}"
         )
 
 

@@ -18,21 +18,21 @@ from tailwise.errors import UserError
 from tailwise.plan import Plan
 from tailwise.stages import removed as module
 from tailwise.stages.cluster import cluster
+from tailwise.stages.excluded import EXCLUDED_SCHEMA, write_excluded
 from tailwise.stages.plan import PlanRequest, make_plan
 from tailwise.stages.plan_rates import make_rate_plan
 from tailwise.stages.remove import remove
-from tailwise.stages.removed import REMOVED_SCHEMA, write_removed
 
 EPOCHS = 12
 REQUESTS = {
-    "stream": PlanRequest("dynamics", keep=0.5, clusters="clean"),
-    "bernoulli": PlanRequest("dynamics", keep=0.5, clusters="clean", draw="bernoulli"),
-    "often": PlanRequest("flat", keep=2.0, max_repeats=20, clusters="clean"),
-    "annealed": PlanRequest("dynamics", keep=0.3, clusters="clean", final_options={"alpha": 1.0}, anneal_epochs=5),
-    "static": PlanRequest("dbp", keep=0.4, pick="random", clusters="clean"),
-    "static-bernoulli": PlanRequest("dynamics", keep=0.4, dynamic=False, draw="bernoulli", clusters="clean"),
-    "ranked": PlanRequest("dbp", keep=0.3, clusters="clean"),
-    "few": PlanRequest("dbp", budget=4, pick="random", min_per_cluster=0, clusters="clean"),
+    "stream": PlanRequest("dynamics", keep=0.5, clustering="clean"),
+    "bernoulli": PlanRequest("dynamics", keep=0.5, clustering="clean", draw="bernoulli"),
+    "often": PlanRequest("flat", keep=2.0, max_repeats=20, clustering="clean"),
+    "annealed": PlanRequest("dynamics", keep=0.3, clustering="clean", final_options={"alpha": 1.0}, anneal_epochs=5),
+    "static": PlanRequest("dbp", keep=0.4, pick="random", clustering="clean"),
+    "static-bernoulli": PlanRequest("dynamics", keep=0.4, dynamic=False, draw="bernoulli", clustering="clean"),
+    "ranked": PlanRequest("dbp", keep=0.3, clustering="clean"),
+    "few": PlanRequest("dbp", budget=4, pick="random", min_per_cluster=0, clustering="clean"),
     "pool": PlanRequest("random", keep=0.5),
     "pool-without": PlanRequest("random", keep=0.5, without=["sizes"]),
 }
@@ -81,7 +81,7 @@ def _curated_source(_small_catalog_source, make_drops, tmp_path_factory):
         array[mine - part.first_row] = 0
         np.save(path, array)
         note_digest(path)
-    cluster(small_catalog, clusters=12, name="clean", without=["sizes"])
+    cluster(small_catalog, k=12, name="clean", without=["sizes"])
     taken = [int(row) for row in (*rows[:4], *rows[118:121], rows[205], *rows[400:410])]
     (folder / "keys.txt").write_text("".join(f"{row:06d}\n" for row in taken))
     return folder, {"duplicates": kept, "near": near, "sizes": sizes, "lacking": lacking, "taken": taken}
@@ -96,9 +96,9 @@ def curated(_curated_source, tmp_path):
 
 
 def written(catalog, path, plan=None, **options):
-    counts = write_removed(catalog, path, plan, overwrite=True, **options)
+    counts = write_excluded(catalog, path, plan, overwrite=True, **options)
     table = pq.read_table(path)
-    assert table.schema.equals(REMOVED_SCHEMA)
+    assert table.schema.equals(EXCLUDED_SCHEMA)
     lines = table.to_pylist()
     assert [line["key"] for line in lines] == sorted(line["key"] for line in lines)  # keys are rows here
     assert counts == dict(sorted(Counter((line["stage"], line["reason"]) for line in lines).items()))
@@ -190,14 +190,14 @@ def test_without_a_score_and_without_a_group(curated, tmp_path):
     widths = pa.table({"key": [f"{row:06d}" for row in range(100, 600)], "topic": ["a", "b"] * 250})
     pq.write_table(widths, tmp_path / "topics.parquet")
     group(catalog, "topic", file=tmp_path / "topics.parquet")
-    plan = make_plan(catalog, "p", PlanRequest("proportional", keep=0.5, clusters="topic"))
+    plan = make_plan(catalog, "p", PlanRequest("proportional", keep=0.5, clustering="topic"))
     lines = written(catalog, tmp_path / "removed.parquet", plan)
     assert {row: line["reason"] for row, line in lines.items()} == dict.fromkeys(range(100), "topic: no value of topic")
     rates = pa.table({"key": [f"{row:06d}" for row in range(300)], "fame": np.arange(300.0)})
     pq.write_table(rates, tmp_path / "fame.parquet")
     score = ScoreRequest("fame", {"file": str(tmp_path / "fame.parquet")})
     plan = make_plan(
-        catalog, "q", PlanRequest("proportional", budget=100, clusters="topic", pick="highest", score=score)
+        catalog, "q", PlanRequest("proportional", budget=100, clustering="topic", pick="highest", score=score)
     )
     counts = Counter(
         (line["stage"], line["reason"].split(":")[0])
@@ -222,9 +222,9 @@ def test_without_a_plan_all_lists_count(curated, tmp_path):
 def test_pieces_make_no_difference(curated, tmp_path, monkeypatch):
     catalog, _ = curated
     plan = make_plan(catalog, "p", REQUESTS["static"])
-    write_removed(catalog, tmp_path / "a.parquet", plan)
+    write_excluded(catalog, tmp_path / "a.parquet", plan)
     monkeypatch.setattr(module, "CHUNK_ROWS", 7)
-    write_removed(catalog, tmp_path / "b.parquet", plan)
+    write_excluded(catalog, tmp_path / "b.parquet", plan)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["catalog"]  # no scratch is left
 
@@ -233,16 +233,16 @@ def test_mistakes(curated, tmp_path):
     catalog, _ = curated
     plan = make_plan(catalog, "p", REQUESTS["stream"])
     path = tmp_path / "removed.parquet"
-    write_removed(catalog, path, plan)
-    with pytest.raises(UserError, match="exists: name another file, or replace it with --overwrite"):
-        write_removed(catalog, path, plan)
+    write_excluded(catalog, path, plan)
+    with pytest.raises(UserError, match="exists: name another file, or replace it with `overwrite`"):
+        write_excluded(catalog, path, plan)
     catalog.drops_folder("sizes").rename(tmp_path / "away")
     with pytest.raises(UserError, match="no drop list named 'sizes'"):
-        write_removed(catalog, tmp_path / "other.parquet", plan)
+        write_excluded(catalog, tmp_path / "other.parquet", plan)
     (tmp_path / "away").rename(catalog.drops_folder("sizes"))
     catalog.clusters_folder("clean").rename(tmp_path / "away")
     with pytest.raises(UserError, match=r"no clustering named 'clean' .*plan 'p' was made from it: restore"):
-        write_removed(catalog, tmp_path / "other.parquet", plan)
+        write_excluded(catalog, tmp_path / "other.parquet", plan)
     assert not (tmp_path / "other.parquet").exists()
 
 
@@ -258,10 +258,10 @@ def test_a_plan_of_an_earlier_snapshot(small_catalog, tmp_path, make_pool, make_
     (tmp_path / "keys.txt").write_text("000700007\n000005\n")
     remove(small_catalog, tmp_path / "keys.txt")
     plan = Plan(small_catalog, "p")
-    write_removed(small_catalog, tmp_path / "p.parquet", plan)
+    write_excluded(small_catalog, tmp_path / "p.parquet", plan)
     expected = {f"{row:06d}" for row in np.flatnonzero(plan.draw(0) == 0)} | {"000005"}
     assert set(pq.read_table(tmp_path / "p.parquet")["key"].to_pylist()) == expected
-    assert write_removed(small_catalog, tmp_path / "all.parquet") == {
+    assert write_excluded(small_catalog, tmp_path / "all.parquet") == {
         ("filter", "new: y"): 1,
         ("remove", "on request"): 2,
     }
@@ -280,10 +280,10 @@ def test_what_a_training_of_some_epochs_does_not_reach(curated, tmp_path, name):
         assert plan.dynamic or not late
         assert len(late) == len(lines) - ever
     for bad in (0, 10_001):
-        with pytest.raises(UserError, match=f"--epochs {bad}: must lie between 1 and 10,000"):
-            write_removed(catalog, tmp_path / "x.parquet", plan, epochs=bad)
+        with pytest.raises(UserError, match=f"`epochs` {bad}: must lie between 1 and 10,000"):
+            write_excluded(catalog, tmp_path / "x.parquet", plan, epochs=bad)
     with pytest.raises(UserError, match="needs a PLAN"):
-        write_removed(catalog, tmp_path / "x.parquet", epochs=2)
+        write_excluded(catalog, tmp_path / "x.parquet", epochs=2)
 
 
 def test_the_command(curated, tmp_path):
@@ -318,6 +318,6 @@ def test_real_data_add_up(shared_data, tmp_path, make_drops):
     make_drops(
         catalog, "truth", [(rows[line[0]], "duplicate", None, None, rows[line[3]], 1.0) for line in truth if line[3]]
     )
-    write_removed(catalog, tmp_path / "removed.parquet")
+    write_excluded(catalog, tmp_path / "removed.parquet")
     kept = pq.read_table(tmp_path / "removed.parquet", columns=["key", "kept_key"]).to_pylist()
     assert {line["key"]: line["kept_key"] for line in kept} == {line[0]: line[3] for line in truth if line[3]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,17 +12,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import finished, read_manifest
+from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, write_table
-from tailwise.catalog.outputs import check_output, is_table
+from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, scratch, write_table
+from tailwise.catalog.kinds import DROP_LIST
+from tailwise.catalog.outputs import is_table, writing_output
 from tailwise.errors import UserError
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
 from tailwise.stages.grouping import why_no_group
 
-REMOVED_SCHEMA = pa.schema(
+EXCLUDED_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),  # path or URL of the tar
         pa.field("key", pa.string(), nullable=False),
@@ -38,9 +38,9 @@ REMOVED_SCHEMA = pa.schema(
 CAUSE_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
-        *(REMOVED_SCHEMA.field(name) for name in ("stage", "reason", "cluster")),
+        *(EXCLUDED_SCHEMA.field(name) for name in ("stage", "reason", "cluster")),
         pa.field("kept_row", pa.int64()),
-        REMOVED_SCHEMA.field("similarity"),
+        EXCLUDED_SCHEMA.field("similarity"),
     ]
 )
 CHUNK_ROWS = 1 << 20
@@ -186,7 +186,7 @@ class _Found:
 
 
 def _all_lists(catalog: Catalog, snapshot: Snapshot) -> list[str]:
-    names = finished(catalog.folder / "drops")
+    names = DROP_LIST.finished(catalog.folder)
     return [name for name in names if DropList(catalog, name).snapshot.number == snapshot.number]
 
 
@@ -226,7 +226,7 @@ def _why_no_group(plan: Plan) -> tuple[str, str]:
 # --- the file ------------------------------------------------------------------------------------------------------------
 
 
-def write_removed(
+def write_excluded(
     catalog: Catalog,
     path: Path,
     plan: Plan | None = None,
@@ -235,7 +235,7 @@ def write_removed(
     overwrite: bool = False,
     track: Track = silent,
 ) -> dict[tuple[str, str], int]:
-    """Writes every sample that will never be drawn, in catalog order (REMOVED_SCHEMA).
+    """Writes every sample that will never be drawn, in catalog order (EXCLUDED_SCHEMA).
 
     Args:
         catalog: of the samples.
@@ -251,13 +251,16 @@ def write_removed(
     Raises:
         UserError: the file can't be written there; a drop list or the clustering of the plan is gone.
     """
-    check_output(path, catalog, overwrite=overwrite, is_ours=is_table(REMOVED_SCHEMA))
     if epochs is not None and (plan is None or not 1 <= epochs <= MAX_EPOCH):
-        raise UserError(f"--epochs {epochs}: must lie between 1 and {MAX_EPOCH:,}, and needs a PLAN")
-    causes = Causes(catalog, plan, epochs)
+        raise UserError(f"`epochs` {epochs}: must lie between 1 and {MAX_EPOCH:,}, and needs a PLAN")
+    with writing_output(path, catalog, overwrite=overwrite, is_ours=is_table(EXCLUDED_SCHEMA)):
+        return _write(path, catalog, Causes(catalog, plan, epochs), plan, track)
+
+
+def _write(path: Path, catalog: Catalog, causes: Causes, plan: Plan | None, track: Track) -> dict[tuple[str, str], int]:
     counts: Counter[tuple[str, str]] = Counter()
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
-        kept = _KeptKeys(catalog, causes.snapshot, Path(folder))
+    with scratch(path.absolute().with_name(f".{path.name}.work")) as folder:
+        kept = _KeptKeys(catalog, causes.snapshot, folder)
         for part in track(kept.parts, "never drawn", len(kept.parts)):
             table = causes.of(part.span)
             for row in table.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist():
@@ -267,8 +270,8 @@ def write_removed(
                 plan.release_pages()
         kept.look_up(track)
         with (
-            replacing(path, unique=True) as temporary,
-            pq.ParquetWriter(temporary, REMOVED_SCHEMA, compression="zstd") as writer,
+            replacing(path) as temporary,
+            pq.ParquetWriter(temporary, EXCLUDED_SCHEMA, compression="zstd") as writer,
         ):
             for part in track(kept.parts, "writing", len(kept.parts)):
                 writer.write_table(kept.named(part), row_group_size=ROW_GROUP_ROWS)
@@ -323,7 +326,7 @@ class _KeptKeys:
                         out.write_batch(batch)
 
     def named(self, part: Part) -> pa.Table:
-        """The causes of a part with names in place of rows: REMOVED_SCHEMA."""
+        """The causes of a part with names in place of rows: EXCLUDED_SCHEMA."""
         table = read_table(self._folder / f"{part.name}.parquet")
         rows = table.column("row").to_numpy()
         samples = self._catalog.samples(part, ["shard", "key"]).take(pa.array(rows - part.first_row))
@@ -336,7 +339,7 @@ class _KeptKeys:
             "kept_shard": self._paths.take(pa.array(kept_shards, pa.int64(), mask=null)),
             "kept_key": self._told(part, rows[~null], null),
         }
-        return pa.table([columns[name] for name in REMOVED_SCHEMA.names], schema=REMOVED_SCHEMA)
+        return pa.table([columns[name] for name in EXCLUDED_SCHEMA.names], schema=EXCLUDED_SCHEMA)
 
     def _told(self, part: Part, asking: npt.NDArray[np.int64], null: npt.NDArray[np.bool_]) -> pa.Array:
         """The keys that a part was told, null where it didn't ask."""

@@ -1,0 +1,95 @@
+"""Kinds of artifacts: one table, which the catalog, `status`, `verify`, `why` and `run` read. A new kind is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tailwise.catalog.files import MANIFEST
+from tailwise.errors import UserError
+
+WITHOUT = "without "  # begins the names of drop lists among the inputs of other artifacts
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of artifact.
+
+    Attributes:
+        section: title in `status`.
+        folder: of the catalog; each artifact is a folder in it.
+        columns: of `status`: keys of the artifact's configuration, or of what is derived.
+        made_by: commands that make an artifact which users name → its default name; None if other options decide the name.
+        named_by: commands that take an artifact by name → their option.
+        makers_for: of these commands, those that do not take the artifacts of all makers → the makers.
+        inputs: names of the artifact among the inputs of another one → the key of that one's configuration that holds the name.
+        prefix: before the artifact's own name among the inputs of another one.
+    """
+
+    section: str
+    folder: str
+    columns: tuple[str, ...]
+    made_by: Mapping[str, str | None] = field(default_factory=dict)
+    named_by: Mapping[str, str] = field(default_factory=dict)
+    makers_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    prefix: str | None = None
+
+    def path(self, catalog: Path, name: str) -> Path:
+        """Return the folder of one artifact; a UserError says that no artifact can have this name."""
+        return catalog / self.folder / check_name(name)
+
+    def finished(self, catalog: Path) -> list[str]:
+        """Return the names of the finished artifacts, sorted."""
+        return sorted(path.parent.name for path in (catalog / self.folder).glob(f"*/{MANIFEST}"))
+
+
+CLUSTERING = Kind(
+    "clusterings",
+    "clusters",
+    ("clusters", "merge", "column", "group_by", "extends"),
+    made_by={"cluster": "main", "group": None, "import": "dynamics"},
+    named_by={"plan": "clusters", "dedup": "clusters-name"},
+    makers_for={"dedup": ("cluster", "group")},
+    inputs={"clusters": "clusters", "clustering": "clusters", "base": "extends"},
+)
+SCORE = Kind("scores", "scores", ("score",))
+COMPARISON = Kind("comparisons", "neighbours", ("clusters", "keep", "extends"))
+MATCHES = Kind("matches", "matches", ("ignore_case",))
+DROP_LIST = Kind(
+    "drop lists",
+    "drops",
+    ("without",),
+    made_by={"dedup": "duplicates", "filter": None},
+    named_by=dict.fromkeys(("plan", "dedup", "cluster", "filter", "group"), "without"),
+    inputs={"extends": "extends"},
+    prefix=WITHOUT,
+)
+PLAN = Kind(
+    "plans",
+    "plans",
+    ("method", "budget", "clusters", "dynamic", "draw"),
+    made_by={"plan": None},
+    named_by={"train": "name", "export": "name", "draw": "name", "removed": "plan"},
+)
+KINDS = (CLUSTERING, SCORE, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`
+MADE_BY = {command: kind for kind in KINDS for command in kind.made_by}
+
+
+def named_inputs(identity: Mapping[str, Any]) -> Iterator[tuple[Kind, str, str]]:
+    """Yield kind, name and hash of each artifact that users name among the inputs of another one."""
+    for label, value in identity["inputs"].items():
+        for kind in KINDS:
+            if label in kind.inputs:
+                yield kind, identity["config"][kind.inputs[label]], value
+            elif kind.prefix and label.startswith(kind.prefix):
+                yield kind, label.removeprefix(kind.prefix), value
+
+
+def check_name(name: str) -> str:
+    """Return `name`; a UserError says that it has other characters than letters, digits, '.', '_', '-', or begins with a dot."""
+    if not name or name[0] == "." or not all(letter.isalnum() or letter in "._-" for letter in name):
+        raise UserError(f"{name!r} can't name an artifact: use letters, digits, '.', '_' and '-'")
+    return name

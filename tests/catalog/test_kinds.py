@@ -1,0 +1,99 @@
+"""Every row of the table of kinds: `status` lists it, `verify` reads all its files, `run` knows what makes and what takes it."""
+
+import shutil
+
+import pytest
+
+from tailwise.catalog import Catalog
+from tailwise.catalog.files import MANIFEST
+from tailwise.catalog.kinds import KINDS, MADE_BY, WITHOUT, named_inputs
+from tailwise.cli.run import STEPS, _check_names, _command, _made_name
+from tailwise.errors import UserError
+from tailwise.recipes.pipeline import Step
+from tailwise.stages.cluster import cluster
+from tailwise.stages.dedup import dedup
+from tailwise.stages.filter import FilterRule, filter_samples
+from tailwise.stages.match_entries import match_entries
+from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.status import status
+from tailwise.stages.verify import verify
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.section)
+
+
+@pytest.fixture(scope="module")
+def _full_catalog(_small_catalog_source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kinds")
+    shutil.copytree(_small_catalog_source / "catalog", folder / "catalog")
+    catalog = Catalog.open(folder / "catalog")
+    cluster(catalog, clusters=12)
+    dedup(catalog, epsilon=0.01)
+    filter_samples(catalog, "caption-words", FilterRule(keep=0.9))
+    (folder / "entries.txt").write_text("group\n")
+    match_entries(catalog, folder / "entries.txt", workers=1)
+    make_plan(catalog, "p", PlanRequest("dbp", keep=0.5))
+    return catalog
+
+
+@pytest.fixture
+def full_catalog(_full_catalog, tmp_path):
+    """A catalog with an artifact of each kind."""
+    shutil.copytree(_full_catalog.folder, tmp_path / "catalog")
+    return Catalog.open(tmp_path / "catalog")
+
+
+def test_no_artifact_is_of_another_kind(full_catalog):
+    made = {path.parent.parent.name for path in full_catalog.folder.glob(f"*/*/{MANIFEST}")}
+    assert made == {kind.folder for kind in KINDS}
+
+
+@every_kind
+def test_status_lists_it(full_catalog, kind):
+    listed = status(full_catalog)[kind.section]
+    assert [item["name"] for item in listed] == kind.finished(full_catalog.folder)
+    assert listed
+    assert all(item.keys() == {"name", *kind.columns, "snapshot", "state"} for item in listed)
+    for column in {*kind.columns} - {"merge", "group_by", "extends", "without"}:  # not of these artifacts
+        assert any(item[column] for item in listed)
+
+
+@every_kind
+def test_verify_reads_all_its_files(full_catalog, kind):
+    manifest = kind.path(full_catalog.folder, kind.finished(full_catalog.folder)[0]) / MANIFEST
+    files = {path for path in manifest.parent.rglob("*") if path.is_file() and path != manifest}
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes() + b"x")
+    assert set(verify(full_catalog)[1]) == files
+    manifest.write_bytes(manifest.read_bytes() + b"x")
+    assert verify(full_catalog)[1] == [manifest]
+
+
+@every_kind
+def test_it_is_found_among_the_inputs_of_others(kind):
+    cases = [({label: "h"}, {key: "x"}) for label, key in kind.inputs.items()]
+    cases += [({kind.prefix + "x": "h"}, {})] if kind.prefix else []
+    for inputs, config in cases:
+        identity = {"inputs": {"snapshot": "s", **inputs}, "config": config}
+        assert list(named_inputs(identity)) == [(kind, "x", "h")]
+    assert WITHOUT in {kind.prefix for kind in KINDS}
+
+
+@every_kind
+def test_run_knows_what_makes_it_and_what_takes_it(kind, tmp_path):
+    main = Step("cluster", {})  # dedup takes it by default
+    for command, name in kind.made_by.items():
+        assert command in STEPS
+        assert MADE_BY[command] is kind
+        assert name is None or _made_name(Step(command, {})) == name
+    for command, option in kind.named_by.items():
+        makers = kind.makers_for.get(command, tuple(kind.made_by))
+        names = {name.lstrip("-") for item in _command(command).params for name in item.opts}
+        assert {option, option.upper()} & names
+        takes = Step(command, {option: "x", **({"by": "shard"} if command == "group" else {})})
+        with pytest.raises(UserError, match=f"{option} is 'x', .* add a step {' or '.join(makers)}$"):
+            _check_names([main, takes], tmp_path)
+        for maker in makers:
+            given = {"clusters-name": "x"} if maker == "import" else {"name": "x", "by": "shard"}
+            _check_names([main, Step(maker, given), takes], tmp_path)
+    assert kind.makers_for.keys() <= kind.named_by.keys()
