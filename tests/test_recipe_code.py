@@ -99,7 +99,7 @@ def test_methods_of_a_comparison_run_only_where_they_are_allowed(catalog, tmp_pa
 
 @pytest.mark.parametrize("arguments", COMMANDS)
 def test_arguments_of_the_trainer_that_run_commands(arguments):
-    with pytest.raises(UserError, match=r"recipe r has .*`allow_code`"):
+    with pytest.raises(UserError, match=r"recipe r has .*--allow-code"):
         refuse_code("recipe r", arguments, allowed=False)
     refuse_code("recipe r", arguments, allowed=True)
     refuse_code("recipe r", HARMLESS, allowed=False)

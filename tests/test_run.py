@@ -103,10 +103,10 @@ def test_the_commands_are_those_that_a_user_would_type(recipe):
     prepared = [_prepare(step, Path("cat"), ["tars"], Path("out"), None) for step in pipeline.steps]
     assert [item.line for item in prepared] == [
         "tailwise import tars cat",
-        "tailwise cluster --name fine --clusters 20 cat",
-        "tailwise dedup --clusters-name fine --epsilon 0.2 cat",
+        "tailwise cluster --name fine --k 20 cat",
+        "tailwise dedup --clustering fine --epsilon 0.2 cat",
         "tailwise filter --by caption-characters --max 7 --without duplicates --name large cat",
-        "tailwise cluster --clusters 6 --without large cat",
+        "tailwise cluster --k 6 --without large cat",
         "tailwise plan --method dynamics --budget 5 --dynamic cat epochs",
         "tailwise export --to parquet --epoch 0 cat epochs out/subset.parquet",
         "tailwise excluded --output out/removed.parquet cat epochs",
@@ -123,8 +123,8 @@ def test_the_commands_are_those_that_a_user_would_type(recipe):
             {"train": {"name": "p", "open-clip": "--lr 1"}},
             "step train:p: open-clip is '--lr 1': must be names and values",
         ),
-        ({"cluster": {"clustrs": 5}}, "step cluster has 'clustrs', which means nothing: did you mean 'clusters'"),
-        ({"cluster": {"clusters": "many"}}, "step cluster: .*--clusters"),
+        ({"cluster": {"clustrs": 5}}, "step cluster has 'clustrs', which means nothing: use k, merge"),
+        ({"cluster": {"clusters": "many"}}, "step cluster: .*--k"),
         ({"plan": {"name": "p", "method": "flat", "dynamic": 3}}, "step plan:p: dynamic is 3: must be true or false"),
         ({"plan": {"method": "flat"}}, "step plan: .*NAME"),
     ],
@@ -207,7 +207,7 @@ def test_nothing_runs_before_all_steps_are_checked(recipe, _small_catalog_source
 def test_settings_change_one_step():
     steps = load_pipeline("dbp-laion").steps
     changed = _with_settings(steps, ["cluster:main.clusters=7", "dedup.epsilon=0.1"])
-    assert [dict(step.options).get("clusters") for step in changed if step.command == "cluster"] == [50000, "7"]
+    assert [dict(step.options).get("k") for step in changed if step.command == "cluster"] == [50000, "7"]
     assert next(step for step in changed if step.command == "dedup").options["epsilon"] == "0.1"
     for text in ("cluster.clusters=7", "plan.keep", "keep=3", "nothing.keep=3"):
         with pytest.raises(UserError, match=r"give STEP\.OPTION=VALUE, where STEP is one of import, cluster:fine"):
@@ -245,15 +245,18 @@ def test_a_training_is_a_command_that_can_be_repeated():
 
 
 def test_output_in_a_value_needs_an_output():
-    with pytest.raises(UserError, match=r"step train:uniform has '\{output\}': name the folder with `output`"):
+    with pytest.raises(UserError, match=r"step train:uniform has '\{output\}': name the folder with --output"):
         [_placed(step, None) for step in load_pipeline("bootstrap").steps]
 
 
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([{"plan": {"name": "p", "method": "flat"}}], "step plan:p: clusters is 'main', which no step before it makes"),
-        ([{"cluster": {"name": "fine"}}, {"plan": {"name": "p", "method": "dbp"}}], "clusters is 'main'"),
+        (
+            [{"plan": {"name": "p", "method": "flat"}}],
+            "step plan:p: clustering is 'main', which no step before it makes",
+        ),
+        ([{"cluster": {"name": "fine"}}, {"plan": {"name": "p", "method": "dbp"}}], "clustering is 'main'"),
         ([{"plan": {"name": "p", "method": "dpb"}}], "unknown method 'dpb': did you mean 'dbp'"),
         ([{"export": {"name": "p", "to": "keys"}}], "step export:p: name is 'p', which no step before it makes"),
         ([{"cluster": {"without": ["duplicates"]}}], "without is 'duplicates', which no step before it makes"),

@@ -1,9 +1,11 @@
-"""All that the commands print: lines and tables for people, JSON for programs. Text from outside is shown as given, never obeyed."""
+"""All that commands print: lines and tables for people, JSON for programs, the log. Text from outside is shown as given, never obeyed."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,33 @@ if TYPE_CHECKING:
     from tailwise.stages.report import Rejections
 
 
+LOGGER = logging.getLogger("tailwise")  # the parent of all loggers of the package
+LEVEL = "TAILWISE_LOG_LEVEL"  # environment variable that hands the level on to worker processes
+
+
+class _Lines(logging.Handler):
+    """Shows a record as one line on standard error: a note as it is, others with their level, details with time and module."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno == logging.INFO else f"tailwise: {record.levelname.lower()}: "
+        detail = f"{record.relativeCreated / 1000:.1f} s, {record.name}: " if record.levelno < logging.INFO else ""
+        print_error(f"{level}{detail}{record.getMessage()}")
+
+
+def show_log(level: int) -> None:
+    """Show the package's log, in worker processes too, from a level on: WARNING is --quiet, DEBUG --verbose."""
+    os.environ[LEVEL] = str(level)
+    LOGGER.setLevel(level)
+    if not LOGGER.handlers:
+        LOGGER.addHandler(_Lines())
+    LOGGER.propagate = False  # open_clip's trainer would show it again
+
+
+def is_quiet() -> bool:
+    """Return whether only JSON, warnings and errors are printed."""
+    return LOGGER.level >= logging.WARNING
+
+
 def finite(value: Any) -> Any:  # noqa: ANN401  (JSON values)
     """Return JSON values with null for numbers that JSON cannot hold: infinities and NaN."""
     if isinstance(value, float):
@@ -28,8 +57,14 @@ def finite(value: Any) -> Any:  # noqa: ANN401  (JSON values)
 
 
 def say(line: object = "", *, error: bool = False) -> None:
-    """Print one line, on standard error if it is an error; `plain` makes text from outside safe to show."""
-    print(plain(line), file=sys.stderr if error else sys.stdout, flush=True)
+    """Print one line for people, on standard error if `error`; nothing with --quiet."""
+    if not is_quiet():
+        print(plain(line), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def print_error(line: object) -> None:
+    """Print one line on standard error, with --quiet too."""
+    print(plain(line), file=sys.stderr, flush=True)
 
 
 def rejected_json(rejections: Rejections) -> dict[str, Any]:
@@ -119,7 +154,7 @@ def print_json(value: object) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; 200 columns wide where the output is no terminal.
+    """Print a table, 200 columns wide where the output is no terminal; nothing with --quiet.
 
     Args:
         title: a line above the table.
@@ -135,7 +170,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_column(Text(plain(column)), justify="left" if at == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text("\n".join(map(plain, cell if isinstance(cell, tuple) else (cell,)))) for cell in row))
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False, quiet=is_quiet())
     if not console.is_terminal:
-        console = Console(markup=False, emoji=False, highlight=False, width=200)
+        console.width = 200
     console.print(table)

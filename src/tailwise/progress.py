@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from datetime import timedelta
+from operator import length_hint
 from typing import Protocol, TypeVar
 
 from tailwise.text import plain
 
+logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+LINE_SECONDS = 60.0  # between two lines of the log
 
 
 class Track(Protocol):
@@ -24,30 +31,30 @@ def silent(items: Iterable[Item], description: str, total: int | None = None) ->
 
 
 def bars(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """A progress bar with items a second and the time left on standard error, where that is a terminal."""
-    from rich.console import Console  # noqa: PLC0415  (only the command line draws)
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    """Yield the items; show a bar on standard error or, where that is no terminal, log a line a minute."""
+    from rich import progress as rich  # noqa: PLC0415  (only the command line draws)
+    from rich.console import Console  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    class Speed(ProgressColumn):
-        """Items a second."""
+    class Speed(rich.ProgressColumn):
+        def render(self, task: rich.Task) -> Text:
+            return Text("" if task.speed is None else _speed(task.speed))
 
-        def render(self, task: Task) -> Text:
-            """One line."""
-            return Text(
-                "" if task.speed is None else f"{task.speed:,.3g}/s" if task.speed < 100 else f"{task.speed:,.0f}/s"
-            )
+    console, total = Console(stderr=True), total or length_hint(items)
+    began = told = time.monotonic()  # without a terminal, no hidden bar: rich before 15 prints an empty line for it
+    label = rich.TextColumn("{task.description:<28}", markup=False)
+    columns = (label, rich.BarColumn(), rich.MofNCompleteColumn(), Speed(), rich.TimeRemainingColumn())
+    with rich.Progress(*columns, console=console, transient=True) if console.is_terminal else nullcontext() as bar:
+        tracked = bar.track(items, description=plain(description), total=total or None) if bar else items
+        for done, item in enumerate(tracked, 1):
+            yield item
+            now = time.monotonic()
+            if not bar and now - told >= LINE_SECONDS:
+                told, speed = now, done / (now - began)
+                left = f", {timedelta(seconds=round(max(total - done, 0) / speed))} left" if total else ""
+                logger.info(f"{description}: {done:,}{f' of {total:,}' * bool(total)}, {_speed(speed)}{left}")
+    logger.debug("%s: %.1f s", description, time.monotonic() - began)
 
-    console = Console(stderr=True)
-    label = TextColumn("{task.description:<28}", markup=False)
-    columns = (label, BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield from progress.track(items, description=plain(description), total=total)
+
+def _speed(speed: float) -> str:
+    return f"{speed:,.3g}/s" if speed < 100 else f"{speed:,.0f}/s"

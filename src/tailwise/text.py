@@ -12,7 +12,6 @@ from typing import Any
 # Control and format characters, line and paragraph separators, lone surrogates: what a terminal obeys or cannot show.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SECRETS = re.compile(r"""(?<=://)[^/@\s'"]+@|(?<=\?)[^\s'"?]*=[^\s'"]*""")
-MOST_NAMES = 20  # that a message lists
 _JOINERS = "\u200c\u200d"  # of scripts and emoji; they change no line and no direction
 
 
@@ -79,12 +78,10 @@ def command_line(command: str, *words: object, **options: object) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return the remedy for a name that is not known: the nearest one, and all of them where they are few."""
+    """Return the remedy for an unknown name: the nearest one, or all of them if none is near."""
     names = list(known)
     near = difflib.get_close_matches(str(name), names, n=1)
-    if not near:
-        return f"use {', '.join(names)}" if names else "there is none"
-    return f"did you mean {near[0]!r}?" + (f" Known are {', '.join(names)}" if len(names) <= MOST_NAMES else "")
+    return f"did you mean {near[0]!r}?" if near else f"use {', '.join(names)}"
 
 
 def is_unicode(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -21,6 +22,7 @@ from tailwise.catalog.files import (
 from tailwise.catalog.locks import locked
 from tailwise.errors import ConflictError, NotFoundError, UserError
 
+logger = logging.getLogger(__name__)
 PENDING = "pending.json"
 REMOVALS = "removals"  # the input that stands for the samples removed so far
 FORMAT = 1  # raised when the same configuration would give other content
@@ -136,6 +138,7 @@ class Artifact:
             self.folder / MANIFEST, {**made, "identity": self.identity, "files": files, "summary": dict(summary)}
         )
         (self.folder / PENDING).unlink(missing_ok=True)
+        logger.debug("%s is written: %d files", self.folder, len(files))
 
 
 def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:

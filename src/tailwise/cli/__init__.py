@@ -38,7 +38,7 @@ from tailwise.cli import (
 )
 from tailwise.cli.app import app
 from tailwise.errors import UserError
-from tailwise.printing import say
+from tailwise.printing import LOGGER, print_error, say, show_log
 from tailwise.text import is_unicode, plain
 
 __all__ = ["app", "main"]
@@ -49,6 +49,8 @@ COMMANDS = (
     *("draw", "export", "train", "evaluate", "compare", "run"),
     *("status", "why", "excluded", "remove", "verify", "relocate", "demo"),
 )
+MOST_FILES = 65_536
+SHARED = ("--quiet", "--verbose")  # options of all commands
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))
 )
@@ -56,14 +58,21 @@ app.registered_commands.sort(
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only JSON, warnings and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what each step does, on standard error.")] = False,
 ) -> None:
     if version:
         say(f"tailwise {__version__}")
         raise typer.Exit
-
-
-MOST_FILES = 65_536
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose cannot be combined: give one of them")
+    if context.invoked_subcommand is None:
+        raise UserError("no command is given: tailwise --help lists all commands")
+    if quiet or verbose:
+        show_log(logging.WARNING if quiet else logging.DEBUG)
+    LOGGER.debug("tailwise %s, Python %s", __version__, sys.version)
 
 
 class _InterruptedError(BaseException):
@@ -96,47 +105,41 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     _show_foreign_text_safely()
+    show_log(logging.INFO)
     with suppress(OSError, ValueError):  # large catalogs have many files
         now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE,
-            (max(now, MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)), most),
-        )
+        wanted = MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
     try:
-        _run(sys.argv[1:])
-    except UserError as error:
-        say(f"tailwise: {error}", error=True)
-        sys.exit(2)
-    except BrokenExecutor:
-        say("tailwise: a worker process was killed (out of memory?); try fewer --workers", error=True)
-        sys.exit(1)
-    except (OSError, ArithmeticError) as error:
+        _run(_shared_first(sys.argv[1:]))
+    except (UserError, BrokenExecutor, OSError, ArithmeticError) as error:
         _fail(error)
     except _InterruptedError:
         if os.environ.get("RANK", "0") == "0":  # of several ranks, one gives the advice
-            say(f"tailwise: interrupted; {_how_to_resume(sys.argv[1:])}", error=True)
+            print_error(f"tailwise: interrupted; {_how_to_resume(sys.argv[1:])}")
         sys.exit(1)
     except Exception as error:
         if not hasattr(error, "format_message"):  # Typer's own errors, whose class differs from version to version
             raise
         if message := error.format_message():  # without one, the help was printed
             command = getattr(getattr(error, "ctx", None), "command_path", "tailwise")
-            say(f"tailwise: {message.rstrip('.')} (see {command} --help)", error=True)
+            print_error(f"tailwise: {message.rstrip('.')} (see {command} --help)")
         sys.exit(2)
     finally:
         sys.excepthook = _print_traceback  # Typer has put its own there
 
 
 def _fail(error: Exception) -> NoReturn:
-    from tailwise.catalog.files import refuse_many_files
+    if isinstance(error, OSError):
+        from tailwise.catalog.files import refuse_many_files
 
-    try:
-        refuse_many_files(error)
-    except UserError as told:
-        say(f"tailwise: {told}", error=True)
-        sys.exit(2)
-    say(f"tailwise: {error}", error=True)
-    sys.exit(1)
+        try:
+            refuse_many_files(error)
+        except UserError as told:
+            error = told
+    killed = "a worker process was killed (out of memory?); try fewer --workers"
+    print_error(f"tailwise: {killed if isinstance(error, BrokenExecutor) else error}")
+    sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 class _PlainRecord(logging.LogRecord):
@@ -157,15 +160,20 @@ def _show_foreign_text_safely() -> None:
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    for text in traceback.format_exception(kind, error, trace):
-        for line in text.splitlines():
-            say(line, error=True)
+    for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
+        print_error(line)
+
+
+def _shared_first(words: list[str]) -> list[str]:
+    """Return the words with the options of all commands in front: they may also stand after the command, before a --."""
+    at = [*words, "--"].index("--")
+    return sorted(words[:at], key=lambda word: word not in SHARED) + words[at:]
 
 
 def _how_to_resume(words: list[str]) -> str:
     """Return the advice after an interruption: a training needs --resume, all other commands resume by themselves."""
     at = words.index("--") if "--" in words else len(words)
-    if words[:1] != ["train"] or "--resume" in words[:at]:
+    if [word for word in words if word not in SHARED][:1] != ["train"] or "--resume" in words[:at]:
         return "run the same command again to go on"
     command = shlex.join([*words[:at], "--resume", *words[at:]])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from tailwise.errors import UserError
-from tailwise.printing import say
+from tailwise.printing import is_quiet, say
 from tailwise.spelling import OLD_COMMANDS, new_spelling
 
 if TYPE_CHECKING:
@@ -125,10 +125,10 @@ def open_plan(path: Path, name: str) -> Plan:
 
 
 def with_bars(task: Callable[[Any], Result]) -> Result:
-    """Runs a task that takes a `Track`, with progress bars."""
-    from tailwise.progress import bars
+    """Return the result of a task that takes a `Track`; show its progress, unless --quiet is given."""
+    from tailwise.progress import bars, silent
 
-    return task(bars)
+    return task(silent if is_quiet() else bars)
 
 
 def parse_bytes(text: str, option: str = "--max-memory") -> int:

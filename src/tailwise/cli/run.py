@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options
 from tailwise.errors import NotFoundError, UserError
 from tailwise.printing import say
 from tailwise.spelling import new_spelling
+from tailwise.text import did_you_mean
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -242,7 +242,7 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
                     )
         method = step.options.get("method")
         if step.command == "plan" and method is not None and method not in METHODS and not step.options.get("methods"):
-            raise UserError(f"step {step.label}: unknown method {method!r}: {_nearest(str(method), METHODS)}")
+            raise UserError(f"step {step.label}: unknown method {method!r}: {did_you_mean(str(method), METHODS)}")
         entries = step.options.get("entries")
         if step.command == "group" and (entries is None) == (step.options.get("by") is None):
             raise UserError(f"step {step.label}: give it one of by (a column) and entries (a list of words)")
@@ -266,7 +266,7 @@ def _prepare(
     allow_code: bool = False,
 ) -> Prepared:
     if step.command not in STEPS:
-        raise UserError(f"step {step.command!r} is none: {_nearest(step.command, STEPS)}")
+        raise UserError(f"step {step.command!r} is none: {did_you_mean(step.command, STEPS)}")
     parameters = _command(step.command).params
     own = {TRAINER} if step.command == "train" else set()
     options = {
@@ -304,7 +304,7 @@ def _words(step: Step, parameters: list[Any], names: Mapping[str, Any], options:
         if name not in names:
             shown = [known for known in names if known not in {"catalog", "paths", "json", "open_clip"}]
             shown += [TRAINER] if step.command == "train" else []
-            raise UserError(f"step {step.label} has {name!r}, which means nothing: {_nearest(name, shown)}")
+            raise UserError(f"step {step.label} has {name!r}, which means nothing: {did_you_mean(name, shown)}")
         item = names[name]
         values = [str(each) for each in (value if isinstance(value, list) else [value])]
         if item.param_type_name != "argument":
@@ -339,11 +339,6 @@ def _flags(step: Step, item: Any, name: str, value: object, values: list[str]) -
     on = value is True or values[0] == "true"
     chosen = [*item.opts, *item.secondary_opts] if on == (f"--{name}" in item.opts) else item.secondary_opts
     return list(chosen[:1])
-
-
-def _nearest(name: str, known: Any) -> str:  # noqa: ANN401
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def _parse(item: Prepared) -> Any:  # noqa: ANN401

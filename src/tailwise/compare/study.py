@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import platform
 import time
@@ -30,10 +31,10 @@ from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate import EvaluateOptions, evaluate
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
-from tailwise.printing import say
 from tailwise.progress import Track, silent
 from tailwise.recipes.pipeline import Step
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
 RUNS, CACHE, RESULT, TRAINED = "runs", "cache", "result.json", "trained.json"
 NOT_DECIDING = {"workers", "max_rejected"}
@@ -254,7 +255,7 @@ def compare(
     *,
     only: Collection[str] = (),
     seeds: Collection[int] = (),
-    tell: Callable[[str], None] = say,
+    tell: Callable[[str], None] = logger.info,
     track: Track = silent,
 ) -> dict[str, Any]:
     """Does what isn't done of a comparison, and sums up all that is.
@@ -265,7 +266,7 @@ def compare(
         commands: how plans are made, and what prepares the catalog.
         only: names of rows; all by default.
         seeds: of the recipe's; all by default.
-        tell: takes a line for each run.
+        tell: takes a line for each run; by default the log.
         track: shows progress within a run.
 
     Returns:

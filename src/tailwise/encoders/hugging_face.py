@@ -111,7 +111,6 @@ def _refusing(spelt: str) -> Iterator[None]:
     import transformers.utils  # noqa: PLC0415  (an extra)
 
     said: Any = transformers.utils.logging
-
     before, bars = logging.root.manager.disable, said.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
     said.disable_progress_bar()

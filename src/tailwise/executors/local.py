@@ -15,6 +15,8 @@ from multiprocessing import connection, resource_tracker
 from types import FrameType, ModuleType
 from typing import Any, TypeVar
 
+from tailwise.printing import LEVEL, show_log
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -40,7 +42,7 @@ def map_ordered(
         return
     context = multiprocessing.get_context("spawn")
     with starting_workers():  # an interrupt between making a semaphore and noting it would leak it
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_process)
     try:
         under_way: deque[Future[Result]] = deque()
         for item in items:
@@ -97,8 +99,10 @@ def _interrupts_deferred() -> Iterator[None]:
                 signal.raise_signal(late)
 
 
-def end_with_parent() -> None:
-    """Lets a worker of `multiprocessing` end when the process that started it does, however that happens."""
+def begin_process() -> None:
+    """Let a worker of `multiprocessing` show its log as its parent does, and end when its parent does, however that happens."""
+    if LEVEL in os.environ:
+        show_log(int(os.environ[LEVEL]))
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
@@ -110,7 +114,7 @@ def begin_worker(_: int) -> None:
     Ctrl-C, which all processes of a terminal get, is the parent's to answer.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    begin_process()
 
 
 def as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as DataLoader has it)

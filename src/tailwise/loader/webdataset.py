@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import shlex
-import warnings
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from typing import Any
@@ -32,6 +32,7 @@ from tailwise.shards.fingerprint import (
 )
 from tailwise.storage.remote import is_remote
 
+logger = logging.getLogger(__name__)
 KEPT_SHARDS = 16  # more than one, for shuffled samples
 KEPT_URLS = 1024
 DOUBTFUL = 100  # samples without a known key, before a shard that was found by its base name alone is doubted
@@ -234,10 +235,9 @@ class _Lookup:
         if listed:
             del self.doubts[shard]
         elif self.doubts[shard] == DOUBTFUL:
-            warnings.warn(
-                f"{url}: the first {DOUBTFUL} samples are all unknown to the shard of the same name, {self.paths[shard]}: are they "
-                "the same shard?",
-                stacklevel=2,
+            logger.warning(
+                "%s: the first %d samples are all unknown to the shard of the same name, %s: are they the same shard?",
+                *(url, DOUBTFUL, self.paths[shard]),
             )
 
     def _shard_copies(self, shard: int, epoch: int) -> dict[str, int]:

@@ -23,7 +23,7 @@ from tailwise.catalog.files import read_array, read_json, write_array, write_jso
 from tailwise.encoders import Encoder, EncoderOptions, load_encoder
 from tailwise.encoders.encoder import Fault
 from tailwise.errors import DamagedError, UserError
-from tailwise.executors.local import end_with_parent, starting_workers
+from tailwise.executors.local import begin_process, starting_workers
 from tailwise.stages.embed_read import Batch, ShardRows, read_batches
 
 NO_NUMBERS = "no embedding from the encoder"
@@ -261,7 +261,7 @@ def _received(receiver: Any, receivers: list[Any]) -> Iterator[Step]:  # noqa: A
 
 def _on_device(work: Work, name: str, options: EncoderOptions, device: str, sender: Any) -> None:  # noqa: ANN401
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    begin_process()
     try:
         encoder = load_encoder(name, options, torch.device(device))
         for step in embed_shards(work, encoder):

@@ -223,6 +223,7 @@ def _repeat(
         if not told and (failures > 2 or elapsed > _TELL_AFTER_SECONDS):
             logger.warning("%s; trying again for up to %.0f s", trouble, left)
             told = True
+        logger.debug("%s; attempt %d", trouble, tries)
         backoff = PATIENCE.backoff_seconds * 2 ** (failures - 1) * _JITTER.uniform(0.75, 1.25)
         time.sleep(min(max(backoff, trouble.wait_seconds), left))
         try:

@@ -22,7 +22,6 @@ from tailwise.errors import ConflictError
 from tailwise.loader import Loader
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
-from tailwise.printing import say
 from tailwise.progress import Track, silent
 from tailwise.recipes import Recipe
 from tailwise.text import option_words
@@ -34,13 +33,15 @@ from tailwise.train.phases import REPLACED, WEIGHTS, Run, decide, describe, desc
 from tailwise.train.record import Record
 from tailwise.train.runs import check_same, read_run, write_run
 
+logger = logging.getLogger(__name__)
+
 
 def train(
     plan: Plan,
     argv: Sequence[str],
     options: TrainOptions,
     recipe: Recipe | None = None,
-    tell: Callable[[str], None] = say,
+    tell: Callable[[str], None] = logger.info,
     track: Track = silent,
 ) -> list[Run]:
     """Trains with open_clip on what a plan draws.
@@ -50,7 +51,7 @@ def train(
         argv: open_clip's arguments.
         options: ours.
         recipe: settings that `argv` and `options` go before.
-        tell: takes lines for the user; called on rank 0 only.
+        tell: takes lines for the user, by default the log; called on rank 0 only.
         track: shows progress of one-time work; likewise.
 
     Returns:
