@@ -117,7 +117,7 @@ def test_relocated_shards_are_found_again(pool, tmp_path):
 def test_mistakes_are_one_line_and_exit_code_2(pool, tmp_path):
     catalog = tmp_path / "catalog"
     (tmp_path / "empty").mkdir()
-    assert "does not exist" in run("import", tmp_path / "empty", catalog, code=2)
+    assert "nothing to import in" in run("import", tmp_path / "empty", catalog, code=2)
     assert "does not exist" in run("import", tmp_path / "missing", catalog, code=2)
     assert "at least one SOURCE" in run("import", catalog, code=2)
     assert "is no catalog" in run("status", tmp_path / "empty", code=2)

@@ -71,7 +71,7 @@ def commands(pool):
         (["why", catalog, key(99)], ["99[/b]"]),
         (["remove", catalog, "--keys", pool / "gone.txt", "--reason", REASON], ["nobody\x1b[31m[/b]"]),
         (["excluded", catalog, "--output", pool / "excluded.parquet"], [REASON]),
-        (["removed", catalog, "--output", pool / "removed.parquet"], [REASON]),
+        (["excluded", catalog, "--output", pool / "removed.parquet"], [REASON]),
         (["why", catalog, key(0)], [REASON]),
         (["status", catalog], [REASON]),
         (["verify", catalog], []),

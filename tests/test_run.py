@@ -108,7 +108,7 @@ def test_the_commands_are_those_that_a_user_would_type(recipe):
         "tailwise filter --by caption-characters --max 7 --without duplicates --name large cat",
         "tailwise cluster --k 6 --without large cat",
         "tailwise plan --method dynamics --budget 5 --dynamic cat epochs",
-        "tailwise export --to parquet --epoch 0 cat epochs out/subset.parquet",
+        "tailwise export --to parquet --epoch 0 --output out/subset.parquet cat epochs",
         "tailwise excluded --output out/removed.parquet cat epochs",
     ]
 

@@ -62,8 +62,8 @@ def run(plan, settings, folder, seed=0, compose="shuffle"):
 def test_the_losses_and_weights_are_those_of_open_clips_trainer(plan, write_model, tmp_path, vision, precision):
     settings = training(write_model(**vision), precision=precision, workers=0)
     mine = run(plan, settings, tmp_path / "mine", seed=3, compose="spread")
-    words = [*option_words(open_clip_arguments(settings)), "`logs`", str(tmp_path), "`name`", "theirs"]
-    words += ["`log_every_n_steps`", "1"]
+    words = [*option_words(open_clip_arguments(settings)), "--logs", str(tmp_path), "--name", "theirs"]
+    words += ["--log-every-n-steps", "1"]
     train(plan, words, TrainOptions(samples_seen=384, seed=3, compose="spread"), tell=lambda _: None)
     log = (tmp_path / "theirs" / "out.log").read_text()
     theirs = [float(loss) for loss in re.findall(r"Train Epoch.* Loss: ([0-9.]+) ", log)]

@@ -60,7 +60,7 @@ def test_a_pool_that_is_none_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
     (tmp_path / "empty").mkdir()
-    told = {"bad.tar": "holds no usable samples", "empty": "nothing to import", "nowhere": "nothing to import"}
+    told = {"bad.tar": "holds no usable samples", "empty": "nothing to import", "nowhere": "does not exist"}
     for path, message in told.items():
         with pytest.raises(UserError, match=message):
             run_on_pool(tmp_path / "demo", [path], 1000, Tools(lambda _: "", print, silent))

@@ -14,18 +14,18 @@ pytestmark = [
 
 def test_a_run_on_cuda_resumes_with_the_same_samples(drawn_plan, tiny_model, tmp_path, read_record):
     words = [
-        "`model`",
+        "--model",
         tiny_model,
-        "`device`",
+        "--device",
         "cuda",
-        "`precision`",
+        "--precision",
         "amp_bf16",
-        "`batch_size`",
+        "--batch-size",
         "32",
-        "`workers`",
+        "--workers",
         "2",
     ]
-    words += ["`lr`", "1e-3", "`warmup`", "4", "`log_every_n_steps`", "1", "`logs`", str(tmp_path / "logs"), "`name`"]
+    words += ["--lr", "1e-3", "--warmup", "4", "--log-every-n-steps", "1", "--logs", str(tmp_path / "logs"), "--name"]
     options = TrainOptions(epochs=1, checkpoint_every=8, record=tmp_path / "record")
     train(drawn_plan, [*words, "run"], options)
     (run,) = train(drawn_plan, [*words, "run"], TrainOptions(epochs=1, checkpoint_every=8, resume=True))

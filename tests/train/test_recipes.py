@@ -35,11 +35,11 @@ def test_shipped_recipes_are_taken_by_open_clip(name):
     assert (FOLDER / f"{name}.yaml").exists()
     assert recipe.name == name
     assert recipe.expect["measured by"]
-    assert f"`recipe` {name}" in recipe.command
+    assert f"--recipe {name}" in recipe.command
     for phase in recipe.phases:
         words = option_words(phase.open_clip)
         refuse_owned(words)
-        model = deciding(parse(words, parse_args))["`model`"]
+        model = deciding(parse(words, parse_args))["--model"]
         assert model in open_clip.list_models() or model.startswith("local-dir:")
 
 
@@ -70,7 +70,7 @@ def test_a_recipe_of_one_s_own(tmp_path):
         ({"phases": [{"epochs": True}]}, "epochs is True"),
         ({"phases": [{"epochs": 1}, {}]}, "phase 2: give either epochs or samples_seen"),
         ({"phases": [{"epochs": 1, "samples_seen": 5}]}, "give either"),
-        ({"phases": [{"epochs": 1, "open_clip": ["`lr`"]}]}, "must be arguments and values"),
+        ({"phases": [{"epochs": 1, "open_clip": ["--lr"]}]}, "must be arguments and values"),
         ({"phases": ["x"]}, "phase 1 is str"),
         ({"expect": 64.1}, "expect is 64.1"),
         ({"about": 3}, "about is 3: must be text"),
