@@ -23,7 +23,8 @@ from tailwise.catalog.files import write_array, write_table
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.plan import Plan
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.requests import PlanRequest
+from tailwise.stages.plan import make_plan
 
 SHARD_ROWS, PART_SHARDS, CLUSTERS = 10_000, 100, 50_000
 DRAWS = ("stream", "bernoulli")

@@ -23,10 +23,10 @@ from tailwise.catalog.files import write_table
 from tailwise.catalog.schema import SAMPLE_SCHEMA, SHARD_SCHEMA
 from tailwise.kernels.matching import EntryMatcher, space_out
 from tailwise.plan.plan import Plan
+from tailwise.requests import PlanRequest
 from tailwise.stages.group import group
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
-from tailwise.stages.plan_balance import make_balanced_plan
+from tailwise.stages.plan import make_plan
 
 WORDS, CAPTION_WORDS, ROUNDS, PART_ROWS = 60_000, 12, 3, 1_000_000
 MATCHED, PLAIN = 50_000, 20  # captions
@@ -113,7 +113,7 @@ def measure_stages(text: Text, folder: Path, samples: int) -> None:
     path.write_text("\n".join(text.entries(50_000)))
     for name, options in (("first", {"per_entry": 20}), ("again", {"keep": 0.5})):
         start = time.perf_counter()
-        plan = make_balanced_plan(catalog, name, path, **options)
+        plan = make_plan(catalog, name, PlanRequest("text-balance", entries=path, **options))
         took = time.perf_counter() - start
         print(
             f"a balanced plan of {samples:,} samples, 50,000 entries, {options}, {name}: {took:.1f} s, {samples / took:,.0f} samples/s; "
@@ -179,9 +179,9 @@ def tell_classes(folder: Path) -> None:
     print(f"{len(keys):,} photographs of {len(classes)} classes, entries: the classes' names")
     print("plan                        samples    rate of head / medium / few classes' samples")
     for limit in (20, 50, 100, 200):
-        plan = make_balanced_plan(catalog, f"t{limit}", path, per_entry=limit)
+        plan = make_plan(catalog, f"t{limit}", PlanRequest("text-balance", entries=path, per_entry=limit))
         print_rates(f"MetaCLIP, t = {limit}", plan, third[of_row])
-    plan = make_balanced_plan(catalog, "half", path, keep=0.5)
+    plan = make_plan(catalog, "half", PlanRequest("text-balance", entries=path, keep=0.5))
     print_rates(f"MetaCLIP, half (t = {plan.manifest['summary']['per_entry']:.1f})", plan, third[of_row])
     summary = plan.manifest["summary"]
     print(

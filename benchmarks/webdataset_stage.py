@@ -17,7 +17,8 @@ from tailwise.catalog.files import write_table
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.loader.webdataset import select
 from tailwise.plan import Plan
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.requests import PlanRequest
+from tailwise.stages.plan import make_plan
 
 SHARDS, SHARD_ROWS = 100, 10_000
 

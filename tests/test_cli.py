@@ -130,8 +130,10 @@ def test_mistakes_are_one_line_and_exit_code_2(pool, tmp_path):
     )
     assert "no plan named 'p' (there: none)" in run("explain", catalog, "p", code=2)
     assert "--max-memory '8'" in run("cluster", catalog, "--clusters", 3, "--max-memory", "8", code=2)
-    assert "give one of --method, --rates and --entries" in run("plan", catalog, "p", code=2)
-    assert "--keep does nothing with --rates" in run("plan", catalog, "p", "--rates", "x.json", "--keep", 0.5, code=2)
+    assert "give a --method: one of" in run("plan", catalog, "p", code=2)
+    assert "--keep does nothing with method 'rates'" in run(
+        "plan", catalog, "p", "--rates", "x.json", "--keep", 0.5, code=2
+    )
     assert "--max-memory 'infGB'" in run("cluster", catalog, "--clusters", 3, "--max-memory", "infGB", code=2)
     assert "use auto, cpu, cuda" in run("cluster", catalog, "--clusters", 3, "--device", "meta", code=2)
     assert "--clusters does nothing with method 'random'" in run(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tailwise.plan import Plan
     from tailwise.plan.explain import explain
     from tailwise.plan.methods import register_method
+    from tailwise.requests import PlanRequest
     from tailwise.stages.cluster import cluster, extend_clustering
     from tailwise.stages.dedup import dedup
     from tailwise.stages.embed import EmbedOptions, embed
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
     from tailwise.stages.group import group
     from tailwise.stages.group_entries import group_by_entry
     from tailwise.stages.import_pool import import_pool
-    from tailwise.stages.plan import PlanRequest, make_plan
-    from tailwise.stages.plan_balance import make_balanced_plan
-    from tailwise.stages.plan_rates import make_rate_plan
+    from tailwise.stages.plan import make_plan
     from tailwise.stages.scores import ScoreRequest
 
 __version__ = "0.1.0"
@@ -57,9 +56,7 @@ __all__ = [
     "group",
     "group_by_entry",
     "import_pool",
-    "make_balanced_plan",
     "make_plan",
-    "make_rate_plan",
     "register_method",
     "try_filter",
 ]
@@ -73,7 +70,7 @@ _HOMES = {
     "FilterRule": ("tailwise.stages.filter", "FilterRule"),
     "Loader": ("tailwise.loader", "Loader"),
     "Plan": ("tailwise.plan", "Plan"),
-    "PlanRequest": ("tailwise.stages.plan", "PlanRequest"),
+    "PlanRequest": ("tailwise.requests", "PlanRequest"),
     "ScoreRequest": ("tailwise.stages.scores", "ScoreRequest"),
     **{
         name: ("tailwise.errors", name)
@@ -90,9 +87,7 @@ _HOMES = {
     "group": ("tailwise.stages.group", "group"),
     "group_by_entry": ("tailwise.stages.group_entries", "group_by_entry"),
     "import_pool": ("tailwise.stages.import_pool", "import_pool"),
-    "make_balanced_plan": ("tailwise.stages.plan_balance", "make_balanced_plan"),
     "make_plan": ("tailwise.stages.plan", "make_plan"),
-    "make_rate_plan": ("tailwise.stages.plan_rates", "make_rate_plan"),
     "register_method": ("tailwise.plan.methods", "register_method"),
     "try_filter": ("tailwise.stages.filter", "try_filter"),
 }

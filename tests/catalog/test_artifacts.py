@@ -112,10 +112,10 @@ def test_finished_with_the_same_settings_is_done_and_untouched(begin, tree_bytes
 @pytest.mark.parametrize(
     ("change", "saying"),
     [
-        ({"config": {**CONFIG, "clusters": 400}}, "clusters 500 → 400"),
-        ({"config": {**CONFIG, "merge": 0.7}}, "merge None → 0.7"),
-        ({"config": {**CONFIG, "seed": 3}}, "seed None → 3"),
-        ({"inputs": {"embeddings": "xyz"}}, "embeddings 'abc' → 'xyz'"),
+        ({"config": {**CONFIG, "clusters": 400}}, "`k` 500 → 400"),
+        ({"config": {**CONFIG, "merge": 0.7}}, "`merge` not given → 0.7"),
+        ({"config": {**CONFIG, "seed": 3}}, "`seed` not given → 3"),
+        ({"inputs": {"embeddings": "xyz"}}, "embeddings changed since"),
     ],
 )
 def test_finished_with_other_settings_is_refused_and_untouched(begin, tree_bytes, change, saying):

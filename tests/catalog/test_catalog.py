@@ -125,7 +125,7 @@ def test_snapshot_id_is_of_the_shards_contents_alone(tmp_path, make_tar):
 def test_missing_embeddings_name_the_remedy(small_catalog):
     with pytest.raises(
         UserError,
-        match=r"600 of 600 samples have no text embeddings.*or make them \(`tailwise embed .*`column` text`\)$",
+        match=r"600 of 600 samples have no text embeddings.*or make them \(`tailwise embed .*--column text`\)$",
     ):
         small_catalog.embedding_parts("text", small_catalog.snapshot())
     (small_catalog.embedding_folder("image") / "part-000001.json").unlink()

@@ -10,11 +10,12 @@ from tailwise.catalog.kinds import KINDS, MADE_BY, WITHOUT, named_inputs
 from tailwise.cli.run import STEPS, _check_names, _command, _made_name
 from tailwise.errors import UserError
 from tailwise.recipes.pipeline import Step
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
 from tailwise.stages.filter import FilterRule, filter_samples
 from tailwise.stages.match_entries import match_entries
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.status import status
 from tailwise.stages.verify import verify
 

@@ -19,9 +19,10 @@ from tailwise.errors import UserError
 from tailwise.evaluate.output import check_output as check_evaluation
 from tailwise.export import EXPORTS, export
 from tailwise.progress import silent
+from tailwise.requests import PlanRequest
 from tailwise.stages.excluded import write_excluded
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 WRITERS = {
     **{

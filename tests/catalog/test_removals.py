@@ -16,8 +16,9 @@ from tailwise.catalog.removals import NAMES_SCHEMA, NOTHING_REMOVED, Names, Remo
 from tailwise.catalog.series import Series
 from tailwise.cli import app
 from tailwise.errors import UserError
+from tailwise.requests import PlanRequest
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import remove
 from tailwise.stages.status import status
 from tailwise.stages.verify import verify

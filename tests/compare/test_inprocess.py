@@ -14,7 +14,8 @@ from tailwise.compare.recipe import Training
 from tailwise.compare.trainers import open_clip_arguments, train_by_open_clip
 from tailwise.errors import UserError
 from tailwise.loader import Loader
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.requests import PlanRequest
+from tailwise.stages.plan import make_plan
 from tailwise.text import option_words
 from tailwise.train.launch import train
 from tailwise.train.options import TrainOptions

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from tailwise.compare.treatment import exposures, treatment_notes
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.filter import FilterRule, filter_samples
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 
 @pytest.mark.parametrize("dynamic", [True, False])

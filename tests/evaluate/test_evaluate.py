@@ -204,7 +204,7 @@ def test_what_can_t_be_used_is_counted(measure, tmp_path, make_tar, make_picture
     assert found.summary["images"] == 9
     assert found.classes.equals(whole.classes)
     assert found.summary["top5"]["value"] is None  # of two classes
-    told = r"5 of 14 samples \(35.7%\) of bad are left out, more than --max-rejected 0.1: not an image: 1, unreadable image: 1, "
+    told = r"5 of 14 samples \(35.7%\) of bad are left out, more than `max_rejected` 0.1: not an image: 1, unreadable image: 1, "
     with pytest.raises(UserError, match=told):
         measure(tmp_path / "bad")
     for max_rejected in (-0.1, 1.1):

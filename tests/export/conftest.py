@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailwise.catalog import Catalog
+from tailwise.requests import PlanRequest
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan_rates import make_rate_plan
+from tailwise.stages.plan import make_plan
 
 SIZES = {"a": (60, 45), "b": (70, 25)}  # samples of each tar; keys of a and b clash
 COPIES = (1, 0, 2, 3, 1)  # of the rows, in turn
@@ -76,13 +77,17 @@ def mixed(_mixed_source, tmp_path):
 @pytest.fixture
 def thrice(mixed):
     """A plan of `mixed` that draws 280 copies, 0 … 3 of a sample, in every epoch."""
-    return make_rate_plan(mixed, "thrice", mixed.folder.parent / "rates.parquet", column="copies")
+    return make_plan(
+        mixed, "thrice", PlanRequest("rates", rates=mixed.folder.parent / "rates.parquet", rate_column="copies")
+    )
 
 
 @pytest.fixture
 def once(mixed):
     """A plan of `mixed` that draws every sample once, in every epoch."""
-    return make_rate_plan(mixed, "once", mixed.folder.parent / "rates.parquet", column="once")
+    return make_plan(
+        mixed, "once", PlanRequest("rates", rates=mixed.folder.parent / "rates.parquet", rate_column="once")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +133,6 @@ def make_rates_parquet():
         uids = [uid.hex() for part in catalog.parts() for uid in catalog.samples(part, ["uid"]).column(0).to_pylist()]
         path = catalog.folder.parent / "rates.parquet"
         pq.write_table(pa.table({"uid": uids, "rate": rates}), path)
-        return make_rate_plan(catalog, "rates", path)
+        return make_plan(catalog, "rates", PlanRequest("rates", rates=path))
 
     return make

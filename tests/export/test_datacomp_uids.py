@@ -9,9 +9,9 @@ import pytest
 
 from tailwise.errors import UserError
 from tailwise.export import export, export_figures
+from tailwise.requests import PlanRequest
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
-from tailwise.stages.plan_rates import make_rate_plan
+from tailwise.stages.plan import make_plan
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def plan_of(catalog, rates):
     path = catalog.folder.parent / "rates.json"
     keys = [key for part in catalog.parts() for key in catalog.samples(part, ["key"])["key"].to_pylist()]
     path.write_text(json.dumps(dict(zip(keys, rates, strict=True))))
-    return make_rate_plan(catalog, "p", path)
+    return make_plan(catalog, "p", PlanRequest("rates", rates=path))
 
 
 def test_given_uids_are_written_as_often_as_their_samples_are_drawn(pool, tmp_path):

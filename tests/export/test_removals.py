@@ -9,8 +9,9 @@ import pytest
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.export import Sharding, export
+from tailwise.requests import PlanRequest
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import remove
 
 KEYS = [

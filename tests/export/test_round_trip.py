@@ -19,9 +19,10 @@ from tailwise.export import Sharding, export
 from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
 from tailwise.export.drawn import drawn_parts
 from tailwise.progress import silent
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "datacomp_resharder.json"
 FEW = Sharding(50, workers=1)

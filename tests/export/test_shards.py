@@ -25,9 +25,10 @@ from tailwise.export.members import member_ranges, read_members
 from tailwise.export.shards import write_shards
 from tailwise.export.tar_file import MAX_MEMBER_BYTES, ustar_header
 from tailwise.loader.stores import LocalStore
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import remove
 
 FEW = Sharding(50, workers=1)

@@ -9,10 +9,11 @@ from tailwise.errors import UserError
 from tailwise.export import export
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
 from tailwise.stages.excluded import write_excluded
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.why import why
 
 EPOCH = 3

@@ -11,10 +11,10 @@ import pytest
 from tailwise.catalog import Catalog
 from tailwise.loader.order import Order, OrderOptions
 from tailwise.plan import Plan
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
-from tailwise.stages.plan_rates import make_rate_plan
+from tailwise.stages.plan import make_plan
 
 # 24 shards of 1 … 90 samples, 1,000 in all.
 SHARD_SIZES = (1, 90, 33, 60, 47, 12, 71, 25, 58, 40, 3, 66, 52, 38, 80, 19, 44, 29, 75, 36, 55, 8, 48, 10)
@@ -73,7 +73,7 @@ def make_rates_plan():
         keys = itertools.chain(*(catalog.samples(part, ["key"]).column(0).to_pylist() for part in catalog.parts()))
         path = catalog.folder.parent / f"{name}.json"
         path.write_text(json.dumps(dict(zip(keys, map(float, rates), strict=True))))
-        return make_rate_plan(catalog, name, path, **options)
+        return make_plan(catalog, name, PlanRequest("rates", rates=path, **options))
 
     return make
 

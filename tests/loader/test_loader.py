@@ -25,8 +25,9 @@ from tailwise.loader import Loader
 from tailwise.loader.locations import ensure_locations
 from tailwise.loader.units import units_of
 from tailwise.plan import Plan
+from tailwise.requests import PlanRequest
 from tailwise.shards.decode import decode_rgb
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 OPTIONS = {"lanes": 8, "block": 40, "seed": 3}
 

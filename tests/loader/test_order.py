@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tailwise.errors import UserError
 from tailwise.loader import order as order_module
 from tailwise.loader.order import MOST_LANES, SUPER_BATCH, choose_lanes
+from tailwise.requests import PlanRequest
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 PLANS = ("stream", "dbp", "static", "ranked", "bernoulli", "often", "all", "rates")
 

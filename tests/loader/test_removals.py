@@ -19,9 +19,10 @@ from tailwise.loader.shards import check_shards
 from tailwise.loader.substitutes import Substitutes
 from tailwise.loader.webdataset import select
 from tailwise.plan import Plan
+from tailwise.requests import PlanRequest
 from tailwise.shards.fingerprint import BLOCK_BYTES
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.relocate import relocate
 from tailwise.stages.remove import remove
 

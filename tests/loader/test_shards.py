@@ -142,5 +142,5 @@ def test_remote_tars(pool, tmp_path):
 
 
 def test_unknown_check(catalog):
-    with pytest.raises(UserError, match="none, size, index"):
+    with pytest.raises(UserError, match="did you mean 'size'"):
         damage_of(catalog, "sizes")

@@ -15,8 +15,9 @@ from tailwise.loader import Loader
 from tailwise.loader.sections import Sections
 from tailwise.loader.substitutes import Substitutes
 from tailwise.plan import Plan
+from tailwise.requests import PlanRequest
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 OPTIONS = {"lanes": 8, "block": 40, "batch_size": 16, "on_damaged": "replace", "max_replaced": 1.0}
 
@@ -326,7 +327,7 @@ def test_tars_that_go_while_they_are_read_are_an_error_unless_replaced(own_pool,
     plan = make_plan(own_pool, "p", PlanRequest("flat", keep=0.5))
     loader = Loader(plan, transform=to_tensor, **{**OPTIONS, "on_damaged": "error", "workers": workers})
     (tmp_path / "pool" / "00003.tar").unlink()
-    with pytest.raises(UserError, match=r"^row \d+ can't be read \(.*00003\.tar.*`damaged` replace"):
+    with pytest.raises(UserError, match=r"^row \d+ can't be read \(.*00003\.tar.*`on_damaged` replace"):
         read(loader)
 
 

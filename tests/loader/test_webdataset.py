@@ -12,9 +12,10 @@ import torch
 from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.loader.webdataset import select
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 wds = pytest.importorskip("webdataset")
 SIZES = (40, 25, 33, 30, 12)

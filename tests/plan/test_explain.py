@@ -7,8 +7,9 @@ import pytest
 from tailwise.plan import METHODS
 from tailwise.plan.explain import explain
 from tailwise.plan.methods import PICKS
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.scores import ScoreRequest
 
 # A score that every pool has, for the methods that go by one.
@@ -77,7 +78,7 @@ def test_figures_are_json(small_catalog):
 
 def test_bernoulli_plans_that_are_annealed_are_foretold_epoch_by_epoch(small_catalog):
     cluster(small_catalog, k=12)
-    request = PlanRequest("dynamics", keep=0.5, draw="bernoulli", final_options={"alpha": 1.0}, anneal_epochs=2)
+    request = PlanRequest("dynamics", keep=0.5, draw="bernoulli", alpha_end=1.0, anneal_epochs=2)
     figures = explain(make_plan(small_catalog, "p", request), 4).epochs
     plan = make_plan(small_catalog, "p", request)
     unseen = np.ones(600)

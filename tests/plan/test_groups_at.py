@@ -7,8 +7,9 @@ from tailwise.catalog.files import write_array
 from tailwise.errors import UserError
 from tailwise.plan import Plan
 from tailwise.plan import plan as module
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 
 @pytest.mark.parametrize("group", [6, 2**31 - 1])

@@ -26,6 +26,7 @@ from tailwise.plan.plan import Plan
 from tailwise.progress import silent
 from tailwise.recipes.pipeline import load_pipeline
 from tailwise.recipes.recipe import load_recipe
+from tailwise.requests import PlanRequest
 from tailwise.shards.decode import ImageError, decode_rgb
 from tailwise.sources.columns import count_rows
 from tailwise.sources.datacomp import read_metadata
@@ -33,8 +34,7 @@ from tailwise.sources.webdataset import read_shard
 from tailwise.stages.filter import FilterRule, filter_samples
 from tailwise.stages.group import group
 from tailwise.stages.match_entries import read_entries
-from tailwise.stages.plan import PlanRequest, make_plan
-from tailwise.stages.plan_rates import make_rate_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import read_names
 from tailwise.stages.scores import ScoreRequest
 from tailwise.stages.status import status
@@ -345,7 +345,7 @@ def test_tables_over_a_catalog_are_used_or_refused(pool, tmp_path, times, note, 
                         catalog, ScoreRequest("quality", {"file": str(path)}), FilterRule(keep=0.5), name=made
                     )
                 else:
-                    make_rate_plan(catalog, made, path)
+                    make_plan(catalog, made, PlanRequest("rates", rates=path))
                     Plan(catalog, made).draw(0, slice(0, 12))
             except UserError:
                 errors += 1

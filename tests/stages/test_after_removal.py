@@ -14,13 +14,12 @@ from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
 from tailwise.plan.explain import explain
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
 from tailwise.stages.excluded import write_excluded
 from tailwise.stages.filter import FilterRule, filter_samples
-from tailwise.stages.plan import PlanRequest, make_plan
-from tailwise.stages.plan_balance import make_balanced_plan
-from tailwise.stages.plan_rates import make_rate_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import remove
 from tailwise.stages.verify import broken_inputs
 
@@ -61,11 +60,11 @@ def test_rates_of_removed_samples_are_0(small_catalog, gone, tmp_path):
     rows = gone()
     keys = keys_of(small_catalog)
     pq.write_table(pa.table({"key": keys, "rate": np.full(600, 0.5)}), tmp_path / "rates.parquet")
-    plan = make_rate_plan(small_catalog, "p", tmp_path / "rates.parquet")
+    plan = make_plan(small_catalog, "p", PlanRequest("rates", rates=tmp_path / "rates.parquet"))
     assert np.flatnonzero(plan.rates == 0).tolist() == rows.tolist()
     pq.write_table(pa.table({"key": keys, "rate": np.zeros(600)}), tmp_path / "none.parquet")
     with pytest.raises(UserError, match="all 600 rates are 0"):
-        make_rate_plan(small_catalog, "q", tmp_path / "none.parquet")
+        make_plan(small_catalog, "q", PlanRequest("rates", rates=tmp_path / "none.parquet"))
     assert not small_catalog.plan_folder("q").exists()
 
 
@@ -79,7 +78,7 @@ def test_what_was_finished_before_is_opened_as_it_is(small_catalog, gone):
     new = make_plan(small_catalog, "q", request)
     assert (plan.config["budget"], new.config["budget"]) == (300, 200)
     assert (plan.pool, new.pool) == (600, 400)
-    with pytest.raises(UserError, match=r"other settings \(asked"):
+    with pytest.raises(UserError, match=r"other settings \(`keep`"):
         make_plan(small_catalog, "p", PlanRequest("dynamics", keep=0.4))
 
 
@@ -96,7 +95,7 @@ def test_keep_is_a_share_of_the_pool_whatever_lists_leave_out(small_catalog, gon
     ]
     for number, request in enumerate(requests):
         assert make_plan(small_catalog, f"p{number}", request).draw(0).sum() == (480 if request.keep == 0.8 else 240)
-    message = r"--keep 0.6 asks for 360 samples of the pool of 600, but 300 can be drawn \(300 dropped by lists\): .* is 0.5, which"
+    message = r"`keep` 0.6 asks for 360 samples of the pool of 600, but 300 can be drawn \(300 dropped by lists\): .* is 0.5, which"
     with pytest.raises(UserError, match=message):
         make_plan(small_catalog, "r", PlanRequest("flat", keep=0.6))
     gone()
@@ -137,11 +136,13 @@ def test_removed_samples_are_no_part_of_the_pool_anywhere(small_catalog, gone, t
     assert "100.0% of the pool of 400" in text
     (tmp_path / "entries.txt").write_text("group\n")
     assert (
-        make_balanced_plan(small_catalog, "b", tmp_path / "entries.txt", keep=1.0).manifest["summary"]["expected"]
+        make_plan(small_catalog, "b", PlanRequest("text-balance", entries=tmp_path / "entries.txt", keep=1.0)).manifest[
+            "summary"
+        ]["expected"]
         == 400
     )
     pq.write_table(pa.table({"key": keys_of(small_catalog), "rate": np.full(600, 0.5)}), tmp_path / "rates.parquet")
-    assert make_rate_plan(small_catalog, "r", tmp_path / "rates.parquet").pool == 400
+    assert make_plan(small_catalog, "r", PlanRequest("rates", rates=tmp_path / "rates.parquet")).pool == 400
 
 
 def test_a_list_that_was_made_anew_is_not_taken_for_the_old_one(small_catalog, tmp_path):

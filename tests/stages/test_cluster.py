@@ -154,7 +154,7 @@ def test_a_rerun_does_nothing_and_other_settings_are_refused(small_catalog, tree
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     cluster(small_catalog, k=12)
     assert times == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    with pytest.raises(UserError, match=r"clusters 12 → 13"):
+    with pytest.raises(UserError, match="`k` 12 → 13"):
         cluster(small_catalog, k=13)
     assert times == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
@@ -162,18 +162,18 @@ def test_a_rerun_does_nothing_and_other_settings_are_refused(small_catalog, tree
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clusters": 0}, "`clusters` 0"),
-        ({"clusters": 601}, "between 1 and the 600 samples"),
-        ({"clusters": 5, "merge": 1.5}, "`merge` 1.5"),
-        ({"clusters": 5, "iterations": 0}, "`iterations` 0"),
-        ({"clusters": 5, "density": 0}, "`density` 0"),
-        ({"clusters": 5, "density": 1.01}, "`density` 1.01"),
-        ({"clusters": 5, "density": float("nan")}, "`density` nan"),
-        ({"clusters": 5, "density": "some"}, "`density` some"),
-        ({"clusters": 5, "without": ["none-such"]}, "none-such"),
-        ({"clusters": 5, "max_memory_bytes": 10**6}, "raise it, or ask for fewer clusters"),
-        ({"clusters": 5, "name": "../evil"}, "can't name an artifact"),
-        ({"clusters": 5, "column": "text"}, "600 of 600 samples have no text embeddings"),
+        ({"k": 0}, "`k` 0"),
+        ({"k": 601}, "between 1 and the 600 samples"),
+        ({"k": 5, "merge": 1.5}, "`merge` 1.5"),
+        ({"k": 5, "iterations": 0}, "`iterations` 0"),
+        ({"k": 5, "density": 0}, "`density` 0"),
+        ({"k": 5, "density": 1.01}, "`density` 1.01"),
+        ({"k": 5, "density": float("nan")}, "`density` nan"),
+        ({"k": 5, "density": "some"}, "`density` some"),
+        ({"k": 5, "without": ["none-such"]}, "none-such"),
+        ({"k": 5, "max_memory_bytes": 10**6}, "raise it, or ask for fewer clusters"),
+        ({"k": 5, "name": "../evil"}, "can't name an artifact"),
+        ({"k": 5, "column": "text"}, "600 of 600 samples have no text embeddings"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(small_catalog, options, message):

@@ -309,7 +309,7 @@ def test_a_rerun_does_nothing_even_without_the_neighbours(catalog, tree_bytes):
     shutil.rmtree(catalog.folder / "neighbours")
     assert dedup(catalog, epsilon=0.05).summary == made.summary
     assert not (catalog.folder / "neighbours").exists()
-    with pytest.raises(UserError, match=r"epsilon 0.05 → 0.06"):
+    with pytest.raises(UserError, match="`epsilon` 0.05 → 0.06"):
         dedup(catalog, epsilon=0.06)
     assert tree_bytes(catalog.drops_folder("duplicates")) == before
 
@@ -421,7 +421,7 @@ def test_what_the_old_list_was_made_without_stays_out(tmp_path, make_pool, make_
     old = decisions(catalog)
     add(2)
     extend_clustering(catalog, "main", name="main-2")
-    options = {"epsilon": 0.5, "clusters": "main-2", "extends": "duplicates", "name": "next"}
+    options = {"epsilon": 0.5, "clustering": "main-2", "extends": "duplicates", "name": "next"}
     with pytest.raises(UserError, match=r"2 samples that 'duplicates' was made without \(filtered\) take part now"):
         dedup(catalog, **options)
     also = min(old)
@@ -489,7 +489,7 @@ def test_the_guide_draws_from_the_pool(catalog):
     [
         ({"epsilon": -0.1}, "`epsilon` -0.1: must lie between 0"),
         ({"epsilon": float("nan")}, "`epsilon` nan: must lie between 0"),
-        ({"epsilon": 0.1, "rule": "harsh"}, "unknown rule 'harsh': use greedy or any-earlier"),
+        ({"epsilon": 0.1, "rule": "harsh"}, "unknown rule 'harsh': use greedy, any-earlier"),
         ({"epsilon": 0.1, "order": "best"}, "`order` 'best': use farthest, nearest, random, score"),
         ({"epsilon": 0.1, "order": "score"}, "`order` score and `score` NAME need each other"),
         ({"epsilon": 0.1, "score": "width"}, "`order` score and `score` NAME need each other"),

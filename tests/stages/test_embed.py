@@ -82,7 +82,7 @@ def test_a_rerun_embeds_only_what_is_new(catalog, tmp_path, make_pool):
         ("clip", EmbedOptions(), "unknown encoder 'clip': use .*pixels, or import"),
         ("pixels", EmbedOptions("text"), "pixels has no text side: give `column` image"),
         ("pixels", EmbedOptions("both"), "pixels has no text side"),
-        ("pixels", EmbedOptions("audio"), "`column` 'audio': use image, text or both"),
+        ("pixels", EmbedOptions("audio"), "`column` 'audio': use image, text, both"),
         ("pixels", EmbedOptions(batch_size=0), "`batch_size` 0: must be 1 or more"),
         ("pixels", EmbedOptions(max_rejected=10), "`max_rejected` 10: must lie between 0 and 1"),
         ("pixels", EmbedOptions(encoder=EncoderOptions(device="tpu")), "`device` 'tpu' cannot be used"),

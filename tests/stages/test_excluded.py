@@ -16,11 +16,11 @@ from tailwise.catalog.files import note_digest
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
-from tailwise.stages import removed as module
+from tailwise.requests import PlanRequest
+from tailwise.stages import excluded as module
 from tailwise.stages.cluster import cluster
 from tailwise.stages.excluded import EXCLUDED_SCHEMA, write_excluded
-from tailwise.stages.plan import PlanRequest, make_plan
-from tailwise.stages.plan_rates import make_rate_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import remove
 
 EPOCHS = 12
@@ -28,7 +28,7 @@ REQUESTS = {
     "stream": PlanRequest("dynamics", keep=0.5, clustering="clean"),
     "bernoulli": PlanRequest("dynamics", keep=0.5, clustering="clean", draw="bernoulli"),
     "often": PlanRequest("flat", keep=2.0, max_repeats=20, clustering="clean"),
-    "annealed": PlanRequest("dynamics", keep=0.3, clustering="clean", final_options={"alpha": 1.0}, anneal_epochs=5),
+    "annealed": PlanRequest("dynamics", keep=0.3, clustering="clean", alpha_end=1.0, anneal_epochs=5),
     "static": PlanRequest("dbp", keep=0.4, pick="random", clustering="clean"),
     "static-bernoulli": PlanRequest("dynamics", keep=0.4, dynamic=False, draw="bernoulli", clustering="clean"),
     "ranked": PlanRequest("dbp", keep=0.3, clustering="clean"),
@@ -123,7 +123,7 @@ def test_they_are_the_complement_of_what_can_be_drawn(curated, tmp_path, name, w
     else:
         rates = np.random.default_rng(2).choice([0.0, 0.3, 1.0, 2.5], 600)
         (tmp_path / "r.json").write_text(json.dumps({f"{row:06d}": rate for row, rate in enumerate(rates)}))
-        plan = make_rate_plan(catalog, "p", tmp_path / "r.json", dynamic=name == "rates")
+        plan = make_plan(catalog, "p", PlanRequest("rates", rates=tmp_path / "r.json", dynamic=name == "rates"))
     if when == "after":
         remove(catalog, tmp_path / "keys.txt")
     lines = written(catalog, tmp_path / "removed.parquet", plan)

@@ -262,7 +262,7 @@ def test_the_command(small_catalog):
     options = ("--by", "image-bytes", "--keep", 0.5, "--without", "short", "--json")
     figures = json.loads(run("filter", catalog, *options))
     assert (figures["name"], figures["samples"], figures["kept"]) == ("image-bytes", 565, 300)
-    with pytest.raises(UserError, match="`seed` does nothing with the score 'image-bytes'"):
+    with pytest.raises(UserError, match="--seed does nothing with the score 'image-bytes'"):
         run("filter", catalog, "--by", "image-bytes", "--seed", 1, "--min", 1)
     with pytest.raises(UserError, match="`missing` does nothing without"):
         run("filter", catalog, "--by", "image-bytes", "--missing", "keep", "--dry-run")

@@ -14,9 +14,10 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.catalog.files import note_digest
 from tailwise.errors import UserError
+from tailwise.requests import PlanRequest
 from tailwise.stages import group as stage
 from tailwise.stages.group import group, write_grouping
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 KEYS = [f"{row:06d}" for row in range(600)]
 
@@ -207,7 +208,7 @@ def test_a_rerun_does_nothing_and_another_request_is_refused(small_catalog, tmp_
     before = tree_bytes(small_catalog.folder)
     group(small_catalog, "language", file=file)
     assert tree_bytes(small_catalog.folder) == before
-    with pytest.raises(UserError, match="missing 'leave-out' → 'own-group'"):
+    with pytest.raises(UserError, match="`missing` leave-out → own-group"):
         group(small_catalog, "language", file=file, missing="own-group")
     write_file(file, KEYS, ["y"] * 600)
     with pytest.raises(UserError, match="file "):
@@ -226,7 +227,7 @@ def test_bad_requests_are_one_line(small_catalog, tmp_path, monkeypatch):
     other = write_file(tmp_path / "other.csv", ["a"], ["x"], identifier="name")
     nobody = write_file(tmp_path / "nobody.csv", ["a"], ["x"])
     for column, options, message in (
-        ("key", {}, "--by key: it tells samples apart"),
+        ("key", {}, "`by` key: it tells samples apart"),
         ("image_offset", {}, "it tells samples apart"),
         ("nope", {}, "no samples have a column 'nope': use one of height, image_extension, mine, shard, width"),
         ("width", {}, "not one sample has a value in 'width'"),

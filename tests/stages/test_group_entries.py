@@ -12,8 +12,9 @@ from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.catalog.files import read_table
 from tailwise.cli import app
 from tailwise.errors import UserError
+from tailwise.requests import PlanRequest
 from tailwise.stages.group_entries import group_by_entry
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 
 def groups_of(catalog, name):

@@ -13,11 +13,12 @@ from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.export import export
 from tailwise.loader import Loader
+from tailwise.requests import PlanRequest
 from tailwise.sources import SourceOptions
 from tailwise.stages.cluster import cluster
 from tailwise.stages.embed import embed
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 
 STAGE = "image embeddings"
 
@@ -321,7 +322,6 @@ def test_embed_refuses(run, tmp_path, make_metadata):
 
 def test_plans_that_draw_tars_alone_are_read(run, tmp_path, make_metadata, make_pool):
     """A catalog of both kinds: a plan by rates leaves the metadata's samples out."""
-    from tailwise.stages.plan_rates import make_rate_plan
 
     (keys,) = make_pool(tmp_path / "pool", [8]).values()
     run(tmp_path / "pool")
@@ -329,7 +329,7 @@ def test_plans_that_draw_tars_alone_are_read(run, tmp_path, make_metadata, make_
     catalog = run(tmp_path / "metadata").catalog
     rates = tmp_path / "rates.json"
     rates.write_text(json.dumps(dict.fromkeys(keys, 1.0)))
-    plan = make_rate_plan(catalog, "tars", rates, missing_rate=0)
+    plan = make_plan(catalog, "tars", PlanRequest("rates", rates=rates, missing_rate=0))
     loader = Loader(plan, batch_size=4, lanes=4, check="index")
     assert set(next(iter(loader)).rows.tolist()) <= set(range(8))
     loader.close()

@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from tailwise.cli import app
 from tailwise.errors import UserError
+from tailwise.requests import PlanRequest
 from tailwise.sources import SourceOptions
 from tailwise.stages.cluster import load_clustering
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.verify import verify
 
 
@@ -144,7 +145,7 @@ def test_too_many_ids_that_can_not_be_used_are_refused(run, tmp_path, pool, make
     run(tmp_path / "laion")
     for path in folder.glob("img_emb/img_emb_?.npy"):
         path.unlink()
-    told = r"4 of 11 rows of cluster ids \(36.4%\) can't be used, more than --max-rejected 0.1: ambiguous tar: 4"
+    told = r"4 of 11 rows of cluster ids \(36.4%\) can't be used, more than `max_rejected` 0.1: ambiguous tar: 4"
     with pytest.raises(UserError, match=told):
         run(folder, max_rejected=0.1)
     assert values(run(folder, max_rejected=0.5).catalog).count(None) == 4

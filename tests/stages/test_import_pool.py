@@ -470,7 +470,7 @@ def test_no_partition_can_be_read(run, tmp_path, pool, make_embeddings, make_vec
 
 
 def test_nothing_to_import_makes_no_catalog(run, tmp_path):
-    assert "nothing to import" in fail(run, tmp_path / "absent")
+    assert "does not exist" in fail(run, tmp_path / "absent")
     assert not (tmp_path / "catalog").exists()
 
 

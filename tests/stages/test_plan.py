@@ -11,9 +11,11 @@ from tailwise.errors import UserError
 from tailwise.plan import METHODS, Plan
 from tailwise.plan.methods import PICKS, register_method
 from tailwise.plan.quotas import UNITS
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.group import group as group_by
-from tailwise.stages.plan import PlanRequest, make_plan, quotas_of
+from tailwise.stages.plan import make_plan
+from tailwise.stages.plan_weighted import quotas_of
 from tailwise.stages.scores import ScoreRequest, score_parts
 
 
@@ -143,7 +145,7 @@ def test_appended_shards_leave_an_old_plan_as_it_was(
     assert tree_bytes(clustered.plan_folder("old")) == files
     # The old clustering still speaks of the old snapshot, and so does a new plan made from it.
     assert make_plan(clustered, "new", PlanRequest("flat", keep=0.5)).rows == 600
-    with pytest.raises(UserError, match="snapshot 1 → 2"):
+    with pytest.raises(UserError, match="`snapshot` 1 → 2"):
         cluster(clustered, k=12)
     cluster(clustered, k=12, name="second")
     assert make_plan(clustered, "newest", PlanRequest("flat", keep=0.5, clustering="second")).rows == 650
@@ -152,7 +154,7 @@ def test_appended_shards_leave_an_old_plan_as_it_was(
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (PlanRequest("dbq", keep=0.5), "unknown method 'dbq': use dbp, ssp, dynamics"),
+        (PlanRequest("dbq", keep=0.5), "unknown method 'dbq': did you mean 'dbp'"),
         (PlanRequest("dynamics"), "either `keep` SHARE"),
         (PlanRequest("dynamics", keep=0.5, budget=3), "either `keep` SHARE"),
         (PlanRequest("dynamics", keep=0.0), "`keep` 0.0"),
@@ -161,22 +163,22 @@ def test_appended_shards_leave_an_old_plan_as_it_was(
         (PlanRequest("dynamics", budget=0), "must lie between 1 and 600"),
         (PlanRequest("dynamics", keep=0.5, max_repeats=256), "`max_repeats` 256"),
         (
-            PlanRequest("dynamics", keep=0.5, options={"temperature": 0.1}),
+            PlanRequest("dynamics", keep=0.5, temperature=0.1),
             "`temperature` does nothing with method 'dynamics'",
         ),
-        (PlanRequest("dynamics", keep=0.5, options={"alpha": 1.5}), "`alpha` 1.5"),
-        (PlanRequest("dbp", keep=0.5, options={"neighbours": 0}), "`neighbours` 0"),
+        (PlanRequest("dynamics", keep=0.5, alpha=1.5), "`alpha` 1.5"),
+        (PlanRequest("dbp", keep=0.5, neighbours=0), "`neighbours` 0"),
         (PlanRequest("dynamics", per_cluster=3), "`per_cluster` does nothing with method 'dynamics': use cap or flat"),
         (PlanRequest("cap", keep=0.5, per_cluster=3), "or `per_cluster` SAMPLES"),
         (PlanRequest("cap", per_cluster=0), "`per_cluster` 0"),
         (PlanRequest("ssp", keep=0.5, class_balance=1.5), "`class_balance` 1.5"),
         (PlanRequest("random", keep=0.5, class_balance=0.5), "`class_balance` does nothing with method 'random'"),
         (PlanRequest("dynamics", keep=0.5, anneal_epochs=3), "`anneal_epochs` 3 does nothing without"),
-        (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 1.0}), "`alpha_end` needs `anneal_epochs`"),
-        (PlanRequest("dynamics", keep=0.5, final_options={"alpha": 2.0}, anneal_epochs=2), "`alpha` 2.0"),
-        (PlanRequest("flat", keep=0.5, final_options={"alpha": 1.0}, anneal_epochs=2), "`alpha` does nothing"),
+        (PlanRequest("dynamics", keep=0.5, alpha_end=1.0), "`alpha_end` needs `anneal_epochs`"),
+        (PlanRequest("dynamics", keep=0.5, alpha_end=2.0, anneal_epochs=2), "`alpha` 2.0"),
+        (PlanRequest("flat", keep=0.5, alpha_end=1.0, anneal_epochs=2), "`alpha` does nothing"),
         (
-            PlanRequest("dynamics", keep=0.5, dynamic=False, final_options={"alpha": 1.0}, anneal_epochs=2),
+            PlanRequest("dynamics", keep=0.5, dynamic=False, alpha_end=1.0, anneal_epochs=2),
             "a static plan can't be annealed",
         ),
         (
@@ -185,7 +187,7 @@ def test_appended_shards_leave_an_old_plan_as_it_was(
         ),
         (PlanRequest("top-score", keep=0.5), "text embeddings"),
         (PlanRequest("dynamics", keep=0.5, without=("dups",)), "no drop list named 'dups'"),
-        (PlanRequest("dbp", keep=0.5, options={"temperature": 0.0}), "`temperature` 0.0"),
+        (PlanRequest("dbp", keep=0.5, temperature=0.0), "`temperature` 0.0"),
         (PlanRequest("dbp", budget=11), "under the clusters' minimum of 12"),
         (PlanRequest("dbp", keep=0.5, dynamic=True), "`dynamic` with `pick` hardest"),
         (PlanRequest("dbp", keep=0.5, draw="bernoulli"), "`draw` bernoulli with `pick` hardest"),
@@ -296,15 +298,11 @@ def test_caps_beyond_64_bits_are_none(sizes, repeats):
 
 @pytest.mark.parametrize("draw", ["stream", "bernoulli"])
 def test_alpha_is_annealed(clustered, draw):
-    request = PlanRequest(
-        "dynamics", keep=0.5, options={"alpha": 0.0}, final_options={"alpha": 1.0}, anneal_epochs=4, draw=draw
-    )
+    request = PlanRequest("dynamics", keep=0.5, alpha=0.0, alpha_end=1.0, anneal_epochs=4, draw=draw)
     plan = make_plan(clustered, "annealed", request)
     for epoch in range(8):
         alpha = min(epoch, 4) / 4
-        still = make_plan(
-            clustered, f"still-{alpha}", PlanRequest("dynamics", keep=0.5, options={"alpha": alpha}, draw=draw)
-        )
+        still = make_plan(clustered, f"still-{alpha}", PlanRequest("dynamics", keep=0.5, alpha=alpha, draw=draw))
         assert np.array_equal(plan.quotas_at(epoch), still.quotas)
         assert np.array_equal(plan.rate(slice(0, 600), epoch), still.rate(slice(0, 600)))
         copies = plan.draw(epoch)
@@ -319,7 +317,7 @@ def test_alpha_is_annealed(clustered, draw):
 
 
 def test_slots_of_an_annealed_plan_are_kept_like_others(clustered):
-    request = PlanRequest("dynamics", keep=0.7, final_options={"alpha": 1.0}, anneal_epochs=3)
+    request = PlanRequest("dynamics", keep=0.7, alpha_end=1.0, anneal_epochs=3)
     plan = make_plan(clustered, "p", request)
     expected = [plan.draw(epoch) for epoch in range(7)]
     plan.keep_slots(4)

@@ -13,6 +13,7 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.errors import UserError
 from tailwise.plan.explain import explain
+from tailwise.requests import PlanRequest
 from tailwise.stages.match_entries import match_entries, read_entries
 from tailwise.stages.plan_balance import make_balanced_plan, solve_increasing
 from tailwise.stages.remove import remove
@@ -32,7 +33,7 @@ def plain_rates(matched):
 
 @pytest.mark.parametrize("limit", [1, 7, 40, 10_000])
 def test_rates_are_those_of_the_plain_algorithm(captioned, captions, entries, limit, plain_rates, matched, listed):
-    plan = make_balanced_plan(captioned, "p", entries, per_entry=limit, workers=1)
+    plan = make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=limit), workers=1)
     rates, counts = plain_rates(captions, limit)
     np.testing.assert_allclose(plan.rates, rates, rtol=1e-6)
     table = pq.read_table(plan.folder / "entries.parquet").to_pydict()
@@ -46,11 +47,13 @@ def test_rates_are_those_of_the_plain_algorithm(captioned, captions, entries, li
 
 
 def test_samples_without_an_entry_are_never_drawn_and_it_draws_once(captioned, captions, entries, matched):
-    plan = make_balanced_plan(captioned, "p", entries, per_entry=3, workers=1)
+    plan = make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=3), workers=1)
     assert plan.rates[:2].tolist() == [0, 0]
     assert np.array_equal(plan.draw(0), plan.draw(5))
     assert plan.draw(0)[[not matched(caption) for caption in captions]].sum() == 0
-    fresh = make_balanced_plan(captioned, "q", entries, per_entry=3, dynamic=True, workers=1)
+    fresh = make_balanced_plan(
+        captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=3, dynamic=True), workers=1
+    )
     draws = np.stack([fresh.draw(epoch) for epoch in range(300)])
     assert not np.array_equal(draws[0], draws[1])
     assert np.abs(draws.mean(0) - fresh.rates).max() < 5 * np.sqrt(0.25 / 300)
@@ -60,23 +63,27 @@ def test_samples_without_an_entry_are_never_drawn_and_it_draws_once(captioned, c
 def test_the_limit_follows_from_the_budget(captioned, captions, entries, plain_rates, matched):
     can_be = sum(map(bool, map(matched, captions)))
     for number, wanted in enumerate((1, 20, 77, can_be - 1, can_be)):
-        plan = make_balanced_plan(captioned, f"p{number}", entries, budget=wanted, workers=1)
+        plan = make_balanced_plan(
+            captioned, f"p{number}", PlanRequest("text-balance", entries=entries, budget=wanted), workers=1
+        )
         assert plan.rates.sum(dtype=float) == pytest.approx(wanted, abs=0.5001)
         rates, _ = plain_rates(captions, plan.manifest["summary"]["per_entry"])
         np.testing.assert_allclose(plan.rates, rates, rtol=1e-6)
-    share = make_balanced_plan(captioned, "share", entries, keep=0.25, workers=1)
+    share = make_balanced_plan(captioned, "share", PlanRequest("text-balance", entries=entries, keep=0.25), workers=1)
     assert share.rates.sum(dtype=float) == pytest.approx(round(0.25 * 173), abs=0.5001)  # of all captions
     assert share.config["budget"] == round(0.25 * 173)
 
 
 def test_what_was_removed_is_neither_counted_nor_drawn(captioned, captions, entries, tmp_path, plain_rates):
-    make_balanced_plan(captioned, "p", entries, per_entry=5, workers=1)
+    make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=5), workers=1)
     gone = [2, 50, 51, 172]
     (tmp_path / "gone.txt").write_text("\n".join(f"{row:05d}" for row in gone))
     remove(captioned, tmp_path / "gone.txt")
-    old = make_balanced_plan(captioned, "p", entries, per_entry=5, workers=1)  # what was finished stays as it is
+    old = make_balanced_plan(
+        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=5), workers=1
+    )  # what was finished stays as it is
     assert old.rates[gone].any()
-    plan = make_balanced_plan(captioned, "q", entries, per_entry=5, workers=1)
+    plan = make_balanced_plan(captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=5), workers=1)
     left = [caption for row, caption in enumerate(captions) if row not in gone]
     assert not plan.rates[gone].any()
     np.testing.assert_allclose(np.delete(plan.rates, gone), plain_rates(left, 5)[0], rtol=1e-6)
@@ -90,7 +97,9 @@ def test_what_was_dropped_is_neither_counted_nor_drawn(captioned, captions, entr
         rows = [{"row": row, "reason": "test"} for row in dropped]
         write_drops(artifact, snapshot.rows, [pa.Table.from_pylist(rows, DROPPED_SCHEMA)])
         artifact.finish({})
-    plan = make_balanced_plan(captioned, "p", entries, per_entry=5, without=["some"], workers=1)
+    plan = make_balanced_plan(
+        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=5, without=["some"]), workers=1
+    )
     left = [caption for row, caption in enumerate(captions) if row % 3]
     assert not plan.rates[dropped].any()
     np.testing.assert_allclose(np.delete(plan.rates, dropped), plain_rates(left, 5)[0], rtol=1e-6)
@@ -98,7 +107,7 @@ def test_what_was_dropped_is_neither_counted_nor_drawn(captioned, captions, entr
 
 def test_the_result_is_the_same_with_two_processes(captioned, entries, tree_bytes):
     for name, workers in (("p", 1), ("q", 2)):
-        make_balanced_plan(captioned, name, entries, budget=50, workers=workers)
+        make_balanced_plan(captioned, name, PlanRequest("text-balance", entries=entries, budget=50), workers=workers)
         matches = tree_bytes(captioned.folder / "matches")
         for path in (captioned.folder / "matches").glob("*/*"):
             path.unlink()
@@ -129,8 +138,12 @@ def test_plans_share_matches_and_matching_goes_on_where_it_was_interrupted(capti
     match_entries(captioned, entries, workers=1, track=counting)
     assert totals == [6, 2]  # row groups: the first part's 4 were done
     resumed = tree_bytes(captioned.folder / "matches")
-    make_balanced_plan(captioned, "p", entries, per_entry=2, workers=1, track=counting)
-    make_balanced_plan(captioned, "q", entries, per_entry=3, workers=1, track=counting)
+    make_balanced_plan(
+        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2), workers=1, track=counting
+    )
+    make_balanced_plan(
+        captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=3), workers=1, track=counting
+    )
     assert totals == [6, 2]
     for path in (captioned.folder / "matches").glob("*/*"):
         path.unlink()
@@ -141,8 +154,15 @@ def test_plans_share_matches_and_matching_goes_on_where_it_was_interrupted(capti
 def test_case_counts_unless_ignored(captioned, captions, tmp_path, matched):
     (tmp_path / "e.txt").write_text("CAT\nCat\nzÜRICH\n")
     with pytest.raises(UserError, match=r"not one caption holds one of the 3 entries, such as 'CAT'"):
-        make_balanced_plan(captioned, "p", tmp_path / "e.txt", per_entry=1, workers=1)
-    plan = make_balanced_plan(captioned, "q", tmp_path / "e.txt", per_entry=10_000, ignore_case=True, workers=1)
+        make_balanced_plan(
+            captioned, "p", PlanRequest("text-balance", entries=tmp_path / "e.txt", per_entry=1), workers=1
+        )
+    plan = make_balanced_plan(
+        captioned,
+        "q",
+        PlanRequest("text-balance", entries=tmp_path / "e.txt", per_entry=10_000, ignore_case=True),
+        workers=1,
+    )
     assert plan.manifest["summary"]["entries"] == 2
     holds = [bool({"cat", "Zürich"} & set(matched(caption))) for caption in captions]
     assert np.array_equal(plan.rates, np.array(holds, np.float32))
@@ -188,16 +208,16 @@ def test_lists_are_read_from_text_and_json(tmp_path):
 )
 def test_bad_requests_are_one_line(captioned, entries, options, message):
     with pytest.raises(UserError, match=message):
-        make_balanced_plan(captioned, "p", entries, workers=1, **options)
+        make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, **options), workers=1)
 
 
 def test_another_request_under_the_same_name_is_refused(captioned, entries):
-    make_balanced_plan(captioned, "p", entries, per_entry=2, workers=1)
-    with pytest.raises(UserError, match="per_entry 2 → 3"):
-        make_balanced_plan(captioned, "p", entries, per_entry=3, workers=1)
+    make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2), workers=1)
+    with pytest.raises(UserError, match="`per_entry` 2 → 3"):
+        make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=3), workers=1)
     entries.write_text("cat\n")
     with pytest.raises(UserError, match="matches"):
-        make_balanced_plan(captioned, "p", entries, per_entry=2, workers=1)
+        make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2), workers=1)
 
 
 @settings(deadline=None)

@@ -7,7 +7,8 @@ import pytest
 
 from tailwise.errors import UserError
 from tailwise.plan.explain import explain
-from tailwise.stages.plan_rates import make_rate_plan
+from tailwise.requests import PlanRequest
+from tailwise.stages.plan import make_plan
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def write_json(path, rates):
 
 
 def test_a_dynamics_json_is_drawn_by_its_rates(small_catalog, tmp_path, rates):
-    plan = make_rate_plan(small_catalog, "p", write_json(tmp_path / "r.json", rates))
+    plan = make_plan(small_catalog, "p", PlanRequest("rates", rates=write_json(tmp_path / "r.json", rates)))
     assert np.array_equal(plan.rates, rates.astype(np.float32))
     draws = np.stack([plan.draw(epoch) for epoch in range(400)]).astype(float)
     assert (draws >= np.floor(rates)).all()
@@ -44,7 +45,7 @@ def test_a_parquet_column_is_joined_by_any_identifier(small_catalog, tmp_path, r
     order = np.random.default_rng(1).permutation(600)
     table = pa.table({identifier: [names[row] for row in order], "p": pa.array(rates[order], pa.float32())})
     pq.write_table(table, tmp_path / "r.parquet")
-    plan = make_rate_plan(small_catalog, "p", tmp_path / "r.parquet", column="p")
+    plan = make_plan(small_catalog, "p", PlanRequest("rates", rates=tmp_path / "r.parquet", rate_column="p"))
     assert np.array_equal(plan.rates, rates.astype(np.float32))
 
 
@@ -53,8 +54,8 @@ def test_missing_rates_are_an_error_until_they_are_given_one(small_catalog, tmp_
     path = tmp_path / "r.json"
     path.write_text(json.dumps(some))
     with pytest.raises(UserError, match=r"10 of 600 samples have no rate \(1 rates belong to no sample\)"):
-        make_rate_plan(small_catalog, "p", path)
-    plan = make_rate_plan(small_catalog, "p", path, missing_rate=0.125)
+        make_plan(small_catalog, "p", PlanRequest("rates", rates=path))
+    plan = make_plan(small_catalog, "p", PlanRequest("rates", rates=path, missing_rate=0.125))
     assert plan.rates[590:].tolist() == [0.125] * 10
     assert plan.manifest["summary"]["rates_without_sample"] == 1
     assert "joining" not in {item.name for item in plan.folder.iterdir()}
@@ -68,20 +69,24 @@ def test_rates_of_another_pool_are_refused(small_catalog, tmp_path):
         "both more than `max_rejected` 0.1"
     )
     with pytest.raises(UserError, match=told):
-        make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0)
+        make_plan(small_catalog, "p", PlanRequest("rates", rates=tmp_path / "r.json", missing_rate=0.0))
     with pytest.raises(UserError, match="`max_rejected` 7: must lie between 0 and 1"):
-        make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0, max_rejected=7)
-    plan = make_rate_plan(small_catalog, "p", tmp_path / "r.json", missing_rate=0.0, max_rejected=0.25)
+        make_plan(small_catalog, "p", PlanRequest("rates", rates=tmp_path / "r.json", missing_rate=0.0, max_rejected=7))
+    plan = make_plan(
+        small_catalog, "p", PlanRequest("rates", rates=tmp_path / "r.json", missing_rate=0.0, max_rejected=0.25)
+    )
     assert plan.manifest["summary"] == {"pool": 600, "eligible": 450, "rates_without_sample": 150}
 
 
 def test_static_rates_draw_the_same_every_epoch(small_catalog, tmp_path, rates):
-    plan = make_rate_plan(small_catalog, "p", write_json(tmp_path / "r.json", rates), dynamic=False)
+    plan = make_plan(
+        small_catalog, "p", PlanRequest("rates", rates=write_json(tmp_path / "r.json", rates), dynamic=False)
+    )
     assert np.array_equal(plan.draw(0), plan.draw(9))
 
 
 def test_explain_gives_expected_values(small_catalog, tmp_path, rates):
-    plan = make_rate_plan(small_catalog, "p", write_json(tmp_path / "r.json", rates))
+    plan = make_plan(small_catalog, "p", PlanRequest("rates", rates=write_json(tmp_path / "r.json", rates)))
     explanation = explain(plan, 3)
     assert not explanation.exact
     last = explanation.epochs[2]
@@ -108,7 +113,7 @@ def test_explain_gives_expected_values(small_catalog, tmp_path, rates):
 def test_bad_files_are_one_line(small_catalog, tmp_path, content, message):
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        make_rate_plan(small_catalog, "p", tmp_path / "r.json")
+        make_plan(small_catalog, "p", PlanRequest("rates", rates=tmp_path / "r.json"))
     assert "\n" not in str(caught.value)
 
 
@@ -123,9 +128,9 @@ def test_other_bad_arguments(small_catalog, tmp_path):
         "broken.parquet": "can't be read as Parquet",
     }.items():
         with pytest.raises(UserError, match=message):
-            make_rate_plan(small_catalog, "p", tmp_path / name)
+            make_plan(small_catalog, "p", PlanRequest("rates", rates=tmp_path / name))
     with pytest.raises(UserError, match="`missing_rate` -1"):
-        make_rate_plan(small_catalog, "p", tmp_path / "r.parquet", missing_rate=-1)
+        make_plan(small_catalog, "p", PlanRequest("rates", rates=tmp_path / "r.parquet", missing_rate=-1))
 
 
 def test_ambiguous_keys_are_refused(tmp_path, make_tar, make_image):
@@ -136,12 +141,12 @@ def test_ambiguous_keys_are_refused(tmp_path, make_tar, make_image):
     catalog = import_pool([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "catalog", workers=1).catalog
     (tmp_path / "r.json").write_text('{"k": 0.5}')
     with pytest.raises(UserError, match="'k' belongs to several samples"):
-        make_rate_plan(catalog, "p", tmp_path / "r.json")
+        make_plan(catalog, "p", PlanRequest("rates", rates=tmp_path / "r.json"))
 
 
 @pytest.mark.parametrize("rate", ["[" * 100_000 + "]" * 100_000, "1" + "0" * 400, "1e999", '{"a": 1}'])
 def test_hostile_rates_are_one_line(small_catalog, tmp_path, rate):
     (tmp_path / "r.json").write_text('{"000000": ' + rate + "}")
     with pytest.raises(UserError, match=r"not a JSON object|must lie between") as caught:
-        make_rate_plan(small_catalog, "r", tmp_path / "r.json")
+        make_plan(small_catalog, "r", PlanRequest("rates", rates=tmp_path / "r.json"))
     assert len(str(caught.value)) < 1000

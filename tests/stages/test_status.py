@@ -1,10 +1,11 @@
 import pytest
 
+from tailwise.requests import PlanRequest
 from tailwise.stages import cluster as stage
 from tailwise.stages import import_shards
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.status import status
 
 

@@ -7,10 +7,11 @@ from typer.testing import CliRunner
 from tailwise.catalog.drops import DropList
 from tailwise.cli import app
 from tailwise.errors import UserError
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.filter import FilterRule, filter_samples
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.unused_lists import left_out_of_plan, unused_by_clustering, unused_by_plan
 
 
@@ -47,7 +48,7 @@ def test_lists_are_named_whose_samples_a_plan_can_draw(listed, request_):
     assert {name: item.drawable for name, item in found.items()} == {name: n for name, n in expected.items() if n}
     for item in found.values():
         assert item.samples == masks(listed)[item.name].sum()
-        assert f"--without {item.name}" in item.note()
+        assert f"`without` {item.name}" in item.note()
     out = left_out_of_plan(plan)
     assert out.removed + out.dropped + out.ungrouped == 600 - plan.manifest["summary"]["eligible"]
     assert out.ungrouped == 0

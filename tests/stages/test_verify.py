@@ -1,5 +1,6 @@
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.verify import verify
 
 

@@ -15,10 +15,11 @@ from tailwise.catalog.files import note_digest
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
+from tailwise.requests import PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.excluded import write_excluded
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import remove
 from tailwise.stages.why import why
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from tailwise.cli import app
 from tailwise.errors import UserError
-from tailwise.stages.plan import PlanRequest, make_plan
+from tailwise.requests import PlanRequest
+from tailwise.stages.plan import make_plan
 from tailwise.train.guard import find_trainer
 from tailwise.train.launch import train
 from tailwise.train.options import TrainOptions

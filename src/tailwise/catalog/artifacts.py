@@ -175,13 +175,11 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     ]
     if old.get("format") != new["format"]:
         changes.append(f"format {old.get('format')} → {new['format']}")
-    inputs = sorted(
-        name for name in {*old["inputs"], *new["inputs"]} if old["inputs"].get(name) != new["inputs"].get(name)
-    )
-    if not changes:
-        changes = [f"{name} changed since" for name in inputs if name != REMOVALS] or [
-            "the samples that it is made of changed since"
-        ]
+    for section in ("inputs", "derived"):  # hashes, and what follows from all else: only where the request is the same
+        first, second = old.get(section) or {}, new.get(section) or {}
+        names = sorted(name for name in {*first, *second} - {REMOVALS} if first.get(name) != second.get(name))
+        changes = changes or [f"{name} changed since" for name in names]
+    changes = changes or ["samples were removed since"]
     return ", ".join(changes)
 
 

@@ -214,6 +214,7 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
     """Refuses steps that name what neither an earlier step makes nor the catalog holds, and methods that don't exist."""
     from tailwise.catalog.kinds import KINDS
     from tailwise.plan.methods import METHODS
+    from tailwise.stages.plan import BY_RATE
 
     made: set[tuple[str, str]] = set()
     trained: set[Path] = set()
@@ -241,8 +242,9 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
                         f"add a step {' or '.join(makers)}"
                     )
         method = step.options.get("method")
-        if step.command == "plan" and method is not None and method not in METHODS and not step.options.get("methods"):
-            raise UserError(f"step {step.label}: unknown method {method!r}: {did_you_mean(str(method), METHODS)}")
+        methods = {*METHODS, *BY_RATE}
+        if step.command == "plan" and method is not None and method not in methods and not step.options.get("methods"):
+            raise UserError(f"step {step.label}: unknown method {method!r}: {did_you_mean(str(method), methods)}")
         entries = step.options.get("entries")
         if step.command == "group" and (entries is None) == (step.options.get("by") is None):
             raise UserError(f"step {step.label}: give it one of by (a column) and entries (a list of words)")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,26 +19,15 @@ from tailwise.plan.budget import samples_of_share
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
 from tailwise.progress import Track, silent
+from tailwise.requests import PlanRequest
 from tailwise.stages.match_entries import MatchedPool, Matches, match_entries
-from tailwise.stages.plan import write_shard_offsets
+from tailwise.stages.plan_weighted import write_shard_offsets
 
 
 def make_balanced_plan(
-    catalog: Catalog | str | Path,
-    name: str,
-    entries: Path,
-    *,
-    per_entry: int | None = None,
-    keep: float | None = None,
-    budget: int | None = None,
-    ignore_case: bool = False,
-    without: Sequence[str] = (),
-    dynamic: bool = False,
-    seed: int = 0,
-    workers: int | None = None,
-    track: Track = silent,
+    catalog: Catalog, name: str, request: PlanRequest, track: Track = silent, workers: int | None = None
 ) -> Plan:
-    """Makes a plan that thins frequent entries: each of a caption's entries is drawn with probability min(1, t / its count).
+    """Make a plan that thins frequent entries: each of a caption's entries is drawn with probability min(1, t / its count).
 
     A sample is kept if at least one of its entries is drawn: with probability 1 − Π (1 − p). Samples without an entry never are.
     An entry's count is the number of captions that it stands in, among those that drop lists and removals leave.
@@ -47,21 +35,16 @@ def make_balanced_plan(
     Args:
         catalog: with samples.
         name: of the plan.
-        entries: a list of entries, see `match_entries.read_entries`.
-        per_entry: t; the paper has 20,000 for 400M samples; or
-        keep: the expected number of samples, as a share of the pool; t follows from it; or
-        budget: the expected number of samples.
-        ignore_case: compare in lower case.
-        without: names of drop lists; what they drop is neither counted nor drawn.
-        dynamic: whether each epoch is drawn anew; MetaCLIP draws once.
-        seed: decides the draw.
-        workers: processes that match captions; one a processor by default.
+        request: `per_entry` is t, 20,000 for 400M samples in the paper; from `keep` or `budget`, the expected number of samples, t follows.
         track: shows progress.
+        workers: processes that match captions; one a processor by default.
 
     Raises:
         UserError: the list can't be read, no caption holds an entry, or the request is out of bounds.
     """
-    catalog = Catalog.open(catalog)
+    if request.entries is None:
+        raise UserError("method 'text-balance' needs `entries`, a list of entries")
+    per_entry, keep, budget, without = request.per_entry, request.keep, request.budget, request.without
     snapshot = catalog.snapshot()
     survivors = Survivors(catalog, without, snapshot)
     _check(per_entry, keep, budget, survivors.pool)
@@ -70,14 +53,16 @@ def make_balanced_plan(
         "per_entry": per_entry,
         "keep": keep,
         "budget": budget,
-        "ignore_case": ignore_case,
+        "ignore_case": request.ignore_case,
         "without": list(without),
         "snapshot": snapshot.number,
-        "dynamic": dynamic,
+        "dynamic": request.dynamic is True,
         "draw": "bernoulli",
-        "seed": seed,
+        "seed": request.seed,
     }
-    matches = match_entries(catalog, entries, ignore_case=ignore_case, snapshot=snapshot, workers=workers, track=track)
+    matches = match_entries(
+        catalog, request.entries, ignore_case=request.ignore_case, snapshot=snapshot, workers=workers, track=track
+    )
     inputs = {"snapshot": snapshot.id, "matches": matches.id, **survivors.inputs}
     derived = {"budget": max(1, round(keep * survivors.pool))} if keep is not None else None
     with Artifact(catalog.plan_folder(name), "plan", config, inputs, derived) as artifact:

@@ -19,39 +19,23 @@ from tailwise.errors import NotFoundError, UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
+from tailwise.requests import PlanRequest
 from tailwise.stages.join import BATCH, Batch, join_values, read_numbers
-from tailwise.stages.plan import MAX_REPEATS, write_shard_offsets
+from tailwise.stages.plan_weighted import MAX_REPEATS, write_shard_offsets
 
 
-def make_rate_plan(
-    catalog: Catalog | str | Path,
-    name: str,
-    path: Path,
-    *,
-    column: str = "rate",
-    missing_rate: float | None = None,
-    max_rejected: float = MAX_REJECTED,
-    dynamic: bool = True,
-    seed: int = 0,
-    track: Track = silent,
-) -> Plan:
-    """Makes a plan with a rate per sample; it is drawn by Bernoulli.
+def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = silent) -> Plan:
+    """Make a plan with a rate per sample, drawn by Bernoulli.
 
-    Args:
-        catalog: with samples.
-        name: of the plan.
-        path: DynamiCS's JSON `{key: rate}`, read as a stream; or a Parquet file with the rates in `column`, and uid, key or image_path.
-        column: of the Parquet file.
-        missing_rate: the rate of samples that the file doesn't name; None makes them an error.
-        max_rejected: of the file, see `join_values`.
-        dynamic: whether each epoch is drawn anew.
-        seed: decides the draw.
-        track: shows progress.
+    The file is DynamiCS's JSON `{key: rate}`, read as a stream, or Parquet with a column of rates, and uid, key or image_path.
 
     Raises:
         UserError: the file can't be read, names ambiguous keys, lacks samples, or has rates outside [0, 255].
     """
-    catalog = Catalog.open(catalog)
+    path, column, missing_rate = request.rates, request.rate_column or "rate", request.missing_rate
+    max_rejected = MAX_REJECTED if request.max_rejected is None else request.max_rejected
+    if path is None:
+        raise UserError("method 'rates' needs `rates`, a .json or .parquet file")
     if not path.is_file():
         raise NotFoundError(f"{path} is no file: give a .json or .parquet file of rates")
     if missing_rate is not None and not 0 <= missing_rate <= MAX_REPEATS:
@@ -63,9 +47,9 @@ def make_rate_plan(
         "column": column if path.suffix.lower() == ".parquet" else None,
         "missing_rate": missing_rate,
         "snapshot": snapshot.number,
-        "dynamic": dynamic,
+        "dynamic": request.dynamic is not False,
         "draw": "bernoulli",
-        "seed": seed,
+        "seed": request.seed,
     }
     survivors = Survivors(catalog, (), snapshot)
     inputs = {"snapshot": snapshot.id, "rates": file_digest(path), **survivors.inputs}

@@ -1,0 +1,86 @@
+"""The bridge from request classes to commands: a field becomes an option, with its default, and its docstring as help."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from tailwise.errors import UserError
+from tailwise.requests import OPTION
+
+PLAIN = (bool, int, float, str, Path)
+
+
+def takes(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a request class; it is called with the request as `request`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [*inspect.signature(command, eval_str=True).parameters.values()]
+        hints = get_type_hints(request, localns={"ScoreRequest": str})
+        mappings = {name for name, hint in hints.items() if get_origin(hint) is Mapping}
+        options = _options(request, hints)
+        at = next(number for number, item in enumerate(own) if item.name == "request")
+
+        def call(**given: Any) -> None:  # noqa: ANN401
+            asked = {name: given.pop(name) for name in options}
+            kept = {name: value for name, value in asked.items() if value is not None}
+            pairs = {name: _pairs(value) for name, value in kept.items() if name in mappings}
+            command(**given, request=request(**kept | pairs))
+
+        call.__name__, call.__doc__, call.__annotations__ = command.__name__, command.__doc__, {}
+        parameters = [*own[:at], *options.values(), *own[at + 1 :]]
+        call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters]
+        )
+        return call
+
+    return decorate
+
+
+def _options(request: type, hints: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
+    helps = dict(re.findall(r"^        (\w+): (.+)$", request.__doc__ or "", re.MULTILINE))
+    options = {}
+    for item in fields(request):
+        name, kind = item.name, _kind(hints[item.name])
+        default = item.default if item.default is not MISSING and item.default not in ("", ()) else None
+        help_ = re.sub(r"`(\w+)`", lambda found: f"--{found[1].replace('_', '-')}", helps[name])
+        spelt = [item.metadata[OPTION]] if OPTION in item.metadata else [f"--{name.replace('_', '-')}"]
+        shown = typer.Option(
+            *spelt,
+            help=help_,
+            show_default=default is not None and kind is not bool,
+            metavar="NAME=VALUE" if get_origin(hints[name]) is Mapping else None,
+        )
+        options[name] = inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[kind if default is not None else kind | None, shown],
+        )
+    return options
+
+
+def _kind(hint: Any) -> Any:  # noqa: ANN401  (a type)
+    """Return the type that Typer parses: a list of texts for sequences and mappings, else the plain type of a union with None."""
+    if get_origin(hint) in {Mapping, Sequence}:
+        return list[str]
+    return next(each for each in (*get_args(hint), hint) if each in PLAIN)
+
+
+def _pairs(texts: list[str]) -> dict[str, float]:
+    pairs: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name in pairs:
+            raise UserError(f"--option {name} is given twice: give it once")
+        try:
+            pairs[name] = float(value)
+        except ValueError as error:
+            raise UserError(f"--option {text!r}: give NAME=VALUE, with a number as value") from error
+    return pairs
