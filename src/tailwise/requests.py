@@ -32,6 +32,7 @@ class PlanRequest:
         temperature: dbp: of the softmax over complexity.  [default: 0.1]
         neighbours: dbp: number of nearest other centroids that d_inter is taken over.  [default: 20]
         options: An option of a method of your own; may be given again.
+        final_options: As `alpha_end`, for any option of a method; may be given again.
         max_repeats: Copies of a sample per epoch, at most (1 to 255).
         min_per_cluster: Least quota of a cluster.  [default: 1 for dbp, else 0]
         class_balance: Raises that to this share of budget / clusters (ssp, dbp).
@@ -61,6 +62,7 @@ class PlanRequest:
     temperature: float | None = None
     neighbours: int | None = None
     options: Mapping[str, float] = field(default_factory=dict, metadata={OPTION: "--option"})
+    final_options: Mapping[str, float] = field(default_factory=dict, metadata={OPTION: "--final-option"})
     max_repeats: int = 1
     min_per_cluster: int | None = None
     class_balance: float | None = None

@@ -309,7 +309,7 @@ def test_a_rerun_does_nothing_even_without_the_neighbours(catalog, tree_bytes):
     shutil.rmtree(catalog.folder / "neighbours")
     assert dedup(catalog, epsilon=0.05).summary == made.summary
     assert not (catalog.folder / "neighbours").exists()
-    with pytest.raises(UserError, match="`epsilon` 0.05 → 0.06"):
+    with pytest.raises(UserError, match=r"`epsilon` 0\.05 → 0\.06"):
         dedup(catalog, epsilon=0.06)
     assert tree_bytes(catalog.drops_folder("duplicates")) == before
 

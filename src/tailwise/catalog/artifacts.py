@@ -153,14 +153,13 @@ _PARAMETERS = {
     "drops": {"clusters": "clustering", "keep": "order"},
     "neighbours": {"clusters": "clustering", "keep": "order"},
 }
-_GIVEN = ("asked", "options", "final_options")  # parts of a configuration that hold parameters
 
 
 def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters that an artifact was made with, by the names that users give them."""
     config = dict(identity["config"])
-    nested = [config.pop(name, None) or {} for name in _GIVEN]
-    flat = {name: value for part in (config, *nested) for name, value in part.items()}
+    asked, options, final = (config.pop(name, None) or {} for name in ("asked", "options", "final_options"))
+    flat = {**config, **asked, **options, **{f"{name}_end": value for name, value in final.items()}}
     names = _PARAMETERS.get(identity["kind"], {})
     return {names.get(name, name): value for name, value in flat.items()}
 

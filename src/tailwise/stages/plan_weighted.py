@@ -127,7 +127,7 @@ def _given_options(request: PlanRequest) -> dict[str, float | None]:
 
 def _final_options(request: PlanRequest, options: Mapping[str, float], dynamic: bool) -> dict[str, float]:
     """The options that are annealed, with their last values."""
-    given = {"alpha": request.alpha_end} if request.alpha_end is not None else {}
+    given = dict(request.final_options) | ({} if request.alpha_end is None else {"alpha": request.alpha_end})
     if not given:
         if request.anneal_epochs is not None:
             raise UserError(f"`anneal_epochs` {request.anneal_epochs} does nothing without `alpha_end`")
@@ -178,7 +178,10 @@ def _budget(request: PlanRequest, method: Method, grouping: Grouping) -> int:
         budget = int(np.minimum(grouping.sizes * request.max_repeats, request.per_cluster).sum())
     elif request.keep is not None:
         if not 0 < request.keep <= request.max_repeats:
-            raise UserError(f"`keep` {request.keep}: must be above 0 and at most {request.max_repeats} (`max_repeats`)")
+            percent = f"; {request.keep:g} % is {request.keep / 100:g}" if 1 < request.keep <= 100 else ""
+            raise UserError(
+                f"`keep` {request.keep}: must be above 0 and at most {request.max_repeats} (`max_repeats`){percent}"
+            )
         times = f", up to {request.max_repeats} times an epoch" * (request.max_repeats > 1)
         left_out = f" ({grouping.left_out()})" if request.keep * grouping.pool > most else ""
         return samples_of_share(request.keep, grouping.pool, most, f"{eligible:,} can be drawn{times}{left_out}")
