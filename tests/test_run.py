@@ -204,6 +204,24 @@ def test_nothing_runs_before_all_steps_are_checked(recipe, _small_catalog_source
     assert not (tmp_path / "catalog").exists()
 
 
+def test_a_dry_run_names_steps_that_exist_with_other_settings_and_json_lists_all(small_catalog, tmp_path):
+    folder = str(small_catalog.folder)
+    assert tailwise("cluster", folder, "--k", "3").returncode == 0
+    steps = [{"cluster": {"clusters": 7}}, {"plan": {"name": "p", "method": "dynamics", "keep": 0.5}}]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({"name": "r", "about": "r", "catalog": folder, "steps": steps}))
+    dry = tailwise("run", recipe, "--dry-run")
+    assert "OTHER SETTINGS" in dry.stdout
+    assert "refused: it exists with other settings (--k 3 → 7)" in dry.stdout
+    assert tailwise("run", recipe).returncode == 2
+    made = tailwise("run", recipe, "--json", "--set", "cluster.k=3")
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    assert next(step["before"] for step in told["steps"]) == "is there"
+    assert told["steps"][1]["step"].startswith("tailwise plan")
+    assert Plan(small_catalog, "p").draw(0).sum() == 300
+
+
 def test_settings_change_one_step():
     steps = load_pipeline("dbp-laion").steps
     changed = _with_settings(steps, ["cluster:main.clusters=7", "dedup.epsilon=0.1"])

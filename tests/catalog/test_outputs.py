@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailwise.catalog.files import replacing
-from tailwise.catalog.outputs import check_output_folder
+from tailwise.catalog.files import TEMPORARY_SUFFIX, replacing
+from tailwise.catalog.outputs import check_output_folder, writing_output
 from tailwise.compare.study import compare
 from tailwise.demo.run import Tools, run_drawn
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate.output import check_output as check_evaluation
 from tailwise.export import EXPORTS, export
 from tailwise.progress import silent
@@ -164,3 +164,26 @@ def _no_recipe():
         train = Training()
 
     return Recipe()
+
+
+def test_one_command_writes_an_output_and_takes_over_what_a_killed_one_left(small_catalog, tmp_path):
+    path = tmp_path / "out.txt"
+    stray = tmp_path / f"out.txt{TEMPORARY_SUFFIX}"
+    stray.write_text("of a killed command")
+
+    def writing():
+        return writing_output(path, small_catalog, overwrite=False, is_ours=lambda _: True)
+
+    with writing():
+        with pytest.raises(ConflictError, match=r"another command is writing .*out\.txt"), writing():
+            pass
+        with replacing(path) as temporary:
+            temporary.write_text("ours")
+    assert [item.name for item in tmp_path.glob("out*")] == ["out.txt"]
+    assert path.read_text() == "ours"
+    with pytest.raises(ConflictError, match="exists"), writing():
+        pass
+    path.unlink()
+    with pytest.raises(RuntimeError, match="stop"), writing():
+        raise RuntimeError("stop")
+    assert not list(tmp_path.glob("out*"))
