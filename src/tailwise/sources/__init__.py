@@ -233,7 +233,7 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
         ) as error:  # unbalanced braces; unknown protocol, a server that can't be reached
             raise UserError(f"can't look into {source!r}: {error}") from error
         if not any(finds) and is_plain_path(source) and not Path(source).exists():
-            raise NotFoundError(f"{source} does not exist")
+            raise NotFoundError(f"{source!r} does not exist")
         if not any(finds):
             expected = "; ".join(found.notes or [f"{name}: {SOURCES[name].given}" for name in tried])
             raise UserError(f"nothing to import in {source!r} ({expected})")
