@@ -264,9 +264,9 @@ def test_the_command(small_catalog):
     assert (figures["name"], figures["samples"], figures["kept"]) == ("image-bytes", 565, 300)
     with pytest.raises(UserError, match="--seed does nothing with the score 'image-bytes'"):
         run("filter", catalog, "--by", "image-bytes", "--seed", 1, "--min", 1)
-    with pytest.raises(UserError, match="`missing` does nothing without"):
+    with pytest.raises(UserError, match="--missing does nothing without"):
         run("filter", catalog, "--by", "image-bytes", "--missing", "keep", "--dry-run")
-    with pytest.raises(UserError, match="`name` does nothing with `dry_run`"):
+    with pytest.raises(UserError, match="--name does nothing with --dry-run"):
         run("filter", catalog, "--by", "image-bytes", "--name", "x", "--dry-run")
 
 
