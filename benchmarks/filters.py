@@ -21,9 +21,10 @@ from tailwise.catalog.catalog import Catalog, part_name
 from tailwise.catalog.embeddings import normalise_rows, open_column, write_part
 from tailwise.catalog.files import file_digest, write_json, write_table
 from tailwise.catalog.schema import SAMPLE_SCHEMA, SHARD_SCHEMA
+from tailwise.requests import ScoreRequest
 from tailwise.stages.filter import FilterRule, filter_samples
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.scores import ScoreRequest, score_parts
+from tailwise.stages.scores import score_parts
 
 PART_ROWS, CHUNK_ROWS, DIMENSION, TARGETS = 1_000_000, 65_536, 512, 2048
 SLOW_SAMPLES = 65_536

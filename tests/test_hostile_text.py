@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tailwise.cli import COMMANDS, _PlainRecord, app
+from tailwise.cli.printing import print_table, say
 from tailwise.errors import UserError
-from tailwise.printing import print_table, say
 from tailwise.text import plain
 
 WORDS = "[/b] [red]x \x1b[31m \x1b]8;;http://e\x07 gpj\u202e :smile: $\\foo$ <script> | =1+1 `c`"
@@ -122,7 +122,7 @@ def test_no_command_obeys_or_changes_text_of_the_pool(pool, monkeypatch):
 
 
 def test_json_holds_what_no_terminal_shows(capsys):
-    from tailwise.printing import print_json
+    from tailwise.cli.printing import print_json
 
     values = {"lone": "caf\udce9", "escape": "\x1b[31m", "bell": "\x07"}
     print_json(values)

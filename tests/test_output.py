@@ -129,7 +129,7 @@ SLOW = """
 import sys, time
 import tailwise.cli as cli, tailwise.progress as progress
 from tailwise.cli.app import with_bars
-from tailwise.printing import print_json
+from tailwise.cli.printing import print_json
 
 def work(track):
     for _ in track([0] * 40, "sleeping \\x1b[2J", 40):

@@ -126,7 +126,7 @@ def test_too_few_open_files_are_named(small_catalog, monkeypatch):
 
 
 def test_json_holds_no_infinity(capsys):
-    from tailwise.printing import print_json
+    from tailwise.cli.printing import print_json
 
     print_json({"a": [float("inf"), 1.5, {"b": float("nan")}]})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [None, 1.5, {"b": None}]}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tailwise.plan import Plan
     from tailwise.plan.explain import explain
     from tailwise.plan.methods import register_method
-    from tailwise.requests import PlanRequest
+    from tailwise.requests import PlanRequest, ScoreRequest
     from tailwise.stages.cluster import cluster, extend_clustering
     from tailwise.stages.dedup import dedup
     from tailwise.stages.embed import EmbedOptions, embed
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tailwise.stages.group_entries import group_by_entry
     from tailwise.stages.import_pool import import_pool
     from tailwise.stages.plan import make_plan
-    from tailwise.stages.scores import ScoreRequest
 
 __version__ = "0.1.0"
 
@@ -71,7 +70,7 @@ _HOMES = {
     "Loader": ("tailwise.loader", "Loader"),
     "Plan": ("tailwise.plan", "Plan"),
     "PlanRequest": ("tailwise.requests", "PlanRequest"),
-    "ScoreRequest": ("tailwise.stages.scores", "ScoreRequest"),
+    "ScoreRequest": ("tailwise.requests", "ScoreRequest"),
     **{
         name: ("tailwise.errors", name)
         for name in ("ConflictError", "DamagedError", "NotFoundError", "UnsupportedError", "UserError")

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tailwise.errors import UserError
 
-if TYPE_CHECKING:
-    from tailwise.stages.scores import ScoreRequest
+OPTION = "option"  # in a field's metadata: the name of the option, where the field's own name does not tell; yes/no for a switch
+OptionValue = str | int | float
 
-OPTION = "option"  # in a field's metadata: how the command line spells it, where its name does not tell
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Which score, and how.
+
+    Attributes:
+        name: of SCORES, or of a numeric column of the samples; with the option "file", of a column of that file.
+        options: names of OPTIONS that the score has; those left out have their defaults.
+    """
+
+    name: str
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,14 +72,14 @@ class PlanRequest:
     anneal_epochs: int | None = None
     temperature: float | None = None
     neighbours: int | None = None
-    options: Mapping[str, float] = field(default_factory=dict, metadata={OPTION: "--option"})
-    final_options: Mapping[str, float] = field(default_factory=dict, metadata={OPTION: "--final-option"})
+    options: Mapping[str, float] = field(default_factory=dict, metadata={OPTION: "option"})
+    final_options: Mapping[str, float] = field(default_factory=dict, metadata={OPTION: "final-option"})
     max_repeats: int = 1
     min_per_cluster: int | None = None
     class_balance: float | None = None
     pick: str | None = None
     score: str | ScoreRequest | None = None
-    dynamic: bool | None = field(default=None, metadata={OPTION: "--dynamic/--static"})
+    dynamic: bool | None = field(default=None, metadata={OPTION: "dynamic/static"})
     draw: str | None = None
     seed: int = 0
     rates: Path | None = None

@@ -53,7 +53,7 @@ def spreadsheet_cell(text: str) -> str:
 
 
 def option_words(options: Mapping[str, Any]) -> list[str]:
-    """Return options as words: {"aug_cfg": {"scale": (0.4, 1)}, "local-loss": True} → ["--aug-cfg", "scale=(0.4, 1)", "--local-loss"].
+    """Return options as words of a command line, their names with dashes: {"aug_cfg": {"scale": (0.4, 1)}, "local-loss": True}.
 
     True is a flag, False and None leave it out, a list gives several words, a mapping words of the form key=value.
     """

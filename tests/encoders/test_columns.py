@@ -13,9 +13,10 @@ from PIL import Image
 
 from tailwise.encoders import Encoder, EncoderOptions
 from tailwise.errors import UserError
+from tailwise.requests import ScoreRequest
 from tailwise.stages.embed import EmbedOptions, embed
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.scores import ScoreRequest, score_parts
+from tailwise.stages.scores import score_parts
 
 SIZES = (37, 20, 9)
 

@@ -6,7 +6,7 @@ import pytest
 from tailwise import PlanRequest, cluster, export_plan, import_pool, make_plan
 from tailwise.plan import METHODS
 from tailwise.plan.methods import PICKS
-from tailwise.stages.scores import ScoreRequest
+from tailwise.requests import ScoreRequest
 
 SCORE = ScoreRequest("image-bytes")  # that every pool has
 

@@ -7,10 +7,9 @@ import pytest
 from tailwise.plan import METHODS
 from tailwise.plan.explain import explain
 from tailwise.plan.methods import PICKS
-from tailwise.requests import PlanRequest
+from tailwise.requests import PlanRequest, ScoreRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.plan import make_plan
-from tailwise.stages.scores import ScoreRequest
 
 # A score that every pool has, for the methods that go by one.
 SCORES = {

@@ -26,7 +26,7 @@ from tailwise.plan.plan import Plan
 from tailwise.progress import silent
 from tailwise.recipes.pipeline import load_pipeline
 from tailwise.recipes.recipe import load_recipe
-from tailwise.requests import PlanRequest
+from tailwise.requests import PlanRequest, ScoreRequest
 from tailwise.shards.decode import ImageError, decode_rgb
 from tailwise.sources.columns import count_rows
 from tailwise.sources.datacomp import read_metadata
@@ -36,7 +36,6 @@ from tailwise.stages.group import group
 from tailwise.stages.match_entries import read_entries
 from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import read_names
-from tailwise.stages.scores import ScoreRequest
 from tailwise.stages.status import status
 from tailwise.stages.why import why
 

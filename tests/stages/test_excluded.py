@@ -183,8 +183,8 @@ def test_reasons_of_plans(curated, tmp_path, name, reason):
 
 
 def test_without_a_score_and_without_a_group(curated, tmp_path):
+    from tailwise.requests import ScoreRequest
     from tailwise.stages.group import group
-    from tailwise.stages.scores import ScoreRequest
 
     catalog, _ = curated
     widths = pa.table({"key": [f"{row:06d}" for row in range(100, 600)], "topic": ["a", "b"] * 250})

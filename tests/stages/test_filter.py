@@ -15,10 +15,11 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors
 from tailwise.cli import app
 from tailwise.errors import UserError
+from tailwise.requests import ScoreRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.filter import FilterRule, filter_samples, try_filter
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.scores import SCORES, ScoreRequest
+from tailwise.stages.scores import SCORES
 
 ROWS = 30
 KEYS = [f"{shard:05d}{sample:04d}" for shard in range(3) for sample in range(10)]

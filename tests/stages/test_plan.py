@@ -11,12 +11,12 @@ from tailwise.errors import UserError
 from tailwise.plan import METHODS, Plan
 from tailwise.plan.methods import PICKS, register_method
 from tailwise.plan.quotas import UNITS
-from tailwise.requests import PlanRequest
+from tailwise.requests import PlanRequest, ScoreRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.group import group as group_by
 from tailwise.stages.plan import make_plan
 from tailwise.stages.plan_weighted import quotas_of
-from tailwise.stages.scores import ScoreRequest, score_parts
+from tailwise.stages.scores import score_parts
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import torch
 from tailwise.catalog.files import note_digest
 from tailwise.errors import UserError
 from tailwise.kernels.scores import clip_loss
+from tailwise.requests import ScoreRequest
 from tailwise.stages import score_makers, score_target
 from tailwise.stages.import_pool import import_pool
-from tailwise.stages.scores import SCORES, ScoreRequest, score_config, score_inputs, score_parts
+from tailwise.stages.scores import SCORES, score_config, score_inputs, score_parts
 from tailwise.stages.status import status
 from tailwise.stages.verify import verify
 

@@ -37,8 +37,9 @@ from tailwise.cli import (
     train,
 )
 from tailwise.cli.app import app
+from tailwise.cli.printing import say
 from tailwise.errors import UserError
-from tailwise.printing import LOGGER, print_error, say, show_log
+from tailwise.log import LOGGER, print_error, show_log
 from tailwise.text import is_unicode, plain
 
 __all__ = ["app", "main"]

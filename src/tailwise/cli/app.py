@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from tailwise.cli.printing import say
 from tailwise.errors import UserError
-from tailwise.printing import is_quiet, say
+from tailwise.log import is_quiet
 from tailwise.spelling import OLD_COMMANDS, new_spelling
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from tailwise.cli.app import (
     say_note,
     with_bars,
 )
+from tailwise.cli.printing import say
 from tailwise.errors import UserError
-from tailwise.printing import say
 
 
 @app.command()
@@ -77,7 +77,7 @@ def cluster(
 
       tailwise cluster my-catalog --extends main --name main-2  (new shards were imported: their samples join the old clusters)
     """
-    from tailwise.printing import print_json, print_sizes
+    from tailwise.cli.printing import print_json, print_sizes
     from tailwise.stages import cluster as stage
     from tailwise.stages.unused_lists import unused_by_clustering
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.app import AllowCode, AsJson, app, with_bars
+from tailwise.cli.printing import say
 from tailwise.errors import UserError
-from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.compare.recipe import CompareRecipe
@@ -58,10 +58,10 @@ def compare(
     if loaded.needs and not Path(loaded.catalog).exists():
         raise UserError(f"recipe {loaded.name!r} needs the catalog {loaded.catalog}: make it with `{loaded.needs}`")
 
+    from tailwise.cli.printing import print_json
     from tailwise.compare.study import Study
     from tailwise.compare.study import compare as run_all
     from tailwise.compare.summary import summary_text
-    from tailwise.printing import print_json
 
     folder = output or Path(f"compare-{loaded.name.replace('/', '-')}")
     chosen = _numbers(seeds)

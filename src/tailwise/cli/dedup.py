@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, parse_bytes, refuse_given, with_bars
+from tailwise.cli.printing import say
 from tailwise.errors import UserError
-from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -69,7 +69,7 @@ def dedup(
 
       tailwise dedup my-catalog --epsilon 0.05 --clustering main-2 --extends duplicates --name duplicates-2
     """
-    from tailwise.printing import print_json
+    from tailwise.cli.printing import print_json
     from tailwise.stages import dedup as stage
     from tailwise.stages.neighbours import Comparison
     from tailwise.stages.suggest import suggest as make_guide
@@ -141,7 +141,7 @@ def _print_made(catalog: Catalog, made: Deduplication) -> None:
 def _print_guide(found: Suggestion) -> None:
     from pathlib import PurePath
 
-    from tailwise.printing import print_table
+    from tailwise.cli.printing import print_table
 
     def share(part: int, whole: int) -> str:
         return f"{part / whole:.1%}" if whole else "–"

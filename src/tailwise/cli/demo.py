@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tailwise.cli.app import app, refuse_given, with_bars
-from tailwise.printing import say
+from tailwise.cli.printing import say
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Workers, app, open_catalog, with_bars
-from tailwise.printing import say
+from tailwise.cli.printing import say
 
 
 class Columns(str, Enum):
@@ -100,8 +100,8 @@ def embed(
     """
     from dataclasses import asdict
 
+    from tailwise.cli.printing import print_json, print_rejections, rejected_json
     from tailwise.encoders import EncoderOptions
-    from tailwise.printing import print_json, print_rejections, rejected_json
     from tailwise.stages.embed import EmbedOptions
     from tailwise.stages.embed import embed as run
 

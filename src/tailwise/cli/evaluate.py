@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.app import AsJson, Workers, app, open_catalog, with_bars
-from tailwise.printing import say
+from tailwise.cli.printing import say
 
 if TYPE_CHECKING:
     from tailwise.evaluate import EvaluateOptions, Evaluation
@@ -67,11 +67,11 @@ def evaluate(
 
       tailwise evaluate open_clip:ViT-B-32/laion2b_s34b_b79k --data wds_mscoco_captions --json
     """
+    from tailwise.cli.printing import print_json
     from tailwise.evaluate import EvaluateOptions
     from tailwise.evaluate import evaluate as run
     from tailwise.evaluate.output import as_json as to_json
     from tailwise.evaluate.output import check_output, write_output
-    from tailwise.printing import print_json
 
     options = EvaluateOptions(
         model=model,
@@ -126,7 +126,7 @@ def _config(checkpoint: str, data: Sequence[str], options: EvaluateOptions) -> d
 
 
 def _print(evaluations: Sequence[Evaluation]) -> None:
-    from tailwise.printing import print_table
+    from tailwise.cli.printing import print_table
 
     classified = [item for item in evaluations if item.task == "classification"]
     retrieved = [item for item in evaluations if item.task == "retrieval"]

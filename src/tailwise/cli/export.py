@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Overwrite, PlanName, Workers, app, open_plan, say_note, with_bars
+from tailwise.cli.printing import say
 from tailwise.errors import UserError
-from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.export import Sharding
@@ -93,10 +93,10 @@ def _export(
     sharding: Sharding | None = None,
     as_json: bool = False,
 ) -> None:
+    from tailwise.cli.printing import print_json
     from tailwise.export import export as run
     from tailwise.export import export_figures
     from tailwise.export.shards import REJECTED, left_out
-    from tailwise.printing import print_json
     from tailwise.stages.unused_lists import unused_by_plan
 
     made = open_plan(catalog, name)

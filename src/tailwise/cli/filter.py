@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, refuse_given, with_bars
-from tailwise.printing import say
+from tailwise.cli.printing import say
 
 if TYPE_CHECKING:
     from tailwise.stages.filter import Filtered
@@ -89,9 +89,9 @@ def filter_(
 
       tailwise filter my-catalog --by clip_l14_similarity_score --file metadata.parquet --min 0.28
     """
-    from tailwise.printing import print_json
+    from tailwise.cli.printing import print_json
+    from tailwise.requests import ScoreRequest
     from tailwise.stages.filter import FilterRule, filter_samples, try_filter
-    from tailwise.stages.scores import ScoreRequest
 
     given = {
         "file": str(file) if file else None,
@@ -124,7 +124,7 @@ def filter_(
 
 
 def _print(made: Filtered) -> None:
-    from tailwise.printing import print_table
+    from tailwise.cli.printing import print_table
 
     summary = made.summary
     marks = {f"{item['percent']} %": f"{item['score']:.6g}" for item in summary["quantiles"]}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Without, Workers, app, open_catalog, refuse_given, say_note, with_bars
+from tailwise.cli.printing import say
 from tailwise.errors import UserError
-from tailwise.printing import say
 
 if TYPE_CHECKING:
     from tailwise.progress import Track
@@ -78,7 +78,7 @@ def group(
 
       tailwise plan my-catalog epochs --method dynamics --keep 0.5 --clustering concepts
     """
-    from tailwise.printing import print_json, print_sizes
+    from tailwise.cli.printing import print_json, print_sizes
     from tailwise.stages.group import group as group_by_column
     from tailwise.stages.group_entries import MAX_MISSES, group_by_entry
     from tailwise.stages.unused_lists import unused_by_clustering

@@ -18,8 +18,8 @@ from tailwise.cli.app import (
     say_note,
     with_bars,
 )
+from tailwise.cli.printing import budget_text, say
 from tailwise.cli.requests import takes
-from tailwise.printing import budget_text, say
 from tailwise.requests import PlanRequest
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def plan(
 
       tailwise plan my-catalog balanced --method text-balance --entries entries.txt --per-entry 20000
     """
+    from tailwise.cli.printing import print_json
     from tailwise.plan.explain import first_epoch
-    from tailwise.printing import print_json
     from tailwise.stages.plan import make_plan
     from tailwise.stages.unused_lists import left_out_of_plan, unused_by_plan
 
@@ -150,9 +150,9 @@ def explain(
 
       tailwise explain my-catalog epochs --epochs 6 --plot epochs.svg
     """
+    from tailwise.cli.printing import print_clusters, print_explanation, print_json
     from tailwise.plan.explain import cluster_list
     from tailwise.plan.explain import explain as figures
-    from tailwise.printing import print_clusters, print_explanation, print_json
     from tailwise.stages.unused_lists import unused_by_plan
 
     made = open_plan(catalog, name)

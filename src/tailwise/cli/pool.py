@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Workers, app, open_catalog, with_bars
+from tailwise.cli.printing import say
 from tailwise.errors import NotFoundError, UserError
-from tailwise.printing import say
 
 
 class Format(str, Enum):
@@ -89,7 +89,7 @@ def import_(
 
       tailwise import datacomp/metadata my-catalog --embedding b32
     """
-    from tailwise.printing import print_json, print_rejections, rejected_json
+    from tailwise.cli.printing import print_json, print_rejections, rejected_json
     from tailwise.sources import SourceOptions
     from tailwise.stages.import_pool import import_pool
 
@@ -146,7 +146,7 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
 
       tailwise status my-catalog
     """
-    from tailwise.printing import print_json, print_table
+    from tailwise.cli.printing import print_json, print_table
     from tailwise.stages.status import status as figures
 
     found = figures(open_catalog(catalog))
@@ -172,7 +172,7 @@ def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
 
       tailwise verify my-catalog
     """
-    from tailwise.printing import print_json
+    from tailwise.cli.printing import print_json
     from tailwise.stages.verify import broken_inputs
     from tailwise.stages.verify import verify as run
 

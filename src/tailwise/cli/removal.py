@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tailwise.cli.app import AsJson, CatalogPath, Overwrite, app, open_catalog, with_bars
-from tailwise.printing import say
+from tailwise.cli.printing import say
 
 SHOWN = 10
 
@@ -33,7 +33,7 @@ def remove(
 
       tailwise remove my-catalog --keys takedown.parquet --dry-run
     """
-    from tailwise.printing import print_json
+    from tailwise.cli.printing import print_json
     from tailwise.stages.remove import remove as run
 
     opened = open_catalog(catalog)
@@ -90,8 +90,8 @@ def excluded(
 
       tailwise excluded my-catalog --output dropped.parquet
     """
+    from tailwise.cli.printing import print_json, print_table
     from tailwise.plan.plan import Plan
-    from tailwise.printing import print_json, print_table
     from tailwise.stages.excluded import write_excluded
 
     opened = open_catalog(catalog)
@@ -126,7 +126,7 @@ def why(
 
       tailwise why my-catalog 000001234 --plan epochs
     """
-    from tailwise.printing import print_json
+    from tailwise.cli.printing import print_json
     from tailwise.stages.why import why as run
 
     story = run(open_catalog(catalog), key, plan)

@@ -22,7 +22,7 @@ def takes(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [*inspect.signature(command, eval_str=True).parameters.values()]
-        hints = get_type_hints(request, localns={"ScoreRequest": str})
+        hints = get_type_hints(request)
         mappings = {name for name, hint in hints.items() if get_origin(hint) is Mapping}
         options = _options(request, hints)
         at = next(number for number, item in enumerate(own) if item.name == "request")
@@ -50,9 +50,9 @@ def _options(request: type, hints: Mapping[str, Any]) -> dict[str, inspect.Param
         name, kind = item.name, _kind(hints[item.name])
         default = item.default if item.default is not MISSING and item.default not in ("", ()) else None
         help_ = re.sub(r"`(\w+)`", lambda found: f"--{found[1].replace('_', '-')}", helps[name])
-        spelt = [item.metadata[OPTION]] if OPTION in item.metadata else [f"--{name.replace('_', '-')}"]
+        spelt = item.metadata.get(OPTION, name.replace("_", "-")).split("/")
         shown = typer.Option(
-            *spelt,
+            "/".join(f"--{each}" for each in spelt),
             help=help_,
             show_default=default is not None and kind is not bool,
             metavar="NAME=VALUE" if get_origin(hints[name]) is Mapping else None,

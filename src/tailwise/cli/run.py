@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options
+from tailwise.cli.printing import say
 from tailwise.errors import NotFoundError, UserError
-from tailwise.printing import say
 from tailwise.spelling import new_spelling
 from tailwise.text import did_you_mean
 
@@ -100,7 +100,7 @@ def run(
         if not dry_run:
             _run_all(prepared, catalog, folder)
     if as_json:
-        from tailwise.printing import print_json
+        from tailwise.cli.printing import print_json
 
         listed = [{"step": each.line, "before": state} for each, state in zip(prepared, states, strict=True)]
         print_json({"name": pipeline.name, "dry_run": dry_run, "steps": listed})

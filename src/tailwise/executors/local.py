@@ -15,7 +15,7 @@ from multiprocessing import connection, resource_tracker
 from types import FrameType, ModuleType
 from typing import Any, TypeVar
 
-from tailwise.printing import LEVEL, show_log
+from tailwise.log import LEVEL, show_log
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -21,7 +21,8 @@ from tailwise.errors import UserError
 from tailwise.kernels.selection import order_statistics
 from tailwise.plan.budget import samples_of_share
 from tailwise.progress import Track, silent
-from tailwise.stages.scores import ScoreRequest, plain_name, score_config, score_figures, score_inputs, score_parts
+from tailwise.requests import ScoreRequest
+from tailwise.stages.scores import plain_name, score_config, score_figures, score_inputs, score_parts
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
 MISSING = ("drop", "keep")

@@ -20,8 +20,9 @@ from tailwise.kernels.lloyd import to_similarity_units
 from tailwise.plan.methods import PICKS
 from tailwise.plan.stream import MAX_CLUSTER
 from tailwise.plan.weights import Clusters
+from tailwise.requests import ScoreRequest
 from tailwise.stages.candidates import LeftOut, count_left_out
-from tailwise.stages.scores import ScoreRequest, score_inputs, score_parts
+from tailwise.stages.scores import score_inputs, score_parts
 from tailwise.text import command_line
 
 OUTSIDE = -1  # the label of rows that are never drawn

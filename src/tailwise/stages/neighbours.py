@@ -20,6 +20,7 @@ from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.similarity import NOTHING_EARLIER, most_similar_earlier
 from tailwise.progress import Track, silent
+from tailwise.requests import ScoreRequest
 from tailwise.stages.members import DROPPED, KEPT, NEW, RESULT, Columns, Members, plan_layout, regroup_members
 from tailwise.text import command_line, did_you_mean
 
@@ -209,7 +210,7 @@ def _random(comparison: Comparison) -> Iterator[Values]:
 
 
 def _score(comparison: Comparison) -> Iterator[Values]:
-    from tailwise.stages.scores import ScoreRequest, score_parts  # noqa: PLC0415  (only this order needs them)
+    from tailwise.stages.scores import score_parts  # noqa: PLC0415  (only this order needs them)
 
     request = ScoreRequest(str(comparison.score))
     for values in score_parts(comparison.catalog, comparison.snapshot, request, comparison.track):

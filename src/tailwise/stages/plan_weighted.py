@@ -21,10 +21,10 @@ from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, fill_by_scale, fill_by_shift, round_to_sum
 from tailwise.plan.weights import Clusters
 from tailwise.progress import Track, silent
-from tailwise.requests import PlanRequest
+from tailwise.requests import PlanRequest, ScoreRequest
 from tailwise.stages.grouping import Grouping
 from tailwise.stages.regroup import write_value_ranks
-from tailwise.stages.scores import ScoreRequest, score_config
+from tailwise.stages.scores import score_config
 from tailwise.text import did_you_mean
 
 MAX_REPEATS = 255

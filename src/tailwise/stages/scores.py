@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,12 @@ from tailwise.catalog.kinds import SCORE
 from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED
+from tailwise.requests import OptionValue, ScoreRequest
 from tailwise.stages import score_makers as makers
 from tailwise.stages.score_makers import NORMS, ScoreWork
 from tailwise.stages.score_target import Target
 
-OptionValue = str | int | float
 Scores = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """Which score, and how.
-
-    Attributes:
-        name: of SCORES, or of a numeric column of the samples; with the option "file", of a column of that file.
-        options: names of OPTIONS that the score has; those left out have their defaults.
-    """
-
-    name: str
-    options: Mapping[str, OptionValue] = field(default_factory=dict)
 
 
 def score_parts(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, track: Track = silent) -> Iterator[Scores]:

@@ -1,15 +1,14 @@
-"""All that commands print: lines and tables for people, JSON for programs, the log. Text from outside is shown as given, never obeyed."""
+"""All that commands print: lines and tables for people, JSON for programs. Text from outside is shown as given, never obeyed."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tailwise.log import is_quiet
 from tailwise.text import plain
 
 if TYPE_CHECKING:
@@ -18,33 +17,6 @@ if TYPE_CHECKING:
 
     from tailwise.plan.explain import Explanation
     from tailwise.stages.report import Rejections
-
-
-LOGGER = logging.getLogger("tailwise")  # the parent of all loggers of the package
-LEVEL = "TAILWISE_LOG_LEVEL"  # environment variable that hands the level on to worker processes
-
-
-class _Lines(logging.Handler):
-    """Shows a record as one line on standard error: a note as it is, others with their level, details with time and module."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = "" if record.levelno == logging.INFO else f"tailwise: {record.levelname.lower()}: "
-        detail = f"{record.relativeCreated / 1000:.1f} s, {record.name}: " if record.levelno < logging.INFO else ""
-        print_error(f"{level}{detail}{record.getMessage()}")
-
-
-def show_log(level: int) -> None:
-    """Show the package's log, in worker processes too, from a level on: WARNING is --quiet, DEBUG --verbose."""
-    os.environ[LEVEL] = str(level)
-    LOGGER.setLevel(level)
-    if not LOGGER.handlers:
-        LOGGER.addHandler(_Lines())
-    LOGGER.propagate = False  # open_clip's trainer would show it again
-
-
-def is_quiet() -> bool:
-    """Return whether only JSON, warnings and errors are printed."""
-    return LOGGER.level >= logging.WARNING
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401  (JSON values)
@@ -60,11 +32,6 @@ def say(line: object = "", *, error: bool = False) -> None:
     """Print one line for people, on standard error if `error`; nothing with --quiet."""
     if not is_quiet():
         print(plain(line), file=sys.stderr if error else sys.stdout, flush=True)
-
-
-def print_error(line: object) -> None:
-    """Print one line on standard error, with --quiet too."""
-    print(plain(line), file=sys.stderr, flush=True)
 
 
 def rejected_json(rejections: Rejections) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""The log of the package: one logger, and how the command line shows it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from tailwise.text import plain
+
+LOGGER = logging.getLogger("tailwise")  # the parent of all loggers of the package
+LEVEL = "TAILWISE_LOG_LEVEL"  # environment variable that hands the level on to worker processes
+
+
+class _Lines(logging.Handler):
+    """Shows a record as one line on standard error: a note as it is, others with their level, details with time and module."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno == logging.INFO else f"tailwise: {record.levelname.lower()}: "
+        detail = f"{record.relativeCreated / 1000:.1f} s, {record.name}: " if record.levelno < logging.INFO else ""
+        print_error(f"{level}{detail}{record.getMessage()}")
+
+
+def show_log(level: int) -> None:
+    """Show the package's log, in worker processes too, from a level on: WARNING is --quiet, DEBUG --verbose."""
+    os.environ[LEVEL] = str(level)
+    LOGGER.setLevel(level)
+    if not LOGGER.handlers:
+        LOGGER.addHandler(_Lines())
+    LOGGER.propagate = False  # open_clip's trainer would show it again
+
+
+def is_quiet() -> bool:
+    """Return whether only JSON, warnings and errors are printed."""
+    return LOGGER.level >= logging.WARNING
+
+
+def print_error(line: object) -> None:
+    """Print one line on standard error, with --quiet too."""
+    print(plain(line), file=sys.stderr, flush=True)
