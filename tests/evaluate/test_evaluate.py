@@ -319,7 +319,7 @@ def test_mistakes_in_sets_are_one_line(measure, tmp_path, make_tar, make_picture
     assert "both say how often" in told(cut, pool=tmp_path, train_counts=tmp_path)
     for groups in ("halves", "20,100"):
         assert "give thirds, or two bounds" in told(cut, groups=groups)
-    assert "--precision 'fp8': must be one of fp32, bf16" in told(beyond, precision="fp8")
+    assert "`precision` 'fp8': must be one of fp32, bf16" in told(beyond, precision="fp8")
     assert "`device` 'abacus' cannot be used" in told(beyond, device="abacus")
 
 
@@ -417,13 +417,13 @@ def test_checkpoints_that_can_t_be_used(tmp_path, tiny_checkpoint, tiny_model, c
     assert "holds no checkpoint" in told(tmp_path)
     assert "doesn't tell its model" in told(tiny_checkpoint)
     assert "open_clip knows no model 'ViT-Q-1'" in told(tiny_checkpoint, "ViT-Q-1")
-    assert "open_clip_config.json: give --model" in told(tiny_checkpoint, f"local-dir:{tmp_path}")
-    assert re.search("can't be loaded: .*; check the file and --model", told(tiny_checkpoint, "RN50"))
+    assert "open_clip_config.json: give `model`" in told(tiny_checkpoint, f"local-dir:{tmp_path}")
+    assert re.search("can't be loaded: .*; check the file and `model`", told(tiny_checkpoint, "RN50"))
     (tmp_path / "broken.pt").write_bytes(b"no weights")
     assert "broken.pt as local-dir:" in told(tmp_path / "broken.pt", tiny_model)
     assert "give open_clip:MODEL/PRETRAINED" in told("open_clip:ViT-B-32")
     assert "open_clip has no weights 'mine' of ViT-B-32: use one of" in told("open_clip:ViT-B-32/mine")
-    assert "--model does nothing" in told("open_clip:ViT-B-32/openai", tiny_model)
+    assert "`model` does nothing" in told("open_clip:ViT-B-32/openai", tiny_model)
 
 
 def test_a_diverged_model_is_refused(tmp_path, tiny_weights, tiny_model, classification_set):

@@ -152,6 +152,7 @@ def _check_bounds(request: PlanRequest, method: Method) -> None:
         for option, value in (
             ("`min_per_cluster`", request.min_per_cluster),
             ("`class_balance`", request.class_balance),
+            ("`clustering`", request.clustering),
         ):
             if value is not None:
                 raise UserError(f"{option} does nothing with method {request.method!r}: it has no clusters")
