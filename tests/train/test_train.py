@@ -149,7 +149,7 @@ phases:
     ]["segments"]
 
     (second / "tailwise.json").unlink()
-    with pytest.raises(UserError, match="phase2 is a run that `tailwise train` didn't start"):
+    with pytest.raises(UserError, match="phase2 is a run that `tailwise train` did not start"):
         CliRunner().invoke(
             app, [str(word) for word in [*command[:3], "--resume", *command[3:]]], catch_exceptions=False
         )
@@ -184,10 +184,10 @@ def test_another_way_with_damage_is_told_when_a_run_goes_on(drawn_plan, argument
     for given, said in (
         (
             {"damaged": "replace", "check": "none"},
-            ["--check size, and goes on with none", "--damaged error, and goes on with replace"],
+            ["`check` size, and goes on with none", "`damaged` error, and goes on with replace"],
         ),
         ({"damaged": "replace", "check": "none"}, []),
-        ({"check": "none"}, ["--damaged replace, and goes on with error"]),
+        ({"check": "none"}, ["`damaged` replace, and goes on with error"]),
     ):
         path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False}))
         told = []
@@ -276,6 +276,6 @@ def test_a_run_of_open_clip_s_own_is_left_alone(drawn_plan, arguments, tmp_path)
     folder.mkdir(parents=True)
     (folder / "out.log").write_text("mine")
     for resume in (False, True):
-        with pytest.raises(UserError, match="didn't start"):
+        with pytest.raises(UserError, match="did not start"):
             train(drawn_plan, arguments, TrainOptions(epochs=1, resume=resume), tell=lambda _: None)
     assert (folder / "out.log").read_text() == "mine"
