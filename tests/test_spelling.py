@@ -79,6 +79,15 @@ def test_an_error_shows_the_option_as_it_was_typed(small_catalog):
         assert f"with other settings ({option} 3 → 4)" in str(found)
 
 
+def test_a_dedup_with_other_settings_names_its_options(small_catalog):
+    tailwise.cluster(small_catalog, k=3)
+    tailwise.cluster(small_catalog, k=4, name="fine")
+    tailwise.dedup(small_catalog, epsilon=0.1)
+    words = ["dedup", str(small_catalog.folder), "--epsilon", "0.1", "--clustering", "fine", "--order", "nearest"]
+    told = str(CliRunner().invoke(app, words).exception)
+    assert "(--clustering main → fine, --order farthest → nearest)" in told
+
+
 def test_unknown_names_get_the_nearest_one(small_catalog):
     assert did_you_mean("dynamis", ["dbp", "dynamics"]) == "did you mean 'dynamics'?"
     assert did_you_mean("x", ["dbp", "dynamics"]) == "use dbp, dynamics"

@@ -146,11 +146,11 @@ def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "inputs": inputs, "derived": None}
 
 
-# Configurations name some parameters otherwise than requests do.
+# By kind: parameters that configurations name otherwise than users do.
 _PARAMETERS = {
     "clusters": {"clusters": "k"},
     "plan": {"clusters": "clustering"},
-    "drops": {"clusters": "clustering", "keep": "order"},
+    "dedup": {"clusters": "clustering", "keep": "order"},
     "neighbours": {"clusters": "clustering", "keep": "order"},
 }
 
@@ -160,6 +160,8 @@ def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(identity["config"])
     asked, options, final = (config.pop(name, None) or {} for name in ("asked", "options", "final_options"))
     flat = {**config, **asked, **options, **{f"{name}_end": value for name, value in final.items()}}
+    if flat.get("method") == "metaclip":
+        flat["method"] = "text-balance"
     names = _PARAMETERS.get(identity["kind"], {})
     return {names.get(name, name): value for name, value in flat.items()}
 

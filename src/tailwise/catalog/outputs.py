@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import HEADER, Catalog
-from tailwise.catalog.files import TEMPORARY_SUFFIX, read_array
+from tailwise.catalog.files import TEMPORARY_SUFFIX, read_array, scratch
 from tailwise.errors import ConflictError, NotFoundError, UserError
 
 
@@ -80,6 +80,11 @@ def writing_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Ca
                 if _is_still(temporary, stream):
                     temporary.unlink()
             return
+
+
+def scratch_beside(output: Path) -> AbstractContextManager[Path]:
+    """Return an empty folder for intermediate files beside an output; see `scratch`."""
+    return scratch(output.absolute().with_name(f".{output.name}{TEMPORARY_SUFFIX}"))
 
 
 def _is_still(path: Path, stream: IO[bytes]) -> bool:

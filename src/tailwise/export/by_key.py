@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tailwise.catalog.files import scratch
 from tailwise.catalog.keys import KeyIndex
+from tailwise.catalog.outputs import scratch_beside
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.export.drawn import drawn_parts, publishing, tracked_parts
@@ -72,7 +72,7 @@ def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
 
 
 def _check_unique_keys(plan: Plan, path: Path) -> None:
-    with scratch(path.absolute().with_name(f".{path.name}.work")) as folder:
+    with scratch_beside(path) as folder:
         index = KeyIndex(folder / "keys", plan.rows)
         for part in plan.catalog.parts(plan.snapshot):
             keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()

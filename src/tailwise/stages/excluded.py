@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, scratch, write_table
+from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, write_table
 from tailwise.catalog.kinds import DROP_LIST
-from tailwise.catalog.outputs import is_table, writing_output
+from tailwise.catalog.outputs import is_table, scratch_beside, writing_output
 from tailwise.errors import UserError
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
@@ -259,7 +259,7 @@ def write_excluded(
 
 def _write(path: Path, catalog: Catalog, causes: Causes, plan: Plan | None, track: Track) -> dict[tuple[str, str], int]:
     counts: Counter[tuple[str, str]] = Counter()
-    with scratch(path.absolute().with_name(f".{path.name}.work")) as folder:
+    with scratch_beside(path) as folder:
         kept = _KeptKeys(catalog, causes.snapshot, folder)
         for part in track(kept.parts, "never drawn", len(kept.parts)):
             table = causes.of(part.span)
