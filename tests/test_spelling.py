@@ -103,6 +103,13 @@ def test_command_lines_are_quoted():
     assert command_line("cluster", Path("my pool"), k="…", name="x") == "`tailwise cluster 'my pool' --k … --name x`"
 
 
+@pytest.mark.parametrize("option", ["--option", "--final-option"])
+def test_pairs_that_are_none_are_named_by_their_option(small_catalog, option):
+    words = ["plan", str(small_catalog.folder), "p", "--method", "random", "--keep", "0.5", option]
+    assert f"{option} 'x': give NAME=VALUE" in str(CliRunner().invoke(app, [*words, "x"]).exception)
+    assert f"{option} x is given twice" in str(CliRunner().invoke(app, [*words, "x=1", option, "x=2"]).exception)
+
+
 def test_fields_that_do_nothing_are_refused():
     refuse_idle(PlanRequest("rates", rates=Path("x")), {"method", "rates"}, "here")
     refuse_idle(PlanRequest("random", without=[]), {"method"}, "here")

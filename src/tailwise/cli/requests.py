@@ -30,7 +30,7 @@ def takes(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]
         def call(**given: Any) -> None:  # noqa: ANN401
             asked = {name: given.pop(name) for name in options}
             kept = {name: value for name, value in asked.items() if value is not None}
-            pairs = {name: _pairs(value) for name, value in kept.items() if name in mappings}
+            pairs = {name: _pairs(name, value) for name, value in kept.items() if name in mappings}
             command(**given, request=request(**kept | pairs))
 
         call.__name__, call.__doc__, call.__annotations__ = command.__name__, command.__doc__, {}
@@ -73,14 +73,15 @@ def _kind(hint: Any) -> Any:  # noqa: ANN401  (a type)
     return next(each for each in (*get_args(hint), hint) if each in PLAIN)
 
 
-def _pairs(texts: list[str]) -> dict[str, float]:
+def _pairs(parameter: str, texts: list[str]) -> dict[str, float]:
+    """Return texts NAME=VALUE as names and numbers; a UserError names the parameter."""
     pairs: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
         if name in pairs:
-            raise UserError(f"--option {name} is given twice: give it once")
+            raise UserError(f"`{parameter}` {name} is given twice: give it once")
         try:
             pairs[name] = float(value)
         except ValueError as error:
-            raise UserError(f"--option {text!r}: give NAME=VALUE, with a number as value") from error
+            raise UserError(f"`{parameter}` {text!r}: give NAME=VALUE, with a number as value") from error
     return pairs

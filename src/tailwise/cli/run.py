@@ -242,7 +242,7 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
                         f"add a step {' or '.join(makers)}"
                     )
         method = step.options.get("method")
-        methods = {*METHODS, *BY_RATE}
+        methods = [*METHODS, *BY_RATE]
         if step.command == "plan" and method is not None and method not in methods and not step.options.get("methods"):
             raise UserError(f"step {step.label}: unknown method {method!r}: {did_you_mean(str(method), methods)}")
         entries = step.options.get("entries")
