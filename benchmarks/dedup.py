@@ -24,6 +24,7 @@ from tailwise.catalog.embeddings import open_column, write_part
 from tailwise.catalog.files import write_array
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.kernels.similarity import most_similar_earlier
+from tailwise.requests import DedupRequest
 from tailwise.stages.dedup import dedup
 from tailwise.stages.members import RESULT, Layout, Members, regroup_members
 from tailwise.stages.neighbours import Comparison
@@ -97,7 +98,7 @@ def plain(x: npt.NDArray[np.float16]) -> tuple[npt.NDArray[np.float32], npt.NDAr
 
 def kernels(catalog: tailwise.Catalog, folder: Path) -> None:
     """Clusters one by one, by both ways, turn by turn."""
-    compared = Comparison(catalog)
+    compared = Comparison(catalog, DedupRequest())
     wanted = np.arange(len(compared.sizes)) < COMPARED_CLUSTERS
     clusters: list[npt.NDArray[np.float16]] = []
 
@@ -145,7 +146,7 @@ def stage(catalog: tailwise.Catalog, memory: int) -> None:
         shutil.rmtree(catalog.folder / leftover, ignore_errors=True)
     for name, epsilon, rule in (("first", EPSILON, "greedy"), ("then", 0.1, "greedy"), ("last", 0.1, "any-earlier")):
         start, processor = time.perf_counter(), time.process_time()
-        made = dedup(catalog, epsilon=epsilon, rule=rule, name=name, max_memory_bytes=memory)
+        made = dedup(catalog, DedupRequest(epsilon=epsilon, rule=rule, name=name, max_memory=f"{memory / 1000:g}KB"))
         seconds, processor = time.perf_counter() - start, time.process_time() - processor
         print(
             f"  {name}, {rule}, ε {epsilon}, --max-memory {memory / 1e9:.2g} GB: {rows / seconds:,.0f} samples/s ({seconds:.1f} s, "

@@ -18,6 +18,7 @@ from common import print_header
 from pools import REAL
 
 import tailwise
+from tailwise.requests import ClusterRequest, DedupRequest
 
 EPSILONS = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.11, 0.12, 0.14, 0.17, 0.2, 0.25)
 CLUSTERS = (1, 25, 100, 400, 1600)
@@ -54,7 +55,7 @@ def main() -> None:
         origin, planted = truth(catalog)
         print(f"{len(origin):,} samples, {planted:,} planted")
         for clusters in CLUSTERS:
-            tailwise.cluster(catalog, k=clusters, name=f"k{clusters}", force=clusters == 1)
+            tailwise.cluster(catalog, ClusterRequest(k=clusters, name=f"k{clusters}", force=clusters == 1))
             for keep in KEEPS if clusters == 100 else KEEPS[:1]:
                 for rule in RULES:
                     for epsilon in EPSILONS:
@@ -84,7 +85,7 @@ def measure(
     catalog: tailwise.Catalog, origin: np.ndarray, planted: int, clusters: int, keep: str, rule: str, epsilon: float
 ) -> Score:
     name = f"k{clusters}-{keep}-{rule}-{epsilon}"
-    tailwise.dedup(catalog, epsilon=epsilon, rule=rule, order=keep, clustering=f"k{clusters}", name=name)
+    tailwise.dedup(catalog, DedupRequest(epsilon=epsilon, rule=rule, order=keep, clustering=f"k{clusters}", name=name))
     return judge(catalog, origin, planted, name)
 
 
@@ -102,10 +103,12 @@ def twice(catalog: tailwise.Catalog, origin: np.ndarray, planted: int) -> None:
     """What one clustering hides another may show: the survivors of one dedup are compared inside other clusters."""
     print("twice, the second time among the survivors, inside the clusters of another seed:")
     for clusters in TWICE:
-        tailwise.cluster(catalog, k=clusters, name=f"other{clusters}", seed=1)
+        tailwise.cluster(catalog, ClusterRequest(k=clusters, name=f"other{clusters}", seed=1))
         for epsilon in (0.08, 0.09, 0.1):
             first, second = f"k{clusters}-farthest-greedy-{epsilon}", f"other{clusters}-{epsilon}"
-            tailwise.dedup(catalog, epsilon=epsilon, clustering=f"other{clusters}", without=[first], name=second)
+            tailwise.dedup(
+                catalog, DedupRequest(epsilon=epsilon, clustering=f"other{clusters}", without=[first], name=second)
+            )
             score = judge(catalog, origin, planted, first, second)
             print(
                 f"  K {clusters:4}, ε {epsilon:g}: F1 {score.f1:.3f} (precision {score.precision:.3f}, recall {score.recall:.3f})"

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -29,11 +30,12 @@ from common import print_header
 from PIL import Image
 
 import tailwise
-from tailwise.encoders import Encoder, EncoderOptions, load_encoder
+from tailwise.encoders import Encoder, load_encoder
 from tailwise.encoders.precision import has_native_bf16
 from tailwise.executors.local import default_workers
+from tailwise.requests import EmbedRequest, EncoderRequest
 from tailwise.shards.decode import decode_rgb
-from tailwise.stages.embed import BATCH_SIZES, EmbedOptions, embed
+from tailwise.stages.embed import BATCH_SIZES, embed
 
 TIMED_IMAGES = 128  # that decoding and preprocessing are timed on
 CEILING_SECONDS = 6.0
@@ -111,7 +113,7 @@ def measure(
     found: dict[str, list[float]] = {}
     for turn in range(rounds):
         for precision in precisions:
-            encoder = load_encoder(spelt, EncoderOptions(precision=precision, backend="torch"), device)
+            encoder = load_encoder(spelt, EncoderRequest(precision=precision, backend="torch"), device)
             found.setdefault(f"ceiling {precision}", []).append(ceiling(encoder, contents[:batch_size]))
             if turn == 0:
                 print_shares(encoder, contents[:TIMED_IMAGES], found[f"ceiling {precision}"][0])
@@ -193,10 +195,10 @@ def ours(
 ) -> float:
     catalog = tailwise.import_pool([str(pool)], place, workers=1).catalog
     clock = Clock()
-    options = EmbedOptions(
-        "image", EncoderOptions(device=str(device), precision=precision, backend="torch"), batch_size
+    options = EmbedRequest(
+        encoder="", column="image", device=str(device), precision=precision, backend="torch", batch_size=batch_size
     )
-    embed(catalog, spelt, options, workers=workers, track=clock.track)
+    embed(catalog, replace(options, encoder=spelt, workers=workers), track=clock.track)
     return clock.rate(batch_size)
 
 

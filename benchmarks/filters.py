@@ -21,8 +21,8 @@ from tailwise.catalog.catalog import Catalog, part_name
 from tailwise.catalog.embeddings import normalise_rows, open_column, write_part
 from tailwise.catalog.files import file_digest, write_json, write_table
 from tailwise.catalog.schema import SAMPLE_SCHEMA, SHARD_SCHEMA
-from tailwise.requests import ScoreRequest
-from tailwise.stages.filter import FilterRule, filter_samples
+from tailwise.requests import FilterRequest, ScoreRequest
+from tailwise.stages.filter import filter_samples
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.scores import score_parts
 
@@ -78,10 +78,10 @@ def measure(title: str, catalog: Catalog, *, fast: bool, slow: bool) -> None:
         print(f"  {request.name:<20} {options:<34} {rows / seconds:>14,.0f} samples/s")
     if fast:
         for number, (label, rule) in enumerate(
-            {"top share": FilterRule(keep=0.3), "bounds": FilterRule(0.1, 0.9)}.items()
+            {"top share": {"keep": 0.3}, "bounds": {"minimum": 0.1, "maximum": 0.9}}.items()
         ):
             start = time.perf_counter()
-            filter_samples(catalog, "clip-score", rule, name=f"filter-{number}")
+            filter_samples(catalog, FilterRequest("clip-score", **rule, name=f"filter-{number}"))
             seconds = time.perf_counter() - start
             print(f"  {'filter, score kept':<20} {label:<34} {rows / seconds:>14,.0f} samples/s")
 

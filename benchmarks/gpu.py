@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tailwise.catalog import Catalog
 from tailwise.catalog.files import MANIFEST, read_json
 from tailwise.demo.pool import make_pool
-from tailwise.stages.cluster import POINTS_PER_CENTROID
+from tailwise.requests import ClusterRequest
 
 PEAKS_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "4090": 165.0}
 TINY = {
@@ -102,7 +102,7 @@ def measure(place, size, device, peak):
     report("embed", used, size.images, size.images * image_flop, peak)
     used = timed("cluster", rows, "--k", size.clusters, "--device", device)
     iterations = read_json(rows / "clusters" / "main" / MANIFEST)["summary"]["iterations"]
-    trained = min(size.rows, POINTS_PER_CENTROID * size.clusters)
+    trained = min(size.rows, ClusterRequest.points_per_centroid * size.clusters)
     flop = 2.0 * size.clusters * size.dimension * (size.rows + iterations * trained)
     report("cluster", used, size.rows, flop, peak)
     used = timed("dedup", rows, "--epsilon", "0.05", "--device", device)

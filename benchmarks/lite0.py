@@ -13,6 +13,7 @@ import csv
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ from common import print_header
 from timm.data import ImageNetInfo
 
 from tailwise.catalog.embeddings import normalise_rows
-from tailwise.encoders import EncoderOptions, load_encoder
+from tailwise.encoders import load_encoder
 from tailwise.encoders.lite0 import load_network, make_squares, run
+from tailwise.requests import EncoderRequest
 from tailwise.shards.decode import decode_rgb
 
 BATCH, ROWS = 64, 2_048
@@ -77,7 +79,7 @@ def hits(logits: torch.Tensor, truth: torch.Tensor, most: int) -> float:
 
 def print_neighbours(pool: str, contents: Sequence[bytes], truth: Sequence[str], name: str, precision: str) -> None:
     start = time.perf_counter()
-    rows, backend = embed(contents, name, precision)
+    rows, backend = embed(contents, replace(precision, encoder=name))
     rate = len(rows) / (time.perf_counter() - start)
     print(
         f"\n{len(rows):,} images of {pool} by {name}, {precision}, {backend} ({rate:,.0f} images/s, decoded and prepared in one thread)"
@@ -111,7 +113,7 @@ def read_tiny(folder: Path) -> tuple[list[bytes], list[str]]:
 
 def embed(contents: Sequence[bytes], name: str, precision: str) -> tuple[npt.NDArray[np.float16], str]:
     """Rows as `tailwise embed` stores them, and what computed them."""
-    encoder = load_encoder(name, EncoderOptions(precision=precision), CPU)
+    encoder = load_encoder(name, EncoderRequest(precision=precision), CPU)
     done = []
     for start in range(0, len(contents), BATCH):
         inputs = encoder.sides["image"].prepare(contents[start : start + BATCH])

@@ -13,6 +13,7 @@ from PIL import Image
 
 import tailwise
 from tailwise.demo.pool import make_pool
+from tailwise.requests import ClusterRequest, EmbedRequest
 from tailwise.stages.embed import embed
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinyimagenet-lt"
@@ -82,6 +83,6 @@ def clustered(tars: Path, folder: Path, clusters: int = 400) -> tailwise.Catalog
     sources = [tars, REAL / "embeddings"] if REAL.is_dir() else [tars]
     catalog = tailwise.import_pool(sources, folder).catalog
     if not REAL.is_dir():
-        embed(catalog, "pixels")
-    tailwise.cluster(catalog, k=clusters, merge=0.7)
+        embed(catalog, EmbedRequest(encoder="pixels"))
+    tailwise.cluster(catalog, ClusterRequest(k=clusters, merge=0.7))
     return catalog

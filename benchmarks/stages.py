@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from common import print_header
 
 import tailwise
+from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest, FilterRequest, GroupRequest
 from tailwise.stages.group import group
 
 DIMENSION, FILE_ROWS = 64, 250_000
@@ -88,34 +89,35 @@ def run(title: str, sources: list[str], folder: Path, fine: int, coarse: int, em
     print(f"\n{title}")
     catalog = timed("import", lambda: tailwise.import_pool(sources, folder / "catalog").catalog)
     if not embedded:
-        timed("embed pixels", lambda: tailwise.embed(catalog, "pixels"), catalog)
+        timed("embed pixels", lambda: tailwise.embed(catalog, EmbedRequest(encoder="pixels")), catalog)
     made_up = title == "made-up"
     steps: dict[str, Callable[[], Any]] = {
-        f"cluster K={fine}, 5 iterations": lambda: tailwise.cluster(catalog, k=fine, name="fine", iterations=5),
-        "dedup ε=0.05, greedy": lambda: tailwise.dedup(catalog, epsilon=0.05, clustering="fine"),
+        f"cluster K={fine}, 5 iterations": lambda: tailwise.cluster(
+            catalog, ClusterRequest(k=fine, name="fine", iterations=5)
+        ),
+        "dedup ε=0.05, greedy": lambda: tailwise.dedup(catalog, DedupRequest(epsilon=0.05, clustering="fine")),
         "dedup ε=0.1, any-earlier (compared already)": lambda: tailwise.dedup(
-            catalog, epsilon=0.1, clustering="fine", rule="any-earlier", name="again"
+            catalog, DedupRequest(epsilon=0.1, clustering="fine", rule="any-earlier", name="again")
         ),
         "filter caption-words": lambda: tailwise.filter_samples(
-            catalog, "caption-words", tailwise.FilterRule(minimum=1), without=["duplicates"], name="words"
+            catalog, FilterRequest("caption-words", minimum=1, without=["duplicates"], name="words")
         ),
     }
     if made_up:
         steps |= {
             "filter clip-score, top half": lambda: tailwise.filter_samples(
-                catalog, "clip-score", tailwise.FilterRule(keep=0.5), name="clip"
+                catalog, FilterRequest("clip-score", keep=0.5, name="clip")
             ),
             "filter cliploss, top half, 1 repetition": lambda: tailwise.filter_samples(
                 catalog,
-                tailwise.ScoreRequest("cliploss", {"repetitions": 1, "batch_size": 4096}),
-                tailwise.FilterRule(keep=0.5),
+                FilterRequest(tailwise.ScoreRequest("cliploss", {"repetitions": 1, "batch_size": 4096}), keep=0.5),
             ),
         }
     steps |= {
         f"cluster K={coarse}, 5 iterations": lambda: tailwise.cluster(
-            catalog, k=coarse, iterations=5, without=["duplicates"]
+            catalog, ClusterRequest(k=coarse, iterations=5, without=["duplicates"])
         ),
-        "group by shard": lambda: group(catalog, "shard"),
+        "group by shard": lambda: group(catalog, GroupRequest("shard")),
         "plan dbp": lambda: tailwise.make_plan(catalog, "dbp", tailwise.PlanRequest("dbp", keep=0.277)),
         "plan dynamics": lambda: tailwise.make_plan(catalog, "epochs", tailwise.PlanRequest("dynamics", keep=0.5)),
         "plan top-score": lambda: tailwise.make_plan(

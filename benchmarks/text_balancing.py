@@ -23,7 +23,7 @@ from tailwise.catalog.files import write_table
 from tailwise.catalog.schema import SAMPLE_SCHEMA, SHARD_SCHEMA
 from tailwise.kernels.matching import EntryMatcher, space_out
 from tailwise.plan.plan import Plan
-from tailwise.requests import PlanRequest
+from tailwise.requests import GroupRequest, PlanRequest
 from tailwise.stages.group import group
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
@@ -122,7 +122,7 @@ def measure_stages(text: Text, folder: Path, samples: int) -> None:
     size = sum(item.stat().st_size for item in (catalog.folder / "matches").rglob("*"))
     print(f"  the matches: {size / samples:.1f} bytes a sample on disk")
     start = time.perf_counter()
-    made = group(catalog, "width")
+    made = group(catalog, GroupRequest("width"))
     took = time.perf_counter() - start
     print(f"group by a column with {made.summary['clusters']:,} values: {samples / took:,.0f} samples/s")
     column = {
@@ -131,7 +131,7 @@ def measure_stages(text: Text, folder: Path, samples: int) -> None:
     }
     write_table(folder / "domains.parquet", pa.table(column))
     start = time.perf_counter()
-    made = group(catalog, "domain", file=folder / "domains.parquet")
+    made = group(catalog, GroupRequest("domain", file=folder / "domains.parquet"))
     took = time.perf_counter() - start
     print(f"group by a file joined by key, {made.summary['clusters']:,} values: {samples / took:,.0f} samples/s")
 
@@ -187,7 +187,7 @@ def tell_classes(folder: Path) -> None:
     print(
         f"  {summary['matched']:,} captions hold an entry; {summary['entries_without_match']} of {summary['entries']} are in none"
     )
-    group(catalog, "class_index", file=REAL / "truth.tsv", name="truth")
+    group(catalog, GroupRequest("class_index", file=REAL / "truth.tsv", name="truth"))
     for method in ("dynamics", "flat"):
         plan = make_plan(catalog, method, PlanRequest(method, keep=0.5, clustering="truth"))
         print_rates(f"{method} over true classes", plan, third[of_row])

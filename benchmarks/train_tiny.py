@@ -23,6 +23,7 @@ from PIL import Image
 
 import tailwise
 from tailwise.recipes import load_recipe
+from tailwise.requests import ClusterRequest
 
 
 def zero_shot(model_folder, checkpoint, data):
@@ -71,7 +72,7 @@ def main():
     pool = options.shared / "tinyimagenet-lt"
     with tempfile.TemporaryDirectory() as folder:
         catalog = tailwise.import_pool([str(pool / "train"), str(pool / "embeddings")], f"{folder}/pool").catalog
-        tailwise.cluster(catalog, k=400, merge=0.7)
+        tailwise.cluster(catalog, ClusterRequest(k=400, merge=0.7))
         tailwise.make_plan(catalog, "plan", tailwise.PlanRequest(options.method, keep=options.keep, seed=options.seed))
         command = [sys.executable, "-m", "tailwise", "train", str(catalog.folder), "plan", "--recipe", "tiny-cpu"]
         command += ["--samples-seen", str(options.samples_seen), "--", "--logs", folder, "--name", "run"]

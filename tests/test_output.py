@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tailwise.progress import silent
+from tailwise.requests import ClusterRequest
 
 
 def run(*words, code=0):
@@ -198,7 +199,7 @@ def test_python_callers_see_nothing(capfd, catalog):
     from tailwise.catalog import Catalog
     from tailwise.stages.cluster import cluster
 
-    cluster(Catalog.open(catalog), k=3, name="python")
+    cluster(Catalog.open(catalog), ClusterRequest(k=3, name="python"))
     assert capfd.readouterr() == ("", "")
     assert list(silent([1, 2], "step")) == [1, 2]
     assert logging.getLogger("tailwise").handlers == []

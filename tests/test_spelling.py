@@ -16,7 +16,7 @@ from tailwise.cli import app
 from tailwise.cli.app import _ELSEWHERE, as_options
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.recipes.pipeline import Step
-from tailwise.requests import PlanRequest, refuse_idle
+from tailwise.requests import ClusterRequest, DedupRequest, PlanRequest, refuse_idle
 from tailwise.spelling import OLD_COMMANDS, OLD_OPTIONS
 from tailwise.text import command_line, did_you_mean, option_words
 
@@ -80,9 +80,9 @@ def test_an_error_shows_the_option_as_it_was_typed(small_catalog):
 
 
 def test_a_dedup_with_other_settings_names_its_options(small_catalog):
-    tailwise.cluster(small_catalog, k=3)
-    tailwise.cluster(small_catalog, k=4, name="fine")
-    tailwise.dedup(small_catalog, epsilon=0.1)
+    tailwise.cluster(small_catalog, ClusterRequest(k=3))
+    tailwise.cluster(small_catalog, ClusterRequest(k=4, name="fine"))
+    tailwise.dedup(small_catalog, DedupRequest(epsilon=0.1))
     words = ["dedup", str(small_catalog.folder), "--epsilon", "0.1", "--clustering", "fine", "--order", "nearest"]
     told = str(CliRunner().invoke(app, words).exception)
     assert "(--clustering main → fine, --order farthest → nearest)" in told
@@ -91,7 +91,7 @@ def test_a_dedup_with_other_settings_names_its_options(small_catalog):
 def test_unknown_names_get_the_nearest_one(small_catalog):
     assert did_you_mean("dynamis", ["dbp", "dynamics"]) == "did you mean 'dynamics'?"
     assert did_you_mean("x", ["dbp", "dynamics"]) == "use dbp, dynamics"
-    tailwise.cluster(small_catalog, k=3, name="fine")
+    tailwise.cluster(small_catalog, ClusterRequest(k=3, name="fine"))
     with pytest.raises(NotFoundError, match=r"no clustering named 'fien' \(there: fine\): did you mean 'fine'"):
         tailwise.make_plan(small_catalog, "p", PlanRequest("dynamics", keep=0.5, clustering="fien"))
 
@@ -124,7 +124,7 @@ def test_help_of_plan_comes_from_the_request():
 
 
 def test_functions_take_the_path_of_a_catalog(small_catalog):
-    tailwise.cluster(str(small_catalog.folder), k=3)
+    tailwise.cluster(str(small_catalog.folder), ClusterRequest(k=3))
     made = tailwise.make_plan(small_catalog.folder, "p", PlanRequest("random", keep=0.5))
     assert tailwise.Plan(str(small_catalog.folder), "p").draw(0).sum() == made.draw(0).sum()
     assert {"Catalog", "Loader", "make_plan", "ConflictError"} <= set(dir(tailwise))

@@ -10,10 +10,10 @@ from tailwise.catalog.kinds import KINDS, MADE_BY, WITHOUT, named_inputs
 from tailwise.cli.run import STEPS, _check_names, _command, _made_name
 from tailwise.errors import UserError
 from tailwise.recipes.pipeline import Step
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
-from tailwise.stages.filter import FilterRule, filter_samples
+from tailwise.stages.filter import filter_samples
 from tailwise.stages.match_entries import match_entries
 from tailwise.stages.plan import make_plan
 from tailwise.stages.status import status
@@ -27,9 +27,9 @@ def _full_catalog(_small_catalog_source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
     shutil.copytree(_small_catalog_source / "catalog", folder / "catalog")
     catalog = Catalog.open(folder / "catalog")
-    cluster(catalog, k=12)
-    dedup(catalog, epsilon=0.01)
-    filter_samples(catalog, "caption-words", FilterRule(keep=0.9))
+    cluster(catalog, ClusterRequest(k=12))
+    dedup(catalog, DedupRequest(epsilon=0.01))
+    filter_samples(catalog, FilterRequest("caption-words", keep=0.9))
     (folder / "entries.txt").write_text("group\n")
     match_entries(catalog, folder / "entries.txt", workers=1)
     make_plan(catalog, "p", PlanRequest("dbp", keep=0.5))

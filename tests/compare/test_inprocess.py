@@ -14,11 +14,10 @@ from tailwise.compare.recipe import Training
 from tailwise.compare.trainers import open_clip_arguments, train_by_open_clip
 from tailwise.errors import UserError
 from tailwise.loader import Loader
-from tailwise.requests import PlanRequest
+from tailwise.requests import PlanRequest, TrainRequest
 from tailwise.stages.plan import make_plan
 from tailwise.text import option_words
 from tailwise.train.launch import train
-from tailwise.train.options import TrainOptions
 
 CPU = torch.device("cpu")
 # Two bf16 trainings may sum in another order, and then round a product to the neighbouring bf16 number. A logit is the logit scale,
@@ -65,7 +64,7 @@ def test_the_losses_and_weights_are_those_of_open_clips_trainer(plan, write_mode
     mine = run(plan, settings, tmp_path / "mine", seed=3, compose="spread")
     words = [*option_words(open_clip_arguments(settings)), "--logs", str(tmp_path), "--name", "theirs"]
     words += ["--log-every-n-steps", "1"]
-    train(plan, words, TrainOptions(samples_seen=384, seed=3, compose="spread"), tell=lambda _: None)
+    train(plan, words, TrainRequest(samples_seen=384, seed=3, compose="spread"), tell=lambda _: None)
     log = (tmp_path / "theirs" / "out.log").read_text()
     theirs = [float(loss) for loss in re.findall(r"Train Epoch.* Loss: ([0-9.]+) ", log)]
     losses = np.load(tmp_path / "mine" / "losses.npy")

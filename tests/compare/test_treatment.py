@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from tailwise.compare.treatment import exposures, treatment_notes
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, FilterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
-from tailwise.stages.filter import FilterRule, filter_samples
+from tailwise.stages.filter import filter_samples
 from tailwise.stages.plan import make_plan
 
 
@@ -13,7 +13,7 @@ from tailwise.stages.plan import make_plan
 @pytest.mark.parametrize("epochs", [1, 2, 3, 5])
 def test_bounds_are_those_of_the_draws(small_catalog, request_, dynamic, epochs):
     method, keep, repeats = request_
-    cluster(small_catalog, k=8)
+    cluster(small_catalog, ClusterRequest(k=8))
     plan = make_plan(small_catalog, "p", PlanRequest(method, keep=keep, max_repeats=repeats, dynamic=dynamic))
     budget = round(keep * 600)
     draws = np.cumsum([plan.draw(epoch).astype(int) for epoch in range(epochs + 1)], axis=0)
@@ -24,7 +24,7 @@ def test_bounds_are_those_of_the_draws(small_catalog, request_, dynamic, epochs)
 
 
 def test_rows_that_are_alike_or_draw_from_other_samples_are_named(small_catalog):
-    filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="large")
+    filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.5, name="large"))
     requests = {
         "full": PlanRequest("random", keep=1.0),
         "half": PlanRequest("random", keep=0.5),

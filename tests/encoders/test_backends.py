@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ import torch
 from PIL import Image
 
 from tailwise.catalog.files import read_record, write_record
-from tailwise.encoders import EncoderOptions, load_encoder
+from tailwise.encoders import load_encoder
 from tailwise.encoders.precision import has_native_bf16
 from tailwise.errors import UserError
-from tailwise.stages.embed import EmbedOptions, embed
+from tailwise.requests import EmbedRequest, EncoderRequest
+from tailwise.stages.embed import embed
 from tailwise.stages.import_pool import import_pool
 
 CPU = torch.device("cpu")
@@ -48,8 +50,8 @@ def unit_rows(encoder, items, column="image"):
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=NATIVE)])
 def test_rows_are_those_of_torch_whatever_the_batch(name, precision):
-    by_torch = load_encoder(name, EncoderOptions(precision="fp32", backend="torch"), CPU)
-    encoder = load_encoder(name, EncoderOptions(precision=precision, backend="openvino"), CPU)
+    by_torch = load_encoder(name, EncoderRequest(precision="fp32", backend="torch"), CPU)
+    encoder = load_encoder(name, EncoderRequest(precision=precision, backend="openvino"), CPU)
     expected = unit_rows(by_torch, IMAGES)
     assert (expected @ expected.T - torch.eye(len(expected))).max() < 0.999  # else what follows says nothing
     for count in (1, 2, 7):
@@ -67,7 +69,7 @@ def test_rows_are_those_of_torch_whatever_the_batch(name, precision):
 def test_captions_stay_with_torch(clip_folder, precision):
     spelt, captions = f"open_clip:local-dir:{clip_folder}", ["a photo of a cat", "a dog", "red"]
     by_torch, encoder = (
-        load_encoder(spelt, EncoderOptions(precision=precision, backend=backend), CPU)
+        load_encoder(spelt, EncoderRequest(precision=precision, backend=backend), CPU)
         for backend in ("torch", "openvino")
     )
     assert torch.equal(unit_rows(encoder, captions, "text"), unit_rows(by_torch, captions, "text"))
@@ -86,43 +88,48 @@ def make_catalog(tmp_path, make_tar):
 
 
 def by(backend, column="image"):
-    return EmbedOptions(column, EncoderOptions(precision="fp32", backend=backend), batch_size=4)
+    return EmbedRequest(encoder="", column=column, precision="fp32", backend=backend, batch_size=4)
 
 
 def test_workers_change_nothing(make_catalog, tree_bytes):
     alone, several = make_catalog("alone"), make_catalog("several")
     for catalog, workers in ((alone, 1), (several, 2)):
-        assert embed(catalog, "lite0", by("openvino"), workers=workers).columns[0].backend == "openvino"
+        assert (
+            embed(catalog, replace(by("openvino"), encoder="lite0", workers=workers)).columns[0].backend == "openvino"
+        )
     assert tree_bytes(alone.folder / "embeddings") == tree_bytes(several.folder / "embeddings")
 
 
 def test_a_column_is_of_one_backend_which_auto_goes_on_with(make_catalog, clip_folder, tmp_path, make_pool):
     name = f"open_clip:local-dir:{clip_folder}"
-    auto = EmbedOptions("both", EncoderOptions(precision="fp32"), 4)
+    auto = EmbedRequest(encoder="", column="both", precision="fp32", batch_size=4)
     for first, other in (("openvino", "torch"), ("torch", "openvino")):
         catalog = make_catalog(first)
-        embed(catalog, name, by(first, "both"), workers=1)
+        embed(catalog, replace(by(first, "both"), encoder=name, workers=1))
         said = json.loads((catalog.embedding_folder("image") / "column.json").read_text())
         assert said["settings"]["backend"] == first
         assert ("openvino" in said["versions"]) == (first == "openvino")
         with pytest.raises(UserError, match=rf"\(backend {first}, not {other}\): encoders can't be mixed"):
-            embed(catalog, name, by(other), workers=1)
+            embed(catalog, replace(by(other), encoder=name, workers=1))
         make_pool(tmp_path / f"more-{first}", [4], first_shard=8)
         import_pool([str(tmp_path / f"more-{first}")], catalog.folder, workers=1)
-        assert [made.backend for made in embed(catalog, name, auto, workers=1).columns] == [first, "torch"]
+        assert [made.backend for made in embed(catalog, replace(auto, encoder=name, workers=1)).columns] == [
+            first,
+            "torch",
+        ]
 
 
 def test_a_column_without_a_backend_is_of_torch(make_catalog, clip_folder):
     """As columns were before there were several."""
     catalog, name = make_catalog("old"), f"open_clip:local-dir:{clip_folder}"
-    embed(catalog, name, by("torch"), workers=1)
+    embed(catalog, replace(by("torch"), encoder=name, workers=1))
     path = catalog.embedding_folder("image") / "column.json"
     said = read_record(path)
     del said["settings"]["backend"]
     write_record(path, said)
-    assert embed(catalog, name, by("auto"), workers=1).columns[0].backend == "torch"
+    assert embed(catalog, replace(by("auto"), encoder=name, workers=1)).columns[0].backend == "torch"
     with pytest.raises(UserError, match=r"\(backend torch, not openvino\)"):
-        embed(catalog, name, by("openvino"), workers=1)
+        embed(catalog, replace(by("openvino"), encoder=name, workers=1))
 
 
 @pytest.mark.parametrize(
@@ -135,20 +142,22 @@ def test_a_column_without_a_backend_is_of_torch(make_catalog, clip_folder):
 )
 def test_mistakes(name, options, message):
     with pytest.raises(UserError, match=message):
-        load_encoder(name, EncoderOptions(**options), torch.device(options.get("device", "cpu")))
+        load_encoder(name, EncoderRequest(**options), torch.device(options.get("device", "cpu")))
 
 
 def test_captions_need_no_backend(make_catalog, clip_folder):
     with pytest.raises(UserError, match="`backend` openvino is for images"):
-        embed(make_catalog("c"), f"open_clip:local-dir:{clip_folder}", by("openvino", "text"), workers=1)
+        embed(
+            make_catalog("c"), replace(by("openvino", "text"), encoder=f"open_clip:local-dir:{clip_folder}", workers=1)
+        )
 
 
 def test_openvino_that_is_not_installed(monkeypatch, clip_folder):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else find(name))
     with pytest.raises(UserError, match=r"`backend` openvino needs openvino: pip install .*openvino>="):
-        load_encoder("lite0", EncoderOptions(backend="openvino"), CPU)
-    encoder = load_encoder(f"open_clip:local-dir:{clip_folder}", EncoderOptions(), CPU)
+        load_encoder("lite0", EncoderRequest(backend="openvino"), CPU)
+    encoder = load_encoder(f"open_clip:local-dir:{clip_folder}", EncoderRequest(), CPU)
     assert encoder.sides["image"].backend == "torch"
     assert "openvino" not in encoder.packages
 
@@ -157,8 +166,8 @@ def test_openvino_that_is_not_installed(monkeypatch, clip_folder):
 def test_bf16_is_torchs_where_openvino_would_compute_in_fp32(clip_folder):
     name = f"open_clip:local-dir:{clip_folder}"
     with pytest.raises(UserError, match=r"in bf16 .on this processor it would compute in f32.: use `backend` torch"):
-        load_encoder(name, EncoderOptions(precision="bf16", backend="openvino"), CPU)
-    encoder = load_encoder(name, EncoderOptions(precision="bf16"), CPU)
+        load_encoder(name, EncoderRequest(precision="bf16", backend="openvino"), CPU)
+    encoder = load_encoder(name, EncoderRequest(precision="bf16"), CPU)
     assert (encoder.sides["image"].backend, encoder.precision) == ("torch", "bf16")
 
 
@@ -175,13 +184,13 @@ def test_a_wrong_conversion_is_refused_or_left_to_torch(caplog, monkeypatch, cli
 
     monkeypatch.setattr(openvino.CompiledModel, "__call__", changed)
     with pytest.raises(UserError, match=r"OpenVINO can't run open_clip:.* in fp32 \(.*\): use `backend` torch"):
-        load_encoder(name, EncoderOptions(precision="fp32", backend="openvino"), CPU)
+        load_encoder(name, EncoderRequest(precision="fp32", backend="openvino"), CPU)
     assert not caplog.text
-    encoder = load_encoder(name, EncoderOptions(precision="fp32"), CPU)
+    encoder = load_encoder(name, EncoderRequest(precision="fp32"), CPU)
     assert "OpenVINO can't run open_clip" in caplog.text
     assert encoder.sides["image"].backend == "torch"
     assert "openvino" not in encoder.packages
-    expected = load_encoder(name, EncoderOptions(precision="fp32", backend="torch"), CPU)
+    expected = load_encoder(name, EncoderRequest(precision="fp32", backend="torch"), CPU)
     for column, items in {"image": IMAGES, "text": ["a photo of a cat", "a dog"]}.items():
         assert torch.equal(unit_rows(encoder, items, column), unit_rows(expected, items, column))
 
@@ -189,8 +198,8 @@ def test_a_wrong_conversion_is_refused_or_left_to_torch(caplog, monkeypatch, cli
 def test_nothing_is_told_to_openvinos_maker(tmp_path, clip_folder):
     script = (
         "import sys, torch\n"
-        "from tailwise.encoders import EncoderOptions, load_encoder\n"
-        "load_encoder('open_clip:local-dir:' + sys.argv[1], EncoderOptions(backend='openvino'), torch.device('cpu'))\n"
+        "from tailwise.encoders import EncoderRequest, load_encoder\n"
+        "load_encoder('open_clip:local-dir:' + sys.argv[1], EncoderRequest(backend='openvino'), torch.device('cpu'))\n"
         "assert 'openvino' in sys.modules\n"
         "assert not [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
     )
@@ -203,10 +212,10 @@ def test_signals_are_safe_after_networks_that_are_freed_in_the_order_of_their_ma
     """OpenVINO gives the thread that makes a network a stack for signals, and gives back the one before, freed or not."""
     script = (
         "import faulthandler, os, signal, sys, torch\n"
-        "from tailwise.encoders import EncoderOptions, load_encoder\n"
+        "from tailwise.encoders import EncoderRequest, load_encoder\n"
         "faulthandler.enable()\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('survived'))\n"
-        "load = lambda: load_encoder('open_clip:local-dir:' + sys.argv[1], EncoderOptions(backend='openvino'), torch.device('cpu'))\n"
+        "load = lambda: load_encoder('open_clip:local-dir:' + sys.argv[1], EncoderRequest(backend='openvino'), torch.device('cpu'))\n"
         "first, second = load(), load()\n"
         "del first\n"
         "del second\n"

@@ -4,14 +4,15 @@ import io
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tailwise.encoders import EncoderOptions
 from tailwise.errors import UserError
-from tailwise.stages.embed import EmbedOptions, embed
+from tailwise.requests import EmbedRequest
+from tailwise.stages.embed import embed
 from tailwise.stages.import_pool import import_pool
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
@@ -142,7 +143,7 @@ CAPTIONS = {
 
 
 def options(folder, column, max_rejected=1.0):
-    return EmbedOptions(column, EncoderOptions(precision="fp32"), batch_size=16, max_rejected=max_rejected)
+    return EmbedRequest(encoder="", column=column, precision="fp32", batch_size=16, max_rejected=max_rejected)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,9 @@ def embedded(pool, clip_folder):
     catalog = imported(pool, pool / "catalog")
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        report = embed(catalog, f"open_clip:local-dir:{clip_folder}", options(clip_folder, "both"), workers=1)
+        report = embed(
+            catalog, replace(options(clip_folder, "both"), encoder=f"open_clip:local-dir:{clip_folder}", workers=1)
+        )
     assert not [warning for warning in warned if "PIL" in warning.filename]
     keys = catalog.samples(catalog.parts()[0], ["key"]).column(0).to_pylist()
     rows = {
@@ -242,10 +245,10 @@ def test_too_many_rejects_stop_it_and_what_is_finished_is_kept(pool, clip_folder
     with pytest.raises(
         UserError, match=r"18 of 91 images \(19\.8%\) .*`max_rejected` 0\.19: not an image 7, .*first is r-truncated"
     ):
-        embed(catalog, name, options(clip_folder, "image", 0.19), workers=1)
+        embed(catalog, replace(options(clip_folder, "image", 0.19), encoder=name, workers=1))
     assert not list(catalog.embedding_folder("image").glob("part-*"))
     monkeypatch.setattr("tailwise.stages.embed_shards.normalise_rows", None)  # nothing is embedded again
-    assert embed(catalog, name, options(clip_folder, "image", 0.2), workers=1).columns[0].samples == 0
+    assert embed(catalog, replace(options(clip_folder, "image", 0.2), encoder=name, workers=1)).columns[0].samples == 0
     assert not (catalog.embedding_folder("image") / "unfinished").exists()
 
 
@@ -257,6 +260,6 @@ def test_a_run_that_gives_nothing_names_the_cause(tmp_path, make_tar, clip_folde
     catalog = imported(tmp_path, tmp_path / "catalog")
     name = f"open_clip:local-dir:{clip_folder}"
     with pytest.raises(UserError, match=rf"2 of 2 .*`max_rejected` 0\.9: {cause}"):
-        embed(catalog, name, options(clip_folder, column, 0.9), workers=1)
+        embed(catalog, replace(options(clip_folder, column, 0.9), encoder=name, workers=1))
     with pytest.raises(UserError, match=f"not one of 2 samples got an {column} embedding: {cause}"):
-        embed(catalog, name, options(clip_folder, column), workers=1)
+        embed(catalog, replace(options(clip_folder, column), encoder=name, workers=1))

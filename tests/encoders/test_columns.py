@@ -5,16 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tailwise.encoders import Encoder, EncoderOptions
+from tailwise.encoders import Encoder
 from tailwise.errors import UserError
-from tailwise.requests import ScoreRequest
-from tailwise.stages.embed import EmbedOptions, embed
+from tailwise.requests import EmbedRequest, ScoreRequest
+from tailwise.stages.embed import embed
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.scores import score_parts
 
@@ -22,7 +23,7 @@ SIZES = (37, 20, 9)
 
 
 def fp32(column="both", batch_size=8, **others):
-    return EmbedOptions(column, EncoderOptions(precision="fp32", **others), batch_size)
+    return EmbedRequest(encoder="", column=column, precision="fp32", **others, batch_size=batch_size)
 
 
 def picture(seed):
@@ -76,7 +77,7 @@ def direct(clip_folder):
 def test_rows_are_the_models_own_whatever_the_batch(make_catalog, clip_folder, direct):
     for batch_size in (1, 7, 64):
         catalog = make_catalog(f"c{batch_size}")
-        embed(catalog, f"open_clip:local-dir:{clip_folder}", fp32(batch_size=batch_size), workers=1)
+        embed(catalog, replace(fp32(batch_size=batch_size), encoder=f"open_clip:local-dir:{clip_folder}", workers=1))
         for name, expected in direct.items():
             unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
             cosines = (column(catalog, name) * unit).sum(axis=1)
@@ -88,7 +89,7 @@ def test_imported_rows_of_the_same_model_are_the_same_column(
     make_catalog, clip_folder, direct, make_embeddings, tmp_path, source
 ):
     made = make_catalog("made")
-    embed(made, f"open_clip:local-dir:{clip_folder}", fp32(batch_size=64), workers=1)
+    embed(made, replace(fp32(batch_size=64), encoder=f"open_clip:local-dir:{clip_folder}", workers=1))
     keys = [f"{key:04d}" for key in range(sum(SIZES))]
     for name, rows in direct.items():
         make_embeddings(tmp_path / "given", dict(zip(keys, rows, strict=True)), 2, "float32", name)
@@ -101,8 +102,8 @@ def test_imported_rows_of_the_same_model_are_the_same_column(
 def test_workers_change_nothing(make_catalog, clip_folder, tree_bytes):
     name = f"open_clip:local-dir:{clip_folder}"
     alone, several = make_catalog("alone"), make_catalog("several")
-    embed(alone, name, fp32("image"), workers=1)
-    embed(several, name, fp32("image"), workers=2)
+    embed(alone, replace(fp32("image"), encoder=name, workers=1))
+    embed(several, replace(fp32("image"), encoder=name, workers=2))
     assert tree_bytes(alone.folder / "embeddings") == tree_bytes(several.folder / "embeddings")
 
 
@@ -112,23 +113,25 @@ def test_what_made_a_column_is_written_down_and_nothing_else_is_added(make_catal
 
     catalog = make_catalog("c")
     name = f"open_clip:local-dir:{clip_folder}"
-    embed(catalog, name, fp32(), workers=1)
+    embed(catalog, replace(fp32(), encoder=name, workers=1))
     for column_name in ("image", "text"):
         said = json.loads((catalog.embedding_folder(column_name) / "column.json").read_text())
         assert (said["encoder"], said["dimension"], said["settings"]["precision"]) == (name, 24, "fp32")
         assert {"torch", "pillow", "open_clip_torch"} <= set(said["versions"])
         assert len(said["settings"]["weights"]) == 32
     moved = shutil.copytree(clip_folder, tmp_path / "moved")
-    assert embed(catalog, f"open_clip:local-dir:{moved}", fp32(), workers=1).lacking == 0
-    assert embed(catalog, name, EmbedOptions("both"), workers=1).columns[0].precision == "fp32"  # auto: as it was begun
+    assert embed(catalog, replace(fp32(), encoder=f"open_clip:local-dir:{moved}", workers=1)).lacking == 0
+    assert (
+        embed(catalog, EmbedRequest(encoder=name, column="both", workers=1)).columns[0].precision == "fp32"
+    )  # auto: as it was begun
     with pytest.raises(UserError, match=r"precision fp32, not bf16\): encoders can't be mixed"):
-        embed(catalog, name, EmbedOptions(encoder=EncoderOptions(precision="bf16", backend="torch")), workers=1)
+        embed(catalog, EmbedRequest(encoder=name, precision="bf16", backend="torch", workers=1))
     state = torch.load(moved / "open_clip_pytorch_model.bin")
     torch.save({**state, "visual.proj": -state["visual.proj"]}, moved / "open_clip_pytorch_model.bin")
     with pytest.raises(UserError, match=r"weights \w{32}, not \w{32}\): encoders can't be mixed"):
-        embed(catalog, f"open_clip:local-dir:{moved}", fp32(), workers=1)
+        embed(catalog, replace(fp32(), encoder=f"open_clip:local-dir:{moved}", workers=1))
     with pytest.raises(UserError, match="encoders can't be mixed"):
-        embed(catalog, "pixels", workers=1)
+        embed(catalog, EmbedRequest(encoder="pixels", workers=1))
 
 
 @pytest.fixture
@@ -146,15 +149,15 @@ def test_columns_of_different_models_are_not_compared(make_catalog, clip_folder,
     catalog = make_catalog("c")
     name, other = (f"open_clip:local-dir:{folder}" for folder in (clip_folder, other_folder))
     by_clip_score = (catalog, catalog.snapshot(), ScoreRequest("clip-score"))
-    embed(catalog, other, fp32("text"), workers=1)
+    embed(catalog, replace(fp32("text"), encoder=other, workers=1))
     with pytest.raises(UserError, match=r"text holds .*encoders can't be mixed"):
-        embed(catalog, name, fp32("both"), workers=1)
+        embed(catalog, replace(fp32("both"), encoder=name, workers=1))
     assert not list(catalog.embedding_folder("image").glob("part-*"))  # found before the images
-    embed(catalog, name, fp32("image"), workers=1)
+    embed(catalog, replace(fp32("image"), encoder=name, workers=1))
     with pytest.raises(UserError, match=rf"images were embedded by '{name}', texts by '{other}' \(another weights\)"):
         list(score_parts(*by_clip_score))
-    embed(mixed := make_catalog("mixed"), name, fp32("image"), workers=1)
-    embed(mixed, name, EmbedOptions("text", EncoderOptions(precision="bf16", backend="torch")), workers=1)
+    embed(mixed := make_catalog("mixed"), replace(fp32("image"), encoder=name, workers=1))
+    embed(mixed, EmbedRequest(encoder=name, column="text", precision="bf16", backend="torch", workers=1))
     assert len(list(score_parts(mixed, mixed.snapshot(), ScoreRequest("clip-score")))) == 2
 
 
@@ -163,10 +166,12 @@ def test_a_column_goes_on_in_the_precision_it_was_begun_in(make_catalog, clip_fo
     catalog, name = make_catalog("c"), f"open_clip:local-dir:{clip_folder}"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("tailwise.stages.embed_column.write_part", stopped)
-        embed(catalog, name, fp32("image"), workers=1)
-    report = embed(catalog, name, EmbedOptions("image", batch_size=8), workers=1).columns[0]
+        embed(catalog, replace(fp32("image"), encoder=name, workers=1))
+    report = embed(catalog, EmbedRequest(encoder=name, column="image", batch_size=8, workers=1)).columns[0]
     assert (report.precision, report.samples) == ("fp32", SIZES[2])
-    assert embed(make_catalog("new"), name, EmbedOptions("image"), workers=1).columns[0].precision == "bf16"
+    assert (
+        embed(make_catalog("new"), EmbedRequest(encoder=name, column="image", workers=1)).columns[0].precision == "bf16"
+    )
 
 
 def stopped(*_, **__):
@@ -181,7 +186,7 @@ def test_rows_that_are_no_numbers_are_rejected(make_catalog, clip_folder, tmp_pa
     state["visual.proj"][:] = float("nan")
     torch.save(state, broken / "open_clip_pytorch_model.bin")
     with pytest.raises(UserError, match=r"57 of 57 images .*no embedding from the encoder 57; .*0000 .*NaN or Inf"):
-        embed(make_catalog("c"), f"open_clip:local-dir:{broken}", fp32("image"), workers=1)
+        embed(make_catalog("c"), replace(fp32("image"), encoder=f"open_clip:local-dir:{broken}", workers=1))
 
 
 def test_memory_that_runs_out_is_the_batch_size(make_catalog, clip_folder, monkeypatch):
@@ -192,12 +197,12 @@ def test_memory_that_runs_out_is_the_batch_size(make_catalog, clip_folder, monke
 
     monkeypatch.setattr(Encoder, "embed", fills_the_memory)
     with pytest.raises(UserError, match="a batch of 8 doesn't fit into the memory of cpu: give a smaller `batch_size`"):
-        embed(make_catalog("c"), f"open_clip:local-dir:{clip_folder}", fp32("image"), workers=1)
+        embed(make_catalog("c"), replace(fp32("image"), encoder=f"open_clip:local-dir:{clip_folder}", workers=1))
 
 
 SCRIPT = """
 import sys, time
-from tailwise import Catalog, EmbedOptions, EncoderOptions, embed
+from tailwise import Catalog, EmbedRequest, embed
 from tailwise.stages import embed_shards
 if __name__ == "__main__":
     folder, name, pause = sys.argv[1:]
@@ -207,15 +212,15 @@ if __name__ == "__main__":
         print(done.shard.shard, flush=True)
         time.sleep(float(pause))
     embed_shards.Finished.write = slow
-    options = EmbedOptions("image", EncoderOptions(precision="fp32"), 8)
-    print("embedded", embed(Catalog.open(folder), name, options, workers=1).columns[0].samples)
+    request = EmbedRequest(encoder=name, precision="fp32", batch_size=8, workers=1)
+    print("embedded", embed(Catalog.open(folder), request).columns[0].samples)
 """
 
 
 def test_a_killed_run_goes_on_at_the_shard_it_was_at(make_catalog, clip_folder, tree_bytes):
     name = f"open_clip:local-dir:{clip_folder}"
     whole, broken = make_catalog("whole"), make_catalog("broken")
-    embed(whole, name, fp32("image"), workers=1)
+    embed(whole, replace(fp32("image"), encoder=name, workers=1))
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(broken.folder), name, "60"], stdout=subprocess.PIPE, text=True
     )
@@ -223,7 +228,7 @@ def test_a_killed_run_goes_on_at_the_shard_it_was_at(make_catalog, clip_folder, 
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not list(broken.embedding_folder("image").glob("part-*"))
-    report = embed(broken, name, fp32("image"), workers=1)
+    report = embed(broken, replace(fp32("image"), encoder=name, workers=1))
     assert report.columns[0].samples == SIZES[1] + SIZES[2]
     assert report.embedded == sum(SIZES)
     assert tree_bytes(broken.folder / "embeddings") == tree_bytes(whole.folder / "embeddings")
@@ -234,7 +239,7 @@ def test_a_killed_run_goes_on_at_the_shard_it_was_at(make_catalog, clip_folder, 
 def test_several_gpus_share_the_shards(make_catalog, clip_folder):
     name = f"open_clip:local-dir:{clip_folder}"
     one, all_of_them = make_catalog("one"), make_catalog("all")
-    embed(one, name, fp32(device="cuda:0"), workers=2)
-    embed(all_of_them, name, fp32(device="cuda"), workers=2)
+    embed(one, replace(fp32(device="cuda:0"), encoder=name, workers=2))
+    embed(all_of_them, replace(fp32(device="cuda"), encoder=name, workers=2))
     for column_name in ("image", "text"):
         np.testing.assert_array_equal(column(one, column_name), column(all_of_them, column_name))

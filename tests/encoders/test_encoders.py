@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tailwise.encoders import ENCODERS, EncoderOptions, hugging_face, images, load_encoder
+from tailwise.encoders import ENCODERS, hugging_face, images, load_encoder
 from tailwise.encoders.captions import CaptionPreparation
 from tailwise.encoders.images import ImagePreparation
 from tailwise.errors import UserError
+from tailwise.requests import EncoderRequest
 
 CPU = torch.device("cpu")
-FP32 = EncoderOptions(precision="fp32")
+FP32 = EncoderRequest(precision="fp32")
 CAPTIONS = ["a photo of the red cat", "the blue dog", "a", "photo of a caption dog"]
 
 
@@ -69,7 +70,7 @@ def test_a_checkpoint_is_the_model_it_was_saved_from(clip_folder, tmp_path):
         {"epoch": 3, "name": "x", "state_dict": {f"module.{name}": value for name, value in state.items()}}, path
     )
     own = load_encoder(f"open_clip:local-dir:{clip_folder}", FP32, CPU)
-    told = EncoderOptions(model=f"local-dir:{clip_folder}", precision="fp32")
+    told = EncoderRequest(model=f"local-dir:{clip_folder}", precision="fp32")
     for spelt in (f"checkpoint:{path}", f"checkpoint:{path.parent.parent}"):
         encoder = load_encoder(spelt, told, CPU)
         assert encoder.identity == own.identity
@@ -95,7 +96,7 @@ def test_vision_models_of_transformers(dino_folders, name, pooling):
     tokens = found.last_hidden_state
     patches = tokens[:, -4:]  # 2 × 2 of them, whatever comes before
     expected = {None: tokens[:, 0], "cls": tokens[:, 0], "mean": patches.mean(dim=1), "pooler": found.pooler_output}
-    encoder = load_encoder(f"transformers:{folder}", EncoderOptions(pooling=pooling, precision="fp32"), CPU)
+    encoder = load_encoder(f"transformers:{folder}", EncoderRequest(pooling=pooling, precision="fp32"), CPU)
     assert_equal(rows(encoder, "image", IMAGES), expected[pooling])
     assert encoder.identity["pooling"] == (pooling or "cls")
     assert set(encoder.sides) == {"image"}
@@ -126,7 +127,7 @@ def test_two_sided_models_of_transformers(siglip_folders, name):
 def test_bf16_is_near(clip_folder, dino_folders, siglip_folders, name):
     folders = {"open_clip": f"local-dir:{clip_folder}", **siglip_folders, **dino_folders}
     spelt = f"{'open_clip' if name == 'open_clip' else 'transformers'}:{folders[name]}"
-    full, half = (load_encoder(spelt, EncoderOptions(precision=precision), CPU) for precision in ("fp32", "bf16"))
+    full, half = (load_encoder(spelt, EncoderRequest(precision=precision), CPU) for precision in ("fp32", "bf16"))
     for column, items in {"image": IMAGES, "text": CAPTIONS}.items():
         if column in full.sides:
             found, expected = rows(half, column, items), rows(full, column, items)
@@ -227,7 +228,7 @@ def test_a_preprocessing_that_leaves_images_of_different_sizes(dino_folders, tmp
 )
 def test_mistakes(dino_folders, siglip_folders, name, options, message):
     with pytest.raises(UserError, match=message):
-        load_encoder(name.format(**dino_folders, **siglip_folders), EncoderOptions(**options), CPU)
+        load_encoder(name.format(**dino_folders, **siglip_folders), EncoderRequest(**options), CPU)
 
 
 def test_a_model_without_weights_is_refused(clip_folder, dino_folders, tmp_path):
@@ -255,7 +256,7 @@ def test_a_missing_library_names_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("open_clip:ViT-B-32/openai", "checkpoint:x.pt", "transformers:facebook/dinov2-base"):
         with pytest.raises(UserError, match=r"pip install .*'transformers"):
-            load_encoder(name, EncoderOptions(), CPU)
+            load_encoder(name, EncoderRequest(), CPU)
 
 
 def test_the_table_lists_all_prefixes():
@@ -267,7 +268,7 @@ def test_the_table_lists_all_prefixes():
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_gpu_gives_nearly_the_same(clip_folder, precision):
     spelt = f"open_clip:local-dir:{clip_folder}"
-    gpu = load_encoder(spelt, EncoderOptions(precision=precision), torch.device("cuda"))
+    gpu = load_encoder(spelt, EncoderRequest(precision=precision), torch.device("cuda"))
     cpu = load_encoder(spelt, FP32, CPU)
     for column, items in {"image": IMAGES, "text": CAPTIONS}.items():
         assert cosines(rows(gpu, column, items).cpu(), rows(cpu, column, items)).min() > 0.999

@@ -10,13 +10,14 @@ import timm
 import torch
 from PIL import Image
 
-from tailwise.encoders import EncoderOptions, lite0, load_encoder
+from tailwise.encoders import lite0, load_encoder
 from tailwise.errors import UserError
-from tailwise.stages.embed import EmbedOptions, embed
+from tailwise.requests import EmbedRequest, EncoderRequest
+from tailwise.stages.embed import embed
 from tailwise.stages.import_pool import import_pool
 
 CPU = torch.device("cpu")
-FP32 = EncoderOptions(precision="fp32")
+FP32 = EncoderRequest(precision="fp32")
 SIDES = [(40, 36), (64, 64), (30, 90), (200, 50), (33, 47)]
 
 
@@ -142,7 +143,7 @@ def test_pixels_are_part_of_the_settings(encoder):
 
 
 def test_bf16_is_near(encoder):
-    half = rows(load_encoder("lite0", EncoderOptions(precision="bf16"), CPU), IMAGES)
+    half = rows(load_encoder("lite0", EncoderRequest(precision="bf16"), CPU), IMAGES)
     full = rows(encoder, IMAGES)
     assert torch.cosine_similarity(half, full).min() > 0.99
     assert not torch.equal(half, full)
@@ -162,7 +163,7 @@ def test_bf16_is_near(encoder):
 )
 def test_mistakes(name, options, message):
     with pytest.raises(UserError, match=message):
-        load_encoder(name, EncoderOptions(**options), CPU)
+        load_encoder(name, EncoderRequest(**options), CPU)
 
 
 @pytest.mark.parametrize("missing", [("timm",), (lite0.WEIGHTS,), ("timm", lite0.WEIGHTS)])
@@ -196,7 +197,7 @@ def test_workers_change_nothing(tmp_path, make_tar, tree_bytes):
     made = []
     for workers in (1, 2):
         catalog = import_pool([str(tmp_path / "pool")], tmp_path / str(workers), workers=1).catalog
-        assert embed(catalog, "lite0", EmbedOptions(encoder=FP32, batch_size=4), workers=workers).embedded == 20
+        assert embed(catalog, EmbedRequest(encoder="lite0", **vars(FP32), batch_size=4, workers=workers)).embedded == 20
         made.append(tree_bytes(catalog.folder / "embeddings"))
     assert made[0] == made[1]
     stored = catalog.embedding("image", catalog.parts()[0]).astype(np.float64)

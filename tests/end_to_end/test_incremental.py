@@ -5,14 +5,15 @@ import pytest
 
 import tailwise
 from tailwise.catalog.drops import DropList
+from tailwise.requests import ClusterRequest, DedupRequest
 
 
 @pytest.fixture
 def grown(small_catalog, make_pool, make_vectors, make_embeddings, tmp_path):
     """A deduplicated, clustered and planned catalog, to which a shard of 60 samples was added, 10 of them near copies of old ones."""
-    tailwise.cluster(small_catalog, k=8, name="fine")
-    tailwise.dedup(small_catalog, epsilon=0.1, clustering="fine")
-    tailwise.cluster(small_catalog, k=5, without=["duplicates"])
+    tailwise.cluster(small_catalog, ClusterRequest(k=8, name="fine"))
+    tailwise.dedup(small_catalog, DedupRequest(epsilon=0.1, clustering="fine"))
+    tailwise.cluster(small_catalog, ClusterRequest(k=5, without=["duplicates"]))
     tailwise.make_plan(small_catalog, "old", tailwise.PlanRequest("dynamics", budget=6))
     pool = make_pool(tmp_path / "more", [60], first_shard=7)
     keys = [key for keys in pool.values() for key in keys]
@@ -28,9 +29,11 @@ def grown(small_catalog, make_pool, make_vectors, make_embeddings, tmp_path):
 
 def test_new_shards_enter_a_new_plan_without_clustering_again(grown, tree_bytes):
     before = {name: tree_bytes(grown.folder / name) for name in ("clusters", "drops", "plans")}
-    tailwise.extend_clustering(grown, "fine", name="fine-2")
-    report = tailwise.dedup(grown, epsilon=0.1, clustering="fine-2", extends="duplicates", name="duplicates-2")
-    tailwise.extend_clustering(grown, "main", name="main-2", without=["duplicates-2"])
+    tailwise.cluster(grown, ClusterRequest(extends="fine", name="fine-2"))
+    report = tailwise.dedup(
+        grown, DedupRequest(epsilon=0.1, clustering="fine-2", extends="duplicates", name="duplicates-2")
+    )
+    tailwise.cluster(grown, ClusterRequest(extends="main", name="main-2", without=["duplicates-2"]))
     assert report is not None
     dropped, old_dropped = DropList(grown, "duplicates-2").mask, DropList(grown, "duplicates").mask
     half = round(0.5 * (660 - int(dropped.sum())))

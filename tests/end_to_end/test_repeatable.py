@@ -6,15 +6,15 @@ import pytest
 from tailwise import PlanRequest, cluster, export_plan, import_pool, make_plan
 from tailwise.plan import METHODS
 from tailwise.plan.methods import PICKS
-from tailwise.requests import ScoreRequest
+from tailwise.requests import ClusterRequest, ScoreRequest
 
 SCORE = ScoreRequest("image-bytes")  # that every pool has
 
 
 def everything(sources, folder, *, workers, clusters, merge):
     catalog = import_pool(sources, folder / "catalog", workers=workers, part_rows=9000).catalog
-    cluster(catalog, k=clusters, merge=merge, density="auto")
-    cluster(catalog, k=clusters, name="plain", points_per_centroid=20)
+    cluster(catalog, ClusterRequest(k=clusters, merge=merge, density="auto"))
+    cluster(catalog, ClusterRequest(k=clusters, name="plain", points_per_centroid=20))
     for method, item in METHODS.items():
         plan = make_plan(
             catalog, method, PlanRequest(method, keep=0.277, score=SCORE if PICKS[item.pick].by == "score" else None)

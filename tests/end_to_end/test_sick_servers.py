@@ -15,7 +15,8 @@ import pytest
 from tailwise import Loader, PlanRequest, import_pool, make_plan
 from tailwise.errors import UserError
 from tailwise.evaluate.sets import find_set
-from tailwise.export.shards import Sharding, write_shards
+from tailwise.export.shards import write_shards
+from tailwise.requests import ShardsRequest
 from tailwise.stages.embed_read import ShardRows, read_batches
 from tailwise.storage import remote
 from tailwise.storage.http import Timeouts
@@ -291,8 +292,8 @@ def test_a_tar_that_recovers_is_read(server, tmp_path, plan):
 def test_export_of_shards_names_or_leaves_out(server, tmp_path, plan):
     server.sick["00001.tar"] = status(503)
     with pytest.raises(UserError, match=r"00001\.tar.*HTTP 503"):
-        write_shards(plan, 0, tmp_path / "out", Sharding(workers=1))
-    written = write_shards(plan, 0, tmp_path / "out", Sharding(workers=1, max_rejected=1.0))
+        write_shards(plan, 0, tmp_path / "out", ShardsRequest(workers=1))
+    written = write_shards(plan, 0, tmp_path / "out", ShardsRequest(workers=1, max_rejected=1.0))
     assert written.rejected["unreadable"] > 0 and written.samples > 0
 
 

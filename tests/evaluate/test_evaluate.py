@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from tailwise.cli import app
 from tailwise.errors import UserError
-from tailwise.evaluate import EvaluateOptions, evaluate, mean_over_sets
+from tailwise.evaluate import evaluate, mean_over_sets
 from tailwise.evaluate.models import find_checkpoint, load_model
 from tailwise.evaluate.output import write_output
+from tailwise.requests import EvaluateRequest
 from tailwise.stages.import_pool import import_pool
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip isn't installed")
@@ -35,7 +36,7 @@ def measure(tiny_checkpoint, tiny_model):
 
     def run(data, **options):
         chosen = {"model": tiny_model, "workers": 1, "bootstrap": 50, "device": "cpu", **options}
-        return evaluate(tiny_checkpoint, data, EvaluateOptions(**chosen))
+        return evaluate(tiny_checkpoint, data, EvaluateRequest(**chosen))
 
     return run
 
@@ -339,7 +340,7 @@ def test_checkpoints_in_all_forms(tmp_path, classification_set, measure, tiny_ch
     whole = tmp_path / "whole"
     shutil.copytree(tiny_model.removeprefix("local-dir:"), whole)
     torch.save(tiny_weights, whole / "open_clip_pytorch_model.bin")
-    options = EvaluateOptions(workers=1, bootstrap=50, device="cpu")
+    options = EvaluateRequest(workers=1, bootstrap=50, device="cpu")
     for checkpoint in (run, run / "checkpoints" / "epoch_latest.pt", f"open_clip:local-dir:{whole}"):
         (found,) = evaluate(checkpoint, str(classification_set), options)
         assert found.summary == expected.summary
@@ -410,7 +411,7 @@ def test_a_run_s_settings_are_taken_over(tmp_path, tiny_model, tiny_checkpoint):
 def test_checkpoints_that_can_t_be_used(tmp_path, tiny_checkpoint, tiny_model, classification_set):
     def told(checkpoint, model=None):
         with pytest.raises(UserError) as caught:
-            evaluate(checkpoint, classification_set, EvaluateOptions(model=model, device="cpu", workers=1))
+            evaluate(checkpoint, classification_set, EvaluateRequest(model=model, device="cpu", workers=1))
         return str(caught.value)
 
     assert "there is no" in told(tmp_path / "absent.pt")
@@ -431,7 +432,7 @@ def test_a_diverged_model_is_refused(tmp_path, tiny_weights, tiny_model, classif
         {"state_dict": {name: value * float("nan") for name, value in tiny_weights.items()}}, tmp_path / "nan.pt"
     )
     with pytest.raises(UserError, match="gives no finite numbers on pictures"):
-        evaluate(tmp_path / "nan.pt", classification_set, EvaluateOptions(model=tiny_model, device="cpu", workers=1))
+        evaluate(tmp_path / "nan.pt", classification_set, EvaluateRequest(model=tiny_model, device="cpu", workers=1))
 
 
 def test_bf16_is_near(measure, classification_set):

@@ -12,7 +12,7 @@ from tailwise.export import EXPORTS, export
 from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
 from tailwise.export.drawn import drawn_parts
 from tailwise.progress import silent
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
@@ -21,7 +21,7 @@ from tailwise.stages.plan import make_plan
 @pytest.fixture
 def repeating(small_catalog):
     """A plan with 0, 1, 2 and 3 copies of samples."""
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     return make_plan(small_catalog, "p", PlanRequest("flat", keep=0.8, max_repeats=3))
 
 
@@ -76,7 +76,7 @@ def test_the_command_warns_of_rates_above_1(repeating, tmp_path):
 
 
 def test_rates_json_of_a_subset_names_the_dropped_ones_with_rate_0(small_catalog, tmp_path):
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     plan = make_plan(small_catalog, "p", PlanRequest("dbp", keep=0.25))
     export(plan, "rates-json", tmp_path / "r.json")
     rates = np.array(list(json.loads((tmp_path / "r.json").read_text()).values()))

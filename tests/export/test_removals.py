@@ -8,8 +8,8 @@ import pytest
 
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
-from tailwise.export import Sharding, export
-from tailwise.requests import PlanRequest
+from tailwise.export import export
+from tailwise.requests import PlanRequest, ShardsRequest
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import remove
@@ -96,7 +96,7 @@ def test_only_its_own_files_are_deleted(mixed, tmp_path):
     """Files that an earlier, interrupted run of the export wrote go as well."""
     plan = make_plan(mixed, "p", PlanRequest("random", keep=1.0))
     uids = [uid.hex() for part in mixed.parts() for uid in mixed.samples(part, ["uid"]).column(0).to_pylist()]
-    output, sharding = tmp_path / "out", Sharding(shard_samples=40, workers=1)
+    output, sharding = tmp_path / "out", ShardsRequest(shard_samples=40, workers=1)
     foreign = ("00000099.tar", "notes.txt", "00000000.txt", "0.tar")
 
     def interrupted(items, description="", *_):

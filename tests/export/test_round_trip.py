@@ -15,17 +15,17 @@ import pytest
 from PIL import Image
 
 from tailwise.catalog import Catalog
-from tailwise.export import Sharding, export
+from tailwise.export import export
 from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
 from tailwise.export.drawn import drawn_parts
 from tailwise.progress import silent
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "datacomp_resharder.json"
-FEW = Sharding(50, workers=1)
+FEW = ShardsRequest(50, workers=1)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_parquet_by_pyarrows_dataset(thrice, tmp_path, sources_of):
 def repeating(small_catalog, plain_seeding):
     """A plan with 0, 1, 2 and 3 copies of samples, whose keys are unique."""
     with plain_seeding(12):
-        cluster(small_catalog, k=12)
+        cluster(small_catalog, ClusterRequest(k=12))
     return make_plan(small_catalog, "p", PlanRequest("flat", keep=0.8, max_repeats=3))
 
 
@@ -205,7 +205,7 @@ def test_real_pictures(shared_data, tmp_path, make_vectors):
     pool = shared_data / "tinyimagenet-lt"
     catalog = import_pool([str(pool / "train" / "{00000..00001}.tar")], tmp_path / "catalog", workers=2).catalog
     plan = make_plan(catalog, "p", PlanRequest("random", keep=0.3))
-    export(plan, "shards", tmp_path / "out", epoch=1, sharding=Sharding(500, workers=2))
+    export(plan, "shards", tmp_path / "out", epoch=1, sharding=ShardsRequest(500, workers=2))
     assert isinstance(catalog, Catalog)
     source = {
         sample["__key__"]: (sample["jpg"], sample["txt"])

@@ -20,18 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.errors import UserError
-from tailwise.export import Sharding, export, shard_writer, shuffled
+from tailwise.export import export, shard_writer, shuffled
 from tailwise.export.members import member_ranges, read_members
 from tailwise.export.shards import write_shards
 from tailwise.export.tar_file import MAX_MEMBER_BYTES, ustar_header
 from tailwise.loader.stores import LocalStore
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import remove
 
-FEW = Sharding(50, workers=1)
+FEW = ShardsRequest(50, workers=1)
 
 
 def shards_in(folder):
@@ -118,7 +118,7 @@ def test_headers_are_what_the_standard_library_writes(name, size):
 
 def test_bytes_depend_on_neither_workers_nor_chunks(thrice, tmp_path, tree_bytes, monkeypatch):
     write_shards(thrice, 0, tmp_path / "one", FEW)
-    write_shards(thrice, 0, tmp_path / "three", Sharding(50, workers=3))
+    write_shards(thrice, 0, tmp_path / "three", ShardsRequest(50, workers=3))
     monkeypatch.setattr(shuffled, "RUN_COPIES", 7)
     monkeypatch.setattr(shard_writer, "READ_BYTES", 700)
     write_shards(thrice, 0, tmp_path / "chunks", FEW)
@@ -126,13 +126,13 @@ def test_bytes_depend_on_neither_workers_nor_chunks(thrice, tmp_path, tree_bytes
 
 
 def test_the_order_is_shuffled_over_all_and_another_in_each_epoch(small_catalog, tmp_path, read_tars):
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     orders = []
     for seed in range(4):
         plan = make_plan(small_catalog, f"p{seed}", PlanRequest("proportional", keep=1.0, seed=seed))
         for epoch in range(2):
             folder = tmp_path / f"{seed} {epoch}"
-            write_shards(plan, epoch, folder, Sharding(150, workers=1))
+            write_shards(plan, epoch, folder, ShardsRequest(150, workers=1))
             keys = [json.loads(members["json"])["source_key"] for members in read_tars(folder).values()]
             orders.append(np.array(keys, int))
     rows = np.arange(600)
@@ -211,10 +211,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tailwise import Catalog, Plan
-from tailwise.export import Sharding, export
+from tailwise.export import export
+from tailwise.requests import ShardsRequest
 if __name__ == "__main__":
     plan = Plan(Catalog.open(sys.argv[1]), "thrice")
-    export(plan, "shards", Path(sys.argv[2]), sharding=Sharding(7, workers=int(sys.argv[3])))
+    export(plan, "shards", Path(sys.argv[2]), sharding=ShardsRequest(7, workers=int(sys.argv[3])))
     print("finished")
 """
 
@@ -226,7 +227,7 @@ def start(plan, folder, workers):
 
 @pytest.mark.parametrize(("marker", "workers"), [("00000012.tar", 1), ("00000005_stats.json", 2), (".scratch", 1)])
 def test_after_a_kill_the_same_command_goes_on(thrice, tmp_path, tree_bytes, marker, workers):
-    write_shards(thrice, 0, tmp_path / "whole", Sharding(7, workers=1))
+    write_shards(thrice, 0, tmp_path / "whole", ShardsRequest(7, workers=1))
     folder = tmp_path / "broken"
     process = start(thrice, folder, workers)
     deadline = time.monotonic() + 100
@@ -237,13 +238,13 @@ def test_after_a_kill_the_same_command_goes_on(thrice, tmp_path, tree_bytes, mar
     time.sleep(0.3)  # for workers to see that their parent is gone
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*_stats.json")}
     assert marker == ".scratch" or len(kept) >= 5
-    write_shards(thrice, 0, folder, Sharding(7, workers=1))
+    write_shards(thrice, 0, folder, ShardsRequest(7, workers=1))
     assert tree_bytes(folder) == tree_bytes(tmp_path / "whole")
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
 def test_two_at_once(thrice, tmp_path, tree_bytes):
-    write_shards(thrice, 0, tmp_path / "whole", Sharding(7, workers=1))
+    write_shards(thrice, 0, tmp_path / "whole", ShardsRequest(7, workers=1))
     processes = [start(thrice, tmp_path / "shared", 1) for _ in range(2)]
     results = [(*process.communicate(timeout=100), process.returncode) for process in processes]
     assert any(code == 0 for *_, code in results)
@@ -274,7 +275,7 @@ def test_a_finished_shard_that_was_cut_or_lost_is_written_again_and_no_other(thr
 def test_a_folder_of_another_export_is_refused(thrice, once, tmp_path, tree_bytes, other):
     write_shards(thrice, 0, tmp_path / "out", FEW)
     before = tree_bytes(tmp_path / "out")
-    sharding = Sharding(49, workers=1) if other == "shard_samples" else FEW
+    sharding = ShardsRequest(49, workers=1) if other == "shard_samples" else FEW
     with pytest.raises(UserError, match=f"an export of something else .*{other}.*name a new folder"):
         write_shards(once if other == "plan" else thrice, int(other == "epoch"), tmp_path / "out", sharding)
     assert tree_bytes(tmp_path / "out") == before
@@ -308,11 +309,11 @@ def test_what_is_not_ours_is_not_touched(thrice, tmp_path, tree_bytes):
 
 def test_options(thrice, tmp_path):
     for options, message in (
-        ({"shard_samples": 0}, "shard_samples 0: must be at least 1"),
-        ({"max_rejected": 1.5}, "max_rejected 1.5: must lie in"),
+        ({"shard_samples": 0}, "`shard_samples` 0: must be at least 1"),
+        ({"max_rejected": 1.5}, "`max_rejected` 1.5: must lie in"),
     ):
         with pytest.raises(UserError, match=message):
-            Sharding(**options)
+            ShardsRequest(**options)
     with pytest.raises(UserError, match="shards are never overwritten"):
         export(thrice, "shards", tmp_path / "out", overwrite=True)
     with pytest.raises(UserError, match="for the export to shards only"):
@@ -361,7 +362,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_listed(thrice, tmp_path, r
         stream.write(bytes(512))  # 25 samples, 35 copies of them
     with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 tars .*00001\.tar.*bytes; .*`max_rejected`"):
         write_shards(thrice, 0, tmp_path / "out", FEW)
-    result = write_shards(thrice, 0, tmp_path / "out", Sharding(50, workers=1, max_rejected=0.2))
+    result = write_shards(thrice, 0, tmp_path / "out", ShardsRequest(50, workers=1, max_rejected=0.2))
     assert (result.samples, dict(result.rejected)) == (240, {"unreadable": 35, "caption is not UTF-8": 5})
     whole, lacking = read_tars(tmp_path / "whole"), read_tars(tmp_path / "out")
     assert {name: whole[name] for name in lacking} == lacking
@@ -415,7 +416,7 @@ def test_a_replaced_tar_of_the_same_length_is_left_out(thrice, tmp_path):
             stream.write(caption.encode())
     with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 tars .*00001\.tar: other content"):
         write_shards(thrice, 0, tmp_path / "out", FEW)
-    result = write_shards(thrice, 0, tmp_path / "out", Sharding(50, workers=1, max_rejected=0.2))
+    result = write_shards(thrice, 0, tmp_path / "out", ShardsRequest(50, workers=1, max_rejected=0.2))
     assert (result.samples, dict(result.rejected)) == (245, {"unreadable": 35})
 
 

@@ -9,7 +9,7 @@ from tailwise.errors import UserError
 from tailwise.export import export
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, DedupRequest, PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
 from tailwise.stages.excluded import write_excluded
@@ -21,8 +21,8 @@ EPOCH = 3
 
 @pytest.fixture
 def catalog(small_catalog):
-    cluster(small_catalog, k=12)
-    dedup(small_catalog, epsilon=0.05)
+    cluster(small_catalog, ClusterRequest(k=12))
+    dedup(small_catalog, DedupRequest(epsilon=0.05))
     make_plan(small_catalog, "p", PlanRequest("dynamics", keep=0.05, without=("duplicates",)))
     return small_catalog
 

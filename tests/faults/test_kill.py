@@ -10,11 +10,11 @@ import pytest
 
 SCRIPT = """
 import sys
-from tailwise import Catalog, cluster, import_pool, make_plan, PlanRequest
+from tailwise import Catalog, ClusterRequest, cluster, import_pool, make_plan, PlanRequest
 from tailwise.catalog import files
 sources, folder, part_rows = sys.argv[2:-1], sys.argv[1], int(sys.argv[-1])
 catalog = import_pool(sources, folder, workers=1, part_rows=part_rows).catalog
-cluster(catalog, k=40)
+cluster(catalog, ClusterRequest(k=40))
 make_plan(catalog, "p", PlanRequest("dbp", keep=0.3))
 print("finished")
 """

@@ -11,7 +11,7 @@ import pytest
 from tailwise.catalog import Catalog
 from tailwise.loader.order import Order, OrderOptions
 from tailwise.plan import Plan
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
@@ -43,7 +43,7 @@ def _order_pool_source(tmp_path_factory, make_tar, make_image, make_embeddings, 
     sources = [str(folder / "pool"), str(embeddings)]
     catalog = import_pool(sources, folder / "catalog", workers=1, part_rows=300).catalog
     with plain_seeding(len(GROUP_SIZES)):
-        cluster(catalog, k=len(GROUP_SIZES))
+        cluster(catalog, ClusterRequest(k=len(GROUP_SIZES)))
     return folder
 
 

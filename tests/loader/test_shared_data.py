@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tailwise import Loader, PlanRequest, cluster, import_pool, make_plan
+from tailwise.requests import ClusterRequest
 
 pytestmark = pytest.mark.shared_data
 
@@ -18,7 +19,7 @@ def to_pixels(image):
 def test_an_epoch_of_real_images(shared_data, tmp_path):
     pool = shared_data / "tinyimagenet-lt"
     catalog = import_pool([str(pool / "train"), str(pool / "embeddings")], tmp_path / "catalog", workers=1).catalog
-    cluster(catalog, k=20)
+    cluster(catalog, ClusterRequest(k=20))
     plan = make_plan(catalog, "epochs", PlanRequest("dynamics", keep=0.5))
     keys = np.concatenate([catalog.samples(part, ["key"]).column(0).to_numpy() for part in catalog.parts()])
     loader = Loader(plan, batch_size=256, workers=2, transform=to_pixels)

@@ -12,7 +12,7 @@ import torch
 from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.loader.webdataset import select
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
@@ -30,7 +30,7 @@ def pool(tmp_path_factory, make_pool, make_vectors, make_embeddings):
     make_embeddings(folder / "embeddings", make_vectors(keys, 16))
     sources = [str(folder / "shards"), str(folder / "embeddings")]
     catalog = import_pool(sources, folder / "catalog", workers=1, part_rows=90).catalog
-    cluster(catalog, k=10)
+    cluster(catalog, ClusterRequest(k=10))
     make_plan(catalog, "half", PlanRequest("dynamics", keep=0.5))
     make_plan(catalog, "often", PlanRequest("flat", keep=1.5, max_repeats=3))
     return catalog, [str(path) for path in tars]

@@ -7,7 +7,7 @@ import pytest
 from tailwise.plan import METHODS
 from tailwise.plan.explain import explain
 from tailwise.plan.methods import PICKS
-from tailwise.requests import PlanRequest, ScoreRequest
+from tailwise.requests import ClusterRequest, PlanRequest, ScoreRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.plan import make_plan
 
@@ -24,7 +24,7 @@ SCORES = {
     ids=lambda item: f"{item.method}-{item.keep}-{item.dynamic}",
 )  # fmt: skip
 def test_what_is_foretold_is_what_is_drawn(small_catalog, request_):
-    cluster(small_catalog, k=12, density="auto")
+    cluster(small_catalog, ClusterRequest(k=12, density="auto"))
     plan = make_plan(small_catalog, "p", request_)
     seen = np.zeros(600, bool)
     for figures in explain(plan, 6).epochs:
@@ -37,7 +37,7 @@ def test_what_is_foretold_is_what_is_drawn(small_catalog, request_):
 
 
 def test_bernoulli_figures_are_expected_values(small_catalog):
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     plan = make_plan(small_catalog, "p", PlanRequest("flat", keep=1.2, max_repeats=3, draw="bernoulli"))
     figures = explain(plan, 2)
     assert not figures.exact
@@ -50,7 +50,7 @@ def test_bernoulli_figures_are_expected_values(small_catalog):
 
 
 def test_bins_run_from_head_to_tail_and_account_for_everything(small_catalog):
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     explanation = explain(make_plan(small_catalog, "p", PlanRequest("dynamics", keep=0.5)), 1)
     bins = explanation.bins
     assert [item.name for item in bins] == ["head", "upper", "middle", "lower", "tail"]
@@ -62,7 +62,7 @@ def test_bins_run_from_head_to_tail_and_account_for_everything(small_catalog):
 
 
 def test_capped_clusters_are_counted(small_catalog):
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     plan = make_plan(small_catalog, "p", PlanRequest("flat", keep=0.7))
     full = plan.cluster_rates() == 1
     explanation = explain(plan, 1)
@@ -76,7 +76,7 @@ def test_figures_are_json(small_catalog):
 
 
 def test_bernoulli_plans_that_are_annealed_are_foretold_epoch_by_epoch(small_catalog):
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     request = PlanRequest("dynamics", keep=0.5, draw="bernoulli", alpha_end=1.0, anneal_epochs=2)
     figures = explain(make_plan(small_catalog, "p", request), 4).epochs
     plan = make_plan(small_catalog, "p", request)

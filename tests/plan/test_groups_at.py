@@ -7,7 +7,7 @@ from tailwise.catalog.files import write_array
 from tailwise.errors import UserError
 from tailwise.plan import Plan
 from tailwise.plan import plan as module
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.plan import make_plan
 
@@ -15,7 +15,7 @@ from tailwise.stages.plan import make_plan
 @pytest.mark.parametrize("group", [6, 2**31 - 1])
 @pytest.mark.parametrize("rows", [slice(0, 600), np.array([3, 7, 599])])
 def test_a_group_that_the_plan_does_not_have_is_refused_by_name(small_catalog, monkeypatch, group, rows):
-    cluster(small_catalog, k=6)
+    cluster(small_catalog, ClusterRequest(k=6))
     plan = make_plan(small_catalog, "p", PlanRequest("flat", keep=0.5))
     groups = np.array(plan.groups)
     np.testing.assert_array_equal(plan.groups_at(rows), groups[rows])

@@ -26,12 +26,12 @@ from tailwise.plan.plan import Plan
 from tailwise.progress import silent
 from tailwise.recipes.pipeline import load_pipeline
 from tailwise.recipes.recipe import load_recipe
-from tailwise.requests import PlanRequest, ScoreRequest
+from tailwise.requests import FilterRequest, GroupRequest, PlanRequest
 from tailwise.shards.decode import ImageError, decode_rgb
 from tailwise.sources.columns import count_rows
 from tailwise.sources.datacomp import read_metadata
 from tailwise.sources.webdataset import read_shard
-from tailwise.stages.filter import FilterRule, filter_samples
+from tailwise.stages.filter import filter_samples
 from tailwise.stages.group import group
 from tailwise.stages.match_entries import read_entries
 from tailwise.stages.plan import make_plan
@@ -338,11 +338,9 @@ def test_tables_over_a_catalog_are_used_or_refused(pool, tmp_path, times, note, 
                 catalog = Catalog.open(pool / "cat")
                 made = f"{name}-{trial}"
                 if name.startswith("groups"):
-                    group(catalog, "kind", file=path, name=made)
+                    group(catalog, GroupRequest("kind", file=path, name=made))
                 elif name.startswith("scores"):
-                    filter_samples(
-                        catalog, ScoreRequest("quality", {"file": str(path)}), FilterRule(keep=0.5), name=made
-                    )
+                    filter_samples(catalog, FilterRequest("quality", file=str(path), keep=0.5, name=made))
                 else:
                     make_plan(catalog, made, PlanRequest("rates", rates=path))
                     Plan(catalog, made).draw(0, slice(0, 12))

@@ -1,13 +1,15 @@
 """Which format a source is: `auto` tells them apart by what is in them."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailwise.cli.pool import Column, Embedding, Format
 from tailwise.errors import UserError
-from tailwise.sources import COLUMNS, SOURCES, SourceOptions, find
+from tailwise.requests import ImportRequest, SourceRequest
+from tailwise.sources import COLUMNS, SOURCES, find
 from tailwise.sources.datacomp import EMBEDDINGS
 
 UIDS = [f"{number:032x}" for number in range(3)]
@@ -54,10 +56,11 @@ def make_dynamics(make_partition):
     return write
 
 
-def test_the_command_line_knows_the_same_names():
-    assert [item.value for item in Format] == ["auto", *SOURCES]
-    assert {item.value for item in Embedding} == set(EMBEDDINGS)
-    assert tuple(item.value for item in Column) == COLUMNS
+def test_the_help_names_all_formats():
+    for name in ("auto", *SOURCES):
+        assert re.search(rf"\b{name}\b", ImportRequest.__doc__)
+    for name in (*EMBEDDINGS, *COLUMNS):
+        assert re.search(rf"\b{name}\b", SourceRequest.__doc__)
 
 
 @pytest.mark.parametrize("place", ["", "metadata", "metadata/small", "metadata/xlarge/0001"])
@@ -70,7 +73,7 @@ def test_metadata_in_the_layouts_that_datacomp_has(tmp_path, make_metadata, plac
     }
     assert summary(found(tmp_path)) == {**NOTHING, **expected}
     assert [file.member for file in found(tmp_path).embeddings["text"]] == ["l14_txt"] * 2
-    chosen = found(tmp_path, options=SourceOptions(embedding="b32"))
+    chosen = found(tmp_path, options=SourceRequest(embedding="b32"))
     assert [file.member for file in chosen.embeddings["image"]] == ["b32_img"] * 2
 
 
@@ -132,7 +135,7 @@ def test_parquet_embeddings(tmp_path, write_vectors):
     path = write_vectors(tmp_path / "deep" / "v.parquet", uid=["u"], text=["t"])
     expected = {**NOTHING, "embeddings": {"image": ["v.parquet"]}}
     assert summary(found(tmp_path)) == summary(found(path)) == expected
-    text = found(tmp_path, options=SourceOptions(column="text", id_column="text"))
+    text = found(tmp_path, options=SourceRequest(column="text", id_column="text"))
     assert summary(text)["embeddings"] == {"text": ["v.parquet"]}
     assert text.embeddings["text"][0].id_column == "text"
 
@@ -144,7 +147,7 @@ def test_other_tables_are_nothing(tmp_path, write_vectors):
     write_vectors(tmp_path / "v.parquet", vector=pa.array([[1.0]]), embedding=None)
     with pytest.raises(UserError, match="nothing to import"):
         found(tmp_path)
-    assert summary(found(tmp_path, options=SourceOptions(embedding_column="vector")))["embeddings"] == {
+    assert summary(found(tmp_path, options=SourceRequest(embedding_column="vector")))["embeddings"] == {
         "image": ["v.parquet"]
     }
 
@@ -177,13 +180,13 @@ def test_each_format_takes_its_own_alone(tmp_path, make_metadata, make_pool, mak
 def test_options_that_do_nothing_are_refused(tmp_path, make_pool, options, saying):
     make_pool(tmp_path, [1])
     with pytest.raises(UserError, match=saying):
-        found(tmp_path, options=SourceOptions(**options))
+        found(tmp_path, options=SourceRequest(**options))
 
 
 @pytest.mark.parametrize("options", [{"embedding": "l15"}, {"column": "sound"}, {"clustering": "../x"}])
 def test_values_that_nobody_knows_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options.values()))):
-        SourceOptions(**options)
+        found("anywhere", options=SourceRequest(**options))
 
 
 def test_remote_tables_are_nothing():

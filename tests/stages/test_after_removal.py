@@ -14,11 +14,11 @@ from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
 from tailwise.plan.explain import explain
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
 from tailwise.stages.excluded import write_excluded
-from tailwise.stages.filter import FilterRule, filter_samples
+from tailwise.stages.filter import filter_samples
 from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import remove
 from tailwise.stages.verify import broken_inputs
@@ -43,13 +43,13 @@ def gone(small_catalog, tmp_path):
 
 def test_clusters_filters_and_duplicates_are_those_of_the_rest(small_catalog, gone):
     rows = gone()
-    clustering = cluster(small_catalog, k=8)
+    clustering = cluster(small_catalog, ClusterRequest(k=8))
     assert clustering.summary["samples"] == 400
     labels = np.concatenate(list(small_catalog.label_parts("main", small_catalog.snapshot(), "label")))
     assert (labels[rows] == -1).all()
-    filtered = filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.25))
+    filtered = filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.25))
     assert (filtered.summary["samples"], filtered.summary["kept"]) == (400, 100)
-    dropped = dedup(small_catalog, epsilon=0.3)
+    dropped = dedup(small_catalog, DedupRequest(epsilon=0.3))
     table = pq.read_table(small_catalog.drops_folder(dropped.name) / "dropped.parquet")
     assert table.num_rows
     assert not np.isin(table.column("row").to_numpy(), rows).any()
@@ -70,10 +70,10 @@ def test_rates_of_removed_samples_are_0(small_catalog, gone, tmp_path):
 
 def test_what_was_finished_before_is_opened_as_it_is(small_catalog, gone):
     request = PlanRequest("dynamics", keep=0.5)  # of the pool, which removed samples are no part of
-    cluster(small_catalog, k=8)
+    cluster(small_catalog, ClusterRequest(k=8))
     plan = make_plan(small_catalog, "p", request)
     gone()
-    cluster(small_catalog, k=8)
+    cluster(small_catalog, ClusterRequest(k=8))
     assert make_plan(small_catalog, "p", request).manifest == plan.manifest
     new = make_plan(small_catalog, "q", request)
     assert (plan.config["budget"], new.config["budget"]) == (300, 200)
@@ -83,9 +83,9 @@ def test_what_was_finished_before_is_opened_as_it_is(small_catalog, gone):
 
 
 def test_keep_is_a_share_of_the_pool_whatever_lists_leave_out(small_catalog, gone):
-    filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="half")
-    cluster(small_catalog, k=8, name="all")
-    cluster(small_catalog, k=8, without=["half"])
+    filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.5, name="half"))
+    cluster(small_catalog, ClusterRequest(k=8, name="all"))
+    cluster(small_catalog, ClusterRequest(k=8, without=["half"]))
     requests = [
         PlanRequest("flat", keep=0.4),
         PlanRequest("flat", keep=0.4, clustering="all", without=["half"]),
@@ -131,7 +131,7 @@ def test_removed_samples_are_no_part_of_the_pool_anywhere(small_catalog, gone, t
     shares = json.loads(told("plan", folder, "half", "--method", "random", "--keep", 0.5, "--json"))
     assert (shares["pool"], shares["budget"], shares["share_of_pool"]) == (400, 200, 0.5)
     assert (explain(plan).rows, explain(plan).pool, explain(old).pool) == (600, 400, 600)
-    assert filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="f").summary["kept"] == 200
+    assert filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.5, name="f")).summary["kept"] == 200
     text = told("filter", folder, "--by", "image-bytes", "--keep", 1.0, "--name", "g")
     assert "100.0% of the pool of 400" in text
     (tmp_path / "entries.txt").write_text("group\n")
@@ -146,9 +146,9 @@ def test_removed_samples_are_no_part_of_the_pool_anywhere(small_catalog, gone, t
 
 
 def test_a_list_that_was_made_anew_is_not_taken_for_the_old_one(small_catalog, tmp_path):
-    filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="half")
-    filter_samples(small_catalog, "caption-words", FilterRule(minimum=0), name="words", without=["half"])
-    cluster(small_catalog, k=8, without=["half"])
+    filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.5, name="half"))
+    filter_samples(small_catalog, FilterRequest("caption-words", minimum=0, name="words", without=["half"]))
+    cluster(small_catalog, ClusterRequest(k=8, without=["half"]))
     plan = make_plan(small_catalog, "p", PlanRequest("flat", keep=0.4))
     assert broken_inputs(small_catalog) == []
     shutil.rmtree(small_catalog.drops_folder("half"))
@@ -158,7 +158,7 @@ def test_a_list_that_was_made_anew_is_not_taken_for_the_old_one(small_catalog, t
     ]
     with pytest.raises(UserError, match="clustering 'main' was made without it: restore"):
         write_excluded(small_catalog, tmp_path / "removed.parquet", plan)
-    filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.6), name="half")
+    filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.6, name="half"))
     assert broken_inputs(small_catalog)[0] == "drops/half was made anew since: clusters/main was made from it"
     with pytest.raises(UserError, match="'half' is not the one that clustering 'main' was made without"):
         write_excluded(small_catalog, tmp_path / "removed.parquet", plan)

@@ -9,8 +9,9 @@ from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.catalog.files import note_digest, read_array, read_json
 from tailwise.errors import UserError
 from tailwise.kernels.assign import MISSING, assign
+from tailwise.requests import ClusterRequest
 from tailwise.stages import cluster as stage
-from tailwise.stages.cluster import cluster, extend_clustering
+from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
 
 
@@ -45,7 +46,7 @@ def drop(catalog, name, rows, without=()):
 
 
 def test_finds_the_groups_and_numbers_them_inside(small_catalog, small_groups):
-    made = cluster(small_catalog, k=12)
+    made = cluster(small_catalog, ClusterRequest(k=12))
     labels = column(small_catalog, "main", "label")
     # one group a cluster, both ways: as many pairs as groups
     assert len(set(zip(labels.tolist(), small_groups.tolist(), strict=True))) == 12
@@ -56,7 +57,7 @@ def test_finds_the_groups_and_numbers_them_inside(small_catalog, small_groups):
 
 
 def test_the_table_says_what_a_plain_reference_says(small_catalog):
-    made = cluster(small_catalog, k=30)
+    made = cluster(small_catalog, ClusterRequest(k=30))
     centroids = read_array(small_catalog.clusters_folder("main") / "centroids.npy").astype(np.float64)
     x = np.concatenate(
         [np.asarray(block) for block in small_catalog.embedding_parts("image", small_catalog.snapshot())]
@@ -77,7 +78,7 @@ def test_the_table_says_what_a_plain_reference_says(small_catalog):
 
 
 def test_merging_leaves_no_two_centroids_nearer_than_the_threshold(small_catalog):
-    made = cluster(small_catalog, k=60, merge=0.7)
+    made = cluster(small_catalog, ClusterRequest(k=60, merge=0.7))
     assert made.summary["fitted"] == 60
     assert made.summary["clusters"] == 12  # the groups are orthogonal, their members near
     centroids = read_array(small_catalog.clusters_folder("main") / "centroids.npy")
@@ -92,7 +93,7 @@ def test_rows_without_embedding_belong_to_no_cluster(small_catalog):
     rows[[3, 77]] = 0
     np.save(path, rows)
     note_digest(path)
-    made = cluster(small_catalog, k=12)
+    made = cluster(small_catalog, ClusterRequest(k=12))
     labels = column(small_catalog, "main", "label")
     assert np.flatnonzero(labels == MISSING).tolist() == [3, 77]
     assert made.summary["samples"] == 598
@@ -103,7 +104,7 @@ def test_rows_without_embedding_belong_to_no_cluster(small_catalog):
 def test_result_depends_on_neither_chunks_nor_threads(small_catalog, tree_bytes, monkeypatch):
     import torch
 
-    cluster(small_catalog, k=40, merge=0.9, density="auto", name="a")
+    cluster(small_catalog, ClusterRequest(k=40, merge=0.9, density="auto", name="a"))
     monkeypatch.setattr(stage, "CHUNK_ROWS", 37)
     monkeypatch.setattr("tailwise.kernels.kmeans.CHUNK_ROWS", 53)
     for module in ("assign", "lloyd", "seeding"):
@@ -114,21 +115,21 @@ def test_result_depends_on_neither_chunks_nor_threads(small_catalog, tree_bytes,
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        cluster(small_catalog, k=40, merge=0.9, density="auto", name="b")
+        cluster(small_catalog, ClusterRequest(k=40, merge=0.9, density="auto", name="b"))
     finally:
         torch.set_num_threads(before)
     assert tree_bytes(small_catalog.clusters_folder("a")) == tree_bytes(small_catalog.clusters_folder("b"))
 
 
 def test_fits_on_a_sample_and_assigns_all(small_catalog):
-    made = cluster(small_catalog, k=12, points_per_centroid=20)  # about 240 of 600 rows
+    made = cluster(small_catalog, ClusterRequest(k=12, points_per_centroid=20))  # about 240 of 600 rows
     assert made.summary["samples"] == 600
     assert made.summary["mean_cosine"] > 0.9
     assert not (small_catalog.clusters_folder("main") / "training").exists()
 
 
 def test_resumes_after_an_interruption_with_the_same_bytes(small_catalog, tree_bytes, monkeypatch):
-    cluster(small_catalog, k=12, name="whole")
+    cluster(small_catalog, ClusterRequest(k=12, name="whole"))
     folder = small_catalog.clusters_folder("broken")
     real = stage.write_array
 
@@ -139,23 +140,23 @@ def test_resumes_after_an_interruption_with_the_same_bytes(small_catalog, tree_b
 
     monkeypatch.setattr(stage, "write_array", breaks)
     with pytest.raises(KeyboardInterrupt):
-        cluster(small_catalog, k=12, name="broken")
+        cluster(small_catalog, ClusterRequest(k=12, name="broken"))
     assert not (folder / "manifest.json").exists()
     kept = {name: (folder / name).stat().st_mtime_ns for name in ("centroids.npy", "similarity-part-000000.npy")}
     monkeypatch.setattr(stage, "write_array", real)
-    cluster(small_catalog, k=12, name="broken")
+    cluster(small_catalog, ClusterRequest(k=12, name="broken"))
     assert kept == {name: (folder / name).stat().st_mtime_ns for name in kept}
     assert tree_bytes(folder) == tree_bytes(small_catalog.clusters_folder("whole"))
 
 
 def test_a_rerun_does_nothing_and_other_settings_are_refused(small_catalog, tree_bytes):
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     folder = small_catalog.clusters_folder("main")
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     assert times == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     with pytest.raises(UserError, match="`k` 12 → 13"):
-        cluster(small_catalog, k=13)
+        cluster(small_catalog, ClusterRequest(k=13))
     assert times == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
@@ -169,16 +170,16 @@ def test_a_rerun_does_nothing_and_other_settings_are_refused(small_catalog, tree
         ({"k": 5, "density": 0}, "`density` 0"),
         ({"k": 5, "density": 1.01}, "`density` 1.01"),
         ({"k": 5, "density": float("nan")}, "`density` nan"),
-        ({"k": 5, "density": "some"}, "`density` some"),
+        ({"k": 5, "density": "some"}, "`density` 'some'"),
         ({"k": 5, "without": ["none-such"]}, "none-such"),
-        ({"k": 5, "max_memory_bytes": 10**6}, "raise it, or ask for fewer clusters"),
+        ({"k": 5, "max_memory": "1MB"}, "raise it, or ask for fewer clusters"),
         ({"k": 5, "name": "../evil"}, "can't name an artifact"),
         ({"k": 5, "column": "text"}, "600 of 600 samples have no text embeddings"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(small_catalog, options, message):
     with pytest.raises(UserError, match=message) as caught:
-        cluster(small_catalog, **options)
+        cluster(small_catalog, ClusterRequest(**options))
     assert "\n" not in str(caught.value)
     assert not list((small_catalog.folder / "clusters").glob("*"))
 
@@ -195,17 +196,17 @@ def constant(catalog, rows=None):
 def test_constant_embeddings_are_refused_unless_forced(small_catalog):
     constant(small_catalog)
     with pytest.raises(UserError, match="only 2 distinct rows for 12 clusters"):  # one a part
-        cluster(small_catalog, k=12)
-    made = cluster(small_catalog, k=12, force=True)
+        cluster(small_catalog, ClusterRequest(k=12))
+    made = cluster(small_catalog, ClusterRequest(k=12, force=True))
     assert made.summary["clusters"] == 2
 
 
 def test_a_collapsed_clustering_is_refused_unless_forced(small_catalog):
     constant(small_catalog, rows=400)
     with pytest.raises(UserError, match=r"one of 12 clusters holds \d+ of 600 samples"):
-        cluster(small_catalog, k=12)
+        cluster(small_catalog, ClusterRequest(k=12))
     assert not (small_catalog.clusters_folder("main") / "manifest.json").exists()
-    made = cluster(small_catalog, k=12, force=True)
+    made = cluster(small_catalog, ClusterRequest(k=12, force=True))
     assert max(made.table["size"].to_pylist()) > 300
 
 
@@ -216,11 +217,11 @@ def test_merging_everything_away_is_a_collapse(small_catalog):
         np.save(path, (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16))
         note_digest(path)
     with pytest.raises(UserError, match="one of 12 clusters holds 600 of 600 samples"):
-        cluster(small_catalog, k=12, merge=0.7)
+        cluster(small_catalog, ClusterRequest(k=12, merge=0.7))
 
 
 def test_the_manifest_names_snapshot_inputs_and_files(small_catalog):
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     manifest = read_json(small_catalog.clusters_folder("main") / "manifest.json")
     assert manifest["identity"]["inputs"] == {
         "snapshot": small_catalog.snapshot().id,
@@ -240,7 +241,7 @@ def test_density_is_what_a_plain_reference_counts(small_catalog):
     np.save(path, rows)
     note_digest(path)
     drop(small_catalog, "some", range(100, 160))
-    made = cluster(small_catalog, k=40, density=0.95, without=["some"])
+    made = cluster(small_catalog, ClusterRequest(k=40, density=0.95, without=["some"]))
     member = column(small_catalog, "main", "label") != MISSING
     assert member.sum() == 600 - 60 - 2
     assert made.table["density"].to_pylist() == plain_density(small_catalog, 0.95, member)
@@ -249,7 +250,9 @@ def test_density_is_what_a_plain_reference_counts(small_catalog):
 
 
 def test_density_says_how_common_a_group_is_where_sizes_do_not(small_catalog, small_groups):
-    made = cluster(small_catalog, k=40, density=0.6)  # several clusters a group; the groups are orthogonal
+    made = cluster(
+        small_catalog, ClusterRequest(k=40, density=0.6)
+    )  # several clusters a group; the groups are orthogonal
     labels = column(small_catalog, "main", "label")
     common = np.bincount(small_groups)[small_groups]
     assert np.array_equal(made.table["density"].to_numpy()[labels], common)
@@ -257,8 +260,8 @@ def test_density_says_how_common_a_group_is_where_sizes_do_not(small_catalog, sm
 
 
 def test_density_changes_nothing_else(small_catalog, tree_bytes):
-    cluster(small_catalog, k=30, name="plain")
-    cluster(small_catalog, k=30, name="dense", density="auto")
+    cluster(small_catalog, ClusterRequest(k=30, name="plain"))
+    cluster(small_catalog, ClusterRequest(k=30, name="dense", density="auto"))
     plain, dense = (tree_bytes(small_catalog.clusters_folder(name)) for name in ("plain", "dense"))
     assert {name for name in plain if plain[name] != dense[name]} == {"clusters.parquet", "manifest.json"}
     manifests = [json.loads(files["manifest.json"]) for files in (plain, dense)]
@@ -268,7 +271,7 @@ def test_density_changes_nothing_else(small_catalog, tree_bytes):
 
 
 def test_auto_is_the_cosine_that_nearly_all_have_to_their_own_centroid(small_catalog):
-    made = cluster(small_catalog, k=20, density="auto")
+    made = cluster(small_catalog, ClusterRequest(k=20, density="auto"))
     radius = made.summary["radius"]
     similarity = column(small_catalog, "main", "similarity").astype(np.float64)
     assert (similarity >= radius).mean() >= 0.95
@@ -278,7 +281,7 @@ def test_auto_is_the_cosine_that_nearly_all_have_to_their_own_centroid(small_cat
 
 
 def test_counting_goes_on_where_it_stopped(small_catalog, tree_bytes, monkeypatch):
-    cluster(small_catalog, k=12, density="auto", name="whole")
+    cluster(small_catalog, ClusterRequest(k=12, density="auto", name="whole"))
     folder = small_catalog.clusters_folder("broken")
     real = stage.write_array
 
@@ -289,11 +292,11 @@ def test_counting_goes_on_where_it_stopped(small_catalog, tree_bytes, monkeypatc
 
     monkeypatch.setattr(stage, "write_array", breaks)
     with pytest.raises(KeyboardInterrupt):
-        cluster(small_catalog, k=12, density="auto", name="broken")
+        cluster(small_catalog, ClusterRequest(k=12, density="auto", name="broken"))
     first = folder / "density" / "part-000000.npy"
     np.save(first, np.load(first) + 1000)  # what is there isn't counted again
     monkeypatch.setattr(stage, "write_array", real)
-    made = cluster(small_catalog, k=12, density="auto", name="broken")
+    made = cluster(small_catalog, ClusterRequest(k=12, density="auto", name="broken"))
     whole = stage.load_clustering(small_catalog, "whole")
     assert (made.table["density"].to_numpy() - whole.table["density"].to_numpy()).tolist() == [1000] * 12
     assert not (folder / "density").exists()
@@ -306,7 +309,7 @@ def test_what_lists_drop_belongs_to_no_cluster_and_is_not_fitted(small_catalog, 
     gone, also = list(range(0, 600, 5)), list(range(1, 600, 5))
     drop(small_catalog, "first", gone)
     drop(small_catalog, "second", also, without=["first"])
-    made = cluster(small_catalog, k=30, without=["second"], name="a")
+    made = cluster(small_catalog, ClusterRequest(k=30, without=["second"], name="a"))
     labels = column(small_catalog, "a", "label")
     dropped = np.isin(np.arange(600), [*gone, *also])
     assert np.array_equal(labels == MISSING, dropped)
@@ -319,7 +322,7 @@ def test_what_lists_drop_belongs_to_no_cluster_and_is_not_fitted(small_catalog, 
         rows[dropped[part.span]] = rows[~dropped[part.span]][0]
         np.save(path, rows)
         note_digest(path)
-    cluster(small_catalog, k=30, without=["second"], name="b")
+    cluster(small_catalog, ClusterRequest(k=30, without=["second"], name="b"))
     a, b = (tree_bytes(small_catalog.clusters_folder(name)) for name in "ab")
     del a["manifest.json"], b["manifest.json"]  # they name other embeddings
     assert a == b
@@ -328,12 +331,12 @@ def test_what_lists_drop_belongs_to_no_cluster_and_is_not_fitted(small_catalog, 
 
 def test_lists_are_part_of_what_a_clustering_is_made_of(small_catalog):
     drop(small_catalog, "some", range(50))
-    cluster(small_catalog, k=12, without=["some"])
+    cluster(small_catalog, ClusterRequest(k=12, without=["some"]))
     manifest = read_json(small_catalog.clusters_folder("main") / "manifest.json")
     assert manifest["identity"]["config"]["without"] == ["some"]
     assert "without some" in manifest["identity"]["inputs"]
     with pytest.raises(UserError, match="without"):
-        cluster(small_catalog, k=12)
+        cluster(small_catalog, ClusterRequest(k=12))
 
 
 # --- extends ------------------------------------------------------------------------------------------------------------
@@ -358,11 +361,11 @@ def grow(tmp_path, make_pool, make_embeddings):
 
 
 def test_an_extended_clustering_equals_a_fresh_assignment(small_catalog, grow):
-    cluster(small_catalog, k=20)
+    cluster(small_catalog, ClusterRequest(k=20))
     before = {kind: column(small_catalog, "main", kind) for kind in ("label", "similarity", "rank")}
     catalog = grow(small_catalog)
     assert (catalog.snapshot().number, catalog.snapshot().rows) == (2, 750)
-    made = extend_clustering(catalog, "main", name="more")
+    made = cluster(catalog, ClusterRequest(extends="main", name="more"))
     centroids = centroids_of(catalog)
     np.testing.assert_array_equal(centroids_of(catalog, "more"), centroids)
     labels, similarity = assign(rows_of(catalog), centroids, device="cpu")
@@ -378,30 +381,30 @@ def test_an_extended_clustering_equals_a_fresh_assignment(small_catalog, grow):
 
 
 def test_rows_that_were_assigned_are_not_assigned_again(small_catalog, grow, monkeypatch):
-    cluster(small_catalog, k=20)
+    cluster(small_catalog, ClusterRequest(k=20))
     catalog = grow(small_catalog)
     seen = []
     real = stage.Assigner.__call__
     monkeypatch.setattr(stage.Assigner, "__call__", lambda self, x: (seen.append(len(x)), real(self, x))[1])
-    extend_clustering(catalog, "main", name="more")
+    cluster(catalog, ClusterRequest(extends="main", name="more"))
     assert sum(seen) == 150
-    extend_clustering(catalog, "more", name="again")
+    cluster(catalog, ClusterRequest(extends="more", name="again"))
     assert sum(seen) == 150
     assert np.array_equal(column(catalog, "again", "label"), column(catalog, "more", "label"))
 
 
 def test_what_the_base_dropped_is_assigned_unless_a_list_drops_it_again(small_catalog, grow):
     drop(small_catalog, "old", range(40))
-    cluster(small_catalog, k=20, without=["old"])
+    cluster(small_catalog, ClusterRequest(k=20, without=["old"]))
     catalog = grow(small_catalog)
     with pytest.raises(UserError, match="'old' was made for snapshot 1"):
-        extend_clustering(catalog, "main", name="refused", without=["old"])
+        cluster(catalog, ClusterRequest(extends="main", name="refused", without=["old"]))
     everyone, _ = assign(rows_of(catalog), centroids_of(catalog), device="cpu")
-    extend_clustering(catalog, "main", name="all")
+    cluster(catalog, ClusterRequest(extends="main", name="all"))
     np.testing.assert_array_equal(column(catalog, "all", "label"), everyone)
     gone = [*range(20), 300, 301, 700]
     drop(catalog, "new", gone)
-    made = extend_clustering(catalog, "main", name="less", without=["new"])
+    made = cluster(catalog, ClusterRequest(extends="main", name="less", without=["new"]))
     expected = everyone.copy()
     expected[gone] = MISSING
     np.testing.assert_array_equal(column(catalog, "less", "label"), expected)
@@ -409,32 +412,32 @@ def test_what_the_base_dropped_is_assigned_unless_a_list_drops_it_again(small_ca
 
 
 def test_other_embeddings_are_assigned_anew(small_catalog, grow):
-    cluster(small_catalog, k=20)
+    cluster(small_catalog, ClusterRequest(k=20))
     catalog = grow(small_catalog)
     part = catalog.parts()[0]
     path = catalog.embedding_folder("image") / f"{part.name}.npy"
     np.save(path, np.load(path)[::-1])
     note_digest(path)
     catalog = type(catalog).open(catalog.folder)
-    extend_clustering(catalog, "main", name="more")
+    cluster(catalog, ClusterRequest(extends="main", name="more"))
     labels, _ = assign(rows_of(catalog), centroids_of(catalog), device="cpu")
     np.testing.assert_array_equal(column(catalog, "more", "label"), labels)
     assert not np.array_equal(labels[:600], column(catalog, "main", "label"))
 
 
 def test_density_is_counted_over_old_and_new_within_the_same_radius(small_catalog, grow):
-    base = cluster(small_catalog, k=20, density="auto")
+    base = cluster(small_catalog, ClusterRequest(k=20, density="auto"))
     catalog = grow(small_catalog)
-    made = extend_clustering(catalog, "main", name="more")
+    made = cluster(catalog, ClusterRequest(extends="main", name="more"))
     assert made.summary["radius"] == base.summary["radius"]
     assert made.table["density"].to_pylist() == plain_density(catalog, base.summary["radius"], slice(None))
     assert sum(made.table["density"].to_pylist()) > sum(base.table["density"].to_pylist())
 
 
 def test_an_interrupted_extension_goes_on_with_the_same_bytes(small_catalog, grow, tree_bytes, monkeypatch):
-    cluster(small_catalog, k=20, density=0.9)
+    cluster(small_catalog, ClusterRequest(k=20, density=0.9))
     catalog = grow(small_catalog)
-    extend_clustering(catalog, "main", name="whole")
+    cluster(catalog, ClusterRequest(extends="main", name="whole"))
     folder = catalog.clusters_folder("broken")
     real = stage.write_array
     for name in ("label-part-000002.npy", "part-000003.npy", "rank-part-000001.npy"):
@@ -446,19 +449,19 @@ def test_an_interrupted_extension_goes_on_with_the_same_bytes(small_catalog, gro
 
         monkeypatch.setattr(stage, "write_array", breaks)
         with pytest.raises(KeyboardInterrupt):
-            extend_clustering(catalog, "main", name="broken")
+            cluster(catalog, ClusterRequest(extends="main", name="broken"))
         assert not (folder / "manifest.json").exists()
     monkeypatch.setattr(stage, "write_array", real)
-    extend_clustering(catalog, "main", name="broken")
+    cluster(catalog, ClusterRequest(extends="main", name="broken"))
     assert tree_bytes(folder) == tree_bytes(catalog.clusters_folder("whole"))
 
 
 def test_what_cannot_be_extended_is_said(small_catalog):
     with pytest.raises(UserError, match=r"no clustering named 'none' \(there: none\)"):
-        extend_clustering(small_catalog, "none", name="more")
-    cluster(small_catalog, k=12)
+        cluster(small_catalog, ClusterRequest(extends="none", name="more"))
+    cluster(small_catalog, ClusterRequest(k=12))
     with pytest.raises(UserError, match="exists with other settings"):
-        extend_clustering(small_catalog, "main", name="main")
+        cluster(small_catalog, ClusterRequest(extends="main", name="main"))
     (small_catalog.clusters_folder("main") / "centroids.npy").unlink()
     with pytest.raises(UserError, match="has no centroids to assign new samples to"):
-        extend_clustering(small_catalog, "main", name="more")
+        cluster(small_catalog, ClusterRequest(extends="main", name="more"))

@@ -17,12 +17,12 @@ from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.similarity import BELOW_ONE
+from tailwise.requests import ClusterRequest, DedupRequest
 from tailwise.stages import members, neighbours
-from tailwise.stages.cluster import cluster, extend_clustering
+from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.members import Layout
-from tailwise.stages.neighbours import Comparison
 from tailwise.stages.regroup import cluster_buckets
 from tailwise.stages.suggest import EPSILONS, suggest
 
@@ -110,7 +110,7 @@ def _catalog_source(_small_catalog_source, tmp_path_factory):
     rows[random.integers(0, 600, 40)] = rows[random.integers(0, 600, 40)]
     rows[[5, 300, 590]] = 0
     set_embeddings(small_catalog, rows)
-    cluster(small_catalog, k=15, seed=1)
+    cluster(small_catalog, ClusterRequest(k=15, seed=1))
     return folder
 
 
@@ -130,7 +130,7 @@ def orders(catalog):
 @pytest.mark.parametrize("rule", ["greedy", "any-earlier"])
 def test_every_epsilon_rule_and_order_equals_the_plain_reference(catalog, rule, keep):
     for number, epsilon in enumerate((0.0, 0.001, 0.01, 0.05, 0.3)):
-        dedup(catalog, epsilon=epsilon, rule=rule, order=keep, seed=3, name=f"list{number}")
+        dedup(catalog, DedupRequest(epsilon=epsilon, rule=rule, order=keep, seed=3, name=f"list{number}"))
         expected = reference(catalog, epsilon, rule, orders(catalog)[keep])
         check(catalog, expected, f"list{number}")
         assert len(expected) > 20
@@ -138,7 +138,7 @@ def test_every_epsilon_rule_and_order_equals_the_plain_reference(catalog, rule, 
 
 
 def test_greedy_s_kept_rows_are_kept(catalog):
-    dedup(catalog, epsilon=0.05)
+    dedup(catalog, DedupRequest(epsilon=0.05))
     found = decisions(catalog)
     assert not {kept_row for kept_row, _ in found.values()} & set(found)
     table = pq.read_table(catalog.drops_folder("duplicates") / "dropped.parquet").to_pylist()
@@ -153,7 +153,7 @@ def test_greedy_s_kept_rows_are_kept(catalog):
 def test_samples_of_no_cluster_are_never_dropped(catalog):
     rows = embeddings(catalog)
     assert not rows[[5, 300, 590]].any()  # identical to each other
-    dedup(catalog, epsilon=1.0)
+    dedup(catalog, DedupRequest(epsilon=1.0))
     assert not {5, 300, 590} & set(decisions(catalog))
 
 
@@ -167,17 +167,17 @@ def test_by_a_score_highest_first_and_those_without_last(catalog, monkeypatch):
         return (scores[part.span] for part in catalog.parts(snapshot))
 
     monkeypatch.setattr("tailwise.stages.scores.score_parts", parts)
-    dedup(catalog, epsilon=0.02, order="score", score="mine")
+    dedup(catalog, DedupRequest(epsilon=0.02, order="score", score="mine"))
     order = np.where(np.isnan(scores), np.inf, -scores)
     check(catalog, reference(catalog, 0.02, "greedy", order))
     assert set(asked) == {"mine"}
     scores[1] += 1
     with pytest.raises(UserError, match="score"):  # other values under the same name: another list
-        dedup(catalog, epsilon=0.02, order="score", score="mine")
+        dedup(catalog, DedupRequest(epsilon=0.02, order="score", score="mine"))
 
 
 def test_a_real_score(catalog):
-    dedup(catalog, epsilon=0.02, order="score", score="caption-characters")
+    dedup(catalog, DedupRequest(epsilon=0.02, order="score", score="caption-characters"))
     captions = itertools.chain(*(catalog.samples(part, ["caption"])["caption"].to_pylist() for part in catalog.parts()))
     check(catalog, reference(catalog, 0.02, "greedy", [-len(caption) for caption in captions]))
 
@@ -194,12 +194,12 @@ def drop(catalog, name, rows):
 def test_what_other_lists_drop_takes_no_part(catalog):
     gone = list(range(0, 600, 4))
     drop(catalog, "others", gone)
-    dedup(catalog, epsilon=0.05, without=["others"])
+    dedup(catalog, DedupRequest(epsilon=0.05, without=["others"]))
     expected = reference(catalog, 0.05, "greedy", orders(catalog)["farthest"], gone=gone)
     check(catalog, expected)
     assert not set(expected) & set(gone)
     assert set(decisions(catalog)) != set(reference(catalog, 0.05, "greedy", orders(catalog)["farthest"]))
-    cluster(catalog, k=5, name="after", without=["duplicates"])
+    cluster(catalog, ClusterRequest(k=5, name="after", without=["duplicates"]))
     assert (column(catalog, "label", "after") < 0).sum() == len({*gone, *expected, 5, 300, 590})
 
 
@@ -211,8 +211,8 @@ def lists(catalog):
 
 
 def make_all(catalog):
-    dedup(catalog, epsilon=0.05, name="a", order="nearest")
-    dedup(catalog, epsilon=0.01, name="b", order="nearest", rule="any-earlier")
+    dedup(catalog, DedupRequest(epsilon=0.05, name="a", order="nearest"))
+    dedup(catalog, DedupRequest(epsilon=0.01, name="b", order="nearest", rule="any-earlier"))
 
 
 def content(catalog, tree_bytes):
@@ -304,18 +304,18 @@ def test_an_interruption_while_deciding_keeps_the_comparison(catalog, expected_b
 
 
 def test_a_rerun_does_nothing_even_without_the_neighbours(catalog, tree_bytes):
-    made = dedup(catalog, epsilon=0.05)
+    made = dedup(catalog, DedupRequest(epsilon=0.05))
     before = tree_bytes(catalog.drops_folder("duplicates"))
     shutil.rmtree(catalog.folder / "neighbours")
-    assert dedup(catalog, epsilon=0.05).summary == made.summary
+    assert dedup(catalog, DedupRequest(epsilon=0.05)).summary == made.summary
     assert not (catalog.folder / "neighbours").exists()
     with pytest.raises(UserError, match=r"`epsilon` 0\.05 → 0\.06"):
-        dedup(catalog, epsilon=0.06)
+        dedup(catalog, DedupRequest(epsilon=0.06))
     assert tree_bytes(catalog.drops_folder("duplicates")) == before
 
 
 def test_the_summary_counts(catalog):
-    summary = dedup(catalog, epsilon=0.05).summary
+    summary = dedup(catalog, DedupRequest(epsilon=0.05)).summary
     found = decisions(catalog)
     assert summary["samples"] == 600
     assert summary["judged"] == 597
@@ -346,11 +346,11 @@ def _grown_source(tmp_path_factory, make_pool, make_embeddings):
 
     known = {}
     catalog = add(tmp_path / "old", [20, 20, 20], 0, known)
-    cluster(catalog, k=3)
-    dedup(catalog, epsilon=0.02, order="nearest")
-    dedup(catalog, epsilon=0.02, order="nearest", rule="any-earlier", name="any")
+    cluster(catalog, ClusterRequest(k=3))
+    dedup(catalog, DedupRequest(epsilon=0.02, order="nearest"))
+    dedup(catalog, DedupRequest(epsilon=0.02, order="nearest", rule="any-earlier", name="any"))
     add(tmp_path / "new", [30, 20], 7, known)
-    extend_clustering(catalog, "main", name="main-2")
+    cluster(catalog, ClusterRequest(extends="main", name="main-2"))
     return catalog.folder
 
 
@@ -369,7 +369,9 @@ def test_only_new_samples_are_judged(grown, tree_bytes, rule, base, keep):
     order = column(grown, "similarity", "main-2").astype(np.float64) * (1 if keep == "farthest" else -1)
     for number, epsilon in enumerate((0.0, 0.01, 0.2)):
         name = f"list{number}"
-        made = dedup(grown, epsilon=epsilon, clustering="main-2", extends=base, rule=rule, order=keep, name=name)
+        made = dedup(
+            grown, DedupRequest(epsilon=epsilon, clustering="main-2", extends=base, rule=rule, order=keep, name=name)
+        )
         expected = reference(grown, epsilon, rule, order, base=(60, set(old)), name="main-2")
         assert all(row >= 60 for row in expected)
         check(grown, {**old, **expected}, name)
@@ -390,22 +392,24 @@ def test_only_clusters_with_new_samples_are_compared(grown, monkeypatch):
     monkeypatch.setattr(neighbours, "most_similar_earlier", counts)
     labels = column(grown, "label", "main-2")
     drop(grown, "filtered", (60 + np.flatnonzero(labels[60:] != labels[80])).tolist())
-    dedup(grown, epsilon=0.02, clustering="main-2", extends="duplicates", without=["filtered"], name="next")
+    dedup(
+        grown, DedupRequest(epsilon=0.02, clustering="main-2", extends="duplicates", without=["filtered"], name="next")
+    )
     mine = labels == labels[80]
     assert compared == [(mine[:60].sum(), mine.sum())]
 
 
 def test_extending_needs_a_list_of_dedup_for_an_earlier_snapshot(grown):
     with pytest.raises(UserError, match="'main' was made for snapshot 1, and the newest is 2"):
-        dedup(grown, epsilon=0.02, name="next")
+        dedup(grown, DedupRequest(epsilon=0.02, name="next"))
     with pytest.raises(UserError, match="no drop list named 'other'"):
-        dedup(grown, epsilon=0.02, clustering="main-2", extends="other", name="next")
+        dedup(grown, DedupRequest(epsilon=0.02, clustering="main-2", extends="other", name="next"))
     drop(grown, "by-hand", [1])
     with pytest.raises(UserError, match="it is a list of filter, not of dedup"):
-        dedup(grown, epsilon=0.02, clustering="main-2", extends="by-hand", name="next")
-    dedup(grown, epsilon=0.02, clustering="main-2", extends="duplicates", name="next")
+        dedup(grown, DedupRequest(epsilon=0.02, clustering="main-2", extends="by-hand", name="next"))
+    dedup(grown, DedupRequest(epsilon=0.02, clustering="main-2", extends="duplicates", name="next"))
     with pytest.raises(UserError, match="made for the newest snapshot already"):
-        dedup(grown, epsilon=0.02, clustering="main-2", extends="next", name="after")
+        dedup(grown, DedupRequest(epsilon=0.02, clustering="main-2", extends="next", name="after"))
 
 
 def test_what_the_old_list_was_made_without_stays_out(tmp_path, make_pool, make_embeddings, make_vectors):
@@ -415,18 +419,18 @@ def test_what_the_old_list_was_made_without_stays_out(tmp_path, make_pool, make_
         return import_pool([str(tmp_path / str(number))], tmp_path / "catalog", workers=1).catalog
 
     catalog = add(1)
-    cluster(catalog, k=2)
+    cluster(catalog, ClusterRequest(k=2))
     drop(catalog, "filtered", [3, 4])
-    dedup(catalog, epsilon=0.5, without=["filtered"])
+    dedup(catalog, DedupRequest(epsilon=0.5, without=["filtered"]))
     old = decisions(catalog)
     add(2)
-    extend_clustering(catalog, "main", name="main-2")
+    cluster(catalog, ClusterRequest(extends="main", name="main-2"))
     options = {"epsilon": 0.5, "clustering": "main-2", "extends": "duplicates", "name": "next"}
     with pytest.raises(UserError, match=r"2 samples that 'duplicates' was made without \(filtered\) take part now"):
-        dedup(catalog, **options)
+        dedup(catalog, DedupRequest(**options))
     also = min(old)
     drop(catalog, "filtered-2", [3, 4, also, 40])
-    dedup(catalog, without=["filtered-2"], **options)
+    dedup(catalog, DedupRequest(without=["filtered-2"], **options))
     found = decisions(catalog, "next")
     assert {row for row in found if row < 30} == set(old) - {also}
     assert 40 not in found
@@ -437,7 +441,7 @@ def test_what_the_old_list_was_made_without_stays_out(tmp_path, make_pool, make_
 
 
 def test_the_guide_counts_what_any_earlier_drops_and_what_clusters_hide(catalog):
-    guide = suggest(Comparison(catalog, seed=3), queries=600, pool_rows=600)
+    guide = suggest(catalog, DedupRequest(seed=3), queries=600, pool_rows=600)
     labels, x = column(catalog, "label"), embeddings(catalog)
     assert (guide.samples, guide.queries, guide.pool) == (597, 597, 597)
     sizes = np.bincount(labels[labels >= 0])
@@ -458,7 +462,7 @@ def test_the_guide_counts_what_any_earlier_drops_and_what_clusters_hide(catalog)
 
 
 def test_the_guide_shows_pairs_of_every_band(catalog):
-    guide = suggest(Comparison(catalog, seed=3))
+    guide = suggest(catalog, DedupRequest(seed=3))
     keys = np.concatenate([catalog.samples(part, ["key"])["key"].to_numpy() for part in catalog.parts()])
     x, labels = embeddings(catalog), column(catalog, "label")
     assert {pair.epsilon for pair in guide.pairs} > {0.0, 0.05}
@@ -471,12 +475,12 @@ def test_the_guide_shows_pairs_of_every_band(catalog):
         assert pair.similarity > 1 - pair.epsilon or pair.similarity == 1
         smaller = [epsilon for epsilon in EPSILONS if epsilon < pair.epsilon]
         assert not smaller or pair.similarity <= 1 - smaller[-1]
-    assert suggest(Comparison(catalog, seed=3)) == guide
-    assert suggest(Comparison(catalog, seed=4)).pairs != guide.pairs
+    assert suggest(catalog, DedupRequest(seed=3)) == guide
+    assert suggest(catalog, DedupRequest(seed=4)).pairs != guide.pairs
 
 
 def test_the_guide_draws_from_the_pool(catalog):
-    guide = suggest(Comparison(catalog), queries=100, pool_rows=200)
+    guide = suggest(catalog, DedupRequest(), queries=100, pool_rows=200)
     assert 60 < guide.queries < 140
     assert 140 < guide.pool < 260
 
@@ -500,22 +504,22 @@ def test_the_guide_draws_from_the_pool(catalog):
 )
 def test_bad_requests_are_one_line_and_leave_nothing(catalog, options, message):
     with pytest.raises(UserError, match=message) as caught:
-        dedup(catalog, **options)
+        dedup(catalog, DedupRequest(**options))
     assert "\n" not in str(caught.value)
     assert not list(catalog.folder.glob("drops/*"))
 
 
 def test_too_little_memory_says_how_much_is_needed(catalog):
     with pytest.raises(UserError, match=r"the largest cluster has \d+ members .* `max_memory` allows 0.001 GB"):
-        dedup(catalog, epsilon=0.1, max_memory_bytes=10**6)
-    dedup(catalog, epsilon=0.1)
+        dedup(catalog, DedupRequest(epsilon=0.1, max_memory="1000KB"))
+    dedup(catalog, DedupRequest(epsilon=0.1))
 
 
 def test_changed_embeddings_are_refused(catalog):
     marker = catalog.embedding_folder("image") / "part-000000.json"
     write_record(marker, {**read_record(marker), "digest": "other"})
     with pytest.raises(UserError, match="the image embeddings have changed since clustering 'main' was made"):
-        dedup(catalog, epsilon=0.1)
+        dedup(catalog, DedupRequest(epsilon=0.1))
 
 
 def run(*arguments, code=0):
@@ -545,8 +549,8 @@ def test_the_command(catalog):
 def test_real_near_duplicates(shared_data, tmp_path):
     folder = shared_data / "tinyimagenet-lt"
     catalog = import_pool([str(folder / "train"), str(folder / "embeddings")], tmp_path / "catalog").catalog
-    cluster(catalog, k=100)
-    tailwise.dedup(catalog, epsilon=0.07)
+    cluster(catalog, ClusterRequest(k=100))
+    tailwise.dedup(catalog, DedupRequest(epsilon=0.07))
     keys = np.concatenate([catalog.samples(part, ["key"])["key"].to_numpy() for part in catalog.parts()])
     lines = [line.split("\t") for line in (folder / "truth.tsv").read_text().splitlines()[1:]]
     origin = {key: source or key for key, _, _, source in lines}

@@ -1,6 +1,7 @@
 import io
 import shutil
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tailwise.encoders import EncoderOptions, pixels
+from tailwise.encoders import pixels
 from tailwise.errors import UserError
-from tailwise.stages.embed import EmbedOptions, embed
+from tailwise.requests import EmbedRequest
+from tailwise.stages.embed import embed
 from tailwise.stages.embed_read import ShardRows, read_batches
 from tailwise.stages.import_pool import import_pool
 
-ANY_SHARE = EmbedOptions(max_rejected=1)
+ANY_SHARE = EmbedRequest(encoder="", max_rejected=1)
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def catalog(tmp_path, make_tar, make_image):
 
 
 def test_each_row_is_the_description_of_its_image(catalog, make_image, rejected_counts):
-    report = embed(catalog, "pixels", ANY_SHARE, workers=1)
+    report = embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1))
     assert (report.embedded, report.lacking) == (5, 7)
     rows = catalog.embedding("image", catalog.parts()[0])
     for row, seed in ((0, 1), (2, 2), (5, 4), (6, 5)):
@@ -47,31 +49,31 @@ def test_each_row_is_the_description_of_its_image(catalog, make_image, rejected_
 
 def test_batches_change_nothing(catalog, tmp_path, tree_bytes):
     other = import_pool([str(tmp_path / "pool")], tmp_path / "other", workers=1).catalog
-    embed(catalog, "pixels", ANY_SHARE, workers=1)
-    embed(other, "pixels", EmbedOptions(batch_size=2, max_rejected=1), workers=1)
+    embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1))
+    embed(other, EmbedRequest(encoder="pixels", batch_size=2, max_rejected=1, workers=1))
     assert tree_bytes(catalog.folder / "embeddings") == tree_bytes(other.folder / "embeddings")
 
 
 def test_devices_share_the_shards_and_change_nothing(catalog, tmp_path, tree_bytes, monkeypatch):
     other = import_pool([str(tmp_path / "pool")], tmp_path / "other", workers=1).catalog
-    embed(catalog, "pixels", ANY_SHARE, workers=1)
+    embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1))
     monkeypatch.setattr("tailwise.stages.embed.find_devices", lambda _: [torch.device("cpu")] * 2)
     (tmp_path / "pool" / "00001.tar").rename(tmp_path / "gone")
     with pytest.raises(UserError, match=r"00001.tar can't be read .*tailwise relocate"):  # as the second one says
-        embed(other, "pixels", ANY_SHARE, workers=1)
+        embed(other, replace(ANY_SHARE, encoder="pixels", workers=1))
     (tmp_path / "gone").rename(tmp_path / "pool" / "00001.tar")
-    embed(other, "pixels", ANY_SHARE, workers=1)
+    embed(other, replace(ANY_SHARE, encoder="pixels", workers=1))
     assert tree_bytes(catalog.folder / "embeddings") == tree_bytes(other.folder / "embeddings")
 
 
 def test_a_rerun_embeds_only_what_is_new(catalog, tmp_path, make_pool):
-    embed(catalog, "pixels", ANY_SHARE, workers=1)
+    embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1))
     path = catalog.embedding_folder("image") / "part-000000.npy"
     before = path.stat().st_mtime_ns
-    assert embed(catalog, "pixels", workers=1).lacking == 0
+    assert embed(catalog, EmbedRequest(encoder="pixels", workers=1)).lacking == 0
     make_pool(tmp_path / "more", [4], first_shard=8)
     import_pool([str(tmp_path / "more")], catalog.folder, workers=1)
-    report = embed(catalog, "pixels", workers=1)
+    report = embed(catalog, EmbedRequest(encoder="pixels", workers=1))
     assert (report.embedded, report.lacking) == (4, 4)
     assert path.stat().st_mtime_ns == before
 
@@ -79,61 +81,63 @@ def test_a_rerun_embeds_only_what_is_new(catalog, tmp_path, make_pool):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("clip", EmbedOptions(), "unknown encoder 'clip': use .*pixels, or import"),
-        ("pixels", EmbedOptions("text"), "pixels has no text side: give `column` image"),
-        ("pixels", EmbedOptions("both"), "pixels has no text side"),
-        ("pixels", EmbedOptions("audio"), "`column` 'audio': use image, text, both"),
-        ("pixels", EmbedOptions(batch_size=0), "`batch_size` 0: must be 1 or more"),
-        ("pixels", EmbedOptions(max_rejected=10), "`max_rejected` 10: must lie between 0 and 1"),
-        ("pixels", EmbedOptions(encoder=EncoderOptions(device="tpu")), "`device` 'tpu' cannot be used"),
-        ("pixels", EmbedOptions(encoder=EncoderOptions(device="meta")), "`device` 'meta' cannot be used"),
+        ("clip", EmbedRequest(encoder=""), "unknown encoder 'clip': use .*pixels, or import"),
+        ("pixels", EmbedRequest(encoder="", column="text"), "pixels has no text side: give `column` image"),
+        ("pixels", EmbedRequest(encoder="", column="both"), "pixels has no text side"),
+        ("pixels", EmbedRequest(encoder="", column="audio"), "`column` 'audio': use image, text, both"),
+        ("pixels", EmbedRequest(encoder="", batch_size=0), "`batch_size` 0: must be 1 or more"),
+        ("pixels", EmbedRequest(encoder="", max_rejected=10), "`max_rejected` 10: must lie between 0 and 1"),
+        ("pixels", EmbedRequest(encoder="", device="tpu"), "`device` 'tpu' cannot be used"),
+        ("pixels", EmbedRequest(encoder="", device="meta"), "`device` 'meta' cannot be used"),
     ],
 )
 def test_mistakes(catalog, tree_bytes, name, options, message):
     with pytest.raises(UserError, match=message):
-        embed(catalog, name, options, workers=1)
+        embed(catalog, replace(options, encoder=name, workers=1))
     assert not (catalog.folder / "embeddings").exists()
 
 
 def test_shards_that_are_gone_or_shorter_than_they_were(catalog, tmp_path, small_catalog):
     with pytest.raises(UserError, match="encoders can't be mixed"):
-        embed(small_catalog, "pixels", workers=1)
+        embed(small_catalog, EmbedRequest(encoder="pixels", workers=1))
     path = tmp_path / "pool" / "00001.tar"
     content = path.read_bytes()
     path.write_bytes(content[:1500])
     with pytest.raises(UserError, match=r"00001.tar can't be read \(it has 1,500 bytes; [\d,]+ when it was"):
-        embed(catalog, "pixels", workers=1)
+        embed(catalog, EmbedRequest(encoder="pixels", workers=1))
     path.unlink()
     with pytest.raises(UserError, match=r"00001.tar can't be read .*tailwise relocate"):
-        embed(catalog, "pixels", workers=1)
+        embed(catalog, EmbedRequest(encoder="pixels", workers=1))
     path.write_bytes(content)
-    assert embed(catalog, "pixels", ANY_SHARE, workers=1).columns[0].samples == 3  # the first shard was finished
+    assert (
+        embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1)).columns[0].samples == 3
+    )  # the first shard was finished
 
 
 def test_what_another_encoder_left_unfinished_is_not_taken(catalog, tmp_path):
     (tmp_path / "pool" / "00001.tar").rename(tmp_path / "gone")
     with pytest.raises(UserError, match="can't be read"):
-        embed(catalog, "pixels", workers=1)
+        embed(catalog, EmbedRequest(encoder="pixels", workers=1))
     unfinished = catalog.embedding_folder("image") / "unfinished"
     (made_by,) = unfinished.iterdir()
     assert [path.name for path in sorted(made_by.iterdir())] == ["shard-00000000.json", "shard-00000000.npy"]
     made_by.rename(unfinished / "of-another-encoder")
     (tmp_path / "gone").rename(tmp_path / "pool" / "00001.tar")
-    assert embed(catalog, "pixels", ANY_SHARE, workers=1).columns[0].samples == 7
+    assert embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1)).columns[0].samples == 7
     assert not unfinished.exists()
 
 
 def test_a_finished_shard_that_was_damaged(catalog, tmp_path):
     (tmp_path / "pool" / "00001.tar").rename(tmp_path / "gone")
     with pytest.raises(UserError, match="can't be read"):
-        embed(catalog, "pixels", workers=1)
+        embed(catalog, EmbedRequest(encoder="pixels", workers=1))
     (tmp_path / "gone").rename(tmp_path / "pool" / "00001.tar")
     (rows,) = catalog.embedding_folder("image").glob("unfinished/*/*.npy")
     rows.write_bytes(rows.read_bytes()[:100])
     with pytest.raises(UserError, match=r"shard-00000000.npy is damaged .*: delete .*unfinished, then repeat"):
-        embed(catalog, "pixels", ANY_SHARE, workers=1)
+        embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1))
     shutil.rmtree(catalog.embedding_folder("image") / "unfinished")
-    assert embed(catalog, "pixels", ANY_SHARE, workers=1).embedded == 5
+    assert embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1)).embedded == 5
 
 
 def test_what_goes_wrong_within_a_worker_is_not_taken_for_its_death(catalog):
@@ -157,7 +161,7 @@ def test_members_that_lie_far_apart_are_read_one_by_one(tmp_path, make_tar, make
     ]
     make_tar(tmp_path / "pool" / "0.tar", members)
     catalog = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1).catalog
-    embed(catalog, "pixels", workers=1)
+    embed(catalog, EmbedRequest(encoder="pixels", workers=1))
     images = [Image.open(io.BytesIO(make_image(key))).convert("RGB") for key in range(4)]
     rows = catalog.embedding("image", catalog.parts()[0])
     np.testing.assert_allclose(rows, pixels.describe(images), atol=1e-3)
@@ -169,7 +173,7 @@ def test_a_part_of_several_row_groups(tmp_path, make_pool, monkeypatch):
     catalog = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1, part_rows=19).catalog
     assert [part.rows for part in catalog.parts()] == [19, 3]
     assert pq.ParquetFile(catalog.samples_path(0)).num_row_groups > 2
-    assert embed(catalog, "pixels", EmbedOptions(batch_size=4), workers=1).embedded == 22
+    assert embed(catalog, EmbedRequest(encoder="pixels", batch_size=4, workers=1)).embedded == 22
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -180,6 +184,6 @@ def test_a_replaced_tar_of_the_same_length_is_refused(catalog, tmp_path, make_im
     path.write_bytes(content.replace(image, other))
     assert path.stat().st_size == len(content)
     with pytest.raises(UserError, match=r"00001\.tar can't be read .*other content than when it was imported"):
-        embed(catalog, "pixels", ANY_SHARE, workers=workers)
+        embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=workers))
     path.write_bytes(content)
-    assert embed(catalog, "pixels", ANY_SHARE, workers=workers).embedded == 5
+    assert embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=workers)).embedded == 5

@@ -16,7 +16,7 @@ from tailwise.catalog.files import note_digest
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, GroupRequest, PlanRequest
 from tailwise.stages import excluded as module
 from tailwise.stages.cluster import cluster
 from tailwise.stages.excluded import EXCLUDED_SCHEMA, write_excluded
@@ -81,7 +81,7 @@ def _curated_source(_small_catalog_source, make_drops, tmp_path_factory):
         array[mine - part.first_row] = 0
         np.save(path, array)
         note_digest(path)
-    cluster(small_catalog, k=12, name="clean", without=["sizes"])
+    cluster(small_catalog, ClusterRequest(k=12, name="clean", without=["sizes"]))
     taken = [int(row) for row in (*rows[:4], *rows[118:121], rows[205], *rows[400:410])]
     (folder / "keys.txt").write_text("".join(f"{row:06d}\n" for row in taken))
     return folder, {"duplicates": kept, "near": near, "sizes": sizes, "lacking": lacking, "taken": taken}
@@ -189,7 +189,7 @@ def test_without_a_score_and_without_a_group(curated, tmp_path):
     catalog, _ = curated
     widths = pa.table({"key": [f"{row:06d}" for row in range(100, 600)], "topic": ["a", "b"] * 250})
     pq.write_table(widths, tmp_path / "topics.parquet")
-    group(catalog, "topic", file=tmp_path / "topics.parquet")
+    group(catalog, GroupRequest("topic", file=tmp_path / "topics.parquet"))
     plan = make_plan(catalog, "p", PlanRequest("proportional", keep=0.5, clustering="topic"))
     lines = written(catalog, tmp_path / "removed.parquet", plan)
     assert {row: line["reason"] for row, line in lines.items()} == dict.fromkeys(range(100), "topic: no value of topic")

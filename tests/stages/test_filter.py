@@ -2,6 +2,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,9 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors
 from tailwise.cli import app
 from tailwise.errors import UserError
-from tailwise.requests import ScoreRequest
+from tailwise.requests import ClusterRequest, FilterRequest, ScoreRequest
 from tailwise.stages.cluster import cluster
-from tailwise.stages.filter import FilterRule, filter_samples, try_filter
+from tailwise.stages.filter import filter_samples, try_filter
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.scores import SCORES
 
@@ -55,15 +56,15 @@ def test_keys_of_a_file_that_match_no_sample_are_counted(pools, tmp_path):
     pq.write_table(pa.table({"key": keys, "q": np.arange(32.0)}), tmp_path / "s.parquet")
     request = ScoreRequest("q", {"file": str(tmp_path / "s.parquet")})
     for catalog in catalogs:
-        made = filter_samples(catalog, request, FilterRule(keep=0.5), name="strangers")
+        made = filter_samples(catalog, FilterRequest(request, keep=0.5, name="strangers"))
         assert (made.summary["keys"], made.summary["keys_without_sample"]) == (32, 2)
-        assert try_filter(catalog, request).summary["keys_without_sample"] == 2
+        assert try_filter(catalog, FilterRequest(request)).summary["keys_without_sample"] == 2
 
 
 def apply(catalog, request, rule, without=()):
     """The mask of what a new filter drops; checks that its files and figures agree."""
     name = f"f{next(NUMBERS)}"
-    made = filter_samples(catalog, request, rule, name=name, without=without)
+    made = filter_samples(catalog, replace(rule, by=request, name=name, without=without))
     found = DropList(catalog, name)
     table = found.tables(slice(0, ROWS))
     assert table.schema == DROPPED_SCHEMA
@@ -71,7 +72,7 @@ def apply(catalog, request, rule, without=()):
     summary = made.summary
     assert (summary["dropped"], summary["kept"]) == (found.mask.sum(), summary["samples"] - found.mask.sum())
     assert sum(summary["reasons"].values()) == summary["dropped"]
-    assert try_filter(catalog, request, rule, without=without).summary == summary
+    assert try_filter(catalog, replace(rule, by=request, without=without)).summary == summary
     return found, table
 
 
@@ -97,12 +98,14 @@ shares = st.sampled_from([0.05, 0.1, 1 / 3, 0.5, 0.75, 1.0])
 bounds = st.sampled_from([-2.0, 0.0, 0.25, 0.3, 1.0, 7.0])
 rules = st.one_of(
     st.builds(
-        lambda share, missing: FilterRule(keep=share, missing=missing), shares, st.sampled_from(["drop", "keep"])
+        lambda share, missing: FilterRequest("", keep=share, missing=missing), shares, st.sampled_from(["drop", "keep"])
     ),
-    st.builds(lambda share: FilterRule(keep_lowest=share), shares),
-    st.builds(lambda bound, missing: FilterRule(bound, missing=missing), bounds, st.sampled_from(["drop", "keep"])),
-    st.builds(lambda bound: FilterRule(maximum=bound), bounds),
-    st.builds(lambda a, b: FilterRule(min(a, b), max(a, b)), bounds, bounds),
+    st.builds(lambda share: FilterRequest("", keep_lowest=share), shares),
+    st.builds(
+        lambda bound, missing: FilterRequest("", bound, missing=missing), bounds, st.sampled_from(["drop", "keep"])
+    ),
+    st.builds(lambda bound: FilterRequest("", maximum=bound), bounds),
+    st.builds(lambda a, b: FilterRequest("", min(a, b), max(a, b)), bounds, bounds),
 )
 
 
@@ -117,7 +120,7 @@ def test_a_filter_drops_what_a_plain_reference_drops(pools, scores, rule, earlie
     for catalog in catalogs:
         without, part = [], np.ones(ROWS, np.bool_)
         if not all(earlier):
-            before, _ = apply(catalog, other, FilterRule(maximum=0))
+            before, _ = apply(catalog, other, FilterRequest("", maximum=0))
             without, part = [before.name], ~before.mask
         kept = plain_kept(scores, part, rule)
         share = rule.keep or rule.keep_lowest
@@ -127,7 +130,7 @@ def test_a_filter_drops_what_a_plain_reference_drops(pools, scores, rule, earlie
             with pytest.raises(
                 UserError, match=r"would be dropped|not one of|take part and \d+ of these have a q: the largest"
             ):
-                filter_samples(catalog, request, rule, name=f"f{next(NUMBERS)}", without=without)
+                filter_samples(catalog, replace(rule, by=request, name=f"f{next(NUMBERS)}", without=without))
             continue
         drops, table = apply(catalog, request, rule, without)
         assert np.array_equal(drops.mask, part & ~kept)
@@ -147,10 +150,10 @@ def test_the_top_share_is_exact_and_ties_go_by_row(pools):
     scores = np.full(ROWS, 0.5)
     scores[[3, 29]] = 0.75
     scores[12] = np.nan
-    drops, table = apply(catalog, given_scores(folder, scores), FilterRule(keep=0.3))
+    drops, table = apply(catalog, given_scores(folder, scores), FilterRequest("", keep=0.3))
     assert np.flatnonzero(~drops.mask).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 29]  # 0.3 · 30 = 9: of the whole pool
     assert set(table["reason"].to_pylist()) == {"q not among the highest 0.3 of the pool", "no q"}
-    drops, table = apply(catalog, given_scores(folder, scores), FilterRule(keep_lowest=0.1, missing="keep"))
+    drops, table = apply(catalog, given_scores(folder, scores), FilterRequest("", keep_lowest=0.1, missing="keep"))
     assert np.flatnonzero(~drops.mask).tolist() == [0, 1, 2, 12]
     assert set(table["reason"].to_pylist()) == {"q not among the lowest 0.1 of the pool"}
 
@@ -160,11 +163,11 @@ def test_bounds_are_those_of_the_numbers_that_scores_were_made_from(pools):
     decimals = np.arange(1, ROWS + 1) / 10  # half of them are rounded down in float32, half up
     request = given_scores(folder, decimals)
     for at in range(0, ROWS, 3):
-        drops = apply(catalog, request, FilterRule(decimals[at]))[0]
+        drops = apply(catalog, request, FilterRequest("", decimals[at]))[0]
         assert np.flatnonzero(drops.mask).tolist() == list(range(at))
-        drops = apply(catalog, request, FilterRule(maximum=decimals[at]))[0]
+        drops = apply(catalog, request, FilterRequest("", maximum=decimals[at]))[0]
         assert np.flatnonzero(drops.mask).tolist() == list(range(at + 1, ROWS))
-    _, table = apply(catalog, request, FilterRule(0.35, 2.0))
+    _, table = apply(catalog, request, FilterRequest("", 0.35, 2.0))
     reasons = dict(zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True))
     assert reasons == dict.fromkeys(range(3), "q below 0.35") | dict.fromkeys(range(20, 30), "q above 2")
 
@@ -173,9 +176,9 @@ def test_quantiles_are_order_statistics_of_those_that_take_part(pools):
     folder, (catalog, _) = pools
     scores = np.random.default_rng(0).normal(size=ROWS)
     scores[4] = np.nan
-    before, _ = apply(catalog, given_scores(folder, np.arange(ROWS)), FilterRule(10))
+    before, _ = apply(catalog, given_scores(folder, np.arange(ROWS)), FilterRequest("", 10))
     request = given_scores(folder, scores)
-    summary = try_filter(catalog, request, without=[before.name]).summary
+    summary = try_filter(catalog, FilterRequest(request, without=[before.name])).summary
     left = np.sort(scores[10:].astype(np.float32))
     expected = [left[round(percent * 19 / 100)] for percent in (0, 1, 5, 10, 25, 75, 90, 95, 99, 100)]
     found = {item["percent"]: item["score"] for item in summary["quantiles"]}
@@ -183,31 +186,31 @@ def test_quantiles_are_order_statistics_of_those_that_take_part(pools):
     assert list(found.values()) == expected
     assert {key: summary[key] for key in ("score", "samples", "scored")} == {"score": "q", "samples": 20, "scored": 20}
     assert "dropped" not in summary
-    whole = try_filter(catalog, request).summary
+    whole = try_filter(catalog, FilterRequest(request)).summary
     assert (whole["samples"], whole["scored"]) == (30, 29)
 
 
 def test_filters_follow_one_another_and_a_clustering_takes_no_part_in_what_they_drop(small_catalog):
-    filter_samples(small_catalog, "caption-characters", FilterRule(maximum=7), name="short")  # groups 10 and 11
-    filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), without=["short"])
+    filter_samples(small_catalog, FilterRequest("caption-characters", maximum=7, name="short"))  # groups 10 and 11
+    filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.5, without=["short"]))
     first, second = (DropList(small_catalog, name).mask for name in ("short", "image-bytes"))
     assert first.sum() == 18 + 17
     assert not (first & second).any()
     assert second.sum() == 565 - 300
-    made = cluster(small_catalog, k=5, without=["image-bytes"])
+    made = cluster(small_catalog, ClusterRequest(k=5, without=["image-bytes"]))
     assert made.summary["samples"] == 300
     assert made.summary["dropped"] == 300
 
 
 def test_a_rerun_does_nothing_and_another_rule_is_refused(small_catalog, tree_bytes):
-    made = filter_samples(small_catalog, "caption-words", FilterRule(1))
+    made = filter_samples(small_catalog, FilterRequest("caption-words", minimum=1))
     times = {path: path.stat().st_mtime_ns for path in small_catalog.folder.rglob("*")}
-    assert filter_samples(small_catalog, "caption-words", FilterRule(1)) == made
+    assert filter_samples(small_catalog, FilterRequest("caption-words", minimum=1)) == made
     with pytest.raises(UserError, match="minimum"):
-        filter_samples(small_catalog, "caption-words", FilterRule(2))
+        filter_samples(small_catalog, FilterRequest("caption-words", minimum=2))
     assert times == {path: path.stat().st_mtime_ns for path in small_catalog.folder.rglob("*")}
     before = tree_bytes(small_catalog.folder)
-    filter_samples(small_catalog, "caption-words", FilterRule(2), name="words-2")  # nothing is below
+    filter_samples(small_catalog, FilterRequest("caption-words", minimum=2, name="words-2"))  # nothing is below
     after = tree_bytes(small_catalog.folder)
     assert {path.split("/")[0] for path in after.keys() - before.keys()} == {"drops"}
     assert not DropList(small_catalog, "words-2").mask.any()
@@ -216,29 +219,29 @@ def test_a_rerun_does_nothing_and_another_rule_is_refused(small_catalog, tree_by
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (FilterRule(), "give one of `minimum`"),
-        (FilterRule(1, keep=0.5), "give one of `minimum`"),
-        (FilterRule(keep=0.5, keep_lowest=0.5), "give one of `minimum`"),
-        (FilterRule(keep=0), "`keep` 0: must be a share above 0"),
-        (FilterRule(keep_lowest=1.5), "`keep_lowest` 1.5: must be a share above 0"),
-        (FilterRule(float("nan")), "`minimum` nan"),
-        (FilterRule(2, 1), "`minimum` 2 is above `maximum` 1"),
-        (FilterRule(1, missing="maybe"), "`missing` 'maybe': use drop or keep"),
-        (FilterRule(3), "all of 600 samples would be dropped: caption-words lies between 2 and 2"),
-        (FilterRule(keep=1e-6), "`keep` 1e-06 of the pool of 600 samples is less than one sample"),
+        (FilterRequest(""), "give one of `minimum`"),
+        (FilterRequest("", 1, keep=0.5), "give one of `minimum`"),
+        (FilterRequest("", keep=0.5, keep_lowest=0.5), "give one of `minimum`"),
+        (FilterRequest("", keep=0), "`keep` 0: must be a share above 0"),
+        (FilterRequest("", keep_lowest=1.5), "`keep_lowest` 1.5: must be a share above 0"),
+        (FilterRequest("", float("nan")), "`minimum` nan"),
+        (FilterRequest("", 2, 1), "`minimum` 2 is above `maximum` 1"),
+        (FilterRequest("", 1, missing="maybe"), "`missing` 'maybe': use drop or keep"),
+        (FilterRequest("", 3), "all of 600 samples would be dropped: caption-words lies between 2 and 2"),
+        (FilterRequest("", keep=1e-6), "`keep` 1e-06 of the pool of 600 samples is less than one sample"),
     ],
 )
 def test_bad_rules_are_one_line_and_make_no_list(small_catalog, rule, message):
     with pytest.raises(UserError, match=message) as caught:
-        filter_samples(small_catalog, "caption-words", rule)
+        filter_samples(small_catalog, replace(rule, by="caption-words"))
     assert "\n" not in str(caught.value)
     assert not list((small_catalog.folder / "drops").glob("*/manifest.json"))
 
 
 def test_a_score_that_nobody_has_is_an_error(small_catalog):
     for make in (
-        lambda: filter_samples(small_catalog, "width", FilterRule(1)),
-        lambda: try_filter(small_catalog, "width"),
+        lambda: filter_samples(small_catalog, FilterRequest("width", minimum=1)),
+        lambda: try_filter(small_catalog, FilterRequest("width")),
     ):
         with pytest.raises(UserError, match="not one of 600 samples has a width"):
             make()

@@ -14,9 +14,10 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.catalog.files import note_digest
 from tailwise.errors import UserError
-from tailwise.requests import PlanRequest
-from tailwise.stages import group as stage
-from tailwise.stages.group import group, write_grouping
+from tailwise.requests import GroupRequest, PlanRequest
+from tailwise.stages import group_write
+from tailwise.stages.group import _distinct, group
+from tailwise.stages.group_write import write_grouping
 from tailwise.stages.plan import make_plan
 
 KEYS = [f"{row:06d}" for row in range(600)]
@@ -82,7 +83,7 @@ def test_groups_are_the_distinct_values_in_order(small_catalog, values, ordered)
     else:
         add_column(small_catalog, chosen)
         chosen = [str(value).lower() if isinstance(value, bool) else value for value in chosen]
-    made = group(small_catalog, "mine")
+    made = group(small_catalog, GroupRequest("mine"))
     assert made.summary["clusters"] == len(ordered)
     assert made.summary["without_value"] == chosen.count(None)
     assert made.summary["samples"] == 600 - chosen.count(None)
@@ -95,14 +96,14 @@ def test_dictionaries_and_parts_without_the_column(small_catalog):
     table = small_catalog.samples(first).append_column("mine", pa.array(values).dictionary_encode())
     pq.write_table(table, small_catalog.samples_path(0))
     note_digest(small_catalog.samples_path(0))
-    group(small_catalog, "mine")
+    group(small_catalog, GroupRequest("mine"))
     check(small_catalog, "mine", values + [None] * second.rows, ["blue", "red"])
 
 
 def test_shards_and_extensions_are_columns_too(small_catalog):
-    group(small_catalog, "shard")
+    group(small_catalog, GroupRequest("shard"))
     check(small_catalog, "shard", [0] * 260 + [1] * 200 + [2] * 140, [0, 1, 2])
-    group(small_catalog, "image_extension", name="kind")
+    group(small_catalog, GroupRequest("image_extension", name="kind"))
     check(small_catalog, "kind", ["jpg"] * 600, ["jpg"])
 
 
@@ -135,7 +136,7 @@ def test_files_are_joined_by_any_identifier(small_catalog, tmp_path, suffix, ide
         [*(values[row] for row in order), "de", "nobody's"],
         identifier,
     )
-    made = group(small_catalog, "language", file=file)
+    made = group(small_catalog, GroupRequest("language", file=file))
     assert made.summary["values_without_sample"] == 2
     expected = [None if row in unnamed else value for row, value in enumerate(values)]
     check(small_catalog, "language", expected, ["7", "NA", "a,b", "de"])
@@ -150,7 +151,9 @@ def test_whole_numbers_of_files_are_ordered_as_numbers(small_catalog, tmp_path):
     values = [f"{row % 12}" for row in range(600)]
     for suffix in (".tsv", ".parquet"):
         name = suffix[1:]
-        group(small_catalog, "language", file=write_file(tmp_path / f"f{suffix}", KEYS, values), name=name)
+        group(
+            small_catalog, GroupRequest("language", file=write_file(tmp_path / f"f{suffix}", KEYS, values), name=name)
+        )
         assert labels_of(small_catalog, name).tolist() == [row % 12 for row in range(600)]
 
 
@@ -158,7 +161,7 @@ def test_samples_without_a_value_can_be_a_group(small_catalog):
     values = [None if row % 3 == 0 else "x" for row in range(600)]
     add_column(small_catalog, values)
     drop(small_catalog, range(50))
-    made = group(small_catalog, "mine", missing="own-group", without=["some"])
+    made = group(small_catalog, GroupRequest("mine", missing="own-group", without=["some"]))
     assert labels_of(small_catalog, "mine")[:50].tolist() == [-1] * 50
     assert labels_of(small_catalog, "mine")[50:].tolist() == [1 if value is None else 0 for value in values[50:]]
     assert made.table["value"].to_pylist() == ["x", None]
@@ -172,10 +175,10 @@ def test_what_was_dropped_is_in_no_group_and_makes_none(small_catalog, tmp_path,
     drop(small_catalog, [*range(5), 599])
     if outside:
         file = write_file(tmp_path / "f.parquet", KEYS, values)
-        made = group(small_catalog, "language", file=file, name="mine", without=["some"])
+        made = group(small_catalog, GroupRequest("language", file=file, name="mine", without=["some"]))
     else:
         add_column(small_catalog, values)
-        made = group(small_catalog, "mine", without=["some"])
+        made = group(small_catalog, GroupRequest("mine", without=["some"]))
     check(small_catalog, "mine", [None] * 5 + values[5:599] + [None], ["v0", "v1"])
     assert made.summary["dropped"] == 6
     assert made.summary["without_value"] == 0
@@ -185,7 +188,7 @@ def test_what_was_dropped_is_in_no_group_and_makes_none(small_catalog, tmp_path,
 
 def test_plans_are_made_over_groups(small_catalog, small_groups):
     add_column(small_catalog, small_groups.tolist())
-    group(small_catalog, "mine", name="truth")
+    group(small_catalog, GroupRequest("mine", name="truth"))
     plan = make_plan(small_catalog, "p", PlanRequest("dynamics", budget=200, clustering="truth"))
     drawn = np.bincount(small_groups, plan.draw(0), 12)
     assert drawn.sum() == 200
@@ -197,22 +200,22 @@ def test_plans_are_made_over_groups(small_catalog, small_groups):
 @given(st.lists(st.integers(-30, 30) | st.integers(), min_size=1), st.integers(1, 5))
 def test_written_numbers_are_ordered_as_numbers_in_any_split(numbers, pieces):
     arrays = [pa.array([str(number) for number in numbers[at::pieces]], pa.large_string()) for at in range(pieces)]
-    distinct = stage._distinct(arrays, "c").to_pylist()
+    distinct = _distinct(arrays, "c").to_pylist()
     fits = all(-(2**63) <= number < 2**63 for number in numbers)
     assert distinct == [str(number) for number in sorted(set(numbers))] if fits else sorted(map(str, set(numbers)))
 
 
 def test_a_rerun_does_nothing_and_another_request_is_refused(small_catalog, tmp_path, tree_bytes):
     file = write_file(tmp_path / "f.tsv", KEYS, ["x"] * 600)
-    group(small_catalog, "language", file=file)
+    group(small_catalog, GroupRequest("language", file=file))
     before = tree_bytes(small_catalog.folder)
-    group(small_catalog, "language", file=file)
+    group(small_catalog, GroupRequest("language", file=file))
     assert tree_bytes(small_catalog.folder) == before
     with pytest.raises(UserError, match="`missing` leave-out → own-group"):
-        group(small_catalog, "language", file=file, missing="own-group")
+        group(small_catalog, GroupRequest("language", file=file, missing="own-group"))
     write_file(file, KEYS, ["y"] * 600)
     with pytest.raises(UserError, match="file "):
-        group(small_catalog, "language", file=file)
+        group(small_catalog, GroupRequest("language", file=file))
 
 
 def test_bad_requests_are_one_line(small_catalog, tmp_path, monkeypatch):
@@ -249,11 +252,11 @@ def test_bad_requests_are_one_line(small_catalog, tmp_path, monkeypatch):
         ("language", {"file": nobody}, r"1 of 1 rows \(100.0%\) belong to no sample"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            group(small_catalog, column, **options)
+            group(small_catalog, GroupRequest(column, **options))
         assert "\n" not in str(caught.value)
-    monkeypatch.setattr(stage, "MAX_GROUPS", 2)
+    monkeypatch.setattr(group_write, "MAX_GROUPS", 2)
     with pytest.raises(UserError, match="'shard' has more than 2 different values: give a coarser column"):
-        group(small_catalog, "shard")
+        group(small_catalog, GroupRequest("shard"))
 
 
 def test_write_grouping_for_labels_made_elsewhere(small_catalog, tree_bytes):
@@ -319,7 +322,7 @@ def test_the_classes_of_real_photographs(shared_data, tmp_path):
 
     source = shared_data / "tinyimagenet-lt"
     catalog = import_pool([str(source / "train")], tmp_path / "catalog", workers=1).catalog
-    made = group(catalog, "wnid", file=source / "truth.tsv")
+    made = group(catalog, GroupRequest("wnid", file=source / "truth.tsv"))
     with (source / "truth.tsv").open() as stream:
         truth = {row["key"]: row["wnid"] for row in csv.DictReader(stream, delimiter="\t")}
     keys = [key for part in catalog.parts() for key in catalog.samples(part, ["key"])["key"].to_pylist()]
@@ -339,7 +342,7 @@ def test_values_of_any_type_and_quotes(small_catalog, tmp_path, suffix):
         lines = zip(KEYS, values if suffix == ".tsv" else ["en", '"""de"', 'fr"'], strict=False)
         mark = "\t" if suffix == ".tsv" else ","
         path.write_text("\n".join([f"key{mark}language", *(mark.join(line) for line in lines)]))
-    made = group(small_catalog, "language", file=path)
+    made = group(small_catalog, GroupRequest("language", file=path))
     assert sorted(made.table.column("value").to_pylist()) == sorted(values)
 
 
@@ -347,7 +350,7 @@ def test_two_columns_of_one_name_are_refused(small_catalog, tmp_path):
     table = pa.Table.from_arrays([pa.array(KEYS), pa.array(KEYS), pa.array(KEYS)], ["key", "key", "language"])
     pq.write_table(table, tmp_path / "g.parquet")
     with pytest.raises(UserError, match="2 columns called 'key'"):
-        group(small_catalog, "language", file=tmp_path / "g.parquet")
+        group(small_catalog, GroupRequest("language", file=tmp_path / "g.parquet"))
 
 
 def test_a_grouping_is_finished_when_its_work_is_gone(small_catalog, tmp_path, monkeypatch):
@@ -357,7 +360,7 @@ def test_a_grouping_is_finished_when_its_work_is_gone(small_catalog, tmp_path, m
     monkeypatch.setattr(
         Artifact, "finish", lambda self, summary: there.extend(self.folder.iterdir()) or finish(self, summary)
     )
-    group(small_catalog, "language", file=write_file(tmp_path / "g.tsv", KEYS, ["a", "b"] * 300))
+    group(small_catalog, GroupRequest("language", file=write_file(tmp_path / "g.tsv", KEYS, ["a", "b"] * 300)))
     assert not any(path.is_dir() for path in there)
 
 
@@ -369,9 +372,9 @@ def test_a_file_of_another_pool_is_refused(small_catalog, tmp_path):
             UserError,
             match=r"300 of 600 rows \(50\.0%\) belong to no sample, such as 'x000000', and 300 of 600 samples",
         ):
-            group(small_catalog, "language", file=path)
-    assert group(small_catalog, "language", file=path, max_rejected=0.5).summary["samples"] == 300
+            group(small_catalog, GroupRequest("language", file=path))
+    assert group(small_catalog, GroupRequest("language", file=path, max_rejected=0.5)).summary["samples"] == 300
     more = write_file(tmp_path / "more.tsv", [*KEYS, *(f"x{key}" for key in KEYS)], ["a"] * 1200)
-    assert group(small_catalog, "language", file=more, name="more").summary["samples"] == 600
+    assert group(small_catalog, GroupRequest("language", file=more, name="more")).summary["samples"] == 600
     fewer = write_file(tmp_path / "fewer.tsv", KEYS[:10], ["a"] * 10)
-    assert group(small_catalog, "language", file=fewer, name="fewer").summary["samples"] == 10
+    assert group(small_catalog, GroupRequest("language", file=fewer, name="fewer")).summary["samples"] == 10

@@ -12,8 +12,8 @@ from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.catalog.files import read_table
 from tailwise.cli import app
 from tailwise.errors import UserError
-from tailwise.requests import PlanRequest
-from tailwise.stages.group_entries import group_by_entry
+from tailwise.requests import GroupRequest, PlanRequest
+from tailwise.stages.group import group
 from tailwise.stages.plan import make_plan
 
 
@@ -41,7 +41,7 @@ def rarest(matched):
 
 
 def test_groups_are_the_rarest_entries_in_the_order_of_the_list(captioned, captions, entries, listed, rarest):
-    made = group_by_entry(captioned, entries, workers=1)
+    made = group(captioned, GroupRequest(entries=entries, workers=1))
     expected = rarest(captions)
     assert groups_of(captioned, "entries") == expected
     table = catalog_table(captioned, "entries")
@@ -56,7 +56,10 @@ def test_of_equally_rare_entries_the_first_of_the_list(captioned, captions, matc
         (tmp_path / "two.txt").write_text("\n".join(order))
         with_both = [row for row, caption in enumerate(captions) if {"cat", "dog"} <= set(matched(caption))]
         name = order[0]
-        group_by_entry(captioned, tmp_path / "two.txt", name=name, without=[drop_all_but(captioned, with_both, name)])
+        group(
+            captioned,
+            GroupRequest(entries=tmp_path / "two.txt", name=name, without=[drop_all_but(captioned, with_both, name)]),
+        )
         assert [groups_of(captioned, name)[row] for row in with_both] == [order[0]] * len(with_both)
 
 
@@ -72,7 +75,7 @@ def drop_all_but(catalog, kept, name):
 
 def test_what_was_dropped_is_not_counted(captioned, captions, entries, rarest):
     kept = [row for row in range(len(captions)) if row % 3]
-    group_by_entry(captioned, entries, without=[drop_all_but(captioned, kept, "third")], workers=1)
+    group(captioned, GroupRequest(entries=entries, without=[drop_all_but(captioned, kept, "third")], workers=1))
     expected = rarest([captions[row] for row in kept])
     assert expected != [rarest(captions)[row] for row in kept]  # the list does change what is rare
     found = groups_of(captioned, "entries")
@@ -81,14 +84,14 @@ def test_what_was_dropped_is_not_counted(captioned, captions, entries, rarest):
 
 
 def test_captions_without_an_entry_can_be_a_group(captioned, captions, entries, rarest):
-    group_by_entry(captioned, entries, missing="own-group", workers=1)
+    group(captioned, GroupRequest(entries=entries, missing="own-group", workers=1))
     assert groups_of(captioned, "entries") == rarest(captions)  # the last group's value is null
     table = catalog_table(captioned, "entries")
     assert (table["value"][-1], table["size"][-1]) == (None, rarest(captions).count(None))
 
 
 def test_plans_are_made_over_them_and_a_rerun_does_nothing(captioned, entries, tree_bytes):
-    group_by_entry(captioned, entries, workers=1)
+    group(captioned, GroupRequest(entries=entries, workers=1))
     before = tree_bytes(captioned.clusters_folder("entries"))
     plan = make_plan(captioned, "p", PlanRequest("dynamics", budget=40, clustering="entries"))
     drawn = plan.draw(0)
@@ -97,13 +100,13 @@ def test_plans_are_made_over_them_and_a_rerun_does_nothing(captioned, entries, t
         group is not None for group, copies in zip(groups_of(captioned, "entries"), drawn, strict=True) if copies
     )
     shutil.rmtree(captioned.folder / "matches")
-    group_by_entry(captioned, entries, workers=2)
+    group(captioned, GroupRequest(entries=entries, workers=2))
     assert tree_bytes(captioned.clusters_folder("entries")) == before
     entries.write_text("cat\n")
     with pytest.raises(UserError, match="entries"):
-        group_by_entry(captioned, entries, workers=1)
+        group(captioned, GroupRequest(entries=entries, workers=1))
     with pytest.raises(UserError, match="no drop list named 'nosuch'"):
-        group_by_entry(captioned, entries, name="other", without=["nosuch"], workers=1)
+        group(captioned, GroupRequest(entries=entries, name="other", without=["nosuch"], workers=1))
     assert not (captioned.folder / "matches").exists()  # nothing was matched in vain
 
 
@@ -163,5 +166,5 @@ def test_a_list_in_another_case_is_refused_with_the_hits_of_both_ways(captioned,
     assert figures["matched_ignoring_case"] >= hits > figures["matched_as_given"]
     assert set(figures["unmatched_captions"]) <= set(captions)
     assert set(figures["unmatched_words"]) <= set(" ".join(captions).split())
-    group_by_entry(captioned, upper, name="all", missing="own-group", workers=1)  # nothing is lost
+    group(captioned, GroupRequest(entries=upper, name="all", missing="own-group", workers=1))  # nothing is lost
     assert catalog_table(captioned, "all")["size"][-1] == figures["unmatched"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tailwise.errors import UserError
+from tailwise.requests import EmbedRequest
 from tailwise.stages.import_pool import import_pool
 
 
@@ -327,6 +328,6 @@ def test_imported_embeddings_do_not_go_over_an_encoders(run, tmp_path, make_pool
 
     (keys,) = make_pool(tmp_path / "drawn", [3]).values()
     catalog = run(tmp_path / "drawn").catalog
-    embed(catalog, "pixels", workers=1)
+    embed(catalog, EmbedRequest(encoder="pixels", workers=1))
     with pytest.raises(UserError, match=r"'pixels'.*encoders can't be mixed"):
         run(make_embeddings(tmp_path / "first", make_vectors(keys, dimension=360)))

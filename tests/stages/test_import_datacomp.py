@@ -13,8 +13,7 @@ from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.export import export
 from tailwise.loader import Loader
-from tailwise.requests import PlanRequest
-from tailwise.sources import SourceOptions
+from tailwise.requests import ClusterRequest, EmbedRequest, PlanRequest, SourceRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.embed import embed
 from tailwise.stages.import_pool import import_pool
@@ -110,7 +109,7 @@ def test_each_file_is_a_shard(run, tmp_path, metadata):
 
 
 def test_the_other_model(run, tmp_path, metadata):
-    check(run(tmp_path, options=SourceOptions(embedding="b32")).catalog, member="b32_img")
+    check(run(tmp_path, options=SourceRequest(embedding="b32")).catalog, member="b32_img")
 
 
 def test_the_same_import_again_does_nothing(run, tmp_path, metadata, tree_bytes):
@@ -274,7 +273,7 @@ def planned(run, tmp_path, make_metadata):
     for name, part in (("x", slice(0, 70)), ("y", slice(70, 120))):
         make_metadata(tmp_path / "metadata", name, names[part], arrays(names[part]))
     catalog = run(tmp_path / "metadata").catalog
-    cluster(catalog, k=4, force=True)
+    cluster(catalog, ClusterRequest(k=4, force=True))
     return make_plan(catalog, "half", PlanRequest("dynamics", keep=0.5))
 
 
@@ -302,13 +301,13 @@ def fails(task):
 
 
 def test_what_needs_images_refuses(planned, tmp_path):
+    from tailwise.requests import TrainRequest
     from tailwise.train.launch import train
-    from tailwise.train.options import TrainOptions
 
     for task in (
         lambda: Loader(planned, batch_size=8, lanes=8),
         lambda: export(planned, "shards", tmp_path / "out", epoch=0),
-        lambda: train(planned, [], TrainOptions()),
+        lambda: train(planned, [], TrainRequest()),
     ):
         assert "2 file(s) of metadata, which hold no images" in fails(task)
     assert not (tmp_path / "out").exists()
@@ -317,7 +316,9 @@ def test_what_needs_images_refuses(planned, tmp_path):
 def test_embed_refuses(run, tmp_path, make_metadata):
     make_metadata(tmp_path / "metadata", "x", uids(1, 4))
     catalog = run(tmp_path / "metadata").catalog
-    assert "4 samples in 1 file(s) of metadata have no image" in fails(lambda: embed(catalog, "pixels", workers=1))
+    assert "4 samples in 1 file(s) of metadata have no image" in fails(
+        lambda: embed(catalog, EmbedRequest(encoder="pixels", workers=1))
+    )
 
 
 def test_plans_that_draw_tars_alone_are_read(run, tmp_path, make_metadata, make_pool):

@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 
 from tailwise.cli import app
 from tailwise.errors import UserError
-from tailwise.requests import PlanRequest
-from tailwise.sources import SourceOptions
+from tailwise.requests import PlanRequest, SourceRequest
 from tailwise.stages.cluster import load_clustering
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
@@ -234,14 +233,14 @@ def test_the_same_import_again_does_nothing(run, tmp_path, pool, make_dynamics, 
 
 def test_a_name_of_ones_own(run, tmp_path, pool, make_dynamics):
     folder = make_dynamics(their_names(pool), [1] * len(pool))
-    catalog = run(tmp_path / "laion", folder, options=SourceOptions(clustering="theirs")).catalog
+    catalog = run(tmp_path / "laion", folder, options=SourceRequest(clustering="theirs")).catalog
     assert set(labels(catalog, "theirs")) == {0}
     with pytest.raises(
         UserError,
         match="the clustering 'theirs' was made from something else: name that of these cluster ids with `clustering`",
     ):
         np.save(folder / "img_emb" / "img_emb_0_indices.npy", np.full((6, 1), 2))
-        run(tmp_path / "laion", folder, options=SourceOptions(clustering="theirs"))
+        run(tmp_path / "laion", folder, options=SourceRequest(clustering="theirs"))
 
 
 class Interrupted(BaseException):

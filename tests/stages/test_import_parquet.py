@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailwise.errors import UserError
-from tailwise.sources import SourceOptions
+from tailwise.requests import SourceRequest
 from tailwise.sources import parquet_embeddings as module
 from tailwise.stages.import_pool import import_pool
 
@@ -87,7 +87,7 @@ def test_vectors_by_uid(run, tmp_path, keys, write, make_vectors):
 def test_vectors_by_columns_of_ones_own(run, tmp_path, keys, write, make_vectors):
     vectors = make_vectors(keys)
     write("a", list(vectors), vectors.values(), "name", "vector")
-    options = SourceOptions(id_column="name", embedding_column="vector", column="text")
+    options = SourceRequest(id_column="name", embedding_column="vector", column="text")
     report = run(tmp_path / "pool", tmp_path / "vectors", options=options)
     check(report.catalog, vectors, name="text")
 

@@ -11,7 +11,7 @@ from tailwise.errors import UserError
 from tailwise.plan import METHODS, Plan
 from tailwise.plan.methods import PICKS, register_method
 from tailwise.plan.quotas import UNITS
-from tailwise.requests import PlanRequest, ScoreRequest
+from tailwise.requests import ClusterRequest, GroupRequest, PlanRequest, ScoreRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.group import group as group_by
 from tailwise.stages.plan import make_plan
@@ -21,7 +21,7 @@ from tailwise.stages.scores import score_parts
 
 @pytest.fixture
 def clustered(small_catalog):
-    cluster(small_catalog, k=12, density="auto")
+    cluster(small_catalog, ClusterRequest(k=12, density="auto"))
     return small_catalog
 
 
@@ -119,7 +119,7 @@ def test_part_borders_change_no_draw(_small_catalog_source, tmp_path):
     for part_rows in (1, 400, 10**6):
         sources = [str(_small_catalog_source / name) for name in ("pool", "embeddings")]
         catalog = import_pool(sources, tmp_path / str(part_rows), workers=1, part_rows=part_rows).catalog
-        cluster(catalog, k=40, points_per_centroid=10)
+        cluster(catalog, ClusterRequest(k=40, points_per_centroid=10))
         plan = make_plan(catalog, "p", PlanRequest("dynamics", keep=0.5))
         draws.append(np.stack([plan.draw(epoch) for epoch in range(4)]))
         draws[-1] = np.vstack([draws[-1], make_plan(catalog, "q", PlanRequest("dbp", keep=0.3)).draw(0)])
@@ -146,8 +146,8 @@ def test_appended_shards_leave_an_old_plan_as_it_was(
     # The old clustering still speaks of the old snapshot, and so does a new plan made from it.
     assert make_plan(clustered, "new", PlanRequest("flat", keep=0.5)).rows == 600
     with pytest.raises(UserError, match="`snapshot` 1 → 2"):
-        cluster(clustered, k=12)
-    cluster(clustered, k=12, name="second")
+        cluster(clustered, ClusterRequest(k=12))
+    cluster(clustered, ClusterRequest(k=12, name="second"))
     assert make_plan(clustered, "newest", PlanRequest("flat", keep=0.5, clustering="second")).rows == 650
 
 
@@ -396,7 +396,7 @@ def test_sizes_and_distances_are_those_of_what_is_left(clustered):
 
 
 def test_a_plan_over_a_column(clustered):
-    group_by(clustered, "shard", name="by-shard")
+    group_by(clustered, GroupRequest("shard", name="by-shard"))
     plan = make_plan(clustered, "p", PlanRequest("flat", keep=0.5, clustering="by-shard"))
     shards = np.repeat(np.arange(len(plan.shard_offsets) - 1), np.diff(plan.shard_offsets))
     counts = np.bincount(shards, plan.draw(0))

@@ -1,6 +1,6 @@
 import pytest
 
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.stages import cluster as stage
 from tailwise.stages import import_shards
 from tailwise.stages.cluster import cluster
@@ -10,7 +10,7 @@ from tailwise.stages.status import status
 
 
 def test_what_is_there_and_what_is_unfinished(small_catalog, monkeypatch):
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     make_plan(small_catalog, "p", PlanRequest("dbp", keep=0.5))
 
     def stops(*_):
@@ -18,7 +18,7 @@ def test_what_is_there_and_what_is_unfinished(small_catalog, monkeypatch):
 
     monkeypatch.setattr(stage, "write_array", stops)
     with pytest.raises(KeyboardInterrupt):
-        cluster(small_catalog, k=7, name="half")
+        cluster(small_catalog, ClusterRequest(k=7, name="half"))
     found = status(small_catalog)
     assert found["snapshots"] == [{"snapshot": 1, "shards": 3, "parts": 2, "samples": 600, "state": "complete"}]
     assert [(item["column"], item["embedded"], item["state"]) for item in found["embeddings"]] == [

@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 from tailwise.catalog.drops import DropList
 from tailwise.cli import app
 from tailwise.errors import UserError
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, FilterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
-from tailwise.stages.filter import FilterRule, filter_samples
+from tailwise.stages.filter import filter_samples
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
 from tailwise.stages.unused_lists import left_out_of_plan, unused_by_clustering, unused_by_plan
@@ -18,10 +18,10 @@ from tailwise.stages.unused_lists import left_out_of_plan, unused_by_clustering,
 @pytest.fixture
 def listed(small_catalog):
     """A clustering of all samples, and one without "large", which was made without "short"."""
-    cluster(small_catalog, k=8, name="all")
-    filter_samples(small_catalog, "caption-characters", FilterRule(maximum=7), name="short")
-    filter_samples(small_catalog, "image-bytes", FilterRule(keep=0.5), name="large", without=["short"])
-    cluster(small_catalog, k=8, name="left", without=["large"])
+    cluster(small_catalog, ClusterRequest(k=8, name="all"))
+    filter_samples(small_catalog, FilterRequest("caption-characters", maximum=7, name="short"))
+    filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.5, name="large", without=["short"]))
+    cluster(small_catalog, ClusterRequest(k=8, name="left", without=["large"]))
     return small_catalog
 
 

@@ -1,11 +1,11 @@
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.plan import make_plan
 from tailwise.stages.verify import verify
 
 
 def test_every_changed_or_missing_file_is_named(small_catalog):
-    cluster(small_catalog, k=12)
+    cluster(small_catalog, ClusterRequest(k=12))
     make_plan(small_catalog, "p", PlanRequest("dbp", keep=0.5))
     count, bad = verify(small_catalog)
     records = 1 + 2 + 2 + 2 + 2  # the catalog's header, markers of parts, column and joins, manifests

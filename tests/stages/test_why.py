@@ -15,7 +15,7 @@ from tailwise.catalog.files import note_digest
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
-from tailwise.requests import PlanRequest
+from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.excluded import write_excluded
 from tailwise.stages.import_pool import import_pool
@@ -55,7 +55,7 @@ def _told_source(_small_catalog_source, tmp_path_factory):
     array[NO_EMBEDDING] = 0
     np.save(path, array)
     note_digest(path)
-    cluster(catalog, k=12, name="clean", without=["sizes"])
+    cluster(catalog, ClusterRequest(k=12, name="clean", without=["sizes"]))
     for name, request in PLANS.items():
         make_plan(catalog, name, request)
     (folder / "keys.txt").write_text(f"{REMOVED:06d}\n")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tailwise.requests import TrainRequest
 from tailwise.train.launch import train
-from tailwise.train.options import TrainOptions
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,12 +26,12 @@ def test_a_run_on_cuda_resumes_with_the_same_samples(drawn_plan, tiny_model, tmp
         "2",
     ]
     words += ["--lr", "1e-3", "--warmup", "4", "--log-every-n-steps", "1", "--logs", str(tmp_path / "logs"), "--name"]
-    options = TrainOptions(epochs=1, checkpoint_every=8, record=tmp_path / "record")
+    options = TrainRequest(epochs=1, checkpoint_every=8, record=tmp_path / "record")
     train(drawn_plan, [*words, "run"], options)
-    (run,) = train(drawn_plan, [*words, "run"], TrainOptions(epochs=1, checkpoint_every=8, resume=True))
+    (run,) = train(drawn_plan, [*words, "run"], TrainRequest(epochs=1, checkpoint_every=8, resume=True))
     assert run.found["finished"]
     seen = read_record(tmp_path / "record" / "run.rank-0.jsonl")
-    train(drawn_plan, [*words, "again"], TrainOptions(epochs=1, checkpoint_every=8, record=tmp_path / "record"))
+    train(drawn_plan, [*words, "again"], TrainRequest(epochs=1, checkpoint_every=8, record=tmp_path / "record"))
     again = read_record(tmp_path / "record" / "again.rank-0.jsonl")
     assert [(line["rows"], line["pixels"]) for line in seen] == [(line["rows"], line["pixels"]) for line in again]
     state = torch.load(run.folder / "checkpoints" / "epoch_latest.pt", map_location="cpu", weights_only=True)

@@ -10,11 +10,10 @@ from typer.testing import CliRunner
 
 from tailwise.cli import app
 from tailwise.errors import UserError
-from tailwise.requests import PlanRequest
+from tailwise.requests import PlanRequest, TrainRequest
 from tailwise.stages.plan import make_plan
 from tailwise.train.guard import find_trainer
 from tailwise.train.launch import train
-from tailwise.train.options import TrainOptions
 from tailwise.train.phases import decide
 
 
@@ -38,7 +37,7 @@ def arguments(tiny_model, tmp_path):
 
 def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, read_record):
     told = []
-    options = TrainOptions(epochs=1, checkpoint_every=12, record=tmp_path / "record")
+    options = TrainRequest(epochs=1, checkpoint_every=12, record=tmp_path / "record")
     arguments = [*arguments, "--batch-size", "24", "--accum-freq", "2"]
     runs = train(drawn_plan, arguments, options, tell=told.append)
     text = "\n".join(told)
@@ -77,13 +76,13 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
 
     with pytest.raises(UserError, match="holds a run already: go on with it by `resume`"):
         train(drawn_plan, arguments, options, tell=told.append)
-    again = TrainOptions(epochs=1, checkpoint_every=12, resume=True)
+    again = TrainRequest(epochs=1, checkpoint_every=12, resume=True)
     train(drawn_plan, arguments, again, tell=told.append)
     assert told[-1] == "nothing left to train: all of it is finished"
     changed = (
-        (TrainOptions(epochs=1, checkpoint_every=24, resume=True), [], r"batches of a segment 12 → 16"),
-        (TrainOptions(epochs=1, checkpoint_every=12, resume=True, seed=5), [], r"seed 0 → 5"),
-        (TrainOptions(epochs=1, checkpoint_every=12, resume=True, lanes=8), [], r"lanes 24 → 8"),
+        (TrainRequest(epochs=1, checkpoint_every=24, resume=True), [], r"batches of a segment 12 → 16"),
+        (TrainRequest(epochs=1, checkpoint_every=12, resume=True, seed=5), [], r"seed 0 → 5"),
+        (TrainRequest(epochs=1, checkpoint_every=12, resume=True, lanes=8), [], r"lanes 24 → 8"),
         (again, ["--lr", "2e-3"], r"--lr 0\.001 → 0\.002"),
         (again, ["--batch-size", "32"], r"global batch 24 → 32"),
     )
@@ -156,7 +155,7 @@ phases:
 
 
 def test_the_model_s_random_numbers_depend_on_the_segment_alone(drawn_plan, arguments, tmp_path):
-    options = TrainOptions(samples_seen=96, checkpoint_every=3)
+    options = TrainRequest(samples_seen=96, checkpoint_every=3)
     train(drawn_plan, arguments, options, tell=lambda _: None)
     whole = torch.load(tmp_path / "logs" / "run" / "checkpoints" / "epoch_2.pt")["state_dict"]
 
@@ -169,7 +168,7 @@ def test_the_model_s_random_numbers_depend_on_the_segment_alone(drawn_plan, argu
     state = json.loads((half / "tailwise.json").read_text())
     (half / "tailwise.json").write_text(json.dumps({**state, "finished": False}))
     torch.manual_seed(987)
-    train(drawn_plan, arguments, TrainOptions(samples_seen=96, checkpoint_every=3, resume=True), tell=lambda _: None)
+    train(drawn_plan, arguments, TrainRequest(samples_seen=96, checkpoint_every=3, resume=True), tell=lambda _: None)
     resumed = torch.load(checkpoints / "epoch_2.pt")["state_dict"]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -177,7 +176,7 @@ def test_the_model_s_random_numbers_depend_on_the_segment_alone(drawn_plan, argu
 def test_another_way_with_damage_is_told_when_a_run_goes_on(drawn_plan, arguments, tmp_path):
     """It may be given, since a tar may be lost meanwhile; but the samples that come may be others."""
     options = {"samples_seen": 32, "checkpoint_every": 1}
-    train(drawn_plan, arguments, TrainOptions(**options), tell=lambda _: None)
+    train(drawn_plan, arguments, TrainRequest(**options), tell=lambda _: None)
     path = tmp_path / "logs" / "run" / "tailwise.json"
     state = json.loads(path.read_text())
     assert state["about"]["damaged"] == "error"
@@ -191,14 +190,14 @@ def test_another_way_with_damage_is_told_when_a_run_goes_on(drawn_plan, argument
     ):
         path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False}))
         told = []
-        train(drawn_plan, arguments, TrainOptions(**options, **given, resume=True), tell=told.append)
+        train(drawn_plan, arguments, TrainRequest(**options, **given, resume=True), tell=told.append)
         notes = [line for line in told if "was begun with" in line]
         assert len(notes) == len(said)
         assert all(part in line for part, line in zip(said, notes, strict=True))
 
 
 @pytest.mark.parametrize(
-    "options", [TrainOptions(epochs=7), TrainOptions(samples_seen=7 * 700)], ids=["epochs", "samples"]
+    "options", [TrainRequest(epochs=7), TrainRequest(samples_seen=7 * 700)], ids=["epochs", "samples"]
 )
 def test_counting_epochs_of_a_random_draw_is_shown(drawn_plan, arguments, options):
     """Their sizes aren't known before all rows were drawn: that takes a while in a large pool."""
@@ -225,15 +224,15 @@ def test_counting_epochs_of_a_random_draw_is_shown(drawn_plan, arguments, option
 @pytest.mark.parametrize(
     ("options", "more", "said"),
     [
-        (TrainOptions(), [], "say how long: give `epochs`"),
-        (TrainOptions(epochs=1, samples_seen=5), [], "give either `epochs` or `samples_seen`"),
-        (TrainOptions(epochs=1), ["--train-data", "x"], "the plan says what is trained on"),
-        (TrainOptions(epochs=1), ["--epochs", "3"], "give it before the --"),
-        (TrainOptions(samples_seen=5), [], "5 samples are less than a step of 16"),
-        (TrainOptions(epochs=1), ["--batch-size", "1000"], "gives 0 batches of 1,000 samples"),
-        (TrainOptions(epochs=1, checkpoint_every=1), ["--accum-freq", "2"], "must be at least `accum_freq` 2"),
-        (TrainOptions(epochs=1, lanes=7), [], "7 lanes"),
-        (TrainOptions(epochs=1, compose="sorted"), [], "sorted"),
+        (TrainRequest(), [], "say how long: give `epochs`"),
+        (TrainRequest(epochs=1, samples_seen=5), [], "give either `epochs` or `samples_seen`"),
+        (TrainRequest(epochs=1), ["--train-data", "x"], "the plan says what is trained on"),
+        (TrainRequest(epochs=1), ["--epochs", "3"], "give it before the --"),
+        (TrainRequest(samples_seen=5), [], "5 samples are less than a step of 16"),
+        (TrainRequest(epochs=1), ["--batch-size", "1000"], "gives 0 batches of 1,000 samples"),
+        (TrainRequest(epochs=1, checkpoint_every=1), ["--accum-freq", "2"], "must be at least `accum_freq` 2"),
+        (TrainRequest(epochs=1, lanes=7), [], "7 lanes"),
+        (TrainRequest(epochs=1, compose="sorted"), [], "sorted"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(drawn_plan, arguments, tmp_path, options, more, said):
@@ -250,7 +249,7 @@ def test_validation_stays_open_clip_s(drawn_plan, arguments, tmp_path, make_imag
         lines.append(f"{path}\tpicture {number}")
     (tmp_path / "val.tsv").write_text("\n".join(lines))
     more = ["--val-data", str(tmp_path / "val.tsv"), "--dataset-type", "csv", "--save-frequency", "1"]
-    train(drawn_plan, [*arguments, *more], TrainOptions(samples_seen=64, checkpoint_every=2), tell=lambda _: None)
+    train(drawn_plan, [*arguments, *more], TrainRequest(samples_seen=64, checkpoint_every=2), tell=lambda _: None)
     checkpoints = tmp_path / "logs" / "run" / "checkpoints"
     results = [json.loads(line) for line in (checkpoints / "results.jsonl").read_text().splitlines()]
     assert [(result["epoch"], result["num_samples"]) for result in results] == [(1, 6), (2, 6)]
@@ -267,7 +266,7 @@ def test_help_is_open_clip_s(drawn_plan):
 
 def test_a_long_warm_up_is_noted(drawn_plan, arguments):
     told = []
-    train(drawn_plan, [*arguments, "--warmup", "100"], TrainOptions(samples_seen=32), tell=told.append)
+    train(drawn_plan, [*arguments, "--warmup", "100"], TrainRequest(samples_seen=32), tell=told.append)
     assert "the warm-up (100 steps) is as long as the training" in "".join(told)
 
 
@@ -277,5 +276,5 @@ def test_a_run_of_open_clip_s_own_is_left_alone(drawn_plan, arguments, tmp_path)
     (folder / "out.log").write_text("mine")
     for resume in (False, True):
         with pytest.raises(UserError, match="did not start"):
-            train(drawn_plan, arguments, TrainOptions(epochs=1, resume=resume), tell=lambda _: None)
+            train(drawn_plan, arguments, TrainRequest(epochs=1, resume=resume), tell=lambda _: None)
     assert (folder / "out.log").read_text() == "mine"

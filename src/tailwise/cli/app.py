@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -130,18 +129,6 @@ def with_bars(task: Callable[[Any], Result]) -> Result:
     from tailwise.progress import bars, silent
 
     return task(silent if is_quiet() else bars)
-
-
-def parse_bytes(text: str, option: str = "--max-memory") -> int:
-    """The number of bytes that an option like 8GB names."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    try:
-        size = float(text[:-2]) * units[text[-2:].upper()]
-    except (KeyError, ValueError):
-        size = math.nan
-    if not 0 < size < math.inf:
-        raise UserError(f"{option} {text!r}: give a number above 0 and one of {', '.join(units)}, such as 8GB")
-    return int(size)
 
 
 def refuse_given(options: Mapping[str, object], why: str) -> None:

@@ -6,49 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, Without, app, open_catalog, parse_bytes, refuse_given, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_bars
 from tailwise.cli.printing import say
-from tailwise.errors import UserError
+from tailwise.cli.requests import takes
+from tailwise.requests import DedupRequest
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
-    from tailwise.progress import Track
     from tailwise.stages.dedup import Deduplication
     from tailwise.stages.suggest import Suggestion
 
 
 @app.command()
+@takes(DedupRequest)
 def dedup(
     catalog: CatalogPath,
-    epsilon: Annotated[
-        float | None,
-        typer.Option(help="Duplicates have a cosine above 1 − epsilon; 0: identical embeddings.", show_default=False),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the drop list.  [default: duplicates]", show_default=False)
-    ] = None,
-    clustering: Annotated[str, typer.Option(help="Clustering inside which samples are compared.")] = "main",
-    rule: Annotated[
-        str | None,
-        typer.Option(
-            help="greedy: a duplicate of a kept one goes; any-earlier: of any earlier one.  [default: greedy]",
-            show_default=False,
-        ),
-    ] = None,
-    order: Annotated[
-        str, typer.Option(help="What comes first and is kept: farthest from the centroid, nearest, random, or score.")
-    ] = "farthest",
-    score: Annotated[
-        str | None, typer.Option(help="With --order score: which one, highest first.", show_default=False)
-    ] = None,
-    without: Without = None,
-    extends: Annotated[
-        str | None,
-        typer.Option(help="A dedup of an earlier snapshot: judge new samples only.", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Decides the random order, and what --suggest samples.")] = 0,
-    max_memory: Annotated[str, typer.Option(help="Refuse what needs more.")] = "4GB",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda; the result doesn't depend on it.")] = "auto",
+    request: DedupRequest,
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Drop nothing; show what each epsilon would do, and sampled pairs.")
     ] = False,
@@ -70,29 +43,12 @@ def dedup(
       tailwise dedup my-catalog --epsilon 0.05 --clustering main-2 --extends duplicates --name duplicates-2
     """
     from tailwise.cli.printing import print_json
-    from tailwise.stages import dedup as stage
-    from tailwise.stages.neighbours import Comparison
+    from tailwise.stages.dedup import dedup as run
     from tailwise.stages.suggest import suggest as make_guide
 
     opened = open_catalog(catalog)
-    memory = parse_bytes(max_memory)
     if suggest:
-        refuse_given({"--epsilon": epsilon, "--name": name, "--rule": rule}, "with --suggest")
-
-        def guide(track: Track) -> Suggestion:
-            compared = Comparison(
-                opened,
-                clustering=clustering,
-                order=order,
-                score=score,
-                without=without or (),
-                extends=extends,
-                seed=seed,
-                track=track,
-            )
-            return make_guide(compared, max_memory_bytes=memory, device=device)
-
-        found = with_bars(guide)
+        found = with_bars(lambda track: make_guide(opened, request, track))
         if as_json:
             from dataclasses import asdict
 
@@ -100,25 +56,7 @@ def dedup(
         else:
             _print_guide(found)
         return
-    if epsilon is None:
-        raise UserError("--epsilon is missing: `--suggest` shows what each value would drop; SemDeDup uses 0.01 to 0.1")
-    made = with_bars(
-        lambda track: stage.dedup(
-            opened,
-            epsilon=epsilon,
-            name=name or "duplicates",
-            clustering=clustering,
-            rule=rule or "greedy",
-            order=order,
-            score=score,
-            without=without or (),
-            extends=extends,
-            seed=seed,
-            max_memory_bytes=memory,
-            device=device,
-            track=track,
-        )
-    )
+    made = with_bars(lambda track: run(opened, request, track))
     if as_json:
         print_json({"name": made.name, **made.summary})
     else:

@@ -8,50 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.app import AsJson, Workers, app, open_catalog, with_bars
+from tailwise.cli.app import AsJson, app, open_catalog, with_bars
 from tailwise.cli.printing import say
+from tailwise.cli.requests import takes
+from tailwise.requests import EvaluateRequest
 
 if TYPE_CHECKING:
-    from tailwise.evaluate import EvaluateOptions, Evaluation
+    from tailwise.evaluate import Evaluation
 
 
 @app.command()
+@takes(EvaluateRequest)
 def evaluate(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="A .pt file, a run's folder, or open_clip:MODEL/PRETRAINED.")
     ],
     data: Annotated[list[str], typer.Option(help="A set to evaluate on: folder, tars or URL; may be given again.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="open_clip's name, or local-dir:FOLDER.  [default: the run's]", show_default=False),
-    ] = None,
-    classes: Annotated[
-        Path | None, typer.Option(help="Names of the classes, one a line.  [default: the set's]", show_default=False)
-    ] = None,
-    templates: Annotated[
-        Path | None,
-        typer.Option(help="Prompts with {c}, one a line.  [default: the set's, else OpenAI's 80]", show_default=False),
-    ] = None,
-    train_counts: Annotated[
-        Path | None, typer.Option(help="CSV, TSV or JSON: how often each class was trained on.", show_default=False)
-    ] = None,
-    pool: Annotated[
-        Path | None, typer.Option(help="A catalog, in whose captions to count the classes instead.", show_default=False)
-    ] = None,
-    groups: Annotated[str, typer.Option(help="Head, medium, few: thirds, or bounds such as 100,20.")] = "thirds",
+    request: EvaluateRequest,
     output: Annotated[
         Path | None, typer.Option(help="Folder for summary.json, classes-SET.csv, curve-SET.svg.", show_default=False)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another evaluation in --output.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images.")] = 256,
-    workers: Workers = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ….")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    bootstrap: Annotated[int, typer.Option(min=1, help="Replicates, for the intervals.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    max_rejected: Annotated[
-        float, typer.Option(help="Stop when a greater share of a set's samples can't be read.")
-    ] = 0.1,
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint: zero-shot accuracy, by how often classes were trained on, and retrieval.
@@ -68,30 +45,14 @@ def evaluate(
       tailwise evaluate open_clip:ViT-B-32/laion2b_s34b_b79k --data wds_mscoco_captions --json
     """
     from tailwise.cli.printing import print_json
-    from tailwise.evaluate import EvaluateOptions
     from tailwise.evaluate import evaluate as run
     from tailwise.evaluate.output import as_json as to_json
     from tailwise.evaluate.output import check_output, write_output
 
-    options = EvaluateOptions(
-        model=model,
-        classes=classes,
-        templates=templates,
-        train_counts=train_counts,
-        pool=pool,
-        groups=groups,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        precision=precision,
-        bootstrap=bootstrap,
-        seed=seed,
-        max_rejected=max_rejected,
-    )
-    config = _config(checkpoint, data, options) if output is not None else {}
+    config = _config(checkpoint, data, request) if output is not None else {}
     if output is not None:
         check_output(output, config, overwrite=overwrite)
-    made = with_bars(lambda track: run(checkpoint, data, options, track=track))
+    made = with_bars(lambda track: run(checkpoint, data, request, track=track))
     if output is not None:
         write_output(output, config, made)
     if as_json:
@@ -102,7 +63,7 @@ def evaluate(
             say(f"written to {output}")
 
 
-def _config(checkpoint: str, data: Sequence[str], options: EvaluateOptions) -> dict[str, Any]:
+def _config(checkpoint: str, data: Sequence[str], options: EvaluateRequest) -> dict[str, Any]:
     """What decides the figures: not workers, nor the bound on rejects. Files by their content too, as runs write theirs anew; not sets."""
     from dataclasses import asdict
 

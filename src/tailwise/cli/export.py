@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, Overwrite, PlanName, Workers, app, open_plan, say_note, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, Overwrite, PlanName, app, open_plan, say_note, with_bars
 from tailwise.cli.printing import say
+from tailwise.cli.requests import takes
 from tailwise.errors import UserError
-
-if TYPE_CHECKING:
-    from tailwise.export import Sharding
+from tailwise.requests import ShardsRequest
 
 Epoch = Annotated[
     int | None,
@@ -40,6 +39,7 @@ def draw(
 
 
 @app.command()
+@takes(ShardsRequest)
 def export(
     catalog: CatalogPath,
     name: PlanName,
@@ -50,15 +50,7 @@ def export(
     place: Annotated[Path | None, typer.Argument(hidden=True)] = None,
     epoch: Epoch = None,
     overwrite: Overwrite = False,
-    shard_samples: Annotated[
-        int | None,
-        typer.Option(min=1, help="Samples of each new shard, at most.  [default: 10,000]", show_default=False),
-    ] = None,
-    workers: Workers = None,
-    max_rejected: Annotated[
-        float | None,
-        typer.Option(help="Share of the samples that new shards may lack.  [default: 0.01]", show_default=False),
-    ] = None,
+    request: ShardsRequest = ShardsRequest(),
     as_json: AsJson = False,
 ) -> None:
     """Write a plan in another tool's format.
@@ -73,14 +65,10 @@ def export(
 
       tailwise export my-catalog epochs --epoch 3 --to shards --output epoch-3
     """
-    from tailwise.export import Sharding
-
     if (output is None) == (place is None):
         raise UserError("name the file or folder to write with --output")
     output = output or place or Path()
-    given = {"shard_samples": shard_samples, "workers": workers, "max_rejected": max_rejected}
-    chosen: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
-    _export(catalog, name, to, output, epoch, overwrite, Sharding(**chosen) if chosen else None, as_json)
+    _export(catalog, name, to, output, epoch, overwrite, request if request != ShardsRequest() else None, as_json)
 
 
 def _export(
@@ -90,7 +78,7 @@ def _export(
     output: Path,
     epoch: int | None,
     overwrite: bool,
-    sharding: Sharding | None = None,
+    sharding: ShardsRequest | None = None,
     as_json: bool = False,
 ) -> None:
     from tailwise.cli.printing import print_json

@@ -2,75 +2,23 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, Workers, app, open_catalog, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_bars
 from tailwise.cli.printing import say
+from tailwise.cli.requests import takes
 from tailwise.errors import NotFoundError, UserError
-
-
-class Format(str, Enum):
-    """What `import` reads."""
-
-    auto = "auto"
-    webdataset = "webdataset"
-    clip_retrieval = "clip-retrieval"
-    dynamics = "dynamics"
-    datacomp = "datacomp"
-    parquet = "parquet"
-
-
-class Embedding(str, Enum):
-    """DataComp's two CLIP models."""
-
-    l14 = "l14"
-    b32 = "b32"
-
-
-class Column(str, Enum):
-    """What is embedded."""
-
-    image = "image"
-    text = "text"
+from tailwise.requests import ImportRequest
 
 
 @app.command("import")
+@takes(ImportRequest)
 def import_(
     paths: Annotated[list[str], typer.Argument(metavar="SOURCE... CATALOG", help="What to import, and where to.")],
-    format_name: Annotated[Format, typer.Option("--format", help="What the sources are.")] = Format.auto,
-    embedding: Annotated[
-        Embedding | None, typer.Option(help="DataComp: which embeddings; l14 by default.", show_default=False)
-    ] = None,
-    column: Annotated[
-        Column | None,
-        typer.Option(help="Parquet: what its embeddings are of; image by default.", show_default=False),
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(help="Parquet: column of ids; uid, key, image_path or id by default.", show_default=False),
-    ] = None,
-    embedding_column: Annotated[
-        str | None,
-        typer.Option(help="Parquet: column of vectors; embedding or embeddings by default.", show_default=False),
-    ] = None,
-    clustering: Annotated[
-        str | None,
-        typer.Option(
-            help="DynamiCS: name of the clustering made of its cluster ids; dynamics by default.", show_default=False
-        ),
-    ] = None,
-    max_rejected: Annotated[
-        float | None,
-        typer.Option(
-            help="Stop when a greater share can't be used; 0.5 of the samples, 0.1 of the embeddings by default.",
-            show_default=False,
-        ),
-    ] = None,
-    workers: Workers = None,
+    request: ImportRequest,
     as_json: AsJson = False,
 ) -> None:
     """Import shards, metadata and embeddings into a catalog.
@@ -90,26 +38,18 @@ def import_(
       tailwise import datacomp/metadata my-catalog --embedding b32
     """
     from tailwise.cli.printing import print_json, print_rejections, rejected_json
-    from tailwise.sources import SourceOptions
     from tailwise.stages.import_pool import import_pool
 
     if len(paths) < 2:
         raise UserError("give at least one SOURCE, and the CATALOG last")
-    options = SourceOptions(
-        embedding=embedding.value if embedding else None,
-        id_column=id_column,
-        embedding_column=embedding_column,
-        column=column.value if column else None,
-        clustering=clustering,
-    )
     report = with_bars(
         lambda track: import_pool(
             paths[:-1],
             paths[-1],
-            format_name=format_name.value,
-            options=options,
-            workers=workers,
-            max_rejected=max_rejected,
+            format_name=request.format_name,
+            options=request,
+            workers=request.workers,
+            max_rejected=request.max_rejected,
             track=track,
         )
     )

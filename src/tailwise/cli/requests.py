@@ -44,33 +44,49 @@ def takes(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def _options(request: type, hints: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
-    helps = dict(re.findall(r"^        (\w+): (.+)$", request.__doc__ or "", re.MULTILINE))
+    helps = _helps(request)
     options = {}
-    for item in fields(request):
+    own = request.__annotations__
+    for item in sorted(fields(request), key=lambda item: item.name not in own):  # those of a base come last
         name, kind = item.name, _kind(hints[item.name])
+        needed = item.default is MISSING and item.default_factory is MISSING
         default = item.default if item.default is not MISSING and item.default not in ("", ()) else None
-        help_ = re.sub(r"`(\w+)`", lambda found: f"--{found[1].replace('_', '-')}", helps[name])
         spelt = item.metadata.get(OPTION, name.replace("_", "-")).split("/")
         shown = typer.Option(
             "/".join(f"--{each}" for each in spelt),
-            help=help_,
+            help=helps[name],
             show_default=default is not None and kind is not bool,
             metavar="NAME=VALUE" if get_origin(hints[name]) is Mapping else None,
         )
         options[name] = inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=default,
-            annotation=Annotated[kind if default is not None else kind | None, shown],
+            default=inspect.Parameter.empty if needed else default,
+            annotation=Annotated[kind if needed or default is not None else kind | None, shown],
         )
     return options
 
 
+def _helps(request: type) -> dict[str, str]:
+    """Return the help of each option: what the docstrings of a class and its bases say of the fields."""
+    told = "\n".join(each.__doc__ or "" for each in request.__mro__)
+    found = re.findall(r"^        (\w+): (.+(?:\n {12}.+)*)$", told, re.MULTILINE)
+    spelt = {
+        item.name: item.metadata.get(OPTION, item.name.replace("_", "-")).split("/")[0] for item in fields(request)
+    }
+
+    def option(name: re.Match[str]) -> str:
+        return f"--{spelt.get(name[1], name[1].replace('_', '-'))}"
+
+    return {name: re.sub(r"`(\w+)`", option, re.sub(r"\s*\n\s+", " ", text)) for name, text in found}
+
+
 def _kind(hint: Any) -> Any:  # noqa: ANN401  (a type)
-    """Return the type that Typer parses: a list of texts for sequences and mappings, else the plain type of a union with None."""
+    """Return the type that Typer parses: a list of texts for sequences and mappings, else the plain type of a union."""
     if get_origin(hint) in {Mapping, Sequence}:
         return list[str]
-    return next(each for each in (*get_args(hint), hint) if each in PLAIN)
+    kinds = {*get_args(hint), hint}
+    return str if str in kinds else next(each for each in PLAIN if each in kinds)
 
 
 def _pairs(parameter: str, texts: list[str]) -> dict[str, float]:

@@ -28,11 +28,12 @@ from tailwise.compare.summary import summarize, write_summary
 from tailwise.compare.trainers import find_trainer
 from tailwise.compare.treatment import exposures
 from tailwise.errors import ConflictError, UserError
-from tailwise.evaluate import EvaluateOptions, evaluate
+from tailwise.evaluate import evaluate
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.recipes.pipeline import Step
+from tailwise.requests import EvaluateRequest
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -232,12 +233,12 @@ class Study:
         write_json(note, about)
         return trained, about
 
-    def _options(self) -> EvaluateOptions:
+    def _options(self) -> EvaluateRequest:
         given = {name: value for name, value in self.recipe.evaluate.items() if name != "data" and value is not None}
         for name in PATHS & set(given):
             given[name] = Path(given[name])
-        known = {item.name for item in fields(EvaluateOptions)}
-        return EvaluateOptions(
+        known = {item.name for item in fields(EvaluateRequest)}
+        return EvaluateRequest(
             **{"model": self.recipe.train.model, **{name: given[name] for name in given if name in known}}
         )
 

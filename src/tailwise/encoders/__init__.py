@@ -9,13 +9,13 @@ import torch
 from tailwise.encoders import clip, hugging_face, lite0, pixels
 from tailwise.encoders.backends import choose_backend, with_openvino
 from tailwise.encoders.encoder import Encoder
-from tailwise.encoders.options import EncoderOptions
 from tailwise.encoders.precision import choose_precision
 from tailwise.errors import UserError
+from tailwise.requests import EncoderRequest
 
-__all__ = ["ENCODERS", "Encoder", "EncoderOptions", "load_encoder"]
+__all__ = ["ENCODERS", "Encoder", "load_encoder"]
 
-Load = Callable[[str, EncoderOptions, torch.device, str], Encoder]
+Load = Callable[[str, EncoderRequest, torch.device, str], Encoder]
 
 # By what stands before the colon: how it is spelt, what loads the rest, and what the precision "auto" means.
 ENCODERS: dict[str, tuple[str, Load, str]] = {
@@ -27,7 +27,7 @@ ENCODERS: dict[str, tuple[str, Load, str]] = {
 }
 
 
-def load_encoder(name: str, options: EncoderOptions, device: torch.device) -> Encoder:
+def load_encoder(name: str, options: EncoderRequest, device: torch.device) -> Encoder:
     """Loads an encoder.
 
     Args:

@@ -13,10 +13,10 @@ from torch import Tensor
 from tailwise.encoders.captions import CaptionPreparation
 from tailwise.encoders.encoder import Encoder, Side, Tensors
 from tailwise.encoders.images import ImagePreparation
-from tailwise.encoders.options import EncoderOptions
 from tailwise.encoders.precision import lower_weights, weights_hash
 from tailwise.errors import UserError
 from tailwise.extras import require
+from tailwise.requests import EncoderRequest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tailwise.evaluate.models import Checkpoint
 
 
-def load_pretrained(name: str, options: EncoderOptions, device: torch.device, precision: str) -> Encoder:
+def load_pretrained(name: str, options: EncoderRequest, device: torch.device, precision: str) -> Encoder:
     """`MODEL/PRETRAINED`, `hf-hub:NAME` or `local-dir:FOLDER`, as open_clip has them.
 
     Raises:
@@ -35,7 +35,7 @@ def load_pretrained(name: str, options: EncoderOptions, device: torch.device, pr
     return _load(f"open_clip:{name}", f"open_clip:{name}", options, device, precision)
 
 
-def load_checkpoint(name: str, options: EncoderOptions, device: torch.device, precision: str) -> Encoder:
+def load_checkpoint(name: str, options: EncoderRequest, device: torch.device, precision: str) -> Encoder:
     """A file of weights, or the folder of a run: of `tailwise train`, `tailwise compare`, or open_clip's trainer.
 
     Raises:
@@ -44,7 +44,7 @@ def load_checkpoint(name: str, options: EncoderOptions, device: torch.device, pr
     return _load(f"checkpoint:{name}", name, options, device, precision)
 
 
-def _load(spelt: str, checkpoint: str, options: EncoderOptions, device: torch.device, precision: str) -> Encoder:
+def _load(spelt: str, checkpoint: str, options: EncoderRequest, device: torch.device, precision: str) -> Encoder:
     if options.pooling is not None:
         raise UserError(f"`pooling` does nothing with {spelt}: its model pools in its own way")
     require("encoders", "open_clip", purpose=f"`encoder` {spelt}")

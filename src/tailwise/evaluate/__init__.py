@@ -1,5 +1,5 @@
 """Evaluation of checkpoints: zero-shot classification, by how often classes were trained on, and retrieval."""
 
-from tailwise.evaluate.run import EvaluateOptions, Evaluation, evaluate, mean_over_sets
+from tailwise.evaluate.run import Evaluation, evaluate, mean_over_sets
 
-__all__ = ["EvaluateOptions", "Evaluation", "evaluate", "mean_over_sets"]
+__all__ = ["Evaluation", "evaluate", "mean_over_sets"]

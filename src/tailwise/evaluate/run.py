@@ -20,42 +20,8 @@ from tailwise.evaluate.models import LoadedModel, find_checkpoint, load_model
 from tailwise.evaluate.sets import ImageSet, Task, find_set
 from tailwise.evaluate.zero_shot import KS, classify, retrieve
 from tailwise.progress import Track, silent
-from tailwise.rejects import MAX_REJECTED, check_share, refuse_many
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """How to evaluate.
-
-    Attributes:
-        model: name of the model for open_clip, or `local-dir:FOLDER`; by default what the run tells.
-        classes: names of the classes, one a line, in place of the sets' own.
-        templates: prompts, one a line, in place of the sets' own.
-        train_counts: how often each class was trained on; see `read_train_counts`.
-        pool: a catalog, in whose captions the classes are counted instead.
-        groups: "thirds" of the classes, or bounds such as "100,20": head above 100, medium 20 to 100, few below 20.
-        batch_size: images, or fewer at the end of a shard.
-        workers: processes that decode; one a processor by default, 1 for none.
-        device: "auto", "cpu", "cuda", ….
-        precision: "fp32" or "bf16".
-        bootstrap: replicates.
-        seed: of the bootstrap.
-        max_rejected: share of a set's samples that may be left out.
-    """
-
-    model: str | None = None
-    classes: Path | None = None
-    templates: Path | None = None
-    train_counts: Path | None = None
-    pool: Path | None = None
-    groups: str = "thirds"
-    batch_size: int = 256
-    workers: int | None = None
-    device: str = "auto"
-    precision: str = "fp32"
-    bootstrap: int = 1000
-    seed: int = 0
-    max_rejected: float = MAX_REJECTED
+from tailwise.rejects import check_share, refuse_many
+from tailwise.requests import EvaluateRequest
 
 
 @dataclass(frozen=True)
@@ -78,7 +44,7 @@ class Evaluation:
 def evaluate(
     checkpoint: str | Path,
     data: str | Path | Sequence[str | Path],
-    options: EvaluateOptions = EvaluateOptions(),
+    options: EvaluateRequest = EvaluateRequest(),
     *,
     track: Track = silent,
 ) -> list[Evaluation]:
@@ -134,7 +100,7 @@ def mean_over_sets(evaluations: Sequence[Evaluation]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in figures.items() if values}
 
 
-def _check(options: EvaluateOptions) -> tuple[int, int] | None:
+def _check(options: EvaluateRequest) -> tuple[int, int] | None:
     """The bounds of the groups, if they aren't thirds."""
     if options.train_counts is not None and options.pool is not None:
         raise UserError("`train_counts` and `pool` both say how often classes were trained on: give one")
@@ -163,7 +129,7 @@ def _named_apart(sets: Sequence[ImageSet]) -> list[ImageSet]:
     return named
 
 
-def _train_counts(images: ImageSet, options: EvaluateOptions, track: Track) -> npt.NDArray[np.int64] | None:
+def _train_counts(images: ImageSet, options: EvaluateRequest, track: Track) -> npt.NDArray[np.int64] | None:
     if images.task == "retrieval":
         return None
     if options.train_counts is not None:
@@ -178,7 +144,7 @@ def _on_set(
     images: ImageSet,
     counts: npt.NDArray[np.int64] | None,
     bounds: tuple[int, int] | None,
-    options: EvaluateOptions,
+    options: EvaluateRequest,
     track: Track,
 ) -> Evaluation:
     if images.task == "retrieval":
@@ -195,7 +161,7 @@ def _figures(
     cells: npt.NDArray[np.int64],
     counts: npt.NDArray[np.int64] | None,
     bounds: tuple[int, int] | None,
-    options: EvaluateOptions,
+    options: EvaluateRequest,
 ) -> tuple[dict[str, Any], dict[int, str]]:
     """The summary's figures, and the group of each class."""
     groups, bins = {}, []
@@ -252,7 +218,7 @@ def _class_table(
     return pa.table(columns)
 
 
-def _retrieval(loaded: LoadedModel, images: ImageSet, options: EvaluateOptions, track: Track) -> Evaluation:
+def _retrieval(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, track: Track) -> Evaluation:
     found = retrieve(loaded, images, batch_size=options.batch_size, workers=options.workers, track=track)
     figures = recall(
         found.found_texts, found.found_images, found.texts, KS, replicates=options.bootstrap, seed=options.seed

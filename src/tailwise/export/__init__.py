@@ -11,12 +11,13 @@ from tailwise.errors import UserError
 from tailwise.export.by_key import rates_above_one, write_keys, write_rates_json
 from tailwise.export.datacomp import UID, check_uids, write_datacomp
 from tailwise.export.parquet import SCHEMA, write_parquet
-from tailwise.export.shards import Sharding, write_shards
+from tailwise.export.shards import write_shards
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
+from tailwise.requests import ShardsRequest
 from tailwise.text import did_you_mean
 
-__all__ = ["EXPORTS", "ExportFormat", "ExportOptions", "Sharding", "export", "export_figures"]
+__all__ = ["EXPORTS", "ExportFormat", "ExportOptions", "export", "export_figures"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ExportOptions:
     """
 
     overwrite: bool = False
-    sharding: Sharding | None = None
+    sharding: ShardsRequest | None = None
 
 
 Export = Callable[[Plan, int, Path, ExportOptions, Track], int]
@@ -98,7 +99,7 @@ def export(
     *,
     epoch: int | None = None,
     overwrite: bool = False,
-    sharding: Sharding | None = None,
+    sharding: ShardsRequest | None = None,
     track: Track = silent,
 ) -> int:
     """Writes a plan in another tool's format; returns how many entries it wrote.

@@ -28,6 +28,7 @@ from tailwise.export.shuffled import Epoch, survey, write_runs
 from tailwise.loader.shards import check_shards, require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
+from tailwise.requests import ShardsRequest
 
 FORMAT = 1  # raised when the same plan would give other bytes
 HEAD = "export.json"
@@ -38,32 +39,6 @@ SIZES = "sizes.json"
 SOURCES = "source_shards.parquet"
 _OUTPUT = re.compile(r"(\d{8})(?:\.tar|\.parquet|_stats\.json)")
 MAX_SHARDS = 10**8  # names of 8 digits
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """How new shards are made.
-
-    Attributes:
-        shard_samples: samples of each shard, at most; all have that many, or up to a few less.
-        workers: processes, None for one a processor. Nothing depends on it.
-        max_rejected: the share of the samples that may be left out because they can't be read.
-    """
-
-    shard_samples: int = 10_000
-    workers: int | None = None
-    max_rejected: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            UserError: one is out of bounds.
-        """
-        if self.shard_samples < 1:
-            raise UserError(f"shard_samples {self.shard_samples}: must be at least 1")
-        if not 0 <= self.max_rejected <= 1:
-            raise UserError(f"max_rejected {self.max_rejected}: must lie in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -82,7 +57,7 @@ class ShardsWritten:
 
 
 def write_shards(
-    plan: Plan, epoch: int, folder: Path, sharding: Sharding | None = None, track: Track = silent
+    plan: Plan, epoch: int, folder: Path, sharding: ShardsRequest | None = None, track: Track = silent
 ) -> ShardsWritten:
     """Writes an epoch as a webdataset in img2dataset's layout, in an order shuffled over all of it.
 
@@ -102,7 +77,7 @@ def write_shards(
     Raises:
         UserError: the folder holds anything else, too many samples can't be read, or the plan draws samples that lie in no tar.
     """
-    sharding = sharding or Sharding()
+    sharding = sharding or ShardsRequest()
     epoch = plan.drawn_epoch(epoch)
     require_bytes(plan)
     _check_folder(folder)
@@ -173,7 +148,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds files that are of no export: name a new or an empty folder")
 
 
-def _identity(plan: Plan, epoch: int, held: Epoch, sharding: Sharding) -> dict[str, Any]:
+def _identity(plan: Plan, epoch: int, held: Epoch, sharding: ShardsRequest) -> dict[str, Any]:
     """All that decides the bytes."""
     return {
         "format": FORMAT,
@@ -255,7 +230,7 @@ def _write_rejected(writer: ShardWriter, numbers: list[int], paths: pa.Table) ->
 # --- what can't be read -------------------------------------------------------------------------------------------------
 
 
-def _damaged(plan: Plan, held: Epoch, sharding: Sharding, track: Track) -> dict[int, str]:
+def _damaged(plan: Plan, held: Epoch, sharding: ShardsRequest, track: Track) -> dict[int, str]:
     """The tars that can't be used, by id, and why.
 
     Raises:
@@ -273,7 +248,7 @@ def _damaged(plan: Plan, held: Epoch, sharding: Sharding, track: Track) -> dict[
     return damaged
 
 
-def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: Sharding, track: Track) -> None:
+def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: ShardsRequest, track: Track) -> None:
     """Writes the shards that aren't there.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tailwise.stages import cluster
+from tailwise.requests import ClusterRequest
 
 # Samples per second, measured on 2 cores of an AMD EPYC; good to a factor of two or three, and too slow where there are more.
 IMPORTED = 35_000
@@ -50,8 +50,8 @@ def matrix_speed() -> float:
 
 def _cluster_seconds(pool: Pool, options: Mapping[str, Any]) -> float:
     centroids = float(options.get("k") or 1000)
-    points = float(options.get("points-per-centroid") or cluster.POINTS_PER_CENTROID)
-    rounds = float(options.get("iterations") or cluster.ITERATIONS)
+    points = float(options.get("points-per-centroid") or ClusterRequest.points_per_centroid)
+    rounds = float(options.get("iterations") or ClusterRequest.iterations)
     fitted = min(pool.samples, centroids * points)
     return 2 * pool.dimension * centroids * (fitted * rounds + pool.samples) / (SHARE * pool.flops)
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import NotFoundError, UserError
+from tailwise.requests import SourceRequest
 from tailwise.sources.clip_retrieval import FOLDERS, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
 from tailwise.sources.dynamics import ClusterIds, find_cluster_ids
@@ -23,37 +24,6 @@ from tailwise.storage.remote import forget_failures
 from tailwise.text import did_you_mean
 
 COLUMNS = ("image", "text")
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """How sources are read; None where the user said nothing.
-
-    Attributes:
-        embedding: of DataComp's two: a name of EMBEDDINGS ("l14" by default).
-        id_column: of Parquet embeddings; the first of uid, key, image_path, id by default.
-        embedding_column: of Parquet embeddings; embedding or embeddings by default.
-        column: that Parquet embeddings go to: "image" (the default) or "text".
-        clustering: of the grouping made from DynamiCS's cluster ids; "dynamics" by default.
-    """
-
-    embedding: str | None = None
-    id_column: str | None = None
-    embedding_column: str | None = None
-    column: str | None = None
-    clustering: str | None = None
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            UserError: one is not among those known.
-        """
-        for option, value, known in (("embedding", self.embedding, EMBEDDINGS), ("column", self.column, COLUMNS)):
-            if value is not None and value not in known:
-                raise UserError(f"`{option}` {value!r}: use {' or '.join(known)}")
-        if self.clustering is not None:
-            check_name(self.clustering)
 
 
 @dataclass
@@ -94,7 +64,7 @@ class Found:
         there += [file for file in files if (file.path, file.fingerprint) not in known]
 
 
-def _find_tars(source: str, found: Found, _: SourceOptions) -> bool:
+def _find_tars(source: str, found: Found, _: SourceRequest) -> bool:
     """Add the tars that a folder, file, glob, brace pattern or list names; return whether there were any."""
     named = find_tars(source)
     found.tars = {**found.tars, **named.tars}
@@ -114,20 +84,20 @@ def _embedding_folders(source: str) -> list[Path]:
     return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def _find_clip_retrieval(source: str, found: Found, _: SourceOptions) -> bool:
+def _find_clip_retrieval(source: str, found: Found, _: SourceRequest) -> bool:
     columns = [item for folder in _embedding_folders(source) for item in find_partitions(folder).items()]
     for column, partitions in columns:
         found.add(column, partitions)
     return bool(columns)
 
 
-def _find_dynamics(source: str, found: Found, options: SourceOptions) -> bool:
+def _find_dynamics(source: str, found: Found, options: SourceRequest) -> bool:
     ids = [item for folder in _embedding_folders(source) for item in find_cluster_ids(folder)]
     found.cluster_ids += [item for item in ids if item not in found.cluster_ids]
     return _find_clip_retrieval(source, found, options) or bool(ids)
 
 
-def _find_datacomp(source: str, found: Found, options: SourceOptions) -> bool:
+def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
     named = f"{source.removesuffix('.npz')}.parquet" if source.endswith(".npz") else source
     kinds = {path: kind_of(path, options.id_column, options.embedding_column) for path in find_tables(named)}
     if "metadata" not in kinds.values():
@@ -142,7 +112,7 @@ def _find_datacomp(source: str, found: Found, options: SourceOptions) -> bool:
     return True
 
 
-def _find_parquet(source: str, found: Found, options: SourceOptions) -> bool:
+def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
     tables = find_tables(source)
     kinds = {path: kind_of(path, options.id_column, options.embedding_column) for path in tables}
     if "embeddings" not in kinds.values():
@@ -156,7 +126,7 @@ def _find_parquet(source: str, found: Found, options: SourceOptions) -> bool:
     return True
 
 
-def _columns_of(path: Path, options: SourceOptions) -> tuple[str, str]:
+def _columns_of(path: Path, options: SourceRequest) -> tuple[str, str]:
     columns = choose_columns(pq.read_schema(path), options.id_column, options.embedding_column)
     if columns is None:
         raise ValueError(f"{path} has changed at this moment")
@@ -173,7 +143,7 @@ class Format:
         known_by: how `auto` tells it from the others.
     """
 
-    find: Callable[[str, Found, SourceOptions], bool]
+    find: Callable[[str, Found, SourceRequest], bool]
     given: str
     known_by: str
 
@@ -207,7 +177,7 @@ SOURCES: dict[str, Format] = {
 }
 
 
-def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptions | None = None) -> Found:
+def find(sources: Sequence[str], format_name: str = "auto", options: SourceRequest | None = None) -> Found:
     """Looks through the sources of an import.
 
     Args:
@@ -219,10 +189,15 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceOptio
         UserError: unknown format, a source that holds nothing of it, tars of which none can be read, or an option that does nothing.
     """
     forget_failures()
+    chosen = options or SourceRequest()
     if format_name != "auto" and format_name not in SOURCES:
         raise UserError(f"unknown format {format_name!r}: {did_you_mean(format_name, ('auto', *SOURCES))}")
+    for name, value, known in (("embedding", chosen.embedding, EMBEDDINGS), ("column", chosen.column, COLUMNS)):
+        if value is not None and value not in known:
+            raise UserError(f"`{name}` {value!r}: use {' or '.join(known)}")
+    if chosen.clustering is not None:
+        check_name(chosen.clustering)
     tried = list(SOURCES) if format_name == "auto" else [format_name]
-    chosen = options or SourceOptions()
     found = Found()
     for source in sources:
         try:
@@ -250,7 +225,7 @@ def is_plain_path(source: str) -> bool:
     return not any(mark in source for mark in ("://", "::", "{", "*", "?", "["))
 
 
-def _refuse_idle(found: Found, options: SourceOptions) -> None:
+def _refuse_idle(found: Found, options: SourceRequest) -> None:
     """Refuses options that do nothing with what was found."""
     files = [file for column in found.embeddings.values() for file in column]
     needs = {

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,10 +42,9 @@ from tailwise.kernels.ranks import appearance_ranks
 from tailwise.kernels.screening import faster_precision
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
 from tailwise.progress import Track, silent
+from tailwise.requests import ClusterRequest, bytes_of, refuse_idle
 from tailwise.text import command_line, did_you_mean
 
-ITERATIONS = 30
-POINTS_PER_CENTROID = 1000
 COLLAPSED_SHARE = 0.5
 RADIUS_SHARE = 0.95  # of the samples lie within the radius that "auto" finds of their own centroid
 CHUNK_ROWS = 65_536
@@ -68,107 +67,63 @@ class Clustering:
     table: pa.Table
 
 
-def cluster(
-    catalog: Catalog | str | Path,
-    *,
-    k: int,
-    merge: float | None = None,
-    density: float | Literal["auto"] | None = None,
-    name: str = "main",
-    column: str = "image",
-    seed: int = 0,
-    iterations: int = ITERATIONS,
-    points_per_centroid: int = POINTS_PER_CENTROID,
-    without: Sequence[str] = (),
-    max_memory_bytes: int = 8 << 30,
-    device: str = "auto",
-    force: bool = False,
-    track: Track = silent,
-) -> Clustering:
-    """Clusters the newest snapshot by an embedding column.
+def cluster(catalog: Catalog | str | Path, request: ClusterRequest, track: Track = silent) -> Clustering:
+    """Cluster the newest snapshot by an embedding column, or assign it to the centroids of an older clustering.
 
     Args:
-        catalog: with embeddings for all of its samples, less rejected ones.
-        k: number of clusters, before merging.
-        merge: drop centroids whose cosine to a kept one is at least this (DynamiCS: 0.7); None keeps all.
-        density: count the samples whose cosine to a centroid is at least this, for plans that go by density rather than by size;
-            "auto" takes the cosine that 95 % of the samples have to their own centroid; None counts nothing.
-        name: of the clustering.
-        column: "image" or "text".
-        seed: decides the sample and the seeding.
-        iterations: of k-means, at most; it stops early when the mean cosine gains less than 1e-5.
-        points_per_centroid: k-means is fitted on at most about this many rows a centroid, drawn by hash.
-        without: names of drop lists; what they drop belongs to no cluster.
-        max_memory_bytes: refuse what needs more; the working set depends on K and d, not on the pool.
-        device: of the matrix products: a name for `find_device`; the result doesn't depend on it.
-        force: accept a collapsed clustering, or fewer clusters than asked for.
+        catalog: or its path; with embeddings for all of its samples, less rejected ones.
+        request: what is asked for.
         track: shows progress.
 
     Raises:
         UserError: embeddings are missing, K is out of bounds, memory doesn't suffice, or the clustering is collapsed.
     """
     catalog = Catalog.open(catalog)
-    snapshot = catalog.snapshot()
+    if (request.k is None) == (request.extends is None):
+        raise UserError("give either `k` K or `extends` CLUSTERING")
+    if request.extends is not None:
+        used = {"extends", "name", "without", "max_memory", "device", "force"}
+        refuse_idle(request, used, "with `extends`: the centroids are there already")
+        return _extend(catalog, request.extends, request, track)
+    snapshot, k, column = catalog.snapshot(), request.k or 0, request.column
     if column not in COLUMNS:
         raise UserError(f"unknown column {column!r}: {did_you_mean(column, COLUMNS)}")
-    device = str(find_device(device))
+    device = str(find_device(request.device))
     blocks = catalog.embedding_parts(column, snapshot)
-    _check(k, merge, density, iterations, points_per_centroid, snapshot)
-    fitted = min(points_per_centroid * k, sum(map(len, blocks)))
-    carry = _memory_to_carry(fitted, k, blocks[0].shape[1], max_memory_bytes)
+    _check(request, k, snapshot)
+    fitted = min(request.points_per_centroid * k, sum(map(len, blocks)))
+    carry = _memory_to_carry(fitted, k, blocks[0].shape[1], bytes_of("max_memory", request.max_memory))
     config = {
         "clusters": k,
-        "merge": merge,
+        "merge": request.merge,
         "column": column,
-        "seed": seed,
-        "iterations": iterations,
-        "points_per_centroid": points_per_centroid,
-        "without": list(without),
+        "seed": request.seed,
+        "iterations": request.iterations,
+        "points_per_centroid": request.points_per_centroid,
+        "without": list(request.without),
         "snapshot": snapshot.number,
     }
-    if density is not None:  # not in the configuration of clusterings that were made before there was a density
-        config["density"] = density
-    survivors = Survivors(catalog, without, snapshot)
+    if request.density is not None:  # not in the configuration of clusterings that were made before there was a density
+        config["density"] = request.density
+    survivors = Survivors(catalog, request.without, snapshot)
     inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot), **survivors.inputs}
-    with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
+    with Artifact(catalog.clusters_folder(request.name), "clusters", config, inputs) as artifact:
         if not artifact.done:
-            stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, force, track)
-            stage.fit(k, merge, seed, iterations, points_per_centroid, carry)
+            stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, request.force, track)
+            stage.fit(k, request.merge, request.seed, request.iterations, request.points_per_centroid, carry)
             stage.assign()
-            stage.describe(k, density)
-    return load_clustering(catalog, name)
+            stage.describe(k, request.density)
+    return load_clustering(catalog, request.name)
 
 
-def extend_clustering(
-    catalog: Catalog | str | Path,
-    base: str,
-    *,
-    name: str,
-    without: Sequence[str] = (),
-    device: str = "auto",
-    force: bool = False,
-    track: Track = silent,
-) -> Clustering:
-    """Assigns the newest snapshot to the centroids of a clustering that was made for an earlier one. Nothing is fitted anew.
+def _extend(catalog: Catalog, base: str, request: ClusterRequest, track: Track) -> Clustering:
+    """Assign the newest snapshot to the centroids of a clustering that was made for an earlier one. Nothing is fitted anew.
 
     Rows that the earlier clustering assigned keep their cluster, and, unless the lists of the two differ, their rank within it.
     Its density, if it has one, is counted anew, over all rows and within the same radius.
-
-    Args:
-        catalog: with embeddings for all of its samples, less rejected ones.
-        base: name of the earlier clustering, by k-means.
-        name: of the new one.
-        without: names of drop lists; what they drop belongs to no cluster.
-        device: of the matrix products; the result doesn't depend on it.
-        force: accept a collapsed clustering.
-        track: shows progress.
-
-    Raises:
-        UserError: there is no such clustering, or it has no centroids, or embeddings are missing.
     """
-    catalog = Catalog.open(catalog)
-    snapshot = catalog.snapshot()
-    device = str(find_device(device))
+    snapshot, name = catalog.snapshot(), request.name
+    device = str(find_device(request.device))
     folder = catalog.clusters_folder(base)
     manifest = read_manifest(folder, "clustering", f"make it with {command_line('cluster', catalog.folder, name=base)}")
     if not (folder / "centroids.npy").exists():
@@ -177,14 +132,14 @@ def extend_clustering(
         )
     column = manifest["identity"]["config"]["column"]
     blocks = catalog.embedding_parts(column, snapshot)
-    survivors = Survivors(catalog, without, snapshot)
-    config = {"extends": base, "column": column, "without": list(without), "snapshot": snapshot.number}
+    survivors = Survivors(catalog, request.without, snapshot)
+    config = {"extends": base, "column": column, "without": list(request.without), "snapshot": snapshot.number}
     inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot), **survivors.inputs}
     with Artifact(
         catalog.clusters_folder(name), "clusters", config, {**inputs, "base": artifact_id(manifest)}
     ) as artifact:
         if not artifact.done:
-            stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, force, track)
+            stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, request.force, track)
             write_json(artifact.path("fit.json"), read_json(folder / "fit.json"))
             write_array(artifact.path("centroids.npy"), map_array(folder / "centroids.npy"))
             base_snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
@@ -204,17 +159,16 @@ def _step(progress: Iterator[int]) -> None:
     next(progress, None)
 
 
-def _check(
-    k: int, merge: float | None, density: float | str | None, iterations: int, points: int, snapshot: Snapshot
-) -> None:
+def _check(request: ClusterRequest, k: int, snapshot: Snapshot) -> None:
     if not 1 <= k <= snapshot.rows:
         raise UserError(f"`k` {k:,}: must lie between 1 and the {snapshot.rows:,} samples")
-    if merge is not None and not 0 < merge <= 1:
-        raise UserError(f"`merge` {merge}: must be a cosine in (0, 1]; DynamiCS uses 0.7")
-    if density not in {None, "auto"} and (isinstance(density, str) or not 0 < (density or 0) <= 1):
-        raise UserError(f"`density` {density}: must be auto, or a cosine in (0, 1]")
-    if iterations < 1 or points < 1:
-        raise UserError(f"`iterations` {iterations} and `points_per_centroid` {points} must be at least 1")
+    if request.merge is not None and not 0 < request.merge <= 1:
+        raise UserError(f"`merge` {request.merge}: must be a cosine in (0, 1]; DynamiCS uses 0.7")
+    if isinstance(request.density, float | int) and not 0 < request.density <= 1:
+        raise UserError(f"`density` {request.density}: must be auto, or a cosine in (0, 1]")
+    for name in ("iterations", "points_per_centroid"):
+        if (value := getattr(request, name)) < 1:
+            raise UserError(f"`{name}` {value}: must be at least 1")
 
 
 def _memory_to_carry(rows: int, clusters: int, dimension: int, max_memory_bytes: int) -> int:
@@ -341,7 +295,7 @@ class _ClusterStage:
     def _path(self, column: str, part: Part) -> Path:
         return self.artifact.path(f"{column}-{part.name}.npy")
 
-    def describe(self, asked: int, density: float | Literal["auto"] | None) -> None:
+    def describe(self, asked: int, density: float | str | None) -> None:
         """Writes ranks and the table of clusters, and finishes the artifact unless it is collapsed."""
         centroids = map_array(self.artifact.path("centroids.npy"))
         seen = np.zeros(len(centroids), np.int64)
@@ -358,7 +312,7 @@ class _ClusterStage:
             np.add.at(similarity_sums, labels[member], units)
         self._refuse_collapse(seen, asked)
         table = _cluster_table(centroids, seen, similarity_sums)
-        radius = self._find_radius() if density == "auto" else density
+        radius = self._find_radius() if isinstance(density, str) else density
         if radius is not None:
             table = table.append_column("density", pa.array(self._count_density(radius), pa.int64()))
         write_table(self.artifact.path("clusters.parquet"), table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tailwise.devices import find_device
 from tailwise.errors import UserError
 from tailwise.kernels.duplicates import duplicate_threshold, greedy, in_doubt
 from tailwise.progress import Track, silent
+from tailwise.requests import DedupRequest, bytes_of
 from tailwise.stages.members import RESULT, Members
 from tailwise.stages.neighbours import WORK, Comparison, Neighbours, make_neighbours
 from tailwise.text import did_you_mean
@@ -55,70 +56,39 @@ class _Decisions:
     similarity: npt.NDArray[np.float64]
 
 
-def dedup(
-    catalog: Catalog | str | Path,
-    *,
-    epsilon: float,
-    name: str = "duplicates",
-    clustering: str = "main",
-    rule: str = "greedy",
-    order: str = "farthest",
-    score: str | None = None,
-    without: Sequence[str] = (),
-    extends: str | None = None,
-    seed: int = 0,
-    max_memory_bytes: int = 4 << 30,
-    device: str = "auto",
-    track: Track = silent,
-) -> Deduplication:
-    """Makes a drop list of the near-duplicates in the newest snapshot.
+def dedup(catalog: Catalog | str | Path, request: DedupRequest, track: Track = silent) -> Deduplication:
+    """Make a drop list of the near-duplicates in the newest snapshot.
 
     Args:
-        catalog: with a clustering of the newest snapshot.
-        epsilon: two samples of one cluster are duplicates if their cosine is above 1 − epsilon; 0: if their embeddings are identical.
-        name: of the drop list.
-        clustering: its name; samples are compared inside its clusters.
-        rule: "greedy": a sample goes if it is a duplicate of an earlier one that is kept; "any-earlier": of any earlier one.
-        order: what comes first in a cluster: "farthest" from the centroid, "nearest", "random", or highest "score".
-        score: name of that score.
-        without: names of drop lists; what they drop takes no part.
-        extends: name of a dedup's drop list for an earlier snapshot: what it decided stays, and only new samples are judged.
-        seed: decides the random order.
-        max_memory_bytes: refuse what needs more.
-        device: of the matrix products: a name for `find_device`; the result doesn't depend on it.
+        catalog: or its path; with a clustering of the newest snapshot.
+        request: what is asked for.
         track: shows progress.
 
     Raises:
         UserError: something asked for is out of bounds or isn't there, or another list has this name.
     """
     catalog = Catalog.open(catalog)
-    device = str(find_device(device))
+    epsilon, rule = request.epsilon, request.rule
+    device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
+    if epsilon is None:
+        raise UserError("`epsilon` is missing: `suggest` shows what each value would drop; SemDeDup uses 0.01 to 0.1")
     if not 0 <= epsilon <= 1:
         raise UserError(
             f"`epsilon` {epsilon}: must lie between 0 (identical embeddings) and 1; SemDeDup uses 0.01 to 0.1"
         )
     if rule not in RULES:
         raise UserError(f"unknown rule {rule!r}: {did_you_mean(rule, RULES)}")
-    compared = Comparison(
-        catalog,
-        clustering=clustering,
-        order=order,
-        score=score,
-        without=without,
-        extends=extends,
-        seed=seed,
-        track=track,
-    )
+    compared = Comparison(catalog, request, track)
     config = {"epsilon": epsilon, "rule": rule, **compared.config}
-    folder = catalog.drops_folder(name)
+    folder = catalog.drops_folder(request.name)
     with Artifact(folder, "dedup", config, compared.inputs) as artifact:
         if not artifact.done:
-            neighbours = make_neighbours(compared, max_memory_bytes=max_memory_bytes, device=device)
-            decide = _Decide(compared, artifact, neighbours, duplicate_threshold(epsilon), max_memory_bytes, device)
+            neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)
+            decide = _Decide(compared, artifact, neighbours, duplicate_threshold(epsilon), memory, device)
             decisions = decide.nearest_alone()
             RULES[rule](decide, decisions)
             _finish(compared, artifact, decisions)
-    return Deduplication(name, read_record(folder / "manifest.json")["summary"])
+    return Deduplication(request.name, read_record(folder / "manifest.json")["summary"])
 
 
 class _Decide:

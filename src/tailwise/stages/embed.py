@@ -11,32 +11,16 @@ from tailwise.catalog.embeddings import COLUMNS, column_settings, part_marker
 from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import has_bytes
 from tailwise.devices import find_devices
-from tailwise.encoders import EncoderOptions, load_encoder
+from tailwise.encoders import load_encoder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import check_share
+from tailwise.requests import EmbedRequest
 from tailwise.stages.embed_column import ColumnReport, ColumnTask, Limits
 from tailwise.stages.report import Rejections
 from tailwise.text import did_you_mean
 
 BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; a GPU is busy with so many, and a CPU's caches overflow with more
-
-
-@dataclass(frozen=True)
-class EmbedOptions:
-    """How to embed.
-
-    Attributes:
-        column: "image", "text" or "both".
-        encoder: how to load the encoder.
-        batch_size: rows; None for BATCH_SIZES. Another one changes the last bits of an embedding.
-        max_rejected: the share of samples without embedding (unreadable images, empty captions) from which on work stops.
-    """
-
-    column: str = "image"
-    encoder: EncoderOptions = field(default_factory=EncoderOptions)
-    batch_size: int | None = None
-    max_rejected: float = 0.1
 
 
 @dataclass
@@ -62,21 +46,12 @@ class EmbedReport:
         return sum(column.lacking for column in self.columns)
 
 
-def embed(
-    catalog: Catalog | str | Path,
-    encoder_name: str,
-    options: EmbedOptions = EmbedOptions(),
-    *,
-    workers: int | None = None,
-    track: Track = silent,
-) -> EmbedReport:
-    """Fills the embeddings of those parts of the newest snapshot that have none yet.
+def embed(catalog: Catalog | str | Path, request: EmbedRequest, track: Track = silent) -> EmbedReport:
+    """Fill the embeddings of those parts of the newest snapshot that have none yet.
 
     Args:
-        catalog: with samples.
-        encoder_name: see `tailwise.encoders.ENCODERS`.
-        options: all else.
-        workers: processes that read and decode; None for one a processor, 1 for none. The result doesn't depend on it.
+        catalog: or its path; with samples.
+        request: what is asked for. The result doesn't depend on its workers.
         track: shows progress, in samples.
 
     Raises:
@@ -84,20 +59,22 @@ def embed(
             none at all got an embedding.
     """
     catalog = Catalog.open(catalog)
-    _check(options)
-    columns = COLUMNS if options.column == "both" else (options.column,)
+    _check(request)
+    columns = COLUMNS if request.column == "both" else (request.column,)
     report = EmbedReport()
     with locked(catalog.folder / LOCK, str(catalog.folder)):
         lacking = {column: _lacking(catalog, column) for column in columns}
-        devices = find_devices(options.encoder.device)
+        devices = find_devices(request.device)
         if "image" in columns:
             _require_bytes(catalog, lacking["image"])
-        loading = _loading(catalog, columns, options.encoder, encoder_name)
-        encoder = load_encoder(encoder_name, loading, devices[0])
+        loading = _loading(catalog, columns, request)
+        encoder = load_encoder(request.encoder, loading, devices[0])
         for column in columns:
             if column not in encoder.sides:
-                raise UserError(f"{encoder_name} has no {column} side: give `column` {' or '.join(encoder.sides)}")
-        limits = Limits(options.batch_size or BATCH_SIZES.get(devices[0].type, 64), options.max_rejected, workers)
+                raise UserError(f"{request.encoder} has no {column} side: give `column` {' or '.join(encoder.sides)}")
+        limits = Limits(
+            request.batch_size or BATCH_SIZES.get(devices[0].type, 64), request.max_rejected, request.workers
+        )
         tasks = {column: ColumnTask(catalog, column, encoder, loading, devices, limits) for column in columns}
         for task in tasks.values():  # refuses a column of another encoder before hours go into the other column
             task.open()
@@ -106,23 +83,23 @@ def embed(
     return report
 
 
-def _check(options: EmbedOptions) -> None:
-    if options.column not in {*COLUMNS, "both"}:
-        raise UserError(f"`column` {options.column!r}: {did_you_mean(options.column, (*COLUMNS, 'both'))}")
-    if options.batch_size is not None and options.batch_size < 1:
-        raise UserError(f"`batch_size` {options.batch_size}: must be 1 or more")
-    if options.column == "text" and options.encoder.backend == "openvino":
+def _check(request: EmbedRequest) -> None:
+    if request.column not in {*COLUMNS, "both"}:
+        raise UserError(f"`column` {request.column!r}: {did_you_mean(request.column, (*COLUMNS, 'both'))}")
+    if request.batch_size is not None and request.batch_size < 1:
+        raise UserError(f"`batch_size` {request.batch_size}: must be 1 or more")
+    if request.column == "text" and request.backend == "openvino":
         raise UserError("`backend` openvino is for images: leave it out with `column` text")
-    check_share(options.max_rejected)
+    check_share(request.max_rejected)
 
 
 def _lacking(catalog: Catalog, column: str) -> list[Part]:
     return [part for part in catalog.parts() if not part_marker(catalog, column, part).exists()]
 
 
-def _loading(catalog: Catalog, columns: Sequence[str], asked: EncoderOptions, encoder_name: str) -> EncoderOptions:
+def _loading(catalog: Catalog, columns: Sequence[str], asked: EmbedRequest) -> EmbedRequest:
     """The options in which "auto" of a column that was begun means what it was begun with."""
-    begun = {column: column_settings(catalog, column, encoder_name) for column in columns}
+    begun = {column: column_settings(catalog, column, asked.encoder) for column in columns}
     precisions = {str(settings["precision"]) for settings in begun.values() if settings}
     precision = precisions.pop() if asked.precision == "auto" and len(precisions) == 1 else asked.precision
     auto = begun["image"].get("backend", "auto") if "image" in begun else "torch"

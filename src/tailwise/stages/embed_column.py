@@ -22,11 +22,12 @@ from PIL import Image
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import open_column, write_part
 from tailwise.catalog.files import digest
-from tailwise.encoders import Encoder, EncoderOptions
+from tailwise.encoders import Encoder
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers
 from tailwise.progress import Track
 from tailwise.rejects import refuse_many
+from tailwise.requests import EncoderRequest
 from tailwise.stages.embed_read import ShardRows
 from tailwise.stages.embed_shards import Done, Finished, Step, Work, embed_on_devices, embed_shards
 from tailwise.stages.report import Rejections
@@ -87,7 +88,7 @@ class ColumnTask:
         catalog: Catalog,
         column: str,
         encoder: Encoder,
-        loading: EncoderOptions,
+        loading: EncoderRequest,
         devices: list[torch.device],
         limits: Limits,
     ) -> None:

@@ -20,10 +20,11 @@ import torch
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import normalise_rows
 from tailwise.catalog.files import read_array, read_json, write_array, write_json
-from tailwise.encoders import Encoder, EncoderOptions, load_encoder
+from tailwise.encoders import Encoder, load_encoder
 from tailwise.encoders.encoder import Fault
 from tailwise.errors import DamagedError, UserError
 from tailwise.executors.local import begin_process, starting_workers
+from tailwise.requests import EncoderRequest
 from tailwise.stages.embed_read import Batch, ShardRows, read_batches
 
 NO_NUMBERS = "no embedding from the encoder"
@@ -216,7 +217,7 @@ def _take(
     return Step(batch.piece.rows, shard)
 
 
-def embed_on_devices(work: Work, name: str, options: EncoderOptions, devices: Sequence[torch.device]) -> Iterator[Step]:
+def embed_on_devices(work: Work, name: str, options: EncoderRequest, devices: Sequence[torch.device]) -> Iterator[Step]:
     """Embeds shards on several devices, one process and one copy of the encoder each, that take them in turn.
 
     Raises:
@@ -259,7 +260,7 @@ def _received(receiver: Any, receivers: list[Any]) -> Iterator[Step]:  # noqa: A
         yield said
 
 
-def _on_device(work: Work, name: str, options: EncoderOptions, device: str, sender: Any) -> None:  # noqa: ANN401
+def _on_device(work: Work, name: str, options: EncoderRequest, device: str, sender: Any) -> None:  # noqa: ANN401
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     begin_process()
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,53 +21,13 @@ from tailwise.errors import UserError
 from tailwise.kernels.selection import order_statistics
 from tailwise.plan.budget import samples_of_share
 from tailwise.progress import Track, silent
-from tailwise.requests import ScoreRequest
+from tailwise.requests import FilterRequest, ScoreRequest, refuse_idle
 from tailwise.stages.scores import plain_name, score_config, score_figures, score_inputs, score_parts
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
+BOUNDS = ("minimum", "maximum", "keep", "keep_lowest")
 MISSING = ("drop", "keep")
 Scores = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class FilterRule:
-    """Which scores stay: those within bounds, or the highest or lowest share; exactly one of the three.
-
-    Attributes:
-        minimum: the least score that stays.
-        maximum: the greatest score that stays.
-        keep: the samples of highest score that stay, as a share of the pool.
-        keep_lowest: the samples of lowest score that stay, likewise.
-        missing: "drop" or "keep" samples without a score.
-    """
-
-    minimum: float | None = None
-    maximum: float | None = None
-    keep: float | None = None
-    keep_lowest: float | None = None
-    missing: str = "drop"
-
-    def check(self) -> None:
-        """Refuses what is no rule.
-
-        Raises:
-            UserError: no bound, several kinds of bounds, or a bad one.
-        """
-        bounds = self.minimum is not None or self.maximum is not None
-        if bounds + (self.keep is not None) + (self.keep_lowest is not None) != 1:
-            raise UserError(
-                "give one of `minimum` and/or `maximum`, `keep` SHARE, `keep_lowest` SHARE (or `dry_run`, to see the scores first)"
-            )
-        for option, share in (("`keep`", self.keep), ("`keep_lowest`", self.keep_lowest)):
-            if share is not None and not 0 < share <= 1:
-                raise UserError(f"{option} {share}: must be a share above 0 and at most 1")
-        for option, bound in (("`minimum`", self.minimum), ("`maximum`", self.maximum)):
-            if bound is not None and math.isnan(bound):
-                raise UserError(f"{option} {bound}: must be a number")
-        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
-            raise UserError(f"`minimum` {self.minimum} is above `maximum` {self.maximum}: no score is between them")
-        if self.missing not in MISSING:
-            raise UserError(f"`missing` {self.missing!r}: use {' or '.join(MISSING)}")
 
 
 @dataclass(frozen=True)
@@ -84,75 +44,77 @@ class Filtered:
     summary: Mapping[str, Any]
 
 
-def filter_samples(
-    catalog: Catalog | str | Path,
-    by: str | ScoreRequest,
-    rule: FilterRule,
-    *,
-    name: str | None = None,
-    without: Sequence[str] = (),
-    track: Track = silent,
-) -> Filtered:
-    """Makes a drop list of the samples of the newest snapshot whose score doesn't pass a rule.
+def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, track: Track = silent) -> Filtered:
+    """Make a drop list of the samples of the newest snapshot whose score doesn't pass a rule.
 
     Args:
-        catalog: with what the score is made from.
-        by: the score.
-        rule: which scores stay.
-        name: of the drop list; that of the score by default.
-        without: names of drop lists; what they drop takes no part: it is neither counted nor dropped again.
+        catalog: or its path; with what the score is made from.
+        request: the score, and which scores stay.
         track: shows progress.
 
     Raises:
         UserError: a bad rule, no such score, no sample with one, or nothing would be left.
     """
     catalog = Catalog.open(catalog)
-    request = _request(by)
-    rule.check()
-    name = plain_name(request.name) if name is None else name
+    _check(request)
+    score = request.score
+    name = plain_name(score.name) if request.name is None else request.name
     snapshot = catalog.snapshot()
-    survivors = Survivors(catalog, without, snapshot)
+    survivors = Survivors(catalog, request.without, snapshot)
     config = {
         "snapshot": snapshot.number,
-        "without": list(without),
-        "score": score_config(request),
-        "rule": asdict(rule),
+        "without": list(request.without),
+        "score": score_config(score),
+        "rule": {bound: getattr(request, bound) for bound in (*BOUNDS, "missing")},
     }
-    if rule.keep is not None or rule.keep_lowest is not None:
+    if request.keep is not None or request.keep_lowest is not None:
         config["share of"] = "the pool"  # earlier versions took a share of the samples with the score
-    inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, request), **survivors.inputs}
+    inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, score), **survivors.inputs}
     with Artifact(catalog.drops_folder(name), "filter", config, inputs) as artifact:
         if not artifact.done:
-            judge = _Judge(catalog, snapshot, request, survivors, track)
-            judge.apply(rule)
+            judge = _Judge(catalog, snapshot, score, survivors, track)
+            judge.apply(request)
             summary = judge.summary()
             write_drops(artifact, snapshot.rows, track(judge.tables(), "writing drops", len(judge.parts)))
             artifact.finish(summary)
     return Filtered(name, DropList(catalog, name).manifest["summary"])
 
 
-def try_filter(
-    catalog: Catalog | str | Path,
-    by: str | ScoreRequest,
-    rule: FilterRule | None = None,
-    *,
-    without: Sequence[str] = (),
-    track: Track = silent,
-) -> Filtered:
-    """Tells how a score is distributed, and what a rule would drop; makes no drop list. See `filter_samples`."""
+def try_filter(catalog: Catalog | str | Path, request: FilterRequest, track: Track = silent) -> Filtered:
+    """Return how a score is distributed, and, with bounds, what would be dropped; makes no drop list. See `filter_samples`."""
     catalog = Catalog.open(catalog)
-    request = _request(by)
-    if rule is not None:
-        rule.check()
+    used = {item.name for item in fields(request)} - {"name"}
+    refuse_idle(request, used, "with `dry_run`: no drop list is made")
+    ruled = any(getattr(request, bound) is not None for bound in BOUNDS)
+    if ruled:
+        _check(request)
+    else:
+        refuse_idle(request, used - {"missing"}, "without `minimum`, `maximum`, `keep` or `keep_lowest`")
     snapshot = catalog.snapshot()
-    judge = _Judge(catalog, snapshot, request, Survivors(catalog, without, snapshot), track)
-    if rule is not None:
-        judge.apply(rule)
+    judge = _Judge(catalog, snapshot, request.score, Survivors(catalog, request.without, snapshot), track)
+    if ruled:
+        judge.apply(request)
     return Filtered(None, judge.summary())
 
 
-def _request(by: str | ScoreRequest) -> ScoreRequest:
-    return ScoreRequest(by) if isinstance(by, str) else by
+def _check(request: FilterRequest) -> None:
+    """Refuse what is no rule."""
+    least, most = request.minimum, request.maximum
+    bounds = least is not None or most is not None
+    if bounds + (request.keep is not None) + (request.keep_lowest is not None) != 1:
+        raise UserError(
+            "give one of `minimum` and/or `maximum`, `keep` SHARE, `keep_lowest` SHARE (or `dry_run`, to see the scores first)"
+        )
+    for option, share in (("`keep`", request.keep), ("`keep_lowest`", request.keep_lowest)):
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"{option} {share}: must be a share above 0 and at most 1")
+    for option, bound in (("`minimum`", least), ("`maximum`", most)):
+        if bound is not None and math.isnan(bound):
+            raise UserError(f"{option} {bound}: must be a number")
+    if least is not None and most is not None and least > most:
+        raise UserError(f"`minimum` {least} is above `maximum` {most}: no score is between them")
+    if request.missing not in MISSING:
+        raise UserError(f"`missing` {request.missing!r}: use {' or '.join(MISSING)}")
 
 
 @dataclass(frozen=True)
@@ -202,7 +164,7 @@ class _Judge:
             yield np.float32(sign) * scores[self.survivors.keeps(part.span) & ~np.isnan(scores)]
             release_pages(scores)
 
-    def apply(self, rule: FilterRule) -> None:
+    def apply(self, rule: FilterRequest) -> None:
         """Finds the bounds of a rule, and counts what it drops.
 
         Raises:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,91 +11,64 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import create_array, file_digest, scratch, write_array, write_table
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.files import create_array, file_digest
 from tailwise.errors import NotFoundError, UserError
-from tailwise.kernels.ranks import appearance_ranks
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
+from tailwise.requests import GroupRequest, refuse_idle
 from tailwise.sources.columns import unwrapped
-from tailwise.stages.cluster import Clustering, load_clustering
+from tailwise.stages.cluster import Clustering
+from tailwise.stages.group_entries import group_by_entry
+from tailwise.stages.group_write import NO_GROUP, Groups, Pool, check_count, make_grouping
 from tailwise.stages.join import Columns, join_values, read_columns
 
-MAX_GROUPS = 5_000_000  # below 2²⁴, so that float32, which joins fill in, holds each group's number
 PLACES = tuple(f"{member}_{what}" for member in ("image", "caption", "json") for what in ("offset", "bytes"))
 IDENTITY = ("key", "uid", "caption", *PLACES)
 MISSING = ("leave-out", "own-group")
-NO_GROUP = -1
 SUFFIXES = (".parquet", ".tsv", ".csv")
 
 
-def write_grouping(
-    catalog: Catalog,
-    name: str,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    label_parts: Iterable[npt.NDArray[np.int32]],
-    values: Sequence[str | None],
-    track: Track = silent,
-) -> Clustering:
-    """Writes a grouping: a clustering without centroids and similarities. A finished one of the same identity is opened as it is.
+def group(catalog: Catalog | str | Path, request: GroupRequest, track: Track = silent) -> Clustering:
+    """Make groups of the newest snapshot, in the place of clusters: by a column, or by the rarest entry of a list in each caption.
+
+    Groups by column are numbered in the order of their values: by number where all of them are whole numbers, else by code point.
 
     Args:
-        catalog: with samples.
-        name: of the clustering.
-        config: all that decides it; "snapshot" (number) and "without" (names of drop lists) must be in it.
-        inputs: name and hash of what it is made from; those of the snapshot and of the drop lists are added here.
-        label_parts: int32 [rows] for each part of the snapshot, in [0, K); negative for rows of no group. What the drop lists drop
-            is in no group whatever they say. Read only if the grouping isn't there yet.
-        values: K names of groups; None is the group of the samples without a value.
+        catalog: or its path; with samples.
+        request: what is asked for.
         track: shows progress.
 
     Raises:
-        UserError: another clustering has this name, there are too many groups, or no sample is in any.
-        ValueError: labels don't fit the parts or the values.
-    """
-    return make_grouping(catalog, name, config, inputs, lambda _: Groups(values, label_parts), name, track)
-
-
-def group(
-    catalog: Catalog | str | Path,
-    column: str,
-    *,
-    file: Path | None = None,
-    max_rejected: float = MAX_REJECTED,
-    name: str | None = None,
-    missing: str = "leave-out",
-    without: Sequence[str] = (),
-    track: Track = silent,
-) -> Clustering:
-    """Makes the distinct values of a column the groups of the newest snapshot, in the place of clusters.
-
-    Groups are numbered in the order of their values: by number where all of them are whole numbers, else by code point.
-
-    Args:
-        catalog: with samples.
-        column: of strings, whole numbers or booleans.
-        file: a .parquet, .tsv or .csv file that has the column, and uid, key or image_path; None for a column of the catalog.
-        max_rejected: of the file, see `join_values`.
-        name: of the clustering; the column's by default.
-        missing: what becomes of samples without a value: "leave-out" (no group, so that no plan draws them) or "own-group".
-        without: names of drop lists; what they drop belongs to no group.
-        track: shows progress.
-
-    Raises:
-        UserError: there is no such column, it can't group, or it has more than MAX_GROUPS values.
+        UserError: there is no such column, it can't group, or it has more than MAX_GROUPS values; the list can't be read, or no caption
+            or too few captions hold an entry.
     """
     catalog = Catalog.open(catalog)
-    check_missing(missing)
+    if (request.by is None) == (request.entries is None):
+        raise UserError("give one of `by` COLUMN and `entries` FILE")
+    if request.missing not in MISSING:
+        raise UserError(f"`missing` {request.missing!r}: use {' or '.join(MISSING)}")
+    shared = {"name", "missing", "without"}
+    if request.entries is not None:
+        own = {"entries", "ignore_case", "max_misses", "allow_misses", "workers"}
+        refuse_idle(request, own | shared, "with `entries`")
+        return group_by_entry(catalog, request.entries, request, track)
+    refuse_idle(request, {"by", "file", "max_rejected", *shared}, "without `entries`")
+    if request.file is None and request.max_rejected is not None:
+        raise UserError("`max_rejected` does nothing without `file`")
+    return _by_column(catalog, str(request.by), request, track)
+
+
+def _by_column(catalog: Catalog, column: str, request: GroupRequest, track: Track) -> Clustering:
+    file = request.file
+    max_rejected = MAX_REJECTED if request.max_rejected is None else request.max_rejected
     check_share(max_rejected)
     if file is not None and not file.is_file():
         raise NotFoundError(f"{file} is no file: give a .parquet, .tsv or .csv file")
     config = {
         "group_by": column,
-        "missing": missing,
-        "without": list(without),
+        "missing": request.missing,
+        "without": list(request.without),
         "snapshot": catalog.snapshot().number,
     }
     if file is None:
@@ -110,131 +80,7 @@ def group(
     def find(pool: Pool) -> Groups:
         return _of_catalog(pool, column) if file is None else _of_file(pool, file, column, max_rejected)
 
-    return make_grouping(catalog, column if name is None else name, config, inputs, find, column, track)
-
-
-def check_missing(missing: str) -> None:
-    """Refuses what isn't in MISSING."""
-    if missing not in MISSING:
-        raise UserError(f"`missing` {missing!r}: use {' or '.join(MISSING)}")
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Whose rows are grouped, and a folder for the work."""
-
-    catalog: Catalog
-    snapshot: Snapshot
-    survivors: Survivors
-    work: Path
-    track: Track
-
-    @cached_property
-    def parts(self) -> list[Part]:
-        """Of the snapshot."""
-        return self.catalog.parts(self.snapshot)
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Groups of rows.
-
-    Attributes:
-        values: K names.
-        label_parts: int32 [rows] of each part; negative for no group.
-        figures: for the summary.
-    """
-
-    values: Sequence[str | None]
-    label_parts: Iterable[npt.NDArray[np.int32]]
-    figures: Mapping[str, Any] = field(default_factory=dict)
-
-    def with_missing(self) -> Groups:
-        """With a last group, for the rows of no group."""
-        last = np.int32(len(self.values))
-        return replace(
-            self,
-            values=[*self.values, None],
-            label_parts=(np.where(labels < 0, last, labels) for labels in self.label_parts),
-        )
-
-
-def make_grouping(
-    catalog: Catalog,
-    name: str,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    find: Callable[[Pool], Groups],
-    what: str,
-    track: Track,
-) -> Clustering:
-    """As `write_grouping`, of groups that are found only if the grouping isn't there yet.
-
-    Args:
-        catalog: with samples.
-        name: of the clustering.
-        config: all that decides it; "snapshot" and "without" must be in it; "missing" may.
-        inputs: name and hash of what it is made from.
-        find: the groups of a pool's rows.
-        what: the samples are grouped by, for errors.
-        track: shows progress.
-    """
-    snapshot = catalog.snapshot(config["snapshot"])
-    survivors = Survivors(catalog, config["without"], snapshot)
-    inputs = {"snapshot": snapshot.id, **inputs, **survivors.inputs}
-    with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
-        if not artifact.done:
-            with scratch(artifact.path("joining")) as work:
-                pool = Pool(catalog, snapshot, survivors, work, track)
-                found = find(pool)
-                groups = found.with_missing() if config.get("missing") == "own-group" else found
-                summary = _write_files(pool, artifact, groups, what)
-            artifact.finish(summary)
-    return load_clustering(catalog, name)
-
-
-def _write_files(pool: Pool, artifact: Artifact, groups: Groups, what: str) -> dict[str, Any]:
-    """Writes labels, ranks and the table; returns the summary."""
-    _check_count(len(groups.values), what)
-    seen = np.zeros(len(groups.values), np.int64)
-    dropped = 0
-    progress = pool.track(pool.parts, "grouping samples", len(pool.parts))
-    for part, given in zip(progress, groups.label_parts, strict=True):
-        if len(given) != part.rows or given.max(initial=NO_GROUP) >= len(seen):
-            raise ValueError(
-                f"{len(given)} labels up to {given.max(initial=NO_GROUP)}: {part.rows} below {len(seen)} fit"
-            )
-        kept = pool.survivors.keeps(part.span)
-        labels = np.where(kept & (given >= 0), given, NO_GROUP).astype(np.int32)
-        write_array(artifact.path(f"label-{part.name}.npy"), labels)
-        write_array(artifact.path(f"rank-{part.name}.npy"), appearance_ranks(labels, seen))
-        dropped += int((~kept).sum())
-    grouped = int(seen.sum())
-    if not grouped:
-        raise UserError(f"not one sample has a value in {what!r}: there is nothing to group by")
-    write_table(artifact.path("clusters.parquet"), _table(groups.values, seen))
-    return {
-        "clusters": int((seen > 0).sum()),
-        "empty": int((seen == 0).sum()),
-        "samples": grouped,
-        "dropped": dropped,
-        "without_value": pool.snapshot.rows - grouped - dropped,
-        **groups.figures,
-    }
-
-
-def _table(values: Sequence[str | None], sizes: npt.NDArray[np.int64]) -> pa.Table:
-    """As a clustering's table, without distances, and with the value that each group stands for."""
-    unknown = pa.nulls(len(sizes), pa.float64())
-    return pa.table(
-        {
-            "cluster": pa.array(np.arange(len(sizes)), pa.int32()),
-            "size": pa.array(sizes, pa.int64()),
-            "d_intra": unknown,
-            "d_inter": unknown,
-            "value": pa.array(values, pa.string()),
-        }
-    )
+    return make_grouping(catalog, request.name or column, config, inputs, find, column, track)
 
 
 def _check_column(catalog: Catalog, column: str) -> None:
@@ -345,7 +191,7 @@ def _distinct(arrays: Iterable[pa.Array], column: str) -> pa.Array:
         if not len(fresh):
             continue
         found = fresh if found is None else pa.concat_arrays([found, fresh]).unique()
-        _check_count(len(found), column)
+        check_count(len(found), column)
     if found is None:
         raise UserError(f"not one sample has a value in {column!r}: there is nothing to group by")
     return found.take(pc.sort_indices(_order(found)))
@@ -358,13 +204,6 @@ def _order(values: pa.Array) -> pa.Array:
     except pa.ArrowInvalid:
         return values
     return numbers if numbers.cast(values.type).equals(values) else values
-
-
-def _check_count(groups: int, column: str) -> None:
-    if groups > MAX_GROUPS:
-        raise UserError(
-            f"{column!r} has more than {MAX_GROUPS:,} different values: give a coarser column, or cluster the samples"
-        )
 
 
 def _labels(values: pa.Array, distinct: pa.Array) -> npt.NDArray[np.int32]:

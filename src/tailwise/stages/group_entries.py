@@ -14,9 +14,10 @@ from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import digest
 from tailwise.errors import UserError
 from tailwise.kernels.matching import rarest_entries
-from tailwise.progress import Track, silent
+from tailwise.progress import Track
+from tailwise.requests import GroupRequest
 from tailwise.stages.cluster import Clustering
-from tailwise.stages.group import NO_GROUP, Groups, Pool, check_missing, make_grouping
+from tailwise.stages.group_write import NO_GROUP, Groups, Pool, make_grouping
 from tailwise.stages.grouping import RAREST_ENTRY
 from tailwise.stages.match_entries import MatchedPool, match_entries, read_entries
 
@@ -26,39 +27,16 @@ _READ_CAPTIONS = 100_000  # without an entry, in which frequent ones are looked 
 _CAPTION_CHARACTERS = 60
 
 
-def group_by_entry(
-    catalog: Catalog | str | Path,
-    entries: Path,
-    *,
-    name: str = "entries",
-    ignore_case: bool = False,
-    missing: str = "leave-out",
-    max_misses: float = MAX_MISSES,
-    without: Sequence[str] = (),
-    workers: int | None = None,
-    track: Track = silent,
-) -> Clustering:
-    """Makes the rarest entry in each caption the group of its sample, in the place of a cluster.
+def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, track: Track) -> Clustering:
+    """Make the rarest entry in each caption the group of its sample.
 
     Rarest: in the fewest captions, among those that drop lists and removals leave; of equally rare ones the first of the list. Groups
     are numbered in the order of the list; entries that are the rarest of no caption make none.
-
-    Args:
-        catalog: with samples.
-        entries: a list of entries, see `match_entries.read_entries`.
-        name: of the clustering.
-        ignore_case: compare in lower case.
-        missing: what becomes of samples without an entry: "leave-out" (no group, so that no plan draws them) or "own-group".
-        max_misses: refuse if more than this share of the samples would be left out for having no entry.
-        without: names of drop lists; what they drop isn't counted, and belongs to no group.
-        workers: processes that match captions; one a processor by default.
-        track: shows progress.
-
-    Raises:
-        UserError: the list can't be read, or no caption or too few captions hold an entry.
     """
-    catalog = Catalog.open(catalog)
-    check_missing(missing)
+    ignore_case, missing = request.ignore_case, request.missing
+    if request.allow_misses and request.max_misses is not None:
+        raise UserError("`max_misses` does nothing with `allow_misses`")
+    max_misses = 1.0 if request.allow_misses else MAX_MISSES if request.max_misses is None else request.max_misses
     if not 0 <= max_misses <= 1:
         raise UserError(f"`max_misses` {max_misses:g}: must lie between 0 and 1")
     snapshot = catalog.snapshot()
@@ -66,7 +44,7 @@ def group_by_entry(
         "group_by": RAREST_ENTRY,
         "ignore_case": ignore_case,
         "missing": missing,
-        "without": list(without),
+        "without": list(request.without),
         "snapshot": snapshot.number,
     }
     inputs = {"entries": digest(read_entries(entries, ignore_case=ignore_case))}
@@ -77,7 +55,9 @@ def group_by_entry(
                 catalog,
                 snapshot,
                 pool.survivors,
-                match_entries(catalog, entries, ignore_case=ignoring, snapshot=snapshot, workers=workers, track=track),
+                match_entries(
+                    catalog, entries, ignore_case=ignoring, snapshot=snapshot, workers=request.workers, track=track
+                ),
             )
             for ignoring in (False, True)
         ]
@@ -89,7 +69,7 @@ def group_by_entry(
             _check_misses(found, entries, max_misses, ignore_case=ignore_case)
         return _by_rarest(both[ignore_case], found)
 
-    return make_grouping(catalog, name, config, inputs, find, str(entries), track)
+    return make_grouping(catalog, request.name or "entries", config, inputs, find, str(entries), track)
 
 
 def _figures(pool: MatchedPool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tailwise.progress import Track
 from tailwise.rejects import MAX_REJECTED, refuse_many
 from tailwise.sources.dynamics import ClusterIds
 from tailwise.stages.cluster import Clustering, load_clustering
-from tailwise.stages.group import MAX_GROUPS, NO_GROUP, write_grouping
+from tailwise.stages.group_write import MAX_GROUPS, NO_GROUP, write_grouping
 from tailwise.stages.import_join import CHUNK_ROWS, Join, Wording
 from tailwise.stages.import_rows import RowFinder
 from tailwise.stages.report import Rejections

@@ -17,7 +17,8 @@ from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
-from tailwise.sources import Found, SourceOptions, find
+from tailwise.requests import SourceRequest
+from tailwise.sources import Found, find
 from tailwise.sources.columns import DAMAGE, open_table, uid_texts
 from tailwise.sources.datacomp import parse_uids, read_metadata
 from tailwise.stages.import_embeddings import ColumnImport, import_embeddings
@@ -61,7 +62,7 @@ def import_pool(
     folder: str | Path,
     *,
     format_name: str = "auto",
-    options: SourceOptions | None = None,
+    options: SourceRequest | None = None,
     workers: int | None = None,
     part_rows: int = PART_ROWS,
     max_rejected: float | None = None,
@@ -84,7 +85,7 @@ def import_pool(
         UserError: nothing to import, nothing good in it, or too much left out.
     """
     given = [sources] if isinstance(sources, str | Path) else sources
-    chosen = options or SourceOptions()
+    chosen = options or SourceRequest()
     bounds = (MAX_REJECTED_SAMPLES, MAX_REJECTED) if max_rejected is None else (max_rejected, max_rejected)
     check_share(bounds[0])
     found = find([str(source) for source in given], format_name, chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.similarity import NOTHING_EARLIER, most_similar_earlier
 from tailwise.progress import Track, silent
-from tailwise.requests import ScoreRequest
+from tailwise.requests import DedupRequest, ScoreRequest
 from tailwise.stages.members import DROPPED, KEPT, NEW, RESULT, Columns, Members, plan_layout, regroup_members
 from tailwise.text import command_line, did_you_mean
 
@@ -40,23 +40,14 @@ class Comparison:
         old_rows: how many rows it decided.
     """
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        *,
-        clustering: str = "main",
-        order: str = "farthest",
-        score: str | None = None,
-        without: Sequence[str] = (),
-        extends: str | None = None,
-        seed: int = 0,
-        track: Track = silent,
-    ) -> None:
-        """Opens all that takes part; arguments are those of `dedup`.
+    def __init__(self, catalog: Catalog, request: DedupRequest, track: Track = silent) -> None:
+        """Open all that takes part.
 
         Raises:
             UserError: unknown order, no such clustering, list or score, or one that was made for another snapshot.
         """
+        order, score, without, extends = request.order, request.score, request.without, request.extends
+        clustering, seed = request.clustering, request.seed
         if order not in ORDERS:
             raise UserError(f"`order` {order!r}: {did_you_mean(order, ORDERS)}")
         if (order == "score") != (score is not None):

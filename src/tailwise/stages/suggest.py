@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,8 @@ from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.kmeans import chosen_rows
 from tailwise.kernels.similarity import similar_pairs
-from tailwise.progress import Track
+from tailwise.progress import Track, silent
+from tailwise.requests import DedupRequest, bytes_of, refuse_idle
 from tailwise.stages.neighbours import Comparison, Neighbours, make_neighbours
 
 EPSILONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
@@ -106,27 +108,30 @@ class Suggestion:
 
 
 def suggest(
-    compared: Comparison,
+    catalog: Catalog | str | Path,
+    request: DedupRequest,
+    track: Track = silent,
     *,
-    max_memory_bytes: int = 4 << 30,
-    device: str = "auto",
     queries: int = QUERIES,
     pool_rows: int = POOL_ROWS,
 ) -> Suggestion:
-    """Makes the guide; finds the neighbours first, which `dedup` with the same comparison uses afterwards.
+    """Make the guide; finds the neighbours first, which `dedup` of the same request uses afterwards.
 
     Args:
-        compared: what a dedup would compare.
-        max_memory_bytes: refuse what needs more.
-        device: of the matrix products; the result doesn't depend on it.
+        catalog: or its path; with a clustering of the newest snapshot.
+        request: what a dedup would compare.
+        track: shows progress.
         queries: about so many samples, drawn by hash, are compared with
         pool_rows: about so many, drawn by hash too.
 
     Raises:
         UserError: as `dedup`.
     """
-    device = str(find_device(device))
-    neighbours = make_neighbours(compared, max_memory_bytes=max_memory_bytes, device=device)
+    used = {item.name for item in fields(request)} - {"epsilon", "name", "rule"}
+    refuse_idle(request, used, "with `suggest`")
+    device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
+    compared = Comparison(Catalog.open(catalog), request, track)
+    neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)
     dropped = _dropped(compared, neighbours)
     recall = _Recall(compared, queries, pool_rows, device)
     recall.search(compared.track)

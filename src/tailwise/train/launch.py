@@ -24,11 +24,11 @@ from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.recipes import Recipe
+from tailwise.requests import TrainRequest, bytes_of
 from tailwise.text import option_words
 from tailwise.train.arguments import LOCAL_MODEL
 from tailwise.train.data import SegmentLoader, TrainData
 from tailwise.train.guard import SCHEDULES, Trainer, find_trainer
-from tailwise.train.options import TrainOptions
 from tailwise.train.phases import REPLACED, WEIGHTS, Run, decide, describe, describe_result
 from tailwise.train.record import Record
 from tailwise.train.runs import check_same, read_run, write_run
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 def train(
     plan: Plan,
     argv: Sequence[str],
-    options: TrainOptions,
+    options: TrainRequest,
     recipe: Recipe | None = None,
     tell: Callable[[str], None] = logger.info,
     track: Track = silent,
@@ -95,7 +95,7 @@ def _check_folders(runs: Sequence[Run], *, resume: bool) -> None:
         check_same(run.folder, found["decides"], run.decides)
 
 
-def _tell_changes(runs: Sequence[Run], options: TrainOptions, tell: Callable[[str], None]) -> None:
+def _tell_changes(runs: Sequence[Run], options: TrainRequest, tell: Callable[[str], None]) -> None:
     """What may be another when a run goes on, though samples depend on it: a tar may be lost meanwhile."""
     for run in runs:
         if run.found is None or run.found["finished"]:
@@ -109,7 +109,7 @@ def _tell_changes(runs: Sequence[Run], options: TrainOptions, tell: Callable[[st
                 )
 
 
-def _replacing(options: TrainOptions) -> dict[str, str]:
+def _replacing(options: TrainRequest) -> dict[str, str]:
     """What decides which samples others stand in for."""
     return {"check": options.check, "damaged": options.damaged}
 
@@ -117,7 +117,7 @@ def _replacing(options: TrainOptions) -> dict[str, str]:
 def _train_phase(
     plan: Plan,
     run: Run,
-    options: TrainOptions,
+    options: TrainRequest,
     trainer: Trainer,
     tell: Callable[[str], None],
     track: Track,
@@ -146,7 +146,7 @@ def _train_phase(
     _leave_group(run.rank, again=not last)
 
 
-def _arguments(plan: Plan, run: Run, options: TrainOptions) -> list[str]:
+def _arguments(plan: Plan, run: Run, options: TrainRequest) -> list[str]:
     """All arguments for open_clip: those of the run, then ours."""
     words = [
         *run.arguments,
@@ -178,7 +178,7 @@ def _log(run: Run) -> Path:
 
 
 @contextmanager
-def _own_data(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer, track: Track) -> Iterator[list[Loader]]:
+def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, track: Track) -> Iterator[list[Loader]]:
     """While it lasts, the trainer gets its training data from us, and its other data as ever."""
     original = trainer.main.get_data
     made: list[Loader] = []
@@ -207,7 +207,7 @@ def _own_data(plan: Plan, run: Run, options: TrainOptions, trainer: Trainer, tra
             on_damaged=options.damaged,
             max_replaced=options.max_replaced,
             cache_folder=options.cache,
-            cache_bytes=options.cache_bytes,
+            cache_bytes=bytes_of("cache_size", options.cache_size),
             log=_log(run),
             pin_memory=torch.device(args.device).type == "cuda",
             track=track,

@@ -12,20 +12,24 @@ from typing import Any
 from tailwise.catalog.files import digest
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.errors import UserError
+from tailwise.loader.loader import ON_DAMAGED
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
+from tailwise.loader.shards import CHECKS
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.recipes import Phase, Recipe
+from tailwise.requests import TrainRequest, bytes_of
 from tailwise.text import command_line, option_words
 from tailwise.train.arguments import LOCAL_MODEL, deciding, parse, refuse_owned, require_model
 from tailwise.train.guard import Trainer
-from tailwise.train.options import TrainOptions
 from tailwise.train.runs import read_run
 from tailwise.train.segments import Segments, cut
 
 PROGRESS_STEPS = 100
 REPLACED = "replaced-rank-"  # logs of replaced samples, one of each rank
 WEIGHTS = "open_clip_pytorch_model.bin"  # the name that open_clip looks for in a folder
+
+MAX_SEED = 2**31 - 1  # the trainer adds the rank to it, and numpy takes 32 bits
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Run:
 def decide(
     plan: Plan,
     argv: Sequence[str],
-    options: TrainOptions,
+    options: TrainRequest,
     recipe: Recipe | None,
     trainer: Trainer,
     track: Track = silent,
@@ -107,7 +111,7 @@ def decide(
     Raises:
         UserError: something is wrong with options, recipe or arguments, or the plan is too small for a single step.
     """
-    options.check_values()
+    _check(options)
     for option, folder in (("`record`", options.record), ("`cache`", options.cache)):
         if folder is not None:
             check_output_folder(folder, option)
@@ -135,7 +139,22 @@ def decide(
     return runs
 
 
-def _phases(options: TrainOptions, recipe: Recipe | None) -> list[Phase]:
+def _check(request: TrainRequest) -> None:
+    """Refuse what can't be, before a run's folder is made."""
+    for name in ("epochs", "samples_seen", "checkpoint_every", "lanes", "block"):
+        if (value := getattr(request, name)) is not None and value < 1:
+            raise UserError(f"`{name}` {value}: must be at least 1")
+    for name, value, choices in (("check", request.check, CHECKS), ("damaged", request.damaged, ON_DAMAGED)):
+        if value not in choices:
+            raise UserError(f"`{name}` {value!r}: must be one of {', '.join(choices)}")
+    if not 0 <= request.max_replaced <= 1:
+        raise UserError(f"`max_replaced` {request.max_replaced}: must lie between 0 and 1")
+    if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
+        raise UserError(f"`seed` {request.seed}: must lie between 0 and {MAX_SEED:,}")
+    bytes_of("cache_size", request.cache_size)
+
+
+def _phases(options: TrainRequest, recipe: Recipe | None) -> list[Phase]:
     """The recipe's phases, or the only one; what the user gave goes before what the recipe says."""
     if options.epochs is not None and options.samples_seen is not None:
         raise UserError("give either `epochs` or `samples_seen`")
@@ -177,7 +196,7 @@ def _decide_one(
     arguments: list[str],
     parsed: argparse.Namespace,
     phase: Phase,
-    options: TrainOptions,
+    options: TrainRequest,
     trainer: Trainer,
     start: Run | None,
     track: Track,

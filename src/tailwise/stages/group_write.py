@@ -1,0 +1,179 @@
+"""Write a grouping: a clustering without centroids and similarities, of groups that a caller finds (map and reduce)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.drops import Survivors
+from tailwise.catalog.files import scratch, write_array, write_table
+from tailwise.errors import UserError
+from tailwise.kernels.ranks import appearance_ranks
+from tailwise.progress import Track, silent
+from tailwise.stages.cluster import Clustering, load_clustering
+
+MAX_GROUPS = 5_000_000  # below 2²⁴, so that float32, which joins fill in, holds each group's number
+NO_GROUP = -1
+
+
+def write_grouping(
+    catalog: Catalog,
+    name: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    label_parts: Iterable[npt.NDArray[np.int32]],
+    values: Sequence[str | None],
+    track: Track = silent,
+) -> Clustering:
+    """Writes a grouping: a clustering without centroids and similarities. A finished one of the same identity is opened as it is.
+
+    Args:
+        catalog: with samples.
+        name: of the clustering.
+        config: all that decides it; "snapshot" (number) and "without" (names of drop lists) must be in it.
+        inputs: name and hash of what it is made from; those of the snapshot and of the drop lists are added here.
+        label_parts: int32 [rows] for each part of the snapshot, in [0, K); negative for rows of no group. What the drop lists drop
+            is in no group whatever they say. Read only if the grouping isn't there yet.
+        values: K names of groups; None is the group of the samples without a value.
+        track: shows progress.
+
+    Raises:
+        UserError: another clustering has this name, there are too many groups, or no sample is in any.
+        ValueError: labels don't fit the parts or the values.
+    """
+    return make_grouping(catalog, name, config, inputs, lambda _: Groups(values, label_parts), name, track)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Whose rows are grouped, and a folder for the work."""
+
+    catalog: Catalog
+    snapshot: Snapshot
+    survivors: Survivors
+    work: Path
+    track: Track
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """Of the snapshot."""
+        return self.catalog.parts(self.snapshot)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of rows.
+
+    Attributes:
+        values: K names.
+        label_parts: int32 [rows] of each part; negative for no group.
+        figures: for the summary.
+    """
+
+    values: Sequence[str | None]
+    label_parts: Iterable[npt.NDArray[np.int32]]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_missing(self) -> Groups:
+        """With a last group, for the rows of no group."""
+        last = np.int32(len(self.values))
+        return replace(
+            self,
+            values=[*self.values, None],
+            label_parts=(np.where(labels < 0, last, labels) for labels in self.label_parts),
+        )
+
+
+def make_grouping(
+    catalog: Catalog,
+    name: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    find: Callable[[Pool], Groups],
+    what: str,
+    track: Track,
+) -> Clustering:
+    """As `write_grouping`, of groups that are found only if the grouping isn't there yet.
+
+    Args:
+        catalog: with samples.
+        name: of the clustering.
+        config: all that decides it; "snapshot" and "without" must be in it; "missing" may.
+        inputs: name and hash of what it is made from.
+        find: the groups of a pool's rows.
+        what: the samples are grouped by, for errors.
+        track: shows progress.
+    """
+    snapshot = catalog.snapshot(config["snapshot"])
+    survivors = Survivors(catalog, config["without"], snapshot)
+    inputs = {"snapshot": snapshot.id, **inputs, **survivors.inputs}
+    with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
+        if not artifact.done:
+            with scratch(artifact.path("joining")) as work:
+                pool = Pool(catalog, snapshot, survivors, work, track)
+                found = find(pool)
+                groups = found.with_missing() if config.get("missing") == "own-group" else found
+                summary = _write_files(pool, artifact, groups, what)
+            artifact.finish(summary)
+    return load_clustering(catalog, name)
+
+
+def _write_files(pool: Pool, artifact: Artifact, groups: Groups, what: str) -> dict[str, Any]:
+    """Writes labels, ranks and the table; returns the summary."""
+    check_count(len(groups.values), what)
+    seen = np.zeros(len(groups.values), np.int64)
+    dropped = 0
+    progress = pool.track(pool.parts, "grouping samples", len(pool.parts))
+    for part, given in zip(progress, groups.label_parts, strict=True):
+        if len(given) != part.rows or given.max(initial=NO_GROUP) >= len(seen):
+            raise ValueError(
+                f"{len(given)} labels up to {given.max(initial=NO_GROUP)}: {part.rows} below {len(seen)} fit"
+            )
+        kept = pool.survivors.keeps(part.span)
+        labels = np.where(kept & (given >= 0), given, NO_GROUP).astype(np.int32)
+        write_array(artifact.path(f"label-{part.name}.npy"), labels)
+        write_array(artifact.path(f"rank-{part.name}.npy"), appearance_ranks(labels, seen))
+        dropped += int((~kept).sum())
+    grouped = int(seen.sum())
+    if not grouped:
+        raise UserError(f"not one sample has a value in {what!r}: there is nothing to group by")
+    write_table(artifact.path("clusters.parquet"), _table(groups.values, seen))
+    return {
+        "clusters": int((seen > 0).sum()),
+        "empty": int((seen == 0).sum()),
+        "samples": grouped,
+        "dropped": dropped,
+        "without_value": pool.snapshot.rows - grouped - dropped,
+        **groups.figures,
+    }
+
+
+def _table(values: Sequence[str | None], sizes: npt.NDArray[np.int64]) -> pa.Table:
+    """As a clustering's table, without distances, and with the value that each group stands for."""
+    unknown = pa.nulls(len(sizes), pa.float64())
+    return pa.table(
+        {
+            "cluster": pa.array(np.arange(len(sizes)), pa.int32()),
+            "size": pa.array(sizes, pa.int64()),
+            "d_intra": unknown,
+            "d_inter": unknown,
+            "value": pa.array(values, pa.string()),
+        }
+    )
+
+
+def check_count(groups: int, column: str) -> None:
+    """Refuse more than MAX_GROUPS groups."""
+    if groups > MAX_GROUPS:
+        raise UserError(
+            f"{column!r} has more than {MAX_GROUPS:,} different values: give a coarser column, or cluster the samples"
+        )
