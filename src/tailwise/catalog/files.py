@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import mmap
 import os
 import resource
 import shutil
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.npy import read_header
 from tailwise.errors import DamagedError, UserError
+from tailwise.mapped import map_file
 
 TEMPORARY_SUFFIX = ".writing"
 MANIFEST = "manifest.json"  # of an artifact: with it, the artifact is finished
@@ -262,7 +262,7 @@ def read_array(path: Path) -> npt.NDArray[Any]:
         header = read_header(stream, os.fstat(stream.fileno()).st_size)
     if 0 in header.shape:  # empty arrays can't be mapped
         return np.zeros(header.shape, header.dtype)
-    return np.memmap(path, header.dtype, "r", header.offset, header.shape, "F" if header.fortran else "C")
+    return map_file(path, header.dtype, header.offset, header.shape, "F" if header.fortran else "C")
 
 
 def note_digest(path: Path) -> None:
@@ -278,13 +278,6 @@ def map_cache(path: Path) -> npt.NDArray[Any] | None:
     with suppress(UserError):
         return map_array(path) if noted_digests(path) else None
     return None
-
-
-def release_pages(array: object) -> None:
-    """Lets go of the pages that were read of an array that `read_array` or `map_array` mapped; does nothing to others."""
-    mapped = getattr(array, "_mmap", None)
-    if mapped is not None:
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -8,7 +8,6 @@ to 2²⁹ rows are exact for the same reason. Labels, centroids and similarities
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from tailwise.kernels.jit import jit, jit_any_order
+from tailwise.mapped import release_pages
 
 GRID = 2.0**-24
 SIMILARITY_UNIT = 2.0**-30  # sums of similarities are held as integers of this unit, exact in any order
@@ -100,7 +100,5 @@ def row_chunks(blocks: Sequence[npt.NDArray[Any]], rows: int) -> Iterator[tuple[
     for block in blocks:
         for start in range(0, len(block), rows):
             yield first + start, block[start : start + rows]
-            # What is computed from a memory map may be an np.memmap without a map; a copy-on-write map's changes must stay.
-            if isinstance(block, np.memmap) and block.mode != "c" and block._mmap is not None:  # type: ignore[attr-defined]
-                block._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+            release_pages(block)
         first += len(block)

@@ -13,17 +13,10 @@ import numpy.typing as npt
 
 from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import (
-    create_array,
-    map_array,
-    map_cache,
-    note_digest,
-    read_table,
-    release_pages,
-    replacing,
-)
+from tailwise.catalog.files import create_array, map_array, map_cache, note_digest, read_table, replacing
 from tailwise.catalog.locks import locked
 from tailwise.errors import DamagedError, UserError
+from tailwise.mapped import release_pages
 from tailwise.plan.bernoulli import bernoulli_copies
 from tailwise.plan.quotas import UNIT_BITS, UNITS
 from tailwise.plan.stream import Stream

@@ -16,9 +16,9 @@ import pyarrow as pa
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors, write_drops
-from tailwise.catalog.files import release_pages
 from tailwise.errors import UserError
 from tailwise.kernels.selection import order_statistics
+from tailwise.mapped import release_pages
 from tailwise.plan.budget import samples_of_share
 from tailwise.progress import Track, silent
 from tailwise.requests import FilterRequest, ScoreRequest, refuse_idle

@@ -21,8 +21,9 @@ from tailwise.catalog.embeddings import (
     part_marker,
     write_part,
 )
-from tailwise.catalog.files import digest, read_json, read_record, release_pages, scratch, write_json, write_record
+from tailwise.catalog.files import digest, read_json, read_record, scratch, write_json, write_record
 from tailwise.errors import UserError
+from tailwise.mapped import release_pages
 from tailwise.progress import Track
 from tailwise.rejects import MAX_REJECTED, refuse_many
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension

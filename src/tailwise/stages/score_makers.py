@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.files import create_array, map_array, release_pages, replacing, scratch, write_array
+from tailwise.catalog.files import create_array, map_array, replacing, scratch, write_array
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.kernels.scores import clip_loss, cosines, gram, greatest_cosines, target_norms
+from tailwise.mapped import release_pages
 from tailwise.progress import Track
 from tailwise.stages.join import Batch, join_values, read_numbers
 from tailwise.stages.score_target import Target
