@@ -141,7 +141,7 @@ def test_bad_steps_are_named(step, message):
         ({"stps": []}, "has 'stps', which means nothing: did you mean 'steps'"),
         ({"steps": []}, "must be a list of at least one step"),
         ({"steps": ["cluster"]}, "step 1 is 'cluster': must be one command and its options"),
-        ({"steps": [{"cluster": 5}]}, "cluster is given 5: must be options and values"),
+        ({"steps": [{"cluster": 5}]}, "step 1 is {'cluster': 5}: must be one command and its options"),
         ({"sources": 5}, "sources is 5: must be a list"),
         ({"about": 5}, "about is 5: must be text"),
     ],

@@ -70,9 +70,13 @@ def test_a_recipe_of_one_s_own(tmp_path):
         ({"phases": [{"epochs": True}]}, "epochs is True"),
         ({"phases": [{"epochs": 1}, {}]}, "phase 2: give either epochs or samples_seen"),
         ({"phases": [{"epochs": 1, "samples_seen": 5}]}, "give either"),
-        ({"phases": [{"epochs": 1, "open_clip": ["--lr"]}]}, "must be arguments and values"),
-        ({"phases": ["x"]}, "phase 1 is str"),
-        ({"expect": 64.1}, "expect is 64.1"),
+        ({"phases": [{"epochs": 1, "open_clip": ["--lr"]}]}, "phase 1: open_clip is .*: must be names and values$"),
+        ({"phases": ["x"]}, r"phase 1 is 'x': must be names and values \(epochs, samples_seen, "),
+        ({"phases": [{"epochs": 1}, {"lanes": "4"}]}, "phase 2: lanes is '4': must be a whole number of at least 1"),
+        ({"phases": {"epochs": 1}}, "phases is .*: must be a list of at least one phase"),
+        ({"phase": [], "phases": []}, "has 'phase', which means nothing"),  # before what is missing for that reason
+        ({"plan": None}, "mine.yaml lacks 'plan': add it"),
+        ({"expect": 64.1}, "expect is 64.1: must be names and values"),
         ({"about": 3}, "about is 3: must be text"),
     ],
 )
@@ -92,7 +96,10 @@ def test_what_is_no_recipe(tmp_path):
     with pytest.raises(UserError, match="can't be read"):
         load_recipe(str(path))
     path.write_text("just text")
-    with pytest.raises(UserError, match="is str, not names and values"):
+    with pytest.raises(UserError, match=r"is 'just text': must be names and values \(name, about, "):
+        load_recipe(str(path))
+    path.write_text("5: x")
+    with pytest.raises(UserError, match="has '5', which means nothing: use name, about, "):
         load_recipe(str(path))
     path.write_text(yaml.safe_dump({name: value for name, value in GOOD.items() if name != "source"}))
     with pytest.raises(UserError, match="lacks 'source'"):

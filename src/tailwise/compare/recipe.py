@@ -5,26 +5,29 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, InstanceOf
 
 from tailwise.devices import ALLOWED, DEVICE_NAME
 from tailwise.errors import UserError
-from tailwise.loader.order import COMPOSITIONS
-from tailwise.recipes.pipeline import Step, steps_of, texts_of
-from tailwise.recipes.recipe import as_mapping, check_values, with_folder
+from tailwise.loader.order import Composition
+from tailwise.recipes.pipeline import Steps
+from tailwise.recipes.recipe import with_folder
+from tailwise.recipes.schema import NAMED, Natural, Positive, Text, Texts, Values, read_as
 from tailwise.recipes.yaml_file import parse_yaml, read_yaml
-from tailwise.rejects import MAX_REJECTED, check_share
+from tailwise.rejects import MAX_REJECTED
 from tailwise.spelling import new_spelling
+from tailwise.text import did_you_mean
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "compare"
-PRECISIONS = ("fp32", "bf16")
 EVALUATE = (
     *("data", "classes", "templates", "train_counts", "pool", "groups"),
     *("batch_size", "workers", "device", "precision", "bootstrap", "seed", "max_rejected"),
 )
-ROW_NAME = re.compile(r"[^/\\\x00-\x1f]{1,100}")
+ROW_NAME = r"^[^/\\\x00-\x1f]{1,100}$"
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,23 @@ class Training:
         max_rejected: in-process: share of the pool's samples that may be unreadable; others are taken in their place.
     """
 
-    model: str
-    samples_seen: int
-    trainer: str = "in-process"
-    global_batch: int = 256
+    model: Text
+    samples_seen: Positive
+    trainer: Text = "in-process"
+    global_batch: Annotated[int, Field(strict=True, ge=2)] = 256
     lr: float = 1e-3
-    warmup: int = 100
+    warmup: Natural = 100
     wd: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-6
-    precision: str = "fp32"
-    augment: Mapping[str, Sequence[float]] | None = None
-    cache_pixels: int | None = None
-    device: str = "auto"
-    workers: int = 1
-    open_clip: Mapping[str, Any] = field(default_factory=dict)
-    max_rejected: float = MAX_REJECTED
+    precision: Literal["fp32", "bf16"] = "fp32"
+    augment: Annotated[Mapping[str, Sequence[float]], NAMED] | None = None
+    cache_pixels: Positive | None = None
+    device: Annotated[Text, Field(pattern=f"^({DEVICE_NAME.pattern})$", description=ALLOWED)] = "auto"
+    workers: Natural = 1
+    open_clip: Values = field(default_factory=dict)
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = MAX_REJECTED
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,9 @@ class Row:
         compose: of the loader's order.
     """
 
-    name: str
-    plan: Mapping[str, Any]
-    compose: str = "shuffle"
+    name: Annotated[Text, Field(pattern=ROW_NAME, description="text of 1 to 100 characters, without slashes")]
+    plan: Values
+    compose: Composition = "shuffle"
 
     @property
     def slug(self) -> str:
@@ -108,17 +111,17 @@ class CompareRecipe:
         needs: command that makes the catalog, if `prepare` does not.
     """
 
-    name: str
-    about: str
-    catalog: str
-    evaluate: Mapping[str, Any]
+    name: Text
+    about: Text
+    catalog: Text
+    evaluate: Values
     train: Training
-    seeds: tuple[int, ...]
-    baseline: str
-    rows: tuple[Row, ...]
-    sources: tuple[str, ...] = ()
-    prepare: tuple[Step, ...] = ()
-    needs: str = ""
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1, description="a list of whole numbers, such as [0, 1, 2]")]
+    baseline: Text
+    rows: Annotated[tuple[InstanceOf[Row], ...], Field(min_length=1, description="options of `tailwise plan` by name")]
+    sources: Texts = ()
+    prepare: Annotated[Steps, BeforeValidator(lambda given: given or ())] = ()
+    needs: Text = ""
 
     def row(self, name: str) -> Row:
         """The row of a name.
@@ -144,11 +147,14 @@ def load_compare_recipe(name: str, settings: Sequence[str] = ()) -> CompareRecip
     """
     path, content = read_yaml(name, FOLDER)
     where = f"recipe {path}"
-    values = as_mapping(where, content, [item.name for item in fields(CompareRecipe)])
-    for setting in settings:
-        values = _with_setting(values, setting)
-    values = as_mapping(where, with_folder(values, path.parent), [item.name for item in fields(CompareRecipe)])
-    return _recipe(where, values)
+    for setting in settings if isinstance(content, Mapping) else ():
+        content = _with_setting(content, setting)
+    content = with_folder(content, path.parent)
+    if isinstance(content, dict) and isinstance(content.get("rows"), dict):
+        content["rows"] = [_row(f"{where}, row {name!r}", name, options) for name, options in content["rows"].items()]
+    recipe = read_as(CompareRecipe, content, where, "add it, or give it with `set` KEY=…")
+    _check(where, recipe)
+    return recipe
 
 
 def _with_setting(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
@@ -168,103 +174,38 @@ def _with_setting(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
     return changed
 
 
-def _recipe(where: str, values: dict[str, Any]) -> CompareRecipe:
-    texts, remedy = ("name", "about", "catalog", "baseline"), "add it, or give it with `set` {name}=…"
-    check_values(where, values, texts, ("evaluate", "train", "seeds", "rows"), remedy)
-    evaluate = as_mapping(f"{where}, evaluate", values["evaluate"], EVALUATE)
-    if evaluate.get("data") is None:
-        raise UserError(f"{where}, evaluate lacks 'data': add it, or give it with `set` evaluate.data=FOLDER")
-    seeds = values["seeds"]
-    if not isinstance(seeds, list) or not seeds or not all(_is_whole(seed, 0) for seed in seeds):
-        raise UserError(
-            f"{where}: seeds is {seeds!r}: must be a list of whole numbers of at least 0, such as [0, 1, 2]"
-        )
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"{where}: seeds is {seeds!r}: each may be there once")
-    if not isinstance(values["rows"], Mapping) or not values["rows"]:
-        raise UserError(f"{where}: rows is {values['rows']!r}: must be names and options of `tailwise plan`")
-    rows = tuple(_row(f"{where}, row {name!r}", name, content) for name, content in values["rows"].items())
-    if len({row.slug for row in rows}) < len(rows):
-        raise UserError(f"{where}: two rows have names that differ in case or signs only: rename one")
-    recipe = CompareRecipe(
-        name=values["name"],
-        about=values["about"],
-        catalog=values["catalog"],
-        evaluate=evaluate,
-        train=_training(f"{where}, train", values["train"]),
-        seeds=tuple(seeds),
-        baseline=values["baseline"],
-        rows=rows,
-        sources=texts_of(f"{where}: sources", values.get("sources") or []),
-        prepare=steps_of(f"{where}: prepare", values.get("prepare") or []),
-        needs=str(values.get("needs") or ""),
-    )
-    recipe.row(recipe.baseline)
-    return recipe
-
-
 def _row(where: str, name: object, content: object) -> Row:
-    if not isinstance(name, str) or not ROW_NAME.fullmatch(name):
-        raise UserError(f"{where}: a name must be text of 1 to 100 characters, without slashes")
     if not isinstance(content, Mapping):
-        raise UserError(
-            f"{where} is {content!r}: must be options of `tailwise plan` and values, such as {{method: random}}"
-        )
+        raise UserError(f"{where} is {content!r}: must be options of `tailwise plan`, such as {{method: random}}")
     options = {new_spelling("plan", str(option).replace("_", "-")): value for option, value in content.items()}
-    compose = options.pop("compose", "shuffle")
-    if compose not in COMPOSITIONS:
-        raise UserError(f"{where}: compose is {compose!r}: must be one of {', '.join(COMPOSITIONS)}")
     for owned in ("seed", "name", "catalog"):
         if owned in options:
             raise UserError(f"{where} has {owned!r}, which the comparison gives: leave it out")
-    return Row(name, options, compose)
+    return read_as(Row, {"compose": options.pop("compose", "shuffle"), "name": name, "plan": options}, where)
 
 
-def _training(where: str, content: object) -> Training:
-    values = as_mapping(where, content, [item.name for item in fields(Training)])
-    for name in ("model", "samples_seen"):
-        if values.get(name) is None:
-            raise UserError(f"{where} lacks {name!r}: add it")
-    for name, least in (("samples_seen", 1), ("global_batch", 2), ("warmup", 0), ("workers", 0), ("cache_pixels", 1)):
-        if values.get(name) is not None and not _is_whole(values[name], least):
-            raise UserError(f"{where}: {name} is {values[name]!r}: must be a whole number of at least {least}")
-    for name in ("lr", "wd", "beta1", "beta2", "eps", "max_rejected"):
-        if name in values:
-            values[name] = _number(f"{where}: {name}", values[name])
-    if values.get("precision", PRECISIONS[0]) not in PRECISIONS:
-        raise UserError(f"{where}: precision is {values['precision']!r}: must be one of {', '.join(PRECISIONS)}")
-    if not DEVICE_NAME.fullmatch(str(values.get("device", "auto"))):
-        raise UserError(f"{where}: device is {values['device']!r}: must be {ALLOWED}")
-    if values.get("augment") is not None:
-        values["augment"] = _augment(f"{where}, augment", values["augment"])
-    training = Training(**values)
-    check_share(training.max_rejected)
-    if training.samples_seen < training.global_batch:
+def _check(where: str, recipe: CompareRecipe) -> None:
+    """Refuse values that do not fit together, and names of `evaluate` that mean nothing."""
+    train = recipe.train
+    for name in recipe.evaluate:
+        if name not in EVALUATE:
+            raise UserError(f"{where}, evaluate has {name!r}, which means nothing: {did_you_mean(name, EVALUATE)}")
+    if recipe.evaluate.get("data") is None:
+        raise UserError(f"{where}, evaluate lacks 'data': add it, or give it with `set` evaluate.data=FOLDER")
+    scale = (train.augment or {}).get("scale", [])
+    if train.augment is not None and (len(train.augment) != 1 or len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
         raise UserError(
-            f"{where}: samples_seen {training.samples_seen:,} is less than a batch of {training.global_batch:,}: give more"
+            f"{where}, train: augment is {train.augment}: must be {{scale: [least, most]}}, above 0, at most 1"
         )
-    return training
-
-
-def _augment(where: str, content: object) -> dict[str, list[float]]:
-    value = as_mapping(where, content, ("scale",)).get("scale")
-    if not isinstance(value, list) or len(value) != 2:
-        raise UserError(f"{where}: scale is {value!r}: must be [least, most]")
-    least, most = (_number(f"{where}: scale", item) for item in value)
-    if not 0 < least <= most <= 1:
-        raise UserError(f"{where}: scale is {value!r}: must be [least, most], above 0 and at most 1")
-    return {"scale": [least, most]}
-
-
-def _number(where: str, value: object) -> float:
-    try:
-        return float(value)  # type: ignore[arg-type]  # YAML takes 1e-3 for text
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where} is {value!r}: must be a number") from error
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if train.samples_seen < train.global_batch:
+        raise UserError(
+            f"{where}, train: samples_seen {train.samples_seen:,} is less than a batch of {train.global_batch:,}: give more"
+        )
+    if len(set(recipe.seeds)) < len(recipe.seeds):
+        raise UserError(f"{where}: seeds is {[*recipe.seeds]}: each may be there once")
+    if len({row.slug for row in recipe.rows}) < len(recipe.rows):
+        raise UserError(f"{where}: two rows have names that differ in case or signs only: rename one")
+    recipe.row(recipe.baseline)
 
 
 def choose(

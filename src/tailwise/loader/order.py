@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import ceil
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ from tailwise.loader.sections import Samples, Section, Sections
 from tailwise.loader.units import SIZE, units_of
 from tailwise.plan.plan import Plan
 
-COMPOSITIONS = ("shuffle", "spread", "diverse")
+Composition = Literal["shuffle", "spread", "diverse"]
+COMPOSITIONS: tuple[str, ...] = get_args(Composition)
 SPAN_SAMPLES = 1 << 17
 GREATEST_SPAN_SAMPLES = 1 << 20  # where rows repeat so often that they crowd, or clusters are spread over an epoch
 ROOM = 4  # rows crowd where their copies would come closer than so many windows
