@@ -203,3 +203,14 @@ def test_python_callers_see_nothing(capfd, catalog):
     assert capfd.readouterr() == ("", "")
     assert list(silent([1, 2], "step")) == [1, 2]
     assert logging.getLogger("tailwise").handlers == []
+
+
+def test_keys_are_utf_8_in_a_locale_that_knows_ascii_only(tmp_path, make_tar):
+    key = "größe-鍵"
+    make_tar(tmp_path / "a.tar", [(f"{key}.jpg", b"x"), (f"{key}.txt", "ein Maß".encode())])
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for words in (["import", tmp_path / "a.tar", tmp_path / "cat"], ["why", tmp_path / "cat", key]):
+        command = [sys.executable, "-m", "tailwise", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert f"sample {key}" in done.stdout.decode()

@@ -34,7 +34,8 @@ def test_a_full_disk_costs_nothing_but_time(disk_runner, stage, tmp_path, times,
         else:
             assert first["code"] in (1, 2), (room, first)
             assert "Traceback" not in first["err"], (room, first)
-            assert "space" in first["err"].lower(), (room, first)
+            assert "no space left on the disk: make room" in first["err"], (room, first)
+            assert str(work) in first["err"], (room, first)
         runner.ask("disk", at=work, size=1 << 28)
         again = runner.run(*argv, cwd="/")
         assert again["code"] == 0 or (first["code"] == 0 and "exist" in again["err"]), (room, again)

@@ -26,6 +26,7 @@ from tailwise.mapped import map_file
 
 TEMPORARY_SUFFIX = ".writing"
 MANIFEST = "manifest.json"  # of an artifact: with it, the artifact is finished
+FULL = (errno.ENOSPC, errno.EDQUOT)
 CHECKSUM = "checksum"  # in a record: the hash of all else in it
 ROW_GROUP_ROWS = 65_536  # what must be read of a Parquet file to get one row
 
@@ -52,8 +53,7 @@ def replacing(
         _flush(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and "requested and" in str(error):  # how NumPy tells a full disk
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        name_full_disk(error, path)
         raise
 
 
@@ -64,8 +64,20 @@ def scratch(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True)
     try:
         yield folder
+    except OSError as error:
+        name_full_disk(error, folder)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def name_full_disk(error: BaseException, path: Path) -> None:
+    """Raise an error for a full disk that names the file, where `error` tells of a full disk and names none."""
+    full = isinstance(error, OSError) and (error.errno in FULL or "requested and" in str(error))  # NumPy's words for it
+    if full and getattr(error, "filename", None) is None:
+        raise OSError(
+            errno.ENOSPC, "no space left on the disk: make room, then repeat this command", str(path)
+        ) from error
 
 
 def _flush(path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import HEADER, Catalog
-from tailwise.catalog.files import TEMPORARY_SUFFIX, read_array, scratch
+from tailwise.catalog.files import TEMPORARY_SUFFIX, name_full_disk, read_array, scratch
 from tailwise.errors import ConflictError, NotFoundError, UserError
 
 
@@ -76,6 +76,9 @@ def writing_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Ca
             try:
                 check_output(path, catalog, overwrite=overwrite, is_ours=is_ours)
                 yield
+            except OSError as error:
+                name_full_disk(error, path)
+                raise
             finally:
                 if _is_still(temporary, stream):
                     temporary.unlink()

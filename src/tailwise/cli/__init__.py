@@ -103,6 +103,8 @@ def _run(words: list[str]) -> None:
 
 def main() -> None:
     """Runs the command line: exit code 0 ok, 1 failed, 2 the user's mistake."""
+    if sys.getfilesystemencoding() != "utf-8":  # of a locale that knows other letters only; keys and paths are UTF-8
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "tailwise", *sys.argv[1:]])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     _show_foreign_text_safely()
@@ -138,6 +140,8 @@ def _fail(error: Exception) -> NoReturn:
             refuse_many_files(error)
         except UserError as told:
             error = told
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:  # without the number
+        error = OSError(f"{error.filename}: {error.strerror}")
     killed = "a worker process was killed (out of memory?); try fewer --workers"
     print_error(f"tailwise: {killed if isinstance(error, BrokenExecutor) else error}")
     sys.exit(2 if isinstance(error, UserError) else 1)
