@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from tailwise.cli import app
 from tailwise.cli.run import _prepare
 from tailwise.errors import UserError
-from tailwise.recipes.pipeline import Step
+from tailwise.pipeline.steps import Step
 from tailwise.stages.import_pool import import_pool
 from tailwise.train.arguments import refuse_code
 

@@ -16,8 +16,8 @@ from tailwise.catalog.files import write_json
 from tailwise.cli import app
 from tailwise.cli.run import STEPS, _check_names, _made_name, _placed, _prepare, _with_settings
 from tailwise.errors import UserError
+from tailwise.pipeline.steps import FOLDER, Step, load_pipeline
 from tailwise.plan.plan import Plan
-from tailwise.recipes.pipeline import FOLDER, Step, load_pipeline
 
 RECIPE = {
     "name": "mine",

@@ -15,7 +15,7 @@ from tailwise.catalog.files import map_array
 from tailwise.cli import app
 from tailwise.cli.app import _ELSEWHERE, as_options
 from tailwise.errors import ConflictError, NotFoundError, UserError
-from tailwise.recipes.pipeline import Step
+from tailwise.pipeline.steps import Step
 from tailwise.requests import ClusterRequest, DedupRequest, PlanRequest, refuse_idle
 from tailwise.spelling import OLD_COMMANDS, OLD_OPTIONS
 from tailwise.text import command_line, did_you_mean, option_words

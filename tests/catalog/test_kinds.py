@@ -9,7 +9,7 @@ from tailwise.catalog.files import MANIFEST
 from tailwise.catalog.kinds import KINDS, MADE_BY, WITHOUT, named_inputs
 from tailwise.cli.run import STEPS, _check_names, _command, _made_name
 from tailwise.errors import UserError
-from tailwise.recipes.pipeline import Step
+from tailwise.pipeline.steps import Step
 from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, PlanRequest
 from tailwise.stages.cluster import cluster
 from tailwise.stages.dedup import dedup

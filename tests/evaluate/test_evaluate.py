@@ -19,9 +19,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tailwise.cli import app
+from tailwise.encoders.open_clip import find_checkpoint, load_model
 from tailwise.errors import UserError
 from tailwise.evaluate import evaluate, mean_over_sets
-from tailwise.evaluate.models import find_checkpoint, load_model
 from tailwise.evaluate.output import write_output
 from tailwise.requests import EvaluateRequest
 from tailwise.stages.import_pool import import_pool

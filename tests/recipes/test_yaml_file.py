@@ -7,8 +7,8 @@ import pytest
 
 from tailwise.compare.recipe import load_compare_recipe
 from tailwise.errors import UserError
+from tailwise.pipeline.steps import load_pipeline
 from tailwise.recipes import load_recipe
-from tailwise.recipes.pipeline import load_pipeline
 from tailwise.recipes.yaml_file import MAX_BYTES, MAX_NODES, parse_yaml, read_yaml
 
 LOADERS = (load_pipeline, load_recipe, load_compare_recipe)

@@ -22,9 +22,9 @@ from tailwise.errors import UserError
 from tailwise.evaluate.counts import read_train_counts
 from tailwise.evaluate.images import TarShard, read_batches
 from tailwise.evaluate.sets import find_set
+from tailwise.pipeline.steps import load_pipeline
 from tailwise.plan.plan import Plan
 from tailwise.progress import silent
-from tailwise.recipes.pipeline import load_pipeline
 from tailwise.recipes.recipe import load_recipe
 from tailwise.requests import FilterRequest, GroupRequest, PlanRequest
 from tailwise.shards.decode import ImageError, decode_rgb

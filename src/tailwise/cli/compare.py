@@ -16,7 +16,7 @@ from tailwise.errors import UserError
 if TYPE_CHECKING:
     from tailwise.compare.recipe import CompareRecipe
     from tailwise.compare.study import Commands, Study
-    from tailwise.recipes.pipeline import Step
+    from tailwise.pipeline.steps import Step
 
 
 @app.command()

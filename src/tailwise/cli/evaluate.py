@@ -69,7 +69,7 @@ def _config(checkpoint: str, data: Sequence[str], options: EvaluateRequest) -> d
 
     from tailwise.catalog.files import file_digest
     from tailwise.devices import find_device
-    from tailwise.evaluate.models import find_checkpoint
+    from tailwise.encoders.open_clip import find_checkpoint
 
     found = find_checkpoint(checkpoint, options.model)
     given = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}

@@ -20,7 +20,7 @@ from tailwise.text import did_you_mean
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
-    from tailwise.recipes.pipeline import Pipeline, Step
+    from tailwise.pipeline.steps import Pipeline, Step
 
 STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "train", "draw", "export", "excluded")
 OUTPUTS = {"draw": "output", "export": "output", "excluded": "output"}  # what each writes outside of the catalog
@@ -83,7 +83,7 @@ def run(
 
       tailwise run my-recipe.yaml
     """
-    from tailwise.recipes.pipeline import load_pipeline
+    from tailwise.pipeline.steps import load_pipeline
 
     pipeline = load_pipeline(recipe)
     given = list(paths or [])
@@ -124,7 +124,7 @@ def _run_all(prepared: list[Prepared], catalog: Path, folder: Path | None) -> No
 
 
 def _with_settings(steps: tuple[Step, ...], settings: list[str]) -> list[Step]:
-    from tailwise.recipes.pipeline import Step
+    from tailwise.pipeline.steps import Step
 
     changed = list(steps)
     for text in settings:
@@ -144,7 +144,7 @@ def _with_settings(steps: tuple[Step, ...], settings: list[str]) -> list[Step]:
 
 def _placed(step: Step, output: Path | None) -> Step:
     """The step with the folder for exports in place of {output}."""
-    from tailwise.recipes.pipeline import Step
+    from tailwise.pipeline.steps import Step
 
     def place(value: Any) -> Any:  # noqa: ANN401  (whatever YAML holds)
         if isinstance(value, Mapping):
@@ -480,7 +480,7 @@ def _is_trained(folder: Path) -> bool:
 
 def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sources: list[str]) -> list[str]:
     """Print what will be done; return the state of each step."""
-    from tailwise.recipes.costs import SECONDS, Pool, matrix_speed
+    from tailwise.pipeline.costs import SECONDS, Pool, matrix_speed
 
     opened = _open(catalog)
     samples, about = _samples(opened, sources)

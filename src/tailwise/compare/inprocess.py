@@ -22,20 +22,20 @@ import numpy.typing as npt
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tailwise.catalog.files import file_digest, replacing
+from tailwise.catalog.files import replacing
 from tailwise.catalog.removals import Removals
 from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_numbers
 from tailwise.compare.images import Pictures, decoded_pool
 from tailwise.compare.recipe import Training
 from tailwise.devices import find_device
-from tailwise.errors import NotFoundError, UserError
+from tailwise.encoders.open_clip import model_id
+from tailwise.errors import UserError
 from tailwise.extras import install_command
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.substitutes import Substitutes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.rejects import refuse_many
-from tailwise.train.arguments import LOCAL_MODEL
 from tailwise.train.randomness import reseed, undisturbed
 from tailwise.train.segments import cut
 
@@ -287,20 +287,6 @@ def preprocessing(model: Any) -> dict[str, Any]:  # noqa: ANN401
     if len(sides) != 1:
         raise UserError(f"the model takes images of {size}: only square ones are cached; use `trainer: open_clip`")
     return {**config, "size": int(sides.pop())}
-
-
-def model_id(name: str) -> str:
-    """What a model is, wherever it lies: its name, or the hash of its configuration.
-
-    Raises:
-        UserError: the folder of a local model has none.
-    """
-    if not name.startswith(LOCAL_MODEL):
-        return name
-    path = Path(name.removeprefix(LOCAL_MODEL)) / "open_clip_config.json"
-    if not path.exists():
-        raise NotFoundError(f"train.model {name}: there is no {path}: give a folder that holds it")
-    return LOCAL_MODEL + file_digest(path)
 
 
 def seconds_per_step(training: Training) -> float:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, InstanceOf
 from tailwise.devices import ALLOWED, DEVICE_NAME
 from tailwise.errors import UserError
 from tailwise.loader.order import Composition
-from tailwise.recipes.pipeline import Steps
+from tailwise.pipeline.steps import Steps
 from tailwise.recipes.recipe import with_folder
 from tailwise.recipes.schema import NAMED, Natural, Positive, Text, Texts, Values, read_as
 from tailwise.recipes.yaml_file import parse_yaml, read_yaml

@@ -22,17 +22,18 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.files import MANIFEST, digest, read_json, read_record, replacing, write_json
 from tailwise.catalog.locks import locked
 from tailwise.catalog.outputs import check_output_folder
-from tailwise.compare.inprocess import Trained, model_id, order_of
+from tailwise.compare.inprocess import Trained, order_of
 from tailwise.compare.recipe import CompareRecipe, Row, choose
 from tailwise.compare.summary import summarize, write_summary
 from tailwise.compare.trainers import find_trainer
 from tailwise.compare.treatment import exposures
+from tailwise.encoders.open_clip import model_id
 from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate import evaluate
+from tailwise.pipeline.steps import Step
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.recipes.pipeline import Step
 from tailwise.requests import EvaluateRequest
 
 logger = logging.getLogger(__name__)

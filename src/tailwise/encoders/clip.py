@@ -21,7 +21,7 @@ from tailwise.requests import EncoderRequest
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tailwise.evaluate.models import Checkpoint
+    from tailwise.encoders.open_clip import Checkpoint
 
 
 def load_pretrained(name: str, options: EncoderRequest, device: torch.device, precision: str) -> Encoder:
@@ -48,7 +48,7 @@ def _load(spelt: str, checkpoint: str, options: EncoderRequest, device: torch.de
     if options.pooling is not None:
         raise UserError(f"`pooling` does nothing with {spelt}: its model pools in its own way")
     require("encoders", "open_clip", purpose=f"`encoder` {spelt}")
-    from tailwise.evaluate.models import find_checkpoint, load_model  # noqa: PLC0415  (open_clip is an extra)
+    from tailwise.encoders.open_clip import find_checkpoint, load_model  # noqa: PLC0415  (open_clip is an extra)
 
     found = find_checkpoint(checkpoint, options.model)
     loaded = load_model(found, str(device))
@@ -73,7 +73,7 @@ def _load(spelt: str, checkpoint: str, options: EncoderRequest, device: torch.de
 
 def _model(found: Checkpoint) -> str:
     """What architecture it is, wherever it lies: a local one by its configuration."""
-    from tailwise.compare.inprocess import model_id  # noqa: PLC0415  (open_clip is an extra)
+    from tailwise.encoders.open_clip import model_id  # noqa: PLC0415  (open_clip is an extra)
 
     settings = ", ".join(f"{name}={value}" for name, value in sorted(found.settings.items()))
     return " ".join(filter(None, (model_id(found.model), found.pretrained, settings)))

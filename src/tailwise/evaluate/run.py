@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tailwise.encoders.open_clip import LoadedModel, find_checkpoint, load_model
 from tailwise.errors import UserError
 from tailwise.evaluate.counts import count_in_pool, read_train_counts
 from tailwise.evaluate.images import HARMLESS
 from tailwise.evaluate.metrics import Interval, bounded, classification, doublings, recall, tally, thirds
-from tailwise.evaluate.models import LoadedModel, find_checkpoint, load_model
 from tailwise.evaluate.sets import ImageSet, Task, find_set
 from tailwise.evaluate.zero_shot import KS, classify, retrieve
 from tailwise.progress import Track, silent

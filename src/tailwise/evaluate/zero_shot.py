@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (as everyone has it)
 
+from tailwise.encoders.open_clip import LoadedModel
 from tailwise.errors import UserError
 from tailwise.evaluate.images import Batch, read_batches
 from tailwise.evaluate.metrics import TOP
-from tailwise.evaluate.models import LoadedModel
 from tailwise.evaluate.sets import ImageSet, fill
 from tailwise.progress import Track
 from tailwise.shards.decode import ImageError

@@ -14,7 +14,7 @@ from tailwise.recipes.schema import Text, Texts, Values, read_as
 from tailwise.recipes.yaml_file import read_yaml
 from tailwise.spelling import OLD_COMMANDS, new_spelling
 
-FOLDER = Path(__file__).parent / "run"
+FOLDER = Path(__file__).parents[1] / "recipes" / "run"
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tailwise.catalog.files import file_digest
 from tailwise.devices import find_device
 from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import require
 
 SCHEME = "open_clip:"
-SCHEMAS = ("hf-hub:", "local-dir:")  # of open_clip: such a model brings its weights along
+LOCAL_MODEL = "local-dir:"
+SCHEMAS = ("hf-hub:", LOCAL_MODEL)  # of open_clip: such a model brings its weights along
 PRECISIONS = ("fp32", "bf16")
 COMPILED, PARALLEL = "_orig_mod.", "module."
 # What a run's params.txt says that changes the model or how it sees an image; open_clip's factory takes them by these names.
@@ -260,3 +262,17 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def model_id(name: str) -> str:
+    """What a model is, wherever it lies: its name, or the hash of its configuration.
+
+    Raises:
+        UserError: the folder of a local model has none.
+    """
+    if not name.startswith(LOCAL_MODEL):
+        return name
+    path = Path(name.removeprefix(LOCAL_MODEL)) / "open_clip_config.json"
+    if not path.exists():
+        raise NotFoundError(f"train.model {name}: there is no {path}: give a folder that holds it")
+    return LOCAL_MODEL + file_digest(path)

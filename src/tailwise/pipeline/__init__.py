@@ -1,0 +1,1 @@
+"""Pipelines: the commands that take a pool from import to exports, in order."""
