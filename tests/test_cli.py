@@ -161,6 +161,34 @@ def test_help_answers_without_importing_anything_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_commands_without_products_of_matrices_do_not_import_torch(pool, tmp_path):
+    """It takes seconds, longer than most of these commands."""
+    catalog = str(tmp_path / "catalog")
+    commands = [
+        ["import", str(pool / "shards"), catalog, "--workers", "1"],
+        ["filter", catalog, "--by", "caption-words", "--min", "1"],
+        ["plan", catalog, "p", "--method", "random", "--keep", "0.5", "--without", "caption-words"],
+        ["explain", catalog, "p"],
+        ["draw", catalog, "p", "--epoch", "0", "--output", str(tmp_path / "epoch.parquet")],
+        ["excluded", catalog, "p", "--output", str(tmp_path / "excluded.parquet")],
+        ["status", catalog],
+        ["verify", catalog],
+    ]
+    code = (
+        "import json, sys\n"
+        "from typer.testing import CliRunner\n"
+        "from tailwise.cli import app\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    done = CliRunner().invoke(app, words)\n"
+        "    assert not done.exit_code, (done.output, done.exception)\n"
+        "    assert 'torch' not in sys.modules, words\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, done.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     ["import", "embed", "cluster", "plan", "explain", "draw", "export", "status", "verify", "relocate", "demo"],

@@ -9,14 +9,16 @@ to 2²⁹ rows are exact for the same reason. Labels, centroids and similarities
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from tailwise.kernels.jit import jit, jit_any_order
 from tailwise.mapped import release_pages
+
+if TYPE_CHECKING:
+    import torch
 
 GRID = 2.0**-24
 SIMILARITY_UNIT = 2.0**-30  # sums of similarities are held as integers of this unit, exact in any order
@@ -26,6 +28,8 @@ def to_grid(x: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None) -> 
     """Rounds to multiples of 2⁻²⁴; float32, exact for |x| ≤ 1, in `out` (contiguous) if given. float16 lies on the grid already."""
     rounded = np.empty(x.shape, np.float32) if out is None else out
     if x.dtype == np.float16:  # NumPy takes several times as long as torch, which wants it writable
+        import torch  # noqa: PLC0415  (seconds, which plans and exports do without)
+
         torch.from_numpy(rounded).copy_(torch.from_numpy(np.array(x, order="C")))
     elif x.dtype == np.float32:
         _round_to_grid(np.ascontiguousarray(x).ravel(), rounded.ravel())
@@ -38,6 +42,11 @@ def to_grid(x: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None) -> 
 def _round_to_grid(x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
     for at in range(len(x)):
         out[at] = np.float32(np.rint(np.float64(x[at]) * (1 / GRID)) * GRID)
+
+
+def to_similarity_units(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Similarities as integers of 2⁻³⁰, so that their sums are exact in any order."""
+    return np.rint(similarity / SIMILARITY_UNIT).astype(np.int64)
 
 
 def unit_rows_on_grid(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -85,10 +94,10 @@ def row_norms(x: npt.NDArray[np.float32], *, first: int = 0) -> npt.NDArray[np.f
 
 def as_rows(x: npt.NDArray[Any] | torch.Tensor) -> npt.NDArray[Any]:
     """The same rows as a NumPy array; bfloat16, which NumPy hasn't, as float32."""
-    if isinstance(x, torch.Tensor):
-        x = x.detach().cpu()
-        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-    return x if isinstance(x, np.ndarray) else np.asarray(x)  # a memory map stays one: its pages are given back
+    if isinstance(x, np.ndarray):
+        return x  # mapped rows stay mapped: their pages are given back
+    x = x.detach().cpu()
+    return (x if str(x.dtype) != "torch.bfloat16" else x.float()).numpy()
 
 
 def row_chunks(blocks: Sequence[npt.NDArray[Any]], rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:

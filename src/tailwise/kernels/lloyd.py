@@ -21,7 +21,14 @@ from tailwise.kernels.assign import (
     no_lists,
     resolve_device,
 )
-from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks, row_norms, to_grid, unit_rows_on_grid
+from tailwise.kernels.grid import (
+    SIMILARITY_UNIT,
+    row_chunks,
+    row_norms,
+    to_grid,
+    to_similarity_units,
+    unit_rows_on_grid,
+)
 from tailwise.kernels.jit import jit
 from tailwise.kernels.nearest import UP, decide_movers, recheck
 from tailwise.kernels.products import WrongProductError
@@ -38,11 +45,6 @@ LIST_REACH = 0.7
 MOVER_SHARES = (0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 # What a row costs, in comparisons with one centroid: beside those with all of them, to make a list, to look through it, to code the row.
 COMPARING, LISTING, RECHECKING, CODING = 400, 250, 350, 200
-
-
-def to_similarity_units(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Similarities as integers of 2⁻³⁰, so that their sums are exact in any order."""
-    return np.rint(similarity / SIMILARITY_UNIT).astype(np.int64)
 
 
 class Sums:

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from tailwise.kernels.jit import jit, split_threads
 
@@ -135,6 +134,8 @@ def clip_loss(image: Half, text: Half, temperature: float, threads: int | None =
     Returns:
         float64 [B]; at most 0. Takes B · 40 + 8 MB of memory.
     """
+    import torch  # noqa: PLC0415  (seconds, which other scores do without)
+
     threads = threads or torch.get_num_threads()
     size = len(image)
     left = 1.0 / _row_norms(image)
@@ -227,6 +228,8 @@ def target_norms(image: Half, target_gram: Wide) -> Wide:
     """
     x = image.astype(np.float64)
     scale, coarse, fine = _on_two_grids(target_gram)
+    import torch  # noqa: PLC0415  (seconds, which other scores do without)
+
     left = torch.from_numpy(x)
     products = torch.mm(left, torch.from_numpy(coarse)) + torch.mm(left, torch.from_numpy(fine))
     squares = np.empty(len(x), np.float64)
@@ -246,6 +249,8 @@ def greatest_cosines(image: Half, targets: Iterable[Half]) -> Wide:
     Returns:
         float64 [n], NaN for rows of zeros. Takes the memory of one piece in float64, and n · t · 8 bytes.
     """
+    import torch  # noqa: PLC0415  (seconds, which other scores do without)
+
     x = torch.from_numpy(image.astype(np.float64))
     greatest = torch.zeros(len(x), dtype=torch.float64)
     for piece in targets:

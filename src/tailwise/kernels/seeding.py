@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from tailwise.kernels.assign import MISSING, NONE, TILE_CENTROIDS, TILE_ROWS, Assigner, resolve_device
-from tailwise.kernels.grid import row_chunks, row_norms, to_grid, unit_rows_on_grid
+from tailwise.kernels.grid import row_chunks, row_norms, to_grid, to_similarity_units, unit_rows_on_grid
 from tailwise.kernels.jit import jit
 from tailwise.kernels.keyed import random_below, stream_key
-from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd, Sums, to_similarity_units
+from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd, Sums
 from tailwise.kernels.nearest import decide
 from tailwise.kernels.products import WrongProductError, multiply
 from tailwise.kernels.screening import PAD, Coded, Screen, faster_precision, full_precision, scratch_for

@@ -34,10 +34,10 @@ from tailwise.errors import DamagedError, UserError
 from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.density import NeighbourCounter, radius_that_holds, similarity_steps
-from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks
+from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks, to_similarity_units
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.kmeans import chosen_rows, kmeans, seeding_rows
-from tailwise.kernels.lloyd import CARRY_BYTES, to_similarity_units
+from tailwise.kernels.lloyd import CARRY_BYTES
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.kernels.screening import faster_precision
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError

@@ -15,8 +15,7 @@ from tailwise.catalog.embeddings import COLUMNS
 from tailwise.catalog.files import map_array, read_table
 from tailwise.errors import UserError
 from tailwise.kernels.centroids import neighbour_distance
-from tailwise.kernels.grid import SIMILARITY_UNIT
-from tailwise.kernels.lloyd import to_similarity_units
+from tailwise.kernels.grid import SIMILARITY_UNIT, to_similarity_units
 from tailwise.plan.methods import PICKS
 from tailwise.plan.stream import MAX_CLUSTER
 from tailwise.plan.weights import Clusters
