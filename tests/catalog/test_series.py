@@ -4,9 +4,9 @@ import json
 import pytest
 
 from tailwise.catalog import Catalog, series
-from tailwise.catalog.catalog import HEADER
 from tailwise.catalog.files import write_json
-from tailwise.catalog.series import HEAD, Series
+from tailwise.catalog.layout import HEAD, HEADER
+from tailwise.catalog.series import Series
 from tailwise.errors import UserError
 
 

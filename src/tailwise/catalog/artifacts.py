@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import shutil
 from collections.abc import Mapping
@@ -11,19 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tailwise import __version__
-from tailwise.catalog.files import (
-    MANIFEST,
-    TEMPORARY_SUFFIX,
-    digest,
-    file_digest,
-    read_record,
-    write_record,
-)
+from tailwise.catalog.files import digest, file_digest, read_record, write_record
+from tailwise.catalog.kinds import PARAMETERS
+from tailwise.catalog.layout import MANIFEST, PENDING, TEMPORARY_SUFFIX, lock
 from tailwise.catalog.locks import locked
 from tailwise.errors import ConflictError, NotFoundError, UserError
+from tailwise.text import nearest
 
 logger = logging.getLogger(__name__)
-PENDING = "pending.json"
 REMOVALS = "removals"  # the input that stands for the samples removed so far
 FORMAT = 1  # raised when the same configuration would give other content
 
@@ -71,7 +65,7 @@ class Artifact:
             UserError: it exists with other settings or inputs, finished or begun, or another process is making it.
         """
         if not self._check(MANIFEST):
-            self._held.enter_context(locked(self.folder.with_name(f".{self.folder.name}.lock"), str(self.folder)))
+            self._held.enter_context(locked(lock(self.folder), str(self.folder)))
             try:
                 self._begin()
             except BaseException:
@@ -146,15 +140,6 @@ def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "inputs": inputs, "derived": None}
 
 
-# By kind: parameters that configurations name otherwise than users do.
-_PARAMETERS = {
-    "clusters": {"clusters": "k"},
-    "plan": {"clusters": "clustering"},
-    "dedup": {"clusters": "clustering", "keep": "order"},
-    "neighbours": {"clusters": "clustering", "keep": "order"},
-}
-
-
 def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters that an artifact was made with, by the names that users give them."""
     config = dict(identity["config"])
@@ -162,7 +147,7 @@ def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     flat = {**config, **asked, **options, **{f"{name}_end": value for name, value in final.items()}}
     if flat.get("method") == "metaclip":
         flat["method"] = "text-balance"
-    names = _PARAMETERS.get(identity["kind"], {})
+    names = PARAMETERS.get(identity["kind"], {})
     return {names.get(name, name): value for name, value in flat.items()}
 
 
@@ -190,18 +175,22 @@ def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def find_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an artifact; None if it is not finished, or not there."""
+    return read_record(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+
+
 def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
     """The manifest of a finished artifact.
 
     Raises:
         UserError: there is none; names the artifacts that are there, and the remedy.
     """
-    if (folder / MANIFEST).exists():
-        manifest: dict[str, Any] = read_record(folder / MANIFEST)
+    if (manifest := find_manifest(folder)) is not None:
         return manifest
     there = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
-    near = difflib.get_close_matches(folder.name, there, n=1)
-    hint = f"did you mean {near[0]!r}? Otherwise " if near else ""
+    near = nearest(folder.name, there)
+    hint = f"did you mean {near!r}? Otherwise " if near else ""
     raise NotFoundError(f"no {what} named {folder.name!r} (there: {', '.join(there) or 'none'}): {hint}{remedy}")
 
 

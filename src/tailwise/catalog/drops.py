@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array, replacing
@@ -68,12 +69,12 @@ class DropList:
     @cached_property
     def mask(self) -> npt.NDArray[np.bool_]:
         """Which rows it drops, those of `without` not among them: bool [N], mapped."""
-        return map_array(self.folder / "dropped.npy")
+        return map_array(self.folder / layout.DROPPED_MASK)
 
     def tables(self, rows: slice) -> pa.Table:
         """What it dropped among some rows, and why: DROPPED_SCHEMA."""
         within = [("row", ">=", rows.start), ("row", "<", rows.stop)]
-        return pq.read_table(check_file(self.folder / "dropped.parquet"), filters=within)
+        return pq.read_table(check_file(self.folder / layout.DROPPED_TABLE), filters=within)
 
     @property
     def id(self) -> str:
@@ -82,7 +83,7 @@ class DropList:
 
 
 def write_drops(artifact: Artifact, rows: int, tables: Iterable[pa.Table]) -> int:
-    """Writes dropped.npy and dropped.parquet of a drop list; returns how many rows it drops.
+    """Writes mask and table of a drop list; returns how many rows it drops.
 
     Args:
         artifact: whose identity has the kind "dedup" or "filter", and in its config "snapshot" (number) and "without" (names).
@@ -91,8 +92,8 @@ def write_drops(artifact: Artifact, rows: int, tables: Iterable[pa.Table]) -> in
     """
     total = 0
     with (
-        replacing(artifact.path("dropped.npy")) as mask_path,
-        replacing(artifact.path("dropped.parquet")) as table_path,
+        replacing(artifact.path(layout.DROPPED_MASK)) as mask_path,
+        replacing(artifact.path(layout.DROPPED_TABLE)) as table_path,
         pq.ParquetWriter(table_path, DROPPED_SCHEMA, compression="zstd") as writer,
     ):
         mask = create_array(mask_path, (rows,), np.bool_)

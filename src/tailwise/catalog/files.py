@@ -21,11 +21,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tailwise.catalog import layout
+from tailwise.catalog.layout import TEMPORARY_SUFFIX
 from tailwise.catalog.npy import read_header
 from tailwise.errors import DamagedError, UserError
 
-TEMPORARY_SUFFIX = ".writing"
-MANIFEST = "manifest.json"  # of an artifact: with it, the artifact is finished
 CHECKSUM = "checksum"  # in a record: the hash of all else in it
 ROW_GROUP_ROWS = 65_536  # what must be read of a Parquet file to get one row
 
@@ -137,7 +137,7 @@ def noted_digests(path: Path) -> tuple[str, ...]:
 
     Several while a file is being replaced, none where nothing was noted.
     """
-    manifest, marker = path.with_name(MANIFEST), path.with_suffix(".json")
+    manifest, marker = path.with_name(layout.MANIFEST), layout.marker(path)
     if manifest.exists():
         found = [_noted_in(file_stamp(manifest))["files"].get(path.name)]
     elif marker != path and marker.exists():
@@ -267,7 +267,7 @@ def read_array(path: Path) -> npt.NDArray[Any]:
 
 def note_digest(path: Path) -> None:
     """Note the hash of a file in the marker beside it, which keeps what else it notes. Without one, `map_cache` takes no file."""
-    marker, notes = path.with_suffix(".json"), dict[str, Any]()
+    marker, notes = layout.marker(path), dict[str, Any]()
     with suppress(UserError):  # a damaged marker of a cache
         notes = read_record(marker) if marker.exists() else {}
     write_record(marker, {**notes, "digest": file_digest(path)}, unique=True)

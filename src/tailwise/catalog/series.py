@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tailwise.catalog import layout
 from tailwise.catalog.files import digest, file_digest, read_record, write_json, write_record
+from tailwise.catalog.layout import HEAD
 from tailwise.errors import UserError
 
-HEAD = "head.json"
 PREVIOUS = "previous"  # in an entry: the hash of the series before it; absent where an older version wrote it
 
 
@@ -35,7 +36,7 @@ class Series:
 
     def path(self, number: int) -> Path:
         """Return the path of an entry."""
-        return self.folder / f"{number:06d}.json"
+        return layout.numbered(self.folder, number)
 
     def begin(self) -> None:
         """Write the head of an empty series."""
@@ -84,7 +85,7 @@ class Series:
     def _checked(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return all entries and the hash of each file."""
         # The folder is listed before the head is read: another process may be appending.
-        there = sorted(path for path in self.folder.glob("??????.json") if path.stem.isdigit())
+        there = sorted(path for path in self.folder.glob(f"??????{layout.RECORD}") if path.stem.isdigit())
         listed = self._listed()
         entries, hashes = [], []
         for number in range(1, len(there if listed is None else listed) + 1):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import (
@@ -102,17 +103,17 @@ class Plan:
     @cached_property
     def by_rate(self) -> bool:
         """Whether it carries one rate per row, in place of clusters and quotas."""
-        return "rate.npy" in self.manifest["files"]
+        return layout.RATE in self.manifest["files"]
 
     @cached_property
     def rates(self) -> npt.NDArray[np.float32]:
         """Expected copies of each row per epoch, float32 [N]; only of a plan by rate."""
-        return map_array(self.folder / "rate.npy")
+        return map_array(self.folder / layout.RATE)
 
     @cached_property
     def groups(self) -> npt.NDArray[np.int32]:
         """Cluster of each row, int32 [N]; −1 for rows that are never drawn."""
-        return map_array(self.folder / "group.npy")
+        return map_array(self.folder / layout.GROUP)
 
     def groups_at(self, rows: Rows) -> npt.NDArray[np.int32]:
         """Clusters of rows (see `groups`), each surely below K: compiled code does not look.
@@ -123,7 +124,7 @@ class Plan:
         groups = np.asarray(self.groups[rows])
         if groups.max(initial=-1) >= len(self.sizes):
             raise DamagedError(
-                f"{self.folder / 'group.npy'} names the group {groups.max():,} of {len(self.sizes):,}: it is damaged; restore it, or "
+                f"{self.folder / layout.GROUP} names the group {groups.max():,} of {len(self.sizes):,}: it is damaged; restore it, or "
                 "make the plan anew"
             )
         return groups
@@ -131,12 +132,12 @@ class Plan:
     @cached_property
     def ranks(self) -> npt.NDArray[np.uint32]:
         """In-cluster rank of each row, uint32 [N]: of appearance, or in the order of the pick."""
-        return map_array(self.folder / "rank.npy")
+        return map_array(self.folder / layout.GROUP_RANK)
 
     @cached_property
     def shard_offsets(self) -> npt.NDArray[np.int64]:
         """First row of each shard, and the number of rows: int64 [shards + 1]."""
-        return map_array(self.folder / "shard_offsets.npy")
+        return map_array(self.folder / layout.SHARD_OFFSETS)
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -151,7 +152,7 @@ class Plan:
     @cached_property
     def _annealed(self) -> npt.NDArray[np.int64] | None:
         """Quotas of epoch 0, …, E − 1, and all after it, int64 [E, K]; None where they don't change."""
-        return map_array(self.folder / "quotas.npy") if "quotas.npy" in self.manifest["files"] else None
+        return map_array(self.folder / layout.QUOTAS) if layout.QUOTAS in self.manifest["files"] else None
 
     def quotas_at(self, epoch: int) -> npt.NDArray[np.int64]:
         """Quotas of an epoch, in units of 2⁻³⁰ samples: int64 [K]."""
@@ -166,7 +167,7 @@ class Plan:
         return np.asarray(quotas > 0)
 
     def _group_table(self, column: str) -> npt.NDArray[np.int64]:
-        table = read_table(self.folder / "groups.parquet", [column])
+        table = read_table(self.folder / layout.GROUP_TABLE, [column])
         values: npt.NDArray[np.int64] = table.column(0).to_numpy()
         return values
 
@@ -231,21 +232,25 @@ class Plan:
             UserError: another process is keeping slots of this plan.
             OSError: the plan's folder can't be written to.
         """
-        path = self._slots_path(epoch)
+        path = layout.slots_before(self.folder, epoch)
         if self.draw_name != "stream" or not self.dynamic or epoch < 1 or map_cache(path) is not None:
             return
-        with locked(self.folder / ".slots.lock", str(path)), replacing(path, unique=True) as temporary:
+        with locked(layout.lock(path.parent), str(path)), replacing(path, unique=True) as temporary:
             slots = create_array(temporary, (self.rows,), np.uint32)
             for span in self.spans():
                 slots[span] = self.slots(epoch, span)
             del slots
         note_digest(path)
-        for other in sorted(other for other in path.parent.glob("before-*.npy") if other <= path)[:-2]:
-            other.unlink()  # the epoch before may still be read by others, and later ones be another training's
-            other.with_suffix(".json").unlink(missing_ok=True)
+        for other in [other for other in self._epochs_with_slots() if other <= epoch][:-2]:
+            other_path = layout.slots_before(self.folder, other)
+            other_path.unlink()  # the epoch before may still be read by others, and later ones be another training's
+            layout.marker(other_path).unlink(missing_ok=True)
 
-    def _slots_path(self, epoch: int) -> Path:
-        return self.folder / "slots" / f"before-{epoch:09d}.npy"
+    def _epochs_with_slots(self) -> list[int]:
+        """Epochs before which slots are kept, ascending."""
+        paths = (self.folder / layout.SLOTS).glob(f"{layout.SLOTS_BEFORE}*{layout.ARRAY}")
+        stems = (path.stem.removeprefix(layout.SLOTS_BEFORE) for path in paths)
+        return sorted(int(stem) for stem in stems if stem.isdigit())
 
     def slots(self, epoch: int, rows: Rows) -> npt.NDArray[np.uint32]:
         """Slots of rows before an epoch, from the latest that are kept: uint32 [n]; of a plan drawn by stream."""
@@ -260,11 +265,12 @@ class Plan:
         found = self._slots  # a local name: another thread may be drawing another epoch
         if found[0] == epoch:  # still mapped, whatever has become of the file
             return found
-        stems = (path.stem.removeprefix("before-") for path in (self.folder / "slots").glob("before-*.npy"))
-        for first in sorted((int(stem) for stem in stems if stem.isdigit() and int(stem) <= epoch), reverse=True):
+        for first in reversed([first for first in self._epochs_with_slots() if first <= epoch]):
             if first == found[0]:
                 return found
-            slots = map_cache(self._slots_path(first))  # None: damaged, or another process has just removed it
+            slots = map_cache(
+                layout.slots_before(self.folder, first)
+            )  # None: damaged, or another process has just removed it
             if slots is not None and slots.shape == (self.rows,):
                 self._slots = first, slots
                 return self._slots

@@ -18,7 +18,6 @@ from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.embeddings import COLUMNS
 from tailwise.catalog.files import (
-    MANIFEST,
     create_array,
     map_array,
     read_array,
@@ -29,6 +28,7 @@ from tailwise.catalog.files import (
     write_json,
     write_table,
 )
+from tailwise.catalog.layout import MANIFEST
 from tailwise.devices import find_device
 from tailwise.errors import DamagedError, UserError
 from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.files import MANIFEST, digest, file_digest, read_record, scratch
+from tailwise.catalog.files import digest, file_digest, read_record, scratch
 from tailwise.errors import ConflictError, UserError
 from tailwise.progress import Track
 from tailwise.rejects import MAX_REJECTED, refuse_many
@@ -34,7 +35,7 @@ def check_cluster_ids(catalog: Catalog, name: str, files: list[ClusterIds], *, f
     Raises:
         UserError: another clustering has this name, or the grouping would lack the new shards.
     """
-    path = catalog.clusters_folder(name) / MANIFEST
+    path = catalog.clusters_folder(name) / layout.MANIFEST
     if not path.exists():
         return False
     inputs = read_record(path)["identity"]["inputs"]
@@ -84,8 +85,8 @@ def import_clusters(
     if check_cluster_ids(catalog, name, files, fresh=False):
         return load_clustering(catalog, name)
     parts = catalog.parts(snapshot)
-    with scratch(folder.with_name(f".{name}.joining")) as work:
-        with rejections.writer(catalog.folder / "rejected" / f"cluster-ids-{name}.parquet") as log:
+    with scratch(folder.with_name(f".{name}.{layout.JOINING}")) as work:
+        with rejections.writer(layout.rejected_log(catalog.folder, layout.CLUSTER_IDS_LOG, name)) as log:
             wording = Wording("cluster ids", "cluster id", "joining cluster ids")
             join = Join(parts, RowFinder(catalog, parts, work, given), work, log, wording)
             join.plan(files, [given is not None] * len(files), None, track)

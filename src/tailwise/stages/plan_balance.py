@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import Survivors
@@ -161,9 +162,9 @@ def solve_increasing(excess: Callable[[float], float], high: float, above: float
 def _write_rates(
     artifact: Artifact, pool: MatchedPool, probability: npt.NDArray[np.float64], track: Track
 ) -> dict[str, Any]:
-    """Writes rate.npy; returns how many rows can be drawn, and how many samples are expected."""
+    """Writes the rates; returns how many rows can be drawn, and how many samples are expected."""
     eligible, expected = 0, 0.0
-    with replacing(artifact.path("rate.npy")) as path:
+    with replacing(artifact.path(layout.RATE)) as path:
         rates = create_array(path, (pool.snapshot.rows,), np.float32)
         for part, found in track(pool.parts(), "rates of rows", pool.snapshot.parts):
             rates[part.span] = keep_rates(*found, probability)
@@ -180,4 +181,4 @@ def _write_entries(artifact: Artifact, matches: Matches, counts: npt.NDArray[np.
         "count": pa.array(counts, pa.int64()),
         "probability": pa.array(_probability(counts, limit), pa.float64()),
     }
-    write_table(artifact.path("entries.parquet"), pa.table(columns))
+    write_table(artifact.path(layout.ENTRY_TABLE), pa.table(columns))

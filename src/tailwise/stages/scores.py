@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.embeddings import check_one_encoder
-from tailwise.catalog.files import MANIFEST, digest, file_digest, map_array, read_record
+from tailwise.catalog.files import digest, file_digest, map_array, read_record
 from tailwise.catalog.kinds import SCORE
 from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
@@ -50,7 +51,7 @@ def score_figures(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -
 
     Empty where the score is not of a file.
     """
-    summary = read_record(_make(catalog, snapshot, request, silent) / MANIFEST)["summary"]
+    summary = read_record(_make(catalog, snapshot, request, silent) / layout.MANIFEST)["summary"]
     return {name: value for name, value in summary.items() if name.startswith("keys")}
 
 
@@ -249,7 +250,7 @@ def _text_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[s
 
 def _samples_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG001
     paths = [catalog.samples_path(part.number) for part in catalog.parts(snapshot)]
-    return digest([read_record(path.with_suffix(".json"))["digest"] for path in paths])
+    return digest([read_record(layout.marker(path))["digest"] for path in paths])
 
 
 def _column_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.files import MANIFEST, read_record
+from tailwise.catalog.files import read_record
 from tailwise.catalog.kinds import DROP_LIST, WITHOUT
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
@@ -79,7 +80,7 @@ def left_out_of_plan(plan: Plan) -> LeftOut:
     """Count the samples of the pool that a plan cannot draw, by cause."""
     names = lists_of(plan)
     for name in names:
-        if (manifest := plan.catalog.drops_folder(name) / MANIFEST).exists():
+        if (manifest := plan.catalog.drops_folder(name) / layout.MANIFEST).exists():
             read_record(manifest)  # a damaged list is an error, a deleted one is not
     try:
         survivors = Survivors(plan.catalog, names, plan.snapshot)
@@ -96,7 +97,7 @@ def unused_by_plan(plan: Plan) -> list[UnusedList]:
     Lists that its clustering was made without count as used.
     """
     inputs = [plan.manifest["identity"]["inputs"]]
-    manifest = plan.catalog.clusters_folder(plan.config.get("clusters") or "-") / MANIFEST
+    manifest = plan.catalog.clusters_folder(plan.config.get("clusters") or "-") / layout.MANIFEST
     if manifest.exists():
         inputs.append(read_record(manifest)["identity"]["inputs"])
     removals = Removals.of(plan.catalog, plan.snapshot)
@@ -110,7 +111,7 @@ def unused_by_clustering(catalog: Catalog, name: str) -> list[UnusedList]:
 
     Lists that were made inside this clustering cannot be used by it, and are not among them.
     """
-    identity = read_record(catalog.clusters_folder(name) / MANIFEST)["identity"]
+    identity = read_record(catalog.clusters_folder(name) / layout.MANIFEST)["identity"]
     snapshot = catalog.snapshot(identity["config"]["snapshot"])
     labels = dict(zip(catalog.parts(snapshot), catalog.label_parts(name, snapshot, "label"), strict=True))
     found = unused_lists(catalog, snapshot, [identity["inputs"]], lambda part: np.asarray(labels[part] >= 0))

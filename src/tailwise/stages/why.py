@@ -92,7 +92,7 @@ def _near(catalog: Catalog, name: str) -> list[str]:
 
 
 def _rejected(catalog: Catalog, name: str) -> list[Story]:
-    files = sorted(str(path) for path in (catalog.folder / "rejected").glob("*.parquet"))
+    files = [str(path) for path in catalog.rejected_logs()]
     if not files:
         return []
     columns = ["stage", "reason", "file", "detail"]
@@ -143,8 +143,8 @@ class _Teller:
         return {"kept_shard": self._paths[found["shard"]].as_py(), "kept_key": found["key"]}
 
     def _embedded(self, column: str, part: Part, at: int) -> bool:
-        path = self._catalog.embedding_folder(column) / f"{part.name}.npy"
-        return path.exists() and bool(np.any(self._catalog.embedding(column, part)[at]))
+        there = self._catalog.embedding_path(column, part).exists()
+        return there and bool(np.any(self._catalog.embedding(column, part)[at]))
 
     def _in_clustering(self, name: str, part: Part, at: int) -> Story:
         """Cluster and place in it; all null where it belongs to none."""
