@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -334,11 +333,6 @@ class Catalog:
     def plan_folder(self, name: str) -> Path:
         """Return the folder of a plan; a UserError says that none can have this name."""
         return PLAN.path(self.folder, name)
-
-    def label_parts(self, clusters: str, snapshot: Snapshot, column: str) -> Iterator[npt.NDArray[Any]]:
-        """One column ("label", "similarity", "rank") of a clustering, part by part, mapped."""
-        for part in self.parts(snapshot):
-            yield map_array(layout.part_column(self.clusters_folder(clusters), column, part.name))
 
 
 def _is_ours(path: Path) -> bool:

@@ -42,6 +42,7 @@ class DropList:
         name: of it.
         kind: the stage that made it: "dedup" or "filter".
         without: names of the lists it was made without, as given.
+        clustering: name of the clustering inside which samples were compared; None of a filter.
         snapshot: the rows it speaks of are those of this snapshot.
     """
 
@@ -64,6 +65,7 @@ class DropList:
         config = self.manifest["identity"]["config"]
         self.kind: str = self.manifest["identity"]["kind"]
         self.without: list[str] = list(config["without"])
+        self.clustering: str | None = config.get("clusters")
         self.snapshot: Snapshot = catalog.snapshot(config["snapshot"])
 
     @cached_property

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog import layout
-from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import file_digest, read_record, replacing, write_record
 from tailwise.errors import UserError
 
@@ -149,6 +149,11 @@ def column_dimension(catalog: Catalog, column: str) -> int | None:
     """The width d of a column; None if it has no part yet."""
     begun = any(part_markers(catalog.embedding_folder(column)))
     return int(read_record(_record(catalog, column))["dimension"]) if begun else None
+
+
+def embedding_inputs(catalog: Catalog, column: str, snapshot: Snapshot) -> dict[str, str]:
+    """Name and hash of a column and its snapshot, for the inputs of an artifact."""
+    return {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot)}
 
 
 def write_part(

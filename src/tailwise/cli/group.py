@@ -14,8 +14,8 @@ from tailwise.cli.printing import say
 from tailwise.errors import UserError
 
 if TYPE_CHECKING:
+    from tailwise.catalog.clusterings import Clustering
     from tailwise.progress import Track
-    from tailwise.stages.cluster import Clustering
 
 
 @app.command()

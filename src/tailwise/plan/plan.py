@@ -77,6 +77,11 @@ class Plan:
         return int(self.manifest["summary"].get("pool", self.rows))
 
     @property
+    def clustering(self) -> str | None:
+        """Name of the clustering that it was made from; None where it needs none."""
+        return self.config.get("clusters") or None
+
+    @property
     def dynamic(self) -> bool:
         """Whether each epoch is drawn anew; else every epoch is epoch 0."""
         return bool(self.config["dynamic"])

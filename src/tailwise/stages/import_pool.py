@@ -26,7 +26,7 @@ from tailwise.stages.import_shards import MAX_REJECTED_SAMPLES, PART_ROWS, impor
 from tailwise.stages.report import Rejections
 
 if TYPE_CHECKING:
-    from tailwise.stages.cluster import Clustering
+    from tailwise.catalog.clusterings import Clustering
 
 DEFAULT_CLUSTERS = "dynamics"
 LOOKED_AT = 16  # uids of each metadata file

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
+from tailwise.catalog import layout
+from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DropList, Survivors
+from tailwise.catalog.embeddings import embedding_inputs
 from tailwise.catalog.files import create_array, digest, map_array, replacing
 from tailwise.catalog.kinds import COMPARISON
 from tailwise.errors import UserError
@@ -64,8 +67,8 @@ class Comparison:
         self.catalog, self.clustering, self.order, self.score, self.seed = catalog, clustering, order, score, seed
         self.snapshot = catalog.snapshot()
         self.parts, self.track = catalog.parts(self.snapshot), track
-        manifest = self._open_clustering()
-        self.column: str = manifest["identity"]["config"]["column"]
+        self._clusters = self._open_clustering()
+        self.column = str(self._clusters.column)
         self.blocks = catalog.embedding_parts(self.column, self.snapshot)
         self.survivors = Survivors(catalog, without, self.snapshot)
         self.base = None if extends is None else self._open_base(extends)
@@ -81,35 +84,33 @@ class Comparison:
             "snapshot": self.snapshot.number,
         }
         self.inputs = {
-            "snapshot": self.snapshot.id,
-            "embeddings": catalog.embedding_id(self.column, self.snapshot),
-            "clustering": artifact_id(manifest),
+            **embedding_inputs(catalog, self.column, self.snapshot),
+            "clustering": self._clusters.id,
             **self.survivors.inputs,
             **({} if self.base is None else {"extends": self.base.id}),
             **({} if score is None else {"score": self._score_id()}),
         }
 
-    def _open_clustering(self) -> Mapping[str, Any]:
+    def _open_clustering(self) -> Clustering:
         remedy = f"make it with {command_line('cluster', self.catalog.folder, k='…', name=self.clustering)}"
-        manifest = read_manifest(self.catalog.clusters_folder(self.clustering), "clustering", remedy)
-        config = manifest["identity"]["config"]
-        if config["snapshot"] != self.snapshot.number:
+        found = Clustering.open(self.catalog, self.clustering, remedy)
+        if found.snapshot.number != self.snapshot.number:
             assign = command_line("cluster", self.catalog.folder, extends=self.clustering, name="…")
             raise UserError(
-                f"clustering {self.clustering!r} was made for snapshot {config['snapshot']}, and the newest is {self.snapshot.number}: "
+                f"clustering {self.clustering!r} was made for snapshot {found.snapshot.number}, and the newest is {self.snapshot.number}: "
                 f"{assign} assigns the new samples"
             )
-        if "column" not in config:
+        if found.column is None:
             raise UserError(
                 f"{self.clustering!r} groups samples by something else than embeddings: dedup needs a clustering made by "
                 "`tailwise cluster`"
             )
-        if manifest["identity"]["inputs"]["embeddings"] != self.catalog.embedding_id(config["column"], self.snapshot):
+        if found.embeddings_changed:
             raise UserError(
-                f"the {config['column']} embeddings have changed since clustering {self.clustering!r} was made: cluster anew, under "
+                f"the {found.column} embeddings have changed since clustering {self.clustering!r} was made: cluster anew, under "
                 "another name"
             )
-        return manifest
+        return found
 
     def _open_base(self, name: str) -> DropList:
         base = DropList(self.catalog, name)
@@ -120,8 +121,8 @@ class Comparison:
         before = Survivors(self.catalog, base.without, base.snapshot)
         back = 0
         for part in self.parts[: base.snapshot.parts]:
-            labels = map_array(self.catalog.clusters_folder(self.clustering) / f"label-{part.name}.npy")
-            back += int((~before.keeps(part.span) & self.survivors.keeps(part.span) & (labels >= 0)).sum())
+            clustered = self._clusters.labels(part) >= 0
+            back += int((~before.keeps(part.span) & self.survivors.keeps(part.span) & clustered).sum())
         if back:
             raise UserError(
                 f"{back:,} samples that {name!r} was made without ({', '.join(base.without)}) take part now: make those lists for "
@@ -139,7 +140,7 @@ class Comparison:
 
     def labels(self, part: Part) -> npt.NDArray[np.int32]:
         """The cluster of each row of a part, negative for those that take no part: int32 [n]."""
-        labels = np.array(map_array(self.catalog.clusters_folder(self.clustering) / f"label-{part.name}.npy"))
+        labels = np.array(self._clusters.labels(part))
         labels[~self.survivors.keeps(part.span)] = -1
         return labels
 
@@ -156,7 +157,7 @@ class Comparison:
 
     def similarities(self) -> Iterator[Values]:
         """Each row's similarity to its centroid."""
-        for values in self.catalog.label_parts(self.clustering, self.snapshot, "similarity"):
+        for values in self._clusters.parts(layout.SIMILARITY):
             yield values.astype(np.float64)
 
     @cached_property
