@@ -161,7 +161,7 @@ def _placed(step: Step, output: Path | None) -> Step:
 def _made_name(step: Step) -> str:
     """The name of what a step makes."""
     from tailwise.catalog.kinds import MADE_BY
-    from tailwise.stages.scores import plain_name
+    from tailwise.catalog.scores import plain_name
 
     if name := step.options.get("clustering" if step.command == "import" else "name"):
         return str(name)

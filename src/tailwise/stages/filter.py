@@ -17,12 +17,13 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors, write_drops
 from tailwise.catalog.files import release_pages
+from tailwise.catalog.scores import plain_name
 from tailwise.errors import UserError
 from tailwise.kernels.selection import order_statistics
 from tailwise.plan.budget import samples_of_share
 from tailwise.progress import Track, silent
 from tailwise.requests import ScoreRequest
-from tailwise.stages.scores import plain_name, score_config, score_figures, score_inputs, score_parts
+from tailwise.stages.scores import score_config, score_figures, score_inputs, score_parts
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
 MISSING = ("drop", "keep")

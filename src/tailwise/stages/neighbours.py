@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.comparisons import Neighbours, comparison_artifact
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.embeddings import embedding_inputs
-from tailwise.catalog.files import create_array, digest, map_array, replacing
-from tailwise.catalog.kinds import COMPARISON
+from tailwise.catalog.layout import SIMILARITY, WORK
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.similarity import NOTHING_EARLIER, most_similar_earlier
@@ -28,7 +27,6 @@ from tailwise.stages.members import DROPPED, KEPT, NEW, RESULT, Columns, Members
 from tailwise.text import command_line, did_you_mean
 
 Values = npt.NDArray[np.float64]
-WORK = "work"  # folder of intermediate files within an artifact
 
 
 class Comparison:
@@ -157,7 +155,7 @@ class Comparison:
 
     def similarities(self) -> Iterator[Values]:
         """Each row's similarity to its centroid."""
-        for values in self._clusters.parts(layout.SIMILARITY):
+        for values in self._clusters.parts(SIMILARITY):
             yield values.astype(np.float64)
 
     @cached_property
@@ -226,21 +224,6 @@ ORDERS: dict[str, Callable[[Comparison], Iterator[Values]]] = {
 }
 
 
-class Neighbours:
-    """The most similar earlier member of each sample's cluster, flat over the snapshot.
-
-    Attributes:
-        similarity: float64 [N], mapped: 1 if they are identical; NOTHING_EARLIER where there is none, and for samples that aren't
-            judged.
-        row: int64 [N], mapped: which row that is, −1 where there is none.
-    """
-
-    def __init__(self, artifact: Artifact) -> None:
-        """Opens the finished artifact."""
-        self.similarity: npt.NDArray[np.float64] = map_array(artifact.path("similarity.npy"))
-        self.row: npt.NDArray[np.int64] = map_array(artifact.path("row.npy"))
-
-
 def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: str = "auto") -> Neighbours:
     """Finds the neighbours of all samples, or opens them if they are there.
 
@@ -252,17 +235,16 @@ def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: st
     Raises:
         UserError: the largest cluster needs more memory.
     """
-    folder = COMPARISON.path(comparison.catalog.folder, digest([comparison.config, comparison.inputs]))
-    with Artifact(folder, "neighbours", comparison.config, comparison.inputs) as artifact:
+    with comparison_artifact(comparison.catalog, comparison.config, comparison.inputs) as artifact:
         if not artifact.done:
             _compare(comparison, artifact, max_memory_bytes, device)
             shutil.rmtree(artifact.path(WORK), ignore_errors=True)
             artifact.finish({"samples": comparison.new})
-        return Neighbours(artifact)
+        return Neighbours(artifact.folder)
 
 
 def _compare(comparison: Comparison, artifact: Artifact, max_memory_bytes: int, device: str) -> None:
-    if artifact.path("similarity.npy").exists():  # the last of the two to get its name; an interruption came after it
+    if Neighbours.are_written(artifact.folder):  # an interruption came after that
         return
 
     def judge(members: Members, threads: int) -> npt.NDArray[Any]:
@@ -276,13 +258,7 @@ def _compare(comparison: Comparison, artifact: Artifact, max_memory_bytes: int, 
 
     new, old = comparison.sizes.T
     wanted = (new > 0) & (new + old > 1)
-    rows = comparison.snapshot.rows
-    with (
-        replacing(artifact.path("similarity.npy")) as similarity_path,
-        replacing(artifact.path("row.npy")) as row_path,
-    ):
-        similarity = create_array(similarity_path, (rows,), np.float64)
-        other = create_array(row_path, (rows,), np.int64)
+    with Neighbours.writing(artifact.folder, comparison.snapshot.rows) as (similarity, other):
         for part in comparison.parts:
             similarity[part.span], other[part.span] = NOTHING_EARLIER, -1
         for result in comparison.regroup(artifact, wanted, judge, max_memory_bytes, "comparing inside clusters"):

@@ -14,6 +14,7 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, replacing, write_table
+from tailwise.catalog.matches import Matches
 from tailwise.errors import UserError
 from tailwise.kernels.matching import keep_rates
 from tailwise.plan.budget import samples_of_share
@@ -21,7 +22,7 @@ from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
 from tailwise.progress import Track, silent
 from tailwise.requests import PlanRequest
-from tailwise.stages.match_entries import MatchedPool, Matches, match_entries
+from tailwise.stages.match_entries import MatchedPool, match_entries
 from tailwise.stages.plan_weighted import write_shard_offsets
 
 
@@ -64,7 +65,7 @@ def make_balanced_plan(
     matches = match_entries(
         catalog, request.entries, ignore_case=request.ignore_case, snapshot=snapshot, workers=workers, track=track
     )
-    inputs = {"snapshot": snapshot.id, "matches": matches.id, **survivors.inputs}
+    inputs = {"snapshot": snapshot.id, **matches.inputs, **survivors.inputs}
     derived = {"budget": max(1, round(keep * survivors.pool))} if keep is not None else None
     with Artifact(catalog.plan_folder(name), "plan", config, inputs, derived) as artifact:
         if not artifact.done:
