@@ -22,6 +22,7 @@ from tailwise.catalog.files import (
     check_file,
     digest,
     file_stamp,
+    known_record,
     map_array,
     read_record,
     read_table,
@@ -133,7 +134,7 @@ class Catalog:
 
     def series(self, name: str) -> Series:
         """A numbered series of the catalog: one of SERIES."""
-        return Series(self.folder / name, required=bool(read_record(self.folder / layout.HEADER).get(HEADS)))
+        return Series(self.folder / name, required=bool(known_record(self.folder / layout.HEADER).get(HEADS)))
 
     # --- shards and snapshots ---------------------------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class Catalog:
         Raises:
             UserError: one is missing or damaged.
         """
-        return [Snapshot(**entry) for entry in self.series(layout.SNAPSHOTS).read()]
+        return [Snapshot(**entry) for entry in self.series(layout.SNAPSHOTS).known()]
 
     def snapshot(self, number: int | None = None) -> Snapshot:
         """One snapshot, the newest by default.

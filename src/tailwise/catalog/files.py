@@ -128,8 +128,13 @@ def file_stamp(path: Path) -> FileStamp:
 
 
 @lru_cache(maxsize=256)
-def _noted_in(record: FileStamp) -> Mapping[str, Any]:
-    return read_record(Path(record[0]))
+def _known(stamp: FileStamp) -> Mapping[str, Any]:
+    return read_record(Path(stamp[0]))
+
+
+def known_record(path: Path) -> Mapping[str, Any]:
+    """As `read_record`; a process reads a file once, and again when it was replaced."""
+    return _known(file_stamp(path))
 
 
 def noted_digests(path: Path) -> tuple[str, ...]:
@@ -139,9 +144,9 @@ def noted_digests(path: Path) -> tuple[str, ...]:
     """
     manifest, marker = path.with_name(layout.MANIFEST), layout.marker(path)
     if manifest.exists():
-        found = [_noted_in(file_stamp(manifest))["files"].get(path.name)]
+        found = [known_record(manifest)["files"].get(path.name)]
     elif marker != path and marker.exists():
-        noted = _noted_in(file_stamp(marker))
+        noted = known_record(marker)
         found = [noted.get("digest"), noted.get("replaced_by")]
     else:
         found = []

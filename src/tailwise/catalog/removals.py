@@ -156,7 +156,7 @@ def read_removals(catalog: Catalog) -> Iterator[Removal]:
     Raises:
         UserError: a file of the series is missing or damaged.
     """
-    for entry in catalog.series(layout.REMOVALS).read():
+    for entry in catalog.series(layout.REMOVALS).known():
         removal = Removal(**entry)
         check_file(names_path(catalog, removal.number))
         yield removal
