@@ -78,7 +78,7 @@ def command_line(command: str, *words: object, **options: object) -> str:
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """Return the known name that resembles an unknown one most; None if none does."""
+    """Return the known name nearest to an unknown one; None if none is near."""
     return next(iter(difflib.get_close_matches(str(name), list(known), n=1)), None)
 
 

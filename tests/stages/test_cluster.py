@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tailwise.catalog import clusterings
+from tailwise.catalog import artifacts
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
@@ -130,19 +130,19 @@ def test_fits_on_a_sample_and_assigns_all(small_catalog):
 def test_resumes_after_an_interruption_with_the_same_bytes(small_catalog, tree_bytes, monkeypatch):
     cluster(small_catalog, k=12, name="whole")
     folder = small_catalog.clusters_folder("broken")
-    real = clusterings.write_array
+    real = artifacts.write_array
 
     def breaks(path, array):
         if path.name == "label-part-000001.npy":
             raise KeyboardInterrupt
         real(path, array)
 
-    monkeypatch.setattr(clusterings, "write_array", breaks)
+    monkeypatch.setattr(artifacts, "write_array", breaks)
     with pytest.raises(KeyboardInterrupt):
         cluster(small_catalog, k=12, name="broken")
     assert not (folder / "manifest.json").exists()
     kept = {name: (folder / name).stat().st_mtime_ns for name in ("centroids.npy", "similarity-part-000000.npy")}
-    monkeypatch.setattr(clusterings, "write_array", real)
+    monkeypatch.setattr(artifacts, "write_array", real)
     cluster(small_catalog, k=12, name="broken")
     assert kept == {name: (folder / name).stat().st_mtime_ns for name in kept}
     assert tree_bytes(folder) == tree_bytes(small_catalog.clusters_folder("whole"))
@@ -436,7 +436,7 @@ def test_an_interrupted_extension_goes_on_with_the_same_bytes(small_catalog, gro
     catalog = grow(small_catalog)
     extend_clustering(catalog, "main", name="whole")
     folder = catalog.clusters_folder("broken")
-    real = clusterings.write_array
+    real = artifacts.write_array
     for name in ("label-part-000002.npy", "part-000003.npy", "rank-part-000001.npy"):
 
         def breaks(path, array, name=name):
@@ -444,7 +444,7 @@ def test_an_interrupted_extension_goes_on_with_the_same_bytes(small_catalog, gro
                 raise KeyboardInterrupt
             real(path, array)
 
-        for module in (clusterings, stage):
+        for module in (artifacts, stage):
             monkeypatch.setattr(module, "write_array", breaks)
         with pytest.raises(KeyboardInterrupt):
             extend_clustering(catalog, "main", name="broken")

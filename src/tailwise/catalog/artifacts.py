@@ -6,13 +6,18 @@ import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from tailwise import __version__
-from tailwise.catalog.files import digest, file_digest, read_record, write_record
+from tailwise.catalog.catalog import Part
+from tailwise.catalog.files import digest, file_digest, map_array, read_record, write_array, write_record
 from tailwise.catalog.kinds import PARAMETERS
-from tailwise.catalog.layout import MANIFEST, PENDING, TEMPORARY_SUFFIX, lock
+from tailwise.catalog.layout import ARRAY, MANIFEST, PENDING, TEMPORARY_SUFFIX, lock
 from tailwise.catalog.locks import locked
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.text import nearest
@@ -176,7 +181,7 @@ def _shown(value: object) -> str:
 
 
 def find_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an artifact; None if it is not finished, or not there."""
+    """Return the manifest of an artifact; None if the artifact is missing or unfinished."""
     return read_record(folder / MANIFEST) if (folder / MANIFEST).exists() else None
 
 
@@ -192,6 +197,58 @@ def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
     near = nearest(folder.name, there)
     hint = f"did you mean {near!r}? Otherwise " if near else ""
     raise NotFoundError(f"no {what} named {folder.name!r} (there: {', '.join(there) or 'none'}): {hint}{remedy}")
+
+
+class FinishedArtifact:
+    """The manifest of a finished artifact, typed."""
+
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Settings that decide the artifact, and values derived from them."""
+        identity = self.manifest["identity"]
+        return {**identity["config"], **identity.get("derived", {})}
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Name and hash of each input of the artifact."""
+        return dict(self.manifest["identity"]["inputs"])
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """Figures of the artifact, for people."""
+        return dict(self.manifest["summary"])
+
+    @property
+    def id(self) -> str:
+        """Hash of the artifact, for the inputs of other artifacts."""
+        return artifact_id(self.manifest)
+
+
+@dataclass(frozen=True)
+class PartColumn:
+    """A column of an artifact that has one `.npy` file a part.
+
+    Attributes:
+        folder: of the artifact.
+        name: of the column, as in layout.
+    """
+
+    folder: Path
+    name: str
+
+    def path(self, part: Part) -> Path:
+        """Return the file of one part."""
+        return self.folder / f"{self.name}-{part.name}{ARRAY}"
+
+    def read(self, part: Part) -> npt.NDArray[Any]:
+        """Return one part, mapped."""
+        return map_array(self.path(part))
+
+    def write(self, part: Part, values: npt.NDArray[Any]) -> None:
+        """Write one part."""
+        write_array(self.path(part), values)
 
 
 def artifact_id(manifest: Mapping[str, Any]) -> str:

@@ -244,7 +244,7 @@ class Catalog:
         return self.folder / layout.SAMPLES / f"{layout.part_name(part)}{layout.TABLE}"
 
     def samples_markers(self) -> list[Path]:
-        """The records beside the samples of all parts, those of an unfinished import among them, sorted."""
+        """Return the markers of the samples of all parts, sorted; those of an unfinished import are among them."""
         return sorted((self.folder / layout.SAMPLES).glob(f"{layout.PART}*{layout.RECORD}"))
 
     def samples(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
@@ -281,7 +281,7 @@ class Catalog:
         return self.folder / layout.EMBEDDINGS / column
 
     def embedding_path(self, column: str, part: Part) -> Path:
-        """The file of one part of an embedding column; the column has the part once its marker is there."""
+        """Return the file of one part of an embedding column; the part is complete once its marker exists."""
         return self.embedding_folder(column) / f"{part.name}{layout.ARRAY}"
 
     def embedding(self, column: str, part: Part) -> npt.NDArray[np.float16]:
@@ -313,13 +313,15 @@ class Catalog:
         return digest([read_record(layout.marker(path))["digest"] for path in paths])
 
     def rejected_logs(self, first: str = "") -> list[Path]:
-        """The lists of what was left out, sorted: all of them, or those of the stages whose names begin so."""
+        """Return the logs of rejected samples, sorted: all of them, or those whose names start with `first`."""
         return sorted((self.folder / layout.REJECTED).glob(f"{first}*{layout.TABLE}"))
 
-    def rejected(self) -> pa.Table | None:
-        """All that was left out so far, with its reason (schema.REJECTED_SCHEMA); None where nothing ever was."""
-        files = [str(path) for path in self.rejected_logs()]
-        return ds.dataset(files).to_table() if files else None
+    def rejected(
+        self, columns: Sequence[str] | None = None, where: ds.Expression | None = None, first: str = ""
+    ) -> pa.Table | None:
+        """Return rejected samples and reasons (schema.REJECTED_SCHEMA), all of them or a selection; None without a log."""
+        files = [str(path) for path in self.rejected_logs(first)]
+        return ds.dataset(files).to_table(columns, filter=where) if files else None
 
     # --- artifacts --------------------------------------------------------------------------------------------------
 

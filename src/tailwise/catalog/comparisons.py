@@ -18,7 +18,7 @@ from tailwise.catalog.kinds import COMPARISON
 
 
 def comparison_artifact(catalog: Catalog, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:
-    """Return the artifact of a comparison, made or not: its name is the hash of all that decides it."""
+    """Return the artifact of a comparison, named by the hash of its configuration and inputs."""
     return Artifact(COMPARISON.path(catalog.folder, digest([config, inputs])), "neighbours", config, inputs)
 
 
@@ -32,19 +32,19 @@ class Neighbours:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Opens the files of an artifact."""
+        """Open the files in an artifact's folder."""
         self.similarity: npt.NDArray[np.float64] = map_array(folder / layout.NEAREST_SIMILARITY)
         self.row: npt.NDArray[np.int64] = map_array(folder / layout.NEAREST_ROW)
 
     @staticmethod
     def are_written(folder: Path) -> bool:
-        """Whether both files are there: the similarities are the last to get their name."""
+        """Return True if both files exist: the similarities are published last."""
         return (folder / layout.NEAREST_SIMILARITY).exists()
 
     @staticmethod
     @contextmanager
     def writing(folder: Path, rows: int) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]:
-        """Yields similarity and row, mapped, for N rows; they get their names at the end of the block."""
+        """Yield similarity and row, mapped for writing, of N rows; publish both files at the end of the block."""
         with (
             replacing(folder / layout.NEAREST_SIMILARITY) as similarity_path,
             replacing(folder / layout.NEAREST_ROW) as row_path,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, read_manifest
+from tailwise.catalog.artifacts import REMOVALS, Artifact, FinishedArtifact, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array, replacing
 from tailwise.catalog.kinds import WITHOUT
@@ -34,7 +34,7 @@ DROPPED_SCHEMA = pa.schema(
 )
 
 
-class DropList:
+class DropList(FinishedArtifact):
     """A finished drop list.
 
     Attributes:
@@ -62,11 +62,10 @@ class DropList:
         make = f"make it with {command_line('dedup', catalog.folder, '…', name=name)} or `tailwise filter …`"
         remedy = f"{user} was made without it: restore {self.folder}" if user else make
         self.manifest = read_manifest(self.folder, "drop list", remedy)
-        config = self.manifest["identity"]["config"]
         self.kind: str = self.manifest["identity"]["kind"]
-        self.without: list[str] = list(config["without"])
-        self.clustering: str | None = config.get("clusters")
-        self.snapshot: Snapshot = catalog.snapshot(config["snapshot"])
+        self.without: list[str] = list(self.config["without"])
+        self.clustering: str | None = self.config.get("clusters")
+        self.snapshot: Snapshot = catalog.snapshot(self.config["snapshot"])
 
     @cached_property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -77,11 +76,6 @@ class DropList:
         """What it dropped among some rows, and why: DROPPED_SCHEMA."""
         within = [("row", ">=", rows.start), ("row", "<", rows.stop)]
         return pq.read_table(check_file(self.folder / layout.DROPPED_TABLE), filters=within)
-
-    @property
-    def id(self) -> str:
-        """The hash that stands for it among the inputs of another artifact."""
-        return artifact_id(self.manifest)
 
 
 def write_drops(artifact: Artifact, rows: int, tables: Iterable[pa.Table]) -> int:
@@ -162,8 +156,7 @@ class Survivors:
                     f"the drop list {name!r} was made for snapshot {opened.snapshot.number}, and this is for {snapshot.number}: "
                     "make it for that snapshot too, under another name (dedup: `extends`)"
                 )
-            inputs = opened.manifest["identity"]["inputs"]
-            self._open(catalog, opened.without, snapshot, {f"the drop list {name!r}": inputs})
+            self._open(catalog, opened.without, snapshot, {f"the drop list {name!r}": opened.inputs})
             self.lists.append(opened)
 
     @property

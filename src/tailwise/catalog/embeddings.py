@@ -132,12 +132,12 @@ def part_marker(catalog: Catalog, column: str, part: Part) -> Path:
 
 
 def part_markers(folder: Path) -> list[Path]:
-    """The done-markers of a column's parts, sorted."""
+    """Return the done-markers of a column's parts, sorted."""
     return sorted(folder.glob(f"{layout.PART}*{layout.RECORD}"))
 
 
 def column_records(catalog: Catalog) -> list[Path]:
-    """The records of all columns that were begun, sorted; each lies in its column's folder."""
+    """Return the records of all columns, sorted; each is in the folder of its column."""
     return sorted((catalog.folder / layout.EMBEDDINGS).glob(f"*/{layout.COLUMN}"))
 
 
@@ -152,7 +152,7 @@ def column_dimension(catalog: Catalog, column: str) -> int | None:
 
 
 def embedding_inputs(catalog: Catalog, column: str, snapshot: Snapshot) -> dict[str, str]:
-    """Name and hash of a column and its snapshot, for the inputs of an artifact."""
+    """Return name and hash of a column and its snapshot, for the inputs of an artifact."""
     return {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot)}
 
 

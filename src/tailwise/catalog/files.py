@@ -133,7 +133,7 @@ def _known(stamp: FileStamp) -> Mapping[str, Any]:
 
 
 def known_record(path: Path) -> Mapping[str, Any]:
-    """As `read_record`; a process reads a file once, and again when it was replaced."""
+    """Return the same as `read_record`. A process reads each version of the file once."""
     return _known(file_stamp(path))
 
 

@@ -43,9 +43,13 @@ class Kind:
         """Return the folder of one artifact; a UserError says that no artifact can have this name."""
         return catalog / self.folder / check_name(name)
 
+    def manifests(self, catalog: Path) -> list[Path]:
+        """Return the manifests of the finished artifacts, sorted by name."""
+        return sorted((catalog / self.folder).glob(f"*/{layout.MANIFEST}"))
+
     def finished(self, catalog: Path) -> list[str]:
         """Return the names of the finished artifacts, sorted."""
-        return sorted(path.parent.name for path in (catalog / self.folder).glob(f"*/{layout.MANIFEST}"))
+        return [path.parent.name for path in self.manifests(catalog)]
 
 
 _COMPARED = {"clusters": "clustering", "keep": "order"}

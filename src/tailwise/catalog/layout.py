@@ -1,6 +1,6 @@
-"""Names of all files and folders of a catalog. No other module spells one, and this one reads and writes nothing.
+"""Names of all files and folders of a catalog. No other module spells such a name; this module does no I/O.
 
-A stage names the files that it spills into a scratch folder, and reads again itself.
+Exception: a stage names the files that only it reads, in its own scratch folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEAD = "head.json"
 FOUND = "found"
 PUBLISHING = "publishing"
 
-# Of lists of what was left out.
+# Of logs of rejected samples.
 REJECTED = "rejected"
 IMPORT_LOG = "import"
 SOURCES_LOG = "sources"
@@ -103,18 +103,13 @@ def part_name(number: int) -> str:
     return f"{PART}{number:06d}"
 
 
-def part_column(folder: Path, column: str, part: str) -> Path:
-    """Return the file of one part of an artifact's column."""
-    return folder / f"{column}-{part}{ARRAY}"
-
-
 def marker(path: Path) -> Path:
-    """Return the record beside a file: it notes the file's hash, and is written last."""
+    """Return the record beside a file: it holds the file's hash, and is written last."""
     return path.with_suffix(RECORD)
 
 
 def lock(path: Path) -> Path:
-    """Return the lock file beside a file or folder, for whoever writes it."""
+    """Return the lock file of a file or folder, beside it."""
     return path.with_name(f".{path.name}{LOCK}")
 
 
@@ -123,31 +118,16 @@ def numbered(folder: Path, number: int, suffix: str = RECORD) -> Path:
     return folder / f"{number:06d}{suffix}"
 
 
-def found(catalog: Path, removals: int, snapshot: int) -> Path:
-    """Return the file of the rows that the first removals name in a snapshot."""
-    return catalog / REMOVALS / FOUND / f"{removals:06d}-{snapshot:06d}{ARRAY}"
-
-
 def rejected_log(catalog: Path, *names: str) -> Path:
-    """Return the list of what was left out: of a stage, and of the import, part or clustering that it worked on."""
+    """Return the log of rejected samples of a stage: `names` are the stage, and the part or artifact it worked on."""
     return catalog / REJECTED / f"{'-'.join(names)}{TABLE}"
 
 
 def export_record(catalog: Path, output: str) -> Path:
-    """Return what `run` notes of an output outside the catalog, by the hash of its path."""
+    """Return the record that `run` keeps of an output outside the catalog, by the hash of its path."""
     return catalog / EXPORTS / f"{output}{RECORD}"
 
 
-def finished_shard(column: Path, made_by: str, shard: int) -> Path:
-    """Return the embeddings of one shard, whose part is not complete yet."""
-    return column / UNFINISHED / made_by / f"{SHARD}{shard:08d}{ARRAY}"
-
-
-def slots_before(plan: Path, epoch: int | str) -> Path:
-    """Return the slots of all rows of a plan before an epoch."""
+def slots_before(plan: Path, epoch: int) -> Path:
+    """Return the file with the slots of all rows of a plan before an epoch."""
     return plan / SLOTS / f"{SLOTS_BEFORE}{epoch:09d}{ARRAY}"
-
-
-def units_of(plan: Path, epoch: int) -> Path:
-    """Return the units of an epoch of a plan."""
-    return plan / UNITS / f"{UNITS_OF}{epoch:09d}{ARRAY}"

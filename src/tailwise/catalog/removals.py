@@ -136,7 +136,7 @@ def removals_folder(catalog: Catalog) -> Path:
 
 
 def names_path(catalog: Catalog, number: int) -> Path:
-    """The file with the names of one removal: STORED_SCHEMA."""
+    """Return the file with the names of one removal: STORED_SCHEMA."""
     return layout.numbered(removals_folder(catalog), number, layout.TABLE)
 
 
@@ -368,7 +368,7 @@ def _look(
 
 
 def found_markers(catalog: Catalog) -> list[Path]:
-    """The markers of what was found, sorted."""
+    """Return the markers of the removed rows that are kept, sorted."""
     return sorted(_found_folder(catalog).glob(f"??????-??????{layout.RECORD}"))
 
 
@@ -407,7 +407,7 @@ def _kept(catalog: Catalog, removals: tuple[Removal, ...], newest: Snapshot) -> 
     """The latest that is kept, of so many removals and up to this snapshot, at most; of none, where nothing is."""
     for count, snapshot in _numbers_kept(catalog):
         if count <= len(removals) and snapshot <= newest.number:
-            path = layout.found(catalog.folder, count, snapshot)
+            path = _found_path(catalog, count, snapshot)
             # Passed over: a file that another process has replaced, or that is damaged, or of another state of the catalog.
             with suppress(OSError, UserError, LookupError):
                 made_from = _made_from(removals[:count], catalog.snapshot(snapshot))
@@ -424,19 +424,23 @@ def _numbers_kept(catalog: Catalog) -> list[tuple[int, int]]:
     return sorted(((int(stem[:6]), int(stem[7:])) for stem in stems if stem.replace("-", "").isdigit()), reverse=True)
 
 
+def _found_path(catalog: Catalog, removals: int, snapshot: int) -> Path:
+    return _found_folder(catalog) / f"{removals:06d}-{snapshot:06d}{layout.ARRAY}"
+
+
 def _made_from(removals: tuple[Removal, ...], snapshot: Snapshot) -> str:
     return digest([[asdict(removal) for removal in removals], snapshot.id])
 
 
 def _keep(catalog: Catalog, removals: tuple[Removal, ...], snapshot: Snapshot, found: npt.NDArray[np.int64]) -> None:
     """Writes rows and their removals, int64 [2, R], and lets go of what was kept before."""
-    path = layout.found(catalog.folder, len(removals), snapshot.number)
+    path = _found_path(catalog, len(removals), snapshot.number)
     write_array(path, found)
     made_from = _made_from(removals, snapshot)
     write_record(layout.marker(path), {"digest": file_digest(path), "made_from": made_from})
     for count, number in _numbers_kept(catalog):
         if (count, number) != (len(removals), snapshot.number) and count <= len(removals) and number <= snapshot.number:
-            other = layout.found(catalog.folder, count, number)
+            other = _found_path(catalog, count, number)
             layout.marker(other).unlink(missing_ok=True)
             other.unlink(missing_ok=True)
 

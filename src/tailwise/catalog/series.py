@@ -55,7 +55,7 @@ class Series:
         return [{name: value for name, value in entry.items() if name != PREVIOUS} for entry in entries]
 
     def known(self) -> list[dict[str, Any]]:
-        """As `read`; a process reads each state of the files once, and another state where one was written, by any process."""
+        """Return the same as `read`. A process reads each state of the files once; a change by any process is another state."""
         paths = [path for path in (self.folder / HEAD, *self._there()) if path.exists()]
         return [dict(entry) for entry in _entries(self, tuple(map(file_stamp, paths)))]
 

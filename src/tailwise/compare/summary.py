@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.catalog import Catalog, layout
+from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import read_json, replacing, write_json
 from tailwise.compare.recipe import CompareRecipe
@@ -241,7 +242,7 @@ def _each(values: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    manifest = _json(folder / layout.MANIFEST)
+    manifest = find_manifest(folder)
     return {**manifest["identity"]["config"], "found": manifest["summary"]} if manifest else {}
 
 

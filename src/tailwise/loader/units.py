@@ -35,7 +35,7 @@ def units_of(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
         int32 [U, 3]: shard, copy number, rows.
     """
     epoch = plan.drawn_epoch(epoch)
-    path = layout.units_of(plan.folder, epoch)
+    path = plan.folder / layout.UNITS / f"{layout.UNITS_OF}{epoch:09d}{layout.ARRAY}"
     if (units := map_cache(path)) is not None:
         return units
     try:

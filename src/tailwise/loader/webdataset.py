@@ -200,12 +200,10 @@ class _Lookup:
 
     def _is_rejected(self, url: str) -> bool:
         """Whether an import read the samples of this tar, and found none that is good: then it is no shard, but no stranger either."""
-        lists = [str(path) for path in self.plan.catalog.rejected_logs(f"{layout.IMPORT_LOG}-")]
-        if not lists:
-            return False
         spellings = [spelling for candidate in _readable(url) for spelling in _spellings(candidate)]
         of_samples = ds.field("file").isin(spellings) & ds.field("key").is_valid()
-        rejected = set(ds.dataset(lists).to_table(columns=["file"], filter=of_samples).column("file").to_pylist())
+        listed = self.plan.catalog.rejected(["file"], of_samples, f"{layout.IMPORT_LOG}-")
+        rejected = set() if listed is None else set(listed.column("file").to_pylist())
         return bool(rejected) and not rejected <= self._imported_paths
 
     @cached_property

@@ -107,7 +107,7 @@ def explain(plan: Plan, epochs: int = 10) -> Explanation:
         dict(plan.config),
         plan.rows,
         plan.pool,
-        int(plan.manifest["summary"]["eligible"]),
+        int(plan.summary["eligible"]),
         plan.exact,
         figures,
         bins,

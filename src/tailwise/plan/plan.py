@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import read_manifest
+from tailwise.catalog.artifacts import FinishedArtifact, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import (
     create_array,
@@ -35,12 +34,11 @@ MAX_EPOCH = 10_000  # an epoch's counts follow from those of all epochs before i
 Rows = slice | npt.NDArray[np.int64]
 
 
-class Plan:
+class Plan(FinishedArtifact):
     """A plan of a catalog. Small, immutable, and opened without reading it: its arrays are memory-mapped.
 
     Attributes:
         name: of the plan.
-        config: all that decides it.
         snapshot: the rows it speaks of are those of this snapshot.
     """
 
@@ -55,10 +53,8 @@ class Plan:
         self.folder = catalog.plan_folder(name)
         remedy = f"make it with {command_line('plan', catalog.folder, name, method='…')}"
         self.manifest = read_manifest(self.folder, "plan", remedy)
-        identity = self.manifest["identity"]
-        self.config: Mapping[str, Any] = {**identity["config"], **identity.get("derived", {})}
         self.snapshot: Snapshot = catalog.snapshot(self.config["snapshot"])
-        if self.snapshot.id != self.manifest["identity"]["inputs"]["snapshot"]:
+        if self.snapshot.id != self.inputs["snapshot"]:
             raise UserError(f"plan {name!r} was made for another snapshot {self.snapshot.number}: make it anew")
         self._slots: tuple[int, npt.NDArray[np.uint32]] = (0, np.empty(0, np.uint32))
 
@@ -74,11 +70,11 @@ class Plan:
     @property
     def pool(self) -> int:
         """Samples of the snapshot that were not removed when the plan was made."""
-        return int(self.manifest["summary"].get("pool", self.rows))
+        return int(self.summary.get("pool", self.rows))
 
     @property
     def clustering(self) -> str | None:
-        """Name of the clustering that it was made from; None where it needs none."""
+        """Name of the plan's clustering; None for a plan without clusters."""
         return self.config.get("clusters") or None
 
     @property
@@ -252,7 +248,7 @@ class Plan:
             layout.marker(other_path).unlink(missing_ok=True)
 
     def _epochs_with_slots(self) -> list[int]:
-        """Epochs before which slots are kept, ascending."""
+        """Return the epochs before which slots are kept, ascending."""
         paths = (self.folder / layout.SLOTS).glob(f"{layout.SLOTS_BEFORE}*{layout.ARRAY}")
         stems = (path.stem.removeprefix(layout.SLOTS_BEFORE) for path in paths)
         return sorted(int(stem) for stem in stems if stem.isdigit())
@@ -273,9 +269,8 @@ class Plan:
         for first in reversed([first for first in self._epochs_with_slots() if first <= epoch]):
             if first == found[0]:
                 return found
-            slots = map_cache(
-                layout.slots_before(self.folder, first)
-            )  # None: damaged, or another process has just removed it
+            # None: damaged, or another process has just removed it.
+            slots = map_cache(layout.slots_before(self.folder, first))
             if slots is not None and slots.shape == (self.rows,):
                 self._slots = first, slots
                 return self._slots

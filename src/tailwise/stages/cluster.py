@@ -282,23 +282,23 @@ class _ClusterStage:
         assigner = Assigner(self.files.centroids, device=self.device)
         base_parts = 0 if base is None else base.snapshot.parts
         for part, block in self.track(list(zip(self.parts, self.blocks, strict=True)), "assigning", len(self.parts)):
-            if self.files.path(layout.SIMILARITY, part).exists():
+            if self.files.similarities.path(part).exists():
                 continue
             kept = self.survivors.keeps(part.span)
             labels = np.full(part.rows, MISSING, np.int32)
             similarity = np.zeros(part.rows, np.float32)
             if base is not None and part.number < base_parts:
-                known = kept & (base.labels(part) >= 0)
-                labels[known] = base.labels(part)[known]
-                similarity[known] = base.similarities(part)[known]
+                known = kept & (base.labels.read(part) >= 0)
+                labels[known] = base.labels.read(part)[known]
+                similarity[known] = base.similarities.read(part)[known]
             for start, chunk in row_chunks([block], CHUNK_ROWS):
                 wanted = start + np.flatnonzero(
                     kept[start : start + len(chunk)] & (labels[start : start + len(chunk)] < 0)
                 )
                 if len(wanted):
                     labels[wanted], similarity[wanted] = assigner(chunk[wanted - start])
-            self.files.write(layout.LABEL, part, labels)
-            self.files.write(layout.SIMILARITY, part, similarity)
+            self.files.labels.write(part, labels)
+            self.files.similarities.write(part, similarity)
 
     def describe(self, asked: int, density: float | Literal["auto"] | None) -> None:
         """Writes ranks and the table of clusters, and finishes the artifact unless it is collapsed."""
@@ -306,14 +306,14 @@ class _ClusterStage:
         seen = np.zeros(len(centroids), np.int64)
         similarity_sums = np.zeros(len(centroids), np.int64)
         for part in self.parts:
-            labels = np.asarray(self.files.labels(part))
+            labels = np.asarray(self.files.labels.read(part))
             if labels.max(initial=MISSING) >= len(centroids):  # written by an interrupted run, and not hashed yet
                 raise DamagedError(
-                    f"{self.files.path(layout.LABEL, part)} is damaged: delete {self.artifact.folder}, then repeat this command"
+                    f"{self.files.labels.path(part)} is damaged: delete {self.artifact.folder}, then repeat this command"
                 )
-            self.files.write(layout.RANK, part, appearance_ranks(labels, seen))
+            self.files.ranks.write(part, appearance_ranks(labels, seen))
             member = labels >= 0
-            units = to_similarity_units(self.files.similarities(part)[member].astype(np.float64))
+            units = to_similarity_units(self.files.similarities.read(part)[member].astype(np.float64))
             np.add.at(similarity_sums, labels[member], units)
         self._refuse_collapse(seen, asked)
         table = _cluster_table(centroids, seen, similarity_sums)
@@ -343,8 +343,8 @@ class _ClusterStage:
         """The cosine to their own centroid that RADIUS_SHARE of the samples reach."""
         histogram = np.zeros(1, np.int64)
         for part in self.parts:
-            member = self.files.labels(part) >= 0
-            histogram = histogram + similarity_steps(self.files.similarities(part)[member])
+            member = self.files.labels.read(part) >= 0
+            histogram = histogram + similarity_steps(self.files.similarities.read(part)[member])
         return radius_that_holds(histogram, RADIUS_SHARE)
 
     def _count_density(self, radius: float) -> npt.NDArray[np.int64]:
@@ -355,7 +355,7 @@ class _ClusterStage:
         for part, block in self.track(list(zip(self.parts, self.blocks, strict=True)), "density", len(self.parts)):
             path = self.artifact.path(layout.DENSITY) / f"{part.name}{layout.ARRAY}"
             if not path.exists():
-                member = self.files.labels(part) >= 0
+                member = self.files.labels.read(part) >= 0
                 counts = np.zeros(len(centroids), np.int64)
                 for start, chunk in row_chunks([block], CHUNK_ROWS):
                     counts += counter(chunk[member[start : start + len(chunk)]])

@@ -119,7 +119,7 @@ def dedup(
             decisions = decide.nearest_alone()
             RULES[rule](decide, decisions)
             _finish(compared, artifact, decisions)
-    return Deduplication(name, DropList(catalog, name).manifest["summary"])
+    return Deduplication(name, DropList(catalog, name).summary)
 
 
 class _Decide:

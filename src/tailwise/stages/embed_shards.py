@@ -56,10 +56,11 @@ class Finished:
             column: "image" or "text".
             made_by: hash of all that decides the rows; what another encoder left unfinished lies elsewhere until the column is complete.
         """
-        self._folder, self._made_by = catalog.embedding_folder(column), made_by
+        self._root = catalog.embedding_folder(column) / layout.UNFINISHED
+        self._folder = self._root / made_by
 
     def _path(self, shard: ShardRows) -> Path:
-        return layout.finished_shard(self._folder, self._made_by, shard.shard)
+        return self._folder / f"{layout.SHARD}{shard.shard:08d}{layout.ARRAY}"
 
     def write(self, done: Done, rows: npt.NDArray[np.float16]) -> None:
         """Keeps a shard's rows, float16 [rows, d]."""
@@ -97,9 +98,7 @@ class Finished:
         try:
             return read_array(path)
         except (OSError, ValueError, EOFError) as error:
-            raise DamagedError(
-                f"{path} is damaged ({error}): delete {self._folder / layout.UNFINISHED}, then repeat this command"
-            ) from error
+            raise DamagedError(f"{path} is damaged ({error}): delete {self._root}, then repeat this command") from error
 
     def forget(self, shards: Sequence[ShardRows]) -> None:
         """Drops what is part of a complete part now; the marker first."""
@@ -109,7 +108,7 @@ class Finished:
 
     def close(self) -> None:
         """Drops everything: the column is complete."""
-        shutil.rmtree(self._folder / layout.UNFINISHED, ignore_errors=True)
+        shutil.rmtree(self._root, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class Causes:
         if clustering is None:
             return np.zeros(rows.stop - rows.start, np.int32)
         part = next(part for part in self._parts if rows.start < part.span.stop)
-        return np.asarray(clustering.labels(part)[rows.start - part.first_row : rows.stop - part.first_row])
+        return np.asarray(clustering.labels.read(part)[rows.start - part.first_row : rows.stop - part.first_row])
 
 
 class _Found:
@@ -196,7 +196,7 @@ def lists_of(plan: Plan) -> list[str]:
 
 def _users(plan: Plan) -> dict[str, Mapping[str, str]]:
     """What was made without drop lists on the way to a plan, and its inputs."""
-    users = {f"plan {plan.name!r}": plan.manifest["identity"]["inputs"]}
+    users = {f"plan {plan.name!r}": plan.inputs}
     if clustering := _clustering(plan):
         users[f"clustering {clustering.name!r}"] = clustering.inputs
     return users

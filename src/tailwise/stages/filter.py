@@ -129,7 +129,7 @@ def filter_samples(
             summary = judge.summary()
             write_drops(artifact, snapshot.rows, track(judge.tables(), "writing drops", len(judge.parts)))
             artifact.finish(summary)
-    return Filtered(name, DropList(catalog, name).manifest["summary"])
+    return Filtered(name, DropList(catalog, name).summary)
 
 
 def try_filter(

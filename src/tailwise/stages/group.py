@@ -206,8 +206,8 @@ def _write_files(pool: Pool, files: ClusterFiles, groups: Groups, what: str) -> 
             )
         kept = pool.survivors.keeps(part.span)
         labels = np.where(kept & (given >= 0), given, NO_GROUP).astype(np.int32)
-        files.write(layout.LABEL, part, labels)
-        files.write(layout.RANK, part, appearance_ranks(labels, seen))
+        files.labels.write(part, labels)
+        files.ranks.write(part, appearance_ranks(labels, seen))
         dropped += int((~kept).sum())
     grouped = int(seen.sum())
     if not grouped:

@@ -101,7 +101,7 @@ class Grouping:
         scores = score_parts(self._catalog, self.snapshot, self._score) if self._score is not None else None
         for part in self.parts:
             one = np.zeros(part.rows, np.int32)
-            label = one if self._clustering is None else np.array(self._clustering.labels(part))
+            label = one if self._clustering is None else np.array(self._clustering.labels.read(part))
             label[~self._survivors.keeps(part.span)] = OUTSIDE
             if scores is not None:
                 label[np.isnan(next(scores))] = OUTSIDE
@@ -156,7 +156,7 @@ class Grouping:
             member = label >= 0
             sizes += np.bincount(label[member], minlength=count)
             if known:
-                similarity = clustering.similarities(part)[member].astype(np.float64)
+                similarity = clustering.similarities.read(part)[member].astype(np.float64)
                 np.add.at(sums, label[member], to_similarity_units(similarity))
         with np.errstate(invalid="ignore"):
             d_intra = 1 - sums * SIMILARITY_UNIT / sizes if known else np.full(count, np.nan)

@@ -145,13 +145,15 @@ def _match(
 ) -> None:
     """Writes the list, and the matches of all parts that aren't there yet."""
     entries = matches.write_entries()
-    parts = [part for part in catalog.parts(snapshot) if not matches.has(part)]
+    parts = [
+        part for part in catalog.parts(snapshot) if not all(column.path(part).exists() for column in matches.columns)
+    ]
     groups = {part.number: _groups(catalog, entries, part, ignore_case) for part in parts}
     every = [group for part in parts for group in groups[part.number]]
     results = iter(track(map_ordered(_Group.match, every, workers), "matching captions", len(every)))
     try:
         for part in parts:
-            matches.write(part, _joined([next(results) for _ in groups[part.number]]))
+            _write(matches, part, [next(results) for _ in groups[part.number]])
         next(results, None)  # ends the bar
     finally:
         _matcher.cache_clear()
@@ -163,7 +165,9 @@ def _groups(catalog: Catalog, entries: Path, part: Part, ignore_case: bool) -> S
     return [_Group(path, number, entries, ignore_case) for number in range(count)]
 
 
-def _joined(found: Sequence[Found]) -> Sequence[npt.NDArray[np.int32]]:
-    columns: Iterator[Sequence[npt.NDArray[np.int32]]] = zip(*found, strict=True)
+def _write(matches: Matches, part: Part, found: Sequence[Found]) -> None:
+    pieces: Iterator[Sequence[npt.NDArray[np.int32]]] = zip(*found, strict=True)
     empty = np.empty(0, np.int32)
-    return [np.concatenate([empty, *pieces]) for pieces in columns] or [empty, empty]
+    joined = [np.concatenate([empty, *of_column]) for of_column in pieces] or [empty, empty]
+    for column, values in zip(matches.columns, joined, strict=True):
+        column.write(part, values)

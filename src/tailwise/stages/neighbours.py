@@ -119,7 +119,7 @@ class Comparison:
         before = Survivors(self.catalog, base.without, base.snapshot)
         back = 0
         for part in self.parts[: base.snapshot.parts]:
-            clustered = self._clusters.labels(part) >= 0
+            clustered = self._clusters.labels.read(part) >= 0
             back += int((~before.keeps(part.span) & self.survivors.keeps(part.span) & clustered).sum())
         if back:
             raise UserError(
@@ -138,7 +138,7 @@ class Comparison:
 
     def labels(self, part: Part) -> npt.NDArray[np.int32]:
         """The cluster of each row of a part, negative for those that take no part: int32 [n]."""
-        labels = np.array(self._clusters.labels(part))
+        labels = np.array(self._clusters.labels.read(part))
         labels[~self.survivors.keeps(part.span)] = -1
         return labels
 

@@ -14,7 +14,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.embeddings import check_one_encoder
 from tailwise.catalog.files import digest, file_digest, read_record
-from tailwise.catalog.scores import ScoreFiles, score_artifact
+from tailwise.catalog.scores import score_artifact, score_column
 from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED
@@ -41,8 +41,8 @@ def score_parts(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, tra
     Raises:
         UserError: no such score or option, or what it is made from is missing.
     """
-    files = ScoreFiles(_make(catalog, snapshot, request, track))
-    return (files.read(part) for part in catalog.parts(snapshot))
+    column = score_column(_make(catalog, snapshot, request, track))
+    return (column.read(part) for part in catalog.parts(snapshot))
 
 
 def score_figures(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> dict[str, int]:
@@ -85,10 +85,10 @@ def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, track: Tr
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, request)}
     with score_artifact(catalog, request.name, config, inputs) as artifact:
         if not artifact.done:
-            files = ScoreFiles(artifact.folder)
-            work = ScoreWork(catalog, snapshot, files, request.name, _options(request), track)
+            column = score_column(artifact.folder)
+            work = ScoreWork(catalog, snapshot, artifact.folder, request.name, _options(request), track)
             figures = _score(request).make(work) or {}
-            scored = sum(int((~np.isnan(files.read(part))).sum()) for part in catalog.parts(snapshot))
+            scored = sum(int((~np.isnan(column.read(part))).sum()) for part in catalog.parts(snapshot))
             artifact.finish({"samples": snapshot.rows, "scored": scored, **figures})
     return artifact.folder
 

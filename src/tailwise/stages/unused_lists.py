@@ -95,7 +95,7 @@ def unused_by_plan(plan: Plan) -> list[UnusedList]:
 
     Lists that its clustering was made without count as used.
     """
-    inputs = [plan.manifest["identity"]["inputs"]]
+    inputs = [plan.inputs]
     if (clustering := Clustering.find(plan.catalog, plan.clustering)) is not None:
         inputs.append(clustering.inputs)
     removals = Removals.of(plan.catalog, plan.snapshot)
@@ -111,6 +111,6 @@ def unused_by_clustering(catalog: Catalog, name: str) -> list[UnusedList]:
     """
     clustering = Clustering.open(catalog, name)
     found = unused_lists(
-        catalog, clustering.snapshot, [clustering.inputs], lambda part: np.asarray(clustering.labels(part) >= 0)
+        catalog, clustering.snapshot, [clustering.inputs], lambda part: np.asarray(clustering.labels.read(part) >= 0)
     )
     return [item for item in found if DropList(catalog, item.name).clustering != name]

@@ -49,13 +49,14 @@ def broken_inputs(catalog: Catalog) -> list[str]:
     """What finished clusterings, drop lists and plans were made from, and is gone, or was made anew since: a line each, for people."""
     lines = []
     for kind in (kind for kind in KINDS if kind.made_by):  # others have a hash as their name: an old one may stay
-        for name in kind.finished(catalog.folder):
-            manifest = _manifest(catalog.folder / kind.folder / name / layout.MANIFEST)
-            for used, its_name, expected in named_inputs(manifest["identity"]):
+        for manifest in kind.manifests(catalog.folder):
+            for used, its_name, expected in named_inputs(_manifest(manifest)["identity"]):
                 there = used.path(catalog.folder, its_name) / layout.MANIFEST
                 if not there.exists() or artifact_id(_manifest(there)) != expected:
                     state = "was made anew since" if there.exists() else "is missing"
-                    lines.append(f"{used.folder}/{its_name} {state}: {kind.folder}/{name} was made from it")
+                    lines.append(
+                        f"{used.folder}/{its_name} {state}: {kind.folder}/{manifest.parent.name} was made from it"
+                    )
     return lines
 
 
@@ -78,9 +79,7 @@ def _noted(catalog: Catalog) -> Iterator[tuple[Path, str | None]]:
     for marker in found_markers(catalog):
         yield from _marked(marker.with_suffix(layout.ARRAY))
     for kind in KINDS:
-        for manifest in (
-            catalog.folder / kind.folder / name / layout.MANIFEST for name in kind.finished(catalog.folder)
-        ):
+        for manifest in kind.manifests(catalog.folder):
             yield manifest, None
             for name, digest in _manifest(manifest)["files"].items():
                 yield manifest.parent / name, digest

@@ -50,7 +50,8 @@ def why(catalog: Catalog, name: str, plans: Sequence[str] | None = None) -> Stor
     """
     teller = _Teller(catalog, PLAN.finished(catalog.folder) if plans is None else plans)
     samples = [teller.story(part, row) for part, row in _find(catalog, name)]
-    rejected = _rejected(catalog, name)
+    listed = catalog.rejected(["stage", "reason", "file", "detail"], ds.field("key") == name)
+    rejected: list[Story] = [] if listed is None else listed.to_pylist()
     if not samples and not rejected:
         near = _near(catalog, name)
         hint = f"did you mean {' or '.join(near)}?" if near else "give it as it stands in the tar, without extension"
@@ -88,15 +89,6 @@ def _near(catalog: Catalog, name: str) -> list[str]:
             break
     exact = [key for key in near if core and key.rsplit("/", 1)[-1].lstrip("0") == tail]
     return list(dict.fromkeys([*exact, *difflib.get_close_matches(core, near, HINTS)]))[:HINTS]
-
-
-def _rejected(catalog: Catalog, name: str) -> list[Story]:
-    files = [str(path) for path in catalog.rejected_logs()]
-    if not files:
-        return []
-    columns = ["stage", "reason", "file", "detail"]
-    found: list[Story] = ds.dataset(files).to_table(columns, filter=ds.field("key") == name).to_pylist()
-    return found
 
 
 class _Teller:
@@ -153,12 +145,12 @@ class _Teller:
         empty = dict.fromkeys(("cluster", "size", "rank", "similarity"))
         if part.number >= snapshot.parts:
             return {**story, **empty, "why_none": f"it was imported after snapshot {snapshot.number}"}
-        cluster = int(found.labels(part)[at])
+        cluster = int(found.labels.read(part)[at])
         if cluster < 0:
             return {**story, **empty, "why_none": f"it took no part: {found.why_none}, or dropped before"}
         place: Story = {"cluster": cluster, "size": found.table.column("size")[cluster].as_py()}
-        place["rank"] = found.ranks(part)[at].item()
-        place["similarity"] = found.similarities(part)[at].item() if found.has_centroids else None
+        place["rank"] = found.ranks.read(part)[at].item()
+        place["similarity"] = found.similarities.read(part)[at].item() if found.has_centroids else None
         return {**story, **place, "why_none": None}
 
     def _in_list(self, name: str, row: int) -> Story:
