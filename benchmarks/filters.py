@@ -17,9 +17,10 @@ import pyarrow as pa
 from common import print_header
 from pools import REAL
 
-from tailwise.catalog.catalog import Catalog, part_name
+from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import normalise_rows, open_column, write_part
 from tailwise.catalog.files import file_digest, write_json, write_table
+from tailwise.catalog.layout import part_name
 from tailwise.catalog.schema import SAMPLE_SCHEMA, SHARD_SCHEMA
 from tailwise.requests import FilterRequest, ScoreRequest
 from tailwise.stages.filter import filter_samples

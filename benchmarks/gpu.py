@@ -34,7 +34,8 @@ from common import print_header
 from torch.utils.flop_counter import FlopCounterMode
 
 from tailwise.catalog import Catalog
-from tailwise.catalog.files import MANIFEST, read_json
+from tailwise.catalog.files import read_json
+from tailwise.catalog.layout import MANIFEST
 from tailwise.demo.pool import make_pool
 from tailwise.requests import ClusterRequest
 

@@ -18,8 +18,9 @@ import pyarrow as pa
 from common import print_header
 from pools import REAL
 
-from tailwise.catalog.catalog import Catalog, part_name
+from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import write_table
+from tailwise.catalog.layout import part_name
 from tailwise.catalog.schema import SAMPLE_SCHEMA, SHARD_SCHEMA
 from tailwise.kernels.matching import EntryMatcher, space_out
 from tailwise.plan.plan import Plan

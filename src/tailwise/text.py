@@ -77,11 +77,16 @@ def command_line(command: str, *words: object, **options: object) -> str:
     return f"`tailwise {' '.join(word if word == '…' else shlex.quote(word) for word in typed)}`"
 
 
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """Return the known name nearest to an unknown one; None if none is near."""
+    return next(iter(difflib.get_close_matches(str(name), list(known), n=1)), None)
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return the remedy for an unknown name: the nearest one, or all of them if none is near."""
     names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"use {', '.join(names)}"
+    near = nearest(name, names)
+    return f"did you mean {near!r}?" if near else f"use {', '.join(names)}"
 
 
 def is_unicode(text: str) -> bool:

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from tailwise.catalog import Catalog
-from tailwise.catalog.files import MANIFEST
 from tailwise.catalog.kinds import KINDS, MADE_BY, WITHOUT, named_inputs
+from tailwise.catalog.layout import MANIFEST
 from tailwise.cli.run import STEPS, _check_names, _command, _made_name
 from tailwise.errors import UserError
 from tailwise.pipeline.steps import Step

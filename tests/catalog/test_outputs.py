@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailwise.catalog.files import TEMPORARY_SUFFIX, replacing
+from tailwise.catalog.files import replacing
+from tailwise.catalog.layout import TEMPORARY_SUFFIX
 from tailwise.catalog.outputs import check_output_folder, writing_output
 from tailwise.compare.study import compare
 from tailwise.demo.run import Tools, run_drawn

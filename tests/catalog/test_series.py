@@ -4,10 +4,11 @@ import json
 import pytest
 
 from tailwise.catalog import Catalog, series
-from tailwise.catalog.catalog import HEADER
 from tailwise.catalog.files import write_json
-from tailwise.catalog.series import HEAD, Series
+from tailwise.catalog.layout import HEAD, HEADER
+from tailwise.catalog.series import Series
 from tailwise.errors import UserError
+from tailwise.stages.import_pool import import_pool
 
 
 @pytest.fixture
@@ -203,3 +204,30 @@ def test_a_catalog_of_an_older_version_opens(small_catalog):
         del entry["previous"]
         path.write_text(json.dumps(entry))
     assert Catalog.open(small_catalog.folder).snapshot().rows == 600
+
+
+def test_what_is_known_is_read_again_once_another_process_has_written(three, tmp_path):
+    """Of an append that ends before the head is written, the entry counts too."""
+    assert three.known() == three.read()
+    three.known()[0]["value"] = "changed by a caller"
+    other = Series(three.folder, three.required)
+    assert [entry["value"] for entry in three.known()] == [0, 1, 2]
+    head = (three.folder / HEAD).read_bytes()
+    other.append({"value": 3})
+    assert [entry["value"] for entry in three.known()] == [0, 1, 2, 3]
+    (three.folder / HEAD).write_bytes(head)
+    assert [entry["value"] for entry in three.known()] == [0, 1, 2, 3]
+    three.path(2).unlink()
+    with pytest.raises(UserError, match=r"000002.json is missing"):
+        three.known()
+
+
+def test_an_import_reads_each_state_of_the_snapshots_once(tmp_path, make_pool):
+    make_pool(tmp_path / "pool", [20, 20])
+    before = series._entries.cache_info().misses
+    catalog = import_pool(str(tmp_path / "pool"), tmp_path / "catalog", workers=1).catalog
+    assert series._entries.cache_info().misses - before <= 4  # without and with its snapshot; removals
+    before = series._entries.cache_info().misses
+    for _ in range(3):
+        assert Catalog.open(catalog.folder).parts()[0].rows == 40
+    assert series._entries.cache_info().misses == before

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DropList
 from tailwise.cli import app
 from tailwise.errors import UserError
@@ -45,7 +46,7 @@ def test_clusters_filters_and_duplicates_are_those_of_the_rest(small_catalog, go
     rows = gone()
     clustering = cluster(small_catalog, ClusterRequest(k=8))
     assert clustering.summary["samples"] == 400
-    labels = np.concatenate(list(small_catalog.label_parts("main", small_catalog.snapshot(), "label")))
+    labels = np.concatenate(list(Clustering.open(small_catalog, "main").parts("label")))
     assert (labels[rows] == -1).all()
     filtered = filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.25))
     assert (filtered.summary["samples"], filtered.summary["kept"]) == (400, 100)

@@ -4,7 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tailwise.catalog import artifacts
 from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.catalog.files import note_digest, read_array, read_json
 from tailwise.errors import UserError
@@ -16,9 +18,7 @@ from tailwise.stages.import_pool import import_pool
 
 
 def column(catalog, name, kind):
-    manifest = read_json(catalog.clusters_folder(name) / "manifest.json")
-    snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
-    return np.concatenate(list(catalog.label_parts(name, snapshot, kind)))
+    return np.concatenate(list(Clustering.open(catalog, name).parts(kind)))
 
 
 def rows_of(catalog):
@@ -131,19 +131,19 @@ def test_fits_on_a_sample_and_assigns_all(small_catalog):
 def test_resumes_after_an_interruption_with_the_same_bytes(small_catalog, tree_bytes, monkeypatch):
     cluster(small_catalog, ClusterRequest(k=12, name="whole"))
     folder = small_catalog.clusters_folder("broken")
-    real = stage.write_array
+    real = artifacts.write_array
 
     def breaks(path, array):
         if path.name == "label-part-000001.npy":
             raise KeyboardInterrupt
         real(path, array)
 
-    monkeypatch.setattr(stage, "write_array", breaks)
+    monkeypatch.setattr(artifacts, "write_array", breaks)
     with pytest.raises(KeyboardInterrupt):
         cluster(small_catalog, ClusterRequest(k=12, name="broken"))
     assert not (folder / "manifest.json").exists()
     kept = {name: (folder / name).stat().st_mtime_ns for name in ("centroids.npy", "similarity-part-000000.npy")}
-    monkeypatch.setattr(stage, "write_array", real)
+    monkeypatch.setattr(artifacts, "write_array", real)
     cluster(small_catalog, ClusterRequest(k=12, name="broken"))
     assert kept == {name: (folder / name).stat().st_mtime_ns for name in kept}
     assert tree_bytes(folder) == tree_bytes(small_catalog.clusters_folder("whole"))
@@ -297,7 +297,7 @@ def test_counting_goes_on_where_it_stopped(small_catalog, tree_bytes, monkeypatc
     np.save(first, np.load(first) + 1000)  # what is there isn't counted again
     monkeypatch.setattr(stage, "write_array", real)
     made = cluster(small_catalog, ClusterRequest(k=12, density="auto", name="broken"))
-    whole = stage.load_clustering(small_catalog, "whole")
+    whole = Clustering.open(small_catalog, "whole")
     assert (made.table["density"].to_numpy() - whole.table["density"].to_numpy()).tolist() == [1000] * 12
     assert not (folder / "density").exists()
 
@@ -439,7 +439,7 @@ def test_an_interrupted_extension_goes_on_with_the_same_bytes(small_catalog, gro
     catalog = grow(small_catalog)
     cluster(catalog, ClusterRequest(extends="main", name="whole"))
     folder = catalog.clusters_folder("broken")
-    real = stage.write_array
+    real = artifacts.write_array
     for name in ("label-part-000002.npy", "part-000003.npy", "rank-part-000001.npy"):
 
         def breaks(path, array, name=name):
@@ -447,11 +447,12 @@ def test_an_interrupted_extension_goes_on_with_the_same_bytes(small_catalog, gro
                 raise KeyboardInterrupt
             real(path, array)
 
-        monkeypatch.setattr(stage, "write_array", breaks)
+        for module in (artifacts, stage):
+            monkeypatch.setattr(module, "write_array", breaks)
         with pytest.raises(KeyboardInterrupt):
             cluster(catalog, ClusterRequest(extends="main", name="broken"))
         assert not (folder / "manifest.json").exists()
-    monkeypatch.setattr(stage, "write_array", real)
+    monkeypatch.undo()
     cluster(catalog, ClusterRequest(extends="main", name="broken"))
     assert tree_bytes(folder) == tree_bytes(catalog.clusters_folder("whole"))
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import tailwise
 from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DROPPED_SCHEMA as SCHEMA
 from tailwise.catalog.drops import DropList, write_drops
 from tailwise.catalog.files import note_digest, read_record, write_record
@@ -30,7 +31,7 @@ from tailwise.stages.suggest import EPSILONS, suggest
 
 
 def column(catalog, kind, name="main"):
-    return np.concatenate(list(catalog.label_parts(name, catalog.snapshot(), kind)))
+    return np.concatenate(list(Clustering.open(catalog, name).parts(kind)))
 
 
 def embeddings(catalog):

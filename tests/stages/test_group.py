@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.catalog.files import note_digest
 from tailwise.errors import UserError
@@ -24,7 +25,7 @@ KEYS = [f"{row:06d}" for row in range(600)]
 
 
 def labels_of(catalog, name, column="label"):
-    return np.concatenate(list(catalog.label_parts(name, catalog.snapshot(), column)))
+    return np.concatenate(list(Clustering.open(catalog, name).parts(column)))
 
 
 def add_column(catalog, values):

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.catalog.files import read_table
 from tailwise.cli import app
@@ -20,7 +21,7 @@ from tailwise.stages.plan import make_plan
 def groups_of(catalog, name):
     """The entry that each row is grouped by, or None."""
     values = catalog_table(catalog, name)["value"]
-    labels = np.concatenate(list(catalog.label_parts(name, catalog.snapshot(), "label")))
+    labels = np.concatenate(list(Clustering.open(catalog, name).parts("label")))
     return [values[label] if label >= 0 else None for label in labels.tolist()]
 
 

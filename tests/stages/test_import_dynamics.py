@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from tailwise.catalog.clusterings import Clustering
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.requests import PlanRequest, SourceRequest
-from tailwise.stages.cluster import load_clustering
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
 from tailwise.stages.verify import verify
@@ -64,12 +64,12 @@ def column(catalog, name):
 
 
 def labels(catalog, name="dynamics"):
-    return np.concatenate(list(catalog.label_parts(name, catalog.snapshot(), "label"))).tolist()
+    return np.concatenate(list(Clustering.open(catalog, name).parts("label"))).tolist()
 
 
 def values(catalog, name="dynamics"):
     """The cluster id of each row, None for none."""
-    table = load_clustering(catalog, name).table.column("value").to_pylist()
+    table = Clustering.open(catalog, name).table.column("value").to_pylist()
     return [int(table[label]) if label >= 0 else None for label in labels(catalog, name)]
 
 
@@ -91,7 +91,7 @@ def test_embeddings_and_cluster_ids_go_to_their_tar_and_key(run, tmp_path, pool,
     assert catalog.rejected() is None
     check(catalog, names)
     assert values(catalog) == ids
-    table = load_clustering(catalog, "dynamics").table.to_pylist()
+    table = Clustering.open(catalog, "dynamics").table.to_pylist()
     assert [(row["cluster"], row["value"], row["size"]) for row in table] == [
         (0, "0", 2),
         (1, "7", 5),

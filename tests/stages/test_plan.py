@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
 from tailwise.errors import UserError
 from tailwise.plan import METHODS, Plan
@@ -70,7 +71,7 @@ def test_seeds_differ(clustered):
 @pytest.mark.parametrize("pick", ["hardest", "easiest"])
 def test_ranked_picks_take_the_members_farthest_from_or_nearest_to_the_centroid(clustered, method, pick):
     plan = make_plan(clustered, "p", PlanRequest(method, keep=0.4, pick=pick))
-    similarity = np.concatenate(list(clustered.label_parts("main", clustered.snapshot(), "similarity")))
+    similarity = np.concatenate(list(Clustering.open(clustered, "main").parts("similarity")))
     drawn = plan.draw(0).astype(bool)
     for group in range(len(plan.sizes)):
         inside = plan.groups == group
@@ -379,8 +380,8 @@ def test_sizes_and_distances_are_those_of_what_is_left(clustered):
     """As if the clustering's labels had never held the dropped rows."""
     drop(clustered, "some", list(range(0, 600, 4)))
     plan = make_plan(clustered, "p", PlanRequest("dbp", keep=0.3, without=("some",)))
-    label = np.concatenate(list(clustered.label_parts("main", clustered.snapshot(), "label")))
-    similarity = np.concatenate(list(clustered.label_parts("main", clustered.snapshot(), "similarity"))).astype(float)
+    label = np.concatenate(list(Clustering.open(clustered, "main").parts("label")))
+    similarity = np.concatenate(list(Clustering.open(clustered, "main").parts("similarity"))).astype(float)
     kept = np.arange(600) % 4 != 0
     sizes = np.bincount(label[kept], minlength=12)
     assert np.array_equal(plan.sizes, sizes)

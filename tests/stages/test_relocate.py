@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from tailwise.catalog.catalog import LOCK
+from tailwise.catalog.layout import LOCK
 from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.stages.import_pool import import_pool

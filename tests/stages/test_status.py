@@ -1,7 +1,7 @@
 import pytest
 
+from tailwise.catalog import clusterings
 from tailwise.requests import ClusterRequest, PlanRequest
-from tailwise.stages import cluster as stage
 from tailwise.stages import import_shards
 from tailwise.stages.cluster import cluster
 from tailwise.stages.import_pool import import_pool
@@ -16,7 +16,7 @@ def test_what_is_there_and_what_is_unfinished(small_catalog, monkeypatch):
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "write_array", stops)
+    monkeypatch.setattr(clusterings, "write_array", stops)
     with pytest.raises(KeyboardInterrupt):
         cluster(small_catalog, ClusterRequest(k=7, name="half"))
     found = status(small_catalog)

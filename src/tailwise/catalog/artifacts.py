@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from tailwise import __version__
-from tailwise.catalog.files import (
-    MANIFEST,
-    TEMPORARY_SUFFIX,
-    digest,
-    file_digest,
-    read_record,
-    write_record,
-)
+from tailwise.catalog.catalog import Part
+from tailwise.catalog.files import digest, file_digest, map_array, read_record, write_array, write_record
+from tailwise.catalog.kinds import PARAMETERS
+from tailwise.catalog.layout import ARRAY, MANIFEST, PENDING, TEMPORARY_SUFFIX, lock
 from tailwise.catalog.locks import locked
 from tailwise.errors import ConflictError, NotFoundError, UserError
+from tailwise.text import nearest
 
 logger = logging.getLogger(__name__)
-PENDING = "pending.json"
 REMOVALS = "removals"  # the input that stands for the samples removed so far
 FORMAT = 1  # raised when the same configuration would give other content
 
@@ -71,7 +70,7 @@ class Artifact:
             UserError: it exists with other settings or inputs, finished or begun, or another process is making it.
         """
         if not self._check(MANIFEST):
-            self._held.enter_context(locked(self.folder.with_name(f".{self.folder.name}.lock"), str(self.folder)))
+            self._held.enter_context(locked(lock(self.folder), str(self.folder)))
             try:
                 self._begin()
             except BaseException:
@@ -146,15 +145,6 @@ def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "inputs": inputs, "derived": None}
 
 
-# By kind: parameters that configurations name otherwise than users do.
-_PARAMETERS = {
-    "clusters": {"clusters": "k"},
-    "plan": {"clusters": "clustering"},
-    "dedup": {"clusters": "clustering", "keep": "order"},
-    "neighbours": {"clusters": "clustering", "keep": "order"},
-}
-
-
 def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters that an artifact was made with, by the names that users give them."""
     config = dict(identity["config"])
@@ -162,7 +152,7 @@ def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     flat = {**config, **asked, **options, **{f"{name}_end": value for name, value in final.items()}}
     if flat.get("method") == "metaclip":
         flat["method"] = "text-balance"
-    names = _PARAMETERS.get(identity["kind"], {})
+    names = PARAMETERS.get(identity["kind"], {})
     return {names.get(name, name): value for name, value in flat.items()}
 
 
@@ -190,19 +180,75 @@ def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def find_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of an artifact; None if the artifact is missing or unfinished."""
+    return read_record(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+
+
 def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
     """The manifest of a finished artifact.
 
     Raises:
         UserError: there is none; names the artifacts that are there, and the remedy.
     """
-    if (folder / MANIFEST).exists():
-        manifest: dict[str, Any] = read_record(folder / MANIFEST)
+    if (manifest := find_manifest(folder)) is not None:
         return manifest
     there = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
-    near = difflib.get_close_matches(folder.name, there, n=1)
-    hint = f"did you mean {near[0]!r}? Otherwise " if near else ""
+    near = nearest(folder.name, there)
+    hint = f"did you mean {near!r}? Otherwise " if near else ""
     raise NotFoundError(f"no {what} named {folder.name!r} (there: {', '.join(there) or 'none'}): {hint}{remedy}")
+
+
+class FinishedArtifact:
+    """The manifest of a finished artifact, typed."""
+
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Settings that decide the artifact, and values derived from them."""
+        identity = self.manifest["identity"]
+        return {**identity["config"], **identity.get("derived", {})}
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Name and hash of each input of the artifact."""
+        return dict(self.manifest["identity"]["inputs"])
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """Figures of the artifact, for people."""
+        return dict(self.manifest["summary"])
+
+    @property
+    def id(self) -> str:
+        """Hash of the artifact, for the inputs of other artifacts."""
+        return artifact_id(self.manifest)
+
+
+@dataclass(frozen=True)
+class PartColumn:
+    """A column of an artifact that has one `.npy` file a part.
+
+    Attributes:
+        folder: of the artifact.
+        name: of the column, as in layout.
+    """
+
+    folder: Path
+    name: str
+
+    def path(self, part: Part) -> Path:
+        """Return the file of one part."""
+        return self.folder / f"{self.name}-{part.name}{ARRAY}"
+
+    def read(self, part: Part) -> npt.NDArray[Any]:
+        """Return one part, mapped."""
+        return map_array(self.path(part))
+
+    def write(self, part: Part, values: npt.NDArray[Any]) -> None:
+        """Write one part."""
+        write_array(self.path(part), values)
 
 
 def artifact_id(manifest: Mapping[str, Any]) -> str:

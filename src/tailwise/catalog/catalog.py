@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +16,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from tailwise.catalog import layout
 from tailwise.catalog.files import (
-    TEMPORARY_SUFFIX,
     FileStamp,
     check_file,
     digest,
     file_stamp,
+    known_record,
     map_array,
     read_record,
     read_table,
@@ -32,15 +32,13 @@ from tailwise.catalog.files import (
 from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
 from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
-from tailwise.catalog.series import HEAD, Series
+from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.text import command_line
 
 FORMAT = 1
-HEADER = "catalog.json"
-LOCK = ".lock"  # held by import, embed and relocate
 HEADS = "heads"  # in the header: every series has a head
-SERIES = ("snapshots", "removals")
+SERIES = (layout.SNAPSHOTS, layout.REMOVALS)
 CONTENT = b"tailwise.content"  # in shards.parquet: the hash of its rows
 
 
@@ -80,17 +78,12 @@ class Part:
     @property
     def name(self) -> str:
         """The stem of its files."""
-        return part_name(self.number)
+        return layout.part_name(self.number)
 
     @property
     def span(self) -> slice:
         """Its rows in the catalog."""
         return slice(self.first_row, self.first_row + self.rows)
-
-
-def part_name(number: int) -> str:
-    """The stem of the files of one part."""
-    return f"part-{number:06d}"
 
 
 class Catalog:
@@ -110,9 +103,11 @@ class Catalog:
         if isinstance(folder, Catalog):
             return folder
         path = local_path(folder)
-        if not (path / HEADER).exists():
-            raise NotFoundError(f"{path} is no catalog (no {HEADER}): make one with `tailwise import SOURCE… {path}`")
-        found = read_record(path / HEADER).get("format")
+        if not (path / layout.HEADER).exists():
+            raise NotFoundError(
+                f"{path} is no catalog (no {layout.HEADER}): make one with `tailwise import SOURCE… {path}`"
+            )
+        found = read_record(path / layout.HEADER).get("format")
         if found != FORMAT:
             raise UnsupportedError(
                 f"{path} has catalog format {found}, this tailwise reads {FORMAT}: import the pool anew"
@@ -127,19 +122,19 @@ class Catalog:
             UserError: the folder holds something else.
         """
         path = local_path(folder)
-        if not (path / HEADER).exists():
+        if not (path / layout.HEADER).exists():
             if path.exists() and (not path.is_dir() or any(not _is_ours(item) for item in path.iterdir())):
                 raise ConflictError(f"{path} exists and is no catalog: name a new or an empty folder")
-            with locked(path / LOCK, str(path), wait=True):
-                if not (path / HEADER).exists():
+            with locked(path / layout.LOCK, str(path), wait=True):
+                if not (path / layout.HEADER).exists():
                     for name in SERIES:
                         Series(path / name, required=True).begin()
-                    write_record(path / HEADER, {"format": FORMAT, HEADS: True})
+                    write_record(path / layout.HEADER, {"format": FORMAT, HEADS: True})
         return cls.open(path)
 
     def series(self, name: str) -> Series:
         """A numbered series of the catalog: one of SERIES."""
-        return Series(self.folder / name, required=bool(read_record(self.folder / HEADER).get(HEADS)))
+        return Series(self.folder / name, required=bool(known_record(self.folder / layout.HEADER).get(HEADS)))
 
     # --- shards and snapshots ---------------------------------------------------------------------------------------
 
@@ -149,7 +144,7 @@ class Catalog:
         Raises:
             UserError: one is missing or damaged.
         """
-        return [Snapshot(**entry) for entry in self.series("snapshots").read()]
+        return [Snapshot(**entry) for entry in self.series(layout.SNAPSHOTS).known()]
 
     def snapshot(self, number: int | None = None) -> Snapshot:
         """One snapshot, the newest by default.
@@ -168,7 +163,7 @@ class Catalog:
 
     def shards(self, snapshot: Snapshot | None = None) -> pa.Table:
         """The table of shards (schema.SHARD_SCHEMA), one row a shard, in id order; all known ones without a snapshot."""
-        path = self.folder / "shards.parquet"
+        path = self.folder / layout.SHARDS
         table = _shards(file_stamp(path)) if path.exists() else SHARD_SCHEMA.empty_table()
         if FINGERPRINT not in table.column_names:  # of an older version
             table = table.append_column(FINGERPRINT, pa.nulls(table.num_rows, pa.string()))
@@ -189,16 +184,16 @@ class Catalog:
         rows = sum(shards.column("rows").to_pylist())
         snapshot = Snapshot(number, shards.num_rows, parts, rows, digest(contents))
         self._write_shards(shards)
-        self.series("snapshots").append(asdict(snapshot))
+        self.series(layout.SNAPSHOTS).append(asdict(snapshot))
         self._forget_parts_from(parts)
         return snapshot
 
     def _write_shards(self, shards: pa.Table) -> None:
-        write_table(self.folder / "shards.parquet", shards.replace_schema_metadata({CONTENT: _content(shards)}))
+        write_table(self.folder / layout.SHARDS, shards.replace_schema_metadata({CONTENT: _content(shards)}))
 
     def _forget_parts_from(self, number: int) -> None:
         """Removes what an abandoned import left behind the last part."""
-        while (marker := self.samples_path(number).with_suffix(".json")).exists():
+        while (marker := layout.marker(self.samples_path(number))).exists():
             marker.unlink()
             self.samples_path(number).unlink(missing_ok=True)
             number += 1
@@ -215,7 +210,7 @@ class Catalog:
             UserError: no path begins with `old` or `new`, two shards would become one file, or another process is writing the catalog.
         """
         old, new = old.rstrip("/"), new.rstrip("/")
-        with locked(self.folder / LOCK, str(self.folder)):
+        with locked(self.folder / layout.LOCK, str(self.folder)):
             table = self.shards()
             paths: list[str] = table.column("path").to_pylist()
             moved = [new + path[len(old) :] if path == old or path.startswith(f"{old}/") else path for path in paths]
@@ -246,7 +241,11 @@ class Catalog:
 
     def samples_path(self, part: int) -> Path:
         """The Parquet file with the samples of one part."""
-        return self.folder / "samples" / f"{part_name(part)}.parquet"
+        return self.folder / layout.SAMPLES / f"{layout.part_name(part)}{layout.TABLE}"
+
+    def samples_markers(self) -> list[Path]:
+        """Return the markers of the samples of all parts, sorted; those of an unfinished import are among them."""
+        return sorted((self.folder / layout.SAMPLES).glob(f"{layout.PART}*{layout.RECORD}"))
 
     def samples(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
         """The samples of one part, in row order."""
@@ -279,11 +278,15 @@ class Catalog:
 
     def embedding_folder(self, column: str) -> Path:
         """Where an embedding column ("image" or "text") lies."""
-        return self.folder / "embeddings" / column
+        return self.folder / layout.EMBEDDINGS / column
+
+    def embedding_path(self, column: str, part: Part) -> Path:
+        """Return the file of one part of an embedding column; the part is complete once its marker exists."""
+        return self.embedding_folder(column) / f"{part.name}{layout.ARRAY}"
 
     def embedding(self, column: str, part: Part) -> npt.NDArray[np.float16]:
         """One part of an embedding column, mapped: float16 [rows, d], unit-norm rows; a row of zeros has no embedding."""
-        return map_array(self.embedding_folder(column) / f"{part.name}.npy")
+        return map_array(self.embedding_path(column, part))
 
     def embedding_parts(self, column: str, snapshot: Snapshot) -> list[npt.NDArray[np.float16]]:
         """All parts of an embedding column.
@@ -292,7 +295,7 @@ class Catalog:
             UserError: the column is absent, or doesn't reach to the end of the snapshot.
         """
         parts = self.parts(snapshot)
-        missing = [part for part in parts if not (self.embedding_folder(column) / f"{part.name}.json").exists()]
+        missing = [part for part in parts if not layout.marker(self.embedding_path(column, part)).exists()]
         if missing:
             rows = sum(part.rows for part in missing)
             import_them = command_line("import", "EMBEDDINGS", self.folder)
@@ -306,13 +309,19 @@ class Catalog:
 
     def embedding_id(self, column: str, snapshot: Snapshot) -> str:
         """The hash of an embedding column over a snapshot."""
-        folder = self.embedding_folder(column)
-        return digest([read_record(folder / f"{part.name}.json")["digest"] for part in self.parts(snapshot)])
+        paths = (self.embedding_path(column, part) for part in self.parts(snapshot))
+        return digest([read_record(layout.marker(path))["digest"] for path in paths])
 
-    def rejected(self) -> pa.Table | None:
-        """All that was left out so far, with its reason (schema.REJECTED_SCHEMA); None where nothing ever was."""
-        files = sorted(str(path) for path in (self.folder / "rejected").glob("*.parquet"))
-        return ds.dataset(files).to_table() if files else None
+    def rejected_logs(self, first: str = "") -> list[Path]:
+        """Return the logs of rejected samples, sorted: all of them, or those whose names start with `first`."""
+        return sorted((self.folder / layout.REJECTED).glob(f"{first}*{layout.TABLE}"))
+
+    def rejected(
+        self, columns: Sequence[str] | None = None, where: ds.Expression | None = None, first: str = ""
+    ) -> pa.Table | None:
+        """Return rejected samples and reasons (schema.REJECTED_SCHEMA), all of them or a selection; None without a log."""
+        files = [str(path) for path in self.rejected_logs(first)]
+        return ds.dataset(files).to_table(columns, filter=where) if files else None
 
     # --- artifacts --------------------------------------------------------------------------------------------------
 
@@ -328,17 +337,13 @@ class Catalog:
         """Return the folder of a plan; a UserError says that none can have this name."""
         return PLAN.path(self.folder, name)
 
-    def label_parts(self, clusters: str, snapshot: Snapshot, column: str) -> Iterator[npt.NDArray[Any]]:
-        """One column ("label", "similarity", "rank") of a clustering, part by part, mapped."""
-        for part in self.parts(snapshot):
-            yield map_array(self.clusters_folder(clusters) / f"{column}-{part.name}.npy")
-
 
 def _is_ours(path: Path) -> bool:
     """Whether a file may be of another process that is making a catalog at this moment."""
     if path.name in SERIES and path.is_dir():
-        return all(item.name.removesuffix(TEMPORARY_SUFFIX) == HEAD for item in path.iterdir())
-    return path.name in {HEADER, LOCK} or (path.name.startswith(HEADER) and path.suffix == TEMPORARY_SUFFIX)
+        return all(item.name.removesuffix(layout.TEMPORARY_SUFFIX) == layout.HEAD for item in path.iterdir())
+    begun = path.name.startswith(layout.HEADER) and path.suffix == layout.TEMPORARY_SUFFIX
+    return path.name in {layout.HEADER, layout.LOCK} or begun
 
 
 def true_path(path: str) -> str:

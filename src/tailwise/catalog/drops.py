@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, read_manifest
+from tailwise.catalog import layout
+from tailwise.catalog.artifacts import REMOVALS, Artifact, FinishedArtifact, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array, replacing
 from tailwise.catalog.kinds import WITHOUT
@@ -33,7 +34,7 @@ DROPPED_SCHEMA = pa.schema(
 )
 
 
-class DropList:
+class DropList(FinishedArtifact):
     """A finished drop list.
 
     Attributes:
@@ -41,6 +42,7 @@ class DropList:
         name: of it.
         kind: the stage that made it: "dedup" or "filter".
         without: names of the lists it was made without, as given.
+        clustering: name of the clustering inside which samples were compared; None of a filter.
         snapshot: the rows it speaks of are those of this snapshot.
     """
 
@@ -60,29 +62,24 @@ class DropList:
         make = f"make it with {command_line('dedup', catalog.folder, '…', name=name)} or `tailwise filter …`"
         remedy = f"{user} was made without it: restore {self.folder}" if user else make
         self.manifest = read_manifest(self.folder, "drop list", remedy)
-        config = self.manifest["identity"]["config"]
         self.kind: str = self.manifest["identity"]["kind"]
-        self.without: list[str] = list(config["without"])
-        self.snapshot: Snapshot = catalog.snapshot(config["snapshot"])
+        self.without: list[str] = list(self.config["without"])
+        self.clustering: str | None = self.config.get("clusters")
+        self.snapshot: Snapshot = catalog.snapshot(self.config["snapshot"])
 
     @cached_property
     def mask(self) -> npt.NDArray[np.bool_]:
         """Which rows it drops, those of `without` not among them: bool [N], mapped."""
-        return map_array(self.folder / "dropped.npy")
+        return map_array(self.folder / layout.DROPPED_MASK)
 
     def tables(self, rows: slice) -> pa.Table:
         """What it dropped among some rows, and why: DROPPED_SCHEMA."""
         within = [("row", ">=", rows.start), ("row", "<", rows.stop)]
-        return pq.read_table(check_file(self.folder / "dropped.parquet"), filters=within)
-
-    @property
-    def id(self) -> str:
-        """The hash that stands for it among the inputs of another artifact."""
-        return artifact_id(self.manifest)
+        return pq.read_table(check_file(self.folder / layout.DROPPED_TABLE), filters=within)
 
 
 def write_drops(artifact: Artifact, rows: int, tables: Iterable[pa.Table]) -> int:
-    """Writes dropped.npy and dropped.parquet of a drop list; returns how many rows it drops.
+    """Writes mask and table of a drop list; returns how many rows it drops.
 
     Args:
         artifact: whose identity has the kind "dedup" or "filter", and in its config "snapshot" (number) and "without" (names).
@@ -91,8 +88,8 @@ def write_drops(artifact: Artifact, rows: int, tables: Iterable[pa.Table]) -> in
     """
     total = 0
     with (
-        replacing(artifact.path("dropped.npy")) as mask_path,
-        replacing(artifact.path("dropped.parquet")) as table_path,
+        replacing(artifact.path(layout.DROPPED_MASK)) as mask_path,
+        replacing(artifact.path(layout.DROPPED_TABLE)) as table_path,
         pq.ParquetWriter(table_path, DROPPED_SCHEMA, compression="zstd") as writer,
     ):
         mask = create_array(mask_path, (rows,), np.bool_)
@@ -159,8 +156,7 @@ class Survivors:
                     f"the drop list {name!r} was made for snapshot {opened.snapshot.number}, and this is for {snapshot.number}: "
                     "make it for that snapshot too, under another name (dedup: `extends`)"
                 )
-            inputs = opened.manifest["identity"]["inputs"]
-            self._open(catalog, opened.without, snapshot, {f"the drop list {name!r}": inputs})
+            self._open(catalog, opened.without, snapshot, {f"the drop list {name!r}": opened.inputs})
             self.lists.append(opened)
 
     @property

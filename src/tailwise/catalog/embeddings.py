@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import file_digest, read_record, replacing, write_record
 from tailwise.errors import UserError
 
@@ -58,11 +59,11 @@ def open_column(
     Raises:
         UserError: it was made by another encoder, or has another dimension.
     """
-    path = catalog.embedding_folder(column) / "column.json"
+    path = _record(catalog, column)
     asked: dict[str, Any] = {"dimension": dimension, "encoder": encoder}
     if settings is not None:
         asked["settings"] = dict(settings)
-    if not path.exists() or not any(path.parent.glob("part-*.json")):  # a column without a part is nobody's yet
+    if not path.exists() or not any(part_markers(path.parent)):  # a column without a part is nobody's yet
         write_record(path, {**asked, "versions": dict(versions)} if versions else asked)
         return
     found = read_record(path)
@@ -81,12 +82,12 @@ def column_settings(catalog: Catalog, column: str, encoder: str | None = None) -
 
     A column is begun when it has a part, or when its record names this very encoder.
     """
-    path = catalog.embedding_folder(column) / "column.json"
+    path = _record(catalog, column)
     if not path.exists():
         return {}
     found = read_record(path)
     same_kind = encoder is None or found["encoder"].partition(":")[0] == encoder.partition(":")[0]
-    begun = found["encoder"] == encoder or (same_kind and any(path.parent.glob("part-*.json")))
+    begun = found["encoder"] == encoder or (same_kind and any(part_markers(path.parent)))
     return _settings(found) if begun else {}
 
 
@@ -109,10 +110,11 @@ def check_one_encoder(catalog: Catalog, purpose: str) -> None:
     image, text = (column_settings(catalog, column) for column in COLUMNS)
     names = [name for name in ("model", "weights") if image and text and image.get(name) != text.get(name)]
     if names:
-        said = [repr(read_record(catalog.embedding_folder(column) / "column.json")["encoder"]) for column in COLUMNS]
+        said = [repr(read_record(_record(catalog, column))["encoder"]) for column in COLUMNS]
+        folders = [f"{layout.EMBEDDINGS}/{column}" for column in COLUMNS]
         raise UserError(
             f"{purpose} needs both columns of one model, and images were embedded by {said[0]}, texts by {said[1]} (another "
-            f"{' and other '.join(names)}): delete the folder embeddings/{COLUMNS[1]} or embeddings/{COLUMNS[0]}, and make that column anew"
+            f"{' and other '.join(names)}): delete the folder {folders[1]} or {folders[0]}, and make that column anew"
         )
 
 
@@ -126,13 +128,32 @@ def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 
 def part_marker(catalog: Catalog, column: str, part: Part) -> Path:
     """The done-marker of one part of a column."""
-    return catalog.embedding_folder(column) / f"{part.name}.json"
+    return layout.marker(catalog.embedding_path(column, part))
+
+
+def part_markers(folder: Path) -> list[Path]:
+    """Return the done-markers of a column's parts, sorted."""
+    return sorted(folder.glob(f"{layout.PART}*{layout.RECORD}"))
+
+
+def column_records(catalog: Catalog) -> list[Path]:
+    """Return the records of all columns, sorted; each is in the folder of its column."""
+    return sorted((catalog.folder / layout.EMBEDDINGS).glob(f"*/{layout.COLUMN}"))
+
+
+def _record(catalog: Catalog, column: str) -> Path:
+    return catalog.embedding_folder(column) / layout.COLUMN
 
 
 def column_dimension(catalog: Catalog, column: str) -> int | None:
     """The width d of a column; None if it has no part yet."""
-    folder = catalog.embedding_folder(column)
-    return int(read_record(folder / "column.json")["dimension"]) if any(folder.glob("part-*.json")) else None
+    begun = any(part_markers(catalog.embedding_folder(column)))
+    return int(read_record(_record(catalog, column))["dimension"]) if begun else None
+
+
+def embedding_inputs(catalog: Catalog, column: str, snapshot: Snapshot) -> dict[str, str]:
+    """Return name and hash of a column and its snapshot, for the inputs of an artifact."""
+    return {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot)}
 
 
 def write_part(
@@ -154,7 +175,7 @@ def write_part(
             written.
         notes: for the marker.
     """
-    path = catalog.embedding_folder(column) / f"{part.name}.npy"
+    path = catalog.embedding_path(column, part)
     present = 0
     with replacing(path) as temporary:
         # Not mapped: on a full disk, a mapped file ends the process without a word.

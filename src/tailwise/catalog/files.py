@@ -20,12 +20,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tailwise.catalog import layout
+from tailwise.catalog.layout import TEMPORARY_SUFFIX
 from tailwise.catalog.npy import read_header
 from tailwise.errors import DamagedError, UserError
 from tailwise.mapped import map_file
 
-TEMPORARY_SUFFIX = ".writing"
-MANIFEST = "manifest.json"  # of an artifact: with it, the artifact is finished
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CHECKSUM = "checksum"  # in a record: the hash of all else in it
 ROW_GROUP_ROWS = 65_536  # what must be read of a Parquet file to get one row
@@ -140,8 +140,13 @@ def file_stamp(path: Path) -> FileStamp:
 
 
 @lru_cache(maxsize=256)
-def _noted_in(record: FileStamp) -> Mapping[str, Any]:
-    return read_record(Path(record[0]))
+def _known(stamp: FileStamp) -> Mapping[str, Any]:
+    return read_record(Path(stamp[0]))
+
+
+def known_record(path: Path) -> Mapping[str, Any]:
+    """Return the same as `read_record`. A process reads each version of the file once."""
+    return _known(file_stamp(path))
 
 
 def noted_digests(path: Path) -> tuple[str, ...]:
@@ -149,11 +154,11 @@ def noted_digests(path: Path) -> tuple[str, ...]:
 
     Several while a file is being replaced, none where nothing was noted.
     """
-    manifest, marker = path.with_name(MANIFEST), path.with_suffix(".json")
+    manifest, marker = path.with_name(layout.MANIFEST), layout.marker(path)
     if manifest.exists():
-        found = [_noted_in(file_stamp(manifest))["files"].get(path.name)]
+        found = [known_record(manifest)["files"].get(path.name)]
     elif marker != path and marker.exists():
-        noted = _noted_in(file_stamp(marker))
+        noted = known_record(marker)
         found = [noted.get("digest"), noted.get("replaced_by")]
     else:
         found = []
@@ -279,7 +284,7 @@ def read_array(path: Path) -> npt.NDArray[Any]:
 
 def note_digest(path: Path) -> None:
     """Note the hash of a file in the marker beside it, which keeps what else it notes. Without one, `map_cache` takes no file."""
-    marker, notes = path.with_suffix(".json"), dict[str, Any]()
+    marker, notes = layout.marker(path), dict[str, Any]()
     with suppress(UserError):  # a damaged marker of a cache
         notes = read_record(marker) if marker.exists() else {}
     write_record(marker, {**notes, "digest": file_digest(path)}, unique=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tailwise.catalog.files import MANIFEST
+from tailwise.catalog import layout
 from tailwise.errors import UserError
 
 WITHOUT = "without "  # begins the names of drop lists among the inputs of other artifacts
@@ -21,6 +21,7 @@ class Kind:
         section: title in `status`.
         folder: of the catalog; each artifact is a folder in it.
         columns: of `status`: keys of the artifact's configuration, or of what is derived.
+        parameters: kind in the artifacts' identities → parameters that their configurations name otherwise than users do.
         made_by: commands that make an artifact which users name → its default name; None if other options decide the name.
         named_by: commands that take an artifact by name → their option.
         makers_for: of these commands, those that do not take the artifacts of all makers → the makers.
@@ -31,6 +32,7 @@ class Kind:
     section: str
     folder: str
     columns: tuple[str, ...]
+    parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     made_by: Mapping[str, str | None] = field(default_factory=dict)
     named_by: Mapping[str, str] = field(default_factory=dict)
     makers_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -41,27 +43,34 @@ class Kind:
         """Return the folder of one artifact; a UserError says that no artifact can have this name."""
         return catalog / self.folder / check_name(name)
 
+    def manifests(self, catalog: Path) -> list[Path]:
+        """Return the manifests of the finished artifacts, sorted by name."""
+        return sorted((catalog / self.folder).glob(f"*/{layout.MANIFEST}"))
+
     def finished(self, catalog: Path) -> list[str]:
         """Return the names of the finished artifacts, sorted."""
-        return sorted(path.parent.name for path in (catalog / self.folder).glob(f"*/{MANIFEST}"))
+        return [path.parent.name for path in self.manifests(catalog)]
 
 
+_COMPARED = {"clusters": "clustering", "keep": "order"}
 CLUSTERING = Kind(
     "clusterings",
-    "clusters",
+    layout.CLUSTERINGS,
     ("clusters", "merge", "column", "group_by", "extends"),
+    {"clusters": {"clusters": "k"}},
     made_by={"cluster": "main", "group": None, "import": "dynamics"},
     named_by={"plan": "clustering", "dedup": "clustering"},
     makers_for={"dedup": ("cluster", "group")},
     inputs={"clusters": "clusters", "clustering": "clusters", "base": "extends"},
 )
-SCORE = Kind("scores", "scores", ("score",))
-COMPARISON = Kind("comparisons", "neighbours", ("clusters", "keep", "extends"))
-MATCHES = Kind("matches", "matches", ("ignore_case",))
+SCORE = Kind("scores", layout.SCORES, ("score",))
+COMPARISON = Kind("comparisons", layout.COMPARISONS, ("clusters", "keep", "extends"), {"neighbours": _COMPARED})
+MATCHES = Kind("matches", layout.MATCHES, ("ignore_case",))
 DROP_LIST = Kind(
     "drop lists",
-    "drops",
+    layout.DROP_LISTS,
     ("without",),
+    {"dedup": _COMPARED},
     made_by={"dedup": "duplicates", "filter": None},
     named_by=dict.fromkeys(("plan", "dedup", "cluster", "filter", "group"), "without"),
     inputs={"extends": "extends"},
@@ -69,12 +78,14 @@ DROP_LIST = Kind(
 )
 PLAN = Kind(
     "plans",
-    "plans",
+    layout.PLANS,
     ("method", "budget", "clusters", "dynamic", "draw"),
+    {"plan": {"clusters": "clustering"}},
     made_by={"plan": None},
     named_by={"train": "name", "export": "name", "draw": "name", "excluded": "plan"},
 )
 KINDS = (CLUSTERING, SCORE, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`
+PARAMETERS = {name: names for kind in KINDS for name, names in kind.parameters.items()}
 MADE_BY = {command: kind for kind in KINDS for command in kind.made_by}
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.catalog.catalog import HEADER, Catalog
-from tailwise.catalog.files import TEMPORARY_SUFFIX, name_full_disk, read_array, scratch
+from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.files import name_full_disk, read_array, scratch
+from tailwise.catalog.layout import HEADER, TEMPORARY_SUFFIX
 from tailwise.errors import ConflictError, NotFoundError, UserError
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import (
     check_file,
@@ -131,13 +132,18 @@ NOTHING_REMOVED = Removals(np.empty(0, np.int64), np.empty(0, np.int64), ())
 
 def removals_folder(catalog: Catalog) -> Path:
     """Where a catalog's removals lie."""
-    return catalog.folder / "removals"
+    return catalog.folder / layout.REMOVALS
+
+
+def names_path(catalog: Catalog, number: int) -> Path:
+    """Return the file with the names of one removal: STORED_SCHEMA."""
+    return layout.numbered(removals_folder(catalog), number, layout.TABLE)
 
 
 @contextmanager
 def removing_or_publishing(catalog: Catalog, *, exclusive: bool = False) -> Iterator[None]:
     """Held by exports while they check removals and publish, together, and by a removal while it is written, alone."""
-    path = removals_folder(catalog) / ".publishing.lock"
+    path = layout.lock(removals_folder(catalog) / layout.PUBLISHING)
     with ExitStack() as held:
         with suppress(*(() if exclusive else (OSError,))):  # nobody can remove from a catalog that is read-only
             held.enter_context(locked(path, str(path), wait=True, shared=not exclusive))
@@ -150,9 +156,9 @@ def read_removals(catalog: Catalog) -> Iterator[Removal]:
     Raises:
         UserError: a file of the series is missing or damaged.
     """
-    for entry in catalog.series("removals").read():
+    for entry in catalog.series(layout.REMOVALS).known():
         removal = Removal(**entry)
-        check_file(removals_folder(catalog) / f"{removal.number:06d}.parquet")
+        check_file(names_path(catalog, removal.number))
         yield removal
 
 
@@ -321,12 +327,12 @@ class Removing:
     def write(self, reason: str) -> Removal:
         """Makes it a removal of the catalog; from then on its samples are removed. Nobody else may be removing."""
         number = len(self.before.removals) + 1
-        path = removals_folder(self.catalog) / f"{number:06d}.parquet"
+        path = names_path(self.catalog, number)
         write_table(path, self.names.table)
         date = datetime.now(timezone.utc).date().isoformat()
         removal = Removal(number, reason, date, len(self.names), file_digest(path))
         with removing_or_publishing(self.catalog, exclusive=True):
-            self.catalog.series("removals").append(asdict(removal))
+            self.catalog.series(layout.REMOVALS).append(asdict(removal))
         rows = np.concatenate([self.before.rows, self.new])
         numbers = np.concatenate([self.before.numbers, np.full(len(self.new), number, np.int64)])
         order = np.argsort(rows)
@@ -344,7 +350,7 @@ def _first(hits: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
 
 def _tables(catalog: Catalog, removals: Iterable[Removal]) -> Iterator[pa.Table]:
     for removal in removals:
-        yield read_table(removals_folder(catalog) / f"{removal.number:06d}.parquet")
+        yield read_table(names_path(catalog, removal.number))
 
 
 def _look(
@@ -361,8 +367,13 @@ def _look(
 # --- what was found, kept for the next reader ---------------------------------------------------------------------------
 
 
+def found_markers(catalog: Catalog) -> list[Path]:
+    """Return the markers of the removed rows that are kept, sorted."""
+    return sorted(_found_folder(catalog).glob(f"??????-??????{layout.RECORD}"))
+
+
 def _found_folder(catalog: Catalog) -> Path:
-    return removals_folder(catalog) / "found"
+    return removals_folder(catalog) / layout.FOUND
 
 
 def _found(
@@ -386,7 +397,7 @@ def _found(
 
 def _finding(catalog: Catalog) -> AbstractContextManager[None]:
     """Held by whoever writes what was found."""
-    return locked(removals_folder(catalog) / ".found.lock", str(_found_folder(catalog)), wait=True)
+    return locked(layout.lock(_found_folder(catalog)), str(_found_folder(catalog)), wait=True)
 
 
 Kept = tuple[tuple[int, int], npt.NDArray[np.int64]]
@@ -400,7 +411,7 @@ def _kept(catalog: Catalog, removals: tuple[Removal, ...], newest: Snapshot) -> 
             # Passed over: a file that another process has replaced, or that is damaged, or of another state of the catalog.
             with suppress(OSError, UserError, LookupError):
                 made_from = _made_from(removals[:count], catalog.snapshot(snapshot))
-                if read_record(path.with_suffix(".json"))["made_from"] == made_from:
+                if read_record(layout.marker(path))["made_from"] == made_from:
                     found = map_cache(path)
                     if found is not None:
                         return (count, snapshot), np.array(found)
@@ -409,16 +420,16 @@ def _kept(catalog: Catalog, removals: tuple[Removal, ...], newest: Snapshot) -> 
 
 def _numbers_kept(catalog: Catalog) -> list[tuple[int, int]]:
     """Numbers of removals and snapshots of all that is kept, the latest first."""
-    stems = (path.stem for path in _found_folder(catalog).glob("??????-??????.json"))
+    stems = (path.stem for path in found_markers(catalog))
     return sorted(((int(stem[:6]), int(stem[7:])) for stem in stems if stem.replace("-", "").isdigit()), reverse=True)
+
+
+def _found_path(catalog: Catalog, removals: int, snapshot: int) -> Path:
+    return _found_folder(catalog) / f"{removals:06d}-{snapshot:06d}{layout.ARRAY}"
 
 
 def _made_from(removals: tuple[Removal, ...], snapshot: Snapshot) -> str:
     return digest([[asdict(removal) for removal in removals], snapshot.id])
-
-
-def _found_path(catalog: Catalog, removals: int, snapshot: int) -> Path:
-    return _found_folder(catalog) / f"{removals:06d}-{snapshot:06d}.npy"
 
 
 def _keep(catalog: Catalog, removals: tuple[Removal, ...], snapshot: Snapshot, found: npt.NDArray[np.int64]) -> None:
@@ -426,11 +437,11 @@ def _keep(catalog: Catalog, removals: tuple[Removal, ...], snapshot: Snapshot, f
     path = _found_path(catalog, len(removals), snapshot.number)
     write_array(path, found)
     made_from = _made_from(removals, snapshot)
-    write_record(path.with_suffix(".json"), {"digest": file_digest(path), "made_from": made_from})
+    write_record(layout.marker(path), {"digest": file_digest(path), "made_from": made_from})
     for count, number in _numbers_kept(catalog):
         if (count, number) != (len(removals), snapshot.number) and count <= len(removals) and number <= snapshot.number:
             other = _found_path(catalog, count, number)
-            other.with_suffix(".json").unlink(missing_ok=True)
+            layout.marker(other).unlink(missing_ok=True)
             other.unlink(missing_ok=True)
 
 

@@ -11,13 +11,15 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tailwise.catalog.files import digest, file_digest, read_record, write_json, write_record
+from tailwise.catalog import layout
+from tailwise.catalog.files import FileStamp, digest, file_digest, file_stamp, read_record, write_json, write_record
+from tailwise.catalog.layout import HEAD
 from tailwise.errors import UserError
 
-HEAD = "head.json"
 PREVIOUS = "previous"  # in an entry: the hash of the series before it; absent where an older version wrote it
 
 
@@ -35,7 +37,7 @@ class Series:
 
     def path(self, number: int) -> Path:
         """Return the path of an entry."""
-        return self.folder / f"{number:06d}.json"
+        return layout.numbered(self.folder, number)
 
     def begin(self) -> None:
         """Write the head of an empty series."""
@@ -51,6 +53,11 @@ class Series:
         if hashes and not (self.folder / HEAD).exists():
             self._adopt(hashes)
         return [{name: value for name, value in entry.items() if name != PREVIOUS} for entry in entries]
+
+    def known(self) -> list[dict[str, Any]]:
+        """Return the same as `read`. A process reads each state of the files once; a change by any process is another state."""
+        paths = [path for path in (self.folder / HEAD, *self._there()) if path.exists()]
+        return [dict(entry) for entry in _entries(self, tuple(map(file_stamp, paths)))]
 
     def append(self, value: Mapping[str, Any]) -> int:
         """Write the next entry; returns its number. No other process may be appending.
@@ -84,7 +91,7 @@ class Series:
     def _checked(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return all entries and the hash of each file."""
         # The folder is listed before the head is read: another process may be appending.
-        there = sorted(path for path in self.folder.glob("??????.json") if path.stem.isdigit())
+        there = self._there()
         listed = self._listed()
         entries, hashes = [], []
         for number in range(1, len(there if listed is None else listed) + 1):
@@ -105,6 +112,9 @@ class Series:
         if surplus:
             raise self._refused(surplus[0], f"is not listed in {HEAD}")
         return entries, hashes
+
+    def _there(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob(f"??????{layout.RECORD}") if path.stem.isdigit())
 
     def _listed(self) -> list[str] | None:
         """Return the hashes in the head; None in a catalog that may do without."""
@@ -130,3 +140,8 @@ class Series:
             f"{path} {fault}: restore the folder {self.folder.name} from a backup of this catalog; without one, import the pool into "
             "a new catalog and repeat the removals there"
         )
+
+
+@lru_cache(maxsize=64)
+def _entries(series: Series, stamps: tuple[FileStamp, ...]) -> list[dict[str, Any]]:  # noqa: ARG001  (the state of the files)
+    return series.read()

@@ -161,7 +161,7 @@ def _placed(step: Step, output: Path | None) -> Step:
 def _made_name(step: Step) -> str:
     """The name of what a step makes."""
     from tailwise.catalog.kinds import MADE_BY
-    from tailwise.stages.scores import plain_name
+    from tailwise.catalog.scores import plain_name
 
     if name := step.options.get("clustering" if step.command == "import" else "name"):
         return str(name)
@@ -364,7 +364,7 @@ def _invoke(item: Prepared) -> None:
 
 def _open(catalog: Path) -> Catalog | None:
     from tailwise.catalog import Catalog
-    from tailwise.catalog.catalog import HEADER
+    from tailwise.catalog.layout import HEADER
 
     return Catalog.open(catalog) if (catalog / HEADER).exists() else None
 
@@ -376,15 +376,17 @@ def _place(item: Prepared) -> Path:
 
 def _record(catalog: Path, item: Prepared) -> Path:
     from tailwise.catalog.files import digest
+    from tailwise.catalog.layout import export_record
 
-    return catalog / "exports" / f"{digest(str(_place(item)))}.json"
+    return export_record(catalog, digest(str(_place(item))))
 
 
 def _made_from(catalog: Path, item: Prepared) -> dict[str, Any]:
     """All that decides what a step writes, the number of processes aside."""
     from tailwise.catalog import Catalog
-    from tailwise.catalog.files import MANIFEST, file_digest
+    from tailwise.catalog.files import file_digest
     from tailwise.catalog.kinds import DROP_LIST, PLAN
+    from tailwise.catalog.layout import MANIFEST
     from tailwise.catalog.removals import Removals
 
     context = _parse(item)
@@ -435,6 +437,7 @@ def _export(catalog: Path, item: Prepared) -> None:
 
 def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
     """Whether something of the name that a step makes is there; whether it is the same, the step itself will see."""
+    from tailwise.catalog.embeddings import part_marker
     from tailwise.catalog.kinds import MADE_BY
 
     if opened is None or not opened.snapshots():
@@ -444,8 +447,8 @@ def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
         return _exported(catalog, item)
     if step.command == "embed":
         asked = step.options.get("column", "image")
-        folders = [opened.embedding_folder(name) for name in (("image", "text") if asked == "both" else (asked,))]
-        return all((folder / f"{part.name}.json").exists() for folder in folders for part in opened.parts())
+        names = ("image", "text") if asked == "both" else (asked,)
+        return all(part_marker(opened, name, part).exists() for name in names for part in opened.parts())
     if step.command == "import":
         return True
     if step.command == "train":
@@ -456,8 +459,9 @@ def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
 def _other_settings(catalog: Path, item: Prepared) -> str:
     """Return what differs between a finished artifact and the options that the step gives, or ""."""
     from tailwise.catalog.artifacts import parameters
-    from tailwise.catalog.files import MANIFEST, read_record
+    from tailwise.catalog.files import read_record
     from tailwise.catalog.kinds import MADE_BY
+    from tailwise.catalog.layout import MANIFEST
 
     kind = MADE_BY.get(item.step.command)
     if kind is None or item.step.command == "import":

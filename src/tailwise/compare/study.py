@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from tailwise import __version__
 from tailwise.catalog import Catalog
-from tailwise.catalog.files import MANIFEST, digest, read_json, read_record, replacing, write_json
+from tailwise.catalog.artifacts import find_manifest
+from tailwise.catalog.files import digest, read_json, replacing, write_json
 from tailwise.catalog.locks import locked
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.compare.inprocess import Trained, order_of
@@ -311,8 +312,8 @@ def _told(result: Mapping[str, Any]) -> str:
 
 def _id(folder: Path) -> str | None:
     """The hash of what an artifact holds; None if it isn't there."""
-    path = folder / MANIFEST
-    return digest(read_record(path)["files"]) if path.exists() else None
+    manifest = find_manifest(folder)
+    return digest(manifest["files"]) if manifest else None
 
 
 def versions() -> dict[str, str]:

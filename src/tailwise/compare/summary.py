@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tailwise.catalog import Catalog
+from tailwise.catalog import Catalog, layout
+from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import MANIFEST, read_json, replacing, write_json
+from tailwise.catalog.files import read_json, replacing, write_json
 from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
 from tailwise.compare.treatment import treatment_notes
@@ -215,7 +216,7 @@ def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
     lists = {str(name) for config in configs for name in config.get("without") or ()}
     settings = {name: _settings(catalog.clusters_folder(name)) for name in sorted(clusterings)}
     columns = {item.get("column") or "image" for item in settings.values()}
-    encoders = {name: _json(catalog.folder / "embeddings" / name / "column.json") for name in sorted(columns)}
+    encoders = {name: _json(catalog.embedding_folder(name) / layout.COLUMN) for name in sorted(columns)}
     unlike = sorted({item["trained"]["samples"] for item in done})
     if len(unlike) > 1:
         raise UserError(f"runs have seen {unlike} samples: they can't be compared; give another `output`")
@@ -241,7 +242,7 @@ def _each(values: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    manifest = _json(folder / MANIFEST)
+    manifest = find_manifest(folder)
     return {**manifest["identity"]["config"], "found": manifest["summary"]} if manifest else {}
 
 

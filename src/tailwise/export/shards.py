@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.artifacts import artifact_id
-from tailwise.catalog.files import TEMPORARY_SUFFIX, digest, read_json, read_table, scratch, write_json, write_table
+from tailwise.catalog.files import digest, read_json, read_table, scratch, write_json, write_table
+from tailwise.catalog.layout import TEMPORARY_SUFFIX
 from tailwise.catalog.locks import locked
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array, replacing
 from tailwise.catalog.locks import locked
@@ -31,7 +32,7 @@ RELEASE_AFTER_ROWS = 1 << 20
 
 def locations_path(catalog: Catalog, part: Part) -> Path:
     """The `.npy` file with the locations of one part."""
-    return catalog.folder / "locations" / f"{part.name}.npy"
+    return catalog.folder / layout.LOCATIONS / f"{part.name}{layout.ARRAY}"
 
 
 def ensure_locations(catalog: Catalog, snapshot: Snapshot, track: Track = silent) -> None:
@@ -50,13 +51,13 @@ def ensure_locations(catalog: Catalog, snapshot: Snapshot, track: Track = silent
     if not any(True for _ in _lacking(catalog, snapshot)):
         return  # without the lock, so that a complete catalog may be read-only
     try:
-        with locked(catalog.folder / "locations" / ".lock", "locations", wait=True):
+        with locked(catalog.folder / layout.LOCATIONS / layout.LOCK, "locations", wait=True):
             parts = list(_lacking(catalog, snapshot))
             for part in track(parts, "locating samples", len(parts)):
                 _write(catalog, part)
     except OSError as error:
         raise UserError(
-            f"can't write {catalog.folder / 'locations'} ({error.strerror or error}): make the catalog writable and have room "
+            f"can't write {catalog.folder / layout.LOCATIONS} ({error.strerror or error}): make the catalog writable and have room "
             f"for {24 * snapshot.rows:,} bytes there the first time it is loaded from; afterwards it may be read-only"
         ) from error
 
@@ -70,7 +71,7 @@ def _lacking(catalog: Catalog, snapshot: Snapshot) -> Iterator[Part]:
         except (OSError, ValueError, EOFError):
             yield part
             continue
-        if not path.with_suffix(".json").exists() or array.shape != (part.rows,) or array.dtype != LOCATION:
+        if not layout.marker(path).exists() or array.shape != (part.rows,) or array.dtype != LOCATION:
             yield part
 
 
@@ -144,7 +145,7 @@ class Locations:
         array = map_cache(path)
         if array is None:  # damaged since this process began
             with suppress(OSError):  # of a catalog that is read-only: refused below
-                path.with_suffix(".json").unlink(missing_ok=True)
+                layout.marker(path).unlink(missing_ok=True)
             ensure_locations(self._catalog, self._snapshot)
             array = map_array(path)
         if array.shape != (part.rows,) or array.dtype != LOCATION:

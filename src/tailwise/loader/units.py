@@ -10,6 +10,7 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import map_cache, note_digest, write_array
 from tailwise.catalog.locks import locked
@@ -34,11 +35,11 @@ def units_of(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
         int32 [U, 3]: shard, copy number, rows.
     """
     epoch = plan.drawn_epoch(epoch)
-    path = plan.folder / "units" / f"epoch-{epoch:09d}.npy"
+    path = plan.folder / layout.UNITS / f"{layout.UNITS_OF}{epoch:09d}{layout.ARRAY}"
     if (units := map_cache(path)) is not None:
         return units
     try:
-        with locked(plan.folder / ".units.lock", str(path), wait=True):
+        with locked(layout.lock(path.parent), str(path), wait=True):
             if (units := map_cache(path)) is not None:  # another process has counted them meanwhile
                 return units
             units = _count(plan, epoch)

@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 import torch
 from torch.utils.data import get_worker_info
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import read_record
 from tailwise.catalog.removals import Removals
@@ -199,18 +200,16 @@ class _Lookup:
 
     def _is_rejected(self, url: str) -> bool:
         """Whether an import read the samples of this tar, and found none that is good: then it is no shard, but no stranger either."""
-        lists = sorted(map(str, (self.plan.catalog.folder / "rejected").glob("import-*.parquet")))
-        if not lists:
-            return False
         spellings = [spelling for candidate in _readable(url) for spelling in _spellings(candidate)]
         of_samples = ds.field("file").isin(spellings) & ds.field("key").is_valid()
-        rejected = set(ds.dataset(lists).to_table(columns=["file"], filter=of_samples).column("file").to_pylist())
+        listed = self.plan.catalog.rejected(["file"], of_samples, f"{layout.IMPORT_LOG}-")
+        rejected = set() if listed is None else set(listed.column("file").to_pylist())
         return bool(rejected) and not rejected <= self._imported_paths
 
     @cached_property
     def _imported_paths(self) -> set[str]:
         """Paths of the tars with good samples, as they were when they were imported."""
-        markers = sorted((self.plan.catalog.folder / "samples").glob("part-*.json"))
+        markers = self.plan.catalog.samples_markers()
         return {shard["path"] for marker in markers for shard in read_record(marker)["shards"]}
 
     def _why_unknown(self, url: str) -> str:

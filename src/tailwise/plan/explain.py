@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.files import read_table
+from tailwise.catalog.clusterings import Clustering
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNIT_BITS, UNITS
@@ -107,7 +107,7 @@ def explain(plan: Plan, epochs: int = 10) -> Explanation:
         dict(plan.config),
         plan.rows,
         plan.pool,
-        int(plan.manifest["summary"]["eligible"]),
+        int(plan.summary["eligible"]),
         plan.exact,
         figures,
         bins,
@@ -191,7 +191,7 @@ def cluster_list(plan: Plan) -> list[dict[str, Any]]:
     quotas = (plan.quotas / UNITS).tolist()
     columns = zip(range(len(quotas)), plan.sizes.tolist(), quotas, plan.cluster_rates().tolist(), strict=True)
     listed = [{"cluster": at, "size": size, "quota": quota, "rate": rate} for at, size, quota, rate in columns]
-    path = plan.catalog.clusters_folder(plan.config["clusters"] or "-") / "clusters.parquet"
-    if path.exists() and "value" in (table := read_table(path)).column_names:
-        return [{**item, "value": value} for item, value in zip(listed, table.column("value").to_pylist(), strict=True)]
-    return listed
+    clustering = Clustering.find(plan.catalog, plan.clustering)
+    if clustering is None or clustering.values is None:
+        return listed
+    return [{**item, "value": value} for item, value in zip(listed, clustering.values, strict=True)]

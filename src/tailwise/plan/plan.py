@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.artifacts import read_manifest
+from tailwise.catalog import layout
+from tailwise.catalog.artifacts import FinishedArtifact, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, map_array, map_cache, note_digest, read_table, replacing
 from tailwise.catalog.locks import locked
@@ -27,12 +27,11 @@ MAX_EPOCH = 10_000  # an epoch's counts follow from those of all epochs before i
 Rows = slice | npt.NDArray[np.int64]
 
 
-class Plan:
+class Plan(FinishedArtifact):
     """A plan of a catalog. Small, immutable, and opened without reading it: its arrays are memory-mapped.
 
     Attributes:
         name: of the plan.
-        config: all that decides it.
         snapshot: the rows it speaks of are those of this snapshot.
     """
 
@@ -47,10 +46,8 @@ class Plan:
         self.folder = catalog.plan_folder(name)
         remedy = f"make it with {command_line('plan', catalog.folder, name, method='…')}"
         self.manifest = read_manifest(self.folder, "plan", remedy)
-        identity = self.manifest["identity"]
-        self.config: Mapping[str, Any] = {**identity["config"], **identity.get("derived", {})}
         self.snapshot: Snapshot = catalog.snapshot(self.config["snapshot"])
-        if self.snapshot.id != self.manifest["identity"]["inputs"]["snapshot"]:
+        if self.snapshot.id != self.inputs["snapshot"]:
             raise UserError(f"plan {name!r} was made for another snapshot {self.snapshot.number}: make it anew")
         self._slots: tuple[int, npt.NDArray[np.uint32]] = (0, np.empty(0, np.uint32))
 
@@ -66,7 +63,12 @@ class Plan:
     @property
     def pool(self) -> int:
         """Samples of the snapshot that were not removed when the plan was made."""
-        return int(self.manifest["summary"].get("pool", self.rows))
+        return int(self.summary.get("pool", self.rows))
+
+    @property
+    def clustering(self) -> str | None:
+        """Name of the plan's clustering; None for a plan without clusters."""
+        return self.config.get("clusters") or None
 
     @property
     def dynamic(self) -> bool:
@@ -95,17 +97,17 @@ class Plan:
     @cached_property
     def by_rate(self) -> bool:
         """Whether it carries one rate per row, in place of clusters and quotas."""
-        return "rate.npy" in self.manifest["files"]
+        return layout.RATE in self.manifest["files"]
 
     @cached_property
     def rates(self) -> npt.NDArray[np.float32]:
         """Expected copies of each row per epoch, float32 [N]; only of a plan by rate."""
-        return map_array(self.folder / "rate.npy")
+        return map_array(self.folder / layout.RATE)
 
     @cached_property
     def groups(self) -> npt.NDArray[np.int32]:
         """Cluster of each row, int32 [N]; −1 for rows that are never drawn."""
-        return map_array(self.folder / "group.npy")
+        return map_array(self.folder / layout.GROUP)
 
     def groups_at(self, rows: Rows) -> npt.NDArray[np.int32]:
         """Clusters of rows (see `groups`), each surely below K: compiled code does not look.
@@ -116,7 +118,7 @@ class Plan:
         groups = np.asarray(self.groups[rows])
         if groups.max(initial=-1) >= len(self.sizes):
             raise DamagedError(
-                f"{self.folder / 'group.npy'} names the group {groups.max():,} of {len(self.sizes):,}: it is damaged; restore it, or "
+                f"{self.folder / layout.GROUP} names the group {groups.max():,} of {len(self.sizes):,}: it is damaged; restore it, or "
                 "make the plan anew"
             )
         return groups
@@ -124,12 +126,12 @@ class Plan:
     @cached_property
     def ranks(self) -> npt.NDArray[np.uint32]:
         """In-cluster rank of each row, uint32 [N]: of appearance, or in the order of the pick."""
-        return map_array(self.folder / "rank.npy")
+        return map_array(self.folder / layout.GROUP_RANK)
 
     @cached_property
     def shard_offsets(self) -> npt.NDArray[np.int64]:
         """First row of each shard, and the number of rows: int64 [shards + 1]."""
-        return map_array(self.folder / "shard_offsets.npy")
+        return map_array(self.folder / layout.SHARD_OFFSETS)
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -144,7 +146,7 @@ class Plan:
     @cached_property
     def _annealed(self) -> npt.NDArray[np.int64] | None:
         """Quotas of epoch 0, …, E − 1, and all after it, int64 [E, K]; None where they don't change."""
-        return map_array(self.folder / "quotas.npy") if "quotas.npy" in self.manifest["files"] else None
+        return map_array(self.folder / layout.QUOTAS) if layout.QUOTAS in self.manifest["files"] else None
 
     def quotas_at(self, epoch: int) -> npt.NDArray[np.int64]:
         """Quotas of an epoch, in units of 2⁻³⁰ samples: int64 [K]."""
@@ -159,7 +161,7 @@ class Plan:
         return np.asarray(quotas > 0)
 
     def _group_table(self, column: str) -> npt.NDArray[np.int64]:
-        table = read_table(self.folder / "groups.parquet", [column])
+        table = read_table(self.folder / layout.GROUP_TABLE, [column])
         values: npt.NDArray[np.int64] = table.column(0).to_numpy()
         return values
 
@@ -224,21 +226,25 @@ class Plan:
             UserError: another process is keeping slots of this plan.
             OSError: the plan's folder can't be written to.
         """
-        path = self._slots_path(epoch)
+        path = layout.slots_before(self.folder, epoch)
         if self.draw_name != "stream" or not self.dynamic or epoch < 1 or map_cache(path) is not None:
             return
-        with locked(self.folder / ".slots.lock", str(path)), replacing(path, unique=True) as temporary:
+        with locked(layout.lock(path.parent), str(path)), replacing(path, unique=True) as temporary:
             slots = create_array(temporary, (self.rows,), np.uint32)
             for span in self.spans():
                 slots[span] = self.slots(epoch, span)
             del slots
         note_digest(path)
-        for other in sorted(other for other in path.parent.glob("before-*.npy") if other <= path)[:-2]:
-            other.unlink()  # the epoch before may still be read by others, and later ones be another training's
-            other.with_suffix(".json").unlink(missing_ok=True)
+        for other in [other for other in self._epochs_with_slots() if other <= epoch][:-2]:
+            other_path = layout.slots_before(self.folder, other)
+            other_path.unlink()  # the epoch before may still be read by others, and later ones be another training's
+            layout.marker(other_path).unlink(missing_ok=True)
 
-    def _slots_path(self, epoch: int) -> Path:
-        return self.folder / "slots" / f"before-{epoch:09d}.npy"
+    def _epochs_with_slots(self) -> list[int]:
+        """Return the epochs before which slots are kept, ascending."""
+        paths = (self.folder / layout.SLOTS).glob(f"{layout.SLOTS_BEFORE}*{layout.ARRAY}")
+        stems = (path.stem.removeprefix(layout.SLOTS_BEFORE) for path in paths)
+        return sorted(int(stem) for stem in stems if stem.isdigit())
 
     def slots(self, epoch: int, rows: Rows) -> npt.NDArray[np.uint32]:
         """Slots of rows before an epoch, from the latest that are kept: uint32 [n]; of a plan drawn by stream."""
@@ -253,11 +259,11 @@ class Plan:
         found = self._slots  # a local name: another thread may be drawing another epoch
         if found[0] == epoch:  # still mapped, whatever has become of the file
             return found
-        stems = (path.stem.removeprefix("before-") for path in (self.folder / "slots").glob("before-*.npy"))
-        for first in sorted((int(stem) for stem in stems if stem.isdigit() and int(stem) <= epoch), reverse=True):
+        for first in reversed([first for first in self._epochs_with_slots() if first <= epoch]):
             if first == found[0]:
                 return found
-            slots = map_cache(self._slots_path(first))  # None: damaged, or another process has just removed it
+            # None: damaged, or another process has just removed it.
+            slots = map_cache(layout.slots_before(self.folder, first))
             if slots is not None and slots.shape == (self.rows,):
                 self._slots = first, slots
                 return self._slots

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
-from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog import layout
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.clusterings import ClusterFiles, Clustering, clustering_artifact
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.embeddings import COLUMNS
-from tailwise.catalog.files import (
-    MANIFEST,
-    create_array,
-    map_array,
-    read_array,
-    read_json,
-    read_record,
-    read_table,
-    write_array,
-    write_json,
-    write_table,
-)
+from tailwise.catalog.embeddings import COLUMNS, embedding_inputs
+from tailwise.catalog.files import create_array, map_array, read_array, write_array
 from tailwise.devices import find_device
 from tailwise.errors import DamagedError, UserError
 from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner
@@ -43,28 +33,12 @@ from tailwise.kernels.screening import faster_precision
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
 from tailwise.progress import Track, silent
 from tailwise.requests import ClusterRequest, bytes_of, refuse_idle
-from tailwise.text import command_line, did_you_mean
+from tailwise.text import did_you_mean
 
 COLLAPSED_SHARE = 0.5
 RADIUS_SHARE = 0.95  # of the samples lie within the radius that "auto" finds of their own centroid
 CHUNK_ROWS = 65_536
-DENSITY_FOLDER = "density"
 RUNTIME_BYTES = 400 << 20  # Python, torch and compiled loops
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """A finished clustering.
-
-    Attributes:
-        name: its name in the catalog.
-        summary: the figures of its manifest.
-        table: one row a cluster: cluster, size, d_intra, d_inter, and density (samples within the radius) if it was asked for.
-    """
-
-    name: str
-    summary: Mapping[str, Any]
-    table: pa.Table
 
 
 def cluster(catalog: Catalog | str | Path, request: ClusterRequest, track: Track = silent) -> Clustering:
@@ -106,14 +80,14 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, track: Track
     if request.density is not None:  # not in the configuration of clusterings that were made before there was a density
         config["density"] = request.density
     survivors = Survivors(catalog, request.without, snapshot)
-    inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot), **survivors.inputs}
-    with Artifact(catalog.clusters_folder(request.name), "clusters", config, inputs) as artifact:
+    inputs = {**embedding_inputs(catalog, column, snapshot), **survivors.inputs}
+    with clustering_artifact(catalog, request.name, config, inputs) as artifact:
         if not artifact.done:
             stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, request.force, track)
             stage.fit(k, request.merge, request.seed, request.iterations, request.points_per_centroid, carry)
             stage.assign()
             stage.describe(k, request.density)
-    return load_clustering(catalog, request.name)
+    return Clustering.open(catalog, request.name)
 
 
 def _extend(catalog: Catalog, base: str, request: ClusterRequest, track: Track) -> Clustering:
@@ -124,35 +98,23 @@ def _extend(catalog: Catalog, base: str, request: ClusterRequest, track: Track) 
     """
     snapshot, name = catalog.snapshot(), request.name
     device = str(find_device(request.device))
-    folder = catalog.clusters_folder(base)
-    manifest = read_manifest(folder, "clustering", f"make it with {command_line('cluster', catalog.folder, name=base)}")
-    if not (folder / "centroids.npy").exists():
+    old = Clustering.open(catalog, base)
+    if old.column is None or not old.has_centroids:
         raise UserError(
             f"clustering {base!r} has no centroids to assign new samples to: make it anew for this snapshot"
         )
-    column = manifest["identity"]["config"]["column"]
+    column = old.column
     blocks = catalog.embedding_parts(column, snapshot)
     survivors = Survivors(catalog, request.without, snapshot)
     config = {"extends": base, "column": column, "without": list(request.without), "snapshot": snapshot.number}
-    inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot), **survivors.inputs}
-    with Artifact(
-        catalog.clusters_folder(name), "clusters", config, {**inputs, "base": artifact_id(manifest)}
-    ) as artifact:
+    inputs = {**embedding_inputs(catalog, column, snapshot), **survivors.inputs}
+    with clustering_artifact(catalog, name, config, {**inputs, "base": old.id}) as artifact:
         if not artifact.done:
             stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, request.force, track)
-            write_json(artifact.path("fit.json"), read_json(folder / "fit.json"))
-            write_array(artifact.path("centroids.npy"), map_array(folder / "centroids.npy"))
-            base_snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
-            same = manifest["identity"]["inputs"]["embeddings"] == catalog.embedding_id(column, base_snapshot)
-            stage.assign(folder if same else None, base_snapshot.parts)
-            stage.describe(len(map_array(artifact.path("centroids.npy"))), manifest["summary"].get("radius"))
-    return load_clustering(catalog, name)
-
-
-def load_clustering(catalog: Catalog, name: str) -> Clustering:
-    """A finished clustering of the catalog; see `read_manifest` for what happens without one."""
-    folder = catalog.clusters_folder(name)
-    return Clustering(name, read_record(folder / MANIFEST)["summary"], read_table(folder / "clusters.parquet"))
+            stage.files.write_centroids(old.centroids, old.fit)
+            stage.assign(None if old.embeddings_changed else old)
+            stage.describe(len(old.centroids), old.summary.get("radius"))
+    return Clustering.open(catalog, name)
 
 
 def _step(progress: Iterator[int]) -> None:
@@ -205,14 +167,14 @@ class _ClusterStage:
         force: bool,
         track: Track,
     ) -> None:
-        self.catalog, self.artifact, self.snapshot, self.blocks = catalog, artifact, snapshot, blocks
-        self.survivors = survivors
+        self.artifact, self.files = artifact, ClusterFiles(artifact.folder)
+        self.snapshot, self.blocks, self.survivors = snapshot, blocks, survivors
         self.device, self.force, self.track = device, force, track
         self.parts = catalog.parts(snapshot)
 
     def fit(self, clusters: int, merge: float | None, seed: int, iterations: int, points: int, carry: int) -> None:
-        """Writes centroids.npy and the course of the fit."""
-        if self.artifact.path("centroids.npy").exists():
+        """Writes the centroids and the course of their fit."""
+        if self.files.has_centroids:
             return
         training = self._training_rows(points * clusters, seed)
         made_by = f"{faster_precision()} products" if self.device == "cpu" else self.device
@@ -240,12 +202,11 @@ class _ClusterStage:
         finally:
             for _ in progress:  # ends the bar
                 pass
-            shutil.rmtree(self.artifact.path("training"), ignore_errors=True)
+            shutil.rmtree(self.artifact.path(layout.TRAINING), ignore_errors=True)
         centroids = result.centroids
         if merge is not None:
             centroids = centroids[merge_centroids(centroids, merge)]
-        write_json(self.artifact.path("fit.json"), {"mean_cosine": result.objective, "fitted": len(result.centroids)})
-        write_array(self.artifact.path("centroids.npy"), centroids)
+        self.files.write_centroids(centroids, {"mean_cosine": result.objective, "fitted": len(result.centroids)})
 
     def _training_rows(self, wanted: int, seed: int) -> list[npt.NDArray[Any]]:
         """The blocks themselves, or a copy on disk of about `wanted` rows drawn by hash."""
@@ -253,7 +214,7 @@ class _ClusterStage:
             return list(self.blocks)
         present = sum(int(self.survivors.keeps(part.span).sum()) for part in self.parts)
         share = min(wanted / max(present, 1), 1.0)
-        folder = self.artifact.path("training")
+        folder = self.artifact.path(layout.TRAINING)
         key = stream_key(seed, "training rows")
         for number, (part, block) in enumerate(zip(self.parts, self.blocks, strict=True)):
             kept = self.survivors.keeps(part.span)
@@ -270,56 +231,54 @@ class _ClusterStage:
                 first += len(rows)
         return [read_array(folder / f"{number}.npy") for number in range(len(self.blocks))]
 
-    def assign(self, base: Path | None = None, base_parts: int = 0) -> None:
-        """Writes label and similarity of every row, part by part; those that `base`, of so many parts, has are taken from there."""
-        assigner = Assigner(map_array(self.artifact.path("centroids.npy")), device=self.device)
+    def assign(self, base: Clustering | None = None) -> None:
+        """Writes label and similarity of every row, part by part; those that `base` has are taken from there."""
+        assigner = Assigner(self.files.centroids, device=self.device)
+        base_parts = 0 if base is None else base.snapshot.parts
         for part, block in self.track(list(zip(self.parts, self.blocks, strict=True)), "assigning", len(self.parts)):
-            if self._path("similarity", part).exists():
+            if self.files.similarities.path(part).exists():
                 continue
             kept = self.survivors.keeps(part.span)
             labels = np.full(part.rows, MISSING, np.int32)
             similarity = np.zeros(part.rows, np.float32)
             if base is not None and part.number < base_parts:
-                known = kept & (map_array(base / f"label-{part.name}.npy") >= 0)
-                labels[known] = map_array(base / f"label-{part.name}.npy")[known]
-                similarity[known] = map_array(base / f"similarity-{part.name}.npy")[known]
+                known = kept & (base.labels.read(part) >= 0)
+                labels[known] = base.labels.read(part)[known]
+                similarity[known] = base.similarities.read(part)[known]
             for start, chunk in row_chunks([block], CHUNK_ROWS):
                 wanted = start + np.flatnonzero(
                     kept[start : start + len(chunk)] & (labels[start : start + len(chunk)] < 0)
                 )
                 if len(wanted):
                     labels[wanted], similarity[wanted] = assigner(chunk[wanted - start])
-            write_array(self._path("label", part), labels)
-            write_array(self._path("similarity", part), similarity)
-
-    def _path(self, column: str, part: Part) -> Path:
-        return self.artifact.path(f"{column}-{part.name}.npy")
+            self.files.labels.write(part, labels)
+            self.files.similarities.write(part, similarity)
 
     def describe(self, asked: int, density: float | str | None) -> None:
         """Writes ranks and the table of clusters, and finishes the artifact unless it is collapsed."""
-        centroids = map_array(self.artifact.path("centroids.npy"))
+        centroids = self.files.centroids
         seen = np.zeros(len(centroids), np.int64)
         similarity_sums = np.zeros(len(centroids), np.int64)
         for part in self.parts:
-            labels = np.asarray(map_array(self._path("label", part)))
+            labels = np.asarray(self.files.labels.read(part))
             if labels.max(initial=MISSING) >= len(centroids):  # written by an interrupted run, and not hashed yet
                 raise DamagedError(
-                    f"{self._path('label', part)} is damaged: delete {self.artifact.folder}, then repeat this command"
+                    f"{self.files.labels.path(part)} is damaged: delete {self.artifact.folder}, then repeat this command"
                 )
-            write_array(self._path("rank", part), appearance_ranks(labels, seen))
+            self.files.ranks.write(part, appearance_ranks(labels, seen))
             member = labels >= 0
-            units = to_similarity_units(map_array(self._path("similarity", part))[member].astype(np.float64))
+            units = to_similarity_units(self.files.similarities.read(part)[member].astype(np.float64))
             np.add.at(similarity_sums, labels[member], units)
         self._refuse_collapse(seen, asked)
         table = _cluster_table(centroids, seen, similarity_sums)
         radius = self._find_radius() if isinstance(density, str) else density
         if radius is not None:
             table = table.append_column("density", pa.array(self._count_density(radius), pa.int64()))
-        write_table(self.artifact.path("clusters.parquet"), table)
+        self.files.write_table(table)
         clustered = int(seen.sum())
         dropped = sum(int((~self.survivors.keeps(part.span)).sum()) for part in self.parts)
-        fit = read_json(self.artifact.path("fit.json"))
-        shutil.rmtree(self.artifact.path(DENSITY_FOLDER), ignore_errors=True)
+        fit = self.files.fit
+        shutil.rmtree(self.artifact.path(layout.DENSITY), ignore_errors=True)
         self.artifact.finish(
             {
                 "clusters": int((seen > 0).sum()),
@@ -338,19 +297,19 @@ class _ClusterStage:
         """The cosine to their own centroid that RADIUS_SHARE of the samples reach."""
         histogram = np.zeros(1, np.int64)
         for part in self.parts:
-            member = map_array(self._path("label", part)) >= 0
-            histogram = histogram + similarity_steps(map_array(self._path("similarity", part))[member])
+            member = self.files.labels.read(part) >= 0
+            histogram = histogram + similarity_steps(self.files.similarities.read(part)[member])
         return radius_that_holds(histogram, RADIUS_SHARE)
 
     def _count_density(self, radius: float) -> npt.NDArray[np.int64]:
         """Samples within the radius of each centroid, int64 [K]; each part's counts are kept until all are there."""
-        centroids = map_array(self.artifact.path("centroids.npy"))
+        centroids = self.files.centroids
         counter = NeighbourCounter(centroids, radius, device=self.device)
         total = np.zeros(len(centroids), np.int64)
         for part, block in self.track(list(zip(self.parts, self.blocks, strict=True)), "density", len(self.parts)):
-            path = self.artifact.path(DENSITY_FOLDER) / f"{part.name}.npy"
+            path = self.artifact.path(layout.DENSITY) / f"{part.name}{layout.ARRAY}"
             if not path.exists():
-                member = map_array(self._path("label", part)) >= 0
+                member = self.files.labels.read(part) >= 0
                 counts = np.zeros(len(centroids), np.int64)
                 for start, chunk in row_chunks([block], CHUNK_ROWS):
                     counts += counter(chunk[member[start : start + len(chunk)]])

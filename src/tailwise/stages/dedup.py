@@ -13,17 +13,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
-from tailwise.catalog.files import create_array, read_record
+from tailwise.catalog.comparisons import Neighbours
+from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, write_drops
+from tailwise.catalog.files import create_array
 from tailwise.devices import find_device
 from tailwise.errors import UserError
 from tailwise.kernels.duplicates import duplicate_threshold, greedy, in_doubt
 from tailwise.progress import Track, silent
 from tailwise.requests import DedupRequest, bytes_of
 from tailwise.stages.members import RESULT, Members
-from tailwise.stages.neighbours import WORK, Comparison, Neighbours, make_neighbours
+from tailwise.stages.neighbours import Comparison, make_neighbours
 from tailwise.text import did_you_mean
 
 IDENTICAL = "identical embedding"
@@ -80,15 +82,14 @@ def dedup(catalog: Catalog | str | Path, request: DedupRequest, track: Track = s
         raise UserError(f"unknown rule {rule!r}: {did_you_mean(rule, RULES)}")
     compared = Comparison(catalog, request, track)
     config = {"epsilon": epsilon, "rule": rule, **compared.config}
-    folder = catalog.drops_folder(request.name)
-    with Artifact(folder, "dedup", config, compared.inputs) as artifact:
+    with Artifact(catalog.drops_folder(request.name), "dedup", config, compared.inputs) as artifact:
         if not artifact.done:
             neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)
             decide = _Decide(compared, artifact, neighbours, duplicate_threshold(epsilon), memory, device)
             decisions = decide.nearest_alone()
             RULES[rule](decide, decisions)
             _finish(compared, artifact, decisions)
-    return Deduplication(request.name, read_record(folder / "manifest.json")["summary"])
+    return Deduplication(request.name, DropList(catalog, request.name).summary)
 
 
 class _Decide:
@@ -108,10 +109,10 @@ class _Decide:
 
     def nearest_alone(self) -> _Decisions:
         """What goes by the most similar earlier sample alone, kept or not."""
-        folder, rows = self.artifact.path("decisions"), self.compared.snapshot.rows
+        folder, rows = self.artifact.path(layout.DECISIONS), self.compared.snapshot.rows
         decisions = _Decisions(
-            create_array(folder / "row.npy", (rows,), np.int64),
-            create_array(folder / "similarity.npy", (rows,), np.float64),
+            create_array(folder / layout.NEAREST_ROW, (rows,), np.int64),
+            create_array(folder / layout.NEAREST_SIMILARITY, (rows,), np.float64),
         )
         for part in self.compared.parts:
             similarity, row = self.neighbours.similarity[part.span], self.neighbours.row[part.span]
@@ -184,7 +185,7 @@ def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions) -> 
             yield pa.concat_tables([old, new])
 
     dropped = write_drops(artifact, compared.snapshot.rows, tables())
-    for scratch in (WORK, "decisions"):
+    for scratch in (layout.WORK, layout.DECISIONS):
         shutil.rmtree(artifact.path(scratch), ignore_errors=True)
     artifact.finish(
         {

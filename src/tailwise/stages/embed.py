@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tailwise.catalog.catalog import LOCK, Catalog, Part
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import COLUMNS, column_settings, part_marker
 from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import has_bytes
@@ -62,7 +63,7 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, track: Track = s
     _check(request)
     columns = COLUMNS if request.column == "both" else (request.column,)
     report = EmbedReport()
-    with locked(catalog.folder / LOCK, str(catalog.folder)):
+    with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
         lacking = {column: _lacking(catalog, column) for column in columns}
         devices = find_devices(request.device)
         if "image" in columns:

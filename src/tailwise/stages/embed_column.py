@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import open_column, write_part
 from tailwise.catalog.files import digest
@@ -186,7 +187,7 @@ class ColumnTask:
 
     def _write(self, part: Part, shards: list[ShardRows], finished: Finished, rejections: Rejections) -> int:
         """Writes a part whose shards are all finished; returns how many of its rows have an embedding."""
-        listed = self._catalog.folder / "rejected" / f"embed-{self._column}-{part.name}.parquet"
+        listed = layout.rejected_log(self._catalog.folder, layout.EMBED_LOG, self._column, part.name)
 
         def chunks() -> Iterator[npt.NDArray[np.float16]]:
             with rejections.writer(listed) as log:  # on disk when the last chunk is taken: before the part's marker

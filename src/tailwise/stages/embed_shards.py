@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import normalise_rows
 from tailwise.catalog.files import read_array, read_json, write_array, write_json
@@ -56,21 +57,21 @@ class Finished:
             column: "image" or "text".
             made_by: hash of all that decides the rows; what another encoder left unfinished lies elsewhere until the column is complete.
         """
-        self._root = catalog.embedding_folder(column) / "unfinished"
+        self._root = catalog.embedding_folder(column) / layout.UNFINISHED
         self._folder = self._root / made_by
 
-    def _path(self, shard: ShardRows, suffix: str) -> Path:
-        return self._folder / f"shard-{shard.shard:08d}{suffix}"
+    def _path(self, shard: ShardRows) -> Path:
+        return self._folder / f"{layout.SHARD}{shard.shard:08d}{layout.ARRAY}"
 
     def write(self, done: Done, rows: npt.NDArray[np.float16]) -> None:
         """Keeps a shard's rows, float16 [rows, d]."""
-        write_array(self._path(done.shard, ".npy"), rows)
+        write_array(self._path(done.shard), rows)
         faults = [[row, key, fault.reason, fault.detail] for row, key, fault in done.faults]
-        write_json(self._path(done.shard, ".json"), {"faults": faults, "truncated": done.truncated})
+        write_json(layout.marker(self._path(done.shard)), {"faults": faults, "truncated": done.truncated})
 
     def find(self, shard: ShardRows) -> Done | None:
         """What was kept of a shard; None if it isn't finished."""
-        path = self._path(shard, ".json")
+        path = layout.marker(self._path(shard))
         if not path.exists():
             return None
         content = read_json(path)
@@ -85,7 +86,7 @@ class Finished:
         """
         done = self.find(shard)
         if done is None:
-            raise UserError(f"{self._path(shard, '.json')} is gone: repeat this command")
+            raise UserError(f"{layout.marker(self._path(shard))} is gone: repeat this command")
         return done
 
     def rows(self, shard: ShardRows) -> npt.NDArray[np.float16]:
@@ -94,7 +95,7 @@ class Finished:
         Raises:
             UserError: they are damaged.
         """
-        path = self._path(shard, ".npy")
+        path = self._path(shard)
         try:
             return read_array(path)
         except (OSError, ValueError, EOFError) as error:
@@ -103,8 +104,8 @@ class Finished:
     def forget(self, shards: Sequence[ShardRows]) -> None:
         """Drops what is part of a complete part now; the marker first."""
         for shard in shards:
-            for suffix in (".json", ".npy"):
-                self._path(shard, suffix).unlink(missing_ok=True)
+            for path in (layout.marker(self._path(shard)), self._path(shard)):
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Drops everything: the column is complete."""

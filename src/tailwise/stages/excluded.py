@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.files import ROW_GROUP_ROWS, map_array, read_table, replacing, write_table
+from tailwise.catalog.files import ROW_GROUP_ROWS, read_table, replacing, write_table
 from tailwise.catalog.kinds import DROP_LIST
 from tailwise.catalog.outputs import is_table, scratch_beside, writing_output
 from tailwise.errors import UserError
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
-from tailwise.stages.grouping import why_no_group
 
 EXCLUDED_SCHEMA = pa.schema(
     [
@@ -120,11 +118,11 @@ class Causes:
 
     def _labels(self, plan: Plan, rows: slice) -> npt.NDArray[np.int32]:
         """The cluster of rows of one part in the plan's clustering; 0 where it has none."""
-        if not plan.config.get("clusters"):
+        clustering = _clustering(plan)
+        if clustering is None:
             return np.zeros(rows.stop - rows.start, np.int32)
         part = next(part for part in self._parts if rows.start < part.span.stop)
-        labels = map_array(plan.catalog.clusters_folder(plan.config["clusters"]) / f"label-{part.name}.npy")
-        return np.asarray(labels[rows.start - part.first_row : rows.stop - part.first_row])
+        return np.asarray(clustering.labels.read(part)[rows.start - part.first_row : rows.stop - part.first_row])
 
 
 class _Found:
@@ -193,26 +191,23 @@ def _all_lists(catalog: Catalog, snapshot: Snapshot) -> list[str]:
 def lists_of(plan: Plan) -> list[str]:
     """The drop lists that a plan was made without: those of its clustering, then its own."""
     clustering = _clustering(plan)
-    return [*(clustering["config"].get("without", ()) if clustering else ()), *plan.config.get("without", ())]
+    return [*(clustering.without if clustering else ()), *plan.config.get("without", ())]
 
 
 def _users(plan: Plan) -> dict[str, Mapping[str, str]]:
     """What was made without drop lists on the way to a plan, and its inputs."""
-    users = {f"plan {plan.name!r}": plan.manifest["identity"]["inputs"]}
+    users = {f"plan {plan.name!r}": plan.inputs}
     if clustering := _clustering(plan):
-        users[f"clustering {plan.config['clusters']!r}"] = clustering["inputs"]
+        users[f"clustering {clustering.name!r}"] = clustering.inputs
     return users
 
 
-def _clustering(plan: Plan) -> Mapping[str, Any] | None:
-    """The identity of a plan's clustering, if it has one."""
-    name = plan.config.get("clusters")
-    if not name:
+def _clustering(plan: Plan) -> Clustering | None:
+    """A plan's clustering, if it has one."""
+    if plan.clustering is None:
         return None
-    folder = plan.catalog.clusters_folder(str(name))
-    remedy = f"plan {plan.name!r} was made from it: restore {folder}"
-    identity: Mapping[str, Any] = read_manifest(folder, "clustering", remedy)["identity"]
-    return identity
+    folder = plan.catalog.clusters_folder(plan.clustering)
+    return Clustering.open(plan.catalog, plan.clustering, f"plan {plan.name!r} was made from it: restore {folder}")
 
 
 def _why_no_group(plan: Plan) -> tuple[str, str]:
@@ -220,7 +215,7 @@ def _why_no_group(plan: Plan) -> tuple[str, str]:
     clustering = _clustering(plan)
     if clustering is None:
         return "plan", "left out when the plan was made"
-    return "cluster", f"{plan.config['clusters']}: {why_no_group(clustering['config'])}"
+    return "cluster", f"{clustering.name}: {clustering.why_none}"
 
 
 # --- the file ------------------------------------------------------------------------------------------------------------

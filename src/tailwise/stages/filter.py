@@ -16,13 +16,14 @@ import pyarrow as pa
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors, write_drops
+from tailwise.catalog.scores import plain_name
 from tailwise.errors import UserError
 from tailwise.kernels.selection import order_statistics
 from tailwise.mapped import release_pages
 from tailwise.plan.budget import samples_of_share
 from tailwise.progress import Track, silent
 from tailwise.requests import FilterRequest, ScoreRequest, refuse_idle
-from tailwise.stages.scores import plain_name, score_config, score_figures, score_inputs, score_parts
+from tailwise.stages.scores import score_config, score_figures, score_inputs, score_parts
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
 BOUNDS = ("minimum", "maximum", "keep", "keep_lowest")
@@ -77,7 +78,7 @@ def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, track:
             summary = judge.summary()
             write_drops(artifact, snapshot.rows, track(judge.tables(), "writing drops", len(judge.parts)))
             artifact.finish(summary)
-    return Filtered(name, DropList(catalog, name).manifest["summary"])
+    return Filtered(name, DropList(catalog, name).summary)
 
 
 def try_filter(catalog: Catalog | str | Path, request: FilterRequest, track: Track = silent) -> Filtered:

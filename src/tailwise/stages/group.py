@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.files import create_array, file_digest
 from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.requests import GroupRequest, refuse_idle
 from tailwise.sources.columns import unwrapped
-from tailwise.stages.cluster import Clustering
 from tailwise.stages.group_entries import group_by_entry
 from tailwise.stages.group_write import NO_GROUP, Groups, Pool, check_count, make_grouping
 from tailwise.stages.join import Columns, join_values, read_columns

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.clusterings import RAREST_ENTRY, Clustering
 from tailwise.catalog.files import digest
 from tailwise.errors import UserError
 from tailwise.kernels.matching import rarest_entries
 from tailwise.progress import Track
 from tailwise.requests import GroupRequest
-from tailwise.stages.cluster import Clustering
 from tailwise.stages.group_write import NO_GROUP, Groups, Pool, make_grouping
-from tailwise.stages.grouping import RAREST_ENTRY
 from tailwise.stages.match_entries import MatchedPool, match_entries, read_entries
 
 MAX_MISSES = 0.5

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.clusterings import ClusterFiles, Clustering, clustering_artifact
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import scratch, write_array, write_table
+from tailwise.catalog.files import scratch
 from tailwise.errors import UserError
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.progress import Track, silent
-from tailwise.stages.cluster import Clustering, load_clustering
 
 MAX_GROUPS = 5_000_000  # below 2²⁴, so that float32, which joins fill in, holds each group's number
 NO_GROUP = -1
@@ -116,18 +116,18 @@ def make_grouping(
     snapshot = catalog.snapshot(config["snapshot"])
     survivors = Survivors(catalog, config["without"], snapshot)
     inputs = {"snapshot": snapshot.id, **inputs, **survivors.inputs}
-    with Artifact(catalog.clusters_folder(name), "clusters", config, inputs) as artifact:
+    with clustering_artifact(catalog, name, config, inputs) as artifact:
         if not artifact.done:
-            with scratch(artifact.path("joining")) as work:
+            with scratch(artifact.path(layout.JOINING)) as work:
                 pool = Pool(catalog, snapshot, survivors, work, track)
                 found = find(pool)
                 groups = found.with_missing() if config.get("missing") == "own-group" else found
-                summary = _write_files(pool, artifact, groups, what)
+                summary = _write_files(pool, ClusterFiles(artifact.folder), groups, what)
             artifact.finish(summary)
-    return load_clustering(catalog, name)
+    return Clustering.open(catalog, name)
 
 
-def _write_files(pool: Pool, artifact: Artifact, groups: Groups, what: str) -> dict[str, Any]:
+def _write_files(pool: Pool, files: ClusterFiles, groups: Groups, what: str) -> dict[str, Any]:
     """Writes labels, ranks and the table; returns the summary."""
     check_count(len(groups.values), what)
     seen = np.zeros(len(groups.values), np.int64)
@@ -140,13 +140,13 @@ def _write_files(pool: Pool, artifact: Artifact, groups: Groups, what: str) -> d
             )
         kept = pool.survivors.keeps(part.span)
         labels = np.where(kept & (given >= 0), given, NO_GROUP).astype(np.int32)
-        write_array(artifact.path(f"label-{part.name}.npy"), labels)
-        write_array(artifact.path(f"rank-{part.name}.npy"), appearance_ranks(labels, seen))
+        files.labels.write(part, labels)
+        files.ranks.write(part, appearance_ranks(labels, seen))
         dropped += int((~kept).sum())
     grouped = int(seen.sum())
     if not grouped:
         raise UserError(f"not one sample has a value in {what!r}: there is nothing to group by")
-    write_table(artifact.path("clusters.parquet"), _table(groups.values, seen))
+    files.write_table(_table(groups.values, seen))
     return {
         "clusters": int((seen > 0).sum()),
         "empty": int((seen == 0).sum()),

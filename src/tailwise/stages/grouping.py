@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.artifacts import artifact_id, read_manifest
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.embeddings import COLUMNS
-from tailwise.catalog.files import map_array, read_table
 from tailwise.errors import UserError
 from tailwise.kernels.centroids import neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT, to_similarity_units
@@ -22,19 +20,8 @@ from tailwise.plan.weights import Clusters
 from tailwise.requests import ScoreRequest
 from tailwise.stages.candidates import LeftOut, count_left_out
 from tailwise.stages.scores import score_inputs, score_parts
-from tailwise.text import command_line
 
 OUTSIDE = -1  # the label of rows that are never drawn
-RAREST_ENTRY = "rarest entry"  # what `group_by_entry` groups by
-
-
-def why_no_group(config: Mapping[str, Any]) -> str:
-    """Why a row that nothing dropped belongs to no group of a clustering: from the config that decided it."""
-    if config.get("column") in COLUMNS:
-        return f"no {config['column']} embedding"
-    if config.get("group_by") == RAREST_ENTRY:
-        return "no entry of the list in its caption"
-    return f"no value of {config['group_by']}" if "group_by" in config else "in no group"
 
 
 class Grouping:
@@ -67,23 +54,23 @@ class Grouping:
         Raises:
             UserError: there is no such clustering, list or score, lists are of another snapshot, or a group is too large.
         """
-        self._catalog, self._clusters, self._score = catalog, clusters, score
+        self._catalog, self._score = catalog, score
+        self._clustering = None if clusters is None else Clustering.open(catalog, clusters)
         self._lists: list[str] = [*without]
         self.snapshot: Snapshot = catalog.snapshot()
         self.inputs: dict[str, str] = {}
-        if clusters is not None:
-            self._folder = catalog.clusters_folder(clusters)
-            remedy = f"make it with {command_line('cluster', catalog.folder, name=clusters)}"
-            manifest = read_manifest(self._folder, "clustering", remedy)
-            self.snapshot = catalog.snapshot(manifest["identity"]["config"]["snapshot"])
-            self.inputs["clusters"] = artifact_id(manifest)
-            self._lists = [*manifest["identity"]["config"].get("without", ()), *self._lists]
+        if self._clustering is not None:
+            self.snapshot = self._clustering.snapshot
+            self.inputs["clusters"] = self._clustering.id
+            self._lists = [*self._clustering.without, *self._lists]
         self.parts: list[Part] = catalog.parts(self.snapshot)
         self._survivors = Survivors(catalog, without, self.snapshot)
         self.inputs |= {"snapshot": self.snapshot.id, **self._survivors.inputs}
         if score is not None:
             self.inputs |= score_inputs(catalog, self.snapshot, score)
-        self.sizes, self.statistics = self._count_pool() if clusters is None else self._count_clusters()
+        self.sizes, self.statistics = (
+            self._count_pool() if self._clustering is None else self._count_clusters(self._clustering)
+        )
         if (largest := int(self.sizes.max(initial=0))) > MAX_CLUSTER:
             raise UserError(
                 f"{largest:,} samples are more than one group can hold ({MAX_CLUSTER:,}): cluster them finer (for every sample alike: "
@@ -112,10 +99,8 @@ class Grouping:
         """The group of each row, part by part: int32 [n], OUTSIDE for rows in none."""
         scores = score_parts(self._catalog, self.snapshot, self._score) if self._score is not None else None
         for part in self.parts:
-            if self._clusters is None:
-                label = np.zeros(part.rows, np.int32)
-            else:
-                label = np.array(map_array(self._folder / f"label-{part.name}.npy"))
+            one = np.zeros(part.rows, np.int32)
+            label = one if self._clustering is None else np.array(self._clustering.labels.read(part))
             label[~self._survivors.keeps(part.span)] = OUTSIDE
             if scores is not None:
                 label[np.isnan(next(scores))] = OUTSIDE
@@ -129,12 +114,12 @@ class Grouping:
         """
         if PICKS[pick].by == "score" and self._score is not None:
             values = score_parts(self._catalog, self.snapshot, self._score)
-        elif self._clusters is None or not (self._folder / "centroids.npy").exists():
+        elif self._clustering is None or not self._clustering.has_centroids:
             raise UserError(
                 f"`pick` {pick} needs a clustering with centroids: make one with `tailwise cluster`, or use random or highest"
             )
         else:
-            values = self._catalog.label_parts(self._clusters, self.snapshot, "similarity")
+            values = self._clustering.parts(layout.SIMILARITY)
         sign = np.float32(PICKS[pick].sign)
         return (sign * part for part in values)
 
@@ -143,34 +128,34 @@ class Grouping:
         unknown = np.full(1, np.nan)
         return sizes, Clusters(sizes, unknown, unknown)
 
-    def _count_clusters(self) -> tuple[npt.NDArray[np.int64], Clusters]:
+    def _count_clusters(self, clustering: Clustering) -> tuple[npt.NDArray[np.int64], Clusters]:
         """Sizes and distances: those of the clustering, or counted anew where some of its members are left out."""
-        table = read_table(self._folder / "clusters.parquet")
+        table = clustering.table
         sizes: npt.NDArray[np.int64] = table.column("size").to_numpy()
         d_intra, d_inter = (table.column(name).to_numpy() for name in ("d_intra", "d_inter"))
         before = sizes > 0
         if not self._survivors.all or self._score is not None:
-            sizes, d_intra = self._recount(len(sizes))
+            sizes, d_intra = self._recount(clustering, len(sizes))
         full = sizes > 0
-        if not (self._folder / "centroids.npy").exists():
+        if not clustering.has_centroids:
             return sizes, Clusters(sizes[full], d_intra[full], d_inter[full])
 
         def centroids() -> npt.NDArray[np.float32]:
-            return np.asarray(map_array(self._folder / "centroids.npy"))[full]
+            return np.asarray(clustering.centroids)[full]
 
         near = d_inter[full] if np.array_equal(full, before) else neighbour_distance(centroids())
         density = table.column("density").to_numpy()[full] if "density" in table.column_names else None
         return sizes, Clusters(sizes[full], d_intra[full], near, centroids, density)
 
-    def _recount(self, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    def _recount(self, clustering: Clustering, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Size and d_intra of what is left of each cluster; NaN where there are no similarities."""
         sizes, sums = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        known = (self._folder / "centroids.npy").exists()
+        known = clustering.has_centroids
         for part, label in zip(self.parts, self.labels(), strict=True):
             member = label >= 0
             sizes += np.bincount(label[member], minlength=count)
             if known:
-                similarity = map_array(self._folder / f"similarity-{part.name}.npy")[member].astype(np.float64)
+                similarity = clustering.similarities.read(part)[member].astype(np.float64)
                 np.add.at(sums, label[member], to_similarity_units(similarity))
         with np.errstate(invalid="ignore"):
             d_intra = 1 - sums * SIMILARITY_UNIT / sizes if known else np.full(count, np.nan)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.files import MANIFEST, digest, file_digest, read_record, scratch
+from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.files import digest, file_digest, scratch
 from tailwise.errors import ConflictError, UserError
 from tailwise.progress import Track
 from tailwise.rejects import MAX_REJECTED, refuse_many
 from tailwise.sources.dynamics import ClusterIds
-from tailwise.stages.cluster import Clustering, load_clustering
 from tailwise.stages.group_write import MAX_GROUPS, NO_GROUP, write_grouping
 from tailwise.stages.import_join import CHUNK_ROWS, Join, Wording
 from tailwise.stages.import_rows import RowFinder
@@ -34,12 +35,12 @@ def check_cluster_ids(catalog: Catalog, name: str, files: list[ClusterIds], *, f
     Raises:
         UserError: another clustering has this name, or the grouping would lack the new shards.
     """
-    path = catalog.clusters_folder(name) / MANIFEST
-    if not path.exists():
+    found = Clustering.find(catalog, name)
+    if found is None:
         return False
-    inputs = read_record(path)["identity"]["inputs"]
-    if inputs.get("cluster ids") != _ids_digest(files) or fresh:
-        what = "an earlier state of the pool" if inputs.get("cluster ids") == _ids_digest(files) else "something else"
+    same = found.inputs.get("cluster ids") == _ids_digest(files)
+    if not same or fresh:
+        what = "an earlier state of the pool" if same else "something else"
         raise ConflictError(
             f"the clustering {name!r} was made from {what}: name that of these cluster ids with `clustering`"
         )
@@ -82,10 +83,10 @@ def import_clusters(
         config["shards"] = digest(sorted(given))
     inputs = {"cluster ids": _ids_digest(files)}
     if check_cluster_ids(catalog, name, files, fresh=False):
-        return load_clustering(catalog, name)
+        return Clustering.open(catalog, name)
     parts = catalog.parts(snapshot)
-    with scratch(folder.with_name(f".{name}.joining")) as work:
-        with rejections.writer(catalog.folder / "rejected" / f"cluster-ids-{name}.parquet") as log:
+    with scratch(folder.with_name(f".{name}.{layout.JOINING}")) as work:
+        with rejections.writer(layout.rejected_log(catalog.folder, layout.CLUSTER_IDS_LOG, name)) as log:
             wording = Wording("cluster ids", "cluster id", "joining cluster ids")
             join = Join(parts, RowFinder(catalog, parts, work, given), work, log, wording)
             join.plan(files, [given is not None] * len(files), None, track)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import (
     ROW_FAULTS,
@@ -88,7 +89,7 @@ def import_embeddings(
     parts = joins.parts_to_fill()
     if not parts:
         return None
-    with scratch(catalog.embedding_folder(column) / "joining") as work:
+    with scratch(catalog.embedding_folder(column) / layout.JOINING) as work:
         with rejections.writer(joins.listed(f"{joins.number:06d}")) as log:
             finder = RowFinder(catalog, parts, work, joins.given)
             wording = Wording(f"{column} embeddings", "embedding", f"joining {column} keys")
@@ -184,11 +185,11 @@ class _Joins:
 
     @property
     def _path(self) -> Path:
-        return self.folder / "joins.json"
+        return self.folder / layout.JOINS
 
     @property
     def _pending(self) -> Path:
-        return self.folder / "pending.json"
+        return self.folder / layout.PENDING
 
     def filled(self, part: Part) -> bool:
         """Whether the part has the column."""
@@ -228,7 +229,7 @@ class _Joins:
 
     def listed(self, of: str) -> Path:
         """The list of what was left out, of one join or of one part."""
-        return self.catalog.folder / "rejected" / f"{self.column}-embeddings-{of}.parquet"
+        return layout.rejected_log(self.catalog.folder, self.column, layout.JOIN_LOG, of)
 
 
 def _nothing_matched(catalog: Catalog, part: Part, files: list[EmbeddingFile], join: Join) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tailwise.catalog.catalog import HEADER, LOCK, Catalog, Snapshot, local_path, true_path
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog, Snapshot, local_path, true_path
 from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
@@ -26,7 +27,7 @@ from tailwise.stages.import_shards import MAX_REJECTED_SAMPLES, PART_ROWS, impor
 from tailwise.stages.report import Rejections
 
 if TYPE_CHECKING:
-    from tailwise.stages.cluster import Clustering
+    from tailwise.catalog.clusterings import Clustering
 
 DEFAULT_CLUSTERS = "dynamics"
 LOOKED_AT = 16  # uids of each metadata file
@@ -89,12 +90,12 @@ def import_pool(
     bounds = (MAX_REJECTED_SAMPLES, MAX_REJECTED) if max_rejected is None else (max_rejected, max_rejected)
     check_share(bounds[0])
     found = find([str(source) for source in given], format_name, chosen)
-    there = (local_path(folder) / HEADER).exists()
+    there = (local_path(folder) / layout.HEADER).exists()
     if not (found.tars or found.metadata) and not (there and Catalog.open(folder).snapshots()):
         raise UserError(f"{folder} holds no samples yet: import the shards (.tar) with or before their embeddings")
     catalog = Catalog.create(folder)
-    with locked(catalog.folder / LOCK, str(catalog.folder)):
-        catalog.series("snapshots").settle()
+    with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
+        catalog.series(layout.SNAPSHOTS).settle()
         return _import(catalog, found, chosen.clustering or DEFAULT_CLUSTERS, workers, part_rows, bounds, track)
 
 
@@ -111,7 +112,7 @@ def _import(
     _check_clusters(catalog, clustering, found)
     rejections = Rejections()
     shared: dict[str, Any] = {"workers": workers, "part_rows": part_rows, "max_rejected": bounds[0]}
-    with rejections.writer(catalog.folder / "rejected" / "import-sources.parquet") as log:
+    with rejections.writer(layout.rejected_log(catalog.folder, layout.IMPORT_LOG, layout.SOURCES_LOG)) as log:
         for item in found.left_out:
             log.add("import", item.reason, item.path, None, item.remedy, rows=0)
     if found.tars or not found.metadata:
@@ -131,7 +132,7 @@ def _import(
     if rejections.counts and not (columns or clusterings) and shards and not given:
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items())
         raise UserError(
-            f"nothing good in {len(shards)} file(s), first {next(iter(shards))} ({reasons}): see {catalog.folder / 'rejected'}"
+            f"nothing good in {len(shards)} file(s), first {next(iter(shards))} ({reasons}): see {catalog.folder / layout.REJECTED}"
         )
     old_shards, old_rows = (before[-1].shards, before[-1].rows) if before else (0, 0)
     new = now.shards - old_shards, now.rows - old_rows

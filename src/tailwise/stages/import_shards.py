@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tailwise.catalog.catalog import Catalog, Snapshot, part_name, true_path
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog, Snapshot, true_path
 from tailwise.catalog.files import file_digest, read_record, read_table, scratch, write_record, write_table
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.errors import DamagedError, UserError
@@ -131,7 +132,7 @@ def import_shards(
     for resumed in _resumed_parts(catalog, part, new, notes):
         shards += resumed["shards"]
         rest = rest[len(resumed["tars"]) :]
-        listed = _rejected_path(catalog, part.number)
+        listed = _listed(catalog, part.number)
         if listed.exists():
             rejections.count(listed)
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
@@ -166,7 +167,7 @@ def _check_left_out(catalog: Catalog, imported: int, rejections: Rejections, max
     counts = {reason: rows for (stage, reason), rows in rejections.counts.items() if stage == "import"}
     rejected = sum(rows for reason, rows in counts.items() if reason not in TOLD_ONLY)
     reasons = ", ".join(f"{reason}: {rows:,}" for reason, rows in sorted(counts.items()))
-    causes = f"{reasons}; finished parts are kept; see {catalog.folder / 'rejected'}"
+    causes = f"{reasons}; finished parts are kept; see {catalog.folder / layout.REJECTED}"
     refuse_many(rejected, imported + rejected, max_rejected, "{} samples{} of new files are left out", causes)
 
 
@@ -180,14 +181,14 @@ def _scores(
     track: Track,
 ) -> Iterator[Scores | None]:
     """Yields the scores of metadata, for the parts after `done`, which an interrupted import has joined; lists the rows that none got."""
-    listed = catalog.folder / "rejected" / f"import-scores-{part_name(done.start)}.parquet"
+    listed = _listed(catalog, done.start, layout.SCORES_LOG)
     if not metadata:
         yield None
     elif not more and listed.exists():
         rejections.count(listed)
         yield None
     else:
-        with scratch(catalog.folder / "samples" / "joining") as work, rejections.writer(listed) as log:
+        with scratch(catalog.folder / layout.SAMPLES / layout.JOINING) as work, rejections.writer(listed) as log:
             scores = Scores(list(metadata), work, log, track)
             for part in done:
                 scores.find(read_table(catalog.samples_path(part), ["uid"]).column("uid").to_pylist())
@@ -243,11 +244,11 @@ def _refuse_replaced(known: pa.Table, tars: Mapping[str, int]) -> None:
 
 
 def _marker(catalog: Catalog, part: int) -> Path:
-    return catalog.samples_path(part).with_suffix(".json")
+    return layout.marker(catalog.samples_path(part))
 
 
-def _rejected_path(catalog: Catalog, part: int) -> Path:
-    return catalog.folder / "rejected" / f"import-{part_name(part)}.parquet"
+def _listed(catalog: Catalog, part: int, *of: str) -> Path:
+    return layout.rejected_log(catalog.folder, layout.IMPORT_LOG, *of, layout.part_name(part))
 
 
 def _resumed_parts(
@@ -275,7 +276,7 @@ def _write_part(
     """Writes samples and rejections of one part, its marker last; returns its shards."""
     path = catalog.samples_path(part.number)
     _marker(catalog, part.number).unlink(missing_ok=True)  # of an abandoned import
-    with rejections.writer(_rejected_path(catalog, part.number)) as log:
+    with rejections.writer(_listed(catalog, part.number)) as log:
         for table in part.rejected:
             log.add_table(table)
     if part.samples:

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import check_file, digest, map_array, read_table, write_array, write_table
-from tailwise.catalog.kinds import MATCHES
+from tailwise.catalog.files import check_file, digest
+from tailwise.catalog.matches import Found, Matches, matches_artifact, read_entry_table
 from tailwise.errors import UserError
 from tailwise.executors.local import map_ordered
 from tailwise.kernels.matching import EntryMatcher
@@ -24,29 +22,6 @@ from tailwise.progress import Track, silent
 from tailwise.sources.delimited import parse_json, read_text
 
 MAX_ENTRIES = 5_000_000
-Found = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # how many entries each caption has, and which
-
-
-@dataclass(frozen=True)
-class Matches:
-    """The finished matches of a snapshot's captions and a list of entries.
-
-    Attributes:
-        folder: where they lie; it may be deleted when the plans are made.
-        entries: the list, without blank and repeated ones.
-        id: the hash that stands for it among the inputs of another artifact.
-    """
-
-    folder: Path
-    entries: list[str]
-    id: str
-
-    def part(self, part: Part, kept: npt.NDArray[np.bool_]) -> Found:
-        """The matches of one part: how many entries each row has, int32 [rows], none where not kept; and which, int32 [m]."""
-        counts, entries = (map_array(path) for path in _paths(self.folder, part))
-        if kept.all():
-            return counts, entries
-        return np.where(kept, counts, 0).astype(np.int32), entries[np.repeat(kept, counts)]
 
 
 @dataclass(frozen=True)
@@ -112,13 +87,12 @@ def match_entries(
     snapshot = snapshot or catalog.snapshot()
     config = {"ignore_case": ignore_case, "snapshot": snapshot.number}
     inputs = {"snapshot": snapshot.id, "entries": digest(entries)}
-    folder = MATCHES.path(catalog.folder, digest([config, inputs]))
-    with Artifact(folder, "matches", config, inputs) as artifact:
+    with matches_artifact(catalog, config, inputs) as artifact:
+        matches = Matches(artifact.folder, entries)
         if not artifact.done:
-            write_table(artifact.path("entries.parquet"), pa.table({"entry": pa.array(entries, pa.string())}))
-            _match(catalog, artifact, snapshot, ignore_case, workers, track)
+            _match(catalog, matches, snapshot, ignore_case, workers, track)
             artifact.finish({"entries": len(entries)})
-    return Matches(folder, entries, digest([config, inputs]))
+    return matches
 
 
 def read_entries(path: Path, *, ignore_case: bool = False) -> list[str]:
@@ -163,40 +137,37 @@ class _Group:
 @lru_cache(maxsize=1)
 def _matcher(path: Path, ignore_case: bool) -> EntryMatcher:
     """One automaton a process, for all of its row groups."""
-    return EntryMatcher(read_table(path).column(0).to_pylist(), ignore_case=ignore_case)
+    return EntryMatcher(read_entry_table(path), ignore_case=ignore_case)
 
 
 def _match(
-    catalog: Catalog, artifact: Artifact, snapshot: Snapshot, ignore_case: bool, workers: int | None, track: Track
+    catalog: Catalog, matches: Matches, snapshot: Snapshot, ignore_case: bool, workers: int | None, track: Track
 ) -> None:
-    """Writes the matches of all parts that aren't there yet."""
+    """Writes the list, and the matches of all parts that aren't there yet."""
+    entries = matches.write_entries()
     parts = [
-        part for part in catalog.parts(snapshot) if not all(path.exists() for path in _paths(artifact.folder, part))
+        part for part in catalog.parts(snapshot) if not all(column.path(part).exists() for column in matches.columns)
     ]
-    groups = {part.number: _groups(catalog, artifact, part, ignore_case) for part in parts}
+    groups = {part.number: _groups(catalog, entries, part, ignore_case) for part in parts}
     every = [group for part in parts for group in groups[part.number]]
     results = iter(track(map_ordered(_Group.match, every, workers), "matching captions", len(every)))
     try:
         for part in parts:
-            _write(artifact, part, [next(results) for _ in groups[part.number]])
+            _write(matches, part, [next(results) for _ in groups[part.number]])
         next(results, None)  # ends the bar
     finally:
         _matcher.cache_clear()
 
 
-def _groups(catalog: Catalog, artifact: Artifact, part: Part, ignore_case: bool) -> Sequence[_Group]:
+def _groups(catalog: Catalog, entries: Path, part: Part, ignore_case: bool) -> Sequence[_Group]:
     path = check_file(catalog.samples_path(part.number))
     count = pq.ParquetFile(path).num_row_groups
-    return [_Group(path, number, artifact.path("entries.parquet"), ignore_case) for number in range(count)]
+    return [_Group(path, number, entries, ignore_case) for number in range(count)]
 
 
-def _write(artifact: Artifact, part: Part, found: Sequence[Found]) -> None:
-    columns: Iterator[Sequence[npt.NDArray[np.int32]]] = zip(*found, strict=True)
+def _write(matches: Matches, part: Part, found: Sequence[Found]) -> None:
+    pieces: Iterator[Sequence[npt.NDArray[np.int32]]] = zip(*found, strict=True)
     empty = np.empty(0, np.int32)
-    joined = [np.concatenate([empty, *pieces]) for pieces in columns] or [empty, empty]
-    for path, column in zip(_paths(artifact.folder, part), joined, strict=True):
-        write_array(path, column)
-
-
-def _paths(folder: Path, part: Part) -> tuple[Path, Path]:
-    return folder / f"count-{part.name}.npy", folder / f"entry-{part.name}.npy"
+    joined = [np.concatenate([empty, *of_column]) for of_column in pieces] or [empty, empty]
+    for column, values in zip(matches.columns, joined, strict=True):
+        column.write(part, values)

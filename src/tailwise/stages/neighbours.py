@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.artifacts import Artifact, artifact_id, read_manifest
+from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.comparisons import Neighbours, comparison_artifact
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.files import create_array, digest, map_array, replacing
-from tailwise.catalog.kinds import COMPARISON
+from tailwise.catalog.embeddings import embedding_inputs
+from tailwise.catalog.layout import SIMILARITY, WORK
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.similarity import NOTHING_EARLIER, most_similar_earlier
@@ -25,7 +27,6 @@ from tailwise.stages.members import DROPPED, KEPT, NEW, RESULT, Columns, Members
 from tailwise.text import command_line, did_you_mean
 
 Values = npt.NDArray[np.float64]
-WORK = "work"  # folder of intermediate files within an artifact
 
 
 class Comparison:
@@ -55,8 +56,8 @@ class Comparison:
         self.catalog, self.clustering, self.order, self.score, self.seed = catalog, clustering, order, score, seed
         self.snapshot = catalog.snapshot()
         self.parts, self.track = catalog.parts(self.snapshot), track
-        manifest = self._open_clustering()
-        self.column: str = manifest["identity"]["config"]["column"]
+        self._clusters = self._open_clustering()
+        self.column = str(self._clusters.column)
         self.blocks = catalog.embedding_parts(self.column, self.snapshot)
         self.survivors = Survivors(catalog, without, self.snapshot)
         self.base = None if extends is None else self._open_base(extends)
@@ -72,35 +73,33 @@ class Comparison:
             "snapshot": self.snapshot.number,
         }
         self.inputs = {
-            "snapshot": self.snapshot.id,
-            "embeddings": catalog.embedding_id(self.column, self.snapshot),
-            "clustering": artifact_id(manifest),
+            **embedding_inputs(catalog, self.column, self.snapshot),
+            "clustering": self._clusters.id,
             **self.survivors.inputs,
             **({} if self.base is None else {"extends": self.base.id}),
             **({} if score is None else {"score": self._score_id()}),
         }
 
-    def _open_clustering(self) -> Mapping[str, Any]:
+    def _open_clustering(self) -> Clustering:
         remedy = f"make it with {command_line('cluster', self.catalog.folder, k='…', name=self.clustering)}"
-        manifest = read_manifest(self.catalog.clusters_folder(self.clustering), "clustering", remedy)
-        config = manifest["identity"]["config"]
-        if config["snapshot"] != self.snapshot.number:
+        found = Clustering.open(self.catalog, self.clustering, remedy)
+        if found.snapshot.number != self.snapshot.number:
             assign = command_line("cluster", self.catalog.folder, extends=self.clustering, name="…")
             raise UserError(
-                f"clustering {self.clustering!r} was made for snapshot {config['snapshot']}, and the newest is {self.snapshot.number}: "
+                f"clustering {self.clustering!r} was made for snapshot {found.snapshot.number}, and the newest is {self.snapshot.number}: "
                 f"{assign} assigns the new samples"
             )
-        if "column" not in config:
+        if found.column is None:
             raise UserError(
                 f"{self.clustering!r} groups samples by something else than embeddings: dedup needs a clustering made by "
                 "`tailwise cluster`"
             )
-        if manifest["identity"]["inputs"]["embeddings"] != self.catalog.embedding_id(config["column"], self.snapshot):
+        if found.embeddings_changed:
             raise UserError(
-                f"the {config['column']} embeddings have changed since clustering {self.clustering!r} was made: cluster anew, under "
+                f"the {found.column} embeddings have changed since clustering {self.clustering!r} was made: cluster anew, under "
                 "another name"
             )
-        return manifest
+        return found
 
     def _open_base(self, name: str) -> DropList:
         base = DropList(self.catalog, name)
@@ -111,8 +110,8 @@ class Comparison:
         before = Survivors(self.catalog, base.without, base.snapshot)
         back = 0
         for part in self.parts[: base.snapshot.parts]:
-            labels = map_array(self.catalog.clusters_folder(self.clustering) / f"label-{part.name}.npy")
-            back += int((~before.keeps(part.span) & self.survivors.keeps(part.span) & (labels >= 0)).sum())
+            clustered = self._clusters.labels.read(part) >= 0
+            back += int((~before.keeps(part.span) & self.survivors.keeps(part.span) & clustered).sum())
         if back:
             raise UserError(
                 f"{back:,} samples that {name!r} was made without ({', '.join(base.without)}) take part now: make those lists for "
@@ -130,7 +129,7 @@ class Comparison:
 
     def labels(self, part: Part) -> npt.NDArray[np.int32]:
         """The cluster of each row of a part, negative for those that take no part: int32 [n]."""
-        labels = np.array(map_array(self.catalog.clusters_folder(self.clustering) / f"label-{part.name}.npy"))
+        labels = np.array(self._clusters.labels.read(part))
         labels[~self.survivors.keeps(part.span)] = -1
         return labels
 
@@ -147,7 +146,7 @@ class Comparison:
 
     def similarities(self) -> Iterator[Values]:
         """Each row's similarity to its centroid."""
-        for values in self.catalog.label_parts(self.clustering, self.snapshot, "similarity"):
+        for values in self._clusters.parts(SIMILARITY):
             yield values.astype(np.float64)
 
     @cached_property
@@ -216,21 +215,6 @@ ORDERS: dict[str, Callable[[Comparison], Iterator[Values]]] = {
 }
 
 
-class Neighbours:
-    """The most similar earlier member of each sample's cluster, flat over the snapshot.
-
-    Attributes:
-        similarity: float64 [N], mapped: 1 if they are identical; NOTHING_EARLIER where there is none, and for samples that aren't
-            judged.
-        row: int64 [N], mapped: which row that is, −1 where there is none.
-    """
-
-    def __init__(self, artifact: Artifact) -> None:
-        """Opens the finished artifact."""
-        self.similarity: npt.NDArray[np.float64] = map_array(artifact.path("similarity.npy"))
-        self.row: npt.NDArray[np.int64] = map_array(artifact.path("row.npy"))
-
-
 def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: str = "auto") -> Neighbours:
     """Finds the neighbours of all samples, or opens them if they are there.
 
@@ -242,17 +226,16 @@ def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: st
     Raises:
         UserError: the largest cluster needs more memory.
     """
-    folder = COMPARISON.path(comparison.catalog.folder, digest([comparison.config, comparison.inputs]))
-    with Artifact(folder, "neighbours", comparison.config, comparison.inputs) as artifact:
+    with comparison_artifact(comparison.catalog, comparison.config, comparison.inputs) as artifact:
         if not artifact.done:
             _compare(comparison, artifact, max_memory_bytes, device)
             shutil.rmtree(artifact.path(WORK), ignore_errors=True)
             artifact.finish({"samples": comparison.new})
-        return Neighbours(artifact)
+        return Neighbours(artifact.folder)
 
 
 def _compare(comparison: Comparison, artifact: Artifact, max_memory_bytes: int, device: str) -> None:
-    if artifact.path("similarity.npy").exists():  # the last of the two to get its name; an interruption came after it
+    if Neighbours.are_written(artifact.folder):  # an interruption came after that
         return
 
     def judge(members: Members, threads: int) -> npt.NDArray[Any]:
@@ -266,13 +249,7 @@ def _compare(comparison: Comparison, artifact: Artifact, max_memory_bytes: int, 
 
     new, old = comparison.sizes.T
     wanted = (new > 0) & (new + old > 1)
-    rows = comparison.snapshot.rows
-    with (
-        replacing(artifact.path("similarity.npy")) as similarity_path,
-        replacing(artifact.path("row.npy")) as row_path,
-    ):
-        similarity = create_array(similarity_path, (rows,), np.float64)
-        other = create_array(row_path, (rows,), np.int64)
+    with Neighbours.writing(artifact.folder, comparison.snapshot.rows) as (similarity, other):
         for part in comparison.parts:
             similarity[part.span], other[part.span] = NOTHING_EARLIER, -1
         for result in comparison.regroup(artifact, wanted, judge, max_memory_bytes, "comparing inside clusters"):

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, replacing, write_table
+from tailwise.catalog.matches import Matches
 from tailwise.errors import UserError
 from tailwise.kernels.matching import keep_rates
 from tailwise.plan.budget import samples_of_share
@@ -20,7 +22,7 @@ from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
 from tailwise.progress import Track, silent
 from tailwise.requests import PlanRequest
-from tailwise.stages.match_entries import MatchedPool, Matches, match_entries
+from tailwise.stages.match_entries import MatchedPool, match_entries
 from tailwise.stages.plan_weighted import write_shard_offsets
 
 
@@ -63,7 +65,7 @@ def make_balanced_plan(
     matches = match_entries(
         catalog, request.entries, ignore_case=request.ignore_case, snapshot=snapshot, workers=workers, track=track
     )
-    inputs = {"snapshot": snapshot.id, "matches": matches.id, **survivors.inputs}
+    inputs = {"snapshot": snapshot.id, **matches.inputs, **survivors.inputs}
     derived = {"budget": max(1, round(keep * survivors.pool))} if keep is not None else None
     with Artifact(catalog.plan_folder(name), "plan", config, inputs, derived) as artifact:
         if not artifact.done:
@@ -161,9 +163,9 @@ def solve_increasing(excess: Callable[[float], float], high: float, above: float
 def _write_rates(
     artifact: Artifact, pool: MatchedPool, probability: npt.NDArray[np.float64], track: Track
 ) -> dict[str, Any]:
-    """Writes rate.npy; returns how many rows can be drawn, and how many samples are expected."""
+    """Writes the rates; returns how many rows can be drawn, and how many samples are expected."""
     eligible, expected = 0, 0.0
-    with replacing(artifact.path("rate.npy")) as path:
+    with replacing(artifact.path(layout.RATE)) as path:
         rates = create_array(path, (pool.snapshot.rows,), np.float32)
         for part, found in track(pool.parts(), "rates of rows", pool.snapshot.parts):
             rates[part.span] = keep_rates(*found, probability)
@@ -180,4 +182,4 @@ def _write_entries(artifact: Artifact, matches: Matches, counts: npt.NDArray[np.
         "count": pa.array(counts, pa.int64()),
         "probability": pa.array(_probability(counts, limit), pa.float64()),
     }
-    write_table(artifact.path("entries.parquet"), pa.table(columns))
+    write_table(artifact.path(layout.ENTRY_TABLE), pa.table(columns))

@@ -11,6 +11,7 @@ import ijson
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import Survivors
@@ -59,7 +60,7 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, track: Tra
             tracked = track(batches, "joining rates")
             unknown = _join(catalog, artifact, survivors, identifier, tracked, missing_rate, max_rejected)
             write_shard_offsets(catalog, artifact, snapshot)
-            rates = map_array(artifact.path("rate.npy"))
+            rates = map_array(artifact.path(layout.RATE))
             eligible = int(np.count_nonzero(rates))
             artifact.finish({"pool": survivors.pool, "eligible": eligible, "rates_without_sample": unknown})
     return Plan(catalog, name)
@@ -118,8 +119,8 @@ def _join(
     missing_rate: float | None,
     max_rejected: float,
 ) -> int:
-    """Writes rate.npy; returns how many rates belong to no sample."""
-    with scratch(artifact.path("joining")) as work, replacing(artifact.path("rate.npy")) as path:
+    """Writes the rates; returns how many rates belong to no sample."""
+    with scratch(artifact.path(layout.JOINING)) as work, replacing(artifact.path(layout.RATE)) as path:
         snapshot = survivors.snapshot
         rates = create_array(path, (snapshot.rows,), np.float32)
         rates[:] = np.nan

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, replacing, write_array, write_table
@@ -82,7 +83,7 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, track:
 def write_shard_offsets(catalog: Catalog, artifact: Artifact, snapshot: Snapshot) -> None:
     """Writes the first row of each shard."""
     rows = catalog.shards(snapshot).column("rows").to_numpy()
-    write_array(artifact.path("shard_offsets.npy"), np.concatenate([[0], np.cumsum(rows)]).astype(np.int64))
+    write_array(artifact.path(layout.SHARD_OFFSETS), np.concatenate([[0], np.cumsum(rows)]).astype(np.int64))
 
 
 def _dynamic(request: PlanRequest, method: Method, pick: str) -> bool:
@@ -248,7 +249,7 @@ def quotas_of(
 
 
 def _write_groups(artifact: Artifact, sizes: npt.NDArray[np.int64], quotas: npt.NDArray[np.int64]) -> None:
-    """Writes groups.parquet, with the quotas of epoch 0, and those of an annealed plan's epochs."""
+    """Writes the table of groups, with the quotas of epoch 0, and those of an annealed plan's epochs."""
     table = pa.table(
         {
             "cluster": pa.array(np.arange(len(sizes)), pa.int32()),
@@ -257,29 +258,29 @@ def _write_groups(artifact: Artifact, sizes: npt.NDArray[np.int64], quotas: npt.
             "quota_units": pa.array(quotas[0], pa.int64()),  # exact: quota · 2³⁰
         }
     )
-    write_table(artifact.path("groups.parquet"), table)
+    write_table(artifact.path(layout.GROUP_TABLE), table)
     if len(quotas) > 1:
-        write_array(artifact.path("quotas.npy"), quotas)
+        write_array(artifact.path(layout.QUOTAS), quotas)
 
 
 def _write_rows(artifact: Artifact, grouping: Grouping, pick: str, track: Track) -> None:
-    """Writes group.npy and rank.npy, flat over the snapshot."""
+    """Writes group and rank of every row, flat over the snapshot."""
     rows, parts = grouping.snapshot.rows, len(grouping.parts)
-    _write_flat(artifact, "group", np.int32, rows, track(grouping.labels(), "groups of rows", parts))
+    _write_flat(artifact, layout.GROUP, np.int32, rows, track(grouping.labels(), "groups of rows", parts))
     if PICKS[pick].by is None:
         seen = np.zeros(len(grouping.sizes), np.int64)
         ranks = (appearance_ranks(label, seen) for label in grouping.labels())
-        _write_flat(artifact, "rank", np.uint32, rows, track(ranks, "ranks of rows", parts))
+        _write_flat(artifact, layout.GROUP_RANK, np.uint32, rows, track(ranks, "ranks of rows", parts))
         return
     columns = zip(grouping.labels(), grouping.order(pick), strict=True)
-    with replacing(artifact.path("rank.npy")) as path:
+    with replacing(artifact.path(layout.GROUP_RANK)) as path:
         write_value_ranks(path, grouping.sizes, track(columns, "ranking samples", parts))
 
 
 def _write_flat(
     artifact: Artifact, name: str, dtype: npt.DTypeLike, rows: int, pieces: Iterable[npt.NDArray[Any]]
 ) -> None:
-    with replacing(artifact.path(f"{name}.npy")) as path:
+    with replacing(artifact.path(name)) as path:
         target = create_array(path, (rows,), dtype)
         first = 0
         for piece in pieces:

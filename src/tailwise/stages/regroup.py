@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.files import create_array, scratch
+from tailwise.catalog.layout import SPILL
 from tailwise.kernels.ranks import value_ranks
 
 BUCKET_ROWS = 16_000_000
@@ -35,7 +36,7 @@ def write_value_ranks(
     """
     total = 0
     buckets = cluster_buckets(sizes, bucket_rows)
-    with scratch(path.with_name(path.name + ".spill")) as spill:
+    with scratch(path.with_name(path.name + SPILL)) as spill:
         for labels, values in columns:
             members = np.flatnonzero(labels >= 0)
             records = np.empty(len(members), _RECORD)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.locks import locked
 from tailwise.catalog.removals import NAMES_SCHEMA, Removing, removals_folder
@@ -86,9 +87,9 @@ def remove(
     if not is_unicode(reason):
         raise UserError(f"`reason` {reason!r} is not UTF-8, and could not be listed later")
     folder = removals_folder(catalog)
-    with nullcontext() if dry_run else locked(folder / ".lock", str(folder)):
+    with nullcontext() if dry_run else locked(folder / layout.LOCK, str(folder)):
         if not dry_run:
-            catalog.series("removals").settle()
+            catalog.series(layout.REMOVALS).settle()
         found = Removing.find(catalog, table, track)
         new = found.new
         number = found.write(reason).number if len(found.names) and not dry_run else None

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.files import create_array, map_array, replacing, scratch, write_array
+from tailwise.catalog.files import create_array, map_array, replacing, scratch
+from tailwise.catalog.scores import repetition, score_column
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.kernels.scores import clip_loss, cosines, gram, greatest_cosines, target_norms
@@ -35,14 +36,18 @@ class ScoreWork:
 
     catalog: Catalog
     snapshot: Snapshot
-    artifact: Artifact
+    folder: Path
     name: str
     options: Mapping[str, Any]
     track: Track
 
     def path(self, part: Part) -> Path:
-        """The file of one part: float32 [rows]."""
-        return self.artifact.path(f"score-{part.name}.npy")
+        """The file of one part."""
+        return score_column(self.folder).path(part)
+
+    def write(self, part: Part, values: Rows) -> None:
+        """Writes one part, as float32."""
+        score_column(self.folder).write(part, np.asarray(values).astype(np.float32))
 
 
 def by_part(scores: Callable[[ScoreWork, Part], Rows]) -> Callable[[ScoreWork], None]:
@@ -53,7 +58,7 @@ def by_part(scores: Callable[[ScoreWork, Part], Rows]) -> Callable[[ScoreWork], 
         for part in work.track(parts, work.name, len(parts)):
             if not work.path(part).exists():
                 with np.errstate(over="ignore"):  # beyond float32 lies infinity
-                    write_array(work.path(part), np.asarray(scores(work, part)).astype(np.float32))
+                    work.write(part, scores(work, part))
 
     return make
 
@@ -173,18 +178,18 @@ def cliploss(work: ScoreWork) -> None:
     """CLIPLoss, averaged over batches of random samples: consecutive places of a keyed permutation, another one in each repetition."""
     if not all(work.path(part).exists() for part in work.catalog.parts(work.snapshot)):
         _average_clip_losses(work)
-    for path in work.artifact.folder.glob("repetition-*.npy"):
+    for path in work.folder.glob(repetition(work.folder, "*").name):
         path.unlink()
 
 
 def _average_clip_losses(work: ScoreWork) -> None:
-    with scratch(work.artifact.path("pairs")) as folder:
+    with scratch(work.folder / layout.PAIRS) as folder:
         pairs = _Pairs(work, folder)
         batches = -(-pairs.count // work.options["batch_size"])
         # A single batch holds all pairs, whatever their order.
         repetitions = work.options["repetitions"] if batches > 1 else 1
         steps = iter(work.track(range(repetitions * batches), "cliploss: batches", repetitions * batches))
-        paths = [work.artifact.path(f"repetition-{number}.npy") for number in range(repetitions)]
+        paths = [repetition(work.folder, number) for number in range(repetitions)]
         for number, path in enumerate(paths):
             if path.exists():  # of an interrupted run
                 continue
@@ -204,7 +209,7 @@ def _average_clip_losses(work: ScoreWork) -> None:
         total = np.zeros(part.rows)
         for path in paths:
             total += map_array(path)[part.span]
-        write_array(work.path(part), (total / repetitions).astype(np.float32))
+        work.write(part, total / repetitions)
 
 
 # --- from a file ------------------------------------------------------------------------------------------------------
@@ -214,7 +219,7 @@ def column_of_file(work: ScoreWork) -> dict[str, int]:
     """Write the column of the score's name in a file, joined by uid or key; return how many keys it has, and how many match no sample."""
     path = Path(work.options["file"]).expanduser()
     identifier, batches = read_numbers(path, work.name, "scores")
-    with scratch(work.artifact.path("joining")) as folder:
+    with scratch(work.folder / layout.JOINING) as folder:
         joined = create_array(folder / "score.npy", (work.snapshot.rows,), np.float32)
         joined[:] = np.nan
         keys = 0
@@ -228,5 +233,5 @@ def column_of_file(work: ScoreWork) -> dict[str, int]:
         place, bound = folder / "keys", work.options["max_rejected"]
         unknown = join_values(work.catalog, work.snapshot, identifier, counted(), joined, place, "score", bound)
         for part in work.catalog.parts(work.snapshot):
-            write_array(work.path(part), np.asarray(joined[part.span]))
+            work.write(part, joined[part.span])
     return {"keys": keys, "keys_without_sample": unknown}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.catalog import HEADER, Catalog
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import normalise_rows
 from tailwise.catalog.files import digest, file_digest
 from tailwise.errors import UserError
@@ -28,7 +29,7 @@ class Target:
         self.path = Path(path).expanduser()
         self.blocks: Sequence[Any]
         files: list[Path] = [self.path] if self.path.is_file() else []
-        if (self.path / HEADER).exists():
+        if (self.path / layout.HEADER).exists():
             catalog = Catalog.open(self.path)
             snapshot = catalog.snapshot()
             self.blocks = catalog.embedding_parts("image", snapshot)

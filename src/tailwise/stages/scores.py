@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.embeddings import check_one_encoder
-from tailwise.catalog.files import MANIFEST, digest, file_digest, map_array, read_record
-from tailwise.catalog.kinds import SCORE
+from tailwise.catalog.files import digest, file_digest, read_record
+from tailwise.catalog.scores import score_artifact, score_column
 from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED
@@ -41,8 +41,8 @@ def score_parts(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, tra
     Raises:
         UserError: no such score or option, or what it is made from is missing.
     """
-    folder = _make(catalog, snapshot, request, track)
-    return (map_array(folder / f"score-{part.name}.npy") for part in catalog.parts(snapshot))
+    column = score_column(_make(catalog, snapshot, request, track))
+    return (column.read(part) for part in catalog.parts(snapshot))
 
 
 def score_figures(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> dict[str, int]:
@@ -50,7 +50,7 @@ def score_figures(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -
 
     Empty where the score is not of a file.
     """
-    summary = read_record(_make(catalog, snapshot, request, silent) / MANIFEST)["summary"]
+    summary = read_record(_make(catalog, snapshot, request, silent) / layout.MANIFEST)["summary"]
     return {name: value for name, value in summary.items() if name.startswith("keys")}
 
 
@@ -79,23 +79,18 @@ def score_inputs(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) ->
 # --- making and keeping -----------------------------------------------------------------------------------------------
 
 
-def plain_name(name: str) -> str:
-    """A score's name as a part of the name of an artifact: columns may have any name, folders not."""
-    return "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in name)
-
-
 def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, track: Track) -> Path:
     """Makes a score unless it is there; returns its folder."""
     config = {"score": score_config(request), "snapshot": snapshot.number}
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, request)}
-    folder = SCORE.path(catalog.folder, f"{plain_name(request.name)}-{digest([config, inputs])[:12]}")
-    with Artifact(folder, "score", config, inputs) as artifact:
+    with score_artifact(catalog, request.name, config, inputs) as artifact:
         if not artifact.done:
-            work = ScoreWork(catalog, snapshot, artifact, request.name, _options(request), track)
+            column = score_column(artifact.folder)
+            work = ScoreWork(catalog, snapshot, artifact.folder, request.name, _options(request), track)
             figures = _score(request).make(work) or {}
-            scored = sum(int((~np.isnan(map_array(work.path(part)))).sum()) for part in catalog.parts(snapshot))
+            scored = sum(int((~np.isnan(column.read(part))).sum()) for part in catalog.parts(snapshot))
             artifact.finish({"samples": snapshot.rows, "scored": scored, **figures})
-    return folder
+    return artifact.folder
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -125,7 +120,7 @@ class Score:
     Attributes:
         summary: what it is.
         source: the paper, or the tool whose files hold it.
-        make: writes score-PART.npy of every part; may return figures for the summary.
+        make: writes every part; may return figures for the summary.
         inputs: names of what it is made from.
         options: names of OPTIONS that it takes.
     """
@@ -249,7 +244,7 @@ def _text_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[s
 
 def _samples_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG001
     paths = [catalog.samples_path(part.number) for part in catalog.parts(snapshot)]
-    return digest([read_record(path.with_suffix(".json"))["digest"] for path in paths])
+    return digest([read_record(layout.marker(path))["digest"] for path in paths])
 
 
 def _column_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tailwise.catalog.artifacts import PENDING
+from tailwise.catalog import layout
+from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import MANIFEST, read_record
+from tailwise.catalog.embeddings import column_records, part_markers
+from tailwise.catalog.files import read_record
 from tailwise.catalog.kinds import KINDS
 from tailwise.catalog.removals import Removals
 from tailwise.stages.report import Rejections
@@ -20,16 +22,14 @@ Section = list[dict[str, Any]]
 def status(catalog: Catalog) -> dict[str, Section]:
     """Return the catalog's content by section: snapshots, embeddings, each kind of artifact, removed, left out."""
     rejections = Rejections()
-    for path in sorted((catalog.folder / "rejected").glob("*.parquet")):
+    for path in catalog.rejected_logs():
         rejections.count(path)
     reasons = [
         {"stage": stage, "reason": reason, "rows": rows} for (stage, reason), rows in sorted(rejections.counts.items())
     ]
     return {
         "snapshots": _snapshots(catalog),
-        "embeddings": [
-            _column(catalog, path) for path in sorted((catalog.folder / "embeddings").glob("*/column.json"))
-        ],
+        "embeddings": [_column(catalog, path) for path in column_records(catalog)],
         **{kind.section: _artifacts(catalog.folder / kind.folder, kind.columns) for kind in KINDS},
         "removed": _removed(Removals.of(catalog)),
         "left out": reasons,
@@ -58,7 +58,7 @@ def _snapshots(catalog: Catalog) -> Section:
     ]
     done = snapshots[-1].parts if snapshots else 0
     begun: list[Section] = []
-    while (marker := catalog.samples_path(done + len(begun)).with_suffix(".json")).exists():
+    while (marker := layout.marker(catalog.samples_path(done + len(begun)))).exists():
         begun.append(read_record(marker)["shards"])
     if begun:
         shards = [shard for part in begun for shard in part]
@@ -70,7 +70,7 @@ def _snapshots(catalog: Catalog) -> Section:
 
 def _column(catalog: Catalog, path: Path) -> dict[str, Any]:
     column = read_record(path)
-    markers = [read_record(marker) for marker in sorted(path.parent.glob("part-*.json"))]
+    markers = [read_record(marker) for marker in part_markers(path.parent)]
     parts = len(catalog.parts()) if catalog.snapshots() else 0
     return {
         "column": path.parent.name,
@@ -84,12 +84,12 @@ def _column(catalog: Catalog, path: Path) -> dict[str, Any]:
 def _artifacts(folder: Path, shown: tuple[str, ...]) -> Section:
     items = []
     for path in sorted(path for path in folder.glob("*") if path.is_dir()):
-        done = (path / MANIFEST).exists()
-        if not done and not (path / PENDING).exists():
+        manifest, pending = find_manifest(path), path / layout.PENDING
+        if manifest is None and not pending.exists():
             continue
-        identity = read_record(path / MANIFEST)["identity"] if done else read_record(path / PENDING)
+        identity = read_record(pending) if manifest is None else manifest["identity"]
         config = {**identity["config"], **identity.get("derived", {})}
-        state = "complete" if done else "unfinished"
+        state = "unfinished" if manifest is None else "complete"
         columns = {key: _shown(config.get(key)) for key in shown}
         items.append({"name": path.name, **columns, "snapshot": config["snapshot"], "state": state})
     return items

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.comparisons import Neighbours
 from tailwise.devices import find_device
 from tailwise.kernels.duplicates import duplicate_threshold
 from tailwise.kernels.grid import row_chunks
@@ -18,7 +19,7 @@ from tailwise.kernels.kmeans import chosen_rows
 from tailwise.kernels.similarity import similar_pairs
 from tailwise.progress import Track, silent
 from tailwise.requests import DedupRequest, bytes_of, refuse_idle
-from tailwise.stages.neighbours import Comparison, Neighbours, make_neighbours
+from tailwise.stages.neighbours import Comparison, make_neighbours
 
 EPSILONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 PAIRS_PER_BAND = 2

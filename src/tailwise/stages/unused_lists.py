@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.files import MANIFEST, read_record
 from tailwise.catalog.kinds import DROP_LIST, WITHOUT
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
@@ -79,8 +80,7 @@ def left_out_of_plan(plan: Plan) -> LeftOut:
     """Count the samples of the pool that a plan cannot draw, by cause."""
     names = lists_of(plan)
     for name in names:
-        if (manifest := plan.catalog.drops_folder(name) / MANIFEST).exists():
-            read_record(manifest)  # a damaged list is an error, a deleted one is not
+        find_manifest(plan.catalog.drops_folder(name))  # a damaged list is an error, a deleted one is not
     try:
         survivors = Survivors(plan.catalog, names, plan.snapshot)
     except UserError:  # a list was deleted since: its samples count as in no group
@@ -95,10 +95,9 @@ def unused_by_plan(plan: Plan) -> list[UnusedList]:
 
     Lists that its clustering was made without count as used.
     """
-    inputs = [plan.manifest["identity"]["inputs"]]
-    manifest = plan.catalog.clusters_folder(plan.config.get("clusters") or "-") / MANIFEST
-    if manifest.exists():
-        inputs.append(read_record(manifest)["identity"]["inputs"])
+    inputs = [plan.inputs]
+    if (clustering := Clustering.find(plan.catalog, plan.clustering)) is not None:
+        inputs.append(clustering.inputs)
     removals = Removals.of(plan.catalog, plan.snapshot)
     return unused_lists(
         plan.catalog, plan.snapshot, inputs, lambda part: ever_drawn(plan, part.span) & removals.keeps(part.span)
@@ -110,10 +109,8 @@ def unused_by_clustering(catalog: Catalog, name: str) -> list[UnusedList]:
 
     Lists that were made inside this clustering cannot be used by it, and are not among them.
     """
-    identity = read_record(catalog.clusters_folder(name) / MANIFEST)["identity"]
-    snapshot = catalog.snapshot(identity["config"]["snapshot"])
-    labels = dict(zip(catalog.parts(snapshot), catalog.label_parts(name, snapshot, "label"), strict=True))
-    found = unused_lists(catalog, snapshot, [identity["inputs"]], lambda part: np.asarray(labels[part] >= 0))
-    return [
-        item for item in found if DropList(catalog, item.name).manifest["identity"]["config"].get("clusters") != name
-    ]
+    clustering = Clustering.open(catalog, name)
+    found = unused_lists(
+        catalog, clustering.snapshot, [clustering.inputs], lambda part: np.asarray(clustering.labels.read(part) >= 0)
+    )
+    return [item for item in found if DropList(catalog, item.name).clustering != name]

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import artifact_id
-from tailwise.catalog.catalog import HEADER, SERIES, Catalog
-from tailwise.catalog.files import MANIFEST, file_digest, read_record
+from tailwise.catalog.catalog import SERIES, Catalog
+from tailwise.catalog.embeddings import column_records
+from tailwise.catalog.files import file_digest, read_record
 from tailwise.catalog.kinds import KINDS, named_inputs
-from tailwise.catalog.removals import removals_folder
+from tailwise.catalog.removals import found_markers, names_path
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 
@@ -47,36 +49,37 @@ def broken_inputs(catalog: Catalog) -> list[str]:
     """What finished clusterings, drop lists and plans were made from, and is gone, or was made anew since: a line each, for people."""
     lines = []
     for kind in (kind for kind in KINDS if kind.made_by):  # others have a hash as their name: an old one may stay
-        for name in kind.finished(catalog.folder):
-            manifest = _manifest(catalog.folder / kind.folder / name / MANIFEST)
-            for used, its_name, expected in named_inputs(manifest["identity"]):
-                there = used.path(catalog.folder, its_name) / MANIFEST
+        for manifest in kind.manifests(catalog.folder):
+            for used, its_name, expected in named_inputs(_manifest(manifest)["identity"]):
+                there = used.path(catalog.folder, its_name) / layout.MANIFEST
                 if not there.exists() or artifact_id(_manifest(there)) != expected:
                     state = "was made anew since" if there.exists() else "is missing"
-                    lines.append(f"{used.folder}/{its_name} {state}: {kind.folder}/{name} was made from it")
+                    lines.append(
+                        f"{used.folder}/{its_name} {state}: {kind.folder}/{manifest.parent.name} was made from it"
+                    )
     return lines
 
 
 def _noted(catalog: Catalog) -> Iterator[tuple[Path, str | None]]:
     """All files and their hashes; None for records, which hold their own."""
-    yield catalog.folder / HEADER, None
+    yield catalog.folder / layout.HEADER, None
     parts = catalog.parts()
     for part in parts:
         yield from _marked(catalog.samples_path(part.number))
-    for column in sorted((catalog.folder / "embeddings").glob("*/column.json")):
+    for column in column_records(catalog):
         yield column, None
-        if (joins := column.with_name("joins.json")).exists():
+        if (joins := column.with_name(layout.JOINS)).exists():
             yield joins, None
         for part in parts:
-            path = column.parent / f"{part.name}.npy"
-            if path.exists() or path.with_suffix(".json").exists():
+            path = catalog.embedding_path(column.parent.name, part)
+            if path.exists() or layout.marker(path).exists():
                 yield from _marked(path)
-    for removal in catalog.series("removals").read():
-        yield removals_folder(catalog) / f"{removal['number']:06d}.parquet", removal["digest"]
-    for marker in sorted((removals_folder(catalog) / "found").glob("*.json")):
-        yield from _marked(marker.with_suffix(".npy"))
+    for removal in catalog.series(layout.REMOVALS).read():
+        yield names_path(catalog, removal["number"]), removal["digest"]
+    for marker in found_markers(catalog):
+        yield from _marked(marker.with_suffix(layout.ARRAY))
     for kind in KINDS:
-        for manifest in (catalog.folder / kind.folder / name / MANIFEST for name in kind.finished(catalog.folder)):
+        for manifest in kind.manifests(catalog.folder):
             yield manifest, None
             for name, digest in _manifest(manifest)["files"].items():
                 yield manifest.parent / name, digest
@@ -92,7 +95,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _marked(path: Path) -> Iterator[tuple[Path, str | None]]:
     """A file and its marker; nothing equals the hash that a missing or damaged one would note."""
-    marker = path.with_suffix(".json")
+    marker = layout.marker(path)
     yield marker, None
     try:
         yield path, str(read_record(marker)["digest"]) if marker.exists() else f"no {marker.name}"

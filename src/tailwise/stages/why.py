@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from tailwise.catalog.artifacts import read_manifest
 from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DropList
 from tailwise.catalog.embeddings import COLUMNS
-from tailwise.catalog.files import check_file, map_array, read_table
+from tailwise.catalog.files import check_file
 from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
 from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import SAMPLE_SCHEMA
@@ -24,7 +24,6 @@ from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
 from tailwise.stages.excluded import Causes, lists_of
-from tailwise.stages.grouping import why_no_group
 from tailwise.stages.remove import UID
 
 TOLD_EPOCHS = 10
@@ -51,7 +50,8 @@ def why(catalog: Catalog, name: str, plans: Sequence[str] | None = None) -> Stor
     """
     teller = _Teller(catalog, PLAN.finished(catalog.folder) if plans is None else plans)
     samples = [teller.story(part, row) for part, row in _find(catalog, name)]
-    rejected = _rejected(catalog, name)
+    listed = catalog.rejected(["stage", "reason", "file", "detail"], ds.field("key") == name)
+    rejected: list[Story] = [] if listed is None else listed.to_pylist()
     if not samples and not rejected:
         near = _near(catalog, name)
         hint = f"did you mean {' or '.join(near)}?" if near else "give it as it stands in the tar, without extension"
@@ -89,15 +89,6 @@ def _near(catalog: Catalog, name: str) -> list[str]:
             break
     exact = [key for key in near if core and key.rsplit("/", 1)[-1].lstrip("0") == tail]
     return list(dict.fromkeys([*exact, *difflib.get_close_matches(core, near, HINTS)]))[:HINTS]
-
-
-def _rejected(catalog: Catalog, name: str) -> list[Story]:
-    files = sorted(str(path) for path in (catalog.folder / "rejected").glob("*.parquet"))
-    if not files:
-        return []
-    columns = ["stage", "reason", "file", "detail"]
-    found: list[Story] = ds.dataset(files).to_table(columns, filter=ds.field("key") == name).to_pylist()
-    return found
 
 
 class _Teller:
@@ -143,26 +134,23 @@ class _Teller:
         return {"kept_shard": self._paths[found["shard"]].as_py(), "kept_key": found["key"]}
 
     def _embedded(self, column: str, part: Part, at: int) -> bool:
-        path = self._catalog.embedding_folder(column) / f"{part.name}.npy"
-        return path.exists() and bool(np.any(self._catalog.embedding(column, part)[at]))
+        there = self._catalog.embedding_path(column, part).exists()
+        return there and bool(np.any(self._catalog.embedding(column, part)[at]))
 
     def _in_clustering(self, name: str, part: Part, at: int) -> Story:
         """Cluster and place in it; all null where it belongs to none."""
-        folder = self._catalog.clusters_folder(name)
-        config = read_manifest(folder, "clustering", "")["identity"]["config"]
-        snapshot = config["snapshot"]
-        story: Story = {"name": name, "snapshot": snapshot}
+        found = Clustering.open(self._catalog, name)
+        snapshot = found.snapshot
+        story: Story = {"name": name, "snapshot": snapshot.number}
         empty = dict.fromkeys(("cluster", "size", "rank", "similarity"))
-        if part.number >= self._catalog.snapshot(snapshot).parts:
-            return {**story, **empty, "why_none": f"it was imported after snapshot {snapshot}"}
-        cluster = int(map_array(folder / f"label-{part.name}.npy")[at])
+        if part.number >= snapshot.parts:
+            return {**story, **empty, "why_none": f"it was imported after snapshot {snapshot.number}"}
+        cluster = int(found.labels.read(part)[at])
         if cluster < 0:
-            return {**story, **empty, "why_none": f"it took no part: {why_no_group(config)}, or dropped before"}
-        sizes = read_table(folder / "clusters.parquet", ["size"]).column("size")
-        place: Story = {"cluster": cluster, "size": sizes[cluster].as_py()}
-        for column in ("rank", "similarity"):
-            path = folder / f"{column}-{part.name}.npy"
-            place[column] = map_array(path)[at].item() if path.exists() else None
+            return {**story, **empty, "why_none": f"it took no part: {found.why_none}, or dropped before"}
+        place: Story = {"cluster": cluster, "size": found.table.column("size")[cluster].as_py()}
+        place["rank"] = found.ranks.read(part)[at].item()
+        place["similarity"] = found.similarities.read(part)[at].item() if found.has_centroids else None
         return {**story, **place, "why_none": None}
 
     def _in_list(self, name: str, row: int) -> Story:

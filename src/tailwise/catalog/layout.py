@@ -1,0 +1,133 @@
+"""Names of all files and folders of a catalog. No other module spells such a name; this module does no I/O.
+
+Exception: a stage names the files that only it reads, in its own scratch folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Of files of any kind.
+TEMPORARY_SUFFIX = ".writing"  # until a file is complete
+RECORD = ".json"
+ARRAY = ".npy"
+TABLE = ".parquet"
+LOCK = ".lock"  # a file of this name is in the catalog (held by import, embed and relocate), its removals and its locations
+PART = "part-"
+SHARD = "shard-"
+
+# Of the catalog.
+HEADER = "catalog.json"
+SHARDS = "shards.parquet"
+SAMPLES = "samples"
+LOCATIONS = "locations"
+EXPORTS = "exports"
+
+# Of numbered series.
+SNAPSHOTS = "snapshots"
+REMOVALS = "removals"
+HEAD = "head.json"
+FOUND = "found"
+PUBLISHING = "publishing"
+
+# Of logs of rejected samples.
+REJECTED = "rejected"
+IMPORT_LOG = "import"
+SOURCES_LOG = "sources"
+SCORES_LOG = "scores"
+CLUSTER_IDS_LOG = "cluster-ids"
+JOIN_LOG = "embeddings"
+EMBED_LOG = "embed"
+
+# Of an embedding column.
+EMBEDDINGS = "embeddings"
+COLUMN = "column.json"
+JOINS = "joins.json"
+UNFINISHED = "unfinished"
+
+# Of artifacts: a folder for each kind, and in it one for each artifact.
+CLUSTERINGS = "clusters"
+SCORES = "scores"
+COMPARISONS = "neighbours"
+MATCHES = "matches"
+DROP_LISTS = "drops"
+PLANS = "plans"
+MANIFEST = "manifest.json"  # with it, an artifact is finished
+PENDING = "pending.json"
+
+# Columns of artifacts that have one file a part.
+LABEL = "label"
+SIMILARITY = "similarity"
+RANK = "rank"
+SCORE = "score"
+ENTRY_COUNT = "count"
+ENTRY = "entry"
+
+# Of a clustering.
+CENTROIDS = "centroids.npy"
+CLUSTER_TABLE = "clusters.parquet"
+FIT = "fit.json"
+
+# Of a comparison, a drop list, and a list of entries.
+NEAREST_SIMILARITY = "similarity.npy"
+NEAREST_ROW = "row.npy"
+DROPPED_MASK = "dropped.npy"
+DROPPED_TABLE = "dropped.parquet"
+ENTRY_TABLE = "entries.parquet"
+
+# Of a plan.
+RATE = "rate.npy"
+GROUP = "group.npy"
+GROUP_RANK = "rank.npy"
+GROUP_TABLE = "groups.parquet"
+QUOTAS = "quotas.npy"
+SHARD_OFFSETS = "shard_offsets.npy"
+SLOTS = "slots"
+SLOTS_BEFORE = "before-"
+UNITS = "units"
+UNITS_OF = "epoch-"
+
+# Scratch, until an artifact or a column is finished.
+JOINING = "joining"
+TRAINING = "training"
+DENSITY = "density"
+WORK = "work"
+DECISIONS = "decisions"
+PAIRS = "pairs"
+REPETITION = "repetition-"
+SPILL = ".spill"
+
+
+def part_name(number: int) -> str:
+    """Return the stem of the files of one part."""
+    return f"{PART}{number:06d}"
+
+
+def marker(path: Path) -> Path:
+    """Return the record beside a file: it holds the file's hash, and is written last."""
+    return path.with_suffix(RECORD)
+
+
+def lock(path: Path) -> Path:
+    """Return the lock file of a file or folder, beside it."""
+    return path.with_name(f".{path.name}{LOCK}")
+
+
+def numbered(folder: Path, number: int, suffix: str = RECORD) -> Path:
+    """Return a file of one entry of a numbered series."""
+    return folder / f"{number:06d}{suffix}"
+
+
+def rejected_log(catalog: Path, *names: str) -> Path:
+    """Return the log of rejected samples of a stage: `names` are the stage, and the part or artifact it worked on."""
+    return catalog / REJECTED / f"{'-'.join(names)}{TABLE}"
+
+
+def export_record(catalog: Path, output: str) -> Path:
+    """Return the record that `run` keeps of an output outside the catalog, by the hash of its path."""
+    return catalog / EXPORTS / f"{output}{RECORD}"
+
+
+def slots_before(plan: Path, epoch: int) -> Path:
+    """Return the file with the slots of all rows of a plan before an epoch."""
+    return plan / SLOTS / f"{SLOTS_BEFORE}{epoch:09d}{ARRAY}"
