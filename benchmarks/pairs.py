@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +68,7 @@ SCRIPTS = {
         r"^  (keep [\d.]+):",
         {
             "samples/s": rf"^    (\w+ +\d workers): +[\d,]+ : +{NUMBER} ",
-            "µs of CPU": rf"^    (\w+ +\d workers):.*by CPU time .* : {NUMBER} us",
+            "us of CPU": rf"^    (\w+ +\d workers):.*by CPU time .* : {NUMBER} us",
         },
     ),
     "draws": Script(
@@ -108,7 +109,9 @@ def compare(name: str, sources: tuple[Path, Path], pool: Path, rounds: int) -> N
         run(name, sources[0], scripts[0], pool)
     run(name, sources[1], after, pool)
     print(f"\n{name} {SCRIPTS[name].arguments}".rstrip() + "; each its own script" * (scripts[0] != after))
+    start = time.perf_counter()
     found = [[run(name, *pair, pool) for pair in zip(sources, scripts, strict=True)] for _ in range(rounds)]
+    print(f"  {(time.perf_counter() - start) / rounds:.0f} s a pair")
     for figure in {**found[0][0], **found[0][1]}:
         print_figure(figure, [(before.get(figure), after.get(figure)) for before, after in found])
 
@@ -116,10 +119,10 @@ def compare(name: str, sources: tuple[Path, Path], pool: Path, rounds: int) -> N
 def print_figure(figure: tuple[str, str], pairs: list[tuple[float | None, float | None]]) -> None:
     name, unit = figure
     known = [(before, after) for before, after in pairs if before is not None and after is not None]
+    if unit == "MB" and (not known or min(min(known)) < SMALL_MB):
+        return
     if not known:
         print(f"  {name:62s} only {'BEFORE' if pairs[0][1] is None else 'AFTER'} prints it")
-        return
-    if unit == "MB" and min(min(known)) < SMALL_MB:
         return
     ratios = [after / before if unit in RATES else before / after for before, after in known]
     medians = " → ".join(f"{statistics.median(values):,.4g}" for values in zip(*known, strict=True))
