@@ -5,7 +5,7 @@ batches and figures of --json are compared: arrays by dtype and values, Parquet 
 files by bytes. Figures that only AFTER prints are not compared, nor are messages. Artifacts are read through each version's own
 Python classes, so that the layout of the catalog may differ. Options have their old spellings, which both versions know.
 The made-up pools: tars with captions, duplicates and embeddings; DataComp metadata with .npz files; tars that are embedded here.
-Prints one line for each comparison; exit code 1 if any differs.
+Prints one line for each comparison; exit code 1 if any differs. Not run: demo, compare, relocate; train and evaluate only with --train.
 usage: compare_installations.py BEFORE AFTER [--pool SOURCE [SOURCE ...]] [--only POOL ...] [--train] [--quick]
 """
 
@@ -477,7 +477,7 @@ class Version:
         Path("open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL}))
         model = "--model local-dir:."
         line = (
-            "train catalog dynamics --epochs 2 --record record --checkpoint-every 5 --seed 1 -- "
+            "train catalog dynamics --samples-seen 640 --record record --checkpoint-every 5 --seed 1 -- "
             f"{model} --batch-size 64 --lr 1e-3 --warmup 5 --workers 1 --logs logs --name tiny --precision fp32"
         )
         done = subprocess.run(
