@@ -25,7 +25,7 @@ from common import print_header
 
 from tailwise.demo.pool import make_pool
 
-IMAGES = 2_000  # of the pool
+IMAGES = 1_500  # of the pool
 NUMBER = r"([\d,.]+)"
 SMALL_MB = 20  # growth of memory below this says nothing
 
@@ -48,7 +48,7 @@ class Script(NamedTuple):
 
 SCRIPTS = {
     "stages": Script(
-        "--rows 100000",
+        "--rows 60000",
         "",
         r"^(pool of tars|made-up)$",
         {
@@ -73,7 +73,7 @@ SCRIPTS = {
     ),
     "draws": Script(
         "",
-        "ROWS, CLUSTERS = 2_000_000, 10_000",
+        "ROWS, CLUSTERS = 1_000_000, 5_000",
         r"^(draws): ",
         {
             "M rows/s": rf"^(stream, epoch +\d+|bernoulli): +{NUMBER} M rows/s",
