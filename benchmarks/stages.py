@@ -130,7 +130,7 @@ def run(title: str, sources: list[str], folder: Path, fine: int, coarse: int, em
             f"export {name}": lambda name=name: tailwise.export_plan(
                 tailwise.Plan(catalog, "epochs"), name, folder / name, epoch=1
             )
-            for name in ("datacomp", "parquet", "rates-json", *(() if made_up else ("shards",)))
+            for name in ("parquet", "rates-json", "datacomp" if made_up else "shards")
         },
     }
     for name, step in steps.items():
