@@ -17,12 +17,12 @@ from tailwise.catalog.files import (
     file_digest,
     read_array,
     read_json,
-    replacing,
     write_array,
     write_json,
     write_table,
 )
 from tailwise.mapped import release_pages
+from tailwise.storage.local import replacing
 
 
 class Interrupted(BaseException):

@@ -123,7 +123,7 @@ batches = iter(loader)
 found["batches"] = [next(batches).rows.tolist() for _ in range(2 * len(loader) if hasattr(loader, "__len__") else 12)]
 samples = [{"__url__": str(path), "__key__": key} for path, key in json.loads((sources / "samples.json").read_text())]
 found["passed"] = [sample["__key__"] for sample in select(Plan(catalog, "epochs"), unknown="drop")(samples)]
-told["rejected"] = json.dumps(catalog.rejected().to_pylist())
+told["rejected"] = json.dumps(sorted(catalog.rejected().to_pylist(), key=json.dumps))
 json.dump({"told": told, "found": found}, Path("result.json").open("w"), sort_keys=True, default=str)
 '''
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
+from tailwise.storage.local import locked
 
 
 def test_a_process_forked_under_a_lock_does_not_keep_it(tmp_path):

@@ -11,8 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailwise.catalog.files import replacing
-from tailwise.catalog.layout import TEMPORARY_SUFFIX
 from tailwise.catalog.outputs import check_output_folder, writing_output
 from tailwise.compare.study import compare
 from tailwise.demo.run import Tools, run_drawn
@@ -24,6 +22,7 @@ from tailwise.requests import PlanRequest
 from tailwise.stages.excluded import write_excluded
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.plan import make_plan
+from tailwise.storage.local import TEMPORARY_SUFFIX, replacing
 
 WRITERS = {
     **{

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from tailwise.catalog import Catalog
 from tailwise.catalog import removals as module
-from tailwise.catalog.locks import locked
 from tailwise.catalog.removals import NAMES_SCHEMA, NOTHING_REMOVED, Names, Removals
 from tailwise.catalog.series import Series
 from tailwise.cli import app
@@ -22,6 +21,7 @@ from tailwise.stages.plan import make_plan
 from tailwise.stages.remove import remove
 from tailwise.stages.status import status
 from tailwise.stages.verify import verify
+from tailwise.storage.local import locked
 
 UIDS = [bytes([digit] * 16) for digit in range(3)]
 PATHS = ["/pool/0.tar", "/pool/1.tar"]

@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from tailwise.catalog import Catalog
-from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.loader import Loader
 from tailwise.loader.locations import ensure_locations
@@ -28,6 +27,7 @@ from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
 from tailwise.shards.decode import decode_rgb
 from tailwise.stages.plan import make_plan
+from tailwise.storage.local import locked
 
 OPTIONS = {"lanes": 8, "block": 40, "seed": 3}
 

@@ -3,10 +3,10 @@ import shutil
 import pytest
 
 from tailwise.catalog.layout import LOCK
-from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.stages.import_pool import import_pool
 from tailwise.stages.relocate import relocate
+from tailwise.storage.local import locked
 
 
 @pytest.fixture

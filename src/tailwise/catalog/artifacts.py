@@ -17,9 +17,9 @@ from tailwise import __version__
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.files import digest, file_digest, map_array, read_record, write_array, write_record
 from tailwise.catalog.kinds import PARAMETERS
-from tailwise.catalog.layout import ARRAY, MANIFEST, PENDING, TEMPORARY_SUFFIX, lock
-from tailwise.catalog.locks import locked
+from tailwise.catalog.layout import ARRAY, MANIFEST, PENDING, lock
 from tailwise.errors import ConflictError, NotFoundError, UserError
+from tailwise.storage.local import TEMPORARY_SUFFIX, locked
 from tailwise.text import nearest
 
 logger = logging.getLogger(__name__)

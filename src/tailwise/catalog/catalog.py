@@ -30,10 +30,10 @@ from tailwise.catalog.files import (
     write_table,
 )
 from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
-from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
+from tailwise.storage.local import TEMPORARY_SUFFIX, locked
 from tailwise.text import command_line
 
 FORMAT = 1
@@ -341,8 +341,8 @@ class Catalog:
 def _is_ours(path: Path) -> bool:
     """Whether a file may be of another process that is making a catalog at this moment."""
     if path.name in SERIES and path.is_dir():
-        return all(item.name.removesuffix(layout.TEMPORARY_SUFFIX) == layout.HEAD for item in path.iterdir())
-    begun = path.name.startswith(layout.HEADER) and path.suffix == layout.TEMPORARY_SUFFIX
+        return all(item.name.removesuffix(TEMPORARY_SUFFIX) == layout.HEAD for item in path.iterdir())
+    begun = path.name.startswith(layout.HEADER) and path.suffix == TEMPORARY_SUFFIX
     return path.name in {layout.HEADER, layout.LOCK} or begun
 
 

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import create_array, digest, map_array, replacing
+from tailwise.catalog.files import create_array, digest, map_array
 from tailwise.catalog.kinds import COMPARISON
+from tailwise.storage.local import replacing
 
 
 def comparison_artifact(catalog: Catalog, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:

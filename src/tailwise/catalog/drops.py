@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import REMOVALS, Artifact, FinishedArtifact, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array, replacing
+from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array
 from tailwise.catalog.kinds import WITHOUT
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
+from tailwise.storage.local import replacing
 from tailwise.text import command_line
 
 DROPPED_SCHEMA = pa.schema(

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.files import file_digest, read_record, replacing, write_record
+from tailwise.catalog.files import file_digest, read_record, write_record
 from tailwise.errors import UserError
+from tailwise.storage.local import replacing
 
 COLUMNS = ("image", "text")
 ROW_FAULTS = ("NaN or Inf", "zero norm")

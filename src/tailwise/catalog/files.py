@@ -7,10 +7,8 @@ import hashlib
 import json
 import os
 import resource
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,71 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
-from tailwise.catalog.layout import TEMPORARY_SUFFIX
 from tailwise.catalog.npy import read_header
 from tailwise.errors import DamagedError, UserError
 from tailwise.mapped import map_file
+from tailwise.storage.local import replacing
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 CHECKSUM = "checksum"  # in a record: the hash of all else in it
 ROW_GROUP_ROWS = 65_536  # what must be read of a Parquet file to get one row
-
-
-@contextmanager
-def replacing(
-    path: Path, *, unique: bool = False, guard: Callable[[], AbstractContextManager[None]] = nullcontext
-) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name `path`, on an error it is removed.
-
-    Args:
-        path: the file to write.
-        unique: for files outside a catalog, where no lock keeps other writers away: the temporary name is this process's own.
-        guard: held while the file takes its name; an error of it leaves the old file in place.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = f".{uuid.uuid4().hex}" if unique else ""
-    temporary = path.with_name(f"{path.name}{own}{TEMPORARY_SUFFIX}")
-    try:
-        yield temporary
-        _flush(temporary)
-        with guard():
-            temporary.replace(path)
-        _flush(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        name_full_disk(error, path)
-        raise
-
-
-@contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder for intermediate files; gone afterwards, and what an earlier process left in it, gone before."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    except OSError as error:
-        name_full_disk(error, folder)
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def name_full_disk(error: BaseException, path: Path) -> None:
-    """Raise an error for a full disk that names the file, where `error` tells of a full disk and names none."""
-    full = isinstance(error, OSError) and (error.errno in FULL or "requested and" in str(error))  # NumPy's words for it
-    if full and getattr(error, "filename", None) is None:
-        raise OSError(
-            errno.ENOSPC, "no space left on the disk: make room, then repeat this command", str(path)
-        ) from error
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_json(path: Path, value: object, *, unique: bool = False) -> None:

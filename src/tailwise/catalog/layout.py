@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 # Of files of any kind.
-TEMPORARY_SUFFIX = ".writing"  # until a file is complete
 RECORD = ".json"
 ARRAY = ".npy"
 TABLE = ".parquet"

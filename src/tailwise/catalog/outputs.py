@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import name_full_disk, read_array, scratch
-from tailwise.catalog.layout import HEADER, TEMPORARY_SUFFIX
+from tailwise.catalog.files import read_array
+from tailwise.catalog.layout import HEADER
 from tailwise.errors import ConflictError, NotFoundError, UserError
+from tailwise.storage.local import TEMPORARY_SUFFIX, name_full_disk, scratch
 
 
 def check_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:

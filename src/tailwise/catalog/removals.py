@@ -27,9 +27,9 @@ from tailwise.catalog.files import (
     write_record,
     write_table,
 )
-from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
+from tailwise.storage.local import locked
 
 NAMES_SCHEMA = pa.schema(
     [

@@ -12,8 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, digest, read_array, replacing
-from tailwise.catalog.locks import locked
+from tailwise.catalog.files import create_array, digest, read_array
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.loader.locations import Locations, ensure_locations
@@ -21,6 +20,7 @@ from tailwise.loader.stores import open_shards, read_samples
 from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
+from tailwise.storage.local import locked, replacing
 
 if TYPE_CHECKING:
     from tailwise.loader.dataset import Tokenizer

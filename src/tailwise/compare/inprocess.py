@@ -22,7 +22,6 @@ import numpy.typing as npt
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tailwise.catalog.files import replacing
 from tailwise.catalog.removals import Removals
 from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_numbers
 from tailwise.compare.images import Pictures, decoded_pool
@@ -36,6 +35,7 @@ from tailwise.loader.substitutes import Substitutes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.rejects import refuse_many
+from tailwise.storage.local import replacing
 from tailwise.train.randomness import reseed, undisturbed
 from tailwise.train.segments import cut
 

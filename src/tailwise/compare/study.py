@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 from tailwise import __version__
 from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import find_manifest
-from tailwise.catalog.files import digest, read_json, replacing, write_json
-from tailwise.catalog.locks import locked
+from tailwise.catalog.files import digest, read_json, write_json
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.compare.inprocess import Trained, order_of
 from tailwise.compare.recipe import CompareRecipe, Row, choose
@@ -36,6 +35,7 @@ from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.requests import EvaluateRequest
+from tailwise.storage.local import locked, replacing
 
 logger = logging.getLogger(__name__)
 FORMAT = 1

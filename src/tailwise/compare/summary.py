@@ -15,12 +15,13 @@ from typing import Any
 from tailwise.catalog import Catalog, layout
 from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import read_json, replacing, write_json
+from tailwise.catalog.files import read_json, write_json
 from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
 from tailwise.compare.treatment import treatment_notes
 from tailwise.errors import UserError
 from tailwise.extras import require
+from tailwise.storage.local import replacing
 from tailwise.text import plain, spreadsheet_cell
 
 METRICS = {

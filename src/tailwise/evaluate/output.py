@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from tailwise.catalog.files import read_json, replacing, write_json
+from tailwise.catalog.files import read_json, write_json
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate.run import Evaluation, mean_over_sets
 from tailwise.extras import require
+from tailwise.storage.local import replacing
 from tailwise.text import PLOT_STYLE, plain, spreadsheet_cell
 
 SUMMARY = "summary.json"

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.files import replacing
 from tailwise.catalog.removals import Removals, removing_or_publishing
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
+from tailwise.storage.local import replacing
 
 
 class RemovedMeanwhileError(UserError):

@@ -16,12 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import read_json, replacing, write_json, write_table
+from tailwise.catalog.files import read_json, write_json, write_table
 from tailwise.export.members import Members, member_ranges, read_members
 from tailwise.export.shuffled import COPY_FIELDS, read_positions
 from tailwise.export.tar_file import write_end, write_member
 from tailwise.loader.stores import Store, open_shards
 from tailwise.shards.fingerprint import comparable_shards
+from tailwise.storage.local import replacing
 
 READ_BYTES = 64 << 20  # of members that one process holds at a time
 CACHE_BYTES = 16 * READ_BYTES  # on disk, for each process; of remote shards only

@@ -16,9 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.artifacts import artifact_id
-from tailwise.catalog.files import digest, read_json, read_table, scratch, write_json, write_table
-from tailwise.catalog.layout import TEMPORARY_SUFFIX
-from tailwise.catalog.locks import locked
+from tailwise.catalog.files import digest, read_json, read_table, write_json, write_table
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals
 from tailwise.errors import NotFoundError, UserError
@@ -30,6 +28,7 @@ from tailwise.loader.shards import check_shards, require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.requests import ShardsRequest
+from tailwise.storage.local import TEMPORARY_SUFFIX, locked, scratch
 
 FORMAT = 1  # raised when the same plan would give other bytes
 HEAD = "export.json"

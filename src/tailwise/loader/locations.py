@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array, replacing
-from tailwise.catalog.locks import locked
+from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array
 from tailwise.errors import DamagedError, UserError
 from tailwise.loader.recent import Recent
 from tailwise.mapped import release_pages
 from tailwise.progress import Track, silent
+from tailwise.storage.local import locked, replacing
 
 LOCATION = np.dtype(
     [("image_offset", "<i8"), ("caption_offset", "<i8"), ("image_bytes", "<i4"), ("caption_bytes", "<i4")]

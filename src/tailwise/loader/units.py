@@ -13,10 +13,10 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import map_cache, note_digest, write_array
-from tailwise.catalog.locks import locked
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import count_copies
 from tailwise.plan.plan import CHUNK_ROWS, Plan
+from tailwise.storage.local import locked
 
 COPY, SIZE = 1, 2  # columns of the table of units, after the shard
 

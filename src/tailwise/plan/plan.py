@@ -13,13 +13,13 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import FinishedArtifact, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, map_array, map_cache, note_digest, read_table, replacing
-from tailwise.catalog.locks import locked
+from tailwise.catalog.files import create_array, map_array, map_cache, note_digest, read_table
 from tailwise.errors import DamagedError, UserError
 from tailwise.mapped import release_pages
 from tailwise.plan.bernoulli import bernoulli_copies
 from tailwise.plan.quotas import UNIT_BITS, UNITS
 from tailwise.plan.stream import Stream
+from tailwise.storage.local import locked, replacing
 from tailwise.text import command_line
 
 CHUNK_ROWS = 1 << 20

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tailwise.catalog.files import replacing
 from tailwise.catalog.outputs import check_output, is_text
 from tailwise.errors import UserError
 from tailwise.extras import require
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
+from tailwise.storage.local import replacing
 from tailwise.text import PLOT_STYLE, plain
 
 POOL, DRAWN = "#b8bec6", "#1f6f8b"

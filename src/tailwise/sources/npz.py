@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from tailwise.catalog.files import read_array, replacing
+from tailwise.catalog.files import read_array
 from tailwise.catalog.npy import Header, read_header
 from tailwise.sources.stored_rows import StoredRows
+from tailwise.storage.local import replacing
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, length of the name, length of the extra field
 _COPY_BYTES = 1 << 22

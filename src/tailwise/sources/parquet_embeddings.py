@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.catalog.files import create_array, read_array, replacing
+from tailwise.catalog.files import create_array, read_array
 from tailwise.sources.columns import (
     BATCH_ROWS,
     DAMAGE,
@@ -25,6 +25,7 @@ from tailwise.sources.columns import (
     value_type,
 )
 from tailwise.sources.embedding_files import BadPartition, Naming, Opened, fingerprint, matrix_fault
+from tailwise.storage.local import replacing
 
 ID_COLUMNS = ("uid", "key", "image_path", "id")
 EMBEDDING_COLUMNS = ("embedding", "embeddings")

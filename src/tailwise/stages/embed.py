@@ -9,7 +9,6 @@ from pathlib import Path
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import COLUMNS, column_settings, part_marker
-from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import has_bytes
 from tailwise.devices import find_devices
 from tailwise.encoders import load_encoder
@@ -19,6 +18,7 @@ from tailwise.rejects import check_share
 from tailwise.requests import EmbedRequest
 from tailwise.stages.embed_column import ColumnReport, ColumnTask, Limits
 from tailwise.stages.report import Rejections
+from tailwise.storage.local import locked
 from tailwise.text import did_you_mean
 
 BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; a GPU is busy with so many, and a CPU's caches overflow with more

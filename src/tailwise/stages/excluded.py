@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.files import ROW_GROUP_ROWS, read_table, replacing, write_table
+from tailwise.catalog.files import ROW_GROUP_ROWS, read_table, write_table
 from tailwise.catalog.kinds import DROP_LIST
 from tailwise.catalog.outputs import is_table, scratch_beside, writing_output
 from tailwise.errors import UserError
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
+from tailwise.storage.local import replacing
 
 EXCLUDED_SCHEMA = pa.schema(
     [

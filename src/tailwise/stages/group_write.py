@@ -16,10 +16,10 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.clusterings import ClusterFiles, Clustering, clustering_artifact
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import scratch
 from tailwise.errors import UserError
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.progress import Track, silent
+from tailwise.storage.local import scratch
 
 MAX_GROUPS = 5_000_000  # below 2²⁴, so that float32, which joins fill in, holds each group's number
 NO_GROUP = -1

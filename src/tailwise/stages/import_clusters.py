@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
-from tailwise.catalog.files import digest, file_digest, scratch
+from tailwise.catalog.files import digest, file_digest
 from tailwise.errors import ConflictError, UserError
 from tailwise.progress import Track
 from tailwise.rejects import MAX_REJECTED, refuse_many
@@ -19,6 +19,7 @@ from tailwise.stages.group_write import MAX_GROUPS, NO_GROUP, write_grouping
 from tailwise.stages.import_join import CHUNK_ROWS, Join, Wording
 from tailwise.stages.import_rows import RowFinder
 from tailwise.stages.report import Rejections
+from tailwise.storage.local import scratch
 
 Ids = npt.NDArray[np.int64]
 

@@ -22,7 +22,7 @@ from tailwise.catalog.embeddings import (
     part_marker,
     write_part,
 )
-from tailwise.catalog.files import digest, read_json, read_record, scratch, write_json, write_record
+from tailwise.catalog.files import digest, read_json, read_record, write_json, write_record
 from tailwise.errors import UserError
 from tailwise.mapped import release_pages
 from tailwise.progress import Track
@@ -31,6 +31,7 @@ from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.stages.import_join import Join, Wording
 from tailwise.stages.import_rows import RowFinder
 from tailwise.stages.report import Rejections, RejectionWriter
+from tailwise.storage.local import scratch
 
 CHUNK_ROWS = 65_536
 FILL_ROWS = 8192

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, local_path, true_path
-from tailwise.catalog.locks import locked
 from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
@@ -25,6 +24,7 @@ from tailwise.sources.datacomp import parse_uids, read_metadata
 from tailwise.stages.import_embeddings import ColumnImport, import_embeddings
 from tailwise.stages.import_shards import MAX_REJECTED_SAMPLES, PART_ROWS, import_shards
 from tailwise.stages.report import Rejections
+from tailwise.storage.local import locked
 
 if TYPE_CHECKING:
     from tailwise.catalog.clusterings import Clustering

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, true_path
-from tailwise.catalog.files import file_digest, read_record, read_table, scratch, write_record, write_table
+from tailwise.catalog.files import file_digest, read_record, read_table, write_record, write_table
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.errors import DamagedError, UserError
 from tailwise.executors.local import map_ordered
@@ -25,6 +25,7 @@ from tailwise.sources import UNKNOWN_BYTES
 from tailwise.sources.webdataset import ShardContent, hashed_uid, read_shard, unreadable_shard
 from tailwise.stages.import_scores import Scores, scores_id
 from tailwise.stages.report import Rejections
+from tailwise.storage.local import scratch
 
 PART_ROWS = 1_000_000
 _NOTHING = {True: "no sample with image and caption", False: "no sample with uid and caption"}

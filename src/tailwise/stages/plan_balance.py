@@ -13,7 +13,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import create_array, replacing, write_table
+from tailwise.catalog.files import create_array, write_table
 from tailwise.catalog.matches import Matches
 from tailwise.errors import UserError
 from tailwise.kernels.matching import keep_rates
@@ -24,6 +24,7 @@ from tailwise.progress import Track, silent
 from tailwise.requests import PlanRequest
 from tailwise.stages.match_entries import MatchedPool, match_entries
 from tailwise.stages.plan_weighted import write_shard_offsets
+from tailwise.storage.local import replacing
 
 
 def make_balanced_plan(

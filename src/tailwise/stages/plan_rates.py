@@ -15,7 +15,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import create_array, file_digest, map_array, replacing, scratch
+from tailwise.catalog.files import create_array, file_digest, map_array
 from tailwise.errors import NotFoundError, UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
@@ -23,6 +23,7 @@ from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.requests import PlanRequest
 from tailwise.stages.join import BATCH, Batch, join_values, read_numbers
 from tailwise.stages.plan_weighted import MAX_REPEATS, write_shard_offsets
+from tailwise.storage.local import replacing, scratch
 
 
 def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = silent) -> Plan:

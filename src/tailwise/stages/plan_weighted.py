@@ -13,7 +13,7 @@ import pyarrow as pa
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, replacing, write_array, write_table
+from tailwise.catalog.files import create_array, write_array, write_table
 from tailwise.errors import UserError
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.plan.budget import samples_of_share
@@ -26,6 +26,7 @@ from tailwise.requests import PlanRequest, ScoreRequest
 from tailwise.stages.grouping import Grouping
 from tailwise.stages.regroup import write_value_ranks
 from tailwise.stages.scores import score_config
+from tailwise.storage.local import replacing
 from tailwise.text import did_you_mean
 
 MAX_REPEATS = 255

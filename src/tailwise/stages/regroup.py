@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.files import create_array, scratch
+from tailwise.catalog.files import create_array
 from tailwise.catalog.layout import SPILL
 from tailwise.kernels.ranks import value_ranks
+from tailwise.storage.local import scratch
 
 BUCKET_ROWS = 16_000_000
 _RECORD = np.dtype([("row", "<i8"), ("label", "<i4"), ("value", "<f4")])

@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.locks import locked
 from tailwise.catalog.removals import NAMES_SCHEMA, Removing, removals_folder
 from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
 from tailwise.sources.columns import DAMAGE, open_table
 from tailwise.sources.delimited import read_keys
+from tailwise.storage.local import locked
 from tailwise.text import is_unicode
 
 UID = re.compile(r"[0-9a-fA-F]{32}")

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.catalog.files import replacing
 from tailwise.catalog.schema import REJECTED_SCHEMA
 from tailwise.sources.grouping import storable
+from tailwise.storage.local import replacing
 
 FLUSH_RECORDS = 100_000
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.files import create_array, map_array, replacing, scratch
+from tailwise.catalog.files import create_array, map_array
 from tailwise.catalog.scores import repetition, score_column
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
@@ -24,6 +24,7 @@ from tailwise.mapped import release_pages
 from tailwise.progress import Track
 from tailwise.stages.join import Batch, join_values, read_numbers
 from tailwise.stages.score_target import Target
+from tailwise.storage.local import replacing, scratch
 
 CHUNK_ROWS = 8192
 Rows = npt.NDArray[Any]

@@ -17,7 +17,6 @@ import torch
 import torch.distributed
 
 from tailwise import __version__
-from tailwise.catalog.files import replacing
 from tailwise.errors import ConflictError
 from tailwise.loader import Loader
 from tailwise.loader.shards import require_bytes
@@ -25,6 +24,7 @@ from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.recipes import Recipe
 from tailwise.requests import TrainRequest, bytes_of
+from tailwise.storage.local import replacing
 from tailwise.text import option_words
 from tailwise.train.arguments import LOCAL_MODEL
 from tailwise.train.data import SegmentLoader, TrainData

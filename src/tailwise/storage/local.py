@@ -1,0 +1,102 @@
+"""Files of this machine that are either whole or absent (temporary name, fsync, rename), scratch folders, and locks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+from tailwise.errors import UserError
+
+TEMPORARY_SUFFIX = ".writing"  # of a file until it is complete
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def replacing(
+    path: Path, *, unique: bool = False, guard: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name `path`, on an error it is removed.
+
+    Args:
+        path: the file to write.
+        unique: for files outside a catalog, where no lock keeps other writers away: the temporary name is this process's own.
+        guard: held while the file takes its name; an error of it leaves the old file in place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = f".{uuid.uuid4().hex}" if unique else ""
+    temporary = path.with_name(f"{path.name}{own}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+        flush(temporary)
+        with guard():
+            temporary.replace(path)
+        flush(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        name_full_disk(error, path)
+        raise
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder for intermediate files; gone afterwards, and what an earlier process left in it, gone before."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    except OSError as error:
+        name_full_disk(error, folder)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def name_full_disk(error: BaseException, path: Path) -> None:
+    """Raise an error for a full disk that names the file, where `error` tells of a full disk and names none."""
+    full = isinstance(error, OSError) and (error.errno in FULL or "requested and" in str(error))  # NumPy's words for it
+    if full and getattr(error, "filename", None) is None:
+        raise OSError(
+            errno.ENOSPC, "no space left on the disk: make room, then repeat this command", str(path)
+        ) from error
+
+
+def flush(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path, what: str, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
+    """Holds the lock file `path`; the operating system frees it when the process ends, however it ends.
+
+    Args:
+        path: of the lock file.
+        what: what is written under it, for the message.
+        wait: until the process that holds it lets go, in place of an error.
+        shared: others may hold it at the same time, if they share it too.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is writing {what}: wait for it to end, then repeat this command"
+            ) from error
+        try:
+            yield
+        finally:  # closing is not enough: a process forked meanwhile holds the file open, and with it the lock
+            fcntl.flock(stream, fcntl.LOCK_UN)
