@@ -229,7 +229,7 @@ def test_samples_are_read_from_their_row_groups(tmp_path, monkeypatch, rows, siz
 
 @pytest.mark.parametrize("noted", [True, False])
 def test_a_path_that_is_no_longer_text_is_damage(small_catalog, noted):
-    """As a flipped bit makes it; older versions noted no hash of the table."""
+    """As a flipped bit makes it, with the noted hash of the table or without."""
     path = small_catalog.folder / "shards.parquet"
     table = pq.read_table(path)
     paths = [item.encode() for item in table.column("path").to_pylist()]

@@ -265,7 +265,7 @@ def test_density_changes_nothing_else(small_catalog, tree_bytes):
     plain, dense = (tree_bytes(small_catalog.clusters_folder(name)) for name in ("plain", "dense"))
     assert {name for name in plain if plain[name] != dense[name]} == {"clusters.parquet", "manifest.json"}
     manifests = [json.loads(files["manifest.json"]) for files in (plain, dense)]
-    assert "density" not in manifests[0]["identity"]["config"]
+    assert manifests[0]["identity"]["config"]["density"] is None
     assert manifests[1]["identity"]["config"]["density"] == "auto"
     assert manifests[0]["summary"]["radius"] is None
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import platform
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import numpy.typing as npt
 from tailwise import __version__
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.files import digest, file_digest, map_array, read_record, write_array, write_record
-from tailwise.catalog.kinds import PARAMETERS
 from tailwise.catalog.layout import ARRAY, MANIFEST, PENDING, lock
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked
@@ -24,7 +25,18 @@ from tailwise.text import nearest
 
 logger = logging.getLogger(__name__)
 REMOVALS = "removals"  # the input that stands for the samples removed so far
+DECIDING = ("numpy", "torch", "numba", "pyarrow", "ahocorasick-rs")
 FORMAT = 1  # raised when the same configuration would give other content
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Return the version of Python, of tailwise, and of each installed package that may decide bytes."""
+    found = {"python": platform.python_version(), "tailwise": __version__}
+    for package in DECIDING:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 class Artifact:
@@ -132,7 +144,7 @@ class Artifact:
             leftover.unlink()
         names = sorted(path.name for path in self.folder.iterdir() if path.is_file() and path.name != PENDING)
         files = {name: file_digest(self.folder / name) for name in names}
-        made = {"made_by": f"tailwise {__version__}"}
+        made = {"made_by": versions()}
         write_record(
             self.folder / MANIFEST, {**made, "identity": self.identity, "files": files, "summary": dict(summary)}
         )
@@ -149,11 +161,7 @@ def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters that an artifact was made with, by the names that users give them."""
     config = dict(identity["config"])
     asked, options, final = (config.pop(name, None) or {} for name in ("asked", "options", "final_options"))
-    flat = {**config, **asked, **options, **{f"{name}_end": value for name, value in final.items()}}
-    if flat.get("method") == "metaclip":
-        flat["method"] = "text-balance"
-    names = PARAMETERS.get(identity["kind"], {})
-    return {names.get(name, name): value for name, value in flat.items()}
+    return {**config, **asked, **options, **{f"{name}_end": value for name, value in final.items()}}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -22,22 +22,22 @@ from tailwise.catalog.files import (
     check_file,
     digest,
     file_stamp,
-    known_record,
     map_array,
+    read_json,
     read_record,
     read_table,
-    write_record,
+    record_bytes,
     write_table,
 )
 from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
-from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
+from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked
+from tailwise.storage.store import LocalStore
 from tailwise.text import command_line
 
-FORMAT = 1
-HEADS = "heads"  # in the header: every series has a head
+FORMAT = 2
 SERIES = (layout.SNAPSHOTS, layout.REMOVALS)
 CONTENT = b"tailwise.content"  # in shards.parquet: the hash of its rows
 
@@ -107,11 +107,12 @@ class Catalog:
             raise NotFoundError(
                 f"{path} is no catalog (no {layout.HEADER}): make one with `tailwise import SOURCE… {path}`"
             )
-        found = read_record(path / layout.HEADER).get("format")
-        if found != FORMAT:
+        found = read_json(path / layout.HEADER)
+        if isinstance(found, dict) and found.get("format") != FORMAT:
             raise UnsupportedError(
-                f"{path} has catalog format {found}, this tailwise reads {FORMAT}: import the pool anew"
+                f"{path} has catalog format {found.get('format')}, this tailwise reads {FORMAT}: import the pool into a new catalog"
             )
+        read_record(path / layout.HEADER)
         return cls(path)
 
     @classmethod
@@ -125,16 +126,14 @@ class Catalog:
         if not (path / layout.HEADER).exists():
             if path.exists() and (not path.is_dir() or any(not _is_ours(item) for item in path.iterdir())):
                 raise ConflictError(f"{path} exists and is no catalog: name a new or an empty folder")
-            with locked(path / layout.LOCK, str(path), wait=True):
-                if not (path / layout.HEADER).exists():
-                    for name in SERIES:
-                        Series(path / name, required=True).begin()
-                    write_record(path / layout.HEADER, {"format": FORMAT, HEADS: True})
+            for name in SERIES:
+                Series(path / name).begin()
+            LocalStore(path).put_if_absent(layout.HEADER, record_bytes({"format": FORMAT}))  # or another process has
         return cls.open(path)
 
     def series(self, name: str) -> Series:
         """A numbered series of the catalog: one of SERIES."""
-        return Series(self.folder / name, required=bool(known_record(self.folder / layout.HEADER).get(HEADS)))
+        return Series(self.folder / name)
 
     # --- shards and snapshots ---------------------------------------------------------------------------------------
 
@@ -165,8 +164,6 @@ class Catalog:
         """The table of shards (schema.SHARD_SCHEMA), one row a shard, in id order; all known ones without a snapshot."""
         path = self.folder / layout.SHARDS
         table = _shards(file_stamp(path)) if path.exists() else SHARD_SCHEMA.empty_table()
-        if FINGERPRINT not in table.column_names:  # of an older version
-            table = table.append_column(FINGERPRINT, pa.nulls(table.num_rows, pa.string()))
         if snapshot is None:
             snapshots = self.snapshots()
             snapshot = snapshots[-1] if snapshots else None
@@ -341,7 +338,7 @@ class Catalog:
 def _is_ours(path: Path) -> bool:
     """Whether a file may be of another process that is making a catalog at this moment."""
     if path.name in SERIES and path.is_dir():
-        return all(item.name.removesuffix(TEMPORARY_SUFFIX) == layout.HEAD for item in path.iterdir())
+        return all(item.name.startswith(layout.HEAD) for item in path.iterdir())
     begun = path.name.startswith(layout.HEADER) and path.suffix == TEMPORARY_SUFFIX
     return path.name in {layout.HEADER, layout.LOCK} or begun
 

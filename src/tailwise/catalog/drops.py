@@ -65,7 +65,7 @@ class DropList(FinishedArtifact):
         self.manifest = read_manifest(self.folder, "drop list", remedy)
         self.kind: str = self.manifest["identity"]["kind"]
         self.without: list[str] = list(self.config["without"])
-        self.clustering: str | None = self.config.get("clusters")
+        self.clustering: str | None = self.config.get("clustering")
         self.snapshot: Snapshot = catalog.snapshot(self.config["snapshot"])
 
     @cached_property

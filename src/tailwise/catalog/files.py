@@ -28,10 +28,20 @@ CHECKSUM = "checksum"  # in a record: the hash of all else in it
 ROW_GROUP_ROWS = 65_536  # what must be read of a Parquet file to get one row
 
 
+def json_bytes(value: object) -> bytes:
+    """Return a value as JSON with sorted keys."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def record_bytes(value: Mapping[str, Any]) -> bytes:
+    """Return an object of the catalog as JSON with the hash of its content."""
+    return json_bytes({**value, CHECKSUM: digest(value)})
+
+
 def write_json(path: Path, value: object, *, unique: bool = False) -> None:
     """Writes `value` as JSON with sorted keys, atomically; `unique` as in `replacing`."""
     with replacing(path, unique=unique) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_bytes(json_bytes(value))
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever was written)
@@ -54,14 +64,14 @@ def write_record(path: Path, value: Mapping[str, Any], *, unique: bool = False) 
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return what `write_record` wrote. An object without a hash, as older versions wrote, is returned as it is.
+    """Return what `write_record` wrote.
 
     Raises:
         UserError: it is damaged.
     """
     value = read_json(path)
-    noted = value.pop(CHECKSUM, None) if isinstance(value, dict) else ""
-    if noted not in {None, digest(value)}:
+    noted = value.pop(CHECKSUM, None) if isinstance(value, dict) else None
+    if noted != digest(value):
         raise DamagedError(f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew")
     record: dict[str, Any] = value
     return record

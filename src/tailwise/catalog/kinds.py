@@ -21,7 +21,6 @@ class Kind:
         section: title in `status`.
         folder: of the catalog; each artifact is a folder in it.
         columns: of `status`: keys of the artifact's configuration, or of what is derived.
-        parameters: kind in the artifacts' identities → parameters that their configurations name otherwise than users do.
         made_by: commands that make an artifact which users name → its default name; None if other options decide the name.
         named_by: commands that take an artifact by name → their option.
         makers_for: of these commands, those that do not take the artifacts of all makers → the makers.
@@ -32,7 +31,6 @@ class Kind:
     section: str
     folder: str
     columns: tuple[str, ...]
-    parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     made_by: Mapping[str, str | None] = field(default_factory=dict)
     named_by: Mapping[str, str] = field(default_factory=dict)
     makers_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -52,25 +50,22 @@ class Kind:
         return [path.parent.name for path in self.manifests(catalog)]
 
 
-_COMPARED = {"clusters": "clustering", "keep": "order"}
 CLUSTERING = Kind(
     "clusterings",
     layout.CLUSTERINGS,
-    ("clusters", "merge", "column", "group_by", "extends"),
-    {"clusters": {"clusters": "k"}},
+    ("k", "merge", "column", "group_by", "extends"),
     made_by={"cluster": "main", "group": None, "import": "dynamics"},
     named_by={"plan": "clustering", "dedup": "clustering"},
     makers_for={"dedup": ("cluster", "group")},
-    inputs={"clusters": "clusters", "clustering": "clusters", "base": "extends"},
+    inputs={"clustering": "clustering", "base": "extends"},
 )
 SCORE = Kind("scores", layout.SCORES, ("score",))
-COMPARISON = Kind("comparisons", layout.COMPARISONS, ("clusters", "keep", "extends"), {"neighbours": _COMPARED})
+COMPARISON = Kind("comparisons", layout.COMPARISONS, ("clustering", "order", "extends"))
 MATCHES = Kind("matches", layout.MATCHES, ("ignore_case",))
 DROP_LIST = Kind(
     "drop lists",
     layout.DROP_LISTS,
     ("without",),
-    {"dedup": _COMPARED},
     made_by={"dedup": "duplicates", "filter": None},
     named_by=dict.fromkeys(("plan", "dedup", "cluster", "filter", "group"), "without"),
     inputs={"extends": "extends"},
@@ -79,13 +74,11 @@ DROP_LIST = Kind(
 PLAN = Kind(
     "plans",
     layout.PLANS,
-    ("method", "budget", "clusters", "dynamic", "draw"),
-    {"plan": {"clusters": "clustering"}},
+    ("method", "budget", "clustering", "dynamic", "draw"),
     made_by={"plan": None},
     named_by={"train": "name", "export": "name", "draw": "name", "excluded": "plan"},
 )
 KINDS = (CLUSTERING, SCORE, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`
-PARAMETERS = {name: names for kind in KINDS for name, names in kind.parameters.items()}
 MADE_BY = {command: kind for kind in KINDS for command in kind.made_by}
 
 

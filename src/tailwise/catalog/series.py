@@ -7,20 +7,26 @@ Everything else that differs from the head is refused: a lost removal would brin
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tailwise.catalog import layout
-from tailwise.catalog.files import FileStamp, digest, file_digest, file_stamp, read_record, write_json, write_record
+from tailwise.catalog.files import (
+    FileStamp,
+    digest,
+    file_digest,
+    file_stamp,
+    read_record,
+    record_bytes,
+)
 from tailwise.catalog.layout import HEAD
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, UserError
+from tailwise.storage.store import LocalStore, Store
 
-PREVIOUS = "previous"  # in an entry: the hash of the series before it; absent where an older version wrote it
+PREVIOUS = "previous"  # in an entry: the hash of the series before it
 
 
 @dataclass(frozen=True)
@@ -29,19 +35,21 @@ class Series:
 
     Attributes:
         folder: where its entries lie.
-        required: whether the head must exist. A catalog that an older version made has none until the series is read.
     """
 
     folder: Path
-    required: bool
+
+    @property
+    def _store(self) -> Store:
+        return LocalStore(self.folder)
 
     def path(self, number: int) -> Path:
         """Return the path of an entry."""
         return layout.numbered(self.folder, number)
 
     def begin(self) -> None:
-        """Write the head of an empty series."""
-        write_record(self.folder / HEAD, {"entries": []})
+        """Write the head of an empty series, unless there is one."""
+        self._store.put_if_absent(HEAD, record_bytes({"entries": []}))
 
     def read(self) -> list[dict[str, Any]]:
         """Return all entries, oldest first, without what links them.
@@ -49,9 +57,7 @@ class Series:
         Raises:
             UserError: an entry or the head is missing, changed or surplus; names the file and the remedy.
         """
-        entries, hashes = self._checked()
-        if hashes and not (self.folder / HEAD).exists():
-            self._adopt(hashes)
+        entries, _ = self._checked()
         return [{name: value for name, value in entry.items() if name != PREVIOUS} for entry in entries]
 
     def known(self) -> list[dict[str, Any]]:
@@ -60,33 +66,33 @@ class Series:
         return [dict(entry) for entry in _entries(self, tuple(map(file_stamp, paths)))]
 
     def append(self, value: Mapping[str, Any]) -> int:
-        """Write the next entry; returns its number. No other process may be appending.
+        """Write the next entry; returns its number.
 
         Raises:
+            ConflictError: another process appends at the same time.
             UserError: as `read`.
         """
         entries, hashes = self._checked()
+        self._list(hashes)
         path = self.path(len(entries) + 1)
-        write_record(self.folder / HEAD, {"entries": hashes})
-        write_json(path, {**value, PREVIOUS: digest(hashes)})
-        write_record(self.folder / HEAD, {"entries": [*hashes, file_digest(path)]})
+        if not self._store.put_if_absent(path.name, record_bytes({**value, PREVIOUS: digest(hashes)})):
+            raise ConflictError(f"another process has written {path} at this moment: repeat this command")
+        self._list([*hashes, file_digest(path)])
         return len(entries) + 1
 
     def settle(self) -> None:
         """List an entry whose writer ended before it could. No other process may be appending."""
-        _, hashes = self._checked()
-        if self._listed() not in (None, hashes):
-            write_record(self.folder / HEAD, {"entries": hashes})
+        self._list(self._checked()[1])
 
-    def _adopt(self, hashes: list[str]) -> None:
-        """Write the head of an older version's series, where the folder can be written to: else a lost newest entry is not missed."""
-        made = self.folder / f".{uuid.uuid4().hex}.{HEAD}"
-        with suppress(OSError):
-            write_record(made, {"entries": hashes})
-            try:
-                (self.folder / HEAD).hardlink_to(made)  # which never replaces a head that another process has written
-            finally:
-                made.unlink()
+    def _list(self, hashes: list[str]) -> None:
+        """Write the head, unless it is as it should be."""
+        head = self._store.head(HEAD)
+        if (
+            head is not None
+            and self._listed() != hashes
+            and not self._store.replace_if(HEAD, head.etag, record_bytes({"entries": hashes}))
+        ):
+            raise ConflictError(f"another process has written {self.folder / HEAD} at this moment: repeat this command")
 
     def _checked(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return all entries and the hash of each file."""
@@ -94,15 +100,13 @@ class Series:
         there = self._there()
         listed = self._listed()
         entries, hashes = [], []
-        for number in range(1, len(there if listed is None else listed) + 1):
+        for number in range(1, len(listed) + 1):
             entries.append(self._entry(number, listed))
             hashes.append(file_digest(self.path(number)))
-            if listed is None and PREVIOUS in entries[-1]:
-                raise self._refused(self.folder / HEAD, "is missing")
-            if listed is not None and hashes[-1] != listed[number - 1]:
+            if hashes[-1] != listed[number - 1]:
                 raise self._refused(self.path(number), f"is not the entry that {HEAD} lists")
         following = self.path(len(entries) + 1)
-        if following in there and listed is not None:
+        if following in there:
             entry = self._entry(len(entries) + 1, listed)
             if entry.get(PREVIOUS) != digest(hashes):
                 raise self._refused(following, f"is not listed in {HEAD}, and does not follow the entries before it")
@@ -116,23 +120,20 @@ class Series:
     def _there(self) -> list[Path]:
         return sorted(path for path in self.folder.glob(f"??????{layout.RECORD}") if path.stem.isdigit())
 
-    def _listed(self) -> list[str] | None:
-        """Return the hashes in the head; None in a catalog that may do without."""
+    def _listed(self) -> list[str]:
+        """Return the hashes in the head."""
         path = self.folder / HEAD
         if not path.exists():
-            if self.required:
-                raise self._refused(path, "is missing")
-            return None
+            raise self._refused(path, "is missing")
         entries = read_record(path).get("entries")
         if not isinstance(entries, list):
             raise self._refused(path, "is damaged")
         return entries
 
-    def _entry(self, number: int, listed: list[str] | None) -> dict[str, Any]:
+    def _entry(self, number: int, listed: list[str]) -> dict[str, Any]:
         path = self.path(number)
         if not path.exists():
-            known = f"{HEAD} lists {len(listed)} entries" if listed is not None else "later entries exist"
-            raise self._refused(path, f"is missing ({known})")
+            raise self._refused(path, f"is missing ({HEAD} lists {len(listed)} entries)")
         return read_record(path)
 
     def _refused(self, path: Path, fault: str) -> UserError:

@@ -49,7 +49,7 @@ def cluster(catalog: CatalogPath, request: ClusterRequest, as_json: AsJson = Fal
         )
     if summary["without_embedding"]:
         say(f"{summary['without_embedding']:,} samples have no embedding and belong to no cluster")
-    if summary.get("radius") is not None:  # clusterings made before there was a density say nothing of it
+    if summary.get("radius") is not None:
         say(f"density: samples within a cosine of {summary['radius']:g} of each centroid, for --method density")
     print_sizes(made.table.column("size").to_numpy())
     for item in ignored:

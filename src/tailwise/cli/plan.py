@@ -112,7 +112,7 @@ def _print_plan(made: Plan, budget: float, left_out: LeftOut) -> None:
 def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
     newest = opened.snapshot()
     if newest.number > made.snapshot.number:
-        grouping = made.config.get("clusters")
+        grouping = made.clustering
         remedy = (
             f" (assign them to its clusters: tailwise cluster {folder} --extends {grouping} --name …)"
             if grouping

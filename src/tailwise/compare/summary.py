@@ -194,7 +194,7 @@ def _about_runs(runs: Results) -> dict[str, Any]:
             "exposures": runs[0]["plan"].get("exposures"),  # runs of earlier versions have none
             "dynamic": config.get("dynamic"),
             "draw": config.get("draw"),
-            "clusters": config.get("clusters"),
+            "clustering": config.get("clustering"),
             "without": config.get("without"),
         },
         "cost": {
@@ -213,7 +213,7 @@ def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
     """Training, encoder, clusterings, drop lists, versions and machines."""
     catalog = Catalog.open(recipe.catalog)
     configs = [item["plan"]["config"] for item in done]
-    clusterings = {str(config["clusters"]) for config in configs if config.get("clusters")}
+    clusterings = {str(config["clustering"]) for config in configs if config.get("clustering")}
     lists = {str(name) for config in configs for name in config.get("without") or ()}
     settings = {name: _settings(catalog.clusters_folder(name)) for name in sorted(clusterings)}
     columns = {item.get("column") or "image" for item in settings.values()}

@@ -68,7 +68,7 @@ class Plan(FinishedArtifact):
     @property
     def clustering(self) -> str | None:
         """Name of the plan's clustering; None for a plan without clusters."""
-        return self.config.get("clusters") or None
+        return self.config.get("clustering") or None
 
     @property
     def dynamic(self) -> bool:

@@ -68,8 +68,9 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, track: Track
     fitted = min(request.points_per_centroid * k, sum(map(len, blocks)))
     carry = _memory_to_carry(fitted, k, blocks[0].shape[1], bytes_of("max_memory", request.max_memory))
     config = {
-        "clusters": k,
+        "k": k,
         "merge": request.merge,
+        "density": request.density,
         "column": column,
         "seed": request.seed,
         "iterations": request.iterations,
@@ -77,8 +78,6 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, track: Track
         "without": list(request.without),
         "snapshot": snapshot.number,
     }
-    if request.density is not None:  # not in the configuration of clusterings that were made before there was a density
-        config["density"] = request.density
     survivors = Survivors(catalog, request.without, snapshot)
     inputs = {**embedding_inputs(catalog, column, snapshot), **survivors.inputs}
     with clustering_artifact(catalog, request.name, config, inputs) as artifact:

@@ -68,8 +68,6 @@ def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, track:
         "score": score_config(score),
         "rule": {bound: getattr(request, bound) for bound in (*BOUNDS, "missing")},
     }
-    if request.keep is not None or request.keep_lowest is not None:
-        config["share of"] = "the pool"  # earlier versions took a share of the samples with the score
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, score), **survivors.inputs}
     with Artifact(catalog.drops_folder(name), "filter", config, inputs) as artifact:
         if not artifact.done:

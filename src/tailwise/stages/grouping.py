@@ -61,7 +61,7 @@ class Grouping:
         self.inputs: dict[str, str] = {}
         if self._clustering is not None:
             self.snapshot = self._clustering.snapshot
-            self.inputs["clusters"] = self._clustering.id
+            self.inputs["clustering"] = self._clustering.id
             self._lists = [*self._clustering.without, *self._lists]
         self.parts: list[Part] = catalog.parts(self.snapshot)
         self._survivors = Survivors(catalog, without, self.snapshot)

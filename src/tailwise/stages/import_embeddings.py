@@ -180,9 +180,8 @@ class _Joins:
         ]
 
     def _joined(self) -> list[list[str]]:
-        """The joins that are done; older versions wrote the list alone."""
-        found = read_json(self._path)
-        return found if isinstance(found, list) else list(read_record(self._path)["joins"])
+        """The joins that are done."""
+        return list(read_record(self._path)["joins"])
 
     @property
     def _path(self) -> Path:

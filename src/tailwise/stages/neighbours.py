@@ -63,9 +63,9 @@ class Comparison:
         self.base = None if extends is None else self._open_base(extends)
         self.old_rows = 0 if self.base is None else self.base.snapshot.rows
         self.config: dict[str, Any] = {
-            "clusters": clustering,
+            "clustering": clustering,
             "column": self.column,
-            "keep": order,
+            "order": order,
             "score": score,
             "seed": seed if order == "random" else None,
             "without": list(without),

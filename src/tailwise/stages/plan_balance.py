@@ -52,7 +52,7 @@ def make_balanced_plan(
     survivors = Survivors(catalog, without, snapshot)
     _check(per_entry, keep, budget, survivors.pool)
     config = {
-        "method": "metaclip",
+        "method": "text-balance",
         "per_entry": per_entry,
         "keep": keep,
         "budget": budget,

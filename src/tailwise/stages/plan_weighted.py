@@ -52,7 +52,7 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, track:
     config: dict[str, Any] = {
         "method": request.method,
         "options": options,
-        "clusters": clustering if method.grouping == "clusters" else None,
+        "clustering": clustering if method.grouping == "clusters" else None,
         "snapshot": grouping.snapshot.number,
         "asked": {name: value for name in _AMOUNTS if (value := getattr(request, name)) is not None},
         "max_repeats": request.max_repeats,

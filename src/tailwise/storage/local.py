@@ -100,3 +100,15 @@ def locked(path: Path, what: str, *, wait: bool = False, shared: bool = False) -
             yield
         finally:  # closing is not enough: a process forked meanwhile holds the file open, and with it the lock
             fcntl.flock(stream, fcntl.LOCK_UN)
+
+
+@contextmanager
+def folder_locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which leaves no file; waits until the process that holds it lets go."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)

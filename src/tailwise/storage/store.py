@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from tailwise.storage.local import TEMPORARY_SUFFIX, flush, locked, replacing
-
-LOCK_SUFFIX = ".lock"
+from tailwise.storage.local import TEMPORARY_SUFFIX, flush, folder_locked, replacing
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,9 @@ class LocalStore:
 
     def replace_if(self, key: str, etag: str, content: bytes) -> bool:
         """See `Store`."""
-        path = self.local_path(key)
-        with locked(path.with_name(f".{path.name}{LOCK_SUFFIX}"), str(path), wait=True):
+        if self.head(key) is None:
+            return False
+        with folder_locked(self.local_path(key).parent):
             found = self.head(key)
             if found is None or found.etag != etag:
                 return False
@@ -118,9 +117,9 @@ class LocalStore:
         return Head(status.st_size, f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}")
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """See `Store`. Temporary files and locks are no keys."""
+        """See `Store`. Temporary files are no keys."""
         folder = self.local_path(prefix) if prefix else self.root
-        shown = (path for path in folder.rglob("*") if path.suffix != TEMPORARY_SUFFIX and path.name[0] != ".")
+        shown = (path for path in folder.rglob("*") if path.suffix != TEMPORARY_SUFFIX)
         yield from sorted(path.relative_to(self.root).as_posix() for path in shown if path.is_file())
 
     def delete(self, key: str) -> None:
