@@ -84,8 +84,7 @@ def test_damage(catalog, pool, harm, reason, seen_by):
             assert found == []
 
 
-def test_a_catalog_of_an_older_version_has_no_fingerprints(catalog, pool, forget_fingerprints):
-    """It opens; lengths and members are compared as before."""
+def test_without_fingerprints_lengths_and_members_are_compared(catalog, pool, forget_fingerprints):
     forget_fingerprints(catalog)
     older = Catalog.open(catalog.folder)
     assert older.shards().column("fingerprint").null_count == 3

@@ -213,7 +213,7 @@ def test_a_plan_of_another_snapshot_is_refused(clustered):
     make_plan(clustered, "p", PlanRequest("flat", keep=0.5))
     path = clustered.folder / "snapshots" / "000001.json"
     path.write_text(path.read_text().replace(clustered.snapshot().id, "0" * 32))
-    with pytest.raises(UserError, match=r"000001\.json is not the entry that head.json lists"):
+    with pytest.raises(UserError, match=r"000001\.json is damaged"):
         Plan(clustered, "p")
 
 

@@ -14,9 +14,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("index_checksum", pa.string(), nullable=False),  # over names, offsets and sizes of the tar's members
-        pa.field(
-            FINGERPRINT, pa.string()
-        ),  # of its content, see shards/fingerprint.py; null: imported by an older version
+        pa.field(FINGERPRINT, pa.string()),  # of its content, see shards/fingerprint.py; null: unknown
     ]
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -71,9 +72,15 @@ app = typer.Typer(
 Result = TypeVar("Result")
 
 
+@cache
+def tree() -> Any:  # noqa: ANN401
+    """Return all commands as the parser knows them."""
+    return typer.main.get_command(app)
+
+
 def as_options(message: str, command: str | None = None) -> str:
     """Return a message of the library, with the options of the command line instead of parameters in backticks."""
-    commands: Any = typer.main.get_command(app)
+    commands = tree()
     options = dict(_ELSEWHERE)
     # Where a name has two options, that of the given command counts.
     for one in (*commands.commands.values(), *([commands.commands[command]] if command else [])):

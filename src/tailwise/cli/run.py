@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options
+from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options, tree
 from tailwise.cli.printing import say
 from tailwise.errors import NotFoundError, UserError
 from tailwise.spelling import new_spelling
@@ -254,8 +254,7 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
 
 
 def _command(name: str) -> Any:  # noqa: ANN401  (Typer's own class, which differs from version to version)
-    group: Any = typer.main.get_command(app)
-    return group.commands[name]
+    return tree().commands[name]
 
 
 def _prepare(
