@@ -263,7 +263,7 @@ class PlanRequest:
     """What a plan is made of. None means the method's own default.
 
     Attributes:
-        method: See below.
+        method: One of those above.
         keep: Budget, as a share of the pool: all imported samples that are not removed, dropped ones included.
         budget: Budget, in samples: per epoch, or in all if static.
         per_cluster: cap, flat: at most this number of samples of each cluster.
