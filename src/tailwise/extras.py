@@ -1,12 +1,17 @@
-"""Extras: groups of packages that some commands need and `pip install tailwise` leaves out."""
+"""Installed packages: their versions, and extras, which some commands need and `pip install tailwise` leaves out."""
 
 from __future__ import annotations
 
 import importlib.util
+import platform
 import re
 import shlex
-from importlib.metadata import PackageNotFoundError, requires
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
 
+from tailwise import __version__
 from tailwise.errors import UnsupportedError
 
 
@@ -30,3 +35,15 @@ def require(extra: str, *modules: str, purpose: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise UnsupportedError(f"{purpose} needs {', '.join(missing)}: {install_command(extra)}")
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of tailwise, of Python, and of those packages that are installed."""
+    found = {"tailwise": __version__, "python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = _version(name)
+    return found
+
+
+_version = cache(version)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-import platform
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from importlib import metadata
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from tailwise import __version__
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.files import digest, file_digest, map_array, read_record, write_array, write_record
 from tailwise.catalog.layout import ARRAY, MANIFEST, PENDING, lock
 from tailwise.errors import ConflictError, NotFoundError, UserError
+from tailwise.extras import versions
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked
 from tailwise.text import nearest
 
@@ -27,16 +25,6 @@ logger = logging.getLogger(__name__)
 REMOVALS = "removals"  # the input that stands for the samples removed so far
 DECIDING = ("numpy", "torch", "numba", "pyarrow", "ahocorasick-rs")
 FORMAT = 1  # raised when the same configuration would give other content
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Return the version of Python, of tailwise, and of each installed package that may decide bytes."""
-    found = {"python": platform.python_version(), "tailwise": __version__}
-    for package in DECIDING:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
 
 
 class Artifact:
@@ -144,7 +132,7 @@ class Artifact:
             leftover.unlink()
         names = sorted(path.name for path in self.folder.iterdir() if path.is_file() and path.name != PENDING)
         files = {name: file_digest(self.folder / name) for name in names}
-        made = {"made_by": versions()}
+        made = {"made_by": versions(DECIDING)}
         write_record(
             self.folder / MANIFEST, {**made, "identity": self.identity, "files": files, "summary": dict(summary)}
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -11,13 +10,11 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from tailwise import __version__
 from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.files import digest, read_json, write_json
@@ -30,6 +27,7 @@ from tailwise.compare.treatment import exposures
 from tailwise.encoders.open_clip import model_id
 from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate import evaluate
+from tailwise.extras import versions
 from tailwise.pipeline.steps import Step
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
@@ -42,7 +40,7 @@ FORMAT = 1
 RUNS, CACHE, RESULT, TRAINED = "runs", "cache", "result.json", "trained.json"
 NOT_DECIDING = {"workers", "max_rejected"}
 PATHS = {"classes", "templates", "train_counts", "pool"}
-PACKAGES = {"torch": "torch", "open_clip_torch": "open_clip", "numpy": "numpy", "timm": "timm"}
+PACKAGES = ("torch", "open_clip_torch", "numpy", "timm")  # that decide a training
 
 
 @dataclass(frozen=True)
@@ -229,7 +227,7 @@ class Study:
                 "exposures": asdict(exposures(plan, trained.samples)),
             },
             "trained": {**asdict(trained), "checkpoint": str(trained.checkpoint.relative_to(run.folder))},
-            "versions": versions(),
+            "versions": versions(PACKAGES),
             "machine": machine(),
         }
         write_json(note, about)
@@ -314,12 +312,6 @@ def _id(folder: Path) -> str | None:
     """The hash of what an artifact holds; None if it isn't there."""
     manifest = find_manifest(folder)
     return digest(manifest["files"]) if manifest else None
-
-
-def versions() -> dict[str, str]:
-    """Of tailwise, Python and what trains."""
-    installed = {name: metadata.version(name) for name in PACKAGES if importlib.util.find_spec(PACKAGES[name])}
-    return {"tailwise": __version__, "python": platform.python_version(), **installed}
 
 
 def machine() -> dict[str, Any]:

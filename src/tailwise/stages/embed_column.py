@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import json
-import platform
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
@@ -26,6 +24,7 @@ from tailwise.catalog.files import digest
 from tailwise.encoders import Encoder
 from tailwise.errors import UserError
 from tailwise.executors.local import default_workers
+from tailwise.extras import versions
 from tailwise.progress import Track
 from tailwise.rejects import refuse_many
 from tailwise.requests import EncoderRequest
@@ -106,7 +105,7 @@ class ColumnTask:
         self._catalog, self._column, self._encoder, self._limits = catalog, column, encoder, limits
         self._loading, self._devices = loading, devices
         self._dimension = _dimension(encoder, column)
-        self._versions = _versions(encoder)
+        self._versions = versions((*_PACKAGES, *encoder.packages))
         settings = {
             **encoder.identity,
             "preprocessing": dict(encoder.sides[column].preprocessing),
@@ -282,16 +281,6 @@ def _dimension(encoder: Encoder, column: str) -> int:
     if inputs.faults:
         raise UserError(f"{encoder.name} takes no {column}: {inputs.faults[0].detail}")
     return int(encoder.embed(column, inputs.tensors).shape[1])
-
-
-def _versions(encoder: Encoder) -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in (*_PACKAGES, *encoder.packages):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # noqa: PERF203
-            continue
-    return found
 
 
 def _meter(track: Track, description: str, total: int) -> Generator[int, None, None]:
