@@ -21,7 +21,8 @@ class SourceRequest:
 
     Attributes:
         embedding: DataComp: which embeddings, l14 or b32.  [default: l14]
-        column: Parquet: what its embeddings are of, image or text.  [default: image]
+        column: Parquet: column of the catalog that its embeddings go to: image, text or another name.  [default: image]
+        of: Parquet: of a column of another name: image or text.
         id_column: Parquet: column of ids.  [default: uid, key, image_path or id]
         embedding_column: Parquet: column of vectors.  [default: embedding or embeddings]
         clustering: DynamiCS: name of the clustering made of its cluster ids.  [default: dynamics]
@@ -29,6 +30,7 @@ class SourceRequest:
 
     embedding: str | None = None
     column: str | None = None
+    of: str | None = None
     id_column: str | None = None
     embedding_column: str | None = None
     clustering: str | None = None
@@ -75,7 +77,8 @@ class EmbedRequest(EncoderRequest):
     Attributes:
         encoder: open_clip:MODEL/PRETRAINED, transformers:NAME_OR_FOLDER, checkpoint:PATH, lite0[:PIXELS] (a small ImageNet network,
             downloads nothing), or pixels (colours and edges, for tests only).
-        column: What is embedded: image, text or both.
+        column: What is embedded: image, text or both; or the name of another column, such as dino.
+        of: Of a column of another name: image or text.
         batch_size: Rows; another number changes the last bits of an embedding.  [default: 256 on a GPU, 64 on a CPU]
         max_rejected: Stop when more than this share of the samples can't be embedded.
         workers: Processes that read and decode; one a processor by default.
@@ -83,6 +86,7 @@ class EmbedRequest(EncoderRequest):
 
     encoder: str = field(kw_only=True)
     column: str = "image"
+    of: str | None = None
     batch_size: int | None = None
     max_rejected: float = 0.1
     workers: int | None = None
@@ -98,7 +102,7 @@ class ClusterRequest:
         density: Count the samples whose cosine to a centroid is at least this, for plans by `method` density;
             auto: that which 95 % of the samples have to their own.
         name: Name of the clustering.
-        column: Embeddings to cluster: image or text.
+        column: Embeddings to cluster: image, text, or the name of another column.
         seed: Decides the sample and the seeding.
         iterations: Of k-means, at most; it stops early when the mean cosine gains less than 1e-5.
         points_per_centroid: Rows that k-means is fitted on, per centroid, at most.

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tailwise.catalog.embeddings import MODALITIES
 from tailwise.errors import UserError
 from tailwise.requests import ImportRequest, SourceRequest
-from tailwise.sources import COLUMNS, SOURCES, find
+from tailwise.sources import SOURCES, find
 from tailwise.sources.datacomp import EMBEDDINGS
 
 UIDS = [f"{number:032x}" for number in range(3)]
@@ -59,7 +60,7 @@ def make_dynamics(make_partition):
 def test_the_help_names_all_formats():
     for name in ("auto", *SOURCES):
         assert re.search(rf"\b{name}\b", ImportRequest.__doc__)
-    for name in (*EMBEDDINGS, *COLUMNS):
+    for name in (*EMBEDDINGS, *MODALITIES):
         assert re.search(rf"\b{name}\b", SourceRequest.__doc__)
 
 
@@ -175,6 +176,7 @@ def test_each_format_takes_its_own_alone(tmp_path, make_metadata, make_pool, mak
         ({"id_column": "key"}, "`id_column` key does nothing"),
         ({"embedding_column": "e"}, "`embedding_column` e does nothing"),
         ({"column": "text"}, "`column` text does nothing"),
+        ({"of": "text"}, "`of` text does nothing"),
     ],
 )
 def test_options_that_do_nothing_are_refused(tmp_path, make_pool, options, saying):
@@ -183,7 +185,7 @@ def test_options_that_do_nothing_are_refused(tmp_path, make_pool, options, sayin
         found(tmp_path, options=SourceRequest(**options))
 
 
-@pytest.mark.parametrize("options", [{"embedding": "l15"}, {"column": "sound"}, {"clustering": "../x"}])
+@pytest.mark.parametrize("options", [{"embedding": "l15"}, {"column": "../sound"}, {"clustering": "../x"}])
 def test_values_that_nobody_knows_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options.values()))):
         found("anywhere", options=SourceRequest(**options))

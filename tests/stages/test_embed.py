@@ -10,11 +10,16 @@ import torch
 from PIL import Image
 
 from tailwise.encoders import pixels
-from tailwise.errors import UserError
-from tailwise.requests import EmbedRequest
+from tailwise.errors import ConflictError, UserError
+from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest
+from tailwise.stages.cluster import cluster
+from tailwise.stages.dedup import dedup
 from tailwise.stages.embed import embed
 from tailwise.stages.embed_read import ShardRows, read_batches
 from tailwise.stages.import_pool import import_pool
+from tailwise.stages.status import status
+from tailwise.stages.verify import verify
+from tailwise.stages.why import why
 
 ANY_SHARE = EmbedRequest(encoder="", max_rejected=1)
 
@@ -84,7 +89,11 @@ def test_a_rerun_embeds_only_what_is_new(catalog, tmp_path, make_pool):
         ("clip", EmbedRequest(encoder=""), "unknown encoder 'clip': use .*pixels, or import"),
         ("pixels", EmbedRequest(encoder="", column="text"), "pixels has no text side: give `column` image"),
         ("pixels", EmbedRequest(encoder="", column="both"), "pixels has no text side"),
-        ("pixels", EmbedRequest(encoder="", column="audio"), "`column` 'audio': use image, text, both"),
+        ("pixels", EmbedRequest(encoder="", column="dino"), "`column` 'dino' is new: say with `of` image or text"),
+        ("pixels", EmbedRequest(encoder="", column="dino", of="audio"), "`of` 'audio': use image or text"),
+        ("pixels", EmbedRequest(encoder="", column="text", of="image"), "`of` image: column 'text' is of text"),
+        ("pixels", EmbedRequest(encoder="", column="both", of="image"), "`of` does nothing with `column` both"),
+        ("pixels", EmbedRequest(encoder="", column="../x", of="image"), "can't name an artifact"),
         ("pixels", EmbedRequest(encoder="", batch_size=0), "`batch_size` 0: must be 1 or more"),
         ("pixels", EmbedRequest(encoder="", max_rejected=10), "`max_rejected` 10: must lie between 0 and 1"),
         ("pixels", EmbedRequest(encoder="", device="tpu"), "`device` 'tpu' cannot be used"),
@@ -187,3 +196,27 @@ def test_a_replaced_tar_of_the_same_length_is_refused(catalog, tmp_path, make_im
         embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=workers))
     path.write_bytes(content)
     assert embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=workers)).embedded == 5
+
+
+def test_a_pool_has_several_columns_of_images(catalog):
+    """A second column, of a name of its own, is as the first, and serves the same commands."""
+    embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1))
+    embed(catalog, replace(ANY_SHARE, encoder="pixels", column="again", of="image", workers=1))
+    assert (
+        embed(catalog, replace(ANY_SHARE, encoder="pixels", column="again", workers=1)).lacking == 0
+    )  # its modality is known
+    first, second = (catalog.embedding_parts(name, catalog.snapshot()) for name in ("image", "again"))
+    assert all(np.array_equal(*parts) for parts in zip(first, second, strict=True))
+    with pytest.raises(ConflictError, match="`of` text: column 'again' is of image; name another column"):
+        embed(catalog, replace(ANY_SHARE, encoder="pixels", column="again", of="text"))
+    made = [cluster(catalog, ClusterRequest(k=2, column=name, name=name)) for name in ("image", "again")]
+    assert made[0].table.equals(made[1].table)
+    assert made[1].column == "again"
+    dropped = dedup(catalog, DedupRequest(epsilon=0.01, clustering="again"))
+    assert dropped.summary["judged"] == made[1].summary["samples"]
+    assert [item["column"] for item in status(catalog)["embeddings"]] == ["again", "image"]
+    told = why(catalog, catalog.samples(catalog.parts()[0], ["key"]).column(0)[0].as_py())["samples"][0]
+    assert told["embeddings"] == {"image": True, "text": False, "again": True}
+    assert verify(catalog)[1] == []
+    with pytest.raises(UserError, match="unknown column 'agian': did you mean 'again'"):
+        cluster(catalog, ClusterRequest(k=2, column="agian", name="x"))

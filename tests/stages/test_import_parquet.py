@@ -1,6 +1,8 @@
 """Embeddings from Parquet files of ids and vectors, end to end."""
 
 import itertools
+import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -90,6 +92,12 @@ def test_vectors_by_columns_of_ones_own(run, tmp_path, keys, write, make_vectors
     options = SourceRequest(id_column="name", embedding_column="vector", column="text")
     report = run(tmp_path / "pool", tmp_path / "vectors", options=options)
     check(report.catalog, vectors, name="text")
+    named = SourceRequest(id_column="name", embedding_column="vector", column="dino")
+    with pytest.raises(UserError, match="`column` 'dino' is new: say with `of` image or text"):
+        run(tmp_path / "vectors", options=named)
+    run(tmp_path / "vectors", options=replace(named, of="image"))
+    check(report.catalog, vectors, name="dino")
+    assert json.loads((report.catalog.embedding_folder("dino") / "column.json").read_text())["modality"] == "image"
 
 
 def test_vectors_by_tar_and_key(run, tmp_path, make_pool, write, make_vectors):

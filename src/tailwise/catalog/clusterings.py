@@ -15,7 +15,6 @@ import pyarrow as pa
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact, FinishedArtifact, PartColumn, find_manifest, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.embeddings import COLUMNS
 from tailwise.catalog.files import map_array, read_json, read_table, write_array, write_json, write_table
 from tailwise.text import command_line
 
@@ -151,7 +150,7 @@ class Clustering(FinishedArtifact, ClusterFiles):
     @property
     def why_none(self) -> str:
         """Reason why a row that no list dropped is in no cluster."""
-        if self.column in COLUMNS:
+        if self.column is not None:
             return f"no {self.column} embedding"
         group_by = self.config.get("group_by")
         if group_by == RAREST_ENTRY:

@@ -1,4 +1,4 @@
-"""Embedding columns: float16, unit-norm rows, written part by part."""
+"""Embedding columns: float16, unit-norm rows, written part by part. A column has a name, and a modality: of what it is made."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import file_digest, read_record, write_record
-from tailwise.errors import UserError
+from tailwise.catalog.kinds import check_name
+from tailwise.errors import ConflictError, UserError
 from tailwise.storage.local import replacing
 
-COLUMNS = ("image", "text")
+MODALITIES = ("image", "text")  # also the names of the columns that are made where no name is given
 ROW_FAULTS = ("NaN or Inf", "zero norm")
 
 
@@ -43,6 +44,7 @@ def open_column(
     column: str,
     dimension: int,
     encoder: str,
+    modality: str | None = None,
     settings: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> None:
@@ -50,18 +52,19 @@ def open_column(
 
     Args:
         catalog: whose.
-        column: "image" or "text".
+        column: its name.
         dimension: width d.
         encoder: its name.
+        modality: of MODALITIES; None for that of the column's name.
         settings: what decides an encoder's rows, as JSON values: architecture, hash of the weights, preprocessing, precision, … Where it is
             given, it is compared in place of the name, so that a checkpoint may move.
         versions: of libraries, that the column is begun with; noted, not compared.
 
     Raises:
-        UserError: it was made by another encoder, or has another dimension.
+        UserError: it was made by another encoder, or has another dimension or modality.
     """
-    path = _record(catalog, column)
-    asked: dict[str, Any] = {"dimension": dimension, "encoder": encoder}
+    path = _record(catalog, check_name(column))
+    asked: dict[str, Any] = {"dimension": dimension, "encoder": encoder, "modality": modality or column}
     if settings is not None:
         asked["settings"] = dict(settings)
     if not path.exists() or not any(part_markers(path.parent)):  # a column without a part is nobody's yet
@@ -69,6 +72,8 @@ def open_column(
         return
     found = read_record(path)
     same_encoder = found["encoder"] == encoder if settings is None else _settings(found) == settings
+    if found["modality"] != asked["modality"]:
+        raise ConflictError(f"column {column!r} is of {found['modality']}, not of {modality}: name another column")
     if found["dimension"] == dimension and same_encoder:
         return
     raise UserError(
@@ -108,11 +113,11 @@ def check_one_encoder(catalog: Catalog, purpose: str) -> None:
     Raises:
         UserError: so it is.
     """
-    image, text = (column_settings(catalog, column) for column in COLUMNS)
+    image, text = (column_settings(catalog, column) for column in MODALITIES)
     names = [name for name in ("model", "weights") if image and text and image.get(name) != text.get(name)]
     if names:
-        said = [repr(read_record(_record(catalog, column))["encoder"]) for column in COLUMNS]
-        folders = [f"{layout.EMBEDDINGS}/{column}" for column in COLUMNS]
+        said = [repr(read_record(_record(catalog, column))["encoder"]) for column in MODALITIES]
+        folders = [f"{layout.EMBEDDINGS}/{column}" for column in MODALITIES]
         raise UserError(
             f"{purpose} needs both columns of one model, and images were embedded by {said[0]}, texts by {said[1]} (another "
             f"{' and other '.join(names)}): delete the folder {folders[1]} or {folders[0]}, and make that column anew"
@@ -140,6 +145,34 @@ def part_markers(folder: Path) -> list[Path]:
 def column_records(catalog: Catalog) -> list[Path]:
     """Return the records of all columns, sorted; each is in the folder of its column."""
     return sorted((catalog.folder / layout.EMBEDDINGS).glob(f"*/{layout.COLUMN}"))
+
+
+def column_modality(catalog: Catalog, column: str, given: str | None = None) -> str:
+    """Return of what a column is made: "image" or "text".
+
+    Args:
+        catalog: whose.
+        column: its name; it need not exist.
+        given: the modality, where the user gave one.
+
+    Raises:
+        UserError: it is none of these, or not the one that the column has or is named by; or a new column of another name lacks one.
+    """
+    if given is not None and given not in MODALITIES:
+        raise UserError(f"`of` {given!r}: use {' or '.join(MODALITIES)}")
+    begun = _record(catalog, check_name(column))
+    known = column if column in MODALITIES else str(read_record(begun)["modality"]) if begun.exists() else None
+    if given is not None and known is not None and given != known:
+        raise ConflictError(f"`of` {given}: column {column!r} is of {known}; name another column")
+    if (modality := given or known) is None:
+        raise UserError(f"`column` {column!r} is new: say with `of` {' or '.join(MODALITIES)} what it is made of")
+    return modality
+
+
+def column_names(catalog: Catalog) -> list[str]:
+    """Return the names of the columns that were begun, those without a name of their own first."""
+    begun = {path.parent.name for path in column_records(catalog)}
+    return sorted(begun, key=lambda name: (name not in MODALITIES, name))
 
 
 def _record(catalog: Catalog, column: str) -> Path:

@@ -23,6 +23,8 @@ def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) 
       tailwise embed my-catalog --encoder transformers:facebook/dinov2-base
 
       tailwise embed my-catalog --encoder checkpoint:logs/my-run --column text
+
+      tailwise embed my-catalog --encoder transformers:facebook/dinov2-base --column dino --of image  (a second column of images)
     """
     from dataclasses import asdict
 

@@ -23,8 +23,6 @@ from tailwise.storage.errors import RemoteError
 from tailwise.storage.remote import forget_failures
 from tailwise.text import did_you_mean
 
-COLUMNS = ("image", "text")
-
 
 @dataclass
 class Found:
@@ -34,7 +32,7 @@ class Found:
         tars: path or URL and size in bytes (or UNKNOWN_BYTES) of each tar, each once, in the order of the sources, by name within one.
         failed: why tars cannot be read, for those of `tars` that were tried in vain.
         metadata: path and size of each of DataComp's metadata files.
-        embeddings: files by column ("image", "text").
+        embeddings: files by the name of the column that they go to.
         cluster_ids: files of cluster ids.
         left_out: files that were seen and are not read.
     """
@@ -122,7 +120,7 @@ def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
     columns = {path: _columns_of(path, options) for path in chosen}
     usual = columns[chosen[0]]  # files that can't be read are listed as such when they are joined
     paths = sorted([*chosen, *unreadable], key=str)
-    found.add(options.column or COLUMNS[0], [ParquetEmbeddings(path, *columns.get(path, usual)) for path in paths])
+    found.add(options.column or "image", [ParquetEmbeddings(path, *columns.get(path, usual)) for path in paths])
     return True
 
 
@@ -192,11 +190,11 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceReque
     chosen = options or SourceRequest()
     if format_name != "auto" and format_name not in SOURCES:
         raise UserError(f"unknown format {format_name!r}: {did_you_mean(format_name, ('auto', *SOURCES))}")
-    for name, value, known in (("embedding", chosen.embedding, EMBEDDINGS), ("column", chosen.column, COLUMNS)):
-        if value is not None and value not in known:
-            raise UserError(f"`{name}` {value!r}: use {' or '.join(known)}")
-    if chosen.clustering is not None:
-        check_name(chosen.clustering)
+    if chosen.embedding is not None and chosen.embedding not in EMBEDDINGS:
+        raise UserError(f"`embedding` {chosen.embedding!r}: use {' or '.join(EMBEDDINGS)}")
+    for name in (chosen.clustering, chosen.column):
+        if name is not None:
+            check_name(name)
     tried = list(SOURCES) if format_name == "auto" else [format_name]
     found = Found()
     for source in sources:
@@ -241,6 +239,7 @@ def _refuse_idle(found: Found, options: SourceRequest) -> None:
                 ("id_column", options.id_column),
                 ("embedding_column", options.embedding_column),
                 ("column", options.column),
+                ("of", options.of),
             )
         },
     }

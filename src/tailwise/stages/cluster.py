@@ -17,7 +17,7 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.clusterings import ClusterFiles, Clustering, clustering_artifact
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.embeddings import COLUMNS, embedding_inputs
+from tailwise.catalog.embeddings import MODALITIES, column_names, embedding_inputs
 from tailwise.catalog.files import create_array, map_array, read_array, write_array
 from tailwise.devices import find_device
 from tailwise.errors import DamagedError, UserError
@@ -60,8 +60,8 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, track: Track
         refuse_idle(request, used, "with `extends`: the centroids are there already")
         return _extend(catalog, request.extends, request, track)
     snapshot, k, column = catalog.snapshot(), request.k or 0, request.column
-    if column not in COLUMNS:
-        raise UserError(f"unknown column {column!r}: {did_you_mean(column, COLUMNS)}")
+    if column not in (known := {*MODALITIES, *column_names(catalog)}):
+        raise UserError(f"unknown column {column!r}: {did_you_mean(column, sorted(known))}")
     device = str(find_device(request.device))
     blocks = catalog.embedding_parts(column, snapshot)
     _check(request, k, snapshot)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.embeddings import COLUMNS, column_settings, part_marker
+from tailwise.catalog.embeddings import MODALITIES, column_modality, column_settings, part_marker
 from tailwise.catalog.schema import has_bytes
 from tailwise.devices import find_devices
 from tailwise.encoders import load_encoder
@@ -19,7 +19,6 @@ from tailwise.requests import EmbedRequest
 from tailwise.stages.embed_column import ColumnReport, ColumnTask, Limits
 from tailwise.stages.report import Rejections
 from tailwise.storage.local import locked
-from tailwise.text import did_you_mean
 
 BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; a GPU is busy with so many, and a CPU's caches overflow with more
 
@@ -61,22 +60,26 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, track: Track = s
     """
     catalog = Catalog.open(catalog)
     _check(request)
-    columns = COLUMNS if request.column == "both" else (request.column,)
+    columns = _columns(catalog, request)
     report = EmbedReport()
     with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
         lacking = {column: _lacking(catalog, column) for column in columns}
         devices = find_devices(request.device)
-        if "image" in columns:
-            _require_bytes(catalog, lacking["image"])
+        for column, modality in columns.items():
+            if modality == "image":
+                _require_bytes(catalog, lacking[column])
         loading = _loading(catalog, columns, request)
         encoder = load_encoder(request.encoder, loading, devices[0])
-        for column in columns:
-            if column not in encoder.sides:
-                raise UserError(f"{request.encoder} has no {column} side: give `column` {' or '.join(encoder.sides)}")
+        for modality in columns.values():
+            if modality not in encoder.sides:
+                raise UserError(f"{request.encoder} has no {modality} side: give `column` {' or '.join(encoder.sides)}")
         limits = Limits(
             request.batch_size or BATCH_SIZES.get(devices[0].type, 64), request.max_rejected, request.workers
         )
-        tasks = {column: ColumnTask(catalog, column, encoder, loading, devices, limits) for column in columns}
+        tasks = {
+            column: ColumnTask(catalog, column, modality, encoder, loading, devices, limits)
+            for column, modality in columns.items()
+        }
         for task in tasks.values():  # refuses a column of another encoder before hours go into the other column
             task.open()
         for column, task in tasks.items():
@@ -84,13 +87,22 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, track: Track = s
     return report
 
 
+def _columns(catalog: Catalog, request: EmbedRequest) -> dict[str, str]:
+    """Return the modality of each column that is asked for."""
+    if request.column != "both":
+        columns = {request.column: column_modality(catalog, request.column, request.of)}
+    elif request.of is None:
+        columns = dict(zip(MODALITIES, MODALITIES, strict=True))
+    else:
+        raise UserError("`of` does nothing with `column` both")
+    if request.backend == "openvino" and "image" not in columns.values():
+        raise UserError("`backend` openvino is for images: leave it out where captions are embedded")
+    return columns
+
+
 def _check(request: EmbedRequest) -> None:
-    if request.column not in {*COLUMNS, "both"}:
-        raise UserError(f"`column` {request.column!r}: {did_you_mean(request.column, (*COLUMNS, 'both'))}")
     if request.batch_size is not None and request.batch_size < 1:
         raise UserError(f"`batch_size` {request.batch_size}: must be 1 or more")
-    if request.column == "text" and request.backend == "openvino":
-        raise UserError("`backend` openvino is for images: leave it out with `column` text")
     check_share(request.max_rejected)
 
 
@@ -98,12 +110,13 @@ def _lacking(catalog: Catalog, column: str) -> list[Part]:
     return [part for part in catalog.parts() if not part_marker(catalog, column, part).exists()]
 
 
-def _loading(catalog: Catalog, columns: Sequence[str], asked: EmbedRequest) -> EmbedRequest:
+def _loading(catalog: Catalog, columns: Mapping[str, str], asked: EmbedRequest) -> EmbedRequest:
     """The options in which "auto" of a column that was begun means what it was begun with."""
     begun = {column: column_settings(catalog, column, asked.encoder) for column in columns}
     precisions = {str(settings["precision"]) for settings in begun.values() if settings}
     precision = precisions.pop() if asked.precision == "auto" and len(precisions) == 1 else asked.precision
-    auto = begun["image"].get("backend", "auto") if "image" in begun else "torch"
+    images = [begun[column] for column, modality in columns.items() if modality == "image"]
+    auto = images[0].get("backend", "auto") if images else "torch"
     return replace(asked, precision=precision, backend=auto if asked.backend == "auto" else asked.backend)
 
 

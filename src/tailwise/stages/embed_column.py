@@ -58,7 +58,7 @@ class ColumnReport:
     """What embedding came to for one column.
 
     Attributes:
-        column: "image" or "text".
+        column: its name.
         dimension: d.
         precision: that was computed in.
         backend: that computed.
@@ -87,6 +87,7 @@ class ColumnTask:
         self,
         catalog: Catalog,
         column: str,
+        modality: str,
         encoder: Encoder,
         loading: EncoderRequest,
         devices: list[torch.device],
@@ -96,26 +97,27 @@ class ColumnTask:
 
         Args:
             catalog: whose column.
-            column: "image" or "text"; the encoder has this side.
+            column: its name.
+            modality: "image" or "text"; the encoder has this side.
             encoder: loaded on the first device.
             loading: how other devices load it.
             devices: that it runs on.
             limits: what it may take.
         """
         self._catalog, self._column, self._encoder, self._limits = catalog, column, encoder, limits
-        self._loading, self._devices = loading, devices
-        self._dimension = _dimension(encoder, column)
+        self._loading, self._devices, self._modality = loading, devices, modality
+        self._dimension = _dimension(encoder, modality)
         self._versions = versions((*_PACKAGES, *encoder.packages))
         settings = {
             **encoder.identity,
-            "preprocessing": dict(encoder.sides[column].preprocessing),
+            "preprocessing": dict(encoder.sides[modality].preprocessing),
             "precision": encoder.precision,
-            "backend": encoder.sides[column].backend,
+            "backend": encoder.sides[modality].backend,
         }
         self._settings: Mapping[str, Any] = json.loads(json.dumps(settings))
         self._made_by = digest([self._settings, self._dimension])
         self._paths: list[str] = catalog.shards().column("path").to_pylist()
-        self._tally = _Tally(limits.max_rejected, column)
+        self._tally = _Tally(limits.max_rejected, modality)
 
     def open(self) -> None:
         """Begins the column, unless it was begun.
@@ -123,7 +125,8 @@ class ColumnTask:
         Raises:
             UserError: it is another encoder's.
         """
-        open_column(self._catalog, self._column, self._dimension, self._encoder.name, self._settings, self._versions)
+        name, settings = self._encoder.name, self._settings
+        open_column(self._catalog, self._column, self._dimension, name, self._modality, settings, self._versions)
 
     def run(self, lacking: list[Part], rejections: Rejections, track: Track) -> ColumnReport:
         """Embeds these parts of an open column.
@@ -159,7 +162,7 @@ class ColumnTask:
             self._column,
             self._dimension,
             self._encoder.precision,
-            self._encoder.sides[self._column].backend,
+            self._encoder.sides[self._modality].backend,
             embedded,
             total,
             self._tally.truncated,
@@ -177,7 +180,14 @@ class ColumnTask:
         several = len(self._devices) > 1
         workers = self._limits.workers or (max(1, default_workers() // len(self._devices)) if several else None)
         work = Work(
-            self._catalog.folder, self._column, left, self._limits.batch_size, workers, self._dimension, self._made_by
+            self._catalog.folder,
+            self._column,
+            self._modality,
+            left,
+            self._limits.batch_size,
+            workers,
+            self._dimension,
+            self._made_by,
         )
         if several:
             yield from embed_on_devices(work, self._encoder.name, self._loading, self._devices)
@@ -220,9 +230,9 @@ class _Queue:
 class _Tally:
     """What was seen, and what of it could not be embedded."""
 
-    def __init__(self, max_rejected: float, column: str) -> None:
+    def __init__(self, max_rejected: float, modality: str) -> None:
         self.truncated = 0
-        self._max_rejected, self._what = max_rejected, {"image": "images", "text": "captions"}[column]
+        self._max_rejected, self._what = max_rejected, {"image": "images", "text": "captions"}[modality]
         self._seen = 0
         self._reasons = Counter[str]()
         self._example = ""
@@ -273,14 +283,14 @@ def _shards(catalog: Catalog, parts: list[Part]) -> list[ShardRows]:
     return found
 
 
-def _dimension(encoder: Encoder, column: str) -> int:
-    """The width of a column's rows, by one made-up sample."""
+def _dimension(encoder: Encoder, modality: str) -> int:
+    """The width of the rows of one side, by one made-up sample."""
     stream = io.BytesIO()
     Image.new("RGB", (64, 64), (200, 100, 50)).save(stream, "PNG")
-    inputs = encoder.sides[column].prepare([stream.getvalue() if column == "image" else "a photo"])
+    inputs = encoder.sides[modality].prepare([stream.getvalue() if modality == "image" else "a photo"])
     if inputs.faults:
-        raise UserError(f"{encoder.name} takes no {column}: {inputs.faults[0].detail}")
-    return int(encoder.embed(column, inputs.tensors).shape[1])
+        raise UserError(f"{encoder.name} takes no {modality}: {inputs.faults[0].detail}")
+    return int(encoder.embed(modality, inputs.tensors).shape[1])
 
 
 def _meter(track: Track, description: str, total: int) -> Generator[int, None, None]:

@@ -105,8 +105,8 @@ def pieces(shards: Iterable[ShardRows], batch_size: int) -> Iterator[Piece]:
 class _Pieces(Dataset["Batch | UserError"]):
     """Batches by piece. Picklable; opens what it needs in the process that reads."""
 
-    def __init__(self, folder: Path, column: str, prepare: Callable[[Sequence[Any]], Inputs]) -> None:
-        self._folder, self._column, self._prepare = folder, column, prepare
+    def __init__(self, folder: Path, modality: str, prepare: Callable[[Sequence[Any]], Inputs]) -> None:
+        self._folder, self._modality, self._prepare = folder, modality, prepare
         self._rows: _RowGroups | None = None
         self._shards: _Shards | None = None
 
@@ -121,9 +121,9 @@ class _Pieces(Dataset["Batch | UserError"]):
         if self._rows is None or self._shards is None:
             catalog = Catalog.open(self._folder)
             self._rows, self._shards = _RowGroups(catalog), _Shards(comparable_shards(catalog, catalog.snapshot()))
-        columns = ["key", "caption"] if self._column == "text" else ["key", "image_offset", "image_bytes"]
+        columns = ["key", "caption"] if self._modality == "text" else ["key", "image_offset", "image_bytes"]
         table = self._rows.read(piece.of.part, piece.of.first + piece.start, piece.rows, columns)
-        if self._column == "text":
+        if self._modality == "text":
             items: Sequence[Any] = table.column("caption").to_pylist()
         else:
             offsets, sizes = (table.column(name).to_numpy() for name in ("image_offset", "image_bytes"))
@@ -224,7 +224,7 @@ class _Shards:
 
 def read_batches(
     folder: Path,
-    column: str,
+    modality: str,
     prepare: Callable[[Sequence[Any]], Inputs],
     shards: Sequence[ShardRows],
     batch_size: int,
@@ -236,7 +236,7 @@ def read_batches(
 
     Args:
         folder: of the catalog.
-        column: "image" or "text".
+        modality: "image" or "text".
         prepare: of the encoder's side.
         shards: which.
         batch_size: rows; the last batch of a shard may have fewer.
@@ -252,7 +252,7 @@ def read_batches(
     workers = min(workers or min(default_workers(), MAX_WORKERS), total)
     in_workers = workers if workers > 1 else 0
     loader = DataLoader(
-        _Pieces(folder, column, prepare),
+        _Pieces(folder, modality, prepare),
         batch_size=None,
         sampler=cast("Any", _Lazy(shards, batch_size)),
         num_workers=in_workers,

@@ -54,7 +54,7 @@ class Finished:
 
         Args:
             catalog: whose.
-            column: "image" or "text".
+            column: its name.
             made_by: hash of all that decides the rows; what another encoder left unfinished lies elsewhere until the column is complete.
         """
         self._root = catalog.embedding_folder(column) / layout.UNFINISHED
@@ -118,7 +118,8 @@ class Work:
 
     Attributes:
         folder: of the catalog.
-        column: "image" or "text".
+        column: its name.
+        modality: "image" or "text".
         shards: to embed, in order.
         batch_size: rows.
         workers: processes that read for each device, as `read_batches` has it.
@@ -128,6 +129,7 @@ class Work:
 
     folder: Path
     column: str
+    modality: str
     shards: list[ShardRows]
     batch_size: int
     workers: int | None
@@ -167,8 +169,8 @@ def embed_shards(work: Work, encoder: Encoder) -> Iterator[Step]:
     on_gpu = encoder.device.type == "cuda"
     batches = read_batches(
         work.folder,
-        work.column,
-        encoder.sides[work.column].prepare,
+        work.modality,
+        encoder.sides[work.modality].prepare,
         work.shards,
         work.batch_size,
         workers=work.workers,
@@ -189,7 +191,7 @@ def _forward(encoder: Encoder, work: Work, batch: Batch) -> torch.Tensor | None:
     if not len(batch.fit):
         return None
     try:
-        return encoder.embed(work.column, batch.tensors)
+        return encoder.embed(work.modality, batch.tensors)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"a batch of {work.batch_size} doesn't fit into the memory of {encoder.device}: give a smaller `batch_size`"

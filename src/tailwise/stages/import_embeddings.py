@@ -17,6 +17,7 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import (
     ROW_FAULTS,
     column_dimension,
+    column_modality,
     normalise_rows,
     open_column,
     part_marker,
@@ -64,18 +65,20 @@ def import_embeddings(
     rejections: Rejections,
     track: Track,
     max_rejected: float = MAX_REJECTED,
+    modality: str | None = None,
 ) -> ColumnImport | None:
     """Fills an embedding column of the newest snapshot, where samples lack an embedding. Those that have one keep it.
 
     Args:
         catalog: where to; must hold samples.
-        column: "image" or "text".
+        column: its name.
         files: of embeddings.
         given: shards that came with the files. Files that are joined for the first time belong to these alone, so that other shards may
             have the same keys; None if no shards came.
         rejections: takes what was left out.
         track: shows progress.
         max_rejected: share of the files' rows that may be unusable. An embedding without a sample, or a second one, is not counted.
+        modality: of the column; None for the one that it has, or is named by.
 
     Returns:
         What came of it, or None if nothing was lacking, or these files were joined before.
@@ -84,8 +87,9 @@ def import_embeddings(
         UserError: not one embedding belongs to a sample, the column was made by an encoder, or too many rows are unusable. Then the
             join is not finished: the same import says so again, or resumes with a greater bound.
     """
+    modality = column_modality(catalog, column, modality)
     if (dimension := column_dimension(catalog, column)) is not None:
-        open_column(catalog, column, dimension, ENCODER)  # refuses a column that an encoder made
+        open_column(catalog, column, dimension, ENCODER, modality)  # refuses a column that an encoder made
     joins = _Joins(catalog, column, files, given)
     parts = joins.parts_to_fill()
     if not parts:
@@ -105,7 +109,7 @@ def import_embeddings(
         example = f"; {join.log.example}" if join.log.example else ""
         bound = _Bound(join, f"{column} embeddings", max_rejected, rejections, f"{_widths(files)}{example}")
         bound.check()
-        open_column(catalog, column, dimension or 0, ENCODER)
+        open_column(catalog, column, dimension or 0, ENCODER, modality)
         joins.begin(parts)
         fill = _Fill(joins, join, files, dimension or 0)
         embedded = sum(fill.part(part, rejections) for part in track(parts, f"{column} embeddings", len(parts)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, local_path, true_path
+from tailwise.catalog.embeddings import column_modality
 from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
@@ -96,12 +97,19 @@ def import_pool(
     catalog = Catalog.create(folder)
     with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
         catalog.series(layout.SNAPSHOTS).settle()
-        return _import(catalog, found, chosen.clustering or DEFAULT_CLUSTERS, workers, part_rows, bounds, track)
+        modalities = {
+            column: column_modality(catalog, column, chosen.of if column == chosen.column else None)
+            for column in found.embeddings
+        }
+        return _import(
+            catalog, found, modalities, chosen.clustering or DEFAULT_CLUSTERS, workers, part_rows, bounds, track
+        )
 
 
 def _import(
     catalog: Catalog,
     found: Found,
+    modalities: Mapping[str, str],
     clustering: str,
     workers: int | None,
     part_rows: int,
@@ -124,7 +132,7 @@ def _import(
     columns = [
         made
         for column, files in found.embeddings.items()
-        if (made := import_embeddings(catalog, column, files, given, rejections, track, bounds[1]))
+        if (made := import_embeddings(catalog, column, files, given, rejections, track, bounds[1], modalities[column]))
     ]
     clusterings = _import_clusters(catalog, clustering, found, given, rejections, track, bounds[1])
     now = catalog.snapshot()

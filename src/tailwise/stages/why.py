@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DropList
-from tailwise.catalog.embeddings import COLUMNS
+from tailwise.catalog.embeddings import MODALITIES, column_names
 from tailwise.catalog.files import check_file
 from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
 from tailwise.catalog.removals import Removals
@@ -108,7 +108,10 @@ class _Teller:
             "row": row,
             **self._sample(part, at),
             "removed": removal and {"reason": removal.reason, "date": removal.date},
-            "embeddings": {column: self._embedded(column, part, at) for column in COLUMNS},
+            "embeddings": {
+                column: self._embedded(column, part, at)
+                for column in dict.fromkeys((*MODALITIES, *column_names(catalog)))
+            },
             "clusterings": [self._in_clustering(name, part, at) for name in CLUSTERING.finished(catalog.folder)],
             "drop_lists": [self._in_list(name, row) for name in DROP_LIST.finished(catalog.folder)],
             "plans": [self._in_plan(plan, causes, row) for plan, causes in self._plans],
