@@ -74,6 +74,7 @@ def _column(catalog: Catalog, path: Path) -> dict[str, Any]:
     parts = len(catalog.parts()) if catalog.snapshots() else 0
     return {
         "column": path.parent.name,
+        "of": column["modality"],
         "encoder": column["encoder"],
         "dimension": column["dimension"],
         "embedded": sum(marker["embedded"] for marker in markers),
