@@ -316,7 +316,12 @@ class Version:
         if not self.run(line):
             return
         for column in ("label", "rank", *["similarity"] * line.startswith("cluster")):
-            parts = list(self.catalog.label_parts(name, self.catalog.snapshot(), column))
+            if hasattr(self.catalog, "label_parts"):  # before 29 November 2026
+                parts = list(self.catalog.label_parts(name, self.catalog.snapshot(), column))
+            else:
+                from tailwise.catalog.clusterings import Clustering
+
+                parts = list(Clustering.open(self.catalog, name).parts(column))
             self.note(f"{line}: {column}", of_array(np.concatenate(parts)))
 
     def dropped(self, line: str, name: str) -> None:

@@ -104,7 +104,9 @@ def _run(words: list[str]) -> None:
 def main() -> None:
     """Runs the command line: exit code 0 ok, 1 failed, 2 the user's mistake."""
     if sys.getfilesystemencoding() != "utf-8":  # of a locale that knows other letters only; keys and paths are UTF-8
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "tailwise", *sys.argv[1:]])
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:replace")  # the terminal knows no more
+        words = [sys.executable, "-X", "utf8", "-m", "tailwise", *sys.argv[1:]]
+        os.execv(sys.executable, [word.encode("utf-8", "surrogateescape") for word in words])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     _show_foreign_text_safely()
