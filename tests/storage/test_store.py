@@ -1,9 +1,11 @@
 """What every store can do. A new store is one more line of STORES."""
 
+import errno
 import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +105,18 @@ def test_one_of_several_writers_wins(store):
         assert store.get("race") == b"%d" % won[0]
         assert list(store.keys("")) == ["other", "race"]
         store.delete("race")
+
+
+def test_one_wins_on_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    store = LocalStore(tmp_path)
+    won = [number for number, first in at_once(create, store).items() if first]
+    assert len(won) == 1
+    assert store.get("race") == b"%d" % won[0]
+    assert list(store.keys("")) == ["race"]
 
 
 def test_no_change_is_lost(store):

@@ -6,6 +6,7 @@ of several writers win, on one machine or many; the others learn that they have 
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from tailwise.storage.local import TEMPORARY_SUFFIX, flush, folder_locked, replacing
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,26 @@ class LocalStore:
         try:
             own.write_bytes(content)
             flush(own)
-            path.hardlink_to(own)
+            self._name(own, path)
         except FileExistsError:
             return False
         finally:
             own.unlink(missing_ok=True)
         flush(path.parent)
         return True
+
+    @staticmethod
+    def _name(own: Path, path: Path) -> None:
+        """Give a file a name that must be free."""
+        try:
+            path.hardlink_to(own)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            with folder_locked(path.parent):  # a file system without hard links
+                if path.exists():
+                    raise FileExistsError(path) from error
+                own.replace(path)
 
     def replace_if(self, key: str, etag: str, content: bytes) -> bool:
         """See `Store`."""
