@@ -80,7 +80,7 @@ def commands(pool):
         (["train", catalog, "no\x1b[/b]", "--", "--model", "x\x1b"], []),
         (["evaluate", pool / "no\x1b[/b].pt", "--data", pool], ["no\x1b[/b].pt"]),
         (["compare", pool / "no\x1b[/b].yaml"], ["no\x1b[/b].yaml"]),
-        (["demo", pool], [str(pool)]),
+        (["demo", pool, "--output", pool / "demo"], [str(pool)]),
     ]
 
 
