@@ -16,7 +16,18 @@ from tailwise.cli import app
 from tailwise.cli.app import _ELSEWHERE, as_options
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.pipeline.steps import Step
-from tailwise.requests import ClusterRequest, DedupRequest, PlanRequest, refuse_idle
+from tailwise.requests import (
+    ClusterRequest,
+    DedupRequest,
+    EmbedRequest,
+    EvaluateRequest,
+    GroupRequest,
+    ImportRequest,
+    PlanRequest,
+    ShardsRequest,
+    TrainRequest,
+    refuse_idle,
+)
 from tailwise.spelling import OLD_COMMANDS, OLD_OPTIONS
 from tailwise.text import command_line, did_you_mean, option_words
 
@@ -146,3 +157,20 @@ def test_json_holds_no_infinity(capsys):
 
     print_json({"a": [float("inf"), 1.5, {"b": float("nan")}]})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [None, 1.5, {"b": None}]}
+
+
+@pytest.mark.parametrize(
+    ("request_class", "values", "message"),
+    [
+        (EmbedRequest, {"encoder": "pixels", "batch_size": 0}, "`batch_size` 0: must be at least 1"),
+        (ImportRequest, {"workers": 0}, "`workers` 0: must be at least 1"),
+        (GroupRequest, {"workers": -1}, "`workers` -1: must be at least 1"),
+        (ShardsRequest, {"workers": -2}, "`workers` -2: must be at least 1"),
+        (ShardsRequest, {"shard_samples": 0}, "`shard_samples` 0: must be at least 1"),
+        (EvaluateRequest, {"seed": -1}, "`seed` -1: must be at least 0"),
+        (TrainRequest, {"lanes": 0}, "`lanes` 0: must be at least 1"),
+    ],
+)
+def test_requests_refuse_numbers_out_of_bounds(request_class, values, message):
+    with pytest.raises(UserError, match=message):
+        request_class(**values)

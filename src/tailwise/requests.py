@@ -50,6 +50,10 @@ class ImportRequest(SourceRequest):
     max_rejected: float | None = None
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse values out of bounds."""
+        at_least(self, workers=1)
+
 
 @dataclass(frozen=True)
 class EncoderRequest:
@@ -90,6 +94,10 @@ class EmbedRequest(EncoderRequest):
     batch_size: int | None = None
     max_rejected: float = 0.1
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of bounds."""
+        at_least(self, workers=1, batch_size=1)
 
 
 @dataclass(frozen=True)
@@ -261,6 +269,10 @@ class GroupRequest:
     without: Sequence[str] = ()
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse values out of bounds."""
+        at_least(self, workers=1)
+
 
 @dataclass(frozen=True)
 class PlanRequest:
@@ -349,8 +361,7 @@ class ShardsRequest:
 
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
-        if self.shard_samples < 1:
-            raise UserError(f"`shard_samples` {self.shard_samples}: must be at least 1")
+        at_least(self, workers=1, shard_samples=1)
         if not 0 <= self.max_rejected <= 1:
             raise UserError(f"`max_rejected` {self.max_rejected}: must lie in [0, 1]")
 
@@ -391,6 +402,10 @@ class TrainRequest:
     cache_size: str = "32GB"
     record: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse values out of bounds."""
+        at_least(self, epochs=1, samples_seen=1, checkpoint_every=1, lanes=1, block=1)
+
 
 @dataclass(frozen=True)
 class EvaluateRequest:
@@ -425,6 +440,21 @@ class EvaluateRequest:
     bootstrap: int = 1000
     seed: int = 0
     max_rejected: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse values out of bounds."""
+        at_least(self, workers=0, batch_size=1, bootstrap=1, seed=0)
+
+
+def at_least(request: Any, **bounds: int) -> None:  # noqa: ANN401  (any request)
+    """Refuse fields of a request that are less than a bound; None is no value.
+
+    Raises:
+        UserError: one is; names field, value and bound.
+    """
+    for name, bound in bounds.items():
+        if (value := getattr(request, name)) is not None and value < bound:
+            raise UserError(f"`{name}` {value}: must be at least {bound}")
 
 
 def refuse_idle(request: Any, used: Collection[str], why: str) -> None:  # noqa: ANN401  (any request)

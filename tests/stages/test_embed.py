@@ -94,7 +94,6 @@ def test_a_rerun_embeds_only_what_is_new(catalog, tmp_path, make_pool):
         ("pixels", EmbedRequest(encoder="", column="text", of="image"), "`of` image: column 'text' is of text"),
         ("pixels", EmbedRequest(encoder="", column="both", of="image"), "`of` does nothing with `column` both"),
         ("pixels", EmbedRequest(encoder="", column="../x", of="image"), "can't name an artifact"),
-        ("pixels", EmbedRequest(encoder="", batch_size=0), "`batch_size` 0: must be 1 or more"),
         ("pixels", EmbedRequest(encoder="", max_rejected=10), "`max_rejected` 10: must lie between 0 and 1"),
         ("pixels", EmbedRequest(encoder="", device="tpu"), "`device` 'tpu' cannot be used"),
         ("pixels", EmbedRequest(encoder="", device="meta"), "`device` 'meta' cannot be used"),

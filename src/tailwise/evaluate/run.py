@@ -104,12 +104,7 @@ def _check(options: EvaluateRequest) -> tuple[int, int] | None:
     """The bounds of the groups, if they aren't thirds."""
     if options.train_counts is not None and options.pool is not None:
         raise UserError("`train_counts` and `pool` both say how often classes were trained on: give one")
-    for option, value in (("`batch_size`", options.batch_size), ("`bootstrap`", options.bootstrap)):
-        if value < 1:
-            raise UserError(f"{option} {value}: must be 1 or more")
     check_share(options.max_rejected)
-    if options.seed < 0:
-        raise UserError(f"`seed` {options.seed}: must be 0 or more")
     if options.groups == "thirds":
         return None
     match = re.fullmatch(r"(\d+),(\d+)", options.groups)

@@ -59,7 +59,7 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, track: Track = s
             none at all got an embedding.
     """
     catalog = Catalog.open(catalog)
-    _check(request)
+    check_share(request.max_rejected)
     columns = _columns(catalog, request)
     report = EmbedReport()
     with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
@@ -98,12 +98,6 @@ def _columns(catalog: Catalog, request: EmbedRequest) -> dict[str, str]:
     if request.backend == "openvino" and "image" not in columns.values():
         raise UserError("`backend` openvino is for images: leave it out where captions are embedded")
     return columns
-
-
-def _check(request: EmbedRequest) -> None:
-    if request.batch_size is not None and request.batch_size < 1:
-        raise UserError(f"`batch_size` {request.batch_size}: must be 1 or more")
-    check_share(request.max_rejected)
 
 
 def _lacking(catalog: Catalog, column: str) -> list[Part]:

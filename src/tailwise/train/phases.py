@@ -141,9 +141,6 @@ def decide(
 
 def _check(request: TrainRequest) -> None:
     """Refuse what can't be, before a run's folder is made."""
-    for name in ("epochs", "samples_seen", "checkpoint_every", "lanes", "block"):
-        if (value := getattr(request, name)) is not None and value < 1:
-            raise UserError(f"`{name}` {value}: must be at least 1")
     for name, value, choices in (("check", request.check, CHECKS), ("damaged", request.damaged, ON_DAMAGED)):
         if value not in choices:
             raise UserError(f"`{name}` {value!r}: must be one of {', '.join(choices)}")
