@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ class _Mapping:
         """Give back the pages that were read."""
         if sys.platform == "linux":
             address, size = ctypes.c_void_p(self._buffer.address), ctypes.c_size_t(self._buffer.size)
-            ctypes.CDLL(None).madvise(address, size, mmap.MADV_DONTNEED)
+            _libc().madvise(address, size, mmap.MADV_DONTNEED)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def map_file(path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...], order: str) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.errors import UserError
+from tailwise.rejects import MAX_REJECTED
 
 OPTION = "option"  # in a field's metadata: the name of the option, where the field's own name does not tell; yes/no for a switch
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -92,7 +93,7 @@ class EmbedRequest(EncoderRequest):
     column: str = "image"
     of: str | None = None
     batch_size: int | None = None
-    max_rejected: float = 0.1
+    max_rejected: float = MAX_REJECTED
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -439,7 +440,7 @@ class EvaluateRequest:
     precision: str = "fp32"
     bootstrap: int = 1000
     seed: int = 0
-    max_rejected: float = 0.1
+    max_rejected: float = MAX_REJECTED
 
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
@@ -457,21 +458,26 @@ def at_least(request: Any, **bounds: int) -> None:  # noqa: ANN401  (any request
             raise UserError(f"`{name}` {value}: must be at least {bound}")
 
 
-def refuse_idle(request: Any, used: Collection[str], why: str) -> None:  # noqa: ANN401  (any request)
+def refuse_given(request: Any, idle: Collection[str], why: str) -> None:  # noqa: ANN401  (any request)
     """Refuse fields of a request that were given and would do nothing.
 
     Args:
         request: a dataclass of this module.
-        used: names of the fields that do something.
-        why: the others do nothing.
+        idle: names of the fields that do nothing.
+        why: they do nothing.
 
     Raises:
-        UserError: another field has another value than its default.
+        UserError: one has another value than its default.
     """
     for item in fields(request):
         default = item.default if item.default_factory is MISSING else item.default_factory()
-        if item.name not in used and getattr(request, item.name) not in (default, []):
+        if item.name in idle and getattr(request, item.name) not in (default, []):
             raise UserError(f"`{item.name}` does nothing {why}")
+
+
+def refuse_idle(request: Any, used: Collection[str], why: str) -> None:  # noqa: ANN401  (any request)
+    """Refuse all fields but those that are used; see `refuse_given`."""
+    refuse_given(request, {item.name for item in fields(request)}.difference(used), why)
 
 
 def bytes_of(parameter: str, text: str) -> int:

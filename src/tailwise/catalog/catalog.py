@@ -20,6 +20,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.files import (
     FileStamp,
     check_file,
+    checked_record,
     digest,
     file_stamp,
     map_array,
@@ -112,7 +113,7 @@ class Catalog:
             raise UnsupportedError(
                 f"{path} has catalog format {found.get('format')}, this tailwise reads {FORMAT}: import the pool into a new catalog"
             )
-        read_record(path / layout.HEADER)
+        checked_record(path / layout.HEADER, found)
         return cls(path)
 
     @classmethod

@@ -170,9 +170,8 @@ def column_modality(catalog: Catalog, column: str, given: str | None = None) -> 
 
 
 def column_names(catalog: Catalog) -> list[str]:
-    """Return the names of the columns that were begun, those without a name of their own first."""
-    begun = {path.parent.name for path in column_records(catalog)}
-    return sorted(begun, key=lambda name: (name not in MODALITIES, name))
+    """Return the names of the columns that were begun, sorted."""
+    return [path.parent.name for path in column_records(catalog)]
 
 
 def _record(catalog: Catalog, column: str) -> Path:

@@ -69,7 +69,15 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    value = read_json(path)
+    return checked_record(path, read_json(path))
+
+
+def checked_record(path: Path, value: Any) -> dict[str, Any]:  # noqa: ANN401  (whatever was written)
+    """Return a value that was read of a file, less its checksum.
+
+    Raises:
+        UserError: the checksum is missing or wrong.
+    """
     noted = value.pop(CHECKSUM, None) if isinstance(value, dict) else None
     if noted != digest(value):
         raise DamagedError(f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew")

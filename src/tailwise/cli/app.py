@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -102,12 +102,6 @@ CatalogPath = Annotated[Path, typer.Argument(metavar="CATALOG", help="Folder of 
 PlanName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one a processor by default.", show_default=False)]
-Without = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A drop list (of dedup or filter), whose samples take no part; may be given again.", show_default=False
-    ),
-]
 AllowCode = Annotated[
     bool,
     typer.Option(
@@ -136,10 +130,3 @@ def with_bars(task: Callable[[Any], Result]) -> Result:
     from tailwise.progress import bars, silent
 
     return task(silent if is_quiet() else bars)
-
-
-def refuse_given(options: Mapping[str, object], why: str) -> None:
-    """Refuses options that the user gave and that would do nothing."""
-    for option, value in options.items():
-        if value is not None:
-            raise UserError(f"{option} does nothing {why}")

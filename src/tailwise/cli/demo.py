@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import app, refuse_given, with_bars
+from tailwise.cli.app import app, with_bars
 from tailwise.cli.printing import say
+from tailwise.errors import UserError
 
 
 @app.command()
@@ -47,7 +48,8 @@ def demo(
 
       tailwise demo shards/ embeddings/ --output my-demo --samples 20000
     """
-    refuse_given({"--images": images} if pool else {"--samples": samples}, "with a POOL" if pool else "without a POOL")
+    if (images if pool else samples) is not None:
+        raise UserError("--images does nothing with a POOL" if pool else "--samples does nothing without a POOL")
     from tailwise.demo.run import Tools, run_drawn, run_on_pool
 
     def work(track: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -51,9 +51,8 @@ def _options(request: type, hints: Mapping[str, Any]) -> dict[str, inspect.Param
         name, kind = item.name, _kind(hints[item.name])
         needed = item.default is MISSING and item.default_factory is MISSING
         default = item.default if item.default is not MISSING and item.default not in ("", ()) else None
-        spelt = item.metadata.get(OPTION, name.replace("_", "-")).split("/")
         shown = typer.Option(
-            "/".join(f"--{each}" for each in spelt),
+            "/".join(f"--{each}" for each in _spelt(item)),
             help=helps[name],
             show_default=default is not None and kind is not bool,
             metavar="NAME=VALUE" if get_origin(hints[name]) is Mapping else None,
@@ -67,13 +66,17 @@ def _options(request: type, hints: Mapping[str, Any]) -> dict[str, inspect.Param
     return options
 
 
+def _spelt(item: Field[Any]) -> list[str]:
+    """Return the names of the option of a field, without dashes: two for a switch."""
+    names: str = item.metadata.get(OPTION, item.name.replace("_", "-"))
+    return names.split("/")
+
+
 def _helps(request: type) -> dict[str, str]:
     """Return the help of each option: what the docstrings of a class and its bases say of the fields."""
     told = "\n".join(each.__doc__ or "" for each in request.__mro__)
     found = re.findall(r"^        (\w+): (.+(?:\n {12}.+)*)$", told, re.MULTILINE)
-    spelt = {
-        item.name: item.metadata.get(OPTION, item.name.replace("_", "-")).split("/")[0] for item in fields(request)
-    }
+    spelt = {item.name: _spelt(item)[0] for item in fields(request)}
 
     def option(name: re.Match[str]) -> str:
         return f"--{spelt.get(name[1], name[1].replace('_', '-'))}"

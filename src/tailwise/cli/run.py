@@ -436,7 +436,7 @@ def _export(catalog: Path, item: Prepared) -> None:
 
 def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
     """Whether something of the name that a step makes is there; whether it is the same, the step itself will see."""
-    from tailwise.catalog.embeddings import part_marker
+    from tailwise.catalog.embeddings import MODALITIES, part_marker
     from tailwise.catalog.kinds import MADE_BY
 
     if opened is None or not opened.snapshots():
@@ -446,7 +446,7 @@ def _is_there(catalog: Path, opened: Catalog | None, item: Prepared) -> bool:
         return _exported(catalog, item)
     if step.command == "embed":
         asked = step.options.get("column", "image")
-        names = ("image", "text") if asked == "both" else (asked,)
+        names = MODALITIES if asked == "both" else (asked,)
         return all(part_marker(opened, name, part).exists() for name in names for part in opened.parts())
     if step.command == "import":
         return True

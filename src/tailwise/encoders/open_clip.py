@@ -23,6 +23,7 @@ from tailwise.extras import require
 
 SCHEME = "open_clip:"
 LOCAL_MODEL = "local-dir:"
+MODEL_CONFIG = "open_clip_config.json"  # in the folder of a local model
 SCHEMAS = ("hf-hub:", LOCAL_MODEL)  # of open_clip: such a model brings its weights along
 PRECISIONS = ("fp32", "bf16")
 COMPILED, PARALLEL = "_orig_mod.", "module."
@@ -196,8 +197,8 @@ def _check_model(name: str) -> str:
     require("train", "open_clip", purpose="evaluating")
     import open_clip  # noqa: PLC0415  (an extra)
 
-    if name.startswith("local-dir:"):
-        config = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
+    if name.startswith(LOCAL_MODEL):
+        config = Path(name.removeprefix(LOCAL_MODEL)) / MODEL_CONFIG
         if not config.is_file():
             raise UserError(f"the model {name} has no {config}: give `model` local-dir:FOLDER with its new place")
     elif not name.startswith(SCHEMAS) and name not in open_clip.list_models():
@@ -272,7 +273,7 @@ def model_id(name: str) -> str:
     """
     if not name.startswith(LOCAL_MODEL):
         return name
-    path = Path(name.removeprefix(LOCAL_MODEL)) / "open_clip_config.json"
+    path = Path(name.removeprefix(LOCAL_MODEL)) / MODEL_CONFIG
     if not path.exists():
         raise NotFoundError(f"train.model {name}: there is no {path}: give a folder that holds it")
     return LOCAL_MODEL + file_digest(path)

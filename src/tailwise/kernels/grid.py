@@ -94,10 +94,10 @@ def row_norms(x: npt.NDArray[np.float32], *, first: int = 0) -> npt.NDArray[np.f
 
 def as_rows(x: npt.NDArray[Any] | torch.Tensor) -> npt.NDArray[Any]:
     """The same rows as a NumPy array; bfloat16, which NumPy hasn't, as float32."""
-    if isinstance(x, np.ndarray):
-        return x  # mapped rows stay mapped: their pages are given back
-    x = x.detach().cpu()
-    return (x if str(x.dtype) != "torch.bfloat16" else x.float()).numpy()
+    if hasattr(x, "detach"):  # a tensor, of a torch that need not be imported for arrays
+        x = x.detach().cpu()
+        return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
+    return x if isinstance(x, np.ndarray) else np.asarray(x)  # mapped rows stay mapped: their pages are given back
 
 
 def row_chunks(blocks: Sequence[npt.NDArray[Any]], rows: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:

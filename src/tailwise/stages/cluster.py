@@ -32,7 +32,7 @@ from tailwise.kernels.ranks import appearance_ranks
 from tailwise.kernels.screening import faster_precision
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
 from tailwise.progress import Track, silent
-from tailwise.requests import ClusterRequest, bytes_of, refuse_idle
+from tailwise.requests import ClusterRequest, at_least, bytes_of, refuse_idle
 from tailwise.text import did_you_mean
 
 COLLAPSED_SHARE = 0.5
@@ -62,11 +62,11 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, track: Track
     snapshot, k, column = catalog.snapshot(), request.k or 0, request.column
     if column not in (known := {*MODALITIES, *column_names(catalog)}):
         raise UserError(f"unknown column {column!r}: {did_you_mean(column, sorted(known))}")
-    device = str(find_device(request.device))
+    device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
     blocks = catalog.embedding_parts(column, snapshot)
     _check(request, k, snapshot)
     fitted = min(request.points_per_centroid * k, sum(map(len, blocks)))
-    carry = _memory_to_carry(fitted, k, blocks[0].shape[1], bytes_of("max_memory", request.max_memory))
+    carry = _memory_to_carry(fitted, k, blocks[0].shape[1], memory)
     config = {
         "k": k,
         "merge": request.merge,
@@ -127,9 +127,7 @@ def _check(request: ClusterRequest, k: int, snapshot: Snapshot) -> None:
         raise UserError(f"`merge` {request.merge}: must be a cosine in (0, 1]; DynamiCS uses 0.7")
     if isinstance(request.density, float | int) and not 0 < request.density <= 1:
         raise UserError(f"`density` {request.density}: must be auto, or a cosine in (0, 1]")
-    for name in ("iterations", "points_per_centroid"):
-        if (value := getattr(request, name)) < 1:
-            raise UserError(f"`{name}` {value}: must be at least 1")
+    at_least(request, iterations=1, points_per_centroid=1)
 
 
 def _memory_to_carry(rows: int, clusters: int, dimension: int, max_memory_bytes: int) -> int:

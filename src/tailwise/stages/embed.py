@@ -15,7 +15,7 @@ from tailwise.encoders import load_encoder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import check_share
-from tailwise.requests import EmbedRequest
+from tailwise.requests import EmbedRequest, refuse_given
 from tailwise.stages.embed_column import ColumnReport, ColumnTask, Limits
 from tailwise.stages.report import Rejections
 from tailwise.storage.local import locked
@@ -89,12 +89,11 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, track: Track = s
 
 def _columns(catalog: Catalog, request: EmbedRequest) -> dict[str, str]:
     """Return the modality of each column that is asked for."""
-    if request.column != "both":
-        columns = {request.column: column_modality(catalog, request.column, request.of)}
-    elif request.of is None:
+    if request.column == "both":
+        refuse_given(request, {"of"}, "with `column` both")
         columns = dict(zip(MODALITIES, MODALITIES, strict=True))
     else:
-        raise UserError("`of` does nothing with `column` both")
+        columns = {request.column: column_modality(catalog, request.column, request.of)}
     if request.backend == "openvino" and "image" not in columns.values():
         raise UserError("`backend` openvino is for images: leave it out where captions are embedded")
     return columns

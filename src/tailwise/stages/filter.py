@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tailwise.kernels.selection import order_statistics
 from tailwise.mapped import release_pages
 from tailwise.plan.budget import samples_of_share
 from tailwise.progress import Track, silent
-from tailwise.requests import FilterRequest, ScoreRequest, refuse_idle
+from tailwise.requests import FilterRequest, ScoreRequest, refuse_given
 from tailwise.stages.scores import score_config, score_figures, score_inputs, score_parts
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
@@ -82,13 +82,12 @@ def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, track:
 def try_filter(catalog: Catalog | str | Path, request: FilterRequest, track: Track = silent) -> Filtered:
     """Return how a score is distributed, and, with bounds, what would be dropped; makes no drop list. See `filter_samples`."""
     catalog = Catalog.open(catalog)
-    used = {item.name for item in fields(request)} - {"name"}
-    refuse_idle(request, used, "with `dry_run`: no drop list is made")
+    refuse_given(request, {"name"}, "with `dry_run`: no drop list is made")
     ruled = any(getattr(request, bound) is not None for bound in BOUNDS)
     if ruled:
         _check(request)
     else:
-        refuse_idle(request, used - {"missing"}, "without `minimum`, `maximum`, `keep` or `keep_lowest`")
+        refuse_given(request, {"missing"}, "without `minimum`, `maximum`, `keep` or `keep_lowest`")
     snapshot = catalog.snapshot()
     judge = _Judge(catalog, snapshot, request.score, Survivors(catalog, request.without, snapshot), track)
     if ruled:

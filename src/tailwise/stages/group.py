@@ -17,7 +17,7 @@ from tailwise.catalog.files import create_array, file_digest
 from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
-from tailwise.requests import GroupRequest, refuse_idle
+from tailwise.requests import GroupRequest, refuse_given, refuse_idle
 from tailwise.sources.columns import unwrapped
 from tailwise.stages.group_entries import group_by_entry
 from tailwise.stages.group_write import NO_GROUP, Groups, Pool, check_count, make_grouping
@@ -54,8 +54,8 @@ def group(catalog: Catalog | str | Path, request: GroupRequest, track: Track = s
         refuse_idle(request, own | shared, "with `entries`")
         return group_by_entry(catalog, request.entries, request, track)
     refuse_idle(request, {"by", "file", "max_rejected", *shared}, "without `entries`")
-    if request.file is None and request.max_rejected is not None:
-        raise UserError("`max_rejected` does nothing without `file`")
+    if request.file is None:
+        refuse_given(request, {"max_rejected"}, "without `file`")
     return _by_column(catalog, str(request.by), request, track)
 
 

@@ -16,7 +16,7 @@ from tailwise.catalog.files import digest
 from tailwise.errors import UserError
 from tailwise.kernels.matching import rarest_entries
 from tailwise.progress import Track
-from tailwise.requests import GroupRequest
+from tailwise.requests import GroupRequest, refuse_given
 from tailwise.stages.group_write import NO_GROUP, Groups, Pool, make_grouping
 from tailwise.stages.match_entries import MatchedPool, match_entries, read_entries
 
@@ -33,8 +33,8 @@ def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, track
     are numbered in the order of the list; entries that are the rarest of no caption make none.
     """
     ignore_case, missing = request.ignore_case, request.missing
-    if request.allow_misses and request.max_misses is not None:
-        raise UserError("`max_misses` does nothing with `allow_misses`")
+    if request.allow_misses:
+        refuse_given(request, {"max_misses"}, "with `allow_misses`")
     max_misses = 1.0 if request.allow_misses else MAX_MISSES if request.max_misses is None else request.max_misses
     if not 0 <= max_misses <= 1:
         raise UserError(f"`max_misses` {max_misses:g}: must lie between 0 and 1")

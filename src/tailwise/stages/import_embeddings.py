@@ -17,7 +17,6 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import (
     ROW_FAULTS,
     column_dimension,
-    column_modality,
     normalise_rows,
     open_column,
     part_marker,
@@ -78,7 +77,7 @@ def import_embeddings(
         rejections: takes what was left out.
         track: shows progress.
         max_rejected: share of the files' rows that may be unusable. An embedding without a sample, or a second one, is not counted.
-        modality: of the column; None for the one that it has, or is named by.
+        modality: of the column, see `open_column`.
 
     Returns:
         What came of it, or None if nothing was lacking, or these files were joined before.
@@ -87,7 +86,6 @@ def import_embeddings(
         UserError: not one embedding belongs to a sample, the column was made by an encoder, or too many rows are unusable. Then the
             join is not finished: the same import says so again, or resumes with a greater bound.
     """
-    modality = column_modality(catalog, column, modality)
     if (dimension := column_dimension(catalog, column)) is not None:
         open_column(catalog, column, dimension, ENCODER, modality)  # refuses a column that an encoder made
     joins = _Joins(catalog, column, files, given)

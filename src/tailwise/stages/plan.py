@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from tailwise.catalog.catalog import Catalog
@@ -11,7 +11,7 @@ from tailwise.errors import UserError
 from tailwise.plan.methods import METHODS
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.requests import PlanRequest, refuse_idle
+from tailwise.requests import PlanRequest, refuse_given, refuse_idle
 from tailwise.stages.plan_balance import make_balanced_plan
 from tailwise.stages.plan_rates import make_rate_plan
 from tailwise.stages.plan_weighted import make_weighted_plan
@@ -52,7 +52,6 @@ def make_plan(catalog: Catalog | str | Path, name: str, request: PlanRequest, tr
         UserError: the request is out of bounds or contradicts itself, or another plan has this name.
     """
     catalog = Catalog.open(catalog)
-    every = {item.name for item in fields(request)}
     known = [*METHODS, *BY_RATE]
     if request.method not in known:
         given = f"unknown method {request.method!r}: {did_you_mean(request.method, known)}"
@@ -63,5 +62,5 @@ def make_plan(catalog: Catalog | str | Path, name: str, request: PlanRequest, tr
         refuse_idle(request, used, f"with method {request.method!r}")
         return chosen.make(catalog, name, request, track)
     for method, other in BY_RATE.items():
-        refuse_idle(request, every.difference(other.own), f"without method {method!r}")
+        refuse_given(request, other.own, f"without method {method!r}")
     return make_weighted_plan(catalog, name, request, track)

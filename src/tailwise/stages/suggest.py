@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.kmeans import chosen_rows
 from tailwise.kernels.similarity import similar_pairs
 from tailwise.progress import Track, silent
-from tailwise.requests import DedupRequest, bytes_of, refuse_idle
+from tailwise.requests import DedupRequest, bytes_of, refuse_given
 from tailwise.stages.neighbours import Comparison, make_neighbours
 
 EPSILONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
@@ -128,8 +128,7 @@ def suggest(
     Raises:
         UserError: as `dedup`.
     """
-    used = {item.name for item in fields(request)} - {"epsilon", "name", "rule"}
-    refuse_idle(request, used, "with `suggest`")
+    refuse_given(request, {"epsilon", "name", "rule"}, "with `suggest`")
     device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
     compared = Comparison(Catalog.open(catalog), request, track)
     neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)

@@ -19,7 +19,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def replacing(
-    path: Path, *, unique: bool = False, guard: Callable[[], AbstractContextManager[None]] = nullcontext
+    path: Path,
+    *,
+    unique: bool = False,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+    publish: Callable[[Path, Path], object] = Path.replace,
 ) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name `path`, on an error it is removed.
 
@@ -27,6 +31,7 @@ def replacing(
         path: the file to write.
         unique: for files outside a catalog, where no lock keeps other writers away: the temporary name is this process's own.
         guard: held while the file takes its name; an error of it leaves the old file in place.
+        publish: gives the temporary file its name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{uuid.uuid4().hex}" if unique else ""
@@ -35,7 +40,7 @@ def replacing(
         yield temporary
         flush(temporary)
         with guard():
-            temporary.replace(path)
+            publish(temporary, path)
         flush(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from tailwise.storage.local import TEMPORARY_SUFFIX, flush, folder_locked, replacing
+from tailwise.storage.local import TEMPORARY_SUFFIX, folder_locked, replacing
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
@@ -86,32 +85,12 @@ class LocalStore:
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         """See `Store`. The file gets its name by a hard link, which fails where the name is taken."""
-        path = self.local_path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        own = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
         try:
-            own.write_bytes(content)
-            flush(own)
-            self._name(own, path)
+            with replacing(self.local_path(key), unique=True, publish=_link) as temporary:
+                temporary.write_bytes(content)
         except FileExistsError:
             return False
-        finally:
-            own.unlink(missing_ok=True)
-        flush(path.parent)
         return True
-
-    @staticmethod
-    def _name(own: Path, path: Path) -> None:
-        """Give a file a name that must be free."""
-        try:
-            path.hardlink_to(own)
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            with folder_locked(path.parent):  # a file system without hard links
-                if path.exists():
-                    raise FileExistsError(path) from error
-                own.replace(path)
 
     def replace_if(self, key: str, etag: str, content: bytes) -> bool:
         """See `Store`."""
@@ -152,3 +131,18 @@ class LocalStore:
         if not parts or key.startswith("/") or ".." in parts:
             raise ValueError(f"{key!r} is no key: give a relative path without '..'")
         return self.root.joinpath(*parts)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file a name that must be free."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with folder_locked(path.parent):  # a file system without hard links
+            if path.exists():
+                raise FileExistsError(path) from error
+            temporary.replace(path)
+    else:
+        temporary.unlink()
