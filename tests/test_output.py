@@ -108,7 +108,8 @@ if __name__ == "__main__":
 def test_warnings_are_one_line_each_in_all_processes(tmp_path, option):
     (tmp_path / "main.py").write_text(WARNING)
     command = [sys.executable, tmp_path / "main.py", *([option] if option else [])]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}  # each write is one of the system: a line must be one write
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=unbuffered)
     lines = [line for line in found.stderr.splitlines() if ": debug: " not in line]
     expected = ["tailwise: warning: first of\\ntwo lines", "of a library"]
     expected += [f"tailwise: warning: in worker {number}" for number in (1, 2)]

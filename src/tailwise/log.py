@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import TextIO
 
 from tailwise.text import plain
 
@@ -37,4 +38,10 @@ def is_quiet() -> bool:
 
 def print_error(line: object) -> None:
     """Print one line on standard error, with --quiet too."""
-    print(plain(line), file=sys.stderr, flush=True)
+    write_line(sys.stderr, line)
+
+
+def write_line(stream: TextIO, line: object) -> None:
+    """Write a line and its end at once: lines of several processes do not mix, even where Python's streams have no buffer."""
+    stream.write(f"{plain(line)}\n")
+    stream.flush()

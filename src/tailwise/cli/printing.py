@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tailwise.log import is_quiet
+from tailwise.log import is_quiet, write_line
 from tailwise.text import plain
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def finite(value: Any) -> Any:  # noqa: ANN401  (JSON values)
 def say(line: object = "", *, error: bool = False) -> None:
     """Print one line for people, on standard error if `error`; nothing with --quiet."""
     if not is_quiet():
-        print(plain(line), file=sys.stderr if error else sys.stdout, flush=True)
+        write_line(sys.stderr if error else sys.stdout, line)
 
 
 def rejected_json(rejections: Rejections) -> dict[str, Any]:
