@@ -35,8 +35,8 @@ from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.kmeans import kmeans
 from tailwise.kernels.matching import EntryMatcher, rarest_entries
 from tailwise.plan.quotas import fill_by_scale
-from tailwise.stages.cluster import RADIUS_SHARE
-from tailwise.stages.match_entries import read_entries
+from tailwise.steps.clustering.cluster import RADIUS_SHARE
+from tailwise.steps.grouping.match import read_entries
 
 ALPHA, KEEP = 0.2, 0.5
 ENTRIES = Path(tailwise.__file__).parent / "recipes" / "compare" / "tinyimagenet-lt-entries.txt"

@@ -363,7 +363,7 @@ class Version:
     def scores(self) -> None:
         """Scores of all samples."""
         import tailwise
-        from tailwise.stages.scores import score_parts
+        from tailwise.steps.scoring.scores import score_parts
 
         for name, options in SCORES.items():
             request = tailwise.ScoreRequest(name, options)

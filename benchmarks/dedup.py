@@ -25,9 +25,9 @@ from tailwise.catalog.files import write_array
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.kernels.similarity import most_similar_earlier
 from tailwise.requests import DedupRequest
-from tailwise.stages.dedup import dedup
-from tailwise.stages.members import RESULT, Layout, Members, regroup_members
-from tailwise.stages.neighbours import Comparison
+from tailwise.steps.dedup.dedup import dedup
+from tailwise.steps.dedup.members import RESULT, Layout, Members, regroup_members
+from tailwise.steps.dedup.neighbours import Comparison
 
 EPSILON, PART_ROWS, DUPLICATES = 0.05, 1_000_000, 0.1
 COMPARED_CLUSTERS, ROUNDS = 200, 3

@@ -24,9 +24,9 @@ from open_clip.transform import image_transform
 import tailwise
 from tailwise.kernels.compose import pick_diverse
 from tailwise.loader import Loader
-from tailwise.loader.locations import Locations
 from tailwise.loader.order import SUPER_BATCH, Order
-from tailwise.loader.stores import sample_ranges
+from tailwise.shards.locations import Locations
+from tailwise.shards.ranges import sample_ranges
 
 BATCH, CROP_PX = 256, 64
 GREEDY_BATCH, GREEDY_CLUSTERS, GREEDY_GOAL_SECONDS = 32_768, 50_000, 0.05

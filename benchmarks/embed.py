@@ -32,10 +32,10 @@ from PIL import Image
 import tailwise
 from tailwise.encoders import Encoder, load_encoder
 from tailwise.encoders.precision import has_native_bf16
-from tailwise.executors.local import default_workers
+from tailwise.execution.local import default_workers
 from tailwise.requests import EmbedRequest, EncoderRequest
 from tailwise.shards.decode import decode_rgb
-from tailwise.stages.embed import BATCH_SIZES, embed
+from tailwise.steps.embedding.embed import BATCH_SIZES, embed
 
 TIMED_IMAGES = 128  # that decoding and preprocessing are timed on
 CEILING_SECONDS = 6.0

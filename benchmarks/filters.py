@@ -23,9 +23,9 @@ from tailwise.catalog.files import file_digest, write_json, write_table
 from tailwise.catalog.layout import part_name
 from tailwise.catalog.schema import SAMPLE_SCHEMA, SHARD_SCHEMA
 from tailwise.requests import FilterRequest, ScoreRequest
-from tailwise.stages.filter import filter_samples
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.scores import score_parts
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.scoring.filter import filter_samples
+from tailwise.steps.scoring.scores import score_parts
 
 PART_ROWS, CHUNK_ROWS, DIMENSION, TARGETS = 1_000_000, 65_536, 512, 2048
 SLOW_SAMPLES = 65_536

@@ -15,7 +15,7 @@ from pathlib import Path
 import webdataset
 from common import print_header
 
-from tailwise.sources.webdataset import read_shard
+from tailwise.shards.webdataset import read_shard
 
 ROUNDS = 5
 

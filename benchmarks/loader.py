@@ -30,9 +30,9 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import tailwise
 from tailwise.loader import Loader
-from tailwise.loader.locations import Locations
-from tailwise.loader.stores import sample_ranges
 from tailwise.shards.decode import decode_rgb
+from tailwise.shards.locations import Locations
+from tailwise.shards.ranges import sample_ranges
 
 COPIES = 4  # of each image, under other keys: an epoch of a tiny pool would be over at once
 SHUFFLE = 1000

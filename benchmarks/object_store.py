@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from common import print_header
 
-from tailwise.loader.link import LinkEstimate
-from tailwise.loader.remote import CONNECTIONS, RemoteStore
-from tailwise.sources.webdataset import read_shard
+from tailwise.shards.remote import CONNECTIONS, RemoteStore
+from tailwise.shards.webdataset import read_shard
+from tailwise.storage.latency_model import LinkEstimate
 
 KEEP = (1.0, 0.5, 0.277, 0.1, 0.02)
 SHARDS_AT_ONCE = 4

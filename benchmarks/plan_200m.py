@@ -24,7 +24,7 @@ from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
-from tailwise.stages.plan import make_plan
+from tailwise.steps.planning.plan import make_plan
 
 SHARD_ROWS, PART_SHARDS, CLUSTERS = 10_000, 100, 50_000
 DRAWS = ("stream", "bernoulli")

@@ -14,7 +14,7 @@ from PIL import Image
 import tailwise
 from tailwise.demo.pool import make_pool
 from tailwise.requests import ClusterRequest, EmbedRequest
-from tailwise.stages.embed import embed
+from tailwise.steps.embedding.embed import embed
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinyimagenet-lt"
 Sample = tuple[str, bytes, bytes]  # key, encoded image, caption

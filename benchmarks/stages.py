@@ -22,7 +22,7 @@ from common import print_header
 
 import tailwise
 from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest, FilterRequest, GroupRequest
-from tailwise.stages.group import group
+from tailwise.steps.grouping.group import group
 
 DIMENSION, FILE_ROWS = 64, 250_000
 WORDS = np.array(

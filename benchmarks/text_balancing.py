@@ -25,9 +25,9 @@ from tailwise.catalog.schema import SAMPLE_SCHEMA, SHARD_SCHEMA
 from tailwise.kernels.matching import EntryMatcher, space_out
 from tailwise.plan.plan import Plan
 from tailwise.requests import GroupRequest, PlanRequest
-from tailwise.stages.group import group
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
+from tailwise.steps.grouping.group import group
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 
 WORDS, CAPTION_WORDS, ROUNDS, PART_ROWS = 60_000, 12, 3, 1_000_000
 MATCHED, PLAIN = 50_000, 20  # captions

@@ -18,7 +18,7 @@ from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.loader.webdataset import select
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
-from tailwise.stages.plan import make_plan
+from tailwise.steps.planning.plan import make_plan
 
 SHARDS, SHARD_ROWS = 100, 10_000
 

@@ -24,7 +24,7 @@ from PIL import EpsImagePlugin, Image
 from tailwise.catalog import Catalog
 from tailwise.kernels.grid import unit_rows_on_grid
 from tailwise.kernels.keyed import random_below, stream_key
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.importing.pool import import_pool
 
 
 def image_bytes(seed=0, kind="JPEG", side=8):

@@ -88,7 +88,7 @@ def test_words_after_two_dashes_stay():
 WARNING = """
 import logging, sys
 import tailwise.cli as cli
-from tailwise.executors.local import map_ordered
+from tailwise.execution.local import map_ordered
 from tailwise.storage.remote import logger
 
 @cli.app.command("status")
@@ -198,7 +198,7 @@ def test_a_terminal_shows_bars(slow):
 
 def test_python_callers_see_nothing(capfd, catalog):
     from tailwise.catalog import Catalog
-    from tailwise.stages.cluster import cluster
+    from tailwise.steps.clustering.cluster import cluster
 
     cluster(Catalog.open(catalog), ClusterRequest(k=3, name="python"))
     assert capfd.readouterr() == ("", "")

@@ -7,7 +7,7 @@ from tailwise.cli import app
 from tailwise.cli.run import _prepare
 from tailwise.errors import UserError
 from tailwise.pipeline.steps import Step
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.importing.pool import import_pool
 from tailwise.train.arguments import refuse_code
 
 COMMANDS = (

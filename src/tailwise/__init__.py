@@ -28,13 +28,13 @@ if TYPE_CHECKING:
         ScoreRequest,
         ShardsRequest,
     )
-    from tailwise.stages.cluster import cluster
-    from tailwise.stages.dedup import dedup
-    from tailwise.stages.embed import embed
-    from tailwise.stages.filter import filter_samples, try_filter
-    from tailwise.stages.group import group
-    from tailwise.stages.import_pool import import_pool
-    from tailwise.stages.plan import make_plan
+    from tailwise.steps.clustering.cluster import cluster
+    from tailwise.steps.dedup.dedup import dedup
+    from tailwise.steps.embedding.embed import embed
+    from tailwise.steps.grouping.group import group
+    from tailwise.steps.importing.pool import import_pool
+    from tailwise.steps.planning.plan import make_plan
+    from tailwise.steps.scoring.filter import filter_samples, try_filter
 
 __version__ = "0.1.0"
 
@@ -78,18 +78,18 @@ _HOMES = {  # of those that are not in requests or errors
     "Evaluation": "tailwise.evaluate",
     "Loader": "tailwise.loader",
     "Plan": "tailwise.plan",
-    "cluster": "tailwise.stages.cluster",
-    "dedup": "tailwise.stages.dedup",
-    "embed": "tailwise.stages.embed",
+    "cluster": "tailwise.steps.clustering.cluster",
+    "dedup": "tailwise.steps.dedup.dedup",
+    "embed": "tailwise.steps.embedding.embed",
     "evaluate_checkpoint": "tailwise.evaluate",
     "explain": "tailwise.plan.explain",
     "export_plan": "tailwise.export",
-    "filter_samples": "tailwise.stages.filter",
-    "group": "tailwise.stages.group",
-    "import_pool": "tailwise.stages.import_pool",
-    "make_plan": "tailwise.stages.plan",
+    "filter_samples": "tailwise.steps.scoring.filter",
+    "group": "tailwise.steps.grouping.group",
+    "import_pool": "tailwise.steps.importing.pool",
+    "make_plan": "tailwise.steps.planning.plan",
     "register_method": "tailwise.plan.methods",
-    "try_filter": "tailwise.stages.filter",
+    "try_filter": "tailwise.steps.scoring.filter",
 }
 _THERE = {"evaluate_checkpoint": "evaluate", "export_plan": "export"}  # names of packages here
 

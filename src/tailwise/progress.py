@@ -1,4 +1,4 @@
-"""Progress of long work: stages take a `Track` and wrap what they iterate over in it."""
+"""Progress of long work: steps take a `Track` and wrap what they iterate over in it."""
 
 from __future__ import annotations
 

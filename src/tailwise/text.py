@@ -38,6 +38,16 @@ def plain(text: object) -> str:
     )
 
 
+def storable(text: str) -> str:
+    """Return a text as Parquet and JSON can hold it: in ASCII, with escapes, where it did not come from UTF-8."""
+    return text if is_utf8(text) else ascii(text)
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a name came from valid UTF-8 (other bytes are held as lone surrogates)."""
+    return name.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def redacted(text: str) -> str:
     """Return the text without what URLs in it may hold in secret: user names, passwords, and queries (signatures, tokens)."""
     return _SECRETS.sub(lambda found: "" if found[0].endswith("@") else "…", text) if "://" in text else text

@@ -13,7 +13,7 @@ from tailwise.catalog.catalog import FORMAT
 from tailwise.catalog.files import read_record, write_record
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import UserError
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.importing.pool import import_pool
 
 # --- opening and creating -----------------------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ def test_bad_names(name):
 
 
 def test_relocate_knows_where_a_folders_name_ends(tmp_path, make_pool):
-    from tailwise.stages.import_pool import import_pool
+    from tailwise.steps.importing.pool import import_pool
 
     make_pool(tmp_path / "pool", [2])
     make_pool(tmp_path / "pool2", [2], first_shard=5)

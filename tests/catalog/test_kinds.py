@@ -11,13 +11,13 @@ from tailwise.cli.run import STEPS, _check_names, _command, _made_name
 from tailwise.errors import UserError
 from tailwise.pipeline.steps import Step
 from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, PlanRequest
-from tailwise.stages.cluster import cluster
-from tailwise.stages.dedup import dedup
-from tailwise.stages.filter import filter_samples
-from tailwise.stages.match_entries import match_entries
-from tailwise.stages.plan import make_plan
-from tailwise.stages.status import status
-from tailwise.stages.verify import verify
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.dedup.dedup import dedup
+from tailwise.steps.grouping.match import match_entries
+from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.scoring.filter import filter_samples
+from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.verify import verify
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.section)
 

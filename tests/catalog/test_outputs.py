@@ -19,9 +19,9 @@ from tailwise.evaluate.output import check_output as check_evaluation
 from tailwise.export import EXPORTS, export
 from tailwise.progress import silent
 from tailwise.requests import PlanRequest
-from tailwise.stages.excluded import write_excluded
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.upkeep.excluded import write_excluded
 from tailwise.storage.local import TEMPORARY_SUFFIX, replacing
 
 WRITERS = {

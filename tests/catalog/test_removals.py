@@ -16,11 +16,11 @@ from tailwise.catalog.series import Series
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.requests import PlanRequest
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
-from tailwise.stages.remove import remove
-from tailwise.stages.status import status
-from tailwise.stages.verify import verify
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.upkeep.remove import remove
+from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.verify import verify
 from tailwise.storage.local import locked
 
 UIDS = [bytes([digit] * 16) for digit in range(3)]

@@ -7,7 +7,7 @@ from tailwise.catalog.files import write_record
 from tailwise.catalog.layout import HEAD, HEADER
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, UnsupportedError, UserError
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.importing.pool import import_pool
 from tailwise.storage.store import LocalStore
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tailwise.demo.pool import make_pool as draw_pool
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.importing.pool import import_pool
 
 pytest.importorskip("open_clip_train.main", reason="open_clip's trainer isn't installed")
 

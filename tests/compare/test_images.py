@@ -8,8 +8,8 @@ from PIL import Image
 
 from tailwise.compare.images import decoded_pool
 from tailwise.errors import UserError
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.remove import remove
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.upkeep.remove import remove
 
 SIDE = 8
 

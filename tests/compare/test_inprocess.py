@@ -15,7 +15,7 @@ from tailwise.compare.trainers import open_clip_arguments, train_by_open_clip
 from tailwise.errors import UserError
 from tailwise.loader import Loader
 from tailwise.requests import PlanRequest, TrainRequest
-from tailwise.stages.plan import make_plan
+from tailwise.steps.planning.plan import make_plan
 from tailwise.text import option_words
 from tailwise.train.launch import train
 
@@ -97,8 +97,8 @@ def test_the_same_again_gives_the_same_bytes_and_another_seed_other_ones(plan, s
 
 
 def test_batches_are_the_loaders_with_stand_ins_for_what_is_broken(make_tar, make_image, small_model, tmp_path):
-    from tailwise.stages.import_pool import import_pool
-    from tailwise.stages.remove import remove
+    from tailwise.steps.importing.pool import import_pool
+    from tailwise.steps.upkeep.remove import remove
 
     for shard in range(2):
         members = []

@@ -3,9 +3,9 @@ import pytest
 
 from tailwise.compare.treatment import exposures, treatment_notes
 from tailwise.requests import ClusterRequest, FilterRequest, PlanRequest
-from tailwise.stages.cluster import cluster
-from tailwise.stages.filter import filter_samples
-from tailwise.stages.plan import make_plan
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.scoring.filter import filter_samples
 
 
 @pytest.mark.parametrize("dynamic", [True, False])

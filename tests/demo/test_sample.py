@@ -10,7 +10,7 @@ from tailwise.demo.run import Tools, run_on_pool
 from tailwise.demo.sample import take_sample
 from tailwise.errors import UserError
 from tailwise.progress import silent
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.importing.pool import import_pool
 
 
 def imported(sample, folder):

@@ -18,8 +18,8 @@ from tailwise.encoders import load_encoder
 from tailwise.encoders.precision import has_native_bf16
 from tailwise.errors import UserError
 from tailwise.requests import EmbedRequest, EncoderRequest
-from tailwise.stages.embed import embed
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.embedding.embed import embed
+from tailwise.steps.importing.pool import import_pool
 
 CPU = torch.device("cpu")
 NATIVE = pytest.mark.skipif(not has_native_bf16(CPU), reason="this processor has no products of bf16")

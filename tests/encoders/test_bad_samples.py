@@ -12,8 +12,8 @@ from PIL import Image
 
 from tailwise.errors import UserError
 from tailwise.requests import EmbedRequest
-from tailwise.stages.embed import embed
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.embedding.embed import embed
+from tailwise.steps.importing.pool import import_pool
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(COLOURS).resize((40, 50), Image.Resampling.NEAREST)  # 20 flat areas: a palette holds them
@@ -247,7 +247,7 @@ def test_too_many_rejects_stop_it_and_what_is_finished_is_kept(pool, clip_folder
     ):
         embed(catalog, replace(options(clip_folder, "image", 0.19), encoder=name, workers=1))
     assert not list(catalog.embedding_folder("image").glob("part-*"))
-    monkeypatch.setattr("tailwise.stages.embed_shards.normalise_rows", None)  # nothing is embedded again
+    monkeypatch.setattr("tailwise.steps.embedding.shards.normalise_rows", None)  # nothing is embedded again
     assert embed(catalog, replace(options(clip_folder, "image", 0.2), encoder=name, workers=1)).columns[0].samples == 0
     assert not (catalog.embedding_folder("image") / "unfinished").exists()
 

@@ -15,9 +15,9 @@ from PIL import Image
 from tailwise.encoders import Encoder
 from tailwise.errors import UserError
 from tailwise.requests import EmbedRequest, ScoreRequest
-from tailwise.stages.embed import embed
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.scores import score_parts
+from tailwise.steps.embedding.embed import embed
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.scoring.scores import score_parts
 
 SIZES = (37, 20, 9)
 
@@ -165,7 +165,7 @@ def test_a_column_goes_on_in_the_precision_it_was_begun_in(make_catalog, clip_fo
     monkeypatch.setattr("tailwise.encoders.precision.has_native_bf16", lambda _: True)
     catalog, name = make_catalog("c"), f"open_clip:local-dir:{clip_folder}"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("tailwise.stages.embed_column.write_part", stopped)
+        patch.setattr("tailwise.steps.embedding.column.write_part", stopped)
         embed(catalog, replace(fp32("image"), encoder=name, workers=1))
     report = embed(catalog, EmbedRequest(encoder=name, column="image", batch_size=8, workers=1)).columns[0]
     assert (report.precision, report.samples) == ("fp32", SIZES[2])
@@ -203,7 +203,7 @@ def test_memory_that_runs_out_is_the_batch_size(make_catalog, clip_folder, monke
 SCRIPT = """
 import sys, time
 from tailwise import Catalog, EmbedRequest, embed
-from tailwise.stages import embed_shards
+from tailwise.steps.embedding import shards as embed_shards
 if __name__ == "__main__":
     folder, name, pause = sys.argv[1:]
     write = embed_shards.Finished.write

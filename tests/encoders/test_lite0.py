@@ -13,8 +13,8 @@ from PIL import Image
 from tailwise.encoders import lite0, load_encoder
 from tailwise.errors import UserError
 from tailwise.requests import EmbedRequest, EncoderRequest
-from tailwise.stages.embed import embed
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.embedding.embed import embed
+from tailwise.steps.importing.pool import import_pool
 
 CPU = torch.device("cpu")
 FP32 = EncoderRequest(precision="fp32")

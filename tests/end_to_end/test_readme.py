@@ -11,7 +11,7 @@ import pytest
 
 from tailwise.cli import app
 from tailwise.demo.pool import concept_name, make_pool
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.importing.pool import import_pool
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

@@ -34,11 +34,11 @@ def compare(sources, tmp_path, tree_bytes, monkeypatch, **options):
     for folder in (first, second):
         folder.mkdir()
     everything(sources, first, workers=1, **options)
-    monkeypatch.setattr("tailwise.stages.cluster.CHUNK_ROWS", 1000)
+    monkeypatch.setattr("tailwise.steps.clustering.cluster.CHUNK_ROWS", 1000)
     monkeypatch.setattr("tailwise.kernels.kmeans.CHUNK_ROWS", 777)
     for module in ("assign", "lloyd", "seeding"):
         monkeypatch.setattr(f"tailwise.kernels.{module}.TILE_CENTROIDS", 33)
-    monkeypatch.setattr("tailwise.stages.import_embeddings.CHUNK_ROWS", 501)
+    monkeypatch.setattr("tailwise.steps.importing.embeddings.CHUNK_ROWS", 501)
     monkeypatch.setattr("tailwise.plan.plan.CHUNK_ROWS", 300)
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)

@@ -17,7 +17,7 @@ from tailwise.errors import UserError
 from tailwise.evaluate.sets import find_set
 from tailwise.export.shards import write_shards
 from tailwise.requests import ShardsRequest
-from tailwise.stages.embed_read import ShardRows, read_batches
+from tailwise.steps.embedding.read import ShardRows, read_batches
 from tailwise.storage import remote
 from tailwise.storage.http import Timeouts
 

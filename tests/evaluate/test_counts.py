@@ -8,7 +8,7 @@ import pytest
 
 from tailwise.errors import UserError
 from tailwise.evaluate.counts import count_in_pool, read_train_counts
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.importing.pool import import_pool
 
 NAMES = ("tabby", "reel", "crane, bird")
 

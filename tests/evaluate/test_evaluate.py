@@ -24,7 +24,7 @@ from tailwise.errors import UserError
 from tailwise.evaluate import evaluate, mean_over_sets
 from tailwise.evaluate.output import write_output
 from tailwise.requests import EvaluateRequest
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.importing.pool import import_pool
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip isn't installed")
 torch = pytest.importorskip("torch")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tailwise.evaluate.counts import count_in_pool
-from tailwise.stages.import_pool import import_pool
+from tailwise.steps.importing.pool import import_pool
 
 pytestmark = pytest.mark.shared_data
 

@@ -11,8 +11,8 @@ import pytest
 
 from tailwise.catalog import Catalog
 from tailwise.requests import PlanRequest
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 
 SIZES = {"a": (60, 45), "b": (70, 25)}  # samples of each tar; keys of a and b clash
 COPIES = (1, 0, 2, 3, 1)  # of the rows, in turn

@@ -10,8 +10,8 @@ import pytest
 from tailwise.errors import UserError
 from tailwise.export import export, export_figures
 from tailwise.requests import PlanRequest
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 
 
 @pytest.fixture

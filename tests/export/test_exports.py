@@ -13,9 +13,9 @@ from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
 from tailwise.export.drawn import drawn_parts
 from tailwise.progress import silent
 from tailwise.requests import ClusterRequest, PlanRequest
-from tailwise.stages.cluster import cluster
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 
 
 @pytest.fixture

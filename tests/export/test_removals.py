@@ -10,9 +10,9 @@ from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.export import export
 from tailwise.requests import PlanRequest, ShardsRequest
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
-from tailwise.stages.remove import remove
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.upkeep.remove import remove
 
 KEYS = [
     "plain",

@@ -24,12 +24,12 @@ from tailwise.export import export, shard_writer, shuffled
 from tailwise.export.members import member_ranges, read_members
 from tailwise.export.shards import write_shards
 from tailwise.export.tar_file import MAX_MEMBER_BYTES, ustar_header
-from tailwise.loader.stores import LocalStore
 from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
-from tailwise.stages.cluster import cluster
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
-from tailwise.stages.remove import remove
+from tailwise.shards.ranges import LocalStore
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.upkeep.remove import remove
 
 FEW = ShardsRequest(50, workers=1)
 

@@ -10,11 +10,11 @@ from tailwise.export import export
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.requests import ClusterRequest, DedupRequest, PlanRequest
-from tailwise.stages.cluster import cluster
-from tailwise.stages.dedup import dedup
-from tailwise.stages.excluded import write_excluded
-from tailwise.stages.plan import make_plan
-from tailwise.stages.why import why
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.dedup.dedup import dedup
+from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.upkeep.excluded import write_excluded
+from tailwise.steps.upkeep.why import why
 
 EPOCH = 3
 

@@ -12,9 +12,9 @@ from tailwise.catalog import Catalog
 from tailwise.loader.order import Order, OrderOptions
 from tailwise.plan import Plan
 from tailwise.requests import ClusterRequest, PlanRequest
-from tailwise.stages.cluster import cluster
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 
 # 24 shards of 1 … 90 samples, 1,000 in all.
 SHARD_SIZES = (1, 90, 33, 60, 47, 12, 71, 25, 58, 40, 3, 66, 52, 38, 80, 19, 44, 29, 75, 36, 55, 8, 48, 10)

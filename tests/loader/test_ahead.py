@@ -7,7 +7,7 @@ import pytest
 
 from tailwise.loader import Loader
 from tailwise.loader.dataset import WANTED_BATCHES
-from tailwise.loader.stores import LocalStore
+from tailwise.shards.ranges import LocalStore
 
 OPTIONS = {"batch_size": 16, "lanes": 8, "block": 20}
 

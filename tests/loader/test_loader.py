@@ -21,12 +21,12 @@ import torch
 from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.loader import Loader
-from tailwise.loader.locations import ensure_locations
 from tailwise.loader.units import units_of
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
 from tailwise.shards.decode import decode_rgb
-from tailwise.stages.plan import make_plan
+from tailwise.shards.locations import ensure_locations
+from tailwise.steps.planning.plan import make_plan
 from tailwise.storage.local import locked
 
 OPTIONS = {"lanes": 8, "block": 40, "seed": 3}

@@ -10,8 +10,8 @@ from tailwise.errors import UserError
 from tailwise.loader import order as order_module
 from tailwise.loader.order import MOST_LANES, SUPER_BATCH, choose_lanes
 from tailwise.requests import PlanRequest
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 
 PLANS = ("stream", "dbp", "static", "ranked", "bernoulli", "often", "all", "rates")
 

@@ -1,12 +1,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailwise.loader.recent import Recent
+from tailwise.storage.lru import LRUCache
 
 
 @given(st.lists(st.integers(0, 6), max_size=40), st.integers(1, 4))
 def test_it_holds_the_latest_used(asked, most):
-    recent: Recent[int, str] = Recent(most)
+    recent: LRUCache[int, str] = LRUCache(most)
     expected, made = [], []
     for key in asked:
         before = len(made)
@@ -20,14 +20,14 @@ def test_it_holds_the_latest_used(asked, most):
 
 
 def test_there_is_room_for_what_is_made():
-    recent: Recent[int, int] = Recent(3)
+    recent: LRUCache[int, int] = LRUCache(3)
     for key in range(6):
         recent.get(key, lambda: len(recent))
     assert recent.values() == [2, 2, 2]  # others held while each was made
 
 
 def test_what_could_not_be_made_is_asked_for_again():
-    recent: Recent[str, int | None] = Recent(2)
+    recent: LRUCache[str, int | None] = LRUCache(2)
     answers = iter([None, 7])
     assert recent.get("a", lambda: next(answers)) is None
     assert len(recent) == 0

@@ -21,10 +21,10 @@ from tailwise.loader.webdataset import select
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
 from tailwise.shards.fingerprint import BLOCK_BYTES
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
-from tailwise.stages.relocate import relocate
-from tailwise.stages.remove import remove
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.upkeep.relocate import relocate
+from tailwise.steps.upkeep.remove import remove
 
 OPTIONS = {"lanes": 8, "block": 40, "batch_size": 16}
 REQUESTS = {

@@ -8,8 +8,8 @@ import pytest
 from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.loader.shards import CHECKS, Damage, check_shards
-from tailwise.loader.stores import open_store
-from tailwise.stages.import_pool import import_pool
+from tailwise.shards.ranges import open_store
+from tailwise.steps.importing.pool import import_pool
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from tailwise.loader.sections import Sections
 from tailwise.loader.substitutes import Substitutes
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 
 OPTIONS = {"lanes": 8, "block": 40, "batch_size": 16, "on_damaged": "replace", "max_replaced": 1.0}
 

@@ -13,9 +13,9 @@ from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.loader.webdataset import select
 from tailwise.requests import ClusterRequest, PlanRequest
-from tailwise.stages.cluster import cluster
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 
 wds = pytest.importorskip("webdataset")
 SIZES = (40, 25, 33, 30, 12)

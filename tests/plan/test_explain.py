@@ -8,8 +8,8 @@ from tailwise.plan import METHODS
 from tailwise.plan.explain import explain
 from tailwise.plan.methods import PICKS
 from tailwise.requests import ClusterRequest, PlanRequest, ScoreRequest
-from tailwise.stages.cluster import cluster
-from tailwise.stages.plan import make_plan
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.planning.plan import make_plan
 
 # A score that every pool has, for the methods that go by one.
 SCORES = {

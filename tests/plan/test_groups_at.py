@@ -8,8 +8,8 @@ from tailwise.errors import UserError
 from tailwise.plan import Plan
 from tailwise.plan import plan as module
 from tailwise.requests import ClusterRequest, PlanRequest
-from tailwise.stages.cluster import cluster
-from tailwise.stages.plan import make_plan
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.planning.plan import make_plan
 
 
 @pytest.mark.parametrize("group", [6, 2**31 - 1])

@@ -24,7 +24,7 @@ from tailwise.plan.methods import (
 )
 from tailwise.plan.quotas import UNITS
 from tailwise.plan.weights import Clusters
-from tailwise.stages.plan_weighted import quotas_of
+from tailwise.steps.planning.weighted import quotas_of
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)
 

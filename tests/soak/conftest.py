@@ -20,7 +20,7 @@ MODULES = (
     "pyarrow.parquet",
     "pyarrow.dataset",
     "PIL.Image",
-    "tailwise.stages.cluster",
+    "tailwise.steps.clustering.cluster",
     "tailwise.plan.plan",
 )
 

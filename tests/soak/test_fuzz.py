@@ -27,17 +27,17 @@ from tailwise.plan.plan import Plan
 from tailwise.progress import silent
 from tailwise.recipes.recipe import load_recipe
 from tailwise.requests import FilterRequest, GroupRequest, PlanRequest
+from tailwise.shards.columns import count_rows
 from tailwise.shards.decode import ImageError, decode_rgb
-from tailwise.sources.columns import count_rows
+from tailwise.shards.webdataset import read_shard
 from tailwise.sources.datacomp import read_metadata
-from tailwise.sources.webdataset import read_shard
-from tailwise.stages.filter import filter_samples
-from tailwise.stages.group import group
-from tailwise.stages.match_entries import read_entries
-from tailwise.stages.plan import make_plan
-from tailwise.stages.remove import read_names
-from tailwise.stages.status import status
-from tailwise.stages.why import why
+from tailwise.steps.grouping.group import group
+from tailwise.steps.grouping.match import read_entries
+from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.scoring.filter import filter_samples
+from tailwise.steps.upkeep.remove import read_names
+from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.why import why
 
 SECONDS = 20  # that one input may take
 ODD = (

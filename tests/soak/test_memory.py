@@ -167,7 +167,7 @@ except UserError as error:
 KEYS = """
 import pathlib, sys
 from tailwise.errors import UserError
-from tailwise.stages.remove import read_names
+from tailwise.steps.upkeep.remove import read_names
 try:
     read_names(pathlib.Path(sys.argv[1]))
 except UserError as error:
@@ -176,7 +176,7 @@ except UserError as error:
 COLUMN = """
 import pathlib, sys
 from tailwise.errors import UserError
-from tailwise.stages.group import _open
+from tailwise.steps.grouping.group import _open
 try:
     for keys, values in _open(pathlib.Path(sys.argv[1]), "group")[1]:
         pass

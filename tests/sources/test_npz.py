@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.sources.columns import DAMAGE
+from tailwise.shards.columns import DAMAGE
 from tailwise.sources.npz import open_member, read_member
 
 ROWS = np.arange(24, dtype=np.float16).reshape(6, 4)

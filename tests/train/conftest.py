@@ -12,8 +12,8 @@ from tailwise.catalog import Catalog
 from tailwise.demo.pool import make_pool
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
-from tailwise.stages.import_pool import import_pool
-from tailwise.stages.plan import make_plan
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 
 pytest.importorskip("open_clip_train.main", reason="open_clip's trainer isn't installed")
 

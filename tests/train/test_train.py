@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.requests import PlanRequest, TrainRequest
-from tailwise.stages.plan import make_plan
+from tailwise.steps.planning.plan import make_plan
 from tailwise.train.guard import find_trainer
 from tailwise.train.launch import train
 from tailwise.train.phases import decide

@@ -88,7 +88,7 @@ class Part:
 
 
 class Catalog:
-    """A folder with one table of samples. Row order is fixed at import; stages add columns."""
+    """A folder with one table of samples. Row order is fixed at import; steps add columns."""
 
     def __init__(self, folder: Path) -> None:
         """Use `Catalog.open` or `Catalog.create`."""

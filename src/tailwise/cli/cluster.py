@@ -30,8 +30,8 @@ def cluster(catalog: CatalogPath, request: ClusterRequest, as_json: AsJson = Fal
       tailwise cluster my-catalog --extends main --name main-2  (new shards were imported: their samples join the old clusters)
     """
     from tailwise.cli.printing import print_json, print_sizes
-    from tailwise.stages.cluster import cluster as run
-    from tailwise.stages.unused_lists import unused_by_clustering
+    from tailwise.steps.clustering.cluster import cluster as run
+    from tailwise.steps.planning.unused_lists import unused_by_clustering
 
     opened, name = open_catalog(catalog), request.name
     made = with_bars(lambda track: run(opened, request, track))

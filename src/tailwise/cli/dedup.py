@@ -13,8 +13,8 @@ from tailwise.requests import DedupRequest
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
-    from tailwise.stages.dedup import Deduplication
-    from tailwise.stages.suggest import Suggestion
+    from tailwise.steps.dedup.dedup import Deduplication
+    from tailwise.steps.dedup.suggest import Suggestion
 
 
 @app.command()
@@ -43,8 +43,8 @@ def dedup(
       tailwise dedup my-catalog --epsilon 0.05 --clustering main-2 --extends duplicates --name duplicates-2
     """
     from tailwise.cli.printing import print_json
-    from tailwise.stages.dedup import dedup as run
-    from tailwise.stages.suggest import suggest as make_guide
+    from tailwise.steps.dedup.dedup import dedup as run
+    from tailwise.steps.dedup.suggest import suggest as make_guide
 
     opened = open_catalog(catalog)
     if suggest:

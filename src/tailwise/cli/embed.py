@@ -29,7 +29,7 @@ def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) 
     from dataclasses import asdict
 
     from tailwise.cli.printing import print_json, print_rejections, rejected_json
-    from tailwise.stages.embed import embed as run
+    from tailwise.steps.embedding.embed import embed as run
 
     opened = open_catalog(catalog)
     report = with_bars(lambda track: run(opened, request, track))

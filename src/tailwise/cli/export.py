@@ -85,7 +85,7 @@ def _export(
     from tailwise.export import export as run
     from tailwise.export import export_figures
     from tailwise.export.shards import REJECTED, left_out
-    from tailwise.stages.unused_lists import unused_by_plan
+    from tailwise.steps.planning.unused_lists import unused_by_plan
 
     made = open_plan(catalog, name)
     written = with_bars(

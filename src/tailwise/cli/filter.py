@@ -12,7 +12,7 @@ from tailwise.cli.requests import takes
 from tailwise.requests import FilterRequest
 
 if TYPE_CHECKING:
-    from tailwise.stages.filter import Filtered
+    from tailwise.steps.scoring.filter import Filtered
 
 
 @app.command("filter")
@@ -43,7 +43,7 @@ def filter_(
       tailwise filter my-catalog --by clip_l14_similarity_score --file metadata.parquet --min 0.28
     """
     from tailwise.cli.printing import print_json
-    from tailwise.stages.filter import filter_samples, try_filter
+    from tailwise.steps.scoring.filter import filter_samples, try_filter
 
     opened = open_catalog(catalog)
     made = with_bars(lambda track: (try_filter if dry_run else filter_samples)(opened, request, track))

@@ -28,8 +28,8 @@ def group(catalog: CatalogPath, request: GroupRequest, as_json: AsJson = False) 
       tailwise plan my-catalog epochs --method dynamics --keep 0.5 --clustering concepts
     """
     from tailwise.cli.printing import print_json, print_sizes
-    from tailwise.stages.group import group as run
-    from tailwise.stages.unused_lists import unused_by_clustering
+    from tailwise.steps.grouping.group import group as run
+    from tailwise.steps.planning.unused_lists import unused_by_clustering
 
     opened = open_catalog(catalog)
     made = with_bars(lambda track: run(opened, request, track))
@@ -58,7 +58,7 @@ def group(catalog: CatalogPath, request: GroupRequest, as_json: AsJson = False) 
 
 
 def _print_matches(summary: Mapping[str, Any]) -> None:
-    from tailwise.stages.group_entries import quoted
+    from tailwise.steps.grouping.entries import quoted
 
     given, ignoring = summary["matched_as_given"], summary["matched_ignoring_case"]
     say(f"of {summary['taking_part']:,} captions, {given:,} hold an entry as it is written, {ignoring:,} ignoring case")

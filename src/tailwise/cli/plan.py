@@ -25,7 +25,7 @@ from tailwise.requests import PlanRequest
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.plan.plan import Plan
-    from tailwise.stages.candidates import LeftOut
+    from tailwise.steps.planning.candidates import LeftOut
 
 
 @app.command()
@@ -62,8 +62,8 @@ def plan(
     """
     from tailwise.cli.printing import print_json
     from tailwise.plan.explain import first_epoch
-    from tailwise.stages.plan import make_plan
-    from tailwise.stages.unused_lists import left_out_of_plan, unused_by_plan
+    from tailwise.steps.planning.plan import make_plan
+    from tailwise.steps.planning.unused_lists import left_out_of_plan, unused_by_plan
 
     opened = open_catalog(catalog)
     if methods is not None:
@@ -153,7 +153,7 @@ def explain(
     from tailwise.cli.printing import print_clusters, print_explanation, print_json
     from tailwise.plan.explain import cluster_list
     from tailwise.plan.explain import explain as figures
-    from tailwise.stages.unused_lists import unused_by_plan
+    from tailwise.steps.planning.unused_lists import unused_by_plan
 
     made = open_plan(catalog, name)
     explanation = figures(made, epochs)

@@ -38,7 +38,7 @@ def import_(
       tailwise import datacomp/metadata my-catalog --embedding b32
     """
     from tailwise.cli.printing import print_json, print_rejections, rejected_json
-    from tailwise.stages.import_pool import import_pool
+    from tailwise.steps.importing.pool import import_pool
 
     if len(paths) < 2:
         raise UserError("give at least one SOURCE, and the CATALOG last")
@@ -87,7 +87,7 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
       tailwise status my-catalog
     """
     from tailwise.cli.printing import print_json, print_table
-    from tailwise.stages.status import status as figures
+    from tailwise.steps.upkeep.status import status as figures
 
     found = figures(open_catalog(catalog))
     if as_json:
@@ -113,8 +113,8 @@ def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
       tailwise verify my-catalog
     """
     from tailwise.cli.printing import print_json
-    from tailwise.stages.verify import broken_inputs
-    from tailwise.stages.verify import verify as run
+    from tailwise.steps.upkeep.verify import broken_inputs
+    from tailwise.steps.upkeep.verify import verify as run
 
     opened = open_catalog(catalog)
     count, bad = with_bars(lambda track: run(opened, track))
@@ -145,7 +145,7 @@ def relocate(
 
       tailwise relocate my-catalog /data/pool s3://bucket/pool
     """
-    from tailwise.stages.relocate import relocate as run
+    from tailwise.steps.upkeep.relocate import relocate as run
 
     if not old.strip("/") or not new.strip("/") or old == new:
         raise UserError(f"relocate {old!r} {new!r}: give the old leading folder and another new one")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from tailwise.catalog.rejections import Rejections
     from tailwise.plan.explain import Explanation
-    from tailwise.stages.report import Rejections
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401  (JSON values)

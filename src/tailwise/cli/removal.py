@@ -34,7 +34,7 @@ def remove(
       tailwise remove my-catalog --keys takedown.parquet --dry-run
     """
     from tailwise.cli.printing import print_json
-    from tailwise.stages.remove import remove as run
+    from tailwise.steps.upkeep.remove import remove as run
 
     opened = open_catalog(catalog)
     report = with_bars(lambda track: run(opened, keys, reason=reason, dry_run=dry_run, track=track))
@@ -92,7 +92,7 @@ def excluded(
     """
     from tailwise.cli.printing import print_json, print_table
     from tailwise.plan.plan import Plan
-    from tailwise.stages.excluded import write_excluded
+    from tailwise.steps.upkeep.excluded import write_excluded
 
     opened = open_catalog(catalog)
     made = None if plan is None else Plan(opened, plan)
@@ -127,7 +127,7 @@ def why(
       tailwise why my-catalog 000001234 --plan epochs
     """
     from tailwise.cli.printing import print_json
-    from tailwise.stages.why import why as run
+    from tailwise.steps.upkeep.why import why as run
 
     story = run(open_catalog(catalog), key, plan)
     if as_json:

@@ -214,7 +214,7 @@ def _check_names(steps: list[Step], catalog: Path) -> None:
     """Refuses steps that name what neither an earlier step makes nor the catalog holds, and methods that don't exist."""
     from tailwise.catalog.kinds import KINDS
     from tailwise.plan.methods import METHODS
-    from tailwise.stages.plan import BY_RATE
+    from tailwise.steps.planning.plan import BY_RATE
 
     made: set[tuple[str, str]] = set()
     trained: set[Path] = set()
@@ -517,8 +517,8 @@ def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sou
 
 def _samples(opened: Catalog | None, sources: list[str]) -> tuple[int, str]:
     """How many samples there are, or about how many there will be: by the first tar, if nothing is imported yet."""
+    from tailwise.shards.webdataset import read_shard
     from tailwise.sources import find
-    from tailwise.sources.webdataset import read_shard
 
     if opened is not None and opened.snapshots():
         return opened.snapshot().rows, ""

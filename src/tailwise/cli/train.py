@@ -45,7 +45,7 @@ def train(
     if settings is None:
         require_model(open_clip or [])  # before the seconds that the trainer takes to import
 
-    from tailwise.stages.unused_lists import unused_by_plan
+    from tailwise.steps.planning.unused_lists import unused_by_plan
     from tailwise.train.launch import train as run
 
     for phase in settings.phases if settings is not None else ():

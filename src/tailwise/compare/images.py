@@ -15,11 +15,11 @@ from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, digest, read_array
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
-from tailwise.loader.locations import Locations, ensure_locations
-from tailwise.loader.stores import open_shards, read_samples
 from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
+from tailwise.shards.locations import Locations, ensure_locations
+from tailwise.shards.ranges import open_shards, read_samples
 from tailwise.storage.local import locked, replacing
 
 if TYPE_CHECKING:

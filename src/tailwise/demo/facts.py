@@ -15,9 +15,9 @@ import torch
 from tailwise.catalog import Catalog
 from tailwise.catalog.drops import DropList
 from tailwise.evaluate.metrics import thirds
-from tailwise.loader.locations import Locations
-from tailwise.loader.stores import sample_ranges
 from tailwise.plan.plan import Plan
+from tailwise.shards.locations import Locations
+from tailwise.shards.ranges import sample_ranges
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.errors import UserError
+from tailwise.shards.webdataset import read_shard
 from tailwise.sources import Found, find
-from tailwise.sources.webdataset import read_shard
 from tailwise.storage.remote import is_remote
 
 BLOCK_BYTES = 512  # of a tar; two empty blocks end it

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog import Catalog
 from tailwise.errors import UserError
-from tailwise.executors.local import map_ordered
+from tailwise.execution.local import map_ordered
 from tailwise.kernels.matching import EntryMatcher, space_out
 from tailwise.progress import Track, silent
 from tailwise.sources.delimited import parse_json, read_rows, read_text

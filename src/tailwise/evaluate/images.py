@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tailwise.errors import UserError
-from tailwise.executors.local import as_it_is, begin_worker, default_workers
+from tailwise.execution.local import as_it_is, begin_worker, default_workers
 from tailwise.progress import Track
+from tailwise.shards.compressed import MAGIC_BYTES, compression_of
 from tailwise.shards.decode import UNREADABLE, ImageError, decode_rgb, too_long
-from tailwise.sources.compressed import MAGIC_BYTES, compression_of
-from tailwise.sources.grouping import group_members, image_of
-from tailwise.sources.tar import index_tar
-from tailwise.sources.webdataset import read_member
+from tailwise.shards.grouping import group_members, image_of
+from tailwise.shards.tar import index_tar
+from tailwise.shards.webdataset import read_member
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import open_whole
 

@@ -19,7 +19,7 @@ from tailwise.errors import UserError
 from tailwise.export.drawn import DrawnPart, drawn_parts, publishing
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.sources.webdataset import hashed_uid
+from tailwise.shards.webdataset import hashed_uid
 
 UID = np.dtype("u8,u8")
 _REMEDY = "export `to` shards (new tars, with uids in their .json), or `to` parquet or keys"

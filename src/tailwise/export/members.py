@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.loader.stores import ADJACENT_BYTES, Store
+from tailwise.shards.ranges import ADJACENT_BYTES, Store
 
 Members = tuple[bytes | None, ...]
 Content = bytes | memoryview | OSError

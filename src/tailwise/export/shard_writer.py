@@ -20,8 +20,8 @@ from tailwise.catalog.files import read_json, write_json, write_table
 from tailwise.export.members import Members, member_ranges, read_members
 from tailwise.export.shuffled import COPY_FIELDS, read_positions
 from tailwise.export.tar_file import write_end, write_member
-from tailwise.loader.stores import Store, open_shards
 from tailwise.shards.fingerprint import comparable_shards
+from tailwise.shards.ranges import Store, open_shards
 from tailwise.storage.local import replacing
 
 READ_BYTES = 64 << 20  # of members that one process holds at a time

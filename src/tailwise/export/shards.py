@@ -20,7 +20,7 @@ from tailwise.catalog.files import digest, read_json, read_table, write_json, wr
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals
 from tailwise.errors import NotFoundError, UserError
-from tailwise.executors.local import default_workers, map_ordered
+from tailwise.execution.local import default_workers, map_ordered
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.shard_writer import CACHE_BYTES, SUCCESS, ShardWriter
 from tailwise.export.shuffled import Epoch, survey, write_runs

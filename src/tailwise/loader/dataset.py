@@ -17,11 +17,11 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
-from tailwise.loader.locations import Locations
 from tailwise.loader.order import Block, Order
-from tailwise.loader.stores import Store, read_samples, sample_ranges
 from tailwise.loader.substitutes import Substitutes
 from tailwise.shards.decode import ImageError
+from tailwise.shards.locations import Locations
+from tailwise.shards.ranges import Store, read_samples, sample_ranges
 
 WANTED_BATCHES = 4  # of a worker, that a remote store fetches ahead
 WANTED_ROWS = 600_000  # of a block, likewise

@@ -21,20 +21,20 @@ from torch.utils.data import DataLoader, Sampler
 
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
-from tailwise.executors.local import as_it_is, begin_worker
+from tailwise.execution.local import as_it_is, begin_worker
 from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform
-from tailwise.loader.locations import Locations, ensure_locations
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
 from tailwise.loader.replaced import Counts, ReplacedSamples, check_appendable
 from tailwise.loader.shards import check_shards, require_bytes
-from tailwise.loader.stores import open_shards
 from tailwise.loader.threads import read_ahead
 from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
+from tailwise.shards.locations import Locations, ensure_locations
+from tailwise.shards.ranges import open_shards
 
 DEFAULT_CACHE_BYTES = 32_000_000_000
 MANY_ROWS = 4_000_000  # of a plan, whose counting takes a while

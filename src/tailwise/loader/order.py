@@ -22,10 +22,10 @@ from tailwise.errors import UserError
 from tailwise.kernels.compose import deal, pick_diverse
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.spacing import space_out
-from tailwise.loader.recent import Recent
 from tailwise.loader.sections import Samples, Section, Sections
 from tailwise.loader.units import SIZE, units_of
 from tailwise.plan.plan import Plan
+from tailwise.storage.lru import LRUCache
 
 Composition = Literal["shuffle", "spread", "diverse"]
 COMPOSITIONS: tuple[str, ...] = get_args(Composition)
@@ -128,8 +128,8 @@ class Order:
         self._totals: dict[int, int] = {}
         self._bounds = [0]  # of spans, in batches
         self._next_section = 0
-        self._spans: Recent[tuple[int, int, int], Samples] = Recent(KEPT_SPANS)
-        self._chunks: Recent[tuple[int, int], Samples] = Recent(KEPT_CHUNKS)
+        self._spans: LRUCache[tuple[int, int, int], Samples] = LRUCache(KEPT_SPANS)
+        self._chunks: LRUCache[tuple[int, int], Samples] = LRUCache(KEPT_CHUNKS)
 
     @cached_property
     def identity(self) -> str:

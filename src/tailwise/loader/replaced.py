@@ -11,7 +11,7 @@ import numpy as np
 
 from tailwise.errors import UserError
 from tailwise.loader.dataset import Batch, BatchDataset
-from tailwise.loader.locations import Names
+from tailwise.shards.locations import Names
 
 FEW = 100  # replacements that are always borne, whatever their share
 

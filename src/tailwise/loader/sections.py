@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import lane_positions, next_prime, permutation, stream_key
-from tailwise.loader.recent import Recent
 from tailwise.loader.units import COPY, SIZE, units_of
 from tailwise.plan.plan import MAX_EPOCH, Plan
+from tailwise.storage.lru import LRUCache
 
 KEPT_LAYOUTS = 4  # epochs whose units are kept in memory
 KEPT_ROWS = 1 << 22  # row numbers of drawn units that a process keeps: 32 MB
@@ -79,7 +79,7 @@ class Sections:
         self._sections: list[Section] = []
         self._next_epoch = first_epoch
         self._carry = Samples(np.empty(0, np.int64), np.empty(0, np.int32))
-        self._layouts: Recent[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = Recent(KEPT_LAYOUTS)
+        self._layouts: LRUCache[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = LRUCache(KEPT_LAYOUTS)
         self._rows: OrderedDict[tuple[int, int, int], npt.NDArray[np.int64]] = OrderedDict()
         self._kept = 0
 

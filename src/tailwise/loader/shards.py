@@ -11,7 +11,7 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.schema import FINGERPRINT, has_bytes
 from tailwise.errors import UserError
-from tailwise.executors.local import default_workers, map_ordered
+from tailwise.execution.local import default_workers, map_ordered
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.shards.fingerprint import (
@@ -22,7 +22,7 @@ from tailwise.shards.fingerprint import (
     comparable_shards,
     shard_blocks,
 )
-from tailwise.sources.webdataset import checksum_shard
+from tailwise.shards.webdataset import checksum_shard
 from tailwise.storage.errors import RemoteError, RemoteUnsupportedError
 from tailwise.storage.remote import forget_failures
 from tailwise.text import command_line, did_you_mean

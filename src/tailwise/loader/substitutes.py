@@ -10,9 +10,9 @@ import numpy.typing as npt
 from tailwise.catalog.removals import NOTHING_REMOVED, Removals
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.substitutes import match_left_out
-from tailwise.loader.recent import Recent
 from tailwise.loader.sections import Sections
 from tailwise.plan.plan import Plan
+from tailwise.storage.lru import LRUCache
 
 ATTEMPTS = 64  # other shards that are asked; where none has a readable row to spare, the pool is lost
 KEPT_SHARDS = 64
@@ -24,7 +24,7 @@ class Substitutes:
     def __init__(self, plan: Plan, sections: Sections, removals: Removals = NOTHING_REMOVED) -> None:
         """Takes the plan, what knows its draws, and the rows that nobody may see."""
         self._plan, self._sections, self._removals = plan, sections, removals
-        self._matches: Recent[tuple[int, int], npt.NDArray[np.int64]] = Recent(KEPT_SHARDS)
+        self._matches: LRUCache[tuple[int, int], npt.NDArray[np.int64]] = LRUCache(KEPT_SHARDS)
 
     def of(self, row: int, epoch: int) -> Iterator[int]:
         """Rows to try in place of `row`, best first.

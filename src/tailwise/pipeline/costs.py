@@ -19,7 +19,7 @@ PLANNED = 4_000_000
 WRITTEN = 150_000
 RESHARDED = 10_000
 PROBE = 768  # rows and columns of the matrices that are multiplied to measure
-SHARE = 0.4  # of that speed that the stages reach
+SHARE = 0.4  # of that speed that the steps reach
 
 
 @dataclass(frozen=True)

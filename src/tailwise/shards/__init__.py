@@ -1,1 +1,1 @@
-"""Samples in the user's files: containers, and the decoder of their images."""
+"""Containers of samples: their index, fingerprint, byte ranges, and the decoder of their images."""

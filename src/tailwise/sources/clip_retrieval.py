@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from tailwise.sources.columns import DAMAGE, count_rows, open_table, texts
+from tailwise.shards.columns import DAMAGE, count_rows, open_table, texts
 from tailwise.sources.embedding_files import (
     BadPartition,
     Naming,

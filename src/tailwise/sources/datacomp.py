@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.schema import NO_OFFSET, REJECTED_SCHEMA
-from tailwise.sources.columns import (
+from tailwise.shards.columns import (
     BATCH_ROWS,
     DAMAGE,
     TOO_LONG,
@@ -30,6 +30,7 @@ from tailwise.sources.columns import (
     uid_texts,
     whole_sides,
 )
+from tailwise.shards.webdataset import ShardContent, samples_schema
 from tailwise.sources.embedding_files import (
     BadPartition,
     Naming,
@@ -40,7 +41,6 @@ from tailwise.sources.embedding_files import (
 )
 from tailwise.sources.npz import open_member, read_member
 from tailwise.sources.stored_rows import StoredRows
-from tailwise.sources.webdataset import ShardContent, samples_schema
 
 MEMBERS = {"image": "img", "text": "txt"}  # by column
 EMBEDDINGS = ("l14", "b32")

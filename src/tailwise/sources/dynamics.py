@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tailwise.shards.columns import DAMAGE
 from tailwise.sources.clip_retrieval import FOLDERS, NamedArray, numbered_files
-from tailwise.sources.columns import DAMAGE
 from tailwise.sources.embedding_files import BadPartition
 from tailwise.sources.stored_rows import StoredRows
 

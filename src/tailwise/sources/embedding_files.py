@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.sources.columns import MAX_DIMENSION
+from tailwise.shards.columns import MAX_DIMENSION
 from tailwise.sources.stored_rows import StoredRows
 
 FLOATS = (np.float16, np.float32, np.float64)

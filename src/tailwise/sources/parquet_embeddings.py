@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.files import create_array, read_array
-from tailwise.sources.columns import (
+from tailwise.shards.columns import (
     BATCH_ROWS,
     DAMAGE,
     count_rows,

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.keys import ABSENT, AMBIGUOUS
-from tailwise.sources.grouping import split_name
+from tailwise.shards.grouping import split_name
 
 _TAR = ".tar/"
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.npy import Header, read_header
-from tailwise.kernels.pread import pread_many
+from tailwise.storage.pread import pread_many
 
 
 class StoredRows:

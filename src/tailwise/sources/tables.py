@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from tailwise.errors import UserError
+from tailwise.shards.columns import DAMAGE, is_vectors
 from tailwise.sources.clip_retrieval import find_partitions
-from tailwise.sources.columns import DAMAGE, is_vectors
 from tailwise.sources.parquet_embeddings import choose_columns
 from tailwise.sources.tar_files import expand
 

@@ -13,10 +13,11 @@ from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
 from tailwise.errors import UserError
-from tailwise.sources.compressed import REMEDY, is_compressed_tar
-from tailwise.sources.grouping import is_harmless, is_utf8
+from tailwise.shards.compressed import REMEDY, is_compressed_tar
+from tailwise.shards.grouping import is_harmless
 from tailwise.storage.errors import RemoteError, RemoteNotFoundError
 from tailwise.storage.remote import call, filesystem, is_remote, sizes_of
+from tailwise.text import is_utf8
 
 _MAGIC = "*?[{"
 _SHOWN_MISSING = 3

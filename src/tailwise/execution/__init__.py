@@ -1,0 +1,1 @@
+"""Executors run map work; the steps do not know which."""

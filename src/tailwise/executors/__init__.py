@@ -1,1 +1,0 @@
-"""Executors run map work; stages don't know which."""

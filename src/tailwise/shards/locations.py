@@ -1,0 +1,207 @@
+"""Where the bytes of each sample lie: a dense column of the catalog, made once from its Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array
+from tailwise.errors import DamagedError, UserError
+from tailwise.mapped import release_pages
+from tailwise.progress import Track, silent
+from tailwise.storage.local import locked, replacing
+from tailwise.storage.lru import LRUCache
+
+LOCATION = np.dtype(
+    [("image_offset", "<i8"), ("caption_offset", "<i8"), ("image_bytes", "<i4"), ("caption_bytes", "<i4")]
+)
+BATCH_ROWS = 65_536
+OPEN_PARTS = 128  # every map holds a file descriptor
+RELEASE_AFTER_ROWS = 1 << 20
+
+
+def locations_path(catalog: Catalog, part: Part) -> Path:
+    """The `.npy` file with the locations of one part."""
+    return catalog.folder / layout.LOCATIONS / f"{part.name}{layout.ARRAY}"
+
+
+def ensure_locations(catalog: Catalog, snapshot: Snapshot, track: Track = silent) -> None:
+    """Makes `locations/part-….npy` (LOCATION [rows]; 24 bytes a row) for the parts of a snapshot that lack it.
+
+    Memory is bounded by BATCH_ROWS. Several processes may call it at once: one works, the others wait.
+
+    Args:
+        catalog: where to.
+        snapshot: whose parts.
+        track: shows progress.
+
+    Raises:
+        UserError: the catalog can't be written to, a Parquet file is missing or damaged, or a sample has 2 GiB or more.
+    """
+    if not any(True for _ in _lacking(catalog, snapshot)):
+        return  # without the lock, so that a complete catalog may be read-only
+    try:
+        with locked(catalog.folder / layout.LOCATIONS / layout.LOCK, "locations", wait=True):
+            parts = list(_lacking(catalog, snapshot))
+            for part in track(parts, "locating samples", len(parts)):
+                _write(catalog, part)
+    except OSError as error:
+        raise UserError(
+            f"can't write {catalog.folder / layout.LOCATIONS} ({error.strerror or error}): make the catalog writable and have room "
+            f"for {24 * snapshot.rows:,} bytes there the first time it is loaded from; afterwards it may be read-only"
+        ) from error
+
+
+def _lacking(catalog: Catalog, snapshot: Snapshot) -> Iterator[Part]:
+    """The parts without locations; of those that have them only the header is read here."""
+    for part in catalog.parts(snapshot):
+        path = locations_path(catalog, part)
+        try:
+            array = read_array(path)
+        except (OSError, ValueError, EOFError):
+            yield part
+            continue
+        if not layout.marker(path).exists() or array.shape != (part.rows,) or array.dtype != LOCATION:
+            yield part
+
+
+def _write(catalog: Catalog, part: Part) -> None:
+    source = check_file(catalog.samples_path(part.number))
+    names = list(LOCATION.names or ())
+    with replacing(locations_path(catalog, part), unique=True) as temporary:
+        out = create_array(temporary, (part.rows,), LOCATION)
+        done = 0
+        try:
+            with pq.ParquetFile(source) as file:
+                for batch in file.iter_batches(BATCH_ROWS, columns=names):
+                    for name in names:
+                        values = batch.column(name).cast(pa.from_numpy_dtype(LOCATION[name]))
+                        out[name][done : done + len(batch)] = values
+                    done += len(batch)
+        except (FileNotFoundError, pa.ArrowException, ValueError) as error:
+            raise DamagedError(
+                f"{source} is missing or damaged ({error}): restore it, or import the pool anew"
+            ) from error
+        if done != part.rows:
+            raise UserError(f"{source} has {done:,} of {part.rows:,} rows: restore it, or import the pool anew")
+        del out
+    note_digest(locations_path(catalog, part))
+
+
+class _Rows:
+    """Splits rows of a snapshot by part."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+        self._first = np.array([part.first_row for part in parts], np.int64)
+        self._rows = parts[-1].span.stop if parts else 0
+
+    def by_part(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[Part, slice | npt.NDArray[np.int64]]]:
+        """Each part that has some of `rows`, and where in `rows` they stand."""
+        if not len(rows):
+            return
+        low, high = int(rows.min()), int(rows.max())
+        if low < 0 or high >= self._rows:
+            raise IndexError(f"row {low if low < 0 else high} is not among 0 … {self._rows - 1}")
+        first, last = np.searchsorted(self._first, (low, high), "right") - 1
+        if first == last:
+            yield self.parts[first], slice(None)
+            return
+        numbers = np.searchsorted(self._first, rows, "right") - 1
+        order = np.argsort(numbers, kind="stable")
+        ends = np.flatnonzero(np.diff(numbers[order], append=-1)) + 1
+        start = 0
+        for end in ends.tolist():
+            yield self.parts[numbers[order[start]]], order[start:end]
+            start = end
+
+
+class Locations:
+    """The locations of a snapshot's samples. Maps files when they are needed; may be pickled, and then opens them again."""
+
+    def __init__(self, catalog: Catalog, snapshot: Snapshot) -> None:
+        """Opens nothing yet; `ensure_locations` must have been called once."""
+        self._catalog, self._snapshot = catalog, snapshot
+        self._rows = _Rows(catalog.parts(snapshot))
+        self._maps: LRUCache[int, npt.NDArray[Any]] = LRUCache(OPEN_PARTS)
+        self._read_rows = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the maps."""
+        return {**self.__dict__, "_maps": LRUCache(OPEN_PARTS)}
+
+    def _map(self, part: Part) -> npt.NDArray[Any]:
+        path = locations_path(self._catalog, part)
+        array = map_cache(path)
+        if array is None:  # damaged since this process began
+            with suppress(OSError):  # of a catalog that is read-only: refused below
+                layout.marker(path).unlink(missing_ok=True)
+            ensure_locations(self._catalog, self._snapshot)
+            array = map_array(path)
+        if array.shape != (part.rows,) or array.dtype != LOCATION:
+            raise UserError(f"{path} has {len(array):,} rows, its part {part.rows:,}: delete it, it is made anew")
+        return array
+
+    def of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The locations of rows of any parts, in any order.
+
+        Args:
+            rows: int64 [n], rows of the snapshot.
+
+        Returns:
+            LOCATION [n].
+
+        Raises:
+            IndexError: a row that the snapshot doesn't have.
+            UserError: the file of a part is missing or damaged.
+        """
+        out = np.empty(len(rows), LOCATION)
+        for part, where in self._rows.by_part(rows):
+            locations = self._maps.get(part.number, partial(self._map, part))
+            out[where] = locations[rows[where] - part.first_row]
+        self._read_rows += len(rows)
+        if self._read_rows > RELEASE_AFTER_ROWS:  # else all pages would come to count as this process's
+            self._read_rows = 0
+            for array in self._maps.values():
+                release_pages(array)
+        return out
+
+
+class Names:
+    """Keys and uids of a snapshot's samples, for logs: reads only the row groups of the catalog's Parquet files it needs."""
+
+    def __init__(self, catalog: Catalog, snapshot: Snapshot) -> None:
+        """Opens nothing yet."""
+        self._catalog = catalog
+        self._rows = _Rows(catalog.parts(snapshot))
+
+    def of(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
+        """The (key, uid as 32 hexadecimal digits) of each row, in order.
+
+        Args:
+            rows: int64 [n], rows of the snapshot.
+
+        Raises:
+            IndexError: a row that the snapshot doesn't have.
+            UserError: a Parquet file is missing or damaged.
+        """
+        names = [("", "")] * len(rows)
+        for part, where in self._rows.by_part(rows):
+            table = self._catalog.samples_at(part.number, rows[where] - part.first_row, ["key", "uid"])
+            columns = (
+                np.arange(len(rows))[where].tolist(),
+                *(table.column(name).to_pylist() for name in ("key", "uid")),
+            )
+            for position, key, uid in zip(*columns, strict=True):
+                names[position] = key, uid.hex()
+        return names

@@ -1,0 +1,433 @@
+"""Remote tars (s3, http, gs, … by fsspec), read through a bounded cache on disk that all processes of the machine share."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import heapq
+import io
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.errors import UserError
+from tailwise.shards.fingerprint import EVERY, SOME, ChangedShardError, Read, blocks_of_url, check_fingerprint
+from tailwise.storage.errors import NoRangesError, RemoteError
+from tailwise.storage.latency_model import LinkEstimate
+from tailwise.storage.lru import LRUCache
+from tailwise.storage.range_cache import Claim, RangeCache, State
+from tailwise.storage.remote import download, read_range
+from tailwise.storage.spans import OpenFile, Span, Spans, coalesce
+from tailwise.text import redacted
+
+CONNECTIONS = 16  # of each process
+CLAIMS_AT_ONCE = 16
+GAP_SHARE = 0.5  # of what a request is worth: unwanted bytes also take room in the cache
+MAX_OPEN_RANGES = 256
+MAX_WANTED = 1 << 20  # ranges; further hints are dropped
+TOUCH_SECONDS = 1.0  # how often reading a range says that it is in use
+_PIECE_BYTES = (1 << 20, 16 << 20)
+_READ, _PREFETCH = 0, 1  # priorities
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one process has fetched.
+
+    Attributes:
+        requests: that succeeded.
+        bytes: that they brought.
+        retries: requests that failed, and were repeated.
+        latency_seconds: of a request, as estimated.
+        bytes_per_second: of a connection, as estimated.
+        evictions: ranges that this process removed from the cache.
+    """
+
+    requests: int
+    bytes: int
+    retries: int
+    latency_seconds: float
+    bytes_per_second: float
+    evictions: int
+
+
+class _Process:
+    """What can't outlive a fork: threads, their locks and queues. Threads are there while there is work, no longer."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.link = LinkEstimate()
+        self.requests = self.bytes = self.retries = 0
+        self.checked: dict[int, bool] = {}  # whether a shard is the one that was imported
+        self.tasks: list[tuple[int, int, Callable[[], None]]] = []  # a heap
+        self.numbers = itertools.count()
+        self.threads = 0
+        self.hints: list[npt.NDArray[np.int64]] = []
+        self.hinted_ranges = 0
+        self.prefetching = False
+        self.closings = 0
+        self.whole = threading.Lock()
+        # By priority: each claim that is under way holds a file descriptor.
+        self.under_way = [threading.Semaphore(2 * CONNECTIONS) for _ in (_READ, _PREFETCH)]
+
+    def submit(self, priority: int, task: Callable[[], None]) -> Future[None]:
+        """Runs a task on one of CONNECTIONS threads. Daemons, unlike those of an executor: an exit waits for no request."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                task()
+            except BaseException as error:  # noqa: BLE001  (it is raised where the result is asked for)
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        with self.lock:
+            if self.threads < CONNECTIONS:
+                threading.Thread(target=self._work, daemon=True).start()
+                self.threads += 1
+            heapq.heappush(self.tasks, (priority, next(self.numbers), run))
+        return done
+
+    def _work(self) -> None:
+        while True:
+            with self.lock:
+                if not self.tasks:
+                    self.threads -= 1
+                    return
+                _, _, run = heapq.heappop(self.tasks)
+            run()
+            del run  # with what it holds of the store
+
+
+def object_key(path: str, version: str) -> str:
+    """The name of an object's folder in the cache."""
+    return hashlib.blake2b(f"{path}\t{version}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+class RemoteStore:
+    """Remote tars, read by range. May be forked, pickled, and used by several threads.
+
+    What to fetch together follows from what requests were seen to cost: wanted ranges of a shard with fewer bytes between them than
+    could be read in half the time of one more request are fetched as one; where nearly all is wanted, that is the whole shard, in a few
+    requests.
+    """
+
+    remote = True
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        folder: str | Path,
+        max_bytes: int,
+        versions: Sequence[str] | None = None,
+        sizes: Sequence[int] | None = None,
+        fingerprints: Sequence[str | None] | None = None,
+    ) -> None:
+        """Makes the cache folder; connects to nothing yet.
+
+        Args:
+            paths: URLs of the shards, by id.
+            folder: of the cache, for all processes of this machine; on a local disk.
+            max_bytes: of the cache. Fetching more ahead of the reads than this is in vain.
+            versions: for each shard, what changes when its content does; ranges cached under another version are never used.
+            sizes: of each shard, in bytes: one of another size is an error. Without them, the server must answer requests for ranges.
+            fingerprints: of the shards, as noted at import; each process compares some blocks before its first request.
+
+        Raises:
+            UserError: the folder can't be used.
+        """
+        self.paths = paths
+        self.versions, self.sizes, self.fingerprints = versions, sizes, fingerprints
+        self.cache = RangeCache(folder, max_bytes)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._known: dict[int, Spans] = {}
+        self._files: LRUCache[tuple[int, Span], OpenFile | None] = LRUCache(MAX_OPEN_RANGES)
+        self._process = _Process()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Where and how much, nothing open."""
+        return {name: self.__dict__[name] for name in ("paths", "versions", "sizes", "fingerprints", "cache")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Opens nothing."""
+        self.__dict__.update(state)
+        self._forget()
+
+    @property
+    def _own(self) -> _Process:
+        if self._process.pid != os.getpid():
+            self._forget()
+        return self._process
+
+    @property
+    def statistics(self) -> Statistics:
+        """What this process has fetched so far."""
+        own = self._own
+        link = own.link
+        return Statistics(
+            own.requests, own.bytes, own.retries, link.latency_seconds, link.bytes_per_second, self.cache.evictions
+        )
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def read(self, shard: int, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard, from the cache or else fetched now.
+
+        Raises:
+            OSError: it can't be fetched, or ends before `stop`.
+            UserError: no such file system is installed.
+        """
+        if start >= stop:
+            return b""
+        content = self._cached(shard, start, stop)
+        return self._fetch_one(shard, start, stop) if content is None else content
+
+    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
+        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read.
+
+        Fetches all that is missing before it yields the first.
+        """
+        asked = [(shard, start, stop) for shard, start, stop in ranges.tolist()]
+        missing = [at for at, (shard, start, stop) in enumerate(asked) if self._span(shard, start, stop) is None]
+        for shard in {asked[at][0] for at in missing}:
+            self._refresh(shard)
+        missing = [at for at in missing if self._span(*asked[at]) is None]
+        if len(missing) > 1:
+            self._obtain(ranges[missing], _READ)
+        for shard, start, stop in asked:
+            content: bytes | OSError
+            try:
+                content = self.read(shard, start, stop)
+            except OSError as error:
+                content = error
+            yield content
+
+    def want(self, ranges: npt.NDArray[np.int64]) -> None:
+        """A hint: these (shard, start, stop), int64 [n, 3], will be read soon; a thread fetches what is missing."""
+        own = self._own
+        with own.lock:
+            if own.hinted_ranges + len(ranges) > MAX_WANTED:
+                return
+            if not own.prefetching:
+                threading.Thread(target=self._prefetch, args=(own,), daemon=True).start()
+                own.prefetching = True
+            own.hinted_ranges += len(ranges)
+            own.hints.append(np.array(ranges, np.int64))
+
+    def close(self) -> None:
+        """Drops the hints, so that threads end after the requests that are under way, and lets go of files."""
+        own = self._own
+        with own.lock:
+            own.closings += 1
+            own.hints, own.hinted_ranges = [], 0
+        self._known.clear()
+        self._files.clear()
+
+    def _cached(self, shard: int, start: int, stop: int) -> bytes | None:
+        """From a file of the cache; None if none has it."""
+        content = self._known_content(shard, start, stop)
+        if content is None:
+            self._refresh(shard)
+            content = self._known_content(shard, start, stop)
+        return content
+
+    def _refresh(self, shard: int) -> None:
+        """Looks what other threads and processes have fetched of a shard."""
+        self._known[shard] = Spans(self.cache.ready(self._key(shard)))
+
+    def _span(self, shard: int, start: int, stop: int) -> Span | None:
+        known = self._known.get(shard)
+        return known.find(start, stop) if known is not None else None
+
+    def _known_content(self, shard: int, start: int, stop: int) -> bytes | None:
+        span = self._span(shard, start, stop)
+        return self._from_file(shard, span, start, stop) if span is not None else None
+
+    def _from_file(self, shard: int, span: Span, start: int, stop: int) -> bytes | None:
+        file = self._files.get((shard, span), lambda: self.cache.open(self._key(shard), span))
+        if file is None:
+            return None
+        now = time.monotonic()
+        if now - file.touched > TOUCH_SECONDS:
+            file.touched = now
+            os.utime(file.handle)
+        return os.pread(file.handle, stop - start, start - span[0])
+
+    # --- fetching ---------------------------------------------------------------------------------------------------
+
+    def _key(self, shard: int) -> str:
+        return object_key(self.paths[shard], self.versions[shard] if self.versions is not None else "")
+
+    def _fetch_one(self, shard: int, start: int, stop: int) -> bytes:
+        """Fetches a range, unless another process is about to: then waits for that."""
+        key = self._key(shard)
+        others: list[Span] = []
+
+        def plan(state: State) -> list[Span]:
+            span = Spans(state.claimed).find(start, stop)
+            others[:] = [span] if span is not None else []
+            there = others or Spans(state.ready).find(start, stop) is not None
+            return [] if there else [(start, stop)]
+
+        for waited in (False, True):
+            claims = self.cache.claim(key, plan)
+            if claims:
+                return self._fetch(shard, claims[0])
+            if others and waited:
+                break  # the fetch of another process failed; all try at once now, not each in its turn
+            for span in others:
+                self.cache.wait(key, span)
+            content = self._cached(shard, start, stop)
+            if content is not None:
+                return content
+            if not others:
+                break  # no room in the cache
+        return self._request(shard, start, stop)
+
+    def _fetch(self, shard: int, claim: Claim) -> bytes:
+        try:
+            content = self._request(shard, *claim.span)
+        except BaseException:
+            self.cache.abandon(claim)
+            raise
+        with contextlib.suppress(OSError):  # a full disk: the content is good nevertheless
+            self.cache.commit(claim, content)
+        return content
+
+    def _obtain(self, ranges: npt.NDArray[np.int64], priority: int, closings: int | None = None) -> None:
+        """Fetches what is missing of (shard, start, stop), int64 [n, 3], and nobody else fetches; a reader waits for its end.
+
+        With the number of `closings` so far, it stops where the store is closed once more.
+
+        Errors are kept silent: the read of a range that is not there repeats the request.
+        """
+        own = self._own
+        pending: list[Future[None]] = []
+        order = np.argsort(ranges[:, 0], kind="stable")
+        for group in np.split(ranges[order], np.flatnonzero(np.diff(ranges[order, 0])) + 1):
+            if not len(group):
+                continue
+            shard = int(group[0, 0])
+            key = self._key(shard)
+            wanted: list[Span] = [(start, stop) for _, start, stop in group.tolist() if start < stop]
+            while wanted:
+                if closings not in {None, own.closings}:
+                    return
+                planned: list[Span] = []
+                claims = self.cache.claim(key, self._planner(wanted, planned))
+                for claim in claims:
+                    own.under_way[priority].acquire()
+                    pending.append(own.submit(priority, self._task(own, shard, claim, priority)))
+                if len(claims) < len(planned) or not claims:
+                    break  # nothing is missing, or there is no room
+                done = Spans(claim.span for claim in claims)
+                wanted = [span for span in wanted if done.find(*span) is None]
+        if priority == _READ:
+            for future in pending:
+                future.result()
+
+    def _planner(self, wanted: list[Span], planned: list[Span]) -> Callable[[State], list[Span]]:
+        def plan(state: State) -> list[Span]:
+            ready, claimed, held = Spans(state.ready), Spans(state.claimed), Spans(state.ready + state.claimed)
+            missing = [span for span in wanted if ready.find(*span) is None and claimed.find(*span) is None]
+            request_bytes = self._own.link.request_bytes
+            low, high = _PIECE_BYTES
+            piece_bytes = min(max(8 * request_bytes, low), high, self.cache.max_bytes // 8)
+            gap_bytes = GAP_SHARE * request_bytes
+            planned[:] = coalesce(missing, gap_bytes, piece_bytes, held)[:CLAIMS_AT_ONCE]
+            return planned
+
+        return plan
+
+    def _task(self, own: _Process, shard: int, claim: Claim, priority: int) -> Callable[[], None]:
+        def task() -> None:
+            try:
+                with contextlib.suppress(OSError, UserError):  # the read of it repeats the request, and raises
+                    self._fetch(shard, claim)
+            finally:
+                own.under_way[priority].release()
+
+        return task
+
+    def _prefetch(self, own: _Process) -> None:
+        while True:
+            with own.lock:
+                hints, own.hints, own.hinted_ranges = own.hints, [], 0
+                own.prefetching = bool(hints)
+                closings = own.closings
+            if not hints:
+                return
+            with contextlib.suppress(OSError, UserError):  # as above
+                # What is wanted of a shard by several batches is fetched together.
+                self._obtain(np.concatenate(hints), _PREFETCH, closings)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def _request(self, shard: int, start: int, stop: int) -> bytes:
+        """One range, by one request or by further ones where that may help; of a server without ranges, from the whole file."""
+        own, url = self._own, self.paths[shard]
+        size = self.sizes[shard] if self.sizes is not None else None
+        self._check(own, shard, size, blocks_of_url(url), SOME)
+        try:
+            found = read_range(url, start, stop, size)
+        except NoRangesError:
+            if size is None:
+                raise
+            if (start, stop) == (0, size):
+                return self._compared(own, shard, _whole(url, size))
+            with own.whole:  # one at a time, since it is held in memory
+                return self._fetch_one(shard, 0, size)[start:stop]
+        with own.lock:
+            own.requests += 1
+            own.retries += found.failures
+            own.bytes += len(found.content)
+            own.link.observe(len(found.content), found.seconds)
+        if len(found.content) < stop - start:
+            end = start + len(found.content)
+            raise OSError(f"{redacted(url)} ends at byte {end:,}; bytes {start:,} … {stop:,} were wanted")
+        return self._compared(own, shard, found.content) if (start, stop) == (0, size) else found.content
+
+    def _compared(self, own: _Process, shard: int, content: bytes) -> bytes:
+        """Return the content of a whole shard, if it is the one that was imported: a server without ranges gave no block before."""
+        own.checked.pop(shard, None)
+        self._check(own, shard, len(content), lambda ranges: [content[slice(*block)] for block in ranges], EVERY)
+        return content
+
+    def _check(self, own: _Process, shard: int, size: int | None, blocks: Read, step: int) -> None:
+        """Compare some blocks of a shard with its fingerprint, once.
+
+        Raises:
+            ChangedShardError: it is not the shard that was imported.
+        """
+        if self.fingerprints is None or size is None or own.checked.get(shard):
+            return
+        url = self.paths[shard]
+        if shard in own.checked:
+            raise ChangedShardError(url)
+        try:
+            check_fingerprint(url, size, blocks, self.fingerprints[shard], step)
+        except ChangedShardError:
+            own.checked[shard] = False
+            raise
+        own.checked[shard] = True
+
+
+def _whole(url: str, size: int) -> bytes:
+    target = io.BytesIO()
+    download(url, target, size)
+    if target.tell() != size:
+        raise RemoteError(url, f"it has {target.tell():,} bytes now, not {size:,}")
+    return target.getvalue()

@@ -1,0 +1,182 @@
+"""img2dataset's sidecar `{shard}.parquet`: sizes, uid and scores of a tar's samples, by key."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.shards.columns import (
+    DAMAGE,
+    UserTable,
+    numbers,
+    open_table,
+    score_columns,
+    texts,
+    uid_texts,
+    value_type,
+    whole_sides,
+)
+from tailwise.storage.files import open_binary
+
+SIDES = ("width", "height")
+STAGE = "sidecar"
+Record = dict[str, Any]
+
+
+@dataclass
+class Sidecar:
+    """What a sidecar tells of the samples of its tar.
+
+    Attributes:
+        path: of the sidecar.
+        rows: width, height, uid and scores, by key of the tar.
+        rejected: what of it is not used, by reason; REJECTED_SCHEMA. A row that img2dataset failed on is not counted.
+    """
+
+    path: str
+    rows: dict[str, Record] = field(default_factory=dict)
+    rejected: list[Record] = field(default_factory=list)
+
+    def reject(self, reason: str, rows: int, detail: str | None = None, key: str | None = None) -> None:
+        """Note so many rows that are not used."""
+        if rows or reason == "unreadable sidecar":
+            self.rejected.append(
+                {"stage": STAGE, "reason": reason, "file": self.path, "key": key, "detail": detail, "rows": rows}
+            )
+
+
+def read_sidecar(tar: str, keys: Collection[str]) -> Sidecar:
+    """Return what the sidecar of a tar tells of its samples; nothing if there is none, or if it has no keys.
+
+    Args:
+        tar: path or URL of the tar.
+        keys: of the tar.
+    """
+    found = Sidecar(tar.removesuffix(".tar") + ".parquet")
+    rows = 0
+    try:
+        with open_binary(found.path) as stream, open_table(stream) as file:
+            rows = int(file.metadata.num_rows)
+            if "key" in file.schema_arrow.names:
+                _join(found, file, keys)
+    except FileNotFoundError:
+        return found
+    except DAMAGE as error:
+        found.rows.clear()
+        found.rejected.clear()
+        found.reject("unreadable sidecar", rows, " ".join(str(error).split()))
+    return found
+
+
+def _join(found: Sidecar, file: UserTable, keys: Collection[str]) -> None:
+    scores, unfit = score_columns(file)
+    wanted = [name for name in ("key", "status", *SIDES, "uid") if name in file.schema_arrow.names]
+    for name in wanted:
+        if file.schema_arrow.names.count(name) > 1:
+            raise ValueError(f"it has several columns called {name!r}")
+    table = file.read([*wanted, *scores])
+    if "status" in wanted:
+        table = table.filter(pa.array([status == "success" for status in texts(table["status"], "status").to_pylist()]))
+    for detail in unfit.values():
+        found.reject("column not used", len(table), detail)
+    _match(found, table["key"], _records(found, table, scores), keys)
+
+
+def _match(found: Sidecar, column: pa.ChunkedArray, records: Iterator[Record], keys: Collection[str]) -> None:
+    """Give each key of the tar its row, and count the rows and the keys that are left."""
+    by_key: defaultdict[str, list[Record]] = defaultdict(list)
+    counts = Counter[str]()
+    for key, record in zip(_tar_keys(column, keys), records, strict=True):
+        if isinstance(key, str):
+            by_key[key].append(record)
+        else:
+            counts["row without key" if key is None else "ambiguous key"] += 1
+    for key, mine in by_key.items():
+        if key not in keys:
+            counts["row without sample"] += len(mine)
+        elif any(record != mine[0] for record in mine):
+            found.reject("key given twice with different values", len(mine), "none of its rows is used", key)
+        else:
+            found.rows[key] = mine[0]
+            counts["row given twice"] += len(mine) - 1
+    if any(key in keys for key in by_key):
+        counts["sample without row"] = sum(key not in by_key for key in keys)
+    elif by_key:
+        first, sample = next(iter(by_key)), next(iter(keys), None)
+        detail = f"the first key is {first!r} ({column.type}), the first sample's {sample!r}"
+        found.reject("sidecar matches no sample", counts.pop("row without sample"), detail)
+    for reason, rows in counts.items():
+        found.reject(reason, rows)
+
+
+def _tar_keys(column: pa.ChunkedArray, keys: Collection[str]) -> list[str | Literal[False] | None]:
+    """Return the key of each row; None where there is none, False where a number may be several keys of the tar.
+
+    pandas turns the key 000000123 into the number 123: of a column of numbers, it is the tar's key with this value.
+    """
+    kind = value_type(column.type)
+    names: list[str | None] = texts(column, "key").to_pylist()
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return list(names)
+    by_number: dict[str, str | Literal[False]] = {}
+    for key in keys:
+        if key.isascii() and key.isdigit():
+            number = key.lstrip("0") or "0"
+            by_number[number] = False if number in by_number else key
+    return [None if name is None else by_number.get(name, name) for name in names]
+
+
+def _records(found: Sidecar, table: pa.Table, scores: list[str]) -> Iterator[Record]:
+    """Yield what each row tells; values that can't be used are counted."""
+    columns: dict[str, list[Any]] = {}
+    for name in SIDES:
+        if name in table.column_names:
+            columns[name] = _sides(found, table[name], name)
+    if "uid" in table.column_names:
+        columns["uid"] = _uids(found, table["uid"])
+    for name in scores:
+        values = numbers(table[name], name).to_numpy(zero_copy_only=False)
+        columns[name] = [None if np.isnan(value) else float(value) for value in values]
+    for at in range(len(table)):
+        yield {name: values[at] for name, values in columns.items() if values[at] is not None}
+
+
+def _sides(found: Sidecar, column: pa.ChunkedArray, name: str) -> list[int | None]:
+    try:
+        values: npt.NDArray[np.float64] = numbers(column, name).to_numpy(zero_copy_only=False)
+    except ValueError as error:
+        found.reject("column not used", len(column), str(error))
+        return [None] * len(column)
+    good = whole_sides(values)
+    found.reject(f"{name} is no whole number of pixels", int((~good & ~np.isnan(values)).sum()))
+    return [int(value) if fits else None for value, fits in zip(values, good, strict=True)]
+
+
+def _uids(found: Sidecar, column: pa.ChunkedArray) -> list[bytes | None]:
+    try:
+        given = uid_texts(column).to_pylist()
+    except ValueError as error:
+        found.reject("column not used", len(column), str(error))
+        return [None] * len(column)
+    uids = [parse_uid(text) for text in given]
+    found.reject(
+        "uid is not 32 hexadecimal digits", sum(u is None and t is not None for u, t in zip(uids, given, strict=True))
+    )
+    return uids
+
+
+def parse_uid(value: object) -> bytes | None:
+    """The 16 bytes of a uid of 32 hexadecimal digits, or None."""
+    if not isinstance(value, str) or len(value) != 32:
+        return None
+    try:
+        uid = bytes.fromhex(value)  # which skips spaces
+    except ValueError:
+        return None
+    return uid if len(uid) == 16 else None

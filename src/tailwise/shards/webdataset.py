@@ -1,0 +1,253 @@
+"""img2dataset-style webdataset shards: `{key}.jpg|jpeg|png|webp`, `{key}.txt`, `{key}.json`, and a sidecar `{shard}.parquet`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
+from tailwise.shards.columns import MAX_TEXT_BYTES
+from tailwise.shards.compressed import MAGIC_BYTES, compression_of
+from tailwise.shards.fingerprint import blocks_of_stream, read_fingerprint
+from tailwise.shards.grouping import (
+    CAPTION_EXTENSION,
+    Grouped,
+    MemberCounts,
+    Record,
+    group_members,
+    image_of,
+    rejection,
+    why_incomplete,
+)
+from tailwise.shards.sidecar import SIDES, parse_uid, read_sidecar
+from tailwise.shards.tar import Member, TarIndex, index_tar
+from tailwise.storage.files import open_binary
+from tailwise.storage.remote import is_remote
+from tailwise.text import is_utf8
+
+_BUFFER_BYTES = 1 << 14  # of a local tar: the header after a small member comes along
+
+FOUND_COLUMNS = (
+    *("key", "caption", "image_extension", "image_offset", "image_bytes", "caption_offset", "caption_bytes"),
+    *("json_offset", "json_bytes"),
+)
+OF_JSON = frozenset({*SIDES, "uid"})
+MAX_JSON_BYTES = 16_000_000  # a longer one is passed over, as a broken one is
+
+
+@dataclass
+class ShardContent:
+    """What one tar holds.
+
+    Attributes:
+        samples: SAMPLE_SCHEMA plus score columns, without `shard` and `uid` where the source gives none (null).
+        rejected: REJECTED_SCHEMA.
+        size_bytes: of the tar.
+        index_checksum: 128-bit hash over names, offsets and sizes of all regular files.
+        fingerprint: of the content, see `shards.fingerprint`; None for what is no tar.
+        members: how many there are, by what became of them: seen = imported + harmless + rejected.
+    """
+
+    samples: pa.Table
+    rejected: pa.Table
+    size_bytes: int
+    index_checksum: str
+    fingerprint: str | None = None
+    members: MemberCounts = field(default_factory=MemberCounts)
+
+
+def read_shard(path: str) -> ShardContent:
+    """Indexes one tar, with its captions, JSON files and sidecar.
+
+    Args:
+        path: a local path or any fsspec URL.
+
+    Returns:
+        The samples that have an image and a caption; all else by reason, a file that can't be read among it.
+    """
+    try:
+        return _read_shard(path)
+    except OSError as error:
+        return unreadable_shard(path, str(error))
+
+
+def unreadable_shard(path: str, cause: str) -> ShardContent:
+    """Return the content of a tar that can't be read: nothing but the reason."""
+    return _nothing(rejection(path, "unreadable tar", None, cause, rows=0), 0)
+
+
+def _read_shard(path: str) -> ShardContent:
+    with _opened(path) as (stream, size_bytes):
+        stream.seek(0)
+        if packed := compression_of(stream.read(MAGIC_BYTES)):
+            return _nothing(rejection(path, "compressed tar", None, packed), size_bytes)
+        index = index_tar(stream, size_bytes)
+        grouped = group_members(index, path)
+        sidecar = read_sidecar(path, grouped.groups)
+        grouped.rejected += sidecar.rejected
+        unused = Counter[str]()
+        table = _table(list(_samples(grouped, stream, sidecar.rows, path, unused)), sidecar.rows)
+        grouped.rejected += [
+            rejection(path, why, None, None, rows) | {"stage": "json"} for why, rows in unused.items() if rows
+        ]
+        fingerprint = read_fingerprint(path, size_bytes, blocks_of_stream(path, stream))
+        if not is_remote(path) and stream.seek(0, 2) != size_bytes:
+            raise OSError("its length changed while it was read")
+    rejected = pa.Table.from_pylist(grouped.rejected, schema=REJECTED_SCHEMA)
+    return ShardContent(table, rejected, size_bytes, _index_checksum(index), fingerprint, grouped.counts)
+
+
+def _nothing(reason: Record, size_bytes: int) -> ShardContent:
+    """Return the content of a file without samples."""
+    nothing = pa.Table.from_pylist([], schema=_schema({}))
+    return ShardContent(nothing, pa.Table.from_pylist([reason], schema=REJECTED_SCHEMA), size_bytes, "")
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a tar and tell its length. Never mapped: a mapped file that is cut meanwhile would kill the process."""
+    with (
+        open_binary(path)
+        if is_remote(path)
+        else Path(path.split("://", 1)[-1]).expanduser().open("rb", buffering=_BUFFER_BYTES) as stream
+    ):
+        yield stream, stream.seek(0, 2)
+
+
+def checksum_shard(path: str) -> tuple[int, str]:
+    """Return the size and the index checksum of a tar, as `read_shard` notes them, from its headers.
+
+    Args:
+        path: a local path or any fsspec URL.
+
+    Returns:
+        `size_bytes` and `index_checksum` of ShardContent.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with _opened(path) as (stream, size_bytes):
+        return size_bytes, _index_checksum(index_tar(stream, size_bytes))
+
+
+def _index_checksum(index: TarIndex) -> str:
+    text = "\n".join(f"{name}\t{offset}\t{size}" for name, offset, size in index.members)
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _samples(
+    grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], path: str, unused: Counter[str]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of FOUND_COLUMNS of each good sample, and a record of those of other columns."""
+    for key, members in grouped.groups.items():
+        caption, extension = "", image_of(members)
+        fault = _key_fault(key) if extension and CAPTION_EXTENSION in members else why_incomplete(members)
+        if fault is None:
+            text = members[CAPTION_EXTENSION]
+            try:
+                caption = read_member(stream, text).decode() if text.size <= MAX_TEXT_BYTES else ""
+            except UnicodeDecodeError as error:
+                fault = "caption is not UTF-8", str(error)
+            if text.size > MAX_TEXT_BYTES:
+                fault = "caption is too long", f"{text.size:,} bytes, more than {MAX_TEXT_BYTES:,}"
+        if fault:
+            grouped.reject(path, fault[0], key, fault[1], len(members))
+            continue
+        grouped.counts.imported += len(members)
+        image, text, description = members[extension or ""], members[CAPTION_EXTENSION], members.get("json")
+        more = sidecar.get(key)
+        place: tuple[int | None, int | None] = (None, None)
+        if description is not None and description.size <= MAX_JSON_BYTES:
+            place = description.offset, description.size
+            if more is None or not more.keys() >= OF_JSON:  # the sidecar's values go first
+                found = _from_json(read_member(stream, description), unused)
+                more = {**found, **more} if more else found
+        elif description is not None:
+            unused[f".json of more than {MAX_JSON_BYTES:,} bytes"] += 1
+        yield key, caption, extension, image.offset, image.size, text.offset, text.size, *place, more
+
+
+def _table(samples: list[tuple[Any, ...]], sidecar: dict[str, Record]) -> pa.Table:
+    schema = _schema(sidecar)
+    *found, records = zip(*samples, strict=True) if samples else [()] * (len(FOUND_COLUMNS) + 1)
+    columns: dict[str, Any] = dict(zip(FOUND_COLUMNS, found, strict=True))
+    some = any(records)
+    for name in set(schema.names) - set(FOUND_COLUMNS):
+        columns[name] = [record.get(name) if record else None for record in records] if some else [None] * len(samples)
+    return pa.table([pa.array(columns[name], schema.field(name).type) for name in schema.names], schema)
+
+
+def _key_fault(key: str) -> tuple[str, str | None] | None:
+    if key.isprintable():
+        return None
+    if not is_utf8(key):
+        return "key is not UTF-8", None
+    return ("key holds a line break", None) if "\n" in key or "\r" in key else None
+
+
+def read_member(stream: BinaryIO, member: Member) -> bytes:
+    """Return the content of a member.
+
+    Raises:
+        OSError: the tar ends before.
+    """
+    stream.seek(member.offset)
+    content = stream.read(member.size)
+    if len(content) < member.size:
+        raise OSError("it was cut while it was read")
+    return content
+
+
+def _range(stream: BinaryIO, start: int, stop: int) -> bytes:
+    stream.seek(start)
+    return stream.read(stop - start)
+
+
+def _from_json(content: bytes, unused: Counter[str]) -> Record:
+    """Return width, height and uid, where the JSON has them; none of it is needed: what can't be used is counted by reason."""
+    try:
+        plain = content[:1] == b"{" and content[1:2] != b"\0"  # UTF-8, which json would take long to find out
+        value = json.loads(content.decode("utf-8", "surrogatepass") if plain else content)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        unused[".json is no JSON object"] += 1
+        return {}
+    found: Record = {name: int(value[name]) for name in SIDES if _is_side(value.get(name))}
+    for name in SIDES:
+        if name not in found and value.get(name) is not None:
+            unused[f"{name} in .json is no whole number of pixels"] += 1
+    if uid := parse_uid(value.get("uid")):
+        found["uid"] = uid
+    elif value.get("uid") is not None:
+        unused["uid in .json is not 32 hexadecimal digits"] += 1
+    return found
+
+
+def _is_side(value: object) -> bool:
+    whole = type(value) is int or (type(value) is float and value.is_integer())  # bool is another type
+    return whole and 0 < value < 2**31  # type: ignore[operator]
+
+
+def hashed_uid(shard: int, key: str) -> bytes:
+    """The uid of a sample whose source gives none: a 128-bit hash of (shard id, key)."""
+    return hashlib.blake2b(f"{shard}\t{key}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def _schema(sidecar: dict[str, Record]) -> pa.Schema:
+    known = {*SAMPLE_SCHEMA.names}
+    return samples_schema(sorted({name for row in sidecar.values() for name in row} - known))
+
+
+def samples_schema(scores: list[str]) -> pa.Schema:
+    """The columns of a ShardContent's samples."""
+    base = [item.with_nullable(True) if item.name in {"shard", "uid"} else item for item in SAMPLE_SCHEMA]
+    return pa.schema([*base, *(pa.field(name, pa.float64()) for name in scores)])

@@ -1,1 +1,0 @@
-"""The stages: each a map, reduce or regroup over the catalog."""

@@ -1,0 +1,1 @@
+"""Clustering: k-means over an embedding column, in bounded memory."""

@@ -1,0 +1,1 @@
+"""Deduplication: near-duplicates inside the clusters of a clustering."""

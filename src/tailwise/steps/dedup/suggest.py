@@ -1,0 +1,265 @@
+"""A guide for choosing ε and K of dedup: what would go, what such pairs look like, and what clusters hide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.comparisons import Neighbours
+from tailwise.devices import find_device
+from tailwise.kernels.duplicates import duplicate_threshold
+from tailwise.kernels.grid import row_chunks
+from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.kernels.kmeans import chosen_rows
+from tailwise.kernels.similarity import similar_pairs
+from tailwise.progress import Track, silent
+from tailwise.requests import DedupRequest, bytes_of, refuse_given
+from tailwise.steps.dedup.neighbours import Comparison, make_neighbours
+
+EPSILONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
+PAIRS_PER_BAND = 2
+QUERIES = 1000
+POOL_ROWS = 1_000_000
+CHUNK_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class EpsilonGuide:
+    """What one ε means.
+
+    Attributes:
+        epsilon: it.
+        dropped: samples that have an earlier duplicate in their cluster: what "any-earlier" drops, and "greedy" at most. Exact.
+        share: of the samples judged.
+        pairs: duplicates of the queries found in the pool.
+        pairs_inside: of these, in the query's own cluster.
+        queries: queries with a duplicate anywhere in the pool.
+        queries_inside: queries with one in their own cluster.
+    """
+
+    epsilon: float
+    dropped: int
+    share: float
+    pairs: int
+    pairs_inside: int
+    queries: int
+    queries_inside: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where a sample is found.
+
+    Attributes:
+        row: in the catalog.
+        shard: path of its tar.
+        key: in it.
+        caption: of it.
+    """
+
+    row: int
+    shard: str
+    key: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class SamplePair:
+    """Two samples of one cluster.
+
+    Attributes:
+        epsilon: the least ε listed that makes them duplicates.
+        similarity: of their embeddings.
+        sample: one.
+        earlier: the most similar of those before it in keep-order.
+    """
+
+    epsilon: float
+    similarity: float
+    sample: Sample
+    earlier: Sample
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The guide.
+
+    Attributes:
+        clusters: name of the clustering.
+        samples: judged.
+        compared: pairs of samples in one cluster.
+        queries: samples whose duplicates were looked for in the whole pool.
+        pool: how many samples they were compared with: all, or those drawn.
+        epsilons: one for each ε.
+        pairs: a few from each band of similarity, most similar first.
+    """
+
+    clusters: str
+    samples: int
+    compared: int
+    queries: int
+    pool: int
+    epsilons: list[EpsilonGuide]
+    pairs: list[SamplePair]
+
+
+def suggest(
+    catalog: Catalog | str | Path,
+    request: DedupRequest,
+    track: Track = silent,
+    *,
+    queries: int = QUERIES,
+    pool_rows: int = POOL_ROWS,
+) -> Suggestion:
+    """Make the guide; finds the neighbours first, which `dedup` of the same request uses afterwards.
+
+    Args:
+        catalog: or its path; with a clustering of the newest snapshot.
+        request: what a dedup would compare.
+        track: shows progress.
+        queries: about so many samples, drawn by hash, are compared with
+        pool_rows: about so many, drawn by hash too.
+
+    Raises:
+        UserError: as `dedup`.
+    """
+    refuse_given(request, {"epsilon", "name", "rule"}, "with `suggest`")
+    device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
+    compared = Comparison(Catalog.open(catalog), request, track)
+    neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)
+    dropped = _dropped(compared, neighbours)
+    recall = _Recall(compared, queries, pool_rows, device)
+    recall.search(compared.track)
+    new, old = compared.sizes.T
+    guides = [
+        EpsilonGuide(
+            epsilon,
+            int(dropped[at]),
+            float(dropped[at] / max(compared.new, 1)),
+            *(int(recall.pairs[at]), int(recall.pairs_inside[at])),
+            *(int(recall.found[:, at].sum()), int(recall.found_inside[:, at].sum())),
+        )
+        for at, epsilon in enumerate(EPSILONS)
+    ]
+    return Suggestion(
+        clusters=compared.clustering,
+        samples=compared.new,
+        compared=int((new * (new - 1) // 2 + new * old).sum()),
+        queries=len(recall.labels),
+        pool=recall.pool,
+        epsilons=guides,
+        pairs=_sample_pairs(compared, neighbours),
+    )
+
+
+def _bands(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The index of the least ε listed that makes a similarity a duplicate; len(EPSILONS) if none does."""
+    descending = np.array([duplicate_threshold(epsilon) for epsilon in EPSILONS])
+    return np.searchsorted(-descending, -similarity, side="right").astype(np.int64)
+
+
+def _dropped(compared: Comparison, neighbours: Neighbours) -> npt.NDArray[np.int64]:
+    counts = np.zeros(len(EPSILONS) + 1, np.int64)
+    for part in compared.parts:
+        counts += np.bincount(_bands(neighbours.similarity[part.span]), minlength=len(counts))
+    return np.cumsum(counts)[:-1]
+
+
+def _sample_pairs(compared: Comparison, neighbours: Neighbours) -> list[SamplePair]:
+    key = stream_key(compared.seed, "pairs to look at")
+    best: list[list[tuple[int, int]]] = [[] for _ in EPSILONS]  # (hash, row)
+    for part in compared.parts:
+        bands = _bands(neighbours.similarity[part.span])
+        hashes = hash_range(key, part.first_row, part.rows)
+        for band, chosen in enumerate(best):
+            rows = np.flatnonzero(bands == band)
+            rows = rows[np.argsort(hashes[rows], kind="stable")[:PAIRS_PER_BAND]]
+            chosen += [(int(hashes[row]), part.first_row + int(row)) for row in rows]
+            chosen[:] = sorted(chosen)[:PAIRS_PER_BAND]
+    picked = [(band, row) for band, chosen in enumerate(best) for _, row in chosen]
+    others = [int(neighbours.row[row]) for _, row in picked]
+    samples = find_samples(compared.catalog, compared.snapshot, [*(row for _, row in picked), *others])
+    pairs = [
+        SamplePair(EPSILONS[band], float(neighbours.similarity[row]), samples[row], samples[other])
+        for (band, row), other in zip(picked, others, strict=True)
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.similarity, pair.sample.row))
+
+
+def find_samples(catalog: Catalog, snapshot: Snapshot, rows: list[int]) -> dict[int, Sample]:
+    """Shard, key and caption of a few rows."""
+    paths = catalog.shards(snapshot).column("path").to_pylist()
+    samples = {}
+    for part in catalog.parts(snapshot):
+        mine = sorted({row for row in rows if part.first_row <= row < part.first_row + part.rows})
+        if mine:
+            table = catalog.samples(part, ["shard", "key", "caption"]).take([row - part.first_row for row in mine])
+            for row, item in zip(mine, table.to_pylist(), strict=True):
+                samples[row] = Sample(row, paths[item["shard"]], item["key"], item["caption"])
+    return samples
+
+
+class _Recall:
+    """How many duplicates of a few samples lie in their own cluster.
+
+    Attributes:
+        pairs, pairs_inside: int64 [ε].
+        found, found_inside: bool [queries, ε].
+        labels: int32 [queries].
+        pool: how many samples the queries were compared with.
+    """
+
+    def __init__(self, compared: Comparison, queries: int, pool_rows: int, device: str) -> None:
+        self.compared, self.device, self.pool = compared, device, 0
+        self._pool_rows = pool_rows
+        drawn = list(self._draw(queries, "queries"))
+        self.rows = np.concatenate([rows for rows, _, _ in drawn])
+        self.labels = np.concatenate([labels for _, labels, _ in drawn])
+        self._x = np.concatenate([x for _, _, x in drawn])
+        self.pairs, self.pairs_inside = np.zeros((2, len(EPSILONS)), np.int64)
+        self.found, self.found_inside = np.zeros((2, len(self.rows), len(EPSILONS)), np.bool_)
+
+    def _draw(
+        self, wanted: int, purpose: str
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float16]]]:
+        """Rows, labels and embeddings of about so many samples that take part."""
+        compared = self.compared
+        share = min(wanted / max(int(compared.sizes.sum()), 1), 1.0)
+        key = stream_key(compared.seed, f"{purpose} of the guide")
+        for part, block in zip(compared.parts, compared.blocks, strict=True):
+            labels = compared.labels(part)
+            for start, chunk in row_chunks([block], CHUNK_ROWS):
+                mine = chosen_rows(part.first_row + start, len(chunk), share, key)
+                mine &= labels[start : start + len(chunk)] >= 0
+                at = np.flatnonzero(mine)
+                yield part.first_row + start + at, labels[start + at], chunk[at]
+
+    def search(self, track: Track) -> None:
+        """Compares the queries with the pool."""
+        if not len(self.rows):
+            return
+        threshold = duplicate_threshold(EPSILONS[-1])
+        chunks = sum(-(-part.rows // CHUNK_ROWS) for part in self.compared.parts)
+        for rows, labels, x in track(self._draw(self._pool_rows, "pool"), "looking across clusters", chunks):
+            self.pool += len(rows)
+            if not len(rows):
+                continue
+            query, other, similarity = similar_pairs(self._x, x, threshold, device=self.device)
+            real = self.rows[query] != rows[other]
+            query, other, band = query[real], other[real], _bands(similarity[real])
+            inside = self.labels[query] == labels[other]
+            self.pairs += np.cumsum(np.bincount(band, minlength=len(EPSILONS)))
+            self.pairs_inside += np.cumsum(np.bincount(band[inside], minlength=len(EPSILONS)))
+            self.found |= self._reached(query, band)
+            self.found_inside |= self._reached(query[inside], band[inside])
+
+    def _reached(self, query: npt.NDArray[np.int64], band: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which queries have a duplicate at each ε: bool [queries, ε]."""
+        reached = np.zeros(self.found.shape, np.bool_)
+        reached[query, band] = True
+        return np.logical_or.accumulate(reached, axis=1)

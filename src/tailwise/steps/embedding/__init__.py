@@ -1,0 +1,1 @@
+"""Embedding: encode the images and captions of shards into columns."""

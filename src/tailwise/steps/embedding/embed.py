@@ -1,0 +1,129 @@
+"""Embed (map): from the shards' images, and the captions, to columns of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.embeddings import MODALITIES, column_modality, column_settings, part_marker
+from tailwise.catalog.rejections import Rejections
+from tailwise.catalog.schema import has_bytes
+from tailwise.devices import find_devices
+from tailwise.encoders import load_encoder
+from tailwise.errors import UserError
+from tailwise.progress import Track, silent
+from tailwise.rejects import check_share
+from tailwise.requests import EmbedRequest, refuse_given
+from tailwise.steps.embedding.column import ColumnReport, ColumnTask, Limits
+from tailwise.storage.local import locked
+
+BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; a GPU is busy with so many, and a CPU's caches overflow with more
+
+
+@dataclass
+class EmbedReport:
+    """What embedding came to.
+
+    Attributes:
+        columns: one report each.
+        rejections: what could not be embedded.
+    """
+
+    columns: list[ColumnReport] = field(default_factory=list)
+    rejections: Rejections = field(default_factory=Rejections)
+
+    @property
+    def embedded(self) -> int:
+        """Samples that got an embedding, over all columns."""
+        return sum(column.embedded for column in self.columns)
+
+    @property
+    def lacking(self) -> int:
+        """Samples that had none before, over all columns."""
+        return sum(column.lacking for column in self.columns)
+
+
+def embed(catalog: Catalog | str | Path, request: EmbedRequest, track: Track = silent) -> EmbedReport:
+    """Fill the embeddings of those parts of the newest snapshot that have none yet.
+
+    Args:
+        catalog: or its path; with samples.
+        request: what is asked for. The result doesn't depend on its workers.
+        track: shows progress, in samples.
+
+    Raises:
+        UserError: there is no such encoder, a column was made by another one, a shard can't be read, too many samples were rejected, or
+            none at all got an embedding.
+    """
+    catalog = Catalog.open(catalog)
+    check_share(request.max_rejected)
+    columns = _columns(catalog, request)
+    report = EmbedReport()
+    with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
+        lacking = {column: _lacking(catalog, column) for column in columns}
+        devices = find_devices(request.device)
+        for column, modality in columns.items():
+            if modality == "image":
+                _require_bytes(catalog, lacking[column])
+        loading = _loading(catalog, columns, request)
+        encoder = load_encoder(request.encoder, loading, devices[0])
+        for modality in columns.values():
+            if modality not in encoder.sides:
+                raise UserError(f"{request.encoder} has no {modality} side: give `column` {' or '.join(encoder.sides)}")
+        limits = Limits(
+            request.batch_size or BATCH_SIZES.get(devices[0].type, 64), request.max_rejected, request.workers
+        )
+        tasks = {
+            column: ColumnTask(catalog, column, modality, encoder, loading, devices, limits)
+            for column, modality in columns.items()
+        }
+        for task in tasks.values():  # refuses a column of another encoder before hours go into the other column
+            task.open()
+        for column, task in tasks.items():
+            report.columns.append(task.run(lacking[column], report.rejections, track))
+    return report
+
+
+def _columns(catalog: Catalog, request: EmbedRequest) -> dict[str, str]:
+    """Return the modality of each column that is asked for."""
+    if request.column == "both":
+        refuse_given(request, {"of"}, "with `column` both")
+        columns = dict(zip(MODALITIES, MODALITIES, strict=True))
+    else:
+        columns = {request.column: column_modality(catalog, request.column, request.of)}
+    if request.backend == "openvino" and "image" not in columns.values():
+        raise UserError("`backend` openvino is for images: leave it out where captions are embedded")
+    return columns
+
+
+def _lacking(catalog: Catalog, column: str) -> list[Part]:
+    return [part for part in catalog.parts() if not part_marker(catalog, column, part).exists()]
+
+
+def _loading(catalog: Catalog, columns: Mapping[str, str], asked: EmbedRequest) -> EmbedRequest:
+    """The options in which "auto" of a column that was begun means what it was begun with."""
+    begun = {column: column_settings(catalog, column, asked.encoder) for column in columns}
+    precisions = {str(settings["precision"]) for settings in begun.values() if settings}
+    precision = precisions.pop() if asked.precision == "auto" and len(precisions) == 1 else asked.precision
+    images = [begun[column] for column, modality in columns.items() if modality == "image"]
+    auto = images[0].get("backend", "auto") if images else "torch"
+    return replace(asked, precision=precision, backend=auto if asked.backend == "auto" else asked.backend)
+
+
+def _require_bytes(catalog: Catalog, parts: list[Part]) -> None:
+    """Refuses parts with samples that have no image."""
+    shards = catalog.shards()
+    lacking = {part.number for part in parts}
+    columns = (shards.column(name).to_pylist() for name in ("path", "part", "rows"))
+    tables = [
+        (path, rows) for path, part, rows in zip(*columns, strict=True) if part in lacking and not has_bytes(path)
+    ]
+    if tables:
+        raise UserError(
+            f"{sum(rows for _, rows in tables):,} samples in {len(tables):,} file(s) of metadata have no image to embed, the first "
+            f"file is {tables[0][0]}: import their embeddings (DataComp's .npz files), or the tars in its place; or embed captions "
+            "alone (`column` text)"
+        )

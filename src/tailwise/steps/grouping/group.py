@@ -1,0 +1,214 @@
+"""Group: any column as the clustering of a plan: classes, languages, domains, cluster numbers made elsewhere (map and reduce)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.files import create_array, file_digest
+from tailwise.errors import NotFoundError, UserError
+from tailwise.progress import Track, silent
+from tailwise.rejects import MAX_REJECTED, check_share
+from tailwise.requests import GroupRequest, refuse_given, refuse_idle
+from tailwise.shards.columns import unwrapped
+from tailwise.steps.grouping.entries import group_by_entry
+from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, check_count, make_grouping
+from tailwise.steps.importing.join import Columns, join_values, read_columns
+
+PLACES = tuple(f"{member}_{what}" for member in ("image", "caption", "json") for what in ("offset", "bytes"))
+IDENTITY = ("key", "uid", "caption", *PLACES)
+MISSING = ("leave-out", "own-group")
+SUFFIXES = (".parquet", ".tsv", ".csv")
+
+
+def group(catalog: Catalog | str | Path, request: GroupRequest, track: Track = silent) -> Clustering:
+    """Make groups of the newest snapshot, in the place of clusters: by a column, or by the rarest entry of a list in each caption.
+
+    Groups by column are numbered in the order of their values: by number where all of them are whole numbers, else by code point.
+
+    Args:
+        catalog: or its path; with samples.
+        request: what is asked for.
+        track: shows progress.
+
+    Raises:
+        UserError: there is no such column, it can't group, or it has more than MAX_GROUPS values; the list can't be read, or no caption
+            or too few captions hold an entry.
+    """
+    catalog = Catalog.open(catalog)
+    if (request.by is None) == (request.entries is None):
+        raise UserError("give one of `by` COLUMN and `entries` FILE")
+    if request.missing not in MISSING:
+        raise UserError(f"`missing` {request.missing!r}: use {' or '.join(MISSING)}")
+    shared = {"name", "missing", "without"}
+    if request.entries is not None:
+        own = {"entries", "ignore_case", "max_misses", "allow_misses", "workers"}
+        refuse_idle(request, own | shared, "with `entries`")
+        return group_by_entry(catalog, request.entries, request, track)
+    refuse_idle(request, {"by", "file", "max_rejected", *shared}, "without `entries`")
+    if request.file is None:
+        refuse_given(request, {"max_rejected"}, "without `file`")
+    return _by_column(catalog, str(request.by), request, track)
+
+
+def _by_column(catalog: Catalog, column: str, request: GroupRequest, track: Track) -> Clustering:
+    file = request.file
+    max_rejected = MAX_REJECTED if request.max_rejected is None else request.max_rejected
+    check_share(max_rejected)
+    if file is not None and not file.is_file():
+        raise NotFoundError(f"{file} is no file: give a .parquet, .tsv or .csv file")
+    config = {
+        "group_by": column,
+        "missing": request.missing,
+        "without": list(request.without),
+        "snapshot": catalog.snapshot().number,
+    }
+    if file is None:
+        _check_column(catalog, column)
+    else:
+        _open(file, column)  # refuses bad ones
+    inputs = {} if file is None else {"file": file_digest(file)}
+
+    def find(pool: Pool) -> Groups:
+        return _of_catalog(pool, column) if file is None else _of_file(pool, file, column, max_rejected)
+
+    return make_grouping(catalog, request.name or column, config, inputs, find, column, track)
+
+
+def _check_column(catalog: Catalog, column: str) -> None:
+    names = {name for part in catalog.parts() for name in _names(catalog, part)} - {*IDENTITY}
+    if column in IDENTITY:
+        raise UserError(
+            f"`by` {column}: it tells samples apart, and can't group them; use one of {', '.join(sorted(names))}"
+        )
+    if column not in names:
+        raise UserError(f"no samples have a column {column!r}: use one of {', '.join(sorted(names))}, or give `file`")
+
+
+def _of_catalog(pool: Pool, column: str) -> Groups:
+    def values(part: Part) -> pa.Array:
+        if column not in _names(pool.catalog, part):
+            return pa.nulls(part.rows, pa.large_string())
+        return _groupable(pool.catalog.samples(part, [column]).column(0), column)
+
+    kept = (values(part).filter(pa.array(pool.survivors.keeps(part.span))) for part in pool.parts)
+    distinct = _distinct(pool.track(kept, f"values of {column}", len(pool.parts)), column)
+    labels = (_labels(values(part), distinct) for part in pool.parts)
+    return Groups(distinct.cast(pa.string()).to_pylist(), labels)
+
+
+def _names(catalog: Catalog, part: Part) -> list[str]:
+    names: list[str] = pq.read_schema(catalog.samples_path(part.number)).names
+    return names
+
+
+def _of_file(pool: Pool, path: Path, column: str, max_rejected: float) -> Groups:
+    """Joins by uid or key; values that no sample has make no group."""
+    identifier, _ = _open(path, column)
+    distinct = _distinct(pool.track((values for _, values in _open(path, column)[1]), f"values of {column}"), column)
+    labels = create_array(pool.work / "labels.npy", (pool.snapshot.rows,), np.float32)
+    labels[:] = np.nan
+    batches = (_present(keys, _labels(values, distinct)) for keys, values in _open(path, column)[1])
+    strangers = join_values(
+        pool.catalog,
+        pool.snapshot,
+        identifier,
+        pool.track(batches, f"joining {column}"),
+        labels,
+        pool.work / "keys",
+        f"value of {column}",
+        max_rejected=max_rejected,
+    )
+    sizes = np.zeros(len(distinct), np.int64)
+    for part in pool.parts:
+        found = labels[part.span][pool.survivors.keeps(part.span)]
+        sizes += np.bincount(found[~np.isnan(found)].astype(np.int64), minlength=len(sizes))
+    numbers = np.where(sizes > 0, np.cumsum(sizes > 0) - 1, NO_GROUP).astype(np.int32)
+    values = distinct.filter(pa.array(sizes > 0)).cast(pa.string()).to_pylist()
+    parts = (np.append(numbers, np.int32(NO_GROUP))[_whole(labels[part.span])] for part in pool.parts)
+    return Groups(values, parts, {"values_without_sample": strangers})
+
+
+def _whole(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """As whole numbers; −1 for NaN."""
+    return np.where(np.isnan(labels), -1, labels).astype(np.int64)
+
+
+def _present(keys: list[str], labels: npt.NDArray[np.int32]) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """Those of a batch that have a value."""
+    if labels.min(initial=0) >= 0:
+        return keys, labels.astype(np.float64)
+    chosen = np.flatnonzero(labels >= 0)
+    return [keys[at] for at in chosen], labels[chosen].astype(np.float64)
+
+
+def _open(path: Path, column: str) -> tuple[str, Columns]:
+    """Which identifier a file names samples by, and identifiers and values in batches."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: groups are read from {', '.join(SUFFIXES)}")
+    identifier, columns = read_columns(path, column, "groups")
+    return identifier, ((keys, _groupable(values, column)) for keys, values in columns)
+
+
+def _groupable(values: pa.Array | pa.ChunkedArray, column: str) -> pa.Array:
+    """Values as int64 or large_string, missing ones null.
+
+    Raises:
+        UserError: they are neither text, whole numbers nor booleans.
+    """
+    given, values = values.type, unwrapped(values)
+    kind = values.type
+    if (
+        pa.types.is_null(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+    ):
+        return values.cast(pa.large_string())
+    if pa.types.is_floating(kind):  # as sidecar columns are stored, counts among them
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
+    elif not pa.types.is_integer(kind):
+        raise UserError(f"`by` {column}: groups are text, whole numbers or booleans, not {given}")
+    try:
+        return values.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise UserError(f"`by` {column}: groups are text, whole numbers or booleans: {error}") from error
+
+
+def _distinct(arrays: Iterable[pa.Array], column: str) -> pa.Array:
+    """The distinct values of all arrays, without nulls, in order."""
+    found: pa.Array | None = None
+    for array in arrays:
+        fresh = array.unique().drop_null()
+        if not len(fresh):
+            continue
+        found = fresh if found is None else pa.concat_arrays([found, fresh]).unique()
+        check_count(len(found), column)
+    if found is None:
+        raise UserError(f"not one sample has a value in {column!r}: there is nothing to group by")
+    return found.take(pc.sort_indices(_order(found)))
+
+
+def _order(values: pa.Array) -> pa.Array:
+    """What values are sorted by: their numbers, if all of them are whole numbers as one writes them; else themselves."""
+    try:
+        numbers = values.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return values
+    return numbers if numbers.cast(values.type).equals(values) else values
+
+
+def _labels(values: pa.Array, distinct: pa.Array) -> npt.NDArray[np.int32]:
+    """The place of each value among the distinct ones: int32 [n], negative for nulls."""
+    if values.type != distinct.type:  # a part where all are missing
+        values = values.cast(distinct.type)
+    found: npt.NDArray[np.int32] = pc.index_in(values, distinct).fill_null(NO_GROUP).to_numpy(zero_copy_only=False)
+    return found

@@ -1,0 +1,173 @@
+"""Match: which entries of a list stand in which captions (map). Plans with different settings share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.drops import Survivors
+from tailwise.catalog.files import check_file, digest
+from tailwise.catalog.matches import Found, Matches, matches_artifact, read_entry_table
+from tailwise.errors import UserError
+from tailwise.execution.local import map_ordered
+from tailwise.kernels.matching import EntryMatcher
+from tailwise.progress import Track, silent
+from tailwise.sources.delimited import parse_json, read_text
+
+MAX_ENTRIES = 5_000_000
+
+
+@dataclass(frozen=True)
+class MatchedPool:
+    """The matches of those samples that take part."""
+
+    catalog: Catalog
+    snapshot: Snapshot
+    survivors: Survivors
+    matches: Matches
+
+    def parts(self) -> Iterator[tuple[Part, Found]]:
+        """Part by part: how many entries each row has, and which."""
+        for part in self.catalog.parts(self.snapshot):
+            yield part, self.matches.part(part, self.survivors.keeps(part.span))
+
+    def matched(self) -> int:
+        """Return how many samples have an entry."""
+        return sum(int(np.count_nonzero(of_row)) for _, (of_row, _) in self.parts())
+
+    def count(self) -> tuple[npt.NDArray[np.int64], int]:
+        """In how many captions each entry stands, int64 [K]; and how many samples have an entry.
+
+        Raises:
+            UserError: none has.
+        """
+        counts = np.zeros(len(self.matches.entries), np.int64)
+        matched = 0
+        for _, (of_row, entries) in self.parts():
+            counts += np.bincount(entries, minlength=len(counts))
+            matched += int(np.count_nonzero(of_row))
+        if not matched:
+            raise UserError(
+                f"not one caption holds one of the {len(counts):,} entries, such as {self.matches.entries[0]!r}: "
+                "compare the list with the captions (case counts, unless `ignore_case`)"
+            )
+        return counts, matched
+
+
+def match_entries(
+    catalog: Catalog,
+    path: Path,
+    *,
+    ignore_case: bool = False,
+    snapshot: Snapshot | None = None,
+    workers: int | None = None,
+    track: Track = silent,
+) -> Matches:
+    """Matches the captions of a snapshot against the entries of a file; opens what an earlier call with the same has made.
+
+    Args:
+        catalog: with samples.
+        path: see `read_entries`.
+        ignore_case: compare in lower case.
+        snapshot: whose captions; the newest by default.
+        workers: processes; one a processor by default. Each holds the automaton: about 300 bytes per character of the entries.
+        track: shows progress.
+
+    Raises:
+        UserError: the file can't be read, or holds no entry, or too many.
+    """
+    entries = read_entries(path, ignore_case=ignore_case)
+    snapshot = snapshot or catalog.snapshot()
+    config = {"ignore_case": ignore_case, "snapshot": snapshot.number}
+    inputs = {"snapshot": snapshot.id, "entries": digest(entries)}
+    with matches_artifact(catalog, config, inputs) as artifact:
+        matches = Matches(artifact.folder, entries)
+        if not artifact.done:
+            _match(catalog, matches, snapshot, ignore_case, workers, track)
+            artifact.finish({"entries": len(entries)})
+    return matches
+
+
+def read_entries(path: Path, *, ignore_case: bool = False) -> list[str]:
+    """The entries of a file, in its order, without blank and repeated ones.
+
+    Args:
+        path: text, one entry a line, blanks round it don't count; or .json, a list of strings, as MetaCLIP's metadata.json, taken as is.
+        ignore_case: turn them into lower case.
+
+    Raises:
+        UserError: the file can't be read, or holds no entry, or too many.
+    """
+    try:
+        text = read_text(path)
+        listed = parse_json(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.split("\n")]
+        if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed):
+            raise UserError(f"{path} is not a JSON list of strings")
+        "".join(listed).encode()  # JSON can hold half a character
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as a list of entries: {error}") from error
+    entries = list(dict.fromkeys(entry.lower() if ignore_case else entry for entry in listed if entry.strip()))
+    if not 1 <= len(entries) <= MAX_ENTRIES:
+        raise UserError(f"{path} holds {len(entries):,} entries: give 1 to {MAX_ENTRIES:,}, one a line")
+    return entries
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group of a part's samples: the unit of work."""
+
+    samples: Path
+    number: int
+    entries: Path
+    ignore_case: bool
+
+    def match(self) -> Found:
+        """The matches of its captions."""
+        captions = pq.ParquetFile(self.samples).read_row_group(self.number, columns=["caption"])
+        return _matcher(self.entries, self.ignore_case)(captions.column(0).to_pylist())
+
+
+@lru_cache(maxsize=1)
+def _matcher(path: Path, ignore_case: bool) -> EntryMatcher:
+    """One automaton a process, for all of its row groups."""
+    return EntryMatcher(read_entry_table(path), ignore_case=ignore_case)
+
+
+def _match(
+    catalog: Catalog, matches: Matches, snapshot: Snapshot, ignore_case: bool, workers: int | None, track: Track
+) -> None:
+    """Writes the list, and the matches of all parts that aren't there yet."""
+    entries = matches.write_entries()
+    parts = [
+        part for part in catalog.parts(snapshot) if not all(column.path(part).exists() for column in matches.columns)
+    ]
+    groups = {part.number: _groups(catalog, entries, part, ignore_case) for part in parts}
+    every = [group for part in parts for group in groups[part.number]]
+    results = iter(track(map_ordered(_Group.match, every, workers), "matching captions", len(every)))
+    try:
+        for part in parts:
+            _write(matches, part, [next(results) for _ in groups[part.number]])
+        next(results, None)  # ends the bar
+    finally:
+        _matcher.cache_clear()
+
+
+def _groups(catalog: Catalog, entries: Path, part: Part, ignore_case: bool) -> Sequence[_Group]:
+    path = check_file(catalog.samples_path(part.number))
+    count = pq.ParquetFile(path).num_row_groups
+    return [_Group(path, number, entries, ignore_case) for number in range(count)]
+
+
+def _write(matches: Matches, part: Part, found: Sequence[Found]) -> None:
+    pieces: Iterator[Sequence[npt.NDArray[np.int32]]] = zip(*found, strict=True)
+    empty = np.empty(0, np.int32)
+    joined = [np.concatenate([empty, *of_column]) for of_column in pieces] or [empty, empty]
+    for column, values in zip(matches.columns, joined, strict=True):
+        column.write(part, values)

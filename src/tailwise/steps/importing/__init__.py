@@ -1,0 +1,1 @@
+"""Import: index shards, join metadata and embeddings."""

@@ -1,0 +1,212 @@
+"""Import: shards, metadata and embeddings into a catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog, Snapshot, local_path, true_path
+from tailwise.catalog.embeddings import column_modality
+from tailwise.catalog.rejections import Rejections
+from tailwise.catalog.schema import has_bytes
+from tailwise.errors import UserError
+from tailwise.progress import Track, silent
+from tailwise.rejects import MAX_REJECTED, check_share
+from tailwise.requests import SourceRequest
+from tailwise.shards.columns import DAMAGE, open_table, uid_texts
+from tailwise.sources import Found, find
+from tailwise.sources.datacomp import parse_uids, read_metadata
+from tailwise.steps.importing.embeddings import ColumnImport, import_embeddings
+from tailwise.steps.importing.shards import MAX_REJECTED_SAMPLES, PART_ROWS, import_shards
+from tailwise.storage.local import locked
+
+if TYPE_CHECKING:
+    from tailwise.catalog.clusterings import Clustering
+
+DEFAULT_CLUSTERS = "dynamics"
+LOOKED_AT = 16  # uids of each metadata file
+
+
+@dataclass
+class ImportReport:
+    """What an import came to.
+
+    Attributes:
+        catalog: where it went.
+        snapshot: the newest snapshot afterwards.
+        new_shards: tars, or files of metadata, added by this import.
+        new_samples: samples added by this import.
+        columns: one entry per embedding column filled.
+        rejections: what was left out, by reason.
+        clusterings: those made from cluster ids.
+        notes: a line for each kind of file that was seen and not read.
+    """
+
+    catalog: Catalog
+    snapshot: Snapshot
+    new_shards: int
+    new_samples: int
+    columns: list[ColumnImport]
+    rejections: Rejections
+    clusterings: list[Clustering] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def import_pool(
+    sources: str | Path | Sequence[str | Path],
+    folder: str | Path,
+    *,
+    format_name: str = "auto",
+    options: SourceRequest | None = None,
+    workers: int | None = None,
+    part_rows: int = PART_ROWS,
+    max_rejected: float | None = None,
+    track: Track = silent,
+) -> ImportReport:
+    """Imports tars, metadata and embeddings into a catalog, new or existing. What is there already is skipped.
+
+    Args:
+        sources: one or several folders, files, patterns or URLs (see `tailwise.sources.SOURCES`).
+        folder: the catalog.
+        format_name: a name of `SOURCES`, or "auto".
+        options: how the sources are read.
+        workers: processes; None for one a processor. The result doesn't depend on it. Worker processes import the calling script
+            anew, so that it needs the usual `if __name__ == "__main__":`.
+        part_rows: rows after which a part is closed.
+        max_rejected: share that may be left out, of the new samples (0.5 by default) and of the rows of embedding files (0.1).
+        track: shows progress.
+
+    Raises:
+        UserError: nothing to import, nothing good in it, or too much left out.
+    """
+    given = [sources] if isinstance(sources, str | Path) else sources
+    chosen = options or SourceRequest()
+    bounds = (MAX_REJECTED_SAMPLES, MAX_REJECTED) if max_rejected is None else (max_rejected, max_rejected)
+    check_share(bounds[0])
+    found = find([str(source) for source in given], format_name, chosen)
+    there = (local_path(folder) / layout.HEADER).exists()
+    if not (found.tars or found.metadata) and not (there and Catalog.open(folder).snapshots()):
+        raise UserError(f"{folder} holds no samples yet: import the shards (.tar) with or before their embeddings")
+    catalog = Catalog.create(folder)
+    with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
+        catalog.series(layout.SNAPSHOTS).settle()
+        modalities = {
+            column: column_modality(catalog, column, chosen.of if column == chosen.column else None)
+            for column in found.embeddings
+        }
+        return _import(
+            catalog, found, modalities, chosen.clustering or DEFAULT_CLUSTERS, workers, part_rows, bounds, track
+        )
+
+
+def _import(
+    catalog: Catalog,
+    found: Found,
+    modalities: Mapping[str, str],
+    clustering: str,
+    workers: int | None,
+    part_rows: int,
+    bounds: tuple[float, float],
+    track: Track,
+) -> ImportReport:
+    before = catalog.snapshots()
+    _check_clusters(catalog, clustering, found)
+    rejections = Rejections()
+    shared: dict[str, Any] = {"workers": workers, "part_rows": part_rows, "max_rejected": bounds[0]}
+    with rejections.writer(layout.rejected_log(catalog.folder, layout.IMPORT_LOG, layout.SOURCES_LOG)) as log:
+        for item in found.left_out:
+            log.add("import", item.reason, item.path, None, item.remedy, rows=0)
+    if found.tars or not found.metadata:
+        import_shards(catalog, found.tars, rejections, track, metadata=found.metadata, failed=found.failed, **shared)
+    else:
+        _refuse_known(catalog, found.metadata)
+        import_shards(catalog, found.metadata, rejections, track, read=read_metadata, **shared)
+    given = _given_shards(catalog, found.tars or found.metadata)
+    columns = [
+        made
+        for column, files in found.embeddings.items()
+        if (made := import_embeddings(catalog, column, files, given, rejections, track, bounds[1], modalities[column]))
+    ]
+    clusterings = _import_clusters(catalog, clustering, found, given, rejections, track, bounds[1])
+    now = catalog.snapshot()
+    shards = found.tars or found.metadata
+    if rejections.counts and not (columns or clusterings) and shards and not given:
+        reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items())
+        raise UserError(
+            f"nothing good in {len(shards)} file(s), first {next(iter(shards))} ({reasons}): see {catalog.folder / layout.REJECTED}"
+        )
+    old_shards, old_rows = (before[-1].shards, before[-1].rows) if before else (0, 0)
+    new = now.shards - old_shards, now.rows - old_rows
+    return ImportReport(catalog, now, *new, columns, rejections, clusterings, found.notes)
+
+
+def _import_clusters(
+    catalog: Catalog,
+    name: str,
+    found: Found,
+    given: frozenset[int] | None,
+    rejections: Rejections,
+    track: Track,
+    max_rejected: float,
+) -> list[Clustering]:
+    if not found.cluster_ids:
+        return []
+    from tailwise.steps.importing.clusters import import_clusters  # noqa: PLC0415  (brings torch along: seconds, and 600 MB)
+
+    return [import_clusters(catalog, name, found.cluster_ids, given, rejections, track, max_rejected)]
+
+
+def _check_clusters(catalog: Catalog, name: str, found: Found) -> None:
+    """Refuses cluster ids that can't become a grouping, before anything is imported."""
+    if found.cluster_ids and (catalog.clusters_folder(name)).exists():
+        from tailwise.steps.importing.clusters import check_cluster_ids  # noqa: PLC0415  (as above)
+
+        known = {true_path(path) for path in catalog.shards().column("path").to_pylist()}
+        fresh = any(true_path(path) not in known for path in found.tars or found.metadata)
+        check_cluster_ids(catalog, name, found.cluster_ids, fresh=fresh)
+
+
+def _given_shards(catalog: Catalog, sources: dict[str, int]) -> frozenset[int] | None:
+    """The shards of the catalog that an import named, new or not; None if it named none."""
+    if not sources:
+        return None
+    named = {true_path(path) for path in sources}
+    paths: list[str] = catalog.shards().column("path").to_pylist()
+    return frozenset(shard for shard, path in enumerate(paths) if true_path(path) in named)
+
+
+def _refuse_known(catalog: Catalog, metadata: dict[str, int]) -> None:
+    """Refuses metadata as a pool of its own where the catalog's tars hold its samples.
+
+    Looks at a few uids of each file only: those of a pool are in tars all together, or not at all.
+    """
+    paths: list[str] = catalog.shards().column("path").to_pylist()
+    tars = [shard for shard, path in enumerate(paths) if has_bytes(path)]
+    asked = {uid: path for path in metadata if path not in set(paths) for uid in _first_uids(path)} if tars else {}
+    if not asked:
+        return
+    for part in catalog.parts():
+        samples = catalog.samples(part, ["shard", "uid"])
+        inside = np.isin(samples.column("shard").to_numpy(), tars)
+        for uid in samples.column("uid").filter(pa.array(inside)).to_pylist():
+            if uid in asked:
+                raise UserError(
+                    f"tars in {catalog.folder} hold samples of {asked[uid]} (uid {uid.hex()}) already: name the tars in the same "
+                    "import, for their embeddings; or use a new catalog for the metadata alone"
+                )
+
+
+def _first_uids(path: str) -> list[bytes]:
+    try:
+        with open_table(path, ["uid"]) as file:
+            uids = [uid_texts(batch.column(0)) for batch in islice(file.iter_batches(LOOKED_AT, ["uid"]), 1)]
+    except DAMAGE:  # what is wrong with it is told when it is read
+        return []
+    return [row.tobytes() for batch in uids for row in parse_uids(batch)[0]]

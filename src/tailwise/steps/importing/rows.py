@@ -1,0 +1,148 @@
+"""Import: from what files name samples by (key, uid, tar and key, metadata file and uid) to rows of the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
+from tailwise.shards.columns import DAMAGE
+from tailwise.sources.embedding_files import EmbeddingFile
+from tailwise.sources.paths import Place, TarMatcher, dotted_key, homes, in_folder, in_tar
+
+ELSEWHERE = -3  # a sample that these files are not for: it has its embedding, or lies in another tar
+AMBIGUOUS_TAR = -4
+Rows = npt.NDArray[np.int64]
+
+# What each index holds of a sample, from its shard, key and uid.
+_TEXTS: dict[str, Callable[[int, str, bytes], str]] = {
+    "key": lambda shard, key, uid: key,  # noqa: ARG005
+    "uid": lambda shard, key, uid: uid.hex(),  # noqa: ARG005
+    "place": lambda shard, key, uid: f"{shard}\t{key}",  # noqa: ARG005
+}
+
+
+class RowFinder:
+    """Finds the rows of a catalog that files speak of.
+
+    Indices on disk are made when they are first needed: 32 bytes a row each. Rows stand in up to four of a kind, by whether their part
+    is to be filled, and whether their shard is among the given ones.
+    """
+
+    def __init__(self, catalog: Catalog, parts: Sequence[Part], work: Path, given: frozenset[int] | None) -> None:
+        """Prepares.
+
+        Args:
+            catalog: with the samples.
+            parts: whose rows are wanted; those of all others are ELSEWHERE.
+            work: a folder for the indices.
+            given: shards that came with the files, which then belong to these alone; None if none came.
+        """
+        self._catalog, self._work, self._given = catalog, work, given
+        self._wanted = {part.number for part in parts}
+        paths: list[str] = catalog.shards().column("path").to_pylist()
+        self._shard_of = {path: shard for shard, path in enumerate(paths)}
+        self._tars = TarMatcher(paths, given)
+        self._indices: dict[str, dict[tuple[bool, bool], KeyIndex]] = {}
+
+    def note_tars(self, files: Iterable[EmbeddingFile]) -> None:
+        """Looks which tars files name, before any row is asked for: no two of them may be taken for the same shard."""
+        for file in files:
+            if file.naming == "key":
+                for names in _readable(file):
+                    self._tars.note(homes(names))
+        self._tars.settle()
+
+    def find(self, file: EmbeddingFile, names: Sequence[str], own: bool) -> Rows:
+        """The row of each name, int64 [n]; or ABSENT, AMBIGUOUS, AMBIGUOUS_TAR, ELSEWHERE.
+
+        Args:
+            file: that the names are of.
+            names: [n].
+            own: whether the file belongs to the given shards alone.
+        """
+        if file.naming == "uid":
+            shard = self._shard_of.get(file.home) if file.home else None
+            if shard is not None and (self._given is None or shard in self._given):
+                return self._look_up("place", [f"{shard}\t{name}" for name in names], own)
+            return self._look_up("uid", names, own)
+        rows = np.full(len(names), ABSENT, np.int64)
+        in_tars = [in_tar(name) for name in names]
+        self._place(rows, names, in_tars, own)
+        plain = [at for at, place in enumerate(in_tars) if place is None]
+        if plain:
+            rows[plain] = self._look_up("key", [names[at] for at in plain], own)
+            lost = {at for at in plain if rows[at] == ABSENT}
+            self._place(rows, names, [in_folder(name) if at in lost else None for at, name in enumerate(names)], own)
+        return rows
+
+    def _place(self, rows: Rows, names: Sequence[str], places: Sequence[Place | None], own: bool) -> None:
+        """Fill in the rows of those names whose places are known; of a dotted name the longer key goes first."""
+        wanted: dict[int, str] = {}
+        shorter: dict[int, str] = {}
+        for at, place in enumerate(places):
+            shard = ABSENT if place is None else self._tars.shard(place.home)
+            if place is not None and shard >= 0:
+                wanted[at] = f"{shard}\t{dotted_key(names[at], place)}"
+                shorter[at] = f"{shard}\t{place.key}"
+            elif shard == AMBIGUOUS:
+                rows[at] = AMBIGUOUS_TAR
+        if wanted:
+            rows[list(wanted)] = self._look_up("place", list(wanted.values()), own)
+        again = {at: text for at, text in shorter.items() if text != wanted[at] and rows[at] == ABSENT}
+        if again:
+            rows[list(again)] = self._look_up("place", list(again.values()), own)
+
+    def _look_up(self, kind: str, texts: Sequence[str], own: bool) -> Rows:
+        if kind not in self._indices:
+            self._indices[kind] = self._build(kind)
+        rows = np.full(len(texts), ABSENT, np.int64)
+        elsewhere = np.zeros(len(texts), np.bool_)
+        strange = np.zeros(len(texts), np.bool_)
+        for (wanted, given), index in self._indices[kind].items():
+            hits = index.find(texts)
+            if own and not given:
+                strange |= hits != ABSENT
+            elif not wanted:
+                elsewhere |= hits != ABSENT
+            else:
+                both = (rows != ABSENT) & (hits != ABSENT)
+                rows = np.where(both, AMBIGUOUS, np.where(rows == ABSENT, hits, rows))
+        rows[elsewhere & (rows != ABSENT)] = AMBIGUOUS
+        rows[(elsewhere | strange) & (rows == ABSENT)] = ELSEWHERE
+        return rows
+
+    def _build(self, kind: str) -> dict[tuple[bool, bool], KeyIndex]:
+        indices: dict[tuple[bool, bool], KeyIndex] = {}
+        parts = self._catalog.parts()
+        total = sum(part.rows for part in parts)
+        for part in parts:
+            samples = self._catalog.samples(part, ["shard", "key", "uid"])
+            columns = (samples.column(name).to_pylist() for name in ("shard", "key", "uid"))
+            texts = [_TEXTS[kind](*row) for row in zip(*columns, strict=True)]
+            shards = samples.column("shard").to_numpy()
+            given = np.ones(len(shards), np.bool_) if self._given is None else np.isin(shards, list(self._given))
+            for is_given in (True, False):
+                at = np.flatnonzero(given == is_given)
+                if at.size:
+                    name = (part.number in self._wanted, is_given)
+                    if name not in indices:
+                        indices[name] = KeyIndex(self._work / f"{kind}-{'-'.join(map(str, map(int, name)))}", total)
+                    chosen = texts if at.size == len(texts) else [texts[position] for position in at]
+                    indices[name].add(chosen, part.first_row + at)
+        for index in indices.values():
+            index.seal()
+        return indices
+
+
+def _readable(file: EmbeddingFile) -> Iterable[pa.Array]:
+    """The names of a file, as far as they can be read: what is wrong with it is told when it is joined."""
+    try:
+        yield from file.names()
+    except DAMAGE:
+        return

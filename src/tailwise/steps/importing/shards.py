@@ -1,0 +1,287 @@
+"""Import, first half (map): from tars, or tables of metadata, to the catalog's samples, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog, Snapshot, true_path
+from tailwise.catalog.files import file_digest, read_record, read_table, write_record, write_table
+from tailwise.catalog.rejections import Rejections
+from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
+from tailwise.errors import DamagedError, UserError
+from tailwise.execution.local import map_ordered
+from tailwise.progress import Track
+from tailwise.rejects import refuse_many
+from tailwise.shards.fingerprint import FIRST, ChangedShardError, check_fingerprint, comparable_shards, shard_blocks
+from tailwise.shards.webdataset import ShardContent, hashed_uid, read_shard, unreadable_shard
+from tailwise.sources import UNKNOWN_BYTES
+from tailwise.steps.importing.scores import Scores, scores_id
+from tailwise.storage.local import scratch
+
+PART_ROWS = 1_000_000
+_NOTHING = {True: "no sample with image and caption", False: "no sample with uid and caption"}
+MAX_REJECTED_SAMPLES = 0.5  # by default: tars may hold much that is no pair of image and caption
+TOLD_ONLY = ("tar without an end", "ambiguous uid")  # no sample is left out
+THREADS = 16  # a look at a known tar only waits
+UNREADABLE_BYTES = 0  # noted for a tar that could not be read: it is tried again by the next import
+
+
+@dataclass
+class _Part:
+    """The shards gathered for one part.
+
+    Attributes:
+        number: of the part.
+        first_shard: the id that its first good shard gets.
+        tars: path and size of every tar read for it, good or not.
+        shards: one SHARD_SCHEMA row for each tar with samples.
+    """
+
+    number: int
+    first_shard: int
+    tars: list[tuple[str, int]] = field(default_factory=list)
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[pa.Table] = field(default_factory=list)
+    rejected: list[pa.Table] = field(default_factory=list)
+    rows: int = 0
+
+    def add(self, path: str, content: ShardContent) -> None:
+        self.tars.append((path, content.size_bytes))
+        self.rejected.append(content.rejected)
+        rows = content.samples.num_rows
+        if not rows:
+            return
+        shard = self.first_shard + len(self.shards)
+        self.shards.append(
+            {
+                "shard": shard,
+                "path": path,
+                "part": self.number,
+                "rows": rows,
+                "size_bytes": content.size_bytes,
+                "index_checksum": content.index_checksum,
+                "fingerprint": content.fingerprint,
+            }
+        )
+        self.samples.append(_identified(content.samples, shard))
+        self.rows += rows
+
+
+def _identified(samples: pa.Table, shard: int) -> pa.Table:
+    """Fills in the shard's id, and a hashed uid where the source gave none."""
+    columns = {"shard": pa.array(np.full(samples.num_rows, shard, np.int32)), "uid": samples.column("uid")}
+    if columns["uid"].null_count:
+        given = zip(columns["uid"].to_pylist(), samples.column("key").to_pylist(), strict=True)
+        columns["uid"] = pa.array([uid or hashed_uid(shard, key) for uid, key in given], pa.binary(16))
+    for name, values in columns.items():
+        index = samples.schema.get_field_index(name)
+        samples = samples.set_column(index, pa.field(name, values.type, nullable=False), values)
+    return samples
+
+
+def import_shards(
+    catalog: Catalog,
+    tars: dict[str, int],
+    rejections: Rejections,
+    track: Track,
+    *,
+    workers: int | None,
+    part_rows: int = PART_ROWS,
+    read: Callable[[str], ShardContent] = read_shard,
+    metadata: Mapping[str, int] | None = None,
+    failed: Mapping[str, str] | None = None,
+    max_rejected: float = MAX_REJECTED_SAMPLES,
+) -> Snapshot | None:
+    """Indexes tars that the catalog doesn't have yet, and makes a new snapshot of old and new shards.
+
+    Args:
+        catalog: where to.
+        tars: path or URL → size in bytes; or what else `read` reads.
+        rejections: takes what was left out.
+        track: shows progress.
+        workers: processes; None for one a processor. The result doesn't depend on it.
+        part_rows: a part is closed by the shard that brings it to this many rows.
+        read: reads one of them.
+        metadata: path → size of DataComp's metadata, whose scores are joined by uid.
+        failed: path → why this tar cannot be read; it is rejected without another try.
+        max_rejected: share of the new samples that may be left out.
+
+    Returns:
+        The new snapshot, or None if there was nothing new, or nothing good in it.
+
+    Raises:
+        UserError: a tar changed since it was imported, or the catalog is empty and none holds any sample.
+    """
+    before = catalog.snapshots()
+    known = catalog.shards()
+    new = _new_tars(catalog, known, tars)
+    if not new:
+        return None
+    part = _Part(before[-1].parts if before else 0, known.num_rows)
+    shards: list[dict[str, Any]] = []
+    rest, first = new, part.number
+    notes = {"scores": scores_id(metadata)} if metadata else {}
+    for resumed in _resumed_parts(catalog, part, new, notes):
+        shards += resumed["shards"]
+        rest = rest[len(resumed["tars"]) :]
+        listed = _listed(catalog, part.number)
+        if listed.exists():
+            rejections.count(listed)
+        part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
+    with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, track) as scores:
+        tried = failed or {}
+        good = map_ordered(read, [path for path, _ in rest if path not in tried], workers)
+        contents = (
+            (item, unreadable_shard(item[0], tried[item[0]]) if item[0] in tried else next(good)) for item in rest
+        )
+        for (path, _), content in track(
+            contents, "indexing tars" if read is read_shard else "reading metadata", len(rest)
+        ):
+            if part.rows >= part_rows and content.samples.num_rows:  # tars without samples go with the part before them
+                shards += _write_part(catalog, part, rejections, notes)
+                part = _Part(part.number + 1, part.first_shard + len(part.shards))
+            part.add(path, scores.join(content, path) if scores else content)
+        if part.tars:
+            shards += _write_part(catalog, part, rejections, notes)
+    if shards or before:
+        _check_left_out(catalog, sum(shard["rows"] for shard in shards), rejections, max_rejected)
+    if not shards and before:
+        return None
+    if not shards:
+        reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
+        raise UserError(f"{_NOTHING[read is read_shard]} in {len(new)} new file(s), first {new[0][0]} ({reasons})")
+    table = pa.concat_tables([known, pa.Table.from_pylist(shards, schema=SHARD_SCHEMA)])
+    return catalog.append_snapshot(table, shards[-1]["part"] + 1)
+
+
+def _check_left_out(catalog: Catalog, imported: int, rejections: Rejections, max_rejected: float) -> None:
+    """Refuse a snapshot if too many samples of the new files are left out; its finished parts wait for the same import."""
+    counts = {reason: rows for (stage, reason), rows in rejections.counts.items() if stage == "import"}
+    rejected = sum(rows for reason, rows in counts.items() if reason not in TOLD_ONLY)
+    reasons = ", ".join(f"{reason}: {rows:,}" for reason, rows in sorted(counts.items()))
+    causes = f"{reasons}; finished parts are kept; see {catalog.folder / layout.REJECTED}"
+    refuse_many(rejected, imported + rejected, max_rejected, "{} samples{} of new files are left out", causes)
+
+
+@contextmanager
+def _scores(
+    catalog: Catalog,
+    done: range,
+    metadata: Mapping[str, int] | None,
+    more: bool,
+    rejections: Rejections,
+    track: Track,
+) -> Iterator[Scores | None]:
+    """Yields the scores of metadata, for the parts after `done`, which an interrupted import has joined; lists the rows that none got."""
+    listed = _listed(catalog, done.start, layout.SCORES_LOG)
+    if not metadata:
+        yield None
+    elif not more and listed.exists():
+        rejections.count(listed)
+        yield None
+    else:
+        with scratch(catalog.folder / layout.SAMPLES / layout.JOINING) as work, rejections.writer(listed) as log:
+            scores = Scores(list(metadata), work, log, track)
+            for part in done:
+                scores.find(read_table(catalog.samples_path(part), ["uid"]).column("uid").to_pylist())
+            yield scores
+            scores.list_unused(log)
+
+
+def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[tuple[str, int]]:
+    """The tars that are neither in the catalog nor were found to hold nothing good in an earlier import."""
+    sizes = dict(zip(known.column("path").to_pylist(), known.column("size_bytes").to_pylist(), strict=True))
+    for path, size in tars.items():
+        if path in sizes and size not in {sizes[path], UNKNOWN_BYTES}:
+            raise DamagedError(
+                f"{path} has changed since it was imported ({sizes[path]:,} → {size:,} bytes): put the old file back, "
+                "or import the pool into a new catalog"
+            )
+    if sizes:
+        _refuse_replaced(comparable_shards(catalog), tars)
+    parts = range(catalog.snapshot().parts if sizes else 0)
+    read = {tuple(item) for part in parts for item in read_record(_marker(catalog, part))["tars"]}
+    new = []
+    seen = {true_path(path) for path in sizes}
+    for path, size in tars.items():
+        if (true := true_path(path)) not in seen and (path, size) not in read:
+            new.append((path, size))
+        seen.add(true)
+    return new
+
+
+def _refuse_replaced(known: pa.Table, tars: Mapping[str, int]) -> None:
+    """Refuse known tars of the same length whose first block is another one. Tars that can't be read are passed over."""
+
+    def changed(shard: tuple[str, str | None]) -> bool:
+        path, fingerprint = shard
+        try:
+            with shard_blocks(path) as (size, read):
+                check_fingerprint(path, size, read, fingerprint, FIRST)
+        except ChangedShardError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    columns = (known.column(name).to_pylist() for name in ("path", FINGERPRINT))
+    again = [shard for shard in zip(*columns, strict=True) if shard[0] in tars]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for (path, _), other in zip(again, pool.map(changed, again), strict=True):
+            if other:
+                raise DamagedError(
+                    f"{path} has changed since it was imported (its length is the same): put the old file back, or import the pool "
+                    "into a new catalog"
+                )
+
+
+def _marker(catalog: Catalog, part: int) -> Path:
+    return layout.marker(catalog.samples_path(part))
+
+
+def _listed(catalog: Catalog, part: int, *of: str) -> Path:
+    return layout.rejected_log(catalog.folder, layout.IMPORT_LOG, *of, layout.part_name(part))
+
+
+def _resumed_parts(
+    catalog: Catalog, first: _Part, tars: Sequence[tuple[str, int]], notes: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The parts that an interrupted import of the same tars, with the same metadata, has finished, from `first` on."""
+    position, number, shard = 0, first.number, first.first_shard
+    while (marker := _marker(catalog, number)).exists():
+        content = read_record(marker)
+        part_tars = [tuple(item) for item in content["tars"]]
+        now = tars[position : position + len(part_tars)]
+        same = len(now) == len(part_tars) and all(
+            path == old_path and (old_size in {size, UNREADABLE_BYTES} or size == UNKNOWN_BYTES)
+            for (path, size), (old_path, old_size) in zip(now, part_tars, strict=True)
+        )
+        if not same or content["shards"][0]["shard"] != shard or content.get("scores") != notes.get("scores"):
+            break
+        yield content
+        position, number, shard = position + len(part_tars), number + 1, shard + len(content["shards"])
+
+
+def _write_part(
+    catalog: Catalog, part: _Part, rejections: Rejections, notes: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Writes samples and rejections of one part, its marker last; returns its shards."""
+    path = catalog.samples_path(part.number)
+    _marker(catalog, part.number).unlink(missing_ok=True)  # of an abandoned import
+    with rejections.writer(_listed(catalog, part.number)) as log:
+        for table in part.rejected:
+            log.add_table(table)
+    if part.samples:
+        write_table(path, pa.concat_tables(part.samples, promote_options="default"))
+        content = {"tars": part.tars, "shards": part.shards, "digest": file_digest(path)}
+        write_record(_marker(catalog, part.number), {**content, **notes})
+    return part.shards

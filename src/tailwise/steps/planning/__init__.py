@@ -1,0 +1,1 @@
+"""Planning: choose how many samples each group gives, and which."""

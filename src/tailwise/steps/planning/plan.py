@@ -1,0 +1,66 @@
+"""Plan: one entry for all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tailwise.catalog.catalog import Catalog
+from tailwise.errors import UserError
+from tailwise.plan.methods import METHODS
+from tailwise.plan.plan import Plan
+from tailwise.progress import Track, silent
+from tailwise.requests import PlanRequest, refuse_given, refuse_idle
+from tailwise.steps.planning.balance import make_balanced_plan
+from tailwise.steps.planning.rates import make_rate_plan
+from tailwise.steps.planning.weighted import make_weighted_plan
+from tailwise.text import did_you_mean
+
+
+@dataclass(frozen=True)
+class ByRate:
+    """A method that gives each sample a rate.
+
+    Attributes:
+        make: makes the plan.
+        own: fields of a request that this method alone has.
+        shared: other fields that it uses.
+    """
+
+    make: Callable[[Catalog, str, PlanRequest, Track], Plan]
+    own: tuple[str, ...]
+    shared: tuple[str, ...] = ()
+
+
+BY_RATE = {
+    "rates": ByRate(make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected")),
+    "text-balance": ByRate(make_balanced_plan, ("entries", "per_entry", "ignore_case"), ("keep", "budget", "without")),
+}
+
+
+def make_plan(catalog: Catalog | str | Path, name: str, request: PlanRequest, track: Track = silent) -> Plan:
+    """Make a plan, or open the finished one of the same request.
+
+    Args:
+        catalog: or its path; with a clustering, unless the method needs none.
+        name: of the plan.
+        request: what is asked for.
+        track: shows progress.
+
+    Raises:
+        UserError: the request is out of bounds or contradicts itself, or another plan has this name.
+    """
+    catalog = Catalog.open(catalog)
+    known = [*METHODS, *BY_RATE]
+    if request.method not in known:
+        given = f"unknown method {request.method!r}: {did_you_mean(request.method, known)}"
+        raise UserError(given if request.method else f"give a `method`: one of {', '.join(known)}")
+    if chosen := BY_RATE.get(request.method):
+        drawn = {"draw"} if request.draw == "bernoulli" else set()  # by which they draw
+        used = {"method", "dynamic", "seed", *chosen.own, *chosen.shared, *drawn}
+        refuse_idle(request, used, f"with method {request.method!r}")
+        return chosen.make(catalog, name, request, track)
+    for method, other in BY_RATE.items():
+        refuse_given(request, other.own, f"without method {method!r}")
+    return make_weighted_plan(catalog, name, request, track)

@@ -1,0 +1,290 @@
+"""Plan by weight: weights and quotas (reduce), and the flat arrays that draws read (map, or regroup for ranked picks)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.catalog import layout
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.files import create_array, write_array, write_table
+from tailwise.errors import UserError
+from tailwise.execution.shuffle import write_value_ranks
+from tailwise.kernels.ranks import appearance_ranks
+from tailwise.plan.budget import samples_of_share
+from tailwise.plan.methods import PICKS, Method, find_method, method_options, weigh
+from tailwise.plan.plan import MAX_EPOCH, Plan
+from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, fill_by_scale, fill_by_shift, round_to_sum
+from tailwise.plan.weights import Clusters
+from tailwise.progress import Track, silent
+from tailwise.requests import PlanRequest, ScoreRequest
+from tailwise.steps.planning.grouping import Grouping
+from tailwise.steps.scoring.scores import score_config
+from tailwise.storage.local import replacing
+from tailwise.text import did_you_mean
+
+MAX_REPEATS = 255
+MAX_SCHEDULE = 1 << 28  # quotas of an annealed plan, 8 bytes each
+_AMOUNTS = ("keep", "budget", "per_cluster")
+
+
+def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = silent) -> Plan:
+    """Make a plan by a method that weighs clusters; see `make_plan`."""
+    method = find_method(request.method)
+    options = method_options(request.method, _given_options(request))
+    clustering = request.clustering or "main"
+    pick = request.pick or method.pick
+    dynamic = _dynamic(request, method, pick)
+    score = _score(request, pick)
+    draw = _draw(request, pick)
+    final = _final_options(request, options, dynamic)
+    _check_bounds(request, method)
+    grouping = Grouping(
+        catalog, clustering if method.grouping == "clusters" else None, without=request.without, score=score
+    )
+    budget = _budget(request, method, grouping)
+    config: dict[str, Any] = {
+        "method": request.method,
+        "options": options,
+        "clustering": clustering if method.grouping == "clusters" else None,
+        "snapshot": grouping.snapshot.number,
+        "asked": {name: value for name in _AMOUNTS if (value := getattr(request, name)) is not None},
+        "max_repeats": request.max_repeats,
+        "min_per_cluster": method.min_per_cluster if request.min_per_cluster is None else request.min_per_cluster,
+        "class_balance": request.class_balance or 0.0,
+        "pick": pick,
+        "score": score_config(score) if score is not None else None,
+        "without": list(request.without),
+        "dynamic": dynamic,
+        "draw": draw,
+        "seed": request.seed,
+    }
+    if final:
+        config |= {"final_options": final, "anneal_epochs": request.anneal_epochs}
+    derived: dict[str, Any] = {"budget": budget}
+    quotas = _schedule(grouping, method, {**config, **derived})
+    if method.registered:
+        derived["quotas"] = blake2b(quotas.tobytes(), digest_size=16).hexdigest()
+    with Artifact(catalog.plan_folder(name), "plan", config, grouping.inputs, derived) as artifact:
+        if not artifact.done:
+            _write_groups(artifact, grouping.sizes, quotas)
+            _write_rows(artifact, grouping, pick, track)
+            write_shard_offsets(catalog, artifact, grouping.snapshot)
+            sizes = grouping.sizes
+            artifact.finish({"pool": grouping.pool, "eligible": grouping.eligible, "clusters": int((sizes > 0).sum())})
+    return Plan(catalog, name)
+
+
+def write_shard_offsets(catalog: Catalog, artifact: Artifact, snapshot: Snapshot) -> None:
+    """Writes the first row of each shard."""
+    rows = catalog.shards(snapshot).column("rows").to_numpy()
+    write_array(artifact.path(layout.SHARD_OFFSETS), np.concatenate([[0], np.cumsum(rows)]).astype(np.int64))
+
+
+def _dynamic(request: PlanRequest, method: Method, pick: str) -> bool:
+    if pick not in PICKS:
+        raise UserError(f"unknown pick {pick!r}: {did_you_mean(pick, PICKS)}")
+    if method.grouping == "pool" and PICKS[pick].by == "similarity":
+        raise UserError(f"`pick` {pick} needs clusters, and method {request.method!r} has none")
+    if request.dynamic is None:
+        return method.dynamic and PICKS[pick].by is None
+    if request.dynamic and PICKS[pick].by is not None:
+        raise UserError(
+            f"`dynamic` with `pick` {pick}: a ranked pick is the same every epoch; use `static` or `pick` random"
+        )
+    return request.dynamic
+
+
+def _draw(request: PlanRequest, pick: str) -> str:
+    if request.draw not in {None, "stream", "bernoulli"}:
+        raise UserError(f"unknown draw {request.draw!r}: {did_you_mean(request.draw, ('stream', 'bernoulli'))}")
+    if PICKS[pick].by is None:
+        return request.draw or "stream"
+    if request.draw is not None:
+        raise UserError(f"`draw` {request.draw} with `pick` {pick}: a ranked pick isn't random; use `pick` random")
+    if request.max_repeats != 1:
+        raise UserError(f"`max_repeats` {request.max_repeats} with `pick` {pick}: a ranked pick takes each sample once")
+    return "ranked"
+
+
+def _score(request: PlanRequest, pick: str) -> ScoreRequest | None:
+    score = ScoreRequest(request.score) if isinstance(request.score, str) else request.score
+    if PICKS[pick].by == "score":
+        return score or ScoreRequest("clip-score")
+    if score is not None:
+        raise UserError(f"`score` {score.name} does nothing with `pick` {pick}: use `pick` highest or lowest")
+    return None
+
+
+def _given_options(request: PlanRequest) -> dict[str, float | None]:
+    """Return the options of the weight: those with fields of their own, and those of registered methods."""
+    return {name: getattr(request, name) for name in ("alpha", "temperature", "neighbours")} | dict(request.options)
+
+
+def _final_options(request: PlanRequest, options: Mapping[str, float], dynamic: bool) -> dict[str, float]:
+    """The options that are annealed, with their last values."""
+    given = dict(request.final_options) | ({} if request.alpha_end is None else {"alpha": request.alpha_end})
+    if not given:
+        if request.anneal_epochs is not None:
+            raise UserError(f"`anneal_epochs` {request.anneal_epochs} does nothing without `alpha_end`")
+        return {}
+    if not dynamic:
+        raise UserError("a static plan can't be annealed: its every epoch is the first; use `dynamic`")
+    if request.anneal_epochs is None:
+        raise UserError(f"`alpha_end` needs `anneal_epochs`: a number between 1 and {MAX_EPOCH:,}")
+    if not 1 <= request.anneal_epochs <= MAX_EPOCH:
+        raise UserError(f"`anneal_epochs` {request.anneal_epochs}: give a number between 1 and {MAX_EPOCH:,}")
+    try:
+        checked = method_options(request.method, {**options, **given})
+    except UserError as error:
+        raise UserError(f"at the end of annealing (`alpha_end`): {error}") from error
+    return {name: checked[name] for name in given}
+
+
+def _check_bounds(request: PlanRequest, method: Method) -> None:
+    if not 1 <= request.max_repeats <= MAX_REPEATS:
+        raise UserError(f"`max_repeats` {request.max_repeats}: must lie between 1 and {MAX_REPEATS}")
+    if method.grouping == "pool":
+        for option, value in (
+            ("`min_per_cluster`", request.min_per_cluster),
+            ("`class_balance`", request.class_balance),
+            ("`clustering`", request.clustering),
+        ):
+            if value is not None:
+                raise UserError(f"{option} does nothing with method {request.method!r}: it has no clusters")
+    if request.min_per_cluster is not None and not 0 <= request.min_per_cluster < MAX_BUDGET:
+        raise UserError(f"`min_per_cluster` {request.min_per_cluster}: must lie between 0 and {MAX_BUDGET - 1:,}")
+    if request.class_balance is not None and not 0 <= request.class_balance <= 1:
+        raise UserError(
+            f"`class_balance` {request.class_balance}: must lie between 0 and 1 (the same from every cluster)"
+        )
+
+
+def _budget(request: PlanRequest, method: Method, grouping: Grouping) -> int:
+    eligible = grouping.eligible
+    most = min(request.max_repeats * eligible, MAX_BUDGET - 1)
+    given = [request.keep, request.budget, request.per_cluster]
+    if given.count(None) != len(given) - 1:
+        choice = "either `keep` SHARE (0.277, say) or `budget` SAMPLES"
+        raise UserError(f"give {choice}" + ", or `per_cluster` SAMPLES" * method.per_cluster)
+    if request.per_cluster is not None:
+        if not method.per_cluster:
+            raise UserError(f"`per_cluster` does nothing with method {request.method!r}: use cap or flat")
+        if request.per_cluster < 1:
+            raise UserError(f"`per_cluster` {request.per_cluster}: must be at least 1")
+        budget = int(np.minimum(grouping.sizes * request.max_repeats, request.per_cluster).sum())
+    elif request.keep is not None:
+        if not 0 < request.keep <= request.max_repeats:
+            percent = f"; {request.keep:g} % is {request.keep / 100:g}" if 1 < request.keep <= 100 else ""
+            raise UserError(
+                f"`keep` {request.keep}: must be above 0 and at most {request.max_repeats} (`max_repeats`){percent}"
+            )
+        times = f", up to {request.max_repeats} times an epoch" * (request.max_repeats > 1)
+        left_out = f" ({grouping.left_out()})" if request.keep * grouping.pool > most else ""
+        return samples_of_share(request.keep, grouping.pool, most, f"{eligible:,} can be drawn{times}{left_out}")
+    else:
+        budget = request.budget or 0
+    if not 1 <= budget <= most:
+        raise UserError(
+            f"a budget of {budget:,} samples: must lie between 1 and {most:,} "
+            f"({eligible:,} samples can be drawn, up to {request.max_repeats} times an epoch): see `keep`, `budget`, `max_repeats`"
+        )
+    return budget
+
+
+def _schedule(grouping: Grouping, method: Method, config: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+    """Quotas of all groups in units of 2⁻³⁰ samples, int64 [E, K]: of epoch 0, …, E − 1 and all after it; E = 1 without annealing."""
+    epochs = config.get("anneal_epochs", 0) + 1
+    if epochs * len(grouping.sizes) > MAX_SCHEDULE:
+        raise UserError(
+            f"`anneal_epochs` {epochs - 1:,} with {len(grouping.sizes):,} clusters: must be under {MAX_SCHEDULE // len(grouping.sizes):,}"
+        )
+    table = np.zeros((epochs, len(grouping.sizes)), np.int64)
+    full = grouping.sizes > 0
+    for epoch in range(epochs):
+        share = epoch / (epochs - 1) if epochs > 1 else 0.0
+        options = {
+            name: (1 - share) * first + share * config.get("final_options", {}).get(name, first)
+            for name, first in config["options"].items()
+        }
+        table[epoch, full] = quotas_of(grouping.statistics, method, options, config)
+    return table
+
+
+def quotas_of(
+    clusters: Clusters, method: Method, options: Mapping[str, float], config: Mapping[str, Any]
+) -> npt.NDArray[np.int64]:
+    """Quotas of the non-empty clusters in units of 2⁻³⁰ samples; whole samples where each is picked once and for all.
+
+    Args:
+        clusters: the non-empty ones.
+        method: weighs them.
+        options: of the weight.
+        config: of the plan: budget, max_repeats, min_per_cluster, class_balance, dynamic, draw.
+
+    Returns:
+        int64 [K], summing to the budget.
+
+    Raises:
+        UserError: weights or bounds can't be met.
+    """
+    sizes, budget = clusters.size, int(config["budget"])
+    upper = np.minimum(sizes * int(config["max_repeats"]), budget)  # keeps units within int64
+    least = max(int(config["min_per_cluster"]), int(config["class_balance"] * budget / len(sizes)))
+    lower = np.minimum(least, upper)
+    weights = weigh(method, clusters, options)
+    bounds = lower.astype(np.float64), upper.astype(np.float64)
+    if method.fill == "shift":
+        filled = fill_by_shift(weights / weights.sum() * budget, *bounds, budget)
+    else:
+        filled = fill_by_scale(weights, *bounds, budget)
+    bits = 0 if not config["dynamic"] and config["draw"] != "bernoulli" else UNIT_BITS
+    rounded = round_to_sum(filled * (1 << bits), budget << bits, lower << bits, upper << bits, sizes)
+    return rounded << (UNIT_BITS - bits)
+
+
+def _write_groups(artifact: Artifact, sizes: npt.NDArray[np.int64], quotas: npt.NDArray[np.int64]) -> None:
+    """Writes the table of groups, with the quotas of epoch 0, and those of an annealed plan's epochs."""
+    table = pa.table(
+        {
+            "cluster": pa.array(np.arange(len(sizes)), pa.int32()),
+            "size": pa.array(sizes, pa.int64()),
+            "quota": pa.array(quotas[0] / (1 << UNIT_BITS), pa.float64()),
+            "quota_units": pa.array(quotas[0], pa.int64()),  # exact: quota · 2³⁰
+        }
+    )
+    write_table(artifact.path(layout.GROUP_TABLE), table)
+    if len(quotas) > 1:
+        write_array(artifact.path(layout.QUOTAS), quotas)
+
+
+def _write_rows(artifact: Artifact, grouping: Grouping, pick: str, track: Track) -> None:
+    """Writes group and rank of every row, flat over the snapshot."""
+    rows, parts = grouping.snapshot.rows, len(grouping.parts)
+    _write_flat(artifact, layout.GROUP, np.int32, rows, track(grouping.labels(), "groups of rows", parts))
+    if PICKS[pick].by is None:
+        seen = np.zeros(len(grouping.sizes), np.int64)
+        ranks = (appearance_ranks(label, seen) for label in grouping.labels())
+        _write_flat(artifact, layout.GROUP_RANK, np.uint32, rows, track(ranks, "ranks of rows", parts))
+        return
+    columns = zip(grouping.labels(), grouping.order(pick), strict=True)
+    with replacing(artifact.path(layout.GROUP_RANK)) as path:
+        write_value_ranks(path, grouping.sizes, track(columns, "ranking samples", parts))
+
+
+def _write_flat(
+    artifact: Artifact, name: str, dtype: npt.DTypeLike, rows: int, pieces: Iterable[npt.NDArray[Any]]
+) -> None:
+    with replacing(artifact.path(name)) as path:
+        target = create_array(path, (rows,), dtype)
+        first = 0
+        for piece in pieces:
+            target[first : first + len(piece)] = piece
+            first += len(piece)
+        del target

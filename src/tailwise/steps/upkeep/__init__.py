@@ -1,0 +1,1 @@
+"""Upkeep of a catalog: status, verification, takedown, moved shards."""

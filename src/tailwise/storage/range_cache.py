@@ -1,0 +1,284 @@
+"""Fetched ranges on disk, shared by all processes of a machine, bounded in bytes.
+
+    FOLDER/lock                        held for moments; its 8 bytes are the sum of what lies below or is claimed
+    FOLDER/ranges/KEY/START-STOP       a range of one object, whole
+    FOLDER/ranges/KEY/START-STOP.claim being fetched: the fetching process holds an flock on it, so that its death is seen
+
+The sum is raised before a claim is made and lowered after a file is gone: if a process is killed in between, it is too high, never too
+low, until the next eviction counts anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tailwise.errors import UserError
+from tailwise.storage.spans import OpenFile, Span
+
+CLAIM = ".claim"
+EVICT_SHARE = 0.1  # how much is evicted at once, so that the folder is seldom listed
+
+
+@dataclass
+class Claim:
+    """The right to fetch a range, and the duty to `commit` or `abandon` it.
+
+    Attributes:
+        path: of the claim.
+        span: which bytes.
+        handle: open for writing, locked.
+    """
+
+    path: Path
+    span: Span
+    handle: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the range."""
+        return self.span[1] - self.span[0]
+
+
+@dataclass(frozen=True)
+class State:
+    """What of an object is there.
+
+    Attributes:
+        ready: spans that can be opened.
+        claimed: spans that some process is fetching.
+    """
+
+    ready: list[Span]
+    claimed: list[Span]
+
+
+def _span(name: str) -> Span:
+    start, stop = name.removesuffix(CLAIM).split("-")
+    return int(start), int(stop)
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether nobody fetches a claim any more."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False  # committed this moment
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+class RangeCache:
+    """Ranges of objects as files: each fetched by one process, used by all, least recently used ones evicted."""
+
+    def __init__(self, folder: str | Path, max_bytes: int) -> None:
+        """Makes the folder.
+
+        Args:
+            folder: its own; on a local disk, since it relies on `flock`.
+            max_bytes: never exceeded by the files of ranges and what is being fetched into it, together.
+
+        Raises:
+            UserError: the folder can't be made or written to, or `max_bytes` is not positive.
+        """
+        if max_bytes <= 0:
+            raise UserError(f"a cache of {max_bytes:,} bytes holds nothing: give it at least 1 GB")
+        self.folder = Path(folder).expanduser().absolute()
+        self.max_bytes = max_bytes
+        self.evictions = 0  # by this process
+        try:
+            with self._locked():
+                pass
+        except OSError as error:
+            raise UserError(
+                f"can't write to the cache folder {self.folder} ({error.strerror or error}): name another"
+            ) from error
+
+    def path(self, key: str, span: Span) -> Path:
+        """The file of a range."""
+        return self.folder / "ranges" / key / f"{span[0]}-{span[1]}"
+
+    def open(self, key: str, span: Span) -> OpenFile | None:
+        """A range for reading (at offset − span[0]), or None if it is gone; reading it goes on after its eviction."""
+        path = self.path(key, span)
+        try:
+            file = OpenFile(path)
+        except FileNotFoundError:
+            return None
+        if os.fstat(file.handle).st_size != span[1] - span[0]:  # the machine lost power before the content was on disk
+            path.unlink(missing_ok=True)
+            return None
+        return file
+
+    def ready(self, key: str) -> list[Span]:
+        """The spans of an object that are there."""
+        try:
+            names = os.listdir(self.folder / "ranges" / key)  # noqa: PTH208  (names are all it takes)
+        except FileNotFoundError:
+            return []
+        return [_span(name) for name in names if not name.endswith(CLAIM)]
+
+    def claim(self, key: str, plan: Callable[[State], list[Span]]) -> list[Claim]:
+        """Claims ranges of an object.
+
+        Args:
+            key: of the object.
+            plan: gets what is there and what is being fetched, returns what to claim; called while all others wait.
+
+        Returns:
+            A claim for each span that `plan` asks for and there is room for.
+        """
+        with self._locked() as ledger:
+            folder = self.folder / "ranges" / key
+            folder.mkdir(parents=True, exist_ok=True)
+            claims: list[Claim] = []
+            try:
+                for span in plan(self._state(folder, ledger)):
+                    if not self._reserve(span[1] - span[0], ledger):
+                        break
+                    path = self.path(key, span)
+                    path = path.with_name(path.name + CLAIM)
+                    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                    claims.append(Claim(path, span, handle))
+            except BaseException:
+                for claim in claims:
+                    self._give_up(claim, ledger)
+                raise
+            return claims
+
+    def commit(self, claim: Claim, content: bytes) -> None:
+        """Makes a fetched range visible to all.
+
+        Raises:
+            OSError: it can't be written; the claim is abandoned.
+        """
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(claim.handle, view) :]
+            with self._locked():
+                claim.path.rename(claim.path.with_suffix(""))
+        except OSError:
+            self.abandon(claim)
+            raise
+        self._let_go(claim)
+
+    def abandon(self, claim: Claim) -> None:
+        """Gives up a claim: whoever waits for it looks again."""
+        with self._locked() as ledger:
+            self._give_up(claim, ledger)
+
+    def _give_up(self, claim: Claim, ledger: int) -> None:
+        try:
+            claim.path.unlink(missing_ok=True)
+            _add(ledger, -claim.size_bytes)
+        finally:
+            self._let_go(claim)
+
+    def wait(self, key: str, span: Span) -> None:
+        """Returns when nobody is fetching this range (any more)."""
+        path = self.path(key, span)
+        try:
+            with path.with_name(path.name + CLAIM).open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            pass
+
+    @staticmethod
+    def _let_go(claim: Claim) -> None:
+        fcntl.flock(claim.handle, fcntl.LOCK_UN)  # a forked process may have the descriptor too
+        os.close(claim.handle)
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Keeps all other processes and threads away; yields the ledger's descriptor."""
+        path = self.folder / "lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            handle = os.open(path, flags, 0o644)
+        except FileNotFoundError:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, flags, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield handle
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        finally:
+            os.close(handle)
+
+    def _state(self, folder: Path, ledger: int) -> State:
+        state = State([], [])
+        for name in os.listdir(folder):  # noqa: PTH208
+            span = _span(name)
+            if not name.endswith(CLAIM):
+                state.ready.append(span)
+            elif _is_dead(folder / name):
+                (folder / name).unlink()
+                _add(ledger, span[0] - span[1])
+            else:
+                state.claimed.append(span)
+        return state
+
+    def _reserve(self, size_bytes: int, ledger: int) -> bool:
+        total = _total(ledger)
+        if total is None or total + size_bytes > self.max_bytes:
+            slack = int(EVICT_SHARE * self.max_bytes)
+            total = self._evict(self.max_bytes - size_bytes - slack)
+        if total + size_bytes > self.max_bytes:
+            _set(ledger, total)
+            return False
+        _set(ledger, total + size_bytes)
+        return True
+
+    def _evict(self, target_bytes: int) -> int:
+        """Removes least recently used ranges until `target_bytes` are left, if possible; returns how many are left."""
+        total = 0
+        files = []
+        for entry in (file for folder in os.scandir(self._ranges()) for file in os.scandir(folder.path)):
+            span = _span(entry.name)
+            if not entry.name.endswith(CLAIM):
+                status = entry.stat()
+                files.append((status.st_mtime_ns, status.st_size, entry.path))
+                total += status.st_size
+            elif _is_dead(Path(entry.path)):
+                Path(entry.path).unlink()
+            else:
+                total += span[1] - span[0]
+        for _, size_bytes, path in sorted(files):
+            if total <= target_bytes:
+                break
+            Path(path).unlink(missing_ok=True)
+            total -= size_bytes
+            self.evictions += 1
+        return total
+
+    def _ranges(self) -> Path:
+        folder = self.folder / "ranges"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+def _total(ledger: int) -> int | None:
+    """What the ledger says; None if it says nothing."""
+    content = os.pread(ledger, 9, 0)
+    return int.from_bytes(content, "little") if len(content) == 8 else None
+
+
+def _set(ledger: int, total: int) -> None:
+    os.pwrite(ledger, max(total, 0).to_bytes(8, "little"), 0)
+
+
+def _add(ledger: int, size_bytes: int) -> None:
+    total = _total(ledger)
+    if total is not None:
+        _set(ledger, total + size_bytes)

@@ -1,0 +1,155 @@
+"""The local executor: order, bounded look-ahead, errors. Functions are the standard library's, since workers import them anew."""
+
+import math
+import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tailwise.execution.local import default_workers, map_ordered
+
+
+class Watched(list):
+    """A list that counts how many of its items were taken."""
+
+    taken = 0
+
+    def __iter__(self):
+        for item in super().__iter__():
+            self.taken += 1
+            yield item
+
+
+def test_two_workers_keep_the_order_and_look_ahead_by_six():
+    items = Watched(range(40))
+    results = []
+    for done, result in enumerate(map_ordered(operator.neg, items, 2)):
+        results.append(result)
+        assert items.taken <= done + 6
+    assert results == [-item for item in range(40)]
+
+
+def test_two_workers_are_other_processes():
+    pids = set(map_ordered(eval, ["__import__('os').getpid()"] * 8, 2))
+    assert os.getpid() not in pids
+    assert 1 <= len(pids) <= 2
+
+
+def test_results_come_in_order_even_if_later_ones_are_ready_first():
+    delays = ["(__import__('time').sleep(0.3), 0)[1]", "1", "2", "3"]
+    assert list(map_ordered(eval, delays, 2)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_come_through_in_their_place(workers):
+    results = map_ordered(math.sqrt, [1.0, 4.0, -1.0, 9.0], workers)
+    assert [next(results), next(results)] == [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"domain error|nonnegative"):
+        next(results)
+
+
+def test_leaving_early_ends_the_workers():
+    results = map_ordered(operator.neg, list(range(100)), 2)
+    assert next(results) == 0
+    results.close()
+
+
+def test_one_worker_runs_in_this_process_and_only_as_asked():
+    items = Watched(range(10))
+    results = map_ordered(lambda item: (item, os.getpid()), items, 1)
+    assert [next(results), next(results)] == [(0, os.getpid()), (1, os.getpid())]
+    assert items.taken <= 2
+
+
+def test_one_item_needs_no_process():
+    assert list(map_ordered(lambda item: (item, os.getpid()), ["x"], 8)) == [("x", os.getpid())]
+
+
+@pytest.mark.parametrize("workers", [None, 1, 2])
+def test_nothing_to_do(workers):
+    assert list(map_ordered(operator.neg, [], workers)) == []
+
+
+def test_default_workers():
+    assert 1 <= default_workers() <= (os.cpu_count() or 1)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    file = tmp_path / "main.py"
+    file.write_text(
+        "import time\nfrom tailwise.execution.local import map_ordered\n"
+        "if __name__ == '__main__': list(map_ordered(time.sleep, [60] * 4, 2))"
+    )
+    process = subprocess.Popen([sys.executable, file], start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while len(children.read_text().split()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(pid) for pid in children.read_text().split()]
+    assert len(workers) == 3
+    time.sleep(2)  # they import what they need
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers)
+
+
+def run_script(tmp_path, text):
+    file = tmp_path / "main.py"
+    file.write_text(text)
+    return subprocess.run([sys.executable, file], capture_output=True, text=True, check=False, timeout=100)
+
+
+def test_the_first_worker_never_sees_ctrl_c_either(tmp_path):
+    """With the first one `multiprocessing` starts a tracker, and unblocks the signal on that occasion."""
+    result = run_script(
+        tmp_path,
+        "import multiprocessing, signal\nfrom tailwise.execution.local import starting_workers\n"
+        "tell = 'import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)'\n"
+        "process = multiprocessing.get_context('spawn').Process(target=exec, args=(tell,))\n"
+        "with starting_workers(): process.start()\n"
+        "process.join()\n"
+        "exec(tell)\n",
+    )
+    assert (result.stdout, result.stderr) == ("True\nFalse\n", "")
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    """Workers don't run the user's script again."""
+    result = run_script(
+        tmp_path,
+        "import operator\nfrom tailwise.execution.local import map_ordered\n"
+        "print('once', list(map_ordered(operator.neg, [1, 2, 3], 2)))\n",
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "once [-1, -2, -3]\n", "")
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_while_workers_start_is_answered_afterwards(tmp_path, number):
+    result = run_script(
+        tmp_path,
+        "import os, signal\nfrom tailwise.execution.local import starting_workers\n"
+        f"def answer(*_): print('answered')\nsignal.signal(signal.{number}, answer)\n"
+        "with starting_workers():\n"
+        f"    os.kill(os.getpid(), signal.{number})\n"
+        "    print('started')\n",
+    )
+    assert (result.stdout, result.stderr) == ("started\nanswered\n", "")
+
+
+def test_an_interrupt_that_ends_the_process_does_so_afterwards(tmp_path):
+    result = run_script(
+        tmp_path,
+        "import os, signal\nfrom tailwise.execution.local import starting_workers\n"
+        "with starting_workers():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('started', flush=True)\n"
+        "print('not reached')\n",
+    )
+    assert (result.returncode, result.stdout) == (-signal.SIGTERM, "started\n")
