@@ -12,10 +12,11 @@ import torch
 
 from tailwise.kernels.grid import as_rows, row_chunks, to_grid
 from tailwise.kernels.keyed import hash_range, stream_key
-from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd
+from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd, Partial, finish
 from tailwise.kernels.products import repeat_if_wrong
 from tailwise.kernels.seeding import TooFewDistinctRowsError, seed_centroids
 
+TOLERANCE = 1e-5
 SEEDING_ROWS_PER_CENTROID = 8
 SEEDING_PRODUCTS = 1 << 23  # of a row and a centroid: where centroids are few, more rows cost no more products,
 SEEDING_ROWS = 1 << 17  # but no more than these
@@ -63,7 +64,21 @@ def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], wanted: int, seed: int) 
         share = min(2 * share, 1.0) if 2 * len(present) < wanted else 1.1 * share  # many rows are zeros
 
 
-def _seeds(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int, **options: Any) -> npt.NDArray[np.float32]:  # noqa: ANN401  (of seed_centroids)
+@repeat_if_wrong
+def seeds(
+    blocks: Sequence[npt.NDArray[Any]],
+    k: int,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    carry_bytes: int = CARRY_BYTES,
+) -> npt.NDArray[np.float32]:
+    """Return the centroids that k-means begins with: k-means++ on a sample of the rows, float32 [k, d]; arguments as of `kmeans`.
+
+    Raises:
+        TooFewDistinctRowsError: fewer than k distinct rows.
+    """
     total = sum(len(block) for block in blocks)
     wanted = seeding_rows(total, k)
     while True:
@@ -71,11 +86,38 @@ def _seeds(blocks: Sequence[npt.NDArray[Any]], k: int, seed: int, **options: Any
         if not len(sample):
             raise TooFewDistinctRowsError(0, k)
         try:
-            return seed_centroids(sample, k, seed=seed, **options)
+            return seed_centroids(sample, k, seed=seed, device=device, threads=threads, carry_bytes=carry_bytes)
         except TooFewDistinctRowsError:
             if wanted >= total:
                 raise
             wanted = min(4 * wanted, total)  # most rows are copies of others: the sample has too few
+
+
+def iterate(
+    centroids: npt.NDArray[np.float32],
+    partial: Callable[[npt.NDArray[np.float32]], Partial],
+    iterations: int,
+    tolerance: float = TOLERANCE,
+    on_iteration: Callable[[int, float], None] | None = None,
+) -> KMeansResult:
+    """Repeat Lloyd's iteration until the objective hardly rises.
+
+    Args:
+        centroids: float32 [K, d], the first ones.
+        partial: returns the sums of an iteration over all rows.
+        iterations: at most so many.
+        tolerance: see `kmeans`.
+        on_iteration: see `kmeans`.
+    """
+    objective: list[float] = []
+    for iteration in range(iterations):
+        centroids, mean = finish(partial(centroids), centroids)
+        objective.append(mean)
+        if on_iteration:
+            on_iteration(iteration + 1, mean)
+        if len(objective) > 1 and objective[-1] - objective[-2] < tolerance:
+            break
+    return KMeansResult(centroids, objective)
 
 
 def kmeans(
@@ -84,7 +126,7 @@ def kmeans(
     *,
     iterations: int = 30,
     seed: int = 0,
-    tolerance: float = 1e-5,
+    tolerance: float = TOLERANCE,
     device: str = "auto",
     threads: int | None = None,
     chunk_rows: int | None = None,
@@ -103,7 +145,7 @@ def kmeans(
         threads: on the CPU; None for torch's number; the result doesn't depend on it.
         chunk_rows: rows in memory at a time; None for CHUNK_ROWS; the result doesn't depend on it.
         carry_bytes: memory for what is carried from one iteration to the next (see `Lloyd`); the result doesn't depend on it.
-        on_iteration: called after each iteration with its number (from 1; again if the fit restarts) and the mean cosine before.
+        on_iteration: called after each iteration with its number (from 1) and the mean cosine before.
 
     Returns:
         Centroids and the course of the objective. An empty cluster takes half of the largest one.
@@ -116,18 +158,7 @@ def kmeans(
         raise ValueError(f"k = {k}: must be at least 1")
     blocks = [as_rows(x)] if isinstance(x, (np.ndarray, torch.Tensor)) else [as_rows(block) for block in x]
 
-    @repeat_if_wrong
-    def fit() -> KMeansResult:
-        centroids = _seeds(blocks, k, seed, device=device, threads=threads, carry_bytes=carry_bytes)
-        lloyd = Lloyd(blocks, k, device=device, threads=threads, rows=chunk_rows or CHUNK_ROWS, carry_bytes=carry_bytes)
-        objective: list[float] = []
-        for iteration in range(iterations):
-            centroids, mean = lloyd.update(centroids)
-            objective.append(mean)
-            if on_iteration:
-                on_iteration(iteration + 1, mean)
-            if len(objective) > 1 and objective[-1] - objective[-2] < tolerance:
-                break
-        return KMeansResult(centroids, objective)
-
-    return fit()
+    options: dict[str, Any] = {"device": device, "threads": threads, "carry_bytes": carry_bytes}
+    first = seeds(blocks, k, seed=seed, **options)
+    lloyd = Lloyd(blocks, k, rows=chunk_rows or CHUNK_ROWS, **options)
+    return iterate(first, lloyd.partial, iterations, tolerance, on_iteration)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from tailwise.kernels.grid import (
 )
 from tailwise.kernels.jit import jit
 from tailwise.kernels.nearest import UP, decide_movers, recheck
-from tailwise.kernels.products import WrongProductError
+from tailwise.kernels.products import WrongProductError, repeat_if_wrong
 from tailwise.kernels.screening import Coded, Screen, full_precision
 from tailwise.kernels.threads import run_tiles
 
@@ -88,6 +89,37 @@ def _move_rows(
                 sums[new, axis] += x[row, axis]
 
 
+@dataclass(frozen=True)
+class Partial:
+    """Sums of one iteration over some of the rows; those of other rows may be added in any order.
+
+    Attributes:
+        rows: float64 [K, d], the sum of each cluster's members.
+        sizes: int64 [K], the number of its members.
+        objective: sum of the cosines of the rows to their centroids, in units of SIMILARITY_UNIT.
+    """
+
+    rows: npt.NDArray[np.float64]
+    sizes: npt.NDArray[np.int64]
+    objective: int
+
+    def __add__(self, other: Partial) -> Partial:
+        """Return the sums over the rows of both. The sums are exact."""
+        return Partial(self.rows + other.rows, self.sizes + other.sizes, self.objective + other.objective)
+
+
+def finish(partial: Partial, centroids: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]:
+    """Return new centroids from the sums over all rows, and the mean cosine of the rows to the old centroids, float32 [K, d].
+
+    An empty cluster takes half of the largest one.
+    """
+    updated = unit_rows_on_grid(partial.rows)
+    lost = ~updated.any(axis=1)
+    updated[lost] = centroids[lost]
+    mean = partial.objective * SIMILARITY_UNIT / max(int(partial.sizes.sum()), 1)
+    return _reseed_empty(updated, partial.sizes), mean
+
+
 class Lloyd:
     """Iterations that carry on what is known of rows, so that in time most aren't compared with all centroids again.
 
@@ -121,33 +153,40 @@ class Lloyd:
             rows: at a time.
             carry_bytes: memory for what is carried, LISTED_BYTES a row, and CODED_BYTES + d where there is room left.
         """
-        self._blocks, self._rows = blocks, rows
+        self._blocks, self._rows, self._carry_bytes = blocks, rows, carry_bytes
         self._device, self._threads = resolve_device(device), threads or torch.get_num_threads()
         self._shape = clusters, blocks[0].shape[1]
-        total = sum(len(block) for block in blocks) if self._device == "cpu" else 0
-        self._carried = min(total, carry_bytes // LISTED_BYTES)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Carry nothing."""
+        total = sum(len(block) for block in self._blocks) if self._device == "cpu" else 0
+        self._carried = min(total, self._carry_bytes // LISTED_BYTES)
         self._labels, self._dots = np.full(self._carried, MISSING, np.int32), np.empty(self._carried)
         self._lists, self._norms = no_lists(self._carried, LIST), np.empty(self._carried)
-        room = (carry_bytes - self._carried * LISTED_BYTES) // (CODED_BYTES + self._shape[1])
+        room = (self._carry_bytes - self._carried * LISTED_BYTES) // (CODED_BYTES + self._shape[1])
         self._room = min(self._carried, room)  # rows whose codes are kept
         self._coded = Coded.memory_for(self._room, self._shape[1], "int8")
-        self.sums = np.zeros(self._shape)  # of each cluster's members, in the last iteration
         self._members = Sums(*self._shape)  # of the rows that are carried
         self._centroids = np.empty((0, self._shape[1]), np.float32)
         self._listing = False  # whether lists were made in the last iteration
+        self._broken = (
+            False  # whether the last iteration ended with an error: then what is carried is half of two iterations
+        )
 
-    def update(self, centroids: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]:
-        """One iteration.
+    @repeat_if_wrong
+    def partial(self, centroids: npt.NDArray[np.float32]) -> Partial:
+        """Return the sums of one iteration over the rows.
 
         Args:
             centroids: float32 [K, d] on the grid.
 
-        Returns:
-            New centroids, and the mean cosine of the rows to the old ones. An empty cluster takes half of the largest one.
-
         Raises:
             ValueError: a row is neither zero nor of unit norm.
         """
+        if self._broken:
+            self._forget()
+        self._broken = True
         self._begin(centroids)
         others = Sums(*self._shape)
         objective = 0
@@ -158,12 +197,8 @@ class Lloyd:
                 chunk[known:], lambda x, labels: others.move(x, np.full(len(x), MISSING, np.int32), labels)
             )
             objective += int(to_similarity_units(dots / np.where(norms > 0, norms, 1.0)).sum())
-        self.sums = self._members.rows + others.rows
-        sizes = self._members.sizes + others.sizes
-        updated = unit_rows_on_grid(self.sums)
-        lost = ~updated.any(axis=1)
-        updated[lost] = centroids[lost]
-        return _reseed_empty(updated, sizes), objective * SIMILARITY_UNIT / max(int(sizes.sum()), 1)
+        self._broken = False
+        return Partial(self._members.rows + others.rows, self._members.sizes + others.sizes, objective)
 
     def _begin(self, centroids: npt.NDArray[np.float32]) -> None:
         """Finds out how far the centroids moved, and whether lists can be trusted, or should be made."""

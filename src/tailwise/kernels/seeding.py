@@ -13,7 +13,7 @@ from tailwise.kernels.assign import MISSING, NONE, TILE_CENTROIDS, TILE_ROWS, As
 from tailwise.kernels.grid import row_chunks, row_norms, to_grid, to_similarity_units, unit_rows_on_grid
 from tailwise.kernels.jit import jit
 from tailwise.kernels.keyed import random_below, stream_key
-from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd, Sums
+from tailwise.kernels.lloyd import CARRY_BYTES, CHUNK_ROWS, Lloyd, Sums, finish
 from tailwise.kernels.nearest import decide
 from tailwise.kernels.products import WrongProductError, multiply
 from tailwise.kernels.screening import PAD, Coded, Screen, faster_precision, full_precision, scratch_for
@@ -96,8 +96,9 @@ def seed_centroids(
         centroids[lost] = seeds[: len(sums)][lost]
         lloyd = Lloyd([x], len(sums), device=device, threads=threads, carry_bytes=carry_bytes)
         for _ in range(times):
-            centroids, _ = lloyd.update(centroids)
-        return centroids, lloyd.sums
+            partial = lloyd.partial(centroids)
+            centroids, _ = finish(partial, centroids)
+        return centroids, partial.rows
 
     if len(rows) > k:
         sums = _merged(iterate(sums, 2)[1], k, threads)
