@@ -211,8 +211,10 @@ def test_control_c_says_how_to_go_on(pool, tmp_path, workers_there):
     """To the whole process group, as a terminal sends it, while workers are being started and afterwards."""
     script = (
         "import sys, time, tailwise.cli, tailwise.steps.importing.shards as stage\n"
-        "from tailwise.execution.local import map_ordered\n"
-        "stage.map_ordered = lambda *_: map_ordered(time.sleep, [5] * 40, 6)  # shards that take long\n"
+        "from tailwise.execution.base import Apply, Needs\n"
+        "real = stage.LocalExecutor.map\n"
+        "slow = lambda self, *_: real(self, Apply(time.sleep), [5] * 40, Needs(workers=6))  # shards that take long\n"
+        "stage.LocalExecutor.map = slow\n"
         "sys.argv[0] = 'tailwise'\n"
         "if __name__ == '__main__': print('ready', flush=True); tailwise.cli.main()"
     )

@@ -8,7 +8,19 @@ import tailwise
 ROOT = Path(tailwise.__file__).parent
 LAYERS = (  # from the lowest
     *("text", "errors", "extras", "devices", "rejects", "requests", "progress", "log", "mapped", "spelling"),
-    *("kernels", "storage", "catalog", "execution", "shards", "sources", "encoders", "recipes", "pipeline", "plan"),
+    *(
+        "kernels",
+        "storage",
+        "catalog",
+        "execution",
+        "context",
+        "shards",
+        "sources",
+        "encoders",
+        "recipes",
+        "pipeline",
+        "plan",
+    ),
     *("loader", "train", "evaluate", "export", "steps", "demo", "compare", "cli", "__init__", "__main__"),
 )
 

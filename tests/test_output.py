@@ -88,7 +88,8 @@ def test_words_after_two_dashes_stay():
 WARNING = """
 import logging, sys
 import tailwise.cli as cli
-from tailwise.execution.local import map_ordered
+from tailwise.execution.base import Apply, Needs
+from tailwise.execution.local import LocalExecutor
 from tailwise.storage.remote import logger
 
 @cli.app.command("status")
@@ -96,7 +97,7 @@ def status():
     logger.info("a note\\x1b[2J")
     logger.warning("first of\\ntwo lines")
     logging.getLogger("other").warning("of a library")
-    list(map_ordered(logging.getLogger("tailwise.worker").warning, ["in worker 1", "in worker 2"], 2))
+    list(LocalExecutor().map(Apply(logging.getLogger("tailwise.worker").warning), ["in worker 1", "in worker 2"], Needs(workers=2)))
 
 if __name__ == "__main__":
     sys.argv = ["tailwise", "status", *sys.argv[1:]]

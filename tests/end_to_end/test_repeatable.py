@@ -34,7 +34,7 @@ def compare(sources, tmp_path, tree_bytes, monkeypatch, **options):
     for folder in (first, second):
         folder.mkdir()
     everything(sources, first, workers=1, **options)
-    monkeypatch.setattr("tailwise.steps.clustering.cluster.CHUNK_ROWS", 1000)
+    monkeypatch.setattr("tailwise.steps.clustering.tasks.CHUNK_ROWS", 1000)
     monkeypatch.setattr("tailwise.kernels.kmeans.CHUNK_ROWS", 777)
     for module in ("assign", "lloyd", "seeding"):
         monkeypatch.setattr(f"tailwise.kernels.{module}.TILE_CENTROIDS", 33)

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tailwise.execution.local import default_workers, map_ordered
+from tailwise.execution.base import Apply, Needs
+from tailwise.execution.local import LocalExecutor, WorkerLostError, default_workers
+
+
+def map_ordered(function, items, workers):
+    return LocalExecutor().map(Apply(function), items, Needs(workers=workers))
 
 
 class Watched(list):
@@ -82,8 +87,8 @@ def test_default_workers():
 def test_workers_end_with_a_killed_parent(tmp_path):
     file = tmp_path / "main.py"
     file.write_text(
-        "import time\nfrom tailwise.execution.local import map_ordered\n"
-        "if __name__ == '__main__': list(map_ordered(time.sleep, [60] * 4, 2))"
+        "import time\nfrom tailwise.execution.base import Apply, Needs\nfrom tailwise.execution.local import LocalExecutor\n"
+        "if __name__ == '__main__': list(LocalExecutor().map(Apply(time.sleep), [60] * 4, Needs(workers=2)))"
     )
     process = subprocess.Popen([sys.executable, file], start_new_session=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -124,8 +129,8 @@ def test_a_script_needs_no_guard(tmp_path):
     """Workers don't run the user's script again."""
     result = run_script(
         tmp_path,
-        "import operator\nfrom tailwise.execution.local import map_ordered\n"
-        "print('once', list(map_ordered(operator.neg, [1, 2, 3], 2)))\n",
+        "import operator\nfrom tailwise.execution.base import Apply, Needs\nfrom tailwise.execution.local import LocalExecutor\n"
+        "print('once', list(LocalExecutor().map(Apply(operator.neg), [1, 2, 3], Needs(workers=2))))\n",
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "once [-1, -2, -3]\n", "")
 
@@ -153,3 +158,35 @@ def test_an_interrupt_that_ends_the_process_does_so_afterwards(tmp_path):
         "print('not reached')\n",
     )
     assert (result.returncode, result.stdout) == (-signal.SIGTERM, "started\n")
+
+
+def test_work_of_a_killed_worker_is_repeated(tmp_path):
+    marker = str(tmp_path / "killed")
+    kill = f"(open({marker!r}, 'x'), __import__('os').kill(__import__('os').getpid(), 9))"
+    items = [str(number) for number in range(9)]
+    items[4] = f"4 if __import__('os').path.exists({marker!r}) else {kill}"
+    assert list(map_ordered(eval, items, 2)) == list(range(9))
+
+
+def test_workers_that_die_again_and_again_end_the_run_with_one_line():
+    kill = "__import__('os').kill(__import__('os').getpid(), 9)"
+    results = map_ordered(eval, ["0", "1", kill, "3"], 2)
+    with pytest.raises(
+        WorkerLostError, match=r"3 worker processes in a row died while they worked on .*use fewer `workers`"
+    ):
+        list(results)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before Python 3.11")
+def test_an_error_names_its_item(workers):
+    with pytest.raises(ValueError) as caught:
+        list(map_ordered(math.sqrt, [1.0, 4.0, -1.0, 9.0], workers))
+    assert caught.value.__notes__ == ["Apply: -1.0"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_are_merged_in_workers_and_then_here(workers):
+    needs = Needs(workers=workers)
+    total = LocalExecutor().reduce(Apply(abs), [-number for number in range(101)], operator.add, needs)
+    assert total == 5050

@@ -286,8 +286,8 @@ class Catalog:
         """One part of an embedding column, mapped: float16 [rows, d], unit-norm rows; a row of zeros has no embedding."""
         return map_array(self.embedding_path(column, part))
 
-    def embedding_parts(self, column: str, snapshot: Snapshot) -> list[npt.NDArray[np.float16]]:
-        """All parts of an embedding column.
+    def require_embeddings(self, column: str, snapshot: Snapshot) -> None:
+        """Check that an embedding column reaches to the end of a snapshot.
 
         Raises:
             UserError: the column is absent, or doesn't reach to the end of the snapshot.
@@ -302,8 +302,16 @@ class Catalog:
                 f"{rows:,} of {snapshot.rows:,} samples have no {column} embeddings in {self.folder}: import them "
                 f"({import_them}) or make them ({make_them})"
             )
+
+    def embedding_parts(self, column: str, snapshot: Snapshot) -> list[npt.NDArray[np.float16]]:
+        """Return all parts of an embedding column, mapped.
+
+        Raises:
+            UserError: the column is absent, or doesn't reach to the end of the snapshot.
+        """
+        self.require_embeddings(column, snapshot)
         with ThreadPoolExecutor() as pool:  # each part is hashed once
-            return list(pool.map(lambda part: self.embedding(column, part), parts))
+            return list(pool.map(lambda part: self.embedding(column, part), self.parts(snapshot)))
 
     def embedding_id(self, column: str, snapshot: Snapshot) -> str:
         """The hash of an embedding column over a snapshot."""

@@ -18,6 +18,7 @@ from tailwise.spelling import OLD_COMMANDS, new_spelling
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
+    from tailwise.context import Context
     from tailwise.plan.plan import Plan
 
 # Parameters that errors of the library name, and that no command has by this name: the option that stands for each.
@@ -123,6 +124,14 @@ def open_plan(path: Path, name: str) -> Plan:
     from tailwise.plan.plan import Plan
 
     return Plan(open_catalog(path), name)
+
+
+def shown() -> Context:
+    """Return a context that shows progress, unless --quiet is given."""
+    from tailwise.context import Context
+    from tailwise.progress import bars, silent
+
+    return Context(silent if is_quiet() else bars)
 
 
 def with_bars(task: Callable[[Any], Result]) -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from tailwise.catalog import Catalog
+from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.local import map_ordered
+from tailwise.execution.base import Needs, Task, Worker
 from tailwise.kernels.matching import EntryMatcher, space_out
-from tailwise.progress import Track, silent
 from tailwise.sources.delimited import parse_json, read_rows, read_text
 
 INDEX_COLUMN = "class_index"
@@ -97,7 +96,7 @@ def _whole(value: Any, key: int | str, path: Path) -> int:  # noqa: ANN401  (wha
 
 
 def count_in_pool(
-    folder: Path, classes: Sequence[str], *, workers: int | None = None, track: Track = silent
+    folder: Path, classes: Sequence[str], *, workers: int | None = None, context: Context | None = None
 ) -> npt.NDArray[np.int64]:
     """In how many captions of a pool each class is named.
 
@@ -108,7 +107,7 @@ def count_in_pool(
         folder: of a catalog; all samples of its newest snapshot.
         classes: [C], such as "tabby, tabby cat".
         workers: processes; one a processor by default.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Returns:
         int64 [C].
@@ -119,28 +118,24 @@ def count_in_pool(
     catalog = Catalog.open(folder)
     names = tuple(classes)
     paths = [catalog.samples_path(part.number) for part in catalog.parts()]
-    groups = [_Group(path, number, names) for path in paths for number in range(pq.ParquetFile(path).num_row_groups)]
+    groups = [(path, number) for path in paths for number in range(pq.ParquetFile(path).num_row_groups)]
     counts = np.zeros(len(classes), np.int64)
-    try:
-        for found in track(map_ordered(_Group.count, groups, workers), "matching captions", len(groups)):
-            counts += found
-    finally:
-        _matcher.cache_clear()
+    context = context or Context()
+    for found in context.map(_Count(names), groups, "matching captions", Needs(workers=workers)):
+        counts += found
     return counts
 
 
 @dataclass(frozen=True)
-class _Group:
-    """A row group of a part's samples: the unit of work."""
+class _Count(Task[tuple[Path, int], npt.NDArray[np.int64]]):
+    """Count the captions that name each class, int64 [C]. Item: file of a part's samples, and the number of a row group."""
 
-    samples: Path
-    number: int
     classes: tuple[str, ...]
 
-    def count(self) -> npt.NDArray[np.int64]:
-        """Its captions that name each class, int64 [C]."""
-        captions = pq.ParquetFile(self.samples).read_row_group(self.number, columns=["caption"])
-        matcher, owners = _matcher(self.classes)
+    def run(self, item: tuple[Path, int], worker: Worker) -> npt.NDArray[np.int64]:
+        path, number = item
+        captions = pq.ParquetFile(path).read_row_group(number, columns=["caption"])
+        matcher, owners = worker.cached(self, self._matcher)
         counts, entries = matcher(captions.column(0).to_pylist())
         rows = np.repeat(np.arange(len(counts)), counts)
         pairs = [
@@ -150,15 +145,13 @@ class _Group:
         ]
         return np.bincount(np.unique(np.array(pairs, np.int64)) % len(self.classes), minlength=len(self.classes))
 
-
-@lru_cache(maxsize=1)
-def _matcher(classes: tuple[str, ...]) -> tuple[EntryMatcher, list[list[int]]]:
-    """One automaton a process, and the classes that have each of its entries as a name."""
-    owners: dict[str, list[int]] = {}
-    for index, synonyms in enumerate(classes):
-        for synonym in dict.fromkeys(synonyms.split(",")):
-            # Spaced out as captions are, so that names with a full stop or a colon match.
-            entry = space_out(synonym.lower().encode()).decode().strip()
-            if entry:
-                owners.setdefault(entry, []).append(index)
-    return EntryMatcher(list(owners), ignore_case=True), [list(dict.fromkeys(found)) for found in owners.values()]
+    def _matcher(self) -> tuple[EntryMatcher, list[list[int]]]:
+        """Return the automaton of all names, and the classes that each of its entries names."""
+        owners: dict[str, list[int]] = {}
+        for index, synonyms in enumerate(self.classes):
+            for synonym in dict.fromkeys(synonyms.split(",")):
+                # Spaced out as captions are, so that names with a full stop or a colon match.
+                entry = space_out(synonym.lower().encode()).decode().strip()
+                if entry:
+                    owners.setdefault(entry, []).append(index)
+        return EntryMatcher(list(owners), ignore_case=True), [list(dict.fromkeys(found)) for found in owners.values()]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tailwise.context import Context
 from tailwise.encoders.open_clip import LoadedModel, find_checkpoint, load_model
 from tailwise.errors import UserError
 from tailwise.evaluate.counts import count_in_pool, read_train_counts
@@ -130,7 +131,7 @@ def _train_counts(images: ImageSet, options: EvaluateRequest, track: Track) -> n
     if options.train_counts is not None:
         return read_train_counts(options.train_counts, images.classes)
     if options.pool is not None:
-        return count_in_pool(options.pool, images.classes, workers=options.workers, track=track)
+        return count_in_pool(options.pool, images.classes, workers=options.workers, context=Context(track))
     return None
 
 

@@ -1,24 +1,41 @@
-"""The local executor: worker processes on this machine."""
+"""The local executor: this process for kernels with threads, worker processes for the rest."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import connection, resource_tracker
+from itertools import islice
+from multiprocessing import connection, get_context, resource_tracker
 from types import FrameType, ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
+from tailwise.errors import UserError
+from tailwise.execution.base import Calls, Executor, Needs, Worker
 from tailwise.log import LEVEL, show_log
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+LOSSES = 3  # workers that die in a row before a run is given up
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerLostError(UserError):
+    """Worker processes die again and again."""
+
+    def __init__(self, label: str) -> None:
+        """Take the names of the items."""
+        super().__init__(
+            f"{LOSSES} worker processes in a row died while they worked on {label} or the items after it, often for lack of memory: use "
+            "fewer `workers`, or look for their end in the system's log; then repeat the command"
+        )
 
 
 def default_workers() -> int:
@@ -28,32 +45,84 @@ def default_workers() -> int:
     return os.cpu_count() or 1
 
 
-def map_ordered(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
-) -> Iterator[Result]:
-    """Applies `function` (of a module that workers can import) to each item, and yields the results in the order of the items.
+class LocalExecutor(Executor):
+    """Run tasks on this machine: those with threads of their own in this process, others in worker processes."""
 
-    At most three results a worker are under way or waiting at any time, so that memory is bounded. With one worker, or one item,
-    all runs in this process.
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._worker = Worker()  # of this process
+
+    def slots(self, needs: Needs) -> int:
+        """Return how many items run at the same time."""
+        return 1 if needs.all_cpus else needs.workers or default_workers()
+
+    def forget(self) -> None:
+        """Drop what this process keeps; worker processes end with each call of `map`."""
+        self._worker = Worker()
+
+    def _run(self, calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], needs: Needs) -> Iterator[Any]:
+        if self.slots(needs) == 1:
+            return (calls(batch, self._worker) for batch in batches)
+        return _run_in_processes(calls, batches, self.slots(needs))
+
+
+def _run_in_processes(calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], workers: int) -> Iterator[Any]:
+    """Yield the results of batches in order, with at most three a worker under way; a single batch runs in this process.
+
+    Raises:
+        WorkerLostError: LOSSES workers in a row died before the oldest batch was done.
     """
-    workers = min(workers or default_workers(), len(items))
-    if workers <= 1:
-        yield from map(function, items)
+    left = iter(batches)
+    first = list(islice(left, 3 * workers))
+    if len(first) <= 1:
+        yield from (calls(batch, Worker()) for batch in first)
         return
-    context = multiprocessing.get_context("spawn")
-    with starting_workers():  # an interrupt between making a semaphore and noting it would leak it
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_process)
+    pool, lost = _new_pool(min(workers, len(first))), 0
+    under_way: deque[tuple[Sequence[Any], Future[Any]]] = deque()
     try:
-        under_way: deque[Future[Result]] = deque()
-        for item in items:
-            with starting_workers():  # a submit may start one
-                under_way.append(pool.submit(function, item))
-            if len(under_way) >= 3 * workers:
-                yield under_way.popleft().result()
+        under_way.extend((batch, _submit(pool, calls, batch)) for batch in first)
         while under_way:
-            yield under_way.popleft().result()
+            batch, future = under_way[0]
+            try:
+                result = future.result()
+            except BrokenProcessPool as error:
+                if (lost := lost + 1) == LOSSES:
+                    raise WorkerLostError(calls.label(batch)) from error
+                logger.warning(
+                    "a worker process died: the work on %s and the items after it is repeated", calls.label(batch)
+                )
+                pool.shutdown(cancel_futures=True)
+                pool = _new_pool(min(workers, len(under_way)))
+                under_way = deque((batch, _submit(pool, calls, batch)) for batch, _ in under_way)
+                continue
+            lost = 0
+            under_way.popleft()
+            yield result
+            under_way.extend((batch, _submit(pool, calls, batch)) for batch in islice(left, 1))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _new_pool(workers: int) -> ProcessPoolExecutor:
+    with starting_workers():  # an interrupt between making a semaphore and noting it would leak it
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_process)
+
+
+def _submit(pool: ProcessPoolExecutor, calls: Calls[Any, Any], batch: Sequence[Any]) -> Future[Any]:
+    try:
+        with starting_workers():  # a submit may start one
+            return pool.submit(_call, calls, batch)
+    except BrokenProcessPool as error:
+        lost = Future[Any]()
+        lost.set_exception(error)
+        return lost
+
+
+_own = Worker()  # of a worker process
+
+
+def _call(calls: Calls[Any, Any], batch: Sequence[Any]) -> Any:  # noqa: ANN401
+    return calls(batch, _own)
 
 
 @contextmanager

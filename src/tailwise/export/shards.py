@@ -20,7 +20,8 @@ from tailwise.catalog.files import digest, read_json, read_table, write_json, wr
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals
 from tailwise.errors import NotFoundError, UserError
-from tailwise.execution.local import default_workers, map_ordered
+from tailwise.execution.base import Apply, Needs
+from tailwise.execution.local import LocalExecutor, default_workers
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.shard_writer import CACHE_BYTES, SUCCESS, ShardWriter
 from tailwise.export.shuffled import Epoch, survey, write_runs
@@ -260,7 +261,9 @@ def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: Shards
     if missing:
         with scratch(writer.runs):
             write_runs(plan, epoch, writer.copies, writer.runs, track)
-            results = cast("Generator[int]", map_ordered(writer, missing, sharding.workers))
+            results = cast(
+                "Generator[int]", LocalExecutor().map(Apply(writer), missing, Needs(workers=sharding.workers))
+            )
             with closing(writer), closing(results):
                 for count in track(results, "writing shards", len(missing)):
                     total += count

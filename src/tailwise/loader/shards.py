@@ -11,7 +11,8 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.schema import FINGERPRINT, has_bytes
 from tailwise.errors import UserError
-from tailwise.execution.local import default_workers, map_ordered
+from tailwise.execution.base import Apply, Needs
+from tailwise.execution.local import LocalExecutor, default_workers
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.shards.fingerprint import (
@@ -110,7 +111,7 @@ def _sizes(shards: list[_Noted], workers: int) -> Iterator[str | None]:
 
 
 def _indices(shards: list[_Noted], workers: int) -> Iterator[str | None]:
-    return map_ordered(_look_at_index, shards, workers)
+    return LocalExecutor().map(Apply(_look_at_index), shards, Needs(workers=workers))
 
 
 CHECKS: dict[str, Callable[[list[_Noted], int], Iterator[str | None]]] = {

@@ -12,7 +12,7 @@ from tailwise.catalog.files import note_digest, read_array, read_json
 from tailwise.errors import UserError
 from tailwise.kernels.assign import MISSING, assign
 from tailwise.requests import ClusterRequest
-from tailwise.steps.clustering import cluster as stage
+from tailwise.steps.clustering import tasks as stage
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.importing.pool import import_pool
 

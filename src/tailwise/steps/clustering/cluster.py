@@ -1,11 +1,10 @@
-"""Cluster: spherical k-means (reduce), merging, assignment (map), density (reduce), ranks and the table of clusters (reduce)."""
+"""Cluster: spherical k-means, merging, assignment, density, and the table of clusters."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,59 +13,58 @@ import torch
 
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.clusterings import ClusterFiles, Clustering, clustering_artifact
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.embeddings import MODALITIES, column_names, embedding_inputs
-from tailwise.catalog.files import create_array, map_array, read_array, write_array
+from tailwise.catalog.embeddings import MODALITIES, column_dimension, column_names, embedding_inputs
+from tailwise.catalog.files import read_array
+from tailwise.context import Context
 from tailwise.devices import find_device
-from tailwise.errors import DamagedError, UserError
-from tailwise.kernels.assign import MISSING, TILE_CENTROIDS, TILE_ROWS, Assigner
+from tailwise.errors import UserError
+from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
-from tailwise.kernels.density import NeighbourCounter, radius_that_holds, similarity_steps
-from tailwise.kernels.grid import SIMILARITY_UNIT, row_chunks, to_similarity_units
-from tailwise.kernels.keyed import stream_key
-from tailwise.kernels.kmeans import chosen_rows, kmeans, seeding_rows
+from tailwise.kernels.density import radius_that_holds
+from tailwise.kernels.grid import SIMILARITY_UNIT
+from tailwise.kernels.kmeans import KMeansResult, seeding_rows
 from tailwise.kernels.lloyd import CARRY_BYTES
-from tailwise.kernels.ranks import appearance_ranks
 from tailwise.kernels.screening import faster_precision
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
-from tailwise.progress import Track, silent
 from tailwise.requests import ClusterRequest, at_least, bytes_of, refuse_idle
+from tailwise.steps.clustering.fit import DrawRows, TrainingRows, fit
+from tailwise.steps.clustering.tasks import CHUNK_ROWS, KERNEL, Assign, Count, CountNeighbours, Histogram, Rank, Rows
 from tailwise.text import did_you_mean
 
 COLLAPSED_SHARE = 0.5
 RADIUS_SHARE = 0.95  # of the samples lie within the radius that "auto" finds of their own centroid
-CHUNK_ROWS = 65_536
 RUNTIME_BYTES = 400 << 20  # Python, torch and compiled loops
 
 
-def cluster(catalog: Catalog | str | Path, request: ClusterRequest, track: Track = silent) -> Clustering:
+def cluster(catalog: Catalog | str | Path, request: ClusterRequest, context: Context | None = None) -> Clustering:
     """Cluster the newest snapshot by an embedding column, or assign it to the centroids of an older clustering.
 
     Args:
         catalog: or its path; with embeddings for all of its samples, less rejected ones.
         request: what is asked for.
-        track: shows progress.
+        context: runs the tasks and shows progress; by default, on this machine, without progress.
 
     Raises:
         UserError: embeddings are missing, K is out of bounds, memory doesn't suffice, or the clustering is collapsed.
     """
-    catalog = Catalog.open(catalog)
+    catalog, context = Catalog.open(catalog), context or Context()
     if (request.k is None) == (request.extends is None):
         raise UserError("give either `k` K or `extends` CLUSTERING")
     if request.extends is not None:
         used = {"extends", "name", "without", "max_memory", "device", "force"}
         refuse_idle(request, used, "with `extends`: the centroids are there already")
-        return _extend(catalog, request.extends, request, track)
+        return _extend(catalog, request.extends, request, context)
     snapshot, k, column = catalog.snapshot(), request.k or 0, request.column
     if column not in (known := {*MODALITIES, *column_names(catalog)}):
         raise UserError(f"unknown column {column!r}: {did_you_mean(column, sorted(known))}")
     device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
-    blocks = catalog.embedding_parts(column, snapshot)
+    catalog.require_embeddings(column, snapshot)
     _check(request, k, snapshot)
-    fitted = min(request.points_per_centroid * k, sum(map(len, blocks)))
-    carry = _memory_to_carry(fitted, k, blocks[0].shape[1], memory)
+    fitted = min(request.points_per_centroid * k, snapshot.rows)
+    carry = _memory_to_carry(fitted, k, column_dimension(catalog, column) or 0, memory)
     config = {
         "k": k,
         "merge": request.merge,
@@ -82,14 +80,15 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, track: Track
     inputs = {**embedding_inputs(catalog, column, snapshot), **survivors.inputs}
     with clustering_artifact(catalog, request.name, config, inputs) as artifact:
         if not artifact.done:
-            stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, request.force, track)
-            stage.fit(k, request.merge, request.seed, request.iterations, request.points_per_centroid, carry)
-            stage.assign()
-            stage.describe(k, request.density)
+            rows = Rows(catalog.folder, column, snapshot.number, tuple(request.without))
+            work = _Work(context, artifact, rows, catalog.parts(snapshot), device, request.force)
+            work.fit(request, survivors, carry)
+            work.assign()
+            work.describe(k, request.density)
     return Clustering.open(catalog, request.name)
 
 
-def _extend(catalog: Catalog, base: str, request: ClusterRequest, track: Track) -> Clustering:
+def _extend(catalog: Catalog, base: str, request: ClusterRequest, context: Context) -> Clustering:
     """Assign the newest snapshot to the centroids of a clustering that was made for an earlier one. Nothing is fitted anew.
 
     Rows that the earlier clustering assigned keep their cluster, and, unless the lists of the two differ, their rank within it.
@@ -103,16 +102,17 @@ def _extend(catalog: Catalog, base: str, request: ClusterRequest, track: Track) 
             f"clustering {base!r} has no centroids to assign new samples to: make it anew for this snapshot"
         )
     column = old.column
-    blocks = catalog.embedding_parts(column, snapshot)
+    catalog.require_embeddings(column, snapshot)
     survivors = Survivors(catalog, request.without, snapshot)
     config = {"extends": base, "column": column, "without": list(request.without), "snapshot": snapshot.number}
     inputs = {**embedding_inputs(catalog, column, snapshot), **survivors.inputs}
     with clustering_artifact(catalog, name, config, {**inputs, "base": old.id}) as artifact:
         if not artifact.done:
-            stage = _ClusterStage(catalog, artifact, snapshot, blocks, survivors, device, request.force, track)
-            stage.files.write_centroids(old.centroids, old.fit)
-            stage.assign(None if old.embeddings_changed else old)
-            stage.describe(len(old.centroids), old.summary.get("radius"))
+            rows = Rows(catalog.folder, column, snapshot.number, tuple(request.without))
+            work = _Work(context, artifact, rows, catalog.parts(snapshot), device, request.force)
+            work.files.write_centroids(old.centroids, old.fit)
+            work.assign(None if old.embeddings_changed else base)
+            work.describe(len(old.centroids), old.summary.get("radius"))
     return Clustering.open(catalog, name)
 
 
@@ -150,122 +150,90 @@ def _memory_to_carry(rows: int, clusters: int, dimension: int, max_memory_bytes:
     return min(left, CARRY_BYTES)
 
 
-class _ClusterStage:
-    """The work on one clustering, step by step; each step's files are skipped if they are there."""
+class _Work:
+    """The work on one clustering. Each step leaves files; a rerun skips those that exist."""
 
     def __init__(
-        self,
-        catalog: Catalog,
-        artifact: Artifact,
-        snapshot: Snapshot,
-        blocks: list[npt.NDArray[np.float16]],
-        survivors: Survivors,
-        device: str,
-        force: bool,
-        track: Track,
+        self, context: Context, artifact: Artifact, rows: Rows, parts: list[Part], device: str, force: bool
     ) -> None:
-        self.artifact, self.files = artifact, ClusterFiles(artifact.folder)
-        self.snapshot, self.blocks, self.survivors = snapshot, blocks, survivors
-        self.device, self.force, self.track = device, force, track
-        self.parts = catalog.parts(snapshot)
+        self.context, self.artifact, self.files = context, artifact, ClusterFiles(artifact.folder)
+        self.rows, self.parts, self.device, self.force = rows, parts, device, force
 
-    def fit(self, clusters: int, merge: float | None, seed: int, iterations: int, points: int, carry: int) -> None:
-        """Writes the centroids and the course of their fit."""
+    def fit(self, request: ClusterRequest, survivors: Survivors, carry: int) -> None:
+        """Write the centroids and the course of their fit."""
         if self.files.has_centroids:
             return
-        training = self._training_rows(points * clusters, seed)
+        training, rows = self._training_rows(request, survivors)
         made_by = f"{faster_precision()} products" if self.device == "cpu" else self.device
-        progress = iter(self.track(range(iterations), f"k-means, {made_by}", iterations))
-        try:
-            result = kmeans(
+        progress = iter(self.context.track(range(request.iterations), f"k-means, {made_by}", request.iterations))
+
+        def fit_to(k: int) -> KMeansResult:
+            return fit(
+                self.context,
                 training,
-                clusters,
-                iterations=iterations,
-                seed=seed,
+                rows,
+                k,
+                seed=request.seed,
+                iterations=request.iterations,
                 device=self.device,
                 carry_bytes=carry,
                 on_iteration=lambda *_: _step(progress),
             )
+
+        k = request.k or 0
+        try:
+            result = fit_to(k)
         except TooFewDistinctRowsError as error:
             if not self.force or not error.distinct:
                 raise UserError(
-                    f"only {error.distinct:,} distinct rows for {clusters:,} clusters, among the "
-                    f"{sum(map(len, training)):,} that k-means is fitted on: ask for fewer (`k`), check the embeddings, "
-                    "raise `points_per_centroid`, or take that many with `force`"
+                    f"only {error.distinct:,} distinct rows for {k:,} clusters, among the {rows:,} that k-means is fitted on: ask for "
+                    "fewer (`k`), check the embeddings, raise `points_per_centroid`, or take that many with `force`"
                 ) from error
-            result = kmeans(
-                training, error.distinct, iterations=iterations, seed=seed, device=self.device, carry_bytes=carry
-            )
+            result = fit_to(error.distinct)
         finally:
             for _ in progress:  # ends the bar
                 pass
+            self.context.executor.forget()  # what iterations carry
             shutil.rmtree(self.artifact.path(layout.TRAINING), ignore_errors=True)
         centroids = result.centroids
-        if merge is not None:
-            centroids = centroids[merge_centroids(centroids, merge)]
+        if request.merge is not None:
+            centroids = centroids[merge_centroids(centroids, request.merge)]
         self.files.write_centroids(centroids, {"mean_cosine": result.objective, "fitted": len(result.centroids)})
 
-    def _training_rows(self, wanted: int, seed: int) -> list[npt.NDArray[Any]]:
-        """The blocks themselves, or a copy on disk of about `wanted` rows drawn by hash."""
-        if self.snapshot.rows <= wanted and self.survivors.all:
-            return list(self.blocks)
-        present = sum(int(self.survivors.keeps(part.span).sum()) for part in self.parts)
-        share = min(wanted / max(present, 1), 1.0)
-        folder = self.artifact.path(layout.TRAINING)
-        key = stream_key(seed, "training rows")
-        for number, (part, block) in enumerate(zip(self.parts, self.blocks, strict=True)):
-            kept = self.survivors.keeps(part.span)
-            chosen = [
-                chosen_rows(part.first_row + start, len(chunk), share, key) & kept[start : start + len(chunk)]
-                for start, chunk in row_chunks([block], CHUNK_ROWS)
-            ]
-            shape = (sum(int(mask.sum()) for mask in chosen), block.shape[1])
-            target = create_array(folder / f"{number}.npy", shape, np.float16)
-            first = 0
-            for mask, (_, chunk) in zip(chosen, row_chunks([block], CHUNK_ROWS), strict=True):
-                rows = chunk[mask]
-                target[first : first + len(rows)] = rows
-                first += len(rows)
-        return [read_array(folder / f"{number}.npy") for number in range(len(self.blocks))]
+    def _training_rows(self, request: ClusterRequest, survivors: Survivors) -> tuple[TrainingRows, int]:
+        """Return the rows of the column, or a copy of about `points_per_centroid` · `k` of them; and their number."""
+        rows, wanted = survivors.snapshot.rows, request.points_per_centroid * (request.k or 0)
+        if rows <= wanted and survivors.all:
+            catalog = Catalog.open(self.rows.catalog)
+            return TrainingRows(tuple(catalog.embedding_path(self.rows.column, part) for part in self.parts)), rows
+        present = sum(int(survivors.keeps(part.span).sum()) for part in self.parts)
+        draw = DrawRows(self.rows, self.artifact.folder, min(wanted / max(present, 1), 1.0), request.seed)
+        self.context.run(draw, self.parts, "drawing rows", KERNEL)
+        paths = tuple(path for part in self.parts for path in draw.files(part))
+        return TrainingRows(paths), sum(len(read_array(path)) for path in paths)
 
-    def assign(self, base: Clustering | None = None) -> None:
-        """Writes label and similarity of every row, part by part; those that `base` has are taken from there."""
-        assigner = Assigner(self.files.centroids, device=self.device)
-        base_parts = 0 if base is None else base.snapshot.parts
-        for part, block in self.track(list(zip(self.parts, self.blocks, strict=True)), "assigning", len(self.parts)):
-            if self.files.similarities.path(part).exists():
-                continue
-            kept = self.survivors.keeps(part.span)
-            labels = np.full(part.rows, MISSING, np.int32)
-            similarity = np.zeros(part.rows, np.float32)
-            if base is not None and part.number < base_parts:
-                known = kept & (base.labels.read(part) >= 0)
-                labels[known] = base.labels.read(part)[known]
-                similarity[known] = base.similarities.read(part)[known]
-            for start, chunk in row_chunks([block], CHUNK_ROWS):
-                wanted = start + np.flatnonzero(
-                    kept[start : start + len(chunk)] & (labels[start : start + len(chunk)] < 0)
-                )
-                if len(wanted):
-                    labels[wanted], similarity[wanted] = assigner(chunk[wanted - start])
-            self.files.labels.write(part, labels)
-            self.files.similarities.write(part, similarity)
+    def assign(self, base: str | None = None) -> None:
+        """Write label and similarity of every row; those that `base` assigned keep theirs."""
+        task = Assign(self.rows, self.artifact.folder, self.device, base)
+        self.context.run(task, self.parts, "assigning", KERNEL)
 
     def describe(self, asked: int, density: float | str | None) -> None:
-        """Writes ranks and the table of clusters, and finishes the artifact unless it is collapsed."""
+        """Write ranks and the table of clusters; finish the artifact unless the clustering is collapsed."""
         centroids = self.files.centroids
-        seen = np.zeros(len(centroids), np.int64)
-        similarity_sums = np.zeros(len(centroids), np.int64)
-        for part in self.parts:
-            labels = np.asarray(self.files.labels.read(part))
-            if labels.max(initial=MISSING) >= len(centroids):  # written by an interrupted run, and not hashed yet
-                raise DamagedError(
-                    f"{self.files.labels.path(part)} is damaged: delete {self.artifact.folder}, then repeat this command"
-                )
-            self.files.ranks.write(part, appearance_ranks(labels, seen))
-            member = labels >= 0
-            units = to_similarity_units(self.files.similarities.read(part)[member].astype(np.float64))
-            np.add.at(similarity_sums, labels[member], units)
+        seen, similarity_sums = np.zeros(len(centroids), np.int64), np.zeros(len(centroids), np.int64)
+        dropped = 0
+
+        def parts() -> Iterator[tuple[Part, npt.NDArray[np.int64]]]:
+            nonlocal dropped
+            count = Count(self.rows, self.artifact.folder)
+            for part, found in zip(self.parts, self.context.map(count, self.parts, "counting", KERNEL), strict=True):
+                yield part, seen.copy()
+                seen[:] += found.sizes
+                similarity_sums[:] += found.similarities
+                dropped += found.dropped
+
+        for _ in self.context.executor.map(Rank(self.artifact.folder), parts(), KERNEL):
+            pass
         self._refuse_collapse(seen, asked)
         table = _cluster_table(centroids, seen, similarity_sums)
         radius = self._find_radius() if isinstance(density, str) else density
@@ -273,7 +241,6 @@ class _ClusterStage:
             table = table.append_column("density", pa.array(self._count_density(radius), pa.int64()))
         self.files.write_table(table)
         clustered = int(seen.sum())
-        dropped = sum(int((~self.survivors.keeps(part.span)).sum()) for part in self.parts)
         fit = self.files.fit
         shutil.rmtree(self.artifact.path(layout.DENSITY), ignore_errors=True)
         self.artifact.finish(
@@ -283,7 +250,7 @@ class _ClusterStage:
                 "fitted": fit["fitted"],
                 "samples": clustered,
                 "dropped": dropped,
-                "without_embedding": self.snapshot.rows - clustered - dropped,
+                "without_embedding": sum(part.rows for part in self.parts) - clustered - dropped,
                 "radius": radius,
                 "iterations": len(fit["mean_cosine"]),
                 "mean_cosine": float(similarity_sums.sum() * SIMILARITY_UNIT / max(clustered, 1)),
@@ -291,28 +258,15 @@ class _ClusterStage:
         )
 
     def _find_radius(self) -> float:
-        """The cosine to their own centroid that RADIUS_SHARE of the samples reach."""
-        histogram = np.zeros(1, np.int64)
-        for part in self.parts:
-            member = self.files.labels.read(part) >= 0
-            histogram = histogram + similarity_steps(self.files.similarities.read(part)[member])
-        return radius_that_holds(histogram, RADIUS_SHARE)
+        """Return the cosine to their own centroid that RADIUS_SHARE of the samples reach."""
+        task = Histogram(self.rows, self.artifact.folder)
+        return radius_that_holds(self.context.executor.reduce(task, self.parts, np.add, KERNEL), RADIUS_SHARE)
 
     def _count_density(self, radius: float) -> npt.NDArray[np.int64]:
-        """Samples within the radius of each centroid, int64 [K]; each part's counts are kept until all are there."""
-        centroids = self.files.centroids
-        counter = NeighbourCounter(centroids, radius, device=self.device)
-        total = np.zeros(len(centroids), np.int64)
-        for part, block in self.track(list(zip(self.parts, self.blocks, strict=True)), "density", len(self.parts)):
-            path = self.artifact.path(layout.DENSITY) / f"{part.name}{layout.ARRAY}"
-            if not path.exists():
-                member = self.files.labels.read(part) >= 0
-                counts = np.zeros(len(centroids), np.int64)
-                for start, chunk in row_chunks([block], CHUNK_ROWS):
-                    counts += counter(chunk[member[start : start + len(chunk)]])
-                write_array(path, counts)
-            total += map_array(path)
-        return total
+        """Return the number of samples within the radius of each centroid, int64 [K]."""
+        task = CountNeighbours(self.rows, self.artifact.folder, radius, self.device)
+        self.context.run(task, self.parts, "density", KERNEL)
+        return sum((task.read(part) for part in self.parts), np.zeros(len(self.files.centroids), np.int64))
 
     def _refuse_collapse(self, sizes: npt.NDArray[np.int64], asked: int) -> None:
         largest, total = int(sizes.max(initial=0)), int(sizes.sum())

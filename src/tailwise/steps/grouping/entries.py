@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.clusterings import RAREST_ENTRY, Clustering
 from tailwise.catalog.files import digest
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.kernels.matching import rarest_entries
 from tailwise.progress import Track
@@ -55,7 +56,12 @@ def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, track
                 snapshot,
                 pool.survivors,
                 match_entries(
-                    catalog, entries, ignore_case=ignoring, snapshot=snapshot, workers=request.workers, track=track
+                    catalog,
+                    entries,
+                    ignore_case=ignoring,
+                    snapshot=snapshot,
+                    workers=request.workers,
+                    context=Context(track),
                 ),
             )
             for ignoring in (False, True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import check_file, digest
 from tailwise.catalog.matches import Found, Matches, matches_artifact, read_entry_table
+from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.local import map_ordered
+from tailwise.execution.base import Needs, Task, Worker
 from tailwise.kernels.matching import EntryMatcher
-from tailwise.progress import Track, silent
 from tailwise.sources.delimited import parse_json, read_text
 
 MAX_ENTRIES = 5_000_000
@@ -68,7 +67,7 @@ def match_entries(
     ignore_case: bool = False,
     snapshot: Snapshot | None = None,
     workers: int | None = None,
-    track: Track = silent,
+    context: Context | None = None,
 ) -> Matches:
     """Matches the captions of a snapshot against the entries of a file; opens what an earlier call with the same has made.
 
@@ -78,7 +77,7 @@ def match_entries(
         ignore_case: compare in lower case.
         snapshot: whose captions; the newest by default.
         workers: processes; one a processor by default. Each holds the automaton: about 300 bytes per character of the entries.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: the file can't be read, or holds no entry, or too many.
@@ -90,7 +89,7 @@ def match_entries(
     with matches_artifact(catalog, config, inputs) as artifact:
         matches = Matches(artifact.folder, entries)
         if not artifact.done:
-            _match(catalog, matches, snapshot, ignore_case, workers, track)
+            _match(catalog, matches, snapshot, ignore_case, workers, context or Context())
             artifact.finish({"entries": len(entries)})
     return matches
 
@@ -119,50 +118,45 @@ def read_entries(path: Path, *, ignore_case: bool = False) -> list[str]:
     return entries
 
 
-@dataclass(frozen=True)
-class _Group:
-    """A row group of a part's samples: the unit of work."""
+RowGroup = tuple[Path, int]  # of a part's samples, and its number: the unit of work
 
-    samples: Path
-    number: int
+
+@dataclass(frozen=True)
+class _Match(Task[RowGroup, Found]):
+    """Match the captions of a row group."""
+
     entries: Path
     ignore_case: bool
 
-    def match(self) -> Found:
-        """The matches of its captions."""
-        captions = pq.ParquetFile(self.samples).read_row_group(self.number, columns=["caption"])
-        return _matcher(self.entries, self.ignore_case)(captions.column(0).to_pylist())
-
-
-@lru_cache(maxsize=1)
-def _matcher(path: Path, ignore_case: bool) -> EntryMatcher:
-    """One automaton a process, for all of its row groups."""
-    return EntryMatcher(read_entry_table(path), ignore_case=ignore_case)
+    def run(self, item: RowGroup, worker: Worker) -> Found:
+        path, number = item
+        matcher = worker.cached(
+            self, lambda: EntryMatcher(read_entry_table(self.entries), ignore_case=self.ignore_case)
+        )
+        captions = pq.ParquetFile(path).read_row_group(number, columns=["caption"])
+        return matcher(captions.column(0).to_pylist())
 
 
 def _match(
-    catalog: Catalog, matches: Matches, snapshot: Snapshot, ignore_case: bool, workers: int | None, track: Track
+    catalog: Catalog, matches: Matches, snapshot: Snapshot, ignore_case: bool, workers: int | None, context: Context
 ) -> None:
-    """Writes the list, and the matches of all parts that aren't there yet."""
-    entries = matches.write_entries()
+    """Write the list, and the matches of all parts that do not exist yet."""
+    task = _Match(matches.write_entries(), ignore_case)
     parts = [
         part for part in catalog.parts(snapshot) if not all(column.path(part).exists() for column in matches.columns)
     ]
-    groups = {part.number: _groups(catalog, entries, part, ignore_case) for part in parts}
+    groups = {part.number: row_groups(catalog, part) for part in parts}
     every = [group for part in parts for group in groups[part.number]]
-    results = iter(track(map_ordered(_Group.match, every, workers), "matching captions", len(every)))
-    try:
-        for part in parts:
-            _write(matches, part, [next(results) for _ in groups[part.number]])
-        next(results, None)  # ends the bar
-    finally:
-        _matcher.cache_clear()
+    results = context.map(task, every, "matching captions", Needs(workers=workers))
+    for part in parts:
+        _write(matches, part, [next(results) for _ in groups[part.number]])
+    next(results, None)  # ends the bar
 
 
-def _groups(catalog: Catalog, entries: Path, part: Part, ignore_case: bool) -> Sequence[_Group]:
+def row_groups(catalog: Catalog, part: Part) -> list[RowGroup]:
+    """Return the row groups of a part's samples."""
     path = check_file(catalog.samples_path(part.number))
-    count = pq.ParquetFile(path).num_row_groups
-    return [_Group(path, number, entries, ignore_case) for number in range(count)]
+    return [(path, number) for number in range(pq.ParquetFile(path).num_row_groups)]
 
 
 def _write(matches: Matches, part: Part, found: Sequence[Found]) -> None:

@@ -18,7 +18,8 @@ from tailwise.catalog.files import file_digest, read_record, read_table, write_r
 from tailwise.catalog.rejections import Rejections
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.errors import DamagedError, UserError
-from tailwise.execution.local import map_ordered
+from tailwise.execution.base import Apply, Needs
+from tailwise.execution.local import LocalExecutor
 from tailwise.progress import Track
 from tailwise.rejects import refuse_many
 from tailwise.shards.fingerprint import FIRST, ChangedShardError, check_fingerprint, comparable_shards, shard_blocks
@@ -139,7 +140,8 @@ def import_shards(
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
     with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, track) as scores:
         tried = failed or {}
-        good = map_ordered(read, [path for path, _ in rest if path not in tried], workers)
+        paths = [path for path, _ in rest if path not in tried]
+        good = LocalExecutor().map(Apply(read), paths, Needs(workers=workers))
         contents = (
             (item, unreadable_shard(item[0], tried[item[0]]) if item[0] in tried else next(good)) for item in rest
         )

@@ -15,6 +15,7 @@ from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, write_table
 from tailwise.catalog.matches import Matches
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.kernels.matching import keep_rates
 from tailwise.plan.budget import samples_of_share
@@ -64,7 +65,12 @@ def make_balanced_plan(
         "seed": request.seed,
     }
     matches = match_entries(
-        catalog, request.entries, ignore_case=request.ignore_case, snapshot=snapshot, workers=workers, track=track
+        catalog,
+        request.entries,
+        ignore_case=request.ignore_case,
+        snapshot=snapshot,
+        workers=workers,
+        context=Context(track),
     )
     inputs = {"snapshot": snapshot.id, **matches.inputs, **survivors.inputs}
     derived = {"budget": max(1, round(keep * survivors.pool))} if keep is not None else None

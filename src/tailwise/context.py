@@ -1,0 +1,55 @@
+"""Context of a step: the executor that runs its tasks, and how progress is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tailwise.execution.base import Executor, Needs, Task
+from tailwise.execution.local import LocalExecutor
+from tailwise.progress import Track, silent
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Context of a step.
+
+    Attributes:
+        progress: shows progress.
+        executor: runs tasks.
+    """
+
+    progress: Track = silent
+    executor: Executor = field(default_factory=LocalExecutor)
+
+    def track(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+        """Return the items; show how many are done."""
+        return self.progress(items, description, total)
+
+    def map(
+        self, task: Task[Item, Result], items: Sequence[Item], description: str, needs: Needs | None = None
+    ) -> Iterator[Result]:
+        """Yield the result of each item whose files are not committed, in order; show progress."""
+        left = [item for item in items if not task.is_done(item)]
+        yield from self.progress(self.executor.map(task, left, needs), description, len(left))
+
+    def run(
+        self, task: Task[Item, Result], items: Sequence[Item], description: str, needs: Needs | None = None
+    ) -> None:
+        """Run a task that writes files over all items."""
+        for _ in self.map(task, items, description, needs):
+            pass
+
+    def reduce(
+        self,
+        task: Task[Item, Result],
+        items: Sequence[Item],
+        combine: Callable[[Result, Result], Result],
+        needs: Needs | None = None,
+    ) -> Result:
+        """Return the merged results of all items; see `Executor.reduce`."""
+        return self.executor.reduce(task, items, combine, needs)

@@ -1,0 +1,158 @@
+"""The one way to run work: an executor maps a task over items.
+
+A task is a small frozen dataclass: addresses and settings. An item is a part, a shard, a bucket or a range of rows. Items whose files are
+committed are skipped, an item whose worker is lost is repeated, and an error names its item. Results do not depend on the executor: sums
+are exact, and results come in the order of the items.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Resources that one item needs.
+
+    Attributes:
+        all_cpus: True for kernels with threads of their own; False for work that uses one processor.
+        workers: use at most so many workers; None: one for each processor.
+    """
+
+    all_cpus: bool = False
+    workers: int | None = None
+
+
+class Worker:
+    """What one worker keeps from item to item. A lost worker costs time only."""
+
+    def __init__(self) -> None:
+        """Keep nothing."""
+        self._kept: dict[Hashable, Any] = {}
+
+    def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """Return the value of a key; make it if the worker does not have it."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        value: Value = self._kept[key]
+        return value
+
+
+class Task(Generic[Item, Result]):
+    """Work on one item. Subclasses are frozen dataclasses that can be pickled."""
+
+    def files(self, item: Item) -> Sequence[Path]:  # noqa: ARG002
+        """Return the files that `run` writes, each atomically. An item is skipped if all of them exist."""
+        return ()
+
+    def label(self, item: Item) -> str:
+        """Return the name of an item, for errors."""
+        return str(item)
+
+    def run(self, item: Item, worker: Worker) -> Result:
+        """Return the result of one item."""
+        raise NotImplementedError
+
+    def is_done(self, item: Item) -> bool:
+        """Return True if the files of an item are committed."""
+        files = self.files(item)
+        return bool(files) and all(path.exists() for path in files)
+
+
+@dataclass(frozen=True)
+class Apply(Task[Item, Result]):
+    """A function as a task.
+
+    Attributes:
+        function: of a module that workers can import, or an instance that can be pickled.
+    """
+
+    function: Callable[[Item], Result]
+
+    def run(self, item: Item, worker: Worker) -> Result:  # noqa: ARG002
+        """Return the function of an item."""
+        return self.function(item)
+
+
+@dataclass(frozen=True)
+class Calls(Generic[Item, Result]):
+    """Runs of a task, over one or more items at a time: what executors give to workers.
+
+    Attributes:
+        task: its instance.
+        combine: merges two results; None where there is one item at a time.
+    """
+
+    task: Task[Item, Result]
+    combine: Callable[[Result, Result], Result] | None = None
+
+    def __call__(self, items: Sequence[Item], worker: Worker) -> Result:
+        """Return the merged results of some items.
+
+        Raises:
+            Exception: what the task raised, with a note that names the item.
+        """
+        results = (self._run(item, worker) for item in items)
+        return next(results) if self.combine is None else functools.reduce(self.combine, results)
+
+    def _run(self, item: Item, worker: Worker) -> Result:
+        try:
+            return self.task.run(item, worker)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11 and later
+                error.add_note(f"{type(self.task).__name__.strip('_')}: {self.task.label(item)}")
+            raise
+
+    def label(self, items: Sequence[Item]) -> str:
+        """Return the names of some items."""
+        return ", ".join(map(self.task.label, items))
+
+
+class Executor(ABC):
+    """Runs tasks."""
+
+    @abstractmethod
+    def slots(self, needs: Needs) -> int:
+        """Return how many items run at the same time."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Let workers drop what they keep from item to item."""
+
+    @abstractmethod
+    def _run(self, calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], needs: Needs) -> Iterator[Any]:
+        """Yield the result of each batch of items, in order. At most a few results per slot wait at any time."""
+
+    def map(self, task: Task[Item, Result], items: Iterable[Item], needs: Needs | None = None) -> Iterator[Result]:
+        """Yield the result of each item, in order."""
+        return self._run(Calls(task), ([item] for item in items), needs or Needs())
+
+    def reduce(
+        self,
+        task: Task[Item, Result],
+        items: Sequence[Item],
+        combine: Callable[[Result, Result], Result],
+        needs: Needs | None = None,
+    ) -> Result:
+        """Return the merged results of at least one item; workers merge theirs before the driver merges those of the workers.
+
+        Args:
+            task: its instance.
+            items: at least one; each is run.
+            combine: exact, in any order.
+            needs: resources of one item.
+        """
+        needs = needs or Needs()
+        size = -(-len(items) // (4 * self.slots(needs)))
+        batches = (items[start : start + size] for start in range(0, len(items), size))
+        merged: Result = functools.reduce(combine, self._run(Calls(task, combine), batches, needs))
+        return merged

@@ -1,0 +1,206 @@
+"""Tasks of a clustering, part by part: assignment, counts, ranks, density."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.clusterings import ClusterFiles, Clustering
+from tailwise.catalog.drops import Survivors
+from tailwise.catalog.files import map_array, write_array
+from tailwise.errors import DamagedError
+from tailwise.execution.base import Needs, Task, Worker
+from tailwise.kernels.assign import MISSING, Assigner
+from tailwise.kernels.density import NeighbourCounter, similarity_steps
+from tailwise.kernels.grid import row_chunks, to_similarity_units
+from tailwise.kernels.ranks import appearance_ranks
+
+CHUNK_ROWS = 65_536
+KERNEL = Needs(all_cpus=True)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Address of the rows that take part in a step: an embedding column of a snapshot, less drop lists and removals.
+
+    Attributes:
+        catalog: its folder.
+        column: name of the embedding column.
+        snapshot: its number.
+        without: names of the drop lists.
+    """
+
+    catalog: Path
+    column: str
+    snapshot: int
+    without: tuple[str, ...]
+
+    def survivors(self, worker: Worker) -> Survivors:
+        """Return the rows that drop lists and removals leave."""
+        catalog = Catalog.open(self.catalog)
+        return worker.cached(self, lambda: Survivors(catalog, self.without, catalog.snapshot(self.snapshot)))
+
+    def embeddings(self, part: Part) -> npt.NDArray[np.float16]:
+        """Return the embeddings of a part, mapped: float16 [n, d]."""
+        return Catalog.open(self.catalog).embedding(self.column, part)
+
+
+@dataclass(frozen=True)
+class PartTask(Task[Part, Result]):
+    """A task on the rows of a part.
+
+    Attributes:
+        rows: address of the rows.
+        folder: of the clustering.
+    """
+
+    rows: Rows
+    folder: Path
+
+    @property
+    def made(self) -> ClusterFiles:
+        """Files of the clustering."""
+        return ClusterFiles(self.folder)
+
+    def label(self, item: Part) -> str:
+        """Return the name of a part."""
+        return item.name
+
+
+@dataclass(frozen=True)
+class Assign(PartTask[None]):
+    """Write label and similarity of each row.
+
+    Attributes:
+        device: runs the matrix products.
+        base: name of a clustering with the same centroids; rows that it assigned keep their cluster. None: assign all.
+    """
+
+    device: str
+    base: str | None
+
+    def files(self, item: Part) -> Sequence[Path]:
+        """Return the files of a part."""
+        return self.made.labels.path(item), self.made.similarities.path(item)
+
+    def run(self, item: Part, worker: Worker) -> None:
+        """Assign the rows of a part."""
+        assigner = worker.cached(self, lambda: Assigner(self.made.centroids, device=self.device))
+        kept = self.rows.survivors(worker).keeps(item.span)
+        labels = np.full(item.rows, MISSING, np.int32)
+        similarity = np.zeros(item.rows, np.float32)
+        base = None if self.base is None else Clustering.open(Catalog.open(self.rows.catalog), self.base)
+        if base is not None and item.number < base.snapshot.parts:
+            known = kept & (base.labels.read(item) >= 0)
+            labels[known] = base.labels.read(item)[known]
+            similarity[known] = base.similarities.read(item)[known]
+        for start, chunk in row_chunks([self.rows.embeddings(item)], CHUNK_ROWS):
+            mine = slice(start, start + len(chunk))
+            wanted = start + np.flatnonzero(kept[mine] & (labels[mine] < 0))
+            if len(wanted):
+                labels[wanted], similarity[wanted] = assigner(chunk[wanted - start])
+        self.made.labels.write(item, labels)
+        self.made.similarities.write(item, similarity)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of a part.
+
+    Attributes:
+        sizes: int64 [K], members of each cluster.
+        similarities: int64 [K], sum of their similarities, in units of SIMILARITY_UNIT.
+        dropped: number of rows that drop lists and removals leave out.
+    """
+
+    sizes: npt.NDArray[np.int64]
+    similarities: npt.NDArray[np.int64]
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Count(PartTask[Counts]):
+    """Count the members of each cluster."""
+
+    def run(self, item: Part, worker: Worker) -> Counts:
+        """Return the counts of a part."""
+        clusters = len(self.made.centroids)
+        labels = np.asarray(self.made.labels.read(item))
+        if labels.max(initial=MISSING) >= clusters:  # written by an interrupted run, and not hashed yet
+            raise DamagedError(
+                f"{self.made.labels.path(item)} is damaged: delete {self.folder}, then repeat this command"
+            )
+        members = labels[labels >= 0]
+        similarity = self.made.similarities.read(item)[labels >= 0].astype(np.float64)
+        sums = np.zeros(clusters, np.int64)
+        np.add.at(sums, members, to_similarity_units(similarity))
+        dropped = int((~self.rows.survivors(worker).keeps(item.span)).sum())
+        return Counts(np.bincount(members, minlength=clusters), sums, dropped)
+
+
+@dataclass(frozen=True)
+class Rank(Task[tuple[Part, npt.NDArray[np.int64]], None]):
+    """Write the rank of each row in its cluster. Items: a part, and the members of each cluster in the parts before, int64 [K].
+
+    Attributes:
+        folder: of the clustering.
+    """
+
+    folder: Path
+
+    def files(self, item: tuple[Part, npt.NDArray[np.int64]]) -> Sequence[Path]:
+        """Return the file of a part."""
+        return (ClusterFiles(self.folder).ranks.path(item[0]),)
+
+    def run(self, item: tuple[Part, npt.NDArray[np.int64]], worker: Worker) -> None:  # noqa: ARG002
+        """Rank the rows of a part."""
+        part, before = item
+        made = ClusterFiles(self.folder)
+        made.ranks.write(part, appearance_ranks(np.asarray(made.labels.read(part)), before.copy()))
+
+
+@dataclass(frozen=True)
+class Histogram(PartTask[npt.NDArray[np.int64]]):
+    """Count similarities to the own centroid by steps."""
+
+    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        """Return the histogram of a part, int64."""
+        return similarity_steps(self.made.similarities.read(item)[self.made.labels.read(item) >= 0])
+
+
+@dataclass(frozen=True)
+class CountNeighbours(PartTask[None]):
+    """Count the samples within a radius of each centroid.
+
+    Attributes:
+        radius: least cosine.
+        device: runs the matrix products.
+    """
+
+    radius: float
+    device: str
+
+    def files(self, item: Part) -> Sequence[Path]:
+        """Return the file of a part."""
+        return (self.folder / layout.DENSITY / f"{item.name}{layout.ARRAY}",)
+
+    def run(self, item: Part, worker: Worker) -> None:
+        """Write the counts of a part, int64 [K]."""
+        counter = worker.cached(self, lambda: NeighbourCounter(self.made.centroids, self.radius, device=self.device))
+        member = self.made.labels.read(item) >= 0
+        counts = np.zeros(len(self.made.centroids), np.int64)
+        for start, chunk in row_chunks([self.rows.embeddings(item)], CHUNK_ROWS):
+            counts += counter(chunk[member[start : start + len(chunk)]])
+        write_array(self.files(item)[0], counts)
+
+    def read(self, item: Part) -> npt.NDArray[np.int64]:
+        """Return the counts of a part, int64 [K]."""
+        return map_array(self.files(item)[0])
