@@ -20,14 +20,15 @@ from common import print_header
 
 import tailwise
 from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.embeddings import open_column, write_part
 from tailwise.catalog.files import write_array
+from tailwise.catalog.layout import LABEL
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.kernels.similarity import most_similar_earlier
 from tailwise.requests import DedupRequest
 from tailwise.steps.dedup.dedup import dedup
-from tailwise.steps.dedup.members import RESULT, Layout, Members, regroup_members
-from tailwise.steps.dedup.neighbours import Comparison
+from tailwise.steps.dedup.members import gather
 
 EPSILON, PART_ROWS, DUPLICATES = 0.05, 1_000_000, 0.1
 COMPARED_CLUSTERS, ROUNDS = 200, 3
@@ -46,7 +47,7 @@ def main() -> None:
     most_similar_earlier(np.eye(16, dtype=np.float16))  # compiles
     with tempfile.TemporaryDirectory() as folder:
         catalog = make_catalog(Path(folder) / "catalog", arguments.samples, arguments.clusters, arguments.dimension)
-        kernels(catalog, Path(folder))
+        kernels(catalog)
         for memory in (8 << 30, 900 << 20):
             stage(catalog, memory)
 
@@ -96,28 +97,11 @@ def plain(x: npt.NDArray[np.float16]) -> tuple[npt.NDArray[np.float32], npt.NDAr
     return best.numpy(), at.numpy()
 
 
-def kernels(catalog: tailwise.Catalog, folder: Path) -> None:
+def kernels(catalog: tailwise.Catalog) -> None:
     """Clusters one by one, by both ways, turn by turn."""
-    compared = Comparison(catalog, DedupRequest())
-    wanted = np.arange(len(compared.sizes)) < COMPARED_CLUSTERS
-    clusters: list[npt.NDArray[np.float16]] = []
-
-    def judge(members: Members, _: int) -> npt.NDArray[np.void]:
-        clusters.append(members.x)
-        return np.empty(0, RESULT)
-
-    sizes = np.where(wanted, compared.sizes.sum(axis=1), 0)
-    for _ in regroup_members(
-        folder / "work",
-        sizes,
-        lambda: compared.columns(wanted),
-        Layout(int(sizes.sum()), gathers=True),
-        compared.blocks,
-        judge,
-        compared.track,
-        "",
-    ):
-        pass
+    labels = np.concatenate(list(Clustering.open(catalog, "main").parts(LABEL)))
+    blocks = catalog.embedding_parts("image", catalog.snapshot())
+    clusters = [gather(np.flatnonzero(labels == cluster), blocks) for cluster in range(COMPARED_CLUSTERS)]
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     ratios = []
     for _ in range(ROUNDS):

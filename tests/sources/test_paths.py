@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailwise.catalog.keys import ABSENT, AMBIGUOUS
+from tailwise.execution.keys import ABSENT, AMBIGUOUS
 from tailwise.sources.paths import TarMatcher, dotted_key, homes, in_folder, in_tar
 
 

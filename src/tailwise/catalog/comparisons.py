@@ -27,6 +27,7 @@ class Neighbours:
     """The most similar earlier member of each sample's cluster, flat over the snapshot.
 
     Attributes:
+        folder: of the artifact.
         similarity: float64 [N], mapped: 1 if they are identical; NOTHING_EARLIER where there is none, and for samples that aren't
             judged.
         row: int64 [N], mapped: which row that is, −1 where there is none.
@@ -34,6 +35,7 @@ class Neighbours:
 
     def __init__(self, folder: Path) -> None:
         """Open the files in an artifact's folder."""
+        self.folder = folder
         self.similarity: npt.NDArray[np.float64] = map_array(folder / layout.NEAREST_SIMILARITY)
         self.row: npt.NDArray[np.int64] = map_array(folder / layout.NEAREST_ROW)
 

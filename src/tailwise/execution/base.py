@@ -32,6 +32,9 @@ class Needs:
     workers: int | None = None
 
 
+KERNEL = Needs(all_cpus=True)
+
+
 class Worker:
     """What one worker keeps from item to item. A lost worker costs time only."""
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tailwise.catalog.keys import KeyIndex
 from tailwise.catalog.outputs import scratch_beside
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
+from tailwise.execution.keys import KeyIndex
 from tailwise.export.drawn import drawn_parts, publishing, tracked_parts
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track

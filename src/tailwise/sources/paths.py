@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.catalog.keys import ABSENT, AMBIGUOUS
+from tailwise.execution.keys import ABSENT, AMBIGUOUS
 from tailwise.shards.grouping import split_name
 
 _TAR = ".tar/"

@@ -234,8 +234,8 @@ def test_result_depends_on_neither_buckets_nor_chunks_nor_threads(
 ):
     import torch
 
-    monkeypatch.setattr(neighbours, "plan_layout", lambda *_: layout)
-    monkeypatch.setattr(members, "CHUNK_ROWS", 37)
+    monkeypatch.setattr(members, "plan_layout", lambda *_: layout)
+    monkeypatch.setattr(members, "RUN_BYTES", 37 * 21)
     monkeypatch.setattr("tailwise.kernels.similarity.TILE_ROWS", 5)
     monkeypatch.setattr("tailwise.kernels.duplicates.SCAN_SCORES", 11)
     before = torch.get_num_threads()
@@ -262,7 +262,7 @@ def test_small_memory_spills_and_large_memory_gathers():
 def test_goes_on_after_an_interruption_with_the_same_bytes(
     catalog, expected_bytes, tree_bytes, monkeypatch, gathers, stops_at
 ):
-    monkeypatch.setattr(neighbours, "plan_layout", lambda *_: Layout(60, gathers))
+    monkeypatch.setattr(members, "plan_layout", lambda *_: Layout(60, gathers))
     real = neighbours.most_similar_earlier
     calls = []
 
@@ -277,7 +277,9 @@ def test_goes_on_after_an_interruption_with_the_same_bytes(
         make_all(catalog)
     assert not (catalog.drops_folder("a") / "manifest.json").exists()
     sizes = np.bincount(column(catalog, "label")[column(catalog, "label") >= 0])
-    finished = [int(path.stem) for path in catalog.folder.glob("neighbours/*/work/*.npy")]
+    finished = [
+        int(path.stem.removeprefix("bucket-")) for path in catalog.folder.glob("neighbours/*/work/*/bucket-*.npy")
+    ]
     left = ~np.isin(cluster_buckets(sizes, 60), finished) & (sizes > 1)
     assert left.any()
     assert left.all() == (stops_at == 1)

@@ -21,6 +21,7 @@ from tailwise.catalog.files import read_array
 from tailwise.context import Context
 from tailwise.devices import find_device
 from tailwise.errors import UserError
+from tailwise.execution.base import KERNEL
 from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.density import radius_that_holds
@@ -31,7 +32,7 @@ from tailwise.kernels.screening import faster_precision
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
 from tailwise.requests import ClusterRequest, at_least, bytes_of, refuse_idle
 from tailwise.steps.clustering.fit import DrawRows, TrainingRows, fit
-from tailwise.steps.clustering.tasks import CHUNK_ROWS, KERNEL, Assign, Count, CountNeighbours, Histogram, Rank, Rows
+from tailwise.steps.clustering.tasks import CHUNK_ROWS, Assign, Count, CountNeighbours, Histogram, Rank, Rows
 from tailwise.text import did_you_mean
 
 COLLAPSED_SHARE = 0.5

@@ -16,12 +16,12 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.files import create_array, map_array
 from tailwise.context import Context
-from tailwise.execution.base import Task, Worker
+from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.kmeans import KMeansResult, chosen_rows, iterate, seeds
 from tailwise.kernels.lloyd import Lloyd, Partial
-from tailwise.steps.clustering.tasks import CHUNK_ROWS, KERNEL, PartTask
+from tailwise.steps.clustering.tasks import CHUNK_ROWS, PartTask
 from tailwise.storage.local import replacing
 
 Span = tuple[int, int]  # first row, and the row after the last

@@ -16,14 +16,13 @@ from tailwise.catalog.clusterings import ClusterFiles, Clustering
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import map_array, write_array
 from tailwise.errors import DamagedError
-from tailwise.execution.base import Needs, Task, Worker
+from tailwise.execution.base import Task, Worker
 from tailwise.kernels.assign import MISSING, Assigner
 from tailwise.kernels.density import NeighbourCounter, similarity_steps
 from tailwise.kernels.grid import row_chunks, to_similarity_units
 from tailwise.kernels.ranks import appearance_ranks
 
 CHUNK_ROWS = 65_536
-KERNEL = Needs(all_cpus=True)
 Result = TypeVar("Result")
 
 

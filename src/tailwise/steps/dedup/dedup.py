@@ -19,13 +19,15 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.comparisons import Neighbours
 from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, write_drops
 from tailwise.catalog.files import create_array
+from tailwise.context import Context
 from tailwise.devices import find_device
 from tailwise.errors import UserError
+from tailwise.execution.base import Worker
 from tailwise.kernels.duplicates import duplicate_threshold, greedy, in_doubt
-from tailwise.progress import Track, silent
 from tailwise.requests import DedupRequest, bytes_of
-from tailwise.steps.dedup.members import RESULT, Members
-from tailwise.steps.dedup.neighbours import Comparison, make_neighbours
+from tailwise.steps.dedup.comparison import Comparison
+from tailwise.steps.dedup.members import RESULT, Judge, Members, regroup
+from tailwise.steps.dedup.neighbours import make_neighbours
 from tailwise.text import did_you_mean
 
 IDENTICAL = "identical embedding"
@@ -58,13 +60,13 @@ class _Decisions:
     similarity: npt.NDArray[np.float64]
 
 
-def dedup(catalog: Catalog | str | Path, request: DedupRequest, track: Track = silent) -> Deduplication:
+def dedup(catalog: Catalog | str | Path, request: DedupRequest, context: Context | None = None) -> Deduplication:
     """Make a drop list of the near-duplicates in the newest snapshot.
 
     Args:
         catalog: or its path; with a clustering of the newest snapshot.
         request: what is asked for.
-        track: shows progress.
+        context: runs the tasks and shows progress; by default, on this machine, without progress.
 
     Raises:
         UserError: something asked for is out of bounds or isn't there, or another list has this name.
@@ -80,7 +82,7 @@ def dedup(catalog: Catalog | str | Path, request: DedupRequest, track: Track = s
         )
     if rule not in RULES:
         raise UserError(f"unknown rule {rule!r}: {did_you_mean(rule, RULES)}")
-    compared = Comparison(catalog, request, track)
+    compared = Comparison(catalog, request, context or Context())
     config = {"epsilon": epsilon, "rule": rule, **compared.config}
     with Artifact(catalog.drops_folder(request.name), "dedup", config, compared.inputs) as artifact:
         if not artifact.done:
@@ -135,10 +137,15 @@ class _Decide:
             other = self.neighbours.row[part.first_row + heirs]
             decisions.row[part.first_row + heirs] = self.neighbours.row[other]
             decisions.similarity[part.first_row + heirs] = self.neighbours.similarity[other]
-        found = self.compared.regroup(
-            self.artifact, wanted, self._judge, self.max_memory_bytes, "deciding what is in doubt"
+        results = regroup(
+            self.compared,
+            self.artifact.path(layout.WORK),
+            wanted,
+            lambda members: _Greedy(members, self.neighbours.folder, self.threshold, self.device),
+            self.max_memory_bytes,
+            "deciding what is in doubt",
         )
-        for result in found:
+        for result in results:
             decisions.row[result["row"]], decisions.similarity[result["row"]] = result["other"], result["similarity"]
 
     def _nearest(self, part: Part) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -152,10 +159,26 @@ class _Decide:
             certain[old] = ~self.compared.base.mask[other[old]]
         return similarity, judged, certain
 
-    def _judge(self, members: Members, _: int) -> npt.NDArray[Any]:
-        similarity = np.asarray(self.neighbours.similarity[members.rows])
+
+@dataclass(frozen=True, eq=False)
+class _Greedy(Judge):
+    """Decide the members of each cluster in keep-order.
+
+    Attributes:
+        neighbours: folder of the neighbours.
+        threshold: greatest cosine of samples that are no duplicates.
+        device: runs the matrix products.
+    """
+
+    neighbours: Path
+    threshold: float
+    device: str
+
+    def judge(self, members: Members, threads: int, worker: Worker) -> npt.NDArray[Any]:  # noqa: ARG002
+        neighbours = worker.cached(self.neighbours, lambda: Neighbours(self.neighbours))
+        similarity = np.asarray(neighbours.similarity[members.rows])
         by_row = np.argsort(members.rows)
-        earlier = by_row[np.searchsorted(members.rows, self.neighbours.row[members.rows], sorter=by_row) % len(by_row)]
+        earlier = by_row[np.searchsorted(members.rows, neighbours.row[members.rows], sorter=by_row) % len(by_row)]
         old = len(members.kept_before)
         kept_row, similarity = greedy(
             members.x, similarity, earlier, self.threshold, kept_before=members.kept_before, device=self.device
@@ -175,7 +198,7 @@ def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions) -> 
 
     def tables() -> Iterator[pa.Table]:
         nonlocal frozen
-        for part in compared.track(compared.parts, "writing", len(compared.parts)):
+        for part in compared.context.track(compared.parts, "writing", len(compared.parts)):
             old = _old_table(compared, part)
             new = _new_table(compared, part, decisions)
             frozen += old.num_rows

@@ -1,16 +1,14 @@
 """Regroup: the embeddings of whole clusters, cluster after cluster, in bounded memory.
 
-Rows are spilled into buckets of consecutive clusters; each bucket's results are a file, so that an interrupted run goes on with the
-next bucket. Embeddings are spilled along, unless the whole column fits in memory: then they are gathered from where they lie.
+Rows are regrouped into buckets of consecutive clusters; the results of each bucket are a file, so that an interrupted run goes on with the
+next bucket. Embeddings are regrouped along, unless the whole column fits in memory: then they are gathered from where they lie.
 
 d: dimension; m: members of a cluster.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,42 +18,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tailwise.catalog.files import read_array, read_json, write_array, write_json
+from tailwise.catalog.catalog import Part
+from tailwise.catalog.files import read_array, write_array
 from tailwise.errors import UserError
-from tailwise.execution.shuffle import cluster_buckets
+from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.shuffle import RUN_BYTES, Shuffle, cluster_buckets
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.similarity import DEVICE_COLUMNS, DEVICE_ROWS, SMALL
 from tailwise.kernels.threads import map_in_order
-from tailwise.progress import Track
+from tailwise.steps.dedup.comparison import KEPT, NEW, Address, Comparison
 
-CHUNK_ROWS = 65_536
 RUNTIME_BYTES = 400 << 20
 # A bucket is what an interruption loses at most: about so many rows, or a 256th of all; more where a cluster is larger.
 BUCKET_ROWS = 1 << 18
 BUCKETS = 256
-
-KEPT, DROPPED, NEW = np.uint8(0), np.uint8(1), np.uint8(2)  # ages: decided before, and how; or to be judged
-_RECORD = np.dtype([("row", "<i8"), ("order", "<f8"), ("cluster", "<i4"), ("age", "u1")])
 RESULT = np.dtype([("row", "<i8"), ("other", "<i8"), ("similarity", "<f8")])
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What one part says of its rows.
-
-    Attributes:
-        first_row: of the part.
-        clusters: int32 [n]; negative for rows that take no part.
-        ages: uint8 [n]: KEPT, DROPPED or NEW.
-        order: float64 [n]: rows come in ascending order, ties by row, NaN last.
-        embeddings: float16 [n, d], mapped.
-    """
-
-    first_row: int
-    clusters: npt.NDArray[np.int32]
-    ages: npt.NDArray[np.uint8]
-    order: npt.NDArray[np.float64]
-    embeddings: npt.NDArray[np.float16]
+_RECORD = [("row", "<i8"), ("order", "<f8"), ("cluster", "<i4"), ("age", "u1")]
 
 
 @dataclass(frozen=True)
@@ -89,7 +67,7 @@ class Layout:
 
 
 def plan_layout(sizes: npt.NDArray[np.int64], rows: int, dimension: int, max_memory_bytes: int) -> Layout:
-    """Chooses the layout; the results don't depend on it.
+    """Return the layout; the results don't depend on it.
 
     Args:
         sizes: int64 [K], members of each cluster.
@@ -101,8 +79,7 @@ def plan_layout(sizes: npt.NDArray[np.int64], rows: int, dimension: int, max_mem
         UserError: the largest cluster needs more.
     """
     largest = int(sizes.max(initial=0))
-    chunk = CHUNK_ROWS * (4 * dimension + 100)
-    fixed = RUNTIME_BYTES + chunk + DEVICE_ROWS * DEVICE_COLUMNS * 8
+    fixed = RUNTIME_BYTES + 3 * RUN_BYTES + DEVICE_ROWS * DEVICE_COLUMNS * 8
     side_by_side = min(largest, SMALL) * (torch.get_num_threads() + 1)
     comparing = max(largest, side_by_side) * (
         14 * dimension + 100
@@ -121,111 +98,148 @@ def plan_layout(sizes: npt.NDArray[np.int64], rows: int, dimension: int, max_mem
     return Layout(max(largest, min(wanted, free // per_row)), gathers)
 
 
-def regroup_members(
+@dataclass(frozen=True, eq=False)
+class Buckets:
+    """Some clusters of a comparison, in buckets.
+
+    Attributes:
+        compared: address of the comparison.
+        wanted: bool [K], the clusters.
+        buckets: int64 [K], bucket of each cluster.
+        dimension: d of the embeddings that are regrouped along; 0: they are gathered.
+        folder: of the files.
+    """
+
+    compared: Address
+    wanted: npt.NDArray[np.bool_]
+    buckets: npt.NDArray[np.int64]
+    dimension: int
+    folder: Path
+
+    @property
+    def shuffle(self) -> Shuffle:
+        """The rows by bucket, one file a part."""
+        along = [("x", "<f2", (self.dimension,))] if self.dimension else []
+        return Shuffle(self.folder, np.dtype([*_RECORD, *along]), int(self.buckets.max(initial=0)) + 1)
+
+    def members(self, bucket: int, worker: Worker) -> Iterator[Members]:
+        """Yield the clusters of a bucket."""
+        compared = self.compared.open(worker)
+        records = self.shuffle.read([part.name for part in compared.parts], bucket)
+        order = np.lexsort((records["row"], records["order"], records["age"], records["cluster"]))
+        clusters = records["cluster"][order]
+        bounds = [0, *(np.flatnonzero(np.diff(clusters)) + 1), len(order)] if len(order) else [0]
+        for start, stop in pairwise(bounds):
+            mine = order[start:stop]
+            rows, ages = records["row"][mine], records["age"][mine]
+            x = records["x"][mine] if self.dimension else gather(rows, compared.blocks)
+            yield Members(int(clusters[start]), rows, ages[ages != NEW] == KEPT, x)
+
+
+@dataclass(frozen=True, eq=False)
+class _Spill(Task[Part, None]):
+    """Write the rows of a part by bucket."""
+
+    to: Buckets
+
+    def label(self, item: Part) -> str:
+        return item.name
+
+    def files(self, item: Part) -> Sequence[Path]:
+        return (self.to.shuffle.index(item.name),)
+
+    def run(self, item: Part, worker: Worker) -> None:
+        compared = self.to.compared.open(worker)
+        clusters = compared.labels(item)
+        clusters[(clusters >= 0) & ~self.to.wanted[clusters]] = -1
+        ages, order, block = compared.ages(item), compared.order(item), compared.embeddings(item)
+        shuffle = self.to.shuffle
+
+        def chunks() -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
+            for start, chunk in row_chunks([block], max(1, RUN_BYTES // shuffle.dtype.itemsize)):
+                members = np.flatnonzero(clusters[start : start + len(chunk)] >= 0)
+                rows = start + members
+                records = np.empty(len(members), shuffle.dtype)
+                records["row"], records["cluster"] = item.first_row + rows, clusters[rows]
+                records["age"], records["order"] = ages[rows], order[rows]
+                if self.to.dimension:
+                    records["x"] = chunk[members]
+                yield self.to.buckets[records["cluster"]], records
+
+        shuffle.write(item.name, chunks())
+
+
+@dataclass(frozen=True, eq=False)
+class Judge(Task[int, None]):
+    """Judge the clusters of a bucket. Small clusters are judged side by side. Item: the number of the bucket.
+
+    Attributes:
+        of: the buckets.
+    """
+
+    of: Buckets
+
+    def judge(self, members: Members, threads: int, worker: Worker) -> npt.NDArray[Any]:
+        """Return what is found about the members of a cluster, RESULT [·], with so many threads."""
+        raise NotImplementedError
+
+    def files(self, item: int) -> Sequence[Path]:
+        """Return the file of a bucket's results."""
+        return (self.of.folder / f"bucket-{item}.npy",)
+
+    def run(self, item: int, worker: Worker) -> None:
+        """Write the results of a bucket."""
+        found = map_in_order(
+            lambda members, threads: self.judge(members, threads, worker),
+            self.of.members(item, worker),
+            torch.get_num_threads(),
+            lambda cluster: len(cluster.x) > SMALL,
+        )
+        write_array(self.files(item)[0], np.concatenate([np.empty(0, RESULT), *found]))
+
+
+def regroup(
+    compared: Comparison,
     folder: Path,
-    sizes: npt.NDArray[np.int64],
-    columns: Callable[[], Iterable[Columns]],
-    layout: Layout,
-    blocks: Sequence[npt.NDArray[np.float16]],
-    judge: Callable[[Members, int], npt.NDArray[Any]],
-    track: Track,
+    wanted: npt.NDArray[np.bool_],
+    judge: Callable[[Buckets], Judge],
+    max_memory_bytes: int,
     description: str,
 ) -> Iterator[npt.NDArray[Any]]:
-    """Applies `judge` to every cluster; yields what it returns, a bucket at a time.
+    """Judge some clusters; yield the results, RESULT [·], a bucket at a time.
 
     Args:
-        folder: for intermediate files; what an interrupted run with the same layout left there is used. The caller removes it
-            once all is consumed.
-        sizes: int64 [K], members of each cluster.
-        columns: gives all parts, in order.
-        layout: see plan_layout.
-        blocks: the embeddings of all parts.
-        judge: members, and threads that it may use → RESULT [·]; small clusters are judged side by side.
-        track: shows progress.
+        compared: the comparison.
+        folder: of intermediate files, which an interrupted run with the same layout uses again. The caller removes it in the end.
+        wanted: bool [K], the clusters.
+        judge: returns the task of some buckets.
+        max_memory_bytes: refuse what needs more.
         description: of the progress.
+
+    Raises:
+        UserError: the largest cluster needs more memory.
     """
-    buckets = cluster_buckets(sizes, layout.bucket_rows)
-    count = int(buckets[-1]) + 1 if sizes.sum() else 0
-    made = {"bucket_rows": layout.bucket_rows, "gathers": layout.gathers}
-    if not (folder / "spilled.json").exists() or read_json(folder / "spilled.json") != made:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for part in track(columns(), f"{description}: regrouping", len(blocks)):
-            _spill(folder, buckets, part, layout.gathers)
-        for path in folder.glob("*.r*"):
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())  # before it is noted that all is there
-        write_json(folder / "spilled.json", made)
-    firsts = np.cumsum([0, *map(len, blocks)])
-    for bucket in track(range(count), description, count):
-        path = folder / f"{bucket}.npy"
-        if not path.exists():
-            members = _read(folder, bucket, layout, blocks, firsts)
-            found = map_in_order(judge, members, torch.get_num_threads(), lambda cluster: len(cluster.x) > SMALL)
-            write_array(path, np.concatenate([np.empty(0, RESULT), *found]))
-            for suffix in ("rows", "records"):
-                (folder / f"{bucket}.{suffix}").unlink(missing_ok=True)
-        yield np.asarray(read_array(path))
+    sizes = np.where(wanted, compared.sizes.sum(axis=1), 0)
+    dimension = compared.dimension
+    layout = plan_layout(sizes, compared.snapshot.rows, dimension, max_memory_bytes)
+    place = folder / f"{layout.bucket_rows}{'-gathers' * layout.gathers}"
+    along = 0 if layout.gathers else dimension
+    buckets = Buckets(compared.address, wanted, cluster_buckets(sizes, layout.bucket_rows), along, place)
+    task, every = judge(buckets), range(buckets.shuffle.buckets if sizes.sum() else 0)
+    if not all(map(task.is_done, every)):
+        compared.context.run(_Spill(buckets), compared.parts, f"{description}: regrouping", KERNEL)
+        compared.context.run(task, every, description, KERNEL)
+    return (np.asarray(read_array(path)) for bucket in every for path in task.files(bucket))
 
 
-def _spill(folder: Path, buckets: npt.NDArray[np.int64], part: Columns, gathers: bool) -> None:
-    for start, chunk in row_chunks([part.embeddings], CHUNK_ROWS):
-        clusters = np.asarray(part.clusters[start : start + len(chunk)])
-        members = np.flatnonzero(clusters >= 0)
-        if not len(members):
-            continue
-        records = np.empty(len(members), _RECORD)
-        records["row"], records["cluster"] = part.first_row + start + members, clusters[members]
-        records["age"], records["order"] = part.ages[start + members], part.order[start + members]
-        target = buckets[records["cluster"]]
-        by_bucket = np.argsort(target, kind="stable")
-        ends = np.flatnonzero(np.diff(target[by_bucket], append=-1)) + 1
-        for first, last in zip([0, *ends[:-1]], ends, strict=True):
-            mine = by_bucket[first:last]
-            bucket = int(target[mine[0]])
-            _append(folder / f"{bucket}.records", records[mine])
-            if not gathers:
-                _append(folder / f"{bucket}.rows", chunk[members[mine]])
-
-
-def _append(path: Path, rows: npt.NDArray[Any]) -> None:
-    with path.open("ab") as stream:
-        stream.write(rows.tobytes())
-
-
-def _read(
-    folder: Path,
-    bucket: int,
-    layout: Layout,
-    blocks: Sequence[npt.NDArray[np.float16]],
-    firsts: npt.NDArray[np.int64],
-) -> Iterator[Members]:
-    path = folder / f"{bucket}.records"
-    if not path.exists():
-        return
-    records = np.fromfile(path, _RECORD)
-    dimension = blocks[0].shape[1]
-    spilled = None if layout.gathers else np.fromfile(path.with_suffix(".rows"), np.float16).reshape(-1, dimension)
-    order = np.lexsort((records["row"], records["order"], records["age"], records["cluster"]))
-    clusters = records["cluster"][order]
-    bounds = [0, *(np.flatnonzero(np.diff(clusters)) + 1), len(order)]
-    for start, stop in pairwise(bounds):
-        mine = order[start:stop]
-        rows, ages = records["row"][mine], records["age"][mine]
-        x = gather(rows, blocks, firsts) if spilled is None else spilled[mine]
-        yield Members(int(clusters[start]), rows, ages[ages != NEW] == KEPT, x)
-
-
-def gather(
-    rows: npt.NDArray[np.int64], blocks: Sequence[npt.NDArray[np.float16]], firsts: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float16]:
-    """Embeddings of rows in any order, from the blocks of all parts: float16 [n, d].
+def gather(rows: npt.NDArray[np.int64], blocks: Sequence[npt.NDArray[np.float16]]) -> npt.NDArray[np.float16]:
+    """Return the embeddings of rows in any order, float16 [n, d].
 
     Args:
         rows: int64 [n], of the catalog.
-        blocks: float16 [rows of the part, d].
-        firsts: int64 [parts + 1], the first row of each part.
+        blocks: float16 [rows of the part, d], of all parts.
     """
+    firsts = np.cumsum([0, *map(len, blocks)])
     x = np.empty((len(rows), blocks[0].shape[1]), np.float16)
     part = np.searchsorted(firsts, rows, side="right") - 1
     for number in np.unique(part):

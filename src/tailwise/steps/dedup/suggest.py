@@ -11,15 +11,16 @@ import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.comparisons import Neighbours
+from tailwise.context import Context
 from tailwise.devices import find_device
 from tailwise.kernels.duplicates import duplicate_threshold
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.kmeans import chosen_rows
 from tailwise.kernels.similarity import similar_pairs
-from tailwise.progress import Track, silent
 from tailwise.requests import DedupRequest, bytes_of, refuse_given
-from tailwise.steps.dedup.neighbours import Comparison, make_neighbours
+from tailwise.steps.dedup.comparison import Comparison
+from tailwise.steps.dedup.neighbours import make_neighbours
 
 EPSILONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 PAIRS_PER_BAND = 2
@@ -111,7 +112,7 @@ class Suggestion:
 def suggest(
     catalog: Catalog | str | Path,
     request: DedupRequest,
-    track: Track = silent,
+    context: Context | None = None,
     *,
     queries: int = QUERIES,
     pool_rows: int = POOL_ROWS,
@@ -121,7 +122,7 @@ def suggest(
     Args:
         catalog: or its path; with a clustering of the newest snapshot.
         request: what a dedup would compare.
-        track: shows progress.
+        context: runs the tasks and shows progress.
         queries: about so many samples, drawn by hash, are compared with
         pool_rows: about so many, drawn by hash too.
 
@@ -130,11 +131,11 @@ def suggest(
     """
     refuse_given(request, {"epsilon", "name", "rule"}, "with `suggest`")
     device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
-    compared = Comparison(Catalog.open(catalog), request, track)
+    compared = Comparison(Catalog.open(catalog), request, context or Context())
     neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)
     dropped = _dropped(compared, neighbours)
     recall = _Recall(compared, queries, pool_rows, device)
-    recall.search(compared.track)
+    recall.search(compared.context)
     new, old = compared.sizes.T
     guides = [
         EpsilonGuide(
@@ -239,13 +240,13 @@ class _Recall:
                 at = np.flatnonzero(mine)
                 yield part.first_row + start + at, labels[start + at], chunk[at]
 
-    def search(self, track: Track) -> None:
+    def search(self, context: Context) -> None:
         """Compares the queries with the pool."""
         if not len(self.rows):
             return
         threshold = duplicate_threshold(EPSILONS[-1])
         chunks = sum(-(-part.rows // CHUNK_ROWS) for part in self.compared.parts)
-        for rows, labels, x in track(self._draw(self._pool_rows, "pool"), "looking across clusters", chunks):
+        for rows, labels, x in context.track(self._draw(self._pool_rows, "pool"), "looking across clusters", chunks):
             self.pool += len(rows)
             if not len(rows):
                 continue

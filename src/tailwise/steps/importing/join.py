@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.errors import UserError
+from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.shards.columns import DAMAGE, numbers, open_table, texts, uid_texts
 from tailwise.sources.delimited import key_of, read_rows
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.files import create_array
-from tailwise.catalog.keys import ABSENT, AMBIGUOUS
 from tailwise.catalog.rejections import RejectionWriter
 from tailwise.errors import UserError
+from tailwise.execution.keys import ABSENT, AMBIGUOUS
 from tailwise.progress import Track
 from tailwise.shards.columns import DAMAGE
 from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, Opened

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex
+from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.shards.columns import DAMAGE
 from tailwise.sources.embedding_files import EmbeddingFile
 from tailwise.sources.paths import Place, TarMatcher, dotted_key, homes, in_folder, in_tar

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.files import create_array, digest
-from tailwise.catalog.keys import AMBIGUOUS, KeyIndex
 from tailwise.catalog.rejections import RejectionWriter
 from tailwise.catalog.schema import REJECTED_SCHEMA
+from tailwise.execution.keys import AMBIGUOUS, KeyIndex
 from tailwise.progress import Track
 from tailwise.shards.columns import DAMAGE, count_rows, open_table, score_columns
 from tailwise.shards.webdataset import ShardContent

@@ -18,6 +18,7 @@ from tailwise.catalog.files import ROW_GROUP_ROWS, read_table, write_table
 from tailwise.catalog.kinds import DROP_LIST
 from tailwise.catalog.outputs import is_table, scratch_beside, writing_output
 from tailwise.errors import UserError
+from tailwise.execution.shuffle import Shuffle
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
 from tailwise.storage.local import replacing
@@ -44,6 +45,7 @@ CAUSE_SCHEMA = pa.schema(
 )
 CHUNK_ROWS = 1 << 20
 NOTHING = -1
+_PAIR = np.dtype([("kept_row", "<i8"), ("row", "<i8")])
 
 
 def ever_drawn(plan: Plan, rows: slice, epochs: int | None = None) -> npt.NDArray[np.bool_]:
@@ -284,42 +286,38 @@ class _KeptKeys:
         self._paths = shards.column("path").combine_chunks()
         self._shard_ends = np.cumsum(shards.column("rows").to_numpy())
         self._part_ends = np.array([part.span.stop for part in self.parts])
+        self._asked = Shuffle(folder / "asked", _PAIR, len(self.parts))
 
     def note(self, part: Part, table: pa.Table) -> None:
         """Keeps the causes of a part, and notes whose keys they ask for, by the part of these."""
         write_table(self._folder / f"{part.name}.parquet", table)
         asked = table.filter(table.column("kept_row").is_valid())
-        pairs = np.stack([asked.column(name).to_numpy() for name in ("kept_row", "row")], axis=1)
-        for number, mine in self._by_part(pairs, 0):
-            with (self._folder / f"asked-{number}").open("ab") as stream:
-                stream.write(mine.tobytes())
+        pairs = np.empty(asked.num_rows, _PAIR)
+        for name in ("kept_row", "row"):
+            pairs[name] = asked.column(name).to_numpy()
+        self._asked.write(part.name, [(self._part_of(pairs["kept_row"]), pairs)])
 
-    def _by_part(self, pairs: npt.NDArray[np.int64], column: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        """Pairs of rows by the part that one of them lies in."""
-        numbers = np.searchsorted(self._part_ends, pairs[:, column], side="right")
-        order = np.argsort(numbers, kind="stable")
-        for number in np.unique(numbers).tolist():
-            first, last = np.searchsorted(numbers[order], (number, number + 1))
-            yield number, pairs[order[first:last]]
+    def _part_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.searchsorted(self._part_ends, rows, side="right")
 
     def look_up(self, track: Track) -> None:
         """Hands the keys that are asked for to the parts that ask."""
+        names = [part.name for part in self.parts]
         for part in track(self.parts, "kept samples", len(self.parts)):
-            path = self._folder / f"asked-{part.number}"
-            if not path.exists():
+            if not self._asked.rows(names, part.number):
                 continue
             keys = self._catalog.samples(part, ["key"]).column("key").combine_chunks()
-            for first in range(0, path.stat().st_size, 16 * CHUNK_ROWS):
-                pairs = np.fromfile(path, np.int64, 2 * CHUNK_ROWS, offset=first).reshape(-1, 2)
-                for number, mine in self._by_part(pairs, 1):
-                    batch = pa.record_batch(
-                        {"row": mine[:, 1], "key": keys.take(pa.array(mine[:, 0] - part.first_row))}
-                    )
+            for pairs in self._asked.chunks(names, part.number, CHUNK_ROWS):
+                batch = pa.record_batch(
+                    {"row": pairs["row"], "key": keys.take(pa.array(pairs["kept_row"] - part.first_row))}
+                )
+                asking = self._part_of(pairs["row"])
+                for number in np.unique(asking).tolist():
                     with (
                         (self._folder / f"told-{number}").open("ab") as stream,
                         pa.ipc.new_stream(stream, batch.schema) as out,
                     ):
-                        out.write_batch(batch)
+                        out.write_batch(batch.filter(pa.array(asking == number)))
 
     def named(self, part: Part) -> pa.Table:
         """The causes of a part with names in place of rows: EXCLUDED_SCHEMA."""

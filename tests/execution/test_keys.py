@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.catalog import keys as keys_module
-from tailwise.catalog.keys import ABSENT, AMBIGUOUS, KeyIndex, hash_keys
+from tailwise.execution import keys as keys_module
+from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex, hash_keys
 
 KEYS = st.one_of(st.text("ab", max_size=4), st.text(max_size=20), st.just("bytes \udcff"))
 

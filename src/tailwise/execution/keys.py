@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.files import read_array, write_array
+from tailwise.execution.shuffle import Shuffle
 
 ABSENT = -1
 AMBIGUOUS = -2
@@ -29,9 +31,10 @@ class KeyIndex:
     """Sorted buckets of (hash, row), split by the leading bits of the hash; 32 bytes a row on disk, one bucket in memory at a time."""
 
     def __init__(self, folder: Path, rows: int) -> None:
-        """An empty index in `folder` (which should not exist yet) for about `rows` rows."""
-        self.folder = folder
+        """Make an empty index in `folder`, which should not exist yet, for about `rows` rows."""
+        self.folder, self._files = folder, list[str]()
         self.bits = max(0, int(np.ceil(np.log2(max(rows, 1) / BUCKET_ROWS))))
+        self._shuffle = Shuffle(folder / "entries", _ENTRY, 1 << self.bits)
         folder.mkdir(parents=True)
 
     def _bucket(self, hashes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -41,20 +44,18 @@ class KeyIndex:
         return buckets
 
     def add(self, keys: Iterable[str], rows: npt.NDArray[np.int64]) -> None:
-        """Appends keys and their rows; `seal` when all are in."""
+        """Add keys and their rows; `seal` when all are in."""
         hashes = hash_keys(keys)
         entries = np.empty(len(hashes), _ENTRY)
         entries["high"], entries["low"], entries["row"] = hashes["high"], hashes["low"], rows
-        buckets = self._bucket(hashes)
-        for bucket in np.unique(buckets):
-            with (self.folder / f"{bucket}.raw").open("ab") as stream:
-                stream.write(entries[buckets == bucket].tobytes())
+        self._files.append(str(len(self._files)))
+        self._shuffle.write(self._files[-1], [(self._bucket(hashes), entries)])
 
     def seal(self) -> int:
-        """Sorts the buckets; returns how many rows share their key with another row."""
+        """Sort the buckets; return the number of rows that share their key with another row."""
         clashing = 0
-        for path in sorted(self.folder.glob("*.raw")):
-            entries = np.fromfile(path, _ENTRY)
+        for bucket in range(self._shuffle.buckets):
+            entries = self._shuffle.read(self._files, bucket)
             entries = entries[np.lexsort((entries["row"], entries["low"], entries["high"]))]
             same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
             twin = np.zeros(len(entries), np.bool_)
@@ -63,9 +64,9 @@ class KeyIndex:
             entries["row"][twin] = AMBIGUOUS
             clashing += int(twin.sum())
             # The leading halves lie apart, so that a search touches only the pages it needs.
-            write_array(path.with_suffix(".high.npy"), np.ascontiguousarray(entries["high"]))
-            write_array(path.with_suffix(".npy"), entries)
-            path.unlink()
+            write_array(self.folder / f"{bucket}.high.npy", np.ascontiguousarray(entries["high"]))
+            write_array(self.folder / f"{bucket}.npy", entries)
+        shutil.rmtree(self._shuffle.folder, ignore_errors=True)
         return clashing
 
     def find(self, keys: Iterable[str]) -> npt.NDArray[np.int64]:
@@ -74,12 +75,9 @@ class KeyIndex:
         rows = np.full(len(hashes), ABSENT, np.int64)
         buckets = self._bucket(hashes)
         for bucket in np.unique(buckets):
-            path = self.folder / f"{bucket}.npy"
-            if path.exists():
-                asked = np.flatnonzero(buckets == bucket)
-                rows[asked] = _find_in_bucket(
-                    read_array(path), read_array(path.with_suffix(".high.npy")), hashes[asked]
-                )
+            entries, high = (read_array(self.folder / f"{bucket}{ending}.npy") for ending in ("", ".high"))
+            asked = np.flatnonzero(buckets == bucket)
+            rows[asked] = _find_in_bucket(entries, high, hashes[asked])
         return rows
 
 

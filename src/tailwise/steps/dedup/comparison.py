@@ -1,0 +1,249 @@
+"""Comparison: what a dedup compares with what, and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.drops import DropList, Survivors
+from tailwise.catalog.embeddings import column_dimension, embedding_inputs
+from tailwise.context import Context
+from tailwise.errors import UserError
+from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.requests import DedupRequest, ScoreRequest
+from tailwise.text import command_line, did_you_mean
+
+KEPT, DROPPED, NEW = np.uint8(0), np.uint8(1), np.uint8(2)  # ages: decided before, and how; or to be judged
+Values = npt.NDArray[np.float64]
+
+
+class Comparison:
+    """All settings of a dedup but ε and rule: samples that are compared, and their order.
+
+    Attributes:
+        catalog: of the samples.
+        snapshot: whose rows; the newest by default.
+        clustering: its name; samples are compared inside its clusters.
+        column: of embeddings, the clustering's.
+        survivors: of the drop lists whose samples take no part.
+        base: the drop list that is extended, if one is: what it decided stays.
+        old_rows: how many rows it decided.
+    """
+
+    def __init__(self, catalog: Catalog, request: DedupRequest, context: Context, snapshot: int | None = None) -> None:
+        """Open all that takes part.
+
+        Raises:
+            UserError: unknown order, no such clustering, list or score, or one that was made for another snapshot.
+        """
+        order, score, without, extends = request.order, request.score, request.without, request.extends
+        clustering, seed = request.clustering, request.seed
+        if order not in ORDERS:
+            raise UserError(f"`order` {order!r}: {did_you_mean(order, ORDERS)}")
+        if (order == "score") != (score is not None):
+            raise UserError("`order` score and `score` NAME need each other")
+        self.catalog, self.request, self.context = catalog, request, context
+        self.clustering, self.order_name, self.score, self.seed = clustering, order, score, seed
+        self.snapshot = catalog.snapshot(snapshot)
+        self.parts = catalog.parts(self.snapshot)
+        self._clusters = self._open_clustering()
+        self.column = str(self._clusters.column)
+        catalog.require_embeddings(self.column, self.snapshot)
+        self.survivors = Survivors(catalog, without, self.snapshot)
+        self.base = None if extends is None else self._open_base(extends)
+        self.old_rows = 0 if self.base is None else self.base.snapshot.rows
+        self.config: dict[str, Any] = {
+            "clustering": clustering,
+            "column": self.column,
+            "order": order,
+            "score": score,
+            "seed": seed if order == "random" else None,
+            "without": list(without),
+            "extends": extends,
+            "snapshot": self.snapshot.number,
+        }
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Name and hash of each input."""
+        return {
+            **embedding_inputs(self.catalog, self.column, self.snapshot),
+            "clustering": self._clusters.id,
+            **self.survivors.inputs,
+            **({} if self.base is None else {"extends": self.base.id}),
+            **({} if self.score is None else {"score": self._score_id()}),
+        }
+
+    @property
+    def address(self) -> Address:
+        """Address of the comparison, for tasks."""
+        return Address(self.catalog.folder, self.request, self.snapshot.number)
+
+    @property
+    def dimension(self) -> int:
+        """Dimension d of the embeddings."""
+        return column_dimension(self.catalog, self.column) or 0
+
+    def embeddings(self, part: Part) -> npt.NDArray[np.float16]:
+        """Return the embeddings of a part, mapped: float16 [n, d]."""
+        return self.catalog.embedding(self.column, part)
+
+    @cached_property
+    def blocks(self) -> list[npt.NDArray[np.float16]]:
+        """Embeddings of all parts, mapped."""
+        return self.catalog.embedding_parts(self.column, self.snapshot)
+
+    def _open_clustering(self) -> Clustering:
+        remedy = f"make it with {command_line('cluster', self.catalog.folder, k='…', name=self.clustering)}"
+        found = Clustering.open(self.catalog, self.clustering, remedy)
+        if found.snapshot.number != self.snapshot.number:
+            assign = command_line("cluster", self.catalog.folder, extends=self.clustering, name="…")
+            raise UserError(
+                f"clustering {self.clustering!r} was made for snapshot {found.snapshot.number}, and the newest is {self.snapshot.number}: "
+                f"{assign} assigns the new samples"
+            )
+        if found.column is None:
+            raise UserError(
+                f"{self.clustering!r} groups samples by something else than embeddings: dedup needs a clustering made by "
+                "`tailwise cluster`"
+            )
+        if found.embeddings_changed:
+            raise UserError(
+                f"the {found.column} embeddings have changed since clustering {self.clustering!r} was made: cluster anew, under "
+                "another name"
+            )
+        return found
+
+    def _open_base(self, name: str) -> DropList:
+        base = DropList(self.catalog, name)
+        if base.kind != "dedup":
+            raise UserError(f"`extends` {name}: it is a list of {base.kind}, not of dedup")
+        if base.snapshot.number == self.snapshot.number:
+            raise UserError(f"`extends` {name}: it was made for the newest snapshot already; there are no new samples")
+        before = Survivors(self.catalog, base.without, base.snapshot)
+        back = 0
+        for part in self.parts[: base.snapshot.parts]:
+            clustered = self._clusters.labels.read(part) >= 0
+            back += int((~before.keeps(part.span) & self.survivors.keeps(part.span) & clustered).sum())
+        if back:
+            raise UserError(
+                f"{back:,} samples that {name!r} was made without ({', '.join(base.without)}) take part now: make those lists for "
+                "this snapshot too, and name them with `without`"
+            )
+        return base
+
+    def _score_id(self) -> str:
+        state = hashlib.blake2b(digest_size=16)
+        for part in self.parts:
+            state.update(self.order(part).tobytes())
+        return state.hexdigest()
+
+    # --- columns of a part ----------------------------------------------------------------------------------------------
+
+    def labels(self, part: Part) -> npt.NDArray[np.int32]:
+        """The cluster of each row of a part, negative for those that take no part: int32 [n]."""
+        labels = np.array(self._clusters.labels.read(part))
+        labels[~self.survivors.keeps(part.span)] = -1
+        return labels
+
+    def ages(self, part: Part) -> npt.NDArray[np.uint8]:
+        """Whether each row of a part is KEPT or DROPPED by the extended list, or NEW: uint8 [n]."""
+        ages = np.full(part.rows, NEW)
+        if self.base is not None and part.first_row < self.old_rows:
+            ages[:] = np.where(self.base.mask[part.span], DROPPED, KEPT)
+        return ages
+
+    def order(self, part: Part) -> Values:
+        """Return the keep-order of the rows of a part: rows come in ascending order of these, float64 [n]; ties by row, NaN last."""
+        return ORDERS[self.order_name](self, part)
+
+    def similarity(self, part: Part) -> Values:
+        """Return the similarity of each row to its centroid."""
+        return self._clusters.similarities.read(part).astype(np.float64)
+
+    @cached_property
+    def scores(self) -> list[npt.NDArray[np.float32]]:
+        """The score of `order` score, part by part, mapped."""
+        from tailwise.steps.scoring.scores import score_parts  # noqa: PLC0415  (only this order needs them)
+
+        request = ScoreRequest(str(self.score))
+        return list(score_parts(self.catalog, self.snapshot, request, self.context.progress))
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Members that take part, new and old: int64 [clusters, 2]."""
+        if not self.parts:
+            return np.zeros((0, 2), np.int64)
+        task = _Sizes(self.address, self._clusters.table.num_rows)
+        return self.context.executor.reduce(task, self.parts, np.add, KERNEL)
+
+    @property
+    def new(self) -> int:
+        """How many samples are judged."""
+        return int(self.sizes[:, 0].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Address:
+    """Address of a comparison.
+
+    Attributes:
+        catalog: its folder.
+        request: of the dedup.
+        snapshot: its number.
+    """
+
+    catalog: Path
+    request: DedupRequest
+    snapshot: int
+
+    def open(self, worker: Worker) -> Comparison:
+        """Return the comparison."""
+        make = lambda: Comparison(Catalog.open(self.catalog), self.request, Context(), self.snapshot)  # noqa: E731
+        return worker.cached(repr(self), make)
+
+
+@dataclass(frozen=True)
+class _Sizes(Task[Part, npt.NDArray[np.int64]]):
+    """Count the members of each cluster that take part, new and old: int64 [clusters, 2]."""
+
+    compared: Address
+    clusters: int
+
+    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:
+        compared = self.compared.open(worker)
+        labels, new = compared.labels(item), compared.ages(item) == NEW
+        columns = (labels[chosen & (labels >= 0)] for chosen in (new, ~new))
+        return np.stack([np.bincount(column, minlength=self.clusters) for column in columns], axis=1)
+
+
+def _nearest(comparison: Comparison, part: Part) -> Values:
+    return -comparison.similarity(part)
+
+
+def _random(comparison: Comparison, part: Part) -> Values:
+    key = stream_key(comparison.seed, "keep-order")
+    order: Values = (hash_range(key, part.first_row, part.rows) >> np.uint64(11)).astype(np.float64)
+    return order
+
+
+def _score(comparison: Comparison, part: Part) -> Values:
+    return -comparison.scores[part.number].astype(np.float64)
+
+
+ORDERS: dict[str, Callable[[Comparison, Part], Values]] = {
+    "farthest": Comparison.similarity,
+    "nearest": _nearest,
+    "random": _random,
+    "score": _score,
+}
