@@ -427,7 +427,7 @@ def test_samples_without_an_image_in_a_tar_are_refused(mixed, tmp_path, make_rat
     pq.write_table(pa.table(table), tmp_path / "metadata" / "0.parquet")
     import_pool([str(tmp_path / "metadata")], tmp_path / "catalog", workers=1)
     catalog = import_pool([str(mixed.folder.parent / "a")], tmp_path / "catalog", workers=1).catalog
-    with pytest.raises(UserError, match=r"file\(s\) of metadata, which hold no images"):
+    with pytest.raises(UserError, match=r"file\(s\) of metadata have no images"):
         write_shards(make_plan(catalog, "all", PlanRequest("random", keep=1.0)), 0, tmp_path / "out", FEW)
     assert not (tmp_path / "out").exists()
     plan = make_rates_parquet(catalog, [0.0] * 10 + [1.0] * 105)

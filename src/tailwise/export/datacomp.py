@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.export.drawn import DrawnPart, drawn_parts, publishing
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.shards.webdataset import hashed_uid
+from tailwise.shards.containers import container_of
+from tailwise.shards.content import hashed_uid
 
 UID = np.dtype("u8,u8")
 _REMEDY = "export `to` shards (new tars, with uids in their .json), or `to` parquet or keys"
@@ -78,7 +78,7 @@ def _check_given(samples: pa.Table, paths: list[str]) -> None:
     """Refuse samples whose uid is a hash of ours, or whose tar holds no .json that it could stand in."""
     columns = (samples.column(name).to_pylist() for name in ("uid", "shard", "key", "json_bytes"))
     for uid, shard, key, json_bytes in zip(*columns, strict=True):
-        if uid == hashed_uid(shard, key) or (json_bytes is None and has_bytes(paths[shard])):
+        if uid == hashed_uid(shard, key) or (json_bytes is None and container_of(paths[shard]).has_bytes):
             raise UserError(
                 f"DataComp's resharder finds samples by the uid in their .json, and sample {key!r} of {paths[shard]} has none: {_REMEDY}"
             )

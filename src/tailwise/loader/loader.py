@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import stat
-import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields, replace
@@ -26,7 +24,7 @@ from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Tran
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
 from tailwise.loader.replaced import Counts, ReplacedSamples, check_appendable
-from tailwise.loader.shards import check_shards, require_bytes
+from tailwise.loader.shards import own_cache_folder, require_bytes
 from tailwise.loader.threads import read_ahead
 from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
@@ -34,7 +32,8 @@ from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
-from tailwise.shards.ranges import open_shards
+from tailwise.shards.ranges import Store, open_shards
+from tailwise.shards.verify import check_shards
 
 DEFAULT_CACHE_BYTES = 32_000_000_000
 MANY_ROWS = 4_000_000  # of a plan, whose counting takes a while
@@ -50,11 +49,50 @@ class Loader:
     first epoch): never of the number of ranks or workers. `position` is the number of the next batch: it counts what was consumed,
     never what was prefetched. All iterators of a loader share it.
 
+    Args:
+        plan: which plan.
+        batch_size: samples of a batch of this rank.
+        rank: 0 … world_size − 1. By default that of the process group or, before there is one, of torchrun's environment.
+        world_size: how many ranks share each global batch; found likewise; divides `lanes`.
+        group: torch's process group whose ranks share each global batch; the default group if there is one.
+        accumulation: batches per optimizer step; no row comes twice in a step, while the pool allows it.
+        decode: bytes → image; PIL, in RGB, by default.
+        transform: image → tensor; its random numbers are keyed by (seed, epoch, position). None: encoded images.
+        tokenizer: list of captions → tensor [n, …]; None: the captions.
+        workers: processes that read, decode and transform; where there is no transform and no tokenizer, a thread that reads ahead, or
+            so many for remote shards; 0 does all in this thread.
+        seed: of the order and the augmentation; the draw has its own, in the plan.
+        lanes: C, see OrderOptions; by default 64, or what is like it and fits the batch and the ranks.
+        block: samples of a lane that are shuffled together.
+        compose: "shuffle", "spread" or "diverse", see OrderOptions.
+        first_epoch: the plan's epoch to begin with.
+        check: of the tars: "none"; "size" (length and first block before anything is read, the fingerprint when a tar is opened); or
+            "index" (all headers and the fingerprint before anything is read).
+        on_damaged: of tars that are missing or changed, or that fail while they are read: "error", or "replace": their samples are
+            replaced, as broken ones always are.
+        max_replaced: share of the samples that may be replaced: of the pool, by tars that are damaged at the start; and of those
+            consumed by this rank (or an epoch's, while that is more), otherwise. A hundred may, unless it is 0.
+        cache_folder: for remote shards, shared by all processes of this machine.
+        cache_bytes: of it, at most.
+        log: a JSON-lines file that each replaced sample is appended to.
+        prefetch: batches each worker reads ahead.
+        pin_memory: of batches, for copying to a GPU; None: if there is one.
+        track: shows progress of one-time work.
+
+    Raises:
+        UserError: an option is out of bounds, tars are missing or changed, or the plan draws samples that lie in no tar.
+
     Attributes:
         plan: which plan.
         order: the endless order.
         position: number of the next batch.
     """
+
+    _batches: Iterator[Batch | UserError] | None = None
+    _passed: int | None = None  # after load_state_dict, the last of the finished epochs that `epoch` has passed over
+    _counting: Counting | None = None
+    _prepared = -1
+    _warned = False
 
     def __init__(
         self,
@@ -84,49 +122,9 @@ class Loader:
         pin_memory: bool | None = None,
         track: Track = silent,
     ) -> None:
-        """Checks everything that can be checked, and reads nothing yet.
-
-        Args:
-            plan: which plan.
-            batch_size: samples of a batch of this rank.
-            rank: 0 … world_size − 1. By default that of the process group or, before there is one, of torchrun's environment.
-            world_size: how many ranks share each global batch; found likewise; divides `lanes`.
-            group: torch's process group whose ranks share each global batch; the default group if there is one.
-            accumulation: batches per optimizer step; no row comes twice in a step, while the pool allows it.
-            decode: bytes → image; PIL, in RGB, by default.
-            transform: image → tensor; its random numbers are keyed by (seed, epoch, position). None: encoded images.
-            tokenizer: list of captions → tensor [n, …]; None: the captions.
-            workers: processes that read, decode and transform; where there is no transform and no tokenizer, a thread that reads ahead, or
-                so many for remote shards; 0 does all in this thread.
-            seed: of the order and the augmentation; the draw has its own, in the plan.
-            lanes: C, see OrderOptions; by default 64, or what is like it and fits the batch and the ranks.
-            block: samples of a lane that are shuffled together.
-            compose: "shuffle", "spread" or "diverse", see OrderOptions.
-            first_epoch: the plan's epoch to begin with.
-            check: of the tars: "none"; "size" (length and first block before anything is read, the fingerprint when a tar is opened); or
-                "index" (all headers and the fingerprint before anything is read).
-            on_damaged: of tars that are missing or changed, or that fail while they are read: "error", or "replace": their samples are
-                replaced, as broken ones always are.
-            max_replaced: share of the samples that may be replaced: of the pool, by tars that are damaged at the start; and of those
-                consumed by this rank (or an epoch's, while that is more), otherwise. A hundred may, unless it is 0.
-            cache_folder: for remote shards, shared by all processes of this machine.
-            cache_bytes: of it, at most.
-            log: a JSON-lines file that each replaced sample is appended to.
-            prefetch: batches each worker reads ahead.
-            pin_memory: of batches, for copying to a GPU; None: if there is one.
-            track: shows progress of one-time work.
-
-        Raises:
-            UserError: an option is out of bounds, tars are missing or changed, or the plan draws samples that lie in no tar.
-        """
+        """Check everything that can be checked; read nothing yet."""
         rank, world_size = self._ranks = find_ranks(rank, world_size, group)
-        if on_damaged not in ON_DAMAGED:
-            raise UserError(f"on_damaged {on_damaged!r}: must be one of {', '.join(ON_DAMAGED)}")
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
-            if value < least:
-                raise UserError(f"{name} {value}: must be at least {least}")
-        if not 0 <= max_replaced <= 1:
-            raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
+        _check_bounds(batch_size, workers, prefetch, on_damaged, max_replaced)
         global_batch = batch_size * world_size
         chosen = choose_lanes(global_batch, world_size) if lanes is None else lanes
         options = OrderOptions(global_batch, accumulation, seed, chosen, block, compose, first_epoch)
@@ -135,58 +133,26 @@ class Loader:
         self.plan, self.order = plan, Order(plan, options)
         self.position = 0
         self._group, self._lanes = group, lanes
-        # After load_state_dict, the last of the finished epochs that `epoch` has passed over.
-        self._passed: int | None = None
-        self._warned = False
         self._workers, self._prefetch = workers, prefetch
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         if log is not None:
             check_appendable(Path(log))
-        shards = comparable_shards(plan.catalog, plan.snapshot, track)
         damaged = _damaged(plan, check, self._ranks, group, track)
-        if damaged and on_damaged == "error":
-            raise UserError(
-                f"{len(damaged):,} of {plan.snapshot.shards:,} tars can't be read as they were imported, the first is "
-                f"{next(iter(damaged.values()))}; restore them, tell where they are (`tailwise relocate`), or let other samples stand in "
-                "(`on_damaged` replace)"
-            )
-        for reason in damaged.values():
-            logger.warning("samples of this tar are replaced: %s", reason)
-        lost = sum(rows for shard, rows in enumerate(shards.column("rows").to_pylist()) if shard in damaged)
-        if lost > max_replaced * plan.rows:
-            raise UserError(
-                f"{lost:,} of {plan.rows:,} samples lie in {len(damaged):,} tars that can't be read, more than the share {max_replaced} "
-                "that may be replaced; restore them, or raise `max_replaced`"
-            )
+        _check_damaged(plan, damaged, on_damaged, max_replaced)
         ensure_locations(plan.catalog, plan.snapshot, track)
-        cache = cache_folder or own_cache_folder(shards.column("path").to_pylist())
-        store = open_shards(shards, cache, cache_bytes, compare=check != "none")
-        locations = Locations(plan.catalog, plan.snapshot)
+        store = _open_store(plan, cache_folder, cache_bytes, check, track)
         self._threads = workers if transform is None and tokenizer is None else 0
         # From local files one is as fast as they can be made into batches; more would only fight for the interpreter's lock.
         self._read_by = (self._threads, prefetch) if store.remote else (1, prefetch * workers)
-        stride = 1 if self._threads else max(1, workers)
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._dataset = BatchDataset(
-            self.order,
-            locations,
-            store,
-            rank,
-            world_size,
-            decode,
-            transform,
-            tokenizer,
-            damaged,
-            Removals.of(plan.catalog, plan.snapshot, track),
-            on_damaged == "replace",
-            stride,
-            cache_bytes // (2 * ranks_here),
-            threading.Lock() if self._threads else nullcontext(),
+            *(self.order, Locations(plan.catalog, plan.snapshot), store, rank, world_size),
+            *(decode, transform, tokenizer, damaged, Removals.of(plan.catalog, plan.snapshot, track)),
+            replaces=on_damaged == "replace",
+            stride=1 if self._threads else max(1, workers),
+            ahead_bytes=cache_bytes // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+            lock=threading.Lock() if self._threads else nullcontext(),
         )
         self._replaced = ReplacedSamples(self._dataset, max_replaced, None if log is None else Path(log))
-        self._batches: Iterator[Batch | UserError] | None = None
-        self._counting: Counting | None = None
-        self._prepared = -1
 
     def __iter__(self) -> Iterator[Batch]:
         """Batch after batch from `position` on, without end."""
@@ -408,6 +374,43 @@ class _From(Sampler[int]):
             number += 1
 
 
+def _check_bounds(batch_size: int, workers: int, prefetch: int, on_damaged: str, max_replaced: float) -> None:
+    """Refuse options of a loader that are out of bounds."""
+    if on_damaged not in ON_DAMAGED:
+        raise UserError(f"on_damaged {on_damaged!r}: must be one of {', '.join(ON_DAMAGED)}")
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
+        if value < least:
+            raise UserError(f"{name} {value}: must be at least {least}")
+    if not 0 <= max_replaced <= 1:
+        raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
+
+
+def _open_store(plan: Plan, cache_folder: str | Path | None, cache_bytes: int, check: str, track: Track) -> Store:
+    """Return the store of a plan's shards; without a folder for ranges of remote ones, their cache is this user's own."""
+    shards = comparable_shards(plan.catalog, plan.snapshot, track)
+    folder = cache_folder or own_cache_folder(shards.column("path").to_pylist())
+    return open_shards(shards, folder, cache_bytes, compare=check != "none")
+
+
+def _check_damaged(plan: Plan, damaged: dict[int, str], on_damaged: str, max_replaced: float) -> None:
+    """Refuse damaged shards if their samples are not to be replaced, or are too many; else log them."""
+    if damaged and on_damaged == "error":
+        raise UserError(
+            f"{len(damaged):,} of {plan.snapshot.shards:,} tars can't be read as they were imported, the first is "
+            f"{next(iter(damaged.values()))}; restore them, tell where they are (`tailwise relocate`), or let other samples stand in "
+            "(`on_damaged` replace)"
+        )
+    for reason in damaged.values():
+        logger.warning("samples of this tar are replaced: %s", reason)
+    offsets = plan.shard_offsets
+    lost = sum(int(offsets[shard + 1] - offsets[shard]) for shard in damaged)
+    if lost > max_replaced * plan.rows:
+        raise UserError(
+            f"{lost:,} of {plan.rows:,} samples lie in {len(damaged):,} tars that can't be read, more than the share {max_replaced} "
+            "that may be replaced; restore them, or raise `max_replaced`"
+        )
+
+
 def _damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, track: Track) -> dict[int, str]:
     """The tars that aren't as they were imported, by id, with the reason; ranks that can talk to each other share the work."""
     together = ranks[1] > 1 and ranks_of(group) is not None
@@ -421,19 +424,3 @@ def _damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, track
         dist.all_gather_object(shares, found, group)
         found = {shard: reason for items in shares for shard, reason in items.items()}
     return dict(sorted(found.items()))
-
-
-def own_cache_folder(paths: Sequence[str]) -> Path:
-    """This user's cache folder, which no other user can write to; made if any shard is remote.
-
-    Raises:
-        UserError: somebody else has made it.
-    """
-    folder = Path(tempfile.gettempdir()) / f"tailwise-cache-{os.getuid()}"
-    if any("://" in path for path in paths):
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-            raise UserError(f"{folder} can be written to by others: remove it, or name a cache folder (`cache_folder`)")
-    return folder

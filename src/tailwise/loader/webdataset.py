@@ -23,14 +23,7 @@ from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
-from tailwise.shards.fingerprint import (
-    EVERY,
-    SOME,
-    ChangedShardError,
-    check_fingerprint,
-    comparable_shards,
-    shard_blocks,
-)
+from tailwise.shards.fingerprint import EVERY, SOME, ChangedShardError, comparable_shards, compare_shard
 from tailwise.storage.remote import is_remote
 
 logger = logging.getLogger(__name__)
@@ -190,8 +183,7 @@ class _Lookup:
         """Refuse a shard that isn't the one that was imported; each is compared once."""
         if shard not in self.compared:
             try:
-                with shard_blocks(path) as (size, blocks):
-                    check_fingerprint(path, size, blocks, self.fingerprints[shard], SOME if is_remote(path) else EVERY)
+                compare_shard(path, self.fingerprints[shard], SOME if is_remote(path) else EVERY)
             except ChangedShardError as error:
                 raise UserError(f"{error}: restore it") from error
             except (OSError, UserError):

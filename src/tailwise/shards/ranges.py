@@ -15,10 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.schema import FINGERPRINT
-from tailwise.shards.fingerprint import ChangedShardError, blocks_of_file, check_fingerprint
+from tailwise.shards.fingerprint import Comparisons, blocks_of_file
 from tailwise.shards.remote import RemoteStore
+from tailwise.storage.files import local_path
 from tailwise.storage.lru import LRUCache
 from tailwise.storage.pread import CAN_ADVISE, advise_many, pread_many
+from tailwise.storage.remote import is_remote
 from tailwise.storage.spans import OpenFile
 
 ADJACENT_BYTES = (
@@ -71,8 +73,7 @@ class LocalStore:
             fingerprints: of the shards, as noted at import; compared once by each process, when it opens the shard.
         """
         self.paths = paths
-        self._fingerprints = fingerprints
-        self._checked: dict[int, bool] = {}  # whether a shard is the one that was imported
+        self._comparisons = Comparisons(paths, fingerprints)
         self._waits = False  # whether the latest ranges had to come from the disk
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
@@ -86,15 +87,8 @@ class LocalStore:
         return self._files.get(shard, lambda: self._open(shard))
 
     def _open(self, shard: int) -> OpenFile:
-        path = self.paths[shard]
-        if not self._checked.get(shard, True):
-            raise ChangedShardError(path)
-        file = OpenFile(path)
-        if self._fingerprints is not None and shard not in self._checked:
-            self._checked[shard] = False
-            size, blocks = os.fstat(file.handle).st_size, blocks_of_file(file.handle)
-            check_fingerprint(path, size, blocks, self._fingerprints[shard])
-            self._checked[shard] = True
+        file = OpenFile(local_path(self.paths[shard]))
+        self._comparisons.check(shard, os.fstat(file.handle).st_size, blocks_of_file(file.handle))
         return file
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
@@ -211,12 +205,12 @@ def open_store(
     Raises:
         UserError: the folder can't be used.
     """
-    local = [path.split("://", 1)[1] if path.startswith(("file://", "local://")) else path for path in paths]
-    is_remote = np.array(["://" in path for path in local], np.bool_)
-    if not is_remote.any():
-        return LocalStore(local, fingerprints)
-    remote = RemoteStore(local, cache_folder, cache_bytes, versions, sizes, fingerprints)
-    return remote if is_remote.all() else MixedStore(LocalStore(local, fingerprints), remote, is_remote)
+    far = np.array([is_remote(path) for path in paths], np.bool_)
+    local = LocalStore(paths, fingerprints)
+    if not far.any():
+        return local
+    remote = RemoteStore(paths, cache_folder, cache_bytes, versions, sizes, fingerprints)
+    return remote if far.all() else MixedStore(local, remote, far)
 
 
 def open_shards(shards: pa.Table, cache_folder: str | Path, cache_bytes: int, *, compare: bool = True) -> Store:

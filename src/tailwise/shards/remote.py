@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.errors import UserError
-from tailwise.shards.fingerprint import EVERY, SOME, ChangedShardError, Read, blocks_of_url, check_fingerprint
+from tailwise.shards.fingerprint import SOME, Comparisons, blocks_of_url
 from tailwise.storage.errors import NoRangesError, RemoteError
 from tailwise.storage.latency_model import LinkEstimate
 from tailwise.storage.lru import LRUCache
@@ -68,7 +68,6 @@ class _Process:
         self.lock = threading.Lock()
         self.link = LinkEstimate()
         self.requests = self.bytes = self.retries = 0
-        self.checked: dict[int, bool] = {}  # whether a shard is the one that was imported
         self.tasks: list[tuple[int, int, Callable[[], None]]] = []  # a heap
         self.numbers = itertools.count()
         self.threads = 0
@@ -156,6 +155,7 @@ class RemoteStore:
         self._known: dict[int, Spans] = {}
         self._files: LRUCache[tuple[int, Span], OpenFile | None] = LRUCache(MAX_OPEN_RANGES)
         self._process = _Process()
+        self._comparisons = Comparisons(self.paths, self.fingerprints)
 
     def __getstate__(self) -> dict[str, Any]:
         """Where and how much, nothing open."""
@@ -380,14 +380,14 @@ class RemoteStore:
         """One range, by one request or by further ones where that may help; of a server without ranges, from the whole file."""
         own, url = self._own, self.paths[shard]
         size = self.sizes[shard] if self.sizes is not None else None
-        self._check(own, shard, size, blocks_of_url(url), SOME)
+        self._comparisons.check(shard, size, blocks_of_url(url), SOME)
         try:
             found = read_range(url, start, stop, size)
         except NoRangesError:
             if size is None:
                 raise
             if (start, stop) == (0, size):
-                return self._compared(own, shard, _whole(url, size))
+                return self._compared(shard, _whole(url, size))
             with own.whole:  # one at a time, since it is held in memory
                 return self._fetch_one(shard, 0, size)[start:stop]
         with own.lock:
@@ -398,31 +398,14 @@ class RemoteStore:
         if len(found.content) < stop - start:
             end = start + len(found.content)
             raise OSError(f"{redacted(url)} ends at byte {end:,}; bytes {start:,} … {stop:,} were wanted")
-        return self._compared(own, shard, found.content) if (start, stop) == (0, size) else found.content
+        return self._compared(shard, found.content) if (start, stop) == (0, size) else found.content
 
-    def _compared(self, own: _Process, shard: int, content: bytes) -> bytes:
+    def _compared(self, shard: int, content: bytes) -> bytes:
         """Return the content of a whole shard, if it is the one that was imported: a server without ranges gave no block before."""
-        own.checked.pop(shard, None)
-        self._check(own, shard, len(content), lambda ranges: [content[slice(*block)] for block in ranges], EVERY)
+        self._comparisons.check(
+            shard, len(content), lambda ranges: [content[slice(*block)] for block in ranges], again=True
+        )
         return content
-
-    def _check(self, own: _Process, shard: int, size: int | None, blocks: Read, step: int) -> None:
-        """Compare some blocks of a shard with its fingerprint, once.
-
-        Raises:
-            ChangedShardError: it is not the shard that was imported.
-        """
-        if self.fingerprints is None or size is None or own.checked.get(shard):
-            return
-        url = self.paths[shard]
-        if shard in own.checked:
-            raise ChangedShardError(url)
-        try:
-            check_fingerprint(url, size, blocks, self.fingerprints[shard], step)
-        except ChangedShardError:
-            own.checked[shard] = False
-            raise
-        own.checked[shard] = True
 
 
 def _whole(url: str, size: int) -> bytes:

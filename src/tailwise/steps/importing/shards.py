@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ from tailwise.execution.base import Apply, Needs
 from tailwise.execution.local import LocalExecutor
 from tailwise.progress import Track
 from tailwise.rejects import refuse_many
-from tailwise.shards.fingerprint import FIRST, ChangedShardError, check_fingerprint, comparable_shards, shard_blocks
-from tailwise.shards.webdataset import ShardContent, hashed_uid, read_shard, unreadable_shard
+from tailwise.shards.containers import container_of, index_shard
+from tailwise.shards.content import ShardContent, hashed_uid, unreadable_shard
+from tailwise.shards.fingerprint import FIRST, ChangedShardError, comparable_shards, compare_shard
 from tailwise.sources import UNKNOWN_BYTES
 from tailwise.steps.importing.scores import Scores, scores_id
 from tailwise.storage.local import scratch
 
 PART_ROWS = 1_000_000
-_NOTHING = {True: "no sample with image and caption", False: "no sample with uid and caption"}
 MAX_REJECTED_SAMPLES = 0.5  # by default: tars may hold much that is no pair of image and caption
 TOLD_ONLY = ("tar without an end", "ambiguous uid")  # no sample is left out
 THREADS = 16  # a look at a known tar only waits
@@ -97,7 +97,6 @@ def import_shards(
     *,
     workers: int | None,
     part_rows: int = PART_ROWS,
-    read: Callable[[str], ShardContent] = read_shard,
     metadata: Mapping[str, int] | None = None,
     failed: Mapping[str, str] | None = None,
     max_rejected: float = MAX_REJECTED_SAMPLES,
@@ -106,12 +105,11 @@ def import_shards(
 
     Args:
         catalog: where to.
-        tars: path or URL → size in bytes; or what else `read` reads.
+        tars: path or URL → size in bytes, of tars or of files of another container.
         rejections: takes what was left out.
         track: shows progress.
         workers: processes; None for one a processor. The result doesn't depend on it.
         part_rows: a part is closed by the shard that brings it to this many rows.
-        read: reads one of them.
         metadata: path → size of DataComp's metadata, whose scores are joined by uid.
         failed: path → why this tar cannot be read; it is rejected without another try.
         max_rejected: share of the new samples that may be left out.
@@ -127,6 +125,7 @@ def import_shards(
     new = _new_tars(catalog, known, tars)
     if not new:
         return None
+    container = container_of(new[0][0])
     part = _Part(before[-1].parts if before else 0, known.num_rows)
     shards: list[dict[str, Any]] = []
     rest, first = new, part.number
@@ -141,13 +140,11 @@ def import_shards(
     with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, track) as scores:
         tried = failed or {}
         paths = [path for path, _ in rest if path not in tried]
-        good = LocalExecutor().map(Apply(read), paths, Needs(workers=workers))
+        good = LocalExecutor().map(Apply(index_shard), paths, Needs(workers=workers))
         contents = (
             (item, unreadable_shard(item[0], tried[item[0]]) if item[0] in tried else next(good)) for item in rest
         )
-        for (path, _), content in track(
-            contents, "indexing tars" if read is read_shard else "reading metadata", len(rest)
-        ):
+        for (path, _), content in track(contents, container.indexing, len(rest)):
             if part.rows >= part_rows and content.samples.num_rows:  # tars without samples go with the part before them
                 shards += _write_part(catalog, part, rejections, notes)
                 part = _Part(part.number + 1, part.first_shard + len(part.shards))
@@ -160,7 +157,7 @@ def import_shards(
         return None
     if not shards:
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
-        raise UserError(f"{_NOTHING[read is read_shard]} in {len(new)} new file(s), first {new[0][0]} ({reasons})")
+        raise UserError(f"no sample with {container.needed} in {len(new)} new file(s), first {new[0][0]} ({reasons})")
     table = pa.concat_tables([known, pa.Table.from_pylist(shards, schema=SHARD_SCHEMA)])
     return catalog.append_snapshot(table, shards[-1]["part"] + 1)
 
@@ -225,10 +222,8 @@ def _refuse_replaced(known: pa.Table, tars: Mapping[str, int]) -> None:
     """Refuse known tars of the same length whose first block is another one. Tars that can't be read are passed over."""
 
     def changed(shard: tuple[str, str | None]) -> bool:
-        path, fingerprint = shard
         try:
-            with shard_blocks(path) as (size, read):
-                check_fingerprint(path, size, read, fingerprint, FIRST)
+            compare_shard(*shard, FIRST)
         except ChangedShardError:
             return True
         except OSError:
