@@ -134,7 +134,7 @@ def measure(urls: list[str], wanted: np.ndarray, link: LinkEstimate) -> tuple[fl
             raise SystemExit("a range could not be read")
     seconds = time.perf_counter() - start
     shutil.rmtree(folder)
-    return seconds, store.statistics.requests, store.statistics.bytes
+    return seconds, store.statistics["requests"], store.statistics["bytes"]
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The contract of containers: each row of the table gives back the samples that were put in, and notices what changed.
 
-A new container needs one entry in WRITERS.
+A new container needs one entry in `writers`.
 """
 
 import io
@@ -20,6 +20,7 @@ from tailwise.shards.containers import (
     METADATA,
     WEBDATASET,
     container_of,
+    containers_of,
     index_shard,
     with_bytes,
     without_bytes,
@@ -229,6 +230,7 @@ def test_shards_are_split_by_what_they_hold():
     paths = [f"{at}{container.suffix}" for at, container in enumerate(CONTAINERS)]
     row = {"part": 0, "rows": 1, "size_bytes": 1, "index_checksum": ""}
     table = pa.Table.from_pylist([{"shard": at, "path": path, **row} for at, path in enumerate(paths)], SHARD_SCHEMA)
+    assert containers_of(table) == list(CONTAINERS)
     assert [path[1:] for path in with_bytes(table)["path"].to_pylist()] == list(map(by_suffix, WITH_BYTES))
     assert with_bytes(table).num_rows + without_bytes(table).num_rows == len(CONTAINERS)
     assert with_bytes(table.slice(0, 0)).num_rows == 0

@@ -140,7 +140,7 @@ def test_reads_are_fetched_once(server, urls, contents, tmp_path):
     assert store.read(1, 7, 7) == b""
     assert server.ranges == [("/1.tar", 100, 900)]
     found = store.statistics
-    assert (found.requests, found.bytes, found.retries) == (1, 800, 0)
+    assert (found["requests"], found["bytes"], found["retries"]) == (1, 800, 0)
     assert RemoteStore(urls, tmp_path, 10**6).read(1, 100, 900) == contents[1][100:900]
     assert len(server.ranges) == 1
 
@@ -245,7 +245,7 @@ def test_transient_failures_are_repeated(server, urls, contents, tmp_path):
     attempts = remote.PATIENCE.attempts
     server.failures = attempts - 1
     assert store.read(0, 0, 100) == contents[0][:100]
-    assert store.statistics.retries == attempts - 1
+    assert store.statistics["retries"] == attempts - 1
     server.failures = attempts + 5
     for start in (200, 300):  # the tar is given up: its other ranges are not asked for
         with pytest.raises(OSError, match=rf"{re.escape(urls[0])}: HTTP 503 Service Unavailable \({attempts} attempts"):
@@ -348,7 +348,7 @@ def test_the_bound_is_never_exceeded(server, urls, contents, tmp_path):
     stop.set()
     watcher.join()
     assert 0 < most[0] <= bound
-    assert store.statistics.evictions > 0
+    assert store.cache.evictions > 0
 
 
 def test_the_least_recently_used_goes(server, urls, contents, tmp_path):

@@ -166,13 +166,8 @@ class BatchDataset(Dataset["Batch | UserError"]):
             replaced,
         )
 
-    def shards(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """The shard of each row: int32 [n]."""
-        offsets = self.order.plan.shard_offsets
-        return (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
-
     def _read(self, rows: npt.NDArray[np.int64]) -> list[_Content]:
-        shards = self.shards(rows)
+        shards = self.order.plan.shards_of(rows)
         removed = self.removals.numbers_of(rows)
         readable = (removed == 0) & ~np.isin(shards, list(self.damaged))
         read = read_samples(self.store, shards[readable], self.locations.of(rows[readable]))
@@ -277,7 +272,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
 
     def _ranges(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         rows = rows[self.removals.keeps(rows)]
-        return sample_ranges(self.shards(rows), self.locations.of(rows))[0]
+        return sample_ranges(self.order.plan.shards_of(rows), self.locations.of(rows))[0]
 
     @contextmanager
     def _keyed(

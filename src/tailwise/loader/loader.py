@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
@@ -241,7 +242,7 @@ class Loader:
         return DataLoader(
             self._dataset,
             batch_size=None,
-            sampler=_From(self.position),
+            sampler=count(self.position),
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
             collate_fn=as_it_is,
@@ -361,19 +362,6 @@ class Loader:
         self._dataset.store.close()
 
 
-class _From(Sampler[int]):
-    """All whole numbers from `first` on."""
-
-    def __init__(self, first: int) -> None:
-        self._first = first
-
-    def __iter__(self) -> Iterator[int]:
-        number = self._first
-        while True:
-            yield number
-            number += 1
-
-
 def _check_bounds(batch_size: int, workers: int, prefetch: int, on_damaged: str, max_replaced: float) -> None:
     """Refuse options of a loader that are out of bounds."""
     if on_damaged not in ON_DAMAGED:
@@ -402,8 +390,7 @@ def _check_damaged(plan: Plan, damaged: dict[int, str], on_damaged: str, max_rep
         )
     for reason in damaged.values():
         logger.warning("samples of this tar are replaced: %s", reason)
-    offsets = plan.shard_offsets
-    lost = sum(int(offsets[shard + 1] - offsets[shard]) for shard in damaged)
+    lost = sum(rows.stop - rows.start for rows in map(plan.rows_of, damaged))
     if lost > max_replaced * plan.rows:
         raise UserError(
             f"{lost:,} of {plan.rows:,} samples lie in {len(damaged):,} tars that can't be read, more than the share {max_replaced} "

@@ -25,6 +25,7 @@ from tailwise.kernels.spacing import space_out
 from tailwise.loader.sections import Samples, Section, Sections
 from tailwise.loader.units import SIZE, units_of
 from tailwise.plan.plan import Plan
+from tailwise.requests import at_least
 from tailwise.storage.lru import LRUCache
 
 Composition = Literal["shuffle", "spread", "diverse"]
@@ -70,15 +71,7 @@ class OrderOptions:
         Raises:
             UserError: an option is out of bounds.
         """
-        for name, value, least in (
-            ("batch size", self.batch_size, 1),
-            ("accumulation", self.accumulation, 1),
-            ("lanes", self.lanes, 1),
-            ("block", self.block, 1),
-            ("first epoch", self.first_epoch, 0),
-        ):
-            if value < least:
-                raise UserError(f"{name} {value}: must be at least {least}")
+        at_least(self, batch_size=1, accumulation=1, lanes=1, block=1, first_epoch=0)
         self.check_ranks(1)
         if self.compose not in COMPOSITIONS:
             raise UserError(f"composition {self.compose!r}: must be one of {', '.join(COMPOSITIONS)}")

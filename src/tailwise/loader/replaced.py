@@ -55,7 +55,9 @@ class ReplacedSamples:
             UserError: they are too many.
         """
         rows = np.array([item.row for item in batch.replaced], np.int64)
-        foreseen = np.isin(self.dataset.shards(rows), list(self.dataset.damaged)) | ~self.dataset.removals.keeps(rows)
+        foreseen = np.isin(
+            self.dataset.order.plan.shards_of(rows), list(self.dataset.damaged)
+        ) | ~self.dataset.removals.keeps(rows)
         surprises = [item for item, known in zip(batch.replaced, foreseen.tolist(), strict=True) if not known]
         unforeseen = self.counts.unforeseen + len(surprises)
         consumed = self.counts.consumed + len(batch.rows)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import lane_positions, next_prime, permutation, stream_key
+from tailwise.kernels.places import by_value
 from tailwise.loader.units import COPY, SIZE, units_of
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.storage.lru import LRUCache
@@ -141,15 +142,10 @@ class Sections:
             rows[heading], epochs[heading] = section.carried.take(flat[heading])
         units, starts = self._layout(section.epoch)
         unit = np.searchsorted(starts, flat - carried, side="right") - 1
-        order = np.argsort(unit, kind="stable")
-        changes = np.flatnonzero(np.diff(unit[order], prepend=-2, append=-2))
-        for begin, end in zip(changes[:-1].tolist(), changes[1:].tolist(), strict=True):
-            number = int(unit[order[begin]])
-            if number < 0:
-                continue
-            mine = order[begin:end]
-            shard, copy, _ = units[number].tolist()
-            rows[mine] = self._unit_rows(section.epoch, shard, copy)[flat[mine] - carried - starts[number]]
+        for number, mine in by_value(unit):
+            if number >= 0:  # else they are carried
+                shard, copy, _ = units[number].tolist()
+                rows[mine] = self._unit_rows(section.epoch, shard, copy)[flat[mine] - carried - starts[number]]
         self.plan.release_pages()
         return Samples(rows.reshape(places.shape), epochs.reshape(places.shape))
 
@@ -158,7 +154,7 @@ class Sections:
         key = (self.plan.drawn_epoch(epoch), shard, copy)
         rows = self._rows.get(key)
         if rows is None:
-            rows = int(self.plan.shard_offsets[shard]) + np.flatnonzero(self.shard_copies(epoch, shard) > copy)
+            rows = self.plan.rows_of(shard).start + np.flatnonzero(self.shard_copies(epoch, shard) > copy)
             self._rows[key] = rows
             self._kept += len(rows)
             while self._kept > KEPT_ROWS and len(self._rows) > 1:
@@ -169,8 +165,7 @@ class Sections:
 
     def shard_copies(self, epoch: int, shard: int) -> npt.NDArray[np.uint8]:
         """Copies of each row of a shard in an epoch: uint8 [rows of the shard]."""
-        first, last = (int(at) for at in self.plan.shard_offsets[shard : shard + 2])
-        return self.plan.draw(epoch, slice(first, last))
+        return self.plan.draw(epoch, self.plan.rows_of(shard))
 
     def lane_samples(self, section: Section, lanes: npt.NDArray[np.int64], first: int, stop: int) -> Samples:
         """The samples of some lanes at positions first … stop − 1, counted from the section's beginning: [lanes, stop − first]."""

@@ -21,10 +21,10 @@ def require_bytes(plan: Plan) -> None:
     Raises:
         UserError: it does.
     """
-    offsets, tables = plan.shard_offsets, without_bytes(plan.catalog.shards(plan.snapshot))
+    tables = without_bytes(plan.catalog.shards(plan.snapshot))
     drawn = {}
     for shard, path in zip(tables["shard"].to_pylist(), tables["path"].to_pylist(), strict=True):
-        if rows := int((plan.rate(slice(int(offsets[shard]), int(offsets[shard + 1]))) > 0).sum()):
+        if rows := int((plan.rate(plan.rows_of(shard)) > 0).sum()):
             drawn[path] = rows
     if drawn:
         listing = command_line("export", plan.catalog.folder, plan.name, to="datacomp", output="SUBSET.npy")

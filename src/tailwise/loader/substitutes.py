@@ -35,7 +35,7 @@ class Substitutes:
         removed ones.
         """
         offsets = self._plan.shard_offsets
-        shard = int(np.searchsorted(offsets, row, side="right")) - 1
+        shard = int(self._plan.shards_of(np.array(row)))
         first = int(offsets[shard])
         match = int(self._match(epoch, shard)[row - first])
         if match >= 0:
@@ -47,25 +47,23 @@ class Substitutes:
             for at in range(ATTEMPTS):
                 other = int(choices[2 * at] % shards)
                 spare, drawn = self._spare(epoch, other)
-                candidates = np.flatnonzero(spare if spare_only else spare | (drawn & self._kept(other)))
+                candidates = np.flatnonzero(
+                    spare if spare_only else spare | (drawn & self._removals.keeps(self._plan.rows_of(other)))
+                )
                 if len(candidates):
                     yield int(offsets[other] + candidates[choices[2 * at + 1] % len(candidates)])
 
     def _spare(self, epoch: int, shard: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Of a shard's rows, those left out by the epoch that may stand in for others, and those drawn: bool [n] each."""
         plan = self._plan
-        rows = slice(int(plan.shard_offsets[shard]), int(plan.shard_offsets[shard + 1]))
+        rows = plan.rows_of(shard)
         drawn = self._sections.shard_copies(epoch, shard) > 0
         if plan.by_rate:
             eligible = np.asarray(plan.rates[rows]) > 0
         else:
             groups = np.asarray(plan.groups[rows])
             eligible = (groups >= 0) & plan.reachable[groups]
-        return eligible & ~drawn & self._kept(shard), drawn
-
-    def _kept(self, shard: int) -> npt.NDArray[np.bool_]:
-        offsets = self._plan.shard_offsets
-        return self._removals.keeps(slice(int(offsets[shard]), int(offsets[shard + 1])))
+        return eligible & ~drawn & self._removals.keeps(rows), drawn
 
     def _match(self, epoch: int, shard: int) -> npt.NDArray[np.int64]:
         def match() -> npt.NDArray[np.int64]:

@@ -117,7 +117,7 @@ class Select:
     def _opened(self) -> _Lookup:
         """This process's own view of the plan: locks and memory maps of another one stay there."""
         if self._lookup is None or self._lookup.process != os.getpid():
-            self._lookup = _Lookup(_reopened(self._plan))
+            self._lookup = _Lookup(Plan(Catalog.open(self._plan.catalog.folder), self._plan.name))
         return self._lookup
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,10 +127,6 @@ class Select:
     def __setstate__(self, state: dict[str, Any]) -> None:
         folder, name = state.pop("_plan")
         self.__dict__.update(state, _plan=Plan(Catalog.open(folder), name))
-
-
-def _reopened(plan: Plan) -> Plan:
-    return Plan(Catalog.open(plan.catalog.folder), plan.name)
 
 
 class _Lookup:
@@ -233,12 +229,11 @@ class _Lookup:
 
     def _shard_copies(self, shard: int, epoch: int) -> dict[str, int]:
         """Copies of all listed samples of one shard, by key."""
-        offsets = self.plan.shard_offsets
-        first, stop = int(offsets[shard]), int(offsets[shard + 1])
-        first_of_part = int(offsets[self.parts.index(self.parts[shard])])
-        rows = np.arange(first - first_of_part, stop - first_of_part)
+        mine = self.plan.rows_of(shard)
+        first_of_part = self.plan.rows_of(self.parts.index(self.parts[shard])).start
+        rows = np.arange(mine.start - first_of_part, mine.stop - first_of_part)
         keys = self.plan.catalog.samples_at(self.parts[shard], rows, ["key"]).column("key").to_pylist()
-        copies = self.plan.draw(epoch, slice(first, stop)) * self.removals.keeps(slice(first, stop))
+        copies = self.plan.draw(epoch, mine) * self.removals.keeps(mine)
         return dict(zip(keys, copies.tolist(), strict=True))
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tailwise.errors import UnsupportedError
 from tailwise.shards.columns import count_rows
@@ -68,8 +67,13 @@ CONTAINERS = (WEBDATASET, METADATA)
 
 
 def container_of(path: str) -> Container:
-    """Return the container of a file by its name, which is all that the catalog notes of it; tars may have any name."""
+    """Return the container of a file that is not in a catalog, by its name; tars may have any name."""
     return next((container for container in CONTAINERS if path.endswith(container.suffix)), WEBDATASET)
+
+
+def containers_of(shards: pa.Table) -> list[Container]:
+    """Return the container of each shard, by what the catalog notes of it (SHARD_SCHEMA)."""
+    return [container_of(path) for path in shards["path"].to_pylist()]
 
 
 def index_shard(path: str) -> ShardContent:
@@ -79,13 +83,9 @@ def index_shard(path: str) -> ShardContent:
 
 def with_bytes(shards: pa.Table) -> pa.Table:
     """Return the shards (SHARD_SCHEMA) whose samples have bytes."""
-    return shards.filter(_have_bytes(shards))
+    return shards.filter(pa.array([container.has_bytes for container in containers_of(shards)], pa.bool_()))
 
 
 def without_bytes(shards: pa.Table) -> pa.Table:
     """Return the shards (SHARD_SCHEMA) whose samples have no bytes."""
-    return shards.filter(pc.invert(_have_bytes(shards)))
-
-
-def _have_bytes(shards: pa.Table) -> pa.Array:
-    return pa.array([container_of(path).has_bytes for path in shards["path"].to_pylist()], pa.bool_())
+    return shards.filter(pa.array([not container.has_bytes for container in containers_of(shards)], pa.bool_()))

@@ -17,6 +17,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array
 from tailwise.errors import DamagedError, UserError
+from tailwise.kernels.places import by_value
 from tailwise.mapped import release_pages
 from tailwise.progress import Track, silent
 from tailwise.storage.local import locked, replacing
@@ -117,13 +118,8 @@ class _Rows:
         if first == last:
             yield self.parts[first], slice(None)
             return
-        numbers = np.searchsorted(self._first, rows, "right") - 1
-        order = np.argsort(numbers, kind="stable")
-        ends = np.flatnonzero(np.diff(numbers[order], append=-1)) + 1
-        start = 0
-        for end in ends.tolist():
-            yield self.parts[numbers[order[start]]], order[start:end]
-            start = end
+        for number, where in by_value(np.searchsorted(self._first, rows, "right") - 1):
+            yield self.parts[number], where
 
 
 class Locations:

@@ -34,7 +34,7 @@ class Store(Protocol):
     """Reads byte ranges of shards, which are known by their id.
 
     Attributes:
-        remote: whether any shard is, so that `want` is worth its while.
+        remote: whether any shard is remote, so that `want` is of use.
     """
 
     remote: bool
@@ -92,11 +92,7 @@ class LocalStore:
         return file
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard.
-
-        Raises:
-            OSError: it can't be read, or ends before `stop`.
-        """
+        """See `Store`."""
         file = self._file(shard)
         content = os.pread(file.handle, stop - start, start)
         while len(content) < stop - start:  # one call gives 2 GiB at most; nothing more is the end
@@ -108,7 +104,7 @@ class LocalStore:
         return content
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
+        """See `Store`."""
         for first in range(0, len(ranges), READ_RANGES):
             yield from self._read_group(ranges[first : first + READ_RANGES])
 
@@ -142,10 +138,10 @@ class LocalStore:
             return error
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """Nothing to do: the kernel reads ahead."""
+        """See `Store`. There is nothing to do: the kernel reads ahead."""
 
     def close(self) -> None:
-        """Closes all files."""
+        """See `Store`."""
         self._files.clear()
 
 
@@ -160,25 +156,21 @@ class MixedStore:
         self._is_remote = is_remote
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard.
-
-        Raises:
-            OSError: it can't be read, or ends before `stop`.
-        """
+        """See `Store`."""
         return self._stores[int(self._is_remote[shard])].read(shard, start, stop)
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
+        """See `Store`."""
         remote = self._is_remote[ranges[:, 0]]
         contents = [store.read_many(ranges[remote == which]) for which, store in enumerate(self._stores)]
         return (next(contents[which]) for which in remote.astype(int).tolist())
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """Hands on what is remote."""
+        """See `Store`."""
         self._stores[1].want(ranges[self._is_remote[ranges[:, 0]]])
 
     def close(self) -> None:
-        """Closes both."""
+        """See `Store`."""
         for store in self._stores:
             store.close()
 

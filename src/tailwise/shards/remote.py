@@ -10,9 +10,9 @@ import itertools
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.errors import UserError
+from tailwise.kernels.places import by_value
 from tailwise.shards.fingerprint import SOME, Comparisons, blocks_of_url
 from tailwise.storage.errors import NoRangesError, RemoteError
 from tailwise.storage.latency_model import LinkEstimate
@@ -39,27 +40,6 @@ _PIECE_BYTES = (1 << 20, 16 << 20)
 _READ, _PREFETCH = 0, 1  # priorities
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What one process has fetched.
-
-    Attributes:
-        requests: that succeeded.
-        bytes: that they brought.
-        retries: requests that failed, and were repeated.
-        latency_seconds: of a request, as estimated.
-        bytes_per_second: of a connection, as estimated.
-        evictions: ranges that this process removed from the cache.
-    """
-
-    requests: int
-    bytes: int
-    retries: int
-    latency_seconds: float
-    bytes_per_second: float
-    evictions: int
-
-
 class _Process:
     """What can't outlive a fork: threads, their locks and queues. Threads are there while there is work, no longer."""
 
@@ -67,7 +47,7 @@ class _Process:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.link = LinkEstimate()
-        self.requests = self.bytes = self.retries = 0
+        self.counts = Counter[str]()
         self.tasks: list[tuple[int, int, Callable[[], None]]] = []  # a heap
         self.numbers = itertools.count()
         self.threads = 0
@@ -133,15 +113,10 @@ class RemoteStore:
         sizes: Sequence[int] | None = None,
         fingerprints: Sequence[str | None] | None = None,
     ) -> None:
-        """Makes the cache folder; connects to nothing yet.
+        """Make the cache folder, which must lie on a local disk; connect to nothing yet. See `ranges.open_store`.
 
-        Args:
-            paths: URLs of the shards, by id.
-            folder: of the cache, for all processes of this machine; on a local disk.
-            max_bytes: of the cache. Fetching more ahead of the reads than this is in vain.
-            versions: for each shard, what changes when its content does; ranges cached under another version are never used.
-            sizes: of each shard, in bytes: one of another size is an error. Without them, the server must answer requests for ranges.
-            fingerprints: of the shards, as noted at import; each process compares some blocks before its first request.
+        Without `sizes`, the server must answer requests for ranges. Each process compares some blocks with the fingerprint before its
+        first request. Fetching more ahead of the reads than `max_bytes` is in vain.
 
         Raises:
             UserError: the folder can't be used.
@@ -173,33 +148,21 @@ class RemoteStore:
         return self._process
 
     @property
-    def statistics(self) -> Statistics:
-        """What this process has fetched so far."""
-        own = self._own
-        link = own.link
-        return Statistics(
-            own.requests, own.bytes, own.retries, link.latency_seconds, link.bytes_per_second, self.cache.evictions
-        )
+    def statistics(self) -> Counter[str]:
+        """Return the "requests" of this process that succeeded, the "bytes" that they brought, and the "retries" of failed ones."""
+        return self._own.counts
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard, from the cache or else fetched now.
-
-        Raises:
-            OSError: it can't be fetched, or ends before `stop`.
-            UserError: no such file system is installed.
-        """
+        """See `Store`: from the cache, or else fetched now."""
         if start >= stop:
             return b""
         content = self._cached(shard, start, stop)
         return self._fetch_one(shard, start, stop) if content is None else content
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
-        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read.
-
-        Fetches all that is missing before it yields the first.
-        """
+        """See `Store`: all that is missing is fetched before the first is yielded."""
         asked = [(shard, start, stop) for shard, start, stop in ranges.tolist()]
         missing = [at for at, (shard, start, stop) in enumerate(asked) if self._span(shard, start, stop) is None]
         for shard in {asked[at][0] for at in missing}:
@@ -216,7 +179,7 @@ class RemoteStore:
             yield content
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """A hint: these (shard, start, stop), int64 [n, 3], will be read soon; a thread fetches what is missing."""
+        """See `Store`: a thread fetches what is missing."""
         own = self._own
         with own.lock:
             if own.hinted_ranges + len(ranges) > MAX_WANTED:
@@ -228,7 +191,7 @@ class RemoteStore:
             own.hints.append(np.array(ranges, np.int64))
 
     def close(self) -> None:
-        """Drops the hints, so that threads end after the requests that are under way, and lets go of files."""
+        """See `Store`: hints are dropped, and threads end after the requests that are under way."""
         own = self._own
         with own.lock:
             own.closings += 1
@@ -316,13 +279,9 @@ class RemoteStore:
         """
         own = self._own
         pending: list[Future[None]] = []
-        order = np.argsort(ranges[:, 0], kind="stable")
-        for group in np.split(ranges[order], np.flatnonzero(np.diff(ranges[order, 0])) + 1):
-            if not len(group):
-                continue
-            shard = int(group[0, 0])
+        for shard, mine in by_value(ranges[:, 0]):
             key = self._key(shard)
-            wanted: list[Span] = [(start, stop) for _, start, stop in group.tolist() if start < stop]
+            wanted: list[Span] = [(start, stop) for _, start, stop in ranges[mine].tolist() if start < stop]
             while wanted:
                 if closings not in {None, own.closings}:
                     return
@@ -391,9 +350,7 @@ class RemoteStore:
             with own.whole:  # one at a time, since it is held in memory
                 return self._fetch_one(shard, 0, size)[start:stop]
         with own.lock:
-            own.requests += 1
-            own.retries += found.failures
-            own.bytes += len(found.content)
+            own.counts.update(requests=1, retries=found.failures, bytes=len(found.content))
             own.link.observe(len(found.content), found.seconds)
         if len(found.content) < stop - start:
             end = start + len(found.content)

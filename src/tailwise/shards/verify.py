@@ -15,7 +15,7 @@ from tailwise.errors import UserError
 from tailwise.execution.base import Apply, Needs
 from tailwise.execution.local import LocalExecutor, default_workers
 from tailwise.progress import Track, silent
-from tailwise.shards.containers import container_of, with_bytes
+from tailwise.shards.containers import Container, containers_of, with_bytes
 from tailwise.shards.fingerprint import (
     EVERY,
     FIRST,
@@ -51,6 +51,7 @@ class Damage:
 class _Noted:
     """Values that the catalog notes of a shard."""
 
+    container: Container
     shard: int
     path: str
     size_bytes: int
@@ -89,18 +90,14 @@ def check_shards(
 
 
 def damaged_shards(
-    table: pa.Table,
-    check: str,
-    workers: int | None = None,
-    share: tuple[int, int] = (0, 1),
-    track: Track = silent,
+    table: pa.Table, check: str, workers: int | None = None, share: tuple[int, int] = (0, 1), track: Track = silent
 ) -> list[Damage]:
     """Return the damaged ones of some shards with bytes (SHARD_SCHEMA); see `check_shards`."""
     if check == "none":
         return []
     columns = ("shard", "path", "size_bytes", "index_checksum", FINGERPRINT)
-    noted = (_Noted(*row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True))
-    shards = list(noted)[share[0] :: share[1]]
+    noted = zip(containers_of(table), *(table.column(name).to_pylist() for name in columns), strict=True)
+    shards = [_Noted(*values) for values in noted][share[0] :: share[1]]
     workers = workers or default_workers()
     with ThreadPoolExecutor(THREADS_A_WORKER * workers) as threads:  # it starts none until it is used
         reasons: Iterable[str | None]
@@ -130,7 +127,7 @@ def _reason(shard: _Noted, *, indexed: bool) -> str | None:
 
 def _difference(shard: _Noted, *, indexed: bool) -> str | None:
     if indexed:
-        size_bytes, checksum = container_of(shard.path).checksum(shard.path)
+        size_bytes, checksum = shard.container.checksum(shard.path)
         if size_bytes == shard.size_bytes and checksum != shard.index_checksum:
             return "other members, or in other places, than when it was imported"
     with shard_blocks(shard.path) as (found, read):

@@ -16,23 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.shards.columns import (
-    BATCH_ROWS,
-    DAMAGE,
-    count_rows,
-    numbers,
-    open_table,
-    score_columns,
-    uid_texts,
-)
-from tailwise.sources.embedding_files import (
-    BadPartition,
-    Naming,
-    Opened,
-    fingerprint,
-    matrix_fault,
-    matrix_size,
-)
+from tailwise.shards.columns import BATCH_ROWS, DAMAGE, count_rows, numbers, open_table, score_columns, uid_texts
+from tailwise.sources.embedding_files import BadPartition, Naming, Opened, fingerprint, matrix_fault, matrix_size
 from tailwise.sources.npz import open_member, read_member
 from tailwise.sources.stored_rows import StoredRows
 

@@ -24,6 +24,7 @@ from tailwise.catalog.files import read_array, read_json, write_array, write_jso
 from tailwise.errors import UserError
 from tailwise.execution.shuffle import cluster_buckets
 from tailwise.kernels.grid import row_chunks
+from tailwise.kernels.places import by_value
 from tailwise.kernels.similarity import DEVICE_COLUMNS, DEVICE_ROWS, SMALL
 from tailwise.kernels.threads import map_in_order
 from tailwise.progress import Track
@@ -177,12 +178,7 @@ def _spill(folder: Path, buckets: npt.NDArray[np.int64], part: Columns, gathers:
         records = np.empty(len(members), _RECORD)
         records["row"], records["cluster"] = part.first_row + start + members, clusters[members]
         records["age"], records["order"] = part.ages[start + members], part.order[start + members]
-        target = buckets[records["cluster"]]
-        by_bucket = np.argsort(target, kind="stable")
-        ends = np.flatnonzero(np.diff(target[by_bucket], append=-1)) + 1
-        for first, last in zip([0, *ends[:-1]], ends, strict=True):
-            mine = by_bucket[first:last]
-            bucket = int(target[mine[0]])
+        for bucket, mine in by_value(buckets[records["cluster"]]):
             _append(folder / f"{bucket}.records", records[mine])
             if not gathers:
                 _append(folder / f"{bucket}.rows", chunk[members[mine]])

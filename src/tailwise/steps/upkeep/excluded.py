@@ -18,6 +18,7 @@ from tailwise.catalog.files import ROW_GROUP_ROWS, read_table, write_table
 from tailwise.catalog.kinds import DROP_LIST
 from tailwise.catalog.outputs import is_table, scratch_beside, writing_output
 from tailwise.errors import UserError
+from tailwise.kernels.places import by_value
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
 from tailwise.storage.local import replacing
@@ -296,11 +297,8 @@ class _KeptKeys:
 
     def _by_part(self, pairs: npt.NDArray[np.int64], column: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         """Pairs of rows by the part that one of them lies in."""
-        numbers = np.searchsorted(self._part_ends, pairs[:, column], side="right")
-        order = np.argsort(numbers, kind="stable")
-        for number in np.unique(numbers).tolist():
-            first, last = np.searchsorted(numbers[order], (number, number + 1))
-            yield number, pairs[order[first:last]]
+        for number, mine in by_value(np.searchsorted(self._part_ends, pairs[:, column], side="right")):
+            yield number, pairs[mine]
 
     def look_up(self, track: Track) -> None:
         """Hands the keys that are asked for to the parts that ask."""
