@@ -1,6 +1,6 @@
 """Fingerprint of a shard's content, from a bounded number of blocks: a shard of the same length may hold other samples.
 
-Names, offsets and sizes of members (`index_checksum`) need a walk over all headers, and say nothing about the bytes between them.
+The `index_checksum` of names, offsets and sizes of members needs a walk over all headers, and does not depend on the content.
 """
 
 from __future__ import annotations
@@ -72,15 +72,14 @@ def check_fingerprint(
 
     Args:
         path: local path or URL, for messages.
-        size_bytes: its length now; a shard of unknown length passes, and one whose server sends whole
-            files only, where `read` asks the server.
-        read: gives its blocks.
-        fingerprint: noted; None or "" for a shard that was imported by an older version, which passes.
+        size_bytes: current length; a shard of unknown length passes, and one whose server sends whole files only.
+        read: reads blocks of the shard.
+        fingerprint: noted at import; None or "" for a shard that was imported by an older version, which passes.
         step: EVERY, SOME or FIRST, of the blocks that are not skipped.
 
     Raises:
-        ChangedShardError: a block is another one, or there are more or fewer of them.
-        OSError: it can't be read.
+        ChangedShardError: a block differs, or there are more or fewer blocks.
+        OSError: the shard cannot be read.
     """
     if not fingerprint or size_bytes is None:
         return
@@ -103,10 +102,10 @@ def comparable_shards(
     """Return shards with fingerprints that skip the blocks of removed samples, whose bytes may be wiped.
 
     Args:
-        catalog: of the shards.
-        snapshot: whose shards and removed samples; the newest by default.
+        catalog: catalog of the shards.
+        snapshot: its shards and removed samples are used; the newest by default.
         track: shows progress.
-        table: some of the shards (SHARD_SCHEMA), in place of all.
+        table: some of the shards (SHARD_SCHEMA) instead of all.
     """
     table = catalog.shards(snapshot) if table is None else table
     removed = Removals.of(catalog, snapshot, track).rows

@@ -32,13 +32,10 @@ _UID = "^[0-9a-fA-F]{32}$"
 
 
 def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """The bytes of uids of 32 hexadecimal digits.
-
-    Args:
-        column: strings [n].
+    """Return the bytes of uids of 32 hexadecimal digits in a column of strings [n].
 
     Returns:
-        uint8 [m, 16] of the m good ones, and which are good, bool [n].
+        uint8 [m, 16] of the m valid uids, and a mask of them, bool [n].
     """
     good = pc.match_substring_regex(column, _UID).fill_null(False)
     joined = pc.binary_join(pa.array([column.filter(good).to_pylist()], pa.list_(pa.string())), "")[0].as_py()
@@ -47,14 +44,7 @@ def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.
 
 
 def read_metadata(path: str) -> ShardContent:
-    """Reads one `X.parquet` as a shard whose samples have no bytes.
-
-    Args:
-        path: a local path.
-
-    Returns:
-        A sample for each row with a uid and a caption, in the rows' order; all else by reason.
-    """
+    """Return a sample for each row of a local `X.parquet` with a uid and a caption, in order; everything else by reason."""
     try:
         with open_table(path, ["uid", "text"]) as file:
             scores, unfit = score_columns(file)
@@ -113,12 +103,12 @@ def _content(
 
 
 def _size_bytes(path: str) -> int:
-    """Of a file; 0 if it is gone, so that the next import tries again."""
+    """Return the size of a file; 0 if it is gone, so that the next import tries again."""
     return Path(path).stat().st_size if Path(path).exists() else 0
 
 
 def _samples(table: pa.Table, uids: npt.NDArray[np.uint8], captions: pa.Array, scores: list[str]) -> pa.Table:
-    """SAMPLE_SCHEMA and scores; no sample has bytes."""
+    """Return samples without bytes, in SAMPLE_SCHEMA, with scores."""
     n = len(uids)
     columns: dict[str, pa.Array] = {
         "shard": pa.nulls(n, pa.int32()),
@@ -137,7 +127,7 @@ def _samples(table: pa.Table, uids: npt.NDArray[np.uint8], captions: pa.Array, s
 
 
 def _sides(table: pa.Table, name: str, rows: int) -> pa.Array:
-    """A column of pixels, null where it tells none."""
+    """Return a column of pixels; null where a row has none."""
     if name not in table.column_names:
         return pa.nulls(rows, pa.int32())
     values = table.column(name).to_numpy()
@@ -146,7 +136,7 @@ def _sides(table: pa.Table, name: str, rows: int) -> pa.Array:
 
 
 def _is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:
-    """Which captions are text, as Parquet doesn't promise."""
+    """Return which captions are UTF-8, which Parquet does not guarantee."""
     try:
         captions.validate(full=True)
         return np.ones(len(captions), np.bool_)

@@ -1,4 +1,4 @@
-"""Remote tars (s3, http, gs, … by fsspec), read through a bounded cache on disk that all processes of the machine share."""
+"""Remote shards (s3, http, gs, … by fsspec), read through a bounded cache on disk that all processes of the machine share."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from tailwise.storage.remote import download, read_range
 from tailwise.storage.spans import OpenFile, Span, Spans, coalesce
 from tailwise.text import redacted
 
-CONNECTIONS = 16  # of each process
+CONNECTIONS = 16  # per process
 CLAIMS_AT_ONCE = 16
-GAP_SHARE = 0.5  # of what a request is worth: unwanted bytes also take room in the cache
+GAP_SHARE = 0.5  # of the bytes that a request costs: unwanted bytes also take room in the cache
 MAX_OPEN_RANGES = 256
 MAX_WANTED = 1 << 20  # ranges; further hints are dropped
-TOUCH_SECONDS = 1.0  # how often reading a range says that it is in use
+TOUCH_SECONDS = 1.0  # time between two marks that a range is in use
 _PIECE_BYTES = (1 << 20, 16 << 20)
 _READ, _PREFETCH = 0, 1  # priorities
 
 
 class _Process:
-    """What can't outlive a fork: threads, their locks and queues. Threads are there while there is work, no longer."""
+    """State that a fork must not copy: threads, their locks and queues. Threads end when there is no work."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -56,17 +56,17 @@ class _Process:
         self.prefetching = False
         self.closings = 0
         self.whole = threading.Lock()
-        # By priority: each claim that is under way holds a file descriptor.
+        # By priority: each claim holds a file descriptor.
         self.under_way = [threading.Semaphore(2 * CONNECTIONS) for _ in (_READ, _PREFETCH)]
 
     def submit(self, priority: int, task: Callable[[], None]) -> Future[None]:
-        """Runs a task on one of CONNECTIONS threads. Daemons, unlike those of an executor: an exit waits for no request."""
+        """Run a task on one of CONNECTIONS threads. They are daemons, unlike those of an executor: an exit waits for no request."""
         done: Future[None] = Future()
 
         def run() -> None:
             try:
                 task()
-            except BaseException as error:  # noqa: BLE001  (it is raised where the result is asked for)
+            except BaseException as error:  # noqa: BLE001  (raised by the future's result)
                 done.set_exception(error)
             else:
                 done.set_result(None)
@@ -86,20 +86,19 @@ class _Process:
                     return
                 _, _, run = heapq.heappop(self.tasks)
             run()
-            del run  # with what it holds of the store
+            del run  # it refers to the store
 
 
 def object_key(path: str, version: str) -> str:
-    """The name of an object's folder in the cache."""
+    """Return the name of an object's folder in the cache."""
     return hashlib.blake2b(f"{path}\t{version}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 class RemoteStore:
-    """Remote tars, read by range. May be forked, pickled, and used by several threads.
+    """Remote shards, read by range. May be forked, pickled, and used by several threads.
 
-    What to fetch together follows from what requests were seen to cost: wanted ranges of a shard with fewer bytes between them than
-    could be read in half the time of one more request are fetched as one; where nearly all is wanted, that is the whole shard, in a few
-    requests.
+    Ranges of a shard are fetched in one request if the gap between them takes less than half the time of one more request, by the times
+    of earlier requests. If nearly all of a shard is wanted, it is fetched whole, in a few requests.
     """
 
     remote = True
@@ -133,11 +132,11 @@ class RemoteStore:
         self._comparisons = Comparisons(self.paths, self.fingerprints)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Where and how much, nothing open."""
+        """Leave out everything that is open."""
         return {name: self.__dict__[name] for name in ("paths", "versions", "sizes", "fingerprints", "cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Opens nothing."""
+        """Open nothing."""
         self.__dict__.update(state)
         self._forget()
 
@@ -200,7 +199,7 @@ class RemoteStore:
         self._files.clear()
 
     def _cached(self, shard: int, start: int, stop: int) -> bytes | None:
-        """From a file of the cache; None if none has it."""
+        """Return bytes from a file of the cache; None if no file has them."""
         content = self._known_content(shard, start, stop)
         if content is None:
             self._refresh(shard)
@@ -208,7 +207,7 @@ class RemoteStore:
         return content
 
     def _refresh(self, shard: int) -> None:
-        """Looks what other threads and processes have fetched of a shard."""
+        """Look up the spans of a shard that other threads and processes have fetched."""
         self._known[shard] = Spans(self.cache.ready(self._key(shard)))
 
     def _span(self, shard: int, start: int, stop: int) -> Span | None:
@@ -235,7 +234,7 @@ class RemoteStore:
         return object_key(self.paths[shard], self.versions[shard] if self.versions is not None else "")
 
     def _fetch_one(self, shard: int, start: int, stop: int) -> bytes:
-        """Fetches a range, unless another process is about to: then waits for that."""
+        """Fetch a range; if another process is fetching it, wait for that."""
         key = self._key(shard)
         others: list[Span] = []
 
@@ -250,7 +249,7 @@ class RemoteStore:
             if claims:
                 return self._fetch(shard, claims[0])
             if others and waited:
-                break  # the fetch of another process failed; all try at once now, not each in its turn
+                break  # the fetch of another process failed; all processes try now, not one after the other
             for span in others:
                 self.cache.wait(key, span)
             content = self._cached(shard, start, stop)
@@ -266,16 +265,19 @@ class RemoteStore:
         except BaseException:
             self.cache.abandon(claim)
             raise
-        with contextlib.suppress(OSError):  # a full disk: the content is good nevertheless
+        with contextlib.suppress(OSError):  # a full disk: the content is good anyway
             self.cache.commit(claim, content)
         return content
 
     def _obtain(self, ranges: npt.NDArray[np.int64], priority: int, closings: int | None = None) -> None:
-        """Fetches what is missing of (shard, start, stop), int64 [n, 3], and nobody else fetches; a reader waits for its end.
+        """Fetch the missing ones of (shard, start, stop), int64 [n, 3], that no other process fetches; a reader waits for them.
 
-        With the number of `closings` so far, it stops where the store is closed once more.
+        Errors are ignored: a read of a missing range repeats the request.
 
-        Errors are kept silent: the read of a range that is not there repeats the request.
+        Args:
+            ranges: wanted ranges.
+            priority: _READ or _PREFETCH.
+            closings: number of closings so far: stop if the store is closed once more.
         """
         own = self._own
         pending: list[Future[None]] = []
@@ -314,7 +316,7 @@ class RemoteStore:
     def _task(self, own: _Process, shard: int, claim: Claim, priority: int) -> Callable[[], None]:
         def task() -> None:
             try:
-                with contextlib.suppress(OSError, UserError):  # the read of it repeats the request, and raises
+                with contextlib.suppress(OSError, UserError):  # the read repeats the request, and raises
                     self._fetch(shard, claim)
             finally:
                 own.under_way[priority].release()
@@ -330,13 +332,13 @@ class RemoteStore:
             if not hints:
                 return
             with contextlib.suppress(OSError, UserError):  # as above
-                # What is wanted of a shard by several batches is fetched together.
+                # Ranges of a shard that several batches want are fetched together.
                 self._obtain(np.concatenate(hints), _PREFETCH, closings)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def _request(self, shard: int, start: int, stop: int) -> bytes:
-        """One range, by one request or by further ones where that may help; of a server without ranges, from the whole file."""
+        """Return one range, with retries; if the server does not support ranges, from the whole file."""
         own, url = self._own, self.paths[shard]
         size = self.sizes[shard] if self.sizes is not None else None
         self._comparisons.check(shard, size, blocks_of_url(url), SOME)
@@ -358,7 +360,7 @@ class RemoteStore:
         return self._compared(shard, found.content) if (start, stop) == (0, size) else found.content
 
     def _compared(self, shard: int, content: bytes) -> bytes:
-        """Return the content of a whole shard, if it is the one that was imported: a server without ranges gave no block before."""
+        """Return the content of a whole shard after a comparison: a server without ranges sent no block before."""
         self._comparisons.check(
             shard, len(content), lambda ranges: [content[slice(*block)] for block in ranges], again=True
         )

@@ -36,19 +36,15 @@ FOUND_COLUMNS = (
     *("json_offset", "json_bytes"),
 )
 OF_JSON = frozenset({*SIDES, "uid"})
-MAX_JSON_BYTES = 16_000_000  # a longer one is passed over, as a broken one is
+MAX_JSON_BYTES = 16_000_000  # a longer one is ignored, as a broken one
 MAX_TARGET_BYTES = 1 << 20  # of a class number or some captions
 PAIR_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # the first that a sample has, as clip_benchmark takes it
 
 
 def read_shard(path: str) -> ShardContent:
-    """Return the samples of a tar, with its captions, JSON files and sidecar.
+    """Return the samples of a tar, at a local path or any fsspec URL, that have an image and a caption; everything else by reason.
 
-    Args:
-        path: a local path or any fsspec URL.
-
-    Returns:
-        The samples that have an image and a caption; everything else by reason, including a tar that cannot be read.
+    Values of JSON files and of the sidecar are joined. A tar that cannot be read is a reason too.
     """
     try:
         return _read_shard(path)
@@ -85,11 +81,7 @@ def _size_and_compression(stream: BinaryIO) -> tuple[int, str | None]:
 
 
 def checksum_shard(path: str) -> tuple[int, str]:
-    """Return the size and the index checksum of a tar from its headers, as `read_shard` notes them.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Return the size and the index checksum of a tar from its headers, as `read_shard` notes them; or raise an OSError."""
     with open_binary(path) as stream:
         size_bytes = stream.seek(0, 2)
         return size_bytes, _index_checksum(index_tar(stream, size_bytes))
@@ -184,11 +176,7 @@ def _key_fault(key: str) -> tuple[str, str | None] | None:
 
 
 def read_member(stream: BinaryIO, member: Member) -> bytes:
-    """Return the content of a member.
-
-    Raises:
-        OSError: the tar ends before.
-    """
+    """Return the content of a member; an OSError if the tar ends before."""
     stream.seek(member.offset)
     content = stream.read(member.size)
     if len(content) < member.size:
@@ -197,7 +185,7 @@ def read_member(stream: BinaryIO, member: Member) -> bytes:
 
 
 def _from_json(content: bytes, unused: Counter[str]) -> Record:
-    """Return width, height and uid, where the JSON has them; none of it is needed: what can't be used is counted by reason."""
+    """Return width, height and uid, if the JSON has them; values that cannot be used are counted by reason."""
     try:
         plain = content[:1] == b"{" and content[1:2] != b"\0"  # UTF-8, which json would take long to find out
         value = json.loads(content.decode("utf-8", "surrogatepass") if plain else content)
