@@ -21,7 +21,7 @@ from tailwise.loader.order import Block, Order
 from tailwise.loader.substitutes import Substitutes
 from tailwise.shards.decode import ImageError
 from tailwise.shards.locations import Locations
-from tailwise.shards.ranges import Store, read_samples, sample_ranges
+from tailwise.shards.ranges import ShardStore, read_samples, sample_ranges
 
 WANTED_BATCHES = 4  # of a worker, fetched ahead by a remote store
 WANTED_ROWS = 600_000  # of a block, fetched ahead by a remote store
@@ -103,7 +103,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
 
     order: Order
     locations: Locations
-    store: Store
+    store: ShardStore
     rank: int
     world_size: int
     decode: Decode

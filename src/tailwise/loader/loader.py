@@ -33,7 +33,7 @@ from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
-from tailwise.shards.ranges import Store, open_shards
+from tailwise.shards.ranges import ShardStore, open_shards
 from tailwise.shards.verify import check_shards
 
 DEFAULT_CACHE_BYTES = 32_000_000_000
@@ -356,7 +356,7 @@ def _check_bounds(batch_size: int, workers: int, prefetch: int, on_damaged: str,
         raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
 
 
-def _open_store(plan: Plan, cache_folder: str | Path | None, cache_bytes: int, check: str, track: Track) -> Store:
+def _open_store(plan: Plan, cache_folder: str | Path | None, cache_bytes: int, check: str, track: Track) -> ShardStore:
     """Return the store of a plan's shards; without a folder for ranges of remote ones, their cache is this user's own."""
     shards = comparable_shards(plan.catalog, plan.snapshot, track)
     folder = cache_folder or own_cache_folder(shards.column("path").to_pylist())

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.shards.fingerprint import Comparisons, blocks_of_file
-from tailwise.shards.remote import RemoteStore
+from tailwise.shards.remote import RemoteShards
 from tailwise.storage.files import local_path
 from tailwise.storage.lru import LRUCache
 from tailwise.storage.pread import CAN_ADVISE, advise_many, pread_many
@@ -28,7 +28,7 @@ READ_RANGES = 64  # read in one call; bounds the bytes that are held twice
 _CACHED_SECONDS, _CACHED_BYTES = 2e-5, 1e9  # time of a range, and bytes a second, of reads that need no disk, at worst
 
 
-class Store(Protocol):
+class ShardStore(Protocol):
     """Reads byte ranges of shards, which are known by their id.
 
     Attributes:
@@ -54,7 +54,7 @@ class Store(Protocol):
         ...
 
 
-class LocalStore:
+class LocalShards:
     """Local shards; a bounded number of them is open. May be forked, pickled and used by several threads.
 
     Args:
@@ -85,7 +85,7 @@ class LocalStore:
         return file
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """See `Store`."""
+        """See `ShardStore`."""
         file = self._file(shard)
         content = os.pread(file.handle, stop - start, start)
         while len(content) < stop - start:  # one call gives 2 GiB at most; nothing more is the end
@@ -97,7 +97,7 @@ class LocalStore:
         return content
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """See `Store`."""
+        """See `ShardStore`."""
         for first in range(0, len(ranges), READ_RANGES):
             yield from self._read_group(ranges[first : first + READ_RANGES])
 
@@ -131,38 +131,38 @@ class LocalStore:
             return error
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """See `Store`. There is nothing to do: the kernel reads ahead."""
+        """See `ShardStore`. There is nothing to do: the kernel reads ahead."""
 
     def close(self) -> None:
-        """See `Store`."""
+        """See `ShardStore`."""
         self._files.clear()
 
 
-class MixedStore:
+class MixedShards:
     """Local and remote shards. Both stores know all ids; `is_remote`, bool [shards], tells which shard is remote."""
 
     remote = True
 
-    def __init__(self, local: LocalStore, remote: RemoteStore, is_remote: npt.NDArray[np.bool_]) -> None:
-        self._stores: tuple[Store, Store] = (local, remote)
+    def __init__(self, local: LocalShards, remote: RemoteShards, is_remote: npt.NDArray[np.bool_]) -> None:
+        self._stores: tuple[ShardStore, ShardStore] = (local, remote)
         self._is_remote = is_remote
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """See `Store`."""
+        """See `ShardStore`."""
         return self._stores[int(self._is_remote[shard])].read(shard, start, stop)
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """See `Store`."""
+        """See `ShardStore`."""
         remote = self._is_remote[ranges[:, 0]]
         contents = [store.read_many(ranges[remote == which]) for which, store in enumerate(self._stores)]
         return (next(contents[which]) for which in remote.astype(int).tolist())
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """See `Store`."""
+        """See `ShardStore`."""
         self._stores[1].want(ranges[self._is_remote[ranges[:, 0]]])
 
     def close(self) -> None:
-        """See `Store`."""
+        """See `ShardStore`."""
         for store in self._stores:
             store.close()
 
@@ -174,7 +174,7 @@ def open_store(
     versions: Sequence[str] | None = None,
     sizes: Sequence[int] | None = None,
     fingerprints: Sequence[str | None] | None = None,
-) -> Store:
+) -> ShardStore:
     """Return the store for shards that may be local, remote, or both.
 
     Args:
@@ -189,14 +189,14 @@ def open_store(
         UserError: the folder cannot be used.
     """
     far = np.array([is_remote(path) for path in paths], np.bool_)
-    local = LocalStore(paths, fingerprints)
+    local = LocalShards(paths, fingerprints)
     if not far.any():
         return local
-    remote = RemoteStore(paths, cache_folder, cache_bytes, versions, sizes, fingerprints)
-    return remote if far.all() else MixedStore(local, remote, far)
+    remote = RemoteShards(paths, cache_folder, cache_bytes, versions, sizes, fingerprints)
+    return remote if far.all() else MixedShards(local, remote, far)
 
 
-def open_shards(shards: pa.Table, cache_folder: str | Path, cache_bytes: int, *, compare: bool = True) -> Store:
+def open_shards(shards: pa.Table, cache_folder: str | Path, cache_bytes: int, *, compare: bool = True) -> ShardStore:
     """Return the store of shards (of `comparable_shards`); `compare` them with their fingerprints."""
     names = ("path", "index_checksum", "size_bytes", FINGERPRINT)
     paths, versions, sizes, fingerprints = (shards.column(name).to_pylist() for name in names)
@@ -230,7 +230,7 @@ def sample_ranges(
 
 
 def read_samples(
-    store: Store, shards: npt.NDArray[np.int32], locations: npt.NDArray[Any]
+    store: ShardStore, shards: npt.NDArray[np.int32], locations: npt.NDArray[Any]
 ) -> list[tuple[bytes, bytes] | OSError]:
     """Return the encoded image and the caption of each sample, or the error why they cannot be read.
 

@@ -94,7 +94,7 @@ def object_key(path: str, version: str) -> str:
     return hashlib.blake2b(f"{path}\t{version}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-class RemoteStore:
+class RemoteShards:
     """Remote shards, read by range. May be forked, pickled, and used by several threads.
 
     Ranges of a shard are fetched in one request if the gap between them takes less than half the time of one more request, by the times
@@ -154,14 +154,14 @@ class RemoteStore:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """See `Store`: from the cache, or else fetched now."""
+        """See `ShardStore`: from the cache, or else fetched now."""
         if start >= stop:
             return b""
         content = self._cached(shard, start, stop)
         return self._fetch_one(shard, start, stop) if content is None else content
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
-        """See `Store`: all that is missing is fetched before the first is yielded."""
+        """See `ShardStore`: all that is missing is fetched before the first is yielded."""
         asked = [(shard, start, stop) for shard, start, stop in ranges.tolist()]
         missing = [at for at, (shard, start, stop) in enumerate(asked) if self._span(shard, start, stop) is None]
         for shard in {asked[at][0] for at in missing}:
@@ -178,7 +178,7 @@ class RemoteStore:
             yield content
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """See `Store`: a thread fetches what is missing."""
+        """See `ShardStore`: a thread fetches what is missing."""
         own = self._own
         with own.lock:
             if own.hinted_ranges + len(ranges) > MAX_WANTED:
@@ -190,7 +190,7 @@ class RemoteStore:
             own.hints.append(np.array(ranges, np.int64))
 
     def close(self) -> None:
-        """See `Store`: hints are dropped, and threads end after the requests that are under way."""
+        """See `ShardStore`: hints are dropped, and threads end after the requests that are under way."""
         own = self._own
         with own.lock:
             own.closings += 1
