@@ -130,11 +130,13 @@ def _tar_keys(column: pa.ChunkedArray, keys: Collection[str]) -> list[str | Lite
 def _records(found: Sidecar, table: pa.Table, scores: list[str]) -> Iterator[Record]:
     """Yield the values of each row; those that cannot be used are counted."""
     columns: dict[str, list[Any]] = {}
-    for name in SIDES:
-        if name in table.column_names:
-            columns[name] = _sides(found, table[name], name)
-    if "uid" in table.column_names:
-        columns["uid"] = _uids(found, table["uid"])
+    for name in (*SIDES, "uid"):
+        if name not in table.column_names:
+            continue
+        try:
+            columns[name] = _uids(found, table[name]) if name == "uid" else _sides(found, table[name], name)
+        except ValueError as error:
+            found.reject("column not used", len(table), str(error))
     for name in scores:
         values = numbers(table[name], name).to_numpy(zero_copy_only=False)
         columns[name] = [None if np.isnan(value) else float(value) for value in values]
@@ -143,22 +145,14 @@ def _records(found: Sidecar, table: pa.Table, scores: list[str]) -> Iterator[Rec
 
 
 def _sides(found: Sidecar, column: pa.ChunkedArray, name: str) -> list[int | None]:
-    try:
-        values: npt.NDArray[np.float64] = numbers(column, name).to_numpy(zero_copy_only=False)
-    except ValueError as error:
-        found.reject("column not used", len(column), str(error))
-        return [None] * len(column)
+    values: npt.NDArray[np.float64] = numbers(column, name).to_numpy(zero_copy_only=False)
     good = whole_sides(values)
     found.reject(f"{name} is no whole number of pixels", int((~good & ~np.isnan(values)).sum()))
     return [int(value) if fits else None for value, fits in zip(values, good, strict=True)]
 
 
 def _uids(found: Sidecar, column: pa.ChunkedArray) -> list[bytes | None]:
-    try:
-        given = uid_texts(column).to_pylist()
-    except ValueError as error:
-        found.reject("column not used", len(column), str(error))
-        return [None] * len(column)
+    given = uid_texts(column).to_pylist()
     uids = [parse_uid(text) for text in given]
     found.reject(
         "uid is not 32 hexadecimal digits", sum(u is None and t is not None for u, t in zip(uids, given, strict=True))
