@@ -21,7 +21,7 @@ from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.progress import Track, silent
 from tailwise.storage.errors import NoRangesError
-from tailwise.storage.files import RemoteFile, local_path
+from tailwise.storage.files import RemoteFile, local_file
 from tailwise.storage.remote import is_remote, read_range, size_of
 
 BLOCK_BYTES = 1 << 16
@@ -167,7 +167,7 @@ def shard_blocks(path: str) -> Iterator[tuple[int | None, Read]]:
     if is_remote(path):
         yield size_of(path), blocks_of_url(path)
         return
-    with local_path(path).open("rb", buffering=0) as stream:
+    with local_file(path).open("rb", buffering=0) as stream:
         yield os.fstat(stream.fileno()).st_size, blocks_of_file(stream.fileno())
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.shards.fingerprint import Comparisons, blocks_of_file
 from tailwise.shards.remote import RemoteShards
-from tailwise.storage.files import local_path
+from tailwise.storage.files import local_file
 from tailwise.storage.lru import LRUCache
 from tailwise.storage.pread import CAN_ADVISE, advise_many, pread_many
 from tailwise.storage.remote import is_remote
@@ -80,7 +80,7 @@ class LocalShards:
         return self._files.get(shard, lambda: self._open(shard))
 
     def _open(self, shard: int) -> OpenFile:
-        file = OpenFile(local_path(self.paths[shard]))
+        file = OpenFile(local_file(self.paths[shard]))
         self._comparisons.check(shard, os.fstat(file.handle).st_size, blocks_of_file(file.handle))
         return file
 

@@ -17,7 +17,7 @@ BLOCK_BYTES = 8 << 20
 FREE_BYTES = 1 << 30  # of the temporary folder, that a download leaves
 
 
-def local_path(path: str) -> Path:
+def local_file(path: str) -> Path:
     """Return the local file that a path or a file:// URL names."""
     return Path(path.split("://", 1)[-1]).expanduser()
 
@@ -32,7 +32,7 @@ def open_binary(path: str) -> BinaryIO:
         OSError: a local one cannot be.
     """
     if not is_remote(path):
-        return local_path(path).open("rb", buffering=BUFFER_BYTES)
+        return local_file(path).open("rb", buffering=BUFFER_BYTES)
     try:
         return cast("BinaryIO", RemoteFile(path))
     except NoRangesError:
