@@ -1,4 +1,4 @@
-"""Reading a share of the samples from an object store: single ranges, coalesced ranges (what RemoteStore decides), whole shards.
+"""Reading a share of the samples from an object store: single ranges, coalesced ranges (what RemoteShards decides), whole shards.
 
 The store is an HTTP server with ranges on the loopback, in a process of its own, that waits before each answer and sends no connection
 more than so many bytes a second. Samples to keep are drawn at random; the ranges of the next shards are wanted while these are read. Every
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from common import print_header
 
-from tailwise.shards.remote import CONNECTIONS, RemoteStore
+from tailwise.shards.remote import CONNECTIONS, RemoteShards
 from tailwise.shards.webdataset import read_shard
 from tailwise.storage.latency_model import LinkEstimate
 
@@ -123,7 +123,7 @@ def blocks_of(wanted: np.ndarray) -> Iterator[np.ndarray]:
 
 def measure(urls: list[str], wanted: np.ndarray, link: LinkEstimate) -> tuple[float, int, int]:
     folder = Path(tempfile.mkdtemp())
-    store = RemoteStore(urls, folder, 1 << 34)
+    store = RemoteShards(urls, folder, 1 << 34)
     store._own.link = link
     blocks = list(blocks_of(wanted))
     start = time.perf_counter()
@@ -134,7 +134,7 @@ def measure(urls: list[str], wanted: np.ndarray, link: LinkEstimate) -> tuple[fl
             raise SystemExit("a range could not be read")
     seconds = time.perf_counter() - start
     shutil.rmtree(folder)
-    return seconds, store.statistics.requests, store.statistics.bytes
+    return seconds, store.statistics["requests"], store.statistics["bytes"]
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from tailwise.export.members import member_ranges, read_members
 from tailwise.export.shards import write_shards
 from tailwise.export.tar_file import MAX_MEMBER_BYTES, ustar_header
 from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
-from tailwise.shards.ranges import LocalStore
+from tailwise.shards.ranges import LocalShards
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
@@ -167,7 +167,7 @@ def test_members_are_read_as_they_lie(tmp_path_factory, data):
     for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
     ranges, number = member_ranges(shards, starts, sizes)
-    found = read_members(LocalStore([str(path) for path in paths]), shards, starts, sizes)
+    found = read_members(LocalShards([str(path) for path in paths]), shards, starts, sizes)
     for sample in range(count):
         there = np.flatnonzero(sizes[sample] >= 0)
         content = contents[shards[sample]]
@@ -427,7 +427,7 @@ def test_samples_without_an_image_in_a_tar_are_refused(mixed, tmp_path, make_rat
     pq.write_table(pa.table(table), tmp_path / "metadata" / "0.parquet")
     import_pool([str(tmp_path / "metadata")], tmp_path / "catalog", workers=1)
     catalog = import_pool([str(mixed.folder.parent / "a")], tmp_path / "catalog", workers=1).catalog
-    with pytest.raises(UserError, match=r"file\(s\) of metadata, which hold no images"):
+    with pytest.raises(UserError, match=r"file\(s\) of metadata have no images"):
         write_shards(make_plan(catalog, "all", PlanRequest("random", keep=1.0)), 0, tmp_path / "out", FEW)
     assert not (tmp_path / "out").exists()
     plan = make_rates_parquet(catalog, [0.0] * 10 + [1.0] * 105)

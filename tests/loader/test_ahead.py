@@ -7,12 +7,12 @@ import pytest
 
 from tailwise.loader import Loader
 from tailwise.loader.dataset import WANTED_BATCHES
-from tailwise.shards.ranges import LocalStore
+from tailwise.shards.ranges import LocalShards
 
 OPTIONS = {"batch_size": 16, "lanes": 8, "block": 20}
 
 
-class Asked(LocalStore):
+class Asked(LocalShards):
     """Reads as ever, and notes what it is asked for and what is read, in turn."""
 
     remote = True

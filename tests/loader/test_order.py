@@ -400,11 +400,11 @@ def test_the_identity_changes_with_whatever_changes_the_order(open_plan, make_or
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch size 0: must be at least 1"),
-        ({"lanes": 0}, "lanes 0: must be at least 1"),
-        ({"block": 0}, "block 0: must be at least 1"),
-        ({"accumulation": 0}, "accumulation 0: must be at least 1"),
-        ({"first_epoch": -1}, "first epoch -1: must be at least 0"),
+        ({"batch_size": 0}, "`batch_size` 0: must be at least 1"),
+        ({"lanes": 0}, "`lanes` 0: must be at least 1"),
+        ({"block": 0}, "`block` 0: must be at least 1"),
+        ({"accumulation": 0}, "`accumulation` 0: must be at least 1"),
+        ({"first_epoch": -1}, "`first_epoch` -1: must be at least 0"),
         ({"batch_size": 60}, r"64 lanes: must divide the global batch of 60 samples; leave lanes out, or give 60"),
         (
             {"batch_size": 7, "lanes": 2},

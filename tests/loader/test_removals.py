@@ -15,12 +15,12 @@ from tailwise.catalog.removals import Removals
 from tailwise.export import export
 from tailwise.loader import Loader
 from tailwise.loader.sections import Sections
-from tailwise.loader.shards import check_shards
 from tailwise.loader.substitutes import Substitutes
 from tailwise.loader.webdataset import select
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
 from tailwise.shards.fingerprint import BLOCK_BYTES
+from tailwise.shards.verify import check_shards
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.upkeep.relocate import relocate

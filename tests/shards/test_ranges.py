@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.shards.locations import LOCATION
-from tailwise.shards.ranges import LocalStore, MixedStore, open_store, read_samples, sample_ranges
+from tailwise.shards.ranges import LocalShards, MixedShards, open_store, read_samples, sample_ranges
 from tailwise.storage.spans import Spans, coalesce
 
 SIZE = 40_000
@@ -31,7 +31,7 @@ def files(tmp_path):
 
 def test_reads(files):
     paths, contents = files
-    store = LocalStore(paths)
+    store = LocalShards(paths)
     assert store.read(2, 100, 3000) == contents[2][100:3000]
     assert store.read(0, SIZE, SIZE) == b""
     ranges = np.array([[3, 0, 5], [0, 7, 9], [3, 39_999, SIZE]])
@@ -40,7 +40,7 @@ def test_reads(files):
 
 def test_errors_name_the_bound(files, tmp_path):
     paths, contents = files
-    store = LocalStore([*paths, str(tmp_path / "absent.tar")])
+    store = LocalShards([*paths, str(tmp_path / "absent.tar")])
     with pytest.raises(OSError, match=r"0\.tar ends at byte 40,000; bytes 39,990 … 40,010"):
         store.read(0, 39_990, 40_010)
     with pytest.raises(FileNotFoundError):
@@ -59,7 +59,7 @@ def open_descriptors():
 def test_open_files_are_bounded_and_closed(files):
     paths, contents = files
     before = open_descriptors()
-    store = LocalStore(paths)
+    store = LocalShards(paths)
     store._files.most = 2
     for number in (0, 1, 2, 3, 0, 1, 2, 3):
         assert store.read(number, 5, 10) == contents[number][5:10]
@@ -71,7 +71,7 @@ def test_open_files_are_bounded_and_closed(files):
 
 def test_threads_never_get_another_files_bytes(files):
     paths, contents = files
-    store = LocalStore(paths)
+    store = LocalShards(paths)
     store._files.most = 1
     wrong = []
 
@@ -87,7 +87,7 @@ def test_threads_never_get_another_files_bytes(files):
 
 def test_pickled_and_forked(files):
     paths, contents = files
-    store = LocalStore(paths)
+    store = LocalShards(paths)
     store.read(0, 0, 1)
     assert pickle.loads(pickle.dumps(store)).read(0, 5, 9) == contents[0][5:9]
     context = multiprocessing.get_context("fork")
@@ -131,7 +131,7 @@ def _contents(tmp_path_factory):
     contents = [np.random.default_rng(number).bytes(SIZE) for number in range(4)]
     for number, content in enumerate(contents):
         (folder / f"{number}.tar").write_bytes(content)
-    return contents, LocalStore([str(folder / f"{number}.tar") for number in range(4)])
+    return contents, LocalShards([str(folder / f"{number}.tar") for number in range(4)])
 
 
 def locations_of(*places):
@@ -148,7 +148,7 @@ def test_near_members_come_in_one_read():
 @pytest.mark.parametrize("advised", [False, True])
 def test_a_sample_that_cannot_be_read_spoils_no_other(files, tmp_path, monkeypatch, advised):
     paths, contents = files
-    store = LocalStore([*paths, str(tmp_path / "absent.tar")])
+    store = LocalShards([*paths, str(tmp_path / "absent.tar")])
     if advised:  # as if nothing ever were in memory
         monkeypatch.setattr("tailwise.shards.ranges._CACHED_SECONDS", -1.0)
         assert read_samples(store, np.array([0], np.int32), locations_of((0, 600, 100, 20)))
@@ -166,13 +166,13 @@ def test_a_sample_that_cannot_be_read_spoils_no_other(files, tmp_path, monkeypat
 def test_the_store_that_fits(files, tmp_path):
     paths, contents = files
     local = open_store([f"file://{paths[0]}", paths[1]], tmp_path / "cache", 10**6)
-    assert type(local) is LocalStore
+    assert type(local) is LocalShards
     assert not local.remote
     assert local.read(0, 1, 5) == contents[0][1:5]
     assert not (tmp_path / "cache").exists()
     fsspec.filesystem("memory").pipe("/stores/1.tar", contents[1])
     mixed = open_store([paths[0], "memory://stores/1.tar", paths[2]], tmp_path / "cache", 10**6)
-    assert type(mixed) is MixedStore
+    assert type(mixed) is MixedShards
     assert mixed.remote
     assert mixed.read(1, 3, 9) == contents[1][3:9]
     ranges = np.array([[1, 10, 20], [0, 0, 5], [1, SIZE - 3, SIZE + 1], [2, 7, 8]])

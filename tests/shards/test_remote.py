@@ -19,7 +19,7 @@ import pytest
 
 from tailwise.errors import UserError
 from tailwise.shards.fingerprint import ChangedShardError, blocks_of_stream, read_fingerprint
-from tailwise.shards.remote import CONNECTIONS, RemoteStore
+from tailwise.shards.remote import CONNECTIONS, RemoteShards
 from tailwise.storage import remote
 from tailwise.storage.files import open_binary
 from tailwise.storage.latency_model import PRIOR_BYTES_PER_SECOND, PRIOR_LATENCY_SECONDS, LinkEstimate
@@ -133,21 +133,21 @@ def wait_for(condition, seconds=30):
 
 
 def test_reads_are_fetched_once(server, urls, contents, tmp_path):
-    store = RemoteStore(urls, tmp_path, 10**6)
+    store = RemoteShards(urls, tmp_path, 10**6)
     for _ in range(2):
         assert store.read(1, 100, 900) == contents[1][100:900]
     assert store.read(1, 150, 200) == contents[1][150:200]
     assert store.read(1, 7, 7) == b""
     assert server.ranges == [("/1.tar", 100, 900)]
     found = store.statistics
-    assert (found.requests, found.bytes, found.retries) == (1, 800, 0)
-    assert RemoteStore(urls, tmp_path, 10**6).read(1, 100, 900) == contents[1][100:900]
+    assert (found["requests"], found["bytes"], found["retries"]) == (1, 800, 0)
+    assert RemoteShards(urls, tmp_path, 10**6).read(1, 100, 900) == contents[1][100:900]
     assert len(server.ranges) == 1
 
 
 def test_where_requests_are_dear_all_comes_in_one(server, urls, contents, tmp_path, monkeypatch):
     monkeypatch.setattr(LinkEstimate, "request_bytes", 1e6)
-    store = RemoteStore(urls, tmp_path, 10**8)
+    store = RemoteShards(urls, tmp_path, 10**8)
     ranges = some_ranges(300)
     assert list(store.read_many(ranges)) == sliced(contents, ranges)
     assert len(server.ranges) == 3
@@ -157,7 +157,7 @@ def test_where_requests_are_dear_all_comes_in_one(server, urls, contents, tmp_pa
 
 def test_where_requests_cost_little_ranges_are_fetched_singly(server, urls, contents, tmp_path, monkeypatch):
     monkeypatch.setattr(LinkEstimate, "request_bytes", 998.0)  # whatever this machine's loopback is worth
-    store = RemoteStore(urls, tmp_path, 10**8)
+    store = RemoteShards(urls, tmp_path, 10**8)
     ranges = some_ranges(50)
     assert list(store.read_many(ranges)) == sliced(contents, ranges)
     asked = sorted((f"/{shard}.tar", start, stop) for shard, start, stop in ranges.tolist())
@@ -165,7 +165,7 @@ def test_where_requests_cost_little_ranges_are_fetched_singly(server, urls, cont
 
 
 def test_hints_are_fetched_behind_the_scenes(server, urls, contents, tmp_path):
-    store = RemoteStore(urls, tmp_path, 10**8)
+    store = RemoteShards(urls, tmp_path, 10**8)
     ranges = some_ranges(100)
     store.want(ranges[:50])
     store.want(ranges[50:])
@@ -189,7 +189,7 @@ def is_ours(target):
 
 def test_threads_end_with_the_work(server, urls, contents, tmp_path):
     """None idles: a store that nobody closes leaves nothing behind."""
-    store = RemoteStore(urls, tmp_path, 10**8)
+    store = RemoteShards(urls, tmp_path, 10**8)
     ranges = some_ranges(100)
     server.latency_seconds = 0.01
     store.want(ranges[:50])
@@ -204,7 +204,7 @@ def test_threads_end_with_the_work(server, urls, contents, tmp_path):
 def test_closing_ends_what_hints_began(server, urls, contents, tmp_path, monkeypatch):
     monkeypatch.setattr(LinkEstimate, "request_bytes", 998.0)  # each range by a request of its own
     server.latency_seconds = 0.2
-    store = RemoteStore(urls, tmp_path, 10**8)
+    store = RemoteShards(urls, tmp_path, 10**8)
     ranges = some_ranges(500)
     store.want(ranges[:400])
     wait_for(lambda: len(server.ranges) >= CONNECTIONS)
@@ -222,7 +222,7 @@ def test_closing_ends_what_hints_began(server, urls, contents, tmp_path, monkeyp
 
 
 def test_hints_keep_errors_to_themselves(urls, server, tmp_path):
-    store = RemoteStore([*urls, server.put("gone.tar", b"")[:-1]], tmp_path, 10**6)
+    store = RemoteShards([*urls, server.put("gone.tar", b"")[:-1]], tmp_path, 10**6)
     store.want(np.array([[3, 0, 10], [0, SIZE - 5, SIZE + 5]]))
     wait_for(lambda: len(server.ranges) >= 2 and not list(tmp_path.rglob("*.claim")))
     with pytest.raises(OSError, match=r"gone\.ta: HTTP 404 Not Found"):
@@ -233,7 +233,7 @@ def test_hints_keep_errors_to_themselves(urls, server, tmp_path):
 
 
 def test_one_bad_range_spoils_no_other(urls, contents, tmp_path):
-    store = RemoteStore(urls, tmp_path, 10**6)
+    store = RemoteShards(urls, tmp_path, 10**6)
     ranges = np.array([[0, 0, 10], [0, SIZE - 5, SIZE + 5], [1, 3, 8]])
     good, bad, also_good = store.read_many(ranges)
     assert (good, also_good) == (contents[0][:10], contents[1][3:8])
@@ -241,11 +241,11 @@ def test_one_bad_range_spoils_no_other(urls, contents, tmp_path):
 
 
 def test_transient_failures_are_repeated(server, urls, contents, tmp_path):
-    store = RemoteStore(urls, tmp_path, 10**6)
+    store = RemoteShards(urls, tmp_path, 10**6)
     attempts = remote.PATIENCE.attempts
     server.failures = attempts - 1
     assert store.read(0, 0, 100) == contents[0][:100]
-    assert store.statistics.retries == attempts - 1
+    assert store.statistics["retries"] == attempts - 1
     server.failures = attempts + 5
     for start in (200, 300):  # the tar is given up: its other ranges are not asked for
         with pytest.raises(OSError, match=rf"{re.escape(urls[0])}: HTTP 503 Service Unavailable \({attempts} attempts"):
@@ -258,7 +258,7 @@ def test_transient_failures_are_repeated(server, urls, contents, tmp_path):
 def test_a_server_without_ranges_is_found_out(server, urls, tmp_path):
     server.with_ranges = False
     with pytest.raises(OSError, match="doesn't answer requests for ranges"):
-        RemoteStore(urls, tmp_path, 10**6).read(0, 0, 100)
+        RemoteShards(urls, tmp_path, 10**6).read(0, 0, 100)
 
 
 def test_a_server_without_ranges_is_compared_with_the_fingerprints(server, urls, contents, tmp_path):
@@ -273,7 +273,7 @@ def test_a_server_without_ranges_is_compared_with_the_fingerprints(server, urls,
     server.put("1.tar", contents[1][:-1] + b"?")
 
     def store():
-        return RemoteStore(urls, tmp_path, 10**7, sizes=[SIZE] * 3, fingerprints=fingerprints)
+        return RemoteShards(urls, tmp_path, 10**7, sizes=[SIZE] * 3, fingerprints=fingerprints)
 
     assert store().read(0, 10, 20) == contents[0][10:20]
     assert store().read(2, 0, SIZE) == contents[2]
@@ -284,27 +284,27 @@ def test_a_server_without_ranges_is_compared_with_the_fingerprints(server, urls,
 
 
 def test_another_version_is_fetched_anew(server, urls, contents, tmp_path):
-    assert RemoteStore(urls, tmp_path, 10**6, ["a", "a", "a"]).read(0, 0, 9) == contents[0][:9]
+    assert RemoteShards(urls, tmp_path, 10**6, ["a", "a", "a"]).read(0, 0, 9) == contents[0][:9]
     server.put("0.tar", bytes(SIZE))
-    assert RemoteStore(urls, tmp_path, 10**6, ["a", "a", "a"]).read(0, 0, 9) == contents[0][:9]
-    assert RemoteStore(urls, tmp_path, 10**6, ["b", "a", "a"]).read(0, 0, 9) == bytes(9)
+    assert RemoteShards(urls, tmp_path, 10**6, ["a", "a", "a"]).read(0, 0, 9) == contents[0][:9]
+    assert RemoteShards(urls, tmp_path, 10**6, ["b", "a", "a"]).read(0, 0, 9) == bytes(9)
 
 
 def test_unknown_file_system(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        RemoteStore(["nowhere://bucket/0.tar"], tmp_path, 10**6).read(0, 0, 9)
+        RemoteShards(["nowhere://bucket/0.tar"], tmp_path, 10**6).read(0, 0, 9)
 
 
 def test_folders_and_bounds_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="name another"):
-        RemoteStore([], tmp_path / "file", 10)
+        RemoteShards([], tmp_path / "file", 10)
     with pytest.raises(UserError, match="at least"):
-        RemoteStore([], tmp_path / "cache", 0)
+        RemoteShards([], tmp_path / "cache", 0)
 
 
 def test_pickled_and_forked(server, urls, contents, tmp_path):
-    store = RemoteStore(urls, tmp_path, 10**6)
+    store = RemoteShards(urls, tmp_path, 10**6)
     assert store.read(0, 0, 9) == contents[0][:9]
     store.want(some_ranges(3))
     assert pickle.loads(pickle.dumps(store)).read(1, 0, 9) == contents[1][:9]
@@ -329,7 +329,7 @@ def test_pickled_and_forked(server, urls, contents, tmp_path):
 
 def test_the_bound_is_never_exceeded(server, urls, contents, tmp_path):
     bound = 10_000
-    store = RemoteStore(urls, tmp_path, bound)
+    store = RemoteShards(urls, tmp_path, bound)
     stop = threading.Event()
     most = [0]
 
@@ -348,15 +348,15 @@ def test_the_bound_is_never_exceeded(server, urls, contents, tmp_path):
     stop.set()
     watcher.join()
     assert 0 < most[0] <= bound
-    assert store.statistics.evictions > 0
+    assert store.cache.evictions > 0
 
 
 def test_the_least_recently_used_goes(server, urls, contents, tmp_path):
-    first = RemoteStore(urls, tmp_path, 3500)
+    first = RemoteShards(urls, tmp_path, 3500)
     for start in (0, 1000, 2000):
         first.read(0, start, start + 1000)
         time.sleep(0.02)
-    RemoteStore(urls, tmp_path, 3500).read(0, 0, 1000)  # used again
+    RemoteShards(urls, tmp_path, 3500).read(0, 0, 1000)  # used again
     first.read(0, 3000, 4000)
     asked = len(server.ranges)
     assert first.read(0, 0, 1000) == contents[0][:1000]
@@ -366,14 +366,14 @@ def test_the_least_recently_used_goes(server, urls, contents, tmp_path):
 
 
 def test_what_is_larger_than_the_cache_is_read_past_it(server, urls, contents, tmp_path):
-    store = RemoteStore(urls, tmp_path, 1000)
+    store = RemoteShards(urls, tmp_path, 1000)
     assert store.read(0, 0, 5000) == contents[0][:5000]
     assert list(store.read_many(np.array([[0, 0, 5000], [1, 0, 10]]))) == [contents[0][:5000], contents[1][:10]]
     assert used_bytes(tmp_path) <= 1000
 
 
 def test_a_lost_ledger_is_counted_anew(urls, contents, tmp_path):
-    store = RemoteStore(urls, tmp_path, 3000)
+    store = RemoteShards(urls, tmp_path, 3000)
     for start in (0, 1000, 2000):
         store.read(0, start, start + 1000)
     (tmp_path / "lock").write_bytes(b"")
@@ -383,10 +383,10 @@ def test_a_lost_ledger_is_counted_anew(urls, contents, tmp_path):
 
 
 def test_a_cut_file_is_fetched_again(server, urls, contents, tmp_path):
-    RemoteStore(urls, tmp_path, 10**6).read(0, 0, 1000)
+    RemoteShards(urls, tmp_path, 10**6).read(0, 0, 1000)
     (file,) = [path for path in (tmp_path / "ranges").rglob("*") if path.is_file()]
     file.write_bytes(b"")  # as after a loss of power
-    store = RemoteStore(urls, tmp_path, 10**6)
+    store = RemoteShards(urls, tmp_path, 10**6)
     for _ in range(2):
         assert store.read(0, 0, 1000) == contents[0][:1000]
     assert len(server.ranges) == 2
@@ -395,7 +395,7 @@ def test_a_cut_file_is_fetched_again(server, urls, contents, tmp_path):
 def test_the_whole_folder_may_go_while_it_is_in_use(urls, contents, tmp_path):
     import shutil
 
-    store = RemoteStore(urls, tmp_path / "cache", 10**6)
+    store = RemoteShards(urls, tmp_path / "cache", 10**6)
     store.read(0, 0, 1000)
     shutil.rmtree(tmp_path / "cache")
     assert store.read(0, 0, 1000) == contents[0][:1000]  # still open
@@ -407,9 +407,9 @@ def test_the_whole_folder_may_go_while_it_is_in_use(urls, contents, tmp_path):
 READER = """
 import sys
 import numpy as np
-from tailwise.shards.remote import RemoteStore
+from tailwise.shards.remote import RemoteShards
 urls, folder, ranges, hint = sys.argv[4:], sys.argv[1], np.load(sys.argv[2]), sys.argv[3] == "want"
-store = RemoteStore(urls, folder, 10**8)
+store = RemoteShards(urls, folder, 10**8)
 print("ready", flush=True)
 sys.stdin.readline()
 if hint:
@@ -455,7 +455,7 @@ def test_a_killed_fetch_leaves_nothing_behind(server, urls, contents, tmp_path):
     reader.communicate()
     assert len(list(folder.rglob("*.claim"))) == 3
     server.latency_seconds = 0
-    store = RemoteStore(urls, folder, 10**8)
+    store = RemoteShards(urls, folder, 10**8)
     assert list(store.read_many(some_ranges(30))) == sliced(contents, some_ranges(30))
     assert not list(folder.rglob("*.claim"))
     assert int.from_bytes((folder / "lock").read_bytes(), "little") == used_bytes(folder)
@@ -468,14 +468,14 @@ def test_leftovers_of_other_objects_make_room(urls, contents, tmp_path):
     (claim,) = cache.claim("another", lambda state: [(0, 2500)])
     cache._let_go(claim)
     assert (dead / "0-2500.claim").exists()
-    store = RemoteStore(urls, tmp_path, 3000)
+    store = RemoteShards(urls, tmp_path, 3000)
     assert store.read(0, 0, 1000) == contents[0][:1000]
     assert not (dead / "0-2500.claim").exists()
     assert int.from_bytes((tmp_path / "lock").read_bytes(), "little") == 1000
 
 
 def test_who_waits_for_a_failed_fetch_fetches(urls, contents, tmp_path):
-    store = RemoteStore(urls, tmp_path, 10**6)
+    store = RemoteShards(urls, tmp_path, 10**6)
     (claim,) = store.cache.claim(store._key(0), lambda state: [(0, 1000)])
     found = []
     reader = threading.Thread(target=lambda: found.append(store.read(0, 10, 20)))
@@ -552,7 +552,7 @@ def bucket(monkeypatch, contents):
 
 
 def test_s3(bucket, contents, tmp_path):
-    store = RemoteStore([*bucket, "s3://pool/gone.tar"], tmp_path, 10**7)
+    store = RemoteShards([*bucket, "s3://pool/gone.tar"], tmp_path, 10**7)
     ranges = some_ranges(60)
     store.want(ranges)
     assert list(store.read_many(ranges)) == sliced(contents, ranges)

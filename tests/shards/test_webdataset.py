@@ -16,8 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tailwise.shards import webdataset
+from tailwise.shards.content import hashed_uid
 from tailwise.shards.grouping import split_name
-from tailwise.shards.webdataset import hashed_uid, parse_uid, read_shard
+from tailwise.shards.sidecar import parse_uid
+from tailwise.shards.webdataset import read_shard
 
 UID = "00112233445566778899aabbccddeeff"
 

@@ -29,8 +29,8 @@ from tailwise.recipes.recipe import load_recipe
 from tailwise.requests import FilterRequest, GroupRequest, PlanRequest
 from tailwise.shards.columns import count_rows
 from tailwise.shards.decode import ImageError, decode_rgb
+from tailwise.shards.metadata import read_metadata
 from tailwise.shards.webdataset import read_shard
-from tailwise.sources.datacomp import read_metadata
 from tailwise.steps.grouping.group import group
 from tailwise.steps.grouping.match import read_entries
 from tailwise.steps.planning.plan import make_plan

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailwise.catalog.schema import NO_OFFSET
-from tailwise.sources.datacomp import MetadataEmbeddings, parse_uids, read_metadata
+from tailwise.shards.metadata import parse_uids, read_metadata
+from tailwise.sources.datacomp import MetadataEmbeddings
 from tailwise.sources.embedding_files import BadPartition
 
 UIDS = [f"{number:032x}" for number in (11, 5, 7, 2**127)]

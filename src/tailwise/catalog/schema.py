@@ -3,8 +3,7 @@
 import pyarrow as pa
 
 FINGERPRINT = "fingerprint"
-NO_OFFSET = -1  # of a sample whose bytes aren't there: its shard is a table that was read in place of tars
-TABLE_SUFFIX = ".parquet"  # of the path of such a shard
+NO_OFFSET = -1  # of a sample whose bytes aren't there: its shard is a file of metadata
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -47,8 +46,3 @@ REJECTED_SCHEMA = pa.schema(
         pa.field("rows", pa.int64(), nullable=False),  # how many samples or rows this line stands for
     ]
 )
-
-
-def has_bytes(path: str) -> bool:
-    """Whether the images of a shard's samples can be read: false for a table of metadata."""
-    return not path.endswith(TABLE_SUFFIX)

@@ -143,11 +143,11 @@ def why(
 
 
 def _print_sample(sample: Mapping[str, Any]) -> None:
-    from tailwise.catalog.schema import has_bytes
+    from tailwise.catalog.schema import NO_OFFSET
 
     say(f"sample {sample['key']} (uid {sample['uid']}, row {sample['row']:,})")
     image = f"{sample['image_bytes']:,} bytes of .{sample['image_extension']} at byte {sample['image_offset']:,}"
-    if not has_bytes(sample["shard"]):
+    if sample["image_offset"] == NO_OFFSET:
         image = "metadata only"
     size = f", {sample['width']} × {sample['height']} pixels" if sample["width"] and sample["height"] else ""
     say(f"  lies in     {sample['shard']}: {image}{size}")

@@ -517,7 +517,7 @@ def _print_plan(pipeline: Pipeline, prepared: list[Prepared], catalog: Path, sou
 
 def _samples(opened: Catalog | None, sources: list[str]) -> tuple[int, str]:
     """How many samples there are, or about how many there will be: by the first tar, if nothing is imported yet."""
-    from tailwise.shards.webdataset import read_shard
+    from tailwise.shards.containers import index_shard
     from tailwise.sources import find
 
     if opened is not None and opened.snapshots():
@@ -527,7 +527,7 @@ def _samples(opened: Catalog | None, sources: list[str]) -> tuple[int, str]:
         return 0, "an unknown number, for now "
     path, size = next(iter(found.tars.items()))
     total = sum(found.tars.values())
-    return round(read_shard(path).samples.num_rows * total / max(size, 1)), f"{len(found.tars):,} tars, about "
+    return round(index_shard(path).samples.num_rows * total / max(size, 1)), f"{len(found.tars):,} tars, about "
 
 
 def _dimension(opened: Catalog | None) -> int:

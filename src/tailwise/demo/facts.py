@@ -119,8 +119,7 @@ def read_record(path: Path) -> Trained:
 
 def bytes_read(plan: Plan, rows: npt.NDArray[np.int64]) -> int:
     """Return the bytes of the tars that the loader reads for some samples."""
-    shards = (np.searchsorted(plan.shard_offsets, rows, side="right") - 1).astype(np.int32)
-    ranges = sample_ranges(shards, Locations(plan.catalog, plan.snapshot).of(rows))[0]
+    ranges = sample_ranges(plan.shards_of(rows), Locations(plan.catalog, plan.snapshot).of(rows))[0]
     return int(np.diff(ranges[:, 1:]).sum())
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.errors import UserError
-from tailwise.shards.webdataset import read_shard
+from tailwise.shards.containers import index_shard
 from tailwise.sources import Found, find
 from tailwise.storage.remote import is_remote
 
@@ -75,7 +75,7 @@ def _tars(pool: Sequence[str], samples: int, folder: Path) -> tuple[list[str], i
     chosen: list[str] = []
     total = 0
     for path in pool:
-        rows = read_shard(path).samples
+        rows = index_shard(path).samples
         if rows.num_rows == 0:
             continue
         take = min(rows.num_rows, samples - total)

@@ -5,14 +5,13 @@ Results don't depend on the number of workers: a batch lies within one shard, an
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -21,19 +20,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tailwise.errors import UserError
 from tailwise.execution.local import as_it_is, begin_worker, default_workers
 from tailwise.progress import Track
-from tailwise.shards.compressed import MAGIC_BYTES, compression_of
+from tailwise.shards.containers import container_of
+from tailwise.shards.content import Pairs
 from tailwise.shards.decode import UNREADABLE, ImageError, decode_rgb, too_long
-from tailwise.shards.grouping import group_members, image_of
-from tailwise.shards.tar import index_tar
-from tailwise.shards.webdataset import read_member
 from tailwise.storage.errors import RemoteError
-from tailwise.storage.files import open_whole
 
 MAX_WORKERS = 8  # by default; a batch of 256 images of 224 pixels takes 150 MB, and each worker holds two
-IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # the first that a sample has, as clip_benchmark takes it
-MOST_TARGET_BYTES = 1 << 20  # of a class number or some captions
 INCOMPLETE = "without image or target"
-HARMLESS = "folder, or leftover of macOS, Windows or an archiver"  # members of no sample
 
 
 @contextmanager
@@ -53,13 +46,10 @@ def reading(path: str) -> Iterator[None]:
         ) from error
 
 
-Encoded: TypeAlias = bytes | ImageError | None  # of an image; why it is not read; there is none
-
-
 class Shard(Protocol):
     """Some samples of a set."""
 
-    def samples(self) -> Iterator[tuple[Encoded, bytes | None]]:
+    def samples(self) -> Pairs:
         """The encoded image and the target of each sample, in order; None for what is wanting.
 
         Raises:
@@ -70,7 +60,7 @@ class Shard(Protocol):
 
 @dataclass(frozen=True)
 class TarShard:
-    """One tar of samples `{key}.jpg` and `{key}.{target}`, found as an import finds them. A remote tar is downloaded first.
+    """One file of samples, such as a tar; see `Container.pairs`.
 
     Attributes:
         path: a local path or any fsspec URL.
@@ -80,25 +70,10 @@ class TarShard:
     path: str
     target: str
 
-    def samples(self) -> Iterator[tuple[Encoded, bytes | None]]:
+    def samples(self) -> Pairs:
         """As `Shard` has it."""
-        with reading(self.path), open_whole(self.path) as stream:
-            if packed := compression_of(stream.read(MAGIC_BYTES)):
-                raise ValueError(packed)
-            index = index_tar(stream, stream.seek(0, io.SEEK_END))
-            if index.damage:
-                raise ValueError(index.damage)
-            grouped = group_members(index, self.path, self.target)
-            for item in grouped.rejected:
-                yield from [(ImageError(item["reason"], item["detail"] or ""), None)] * item["rows"]
-            yield from [(ImageError(HARMLESS, self.path), None)] * grouped.counts.harmless
-            for members in grouped.groups.values():
-                extension, target = image_of(members, IMAGE_EXTENSIONS), members.get(self.target)
-                image = members[extension] if extension else None
-                yield (
-                    image and (too_long(image.size) or read_member(stream, image)),
-                    read_member(stream, target) if target and target.size <= MOST_TARGET_BYTES else None,
-                )
+        with reading(self.path):
+            yield from container_of(self.path).pairs(self.path, self.target)
 
 
 @dataclass(frozen=True)
@@ -111,7 +86,7 @@ class FileShard:
 
     files: tuple[tuple[str, int], ...]
 
-    def samples(self) -> Iterator[tuple[Encoded, bytes | None]]:
+    def samples(self) -> Pairs:
         """As `Shard` has it."""
         for path, label in self.files:
             with reading(path):

@@ -16,13 +16,13 @@ from tailwise.context import Context
 from tailwise.encoders.open_clip import LoadedModel, find_checkpoint, load_model
 from tailwise.errors import UserError
 from tailwise.evaluate.counts import count_in_pool, read_train_counts
-from tailwise.evaluate.images import HARMLESS
 from tailwise.evaluate.metrics import Interval, bounded, classification, doublings, recall, tally, thirds
 from tailwise.evaluate.sets import ImageSet, Task, find_set
 from tailwise.evaluate.zero_shot import KS, classify, retrieve
 from tailwise.progress import Track, silent
 from tailwise.rejects import check_share, refuse_many
 from tailwise.requests import EvaluateRequest
+from tailwise.shards.content import HARMLESS
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.export.drawn import DrawnPart, drawn_parts, publishing
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.shards.webdataset import hashed_uid
+from tailwise.shards.containers import Container, containers_of
+from tailwise.shards.content import hashed_uid
 
 UID = np.dtype("u8,u8")
 _REMEDY = "export `to` shards (new tars, with uids in their .json), or `to` parquet or keys"
@@ -50,9 +50,10 @@ def check_uids(plan: Plan) -> None:
 
 def _given(plan: Plan, epoch: int, track: Track) -> Iterator[DrawnPart]:
     """Yield the drawn samples, and refuse those without a uid in their tar."""
-    paths = plan.catalog.shards(plan.snapshot).column("path").to_pylist()
+    shards = plan.catalog.shards(plan.snapshot)
+    paths, containers = shards.column("path").to_pylist(), containers_of(shards)
     for part in drawn_parts(plan, epoch, ["uid", "shard", "key", "json_bytes"], track):
-        _check_given(part.samples, paths)
+        _check_given(part.samples, paths, containers)
         yield part
 
 
@@ -74,11 +75,11 @@ def write_subset(uids: npt.NDArray[np.uint64], path: Path) -> None:
         np.save(stream, uids.view(UID).reshape(-1), allow_pickle=False)
 
 
-def _check_given(samples: pa.Table, paths: list[str]) -> None:
+def _check_given(samples: pa.Table, paths: list[str], containers: list[Container]) -> None:
     """Refuse samples whose uid is a hash of ours, or whose tar holds no .json that it could stand in."""
     columns = (samples.column(name).to_pylist() for name in ("uid", "shard", "key", "json_bytes"))
     for uid, shard, key, json_bytes in zip(*columns, strict=True):
-        if uid == hashed_uid(shard, key) or (json_bytes is None and has_bytes(paths[shard])):
+        if uid == hashed_uid(shard, key) or (json_bytes is None and containers[shard].has_bytes):
             raise UserError(
                 f"DataComp's resharder finds samples by the uid in their .json, and sample {key!r} of {paths[shard]} has none: {_REMEDY}"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.shards.ranges import ADJACENT_BYTES, Store
+from tailwise.shards.ranges import ADJACENT_BYTES, ShardStore
 
 Members = tuple[bytes | None, ...]
 Content = bytes | memoryview | OSError
@@ -43,7 +43,7 @@ def member_ranges(
 
 
 def read_members(
-    store: Store, shards: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+    store: ShardStore, shards: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
 ) -> list[Members | OSError]:
     """The members of each sample; None for one that isn't there, an OSError in the place of a sample that can't be read.
 

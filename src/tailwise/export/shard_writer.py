@@ -21,7 +21,7 @@ from tailwise.export.members import Members, member_ranges, read_members
 from tailwise.export.shuffled import COPY_FIELDS, read_positions
 from tailwise.export.tar_file import write_end, write_member
 from tailwise.shards.fingerprint import comparable_shards
-from tailwise.shards.ranges import Store, open_shards
+from tailwise.shards.ranges import ShardStore, open_shards
 from tailwise.storage.local import replacing
 
 READ_BYTES = 64 << 20  # of members that one process holds at a time
@@ -108,7 +108,7 @@ class ShardWriter:
             return None
         return int(found["count"]) - int(found["successes"])
 
-    def _store(self) -> Store:
+    def _store(self) -> ShardStore:
         return _opened(self.export_id, self.catalog.folder, self.snapshot, self.runs / "cache", self.cache_bytes)
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ class ShardWriter:
 
 
 @lru_cache(maxsize=1)
-def _opened(export_id: str, catalog: Path, snapshot: int, cache: Path, cache_bytes: int) -> Store:  # noqa: ARG001
+def _opened(export_id: str, catalog: Path, snapshot: int, cache: Path, cache_bytes: int) -> ShardStore:  # noqa: ARG001
     """The store of a snapshot's tars; one for all shards that a process writes in one export."""
     source = Catalog.open(catalog)
     return open_shards(comparable_shards(source, source.snapshot(snapshot)), cache, cache_bytes)

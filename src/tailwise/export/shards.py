@@ -25,10 +25,11 @@ from tailwise.execution.local import LocalExecutor, default_workers
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.shard_writer import CACHE_BYTES, SUCCESS, ShardWriter
 from tailwise.export.shuffled import Epoch, survey, write_runs
-from tailwise.loader.shards import check_shards, require_bytes
+from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.requests import ShardsRequest
+from tailwise.shards.verify import check_shards
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, scratch
 
 FORMAT = 1  # raised when the same plan would give other bytes

@@ -1,4 +1,4 @@
-"""The map-style dataset whose index is the number of a batch: what a worker does."""
+"""Map-style dataset of batches by number, which workers read, decode and transform."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ from tailwise.loader.order import Block, Order
 from tailwise.loader.substitutes import Substitutes
 from tailwise.shards.decode import ImageError
 from tailwise.shards.locations import Locations
-from tailwise.shards.ranges import Store, read_samples, sample_ranges
+from tailwise.shards.ranges import ShardStore, read_samples, sample_ranges
 
-WANTED_BATCHES = 4  # of a worker, that a remote store fetches ahead
-WANTED_ROWS = 600_000  # of a block, likewise
+WANTED_BATCHES = 4  # of a worker, fetched ahead by a remote store
+WANTED_ROWS = 600_000  # of a block, fetched ahead by a remote store
 
 Decode = Callable[[bytes], Any]
 Transform = Callable[[Any], Any]
 Tokenizer = Callable[[list[str]], Any]
-_Content = tuple[bytes, bytes] | OSError | str  # encoded image and caption, why they can't be read, or why they aren't
+_Content = (
+    tuple[bytes, bytes] | OSError | str
+)  # encoded image and caption, an error, or the reason why they are not read
 
 
 class Replacement(NamedTuple):
-    """A sample that was removed or couldn't be read, and what stood in for it.
+    """Replacement of a sample that was removed or cannot be read.
 
     Attributes:
-        position: in the endless order.
-        row: that was drawn.
+        position: position in the endless order.
+        row: row that was drawn.
         stand_in: row that was read.
-        reason: why.
+        reason: why the drawn row was replaced.
     """
 
     position: int
@@ -52,12 +54,12 @@ class Batch(NamedTuple):
     """One rank's part of a global batch, n samples.
 
     Attributes:
-        images: tensor [n, …], stacked from what the transform gives; without a transform, a list of n encoded images.
-        texts: what the tokenizer gives of n captions; without one, the list of captions.
+        images: tensor [n, …], stacked results of the transform; without a transform, a list of n encoded images.
+        texts: result of the tokenizer for n captions; without a tokenizer, the list of captions.
         rows: int64 tensor [n], rows of the catalog.
         epochs: int32 tensor [n], the plan's epoch that drew each sample.
-        positions: int64 tensor [n], places in the endless order.
-        replaced: which of them are stand-ins for unreadable ones.
+        positions: int64 tensor [n], positions in the endless order.
+        replaced: replaced samples.
     """
 
     images: Any
@@ -68,7 +70,7 @@ class Batch(NamedTuple):
     replaced: list[Replacement]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Workers send the small tensors as arrays: a file descriptor for each would cost more than all the rest."""
+        """Send the small tensors as arrays: a file descriptor for each would cost more than everything else."""
         numbers = [tensor.numpy() for tensor in (self.rows, self.epochs, self.positions)]
         return _unpickled, (self.images, self.texts, numbers, self.replaced)
 
@@ -80,28 +82,28 @@ def _unpickled(images: Any, texts: Any, numbers: list[npt.NDArray[Any]], replace
 
 @dataclass
 class BatchDataset(Dataset["Batch | UserError"]):
-    """Batches by number. Picklable; opens what it needs in the process that reads.
+    """Batches by number. Can be pickled; files are opened in the process that reads.
 
     Attributes:
-        order: which rows.
-        locations: where they lie.
-        store: reads them.
-        rank: of this process's part of the batches.
-        world_size: how many parts.
+        order: rows of the batches.
+        locations: locations of the rows.
+        store: store of the shards.
+        rank: rank of this process.
+        world_size: number of ranks.
         decode: bytes → image.
-        transform: image → tensor; None leaves images encoded.
-        tokenizer: captions → tensor [n, …]; None leaves them as they are.
-        damaged: shards that aren't read at all, with the reason.
-        removals: samples that aren't read at all.
-        replaces: whether samples are replaced that can't be read from their shard; else that is an error. Broken ones always are.
-        stride: how far apart the batches of one worker are.
-        ahead_bytes: of remote shards, that may be fetched ahead.
-        lock: held by whoever uses what isn't made for several threads: order and stand-ins.
+        transform: image → tensor; None: images stay encoded.
+        tokenizer: captions → tensor [n, …]; None: captions stay text.
+        damaged: shards that are not read, with the reason.
+        removals: samples that are not read.
+        replaces: replace samples that cannot be read from their shard; otherwise that is an error. Broken samples are always replaced.
+        stride: difference of the numbers of two batches of one worker.
+        ahead_bytes: bytes of remote shards that may be fetched ahead.
+        lock: guards order and substitutes, which are not made for several threads.
     """
 
     order: Order
     locations: Locations
-    store: Store
+    store: ShardStore
     rank: int
     world_size: int
     decode: Decode
@@ -115,18 +117,18 @@ class BatchDataset(Dataset["Batch | UserError"]):
     lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
-        """Prepares what stands in for removed and unreadable samples."""
+        """Prepare the replacements."""
         self.substitutes = Substitutes(self.order.plan, self.order.sections, self.removals)
         self.forget_wanted()
 
     def forget_wanted(self) -> None:
-        """Asks a remote store anew for what comes next: reading goes on elsewhere, where what was fetched may have gone since."""
+        """Ask a remote store again for the next ranges: reading moves to another position, whose ranges may have been evicted."""
         self._wanted = -1
         self._wanted_block: Block | None = None
-        self._large_block: Block | None = None  # the latest that was found to be too large to fetch ahead
+        self._large_block: Block | None = None  # the latest block that is too large to fetch ahead
 
     def __getitem__(self, number: int) -> Batch | UserError:
-        """One batch. A user's mistake is given back, not raised: an exception of a worker would arrive as its whole traceback."""
+        """Return one batch. A UserError is returned, because one that a worker raises would arrive as a traceback."""
         try:
             return self._batch(number)
         except UserError as error:
@@ -158,7 +160,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
                 captions.append(found[1])
             texts = self._tokenized(captions, seed)
         return Batch(
-            default_collate(images) if self.transform is not None else images,  # in shared memory at once, in workers
+            default_collate(images) if self.transform is not None else images,  # in workers, directly in shared memory
             texts,
             torch.from_numpy(rows),
             torch.from_numpy(samples.epochs.copy()),
@@ -166,13 +168,8 @@ class BatchDataset(Dataset["Batch | UserError"]):
             replaced,
         )
 
-    def shards(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """The shard of each row: int32 [n]."""
-        offsets = self.order.plan.shard_offsets
-        return (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
-
     def _read(self, rows: npt.NDArray[np.int64]) -> list[_Content]:
-        shards = self.shards(rows)
+        shards = self.order.plan.shards_of(rows)
         removed = self.removals.numbers_of(rows)
         readable = (removed == 0) & ~np.isin(shards, list(self.damaged))
         read = read_samples(self.store, shards[readable], self.locations.of(rows[readable]))
@@ -185,7 +182,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
         return contents
 
     def _decoded(self, content: _Content) -> tuple[Any, str] | str:
-        """Image and caption, or the reason why not."""
+        """Return image and caption, or the reason why they cannot be used."""
         if not isinstance(content, tuple):
             return str(content)
         encoded, text = content
@@ -204,14 +201,14 @@ class BatchDataset(Dataset["Batch | UserError"]):
         return self.transform(image), caption
 
     def _check_replaceable(self, row: int, content: _Content) -> None:
-        """Removed and broken samples can be replaced; one that doesn't come from its shard may mean that shard or network have gone."""
+        """Raise a UserError for a sample that cannot be read from its shard, unless it may be replaced: shard or network may be lost."""
         if isinstance(content, OSError) and not self.replaces:
             raise UserError(
                 f"row {row:,} can't be read ({content}): mend its shard, or let other samples stand in (`on_damaged` replace)"
             )
 
     def _tokenized(self, captions: list[str], seed: Callable[[int], None]) -> Any:  # noqa: ANN401
-        """All captions at once; one by one, with keyed random numbers, where the tokenizer draws some (open_clip's reduction masks)."""
+        """Return tokens of all captions; one by one, with keyed random numbers, if the tokenizer draws some (open_clip's masks)."""
         if self.tokenizer is None:
             return captions
         if getattr(self.tokenizer, "reduction_fn", None) is None:
@@ -233,14 +230,14 @@ class BatchDataset(Dataset["Batch | UserError"]):
         )
 
     def _want_next(self, number: int) -> None:
-        """Tells a remote store what comes next: this block of the lanes and the one after it, or some batches, where that is too much.
+        """Tell a remote store the next ranges: of this block of the lanes and the next; of some batches, if blocks are too large.
 
-        The first worker asks for the blocks, on behalf of all: a shard's ranges are best fetched together.
+        The first worker asks for the blocks of all workers, so that a shard's ranges are fetched together.
         """
         if not self.store.remote:
             return
         worker = get_worker_info()
-        with suppress(UserError):  # the end of the order, which this batch doesn't reach
+        with suppress(UserError):  # the end of the order, after this batch
             self._want_ahead(number, worker is None or worker.id == 0)
 
     def _want_ahead(self, number: int, asks: bool) -> None:
@@ -253,15 +250,12 @@ class BatchDataset(Dataset["Batch | UserError"]):
         self._wanted = max(last, self._wanted)
 
     def _want_blocks(self, number: int, asks: bool) -> bool:
-        """Whether whole blocks are fetched ahead: not in compositions that mix or leave out what blocks hold, nor beyond `ahead_bytes`."""
+        """Return whether whole blocks are fetched ahead: only in base order and up to `ahead_bytes`."""
         here = self.order.block_at(number) if self.order.options.compose == "shuffle" else None
         if here is None or self.order.block_size(here) // self.world_size > WANTED_ROWS:
             return False
-        block = (
-            here
-            if self._wanted_block is None or self._wanted_block < here
-            else self.order.block_after(self._wanted_block)
-        )
+        latest = self._wanted_block
+        block = here if latest is None or latest < here else self.order.block_after(latest)
         while block <= self.order.block_after(here):
             if block == self._large_block:
                 return False
@@ -277,13 +271,13 @@ class BatchDataset(Dataset["Batch | UserError"]):
 
     def _ranges(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         rows = rows[self.removals.keeps(rows)]
-        return sample_ranges(self.shards(rows), self.locations.of(rows))[0]
+        return sample_ranges(self.order.plan.shards_of(rows), self.locations.of(rows))[0]
 
     @contextmanager
     def _keyed(
         self, epochs: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
     ) -> Iterator[Callable[[int], None]]:
-        """Gives a function that seeds all generators augmentations may use, by (seed, epoch, position); afterwards they are as before."""
+        """Yield a function that seeds all generators of augmentations by (seed, epoch, position); restore their states afterwards."""
         if self.transform is None and self.tokenizer is None:
             yield lambda _: None
             return

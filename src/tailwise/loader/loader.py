@@ -1,23 +1,22 @@
-"""The loader: a plan's samples in batches, endless, exact and resumable, from the tars as they lie."""
+"""The loader: a plan's samples in batches, endless, exact and resumable, from the existing shards."""
 
 from __future__ import annotations
 
 import logging
 import os
 import pickle
-import stat
-import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
@@ -26,7 +25,7 @@ from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Tran
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
 from tailwise.loader.replaced import Counts, ReplacedSamples, check_appendable
-from tailwise.loader.shards import check_shards, require_bytes
+from tailwise.loader.shards import own_cache_folder, require_bytes
 from tailwise.loader.threads import read_ahead
 from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
@@ -34,7 +33,8 @@ from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
-from tailwise.shards.ranges import open_shards
+from tailwise.shards.ranges import ShardStore, open_shards
+from tailwise.shards.verify import check_shards
 
 DEFAULT_CACHE_BYTES = 32_000_000_000
 MANY_ROWS = 4_000_000  # of a plan, whose counting takes a while
@@ -47,14 +47,52 @@ class Loader:
     """Batches of a plan, for one of several ranks.
 
     The order is a function of the plan and the order's options (batch size of all ranks, accumulation, seed, lanes, block, composition,
-    first epoch): never of the number of ranks or workers. `position` is the number of the next batch: it counts what was consumed,
-    never what was prefetched. All iterators of a loader share it.
+    first epoch), not of the number of ranks or workers. `position` is the number of the next batch: it counts consumed batches, not
+    prefetched ones. All iterators of a loader share it.
+
+    Args:
+        plan: a plan.
+        batch_size: samples of a batch of this rank.
+        rank: 0 … world_size − 1. By default that of the process group or, before there is one, of torchrun's environment.
+        world_size: number of ranks that share each global batch; same defaults; divides `lanes`.
+        group: torch's process group whose ranks share each global batch; the default group if there is one.
+        accumulation: batches per optimizer step; no row comes twice in a step, if the pool is large enough.
+        decode: bytes → image; PIL, in RGB, by default.
+        transform: image → tensor; its random numbers are keyed by (seed, epoch, position). None: encoded images.
+        tokenizer: list of captions → tensor [n, …]; None: the captions.
+        workers: processes that read, decode and transform; without transform and tokenizer, one thread that reads ahead, or as many
+            threads for remote shards; 0 does everything in this thread.
+        seed: seed of the order and the augmentation; the draw has its own, in the plan.
+        lanes: C, see OrderOptions; by default 64, or a similar number that fits the batch and the ranks.
+        block: samples of a lane that are shuffled together.
+        compose: "shuffle", "spread" or "diverse", see OrderOptions.
+        first_epoch: the plan's epoch to start with.
+        check: check of the shards: "none"; "size" (length and first block before reading, the fingerprint when a shard is opened); or
+            "index" (the index and the fingerprint before reading).
+        on_damaged: shards that are missing or changed, or that fail while they are read, are an "error"; or "replace" their samples, as
+            broken samples always are.
+        max_replaced: share of the samples that may be replaced: of the pool, for shards that are damaged at the start; otherwise of the
+            samples consumed by this rank (or an epoch's, if that is more). 100 are always allowed, unless it is 0.
+        cache_folder: folder for ranges of remote shards, shared by all processes of this machine.
+        cache_bytes: bound of this cache.
+        log: a JSON-lines file to which each replaced sample is appended.
+        prefetch: batches that each worker reads ahead.
+        pin_memory: pin batches for copying to a GPU; None: if there is one.
+        track: shows progress of one-time work.
 
     Attributes:
-        plan: which plan.
         order: the endless order.
         position: number of the next batch.
+
+    Raises:
+        UserError: an option is out of bounds, shards are missing or changed, or the plan draws samples without bytes.
     """
+
+    _batches: Iterator[Batch | UserError] | None = None
+    _passed: int | None = None  # after load_state_dict, the last of the finished epochs that `epoch` has skipped
+    _counting: Counting | None = None
+    _prepared = -1
+    _warned = False
 
     def __init__(
         self,
@@ -84,49 +122,9 @@ class Loader:
         pin_memory: bool | None = None,
         track: Track = silent,
     ) -> None:
-        """Checks everything that can be checked, and reads nothing yet.
-
-        Args:
-            plan: which plan.
-            batch_size: samples of a batch of this rank.
-            rank: 0 … world_size − 1. By default that of the process group or, before there is one, of torchrun's environment.
-            world_size: how many ranks share each global batch; found likewise; divides `lanes`.
-            group: torch's process group whose ranks share each global batch; the default group if there is one.
-            accumulation: batches per optimizer step; no row comes twice in a step, while the pool allows it.
-            decode: bytes → image; PIL, in RGB, by default.
-            transform: image → tensor; its random numbers are keyed by (seed, epoch, position). None: encoded images.
-            tokenizer: list of captions → tensor [n, …]; None: the captions.
-            workers: processes that read, decode and transform; where there is no transform and no tokenizer, a thread that reads ahead, or
-                so many for remote shards; 0 does all in this thread.
-            seed: of the order and the augmentation; the draw has its own, in the plan.
-            lanes: C, see OrderOptions; by default 64, or what is like it and fits the batch and the ranks.
-            block: samples of a lane that are shuffled together.
-            compose: "shuffle", "spread" or "diverse", see OrderOptions.
-            first_epoch: the plan's epoch to begin with.
-            check: of the tars: "none"; "size" (length and first block before anything is read, the fingerprint when a tar is opened); or
-                "index" (all headers and the fingerprint before anything is read).
-            on_damaged: of tars that are missing or changed, or that fail while they are read: "error", or "replace": their samples are
-                replaced, as broken ones always are.
-            max_replaced: share of the samples that may be replaced: of the pool, by tars that are damaged at the start; and of those
-                consumed by this rank (or an epoch's, while that is more), otherwise. A hundred may, unless it is 0.
-            cache_folder: for remote shards, shared by all processes of this machine.
-            cache_bytes: of it, at most.
-            log: a JSON-lines file that each replaced sample is appended to.
-            prefetch: batches each worker reads ahead.
-            pin_memory: of batches, for copying to a GPU; None: if there is one.
-            track: shows progress of one-time work.
-
-        Raises:
-            UserError: an option is out of bounds, tars are missing or changed, or the plan draws samples that lie in no tar.
-        """
+        """Check everything that can be checked; read nothing yet."""
         rank, world_size = self._ranks = find_ranks(rank, world_size, group)
-        if on_damaged not in ON_DAMAGED:
-            raise UserError(f"on_damaged {on_damaged!r}: must be one of {', '.join(ON_DAMAGED)}")
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
-            if value < least:
-                raise UserError(f"{name} {value}: must be at least {least}")
-        if not 0 <= max_replaced <= 1:
-            raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
+        _check_bounds(batch_size, workers, prefetch, on_damaged, max_replaced)
         global_batch = batch_size * world_size
         chosen = choose_lanes(global_batch, world_size) if lanes is None else lanes
         options = OrderOptions(global_batch, accumulation, seed, chosen, block, compose, first_epoch)
@@ -135,73 +133,40 @@ class Loader:
         self.plan, self.order = plan, Order(plan, options)
         self.position = 0
         self._group, self._lanes = group, lanes
-        # After load_state_dict, the last of the finished epochs that `epoch` has passed over.
-        self._passed: int | None = None
-        self._warned = False
         self._workers, self._prefetch = workers, prefetch
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         if log is not None:
             check_appendable(Path(log))
-        shards = comparable_shards(plan.catalog, plan.snapshot, track)
         damaged = _damaged(plan, check, self._ranks, group, track)
-        if damaged and on_damaged == "error":
-            raise UserError(
-                f"{len(damaged):,} of {plan.snapshot.shards:,} tars can't be read as they were imported, the first is "
-                f"{next(iter(damaged.values()))}; restore them, tell where they are (`tailwise relocate`), or let other samples stand in "
-                "(`on_damaged` replace)"
-            )
-        for reason in damaged.values():
-            logger.warning("samples of this tar are replaced: %s", reason)
-        lost = sum(rows for shard, rows in enumerate(shards.column("rows").to_pylist()) if shard in damaged)
-        if lost > max_replaced * plan.rows:
-            raise UserError(
-                f"{lost:,} of {plan.rows:,} samples lie in {len(damaged):,} tars that can't be read, more than the share {max_replaced} "
-                "that may be replaced; restore them, or raise `max_replaced`"
-            )
+        _check_damaged(plan, damaged, on_damaged, max_replaced)
         ensure_locations(plan.catalog, plan.snapshot, track)
-        cache = cache_folder or own_cache_folder(shards.column("path").to_pylist())
-        store = open_shards(shards, cache, cache_bytes, compare=check != "none")
-        locations = Locations(plan.catalog, plan.snapshot)
+        store = _open_store(plan, cache_folder, cache_bytes, check, track)
         self._threads = workers if transform is None and tokenizer is None else 0
-        # From local files one is as fast as they can be made into batches; more would only fight for the interpreter's lock.
+        # One thread reads local files as fast as batches can be made; more would compete for the interpreter's lock.
         self._read_by = (self._threads, prefetch) if store.remote else (1, prefetch * workers)
-        stride = 1 if self._threads else max(1, workers)
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._dataset = BatchDataset(
-            self.order,
-            locations,
-            store,
-            rank,
-            world_size,
-            decode,
-            transform,
-            tokenizer,
-            damaged,
-            Removals.of(plan.catalog, plan.snapshot, track),
-            on_damaged == "replace",
-            stride,
-            cache_bytes // (2 * ranks_here),
-            threading.Lock() if self._threads else nullcontext(),
+            *(self.order, Locations(plan.catalog, plan.snapshot), store, rank, world_size),
+            *(decode, transform, tokenizer, damaged, Removals.of(plan.catalog, plan.snapshot, track)),
+            replaces=on_damaged == "replace",
+            stride=1 if self._threads else max(1, workers),
+            ahead_bytes=cache_bytes // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+            lock=threading.Lock() if self._threads else nullcontext(),
         )
         self._replaced = ReplacedSamples(self._dataset, max_replaced, None if log is None else Path(log))
-        self._batches: Iterator[Batch | UserError] | None = None
-        self._counting: Counting | None = None
-        self._prepared = -1
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batch after batch from `position` on, without end."""
+        """Yield batch after batch from `position` on, without end."""
         while True:
             yield self._next()
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch of the plan. What doesn't fill the last one belongs to the next epoch's first.
+        """Yield the batches of one epoch of the plan. Samples that do not fill its last batch belong to the next epoch's first.
 
-        Goes on within the epoch if `position` is there already, else begins with its first batch. After `load_state_dict`, an epoch
-        that ended before the position yields nothing when it is asked for the first time: the loop that was interrupted goes on where
-        it stopped. Asked for again, it is read again.
+        Continues within the epoch if `position` is there, else starts with its first batch. After `load_state_dict`, an epoch that
+        ended before the position yields nothing the first time, so that an interrupted loop resumes; the second time it is read again.
 
         Raises:
-            UserError: an epoch before the order's first.
+            UserError: the epoch is before the order's first.
         """
         if number < self.order.options.first_epoch:
             raise UserError(
@@ -232,11 +197,11 @@ class Loader:
             self._replaced.note(batch)
             self._note_repeats(int(batch.epochs[0]))
         except BaseException as error:
-            batches, self._batches = self._batches, None  # whoever goes on gets this batch again, not the one after it
+            batches, self._batches = self._batches, None  # a retry gets this batch again, not the next one
             died = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
-            # A worker that dies while it hands a batch over leaves a connection that breaks off.
+            # A worker that dies while it sends a batch breaks the connection.
             if died or (hasattr(batches, "_shutdown_workers") and isinstance(error, (ConnectionError, EOFError))):
-                # torch fails the process at its next signal of a child, as long as it knows of the dead worker
+                # torch ends the process at the next signal of a child, as long as it knows of the dead worker
                 with suppress(RuntimeError):
                     getattr(batches, "_shutdown_workers", lambda: None)()
                 raise BrokenProcessPool(
@@ -249,11 +214,7 @@ class Loader:
         return batch
 
     def _begin(self) -> Iterator[Batch | UserError]:
-        """Starts reading at `position`.
-
-        Raises:
-            UserError: a process group was made after this loader, or the workers can't be given what they need.
-        """
+        """Start reading at `position`; a UserError if a process group was made after this loader, or the dataset cannot be pickled."""
         found = ranks_of(self._group)
         if found is not None and found != self._ranks:
             raise UserError(
@@ -275,22 +236,22 @@ class Loader:
         return DataLoader(
             self._dataset,
             batch_size=None,
-            sampler=_From(self.position),
+            sampler=count(self.position),
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
             collate_fn=as_it_is,
             worker_init_fn=begin_worker,
-            generator=torch.Generator(),  # else the process's own would lose a number to each start
+            generator=torch.Generator(),  # else each start would draw from the process's own
             pin_memory=self._pin_memory,
         )
 
     @property
     def replaced(self) -> int:
-        """Samples of this rank that something stood in for, since the loader was made, or as its state says."""
+        """Replaced samples of this rank, since the loader was made, or by its state."""
         return self._replaced.counts.replaced
 
     def _note_repeats(self, epoch: int) -> None:
-        """Warns once where a sample comes twice in a step (all ranks and accumulated batches), for lack of others."""
+        """Warn once if a sample comes twice in a step (all ranks and accumulated batches), because the epoch draws too few."""
         if self._warned:
             return
         with self._dataset.lock:
@@ -305,7 +266,7 @@ class Loader:
             )
 
     def _prepare(self, epoch: int) -> None:
-        """Counts the units of the next epoch while this one is read, so that no batch waits for it, if that takes a while."""
+        """Count the units of the next epoch while this one is read, if that takes long, so that no batch waits for it."""
         if self._counting is not None and self._counting.finished:
             self._counting = None
         if epoch <= self._prepared or epoch > MAX_EPOCH or not self.plan.dynamic or self.plan.rows < MANY_ROWS:
@@ -323,11 +284,7 @@ class Loader:
     # --- position ---------------------------------------------------------------------------------------------------
 
     def seek(self, batch: int) -> None:
-        """Makes `batch` the next one. Costs nothing if it is the next one already; else workers begin anew.
-
-        Raises:
-            UserError: a negative number.
-        """
+        """Make `batch` the next one; workers restart, unless it is the next one already."""
         if batch < 0:
             raise UserError(f"batch {batch}: must be at least 0")
         self._passed = None
@@ -337,17 +294,13 @@ class Loader:
             self.position = batch
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs: the position, and what the order depends on."""
+        """Return the state for `load_state_dict`: the position, the order's identity and options, and counts."""
         options = {"plan": self.plan.name, **asdict(self.order.options)}
-        return {
-            "position": self.position,
-            "order": self.order.identity,
-            "options": options,
-            **asdict(self._replaced.counts),
-        }
+        place = {"position": self.position, "order": self.order.identity, "options": options}
+        return {**place, **asdict(self._replaced.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where another loader of the same order stopped; the number of ranks and workers may differ.
+        """Resume where another loader of the same order stopped; the number of ranks and workers may differ.
 
         Raises:
             UserError: the state is of another order.
@@ -360,11 +313,8 @@ class Loader:
             self._take_lanes(state["options"].get("lanes"))
         if state["order"] != self.order.identity:
             mine = self.state_dict()["options"]
-            changes = [
-                f"{name} {value!r} → {mine.get(name)!r}"
-                for name, value in state["options"].items()
-                if mine.get(name) != value
-            ]
+            pairs = ((name, value, mine.get(name)) for name, value in state["options"].items())
+            changes = [f"{name} {value!r} → {other!r}" for name, value, other in pairs if other != value]
             raise UserError(
                 f"this state belongs to another order ({', '.join(changes) or 'the plan was made anew'}): use what it was made with"
             )
@@ -373,7 +323,7 @@ class Loader:
         self._replaced.counts = Counts(*(int(state[item.name]) for item in fields(Counts)))
 
     def _take_lanes(self, lanes: int | None) -> None:
-        """Takes the lanes that another number of ranks chose, if these ranks can share them, and nobody said another number."""
+        """Take the lanes that another number of ranks chose, if these ranks can share them and no number was given."""
         options = self.order.options
         if self._lanes is None and lanes and options.batch_size % lanes == 0 and lanes % self._ranks[1] == 0:
             self.order = Order(self.plan, replace(options, lanes=lanes))
@@ -381,35 +331,58 @@ class Loader:
             self._batches = None
 
     def batches_until(self, epoch: int) -> int:
-        """How many whole global batches the plan's epochs first_epoch … epoch − 1 fill."""
+        """Return the number of whole global batches that the epochs first_epoch … epoch − 1 fill."""
         return self.order.batches_until(epoch)
 
     def epoch_at(self, batch: int) -> int:
-        """The plan's epoch that a batch begins in."""
+        """Return the plan's epoch that a batch starts in."""
         return self.order.epoch_at(batch)
 
     def close(self) -> None:
-        """Ends the workers and lets go of files."""
+        """End the workers and close files."""
         self._batches = None
         self._stop_counting()
         self._dataset.store.close()
 
 
-class _From(Sampler[int]):
-    """All whole numbers from `first` on."""
+def _check_bounds(batch_size: int, workers: int, prefetch: int, on_damaged: str, max_replaced: float) -> None:
+    """Refuse options of a loader that are out of bounds."""
+    if on_damaged not in ON_DAMAGED:
+        raise UserError(f"on_damaged {on_damaged!r}: must be one of {', '.join(ON_DAMAGED)}")
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
+        if value < least:
+            raise UserError(f"{name} {value}: must be at least {least}")
+    if not 0 <= max_replaced <= 1:
+        raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
 
-    def __init__(self, first: int) -> None:
-        self._first = first
 
-    def __iter__(self) -> Iterator[int]:
-        number = self._first
-        while True:
-            yield number
-            number += 1
+def _open_store(plan: Plan, cache_folder: str | Path | None, cache_bytes: int, check: str, track: Track) -> ShardStore:
+    """Return the store of a plan's shards; without a folder for ranges of remote ones, their cache is this user's own."""
+    shards = comparable_shards(plan.catalog, plan.snapshot, track)
+    folder = cache_folder or own_cache_folder(shards.column("path").to_pylist())
+    return open_shards(shards, folder, cache_bytes, compare=check != "none")
+
+
+def _check_damaged(plan: Plan, damaged: dict[int, str], on_damaged: str, max_replaced: float) -> None:
+    """Refuse damaged shards if their samples are not to be replaced, or are too many; else log them."""
+    if damaged and on_damaged == "error":
+        raise UserError(
+            f"{len(damaged):,} of {plan.snapshot.shards:,} tars can't be read as they were imported, the first is "
+            f"{next(iter(damaged.values()))}; restore them, tell where they are (`tailwise relocate`), or let other samples stand in "
+            "(`on_damaged` replace)"
+        )
+    for reason in damaged.values():
+        logger.warning("samples of this tar are replaced: %s", reason)
+    lost = sum(rows.stop - rows.start for rows in map(plan.rows_of, damaged))
+    if lost > max_replaced * plan.rows:
+        raise UserError(
+            f"{lost:,} of {plan.rows:,} samples lie in {len(damaged):,} tars that can't be read, more than the share {max_replaced} "
+            "that may be replaced; restore them, or raise `max_replaced`"
+        )
 
 
 def _damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, track: Track) -> dict[int, str]:
-    """The tars that aren't as they were imported, by id, with the reason; ranks that can talk to each other share the work."""
+    """Return the reasons of damaged shards, by id; ranks of a process group share the work."""
     together = ranks[1] > 1 and ranks_of(group) is not None
     share = ranks if together else (0, 1)
     found = {
@@ -421,19 +394,3 @@ def _damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, track
         dist.all_gather_object(shares, found, group)
         found = {shard: reason for items in shares for shard, reason in items.items()}
     return dict(sorted(found.items()))
-
-
-def own_cache_folder(paths: Sequence[str]) -> Path:
-    """This user's cache folder, which no other user can write to; made if any shard is remote.
-
-    Raises:
-        UserError: somebody else has made it.
-    """
-    folder = Path(tempfile.gettempdir()) / f"tailwise-cache-{os.getuid()}"
-    if any("://" in path for path in paths):
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-            raise UserError(f"{folder} can be written to by others: remove it, or name a cache folder (`cache_folder`)")
-    return folder

@@ -1,8 +1,8 @@
-"""The endless order of samples: which rows each global batch holds. A function of the plan and of Order's options alone.
+"""The endless order of samples: the rows of each global batch. A function of the plan and of Order's options alone.
 
-Sections (one an epoch, in lanes and blocks) give the base order; `spread` arranges a section anew; equal rows are kept apart; `diverse`
-picks from super-batches. Any batch can be asked for at any time, at bounded cost: the order is worked out in *spans* of some batches.
-Keeping rows apart needs the neighbours, and these theirs; so even spans are settled alone, and odd ones between their settled neighbours.
+Sections (one an epoch, in lanes and blocks) give the base order; `spread` rearranges a section; equal rows are kept apart; `diverse`
+picks from super-batches. Any batch can be computed at any time, at bounded cost: the order is computed in *spans* of some batches.
+To keep rows apart, a span needs its neighbours; so even spans are settled alone, and odd ones between their settled neighbours.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from tailwise.kernels.spacing import space_out
 from tailwise.loader.sections import Samples, Section, Sections
 from tailwise.loader.units import SIZE, units_of
 from tailwise.plan.plan import Plan
+from tailwise.requests import at_least
 from tailwise.storage.lru import LRUCache
 
 Composition = Literal["shuffle", "spread", "diverse"]
 COMPOSITIONS: tuple[str, ...] = get_args(Composition)
 SPAN_SAMPLES = 1 << 17
-GREATEST_SPAN_SAMPLES = 1 << 20  # where rows repeat so often that they crowd, or clusters are spread over an epoch
-ROOM = 4  # rows crowd where their copies would come closer than so many windows
+GREATEST_SPAN_SAMPLES = 1 << 20  # if rows repeat so often that they crowd, or clusters are spread over an epoch
+ROOM = 4  # rows crowd if their copies would be closer than so many windows
 LEAST_SPAN_WINDOWS = 8
 KEPT_SPANS = 4
 KEPT_CHUNKS = 2
@@ -43,17 +44,17 @@ FORMAT = 1  # raised when the same options would give another order
 
 @dataclass(frozen=True)
 class OrderOptions:
-    """All that decides the order, besides the plan.
+    """Everything that decides the order, besides the plan.
 
     Attributes:
         batch_size: G, samples of a global batch.
-        accumulation: batches per optimizer step; no row comes twice within batch_size · accumulation samples, where that can be.
-        seed: of the order (the plan has its own, for the draw).
+        accumulation: batches per optimizer step; no row comes twice within batch_size · accumulation samples, if that is possible.
+        seed: seed of the order (the plan has its own, for the draw).
         lanes: C; divides the batch, and is divided by the number of ranks.
-        block: samples of a lane that are shuffled together, about.
+        block: about the number of samples of a lane that are shuffled together.
         compose: "shuffle"; "spread": no batch holds more of a cluster than its share, rounded up; "diverse": each batch is the fifth of
             a super-batch that covers its clusters best (CABS-DM, arXiv 2511.20643); the rest of the super-batch is not trained on.
-        first_epoch: the plan's epoch that the order begins with.
+        first_epoch: the plan's epoch that the order starts with.
     """
 
     batch_size: int
@@ -65,30 +66,14 @@ class OrderOptions:
     first_epoch: int = 0
 
     def check(self) -> None:
-        """Refuses what can't be.
-
-        Raises:
-            UserError: an option is out of bounds.
-        """
-        for name, value, least in (
-            ("batch size", self.batch_size, 1),
-            ("accumulation", self.accumulation, 1),
-            ("lanes", self.lanes, 1),
-            ("block", self.block, 1),
-            ("first epoch", self.first_epoch, 0),
-        ):
-            if value < least:
-                raise UserError(f"{name} {value}: must be at least {least}")
+        """Raise a UserError if an option is out of bounds."""
+        at_least(self, batch_size=1, accumulation=1, lanes=1, block=1, first_epoch=0)
         self.check_ranks(1)
         if self.compose not in COMPOSITIONS:
             raise UserError(f"composition {self.compose!r}: must be one of {', '.join(COMPOSITIONS)}")
 
     def check_ranks(self, world_size: int) -> None:
-        """Refuse lanes that don't divide the global batch, or that the ranks can't share.
-
-        Raises:
-            UserError: the lanes don't fit; names a number that does.
-        """
+        """Raise a UserError if the lanes do not divide the global batch, or cannot be shared by the ranks."""
         if self.batch_size % self.lanes or self.lanes % world_size:
             fitting = choose_lanes(self.batch_size, world_size)
             ranks = f", and be a multiple of the {world_size} ranks" if world_size > 1 else ""
@@ -110,14 +95,9 @@ def choose_lanes(global_batch: int, ranks: int) -> int:
 
 
 class Order:
-    """The endless order of a plan's samples, in global batches."""
+    """The endless order of a plan's samples, in global batches. A UserError if the plan has no clusters to compose by."""
 
     def __init__(self, plan: Plan, options: OrderOptions) -> None:
-        """Checks the options; works nothing out yet.
-
-        Raises:
-            UserError: an option is out of bounds, or the plan has no clusters to compose by.
-        """
         options.check()
         if options.compose != "shuffle" and plan.by_rate:
             raise UserError(
@@ -133,32 +113,32 @@ class Order:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of all that decides the order: equal if and only if the orders are."""
+        """Hash of everything that decides the order: equal if and only if the orders are."""
         return digest([FORMAT, artifact_id(self.plan.manifest), asdict(self.options)])
 
     @property
     def taken(self) -> int:
-        """Samples of the base order that one global batch uses up."""
+        """Samples of the base order that one global batch uses."""
         return self.options.batch_size * (SUPER_BATCH if self.options.compose == "diverse" else 1)
 
     @property
     def window(self) -> int:
-        """Samples of the base order among which no row comes twice."""
+        """Samples of the base order in which no row comes twice."""
         steps = self.options.accumulation
         return self.taken * (steps + 1 if self.options.compose == "diverse" else steps)  # picks may move by a batch
 
     @property
     def per_lane(self) -> int:
-        """The same, of one lane."""
+        """Samples of one lane that one global batch uses."""
         return self.taken // self.options.lanes
 
     def batches_until(self, epoch: int) -> int:
-        """How many whole batches the epochs before `epoch` fill, from the first of the order."""
+        """Return the number of whole batches that the epochs first_epoch … epoch − 1 fill."""
         drawn = sum(self.drawn(earlier) for earlier in range(self.options.first_epoch, epoch))
         return drawn // self.options.lanes // self.per_lane
 
     def epoch_at(self, batch: int) -> int:
-        """The plan's epoch that a batch begins in."""
+        """Return the plan's epoch that a batch starts in."""
         epoch, left = self.options.first_epoch, (batch * self.per_lane + 1) * self.options.lanes
         while left > self.drawn(epoch):
             left -= self.drawn(epoch)
@@ -166,7 +146,7 @@ class Order:
         return epoch
 
     def drawn(self, epoch: int) -> int:
-        """Samples that an epoch draws; known without looking at any row, unless the draw is random."""
+        """Return the number of samples that an epoch draws; rows are drawn only if the plan is not exact."""
         if epoch not in self._totals:
             exact = self.plan.exact
             self._totals[epoch] = int(
@@ -175,15 +155,9 @@ class Order:
         return self._totals[epoch]
 
     def batch(self, number: int, part: int = 0, parts: int = 1) -> Samples:
-        """The samples of a global batch, or one of `parts` equal parts of it, as ranks take them.
+        """Return flat samples of a global batch, or of one of `parts` equal parts of it, which divide the number of lanes.
 
-        Args:
-            number: 0, 1, …
-            part: 0 … parts − 1.
-            parts: divides the number of lanes.
-
-        Returns:
-            Flat samples; sample i of the whole batch has position number · batch_size + i in the order.
+        Sample i of the whole batch has position number · batch_size + i in the order.
         """
         span = self._span_of(number)
         size = self.options.batch_size
@@ -198,7 +172,7 @@ class Order:
         return Samples(samples.rows[within], samples.epochs[within]).take(mine)
 
     def repeats(self, number: int) -> int:
-        """Return how many samples the step of a global batch holds again, up to this batch; looks only where rows may crowd."""
+        """Return the number of repeated samples in the step of a global batch, up to this batch; 0 at once if rows do not crowd."""
         begin = number - number % self.options.accumulation
         touched = range(
             *(self.sections.at(batch * self.per_lane - at) + at for batch, at in ((begin, 0), (number + 1, 1)))
@@ -214,7 +188,7 @@ class Order:
     # --- blocks -----------------------------------------------------------------------------------------------------
 
     def block_at(self, batch: int) -> Block:
-        """The block of all lanes that a batch begins in."""
+        """Return the block of all lanes that a batch starts in."""
         position = batch * self.per_lane
         number = self.sections.at(position)
         section = self.sections[number]
@@ -222,7 +196,7 @@ class Order:
         return number, ((position - section.first + 1) * blocks - 1) // section.length
 
     def block_after(self, block: Block) -> Block:
-        """The next block."""
+        """Return the next block."""
         number, place = block
         if place + 1 < self.sections.blocks(self.sections[number]):
             return number, place + 1
@@ -232,12 +206,12 @@ class Order:
         return number, 0
 
     def block_size(self, block: Block) -> int:
-        """Samples of a block, over all lanes, up to one a lane."""
+        """Return the samples of a block over all lanes; there may be one more in each."""
         section = self.sections[block[0]]
         return section.length // self.sections.blocks(section) * self.options.lanes
 
     def block_rows(self, block: Block, part: int = 0, parts: int = 1) -> npt.NDArray[np.int64]:
-        """The rows that a block of a part of the lanes holds in the base order, unit after unit: int64 [n]."""
+        """Return the rows of a block in the base order, of a part of the lanes, unit after unit: int64 [n]."""
         section = self.sections[block[0]]
         blocks = self.sections.blocks(section)
         start, stop = (place * section.length // blocks for place in (block[1], block[1] + 1))
@@ -252,7 +226,7 @@ class Order:
         return bisect_right(self._bounds, batch) - 1
 
     def _append_spans(self) -> None:
-        """Cuts what the next epoch adds into spans of nearly equal length; what is too short waits for the epoch after it."""
+        """Cut the next epoch's samples into spans of nearly equal length; if they are too few, they wait for the next epoch."""
         section = self.sections[self._next_section]
         self._next_section += 1
         begin, end = self._bounds[-1], -(-section.stop // self.per_lane)
@@ -265,7 +239,7 @@ class Order:
         self._bounds += [begin + (number + 1) * (end - begin) // count for number in range(count)]
 
     def _is_plain(self, span: int) -> bool:
-        """Whether the base order is the order: no row can come twice in this span or the ones beside it."""
+        """Return whether the order is the base order: no row can come twice in this span or its neighbours."""
         if self.options.compose != "shuffle":
             return False
         first = self._bounds[max(span - 1, 0)] * self.per_lane
@@ -275,15 +249,15 @@ class Order:
         section = self.sections[number]
         if self._bounds[span + 2] * self.per_lane > section.stop or section.most_copies > 1:
             return False
-        carried = len(section.carried.rows)  # they stand in the first lane, shuffled with the block that each lies in
+        carried = len(section.carried.rows)  # they are in the first lane, shuffled with the blocks that hold them
         return not carried or first >= section.first + carried + self.sections.first_block(section)
 
     def _kept(self, span: int, part: int, parts: int) -> Samples:
-        """The base order of a part of a span, [batches, samples], those worked out lately kept."""
+        """Return the base order of a part of a span, [batches, samples]; recent ones are kept."""
         return self._spans.get((span, part, parts), lambda: self._base(span, part, parts))
 
     def _base(self, span: int, part: int, parts: int) -> Samples:
-        """The base order of a part of a span: [batches, samples of each]."""
+        """Return the base order of a part of a span: [batches, samples]."""
         lanes = np.arange(part * self.options.lanes // parts, (part + 1) * self.options.lanes // parts)
         first, stop = (self._bounds[span + at] * self.per_lane for at in (0, 1))
         pieces = []
@@ -299,13 +273,13 @@ class Order:
         return Samples(*(self._by_batch(np.concatenate(column, axis=1)) for column in zip(*pieces, strict=True)))
 
     def _by_batch(self, columns: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """[lanes, positions] → [batches, samples]: each batch lane after lane."""
+        """Turn [lanes, positions] into [batches, samples], each batch lane after lane."""
         lanes = len(columns)
         batches: npt.NDArray[Any] = columns.reshape(lanes, -1, self.per_lane).swapaxes(0, 1)
         return batches.reshape(-1, lanes * self.per_lane)
 
     def _settled(self, span: int) -> Samples:
-        """A span with equal rows kept apart: [batches, samples]."""
+        """Return a span with equal rows kept apart: [batches, samples]."""
         return self._spans.get((span, -1, 1), lambda: self._settle(span))
 
     def _settle(self, span: int) -> Samples:
@@ -324,7 +298,7 @@ class Order:
     # --- compositions -----------------------------------------------------------------------------------------------
 
     def _spread(self, section: Section, lanes: npt.NDArray[np.int64], first: int, stop: int) -> Samples:
-        """As Sections.lane_samples, with the samples of each chunk of the section dealt to its batches cluster by cluster."""
+        """Return Sections.lane_samples with the samples of each chunk of the section dealt to its batches cluster by cluster."""
         chunks = max(1, ceil(section.length * self.options.lanes / GREATEST_SPAN_SAMPLES))
         inner = [number * section.length // chunks + section.first for number in range(1, chunks)]
         aligned = [bound - bound % self.per_lane - section.first for bound in inner]  # chunks meet between batches
@@ -342,7 +316,7 @@ class Order:
         return self._chunks.get((section.epoch, first), lambda: self._arrange(section, first, stop))
 
     def _arrange(self, section: Section, first: int, stop: int) -> Samples:
-        """Positions first … stop − 1 of all lanes of a section, dealt to the batches they lie in: [lanes, positions]."""
+        """Return positions first … stop − 1 of all lanes of a section, dealt to their batches: [lanes, positions]."""
         lanes = np.arange(self.options.lanes)
         base = self.sections.lane_samples(section, lanes, first, stop)
         batch = np.broadcast_to((section.first + np.arange(first, stop)) // self.per_lane, base.rows.shape).ravel()
@@ -352,18 +326,18 @@ class Order:
         labels = np.asarray(self.plan.groups[rows])
         items = deal(labels, sizes, stream_key(self.options.seed, "spread", section.epoch, first))
         of_batch = np.repeat(np.arange(len(sizes)), sizes)
-        items = slots[items[np.lexsort((items, of_batch))]]  # within a batch as they stood: lanes stay together
+        items = slots[items[np.lexsort((items, of_batch))]]  # in their order within a batch: lanes stay together
         arranged = np.empty(base.rows.shape, np.int64)
         arranged.ravel()[slots] = items
         return Samples(base.rows.ravel()[arranged], base.epochs.ravel()[arranged])
 
     def _pick(self, number: int, samples: Samples) -> Samples:
-        """The fifth of a super-batch that covers its clusters best."""
+        """Return the fifth of a super-batch that covers its clusters best."""
         within = number - self._bounds[self._span_of(number)]
         chosen = Samples(samples.rows[within], samples.epochs[within])
-        _, firsts = np.unique(
-            chosen.rows, return_index=True
-        )  # a row that comes twice is picked once, if that leaves enough
+        firsts = np.unique(chosen.rows, return_index=True)[
+            1
+        ]  # a row that comes twice is picked once, if enough are left
         if len(firsts) >= self.options.batch_size:
             chosen = chosen.take(np.sort(firsts))
         labels = np.asarray(self.plan.groups[chosen.rows])

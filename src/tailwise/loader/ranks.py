@@ -1,4 +1,4 @@
-"""Which part of the batches this process reads: its rank, and the number of ranks."""
+"""Rank of this process, and the number of ranks: they decide which part of the batches it reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replaced samples of one rank: counted, logged, and an error when they are too many."""
+"""Replaced samples of one rank: counted, logged, and an error if they are too many."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tailwise.errors import UserError
 from tailwise.loader.dataset import Batch, BatchDataset
 from tailwise.shards.locations import Names
 
-FEW = 100  # replacements that are always borne, whatever their share
+FEW = 100  # replacements that are always allowed, whatever their share
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Counts:
-    """Samples of one rank so far.
+    """Numbers of samples of one rank so far.
 
     Attributes:
-        replaced: samples that something stood in for.
-        unforeseen: those of them that were neither removed nor in a tar that was found damaged at the start.
+        replaced: replaced samples.
+        unforeseen: replaced samples that were neither removed nor in a shard that was damaged at the start.
         consumed: all samples.
     """
 
@@ -34,44 +34,36 @@ class Counts:
 
 
 class ReplacedSamples:
-    """Notes what was replaced.
-
-    Attributes:
-        dataset: reads the batches.
-        counts: how many so far.
-    """
+    """Counts and log of replaced samples, of a dataset; see `tailwise.loader.Loader`."""
 
     def __init__(self, dataset: BatchDataset, max_replaced: float, log: Path | None) -> None:
-        """Notes nothing yet; see `tailwise.loader.Loader`."""
         self.dataset, self.counts = dataset, Counts()
         self._max_replaced, self._log = max_replaced, log
         plan = dataset.order.plan
         self._names = Names(plan.catalog, plan.snapshot)
 
     def note(self, batch: Batch) -> None:
-        """Counts and logs the replaced samples of a batch.
-
-        Raises:
-            UserError: they are too many.
-        """
+        """Count and log the replaced samples of a batch; raise a UserError if they are too many."""
         rows = np.array([item.row for item in batch.replaced], np.int64)
-        foreseen = np.isin(self.dataset.shards(rows), list(self.dataset.damaged)) | ~self.dataset.removals.keeps(rows)
-        surprises = [item for item, known in zip(batch.replaced, foreseen.tolist(), strict=True) if not known]
-        unforeseen = self.counts.unforeseen + len(surprises)
+        foreseen = np.isin(
+            self.dataset.order.plan.shards_of(rows), list(self.dataset.damaged)
+        ) | ~self.dataset.removals.keeps(rows)
+        unexpected = [item for item, known in zip(batch.replaced, foreseen.tolist(), strict=True) if not known]
+        unforeseen = self.counts.unforeseen + len(unexpected)
         consumed = self.counts.consumed + len(batch.rows)
-        if surprises:
+        if unexpected:
             order = self.dataset.order
             of_epoch = order.batches_until(order.options.first_epoch + 1) * len(batch.rows)
-            borne = self._max_replaced * max(consumed, of_epoch)
-            if unforeseen > (max(FEW, borne) if self._max_replaced else 0):
-                last = surprises[-1]
+            allowed = self._max_replaced * max(consumed, of_epoch)
+            if unforeseen > (max(FEW, allowed) if self._max_replaced else 0):
+                last = unexpected[-1]
                 ((key, uid),) = self._names.of(np.array([last.row]))
                 raise UserError(
                     f"{unforeseen:,} of {consumed:,} samples had to be replaced, more than the share {self._max_replaced} that may be; "
                     f"the last one was key {key}, uid {uid} ({last.reason}); mend the shards or raise `max_replaced`"
                 )
             if not self.counts.unforeseen:
-                logger.warning("a sample was replaced (%s); others are, without a word", surprises[0].reason)
+                logger.warning("a sample was replaced (%s); others are, without a word", unexpected[0].reason)
         if batch.replaced and self._log is not None:
             self._write(self._log, batch)
         self.counts = Counts(self.counts.replaced + len(batch.replaced), unforeseen, consumed)
@@ -82,14 +74,12 @@ class ReplacedSamples:
             for at, item in enumerate(batch.replaced):
                 (key, uid), (other_key, other_uid) = names[2 * at : 2 * at + 2]
                 line = {"position": item.position, "row": item.row, "key": key, "uid": uid}
-                stream.write(
-                    json.dumps({**line, "stand_in_key": other_key, "stand_in_uid": other_uid, "reason": item.reason})
-                    + "\n"
-                )
+                line |= {"stand_in_key": other_key, "stand_in_uid": other_uid, "reason": item.reason}
+                stream.write(json.dumps(line) + "\n")
 
 
 def check_appendable(log: Path) -> None:
-    """Raise a UserError if a log can't be written."""
+    """Raise a UserError if a log cannot be written."""
     try:
         log.open("a", encoding="utf-8").close()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Sections: what each epoch adds to the endless order, laid out in lanes and blocks. Row numbers only; no byte is read."""
+"""Sections: the samples that each epoch adds to the endless order, in lanes and blocks. Row numbers only; no byte is read."""
 
 from __future__ import annotations
 
@@ -11,42 +11,38 @@ import numpy.typing as npt
 
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import lane_positions, next_prime, permutation, stream_key
+from tailwise.kernels.places import by_value
 from tailwise.loader.units import COPY, SIZE, units_of
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.storage.lru import LRUCache
 
 KEPT_LAYOUTS = 4  # epochs whose units are kept in memory
 KEPT_ROWS = 1 << 22  # row numbers of drawn units that a process keeps: 32 MB
-EMPTY_EPOCHS = 1000  # so many epochs without a single draw, and the plan is taken to draw nothing ever
+EMPTY_EPOCHS = 1000  # after so many epochs without a draw, the plan is assumed to draw nothing
 
 
 class Samples(NamedTuple):
-    """Places of the order.
-
-    Attributes:
-        rows: int64, any shape: rows of the catalog.
-        epochs: int32, the same shape: the plan's epoch that drew each.
-    """
+    """Samples of the order: rows of the catalog, int64, and the plan's epoch that drew each, int32, of the same shape."""
 
     rows: npt.NDArray[np.int64]
     epochs: npt.NDArray[np.int32]
 
     def take(self, index: npt.NDArray[np.int64] | slice) -> Samples:
-        """Those at some places, of flat samples."""
+        """Return the samples at some places, of flat samples."""
         return Samples(self.rows[index], self.epochs[index])
 
 
 @dataclass(frozen=True)
 class Section:
-    """The samples of one epoch, less those carried on, and after those carried from the epoch before.
+    """Samples of one epoch, after those carried from the epoch before, and without those carried to the next.
 
     Attributes:
-        epoch: which one.
-        first: the lane position it begins at, the same in every lane.
-        length: samples that each lane holds of it.
-        carried: samples of earlier epochs that head it, fewer than there are lanes.
-        drawn: samples that the epoch draws.
-        most_copies: of any row in it.
+        epoch: number of the epoch.
+        first: first lane position, the same in every lane.
+        length: samples per lane.
+        carried: first samples, of earlier epochs; fewer than there are lanes.
+        drawn: number of samples that the epoch draws.
+        most_copies: largest number of copies of a row.
     """
 
     epoch: int
@@ -63,18 +59,9 @@ class Section:
 
 
 class Sections:
-    """All sections of a plan, found one after the other."""
+    """All sections of a plan, computed one after the other; see `OrderOptions` for the arguments."""
 
     def __init__(self, plan: Plan, seed: int, lanes: int, block: int, first_epoch: int) -> None:
-        """Begins with an epoch.
-
-        Args:
-            plan: which plan.
-            seed: decides the order, not the draw.
-            lanes: C.
-            block: samples of a lane that are shuffled together, about.
-            first_epoch: the first section's.
-        """
         self.plan, self.seed, self.lanes, self.block = plan, seed, lanes, block
         self._sections: list[Section] = []
         self._next_epoch = first_epoch
@@ -84,17 +71,16 @@ class Sections:
         self._kept = 0
 
     def __getitem__(self, number: int) -> Section:
-        """The section of epoch first_epoch + number."""
+        """Return the section of epoch first_epoch + number."""
         while len(self._sections) <= number:
             self._append()
         return self._sections[number]
 
     def at(self, position: int) -> int:
-        """The number of the section that holds a lane position."""
+        """Return the number of the section that holds a lane position."""
         while not self._sections or self._sections[-1].stop <= position:
             self._append()
-        # Most often asked of the newest.
-        number = len(self._sections) - 1
+        number = len(self._sections) - 1  # usually the newest
         while self._sections[number].first > position or not self._sections[number].length:
             number -= 1
         return number
@@ -120,7 +106,7 @@ class Sections:
             )
 
     def _layout(self, epoch: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """The units of an epoch in their order, int32 [U, 3], and where each begins among the drawn samples, int64 [U + 1]."""
+        """Return the units of an epoch in their order, int32 [U, 3], and their offsets in the drawn samples, int64 [U + 1]."""
 
         def lay_out() -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
             units = units_of(self.plan, epoch)
@@ -131,7 +117,7 @@ class Sections:
         return self._layouts.get(epoch, lay_out)
 
     def samples(self, section: Section, places: npt.NDArray[np.int64]) -> Samples:
-        """The samples at some places of a section: carried ones first, then unit after unit; of the shape of `places`."""
+        """Return the samples at some places of a section, in the shape of `places`: carried ones first, then unit after unit."""
         flat = places.ravel()
         rows = np.empty(len(flat), np.int64)
         epochs = np.full(len(flat), section.epoch, np.int32)
@@ -141,24 +127,19 @@ class Sections:
             rows[heading], epochs[heading] = section.carried.take(flat[heading])
         units, starts = self._layout(section.epoch)
         unit = np.searchsorted(starts, flat - carried, side="right") - 1
-        order = np.argsort(unit, kind="stable")
-        changes = np.flatnonzero(np.diff(unit[order], prepend=-2, append=-2))
-        for begin, end in zip(changes[:-1].tolist(), changes[1:].tolist(), strict=True):
-            number = int(unit[order[begin]])
-            if number < 0:
-                continue
-            mine = order[begin:end]
-            shard, copy, _ = units[number].tolist()
-            rows[mine] = self._unit_rows(section.epoch, shard, copy)[flat[mine] - carried - starts[number]]
+        for number, mine in by_value(unit):
+            if number >= 0:  # else carried ones
+                shard, copy, _ = units[number].tolist()
+                rows[mine] = self._unit_rows(section.epoch, shard, copy)[flat[mine] - carried - starts[number]]
         self.plan.release_pages()
         return Samples(rows.reshape(places.shape), epochs.reshape(places.shape))
 
     def _unit_rows(self, epoch: int, shard: int, copy: int) -> npt.NDArray[np.int64]:
-        """The rows of a unit, ascending: int64 [n]; those asked for lately are kept."""
+        """Return the rows of a unit, ascending: int64 [n]; recent ones are kept."""
         key = (self.plan.drawn_epoch(epoch), shard, copy)
         rows = self._rows.get(key)
         if rows is None:
-            rows = int(self.plan.shard_offsets[shard]) + np.flatnonzero(self.shard_copies(epoch, shard) > copy)
+            rows = self.plan.rows_of(shard).start + np.flatnonzero(self.shard_copies(epoch, shard) > copy)
             self._rows[key] = rows
             self._kept += len(rows)
             while self._kept > KEPT_ROWS and len(self._rows) > 1:
@@ -168,12 +149,11 @@ class Sections:
         return rows
 
     def shard_copies(self, epoch: int, shard: int) -> npt.NDArray[np.uint8]:
-        """Copies of each row of a shard in an epoch: uint8 [rows of the shard]."""
-        first, last = (int(at) for at in self.plan.shard_offsets[shard : shard + 2])
-        return self.plan.draw(epoch, slice(first, last))
+        """Return the copies of each row of a shard in an epoch: uint8 [rows of the shard]."""
+        return self.plan.draw(epoch, self.plan.rows_of(shard))
 
     def lane_samples(self, section: Section, lanes: npt.NDArray[np.int64], first: int, stop: int) -> Samples:
-        """The samples of some lanes at positions first … stop − 1, counted from the section's beginning: [lanes, stop − first]."""
+        """Return the samples of some lanes at positions first … stop − 1 of the section: [lanes, stop − first]."""
         places = np.empty((len(lanes), stop - first), np.int64)
         blocks = self.blocks(section)
         small = section.length // blocks
@@ -183,9 +163,9 @@ class Sections:
         return self.samples(section, places)
 
     def first_block(self, section: Section) -> int:
-        """Samples of the first block of each of its lanes."""
+        """Return the samples of the first block of each lane."""
         return section.length // self.blocks(section) + 1
 
     def blocks(self, section: Section) -> int:
-        """Blocks of each of its lanes."""
+        """Return the number of blocks of each lane."""
         return max(1, -(-section.length // self.block))

@@ -1,4 +1,4 @@
-"""Reading ahead in threads, where there is nothing to decode: the bytes needn't cross from one process to another."""
+"""Reading ahead in threads if nothing is decoded, so that the bytes need not be sent between processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 def read_ahead(read: Callable[[int], Item], first: int, threads: int, ahead: int) -> Iterator[Item]:
-    """Yields read(first), read(first + 1), … without end; `threads` at a time, each `ahead` items ahead."""
+    """Yield read(first), read(first + 1), … without end; `threads` threads read `ahead` items ahead each."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="tailwise-read")
     under_way: deque[Future[Item]] = deque()
     try:

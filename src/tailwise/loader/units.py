@@ -1,4 +1,4 @@
-"""The units of an epoch: copy m of a shard, that is, its rows which the epoch draws more than m times."""
+"""Units of an epoch: copy m of a shard consists of the rows that the epoch draws more than m times."""
 
 from __future__ import annotations
 
@@ -22,17 +22,10 @@ COPY, SIZE = 1, 2  # columns of the table of units, after the shard
 
 
 def units_of(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
-    """The non-empty units of an epoch, shard by shard, each shard's copies in turn.
+    """Return the non-empty units of an epoch, shard by shard, by copy number: (shard, copy number, rows), int32 [U, 3].
 
-    Taken from the plan's folder if they have been counted before, by any process; else all rows are drawn once (about 30 million a
-    second), while other processes that ask for the same epoch wait. A catalog that can only be read gives the same, and keeps nothing.
-
-    Args:
-        plan: which plan.
-        epoch: 0, 1, …
-
-    Returns:
-        int32 [U, 3]: shard, copy number, rows.
+    They are read from the plan's folder if any process has counted them before. Otherwise all rows are drawn once (about 30 million a
+    second), while other processes that ask for the same epoch wait. A read-only catalog gives the same result and keeps nothing.
     """
     epoch = plan.drawn_epoch(epoch)
     path = plan.folder / layout.UNITS / f"{layout.UNITS_OF}{epoch:09d}{layout.ARRAY}"
@@ -51,7 +44,7 @@ def units_of(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
 
 
 def _count(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
-    with suppress(OSError, UserError):  # without kept slots the same is drawn, only slower
+    with suppress(OSError, UserError):  # without kept slots the draw is the same, but slower
         plan.keep_slots(epoch)
     offsets = plan.shard_offsets
     tables = []
@@ -70,23 +63,20 @@ def _count(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
 
 
 class Counting:
-    """Counts an epoch in a process of its own, which ends with the work, or with this object.
-
-    A thread might hold locks just when workers are forked.
-    """
+    """A process that counts an epoch; it ends with the work, or with this object. A thread might hold locks while workers are forked."""
 
     def __init__(self, plan: Plan, epoch: int) -> None:
-        """Begins."""
+        """Start the process."""
         command = (
             "import sys; from tailwise.loader.units import prepare; prepare(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
         )
         arguments = [str(plan.catalog.folder), plan.name, str(epoch)]
         self._process = subprocess.Popen([sys.executable, "-c", command, *arguments], stderr=subprocess.DEVNULL)
-        self.stop = weakref.finalize(self, _end, self._process)  # whoever needs the epoch will count it
+        self.stop = weakref.finalize(self, _end, self._process)  # a process that needs the epoch counts it
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether the process has ended, with or without success."""
         return self._process.poll() is not None
 
 
@@ -96,7 +86,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def prepare(catalog: str, name: str, epoch: int) -> None:
-    """Counts an epoch, and keeps its slots and those of the epoch before, which are read now, whenever that was counted."""
+    """Count an epoch, and keep its slots and those of the epoch before, which is being read."""
     plan = Plan(Catalog.open(catalog), name)
     plan.keep_slots(epoch - 1)
     units_of(plan, epoch)

@@ -1,4 +1,4 @@
-"""A stage for webdataset pipelines of the user's own: of the samples that come by, it lets those pass that the plan's epoch holds."""
+"""A stage for the user's webdataset pipelines: it passes the samples that the plan's epoch draws."""
 
 from __future__ import annotations
 
@@ -23,20 +23,13 @@ from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
-from tailwise.shards.fingerprint import (
-    EVERY,
-    SOME,
-    ChangedShardError,
-    check_fingerprint,
-    comparable_shards,
-    shard_blocks,
-)
+from tailwise.shards.fingerprint import EVERY, SOME, ChangedShardError, comparable_shards, compare_shard
 from tailwise.storage.remote import is_remote
 
 logger = logging.getLogger(__name__)
-KEPT_SHARDS = 16  # more than one, for shuffled samples
+KEPT_SHARDS = 16  # several, for shuffled samples
 KEPT_URLS = 1024
-DOUBTFUL = 100  # samples without a known key, before a shard that was found by its base name alone is doubted
+DOUBTFUL = 100  # samples without a known key, after which a shard that was found by its base name alone is doubted
 UNKNOWN = ("error", "drop")
 _COUNTERS = 1024  # one per worker, so that none is written by two
 
@@ -44,29 +37,28 @@ Sample = dict[str, Any]
 
 
 def select(plan: Plan, epoch: int = 0, unknown: str = "error") -> Select:
-    """The samples of a plan's epoch, as a stage of a webdataset pipeline; put it behind `tarfile_to_samples`.
+    """Return a stage of a webdataset pipeline that passes the samples of a plan's epoch; put it after `tarfile_to_samples`.
 
     Args:
-        plan: which plan.
+        plan: a plan.
         epoch: the first epoch, 0, 1, …; see `Select.set_epoch`.
-        unknown: what happens to a sample whose shard the plan doesn't know: "error", or "drop".
+        unknown: a sample of a shard that the plan does not know is an "error", or "drop" it.
 
     Raises:
-        UserError: the epoch is out of bounds, or there is no such choice.
+        UserError: an argument is out of bounds.
     """
     return Select(plan, epoch, unknown)
 
 
 class Select:
-    """Callable: an iterable of samples (dicts with `__url__` and `__key__`) → those of the epoch, each as often as the plan says.
+    """Callable: an iterable of samples (dicts with `__url__` and `__key__`) → those of the epoch, each as often as it is drawn.
 
-    A sample that comes more than once is copied (the dict, not what it holds), with the copy's number in `__copy__`. Whether a sample
-    passes depends on its shard, its key and the epoch alone. Of the pool's keys, those of the latest few shards are in memory.
-    It may be pickled, for workers that are spawned; the epoch is shared with all workers.
+    A sample that is drawn more than once is copied (the dict, not its values), with the number of the copy in `__copy__`. The result
+    depends on shard, key and epoch alone. Keys of the latest few shards are in memory. It may be pickled, for workers that are spawned;
+    the epoch is shared with all workers.
     """
 
     def __init__(self, plan: Plan, epoch: int, unknown: str) -> None:
-        """See `select`."""
         if unknown not in UNKNOWN:
             raise UserError(f"unknown={unknown!r}: must be one of {', '.join(UNKNOWN)}")
         self._plan, self._unknown = plan, unknown
@@ -77,11 +69,7 @@ class Select:
         self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch of all samples that come by from now on, in all workers.
-
-        Raises:
-            UserError: the epoch is out of bounds.
-        """
+        """Choose the epoch of all later samples, in all workers."""
         self._plan.drawn_epoch(epoch)
         self._shared[0] = epoch
 
@@ -92,15 +80,11 @@ class Select:
 
     @property
     def unlisted(self) -> int:
-        """Samples dropped so far, by all workers, because the catalog doesn't list them: rejected at import, or of an unknown shard."""
+        """Samples dropped so far, by all workers, because they are not in the catalog: rejected at import, or of an unknown shard."""
         return int(self._shared[1:].sum())
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Selects.
-
-        Raises:
-            UserError: a sample has no `__url__` or `__key__`, or the plan doesn't know its shard.
-        """
+        """Yield the samples that pass; a UserError for one without `__url__` or `__key__`, or of an unknown shard."""
         shared = self._shared.numpy()  # the same memory, read without torch's overhead
         worker = get_worker_info()
         counter = 1 + (0 if worker is None else 1 + worker.id) % _COUNTERS
@@ -122,9 +106,9 @@ class Select:
                     yield {**sample, "__copy__": number}
 
     def _opened(self) -> _Lookup:
-        """This process's own view of the plan: locks and memory maps of another one stay there."""
+        """Return this process's own view of the plan, without locks and memory maps of another process."""
         if self._lookup is None or self._lookup.process != os.getpid():
-            self._lookup = _Lookup(_reopened(self._plan))
+            self._lookup = _Lookup(Plan(Catalog.open(self._plan.catalog.folder), self._plan.name))
         return self._lookup
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,10 +118,6 @@ class Select:
     def __setstate__(self, state: dict[str, Any]) -> None:
         folder, name = state.pop("_plan")
         self.__dict__.update(state, _plan=Plan(Catalog.open(folder), name))
-
-
-def _reopened(plan: Plan) -> Plan:
-    return Plan(Catalog.open(plan.catalog.folder), plan.name)
 
 
 class _Lookup:
@@ -161,7 +141,7 @@ class _Lookup:
         self.shard_copies = lru_cache(KEPT_SHARDS)(self._shard_copies)
 
     def copies(self, url: str, key: str, epoch: int, unknown: str) -> int | None:
-        """Copies of one sample in an epoch; None if the catalog doesn't list it."""
+        """Return the copies of one sample in an epoch; None if it is not in the catalog."""
         shard = self.find(url)
         if shard is None:
             if unknown == "drop" or self.is_rejected(url):
@@ -187,11 +167,10 @@ class _Lookup:
         return None
 
     def _compare(self, shard: int, path: str) -> None:
-        """Refuse a shard that isn't the one that was imported; each is compared once."""
+        """Raise a UserError for a shard that has changed since the import; each is compared once."""
         if shard not in self.compared:
             try:
-                with shard_blocks(path) as (size, blocks):
-                    check_fingerprint(path, size, blocks, self.fingerprints[shard], SOME if is_remote(path) else EVERY)
+                compare_shard(path, self.fingerprints[shard], SOME if is_remote(path) else EVERY)
             except ChangedShardError as error:
                 raise UserError(f"{error}: restore it") from error
             except (OSError, UserError):
@@ -199,7 +178,7 @@ class _Lookup:
             self.compared.add(shard)
 
     def _is_rejected(self, url: str) -> bool:
-        """Whether an import read the samples of this tar, and found none that is good: then it is no shard, but no stranger either."""
+        """Return whether an import rejected all samples of this tar: it is known then, although it is not a shard."""
         spellings = [spelling for candidate in _readable(url) for spelling in _spellings(candidate)]
         of_samples = ds.field("file").isin(spellings) & ds.field("key").is_valid()
         listed = self.plan.catalog.rejected(["file"], of_samples, f"{layout.IMPORT_LOG}-")
@@ -208,7 +187,7 @@ class _Lookup:
 
     @cached_property
     def _imported_paths(self) -> set[str]:
-        """Paths of the tars with good samples, as they were when they were imported."""
+        """Paths of the tars with samples, at the time of the import."""
         markers = self.plan.catalog.samples_markers()
         return {shard["path"] for marker in markers for shard in read_record(marker)["shards"]}
 
@@ -229,7 +208,7 @@ class _Lookup:
         )
 
     def _doubt(self, shard: int, url: str, listed: bool) -> None:
-        """Warns where a shard that was found by its base name alone seems to be another one."""
+        """Warn if a shard that was found by its base name alone seems to be another one."""
         self.doubts[shard] += 1
         if listed:
             del self.doubts[shard]
@@ -240,18 +219,17 @@ class _Lookup:
             )
 
     def _shard_copies(self, shard: int, epoch: int) -> dict[str, int]:
-        """Copies of all listed samples of one shard, by key."""
-        offsets = self.plan.shard_offsets
-        first, stop = int(offsets[shard]), int(offsets[shard + 1])
-        first_of_part = int(offsets[self.parts.index(self.parts[shard])])
-        rows = np.arange(first - first_of_part, stop - first_of_part)
+        """Return the copies of all samples of one shard, by key."""
+        mine = self.plan.rows_of(shard)
+        first_of_part = self.plan.rows_of(self.parts.index(self.parts[shard])).start
+        rows = np.arange(mine.start - first_of_part, mine.stop - first_of_part)
         keys = self.plan.catalog.samples_at(self.parts[shard], rows, ["key"]).column("key").to_pylist()
-        copies = self.plan.draw(epoch, slice(first, stop)) * self.removals.keeps(slice(first, stop))
+        copies = self.plan.draw(epoch, mine) * self.removals.keeps(mine)
         return dict(zip(keys, copies.tolist(), strict=True))
 
 
 def _readable(url: str) -> list[str]:
-    """What a webdataset URL reads: itself, or all words of its command."""
+    """Return the paths that a webdataset URL may read: itself, or all words of its command."""
     if not url.startswith("pipe:"):
         return [url]
     try:
@@ -261,7 +239,7 @@ def _readable(url: str) -> list[str]:
 
 
 def _spellings(path: str) -> Iterator[str]:
-    """The ways a path is compared: as it is, and absolute and plain where it is local."""
+    """Yield the forms of a path to compare: as given; absolute, if it is local."""
     yield path
     if path.startswith("file:"):
         path = unquote(urlsplit(path).path)

@@ -133,6 +133,14 @@ class Plan(FinishedArtifact):
         """First row of each shard, and the number of rows: int64 [shards + 1]."""
         return map_array(self.folder / layout.SHARD_OFFSETS)
 
+    def rows_of(self, shard: int) -> slice:
+        """Return the rows of a shard."""
+        return slice(int(self.shard_offsets[shard]), int(self.shard_offsets[shard + 1]))
+
+    def shards_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Return the shard of each row: int32, the shape of `rows`."""
+        return (np.searchsorted(self.shard_offsets, rows, side="right") - 1).astype(np.int32)
+
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
         """n, members of each cluster: int64 [K]."""

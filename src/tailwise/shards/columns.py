@@ -1,4 +1,4 @@
-"""Columns of users' Parquet files as text, numbers or vectors, whatever their Arrow type; or an error that names column and type."""
+"""Columns of users' Parquet files as text, numbers or vectors, whatever their Arrow type; errors name column and type."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.schema import SAMPLE_SCHEMA
 
-# What Arrow, NumPy and zipfile with its decompressors raise on a bad file.
+# Errors that Arrow, NumPy and zipfile with its decompressors raise for a damaged file.
 DAMAGE = (
     *(OSError, ValueError, EOFError, TypeError, MemoryError, pa.ArrowException),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(KeyError, NotImplementedError, RuntimeError, OverflowError),
 )
 BATCH_ROWS = 65_536
-MAX_DIMENSION = 65_536  # numbers of a row; with more it is no embedding, and would ask for as much for every sample
+MAX_DIMENSION = (
+    65_536  # numbers of a row; a longer list is not an embedding, and would take as much memory for every sample
+)
 BATCH_BYTES = 1 << 26  # of one column
-MAX_TEXT_BYTES = 1_000_000  # of one value; a longer caption, key or path is none
-MAX_COLUMN_BYTES, MAX_MEAN_BYTES = 1 << 28, 4_096  # of columns that are read whole: as many bytes, or as many a row
-TOO_LONG = "\0"  # in place of a text of more than MAX_TEXT_BYTES
-EXACT_INTEGERS = 1 << 53  # a float64 holds all whole numbers up to here
-# img2dataset's own columns, which are no scores; `url` and `caption` are strings and drop out by type.
+MAX_TEXT_BYTES = 1_000_000  # of one value; a longer text is not a caption, key or path
+MAX_COLUMN_BYTES, MAX_MEAN_BYTES = 1 << 28, 4_096  # bytes of columns that are read whole, in total or on average a row
+TOO_LONG = "\0"  # replaces a text of more than MAX_TEXT_BYTES
+EXACT_INTEGERS = 1 << 53  # a float64 holds all whole numbers up to this one
+# img2dataset's own columns are not scores; `url` and `caption` are strings, which are excluded by type.
 _BOOKKEEPING = frozenset(
     {"key", "status", "error_message", "width", "height", "original_width", "original_height", "exif", "sha256", "uid"}
     | {"source_shard", "source_key", "copy"}  # of our own exports
@@ -43,7 +45,7 @@ _TEXT = ("string", "large_string", "string_view", "binary", "large_binary", "bin
 
 
 def _is(kind: pa.DataType, *names: str) -> bool:
-    """Return whether a type is one of those named, some of which older releases of Arrow do not know."""
+    """Return whether a type is one of those named; older releases of Arrow do not know all of them."""
     return any(getattr(pa.types, f"is_{name}", lambda _: False)(kind) for name in names)
 
 
@@ -51,8 +53,8 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     """A Parquet file, read in batches of bounded memory. A small file may be huge: one long text of a dictionary may stand in every row."""
 
     def __init__(self, source: Path | str | IO[bytes]) -> None:
-        """Open it; see `open_table`."""
-        super().__init__(source, pre_buffer=False, buffer_size=1 << 20)  # holds no more of a row group than its pages
+        """Open a file; see `open_table`."""
+        super().__init__(source, pre_buffer=False, buffer_size=1 << 20)  # only the pages of a row group are in memory
         self._source = source
 
     def iter_batches(
@@ -61,13 +63,13 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         """Yield batches of up to `batch_size` rows; text in a plain layout.
 
         Args:
-            batch_size: rows; fewer where they are long.
+            batch_size: number of rows; fewer if they are long.
             columns: names.
-            lenient: columns in which TOO_LONG stands for each text of more than MAX_TEXT_BYTES.
+            lenient: columns in which TOO_LONG replaces each text of more than MAX_TEXT_BYTES.
 
         Raises:
             ValueError: another column has such a text.
-            DAMAGE: it can't be read.
+            DAMAGE: the file cannot be read.
         """
         rows = 0
         for group in range(self.num_row_groups):
@@ -85,11 +87,7 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
             raise pa.ArrowInvalid(f"it has {rows:,} rows, its footer states {self.metadata.num_rows:,}")
 
     def read(self, columns: Sequence[str], lenient: Collection[str] = ()) -> pa.Table:
-        """Return whole columns; see `iter_batches`.
-
-        Raises:
-            ValueError: their text takes more than MAX_COLUMN_BYTES, and more than MAX_MEAN_BYTES a row.
-        """
+        """Return whole columns; see `iter_batches`. More than MAX_COLUMN_BYTES, and than MAX_MEAN_BYTES a row, is a ValueError."""
         batches, rows, size = [], 0, 0
         for batch in self.iter_batches(BATCH_ROWS, columns, lenient):
             batches.append(batch)
@@ -100,10 +98,10 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         return pa.Table.from_batches(batches) if batches else empty
 
     def _row_bytes(self, group: int, name: str, lenient: bool) -> int:
-        """Return about how many bytes a row of a column takes; no less than the longest text of its dictionary.
+        """Return about how many bytes a row of a column takes; at least the longest text of its dictionary.
 
         Raises:
-            ValueError: its lists are too long, or a text is, and it is not lenient.
+            ValueError: a list is too long, or a text of a column that is not lenient.
         """
         about = self.metadata.row_group(group)
         rows, size = max(1, about.num_rows), 1
@@ -133,11 +131,7 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
 
 
 def _bounded(values: pa.Array, name: str, lenient: bool) -> pa.Array:
-    """Return a column; text in a plain layout, without texts that are too long.
-
-    Raises:
-        ValueError: it has one, and is not lenient.
-    """
+    """Return a column, text in a plain layout; texts that are too long are replaced if it is lenient, else a ValueError."""
     if not _is(value_type(values.type), *_TEXT):
         return values
     plain = unwrapped(values)
@@ -158,8 +152,8 @@ def open_table(source: Path | str | IO[bytes], columns: Sequence[str] = ()) -> U
     """Return an opened Parquet file that has each of `columns` exactly once.
 
     Raises:
-        ValueError: it lacks one, or has several of the same name.
-        DAMAGE: it can't be read.
+        ValueError: a column is missing, or there are several of its name.
+        DAMAGE: the file cannot be read.
     """
     file = UserTable(source)
     names = file.schema_arrow.names
@@ -172,7 +166,7 @@ def open_table(source: Path | str | IO[bytes], columns: Sequence[str] = ()) -> U
 
 
 def count_rows(path: Path | str) -> int:
-    """Return the number of rows of a Parquet file; 0 if it can't be read."""
+    """Return the number of rows of a Parquet file; 0 if it cannot be read."""
     try:
         return int(pq.read_metadata(path).num_rows)
     except DAMAGE:
@@ -226,15 +220,15 @@ def is_vectors(kind: pa.DataType) -> bool:
 
 
 def texts(values: pa.Array | pa.ChunkedArray, name: str, *, check: bool = True) -> pa.Array:
-    """Return a column as UTF-8 strings, null where there is none; whole numbers as their decimal digits.
+    """Return a column as UTF-8 strings; whole numbers as their decimal digits.
 
     Args:
-        values: of the column.
-        name: of the column, for errors.
+        values: values of the column.
+        name: name of the column, for errors.
         check: refuse bytes that are not UTF-8.
 
     Raises:
-        ValueError: they are neither strings, UTF-8 bytes nor whole numbers.
+        ValueError: the values are neither strings, UTF-8 bytes nor whole numbers.
     """
     plain = unwrapped(values)
     if not _is(plain.type, "string", "large_string", "binary", "large_binary", "integer", "floating", "null"):
@@ -250,11 +244,7 @@ def texts(values: pa.Array | pa.ChunkedArray, name: str, *, check: bool = True) 
 
 
 def uid_texts(values: pa.Array | pa.ChunkedArray, name: str = "uid") -> pa.Array:
-    """Return uids as strings: 16 bytes become 32 hexadecimal digits.
-
-    Raises:
-        ValueError: as `texts`.
-    """
+    """Return uids as strings, as `texts`; 16 bytes become 32 hexadecimal digits."""
     plain = unwrapped(values)
     if _is(plain.type, "binary", "large_binary") and pc.all(pc.equal(pc.binary_length(plain), 16)).as_py() is not False:
         return pa.array([None if value is None else value.hex() for value in plain.to_pylist()], pa.string())
@@ -265,7 +255,7 @@ def numbers(values: pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
     """Return a column of numbers, booleans, or decimal digits as float64.
 
     Raises:
-        ValueError: it holds something else, or whole numbers that a float64 can't hold.
+        ValueError: it has other values, or whole numbers that a float64 cannot hold.
     """
     plain = unwrapped(values)
     if not _is(plain.type, "integer", "floating", "decimal", "boolean", "null", "string", "large_string"):
@@ -283,13 +273,13 @@ def numbers(values: pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
 
 
 def whole_sides(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Tell which values are a number of pixels: whole, positive, below 2³¹."""
+    """Return which values are a number of pixels: whole, positive, below 2³¹."""
     good: npt.NDArray[np.bool_] = (values > 0) & (values < 2**31) & (values == np.floor(values))
     return good
 
 
 def score_columns(file: UserTable) -> tuple[list[str], dict[str, str]]:
-    """Return the numeric columns that are the user's own, in order of name, and why some of them can't be used, by name."""
+    """Return the names of the user's numeric columns, sorted, and the reason for each of the others that cannot be used."""
     names = file.schema_arrow.names
     found, unfit = [], {}
     for name, kind in zip(names, map(value_type, file.schema_arrow.types), strict=True):

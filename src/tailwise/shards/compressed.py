@@ -14,18 +14,8 @@ _MAGIC = {
 }
 MAGIC_BYTES = max(map(len, _MAGIC))
 ENDINGS = (
-    ".tar.gz",
-    ".tgz",
-    ".tar.zst",
-    ".tzst",
-    ".tar.bz2",
-    ".tbz2",
-    ".tbz",
-    ".tar.xz",
-    ".txz",
-    ".tar.lz4",
-    ".tar.lzma",
-    ".tar.Z",
+    *(".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tbz"),
+    *(".tar.xz", ".txz", ".tar.lz4", ".tar.lzma", ".tar.Z"),
 )
 REMEDY = "samples are read at random from plain .tar files: unpack"
 

@@ -1,7 +1,7 @@
-"""The one decoder of encoded images: the loader, `evaluate`, `compare` and `embed` see the same pixels, or the same refusal.
+"""The only decoder of encoded images: the loader, `evaluate`, `compare` and `embed` get the same pixels, or the same error.
 
-A good image becomes `Image.open(…).convert("RGB")`: the first frame of an animation, no rotation by EXIF, transparency dropped.
-There are three differences, since images come from the web. Only FORMATS are opened: Pillow hands EPS to Ghostscript, which runs it.
+The result is that of `Image.open(…).convert("RGB")`: the first frame of an animation, no rotation by EXIF, no transparency.
+There are three differences, because images come from the web. Only FORMATS are opened: Pillow passes EPS to Ghostscript, which runs it.
 The size is checked before anything is decoded. Greys of more than 8 bits are scaled, not clipped to white.
 """
 
@@ -39,8 +39,8 @@ class ImageError(ValueError):
     """An encoded image that is refused.
 
     Attributes:
-        reason: one of REASONS, to count by.
-        detail: what is wrong with this image, on one line.
+        reason: one of REASONS, for counts.
+        detail: the fault of this image, on one line.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -49,7 +49,7 @@ class ImageError(ValueError):
         super().__init__(f"{self.reason}: {self.detail}")
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
-        """Worker processes send it."""
+        """Allow worker processes to send it."""
         return ImageError, (self.reason, self.detail)
 
 
@@ -61,11 +61,7 @@ def too_long(size_bytes: int) -> ImageError | None:
 
 
 def decode_rgb(encoded: bytes) -> Image.Image:
-    """Return an encoded image in RGB.
-
-    Raises:
-        ImageError: it is of no allowed format, too long, too large, too narrow, or broken.
-    """
+    """Return an encoded image in RGB; raise an ImageError if its format is not allowed or it is too long, large, narrow, or broken."""
     if (error := too_long(len(encoded))) is not None:
         raise error
     with warnings.catch_warnings():
@@ -115,7 +111,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _white(kind: str, greatest: float) -> int:
-    """Return the grey value that is white; 32-bit integers and floats do not tell theirs: the least usual one that holds all values."""
+    """Return the grey value of white; for 32-bit integers and floats, the smallest usual one that is not exceeded."""
     usual = {"u": (_SIXTEEN_BITS,), "i": (255, _SIXTEEN_BITS), "f": (1, 255, _SIXTEEN_BITS)}[kind]
     white = next((value for value in usual if greatest <= value), None)
     if white is None:
@@ -124,7 +120,7 @@ def _white(kind: str, greatest: float) -> int:
 
 
 def _describe(content: bytes) -> str:
-    """What bytes that are no image are, for people."""
+    """Return a description of bytes that are not an image."""
     if not content:
         return "0 bytes"
     head = content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()

@@ -1,6 +1,6 @@
 """Fingerprint of a shard's content, from a bounded number of blocks: a shard of the same length may hold other samples.
 
-Names, offsets and sizes of members (`index_checksum`) need a walk over all headers, and say nothing about the bytes between them.
+The `index_checksum` of names, offsets and sizes of members needs a walk over all headers, and does not depend on the content.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
@@ -22,6 +21,7 @@ from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.progress import Track, silent
 from tailwise.storage.errors import NoRangesError
+from tailwise.storage.files import RemoteFile, local_file
 from tailwise.storage.remote import is_remote, read_range, size_of
 
 BLOCK_BYTES = 1 << 16
@@ -72,15 +72,14 @@ def check_fingerprint(
 
     Args:
         path: local path or URL, for messages.
-        size_bytes: its length now; a shard of unknown length passes, and one whose server sends whole
-            files only, where `read` asks the server.
-        read: gives its blocks.
-        fingerprint: noted; None or "" for a shard that was imported by an older version, which passes.
+        size_bytes: current length; a shard of unknown length passes, and one whose server sends whole files only.
+        read: reads blocks of the shard.
+        fingerprint: noted at import; None or "" for a shard that was imported by an older version, which passes.
         step: EVERY, SOME or FIRST, of the blocks that are not skipped.
 
     Raises:
-        ChangedShardError: a block is another one, or there are more or fewer of them.
-        OSError: it can't be read.
+        ChangedShardError: a block differs, or there are more or fewer blocks.
+        OSError: the shard cannot be read.
     """
     if not fingerprint or size_bytes is None:
         return
@@ -103,10 +102,10 @@ def comparable_shards(
     """Return shards with fingerprints that skip the blocks of removed samples, whose bytes may be wiped.
 
     Args:
-        catalog: of the shards.
-        snapshot: whose shards and removed samples; the newest by default.
+        catalog: catalog of the shards.
+        snapshot: its shards and removed samples are used; the newest by default.
         track: shows progress.
-        table: some of the shards (SHARD_SCHEMA), in place of all.
+        table: some of the shards (SHARD_SCHEMA) instead of all.
     """
     table = catalog.shards(snapshot) if table is None else table
     removed = Removals.of(catalog, snapshot, track).rows
@@ -158,15 +157,8 @@ def blocks_of_url(url: str) -> Read:
 
 
 def blocks_of_stream(path: str, stream: BinaryIO) -> Read:
-    """Return a function that reads blocks of an opened shard: of what was downloaded, where its server sends whole files only."""
-
-    def read(ranges: Sequence[Range]) -> list[bytes]:
-        with suppress(NoRangesError):
-            if is_remote(path):
-                return blocks_of_url(path)(ranges)
-        return [stream.read(stop - start) for start, stop in ranges if stream.seek(start) == start]
-
-    return read
+    """Return a function that reads blocks of what `open_binary` opened; some of those are downloaded, and then a file."""
+    return blocks_of_url(path) if isinstance(stream, RemoteFile) else blocks_of_file(stream.fileno())
 
 
 @contextmanager
@@ -175,5 +167,46 @@ def shard_blocks(path: str) -> Iterator[tuple[int | None, Read]]:
     if is_remote(path):
         yield size_of(path), blocks_of_url(path)
         return
-    with Path(path.split("://", 1)[-1]).expanduser().open("rb", buffering=0) as stream:
+    with local_file(path).open("rb", buffering=0) as stream:
         yield os.fstat(stream.fileno()).st_size, blocks_of_file(stream.fileno())
+
+
+def compare_shard(path: str, fingerprint: str | None, step: int) -> None:
+    """Open a shard, local or remote, and compare it with its fingerprint; see `check_fingerprint`."""
+    with shard_blocks(path) as (size_bytes, read):
+        check_fingerprint(path, size_bytes, read, fingerprint, step)
+
+
+class Comparisons:
+    """Compares shards with their fingerprints: one that passed is not read again, one that failed is refused without reading.
+
+    Args:
+        paths: local paths or URLs of the shards, by id.
+        fingerprints: of the shards, as noted at import; None: nothing is compared.
+    """
+
+    def __init__(self, paths: Sequence[str], fingerprints: Sequence[str | None] | None) -> None:
+        self._paths, self._fingerprints = paths, fingerprints
+        self._passed: dict[int, bool] = {}
+
+    def check(self, shard: int, size_bytes: int | None, read: Read, step: int = EVERY, *, again: bool = False) -> None:
+        """Compare a shard as `check_fingerprint` does.
+
+        Args:
+            shard: its id.
+            size_bytes: its length, if known.
+            read: reads its blocks.
+            step: EVERY, SOME or FIRST.
+            again: compare it even if it was compared before.
+        """
+        if self._fingerprints is None or size_bytes is None or (self._passed.get(shard) and not again):
+            return
+        path = self._paths[shard]
+        if shard in self._passed and not again:
+            raise ChangedShardError(path)
+        try:
+            check_fingerprint(path, size_bytes, read, self._fingerprints[shard], step)
+        except ChangedShardError:
+            self._passed[shard] = False
+            raise
+        self._passed[shard] = True

@@ -37,13 +37,13 @@ Record = dict[str, Any]
 
 @dataclass
 class MemberCounts:
-    """Members of a tar by what became of them.
+    """Numbers of members of a tar by outcome.
 
     Attributes:
-        seen: whose header was read.
-        imported: of samples that were imported.
-        harmless: skipped: folders, and leftovers of file managers.
-        rejected: of everything that is listed as rejected.
+        seen: members whose header was read.
+        imported: members of samples that were imported.
+        harmless: skipped members: folders, and leftovers of file managers.
+        rejected: members that are listed as rejected.
     """
 
     seen: int = 0
@@ -59,7 +59,7 @@ class Grouped:
     Attributes:
         groups: extension → member, by key.
         rejected: REJECTED_SCHEMA rows.
-        counts: of all members; who imports a group adds its members.
+        counts: numbers of all members; the import of a group adds its members.
     """
 
     groups: dict[str, dict[str, Member]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Grouped:
     counts: MemberCounts = field(default_factory=MemberCounts)
 
     def reject(self, path: str, reason: str, key: str | None, detail: str | None, members: int) -> None:
-        """Note one rejection, and how many members it stands for."""
+        """Note one rejection of a number of members."""
         self.rejected.append(rejection(path, reason, key, detail))
         self.counts.rejected += members
 
@@ -105,15 +105,15 @@ def image_of(members: dict[str, Member], extensions: Sequence[str] = IMAGE_EXTEN
 
 
 def group_members(index: TarIndex, path: str, target: str = CAPTION_EXTENSION) -> Grouped:
-    """Return the samples of a tar, complete or not, and what is rejected as a whole.
+    """Return the samples of a tar, complete or not, and its rejected members.
 
-    Members of a key may lie apart. Where a key has an extension twice, only members that follow each other belong together: the first
-    of these runs is kept, the others are duplicates.
+    Members of a key may be apart. If a key has an extension twice, only members that follow each other belong together: the first of
+    these runs is kept, the others are duplicates.
 
     Args:
-        index: of the tar.
-        path: of the tar, for what is rejected.
-        target: extension of what comes with each image.
+        index: index of the tar.
+        path: path of the tar, for rejections.
+        target: extension of the members that come with each image.
     """
     grouped = Grouped(counts=MemberCounts(seen=index.seen))
     members = list(_resolved(index, path, grouped)) if index.links or index.others else index.members

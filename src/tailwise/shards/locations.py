@@ -1,4 +1,4 @@
-"""Where the bytes of each sample lie: a dense column of the catalog, made once from its Parquet files."""
+"""Locations of samples in their shards: a dense column of the catalog, made once from its Parquet files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array
 from tailwise.errors import DamagedError, UserError
+from tailwise.kernels.places import by_value
 from tailwise.mapped import release_pages
 from tailwise.progress import Track, silent
 from tailwise.storage.local import locked, replacing
@@ -31,22 +32,17 @@ RELEASE_AFTER_ROWS = 1 << 20
 
 
 def locations_path(catalog: Catalog, part: Part) -> Path:
-    """The `.npy` file with the locations of one part."""
+    """Return the `.npy` file with the locations of one part."""
     return catalog.folder / layout.LOCATIONS / f"{part.name}{layout.ARRAY}"
 
 
 def ensure_locations(catalog: Catalog, snapshot: Snapshot, track: Track = silent) -> None:
-    """Makes `locations/part-….npy` (LOCATION [rows]; 24 bytes a row) for the parts of a snapshot that lack it.
+    """Write `locations/part-….npy` (LOCATION [rows]; 24 bytes a row) for the parts of a snapshot that lack it.
 
-    Memory is bounded by BATCH_ROWS. Several processes may call it at once: one works, the others wait.
-
-    Args:
-        catalog: where to.
-        snapshot: whose parts.
-        track: shows progress.
+    Memory is bounded by BATCH_ROWS. Several processes may call it at the same time: one works, the others wait.
 
     Raises:
-        UserError: the catalog can't be written to, a Parquet file is missing or damaged, or a sample has 2 GiB or more.
+        UserError: the catalog is read-only, a Parquet file is missing or damaged, or a sample has 2 GiB or more.
     """
     if not any(True for _ in _lacking(catalog, snapshot)):
         return  # without the lock, so that a complete catalog may be read-only
@@ -63,7 +59,7 @@ def ensure_locations(catalog: Catalog, snapshot: Snapshot, track: Track = silent
 
 
 def _lacking(catalog: Catalog, snapshot: Snapshot) -> Iterator[Part]:
-    """The parts without locations; of those that have them only the header is read here."""
+    """Yield the parts without locations; only the headers of the files are read."""
     for part in catalog.parts(snapshot):
         path = locations_path(catalog, part)
         try:
@@ -99,7 +95,7 @@ def _write(catalog: Catalog, part: Part) -> None:
 
 
 class _Rows:
-    """Splits rows of a snapshot by part."""
+    """Rows of a snapshot, split by part."""
 
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
@@ -107,7 +103,7 @@ class _Rows:
         self._rows = parts[-1].span.stop if parts else 0
 
     def by_part(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[Part, slice | npt.NDArray[np.int64]]]:
-        """Each part that has some of `rows`, and where in `rows` they stand."""
+        """Yield each part that has some of the rows, and the places of these in `rows`."""
         if not len(rows):
             return
         low, high = int(rows.min()), int(rows.max())
@@ -117,52 +113,40 @@ class _Rows:
         if first == last:
             yield self.parts[first], slice(None)
             return
-        numbers = np.searchsorted(self._first, rows, "right") - 1
-        order = np.argsort(numbers, kind="stable")
-        ends = np.flatnonzero(np.diff(numbers[order], append=-1)) + 1
-        start = 0
-        for end in ends.tolist():
-            yield self.parts[numbers[order[start]]], order[start:end]
-            start = end
+        for number, where in by_value(np.searchsorted(self._first, rows, "right") - 1):
+            yield self.parts[number], where
 
 
 class Locations:
-    """The locations of a snapshot's samples. Maps files when they are needed; may be pickled, and then opens them again."""
+    """The locations of a snapshot's samples, which `ensure_locations` has made. Files are mapped when they are needed; may be pickled."""
 
     def __init__(self, catalog: Catalog, snapshot: Snapshot) -> None:
-        """Opens nothing yet; `ensure_locations` must have been called once."""
         self._catalog, self._snapshot = catalog, snapshot
         self._rows = _Rows(catalog.parts(snapshot))
         self._maps: LRUCache[int, npt.NDArray[Any]] = LRUCache(OPEN_PARTS)
         self._read_rows = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the maps."""
+        """Leave out the maps."""
         return {**self.__dict__, "_maps": LRUCache(OPEN_PARTS)}
 
     def _map(self, part: Part) -> npt.NDArray[Any]:
         path = locations_path(self._catalog, part)
         array = map_cache(path)
-        if array is None:  # damaged since this process began
-            with suppress(OSError):  # of a catalog that is read-only: refused below
+        if array is None:  # damaged since this process started
+            with suppress(OSError):  # the catalog is read-only: refused below
                 layout.marker(path).unlink(missing_ok=True)
             ensure_locations(self._catalog, self._snapshot)
             array = map_array(path)
         if array.shape != (part.rows,) or array.dtype != LOCATION:
-            raise UserError(f"{path} has {len(array):,} rows, its part {part.rows:,}: delete it, it is made anew")
+            raise UserError(f"{path} has {len(array):,} rows, its part {part.rows:,}: delete it, and it is made again")
         return array
 
     def of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The locations of rows of any parts, in any order.
-
-        Args:
-            rows: int64 [n], rows of the snapshot.
-
-        Returns:
-            LOCATION [n].
+        """Return the locations, LOCATION [n], of rows of the snapshot, int64 [n], in any order.
 
         Raises:
-            IndexError: a row that the snapshot doesn't have.
+            IndexError: the snapshot does not have a row.
             UserError: the file of a part is missing or damaged.
         """
         out = np.empty(len(rows), LOCATION)
@@ -170,7 +154,7 @@ class Locations:
             locations = self._maps.get(part.number, partial(self._map, part))
             out[where] = locations[rows[where] - part.first_row]
         self._read_rows += len(rows)
-        if self._read_rows > RELEASE_AFTER_ROWS:  # else all pages would come to count as this process's
+        if self._read_rows > RELEASE_AFTER_ROWS:  # else all pages would count as memory of this process
             self._read_rows = 0
             for array in self._maps.values():
                 release_pages(array)
@@ -178,30 +162,23 @@ class Locations:
 
 
 class Names:
-    """Keys and uids of a snapshot's samples, for logs: reads only the row groups of the catalog's Parquet files it needs."""
+    """Keys and uids of a snapshot's samples, for logs; only the row groups that hold them are read."""
 
     def __init__(self, catalog: Catalog, snapshot: Snapshot) -> None:
-        """Opens nothing yet."""
         self._catalog = catalog
         self._rows = _Rows(catalog.parts(snapshot))
 
     def of(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
-        """The (key, uid as 32 hexadecimal digits) of each row, in order.
-
-        Args:
-            rows: int64 [n], rows of the snapshot.
+        """Return (key, uid as 32 hexadecimal digits) of each row, int64 [n], of the snapshot.
 
         Raises:
-            IndexError: a row that the snapshot doesn't have.
+            IndexError: the snapshot does not have a row.
             UserError: a Parquet file is missing or damaged.
         """
         names = [("", "")] * len(rows)
         for part, where in self._rows.by_part(rows):
             table = self._catalog.samples_at(part.number, rows[where] - part.first_row, ["key", "uid"])
-            columns = (
-                np.arange(len(rows))[where].tolist(),
-                *(table.column(name).to_pylist() for name in ("key", "uid")),
-            )
-            for position, key, uid in zip(*columns, strict=True):
+            keys, uids = (table.column(name).to_pylist() for name in ("key", "uid"))
+            for position, key, uid in zip(np.arange(len(rows))[where].tolist(), keys, uids, strict=True):
                 names[position] = key, uid.hex()
         return names

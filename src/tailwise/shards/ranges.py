@@ -1,4 +1,4 @@
-"""Reading byte ranges of tars: local files here, remote ones in `remote.py`."""
+"""Byte ranges of shards: stores that read them, and the ranges of samples. Remote shards are read by `remote.py`."""
 
 from __future__ import annotations
 
@@ -15,94 +15,77 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.schema import FINGERPRINT
-from tailwise.shards.fingerprint import ChangedShardError, blocks_of_file, check_fingerprint
-from tailwise.shards.remote import RemoteStore
+from tailwise.shards.fingerprint import Comparisons, blocks_of_file
+from tailwise.shards.remote import RemoteShards
+from tailwise.storage.files import local_file
 from tailwise.storage.lru import LRUCache
 from tailwise.storage.pread import CAN_ADVISE, advise_many, pread_many
+from tailwise.storage.remote import is_remote
 from tailwise.storage.spans import OpenFile
 
-ADJACENT_BYTES = (
-    4096  # image and caption this close to each other come in one read: tar headers and a small JSON lie between
-)
-READ_RANGES = 64  # read in one call: bounds what is held twice
-_CACHED_SECONDS, _CACHED_BYTES = 2e-5, 1e9  # a range that takes longer, and bytes that come slower, weren't in memory
+ADJACENT_BYTES = 4096  # largest gap in one read; tar headers and a small JSON lie between image and caption
+READ_RANGES = 64  # read in one call; bounds the bytes that are held twice
+_CACHED_SECONDS, _CACHED_BYTES = 2e-5, 1e9  # time of a range, and bytes a second, of reads that need no disk, at worst
 
 
-class Store(Protocol):
+class ShardStore(Protocol):
     """Reads byte ranges of shards, which are known by their id.
 
     Attributes:
-        remote: whether any shard is, so that `want` is worth its while.
+        remote: whether any shard is remote, so that `want` is of use.
     """
 
     remote: bool
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard.
-
-        Raises:
-            OSError: it can't be read, or ends before `stop`.
-        """
+        """Return bytes [start, stop) of a shard; raise an OSError if they cannot be read or the shard ends before."""
         ...
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
+        """Yield the bytes of each (shard, start, stop) of int64 [n, 3], in order, or the error why they cannot be read."""
         ...
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """A hint: these (shard, start, stop), int64 [n, 3], will be read soon. Returns at once, raises nothing."""
+        """Take a hint that these (shard, start, stop), int64 [n, 3], will be read soon. Returns at once, raises nothing."""
         ...
 
     def close(self) -> None:
-        """Lets go of files and connections; reading opens them again."""
+        """Close files and connections; reading opens them again."""
         ...
 
 
-class LocalStore:
-    """Local tars, read by offset from a bounded number of open files. May be forked, pickled and used by several threads."""
+class LocalShards:
+    """Local shards; a bounded number of them is open. May be forked, pickled and used by several threads.
+
+    Args:
+        paths: paths of the shards, by id.
+        fingerprints: fingerprints of the shards; each process compares a shard once, when it opens it.
+    """
 
     remote = False
 
     def __init__(self, paths: Sequence[str], fingerprints: Sequence[str | None] | None = None) -> None:
-        """Opens nothing yet.
-
-        Args:
-            paths: of the shards, by id.
-            fingerprints: of the shards, as noted at import; compared once by each process, when it opens the shard.
-        """
         self.paths = paths
-        self._fingerprints = fingerprints
-        self._checked: dict[int, bool] = {}  # whether a shard is the one that was imported
-        self._waits = False  # whether the latest ranges had to come from the disk
+        self._comparisons = Comparisons(paths, fingerprints)
+        self._waits = False  # whether the latest ranges were read from the disk
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
         self._files: LRUCache[int, OpenFile] = LRUCache(most)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the open files."""
+        """Leave out the open files."""
         return {**self.__dict__, "_files": LRUCache(self._files.most)}
 
     def _file(self, shard: int) -> OpenFile:
         return self._files.get(shard, lambda: self._open(shard))
 
     def _open(self, shard: int) -> OpenFile:
-        path = self.paths[shard]
-        if not self._checked.get(shard, True):
-            raise ChangedShardError(path)
-        file = OpenFile(path)
-        if self._fingerprints is not None and shard not in self._checked:
-            self._checked[shard] = False
-            size, blocks = os.fstat(file.handle).st_size, blocks_of_file(file.handle)
-            check_fingerprint(path, size, blocks, self._fingerprints[shard])
-            self._checked[shard] = True
+        file = OpenFile(local_file(self.paths[shard]))
+        self._comparisons.check(shard, os.fstat(file.handle).st_size, blocks_of_file(file.handle))
         return file
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard.
-
-        Raises:
-            OSError: it can't be read, or ends before `stop`.
-        """
+        """See `ShardStore`."""
         file = self._file(shard)
         content = os.pread(file.handle, stop - start, start)
         while len(content) < stop - start:  # one call gives 2 GiB at most; nothing more is the end
@@ -114,17 +97,17 @@ class LocalStore:
         return content
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
+        """See `ShardStore`."""
         for first in range(0, len(ranges), READ_RANGES):
             yield from self._read_group(ranges[first : first + READ_RANGES])
 
     def _read_group(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """All in one call, as far as they can be read; from the first on that can't, one by one."""
+        """Yield ranges that are read in one call; from the first one that cannot be read on, read one by one."""
         ends = np.cumsum(ranges[:, 2] - ranges[:, 1])
         buffer = np.empty(ends[-1], np.uint8)
         good = 0
         with suppress(OSError):
-            files = {shard: self._file(shard) for shard in np.unique(ranges[:, 0]).tolist()}  # kept open until read
+            files = {shard: self._file(shard) for shard in np.unique(ranges[:, 0]).tolist()}  # open until they are read
             handles = np.array([files[shard].handle for shard in ranges[:, 0].tolist()], np.int32)
             starts, stops = ranges[:, 1].copy(), ranges[:, 2].copy()
             began = time.perf_counter()
@@ -148,43 +131,38 @@ class LocalStore:
             return error
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """Nothing to do: the kernel reads ahead."""
+        """See `ShardStore`. There is nothing to do: the kernel reads ahead."""
 
     def close(self) -> None:
-        """Closes all files."""
+        """See `ShardStore`."""
         self._files.clear()
 
 
-class MixedStore:
-    """Some shards local, some remote."""
+class MixedShards:
+    """Local and remote shards. Both stores know all ids; `is_remote`, bool [shards], tells which shard is remote."""
 
     remote = True
 
-    def __init__(self, local: LocalStore, remote: RemoteStore, is_remote: npt.NDArray[np.bool_]) -> None:
-        """Takes both stores, each of which knows all ids, and which shards are remote, bool [shards]."""
-        self._stores: tuple[Store, Store] = (local, remote)
+    def __init__(self, local: LocalShards, remote: RemoteShards, is_remote: npt.NDArray[np.bool_]) -> None:
+        self._stores: tuple[ShardStore, ShardStore] = (local, remote)
         self._is_remote = is_remote
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard.
-
-        Raises:
-            OSError: it can't be read, or ends before `stop`.
-        """
+        """See `ShardStore`."""
         return self._stores[int(self._is_remote[shard])].read(shard, start, stop)
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read."""
+        """See `ShardStore`."""
         remote = self._is_remote[ranges[:, 0]]
         contents = [store.read_many(ranges[remote == which]) for which, store in enumerate(self._stores)]
         return (next(contents[which]) for which in remote.astype(int).tolist())
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """Hands on what is remote."""
+        """See `ShardStore`."""
         self._stores[1].want(ranges[self._is_remote[ranges[:, 0]]])
 
     def close(self) -> None:
-        """Closes both."""
+        """See `ShardStore`."""
         for store in self._stores:
             store.close()
 
@@ -196,31 +174,30 @@ def open_store(
     versions: Sequence[str] | None = None,
     sizes: Sequence[int] | None = None,
     fingerprints: Sequence[str | None] | None = None,
-) -> Store:
-    """The store for shards that may be local, remote, or both.
+) -> ShardStore:
+    """Return the store for shards that may be local, remote, or both.
 
     Args:
         paths: local paths or fsspec URLs of the shards, by id.
-        cache_folder: where ranges of remote shards are kept, for all processes of this machine; not touched without remote shards.
-        cache_bytes: how much at most.
-        versions: for each shard, what changes when its content does (the catalog's `index_checksum`): cached ranges of another
-            version are never used. Without it, a shard's content must never change.
-        sizes: of each shard, in bytes (the catalog's `size_bytes`): a remote one of another size is an error.
-        fingerprints: for each shard, of its content at import (the catalog's `fingerprint`): a shard with another one isn't read.
+        cache_folder: folder for ranges of remote shards, shared by all processes of this machine; unused without remote shards.
+        cache_bytes: bound of the cache.
+        versions: version of each shard's content (the catalog's `index_checksum`): cached ranges of another version are never used.
+        sizes: size of each shard (the catalog's `size_bytes`): a remote shard of another size is an error.
+        fingerprints: fingerprint of each shard (the catalog's `fingerprint`): a shard with another one is not read.
 
     Raises:
-        UserError: the folder can't be used.
+        UserError: the folder cannot be used.
     """
-    local = [path.split("://", 1)[1] if path.startswith(("file://", "local://")) else path for path in paths]
-    is_remote = np.array(["://" in path for path in local], np.bool_)
-    if not is_remote.any():
-        return LocalStore(local, fingerprints)
-    remote = RemoteStore(local, cache_folder, cache_bytes, versions, sizes, fingerprints)
-    return remote if is_remote.all() else MixedStore(LocalStore(local, fingerprints), remote, is_remote)
+    far = np.array([is_remote(path) for path in paths], np.bool_)
+    local = LocalShards(paths, fingerprints)
+    if not far.any():
+        return local
+    remote = RemoteShards(paths, cache_folder, cache_bytes, versions, sizes, fingerprints)
+    return remote if far.all() else MixedShards(local, remote, far)
 
 
-def open_shards(shards: pa.Table, cache_folder: str | Path, cache_bytes: int, *, compare: bool = True) -> Store:
-    """Return `open_store` of shards (of `comparable_shards`), which are compared with their fingerprints unless told otherwise."""
+def open_shards(shards: pa.Table, cache_folder: str | Path, cache_bytes: int, *, compare: bool = True) -> ShardStore:
+    """Return the store of shards (of `comparable_shards`); `compare` them with their fingerprints."""
     names = ("path", "index_checksum", "size_bytes", FINGERPRINT)
     paths, versions, sizes, fingerprints = (shards.column(name).to_pylist() for name in names)
     return open_store(paths, cache_folder, cache_bytes, versions, sizes, fingerprints if compare else None)
@@ -229,15 +206,15 @@ def open_shards(shards: pa.Table, cache_folder: str | Path, cache_bytes: int, *,
 def sample_ranges(
     shards: npt.NDArray[np.int32], locations: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The ranges to read for samples: one for image and caption together where they lie close, else one each.
+    """Return the ranges to read for samples: one for image and caption if they are close, else one each.
 
     Args:
         shards: int32 [n], the shard of each sample.
         locations: LOCATION [n].
 
     Returns:
-        int64 [n + m, 3] of (shard, start, stop): the n samples' (or their images'), then the captions of the m samples whose image and
-        caption lie apart; and bool [n], which these m are. Fit for `Store.want` and `Store.read_many`.
+        (shard, start, stop), int64 [n + m, 3]: of the n samples, or their images, then of the captions of the m samples whose image and
+        caption are apart; and a mask of these m, bool [n].
     """
     image, caption = locations["image_offset"], locations["caption_offset"]
     image_end, caption_end = image + locations["image_bytes"], caption + locations["caption_bytes"]
@@ -253,24 +230,21 @@ def sample_ranges(
 
 
 def read_samples(
-    store: Store, shards: npt.NDArray[np.int32], locations: npt.NDArray[Any]
+    store: ShardStore, shards: npt.NDArray[np.int32], locations: npt.NDArray[Any]
 ) -> list[tuple[bytes, bytes] | OSError]:
-    """The encoded image and the caption of each sample.
+    """Return the encoded image and the caption of each sample, or the error why they cannot be read.
 
     Reads in ascending order of (shard, offset), whatever the order of the samples.
 
     Args:
-        store: reads.
+        store: store of the shards.
         shards: int32 [n], the shard of each sample.
         locations: LOCATION [n].
-
-    Returns:
-        (image, caption) of each sample, in the given order; an OSError in the place of one that can't be read.
     """
     ranges, apart = sample_ranges(shards, locations)
     count = len(shards)
     order = np.lexsort((ranges[:, 1], ranges[:, 0]))
-    cuts = np.zeros((len(ranges), 5), np.int64)  # where in what is read image and caption begin and end
+    cuts = np.zeros((len(ranges), 5), np.int64)  # place, and begin and end of image and caption in the range
     cuts[:, 0] = np.arange(len(ranges))
     first = ranges[:count, 1]
     cuts[:count, 1] = locations["image_offset"] - first

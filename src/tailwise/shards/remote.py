@@ -1,4 +1,4 @@
-"""Remote tars (s3, http, gs, … by fsspec), read through a bounded cache on disk that all processes of the machine share."""
+"""Remote shards (s3, http, gs, … by fsspec), read through a bounded cache on disk that all processes of the machine share."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import itertools
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.errors import UserError
-from tailwise.shards.fingerprint import EVERY, SOME, ChangedShardError, Read, blocks_of_url, check_fingerprint
+from tailwise.kernels.places import by_value
+from tailwise.shards.fingerprint import SOME, Comparisons, blocks_of_url
 from tailwise.storage.errors import NoRangesError, RemoteError
 from tailwise.storage.latency_model import LinkEstimate
 from tailwise.storage.lru import LRUCache
@@ -29,46 +30,24 @@ from tailwise.storage.remote import download, read_range
 from tailwise.storage.spans import OpenFile, Span, Spans, coalesce
 from tailwise.text import redacted
 
-CONNECTIONS = 16  # of each process
+CONNECTIONS = 16  # per process
 CLAIMS_AT_ONCE = 16
-GAP_SHARE = 0.5  # of what a request is worth: unwanted bytes also take room in the cache
+GAP_SHARE = 0.5  # of the bytes that a request costs: unwanted bytes also take room in the cache
 MAX_OPEN_RANGES = 256
 MAX_WANTED = 1 << 20  # ranges; further hints are dropped
-TOUCH_SECONDS = 1.0  # how often reading a range says that it is in use
+TOUCH_SECONDS = 1.0  # time between two marks that a range is in use
 _PIECE_BYTES = (1 << 20, 16 << 20)
 _READ, _PREFETCH = 0, 1  # priorities
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What one process has fetched.
-
-    Attributes:
-        requests: that succeeded.
-        bytes: that they brought.
-        retries: requests that failed, and were repeated.
-        latency_seconds: of a request, as estimated.
-        bytes_per_second: of a connection, as estimated.
-        evictions: ranges that this process removed from the cache.
-    """
-
-    requests: int
-    bytes: int
-    retries: int
-    latency_seconds: float
-    bytes_per_second: float
-    evictions: int
-
-
 class _Process:
-    """What can't outlive a fork: threads, their locks and queues. Threads are there while there is work, no longer."""
+    """State that a fork must not copy: threads, their locks and queues. Threads end when there is no work."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.link = LinkEstimate()
-        self.requests = self.bytes = self.retries = 0
-        self.checked: dict[int, bool] = {}  # whether a shard is the one that was imported
+        self.counts = Counter[str]()
         self.tasks: list[tuple[int, int, Callable[[], None]]] = []  # a heap
         self.numbers = itertools.count()
         self.threads = 0
@@ -77,17 +56,17 @@ class _Process:
         self.prefetching = False
         self.closings = 0
         self.whole = threading.Lock()
-        # By priority: each claim that is under way holds a file descriptor.
+        # By priority: each claim holds a file descriptor.
         self.under_way = [threading.Semaphore(2 * CONNECTIONS) for _ in (_READ, _PREFETCH)]
 
     def submit(self, priority: int, task: Callable[[], None]) -> Future[None]:
-        """Runs a task on one of CONNECTIONS threads. Daemons, unlike those of an executor: an exit waits for no request."""
+        """Run a task on one of CONNECTIONS threads. They are daemons, unlike those of an executor: an exit waits for no request."""
         done: Future[None] = Future()
 
         def run() -> None:
             try:
                 task()
-            except BaseException as error:  # noqa: BLE001  (it is raised where the result is asked for)
+            except BaseException as error:  # noqa: BLE001  (raised by the future's result)
                 done.set_exception(error)
             else:
                 done.set_result(None)
@@ -107,20 +86,19 @@ class _Process:
                     return
                 _, _, run = heapq.heappop(self.tasks)
             run()
-            del run  # with what it holds of the store
+            del run  # it refers to the store
 
 
 def object_key(path: str, version: str) -> str:
-    """The name of an object's folder in the cache."""
+    """Return the name of an object's folder in the cache."""
     return hashlib.blake2b(f"{path}\t{version}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-class RemoteStore:
-    """Remote tars, read by range. May be forked, pickled, and used by several threads.
+class RemoteShards:
+    """Remote shards, read by range. May be forked, pickled, and used by several threads.
 
-    What to fetch together follows from what requests were seen to cost: wanted ranges of a shard with fewer bytes between them than
-    could be read in half the time of one more request are fetched as one; where nearly all is wanted, that is the whole shard, in a few
-    requests.
+    Ranges of a shard are fetched in one request if the gap between them takes less than half the time of one more request, by the times
+    of earlier requests. If nearly all of a shard is wanted, it is fetched whole, in a few requests.
     """
 
     remote = True
@@ -134,15 +112,10 @@ class RemoteStore:
         sizes: Sequence[int] | None = None,
         fingerprints: Sequence[str | None] | None = None,
     ) -> None:
-        """Makes the cache folder; connects to nothing yet.
+        """Make the cache folder, which must lie on a local disk; connect to nothing yet. See `ranges.open_store`.
 
-        Args:
-            paths: URLs of the shards, by id.
-            folder: of the cache, for all processes of this machine; on a local disk.
-            max_bytes: of the cache. Fetching more ahead of the reads than this is in vain.
-            versions: for each shard, what changes when its content does; ranges cached under another version are never used.
-            sizes: of each shard, in bytes: one of another size is an error. Without them, the server must answer requests for ranges.
-            fingerprints: of the shards, as noted at import; each process compares some blocks before its first request.
+        Without `sizes`, the server must answer requests for ranges. Each process compares some blocks with the fingerprint before its
+        first request. Fetching more ahead of the reads than `max_bytes` is in vain.
 
         Raises:
             UserError: the folder can't be used.
@@ -156,13 +129,14 @@ class RemoteStore:
         self._known: dict[int, Spans] = {}
         self._files: LRUCache[tuple[int, Span], OpenFile | None] = LRUCache(MAX_OPEN_RANGES)
         self._process = _Process()
+        self._comparisons = Comparisons(self.paths, self.fingerprints)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Where and how much, nothing open."""
+        """Leave out everything that is open."""
         return {name: self.__dict__[name] for name in ("paths", "versions", "sizes", "fingerprints", "cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Opens nothing."""
+        """Open nothing."""
         self.__dict__.update(state)
         self._forget()
 
@@ -173,33 +147,21 @@ class RemoteStore:
         return self._process
 
     @property
-    def statistics(self) -> Statistics:
-        """What this process has fetched so far."""
-        own = self._own
-        link = own.link
-        return Statistics(
-            own.requests, own.bytes, own.retries, link.latency_seconds, link.bytes_per_second, self.cache.evictions
-        )
+    def statistics(self) -> Counter[str]:
+        """Return the "requests" of this process that succeeded, the "bytes" that they brought, and the "retries" of failed ones."""
+        return self._own.counts
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard, from the cache or else fetched now.
-
-        Raises:
-            OSError: it can't be fetched, or ends before `stop`.
-            UserError: no such file system is installed.
-        """
+        """See `ShardStore`: from the cache, or else fetched now."""
         if start >= stop:
             return b""
         content = self._cached(shard, start, stop)
         return self._fetch_one(shard, start, stop) if content is None else content
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
-        """The bytes of each (shard, start, stop) of int64 [n, 3], in order, or why they can't be read.
-
-        Fetches all that is missing before it yields the first.
-        """
+        """See `ShardStore`: all that is missing is fetched before the first is yielded."""
         asked = [(shard, start, stop) for shard, start, stop in ranges.tolist()]
         missing = [at for at, (shard, start, stop) in enumerate(asked) if self._span(shard, start, stop) is None]
         for shard in {asked[at][0] for at in missing}:
@@ -216,7 +178,7 @@ class RemoteStore:
             yield content
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """A hint: these (shard, start, stop), int64 [n, 3], will be read soon; a thread fetches what is missing."""
+        """See `ShardStore`: a thread fetches what is missing."""
         own = self._own
         with own.lock:
             if own.hinted_ranges + len(ranges) > MAX_WANTED:
@@ -228,7 +190,7 @@ class RemoteStore:
             own.hints.append(np.array(ranges, np.int64))
 
     def close(self) -> None:
-        """Drops the hints, so that threads end after the requests that are under way, and lets go of files."""
+        """See `ShardStore`: hints are dropped, and threads end after the requests that are under way."""
         own = self._own
         with own.lock:
             own.closings += 1
@@ -237,7 +199,7 @@ class RemoteStore:
         self._files.clear()
 
     def _cached(self, shard: int, start: int, stop: int) -> bytes | None:
-        """From a file of the cache; None if none has it."""
+        """Return bytes from a file of the cache; None if no file has them."""
         content = self._known_content(shard, start, stop)
         if content is None:
             self._refresh(shard)
@@ -245,7 +207,7 @@ class RemoteStore:
         return content
 
     def _refresh(self, shard: int) -> None:
-        """Looks what other threads and processes have fetched of a shard."""
+        """Look up the spans of a shard that other threads and processes have fetched."""
         self._known[shard] = Spans(self.cache.ready(self._key(shard)))
 
     def _span(self, shard: int, start: int, stop: int) -> Span | None:
@@ -272,7 +234,7 @@ class RemoteStore:
         return object_key(self.paths[shard], self.versions[shard] if self.versions is not None else "")
 
     def _fetch_one(self, shard: int, start: int, stop: int) -> bytes:
-        """Fetches a range, unless another process is about to: then waits for that."""
+        """Fetch a range; if another process is fetching it, wait for that."""
         key = self._key(shard)
         others: list[Span] = []
 
@@ -287,7 +249,7 @@ class RemoteStore:
             if claims:
                 return self._fetch(shard, claims[0])
             if others and waited:
-                break  # the fetch of another process failed; all try at once now, not each in its turn
+                break  # the fetch of another process failed; all processes try now, not one after the other
             for span in others:
                 self.cache.wait(key, span)
             content = self._cached(shard, start, stop)
@@ -303,26 +265,25 @@ class RemoteStore:
         except BaseException:
             self.cache.abandon(claim)
             raise
-        with contextlib.suppress(OSError):  # a full disk: the content is good nevertheless
+        with contextlib.suppress(OSError):  # a full disk: the content is good anyway
             self.cache.commit(claim, content)
         return content
 
     def _obtain(self, ranges: npt.NDArray[np.int64], priority: int, closings: int | None = None) -> None:
-        """Fetches what is missing of (shard, start, stop), int64 [n, 3], and nobody else fetches; a reader waits for its end.
+        """Fetch the missing ones of (shard, start, stop), int64 [n, 3], that no other process fetches; a reader waits for them.
 
-        With the number of `closings` so far, it stops where the store is closed once more.
+        Errors are ignored: a read of a missing range repeats the request.
 
-        Errors are kept silent: the read of a range that is not there repeats the request.
+        Args:
+            ranges: wanted ranges.
+            priority: _READ or _PREFETCH.
+            closings: number of closings so far: stop if the store is closed once more.
         """
         own = self._own
         pending: list[Future[None]] = []
-        order = np.argsort(ranges[:, 0], kind="stable")
-        for group in np.split(ranges[order], np.flatnonzero(np.diff(ranges[order, 0])) + 1):
-            if not len(group):
-                continue
-            shard = int(group[0, 0])
+        for shard, mine in by_value(ranges[:, 0]):
             key = self._key(shard)
-            wanted: list[Span] = [(start, stop) for _, start, stop in group.tolist() if start < stop]
+            wanted: list[Span] = [(start, stop) for _, start, stop in ranges[mine].tolist() if start < stop]
             while wanted:
                 if closings not in {None, own.closings}:
                     return
@@ -355,7 +316,7 @@ class RemoteStore:
     def _task(self, own: _Process, shard: int, claim: Claim, priority: int) -> Callable[[], None]:
         def task() -> None:
             try:
-                with contextlib.suppress(OSError, UserError):  # the read of it repeats the request, and raises
+                with contextlib.suppress(OSError, UserError):  # the read repeats the request, and raises
                     self._fetch(shard, claim)
             finally:
                 own.under_way[priority].release()
@@ -371,58 +332,39 @@ class RemoteStore:
             if not hints:
                 return
             with contextlib.suppress(OSError, UserError):  # as above
-                # What is wanted of a shard by several batches is fetched together.
+                # Ranges of a shard that several batches want are fetched together.
                 self._obtain(np.concatenate(hints), _PREFETCH, closings)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def _request(self, shard: int, start: int, stop: int) -> bytes:
-        """One range, by one request or by further ones where that may help; of a server without ranges, from the whole file."""
+        """Return one range, with retries; if the server does not support ranges, from the whole file."""
         own, url = self._own, self.paths[shard]
         size = self.sizes[shard] if self.sizes is not None else None
-        self._check(own, shard, size, blocks_of_url(url), SOME)
+        self._comparisons.check(shard, size, blocks_of_url(url), SOME)
         try:
             found = read_range(url, start, stop, size)
         except NoRangesError:
             if size is None:
                 raise
             if (start, stop) == (0, size):
-                return self._compared(own, shard, _whole(url, size))
+                return self._compared(shard, _whole(url, size))
             with own.whole:  # one at a time, since it is held in memory
                 return self._fetch_one(shard, 0, size)[start:stop]
         with own.lock:
-            own.requests += 1
-            own.retries += found.failures
-            own.bytes += len(found.content)
+            own.counts.update(requests=1, retries=found.failures, bytes=len(found.content))
             own.link.observe(len(found.content), found.seconds)
         if len(found.content) < stop - start:
             end = start + len(found.content)
             raise OSError(f"{redacted(url)} ends at byte {end:,}; bytes {start:,} … {stop:,} were wanted")
-        return self._compared(own, shard, found.content) if (start, stop) == (0, size) else found.content
+        return self._compared(shard, found.content) if (start, stop) == (0, size) else found.content
 
-    def _compared(self, own: _Process, shard: int, content: bytes) -> bytes:
-        """Return the content of a whole shard, if it is the one that was imported: a server without ranges gave no block before."""
-        own.checked.pop(shard, None)
-        self._check(own, shard, len(content), lambda ranges: [content[slice(*block)] for block in ranges], EVERY)
+    def _compared(self, shard: int, content: bytes) -> bytes:
+        """Return the content of a whole shard after a comparison: a server without ranges sent no block before."""
+        self._comparisons.check(
+            shard, len(content), lambda ranges: [content[slice(*block)] for block in ranges], again=True
+        )
         return content
-
-    def _check(self, own: _Process, shard: int, size: int | None, blocks: Read, step: int) -> None:
-        """Compare some blocks of a shard with its fingerprint, once.
-
-        Raises:
-            ChangedShardError: it is not the shard that was imported.
-        """
-        if self.fingerprints is None or size is None or own.checked.get(shard):
-            return
-        url = self.paths[shard]
-        if shard in own.checked:
-            raise ChangedShardError(url)
-        try:
-            check_fingerprint(url, size, blocks, self.fingerprints[shard], step)
-        except ChangedShardError:
-            own.checked[shard] = False
-            raise
-        own.checked[shard] = True
 
 
 def _whole(url: str, size: int) -> bytes:

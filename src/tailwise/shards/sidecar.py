@@ -31,12 +31,12 @@ Record = dict[str, Any]
 
 @dataclass
 class Sidecar:
-    """What a sidecar tells of the samples of its tar.
+    """Values of a sidecar for the samples of its tar.
 
     Attributes:
-        path: of the sidecar.
+        path: path of the sidecar.
         rows: width, height, uid and scores, by key of the tar.
-        rejected: what of it is not used, by reason; REJECTED_SCHEMA. A row that img2dataset failed on is not counted.
+        rejected: unused rows and values by reason; REJECTED_SCHEMA. Rows that img2dataset failed on are not counted.
     """
 
     path: str
@@ -44,7 +44,7 @@ class Sidecar:
     rejected: list[Record] = field(default_factory=list)
 
     def reject(self, reason: str, rows: int, detail: str | None = None, key: str | None = None) -> None:
-        """Note so many rows that are not used."""
+        """Note a number of rows that are not used."""
         if rows or reason == "unreadable sidecar":
             self.rejected.append(
                 {"stage": STAGE, "reason": reason, "file": self.path, "key": key, "detail": detail, "rows": rows}
@@ -52,12 +52,7 @@ class Sidecar:
 
 
 def read_sidecar(tar: str, keys: Collection[str]) -> Sidecar:
-    """Return what the sidecar of a tar tells of its samples; nothing if there is none, or if it has no keys.
-
-    Args:
-        tar: path or URL of the tar.
-        keys: of the tar.
-    """
+    """Return the sidecar of a tar at a path or URL, for the keys of the tar; an empty one if it is missing or has no keys."""
     found = Sidecar(tar.removesuffix(".tar") + ".parquet")
     rows = 0
     try:
@@ -89,7 +84,7 @@ def _join(found: Sidecar, file: UserTable, keys: Collection[str]) -> None:
 
 
 def _match(found: Sidecar, column: pa.ChunkedArray, records: Iterator[Record], keys: Collection[str]) -> None:
-    """Give each key of the tar its row, and count the rows and the keys that are left."""
+    """Match rows with the keys of the tar, and count the rows and keys that are left."""
     by_key: defaultdict[str, list[Record]] = defaultdict(list)
     counts = Counter[str]()
     for key, record in zip(_tar_keys(column, keys), records, strict=True):
@@ -116,7 +111,7 @@ def _match(found: Sidecar, column: pa.ChunkedArray, records: Iterator[Record], k
 
 
 def _tar_keys(column: pa.ChunkedArray, keys: Collection[str]) -> list[str | Literal[False] | None]:
-    """Return the key of each row; None where there is none, False where a number may be several keys of the tar.
+    """Return the key of each row; None if it has none, False if a number may be several keys of the tar.
 
     pandas turns the key 000000123 into the number 123: of a column of numbers, it is the tar's key with this value.
     """
@@ -133,13 +128,15 @@ def _tar_keys(column: pa.ChunkedArray, keys: Collection[str]) -> list[str | Lite
 
 
 def _records(found: Sidecar, table: pa.Table, scores: list[str]) -> Iterator[Record]:
-    """Yield what each row tells; values that can't be used are counted."""
+    """Yield the values of each row; those that cannot be used are counted."""
     columns: dict[str, list[Any]] = {}
-    for name in SIDES:
-        if name in table.column_names:
-            columns[name] = _sides(found, table[name], name)
-    if "uid" in table.column_names:
-        columns["uid"] = _uids(found, table["uid"])
+    for name in (*SIDES, "uid"):
+        if name not in table.column_names:
+            continue
+        try:
+            columns[name] = _uids(found, table[name]) if name == "uid" else _sides(found, table[name], name)
+        except ValueError as error:
+            found.reject("column not used", len(table), str(error))
     for name in scores:
         values = numbers(table[name], name).to_numpy(zero_copy_only=False)
         columns[name] = [None if np.isnan(value) else float(value) for value in values]
@@ -148,22 +145,14 @@ def _records(found: Sidecar, table: pa.Table, scores: list[str]) -> Iterator[Rec
 
 
 def _sides(found: Sidecar, column: pa.ChunkedArray, name: str) -> list[int | None]:
-    try:
-        values: npt.NDArray[np.float64] = numbers(column, name).to_numpy(zero_copy_only=False)
-    except ValueError as error:
-        found.reject("column not used", len(column), str(error))
-        return [None] * len(column)
+    values: npt.NDArray[np.float64] = numbers(column, name).to_numpy(zero_copy_only=False)
     good = whole_sides(values)
     found.reject(f"{name} is no whole number of pixels", int((~good & ~np.isnan(values)).sum()))
     return [int(value) if fits else None for value, fits in zip(values, good, strict=True)]
 
 
 def _uids(found: Sidecar, column: pa.ChunkedArray) -> list[bytes | None]:
-    try:
-        given = uid_texts(column).to_pylist()
-    except ValueError as error:
-        found.reject("column not used", len(column), str(error))
-        return [None] * len(column)
+    given = uid_texts(column).to_pylist()
     uids = [parse_uid(text) for text in given]
     found.reject(
         "uid is not 32 hexadecimal digits", sum(u is None and t is not None for u, t in zip(uids, given, strict=True))
@@ -172,7 +161,7 @@ def _uids(found: Sidecar, column: pa.ChunkedArray) -> list[bytes | None]:
 
 
 def parse_uid(value: object) -> bytes | None:
-    """The 16 bytes of a uid of 32 hexadecimal digits, or None."""
+    """Return the 16 bytes of a uid of 32 hexadecimal digits, or None."""
     if not isinstance(value, str) or len(value) != 32:
         return None
     try:

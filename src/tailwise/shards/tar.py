@@ -82,11 +82,7 @@ class TarIndex:
 
 
 class _DamageError(Exception):
-    """The walk cannot go on.
-
-    Attributes:
-        name: of the regular file that is cut off, if one is.
-    """
+    """The walk cannot go on; `name` is that of the regular file that is cut off, if one is."""
 
     def __init__(self, what: str, name: str | None = None) -> None:
         super().__init__(what)
@@ -103,11 +99,7 @@ class _Announced:
     sparse: bool = False
 
     def read(self, kind: int, content: bytes) -> None:
-        """Take the values of one such header.
-
-        Raises:
-            ValueError: it is damaged.
-        """
+        """Take the values of one such header; a damaged one is a ValueError."""
         if kind == 0x4C:
             self.name = content.rstrip(b"\0")
         elif kind == 0x4B:
@@ -128,7 +120,7 @@ def _number(field: bytes) -> int:
 
 
 def _low_sum(field: bytes) -> int:
-    """Return what the low half of Adler's sum of a header with this checksum is: 1 + the sum of all bytes, modulo _ADLER; −1 for none."""
+    """Return the low half of Adler's sum of a header with this checksum: 1 + the sum of all bytes, modulo _ADLER; −1 for no checksum."""
     try:
         return (int(field.split(b"\0", 1)[0].strip(), 8) + sum(field) - 8 * 0x20 + 1) % _ADLER
     except ValueError:
@@ -269,7 +261,7 @@ def _behind_zeros(stream: BinaryIO, position: int) -> int:
 
 
 def _has_content(stream: BinaryIO, offset: int, size_bytes: int) -> bool:
-    """Say whether the content of a hard link with a size follows (pax allows that): otherwise a header or the end follows."""
+    """Return whether the content of a hard link with a size follows (pax allows that), and not a header or the end."""
     stream.seek(offset)
     after = stream.read(BLOCK)
     return bool(after.strip(b"\0")) and offset < size_bytes and not (len(after) == BLOCK and _checksum_holds(after))
@@ -287,7 +279,7 @@ def _sparse_headers(stream: BinaryIO, header: bytes, offset: int) -> int:
 
 
 def _note_other(found: TarIndex, kind: int, raw: bytes, header: bytes, about: _Announced, member: Member) -> None:
-    """Adds a member that is no regular file."""
+    """Add a member that is not a regular file."""
     name = member.name
     if kind == 0x31 and member.size:
         found.members.append(member)

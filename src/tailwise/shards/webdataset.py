@@ -6,9 +6,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -16,11 +13,12 @@ import pyarrow as pa
 from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
 from tailwise.shards.columns import MAX_TEXT_BYTES
 from tailwise.shards.compressed import MAGIC_BYTES, compression_of
+from tailwise.shards.content import HARMLESS, Pairs, ShardContent, samples_schema, unreadable_shard, without_samples
+from tailwise.shards.decode import ImageError, too_long
 from tailwise.shards.fingerprint import blocks_of_stream, read_fingerprint
 from tailwise.shards.grouping import (
     CAPTION_EXTENSION,
     Grouped,
-    MemberCounts,
     Record,
     group_members,
     image_of,
@@ -29,49 +27,24 @@ from tailwise.shards.grouping import (
 )
 from tailwise.shards.sidecar import SIDES, parse_uid, read_sidecar
 from tailwise.shards.tar import Member, TarIndex, index_tar
-from tailwise.storage.files import open_binary
+from tailwise.storage.files import open_binary, open_whole
 from tailwise.storage.remote import is_remote
 from tailwise.text import is_utf8
-
-_BUFFER_BYTES = 1 << 14  # of a local tar: the header after a small member comes along
 
 FOUND_COLUMNS = (
     *("key", "caption", "image_extension", "image_offset", "image_bytes", "caption_offset", "caption_bytes"),
     *("json_offset", "json_bytes"),
 )
 OF_JSON = frozenset({*SIDES, "uid"})
-MAX_JSON_BYTES = 16_000_000  # a longer one is passed over, as a broken one is
-
-
-@dataclass
-class ShardContent:
-    """What one tar holds.
-
-    Attributes:
-        samples: SAMPLE_SCHEMA plus score columns, without `shard` and `uid` where the source gives none (null).
-        rejected: REJECTED_SCHEMA.
-        size_bytes: of the tar.
-        index_checksum: 128-bit hash over names, offsets and sizes of all regular files.
-        fingerprint: of the content, see `shards.fingerprint`; None for what is no tar.
-        members: how many there are, by what became of them: seen = imported + harmless + rejected.
-    """
-
-    samples: pa.Table
-    rejected: pa.Table
-    size_bytes: int
-    index_checksum: str
-    fingerprint: str | None = None
-    members: MemberCounts = field(default_factory=MemberCounts)
+MAX_JSON_BYTES = 16_000_000  # a longer one is ignored, as a broken one
+MAX_TARGET_BYTES = 1 << 20  # of a class number or some captions
+PAIR_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # the first that a sample has, as clip_benchmark takes it
 
 
 def read_shard(path: str) -> ShardContent:
-    """Indexes one tar, with its captions, JSON files and sidecar.
+    """Return the samples of a tar, at a local path or any fsspec URL, that have an image and a caption; everything else by reason.
 
-    Args:
-        path: a local path or any fsspec URL.
-
-    Returns:
-        The samples that have an image and a caption; all else by reason, a file that can't be read among it.
+    Values of JSON files and of the sidecar are joined. A tar that cannot be read is a reason too.
     """
     try:
         return _read_shard(path)
@@ -79,16 +52,11 @@ def read_shard(path: str) -> ShardContent:
         return unreadable_shard(path, str(error))
 
 
-def unreadable_shard(path: str, cause: str) -> ShardContent:
-    """Return the content of a tar that can't be read: nothing but the reason."""
-    return _nothing(rejection(path, "unreadable tar", None, cause, rows=0), 0)
-
-
 def _read_shard(path: str) -> ShardContent:
-    with _opened(path) as (stream, size_bytes):
-        stream.seek(0)
-        if packed := compression_of(stream.read(MAGIC_BYTES)):
-            return _nothing(rejection(path, "compressed tar", None, packed), size_bytes)
+    with open_binary(path) as stream:  # never mapped: a mapped file that is cut meanwhile would kill the process
+        size_bytes, packed = _size_and_compression(stream)
+        if packed:
+            return without_samples([rejection(path, "compressed tar", None, packed)], size_bytes)
         index = index_tar(stream, size_bytes)
         grouped = group_members(index, path)
         sidecar = read_sidecar(path, grouped.groups)
@@ -105,37 +73,51 @@ def _read_shard(path: str) -> ShardContent:
     return ShardContent(table, rejected, size_bytes, _index_checksum(index), fingerprint, grouped.counts)
 
 
-def _nothing(reason: Record, size_bytes: int) -> ShardContent:
-    """Return the content of a file without samples."""
-    nothing = pa.Table.from_pylist([], schema=_schema({}))
-    return ShardContent(nothing, pa.Table.from_pylist([reason], schema=REJECTED_SCHEMA), size_bytes, "")
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a tar and tell its length. Never mapped: a mapped file that is cut meanwhile would kill the process."""
-    with (
-        open_binary(path)
-        if is_remote(path)
-        else Path(path.split("://", 1)[-1]).expanduser().open("rb", buffering=_BUFFER_BYTES) as stream
-    ):
-        yield stream, stream.seek(0, 2)
+def _size_and_compression(stream: BinaryIO) -> tuple[int, str | None]:
+    """Return the size of a tar, and how it is compressed, if it is."""
+    size_bytes = stream.seek(0, 2)
+    stream.seek(0)
+    return size_bytes, compression_of(stream.read(MAGIC_BYTES))
 
 
 def checksum_shard(path: str) -> tuple[int, str]:
-    """Return the size and the index checksum of a tar, as `read_shard` notes them, from its headers.
+    """Return the size and the index checksum of a tar from its headers, as `read_shard` notes them; or raise an OSError."""
+    with open_binary(path) as stream:
+        size_bytes = stream.seek(0, 2)
+        return size_bytes, _index_checksum(index_tar(stream, size_bytes))
+
+
+def read_pairs(path: str, target: str) -> Pairs:
+    """Yield the encoded image and the target of each sample of a tar, in order; None for the one that is missing.
+
+    Samples are found as an import finds them. A remote tar is downloaded first.
 
     Args:
         path: a local path or any fsspec URL.
-
-    Returns:
-        `size_bytes` and `index_checksum` of ShardContent.
+        target: extension of the members that come with each image, such as "cls".
 
     Raises:
-        OSError: it can't be read.
+        OSError: the tar cannot be read.
+        ValueError: it is compressed or damaged.
     """
-    with _opened(path) as (stream, size_bytes):
-        return size_bytes, _index_checksum(index_tar(stream, size_bytes))
+    with open_whole(path) as stream:
+        size_bytes, packed = _size_and_compression(stream)
+        if packed:
+            raise ValueError(packed)
+        index = index_tar(stream, size_bytes)
+        if index.damage:
+            raise ValueError(index.damage)
+        grouped = group_members(index, path, target)
+        for item in grouped.rejected:
+            yield from [(ImageError(item["reason"], item["detail"] or ""), None)] * item["rows"]
+        yield from [(ImageError(HARMLESS, path), None)] * grouped.counts.harmless
+        for members in grouped.groups.values():
+            extension, found = image_of(members, PAIR_EXTENSIONS), members.get(target)
+            image = members[extension] if extension else None
+            yield (
+                image and (too_long(image.size) or read_member(stream, image)),
+                read_member(stream, found) if found and found.size <= MAX_TARGET_BYTES else None,
+            )
 
 
 def _index_checksum(index: TarIndex) -> str:
@@ -194,11 +176,7 @@ def _key_fault(key: str) -> tuple[str, str | None] | None:
 
 
 def read_member(stream: BinaryIO, member: Member) -> bytes:
-    """Return the content of a member.
-
-    Raises:
-        OSError: the tar ends before.
-    """
+    """Return the content of a member; an OSError if the tar ends before."""
     stream.seek(member.offset)
     content = stream.read(member.size)
     if len(content) < member.size:
@@ -206,13 +184,8 @@ def read_member(stream: BinaryIO, member: Member) -> bytes:
     return content
 
 
-def _range(stream: BinaryIO, start: int, stop: int) -> bytes:
-    stream.seek(start)
-    return stream.read(stop - start)
-
-
 def _from_json(content: bytes, unused: Counter[str]) -> Record:
-    """Return width, height and uid, where the JSON has them; none of it is needed: what can't be used is counted by reason."""
+    """Return width, height and uid, if the JSON has them; values that cannot be used are counted by reason."""
     try:
         plain = content[:1] == b"{" and content[1:2] != b"\0"  # UTF-8, which json would take long to find out
         value = json.loads(content.decode("utf-8", "surrogatepass") if plain else content)
@@ -237,17 +210,6 @@ def _is_side(value: object) -> bool:
     return whole and 0 < value < 2**31  # type: ignore[operator]
 
 
-def hashed_uid(shard: int, key: str) -> bytes:
-    """The uid of a sample whose source gives none: a 128-bit hash of (shard id, key)."""
-    return hashlib.blake2b(f"{shard}\t{key}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
-
-
 def _schema(sidecar: dict[str, Record]) -> pa.Schema:
     known = {*SAMPLE_SCHEMA.names}
     return samples_schema(sorted({name for row in sidecar.values() for name in row} - known))
-
-
-def samples_schema(scores: list[str]) -> pa.Schema:
-    """The columns of a ShardContent's samples."""
-    base = [item.with_nullable(True) if item.name in {"shard", "uid"} else item for item in SAMPLE_SCHEMA]
-    return pa.schema([*base, *(pa.field(name, pa.float64()) for name in scores)])

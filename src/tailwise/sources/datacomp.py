@@ -6,8 +6,7 @@ gives them scores and embeddings, by uid.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,35 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.catalog.schema import NO_OFFSET, REJECTED_SCHEMA
-from tailwise.shards.columns import (
-    BATCH_ROWS,
-    DAMAGE,
-    TOO_LONG,
-    count_rows,
-    numbers,
-    open_table,
-    score_columns,
-    texts,
-    uid_texts,
-    whole_sides,
-)
-from tailwise.shards.webdataset import ShardContent, samples_schema
-from tailwise.sources.embedding_files import (
-    BadPartition,
-    Naming,
-    Opened,
-    fingerprint,
-    matrix_fault,
-    matrix_size,
-)
+from tailwise.shards.columns import BATCH_ROWS, DAMAGE, count_rows, numbers, open_table, score_columns, uid_texts
+from tailwise.sources.embedding_files import BadPartition, Naming, Opened, fingerprint, matrix_fault, matrix_size
 from tailwise.sources.npz import open_member, read_member
 from tailwise.sources.stored_rows import StoredRows
 
 MEMBERS = {"image": "img", "text": "txt"}  # by column
 EMBEDDINGS = ("l14", "b32")
-_SIZES = {"original_width": "width", "original_height": "height"}
-_UID = "^[0-9a-fA-F]{32}$"
 
 
 @dataclass(frozen=True)
@@ -108,154 +85,6 @@ class MetadataEmbeddings:
     def rows(self, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
         """The array."""
         return open_member(self.path, self.member, unpacked)
-
-
-def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """The bytes of uids of 32 hexadecimal digits.
-
-    Args:
-        column: strings [n].
-
-    Returns:
-        uint8 [m, 16] of the m good ones, and which are good, bool [n].
-    """
-    good = pc.match_substring_regex(column, _UID).fill_null(False)
-    joined = pc.binary_join(pa.array([column.filter(good).to_pylist()], pa.list_(pa.string())), "")[0].as_py()
-    parsed = np.frombuffer(bytes.fromhex(joined), np.uint8).reshape(-1, 16)
-    return parsed, good.to_numpy(zero_copy_only=False)
-
-
-def read_metadata(path: str) -> ShardContent:
-    """Reads one `X.parquet` as a shard whose samples have no bytes.
-
-    Args:
-        path: a local path.
-
-    Returns:
-        A sample for each row with a uid and a caption, in the rows' order; all else by reason.
-    """
-    try:
-        with open_table(path, ["uid", "text"]) as file:
-            scores, unfit = score_columns(file)
-            counts = {name: file.schema_arrow.names.count(name) for name in _SIZES}
-            unfit |= {name: f"it has {count} columns called {name!r}" for name, count in counts.items() if count > 1}
-            sizes = [name for name, count in counts.items() if count == 1]
-            table = file.read(["uid", "text", *sizes, *scores], ["text"])
-        uids, captions = uid_texts(table.column("uid")), texts(table.column("text"), "text", check=False)
-    except DAMAGE as error:
-        listed = _rejected(path, "unreadable metadata", [None], str(error), rows=count_rows(path))
-        return ShardContent(samples_schema([]).empty_table(), listed, _size_bytes(path), "")
-    for name in sizes:
-        try:
-            values = numbers(table.column(name), name)
-        except ValueError as error:
-            unfit[name], values = str(error), pa.nulls(len(table), pa.float64())
-        table = table.set_column(table.schema.get_field_index(name), name, values)
-    return _content(path, table, uids, captions, scores, unfit)
-
-
-def _content(
-    path: str, table: pa.Table, uids: pa.Array, captions: pa.Array, scores: list[str], unfit: Mapping[str, str]
-) -> ShardContent:
-    parsed, good = parse_uids(uids)
-    first = np.zeros(len(parsed), np.bool_)
-    first[np.unique(parsed.view("V16").reshape(-1), return_index=True)[1]] = True
-    fresh = good.copy()
-    fresh[good] = first
-    told = captions.is_valid().to_numpy(zero_copy_only=False)
-    long = told & pc.equal(captions, TOO_LONG).fill_null(False).to_numpy(zero_copy_only=False)
-    text = told & _is_utf8(captions)
-    reasons = {
-        "uid is not 32 hexadecimal digits": ~good,
-        "duplicate key": good & ~fresh,
-        "no caption": fresh & ~told,
-        "caption is too long": fresh & long,
-        "caption is not UTF-8": fresh & told & ~text,
-    }
-    rejected = [
-        _rejected(path, reason, uids.filter(pa.array(rows)).to_pylist())
-        for reason, rows in reasons.items()
-        if rows.any()
-    ]
-    rejected += [
-        _rejected(path, "column not used", [None], detail, len(table), stage="metadata columns")
-        for detail in unfit.values()
-    ]
-    kept = fresh & text & ~long
-    for name in _SIZES.keys() & set(table.column_names):
-        values = table.column(name).to_numpy()[kept]
-        if odd := int((~whole_sides(values) & ~np.isnan(values)).sum()):
-            why = f"{name} is no whole number of pixels"
-            rejected.append(_rejected(path, why, [None], None, odd, stage="metadata columns"))
-    uid_bytes = np.ascontiguousarray(parsed[kept[good]])
-    samples = _samples(table.filter(pa.array(kept)), uid_bytes, captions.filter(pa.array(kept)), scores)
-    checksum = hashlib.blake2b(uid_bytes.tobytes(), digest_size=16).hexdigest()
-    listed = pa.concat_tables([REJECTED_SCHEMA.empty_table(), *rejected])
-    return ShardContent(samples, listed, _size_bytes(path), checksum)
-
-
-def _size_bytes(path: str) -> int:
-    """Of a file; 0 if it is gone, so that the next import tries again."""
-    return Path(path).stat().st_size if Path(path).exists() else 0
-
-
-def _samples(table: pa.Table, uids: npt.NDArray[np.uint8], captions: pa.Array, scores: list[str]) -> pa.Table:
-    """SAMPLE_SCHEMA and scores; no sample has bytes."""
-    n = len(uids)
-    columns: dict[str, pa.Array] = {
-        "shard": pa.nulls(n, pa.int32()),
-        "key": pa.array([row.hex() for row in uids.view("V16").reshape(-1).tolist()], pa.string()),
-        "uid": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(uids.tobytes())]),
-        "caption": captions,
-        "image_extension": pa.array([""] * n, pa.string()),
-        **{name: pa.array(np.full(n, NO_OFFSET, np.int64)) for name in ("image_offset", "caption_offset")},
-        **{name: pa.array(np.zeros(n, np.int64)) for name in ("image_bytes", "caption_bytes")},
-        **{name: pa.nulls(n, pa.int64()) for name in ("json_offset", "json_bytes")},
-        **{side: _sides(table, name, n) for name, side in _SIZES.items()},
-        **{name: numbers(table.column(name), name) for name in scores},
-    }
-    schema = samples_schema(scores)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
-
-
-def _sides(table: pa.Table, name: str, rows: int) -> pa.Array:
-    """A column of pixels, null where it tells none."""
-    if name not in table.column_names:
-        return pa.nulls(rows, pa.int32())
-    values = table.column(name).to_numpy()
-    told = whole_sides(values)
-    return pa.array(np.where(told, values, 0).astype(np.int32), mask=~told)
-
-
-def _is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:
-    """Which captions are text, as Parquet doesn't promise."""
-    try:
-        captions.validate(full=True)
-        return np.ones(len(captions), np.bool_)
-    except pa.ArrowInvalid:
-        return np.array([_decodes(value) for value in captions.cast(pa.binary()).to_pylist()], np.bool_)
-
-
-def _decodes(value: bytes | None) -> bool:
-    try:
-        (value or b"").decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _rejected(
-    path: str,
-    reason: str,
-    keys: Iterable[str | None],
-    detail: str | None = None,
-    rows: int = 1,
-    stage: str = "import",
-) -> pa.Table:
-    records = [
-        {"stage": stage, "reason": reason, "file": path, "key": key, "detail": detail, "rows": rows} for key in keys
-    ]
-    return pa.Table.from_pylist(records, schema=REJECTED_SCHEMA)
 
 
 def score_batches(path: Path, columns: list[str]) -> Iterator[tuple[list[str], npt.NDArray[np.float64]]]:

@@ -11,9 +11,15 @@ from typing import BinaryIO, cast
 from tailwise.storage.errors import NoRangesError
 from tailwise.storage.remote import download, is_remote, read_range, size_of
 
+BUFFER_BYTES = 1 << 14  # of a local file: the header after a small member of a tar comes along
 FIRST_BYTES = 1 << 16  # a small file comes whole with the first request
 BLOCK_BYTES = 8 << 20
 FREE_BYTES = 1 << 30  # of the temporary folder, that a download leaves
+
+
+def local_file(path: str) -> Path:
+    """Return the local file that a path or a file:// URL names."""
+    return Path(path.split("://", 1)[-1]).expanduser()
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -26,7 +32,7 @@ def open_binary(path: str) -> BinaryIO:
         OSError: a local one cannot be.
     """
     if not is_remote(path):
-        return Path(path.split("://", 1)[-1]).expanduser().open("rb")
+        return local_file(path).open("rb", buffering=BUFFER_BYTES)
     try:
         return cast("BinaryIO", RemoteFile(path))
     except NoRangesError:

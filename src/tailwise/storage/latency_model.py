@@ -1,4 +1,4 @@
-"""How fast a remote store answers: what a request costs by itself, and what each byte of it costs."""
+"""Model of the time that a request to a remote store takes: a latency, and a time for each byte."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-MEMORY_REQUESTS = 100  # older requests fade out
-PRIOR_LATENCY_SECONDS = 0.02  # with these, more requests than needed are made first, rather than too much fetched
+MEMORY_REQUESTS = 100  # older requests lose their weight
+PRIOR_LATENCY_SECONDS = 0.02  # with these, the first requests are too many rather than too large
 PRIOR_BYTES_PER_SECOND = 12.5e6
 PRIOR_MIN_WEIGHT = 0.01  # of a request
 _PRIOR_BYTES = 1 << 20
@@ -23,19 +23,19 @@ def _moments(size_bytes: float, seconds: float) -> npt.NDArray[np.float64]:
 
 @dataclass
 class LinkEstimate:
-    """Least squares of seconds = latency + bytes / bandwidth over recent requests, and two made-up ones.
+    """Least squares of seconds = latency + bytes / bandwidth over recent requests and two prior ones.
 
-    The made-up ones stand for all while there are none, and fade to what is needed where all requests are alike.
+    The prior ones are needed while there are no requests, and where all requests have the same size; their weight decays.
 
-    The bandwidth is that of one connection as it is, with all others busy: a byte that is fetched in vain costs 1 / bandwidth there, a
-    request of its own costs the latency there, so that their break-even is `latency × bandwidth` whatever the number of connections.
+    The bandwidth is that of one connection while the others are busy. There an unwanted byte costs 1 / bandwidth, and one more request
+    costs the latency. So they cost the same at `latency × bandwidth` bytes, whatever the number of connections.
     """
 
     _prior_weight: float = 1.0
     _seen: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
 
     def observe(self, size_bytes: int, seconds: float) -> None:
-        """Takes in one request."""
+        """Add one request."""
         kept = 1 - 1 / MEMORY_REQUESTS
         self._seen = self._seen * kept + _moments(size_bytes, seconds)
         self._prior_weight = max(self._prior_weight * kept, PRIOR_MIN_WEIGHT)
@@ -52,16 +52,16 @@ class LinkEstimate:
 
     @property
     def latency_seconds(self) -> float:
-        """Of a request without content."""
+        """Time of a request without content."""
         return self._fit()[0]
 
     @property
     def bytes_per_second(self) -> float:
-        """Of one connection."""
+        """Bandwidth of one connection."""
         return self._fit()[1]
 
     @property
     def request_bytes(self) -> float:
-        """What could be read in the time that one more request takes."""
+        """Bytes that could be read in the latency of one request."""
         latency, bandwidth = self._fit()
         return latency * bandwidth

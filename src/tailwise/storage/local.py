@@ -25,13 +25,13 @@ def replacing(
     guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     publish: Callable[[Path, Path], object] = Path.replace,
 ) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name `path`, on an error it is removed.
+    """Yield a temporary path beside `path`; after success, flush it to disk and rename it to `path`; after an error, delete it.
 
     Args:
         path: the file to write.
-        unique: for files outside a catalog, where no lock keeps other writers away: the temporary name is this process's own.
-        guard: held while the file takes its name; an error of it leaves the old file in place.
-        publish: gives the temporary file its name.
+        unique: use a temporary name of this process alone, for files outside a catalog, where no lock excludes other writers.
+        guard: entered while the file is renamed; an error of it leaves the old file in place.
+        publish: renames the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{uuid.uuid4().hex}" if unique else ""
@@ -50,7 +50,7 @@ def replacing(
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder for intermediate files; gone afterwards, and what an earlier process left in it, gone before."""
+    """Yield an empty folder for intermediate files; delete what an earlier process left in it before, and the folder afterwards."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -63,7 +63,7 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def name_full_disk(error: BaseException, path: Path) -> None:
-    """Raise an error for a full disk that names the file, where `error` tells of a full disk and names none."""
+    """Raise an error that names the file, if `error` is that of a full disk and names none."""
     full = isinstance(error, OSError) and (error.errno in FULL or "requested and" in str(error))  # NumPy's words for it
     if full and getattr(error, "filename", None) is None:
         raise OSError(
@@ -72,7 +72,7 @@ def name_full_disk(error: BaseException, path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk."""
+    """Write a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -82,16 +82,13 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, what: str, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
-    """Holds the lock file `path`; the operating system frees it when the process ends, however it ends.
+    """Hold the lock file `path`; the operating system releases it when the process ends.
 
     Args:
-        path: of the lock file.
-        what: what is written under it, for the message.
-        wait: until the process that holds it lets go, in place of an error.
-        shared: others may hold it at the same time, if they share it too.
-
-    Raises:
-        UserError: another process holds it.
+        path: path of the lock file.
+        what: name of what is locked, for the error.
+        wait: wait until the process that holds the lock releases it; otherwise that is a UserError.
+        shared: allow other processes to share the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
@@ -109,7 +106,7 @@ def locked(path: Path, what: str, *, wait: bool = False, shared: bool = False) -
 
 @contextmanager
 def folder_locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which leaves no file; waits until the process that holds it lets go."""
+    """Hold the lock of a folder, which leaves no file; wait until the process that holds it releases it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

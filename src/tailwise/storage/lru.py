@@ -10,44 +10,43 @@ Value = TypeVar("Value")
 
 
 class LRUCache(Generic[Key, Value]):
-    """A bounded number of values, those used longest ago let go first.
+    """A bounded number of values; the least recently used are dropped first.
 
-    Without a lock, which a fork could copy while it is held: each step is atomic, so threads that ask for the same value may at worst
-    make it each.
+    There is no lock, because a fork could copy one that is held. Each step is atomic; at worst, threads that ask for the same value
+    make one each.
     """
 
     def __init__(self, most: int) -> None:
-        """Holds nothing yet; `most` ≥ 1 at once, the one that is being made included, and one more for each further thread that asks."""
+        """Take the bound, at least 1. It includes a value that is being made; each further thread that asks adds one."""
         self.most = most
-        self._values: dict[Key, Value] = {}  # the latest used come last
+        self._values: dict[Key, Value] = {}  # the most recently used come last
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of that key, made where it isn't there; None is never kept. It lives as long as the caller holds it."""
+        """Return the value of a key, made if it is missing; None is never kept."""
         values = self._values
         value = values.pop(key, None)
         if value is None:
-            self._let_go(self.most - 1)
+            self._shrink(self.most - 1)
             value = make()
         if value is not None:
             values[key] = value
-            self._let_go(self.most)
+            self._shrink(self.most)
         return value
 
-    def _let_go(self, most: int) -> None:
-        """Of the oldest, until so many are left."""
+    def _shrink(self, most: int) -> None:
         if len(self._values) > most:
             held = list(self._values)
             for oldest in held[: len(held) - most]:
                 self._values.pop(oldest, None)
 
     def values(self) -> list[Value]:
-        """All that are held."""
+        """Return all values."""
         return list(self._values.values())
 
     def clear(self) -> None:
-        """Lets go of all."""
+        """Drop all values."""
         self._values.clear()
 
     def __len__(self) -> int:
-        """How many are held."""
+        """Return the number of values."""
         return len(self._values)

@@ -11,14 +11,11 @@ from numba import types
 
 from tailwise.kernels.jit import jit
 
-CAN_ADVISE = hasattr(os, "posix_fadvise")
+CAN_ADVISE = hasattr(os, "posix_fadvise")  # else `advise_many` cannot be called
 _WILL_NEED = 3  # POSIX_FADV_WILLNEED
-_advise: Any = types.ExternalFunction(
-    "posix_fadvise", types.intc(types.int32, types.int64, types.int64, types.int32)
-)  # of the C library
-_pread = types.ExternalFunction(
-    "pread", types.intp(types.int32, types.uintp, types.uintp, types.int64)
-)  # of the C library
+# Functions of the C library.
+_advise: Any = types.ExternalFunction("posix_fadvise", types.intc(types.int32, types.int64, types.int64, types.int32))
+_pread = types.ExternalFunction("pread", types.intp(types.int32, types.uintp, types.uintp, types.int64))
 
 
 @jit
@@ -28,7 +25,7 @@ def pread_many(
     stops: npt.NDArray[np.int64],
     buffer: npt.NDArray[np.uint8],
 ) -> int:
-    """Reads bytes [start, stop) of each open file, end to end, into `buffer`.
+    """Read bytes [start, stop) of each file into `buffer`, one after the other.
 
     Args:
         handles: int32 [n], file descriptors.
@@ -37,7 +34,7 @@ def pread_many(
         buffer: uint8 [Σ (stop − start)].
 
     Returns:
-        How many of the n were read whole, from the first on: n, unless one failed or the file ended before it did.
+        Number of ranges that were read before the first one that fails or is cut off by the end of its file.
     """
     place = np.int64(0)
     for at in range(len(handles)):
@@ -50,9 +47,6 @@ def pread_many(
 
 @jit
 def advise_many(handles: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> None:
-    """Tells the kernel that bytes [start, stop) of each open file will be read, so that it fetches all of them at once.
-
-    Only where CAN_ADVISE; arguments as `pread_many` has them.
-    """
+    """Tell the kernel that bytes [start, stop) of each file will be read, so that it fetches all of them at once; see `pread_many`."""
     for at in range(len(handles)):
         _advise(handles[at], starts[at], stops[at] - starts[at], _WILL_NEED)

@@ -1,11 +1,11 @@
 """Fetched ranges on disk, shared by all processes of a machine, bounded in bytes.
 
-    FOLDER/lock                        held for moments; its 8 bytes are the sum of what lies below or is claimed
-    FOLDER/ranges/KEY/START-STOP       a range of one object, whole
-    FOLDER/ranges/KEY/START-STOP.claim being fetched: the fetching process holds an flock on it, so that its death is seen
+    FOLDER/lock                        held briefly; its 8 bytes are the sum of the sizes of all ranges and claims
+    FOLDER/ranges/KEY/START-STOP       a complete range of one object
+    FOLDER/ranges/KEY/START-STOP.claim a range that is being fetched; the process holds an flock on it, so that its death is noticed
 
-The sum is raised before a claim is made and lowered after a file is gone: if a process is killed in between, it is too high, never too
-low, until the next eviction counts anew.
+The sum is raised before a claim is made and lowered after a file is deleted. If a process is killed in between, the sum is too high,
+never too low, until the next eviction counts again.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from tailwise.errors import UserError
 from tailwise.storage.spans import OpenFile, Span
 
 CLAIM = ".claim"
-EVICT_SHARE = 0.1  # how much is evicted at once, so that the folder is seldom listed
+EVICT_SHARE = 0.1  # share of the cache that is evicted at once, so that the folder is seldom listed
 
 
 @dataclass
 class Claim:
-    """The right to fetch a range, and the duty to `commit` or `abandon` it.
+    """A range that this process fetches; it must `commit` or `abandon` the claim.
 
     Attributes:
-        path: of the claim.
-        span: which bytes.
-        handle: open for writing, locked.
+        path: file of the claim.
+        span: range of the object.
+        handle: descriptor of the file, open for writing and locked.
     """
 
     path: Path
@@ -40,18 +40,13 @@ class Claim:
 
     @property
     def size_bytes(self) -> int:
-        """Of the range."""
+        """Size of the range."""
         return self.span[1] - self.span[0]
 
 
 @dataclass(frozen=True)
 class State:
-    """What of an object is there.
-
-    Attributes:
-        ready: spans that can be opened.
-        claimed: spans that some process is fetching.
-    """
+    """Spans of an object in the cache: those that can be opened, and those that a process is fetching."""
 
     ready: list[Span]
     claimed: list[Span]
@@ -63,11 +58,11 @@ def _span(name: str) -> Span:
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether nobody fetches a claim any more."""
+    """Return whether the process that made a claim has ended."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False  # committed this moment
+        return False  # committed meanwhile
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -78,17 +73,17 @@ def _is_dead(path: Path) -> bool:
 
 
 class RangeCache:
-    """Ranges of objects as files: each fetched by one process, used by all, least recently used ones evicted."""
+    """Ranges of objects as files: each is fetched by one process and used by all; the least recently used are evicted."""
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
-        """Makes the folder.
+        """Make the folder.
 
         Args:
-            folder: its own; on a local disk, since it relies on `flock`.
-            max_bytes: never exceeded by the files of ranges and what is being fetched into it, together.
+            folder: folder of this cache alone; on a local disk, because of `flock`.
+            max_bytes: bound of the sizes of all ranges and claims together.
 
         Raises:
-            UserError: the folder can't be made or written to, or `max_bytes` is not positive.
+            UserError: the folder cannot be made or written to, or `max_bytes` is not positive.
         """
         if max_bytes <= 0:
             raise UserError(f"a cache of {max_bytes:,} bytes holds nothing: give it at least 1 GB")
@@ -104,11 +99,11 @@ class RangeCache:
             ) from error
 
     def path(self, key: str, span: Span) -> Path:
-        """The file of a range."""
+        """Return the file of a range."""
         return self.folder / "ranges" / key / f"{span[0]}-{span[1]}"
 
     def open(self, key: str, span: Span) -> OpenFile | None:
-        """A range for reading (at offset − span[0]), or None if it is gone; reading it goes on after its eviction."""
+        """Return a range, opened for reading at offset − span[0], or None if it is gone. It can be read even after its eviction."""
         path = self.path(key, span)
         try:
             file = OpenFile(path)
@@ -120,7 +115,7 @@ class RangeCache:
         return file
 
     def ready(self, key: str) -> list[Span]:
-        """The spans of an object that are there."""
+        """Return the spans of an object that can be opened."""
         try:
             names = os.listdir(self.folder / "ranges" / key)  # noqa: PTH208  (names are all it takes)
         except FileNotFoundError:
@@ -128,14 +123,11 @@ class RangeCache:
         return [_span(name) for name in names if not name.endswith(CLAIM)]
 
     def claim(self, key: str, plan: Callable[[State], list[Span]]) -> list[Claim]:
-        """Claims ranges of an object.
+        """Return a claim for each span of an object that a plan asks for, as long as there is room.
 
         Args:
-            key: of the object.
-            plan: gets what is there and what is being fetched, returns what to claim; called while all others wait.
-
-        Returns:
-            A claim for each span that `plan` asks for and there is room for.
+            key: key of the object.
+            plan: state of the object → spans to claim; called while all other processes wait.
         """
         with self._locked() as ledger:
             folder = self.folder / "ranges" / key
@@ -157,11 +149,7 @@ class RangeCache:
             return claims
 
     def commit(self, claim: Claim, content: bytes) -> None:
-        """Makes a fetched range visible to all.
-
-        Raises:
-            OSError: it can't be written; the claim is abandoned.
-        """
+        """Make a fetched range visible to all; abandon the claim and raise an OSError if it cannot be written."""
         try:
             view = memoryview(content)
             while view:
@@ -174,7 +162,7 @@ class RangeCache:
         self._let_go(claim)
 
     def abandon(self, claim: Claim) -> None:
-        """Gives up a claim: whoever waits for it looks again."""
+        """Give up a claim; processes that wait for it look again."""
         with self._locked() as ledger:
             self._give_up(claim, ledger)
 
@@ -186,7 +174,7 @@ class RangeCache:
             self._let_go(claim)
 
     def wait(self, key: str, span: Span) -> None:
-        """Returns when nobody is fetching this range (any more)."""
+        """Return when no process is fetching this range."""
         path = self.path(key, span)
         try:
             with path.with_name(path.name + CLAIM).open("rb") as stream:
@@ -201,7 +189,7 @@ class RangeCache:
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
-        """Keeps all other processes and threads away; yields the ledger's descriptor."""
+        """Exclude all other processes and threads; yield the descriptor of the sum."""
         path = self.folder / "lock"
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
@@ -241,7 +229,7 @@ class RangeCache:
         return True
 
     def _evict(self, target_bytes: int) -> int:
-        """Removes least recently used ranges until `target_bytes` are left, if possible; returns how many are left."""
+        """Delete the least recently used ranges until `target_bytes` are left, if possible; return the bytes that are left."""
         total = 0
         files = []
         for entry in (file for folder in os.scandir(self._ranges()) for file in os.scandir(folder.path)):
@@ -269,7 +257,7 @@ class RangeCache:
 
 
 def _total(ledger: int) -> int | None:
-    """What the ledger says; None if it says nothing."""
+    """Return the sum; None if none has been written."""
     content = os.pread(ledger, 9, 0)
     return int.from_bytes(content, "little") if len(content) == 8 else None
 

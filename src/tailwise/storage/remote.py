@@ -34,15 +34,15 @@ _JITTER = random.Random()  # not the process's own generator, which augmentation
 
 @dataclass(frozen=True)
 class Patience:
-    """How long one file is worth trying.
+    """Bounds of the retries of one file.
 
     Attributes:
         attempts: requests that may fail one after the other.
-        seconds: from the first failure on.
+        seconds: time from the first failure.
         backoff_seconds: wait before the first retry, doubled each time.
-        full_for: files of a server that may be given up after that many attempts; further ones get `short_attempts`.
+        full_for: number of files of a server that get `attempts`; after so many were given up, others get `short_attempts`.
         short_attempts: see `full_for`.
-        timeouts: of one request.
+        timeouts: bounds of one request.
     """
 
     attempts: int = 8
@@ -60,10 +60,10 @@ class Fetched(NamedTuple):
     """Bytes of a file.
 
     Attributes:
-        content: what was asked for, less what lies beyond the file's end.
-        total_bytes: of the file, if the server tells.
-        seconds: that the last request took.
-        failures: requests that failed before.
+        content: the bytes that were asked for, up to the end of the file.
+        total_bytes: size of the file, if the server sends it.
+        seconds: duration of the last request.
+        failures: number of requests that failed before.
     """
 
     content: bytes
@@ -73,7 +73,7 @@ class Fetched(NamedTuple):
 
 
 class _Process:
-    """What cannot outlive a fork: locks, file systems with their event loop; and the files that were given up."""
+    """State that a fork must not copy: locks, and file systems with their event loop; and the files that were given up."""
 
     def __init__(self, given_up: dict[str, tuple[float, RemoteError]]) -> None:
         self.lock = threading.RLock()
@@ -82,7 +82,7 @@ class _Process:
         self.given_up = given_up
 
     def check(self, url: str) -> None:
-        """Raise the error of a file, or of its server, that was given up lately."""
+        """Raise the error of a file, or of its server, that was given up recently."""
         with self.lock:
             found = self.given_up.get(url) or self.given_up.get(_host(url))
         if found and time.monotonic() - found[0] < REMEMBERED_SECONDS:
@@ -90,7 +90,7 @@ class _Process:
             raise type(error)(url, error.cause, host_wide=error.host_wide)
 
     def attempts(self, url: str) -> int:
-        """Return how often a request for this file may fail: seldom where many files of its server have been given up."""
+        """Return how often a request for this file may fail: less often if many files of its server were given up."""
         oldest = time.monotonic() - REMEMBERED_SECONDS
         with self.lock:
             others = sum(at > oldest and _host(other) == _host(url) for other, (at, _) in self.given_up.items())
@@ -120,7 +120,7 @@ os.register_at_fork(after_in_child=_begin_process)
 
 
 def forget_failures() -> None:
-    """Let every file be tried again: called when a command or a loader begins."""
+    """Let every file be tried again; called when a command or a loader starts."""
     with _own.lock:
         _own.given_up.clear()
 
@@ -162,10 +162,10 @@ def call(url: str, method: str, *arguments: Any, size_bytes: int = 0, **options:
     """Call a method of the URL's file system, repeated within bounds; asynchronous ones with a time-out.
 
     Args:
-        url: of the file.
-        method: of fsspec's file systems; its first argument is the file's name.
-        arguments: further ones.
-        size_bytes: that the response may have, at most.
+        url: URL of the file.
+        method: method of fsspec's file systems; its first argument is the file's name.
+        arguments: further arguments.
+        size_bytes: largest size of the response.
         options: keyword arguments.
 
     Raises:
@@ -185,15 +185,15 @@ def _call_once(url: str, method: str, *arguments: Any, size_bytes: int = 0, **op
 def persistently(url: str, request: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> tuple[T, int]:
     """Return a request's result, and how often it failed before.
 
-    One thread repeats requests to a file that fails; the others that failed on it wait for the outcome.
+    One thread repeats failed requests to a file; other threads whose requests to it failed wait for the result.
 
     Args:
-        url: of the file.
-        request: raises anything.
-        progress: what the request got hold of, failed or not. Attempts that got further do not count, their time does.
+        url: URL of the file.
+        request: may raise anything.
+        progress: returns a number that grows while the request gets bytes. Attempts that got bytes do not count; their time does.
 
     Raises:
-        RemoteError: it makes no sense to go on. The file is remembered.
+        RemoteError: the bounds are reached, or a retry is useless. The file is remembered.
     """
     own = _own
     own.check(url)
@@ -242,13 +242,13 @@ def _trouble(error: Exception, url: str) -> RemoteError:
 
 
 def read_range(url: str, start: int, stop: int, size_bytes: int | None = None) -> Fetched:
-    """Return the bytes [start, stop) of a remote file, or those before its end.
+    """Return the bytes [start, stop) of a remote file, up to its end.
 
     Args:
-        url: of the file.
+        url: URL of the file.
         start: first byte.
         stop: one after the last.
-        size_bytes: of the file, if known: a file of another size is an error.
+        size_bytes: size of the file, if known; another size is an error.
 
     Raises:
         NoRangesError: the server can only send the whole file.
@@ -278,7 +278,7 @@ def read_range(url: str, start: int, stop: int, size_bytes: int | None = None) -
 
 
 def _request_range(url: str, start: int, stop: int, content: bytearray) -> int | None:
-    """Append what one request gives; return the size of the file, if the server tells."""
+    """Append the bytes of one request; return the size of the file, if the server sends it."""
     files, _ = filesystem(url)
     if _is_http(files):
         return get(files, url, PATIENCE.timeouts, content.extend, (start, stop))
@@ -320,7 +320,7 @@ def download(url: str, target: BinaryIO, most_bytes: int) -> None:
 
 
 def size_of(url: str) -> int | None:
-    """Return the size of a remote file in bytes; None if its server tells only while it sends the file.
+    """Return the size of a remote file in bytes; None if its server does not send it without the file.
 
     Raises:
         RemoteError: there is no such file, or it cannot be read.
@@ -342,7 +342,7 @@ def _size_once(url: str) -> int | None:
 
 
 def sizes_of(urls: list[str]) -> list[int | RemoteError | None]:
-    """Return `size_of` each, or why it cannot be read; many at a time."""
+    """Return `size_of` each, or the error why it cannot be read; many at a time."""
     if len(urls) < 2:
         return [_size_or_error(url) for url in urls]
     with ThreadPoolExecutor(LOOKUP_THREADS) as pool:

@@ -1,4 +1,4 @@
-"""Spans of bytes: which are there, which to fetch together; and files open for reading by offset."""
+"""Spans of bytes: sets of them, and which to fetch together; and files opened for reading at offsets."""
 
 from __future__ import annotations
 
@@ -11,62 +11,55 @@ Span = tuple[int, int]  # [start, stop) bytes
 
 
 class OpenFile:
-    """A descriptor that is closed when nobody refers to it any more, so that no thread reads from a number used anew."""
+    """A descriptor that is closed when it has no more references, so that no thread reads from a number that was reused."""
 
     __slots__ = ("handle", "touched")
 
     def __init__(self, path: str | Path) -> None:
-        """Opens it for reading.
-
-        Raises:
-            OSError: it can't be opened.
-        """
+        """Open a file for reading."""
         self.handle = -1
         self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.touched = 0.0
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        """Closes it; `os` may be gone already when the interpreter ends."""
+        """Close it; `close` is bound early, since `os` may be gone when the interpreter ends."""
         if self.handle >= 0:
             close(self.handle)
 
 
 class Spans:
-    """An immutable set of spans, which may overlap; finds one that contains a given one."""
+    """An immutable set of spans, which may overlap."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
-        """Takes them in any order."""
+        """Take spans in any order."""
         ordered = sorted(spans)
         self._starts = [start for start, _ in ordered]
-        self._longest: list[Span] = []  # of the spans up to here, the one that ends last
+        self._longest: list[Span] = []  # the span that ends last, of those up to here
         for span in ordered:
             best = self._longest[-1] if self._longest else span
             self._longest.append(span if span[1] >= best[1] else best)
 
     def find(self, start: int, stop: int) -> Span | None:
-        """A span that contains [start, stop), or None."""
+        """Return a span that contains [start, stop), or None."""
         at = bisect_right(self._starts, start)
         if at and self._longest[at - 1][1] >= stop:
             return self._longest[at - 1]
         return None
 
     def meets(self, start: int, stop: int) -> bool:
-        """Whether any span has bytes in common with [start, stop)."""
+        """Return whether any span overlaps [start, stop)."""
         at = bisect_left(self._starts, stop)
         return at > 0 and self._longest[at - 1][1] > start
 
 
 def coalesce(spans: Iterable[Span], gap_bytes: float, piece_bytes: float, held: Spans) -> list[Span]:
-    """Joins spans into pieces that are fetched with one request each.
+    """Return pieces, ascending, to be fetched with one request each; each span is within one piece.
 
     Args:
-        spans: what is wanted, in any order; each comes to lie whole within one piece.
-        gap_bytes: unwanted bytes between two spans up to which they are joined.
-        piece_bytes: a piece grows no longer than this (a longer span stays a piece of its own).
-        held: what is there already: no gap over any of it is bridged, so that nothing is fetched twice.
-
-    Returns:
-        The pieces, ascending.
+        spans: wanted spans, in any order.
+        gap_bytes: largest gap between two spans that are joined.
+        piece_bytes: largest piece of joined spans.
+        held: spans that need no fetching; no gap with any of their bytes is bridged, so that nothing is fetched twice.
     """
     pieces: list[Span] = []
     for start, stop in sorted(spans):

@@ -14,11 +14,11 @@ from tailwise.catalog.outputs import check_output_folder
 from tailwise.errors import UserError
 from tailwise.loader.loader import ON_DAMAGED
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
-from tailwise.loader.shards import CHECKS
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.recipes import Phase, Recipe
 from tailwise.requests import TrainRequest, bytes_of
+from tailwise.shards.verify import CHECKS
 from tailwise.text import command_line, option_words
 from tailwise.train.arguments import LOCAL_MODEL, deciding, parse, refuse_owned, require_model
 from tailwise.train.guard import Trainer

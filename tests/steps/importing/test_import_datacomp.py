@@ -309,7 +309,7 @@ def test_what_needs_images_refuses(planned, tmp_path):
         lambda: export(planned, "shards", tmp_path / "out", epoch=0),
         lambda: train(planned, [], TrainRequest()),
     ):
-        assert "2 file(s) of metadata, which hold no images" in fails(task)
+        assert "2 file(s) of metadata have no images" in fails(task)
     assert not (tmp_path / "out").exists()
 
 
@@ -335,7 +335,7 @@ def test_plans_that_draw_tars_alone_are_read(run, tmp_path, make_metadata, make_
     assert set(next(iter(loader)).rows.tolist()) <= set(range(8))
     loader.close()
     with_both = make_plan(catalog, "all", PlanRequest("random", keep=1.0))
-    assert "hold no images" in fails(lambda: Loader(with_both, batch_size=4, lanes=4))
+    assert "have no images" in fails(lambda: Loader(with_both, batch_size=4, lanes=4))
 
 
 # --- beside tars --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailwise.errors import UserError
-from tailwise.shards.webdataset import hashed_uid
+from tailwise.shards.content import hashed_uid
 from tailwise.steps.importing.pool import import_pool
 
 UID = "00112233445566778899aabbccddeeff"

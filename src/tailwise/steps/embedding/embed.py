@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import MODALITIES, column_modality, column_settings, part_marker
 from tailwise.catalog.rejections import Rejections
-from tailwise.catalog.schema import has_bytes
 from tailwise.devices import find_devices
 from tailwise.encoders import load_encoder
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import check_share
 from tailwise.requests import EmbedRequest, refuse_given
+from tailwise.shards.containers import no_bytes, without_bytes
 from tailwise.steps.embedding.column import ColumnReport, ColumnTask, Limits
 from tailwise.storage.local import locked
 
@@ -115,15 +118,8 @@ def _loading(catalog: Catalog, columns: Mapping[str, str], asked: EmbedRequest) 
 
 def _require_bytes(catalog: Catalog, parts: list[Part]) -> None:
     """Refuses parts with samples that have no image."""
-    shards = catalog.shards()
-    lacking = {part.number for part in parts}
-    columns = (shards.column(name).to_pylist() for name in ("path", "part", "rows"))
-    tables = [
-        (path, rows) for path, part, rows in zip(*columns, strict=True) if part in lacking and not has_bytes(path)
-    ]
-    if tables:
-        raise UserError(
-            f"{sum(rows for _, rows in tables):,} samples in {len(tables):,} file(s) of metadata have no image to embed, the first "
-            f"file is {tables[0][0]}: import their embeddings (DataComp's .npz files), or the tars in its place; or embed captions "
-            "alone (`column` text)"
-        )
+    tables = without_bytes(catalog.shards())
+    tables = tables.filter(pc.is_in(tables["part"], pa.array([part.number for part in parts], pa.int32())))
+    if tables.num_rows:
+        instead = "; or import their embeddings (DataComp's .npz files), or embed captions alone (`column` text)"
+        raise no_bytes(tables["path"].to_pylist(), pc.sum(tables["rows"]).as_py(), instead=instead)

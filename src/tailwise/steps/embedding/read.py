@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -176,24 +176,31 @@ class _Shards:
         Raises:
             UserError: the shard can't be read, or is shorter than it was.
         """
-        with self._reading(shard):
+        try:
             if shard != self._shard or self._stream is None:
-                self.close()
-                self._stream = open_binary(self._paths[shard])
-                self._shard = shard
-                found = self._stream.seek(0, 2)
-                if found != self._sizes[shard]:  # a login page, for instance
-                    raise OSError(f"it has {found:,} bytes; {self._sizes[shard]:,} when it was imported")
-                blocks = blocks_of_stream(self._paths[shard], self._stream)
-                check_fingerprint(self._paths[shard], found, blocks, self._fingerprints[shard])
+                self._open(shard)
             start, stop = int(offsets.min()), int((offsets + sizes).max())
-            if stop - start <= WASTE * int(sizes.sum()):
-                whole = memoryview(self._range(start, stop - start))
-                return [
-                    bytes(whole[at - start : at - start + size])
-                    for at, size in zip(offsets.tolist(), sizes.tolist(), strict=True)
-                ]
-            return [self._range(at, size) for at, size in zip(offsets.tolist(), sizes.tolist(), strict=True)]
+            places = list(zip(offsets.tolist(), sizes.tolist(), strict=True))
+            if stop - start > WASTE * int(sizes.sum()):
+                return [self._range(at, size) for at, size in places]
+            whole = memoryview(self._range(start, stop - start))
+            return [bytes(whole[at - start : at - start + size]) for at, size in places]
+        except (OSError, EOFError) as error:
+            self.close()
+            cause = error.cause if isinstance(error, RemoteError) else str(error)
+            raise UserError(
+                f"the shard {self._paths[shard]} can't be read ({cause}): restore it, or, if it "
+                "has moved, use `tailwise relocate`; then repeat this command"
+            ) from error
+
+    def _open(self, shard: int) -> None:
+        self.close()
+        path = self._paths[shard]
+        self._stream, self._shard = open_binary(path), shard
+        found = self._stream.seek(0, 2)
+        if found != self._sizes[shard]:  # a login page, for instance
+            raise OSError(f"it has {found:,} bytes; {self._sizes[shard]:,} when it was imported")
+        check_fingerprint(path, found, blocks_of_stream(path, self._stream), self._fingerprints[shard])
 
     def _range(self, start: int, size: int) -> bytes:
         stream = cast("BinaryIO", self._stream)
@@ -202,18 +209,6 @@ class _Shards:
         if len(content) < size:
             raise EOFError(f"it ends before byte {start + size:,}, which it had when it was imported")
         return content
-
-    @contextmanager
-    def _reading(self, shard: int) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, EOFError) as error:
-            self.close()
-            cause = error.cause if isinstance(error, RemoteError) else str(error)
-            raise UserError(
-                f"the shard {self._paths[shard]} can't be read ({cause}): restore it, or, if it "
-                "has moved, use `tailwise relocate`; then repeat this command"
-            ) from error
 
     def close(self) -> None:
         """Lets go of the open file."""

@@ -15,14 +15,14 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, local_path, true_path
 from tailwise.catalog.embeddings import column_modality
 from tailwise.catalog.rejections import Rejections
-from tailwise.catalog.schema import has_bytes
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.requests import SourceRequest
 from tailwise.shards.columns import DAMAGE, open_table, uid_texts
+from tailwise.shards.containers import with_bytes
+from tailwise.shards.metadata import parse_uids
 from tailwise.sources import Found, find
-from tailwise.sources.datacomp import parse_uids, read_metadata
 from tailwise.steps.importing.embeddings import ColumnImport, import_embeddings
 from tailwise.steps.importing.shards import MAX_REJECTED_SAMPLES, PART_ROWS, import_shards
 from tailwise.storage.local import locked
@@ -127,7 +127,7 @@ def _import(
         import_shards(catalog, found.tars, rejections, track, metadata=found.metadata, failed=found.failed, **shared)
     else:
         _refuse_known(catalog, found.metadata)
-        import_shards(catalog, found.metadata, rejections, track, read=read_metadata, **shared)
+        import_shards(catalog, found.metadata, rejections, track, **shared)
     given = _given_shards(catalog, found.tars or found.metadata)
     columns = [
         made
@@ -187,9 +187,9 @@ def _refuse_known(catalog: Catalog, metadata: dict[str, int]) -> None:
 
     Looks at a few uids of each file only: those of a pool are in tars all together, or not at all.
     """
-    paths: list[str] = catalog.shards().column("path").to_pylist()
-    tars = [shard for shard, path in enumerate(paths) if has_bytes(path)]
-    asked = {uid: path for path in metadata if path not in set(paths) for uid in _first_uids(path)} if tars else {}
+    shards = catalog.shards()
+    paths, tars = set(shards.column("path").to_pylist()), with_bytes(shards).column("shard").to_numpy()
+    asked = {uid: path for path in metadata if path not in paths for uid in _first_uids(path)} if len(tars) else {}
     if not asked:
         return
     for part in catalog.parts():

@@ -17,7 +17,7 @@ from tailwise.catalog.schema import REJECTED_SCHEMA
 from tailwise.execution.keys import AMBIGUOUS, KeyIndex
 from tailwise.progress import Track
 from tailwise.shards.columns import DAMAGE, count_rows, open_table, score_columns
-from tailwise.shards.webdataset import ShardContent
+from tailwise.shards.content import ShardContent
 from tailwise.sources.datacomp import score_batches
 
 STAGE = "scores of metadata"
@@ -91,7 +91,7 @@ class Scores:
         """A tar with scores for its samples that have a uid; those of the tar's own sidecar stay.
 
         Args:
-            content: as `read_shard` gives it.
+            content: as `index_shard` returns it.
             path: of the tar.
         """
         samples = content.samples

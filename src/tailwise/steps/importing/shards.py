@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ from tailwise.execution.base import Apply, Needs
 from tailwise.execution.local import LocalExecutor
 from tailwise.progress import Track
 from tailwise.rejects import refuse_many
-from tailwise.shards.fingerprint import FIRST, ChangedShardError, check_fingerprint, comparable_shards, shard_blocks
-from tailwise.shards.webdataset import ShardContent, hashed_uid, read_shard, unreadable_shard
+from tailwise.shards.containers import container_of, index_shard
+from tailwise.shards.content import ShardContent, hashed_uid, unreadable_shard
+from tailwise.shards.fingerprint import FIRST, ChangedShardError, comparable_shards, compare_shard
 from tailwise.sources import UNKNOWN_BYTES
 from tailwise.steps.importing.scores import Scores, scores_id
 from tailwise.storage.local import scratch
 
 PART_ROWS = 1_000_000
-_NOTHING = {True: "no sample with image and caption", False: "no sample with uid and caption"}
 MAX_REJECTED_SAMPLES = 0.5  # by default: tars may hold much that is no pair of image and caption
 TOLD_ONLY = ("tar without an end", "ambiguous uid")  # no sample is left out
 THREADS = 16  # a look at a known tar only waits
@@ -97,36 +97,30 @@ def import_shards(
     *,
     workers: int | None,
     part_rows: int = PART_ROWS,
-    read: Callable[[str], ShardContent] = read_shard,
     metadata: Mapping[str, int] | None = None,
     failed: Mapping[str, str] | None = None,
     max_rejected: float = MAX_REJECTED_SAMPLES,
 ) -> Snapshot | None:
-    """Indexes tars that the catalog doesn't have yet, and makes a new snapshot of old and new shards.
+    """Index files that the catalog does not have yet; return a new snapshot of old and new shards, or None without new samples.
 
     Args:
-        catalog: where to.
-        tars: path or URL → size in bytes; or what else `read` reads.
-        rejections: takes what was left out.
+        catalog: catalog to extend.
+        tars: path or URL → size in bytes, of tars or of files of another container.
+        rejections: takes what is left out.
         track: shows progress.
-        workers: processes; None for one a processor. The result doesn't depend on it.
+        workers: processes; None for one a processor. The result does not depend on it.
         part_rows: a part is closed by the shard that brings it to this many rows.
-        read: reads one of them.
         metadata: path → size of DataComp's metadata, whose scores are joined by uid.
         failed: path → why this tar cannot be read; it is rejected without another try.
         max_rejected: share of the new samples that may be left out.
 
-    Returns:
-        The new snapshot, or None if there was nothing new, or nothing good in it.
-
     Raises:
-        UserError: a tar changed since it was imported, or the catalog is empty and none holds any sample.
+        UserError: a tar changed since it was imported, or the catalog is empty and there are no samples.
     """
-    before = catalog.snapshots()
-    known = catalog.shards()
-    new = _new_tars(catalog, known, tars)
-    if not new:
+    before, known = catalog.snapshots(), catalog.shards()
+    if not (new := _new_tars(catalog, known, tars)):
         return None
+    container = container_of(new[0][0])
     part = _Part(before[-1].parts if before else 0, known.num_rows)
     shards: list[dict[str, Any]] = []
     rest, first = new, part.number
@@ -139,15 +133,7 @@ def import_shards(
             rejections.count(listed)
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
     with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, track) as scores:
-        tried = failed or {}
-        paths = [path for path, _ in rest if path not in tried]
-        good = LocalExecutor().map(Apply(read), paths, Needs(workers=workers))
-        contents = (
-            (item, unreadable_shard(item[0], tried[item[0]]) if item[0] in tried else next(good)) for item in rest
-        )
-        for (path, _), content in track(
-            contents, "indexing tars" if read is read_shard else "reading metadata", len(rest)
-        ):
+        for path, content in track(_contents(rest, failed or {}, workers), container.indexing, len(rest)):
             if part.rows >= part_rows and content.samples.num_rows:  # tars without samples go with the part before them
                 shards += _write_part(catalog, part, rejections, notes)
                 part = _Part(part.number + 1, part.first_shard + len(part.shards))
@@ -156,13 +142,23 @@ def import_shards(
             shards += _write_part(catalog, part, rejections, notes)
     if shards or before:
         _check_left_out(catalog, sum(shard["rows"] for shard in shards), rejections, max_rejected)
-    if not shards and before:
-        return None
-    if not shards:
+    if shards:
+        table = pa.concat_tables([known, pa.Table.from_pylist(shards, schema=SHARD_SCHEMA)])
+        return catalog.append_snapshot(table, shards[-1]["part"] + 1)
+    if not before:
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
-        raise UserError(f"{_NOTHING[read is read_shard]} in {len(new)} new file(s), first {new[0][0]} ({reasons})")
-    table = pa.concat_tables([known, pa.Table.from_pylist(shards, schema=SHARD_SCHEMA)])
-    return catalog.append_snapshot(table, shards[-1]["part"] + 1)
+        raise UserError(f"no sample with {container.needed} in {len(new)} new file(s), first {new[0][0]} ({reasons})")
+    return None
+
+
+def _contents(
+    files: Sequence[tuple[str, int]], failed: Mapping[str, str], workers: int | None
+) -> Iterator[tuple[str, ShardContent]]:
+    """Yield the path and the samples of each file; those that have failed are not tried again."""
+    paths = [path for path, _ in files if path not in failed]
+    found = LocalExecutor().map(Apply(index_shard), paths, Needs(workers=workers))
+    for path, _ in files:
+        yield path, unreadable_shard(path, failed[path]) if path in failed else next(found)
 
 
 def _check_left_out(catalog: Catalog, imported: int, rejections: Rejections, max_rejected: float) -> None:
@@ -225,10 +221,8 @@ def _refuse_replaced(known: pa.Table, tars: Mapping[str, int]) -> None:
     """Refuse known tars of the same length whose first block is another one. Tars that can't be read are passed over."""
 
     def changed(shard: tuple[str, str | None]) -> bool:
-        path, fingerprint = shard
         try:
-            with shard_blocks(path) as (size, read):
-                check_fingerprint(path, size, read, fingerprint, FIRST)
+            compare_shard(*shard, FIRST)
         except ChangedShardError:
             return True
         except OSError:

@@ -6,9 +6,10 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.errors import UserError
-from tailwise.loader.shards import Damage, damaged_shards, with_bytes
 from tailwise.progress import Track, silent
+from tailwise.shards.containers import with_bytes
 from tailwise.shards.fingerprint import comparable_shards
+from tailwise.shards.verify import Damage, damaged_shards
 
 INDEXED = 16  # tars whose headers are walked; of the others the size is compared
 

@@ -7,8 +7,8 @@ import pytest
 
 from tailwise.catalog import Catalog
 from tailwise.errors import UserError
-from tailwise.loader.shards import CHECKS, Damage, check_shards
 from tailwise.shards.ranges import open_store
+from tailwise.shards.verify import CHECKS, Damage, check_shards
 from tailwise.steps.importing.pool import import_pool
 
 

@@ -1,0 +1,91 @@
+"""Containers: the kinds of files that hold samples, in one table, through which all other packages read them.
+
+A container with bytes is a file in which each encoded image and each caption is one range of bytes. So the stores (`ranges.py`), the
+fingerprint (`fingerprint.py`), the checks (`verify.py`) and the decoder (`decode.py`) serve all containers; a row says what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import pyarrow as pa
+
+from tailwise.errors import UnsupportedError
+from tailwise.shards.columns import count_rows
+from tailwise.shards.content import Pairs, ShardContent
+from tailwise.shards.metadata import read_metadata
+from tailwise.shards.webdataset import checksum_shard, read_pairs, read_shard
+
+
+@dataclass(frozen=True)
+class Container:
+    """One kind of file that holds samples.
+
+    Attributes:
+        suffix: end of the names of such files.
+        has_bytes: whether the images and captions of its samples can be read from the file.
+        index: path or URL → samples, with the ranges of their bytes. A file that cannot be read gives no samples and a reason.
+        checksum: path or URL → size in bytes and index checksum, as `index` notes them.
+        pairs: path or URL, name of a target → encoded image and target of each sample, for evaluation.
+        indexing: title of the progress of an import.
+        needed: values without which a sample is not imported.
+    """
+
+    suffix: str
+    has_bytes: bool
+    index: Callable[[str], ShardContent]
+    checksum: Callable[[str], tuple[int, str]]
+    pairs: Callable[[str, str], Pairs]
+    indexing: str
+    needed: str
+
+
+def no_bytes(paths: Sequence[str], samples: int, which: str = "", instead: str = "") -> UnsupportedError:
+    """Return the error for samples that have no bytes.
+
+    Args:
+        paths: files of these samples.
+        samples: number of samples.
+        which: how to find out which images to download, in parentheses.
+        instead: other remedies.
+    """
+    return UnsupportedError(
+        f"{samples:,} samples in {len(paths):,} file(s) of metadata have no images, the first file is {paths[0]}: download the images"
+        f"{which}, and import the tars into a new catalog{instead}"
+    )
+
+
+def _refuse(path: str, *_: str) -> NoReturn:
+    raise no_bytes([path], count_rows(path))
+
+
+WEBDATASET = Container(".tar", True, read_shard, checksum_shard, read_pairs, "indexing tars", "image and caption")
+METADATA = Container(".parquet", False, read_metadata, _refuse, _refuse, "reading metadata", "uid and caption")
+CONTAINERS = (WEBDATASET, METADATA)
+
+
+def container_of(path: str) -> Container:
+    """Return the container of a file that is not in a catalog, by its name; tars may have any name."""
+    return next((container for container in CONTAINERS if path.endswith(container.suffix)), WEBDATASET)
+
+
+def containers_of(shards: pa.Table) -> list[Container]:
+    """Return the container of each shard, by what the catalog notes of it (SHARD_SCHEMA)."""
+    return [container_of(path) for path in shards["path"].to_pylist()]
+
+
+def index_shard(path: str) -> ShardContent:
+    """Return the samples of a file of any container."""
+    return container_of(path).index(path)
+
+
+def with_bytes(shards: pa.Table) -> pa.Table:
+    """Return the shards (SHARD_SCHEMA) whose samples have bytes."""
+    return shards.filter(pa.array([container.has_bytes for container in containers_of(shards)], pa.bool_()))
+
+
+def without_bytes(shards: pa.Table) -> pa.Table:
+    """Return the shards (SHARD_SCHEMA) whose samples have no bytes."""
+    return shards.filter(pa.array([not container.has_bytes for container in containers_of(shards)], pa.bool_()))

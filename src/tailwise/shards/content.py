@@ -1,0 +1,61 @@
+"""Samples of one file as the catalog takes them, whatever its container."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import pyarrow as pa
+
+from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
+from tailwise.shards.decode import ImageError
+from tailwise.shards.grouping import MemberCounts, Record, rejection
+
+Encoded: TypeAlias = bytes | ImageError | None  # of an image; why it is not read; there is none
+Pairs: TypeAlias = Iterator[tuple[Encoded, bytes | None]]
+HARMLESS = "folder, or leftover of macOS, Windows or an archiver"  # reason of members that belong to no sample
+
+
+@dataclass
+class ShardContent:
+    """Samples of one file.
+
+    Attributes:
+        samples: SAMPLE_SCHEMA plus score columns, without `shard` and `uid` where the source gives none (null).
+        rejected: REJECTED_SCHEMA.
+        size_bytes: size of the file.
+        index_checksum: 128-bit hash over what the index consists of.
+        fingerprint: fingerprint of the content, see `shards.fingerprint`; None where samples have no bytes.
+        members: number of members by outcome: seen = imported + harmless + rejected.
+    """
+
+    samples: pa.Table
+    rejected: pa.Table
+    size_bytes: int
+    index_checksum: str
+    fingerprint: str | None = None
+    members: MemberCounts = field(default_factory=MemberCounts)
+
+
+def without_samples(reasons: Sequence[Record], size_bytes: int) -> ShardContent:
+    """Return the content of a file that gives no sample, for some reasons."""
+    rejected = pa.Table.from_pylist(list(reasons), schema=REJECTED_SCHEMA)
+    return ShardContent(samples_schema([]).empty_table(), rejected, size_bytes, "")
+
+
+def unreadable_shard(path: str, cause: str) -> ShardContent:
+    """Return the content of a tar that cannot be read."""
+    return without_samples([rejection(path, "unreadable tar", None, cause, rows=0)], 0)
+
+
+def samples_schema(scores: list[str]) -> pa.Schema:
+    """Return the columns of a ShardContent's samples."""
+    base = [item.with_nullable(True) if item.name in {"shard", "uid"} else item for item in SAMPLE_SCHEMA]
+    return pa.schema([*base, *(pa.field(name, pa.float64()) for name in scores)])
+
+
+def hashed_uid(shard: int, key: str) -> bytes:
+    """Return the uid of a sample whose source gives none: a 128-bit hash of (shard id, key)."""
+    return hashlib.blake2b(f"{shard}\t{key}".encode("utf-8", "surrogateescape"), digest_size=16).digest()

@@ -1,0 +1,137 @@
+"""Verification: whether shards are still what the catalog says, before samples are read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.schema import FINGERPRINT
+from tailwise.errors import UserError
+from tailwise.execution.base import Apply, Needs
+from tailwise.execution.local import LocalExecutor, default_workers
+from tailwise.progress import Track, silent
+from tailwise.shards.containers import Container, containers_of, with_bytes
+from tailwise.shards.fingerprint import (
+    EVERY,
+    FIRST,
+    ChangedShardError,
+    check_fingerprint,
+    comparable_shards,
+    shard_blocks,
+)
+from tailwise.storage.errors import RemoteError, RemoteUnsupportedError
+from tailwise.storage.remote import forget_failures
+from tailwise.text import did_you_mean
+
+CHECKS = ("none", "size", "index")
+THREADS_A_WORKER = 8  # a look at a size only waits
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A shard that cannot be used.
+
+    Attributes:
+        shard: its id.
+        path: local path or URL.
+        reason: what is wrong.
+    """
+
+    shard: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """Values that the catalog notes of a shard."""
+
+    container: Container
+    shard: int
+    path: str
+    size_bytes: int
+    index_checksum: str
+    fingerprint: str | None
+
+
+def check_shards(
+    catalog: Catalog,
+    snapshot: Snapshot,
+    check: str = "size",
+    workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    track: Track = silent,
+) -> list[Damage]:
+    """Return the shards of a snapshot, local or remote, that are missing, unreadable or changed since the import, by id.
+
+    Shards without bytes are passed over.
+
+    Args:
+        catalog: whose shards.
+        snapshot: which of them.
+        check: one of CHECKS: "none"; "size" opens each shard and compares its length and first block; "index" compares the index and
+            blocks throughout the shard.
+        workers: processes ("index") or eighths of threads ("size"); None for one a processor.
+        share: (number, of how many): looks at every so many-th shard only.
+        track: shows progress.
+
+    Raises:
+        UserError: unknown check, or a file system whose package is not installed.
+    """
+    forget_failures()
+    if check not in CHECKS:
+        raise UserError(f"unknown check {check!r}: {did_you_mean(check, CHECKS)}")
+    return damaged_shards(with_bytes(comparable_shards(catalog, snapshot, track)), check, workers, share, track)
+
+
+def damaged_shards(
+    table: pa.Table, check: str, workers: int | None = None, share: tuple[int, int] = (0, 1), track: Track = silent
+) -> list[Damage]:
+    """Return the damaged ones of some shards with bytes (SHARD_SCHEMA); see `check_shards`."""
+    if check == "none":
+        return []
+    columns = ("shard", "path", "size_bytes", "index_checksum", FINGERPRINT)
+    noted = zip(containers_of(table), *(table.column(name).to_pylist() for name in columns), strict=True)
+    shards = [_Noted(*values) for values in noted][share[0] :: share[1]]
+    workers = workers or default_workers()
+    with ThreadPoolExecutor(THREADS_A_WORKER * workers) as threads:  # it starts none until it is used
+        reasons: Iterable[str | None]
+        if check == "size":
+            reasons = threads.map(partial(_reason, indexed=False), shards)
+        else:
+            reasons = LocalExecutor().map(Apply(partial(_reason, indexed=True)), shards, Needs(workers=workers))
+        looked_at = track(zip(shards, reasons, strict=True), "checking shards", len(shards))
+        return [Damage(shard.shard, shard.path, reason) for shard, reason in looked_at if reason is not None]
+
+
+def _reason(shard: _Noted, *, indexed: bool) -> str | None:
+    """Return why a shard is not the one that was imported; None if it is."""
+    try:
+        return _difference(shard, indexed=indexed)
+    except FileNotFoundError:
+        return "missing"
+    except ChangedShardError:
+        return "other content than when it was imported"
+    except RemoteUnsupportedError:
+        raise
+    except RemoteError as error:
+        return f"unreadable: {error.cause}"
+    except OSError as error:
+        return f"unreadable: {type(error).__name__}: {error}"
+
+
+def _difference(shard: _Noted, *, indexed: bool) -> str | None:
+    if indexed:
+        size_bytes, checksum = shard.container.checksum(shard.path)
+        if size_bytes == shard.size_bytes and checksum != shard.index_checksum:
+            return "other members, or in other places, than when it was imported"
+    with shard_blocks(shard.path) as (found, read):
+        if found not in {shard.size_bytes, None}:
+            return f"{found:,} bytes; {shard.size_bytes:,} when it was imported"
+        check_fingerprint(shard.path, shard.size_bytes, read, shard.fingerprint, EVERY if indexed else FIRST)
+    return None

@@ -1,0 +1,236 @@
+"""The contract of containers: each row of the table gives back the samples that were put in, and notices what changed.
+
+A new container needs one entry in `writers`.
+"""
+
+import io
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tailwise.catalog.schema import NO_OFFSET, SHARD_SCHEMA
+from tailwise.errors import UnsupportedError
+from tailwise.shards.containers import (
+    CONTAINERS,
+    METADATA,
+    WEBDATASET,
+    container_of,
+    containers_of,
+    index_shard,
+    with_bytes,
+    without_bytes,
+)
+from tailwise.shards.decode import decode_rgb
+from tailwise.shards.fingerprint import EVERY, ChangedShardError, compare_shard
+from tailwise.shards.locations import LOCATION
+from tailwise.shards.ranges import open_store, read_samples
+from tailwise.shards.verify import CHECKS, check_shards
+from tailwise.steps.importing.pool import import_pool
+
+WITH_BYTES = [container for container in CONTAINERS if container.has_bytes]
+WITHOUT_BYTES = [container for container in CONTAINERS if not container.has_bytes]
+CAPTIONS = ["", "a cat", "Ein Gemälde — 猫", "two\nlines", "x" * 5000, "a dog", "b", "c"]
+TARGET = "cls"
+
+
+def by_suffix(container):
+    return container.suffix
+
+
+@pytest.fixture(scope="module")
+def samples(make_image):
+    """Key → encoded image and caption; images of several formats and sizes, no two alike."""
+    kinds = ["JPEG", "PNG", "WEBP", "JPEG"] * 2
+    images = [
+        make_image(seed, kind, side) for seed, (kind, side) in enumerate(zip(kinds, range(8, 136, 16), strict=True))
+    ]
+    return {f"{at:032x}": pair for at, pair in enumerate(zip(images, CAPTIONS, strict=True))}
+
+
+@pytest.fixture(scope="module")
+def write(make_tar):
+    """`write(container, path, samples, targets={})` writes a file of this container."""
+
+    def tar(path, samples, targets):
+        members = []
+        for key, (image, caption) in samples.items():
+            kind = Image.open(io.BytesIO(image)).format
+            members += [(f"{key}.{'jpg' if kind == 'JPEG' else kind.lower()}", image), (f"{key}.txt", caption.encode())]
+            members += [(f"{key}.{TARGET}", targets[key])] if key in targets else []
+        make_tar(path, members)
+
+    def metadata(path, samples, targets):
+        pq.write_table(pa.table({"uid": list(samples), "text": [caption for _, caption in samples.values()]}), path)
+
+    writers = {WEBDATASET: tar, METADATA: metadata}
+    assert {*writers} == {*CONTAINERS}
+
+    def run(container, path, samples, targets=None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writers[container](path, samples, targets or {})
+        return str(path)
+
+    return run
+
+
+@pytest.fixture
+def path(request, tmp_path, write, samples):
+    """A file of the container that the test is for."""
+    container = request.node.callspec.params["container"]
+    return write(container, tmp_path / "pool" / f"0{container.suffix}", samples)
+
+
+def locations_of(table):
+    places = np.zeros(table.num_rows, LOCATION)
+    for name in LOCATION.names:
+        places[name] = table.column(name).to_numpy()
+    return places
+
+
+def read(path, table, folder, **store):
+    """Pixels and caption of each sample of an index, through a store."""
+    found = open_store([path], folder / "cache", 10**8, **store)
+    shards = np.zeros(table.num_rows, np.int32)
+    contents = read_samples(found, shards, locations_of(table))
+    found.close()
+    return [(np.asarray(decode_rgb(image)).tolist(), caption.decode()) for image, caption in contents]
+
+
+def put_in(samples):
+    return [
+        (np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).tolist(), caption)
+        for image, caption in samples.values()
+    ]
+
+
+def remote_copy(path):
+    url = f"memory://containers/{Path(path).name}"
+    fsspec.filesystem("memory").pipe(url.removeprefix("memory:/"), Path(path).read_bytes())
+    return url
+
+
+def test_each_is_found_by_its_name():
+    assert len({container.suffix for container in CONTAINERS}) == len(CONTAINERS)
+    for container in CONTAINERS:
+        assert container_of(f"s3://bucket/0{container.suffix}") is container
+    assert container_of("/pool/named_otherwise") is WEBDATASET
+
+
+@pytest.mark.parametrize("container", CONTAINERS, ids=by_suffix)
+def test_the_index_has_all_samples_in_order(container, path, samples, tmp_path):
+    content = index_shard(path)
+    assert content.samples.column("key").to_pylist() == list(samples)
+    assert content.samples.column("caption").to_pylist() == CAPTIONS
+    assert content.rejected.num_rows == 0
+    assert content.size_bytes == Path(path).stat().st_size
+    catalog = import_pool([path], tmp_path / "catalog", workers=1).catalog
+    (shard,) = catalog.shards().to_pylist()
+    assert (shard["path"], shard["size_bytes"]) == (path, content.size_bytes)
+    assert (shard["index_checksum"], shard["fingerprint"]) == (content.index_checksum, content.fingerprint)
+
+
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+def test_ranges_decode_to_the_pixels_and_captions_that_were_put_in(container, path, samples, tmp_path):
+    content = index_shard(path)
+    noted = {"sizes": [content.size_bytes], "fingerprints": [content.fingerprint]}
+    assert read(path, content.samples, tmp_path, **noted) == put_in(samples)
+    backwards = content.samples.take(list(reversed(range(len(samples)))))
+    assert read(path, backwards, tmp_path) == put_in(samples)[::-1]
+
+
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+def test_a_remote_file_gives_the_same(container, path, samples, tmp_path):
+    url, here = remote_copy(path), index_shard(path)
+    there = index_shard(url)
+    assert there.samples.equals(here.samples)
+    assert (there.index_checksum, there.fingerprint) == (here.index_checksum, here.fingerprint)
+    assert container.checksum(url) == container.checksum(path)
+    assert read(url, there.samples, tmp_path, sizes=[there.size_bytes]) == put_in(samples)
+
+
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+def test_the_checksum_is_that_of_the_index(container, path, samples, write, tmp_path):
+    content = index_shard(path)
+    assert container.checksum(path) == (content.size_bytes, content.index_checksum)
+    keys = list(samples)
+    swapped = {key: samples[other] for key, other in zip(keys, [*keys[1:], keys[0]], strict=True)}
+    other = write(container, tmp_path / f"other{container.suffix}", swapped)
+    assert container.checksum(other)[1] != content.index_checksum
+    with pytest.raises(FileNotFoundError):
+        container.checksum(str(tmp_path / f"absent{container.suffix}"))
+
+
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+def test_a_changed_file_is_noticed(container, path, tmp_path):
+    """By its fingerprint, by each check and by the store; the index stays as it was."""
+    catalog = import_pool([path], tmp_path / "catalog", workers=1).catalog
+    content, whole = index_shard(path), bytearray(Path(path).read_bytes())
+    assert all(check_shards(catalog, catalog.snapshot(), check, workers=1) == [] for check in CHECKS)
+    compare_shard(path, content.fingerprint, EVERY)
+    for row in content.samples.to_pylist():
+        changed = bytearray(whole)
+        changed[row["image_offset"] + row["image_bytes"] // 2] ^= 1
+        Path(path).write_bytes(changed)
+        with pytest.raises(ChangedShardError, match="other content"):
+            compare_shard(path, content.fingerprint, EVERY)
+        with pytest.raises(ChangedShardError):
+            open_store([path], tmp_path, 1, fingerprints=[content.fingerprint]).read(0, 0, 1)
+        (damage,) = check_shards(catalog, catalog.snapshot(), "index", workers=1)
+        assert damage.reason == "other content than when it was imported"
+
+
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+def test_a_truncated_file_gives_whole_samples_and_a_reason(container, path, samples, tmp_path):
+    catalog = import_pool([path], tmp_path / "catalog", workers=1).catalog
+    whole, expected = Path(path).read_bytes(), dict(zip(samples, put_in(samples), strict=True))
+    ends = [row["image_offset"] + row["image_bytes"] // 2 for row in index_shard(path).samples.to_pylist()]
+    for end in [0, 1, *ends]:
+        Path(path).write_bytes(whole[:end])
+        content = index_shard(path)
+        keys = content.samples.column("key").to_pylist()
+        assert len(keys) < len(samples)
+        assert content.rejected.num_rows
+        assert read(path, content.samples, tmp_path) == [expected[key] for key in keys]
+        for check in ("size", "index"):
+            (damage,) = check_shards(catalog, catalog.snapshot(), check, workers=1)
+            assert (
+                f"{end:,} bytes; {len(whole):,} when it was imported" in damage.reason or "unreadable" in damage.reason
+            )
+
+
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+def test_pairs_are_images_and_targets(container, samples, write, tmp_path):
+    targets = {key: str(at).encode() for at, key in enumerate(samples) if at != 3}
+    path = write(container, tmp_path / f"set{container.suffix}", samples, targets)
+    expected = [(image, targets.get(key)) for key, (image, _) in samples.items()]
+    assert list(container.pairs(path, TARGET)) == expected
+    assert list(container.pairs(remote_copy(path), TARGET)) == expected
+
+
+@pytest.mark.parametrize("container", WITHOUT_BYTES, ids=by_suffix)
+def test_samples_without_bytes_are_refused_in_one_way(container, path, samples, tmp_path):
+    content = index_shard(path)
+    assert content.fingerprint is None
+    assert {NO_OFFSET} == {*content.samples.column("image_offset").to_pylist()}
+    for ask in (lambda: container.checksum(path), lambda: container.pairs(path, TARGET)):
+        with pytest.raises(
+            UnsupportedError, match=f"{len(samples)} samples in 1 .* have no images, .*{path}: download"
+        ):
+            ask()
+    catalog = import_pool([path], tmp_path / "catalog", workers=1).catalog
+    assert check_shards(catalog, catalog.snapshot(), "index", workers=1) == []
+
+
+def test_shards_are_split_by_what_they_hold():
+    paths = [f"{at}{container.suffix}" for at, container in enumerate(CONTAINERS)]
+    row = {"part": 0, "rows": 1, "size_bytes": 1, "index_checksum": ""}
+    table = pa.Table.from_pylist([{"shard": at, "path": path, **row} for at, path in enumerate(paths)], SHARD_SCHEMA)
+    assert containers_of(table) == list(CONTAINERS)
+    assert [path[1:] for path in with_bytes(table)["path"].to_pylist()] == list(map(by_suffix, WITH_BYTES))
+    assert with_bytes(table).num_rows + without_bytes(table).num_rows == len(CONTAINERS)
+    assert with_bytes(table.slice(0, 0)).num_rows == 0
