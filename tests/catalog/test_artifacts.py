@@ -137,7 +137,7 @@ def test_a_crash_after_the_manifest_is_no_harm(begin):
 def test_manifest_is_written_last(begin, monkeypatch):
     artifact = begin()
     artifact.path("a").write_text("a")
-    monkeypatch.setattr("tailwise.catalog.artifacts.file_digest", lambda path: 1 / 0)
+    monkeypatch.setattr("tailwise.catalog.artifacts.known_digest", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         artifact.finish({})
     assert not artifact.done

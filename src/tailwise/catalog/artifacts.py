@@ -14,7 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.files import digest, file_digest, map_array, read_record, write_array, write_record
+from tailwise.catalog.files import digest, known_digest, map_array, read_record, write_array, write_record
 from tailwise.catalog.layout import ARRAY, MANIFEST, PENDING, lock
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.extras import versions
@@ -131,7 +131,7 @@ class Artifact:
         for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink()
         names = sorted(path.name for path in self.folder.iterdir() if path.is_file() and path.name != PENDING)
-        files = {name: file_digest(self.folder / name) for name in names}
+        files = {name: known_digest(self.folder / name) for name in names}
         made = {"made_by": versions(DECIDING)}
         write_record(
             self.folder / MANIFEST, {**made, "identity": self.identity, "files": files, "summary": dict(summary)}
