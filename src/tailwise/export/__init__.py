@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tailwise.catalog.outputs import is_array, is_table, is_text, writing_output
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.export.by_key import rates_above_one, write_keys, write_rates_json
 from tailwise.export.datacomp import UID, check_uids, write_datacomp
+from tailwise.export.drawn import nothing_removed_since
 from tailwise.export.parquet import SCHEMA, write_parquet
 from tailwise.export.shards import write_shards
 from tailwise.plan.plan import Plan
@@ -40,8 +43,10 @@ def _to_file(write: Callable[[Plan, int, Path, Track], int], is_ours: Callable[[
     def run(plan: Plan, epoch: int, path: Path, options: ExportOptions, track: Track) -> int:
         if options.sharding is not None:
             raise UserError("`shard_samples`, `workers` and `max_rejected` are for the export to shards only")
-        with writing_output(path, plan.catalog, overwrite=options.overwrite, is_ours=is_ours):
-            return write(plan, epoch, path, track)
+        removed = Removals.of(plan.catalog, plan.snapshot).id
+        guard = partial(nothing_removed_since, plan, removed)
+        with writing_output(path, plan.catalog, overwrite=options.overwrite, is_ours=is_ours, guard=guard) as temporary:
+            return write(plan, epoch, temporary, track)
 
     return run
 
