@@ -97,9 +97,8 @@ def column_settings(catalog: Catalog, column: str, encoder: str | None = None) -
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a column's record; columns that name no backend were made by torch."""
-    settings = record.get("settings")
-    return {"backend": "torch", **settings} if settings else {}
+    """Return the settings in a column's record; empty for an imported column."""
+    return dict(record.get("settings", {}))
 
 
 def check_one_encoder(catalog: Catalog, purpose: str) -> None:
