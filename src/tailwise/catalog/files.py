@@ -22,7 +22,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.npy import read_header
 from tailwise.errors import DamagedError, UserError
 from tailwise.mapped import map_file
-from tailwise.storage.local import replacing
+from tailwise.storage.local import name_full_disk, replacing
 
 CHECKSUM = "checksum"  # in a record: the hash of all else in it
 ROW_GROUP_ROWS = 65_536  # what must be read of a Parquet file to get one row
@@ -171,14 +171,18 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
     is hashed when it is complete, by reading it again (see `known_digest`).
 
     Raises:
-        OSError: there is no room for it on the disk.
+        OSError: there is no room for it on the disk; names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if 0 in shape:  # an empty file can't be mapped
         with path.open("wb") as stream:
             np.save(stream, np.zeros(shape, dtype), allow_pickle=False)
         return np.zeros(shape, dtype)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    except OSError as error:
+        name_full_disk(error, path)
+        raise
     if hasattr(os, "posix_fallocate"):  # a full disk is an OSError now, where writing to a map would end the process
         try:
             with path.open("r+b") as stream:
@@ -186,6 +190,7 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 path.unlink()
+                name_full_disk(error, path)
                 raise  # others: this file system can't promise room
     return array
 
