@@ -141,8 +141,7 @@ class Artifact:
         """
         paths = sorted(path for path in self.folder.iterdir() if path.is_file() and path.suffix != TEMPORARY_SUFFIX)
         files = {path.name: known_digest(path) for path in paths if path.name not in {PENDING, MANIFEST}}
-        made = {"made_by": versions(DECIDING)}
-        manifest = {**made, "identity": self.identity, "files": files, "summary": dict(summary)}
+        manifest = {"identity": self.identity, "files": files, "summary": dict(summary), "made_by": versions(DECIDING)}
         if not LocalStore(self.folder).put_if_absent(MANIFEST, record_bytes(manifest)):
             raise ConflictError(f"another process has finished {self.folder} at this moment: repeat this command")
         (self.folder / PENDING).unlink(missing_ok=True)

@@ -219,7 +219,7 @@ def write_part(
             present += int(chunk.any(axis=1).sum())
         if start != part.rows:
             raise ValueError(f"{start} rows for a part of {part.rows}")
-        digest, marker = stream.digest, part_marker(catalog, column, part)
+        digest, marker = stream.state.hexdigest(), part_marker(catalog, column, part)
         if marker.exists():  # where this process ends before the new marker is there, the old one knows both files
             write_record(marker, {**read_record(marker), "replaced_by": digest})
     write_record(marker, {"rows": part.rows, "embedded": present, "digest": digest, **notes})

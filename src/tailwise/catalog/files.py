@@ -137,7 +137,7 @@ def refuse_many_files(error: Exception) -> None:
 
 
 def check_file(path: Path) -> Path:
-    """Return `path`, if its bytes are those that were written; see `known_digest`.
+    """Return `path`, if its bytes are those that were written (see `known_digest`).
 
     Raises:
         UserError: it is missing or damaged.
@@ -158,6 +158,23 @@ def check_file(path: Path) -> Path:
     return path
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Check a file (see `check_file`), and name it where it cannot be read within.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    check_file(path)
+    try:
+        yield
+    except (OSError, ValueError, LookupError, EOFError, pa.ArrowException) as error:
+        refuse_many_files(error)
+        raise DamagedError(
+            f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
+        ) from error
+
+
 def write_array(path: Path, array: npt.NDArray[Any], *, unique: bool = False) -> None:
     """Write one `.npy` file, without pickle; see `writing`."""
     with writing(path, unique=unique) as stream:
@@ -175,9 +192,8 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if 0 in shape:  # an empty file can't be mapped
-        with path.open("wb") as stream:
-            np.save(stream, np.zeros(shape, dtype), allow_pickle=False)
-        return np.zeros(shape, dtype)
+        write_array(path, empty := np.zeros(shape, dtype))
+        return empty
     try:
         array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     except OSError as error:
@@ -196,35 +212,15 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file of a catalog.
-
-    Raises:
-        UserError: it is missing or damaged (see `check_file`).
-    """
-    check_file(path)
-    try:
+    """Return a Parquet file of a catalog; see `reading`."""
+    with reading(path):
         return pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        refuse_many_files(error)
-        raise DamagedError(
-            f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
-        ) from error
 
 
 def map_array(path: Path) -> npt.NDArray[Any]:
-    """Maps a `.npy` file of a catalog.
-
-    Raises:
-        UserError: it is missing or damaged (see `check_file`).
-    """
-    check_file(path)
-    try:
+    """Map a `.npy` file of a catalog; see `reading`."""
+    with reading(path):
         return read_array(path)
-    except (OSError, ValueError, EOFError) as error:
-        refuse_many_files(error)
-        raise DamagedError(
-            f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
-        ) from error
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
@@ -285,23 +281,18 @@ def known_digest(path: Path) -> str:
 
 
 class HashedStream:
-    """A file that is hashed while it is written front to back."""
+    """A file that is hashed while it is written front to back: `state` is the hash of `file_digest`, so far."""
 
     closed = False  # PyArrow asks
 
     def __init__(self, file: IO[bytes]) -> None:
         """Take an empty file, which stays open."""
-        self._file, self._state = file, hashlib.blake2b(digest_size=16)
+        self._file, self.state = file, hashlib.blake2b(digest_size=16)
 
     def write(self, content: Any) -> int:  # noqa: ANN401  (bytes, or an array)
         """Write and hash all bytes; return their number."""
-        self._state.update(content)
+        self.state.update(content)
         return self._file.write(content)
-
-    @property
-    def digest(self) -> str:
-        """Hash of what was written so far, as `file_digest` has it."""
-        return self._state.hexdigest()
 
 
 @contextmanager
@@ -312,4 +303,4 @@ def writing(path: Path, *, unique: bool = False) -> Iterator[HashedStream]:
             stream = HashedStream(file)
             yield stream
         stamp = (str(path), *file_stamp(temporary)[1:])
-    _digests[stamp] = stream.digest
+    _digests[stamp] = stream.state.hexdigest()

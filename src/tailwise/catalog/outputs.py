@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,8 +27,8 @@ from tailwise.storage.local import TEMPORARY_SUFFIX, replacing, scratch
 logger = logging.getLogger(__name__)
 
 
-def _check_output(path: Path, catalog: Catalog, overwrite: bool, is_ours: Callable[[Path], bool]) -> bool:
-    """Return True if an output exists, may be written, and is in the format that is written; see `writing_output`."""
+def _check_output(path: Path, catalog: Catalog, is_ours: Callable[[Path], bool]) -> bool:
+    """Return True if an output exists, and is in the format that is written, or empty; see `writing_output`."""
     _refuse_catalog(path)
     if path.is_symlink():
         raise ConflictError(f"{path} is a link, which is no regular file: name the file itself")
@@ -39,8 +40,6 @@ def _check_output(path: Path, catalog: Catalog, overwrite: bool, is_ours: Callab
         return False
     if not path.is_file():
         raise UserError(f"{path} is no regular file: name another one")
-    if not overwrite and not (path.stat().st_size and is_ours(path)):
-        raise _exists(path)
     if any(os.path.samestat(path.stat(), shard) for shard in _local_shards(catalog)):
         raise UserError(f"{path} is a shard of the pool of {catalog.folder}: name another file")
     if path.stat().st_size and not is_ours(path):
@@ -48,23 +47,15 @@ def _check_output(path: Path, catalog: Catalog, overwrite: bool, is_ours: Callab
     return True
 
 
-def _exists(path: Path) -> ConflictError:
-    return ConflictError(f"{path} exists: name another file, or replace it with `overwrite`")
-
-
 def _publish_new(temporary: Path, path: Path) -> None:
-    """Give a file its name. A file of this name with the same bytes stays as it is.
-
-    Raises:
-        ConflictError: a file of this name has other bytes.
-    """
+    """Give a file its name; keep a file of this name with the same bytes, and refuse one with others."""
     if not path.exists():
         temporary.replace(path)
     elif file_digest(path) == file_digest(temporary):
         temporary.unlink()
         logger.info("%s: done already", path)
     else:
-        raise _exists(path)
+        raise ConflictError(f"{path} exists: name another file, or replace it with `overwrite`")
 
 
 @contextmanager
@@ -92,7 +83,7 @@ def writing_output(
             spelling; its folder is missing.
         ConflictError: another command is writing this file; it exists, and is not to be replaced or not in this format.
     """
-    if _check_output(path, catalog, overwrite, is_ours) and not overwrite:
+    if _check_output(path, catalog, is_ours) and not overwrite:
         logger.info("%s exists: it is compared with what this command writes", path)
     temporary = path.with_name(f"{path.name}{TEMPORARY_SUFFIX}")
     while True:
@@ -106,7 +97,6 @@ def writing_output(
             if not _is_still(temporary, stream):
                 continue  # it was published between being opened and being locked
             try:
-                _check_output(path, catalog, overwrite, is_ours)
                 with replacing(path, guard=guard, publish=Path.replace if overwrite else _publish_new):
                     yield temporary
             finally:
@@ -176,34 +166,25 @@ def _local_shards(catalog: Catalog) -> Iterator[os.stat_result]:
 
 def is_table(schema: pa.Schema) -> Callable[[Path], bool]:
     """Return a check for Parquet files with the columns of `schema`."""
-
-    def check(path: Path) -> bool:
-        try:
-            return bool(pq.read_schema(path).names == schema.names)
-        except (OSError, pa.ArrowException):
-            return False
-
-    return check
+    return partial(_passes, lambda path: pq.read_schema(path).names == schema.names)
 
 
 def is_array(dtype: np.dtype[Any]) -> Callable[[Path], bool]:
     """Return a check for `.npy` files of a type."""
-
-    def check(path: Path) -> bool:
-        try:
-            return bool(read_array(path).dtype == dtype)
-        except (OSError, ValueError, EOFError):
-            return False
-
-    return check
+    return partial(_passes, lambda path: read_array(path).dtype == dtype)
 
 
 def is_text(start: str) -> Callable[[Path], bool]:
     """Return a check for text files that begin so."""
+    return partial(_passes, lambda path: _head(path).startswith(start.encode()) and b"\0" not in _head(path))
 
-    def check(path: Path) -> bool:
-        with path.open("rb") as stream:
-            head = stream.read(1 << 16)
-        return head.startswith(start.encode()) and b"\0" not in head
 
-    return check
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(1 << 16)
+
+
+def _passes(check: Callable[[Path], bool], path: Path) -> bool:
+    with suppress(OSError, ValueError, EOFError, pa.ArrowException):
+        return bool(check(path))
+    return False

@@ -20,41 +20,28 @@ from tailwise.progress import Track, silent
 from tailwise.requests import ShardsRequest
 from tailwise.text import did_you_mean
 
-__all__ = ["EXPORTS", "ExportFormat", "ExportOptions", "export", "export_figures"]
+__all__ = ["EXPORTS", "ExportFormat", "export", "export_figures"]
 
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What some formats may be told.
-
-    Attributes:
-        overwrite: whether an existing file may be replaced.
-        sharding: how new shards are made.
-    """
-
-    overwrite: bool = False
-    sharding: ShardsRequest | None = None
-
-
-Export = Callable[[Plan, int, Path, ExportOptions, Track], int]
+Export = Callable[[Plan, int, Path, bool, ShardsRequest | None, Track], int]
 
 
 def _to_file(write: Callable[[Plan, int, Path, Track], int], is_ours: Callable[[Path], bool]) -> Export:
-    def run(plan: Plan, epoch: int, path: Path, options: ExportOptions, track: Track) -> int:
-        if options.sharding is not None:
+    def run(plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, track: Track) -> int:
+        if sharding is not None:
             raise UserError("`shard_samples`, `workers` and `max_rejected` are for the export to shards only")
-        removed = Removals.of(plan.catalog, plan.snapshot).id
-        guard = partial(nothing_removed_since, plan, removed)
-        with writing_output(path, plan.catalog, overwrite=options.overwrite, is_ours=is_ours, guard=guard) as temporary:
+        guard = partial(nothing_removed_since, plan, Removals.of(plan.catalog, plan.snapshot).id)
+        with writing_output(path, plan.catalog, overwrite=overwrite, is_ours=is_ours, guard=guard) as temporary:
             return write(plan, epoch, temporary, track)
 
     return run
 
 
-def _to_shards(plan: Plan, epoch: int, path: Path, options: ExportOptions, track: Track) -> int:
-    if options.overwrite:
+def _to_shards(
+    plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, track: Track
+) -> int:
+    if overwrite:
         raise UserError(f"{path}: shards are never overwritten; name a new folder, without `overwrite`")
-    return write_shards(plan, epoch, path, options.sharding, track).samples
+    return write_shards(plan, epoch, path, sharding, track).samples
 
 
 @dataclass(frozen=True)
@@ -122,7 +109,7 @@ def export(
         UserError: unknown format, no epoch where epochs differ, or it can't be written there or with these options.
     """
     chosen = _format(format_name)
-    return chosen.write(plan, _epoch(chosen, plan, epoch), path, ExportOptions(overwrite, sharding), track)
+    return chosen.write(plan, _epoch(chosen, plan, epoch), path, overwrite, sharding, track)
 
 
 def export_figures(plan: Plan, format_name: str, epoch: int | None = None) -> Mapping[str, float]:

@@ -19,11 +19,7 @@ POOL, DRAWN = "#b8bec6", "#1f6f8b"
 
 
 def write_plot(plan: Plan, epochs: int, path: Path, *, overwrite: bool = False) -> None:
-    """Write the picture of a plan; see `plot_plan`.
-
-    Raises:
-        UserError: `path` may not be written to (see `writing_output`).
-    """
+    """Write the picture of a plan; see `plot_plan` and `writing_output`."""
     with writing_output(path, plan.catalog, overwrite=overwrite, is_ours=is_text("<?xml")) as temporary:
         temporary.write_text(plot_plan(plan, epochs), encoding="utf-8")
 
