@@ -1,11 +1,15 @@
 """Artifacts: made once, resumed with the same settings, never overwritten by others."""
 
+import multiprocessing
+from contextlib import ExitStack, nullcontext
+
 import pytest
 
+from tailwise.catalog import artifacts
 from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, read_manifest
 from tailwise.catalog.files import file_digest, read_json, write_json
 from tailwise.catalog.kinds import Kind
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, UserError
 
 CONFIG = {"k": 500, "merge": None}
 INPUTS = {"embeddings": "abc"}
@@ -80,10 +84,50 @@ def test_other_settings_take_over_where_no_work_was_done(begin):
 
 def test_one_process_at_a_time(begin, tmp_path):
     with Artifact(tmp_path / "main", "clusters", CONFIG, INPUTS) as artifact:
-        with pytest.raises(UserError, match=r"another process is writing .*main: wait"):
+        with pytest.raises(ConflictError, match=r"another process is writing .*main: wait"):
             begin()
         make(artifact)
         assert begin().done  # what is finished may be opened by all
+
+
+def write_with_others(folder, number, locks, turn, entered, told):
+    """Make one artifact in one of two processes; tell which number has finished it, or why not."""
+    if not locks:  # as on two machines with a file system that knows no locks
+        artifacts.locked = lambda *_: nullcontext()
+    try:
+        with ExitStack() as held:
+            with turn:
+                artifact = held.enter_context(Artifact(folder, "clusters", CONFIG, INPUTS))
+                artifact.path(f"by-{number}").write_text("x")
+            entered.wait(60)
+            artifact.finish({"writer": number})
+        told.put(number)
+    except ConflictError as error:
+        if locks:
+            entered.wait(60)
+        told.put(str(error))
+
+
+@pytest.mark.parametrize(("locks", "refusal"), [(True, "is writing"), (False, "has finished")])
+def test_of_two_writers_one_wins(tmp_path, locks, refusal):
+    context, folder = multiprocessing.get_context("fork"), tmp_path / "main"
+    turn, entered, told = context.Lock(), context.Barrier(2), context.Queue()
+    processes = [
+        context.Process(target=write_with_others, args=(folder, number, locks, turn, entered, told))
+        for number in (1, 2)
+    ]
+    for process in processes:
+        process.start()
+    winner, reason = sorted((told.get(timeout=100) for _ in processes), key=lambda each: isinstance(each, str))
+    for process in processes:
+        process.join(100)
+    assert f"another process {refusal}" in reason
+    manifest = read_manifest(folder, "clustering", "make it")
+    assert manifest["summary"] == {"writer": winner}
+    assert manifest["files"] == {path.name: file_digest(path) for path in folder.glob("by-*")}
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *manifest["files"]}
+    with Artifact(folder, "clusters", CONFIG, INPUTS) as again:
+        assert again.done
 
 
 def test_files_without_a_record_of_their_settings_are_not_trusted(begin, tmp_path):
@@ -137,7 +181,7 @@ def test_a_crash_after_the_manifest_is_no_harm(begin):
 def test_manifest_is_written_last(begin, monkeypatch):
     artifact = begin()
     artifact.path("a").write_text("a")
-    monkeypatch.setattr("tailwise.catalog.artifacts.file_digest", lambda path: 1 / 0)
+    monkeypatch.setattr("tailwise.catalog.artifacts.known_digest", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         artifact.finish({})
     assert not artifact.done

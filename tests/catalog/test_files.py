@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailwise.catalog.files import (
+    ROW_GROUP_ROWS,
     create_array,
     digest,
     file_digest,
+    known_digest,
     read_array,
     read_json,
     write_array,
@@ -176,3 +179,42 @@ def test_released_pages_are_read_again(tmp_path):
     assert array[-1] == (1 << 20) - 1
     for other in (np.ones(3), None):
         release_pages(other)
+
+
+@pytest.mark.parametrize(
+    ("write", "value"),
+    [
+        (write_json, {"ä": [1, None]}),
+        (write_table, pa.table({"a": range(200_000), "b": ["x", None] * 100_000})),
+        (write_array, np.arange(12.0).reshape(3, 4)),
+        (write_array, np.arange(12, dtype=np.float16).reshape(3, 4).T),
+        (write_array, np.arange(5_000_000)[::2]),
+        (write_array, np.empty((0, 4), bool)),
+    ],
+    ids=["JSON", "Parquet", "array", "Fortran", "slice", "empty"],
+)
+def test_a_file_is_hashed_while_it_is_written(tmp_path, monkeypatch, write, value):
+    write(tmp_path / "f", value)
+    expected = file_digest(tmp_path / "f")
+    with monkeypatch.context() as patched:
+        patched.setattr("tailwise.catalog.files.file_digest", lambda path: 1 / 0)
+        assert known_digest(tmp_path / "f") == expected
+
+
+def test_written_files_have_the_bytes_of_their_libraries(tmp_path):
+    array, table = np.asfortranarray(np.arange(12.0).reshape(3, 4)), pa.table({"a": [1, 2], "b": ["x", None]})
+    write_array(tmp_path / "a.npy", array)
+    np.save(tmp_path / "b.npy", array)
+    write_table(tmp_path / "a.parquet", table)
+    pq.write_table(table, tmp_path / "b.parquet", compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    for kind in ("npy", "parquet"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_a_file_that_was_changed_since_is_hashed_again(tmp_path):
+    write_array(tmp_path / "f", np.arange(5))
+    time.sleep(0.02)  # longer than a tick of the clock of files
+    with (tmp_path / "f").open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"x")
+    assert known_digest(tmp_path / "f") == file_digest(tmp_path / "f")

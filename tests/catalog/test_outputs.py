@@ -174,11 +174,10 @@ def test_one_command_writes_an_output_and_takes_over_what_a_killed_one_left(smal
     def writing():
         return writing_output(path, small_catalog, overwrite=False, is_ours=lambda _: True)
 
-    with writing():
+    with writing() as temporary:
         with pytest.raises(ConflictError, match=r"another command is writing .*out\.txt"), writing():
             pass
-        with replacing(path) as temporary:
-            temporary.write_text("ours")
+        temporary.write_text("ours")
     assert [item.name for item in tmp_path.glob("out*")] == ["out.txt"]
     assert path.read_text() == "ours"
     with pytest.raises(ConflictError, match="exists"), writing():

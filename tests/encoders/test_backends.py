@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tailwise.catalog.files import read_record, write_record
 from tailwise.encoders import load_encoder
 from tailwise.encoders.precision import has_native_bf16
 from tailwise.errors import UserError
@@ -117,19 +116,6 @@ def test_a_column_is_of_one_backend_which_auto_goes_on_with(make_catalog, clip_f
             first,
             "torch",
         ]
-
-
-def test_a_column_without_a_backend_is_of_torch(make_catalog, clip_folder):
-    """As columns were before there were several."""
-    catalog, name = make_catalog("old"), f"open_clip:local-dir:{clip_folder}"
-    embed(catalog, replace(by("torch"), encoder=name, workers=1))
-    path = catalog.embedding_folder("image") / "column.json"
-    said = read_record(path)
-    del said["settings"]["backend"]
-    write_record(path, said)
-    assert embed(catalog, replace(by("auto"), encoder=name, workers=1)).columns[0].backend == "torch"
-    with pytest.raises(UserError, match=r"\(backend torch, not openvino\)"):
-        embed(catalog, replace(by("openvino"), encoder=name, workers=1))
 
 
 @pytest.mark.parametrize(

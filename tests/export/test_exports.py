@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from tailwise.catalog.files import file_stamp
 from tailwise.cli import app
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, UserError
 from tailwise.export import EXPORTS, export
 from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
 from tailwise.export.drawn import drawn_parts
@@ -107,12 +108,19 @@ def test_parquet_says_shard_key_uid_cluster_rate_and_copies(repeating, tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted({*EXPORTS} - {"shards", "datacomp"}))
-def test_every_export_is_repeatable_and_refuses_to_overwrite(repeating, tmp_path, name):
-    export(repeating, name, tmp_path / "a", epoch=0)
+def test_every_export_is_repeatable_and_refuses_to_overwrite(repeating, tmp_path, name, caplog):
+    caplog.set_level("INFO")
+    first = export(repeating, name, tmp_path / "a", epoch=0)
     export(repeating, name, tmp_path / "b", epoch=0)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    with pytest.raises(UserError, match="exists: name another file"):
-        export(repeating, name, tmp_path / "a", epoch=1)
+    assert "done already" not in caplog.text
+    before = file_stamp(tmp_path / "a")
+    assert export(repeating, name, tmp_path / "a", epoch=0) == first
+    assert file_stamp(tmp_path / "a") == before
+    assert f"{tmp_path / 'a'}: done already" in caplog.text
+    other = make_plan(repeating.catalog, "other", PlanRequest("flat", keep=0.4))
+    with pytest.raises(ConflictError, match="exists: name another file"):
+        export(other, name, tmp_path / "a", epoch=0)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     export(repeating, name, tmp_path / "a", epoch=1, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["a", "b"]

@@ -8,6 +8,32 @@ import time
 
 import pytest
 
+from tailwise.catalog.files import file_stamp
+from tailwise.requests import PlanRequest
+from tailwise.steps.planning.plan import make_plan
+
+OUTPUTS = {  # command, its output, and other settings
+    "draw": ("draw CATALOG p --epoch 1 --output OUT", "--epoch 2"),
+    "keys": ("export CATALOG p --to keys --epoch 1 --output OUT", "--epoch 2"),
+    "rates-json": ("export CATALOG p --to rates-json --output OUT", ""),
+    "excluded": ("excluded CATALOG p --epochs 1 --output OUT", "--epochs 2"),
+}
+# Kills itself when the output has its name.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tailwise.cli import main
+from tailwise.storage import local
+flush, output = local.flush, Path(sys.argv.pop(1))
+
+def killed(path):
+    flush(path)
+    if path == output.parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+local.flush = killed
+main()
+"""
 SCRIPT = """
 import sys
 from tailwise import Catalog, ClusterRequest, cluster, import_pool, make_plan, PlanRequest
@@ -81,3 +107,33 @@ def test_two_at_once(sources, whole, tmp_path, tree_bytes):
         assert code == 0 or "another process is writing" in error.splitlines()[-1]
     assert start(sources, shared).communicate(timeout=100)[0] == "finished\n"
     assert tree_bytes(shared) == tree_bytes(whole)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_command_that_was_killed_after_publication_is_done(small_catalog, tmp_path, name):
+    make_plan(small_catalog, "p", PlanRequest("random", keep=0.3))
+    output = tmp_path / "outputs" / "out"
+    output.parent.mkdir()
+    command, other = (
+        text.replace("CATALOG", str(small_catalog.folder)).replace("OUT", str(output)).split() for text in OUTPUTS[name]
+    )
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(output), *command], check=False, timeout=100)
+    assert killed.returncode == -signal.SIGKILL
+    before = file_stamp(output)
+    again = subprocess.run(
+        [sys.executable, "-m", "tailwise", *command], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert (again.returncode, file_stamp(output)) == (0, before)
+    assert f"{output}: done already" in again.stderr
+    assert [path.name for path in output.parent.iterdir()] == ["out"]
+    if other:
+        refused = subprocess.run(
+            [sys.executable, "-m", "tailwise", *command, *other],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        assert (refused.returncode, file_stamp(output)) == (2, before)
+        assert f"{output} exists: name another file" in refused.stderr
+    assert [path.name for path in output.parent.iterdir()] == ["out"]

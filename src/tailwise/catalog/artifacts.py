@@ -14,11 +14,12 @@ from typing import Any
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.files import digest, file_digest, map_array, read_record, write_array, write_record
+from tailwise.catalog.files import digest, known_digest, map_array, read_record, record_bytes, write_array, write_record
 from tailwise.catalog.layout import ARRAY, MANIFEST, PENDING, lock
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.extras import versions
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked
+from tailwise.storage.store import LocalStore
 from tailwise.text import nearest
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ class Artifact:
     """One folder of a catalog, made by one stage from a configuration and inputs, inside a `with` block.
 
     While it is being made it is locked and holds `pending.json`, so that a rerun with the same configuration goes on with the
-    files that are there. `finish` writes `manifest.json` last: with it, the artifact is never changed again.
+    files that are there. `finish` writes `manifest.json` last: with it, the artifact is never changed again. Of several writers that no
+    lock keeps apart, as on two machines, one writes the manifest, and the others are refused.
     """
 
     def __init__(
@@ -77,15 +79,20 @@ class Artifact:
                 self._held.close()
                 raise
         else:
-            # It is there if a process was killed after it had written the manifest; the catalog may be read-only.
-            with suppress(OSError):
-                (self.folder / PENDING).unlink()
+            with suppress(OSError):  # the catalog may be read-only
+                self._remove_leftovers(PENDING)
         return self
 
     def _begin(self) -> None:
         if not self._check(MANIFEST) and not (self._worth_keeping() and self._check(PENDING)):
             shutil.rmtree(self.folder, ignore_errors=True)
             write_record(self.folder / PENDING, self.identity)
+        self._remove_leftovers()
+
+    def _remove_leftovers(self, *names: str) -> None:
+        """Remove what a killed process has left: temporary files, and some of these names."""
+        for path in (*self.folder.glob(f"*{TEMPORARY_SUFFIX}"), *map(self.path, names)):
+            path.unlink(missing_ok=True)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Lets go of the lock; and of the folder, where the stage refused what it was given before it made anything."""
@@ -127,15 +134,16 @@ class Artifact:
         return self.folder / name
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes the manifest: identity, the hash of every file, and `summary` (figures for people)."""
-        for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
-            leftover.unlink()
-        names = sorted(path.name for path in self.folder.iterdir() if path.is_file() and path.name != PENDING)
-        files = {name: file_digest(self.folder / name) for name in names}
-        made = {"made_by": versions(DECIDING)}
-        write_record(
-            self.folder / MANIFEST, {**made, "identity": self.identity, "files": files, "summary": dict(summary)}
-        )
+        """Write the manifest: identity, the hash of every file, and `summary` (figures for people).
+
+        Raises:
+            ConflictError: another process has finished the artifact since this one began it.
+        """
+        paths = sorted(path for path in self.folder.iterdir() if path.is_file() and path.suffix != TEMPORARY_SUFFIX)
+        files = {path.name: known_digest(path) for path in paths if path.name not in {PENDING, MANIFEST}}
+        manifest = {"identity": self.identity, "files": files, "summary": dict(summary), "made_by": versions(DECIDING)}
+        if not LocalStore(self.folder).put_if_absent(MANIFEST, record_bytes(manifest)):
+            raise ConflictError(f"another process has finished {self.folder} at this moment: repeat this command")
         (self.folder / PENDING).unlink(missing_ok=True)
         logger.debug("%s is written: %d files", self.folder, len(files))
 

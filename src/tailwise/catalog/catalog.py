@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,6 @@ import pyarrow.parquet as pq
 from tailwise.catalog import layout
 from tailwise.catalog.files import (
     FileStamp,
-    check_file,
     checked_record,
     digest,
     file_stamp,
@@ -27,6 +27,7 @@ from tailwise.catalog.files import (
     read_json,
     read_record,
     read_table,
+    reading,
     record_bytes,
     write_table,
 )
@@ -260,19 +261,14 @@ class Catalog:
         Raises:
             UserError: the file is missing or damaged.
         """
-        path = check_file(self.samples_path(part))
-        try:
-            with pq.ParquetFile(path) as file:
-                sizes = np.array([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
-                ends = np.cumsum(sizes)
-                wanted, at = np.unique(np.searchsorted(ends, rows, "right"), return_inverse=True)
-                table = file.read_row_groups(wanted.tolist(), columns=columns, use_threads=False)
-                skipped = ends[wanted] - np.cumsum(sizes[wanted])  # rows before each group that are not read
-                return table.take(pa.array(rows - skipped[at]))
-        except (OSError, IndexError, pa.ArrowException) as error:
-            raise DamagedError(
-                f"{path} is missing or damaged ({error}): restore it, or import the pool anew"
-            ) from error
+        path = self.samples_path(part)
+        with reading(path), pq.ParquetFile(path) as file:
+            sizes = np.array([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+            ends = np.cumsum(sizes)
+            wanted, at = np.unique(np.searchsorted(ends, rows, "right"), return_inverse=True)
+            table = file.read_row_groups(wanted.tolist(), columns=columns, use_threads=False)
+            skipped = ends[wanted] - np.cumsum(sizes[wanted])  # rows before each group that are not read
+            return table.take(pa.array(rows - skipped[at]))
 
     def embedding_folder(self, column: str) -> Path:
         """Where an embedding column ("image" or "text") lies."""
@@ -372,15 +368,10 @@ def _refuse_shared_paths(paths: Sequence[str]) -> None:
 def _shards(stamp: FileStamp) -> pa.Table:
     """The table of shards in a file, checked."""
     table = read_table(Path(stamp[0]))
-    noted = (table.schema.metadata or {}).get(CONTENT)
-    try:
-        content = _content(table).encode()
-        sound = noted in (None, content)
-    except UnicodeDecodeError:  # a flipped bit of a path
-        sound = False
-    if not sound:
-        raise DamagedError(f"{stamp[0]} is damaged (its checksum is wrong): restore it")
-    return table
+    with suppress(UnicodeDecodeError):  # a flipped bit of a path
+        if (table.schema.metadata or {}).get(CONTENT) in (None, _content(table).encode()):
+            return table
+    raise DamagedError(f"{stamp[0]} is damaged (its checksum is wrong): restore it")
 
 
 def _content(shards: pa.Table) -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import REMOVALS, Artifact, FinishedArtifact, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array
+from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array, writing
 from tailwise.catalog.kinds import WITHOUT
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
@@ -90,8 +90,8 @@ def write_drops(artifact: Artifact, rows: int, tables: Iterable[pa.Table]) -> in
     total = 0
     with (
         replacing(artifact.path(layout.DROPPED_MASK)) as mask_path,
-        replacing(artifact.path(layout.DROPPED_TABLE)) as table_path,
-        pq.ParquetWriter(table_path, DROPPED_SCHEMA, compression="zstd") as writer,
+        writing(artifact.path(layout.DROPPED_TABLE)) as stream,
+        pq.ParquetWriter(stream, DROPPED_SCHEMA, compression="zstd") as writer,
     ):
         mask = create_array(mask_path, (rows,), np.bool_)
         for table in tables:

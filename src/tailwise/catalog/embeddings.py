@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.files import file_digest, read_record, write_record
+from tailwise.catalog.files import read_record, write_record, writing
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import ConflictError, UserError
-from tailwise.storage.local import replacing
 
 MODALITIES = ("image", "text")  # also the names of the columns that are made where no name is given
 ROW_FAULTS = ("NaN or Inf", "zero norm")
@@ -98,9 +97,8 @@ def column_settings(catalog: Catalog, column: str, encoder: str | None = None) -
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a column's record; columns that name no backend were made by torch."""
-    settings = record.get("settings")
-    return {"backend": "torch", **settings} if settings else {}
+    """Return the settings in a column's record; empty for an imported column."""
+    return dict(record.get("settings", {}))
 
 
 def check_one_encoder(catalog: Catalog, purpose: str) -> None:
@@ -210,19 +208,18 @@ def write_part(
     """
     path = catalog.embedding_path(column, part)
     present = 0
-    with replacing(path) as temporary:
+    with writing(path) as stream:
         # Not mapped: on a full disk, a mapped file ends the process without a word.
-        with temporary.open("wb") as stream:
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
-            np.lib.format.write_array_header_1_0(stream, {**header, "shape": (part.rows, dimension)})
-            start = 0
-            for chunk in chunks:
-                stream.write(np.ascontiguousarray(chunk, np.float16).data)
-                start += len(chunk)
-                present += int(chunk.any(axis=1).sum())
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(stream, {**header, "shape": (part.rows, dimension)})
+        start = 0
+        for chunk in chunks:
+            stream.write(np.ascontiguousarray(chunk, np.float16).data)
+            start += len(chunk)
+            present += int(chunk.any(axis=1).sum())
         if start != part.rows:
             raise ValueError(f"{start} rows for a part of {part.rows}")
-        digest, marker = file_digest(temporary), part_marker(catalog, column, part)
+        digest, marker = stream.state.hexdigest(), part_marker(catalog, column, part)
         if marker.exists():  # where this process ends before the new marker is there, the old one knows both files
             write_record(marker, {**read_record(marker), "replaced_by": digest})
     write_record(marker, {"rows": part.rows, "embedded": present, "digest": digest, **notes})

@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 import resource
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.npy import read_header
 from tailwise.errors import DamagedError, UserError
 from tailwise.mapped import map_file
-from tailwise.storage.local import replacing
+from tailwise.storage.local import name_full_disk, replacing
 
 CHECKSUM = "checksum"  # in a record: the hash of all else in it
 ROW_GROUP_ROWS = 65_536  # what must be read of a Parquet file to get one row
@@ -39,9 +39,9 @@ def record_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 def write_json(path: Path, value: object, *, unique: bool = False) -> None:
-    """Writes `value` as JSON with sorted keys, atomically; `unique` as in `replacing`."""
-    with replacing(path, unique=unique) as temporary:
-        temporary.write_bytes(json_bytes(value))
+    """Write a value as JSON with sorted keys; see `writing`."""
+    with writing(path, unique=unique) as stream:
+        stream.write(json_bytes(value))
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever was written)
@@ -59,7 +59,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever was written)
 
 
 def write_record(path: Path, value: Mapping[str, Any], *, unique: bool = False) -> None:
-    """Writes an object of the catalog as JSON with the hash of its content, atomically; `unique` as in `replacing`."""
+    """Write an object of the catalog as JSON with the hash of its content; see `writing`."""
     write_json(path, {**value, CHECKSUM: digest(value)}, unique=unique)
 
 
@@ -88,7 +88,7 @@ def checked_record(path: Path, value: Any) -> dict[str, Any]:  # noqa: ANN401  (
 # --- files whose hash was noted when they were written --------------------------------------------------------------------
 
 FileStamp = tuple[str, int, int, int]  # path, inode, size, time: another file has another stamp
-_sound: dict[FileStamp, str] = {}  # files whose hash this process has found to be right
+_digests: dict[FileStamp, str] = {}  # of the files that this process has written or hashed
 
 
 def file_stamp(path: Path) -> FileStamp:
@@ -137,9 +137,7 @@ def refuse_many_files(error: Exception) -> None:
 
 
 def check_file(path: Path) -> Path:
-    """Return `path`, if its bytes are those that were written.
-
-    A process hashes each file once (about 1 GB/s), and again when it was replaced.
+    """Return `path`, if its bytes are those that were written (see `known_digest`).
 
     Raises:
         UserError: it is missing or damaged.
@@ -148,14 +146,10 @@ def check_file(path: Path) -> Path:
     if not noted:
         return path
     try:
-        stamp = file_stamp(path)
-        if _sound.get(stamp) not in noted:
-            found = file_digest(path)
-            if found not in noted:
-                raise DamagedError(
-                    f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew"
-                )
-            _sound[stamp] = found
+        if known_digest(path) not in noted:
+            raise DamagedError(
+                f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew"
+            )
     except OSError as error:
         refuse_many_files(error)
         raise DamagedError(
@@ -164,26 +158,47 @@ def check_file(path: Path) -> Path:
     return path
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Check a file (see `check_file`), and name it where it cannot be read within.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    check_file(path)
+    try:
+        yield
+    except (OSError, ValueError, LookupError, EOFError, pa.ArrowException) as error:
+        refuse_many_files(error)
+        raise DamagedError(
+            f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
+        ) from error
+
+
 def write_array(path: Path, array: npt.NDArray[Any], *, unique: bool = False) -> None:
-    """Writes one `.npy` file, atomically and without pickle; `unique` as in `replacing`."""
-    with replacing(path, unique=unique) as temporary, temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+    """Write one `.npy` file, without pickle; see `writing`."""
+    with writing(path, unique=unique) as stream:
+        np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """A new zeroed `.npy` file, mapped for writing, for arrays that are filled row by row.
+    """Return a new zeroed `.npy` file, mapped for writing, for arrays that are filled row by row.
 
-    It is not atomic: give it a path from `replacing`, or one that is thrown away afterwards.
+    It is not atomic: give it a path from `replacing`, or one that is thrown away afterwards. Rows may come in any order, so that the file
+    is hashed when it is complete, by reading it again (see `known_digest`).
 
     Raises:
-        OSError: there is no room for it on the disk.
+        OSError: there is no room for it on the disk; names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if 0 in shape:  # an empty file can't be mapped
-        with path.open("wb") as stream:
-            np.save(stream, np.zeros(shape, dtype), allow_pickle=False)
-        return np.zeros(shape, dtype)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        write_array(path, empty := np.zeros(shape, dtype))
+        return empty
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    except OSError as error:
+        name_full_disk(error, path)
+        raise
     if hasattr(os, "posix_fallocate"):  # a full disk is an OSError now, where writing to a map would end the process
         try:
             with path.open("r+b") as stream:
@@ -191,40 +206,21 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 path.unlink()
+                name_full_disk(error, path)
                 raise  # others: this file system can't promise room
     return array
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file of a catalog.
-
-    Raises:
-        UserError: it is missing or damaged (see `check_file`).
-    """
-    check_file(path)
-    try:
+    """Return a Parquet file of a catalog; see `reading`."""
+    with reading(path):
         return pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        refuse_many_files(error)
-        raise DamagedError(
-            f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
-        ) from error
 
 
 def map_array(path: Path) -> npt.NDArray[Any]:
-    """Maps a `.npy` file of a catalog.
-
-    Raises:
-        UserError: it is missing or damaged (see `check_file`).
-    """
-    check_file(path)
-    try:
+    """Map a `.npy` file of a catalog; see `reading`."""
+    with reading(path):
         return read_array(path)
-    except (OSError, ValueError, EOFError) as error:
-        refuse_many_files(error)
-        raise DamagedError(
-            f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
-        ) from error
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
@@ -245,7 +241,7 @@ def note_digest(path: Path) -> None:
     marker, notes = layout.marker(path), dict[str, Any]()
     with suppress(UserError):  # a damaged marker of a cache
         notes = read_record(marker) if marker.exists() else {}
-    write_record(marker, {**notes, "digest": file_digest(path)}, unique=True)
+    write_record(marker, {**notes, "digest": known_digest(path)}, unique=True)
 
 
 def map_cache(path: Path) -> npt.NDArray[Any] | None:
@@ -256,9 +252,9 @@ def map_cache(path: Path) -> npt.NDArray[Any] | None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes one Parquet file, atomically, in row groups of ROW_GROUP_ROWS."""
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    """Write one Parquet file, in row groups of ROW_GROUP_ROWS; see `writing`."""
+    with writing(path) as stream:
+        pq.write_table(table, stream, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
 def digest(value: object) -> str:
@@ -268,9 +264,43 @@ def digest(value: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """A 128-bit hexadecimal hash of a file's bytes."""
+    """Return a 128-bit hexadecimal hash of a file's bytes."""
     state, buffer = hashlib.blake2b(digest_size=16), memoryview(bytearray(1 << 16))
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
             state.update(buffer[:count])
     return state.hexdigest()
+
+
+def known_digest(path: Path) -> str:
+    """Return the same as `file_digest`. A process hashes each file once: while it writes it (`writing`), else by reading it."""
+    stamp = file_stamp(path)
+    if stamp not in _digests:
+        _digests[stamp] = file_digest(path)
+    return _digests[stamp]
+
+
+class HashedStream:
+    """A file that is hashed while it is written front to back: `state` is the hash of `file_digest`, so far."""
+
+    closed = False  # PyArrow asks
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Take an empty file, which stays open."""
+        self._file, self.state = file, hashlib.blake2b(digest_size=16)
+
+    def write(self, content: Any) -> int:  # noqa: ANN401  (bytes, or an array)
+        """Write and hash all bytes; return their number."""
+        self.state.update(content)
+        return self._file.write(content)
+
+
+@contextmanager
+def writing(path: Path, *, unique: bool = False) -> Iterator[HashedStream]:
+    """Yield a stream to a file that appears when all is written, as by `replacing`; its hash is known then (`known_digest`)."""
+    with replacing(path, unique=unique) as temporary:
+        with temporary.open("wb") as file:
+            stream = HashedStream(file)
+            yield stream
+        stamp = (str(path), *file_stamp(temporary)[1:])
+    _digests[stamp] = stream.state.hexdigest()

@@ -1,11 +1,16 @@
-"""Where commands may write. A catalog, a tar of its pool, and files that are not ours are never written over, also not through links."""
+"""Where commands may write. A catalog, a tar of its pool, and files that are not ours are never written over, also not through links.
+
+An output that exists is compared with the one that a command writes: where both have the same bytes, the command was repeated, and is done.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,25 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import read_array
+from tailwise.catalog.files import file_digest, read_array
 from tailwise.catalog.layout import HEADER
 from tailwise.errors import ConflictError, NotFoundError, UserError
-from tailwise.storage.local import TEMPORARY_SUFFIX, name_full_disk, scratch
+from tailwise.storage.local import TEMPORARY_SUFFIX, replacing, scratch
+
+logger = logging.getLogger(__name__)
 
 
-def check_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:
-    """Return `path`, if a command may write a file there.
-
-    Args:
-        path: of the file.
-        catalog: whose shards are protected.
-        overwrite: whether an existing file may be replaced.
-        is_ours: tells of an existing file whether it is in the format that is written.
-
-    Raises:
-        UserError: the path is a link, a folder or no regular file; it lies in a catalog; it is a shard of the pool, in whatever
-            spelling; it exists, and is not to be replaced or not in this format; its folder is missing.
-    """
+def _check_output(path: Path, catalog: Catalog, is_ours: Callable[[Path], bool]) -> bool:
+    """Return True if an output exists, and is in the format that is written, or empty; see `writing_output`."""
     _refuse_catalog(path)
     if path.is_symlink():
         raise ConflictError(f"{path} is a link, which is no regular file: name the file itself")
@@ -41,29 +37,54 @@ def check_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Call
     if not path.exists():
         if not path.absolute().parent.is_dir():
             raise NotFoundError(f"the folder {path.absolute().parent} doesn't exist: make it first")
-        return path
+        return False
     if not path.is_file():
         raise UserError(f"{path} is no regular file: name another one")
-    if not overwrite:
-        raise ConflictError(f"{path} exists: name another file, or replace it with `overwrite`")
     if any(os.path.samestat(path.stat(), shard) for shard in _local_shards(catalog)):
         raise UserError(f"{path} is a shard of the pool of {catalog.folder}: name another file")
     if path.stat().st_size and not is_ours(path):
         raise ConflictError(f"{path} exists and is not a file of this format: name another file, or delete it first")
-    return path
+    return True
+
+
+def _publish_new(temporary: Path, path: Path) -> None:
+    """Give a file its name; keep a file of this name with the same bytes, and refuse one with others."""
+    if not path.exists():
+        temporary.replace(path)
+    elif file_digest(path) == file_digest(temporary):
+        temporary.unlink()
+        logger.info("%s: done already", path)
+    else:
+        raise ConflictError(f"{path} exists: name another file, or replace it with `overwrite`")
 
 
 @contextmanager
-def writing_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[None]:
-    """Check an output as `check_output` does, and keep other commands from writing the same one meanwhile.
+def writing_output(
+    path: Path,
+    catalog: Catalog,
+    *,
+    overwrite: bool,
+    is_ours: Callable[[Path], bool],
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[Path]:
+    """Yield a temporary path; publish it as `replacing` does, and keep other commands from writing the same output meanwhile.
 
-    The temporary file of `replacing` is the lock: a killed command leaves it behind unlocked, and the next one takes it over.
+    The temporary file is the lock: a killed command leaves it behind unlocked, and the next one takes it over.
+
+    Args:
+        path: of the output.
+        catalog: whose shards are protected.
+        overwrite: whether an existing file may be replaced; one with the same bytes as the new file is no mistake without it.
+        is_ours: tells of an existing file whether it is in the format that is written.
+        guard: as in `replacing`.
 
     Raises:
-        UserError: see `check_output`.
-        ConflictError: another command is writing this file.
+        UserError: the path is a link, a folder or no regular file; it lies in a catalog; it is a shard of the pool, in whatever
+            spelling; its folder is missing.
+        ConflictError: another command is writing this file; it exists, and is not to be replaced or not in this format.
     """
-    check_output(path, catalog, overwrite=overwrite, is_ours=is_ours)
+    if _check_output(path, catalog, is_ours) and not overwrite:
+        logger.info("%s exists: it is compared with what this command writes", path)
     temporary = path.with_name(f"{path.name}{TEMPORARY_SUFFIX}")
     while True:
         with temporary.open("ab") as stream:
@@ -76,11 +97,8 @@ def writing_output(path: Path, catalog: Catalog, *, overwrite: bool, is_ours: Ca
             if not _is_still(temporary, stream):
                 continue  # it was published between being opened and being locked
             try:
-                check_output(path, catalog, overwrite=overwrite, is_ours=is_ours)
-                yield
-            except OSError as error:
-                name_full_disk(error, path)
-                raise
+                with replacing(path, guard=guard, publish=Path.replace if overwrite else _publish_new):
+                    yield temporary
             finally:
                 if _is_still(temporary, stream):
                     temporary.unlink()
@@ -148,34 +166,25 @@ def _local_shards(catalog: Catalog) -> Iterator[os.stat_result]:
 
 def is_table(schema: pa.Schema) -> Callable[[Path], bool]:
     """Return a check for Parquet files with the columns of `schema`."""
-
-    def check(path: Path) -> bool:
-        try:
-            return bool(pq.read_schema(path).names == schema.names)
-        except (OSError, pa.ArrowException):
-            return False
-
-    return check
+    return partial(_passes, lambda path: pq.read_schema(path).names == schema.names)
 
 
 def is_array(dtype: np.dtype[Any]) -> Callable[[Path], bool]:
     """Return a check for `.npy` files of a type."""
-
-    def check(path: Path) -> bool:
-        try:
-            return bool(read_array(path).dtype == dtype)
-        except (OSError, ValueError, EOFError):
-            return False
-
-    return check
+    return partial(_passes, lambda path: read_array(path).dtype == dtype)
 
 
 def is_text(start: str) -> Callable[[Path], bool]:
     """Return a check for text files that begin so."""
+    return partial(_passes, lambda path: _head(path).startswith(start.encode()) and b"\0" not in _head(path))
 
-    def check(path: Path) -> bool:
-        with path.open("rb") as stream:
-            head = stream.read(1 << 16)
-        return head.startswith(start.encode()) and b"\0" not in head
 
-    return check
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(1 << 16)
+
+
+def _passes(check: Callable[[Path], bool], path: Path) -> bool:
+    with suppress(OSError, ValueError, EOFError, pa.ArrowException):
+        return bool(check(path))
+    return False

@@ -19,7 +19,7 @@ from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import (
     check_file,
     digest,
-    file_digest,
+    known_digest,
     map_cache,
     read_record,
     read_table,
@@ -330,7 +330,7 @@ class Removing:
         path = names_path(self.catalog, number)
         write_table(path, self.names.table)
         date = datetime.now(timezone.utc).date().isoformat()
-        removal = Removal(number, reason, date, len(self.names), file_digest(path))
+        removal = Removal(number, reason, date, len(self.names), known_digest(path))
         with removing_or_publishing(self.catalog, exclusive=True):
             self.catalog.series(layout.REMOVALS).append(asdict(removal))
         rows = np.concatenate([self.before.rows, self.new])
@@ -437,7 +437,7 @@ def _keep(catalog: Catalog, removals: tuple[Removal, ...], snapshot: Snapshot, f
     path = _found_path(catalog, len(removals), snapshot.number)
     write_array(path, found)
     made_from = _made_from(removals, snapshot)
-    write_record(layout.marker(path), {"digest": file_digest(path), "made_from": made_from})
+    write_record(layout.marker(path), {"digest": known_digest(path), "made_from": made_from})
     for count, number in _numbers_kept(catalog):
         if (count, number) != (len(removals), snapshot.number) and count <= len(removals) and number <= snapshot.number:
             other = _found_path(catalog, count, number)

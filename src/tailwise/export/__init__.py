@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tailwise.catalog.outputs import is_array, is_table, is_text, writing_output
+from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.export.by_key import rates_above_one, write_keys, write_rates_json
 from tailwise.export.datacomp import UID, check_uids, write_datacomp
+from tailwise.export.drawn import nothing_removed_since
 from tailwise.export.parquet import SCHEMA, write_parquet
 from tailwise.export.shards import write_shards
 from tailwise.plan.plan import Plan
@@ -17,39 +20,28 @@ from tailwise.progress import Track, silent
 from tailwise.requests import ShardsRequest
 from tailwise.text import did_you_mean
 
-__all__ = ["EXPORTS", "ExportFormat", "ExportOptions", "export", "export_figures"]
+__all__ = ["EXPORTS", "ExportFormat", "export", "export_figures"]
 
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What some formats may be told.
-
-    Attributes:
-        overwrite: whether an existing file may be replaced.
-        sharding: how new shards are made.
-    """
-
-    overwrite: bool = False
-    sharding: ShardsRequest | None = None
-
-
-Export = Callable[[Plan, int, Path, ExportOptions, Track], int]
+Export = Callable[[Plan, int, Path, bool, ShardsRequest | None, Track], int]
 
 
 def _to_file(write: Callable[[Plan, int, Path, Track], int], is_ours: Callable[[Path], bool]) -> Export:
-    def run(plan: Plan, epoch: int, path: Path, options: ExportOptions, track: Track) -> int:
-        if options.sharding is not None:
+    def run(plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, track: Track) -> int:
+        if sharding is not None:
             raise UserError("`shard_samples`, `workers` and `max_rejected` are for the export to shards only")
-        with writing_output(path, plan.catalog, overwrite=options.overwrite, is_ours=is_ours):
-            return write(plan, epoch, path, track)
+        guard = partial(nothing_removed_since, plan, Removals.of(plan.catalog, plan.snapshot).id)
+        with writing_output(path, plan.catalog, overwrite=overwrite, is_ours=is_ours, guard=guard) as temporary:
+            return write(plan, epoch, temporary, track)
 
     return run
 
 
-def _to_shards(plan: Plan, epoch: int, path: Path, options: ExportOptions, track: Track) -> int:
-    if options.overwrite:
+def _to_shards(
+    plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, track: Track
+) -> int:
+    if overwrite:
         raise UserError(f"{path}: shards are never overwritten; name a new folder, without `overwrite`")
-    return write_shards(plan, epoch, path, options.sharding, track).samples
+    return write_shards(plan, epoch, path, sharding, track).samples
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,7 @@ def export(
         UserError: unknown format, no epoch where epochs differ, or it can't be written there or with these options.
     """
     chosen = _format(format_name)
-    return chosen.write(plan, _epoch(chosen, plan, epoch), path, ExportOptions(overwrite, sharding), track)
+    return chosen.write(plan, _epoch(chosen, plan, epoch), path, overwrite, sharding, track)
 
 
 def export_figures(plan: Plan, format_name: str, epoch: int | None = None) -> Mapping[str, float]:

@@ -11,7 +11,7 @@ from tailwise.catalog.outputs import scratch_beside
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.execution.keys import KeyIndex
-from tailwise.export.drawn import drawn_parts, publishing, tracked_parts
+from tailwise.export.drawn import drawn_parts, tracked_parts
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
 from tailwise.sources.delimited import line_of
@@ -27,7 +27,7 @@ def write_rates_json(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     """
     _check_unique_keys(plan, path)
     written = 0
-    with publishing(plan, path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         removals = Removals.of(plan.catalog, plan.snapshot, track)
         stream.write("{")
         for part in tracked_parts(plan, track):
@@ -63,7 +63,7 @@ def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     """
     _check_unique_keys(plan, path)
     total = 0
-    with publishing(plan, path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         for part in drawn_parts(plan, epoch, ["key"], track):
             keys = np.repeat(np.array(part.samples.column(0).to_pylist(), dtype=object), part.copies)
             stream.writelines(f"{line_of(key)}\n" for key in keys)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Part
 from tailwise.errors import UserError
-from tailwise.export.drawn import DrawnPart, drawn_parts, publishing
+from tailwise.export.drawn import DrawnPart, drawn_parts
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
 from tailwise.shards.containers import Container, containers_of
@@ -33,12 +33,9 @@ def write_datacomp(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     Raises:
         UserError: the source gives a drawn sample no uid, or gives its uid to another sample too.
     """
-    with publishing(plan, path) as temporary:
-        uids = sorted_uids(
-            [repeated_uids(part.samples.column("uid"), part.copies) for part in _given(plan, epoch, track)]
-        )
-        _check_unshared(plan, uids)
-        write_subset(uids, temporary)
+    uids = sorted_uids([repeated_uids(part.samples.column("uid"), part.copies) for part in _given(plan, epoch, track)])
+    _check_unshared(plan, uids)
+    write_subset(uids, path)
     return len(uids)
 
 

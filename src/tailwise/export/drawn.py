@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,6 @@ from tailwise.catalog.removals import Removals, removing_or_publishing
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
-from tailwise.storage.local import replacing
 
 
 class RemovedMeanwhileError(UserError):
@@ -61,18 +59,6 @@ def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], track: Track) ->
         chosen = np.flatnonzero(copies)
         samples = plan.catalog.samples(part, columns).take(pa.array(chosen))
         yield DrawnPart(samples, part.first_row + chosen, copies[chosen])
-
-
-@contextmanager
-def publishing(plan: Plan, path: Path) -> Iterator[Path]:
-    """As `replacing`, for a file that must not hold removed samples; open it before the removals are read.
-
-    Raises:
-        UserError: samples were removed since: nothing is written.
-    """
-    before = Removals.of(plan.catalog, plan.snapshot).id
-    with replacing(path, guard=lambda: nothing_removed_since(plan, before)) as temporary:
-        yield temporary
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailwise.export.drawn import DrawnPart, drawn_parts, publishing
+from tailwise.export.drawn import DrawnPart, drawn_parts
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track
 
@@ -29,7 +29,7 @@ def write_parquet(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     """Writes one row per drawn sample, in catalog order (SCHEMA); returns the number of copies."""
     shards = np.array(plan.catalog.shards(plan.snapshot).column("path").to_pylist(), dtype=object)
     total = 0
-    with publishing(plan, path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for part in drawn_parts(plan, epoch, ["shard", "key", "uid"], track):
             writer.write_table(_table(plan, part, shards, epoch))
             total += int(part.copies.sum())

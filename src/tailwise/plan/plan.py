@@ -63,7 +63,7 @@ class Plan(FinishedArtifact):
     @property
     def pool(self) -> int:
         """Samples of the snapshot that were not removed when the plan was made."""
-        return int(self.summary.get("pool", self.rows))
+        return int(self.summary["pool"])
 
     @property
     def clustering(self) -> str | None:

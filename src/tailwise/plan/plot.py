@@ -7,28 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from tailwise.catalog.outputs import check_output, is_text
+from tailwise.catalog.outputs import is_text, writing_output
 from tailwise.errors import UserError
 from tailwise.extras import require
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
-from tailwise.storage.local import replacing
 from tailwise.text import PLOT_STYLE, plain
 
 POOL, DRAWN = "#b8bec6", "#1f6f8b"
 
 
 def write_plot(plan: Plan, epochs: int, path: Path, *, overwrite: bool = False) -> None:
-    """Write the picture of a plan; see `plot_plan`.
-
-    Raises:
-        UserError: `path` may not be written to (see `check_output`).
-    """
-    check_output(path, plan.catalog, overwrite=overwrite, is_ours=is_text("<?xml"))
-    picture = plot_plan(plan, epochs)
-    with replacing(path) as temporary:
-        temporary.write_text(picture, encoding="utf-8")
+    """Write the picture of a plan; see `plot_plan` and `writing_output`."""
+    with writing_output(path, plan.catalog, overwrite=overwrite, is_ours=is_text("<?xml")) as temporary:
+        temporary.write_text(plot_plan(plan, epochs), encoding="utf-8")
 
 
 def plot_plan(plan: Plan, epochs: int) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError
 
 TEMPORARY_SUFFIX = ".writing"  # of a file until it is complete
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -87,15 +87,18 @@ def locked(path: Path, what: str, *, wait: bool = False, shared: bool = False) -
     Args:
         path: path of the lock file.
         what: name of what is locked, for the error.
-        wait: wait until the process that holds the lock releases it; otherwise that is a UserError.
+        wait: wait until the process that holds the lock releases it, in place of an error.
         shared: allow other processes to share the lock.
+
+    Raises:
+        ConflictError: another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         try:
             fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise UserError(
+            raise ConflictError(
                 f"another process is writing {what}: wait for it to end, then repeat this command"
             ) from error
         try:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
-from tailwise.catalog.files import note_digest
+from tailwise.catalog.files import file_stamp, note_digest
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
@@ -233,9 +233,11 @@ def test_mistakes(curated, tmp_path):
     catalog, _ = curated
     plan = make_plan(catalog, "p", REQUESTS["stream"])
     path = tmp_path / "removed.parquet"
-    write_excluded(catalog, path, plan)
+    counts, before = write_excluded(catalog, path, plan), file_stamp(path)
+    assert write_excluded(catalog, path, plan) == counts
     with pytest.raises(UserError, match="exists: name another file, or replace it with `overwrite`"):
-        write_excluded(catalog, path, plan)
+        write_excluded(catalog, path, plan, epochs=1)
+    assert file_stamp(path) == before
     catalog.drops_folder("sizes").rename(tmp_path / "away")
     with pytest.raises(UserError, match="no drop list named 'sizes'"):
         write_excluded(catalog, tmp_path / "other.parquet", plan)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, true_path
-from tailwise.catalog.files import file_digest, read_record, read_table, write_record, write_table
+from tailwise.catalog.files import known_digest, read_record, read_table, write_record, write_table
 from tailwise.catalog.rejections import Rejections
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.errors import DamagedError, UserError
@@ -278,6 +278,6 @@ def _write_part(
             log.add_table(table)
     if part.samples:
         write_table(path, pa.concat_tables(part.samples, promote_options="default"))
-        content = {"tars": part.tars, "shards": part.shards, "digest": file_digest(path)}
+        content = {"tars": part.tars, "shards": part.shards, "digest": known_digest(path)}
         write_record(_marker(catalog, part.number), {**content, **notes})
     return part.shards

@@ -21,7 +21,6 @@ from tailwise.errors import UserError
 from tailwise.execution.shuffle import Shuffle
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.progress import Track, silent
-from tailwise.storage.local import replacing
 
 EXCLUDED_SCHEMA = pa.schema(
     [
@@ -251,8 +250,8 @@ def write_excluded(
     """
     if epochs is not None and (plan is None or not 1 <= epochs <= MAX_EPOCH):
         raise UserError(f"`epochs` {epochs}: must lie between 1 and {MAX_EPOCH:,}, and needs a PLAN")
-    with writing_output(path, catalog, overwrite=overwrite, is_ours=is_table(EXCLUDED_SCHEMA)):
-        return _write(path, catalog, Causes(catalog, plan, epochs), plan, track)
+    with writing_output(path, catalog, overwrite=overwrite, is_ours=is_table(EXCLUDED_SCHEMA)) as temporary:
+        return _write(temporary, catalog, Causes(catalog, plan, epochs), plan, track)
 
 
 def _write(path: Path, catalog: Catalog, causes: Causes, plan: Plan | None, track: Track) -> dict[tuple[str, str], int]:
@@ -267,10 +266,7 @@ def _write(path: Path, catalog: Catalog, causes: Causes, plan: Plan | None, trac
             if plan is not None:
                 plan.release_pages()
         kept.look_up(track)
-        with (
-            replacing(path) as temporary,
-            pq.ParquetWriter(temporary, EXCLUDED_SCHEMA, compression="zstd") as writer,
-        ):
+        with pq.ParquetWriter(path, EXCLUDED_SCHEMA, compression="zstd") as writer:
             for part in track(kept.parts, "writing", len(kept.parts)):
                 writer.write_table(kept.named(part), row_group_size=ROW_GROUP_ROWS)
     return dict(sorted(counts.items()))
