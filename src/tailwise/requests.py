@@ -273,6 +273,8 @@ class GroupRequest:
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
         at_least(self, workers=1)
+        if (self.by is None) == (self.entries is None):
+            raise UserError("give one of `by` COLUMN and `entries` FILE")
 
 
 @dataclass(frozen=True)

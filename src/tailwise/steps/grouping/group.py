@@ -44,8 +44,6 @@ def group(catalog: Catalog | str | Path, request: GroupRequest, track: Track = s
             or too few captions hold an entry.
     """
     catalog = Catalog.open(catalog)
-    if (request.by is None) == (request.entries is None):
-        raise UserError("give one of `by` COLUMN and `entries` FILE")
     if request.missing not in MISSING:
         raise UserError(f"`missing` {request.missing!r}: use {' or '.join(MISSING)}")
     shared = {"name", "missing", "without"}

@@ -1,0 +1,68 @@
+"""Steps that write outside of the catalog, and the records by which their files are known again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.files import digest, file_digest, read_json, write_json
+from tailwise.catalog.kinds import DROP_LIST, PLAN
+from tailwise.catalog.layout import MANIFEST, export_record
+from tailwise.catalog.removals import Removals
+
+if TYPE_CHECKING:
+    from tailwise.pipeline.run import Job
+
+OUTPUTS = ("draw", "export", "excluded")  # commands that write to their `output`
+
+
+def is_exported(catalog: Catalog, job: Job) -> bool:
+    """Return whether what a job writes is there, as it would be written now."""
+    path, place = _record(catalog, job)
+    return path.exists() and read_json(path) == {"made_from": _made_from(catalog, job), "files": _files(place)}
+
+
+def run_job(catalog: Path, job: Job) -> bool:
+    """Run a job; return False if the file that it writes is there already. All other commands skip by themselves what is done.
+
+    A file that an earlier job wrote, and nobody has touched since, is replaced.
+    """
+    if job.step.command not in OUTPUTS:
+        job.run()
+        return True
+    opened = Catalog.open(catalog)
+    made_from, (path, place) = _made_from(opened, job), _record(opened, job)
+    if is_exported(opened, job):
+        return False
+    ours = path.exists() and read_json(path)["files"] in (None, _files(place))
+    if ours or not place.exists():
+        write_json(path, {"made_from": made_from, "files": None})  # whatever is there from here on, is ours
+    job.run(**({"overwrite": True} if ours and place.is_file() else {}))
+    write_json(path, {"made_from": made_from, "files": _files(place)})
+    return True
+
+
+def _record(catalog: Catalog, job: Job) -> tuple[Path, Path]:
+    """Return the record of a job, and the place that it writes to."""
+    place = Path(job.asked["output"]).absolute()
+    return export_record(catalog.folder, digest(str(place))), place
+
+
+def _made_from(catalog: Catalog, job: Job) -> dict[str, Any]:
+    """Return all that decides what a job writes, the number of processes aside."""
+    plan = job.asked.get("name") or job.asked.get("plan")
+    kind, names = (PLAN, [plan]) if plan else (DROP_LIST, DROP_LIST.finished(catalog.folder))
+    manifests = {name: kind.path(catalog.folder, name) / MANIFEST for name in names}
+    return {
+        "command": job.step.command,
+        "asked": {name: str(value) for name, value in job.asked.items() if name not in {"workers", "catalog"}},
+        "from": {name: file_digest(path) for name, path in manifests.items() if path.exists()},
+        "removals": Removals.of(catalog).id,
+    }
+
+
+def _files(place: Path) -> dict[str, list[int]]:
+    """Return size and time of each file that lies in a place."""
+    names = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in names if path.exists()}
