@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options
 from tailwise.cli.printing import say
 from tailwise.cli.requests import step_commands
 from tailwise.errors import UserError
-
-if TYPE_CHECKING:
-    from tailwise.pipeline.run import Job, Runner
 
 
 @app.command()
@@ -53,6 +50,8 @@ def run(
       tailwise run my-recipe.yaml
     """
     from tailwise.cli.printing import print_json
+    from tailwise.pipeline.costs import Pool
+    from tailwise.pipeline.exports import run_job
     from tailwise.pipeline.run import Runner
     from tailwise.pipeline.steps import load_pipeline, with_settings
 
@@ -64,39 +63,21 @@ def run(
     runner = Runner(step_commands(), Path(catalog), sources or pipeline.sources, folder, workers, allow_code)
     jobs = [runner.job(step) for step in with_settings(pipeline.steps, settings or [])]
     runner.check(jobs)
+    listed = []
     with redirect_stdout(sys.stderr) if as_json else nullcontext():  # which leaves standard output to the JSON
+        pool = Pool.of(runner.open(), runner.sources, jobs)
         say(f"{pipeline.name}: {' '.join(pipeline.about.split())}")
-        states = _print_states(runner, jobs)
-        if not dry_run:
-            _run(runner, jobs)
+        say(f"pool: {pool.about}{pool.samples:,} samples")
+        for number, (job, (state, differences)) in enumerate(zip(jobs, runner.states(jobs, pool), strict=True), 1):
+            other = as_options(differences, job.step.command)
+            listed.append({"step": job.line, "before": f"other settings: {other}" if other else state})
+            say(f"{number:3d}. {'OTHER SETTINGS' if other else state:>14}  {job.line}")
+            if other:
+                say(f"{'':>20}refused: it exists with other settings ({other})")
+        for number, job in enumerate(() if dry_run else jobs, 1):
+            say()
+            say(f"[{number}/{len(jobs)}] {job.line}")
+            if not run_job(runner, job):
+                say("done already")
     if as_json:
-        listed = [{"step": job.line, "before": state} for job, state in zip(jobs, states, strict=True)]
         print_json({"name": pipeline.name, "dry_run": dry_run, "steps": listed})
-
-
-def _print_states(runner: Runner, jobs: list[Job]) -> list[str]:
-    """Print what will be done; return the state of each step."""
-    from tailwise.pipeline.costs import Pool
-
-    pool = Pool.of(runner.open(), runner.sources, jobs)
-    say(f"pool: {pool.about}{pool.samples:,} samples")
-    states = []
-    for number, (job, (state, differences)) in enumerate(zip(jobs, runner.states(jobs, pool), strict=True), 1):
-        other = as_options(differences, job.step.command)
-        states.append(f"other settings: {other}" if other else state)
-        say(f"{number:3d}. {'OTHER SETTINGS' if other else state:>14}  {job.line}")
-        if other:
-            say(f"{'':>20}refused: it exists with other settings ({other})")
-    return states
-
-
-def _run(runner: Runner, jobs: list[Job]) -> None:
-    from tailwise.pipeline.exports import run_job
-
-    if runner.output is not None:
-        runner.output.mkdir(parents=True, exist_ok=True)
-    for number, job in enumerate(jobs, 1):
-        say()
-        say(f"[{number}/{len(jobs)}] {job.line}")
-        if not run_job(runner.catalog, job):
-            say("done already")

@@ -12,7 +12,7 @@ from tailwise.catalog.layout import MANIFEST, export_record
 from tailwise.catalog.removals import Removals
 
 if TYPE_CHECKING:
-    from tailwise.pipeline.run import Job
+    from tailwise.pipeline.run import Job, Runner
 
 OUTPUTS = ("draw", "export", "excluded")  # commands that write to their `output`
 
@@ -23,15 +23,17 @@ def is_exported(catalog: Catalog, job: Job) -> bool:
     return path.exists() and read_json(path) == {"made_from": _made_from(catalog, job), "files": _files(place)}
 
 
-def run_job(catalog: Path, job: Job) -> bool:
+def run_job(runner: Runner, job: Job) -> bool:
     """Run a job; return False if the file that it writes is there already. All other commands skip by themselves what is done.
 
     A file that an earlier job wrote, and nobody has touched since, is replaced.
     """
+    if runner.output is not None:
+        runner.output.mkdir(parents=True, exist_ok=True)
     if job.step.command not in OUTPUTS:
         job.run()
         return True
-    opened = Catalog.open(catalog)
+    opened = Catalog.open(runner.catalog)
     made_from, (path, place) = _made_from(opened, job), _record(opened, job)
     if is_exported(opened, job):
         return False

@@ -21,14 +21,14 @@ from tailwise.pipeline.costs import SECONDS, Pool, duration
 from tailwise.pipeline.exports import OUTPUTS, is_exported
 from tailwise.pipeline.steps import TRAINER, Command, Step
 from tailwise.plan.methods import METHODS
-from tailwise.recipes import load_recipe
+from tailwise.recipes import Phase, load_recipe
 from tailwise.recipes.recipe import with_folder
 from tailwise.recipes.schema import read_as
 from tailwise.requests import ClusterRequest
 from tailwise.steps.planning.plan import check_method
 from tailwise.text import did_you_mean, option_words
 from tailwise.train.arguments import ALLOW_CODE, refuse_code
-from tailwise.train.runs import read_run, run_folders
+from tailwise.train.runs import read_run
 
 DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins what isn't there, goes on with what is
 OUTPUT = "{output}"  # in a value of a step: the folder for exports
@@ -66,8 +66,14 @@ class Job:
 
     def run_folders(self) -> list[Path]:
         """Return the folders of a training's phases."""
-        recipe = self.asked["recipe"]
-        return run_folders(self.asked["name"], _trainer(self.step), load_recipe(recipe) if recipe else None)
+        recipe = load_recipe(self.asked["recipe"]) if self.asked["recipe"] else None
+        phases = recipe.phases if recipe is not None else (Phase(),)
+        folders = []
+        for number, phase in enumerate(phases, 1):
+            given = {**phase.open_clip, **_trainer(self.step)}
+            name = given.get("name") or f"{self.asked['name']}{f'-{recipe.name}' if recipe else ''}"
+            folders.append(Path(given.get("logs") or "logs") / f"{name}{f'-phase{number}' * (len(phases) > 1)}")
+        return folders
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,8 @@ from tailwise.errors import UserError
 from tailwise.text import did_you_mean
 
 UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
-KINDS = {
-    "integer": "a whole number",
-    "number": "a number",
-    "string": "text",
-    "array": "a list",
-    "boolean": "true or false",
-}
+KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "array": "a list"}
+KINDS |= {"boolean": "true or false"}
 BOUNDS = {"minimum": "of at least", "maximum": "and at most"}
 T = TypeVar("T")
 

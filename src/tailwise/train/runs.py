@@ -8,21 +8,9 @@ from typing import Any
 
 from tailwise.catalog.files import read_json, write_json
 from tailwise.errors import ConflictError, UnsupportedError, UserError
-from tailwise.recipes import Phase, Recipe
 
 FILE = "tailwise.json"
 FORMAT = 1
-
-
-def run_folders(plan: str, arguments: Mapping[str, Any], recipe: Recipe | None) -> list[Path]:
-    """Return the folders of the phases of a training, by open_clip's arguments and the recipe."""
-    phases = recipe.phases if recipe is not None else (Phase(),)
-    folders = []
-    for number, phase in enumerate(phases, 1):
-        given = {**phase.open_clip, **arguments}
-        name = given.get("name") or (f"{plan}-{recipe.name}" if recipe else plan)
-        folders.append(Path(given.get("logs") or "logs") / (f"{name}-phase{number}" if len(phases) > 1 else str(name)))
-    return folders
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
