@@ -134,6 +134,8 @@ def test_the_commands_are_those_that_a_user_would_type(recipe):
         ),
         ({"cluster": {"clustrs": 5}}, "step cluster has 'clustrs', which means nothing: use k, merge"),
         ({"cluster": {"clusters": "many"}}, "step cluster: k is 'many': must be a whole number"),
+        ({"cluster": {}}, "step cluster: give either `k` K or `extends` CLUSTERING"),
+        ({"group": {"by": "shard", "workers": 2}}, "step group: `workers` does nothing without `entries`"),
         ({"cluster": {"k": True}}, "step cluster: k is 'True': must be a whole number"),
         ({"plan": {"name": "p", "method": "flat", "keep": [0.5]}}, "step plan:p: keep is .*: must be a number"),
         ({"embed": {"encoder": "pixels", "workers": 0}}, "step embed: `workers` 0: must be at least 1"),
@@ -172,7 +174,7 @@ def test_bad_recipes_are_named(recipe, change, message):
     ("command", "options", "name"),
     [
         ("import", {}, "dynamics"),
-        ("cluster", {}, "main"),
+        ("cluster", {"k": 5}, "main"),
         ("dedup", {}, "duplicates"),
         ("filter", {"by": "caption-words", "min": 2}, "caption-words"),
         ("group", {"by": "language"}, "language"),
@@ -286,13 +288,13 @@ def test_output_in_a_value_needs_an_output():
             [{"plan": {"name": "p", "method": "flat"}}],
             "step plan:p: clustering is 'main', which no step before it makes",
         ),
-        ([{"cluster": {"name": "fine"}}, {"plan": {"name": "p", "method": "dbp"}}], "clustering is 'main'"),
+        ([{"cluster": {"name": "fine", "k": 5}}, {"plan": {"name": "p", "method": "dbp"}}], "clustering is 'main'"),
         ([{"plan": {"name": "p", "method": "dpb"}}], "unknown method 'dpb': did you mean 'dbp'"),
         (
             [{"export": {"name": "p", "to": "keys", "output": "e"}}],
             "step export:p: name is 'p', which no step before it makes",
         ),
-        ([{"cluster": {"without": ["duplicates"]}}], "without is 'duplicates', which no step before it makes"),
+        ([{"cluster": {"k": 5, "without": ["duplicates"]}}], "without is 'duplicates', which no step before it makes"),
         ([{"train": {"name": "p", "epochs": 1}}], "step train:p: name is 'p', which no step before it makes"),
         (
             [

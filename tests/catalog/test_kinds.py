@@ -82,6 +82,7 @@ def test_it_is_found_among_the_inputs_of_others(kind):
 
 
 NEEDED = {  # options without which a command does nothing
+    "cluster": {"k": 3},
     "group": {"by": "shard"},
     "filter": {"by": "width"},
     "plan": {"name": "p", "method": "random"},

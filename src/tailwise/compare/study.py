@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from tailwise.pipeline.steps import Step
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.requests import EvaluateRequest
 from tailwise.storage.local import locked, replacing
 
 logger = logging.getLogger(__name__)
@@ -165,7 +164,8 @@ class Study:
     def _do(self, run: Run, runner: Runner, track: Track) -> dict[str, Any]:
         trained, about = self._trained(run, runner, track)
         start = time.perf_counter()
-        evaluations = evaluate(trained.checkpoint, self.recipe.evaluate["data"], self._options(), track=track)
+        request = self.recipe.evaluation(f"recipe {self.recipe.name!r}")
+        evaluations = evaluate(trained.checkpoint, self.recipe.evaluate["data"], request, track=track)
         for item in evaluations:
             if item.classes is not None:
                 with replacing(run.folder / f"classes-{item.name.replace('/', '_')}.parquet") as path:
@@ -221,15 +221,6 @@ class Study:
         }
         write_json(note, about)
         return trained, about
-
-    def _options(self) -> EvaluateRequest:
-        given = {name: value for name, value in self.recipe.evaluate.items() if name != "data" and value is not None}
-        for name in PATHS & set(given):
-            given[name] = Path(given[name])
-        known = {item.name for item in fields(EvaluateRequest)}
-        return EvaluateRequest(
-            **{"model": self.recipe.train.model, **{name: given[name] for name in given if name in known}}
-        )
 
     def results(self) -> Iterator[dict[str, Any]]:
         """The results of the recipe's runs that are done."""

@@ -23,7 +23,7 @@ from tailwise.pipeline.steps import TRAINER, Command, Step
 from tailwise.plan.methods import METHODS
 from tailwise.recipes import Phase, load_recipe
 from tailwise.recipes.recipe import with_folder
-from tailwise.recipes.schema import read_as
+from tailwise.recipes.schema import Values, read_as
 from tailwise.requests import ClusterRequest
 from tailwise.steps.planning.plan import check_method
 from tailwise.text import did_you_mean, option_words
@@ -116,26 +116,21 @@ class Runner:
             self._refuse_code(step)
             options = self._options(step, known)
             given = {name: command.options[name].read(name, value) for name, value in options.items()}
+            if "output" in known:
+                given["output"] = self._place(given.get("output"))
             asked = {option.parameter: option.default for option in command.options.values()}
             asked |= {command.options[name].parameter: value for name, value in given.items()}
             for name, option in command.options.items():
                 if asked[option.parameter] is inspect.Parameter.empty:
                     raise UserError(f"{name} is missing: add it")
-            shown = {name: value if isinstance(value, bool | list) else options[name] for name, value in given.items()}
+            shown = {name: options[name] if isinstance(value, float) else value for name, value in given.items()}
             line = shlex.join(["tailwise", step.command, *command.words(shown)])
             return Job(step, asked, line, command.ready(**asked))
 
     def _options(self, step: Step, known: Collection[str]) -> dict[str, Any]:
-        """Return the options of a step, with those that all steps share, and their places."""
+        """Return the options of a step, with those that all steps share."""
         options = {**DEFAULTS.get(step.command, {}), **step.options}
         options = {name: value for name, value in options.items() if value is not None}
-        if "output" in known:
-            place = Path(str(options.get("output") or ""))
-            if not place.name:
-                raise UserError("output is missing: name the file to write")
-            if self.output is None and not place.is_absolute():
-                raise UserError(f"output is {str(place)!r}: name the folder with --output")
-            options["output"] = (self.output or Path()) / place
         if TRAINER in options:
             options[TRAINER] = option_words(_trainer(step))
         alone = ALONE.get(step.command)
@@ -149,14 +144,20 @@ class Runner:
             raise UserError("no source is given: tailwise run RECIPE SOURCE... CATALOG")
         return {**options, "paths": [*self.sources, str(self.catalog)]}
 
+    def _place(self, output: Path | None) -> Path:
+        if output is None:
+            raise UserError("output is missing: name the file to write")
+        if self.output is None and not output.is_absolute():
+            raise UserError(f"output is {str(output)!r}: name the folder with --output")
+        return (self.output or Path()) / output
+
     def _refuse_code(self, step: Step) -> None:
         """Refuse a step that runs code of its recipe, unless the user allows that."""
         for option in () if self.allow_code else CODE & step.options.keys():
             raise UserError(f"{option} is {step.options[option]!r}, which runs code: {ALLOW_CODE}")
         refuse_code(TRAINER, _trainer(step), allowed=self.allow_code)
-        if step.command == "train" and "recipe" in step.options:
-            name = str(step.options["recipe"])
-            for phase in load_recipe(name).phases:
+        if step.command == "train" and (name := step.options.get("recipe")) is not None:
+            for phase in load_recipe(str(name)).phases:
                 refuse_code(f"recipe {name}: open_clip", phase.open_clip, allowed=self.allow_code)
 
     def check(self, jobs: Sequence[Job]) -> None:
@@ -210,8 +211,8 @@ def _naming(step: Step) -> Iterator[None]:
         raise
 
 
-def _trainer(step: Step) -> dict[str, Any]:
-    return read_as(dict[str, Any], step.options.get(TRAINER) or {}, TRAINER)
+def _trainer(step: Step) -> Mapping[str, Any]:
+    return read_as(Values, step.options.get(TRAINER), TRAINER)  # type: ignore[type-abstract]
 
 
 def _check_values(job: Job, trained: Collection[Path]) -> None:
