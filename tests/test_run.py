@@ -103,6 +103,12 @@ def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_c
     assert len(uids_of(out / "subset.parquet")) == len(uids) - 1
     assert pq.read_table(out / "removed.parquet").num_rows == never.num_rows + 1
     (out / "subset.parquet").write_bytes(b"mine")
+    planned = tailwise(*arguments, "--dry-run").stdout
+    assert planned.count(" is there ") == len(RECIPE["steps"]) - 1
+    assert (
+        f"refused: it exists with other contents ({out / 'subset.parquet'}: give another output, or delete it)"
+        in planned
+    )
     refused = tailwise(*arguments)
     assert (refused.returncode, (out / "subset.parquet").read_bytes()) == (2, b"mine")
     assert "exists" in refused.stderr

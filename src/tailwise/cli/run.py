@@ -68,12 +68,12 @@ def run(
         pool = Pool.of(runner.open(), runner.sources, jobs)
         say(f"{pipeline.name}: {' '.join(pipeline.about.split())}")
         say(f"pool: {pool.about}{pool.samples:,} samples")
-        for number, (job, (state, differences)) in enumerate(zip(jobs, runner.states(jobs, pool), strict=True), 1):
-            other = as_options(differences, job.step.command)
-            listed.append({"step": job.line, "before": f"other settings: {other}" if other else state})
-            say(f"{number:3d}. {'OTHER SETTINGS' if other else state:>14}  {job.line}")
+        for number, (job, (state, difference)) in enumerate(zip(jobs, runner.states(jobs, pool), strict=True), 1):
+            other = as_options(difference, job.step.command)
+            listed.append({"step": job.line, "before": f"{state}: {other}" if other else state})
+            say(f"{number:3d}. {state.upper() if other else state:>14}  {job.line}")
             if other:
-                say(f"{'':>20}refused: it exists with other settings ({other})")
+                say(f"{'':>20}refused: it exists with {state} ({other})")
         for number, job in enumerate(() if dry_run else jobs, 1):
             say()
             say(f"[{number}/{len(jobs)}] {job.line}")

@@ -19,8 +19,13 @@ OUTPUTS = ("draw", "export", "excluded")  # commands that write to their `output
 
 def is_exported(catalog: Catalog, job: Job) -> bool:
     """Return whether what a job writes is there, as it would be written now."""
-    path, place = _record(catalog, job)
+    path, place = _record(catalog.folder, job)
     return path.exists() and read_json(path) == {"made_from": _made_from(catalog, job), "files": _files(place)}
+
+
+def is_taken(catalog: Path, job: Job) -> bool:
+    """Return whether another file lies where a job writes to, so that the job will be refused."""
+    return _record(catalog, job)[1].is_file() and not job.asked["overwrite"] and not _is_ours(catalog, job)
 
 
 def run_job(runner: Runner, job: Job) -> bool:
@@ -34,10 +39,10 @@ def run_job(runner: Runner, job: Job) -> bool:
         job.run()
         return True
     opened = Catalog.open(runner.catalog)
-    made_from, (path, place) = _made_from(opened, job), _record(opened, job)
     if is_exported(opened, job):
         return False
-    ours = path.exists() and read_json(path)["files"] in (None, _files(place))
+    path, place = _record(runner.catalog, job)
+    made_from, ours = _made_from(opened, job), _is_ours(runner.catalog, job)
     if ours or not place.exists():
         write_json(path, {"made_from": made_from, "files": None})  # whatever is there from here on, is ours
     job.run(**({"overwrite": True} if ours and place.is_file() else {}))
@@ -45,10 +50,15 @@ def run_job(runner: Runner, job: Job) -> bool:
     return True
 
 
-def _record(catalog: Catalog, job: Job) -> tuple[Path, Path]:
+def _record(catalog: Path, job: Job) -> tuple[Path, Path]:
     """Return the record of a job, and the place that it writes to."""
     place = Path(job.asked["output"]).absolute()
-    return export_record(catalog.folder, digest(str(place))), place
+    return export_record(catalog, digest(str(place))), place
+
+
+def _is_ours(catalog: Path, job: Job) -> bool:
+    path, place = _record(catalog, job)
+    return path.exists() and read_json(path)["files"] in (None, _files(place))
 
 
 def _made_from(catalog: Catalog, job: Job) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tailwise.catalog.kinds import CLUSTERING, KINDS, MADE_BY
 from tailwise.catalog.layout import HEADER, MANIFEST
 from tailwise.errors import NotFoundError, UserError
 from tailwise.pipeline.costs import SECONDS, Pool, duration
-from tailwise.pipeline.exports import OUTPUTS, is_exported
+from tailwise.pipeline.exports import OUTPUTS, is_exported, is_taken
 from tailwise.pipeline.steps import TRAINER, Command, Step
 from tailwise.plan.methods import METHODS
 from tailwise.recipes import Phase, load_recipe
@@ -191,11 +191,14 @@ class Runner:
         return opened if opened is not None and opened.snapshots() else None
 
     def states(self, jobs: Sequence[Job], pool: Pool) -> Iterator[tuple[str, str]]:
-        """Yield for each job whether its result is there, or the time it takes; and why it would be refused, or ""."""
+        """Yield for each job whether its result is there, or the time it takes; and what would have it refused, or ""."""
         opened = self.open()
         for job in jobs:
             if opened is not None and DONE.get(job.step.command, _is_finished)(opened, job):
-                yield "is there", _other_settings(opened, job)
+                other = _other_settings(opened, job)
+                yield "other settings" if other else "is there", other
+            elif job.step.command in OUTPUTS and is_taken(self.catalog, job):
+                yield "other contents", f"{job.asked['output']}: give another output, or delete it"
             else:
                 cost = SECONDS.get(job.step.command)
                 yield f"about {duration(cost(pool, job.asked))}" if cost else "time unknown", ""
