@@ -147,6 +147,7 @@ def test_the_commands_are_those_that_a_user_would_type(recipe):
         ({"embed": {"encoder": "pixels", "workers": 0}}, "step embed: `workers` 0: must be at least 1"),
         ({"draw": {"name": "p", "output": "e", "epoch": -1}}, "epoch is '-1': must be a whole number of at least 0"),
         ({"export": {"name": "p", "to": "keys"}}, "step export:p: output is missing"),
+        ({"draw": {"name": "p", "output": {"a": 1}}}, "step draw:p: output is {'a': 1}: must be text"),
         ({"plan": {"name": "p", "method": "flat", "option": "a"}}, "step plan:p: `options` 'a': give NAME=VALUE"),
         ({"cluster": {"k": 5, "catalog": "other"}}, "step cluster has 'catalog', which means nothing"),
         ({"plan": {"name": "p", "method": "flat", "dynamic": 3}}, "step plan:p: dynamic is 3: must be true or false"),
@@ -283,7 +284,9 @@ def test_a_training_is_a_command_that_can_be_repeated():
 
 
 def test_output_in_a_value_needs_an_output():
-    with pytest.raises(UserError, match=r"step train:uniform has '\{output\}': name the folder with --output"):
+    with pytest.raises(
+        UserError, match=r"step train:uniform: a value lies in \{output\}: name that folder with --output"
+    ):
         [runner(output=None).job(step) for step in load_pipeline("bootstrap").steps]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,12 @@ def plain_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in name)
 
 
-def _name(asked: Mapping[str, Any]) -> str:
-    return str(asked["name"])
-
-
 CLUSTERING = Kind(
     "clusterings",
     layout.CLUSTERINGS,
     ("k", "merge", "column", "group_by", "extends"),
     made_by={
-        "cluster": _name,
+        "cluster": itemgetter("name"),
         "group": lambda asked: asked["name"] or asked["by"] or "entries",
         "import": lambda asked: asked["clustering"] or "dynamics",
     },
@@ -79,7 +76,7 @@ DROP_LIST = Kind(
     "drop lists",
     layout.DROP_LISTS,
     ("without",),
-    made_by={"dedup": _name, "filter": lambda asked: asked["name"] or plain_name(asked["by"])},
+    made_by={"dedup": itemgetter("name"), "filter": lambda asked: asked["name"] or plain_name(asked["by"])},
     named_by=dict.fromkeys(("plan", "dedup", "cluster", "filter", "group"), "without"),
     inputs={"extends": "extends"},
     prefix=WITHOUT,
@@ -88,7 +85,7 @@ PLAN = Kind(
     "plans",
     layout.PLANS,
     ("method", "budget", "clustering", "dynamic", "draw"),
-    made_by={"plan": _name},
+    made_by={"plan": itemgetter("name")},
     named_by={"train": "name", "export": "name", "draw": "name", "excluded": "plan"},
 )
 KINDS = (CLUSTERING, SCORE, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`

@@ -67,9 +67,7 @@ def step_commands() -> dict[str, Command]:
         for item in inspect.signature(call, eval_str=True).parameters.values():
             hint, shown = get_args(item.annotation)
             kind, argument = _kind(hint), isinstance(shown, ArgumentInfo)
-            spelt = next(
-                (text for text in (shown.default, *(shown.param_decls or ())) if isinstance(text, str)), item.name
-            )
+            spelt = shown.default if isinstance(shown.default, str) else item.name  # the first argument of typer.Option
             names = [name.lstrip("-") for name in spelt.replace("_", "-").split("/")]
             bounded = kind if shown.min is None else Annotated[kind, Field(ge=shown.min)]
             options |= dict.fromkeys(names, Option(item.name, names, bounded, item.default, argument))

@@ -51,16 +51,14 @@ class Pool:
     def of(cls, catalog: Catalog | None, sources: Sequence[str], jobs: Sequence[Job]) -> Pool:
         """Return the pool of a catalog; before there is one, that of its sources, by the first tar."""
         clusters = {str(job.makes): job.asked["k"] or 0 for job in jobs if job.step.command == "cluster"}
+        samples, about, dimension = 0, "an unknown number, for now ", None
         if catalog is not None:
-            dimension = column_dimension(catalog, "image") or DIMENSION
-            return cls(catalog.snapshot().rows, "", dimension, clusters, matrix_speed())
-        tars = find(sources).tars
-        samples, about = 0, "an unknown number, for now "
-        if tars:
+            samples, about, dimension = catalog.snapshot().rows, "", column_dimension(catalog, "image")
+        elif tars := find(sources).tars:
             path, size = next(iter(tars.items()))
             samples = round(read_shard(path).samples.num_rows * sum(tars.values()) / max(size, 1))
             about = f"{len(tars):,} tars, about "
-        return cls(samples, about, DIMENSION, clusters, matrix_speed())
+        return cls(samples, about, dimension or DIMENSION, clusters, matrix_speed())
 
 
 def matrix_speed() -> float:

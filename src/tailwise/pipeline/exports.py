@@ -65,11 +65,12 @@ def _made_from(catalog: Catalog, job: Job) -> dict[str, Any]:
     """Return all that decides what a job writes, the number of processes aside."""
     plan = job.asked.get("name") or job.asked.get("plan")
     kind, names = (PLAN, [plan]) if plan else (DROP_LIST, DROP_LIST.finished(catalog.folder))
-    manifests = {name: kind.path(catalog.folder, name) / MANIFEST for name in names}
     return {
         "command": job.step.command,
         "asked": {name: str(value) for name, value in job.asked.items() if name not in {"workers", "catalog"}},
-        "from": {name: file_digest(path) for name, path in manifests.items() if path.exists()},
+        "from": {
+            name: file_digest(path) for name in names if (path := kind.path(catalog.folder, name) / MANIFEST).exists()
+        },
         "removals": Removals.of(catalog).id,
     }
 

@@ -19,7 +19,7 @@ from tailwise.catalog.layout import HEADER, MANIFEST
 from tailwise.errors import NotFoundError, UserError
 from tailwise.pipeline.costs import SECONDS, Pool, duration
 from tailwise.pipeline.exports import OUTPUTS, is_exported, is_taken
-from tailwise.pipeline.steps import TRAINER, Command, Step
+from tailwise.pipeline.steps import TRAINER, Command, Option, Step
 from tailwise.plan.methods import METHODS
 from tailwise.recipes import Phase, load_recipe
 from tailwise.recipes.recipe import with_folder
@@ -109,15 +109,11 @@ class Runner:
         for name in step.options:
             if name not in known:
                 raise UserError(f"step {step.label} has {name!r}, which means nothing: {did_you_mean(name, known)}")
-        if self.output is None and OUTPUT in str(step.options):
-            raise UserError(f"step {step.label} has {OUTPUT!r}: name the folder with --output")
-        step = Step(step.command, with_folder(step.options, self.output or Path(), OUTPUT))
         with _naming(step):
+            step = self._placed(step, command.options.get("output"))
             self._refuse_code(step)
             options = self._options(step, known)
             given = {name: command.options[name].read(name, value) for name, value in options.items()}
-            if "output" in known:
-                given["output"] = self._place(given.get("output"))
             asked = {option.parameter: option.default for option in command.options.values()}
             asked |= {command.options[name].parameter: value for name, value in given.items()}
             for name, option in command.options.items():
@@ -144,12 +140,16 @@ class Runner:
             raise UserError("no source is given: tailwise run RECIPE SOURCE... CATALOG")
         return {**options, "paths": [*self.sources, str(self.catalog)]}
 
-    def _place(self, output: Path | None) -> Path:
-        if output is None:
-            raise UserError("output is missing: name the file to write")
-        if self.output is None and not output.is_absolute():
-            raise UserError(f"output is {str(output)!r}: name the folder with --output")
-        return (self.output or Path()) / output
+    def _placed(self, step: Step, output: Option | None) -> Step:
+        """Return a step with the folder for exports in its values."""
+        options = dict(step.options)
+        if output is not None:
+            if options.get("output") is None:
+                raise UserError("output is missing: name the file to write")
+            options["output"] = str(Path(OUTPUT) / output.read("output", options["output"]))
+        if self.output is None and OUTPUT in str(options):
+            raise UserError(f"a value lies in {OUTPUT}: name that folder with --output")
+        return Step(step.command, with_folder(options, self.output or Path(), OUTPUT))
 
     def _refuse_code(self, step: Step) -> None:
         """Refuse a step that runs code of its recipe, unless the user allows that."""
@@ -162,16 +162,14 @@ class Runner:
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Refuse jobs that name what neither an earlier job makes nor the catalog holds, unknown methods, and lists that are not there."""
-        made: set[tuple[str, str | None]] = set()
-        trained: set[Path] = set()
+        made: set[tuple[str, str | Path | None]] = set()
         for job in jobs:
             with _naming(job.step):
-                self._check_names(job, made)
-                _check_values(job, trained)
+                self._check(job, made)
             made.add((job.step.command, job.makes))
-            trained.update(job.run_folders() if job.step.command == "train" else ())
+            made |= {("train", folder) for folder in (job.run_folders() if job.step.command == "train" else ())}
 
-    def _check_names(self, job: Job, made: Collection[tuple[str, str | None]]) -> None:
+    def _check(self, job: Job, made: Collection[tuple[str, str | Path | None]]) -> None:
         command, method = job.step.command, METHODS.get(str(job.asked.get("method")))
         for kind in (kind for kind in KINDS if command in kind.named_by):
             option, makers = kind.named_by[command], kind.makers_for.get(command, tuple(kind.made_by))
@@ -184,6 +182,17 @@ class Runner:
                         f"{option} is {name!r}, which no step before it makes, and {self.catalog} has none: "
                         f"add a step {' or '.join(makers)}"
                     )
+        encoder = str(job.asked.get("encoder"))
+        checkpoint = Path(encoder.removeprefix(CHECKPOINT)).expanduser()
+        trained = any(("train", folder) in made for folder in (checkpoint, *checkpoint.parents))
+        if encoder.startswith(CHECKPOINT) and not trained and not checkpoint.exists():
+            raise UserError(
+                f"encoder is {encoder!r}, which no step before it trains, and there is none: add a step train"
+            )
+        if (given := job.asked.get("method")) is not None and job.asked["methods"] is None:
+            check_method(given)
+        if (entries := job.asked.get("entries")) is not None and not entries.is_file():
+            raise NotFoundError(f"entries is {str(entries)!r}, which is no file")
 
     def open(self) -> Catalog | None:
         """Return the catalog; None if nothing has been imported."""
@@ -216,18 +225,6 @@ def _naming(step: Step) -> Iterator[None]:
 
 def _trainer(step: Step) -> Mapping[str, Any]:
     return read_as(Values, step.options.get(TRAINER), TRAINER)  # type: ignore[type-abstract]
-
-
-def _check_values(job: Job, trained: Collection[Path]) -> None:
-    encoder = str(job.asked.get("encoder"))
-    checkpoint = Path(encoder.removeprefix(CHECKPOINT)).expanduser()
-    known = checkpoint.exists() or not {checkpoint, *checkpoint.parents}.isdisjoint(trained)
-    if encoder.startswith(CHECKPOINT) and not known:
-        raise UserError(f"encoder is {encoder!r}, which no step before it trains, and there is none: add a step train")
-    if (method := job.asked.get("method")) is not None and job.asked["methods"] is None:
-        check_method(method)
-    if (entries := job.asked.get("entries")) is not None and not entries.is_file():
-        raise NotFoundError(f"entries is {str(entries)!r}, which is no file")
 
 
 def _is_finished(catalog: Catalog, job: Job) -> bool:

@@ -157,11 +157,10 @@ def with_settings(steps: Sequence[Step], settings: Sequence[str]) -> list[Step]:
     for text in settings:
         target, _, value = text.partition("=")
         label, dot, option = target.rpartition(".")
-        exactly = [at for at, step in enumerate(changed) if label == step.label]
-        found = exactly or [at for at, step in enumerate(changed) if label == step.command]
+        found = [step for step in changed if label == step.label] or [step for step in changed if label == step.command]
         if not dot or not value or len(found) != 1:
             labels = ", ".join(step.label for step in steps)
             raise UserError(f"--set {text!r}: give STEP.OPTION=VALUE, where STEP is one of {labels}")
-        step = changed[found[0]]
-        changed[found[0]] = Step(step.command, {**step.options, **Step(step.command, {option: value}).options})
+        setting = Step(found[0].command, {option: value})
+        changed[changed.index(found[0])] = Step(setting.command, {**found[0].options, **setting.options})
     return changed
