@@ -130,6 +130,9 @@ def test_mistakes_are_one_line_and_exit_code_2(pool, tmp_path):
     )
     assert "no plan named 'p' (there: none)" in run("explain", catalog, "p", code=2)
     assert "--max-memory '8'" in run("cluster", catalog, "--clusters", 3, "--max-memory", "8", code=2)
+    extends = ("cluster", catalog, "--extends", "main", "--name", "more")
+    assert "--max-memory does nothing with --extends" in run(*extends, "--max-memory", "16GB", code=2)
+    assert "--overwrite does nothing without --plot" in run("explain", catalog, "p", "--overwrite", code=2)
     assert "give a --method: one of" in run("plan", catalog, "p", code=2)
     assert "--keep does nothing with method 'rates'" in run(
         "plan", catalog, "p", "--rates", "x.json", "--keep", 0.5, code=2

@@ -8,20 +8,8 @@ import tailwise
 ROOT = Path(tailwise.__file__).parent
 LAYERS = (  # from the lowest
     *("text", "errors", "extras", "devices", "rejects", "requests", "progress", "log", "mapped", "spelling"),
-    *(
-        "kernels",
-        "storage",
-        "catalog",
-        "execution",
-        "context",
-        "shards",
-        "sources",
-        "encoders",
-        "recipes",
-        "pipeline",
-        "plan",
-    ),
-    *("loader", "train", "evaluate", "export", "steps", "demo", "compare", "cli", "__init__", "__main__"),
+    *("kernels", "storage", "catalog", "execution", "context", "shards", "sources", "encoders", "recipes", "plan"),
+    *("loader", "train", "evaluate", "export", "steps", "demo", "pipeline", "compare", "cli", "__init__", "__main__"),
 )
 
 

@@ -1,11 +1,14 @@
 """Recipes that would run code: refused before anything runs, unless the user allows it."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
 from tailwise.cli import app
-from tailwise.cli.run import _prepare
+from tailwise.cli.requests import step_commands
 from tailwise.errors import UserError
+from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import Step
 from tailwise.steps.importing.pool import import_pool
 from tailwise.train.arguments import refuse_code
@@ -104,7 +107,7 @@ def test_arguments_of_the_trainer_that_run_commands(arguments):
     refuse_code("recipe r", arguments, allowed=True)
     refuse_code("recipe r", HARMLESS, allowed=False)
     with pytest.raises(UserError, match="step train:p: open-clip has"):
-        _prepare(Step("train", {"name": "p", "open-clip": arguments}), "cat", [], None, None)
+        Runner(step_commands(), Path("cat")).job(Step("train", {"name": "p", "open-clip": arguments}))
 
 
 def test_every_reader_of_trainer_arguments_checks_them(catalog, tmp_path):
@@ -144,6 +147,6 @@ def test_every_reader_of_trainer_arguments_checks_them(catalog, tmp_path):
 def test_a_name_of_a_recipe_is_no_option():
     for step in (Step("plan", {"name": "--methods=m.py", "method": "random"}), Step("train", {"name": "--allow-code"})):
         with pytest.raises(UserError, match="must not begin with a dash"):
-            _prepare(step, "cat", [], None, None)
+            Runner(step_commands(), Path("cat")).job(step)
     with pytest.raises(UserError, match="must not begin with a dash"):
-        _prepare(Step("import", {}), "cat", ["--format=auto"], None, None)
+        Runner(step_commands(), Path("cat"), ["--format=auto"]).job(Step("import", {}))

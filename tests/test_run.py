@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from tailwise.catalog import Catalog
 from tailwise.catalog.files import write_json
 from tailwise.cli import app
-from tailwise.cli.run import STEPS, _check_names, _made_name, _placed, _prepare, _with_settings
+from tailwise.cli.requests import step_commands
 from tailwise.errors import UserError
-from tailwise.pipeline.steps import FOLDER, Step, load_pipeline
+from tailwise.pipeline.run import Runner
+from tailwise.pipeline.steps import FOLDER, STEPS, Step, load_pipeline, with_settings
 from tailwise.plan.plan import Plan
 
 RECIPE = {
@@ -33,6 +34,15 @@ RECIPE = {
         {"removed": {"plan": "epochs", "output": "removed.parquet"}},
     ],
 }
+
+
+def runner(catalog=Path("cat"), sources=("tars",), output=Path("out"), **options):
+    return Runner(step_commands(), catalog, sources, output, **options)
+
+
+def check(steps, catalog):
+    made = runner(catalog)
+    made.check([made.job(step) for step in steps])
 
 
 @pytest.fixture
@@ -93,6 +103,12 @@ def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_c
     assert len(uids_of(out / "subset.parquet")) == len(uids) - 1
     assert pq.read_table(out / "removed.parquet").num_rows == never.num_rows + 1
     (out / "subset.parquet").write_bytes(b"mine")
+    planned = tailwise(*arguments, "--dry-run").stdout
+    assert planned.count(" is there ") == len(RECIPE["steps"]) - 1
+    assert (
+        f"refused: it exists with other contents ({out / 'subset.parquet'}: give another output, or delete it)"
+        in planned
+    )
     refused = tailwise(*arguments)
     assert (refused.returncode, (out / "subset.parquet").read_bytes()) == (2, b"mine")
     assert "exists" in refused.stderr
@@ -100,8 +116,7 @@ def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_c
 
 def test_the_commands_are_those_that_a_user_would_type(recipe):
     pipeline = load_pipeline(str(recipe))
-    prepared = [_prepare(step, Path("cat"), ["tars"], Path("out"), None) for step in pipeline.steps]
-    assert [item.line for item in prepared] == [
+    assert [runner().job(step).line for step in pipeline.steps] == [
         "tailwise import tars cat",
         "tailwise cluster --name fine --k 20 cat",
         "tailwise dedup --clustering fine --epsilon 0.2 cat",
@@ -124,15 +139,25 @@ def test_the_commands_are_those_that_a_user_would_type(recipe):
             "step train:p: open-clip is '--lr 1': must be names and values",
         ),
         ({"cluster": {"clustrs": 5}}, "step cluster has 'clustrs', which means nothing: use k, merge"),
-        ({"cluster": {"clusters": "many"}}, "step cluster: .*--k"),
+        ({"cluster": {"clusters": "many"}}, "step cluster: k is 'many': must be a whole number"),
+        ({"cluster": {}}, "step cluster: give either `k` K or `extends` CLUSTERING"),
+        ({"group": {"by": "shard", "workers": 2}}, "step group: `workers` does nothing without `entries`"),
+        ({"cluster": {"k": True}}, "step cluster: k is 'True': must be a whole number"),
+        ({"plan": {"name": "p", "method": "flat", "keep": [0.5]}}, "step plan:p: keep is .*: must be a number"),
+        ({"embed": {"encoder": "pixels", "workers": 0}}, "step embed: `workers` 0: must be at least 1"),
+        ({"draw": {"name": "p", "output": "e", "epoch": -1}}, "epoch is '-1': must be a whole number of at least 0"),
+        ({"export": {"name": "p", "to": "keys"}}, "step export:p: output is missing"),
+        ({"draw": {"name": "p", "output": {"a": 1}}}, "step draw:p: output is {'a': 1}: must be text"),
+        ({"plan": {"name": "p", "method": "flat", "option": "a"}}, "step plan:p: `options` 'a': give NAME=VALUE"),
+        ({"cluster": {"k": 5, "catalog": "other"}}, "step cluster has 'catalog', which means nothing"),
         ({"plan": {"name": "p", "method": "flat", "dynamic": 3}}, "step plan:p: dynamic is 3: must be true or false"),
-        ({"plan": {"method": "flat"}}, "step plan: .*NAME"),
+        ({"plan": {"method": "flat"}}, "step plan: name is missing"),
     ],
 )
 def test_bad_steps_are_named(step, message):
     ((command, options),) = step.items()
     with pytest.raises(UserError, match=message):
-        _prepare(Step(command, options), Path("cat"), ["tars"], Path("out"), None)
+        runner().job(Step(command, options))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +181,7 @@ def test_bad_recipes_are_named(recipe, change, message):
     ("command", "options", "name"),
     [
         ("import", {}, "dynamics"),
-        ("cluster", {}, "main"),
+        ("cluster", {"k": 5}, "main"),
         ("dedup", {}, "duplicates"),
         ("filter", {"by": "caption-words", "min": 2}, "caption-words"),
         ("group", {"by": "language"}, "language"),
@@ -166,20 +191,20 @@ def test_bad_recipes_are_named(recipe, change, message):
     ],
 )
 def test_what_a_step_makes(command, options, name):
-    assert _made_name(Step(command, options)) == name
+    assert runner().job(Step(command, options)).makes == name
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "x"}, "step group:x: give it one of by .* and entries"),
-        ({"by": "shard", "entries": __file__}, "step group: give it one of by .* and entries"),
+        ({"name": "x"}, "step group:x: give one of `by` COLUMN and `entries` FILE"),
+        ({"by": "shard", "entries": __file__}, "step group: give one of `by` COLUMN and `entries` FILE"),
         ({"entries": "nowhere.txt"}, "step group: entries is 'nowhere.txt', which is no file"),
     ],
 )
 def test_bad_groups_are_refused_before_anything_runs(options, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        _check_names([Step("group", options)], tmp_path)
+        check([Step("group", options)], tmp_path)
 
 
 def test_lists_may_lie_beside_the_recipe(recipe, _small_catalog_source, tmp_path):
@@ -224,12 +249,12 @@ def test_a_dry_run_names_steps_that_exist_with_other_settings_and_json_lists_all
 
 def test_settings_change_one_step():
     steps = load_pipeline("dbp-laion").steps
-    changed = _with_settings(steps, ["cluster:main.clusters=7", "dedup.epsilon=0.1"])
+    changed = with_settings(steps, ["cluster:main.clusters=7", "dedup.epsilon=0.1"])
     assert [dict(step.options).get("k") for step in changed if step.command == "cluster"] == [50000, "7"]
     assert next(step for step in changed if step.command == "dedup").options["epsilon"] == "0.1"
     for text in ("cluster.clusters=7", "plan.keep", "keep=3", "nothing.keep=3"):
         with pytest.raises(UserError, match=r"give STEP\.OPTION=VALUE, where STEP is one of import, cluster:fine"):
-            _with_settings(steps, [text])
+            with_settings(steps, [text])
 
 
 def test_shipped_recipes_state_their_source_and_are_made_of_valid_commands():
@@ -239,32 +264,30 @@ def test_shipped_recipes_state_their_source_and_are_made_of_valid_commands():
         pipeline = load_pipeline(name)
         assert "arXiv" in pipeline.source
         assert "measured by" in pipeline.expect
-        steps = [_placed(step, Path("out")) for step in pipeline.steps]
-        for step in steps:
-            assert step.command in STEPS
-            item = _prepare(step, Path("cat"), ["tars"], Path("out"), 2)
-            assert ("--workers" in item.arguments) == (step.command in {"import", "embed"})
-        _check_names(steps, Path("cat"))
+        made = runner(workers=2)
+        jobs = [made.job(step) for step in pipeline.steps]
+        for job in jobs:
+            assert job.step.command in STEPS
+            assert (" --workers 2" in job.line) == (job.step.command in {"import", "embed"})
+        made.check(jobs)
 
 
 def test_a_training_is_a_command_that_can_be_repeated():
-    steps = [_placed(step, Path("out")) for step in load_pipeline("bootstrap").steps]
-    train, embed = (
-        _prepare(step, Path("cat"), ["tars"], Path("out"), None) for step in steps if step.command in {"train", "embed"}
-    )
+    steps = load_pipeline("bootstrap").steps
+    train, embed = (runner().job(step) for step in steps if step.command in {"train", "embed"})
     assert train.line == (
         "tailwise train --resume --recipe tiny-cpu --samples-seen 1000000 cat uniform -- --logs out --name bootstrap-clip"
     )
     assert embed.line == "tailwise embed --encoder checkpoint:out/bootstrap-clip --column both cat"
     afresh = Step("train", {"name": "p", "epochs": 1, "resume": False, "open-clip": {"lr": 0.5, "local-loss": True}})
-    assert (
-        _prepare(afresh, Path("cat"), [], None, None).line == "tailwise train --epochs 1 cat p -- --lr 0.5 --local-loss"
-    )
+    assert runner(output=None).job(afresh).line == "tailwise train --epochs 1 cat p -- --lr 0.5 --local-loss"
 
 
 def test_output_in_a_value_needs_an_output():
-    with pytest.raises(UserError, match=r"step train:uniform has '\{output\}': name the folder with --output"):
-        [_placed(step, None) for step in load_pipeline("bootstrap").steps]
+    with pytest.raises(
+        UserError, match=r"step train:uniform: a value lies in \{output\}: name that folder with --output"
+    ):
+        [runner(output=None).job(step) for step in load_pipeline("bootstrap").steps]
 
 
 @pytest.mark.parametrize(
@@ -274,10 +297,13 @@ def test_output_in_a_value_needs_an_output():
             [{"plan": {"name": "p", "method": "flat"}}],
             "step plan:p: clustering is 'main', which no step before it makes",
         ),
-        ([{"cluster": {"name": "fine"}}, {"plan": {"name": "p", "method": "dbp"}}], "clustering is 'main'"),
+        ([{"cluster": {"name": "fine", "k": 5}}, {"plan": {"name": "p", "method": "dbp"}}], "clustering is 'main'"),
         ([{"plan": {"name": "p", "method": "dpb"}}], "unknown method 'dpb': did you mean 'dbp'"),
-        ([{"export": {"name": "p", "to": "keys"}}], "step export:p: name is 'p', which no step before it makes"),
-        ([{"cluster": {"without": ["duplicates"]}}], "without is 'duplicates', which no step before it makes"),
+        (
+            [{"export": {"name": "p", "to": "keys", "output": "e"}}],
+            "step export:p: name is 'p', which no step before it makes",
+        ),
+        ([{"cluster": {"k": 5, "without": ["duplicates"]}}], "without is 'duplicates', which no step before it makes"),
         ([{"train": {"name": "p", "epochs": 1}}], "step train:p: name is 'p', which no step before it makes"),
         (
             [
@@ -292,7 +318,7 @@ def test_output_in_a_value_needs_an_output():
 def test_names_that_nothing_makes_are_refused(steps, message, tmp_path):
     made = [Step(*item) for step in steps for item in step.items()]
     with pytest.raises(UserError, match=message):
-        _check_names(made, tmp_path)
+        check(made, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -307,9 +333,9 @@ def test_names_that_nothing_makes_are_refused(steps, message, tmp_path):
 def test_an_encoder_that_an_earlier_step_trains_is_known(training, checkpoint, tmp_path):
     plan, train = Step("plan", {"name": "p", "method": "random"}), Step("train", {"name": "p", **training})
     embed = Step("embed", {"encoder": f"checkpoint:{checkpoint}"})
-    _check_names([plan, train, embed], tmp_path)
+    check([plan, train, embed], tmp_path)
     with pytest.raises(UserError, match="which no step before it trains"):
-        _check_names([plan, embed, train], tmp_path)
+        check([plan, embed, train], tmp_path)
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones():

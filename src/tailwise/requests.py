@@ -137,7 +137,12 @@ class ClusterRequest:
     force: bool = False
 
     def __post_init__(self) -> None:
-        """Take a density in text as a number."""
+        """Take a density in text as a number; refuse what does nothing with `extends`."""
+        if (self.k is None) == (self.extends is None):
+            raise UserError("give either `k` K or `extends` CLUSTERING")
+        if self.extends is not None:
+            used = {"extends", "name", "without", "device", "force"}
+            refuse_idle(self, used, "with `extends`: the centroids are there already")
         if isinstance(self.density, str) and self.density != "auto":
             try:
                 object.__setattr__(self, "density", float(self.density))
@@ -273,6 +278,14 @@ class GroupRequest:
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
         at_least(self, workers=1)
+        if (self.by is None) == (self.entries is None):
+            raise UserError("give one of `by` COLUMN and `entries` FILE")
+        shared = {"name", "missing", "without"}
+        if self.entries is not None:
+            own = {"entries", "ignore_case", "max_misses", "allow_misses", "workers"}
+            refuse_idle(self, own | shared, "with `entries`")
+        else:
+            refuse_idle(self, {"by", "file", "max_rejected", *shared}, "without `entries`")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import pytest
 from tailwise.catalog import Catalog
 from tailwise.catalog.kinds import KINDS, MADE_BY, WITHOUT, named_inputs
 from tailwise.catalog.layout import MANIFEST
-from tailwise.cli.run import STEPS, _check_names, _command, _made_name
+from tailwise.cli.requests import step_commands
 from tailwise.errors import UserError
-from tailwise.pipeline.steps import Step
+from tailwise.pipeline.run import Runner
+from tailwise.pipeline.steps import STEPS, Step
 from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
@@ -80,21 +81,37 @@ def test_it_is_found_among_the_inputs_of_others(kind):
     assert WITHOUT in {kind.prefix for kind in KINDS}
 
 
+NEEDED = {  # options without which a command does nothing
+    "cluster": {"k": 3},
+    "group": {"by": "shard"},
+    "filter": {"by": "width"},
+    "plan": {"name": "p", "method": "random"},
+    "export": {"to": "keys", "output": "out"},
+    "draw": {"output": "out"},
+    "excluded": {"output": "out"},
+}
+DEFAULTS = {"cluster": "main", "import": "dynamics", "dedup": "duplicates"}
+
+
 @every_kind
 def test_run_knows_what_makes_it_and_what_takes_it(kind, tmp_path):
-    main = Step("cluster", {})  # dedup takes it by default
-    for command, name in kind.made_by.items():
+    commands = step_commands()
+    runner = Runner(commands, tmp_path, ["tars"], tmp_path)
+
+    def job(command, **options):
+        return runner.job(Step(command, {**NEEDED.get(command, {}), **options}))
+
+    main = job("cluster")  # dedup takes it by default
+    for command in kind.made_by:
         assert command in STEPS
         assert MADE_BY[command] is kind
-        assert name is None or _made_name(Step(command, {})) == name
+        assert command not in DEFAULTS or job(command).makes == DEFAULTS[command]
     for command, option in kind.named_by.items():
         makers = kind.makers_for.get(command, tuple(kind.made_by))
-        names = {name.lstrip("-") for item in _command(command).params for name in item.opts}
-        assert {option, option.upper()} & names
-        takes = Step(command, {option: "x", **({"by": "shard"} if command == "group" else {})})
+        assert option in commands[command].options
+        takes = job(command, **{option: "x"})
         with pytest.raises(UserError, match=f"{option} is 'x', .* add a step {' or '.join(makers)}$"):
-            _check_names([main, takes], tmp_path)
+            runner.check([main, takes])
         for maker in makers:
-            given = {"clusters-name": "x"} if maker == "import" else {"name": "x", "by": "shard"}
-            _check_names([main, Step(maker, given), takes], tmp_path)
+            runner.check([main, job(maker, **{"clustering" if maker == "import" else "name": "x"}), takes])
     assert kind.makers_for.keys() <= kind.named_by.keys()

@@ -5,10 +5,11 @@ import yaml
 from typer.testing import CliRunner
 
 from tailwise.cli import app
-from tailwise.cli.run import _prepare
+from tailwise.cli.requests import step_commands
 from tailwise.compare.recipe import FOLDER, choose, load_compare_recipe
 from tailwise.compare.study import Run, Study
 from tailwise.errors import UserError
+from tailwise.pipeline.run import Runner
 from tailwise.plan.methods import METHODS
 
 
@@ -98,7 +99,7 @@ def test_our_recipes_are_whole_and_name_real_options(name, tmp_path):
         assert rows[:5] == ["random static", "random dynamic", "flat", "dbp after dedup", "dynamics"]
         assert rows[-1] == "full data"
     for step in [*recipe.prepare, *(Run(row, 0, tmp_path).plan for row in recipe.rows)]:
-        assert _prepare(step, tmp_path, list(recipe.sources), None, None).arguments
+        assert Runner(step_commands(), tmp_path, recipe.sources).job(step).line
     assert {row.plan.get("method", "density") for row in recipe.rows} <= set(METHODS)
 
 

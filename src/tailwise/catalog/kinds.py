@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class Kind:
         section: title in `status`.
         folder: of the catalog; each artifact is a folder in it.
         columns: of `status`: keys of the artifact's configuration, or of what is derived.
-        made_by: commands that make an artifact which users name → its default name; None if other options decide the name.
+        made_by: commands that make an artifact which users name → the artifact's name, by the values of the command's parameters.
         named_by: commands that take an artifact by name → their option.
         makers_for: of these commands, those that do not take the artifacts of all makers → the makers.
         inputs: names of the artifact among the inputs of another one → the key of that one's configuration that holds the name.
@@ -31,7 +32,7 @@ class Kind:
     section: str
     folder: str
     columns: tuple[str, ...]
-    made_by: Mapping[str, str | None] = field(default_factory=dict)
+    made_by: Mapping[str, Callable[[Mapping[str, Any]], str]] = field(default_factory=dict)
     named_by: Mapping[str, str] = field(default_factory=dict)
     makers_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -50,11 +51,20 @@ class Kind:
         return [path.parent.name for path in self.manifests(catalog)]
 
 
+def plain_name(name: str) -> str:
+    """Return the name of a score or column as a part of the name of an artifact: columns may have any name, folders not."""
+    return "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in name)
+
+
 CLUSTERING = Kind(
     "clusterings",
     layout.CLUSTERINGS,
     ("k", "merge", "column", "group_by", "extends"),
-    made_by={"cluster": "main", "group": None, "import": "dynamics"},
+    made_by={
+        "cluster": itemgetter("name"),
+        "group": lambda asked: asked["name"] or asked["by"] or "entries",
+        "import": lambda asked: asked["clustering"] or "dynamics",
+    },
     named_by={"plan": "clustering", "dedup": "clustering"},
     makers_for={"dedup": ("cluster", "group")},
     inputs={"clustering": "clustering", "base": "extends"},
@@ -66,7 +76,7 @@ DROP_LIST = Kind(
     "drop lists",
     layout.DROP_LISTS,
     ("without",),
-    made_by={"dedup": "duplicates", "filter": None},
+    made_by={"dedup": itemgetter("name"), "filter": lambda asked: asked["name"] or plain_name(asked["by"])},
     named_by=dict.fromkeys(("plan", "dedup", "cluster", "filter", "group"), "without"),
     inputs={"extends": "extends"},
     prefix=WITHOUT,
@@ -75,7 +85,7 @@ PLAN = Kind(
     "plans",
     layout.PLANS,
     ("method", "budget", "clustering", "dynamic", "draw"),
-    made_by={"plan": None},
+    made_by={"plan": itemgetter("name")},
     named_by={"train": "name", "export": "name", "draw": "name", "excluded": "plan"},
 )
 KINDS = (CLUSTERING, SCORE, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`

@@ -10,12 +10,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact, PartColumn
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import digest
-from tailwise.catalog.kinds import SCORE
-
-
-def plain_name(name: str) -> str:
-    """A score's name as a part of the name of an artifact: columns may have any name, folders not."""
-    return "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in name)
+from tailwise.catalog.kinds import SCORE, plain_name
 
 
 def score_artifact(catalog: Catalog, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +9,11 @@ import typer
 
 from tailwise.cli.app import AllowCode, AsJson, app, with_bars
 from tailwise.cli.printing import say
+from tailwise.cli.requests import step_commands
 from tailwise.errors import UserError
 
 if TYPE_CHECKING:
-    from tailwise.compare.recipe import CompareRecipe
-    from tailwise.compare.study import Commands, Study
-    from tailwise.pipeline.steps import Step
+    from tailwise.compare.study import Study
 
 
 @app.command()
@@ -62,14 +59,17 @@ def compare(
     from tailwise.compare.study import Study
     from tailwise.compare.study import compare as run_all
     from tailwise.compare.summary import summary_text
+    from tailwise.pipeline.run import Runner
+    from tailwise.train.arguments import refuse_code
 
     folder = output or Path(f"compare-{loaded.name.replace('/', '-')}")
     chosen = _numbers(seeds)
-    commands = _commands(loaded, allow_code=allow_code)
+    refuse_code(f"recipe {loaded.name!r}, train.open_clip", loaded.train.open_clip, allowed=allow_code)
+    runner = Runner(step_commands(), Path(loaded.catalog), loaded.sources, allow_code=allow_code)
     if dry_run:
         study = Study(loaded, folder)
         for run in study.runs():
-            commands.check(run.plan)
+            runner.job(run.plan)  # refuses options that mean nothing
         _print_runs(study, only or [], chosen)
         return
 
@@ -77,7 +77,7 @@ def compare(
         say(line, error=as_json)
 
     summary = with_bars(
-        lambda track: run_all(loaded, folder, commands, only=only or (), seeds=chosen, tell=tell, track=track)
+        lambda track: run_all(loaded, folder, runner, only=only or (), seeds=chosen, tell=tell, track=track)
     )
     if as_json:
         print_json(summary)
@@ -94,33 +94,9 @@ def _numbers(seeds: str | None) -> list[int]:
         raise UserError(f"--seeds {seeds!r}: give whole numbers with commas, such as 0,1") from error
 
 
-def _commands(recipe: CompareRecipe, *, allow_code: bool = False) -> Commands:
-    """The commands of `tailwise run`, quietly."""
-    from tailwise.cli.run import _invoke, _prepare
-    from tailwise.compare.study import Commands
-    from tailwise.train.arguments import refuse_code
-
-    refuse_code(f"recipe {recipe.name!r}, train.open_clip", recipe.train.open_clip, allowed=allow_code)
-    catalog, sources = Path(recipe.catalog), list(recipe.sources)
-
-    def check(step: Step) -> None:
-        if step.command == "import" and not sources:
-            raise UserError(
-                "the recipe imports a pool: give it with --set sources=[SHARDS,EMBEDDINGS], or --set prepare=[] for a catalog that is ready"
-            )
-        _prepare(step, catalog, sources, None, None, allow_code=allow_code)
-
-    def run(step: Step) -> None:
-        prepared = _prepare(step, catalog, sources, None, None, allow_code=allow_code)
-        with contextlib.redirect_stdout(io.StringIO()):
-            _invoke(prepared)
-
-    return Commands(check, run)
-
-
 def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
-    from tailwise.cli.run import _duration
     from tailwise.compare.inprocess import seconds_per_step
+    from tailwise.pipeline.costs import duration
 
     training = study.recipe.train
     runs = study.runs(only, seeds)
@@ -136,8 +112,8 @@ def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
         each, source = None, "unknown until one is done"
     for number, (run, result) in enumerate(zip(runs, found, strict=True), 1):
         options = " ".join(f"{name}={value}" for name, value in run.row.plan.items())
-        state = "done" if result is not None else "to do" if each is None else f"about {_duration(each)}"
+        state = "done" if result is not None else "to do" if each is None else f"about {duration(each)}"
         say(f"{number:3d}. {state:>12}  {run.label}: {options} compose={run.row.compose}")
     left = len(runs) - len(done)
-    told = "" if each is None else f", about {_duration(each * left)}"
+    told = "" if each is None else f", about {duration(each * left)}"
     say(f"{left} of {len(runs)} runs to do, {training.samples_seen:,} samples each{told} ({source})")

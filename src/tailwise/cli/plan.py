@@ -20,6 +20,7 @@ from tailwise.cli.app import (
 )
 from tailwise.cli.printing import budget_text, say
 from tailwise.cli.requests import takes
+from tailwise.errors import UserError
 from tailwise.requests import PlanRequest
 
 if TYPE_CHECKING:
@@ -155,6 +156,8 @@ def explain(
     from tailwise.plan.explain import explain as figures
     from tailwise.steps.planning.unused_lists import unused_by_plan
 
+    if overwrite and plot is None:
+        raise UserError("--overwrite does nothing without --plot")
     made = open_plan(catalog, name)
     explanation = figures(made, epochs)
     unused = unused_by_plan(made)

@@ -6,15 +6,21 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
+from tailwise.cli.app import app
 from tailwise.errors import UserError
 from tailwise.requests import OPTION
 
-PLAIN = (bool, int, float, str, Path)
+if TYPE_CHECKING:
+    from tailwise.pipeline.steps import Command
+
+PLAIN = (list[str], str, bool, int, float, Path)  # what Typer parses; of several, the first
 
 
 def takes(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -27,12 +33,16 @@ def takes(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]
         options = _options(request, hints)
         at = next(number for number, item in enumerate(own) if item.name == "request")
 
-        def call(**given: Any) -> None:  # noqa: ANN401
+        def ready(**given: Any) -> Callable[..., None]:  # noqa: ANN401
             asked = {name: given.pop(name) for name in options}
             kept = {name: value for name, value in asked.items() if value is not None}
             pairs = {name: _pairs(name, value) for name, value in kept.items() if name in mappings}
-            command(**given, request=request(**kept | pairs))
+            return partial(command, **given, request=request(**kept | pairs))
 
+        def call(**given: Any) -> None:  # noqa: ANN401
+            ready(**given)()
+
+        call.ready = ready  # type: ignore[attr-defined]
         call.__name__, call.__doc__, call.__annotations__ = command.__name__, command.__doc__, {}
         parameters = [*own[:at], *options.values(), *own[at + 1 :]]
         call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -41,6 +51,28 @@ def takes(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]
         return call
 
     return decorate
+
+
+def step_commands() -> dict[str, Command]:
+    """Return the commands that steps of recipes can be, as `run` takes them: by the signatures that Typer parses."""
+    from pydantic import Field
+
+    from tailwise.pipeline.steps import STEPS, Command, Option
+
+    calls = {item.name or getattr(item.callback, "__name__", ""): item.callback for item in app.registered_commands}
+    commands = {}
+    for command in STEPS:
+        call: Any = calls[command]
+        options: dict[str, Option] = {}
+        for item in inspect.signature(call, eval_str=True).parameters.values():
+            hint, shown = get_args(item.annotation)
+            kind, argument = _kind(hint), isinstance(shown, ArgumentInfo)
+            spelt = shown.default if isinstance(shown.default, str) else item.name  # the first argument of typer.Option
+            names = [name.lstrip("-") for name in spelt.replace("_", "-").split("/")]
+            bounded = kind if shown.min is None else Annotated[kind, Field(ge=shown.min)]
+            options |= dict.fromkeys(names, Option(item.name, names, bounded, item.default, argument))
+        commands[command] = Command(options, getattr(call, "ready", partial(partial, call)))
+    return commands
 
 
 def _options(request: type, hints: Mapping[str, Any]) -> dict[str, inspect.Parameter]:
@@ -88,8 +120,7 @@ def _kind(hint: Any) -> Any:  # noqa: ANN401  (a type)
     """Return the type that Typer parses: a list of texts for sequences and mappings, else the plain type of a union."""
     if get_origin(hint) in {Mapping, Sequence}:
         return list[str]
-    kinds = {*get_args(hint), hint}
-    return str if str in kinds else next(each for each in PLAIN if each in kinds)
+    return next(each for each in PLAIN if each in {*get_args(hint), hint})
 
 
 def _pairs(parameter: str, texts: list[str]) -> dict[str, float]:

@@ -19,14 +19,10 @@ from tailwise.recipes.recipe import with_folder
 from tailwise.recipes.schema import NAMED, Natural, Positive, Text, Texts, Values, read_as
 from tailwise.recipes.yaml_file import parse_yaml, read_yaml
 from tailwise.rejects import MAX_REJECTED
+from tailwise.requests import EvaluateRequest
 from tailwise.spelling import new_spelling
-from tailwise.text import did_you_mean
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "compare"
-EVALUATE = (
-    *("data", "classes", "templates", "train_counts", "pool", "groups"),
-    *("batch_size", "workers", "device", "precision", "bootstrap", "seed", "max_rejected"),
-)
 ROW_NAME = r"^[^/\\\x00-\x1f]{1,100}$"
 
 
@@ -123,6 +119,11 @@ class CompareRecipe:
     prepare: Annotated[Steps, BeforeValidator(lambda given: given or ())] = ()
     needs: Text = ""
 
+    def evaluation(self, where: str) -> EvaluateRequest:
+        """Return what the evaluation of a run is asked for; a UserError names `where`."""
+        given = {name: value for name, value in self.evaluate.items() if name != "data" and value is not None}
+        return read_as(EvaluateRequest, {"model": self.train.model, **given}, f"{where}, evaluate")
+
     def row(self, name: str) -> Row:
         """The row of a name.
 
@@ -185,11 +186,9 @@ def _row(where: str, name: object, content: object) -> Row:
 
 
 def _check(where: str, recipe: CompareRecipe) -> None:
-    """Refuse values that do not fit together, and names of `evaluate` that mean nothing."""
+    """Refuse values that do not fit together."""
     train = recipe.train
-    for name in recipe.evaluate:
-        if name not in EVALUATE:
-            raise UserError(f"{where}, evaluate has {name!r}, which means nothing: {did_you_mean(name, EVALUATE)}")
+    recipe.evaluation(where)
     if recipe.evaluate.get("data") is None:
         raise UserError(f"{where}, evaluate lacks 'data': add it, or give it with `set` evaluate.data=FOLDER")
     scale = (train.augment or {}).get("scale", [])

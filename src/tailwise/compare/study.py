@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from tailwise.encoders.open_clip import model_id
 from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate import evaluate
 from tailwise.extras import versions
+from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import Step
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.progress import Track, silent
-from tailwise.requests import EvaluateRequest
 from tailwise.storage.local import locked, replacing
 
 logger = logging.getLogger(__name__)
@@ -41,19 +42,6 @@ RUNS, CACHE, RESULT, TRAINED = "runs", "cache", "result.json", "trained.json"
 NOT_DECIDING = {"workers", "max_rejected"}
 PATHS = {"classes", "templates", "train_counts", "pool"}
 PACKAGES = ("torch", "open_clip_torch", "numpy", "timm")  # that decide a training
-
-
-@dataclass(frozen=True)
-class Commands:
-    """How commands of tailwise are run on the catalog.
-
-    Attributes:
-        check: refuses a step whose options mean nothing.
-        run: runs one.
-    """
-
-    check: Callable[[Step], None]
-    run: Callable[[Step], None]
 
 
 @dataclass(frozen=True)
@@ -157,7 +145,7 @@ class Study:
         values: dict[str, Any] = json.loads(json.dumps(decides, default=str))
         return values
 
-    def do(self, run: Run, commands: Commands, track: Track = silent) -> dict[str, Any] | None:
+    def do(self, run: Run, runner: Runner, track: Track = silent) -> dict[str, Any] | None:
         """Trains and evaluates, unless that is done; a training that is whole isn't repeated for another evaluation.
 
         Returns:
@@ -171,12 +159,13 @@ class Study:
                 stack.enter_context(locked(run.folder / ".lock", str(run.folder)))
             except UserError:
                 return None
-            return self.result(run) or self._do(run, commands, track)
+            return self.result(run) or self._do(run, runner, track)
 
-    def _do(self, run: Run, commands: Commands, track: Track) -> dict[str, Any]:
-        trained, about = self._trained(run, commands, track)
+    def _do(self, run: Run, runner: Runner, track: Track) -> dict[str, Any]:
+        trained, about = self._trained(run, runner, track)
         start = time.perf_counter()
-        evaluations = evaluate(trained.checkpoint, self.recipe.evaluate["data"], self._options(), track=track)
+        request = self.recipe.evaluation(f"recipe {self.recipe.name!r}")
+        evaluations = evaluate(trained.checkpoint, self.recipe.evaluate["data"], request, track=track)
         for item in evaluations:
             if item.classes is not None:
                 with replacing(run.folder / f"classes-{item.name.replace('/', '_')}.parquet") as path:
@@ -190,7 +179,7 @@ class Study:
         write_json(run.folder / RESULT, result)
         return result
 
-    def _trained(self, run: Run, commands: Commands, track: Track) -> tuple[Trained, dict[str, Any]]:
+    def _trained(self, run: Run, runner: Runner, track: Track) -> tuple[Trained, dict[str, Any]]:
         note = run.folder / TRAINED
         if note.exists():
             about = read_json(note)
@@ -198,7 +187,7 @@ class Study:
             trained = Trained(**{**about["trained"], "checkpoint": run.folder / about["trained"]["checkpoint"]})
             if trained.checkpoint.exists():
                 return trained, about
-        commands.run(run.plan)
+        _run_quietly(runner, run.plan)
         plan = Plan(Catalog.open(self.recipe.catalog), str(run.plan.options["name"]))
         order_of(plan, self.recipe.train, run.row.compose, run.seed)  # refuses what can't be, before time is spent
         train = find_trainer(self.recipe.train.trainer)
@@ -233,15 +222,6 @@ class Study:
         write_json(note, about)
         return trained, about
 
-    def _options(self) -> EvaluateRequest:
-        given = {name: value for name, value in self.recipe.evaluate.items() if name != "data" and value is not None}
-        for name in PATHS & set(given):
-            given[name] = Path(given[name])
-        known = {item.name for item in fields(EvaluateRequest)}
-        return EvaluateRequest(
-            **{"model": self.recipe.train.model, **{name: given[name] for name in given if name in known}}
-        )
-
     def results(self) -> Iterator[dict[str, Any]]:
         """The results of the recipe's runs that are done."""
         for run in self.runs():
@@ -252,7 +232,7 @@ class Study:
 def compare(
     recipe: CompareRecipe,
     output: Path,
-    commands: Commands,
+    runner: Runner,
     *,
     only: Collection[str] = (),
     seeds: Collection[int] = (),
@@ -264,7 +244,7 @@ def compare(
     Args:
         recipe: what is compared.
         output: folder for all that comes of it.
-        commands: how plans are made, and what prepares the catalog.
+        runner: runs the steps that prepare the catalog and make the plans.
         only: names of rows; all by default.
         seeds: of the recipe's; all by default.
         tell: takes a line for each run; by default the log.
@@ -278,16 +258,20 @@ def compare(
     """
     study = Study(recipe, check_output_folder(output, "`output`", marks=[RUNS, CACHE]))
     for step in [*recipe.prepare, *(run.plan for run in study.runs())]:
-        commands.check(step)
+        if step.command == "import" and not recipe.sources:
+            raise UserError(
+                "the recipe imports a pool: give it with --set sources=[SHARDS,EMBEDDINGS], or --set prepare=[] for a catalog that is ready"
+            )
+        runner.job(step)  # refuses options that mean nothing
     for step in recipe.prepare:
-        commands.run(step)
+        _run_quietly(runner, step)
     runs = study.runs(only, seeds)
     for number, run in enumerate(runs, 1):
         line = f"[{number}/{len(runs)}] {run.label}"
         if (found := study.result(run)) is not None:
             tell(f"{line}: done already, {_told(found)}")
             continue
-        if (found := study.do(run, commands, track)) is None:
+        if (found := study.do(run, runner, track)) is None:
             tell(f"{line}: another process is at it")
             continue
         tell(f"{line}: {_told(found)}")
@@ -295,6 +279,12 @@ def compare(
     summary = summarize(recipe, study.results())
     write_summary(output, summary)
     return summary
+
+
+def _run_quietly(runner: Runner, step: Step) -> None:
+    job = runner.job(step)
+    with redirect_stdout(io.StringIO()):
+        job.run()
 
 
 def _told(result: Mapping[str, Any]) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tailwise.requests import ClusterRequest
+from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.embeddings import column_dimension
+from tailwise.shards.webdataset import read_shard
+from tailwise.sources import find
+
+if TYPE_CHECKING:
+    from tailwise.pipeline.run import Job
 
 # Samples per second, measured on 2 cores of an AMD EPYC; good to a factor of two or three, and too slow where there are more.
 IMPORTED = 35_000
@@ -19,6 +25,7 @@ PLANNED = 4_000_000
 WRITTEN = 150_000
 RESHARDED = 10_000
 PROBE = 768  # rows and columns of the matrices that are multiplied to measure
+DIMENSION, CLUSTERS = 768, 1000  # where they are not known
 SHARE = 0.4  # of that speed that the steps reach
 
 
@@ -28,13 +35,30 @@ class Pool:
 
     Attributes:
         samples: N.
+        about: how that is known, in words, if it is an estimate.
         dimension: d of the embeddings.
+        clusters: K of each clustering that is asked for.
         flops: floating-point operations per second.
     """
 
     samples: int
+    about: str
     dimension: int
+    clusters: Mapping[str, int]
     flops: float
+
+    @classmethod
+    def of(cls, catalog: Catalog | None, sources: Sequence[str], jobs: Sequence[Job]) -> Pool:
+        """Return the pool of a catalog; before there is one, that of its sources, by the first tar."""
+        clusters = {str(job.makes): job.asked["k"] or 0 for job in jobs if job.step.command == "cluster"}
+        samples, about, dimension = 0, "an unknown number, for now ", None
+        if catalog is not None:
+            samples, about, dimension = catalog.snapshot().rows, "", column_dimension(catalog, "image")
+        elif tars := find(sources).tars:
+            path, size = next(iter(tars.items()))
+            samples = round(read_shard(path).samples.num_rows * sum(tars.values()) / max(size, 1))
+            about = f"{len(tars):,} tars, about "
+        return cls(samples, about, dimension or DIMENSION, clusters, matrix_speed())
 
 
 def matrix_speed() -> float:
@@ -48,16 +72,22 @@ def matrix_speed() -> float:
     return rounds * 2 * PROBE**3 / (time.perf_counter() - start)
 
 
-def _cluster_seconds(pool: Pool, options: Mapping[str, Any]) -> float:
-    centroids = float(options.get("k") or 1000)
-    points = float(options.get("points-per-centroid") or ClusterRequest.points_per_centroid)
-    rounds = float(options.get("iterations") or ClusterRequest.iterations)
+def duration(seconds: float) -> str:
+    """Return a time in the unit that fits: 3 h."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{max(seconds, 1):.0f} s"
+
+
+def _cluster_seconds(pool: Pool, asked: Mapping[str, Any]) -> float:
+    centroids, points, rounds = (float(asked[name] or CLUSTERS) for name in ("k", "points_per_centroid", "iterations"))
     fitted = min(pool.samples, centroids * points)
     return 2 * pool.dimension * centroids * (fitted * rounds + pool.samples) / (SHARE * pool.flops)
 
 
-def _dedup_seconds(pool: Pool, options: Mapping[str, Any]) -> float:
-    centroids = float(options.get("k") or 1000)
+def _dedup_seconds(pool: Pool, asked: Mapping[str, Any]) -> float:
+    centroids = float(pool.clusters.get(asked["clustering"]) or CLUSTERS)
     return pool.dimension * pool.samples**2 / centroids / (SHARE * pool.flops)
 
 
@@ -70,9 +100,9 @@ SECONDS: Mapping[str, Callable[[Pool, Mapping[str, Any]], float]] = {
     "cluster": _cluster_seconds,
     "dedup": _dedup_seconds,
     "filter": _at(FILTERED),
-    "group": lambda pool, options: pool.samples / (MATCHED if "entries" in options else FILTERED),
-    "plan": lambda pool, options: pool.samples / (MATCHED if "entries" in options else PLANNED),
+    "group": lambda pool, asked: pool.samples / (MATCHED if asked["entries"] else FILTERED),
+    "plan": lambda pool, asked: pool.samples / (MATCHED if asked["entries"] else PLANNED),
     "draw": _at(WRITTEN),
-    "export": lambda pool, options: pool.samples / (RESHARDED if options.get("to") == "shards" else WRITTEN),
+    "export": lambda pool, asked: pool.samples / (RESHARDED if asked["to"] == "shards" else WRITTEN),
     "excluded": _at(WRITTEN),
 }

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from tailwise.errors import UserError
 from tailwise.recipes.recipe import with_folder
 from tailwise.recipes.schema import Text, Texts, Values, read_as
 from tailwise.recipes.yaml_file import read_yaml
 from tailwise.spelling import OLD_COMMANDS, new_spelling
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "run"
+STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "train", "draw", "export", "excluded")
+TRAINER = "open-clip"  # option of train: the arguments of open_clip's trainer, by name
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,63 @@ class Step:
         """What tells it from other steps of the same command: command:name."""
         name = self.options.get("name")
         return f"{self.command}:{name}" if name is not None else self.command
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option or an argument of a command, as a step gives it.
+
+    Attributes:
+        parameter: name in Python.
+        names: names in recipes; a switch may have a second one, which turns it off.
+        kind: type of the value.
+        default: value that it has where the step does not give it; `inspect.Parameter.empty` if the step has to.
+        argument: whether it stands without its name on the command line.
+    """
+
+    parameter: str
+    names: Sequence[str]
+    kind: Any
+    default: Any
+    argument: bool
+
+    def read(self, name: str, value: object) -> Any:  # noqa: ANN401  (of the option's kind)
+        """Return a value of YAML, or a text, as the command takes it; a UserError says what is allowed."""
+        if self.kind == list[str]:
+            pairs = [f"{key}={item}" for key, item in value.items()] if isinstance(value, Mapping) else value
+            return [str(each) for each in (pairs if isinstance(pairs, list) else [pairs])]
+        if self.kind is bool:
+            return read_as(bool, value, name) == (name == self.names[0])
+        return read_as(self.kind, value if isinstance(value, list | Mapping) else str(value), name)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that a step can be.
+
+    Attributes:
+        options: all that it takes, by the names in recipes, in the order of the command line.
+        ready: takes the values of all parameters; returns the call, with its request made and checked.
+    """
+
+    options: Mapping[str, Option]
+    ready: Callable[..., Callable[..., None]]
+
+    def words(self, given: Mapping[str, Any]) -> list[str]:
+        """Return what a user would type after the command, for values by name."""
+        flags: list[str] = []
+        arguments: dict[str, list[str]] = {}
+        for name, value in given.items():
+            option, texts = self.options[name], [str(each) for each in (value if isinstance(value, list) else [value])]
+            if option.argument:
+                if name != TRAINER and any(text.startswith("-") for text in texts):  # the line would give an option
+                    raise UserError(f"{name} is {value!r}: must not begin with a dash")
+                arguments[name] = ["--"] * (name == TRAINER) + texts
+            elif option.kind is bool:
+                flags += [f"--{shown}" for shown in option.names[not value :][:1]]
+            else:
+                flags += [word for text in texts for word in (f"--{name}", text)]
+        return [*flags, *(text for name in self.options for text in arguments.get(name, ()))]
 
 
 def _command_and_options(content: object) -> object:
@@ -89,3 +149,18 @@ def load_pipeline(name: str) -> Pipeline:
     """
     path, content = read_yaml(name, FOLDER)
     return read_as(Pipeline, with_folder(content, path.parent), f"recipe {path}")
+
+
+def with_settings(steps: Sequence[Step], settings: Sequence[str]) -> list[Step]:
+    """Return steps with other options, given as STEP.OPTION=VALUE; STEP is a label, or a command that only one step has."""
+    changed = list(steps)
+    for text in settings:
+        target, _, value = text.partition("=")
+        label, dot, option = target.rpartition(".")
+        found = [step for step in changed if label == step.label] or [step for step in changed if label == step.command]
+        if not dot or not value or len(found) != 1:
+            labels = ", ".join(step.label for step in steps)
+            raise UserError(f"--set {text!r}: give STEP.OPTION=VALUE, where STEP is one of {labels}")
+        setting = Step(found[0].command, {option: value})
+        changed[changed.index(found[0])] = Step(setting.command, {**found[0].options, **setting.options})
+    return changed

@@ -82,10 +82,10 @@ def load_recipe(name: str) -> Recipe:
     return recipe
 
 
-def with_folder(value: Any, folder: Path) -> Any:  # noqa: ANN401  (whatever YAML holds)
-    """The same, with the recipe's folder in place of {folder}."""
+def with_folder(value: Any, folder: Path, mark: str = HERE) -> Any:  # noqa: ANN401  (whatever YAML holds)
+    """Return the same, with a folder in place of a mark: by default the recipe's own."""
     if isinstance(value, str):
-        return value.replace(HERE, str(folder))
+        return value.replace(mark, str(folder))
     if isinstance(value, Mapping):
-        return {name: with_folder(item, folder) for name, item in value.items()}
-    return [with_folder(item, folder) for item in value] if isinstance(value, list) else value
+        return {name: with_folder(item, folder, mark) for name, item in value.items()}
+    return [with_folder(item, folder, mark) for item in value] if isinstance(value, list) else value

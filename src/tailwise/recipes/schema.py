@@ -12,6 +12,7 @@ from tailwise.text import did_you_mean
 
 UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "array": "a list"}
+KINDS |= {"boolean": "true or false"}
 BOUNDS = {"minimum": "of at least", "maximum": "and at most"}
 T = TypeVar("T")
 

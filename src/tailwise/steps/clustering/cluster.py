@@ -30,7 +30,7 @@ from tailwise.kernels.kmeans import KMeansResult, seeding_rows
 from tailwise.kernels.lloyd import CARRY_BYTES
 from tailwise.kernels.screening import faster_precision
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
-from tailwise.requests import ClusterRequest, at_least, bytes_of, refuse_idle
+from tailwise.requests import ClusterRequest, at_least, bytes_of
 from tailwise.steps.clustering.fit import DrawRows, TrainingRows, fit
 from tailwise.steps.clustering.tasks import CHUNK_ROWS, Assign, Count, CountNeighbours, Histogram, Rank, Rows
 from tailwise.text import did_you_mean
@@ -52,11 +52,7 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, context: Con
         UserError: embeddings are missing, K is out of bounds, memory doesn't suffice, or the clustering is collapsed.
     """
     catalog, context = Catalog.open(catalog), context or Context()
-    if (request.k is None) == (request.extends is None):
-        raise UserError("give either `k` K or `extends` CLUSTERING")
     if request.extends is not None:
-        used = {"extends", "name", "without", "max_memory", "device", "force"}
-        refuse_idle(request, used, "with `extends`: the centroids are there already")
         return _extend(catalog, request.extends, request, context)
     snapshot, k, column = catalog.snapshot(), request.k or 0, request.column
     if column not in (known := {*MODALITIES, *column_names(catalog)}):

@@ -17,7 +17,7 @@ from tailwise.catalog.files import create_array, file_digest
 from tailwise.errors import NotFoundError, UserError
 from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
-from tailwise.requests import GroupRequest, refuse_given, refuse_idle
+from tailwise.requests import GroupRequest, refuse_given
 from tailwise.shards.columns import unwrapped
 from tailwise.steps.grouping.entries import group_by_entry
 from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, check_count, make_grouping
@@ -44,16 +44,10 @@ def group(catalog: Catalog | str | Path, request: GroupRequest, track: Track = s
             or too few captions hold an entry.
     """
     catalog = Catalog.open(catalog)
-    if (request.by is None) == (request.entries is None):
-        raise UserError("give one of `by` COLUMN and `entries` FILE")
     if request.missing not in MISSING:
         raise UserError(f"`missing` {request.missing!r}: use {' or '.join(MISSING)}")
-    shared = {"name", "missing", "without"}
     if request.entries is not None:
-        own = {"entries", "ignore_case", "max_misses", "allow_misses", "workers"}
-        refuse_idle(request, own | shared, "with `entries`")
         return group_by_entry(catalog, request.entries, request, track)
-    refuse_idle(request, {"by", "file", "max_rejected", *shared}, "without `entries`")
     if request.file is None:
         refuse_given(request, {"max_rejected"}, "without `file`")
     return _by_column(catalog, str(request.by), request, track)

@@ -39,6 +39,14 @@ BY_RATE = {
 }
 
 
+def check_method(method: str) -> None:
+    """Refuse a method that is unknown, or empty; a UserError names the known ones."""
+    known = [*METHODS, *BY_RATE]
+    if method not in known:
+        unknown = f"unknown method {method!r}: {did_you_mean(method, known)}"
+        raise UserError(unknown if method else f"give a `method`: one of {', '.join(known)}")
+
+
 def make_plan(catalog: Catalog | str | Path, name: str, request: PlanRequest, track: Track = silent) -> Plan:
     """Make a plan, or open the finished one of the same request.
 
@@ -52,10 +60,7 @@ def make_plan(catalog: Catalog | str | Path, name: str, request: PlanRequest, tr
         UserError: the request is out of bounds or contradicts itself, or another plan has this name.
     """
     catalog = Catalog.open(catalog)
-    known = [*METHODS, *BY_RATE]
-    if request.method not in known:
-        given = f"unknown method {request.method!r}: {did_you_mean(request.method, known)}"
-        raise UserError(given if request.method else f"give a `method`: one of {', '.join(known)}")
+    check_method(request.method)
     if chosen := BY_RATE.get(request.method):
         drawn = {"draw"} if request.draw == "bernoulli" else set()  # by which they draw
         used = {"method", "dynamic", "seed", *chosen.own, *chosen.shared, *drawn}

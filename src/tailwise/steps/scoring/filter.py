@@ -16,7 +16,7 @@ import pyarrow as pa
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors, write_drops
-from tailwise.catalog.scores import plain_name
+from tailwise.catalog.kinds import plain_name
 from tailwise.errors import UserError
 from tailwise.kernels.selection import order_statistics
 from tailwise.mapped import release_pages

@@ -1,0 +1,259 @@
+"""Run a pipeline: read each step as its command takes it, refuse what cannot be, and do what is not done."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tailwise.catalog.artifacts import parameters
+from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.embeddings import MODALITIES, part_marker
+from tailwise.catalog.files import read_record
+from tailwise.catalog.kinds import CLUSTERING, KINDS, MADE_BY
+from tailwise.catalog.layout import HEADER, MANIFEST
+from tailwise.errors import NotFoundError, UserError
+from tailwise.pipeline.costs import SECONDS, Pool, duration
+from tailwise.pipeline.exports import OUTPUTS, is_exported, is_taken
+from tailwise.pipeline.steps import TRAINER, Command, Option, Step
+from tailwise.plan.methods import METHODS
+from tailwise.recipes import Phase, load_recipe
+from tailwise.recipes.recipe import with_folder
+from tailwise.recipes.schema import Values, read_as
+from tailwise.requests import ClusterRequest
+from tailwise.steps.planning.plan import check_method
+from tailwise.text import did_you_mean, option_words
+from tailwise.train.arguments import ALLOW_CODE, refuse_code
+from tailwise.train.runs import read_run
+
+DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins what isn't there, goes on with what is
+OUTPUT = "{output}"  # in a value of a step: the folder for exports
+CHECKPOINT = "checkpoint:"
+CODE = {"methods", "allow-code"}  # options of steps that run code of the recipe
+GIVEN = ("catalog", "paths", "json", "place")  # of commands, and not for recipes to give
+# Commands that may refuse a number of workers → whether they do, by the options of the step.
+ALONE: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "export": lambda options: options.get("to") != "shards",
+    "group": lambda options: "entries" not in options,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step, ready to run.
+
+    Attributes:
+        step: of the recipe.
+        asked: values of all parameters of its command, by their names in Python.
+        line: what a user would type.
+        run: the command; takes parameters to change.
+    """
+
+    step: Step
+    asked: Mapping[str, Any]
+    line: str
+    run: Callable[..., None]
+
+    @property
+    def makes(self) -> str | None:
+        """Name of the artifact that it makes; None where users name none."""
+        kind = MADE_BY.get(self.step.command)
+        return kind.made_by[self.step.command](self.asked) if kind else None
+
+    def run_folders(self) -> list[Path]:
+        """Return the folders of a training's phases."""
+        recipe = load_recipe(self.asked["recipe"]) if self.asked["recipe"] else None
+        phases = recipe.phases if recipe is not None else (Phase(),)
+        folders = []
+        for number, phase in enumerate(phases, 1):
+            given = {**phase.open_clip, **_trainer(self.step)}
+            name = given.get("name") or f"{self.asked['name']}{f'-{recipe.name}' if recipe else ''}"
+            folders.append(Path(given.get("logs") or "logs") / f"{name}{f'-phase{number}' * (len(phases) > 1)}")
+        return folders
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What runs steps.
+
+    Attributes:
+        commands: commands that steps can be, by name.
+        catalog: folder of the catalog.
+        sources: what is imported.
+        output: folder for exports.
+        workers: processes, where a step does not say.
+        allow_code: let steps run code of the recipe.
+    """
+
+    commands: Mapping[str, Command]
+    catalog: Path
+    sources: Sequence[str] = ()
+    output: Path | None = None
+    workers: int | None = None
+    allow_code: bool = False
+
+    def job(self, step: Step) -> Job:
+        """Return a step as its command takes it.
+
+        Raises:
+            UserError: command or options are unknown, a value is missing or not allowed, or the step runs code of the recipe.
+        """
+        if step.command not in self.commands:
+            raise UserError(f"step {step.command!r} is none: {did_you_mean(step.command, self.commands)}")
+        command = self.commands[step.command]
+        known = [name for name in command.options if name not in GIVEN]
+        for name in step.options:
+            if name not in known:
+                raise UserError(f"step {step.label} has {name!r}, which means nothing: {did_you_mean(name, known)}")
+        with _naming(step):
+            step = self._placed(step, command.options.get("output"))
+            self._refuse_code(step)
+            options = self._options(step, known)
+            given = {name: command.options[name].read(name, value) for name, value in options.items()}
+            asked = {option.parameter: option.default for option in command.options.values()}
+            asked |= {command.options[name].parameter: value for name, value in given.items()}
+            for name, option in command.options.items():
+                if asked[option.parameter] is inspect.Parameter.empty:
+                    raise UserError(f"{name} is missing: add it")
+            shown = {name: options[name] if isinstance(value, float) else value for name, value in given.items()}
+            line = shlex.join(["tailwise", step.command, *command.words(shown)])
+            return Job(step, asked, line, command.ready(**asked))
+
+    def _options(self, step: Step, known: Collection[str]) -> dict[str, Any]:
+        """Return the options of a step, with those that all steps share."""
+        options = {**DEFAULTS.get(step.command, {}), **step.options}
+        options = {name: value for name, value in options.items() if value is not None}
+        if TRAINER in options:
+            options[TRAINER] = option_words(_trainer(step))
+        alone = ALONE.get(step.command)
+        if self.workers is not None and "workers" in known and not (alone and alone(options)):
+            options.setdefault("workers", self.workers)
+        if self.allow_code and "allow-code" in known:
+            options["allow-code"] = True
+        if step.command != "import":
+            return {**options, "catalog": self.catalog}
+        if not self.sources:
+            raise UserError("no source is given: tailwise run RECIPE SOURCE... CATALOG")
+        return {**options, "paths": [*self.sources, str(self.catalog)]}
+
+    def _placed(self, step: Step, output: Option | None) -> Step:
+        """Return a step with the folder for exports in its values."""
+        options = dict(step.options)
+        if output is not None:
+            if options.get("output") is None:
+                raise UserError("output is missing: name the file to write")
+            options["output"] = str(Path(OUTPUT) / output.read("output", options["output"]))
+        if self.output is None and OUTPUT in str(options):
+            raise UserError(f"a value lies in {OUTPUT}: name that folder with --output")
+        return Step(step.command, with_folder(options, self.output or Path(), OUTPUT))
+
+    def _refuse_code(self, step: Step) -> None:
+        """Refuse a step that runs code of its recipe, unless the user allows that."""
+        for option in () if self.allow_code else CODE & step.options.keys():
+            raise UserError(f"{option} is {step.options[option]!r}, which runs code: {ALLOW_CODE}")
+        refuse_code(TRAINER, _trainer(step), allowed=self.allow_code)
+        if step.command == "train" and (name := step.options.get("recipe")) is not None:
+            for phase in load_recipe(str(name)).phases:
+                refuse_code(f"recipe {name}: open_clip", phase.open_clip, allowed=self.allow_code)
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Refuse jobs that name what neither an earlier job makes nor the catalog holds, unknown methods, and lists that are not there."""
+        made: set[tuple[str, str | Path | None]] = set()
+        for job in jobs:
+            with _naming(job.step):
+                self._check(job, made)
+            made.add((job.step.command, job.makes))
+            made |= {("train", folder) for folder in (job.run_folders() if job.step.command == "train" else ())}
+
+    def _check(self, job: Job, made: Collection[tuple[str, str | Path | None]]) -> None:
+        command, method = job.step.command, METHODS.get(str(job.asked.get("method")))
+        for kind in (kind for kind in KINDS if command in kind.named_by):
+            option, makers = kind.named_by[command], kind.makers_for.get(command, tuple(kind.made_by))
+            names = job.asked[option] or []
+            if not names and kind is CLUSTERING and method is not None and method.grouping == "clusters":
+                names = ClusterRequest.name
+            for name in [names] if isinstance(names, str) else names:
+                if not any((maker, name) in made for maker in makers) and not kind.path(self.catalog, name).exists():
+                    raise UserError(
+                        f"{option} is {name!r}, which no step before it makes, and {self.catalog} has none: "
+                        f"add a step {' or '.join(makers)}"
+                    )
+        encoder = str(job.asked.get("encoder"))
+        checkpoint = Path(encoder.removeprefix(CHECKPOINT)).expanduser()
+        trained = any(("train", folder) in made for folder in (checkpoint, *checkpoint.parents))
+        if encoder.startswith(CHECKPOINT) and not trained and not checkpoint.exists():
+            raise UserError(
+                f"encoder is {encoder!r}, which no step before it trains, and there is none: add a step train"
+            )
+        if (given := job.asked.get("method")) is not None and job.asked["methods"] is None:
+            check_method(given)
+        if (entries := job.asked.get("entries")) is not None and not entries.is_file():
+            raise NotFoundError(f"entries is {str(entries)!r}, which is no file")
+
+    def open(self) -> Catalog | None:
+        """Return the catalog; None if nothing has been imported."""
+        opened = Catalog.open(self.catalog) if (self.catalog / HEADER).exists() else None
+        return opened if opened is not None and opened.snapshots() else None
+
+    def states(self, jobs: Sequence[Job], pool: Pool) -> Iterator[tuple[str, str]]:
+        """Yield for each job whether its result is there, or the time it takes; and what would have it refused, or ""."""
+        opened = self.open()
+        for job in jobs:
+            if opened is not None and DONE.get(job.step.command, _is_finished)(opened, job):
+                other = _other_settings(opened, job)
+                yield "other settings" if other else "is there", other
+            elif job.step.command in OUTPUTS and is_taken(self.catalog, job):
+                yield "other contents", f"{job.asked['output']}: give another output, or delete it"
+            else:
+                cost = SECONDS.get(job.step.command)
+                yield f"about {duration(cost(pool, job.asked))}" if cost else "time unknown", ""
+
+
+@contextmanager
+def _naming(step: Step) -> Iterator[None]:
+    """Name the step in errors."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (f"step {step.label}: {error}",)
+        raise
+
+
+def _trainer(step: Step) -> Mapping[str, Any]:
+    return read_as(Values, step.options.get(TRAINER), TRAINER)  # type: ignore[type-abstract]
+
+
+def _is_finished(catalog: Catalog, job: Job) -> bool:
+    return job.makes in MADE_BY[job.step.command].finished(catalog.folder)
+
+
+def _is_embedded(catalog: Catalog, job: Job) -> bool:
+    columns = MODALITIES if job.asked["column"] == "both" else (job.asked["column"],)
+    return all(part_marker(catalog, column, part).exists() for column in columns for part in catalog.parts())
+
+
+# Whether something of the name that a job makes is there; whether it is the same, the job itself will see.
+DONE: Mapping[str, Callable[[Catalog, Job], bool]] = {
+    "import": lambda *_: True,
+    "embed": _is_embedded,
+    "train": lambda _, job: all((read_run(folder) or {}).get("finished") for folder in job.run_folders()),
+    **dict.fromkeys(OUTPUTS, is_exported),
+}
+
+
+def _other_settings(catalog: Catalog, job: Job) -> str:
+    """Return what differs between a finished artifact and the options that the step gives, or ""."""
+    kind = MADE_BY.get(job.step.command)
+    if kind is None or job.step.command == "import":
+        return ""
+    made = parameters(read_record(kind.path(catalog.folder, str(job.makes)) / MANIFEST)["identity"])
+    given = [option.replace("-", "_") for option in job.step.options]
+    names = [name for name in given if name in made and name in job.asked]
+    changed = [
+        f"`{name}` {made[name]} → {job.asked[name]}" for name in names if str(made[name]) != str(job.asked[name])
+    ]
+    return ", ".join(changed)
