@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +28,10 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from tailwise.catalog import Catalog
+from tailwise.cli import main
 from tailwise.kernels.grid import unit_rows_on_grid
 from tailwise.kernels.keyed import random_below, stream_key
+from tailwise.log import LOGGER
 from tailwise.steps.importing.pool import import_pool
 
 
@@ -83,6 +91,50 @@ def make_tar():
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def run_tailwise():
+    """`run_tailwise(*words, code=0)` runs a command in this process, and asserts its exit code → as of `subprocess.run`.
+
+    It calls the function that the program calls, and restores the state of this process. Output of worker processes is not captured.
+    """
+
+    def run(*words, code=0):
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        command = ["tailwise", *map(str, words)]
+        with _as_before(), pytest.MonkeyPatch.context() as patch:
+            for name, value in (("argv", command), ("stdout", out), ("stderr", err)):
+                patch.setattr(sys, name, value)
+            with pytest.raises(SystemExit) as end:
+                main()
+        told, wrong = (stream.buffer.getvalue().decode() for stream in (out, err))
+        returned = int(end.value.code or 0)
+        assert returned == code, told + wrong
+        return subprocess.CompletedProcess(command, returned, told, wrong)
+
+    return run
+
+
+@contextmanager
+def _as_before():
+    """Restore what the command line sets for its whole process: signals, the log, warnings, the environment, the number of open files."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    log, level, propagates, environment = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate, dict(os.environ)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hook, factory, form = sys.excepthook, logging.getLogRecordFactory(), warnings.formatwarning
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        LOGGER.handlers[:], LOGGER.propagate = log, propagates
+        LOGGER.setLevel(level)
+        os.environ.clear()
+        os.environ.update(environment)
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+        sys.excepthook, warnings.formatwarning = hook, form
+        logging.setLogRecordFactory(factory)
 
 
 @pytest.fixture(scope="session")

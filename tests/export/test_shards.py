@@ -452,21 +452,19 @@ def test_removed_samples_come_no_more_and_make_it_another_export(thrice, tmp_pat
 # --- the command --------------------------------------------------------------------------------------------------------
 
 
-def test_the_command(thrice, tmp_path, forget_fingerprints):
-    command = [sys.executable, "-m", "tailwise", "export", str(thrice.catalog.folder), "thrice", "--to"]
+def test_the_command(run_tailwise, thrice, tmp_path, forget_fingerprints):
+    command = ["export", thrice.catalog.folder, "thrice", "--to"]
     options = ["shards", str(tmp_path / "out"), "--shard-samples", "50", "--workers", "1", "--epoch", "1", "--json"]
     overwrite_captions(thrice, [2])
     forget_fingerprints(thrice.catalog)
-    result = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    result = run_tailwise(*command, *options)
     assert json.loads(result.stdout) == {
         "output": str(tmp_path / "out"),
         "entries": 278,
         "rejected": {"caption is not UTF-8": 2},
         "unused_drop_lists": [],
     }
-    result = subprocess.run([*command, *options[:-1]], capture_output=True, text=True, check=True)
+    result = run_tailwise(*command, *options[:-1])
     assert "278 entries" in result.stdout and "left out, caption is not UTF-8: 2" in result.stdout
-    result = subprocess.run(
-        [*command, "keys", str(tmp_path / "k"), "--max-rejected", "0.5"], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 2 and "for the export to shards only" in result.stderr
+    result = run_tailwise(*command, "keys", tmp_path / "k", "--max-rejected", "0.5", code=2)
+    assert "for the export to shards only" in result.stderr
