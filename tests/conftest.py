@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import logging
+import multiprocessing
 import os
 import resource
 import shutil
@@ -33,6 +34,13 @@ from tailwise.kernels.grid import unit_rows_on_grid
 from tailwise.kernels.keyed import random_below, stream_key
 from tailwise.log import LOGGER
 from tailwise.steps.importing.pool import import_pool
+
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    # There are as many of these processes as processors. Each keeps to one: threads of two on one processor wait for each other,
+    # and a command that starts a worker for each processor pays for the start of the workers.
+    PROCESSORS = sorted(os.sched_getaffinity(0))
+    NUMBER = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    os.sched_setaffinity(0, {PROCESSORS[NUMBER % len(PROCESSORS)]})
 
 
 def image_bytes(seed=0, kind="JPEG", side=8):
@@ -114,6 +122,54 @@ def run_tailwise():
         return subprocess.CompletedProcess(command, returned, told, wrong)
 
     return run
+
+
+FORKED = """
+import multiprocessing, os, sys
+multiprocessing.set_start_method(None, force=True)  # as in a program; this process's own way was the fork server
+for number, path in enumerate(streams, 1):
+    with open(path, "ab") as stream:
+        os.dup2(stream.fileno(), number)
+os.setsid()
+os.environ.clear()
+os.environ.update(environment)
+sys.modules["torch"].set_num_threads(1)
+sys.argv = arguments
+exec(compile(code, "forked program", "exec"), {"__name__": "__main__"})
+"""
+
+
+@pytest.fixture(scope="session")
+def fork_python():
+    """`fork_python(code, *arguments, out, err=None, **environment)` starts a program in a process of its own → of `multiprocessing`.
+
+    The process is the fork of one that has imported torch, numba and open_clip's trainer: it starts at once, where `python -c` takes
+    seconds. It has a session of its own and computes with one thread. None removes a variable from its environment. Its output is
+    appended to the file `out`, and its errors to the file `err`, or to `out` too.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "numba", "tailwise.cli", "tailwise.loader.loader", "tailwise.train.launch"]
+    )
+
+    def start(code, *arguments, out, err=None, **environment):
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
+        names = {
+            "code": code,
+            "streams": [str(out), str(err or out)],
+            "environment": {name: value for name, value in environment.items() if value is not None},
+            "arguments": ["tailwise", *map(str, arguments)],
+        }
+        Path(out).touch()
+        process = context.Process(target=exec, args=(FORKED, names))
+        process.start()
+        started.append(process)
+        return process
+
+    started = []
+    yield start
+    for process in started:  # those of a test that failed; the interpreter would wait for them
+        process.kill()
 
 
 @contextmanager
