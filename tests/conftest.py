@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
+import multiprocessing
 import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +29,18 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from tailwise.catalog import Catalog
+from tailwise.cli import main
 from tailwise.kernels.grid import unit_rows_on_grid
 from tailwise.kernels.keyed import random_below, stream_key
+from tailwise.log import LOGGER
 from tailwise.steps.importing.pool import import_pool
+
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    # There are as many of these processes as processors. Each keeps to one: threads of two on one processor wait for each other,
+    # and a command that starts a worker for each processor pays for the start of the workers.
+    PROCESSORS = sorted(os.sched_getaffinity(0))
+    NUMBER = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    os.sched_setaffinity(0, {PROCESSORS[NUMBER % len(PROCESSORS)]})
 
 
 def image_bytes(seed=0, kind="JPEG", side=8):
@@ -83,6 +99,98 @@ def make_tar():
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def run_tailwise():
+    """`run_tailwise(*words, code=0)` runs a command in this process, and asserts its exit code → as of `subprocess.run`.
+
+    It calls the function that the program calls, and restores the state of this process. Output of worker processes is not captured.
+    """
+
+    def run(*words, code=0):
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        command = ["tailwise", *map(str, words)]
+        with _as_before(), pytest.MonkeyPatch.context() as patch:
+            for name, value in (("argv", command), ("stdout", out), ("stderr", err)):
+                patch.setattr(sys, name, value)
+            with pytest.raises(SystemExit) as end:
+                main()
+        told, wrong = (stream.buffer.getvalue().decode() for stream in (out, err))
+        returned = int(end.value.code or 0)
+        assert returned == code, told + wrong
+        return subprocess.CompletedProcess(command, returned, told, wrong)
+
+    return run
+
+
+FORKED = """
+import multiprocessing, os, sys
+multiprocessing.set_start_method(None, force=True)  # as in a program; this process's own way was the fork server
+for number, path in enumerate(streams, 1):
+    with open(path, "ab") as stream:
+        os.dup2(stream.fileno(), number)
+os.setsid()
+os.environ.clear()
+os.environ.update(environment)
+sys.modules["torch"].set_num_threads(1)
+sys.argv = arguments
+exec(compile(code, "forked program", "exec"), {"__name__": "__main__"})
+"""
+
+
+@pytest.fixture(scope="session")
+def fork_python():
+    """`fork_python(code, *arguments, out, err=None, **environment)` starts a program in a process of its own → of `multiprocessing`.
+
+    The process is the fork of one that has imported torch, numba and open_clip's trainer: it starts at once, where `python -c` takes
+    seconds. It has a session of its own and computes with one thread. None removes a variable from its environment. Its output is
+    appended to the file `out`, and its errors to the file `err`, or to `out` too.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "numba", "tailwise.cli", "tailwise.loader.loader", "tailwise.train.launch"]
+    )
+
+    def start(code, *arguments, out, err=None, **environment):
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
+        names = {
+            "code": code,
+            "streams": [str(out), str(err or out)],
+            "environment": {name: value for name, value in environment.items() if value is not None},
+            "arguments": ["tailwise", *map(str, arguments)],
+        }
+        Path(out).touch()
+        process = context.Process(target=exec, args=(FORKED, names))
+        process.start()
+        started.append(process)
+        return process
+
+    started = []
+    yield start
+    for process in started:  # those of a test that failed; the interpreter would wait for them
+        process.kill()
+
+
+@contextmanager
+def _as_before():
+    """Restore what the command line sets for its whole process: signals, the log, warnings, the environment, the number of open files."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    log, level, propagates, environment = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate, dict(os.environ)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hook, factory, form = sys.excepthook, logging.getLogRecordFactory(), warnings.formatwarning
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        LOGGER.handlers[:], LOGGER.propagate = log, propagates
+        LOGGER.setLevel(level)
+        os.environ.clear()
+        os.environ.update(environment)
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+        sys.excepthook, warnings.formatwarning = hook, form
+        logging.setLogRecordFactory(factory)
 
 
 @pytest.fixture(scope="session")

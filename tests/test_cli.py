@@ -1,4 +1,4 @@
-"""The commands as a user runs them: in a process of their own."""
+"""The commands as a user runs them: in this process, except where a process of their own is the point."""
 
 import json
 import os
@@ -13,14 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 
-def run(*arguments, code=0):
-    command = [sys.executable, "-m", "tailwise", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == code, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    if code == 2 and result.stderr.startswith("tailwise:"):
-        assert result.stderr.count("\n") == 1
-    return result.stdout if code == 0 else result.stderr
+@pytest.fixture(scope="module")
+def run(run_tailwise):
+    """`run(*words, code=0)` → the standard output of a command, or the standard error of one that fails."""
+
+    def run(*words, code=0):
+        done = run_tailwise(*words, code=code)
+        if code == 2 and done.stderr.startswith("tailwise:"):
+            assert done.stderr.count("\n") == 1
+        return done.stdout if code == 0 else done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def pool(tmp_path_factory, make_tar, make_embeddings, make_image):
     return folder
 
 
-def test_the_five_commands(pool, tmp_path):
+def test_the_five_commands(run, pool, tmp_path):
     catalog = tmp_path / "catalog"
     printed = run("import", pool / "shards", pool / "embeddings", catalog)
     assert "imported 300 samples in 1 shards" in printed
@@ -85,7 +88,7 @@ def test_the_five_commands(pool, tmp_path):
     assert "complete" in run("status", catalog)
 
 
-def test_embedding_from_the_shards(pool, tmp_path):
+def test_embedding_from_the_shards(run, pool, tmp_path):
     run("import", pool / "shards", tmp_path / "catalog")
     assert "no image embeddings" in run("cluster", tmp_path / "catalog", "--clusters", 3, code=2)
     assert "300 of 300" in run("embed", tmp_path / "catalog", "--encoder", "pixels", "--workers", 2)
@@ -96,7 +99,7 @@ def test_embedding_from_the_shards(pool, tmp_path):
     assert "encoders can't be mixed" in error
 
 
-def test_relocated_shards_are_found_again(pool, tmp_path):
+def test_relocated_shards_are_found_again(run, pool, tmp_path):
     moved = tmp_path / "moved"
     moved.mkdir()
     (moved / "00000.tar").write_bytes((pool / "shards" / "00000.tar").read_bytes())
@@ -114,7 +117,7 @@ def test_relocated_shards_are_found_again(pool, tmp_path):
     assert "files are what was written" in run("verify", tmp_path / "catalog")
 
 
-def test_mistakes_are_one_line_and_exit_code_2(pool, tmp_path):
+def test_mistakes_are_one_line_and_exit_code_2(run, pool, tmp_path):
     catalog = tmp_path / "catalog"
     (tmp_path / "empty").mkdir()
     assert "nothing to import in" in run("import", tmp_path / "empty", catalog, code=2)
@@ -192,11 +195,21 @@ def test_commands_without_products_of_matrices_do_not_import_torch(pool, tmp_pat
     assert not done.returncode, done.stderr
 
 
+def test_the_program_prints_and_exits_as_the_function_does(run_tailwise, tmp_path):
+    for words, code in ((["--version"], 0), (["status", "--help"], 0), (["status", tmp_path], 2), (["statsu"], 2)):
+        command = [sys.executable, "-m", "tailwise", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        same = run_tailwise(*words, code=code)
+        assert done.returncode == same.returncode
+        assert done.stderr == same.stderr
+        assert done.stdout == same.stdout
+
+
 @pytest.mark.parametrize(
     "command",
     ["import", "embed", "cluster", "plan", "explain", "draw", "export", "status", "verify", "relocate", "demo"],
 )
-def test_every_help_shows_an_example(command):
+def test_every_help_shows_an_example(run, command):
     assert f"tailwise {command}" in run(command, "--help")
 
 
@@ -243,7 +256,7 @@ def children(pid):
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
-def test_without_a_place_for_compiled_code(pool, tmp_path):
+def test_without_a_place_for_compiled_code(run, pool, tmp_path):
     code = (
         "import numba.core.caching as c\n"
         "(getattr(c, 'CacheImpl', None) or c._CacheImpl)._locator_classes = []\n"
@@ -256,7 +269,7 @@ def test_without_a_place_for_compiled_code(pool, tmp_path):
     assert "150 of 300" in result.stdout
 
 
-def test_a_terminal_that_knows_only_ascii(pool, tmp_path):
+def test_a_terminal_that_knows_only_ascii(run, pool, tmp_path):
     run("import", pool / "shards", pool / "embeddings", tmp_path / "catalog")
     run("cluster", tmp_path / "catalog", "--clusters", 6)
     run("plan", tmp_path / "catalog", "p", "--method", "flat", "--keep", 0.5)

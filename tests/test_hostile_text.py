@@ -159,9 +159,9 @@ def test_no_way_out_of_the_process_is_raw(tmp_path, code):
 @pytest.mark.parametrize(
     "arguments", [["draw", "c", "p", "--output\x1b[2J"], ["x\x1b[2J"], ["why", "c", "k", "--plan\x1b"]]
 )
-def test_mistaken_commands_are_one_safe_line(arguments):
-    found = subprocess.run([sys.executable, "-m", "tailwise", *arguments], capture_output=True, text=True, check=False)
-    assert found.returncode == 2 and found.stderr.startswith("tailwise: ") and found.stderr.count("\n") == 1
+def test_mistaken_commands_are_one_safe_line(run_tailwise, arguments):
+    found = run_tailwise(*arguments, code=2)
+    assert found.stderr.startswith("tailwise: ") and found.stderr.count("\n") == 1
     assert_safe(found.stderr)
 
 

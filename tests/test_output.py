@@ -1,4 +1,4 @@
-"""The log, --quiet, --verbose and progress without a terminal: as a user meets them, in processes of their own."""
+"""The log, --quiet, --verbose and progress without a terminal: as a user meets them."""
 
 import json
 import logging
@@ -15,15 +15,8 @@ from tailwise.progress import silent
 from tailwise.requests import ClusterRequest
 
 
-def run(*words, code=0):
-    command = [sys.executable, "-m", "tailwise", *map(str, words)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
-
-
 @pytest.fixture(scope="module")
-def catalog(tmp_path_factory, make_tar, make_embeddings, make_image):
+def catalog(run_tailwise, tmp_path_factory, make_tar, make_embeddings, make_image):
     """A catalog of two tars with 120 samples."""
     folder = tmp_path_factory.mktemp("output")
     for tar in range(2):
@@ -36,14 +29,14 @@ def catalog(tmp_path_factory, make_tar, make_embeddings, make_image):
     rows = np.random.default_rng(0).normal(size=(120, 8))
     keys = [f"{tar}{row:03d}" for tar in range(2) for row in range(60)]
     make_embeddings(folder / "embeddings", dict(zip(keys, rows, strict=True)))
-    run("import", folder / "shards", folder / "embeddings", folder / "catalog", "--workers", 2)
+    run_tailwise("import", folder / "shards", folder / "embeddings", folder / "catalog", "--workers", 2)
     return folder / "catalog"
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_quiet_prints_nothing_but_json_and_errors(catalog, first):
+def test_quiet_prints_nothing_but_json_and_errors(run_tailwise, catalog, first):
     def quietly(*words, code=0):
-        return run(*(["--quiet"] * first), *words, *(["--quiet"] * (not first)), code=code)
+        return run_tailwise(*(["--quiet"] * first), *words, *(["--quiet"] * (not first)), code=code)
 
     done = quietly("cluster", catalog, "--k", 4, "--name", f"quiet-{first}")
     assert (done.stdout, done.stderr) == ("", "")
@@ -55,23 +48,23 @@ def test_quiet_prints_nothing_but_json_and_errors(catalog, first):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_verbose_shows_the_log_on_standard_error(catalog, first):
+def test_verbose_shows_the_log_on_standard_error(run_tailwise, catalog, first):
     words = ["cluster", catalog, "--k", 5, "--name", f"verbose-{first}"]
-    told = run(*(["--verbose"] * first), *words, *(["--verbose"] * (not first)))
+    told = run_tailwise(*(["--verbose"] * first), *words, *(["--verbose"] * (not first)))
     lines = told.stderr.splitlines()
     assert all(re.match(r"tailwise: debug: \d+\.\d s, tailwise[.\w]*: ", line) for line in lines)
     assert f"{catalog}/clusters/verbose-{first} is written" in told.stderr
     assert any("assigning: " in line for line in lines)
     assert "debug" not in told.stdout
-    plain = run("cluster", catalog, "--k", 5, "--name", f"plain-{first}")
+    plain = run_tailwise("cluster", catalog, "--k", 5, "--name", f"plain-{first}")
     assert plain.stderr == ""
     assert plain.stdout.count("\n") == told.stdout.count("\n") > 1
 
 
-def test_mistakes_with_shared_options():
-    assert "cannot be combined" in run("--quiet", "status", ".", "--verbose", code=2).stderr
-    assert "no command is given" in run("--quiet", code=2).stderr
-    shown = run("--help").stdout
+def test_mistakes_with_shared_options(run_tailwise):
+    assert "cannot be combined" in run_tailwise("--quiet", "status", ".", "--verbose", code=2).stderr
+    assert "no command is given" in run_tailwise("--quiet", code=2).stderr
+    shown = run_tailwise("--help").stdout
     assert "--quiet" in shown and "--verbose" in shown
 
 

@@ -1,8 +1,6 @@
 """`tailwise run`: a pool from import to exports in one command."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,26 +50,19 @@ def recipe(tmp_path):
     return path
 
 
-def tailwise(*arguments):
-    command = [sys.executable, "-m", "tailwise", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-
-
 def uids_of(path):
     return pq.read_table(path).column("uid").to_pylist()
 
 
-def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_catalog_source, tmp_path):
+def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(run_tailwise, recipe, _small_catalog_source, tmp_path):
     catalog, out = tmp_path / "catalog", tmp_path / "out"
     sources = [_small_catalog_source / "pool", _small_catalog_source / "embeddings"]
     arguments = ["run", recipe, *sources, catalog, "--output", out]
-    planned = tailwise(*arguments, "--dry-run")
-    assert planned.returncode == 0, planned.stderr
+    planned = run_tailwise(*arguments, "--dry-run")
     assert "3 tars, about 60" in planned.stdout
     assert not catalog.exists()
     assert not out.exists()
-    done = tailwise(*arguments)
-    assert done.returncode == 0, done.stderr
+    run_tailwise(*arguments)
     opened = Catalog.open(catalog)
     plan = Plan(opened, "epochs")
     uids = uids_of(out / "subset.parquet")
@@ -81,36 +72,33 @@ def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(recipe, _small_c
     assert set(never.column("stage").to_pylist()) == {"dedup", "filter"}
     before = (out / "subset.parquet").stat().st_mtime_ns
     (out / "removed.parquet").unlink()  # as if the run had been interrupted before the last step
-    again = tailwise(*arguments)
-    assert again.returncode == 0, again.stderr
+    again = run_tailwise(*arguments)
     assert again.stdout.count("done already") == 1
     assert (out / "subset.parquet").stat().st_mtime_ns == before
     assert pq.read_table(out / "removed.parquet").equals(never)
-    assert tailwise(*arguments, "--dry-run").stdout.count(" is there ") == len(RECIPE["steps"])
+    assert run_tailwise(*arguments, "--dry-run").stdout.count(" is there ") == len(RECIPE["steps"])
     for record in (catalog / "exports").glob("*.json"):  # as if it had been interrupted between an export and its note
         write_json(record, {**json.loads(record.read_text()), "files": None})
-    again = tailwise(*arguments, "--workers", 1)
-    assert again.returncode == 0, again.stderr
+    again = run_tailwise(*arguments, "--workers", 1)
     assert "done already" not in again.stdout
     assert uids_of(out / "subset.parquet") == uids
     drawn = plan.draw(0)
     (part, *_) = opened.parts()
     key = opened.samples(part, ["key"]).column(0).to_pylist()[int(np.flatnonzero(drawn)[0])]
     (tmp_path / "gone.txt").write_text(key)
-    assert tailwise("remove", catalog, "--keys", tmp_path / "gone.txt").returncode == 0
-    after = tailwise(*arguments)
-    assert after.returncode == 0, after.stderr
+    run_tailwise("remove", catalog, "--keys", tmp_path / "gone.txt")
+    run_tailwise(*arguments)
     assert len(uids_of(out / "subset.parquet")) == len(uids) - 1
     assert pq.read_table(out / "removed.parquet").num_rows == never.num_rows + 1
     (out / "subset.parquet").write_bytes(b"mine")
-    planned = tailwise(*arguments, "--dry-run").stdout
+    planned = run_tailwise(*arguments, "--dry-run").stdout
     assert planned.count(" is there ") == len(RECIPE["steps"]) - 1
     assert (
         f"refused: it exists with other contents ({out / 'subset.parquet'}: give another output, or delete it)"
         in planned
     )
-    refused = tailwise(*arguments)
-    assert (refused.returncode, (out / "subset.parquet").read_bytes()) == (2, b"mine")
+    refused = run_tailwise(*arguments, code=2)
+    assert (out / "subset.parquet").read_bytes() == b"mine"
     assert "exists" in refused.stderr
 
 
@@ -221,26 +209,26 @@ def test_lists_may_lie_beside_the_recipe(recipe, _small_catalog_source, tmp_path
     assert "is there" in line
 
 
-def test_nothing_runs_before_all_steps_are_checked(recipe, _small_catalog_source, tmp_path):
+def test_nothing_runs_before_all_steps_are_checked(run_tailwise, recipe, _small_catalog_source, tmp_path):
     recipe.write_text(yaml.safe_dump({**RECIPE, "steps": [*RECIPE["steps"], {"plan": {"name": "p", "kep": 0.1}}]}))
-    found = tailwise("run", recipe, _small_catalog_source / "pool", tmp_path / "catalog", "--output", tmp_path / "out")
-    assert found.returncode == 2
+    found = run_tailwise(
+        "run", recipe, _small_catalog_source / "pool", tmp_path / "catalog", "--output", tmp_path / "out", code=2
+    )
     assert found.stderr.strip() == "tailwise: step plan:p has 'kep', which means nothing: did you mean 'keep'?"
     assert not (tmp_path / "catalog").exists()
 
 
-def test_a_dry_run_names_steps_that_exist_with_other_settings_and_json_lists_all(small_catalog, tmp_path):
+def test_a_dry_run_names_steps_that_exist_with_other_settings_and_json_lists_all(run_tailwise, small_catalog, tmp_path):
     folder = str(small_catalog.folder)
-    assert tailwise("cluster", folder, "--k", "3").returncode == 0
+    run_tailwise("cluster", folder, "--k", "3")
     steps = [{"cluster": {"clusters": 7}}, {"plan": {"name": "p", "method": "dynamics", "keep": 0.5}}]
     recipe = tmp_path / "r.yaml"
     recipe.write_text(yaml.safe_dump({"name": "r", "about": "r", "catalog": folder, "steps": steps}))
-    dry = tailwise("run", recipe, "--dry-run")
+    dry = run_tailwise("run", recipe, "--dry-run")
     assert "OTHER SETTINGS" in dry.stdout
     assert "refused: it exists with other settings (--k 3 → 7)" in dry.stdout
-    assert tailwise("run", recipe).returncode == 2
-    made = tailwise("run", recipe, "--json", "--set", "cluster.k=3")
-    assert made.returncode == 0, made.stderr
+    run_tailwise("run", recipe, code=2)
+    made = run_tailwise("run", recipe, "--json", "--set", "cluster.k=3")
     told = json.loads(made.stdout)
     assert next(step["before"] for step in told["steps"]) == "is there"
     assert told["steps"][1]["step"].startswith("tailwise plan")

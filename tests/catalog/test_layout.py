@@ -2,12 +2,9 @@
 
 import ast
 import json
-import os
 import random
 import re
 import string
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +19,13 @@ NAMES = {name: value for name, value in vars(layout).items() if name.isupper() a
 # --- other names ------------------------------------------------------------------------------------------------------
 
 CHAIN = r'''
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 from pathlib import Path
+
+os.chdir(sys.argv[2])
+sys.path.insert(0, sys.argv[3])
+for name in [name for name in sys.modules if name.split(".")[0] == "tailwise"]:
+    del sys.modules[name]  # they know the true names
 
 import numpy as np
 
@@ -34,6 +36,9 @@ from tailwise.loader import Loader
 from tailwise.loader.webdataset import select
 from tailwise.plan import Plan
 
+import tailwise
+
+assert Path(tailwise.__file__).is_relative_to(sys.argv[3])
 sources = Path(sys.argv[1])
 told, found = {}, {}
 
@@ -182,13 +187,16 @@ def package_with(folder, text):
     return folder
 
 
-def begin(folder, sources, text):
-    """The chain of commands, in a process that knows the names of this text."""
-    folder.mkdir()
-    path = os.pathsep.join([str(package_with(folder.parent / f"{folder.name}-package", text)), *sys.path])
-    command = [sys.executable, "-c", CHAIN, str(sources)]
-    stream = (folder.parent / f"{folder.name}.log").open("w")
-    return subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=stream, stderr=stream)
+@pytest.fixture
+def begin(fork_python, sources):
+    """`begin(folder, text)` starts the chain of commands in a process that knows the names of this text."""
+
+    def begin(folder, text):
+        folder.mkdir()
+        package = package_with(folder.parent / f"{folder.name}-package", text)
+        return fork_python(CHAIN, sources, folder, package, out=folder.parent / f"{folder.name}.log")
+
+    return begin
 
 
 def renamed(text, seed=5):
@@ -215,16 +223,14 @@ def plainly(text, folder, words):
     return sorted(re.sub(r"\d+(\.\d+)? s\b", "# s", text).splitlines())  # some are listed by hash
 
 
-def test_every_command_does_the_same_under_other_names(sources, tmp_path, tree_bytes):
+def test_every_command_does_the_same_under_other_names(begin, tmp_path, tree_bytes):
     text = Path(layout.__file__).read_text(encoding="utf-8")
     other_text, words = renamed(text)
     folders = {"real": tmp_path / "real", "other": tmp_path / "other"}
-    begun = [
-        (begin(folder, sources, names), folder)
-        for folder, names in zip(folders.values(), (text, other_text), strict=True)
-    ]
+    begun = [(begin(folder, names), folder) for folder, names in zip(folders.values(), (text, other_text), strict=True)]
     for process, folder in begun:
-        assert process.wait() == 0, (tmp_path / f"{folder.name}.log").read_text()
+        process.join()
+        assert process.exitcode == 0, (tmp_path / f"{folder.name}.log").read_text()
     real, other = (json.loads((folder / "result.json").read_text()) for folder in folders.values())
     assert real["found"] == other["found"]
     assert real["told"].keys() == other["told"].keys()

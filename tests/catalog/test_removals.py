@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -407,7 +404,7 @@ def test_other_mistakes(pools, tmp_path, listed):
         remove(Catalog.create(tmp_path / "empty"), listed("000000001"))
 
 
-def test_the_command(pools, listed):
+def test_the_command(run_tailwise, pools, listed):
     catalog = pools("a", "b")
 
     command = ["remove", str(catalog.folder), "--keys"]
@@ -425,10 +422,8 @@ def test_the_command(pools, listed):
     assert "1 keys or uids belong to no sample, and are remembered for later imports: none" in told
     assert "3 of 3 keys and uids were given before" in run(path)
     assert '"removed_in_all": 3' in run(path, "--json")
-    wrong = subprocess.run(
-        [sys.executable, "-m", "tailwise", *command, "absent.txt"], capture_output=True, text=True, check=False
-    )
-    assert (wrong.returncode, wrong.stdout) == (2, "")
+    wrong = run_tailwise(*command, "absent.txt", code=2)
+    assert wrong.stdout == ""
     assert wrong.stderr.startswith("tailwise: absent.txt is no file")
 
 

@@ -1,9 +1,6 @@
 """A pool of drawings with a catalog, a test set of the same drawings, and models of a few thousand parameters."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -89,15 +86,3 @@ def make_recipe(drawn_pool, image_set, small_model, tmp_path):
         return path
 
     return make
-
-
-@pytest.fixture(scope="session")
-def start_tailwise():
-    """`start_tailwise(*arguments)` → Popen of the command line with one thread."""
-
-    def start(*arguments):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "tailwise", *map(str, arguments)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    return start

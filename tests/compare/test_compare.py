@@ -135,15 +135,16 @@ def test_other_settings_are_refused_and_another_evaluation_trains_nothing(compar
     assert results(tmp_path / "copy").keys() == results(folder).keys()
 
 
-def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(compared, start_tailwise, tmp_path):
+def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(compared, fork_python, tmp_path):
     recipe, folder = compared
-    process = start_tailwise("compare", recipe, "--output", tmp_path / "out", "--only", "random static")
+    words = ["compare", recipe, "--output", tmp_path / "out", "--only", "random static"]
+    process = fork_python("from tailwise.cli import main; main()", *words, out=tmp_path / "log")
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "out").glob("runs/*/seed-0/result.json")) and process.poll() is None:
+    while not list((tmp_path / "out").glob("runs/*/seed-0/result.json")) and process.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
-    process.communicate()
+    process.join()
     left = results(tmp_path / "out")
     assert ("random static", 0) in left
     tailwise("compare", recipe, "--output", tmp_path / "out")

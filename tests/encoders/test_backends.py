@@ -3,9 +3,6 @@
 import importlib.util
 import io
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -181,31 +178,42 @@ def test_a_wrong_conversion_is_refused_or_left_to_torch(caplog, monkeypatch, cli
         assert torch.equal(unit_rows(encoder, items, column), unit_rows(expected, items, column))
 
 
-def test_nothing_is_told_to_openvinos_maker(tmp_path, clip_folder):
-    script = (
-        "import sys, torch\n"
-        "from tailwise.encoders import EncoderRequest, load_encoder\n"
-        "load_encoder('open_clip:local-dir:' + sys.argv[1], EncoderRequest(backend='openvino'), torch.device('cpu'))\n"
-        "assert 'openvino' in sys.modules\n"
-        "assert not [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", script, str(clip_folder)], check=True, env=environment)
-    assert not (tmp_path / "intel").exists()  # where the package that tells keeps its number
+OPENVINO = """
+import faulthandler, os, signal, sys, torch
+from tailwise.encoders import EncoderRequest, load_encoder
+
+def load():
+    return load_encoder("open_clip:local-dir:" + sys.argv[1], EncoderRequest(backend="openvino"), torch.device("cpu"))
+
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda *_: print("survived"))
+assert "openvino" not in sys.modules
+first = load()
+assert "openvino" in sys.modules
+print([name for name in sys.modules if name.startswith("openvino_telemetry.")], flush=True)
+second = load()
+del first
+del second
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
 
 
-def test_signals_are_safe_after_networks_that_are_freed_in_the_order_of_their_making(clip_folder):
+@pytest.fixture(scope="module")
+def openvino_process(fork_python, clip_folder, tmp_path_factory):
+    """Its output, exit code and home."""
+    home = tmp_path_factory.mktemp("home")
+    process = fork_python(OPENVINO, clip_folder, out=home / "out", err=home / "err", HOME=str(home), CI=None)
+    process.join(200)
+    return (home / "out").read_text().splitlines(), process.exitcode, home
+
+
+def test_nothing_is_told_to_openvinos_maker(openvino_process):
+    told, _, home = openvino_process
+    assert told[0] == "[]"
+    assert not (home / "intel").exists()  # where the package that tells keeps its number
+
+
+def test_signals_are_safe_after_networks_that_are_freed_in_the_order_of_their_making(openvino_process):
     """OpenVINO gives the thread that makes a network a stack for signals, and gives back the one before, freed or not."""
-    script = (
-        "import faulthandler, os, signal, sys, torch\n"
-        "from tailwise.encoders import EncoderRequest, load_encoder\n"
-        "faulthandler.enable()\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: print('survived'))\n"
-        "load = lambda: load_encoder('open_clip:local-dir:' + sys.argv[1], EncoderRequest(backend='openvino'), torch.device('cpu'))\n"
-        "first, second = load(), load()\n"
-        "del first\n"
-        "del second\n"
-        "os.kill(os.getpid(), signal.SIGUSR1)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(clip_folder)], check=True, capture_output=True, text=True)
-    assert done.stdout == "survived\n"
+    told, code, _ = openvino_process
+    assert (told[1:], code) == (["survived"], 0)

@@ -1,10 +1,7 @@
 """Columns made by encoders with weights: equal to the model's own rows, repeatable, never mixed, and the same as imported ones."""
 
 import io
-import os
-import signal
-import subprocess
-import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -217,16 +214,17 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_run_goes_on_at_the_shard_it_was_at(make_catalog, clip_folder, tree_bytes):
+def test_a_killed_run_goes_on_at_the_shard_it_was_at(fork_python, make_catalog, clip_folder, tree_bytes, tmp_path):
     name = f"open_clip:local-dir:{clip_folder}"
     whole, broken = make_catalog("whole"), make_catalog("broken")
     embed(whole, replace(fp32("image"), encoder=name, workers=1))
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(broken.folder), name, "60"], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "0\n"  # of the first part's two shards, one is finished
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    out, err = tmp_path / "out", tmp_path / "err"
+    process = fork_python(SCRIPT, broken.folder, name, 60, out=out, err=err)
+    while process.is_alive() and not out.read_text():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert out.read_text() == "0\n", err.read_text()  # of the first part's two shards, one is finished
     assert not list(broken.embedding_folder("image").glob("part-*"))
     report = embed(broken, replace(fp32("image"), encoder=name, workers=1))
     assert report.columns[0].samples == SIZES[1] + SIZES[2]

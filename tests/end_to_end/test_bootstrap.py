@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -53,18 +50,16 @@ def tailwise(*arguments):
     return result.output
 
 
-def test_a_killed_bootstrap_goes_on_and_a_repeated_one_does_nothing(command, tmp_path, tree_bytes):
+def test_a_killed_bootstrap_goes_on_and_a_repeated_one_does_nothing(fork_python, command, tmp_path, tree_bytes):
     run = tmp_path / "out" / "bootstrap-clip"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen([sys.executable, "-m", "tailwise", *command], env=environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    process = fork_python("from tailwise.cli import main; main()", *command, out=tmp_path / "log")
     deadline = time.monotonic() + 400
     while not (run / "checkpoints" / "epoch_latest.pt").exists():
-        assert process.poll() is None
+        assert process.is_alive(), (tmp_path / "log").read_text()[-5000:]
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
-    process.communicate()
+    process.join()
     catalog = tmp_path / "catalog"
     assert not (catalog / "embeddings" / "image").exists()
     assert "is there  tailwise train" not in (planned := tailwise(*command, "--dry-run"))

@@ -1,5 +1,6 @@
 """The wheel and the source tree, installed where only the core dependencies are: commands work, and missing extras are named."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -58,28 +59,43 @@ def installed(request, tmp_path_factory):
             if not (packages / top).exists():
                 (packages / top).symlink_to(Path(str(found.locate_file(top))))
 
-    def run(*words):
-        result = subprocess.run(
-            [folder / "venv" / "bin" / "tailwise", *map(str, words)],
-            check=False,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        return result.returncode, result.stdout + result.stderr
+    return folder
 
-    return run, folder
+
+CHAIN = """
+import contextlib, io, json, shlex, sys
+from tailwise.cli import main
+
+for command in sys.argv[1:]:
+    sys.argv = ["tailwise", *shlex.split(command)]
+    code, told = 0, io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    print(json.dumps([command, code, told.getvalue()]), flush=True)
+"""
+
+
+def run(folder, commands):
+    """[command, exit code, output] of each of the commands, which share a process of the environment."""
+    python = folder / "venv" / "bin" / "python"
+    done = subprocess.run([python, "-c", CHAIN, *commands], check=False, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_core_dependencies_are_enough_and_a_missing_extra_is_named(installed, make_tar, make_image):
-    run, folder = installed
+    folder = installed
     members = [(f"{i:03}.{e}", make_image(i) if e == "png" else b"words") for i in range(60) for e in ("png", "txt")]
     make_tar(folder / "pool" / "0.tar", members)
     rows = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     table = pa.table({"key": [f"{i:03}" for i in range(60)], "embedding": list(rows)})
     pq.write_table(table, folder / "rows.parquet")
-    for command in (
-        "import pool rows.parquet catalog",
+    program = folder / "venv" / "bin" / "tailwise"
+    subprocess.run([program, "import", "pool", "rows.parquet", "catalog"], check=True, cwd=folder, capture_output=True)
+    commands = [
         "cluster catalog --k 6",
         "dedup catalog --epsilon 0.01",
         "plan catalog epochs --method dynamics --keep 0.5",
@@ -88,11 +104,11 @@ def test_core_dependencies_are_enough_and_a_missing_extra_is_named(installed, ma
         "export catalog epochs rates.json --to rates-json",
         "status catalog",
         "verify catalog",
-    ):
-        code, told = run(*shlex.split(command))
+    ]
+    for command, code, told in run(folder, commands):
         assert code == 0, (command, told)
-    for command, extra in MISSING.items() if folder.name.startswith("wheel") else ():
-        check_message(command, extra, *run(*shlex.split(command)))
+    for command, code, told in run(folder, MISSING):
+        check_message(command, MISSING[command], code, told)
 
 
 def check_message(command, extra, code, told):

@@ -3,10 +3,6 @@
 import io
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections import Counter
@@ -220,21 +216,27 @@ if __name__ == "__main__":
 """
 
 
-def start(plan, folder, workers):
-    command = [sys.executable, "-c", SCRIPT, str(plan.catalog.folder), str(folder), str(workers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start(fork_python, thrice, tmp_path):
+    """`start(folder, workers)` starts an export of `thrice` in a process of its own → the process and the file of its errors."""
+
+    def start(folder, workers):
+        err = tmp_path / f"err-{len(list(tmp_path.glob('err-*')))}"
+        return fork_python(SCRIPT, thrice.catalog.folder, folder, workers, out=tmp_path / "out", err=err), err
+
+    return start
 
 
 @pytest.mark.parametrize(("marker", "workers"), [("00000012.tar", 1), ("00000005_stats.json", 2), (".scratch", 1)])
-def test_after_a_kill_the_same_command_goes_on(thrice, tmp_path, tree_bytes, marker, workers):
+def test_after_a_kill_the_same_command_goes_on(start, thrice, tmp_path, tree_bytes, marker, workers):
     write_shards(thrice, 0, tmp_path / "whole", ShardsRequest(7, workers=1))
     folder = tmp_path / "broken"
-    process = start(thrice, folder, workers)
+    process, _ = start(folder, workers)
     deadline = time.monotonic() + 100
-    while not (folder / marker).exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (folder / marker).exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.0005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     time.sleep(0.3)  # for workers to see that their parent is gone
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*_stats.json")}
     assert marker == ".scratch" or len(kept) >= 5
@@ -243,13 +245,14 @@ def test_after_a_kill_the_same_command_goes_on(thrice, tmp_path, tree_bytes, mar
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_two_at_once(thrice, tmp_path, tree_bytes):
+def test_two_at_once(start, thrice, tmp_path, tree_bytes):
     write_shards(thrice, 0, tmp_path / "whole", ShardsRequest(7, workers=1))
-    processes = [start(thrice, tmp_path / "shared", 1) for _ in range(2)]
-    results = [(*process.communicate(timeout=100), process.returncode) for process in processes]
-    assert any(code == 0 for *_, code in results)
-    for _, error, code in results:
-        assert code == 0 or "another process is writing" in error.splitlines()[-1]
+    started = [start(tmp_path / "shared", 1) for _ in range(2)]
+    for process, _ in started:
+        process.join(100)
+    assert any(process.exitcode == 0 for process, _ in started)
+    for process, err in started:
+        assert process.exitcode == 0 or "another process is writing" in err.read_text().splitlines()[-1]
     assert tree_bytes(tmp_path / "shared") == tree_bytes(tmp_path / "whole")
 
 
@@ -452,21 +455,19 @@ def test_removed_samples_come_no_more_and_make_it_another_export(thrice, tmp_pat
 # --- the command --------------------------------------------------------------------------------------------------------
 
 
-def test_the_command(thrice, tmp_path, forget_fingerprints):
-    command = [sys.executable, "-m", "tailwise", "export", str(thrice.catalog.folder), "thrice", "--to"]
+def test_the_command(run_tailwise, thrice, tmp_path, forget_fingerprints):
+    command = ["export", thrice.catalog.folder, "thrice", "--to"]
     options = ["shards", str(tmp_path / "out"), "--shard-samples", "50", "--workers", "1", "--epoch", "1", "--json"]
     overwrite_captions(thrice, [2])
     forget_fingerprints(thrice.catalog)
-    result = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    result = run_tailwise(*command, *options)
     assert json.loads(result.stdout) == {
         "output": str(tmp_path / "out"),
         "entries": 278,
         "rejected": {"caption is not UTF-8": 2},
         "unused_drop_lists": [],
     }
-    result = subprocess.run([*command, *options[:-1]], capture_output=True, text=True, check=True)
+    result = run_tailwise(*command, *options[:-1])
     assert "278 entries" in result.stdout and "left out, caption is not UTF-8: 2" in result.stdout
-    result = subprocess.run(
-        [*command, "keys", str(tmp_path / "k"), "--max-rejected", "0.5"], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 2 and "for the export to shards only" in result.stderr
+    result = run_tailwise(*command, "keys", tmp_path / "k", "--max-rejected", "0.5", code=2)
+    assert "for the export to shards only" in result.stderr

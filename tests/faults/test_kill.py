@@ -1,6 +1,5 @@
 """kill -9 in the middle of work, then the same command again: the same bytes as without the kill."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -46,9 +45,22 @@ print("finished")
 """
 
 
-def start(sources, folder, stderr=None):
-    command = [sys.executable, "-c", SCRIPT, str(folder), *map(str, sources), "50"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+@pytest.fixture(scope="module")
+def start(fork_python, sources):
+    """`start(folder)` starts the steps in a process of its own → the process, and its output once it has ended."""
+
+    def start(folder):
+        number = len(list(folder.parent.glob("out-*")))
+        out, err = folder.parent / f"out-{number}", folder.parent / f"err-{number}"
+        process = fork_python(SCRIPT, folder, *sources, 50, out=out, err=err)
+
+        def end():
+            process.join(100)
+            return out.read_text(), err.read_text()
+
+        return process, end
+
+    return start
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +72,10 @@ def sources(tmp_path_factory, make_pool, make_vectors, make_embeddings):
 
 
 @pytest.fixture(scope="module")
-def whole(sources, tmp_path_factory):
+def whole(start, tmp_path_factory):
     """What comes of it without a kill."""
     folder = tmp_path_factory.mktemp("whole") / "catalog"
-    assert start(sources, folder).communicate(timeout=100)[0] == "finished\n"
+    assert start(folder)[1]()[0] == "finished\n"
     return folder
 
 
@@ -82,30 +94,30 @@ def finished_parts(folder):
         "plans/p/pending.json",
     ],
 )
-def test_the_same_command_goes_on(sources, whole, tmp_path, tree_bytes, marker):
+def test_the_same_command_goes_on(start, whole, tmp_path, tree_bytes, marker):
     broken = tmp_path / "broken"
-    process = start(sources, broken)
+    process, end = start(broken)
     deadline = time.monotonic() + 100
-    while not (broken / marker).exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (broken / marker).exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.0005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    end()
     kept = {path: path.stat().st_mtime_ns for path in finished_parts(broken)}
     assert len(kept) >= 8
-    assert start(sources, broken).communicate(timeout=100)[0] == "finished\n"
+    assert start(broken)[1]()[0] == "finished\n"
     assert tree_bytes(broken) == tree_bytes(whole)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_two_at_once(sources, whole, tmp_path, tree_bytes):
+def test_two_at_once(start, whole, tmp_path, tree_bytes):
     """The second says so and ends; the first is not disturbed."""
     shared = tmp_path / "shared"
-    processes = [start(sources, shared, stderr=subprocess.PIPE) for _ in range(3)]
-    results = [(*process.communicate(timeout=100), process.returncode) for process in processes]
-    assert any(code == 0 for *_, code in results)
-    for _, error, code in results:
+    started = [start(shared) for _ in range(3)]
+    results = [(end()[1], process.exitcode) for process, end in started]
+    assert any(code == 0 for _, code in results)
+    for error, code in results:
         assert code == 0 or "another process is writing" in error.splitlines()[-1]
-    assert start(sources, shared).communicate(timeout=100)[0] == "finished\n"
+    assert start(shared)[1]()[0] == "finished\n"
     assert tree_bytes(shared) == tree_bytes(whole)
 
 

@@ -5,7 +5,6 @@ import pickle
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ import time
 import zlib
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -444,24 +444,26 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def run_ranks(tmp_path):
+def run_ranks(fork_python, tmp_path):
     """`run_ranks(folder, name, ranks, workers)` → the batches that so many processes read together."""
-    script = tmp_path / "rank.py"
-    script.write_text(SCRIPT)
 
     def run(folder, name, ranks, workers):
-        place = tmp_path / f"rendezvous-{ranks}"
-        arguments = [(str(folder), name, str(rank), str(ranks), str(workers), str(place)) for rank in range(ranks)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        place, outputs = tmp_path / f"rendezvous-{ranks}", [tmp_path / f"{rank}-of-{ranks}" for rank in range(ranks)]
         processes = [
-            subprocess.Popen([sys.executable, script, *each], stdout=subprocess.PIPE, text=True, env=environment)
-            for each in arguments
+            fork_python(SCRIPT, folder, name, rank, ranks, workers, place, out=out, err=f"{out}.log")
+            for rank, out in enumerate(outputs)
         ]
-        outputs = [process.communicate(timeout=100)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * ranks
-        return json.loads(outputs[0])
+        assert ended(processes) == [0] * ranks
+        return json.loads(outputs[0].read_text())
 
     return run
+
+
+def ended(processes):
+    """The exit codes of processes, once they have ended."""
+    for process in processes:
+        process.join(100)
+    return [process.exitcode for process in processes]
 
 
 @pytest.fixture
@@ -603,6 +605,7 @@ def test_damaged_units_are_counted_anew(fresh_plan, content):
 
 READ_ONLY = """
 import os, sys
+os.chdir(os.path.dirname(sys.argv[2]))
 from tailwise.catalog import Catalog
 from tailwise.loader import Loader
 from tailwise.plan import Plan
@@ -641,19 +644,20 @@ def read_only(folder):
             path.chmod(mode)
 
 
-def test_a_catalog_that_can_only_be_read(fresh_plan, tmp_path, tree_bytes):
+def test_a_catalog_that_can_only_be_read(fork_python, fresh_plan, tmp_path, tree_bytes):
     """Where samples lie has been noted once; what an epoch holds was never counted."""
     folder = fresh_plan.catalog.folder
     ensure_locations(fresh_plan.catalog, fresh_plan.snapshot)
     shutil.copytree(folder, tmp_path / "writable")
     before = tree_bytes(folder)
-    command = [sys.executable, "-c", READ_ONLY, str(folder), str(tmp_path / "writable")]
+    out = tmp_path / "out"
     with read_only(tmp_path):
         (tmp_path / "writable").chmod(0o755)
         for path in (tmp_path / "writable").rglob("*"):
             path.chmod(0o755)
-        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path)
-    assert result.stdout == "True\n", result.stderr
+        tmp_path.chmod(0o755)
+        ended([fork_python(READ_ONLY, folder, tmp_path / "writable", out=out)])
+    assert out.read_text() == "True\n"
     assert tree_bytes(folder) == before
 
 
@@ -779,19 +783,19 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_end_with_a_parent_that_is_killed(fresh_plan, tmp_path):
+def test_workers_end_with_a_parent_that_is_killed(fork_python, fresh_plan, tmp_path):
     """Even while they hang in a full pipe to it."""
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    process = subprocess.Popen([sys.executable, script, str(fresh_plan.catalog.folder)], stdout=subprocess.PIPE)
+    out = tmp_path / "out"
+    process = fork_python(KILLED, fresh_plan.catalog.folder, out=out)
     try:
-        assert process.stdout.readline() == b"reading\n"
+        wait_until(out.read_text)
+        assert out.read_text() == "reading\n"
         workers = children(process.pid)
         assert len(workers) == 2
         time.sleep(0.5)  # they fill the pipe meanwhile
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
     wait_until(lambda: not any(map(runs, workers)))
 
 
@@ -820,18 +824,18 @@ print("end", flush=True)
 """
 
 
-def test_a_kill_while_units_are_counted(fresh_plan):
-    command = [sys.executable, "-c", COUNT, str(fresh_plan.catalog.folder)]
+def test_a_kill_while_units_are_counted(fork_python, fresh_plan, tmp_path):
     folder = fresh_plan.folder / "units"
     reached = 1
-    for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "begin\n"
+    for trial in range(2):
+        out = tmp_path / f"out-{trial}"
+        process = fork_python(COUNT, fresh_plan.catalog.folder, out=out)
+        wait_until(out.read_text)
         while len(list(folder.glob("epoch-*.npy"))) < reached + 5:
             time.sleep(0.0003)
-        process.send_signal(signal.SIGKILL)
-        rest, _ = process.communicate()
-        assert rest == ""
+        process.kill()
+        process.join()
+        assert out.read_text() == "begin\n"
         reached = len(list(folder.glob("epoch-*.npy")))
     for epoch in range(
         reached + 2
@@ -921,11 +925,8 @@ from tailwise.loader import Loader
 from tailwise.plan import Plan
 from tailwise.shards.decode import decode_rgb
 
-folder, way, rank, rendezvous = sys.argv[1:]
+folder, rank, rendezvous = sys.argv[1:]
 plan = Plan(Catalog.open(folder), "stream")
-
-def join():
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=2)
 
 def rows(loader):
     batches = iter(loader)
@@ -937,74 +938,67 @@ def attempt(work):
     except UserError as error:
         return str(error)
 
-if way == "late":
-    loader = Loader(plan, batch_size=8)
-    join()
-    found = attempt(lambda: rows(loader))
-elif way == "environment":
-    os.environ.update(RANK=rank, WORLD_SIZE="2")
-    loader = Loader(plan, batch_size=8)
-    join()
-    found = rows(loader)
-else:
+def find(way, join):
+    if way == "late":
+        loader = Loader(plan, batch_size=8)
+        join()
+        return attempt(lambda: rows(loader))
+    if way == "environment":
+        os.environ.update(RANK=rank, WORLD_SIZE="2")
+        loader = Loader(plan, batch_size=8)
+        join()
+        return rows(loader)
     join()
     if way == "own":
         groups = [dist.new_group([number]) for number in range(2)]
-        found = rows(Loader(plan, batch_size=8, group=groups[int(rank)]))
-    elif way == "other":
+        return rows(Loader(plan, batch_size=8, group=groups[int(rank)]))
+    if way == "other":
         groups = [dist.new_group([number]) for number in range(2)]
-        found = attempt(lambda: Loader(plan, batch_size=8, group=groups[1]) and "made")
-    else:
-        given = {"found": {}, "given": {"rank": int(rank), "world_size": 2}, "wrong": {"rank": 0, "world_size": 1}}[way]
-        found = attempt(lambda: rows(Loader(plan, batch_size=8, **given)))
-print(json.dumps(found), flush=True)
-dist.barrier()
-dist.destroy_process_group()
+        return attempt(lambda: Loader(plan, batch_size=8, group=groups[1]) and "made")
+    given = {"found": {}, "given": {"rank": int(rank), "world_size": 2}, "wrong": {"rank": 0, "world_size": 1}}[way]
+    return attempt(lambda: rows(Loader(plan, batch_size=8, **given)))
+
+for way in ("late", "found", "given", "wrong", "own", "other", "environment"):
+    place = f"file://{rendezvous}-{way}"
+    found = find(way, lambda: dist.init_process_group("gloo", init_method=place, rank=int(rank), world_size=2))
+    print(json.dumps([way, found]), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
 """
 
 
-@pytest.fixture
-def two_ranks(order_pool, open_plan, tmp_path):
-    """`two_ranks(way)` → what two processes of a gloo group find."""
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-
-    def run(way):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, script, order_pool.folder, way, str(rank), tmp_path / way],
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            for rank in range(2)
-        ]
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0]
-        return [json.loads(output.splitlines()[-1]) for output in outputs]
-
-    return run
+@pytest.fixture(scope="module")
+def two_ranks(fork_python, order_pool, open_plan, tmp_path_factory):
+    """{way: what two processes of a gloo group find}; each way begins and ends a group of its own."""
+    folder = tmp_path_factory.mktemp("ranks")
+    outputs = [folder / f"out-{rank}" for rank in range(2)]
+    processes = [
+        fork_python(RANKS, order_pool.folder, rank, folder / "place", out=out, err=f"{out}.log")
+        for rank, out in enumerate(outputs)
+    ]
+    assert ended(processes) == [0, 0], [Path(f"{out}.log").read_text() for out in outputs]
+    first, second = (dict(map(json.loads, out.read_text().splitlines())) for out in outputs)
+    return {way: [found, second[way]] for way, found in first.items()}
 
 
 @pytest.mark.parametrize("way", ["found", "given", "environment"])
 def test_ranks_share_the_batches_without_being_named(two_ranks, open_plan, way):
     whole = [batch.rows.tolist() for batch in take(Loader(open_plan("stream"), batch_size=16), 3)]
-    first, second = two_ranks(way)
+    first, second = two_ranks[way]
     assert [one + other for one, other in zip(first, second, strict=True)] == whole
 
 
 def test_a_group_may_be_named(two_ranks, open_plan):
     whole = [batch.rows.tolist() for batch in take(Loader(open_plan("stream"), batch_size=8), 3)]
-    assert two_ranks("own") == [whole, whole]
+    assert two_ranks["own"] == [whole, whole]
 
 
 def test_ranks_that_are_not_those_of_the_group_are_refused(two_ranks):
-    for rank, said in enumerate(two_ranks("wrong")):
+    for rank, said in enumerate(two_ranks["wrong"]):
         assert f"rank 0 and world_size 1: this process is rank {rank} of a process group of 2; leave both out" in said
-    for rank, said in enumerate(two_ranks("late")):
+    for rank, said in enumerate(two_ranks["late"]):
         assert f"made for rank 0 of 1, but the process is rank {rank} of a group of 2: make the loader after" in said
-    refused, made = two_ranks("other")
+    refused, made = two_ranks["other"]
     assert "does not belong to the group" in refused
     assert made == "made"
 
@@ -1048,14 +1042,12 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_worker_is_told_and_loses_no_batch(open_plan, tmp_path):
+def test_a_killed_worker_is_told_and_loses_no_batch(fork_python, open_plan, tmp_path):
     # in a process of its own: torch keeps failed workers in mind, and raises at the next signal of a child
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED_WORKER)
-    command = [sys.executable, script, open_plan("stream").catalog.folder]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert found.returncode == 0, found.stderr
-    message, distance = found.stdout.splitlines()
+    out, err = tmp_path / "out", tmp_path / "err"
+    process = fork_python(KILLED_WORKER, open_plan("stream").catalog.folder, out=out, err=err)
+    assert ended([process]) == [0], err.read_text()
+    message, distance = out.read_text().splitlines()
     assert re.match("a worker of the loader ended .*fewer workers", message)
     assert distance == "0"
 

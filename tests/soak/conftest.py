@@ -59,7 +59,7 @@ class Runner:
         self.process.wait(60)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runner(tmp_path_factory):
     """A process that runs commands in forked children."""
     made = Runner(tmp_path_factory.mktemp("runner"))
@@ -67,7 +67,7 @@ def runner(tmp_path_factory):
     made.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def disk_runner(tmp_path_factory):
     """A runner that can mount disks; skips where the system does not allow that."""
     if not shutil.which("unshare"):
@@ -158,7 +158,7 @@ steps:
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sources(tmp_path_factory, make_pool, make_tar, make_image, make_embeddings):
     """Six tars of 40 samples, with embeddings: near-duplicates in pairs, clusters of unequal sizes."""
     folder = tmp_path_factory.mktemp("sources")
@@ -237,9 +237,9 @@ COMMANDS = {
 BARE = "import SRC/pool CAT --workers 1"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stage(tmp_path_factory, sources):
-    """`stage(runner, name)` → (argv, base): a command, and the folder {cat, out} on which it has to run. Made once per module."""
+    """`stage(runner, name)` → (argv, base): a command, and the folder {cat, out} on which it has to run. Made once."""
     root = tmp_path_factory.mktemp("stages")
     moved = tmp_path_factory.mktemp("moved")
     shutil.copytree(sources / "pool", moved / "pool")
@@ -289,7 +289,7 @@ def kept():
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def full_catalog(stage):
     """`full_catalog(runner, text, work)` → (argv, base): a command over a catalog that has one of each kind of artifact."""
     COMMANDS["everything"] = (

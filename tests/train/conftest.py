@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,18 +41,36 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def start_train():
-    """`start_train(arguments, ranks)` starts `tailwise train` in `ranks` processes, which share a process group → Popen."""
+def launch_train():
+    """`launch_train(arguments, log)` starts `tailwise train` in two ranks by torch's launcher → Popen."""
 
-    def start(arguments, ranks=1, log=None):
+    def start(arguments, log):
         # The launcher listens on a free port of its own; threads are bounded, since ranks share the machine.
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         command = [sys.executable, *launcher, "-m", "tailwise", "train", *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        with Path(log or os.devnull).open("w") as stream:
+        with log.open("w") as stream:
             return subprocess.Popen(
                 command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
             )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def fork_train(fork_python):
+    """`fork_train(arguments, log, ranks=1)` starts `tailwise train` in so many processes, which share a process group → the processes."""
+
+    def start(arguments, log, ranks=1):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        size = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)} if ranks > 1 else {}
+        code = "from tailwise.cli import main; main()"
+        return [
+            fork_python(code, "train", *arguments, out=log, **number, **(size and place | size))
+            for number in ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if size else {} for rank in range(ranks))
+        ]
 
     return start
 

@@ -1,4 +1,4 @@
-"""Real processes: two ranks over gloo, killed with -9 in the middle of a segment, against a training that wasn't interrupted."""
+"""Real processes: two ranks over gloo, killed with -9 in the middle of a segment, against a training that was not interrupted."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SEGMENT = 20
+SEGMENT = 10
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ command: none
 plan: none
 expect: {{}}
 phases:
-  - {{epochs: 4, checkpoint_every: {SEGMENT}, global_batch: 32, open_clip: {{{settings}}}}}
-  - {{samples_seen: 1280, checkpoint_every: {SEGMENT}, global_batch: 32, open_clip: {{{settings}, force-patch-dropout: 0.25}}}}
+  - {{epochs: 2, checkpoint_every: {SEGMENT}, global_batch: 32, open_clip: {{{settings}}}}}
+  - {{samples_seen: 640, checkpoint_every: {SEGMENT}, global_batch: 32, open_clip: {{{settings}, force-patch-dropout: 0.25}}}}
 """
     )
     return path
@@ -42,8 +42,10 @@ def command(plan, recipe, folder, *options):
     return [catalog, "epochs", *words]
 
 
-def finish(process, log):
-    assert process.wait(timeout=300) == 0, log.read_text()[-5000:]
+def finish(processes, log):
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * len(processes), log.read_text()[-5000:]
 
 
 def by_batch(lines):
@@ -61,35 +63,34 @@ def logged(path):
     return {(int(segment), int(samples)): rest for segment, samples, rest in pattern.findall(path.read_text())}
 
 
-def test_killed_and_resumed_equals_uninterrupted(drawn_plan, recipe, tmp_path, start_train, read_record):
+def test_killed_and_resumed_equals_uninterrupted(drawn_plan, recipe, tmp_path, launch_train, fork_train, read_record):
     whole, broken, single = (tmp_path / name for name in ("whole", "broken", "single"))
     for folder in (whole, broken, single):
         folder.mkdir()
-    finish(start_train(command(drawn_plan, recipe, whole), 2, whole / "log"), whole / "log")
+    launcher = launch_train(command(drawn_plan, recipe, whole), whole / "log")
+    assert launcher.wait(timeout=300) == 0, (whole / "log").read_text()[-5000:]
 
-    process = start_train(command(drawn_plan, recipe, broken), 2, broken / "log")
+    processes = fork_train(command(drawn_plan, recipe, broken), broken / "log", 2)
     record = broken / "record" / "run-phase1.rank-0.jsonl"
     try:
         deadline = time.monotonic() + 120
         while not record.exists() or len(record.read_text().splitlines()) < SEGMENT * 3 // 2:
-            assert process.poll() is None, (broken / "log").read_text()[-5000:]
+            assert all(process.is_alive() for process in processes), (broken / "log").read_text()[-5000:]
             assert time.monotonic() < deadline
             time.sleep(0.002)
     finally:
-        killed = [process.pid, *descendants(process.pid)]  # the ranks don't end with their launcher
+        killed = [pid for process in processes for pid in (process.pid, *descendants(process.pid))]
         for pid in killed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.wait()
         while any(map(runs, killed)):
             time.sleep(0.01)
     killed_at = len(read_record(record))
     assert killed_at % SEGMENT
     assert not (broken / "run-phase2").exists()
-    finish(start_train(command(drawn_plan, recipe, broken, "--resume"), 2, broken / "log"), broken / "log")
-    assert (
-        len(read_record(record)) == killed_at + 100 - killed_at // SEGMENT * SEGMENT
-    )  # only one segment was begun again
+    finish(fork_train(command(drawn_plan, recipe, broken, "--resume"), broken / "log", 2), broken / "log")
+    # Only one segment was begun again.
+    assert len(read_record(record)) == killed_at + 50 - killed_at // SEGMENT * SEGMENT
 
     for phase, segments in (("run-phase1", 5), ("run-phase2", 2)):
         for rank in (0, 1):
@@ -103,7 +104,7 @@ def test_killed_and_resumed_equals_uninterrupted(drawn_plan, recipe, tmp_path, s
         assert same(first, second)
 
     # One rank with the same global batch sees the same samples in the same batches.
-    finish(start_train(command(drawn_plan, recipe, single), 1, single / "log"), single / "log")
+    finish(fork_train(command(drawn_plan, recipe, single), single / "log"), single / "log")
     for phase in ("run-phase1", "run-phase2"):
         ranks = [by_batch(read_record(whole / f"record/{phase}.rank-{rank}.jsonl")) for rank in (0, 1)]
         alone = by_batch(read_record(single / f"record/{phase}.rank-0.jsonl"))
@@ -143,23 +144,24 @@ def same(first, second):
     return first == second
 
 
-def until_saved(process, folder, log):
+def until_saved(runs, folder, log):
     deadline = time.monotonic() + 200
     while not list(folder.rglob("epoch_latest.pt")):
-        assert process.poll() is None, log.read_text()[-5000:]
+        assert runs(), log.read_text()[-5000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_an_interrupted_training_names_the_command_that_resumes_it(drawn_plan, tiny_model, tmp_path, start_train):
+def test_an_interrupted_training_names_the_command_that_resumes_it(drawn_plan, tiny_model, tmp_path, fork_train):
     log, logs = tmp_path / "log", tmp_path / "my logs"
     settings = ["--model", tiny_model, "--device", "cpu", "--precision", "fp32", "--batch-size", "16", "--workers", "1"]
-    words = [drawn_plan.catalog.folder, "epochs", "--samples-seen", "6400", "--checkpoint-every", "5", "--"]
-    process = start_train([*words, *settings, "--logs", logs, "--warmup", "4"], log=log)
-    until_saved(process, logs, log)
+    words = [drawn_plan.catalog.folder, "epochs", "--samples-seen", "2400", "--checkpoint-every", "5", "--"]
+    (process,) = fork_train([*words, *settings, "--logs", logs, "--warmup", "4"], log)
+    until_saved(process.is_alive, logs, log)
     children = descendants(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to workers as well
-    assert process.wait(timeout=100) == 1
+    process.join(100)
+    assert process.exitcode == 1
     said = log.read_text()
     assert "Traceback" not in said
     last = said.splitlines()[-1]
@@ -167,19 +169,18 @@ def test_an_interrupted_training_names_the_command_that_resumes_it(drawn_plan, t
     assert last.endswith(f"--resume -- {shlex.join([*settings, '--logs', str(logs), '--warmup', '4'])}")
     assert not any(map(runs, children))
     command = shlex.split(last.partition("to go on, run: tailwise train ")[2])
-    again = start_train(command, log=log)
-    finish(again, log)
+    finish(fork_train(command, log), log)
     said = log.read_text()
     assert "=> resuming checkpoint" in said
-    assert "saw 6,400 samples in 400 batches, epochs 0 to 7 of plan 'epochs'; 0 of them replaced" in said
+    assert "saw 2,400 samples in 150 batches, epochs 0 to 2 of plan 'epochs'; 0 of them replaced" in said
 
 
-def test_interrupted_ranks_end_and_one_of_them_gives_the_advice(drawn_plan, tiny_model, tmp_path, start_train):
+def test_interrupted_ranks_end_and_one_of_them_gives_the_advice(drawn_plan, tiny_model, tmp_path, launch_train):
     log, logs = tmp_path / "log", tmp_path / "logs"
     settings = ["--model", tiny_model, "--device", "cpu", "--precision", "fp32", "--batch-size", "8", "--workers", "1"]
     words = [drawn_plan.catalog.folder, "epochs", "--samples-seen", "64000", "--checkpoint-every", "5", "--"]
-    process = start_train([*words, *settings, "--logs", logs, "--warmup", "4"], 2, log=log)
-    until_saved(process, logs, log)
+    process = launch_train([*words, *settings, "--logs", logs, "--warmup", "4"], log)
+    until_saved(lambda: process.poll() is None, logs, log)
     children = descendants(process.pid)
     process.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
     process.wait(timeout=100)

@@ -94,7 +94,7 @@ def _run(words: list[str]) -> None:
         for word in words:
             if not is_unicode(word):
                 raise UserError(f"{word!r} is not UTF-8: arguments and paths must be; rename the file")
-        sys.exit(app(words, standalone_mode=False))
+        sys.exit(app(words, prog_name="tailwise", standalone_mode=False))
     except Exception:
         if any(_interrupts):  # or this call lets a waiting signal raise
             raise _InterruptedError from None

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -243,7 +240,7 @@ def test_rows_are_sliced_like_any_sequence_and_checked(clustered, draw):
             plan.draw(2, np.array(rows))
 
 
-def test_processes_draw_their_own_rows(clustered, tmp_path):
+def test_processes_draw_their_own_rows(fork_python, clustered, tmp_path):
     plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
     script = (
         "import sys, numpy as np; from tailwise import Catalog, Plan; plan = Plan(Catalog.open(sys.argv[1]), 'p')\n"
@@ -253,10 +250,11 @@ def test_processes_draw_their_own_rows(clustered, tmp_path):
     )
     files = {first: tmp_path / f"{first}.npy" for first in (400, 0, 200)}
     processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(clustered.folder), str(first), str(path)])
-        for first, path in files.items()
+        fork_python(script, clustered.folder, first, path, out=tmp_path / "log") for first, path in files.items()
     ]
-    assert [process.wait() for process in processes] == [0, 0, 0]
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     drawn = np.concatenate([np.load(files[first]) for first in (0, 200, 400)], axis=1)
     assert np.array_equal(drawn, np.stack([plan.draw(4), plan.draw(0)]))
 

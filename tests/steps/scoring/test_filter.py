@@ -1,7 +1,5 @@
 import itertools
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -274,20 +272,8 @@ def test_the_command(small_catalog):
         run("filter", catalog, "--by", "image-bytes", "--name", "x", "--dry-run")
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(small_catalog):
-    command = [
-        sys.executable,
-        "-m",
-        "tailwise",
-        "filter",
-        str(small_catalog.folder),
-        "--by",
-        "caption-words",
-        "--min",
-        "3",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
+def test_a_mistake_is_one_line_and_exit_code_2(run_tailwise, small_catalog):
+    result = run_tailwise("filter", small_catalog.folder, "--by", "caption-words", "--min", "3", code=2)
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("tailwise: all of 600 samples would be dropped")
 
