@@ -64,7 +64,7 @@ def test_the_losses_and_weights_are_those_of_open_clips_trainer(plan, write_mode
     mine = run(plan, settings, tmp_path / "mine", seed=3, compose="spread")
     words = [*option_words(open_clip_arguments(settings)), "--logs", str(tmp_path), "--name", "theirs"]
     words += ["--log-every-n-steps", "1"]
-    train(plan, words, TrainRequest(samples_seen=384, seed=3, compose="spread"), tell=lambda _: None)
+    train(plan, words, TrainRequest(samples_seen=384, seed=3, compose="spread"), report=lambda _: None)
     log = (tmp_path / "theirs" / "out.log").read_text()
     theirs = [float(loss) for loss in re.findall(r"Train Epoch.* Loss: ([0-9.]+) ", log)]
     losses = np.load(tmp_path / "mine" / "losses.npy")

@@ -414,7 +414,7 @@ def test_checkpoints_that_can_t_be_used(tmp_path, tiny_checkpoint, tiny_model, c
 
     assert "there is no" in told(tmp_path / "absent.pt")
     assert "holds no checkpoint" in told(tmp_path)
-    assert "doesn't tell its model" in told(tiny_checkpoint)
+    assert "cannot infer the model of" in told(tiny_checkpoint)
     assert "open_clip knows no model 'ViT-Q-1'" in told(tiny_checkpoint, "ViT-Q-1")
     assert "open_clip_config.json: give `model`" in told(tiny_checkpoint, f"local-dir:{tmp_path}")
     assert re.search("can't be loaded: .*; check the file and `model`", told(tiny_checkpoint, "RN50"))

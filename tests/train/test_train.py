@@ -39,7 +39,7 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
     told = []
     options = TrainRequest(epochs=1, checkpoint_every=12, record=tmp_path / "record")
     arguments = [*arguments, "--batch-size", "24", "--accum-freq", "2"]
-    runs = train(drawn_plan, arguments, options, tell=told.append)
+    runs = train(drawn_plan, arguments, options, report=told.append)
     text = "\n".join(told)
     assert "epoch 0 of plan 'epochs'" in text
     assert "32 batches of 24 samples (1 ranks × 24), 16 steps, 768 samples" in text
@@ -75,9 +75,9 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
     ]
 
     with pytest.raises(UserError, match="holds a run already: go on with it by `resume`"):
-        train(drawn_plan, arguments, options, tell=told.append)
+        train(drawn_plan, arguments, options, report=told.append)
     again = TrainRequest(epochs=1, checkpoint_every=12, resume=True)
-    train(drawn_plan, arguments, again, tell=told.append)
+    train(drawn_plan, arguments, again, report=told.append)
     assert told[-1] == "nothing left to train: all of it is finished"
     changed = (
         (TrainRequest(epochs=1, checkpoint_every=24, resume=True), [], r"batches of a segment 12 → 16"),
@@ -88,7 +88,7 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
     )
     for given, more, said in changed:
         with pytest.raises(UserError, match=said):
-            train(drawn_plan, [*arguments, *more], given, tell=told.append)
+            train(drawn_plan, [*arguments, *more], given, report=told.append)
 
 
 def test_phases_go_on_from_the_weights_and_epochs_of_the_one_before(drawn_plan, tiny_model, tmp_path, read_record):
@@ -156,19 +156,19 @@ phases:
 
 def test_the_model_s_random_numbers_depend_on_the_segment_alone(drawn_plan, arguments, tmp_path):
     options = TrainRequest(samples_seen=96, checkpoint_every=3)
-    train(drawn_plan, arguments, options, tell=lambda _: None)
+    train(drawn_plan, arguments, options, report=lambda _: None)
     whole = torch.load(tmp_path / "logs" / "run" / "checkpoints" / "epoch_2.pt")["state_dict"]
 
     half = tmp_path / "logs" / "half"
     arguments = [*arguments, "--name", "half", "--save-frequency", "1"]
-    train(drawn_plan, arguments, options, tell=lambda _: None)
+    train(drawn_plan, arguments, options, report=lambda _: None)
     checkpoints = half / "checkpoints"
     (checkpoints / "epoch_1.pt").replace(checkpoints / "epoch_latest.pt")
     (checkpoints / "epoch_2.pt").unlink()
     state = json.loads((half / "tailwise.json").read_text())
     (half / "tailwise.json").write_text(json.dumps({**state, "finished": False}))
     torch.manual_seed(987)
-    train(drawn_plan, arguments, TrainRequest(samples_seen=96, checkpoint_every=3, resume=True), tell=lambda _: None)
+    train(drawn_plan, arguments, TrainRequest(samples_seen=96, checkpoint_every=3, resume=True), report=lambda _: None)
     resumed = torch.load(checkpoints / "epoch_2.pt")["state_dict"]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -176,7 +176,7 @@ def test_the_model_s_random_numbers_depend_on_the_segment_alone(drawn_plan, argu
 def test_another_way_with_damage_is_told_when_a_run_goes_on(drawn_plan, arguments, tmp_path):
     """It may be given, since a tar may be lost meanwhile; but the samples that come may be others."""
     options = {"samples_seen": 32, "checkpoint_every": 1}
-    train(drawn_plan, arguments, TrainRequest(**options), tell=lambda _: None)
+    train(drawn_plan, arguments, TrainRequest(**options), report=lambda _: None)
     path = tmp_path / "logs" / "run" / "tailwise.json"
     state = json.loads(path.read_text())
     assert state["about"]["damaged"] == "error"
@@ -190,8 +190,8 @@ def test_another_way_with_damage_is_told_when_a_run_goes_on(drawn_plan, argument
     ):
         path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False}))
         told = []
-        train(drawn_plan, arguments, TrainRequest(**options, **given, resume=True), tell=told.append)
-        notes = [line for line in told if "was begun with" in line]
+        train(drawn_plan, arguments, TrainRequest(**options, **given, resume=True), report=told.append)
+        notes = [line for line in told if "was started with" in line]
         assert len(notes) == len(said)
         assert all(part in line for part, line in zip(said, notes, strict=True))
 
@@ -237,7 +237,7 @@ def test_counting_epochs_of_a_random_draw_is_shown(drawn_plan, arguments, option
 )
 def test_mistakes_are_refused_before_anything_is_written(drawn_plan, arguments, tmp_path, options, more, said):
     with pytest.raises(UserError, match=said):
-        train(drawn_plan, [*arguments, *more], options, tell=lambda _: None)
+        train(drawn_plan, [*arguments, *more], options, report=lambda _: None)
     assert not (tmp_path / "logs").exists()
 
 
@@ -249,7 +249,7 @@ def test_validation_stays_open_clip_s(drawn_plan, arguments, tmp_path, make_imag
         lines.append(f"{path}\tpicture {number}")
     (tmp_path / "val.tsv").write_text("\n".join(lines))
     more = ["--val-data", str(tmp_path / "val.tsv"), "--dataset-type", "csv", "--save-frequency", "1"]
-    train(drawn_plan, [*arguments, *more], TrainRequest(samples_seen=64, checkpoint_every=2), tell=lambda _: None)
+    train(drawn_plan, [*arguments, *more], TrainRequest(samples_seen=64, checkpoint_every=2), report=lambda _: None)
     checkpoints = tmp_path / "logs" / "run" / "checkpoints"
     results = [json.loads(line) for line in (checkpoints / "results.jsonl").read_text().splitlines()]
     assert [(result["epoch"], result["num_samples"]) for result in results] == [(1, 6), (2, 6)]
@@ -266,7 +266,7 @@ def test_help_is_open_clip_s(drawn_plan):
 
 def test_a_long_warm_up_is_noted(drawn_plan, arguments):
     told = []
-    train(drawn_plan, [*arguments, "--warmup", "100"], TrainRequest(samples_seen=32), tell=told.append)
+    train(drawn_plan, [*arguments, "--warmup", "100"], TrainRequest(samples_seen=32), report=told.append)
     assert "the warm-up (100 steps) is as long as the training" in "".join(told)
 
 
@@ -276,5 +276,5 @@ def test_a_run_of_open_clip_s_own_is_left_alone(drawn_plan, arguments, tmp_path)
     (folder / "out.log").write_text("mine")
     for resume in (False, True):
         with pytest.raises(UserError, match="did not start"):
-            train(drawn_plan, arguments, TrainRequest(epochs=1, resume=resume), tell=lambda _: None)
+            train(drawn_plan, arguments, TrainRequest(epochs=1, resume=resume), report=lambda _: None)
     assert (folder / "out.log").read_text() == "mine"

@@ -77,7 +77,7 @@ def compare(
         say(line, error=as_json)
 
     summary = with_bars(
-        lambda track: run_all(loaded, folder, runner, only=only or (), seeds=chosen, tell=tell, track=track)
+        lambda track: run_all(loaded, folder, runner, only=only or (), seeds=chosen, report=tell, track=track)
     )
     if as_json:
         print_json(summary)

@@ -53,4 +53,4 @@ def train(
     plan = open_plan(catalog, name)
     for item in unused_by_plan(plan):
         say_note(item.note())
-    with_bars(lambda track: run(plan, open_clip or [], request, settings, tell=say_note, track=track))
+    with_bars(lambda track: run(plan, open_clip or [], request, settings, report=say_note, track=track))

@@ -1,6 +1,6 @@
-"""Random resized crops of whole batches, whose random numbers are keyed by (seed, epoch, position).
+"""Random resized crops of whole batches. Random numbers are keyed by (seed, epoch, position).
 
-N samples, S pixels a side of what is cut from, T of what comes out.
+N samples, S pixels a side of the cached image, T of the crop.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from torch.nn.functional import grid_sample
 from tailwise.kernels.keyed import hash_range, stream_key
 
 ATTEMPTS = 7
-NUMBERS = 16  # of a sample: area and ratio of each attempt, and the place
-LOG_RATIO = np.log(4 / 3)  # width / height lies between 3/4 and 4/3
+NUMBERS = 16  # per sample: area and ratio of each attempt, left and top
+LOG_RATIO = np.log(4 / 3)  # width / height is between 3/4 and 4/3
 _UNIT = 2.0**-53
 
 
 def uniform_numbers(seed: int, epochs: npt.NDArray[np.int32], first_position: int) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1) for samples at consecutive positions of the order: float64 [N, 16].
+    """Return numbers in [0, 1) for samples at consecutive positions of the order, from `first_position`: float64 [N, 16].
 
-    Args:
-        seed: of the order.
-        epochs: int32 [N], the plan's epoch of each.
-        first_position: of the first.
+    `epochs`, int32 [N], is the plan's epoch of each sample.
     """
     numbers = np.empty((len(epochs), NUMBERS))
     for epoch in np.unique(epochs).tolist():
@@ -36,16 +33,10 @@ def uniform_numbers(seed: int, epochs: npt.NDArray[np.int32], first_position: in
 
 
 def crop_boxes(numbers: npt.NDArray[np.float64], scale: tuple[float, float]) -> npt.NDArray[np.float64]:
-    """Crops of square images: area uniform in `scale`, log of width / height uniform between 3/4 and 4/3, as torchvision draws them.
+    """Return crops of square images, float64 [N, 4]: left, top, width, height, as shares of the image's side.
 
-    A crop that is wider or higher than the image is drawn again, ATTEMPTS times in all; then it is the whole image.
-
-    Args:
-        numbers: float64 [N, 16] in [0, 1).
-        scale: least and most area, as a share of the image's.
-
-    Returns:
-        float64 [N, 4]: left, top, width, height, as shares of the image's side.
+    The distribution is torchvision's: area uniform in `scale` (a share of the image's), log of width / height uniform between 3/4 and 4/3.
+    A crop that exceeds the image is drawn again, up to ATTEMPTS draws; then it is the whole image. `numbers` is float64 [N, 16] in [0, 1).
     """
     area = scale[0] + numbers[:, 0 : 2 * ATTEMPTS : 2] * (scale[1] - scale[0])
     shape = np.exp(LOG_RATIO * (2 * numbers[:, 1 : 2 * ATTEMPTS : 2] - 1))
@@ -60,15 +51,9 @@ def crop_boxes(numbers: npt.NDArray[np.float64], scale: tuple[float, float]) -> 
 
 
 def crop_and_resize(images: torch.Tensor, boxes: npt.NDArray[np.float64], size: int) -> torch.Tensor:
-    """Cuts a box from each image and scales it to T × T, bilinearly: for boxes that are not much larger than that.
+    """Return the boxes cut from images [N, 3, S, S] and scaled bilinearly to [N, 3, T, T], where T is `size`.
 
-    Args:
-        images: float [N, 3, S, S].
-        boxes: float64 [N, 4]: left, top, width, height, as shares of the side.
-        size: T.
-
-    Returns:
-        float [N, 3, T, T].
+    There is no antialiasing, so a box should not be much larger than T. `boxes` are those of `crop_boxes`.
     """
     steps = (np.arange(size) + 0.5) / size
     x = (boxes[:, 0, None] + steps * boxes[:, 2, None]) * 2 - 1

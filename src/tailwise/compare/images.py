@@ -1,4 +1,4 @@
-"""A pool's images and captions, decoded once for all runs: for pools so small that their pixels fit on a disk."""
+"""A pool's images and captions, decoded once for all runs: for small pools whose pixels fit on a disk."""
 
 from __future__ import annotations
 
@@ -32,17 +32,11 @@ MOST_BYTES = 64_000_000_000
 
 @dataclass(frozen=True)
 class Pictures:
-    """The decoded pool, N samples, mapped from disk.
+    """The decoded pool, N samples, memory-mapped."""
 
-    Attributes:
-        pixels: uint8 [N, 3, S, S].
-        tokens: int32 [N, L].
-        readable: bool [N]; others stand in for the rest, as in the loader.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    tokens: npt.NDArray[np.int32]
-    readable: npt.NDArray[np.bool_]
+    pixels: npt.NDArray[np.uint8]  # uint8 [N, 3, S, S]
+    tokens: npt.NDArray[np.int32]  # int32 [N, L]
+    readable: npt.NDArray[np.bool_]  # bool [N]; unreadable samples are replaced by others, as in the loader
 
 
 def decoded_pool(
@@ -56,12 +50,12 @@ def decoded_pool(
     about: object,
     track: Track = silent,
 ) -> Pictures:
-    """Decodes a pool, or maps what was decoded before.
+    """Decode a snapshot's samples, or map the arrays of an earlier call with the same arguments.
 
     Args:
-        catalog: whose samples.
-        snapshot: which of them.
-        folder: where the arrays lie, by what they were made of.
+        catalog: the catalog.
+        snapshot: the samples.
+        folder: cache folder; the arrays' subfolder is named by a hash of all that decides them.
         size: S, pixels.
         resize: PIL image → float tensor [3, S, S] in [0, 1].
         tokenizer: captions → int tensor [n, L].
@@ -69,18 +63,17 @@ def decoded_pool(
         track: shows progress.
 
     Raises:
-        UserError: the pool is too large for that.
+        UserError: the decoded pool would exceed MOST_BYTES, or a shard can't be read.
     """
     total = snapshot.rows * 3 * size * size
     if total > MOST_BYTES:
         raise UserError(
             f"{snapshot.rows:,} images of {size} pixels are {total:,} bytes decoded, more than {MOST_BYTES:,}: "
-            "train with `trainer: open_clip`, which decodes as it goes"
+            "use `trainer: open_clip`, which decodes during the training"
         )
     removals = Removals.of(catalog, snapshot, track)
     name = digest([FORMAT, snapshot.id, removals.id, size, about])
-    place = folder / name
-    paths = [place / f"{item}.npy" for item in ("pixels", "tokens", "readable")]
+    paths = [folder / name / f"{item}.npy" for item in ("pixels", "tokens", "readable")]
     if not paths[-1].exists():
         with locked(folder / ".lock", str(folder), wait=True):
             if not paths[-1].exists():
@@ -98,7 +91,7 @@ def _decode(
     tokenizer: Tokenizer,
     track: Track,
 ) -> None:
-    """Writes the three arrays; that of `readable` comes last, and says that all are whole."""
+    """Write the three arrays. `readable` is written last: its file marks the others as complete."""
     ensure_locations(catalog, snapshot, track)
     shards = comparable_shards(catalog, snapshot, track)
     store = open_shards(shards, paths[0].parent, MOST_BYTES)
@@ -110,8 +103,7 @@ def _decode(
     with replacing(paths[0]) as pixel_path, replacing(paths[1]) as token_path:
         pixels = create_array(pixel_path, (rows, 3, size, size), np.uint8)
         tokens = create_array(token_path, (rows, length), np.int32)
-        starts = range(0, rows, CHUNK_ROWS)
-        for start in track(starts, "decoding the pool", len(starts)):
+        for start in track(range(0, rows, CHUNK_ROWS), "decoding the pool"):
             mine = np.arange(start, min(start + CHUNK_ROWS, rows))
             mine = mine[removals.keeps(mine)]
             homes = np.searchsorted(ends, mine, "right").astype(np.int32)
@@ -134,7 +126,7 @@ def _fill(
     resize: Callable[[Any], torch.Tensor],
     tokenizer: Tokenizer,
 ) -> bool:
-    """Whether the sample can be decoded; if so, writes it."""
+    """Write a sample's pixels and tokens; return whether it could be decoded."""
     try:
         caption = content[1].decode()
         image = resize(decode_rgb(content[0]))

@@ -1,7 +1,7 @@
 """Training in this process, for small models and pools: open_clip's model, loss, optimizer and schedule on images decoded once.
 
-What a batch holds is the loader's order; what a step does is what open_clip's trainer does. Only the crops are its own: cut from cached
-images, bilinearly, a whole batch at once.
+Batches follow the loader's order, and steps those of open_clip's trainer. Only the crops differ: they are cut from cached images,
+bilinearly, a whole batch at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_number
 from tailwise.compare.images import Pictures, decoded_pool
 from tailwise.compare.recipe import Training
 from tailwise.devices import find_device
-from tailwise.encoders.open_clip import model_id
+from tailwise.encoders.open_clip import model_id, silenced
 from tailwise.errors import UserError
 from tailwise.extras import install_command
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
@@ -40,34 +40,24 @@ from tailwise.train.randomness import reseed, undisturbed
 from tailwise.train.segments import cut
 
 PROBE_STEPS = 4
-MARGIN = 1.25  # of cached images that crops are cut from: a crop of half the area is then hardly scaled
+MARGIN = 1.25  # side of cached images, per side of the crop: a crop of half their area is then hardly scaled
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left.
+    """Result of a training."""
 
-    Attributes:
-        checkpoint: in open_clip's format.
-        samples: seen.
-        seconds: of the training alone.
-        device: that it ran on.
-        last_loss: mean over the last tenth of the steps; None where the trainer doesn't tell.
-        unique: different samples seen; None likewise.
-        epochs: of the plan, begun; None likewise.
-    """
-
-    checkpoint: Path
-    samples: int
-    seconds: float
-    device: str
-    last_loss: float | None = None
-    unique: int | None = None
-    epochs: int | None = None
+    checkpoint: Path  # file in open_clip's format
+    samples: int  # number of samples seen
+    seconds: float  # duration of the training alone
+    device: str  # name of the device
+    last_loss: float | None = None  # mean over the last tenth of the steps; None if the trainer does not report it
+    unique: int | None = None  # number of distinct samples seen; None if not reported
+    epochs: int | None = None  # number of epochs started; None if not reported
 
 
 def order_of(plan: Plan, training: Training, compose: str, seed: int) -> Order:
-    """The order that open_clip's trainer would be fed."""
+    """Return the order that open_clip's trainer would get."""
     lanes = choose_lanes(training.global_batch, 1)
     return Order(plan, OrderOptions(training.global_batch, seed=seed, lanes=lanes, compose=compose))
 
@@ -83,20 +73,20 @@ def train_in_process(
     name: str,
     track: Track = silent,
 ) -> Trained:
-    """Trains once.
+    """Train once.
 
     Args:
-        plan: what is drawn.
-        training: how.
-        seed: of weights, order and crops.
-        compose: of the order.
-        folder: for `checkpoint.pt` and `losses.npy` (float32, one a step).
+        plan: the samples to draw.
+        training: model, rates and precision.
+        seed: seed of weights, order and crops.
+        compose: how the order composes batches.
+        folder: folder for `checkpoint.pt` and `losses.npy` (float32, one per step).
         cache: folder of the decoded pool.
-        name: of the run.
+        name: name of the run.
         track: shows progress.
 
     Raises:
-        UserError: open_clip isn't installed, there is no such model, or the pool is too large to keep decoded.
+        UserError: open_clip is not installed, the model is unknown, or the pool is too large to keep decoded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     factory = _open_clip()
@@ -141,32 +131,24 @@ class Steps:
     """Optimizer steps as open_clip's trainer takes them."""
 
     def __init__(self, model: Any, training: Training, steps: int, device: torch.device) -> None:  # noqa: ANN401
-        """Makes optimizer, schedule and loss.
-
-        Args:
-            model: of open_clip, with `output_dict`.
-            training: rates and precision.
-            steps: of the whole training.
-            device: that the model lies on.
-        """
+        """Make optimizer, schedule and loss for `steps` steps of an open_clip model with `output_dict` on `device`."""
         import open_clip  # noqa: PLC0415  (an extra)
         from open_clip_train.scheduler import cosine_lr  # noqa: PLC0415
 
         self._model, self._device = model.train(), device
         self._bf16 = training.precision == "bf16"
-        groups = _parameter_groups(model, training.wd)
         self._optimizer = torch.optim.AdamW(
-            groups,
+            _parameter_groups(model, training.wd),
             lr=training.lr,
             betas=(training.beta1, training.beta2),
             eps=training.eps,
-            fused=True,  # an embedding of 49,408 tokens costs 1 % of a step so, and 7 % otherwise
+            fused=True,  # else the embedding of 49,408 tokens takes 7 % of a step, not 1 %
         )
         self._schedule = cosine_lr(self._optimizer, training.lr, training.warmup, steps)
         self._loss = open_clip.ClipLoss()
 
     def take(self, number: int, images: torch.Tensor, texts: torch.Tensor) -> float:
-        """Takes one step, and gives the loss before it."""
+        """Take one step; return the loss before it."""
         self._schedule(number)
         self._optimizer.zero_grad()
         with _precision(self._device, bf16=self._bf16):
@@ -180,14 +162,14 @@ class Steps:
 
 @contextmanager
 def _precision(device: torch.device, *, bf16: bool) -> Iterator[None]:
-    """Autocast as open_clip's trainer has it; attention over a few tokens is faster on a CPU by plain products than by its fused kernel."""
+    """Set autocast as in open_clip's trainer. On a CPU, unfused attention over a few tokens is faster than the fused kernel."""
     plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and bf16 else nullcontext()
     with plain, torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
         yield
 
 
 class _Source:
-    """Batches as tensors on the device."""
+    """Batches as tensors on a device."""
 
     def __init__(
         self,
@@ -209,8 +191,8 @@ class _Source:
         self._scale = training.augment["scale"] if training.augment else None
         self._pictures = _decoded(plan, training, cache, factory, config, track)
         removals = Removals.of(plan.catalog, plan.snapshot)
-        broken = int((~self._pictures.readable).sum()) - len(removals.rows)  # removed ones were not decoded
-        causes = "others would be trained on in their place"
+        broken = int((~self._pictures.readable).sum()) - len(removals.rows)  # removed samples were not decoded
+        causes = "other samples would replace them"
         what, rows = "{} samples{} of the pool can't be read", plan.rows - len(removals.rows)
         refuse_many(broken, rows, training.max_rejected, what, causes, "train.max_rejected")
         self._substitutes = Substitutes(plan, self.order.sections, removals)
@@ -218,7 +200,7 @@ class _Source:
         self._mean, self._std = (torch.tensor(config[item], device=device).view(1, 3, 1, 1) for item in ("mean", "std"))
 
     def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64]]:
-        """Images [G, 3, T, T] normalised, tokens int64 [G, L], rows [G]."""
+        """Return normalised images [G, 3, T, T], tokens int64 [G, L], and rows [G]."""
         samples = self.order.batch(number)
         rows = self._readable(samples.rows, samples.epochs)
         if self._on_device is not None:
@@ -233,7 +215,7 @@ class _Source:
         return images, texts, rows
 
     def _readable(self, rows: npt.NDArray[np.int64], epochs: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """The rows, with those in place of removed and broken ones that the loader would take."""
+        """Return the rows; removed and unreadable ones are replaced by those that the loader would take."""
         readable = self._pictures.readable
         if readable[rows].all():
             return rows
@@ -242,7 +224,7 @@ class _Source:
             others = self._substitutes.of(int(rows[at]), int(epochs[at]))
             found = next((other for other in others if readable[other]), None)
             if found is None:
-                raise UserError(f"nothing can be read in place of row {int(rows[at]):,}: see `tailwise status`")
+                raise UserError(f"row {int(rows[at]):,} has no readable replacement: see `tailwise status`")
             rows[at] = found
         return rows
 
@@ -257,9 +239,7 @@ def _decoded(
 ) -> Pictures:
     size = training.cache_pixels or (round(MARGIN * config["size"]) if training.augment else config["size"])
     if training.augment is None and size != config["size"]:
-        raise UserError(
-            f"cache_pixels {size}: without augment, images are cached as the model takes them; leave it out"
-        )
+        raise UserError(f"cache_pixels {size}: without augment, it must be the model's size; leave it out")
     plain = {**config, "size": size, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     resize = factory.transform.image_transform_v2(factory.transform.PreprocessCfg(**plain), is_train=False)
     about = {"model": model_id(training.model), "open_clip": factory.__version__, **plain}
@@ -276,25 +256,17 @@ def _decoded(
 
 
 def preprocessing(model: Any) -> dict[str, Any]:  # noqa: ANN401
-    """How a model takes images: size (one number), mean, std, interpolation, resize_mode, fill_color.
-
-    Raises:
-        UserError: it doesn't take square images.
-    """
+    """Return a model's preprocessing: size (one number), mean, std, interpolation, resize_mode, fill_color."""
     config = dict(model.visual.preprocess_cfg)
     size = config["size"]
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
-        raise UserError(f"the model takes images of {size}: only square ones are cached; use `trainer: open_clip`")
+        raise UserError(f"the model takes images of {size}: must be square to be cached; use `trainer: open_clip`")
     return {**config, "size": int(sides.pop())}
 
 
 def seconds_per_step(training: Training) -> float:
-    """What a step costs here, by a few steps on made-up samples.
-
-    Raises:
-        UserError: open_clip isn't installed, or there is no such model.
-    """
+    """Return the duration of a step on this machine, measured over a few steps on random samples."""
     factory, device = _open_clip(), find_device(training.device)
     with undisturbed():
         model = _make(factory, training.model, device)
@@ -320,26 +292,23 @@ def _open_clip() -> Any:  # noqa: ANN401
 
 
 def _make(factory: Any, name: str, device: torch.device) -> Any:  # noqa: ANN401
-    """A model with random weights."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it warns of weights that it doesn't find, which is what is wanted
+    """Return a model with random weights."""
     try:
-        model = factory.create_model(name, device=device, output_dict=True)
+        with silenced(logging.WARNING):  # open_clip warns that no pretrained weights are loaded
+            model = factory.create_model(name, device=device, output_dict=True)
     except (FileNotFoundError, RuntimeError, ValueError) as error:
-        problem = " ".join(str(error).split())
-        raise UserError(
-            f"train.model {name!r} can't be made ({problem}): give local-dir:FOLDER or a name that open_clip knows"
-        ) from error
-    finally:
-        logging.disable(level)
+        remedy = "give local-dir:FOLDER or a name that open_clip knows"
+        raise UserError(f"train.model {name!r} can't be made ({error}): {remedy}") from error
     return model.to(memory_format=torch.channels_last)
 
 
 def _parameter_groups(model: Any, decay: float) -> list[dict[str, Any]]:  # noqa: ANN401
-    """As open_clip's trainer groups them: gains, biases and the logit scale without weight decay."""
-    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    plain = [value for name, value in named if _is_plain(name, value)]
-    rest = [value for name, value in named if not _is_plain(name, value)]
+    """Return the groups of open_clip's trainer: gains, biases and the logit scale have no weight decay."""
+    plain: list[torch.Tensor] = []
+    rest: list[torch.Tensor] = []
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            (plain if _is_plain(name, value) else rest).append(value)
     return [{"params": plain, "weight_decay": 0.0}, {"params": rest, "weight_decay": decay}]
 
 
@@ -349,7 +318,7 @@ def _is_plain(name: str, value: torch.Tensor) -> bool:
 
 @contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """On a GPU, the same result again: cuDNN and cuBLAS choose algorithms whose sums don't depend on timing."""
+    """Make results on a GPU repeatable: choose algorithms of cuDNN and cuBLAS whose sums do not depend on timing."""
     if device.type != "cuda":
         yield
         return

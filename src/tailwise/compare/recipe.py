@@ -1,4 +1,4 @@
-"""What is compared, as a YAML file: rows, seeds, one training for all, and what it is measured by."""
+"""A comparison as a YAML file: rows, seeds, one training for all rows, and the evaluation."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ class Training:
     """The training that all rows share.
 
     Attributes:
-        trainer: a name of TRAINERS: "in-process", or "open_clip".
+        trainer: a name in TRAINERS: "in-process" or "open_clip".
         model: local-dir:FOLDER, or a name that open_clip knows.
-        samples_seen: of each run, whatever its plan.
-        global_batch: samples of an optimizer step.
-        lr: peak of the learning rate.
-        warmup: steps.
-        wd: weight decay, of all but gains, biases and the logit scale.
+        samples_seen: samples seen in each run, whatever its plan.
+        global_batch: samples per optimizer step.
+        lr: peak learning rate.
+        warmup: warm-up steps.
+        wd: weight decay; not applied to gains, biases and the logit scale.
         beta1: of AdamW.
-        beta2: likewise.
-        eps: likewise.
+        beta2: of AdamW.
+        eps: of AdamW.
         precision: "fp32" or "bf16" (autocast).
         augment: {"scale": [least, most]}: area of the random resized crop, as a share of the image's; None for no augmentation.
-        cache_pixels: in-process: side of the cached images; None for the model's own, and a quarter more where images are cropped.
+        cache_pixels: in-process: side of the cached images; None for the model's size, or 1.25 times that with `augment`.
         device: a name for `find_device`.
-        workers: open_clip: processes that decode.
+        workers: open_clip: number of decoding processes.
         open_clip: open_clip: further arguments of its trainer, without the dashes.
-        max_rejected: in-process: share of the pool's samples that may be unreadable; others are taken in their place.
+        max_rejected: in-process: largest share of the pool that may be unreadable; unreadable samples are replaced.
     """
 
     model: Text
@@ -74,9 +74,9 @@ class Row:
     """One row of the table.
 
     Attributes:
-        name: as the table shows it.
+        name: name in the table.
         plan: options of `tailwise plan`, without the dashes.
-        compose: of the loader's order.
+        compose: how the loader's order composes batches.
     """
 
     name: Annotated[Text, Field(pattern=ROW_NAME, description="text of 1 to 100 characters, without slashes")]
@@ -85,7 +85,7 @@ class Row:
 
     @property
     def slug(self) -> str:
-        """The name, fit for a folder."""
+        """The name as a folder name."""
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.") or "row"
 
 
@@ -94,15 +94,15 @@ class CompareRecipe:
     """A comparison.
 
     Attributes:
-        name: short.
-        about: what it asks.
-        catalog: whose samples are trained on.
+        name: short name.
+        about: the question that the comparison answers.
+        catalog: folder of the catalog.
         evaluate: `data`, and options of `tailwise evaluate`.
-        train: what all rows share.
-        seeds: of weights, order, augmentation and draw.
-        baseline: the row that the others are held against.
-        rows: in the order of the table.
-        sources: what `prepare` imports.
+        train: the training that all rows share.
+        seeds: seeds of weights, order, augmentation and draw.
+        baseline: name of the row that the others are compared with.
+        rows: rows in the order of the table.
+        sources: sources that `prepare` imports.
         prepare: commands that make the catalog, its clusterings and drop lists.
         needs: command that makes the catalog, if `prepare` does not.
     """
@@ -125,11 +125,7 @@ class CompareRecipe:
         return read_as(EvaluateRequest, {"model": self.train.model, **given}, f"{where}, evaluate")
 
     def row(self, name: str) -> Row:
-        """The row of a name.
-
-        Raises:
-            UserError: there is none; names those there are.
-        """
+        """Return the row of a name or slug, or raise a UserError that lists the rows."""
         for row in self.rows:
             if name in {row.name, row.slug}:
                 return row
@@ -137,14 +133,14 @@ class CompareRecipe:
 
 
 def load_compare_recipe(name: str, settings: Sequence[str] = ()) -> CompareRecipe:
-    """Reads a recipe.
+    """Return a recipe.
 
     Args:
-        name: of a comparison that comes with the package, or the path of a .yaml file.
-        settings: changes of it, as KEY=VALUE, KEY with dots for what lies deeper and VALUE in YAML: "train.samples_seen=20000".
+        name: name of a comparison that comes with tailwise, or the path of a .yaml file.
+        settings: changes as KEY=VALUE, with dots in KEY for nested keys and VALUE in YAML: "train.samples_seen=20000".
 
     Raises:
-        UserError: there is none of this name, or it isn't as it must be.
+        UserError: there is no recipe of this name, or it is not valid.
     """
     path, content = read_yaml(name, FOLDER)
     where = f"recipe {path}"
@@ -169,7 +165,9 @@ def _with_setting(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
         name = max(known, key=len)
         place[name] = place[name] or {}
         if not isinstance(place[name], dict):
-            raise UserError(f"`set` {setting!r}: {name} is {place[name]!r}, which holds nothing")
+            raise UserError(
+                f"`set` {setting!r}: {name} is {place[name]!r}, which holds nothing: give a key of a mapping"
+            )
         place, left = place[name], left[len(name) + 1 :]
     place[left] = value
     return changed
@@ -193,15 +191,13 @@ def _check(where: str, recipe: CompareRecipe) -> None:
         raise UserError(f"{where}, evaluate lacks 'data': add it, or give it with `set` evaluate.data=FOLDER")
     scale = (train.augment or {}).get("scale", [])
     if train.augment is not None and (len(train.augment) != 1 or len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
-        raise UserError(
-            f"{where}, train: augment is {train.augment}: must be {{scale: [least, most]}}, above 0, at most 1"
-        )
+        allowed = "{scale: [least, most]}, above 0, at most 1"
+        raise UserError(f"{where}, train: augment is {train.augment}: must be {allowed}")
     if train.samples_seen < train.global_batch:
-        raise UserError(
-            f"{where}, train: samples_seen {train.samples_seen:,} is less than a batch of {train.global_batch:,}: give more"
-        )
+        needed = f"less than a batch of {train.global_batch:,}: give more"
+        raise UserError(f"{where}, train: samples_seen {train.samples_seen:,} is {needed}")
     if len(set(recipe.seeds)) < len(recipe.seeds):
-        raise UserError(f"{where}: seeds is {[*recipe.seeds]}: each may be there once")
+        raise UserError(f"{where}: seeds is {[*recipe.seeds]}: each may be there once; remove the duplicates")
     if len({row.slug for row in recipe.rows}) < len(recipe.rows):
         raise UserError(f"{where}: two rows have names that differ in case or signs only: rename one")
     recipe.row(recipe.baseline)
@@ -210,17 +206,10 @@ def _check(where: str, recipe: CompareRecipe) -> None:
 def choose(
     recipe: CompareRecipe, only: Collection[str] = (), seeds: Collection[int] = ()
 ) -> tuple[list[Row], list[int]]:
-    """The rows and seeds that are run now; all by default.
-
-    Raises:
-        UserError: one that the recipe doesn't have.
-    """
-    rows = {recipe.row(name).name for name in only} or {row.name for row in recipe.rows}
-    unknown = sorted(set(seeds) - set(recipe.seeds))
-    if unknown:
-        raise UserError(
-            f"seed {unknown[0]} isn't the recipe's ({', '.join(map(str, recipe.seeds))}): `set` seeds=[…] changes them"
-        )
-    return [row for row in recipe.rows if row.name in rows], [
-        seed for seed in recipe.seeds if not seeds or seed in seeds
-    ]
+    """Return the chosen rows and seeds (all by default); raise a UserError for one that the recipe does not have."""
+    names = {recipe.row(name).name for name in only}
+    if unknown := sorted(set(seeds) - set(recipe.seeds)):
+        known = ", ".join(map(str, recipe.seeds))
+        raise UserError(f"seed {unknown[0]} isn't the recipe's ({known}): change them with `set` seeds=[…]")
+    rows = [row for row in recipe.rows if not names or row.name in names]
+    return rows, [seed for seed in recipe.seeds if not seeds or seed in seeds]

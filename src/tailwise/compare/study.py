@@ -1,4 +1,4 @@
-"""The runs of a comparison: which there are, which are done, and doing one. Each leaves RUNS/ROW/seed-S/result.json, written last."""
+"""The runs of a comparison. Each run leaves RUNS/ROW/seed-S/result.json, written last."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import platform
+import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ FORMAT = 1
 RUNS, CACHE, RESULT, TRAINED = "runs", "cache", "result.json", "trained.json"
 NOT_DECIDING = {"workers", "max_rejected"}
 PATHS = {"classes", "templates", "train_counts", "pool"}
-PACKAGES = ("torch", "open_clip_torch", "numpy", "timm")  # that decide a training
+PACKAGES = ("torch", "open_clip_torch", "numpy", "timm")  # their versions decide a training
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Run:
     """One training and its evaluation.
 
     Attributes:
-        row: of the table.
-        seed: of weights, order, augmentation and draw.
-        folder: of all it leaves.
+        row: row of the table.
+        seed: seed of weights, order, augmentation and draw.
+        folder: folder of all files of the run.
     """
 
     row: Row
@@ -60,44 +61,30 @@ class Run:
 
     @property
     def label(self) -> str:
-        """As it is told."""
+        """The name in messages."""
         return f"{self.row.name}, seed {self.seed}"
 
     @property
     def plan(self) -> Step:
-        """The command that makes its plan, whose name tells its options."""
+        """The command that makes the run's plan. The plan's name has a hash of its options."""
         name = f"compare-{self.row.slug}-{self.seed}-{digest(dict(self.row.plan))[:6]}"
         return Step("plan", {"name": name, **self.row.plan, "seed": self.seed})
 
 
 class Study:
-    """A recipe, and the folder of what came of it."""
+    """A recipe and its output folder."""
 
     def __init__(self, recipe: CompareRecipe, output: Path) -> None:
-        """Reads nothing yet.
-
-        Args:
-            recipe: what is compared.
-            output: folder for runs, decoded images and summaries.
-        """
-        find_trainer(recipe.train.trainer)
-        self.recipe, self.output = recipe, output
+        """Check the trainer's name. `output` is the folder for runs, decoded images and summaries."""
+        self.recipe, self.output, self.train = recipe, output, find_trainer(recipe.train.trainer)
 
     def runs(self, only: Collection[str] = (), seeds: Collection[int] = ()) -> list[Run]:
-        """The runs, seed after seed, so that whole comparisons come early.
-
-        Raises:
-            UserError: a row or seed that the recipe doesn't have.
-        """
+        """Return the chosen runs, all rows of a seed before the next seed, so that complete comparisons come early."""
         rows, chosen = choose(self.recipe, only, seeds)
         return [Run(row, seed, self.output / RUNS / row.slug / f"seed-{seed}") for seed in chosen for row in rows]
 
     def result(self, run: Run) -> dict[str, Any] | None:
-        """What a finished run found; None where it isn't, or was evaluated otherwise.
-
-        Raises:
-            UserError: the folder holds a run of other settings.
-        """
+        """Return the result of a run; None if it is unfinished, or was evaluated with other options. Refuse a run with other settings."""
         if not (run.folder / RESULT).exists():
             return None
         found: dict[str, Any] = read_json(run.folder / RESULT)
@@ -108,26 +95,21 @@ class Study:
         mine = self.identity(run)
         if found.get("identity") != mine or found.get("format") != FORMAT:
             old = found.get("identity", {})
-            changed = ", ".join(
-                f"{name} {old.get(name)} → {mine.get(name)}"
-                for name in sorted({*old, *mine})
-                if old.get(name) != mine.get(name)
-            )
-            raise ConflictError(
-                f"{run.folder} was made with other settings ({changed or 'format'}): give another `output`, or delete that folder"
-            )
+            names = [name for name in sorted({*old, *mine}) if old.get(name) != mine.get(name)]
+            changed = ", ".join(f"{name} {old.get(name)} → {mine.get(name)}" for name in names) or "format"
+            remedy = "give another `output`, or delete that folder"
+            raise ConflictError(f"{run.folder} was made with other settings ({changed}): {remedy}")
 
     @property
     def evaluated(self) -> dict[str, Any]:
-        """What the evaluation depends on, as JSON values."""
+        """Options of the evaluation, as JSON values."""
         return {name: str(value) if name in {"data", *PATHS} else value for name, value in self.recipe.evaluate.items()}
 
     def identity(self, run: Run) -> dict[str, Any]:
-        """All that decides a training, as JSON values."""
+        """Return all that decides a training, as JSON values."""
         catalog = Catalog.open(self.recipe.catalog)
-        training = {name: value for name, value in asdict(self.recipe.train).items() if name not in NOT_DECIDING} | {
-            "model": model_id(self.recipe.train.model)
-        }
+        training = {name: value for name, value in asdict(self.recipe.train).items() if name not in NOT_DECIDING}
+        training["model"] = model_id(self.recipe.train.model)
         without = run.row.plan.get("without") or []
         lists = [without] if isinstance(without, str) else without
         inputs = {f"list {name}": _id(catalog.drops_folder(name)) for name in lists}
@@ -146,13 +128,9 @@ class Study:
         return values
 
     def do(self, run: Run, runner: Runner, track: Track = silent) -> dict[str, Any] | None:
-        """Trains and evaluates, unless that is done; a training that is whole isn't repeated for another evaluation.
+        """Train and evaluate, where that is not done yet; a complete training is kept for another evaluation.
 
-        Returns:
-            The result; None if another process is at this run.
-
-        Raises:
-            UserError: something in the recipe can't be.
+        Returns the result; None if another process has this run.
         """
         with ExitStack() as stack:
             try:
@@ -189,9 +167,8 @@ class Study:
                 return trained, about
         _run_quietly(runner, run.plan)
         plan = Plan(Catalog.open(self.recipe.catalog), str(run.plan.options["name"]))
-        order_of(plan, self.recipe.train, run.row.compose, run.seed)  # refuses what can't be, before time is spent
-        train = find_trainer(self.recipe.train.trainer)
-        trained = train(
+        order_of(plan, self.recipe.train, run.row.compose, run.seed)  # raises errors before time is spent
+        trained = self.train(
             plan,
             self.recipe.train,
             seed=run.seed,
@@ -222,11 +199,9 @@ class Study:
         write_json(note, about)
         return trained, about
 
-    def results(self) -> Iterator[dict[str, Any]]:
-        """The results of the recipe's runs that are done."""
-        for run in self.runs():
-            if (found := self.result(run)) is not None:
-                yield found
+    def results(self) -> list[dict[str, Any]]:
+        """Return the results of all finished runs."""
+        return [found for run in self.runs() if (found := self.result(run)) is not None]
 
 
 def compare(
@@ -236,25 +211,22 @@ def compare(
     *,
     only: Collection[str] = (),
     seeds: Collection[int] = (),
-    tell: Callable[[str], None] = logger.info,
+    report: Callable[[str], None] = logger.info,
     track: Track = silent,
 ) -> dict[str, Any]:
-    """Does what isn't done of a comparison, and sums up all that is.
+    """Do the missing runs of a comparison, and return the summary of all finished ones, as in `summary.json`.
 
     Args:
-        recipe: what is compared.
-        output: folder for all that comes of it.
+        recipe: the comparison.
+        output: folder for all its files.
         runner: runs the steps that prepare the catalog and make the plans.
-        only: names of rows; all by default.
-        seeds: of the recipe's; all by default.
-        tell: takes a line for each run; by default the log.
+        only: names of the rows to run; all by default.
+        seeds: seeds to run; all by default.
+        report: takes a line for each run; the log by default.
         track: shows progress within a run.
 
-    Returns:
-        What `summary.json` holds.
-
     Raises:
-        UserError: a mistake in the recipe, or runs of other settings or other files in the folder.
+        UserError: a mistake in the recipe, or the folder holds runs of other settings or other files.
     """
     study = Study(recipe, check_output_folder(output, "`output`", marks=[RUNS, CACHE]))
     for step in [*recipe.prepare, *(run.plan for run in study.runs())]:
@@ -269,13 +241,12 @@ def compare(
     for number, run in enumerate(runs, 1):
         line = f"[{number}/{len(runs)}] {run.label}"
         if (found := study.result(run)) is not None:
-            tell(f"{line}: done already, {_told(found)}")
-            continue
-        if (found := study.do(run, runner, track)) is None:
-            tell(f"{line}: another process is at it")
-            continue
-        tell(f"{line}: {_told(found)}")
-        write_summary(output, summarize(recipe, study.results()), plots=False)
+            report(f"{line}: done already, {_describe(found)}")
+        elif (found := study.do(run, runner, track)) is None:
+            report(f"{line}: another process is running it")
+        else:
+            report(f"{line}: {_describe(found)}")
+            write_summary(output, summarize(recipe, study.results()), plots=False)
     summary = summarize(recipe, study.results())
     write_summary(output, summary)
     return summary
@@ -287,39 +258,29 @@ def _run_quietly(runner: Runner, step: Step) -> None:
         job.run()
 
 
-def _told(result: Mapping[str, Any]) -> str:
-    trained = result["trained"]
-    rate = trained["samples"] / trained["seconds"]
-    scores = [
-        f"{item['set']} {100 * item['top1']['value']:.2f} %"
-        for item in result["evaluations"]
-        if item["task"] == "classification"
-    ]
-    return f"{trained['samples']:,} samples in {trained['seconds']:,.0f} s ({rate:,.0f}/s), top-1 {', '.join(scores) or '–'}"
+def _describe(result: Mapping[str, Any]) -> str:
+    samples, seconds = result["trained"]["samples"], result["trained"]["seconds"]
+    classified = [item for item in result["evaluations"] if item["task"] == "classification"]
+    scores = ", ".join(f"{item['set']} {100 * item['top1']['value']:.2f} %" for item in classified) or "–"
+    return f"{samples:,} samples in {seconds:,.0f} s ({samples / seconds:,.0f}/s), top-1 {scores}"
 
 
 def _id(folder: Path) -> str | None:
-    """The hash of what an artifact holds; None if it isn't there."""
+    """Return the hash of an artifact's files; None if there is no artifact."""
     manifest = find_manifest(folder)
     return digest(manifest["files"]) if manifest else None
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """Return the hardware and the system that a run uses."""
     import torch  # noqa: PLC0415  (heavy)
 
-    cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    names = re.findall(r"^model name\s*: *(.*)", info.read_text(), re.MULTILINE) if info.exists() else []
     return {
-        "cpu": cpu,
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.system(),
     }

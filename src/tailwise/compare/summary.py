@@ -1,4 +1,4 @@
-"""What the runs say together: means, paired differences, what is not significant, and what it all rests on."""
+"""Summary of a comparison: means, paired differences and their significance, costs, and the settings behind them."""
 
 from __future__ import annotations
 
@@ -38,16 +38,14 @@ Results = Sequence[Mapping[str, Any]]
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The figures of one run, {set: {metric: share}}; with more than one set of classification, their mean as well."""
+    """Return the figures of one run, {set: {metric: share}}; for several classification sets, also their mean."""
     found: dict[str, dict[str, float]] = {}
     for item in result["evaluations"]:
         if item["task"] == "classification":
             values = {name: item[name]["value"] for name in ("top1", "mean_per_class")}
             values |= {name: group["accuracy"]["value"] for name, group in item["groups"].items()}
         else:
-            values = {
-                name: item[name.partition("@")[0]]["1"]["value"] for name in ("text_retrieval@1", "image_retrieval@1")
-            }
+            values = {f"{name}@1": item[name]["1"]["value"] for name in ("text_retrieval", "image_retrieval")}
         found[item["set"]] = {name: value for name, value in values.items() if value is not None}
     classified = [found[item["set"]] for item in result["evaluations"] if item["task"] == "classification"]
     if len(classified) > 1:
@@ -57,21 +55,17 @@ def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """All figures of a comparison, as JSON values.
-
-    Args:
-        recipe: what is compared.
-        results: of the runs that are done.
-    """
+    """Return all figures of a comparison, from the results of its finished runs, as JSON values."""
     done = list(results)
     by_row = {row.name: {item["seed"]: item for item in done if item["row"] == row.name} for row in recipe.rows}
     baseline = recipe.row(recipe.baseline).name
     shown = {name: {seed: figures(item) for seed, item in runs.items()} for name, runs in by_row.items()}
-    sets: dict[str, list[str]] = {}
-    for runs in shown.values():
-        for run in runs.values():
-            for name, values in run.items():
-                sets[name] = [metric for metric in METRICS if metric in values]
+    sets = {
+        name: [metric for metric in METRICS if metric in values]
+        for runs in shown.values()
+        for run in runs.values()
+        for name, values in run.items()
+    }
     rows = [
         {
             "row": row.name,
@@ -90,9 +84,10 @@ def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> di
         }
         for row in recipe.rows
     ]
-    for name, metrics in sets.items():
-        for metric in metrics:
-            _adjust(rows, name, metric)
+    found = {name: {metric: _differences(rows, name, metric) for metric in metrics} for name, metrics in sets.items()}
+    for metrics in found.values():
+        for differences in metrics.values():
+            _adjust([item for _, item in differences if item["p"] is not None])
     return {
         "name": recipe.name,
         "about": " ".join(recipe.about.split()),
@@ -101,9 +96,13 @@ def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> di
         "runs": {"done": len(done), "all": len(recipe.rows) * len(recipe.seeds)},
         "sets": sets,
         "rows": rows,
-        "power": {name: {metric: _power(rows, name, metric) for metric in metrics} for name, metrics in sets.items()},
+        "power": {
+            name: {metric: _power(item for _, item in differences) for metric, differences in metrics.items()}
+            for name, metrics in found.items()
+        },
         "words": {
-            name: {metric: _words(rows, baseline, name, metric) for metric in metrics} for name, metrics in sets.items()
+            name: {metric: _words(differences, baseline) for metric, differences in metrics.items()}
+            for name, metrics in found.items()
         },
         "treatments": treatment_notes(rows, baseline),
         "rests_on": _rests_on(recipe, done),
@@ -126,67 +125,54 @@ def _figure(
     return {**found, "difference": {**asdict(difference), "significant": difference.significant}}
 
 
-def _adjust(rows: Sequence[Mapping[str, Any]], name: str, metric: str) -> None:
-    """Adds to each difference its p-value adjusted for all rows of the metric."""
-    differences = [row["sets"][name][metric]["difference"] for row in rows if name in row["sets"]]
-    tested = [item for item in differences if item is not None and item["p"] is not None]
-    for item, p in zip(tested, holm([item["p"] for item in tested]), strict=True):
+def _differences(rows: Results, name: str, metric: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows that have a difference to the baseline, and this difference."""
+    known = [(row["row"], row["sets"][name][metric]["difference"]) for row in rows if name in row["sets"]]
+    return [(row, item) for row, item in known if item is not None]
+
+
+def _adjust(differences: Sequence[dict[str, Any]]) -> None:
+    """Add to each difference its p-value adjusted for the number of differences."""
+    for item, p in zip(differences, holm([item["p"] for item in differences]), strict=True):
         item["p_holm"] = p
 
 
-def _power(rows: Sequence[Mapping[str, Any]], name: str, metric: str) -> dict[str, Any] | None:
-    """What the seeds can detect, by the spread of all rows' differences together; None with fewer than two seeds."""
-    differences = [row["sets"][name][metric]["difference"] for row in rows if name in row["sets"]]
-    known = [item for item in differences if item is not None and item["sd"] is not None]
+def _power(differences: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the least difference that the seeds detect, by the pooled spread of all rows; None with fewer than two seeds."""
+    known = [item for item in differences if item["sd"] is not None]
     if not known:
         return None
     most = max(item["n"] for item in known)
-    pooled = math.sqrt(
-        sum(item["sd"] ** 2 for item in known if item["n"] == most) / sum(item["n"] == most for item in known)
-    )
+    squares = [item["sd"] ** 2 for item in known if item["n"] == most]
+    pooled = math.sqrt(sum(squares) / len(squares))
     return {"n": most, "sd": pooled, "detectable": detectable(pooled, most)}
 
 
-def _words(rows: Sequence[Mapping[str, Any]], baseline: str, name: str, metric: str) -> str:
-    """Which differences to the baseline are significant, and which are not."""
-    better: list[str] = []
-    worse: list[str] = []
-    neither: list[str] = []
-    single: list[str] = []
-    for row in rows:
-        difference = row["sets"].get(name, {}).get(metric, {}).get("difference")
-        if difference is None:
+def _words(differences: Iterable[tuple[str, Mapping[str, Any]]], baseline: str) -> str:
+    """Return sentences on which differences to the baseline are significant, and which are not."""
+    better, worse, neither = f"Significantly better than {baseline}", "Significantly worse", "Not significant"
+    single = "One seed only, so nothing can be said"
+    verdicts: dict[str, list[str]] = {better: [], worse: [], neither: [], single: []}
+    for row, item in differences:
+        mean, significant = 100 * item["mean"], item["significant"]
+        if significant is None:
+            verdicts[single].append(f"{row} ({mean:+.2f})")
             continue
-        told = f"{row['row']} ({100 * difference['mean']:+.2f}"
-        if difference["significant"] is None:
-            single.append(f"{told})")
-            continue
-        told += f"; {100 * difference['low']:+.2f} … {100 * difference['high']:+.2f}"
-        told += ", not after Holm)" if difference["significant"] and difference["p_holm"] >= 0.05 else ")"
-        (neither if not difference["significant"] else better if difference["mean"] > 0 else worse).append(told)
-    parts = [
-        f"{verdict}: {'; '.join(items)}."
-        for verdict, items in (
-            (f"Significantly better than {baseline}", better),
-            ("Significantly worse", worse),
-            ("Not significant", neither),
-            ("One seed only, so nothing can be said", single),
-        )
-        if items
-    ]
-    return " ".join(parts)
+        interval = f"{100 * item['low']:+.2f} … {100 * item['high']:+.2f}"
+        note = ", not after Holm" if significant and item["p_holm"] >= 0.05 else ""
+        verdict = neither if not significant else better if mean > 0 else worse
+        verdicts[verdict].append(f"{row} ({mean:+.2f}; {interval}{note})")
+    return " ".join(f"{verdict}: {'; '.join(items)}." for verdict, items in verdicts.items() if items)
 
 
 def _about_runs(runs: Results) -> dict[str, Any]:
-    """Budget, plan and cost of a row's runs; means over its seeds."""
+    """Return budget, plan and cost of a row's runs; means over its seeds."""
     if not runs:
         return {"plan": None, "cost": None}
     config = runs[0]["plan"]["config"]
-    seconds = sum(item["trained"]["seconds"] for item in runs) / len(runs)
+    seconds = _mean(item["trained"]["seconds"] for item in runs)
     samples = runs[0]["trained"]["samples"]
-    seen = [item["trained"]["unique"] for item in runs if item["trained"]["unique"] is not None]
     epochs = [item["trained"]["epochs"] for item in runs if item["trained"]["epochs"] is not None]
-    losses = [item["trained"]["last_loss"] for item in runs if item["trained"]["last_loss"] is not None]
     return {
         "plan": {
             "draws": runs[0]["plan"]["draws"],
@@ -201,16 +187,21 @@ def _about_runs(runs: Results) -> dict[str, Any]:
             "samples_seen": samples,
             "train_seconds": seconds,
             "samples_per_second": samples / seconds,
-            "evaluate_seconds": sum(item["evaluate_seconds"] for item in runs) / len(runs),
-            "unique_seen": sum(seen) / len(seen) if seen else None,
-            "epochs": max(epochs) if epochs else None,
-            "last_loss": sum(losses) / len(losses) if losses else None,
+            "evaluate_seconds": _mean(item["evaluate_seconds"] for item in runs),
+            "unique_seen": _mean(item["trained"]["unique"] for item in runs),
+            "epochs": max(epochs, default=None),
+            "last_loss": _mean(item["trained"]["last_loss"] for item in runs),
         },
     }
 
 
+def _mean(values: Iterable[float | None]) -> Any:  # noqa: ANN401  (a float; None if all values are None)
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
-    """Training, encoder, clusterings, drop lists, versions and machines."""
+    """Return the training, encoders, clusterings, drop lists, versions and machines behind the results."""
     catalog = Catalog.open(recipe.catalog)
     configs = [item["plan"]["config"] for item in done]
     clusterings = {str(config["clustering"]) for config in configs if config.get("clustering")}
@@ -220,7 +211,7 @@ def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
     encoders = {name: _json(catalog.embedding_folder(name) / layout.COLUMN) for name in sorted(columns)}
     unlike = sorted({item["trained"]["samples"] for item in done})
     if len(unlike) > 1:
-        raise UserError(f"runs have seen {unlike} samples: they can't be compared; give another `output`")
+        raise UserError(f"runs have seen {unlike} samples: must be one number to compare them; give another `output`")
     return {
         "samples_seen": unlike[0] if unlike else None,
         "pool": Survivors(catalog, (), catalog.snapshot()).pool,
@@ -255,16 +246,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def write_summary(output: Path, summary: Mapping[str, Any], *, plots: bool = True) -> None:
-    """Writes results.csv, summary.json, summary.md and, with plots, summary.html and the plots.
-
-    Args:
-        output: folder.
-        summary: of `summarize`.
-        plots: whether to draw them, which takes seconds.
-
-    Raises:
-        UserError: jinja2 or matplotlib isn't installed.
-    """
+    """Write results.csv, summary.json and summary.md; with `plots`, which takes seconds, also summary.html and the plots."""
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "summary.json", summary, unique=True)
     _write(output / "results.csv", results_csv(summary))
@@ -286,7 +268,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def results_csv(summary: Mapping[str, Any]) -> str:
-    """The table as CSV, a line for each row, set and metric; shares, not percentages."""
+    """Return the table as CSV, a line for each row, set and metric; shares, not percentages."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     names = [item for item in Difference.__dataclass_fields__ if item != "n"]
@@ -295,27 +277,21 @@ def results_csv(summary: Mapping[str, Any]) -> str:
     for row in summary["rows"]:
         for name, metrics in row["sets"].items():
             for metric, figure in metrics.items():
+                texts = spreadsheet_cell(row["row"]), spreadsheet_cell(name), metric
                 difference = figure["difference"] or {}
-                values = [
-                    spreadsheet_cell(row["row"]),
-                    spreadsheet_cell(name),
-                    metric,
-                    figure["n"],
-                    figure["mean"],
-                    figure["sd"],
-                ]
-                values += [difference.get(item) for item in [*names, "p_holm", "significant"]]
-                writer.writerow([*values, row["cost"]["train_seconds"], row["cost"]["samples_per_second"]])
+                values = [difference.get(item) for item in [*names, "p_holm", "significant"]]
+                values += [row["cost"]["train_seconds"], row["cost"]["samples_per_second"]]
+                writer.writerow([*texts, figure["n"], figure["mean"], figure["sd"], *values])
     return stream.getvalue()
 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
-    """Return what summary.md says, for a terminal: text from outside as given, without Markdown's escapes."""
+    """Return the text of summary.md for a terminal, without Markdown's escapes."""
     return _render("summary.md.j2", summary, {}, plain)
 
 
 def markdown(text: object) -> str:
-    """Return text that Markdown shows as it is: no markup, no table cells, no links, no HTML."""
+    """Return text that Markdown shows literally: no markup, table cells, links or HTML."""
     escaped = re.sub(r"[\\`*#|~\[\]]", r"\\\g<0>", html.escape(plain(text), quote=False))
     return escaped.replace("://", "&#58;//").replace("www.", "www&#46;")
 
@@ -332,22 +308,22 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: shown(value) if type(value) is str else value,  # the SVG of plots is Markup
+        finalize=lambda value: shown(value) if type(value) is str else value,  # leaves out the SVG of plots, a Markup
     )
     environment.filters |= {"views": _views, "percent": _percent, "points": _points, "settings": _in_words}
     return environment.get_template(template).render(**summary, metric_names=METRICS, plots=plots)
 
 
 def _percent(figure: Mapping[str, Any]) -> str:
-    spread_of = "" if figure["sd"] is None else f" ± {100 * figure['sd']:.2f}"
-    return f"{100 * figure['mean']:.2f}{spread_of}"
+    deviation = "" if figure["sd"] is None else f" ± {100 * figure['sd']:.2f}"
+    return f"{100 * figure['mean']:.2f}{deviation}"
 
 
 def _views(plan: Mapping[str, Any]) -> str:
-    """How often a training sees each sample that the plan may draw: mean, and least to most."""
-    if not plan["exposures"]:
-        return "–"
+    """Return how often a training sees each candidate: mean, and least to most."""
     seen = plan["exposures"]
+    if not seen:
+        return "–"
     bounds = "" if seen["least"] is None else f" ({seen['least']} … {seen['most']})"
     return f"{seen['mean']:.2f}{bounds}"
 
@@ -363,5 +339,5 @@ def _points(difference: Mapping[str, Any] | None) -> str:
 
 
 def _in_words(values: Mapping[str, Any]) -> str:
-    """Settings as text, those left out that say nothing."""
+    """Return settings as text, without empty ones."""
     return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, "", [], {}, "found"))

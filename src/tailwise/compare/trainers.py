@@ -1,4 +1,4 @@
-"""The trainers that a comparison can use: one table."""
+"""The table of trainers that a comparison can use."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tailwise.progress import Track, silent
 from tailwise.text import option_words
 from tailwise.train.segments import cut
 
-RUN = "training"  # of the open_clip trainer: the folder in the run's folder
-TOLD_LINES = 5
+RUN = "training"  # folder of the open_clip trainer within the run's folder
+SHOWN_LINES = 5  # of the trainer's log, in an error
 
 
 def train_by_open_clip(
@@ -30,24 +30,14 @@ def train_by_open_clip(
     seed: int,
     compose: str,
     folder: Path,
-    cache: Path,  # noqa: ARG001  (it decodes as it goes)
+    cache: Path,  # noqa: ARG001  (images are decoded during the training)
     name: str,
-    track: Track = silent,  # noqa: ARG001  (it has its own log)
+    track: Track = silent,  # noqa: ARG001  (open_clip writes its own log)
 ) -> Trained:
-    """Trains once with open_clip's own trainer, in a process of its own: `tailwise train`, resumed where it stopped.
+    """Train once with open_clip's trainer, by `tailwise train` in its own process; an interrupted training is resumed.
 
-    Args:
-        plan: what is drawn.
-        training: how.
-        seed: of weights, order and augmentation.
-        compose: of the order.
-        folder: for the run.
-        cache: not used.
-        name: of the run.
-        track: not used.
-
-    Raises:
-        UserError: the trainer refuses its arguments, or fails; with its last lines.
+    The parameters are those of `train_in_process`. Raise a UserError if the trainer refuses its arguments or fails; the message has its
+    last lines.
     """
     words = [sys.executable, "-m", "tailwise", "train", str(plan.catalog.folder), plan.name]
     words += option_words({"samples-seen": training.samples_seen, "seed": seed, "compose": compose, "resume": True})
@@ -58,7 +48,7 @@ def train_by_open_clip(
     before = float(read_json(clock)) if clock.exists() else 0.0
     start = time.perf_counter()
     with log.open("ab") as stream:
-        # One session of its own, so that Ctrl-C comes to it once, from here.
+        # A new session: otherwise Ctrl-C would reach the trainer twice, from the terminal and from here.
         process = subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code = process.wait()
@@ -70,7 +60,7 @@ def train_by_open_clip(
             seconds = before + time.perf_counter() - start
             write_json(clock, seconds)
     if code:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-TOLD_LINES:]
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-SHOWN_LINES:]
         raise UserError(f"{name}: the trainer ended with code {code}, see {log}: {' | '.join(lines)}")
     segments = cut(training.samples_seen // training.global_batch)
     device = str(find_device(training.device))
@@ -79,7 +69,7 @@ def train_by_open_clip(
 
 
 def open_clip_arguments(training: Training) -> dict[str, Any]:
-    """A training as arguments of open_clip's trainer."""
+    """Return a training as arguments of open_clip's trainer."""
     return {
         "model": training.model,
         "batch-size": training.global_batch,
@@ -102,11 +92,7 @@ TRAINERS: Mapping[str, Callable[..., Trained]] = {"in-process": train_in_process
 
 
 def find_trainer(name: str) -> Callable[..., Trained]:
-    """The trainer of a name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the trainer of a name, or raise a UserError that lists the names."""
     if name not in TRAINERS:
         raise UserError(f"train.trainer is {name!r}: must be one of {', '.join(TRAINERS)}")
     return TRAINERS[name]

@@ -1,4 +1,4 @@
-"""Treatments: which samples a run could draw, and how often a training of given length saw each of them."""
+"""Treatments: which samples a run could draw, and how often a training saw each of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tailwise.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Exposures:
-    """How often the samples that a plan may draw are seen.
+    """How often the samples that a plan may draw (candidates) are seen.
 
     Attributes:
-        candidates: hash of the set of samples that the plan may draw.
-        mean: views of a candidate.
+        candidates: hash of the set of candidates.
+        mean: mean number of views of a candidate.
         least: fewest views of any candidate; None where the draw is random.
-        most: most views of any candidate; None likewise.
+        most: most views of any candidate; None where the draw is random.
     """
 
     candidates: str
@@ -41,7 +41,7 @@ def exposures(plan: Plan, samples_seen: int) -> Exposures:
 
 
 def _bounds(plan: Plan, samples_seen: int) -> tuple[int, int]:
-    """Return the fewest and most views of a candidate: those of whole epochs, and with the epoch that the end falls into."""
+    """Return the fewest and most views of a candidate. The last epoch may be incomplete."""
     full = plan.sizes > 0
     sizes, counts = plan.sizes[full], plan.counts(0)[full]
     if not plan.dynamic:  # every epoch holds the same samples
@@ -59,12 +59,7 @@ def _bounds(plan: Plan, samples_seen: int) -> tuple[int, int]:
 
 
 def treatment_notes(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
-    """Return sentences on rows that are one treatment, and on rows that draw from other samples than the baseline.
-
-    Args:
-        rows: of the summary.
-        baseline: name of one of them.
-    """
+    """Return sentences on summary rows that are the same treatment, and on rows with other candidates than the baseline."""
     known = [row for row in rows if row["plan"] and row["plan"].get("exposures")]
     alike: dict[tuple[Any, ...], list[str]] = {}
     for row in known:

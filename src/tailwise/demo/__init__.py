@@ -1,1 +1,1 @@
-"""A pool that is drawn, not downloaded: for trying tailwise out and for its tests."""
+"""A drawn pool, which needs no download: to try tailwise out, and for its tests."""

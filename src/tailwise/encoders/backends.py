@@ -1,4 +1,4 @@
-"""Back ends: who computes an encoder's image side. torch, or on CPUs OpenVINO, which is faster (docs/embedding.md)."""
+"""Backends that compute an encoder's image side: torch, or on CPUs OpenVINO, which is faster (docs/embedding.md)."""
 
 from __future__ import annotations
 
@@ -25,16 +25,12 @@ from tailwise.text import did_you_mean
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "torch", "openvino")
-# Of a component of unit rows, from torch in fp32. A greater one is a wrong conversion.
+# Largest difference of a component of unit rows to torch in fp32; a greater one means a wrong conversion.
 LARGEST_DIFFERENCE = {"fp32": 1e-4, "bf16": 0.1}
 
 
 def choose_backend(asked: str, device: torch.device) -> str:
-    """Return the backend: "auto" is OpenVINO on a CPU where it is installed, else torch.
-
-    Raises:
-        UserError: there is no such backend, or not here.
-    """
+    """Return the backend: "auto" is OpenVINO on a CPU where it is installed, else torch."""
     if asked not in BACKENDS:
         raise UserError(f"`backend` {asked!r}: {did_you_mean(asked, BACKENDS)}")
     on_cpu, installed = device.type == "cpu", importlib.util.find_spec("openvino") is not None
@@ -48,8 +44,8 @@ def choose_backend(asked: str, device: torch.device) -> str:
 def with_openvino(encoder: Encoder, precision: str, *, required: bool) -> Encoder:
     """Return an encoder (given in fp32, on the CPU) in this precision, whose image side OpenVINO runs. Captions stay with torch.
 
-    Raises:
-        UserError: OpenVINO can't run it, and is required. If it is not, the log says so, and torch runs images too.
+    If OpenVINO cannot run it and is not required, the log says so, and torch runs images too. Raise a UserError if OpenVINO cannot run it
+    and is required.
     """
     network = encoder.network
     if network is None:
@@ -59,7 +55,7 @@ def with_openvino(encoder: Encoder, precision: str, *, required: bool) -> Encode
     try:
         sides = {**encoder.sides, "image": _converted(encoder, network, precision)}
         encoder = replace(encoder, sides=sides, packages=(*encoder.packages, "openvino"))
-    except Exception as error:  # of an arbitrary network: conversions raise anything
+    except Exception as error:  # conversions of arbitrary networks raise anything
         problem = f"OpenVINO can't run {encoder.name} in {precision} ({' '.join(str(error).split())[:200]})"
         if required:
             raise UserError(f"{problem}: use `backend` torch") from error
@@ -69,12 +65,8 @@ def with_openvino(encoder: Encoder, precision: str, *, required: bool) -> Encode
 
 
 def _converted(encoder: Encoder, network: nn.Module, precision: str) -> Side:
-    """Return the image side as OpenVINO runs it, after a comparison with torch.
-
-    Raises:
-        Exception: the network can't be converted, or its rows are not those of torch.
-    """
-    if "openvino" not in sys.modules:  # it would report its use to its maker: not without this package
+    """Return the image side as OpenVINO runs it; raise any exception if it cannot be converted, or its rows differ from torch's."""
+    if "openvino" not in sys.modules:  # without this package, OpenVINO does not report its use to its maker
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino  # noqa: PLC0415  (optional)
 
@@ -84,20 +76,20 @@ def _converted(encoder: Encoder, network: nn.Module, precision: str) -> Side:
     trained = [value.requires_grad_(False) for value in network.parameters() if value.requires_grad]
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # about shapes that become constant: all but the number of images are
+            warnings.simplefilter("ignore")  # about shapes that become constant; only the number of images varies
             traced = trace(lambda images: side.forward({name: images}), batch[:2], check_trace=False)
             graph = openvino.convert_model(traced, example_input=batch[:2], input=[-1, *batch.shape[1:]])
             expected = nn.functional.normalize(side.forward({name: batch}).double())
-    finally:  # for torch's captions, whose last digits depend on it
+    finally:  # the last digits of torch's captions depend on requires_grad
         for value in trained:
             value.requires_grad_(True)
     hint = precision.replace("fp32", "f32")
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    # In a thread of its own: it gives the thread that it runs in a stack for signals, and the second of two networks that are freed
-    # in the order of their making would leave the thread with the freed stack of the first, and the next signal ends the process.
+    # In its own thread, because OpenVINO sets the signal stack of the calling thread. If two networks are freed in the order of their
+    # creation, the second one restores the freed stack of the first, and the next signal ends the process.
     with ThreadPoolExecutor(1) as thread:
         run = thread.submit(openvino.Core().compile_model, graph, "CPU", settings).result()
-    if (used := run.get_property("INFERENCE_PRECISION_HINT").get_type_name()) != hint:  # it falls back without a word
+    if (used := run.get_property("INFERENCE_PRECISION_HINT").get_type_name()) != hint:  # OpenVINO falls back silently
         raise ValueError(f"on this processor it would compute in {used}")
 
     def forward(tensors: Tensors) -> Tensor:

@@ -1,4 +1,4 @@
-"""Captions to a text model's tokens."""
+"""Captions to tokens of a text model."""
 
 from __future__ import annotations
 
@@ -15,20 +15,14 @@ NO_WORDS = "empty caption"
 
 @dataclass(frozen=True)
 class CaptionPreparation:
-    """From captions to a model's tensors. A caption that says no more than "" gets no embedding.
+    """Makes a model's tensors from captions. A caption with the tokens of "" gets no embedding."""
 
-    Attributes:
-        tokenise: n captions, L → tensors [n, L], padded and truncated as the model wants it.
-        tokens: which of the tensors holds the tokens.
-        length: L of the model.
-    """
-
-    tokenise: Callable[[list[str], int], Tensors]
-    tokens: str
-    length: int
+    tokenise: Callable[[list[str], int], Tensors]  # n captions, L → tensors [n, L], padded and truncated for the model
+    tokens: str  # name of the tensor that holds the tokens
+    length: int  # L of the model
 
     def __call__(self, items: Sequence[str]) -> Inputs:
-        """As `Side.prepare` has it."""
+        """Return the inputs of the captions, as `Side.prepare`."""
         tensors = self.tokenise(["", *items], self.length)
         tokens = tensors[self.tokens]
         said = (tokens[1:] != tokens[0]).any(dim=1)
@@ -37,17 +31,13 @@ class CaptionPreparation:
             for at in torch.nonzero(~said)[:, 0].tolist()
         }
         fit = torch.nonzero(said)[:, 0] + 1
-        return Inputs(
-            {name: value[fit] for name, value in tensors.items()} if len(fit) else {},
-            faults,
-            self._truncated(items, tokens),
-        )
+        fit_tensors = {name: value[fit] for name, value in tensors.items()} if len(fit) else {}
+        return Inputs(fit_tensors, faults, self._truncated(items, tokens))
 
     def _truncated(self, items: Sequence[str], tokens: Tensor) -> int:
-        """How many captions have more than L tokens: of those that fill all L, how many read differently where there is room for one more.
+        """Return the number of captions with more than L tokens: among those that fill all L, those whose tokens change with L + 1.
 
-        The end itself may be what is padded with (CLIP and SigLIP of transformers): it can't tell whether a row is full, the token before
-        it does.
+        The end token may also be the padding (CLIP and SigLIP of transformers), so the token before it shows whether a row is full.
         """
         filled = (tokens[1:, -2:] != tokens[0, -2:]).any(dim=1)
         full = [items[at] for at in torch.nonzero(filled)[:, 0].tolist()]
@@ -55,5 +45,5 @@ class CaptionPreparation:
             return 0
         longer = self.tokenise(["", *full], self.length + 1)[self.tokens]
         goes_on = longer[1:, -1] != longer[0, -1]
-        other = (longer[1:, :-1] != tokens[1:][filled]).any(dim=1)  # in place of an end
+        other = (longer[1:, :-1] != tokens[1:][filled]).any(dim=1)  # a token instead of the end token
         return int((goes_on | other).sum())

@@ -1,6 +1,6 @@
-"""What an encoder is: how images and captions become tensors (in worker processes), and these become embeddings (where the model is).
+"""The parts of an encoder: images and captions become tensors (in worker processes), and tensors become embeddings (on the device).
 
-Letters: n = items of a batch that are fit, d = dimension.
+Letters: n = valid items of a batch, d = dimension.
 """
 
 from __future__ import annotations
@@ -12,16 +12,25 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tailwise.errors import UserError
+
 Tensors: TypeAlias = dict[str, Tensor]
+
+
+def refuse(encoder: str, **options: object) -> None:
+    """Raise a UserError for an option that was given and does nothing with an encoder."""
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(f"`{option}` does nothing with {encoder}: leave it out")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why an item gets no embedding.
+    """The reason why an item gets no embedding.
 
     Attributes:
-        reason: one of a few, to count by.
-        detail: what is wrong with this very item.
+        reason: one of a few reasons, for counts.
+        detail: the problem of this item.
     """
 
     reason: str
@@ -30,12 +39,12 @@ class Fault:
 
 @dataclass
 class Inputs:
-    """What the items of a batch became.
+    """A prepared batch.
 
     Attributes:
-        tensors: [n, …] each, of the fit items, in their order; empty if none is fit.
-        faults: of the others, by index among all items.
-        truncated: how many captions are longer than the model reads.
+        tensors: [n, …] each, of the valid items in their order; empty if there is none.
+        faults: faults of the other items, by index among all items.
+        truncated: number of captions that are longer than the model reads.
     """
 
     tensors: Tensors
@@ -45,14 +54,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Side:
-    """How one column is made.
+    """The way to make one column of embeddings.
 
     Attributes:
-        prepare: encoded images (bytes), or captions (str), to tensors. Picklable: worker processes run it.
+        prepare: encoded images (bytes), or captions (str), to tensors. Picklable, because worker processes run it.
         forward: tensors on the model's device to embeddings [n, d], of any float type and norm; a row depends on its item alone, up to
             the rounding of other batch sizes.
-        preprocessing: what `prepare` does, as a JSON value.
-        backend: what runs `forward`.
+        preprocessing: description of `prepare`, as a JSON value.
+        backend: backend that runs `forward`.
     """
 
     prepare: Callable[[Sequence[Any]], Inputs]
@@ -66,13 +75,13 @@ class Encoder:
     """A loaded encoder.
 
     Attributes:
-        name: as the user spelt it.
-        sides: by column ("image", "text"), those that it has.
-        identity: what else decides its embeddings, as JSON values: model, hash of the weights, pooling.
-        device: that `forward` wants its tensors on.
-        precision: that it computes in: "fp32", "bf16" or "fp16".
-        packages: whose versions are worth noting.
-        network: of all sides; None if `forward` has no network.
+        name: name as given by the user.
+        sides: sides by column ("image", "text").
+        identity: what else decides the embeddings, as JSON values: model, hash of the weights, pooling.
+        device: device of the tensors for `forward`.
+        precision: "fp32", "bf16" or "fp16".
+        packages: packages whose versions are recorded.
+        network: network of all sides; None if `forward` has no network.
     """
 
     name: str
@@ -84,7 +93,7 @@ class Encoder:
     network: nn.Module | None = None
 
     def embed(self, column: str, tensors: Tensors) -> Tensor:
-        """Embeddings [n, d] of prepared items, wherever the tensors are; float32, on the encoder's device."""
+        """Return embeddings [n, d] of prepared items on any device; float32, on the encoder's device."""
         lower = self.precision != "fp32"
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         placed = {name: value.to(self.device, non_blocking=True) for name, value in tensors.items()}

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tailwise.encoders.encoder import Encoder, Side, Tensors
+from tailwise.encoders.encoder import Encoder, Side, Tensors, refuse
 from tailwise.encoders.images import ImagePreparation
 from tailwise.encoders.precision import lower_weights, weights_hash
 from tailwise.errors import UserError
@@ -40,15 +40,9 @@ _LATER = {**_EXPANSION, "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_c
 
 
 def load(name: str, options: EncoderRequest, device: torch.device, precision: str) -> Encoder:
-    """Load the encoder for images of `name` pixels a side, PIXELS if it is empty.
-
-    Raises:
-        UserError: an option does not apply, a package is missing, or its file is not the expected one.
-    """
+    """Load the encoder for images of `name` pixels a side, PIXELS if it is empty."""
     spelt = f"lite0:{name}" if name else "lite0"
-    for option, value in (("`model`", options.model), ("`pooling`", options.pooling)):
-        if value is not None:
-            raise UserError(f"{option} does nothing with {spelt}")
+    refuse(spelt, model=options.model, pooling=options.pooling)
     if name and not (name.isdecimal() and LEAST_PIXELS <= int(name) <= MOST_PIXELS):
         raise UserError(f"`encoder` {spelt}: use lite0:PIXELS with {LEAST_PIXELS} to {MOST_PIXELS:,} pixels")
     pixels, network = int(name or PIXELS), load_network()
@@ -61,11 +55,7 @@ def load(name: str, options: EncoderRequest, device: torch.device, precision: st
 
 
 def load_network() -> Any:  # noqa: ANN401  (a network of timm)
-    """Return the network with its classifier, whose classes are ImageNet's 1,000 in the order of their WordNet ids.
-
-    Raises:
-        UserError: a package is missing, or its file is not the expected one.
-    """
+    """Return the network with its classifier, whose classes are ImageNet's 1,000 in the order of their WordNet ids."""
     require("demo", "timm", WEIGHTS, purpose="`encoder` lite0")
     import timm  # noqa: PLC0415  (an extra)
 

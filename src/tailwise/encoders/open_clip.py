@@ -1,4 +1,4 @@
-"""Which model a checkpoint is of, and loading it with open_clip's own factories."""
+"""The model of a checkpoint, loaded with open_clip's factories."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tailwise.extras import require
 SCHEME = "open_clip:"
 LOCAL_MODEL = "local-dir:"
 MODEL_CONFIG = "open_clip_config.json"  # in the folder of a local model
-SCHEMAS = ("hf-hub:", LOCAL_MODEL)  # of open_clip: such a model brings its weights along
+SCHEMAS = ("hf-hub:", LOCAL_MODEL)  # of open_clip's models that come with weights
 PRECISIONS = ("fp32", "bf16")
 COMPILED, PARALLEL = "_orig_mod.", "module."
-# What a run's params.txt says that changes the model or how it sees an image; open_clip's factory takes them by these names.
+# Values of a run's params.txt that change the model or its preprocessing; open_clip's factory has parameters of these names.
 SETTINGS = (
     *("force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length"),
     *("image_mean", "image_std", "image_interpolation", "image_resize_mode"),
@@ -36,57 +36,42 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What has to be loaded.
+    """A model and its weights, not loaded yet."""
 
-    Attributes:
-        model: name of the model, for open_clip's factories.
-        weights: file of the weights; None where open_clip finds them by itself.
-        pretrained: open_clip's tag of the weights, if any.
-        settings: of SETTINGS, those that the run was started with.
-    """
-
-    model: str
-    weights: Path | None = None
-    pretrained: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str  # name of the model, for open_clip's factories
+    weights: Path | None = None  # file of the weights; None where open_clip finds them
+    pretrained: str | None = None  # open_clip's tag of the weights, if any
+    settings: Mapping[str, Any] = field(default_factory=dict)  # values of SETTINGS that the run was started with
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready to evaluate.
+    """A model that is ready to evaluate."""
 
-    Attributes:
-        model: of open_clip, in evaluation mode.
-        preprocess: of one RGB image for validation → float32 [3, h, w].
-        tokenizer: texts → int64 [n, context length].
-        device: where the model is.
-        precision: one of PRECISIONS.
-    """
-
-    model: Any
-    preprocess: Callable[[Any], Tensor]
-    tokenizer: Callable[[Sequence[str]], Tensor]
-    device: torch.device
-    precision: str
+    model: Any  # model of open_clip, in evaluation mode
+    preprocess: Callable[[Any], Tensor]  # one RGB image → float32 [3, h, w], for validation
+    tokenizer: Callable[[Sequence[str]], Tensor]  # texts → int64 [n, context length]
+    device: torch.device  # device of the model
+    precision: str  # one of PRECISIONS
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Without gradients, and in the model's precision."""
+        """Compute without gradients, and in the model's precision."""
         lower = torch.autocast(self.device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
         with torch.no_grad(), lower:
             yield
 
 
 def find_checkpoint(checkpoint: str | Path, model: str | None = None) -> Checkpoint:
-    """What a user's CHECKPOINT means.
+    """Return the checkpoint that a user names.
 
     Args:
         checkpoint: a file of weights, the folder of a run (whose newest checkpoint is taken), `open_clip:MODEL/PRETRAINED`,
             `open_clip:hf-hub:NAME` or `open_clip:local-dir:FOLDER`.
-        model: name of the model; by default what the run's params.txt says.
+        model: name of the model; by default that in the run's params.txt.
 
     Raises:
-        UserError: there is none, or the model's name is wanting.
+        UserError: there is no checkpoint, or the model's name is missing.
     """
     text = str(checkpoint)
     if text.startswith(SCHEME):
@@ -95,20 +80,16 @@ def find_checkpoint(checkpoint: str | Path, model: str | None = None) -> Checkpo
     if not path.exists():
         raise NotFoundError(f"there is no {path}: give a checkpoint, the folder of a run, or {SCHEME}MODEL/PRETRAINED")
     run, weights = (path, _newest(path)) if path.is_dir() else (path.absolute().parent.parent, path)
-    told = _read_parameters(run / "params.txt")
-    name = model or told.get("model")
+    parameters = _read_parameters(run / "params.txt")
+    name = model or parameters.get("model")
     if not name:
-        raise UserError(f"{path} doesn't tell its model ({run / 'params.txt'} is wanting): give `model`")
-    settings = {key: value for key in SETTINGS if (value := told.get(key)) not in (None, False)}
+        raise UserError(f"cannot infer the model of {path}: {run / 'params.txt'} is missing; give `model`")
+    settings = {key: value for key in SETTINGS if (value := parameters.get(key)) not in (None, False)}
     return Checkpoint(_check_model(name), weights, None, settings)
 
 
 def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "fp32") -> LoadedModel:
-    """Makes the model and loads its weights.
-
-    Raises:
-        UserError: open_clip isn't installed, knows no such model or tag, or the weights don't fit; the device isn't there.
-    """
+    """Make the model and load its weights, or raise a UserError if open_clip or the weights do not allow that."""
     import open_clip  # noqa: PLC0415  (an extra)
 
     if precision not in PRECISIONS:
@@ -117,7 +98,9 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "f
     own = checkpoint.weights is None
     named = f"{checkpoint.weights or checkpoint.pretrained or ''} as {checkpoint.model}".strip()
     try:
-        with _quiet():
+        # open_clip warns that a model has no weights, which come next, and logs errors that it also raises.
+        with silenced(logging.ERROR), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of torch, about odd files that it refuses next
             model, _, preprocess = open_clip.create_model_and_transforms(
                 checkpoint.model, pretrained=checkpoint.pretrained, load_weights=own, pretrained_text=own,
                 device=place, require_pretrained=own, **checkpoint.settings,
@@ -130,16 +113,12 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "f
         *(OSError, EOFError, pickle.UnpicklingError),
     ) as error:
         remedy = "the name and the connection, or give local-dir:FOLDER" if own else "the file and `model`"
-        raise UserError(f"{named} can't be loaded: {_shortened(error)}; check {remedy}") from error
+        raise UserError(f"{named} can't be loaded: {shortened(error)}; check {remedy}") from error
     return LoadedModel(model.eval(), preprocess, tokenizer, place, precision)
 
 
 def load_weights(model: Any, path: Path, device: torch.device) -> None:  # noqa: ANN401
-    """Load a file of weights into a model of open_clip; prefixes that torch.compile and DistributedDataParallel add are removed.
-
-    Raises:
-        RuntimeError: names or shapes of the weights do not fit the model.
-    """
+    """Load a file of weights into a model of open_clip, without prefixes of wrappers; raise a RuntimeError if they do not fit."""
     from open_clip import factory  # noqa: PLC0415  (an extra)
 
     read, names = factory.load_state_dict, set[str]()
@@ -149,9 +128,8 @@ def load_weights(model: Any, path: Path, device: torch.device) -> None:  # noqa:
         names.update(weights)
         return weights
 
-    factory.load_state_dict = (
-        read_without_prefixes  # load_checkpoint takes a path alone, and converts names after it was read
-    )
+    # load_checkpoint takes a path only, and converts names after it has read the file.
+    factory.load_state_dict = read_without_prefixes
     try:
         factory.load_checkpoint(model, str(path), device=device)
     except (RuntimeError, KeyError) as error:
@@ -168,7 +146,7 @@ def load_weights(model: Any, path: Path, device: torch.device) -> None:  # noqa:
 
 
 def without_prefixes(weights: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return weights by the names of the plain model, without those of wrappers: DistributedDataParallel, torch.compile."""
+    """Return weights by the names of the plain model, without prefixes of DistributedDataParallel and torch.compile."""
     plain_names = {str(name).replace(COMPILED, ""): value for name, value in weights.items()}
     while plain_names and all(name.startswith(PARALLEL) for name in plain_names):
         plain_names = {name.removeprefix(PARALLEL): value for name, value in plain_names.items()}
@@ -193,7 +171,7 @@ def _pretrained(name: str, model: str | None) -> Checkpoint:
 
 
 def _check_model(name: str) -> str:
-    """The name, if open_clip knows it."""
+    """Return the name, or raise a UserError if open_clip does not know it."""
     require("train", "open_clip", purpose="evaluating")
     import open_clip  # noqa: PLC0415  (an extra)
 
@@ -202,30 +180,26 @@ def _check_model(name: str) -> str:
         if not config.is_file():
             raise UserError(f"the model {name} has no {config}: give `model` local-dir:FOLDER with its new place")
     elif not name.startswith(SCHEMAS) and name not in open_clip.list_models():
-        raise UserError(
-            f"open_clip knows no model {name!r}: give a name of open_clip.list_models(), or local-dir:FOLDER"
-        )
+        remedy = "give a name of open_clip.list_models(), or local-dir:FOLDER"
+        raise UserError(f"open_clip knows no model {name!r}: {remedy}")
     return name
 
 
 def _newest(run: Path) -> Path:
-    """The newest checkpoint of a run: epoch_latest.pt, else that of the highest epoch, else the only one of an in-process training."""
+    """Return the newest checkpoint of a run: epoch_latest.pt, that of the highest epoch, or that of an in-process training."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
-    found = {path.name: path for path in folder.glob("epoch_*.pt")}
-    if "epoch_latest.pt" in found:
-        return found["epoch_latest.pt"]
-    numbered = {
-        int(match[1]): path for name, path in found.items() if (match := re.fullmatch(r"epoch_(\d+)\.pt", name))
+    found = {
+        match[1]: path for path in folder.iterdir() if (match := re.fullmatch(r"epoch_(\d+|latest)\.pt", path.name))
     }
-    if not numbered and (run / "checkpoint.pt").is_file():
+    if found:
+        return found.get("latest") or found[max(found, key=int)]
+    if (run / "checkpoint.pt").is_file():
         return run / "checkpoint.pt"
-    if not numbered:
-        raise UserError(f"{run} holds no checkpoint (checkpoints/epoch_*.pt): name a run that has saved one, or a file")
-    return numbered[max(numbered)]
+    raise UserError(f"{run} holds no checkpoint (checkpoints/epoch_*.pt): give a run that has saved one, or a file")
 
 
 def _read_parameters(path: Path) -> dict[str, Any]:
-    """What the trainer of open_clip noted of a run: a line `name: value` each."""
+    """Return the arguments that open_clip's trainer noted of a run, one `name: value` per line."""
     if not path.is_file():
         return {}
     pairs = (line.partition(": ") for line in path.read_text(encoding="utf-8").splitlines())
@@ -237,7 +211,7 @@ def _value(text: str) -> Any:  # noqa: ANN401  (whatever an argument may be)
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-    # argparse makes one number a list, where the factory wants the number.
+    # argparse makes a list of one number, where the factory needs the number.
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
@@ -245,32 +219,27 @@ def _context(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"context_length": settings["force_context_length"]} if "force_context_length" in settings else {}
 
 
-def _shortened(error: BaseException, characters: int = 300) -> str:
+def shortened(error: BaseException) -> str:
+    """Return the message of an error on one line of at most 300 characters, with the type if the message is one word."""
     text = " ".join(str(error).split())
     if " " not in text:  # such as a KeyError's key
         text = f"{type(error).__name__} {text}".strip()
-    return text if len(text) <= characters else text[:characters] + " …"
+    return text if len(text) <= 300 else text[:300] + " …"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without open_clip's warnings, such as that a model whose weights come next has none, and errors, which it raises as well."""
+def silenced(level: int) -> Iterator[None]:
+    """Drop all log records up to a level."""
     before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
+    logging.disable(level)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch's, of odd files that it refuses next
-            yield
+        yield
     finally:
         logging.disable(before)
 
 
 def model_id(name: str) -> str:
-    """What a model is, wherever it lies: its name, or the hash of its configuration.
-
-    Raises:
-        UserError: the folder of a local model has none.
-    """
+    """Return a model's name, or of a local model the hash of its configuration, which must exist."""
     if not name.startswith(LOCAL_MODEL):
         return name
     path = Path(name.removeprefix(LOCAL_MODEL)) / MODEL_CONFIG

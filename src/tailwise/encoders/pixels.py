@@ -1,9 +1,9 @@
-"""A descriptor of images without weights, for tests only: it sees colours and edges, and knows no things.
+"""A descriptor of images without weights, for tests only: it sees colours and edges, not objects.
 
 Letters: n = images, s = `SIDE` pixels, c = `CELLS` a side, b = bins, d = `DIMENSION`.
 
-Whatever is summed over pixels is a whole number that float32 holds exactly, so no order of summation can change it: an
-image's row does not depend on the batch it came in, on threads, or on the BLAS library.
+All sums over pixels are whole numbers that float32 holds exactly, so the order of summation does not matter: an image's row does not
+depend on its batch, on threads, or on the BLAS library.
 """
 
 from __future__ import annotations
@@ -15,38 +15,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 
-from tailwise.encoders.encoder import Encoder, Side, Tensors
+from tailwise.encoders.encoder import Encoder, Side, Tensors, refuse
 from tailwise.encoders.images import ImagePreparation
 from tailwise.errors import UserError
 from tailwise.requests import EncoderRequest
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
-SIDE = 32  # every image is brought to this size
+SIDE = 32  # every image is scaled to this size
 CELLS = 4
-LEVELS = 6  # of each of red, green and blue
+LEVELS = 6  # per channel
 ORIENTATIONS = 6
 DIMENSION = LEVELS**3 + CELLS**2 * 3 + CELLS**2 * ORIENTATIONS
 
 COLOUR_WEIGHT, LAYOUT_WEIGHT, EDGE_WEIGHT = 1.0, 0.3, 0.5  # tuned on tailwise.demo.pool
-LEAST_CONTRAST = 0.01  # norm below which a block is not blown up to full weight: it would be rounding
+LEAST_CONTRAST = 0.01  # norm below which a block does not get full weight, because it holds rounding errors
 CHUNK_IMAGES = 64  # so that intermediate arrays stay in the processor's cache
 
 
 def load(_: str, options: EncoderRequest, device: torch.device, _precision: str) -> Encoder:
-    """The encoder of the name `pixels`: all work is done where images are decoded.
-
-    Raises:
-        UserError: an option that does nothing was given.
-    """
-    for option, value in (("`model`", options.model), ("`pooling`", options.pooling)):
-        if value is not None:
-            raise UserError(f"{option} does nothing with pixels")
+    """Return the encoder `pixels`. It does all its work where images are decoded."""
+    refuse("pixels", model=options.model, pooling=options.pooling)
     if options.precision not in {"auto", "fp32"}:
         raise UserError(f"`precision` {options.precision}: pixels computes in fp32")
-    side = Side(ImagePreparation(_prepare), _rows, {"size": SIDE})
+    side = Side(ImagePreparation(_prepare), lambda tensors: tensors["rows"], {"size": SIDE})
     return Encoder("pixels", {"image": side}, {"model": "pixels"}, device, "fp32", ())
 
 
@@ -54,37 +47,19 @@ def _prepare(images: Sequence[Image.Image]) -> Tensors:
     return {"rows": torch.from_numpy(describe(images))}
 
 
-def _rows(tensors: Tensors) -> Tensor:
-    return tensors["rows"]
-
-
-def _soft_levels() -> Floats:
-    """Shares of a value 0 … 255 in its two nearest levels, in sixteenths: float32 [256, LEVELS], rows sum to 16."""
-    place = np.arange(256)[:, None] * ((LEVELS - 1) / 255)
-    shares = np.maximum(0, 1 - np.abs(place - np.arange(LEVELS)))
-    sixteenths: Floats = np.rint(shares * 16).astype(np.float32)
-    return sixteenths
-
-
-SOFT_LEVELS = _soft_levels()
+# Shares of a value 0 … 255 in its two nearest levels, in sixteenths: float32 [256, LEVELS], rows sum to 16.
+_PLACE = np.arange(256)[:, None] * ((LEVELS - 1) / 255)
+SOFT_LEVELS: Floats = np.rint(np.maximum(0, 1 - np.abs(_PLACE - np.arange(LEVELS))) * 16).astype(np.float32)
 
 
 def describe(images: Sequence[Image.Image]) -> Floats:
-    """Describes images by a colour histogram, a coarse colour layout and histograms of edge orientations.
+    """Return a colour histogram, a coarse colour layout and histograms of edge orientations: float32 [n, d], rows of unit norm.
 
-    For demos and tests only. Each block is centred and normalised on its own, then weighted.
-
-    Args:
-        images: of any size and mode; seen as RGB.
-
-    Returns:
-        float32 [n, d], rows of unit norm; the same image has the same row in any batch.
+    Each of these three blocks is centred and normalised on its own, then weighted. The same image has the same row in any batch.
     """
-    rows = np.empty((len(images), DIMENSION), np.float32)
-    for first in range(0, len(images), CHUNK_IMAGES):
-        chunk = images[first : first + CHUNK_IMAGES]
-        rows[first : first + len(chunk)] = _describe_pixels(np.stack([_thumbnail(image) for image in chunk]))
-    return rows
+    chunks = [images[first : first + CHUNK_IMAGES] for first in range(0, len(images), CHUNK_IMAGES)]
+    rows = [_describe_pixels(np.stack([_thumbnail(image) for image in chunk])) for chunk in chunks]
+    return np.concatenate(rows) if rows else np.empty((0, DIMENSION), np.float32)
 
 
 def _thumbnail(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -93,9 +68,9 @@ def _thumbnail(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _describe_pixels(pixels: npt.NDArray[np.uint8]) -> Floats:
-    """uint8 [n, s, s, 3] to float32 [n, d]."""
+    """Return float32 [n, d] from uint8 [n, s, s, 3]."""
     blocks = (
-        # The fourth root tells that a colour is there rather than how much: an object counts as much as its background.
+        # The fourth root weighs the presence of a colour more than its area: an object counts as much as its background.
         COLOUR_WEIGHT * _centred(np.sqrt(np.sqrt(_colour_histogram(pixels)))),
         LAYOUT_WEIGHT * _centred(_sum_by_cell(pixels.astype(np.float32)) / np.float32(255 * (SIDE // CELLS) ** 2)),
         EDGE_WEIGHT * _centred(np.sqrt(_edge_histograms(pixels))),
@@ -106,7 +81,7 @@ def _describe_pixels(pixels: npt.NDArray[np.uint8]) -> Floats:
 
 
 def _colour_histogram(pixels: npt.NDArray[np.uint8]) -> Floats:
-    """Joint histogram of red, green and blue, each pixel shared among near bins: [n, s, s, 3] to [n, LEVELS³]."""
+    """Return the joint histogram of red, green and blue, each pixel shared among near bins: [n, s, s, 3] to [n, LEVELS³]."""
     n = len(pixels)
     red, green, blue = (SOFT_LEVELS[pixels[..., channel].reshape(n, -1)] for channel in range(3))
     red_green = (red[..., :, None] * green[..., None, :]).reshape(n, SIDE * SIDE, LEVELS**2)
@@ -115,13 +90,13 @@ def _colour_histogram(pixels: npt.NDArray[np.uint8]) -> Floats:
 
 
 def _edge_histograms(pixels: npt.NDArray[np.uint8]) -> Floats:
-    """Edge strength by cell and orientation, whatever the sign of the step: [n, s, s, 3] to [n, c * c * b]."""
+    """Return edge strength by cell and orientation, regardless of the step's sign: [n, s, s, 3] to [n, c * c * b]."""
     brightness = pixels.astype(np.float32).sum(axis=3)
     across, down = np.zeros_like(brightness), np.zeros_like(brightness)
     across[:, :, 1:-1] = brightness[:, :, 2:] - brightness[:, :, :-2]
     down[:, 1:-1] = brightness[:, 2:] - brightness[:, :-2]
     strength = np.sqrt(across * across + down * down)
-    # The doubled angle is the same for opposite directions; a pixel counts in a bin by how near its doubled angle is.
+    # The doubled angle is the same for opposite directions; a pixel's weight in a bin depends on the distance of its doubled angle.
     safe = np.maximum(strength, 1)
     doubled_cosine, doubled_sine = (across * across - down * down) / safe, 2 * across * down / safe
     angles = 2 * np.pi * np.arange(ORIENTATIONS) / ORIENTATIONS
@@ -133,7 +108,7 @@ def _edge_histograms(pixels: npt.NDArray[np.uint8]) -> Floats:
 
 
 def _sum_by_cell(values: npt.NDArray[Any]) -> Floats:
-    """Sums over each of c by c cells: [n, s, s, b] to [n, c * c * b]."""
+    """Return sums over each of c by c cells: [n, s, s, b] to [n, c * c * b]."""
     n, edge = len(values), SIDE // CELLS
     rows_summed = values.reshape(n, CELLS, edge, SIDE, -1).sum(axis=2)
     sums: Floats = rows_summed.reshape(n, CELLS, CELLS, edge, -1).sum(axis=3)
@@ -141,7 +116,7 @@ def _sum_by_cell(values: npt.NDArray[Any]) -> Floats:
 
 
 def _centred(block: Floats) -> Floats:
-    """Rows less their mean, of unit norm; rows of next to no contrast stay next to zero."""
+    """Return rows minus their mean, of unit norm; rows of almost no contrast stay near zero."""
     centred = block - block.mean(axis=1, keepdims=True)
     unit: Floats = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), np.float32(LEAST_CONTRAST))
     return unit

@@ -1,8 +1,10 @@
-"""In which floats a model computes."""
+"""The precision in which a model computes."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,11 +17,7 @@ _LOWERED = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """The precision to compute in; "auto" is bf16 where the device multiplies it natively, else fp32.
-
-    Raises:
-        UserError: there is no such precision, or not on this device.
-    """
+    """Return the precision; "auto" is bf16 where the device multiplies it natively, else fp32."""
     if asked not in PRECISIONS:
         raise UserError(f"`precision` {asked!r}: {did_you_mean(asked, PRECISIONS)}")
     if asked == "fp16" and device.type == "cpu":
@@ -30,7 +28,7 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for products of bf16; elsewhere they are emulated, and slower than fp32."""
+    """Return whether a device has instructions for products of bf16; otherwise they are emulated, and slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
@@ -40,19 +38,17 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def _flags() -> dict[str, bool]:
-    """What Linux says of the processor, for a torch that doesn't."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as stream:  # noqa: PTH123
-            lines = [line.partition(":")[2] for line in stream if line.startswith(("flags", "Features"))]
-    except OSError:
-        return {}
-    return dict.fromkeys(lines[0].split() if lines else (), True)
+    """Return the processor's flags as Linux lists them, for versions of torch that do not."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="ascii", errors="replace") if info.exists() else ""
+    found = re.search(r"^(?:flags|Features)[^:]*:(.*)", text, re.MULTILINE)
+    return dict.fromkeys(found[1].split() if found else (), True)
 
 
 def lower_weights(model: nn.Module, precision: str) -> None:
-    """Stores the weights of products in a lower precision, in place.
+    """Convert the weights of products to a lower precision, in place, so that autocast need not convert them in every batch.
 
-    Autocast would convert them anew in every batch. All else (norms, embeddings of tokens and positions) stays in fp32.
+    All other weights (norms, embeddings of tokens and positions) stay in fp32.
     """
     if precision == "fp32":
         return
@@ -63,7 +59,7 @@ def lower_weights(model: nn.Module, precision: str) -> None:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """A 128-bit hexadecimal hash of a model's parameters and buffers: their names, types, shapes and bytes, whatever file they came in."""
+    """Return a 128-bit hexadecimal hash of a model's parameters and buffers: their names, types, shapes and bytes, in any file format."""
     state = hashlib.blake2b(digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Evaluation of checkpoints: zero-shot classification, by how often classes were trained on, and retrieval."""
+"""Evaluation of checkpoints: zero-shot classification, also by the training frequency of classes, and retrieval."""
 
 from tailwise.evaluate.run import Evaluation, evaluate, mean_over_sets
 

@@ -1,4 +1,4 @@
-"""How often each class was trained on: from a file, or by looking for its names in a pool's captions (map, then reduce)."""
+"""Training samples of each class: from a file, or by a search for its names in a pool's captions (map, then reduce)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,11 @@ COUNT_COLUMNS = ("train_count", "count")
 
 
 def read_train_counts(path: Path, classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The training samples of each class, from a file.
+    """Return the training samples of each class from a file: int64 [C], for C class names by index.
 
-    Args:
-        path: CSV or TSV with a header: `class_index`, `name` or `class`, and `train_count` or `count`; or JSON: an object of
-            numbers by class name, or a list by class index.
-        classes: [C], names by class index.
-
-    Returns:
-        int64 [C].
-
-    Raises:
-        UserError: the file can't be read, says a class twice or not at all, or a count isn't a whole number of 0 or more.
+    The file is CSV or TSV with a header (`class_index`, `name` or `class`, and `train_count` or `count`), or JSON (an object of numbers by
+    class name, or a list by class index). Raise a UserError if the file cannot be read, has a class twice or not at all, or a count is not
+    a whole number of 0 or more.
     """
     try:
         file = path.expanduser()
@@ -56,18 +49,17 @@ def read_train_counts(path: Path, classes: Sequence[str]) -> npt.NDArray[np.int6
             counts[index] = _whole(value, key, path)
     if (counts < 0).any():
         absent = [classes[index] for index in np.flatnonzero(counts < 0).tolist()]
-        raise UserError(
-            f"{path} has no count for {len(absent):,} of {len(classes):,} classes, such as {absent[0]!r}: give 0 for a class never seen"
-        )
+        missing = f"no count for {len(absent):,} of {len(classes):,} classes, such as {absent[0]!r}"
+        raise UserError(f"{path} has {missing}: give 0 for a class never seen")
     return counts
 
 
-def _from_json(value: Any, path: Path) -> list[tuple[int | str, Any]]:  # noqa: ANN401  (whatever was written)
+def _from_json(value: Any, path: Path) -> list[tuple[int | str, Any]]:  # noqa: ANN401  (any JSON value)
     if isinstance(value, list):
         return list(enumerate(value))
     if isinstance(value, dict):
         return list(value.items())
-    raise UserError(f"{path} holds neither an object of counts by class name nor a list of counts")
+    raise UserError(f"{path} holds neither an object of counts by class name nor a list of counts: give one of them")
 
 
 def _from_table(path: Path) -> list[tuple[int | str, Any]]:
@@ -76,16 +68,15 @@ def _from_table(path: Path) -> list[tuple[int | str, Any]]:
     counted = next((name for name in COUNT_COLUMNS if name in names), None)
     named = next((name for name in (INDEX_COLUMN, *NAME_COLUMNS) if name in names), None)
     if counted is None or named is None:
-        raise UserError(
-            f"{path} has columns {', '.join(names)}: give {INDEX_COLUMN} or {' or '.join(NAME_COLUMNS)}, and {' or '.join(COUNT_COLUMNS)}"
-        )
+        needed = f"{INDEX_COLUMN} or {' or '.join(NAME_COLUMNS)}, and {' or '.join(COUNT_COLUMNS)}"
+        raise UserError(f"{path} has columns {', '.join(names)}: give {needed}")
     if again := [name for name in (named, counted) if names.count(name) > 1]:
         raise UserError(f"{path} has {names.count(again[0])} columns called {again[0]!r}: give it one")
     key, value = names.index(named), names.index(counted)
     return [(int(row[key]) if named == INDEX_COLUMN else row[key], row[value]) for _, row in rows]
 
 
-def _whole(value: Any, key: int | str, path: Path) -> int:  # noqa: ANN401  (whatever was written)
+def _whole(value: Any, key: int | str, path: Path) -> int:  # noqa: ANN401  (text or any JSON value)
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
@@ -98,22 +89,11 @@ def _whole(value: Any, key: int | str, path: Path) -> int:  # noqa: ANN401  (wha
 def count_in_pool(
     folder: Path, classes: Sequence[str], *, workers: int | None = None, context: Context | None = None
 ) -> npt.NDArray[np.int64]:
-    """In how many captions of a pool each class is named.
+    """Return the number of captions in a pool's newest snapshot that name each class: int64 [C].
 
-    Captions and names are taken in lower case. A class is named where one of its comma-separated names stands as whole words, by
-    the rule of `EntryMatcher`; a caption counts once for each class it names.
-
-    Args:
-        folder: of a catalog; all samples of its newest snapshot.
-        classes: [C], such as "tabby, tabby cat".
-        workers: processes; one a processor by default.
-        context: runs the tasks and shows progress.
-
-    Returns:
-        int64 [C].
-
-    Raises:
-        UserError: there is no catalog.
+    Captions and names are compared in lower case. A caption names a class if one of the class's comma-separated names ("tabby, tabby cat")
+    occurs as whole words, by the rule of `EntryMatcher`. A caption counts once for each class it names. Raise a UserError if there is no
+    catalog.
     """
     catalog = Catalog.open(folder)
     names = tuple(classes)
@@ -150,7 +130,7 @@ class _Count(Task[tuple[Path, int], npt.NDArray[np.int64]]):
         owners: dict[str, list[int]] = {}
         for index, synonyms in enumerate(self.classes):
             for synonym in dict.fromkeys(synonyms.split(",")):
-                # Spaced out as captions are, so that names with a full stop or a colon match.
+                # Captions get the same spaces, so that names with a full stop or a colon match.
                 entry = space_out(synonym.lower().encode()).decode().strip()
                 if entry:
                     owners.setdefault(entry, []).append(index)

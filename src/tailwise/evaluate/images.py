@@ -1,6 +1,6 @@
-"""Images of a set, shard by shard, decoded by worker processes; never more of them in memory than a few batches.
+"""Images of a set, decoded by worker processes, shard by shard; at most a few batches are in memory.
 
-Results don't depend on the number of workers: a batch lies within one shard, and tells its place.
+Results do not depend on the number of workers: a batch is within one shard, and has its number.
 """
 
 from __future__ import annotations
@@ -25,69 +25,51 @@ from tailwise.shards.content import Pairs
 from tailwise.shards.decode import UNREADABLE, ImageError, decode_rgb, too_long
 from tailwise.storage.errors import RemoteError
 
-MAX_WORKERS = 8  # by default; a batch of 256 images of 224 pixels takes 150 MB, and each worker holds two
+MAX_WORKERS = 8  # default; a batch of 256 images of 224 pixels takes 150 MB, and each worker holds two
 INCOMPLETE = "without image or target"
 
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Makes the errors of reading a file or URL the user's.
-
-    Raises:
-        UserError: anything went wrong.
-    """
+    """Turn any error of reading a file or URL into a UserError."""
     try:
         yield
     except RemoteError as error:
         raise UserError(f"{path} can't be read ({error.cause}): check the URL, or try again later") from error
     except Exception as error:  # each file system raises errors of its own libraries
-        raise UserError(
-            f"{path} can't be read ({error or type(error).__name__}): check the path, or fetch it anew"
-        ) from error
+        remedy = "check the path, or fetch it again"
+        raise UserError(f"{path} can't be read ({error or type(error).__name__}): {remedy}") from error
 
 
 class Shard(Protocol):
     """Some samples of a set."""
 
     def samples(self) -> Pairs:
-        """The encoded image and the target of each sample, in order; None for what is wanting.
-
-        Raises:
-            UserError: it can't be read.
-        """
+        """Yield the encoded image and the target of each sample, in order; None where one is missing. May raise a UserError."""
         ...
 
 
 @dataclass(frozen=True)
 class TarShard:
-    """One file of samples, such as a tar; see `Container.pairs`.
+    """One file of samples, such as a tar; see `Container.pairs`."""
 
-    Attributes:
-        path: a local path or any fsspec URL.
-        target: extension of what is to be found: "cls" or "txt".
-    """
-
-    path: str
-    target: str
+    path: str  # a local path or any fsspec URL
+    target: str  # extension of the targets: "cls" or "txt"
 
     def samples(self) -> Pairs:
-        """As `Shard` has it."""
+        """Yield the samples, as `Shard`."""
         with reading(self.path):
             yield from container_of(self.path).pairs(self.path, self.target)
 
 
 @dataclass(frozen=True)
 class FileShard:
-    """Some image files of known classes.
+    """Some image files of known classes."""
 
-    Attributes:
-        files: path and class of each.
-    """
-
-    files: tuple[tuple[str, int], ...]
+    files: tuple[tuple[str, int], ...]  # path and class of each
 
     def samples(self) -> Pairs:
-        """As `Shard` has it."""
+        """Yield the samples, as `Shard`."""
         for path, label in self.files:
             with reading(path):
                 content = too_long(Path(path).stat().st_size) or Path(path).read_bytes()
@@ -100,10 +82,10 @@ class Batch:
 
     Attributes:
         shard: number of the shard.
-        number: of the batch in it.
+        number: number of the batch in the shard.
         images: float32 [n, 3, h, w].
-        targets: [n], each as the set's `parse` gives it.
-        skipped: how many samples before its end were left out, by reason.
+        targets: [n], each as returned by the set's `parse`.
+        skipped: number of samples that were left out before the batch's end, by reason.
     """
 
     shard: int
@@ -113,25 +95,19 @@ class Batch:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class _Batches(IterableDataset[Batch | UserError]):
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        preprocess: Callable[[Any], Tensor],
-        parse: Callable[[bytes], Any],
-        batch_size: int,
-    ) -> None:
-        self._shards = shards
-        self._preprocess = preprocess
-        self._parse = parse
-        self._batch_size = batch_size
+    shards: Sequence[Shard]
+    preprocess: Callable[[Any], Tensor]
+    parse: Callable[[bytes], Any]
+    batch_size: int
 
     def __iter__(self) -> Iterator[Batch | UserError]:
-        """The batches of the shards that are this worker's. A user's mistake is given back, not raised: it would arrive as a traceback."""
+        """Yield the batches of this worker's shards. A UserError is yielded, because a raised one would arrive as a traceback."""
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         try:
-            for number in range(first, len(self._shards), step):
+            for number in range(first, len(self.shards), step):
                 yield from self._of_shard(number)
         except UserError as error:
             yield error
@@ -141,9 +117,9 @@ class _Batches(IterableDataset[Batch | UserError]):
         targets: list[Any] = []
         skipped: Counter[str] = Counter()
         number = 0
-        for content, target in self._shards[shard].samples():
+        for content, target in self.shards[shard].samples():
             try:
-                parsed = None if target is None else self._parse(target)
+                parsed = None if target is None else self.parse(target)
                 if content is None or (parsed is None and isinstance(content, bytes)):
                     raise ImageError(INCOMPLETE, "")
                 images.append(self._decode(content))
@@ -151,26 +127,22 @@ class _Batches(IterableDataset[Batch | UserError]):
                 skipped[error.reason] += 1
                 continue
             targets.append(parsed)
-            if len(images) == self._batch_size:
+            if len(images) == self.batch_size:
                 yield Batch(shard, number, torch.stack(images), targets, dict(skipped))
                 images, targets, skipped, number = [], [], Counter(), number + 1
         if images or skipped:
             yield Batch(shard, number, torch.stack(images) if images else torch.empty(0), targets, dict(skipped))
 
     def _decode(self, content: bytes | ImageError) -> Tensor:
-        """An image as the model takes it.
-
-        Raises:
-            ImageError: it cannot be decoded or preprocessed.
-        """
+        """Return an image as the model takes it; raise an ImageError if it cannot be decoded or preprocessed."""
         if isinstance(content, ImageError):
             raise content
         image = decode_rgb(content)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the model's preprocessing
-                return self._preprocess(image)
-        except Exception as error:  # as it may raise anything
+                return self.preprocess(image)
+        except Exception as error:  # preprocessing may raise anything
             raise ImageError(UNREADABLE, f"preprocessing: {error}") from error
 
 
@@ -184,19 +156,19 @@ def read_batches(
     track: Track,
     description: str,
 ) -> Iterator[Batch]:
-    """The batches of all shards, in an order that depends on the number of workers: see `Batch.shard` and `Batch.number`.
+    """Yield the batches of all shards, in an order that depends on the number of workers: see `Batch.shard` and `Batch.number`.
 
     Args:
-        shards: of the set.
+        shards: shards of the set.
         preprocess: RGB image → float32 [3, h, w].
-        parse: what a target's bytes say; None if they say nothing. An ImageError leaves the sample out.
+        parse: bytes of a target → its value; None if they have none. An ImageError leaves the sample out.
         batch_size: n; the last batch of a shard may be smaller.
-        workers: processes; 1 reads in this one. By default one a processor, at most MAX_WORKERS and the number of shards.
+        workers: number of processes; 1 uses this process. Default: one per processor, at most MAX_WORKERS and the number of shards.
         track: shows progress.
-        description: for people.
+        description: text of the progress bar.
 
     Raises:
-        UserError: a shard can't be read.
+        UserError: a shard cannot be read.
     """
     workers = min(workers or min(default_workers(), MAX_WORKERS), len(shards))
     in_workers = workers if workers > 1 else 0
@@ -207,7 +179,7 @@ def read_batches(
         prefetch_factor=1 if in_workers else None,
         collate_fn=as_it_is,
         worker_init_fn=begin_worker,
-        generator=torch.Generator(),  # else the process's own would lose a number
+        generator=torch.Generator(),  # the global generator's state stays the same
     )
     for batch in track(cast("Iterable[Batch | UserError]", batches), description):
         if isinstance(batch, UserError):

@@ -1,10 +1,10 @@
-"""Accuracies of classes, groups and bins of training frequency, and their bootstrap intervals; and recall in retrieval.
+"""Accuracies of classes, groups and bins of training frequency, recall in retrieval, and bootstrap intervals of both.
 
 Letters: n images, C classes, B replicates, K values of k, D different rows.
 
-A bootstrap over images draws n of the n images with replacement. Which class an image is of and whether it was right is all that the
-figures depend on, so the number of drawn images in each (class, outcome) cell is drawn at once: it is multinomial. That is the
-same distribution, at a cost that depends on the number of cells, not of images.
+A bootstrap over images draws n of the n images with replacement. The figures depend only on the class and the outcome of each image, so
+the numbers of drawn images in all (class, outcome) cells are drawn at once: they are multinomial. That is the same distribution, at a
+cost that depends on the number of cells, not of images.
 """
 
 from __future__ import annotations
@@ -23,19 +23,13 @@ Interval: TypeAlias = dict[str, float | None]
 GROUPS = ("head", "medium", "few")
 LEVEL = 0.95
 TOP = 5
-_CHUNK_CELLS = 1 << 21  # of replicates under way: bounds memory to some 50 MB
+_CHUNK_CELLS = 1 << 21  # of replicates at a time: bounds memory to about 50 MB
 
 
 def tally(labels: Ints, guesses: Ints, classes: int) -> Ints:
-    """How the images of each class fared.
+    """Return int64 [C, 3]: images of each class whose class came first, second to fifth, or later.
 
-    Args:
-        labels: [n], the class of each image.
-        guesses: [n, TOP or C if that is less], the classes of highest score, best first.
-        classes: C.
-
-    Returns:
-        int64 [C, 3]: images whose class came first, came second to fifth, and neither.
+    `labels` [n] are the classes of the images, `guesses` [n, TOP or C if that is less] the classes of highest score, best first.
     """
     first = guesses[:, 0] == labels
     outcome = np.where(first, 0, np.where((guesses == labels[:, None]).any(axis=1), 1, 2))
@@ -45,16 +39,10 @@ def tally(labels: Ints, guesses: Ints, classes: int) -> Ints:
 def classification(
     cells: Ints, members: Mapping[str, Ints], *, replicates: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Top-1, top-5, mean per class, and the mean per class of some groups of classes, with intervals.
+    """Return value, low and high of "top1", "top5", "mean_per_class", and the mean per class of each group.
 
-    Args:
-        cells: [C, 3] of `tally`.
-        members: the classes of each group, by its name; a group may be empty.
-        replicates: B.
-        seed: decides the draws.
-
-    Returns:
-        By "top1", "top5", "mean_per_class" and the names of the groups: value, low and high. All are None where there is no image.
+    `cells` are those of `tally`, `members` the classes of each group by its name; a group may be empty. All figures are None where there
+    is no image. `replicates` and `seed` are those of the bootstrap.
     """
 
     def figures(counts: Ints) -> Figures:
@@ -78,18 +66,17 @@ def recall(
     replicates: int,
     seed: int,
 ) -> dict[str, Interval]:
-    """Recall at k of texts for images and of images for texts, with intervals from a bootstrap over images with their texts.
+    """Return value, low and high of "text_retrieval@k", "image_retrieval@k" and "mean_recall@k", the mean of both, for the K values of k.
+
+    The bootstrap is over images with their texts.
 
     Args:
-        found_texts: [n, K], whether one of the image's texts is among the k nearest to it.
-        found_images: [n, K], for how many of its texts the image is among the k nearest.
-        texts: [n], how many it has.
+        found_texts: [n, K], True if one of the image's texts is among its k nearest texts.
+        found_images: [n, K], number of the image's texts that have it among their k nearest images.
+        texts: [n], number of the image's texts.
         ks: the K values of k.
         replicates: B.
-        seed: decides the draws.
-
-    Returns:
-        By "text_retrieval@k", "image_retrieval@k" and "mean_recall@k", the mean of both: value, low and high.
+        seed: seed of the draws.
     """
     rows = np.column_stack([texts, found_texts.astype(np.int64), found_images])
     different, counts = np.unique(rows, axis=0, return_counts=True)
@@ -110,16 +97,10 @@ def recall(
 
 
 def intervals(cells: Ints, figures: Callable[[Ints], Figures], *, replicates: int, seed: int) -> dict[str, Interval]:
-    """The figures of some counts, with percentile bootstrap intervals of level LEVEL.
+    """Return value, low and high of figures of counts, with percentile bootstrap intervals of level LEVEL.
 
-    Args:
-        cells: images of each kind, any shape.
-        figures: from counts [..., *shape of cells] to arrays [...]; NaN where there is none.
-        replicates: B.
-        seed: decides the draws.
-
-    Returns:
-        Of each figure the value, and the lowest and highest replicate within the level. Replicates without the figure are left out.
+    `cells` are numbers of images of each kind, of any shape. `figures` maps counts [..., *shape of cells] to arrays [...], NaN where there
+    is no figure; replicates without the figure are left out. Low and high are the lowest and highest replicate within the level.
     """
     values = figures(cells)
     chunks = [figures(drawn) for drawn in _resample(cells, replicates, seed)]
@@ -127,7 +108,7 @@ def intervals(cells: Ints, figures: Callable[[Ints], Figures], *, replicates: in
 
 
 def _resample(cells: Ints, replicates: int, seed: int) -> Iterator[Ints]:
-    """Counts of B bootstrap samples, in chunks [b, *shape of cells]; the chunks' size changes nothing."""
+    """Yield counts of B bootstrap samples, in chunks [b, *shape of cells]; the size of the chunks changes nothing."""
     flat = cells.reshape(-1)
     full = np.flatnonzero(flat)
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
@@ -144,7 +125,7 @@ def _interval(value: Floats, drawn: Floats) -> Interval:
     if np.isnan(value) or not len(known):
         return {"value": None, "low": None, "high": None}
     tail = (1 - LEVEL) / 2
-    # Replicates themselves, not points between two: a share that all of them have is had exactly.
+    # Replicates, not points between two of them: if all are equal, so are both ends.
     low, high = np.quantile(known, tail, method="lower"), np.quantile(known, 1 - tail, method="higher")
     return {"value": float(value), "low": float(low), "high": float(high)}
 
@@ -155,47 +136,33 @@ def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
 
 
 def _mean(rates: Floats) -> Floats:
-    """Over the last axis, of what is there."""
+    """Return the mean of the known rates over the last axis."""
     there = ~np.isnan(rates)
     return _ratio(np.where(there, rates, 0).sum(axis=-1), there.sum(axis=-1))
 
 
 def thirds(counts: Ints) -> dict[str, Ints]:
-    """The classes in three groups of equal number (to within one), by falling training frequency; ties by class index.
+    """Return the classes in three GROUPS of equal number (to within one), by descending training frequency; ties by class index.
 
-    Args:
-        counts: [C], training samples of each class.
-
-    Returns:
-        The classes of each of GROUPS, ascending.
+    `counts` [C] are the training samples of each class; the classes of a group are ascending.
     """
     order = np.argsort(-counts, kind="stable")
     return {name: np.sort(part) for name, part in zip(GROUPS, np.array_split(order, len(GROUPS)), strict=True)}
 
 
 def bounded(counts: Ints, upper: int, lower: int) -> dict[str, Ints]:
-    """The classes with more than `upper` training samples, with `lower` to `upper`, and with fewer, after Liu et al. 2019.
+    """Return the classes with more than `upper` training samples, with `lower` to `upper`, and with fewer, by GROUPS (Liu et al. 2019).
 
-    Args:
-        counts: [C].
-        upper: 100 in the paper.
-        lower: 20 in the paper.
-
-    Returns:
-        The classes of each of GROUPS, ascending; a group may be empty.
+    The paper has 100 and 20. `counts` is [C]; the classes of a group are ascending. A group may be empty.
     """
     parts = (counts > upper, (counts >= lower) & (counts <= upper), counts < lower)
     return {name: np.flatnonzero(part) for name, part in zip(GROUPS, parts, strict=True)}
 
 
 def doublings(counts: Ints) -> list[tuple[int, int, Ints]]:
-    """The classes by powers of two of their training frequency: 0, 1, 2 … 3, 4 … 7, ….
+    """Return bins of classes by powers of two of their training frequency `counts` [C]: 0, 1, 2 … 3, 4 … 7, ….
 
-    Args:
-        counts: [C].
-
-    Returns:
-        Least and greatest frequency, and the classes, of each bin that has any, ascending.
+    Each non-empty bin is its least and greatest frequency and its classes, ascending.
     """
     exponents = np.frexp(counts.astype(np.float64))[1]  # 0 for 0, 1 for 1, 2 for 2 and 3, …
     bins = []

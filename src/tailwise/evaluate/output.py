@@ -1,4 +1,4 @@
-"""What an evaluation leaves: summary.json, and of each classification set its classes and its curve. Same bytes on each run."""
+"""The files of an evaluation: summary.json, and the classes and the curve of each classification set. Every run writes the same bytes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,7 @@ SUMMARY = "summary.json"
 
 
 def check_output(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Checks, before the work, that a folder may be written to.
-
-    Args:
-        folder: for the files.
-        config: what decides the figures, as JSON values.
-        overwrite: replace another evaluation.
-
-    Raises:
-        UserError: it holds another evaluation or something else; or the plots can't be drawn.
-    """
+    """Refuse a folder with another evaluation (unless `overwrite`) or other files; `config` decides the figures, as JSON values."""
     require("train", "matplotlib", purpose="`output`, which draws plots,")
     check_output_folder(folder, "`output`", marks=[SUMMARY, "classes-*.csv", "curve-*.svg"])
     if not (folder / SUMMARY).exists():
@@ -41,20 +32,12 @@ def check_output(folder: Path, config: Mapping[str, Any], *, overwrite: bool = F
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict) or "sets" not in found:
         raise UserError(f"{folder / SUMMARY} is of no evaluation: give `output` a new or an empty folder")
     if not overwrite and found["config"] != config:
-        other = [name for name in config if found["config"].get(name) != config[name]]
-        raise ConflictError(
-            f"{folder} holds another evaluation ({', '.join(other)}): give another folder, or `overwrite`"
-        )
+        other = ", ".join(name for name in config if found["config"].get(name) != config[name])
+        raise ConflictError(f"{folder} holds another evaluation ({other}): give another folder, or `overwrite`")
 
 
 def write_output(folder: Path, config: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> None:
-    """Writes the files, each atomically; summary.json last.
-
-    Args:
-        folder: made if need be.
-        config: what decides the figures, as JSON values.
-        evaluations: of `evaluate`.
-    """
+    """Write the files of the evaluations, each atomically; summary.json last."""
     for item in evaluations:
         name = re.sub(r"[^\w.-]+", "-", item.name)
         if item.classes is not None:
@@ -66,7 +49,7 @@ def write_output(folder: Path, config: Mapping[str, Any], evaluations: Sequence[
 
 
 def for_spreadsheets(table: pa.Table) -> pa.Table:
-    """Return the table with its text as `spreadsheet_cell` has it."""
+    """Return the table with its text made safe by `spreadsheet_cell`."""
     for at, field in enumerate(table.schema):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             cells = [None if value is None else spreadsheet_cell(value) for value in table.column(at).to_pylist()]
@@ -75,12 +58,12 @@ def for_spreadsheets(table: pa.Table) -> pa.Table:
 
 
 def as_json(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """The figures of all sets, and their mean, as JSON values."""
+    """Return the figures of all sets, and their mean, as JSON values."""
     return {"sets": [dict(item.summary) for item in evaluations], "mean": mean_over_sets(evaluations)}
 
 
 def draw_curve(path: Path, evaluation: Evaluation) -> None:
-    """Draws the accuracy of classes against how often they were trained on: a point a class, and the mean of each bin with its interval."""
+    """Draw the accuracy of classes against their training frequency: a point per class, and the mean of each bin with its interval."""
     import matplotlib as mpl  # noqa: PLC0415  (an extra, and slow to import)
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -95,9 +78,8 @@ def draw_curve(path: Path, evaluation: Evaluation) -> None:
     with mpl.rc_context({**PLOT_STYLE, "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
-        axes.scatter(
-            np.maximum(counts, 0.5), 100 * accuracy, s=9, color="#8aa4c8", alpha=0.6, linewidths=0, label="class"
-        )
+        look: dict[str, Any] = {"s": 9, "color": "#8aa4c8", "alpha": 0.6, "linewidths": 0}
+        axes.scatter(np.maximum(counts, 0.5), 100 * accuracy, label="class", **look)
         axes.errorbar(
             middle, means, yerr=np.maximum(0, [means - low, high - means]), color="#1f3f77", marker="o", markersize=4,
             linewidth=1.5, capsize=3, label="mean of the classes of a bin, 95 % interval",

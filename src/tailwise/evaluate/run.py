@@ -1,10 +1,11 @@
-"""Evaluate: a checkpoint on some sets."""
+"""Evaluate a checkpoint on several sets."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from tailwise.shards.content import HARMLESS
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out on one set.
+    """Result on one set.
 
     Attributes:
-        name: of the set.
+        name: name of the set.
         task: "classification" or "retrieval".
         summary: the figures, as JSON values.
         classes: a row for each class: class, name, train_count, group, images, right, right_top5, accuracy; None for retrieval.
@@ -49,60 +50,55 @@ def evaluate(
     *,
     track: Track = silent,
 ) -> list[Evaluation]:
-    """Evaluates a checkpoint of open_clip on one set or several, without training.
+    """Evaluate a checkpoint of open_clip on one set or several, without training.
 
     Args:
         checkpoint: see `find_checkpoint`.
         data: see `find_set`.
-        options: all else.
+        options: all other settings.
         track: shows progress.
 
     Returns:
-        One evaluation a set, in their order.
+        One evaluation per set, in their order.
 
     Raises:
-        UserError: something given is wrong, or can't be read; too many samples are left out.
+        UserError: an argument is not valid or cannot be read, or too many samples are left out.
     """
     bounds = _check(options)
     places = [data] if isinstance(data, str | Path) else list(data)
     if not places:
         raise UserError("there is no set to evaluate on: give `data`")
     found = find_checkpoint(checkpoint, options.model)
-    sets = _named_apart([find_set(str(place), options.classes, options.templates) for place in places])
+    sets = _renamed([find_set(str(place), options.classes, options.templates) for place in places])
     counts = [_train_counts(item, options, track) for item in sets]
     loaded = load_model(found, options.device, options.precision)
-    pairs = zip(sets, counts, strict=True)
-    return [
-        _within(_on_set(loaded, item, count, bounds, options, track), options.max_rejected) for item, count in pairs
-    ]
+    evaluations = []
+    for item, count in zip(sets, counts, strict=True):
+        evaluations.append(_on_set(loaded, item, count, bounds, options, track))
+        _check_skipped(evaluations[-1], options.max_rejected)
+    return evaluations
 
 
-def _within(found: Evaluation, max_rejected: float) -> Evaluation:
-    """Return an evaluation, unless too many samples of its set were left out."""
+def _check_skipped(found: Evaluation, max_rejected: float) -> None:
+    """Stop if too many samples of a set were left out."""
     skipped = {reason: count for reason, count in found.summary["skipped"].items() if reason != HARMLESS}
     reasons = ", ".join(f"{reason}: {count:,}" for reason, count in skipped.items())
     left_out = sum(skipped.values())
     what = f"{{}} samples{{}} of {found.name} are left out"
     refuse_many(left_out, found.summary["images"] + left_out, max_rejected, what, reasons)
-    return found
 
 
 def mean_over_sets(evaluations: Sequence[Evaluation]) -> dict[str, float]:
-    """The plain mean over sets of top-1 and mean per class, and over retrieval sets of the mean recall at 1; those that there are."""
-    figures = {
-        "top1": [item.summary["top1"]["value"] for item in evaluations if item.task == "classification"],
-        "mean_per_class": [
-            item.summary["mean_per_class"]["value"] for item in evaluations if item.task == "classification"
-        ],
-        "mean_recall@1": [
-            item.summary["mean_recall"]["1"]["value"] for item in evaluations if item.task == "retrieval"
-        ],
-    }
+    """Return the means over classification sets of top-1 and mean per class, and over retrieval sets of the mean recall at 1."""
+    classified = [item.summary for item in evaluations if item.task == "classification"]
+    retrieved = [item.summary for item in evaluations if item.task == "retrieval"]
+    figures = {name: [found[name]["value"] for found in classified] for name in ("top1", "mean_per_class")}
+    figures["mean_recall@1"] = [found["mean_recall"]["1"]["value"] for found in retrieved]
     return {name: float(np.mean(values)) for name, values in figures.items() if values}
 
 
 def _check(options: EvaluateRequest) -> tuple[int, int] | None:
-    """The bounds of the groups, if they aren't thirds."""
+    """Return the bounds of the groups, None for thirds; refuse invalid options."""
     if options.train_counts is not None and options.pool is not None:
         raise UserError("`train_counts` and `pool` both say how often classes were trained on: give one")
     check_share(options.max_rejected)
@@ -114,15 +110,15 @@ def _check(options: EvaluateRequest) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _named_apart(sets: Sequence[ImageSet]) -> list[ImageSet]:
-    """The sets; of those with one name, the later ones get a number."""
-    seen: dict[str, int] = {}
-    named = []
+def _renamed(sets: Sequence[ImageSet]) -> list[ImageSet]:
+    """Return the sets; the second set of the same name gets "-2", and so on."""
+    seen: Counter[str] = Counter()
+    renamed = []
     for item in sets:
-        seen[item.name] = number = seen.get(item.name, 0) + 1
-        name = item.name if number == 1 else f"{item.name}-{number}"
-        named.append(ImageSet(name, item.task, item.shards, item.classes, item.templates))
-    return named
+        seen[item.name] += 1
+        number = seen[item.name]
+        renamed.append(item if number == 1 else replace(item, name=f"{item.name}-{number}"))
+    return renamed
 
 
 def _train_counts(images: ImageSet, options: EvaluateRequest, track: Track) -> npt.NDArray[np.int64] | None:
@@ -145,7 +141,7 @@ def _on_set(
 ) -> Evaluation:
     if images.task == "retrieval":
         return _retrieval(loaded, images, options, track)
-    found = classify(loaded, images, batch_size=options.batch_size, workers=options.workers, track=track)
+    found = classify(loaded, images, options, track)
     cells = tally(found.labels, found.guesses, len(images.classes))
     summary, group_of = _figures(cells, counts, bounds, options)
     about = {"set": images.name, "task": images.task, "images": len(found.labels), "classes": len(images.classes)}
@@ -159,7 +155,7 @@ def _figures(
     bounds: tuple[int, int] | None,
     options: EvaluateRequest,
 ) -> tuple[dict[str, Any], dict[int, str]]:
-    """The summary's figures, and the group of each class."""
+    """Return the figures of the summary, and the group of each class."""
     groups, bins = {}, []
     if counts is not None:
         groups = thirds(counts) if bounds is None else bounded(counts, *bounds)
@@ -193,8 +189,8 @@ def _figures(
 def _class_table(
     images: ImageSet, cells: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None, group_of: Mapping[int, str]
 ) -> pa.Table:
-    every = cells.sum(axis=1)
-    indices = range(len(images.classes))
+    every, indices = cells.sum(axis=1), range(len(images.classes))
+    shares = [right / all_ if all_ else None for right, all_ in zip(cells[:, 0].tolist(), every.tolist(), strict=True)]
     columns = {
         "class": pa.array(indices, pa.int32()),
         "name": pa.array(images.classes, pa.string()),
@@ -203,31 +199,22 @@ def _class_table(
         "images": pa.array(every, pa.int64()),
         "right": pa.array(cells[:, 0], pa.int64()),
         "right_top5": pa.array(cells[:, :2].sum(axis=1), pa.int64()),
-        "accuracy": pa.array(
-            [
-                right / count if count else None
-                for right, count in zip(cells[:, 0].tolist(), every.tolist(), strict=True)
-            ],
-            pa.float64(),
-        ),
+        "accuracy": pa.array(shares, pa.float64()),
     }
     return pa.table(columns)
 
 
 def _retrieval(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, track: Track) -> Evaluation:
-    found = retrieve(loaded, images, batch_size=options.batch_size, workers=options.workers, track=track)
-    figures = recall(
-        found.found_texts, found.found_images, found.texts, KS, replicates=options.bootstrap, seed=options.seed
-    )
+    found = retrieve(loaded, images, options, track)
+    bootstrap: dict[str, int] = {"replicates": options.bootstrap, "seed": options.seed}
+    figures = recall(found.found_texts, found.found_images, found.texts, KS, **bootstrap)
+    names = ("image_retrieval", "text_retrieval", "mean_recall")
     summary = {
         "set": images.name,
         "task": images.task,
         "images": len(found.texts),
         "texts": int(found.texts.sum()),
         "skipped": found.skipped,
-        **{
-            name: {str(k): figures[f"{name}@{k}"] for k in KS}
-            for name in ("image_retrieval", "text_retrieval", "mean_recall")
-        },
+        **{name: {str(k): figures[f"{name}@{k}"] for k in KS} for name in names},
     }
     return Evaluation(images.name, images.task, summary, None)

@@ -1,4 +1,4 @@
-"""Evaluation sets: what a path or URL holds, in which layout, and the names of its classes."""
+"""Evaluation sets: the layout behind a path or URL, its shards, and the names of its classes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from tailwise.storage.remote import forget_failures
 
 Task = Literal["classification", "retrieval"]
 TASKS: tuple[Task, ...] = ("classification", "retrieval")
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-)  # as torchvision's ImageFolder
+# Those of torchvision's ImageFolder.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 FILES_A_SHARD = 1024
-FIELDS = frozenset({"c", "", "0"})  # of templates
-MAX_TEMPLATES = 1_000  # they are embedded together
+FIELDS = frozenset({"c", "", "0"})  # allowed in templates
+MAX_TEMPLATES = 1_000  # embedded together
 MAX_PROMPTS = 10_000_000  # classes × templates
 MAX_LINE = 1_000  # characters of a class name or a template; models read 77 tokens
 MAX_TARS = 1_000_000
@@ -35,34 +34,26 @@ _HUGGING_FACE = re.compile(r"(https://huggingface\.co/datasets/[^/]+/[^/]+)/(?:t
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One set to evaluate on.
+    """One set to evaluate on."""
 
-    Attributes:
-        name: for people and for file names.
-        task: what is asked.
-        shards: where the images are.
-        classes: their names, by class index; empty for retrieval.
-        templates: prompts with `{c}` for the class; empty for open_clip's 80 of ImageNet.
-    """
-
-    name: str
-    task: Task
-    shards: tuple[Shard, ...]
-    classes: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()
+    name: str  # name in messages and file names
+    task: Task  # "classification" or "retrieval"
+    shards: tuple[Shard, ...]  # the images
+    classes: tuple[str, ...] = ()  # class names by index; empty for retrieval
+    templates: tuple[str, ...] = ()  # prompts with `{c}` for the class; empty for open_clip's 80 of ImageNet
 
 
 def find_set(data: str, classes: Path | None = None, templates: Path | None = None) -> ImageSet:
-    """The set that a path, glob, brace pattern or URL names.
+    """Return the set of a path, glob, brace pattern or URL.
 
     Args:
-        data: a folder or URL in clip_benchmark's webdataset layout; a folder of tars, or tars, with `.cls`; a folder of a
-            folder of images for each class, taken in the order of their sorted names.
-        classes: names of the classes, one a line, in place of the set's own.
-        templates: prompts, one a line, in place of the set's own.
+        data: a folder or URL in clip_benchmark's webdataset layout; a folder of tars, or tars, with `.cls`; or a folder with a folder of
+            images for each class, in the order of their sorted names.
+        classes: file with the names of the classes, one a line; replaces the set's own.
+        templates: file with prompts, one a line; replaces the set's own.
 
     Raises:
-        UserError: there is no set, or its files don't agree.
+        UserError: there is no set, or its files do not match.
     """
     forget_failures()
     remote = "://" in data
@@ -70,23 +61,18 @@ def find_set(data: str, classes: Path | None = None, templates: Path | None = No
     if _read_lines(f"{root}/test/nshards.txt", optional=True) is not None:
         return _benchmark(root, classes, templates)
     if not remote and Path(root).is_dir():
-        tars = sorted(Path(root).glob("*.tar"), key=lambda path: (len(path.name), path.name))
-        return (
-            _tars([str(path) for path in tars], root, classes, templates)
-            if tars
-            else _folders(root, classes, templates)
-        )
+        tars = [str(path) for path in sorted(Path(root).glob("*.tar"), key=lambda path: (len(path.name), path.name))]
+        return _tars(tars, root, classes, templates) if tars else _folders(root, classes, templates)
     patterns = list(braceexpand(root))
     tars_found = patterns if remote else [name for pattern in patterns for name in sorted(glob.glob(pattern))]  # noqa: PTH207
     if not tars_found or not all(name.endswith(".tar") for name in tars_found):
-        raise UserError(
-            f"{data} is no set: give a folder with test/nshards.txt (as clip_benchmark's), tars with .cls, or folders of images"
-        )
+        allowed = "a folder with test/nshards.txt (as clip_benchmark's), tars with .cls, or folders of images"
+        raise UserError(f"{data} is no set: give {allowed}")
     return _tars(tars_found, str(root).rsplit("/", 1)[0], classes, templates)
 
 
 def _benchmark(root: str, classes: Path | None, templates: Path | None) -> ImageSet:
-    """clip_benchmark's layout: test/{0..}.tar, test/nshards.txt; classnames.txt and templates, or dataset_type.txt."""
+    """Return a set in clip_benchmark's layout: test/{0..}.tar, test/nshards.txt; classnames.txt and templates, or dataset_type.txt."""
     count = " ".join(_read_lines(f"{root}/test/nshards.txt") or [])
     if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MAX_TARS:
         raise UserError(f"{root}/test/nshards.txt says {count!r}: must be the number of tars, 1 to {MAX_TARS:,}")
@@ -103,13 +89,8 @@ def _tars(tars: Sequence[str], root: str, classes: Path | None, templates: Path 
     names = _names(root, classes)
     if names is None:
         raise NotFoundError(f"{root} has no classnames.txt: give `classes` FILE, one name a line, by class index")
-    return ImageSet(
-        set_name(root),
-        task,
-        tuple(TarShard(path, "cls") for path in tars),
-        names,
-        _prompts(root, templates, len(names)),
-    )
+    shards = tuple(TarShard(path, "cls") for path in tars)
+    return ImageSet(set_name(root), task, shards, names, _prompts(root, templates, len(names)))
 
 
 def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSet:
@@ -121,20 +102,17 @@ def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSe
         if path.suffix.lower() in SUFFIXES and path.is_file()
     ]
     if not files:
-        raise UserError(
-            f"{root} holds no images: give a folder with a folder of images for each class, or a set of tars"
-        )
+        allowed = "a folder with a folder of images for each class, or a set of tars"
+        raise UserError(f"{root} holds no images: give {allowed}")
     names = _names(root, classes)
     if names is None:
         if all(_WORDNET.fullmatch(folder.name) for folder in folders):
-            raise UserError(
-                f"the folders of {root} are WordNet ids: give `classes` FILE, one name a line, in their sorted order"
-            )
+            remedy = "give `classes` FILE, one name a line, in their sorted order"
+            raise UserError(f"the folders of {root} are WordNet ids: {remedy}")
         names = tuple(folder.name.replace("_", " ") for folder in folders)
     if len(names) != len(folders):
-        raise UserError(
-            f"{len(names):,} class names for the {len(folders):,} folders of {root}: give one name a folder"
-        )
+        counts = f"{len(names):,} class names for the {len(folders):,} folders"
+        raise UserError(f"{counts} of {root}: give one name a folder")
     shards = tuple(FileShard(tuple(files[at : at + FILES_A_SHARD])) for at in range(0, len(files), FILES_A_SHARD))
     return ImageSet(set_name(root), "classification", shards, names, _prompts(root, templates, len(names)))
 
@@ -145,7 +123,7 @@ def _names(root: str, classes: Path | None) -> tuple[str, ...] | None:
     if names is None:
         return None
     if not names or not all(names):
-        raise UserError(f"{path} has an empty line or none at all: give the name of a class in each")
+        raise UserError(f"{path} has an empty line or none at all: give the name of a class in each line")
     _refuse_long(path, names)
     return tuple(names)
 
@@ -171,49 +149,44 @@ def _prompts(root: str, templates: Path | None, classes: int) -> tuple[str, ...]
 def _refuse_long(path: str, lines: Sequence[str]) -> None:
     longest = max(lines, key=len, default="")
     if len(longest) > MAX_LINE:
-        raise UserError(
-            f"{path} has a line of {len(longest):,} characters, {longest[:80]!r} …: at most {MAX_LINE:,} are read"
-        )
+        line = f"a line of {len(longest):,} characters, {longest[:80]!r} …"
+        raise UserError(f"{path} has {line}: at most {MAX_LINE:,} are read; shorten it")
 
 
 def fill(template: str, name: str, path: str = "a template") -> str:
-    """Return a template with the name of a class in place of `{c}` or `{}`.
+    """Return a template with the name of a class instead of `{c}` or `{}`.
 
-    `str.format` is not used: a template comes with a set, and could ask for gigabytes (`{c:>1500000000}`) or for attributes.
-
-    Raises:
-        UserError: it has neither, or other braces.
+    `str.format` is not used, because a template comes with a set, and could ask for gigabytes (`{c:>1500000000}`) or for attributes. Raise
+    a UserError if it has neither, or other braces.
     """
+    problem = f"{path} holds {template!r}: use {{c}} for the class"
     try:
         pieces = list(Formatter().parse(template))
     except ValueError as error:
-        raise UserError(f"{path} holds {template!r}: use {{c}} for the class, and no other braces") from error
+        raise UserError(f"{problem}, and no other braces") from error
     if any(field is not None and (field not in FIELDS or spec or how) for _, field, spec, how in pieces):
-        raise UserError(f"{path} holds {template!r}: use {{c}} for the class, and no other braces")
+        raise UserError(f"{problem}, and no other braces")
     if all(field is None for _, field, _, _ in pieces):
-        raise UserError(f"{path} holds {template!r}: use {{c}} for the class")
+        raise UserError(problem)
     return "".join(literal + ("" if field is None else name) for literal, field, _, _ in pieces)
 
 
 def set_name(root: str) -> str:
-    """The last part of a path or URL; with the part before it if it only says which split it is."""
+    """Return the last part of a path or URL; with the part before it if the last one is the name of a split."""
     match = _HUGGING_FACE.match(root)
-    parts = [
-        part
-        for part in (match[1] if match else str(Path(root).absolute()) if "://" not in root else root).split("/")
-        if part
-    ]
+    place = match[1] if match else root if "://" in root else str(Path(root).absolute())
+    parts = [part for part in place.split("/") if part]
     own = parts[-1]
     return f"{parts[-2]}-{own}" if own in SPLITS and len(parts) > 1 else own
 
 
 def _resolvable(url: str) -> str:
-    """A page of a Hugging Face data set, which clip_benchmark's users give, as the address that its files are read from."""
+    """Return the address of the files for the page of a Hugging Face data set, which clip_benchmark's users give."""
     return _HUGGING_FACE.sub(r"\1/resolve/\2", url)
 
 
 def _read_lines(path: str, *, optional: bool = False) -> list[str] | None:
-    """The lines of a text file or URL, without blanks round them and blank ones at the end; None if there is none and it is optional."""
+    """Return the stripped lines of a text file or URL, without blank ones at the end; None if an optional file is missing."""
     try:
         with reading(path):
             text = read_text(path)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  (as everyone has it)
+from torch.nn import functional as F  # noqa: N812  (torch's convention)
 
 from tailwise.encoders.open_clip import LoadedModel
 from tailwise.errors import UserError
@@ -22,70 +22,57 @@ from tailwise.evaluate.images import Batch, read_batches
 from tailwise.evaluate.metrics import TOP
 from tailwise.evaluate.sets import ImageSet, fill
 from tailwise.progress import Track
+from tailwise.requests import EvaluateRequest
 from tailwise.shards.decode import ImageError
 from tailwise.sources.delimited import read_text
 
 KS = (1, 5, 10)
-_ROWS = 1024  # of a matrix of scores that is held at once
+_ROWS = 1024  # rows of scores at a time
 
 
 @dataclass(frozen=True)
 class Guesses:
-    """What a model took the images of a set for.
+    """A model's guesses for the images of a set."""
 
-    Attributes:
-        labels: int64 [n], their classes.
-        guesses: int64 [n, TOP or C if that is less], best first.
-        skipped: how many samples were left out, by reason.
-    """
-
-    labels: npt.NDArray[np.int64]
-    guesses: npt.NDArray[np.int64]
-    skipped: dict[str, int]
+    labels: npt.NDArray[np.int64]  # int64 [n], their classes
+    guesses: npt.NDArray[np.int64]  # int64 [n, TOP or C if that is less], best first
+    skipped: dict[str, int]  # number of samples that were left out, by reason
 
 
 @dataclass(frozen=True)
 class Recalls:
-    """What a model found in a retrieval set; see `metrics.recall`.
+    """Texts and images that a model found in a retrieval set; see `metrics.recall`."""
 
-    Attributes:
-        texts: int64 [n], how many texts each image has.
-        found_texts: bool [n, K].
-        found_images: int64 [n, K].
-        skipped: how many samples were left out, by reason.
-    """
-
-    texts: npt.NDArray[np.int64]
-    found_texts: npt.NDArray[np.bool_]
-    found_images: npt.NDArray[np.int64]
-    skipped: dict[str, int]
+    texts: npt.NDArray[np.int64]  # int64 [n], number of texts of each image
+    found_texts: npt.NDArray[np.bool_]  # bool [n, K]
+    found_images: npt.NDArray[np.int64]  # int64 [n, K]
+    skipped: dict[str, int]  # number of samples that were left out, by reason
 
 
-def classify(loaded: LoadedModel, images: ImageSet, *, batch_size: int, workers: int | None, track: Track) -> Guesses:
-    """Guesses the classes of a set's images, as clip_benchmark does.
-
-    Raises:
-        UserError: a shard can't be read, holds a class that isn't there, or the set no image; or the model gives no numbers.
-    """
+def classify(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, track: Track) -> Guesses:
+    """Guess the classes of a set's images, as clip_benchmark does, or raise a UserError for unreadable shards and unknown classes."""
     classifier = build_classifier(loaded, images)
     found: dict[tuple[int, int], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
     skipped: Counter[str] = Counter()
-    for batch in _batches(loaded, images, _label, skipped, batch_size=batch_size, workers=workers, track=track):
+    for batch in _batches(loaded, images, _label, skipped, options, track):
         labels = np.array(batch.targets, np.int64)
-        _check_labels(labels, images)
+        if len(wrong := labels[(labels < 0) | (labels >= len(images.classes))]):
+            known = f"{len(images.classes):,} class names (0 … {len(images.classes) - 1})"
+            problem = f"holds an image of class {wrong[0]}, but {known}"
+            raise UserError(f"{images.name} {problem}: give `classes` with a name for each")
         with loaded.computing():
             scores = 100.0 * _embed_images(loaded, batch) @ classifier
         found[batch.shard, batch.number] = labels, _top(scores, images.name)
     if not found:
-        raise UserError(f"{images.name} holds no image that can be read{_told(skipped)}: check what `data` names")
+        raise UserError(f"{images.name} holds no image that can be read{_counts(skipped)}: check what `data` names")
     labels, guesses = (np.concatenate(column) for column in zip(*(found[key] for key in sorted(found)), strict=True))
     return Guesses(labels, guesses, dict(sorted(skipped.items())))
 
 
 def build_classifier(loaded: LoadedModel, images: ImageSet) -> Tensor:
-    """The embeddings of a set's classes: the mean over its templates, of unit norm; float [d, C].
+    """Return the embeddings of a set's classes, means over its templates, of unit norm: float [d, C].
 
-    One class at a time, as clip_benchmark does, so that its rounding is the same.
+    It takes one class at a time, as clip_benchmark does, for the same rounding.
     """
     import open_clip  # noqa: PLC0415  (an extra)
 
@@ -102,61 +89,52 @@ def build_classifier(loaded: LoadedModel, images: ImageSet) -> Tensor:
     return classifier
 
 
-def retrieve(loaded: LoadedModel, images: ImageSet, *, batch_size: int, workers: int | None, track: Track) -> Recalls:
-    """Looks for the texts of each image and the image of each text, in the whole set, as clip_benchmark does.
+def retrieve(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, track: Track) -> Recalls:
+    """Search the whole set for the texts of each image and the image of each text, as clip_benchmark does.
 
-    The embeddings are kept in memory, and scores of some rows at a time.
-
-    Raises:
-        UserError: a shard can't be read, or the set holds no image with texts; or the model gives no numbers.
+    All embeddings are in memory, and the scores of some rows at a time. Raise a UserError if a shard cannot be read, the set has no image
+    with texts, or the model gives no finite numbers.
     """
     found: dict[tuple[int, int], tuple[Tensor, Tensor, list[int]]] = {}
     skipped: Counter[str] = Counter()
-    for batch in _batches(loaded, images, _texts, skipped, batch_size=batch_size, workers=workers, track=track):
+    for batch in _batches(loaded, images, _texts, skipped, options, track):
         with loaded.computing():
             texts = loaded.tokenizer([text for texts in batch.targets for text in texts]).to(loaded.device)
             of_texts = F.normalize(loaded.model.encode_text(texts), dim=-1)
             of_images = _embed_images(loaded, batch)
-        found[batch.shard, batch.number] = (
-            of_images.float().cpu(),
-            of_texts.float().cpu(),
-            [len(t) for t in batch.targets],
-        )
+        counts = [len(texts) for texts in batch.targets]
+        found[batch.shard, batch.number] = of_images.float().cpu(), of_texts.float().cpu(), counts
     if not found:
-        raise UserError(f"{images.name} holds no image with texts{_told(skipped)}: check what `data` names")
+        raise UserError(f"{images.name} holds no image with texts{_counts(skipped)}: check what `data` names")
     ordered = [found[key] for key in sorted(found)]
     of_images, of_texts = torch.cat([item[0] for item in ordered]), torch.cat([item[1] for item in ordered])
-    counts = np.array([count for item in ordered for count in item[2]], np.int64)
+    lengths = np.array([count for item in ordered for count in item[2]], np.int64)
     _check_numbers(of_images, images.name)
     _check_numbers(of_texts, images.name)
-    return Recalls(counts, *_recalls(of_images, of_texts, counts), dict(sorted(skipped.items())))
+    return Recalls(lengths, *_recalls(of_images, of_texts, lengths), dict(sorted(skipped.items())))
 
 
 def _recalls(
     images: Tensor, texts: Tensor, counts: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Which are found: bool [n, K], and int64 [n, K]."""
+    """Return what is found, as in Recalls: bool [n, K], and int64 [n, K]."""
     owners = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
-    to_text = torch.cat(
-        [(owners[near] == row[:, None]).cumsum(1)[:, _last(near)] > 0 for row, near in _nearest(images, texts)]
-    )
-    to_image = torch.cat(
-        [(near == owners[row][:, None]).cumsum(1)[:, _last(near)] > 0 for row, near in _nearest(texts, images)]
-    )
-    sums = torch.zeros(len(counts), len(KS), dtype=torch.int64).index_add_(0, owners, to_image.long())
-    return to_text.numpy(), sums.numpy()
+    to_text = [_within(owners[near] == row[:, None]) for row, near in _nearest(images, texts)]
+    to_image = [_within(near == owners[row][:, None]) for row, near in _nearest(texts, images)]
+    sums = torch.zeros(len(counts), len(KS), dtype=torch.int64).index_add_(0, owners, torch.cat(to_image).long())
+    return torch.cat(to_text).numpy(), sums.numpy()
 
 
 def _nearest(queries: Tensor, gallery: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some queries, and the entries of the gallery that are nearest to each, best first."""
+    """Yield some queries, and the nearest entries of the gallery to each, best first."""
     for first in range(0, len(queries), _ROWS):
         scores = queries[first : first + _ROWS] @ gallery.T
         yield torch.arange(first, first + len(scores)), scores.topk(min(max(KS), len(gallery)), dim=1).indices
 
 
-def _last(near: Tensor) -> list[int]:
-    """The place of the k-th nearest, for each k; a smaller gallery is found whole."""
-    return [min(k, near.shape[1]) - 1 for k in KS]
+def _within(right: Tensor) -> Tensor:
+    """Return whether one of the k nearest is right, for each k; k is at most the size of the gallery: bool [n, K]."""
+    return right.cumsum(1)[:, [min(k, right.shape[1]) - 1 for k in KS]] > 0
 
 
 def _batches(
@@ -164,20 +142,13 @@ def _batches(
     images: ImageSet,
     parse: Callable[[bytes], Any],
     skipped: Counter[str],
-    *,
-    batch_size: int,
-    workers: int | None,
+    options: EvaluateRequest,
     track: Track,
 ) -> Iterator[Batch]:
-    """The batches that hold anything; what is left out is counted."""
+    """Yield the batches with at least one sample; count the samples that are left out in `skipped`."""
+    settings: dict[str, Any] = {"batch_size": options.batch_size, "workers": options.workers}
     for batch in read_batches(
-        images.shards,
-        loaded.preprocess,
-        parse,
-        batch_size=batch_size,
-        workers=workers,
-        track=track,
-        description=images.name,
+        images.shards, loaded.preprocess, parse, track=track, description=images.name, **settings
     ):
         skipped.update(batch.skipped)
         if batch.targets:
@@ -197,18 +168,8 @@ def _top(scores: Tensor, name: str) -> npt.NDArray[np.int64]:
 
 def _check_numbers(values: Tensor, name: str) -> None:
     if not torch.isfinite(values).all():
-        raise UserError(
-            f"the model gives no finite numbers on {name}: its training diverged, or `precision` is too low"
-        )
-
-
-def _check_labels(labels: npt.NDArray[np.int64], images: ImageSet) -> None:
-    wrong = labels[(labels < 0) | (labels >= len(images.classes))]
-    if len(wrong):
-        raise UserError(
-            f"{images.name} holds an image of class {wrong[0]}, but {len(images.classes):,} class names (0 … {len(images.classes) - 1}): "
-            "give `classes` with a name for each"
-        )
+        cause = "its training diverged, or `precision` is too low"
+        raise UserError(f"the model gives no finite numbers on {name}: {cause}")
 
 
 def _label(content: bytes) -> int:
@@ -225,5 +186,5 @@ def _texts(content: bytes) -> list[str] | None:
         raise ImageError("caption is not text", str(error)) from error
 
 
-def _told(skipped: Counter[str]) -> str:
+def _counts(skipped: Counter[str]) -> str:
     return f" ({', '.join(f'{count:,} {reason}' for reason, count in sorted(skipped.items()))})" if skipped else ""

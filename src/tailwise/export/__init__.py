@@ -1,4 +1,4 @@
-"""Exports: a plan in other tools' formats."""
+"""Exports of a plan in other tools' formats: one table."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class ExportFormat:
     """A format.
 
     Attributes:
-        write: writes it.
-        summary: for people.
-        by_epoch: plan → whether what it holds differs from epoch to epoch.
-        figures: (plan, epoch) → what a user should know of it.
-        check: refuses plans that the format cannot hold, whatever the epoch.
+        write: writes the export, and returns its number of entries.
+        summary: description for users.
+        by_epoch: plan → True if the export differs from epoch to epoch.
+        figures: (plan, epoch) → figures to report to the user.
+        check: refuses plans that the format cannot hold in any epoch.
     """
 
     write: Export
@@ -94,26 +94,26 @@ def export(
     sharding: ShardsRequest | None = None,
     track: Track = silent,
 ) -> int:
-    """Writes a plan in another tool's format; returns how many entries it wrote.
+    """Write a plan in another tool's format; return the number of entries.
 
     Args:
-        plan: which plan.
+        plan: the plan.
         format_name: a name of EXPORTS.
-        path: of the file, or of the folder of new shards.
-        epoch: whose draw; may be left out where all epochs are the same.
-        overwrite: whether an existing file may be replaced.
-        sharding: how new shards are made.
+        path: the file, or the folder of new shards.
+        epoch: epoch to draw; may be None where all epochs are the same.
+        overwrite: True if an existing file may be replaced.
+        sharding: settings of new shards.
         track: shows progress.
 
     Raises:
-        UserError: unknown format, no epoch where epochs differ, or it can't be written there or with these options.
+        UserError: the format is unknown, the epoch is missing, or the file cannot be written there or with these options.
     """
     chosen = _format(format_name)
     return chosen.write(plan, _epoch(chosen, plan, epoch), path, overwrite, sharding, track)
 
 
 def export_figures(plan: Plan, format_name: str, epoch: int | None = None) -> Mapping[str, float]:
-    """Return what a user should know of an export; of "rates-json": rates_above_one (samples), short_share (of the budget)."""
+    """Return figures of an export to report; for "rates-json": rates_above_one (samples), short_share (of the budget)."""
     chosen = _format(format_name)
     return chosen.figures(plan, _epoch(chosen, plan, epoch))
 

@@ -18,12 +18,9 @@ from tailwise.sources.delimited import line_of
 
 
 def write_rates_json(plan: Plan, epoch: int, path: Path, track: Track) -> int:
-    """Writes `{key: rate}` for every sample of the snapshot, those of rate 0 and removed ones too, with 0; returns how many.
+    """Write `{key: rate}` of every sample of the snapshot, with 0 for never-drawn and removed ones; return their number.
 
-    The DynamiCS authors' trainer gives a key that the file doesn't name a rate of 0.5, so that none may be left out.
-
-    Raises:
-        UserError: two samples share a key.
+    The DynamiCS authors' trainer gives missing keys a rate of 0.5, so the file has all keys. Raise a UserError if two samples share a key.
     """
     _check_unique_keys(plan, path)
     written = 0
@@ -41,9 +38,9 @@ def write_rates_json(plan: Plan, epoch: int, path: Path, track: Track) -> int:
 
 
 def rates_above_one(plan: Plan, epoch: int) -> dict[str, float]:
-    """Return how many samples have a rate above 1, and the share of the budget that the authors' trainer loses by it.
+    """Return the number of samples with a rate above 1, and the share of the budget that the authors' trainer therefore loses.
 
-    That trainer draws a sample once at most: of a rate of 2.5 it draws 1.
+    That trainer draws a sample at most once: of a rate of 2.5 it draws 1.
     """
     removals = Removals.of(plan.catalog, plan.snapshot)
     above, total, once = 0, 0.0, 0.0
@@ -56,10 +53,9 @@ def rates_above_one(plan: Plan, epoch: int) -> dict[str, float]:
 
 
 def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
-    """Writes the key of every sample of an epoch, a line a copy (see `delimited`), in catalog order; returns the number of lines.
+    """Write the key of every drawn sample, one line per copy (see `delimited`), in catalog order; return the number of lines.
 
-    Raises:
-        UserError: two samples share a key.
+    Raise a UserError if two samples share a key.
     """
     _check_unique_keys(plan, path)
     total = 0
@@ -79,7 +75,9 @@ def _check_unique_keys(plan: Plan, path: Path) -> None:
             index.add(keys, np.arange(part.first_row, part.first_row + part.rows))
         clashing = index.seal()
     if clashing:
+        problem = (
+            "share their key with a sample of another shard, and readers of this format distinguish samples by key only"
+        )
         raise UserError(
-            f"{clashing:,} samples share their key with a sample of another shard, and this format knows keys only, so that its reader "
-            "would take them for one sample: export `to` parquet (shard, key and uid) or shards (new keys)"
+            f"{clashing:,} samples {problem}: export `to` parquet (shard, key and uid) or shards (new keys)"
         )

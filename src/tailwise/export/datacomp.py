@@ -1,7 +1,7 @@
 """DataComp's subset file: the uids of an epoch's samples, for its resharder.
 
-The resharder reads the uid in each sample's .json and writes every sample whose uid is in the file. So each uid of the file must stand
-in the tars, and belong to one sample alone.
+The resharder reads the uid in each sample's .json and writes every sample whose uid is in the file. So each uid of the file must be in the
+tars, and must belong to one sample only.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ _REMEDY = "export `to` shards (new tars, with uids in their .json), or `to` parq
 
 
 def write_datacomp(plan: Plan, epoch: int, path: Path, track: Track) -> int:
-    """Writes a sorted 1-D array of dtype "u8,u8", a uid of several copies that often; returns the number of copies.
+    """Write a sorted 1-D array of dtype "u8,u8", with one entry per copy; return the number of copies.
 
-    The file's format wants all uids sorted, so memory is about 60 bytes per drawn sample.
-
-    Raises:
-        UserError: the source gives a drawn sample no uid, or gives its uid to another sample too.
+    The file format needs all uids sorted, so memory is about 60 bytes per drawn sample. Raise a UserError if a drawn sample has no uid of
+    the source, or shares its uid with another sample.
     """
     uids = sorted_uids([repeated_uids(part.samples.column("uid"), part.copies) for part in _given(plan, epoch, track)])
     _check_unshared(plan, uids)
@@ -40,7 +38,7 @@ def write_datacomp(plan: Plan, epoch: int, path: Path, track: Track) -> int:
 
 
 def check_uids(plan: Plan) -> None:
-    """Raise UserError if the source gives a sample of epoch 0 no uid."""
+    """Raise a UserError if a sample of epoch 0 has no uid of the source."""
     for _ in _given(plan, 0, silent):
         pass
 
@@ -55,7 +53,7 @@ def _given(plan: Plan, epoch: int, track: Track) -> Iterator[DrawnPart]:
 
 
 def repeated_uids(uids: pa.ChunkedArray, copies: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """Return the halves of uids, each as often as its sample is drawn: uint64 [n, 2]."""
+    """Return the halves of uids, once per copy: uint64 [n, 2]."""
     halves = np.frombuffer(b"".join(uids.to_pylist()), ">u8").reshape(-1, 2)
     return np.repeat(halves, copies, axis=0).astype(np.uint64)
 
@@ -73,7 +71,7 @@ def write_subset(uids: npt.NDArray[np.uint64], path: Path) -> None:
 
 
 def _check_given(samples: pa.Table, paths: list[str], containers: list[Container]) -> None:
-    """Refuse samples whose uid is a hash of ours, or whose tar holds no .json that it could stand in."""
+    """Refuse samples whose uid is tailwise's hash, or whose tar has no .json for it."""
     columns = (samples.column(name).to_pylist() for name in ("uid", "shard", "key", "json_bytes"))
     for uid, shard, key, json_bytes in zip(*columns, strict=True):
         if uid == hashed_uid(shard, key) or (json_bytes is None and containers[shard].has_bytes):
@@ -110,6 +108,6 @@ def _check_unshared(plan: Plan, uids: npt.NDArray[np.uint64]) -> None:
 def _places(
     plan: Plan, part: Part, drawn: npt.NDArray[np.bytes_]
 ) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int64]]:
-    """Return the uids of a part's rows, and where each stands, or would stand, among the drawn ones."""
+    """Return the uids of a part's rows, and the place of each among the drawn ones, as of `searchsorted`."""
     every = np.frombuffer(b"".join(plan.catalog.samples(part, ["uid"]).column(0).to_pylist()), "S16")
     return every, np.minimum(np.searchsorted(drawn, every), len(drawn) - 1)

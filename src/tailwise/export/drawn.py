@@ -1,4 +1,4 @@
-"""The samples that an epoch holds, part by part."""
+"""The drawn samples of an epoch, part by part."""
 
 from __future__ import annotations
 
@@ -18,41 +18,30 @@ from tailwise.progress import Track
 
 
 class RemovedMeanwhileError(UserError):
-    """Samples were removed while they were being exported."""
+    """Samples were removed during their export."""
 
     def __init__(self) -> None:
-        """Say what to do."""
+        """Make the message, with the remedy."""
         super().__init__("samples were removed from the catalog while they were being exported: run this command again")
 
 
 @dataclass(frozen=True)
 class DrawnPart:
-    """The drawn samples of one part.
+    """The drawn samples of one part."""
 
-    Attributes:
-        samples: the asked columns of the samples with at least one copy, in row order.
-        rows: their rows, int64 [n].
-        copies: uint8 [n], ≥ 1.
-    """
-
-    samples: pa.Table
-    rows: npt.NDArray[np.int64]
-    copies: npt.NDArray[np.uint8]
+    samples: pa.Table  # the requested columns of the samples with at least one copy, in row order
+    rows: npt.NDArray[np.int64]  # their rows, int64 [n]
+    copies: npt.NDArray[np.uint8]  # uint8 [n], ≥ 1
 
 
 def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], track: Track) -> Iterator[DrawnPart]:
-    """The samples of an epoch less the removed ones, part by part. Leaves the slots of the epoch behind, for a draw of the next one.
+    """Yield the drawn samples of an epoch without removed ones, part by part.
 
-    Args:
-        plan: which plan.
-        epoch: 0, 1, …
-        columns: of the samples.
-        track: shows progress.
+    The plan keeps the slots of the epoch, for a draw of the next one. `columns` are those of the samples.
     """
     removals = Removals.of(plan.catalog, plan.snapshot, track)
-    with suppress(
-        OSError, UserError
-    ):  # a catalog that can only be read, or another draw at the same time: slower, and the same
+    # A catalog may be read-only, or another process may draw: draws are then slower, but the same.
+    with suppress(OSError, UserError):
         plan.keep_slots(plan.drawn_epoch(epoch))
     for part in tracked_parts(plan, track):
         copies = plan.draw(epoch, part.span) * removals.keeps(part.span)
@@ -63,15 +52,7 @@ def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], track: Track) ->
 
 @contextmanager
 def nothing_removed_since(plan: Plan, before: str | None) -> Iterator[None]:
-    """Keep others from removing samples, for as long as it takes to publish.
-
-    Args:
-        plan: whose samples.
-        before: `Removals.id` when the export began.
-
-    Raises:
-        RemovedMeanwhileError: samples of the plan's snapshot were removed since.
-    """
+    """Prevent removals during a publication, or raise a RemovedMeanwhileError; `before` is `Removals.id` at the start of the export."""
     with removing_or_publishing(plan.catalog):
         if Removals.of(plan.catalog, plan.snapshot).id != before:
             raise RemovedMeanwhileError
@@ -79,6 +60,6 @@ def nothing_removed_since(plan: Plan, before: str | None) -> Iterator[None]:
 
 
 def tracked_parts(plan: Plan, track: Track) -> Iterable[Part]:
-    """The parts of the plan's snapshot, with progress."""
+    """Return the parts of the plan's snapshot, with progress."""
     parts = plan.catalog.parts(plan.snapshot)
     return track(parts, "drawing", len(parts))

@@ -1,4 +1,4 @@
-"""The members of samples, as bytes, from the tars they lie in."""
+"""The members of samples, as bytes, from their tars."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _NEVER = np.iinfo(np.int64).max
 def member_ranges(
     shards: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """What to read for samples of m members each: members of a sample that lie close together come in one range.
+    """Return the byte ranges to read for samples of m members each; nearby members of a sample share a range.
 
     Args:
         shards: int64 [n], the shard of each sample.
-        starts: int64 [n, m], where each member begins in it.
-        sizes: int64 [n, m], bytes; −1 for a member that isn't there. Every sample has at least one.
+        starts: int64 [n, m], first byte of each member.
+        sizes: int64 [n, m], bytes; −1 for a missing member. Every sample has at least one member.
 
     Returns:
-        int64 [r, 3] of (shard, start, stop); and int64 [n, m], which range each member lies in (meaningless if it isn't there).
+        int64 [r, 3] of (shard, start, stop); and int64 [n, m], the range of each member (meaningless if it is missing).
     """
     there = sizes >= 0
     order = np.argsort(np.where(there, starts, _NEVER), axis=1, kind="stable")
@@ -34,7 +34,7 @@ def member_ranges(
     begins = known.copy()
     begins[:, 1:] &= start[:, 1:] - reach[:, :-1] > ADJACENT_BYTES
     first = np.flatnonzero(begins)
-    last = np.append(first[1:], begins.size) - 1  # absent members stand last, and reach no further
+    last = np.append(first[1:], begins.size) - 1  # missing members are last, and extend no range
     shard = np.repeat(shards, starts.shape[1])
     ranges = np.stack([shard[first], start.ravel()[first], reach.ravel()[last]], axis=1)
     number = np.empty_like(starts)
@@ -45,9 +45,9 @@ def member_ranges(
 def read_members(
     store: ShardStore, shards: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
 ) -> list[Members | OSError]:
-    """The members of each sample; None for one that isn't there, an OSError in the place of a sample that can't be read.
+    """Return the members of each sample: None for a missing one, an OSError for a sample that cannot be read.
 
-    Reads in ascending order of (shard, offset), whatever the order of the samples. Arguments as of `member_ranges`.
+    Reads in ascending order of (shard, offset), in any order of the samples. The arguments are those of `member_ranges`.
     """
     ranges, number = member_ranges(shards, starts, sizes)
     order = np.lexsort((ranges[:, 1], ranges[:, 0]))

@@ -1,4 +1,4 @@
-"""Parquet: the samples of an epoch as a table."""
+"""Parquet export: the samples of an epoch as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tailwise.progress import Track
 SCHEMA = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),  # path or URL of the tar
-        pa.field("shard_id", pa.int32(), nullable=False),  # stays when the tar is moved
+        pa.field("shard_id", pa.int32(), nullable=False),  # does not change when the tar is moved
         pa.field("key", pa.string(), nullable=False),
         pa.field("uid", pa.string(), nullable=False),  # 32 hexadecimal digits
         pa.field("cluster", pa.int32()),  # null in a plan by rate
@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
 
 
 def write_parquet(plan: Plan, epoch: int, path: Path, track: Track) -> int:
-    """Writes one row per drawn sample, in catalog order (SCHEMA); returns the number of copies."""
+    """Write one row per drawn sample, in catalog order (SCHEMA); return the number of copies."""
     shards = np.array(plan.catalog.shards(plan.snapshot).column("path").to_pylist(), dtype=object)
     total = 0
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:

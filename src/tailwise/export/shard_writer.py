@@ -24,18 +24,18 @@ from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.ranges import ShardStore, open_shards
 from tailwise.storage.local import replacing
 
-READ_BYTES = 64 << 20  # of members that one process holds at a time
-CACHE_BYTES = 16 * READ_BYTES  # on disk, for each process; of remote shards only
-MEMBERS = ("image", "caption", "json")  # image and caption adjoin, so that one read gets both
+READ_BYTES = 64 << 20  # of members in the memory of one process
+CACHE_BYTES = 16 * READ_BYTES  # on disk, per process; for remote shards only
+MEMBERS = ("image", "caption", "json")  # image and caption are adjacent, so that one read gets both
 SUCCESS = "success"
 
 SIDECAR_FIELDS = (
     pa.field("key", pa.string(), nullable=False),
     pa.field("uid", pa.string(), nullable=False),  # 32 hexadecimal digits
     pa.field("caption", pa.string()),
-    pa.field("status", pa.string(), nullable=False),  # as img2dataset's: "success", or why the sample isn't in the tar
+    pa.field("status", pa.string(), nullable=False),  # as img2dataset's: "success", or why the sample is not in the tar
     pa.field("error_message", pa.string()),
-    pa.field("width", pa.int32()),  # pixels, if the source says
+    pa.field("width", pa.int32()),  # pixels, if known
     pa.field("height", pa.int32()),
     pa.field("source_shard", pa.int32(), nullable=False),
     pa.field("source_key", pa.string(), nullable=False),
@@ -45,61 +45,42 @@ SIDECAR_FIELDS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one sample.
+    """Result of writing one sample."""
 
-    Attributes:
-        status: SUCCESS, or why it isn't in the tar.
-        caption: if it is.
-        detail: if it isn't.
-    """
-
-    status: str
-    caption: str | None = None
-    detail: str | None = None
+    status: str  # SUCCESS, or why the sample is not in the tar
+    caption: str | None = None  # caption, if the sample is in the tar
+    detail: str | None = None  # more on the status, if it is not
 
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Writes one shard after another, in any process.
+    """Writes one shard after another, in any process."""
 
-    Attributes:
-        catalog: whose samples.
-        snapshot: its number.
-        folder: where to.
-        runs: folder of the shuffled copies (see `shuffled.py`).
-        identity: hash of all that decides the bytes.
-        copies: in all shards.
-        shards: how many.
-        damaged: reasons by id of tars that aren't read.
-        cache_bytes: for ranges of remote tars, of all processes together.
-        export_id: differs from export to export, so that no open file outlives its own.
-    """
-
-    catalog: Catalog
-    snapshot: int
-    folder: Path
-    runs: Path
-    identity: str
-    copies: int
-    shards: int
-    damaged: dict[int, str]
-    cache_bytes: int
-    export_id: str
+    catalog: Catalog  # catalog of the samples
+    snapshot: int  # number of the snapshot
+    folder: Path  # output folder
+    runs: Path  # folder of the shuffled copies (see `shuffled.py`)
+    identity: str  # hash of all that decides the bytes
+    copies: int  # number of copies in all shards
+    shards: int  # number of shards
+    damaged: dict[int, str]  # reasons by id of tars that are not read
+    cache_bytes: int  # cache of remote tars, for all processes together
+    export_id: str  # differs from export to export, so that no open file is used by a later export
 
     def tar_path(self, number: int) -> Path:
-        """Of one shard."""
+        """Return the path of a shard's tar."""
         return self.folder / f"{number:08d}.tar"
 
     def sidecar_path(self, number: int) -> Path:
-        """The table of its samples."""
+        """Return the path of a shard's table of samples."""
         return self.folder / f"{number:08d}.parquet"
 
     def stats_path(self, number: int) -> Path:
-        """Its counts, written last."""
+        """Return the path of a shard's counts, which are written last."""
         return self.folder / f"{number:08d}_stats.json"
 
     def rejected(self, number: int) -> int | None:
-        """How many samples a finished shard lacks; None if it isn't finished."""
+        """Return the number of samples that a finished shard lacks; None if it is not finished."""
         tar, stats = self.tar_path(number), self.stats_path(number)
         if not (stats.exists() and tar.exists() and self.sidecar_path(number).exists()):
             return None
@@ -112,19 +93,17 @@ class ShardWriter:
         return _opened(self.export_id, self.catalog.folder, self.snapshot, self.runs / "cache", self.cache_bytes)
 
     def close(self) -> None:
-        """Lets go of the source's tars, if this process has opened any."""
+        """Close the source's tars, if this process has opened any."""
         if _opened.cache_info().currsize:
             self._store().close()
             _opened.cache_clear()
 
     def __call__(self, number: int) -> int:
-        """Writes one shard; returns how many samples it lacks."""
+        """Write one shard; return the number of samples that it lacks."""
         self.stats_path(number).unlink(missing_ok=True)
         first, stop = (at * self.copies // self.shards for at in (number, number + 1))
         samples = read_positions(self.runs, first, stop)
-        digits = max(
-            4, len(str(-(-self.copies // self.shards) - 1))
-        )  # of the greatest shard, so that all keys are alike
+        digits = max(4, len(str(-(-self.copies // self.shards) - 1)))  # those of the largest shard, in all keys
         keys = [f"{number:08d}{at:0{digits}d}" for at in range(samples.num_rows)]
         with replacing(self.tar_path(number)) as temporary:
             with temporary.open("wb", buffering=1 << 20) as stream:
@@ -138,7 +117,7 @@ class ShardWriter:
         return len(keys) - counts[SUCCESS]
 
     def _write_samples(self, stream: BinaryIO, keys: list[str], samples: pa.Table) -> Iterator[Outcome]:
-        """Writes those that can be read; all that is said of each is what became of it."""
+        """Write the samples that can be read; yield the outcome of every sample."""
         columns = ("shard", "key", "uid", "copy", "image_extension")
         rows = zip(*(samples.column(name).to_pylist() for name in columns), strict=True)
         whole = ~np.isin(samples.column("shard").to_numpy(), list(self.damaged))
@@ -161,7 +140,7 @@ class ShardWriter:
             yield Outcome(SUCCESS, caption)
 
     def _read(self, samples: pa.Table) -> Iterator[Members | OSError]:
-        """The members of each sample, about READ_BYTES at a time; of remote ones the next are fetched meanwhile."""
+        """Yield the members of each sample, about READ_BYTES at a time; the next ones of remote tars are fetched meanwhile."""
         store = self._store()
         shards = samples.column("shard").to_numpy().astype(np.int64)
         starts, sizes = (
@@ -179,36 +158,32 @@ class ShardWriter:
 
 @lru_cache(maxsize=1)
 def _opened(export_id: str, catalog: Path, snapshot: int, cache: Path, cache_bytes: int) -> ShardStore:  # noqa: ARG001
-    """The store of a snapshot's tars; one for all shards that a process writes in one export."""
+    """Return the store of a snapshot's tars; one for all shards that a process writes in one export."""
     source = Catalog.open(catalog)
     return open_shards(comparable_shards(source, source.snapshot(snapshot)), cache, cache_bytes)
 
 
 def _filled(samples: pa.Table, name: str) -> npt.NDArray[np.int64]:
-    """A column as int64, −1 where it is null."""
+    """Return a column as int64, −1 where it is null."""
     values: npt.NDArray[np.int64] = samples.column(name).fill_null(-1).to_numpy()
     return values
 
 
 def _described(source: bytes | None, added: dict[str, Any]) -> bytes:
-    """A sample's JSON: what the source says of it, if that is an object, and `added`."""
+    """Return a sample's JSON: the source's object, if it is one, with the values of `added`."""
     if source is not None:
         try:
             value = json.loads(source)
             if isinstance(value, dict):
                 return json.dumps({**value, **added}).encode()
-        except (ValueError, RecursionError):  # a broken one says nothing
+        except (ValueError, RecursionError):  # a broken JSON is left out
             pass
     return json.dumps(added).encode()
 
 
 def _sidecar(keys: list[str], samples: pa.Table, outcomes: list[Outcome]) -> pa.Table:
-    scores = [
-        name
-        for name in samples.schema.names[len(COPY_FIELDS) :]
-        if pa.types.is_float64(samples.schema.field(name).type)
-    ]
-    scores = [name for name in scores if name not in {field.name for field in SIDECAR_FIELDS}]
+    own, more = {field.name for field in SIDECAR_FIELDS}, [*samples.schema][len(COPY_FIELDS) :]
+    scores = [field.name for field in more if pa.types.is_float64(field.type) and field.name not in own]
     columns = {
         "key": keys,
         "uid": [uid.hex() for uid in samples.column("uid").to_pylist()],

@@ -1,4 +1,4 @@
-"""New shards: an epoch's samples as a webdataset of their own, shuffled over all of it."""
+"""New shards: an epoch's samples as a new webdataset, all shuffled together."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tailwise.requests import ShardsRequest
 from tailwise.shards.verify import check_shards
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, scratch
 
-FORMAT = 1  # raised when the same plan would give other bytes
+FORMAT = 1  # to be raised when the same plan gives other bytes
 HEAD = "export.json"
 LOCK = ".lock"
 SCRATCH = ".scratch"
@@ -45,39 +45,30 @@ MAX_SHARDS = 10**8  # names of 8 digits
 
 @dataclass(frozen=True)
 class ShardsWritten:
-    """What an export of shards holds.
+    """Result of an export of shards."""
 
-    Attributes:
-        samples: in the new shards.
-        shards: how many shards.
-        rejected: samples that were left out, by reason.
-    """
-
-    samples: int
-    shards: int
-    rejected: Mapping[str, int]
+    samples: int  # number of samples in the new shards
+    shards: int  # number of shards
+    rejected: Mapping[str, int]  # number of samples that were left out, by reason
 
 
 def write_shards(
     plan: Plan, epoch: int, folder: Path, sharding: ShardsRequest | None = None, track: Track = silent
 ) -> ShardsWritten:
-    """Writes an epoch as a webdataset in img2dataset's layout, in an order shuffled over all of it.
+    """Write an epoch as a webdataset in img2dataset's layout, all samples shuffled together.
 
-    Finished shards are kept: after an interruption the same call goes on, with the same bytes in the end. Where the source's tars are
-    remote, they are read through a cache in `folder`, which is gone in the end.
+    Finished shards are kept: a rerun of an interrupted export resumes it, and the bytes are the same in the end. Remote tars of the source
+    are read through a cache in `folder`, which is removed in the end.
 
     Args:
-        plan: which plan.
-        epoch: whose draw.
+        plan: the plan.
+        epoch: epoch to draw.
         folder: a new or an empty folder, or that of an unfinished export of the same epoch.
-        sharding: how.
+        sharding: settings of the shards.
         track: shows progress.
 
-    Returns:
-        What the folder then holds.
-
     Raises:
-        UserError: the folder holds anything else, too many samples can't be read, or the plan draws samples that lie in no tar.
+        UserError: the folder holds anything else, too many samples cannot be read, or the plan draws samples that are in no tar.
     """
     sharding = sharding or ShardsRequest()
     epoch = plan.drawn_epoch(epoch)
@@ -86,10 +77,8 @@ def write_shards(
     removed = Removals.of(plan.catalog, plan.snapshot).id
     held = survey(plan, epoch, track)
     if not 0 < held.copies <= sharding.shard_samples * MAX_SHARDS:
-        raise UserError(
-            f"epoch {epoch} of plan {plan.name!r} holds {held.copies:,} samples: between 1 and {MAX_SHARDS:,} shards of "
-            f"{sharding.shard_samples:,} samples can be written"
-        )
+        allowed = f"between 1 and {MAX_SHARDS:,} shards of {sharding.shard_samples:,} samples can be written"
+        raise UserError(f"epoch {epoch} of plan {plan.name!r} holds {held.copies:,} samples: {allowed}")
     identity = _identity(plan, epoch, held, sharding)
     folder.mkdir(exist_ok=True)
     with locked(folder / LOCK, str(folder)):
@@ -125,7 +114,7 @@ def write_shards(
 
 
 def left_out(folder: Path) -> dict[str, int]:
-    """Samples that a finished export of shards lacks, by reason; nothing for what is no such export."""
+    """Return the number of samples that a finished export of shards lacks, by reason; nothing for another export."""
     return dict(read_json(folder / HEAD)["summary"]["rejected"]) if folder.is_dir() else {}
 
 
@@ -133,11 +122,7 @@ def left_out(folder: Path) -> dict[str, int]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuses a folder that isn't for us.
-
-    Raises:
-        UserError: it lies in a catalog, is none, holds something else, or its own folder doesn't exist.
-    """
+    """Refuse a folder that is in a catalog, is no folder, holds something else, or whose parent does not exist."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: name a folder")
     check_output_folder(folder, "OUTPUT")
@@ -145,13 +130,14 @@ def _check_folder(folder: Path) -> None:
         raise NotFoundError(f"the folder {folder.absolute().parent} doesn't exist: make it first")
     if not folder.exists():
         return
-    begun = (folder / HEAD).exists()
-    if not begun and any(path.name not in {LOCK, HEAD + TEMPORARY_SUFFIX} for path in folder.iterdir()):
+    if not (folder / HEAD).exists() and any(
+        path.name not in {LOCK, HEAD + TEMPORARY_SUFFIX} for path in folder.iterdir()
+    ):
         raise UserError(f"{folder} holds files that are of no export: name a new or an empty folder")
 
 
 def _identity(plan: Plan, epoch: int, held: Epoch, sharding: ShardsRequest) -> dict[str, Any]:
-    """All that decides the bytes."""
+    """Return all that decides the bytes."""
     return {
         "format": FORMAT,
         "plan": artifact_id(plan.manifest),
@@ -163,7 +149,7 @@ def _identity(plan: Plan, epoch: int, held: Epoch, sharding: ShardsRequest) -> d
 
 
 def _begin(folder: Path, identity: Mapping[str, Any]) -> ShardsWritten | None:
-    """Notes what is exported; what it came to, if that is finished."""
+    """Write what is exported; return the result if the export is finished."""
     path = folder / HEAD
     if not path.exists():
         write_json(path, {"identity": identity})
@@ -180,7 +166,7 @@ def _begin(folder: Path, identity: Mapping[str, Any]) -> ShardsWritten | None:
             if "summary" not in head:
                 _discard(folder, found)
                 return _begin(folder, identity)
-        raise UserError(f"{folder} holds an export of {what}: name a new folder, or delete that one to make it anew")
+        raise UserError(f"{folder} holds an export of {what}: name a new folder, or delete that one")
     return ShardsWritten(**head["summary"]) if "summary" in head else None
 
 
@@ -199,7 +185,7 @@ def _shards(identity: Mapping[str, Any]) -> int:
 
 
 def _finish(plan: Plan, writer: ShardWriter, identity: Mapping[str, Any]) -> ShardsWritten:
-    """Writes what speaks of all shards, once they are there."""
+    """Write the files about all shards, once these are complete."""
     stats = {number: read_json(writer.stats_path(number)) for number in range(writer.shards)}
     sizes = {writer.tar_path(number).name: stats[number]["successes"] for number in stats}
     rejected: Counter[str] = Counter()
@@ -215,7 +201,7 @@ def _finish(plan: Plan, writer: ShardWriter, identity: Mapping[str, Any]) -> Sha
 
 
 def _write_rejected(writer: ShardWriter, numbers: list[int], paths: pa.Table) -> None:
-    """All samples that were left out, in one table; no file where there are none."""
+    """Write a table of all samples that were left out; no file if there are none."""
     target = writer.folder / REJECTED
     target.unlink(missing_ok=True)
     if not numbers:
@@ -233,28 +219,23 @@ def _write_rejected(writer: ShardWriter, numbers: list[int], paths: pa.Table) ->
 
 
 def _damaged(plan: Plan, held: Epoch, sharding: ShardsRequest, track: Track) -> dict[int, str]:
-    """The tars that can't be used, by id, and why.
-
-    Raises:
-        UserError: they hold more than may be left out.
-    """
+    """Return the tars that cannot be used, by id, and why. Raise a UserError if they hold more samples than may be left out."""
     found = check_shards(plan.catalog, plan.snapshot, "size", sharding.workers, track=track)
     damaged = {damage.shard: f"{damage.path}: {damage.reason}" for damage in found if held.by_shard[damage.shard]}
     lost = int(held.by_shard[list(damaged)].sum())
     if lost > sharding.max_rejected * held.copies:
         raise UserError(
             f"{lost:,} of {held.copies:,} samples lie in {len(damaged):,} tars that can't be read as they were imported, the first is "
-            f"{next(iter(damaged.values()))}; restore them, tell where they are (`tailwise relocate`), or raise "
+            f"{next(iter(damaged.values()))}; restore them, give their new place (`tailwise relocate`), or raise "
             f"`max_rejected`, now {sharding.max_rejected}"
         )
     return damaged
 
 
 def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: ShardsRequest, track: Track) -> None:
-    """Writes the shards that aren't there.
+    """Write the shards that are not finished.
 
-    Raises:
-        UserError: too many samples can't be read. Shards that lack some are then not finished: a rerun writes them anew.
+    If too many samples cannot be read, the shards that lack some are not finished: a rerun writes them again.
     """
     finished = [writer.rejected(number) for number in range(writer.shards)]
     missing = [number for number, count in enumerate(finished) if count is None]
@@ -270,7 +251,7 @@ def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: Shards
                     total += count
                     if total > sharding.max_rejected * writer.copies:
                         break
-    shutil.rmtree(writer.runs, ignore_errors=True)  # a killed run may have left them
+    shutil.rmtree(writer.runs, ignore_errors=True)  # an earlier killed export may have left runs
     if total <= sharding.max_rejected * writer.copies:
         return
     lacking = [number for number in range(writer.shards) if writer.rejected(number)]

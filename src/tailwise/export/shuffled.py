@@ -1,7 +1,7 @@
-"""An epoch's copies dealt to new shards by one shuffle of them all, through files on disk.
+"""An epoch's copies, shuffled and divided among new shards, through files on disk.
 
-What an output shard needs lies scattered over the whole catalog. So the copies are first written to a scratch folder, in runs, each in
-the order of the shuffle; an output shard is then a short slice of every run.
+The samples of an output shard are spread over the whole catalog. So the copies are first written to a scratch folder, in runs, each in the
+order of the shuffle; an output shard is then a short slice of every run.
 """
 
 from __future__ import annotations
@@ -27,32 +27,22 @@ from tailwise.plan.plan import Plan
 from tailwise.progress import Track
 
 RUN_COPIES = 1 << 20
-MAX_COPIES = (1 << 32) - 1  # what the permutation takes
+MAX_COPIES = (1 << 32) - 1  # limit of the permutation
 COPY_FIELDS = (pa.field("position", pa.int64(), nullable=False), pa.field("copy", pa.uint8(), nullable=False))
-_CAPTION = "caption"  # is read from the tar
+_CAPTION = "caption"  # read from the tar
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch holds.
+    """Size and content of an epoch."""
 
-    Attributes:
-        copies: samples, those of several copies that often.
-        digest: 128-bit hash of rows and copies.
-        by_shard: copies from each source shard, int64 [shards].
-    """
-
-    copies: int
-    digest: str
-    by_shard: npt.NDArray[np.int64]
+    copies: int  # number of copies of all samples
+    digest: str  # 128-bit hash of rows and copies
+    by_shard: npt.NDArray[np.int64]  # copies from each source shard, int64 [shards]
 
 
 def survey(plan: Plan, epoch: int, track: Track) -> Epoch:
-    """Counts the copies of an epoch.
-
-    Raises:
-        UserError: more copies than can be shuffled.
-    """
+    """Count the copies of an epoch. Raise a UserError if there are more copies than can be shuffled."""
     state = hashlib.blake2b(digest_size=16)
     by_shard = np.zeros(plan.snapshot.shards, np.int64)
     for part in drawn_parts(plan, epoch, ["shard"], track):
@@ -66,29 +56,21 @@ def survey(plan: Plan, epoch: int, track: Track) -> Epoch:
 
 
 def _scores_of(plan: Plan, part: Part) -> list[str]:
-    """The score columns of a part; parts needn't have the same."""
+    """Return the score columns of a part; parts may differ."""
     schema = pq.read_schema(plan.catalog.samples_path(part.number))
     return [item.name for item in schema if item.name not in SAMPLE_SCHEMA.names and pa.types.is_float64(item.type)]
 
 
 def run_schema(scores: list[str]) -> pa.Schema:
-    """The columns of the runs: place in the shuffle, number of the copy, and all of the sample but its caption."""
+    """Return the columns of the runs: position in the shuffle, number of the copy, and all of the sample but its caption."""
     fields = [item for item in SAMPLE_SCHEMA if item.name != _CAPTION]
     return pa.schema([*COPY_FIELDS, *fields, *(pa.field(name, pa.float64()) for name in scores)])
 
 
 def write_runs(plan: Plan, epoch: int, copies: int, folder: Path, track: Track) -> None:
-    """Writes the copies of an epoch into runs: Arrow files of RUN_COPIES rows or a few more, each in ascending order of position.
+    """Write the copies of an epoch into runs: Arrow files of about RUN_COPIES rows, each in ascending order of position.
 
-    Args:
-        plan: which plan.
-        epoch: whose draw.
-        copies: how many that are, in all.
-        folder: for the files.
-        track: shows progress.
-
-    Raises:
-        RemovedMeanwhileError: they aren't that many any more.
+    Raise a RemovedMeanwhileError if there are no longer `copies` copies.
     """
     key = stream_key(plan.config["seed"], "shards", plan.drawn_epoch(epoch))
     parts = plan.catalog.parts(plan.snapshot)
@@ -114,7 +96,7 @@ def write_runs(plan: Plan, epoch: int, copies: int, folder: Path, track: Track) 
 
 
 def _pieces(copies: npt.NDArray[np.uint8]) -> Iterator[slice]:
-    """Consecutive slices that cover all, each of about RUN_COPIES copies."""
+    """Yield consecutive slices that cover all copies, each of about RUN_COPIES."""
     ends = np.cumsum(copies, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     marks = np.arange(RUN_COPIES, total, RUN_COPIES)
@@ -125,7 +107,7 @@ def _pieces(copies: npt.NDArray[np.uint8]) -> Iterator[slice]:
 
 
 def _with_scores(plan: Plan, whole: Part, part: DrawnPart, scores: list[str]) -> pa.Table:
-    """The drawn samples of a part and their scores; null where the part has no such column."""
+    """Return the drawn samples of a part with their scores; null where the part has no such column."""
     known = _scores_of(plan, whole)
     found = plan.catalog.samples(whole, known).take(pa.array(part.rows - whole.first_row)) if known else None
     samples = part.samples
@@ -141,9 +123,9 @@ def _write_run(path: Path, run: pa.Table) -> None:
 
 
 def read_positions(folder: Path, start: int, stop: int) -> pa.Table:
-    """The copies with positions start … stop − 1 of the shuffle, in that order.
+    """Return the copies with positions start … stop − 1 of the shuffle, in that order.
 
-    Maps the runs, and reads what it gives and a few pages of each.
+    It maps the runs, and reads only its result and a few pages of each.
     """
     pieces = []
     for path in sorted(folder.glob("run-*.arrow")):

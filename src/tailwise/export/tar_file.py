@@ -1,12 +1,12 @@
-"""Tars as `tarfile` writes them in ustar format, with nothing in them that differs from run to run."""
+"""Tars as `tarfile` writes them in ustar format; the bytes are the same in every run."""
 
 from __future__ import annotations
 
 from typing import BinaryIO
 
 BLOCK_BYTES = 512
-RECORD_BYTES = 20 * BLOCK_BYTES  # tars end on a whole record
-MAX_MEMBER_BYTES = 8**11 - 1  # what 11 octal digits hold
+RECORD_BYTES = 20 * BLOCK_BYTES  # a tar's size is a multiple
+MAX_MEMBER_BYTES = 8**11 - 1  # 11 octal digits
 _MODE_OWNER_GROUP = b"0000644\0" + 2 * b"0000000\0"
 _TIME = b"00000000000\0"
 _BLANK_CHECKSUM = b" " * 8
@@ -16,15 +16,7 @@ _FIXED_SUM = sum(_MODE_OWNER_GROUP + _TIME + _BLANK_CHECKSUM + _REST)
 
 
 def ustar_header(name: str, size_bytes: int) -> bytes:
-    """The header of a regular file: mode 644, owner, group and time 0.
-
-    Args:
-        name: at most 100 ASCII characters.
-        size_bytes: of its content, at most MAX_MEMBER_BYTES.
-
-    Raises:
-        ValueError: it is larger.
-    """
+    """Return the header of a regular file with mode 644, and owner, group and time 0; `name` has at most 100 ASCII characters."""
     if size_bytes > MAX_MEMBER_BYTES:
         raise ValueError(f"{name} has {size_bytes:,} bytes: a member of a tar holds at most {MAX_MEMBER_BYTES:,}")
     path, size = name.encode("ascii"), b"%011o\0" % size_bytes
@@ -33,13 +25,13 @@ def ustar_header(name: str, size_bytes: int) -> bytes:
 
 
 def write_member(stream: BinaryIO, name: str, content: bytes) -> None:
-    """Writes one regular file (see `ustar_header`)."""
+    """Write one regular file (see `ustar_header`)."""
     stream.write(ustar_header(name, len(content)))
     stream.write(content)
     stream.write(bytes(-len(content) % BLOCK_BYTES))
 
 
 def write_end(stream: BinaryIO) -> None:
-    """Writes the two blocks of zeros that end a tar, and fills its last record."""
+    """Write the two blocks of zeros that end a tar, and fill its last record."""
     stream.write(bytes(2 * BLOCK_BYTES))
     stream.write(bytes(-stream.tell() % RECORD_BYTES))

@@ -1,4 +1,4 @@
-"""Plans: weight → quota → (order | stream) → draw."""
+"""Plans: weight → quota → pick → draw."""
 
 from tailwise.plan.methods import METHODS, Method
 from tailwise.plan.plan import Plan

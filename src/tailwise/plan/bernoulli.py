@@ -1,4 +1,4 @@
-"""The Bernoulli draw (DynamiCS, section 3.3): each sample by itself, floor(r) copies and one more with probability frac(r)."""
+"""The Bernoulli draw (DynamiCS, section 3.3): each sample gets floor(r) copies, and one more with probability frac(r)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,15 @@ def bernoulli_copies(
     rates: npt.NDArray[np.float32] | npt.NDArray[np.float64],
     labels: npt.NDArray[np.int32] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Copies of rows in an epoch; a function of (seed, epoch, row) and the row's rate alone.
+    """Return copies of rows in an epoch, uint8 [n]: a function of seed, epoch, row and the row's rate alone.
 
     Args:
-        seed: of the plan.
+        seed: seed of the plan.
         epoch: 0, 1, …
         rows: int64 [n], rows of the catalog.
         rates: expected copies per epoch, at most 255: of each row, float32 [n]; or, with labels, of each cluster, float64 [K].
         labels: int32 [n], cluster of each row; negative for rows that are never drawn.
-
-    Returns:
-        uint8 [n].
-
-    Raises:
-        ValueError: as many rows as rates, or labels, were not given.
     """
-    if len(rows) != len(rates if labels is None else labels):
-        raise ValueError(f"{len(rows)} rows for {len(rates if labels is None else labels)} rates or labels")
     copies = np.zeros(len(rows), np.uint8)
     key = stream_key(seed, "bernoulli", epoch)
     if labels is None:

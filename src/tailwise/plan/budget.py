@@ -1,4 +1,4 @@
-"""Budgets: the number of samples that a share of the pool stands for. The pool is all imported samples that are not removed."""
+"""Budgets as shares of the pool. The pool is all imported samples that are not removed."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from tailwise.errors import UserError
 
 
 def samples_of_share(share: float, pool: int, most: int, limit: str, option: str = "`keep`") -> int:
-    """Return the number of samples that a share of the pool stands for.
+    """Return the number of samples in a share of the pool.
 
     Args:
-        share: above 0.
-        pool: its samples (`Survivors.pool`).
-        most: the greatest number that is possible.
-        limit: why, for the error: "53 samples can be drawn".
-        option: that gave the share, for errors.
+        share: share above 0.
+        pool: number of samples in the pool (`Survivors.pool`).
+        most: greatest possible number.
+        limit: reason for `most`, for the error: "53 samples can be drawn".
+        option: option that gave the share, for the error.
 
     Raises:
-        UserError: the share is less than one sample, or more than is possible.
+        UserError: the share is less than one sample, or more than `most`.
     """
     asked = round(share * pool)
     if asked < 1:
         raise UserError(f"{option} {share:g} of the pool of {pool:,} samples is less than one sample: give more")
     if asked > most:
-        largest = math.floor(most / pool * 1e6) / 1e6  # rounded down, so that it is possible itself
-        raise UserError(
-            f"{option} {share:g} asks for {asked:,} samples of the pool of {pool:,}, but {limit}: the largest possible share is "
-            f"{largest:g}, which is {round(largest * pool):,} samples"
-        )
+        largest = math.floor(most / pool * 1e6) / 1e6  # rounded down, so that this share is accepted
+        bound = f"the largest possible share is {largest:g}, which is {round(largest * pool):,} samples"
+        raise UserError(f"{option} {share:g} asks for {asked:,} samples of the pool of {pool:,}, but {limit}: {bound}")
     return asked

@@ -1,4 +1,4 @@
-"""What a plan will do, told before anything is drawn."""
+"""The figures of a plan, before anything is drawn."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BIN_NAMES = ("head", "upper", "middle", "lower", "tail")
 
 @dataclass(frozen=True)
 class EpochFigures:
-    """One epoch; exact for stream and ranked draws, expected values for Bernoulli.
+    """Figures of one epoch; exact for stream and ranked draws, expected values for Bernoulli.
 
     Attributes:
         epoch: 0, 1, …
-        total: samples drawn, repeats included.
-        unique: different samples drawn.
+        total: samples drawn, with repeats.
+        unique: distinct samples drawn.
         repeated: total − unique.
-        covered: different samples drawn in this epoch or an earlier one.
+        covered: distinct samples drawn in this epoch or an earlier one.
     """
 
     epoch: int
@@ -41,12 +41,12 @@ class Bin:
 
     Attributes:
         name: from "head" (the largest fifth of the clusters) to "tail".
-        clusters: how many.
+        clusters: number of clusters.
         largest: size of the largest.
         smallest: size of the smallest.
-        samples: members of all.
-        drawn: quota of all, per epoch.
-        rate: drawn / samples: exposures of a member per epoch.
+        samples: number of members.
+        drawn: sum of the quotas, per epoch.
+        rate: drawn / samples: copies of a member per epoch.
     """
 
     name: str
@@ -63,16 +63,16 @@ class Explanation:
     """The figures of a plan.
 
     Attributes:
-        name: of the plan.
-        config: all that decides it.
+        name: name of the plan.
+        config: configuration of the plan.
         rows: samples of the snapshot.
-        pool: those that were not removed when the plan was made.
-        eligible: those that the plan may draw.
-        exact: whether the epochs' figures are exact; else they are expected values.
+        pool: samples that were not removed when the plan was made.
+        eligible: samples that the plan may draw.
+        exact: True if the epochs' figures are exact; else they are expected values.
         epochs: one entry per epoch asked for.
-        bins: by cluster size; empty for a plan by rate.
-        capped_clusters: clusters whose quota is all they may give.
-        capped_share: share of the budget that those take.
+        bins: figures by cluster size; empty for a plan by rate.
+        capped_clusters: number of clusters whose quota is their maximum.
+        capped_share: share of the budget that these clusters take.
     """
 
     name: str
@@ -87,36 +87,22 @@ class Explanation:
     capped_share: float
 
     def as_json(self) -> dict[str, Any]:
-        """All figures as JSON values."""
+        """Return all figures as JSON values."""
         return asdict(self)
 
 
 def explain(plan: Plan, epochs: int = 10) -> Explanation:
-    """The figures of a plan over its first epochs.
-
-    Args:
-        plan: which plan.
-        epochs: how many epochs to look ahead.
-    """
+    """Return the figures of a plan over its first `epochs` epochs."""
     if plan.by_rate:
         figures, bins, capped = _rate_epochs(plan, epochs), [], (0, 0.0)
     else:
         figures, bins, capped = _cluster_epochs(plan, epochs), _bins(plan), _capped(plan)
-    return Explanation(
-        plan.name,
-        dict(plan.config),
-        plan.rows,
-        plan.pool,
-        int(plan.summary["eligible"]),
-        plan.exact,
-        figures,
-        bins,
-        *capped,
-    )
+    config, eligible = dict(plan.config), int(plan.summary["eligible"])
+    return Explanation(plan.name, config, plan.rows, plan.pool, eligible, plan.exact, figures, bins, *capped)
 
 
 def first_epoch(plan: Plan) -> EpochFigures:
-    """Return the figures of epoch 0: what every epoch holds, unless the plan is annealed."""
+    """Return the figures of epoch 0; all epochs have the same, unless the plan is annealed."""
     return (_rate_epochs if plan.by_rate else _cluster_epochs)(plan, 1)[0]
 
 
@@ -129,7 +115,7 @@ def _cluster_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:
     for epoch in range(epochs):
         counts = plan.counts(epoch)
         taken = taken + counts if plan.dynamic or epoch == 0 else taken
-        # Copies of two members differ by at most one, so n distinct members come before any comes twice.
+        # Copies of two members differ by at most one, so no member repeats before all n are drawn.
         unique, covered = int(np.minimum(counts, plan.sizes).sum()), int(np.minimum(taken, plan.sizes).sum())
         total = int(counts.sum())
         figures.append(EpochFigures(epoch, total, unique, total - unique, covered))
@@ -143,7 +129,7 @@ def _expected(
     epoch: int,
     plan: Plan,
 ) -> EpochFigures:
-    """Expected values of a Bernoulli draw, where `members` samples have each rate; lowers `unseen`, the chance never to have come."""
+    """Return expected values of a Bernoulli draw with `members` samples of each rate; lower `unseen`, the chance of no draw so far."""
     total = float((rates * members).sum())
     once = np.minimum(rates, 1.0)
     unique = float((once * members).sum())
@@ -181,13 +167,14 @@ def _capped(plan: Plan) -> tuple[int, float]:
 
 
 def cluster_list(plan: Plan) -> list[dict[str, Any]]:
-    """Every cluster: cluster, size, quota (samples per epoch), rate (copies of a member per epoch); value, of a grouping by a column.
+    """Return cluster, size, quota (samples per epoch) and rate (copies of a member per epoch) of every cluster.
 
-    Raises:
-        UserError: the plan carries a rate per sample.
+    In a grouping by a column, each also has the column's value. Raise a UserError if the plan has a rate per sample.
     """
     if plan.by_rate:
-        raise UserError(f"plan {plan.name!r} carries a rate per sample and has no clusters to list")
+        raise UserError(
+            f"plan {plan.name!r} carries a rate per sample and has no clusters to list: use a plan by clusters"
+        )
     quotas = (plan.quotas / UNITS).tolist()
     columns = zip(range(len(quotas)), plan.sizes.tolist(), quotas, plan.cluster_rates().tolist(), strict=True)
     listed = [{"cluster": at, "size": size, "quota": quota, "rate": rate} for at, size, quota, rate in columns]

@@ -1,4 +1,4 @@
-"""All methods on one page: weight → quota → pick → draw. A new method is one line in the table, or a decorated function."""
+"""The table of methods: weight → quota → pick → draw. A new method is one line in the table, or a registered function."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Weight = TypeVar("Weight", bound=Callable[..., npt.NDArray[np.float64]])
 
 @dataclass(frozen=True)
 class Pick:
-    """Which members of a cluster come first.
+    """An order of the members of a cluster.
 
     Attributes:
-        summary: for people.
+        summary: description for users.
         by: what orders them: nothing (pseudo-random), "similarity" to the centroid, or a "score".
         sign: +1 ascending, −1 descending.
     """
@@ -50,20 +50,20 @@ PICKS: Mapping[str, Pick] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Method:
-    """One way to decide how much of each cluster to draw, and which members.
+    """A rule for how much of each cluster to draw, and which members first.
 
     Attributes:
-        summary: one line for people.
+        summary: one line for users.
         source: paper and section.
         weight: (clusters, **options) → float64 [K], > 0.
         fill: how weights meet the budget: "scale", q_j = min(s·w_j, R·n_j); "shift", the projection of P_j·B on the bounds.
-        pick: which members come first: a name of PICKS.
-        dynamic: whether the draw is renewed each epoch by default.
-        grouping: "clusters", or "pool" for methods that need none.
+        pick: order of the members: a name of PICKS.
+        dynamic: default of `dynamic`: True if the draw is renewed each epoch.
+        grouping: "clusters", or "pool" for methods without clusters.
         options: names of the weight's options and their defaults.
-        min_per_cluster: the least quota of a cluster, by default.
-        per_cluster: whether the budget may be given as at most so many samples per cluster.
-        registered: whether it came by `register_method`: plans then hold the hash of its weights.
+        min_per_cluster: default of the smallest quota of a cluster.
+        per_cluster: True if the budget may be given as a maximum per cluster.
+        registered: True if made by `register_method`; plans then hold the hash of its weights.
     """
 
     summary: str
@@ -99,19 +99,19 @@ _METHODS: dict[str, Method] = {
         dynamic=False,
     ),
     "dynamics": Method(
-        "DynamiCS: in proportion to size^alpha, drawn anew each epoch",
+        "DynamiCS: in proportion to size^alpha, with a new draw each epoch",
         "Liang et al., ECCV 2026, section 3",
         power,
         options=MappingProxyType({"alpha": 0.2}),
     ),
     "density": Method(
-        "DynamiCS by the density round the cluster in place of its size; needs a clustering made with `density`",
+        "DynamiCS by the density around the cluster instead of its size; needs a clustering made with `density`",
         "tailwise: docs/clusterings.md",
         by_density,
         options=MappingProxyType({"alpha": 0.2}),
     ),
     "dbp-dynamic": Method(
-        "Density-Based Pruning's weights, drawn anew each epoch as in DynamiCS",
+        "Density-Based Pruning's weights, with a new draw each epoch as in DynamiCS",
         "tailwise",
         complexity,
         options=_DBP,
@@ -119,7 +119,7 @@ _METHODS: dict[str, Method] = {
     "flat": Method("the same number from every cluster", "DynamiCS with alpha = 0", flat, per_cluster=True),
     "proportional": Method("in proportion to cluster size", "DynamiCS with alpha = 1", proportional),
     "cap": Method(
-        "at most so many from every cluster, once",
+        "at most a given number from every cluster, once",
         "as MetaCLIP caps its entries: Xu et al., ICLR 2024",
         flat,
         dynamic=False,
@@ -157,14 +157,14 @@ def register_method(
     dynamic: bool = True,
     min_per_cluster: int = 0,
 ) -> Callable[[Weight], Weight]:
-    """Makes a weight function of one's own a method, for this process; option `methods` of the command plan does so for the command line.
+    """Return a decorator that makes a weight function a method in this process; on the command line, `plan` has the option `methods`.
 
-    Its keyword-only parameters with defaults become the method's options. Plans made by it hold the hash of its weights, so that a
-    changed function isn't taken for the old one.
+    Its keyword-only parameters with defaults become the method's options. Plans hold the hash of its weights, so that a changed function
+    is noticed.
 
     Args:
-        name: of the method.
-        summary: one line for people.
+        name: name of the method.
+        summary: one line for users.
         source: paper and section.
         fill: see Method.
         pick: see Method.
@@ -172,14 +172,13 @@ def register_method(
         min_per_cluster: see Method.
 
     Raises:
-        UserError: the name is one of tailwise's own, or fill or pick are unknown.
+        UserError: the name is one of tailwise's methods, or fill or pick is unknown.
     """
     if name in _METHODS and not _METHODS[name].registered:
         raise UserError(f"{name!r} is a method of tailwise: choose another name for yours")
     if fill not in {"scale", "shift"} or pick not in PICKS:
-        raise UserError(
-            f"method {name!r}: fill {fill!r} must be scale or shift, pick {pick!r} one of {', '.join(PICKS)}"
-        )
+        allowed = f"fill {fill!r} must be scale or shift, pick {pick!r} one of {', '.join(PICKS)}"
+        raise UserError(f"method {name!r}: {allowed}")
 
     def register(weight: Weight) -> Weight:
         parameters = inspect.signature(weight).parameters.values()
@@ -201,11 +200,7 @@ def register_method(
 
 
 def load_methods(path: Path) -> None:
-    """Runs a Python file that registers methods.
-
-    Raises:
-        UserError: it can't be run, or registers none.
-    """
+    """Run a Python file that registers methods. Raise a UserError if it fails, or registers no method."""
     before = dict(_METHODS)
     try:
         runpy.run_path(str(path), run_name=path.stem)
@@ -218,26 +213,14 @@ def load_methods(path: Path) -> None:
 
 
 def find_method(name: str) -> Method:
-    """The method of this name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the method of a name, or raise a UserError that suggests one."""
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}: {did_you_mean(name, METHODS)}")
     return METHODS[name]
 
 
 def method_options(name: str, given: Mapping[str, float | None]) -> dict[str, float]:
-    """The options of a method, its defaults filled in.
-
-    Args:
-        name: of the method.
-        given: option → value, None where the user gave none.
-
-    Raises:
-        UserError: an option that this method doesn't have, or a value out of bounds.
-    """
+    """Return the options of a method, with its defaults for those that are None; raise a UserError for an unknown or invalid option."""
     method = find_method(name)
     options = dict(method.options)
     for option, value in given.items():
@@ -255,11 +238,7 @@ def method_options(name: str, given: Mapping[str, float | None]) -> dict[str, fl
 
 
 def weigh(method: Method, clusters: Clusters, options: Mapping[str, float]) -> npt.NDArray[np.float64]:
-    """The weights of non-empty clusters.
-
-    Raises:
-        UserError: the method's weight is not a positive finite number for each cluster.
-    """
+    """Return the weights of non-empty clusters, float64 [K], or raise a UserError if one is not a positive finite number."""
     try:
         weights = np.asarray(method.weight(clusters, **options), np.float64)
     except UserError:
@@ -268,9 +247,8 @@ def weigh(method: Method, clusters: Clusters, options: Mapping[str, float]) -> n
         if not method.registered:
             raise
         raise UserError(f"the weight function {method.source} failed ({type(error).__name__}: {error})") from error
-    least = (
-        0.0 if method.fill == "shift" else np.nextafter(0.0, 1.0)
-    )  # by scale, a cluster of weight 0 could never be filled
+    # No scale fills a cluster of weight 0.
+    least = 0.0 if method.fill == "shift" else np.nextafter(0.0, 1.0)
     if weights.shape != clusters.size.shape or not np.isfinite(weights).all() or (weights < least).any():
         raise UserError(
             f"the weights must be {len(clusters.size)} positive finite numbers, one a cluster "

@@ -23,23 +23,23 @@ from tailwise.storage.local import locked, replacing
 from tailwise.text import command_line
 
 CHUNK_ROWS = 1 << 20
-MAX_EPOCH = 10_000  # an epoch's counts follow from those of all epochs before it
+MAX_EPOCH = 10_000  # the counts of an epoch need those of all earlier epochs
 Rows = slice | npt.NDArray[np.int64]
 
 
 class Plan(FinishedArtifact):
-    """A plan of a catalog. Small, immutable, and opened without reading it: its arrays are memory-mapped.
+    """A plan of a catalog: small and immutable. Its arrays are memory-mapped when they are first used.
 
     Attributes:
-        name: of the plan.
-        snapshot: the rows it speaks of are those of this snapshot.
+        name: name of the plan.
+        snapshot: snapshot whose rows the plan draws.
     """
 
     def __init__(self, catalog: Catalog | str | Path, name: str) -> None:
-        """Opens a finished plan.
+        """Open a finished plan.
 
         Raises:
-            UserError: there is none of this name, or the catalog's snapshot isn't the one the plan was made for.
+            UserError: there is no plan of this name, or it was made for another snapshot.
         """
         catalog = Catalog.open(catalog)
         self.catalog, self.name = catalog, name
@@ -48,21 +48,21 @@ class Plan(FinishedArtifact):
         self.manifest = read_manifest(self.folder, "plan", remedy)
         self.snapshot: Snapshot = catalog.snapshot(self.config["snapshot"])
         if self.snapshot.id != self.inputs["snapshot"]:
-            raise UserError(f"plan {name!r} was made for another snapshot {self.snapshot.number}: make it anew")
+            raise UserError(f"plan {name!r} was made for another snapshot {self.snapshot.number}: make it again")
         self._slots: tuple[int, npt.NDArray[np.uint32]] = (0, np.empty(0, np.uint32))
 
     def __reduce__(self) -> tuple[type[Plan], tuple[Catalog, str]]:
-        """Another process opens it anew."""
+        """Pickle catalog and name only: another process opens the plan again."""
         return Plan, (self.catalog, self.name)
 
     @property
     def rows(self) -> int:
-        """Rows of the snapshot; those that the plan never draws included."""
+        """Number of rows of the snapshot, including rows that are never drawn."""
         return self.snapshot.rows
 
     @property
     def pool(self) -> int:
-        """Samples of the snapshot that were not removed when the plan was made."""
+        """Number of samples of the snapshot that were not removed when the plan was made."""
         return int(self.summary["pool"])
 
     @property
@@ -72,17 +72,17 @@ class Plan(FinishedArtifact):
 
     @property
     def dynamic(self) -> bool:
-        """Whether each epoch is drawn anew; else every epoch is epoch 0."""
+        """True if each epoch has its own draw; else every epoch is epoch 0."""
         return bool(self.config["dynamic"])
 
     @property
     def annealed(self) -> bool:
-        """Whether quotas change from epoch to epoch."""
+        """True if quotas change from epoch to epoch."""
         return self._annealed is not None
 
     @cached_property
     def changes(self) -> bool:
-        """Whether epochs differ; not where every epoch takes the same whole number of copies of each member."""
+        """True if epochs differ. They do not where every epoch takes the same whole number of copies of each member."""
         if not self.dynamic or self.annealed:
             return self.dynamic
         if self.by_rate:
@@ -91,17 +91,17 @@ class Plan(FinishedArtifact):
 
     @property
     def draw_name(self) -> str:
-        """How it is drawn: a name of DRAWS."""
+        """The draw: a name of DRAWS."""
         return str(self.config["draw"])
 
     @cached_property
     def by_rate(self) -> bool:
-        """Whether it carries one rate per row, in place of clusters and quotas."""
+        """True if the plan has one rate per row instead of clusters and quotas."""
         return layout.RATE in self.manifest["files"]
 
     @cached_property
     def rates(self) -> npt.NDArray[np.float32]:
-        """Expected copies of each row per epoch, float32 [N]; only of a plan by rate."""
+        """Expected copies of each row per epoch, float32 [N]; only in a plan by rate."""
         return map_array(self.folder / layout.RATE)
 
     @cached_property
@@ -110,27 +110,25 @@ class Plan(FinishedArtifact):
         return map_array(self.folder / layout.GROUP)
 
     def groups_at(self, rows: Rows) -> npt.NDArray[np.int32]:
-        """Clusters of rows (see `groups`), each surely below K: compiled code does not look.
+        """Return clusters of rows (see `groups`), checked to be below K because compiled code does not check.
 
         Raises:
-            UserError: one is not.
+            DamagedError: a cluster is not below K.
         """
         groups = np.asarray(self.groups[rows])
         if groups.max(initial=-1) >= len(self.sizes):
-            raise DamagedError(
-                f"{self.folder / layout.GROUP} names the group {groups.max():,} of {len(self.sizes):,}: it is damaged; restore it, or "
-                "make the plan anew"
-            )
+            problem = f"names the group {groups.max():,} of {len(self.sizes):,}: it is damaged"
+            raise DamagedError(f"{self.folder / layout.GROUP} {problem}; restore it, or make the plan again")
         return groups
 
     @cached_property
     def ranks(self) -> npt.NDArray[np.uint32]:
-        """In-cluster rank of each row, uint32 [N]: of appearance, or in the order of the pick."""
+        """In-cluster rank of each row, uint32 [N], by first row or by the pick."""
         return map_array(self.folder / layout.GROUP_RANK)
 
     @cached_property
     def shard_offsets(self) -> npt.NDArray[np.int64]:
-        """First row of each shard, and the number of rows: int64 [shards + 1]."""
+        """First row of each shard, and the number of rows at the end: int64 [shards + 1]."""
         return map_array(self.folder / layout.SHARD_OFFSETS)
 
     def rows_of(self, shard: int) -> slice:
@@ -148,23 +146,23 @@ class Plan(FinishedArtifact):
 
     @cached_property
     def quotas(self) -> npt.NDArray[np.int64]:
-        """q, copies of each cluster per epoch, in units of 2⁻³⁰ samples: int64 [K]; of epoch 0, where the plan is annealed."""
+        """q, copies of each cluster per epoch, in units of 2⁻³⁰ samples: int64 [K]; of epoch 0, if the plan is annealed."""
         return self._group_table("quota_units")
 
     @cached_property
     def _annealed(self) -> npt.NDArray[np.int64] | None:
-        """Quotas of epoch 0, …, E − 1, and all after it, int64 [E, K]; None where they don't change."""
+        """Quotas of epochs 0, …, E − 1, int64 [E, K]; the last holds for all later epochs. None where quotas do not change."""
         return map_array(self.folder / layout.QUOTAS) if layout.QUOTAS in self.manifest["files"] else None
 
     def quotas_at(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Quotas of an epoch, in units of 2⁻³⁰ samples: int64 [K]."""
+        """Return quotas of an epoch, in units of 2⁻³⁰ samples: int64 [K]."""
         if self._annealed is None:
             return self.quotas
         return np.asarray(self._annealed[min(self.drawn_epoch(epoch), len(self._annealed) - 1)])
 
     @cached_property
     def reachable(self) -> npt.NDArray[np.bool_]:
-        """Which clusters give any copy in any epoch: bool [K]."""
+        """True for clusters that give a copy in some epoch: bool [K]."""
         quotas = self.quotas if self._annealed is None else self._annealed.max(axis=0)
         return np.asarray(quotas > 0)
 
@@ -175,11 +173,11 @@ class Plan(FinishedArtifact):
 
     @cached_property
     def stream(self) -> Stream:
-        """The streams of a plan that is drawn by stream."""
+        """The streams of a plan with the stream draw."""
         return Stream(self.sizes, self.quotas_at, self.config["seed"])
 
     def drawn_epoch(self, epoch: int) -> int:
-        """The epoch whose draw is used: `epoch` itself, or 0 for a static plan.
+        """Return the epoch whose draw is used: `epoch` itself, or 0 for a static plan.
 
         Raises:
             UserError: the epoch is out of bounds.
@@ -190,34 +188,30 @@ class Plan(FinishedArtifact):
 
     @property
     def exact(self) -> bool:
-        """Whether counts are known before the draw; Bernoulli's are random."""
+        """True if counts are known before the draw; Bernoulli's are random."""
         return DRAWS[self.draw_name].counts is not None
 
     def counts(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Copies of each cluster in an epoch, known before any row is looked at: int64 [K].
+        """Return the copies of each cluster in an epoch, without reading any row: int64 [K].
 
         Raises:
             UserError: the plan's draw is random.
         """
         counts = DRAWS[self.draw_name].counts
         if counts is None:
-            raise UserError(
-                f"plan {self.name!r} is drawn by {self.draw_name}: its counts are known only after the draw"
-            )
+            known = "its counts are known only after the draw: use `draw`"
+            raise UserError(f"plan {self.name!r} is drawn by {self.draw_name}: {known}")
         return counts(self, self.drawn_epoch(epoch))
 
     def draw(self, epoch: int, rows: Rows | None = None) -> npt.NDArray[np.uint8]:
-        """Copies of rows in an epoch: a pure function of (plan, epoch, rows).
+        """Return the copies of rows in an epoch, uint8 [n]: a pure function of (plan, epoch, rows).
 
         Args:
             epoch: 0, 1, …
             rows: a slice, as of any sequence of N rows, or int64 [n], each in [0, N); None for all N rows (N bytes).
 
-        Returns:
-            uint8 [n].
-
         Raises:
-            UserError: a negative epoch, or a row outside [0, N).
+            UserError: the epoch is negative, or a row is outside [0, N).
         """
         if rows is None:
             pieces = [self.draw(epoch, span) for span in self.spans()]
@@ -225,14 +219,14 @@ class Plan(FinishedArtifact):
         return DRAWS[self.draw_name].copies(self, self.drawn_epoch(epoch), self._checked(rows))
 
     def keep_slots(self, epoch: int) -> None:
-        """Writes the slots of all rows before `epoch` into the plan's folder (4 bytes a row); of those before it, the latest stay.
+        """Write the slots of all rows before `epoch` into the plan's folder (4 bytes a row), and keep the latest two earlier ones.
 
-        Draws of that epoch, and of later ones, then start from them, and needn't replay all epochs from the first. They say nothing
-        new: without them every draw is the same. Only of use to dynamic plans drawn by stream; does nothing for others.
+        Draws of that epoch and of later ones are then faster, because they need not replay all earlier epochs. Draws do not change. Does
+        nothing unless the plan is dynamic and drawn by stream.
 
         Raises:
-            UserError: another process is keeping slots of this plan.
-            OSError: the plan's folder can't be written to.
+            UserError: another process is writing slots of this plan.
+            OSError: the plan's folder cannot be written to.
         """
         path = layout.slots_before(self.folder, epoch)
         if self.draw_name != "stream" or not self.dynamic or epoch < 1 or map_cache(path) is not None:
@@ -245,17 +239,17 @@ class Plan(FinishedArtifact):
         note_digest(path)
         for other in [other for other in self._epochs_with_slots() if other <= epoch][:-2]:
             other_path = layout.slots_before(self.folder, other)
-            other_path.unlink()  # the epoch before may still be read by others, and later ones be another training's
+            other_path.unlink()  # others may still read the epoch before; another training may need later ones
             layout.marker(other_path).unlink(missing_ok=True)
 
     def _epochs_with_slots(self) -> list[int]:
-        """Return the epochs before which slots are kept, ascending."""
+        """Return the epochs with slots in the folder, ascending."""
         paths = (self.folder / layout.SLOTS).glob(f"{layout.SLOTS_BEFORE}*{layout.ARRAY}")
         stems = (path.stem.removeprefix(layout.SLOTS_BEFORE) for path in paths)
         return sorted(int(stem) for stem in stems if stem.isdigit())
 
     def slots(self, epoch: int, rows: Rows) -> npt.NDArray[np.uint32]:
-        """Slots of rows before an epoch, from the latest that are kept: uint32 [n]; of a plan drawn by stream."""
+        """Return slots of rows before an epoch, from the latest that are kept: uint32 [n]; only in a plan drawn by stream."""
         rows = self._checked(rows)
         groups = self.groups_at(rows)
         first, kept = self._kept_slots(epoch)
@@ -263,14 +257,14 @@ class Plan(FinishedArtifact):
         return self.stream.advance_slots(groups, slots, first, epoch)
 
     def _kept_slots(self, epoch: int) -> tuple[int, npt.NDArray[np.uint32]]:
-        """The latest epoch, not after `epoch`, whose slots are kept, and these, mapped; epoch 0 and nothing where there are none."""
+        """Return the latest epoch up to `epoch` with kept slots, and these slots, mapped; epoch 0 and an empty array if there are none."""
         found = self._slots  # a local name: another thread may be drawing another epoch
-        if found[0] == epoch:  # still mapped, whatever has become of the file
+        if found[0] == epoch:  # still mapped, even if the file is gone
             return found
         for first in reversed([first for first in self._epochs_with_slots() if first <= epoch]):
             if first == found[0]:
                 return found
-            # None: damaged, or another process has just removed it.
+            # None: the file is damaged, or another process has just removed it.
             slots = map_cache(layout.slots_before(self.folder, first))
             if slots is not None and slots.shape == (self.rows,):
                 self._slots = first, slots
@@ -279,13 +273,13 @@ class Plan(FinishedArtifact):
         return self._slots
 
     def release_pages(self) -> None:
-        """Lets go of the pages that were read of the mapped columns: they stay in the system's cache, and don't count as this process's."""
+        """Release the pages of mapped columns: they stay in the system's cache, and no longer count as this process's memory."""
         for column in ("groups", "ranks", "rates"):
             release_pages(self.__dict__.get(column))
         release_pages(self._slots[1])
 
     def _checked(self, rows: Rows) -> Rows:
-        """Rows that are surely there: compiled code doesn't look."""
+        """Return rows that are in bounds, because compiled code does not check."""
         if isinstance(rows, slice):
             start, stop, step = rows.indices(self.rows)
             return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step, dtype=np.int64)
@@ -293,27 +287,26 @@ class Plan(FinishedArtifact):
         if not numbers.size:
             return np.empty(0, np.int64)
         if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
-            raise UserError(
-                f"rows are a slice or a 1-D array of row numbers, not {numbers.dtype} {list(numbers.shape)}"
-            )
+            given = f"{numbers.dtype} {list(numbers.shape)}"
+            raise UserError(f"rows are a slice or a 1-D array of row numbers, not {given}")
         if not (numbers.min() >= 0 and numbers.max() < self.rows):
             raise UserError(f"rows {numbers.min()} … {numbers.max()}: must lie in [0, {self.rows})")
         return numbers.astype(np.int64, copy=False)
 
     def spans(self) -> Iterator[slice]:
-        """The rows in slices of at most CHUNK_ROWS."""
+        """Yield all rows in slices of at most CHUNK_ROWS."""
         for start in range(0, self.rows, CHUNK_ROWS):
             yield slice(start, min(start + CHUNK_ROWS, self.rows))
 
     def rate(self, rows: Rows, epoch: int = 0) -> npt.NDArray[np.float64]:
-        """Expected copies of rows (see `draw`) in an epoch, float64 [n]; 0 or 1 where a ranked pick decides.
+        """Return expected copies of rows (see `draw`) in an epoch, float64 [n]; 0 or 1 where a ranked pick decides.
 
         All epochs have the same, unless the plan is annealed.
         """
         return DRAWS[self.draw_name].rate(self, self.drawn_epoch(epoch), self._checked(rows))
 
     def cluster_rates(self, epoch: int = 0) -> npt.NDArray[np.float64]:
-        """r_j = q_j / n_j: expected copies of a member in an epoch, float64 [K]."""
+        """Return r_j = q_j / n_j, expected copies of a member in an epoch: float64 [K]."""
         return self.quotas_at(epoch) / UNITS / np.maximum(self.sizes, 1)
 
 
@@ -339,6 +332,10 @@ def _ranked_copies(plan: Plan, _: int, rows: Rows) -> npt.NDArray[np.uint8]:
     return chosen.astype(np.uint8)
 
 
+def _ranked_rate(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.float64]:
+    return _ranked_copies(plan, epoch, rows).astype(np.float64)
+
+
 def _random_rate(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.float64]:
     if plan.by_rate:
         return plan.rates[rows].astype(np.float64)
@@ -353,7 +350,7 @@ class Draw:
     Attributes:
         copies: (plan, epoch, rows) → uint8 [n].
         rate: (plan, epoch, rows) → float64 [n], expected copies in the epoch.
-        counts: (plan, epoch) → int64 [K], or None where counts are random.
+        counts: (plan, epoch) → int64 [K]; None if counts are random.
     """
 
     copies: Callable[[Plan, int, Rows], npt.NDArray[np.uint8]]
@@ -364,9 +361,5 @@ class Draw:
 DRAWS: Mapping[str, Draw] = {
     "stream": Draw(_stream_copies, _random_rate, lambda plan, epoch: plan.stream.counts(epoch)),
     "bernoulli": Draw(_bernoulli_copies, _random_rate, None),
-    "ranked": Draw(
-        _ranked_copies,
-        lambda plan, _, rows: _ranked_copies(plan, 0, rows).astype(np.float64),
-        lambda plan, _: plan.quotas >> UNIT_BITS,
-    ),
+    "ranked": Draw(_ranked_copies, _ranked_rate, lambda plan, _: plan.quotas >> UNIT_BITS),
 }

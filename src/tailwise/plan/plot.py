@@ -1,4 +1,4 @@
-"""A picture of a plan, as SVG: what each cluster has and gives, and how much of the pool the epochs show."""
+"""A plot of a plan, as SVG: size and quota of each cluster, and the share of the pool that the epochs cover."""
 
 from __future__ import annotations
 
@@ -19,21 +19,13 @@ POOL, DRAWN = "#b8bec6", "#1f6f8b"
 
 
 def write_plot(plan: Plan, epochs: int, path: Path, *, overwrite: bool = False) -> None:
-    """Write the picture of a plan; see `plot_plan` and `writing_output`."""
+    """Write the plot of a plan; see `plot_plan` and `writing_output`."""
     with writing_output(path, plan.catalog, overwrite=overwrite, is_ours=is_text("<?xml")) as temporary:
         temporary.write_text(plot_plan(plan, epochs), encoding="utf-8")
 
 
 def plot_plan(plan: Plan, epochs: int) -> str:
-    """Return the picture of a plan by clusters: SVG; the same bytes for the same plan and versions.
-
-    Args:
-        plan: with quotas of clusters.
-        epochs: number of epochs whose coverage is shown.
-
-    Raises:
-        UserError: the plan carries a rate per sample, or matplotlib is not installed.
-    """
+    """Return the plot of a plan by clusters, with the coverage of its first epochs; the same SVG bytes for the same plan and versions."""
     if plan.by_rate:
         raise UserError(f"plan {plan.name!r} carries a rate per sample and has no clusters to plot: leave `plot` out")
     require("train", "matplotlib", purpose="`plot`")
@@ -44,9 +36,8 @@ def plot_plan(plan: Plan, epochs: int) -> str:
     order = order[plan.sizes[order] > 0]
     sizes, quotas = plan.sizes[order], plan.quotas[order] / UNITS
     shown = explain(plan, epochs).epochs
-    with mpl.rc_context(
-        {**PLOT_STYLE, "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    ):
+    style = PLOT_STYLE | {"svg.fonttype": "path", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(style):
         figure = Figure(figsize=(8, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(5, 3))
         ranks = np.arange(1, len(order) + 1)
@@ -57,13 +48,8 @@ def plot_plan(plan: Plan, epochs: int) -> str:
         left.yaxis.set_major_formatter("{x:,.0f}")
         left.legend(frameon=False)
         left.set_title(plain(f"plan {plan.name}: {plan.config['method']}"), loc="left")
-        right.plot(
-            range(1, epochs + 1),
-            [100 * each.covered / plan.rows for each in shown],
-            color=DRAWN,
-            marker="o",
-            markersize=3,
-        )
+        covered = [100 * each.covered / plan.rows for each in shown]
+        right.plot(range(1, epochs + 1), covered, color=DRAWN, marker="o", markersize=3)
         budget = 100 * shown[0].total / plan.rows
         right.axhline(budget, color=POOL, zorder=0)
         right.text(epochs + 0.3, budget - 2, "budget of an epoch", ha="right", va="top", color="#66707a")

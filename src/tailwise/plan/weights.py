@@ -1,4 +1,4 @@
-"""Weights: how much a cluster counts."""
+"""Weights of clusters."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tailwise.kernels.centroids import NEIGHBOURS, neighbour_distance
 
 @dataclass(frozen=True)
 class Clusters:
-    """What a weight may look at: the non-empty clusters of a pool.
+    """The non-empty clusters of a pool, as a weight function gets them.
 
     Attributes:
         size: n_j, int64 [K], ≥ 1.
         d_intra: mean cosine distance of members to their centroid, float64 [K]; NaN in groupings without centroids.
-        d_inter: mean cosine distance to the 20 nearest other centroids, float64 [K]; likewise.
-        centroids: gives them, float32 [K, d], unit norm; None in groupings without.
-        density: samples within one radius of each centroid, int64 [K]; None where `tailwise cluster` wasn't asked to count them.
+        d_inter: mean cosine distance to the 20 nearest other centroids, float64 [K]; NaN in groupings without centroids.
+        centroids: returns the centroids, float32 [K, d], unit norm; None in groupings without centroids.
+        density: samples within one radius of each centroid, int64 [K]; None where `tailwise cluster` did not count them.
     """
 
     size: npt.NDArray[np.int64]
@@ -31,25 +31,23 @@ class Clusters:
     density: npt.NDArray[np.int64] | None = None
 
     def distance_to_nearest(self, neighbours: int) -> npt.NDArray[np.float64]:
-        """d_inter by another number of neighbours: float64 [K]."""
+        """Return d_inter for another number of neighbours: float64 [K]."""
         if neighbours == NEIGHBOURS or self.centroids is None:
             return self.d_inter
         return neighbour_distance(self.centroids(), neighbours)
 
 
 def power(clusters: Clusters, *, alpha: float) -> npt.NDArray[np.float64]:
-    """n_j^α (DynamiCS, section 3.2): α = 0 is flat, α = 1 proportional."""
+    """Return n_j^α (DynamiCS, section 3.2): α = 0 is flat, α = 1 proportional."""
     weights: npt.NDArray[np.float64] = clusters.size.astype(np.float64) ** alpha
     return weights
 
 
 def by_density(clusters: Clusters, *, alpha: float) -> npt.NDArray[np.float64]:
-    """n_j · ρ_j^(α − 1), ρ the density: DynamiCS where what lies within the radius is what lies in the cluster.
+    """Return n_j · ρ_j^(α − 1), where ρ is the density.
 
-    A member's rate goes by ρ^(α − 1), where DynamiCS's goes by n^(α − 1): k-means makes sizes nearly equal, not densities.
-
-    Raises:
-        UserError: the clusters have no density.
+    A member's rate is in proportion to ρ^(α − 1); in DynamiCS it is n^(α − 1). K-means makes sizes nearly equal, but not densities. Raise a
+    UserError if the clusters have no density.
     """
     if clusters.density is None:
         raise UserError("this grouping has no density: make a clustering with `density` auto, or use `method` dynamics")
@@ -59,25 +57,20 @@ def by_density(clusters: Clusters, *, alpha: float) -> npt.NDArray[np.float64]:
 
 
 def flat(clusters: Clusters) -> npt.NDArray[np.float64]:
-    """The same for every cluster."""
+    """Return the same weight for every cluster."""
     return power(clusters, alpha=0.0)
 
 
 def proportional(clusters: Clusters) -> npt.NDArray[np.float64]:
-    """The cluster's size."""
+    """Return the clusters' sizes."""
     return power(clusters, alpha=1.0)
 
 
 def complexity(clusters: Clusters, *, temperature: float, neighbours: float = NEIGHBOURS) -> npt.NDArray[np.float64]:
-    """softmax(d_intra · d_inter / τ) (DBP, section 3.2).
-
-    Raises:
-        UserError: the clusters have no distances.
-    """
+    """Return softmax(d_intra · d_inter / τ) (DBP, section 3.2). Raise a UserError if the clusters have no distances."""
     if np.isnan(clusters.d_intra).any():
-        raise UserError(
-            "this grouping has no centroids, and so no distances: use a clustering of `tailwise cluster`, or another method"
-        )
+        remedy = "use a clustering of `tailwise cluster`, or another method"
+        raise UserError(f"this grouping has no centroids, and so no distances: {remedy}")
     logits = clusters.d_intra * clusters.distance_to_nearest(int(neighbours)) / temperature
     weights: npt.NDArray[np.float64] = np.exp(logits - logits.max())
     weights /= weights.sum()

@@ -1,4 +1,4 @@
-"""Recipes: settings of trainings, with the scores to expect and where both come from."""
+"""Recipes: settings of trainings, with the scores to expect and the sources of both."""
 
 from tailwise.recipes.recipe import Phase, Recipe, load_recipe
 

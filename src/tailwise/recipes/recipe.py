@@ -1,4 +1,4 @@
-"""A recipe is a YAML file: what is trained, in one or several phases, and what to expect of it."""
+"""A recipe is a YAML file: a training in one or several phases, and the results to expect."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tailwise.recipes.schema import Positive, Text, Values, read_as
 from tailwise.recipes.yaml_file import read_yaml
 
 FOLDER = Path(__file__).parent
-HERE = "{folder}"  # in a value: the folder that the recipe lies in
+HERE = "{folder}"  # in a value: the recipe's folder
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One training with its own optimizer and schedule; each but the first starts from the weights that the one before it left.
+    """One training with its own optimizer and schedule; each phase after the first starts from the weights of the one before.
 
     Attributes:
-        epochs: of the plan; or None.
-        samples_seen: in place of epochs; or None.
-        checkpoint_every: batches between checkpoints, at most; None for a twentieth of the training.
+        epochs: epochs of the plan; None with `samples_seen`.
+        samples_seen: number of samples; None with `epochs`.
+        checkpoint_every: most batches between checkpoints; None for a twentieth of the training.
         global_batch: samples per optimizer step, over all ranks and accumulation; None to leave it to `batch_size`.
         lanes: see `tailwise.loader.Loader`; None for the default.
-        block: likewise.
-        compose: likewise.
+        block: see `tailwise.loader.Loader`; None for the default.
+        compose: see `tailwise.loader.Loader`; None for the default.
         open_clip: arguments of open_clip's trainer, without the dashes.
     """
 
@@ -44,16 +44,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training as it was published, or measured.
+    """A training as it was published or measured.
 
     Attributes:
-        name: short.
-        about: what it trains.
+        name: short name.
+        about: description of the training.
         source: where the settings come from.
-        command: how to run it.
+        command: command that runs it.
         plan: the `tailwise plan` command that it is meant for.
         expect: hardware, time and scores, and who measured them.
-        phases: at least one.
+        phases: at least one phase.
     """
 
     name: Text
@@ -66,14 +66,7 @@ class Recipe:
 
 
 def load_recipe(name: str) -> Recipe:
-    """Reads a recipe.
-
-    Args:
-        name: of a recipe that comes with the package, or the path of a .yaml file.
-
-    Raises:
-        UserError: there is none of this name, or it isn't as it must be.
-    """
+    """Return a valid recipe: the `name` of one that comes with tailwise, or the path of a .yaml file."""
     path, content = read_yaml(name, FOLDER)
     recipe = read_as(Recipe, with_folder(content, path.parent), f"recipe {path}")
     for number, phase in enumerate(recipe.phases, 1):
@@ -83,7 +76,7 @@ def load_recipe(name: str) -> Recipe:
 
 
 def with_folder(value: Any, folder: Path, mark: str = HERE) -> Any:  # noqa: ANN401  (whatever YAML holds)
-    """Return the same, with a folder in place of a mark: by default the recipe's own."""
+    """Return a value of YAML with a folder instead of a mark: by default the recipe's folder."""
     if isinstance(value, str):
         return value.replace(mark, str(folder))
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Recipes as dataclasses: pydantic checks what YAML holds against their annotations, and an error becomes one line."""
+"""Recipes as dataclasses: pydantic checks YAML values against their annotations, and an error becomes one line."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ Positive = Annotated[int, Field(strict=True, ge=1)]
 
 
 def read_as(kind: type[T], content: object, where: str, missing: str = "add it") -> T:
-    """Return what YAML holds as a dataclass.
+    """Return YAML content as a dataclass.
 
     Args:
         kind: the dataclass; its annotations are the bounds.
         content: names and values.
-        where: named in errors: "recipe r.yaml".
+        where: name of the content in errors: "recipe r.yaml".
         missing: remedy for a missing value, where KEY stands for its name.
 
     Raises:
-        UserError: a name is unknown, or a value is missing or not allowed; names the nearest known name, or what is allowed.
+        UserError: a name is unknown, or a value is missing or not allowed; the message has the nearest known name, or what is allowed.
     """
     adapter: TypeAdapter[list[T]] = TypeAdapter(list[kind], config={"extra": "forbid"})  # type: ignore[valid-type]
     try:
@@ -52,12 +52,12 @@ def read_as(kind: type[T], content: object, where: str, missing: str = "add it")
 
 
 def _line(root: dict[str, Any], error: Mapping[str, Any], where: str, missing: str) -> str:
-    """Return the line that names the place of an error; the schema of JSON, from `root` on, knows names and bounds."""
+    """Return an error message with the place of the error; the JSON schema `root` has names and bounds."""
     schema, places = root, [where]
     for part in error["loc"]:
         parent, listed, known = schema, "items" in schema, schema.get("properties", {})
         schema = parent.get("items") or known.get(part) or parent.get("additionalProperties") or {}
-        schema = schema.get("anyOf", [schema])[0]  # the other one is null
+        schema = schema.get("anyOf", [schema])[0]  # the other alternative is null
         schema = root["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
         if not listed:
             places.append(str(part))

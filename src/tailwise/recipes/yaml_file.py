@@ -1,4 +1,4 @@
-"""YAML of recipes, read within bounds. A recipe may come from somewhere else, and a few bytes of aliases can unfold to gigabytes."""
+"""YAML of recipes, read within bounds, because a few bytes of aliases in a foreign recipe can unfold to gigabytes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import yaml
 from tailwise.errors import NotFoundError, UserError
 from tailwise.text import is_unicode
 
-MAX_BYTES = 256 * 1024  # of a file; the largest recipe of ours has 3 KB
+MAX_BYTES = 256 * 1024  # of a file; tailwise's largest recipe has 3 KB
 MAX_DEPTH = 50
 MAX_DIGITS = 100  # of a whole number; Python refuses to print numbers of more than 4,300
-MAX_NODES = 10_000  # values, with all aliases unfolded; 50 characters count as one value more
+MAX_NODES = 10_000  # values, with all aliases unfolded; 50 characters count as one more value
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """PyYAML's safe loader, which also refuses deep nesting, aliases that unfold too far, and keys that are given twice."""
+    """PyYAML's safe loader, which also refuses deep nesting, aliases that unfold too far, and duplicate keys."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.name = "the text"  # in the places that errors name
+        self.name = "the text"  # for the places in errors
         self._depth = self._unfolded = 0
         self._sizes: dict[int, int] = {}  # of each composed node, by id
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
-        """Compose one node, and count what it unfolds to."""
+        """Compose one node, and count its values with all aliases unfolded."""
         mark = self.peek_event().start_mark
         alias = self.check_event(yaml.AliasEvent)
         before, self._depth = self._unfolded, self._depth + 1
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
 
     @staticmethod
     def _check(node: yaml.ScalarNode) -> int:
-        """Return the length of a value that files, paths and messages can hold."""
+        """Return the length of a value; refuse values that files, paths and messages cannot hold."""
         if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
             raise yaml.MarkedYAMLError(None, None, f"holds a number of more than {MAX_DIGITS} digits", node.start_mark)
         if "\0" in node.value or not is_unicode(node.value):
@@ -57,45 +57,23 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         """Compose a mapping whose keys differ."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[tuple[str, object]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    raise yaml.MarkedYAMLError(None, None, f"has the key {key.value!r} twice", key.start_mark)
-                seen.add((key.tag, key.value))
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(None, None, f"has the key {key.value!r} twice", key.start_mark)
+            seen.add((key.tag, key.value))
         return node
 
 
 def parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401  (whatever YAML holds)
-    """Return the value of a YAML text.
-
-    Args:
-        text: the text.
-        where: named in errors: "recipe r.yaml".
-
-    Raises:
-        UserError: the text is not YAML, has a key twice, or goes beyond MAX_DEPTH or MAX_NODES.
-    """
-    loader = None
+    """Return the value of a YAML text, or raise a UserError that names it by `where`: "recipe r.yaml"."""
     try:
-        loader = _Loader(text)
-        return loader.get_single_data()
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: dates and numbers that do not exist
         raise UserError(f"{where} can't be read: {error}") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
 def read_yaml(name: str, folder: Path) -> tuple[Path, Any]:
-    """Return the path and the content of a recipe's file.
-
-    Args:
-        name: of a recipe in `folder`; or the path of a .yaml file.
-        folder: of the recipes that come with tailwise.
-
-    Raises:
-        UserError: the file is missing, is no regular file, is too large, or `parse_yaml` refuses it.
-    """
+    """Return path and content of a recipe: the `name` of one in `folder`, or the path of a regular .yaml file of at most MAX_BYTES."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     remedy = f"give {', '.join(sorted(item.stem for item in folder.glob('*.yaml')))}, or the path of a .yaml file"
     try:

@@ -1,4 +1,4 @@
-"""What users have: tars, metadata and embeddings, in several layouts. `find` tells which is which."""
+"""Sources of an import: tars, metadata and embeddings in several layouts. `find` recognizes the layouts."""
 
 from __future__ import annotations
 
@@ -18,35 +18,23 @@ from tailwise.sources.embedding_files import EmbeddingFile
 from tailwise.sources.parquet_embeddings import ParquetEmbeddings, choose_columns
 from tailwise.sources.tables import find_tables, kind_of
 from tailwise.sources.tar_files import UNKNOWN_BYTES as UNKNOWN_BYTES
-from tailwise.sources.tar_files import LeftOut, find_tars
+from tailwise.sources.tar_files import LeftOut, NamedTars, find_tars
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.remote import forget_failures
 from tailwise.text import did_you_mean
 
 
 @dataclass
-class Found:
-    """What the sources of one import hold.
+class Found(NamedTars):
+    """Content of the sources of one import: its tars, without duplicates, in the order of the sources, and all other files."""
 
-    Attributes:
-        tars: path or URL and size in bytes (or UNKNOWN_BYTES) of each tar, each once, in the order of the sources, by name within one.
-        failed: why tars cannot be read, for those of `tars` that were tried in vain.
-        metadata: path and size of each of DataComp's metadata files.
-        embeddings: files by the name of the column that they go to.
-        cluster_ids: files of cluster ids.
-        left_out: files that were seen and are not read.
-    """
-
-    tars: dict[str, int] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    metadata: dict[str, int] = field(default_factory=dict)
-    embeddings: dict[str, list[EmbeddingFile]] = field(default_factory=dict)
+    metadata: dict[str, int] = field(default_factory=dict)  # path and size of each of DataComp's metadata files
+    embeddings: dict[str, list[EmbeddingFile]] = field(default_factory=dict)  # files by name of their column
     cluster_ids: list[ClusterIds] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
 
     @property
     def notes(self) -> list[str]:
-        """One line for each reason why files were left out, with their number and the first."""
+        """One line for each reason why files are left out, with their number and the first file."""
         by_reason: dict[str, list[LeftOut]] = {}
         for item in self.left_out:
             by_reason.setdefault(item.reason, []).append(item)
@@ -55,8 +43,8 @@ class Found:
             for reason, items in by_reason.items()
         ]
 
-    def add(self, column: str, files: Iterable[EmbeddingFile]) -> None:
-        """Adds files of embeddings, each once."""
+    def add_embeddings(self, column: str, files: Iterable[EmbeddingFile]) -> None:
+        """Add files of embeddings, without duplicates."""
         there = self.embeddings.setdefault(column, [])
         known = {(file.path, file.fingerprint) for file in there}
         there += [file for file in files if (file.path, file.fingerprint) not in known]
@@ -72,7 +60,7 @@ def _find_tars(source: str, found: Found, _: SourceRequest) -> bool:
 
 
 def _embedding_folders(source: str) -> list[Path]:
-    """Return a local folder, if it has clip-retrieval's layout; else all such folders below it, hidden ones excepted."""
+    """Return a local folder if it has clip-retrieval's layout; else all such folders below it, without hidden ones."""
     if "://" in source:
         return []
     folder = Path(source).expanduser().absolute()
@@ -85,7 +73,7 @@ def _embedding_folders(source: str) -> list[Path]:
 def _find_clip_retrieval(source: str, found: Found, _: SourceRequest) -> bool:
     columns = [item for folder in _embedding_folders(source) for item in find_partitions(folder).items()]
     for column, partitions in columns:
-        found.add(column, partitions)
+        found.add_embeddings(column, partitions)
     return bool(columns)
 
 
@@ -106,7 +94,7 @@ def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
     if any(path.with_suffix(".npz").exists() for path in tables):  # else they were not downloaded
         for column, member in MEMBERS.items():
             name = f"{options.embedding or EMBEDDINGS[0]}_{member}"
-            found.add(column, [MetadataEmbeddings(path.with_suffix(".npz"), path, name) for path in tables])
+            found.add_embeddings(column, [MetadataEmbeddings(path.with_suffix(".npz"), path, name) for path in tables])
     return True
 
 
@@ -118,16 +106,17 @@ def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
     chosen = [path for path, kind in kinds.items() if kind == "embeddings"]
     unreadable = [] if "metadata" in kinds.values() else [path for path, kind in kinds.items() if kind == "unreadable"]
     columns = {path: _columns_of(path, options) for path in chosen}
-    usual = columns[chosen[0]]  # files that can't be read are listed as such when they are joined
+    usual = columns[chosen[0]]  # for unreadable files, which the join lists
     paths = sorted([*chosen, *unreadable], key=str)
-    found.add(options.column or "image", [ParquetEmbeddings(path, *columns.get(path, usual)) for path in paths])
+    files = [ParquetEmbeddings(path, *columns.get(path, usual)) for path in paths]
+    found.add_embeddings(options.column or "image", files)
     return True
 
 
 def _columns_of(path: Path, options: SourceRequest) -> tuple[str, str]:
     columns = choose_columns(pq.read_schema(path), options.id_column, options.embedding_column)
     if columns is None:
-        raise ValueError(f"{path} has changed at this moment")
+        raise ValueError(f"{path} has just changed")
     return columns
 
 
@@ -136,9 +125,9 @@ class Format:
     """One kind of source.
 
     Attributes:
-        find: (source, found, options) → whether the source holds any of it; adds what it holds to `found`.
-        given: what the user names.
-        known_by: how `auto` tells it from the others.
+        find: (source, found, options) → True if the source has files of this kind; adds them to `found`.
+        given: the sources that the user may name.
+        known_by: the mark by which `auto` recognizes it.
     """
 
     find: Callable[[str, Found, SourceRequest], bool]
@@ -176,15 +165,15 @@ SOURCES: dict[str, Format] = {
 
 
 def find(sources: Sequence[str], format_name: str = "auto", options: SourceRequest | None = None) -> Found:
-    """Looks through the sources of an import.
+    """Return the content of the sources of an import.
 
     Args:
         sources: folders, files, patterns or URLs.
         format_name: a name of SOURCES, or "auto" to try all.
-        options: how they are read.
+        options: how to read the sources.
 
     Raises:
-        UserError: unknown format, a source that holds nothing of it, tars of which none can be read, or an option that does nothing.
+        UserError: the format is unknown, a source has no file of it, no tar can be read, or an option does nothing.
     """
     forget_failures()
     chosen = options or SourceRequest()
@@ -200,10 +189,7 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceReque
     for source in sources:
         try:
             finds = [SOURCES[name].find(source, found, chosen) for name in tried]
-        except (
-            ValueError,
-            RemoteError,
-        ) as error:  # unbalanced braces; unknown protocol, a server that can't be reached
+        except (ValueError, RemoteError) as error:  # unbalanced braces; unknown protocol or unreachable server
             raise UserError(f"can't look into {source!r}: {error}") from error
         if not any(finds) and is_plain_path(source) and not Path(source).exists():
             raise NotFoundError(f"{source!r} does not exist")
@@ -219,30 +205,17 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceReque
 
 
 def is_plain_path(source: str) -> bool:
-    """Return whether a source is one local path: no URL, no list, no pattern."""
+    """Return whether a source is one local path, and not a URL, a list or a pattern."""
     return not any(mark in source for mark in ("://", "::", "{", "*", "?", "["))
 
 
 def _refuse_idle(found: Found, options: SourceRequest) -> None:
-    """Refuses options that do nothing with what was found."""
+    """Refuse options that do nothing with the files that were found."""
     files = [file for column in found.embeddings.values() for file in column]
-    needs = {
-        "embedding": (
-            options.embedding,
-            "DataComp's .npz files",
-            any(isinstance(file, MetadataEmbeddings) for file in files),
-        ),
-        "clustering": (options.clustering, "DynamiCS's cluster ids", bool(found.cluster_ids)),
-        **{
-            name: (value, "Parquet embeddings", any(isinstance(file, ParquetEmbeddings) for file in files))
-            for name, value in (
-                ("id_column", options.id_column),
-                ("embedding_column", options.embedding_column),
-                ("column", options.column),
-                ("of", options.of),
-            )
-        },
-    }
-    for name, (value, what, there) in needs.items():
-        if value is not None and not there:
+    npz = "DataComp's .npz files", any(isinstance(file, MetadataEmbeddings) for file in files)
+    parquet = "Parquet embeddings", any(isinstance(file, ParquetEmbeddings) for file in files)
+    needs = {"embedding": npz, "clustering": ("DynamiCS's cluster ids", bool(found.cluster_ids))}
+    needs |= dict.fromkeys(("id_column", "embedding_column", "column", "of"), parquet)
+    for name, (what, there) in needs.items():
+        if (value := getattr(options, name)) is not None and not there:
             raise UserError(f"`{name}` {value} does nothing: no source holds {what}")

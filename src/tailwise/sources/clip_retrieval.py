@@ -1,4 +1,4 @@
-"""clip-retrieval inference output: `{img,text}_emb/{img,text}_emb_{p}.npy` with `metadata/metadata_{p}.parquet`, joined by key."""
+"""Output of clip-retrieval inference: `{img,text}_emb/{img,text}_emb_{p}.npy` with `metadata/metadata_{p}.parquet`, joined by key."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from tailwise.shards.columns import DAMAGE, count_rows, open_table, texts
-from tailwise.sources.embedding_files import (
-    BadPartition,
-    Naming,
-    Opened,
-    fingerprint,
-    matrix_fault,
-    matrix_size,
-)
+from tailwise.sources.embedding_files import BadPartition, Naming, Opened, fingerprint, matrix_fault, matrix_size
 from tailwise.sources.stored_rows import StoredRows
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
@@ -26,11 +19,11 @@ FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 @dataclass(frozen=True)
 class NamedArray:
-    """A `.npy` file whose rows a Parquet file names.
+    """A `.npy` file whose rows are named by a Parquet file.
 
     Attributes:
         array: the `.npy` file.
-        metadata: the Parquet file with the column `image_path` (the tar key, or `{tar path}/{key}.jpg`), row for row.
+        metadata: the Parquet file with the column `image_path` (the tar key, or `{tar path}/{key}.jpg`), in the same row order.
     """
 
     array: Path
@@ -46,15 +39,15 @@ class NamedArray:
 
     @property
     def fingerprint(self) -> str:
-        """Of both files."""
+        """The fingerprint of both files."""
         return fingerprint(self.array, self.metadata)
 
     def names(self) -> Iterable[pa.Array]:
-        """The column `image_path`."""
+        """Return the column `image_path`."""
         return [read_names(self.metadata)]
 
-    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002  (read where it lies)
-        """Looks at the array's header, and reads the names."""
+    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002  (read in place)
+        """Check the array's header, and read the names."""
         try:
             array = StoredRows.of_file(self.array)
         except DAMAGE as error:
@@ -70,11 +63,11 @@ class NamedArray:
         return Opened(array, [names])
 
     def fault(self, array: StoredRows, dimension: int | None) -> BadPartition | None:
-        """Why the array can't be used, or None."""
+        """Return the reason why the array cannot be used, or None."""
         return matrix_fault(array.shape, array.dtype, dimension)
 
     def rows(self, unpacked: Path) -> StoredRows:  # noqa: ARG002
-        """The array."""
+        """Return the array."""
         return StoredRows.of_file(self.array)
 
 
@@ -82,7 +75,7 @@ class Partition(NamedArray):
     """One file of embeddings, float16 or float32 [n, d], with its metadata; an EmbeddingFile."""
 
     def size(self) -> tuple[int, int] | None:
-        """(n, d), or None."""
+        """Return (n, d), or None."""
         try:
             array = StoredRows.of_file(self.array)
         except DAMAGE:
@@ -91,16 +84,13 @@ class Partition(NamedArray):
 
 
 def find_partitions(folder: Path) -> dict[str, list[Partition]]:
-    """The partitions of each column ("image", "text") that a folder holds, in numeric order; empty for another kind of folder."""
-    columns: dict[str, list[Partition]] = {}
-    for column, name in FOLDERS.items():
-        if pairs := numbered_files(folder, name, ".npy"):
-            columns[column] = [Partition(*pair) for pair in pairs]
-    return columns
+    """Return the partitions of each column ("image", "text") in a folder, in numeric order; empty for another kind of folder."""
+    files = {column: numbered_files(folder, name, ".npy") for column, name in FOLDERS.items()}
+    return {column: [Partition(*pair) for pair in pairs] for column, pairs in files.items() if pairs}
 
 
 def numbered_files(folder: Path, name: str, ending: str) -> list[tuple[Path, Path]]:
-    """The files `{name}/{name}_{p}{ending}` of a folder, each with `metadata/metadata_{p}.parquet`, in numeric order of p."""
+    """Return the files `{name}/{name}_{p}{ending}` of a folder, each with `metadata/metadata_{p}.parquet`, in numeric order of p."""
     numbered = [
         (int(match[1]), match[1], path)
         for path in (folder / name).glob("*.npy")
@@ -110,10 +100,6 @@ def numbered_files(folder: Path, name: str, ending: str) -> list[tuple[Path, Pat
 
 
 def read_names(metadata: Path) -> pa.Array:
-    """The column `image_path` of a metadata file.
-
-    Raises:
-        DAMAGE: it can't be read, or has no such column of text.
-    """
+    """Return the column `image_path` of a metadata file; raise DAMAGE if it cannot be read or has no such column of text."""
     with open_table(metadata, ["image_path"]) as file:
         return texts(file.read(["image_path"]).column(0), "image_path")

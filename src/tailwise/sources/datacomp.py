@@ -1,7 +1,7 @@
-"""DataComp's metadata: `X.parquet` (uid, text, sizes, scores) and `X.npz` (CLIP embeddings), row for row.
+"""DataComp's metadata: `X.parquet` (uid, text, sizes, scores) and `X.npz` (CLIP embeddings), in the same row order.
 
-Without images it is a pool of its own: each `X.parquet` becomes a shard whose samples have no bytes. Beside tars made from it, it
-gives them scores and embeddings, by uid.
+Without images it is a pool: each `X.parquet` becomes a shard whose samples have no bytes. With tars made from it, it gives their samples
+scores and embeddings, by uid.
 """
 
 from __future__ import annotations
@@ -27,17 +27,11 @@ EMBEDDINGS = ("l14", "b32")
 
 @dataclass(frozen=True)
 class MetadataEmbeddings:
-    """One array of an `X.npz`, whose rows are those of `X.parquet`; an EmbeddingFile.
+    """One array of an `X.npz`, whose rows are those of `X.parquet`; an EmbeddingFile."""
 
-    Attributes:
-        path: the `.npz` file.
-        metadata: the `.parquet` file.
-        member: name of the array, such as "l14_img".
-    """
-
-    path: Path
-    metadata: Path
-    member: str
+    path: Path  # the `.npz` file
+    metadata: Path  # the `.parquet` file
+    member: str  # name of the array, such as "l14_img"
     naming: Naming = "uid"
 
     @property
@@ -47,11 +41,11 @@ class MetadataEmbeddings:
 
     @property
     def fingerprint(self) -> str:
-        """Of both files, and the array's name."""
+        """The fingerprint of both files, with the array's name."""
         return f"{fingerprint(self.path, self.metadata)} {self.member}"
 
     def size(self) -> tuple[int, int] | None:
-        """(n, d), or None."""
+        """Return (n, d), or None."""
         try:
             member = read_member(self.path, self.member)
         except DAMAGE:
@@ -59,13 +53,13 @@ class MetadataEmbeddings:
         return matrix_size(member.shape, member.dtype)
 
     def names(self) -> Iterator[pa.Array]:
-        """The uids, in lower case."""
+        """Yield the uids, in lower case."""
         with open_table(self.metadata, ["uid"]) as file:
             for batch in file.iter_batches(BATCH_ROWS, ["uid"]):
                 yield pc.utf8_lower(uid_texts(batch.column(0)))
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
-        """Looks at the array's header and the number of rows first, and then opens it."""
+        """Check the array's header and the number of rows, then open the array."""
         if not self.path.exists():
             return BadPartition("no .npz beside the metadata", str(self.path), 0)
         try:
@@ -83,19 +77,14 @@ class MetadataEmbeddings:
         return None if named == rows else BadPartition("rows differ from metadata", f"{rows} rows, {named} uids", rows)
 
     def rows(self, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
-        """The array."""
+        """Return the array."""
         return open_member(self.path, self.member, unpacked)
 
 
 def score_batches(path: Path, columns: list[str]) -> Iterator[tuple[list[str], npt.NDArray[np.float64]]]:
-    """The uids (lower case, "" where there is none) and scores [n, S] of a metadata file, NaN where it tells none.
+    """Yield uids (lower case, "" where there is none) and scores [n, S] of a metadata file, NaN where there is none.
 
-    Args:
-        path: of the file.
-        columns: names of scores; those that the file lacks, or that can't be used, tell nothing.
-
-    Raises:
-        DAMAGE: it can't be read, or has no uids.
+    `columns` are names of scores; a missing or unusable one gives NaN. Raises DAMAGE if the file cannot be read, or has no uids.
     """
     with open_table(path, ["uid"]) as file:
         there = [name for name in score_columns(file)[0] if name in columns]

@@ -1,8 +1,8 @@
 r"""Text files of users: tables of CSV or TSV, lists of a value a line, JSON. Every reader of such files uses these functions.
 
-Keys in text come back as they were: blanks, quotes and comment signs are part of a key. A key that a line cannot hold is written as a
-backslash and the key as a JSON string: \"two\nlines". Such are the empty key, keys with a line feed, carriage return or NUL, keys that
-begin with a byte order mark, and keys that begin with \" themselves.
+Keys in text are read literally: blanks, quotes and comment signs are part of a key. A key that does not fit a line is written as a
+backslash and the key as a JSON string: \"two\nlines". These are the empty key, keys with a line feed, carriage return or NUL, keys that
+start with a byte order mark, and keys that start with \" themselves.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 _READABLE = "give UTF-8, or UTF-16 with its byte order mark"
 
 MAX_LINE = 1_000_000  # characters of a row of a table
-MAX_TEXT = 200_000_000  # characters of a list or JSON text that is held in memory
-ESCAPED = '\\"'  # what the line of a key begins with that a line cannot hold
+MAX_TEXT = 200_000_000  # characters of a list or JSON text, which is held in memory
+ESCAPED = '\\"'  # start of the line of an escaped key
 
 
 def read_text(source: Path | str | bytes, most: int = MAX_TEXT) -> str:
-    """Return a text in UTF-8, or in UTF-16 with a byte order mark, every line break as a line feed.
+    """Return a text in UTF-8, or in UTF-16 with a byte order mark, with every line break as a line feed.
 
     Args:
-        source: path or URL of a file; or the bytes themselves.
-        most: characters that the text may have.
+        source: path or URL of a file; or its bytes.
+        most: largest number of characters.
 
     Raises:
-        ValueError: it is in another encoding, or longer.
-        OSError: it can't be read.
+        ValueError: the text has another encoding, or is longer.
+        OSError: the file cannot be read.
     """
     text, size = [], 0
     for line in _lines(source, most):
@@ -48,11 +48,7 @@ def read_text(source: Path | str | bytes, most: int = MAX_TEXT) -> str:
 
 
 def read_keys(path: Path) -> list[str]:
-    """Return the keys of a list, one a line; empty lines are passed over.
-
-    Raises:
-        UserError: it can't be read, or an escaped line is damaged.
-    """
+    """Return the keys of a list, one a line, without empty lines; raise a UserError if it cannot be read, or an escaped line is damaged."""
     try:
         lines = enumerate(read_text(path).split("\n"), start=1)
         return [key_of(line, number) for number, line in lines if line]
@@ -61,18 +57,14 @@ def read_keys(path: Path) -> list[str]:
 
 
 def line_of(key: str) -> str:
-    """Return the line that stands for a key, without its line feed."""
+    """Return the line of a key, without its line feed."""
     if not key or any(end in key for end in "\n\r\0") or key.startswith((ESCAPED, "\ufeff")):
         return "\\" + json.dumps(key)
     return key
 
 
 def key_of(line: str, number: int) -> str:
-    """Return the key that a line of this number stands for.
-
-    Raises:
-        ValueError: the line begins as an escaped one, and is none.
-    """
+    """Return the key of a line; raise a ValueError with the line's number if the line is escaped and damaged."""
     if not line.startswith(ESCAPED):
         return line
     try:
@@ -80,18 +72,13 @@ def key_of(line: str, number: int) -> str:
     except ValueError:
         key = None
     if not isinstance(key, str):
-        raise ValueError(
-            f'line {number:,} begins with \\", and no JSON string follows the backslash: see docs/exports.md, or name the key in a .parquet'
-        )
+        problem = f'line {number:,} begins with \\", and no JSON string follows the backslash'
+        raise ValueError(f"{problem}: see docs/exports.md, or give the keys as a .parquet file")
     return key
 
 
-def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  (whatever was written)
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: it isn't JSON, or nested too deeply.
-    """
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  (any JSON value)
+    """Return the value of a JSON text; raise a ValueError if it is not JSON, or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -101,12 +88,12 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  (whatever was written
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the line number and the fields of each row of a table, its header first; all have as many fields as the header.
 
-    A file whose first line has tabs is TSV: a quote is a character like any other. Else it is CSV: a field may stand in quotes, but
-    only within one line, so that an unclosed quote swallows no rows. Blank lines are passed over.
+    A file whose first line has tabs is TSV: a quote is an ordinary character. Otherwise it is CSV: a field may be in quotes, but only on
+    one line, so that an unclosed quote does not swallow rows. Blank lines are skipped.
 
     Raises:
         ValueError: a row has another number of fields, or an unclosed quote, or the file is not text.
-        OSError: it can't be read.
+        OSError: the file cannot be read.
     """
     lines = _lines(path)
     first = next(lines, "")
@@ -127,16 +114,14 @@ def _fields(line: str, number: int) -> list[str]:
     try:
         return next(csv.reader([line], strict=True))
     except csv.Error as error:
-        raise ValueError(
-            f"line {number:,} has a quote that isn't closed in that line ({error}): close it, double quotes inside a quoted field, "
-            "or give a .tsv or .parquet file"
-        ) from error
+        remedy = "close it, double quotes inside a quoted field, or give a .tsv or .parquet file"
+        raise ValueError(f"line {number:,} has a quote that isn't closed in that line ({error}): {remedy}") from error
 
 
 def _lines(source: Path | str | bytes, longest: int = MAX_LINE) -> Iterator[str]:
     """Yield lines of at most `longest` characters, each with a line feed.
 
-    Only line feeds and carriage returns end lines, not the other separators of Unicode.
+    Only line feeds and carriage returns end lines; other separators of Unicode do not.
     """
     with io.BytesIO(source) if isinstance(source, bytes) else open_binary(str(source)) as stream:
         head = stream.read(4)

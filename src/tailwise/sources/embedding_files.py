@@ -1,4 +1,4 @@
-"""What every format of embeddings offers to the joins: rows that can be read in any order, and what names each of them.
+"""The interface of files of embeddings: rows that can be read in any order, and their names.
 
 Shape letters: n rows of a file, d dimensions.
 """
@@ -24,7 +24,7 @@ Naming = Literal["key", "uid"]  # "key": a key, or a path that ends in tar and k
 
 @dataclass(frozen=True)
 class BadPartition:
-    """Why a whole file can't be used, and how many rows it would have had (0 where nobody knows)."""
+    """The reason why a whole file cannot be used, and its number of rows (0 if unknown)."""
 
     reason: str
     detail: str
@@ -37,8 +37,8 @@ class Opened:
 
     Attributes:
         rows: [n, d], not in memory.
-        names: string arrays, n in all; taken once.
-        unfit: bool [n], rows that have no vector of d numbers; None where all have.
+        names: string arrays, n in all; can be read once.
+        unfit: bool [n], rows without a vector of d numbers; None if there is no such row.
     """
 
     rows: npt.NDArray[Any] | StoredRows
@@ -47,7 +47,7 @@ class Opened:
 
 
 class EmbeddingFile(Protocol):
-    """One file of embeddings, with whatever else it takes to know whose they are."""
+    """One file of embeddings, with the file of its names."""
 
     @property
     def path(self) -> Path:
@@ -55,51 +55,48 @@ class EmbeddingFile(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What tells whether it was joined before."""
+        """Text that changes when the file changes, to recognize a file that was joined before."""
 
     @property
     def naming(self) -> Naming:
-        """What its rows are named by."""
+        """The kind of its names."""
 
     @property
     def home(self) -> str | None:
-        """The shard of a catalog that its rows are, where that is known beforehand."""
+        """The shard of a catalog that the rows belong to, if known."""
 
     def size(self) -> tuple[int, int] | None:
-        """(n, d), or None if it can't be read."""
+        """Return (n, d), or None if it cannot be read."""
 
     def names(self) -> Iterable[pa.Array]:
-        """What names its rows; an OSError, ValueError or ArrowException if that can't be read."""
+        """Return the names of its rows; an OSError, ValueError or ArrowException means that they cannot be read."""
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
-        """Opens it for one join.
+        """Open the file for one join.
 
         Args:
-            dimension: the width d that it must have; None takes any.
-            unpacked: a file to lay the rows out in, if they can't be read where they lie.
+            dimension: the required width d; None accepts any.
+            unpacked: file for a copy of the rows, if they cannot be read in place.
         """
 
     def rows(self, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
-        """The rows [n, d] of an opened file, opened anew."""
+        """Return the rows [n, d] of a file that was opened before."""
 
 
 def fingerprint(*paths: Path) -> str:
-    """Path, size and time of files."""
-    return " ".join(
-        f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" if path.exists() else f"{path}:absent"
-        for path in paths
-    )
+    """Return path, size and time of files."""
+    found = [(path, path.stat() if path.exists() else None) for path in paths]
+    return " ".join(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" if stat else f"{path}:absent" for path, stat in found)
 
 
 def matrix_fault(shape: tuple[int, ...], dtype: np.dtype[Any], dimension: int | None) -> BadPartition | None:
-    """Why an array can't be rows of d numbers, or None."""
+    """Return the reason why an array is not rows of d numbers, or None."""
     rows = shape[0] if shape else 1
     if len(shape) != 2 or not shape[1] or dtype.newbyteorder("=") not in FLOATS:
         return BadPartition("not an embedding matrix", f"{dtype} {list(shape)}", rows)
     if shape[1] > MAX_DIMENSION:
-        return BadPartition(
-            "not an embedding matrix", f"{list(shape)}: more than {MAX_DIMENSION:,} numbers a row", rows
-        )
+        many = f"{list(shape)}: more than {MAX_DIMENSION:,} numbers a row"
+        return BadPartition("not an embedding matrix", many, rows)
     if dimension is not None and shape[1] != dimension:
         return BadPartition("wrong dimension", f"{shape[1]}, not {dimension}", rows)
     return None
@@ -111,7 +108,7 @@ def matrix_size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int]
 
 
 def common_dimension(files: Sequence[EmbeddingFile]) -> int | None:
-    """The width d that most rows have, so that one bad file doesn't decide; None if no file is readable."""
+    """Return the width d of most rows, so that one bad file does not decide; None if no file is readable."""
     rows: Counter[int] = Counter()
     for file in files:
         if (size := file.size()) is not None:

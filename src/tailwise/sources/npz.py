@@ -1,4 +1,4 @@
-"""Arrays of an `.npz` file without reading it whole, and without unpickling anything."""
+"""Arrays of an `.npz` file, without reading it whole, and without unpickling."""
 
 from __future__ import annotations
 
@@ -21,16 +21,12 @@ _COPY_BYTES = 1 << 22
 
 
 def read_member(path: Path, name: str) -> Header:
-    """Reads the header of a member.
-
-    Args:
-        path: of the `.npz` file.
-        name: of the array.
+    """Return the header of the array `name` of an `.npz` file.
 
     Raises:
         KeyError: there is no such array.
         ValueError: it is pickled, damaged or cut off.
-        OSError, zipfile.BadZipFile: the file can't be read.
+        OSError, zipfile.BadZipFile: the file cannot be read.
     """
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
         try:
@@ -40,17 +36,12 @@ def read_member(path: Path, name: str) -> Header:
 
 
 def open_member(path: Path, name: str, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
-    """Opens one array: where it lies if it is stored, else mapped from `unpacked`, where it is laid out first.
+    """Open the array `name` of an `.npz` file: in place if it is stored, else mapped from `unpacked`, to which it is decompressed first.
 
-    Memory doesn't grow with the array. DataComp's own files are compressed.
-
-    Args:
-        path: of the `.npz` file.
-        name: of the array.
-        unpacked: the file for a compressed array; one that is there already is taken for it.
+    An existing `unpacked` is used as it is. Memory does not grow with the array. DataComp's own files are compressed.
 
     Raises:
-        As `read_member`, and what `zipfile` raises for damaged compressed data.
+        As `read_member`, and the errors of `zipfile` for damaged compressed data.
     """
     member = read_member(path, name)
     with zipfile.ZipFile(path) as archive:

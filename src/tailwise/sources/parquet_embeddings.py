@@ -32,12 +32,10 @@ EMBEDDING_COLUMNS = ("embedding", "embeddings")
 
 
 def choose_columns(schema: pa.Schema, id_column: str | None, embedding_column: str | None) -> tuple[str, str] | None:
-    """The columns of ids and of embeddings of a Parquet file, or None if it lacks one.
+    """Return the columns of ids and of embeddings of a Parquet file, or None if it lacks one.
 
-    Args:
-        schema: of the file.
-        id_column: None takes the first of ID_COLUMNS that is there.
-        embedding_column: None takes the first of EMBEDDING_COLUMNS that is there; one that holds lists of floats, if any does.
+    Without `id_column`, it is the first of ID_COLUMNS in the file. Without `embedding_column`, it is the first of EMBEDDING_COLUMNS in the
+    file, preferably one with lists of floats.
     """
     ids = [name for name in ID_COLUMNS if name in schema.names] if id_column is None else [id_column]
     named = EMBEDDING_COLUMNS if embedding_column is None else (embedding_column,)
@@ -48,42 +46,32 @@ def choose_columns(schema: pa.Schema, id_column: str | None, embedding_column: s
 
 @dataclass(frozen=True)
 class ParquetEmbeddings:
-    """One Parquet file; an EmbeddingFile. Lists can't be mapped: each join lays them out first, batch by batch.
+    """One Parquet file; an EmbeddingFile. Lists cannot be mapped: each join first writes them to an array, batch by batch."""
 
-    Attributes:
-        path: of the file.
-        id_column: "uid", or another that holds keys, or paths that end in tar and key.
-        embedding_column: of lists of floats.
-    """
-
-    path: Path
-    id_column: str
-    embedding_column: str
+    path: Path  # the file
+    id_column: str  # "uid", or another column with keys, or with paths that end in tar and key
+    embedding_column: str  # column with lists of floats
     home: None = None
 
     @property
     def naming(self) -> Naming:
-        """By uid where the column is called so, else by key."""
+        """The kind of names: "uid" if the column has this name, else "key"."""
         return "uid" if self.id_column == "uid" else "key"
 
     @property
     def fingerprint(self) -> str:
-        """Of the file, and the columns' names."""
+        """The fingerprint of the file, with the columns' names."""
         return f"{fingerprint(self.path)} {self.id_column} {self.embedding_column}"
 
     def size(self) -> tuple[int, int] | None:
-        """(n, d), d as most lists at its begin have; None if it can't be read."""
+        """Return (n, d), d as most lists at its start have; None if it cannot be read."""
         try:
             return self._look()
         except DAMAGE:
             return None
 
     def _look(self) -> tuple[int, int]:
-        """Return (n, d).
-
-        Raises:
-            DAMAGE: it can't be read, or its column holds no vectors.
-        """
+        """Return (n, d); raise DAMAGE if the file cannot be read, or its column has no vectors."""
         with open_table(self.path, [self.id_column, self.embedding_column]) as file:
             given = file.schema_arrow.field(self.embedding_column).type
             if not is_vectors(given):
@@ -93,27 +81,25 @@ class ParquetEmbeddings:
             else:
                 lists = next(self._batches(self.embedding_column), pa.array([], pa.list_(pa.float32())))
                 counts = pc.value_counts(_lengths(unwrapped(lists)).drop_null()).to_pylist()
-                dimension = max(counts, key=lambda count: (count["counts"], count["values"]), default={"values": 0})[
-                    "values"
-                ]
+                _, dimension = max(((count["counts"], count["values"]) for count in counts), default=(0, 0))
             rows = int(file.metadata.num_rows)
         if fault := matrix_fault((rows, dimension), np.dtype(np.float32), None):
             raise ValueError(f"column {self.embedding_column!r} holds no vectors: {fault.detail}")
         return rows, dimension
 
     def _batches(self, column: str) -> Iterator[pa.Array]:
-        """A column, without holding more of a row group than its pages of this moment."""
+        """Yield a column, with no more of a row group in memory than its current pages."""
         with open_table(self.path, [column]) as file:
             for batch in file.iter_batches(BATCH_ROWS, [column]):
                 yield batch.column(0)
 
     def names(self) -> Iterator[pa.Array]:
-        """The column of ids."""
+        """Yield the column of ids."""
         for ids in self._batches(self.id_column):
             yield pc.utf8_lower(uid_texts(ids)) if self.naming == "uid" else texts(ids, self.id_column)
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
-        """Lays the vectors out in `unpacked`, 2 or 4 bytes a number."""
+        """Write the vectors to `unpacked`, 2 or 4 bytes a number."""
         try:
             rows, own = self._look()
         except DAMAGE as error:
@@ -131,7 +117,7 @@ class ParquetEmbeddings:
         return Opened(read_array(unpacked), self.names(), unfit)
 
     def _unpack(self, unpacked: Path, rows: int, dimension: int) -> npt.NDArray[np.bool_]:
-        """Writes [n, d]; returns which lists are null or of another length: bool [n], mapped."""
+        """Write [n, d]; return which lists are null or of another length: bool [n], mapped."""
         unfit = create_array(unpacked.with_suffix(".unfit.npy"), (rows,), np.bool_)
         with replacing(unpacked) as temporary:
             target: npt.NDArray[Any] | None = None
@@ -143,9 +129,7 @@ class ParquetEmbeddings:
                     half = pa.types.is_float16(vectors.type)
                     target = create_array(temporary, (rows, dimension), np.float16 if half else np.float32)
                 good = fits.to_numpy(zero_copy_only=False)
-                with np.errstate(
-                    over="ignore"
-                ):  # a float64 beyond float32's range becomes inf, and is rejected as such
+                with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, and is rejected later
                     block = np.asarray(vectors.to_numpy(zero_copy_only=False)).reshape(-1, dimension)
                     target[start : start + len(lists)][good] = block
                 unfit[start : start + len(lists)] = ~good
@@ -155,7 +139,7 @@ class ParquetEmbeddings:
         return unfit
 
     def rows(self, unpacked: Path) -> npt.NDArray[Any]:
-        """The vectors as they were laid out, mapped."""
+        """Return the vectors that were written, mapped."""
         return read_array(unpacked)
 
 

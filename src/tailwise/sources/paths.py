@@ -1,12 +1,13 @@
-"""Names that tell the tar too: `{tar path}/{key}.jpg`, or `{folder named as the tar}/{key}.jpg`.
+"""Names that include the tar: `{tar path}/{key}.jpg`, or `{folder named as the tar}/{key}.jpg`.
 
-A tar is known again by the longest common end of its path: pools move, and their tars' last folders mostly move with them.
+A tar is recognized by the longest common end of its path: pools move, and the last folders of the tars mostly move with them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -19,25 +20,20 @@ _TAR = ".tar/"
 
 
 class Place(NamedTuple):
-    """A name, parted.
+    """The two parts of a name."""
 
-    Attributes:
-        home: path of the tar, with ".tar"; or of the folder, without.
-        key: in the tar.
-    """
-
-    home: str
-    key: str
+    home: str  # path of the tar, with ".tar"; or of the folder, without
+    key: str  # key in the tar
 
 
 def in_tar(name: str) -> Place | None:
-    """The tar and the key of `{tar path}/{key}.jpg`; None for other names."""
+    """Return the tar and the key of `{tar path}/{key}.jpg`; None for other names."""
     at = name.rfind(_TAR)
     return None if at < 0 else Place(name[: at + 4], split_name(name[at + 5 :])[0])
 
 
 def in_folder(name: str) -> Place | None:
-    """The folder and the key of `{folder}/{key}.jpg`; None for a name without folder."""
+    """Return the folder and the key of `{folder}/{key}.jpg`; None for a name without folder."""
     folder, slash, rest = name.rpartition("/")
     return Place(folder, split_name(rest)[0]) if slash else None
 
@@ -50,7 +46,7 @@ def dotted_key(name: str, place: Place) -> str:
 
 
 def homes(names: pa.Array) -> list[str]:
-    """The tars and folders that some names begin with, each once."""
+    """Return the distinct tars and folders at the start of some names."""
     with_folder = names.filter(pc.match_substring(names, "/").fill_null(False))
     folders = pc.unique(pc.replace_substring_regex(with_folder, pattern=r"/[^/]*$", replacement=""))
     texts = [f"{folder}/" for folder in folders.to_pylist()]
@@ -58,9 +54,9 @@ def homes(names: pa.Array) -> list[str]:
 
 
 def _components(home: str) -> list[str]:
-    """The name of a tar and its folders, from the name backwards, without scheme; a folder stands for the tar of its name.
+    """Return the name of a tar and its folders, from the name backwards, without scheme; a folder stands for the tar of its name.
 
-    The last is always "", so that whole paths that agree do so longer than one that is the end of the other.
+    The last is always "", so that two equal paths agree longer than a path and its end.
     """
     path = home.split("://", 1)[-1]
     name, *folders = [part for part in path.split("/") if part not in ("", ".")][::-1] or [""]
@@ -68,25 +64,20 @@ def _components(home: str) -> list[str]:
 
 
 class TarMatcher:
-    """Which shard of a catalog each home is: first `note` them all, then `settle`, then ask `shard`."""
+    """Finds the shard of a catalog for each home: first `note` all homes, then call `settle`, then `shard`."""
 
     def __init__(self, paths: Sequence[str], preferred: frozenset[int] | None) -> None:
-        """Prepares.
-
-        Args:
-            paths: of the catalog's shards, by id.
-            preferred: shards that win where several fit equally well.
-        """
+        """Index the paths of the catalog's shards. `preferred` shards win where several fit equally well."""
         self._preferred = preferred
         self._by_name: defaultdict[str, list[tuple[int, list[str]]]] = defaultdict(list)
         for shard, path in enumerate(paths):
             if path.endswith(".tar"):
                 parts = _components(path)
                 self._by_name[parts[0]].append((shard, parts))
-        self._matches: dict[str, tuple[int, int]] = {}  # home → (shard, or AMBIGUOUS; how many components agree)
+        self._matches: dict[str, tuple[int, int]] = {}  # home → (shard, or AMBIGUOUS; number of equal components)
 
     def note(self, home_paths: Iterable[str]) -> None:
-        """Looks for the shard of each home; those that no shard has the name of are not kept."""
+        """Find the shard of each home; homes whose name no shard has are not kept."""
         for home in home_paths:
             if home not in self._matches and (match := self._match(home)):
                 self._matches[home] = match
@@ -104,7 +95,7 @@ class TarMatcher:
         return (fitting[0] if len(fitting) == 1 else AMBIGUOUS), best
 
     def settle(self) -> None:
-        """Gives each shard to one home: where several came to it, to the one that agrees longest, or to none."""
+        """Give each shard to one home: of several, to the one that agrees longest, or to none if two agree equally."""
         claims: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
         for home, (shard, agreed) in self._matches.items():
             if shard >= 0:
@@ -119,15 +110,10 @@ class TarMatcher:
                     self._matches[home] = (AMBIGUOUS, agreed)
 
     def shard(self, home: str) -> int:
-        """The shard of a noted home; ABSENT, or AMBIGUOUS if it may be several, or several homes may be it."""
+        """Return the shard of a noted home; ABSENT, or AMBIGUOUS if several shards fit it, or several homes fit the shard."""
         return self._matches.get(home, (ABSENT, 0))[0]
 
 
 def _agreement(left: list[str], right: list[str]) -> int:
-    """How many components agree, from the name backwards."""
-    agreed = 0
-    for one, other in zip(left, right, strict=False):
-        if one != other:
-            break
-        agreed += 1
-    return agreed
+    """Return the number of equal components, from the name backwards."""
+    return len([*takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))])

@@ -1,4 +1,4 @@
-"""Rows of arrays in users' files, read by ranges: a file that is cut while it is read is an error, where a map would end the process."""
+"""Rows of arrays in users' files, read by ranges: a file that is cut while it is read gives an error, where a map would end the process."""
 
 from __future__ import annotations
 
@@ -14,22 +14,18 @@ from tailwise.storage.pread import pread_many
 
 
 class StoredRows:
-    """An array [n] or [n, d] that lies in a file; `offset` of its header counts from the first byte of the file."""
+    """An array [n] or [n, d] in a file; `offset` of its header counts from the first byte of the file."""
 
     def __init__(self, path: Path, header: Header) -> None:
         self.shape, self.dtype = header.shape, header.dtype
         self._path, self._offset = path, header.offset
         width = int(np.prod(header.shape[1:]))
-        # A file holds strips of n items each: whole rows, or the columns of an array that is stored column by column.
+        # A file holds strips of n items each: whole rows, or the columns of an array in column order.
         self._strips, self._numbers = (width, 1) if header.fortran else (1, width)
 
     @classmethod
     def of_file(cls, path: Path) -> StoredRows:
-        """Return the array of a `.npy` file.
-
-        Raises:
-            OSError, ValueError: it can't be read; see `read_header`.
-        """
+        """Return the array of a `.npy` file; raise an OSError or ValueError if it cannot be read (see `read_header`)."""
         with path.open("rb") as stream:
             return cls(path, read_header(stream, os.fstat(stream.fileno()).st_size))
 
@@ -38,14 +34,10 @@ class StoredRows:
         return self.shape[0]
 
     def __getitem__(self, at: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Return some rows, by a slice or by their numbers.
-
-        Raises:
-            OSError: the file can't be read, or ends before them.
-        """
+        """Return some rows, by a slice or by their numbers; raise an OSError if the file cannot be read, or ends before them."""
         rows = np.arange(*at.indices(len(self))) if isinstance(at, slice) else at
         item_bytes = self._numbers * self.dtype.itemsize
-        runs = np.flatnonzero(np.diff(rows, prepend=-2) != 1)  # of rows that lie side by side
+        runs = np.flatnonzero(np.diff(rows, prepend=-2) != 1)  # of consecutive rows
         lengths = np.diff(runs, append=len(rows)) * item_bytes
         strips = np.arange(self._strips)[:, None] * len(self)
         starts = (self._offset + (strips + rows[runs]) * item_bytes).ravel()

@@ -1,4 +1,4 @@
-"""Which Parquet files of a source are DataComp's metadata, which are embeddings, and which are neither."""
+"""The kinds of Parquet files in a source: DataComp's metadata, embeddings, or neither."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Kind = Literal["metadata", "embeddings", "unreadable", "other"]
 
 
 def find_tables(source: str) -> list[Path]:
-    """The Parquet files that a local folder, file, glob or brace pattern names, by name; without sidecars of tars.
+    """Return the Parquet files of a local folder, file, glob or brace pattern, by name; without sidecars of tars.
 
-    Of a folder, those in it; else those anywhere below. Hidden folders, and what lies in clip-retrieval's layout, are left out.
+    Of a folder, these are the files in it, or else those anywhere below. Hidden folders and clip-retrieval's layout are left out.
     """
     if "://" in source:
         return []
@@ -36,9 +36,8 @@ def find_tables(source: str) -> list[Path]:
         matches = {pattern: glob.glob(pattern) for pattern in expand(LocalFileSystem(), str(path))}  # noqa: PTH207  (Path globs are relative)
         missing = [pattern for pattern, names in matches.items() if not names and pattern.endswith(".parquet")]
         if missing and len(missing) < len(matches):
-            raise UserError(
-                f"{len(missing):,} of {len(matches):,} files or patterns in {source!r} are missing, first {missing[0]}: restore them"
-            )
+            count = f"{len(missing):,} of {len(matches):,} files or patterns"
+            raise UserError(f"{count} in {source!r} are missing, first {missing[0]}: restore them")
         found = [Path(name) for names in matches.values() for name in names]
     tables = sorted({item for item in found if item.suffix == ".parquet" and item.is_file()}, key=str)
     return [item for item in tables if not _is_sidecar(item)]
@@ -64,10 +63,10 @@ def _in_folder(folder: Path, items: Iterable[Path]) -> list[Path]:
 
 
 def kind_of(path: Path, id_column: str | None = None, embedding_column: str | None = None) -> Kind:
-    """What a Parquet file is, by its columns.
+    """Return the kind of a Parquet file, by its columns.
 
-    A column of vectors makes it embeddings; `uid` and `text`, without img2dataset's `key` or clip-retrieval's `image_path`, metadata. A
-    column that has the name of embeddings but another type makes it embeddings too, which are rejected by that type when they are read.
+    A column of vectors means embeddings; `uid` and `text`, without img2dataset's `key` or clip-retrieval's `image_path`, mean metadata. A
+    column with a name of embeddings but another type means embeddings too; they are rejected because of that type when they are read.
     """
     try:
         schema = pq.read_schema(path)

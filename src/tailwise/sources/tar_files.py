@@ -21,22 +21,16 @@ from tailwise.text import is_utf8
 
 _MAGIC = "*?[{"
 _SHOWN_MISSING = 3
-UNKNOWN_BYTES = -1  # size of a tar that cannot be read, or whose server does not tell its size
+UNKNOWN_BYTES = -1  # size of a tar that cannot be read, or whose server does not report it
 _EMBEDDINGS = ("img_emb", "text_emb", "embeddings")
 
 
 class LeftOut(NamedTuple):
-    """A file or folder that an import sees and does not read.
+    """A file or folder that an import sees and does not read."""
 
-    Attributes:
-        path: of it.
-        reason: why not.
-        remedy: what to do.
-    """
-
-    path: str
-    reason: str
-    remedy: str
+    path: str  # its path or URL
+    reason: str  # why it is not read
+    remedy: str  # what to do
 
 
 @dataclass
@@ -45,7 +39,7 @@ class NamedTars:
 
     Attributes:
         tars: path or URL and size in bytes (or UNKNOWN_BYTES) of each, by name within each pattern.
-        failed: why tars cannot be read, for those of `tars` that were tried in vain.
+        failed: reason for each of `tars` that cannot be read.
         left_out: files that are seen and not read.
     """
 
@@ -54,7 +48,7 @@ class NamedTars:
     left_out: list[LeftOut] = field(default_factory=list)
 
     def add(self, address: str, size: int | RemoteError | None) -> bool:
-        """Add one tar, if it is there."""
+        """Add one tar if it exists; return whether it does."""
         if isinstance(size, RemoteNotFoundError):
             return False
         if not is_utf8(address):
@@ -67,7 +61,7 @@ class NamedTars:
 
 
 class _RemoteFiles:
-    """The file system of a URL, each request repeated where that may help."""
+    """The file system of a URL; requests are repeated where that may help."""
 
     def __init__(self, url: str) -> None:
         self._files = filesystem(url)[0]
@@ -75,7 +69,7 @@ class _RemoteFiles:
         self.unstrip_protocol = self._files.unstrip_protocol
 
     def isfile(self, _: str) -> bool:
-        """Return True: its size is asked for later, of many files at a time."""
+        """Return True: the sizes of many files are requested together later."""
         return True
 
     def exists(self, path: str) -> bool:
@@ -95,10 +89,10 @@ def find_tars(source: str) -> NamedTars:
     Raises:
         UserError: some of several named tars or patterns are missing.
         ValueError: braces are not balanced.
-        RemoteError: a folder can't be listed, or the protocol is unknown.
+        RemoteError: a folder cannot be listed, or the protocol is unknown.
     """
     found = NamedTars()
-    patterns: list[tuple[str, bool, list[str]]] = []  # name, whether it is missing without tars, their addresses
+    patterns: list[tuple[str, bool, list[str]]] = []  # name, True if it is missing without tars, their addresses
     for piece in _pieces(source):
         files: Any = _RemoteFiles(piece) if is_remote(piece) else LocalFileSystem()
         path = filesystem(piece)[1] if is_remote(piece) else files._strip_protocol(piece)
@@ -111,22 +105,19 @@ def find_tars(source: str) -> NamedTars:
             patterns.append((name, _is_missing(files, name) and left_out == len(found.left_out), addresses))
     addresses = [address for *_, items in patterns for address in items]
     sizes = dict(zip(remote := [address for address in addresses if is_remote(address)], sizes_of(remote), strict=True))
-    there = {
-        address: found.add(address, sizes[address] if address in sizes else Path(address).stat().st_size)
-        for address in addresses
-    }
+    sizes = {address: sizes[address] if address in sizes else Path(address).stat().st_size for address in addresses}
+    there = {address: found.add(address, size) for address, size in sizes.items()}
     missing = [name for name, needed, items in patterns if needed and not any(there[address] for address in items)]
     if missing and len(missing) < len(patterns):
         shown = ", ".join(missing[:_SHOWN_MISSING]) + (", …" if len(missing) > _SHOWN_MISSING else "")
-        raise UserError(
-            f"{len(missing):,} of the {len(patterns):,} tars or patterns in {source!r} are missing: {shown}; restore them, or name a "
-            "folder or a glob (*.tar) to import the tars that are there"
-        )
+        count = f"{len(missing):,} of the {len(patterns):,} tars or patterns"
+        remedy = "restore them, or name a folder or a glob (*.tar) to import the tars that are there"
+        raise UserError(f"{count} in {source!r} are missing: {shown}; {remedy}")
     return found
 
 
 def expand(files: Any, path: str) -> Iterator[str]:  # noqa: ANN401  (fsspec has no types)
-    """Yield the globs that a path stands for; folders that exist are taken by name, whatever characters they have."""
+    """Yield the globs of a path; existing folders are taken literally, even with special characters."""
     parts = path.split("/")
     at = next((at for at in range(len(parts)) if _is_pattern(files, parts, at)), len(parts))
     literal = glob.escape("/".join(parts[:at]))
@@ -142,7 +133,7 @@ def _is_pattern(files: Any, parts: list[str], at: int) -> bool:  # noqa: ANN401
 
 
 def _pieces(source: str) -> list[str]:
-    """Return the parts of a list joined by `::`, as open_clip takes it; a URL of fsspec may hold `::` too."""
+    """Return the parts of a list joined by `::`, as in open_clip; a URL of fsspec may hold `::` too."""
     pieces = source.split("::")
     joined = len(pieces) > 1 and all(piece.endswith(".tar") for piece in pieces)
     return pieces if joined and not Path(source).exists() else [source]
@@ -152,14 +143,13 @@ def _remote_embeddings(files: Any, folder: str) -> list[LeftOut]:  # noqa: ANN40
     if "http" in str(files.protocol):
         return []
     remedy = "copy the folder to this machine and name it, to import them"
-    there = [
-        f"{folder}/{name}" for name in _EMBEDDINGS if not folder.endswith(".tar") and files.isdir(f"{folder}/{name}")
-    ]
+    places = [f"{folder}/{name}" for name in _EMBEDDINGS]
+    there = [path for path in places if not folder.endswith(".tar") and files.isdir(path)]
     return [LeftOut(_address(files, path), "folder of embeddings at a URL", remedy) for path in there]
 
 
 def _is_missing(files: Any, name: str) -> bool:  # noqa: ANN401
-    """Return whether a name is that of a tar or folder that is not there."""
+    """Return whether a name is that of a tar or folder that does not exist."""
     return name.endswith(".tar") or not (PurePosixPath(name).suffix or files.exists(name))
 
 
@@ -176,7 +166,7 @@ def _address(files: Any, match: str) -> str:  # noqa: ANN401
 
 
 def _matches(files: Any, pattern: str, left_out: list[LeftOut]) -> list[str]:  # noqa: ANN401
-    """Return the tars of one glob, sorted; a folder stands for the tars in it, or else for those below it."""
+    """Return the tars of one glob, sorted; a folder means the tars in it, or else those below it."""
     literal = _unescaped(pattern)
     remote_tar = isinstance(files, _RemoteFiles) and literal.endswith(".tar")
     if not remote_tar and files.isdir(literal):
@@ -201,15 +191,11 @@ def _in_folder(files: Any, folder: str, left_out: list[LeftOut]) -> list[str]:  
 
 
 def _folders(files: Any, folder: str) -> list[str]:  # noqa: ANN401
-    """Return the folders in a folder, hidden ones excepted."""
+    """Return the folders in a folder, without hidden ones."""
     items = files.ls(folder, detail=True)
     folders = [item["name"].rstrip("/") for item in items if item["type"] == "directory"]
-    inside = f"{folder.rstrip('/')}/"
-    return [
-        name
-        for name in folders
-        if name.startswith(inside) and not name.removeprefix(inside).startswith((".", "__MACOSX"))
-    ]
+    inside, hidden = f"{folder.rstrip('/')}/", (".", "__MACOSX")
+    return [name for name in folders if name.startswith(inside) and not name.removeprefix(inside).startswith(hidden)]
 
 
 def _readable(files: Any, paths: Iterable[str], left_out: list[LeftOut]) -> Iterator[str]:  # noqa: ANN401

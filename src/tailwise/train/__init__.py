@@ -1,1 +1,1 @@
-"""`tailwise train`: open_clip's own trainer, unmodified, fed by a plan."""
+"""`tailwise train`: open_clip's own, unmodified trainer on the samples of a plan."""

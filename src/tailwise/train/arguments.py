@@ -1,4 +1,4 @@
-"""open_clip's arguments: which are ours to give, which decide a training, and how values are spelt."""
+"""open_clip's arguments: those that only tailwise gives, those that decide a training, and what recipes may not use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCAL_MODEL = "local-dir:"
 ALLOW_CODE = "read it, and give --allow-code if you trust it"
 _COMMAND = re.compile(r"pipe:|://.*['\"`$;|&<>\\\s]", re.IGNORECASE)
 
-_PLAN = "the plan says what is trained on"
+_PLAN = "the plan says what is trained on"  # that is, the samples
 _BEFORE = "give it before the --"
 OWNED: Mapping[str, str] = {
     "--train-data": _PLAN,
@@ -33,42 +33,20 @@ OWNED: Mapping[str, str] = {
     "--remote-sync": "it can't be resumed from; copy the run's folder by other means",
 }
 
-# Those that may differ between a run and its resumption: where it runs, what is logged, shown and evaluated. All others decide it.
-FREE = frozenset(
-    {
-        *("train_data", "train_data_upsampling_factors", "train_num_samples", "dataset_type", "dataset_resampled"),
-        *(
-            "val_data",
-            "val_num_samples",
-            "imagenet_val",
-            "imagenet_v2",
-            "csv_separator",
-            "csv_img_key",
-            "csv_caption_key",
-        ),
-        *("cache_dir", "logs", "log_local", "name", "workers", "batch_size", "accum_freq", "epochs", "resume", "seed"),
-        *("save_frequency", "save_most_recent", "zeroshot_frequency", "val_frequency", "delete_previous_checkpoint"),
-        *(
-            "device",
-            "dist_url",
-            "dist_backend",
-            "no_set_device_rank",
-            "ddp_static_graph",
-            "horovod",
-            "grad_checkpointing",
-        ),
-        *("report_to", "wandb_notes", "wandb_project_name", "debug", "copy_codebase", "log_every_n_steps"),
-        *("remote_sync", "remote_sync_frequency", "remote_sync_protocol", "model", "pretrained"),
-    }
-)
+# Arguments that may change when a run is resumed: hardware, logs, validation, and those that tailwise checks itself.
+FREE = frozenset({
+    "train_data", "train_data_upsampling_factors", "train_num_samples", "dataset_type", "dataset_resampled",
+    "val_data", "val_num_samples", "imagenet_val", "imagenet_v2", "csv_separator", "csv_img_key", "csv_caption_key",
+    "cache_dir", "logs", "log_local", "name", "workers", "batch_size", "accum_freq", "epochs", "resume", "seed",
+    "save_frequency", "save_most_recent", "zeroshot_frequency", "val_frequency", "delete_previous_checkpoint",
+    "device", "dist_url", "dist_backend", "no_set_device_rank", "ddp_static_graph", "horovod", "grad_checkpointing",
+    "report_to", "wandb_notes", "wandb_project_name", "debug", "copy_codebase", "log_every_n_steps",
+    "remote_sync", "remote_sync_frequency", "remote_sync_protocol", "model", "pretrained",
+})  # fmt: skip
 
 
 def refuse_owned(argv: Sequence[str]) -> None:
-    """Refuses arguments that aren't the user's to give, abbreviated or not.
-
-    Raises:
-        UserError: there is one.
-    """
+    """Raise a UserError for an argument, abbreviated or not, that only tailwise gives."""
     for word in argv:
         option = word.split("=", 1)[0]
         if not option.startswith("--") or option == "--":
@@ -79,17 +57,15 @@ def refuse_owned(argv: Sequence[str]) -> None:
 
 
 def refuse_code(where: str, arguments: Mapping[str, Any], *, allowed: bool) -> None:
-    """Refuse arguments of a recipe that make open_clip run commands or copy code.
-
-    Its readers hand `pipe:` and quotes in URLs to a shell.
+    """Refuse arguments of a recipe that make open_clip run commands or copy code. It hands `pipe:` and quotes in URLs to a shell.
 
     Args:
-        where: they stand, for the error.
-        arguments: of open_clip's trainer, as `spell` takes them.
-        allowed: by the user, with --allow-code.
+        where: place of the arguments, for the error.
+        arguments: arguments of open_clip's trainer, as `option_words` takes them.
+        allowed: True if the user allows code.
 
     Raises:
-        UserError: there is one, and code is not allowed.
+        UserError: there is such an argument, and it is not allowed.
     """
     for word in () if allowed else option_words(arguments):
         option = word.split("=", 1)[0]
@@ -98,33 +74,24 @@ def refuse_code(where: str, arguments: Mapping[str, Any], *, allowed: bool) -> N
 
 
 def require_model(argv: Sequence[str]) -> None:
-    """Refuse arguments that name no model, abbreviated or not: open_clip would train a ResNet-50. A request for help needs none.
-
-    Raises:
-        UserError: there is no model.
-    """
+    """Raise a UserError if no argument names a model, because open_clip would train a ResNet-50. A request for help needs no model."""
     options = {word.split("=", 1)[0] for word in argv}
     if not options & {"--model", "--mode", "--mod", "-h", "--help"}:
         raise UserError("name the model: give --model NAME after the -- (such as ViT-B-32), or a --recipe")
 
 
 def parse(argv: Sequence[str], parse_args: Callable[[list[str]], Any]) -> argparse.Namespace:
-    """What open_clip makes of its arguments.
-
-    Raises:
-        UserError: it refuses them, or they ask for what can't be.
-    """
-    said = io.StringIO()
+    """Return the values that open_clip parses from its arguments. Raise a UserError if open_clip or tailwise refuses them."""
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             parsed: argparse.Namespace = parse_args(list(argv))
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        lines = said.getvalue().strip().splitlines() or ["its arguments are wrong"]
-        raise UserError(
-            f"open_clip: {lines[-1].rpartition('error: ')[2]} (see `tailwise train CATALOG PLAN -- --help`)"
-        ) from stop
+        lines = errors.getvalue().strip().splitlines() or ["its arguments are wrong"]
+        problem = lines[-1].rpartition("error: ")[2]
+        raise UserError(f"open_clip: {problem} (see `tailwise train CATALOG PLAN -- --help`)") from stop
     if parsed.dataset_type == "synthetic":
         raise UserError(f"--dataset-type synthetic can't be given to open_clip here: {_PLAN}")
     if not parsed.logs or parsed.logs.lower() == "none":
@@ -136,7 +103,7 @@ def parse(argv: Sequence[str], parse_args: Callable[[list[str]], Any]) -> argpar
 
 
 def deciding(parsed: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that decide a training, as JSON values: {"--name": value}; a local model by its configuration, not by its path."""
+    """Return the arguments that decide a training, {"--name": JSON value}; a local model by its configuration, not by its path."""
     values = {f"--{name.replace('_', '-')}": value for name, value in vars(parsed).items() if name not in FREE}
     values["--model"] = _model(parsed.model)
     values["--pretrained"] = parsed.pretrained or None
@@ -151,6 +118,5 @@ def _model(name: str) -> str:
     try:
         return f"{LOCAL_MODEL}{digest(path.read_text(encoding='utf-8'))}"
     except OSError as error:
-        raise UserError(
-            f"--model {name}: {path} can't be read ({error.strerror}): give a folder that holds it"
-        ) from error
+        problem = f"{path} can't be read ({error.strerror})"
+        raise UserError(f"--model {name}: {problem}: give a folder that holds it") from error

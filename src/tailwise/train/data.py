@@ -1,4 +1,4 @@
-"""What open_clip's trainer gets in place of its own training data."""
+"""The training data that open_clip's trainer gets."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class SegmentLoader:
-    """One segment of the loader's endless sequence at a time, in the form that the trainer takes.
+    """One segment of the loader's endless sequence at a time, in the trainer's form.
 
     Attributes:
-        num_batches: batches of a segment but the last; the trainer counts its steps by this number.
-        num_samples: samples of such a segment, of all ranks.
+        num_batches: batches of a segment (the last may be shorter); the trainer counts its steps by this number.
+        num_samples: samples of such a segment over all ranks.
     """
 
     def __init__(
@@ -34,19 +34,18 @@ class SegmentLoader:
         form: Callable[[Tensor, Tensor], Any],
         record: Record | None = None,
     ) -> None:
-        """Wraps a loader.
+        """Wrap a loader.
 
         Args:
-            loader: positioned anywhere.
-            segments: how the training is cut.
-            global_batch: samples of a batch, over all ranks.
-            seed: (seed, phase, rank): keys the random numbers of the model.
-            form: (images, texts) → a batch as the trainer takes it.
-            record: where to note what was seen, if anywhere.
+            loader: the loader, at any position.
+            segments: the segments of the training.
+            global_batch: samples of a batch over all ranks.
+            seed: (seed, phase, rank): key of the model's random numbers.
+            form: (images, texts) → a batch in the trainer's form.
+            record: record of the batches, if any.
         """
         self.num_batches, self.num_samples = segments.length, segments.length * global_batch
-        self._segments = segments
-        self._loader, self._seed, self._form, self._record = loader, seed, form, record
+        self._segments, self._loader, self._seed, self._form, self._record = segments, loader, seed, form, record
         self._segment = 0
         self._batches: Iterator[Batch] | None = None
 
@@ -54,7 +53,7 @@ class SegmentLoader:
         return self.num_batches
 
     def set_segment(self, segment: int) -> None:
-        """Goes to the start of a segment, and reseeds the global generators for it."""
+        """Move to the start of a segment, and reseed the global generators for it."""
         self._segment = segment
         first, _ = self._segments.bounds(segment)
         if self._loader.position != first:
@@ -63,7 +62,7 @@ class SegmentLoader:
         reseed(self._seed[0], self._seed[1], segment, self._seed[2])
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of the segment."""
+        """Yield the batches of the segment."""
         if self._batches is None:
             self._batches = iter(self._loader)
         for number in range(*self._segments.bounds(self._segment)):
@@ -76,7 +75,7 @@ class SegmentLoader:
 
 @dataclass
 class TrainData:
-    """Stands where open_clip has its `DataInfo` for "train"."""
+    """Replaces open_clip's `DataInfo` for "train"."""
 
     dataloader: SegmentLoader
 

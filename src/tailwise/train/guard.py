@@ -1,4 +1,4 @@
-"""Whether the installed open_clip has what this package holds on to, found by looking at it before anything starts."""
+"""A check that the installed open_clip has all that tailwise relies on, before a training starts."""
 
 from __future__ import annotations
 
@@ -18,52 +18,27 @@ from tailwise.extras import install_command
 KNOWN = "3.0.0 to 3.3.0"
 
 ARGUMENTS = (
-    *("train_data", "train_num_samples", "dataset_type", "val_data", "imagenet_val", "imagenet_v2", "logs", "name"),
-    *(
-        "epochs",
-        "resume",
-        "save_most_recent",
-        "save_frequency",
-        "seed",
-        "batch_size",
-        "accum_freq",
-        "workers",
-        "warmup",
-    ),
-    *("model", "pretrained", "dist_url"),
-)
+    "train_data", "train_num_samples", "dataset_type", "val_data", "imagenet_val", "imagenet_v2", "logs", "name", "epochs", "resume",
+    "save_most_recent", "save_frequency", "seed", "batch_size", "accum_freq", "workers", "warmup", "model", "pretrained", "dist_url",
+)  # fmt: skip
 
-
-# How the trainer makes a schedule of learning rates: (optimizer, learning rate, steps of warm-up, steps of all, …).
+# Functions that make schedules of learning rates: (optimizer, learning rate, warm-up steps, all steps, …).
 SCHEDULES = ("cosine_lr", "const_lr", "const_lr_cooldown")
 
 
 @dataclass(frozen=True)
 class Hook:
-    """Something of open_clip_train that must be as expected.
+    """Something of open_clip_train that must be as expected."""
 
-    Attributes:
-        module: of the package.
-        name: in the module.
-        words: that its source must have.
-        parameters: that it must take.
-    """
-
-    module: str
-    name: str
-    words: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
+    module: str  # module of the package
+    name: str  # name in the module
+    words: tuple[str, ...] = ()  # texts that its source must hold
+    parameters: tuple[str, ...] = ()  # parameters that it must have
 
 
 HOOKS = (
-    Hook(
-        "main",
-        "main",
-        (
-            *("get_data(", "train_one_epoch(", "save_most_recent", "LATEST_CHECKPOINT_NAME", "setup_logging("),
-            "args.warmup, total_steps",
-        ),
-    ),
+    Hook("main", "main", ("get_data(", "train_one_epoch(", "save_most_recent", "LATEST_CHECKPOINT_NAME")),
+    Hook("main", "main", ("setup_logging(", "args.warmup, total_steps")),
     Hook("main", "get_data", ("args.train_data",), ("args", "preprocess_fns", "epoch", "tokenizer")),
     Hook("main", "train_one_epoch", (".set_epoch(epoch)", ".num_batches", ".num_samples", "enumerate(dataloader)")),
     Hook("main", "LATEST_CHECKPOINT_NAME"),
@@ -73,7 +48,7 @@ HOOKS = (
     Hook("distributed", "world_info_from_env"),
 )
 
-# How the trainer takes a batch, known by a line of its source.
+# The form in which the trainer takes a batch, by a line of its source.
 BATCH_FORMS: Mapping[str, Callable[[Tensor, Tensor], Any]] = {
     "images, texts = batch": lambda images, texts: (images, texts),
     "task.prepare_batch(batch": lambda images, texts: {"image": images, "text": texts},
@@ -82,29 +57,17 @@ BATCH_FORMS: Mapping[str, Callable[[Tensor, Tensor], Any]] = {
 
 @dataclass(frozen=True)
 class Trainer:
-    """open_clip's trainer, looked over.
+    """open_clip's trainer, checked."""
 
-    Attributes:
-        version: of open_clip_torch.
-        main: its module `open_clip_train.main`.
-        parse_args: list of arguments → Namespace.
-        ranks: () → (rank, number of ranks), from the environment, as the trainer will see them.
-        form: (images, texts) → a batch as the trainer takes it.
-    """
-
-    version: str
-    main: ModuleType
-    parse_args: Callable[[list[str]], Any]
-    ranks: Callable[[], tuple[int, int]]
-    form: Callable[[Tensor, Tensor], Any]
+    version: str  # version of open_clip_torch
+    main: ModuleType  # the module `open_clip_train.main`
+    parse_args: Callable[[list[str]], Any]  # list of arguments → Namespace
+    ranks: Callable[[], tuple[int, int]]  # () → (rank, number of ranks), from the environment, as the trainer sees them
+    form: Callable[[Tensor, Tensor], Any]  # (images, texts) → a batch in the trainer's form
 
 
 def find_trainer() -> Trainer:
-    """Imports open_clip's trainer and looks whether all that is held on to is there.
-
-    Raises:
-        UserError: it isn't installed, or something has moved.
-    """
+    """Import open_clip's trainer, or raise a UserError if it is not installed, or HOOKS, ARGUMENTS or BATCH_FORMS do not match it."""
     try:
         modules = {
             name: importlib.import_module(f"open_clip_train.{name}") for name in ("main", "params", "distributed")
@@ -112,31 +75,21 @@ def find_trainer() -> Trainer:
         version = importlib.metadata.version("open_clip_torch")
     except ImportError as error:
         raise UserError(f"training needs open_clip with its trainer ({error}): {install_command('train')}") from error
-    moved = moved_hooks(modules)
-    forms = (
-        []
-        if moved
-        else [form for line, form in BATCH_FORMS.items() if line in _source(modules["main"].train_one_epoch)]
-    )
-    if not moved and not forms:
-        moved = ["the batch that open_clip_train.main.train_one_epoch takes"]
+    main, parse_args = modules["main"], modules["params"].parse_args
+    forms: list[Callable[[Tensor, Tensor], Any]] = []
+    moved = [f"open_clip_train.{hook.module}.{hook.name}" for hook in HOOKS if not _as_expected(hook, modules)]
+    if not moved:
+        parsed = parse_args([])
+        moved = [f"argument --{name.replace('_', '-')}" for name in ARGUMENTS if not hasattr(parsed, name)]
+        forms = [form for line, form in BATCH_FORMS.items() if line in _source(main.train_one_epoch)]
+        if not forms:
+            moved.append("the batch that open_clip_train.main.train_one_epoch takes")
     if moved:
         raise UserError(
             f"open_clip_torch {version} is not as expected: {', '.join(moved)} moved or changed; versions known to work "
             f"are {KNOWN}: install one of them"
         )
-    return Trainer(
-        version, modules["main"], modules["params"].parse_args, lambda: _ranks(modules["distributed"]), forms[0]
-    )
-
-
-def moved_hooks(modules: Mapping[str, ModuleType]) -> list[str]:
-    """What of HOOKS and ARGUMENTS isn't as expected in the modules of open_clip_train, by full name; empty if all is well."""
-    moved = [f"open_clip_train.{hook.module}.{hook.name}" for hook in HOOKS if not _as_expected(hook, modules)]
-    if not moved:
-        parsed = modules["params"].parse_args([])
-        moved = [f"argument --{name.replace('_', '-')}" for name in ARGUMENTS if not hasattr(parsed, name)]
-    return moved
+    return Trainer(version, main, parse_args, lambda: _ranks(modules["distributed"]), forms[0])
 
 
 def _as_expected(hook: Hook, modules: Mapping[str, ModuleType]) -> bool:
@@ -148,7 +101,7 @@ def _as_expected(hook: Hook, modules: Mapping[str, ModuleType]) -> bool:
     return all(word in source for word in hook.words) and all(name in parameters for name in hook.parameters)
 
 
-def _source(thing: Any) -> str:  # noqa: ANN401  (whatever stands there)
+def _source(thing: Any) -> str:  # noqa: ANN401  (any attribute of a module)
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError):

@@ -1,4 +1,4 @@
-"""Runs open_clip's trainer, phase after phase, in this process; under torchrun, in each."""
+"""Runs open_clip's trainer in this process, phase after phase; under torchrun, in each of its processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,45 +41,40 @@ def train(
     argv: Sequence[str],
     options: TrainRequest,
     recipe: Recipe | None = None,
-    tell: Callable[[str], None] = logger.info,
+    report: Callable[[str], None] = logger.info,
     track: Track = silent,
 ) -> list[Run]:
-    """Trains with open_clip on what a plan draws.
+    """Train with open_clip on the samples that a plan draws; return the phases of the training.
 
     Args:
-        plan: of the catalog whose shards are trained on.
+        plan: the plan.
         argv: open_clip's arguments.
-        options: ours.
-        recipe: settings that `argv` and `options` go before.
-        tell: takes lines for the user, by default the log; called on rank 0 only.
-        track: shows progress of one-time work; likewise.
-
-    Returns:
-        The phases that the training has.
+        options: tailwise's options.
+        recipe: settings that `argv` and `options` override.
+        report: takes lines for the user on rank 0; the log by default.
+        track: shows progress of one-time work on rank 0.
 
     Raises:
-        UserError: a mistake in options, recipe or arguments; another open_clip than known; a run that is there already, or is
-            resumed with other settings; a sample that can't be read.
+        UserError: a mistake in options, recipe or arguments; an unknown version of open_clip; the run exists already, or is resumed with
+            other settings; a sample cannot be read.
     """
     require_bytes(plan)  # before a folder is made
-    os.environ.setdefault(
-        "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"
-    )  # open_clip leaves it to torch, which unpickled before 2.6
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch unpickled checkpoints before 2.6
     trainer = find_trainer()
-    if trainer.ranks()[0] != 0:
-        track = silent
+    leader = trainer.ranks()[0] == 0
+    if not leader:
+        report, track = lambda _: None, silent
     runs = decide(plan, argv, options, recipe, trainer, track)
-    quiet: Callable[[str], None] = tell if runs[0].rank == 0 else lambda _: None
-    if runs[0].rank == 0:
+    if leader:
         _check_folders(runs, resume=options.resume)
-        describe(plan, runs, tell)
-        _tell_changes(runs, options, tell)
+        describe(plan, runs, report)
+        _report_changes(runs, options, report)
     left = [run for run in runs if not (run.found or {}).get("finished")]
     for run in left:
-        _train_phase(plan, run, options, trainer, quiet, track, last=run is runs[-1])
+        _train_phase(plan, run, options, trainer, report, track, last=run is runs[-1])
     if not left:
-        describe_result(plan, runs[-1], quiet, last=True)
-        quiet("nothing left to train: all of it is finished")
+        describe_result(plan, runs[-1], report, last=True)
+        report("nothing left to train: all of it is finished")
     return runs
 
 
@@ -89,28 +84,25 @@ def _check_folders(runs: Sequence[Run], *, resume: bool) -> None:
         if found is None:
             continue
         if not resume:
-            raise ConflictError(
-                f"{run.folder} holds a run already: go on with it by `resume`, or give another `name` after the --"
-            )
+            remedy = "go on with it by `resume`, or give another `name` after the --"
+            raise ConflictError(f"{run.folder} holds a run already: {remedy}")
         check_same(run.folder, found["decides"], run.decides)
 
 
-def _tell_changes(runs: Sequence[Run], options: TrainRequest, tell: Callable[[str], None]) -> None:
-    """What may be another when a run goes on, though samples depend on it: a tar may be lost meanwhile."""
+def _report_changes(runs: Sequence[Run], options: TrainRequest, report: Callable[[str], None]) -> None:
+    """Report changed options that affect samples and may still change between resumptions, because a tar may be lost."""
     for run in runs:
         if run.found is None or run.found["finished"]:
             continue
         for name, now in _replacing(options).items():
             before = run.found["about"].get(name, now)
             if before != now:
-                tell(
-                    f"  note: {run.folder} was begun with `{name}` {before}, and goes on with {now}: from here on, other samples may be "
-                    "replaced than would have been"
-                )
+                change = f"{run.folder} was started with `{name}` {before}, and goes on with {now}"
+                report(f"  note: {change}: from here on, other samples may be replaced")
 
 
 def _replacing(options: TrainRequest) -> dict[str, str]:
-    """What decides which samples others stand in for."""
+    """Return the options that decide which samples are replaced."""
     return {"check": options.check, "damaged": options.damaged}
 
 
@@ -119,7 +111,7 @@ def _train_phase(
     run: Run,
     options: TrainRequest,
     trainer: Trainer,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     track: Track,
     *,
     last: bool,
@@ -133,53 +125,54 @@ def _train_phase(
     }
     if run.rank == 0:
         write_run(run.folder, run.decides, about, finished=False)
-    with _own_data(plan, run, options, trainer, track) as made, _own_steps(run, trainer), _own_log(), _ranks_on_cpu():
+    with _own_data(plan, run, options, trainer, track), _own_steps(run, trainer), _own_log(), _ranks_on_cpu():
         if trainer.main.main(_arguments(plan, run, options)) == -1:
-            raise SystemExit(1)  # it has said why
-    for loader in made:
-        loader.close()
+            raise SystemExit(1)  # the trainer has logged the reason
     if run.rank == 0:
         if not last:
             _save_weights(run, run.folder / "checkpoints" / trainer.main.LATEST_CHECKPOINT_NAME)
         write_run(run.folder, run.decides, about, finished=True)
-        describe_result(plan, run, tell, last=last)
+        describe_result(plan, run, report, last=last)
     _leave_group(run.rank, again=not last)
 
 
 def _arguments(plan: Plan, run: Run, options: TrainRequest) -> list[str]:
-    """All arguments for open_clip: those of the run, then ours."""
-    words = [
-        *run.arguments,
-        *option_words(
-            {
-                "train-data": f"tailwise plan {plan.name} of {plan.catalog.folder}",
-                "train-num-samples": run.segments.length * run.global_batch,
-                "epochs": run.segments.count,
-                "seed": run.seed,
-                "logs": Path(run.parsed.logs),
-                "name": run.folder.relative_to(Path(run.parsed.logs)).as_posix(),
-                "save-most-recent": True,
-                "resume": "latest" if options.resume else None,
-            }
-        ),
-    ]
-    if run.start is not None:
-        if run.parsed.model.startswith(LOCAL_MODEL):
-            words += option_words({"model": f"{LOCAL_MODEL}{run.start.final}"})
-            # Said again, since open_clip's defaults of these depend on the model's name.
-            words += option_words({name: getattr(run.parsed, name) for name in ("lr", "beta1", "beta2", "eps")})
-        else:
-            words += option_words({"pretrained": run.start.final / WEIGHTS})
-    return words
-
-
-def _log(run: Run) -> Path:
-    return run.folder / f"{REPLACED}{run.rank}.jsonl"
+    """Return all arguments for open_clip: those of the run, then tailwise's."""
+    own = {
+        "train-data": f"tailwise plan {plan.name} of {plan.catalog.folder}",
+        "train-num-samples": run.segments.length * run.order.batch_size,
+        "epochs": run.segments.count,
+        "seed": run.order.seed,
+        "logs": Path(run.parsed.logs),
+        "name": run.folder.relative_to(Path(run.parsed.logs)).as_posix(),
+        "save-most-recent": True,
+        "resume": "latest" if options.resume else None,
+    }
+    if run.start is not None and run.parsed.model.startswith(LOCAL_MODEL):
+        own["model"] = f"{LOCAL_MODEL}{run.start.final}"
+        # Explicit, because open_clip's defaults of these depend on the model's name.
+        own |= {name: getattr(run.parsed, name) for name in ("lr", "beta1", "beta2", "eps")}
+    elif run.start is not None:
+        own["pretrained"] = run.start.final / WEIGHTS
+    return [*run.arguments, *option_words(own)]
 
 
 @contextmanager
-def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, track: Track) -> Iterator[list[Loader]]:
-    """While it lasts, the trainer gets its training data from us, and its other data as ever."""
+def _replaced(owner: Any, **values: Any) -> Iterator[None]:  # noqa: ANN401  (any module)
+    """Replace attributes of another package while the context lasts."""
+    originals = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in originals.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
+def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, track: Track) -> Iterator[None]:
+    """Give the trainer training data from a plan; its other data stay."""
     original = trainer.main.get_data
     made: list[Loader] = []
     record = Record(options.record, run.folder.name, run.rank) if options.record else None
@@ -188,27 +181,27 @@ def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, tra
         others = copy.copy(args)
         others.train_data = None
         data: dict[str, Any] = original(others, preprocess_fns, epoch=epoch, tokenizer=tokenizer, **more)
-        run.folder.mkdir(parents=True, exist_ok=True)  # for the log; rank 0 may lie on another node
+        run.folder.mkdir(parents=True, exist_ok=True)  # for the log; rank 0 may run on another node
         loader = Loader(
             plan,
-            batch_size=run.batch_size,
+            batch_size=run.parsed.batch_size,
             rank=run.rank,
             world_size=run.ranks,
-            accumulation=run.accumulation,
+            accumulation=run.order.accumulation,
             transform=preprocess_fns[0],
             tokenizer=tokenizer,
             workers=args.workers,
-            seed=run.seed,
-            lanes=run.lanes,
-            block=run.block,
-            compose=run.compose,
-            first_epoch=run.first_epoch,
+            seed=run.order.seed,
+            lanes=run.order.lanes,
+            block=run.order.block,
+            compose=run.order.compose,
+            first_epoch=run.order.first_epoch,
             check=options.check,
             on_damaged=options.damaged,
             max_replaced=options.max_replaced,
             cache_folder=options.cache,
             cache_bytes=bytes_of("cache_size", options.cache_size),
-            log=_log(run),
+            log=run.folder / f"{REPLACED}{run.rank}.jsonl",
             pin_memory=torch.device(args.device).type == "cuda",
             track=track,
         )
@@ -216,45 +209,34 @@ def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, tra
         segments = SegmentLoader(
             loader,
             segments=run.segments,
-            global_batch=run.global_batch,
-            seed=(run.seed, run.number, run.rank),
+            global_batch=run.order.batch_size,
+            seed=(run.order.seed, run.number, run.rank),
             form=trainer.form,
             record=record,
         )
         return {"train": TrainData(segments), **data}
 
-    trainer.main.get_data = get_data  # type: ignore[attr-defined]
-    try:
-        yield made
-    finally:
-        trainer.main.get_data = original  # type: ignore[attr-defined]
-        if record is not None:
-            record.close()
+    with closing(record) if record is not None else nullcontext(), _replaced(trainer.main, get_data=get_data):
+        yield
+    for loader in made:
+        loader.close()
 
 
-@contextmanager
-def _own_steps(run: Run, trainer: Trainer) -> Iterator[None]:
-    """Lets the trainer's schedules end with the last step: it takes all segments for equal, but the last may be shorter."""
-    originals = {name: getattr(trainer.main, name) for name in SCHEDULES}
+def _own_steps(run: Run, trainer: Trainer) -> AbstractContextManager[None]:
+    """End the trainer's schedules with the last step: the trainer assumes equal segments, but the last may be shorter."""
 
     def ending(schedule: Callable[..., Any]) -> Callable[..., Any]:
-        steps = run.batches // run.accumulation
+        steps = run.batches // run.order.accumulation
         return lambda optimizer, lr, warmup, _, *more: schedule(optimizer, lr, warmup, steps, *more)
 
-    for name, schedule in originals.items():
-        setattr(trainer.main, name, ending(schedule))
-    try:
-        yield
-    finally:
-        for name, schedule in originals.items():
-            setattr(trainer.main, name, schedule)
+    return _replaced(trainer.main, **{name: ending(getattr(trainer.main, name)) for name in SCHEDULES})
 
 
 @contextmanager
 def _own_log() -> Iterator[None]:
-    """Takes away the log handlers that the trainer adds, so that a second phase doesn't write into the first one's log.
+    """Remove the log handlers that the trainer adds, so that a second phase does not write into the first one's log.
 
-    The levels that it gives to all loggers go back as well: what comes next in this process would chatter.
+    Restore the levels of all loggers too, because the trainer makes them verbose.
     """
     before, levels = list(logging.root.handlers), {logger: logger.level for logger in _loggers()}
     try:
@@ -272,24 +254,19 @@ def _loggers() -> list[logging.Logger]:
     return [logging.root, *(item for item in named if isinstance(item, logging.Logger))]
 
 
-@contextmanager
-def _ranks_on_cpu() -> Iterator[None]:
-    """Lets several ranks train on the CPU: the trainer names the device to torch's wrapper, which takes no name but a GPU's."""
+def _ranks_on_cpu() -> AbstractContextManager[None]:
+    """Let several ranks train on the CPU: the trainer passes the device to torch's wrapper, which accepts GPUs only."""
     wrapper = torch.nn.parallel.DistributedDataParallel
 
     def wrap(module: torch.nn.Module, device_ids: Any = None, **more: Any) -> torch.nn.Module:  # noqa: ANN401
         on_cpu = all(torch.device(device).type == "cpu" for device in device_ids or ())
         return wrapper(module, device_ids=None if on_cpu else device_ids, **more)
 
-    torch.nn.parallel.DistributedDataParallel = wrap  # type: ignore[assignment,misc]
-    try:
-        yield
-    finally:
-        torch.nn.parallel.DistributedDataParallel = wrapper  # type: ignore[misc]
+    return _replaced(torch.nn.parallel, DistributedDataParallel=wrap)
 
 
 def _save_weights(run: Run, checkpoint: Path) -> None:
-    """Writes the weights alone, in a folder from which open_clip can make the model, for the next phase."""
+    """Write the weights of a phase to a folder from which open_clip can make the model of the next phase."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     run.final.mkdir(exist_ok=True)
     if run.parsed.model.startswith(LOCAL_MODEL):
@@ -302,10 +279,10 @@ def _save_weights(run: Run, checkpoint: Path) -> None:
 
 
 def _leave_group(rank: int, *, again: bool) -> None:
-    """Ends the process group, which the trainer begins and leaves open; all ranks meet before, at another port afterwards.
+    """End the process group, which the trainer leaves open; with `again`, agree on another port for the next group first.
 
-    The trainer will begin the next group from the same environment. The store behind it may be torchrun's, where the first group's
-    addresses still stand: so the next one gets a store of its own, on rank 0.
+    The trainer makes the next group from the same environment. Its store may be torchrun's, which still has the first group's addresses.
+    So the next group gets its own store, on rank 0.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         if again:

@@ -1,4 +1,4 @@
-"""From options, recipe and arguments to the phases of a training, all decided before anything runs."""
+"""The phases of a training, decided from options, recipe and arguments before anything runs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ from tailwise.train.runs import read_run
 from tailwise.train.segments import Segments, cut
 
 PROGRESS_STEPS = 100
-REPLACED = "replaced-rank-"  # logs of replaced samples, one of each rank
-WEIGHTS = "open_clip_pytorch_model.bin"  # the name that open_clip looks for in a folder
-
-MAX_SEED = 2**31 - 1  # the trainer adds the rank to it, and numpy takes 32 bits
+REPLACED = "replaced-rank-"  # start of the names of logs of replaced samples, one log per rank
+WEIGHTS = "open_clip_pytorch_model.bin"  # the name that open_clip expects in a folder
+MAX_SEED = 2**31 - 1  # the trainer adds the rank, and numpy takes 32 bits
 
 
 @dataclass(frozen=True)
@@ -39,33 +38,25 @@ class Run:
     Attributes:
         number: 0, 1, …
         folder: LOGS/NAME.
-        arguments: open_clip's, as given.
-        parsed: what open_clip makes of them.
-        lanes: of the loader.
-        block: likewise.
-        compose: likewise.
-        seed: of order and augmentations.
-        rank: of this process.
-        ranks: how many there are.
-        first_epoch: plan epoch that it begins with.
-        last_epoch: plan epoch that it ends in.
-        segments: how it is cut.
-        start: the run whose weights it starts from, if any.
-        found: what the folder's `tailwise.json` says; None if there is none.
-        decides: what must be the same when it is resumed.
+        arguments: open_clip's arguments as given.
+        parsed: the same, parsed by open_clip.
+        order: order of the samples over all ranks, with accumulation and first epoch.
+        rank: rank of this process.
+        ranks: number of ranks.
+        last_epoch: plan epoch in which the phase ends.
+        segments: segments of the phase.
+        start: the phase whose weights this one starts from, if any.
+        found: content of the folder's `tailwise.json`; None if there is none.
+        decides: values that must be the same when the phase is resumed.
     """
 
     number: int
     folder: Path
     arguments: list[str]
     parsed: argparse.Namespace
-    lanes: int
-    block: int
-    compose: str
-    seed: int
+    order: OrderOptions
     rank: int
     ranks: int
-    first_epoch: int
     last_epoch: int
     segments: Segments
     start: Run | None
@@ -73,23 +64,8 @@ class Run:
     decides: Mapping[str, Any]
 
     @property
-    def batch_size(self) -> int:
-        """Samples of a batch on each rank."""
-        return int(self.parsed.batch_size)
-
-    @property
-    def accumulation(self) -> int:
-        """Batches per optimizer step."""
-        return int(self.parsed.accum_freq)
-
-    @property
-    def global_batch(self) -> int:
-        """Samples of a batch over all ranks."""
-        return self.batch_size * self.ranks
-
-    @property
     def batches(self) -> int:
-        """Of the whole phase."""
+        """Batches of the whole phase."""
         return self.segments.batches
 
     @property
@@ -106,17 +82,13 @@ def decide(
     trainer: Trainer,
     track: Track = silent,
 ) -> list[Run]:
-    """Decides all phases of a training.
-
-    Raises:
-        UserError: something is wrong with options, recipe or arguments, or the plan is too small for a single step.
-    """
+    """Return all phases of a training, or raise a UserError for invalid options, or a plan that is too small for a single step."""
     _check(options)
     for option, folder in (("`record`", options.record), ("`cache`", options.cache)):
         if folder is not None:
             check_output_folder(folder, option)
     refuse_owned(argv)
-    parse(argv, trainer.parse_args)  # its help, or its complaints about what the user gave, come first
+    parse(argv, trainer.parse_args)  # open_clip's help and its errors about the user's arguments come first
     runs: list[Run] = []
     phases = _phases(options, recipe)
     for number, phase in enumerate(phases):
@@ -125,22 +97,18 @@ def decide(
         parsed = parse(arguments, trainer.parse_args)
         require_model(arguments)
         if len(phases) > 1 and parsed.dist_url not in {None, "env://"}:
-            raise UserError(
-                f"`dist_url` {parsed.dist_url}: a recipe of several phases needs env://, which torchrun sets up"
-            )
+            needed = "a recipe of several phases needs env://, which torchrun sets up"
+            raise UserError(f"`dist_url` {parsed.dist_url}: {needed}")
         name = parsed.name or (f"{plan.name}-{recipe.name}" if recipe else plan.name)
         folder = Path(parsed.logs) / (name if len(phases) == 1 else f"{name}-phase{number + 1}")
         check_output_folder(folder, "`logs`")
-        runs.append(
-            _decide_one(
-                plan, number, folder, arguments, parsed, phase, options, trainer, runs[-1] if runs else None, track
-            )
-        )
+        start = runs[-1] if runs else None
+        runs.append(_decide_one(plan, number, folder, arguments, parsed, phase, options, trainer, start, track))
     return runs
 
 
 def _check(request: TrainRequest) -> None:
-    """Refuse what can't be, before a run's folder is made."""
+    """Refuse invalid options before a run's folder is created."""
     for name, value, choices in (("check", request.check, CHECKS), ("damaged", request.damaged, ON_DAMAGED)):
         if value not in choices:
             raise UserError(f"`{name}` {value!r}: must be one of {', '.join(choices)}")
@@ -152,17 +120,15 @@ def _check(request: TrainRequest) -> None:
 
 
 def _phases(options: TrainRequest, recipe: Recipe | None) -> list[Phase]:
-    """The recipe's phases, or the only one; what the user gave goes before what the recipe says."""
+    """Return the recipe's phases, or the only phase; options override the recipe."""
     if options.epochs is not None and options.samples_seen is not None:
         raise UserError("give either `epochs` or `samples_seen`")
     long = options.epochs is not None or options.samples_seen is not None
     if recipe is None and not long:
-        raise UserError("say how long: give `epochs` (of the plan) or `samples_seen`, or a `recipe`")
+        raise UserError("say how long: give `epochs` (of the plan), `samples_seen` or a `recipe`")
     if recipe is not None and len(recipe.phases) > 1 and (long or options.checkpoint_every is not None):
-        raise UserError(
-            f"recipe {recipe.name!r} has {len(recipe.phases)} phases, each with its own length: change it in a copy of the "
-            "file, and give that as `recipe`"
-        )
+        remedy = "change it in a copy of the file, and give that as `recipe`"
+        raise UserError(f"recipe {recipe.name!r} has {len(recipe.phases)} phases, each with its own length: {remedy}")
     phases = recipe.phases if recipe is not None else (Phase(),)
     given = {name: getattr(options, name) for name in ("checkpoint_every", "lanes", "block", "compose")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -172,7 +138,7 @@ def _phases(options: TrainRequest, recipe: Recipe | None) -> list[Phase]:
 
 
 def _arguments(argv: Sequence[str], phase: Phase, trainer: Trainer) -> list[str]:
-    """Defaults, the recipe's, the user's: of what is given twice, open_clip takes the last."""
+    """Return defaults, then the recipe's arguments, then the user's: open_clip takes the last of duplicates."""
     own = option_words({"save-frequency": 0, **phase.open_clip})
     if phase.global_batch is not None:
         accumulation = parse([*own, *argv], trainer.parse_args).accum_freq
@@ -199,9 +165,8 @@ def _decide_one(
     track: Track,
 ) -> Run:
     if start is not None and ":" in start.parsed.model and not start.parsed.model.startswith(LOCAL_MODEL):
-        raise UserError(
-            f"`model` {start.parsed.model}: a recipe of several phases needs a model by name, or {LOCAL_MODEL}FOLDER"
-        )
+        needed = f"a recipe of several phases needs a model by name, or {LOCAL_MODEL}FOLDER"
+        raise UserError(f"`model` {start.parsed.model}: {needed}")
     rank, ranks = trainer.ranks()
     global_batch, accumulation = parsed.batch_size * ranks, parsed.accum_freq
     found = read_run(folder) if options.resume else None
@@ -216,19 +181,14 @@ def _decide_one(
     counting = Order(plan, order)
     batches = _batches(counting, phase, first, track)
     if batches < accumulation and phase.epochs is None:
-        raise UserError(
-            f"{phase.samples_seen:,} samples are less than a step of {global_batch * accumulation:,}: give more `samples_seen`, or a "
-            "smaller `batch_size` after the --"
-        )
+        few = f"{phase.samples_seen:,} samples are less than a step of {global_batch * accumulation:,}"
+        raise UserError(f"{few}: give more `samples_seen`, or a smaller `batch_size` after the --")
     if batches < accumulation:
-        raise UserError(
-            f"plan {plan.name!r} gives {batches} batches of {global_batch:,} samples, less than a step of {accumulation}: "
-            "give more epochs, or a smaller `batch_size` after the --"
-        )
+        few = f"plan {plan.name!r} gives {batches} batches of {global_batch:,} samples, less than a step of {accumulation}"
+        raise UserError(f"{few}: give more epochs, or a smaller `batch_size` after the --")
     if phase.checkpoint_every is not None and phase.checkpoint_every < accumulation:
         raise UserError(f"`checkpoint_every` {phase.checkpoint_every}: must be at least `accum_freq` {accumulation}")
     segments = cut(batches, accumulation, phase.checkpoint_every)
-    last = counting.epoch_at(segments.batches - 1)
     decides = {
         "plan": f"{plan.name} {digest(plan.manifest['identity'])}",
         "seed": seed,
@@ -244,28 +204,12 @@ def _decide_one(
         "open_clip": trainer.version,
         **deciding(parsed),
     }
-    return Run(
-        number=number,
-        folder=folder,
-        arguments=arguments,
-        parsed=parsed,
-        lanes=lanes,
-        block=block,
-        compose=compose,
-        seed=seed,
-        rank=rank,
-        ranks=ranks,
-        first_epoch=first,
-        last_epoch=last if phase.epochs is None else first + phase.epochs - 1,
-        segments=segments,
-        start=start,
-        found=found,
-        decides=decides,
-    )
+    last = counting.epoch_at(segments.batches - 1) if phase.epochs is None else first + phase.epochs - 1
+    return Run(number, folder, arguments, parsed, order, rank, ranks, last, segments, start, found, decides)
 
 
 def _batches(counting: Order, phase: Phase, first: int, track: Track) -> int:
-    """Batches of a phase. Where the draw is random, all its epochs are counted for that, which takes a while the first time."""
+    """Return the number of batches of a phase. For a random draw, all its epochs are counted, which takes time once."""
     if phase.epochs is not None:
         steps = range(first + 1, first + phase.epochs, -(-phase.epochs // PROGRESS_STEPS))
         for epoch in track(steps, "counting epochs", len(steps)):
@@ -279,42 +223,43 @@ def _batches(counting: Order, phase: Phase, first: int, track: Track) -> int:
 
 
 def _epochs(run: Run) -> str:
-    if run.last_epoch > run.first_epoch:
-        return f"epochs {run.first_epoch} to {run.last_epoch}"
-    return f"epoch {run.first_epoch}"
+    first, last = run.order.first_epoch, run.last_epoch
+    return f"epochs {first} to {last}" if last > first else f"epoch {first}"
 
 
-def describe_result(plan: Plan, run: Run, tell: Callable[[str], None], *, last: bool) -> None:
-    """Print what a finished phase has seen, where its checkpoint is, and the command that evaluates the last one."""
+def describe_result(plan: Plan, run: Run, report: Callable[[str], None], *, last: bool) -> None:
+    """Report the samples of a finished phase, its checkpoint, and after the last phase the command that evaluates it."""
     logs = sorted(run.folder.glob(f"{REPLACED}*.jsonl"))
-    # A batch that was trained again after an interruption is listed twice.
+    # A set, because a batch that was trained again after an interruption is logged twice.
     replaced = {json.loads(line)["position"] for log in logs for line in log.read_text(encoding="utf-8").splitlines()}
-    tell(
-        f"{run.folder}: saw {run.batches * run.global_batch:,} samples in {run.batches:,} batches, {_epochs(run)} of plan "
-        f"{plan.name!r}; {len(replaced):,} of them replaced"
-        + (f", listed in {logs[0].parent}/{REPLACED}*" * bool(replaced))
+    place = f", listed in {logs[0].parent}/{REPLACED}*" if replaced else ""
+    report(
+        f"{run.folder}: saw {run.batches * run.order.batch_size:,} samples in {run.batches:,} batches, {_epochs(run)} of plan "
+        f"{plan.name!r}; {len(replaced):,} of them replaced{place}"
     )
-    tell(f"  checkpoint: {run.folder / 'checkpoints' / f'epoch_{run.segments.count}.pt'}")
+    report(f"  checkpoint: {run.folder / 'checkpoints' / f'epoch_{run.segments.count}.pt'}")
     if last:
-        tell(f"  next: {command_line('evaluate', run.folder, data='SET').strip('`')}")
+        report(f"  next: {command_line('evaluate', run.folder, data='SET').strip('`')}")
 
 
-def describe(plan: Plan, runs: Sequence[Run], tell: Callable[[str], None]) -> None:
-    """Tells what will be trained, before it is."""
+def describe(plan: Plan, runs: Sequence[Run], report: Callable[[str], None]) -> None:
+    """Report what the phases will train on."""
     for run in runs:
-        step, left = run.global_batch * run.accumulation, run.segments.left_out
+        order, left = run.order, run.segments.left_out
         which = f"phase {run.number + 1} of {len(runs)}: " if len(runs) > 1 else ""
-        tell(f"{which}{run.folder}: {_epochs(run)} of plan {plan.name!r}, order seed {run.seed}, {run.lanes} lanes")
-        tell(
-            f"  {run.batches:,} batches of {run.global_batch:,} samples ({run.ranks} ranks × {run.batch_size:,}), "
-            f"{run.batches // run.accumulation:,} steps, {run.batches * run.global_batch:,} samples"
+        report(
+            f"{which}{run.folder}: {_epochs(run)} of plan {plan.name!r}, order seed {order.seed}, {order.lanes} lanes"
         )
-        tell(
+        report(
+            f"  {run.batches:,} batches of {order.batch_size:,} samples ({run.ranks} ranks × {run.parsed.batch_size:,}), "
+            f"{run.batches // order.accumulation:,} steps, {run.batches * order.batch_size:,} samples"
+        )
+        report(
             f"  {run.segments}, a checkpoint after each; left out: {left} batch{'es' * (left != 1)} "
-            f"({left * run.global_batch:,} samples), and what fills no batch"
+            f"({left * order.batch_size:,} samples), and samples that fill no batch"
         )
-        if run.parsed.warmup * step >= run.batches * run.global_batch:
-            tell(
+        if run.parsed.warmup * order.accumulation >= run.batches:
+            report(
                 f"  note: the warm-up ({run.parsed.warmup:,} steps) is as long as the training: "
                 "the learning rate never comes down; give `warmup` after the --"
             )

@@ -1,4 +1,4 @@
-"""The random numbers that a model draws while it trains: patch dropout, drop path."""
+"""The random numbers that a model draws during training (patch dropout, drop path)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tailwise.kernels.keyed import stream_key
 
 
 def reseed(seed: int, *numbers: int) -> None:
-    """Seeds the global generators of torch (CPU and CUDA), random and numpy from a key of (seed, numbers)."""
+    """Seed the global generators of torch (CPU and CUDA), random and numpy from a key of (seed, numbers)."""
     key = int(stream_key(seed, "train", *numbers))
     torch.manual_seed(key)
     random.seed(key)
-    np.random.seed(key % (1 << 32))  # noqa: NPY002  (it is the global generator that others use)
+    np.random.seed(key % (1 << 32))  # noqa: NPY002  (other libraries use the global generator)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Gives the global generators back as they were: what reads data may use them, or not, as it pleases."""
+    """Restore the state of the global generators at the end, because code that reads data may use them."""
     torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a training saw, batch by batch: `record`."""
+"""The record of a training: which samples each batch held."""
 
 from __future__ import annotations
 
@@ -17,21 +17,17 @@ class Record:
     """Appends one JSON line per batch of this rank to FOLDER/RUN.rank-R.jsonl.
 
     A line has segment, batch, epochs and rows (of each sample), pixels and texts (CRC-32 of the tensors' bytes, 8 hexadecimal
-    digits), and replaced (samples replaced in it). A batch that is repeated after a resumption is there twice; the later one counts.
+    digits), and replaced (number of replaced samples). A batch that is repeated after a resumption has two lines; the later one counts.
     """
 
     def __init__(self, folder: Path, run: str, rank: int) -> None:
-        """Opens the file; makes the folder.
-
-        Raises:
-            OSError: it can't be written to.
-        """
+        """Create the folder and open the file, or raise an OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{run}.rank-{rank}.jsonl"
         self._stream = self.path.open("a", encoding="utf-8")
 
     def add(self, segment: int, number: int, batch: Batch) -> None:
-        """Writes one batch, and flushes it."""
+        """Write one batch and flush the file."""
         line = {
             "segment": segment,
             "batch": number,
@@ -45,10 +41,10 @@ class Record:
         self._stream.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._stream.close()
 
 
 def checksum(tensor: Tensor) -> str:
-    """CRC-32 of a tensor's bytes, row after row: 8 hexadecimal digits."""
+    """Return the CRC-32 of a tensor's bytes in row order: 8 hexadecimal digits."""
     return f"{zlib.crc32(tensor.detach().cpu().contiguous().numpy().data):08x}"

@@ -1,4 +1,4 @@
-"""Length of a training: batches, cut into segments. open_clip's "epoch" is a segment; a plan's epoch is not."""
+"""Segments of a training. A segment is an "epoch" of open_clip's trainer, not an epoch of the plan."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ MOST_STEPS = 1000  # between checkpoints, by default
 
 @dataclass(frozen=True)
 class Segments:
-    """A training, cut into segments.
+    """A training, cut into segments."""
 
-    Attributes:
-        count: number of segments; a checkpoint follows each.
-        length: batches of each segment but the last, a multiple of the accumulation.
-        last: batches of the last segment, 1 … length, a multiple of the accumulation.
-        left_out: batches at the end that fill no step, fewer than the accumulation.
-    """
-
-    count: int
-    length: int
-    last: int
-    left_out: int
+    count: int  # number of segments; a checkpoint follows each
+    length: int  # batches of each segment but the last, a multiple of the accumulation
+    last: int  # batches of the last segment, 1 … length, a multiple of the accumulation
+    left_out: int  # batches at the end that fill no step, fewer than the accumulation
 
     @property
     def batches(self) -> int:
@@ -42,18 +35,11 @@ class Segments:
 
 
 def cut(batches: int, accumulation: int = 1, checkpoint_every: int | None = None) -> Segments:
-    """Cut a training into segments that hold every whole step.
+    """Cut a training of `batches` batches into segments that hold every whole optimizer step (`accumulation` batches).
 
-    Segments are equal if a number of segments divides the steps that keeps each within `checkpoint_every` and makes at most a quarter
-    more checkpoints than needed. Otherwise the last segment is shorter.
-
-    Args:
-        batches: batches of the whole training.
-        accumulation: batches per optimizer step, at least 1.
-        checkpoint_every: longest segment, in batches; None for a twentieth of the training, and at most 1,000 steps.
-
-    Raises:
-        ValueError: there are fewer batches than one step takes, or `checkpoint_every` is shorter than a step.
+    Segments are at most `checkpoint_every` batches long; None stands for a twentieth of the training, and at most 1,000 steps. They are
+    equal if some number of segments divides the steps and makes at most a quarter more checkpoints than needed. Otherwise the last
+    segment is shorter. Raise a ValueError if `batches` or `checkpoint_every` is less than one step.
     """
     steps = batches // accumulation
     if steps < 1:
