@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 from PIL import EpsImagePlugin, Image
 
 from tailwise.catalog import Catalog
@@ -34,6 +35,9 @@ from tailwise.kernels.grid import unit_rows_on_grid
 from tailwise.kernels.keyed import random_below, stream_key
 from tailwise.log import LOGGER
 from tailwise.steps.importing.pool import import_pool
+
+settings.register_profile("tests", deadline=None)  # seconds say nothing about what is tested
+settings.load_profile("tests")
 
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     # There are as many of these processes as processors. Each keeps to one: threads of two on one processor wait for each other,

@@ -223,6 +223,7 @@ def plainly(text, folder, words):
     return sorted(re.sub(r"\d+(\.\d+)? s\b", "# s", text).splitlines())  # some are listed by hash
 
 
+@pytest.mark.slow
 def test_every_command_does_the_same_under_other_names(begin, tmp_path, tree_bytes):
     text = Path(layout.__file__).read_text(encoding="utf-8")
     other_text, words = renamed(text)

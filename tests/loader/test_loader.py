@@ -656,7 +656,7 @@ def test_a_catalog_that_can_only_be_read(fork_python, fresh_plan, tmp_path, tree
         for path in (tmp_path / "writable").rglob("*"):
             path.chmod(0o755)
         tmp_path.chmod(0o755)
-        ended([fork_python(READ_ONLY, folder, tmp_path / "writable", out=out)])
+        ended([fork_python(READ_ONLY, folder, tmp_path / "writable", out=out, err=tmp_path / "err")])
     assert out.read_text() == "True\n"
     assert tree_bytes(folder) == before
 
@@ -786,7 +786,7 @@ if __name__ == "__main__":
 def test_workers_end_with_a_parent_that_is_killed(fork_python, fresh_plan, tmp_path):
     """Even while they hang in a full pipe to it."""
     out = tmp_path / "out"
-    process = fork_python(KILLED, fresh_plan.catalog.folder, out=out)
+    process = fork_python(KILLED, fresh_plan.catalog.folder, out=out, err=tmp_path / "err")
     try:
         wait_until(out.read_text)
         assert out.read_text() == "reading\n"
@@ -829,7 +829,7 @@ def test_a_kill_while_units_are_counted(fork_python, fresh_plan, tmp_path):
     reached = 1
     for trial in range(2):
         out = tmp_path / f"out-{trial}"
-        process = fork_python(COUNT, fresh_plan.catalog.folder, out=out)
+        process = fork_python(COUNT, fresh_plan.catalog.folder, out=out, err=tmp_path / "err")
         wait_until(out.read_text)
         while len(list(folder.glob("epoch-*.npy"))) < reached + 5:
             time.sleep(0.0003)
