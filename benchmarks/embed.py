@@ -30,6 +30,7 @@ from common import print_header
 from PIL import Image
 
 import tailwise
+from tailwise.context import Context
 from tailwise.encoders import Encoder, load_encoder
 from tailwise.encoders.precision import has_native_bf16
 from tailwise.execution.local import default_workers
@@ -198,7 +199,7 @@ def ours(
     options = EmbedRequest(
         encoder="", column="image", device=str(device), precision=precision, backend="torch", batch_size=batch_size
     )
-    embed(catalog, replace(options, encoder=spelt, workers=workers), track=clock.track)
+    embed(catalog, replace(options, encoder=spelt, workers=workers), context=Context(clock.track))
     return clock.rate(batch_size)
 
 

@@ -226,11 +226,11 @@ def test_the_python_api_has_the_same_verbs():
 def test_control_c_says_how_to_go_on(pool, tmp_path, workers_there):
     """To the whole process group, as a terminal sends it, while workers are being started and afterwards."""
     script = (
-        "import sys, time, tailwise.cli, tailwise.steps.importing.shards as stage\n"
+        "import sys, time, tailwise.cli, tailwise.execution.local as local\n"
         "from tailwise.execution.base import Apply, Needs\n"
-        "real = stage.LocalExecutor.map\n"
+        "real = local.LocalExecutor.map\n"
         "slow = lambda self, *_: real(self, Apply(time.sleep), [5] * 40, Needs(workers=6))  # shards that take long\n"
-        "stage.LocalExecutor.map = slow\n"
+        "local.LocalExecutor.map = slow\n"
         "sys.argv[0] = 'tailwise'\n"
         "if __name__ == '__main__': print('ready', flush=True); tailwise.cli.main()"
     )

@@ -13,11 +13,11 @@ import pytest
 
 from tailwise.catalog.outputs import check_output_folder, writing_output
 from tailwise.compare.study import compare
+from tailwise.context import Context
 from tailwise.demo.run import Tools, run_drawn
 from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate.output import check_output as check_evaluation
 from tailwise.export import EXPORTS, export
-from tailwise.progress import silent
 from tailwise.requests import PlanRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
@@ -151,7 +151,7 @@ def test_every_command_that_writes_a_folder_checks_it(plan, tmp_path, tree_bytes
         with pytest.raises(UserError):
             compare(_no_recipe(), folder, None)
         with pytest.raises(UserError):
-            run_drawn(folder, 1000, Tools(lambda _: "", print, silent))
+            run_drawn(folder, 1000, Tools(lambda _: "", print, Context()))
     assert tree_bytes(tmp_path) == before
     shutil.rmtree(theirs)
 

@@ -6,10 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from tailwise.cli import app
+from tailwise.context import Context
 from tailwise.demo.run import Tools, run_on_pool
 from tailwise.demo.sample import take_sample
 from tailwise.errors import UserError
-from tailwise.progress import silent
 from tailwise.steps.importing.pool import import_pool
 
 
@@ -63,7 +63,7 @@ def test_a_pool_that_is_none_leaves_no_folder(tmp_path, monkeypatch):
     told = {"bad.tar": "holds no usable samples", "empty": "nothing to import", "nowhere": "does not exist"}
     for path, message in told.items():
         with pytest.raises(UserError, match=message):
-            run_on_pool(tmp_path / "demo", [path], 1000, Tools(lambda _: "", print, silent))
+            run_on_pool(tmp_path / "demo", [path], 1000, Tools(lambda _: "", print, Context()))
     assert not (tmp_path / "demo").exists()
 
 

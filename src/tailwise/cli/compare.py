@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.app import AllowCode, AsJson, app, with_bars
+from tailwise.cli.app import AllowCode, AsJson, app, with_progress
 from tailwise.cli.printing import say
 from tailwise.cli.requests import step_commands
 from tailwise.errors import UserError
@@ -76,9 +76,7 @@ def compare(
     def tell(line: str) -> None:
         say(line, error=as_json)
 
-    summary = with_bars(
-        lambda track: run_all(loaded, folder, runner, only=only or (), seeds=chosen, report=tell, track=track)
-    )
+    summary = run_all(loaded, folder, runner, only=only or (), seeds=chosen, report=tell, context=with_progress())
     if as_json:
         print_json(summary)
         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, shown
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_progress
 from tailwise.cli.printing import say
 from tailwise.cli.requests import takes
 from tailwise.requests import DedupRequest
@@ -48,7 +48,7 @@ def dedup(
 
     opened = open_catalog(catalog)
     if suggest:
-        found = make_guide(opened, request, shown())
+        found = make_guide(opened, request, with_progress())
         if as_json:
             from dataclasses import asdict
 
@@ -56,7 +56,7 @@ def dedup(
         else:
             _print_guide(found)
         return
-    made = run(opened, request, shown())
+    made = run(opened, request, with_progress())
     if as_json:
         print_json({"name": made.name, **made.summary})
     else:

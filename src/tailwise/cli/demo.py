@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import app, with_bars
+from tailwise.cli.app import app, with_progress
 from tailwise.cli.printing import say
 from tailwise.errors import UserError
 
@@ -52,14 +52,11 @@ def demo(
         raise UserError("--images does nothing with a POOL" if pool else "--samples does nothing without a POOL")
     from tailwise.demo.run import Tools, run_drawn, run_on_pool
 
-    def work(track: object) -> None:
-        tools = Tools(_invoke, say, track)  # type: ignore[arg-type]
-        if pool:
-            run_on_pool(output or Path("demo-pool"), pool, samples or 20_000, tools)
-        else:
-            run_drawn(output or Path("demo"), images or 6400, tools)
-
-    with_bars(work)
+    tools = Tools(_invoke, say, with_progress())
+    if pool:
+        run_on_pool(output or Path("demo-pool"), pool, samples or 20_000, tools)
+    else:
+        run_drawn(output or Path("demo"), images or 6400, tools)
 
 
 def _invoke(words: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_progress
 from tailwise.cli.printing import say
 from tailwise.cli.requests import takes
 from tailwise.requests import EmbedRequest
@@ -32,7 +32,7 @@ def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) 
     from tailwise.steps.embedding.embed import embed as run
 
     opened = open_catalog(catalog)
-    report = with_bars(lambda track: run(opened, request, track))
+    report = run(opened, request, with_progress())
     if as_json:
         totals = {"embedded": report.embedded, "lacking": report.lacking}
         print_json({**totals, "columns": [asdict(made) for made in report.columns], **rejected_json(report.rejections)})

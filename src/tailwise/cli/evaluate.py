@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailwise.cli.app import AsJson, app, open_catalog, with_bars
+from tailwise.cli.app import AsJson, app, open_catalog, with_progress
 from tailwise.cli.printing import say
 from tailwise.cli.requests import takes
 from tailwise.requests import EvaluateRequest
@@ -52,7 +52,7 @@ def evaluate(
     config = _config(checkpoint, data, request) if output is not None else {}
     if output is not None:
         check_output(output, config, overwrite=overwrite)
-    made = with_bars(lambda track: run(checkpoint, data, request, track=track))
+    made = run(checkpoint, data, request, context=with_progress())
     if output is not None:
         write_output(output, config, made)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, Overwrite, PlanName, app, open_plan, say_note, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, Overwrite, PlanName, app, open_plan, say_note, with_progress
 from tailwise.cli.printing import say
 from tailwise.cli.requests import takes
 from tailwise.errors import UserError
@@ -88,9 +88,7 @@ def _export(
     from tailwise.steps.planning.unused_lists import unused_by_plan
 
     made = open_plan(catalog, name)
-    written = with_bars(
-        lambda track: run(made, to, output, epoch=epoch, overwrite=overwrite, sharding=sharding, track=track)
-    )
+    written = run(made, to, output, epoch=epoch, overwrite=overwrite, sharding=sharding, context=with_progress())
     rejected, unused = left_out(output), unused_by_plan(made)
     figures = export_figures(made, to, epoch)
     if as_json:

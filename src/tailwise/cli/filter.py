@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_progress
 from tailwise.cli.printing import say
 from tailwise.cli.requests import takes
 from tailwise.requests import FilterRequest
@@ -46,7 +46,7 @@ def filter_(
     from tailwise.steps.scoring.filter import filter_samples, try_filter
 
     opened = open_catalog(catalog)
-    made = with_bars(lambda track: (try_filter if dry_run else filter_samples)(opened, request, track))
+    made = (try_filter if dry_run else filter_samples)(opened, request, with_progress())
     if as_json:
         print_json({"name": made.name, **made.summary})
     else:

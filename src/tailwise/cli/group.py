@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, with_progress
 from tailwise.cli.printing import say
 from tailwise.cli.requests import takes
 from tailwise.requests import GroupRequest
@@ -32,7 +32,7 @@ def group(catalog: CatalogPath, request: GroupRequest, as_json: AsJson = False) 
     from tailwise.steps.planning.unused_lists import unused_by_clustering
 
     opened = open_catalog(catalog)
-    made = with_bars(lambda track: run(opened, request, track))
+    made = run(opened, request, with_progress())
     unused = unused_by_clustering(opened, made.name)
     if as_json:
         print_json({"name": made.name, **made.summary, "unused_drop_lists": [asdict(item) for item in unused]})

@@ -16,7 +16,7 @@ from tailwise.cli.app import (
     open_catalog,
     open_plan,
     say_note,
-    with_bars,
+    with_progress,
 )
 from tailwise.cli.printing import budget_text, say
 from tailwise.cli.requests import takes
@@ -71,7 +71,7 @@ def plan(
         from tailwise.plan.methods import load_methods
 
         load_methods(methods)
-    made = with_bars(lambda track: make_plan(opened, name, request, track))
+    made = make_plan(opened, name, request, with_progress())
     unused = unused_by_plan(made)
     total = first_epoch(made).total
     left_out = left_out_of_plan(made)

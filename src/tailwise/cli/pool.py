@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_progress
 from tailwise.cli.printing import say
 from tailwise.cli.requests import takes
 from tailwise.errors import NotFoundError, UserError
@@ -42,16 +42,14 @@ def import_(
 
     if len(paths) < 2:
         raise UserError("give at least one SOURCE, and the CATALOG last")
-    report = with_bars(
-        lambda track: import_pool(
-            paths[:-1],
-            paths[-1],
-            format_name=request.format_name,
-            options=request,
-            workers=request.workers,
-            max_rejected=request.max_rejected,
-            track=track,
-        )
+    report = import_pool(
+        paths[:-1],
+        paths[-1],
+        format_name=request.format_name,
+        options=request,
+        workers=request.workers,
+        max_rejected=request.max_rejected,
+        context=with_progress(),
     )
     if as_json:
         figures = {
@@ -117,7 +115,7 @@ def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
     from tailwise.steps.upkeep.verify import verify as run
 
     opened = open_catalog(catalog)
-    count, bad = with_bars(lambda track: run(opened, track))
+    count, bad = run(opened, with_progress())
     broken = broken_inputs(opened)
     if as_json:
         print_json({"files": count, "changed_or_missing": [str(path) for path in bad], "broken_inputs": broken})
@@ -154,5 +152,5 @@ def relocate(
         if not Path(new).exists():
             raise NotFoundError(f"{new} doesn't exist: move the shards there first")
     opened = open_catalog(catalog)
-    changed = with_bars(lambda track: run(opened, old, new, track))
+    changed = run(opened, old, new, with_progress())
     say(f"{changed:,} paths now begin with {new}" if changed else f"no path changed: paths begin with {new} already")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tailwise.cli.app import AsJson, CatalogPath, Overwrite, app, open_catalog, with_bars
+from tailwise.cli.app import AsJson, CatalogPath, Overwrite, app, open_catalog, with_progress
 from tailwise.cli.printing import say
 
 SHOWN = 10
@@ -37,7 +37,7 @@ def remove(
     from tailwise.steps.upkeep.remove import remove as run
 
     opened = open_catalog(catalog)
-    report = with_bars(lambda track: run(opened, keys, reason=reason, dry_run=dry_run, track=track))
+    report = run(opened, keys, reason=reason, dry_run=dry_run, context=with_progress())
     if as_json:
         print_json(report.as_json())
         return
@@ -96,9 +96,7 @@ def excluded(
 
     opened = open_catalog(catalog)
     made = None if plan is None else Plan(opened, plan)
-    counts = with_bars(
-        lambda track: write_excluded(opened, output, made, epochs=epochs, overwrite=overwrite, track=track)
-    )
+    counts = write_excluded(opened, output, made, epochs=epochs, overwrite=overwrite, context=with_progress())
     if as_json:
         print_json([{"stage": stage, "reason": why, "samples": samples} for (stage, why), samples in counts.items()])
         return

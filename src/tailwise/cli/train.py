@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tailwise.cli.app import AllowCode, CatalogPath, PlanName, app, open_plan, say_note, with_bars
+from tailwise.cli.app import AllowCode, CatalogPath, PlanName, app, open_plan, say_note, with_progress
 from tailwise.cli.requests import takes
 from tailwise.requests import TrainRequest
 
@@ -53,4 +53,4 @@ def train(
     plan = open_plan(catalog, name)
     for item in unused_by_plan(plan):
         say_note(item.note())
-    with_bars(lambda track: run(plan, open_clip or [], request, settings, report=say_note, track=track))
+    run(plan, open_clip or [], request, settings, report=say_note, context=with_progress())

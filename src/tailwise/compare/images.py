@@ -14,8 +14,8 @@ import torch
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, digest, read_array
 from tailwise.catalog.removals import Removals
+from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
@@ -48,7 +48,7 @@ def decoded_pool(
     resize: Callable[[Any], torch.Tensor],
     tokenizer: Tokenizer,
     about: object,
-    track: Track = silent,
+    context: Context | None = None,
 ) -> Pictures:
     """Decode a snapshot's samples, or map the arrays of an earlier call with the same arguments.
 
@@ -60,24 +60,25 @@ def decoded_pool(
         resize: PIL image → float tensor [3, S, S] in [0, 1].
         tokenizer: captions → int tensor [n, L].
         about: what `resize` and `tokenizer` depend on, as a JSON value.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: the decoded pool would exceed MOST_BYTES, or a shard can't be read.
     """
+    context = context or Context()
     total = snapshot.rows * 3 * size * size
     if total > MOST_BYTES:
         raise UserError(
             f"{snapshot.rows:,} images of {size} pixels are {total:,} bytes decoded, more than {MOST_BYTES:,}: "
             "use `trainer: open_clip`, which decodes during the training"
         )
-    removals = Removals.of(catalog, snapshot, track)
+    removals = Removals.of(catalog, snapshot, context.progress)
     name = digest([FORMAT, snapshot.id, removals.id, size, about])
     paths = [folder / name / f"{item}.npy" for item in ("pixels", "tokens", "readable")]
     if not paths[-1].exists():
         with locked(folder / ".lock", str(folder), wait=True):
             if not paths[-1].exists():
-                _decode(catalog, snapshot, removals, paths, size, resize, tokenizer, track)
+                _decode(catalog, snapshot, removals, paths, size, resize, tokenizer, context)
     return Pictures(*(read_array(path) for path in paths))
 
 
@@ -89,11 +90,11 @@ def _decode(
     size: int,
     resize: Callable[[Any], torch.Tensor],
     tokenizer: Tokenizer,
-    track: Track,
+    context: Context,
 ) -> None:
     """Write the three arrays. `readable` is written last: its file marks the others as complete."""
-    ensure_locations(catalog, snapshot, track)
-    shards = comparable_shards(catalog, snapshot, track)
+    ensure_locations(catalog, snapshot, context)
+    shards = comparable_shards(catalog, snapshot, context)
     store = open_shards(shards, paths[0].parent, MOST_BYTES)
     ends = np.cumsum(shards.column("rows").to_numpy())
     locations = Locations(catalog, snapshot)
@@ -103,7 +104,7 @@ def _decode(
     with replacing(paths[0]) as pixel_path, replacing(paths[1]) as token_path:
         pixels = create_array(pixel_path, (rows, 3, size, size), np.uint8)
         tokens = create_array(token_path, (rows, length), np.int32)
-        for start in track(range(0, rows, CHUNK_ROWS), "decoding the pool"):
+        for start in context.track(range(0, rows, CHUNK_ROWS), "decoding the pool"):
             mine = np.arange(start, min(start + CHUNK_ROWS, rows))
             mine = mine[removals.keeps(mine)]
             homes = np.searchsorted(ends, mine, "right").astype(np.int32)

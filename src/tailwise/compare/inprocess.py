@@ -26,6 +26,7 @@ from tailwise.catalog.removals import Removals
 from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_numbers
 from tailwise.compare.images import Pictures, decoded_pool
 from tailwise.compare.recipe import Training
+from tailwise.context import Context
 from tailwise.devices import find_device
 from tailwise.encoders.open_clip import model_id, silenced
 from tailwise.errors import UserError
@@ -33,7 +34,6 @@ from tailwise.extras import install_command
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.substitutes import Substitutes
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track, silent
 from tailwise.rejects import refuse_many
 from tailwise.storage.local import replacing
 from tailwise.train.randomness import reseed, undisturbed
@@ -71,7 +71,7 @@ def train_in_process(
     folder: Path,
     cache: Path,
     name: str,
-    track: Track = silent,
+    context: Context | None = None,
 ) -> Trained:
     """Train once.
 
@@ -83,11 +83,12 @@ def train_in_process(
         folder: folder for `checkpoint.pt` and `losses.npy` (float32, one per step).
         cache: folder of the decoded pool.
         name: name of the run.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: open_clip is not installed, the model is unknown, or the pool is too large to keep decoded.
     """
+    context = context or Context()
     folder.mkdir(parents=True, exist_ok=True)
     factory = _open_clip()
     device = find_device(training.device)
@@ -96,12 +97,12 @@ def train_in_process(
         np.random.seed(seed)  # noqa: NPY002  (as open_clip's trainer does, before it makes the model)
         torch.manual_seed(seed)
         model = _make(factory, training.model, device)
-        source = _Source(plan, training, seed, compose, cache, factory, model, device, track)
+        source = _Source(plan, training, seed, compose, cache, factory, model, device, context)
         steps = Steps(model, training, source.steps, device)
         losses = np.empty(source.steps, np.float32)
         seen = np.zeros(plan.rows, np.bool_)
         start = time.perf_counter()
-        for number in track(range(source.steps), f"training {name}", source.steps):
+        for number in context.track(range(source.steps), f"training {name}", source.steps):
             if number % source.segment == 0:
                 reseed(seed, 0, number // source.segment, 0)
             images, texts, rows = source.batch(number)
@@ -181,7 +182,7 @@ class _Source:
         factory: Any,  # noqa: ANN401
         model: Any,  # noqa: ANN401
         device: torch.device,
-        track: Track,
+        context: Context,
     ) -> None:
         self.order = order_of(plan, training, compose, seed)
         segments = cut(training.samples_seen // training.global_batch)
@@ -189,7 +190,7 @@ class _Source:
         config = preprocessing(model)
         self._size, self._device = config["size"], device
         self._scale = training.augment["scale"] if training.augment else None
-        self._pictures = _decoded(plan, training, cache, factory, config, track)
+        self._pictures = _decoded(plan, training, cache, factory, config, context)
         removals = Removals.of(plan.catalog, plan.snapshot)
         broken = int((~self._pictures.readable).sum()) - len(removals.rows)  # removed samples were not decoded
         causes = "other samples would replace them"
@@ -235,7 +236,7 @@ def _decoded(
     cache: Path,
     factory: Any,  # noqa: ANN401
     config: dict[str, Any],
-    track: Track,
+    context: Context,
 ) -> Pictures:
     size = training.cache_pixels or (round(MARGIN * config["size"]) if training.augment else config["size"])
     if training.augment is None and size != config["size"]:
@@ -251,7 +252,7 @@ def _decoded(
         resize=resize,
         tokenizer=factory.get_tokenizer(training.model),
         about=about,
-        track=track,
+        context=context,
     )
 
 

@@ -26,6 +26,7 @@ from tailwise.compare.recipe import CompareRecipe, Row, choose
 from tailwise.compare.summary import summarize, write_summary
 from tailwise.compare.trainers import find_trainer
 from tailwise.compare.treatment import exposures
+from tailwise.context import Context
 from tailwise.encoders.open_clip import model_id
 from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate import evaluate
@@ -34,7 +35,6 @@ from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import Step
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track, silent
 from tailwise.storage.local import locked, replacing
 
 logger = logging.getLogger(__name__)
@@ -127,23 +127,24 @@ class Study:
         values: dict[str, Any] = json.loads(json.dumps(decides, default=str))
         return values
 
-    def do(self, run: Run, runner: Runner, track: Track = silent) -> dict[str, Any] | None:
+    def do(self, run: Run, runner: Runner, context: Context | None = None) -> dict[str, Any] | None:
         """Train and evaluate, where that is not done yet; a complete training is kept for another evaluation.
 
         Returns the result; None if another process has this run.
         """
+        context = context or Context()
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(run.folder / ".lock", str(run.folder)))
             except UserError:
                 return None
-            return self.result(run) or self._do(run, runner, track)
+            return self.result(run) or self._do(run, runner, context)
 
-    def _do(self, run: Run, runner: Runner, track: Track) -> dict[str, Any]:
-        trained, about = self._trained(run, runner, track)
+    def _do(self, run: Run, runner: Runner, context: Context) -> dict[str, Any]:
+        trained, about = self._trained(run, runner, context)
         start = time.perf_counter()
         request = self.recipe.evaluation(f"recipe {self.recipe.name!r}")
-        evaluations = evaluate(trained.checkpoint, self.recipe.evaluate["data"], request, track=track)
+        evaluations = evaluate(trained.checkpoint, self.recipe.evaluate["data"], request, context=context)
         for item in evaluations:
             if item.classes is not None:
                 with replacing(run.folder / f"classes-{item.name.replace('/', '_')}.parquet") as path:
@@ -157,7 +158,7 @@ class Study:
         write_json(run.folder / RESULT, result)
         return result
 
-    def _trained(self, run: Run, runner: Runner, track: Track) -> tuple[Trained, dict[str, Any]]:
+    def _trained(self, run: Run, runner: Runner, context: Context) -> tuple[Trained, dict[str, Any]]:
         note = run.folder / TRAINED
         if note.exists():
             about = read_json(note)
@@ -176,7 +177,7 @@ class Study:
             folder=run.folder,
             cache=self.output / CACHE,
             name=run.label,
-            track=track,
+            context=context,
         )
         explained = explain(plan, 1)
         about = {
@@ -212,7 +213,7 @@ def compare(
     only: Collection[str] = (),
     seeds: Collection[int] = (),
     report: Callable[[str], None] = logger.info,
-    track: Track = silent,
+    context: Context | None = None,
 ) -> dict[str, Any]:
     """Do the missing runs of a comparison, and return the summary of all finished ones, as in `summary.json`.
 
@@ -223,11 +224,12 @@ def compare(
         only: names of the rows to run; all by default.
         seeds: seeds to run; all by default.
         report: takes a line for each run; the log by default.
-        track: shows progress within a run.
+        context: runs the tasks and shows progress within a run.
 
     Raises:
         UserError: a mistake in the recipe, or the folder holds runs of other settings or other files.
     """
+    context = context or Context()
     study = Study(recipe, check_output_folder(output, "`output`", marks=[RUNS, CACHE]))
     for step in [*recipe.prepare, *(run.plan for run in study.runs())]:
         if step.command == "import" and not recipe.sources:
@@ -242,7 +244,7 @@ def compare(
         line = f"[{number}/{len(runs)}] {run.label}"
         if (found := study.result(run)) is not None:
             report(f"{line}: done already, {_describe(found)}")
-        elif (found := study.do(run, runner, track)) is None:
+        elif (found := study.do(run, runner, context)) is None:
             report(f"{line}: another process is running it")
         else:
             report(f"{line}: {_describe(found)}")

@@ -12,10 +12,10 @@ from typing import Any
 from tailwise.catalog.files import read_json, write_json
 from tailwise.compare.inprocess import Trained, train_in_process
 from tailwise.compare.recipe import Training
+from tailwise.context import Context
 from tailwise.devices import find_device
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track, silent
 from tailwise.text import option_words
 from tailwise.train.segments import cut
 
@@ -32,7 +32,7 @@ def train_by_open_clip(
     folder: Path,
     cache: Path,  # noqa: ARG001  (images are decoded during the training)
     name: str,
-    track: Track = silent,  # noqa: ARG001  (open_clip writes its own log)
+    context: Context | None = None,  # noqa: ARG001  (open_clip writes its own log)
 ) -> Trained:
     """Train once with open_clip's trainer, by `tailwise train` in its own process; an interrupted training is resumed.
 

@@ -19,13 +19,13 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.drops import DropList
 from tailwise.catalog.files import read_json, write_json
 from tailwise.catalog.outputs import check_output_folder
+from tailwise.context import Context
 from tailwise.demo import facts
 from tailwise.demo.pool import concept_counts, make_pool, make_test_set, read_photographs
 from tailwise.demo.sample import PoolSample, take_sample
 from tailwise.errors import ConflictError, UserError
 from tailwise.extras import require
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track
 from tailwise.text import command_line, option_words
 from tailwise.train.runs import read_run
 
@@ -60,7 +60,7 @@ class Tools:
 
     invoke: Callable[[Sequence[str]], str]  # runs a command in this process and returns its output
     report: Callable[[str], None]  # takes lines for the user
-    track: Track  # shows progress
+    context: Context  # shows progress
 
 
 @dataclass
@@ -276,7 +276,9 @@ def _train_once(demo: Demo, words: Sequence[object], batches: int, kill_after: i
             [sys.executable, "-m", "tailwise", *line], stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            for _ in demo.tools.track(_recorded(process, _record(demo, line[-1]), kill_after), "train", batches):
+            for _ in demo.tools.context.track(
+                _recorded(process, _record(demo, line[-1]), kill_after), "train", batches
+            ):
                 pass
             if kill_after is not None and process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.local import as_it_is, begin_worker, default_workers
-from tailwise.progress import Track
 from tailwise.shards.containers import container_of
 from tailwise.shards.content import Pairs
 from tailwise.shards.decode import UNREADABLE, ImageError, decode_rgb, too_long
@@ -153,7 +153,7 @@ def read_batches(
     *,
     batch_size: int,
     workers: int | None,
-    track: Track,
+    context: Context,
     description: str,
 ) -> Iterator[Batch]:
     """Yield the batches of all shards, in an order that depends on the number of workers: see `Batch.shard` and `Batch.number`.
@@ -164,7 +164,7 @@ def read_batches(
         parse: bytes of a target → its value; None if they have none. An ImageError leaves the sample out.
         batch_size: n; the last batch of a shard may be smaller.
         workers: number of processes; 1 uses this process. Default: one per processor, at most MAX_WORKERS and the number of shards.
-        track: shows progress.
+        context: runs the tasks and shows progress.
         description: text of the progress bar.
 
     Raises:
@@ -181,7 +181,7 @@ def read_batches(
         worker_init_fn=begin_worker,
         generator=torch.Generator(),  # the global generator's state stays the same
     )
-    for batch in track(cast("Iterable[Batch | UserError]", batches), description):
+    for batch in context.track(cast("Iterable[Batch | UserError]", batches), description):
         if isinstance(batch, UserError):
             raise batch
         yield batch

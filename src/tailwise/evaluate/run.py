@@ -20,7 +20,6 @@ from tailwise.evaluate.counts import count_in_pool, read_train_counts
 from tailwise.evaluate.metrics import Interval, bounded, classification, doublings, recall, tally, thirds
 from tailwise.evaluate.sets import ImageSet, Task, find_set
 from tailwise.evaluate.zero_shot import KS, classify, retrieve
-from tailwise.progress import Track, silent
 from tailwise.rejects import check_share, refuse_many
 from tailwise.requests import EvaluateRequest
 from tailwise.shards.content import HARMLESS
@@ -48,7 +47,7 @@ def evaluate(
     data: str | Path | Sequence[str | Path],
     options: EvaluateRequest = EvaluateRequest(),
     *,
-    track: Track = silent,
+    context: Context | None = None,
 ) -> list[Evaluation]:
     """Evaluate a checkpoint of open_clip on one set or several, without training.
 
@@ -56,7 +55,7 @@ def evaluate(
         checkpoint: see `find_checkpoint`.
         data: see `find_set`.
         options: all other settings.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Returns:
         One evaluation per set, in their order.
@@ -64,17 +63,18 @@ def evaluate(
     Raises:
         UserError: an argument is not valid or cannot be read, or too many samples are left out.
     """
+    context = context or Context()
     bounds = _check(options)
     places = [data] if isinstance(data, str | Path) else list(data)
     if not places:
         raise UserError("there is no set to evaluate on: give `data`")
     found = find_checkpoint(checkpoint, options.model)
     sets = _renamed([find_set(str(place), options.classes, options.templates) for place in places])
-    counts = [_train_counts(item, options, track) for item in sets]
+    counts = [_train_counts(item, options, context) for item in sets]
     loaded = load_model(found, options.device, options.precision)
     evaluations = []
     for item, count in zip(sets, counts, strict=True):
-        evaluations.append(_on_set(loaded, item, count, bounds, options, track))
+        evaluations.append(_on_set(loaded, item, count, bounds, options, context))
         _check_skipped(evaluations[-1], options.max_rejected)
     return evaluations
 
@@ -121,13 +121,13 @@ def _renamed(sets: Sequence[ImageSet]) -> list[ImageSet]:
     return renamed
 
 
-def _train_counts(images: ImageSet, options: EvaluateRequest, track: Track) -> npt.NDArray[np.int64] | None:
+def _train_counts(images: ImageSet, options: EvaluateRequest, context: Context) -> npt.NDArray[np.int64] | None:
     if images.task == "retrieval":
         return None
     if options.train_counts is not None:
         return read_train_counts(options.train_counts, images.classes)
     if options.pool is not None:
-        return count_in_pool(options.pool, images.classes, workers=options.workers, context=Context(track))
+        return count_in_pool(options.pool, images.classes, workers=options.workers, context=context)
     return None
 
 
@@ -137,11 +137,11 @@ def _on_set(
     counts: npt.NDArray[np.int64] | None,
     bounds: tuple[int, int] | None,
     options: EvaluateRequest,
-    track: Track,
+    context: Context,
 ) -> Evaluation:
     if images.task == "retrieval":
-        return _retrieval(loaded, images, options, track)
-    found = classify(loaded, images, options, track)
+        return _retrieval(loaded, images, options, context)
+    found = classify(loaded, images, options, context)
     cells = tally(found.labels, found.guesses, len(images.classes))
     summary, group_of = _figures(cells, counts, bounds, options)
     about = {"set": images.name, "task": images.task, "images": len(found.labels), "classes": len(images.classes)}
@@ -204,8 +204,8 @@ def _class_table(
     return pa.table(columns)
 
 
-def _retrieval(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, track: Track) -> Evaluation:
-    found = retrieve(loaded, images, options, track)
+def _retrieval(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, context: Context) -> Evaluation:
+    found = retrieve(loaded, images, options, context)
     bootstrap: dict[str, int] = {"replicates": options.bootstrap, "seed": options.seed}
     figures = recall(found.found_texts, found.found_images, found.texts, KS, **bootstrap)
     names = ("image_retrieval", "text_retrieval", "mean_recall")

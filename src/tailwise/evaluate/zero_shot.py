@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's convention)
 
+from tailwise.context import Context
 from tailwise.encoders.open_clip import LoadedModel
 from tailwise.errors import UserError
 from tailwise.evaluate.images import Batch, read_batches
 from tailwise.evaluate.metrics import TOP
 from tailwise.evaluate.sets import ImageSet, fill
-from tailwise.progress import Track
 from tailwise.requests import EvaluateRequest
 from tailwise.shards.decode import ImageError
 from tailwise.sources.delimited import read_text
@@ -49,12 +49,12 @@ class Recalls:
     skipped: dict[str, int]  # number of samples that were left out, by reason
 
 
-def classify(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, track: Track) -> Guesses:
+def classify(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, context: Context) -> Guesses:
     """Guess the classes of a set's images, as clip_benchmark does, or raise a UserError for unreadable shards and unknown classes."""
     classifier = build_classifier(loaded, images)
     found: dict[tuple[int, int], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
     skipped: Counter[str] = Counter()
-    for batch in _batches(loaded, images, _label, skipped, options, track):
+    for batch in _batches(loaded, images, _label, skipped, options, context):
         labels = np.array(batch.targets, np.int64)
         if len(wrong := labels[(labels < 0) | (labels >= len(images.classes))]):
             known = f"{len(images.classes):,} class names (0 … {len(images.classes) - 1})"
@@ -89,7 +89,7 @@ def build_classifier(loaded: LoadedModel, images: ImageSet) -> Tensor:
     return classifier
 
 
-def retrieve(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, track: Track) -> Recalls:
+def retrieve(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, context: Context) -> Recalls:
     """Search the whole set for the texts of each image and the image of each text, as clip_benchmark does.
 
     All embeddings are in memory, and the scores of some rows at a time. Raise a UserError if a shard cannot be read, the set has no image
@@ -97,7 +97,7 @@ def retrieve(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, tr
     """
     found: dict[tuple[int, int], tuple[Tensor, Tensor, list[int]]] = {}
     skipped: Counter[str] = Counter()
-    for batch in _batches(loaded, images, _texts, skipped, options, track):
+    for batch in _batches(loaded, images, _texts, skipped, options, context):
         with loaded.computing():
             texts = loaded.tokenizer([text for texts in batch.targets for text in texts]).to(loaded.device)
             of_texts = F.normalize(loaded.model.encode_text(texts), dim=-1)
@@ -143,12 +143,12 @@ def _batches(
     parse: Callable[[bytes], Any],
     skipped: Counter[str],
     options: EvaluateRequest,
-    track: Track,
+    context: Context,
 ) -> Iterator[Batch]:
     """Yield the batches with at least one sample; count the samples that are left out in `skipped`."""
     settings: dict[str, Any] = {"batch_size": options.batch_size, "workers": options.workers}
     for batch in read_batches(
-        images.shards, loaded.preprocess, parse, track=track, description=images.name, **settings
+        images.shards, loaded.preprocess, parse, context=context, description=images.name, **settings
     ):
         skipped.update(batch.skipped)
         if batch.targets:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tailwise.catalog.outputs import is_array, is_table, is_text, writing_output
 from tailwise.catalog.removals import Removals
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.export.by_key import rates_above_one, write_keys, write_rates_json
 from tailwise.export.datacomp import UID, check_uids, write_datacomp
@@ -16,32 +17,33 @@ from tailwise.export.drawn import nothing_removed_since
 from tailwise.export.parquet import SCHEMA, write_parquet
 from tailwise.export.shards import write_shards
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track, silent
 from tailwise.requests import ShardsRequest
 from tailwise.text import did_you_mean
 
 __all__ = ["EXPORTS", "ExportFormat", "export", "export_figures"]
 
-Export = Callable[[Plan, int, Path, bool, ShardsRequest | None, Track], int]
+Export = Callable[[Plan, int, Path, bool, ShardsRequest | None, Context], int]
 
 
-def _to_file(write: Callable[[Plan, int, Path, Track], int], is_ours: Callable[[Path], bool]) -> Export:
-    def run(plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, track: Track) -> int:
+def _to_file(write: Callable[[Plan, int, Path, Context], int], is_ours: Callable[[Path], bool]) -> Export:
+    def run(
+        plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, context: Context
+    ) -> int:
         if sharding is not None:
             raise UserError("`shard_samples`, `workers` and `max_rejected` are for the export to shards only")
         guard = partial(nothing_removed_since, plan, Removals.of(plan.catalog, plan.snapshot).id)
         with writing_output(path, plan.catalog, overwrite=overwrite, is_ours=is_ours, guard=guard) as temporary:
-            return write(plan, epoch, temporary, track)
+            return write(plan, epoch, temporary, context)
 
     return run
 
 
 def _to_shards(
-    plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, track: Track
+    plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, context: Context
 ) -> int:
     if overwrite:
         raise UserError(f"{path}: shards are never overwritten; name a new folder, without `overwrite`")
-    return write_shards(plan, epoch, path, sharding, track).samples
+    return write_shards(plan, epoch, path, sharding, context).samples
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def export(
     epoch: int | None = None,
     overwrite: bool = False,
     sharding: ShardsRequest | None = None,
-    track: Track = silent,
+    context: Context | None = None,
 ) -> int:
     """Write a plan in another tool's format; return the number of entries.
 
@@ -103,13 +105,14 @@ def export(
         epoch: epoch to draw; may be None where all epochs are the same.
         overwrite: True if an existing file may be replaced.
         sharding: settings of new shards.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: the format is unknown, the epoch is missing, or the file cannot be written there or with these options.
     """
+    context = context or Context()
     chosen = _format(format_name)
-    return chosen.write(plan, _epoch(chosen, plan, epoch), path, overwrite, sharding, track)
+    return chosen.write(plan, _epoch(chosen, plan, epoch), path, overwrite, sharding, context)
 
 
 def export_figures(plan: Plan, format_name: str, epoch: int | None = None) -> Mapping[str, float]:

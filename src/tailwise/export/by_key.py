@@ -9,15 +9,15 @@ import numpy as np
 
 from tailwise.catalog.outputs import scratch_beside
 from tailwise.catalog.removals import Removals
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.keys import KeyIndex
 from tailwise.export.drawn import drawn_parts, tracked_parts
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track
 from tailwise.sources.delimited import line_of
 
 
-def write_rates_json(plan: Plan, epoch: int, path: Path, track: Track) -> int:
+def write_rates_json(plan: Plan, epoch: int, path: Path, context: Context) -> int:
     """Write `{key: rate}` of every sample of the snapshot, with 0 for never-drawn and removed ones; return their number.
 
     The DynamiCS authors' trainer gives missing keys a rate of 0.5, so the file has all keys. Raise a UserError if two samples share a key.
@@ -25,9 +25,9 @@ def write_rates_json(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     _check_unique_keys(plan, path)
     written = 0
     with path.open("w", encoding="utf-8") as stream:
-        removals = Removals.of(plan.catalog, plan.snapshot, track)
+        removals = Removals.of(plan.catalog, plan.snapshot, context.progress)
         stream.write("{")
-        for part in tracked_parts(plan, track):
+        for part in tracked_parts(plan, context):
             keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()
             rates = (plan.rate(part.span, epoch) * removals.keeps(part.span)).tolist()
             lines = [f"{json.dumps(key)}: {rate!r}" for key, rate in zip(keys, rates, strict=True)]
@@ -52,7 +52,7 @@ def rates_above_one(plan: Plan, epoch: int) -> dict[str, float]:
     return {"rates_above_one": above, "short_share": 1 - once / total if above else 0.0}
 
 
-def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
+def write_keys(plan: Plan, epoch: int, path: Path, context: Context) -> int:
     """Write the key of every drawn sample, one line per copy (see `delimited`), in catalog order; return the number of lines.
 
     Raise a UserError if two samples share a key.
@@ -60,7 +60,7 @@ def write_keys(plan: Plan, epoch: int, path: Path, track: Track) -> int:
     _check_unique_keys(plan, path)
     total = 0
     with path.open("w", encoding="utf-8") as stream:
-        for part in drawn_parts(plan, epoch, ["key"], track):
+        for part in drawn_parts(plan, epoch, ["key"], context):
             keys = np.repeat(np.array(part.samples.column(0).to_pylist(), dtype=object), part.copies)
             stream.writelines(f"{line_of(key)}\n" for key in keys)
             total += len(keys)

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Part
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.export.drawn import DrawnPart, drawn_parts
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track, silent
 from tailwise.shards.containers import Container, containers_of
 from tailwise.shards.content import hashed_uid
 
@@ -25,13 +25,15 @@ UID = np.dtype("u8,u8")
 _REMEDY = "export `to` shards (new tars, with uids in their .json), or `to` parquet or keys"
 
 
-def write_datacomp(plan: Plan, epoch: int, path: Path, track: Track) -> int:
+def write_datacomp(plan: Plan, epoch: int, path: Path, context: Context) -> int:
     """Write a sorted 1-D array of dtype "u8,u8", with one entry per copy; return the number of copies.
 
     The file format needs all uids sorted, so memory is about 60 bytes per drawn sample. Raise a UserError if a drawn sample has no uid of
     the source, or shares its uid with another sample.
     """
-    uids = sorted_uids([repeated_uids(part.samples.column("uid"), part.copies) for part in _given(plan, epoch, track)])
+    uids = sorted_uids(
+        [repeated_uids(part.samples.column("uid"), part.copies) for part in _given(plan, epoch, context)]
+    )
     _check_unshared(plan, uids)
     write_subset(uids, path)
     return len(uids)
@@ -39,15 +41,15 @@ def write_datacomp(plan: Plan, epoch: int, path: Path, track: Track) -> int:
 
 def check_uids(plan: Plan) -> None:
     """Raise a UserError if a sample of epoch 0 has no uid of the source."""
-    for _ in _given(plan, 0, silent):
+    for _ in _given(plan, 0, Context()):
         pass
 
 
-def _given(plan: Plan, epoch: int, track: Track) -> Iterator[DrawnPart]:
+def _given(plan: Plan, epoch: int, context: Context) -> Iterator[DrawnPart]:
     """Yield the drawn samples, and refuse those without a uid in their tar."""
     shards = plan.catalog.shards(plan.snapshot)
     paths, containers = shards.column("path").to_pylist(), containers_of(shards)
-    for part in drawn_parts(plan, epoch, ["uid", "shard", "key", "json_bytes"], track):
+    for part in drawn_parts(plan, epoch, ["uid", "shard", "key", "json_bytes"], context):
         _check_given(part.samples, paths, containers)
         yield part
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.removals import Removals, removing_or_publishing
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track
 
 
 class RemovedMeanwhileError(UserError):
@@ -34,16 +34,16 @@ class DrawnPart:
     copies: npt.NDArray[np.uint8]  # uint8 [n], ≥ 1
 
 
-def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], track: Track) -> Iterator[DrawnPart]:
+def drawn_parts(plan: Plan, epoch: int, columns: Sequence[str], context: Context) -> Iterator[DrawnPart]:
     """Yield the drawn samples of an epoch without removed ones, part by part.
 
     The plan keeps the slots of the epoch, for a draw of the next one. `columns` are those of the samples.
     """
-    removals = Removals.of(plan.catalog, plan.snapshot, track)
+    removals = Removals.of(plan.catalog, plan.snapshot, context.progress)
     # A catalog may be read-only, or another process may draw: draws are then slower, but the same.
     with suppress(OSError, UserError):
         plan.keep_slots(plan.drawn_epoch(epoch))
-    for part in tracked_parts(plan, track):
+    for part in tracked_parts(plan, context):
         copies = plan.draw(epoch, part.span) * removals.keeps(part.span)
         chosen = np.flatnonzero(copies)
         samples = plan.catalog.samples(part, columns).take(pa.array(chosen))
@@ -59,7 +59,7 @@ def nothing_removed_since(plan: Plan, before: str | None) -> Iterator[None]:
         yield
 
 
-def tracked_parts(plan: Plan, track: Track) -> Iterable[Part]:
+def tracked_parts(plan: Plan, context: Context) -> Iterable[Part]:
     """Return the parts of the plan's snapshot, with progress."""
     parts = plan.catalog.parts(plan.snapshot)
-    return track(parts, "drawing", len(parts))
+    return context.track(parts, "drawing", len(parts))

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tailwise.context import Context
 from tailwise.export.drawn import DrawnPart, drawn_parts
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track
 
 SCHEMA = pa.schema(
     [
@@ -25,12 +25,12 @@ SCHEMA = pa.schema(
 )
 
 
-def write_parquet(plan: Plan, epoch: int, path: Path, track: Track) -> int:
+def write_parquet(plan: Plan, epoch: int, path: Path, context: Context) -> int:
     """Write one row per drawn sample, in catalog order (SCHEMA); return the number of copies."""
     shards = np.array(plan.catalog.shards(plan.snapshot).column("path").to_pylist(), dtype=object)
     total = 0
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        for part in drawn_parts(plan, epoch, ["shard", "key", "uid"], track):
+        for part in drawn_parts(plan, epoch, ["shard", "key", "uid"], context):
             writer.write_table(_table(plan, part, shards, epoch))
             total += int(part.copies.sum())
     return total

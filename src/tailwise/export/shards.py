@@ -19,15 +19,15 @@ from tailwise.catalog.artifacts import artifact_id
 from tailwise.catalog.files import digest, read_json, read_table, write_json, write_table
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals
+from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError
 from tailwise.execution.base import Apply, Needs
-from tailwise.execution.local import LocalExecutor, default_workers
+from tailwise.execution.local import default_workers
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.shard_writer import CACHE_BYTES, SUCCESS, ShardWriter
 from tailwise.export.shuffled import Epoch, survey, write_runs
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track, silent
 from tailwise.requests import ShardsRequest
 from tailwise.shards.verify import check_shards
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, scratch
@@ -53,7 +53,7 @@ class ShardsWritten:
 
 
 def write_shards(
-    plan: Plan, epoch: int, folder: Path, sharding: ShardsRequest | None = None, track: Track = silent
+    plan: Plan, epoch: int, folder: Path, sharding: ShardsRequest | None = None, context: Context | None = None
 ) -> ShardsWritten:
     """Write an epoch as a webdataset in img2dataset's layout, all samples shuffled together.
 
@@ -65,17 +65,18 @@ def write_shards(
         epoch: epoch to draw.
         folder: a new or an empty folder, or that of an unfinished export of the same epoch.
         sharding: settings of the shards.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: the folder holds anything else, too many samples cannot be read, or the plan draws samples that are in no tar.
     """
+    context = context or Context()
     sharding = sharding or ShardsRequest()
     epoch = plan.drawn_epoch(epoch)
     require_bytes(plan)
     _check_folder(folder)
     removed = Removals.of(plan.catalog, plan.snapshot).id
-    held = survey(plan, epoch, track)
+    held = survey(plan, epoch, context)
     if not 0 < held.copies <= sharding.shard_samples * MAX_SHARDS:
         allowed = f"between 1 and {MAX_SHARDS:,} shards of {sharding.shard_samples:,} samples can be written"
         raise UserError(f"epoch {epoch} of plan {plan.name!r} holds {held.copies:,} samples: {allowed}")
@@ -103,9 +104,9 @@ def write_shards(
                     "that may be left out (`max_rejected`): name a new folder"
                 )
             return written
-        writer = replace(writer, damaged=_damaged(plan, held, sharding, track))
+        writer = replace(writer, damaged=_damaged(plan, held, sharding, context))
         try:
-            _write_missing(plan, epoch, writer, sharding, track)
+            _write_missing(plan, epoch, writer, sharding, context)
             with nothing_removed_since(plan, removed):
                 return _finish(plan, writer, identity)
         except RemovedMeanwhileError:
@@ -218,9 +219,9 @@ def _write_rejected(writer: ShardWriter, numbers: list[int], paths: pa.Table) ->
 # --- what can't be read -------------------------------------------------------------------------------------------------
 
 
-def _damaged(plan: Plan, held: Epoch, sharding: ShardsRequest, track: Track) -> dict[int, str]:
+def _damaged(plan: Plan, held: Epoch, sharding: ShardsRequest, context: Context) -> dict[int, str]:
     """Return the tars that cannot be used, by id, and why. Raise a UserError if they hold more samples than may be left out."""
-    found = check_shards(plan.catalog, plan.snapshot, "size", sharding.workers, track=track)
+    found = check_shards(plan.catalog, plan.snapshot, "size", sharding.workers, context=context)
     damaged = {damage.shard: f"{damage.path}: {damage.reason}" for damage in found if held.by_shard[damage.shard]}
     lost = int(held.by_shard[list(damaged)].sum())
     if lost > sharding.max_rejected * held.copies:
@@ -232,7 +233,7 @@ def _damaged(plan: Plan, held: Epoch, sharding: ShardsRequest, track: Track) -> 
     return damaged
 
 
-def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: ShardsRequest, track: Track) -> None:
+def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: ShardsRequest, context: Context) -> None:
     """Write the shards that are not finished.
 
     If too many samples cannot be read, the shards that lack some are not finished: a rerun writes them again.
@@ -242,12 +243,12 @@ def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: Shards
     total = sum(filter(None, finished))
     if missing:
         with scratch(writer.runs):
-            write_runs(plan, epoch, writer.copies, writer.runs, track)
+            write_runs(plan, epoch, writer.copies, writer.runs, context)
             results = cast(
-                "Generator[int]", LocalExecutor().map(Apply(writer), missing, Needs(workers=sharding.workers))
+                "Generator[int]", context.executor.map(Apply(writer), missing, Needs(workers=sharding.workers))
             )
             with closing(writer), closing(results):
-                for count in track(results, "writing shards", len(missing)):
+                for count in context.track(results, "writing shards", len(missing)):
                     total += count
                     if total > sharding.max_rejected * writer.copies:
                         break

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.schema import SAMPLE_SCHEMA
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.export.drawn import DrawnPart, RemovedMeanwhileError, drawn_parts
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track
 
 RUN_COPIES = 1 << 20
 MAX_COPIES = (1 << 32) - 1  # limit of the permutation
@@ -41,11 +41,11 @@ class Epoch:
     by_shard: npt.NDArray[np.int64]  # copies from each source shard, int64 [shards]
 
 
-def survey(plan: Plan, epoch: int, track: Track) -> Epoch:
+def survey(plan: Plan, epoch: int, context: Context) -> Epoch:
     """Count the copies of an epoch. Raise a UserError if there are more copies than can be shuffled."""
     state = hashlib.blake2b(digest_size=16)
     by_shard = np.zeros(plan.snapshot.shards, np.int64)
-    for part in drawn_parts(plan, epoch, ["shard"], track):
+    for part in drawn_parts(plan, epoch, ["shard"], context):
         by_shard += np.bincount(part.samples.column("shard").to_numpy(), part.copies, len(by_shard)).astype(np.int64)
         state.update(part.rows.astype("<i8").tobytes())
         state.update(part.copies.tobytes())
@@ -67,7 +67,7 @@ def run_schema(scores: list[str]) -> pa.Schema:
     return pa.schema([*COPY_FIELDS, *fields, *(pa.field(name, pa.float64()) for name in scores)])
 
 
-def write_runs(plan: Plan, epoch: int, copies: int, folder: Path, track: Track) -> None:
+def write_runs(plan: Plan, epoch: int, copies: int, folder: Path, context: Context) -> None:
     """Write the copies of an epoch into runs: Arrow files of about RUN_COPIES rows, each in ascending order of position.
 
     Raise a RemovedMeanwhileError if there are no longer `copies` copies.
@@ -77,7 +77,7 @@ def write_runs(plan: Plan, epoch: int, copies: int, folder: Path, track: Track) 
     schema = run_schema(sorted({name for part in parts for name in _scores_of(plan, part)}))
     names = [name for name in schema.names if name in SAMPLE_SCHEMA.names]
     first = number = 0
-    for whole, part in zip(parts, drawn_parts(plan, epoch, names, track), strict=True):
+    for whole, part in zip(parts, drawn_parts(plan, epoch, names, context), strict=True):
         samples = _with_scores(plan, whole, part, schema.names[len(COPY_FIELDS) + len(names) :])
         for rows in _pieces(part.copies):
             counts = part.copies[rows]

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from tailwise.catalog.removals import Removals
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.local import as_it_is, begin_worker
 from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform
@@ -29,7 +30,6 @@ from tailwise.loader.shards import own_cache_folder, require_bytes
 from tailwise.loader.threads import read_ahead
 from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
-from tailwise.progress import Track, silent
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
@@ -78,7 +78,7 @@ class Loader:
         log: a JSON-lines file to which each replaced sample is appended.
         prefetch: batches that each worker reads ahead.
         pin_memory: pin batches for copying to a GPU; None: if there is one.
-        track: shows progress of one-time work.
+        context: runs the tasks and shows progress of one-time work.
 
     Attributes:
         order: the endless order.
@@ -120,9 +120,10 @@ class Loader:
         log: str | Path | None = None,
         prefetch: int = 2,
         pin_memory: bool | None = None,
-        track: Track = silent,
+        context: Context | None = None,
     ) -> None:
         """Check everything that can be checked; read nothing yet."""
+        context = context or Context()
         rank, world_size = self._ranks = find_ranks(rank, world_size, group)
         _check_bounds(batch_size, workers, prefetch, on_damaged, max_replaced)
         global_batch = batch_size * world_size
@@ -137,16 +138,16 @@ class Loader:
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         if log is not None:
             check_appendable(Path(log))
-        damaged = _damaged(plan, check, self._ranks, group, track)
+        damaged = _damaged(plan, check, self._ranks, group, context)
         _check_damaged(plan, damaged, on_damaged, max_replaced)
-        ensure_locations(plan.catalog, plan.snapshot, track)
-        store = _open_store(plan, cache_folder, cache_bytes, check, track)
+        ensure_locations(plan.catalog, plan.snapshot, context)
+        store = _open_store(plan, cache_folder, cache_bytes, check, context)
         self._threads = workers if transform is None and tokenizer is None else 0
         # One thread reads local files as fast as batches can be made; more would compete for the interpreter's lock.
         self._read_by = (self._threads, prefetch) if store.remote else (1, prefetch * workers)
         self._dataset = BatchDataset(
             *(self.order, Locations(plan.catalog, plan.snapshot), store, rank, world_size),
-            *(decode, transform, tokenizer, damaged, Removals.of(plan.catalog, plan.snapshot, track)),
+            *(decode, transform, tokenizer, damaged, Removals.of(plan.catalog, plan.snapshot, context.progress)),
             replaces=on_damaged == "replace",
             stride=1 if self._threads else max(1, workers),
             ahead_bytes=cache_bytes // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
@@ -356,9 +357,11 @@ def _check_bounds(batch_size: int, workers: int, prefetch: int, on_damaged: str,
         raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
 
 
-def _open_store(plan: Plan, cache_folder: str | Path | None, cache_bytes: int, check: str, track: Track) -> ShardStore:
+def _open_store(
+    plan: Plan, cache_folder: str | Path | None, cache_bytes: int, check: str, context: Context
+) -> ShardStore:
     """Return the store of a plan's shards; without a folder for ranges of remote ones, their cache is this user's own."""
-    shards = comparable_shards(plan.catalog, plan.snapshot, track)
+    shards = comparable_shards(plan.catalog, plan.snapshot, context)
     folder = cache_folder or own_cache_folder(shards.column("path").to_pylist())
     return open_shards(shards, folder, cache_bytes, compare=check != "none")
 
@@ -381,13 +384,13 @@ def _check_damaged(plan: Plan, damaged: dict[int, str], on_damaged: str, max_rep
         )
 
 
-def _damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, track: Track) -> dict[int, str]:
+def _damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, context: Context) -> dict[int, str]:
     """Return the reasons of damaged shards, by id; ranks of a process group share the work."""
     together = ranks[1] > 1 and ranks_of(group) is not None
     share = ranks if together else (0, 1)
     found = {
         item.shard: f"{item.path}: {item.reason}"
-        for item in check_shards(plan.catalog, plan.snapshot, check, share=share, track=track)
+        for item in check_shards(plan.catalog, plan.snapshot, check, share=share, context=context)
     }
     if together:
         shares: list[dict[int, str]] = [{}] * ranks[1]

@@ -19,7 +19,7 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import FINGERPRINT
-from tailwise.progress import Track, silent
+from tailwise.context import Context
 from tailwise.storage.errors import NoRangesError
 from tailwise.storage.files import RemoteFile, local_file
 from tailwise.storage.remote import is_remote, read_range, size_of
@@ -97,18 +97,19 @@ def check_fingerprint(
 
 
 def comparable_shards(
-    catalog: Catalog, snapshot: Snapshot | None = None, track: Track = silent, table: pa.Table | None = None
+    catalog: Catalog, snapshot: Snapshot | None = None, context: Context | None = None, table: pa.Table | None = None
 ) -> pa.Table:
     """Return shards with fingerprints that skip the blocks of removed samples, whose bytes may be wiped.
 
     Args:
         catalog: catalog of the shards.
         snapshot: its shards and removed samples are used; the newest by default.
-        track: shows progress.
+        context: runs the tasks and shows progress.
         table: some of the shards (SHARD_SCHEMA) instead of all.
     """
+    context = context or Context()
     table = catalog.shards(snapshot) if table is None else table
-    removed = Removals.of(catalog, snapshot, track).rows
+    removed = Removals.of(catalog, snapshot, context.progress).rows
     columns = (table.column(name).to_pylist() for name in ("shard", "size_bytes", FINGERPRINT))
     noted = {shard: (size, fingerprint) for shard, size, fingerprint in zip(*columns, strict=True)}
     for part in catalog.parts(snapshot) if len(removed) else ():

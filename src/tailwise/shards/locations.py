@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array
+from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError
 from tailwise.kernels.places import by_value
 from tailwise.mapped import release_pages
-from tailwise.progress import Track, silent
 from tailwise.storage.local import locked, replacing
 from tailwise.storage.lru import LRUCache
 
@@ -36,7 +36,7 @@ def locations_path(catalog: Catalog, part: Part) -> Path:
     return catalog.folder / layout.LOCATIONS / f"{part.name}{layout.ARRAY}"
 
 
-def ensure_locations(catalog: Catalog, snapshot: Snapshot, track: Track = silent) -> None:
+def ensure_locations(catalog: Catalog, snapshot: Snapshot, context: Context | None = None) -> None:
     """Write `locations/part-….npy` (LOCATION [rows]; 24 bytes a row) for the parts of a snapshot that lack it.
 
     Memory is bounded by BATCH_ROWS. Several processes may call it at the same time: one works, the others wait.
@@ -44,12 +44,13 @@ def ensure_locations(catalog: Catalog, snapshot: Snapshot, track: Track = silent
     Raises:
         UserError: the catalog is read-only, a Parquet file is missing or damaged, or a sample has 2 GiB or more.
     """
+    context = context or Context()
     if not any(True for _ in _lacking(catalog, snapshot)):
         return  # without the lock, so that a complete catalog may be read-only
     try:
         with locked(catalog.folder / layout.LOCATIONS / layout.LOCK, "locations", wait=True):
             parts = list(_lacking(catalog, snapshot))
-            for part in track(parts, "locating samples", len(parts)):
+            for part in context.track(parts, "locating samples", len(parts)):
                 _write(catalog, part)
     except OSError as error:
         raise UserError(

@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.schema import FINGERPRINT
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import Apply, Needs
-from tailwise.execution.local import LocalExecutor, default_workers
-from tailwise.progress import Track, silent
+from tailwise.execution.local import default_workers
 from tailwise.shards.containers import Container, containers_of, with_bytes
 from tailwise.shards.fingerprint import (
     EVERY,
@@ -65,7 +65,7 @@ def check_shards(
     check: str = "size",
     workers: int | None = None,
     share: tuple[int, int] = (0, 1),
-    track: Track = silent,
+    context: Context | None = None,
 ) -> list[Damage]:
     """Return the shards of a snapshot, local or remote, that are missing, unreadable or changed since the import, by id.
 
@@ -78,21 +78,27 @@ def check_shards(
             blocks throughout the shard.
         workers: processes ("index") or eighths of threads ("size"); None for one a processor.
         share: (number, of how many): looks at every so many-th shard only.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: unknown check, or a file system whose package is not installed.
     """
+    context = context or Context()
     forget_failures()
     if check not in CHECKS:
         raise UserError(f"unknown check {check!r}: {did_you_mean(check, CHECKS)}")
-    return damaged_shards(with_bytes(comparable_shards(catalog, snapshot, track)), check, workers, share, track)
+    return damaged_shards(with_bytes(comparable_shards(catalog, snapshot, context)), check, workers, share, context)
 
 
 def damaged_shards(
-    table: pa.Table, check: str, workers: int | None = None, share: tuple[int, int] = (0, 1), track: Track = silent
+    table: pa.Table,
+    check: str,
+    workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    context: Context | None = None,
 ) -> list[Damage]:
     """Return the damaged ones of some shards with bytes (SHARD_SCHEMA); see `check_shards`."""
+    context = context or Context()
     if check == "none":
         return []
     columns = ("shard", "path", "size_bytes", "index_checksum", FINGERPRINT)
@@ -104,8 +110,8 @@ def damaged_shards(
         if check == "size":
             reasons = threads.map(partial(_reason, indexed=False), shards)
         else:
-            reasons = LocalExecutor().map(Apply(partial(_reason, indexed=True)), shards, Needs(workers=workers))
-        looked_at = track(zip(shards, reasons, strict=True), "checking shards", len(shards))
+            reasons = context.executor.map(Apply(partial(_reason, indexed=True)), shards, Needs(workers=workers))
+        looked_at = context.track(zip(shards, reasons, strict=True), "checking shards", len(shards))
         return [Damage(shard.shard, shard.path, reason) for shard, reason in looked_at if reason is not None]
 
 

@@ -17,11 +17,11 @@ import torch
 import torch.distributed
 
 from tailwise import __version__
+from tailwise.context import Context
 from tailwise.errors import ConflictError
 from tailwise.loader import Loader
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track, silent
 from tailwise.recipes import Recipe
 from tailwise.requests import TrainRequest, bytes_of
 from tailwise.storage.local import replacing
@@ -42,7 +42,7 @@ def train(
     options: TrainRequest,
     recipe: Recipe | None = None,
     report: Callable[[str], None] = logger.info,
-    track: Track = silent,
+    context: Context | None = None,
 ) -> list[Run]:
     """Train with open_clip on the samples that a plan draws; return the phases of the training.
 
@@ -52,26 +52,27 @@ def train(
         options: tailwise's options.
         recipe: settings that `argv` and `options` override.
         report: takes lines for the user on rank 0; the log by default.
-        track: shows progress of one-time work on rank 0.
+        context: runs the tasks and shows progress of one-time work on rank 0.
 
     Raises:
         UserError: a mistake in options, recipe or arguments; an unknown version of open_clip; the run exists already, or is resumed with
             other settings; a sample cannot be read.
     """
+    context = context or Context()
     require_bytes(plan)  # before a folder is made
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torch unpickled checkpoints before 2.6
     trainer = find_trainer()
     leader = trainer.ranks()[0] == 0
     if not leader:
-        report, track = lambda _: None, silent
-    runs = decide(plan, argv, options, recipe, trainer, track)
+        report, context = lambda _: None, Context()
+    runs = decide(plan, argv, options, recipe, trainer, context)
     if leader:
         _check_folders(runs, resume=options.resume)
         describe(plan, runs, report)
         _report_changes(runs, options, report)
     left = [run for run in runs if not (run.found or {}).get("finished")]
     for run in left:
-        _train_phase(plan, run, options, trainer, report, track, last=run is runs[-1])
+        _train_phase(plan, run, options, trainer, report, context, last=run is runs[-1])
     if not left:
         describe_result(plan, runs[-1], report, last=True)
         report("nothing left to train: all of it is finished")
@@ -112,7 +113,7 @@ def _train_phase(
     options: TrainRequest,
     trainer: Trainer,
     report: Callable[[str], None],
-    track: Track,
+    context: Context,
     *,
     last: bool,
 ) -> None:
@@ -125,7 +126,7 @@ def _train_phase(
     }
     if run.rank == 0:
         write_run(run.folder, run.decides, about, finished=False)
-    with _own_data(plan, run, options, trainer, track), _own_steps(run, trainer), _own_log(), _ranks_on_cpu():
+    with _own_data(plan, run, options, trainer, context), _own_steps(run, trainer), _own_log(), _ranks_on_cpu():
         if trainer.main.main(_arguments(plan, run, options)) == -1:
             raise SystemExit(1)  # the trainer has logged the reason
     if run.rank == 0:
@@ -171,7 +172,7 @@ def _replaced(owner: Any, **values: Any) -> Iterator[None]:  # noqa: ANN401  (an
 
 
 @contextmanager
-def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, track: Track) -> Iterator[None]:
+def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, context: Context) -> Iterator[None]:
     """Give the trainer training data from a plan; its other data stay."""
     original = trainer.main.get_data
     made: list[Loader] = []
@@ -203,7 +204,7 @@ def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, tra
             cache_bytes=bytes_of("cache_size", options.cache_size),
             log=run.folder / f"{REPLACED}{run.rank}.jsonl",
             pin_memory=torch.device(args.device).type == "cuda",
-            track=track,
+            context=context,
         )
         made.append(loader)
         segments = SegmentLoader(

@@ -11,11 +11,11 @@ from typing import Any
 
 from tailwise.catalog.files import digest
 from tailwise.catalog.outputs import check_output_folder
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.loader.loader import ON_DAMAGED
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track, silent
 from tailwise.recipes import Phase, Recipe
 from tailwise.requests import TrainRequest, bytes_of
 from tailwise.shards.verify import CHECKS
@@ -80,9 +80,10 @@ def decide(
     options: TrainRequest,
     recipe: Recipe | None,
     trainer: Trainer,
-    track: Track = silent,
+    context: Context | None = None,
 ) -> list[Run]:
     """Return all phases of a training, or raise a UserError for invalid options, or a plan that is too small for a single step."""
+    context = context or Context()
     _check(options)
     for option, folder in (("`record`", options.record), ("`cache`", options.cache)):
         if folder is not None:
@@ -103,7 +104,7 @@ def decide(
         folder = Path(parsed.logs) / (name if len(phases) == 1 else f"{name}-phase{number + 1}")
         check_output_folder(folder, "`logs`")
         start = runs[-1] if runs else None
-        runs.append(_decide_one(plan, number, folder, arguments, parsed, phase, options, trainer, start, track))
+        runs.append(_decide_one(plan, number, folder, arguments, parsed, phase, options, trainer, start, context))
     return runs
 
 
@@ -162,7 +163,7 @@ def _decide_one(
     options: TrainRequest,
     trainer: Trainer,
     start: Run | None,
-    track: Track,
+    context: Context,
 ) -> Run:
     if start is not None and ":" in start.parsed.model and not start.parsed.model.startswith(LOCAL_MODEL):
         needed = f"a recipe of several phases needs a model by name, or {LOCAL_MODEL}FOLDER"
@@ -179,7 +180,7 @@ def _decide_one(
     order = OrderOptions(global_batch, accumulation, seed, lanes, block, compose, first)
     order.check_ranks(ranks)
     counting = Order(plan, order)
-    batches = _batches(counting, phase, first, track)
+    batches = _batches(counting, phase, first, context)
     if batches < accumulation and phase.epochs is None:
         few = f"{phase.samples_seen:,} samples are less than a step of {global_batch * accumulation:,}"
         raise UserError(f"{few}: give more `samples_seen`, or a smaller `batch_size` after the --")
@@ -208,16 +209,16 @@ def _decide_one(
     return Run(number, folder, arguments, parsed, order, rank, ranks, last, segments, start, found, decides)
 
 
-def _batches(counting: Order, phase: Phase, first: int, track: Track) -> int:
+def _batches(counting: Order, phase: Phase, first: int, context: Context) -> int:
     """Return the number of batches of a phase. For a random draw, all its epochs are counted, which takes time once."""
     if phase.epochs is not None:
         steps = range(first + 1, first + phase.epochs, -(-phase.epochs // PROGRESS_STEPS))
-        for epoch in track(steps, "counting epochs", len(steps)):
+        for epoch in context.track(steps, "counting epochs", len(steps)):
             counting.batches_until(epoch)
         return counting.batches_until(first + phase.epochs)
     batches = (phase.samples_seen or 0) // counting.options.batch_size
     steps = range(0, batches, max(1, batches // PROGRESS_STEPS))
-    for batch in track(steps, "counting epochs", len(steps)):
+    for batch in context.track(steps, "counting epochs", len(steps)):
         counting.epoch_at(batch)
     return batches
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.steps.importing.pool import import_pool
 
@@ -132,7 +133,7 @@ def test_an_interrupted_join_keeps_to_its_tars(run, tmp_path, keys, tree_bytes, 
     sources = [str(tmp_path / "b"), str(tmp_path / "of b")]
     whole = tree_bytes(import_pool(sources, tmp_path / "whole", workers=1, part_rows=2).catalog.folder)
     with pytest.raises(Interrupted):
-        run(*sources, track=track, part_rows=2)
+        run(*sources, context=Context(track), part_rows=2)
     run(*sources, part_rows=2)
     assert tree_bytes(tmp_path / "catalog") == whole
 
@@ -147,7 +148,7 @@ def test_an_interrupted_join_that_goes_on_without_its_tars(run, tmp_path, keys, 
             yield item
 
     with pytest.raises(Interrupted):
-        run(tmp_path / "b", tmp_path / "of b", track=track)
+        run(tmp_path / "b", tmp_path / "of b", context=Context(track))
     check(run(tmp_path / "of b").catalog, expected("-b"))
 
 

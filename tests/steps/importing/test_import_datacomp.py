@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tailwise.cli import app
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.export import export
 from tailwise.loader import Loader
@@ -148,7 +149,7 @@ def test_interrupted_and_run_again(run, tmp_path, metadata, tree_bytes, step, do
         import_pool([str(tmp_path / "metadata")], tmp_path / "whole", workers=1, part_rows=1).catalog.folder
     )
     with pytest.raises(Interrupted):
-        run(tmp_path / "metadata", track=track, part_rows=1)
+        run(tmp_path / "metadata", context=Context(track), part_rows=1)
     run(tmp_path / "metadata", part_rows=1)
     assert tree_bytes(tmp_path / "catalog") == whole
 
@@ -438,7 +439,7 @@ def test_scores_after_an_interruption(run, tmp_path, metadata, make_downloaded, 
             yield item
 
     with pytest.raises(Interrupted):
-        run(*sources[: 1 + first_with], part_rows=1, track=track)
+        run(*sources[: 1 + first_with], part_rows=1, context=Context(track))
     run(*sources, part_rows=1)
     assert tree_bytes(tmp_path / "catalog") == whole
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from tailwise.catalog.clusterings import Clustering
 from tailwise.cli import app
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.requests import PlanRequest, SourceRequest
 from tailwise.steps.importing.pool import import_pool
@@ -260,7 +261,7 @@ def test_interrupted_and_run_again(run, tmp_path, pool, make_dynamics, tree_byte
     sources = [str(tmp_path / "laion"), str(folder)]
     whole = tree_bytes(import_pool(sources, tmp_path / "whole", workers=1, part_rows=5).catalog.folder)
     with pytest.raises(Interrupted):
-        run(*sources, track=track)
+        run(*sources, context=Context(track))
     run(*sources)
     left = {name: content for name, content in tree_bytes(tmp_path / "catalog").items() if not name.endswith(".lock")}
     assert left == {name: content for name, content in whole.items() if not name.endswith(".lock")}

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.requests import SourceRequest
 from tailwise.sources import parquet_embeddings as module
@@ -173,6 +174,6 @@ def test_an_interrupted_join_goes_on(run, tmp_path, keys, write, make_vectors, t
             yield item
 
     with pytest.raises(Interrupted):
-        run(*sources, track=track)
+        run(*sources, context=Context(track))
     run(*sources)
     assert tree_bytes(tmp_path / "catalog") == whole

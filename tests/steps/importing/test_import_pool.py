@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.shards.content import hashed_uid
 from tailwise.steps.importing.pool import import_pool
@@ -91,7 +92,7 @@ def test_embeddings_that_are_cut_while_they_are_read_are_one_line(
             path.write_bytes(whole[:-6])
         return items
 
-    assert f"{path.name} changed while it was read" in fail(run, *sources, track=cut)
+    assert f"{path.name} changed while it was read" in fail(run, *sources, context=Context(cut))
     path.write_bytes(whole)
     found = embeddings(run(*sources).catalog)
     assert found.any(axis=1).all()

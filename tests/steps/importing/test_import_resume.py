@@ -11,6 +11,7 @@ import pytest
 
 import tailwise
 from tailwise.catalog.files import write_record
+from tailwise.context import Context
 from tailwise.steps.importing.pool import import_pool
 
 SIZES = [3, 3, 2, 4, 1, 5]
@@ -67,7 +68,7 @@ def run(tmp_path, catalog="catalog", workers=1, **options):
 
 def interrupt(tmp_path, step, items_done):
     with pytest.raises(Interrupted):
-        run(tmp_path, track=interrupting(step, items_done))
+        run(tmp_path, context=Context(interrupting(step, items_done)))
 
 
 def stamps(folder, pattern):
@@ -163,6 +164,7 @@ def test_other_tars_than_before_the_interruption(tmp_path, pool, make_pool, make
 
 KILLED = """
 import os, sys
+from tailwise.context import Context
 from tailwise.steps.importing.pool import import_pool
 
 def track(items, description, total=None):
@@ -171,7 +173,7 @@ def track(items, description, total=None):
             os._exit(9)
         yield item
 
-import_pool([sys.argv[1]], sys.argv[2], workers=1, part_rows=5, track=track)
+import_pool([sys.argv[1]], sys.argv[2], workers=1, part_rows=5, context=Context(track))
 """
 
 
@@ -202,7 +204,7 @@ def test_killed_after_a_join_was_noted_as_done(tmp_path, pool, tree_bytes):
                 kept.append((folder / "embeddings" / "image" / "pending.json").read_bytes())
             yield item
 
-    run(tmp_path, track=track)
+    run(tmp_path, context=Context(track))
     whole = tree_bytes(folder)
     (folder / "embeddings" / "image" / "pending.json").write_bytes(kept[0])
     run(tmp_path)
@@ -240,7 +242,7 @@ def test_chunks_make_no_difference(tmp_path, faulty_pool, tree_bytes, monkeypatc
 def test_interrupted_with_two_workers(tmp_path, pool, tree_bytes):
     whole = tree_bytes(run(tmp_path, "whole").catalog.folder)
     with pytest.raises(Interrupted):
-        run(tmp_path, workers=2, track=interrupting("indexing tars", 3))
+        run(tmp_path, workers=2, context=Context(interrupting("indexing tars", 3)))
     run(tmp_path, workers=2)
     assert tree_bytes(tmp_path / "catalog") == whole
 

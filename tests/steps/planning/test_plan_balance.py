@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.plan.explain import explain
 from tailwise.requests import PlanRequest
@@ -134,8 +135,8 @@ def test_plans_share_matches_and_matching_goes_on_where_it_was_interrupted(capti
         return items
 
     with pytest.raises(KeyboardInterrupt):
-        match_entries(captioned, entries, workers=1, track=stopping)
-    match_entries(captioned, entries, workers=1, track=counting)
+        match_entries(captioned, entries, workers=1, context=Context(stopping))
+    match_entries(captioned, entries, workers=1, context=Context(counting))
     assert totals == [6, 2]  # row groups: the first part's 4 were done
     resumed = tree_bytes(captioned.folder / "matches")
     make_balanced_plan(

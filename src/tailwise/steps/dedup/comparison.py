@@ -177,7 +177,7 @@ class Comparison:
         from tailwise.steps.scoring.scores import score_parts  # noqa: PLC0415  (only this order needs them)
 
         request = ScoreRequest(str(self.score))
-        return list(score_parts(self.catalog, self.snapshot, request, self.context.progress))
+        return list(score_parts(self.catalog, self.snapshot, request, self.context))
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:

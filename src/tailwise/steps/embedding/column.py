@@ -22,11 +22,11 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import open_column, write_part
 from tailwise.catalog.files import digest
 from tailwise.catalog.rejections import Rejections
+from tailwise.context import Context
 from tailwise.encoders import Encoder
 from tailwise.errors import UserError
 from tailwise.execution.local import default_workers
 from tailwise.extras import versions
-from tailwise.progress import Track
 from tailwise.rejects import refuse_many
 from tailwise.requests import EncoderRequest
 from tailwise.steps.embedding.read import ShardRows
@@ -128,13 +128,13 @@ class ColumnTask:
         name, settings = self._encoder.name, self._settings
         open_column(self._catalog, self._column, self._dimension, name, self._modality, settings, self._versions)
 
-    def run(self, lacking: list[Part], rejections: Rejections, track: Track) -> ColumnReport:
+    def run(self, lacking: list[Part], rejections: Rejections, context: Context) -> ColumnReport:
         """Embeds these parts of an open column.
 
         Args:
             lacking: parts without the column.
             rejections: takes what could not be embedded.
-            track: shows progress.
+            context: runs the tasks and shows progress.
 
         Raises:
             UserError: a shard can't be read, or too little could be embedded.
@@ -144,7 +144,7 @@ class ColumnTask:
         done = {shard.shard for shard in shards if finished.find(shard)}
         started, samples, embedded = time.perf_counter(), 0, 0
         queue = _Queue(lacking, shards)
-        with closing(_meter(track, f"embedding {self._column}s", sum(shard.rows for shard in shards))) as meter:
+        with closing(_meter(context, f"embedding {self._column}s", sum(shard.rows for shard in shards))) as meter:
             for step in self._steps(shards, done):
                 _advance(meter, step.rows)
                 if step.finished is not None:
@@ -293,9 +293,9 @@ def _dimension(encoder: Encoder, modality: str) -> int:
     return int(encoder.embed(modality, inputs.tensors).shape[1])
 
 
-def _meter(track: Track, description: str, total: int) -> Generator[int, None, None]:
+def _meter(context: Context, description: str, total: int) -> Generator[int, None, None]:
     """Counts samples: each that is taken moves the bar."""
-    yield from track(range(total), description, total)
+    yield from context.track(range(total), description, total)
 
 
 def _advance(meter: Iterator[int], rows: int) -> None:

@@ -13,10 +13,10 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import MODALITIES, column_modality, column_settings, part_marker
 from tailwise.catalog.rejections import Rejections
+from tailwise.context import Context
 from tailwise.devices import find_devices
 from tailwise.encoders import load_encoder
 from tailwise.errors import UserError
-from tailwise.progress import Track, silent
 from tailwise.rejects import check_share
 from tailwise.requests import EmbedRequest, refuse_given
 from tailwise.shards.containers import no_bytes, without_bytes
@@ -49,18 +49,19 @@ class EmbedReport:
         return sum(column.lacking for column in self.columns)
 
 
-def embed(catalog: Catalog | str | Path, request: EmbedRequest, track: Track = silent) -> EmbedReport:
+def embed(catalog: Catalog | str | Path, request: EmbedRequest, context: Context | None = None) -> EmbedReport:
     """Fill the embeddings of those parts of the newest snapshot that have none yet.
 
     Args:
         catalog: or its path; with samples.
         request: what is asked for. The result doesn't depend on its workers.
-        track: shows progress, in samples.
+        context: runs the tasks and shows progress, in samples.
 
     Raises:
         UserError: there is no such encoder, a column was made by another one, a shard can't be read, too many samples were rejected, or
             none at all got an embedding.
     """
+    context = context or Context()
     catalog = Catalog.open(catalog)
     check_share(request.max_rejected)
     columns = _columns(catalog, request)
@@ -86,7 +87,7 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, track: Track = s
         for task in tasks.values():  # refuses a column of another encoder before hours go into the other column
             task.open()
         for column, task in tasks.items():
-            report.columns.append(task.run(lacking[column], report.rejections, track))
+            report.columns.append(task.run(lacking[column], report.rejections, context))
     return report
 
 

@@ -16,7 +16,6 @@ from tailwise.catalog.files import digest
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.kernels.matching import rarest_entries
-from tailwise.progress import Track
 from tailwise.requests import GroupRequest, refuse_given
 from tailwise.steps.grouping.match import MatchedPool, match_entries, read_entries
 from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, make_grouping
@@ -27,7 +26,7 @@ _READ_CAPTIONS = 100_000  # without an entry, in which frequent ones are looked 
 _CAPTION_CHARACTERS = 60
 
 
-def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, track: Track) -> Clustering:
+def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, context: Context) -> Clustering:
     """Make the rarest entry in each caption the group of its sample.
 
     Rarest: in the fewest captions, among those that drop lists and removals leave; of equally rare ones the first of the list. Groups
@@ -61,7 +60,7 @@ def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, track
                     ignore_case=ignoring,
                     snapshot=snapshot,
                     workers=request.workers,
-                    context=Context(track),
+                    context=context,
                 ),
             )
             for ignoring in (False, True)
@@ -74,7 +73,7 @@ def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, track
             _check_misses(found, entries, max_misses, ignore_case=ignore_case)
         return _by_rarest(both[ignore_case], found)
 
-    return make_grouping(catalog, request.name or "entries", config, inputs, find, str(entries), track)
+    return make_grouping(catalog, request.name or "entries", config, inputs, find, str(entries), context)
 
 
 def _figures(pool: MatchedPool) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.files import create_array, file_digest
+from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError
-from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.requests import GroupRequest, refuse_given
 from tailwise.shards.columns import unwrapped
@@ -29,7 +29,7 @@ MISSING = ("leave-out", "own-group")
 SUFFIXES = (".parquet", ".tsv", ".csv")
 
 
-def group(catalog: Catalog | str | Path, request: GroupRequest, track: Track = silent) -> Clustering:
+def group(catalog: Catalog | str | Path, request: GroupRequest, context: Context | None = None) -> Clustering:
     """Make groups of the newest snapshot, in the place of clusters: by a column, or by the rarest entry of a list in each caption.
 
     Groups by column are numbered in the order of their values: by number where all of them are whole numbers, else by code point.
@@ -37,23 +37,24 @@ def group(catalog: Catalog | str | Path, request: GroupRequest, track: Track = s
     Args:
         catalog: or its path; with samples.
         request: what is asked for.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: there is no such column, it can't group, or it has more than MAX_GROUPS values; the list can't be read, or no caption
             or too few captions hold an entry.
     """
+    context = context or Context()
     catalog = Catalog.open(catalog)
     if request.missing not in MISSING:
         raise UserError(f"`missing` {request.missing!r}: use {' or '.join(MISSING)}")
     if request.entries is not None:
-        return group_by_entry(catalog, request.entries, request, track)
+        return group_by_entry(catalog, request.entries, request, context)
     if request.file is None:
         refuse_given(request, {"max_rejected"}, "without `file`")
-    return _by_column(catalog, str(request.by), request, track)
+    return _by_column(catalog, str(request.by), request, context)
 
 
-def _by_column(catalog: Catalog, column: str, request: GroupRequest, track: Track) -> Clustering:
+def _by_column(catalog: Catalog, column: str, request: GroupRequest, context: Context) -> Clustering:
     file = request.file
     max_rejected = MAX_REJECTED if request.max_rejected is None else request.max_rejected
     check_share(max_rejected)
@@ -74,7 +75,7 @@ def _by_column(catalog: Catalog, column: str, request: GroupRequest, track: Trac
     def find(pool: Pool) -> Groups:
         return _of_catalog(pool, column) if file is None else _of_file(pool, file, column, max_rejected)
 
-    return make_grouping(catalog, request.name or column, config, inputs, find, column, track)
+    return make_grouping(catalog, request.name or column, config, inputs, find, column, context)
 
 
 def _check_column(catalog: Catalog, column: str) -> None:
@@ -94,7 +95,7 @@ def _of_catalog(pool: Pool, column: str) -> Groups:
         return _groupable(pool.catalog.samples(part, [column]).column(0), column)
 
     kept = (values(part).filter(pa.array(pool.survivors.keeps(part.span))) for part in pool.parts)
-    distinct = _distinct(pool.track(kept, f"values of {column}", len(pool.parts)), column)
+    distinct = _distinct(pool.context.track(kept, f"values of {column}", len(pool.parts)), column)
     labels = (_labels(values(part), distinct) for part in pool.parts)
     return Groups(distinct.cast(pa.string()).to_pylist(), labels)
 
@@ -107,7 +108,9 @@ def _names(catalog: Catalog, part: Part) -> list[str]:
 def _of_file(pool: Pool, path: Path, column: str, max_rejected: float) -> Groups:
     """Joins by uid or key; values that no sample has make no group."""
     identifier, _ = _open(path, column)
-    distinct = _distinct(pool.track((values for _, values in _open(path, column)[1]), f"values of {column}"), column)
+    distinct = _distinct(
+        pool.context.track((values for _, values in _open(path, column)[1]), f"values of {column}"), column
+    )
     labels = create_array(pool.work / "labels.npy", (pool.snapshot.rows,), np.float32)
     labels[:] = np.nan
     batches = (_present(keys, _labels(values, distinct)) for keys, values in _open(path, column)[1])
@@ -115,7 +118,7 @@ def _of_file(pool: Pool, path: Path, column: str, max_rejected: float) -> Groups
         pool.catalog,
         pool.snapshot,
         identifier,
-        pool.track(batches, f"joining {column}"),
+        pool.context.track(batches, f"joining {column}"),
         labels,
         pool.work / "keys",
         f"value of {column}",

@@ -16,9 +16,9 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.clusterings import ClusterFiles, Clustering, clustering_artifact
 from tailwise.catalog.drops import Survivors
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.kernels.ranks import appearance_ranks
-from tailwise.progress import Track, silent
 from tailwise.storage.local import scratch
 
 MAX_GROUPS = 5_000_000  # below 2²⁴, so that float32, which joins fill in, holds each group's number
@@ -32,7 +32,7 @@ def write_grouping(
     inputs: Mapping[str, str],
     label_parts: Iterable[npt.NDArray[np.int32]],
     values: Sequence[str | None],
-    track: Track = silent,
+    context: Context | None = None,
 ) -> Clustering:
     """Writes a grouping: a clustering without centroids and similarities. A finished one of the same identity is opened as it is.
 
@@ -44,13 +44,14 @@ def write_grouping(
         label_parts: int32 [rows] for each part of the snapshot, in [0, K); negative for rows of no group. What the drop lists drop
             is in no group whatever they say. Read only if the grouping isn't there yet.
         values: K names of groups; None is the group of the samples without a value.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: another clustering has this name, there are too many groups, or no sample is in any.
         ValueError: labels don't fit the parts or the values.
     """
-    return make_grouping(catalog, name, config, inputs, lambda _: Groups(values, label_parts), name, track)
+    context = context or Context()
+    return make_grouping(catalog, name, config, inputs, lambda _: Groups(values, label_parts), name, context)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Pool:
     snapshot: Snapshot
     survivors: Survivors
     work: Path
-    track: Track
+    context: Context
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -100,7 +101,7 @@ def make_grouping(
     inputs: Mapping[str, str],
     find: Callable[[Pool], Groups],
     what: str,
-    track: Track,
+    context: Context,
 ) -> Clustering:
     """As `write_grouping`, of groups that are found only if the grouping isn't there yet.
 
@@ -111,7 +112,7 @@ def make_grouping(
         inputs: name and hash of what it is made from.
         find: the groups of a pool's rows.
         what: the samples are grouped by, for errors.
-        track: shows progress.
+        context: runs the tasks and shows progress.
     """
     snapshot = catalog.snapshot(config["snapshot"])
     survivors = Survivors(catalog, config["without"], snapshot)
@@ -119,7 +120,7 @@ def make_grouping(
     with clustering_artifact(catalog, name, config, inputs) as artifact:
         if not artifact.done:
             with scratch(artifact.path(layout.JOINING)) as work:
-                pool = Pool(catalog, snapshot, survivors, work, track)
+                pool = Pool(catalog, snapshot, survivors, work, context)
                 found = find(pool)
                 groups = found.with_missing() if config.get("missing") == "own-group" else found
                 summary = _write_files(pool, ClusterFiles(artifact.folder), groups, what)
@@ -132,7 +133,7 @@ def _write_files(pool: Pool, files: ClusterFiles, groups: Groups, what: str) -> 
     check_count(len(groups.values), what)
     seen = np.zeros(len(groups.values), np.int64)
     dropped = 0
-    progress = pool.track(pool.parts, "grouping samples", len(pool.parts))
+    progress = pool.context.track(pool.parts, "grouping samples", len(pool.parts))
     for part, given in zip(progress, groups.label_parts, strict=True):
         if len(given) != part.rows or given.max(initial=NO_GROUP) >= len(seen):
             raise ValueError(

@@ -12,8 +12,8 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.files import digest, file_digest
 from tailwise.catalog.rejections import Rejections
+from tailwise.context import Context
 from tailwise.errors import ConflictError, UserError
-from tailwise.progress import Track
 from tailwise.rejects import MAX_REJECTED, refuse_many
 from tailwise.sources.dynamics import ClusterIds
 from tailwise.steps.grouping.write import MAX_GROUPS, NO_GROUP, write_grouping
@@ -58,7 +58,7 @@ def import_clusters(
     files: list[ClusterIds],
     given: frozenset[int] | None,
     rejections: Rejections,
-    track: Track,
+    context: Context,
     max_rejected: float = MAX_REJECTED,
 ) -> Clustering:
     """Makes a grouping of the newest snapshot from files of cluster ids; a finished one of the same files is opened as it is.
@@ -71,7 +71,7 @@ def import_clusters(
         files: of cluster ids.
         given: shards that came with the files, which then belong to these alone; None if none came.
         rejections: takes what was left out.
-        track: shows progress.
+        context: runs the tasks and shows progress.
         max_rejected: share of the files' rows that may be unusable. An id without a sample, or a second one, is not counted.
 
     Raises:
@@ -90,14 +90,14 @@ def import_clusters(
         with rejections.writer(layout.rejected_log(catalog.folder, layout.CLUSTER_IDS_LOG, name)) as log:
             wording = Wording("cluster ids", "cluster id", "joining cluster ids")
             join = Join(parts, RowFinder(catalog, parts, work, given), work, log, wording)
-            join.plan(files, [given is not None] * len(files), None, track)
+            join.plan(files, [given is not None] * len(files), None, context)
             reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(join.log.counts.items()))
             if not join.matched:
                 raise UserError(f"none of the cluster ids in {files[0].path.parent} belongs to a sample ({reasons})")
             refuse_many(join.faulty, join.read, max_rejected, "{} rows of cluster ids{} can't be used", reasons)
             distinct = _distinct(join, parts, files, name)
         labels = (_labels(join, part, files, distinct) for part in parts)
-        return write_grouping(catalog, name, config, inputs, labels, [str(item) for item in distinct.tolist()], track)
+        return write_grouping(catalog, name, config, inputs, labels, [str(item) for item in distinct.tolist()], context)
 
 
 def _ids(join: Join, part: Part, files: list[ClusterIds]) -> Iterator[tuple[slice, npt.NDArray[np.bool_], Ids]]:

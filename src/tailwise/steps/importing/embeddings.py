@@ -24,9 +24,9 @@ from tailwise.catalog.embeddings import (
 )
 from tailwise.catalog.files import digest, read_json, read_record, write_json, write_record
 from tailwise.catalog.rejections import Rejections, RejectionWriter
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.mapped import release_pages
-from tailwise.progress import Track
 from tailwise.rejects import MAX_REJECTED, refuse_many
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.steps.importing.joining import Join, Wording
@@ -62,7 +62,7 @@ def import_embeddings(
     files: list[EmbeddingFile],
     given: frozenset[int] | None,
     rejections: Rejections,
-    track: Track,
+    context: Context,
     max_rejected: float = MAX_REJECTED,
     modality: str | None = None,
 ) -> ColumnImport | None:
@@ -75,7 +75,7 @@ def import_embeddings(
         given: shards that came with the files. Files that are joined for the first time belong to these alone, so that other shards may
             have the same keys; None if no shards came.
         rejections: takes what was left out.
-        track: shows progress.
+        context: runs the tasks and shows progress.
         max_rejected: share of the files' rows that may be unusable. An embedding without a sample, or a second one, is not counted.
         modality: of the column, see `open_column`.
 
@@ -101,7 +101,7 @@ def import_embeddings(
                 if not joins.written(part):  # what this very join wrote before an interruption is joined again
                     _note_present(joins, join, part)
             dimension = dimension or common_dimension(files)
-            join.plan(files, joins.own(), dimension, track)
+            join.plan(files, joins.own(), dimension, context)
             if not join.matched and not (join.known and all(joins.filled(part) for part in parts)):
                 raise UserError(_nothing_matched(catalog, parts[0], files, join))
         example = f"; {join.log.example}" if join.log.example else ""
@@ -110,7 +110,7 @@ def import_embeddings(
         open_column(catalog, column, dimension or 0, ENCODER, modality)
         joins.begin(parts)
         fill = _Fill(joins, join, files, dimension or 0)
-        embedded = sum(fill.part(part, rejections) for part in track(parts, f"{column} embeddings", len(parts)))
+        embedded = sum(fill.part(part, rejections) for part in context.track(parts, f"{column} embeddings", len(parts)))
         bound.check()
     joins.finish()
     return ColumnImport(column, dimension or 0, embedded, sum(part.rows for part in parts))

@@ -14,9 +14,9 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.files import create_array
 from tailwise.catalog.rejections import RejectionWriter
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.keys import ABSENT, AMBIGUOUS
-from tailwise.progress import Track
 from tailwise.shards.columns import DAMAGE
 from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, Opened
 from tailwise.sources.stored_rows import StoredRows
@@ -74,17 +74,19 @@ class Join:
         begin = part.first_row - self._first_row
         return slice(begin, begin + part.rows)
 
-    def plan(self, files: Sequence[EmbeddingFile], own: Sequence[bool], dimension: int | None, track: Track) -> None:
+    def plan(
+        self, files: Sequence[EmbeddingFile], own: Sequence[bool], dimension: int | None, context: Context
+    ) -> None:
         """Notes for every row where its value lies.
 
         Args:
             files: in order; the first value of a row is taken.
             own: for each, whether it belongs to the shards that came with it alone.
             dimension: the width of the rows.
-            track: shows progress.
+            context: runs the tasks and shows progress.
         """
         self._finder.note_tars(files)
-        for number, file in enumerate(track(files, self._wording.step, len(files))):
+        for number, file in enumerate(context.track(files, self._wording.step, len(files))):
             opened = file.open(dimension, self._unpacked(number))
             if isinstance(opened, BadPartition):
                 self.reject(opened.reason, file.path, None, opened.detail, opened.rows)

@@ -15,8 +15,8 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, local_path, true_path
 from tailwise.catalog.embeddings import column_modality
 from tailwise.catalog.rejections import Rejections
+from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.requests import SourceRequest
 from tailwise.shards.columns import DAMAGE, open_table, uid_texts
@@ -68,7 +68,7 @@ def import_pool(
     workers: int | None = None,
     part_rows: int = PART_ROWS,
     max_rejected: float | None = None,
-    track: Track = silent,
+    context: Context | None = None,
 ) -> ImportReport:
     """Imports tars, metadata and embeddings into a catalog, new or existing. What is there already is skipped.
 
@@ -81,11 +81,12 @@ def import_pool(
             anew, so that it needs the usual `if __name__ == "__main__":`.
         part_rows: rows after which a part is closed.
         max_rejected: share that may be left out, of the new samples (0.5 by default) and of the rows of embedding files (0.1).
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: nothing to import, nothing good in it, or too much left out.
     """
+    context = context or Context()
     given = [sources] if isinstance(sources, str | Path) else sources
     chosen = options or SourceRequest()
     bounds = (MAX_REJECTED_SAMPLES, MAX_REJECTED) if max_rejected is None else (max_rejected, max_rejected)
@@ -102,7 +103,7 @@ def import_pool(
             for column in found.embeddings
         }
         return _import(
-            catalog, found, modalities, chosen.clustering or DEFAULT_CLUSTERS, workers, part_rows, bounds, track
+            catalog, found, modalities, chosen.clustering or DEFAULT_CLUSTERS, workers, part_rows, bounds, context
         )
 
 
@@ -114,7 +115,7 @@ def _import(
     workers: int | None,
     part_rows: int,
     bounds: tuple[float, float],
-    track: Track,
+    context: Context,
 ) -> ImportReport:
     before = catalog.snapshots()
     _check_clusters(catalog, clustering, found)
@@ -124,17 +125,19 @@ def _import(
         for item in found.left_out:
             log.add("import", item.reason, item.path, None, item.remedy, rows=0)
     if found.tars or not found.metadata:
-        import_shards(catalog, found.tars, rejections, track, metadata=found.metadata, failed=found.failed, **shared)
+        import_shards(catalog, found.tars, rejections, context, metadata=found.metadata, failed=found.failed, **shared)
     else:
         _refuse_known(catalog, found.metadata)
-        import_shards(catalog, found.metadata, rejections, track, **shared)
+        import_shards(catalog, found.metadata, rejections, context, **shared)
     given = _given_shards(catalog, found.tars or found.metadata)
     columns = [
         made
         for column, files in found.embeddings.items()
-        if (made := import_embeddings(catalog, column, files, given, rejections, track, bounds[1], modalities[column]))
+        if (
+            made := import_embeddings(catalog, column, files, given, rejections, context, bounds[1], modalities[column])
+        )
     ]
-    clusterings = _import_clusters(catalog, clustering, found, given, rejections, track, bounds[1])
+    clusterings = _import_clusters(catalog, clustering, found, given, rejections, context, bounds[1])
     now = catalog.snapshot()
     shards = found.tars or found.metadata
     if rejections.counts and not (columns or clusterings) and shards and not given:
@@ -153,14 +156,14 @@ def _import_clusters(
     found: Found,
     given: frozenset[int] | None,
     rejections: Rejections,
-    track: Track,
+    context: Context,
     max_rejected: float,
 ) -> list[Clustering]:
     if not found.cluster_ids:
         return []
     from tailwise.steps.importing.clusters import import_clusters  # noqa: PLC0415  (brings torch along: seconds, and 600 MB)
 
-    return [import_clusters(catalog, name, found.cluster_ids, given, rejections, track, max_rejected)]
+    return [import_clusters(catalog, name, found.cluster_ids, given, rejections, context, max_rejected)]
 
 
 def _check_clusters(catalog: Catalog, name: str, found: Found) -> None:

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from tailwise.catalog.files import create_array, digest
 from tailwise.catalog.rejections import RejectionWriter
 from tailwise.catalog.schema import REJECTED_SCHEMA
+from tailwise.context import Context
 from tailwise.execution.keys import AMBIGUOUS, KeyIndex
-from tailwise.progress import Track
 from tailwise.shards.columns import DAMAGE, count_rows, open_table, score_columns
 from tailwise.shards.content import ShardContent
 from tailwise.sources.datacomp import score_batches
@@ -34,14 +34,14 @@ class Scores:
     40 bytes a row and 8 more for each score; memory doesn't grow with them.
     """
 
-    def __init__(self, paths: Sequence[str], work: Path, log: RejectionWriter, track: Track) -> None:
+    def __init__(self, paths: Sequence[str], work: Path, log: RejectionWriter, context: Context) -> None:
         """Reads all files.
 
         Args:
             paths: of metadata files.
             work: a folder for the index and the numbers.
             log: takes files that can't be read.
-            track: shows progress.
+            context: runs the tasks and shows progress.
         """
         schemas = {path: schema for path in map(Path, paths) if (schema := _schema(path, log))}
         readable = {path: rows for path, (rows, _) in schemas.items()}
@@ -53,7 +53,7 @@ class Scores:
         self._used = create_array(work / "used.npy", (total,), np.bool_)
         self._spans: dict[Path, slice] = {}
         start = 0
-        for path, rows in track(readable.items(), "reading scores", len(readable)):
+        for path, rows in context.track(readable.items(), "reading scores", len(readable)):
             self._read(path, slice(start, start + rows), log)
             start += rows
         self._index.seal()

@@ -17,10 +17,9 @@ from tailwise.catalog.catalog import Catalog, Snapshot, true_path
 from tailwise.catalog.files import known_digest, read_record, read_table, write_record, write_table
 from tailwise.catalog.rejections import Rejections
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
+from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError
 from tailwise.execution.base import Apply, Needs
-from tailwise.execution.local import LocalExecutor
-from tailwise.progress import Track
 from tailwise.rejects import refuse_many
 from tailwise.shards.containers import container_of, index_shard
 from tailwise.shards.content import ShardContent, hashed_uid, unreadable_shard
@@ -93,7 +92,7 @@ def import_shards(
     catalog: Catalog,
     tars: dict[str, int],
     rejections: Rejections,
-    track: Track,
+    context: Context,
     *,
     workers: int | None,
     part_rows: int = PART_ROWS,
@@ -107,7 +106,7 @@ def import_shards(
         catalog: catalog to extend.
         tars: path or URL → size in bytes, of tars or of files of another container.
         rejections: takes what is left out.
-        track: shows progress.
+        context: runs the tasks and shows progress.
         workers: processes; None for one a processor. The result does not depend on it.
         part_rows: a part is closed by the shard that brings it to this many rows.
         metadata: path → size of DataComp's metadata, whose scores are joined by uid.
@@ -132,8 +131,10 @@ def import_shards(
         if listed.exists():
             rejections.count(listed)
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
-    with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, track) as scores:
-        for path, content in track(_contents(rest, failed or {}, workers), container.indexing, len(rest)):
+    with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, context) as scores:
+        for path, content in context.track(
+            _contents(context, rest, failed or {}, workers), container.indexing, len(rest)
+        ):
             if part.rows >= part_rows and content.samples.num_rows:  # tars without samples go with the part before them
                 shards += _write_part(catalog, part, rejections, notes)
                 part = _Part(part.number + 1, part.first_shard + len(part.shards))
@@ -152,11 +153,11 @@ def import_shards(
 
 
 def _contents(
-    files: Sequence[tuple[str, int]], failed: Mapping[str, str], workers: int | None
+    context: Context, files: Sequence[tuple[str, int]], failed: Mapping[str, str], workers: int | None
 ) -> Iterator[tuple[str, ShardContent]]:
     """Yield the path and the samples of each file; those that have failed are not tried again."""
     paths = [path for path, _ in files if path not in failed]
-    found = LocalExecutor().map(Apply(index_shard), paths, Needs(workers=workers))
+    found = context.executor.map(Apply(index_shard), paths, Needs(workers=workers))
     for path, _ in files:
         yield path, unreadable_shard(path, failed[path]) if path in failed else next(found)
 
@@ -177,7 +178,7 @@ def _scores(
     metadata: Mapping[str, int] | None,
     more: bool,
     rejections: Rejections,
-    track: Track,
+    context: Context,
 ) -> Iterator[Scores | None]:
     """Yields the scores of metadata, for the parts after `done`, which an interrupted import has joined; lists the rows that none got."""
     listed = _listed(catalog, done.start, layout.SCORES_LOG)
@@ -188,7 +189,7 @@ def _scores(
         yield None
     else:
         with scratch(catalog.folder / layout.SAMPLES / layout.JOINING) as work, rejections.writer(listed) as log:
-            scores = Scores(list(metadata), work, log, track)
+            scores = Scores(list(metadata), work, log, context)
             for part in done:
                 scores.find(read_table(catalog.samples_path(part), ["uid"]).column("uid").to_pylist())
             yield scores

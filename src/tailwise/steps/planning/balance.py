@@ -21,7 +21,6 @@ from tailwise.kernels.matching import keep_rates
 from tailwise.plan.budget import samples_of_share
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
-from tailwise.progress import Track, silent
 from tailwise.requests import PlanRequest
 from tailwise.steps.grouping.match import MatchedPool, match_entries
 from tailwise.steps.planning.weighted import write_shard_offsets
@@ -29,7 +28,7 @@ from tailwise.storage.local import replacing
 
 
 def make_balanced_plan(
-    catalog: Catalog, name: str, request: PlanRequest, track: Track = silent, workers: int | None = None
+    catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None, workers: int | None = None
 ) -> Plan:
     """Make a plan that thins frequent entries: each of a caption's entries is drawn with probability min(1, t / its count).
 
@@ -40,12 +39,13 @@ def make_balanced_plan(
         catalog: with samples.
         name: of the plan.
         request: `per_entry` is t, 20,000 for 400M samples in the paper; from `keep` or `budget`, the expected number of samples, t follows.
-        track: shows progress.
+        context: runs the tasks and shows progress.
         workers: processes that match captions; one a processor by default.
 
     Raises:
         UserError: the list can't be read, no caption holds an entry, or the request is out of bounds.
     """
+    context = context or Context()
     if request.entries is None:
         raise UserError("method 'text-balance' needs `entries`, a list of entries")
     per_entry, keep, budget, without = request.per_entry, request.keep, request.budget, request.without
@@ -70,7 +70,7 @@ def make_balanced_plan(
         ignore_case=request.ignore_case,
         snapshot=snapshot,
         workers=workers,
-        context=Context(track),
+        context=context,
     )
     inputs = {"snapshot": snapshot.id, **matches.inputs, **survivors.inputs}
     derived = {"budget": max(1, round(keep * survivors.pool))} if keep is not None else None
@@ -79,7 +79,7 @@ def make_balanced_plan(
             pool = MatchedPool(catalog, snapshot, survivors, matches)
             counts, matched = pool.count()
             limit = float(per_entry) if per_entry is not None else _find_limit(pool, counts, matched, keep, budget)
-            figures = _write_rates(artifact, pool, _probability(counts, limit), track)
+            figures = _write_rates(artifact, pool, _probability(counts, limit), context)
             _write_entries(artifact, matches, counts, limit)
             write_shard_offsets(catalog, artifact, snapshot)
             artifact.finish(
@@ -168,13 +168,13 @@ def solve_increasing(excess: Callable[[float], float], high: float, above: float
 
 
 def _write_rates(
-    artifact: Artifact, pool: MatchedPool, probability: npt.NDArray[np.float64], track: Track
+    artifact: Artifact, pool: MatchedPool, probability: npt.NDArray[np.float64], context: Context
 ) -> dict[str, Any]:
     """Writes the rates; returns how many rows can be drawn, and how many samples are expected."""
     eligible, expected = 0, 0.0
     with replacing(artifact.path(layout.RATE)) as path:
         rates = create_array(path, (pool.snapshot.rows,), np.float32)
-        for part, found in track(pool.parts(), "rates of rows", pool.snapshot.parts):
+        for part, found in context.track(pool.parts(), "rates of rows", pool.snapshot.parts):
             rates[part.span] = keep_rates(*found, probability)
             eligible += int(np.count_nonzero(rates[part.span]))
             expected += float(rates[part.span].sum(dtype=np.float64))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tailwise.catalog.catalog import Catalog
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.plan.methods import METHODS
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track, silent
 from tailwise.requests import PlanRequest, refuse_given, refuse_idle
 from tailwise.steps.planning.balance import make_balanced_plan
 from tailwise.steps.planning.rates import make_rate_plan
@@ -28,7 +28,7 @@ class ByRate:
         shared: other fields that it uses.
     """
 
-    make: Callable[[Catalog, str, PlanRequest, Track], Plan]
+    make: Callable[[Catalog, str, PlanRequest, Context], Plan]
     own: tuple[str, ...]
     shared: tuple[str, ...] = ()
 
@@ -47,25 +47,26 @@ def check_method(method: str) -> None:
         raise UserError(unknown if method else f"give a `method`: one of {', '.join(known)}")
 
 
-def make_plan(catalog: Catalog | str | Path, name: str, request: PlanRequest, track: Track = silent) -> Plan:
+def make_plan(catalog: Catalog | str | Path, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
     """Make a plan, or open the finished one of the same request.
 
     Args:
         catalog: or its path; with a clustering, unless the method needs none.
         name: of the plan.
         request: what is asked for.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: the request is out of bounds or contradicts itself, or another plan has this name.
     """
+    context = context or Context()
     catalog = Catalog.open(catalog)
     check_method(request.method)
     if chosen := BY_RATE.get(request.method):
         drawn = {"draw"} if request.draw == "bernoulli" else set()  # by which they draw
         used = {"method", "dynamic", "seed", *chosen.own, *chosen.shared, *drawn}
         refuse_idle(request, used, f"with method {request.method!r}")
-        return chosen.make(catalog, name, request, track)
+        return chosen.make(catalog, name, request, context)
     for method, other in BY_RATE.items():
         refuse_given(request, other.own, f"without method {method!r}")
-    return make_weighted_plan(catalog, name, request, track)
+    return make_weighted_plan(catalog, name, request, context)

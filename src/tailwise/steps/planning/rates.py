@@ -16,9 +16,9 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, file_digest, map_array
+from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError
 from tailwise.plan.plan import Plan
-from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.requests import PlanRequest
 from tailwise.steps.importing.join import BATCH, Batch, join_values, read_numbers
@@ -26,7 +26,7 @@ from tailwise.steps.planning.weighted import MAX_REPEATS, write_shard_offsets
 from tailwise.storage.local import replacing, scratch
 
 
-def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = silent) -> Plan:
+def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
     """Make a plan with a rate per sample, drawn by Bernoulli.
 
     The file is DynamiCS's JSON `{key: rate}`, read as a stream, or Parquet with a column of rates, and uid, key or image_path.
@@ -34,6 +34,7 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, track: Tra
     Raises:
         UserError: the file can't be read, names ambiguous keys, lacks samples, or has rates outside [0, 255].
     """
+    context = context or Context()
     path, column, missing_rate = request.rates, request.rate_column or "rate", request.missing_rate
     max_rejected = MAX_REJECTED if request.max_rejected is None else request.max_rejected
     if path is None:
@@ -58,7 +59,7 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, track: Tra
     with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
             identifier, batches = _open_rates(path, column)
-            tracked = track(batches, "joining rates")
+            tracked = context.track(batches, "joining rates")
             unknown = _join(catalog, artifact, survivors, identifier, tracked, missing_rate, max_rejected)
             write_shard_offsets(catalog, artifact, snapshot)
             rates = map_array(artifact.path(layout.RATE))

@@ -14,6 +14,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, write_array, write_table
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.shuffle import write_value_ranks
 from tailwise.kernels.ranks import appearance_ranks
@@ -22,7 +23,6 @@ from tailwise.plan.methods import PICKS, Method, find_method, method_options, we
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, fill_by_scale, fill_by_shift, round_to_sum
 from tailwise.plan.weights import Clusters
-from tailwise.progress import Track, silent
 from tailwise.requests import PlanRequest, ScoreRequest
 from tailwise.steps.planning.grouping import Grouping
 from tailwise.steps.scoring.scores import score_config
@@ -34,8 +34,9 @@ MAX_SCHEDULE = 1 << 28  # quotas of an annealed plan, 8 bytes each
 _AMOUNTS = ("keep", "budget", "per_cluster")
 
 
-def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, track: Track = silent) -> Plan:
+def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
     """Make a plan by a method that weighs clusters; see `make_plan`."""
+    context = context or Context()
     method = find_method(request.method)
     options = method_options(request.method, _given_options(request))
     clustering = request.clustering or "main"
@@ -74,7 +75,7 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, track:
     with Artifact(catalog.plan_folder(name), "plan", config, grouping.inputs, derived) as artifact:
         if not artifact.done:
             _write_groups(artifact, grouping.sizes, quotas)
-            _write_rows(artifact, grouping, pick, track)
+            _write_rows(artifact, grouping, pick, context)
             write_shard_offsets(catalog, artifact, grouping.snapshot)
             sizes = grouping.sizes
             artifact.finish({"pool": grouping.pool, "eligible": grouping.eligible, "clusters": int((sizes > 0).sum())})
@@ -264,18 +265,18 @@ def _write_groups(artifact: Artifact, sizes: npt.NDArray[np.int64], quotas: npt.
         write_array(artifact.path(layout.QUOTAS), quotas)
 
 
-def _write_rows(artifact: Artifact, grouping: Grouping, pick: str, track: Track) -> None:
+def _write_rows(artifact: Artifact, grouping: Grouping, pick: str, context: Context) -> None:
     """Writes group and rank of every row, flat over the snapshot."""
     rows, parts = grouping.snapshot.rows, len(grouping.parts)
-    _write_flat(artifact, layout.GROUP, np.int32, rows, track(grouping.labels(), "groups of rows", parts))
+    _write_flat(artifact, layout.GROUP, np.int32, rows, context.track(grouping.labels(), "groups of rows", parts))
     if PICKS[pick].by is None:
         seen = np.zeros(len(grouping.sizes), np.int64)
         ranks = (appearance_ranks(label, seen) for label in grouping.labels())
-        _write_flat(artifact, layout.GROUP_RANK, np.uint32, rows, track(ranks, "ranks of rows", parts))
+        _write_flat(artifact, layout.GROUP_RANK, np.uint32, rows, context.track(ranks, "ranks of rows", parts))
         return
     columns = zip(grouping.labels(), grouping.order(pick), strict=True)
     with replacing(artifact.path(layout.GROUP_RANK)) as path:
-        write_value_ranks(path, grouping.sizes, track(columns, "ranking samples", parts))
+        write_value_ranks(path, grouping.sizes, context.track(columns, "ranking samples", parts))
 
 
 def _write_flat(

@@ -17,11 +17,11 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors, write_drops
 from tailwise.catalog.kinds import plain_name
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.kernels.selection import order_statistics
 from tailwise.mapped import release_pages
 from tailwise.plan.budget import samples_of_share
-from tailwise.progress import Track, silent
 from tailwise.requests import FilterRequest, ScoreRequest, refuse_given
 from tailwise.steps.scoring.scores import score_config, score_figures, score_inputs, score_parts
 
@@ -45,17 +45,18 @@ class Filtered:
     summary: Mapping[str, Any]
 
 
-def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, track: Track = silent) -> Filtered:
+def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, context: Context | None = None) -> Filtered:
     """Make a drop list of the samples of the newest snapshot whose score doesn't pass a rule.
 
     Args:
         catalog: or its path; with what the score is made from.
         request: the score, and which scores stay.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: a bad rule, no such score, no sample with one, or nothing would be left.
     """
+    context = context or Context()
     catalog = Catalog.open(catalog)
     _check(request)
     score = request.score
@@ -71,16 +72,17 @@ def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, track:
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, score), **survivors.inputs}
     with Artifact(catalog.drops_folder(name), "filter", config, inputs) as artifact:
         if not artifact.done:
-            judge = _Judge(catalog, snapshot, score, survivors, track)
+            judge = _Judge(catalog, snapshot, score, survivors, context)
             judge.apply(request)
             summary = judge.summary()
-            write_drops(artifact, snapshot.rows, track(judge.tables(), "writing drops", len(judge.parts)))
+            write_drops(artifact, snapshot.rows, context.track(judge.tables(), "writing drops", len(judge.parts)))
             artifact.finish(summary)
     return Filtered(name, DropList(catalog, name).summary)
 
 
-def try_filter(catalog: Catalog | str | Path, request: FilterRequest, track: Track = silent) -> Filtered:
+def try_filter(catalog: Catalog | str | Path, request: FilterRequest, context: Context | None = None) -> Filtered:
     """Return how a score is distributed, and, with bounds, what would be dropped; makes no drop list. See `filter_samples`."""
+    context = context or Context()
     catalog = Catalog.open(catalog)
     refuse_given(request, {"name"}, "with `dry_run`: no drop list is made")
     ruled = any(getattr(request, bound) is not None for bound in BOUNDS)
@@ -89,7 +91,7 @@ def try_filter(catalog: Catalog | str | Path, request: FilterRequest, track: Tra
     else:
         refuse_given(request, {"missing"}, "without `minimum`, `maximum`, `keep` or `keep_lowest`")
     snapshot = catalog.snapshot()
-    judge = _Judge(catalog, snapshot, request.score, Survivors(catalog, request.without, snapshot), track)
+    judge = _Judge(catalog, snapshot, request.score, Survivors(catalog, request.without, snapshot), context)
     if ruled:
         judge.apply(request)
     return Filtered(None, judge.summary())
@@ -129,7 +131,7 @@ class _Judge:
     """Says of each sample whether it stays, and why not."""
 
     def __init__(
-        self, catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, survivors: Survivors, track: Track
+        self, catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, survivors: Survivors, context: Context
     ) -> None:
         """Makes the score, and finds how it is distributed.
 
@@ -138,7 +140,7 @@ class _Judge:
         """
         self.name, self.survivors = request.name, survivors
         self.pool, self.parts = survivors.pool, catalog.parts(snapshot)
-        self.blocks = list(score_parts(catalog, snapshot, request, track))
+        self.blocks = list(score_parts(catalog, snapshot, request, context))
         self.joined = score_figures(catalog, snapshot, request)
         self.samples = self.scored = 0
         for part, scores in zip(self.parts, self.blocks, strict=True):

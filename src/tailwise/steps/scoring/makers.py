@@ -17,11 +17,11 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import create_array, map_array
 from tailwise.catalog.scores import repetition, score_column
+from tailwise.context import Context
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.kernels.scores import clip_loss, cosines, gram, greatest_cosines, target_norms
 from tailwise.mapped import release_pages
-from tailwise.progress import Track
 from tailwise.steps.importing.join import Batch, join_values, read_numbers
 from tailwise.steps.scoring.target import Target
 from tailwise.storage.local import replacing, scratch
@@ -40,7 +40,7 @@ class ScoreWork:
     folder: Path
     name: str
     options: Mapping[str, Any]
-    track: Track
+    context: Context
 
     def path(self, part: Part) -> Path:
         """The file of one part."""
@@ -56,7 +56,7 @@ def by_part(scores: Callable[[ScoreWork, Part], Rows]) -> Callable[[ScoreWork], 
 
     def make(work: ScoreWork) -> None:
         parts = work.catalog.parts(work.snapshot)
-        for part in work.track(parts, work.name, len(parts)):
+        for part in work.context.track(parts, work.name, len(parts)):
             if not work.path(part).exists():
                 with np.errstate(over="ignore"):  # beyond float32 lies infinity
                     work.write(part, scores(work, part))
@@ -189,7 +189,7 @@ def _average_clip_losses(work: ScoreWork) -> None:
         batches = -(-pairs.count // work.options["batch_size"])
         # A single batch holds all pairs, whatever their order.
         repetitions = work.options["repetitions"] if batches > 1 else 1
-        steps = iter(work.track(range(repetitions * batches), "cliploss: batches", repetitions * batches))
+        steps = iter(work.context.track(range(repetitions * batches), "cliploss: batches", repetitions * batches))
         paths = [repetition(work.folder, number) for number in range(repetitions)]
         for number, path in enumerate(paths):
             if path.exists():  # of an interrupted run
@@ -227,7 +227,7 @@ def column_of_file(work: ScoreWork) -> dict[str, int]:
 
         def counted() -> Iterator[Batch]:
             nonlocal keys
-            for batch in work.track(batches, f"joining {work.name}"):
+            for batch in work.context.track(batches, f"joining {work.name}"):
                 keys += len(batch[0])
                 yield batch
 

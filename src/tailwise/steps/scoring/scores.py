@@ -15,8 +15,8 @@ from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.embeddings import check_one_encoder
 from tailwise.catalog.files import digest, file_digest, read_record
 from tailwise.catalog.scores import score_artifact, score_column
+from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError
-from tailwise.progress import Track, silent
 from tailwise.rejects import MAX_REJECTED
 from tailwise.requests import OptionValue, ScoreRequest
 from tailwise.steps.scoring import makers
@@ -26,14 +26,16 @@ from tailwise.steps.scoring.target import Target
 Scores = npt.NDArray[np.float32]
 
 
-def score_parts(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, track: Track = silent) -> Iterator[Scores]:
+def score_parts(
+    catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, context: Context | None = None
+) -> Iterator[Scores]:
     """A score of every sample, part by part; made the first time, and kept in the catalog.
 
     Args:
         catalog: with what the score is made from.
         snapshot: whose rows.
         request: which score.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Returns:
         float32 [rows] for each part of the snapshot, in row order, mapped; NaN where a sample has no score.
@@ -41,7 +43,8 @@ def score_parts(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, tra
     Raises:
         UserError: no such score or option, or what it is made from is missing.
     """
-    column = score_column(_make(catalog, snapshot, request, track))
+    context = context or Context()
+    column = score_column(_make(catalog, snapshot, request, context))
     return (column.read(part) for part in catalog.parts(snapshot))
 
 
@@ -50,7 +53,7 @@ def score_figures(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -
 
     Empty where the score is not of a file.
     """
-    summary = read_record(_make(catalog, snapshot, request, silent) / layout.MANIFEST)["summary"]
+    summary = read_record(_make(catalog, snapshot, request, Context()) / layout.MANIFEST)["summary"]
     return {name: value for name, value in summary.items() if name.startswith("keys")}
 
 
@@ -79,14 +82,14 @@ def score_inputs(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) ->
 # --- making and keeping -----------------------------------------------------------------------------------------------
 
 
-def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, track: Track) -> Path:
+def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, context: Context) -> Path:
     """Makes a score unless it is there; returns its folder."""
     config = {"score": score_config(request), "snapshot": snapshot.number}
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, request)}
     with score_artifact(catalog, request.name, config, inputs) as artifact:
         if not artifact.done:
             column = score_column(artifact.folder)
-            work = ScoreWork(catalog, snapshot, artifact.folder, request.name, _options(request), track)
+            work = ScoreWork(catalog, snapshot, artifact.folder, request.name, _options(request), context)
             figures = _score(request).make(work) or {}
             scored = sum(int((~np.isnan(column.read(part))).sum()) for part in catalog.parts(snapshot))
             artifact.finish({"samples": snapshot.rows, "scored": scored, **figures})

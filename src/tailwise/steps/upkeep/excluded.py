@@ -17,10 +17,10 @@ from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import ROW_GROUP_ROWS, read_table, write_table
 from tailwise.catalog.kinds import DROP_LIST
 from tailwise.catalog.outputs import is_table, scratch_beside, writing_output
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.shuffle import Shuffle
 from tailwise.plan.plan import MAX_EPOCH, Plan
-from tailwise.progress import Track, silent
 
 EXCLUDED_SCHEMA = pa.schema(
     [
@@ -230,7 +230,7 @@ def write_excluded(
     *,
     epochs: int | None = None,
     overwrite: bool = False,
-    track: Track = silent,
+    context: Context | None = None,
 ) -> dict[tuple[str, str], int]:
     """Writes every sample that will never be drawn, in catalog order (EXCLUDED_SCHEMA).
 
@@ -240,7 +240,7 @@ def write_excluded(
         plan: which plan; None for what any plan leaves out that is made without all finished drop lists of the newest snapshot.
         epochs: list what epochs 0 … `epochs` − 1 of the plan do not hold; None for what no epoch ever holds.
         overwrite: whether an existing file may be replaced.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Returns:
         How many samples there are by (stage, reason).
@@ -248,26 +248,29 @@ def write_excluded(
     Raises:
         UserError: the file can't be written there; a drop list or the clustering of the plan is gone.
     """
+    context = context or Context()
     if epochs is not None and (plan is None or not 1 <= epochs <= MAX_EPOCH):
         raise UserError(f"`epochs` {epochs}: must lie between 1 and {MAX_EPOCH:,}, and needs a PLAN")
     with writing_output(path, catalog, overwrite=overwrite, is_ours=is_table(EXCLUDED_SCHEMA)) as temporary:
-        return _write(temporary, catalog, Causes(catalog, plan, epochs), plan, track)
+        return _write(temporary, catalog, Causes(catalog, plan, epochs), plan, context)
 
 
-def _write(path: Path, catalog: Catalog, causes: Causes, plan: Plan | None, track: Track) -> dict[tuple[str, str], int]:
+def _write(
+    path: Path, catalog: Catalog, causes: Causes, plan: Plan | None, context: Context
+) -> dict[tuple[str, str], int]:
     counts: Counter[tuple[str, str]] = Counter()
     with scratch_beside(path) as folder:
         kept = _KeptKeys(catalog, causes.snapshot, folder)
-        for part in track(kept.parts, "never drawn", len(kept.parts)):
+        for part in context.track(kept.parts, "never drawn", len(kept.parts)):
             table = causes.of(part.span)
             for row in table.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist():
                 counts[row["stage"], row["reason"]] += row["count_all"]
             kept.note(part, table)
             if plan is not None:
                 plan.release_pages()
-        kept.look_up(track)
+        kept.look_up(context)
         with pq.ParquetWriter(path, EXCLUDED_SCHEMA, compression="zstd") as writer:
-            for part in track(kept.parts, "writing", len(kept.parts)):
+            for part in context.track(kept.parts, "writing", len(kept.parts)):
                 writer.write_table(kept.named(part), row_group_size=ROW_GROUP_ROWS)
     return dict(sorted(counts.items()))
 
@@ -296,10 +299,10 @@ class _KeptKeys:
     def _part_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.searchsorted(self._part_ends, rows, side="right")
 
-    def look_up(self, track: Track) -> None:
+    def look_up(self, context: Context) -> None:
         """Hands the keys that are asked for to the parts that ask."""
         names = [part.name for part in self.parts]
-        for part in track(self.parts, "kept samples", len(self.parts)):
+        for part in context.track(self.parts, "kept samples", len(self.parts)):
             if not self._asked.rows(names, part.number):
                 continue
             keys = self._catalog.samples(part, ["key"]).column("key").combine_chunks()

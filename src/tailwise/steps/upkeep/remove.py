@@ -15,8 +15,8 @@ import pyarrow as pa
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.removals import NAMES_SCHEMA, Removing, removals_folder
+from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError
-from tailwise.progress import Track, silent
 from tailwise.shards.columns import DAMAGE, open_table
 from tailwise.sources.delimited import read_keys
 from tailwise.storage.local import locked
@@ -64,7 +64,7 @@ class RemovalReport:
 
 
 def remove(
-    catalog: Catalog, path: Path, *, reason: str = DEFAULT_REASON, dry_run: bool = False, track: Track = silent
+    catalog: Catalog, path: Path, *, reason: str = DEFAULT_REASON, dry_run: bool = False, context: Context | None = None
 ) -> RemovalReport:
     """Removes samples: no plan made afterwards draws them, no export holds them, and training on an old plan replaces them.
 
@@ -76,11 +76,12 @@ def remove(
             key.
         reason: is kept.
         dry_run: only tell what would be done.
-        track: shows progress.
+        context: runs the tasks and shows progress.
 
     Raises:
         UserError: the file can't be read or names nobody, or the catalog is empty, or somebody else is removing.
     """
+    context = context or Context()
     table = read_names(path)
     if not reason.strip():
         raise UserError("`reason` is empty: say why, or leave it out")
@@ -90,7 +91,7 @@ def remove(
     with nullcontext() if dry_run else locked(folder / layout.LOCK, str(folder)):
         if not dry_run:
             catalog.series(layout.REMOVALS).settle()
-        found = Removing.find(catalog, table, track)
+        found = Removing.find(catalog, table, context.progress)
         new = found.new
         number = found.write(reason).number if len(found.names) and not dry_run else None
     several = found.samples > 1

@@ -13,11 +13,11 @@ from tailwise.catalog.embeddings import column_records
 from tailwise.catalog.files import file_digest, read_record
 from tailwise.catalog.kinds import KINDS, named_inputs
 from tailwise.catalog.removals import found_markers, names_path
+from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.progress import Track, silent
 
 
-def verify(catalog: Catalog, track: Track = silent) -> tuple[int, list[Path]]:
+def verify(catalog: Catalog, context: Context | None = None) -> tuple[int, list[Path]]:
     """Checks every file that decides results: by the hash that was noted when it was written, or that it holds itself.
 
     Returns:
@@ -26,10 +26,11 @@ def verify(catalog: Catalog, track: Track = silent) -> tuple[int, list[Path]]:
     Raises:
         UserError: a file is missing or changed without which nobody can tell which files there should be.
     """
+    context = context or Context()
     for name in SERIES:
         catalog.series(name).read()
     noted = list(_noted(catalog))
-    bad = [path for path, digest in track(noted, "hashing files", len(noted)) if not _sound(path, digest)]
+    bad = [path for path, digest in context.track(noted, "hashing files", len(noted)) if not _sound(path, digest)]
     return len(noted), bad
 
 
