@@ -124,7 +124,7 @@ def test_the_library_sets_up_no_log():
 SLOW = """
 import sys, time
 import tailwise.cli as cli, tailwise.progress as progress
-from tailwise.cli.app import with_bars
+from tailwise.cli.app import with_progress
 from tailwise.cli.printing import print_json
 
 def work(track):
@@ -137,7 +137,7 @@ def work(track):
 
 @cli.app.command("status")
 def status():
-    with_bars(work)
+    work(with_progress().track)
     print_json({"a": 1})
 
 progress.LINE_SECONDS = float(sys.argv.pop(1))

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from tailwise.cli import app
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.requests import PlanRequest, TrainRequest
 from tailwise.steps.planning.plan import make_plan
@@ -211,7 +212,7 @@ def test_counting_epochs_of_a_random_draw_is_shown(drawn_plan, arguments, option
             yield item
             counted.append((number + 1, total, len(list((plan.folder / "units").glob("epoch-*.npy")))))
 
-    (run,) = decide(plan, arguments, options, None, find_trainer(), track)
+    (run,) = decide(plan, arguments, options, None, find_trainer(), Context(track))
     assert len(counted) == counted[-1][1] > 5
     assert [files for _, _, files in counted] == sorted(files for _, _, files in counted)
     assert counted[0][2] <= 2

@@ -140,10 +140,10 @@ def test_plans_share_matches_and_matching_goes_on_where_it_was_interrupted(capti
     assert totals == [6, 2]  # row groups: the first part's 4 were done
     resumed = tree_bytes(captioned.folder / "matches")
     make_balanced_plan(
-        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2), workers=1, track=counting
+        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2), workers=1, context=Context(counting)
     )
     make_balanced_plan(
-        captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=3), workers=1, track=counting
+        captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=3), workers=1, context=Context(counting)
     )
     assert totals == [6, 2]
     for path in (captioned.folder / "matches").glob("*/*"):
