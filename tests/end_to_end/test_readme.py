@@ -24,7 +24,7 @@ def blocks(language):
 def place(tmp_path_factory, make_partition):
     """A folder with shards/, embeddings/ and concepts.txt: all that the README expects."""
     folder = tmp_path_factory.mktemp("readme")
-    make_pool(folder / "shards", images=1200, concepts=64, shards=4, size_px=16, duplicates=40)
+    make_pool(folder / "shards", images=1800, concepts=64, shards=4, size_px=16, duplicates=40)
     catalog = import_pool([str(folder / "shards")], folder / "made", workers=1).catalog
     keys = [key for part in catalog.parts() for key in catalog.samples(part, ["key"]).column(0).to_pylist()]
     rows = np.random.default_rng(0).standard_normal((len(keys), 32)).astype(np.float16)
@@ -57,7 +57,7 @@ def test_the_python_runs_as_printed(place):
     done = subprocess.run([sys.executable, script], check=False, cwd=place, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
-    assert first == "epoch 3 has 620 samples of 1,240"
+    assert first == "epoch 3 has 920 samples of 1,840"
     assert second == "torch.Size([64, 3, 224, 224]) torch.Size([64, 77])"
 
 

@@ -114,11 +114,8 @@ def gzip_bomb(folder):
     (folder / "set" / "test" / "nshards.txt").write_text("1\n")
     big = tarfile.TarInfo("s0.jpg")
     big.size = BIG
-    with gzip.open(folder / "set" / "test" / "0.tar", "wb", compresslevel=1) as stream:
-        stream.write(big.tobuf(tarfile.USTAR_FORMAT))
-        block = bytes(1 << 24)
-        for _ in range(BIG // len(block)):
-            stream.write(block)
+    head, block = gzip.compress(big.tobuf(tarfile.USTAR_FORMAT)), gzip.compress(bytes(1 << 24))
+    (folder / "set" / "test" / "0.tar").write_bytes(head + block * (BIG >> 24))  # members of gzip follow each other
 
 
 def one_row_of_a_million(folder):
