@@ -1,4 +1,4 @@
-"""What users can ask for: dataclasses whose fields, defaults and docstrings give the options of the command line and Python."""
+"""Requests of users: dataclasses whose fields, defaults and docstrings are the options of the command line and of Python."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ class GroupRequest:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is made of. None means the method's own default.
+    """Settings of a plan. None means the method's own default.
 
     Attributes:
         method: One of those above.

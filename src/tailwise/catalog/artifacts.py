@@ -104,7 +104,7 @@ class Artifact:
         return any(path.name != PENDING and path.suffix != TEMPORARY_SUFFIX for path in self.folder.glob("*"))
 
     def _check(self, name: str) -> bool:
-        """Whether the file is there, and tells of this artifact; a UserError if it tells of another.
+        """Return True if the file exists; raise a UserError if it describes another artifact.
 
         Where samples were removed since, what is finished is this artifact still, and what is not is begun anew.
         """
@@ -126,7 +126,7 @@ class Artifact:
 
     @property
     def done(self) -> bool:
-        """Whether the manifest is there."""
+        """True if the manifest exists."""
         return (self.folder / MANIFEST).exists()
 
     def path(self, name: str) -> Path:

@@ -341,7 +341,7 @@ class Catalog:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file may be of another process that is making a catalog at this moment."""
+    """Return True if another process that creates a catalog now may have written the file."""
     if path.name in SERIES and path.is_dir():
         return all(item.name.startswith(layout.HEAD) for item in path.iterdir())
     begun = path.name.startswith(layout.HEADER) and path.suffix == TEMPORARY_SUFFIX

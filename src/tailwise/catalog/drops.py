@@ -74,7 +74,7 @@ class DropList(FinishedArtifact):
         return map_array(self.folder / layout.DROPPED_MASK)
 
     def tables(self, rows: slice) -> pa.Table:
-        """What it dropped among some rows, and why: DROPPED_SCHEMA."""
+        """Return the dropped rows among some rows, and the reasons: DROPPED_SCHEMA."""
         within = [("row", ">=", rows.start), ("row", "<", rows.stop)]
         return pq.read_table(check_file(self.folder / layout.DROPPED_TABLE), filters=within)
 
@@ -103,7 +103,7 @@ def write_drops(artifact: Artifact, rows: int, tables: Iterable[pa.Table]) -> in
 
 
 class Survivors:
-    """What several drop lists, those that they were made without, and removals leave of a snapshot.
+    """Rows of a snapshot that are left by drop lists, by the lists that these were made without, and by removals.
 
     Attributes:
         snapshot: whose rows.
@@ -167,7 +167,7 @@ class Survivors:
 
     @property
     def all(self) -> bool:
-        """Whether nothing is left out."""
+        """True if no row is left out."""
         return not self.lists and self.removals.id is None
 
     def keeps(self, rows: slice) -> npt.NDArray[np.bool_]:

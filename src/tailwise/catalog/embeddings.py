@@ -123,7 +123,7 @@ def check_one_encoder(catalog: Catalog, purpose: str) -> None:
 
 
 def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """What differs between two encoders of a kind, for people."""
+    """Return the differences between two encoders of a kind, for people."""
     names = [name for name in sorted({*found, *asked}) if found and asked and found.get(name) != asked.get(name)]
     names = ["model"] if "model" in names else names  # all else follows from it
     said = [f"{name} {found.get(name)}, not {asked.get(name)}" for name in names]

@@ -1,4 +1,4 @@
-"""What a stage left out, by reason."""
+"""Rejected samples of a step, by reason."""
 
 from __future__ import annotations
 

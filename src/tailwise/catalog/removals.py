@@ -80,7 +80,7 @@ class Removals:
 
     @classmethod
     def of(cls, catalog: Catalog, snapshot: Snapshot | None = None, track: Track = silent) -> Removals:
-        """What was removed from a snapshot, the newest by default.
+        """Return the removals of a snapshot, by default the newest.
 
         The first time after an import it looks for the names among the new samples, and keeps what it found in the catalog (in memory
         only, where that can't be written to).
@@ -184,7 +184,7 @@ class Names:
 
     @staticmethod
     def given(table: pa.Table, paths: pa.Array) -> Names:
-        """What a user names (NAMES_SCHEMA), in a catalog whose shards have these paths, by id."""
+        """Return the names that a user gives (NAMES_SCHEMA), in a catalog whose shards have these paths, by id."""
         ids = pc.index_in(table.column("shard").combine_chunks(), value_set=paths, skip_nulls=True)
         return Names(table.append_column(STORED_SCHEMA.field("shard_id"), ids))
 
@@ -259,7 +259,7 @@ def _index(values: pa.Array, among: pa.Array) -> npt.NDArray[np.int64]:
 
 @dataclass
 class Removing:
-    """What a removal finds: nothing is written before `write`.
+    """Rows that a removal finds; `write` writes them.
 
     Attributes:
         catalog: of the samples.
@@ -448,7 +448,7 @@ def _keep(catalog: Catalog, removals: tuple[Removal, ...], snapshot: Snapshot, f
 def _completed(
     catalog: Catalog, removals: tuple[Removal, ...], newest: Snapshot, known: Kept, track: Track
 ) -> npt.NDArray[np.int64]:
-    """What is known, and what the removals since then, or all of them in new parts, name."""
+    """Return the known rows and those that later removals name; in new parts, those that any removal names."""
     (count, snapshot), found = known
     old_parts = catalog.snapshot(snapshot).parts if snapshot else 0
     tables = list(_tables(catalog, removals))

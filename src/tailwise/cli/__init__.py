@@ -150,7 +150,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 class _PlainRecord(logging.LogRecord):
-    """What any library logs, made safe to show line by line."""
+    """A log record of any library, made safe to show on one line."""
 
     def getMessage(self) -> str:  # noqa: N802  (logging's name)
         """Return the message."""

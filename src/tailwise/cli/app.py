@@ -1,4 +1,4 @@
-"""What all commands share: the application, and how catalogs are opened, progress is shown, and mistakes are refused."""
+"""Parts that all commands share: the application, opening of catalogs, progress, and refusal of mistakes."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def evaluate(
 
 
 def _config(checkpoint: str, data: Sequence[str], options: EvaluateRequest) -> dict[str, Any]:
-    """What decides the figures: not workers, nor the bound on rejects. Files by their content too, as runs write theirs anew; not sets."""
+    """Return the settings that decide the figures, without workers and the bound on rejects; files also by content, sets by name."""
     from dataclasses import asdict
 
     from tailwise.catalog.files import file_digest

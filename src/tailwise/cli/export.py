@@ -1,4 +1,4 @@
-"""What goes out: draw, export."""
+"""Outputs of a plan: draw, export."""
 
 from __future__ import annotations
 

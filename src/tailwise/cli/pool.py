@@ -1,4 +1,4 @@
-"""What comes in, and how it stands: import, status, verify, relocate."""
+"""The pool: import, status, verify, relocate."""
 
 from __future__ import annotations
 

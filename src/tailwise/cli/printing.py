@@ -35,13 +35,13 @@ def say(line: object = "", *, error: bool = False) -> None:
 
 
 def rejected_json(rejections: Rejections) -> dict[str, Any]:
-    """What was left out, as JSON values."""
+    """Return the rejections as JSON values."""
     counts = [{"stage": stage, "reason": reason, "rows": rows} for (stage, reason), rows in rejections.counts.items()]
     return {"rejected": counts, "rejected_files": [str(path) for path in rejections.files]}
 
 
 def print_rejections(rejections: Rejections) -> None:
-    """What was left out, by reason."""
+    """Print the rejections, by reason."""
     if not rejections.counts:
         say("nothing was left out")
         return

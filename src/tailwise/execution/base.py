@@ -36,7 +36,7 @@ KERNEL = Needs(all_cpus=True)
 
 
 class Worker:
-    """What one worker keeps from item to item. A lost worker costs time only."""
+    """Values that one worker keeps from item to item. A lost worker costs time only."""
 
     def __init__(self) -> None:
         """Keep nothing."""

@@ -39,7 +39,7 @@ def _resolve_torch(
     labels: torch.Tensor,
     dots: torch.Tensor,
 ) -> None:
-    """What `nearest.decide` does, in torch operations, for devices; scores are float16, `error` float64 [n]."""
+    """Do the work of `nearest.decide` in torch operations, for devices; scores are float16, `error` float64 [n]."""
     floor = torch.maximum(scores.amax(1).double() - 2 * error, dots - error)
     rows, columns = (scores >= (floor - HALF_ERROR).to(scores.dtype)[:, None]).nonzero(as_tuple=True)
     pieces = zip(torch.split(rows, DEVICE_CANDIDATES), torch.split(columns, DEVICE_CANDIDATES), strict=True)
@@ -208,7 +208,7 @@ class Assigner:
 
 
 def resolve_device(device: str) -> str:
-    """What "auto" means: "cuda" if there is one, else "cpu"; other names stay."""
+    """Return "cuda" for "auto" if there is a CUDA device, else "cpu"; other names stay."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device

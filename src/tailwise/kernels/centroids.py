@@ -1,4 +1,4 @@
-"""What centroids say about each other: near-duplicates, and distance to neighbours."""
+"""Relations between centroids: merging of near ones, and distance to neighbours."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ class Lloyd:
         return slice(first + at.start, first + at.stop) if isinstance(at, slice) else first + at
 
     def _is_sure(self, at: slice) -> npt.NDArray[np.bool_]:
-        """Whether a row's nearest centroid is certainly among those it lists; so it is for rows of zeros."""
+        """Return True for rows whose nearest centroid is certainly in their list, and for rows of zeros."""
         sure: npt.NDArray[np.bool_] = (self._labels[at] < 0) | (self._dots[at] > self._lists[3][at])
         return sure
 

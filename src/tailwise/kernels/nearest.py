@@ -178,7 +178,7 @@ def decide_and_list(
     near_bound: Floats,
     rest: Floats,
 ) -> bool:
-    """What `decide` does, and lists near columns.
+    """Do the work of `decide`, and list near columns.
 
     `near` gets columns whose score is within `window` of the best, at most as many as it has slots, `listed` of them; `near_bound` an upper
     bound on the inner product of each, and `rest` one on that of all columns that aren't listed.
@@ -320,7 +320,7 @@ def decide_movers(
     near_bound: Floats,
     rest: Floats,
 ) -> bool:
-    """What `recheck` does, for columns `movers`, which moved further than it took into account; False as for `decide`."""
+    """Do the work of `recheck` for columns `movers`, which moved further than it took into account; False as for `decide`."""
     count = len(scale)
     scores, fours, tops = _room_for(count)
     for row in range(len(row_scale)):
@@ -422,7 +422,7 @@ def decide_pairs(
     similarity: Doubles,
     earlier: npt.NDArray[np.int64],
 ) -> bool:
-    """What `decide_earlier` does, for candidate pairs in order of rows and others."""
+    """Do the work of `decide_earlier` for candidate pairs in order of rows and others."""
     for at in range(len(rows)):
         row, other = rows[at], others[at]
         cosine = _cosine(x, norms, row, other)

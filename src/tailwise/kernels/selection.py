@@ -23,7 +23,7 @@ def ordered_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
 
 
 def from_ordered_bits(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
-    """What `ordered_bits` was made from."""
+    """Return the numbers that `ordered_bits` was made from."""
     return np.where(bits & _SIGN, bits ^ _SIGN, ~bits).view(np.float32)
 
 

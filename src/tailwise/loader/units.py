@@ -76,7 +76,7 @@ class Counting:
 
     @property
     def finished(self) -> bool:
-        """Whether the process has ended, with or without success."""
+        """True if the process has ended, with or without success."""
         return self._process.poll() is not None
 
 

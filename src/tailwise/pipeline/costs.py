@@ -1,4 +1,4 @@
-"""What a step will cost, roughly: from the number of samples, and this machine's speed at matrix products, measured on the spot."""
+"""Rough cost of a step, from the number of samples and the measured speed of matrix products on this machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHARE = 0.4  # of that speed that the steps reach
 
 @dataclass(frozen=True)
 class Pool:
-    """What costs depend on.
+    """Size of a pool and speed of the machine.
 
     Attributes:
         samples: N.

@@ -78,7 +78,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Runner:
-    """What runs steps.
+    """Runs the steps of a pipeline.
 
     Attributes:
         commands: commands that steps can be, by name.

@@ -40,7 +40,7 @@ class Step:
 
     @property
     def label(self) -> str:
-        """What tells it from other steps of the same command: command:name."""
+        """Label that distinguishes steps of the same command: command:name."""
         name = self.options.get("name")
         return f"{self.command}:{name}" if name is not None else self.command
 

@@ -32,7 +32,7 @@ class Head:
 
 
 class Store(Protocol):
-    """What each store can do; tests/storage/test_store.py says it in tests."""
+    """Bytes at keys; tests/storage/test_store.py holds the contract of all stores."""
 
     def get(self, key: str) -> bytes:
         """Return the bytes at a key; a FileNotFoundError says that there are none."""

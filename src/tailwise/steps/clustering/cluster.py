@@ -128,7 +128,7 @@ def _check(request: ClusterRequest, k: int, snapshot: Snapshot) -> None:
 
 
 def _memory_to_carry(rows: int, clusters: int, dimension: int, max_memory_bytes: int) -> int:
-    """What k-means may carry from one iteration to the next beside all that it needs.
+    """Return the bytes that k-means may carry from one iteration to the next, beside those that it needs.
 
     Raises:
         UserError: there isn't enough memory without that.

@@ -157,7 +157,7 @@ class Comparison:
         return labels
 
     def ages(self, part: Part) -> npt.NDArray[np.uint8]:
-        """Whether each row of a part is KEPT or DROPPED by the extended list, or NEW: uint8 [n]."""
+        """Return the age of each row of a part: KEPT or DROPPED by the extended list, or NEW, uint8 [n]."""
         ages = np.full(part.rows, NEW)
         if self.base is not None and part.first_row < self.old_rows:
             ages[:] = np.where(self.base.mask[part.span], DROPPED, KEPT)

@@ -49,7 +49,7 @@ class Deduplication:
 
 @dataclass(frozen=True)
 class _Decisions:
-    """What becomes of each sample, flat over the snapshot, mapped.
+    """Decision about each sample, flat over the snapshot, mapped.
 
     Attributes:
         row: int64 [N], the sample it duplicates; −1: it stays, as far as this dedup is concerned.
@@ -110,7 +110,7 @@ class _Decide:
         self.max_memory_bytes, self.device = max_memory_bytes, device
 
     def nearest_alone(self) -> _Decisions:
-        """What goes by the most similar earlier sample alone, kept or not."""
+        """Decide by the most similar earlier sample alone, kept or not."""
         folder, rows = self.artifact.path(layout.DECISIONS), self.compared.snapshot.rows
         decisions = _Decisions(
             create_array(folder / layout.NEAREST_ROW, (rows,), np.int64),
@@ -226,7 +226,7 @@ def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions) -> 
 
 
 def _old_table(compared: Comparison, part: Part) -> pa.Table:
-    """What the extended list dropped of a part's rows, less what takes no part now."""
+    """Return the rows of a part that the extended list dropped and that take part now."""
     if compared.base is None or part.first_row >= compared.old_rows:
         return DROPPED_SCHEMA.empty_table()
     table = compared.base.tables(part.span).cast(DROPPED_SCHEMA)

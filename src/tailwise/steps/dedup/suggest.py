@@ -31,7 +31,7 @@ CHUNK_ROWS = 16_384
 
 @dataclass(frozen=True)
 class EpsilonGuide:
-    """What one ε means.
+    """Effect of one ε.
 
     Attributes:
         epsilon: it.

@@ -40,7 +40,7 @@ _PACKAGES = ("torch", "pillow", "numpy")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may take.
+    """Limits of a run.
 
     Attributes:
         batch_size: rows.
@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ColumnReport:
-    """What embedding came to for one column.
+    """Result of the embedding of one column.
 
     Attributes:
         column: its name.
@@ -228,7 +228,7 @@ class _Queue:
 
 
 class _Tally:
-    """What was seen, and what of it could not be embedded."""
+    """Counts of samples, and of those that could not be embedded."""
 
     def __init__(self, max_rejected: float, modality: str) -> None:
         self.truncated = 0

@@ -28,7 +28,7 @@ BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; a GPU is busy with so many
 
 @dataclass
 class EmbedReport:
-    """What embedding came to.
+    """Result of an embedding.
 
     Attributes:
         columns: one report each.

@@ -1,4 +1,4 @@
-"""What is embedded, read batch by batch in worker processes: images by byte ranges of the tars, captions from the samples."""
+"""Reading of images and captions in worker processes, batch by batch: images from the tars, captions from the samples."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ class Piece:
 
     @property
     def last(self) -> bool:
-        """Whether the shard ends with it."""
+        """True if the shard ends with the piece."""
         return self.start + self.rows == self.of.rows
 
 
 @dataclass
 class Batch:
-    """What a piece became.
+    """Result of a piece.
 
     Attributes:
         piece: which rows.

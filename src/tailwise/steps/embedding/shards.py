@@ -70,7 +70,7 @@ class Finished:
         write_json(layout.marker(self._path(done.shard)), {"faults": faults, "truncated": done.truncated})
 
     def find(self, shard: ShardRows) -> Done | None:
-        """What was kept of a shard; None if it isn't finished."""
+        """Return the result of a shard; None if it is not finished."""
         path = layout.marker(self._path(shard))
         if not path.exists():
             return None
@@ -79,7 +79,7 @@ class Finished:
         return Done(shard, faults, content["truncated"])
 
     def get(self, shard: ShardRows) -> Done:
-        """What was kept of a finished shard.
+        """Return the result of a finished shard.
 
         Raises:
             UserError: it is gone.
@@ -114,7 +114,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Work:
-    """What one device, or several, have to do.
+    """Work of one or several devices.
 
     Attributes:
         folder: of the catalog.

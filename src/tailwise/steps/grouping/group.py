@@ -195,7 +195,7 @@ def _distinct(arrays: Iterable[pa.Array], column: str) -> pa.Array:
 
 
 def _order(values: pa.Array) -> pa.Array:
-    """What values are sorted by: their numbers, if all of them are whole numbers as one writes them; else themselves."""
+    """Return the sort keys of values: numbers if all are whole numbers in their usual form, else the values."""
     try:
         numbers = values.cast(pa.int64())
     except pa.ArrowInvalid:

@@ -25,7 +25,7 @@ Ids = npt.NDArray[np.int64]
 
 
 def check_cluster_ids(catalog: Catalog, name: str, files: list[ClusterIds], *, fresh: bool) -> bool:
-    """Whether a grouping of these files is there; to be asked before anything is imported.
+    """Return True if a grouping of these files exists; called before anything is imported.
 
     Args:
         catalog: where to.

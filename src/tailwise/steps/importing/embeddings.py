@@ -41,7 +41,7 @@ ENCODER = "imported"
 
 @dataclass
 class ColumnImport:
-    """What an import of one embedding column came to.
+    """Result of the import of one embedding column.
 
     Attributes:
         column: "image" or "text".
@@ -194,7 +194,7 @@ class _Joins:
         return self.folder / layout.PENDING
 
     def filled(self, part: Part) -> bool:
-        """Whether the part has the column."""
+        """Return True if the part has the column."""
         return part_marker(self.catalog, self.column, part).exists()
 
     def written(self, part: Part) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ LOOKED_AT = 16  # uids of each metadata file
 
 @dataclass
 class ImportReport:
-    """What an import came to.
+    """Result of an import.
 
     Attributes:
         catalog: where it went.

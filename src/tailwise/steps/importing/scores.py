@@ -24,7 +24,7 @@ STAGE = "scores of metadata"
 
 
 def scores_id(metadata: Mapping[str, int]) -> str:
-    """What tells whether the samples of a part were given the scores of these files (path → size)."""
+    """Return the hash of the files of scores (path → size) that were joined to a part."""
     return digest(sorted(metadata.items()))
 
 

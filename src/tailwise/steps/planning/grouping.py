@@ -107,7 +107,7 @@ class Grouping:
             yield label
 
     def order(self, pick: str) -> Iterator[npt.NDArray[np.float32]]:
-        """What orders the members by a ranked pick, part by part: float32 [n], lower ones first.
+        """Yield the values that order the members by a ranked pick, part by part: float32 [n], lower ones first.
 
         Raises:
             UserError: the grouping has no centroids.

@@ -33,7 +33,7 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Filtered:
-    """What a filter came to.
+    """Result of a filter.
 
     Attributes:
         name: of the drop list; None after a trial.
@@ -204,7 +204,7 @@ class _Judge:
         return _Test(reason, np.float32(sign), values[0], kept - int(below[0]))
 
     def tables(self) -> Iterator[pa.Table]:
-        """What is dropped, and why: DROPPED_SCHEMA, part by part."""
+        """Yield the dropped rows and the reasons, part by part: DROPPED_SCHEMA."""
         left = [test.ties for test in self.tests]
         for part, scores in zip(self.parts, self.blocks, strict=True):
             reasons = np.full(part.rows, -1, np.int32)

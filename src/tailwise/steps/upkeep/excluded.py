@@ -197,7 +197,7 @@ def lists_of(plan: Plan) -> list[str]:
 
 
 def _users(plan: Plan) -> dict[str, Mapping[str, str]]:
-    """What was made without drop lists on the way to a plan, and its inputs."""
+    """Return the artifacts on the way to a plan that were made without drop lists, and their inputs."""
     users = {f"plan {plan.name!r}": plan.inputs}
     if clustering := _clustering(plan):
         users[f"clustering {clustering.name!r}"] = clustering.inputs

@@ -28,7 +28,7 @@ DEFAULT_REASON = "on request"
 
 @dataclass(frozen=True)
 class RemovalReport:
-    """What a removal does.
+    """Result of a removal.
 
     Attributes:
         number: of the removal; None where nothing was written.

@@ -1,4 +1,4 @@
-"""What a catalog holds, and what is unfinished."""
+"""Contents of a catalog, and unfinished work."""
 
 from __future__ import annotations
 

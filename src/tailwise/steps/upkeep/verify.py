@@ -47,7 +47,7 @@ def _sound(path: Path, digest: str | None) -> bool:
 
 
 def broken_inputs(catalog: Catalog) -> list[str]:
-    """What finished clusterings, drop lists and plans were made from, and is gone, or was made anew since: a line each, for people."""
+    """Return the inputs of finished artifacts that are missing or were replaced since: one line each, for people."""
     lines = []
     for kind in (kind for kind in KINDS if kind.made_by):  # others have a hash as their name: an old one may stay
         for manifest in kind.manifests(catalog.folder):

@@ -157,7 +157,7 @@ class _Teller:
         return {**story, **place, "why_none": None}
 
     def _in_list(self, name: str, row: int) -> Story:
-        """What a drop list says of it."""
+        """Return the reason that a drop list gives for the sample."""
         item = DropList(self._catalog, name)
         story: Story = {"name": name, "kind": item.kind, "snapshot": item.snapshot.number}
         if row >= item.snapshot.rows:
