@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
+    from tailwise.context import Context
     from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
     from tailwise.evaluate import Evaluation
     from tailwise.evaluate import evaluate as evaluate_checkpoint
@@ -42,6 +43,7 @@ __all__ = [
     "Catalog",
     "ClusterRequest",
     "ConflictError",
+    "Context",
     "DamagedError",
     "DedupRequest",
     "EmbedRequest",
@@ -75,6 +77,7 @@ __all__ = [
 
 _HOMES = {  # of those that are not in requests or errors
     "Catalog": "tailwise.catalog",
+    "Context": "tailwise.context",
     "Evaluation": "tailwise.evaluate",
     "Loader": "tailwise.loader",
     "Plan": "tailwise.plan",

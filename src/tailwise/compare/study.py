@@ -234,7 +234,7 @@ def compare(
     for step in [*recipe.prepare, *(run.plan for run in study.runs())]:
         if step.command == "import" and not recipe.sources:
             raise UserError(
-                "the recipe imports a pool: give it with --set sources=[SHARDS,EMBEDDINGS], or --set prepare=[] for a catalog that is ready"
+                "the recipe imports a pool: give it with `set` sources=[SHARDS,EMBEDDINGS], or `set` prepare=[] for a catalog that is ready"
             )
         runner.job(step)  # refuses options that mean nothing
     for step in recipe.prepare:

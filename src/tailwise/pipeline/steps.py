@@ -160,7 +160,7 @@ def with_settings(steps: Sequence[Step], settings: Sequence[str]) -> list[Step]:
         found = [step for step in changed if label == step.label] or [step for step in changed if label == step.command]
         if not dot or not value or len(found) != 1:
             labels = ", ".join(step.label for step in steps)
-            raise UserError(f"--set {text!r}: give STEP.OPTION=VALUE, where STEP is one of {labels}")
+            raise UserError(f"`settings` {text!r}: give STEP.OPTION=VALUE, where STEP is one of {labels}")
         setting = Step(found[0].command, {option: value})
         changed[changed.index(found[0])] = Step(setting.command, {**found[0].options, **setting.options})
     return changed
