@@ -6,10 +6,11 @@ import pytest
 
 from tailwise.catalog import Catalog
 from tailwise.context import Context
-from tailwise.requests import ClusterRequest, DedupRequest
+from tailwise.requests import ClusterRequest, DedupRequest, ScoreRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.dedup.members import Layout
+from tailwise.steps.scoring.scores import score_parts
 
 CLUSTERINGS = {
     "whole": ClusterRequest(k=12, density="auto"),
@@ -42,3 +43,13 @@ def test_drop_lists_are_the_same(small_catalog, other, tree_bytes, shaky, monkey
         dedup(catalog, DROP_LISTS[name], context)
     folders = [catalog.drops_folder("duplicates") for catalog in (small_catalog, other)]
     assert tree_bytes(folders[0]) == tree_bytes(folders[1])
+
+
+@pytest.mark.parametrize("name", ["caption-words", "normsim"])
+def test_scores_are_the_same(small_catalog, other, tree_bytes, shaky, name):
+    options = (
+        {"target": str(small_catalog.embedding_path("image", small_catalog.parts()[1]))} if name == "normsim" else {}
+    )
+    for catalog, context in ((small_catalog, Context()), (other, shaky)):
+        list(score_parts(catalog, catalog.snapshot(), ScoreRequest(name, options), context))
+    assert tree_bytes(small_catalog.folder / "scores") == tree_bytes(other.folder / "scores")

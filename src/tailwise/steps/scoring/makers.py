@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import create_array, map_array
 from tailwise.catalog.scores import repetition, score_column
 from tailwise.context import Context
+from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.kernels.scores import clip_loss, cosines, gram, greatest_cosines, target_norms
@@ -51,15 +53,33 @@ class ScoreWork:
         score_column(self.folder).write(part, np.asarray(values).astype(np.float32))
 
 
-def by_part(scores: Callable[[ScoreWork, Part], Rows]) -> Callable[[ScoreWork], None]:
-    """Makes a score part by part (a map); parts that an interrupted run made are kept."""
+PartScores = Callable[[ScoreWork, Part, Worker], Rows]
+
+
+@dataclass(frozen=True, eq=False)
+class _OfPart(Task[Part, None]):
+    """Write the score of a part."""
+
+    work: ScoreWork
+    scores: PartScores
+
+    def label(self, item: Part) -> str:
+        return item.name
+
+    def files(self, item: Part) -> Sequence[Path]:
+        return (self.work.path(item),)
+
+    def run(self, item: Part, worker: Worker) -> None:
+        with np.errstate(over="ignore"):  # beyond float32 is infinity
+            self.work.write(item, self.scores(self.work, item, worker))
+
+
+def by_part(scores: PartScores) -> Callable[[ScoreWork], None]:
+    """Return a maker that makes a score part by part. `scores` is a function of a module, or a `partial` of one."""
 
     def make(work: ScoreWork) -> None:
-        parts = work.catalog.parts(work.snapshot)
-        for part in work.context.track(parts, work.name, len(parts)):
-            if not work.path(part).exists():
-                with np.errstate(over="ignore"):  # beyond float32 lies infinity
-                    work.write(part, scores(work, part))
+        task = _OfPart(replace(work, context=Context()), scores)
+        work.context.run(task, work.catalog.parts(work.snapshot), work.name, KERNEL)
 
     return make
 
@@ -74,8 +94,19 @@ def numbers(table: pa.Table, column: str) -> Scores:
 
 
 def of_samples(columns: Sequence[str], scores: Callable[[pa.Table], Scores]) -> Callable[[ScoreWork], None]:
-    """Makes a score from columns of the samples."""
-    return by_part(lambda work, part: scores(work.catalog.samples(part, columns)))
+    """Return a maker of a score from columns of the samples."""
+    return by_part(partial(_of_samples, columns=columns, scores=scores))
+
+
+def _of_samples(
+    work: ScoreWork,
+    part: Part,
+    worker: Worker,  # noqa: ARG001
+    *,
+    columns: Sequence[str],
+    scores: Callable[[pa.Table], Scores],
+) -> Rows:
+    return scores(work.catalog.samples(part, columns))
 
 
 def caption_characters(samples: pa.Table) -> Scores:
@@ -106,7 +137,7 @@ def numeric_columns(path: Path) -> list[str]:
     return [item.name for item in schema if pa.types.is_integer(item.type) or pa.types.is_floating(item.type)]
 
 
-def column_of_samples(work: ScoreWork, part: Part) -> Scores:
+def column_of_samples(work: ScoreWork, part: Part, worker: Worker) -> Scores:  # noqa: ARG001
     """The column of the score's name, which came with the samples."""
     if work.name not in numeric_columns(work.catalog.samples_path(part.number)):  # its sidecar had no such column
         return np.full(part.rows, np.nan)
@@ -116,21 +147,19 @@ def column_of_samples(work: ScoreWork, part: Part) -> Scores:
 # --- from embeddings --------------------------------------------------------------------------------------------------
 
 
-def clip_score(work: ScoreWork, part: Part) -> Scores:
+def clip_score(work: ScoreWork, part: Part, worker: Worker) -> Scores:  # noqa: ARG001
     """Cosine of image and text."""
     image, text = (row_chunks([work.catalog.embedding(column, part)], CHUNK_ROWS) for column in ("image", "text"))
     return np.concatenate([cosines(x, y) for (_, x), (_, y) in zip(image, text, strict=True)])
 
 
-def normsim(work: ScoreWork) -> None:
-    """Norm of the cosines to a target set."""
-    target = Target(work.options["target"])
-    scores = NORMS[work.options["norm"]](target)
-    by_part(
-        lambda work, part: np.concatenate(
-            [scores(chunk) for _, chunk in row_chunks([work.catalog.embedding("image", part)], CHUNK_ROWS)]
-        )
-    )(work)
+def normsim(work: ScoreWork, part: Part, worker: Worker) -> Scores:
+    """Return the norms of the cosines to a target set."""
+    path, norm = work.options["target"], work.options["norm"]
+    scores = worker.cached((path, norm), lambda: NORMS[norm](Target(path)))
+    return np.concatenate(
+        [scores(chunk) for _, chunk in row_chunks([work.catalog.embedding("image", part)], CHUNK_ROWS)]
+    )
 
 
 def _euclidean(target: Target) -> Callable[[Rows], Scores]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ SCORES: dict[str, Score] = {
     "normsim": Score(
         "norm of the cosines to a target set: their root of squares (2), or the greatest (inf)",
         _WANG,
-        makers.normsim,
+        makers.by_part(makers.normsim),
         ("image embeddings", "target"),
         ("target", "norm"),
     ),
@@ -181,12 +182,12 @@ SCORES: dict[str, Score] = {
     "caption-words": Score(
         "words of the caption, between white space", "the .txt", makers.of_samples(["caption"], makers.caption_words), ("samples",)
     ),
-    "width": Score("of the image", _SIZES, makers.of_samples(["width"], lambda t: makers.numbers(t, "width")), ("samples",)),
-    "height": Score("of the image", _SIZES, makers.of_samples(["height"], lambda t: makers.numbers(t, "height")), ("samples",)),
+    "width": Score("of the image", _SIZES, makers.of_samples(["width"], partial(makers.numbers, column="width")), ("samples",)),
+    "height": Score("of the image", _SIZES, makers.of_samples(["height"], partial(makers.numbers, column="height")), ("samples",)),
     "pixels": Score("width × height", _SIZES, makers.of_samples(["width", "height"], makers.pixels), ("samples",)),
     "aspect-ratio": Score("longer / shorter side", _SIZES, makers.of_samples(["width", "height"], makers.aspect_ratio), ("samples",)),
     "image-bytes": Score(
-        "size of the image file", "the tar", makers.of_samples(["image_bytes"], lambda t: makers.numbers(t, "image_bytes")), ("samples",)
+        "size of the image file", "the tar", makers.of_samples(["image_bytes"], partial(makers.numbers, column="image_bytes")), ("samples",)
     ),
 }  # fmt: skip
 COLUMN = Score(
