@@ -12,6 +12,7 @@ from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_number
 from tailwise.compare.inprocess import Steps, _is_plain, _make, _open_clip, _Source, train_in_process
 from tailwise.compare.recipe import Training
 from tailwise.compare.trainers import open_clip_arguments, train_by_open_clip
+from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.loader import Loader
 from tailwise.requests import PlanRequest, TrainRequest
@@ -114,7 +115,7 @@ def test_batches_are_the_loaders_with_stand_ins_for_what_is_broken(make_tar, mak
     settings = training(small_model, samples_seen=64, global_batch=16, max_rejected=1.0)
     factory = _open_clip()
     model = _make(factory, small_model, CPU)
-    source = _Source(plan, settings, 5, "shuffle", tmp_path / "cache", factory, model, CPU, lambda items, *_: items)
+    source = _Source(plan, settings, 5, "shuffle", tmp_path / "cache", factory, model, CPU, Context())
     _, _, preprocess = factory.create_model_and_transforms(small_model)
     loader = Loader(
         plan, batch_size=16, seed=5, transform=preprocess,
@@ -134,7 +135,7 @@ def test_batches_are_the_loaders_with_stand_ins_for_what_is_broken(make_tar, mak
     with pytest.raises(
         UserError, match=r"12 of 78 samples \(15.4%\) of the pool can't be read, more than train.max_rejected 0.1: "
     ):
-        _Source(plan, strict, 5, "shuffle", tmp_path / "cache", factory, model, CPU, lambda items, *_: items)
+        _Source(plan, strict, 5, "shuffle", tmp_path / "cache", factory, model, CPU, Context())
 
 
 def test_crops_change_with_every_epoch_and_seed(plan, small_model, tmp_path):
@@ -143,7 +144,7 @@ def test_crops_change_with_every_epoch_and_seed(plan, small_model, tmp_path):
 
     def source_of(seed, **changes):
         settings = training(small_model, **changes)
-        return _Source(plan, settings, seed, "shuffle", tmp_path, factory, model, CPU, lambda items, *_: items)
+        return _Source(plan, settings, seed, "shuffle", tmp_path, factory, model, CPU, Context())
 
     def first(seed, **changes):
         return source_of(seed, **changes).batch(0)[0]
