@@ -89,6 +89,7 @@ def tiles(request, monkeypatch):
     monkeypatch.setattr(duplicates, "SCAN_SCORES", scores)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiles")
 @FIXED
 @given(x=rows_with_chains(), old=st.integers(0, 10))
@@ -97,6 +98,7 @@ def test_neighbours_are_those_of_the_plain_matrix(x, old):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiles")
 @FIXED
 @given(x=rows_with_chains(), old=st.data(), epsilon=st.sampled_from(EPSILONS))

@@ -64,6 +64,7 @@ def forget():
     products._log_once.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INT8)
 @pytest.mark.parametrize("dimension", range(1, 18))
 def test_int8_products_equal_numpys_for_every_small_shape(int8_product, name, dimension):

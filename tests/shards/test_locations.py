@@ -68,6 +68,7 @@ def test_more_parts_than_may_be_open(located, monkeypatch):
     assert len(locations._maps) == 1
 
 
+@pytest.mark.slow
 def test_threads_may_share_the_maps(located, monkeypatch):
     monkeypatch.setattr("tailwise.shards.locations.OPEN_PARTS", 1)
     monkeypatch.setattr("tailwise.shards.locations.RELEASE_AFTER_ROWS", 50)
@@ -138,6 +139,7 @@ def test_where_nothing_can_be_written(small_catalog):
         ensure_locations(small_catalog, small_catalog.snapshot())
 
 
+@pytest.mark.slow
 def test_several_processes_at_once(small_catalog):
     context = multiprocessing.get_context("spawn")
     arguments = (small_catalog, small_catalog.snapshot())

@@ -429,6 +429,7 @@ def start_reader(urls, folder, ranges, tmp_path, hint):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hints", [("want", "read"), ("read", "read")])
 def test_two_processes_fetch_nothing_twice(server, urls, contents, tmp_path, hints):
     server.latency_seconds = 0.05

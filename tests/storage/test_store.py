@@ -97,6 +97,7 @@ def at_once(work, store):
     return answers
 
 
+@pytest.mark.slow
 def test_one_of_several_writers_wins(store):
     store.put("other", b"x")
     for _ in range(5):
