@@ -149,7 +149,7 @@ def test_mistakes_are_one_line_and_exit_code_2(run, pool, tmp_path):
     assert "must lie between 0 and 10,000" in run(
         "draw", catalog, "r", "--epoch", 10**9, "--output", tmp_path / "x", code=2
     )
-    assert "lies in the catalog" in run("draw", catalog, "r", "--epoch", 0, "--output", catalog / "x.parquet", code=2)
+    assert "is in the catalog" in run("draw", catalog, "r", "--epoch", 0, "--output", catalog / "x.parquet", code=2)
     assert "can't name an artifact" in run("explain", catalog, "../clusters/main", code=2)
     (catalog / "plans" / "r" / "group.npy").write_bytes(b"")
     assert "group.npy is damaged" in run("draw", catalog, "r", "--epoch", 0, "--output", tmp_path / "x", code=2)

@@ -273,7 +273,7 @@ def test_a_training_is_a_command_that_can_be_repeated():
 
 def test_output_in_a_value_needs_an_output():
     with pytest.raises(
-        UserError, match=r"step train:uniform: a value lies in \{output\}: name that folder with `output`"
+        UserError, match=r"step train:uniform: a value is in \{output\}: name that folder with `output`"
     ):
         [runner(output=None).job(step) for step in load_pipeline("bootstrap").steps]
 

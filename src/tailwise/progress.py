@@ -41,7 +41,7 @@ def bars(items: Iterable[Item], description: str, total: int | None = None) -> I
             return Text("" if task.speed is None else _speed(task.speed))
 
     console, total = Console(stderr=True), total or length_hint(items)
-    began = told = time.monotonic()  # without a terminal, no hidden bar: rich before 15 prints an empty line for it
+    began = logged = time.monotonic()  # without a terminal, no hidden bar: rich before 15 prints an empty line for it
     label = rich.TextColumn("{task.description:<28}", markup=False)
     columns = (label, rich.BarColumn(), rich.MofNCompleteColumn(), Speed(), rich.TimeRemainingColumn())
     with rich.Progress(*columns, console=console, transient=True) if console.is_terminal else nullcontext() as bar:
@@ -49,8 +49,8 @@ def bars(items: Iterable[Item], description: str, total: int | None = None) -> I
         for done, item in enumerate(tracked, 1):
             yield item
             now = time.monotonic()
-            if not bar and now - told >= LINE_SECONDS:
-                told, speed = now, done / (now - began)
+            if not bar and now - logged >= LINE_SECONDS:
+                logged, speed = now, done / (now - began)
                 left = f", {timedelta(seconds=round(max(total - done, 0) / speed))} left" if total else ""
                 logger.info(f"{description}: {done:,}{f' of {total:,}' * bool(total)}, {_speed(speed)}{left}")
     logger.debug("%s: %.1f s", description, time.monotonic() - began)

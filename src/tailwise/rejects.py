@@ -34,7 +34,7 @@ def refuse_many(
         UserError: so it is.
     """
     if rejected > max_rejected * seen:
-        told = what.format(f"{rejected:,} of {seen:,}", f" ({rejected / seen:.1%})")
+        summary = what.format(f"{rejected:,} of {seen:,}", f" ({rejected / seen:.1%})")
         raise UserError(
-            f"{told}, more than {option} {max_rejected:g}: {causes}: mend the pool, or repeat this command with a greater {option}"
+            f"{summary}, more than {option} {max_rejected:g}: {causes}: mend the pool, or repeat this command with a greater {option}"
         )

@@ -11,7 +11,7 @@ from typing import Any
 from tailwise.errors import UserError
 from tailwise.rejects import MAX_REJECTED
 
-OPTION = "option"  # in a field's metadata: the name of the option, where the field's own name does not tell; yes/no for a switch
+OPTION = "option"  # in a field's metadata: the name of the option, if it differs from the field's; yes/no for a switch
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 OptionValue = str | int | float
 
@@ -353,7 +353,7 @@ class PlanRequest:
     ignore_case: bool = False
 
     def __post_init__(self) -> None:
-        """Name the method where a file tells it."""
+        """Set the method that the given file implies."""
         if not self.method:
             method = "rates" if self.rates is not None else "text-balance" if self.entries is not None else ""
             object.__setattr__(self, "method", method)

@@ -46,12 +46,12 @@ def test_resume_with_the_same_settings_keeps_the_files(begin):
 )
 def test_other_settings_do_not_touch_unfinished_work(begin, change):
     begin().path("half").write_text("work")
-    with pytest.raises(UserError, match="was begun, and not finished, with other settings"):
+    with pytest.raises(UserError, match="exists unfinished, with other settings"):
         begin(**change)
     assert begin().path("half").read_text() == "work"
 
 
-def test_after_a_removal_what_is_finished_stays_and_what_is_not_is_begun_anew(begin):
+def test_after_a_removal_finished_artifacts_stay_and_unfinished_ones_restart(begin):
     after = {**INPUTS, REMOVALS: "x"}
     begin().path("half").write_text("work")
     assert not begin(inputs=after).path("half").exists()

@@ -359,8 +359,8 @@ def test_status_and_verify_know_them(pools, listed):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "names nobody: give a key or uid a line"),
-        (b"\r\n\n", "names nobody"),
+        (b"", "names no sample: give a key or uid a line"),
+        (b"\r\n\n", "names no sample"),
         (b"caf\xe9\n", "can't be read as a list of keys: it is not UTF-8 text"),
     ],
 )
@@ -379,7 +379,7 @@ def test_bad_text_is_refused(pools, tmp_path, content, message):
         ({"key": ["a", None]}, "row 1 of .* has no key"),
         ({"key": [7]}, "the key 7 is no text"),
         ({"key": ["a"], "shard": [0]}, "the shard 0 is no text: give the shard's path"),
-        ({"key": pa.array([], pa.string())}, "names nobody"),
+        ({"key": pa.array([], pa.string())}, "names no sample"),
     ],
 )
 def test_bad_parquet_is_refused(pools, tmp_path, columns, message):

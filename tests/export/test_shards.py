@@ -297,8 +297,8 @@ def test_what_is_not_ours_is_not_touched(thrice, tmp_path, tree_bytes):
         (tmp_path / "alike", "files that are of no export"),
         (tmp_path / "file", "is a file: name a folder"),
         (tmp_path / "no" / "out", "doesn't exist: make it first"),
-        (catalog, "lies in the catalog"),
-        (catalog / "out", "lies in the catalog"),
+        (catalog, "is in the catalog"),
+        (catalog / "out", "is in the catalog"),
         (catalog.parent / "a", "files that are of no export"),
     ):
         with pytest.raises(UserError, match=message):

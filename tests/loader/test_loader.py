@@ -374,7 +374,7 @@ def test_the_state_of_another_plan_is_refused(make_loader, small_catalog):
     with pytest.raises(UserError, match="plan 'stream' → 'all'"):
         make_loader("all").load_state_dict(state)
     namesake = make_plan(small_catalog, "stream", PlanRequest("random", keep=0.5))
-    with pytest.raises(UserError, match="the plan was made anew"):
+    with pytest.raises(UserError, match="the plan was rebuilt"):
         make_loader(namesake).load_state_dict(state)
 
 

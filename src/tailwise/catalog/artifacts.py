@@ -47,7 +47,7 @@ class Artifact:
         """Names the artifact.
 
         Args:
-            folder: where it lies.
+            folder: its path.
             kind: what it is, e.g. "clusters".
             config: all that decides its content, as JSON values.
             inputs: name and hash of each thing it is made from. Where only REMOVALS among them has changed, what is finished is taken
@@ -69,7 +69,7 @@ class Artifact:
         """Opens or begins it.
 
         Raises:
-            UserError: it exists with other settings or inputs, finished or begun, or another process is making it.
+            UserError: it exists with other settings or inputs, finished or not, or another process is making it.
         """
         if not self._check(MANIFEST):
             self._held.enter_context(locked(lock(self.folder), str(self.folder)))
@@ -106,7 +106,7 @@ class Artifact:
     def _check(self, name: str) -> bool:
         """Return True if the file exists; raise a UserError if it describes another artifact.
 
-        Where samples were removed since, what is finished is this artifact still, and what is not is begun anew.
+        Finished artifacts stay valid after a removal of samples; unfinished ones restart.
         """
         if not (self.folder / name).exists():
             return False
@@ -117,10 +117,10 @@ class Artifact:
         if removed_since:
             existing, wanted = _removals_aside(existing), _removals_aside(wanted)
         if existing != wanted:
-            state = "exists" if name == MANIFEST else "was begun, and not finished,"
+            state = "exists" if name == MANIFEST else "exists unfinished,"
             raise ConflictError(
                 f"{self.folder} {state} with other settings ({_differences(existing, self.identity)}): "
-                "choose another name, or delete that folder to make it anew"
+                "choose another name, or delete that folder to rebuild it"
             )
         return name == MANIFEST or not removed_since
 

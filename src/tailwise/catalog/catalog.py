@@ -271,7 +271,7 @@ class Catalog:
             return table.take(pa.array(rows - skipped[at]))
 
     def embedding_folder(self, column: str) -> Path:
-        """Where an embedding column ("image" or "text") lies."""
+        """Return the folder of an embedding column ("image" or "text")."""
         return self.folder / layout.EMBEDDINGS / column
 
     def embedding_path(self, column: str, part: Part) -> Path:
@@ -344,8 +344,8 @@ def _is_ours(path: Path) -> bool:
     """Return True if another process that creates a catalog now may have written the file."""
     if path.name in SERIES and path.is_dir():
         return all(item.name.startswith(layout.HEAD) for item in path.iterdir())
-    begun = path.name.startswith(layout.HEADER) and path.suffix == TEMPORARY_SUFFIX
-    return path.name in {layout.HEADER, layout.LOCK} or begun
+    temporary = path.name.startswith(layout.HEADER) and path.suffix == TEMPORARY_SUFFIX
+    return path.name in {layout.HEADER, layout.LOCK} or temporary
 
 
 def true_path(path: str) -> str:

@@ -39,7 +39,7 @@ class DropList(FinishedArtifact):
     """A finished drop list.
 
     Attributes:
-        catalog: where it lies.
+        catalog: the catalog that holds it.
         name: of it.
         kind: the stage that made it: "dedup" or "filter".
         without: names of the lists it was made without, as given.
@@ -51,7 +51,7 @@ class DropList(FinishedArtifact):
         """Opens it.
 
         Args:
-            catalog: where it lies.
+            catalog: the catalog that holds it.
             name: of it.
             user: what was made without it, if that is why it is opened.
 
@@ -147,8 +147,8 @@ class Survivors:
             for user, identity in used.items():
                 if identity != opened.id:
                     raise UserError(
-                        f"the drop list {name!r} is not the one that {user} was made without: it was made anew since; restore "
-                        f"the old {opened.folder}, or make anew what was made without it"
+                        f"the drop list {name!r} is not the one that {user} was made without: it was rebuilt since; restore "
+                        f"the old {opened.folder}, or rebuild {user}"
                     )
             if known is not None:
                 continue

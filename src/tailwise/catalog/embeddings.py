@@ -57,7 +57,7 @@ def open_column(
         modality: of MODALITIES; None for that of the column's name.
         settings: what decides an encoder's rows, as JSON values: architecture, hash of the weights, preprocessing, precision, … Where it is
             given, it is compared in place of the name, so that a checkpoint may move.
-        versions: of libraries, that the column is begun with; noted, not compared.
+        versions: of libraries when the column is created; noted, not compared.
 
     Raises:
         UserError: it was made by another encoder, or has another dimension or modality.
@@ -66,7 +66,7 @@ def open_column(
     asked: dict[str, Any] = {"dimension": dimension, "encoder": encoder, "modality": modality or column}
     if settings is not None:
         asked["settings"] = dict(settings)
-    if not path.exists() or not any(part_markers(path.parent)):  # a column without a part is nobody's yet
+    if not path.exists() or not any(part_markers(path.parent)):  # a column without a part belongs to no encoder yet
         write_record(path, {**asked, "versions": dict(versions)} if versions else asked)
         return
     found = read_record(path)
@@ -83,17 +83,17 @@ def open_column(
 
 
 def column_settings(catalog: Catalog, column: str, encoder: str | None = None) -> dict[str, Any]:
-    """Return the settings that a column was made with; empty if it was imported, begun by another kind of encoder, or not begun.
+    """Return the settings that a column was made with; empty if it was imported, belongs to another kind of encoder, or has not started.
 
-    A column is begun when it has a part, or when its record names this very encoder.
+    A column has started when it has a part, or when its record names this encoder.
     """
     path = _record(catalog, column)
     if not path.exists():
         return {}
     found = read_record(path)
     same_kind = encoder is None or found["encoder"].partition(":")[0] == encoder.partition(":")[0]
-    begun = found["encoder"] == encoder or (same_kind and any(part_markers(path.parent)))
-    return _settings(found) if begun else {}
+    started = found["encoder"] == encoder or (same_kind and any(part_markers(path.parent)))
+    return _settings(found) if started else {}
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_one_encoder(catalog: Catalog, purpose: str) -> None:
-    """Refuses images and texts that different models embedded; where one was imported, nobody can tell.
+    """Refuse images and texts that different models embedded. Imported columns pass: their model is unknown.
 
     Args:
         catalog: with both columns.
@@ -118,7 +118,7 @@ def check_one_encoder(catalog: Catalog, purpose: str) -> None:
         folders = [f"{layout.EMBEDDINGS}/{column}" for column in MODALITIES]
         raise UserError(
             f"{purpose} needs both columns of one model, and images were embedded by {said[0]}, texts by {said[1]} (another "
-            f"{' and other '.join(names)}): delete the folder {folders[1]} or {folders[0]}, and make that column anew"
+            f"{' and other '.join(names)}): delete the folder {folders[1]} or {folders[0]}, and rebuild that column"
         )
 
 
@@ -158,8 +158,8 @@ def column_modality(catalog: Catalog, column: str, given: str | None = None) -> 
     """
     if given is not None and given not in MODALITIES:
         raise UserError(f"`of` {given!r}: use {' or '.join(MODALITIES)}")
-    begun = _record(catalog, check_name(column))
-    known = column if column in MODALITIES else str(read_record(begun)["modality"]) if begun.exists() else None
+    record = _record(catalog, check_name(column))
+    known = column if column in MODALITIES else str(read_record(record)["modality"]) if record.exists() else None
     if given is not None and known is not None and given != known:
         raise ConflictError(f"`of` {given}: column {column!r} is of {known}; name another column")
     if (modality := given or known) is None:
@@ -168,7 +168,7 @@ def column_modality(catalog: Catalog, column: str, given: str | None = None) -> 
 
 
 def column_names(catalog: Catalog) -> list[str]:
-    """Return the names of the columns that were begun, sorted."""
+    """Return the names of all columns, unfinished ones too, sorted."""
     return [path.parent.name for path in column_records(catalog)]
 
 
@@ -178,8 +178,8 @@ def _record(catalog: Catalog, column: str) -> Path:
 
 def column_dimension(catalog: Catalog, column: str) -> int | None:
     """The width d of a column; None if it has no part yet."""
-    begun = any(part_markers(catalog.embedding_folder(column)))
-    return int(read_record(_record(catalog, column))["dimension"]) if begun else None
+    started = any(part_markers(catalog.embedding_folder(column)))
+    return int(read_record(_record(catalog, column))["dimension"]) if started else None
 
 
 def embedding_inputs(catalog: Catalog, column: str, snapshot: Snapshot) -> dict[str, str]:

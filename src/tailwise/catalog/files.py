@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever was written)
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DamagedError(
-            f"{path} is damaged ({error}): restore it, or delete what it belongs to and make that anew"
+            f"{path} is damaged ({error}): restore it, or delete and rebuild what it belongs to"
         ) from error
 
 
@@ -80,7 +80,7 @@ def checked_record(path: Path, value: Any) -> dict[str, Any]:  # noqa: ANN401  (
     """
     noted = value.pop(CHECKSUM, None) if isinstance(value, dict) else None
     if noted != digest(value):
-        raise DamagedError(f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew")
+        raise DamagedError(f"{path} is damaged (its checksum is wrong): restore it, or rebuild what it belongs to")
     record: dict[str, Any] = value
     return record
 
@@ -147,13 +147,11 @@ def check_file(path: Path) -> Path:
         return path
     try:
         if known_digest(path) not in noted:
-            raise DamagedError(
-                f"{path} is damaged (its checksum is wrong): restore it, or make what it belongs to anew"
-            )
+            raise DamagedError(f"{path} is damaged (its checksum is wrong): restore it, or rebuild what it belongs to")
     except OSError as error:
         refuse_many_files(error)
         raise DamagedError(
-            f"{path} is missing or unreadable ({error.strerror}): restore it, or make what it belongs to anew"
+            f"{path} is missing or unreadable ({error.strerror}): restore it, or rebuild what it belongs to"
         ) from error
     return path
 
@@ -171,7 +169,7 @@ def reading(path: Path) -> Iterator[None]:
     except (OSError, ValueError, LookupError, EOFError, pa.ArrowException) as error:
         refuse_many_files(error)
         raise DamagedError(
-            f"{path} is missing or damaged ({error}): restore it, or make what it belongs to anew"
+            f"{path} is missing or damaged ({error}): restore it, or rebuild what it belongs to"
         ) from error
 
 

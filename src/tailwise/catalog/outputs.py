@@ -75,11 +75,11 @@ def writing_output(
         path: of the output.
         catalog: whose shards are protected.
         overwrite: whether an existing file may be replaced; one with the same bytes as the new file is no mistake without it.
-        is_ours: tells of an existing file whether it is in the format that is written.
+        is_ours: returns True for an existing file in the format that is written.
         guard: as in `replacing`.
 
     Raises:
-        UserError: the path is a link, a folder or no regular file; it lies in a catalog; it is a shard of the pool, in whatever
+        UserError: the path is a link, a folder or no regular file; it is in a catalog; it is a shard of the pool, in whatever
             spelling; its folder is missing.
         ConflictError: another command is writing this file; it exists, and is not to be replaced or not in this format.
     """
@@ -125,7 +125,7 @@ def check_output_folder(folder: Path, option: str, marks: Collection[str] | None
         marks: patterns of names, one of which shows that the folder is an earlier output; None if any folder will do.
 
     Raises:
-        UserError: it is a file or a dangling link; it lies in a catalog; it holds other files.
+        UserError: it is a file or a dangling link; it is in a catalog; it holds other files.
     """
     _refuse_catalog(folder)
     if folder.is_dir():
@@ -150,7 +150,7 @@ def _refuse_catalog(path: Path) -> None:
         raise UserError(f"{path} can't be written to: {error}") from error
     for folder in (real, *real.parents, path.absolute(), *path.absolute().parents):
         if (folder / HEADER).exists():
-            raise ConflictError(f"{path} lies in the catalog {folder}: name a place outside of it")
+            raise ConflictError(f"{path} is in the catalog {folder}: name a place outside of it")
 
 
 def _local_shards(catalog: Catalog) -> Iterator[os.stat_result]:

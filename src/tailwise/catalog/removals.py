@@ -40,8 +40,8 @@ NAMES_SCHEMA = pa.schema(
 )
 # As stored: with the id of the shard, where it was in the catalog by that path; paths may change (`relocate`), ids don't.
 STORED_SCHEMA = NAMES_SCHEMA.append(pa.field("shard_id", pa.int32()))
-NOBODY = np.iinfo(np.int64).max
-WAYS = 4  # of naming a sample
+NO_MATCH = np.iinfo(np.int64).max
+NAME_KINDS = 4  # key, uid, shard's id and key, shard's path and key
 BY_KEY, BY_UID = 0, 1
 
 
@@ -71,7 +71,7 @@ class Removals:
     Attributes:
         rows: int64 [R], ascending.
         numbers: int64 [R], the removal that each row owes it to, the first one.
-        removals: all of the catalog, by number; some may name nobody in the snapshot.
+        removals: all of the catalog, by number; some may match no sample of the snapshot.
     """
 
     rows: npt.NDArray[np.int64]
@@ -145,7 +145,7 @@ def removing_or_publishing(catalog: Catalog, *, exclusive: bool = False) -> Iter
     """Held by exports while they check removals and publish, together, and by a removal while it is written, alone."""
     path = layout.lock(removals_folder(catalog) / layout.PUBLISHING)
     with ExitStack() as held:
-        with suppress(*(() if exclusive else (OSError,))):  # nobody can remove from a catalog that is read-only
+        with suppress(*(() if exclusive else (OSError,))):  # no process can remove from a read-only catalog
             held.enter_context(locked(path, str(path), wait=True, shared=not exclusive))
         yield
 
@@ -217,8 +217,7 @@ class Names:
             paths: of the shards, by id.
 
         Returns:
-            WAYS times int64 [n], by key, by uid, by shard's id and key, and by its path and key: the first line that names each sample,
-            −1 where none does.
+            int64 [n] for each of NAME_KINDS: the first line that names each sample, −1 if none does.
         """
         keys, uids, shards = (samples.column(name).combine_chunks() for name in ("key", "uid", "shard"))
         bare, named, by_id, by_path = self._values
@@ -232,7 +231,7 @@ class Names:
         return found
 
     def samples_of(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """How many samples each line names: int64 [lines], from how often it is among what `lines_of` gave, int64 [WAYS, lines]."""
+        """How many samples each line names: int64 [lines], from how often it is among what `lines_of` gave, int64 [NAME_KINDS, lines]."""
         # Of lines that say the same in one respect (a uid in small letters and in capitals), the first has been counted.
         firsts = [_index(values, values) for values in self._values]
         ways = [np.where(first >= 0, count[first], 0) for first, count in zip(firsts, counts, strict=True)]
@@ -299,11 +298,11 @@ class Removing:
         names = given.unknown_to(earlier)
         parts = catalog.parts(snapshot) if len(names) else []
         rows, by_uid = [np.empty(0, np.int64)], [np.empty((2, 0), np.int64)]  # of by_uid: rows and lines
-        counts = np.zeros((WAYS, len(names)), np.int64)
+        counts = np.zeros((NAME_KINDS, len(names)), np.int64)
         for part, hits in _look(catalog, snapshot, [(part, names) for part in parts], track):
-            named = np.flatnonzero(_first(hits) != NOBODY)
+            named = np.flatnonzero(_first(hits) != NO_MATCH)
             rows.append(part.first_row + named)
-            only_uid = named[np.all([hits[way][named] < 0 for way in range(WAYS) if way != BY_UID], axis=0)]
+            only_uid = named[np.all([hits[way][named] < 0 for way in range(NAME_KINDS) if way != BY_UID], axis=0)]
             by_uid.append(np.stack([part.first_row + only_uid, hits[BY_UID][only_uid]]))
             for count, lines in zip(counts, hits, strict=True):
                 np.add.at(count, lines[lines >= 0], 1)
@@ -325,7 +324,7 @@ class Removing:
         return np.asarray(self.rows[self.before.keeps(self.rows)])
 
     def write(self, reason: str) -> Removal:
-        """Makes it a removal of the catalog; from then on its samples are removed. Nobody else may be removing."""
+        """Write the removal to the catalog; from then on its samples are removed. No other process may be removing."""
         number = len(self.before.removals) + 1
         path = names_path(self.catalog, number)
         write_table(path, self.names.table)
@@ -343,8 +342,8 @@ class Removing:
 
 
 def _first(hits: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    """The first line that names each sample in any way; NOBODY where none does."""
-    first: npt.NDArray[np.int64] = np.min([np.where(lines < 0, NOBODY, lines) for lines in hits], axis=0)
+    """Return the first line that names each sample in any way; NO_MATCH if none does."""
+    first: npt.NDArray[np.int64] = np.min([np.where(lines < 0, NO_MATCH, lines) for lines in hits], axis=0)
     return first
 
 
@@ -396,7 +395,7 @@ def _found(
 
 
 def _finding(catalog: Catalog) -> AbstractContextManager[None]:
-    """Held by whoever writes what was found."""
+    """Return the lock that a process holds while it writes found rows."""
     return locked(layout.lock(_found_folder(catalog)), str(_found_folder(catalog)), wait=True)
 
 
@@ -404,7 +403,7 @@ Kept = tuple[tuple[int, int], npt.NDArray[np.int64]]
 
 
 def _kept(catalog: Catalog, removals: tuple[Removal, ...], newest: Snapshot) -> Kept:
-    """The latest that is kept, of so many removals and up to this snapshot, at most; of none, where nothing is."""
+    """Return the newest usable cache of found rows, up to these removals and this snapshot; an empty one if there is none."""
     for count, snapshot in _numbers_kept(catalog):
         if count <= len(removals) and snapshot <= newest.number:
             path = _found_path(catalog, count, snapshot)
@@ -460,7 +459,7 @@ def _completed(
     pieces = [found]
     for part, hits in _look(catalog, newest, [(part, names) for part, names in wanted if len(names)], track):
         first = _first(hits)
-        rows = np.flatnonzero(first != NOBODY)
+        rows = np.flatnonzero(first != NO_MATCH)
         lines = first[rows] + (skipped if part.number < old_parts else 0)
         rows = part.first_row + rows
         new = ~np.isin(rows, found[0])

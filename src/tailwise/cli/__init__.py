@@ -140,8 +140,8 @@ def _fail(error: Exception) -> NoReturn:
 
         try:
             refuse_many_files(error)
-        except UserError as told:
-            error = told
+        except UserError as refused:
+            error = refused
     if isinstance(error, OSError) and error.filename is not None and error.strerror:  # without the number
         error = OSError(f"{error.filename}: {error.strerror}")
     killed = "a worker process was killed (out of memory?); try fewer --workers"

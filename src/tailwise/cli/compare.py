@@ -36,7 +36,7 @@ def compare(
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train on several plans, each with several seeds, all on as many samples, and tell what is significant.
+    """Train on several plans, each with several seeds, all on as many samples, and report which differences are significant.
 
     Every run leaves its result in OUTPUT/runs; a repeated command does what is missing, and several processes may share the work. The
     summaries (summary.md, summary.html, summary.json, results.csv, plots) speak of all runs that are done, and are written after each.
@@ -73,10 +73,10 @@ def compare(
         _print_runs(study, only or [], chosen)
         return
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         say(line, error=as_json)
 
-    summary = run_all(loaded, folder, runner, only=only or (), seeds=chosen, report=tell, context=with_progress())
+    summary = run_all(loaded, folder, runner, only=only or (), seeds=chosen, report=report, context=with_progress())
     if as_json:
         print_json(summary)
         return
@@ -113,5 +113,5 @@ def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
         state = "done" if result is not None else "to do" if each is None else f"about {duration(each)}"
         say(f"{number:3d}. {state:>12}  {run.label}: {options} compose={run.row.compose}")
     left = len(runs) - len(done)
-    told = "" if each is None else f", about {duration(each * left)}"
-    say(f"{left} of {len(runs)} runs to do, {training.samples_seen:,} samples each{told} ({source})")
+    time_left = "" if each is None else f", about {duration(each * left)}"
+    say(f"{left} of {len(runs)} runs to do, {training.samples_seen:,} samples each{time_left} ({source})")

@@ -42,9 +42,9 @@ def plan(
 ) -> None:
     """Decide how many samples each cluster gives, and which.
 
-    Methods that draw anew each epoch: **dynamics** (DynamiCS, ECCV 2026), **dbp-dynamic**, **flat**, **proportional**, **random**.
-    Methods that pick once: **dbp** (Density-Based Pruning, ICLR 2024) and **ssp**, hardest samples first; **cap**, at most so many of
-    a cluster; **top-score**, highest score first. **rates**: a file of rates made
+    Methods that draw again each epoch: **dynamics** (DynamiCS, ECCV 2026), **dbp-dynamic**, **flat**, **proportional**, **random**.
+    Methods that pick once: **dbp** (Density-Based Pruning, ICLR 2024) and **ssp**, hardest samples first; **cap**, at most N of
+    each cluster; **top-score**, highest score first. **rates**: a file of rates made
     elsewhere. **text-balance**: a list of words that captions are balanced over (MetaCLIP).
 
     Examples:
@@ -145,7 +145,7 @@ def explain(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --plot if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a plan will do: totals, coverage, and who gains, before anything is drawn.
+    """Show what a plan will do: totals, coverage, and who gains, before anything is drawn.
 
     Example:
 

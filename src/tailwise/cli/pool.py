@@ -135,7 +135,7 @@ def relocate(
     old: Annotated[str, typer.Argument(metavar="OLD", help="Leading part of the shards' paths.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="What takes its place.")],
 ) -> None:
-    """Tell a catalog that its shards have moved.
+    """Update the paths of shards that have moved.
 
     Refused unless each of these tars is there, with the size that it had (of 16 tars the members are compared too).
 

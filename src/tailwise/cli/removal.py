@@ -18,8 +18,8 @@ SHOWN = 10
 def remove(
     catalog: CatalogPath,
     keys: Annotated[Path, typer.Option(help=".txt: a key or uid a line; .parquet: uid, or key, or shard and key.")],
-    reason: Annotated[str, typer.Option(help="Is kept, and told wherever the samples are asked for.")] = "on request",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
+    reason: Annotated[str, typer.Option(help="Stored, and shown when a sample is looked up.")] = "on request",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be done.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove samples for good: takedowns, opt-outs.
@@ -114,11 +114,11 @@ def why(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Key or uid of a sample.")],
     plan: Annotated[
         list[str] | None,
-        typer.Option(help="Tell of this plan only; may be given again.", show_default=False),
+        typer.Option(help="Report this plan only; may be given again.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell one sample's whole story: where it lies, its clusters, what dropped it, and the epochs that each plan draws it in.
+    """Show the history of one sample: its place, its clusters, what dropped it, and the epochs in which each plan draws it.
 
     Example:
 
@@ -148,7 +148,7 @@ def _print_sample(sample: Mapping[str, Any]) -> None:
     if sample["image_offset"] == NO_OFFSET:
         image = "metadata only"
     size = f", {sample['width']} × {sample['height']} pixels" if sample["width"] and sample["height"] else ""
-    say(f"  lies in     {sample['shard']}: {image}{size}")
+    say(f"  shard       {sample['shard']}: {image}{size}")
     say(f"  caption     {sample['caption']}")
     if sample["scores"]:
         say(f"  scores      {', '.join(f'{name} {value}' for name, value in sample['scores'].items())}")

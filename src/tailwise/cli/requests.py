@@ -106,8 +106,8 @@ def _spelt(item: Field[Any]) -> list[str]:
 
 def _helps(request: type) -> dict[str, str]:
     """Return the help of each option: what the docstrings of a class and its bases say of the fields."""
-    told = "\n".join(each.__doc__ or "" for each in request.__mro__)
-    found = re.findall(r"^        (\w+): (.+(?:\n {12}.+)*)$", told, re.MULTILINE)
+    docstrings = "\n".join(each.__doc__ or "" for each in request.__mro__)
+    found = re.findall(r"^        (\w+): (.+(?:\n {12}.+)*)$", docstrings, re.MULTILINE)
     spelt = {item.name: _spelt(item)[0] for item in fields(request)}
 
     def option(name: re.Match[str]) -> str:

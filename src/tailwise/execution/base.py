@@ -25,7 +25,7 @@ class Needs:
 
     Attributes:
         all_cpus: True for kernels with threads of their own; False for work that uses one processor.
-        workers: use at most so many workers; None: one for each processor.
+        workers: use at most this number; None: one for each processor.
     """
 
     all_cpus: bool = False

@@ -29,7 +29,7 @@ class Shuffle:
     """Records by bucket.
 
     Attributes:
-        folder: of the files; whoever makes it removes it.
+        folder: of the files; the caller that makes it removes it.
         dtype: of a record.
         buckets: number of buckets.
     """
@@ -90,7 +90,7 @@ class Shuffle:
 def _runs(
     chunks: Iterable[tuple[npt.NDArray[np.int64], Records]], rows: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], Records]]:
-    """Yield chunks, small ones joined to about so many rows."""
+    """Yield chunks, small ones joined to about `rows` rows."""
     held: list[tuple[npt.NDArray[np.int64], Records]] = []
     for chunk in chunks:
         held.append(chunk)

@@ -1,6 +1,6 @@
 """Nearest centroid, exactly.
 
-Approximate products screen (see screening.py): whatever lies within their error of a row's best is a candidate. Candidates are decided by
+Approximate products screen (see screening.py): a centroid within their error of a row's best is a candidate. Candidates are decided by
 the exact inner product (see grid.py), ties by the lowest index.
 """
 
@@ -155,7 +155,7 @@ class Assigner:
         return labels, dots, norms
 
     def scratch(self, rows: int) -> torch.Tensor:
-        """Memory for the products of a tile of so many rows; none on devices."""
+        """Return memory for the products of a tile of `rows` rows; none on devices."""
         if self.device.type != "cpu":
             return torch.empty(0)
         return scratch_for(self.screen.precision, rows, min(TILE_CENTROIDS, len(self.centroids)))

@@ -2,7 +2,7 @@
 
 k-means gives clusters of nearly equal size, since it puts more centroids where more samples are. The number of samples in a ball of one
 radius round each centroid has no such defect: it is a density estimate with a uniform kernel (Rosenblatt 1956; Parzen 1962), taken at the
-centroids. A float32 matrix product screens, as in assign.py; what lies within its error of the radius is decided by the exact dot product.
+centroids. A float32 matrix product screens, as in assign.py; exact dot products decide the rows within its error of the radius.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def greedy(
     rows = Rows(x, device) if len(doubtful) else None
     step = max(1, min(SCAN_SCORES // max(count, 1), SCAN_ROWS))
     kept_row, found = np.full(count, -1, np.int64), np.full(count, NOTHING_EARLIER)
-    place, heirs = np.zeros(count, np.int64), np.full(count, -1, np.int64)
+    place, first_identical = np.zeros(count, np.int64), np.full(count, -1, np.int64)
     start = judged_from
     for at in range(0, max(len(doubtful), 1), step):
         asked = doubtful[at : at + step]
@@ -100,7 +100,7 @@ def greedy(
         norms = np.empty(0) if rows is None else rows.norms
         fine = decide_greedily(
             *(start, stop, threshold, judged_from, similarity, earlier, grid, norms, place, offsets, others, scores),
-            *(float32_error(x.shape[1] + 2), BELOW_ONE, heirs, kept, kept_row, found),
+            *(float32_error(x.shape[1] + 2), BELOW_ONE, first_identical, kept, kept_row, found),
         )
         if not fine:
             raise WrongProductError

@@ -25,7 +25,7 @@ SIMILARITY_UNIT = 2.0**-30  # sums of similarities are held as integers of this 
 
 
 def to_grid(x: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
-    """Rounds to multiples of 2⁻²⁴; float32, exact for |x| ≤ 1, in `out` (contiguous) if given. float16 lies on the grid already."""
+    """Round to multiples of 2⁻²⁴; float32, exact for |x| ≤ 1, in `out` (contiguous) if given. float16 is on the grid already."""
     rounded = np.empty(x.shape, np.float32) if out is None else out
     if x.dtype == np.float16:  # NumPy takes several times as long as torch, which wants it writable
         import torch  # noqa: PLC0415  (seconds, which plans and exports do without)

@@ -28,9 +28,7 @@ def _compile(function: Function, fastmath: bool | set[str]) -> Function:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
         return cast("Function", numba.njit(cache=True, **options)(function))
-    except (
-        RuntimeError
-    ):  # neither the package's folder nor the user's home can be written to: compiled anew in each process
+    except RuntimeError:  # the package's folder and the user's home are read-only: each process compiles again
         return cast("Function", numba.njit(**options)(function))
 
 

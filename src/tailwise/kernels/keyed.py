@@ -183,7 +183,7 @@ def _next_slot(slot: int, size: int, tail_start: int, head: int, key: np.uint64,
         if slot < tail_start:
             return slot
         return tail_start + permute(key, size - tail_start, prime, slot - tail_start)
-    if slot < tail_start:  # not in the tail: dealt anew; the first go to the head
+    if slot < tail_start:  # not in the tail: dealt again; the first go to the head
         slot = permute(key, tail_start, prime, slot)
         if slot < head:
             return slot

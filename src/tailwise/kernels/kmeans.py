@@ -49,7 +49,7 @@ def seeding_rows(total: int, k: int) -> int:
 
 
 def _seeding_sample(blocks: Sequence[npt.NDArray[Any]], wanted: int, seed: int) -> npt.NDArray[Any]:
-    """About so many rows, without rows of zeros."""
+    """Return about `wanted` rows, without rows of zeros."""
     total = sum(len(block) for block in blocks)
     share = wanted / max(total, 1)
     key = stream_key(seed, "seeding sample")
@@ -105,7 +105,7 @@ def iterate(
     Args:
         centroids: float32 [K, d], the first ones.
         partial: returns the sums of an iteration over all rows.
-        iterations: at most so many.
+        iterations: maximum number.
         tolerance: see `kmeans`.
         on_iteration: see `kmeans`.
     """
@@ -138,7 +138,7 @@ def kmeans(
     Args:
         x: rows [N, d], or blocks of rows (memory-mapped, say); float16 or float32, unit norm, rows of zeros are left out.
         k: number of centroids.
-        iterations: at most so many.
+        iterations: maximum number.
         seed: decides the seeding.
         tolerance: stop when an iteration raised the mean cosine by less.
         device: see `Assigner`; the result doesn't depend on it.

@@ -312,7 +312,7 @@ class Lloyd:
                 raise WrongProductError
 
     def _compare(self, x: npt.NDArray[np.float32], at: slice | npt.NDArray[np.int64], scratch: torch.Tensor) -> None:
-        """Compares rows with all centroids, and lists the nearest anew."""
+        """Compare rows with all centroids, and rebuild the lists of the nearest."""
         if self._first_time:
             self._norms[at] = row_norms(x, first=at.start if isinstance(at, slice) else int(at[0]))
         labels = self._labels[at]

@@ -233,7 +233,7 @@ def _reaching(scores: Floats, low: np.float32) -> int:
 
 @jit_any_order
 def _threshold(scores: Floats, most: int, low: np.float32, high: np.float32) -> np.float32:
-    """About the lowest value that at most so many of the scores reach; `high` if more of them are as high as that."""
+    """Return about the lowest value that at most `most` scores reach; `high` if more scores are as high as `high`."""
     for _ in range(6):
         middle = np.float32(0.5) * (low + high)
         if _reaching(scores, middle) > most:
@@ -450,7 +450,7 @@ def decide_greedily(
     scores: npt.NDArray[np.float32],
     error: float,
     greatest: float,
-    heirs: npt.NDArray[np.int64],
+    first_identical: npt.NDArray[np.int64],
     kept: npt.NDArray[np.bool_],
     kept_row: npt.NDArray[np.int64],
     found: npt.NDArray[np.float64],
@@ -469,12 +469,12 @@ def decide_greedily(
             found[row] = similarity[row]
             continue
         if similarity[row] == 1.0:  # shares the fate of the first judged row that is identical
-            first = other if other >= judged_from else heirs[other]
+            first = other if other >= judged_from else first_identical[other]
             if first >= 0:
                 kept_row[row] = first if kept[first] else kept_row[first]
                 found[row] = 1.0 if kept[first] else found[first]
                 continue
-            heirs[other] = row
+            first_identical[other] = row
         best = threshold
         p = place[row]
         for at in range(offsets[p], offsets[p + 1]):

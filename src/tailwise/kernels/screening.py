@@ -29,8 +29,8 @@ Precision = Literal["int8", "float32"]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-PAD = 64  # int8 products have a multiple of so many rows and columns,
-COLUMN_PAD = 16  # or of so many columns, if these are centroids: the same again and again
+PAD = 64  # int8 products have a multiple of PAD rows and columns,
+COLUMN_PAD = 16  # or of COLUMN_PAD columns, if these are centroids: the same for all rows
 INT8_TRIAL = 64, 64, 256  # rows, columns and dimension: wide enough for sums of int8 to saturate in 16 bits
 _LANES = 16  # neighbouring coordinates that the rotation keeps apart, so that its loops are vector instructions
 _SLACK = np.float32(2.0**-16)  # above all that float32 rounds away in centring, rotating, scaling and adding
@@ -67,7 +67,7 @@ class Coded:
 
     @classmethod
     def memory_for(cls, rows: int, dimension: int, precision: Precision) -> Coded:
-        """Room for codes of so many rows."""
+        """Return memory for the codes of `rows` rows."""
         dtype = torch.int8 if precision == "int8" else torch.float32
         codes = torch.empty((rows + PAD, dimension), dtype=dtype)  # so that slices have whole pads wherever they begin
         scale, errors, lengths = (np.empty(rows, np.float32) for _ in range(3))
@@ -108,7 +108,7 @@ class Screen:
         return out
 
     def columns(self, x: Floats) -> Coded:
-        """Codes of columns, likewise."""
+        """Return the codes of columns."""
         coded = self.as_columns(self.rows(x))
         return replace(coded, codes=coded.codes[: -(-len(x) // COLUMN_PAD) * COLUMN_PAD])
 
@@ -155,7 +155,7 @@ class Scores(NamedTuple):
 
 
 def scratch_for(precision: Precision, rows: int, columns: int) -> torch.Tensor:
-    """Memory for the products of so many rows and columns."""
+    """Return memory for the products of `rows` rows and `columns` columns."""
     dtype = torch.int32 if precision == "int8" else torch.float32
     return torch.empty(_padded(rows, torch.int8) * _padded(columns, torch.int8), dtype=dtype)
 

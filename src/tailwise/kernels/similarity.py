@@ -39,7 +39,7 @@ class Rows:
     """Rows where the matrix products run, and on the grid where exact similarities are taken."""
 
     def __init__(self, x: npt.NDArray[np.float16], device: str) -> None:
-        self.x = torch.from_numpy(np.ascontiguousarray(x)).float().numpy()  # float16 lies on the grid
+        self.x = torch.from_numpy(np.ascontiguousarray(x)).float().numpy()  # float16 is on the grid
         self.norms = row_norms(self.x)
         _refuse_zeros(self.norms)
         self.error = float32_error(x.shape[1] + 2)  # unit rows are rounded twice

@@ -104,15 +104,15 @@ def map_in_order(
     At most `threads` + 1 small items are held at a time.
     """
     with _own_threads(), ThreadPoolExecutor(threads) as pool:
-        begun: deque[Future[Result]] = deque()
+        pending: deque[Future[Result]] = deque()
         for item in items:
             if large(item):
-                while begun:
-                    yield begun.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
                 yield task(item, threads)
                 continue
-            begun.append(pool.submit(task, item, 1))
-            if len(begun) > threads:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            pending.append(pool.submit(task, item, 1))
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

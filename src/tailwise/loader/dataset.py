@@ -230,7 +230,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
         )
 
     def _want_next(self, number: int) -> None:
-        """Tell a remote store the next ranges: of this block of the lanes and the next; of some batches, if blocks are too large.
+        """Announce the next ranges to a remote store: this and the next block of the lanes; some batches, if blocks are too large.
 
         The first worker asks for the blocks of all workers, so that a shard's ranges are fetched together.
         """

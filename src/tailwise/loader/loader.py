@@ -317,7 +317,7 @@ class Loader:
             pairs = ((name, value, mine.get(name)) for name, value in state["options"].items())
             changes = [f"{name} {value!r} → {other!r}" for name, value, other in pairs if other != value]
             raise UserError(
-                f"this state belongs to another order ({', '.join(changes) or 'the plan was made anew'}): use what it was made with"
+                f"this state belongs to another order ({', '.join(changes) or 'the plan was rebuilt'}): use what it was made with"
             )
         self.seek(int(state["position"]))
         self._passed = self.order.options.first_epoch - 1
@@ -371,7 +371,7 @@ def _check_damaged(plan: Plan, damaged: dict[int, str], on_damaged: str, max_rep
     if damaged and on_damaged == "error":
         raise UserError(
             f"{len(damaged):,} of {plan.snapshot.shards:,} tars can't be read as they were imported, the first is "
-            f"{next(iter(damaged.values()))}; restore them, tell where they are (`tailwise relocate`), or let other samples stand in "
+            f"{next(iter(damaged.values()))}; restore them, give their new place (`tailwise relocate`), or let other samples stand in "
             "(`on_damaged` replace)"
         )
     for reason in damaged.values():

@@ -18,7 +18,7 @@ from tailwise.storage.lru import LRUCache
 
 KEPT_LAYOUTS = 4  # epochs whose units are kept in memory
 KEPT_ROWS = 1 << 22  # row numbers of drawn units that a process keeps: 32 MB
-EMPTY_EPOCHS = 1000  # after so many epochs without a draw, the plan is assumed to draw nothing
+EMPTY_EPOCHS = 1000  # after this number of epochs without a draw, the plan is assumed to draw nothing
 
 
 class Samples(NamedTuple):

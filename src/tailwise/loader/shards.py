@@ -28,7 +28,7 @@ def require_bytes(plan: Plan) -> None:
             drawn[path] = rows
     if drawn:
         listing = command_line("export", plan.catalog.folder, plan.name, to="datacomp", output="SUBSET.npy")
-        raise no_bytes(list(drawn), sum(drawn.values()), f" ({listing} tells DataComp's tools which)")
+        raise no_bytes(list(drawn), sum(drawn.values()), f" ({listing} lists them for DataComp's tools)")
 
 
 def own_cache_folder(paths: Sequence[str]) -> Path:

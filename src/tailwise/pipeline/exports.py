@@ -24,14 +24,14 @@ def is_exported(catalog: Catalog, job: Job) -> bool:
 
 
 def is_taken(catalog: Path, job: Job) -> bool:
-    """Return whether another file lies where a job writes to, so that the job will be refused."""
+    """Return True if another file is where a job writes to, so that the job will be refused."""
     return _record(catalog, job)[1].is_file() and not job.asked["overwrite"] and not _is_ours(catalog, job)
 
 
 def run_job(runner: Runner, job: Job) -> bool:
     """Run a job; return False if the file that it writes is there already. All other commands skip by themselves what is done.
 
-    A file that an earlier job wrote, and nobody has touched since, is replaced.
+    A file that an earlier job wrote, and that is unchanged since, is replaced.
     """
     if runner.output is not None:
         runner.output.mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,6 @@ def _made_from(catalog: Catalog, job: Job) -> dict[str, Any]:
 
 
 def _files(place: Path) -> dict[str, list[int]]:
-    """Return size and time of each file that lies in a place."""
+    """Return size and time of each file in a place."""
     names = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
     return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in names if path.exists()}

@@ -148,7 +148,7 @@ class Runner:
                 raise UserError("output is missing: name the file to write")
             options["output"] = str(Path(OUTPUT) / output.read("output", options["output"]))
         if self.output is None and OUTPUT in str(options):
-            raise UserError(f"a value lies in {OUTPUT}: name that folder with `output`")
+            raise UserError(f"a value is in {OUTPUT}: name that folder with `output`")
         return Step(step.command, with_folder(options, self.output or Path(), OUTPUT))
 
     def _refuse_code(self, step: Step) -> None:

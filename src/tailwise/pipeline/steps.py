@@ -124,8 +124,8 @@ class Pipeline:
         source: where the settings come from.
         expect: what to expect of it, and who measured that.
         sources: what is imported; may be left to the command line.
-        catalog: where to; likewise.
-        output: folder for exports; likewise.
+        catalog: where to; may be left to the command line.
+        output: folder for exports; may be left to the command line.
     """
 
     name: Text

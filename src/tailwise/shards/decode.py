@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from tailwise.text import plain
 
 MOST_PIXELS = 1 << 25  # 33.5 million; decoding takes 4 to 16 bytes a pixel (PNG to WebP)
-MOST_BYTES = 1 << 27  # encoded: more than an uncompressed image of so many pixels has
+MOST_BYTES = 1 << 27  # encoded: more than an uncompressed image of MOST_PIXELS has
 MOST_ASPECT = 200  # longer by shorter side; one pixel by 65,535 becomes 10 GB when its shorter side is resized to 224
 MOST_SCANS = 100  # of a JPEG; each passes over all pixels, and an encoder writes about 10
 # Web pages show these, or scanners write them. Others start programs (EPS), hold an image whose own header gives another size (ICO,
@@ -54,7 +54,7 @@ class ImageError(ValueError):
 
 
 def too_long(size_bytes: int) -> ImageError | None:
-    """Return the error of an encoded image of so many bytes, if it is one, before the bytes are read."""
+    """Return the error of an encoded image of this size, before it is read; None if the size is allowed."""
     if size_bytes <= MOST_BYTES:
         return None
     return ImageError(TOO_LONG, f"{size_bytes:,} bytes, more than {MOST_BYTES:,}")

@@ -87,10 +87,10 @@ def _write(catalog: Catalog, part: Part) -> None:
                     done += len(batch)
         except (FileNotFoundError, pa.ArrowException, ValueError) as error:
             raise DamagedError(
-                f"{source} is missing or damaged ({error}): restore it, or import the pool anew"
+                f"{source} is missing or damaged ({error}): restore it, or import the pool again"
             ) from error
         if done != part.rows:
-            raise UserError(f"{source} has {done:,} of {part.rows:,} rows: restore it, or import the pool anew")
+            raise UserError(f"{source} has {done:,} of {part.rows:,} rows: restore it, or import the pool again")
         del out
     note_digest(locations_path(catalog, part))
 

@@ -73,15 +73,15 @@ def _content(
     first[np.unique(parsed.view("V16").reshape(-1), return_index=True)[1]] = True
     fresh = good.copy()
     fresh[good] = first
-    told = captions.is_valid().to_numpy(zero_copy_only=False)
-    long = told & pc.equal(captions, TOO_LONG).fill_null(False).to_numpy(zero_copy_only=False)
-    text = told & _is_utf8(captions)
+    given = captions.is_valid().to_numpy(zero_copy_only=False)
+    long = given & pc.equal(captions, TOO_LONG).fill_null(False).to_numpy(zero_copy_only=False)
+    text = given & _is_utf8(captions)
     reasons = {
         "uid is not 32 hexadecimal digits": ~good,
         "duplicate key": good & ~fresh,
-        "no caption": fresh & ~told,
+        "no caption": fresh & ~given,
         "caption is too long": fresh & long,
-        "caption is not UTF-8": fresh & told & ~text,
+        "caption is not UTF-8": fresh & given & ~text,
     }
     rejected = [
         rejection(path, reason, uid)
@@ -131,8 +131,8 @@ def _sides(table: pa.Table, name: str, rows: int) -> pa.Array:
     if name not in table.column_names:
         return pa.nulls(rows, pa.int32())
     values = table.column(name).to_numpy()
-    told = whole_sides(values)
-    return pa.array(np.where(told, values, 0).astype(np.int32), mask=~told)
+    known = whole_sides(values)
+    return pa.array(np.where(known, values, 0).astype(np.int32), mask=~known)
 
 
 def _is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:

@@ -139,7 +139,7 @@ class LocalShards:
 
 
 class MixedShards:
-    """Local and remote shards. Both stores know all ids; `is_remote`, bool [shards], tells which shard is remote."""
+    """Local and remote shards. Both stores know all ids; `is_remote`, bool [shards], marks the remote shards."""
 
     remote = True
 

@@ -1,4 +1,4 @@
-"""The tar index: where each member of a tar lies, read from the headers alone.
+"""The tar index: the place of each member of a tar, read from the headers alone.
 
 The standard library's `tarfile` makes an object per member and reads about 20,000 members a second; this walk reads the same
 headers (POSIX ustar, pax path and size records, GNU long names and base-256 sizes) several times faster.
@@ -59,7 +59,7 @@ class TarIndex:
     """The members of a tar, in order.
 
     Attributes:
-        members: regular files whose content lies whole in the file.
+        members: regular files whose whole content is in the file.
         damage: why the walk ended early, or None if the tar is sound.
         damaged_name: the regular file whose content is cut off, if any.
         ended: whether the file closes with the blocks of zeros that end a tar. Without them it may have been cut between two members,

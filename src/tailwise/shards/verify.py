@@ -77,7 +77,7 @@ def check_shards(
         check: one of CHECKS: "none"; "size" opens each shard and compares its length and first block; "index" compares the index and
             blocks throughout the shard.
         workers: processes ("index") or eighths of threads ("size"); None for one a processor.
-        share: (number, of how many): looks at every so many-th shard only.
+        share: (first, step): checks shards first, first + step, ….
         context: runs the tasks and shows progress.
 
     Raises:

@@ -56,7 +56,7 @@ class NoRangesError(RemoteError):
     """The server ignores requests for ranges of bytes: it can only send the whole file.
 
     Attributes:
-        total_bytes: size of the file, if the server tells.
+        total_bytes: size of the file, if the server states it.
     """
 
     total_bytes: int | None = None

@@ -67,7 +67,7 @@ class RemoteFile(io.RawIOBase):
         """Ask for the size and the first bytes.
 
         Raises:
-            NoRangesError: its server can only send the whole file, or does not tell its size.
+            NoRangesError: its server can only send the whole file, or does not state its size.
             RemoteError: it cannot be read.
         """
         super().__init__()
@@ -76,7 +76,7 @@ class RemoteFile(io.RawIOBase):
         size = len(first.content) if len(first.content) < FIRST_BYTES else first.total_bytes
         size = size_of(url) if size is None else size
         if size is None:
-            raise NoRangesError(url, "its server does not tell its size")
+            raise NoRangesError(url, "its server does not state its size")
         self._size_bytes, self._start, self._block = size, 0, first.content
 
     def readable(self) -> bool:

@@ -55,7 +55,7 @@ def get(
         span: start and stop; None for the whole file.
 
     Returns:
-        The size of the whole file, if the server tells.
+        The size of the whole file, if the server states it.
 
     Raises:
         NoRangesError: the server answers with the whole file; nothing has been written.
@@ -99,7 +99,7 @@ async def _get(
 
 
 def _checked(response: Any, url: str, span: tuple[int, int] | None) -> tuple[bool, int | None]:  # noqa: ANN401
-    """Return whether the response holds what was asked for, else the file ends before; and the size of the file, if told."""
+    """Return whether the response holds what was asked for, else the file ends before; and the size of the file, if stated."""
     status, headers = response.status, response.headers
     found = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
     if span is not None and status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:

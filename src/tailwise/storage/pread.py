@@ -47,6 +47,6 @@ def pread_many(
 
 @jit
 def advise_many(handles: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> None:
-    """Tell the kernel that bytes [start, stop) of each file will be read, so that it fetches all of them at once; see `pread_many`."""
+    """Announce to the kernel reads of bytes [start, stop) of each file, so that it fetches all of them at once; see `pread_many`."""
     for at in range(len(handles)):
         _advise(handles[at], starts[at], stops[at] - starts[at], _WILL_NEED)

@@ -28,7 +28,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 REMEMBERED_SECONDS = 600.0  # a file that was given up is not asked again for so long
 LOOKUP_THREADS = 16
-_TELL_AFTER_SECONDS = 5.0
+_WARN_AFTER_SECONDS = 5.0
 _JITTER = random.Random()  # not the process's own generator, which augmentations are drawn from
 
 
@@ -40,7 +40,7 @@ class Patience:
         attempts: requests that may fail one after the other.
         seconds: time from the first failure.
         backoff_seconds: wait before the first retry, doubled each time.
-        full_for: number of files of a server that get `attempts`; after so many were given up, others get `short_attempts`.
+        full_for: number of files of a server that get `attempts`; after these were given up, others get `short_attempts`.
         short_attempts: see `full_for`.
         timeouts: bounds of one request.
     """
@@ -126,7 +126,7 @@ def forget_failures() -> None:
 
 
 def is_remote(path: str) -> bool:
-    """Tell a URL of a remote file from a local path or a file:// URL."""
+    """Return True for a URL of a remote file, False for a local path or a file:// URL."""
     return "://" in path and not path.startswith(("file://", "local://"))
 
 
@@ -213,16 +213,16 @@ def persistently(url: str, request: Callable[[], T], progress: Callable[[], int]
 def _repeat(
     own: _Process, url: str, request: Callable[[], T], progress: Callable[[], int], trouble: RemoteError, began: float
 ) -> tuple[T, int]:
-    failures, told, before = 1, False, progress()
+    failures, warned, before = 1, False, progress()
     for tries in itertools.count(1):
         own.check(url)
         elapsed = time.monotonic() - began
         left = PATIENCE.seconds - elapsed
         if not trouble.retry or failures >= own.attempts(url) or left <= 0:
             raise own.give_up(url, trouble, tries, elapsed) from trouble
-        if not told and (failures > 2 or elapsed > _TELL_AFTER_SECONDS):
+        if not warned and (failures > 2 or elapsed > _WARN_AFTER_SECONDS):
             logger.warning("%s; trying again for up to %.0f s", trouble, left)
-            told = True
+            warned = True
         logger.debug("%s; attempt %d", trouble, tries)
         backoff = PATIENCE.backoff_seconds * 2 ** (failures - 1) * _JITTER.uniform(0.75, 1.25)
         time.sleep(min(max(backoff, trouble.wait_seconds), left))
@@ -261,10 +261,10 @@ def read_range(url: str, start: int, stop: int, size_bytes: int | None = None) -
         began = time.monotonic()
         while len(content) < stop - start:
             before = len(content)
-            told = _request_range(url, start + before, stop, content)
-            if size_bytes is not None and told is not None and told != size_bytes:
-                raise RemoteError(url, f"it has {told:,} bytes now, not {size_bytes:,}")
-            total = total if told is None else told
+            stated = _request_range(url, start + before, stop, content)
+            if size_bytes is not None and stated is not None and stated != size_bytes:
+                raise RemoteError(url, f"it has {stated:,} bytes now, not {size_bytes:,}")
+            total = total if stated is None else stated
             if total is not None and start + len(content) >= total:
                 break
             if len(content) == before:

@@ -1,4 +1,4 @@
-"""Stores: bytes at keys, as a catalog needs them of the place that it lies in.
+"""Stores: bytes at keys, as a catalog needs them.
 
 A key is a relative path with slashes. What is written under a key is there whole, or not at all. `put_if_absent` and `replace_if` let one
 of several writers win, on one machine or many; the others learn that they have lost.
@@ -20,7 +20,7 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 @dataclass(frozen=True)
 class Head:
-    """Attributes of what lies at a key.
+    """Attributes of the bytes at a key.
 
     Attributes:
         size: in bytes.

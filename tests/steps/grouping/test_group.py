@@ -231,8 +231,8 @@ def test_bad_requests_are_one_line(small_catalog, tmp_path, monkeypatch):
     other = write_file(tmp_path / "other.csv", ["a"], ["x"], identifier="name")
     nobody = write_file(tmp_path / "nobody.csv", ["a"], ["x"])
     for column, options, message in (
-        ("key", {}, "`by` key: it tells samples apart"),
-        ("image_offset", {}, "it tells samples apart"),
+        ("key", {}, "`by` key: it identifies samples"),
+        ("image_offset", {}, "it identifies samples"),
         ("nope", {}, "no samples have a column 'nope': use one of height, image_extension, mine, shard, width"),
         ("width", {}, "not one sample has a value in 'width'"),
         ("mine", {}, "`by` mine: groups are text, whole numbers or booleans"),

@@ -225,7 +225,7 @@ def test_a_rerun_does_nothing_and_another_rule_is_refused(small_catalog, tree_by
         (FilterRequest("", float("nan")), "`minimum` nan"),
         (FilterRequest("", 2, 1), "`minimum` 2 is above `maximum` 1"),
         (FilterRequest("", 1, missing="maybe"), "`missing` 'maybe': use drop or keep"),
-        (FilterRequest("", 3), "all of 600 samples would be dropped: caption-words lies between 2 and 2"),
+        (FilterRequest("", 3), "all of 600 samples would be dropped: caption-words is between 2 and 2"),
         (FilterRequest("", keep=1e-6), "`keep` 1e-06 of the pool of 600 samples is less than one sample"),
     ],
 )

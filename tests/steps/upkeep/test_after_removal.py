@@ -160,7 +160,7 @@ def test_a_list_that_was_made_anew_is_not_taken_for_the_old_one(small_catalog, t
     with pytest.raises(UserError, match="clustering 'main' was made without it: restore"):
         write_excluded(small_catalog, tmp_path / "removed.parquet", plan)
     filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.6, name="half"))
-    assert broken_inputs(small_catalog)[0] == "drops/half was made anew since: clusters/main was made from it"
+    assert broken_inputs(small_catalog)[0] == "drops/half was rebuilt since: clusters/main was made from it"
     with pytest.raises(UserError, match="'half' is not the one that clustering 'main' was made without"):
         write_excluded(small_catalog, tmp_path / "removed.parquet", plan)
     with pytest.raises(UserError, match="'half' is not the one that the drop list 'words' was made without"):

@@ -86,18 +86,16 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, context: Con
 
 
 def _extend(catalog: Catalog, base: str, request: ClusterRequest, context: Context) -> Clustering:
-    """Assign the newest snapshot to the centroids of a clustering that was made for an earlier one. Nothing is fitted anew.
+    """Assign the newest snapshot to the centroids of a clustering that was made for an earlier one. Nothing is fitted again.
 
     Rows that the earlier clustering assigned keep their cluster, and, unless the lists of the two differ, their rank within it.
-    Its density, if it has one, is counted anew, over all rows and within the same radius.
+    Its density, if it has one, is counted again, over all rows and within the same radius.
     """
     snapshot, name = catalog.snapshot(), request.name
     device = str(find_device(request.device))
     old = Clustering.open(catalog, base)
     if old.column is None or not old.has_centroids:
-        raise UserError(
-            f"clustering {base!r} has no centroids to assign new samples to: make it anew for this snapshot"
-        )
+        raise UserError(f"clustering {base!r} has no centroids to assign new samples to: rebuild it for this snapshot")
     column = old.column
     catalog.require_embeddings(column, snapshot)
     survivors = Survivors(catalog, request.without, snapshot)
@@ -280,7 +278,7 @@ class _Work:
 def _cluster_table(
     centroids: npt.NDArray[np.float32], sizes: npt.NDArray[np.int64], similarity_sums: npt.NDArray[np.int64]
 ) -> pa.Table:
-    """cluster, size, d_intra, d_inter; the distances of empty clusters are null, and nobody's neighbours."""
+    """Return cluster, size, d_intra, d_inter. Empty clusters have null distances, and are no neighbours of others."""
     full = sizes > 0
     d_intra = np.full(len(sizes), np.nan)
     d_inter = np.full(len(sizes), np.nan)

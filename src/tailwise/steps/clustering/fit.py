@@ -135,7 +135,7 @@ def fit(
         rows: their number.
         k: number of centroids.
         seed: decides the seeding.
-        iterations: at most so many.
+        iterations: maximum number.
         device: runs the matrix products; the result does not depend on it.
         carry_bytes: memory for what is carried from one iteration to the next, of all workers.
         on_iteration: see `kernels.kmeans`.

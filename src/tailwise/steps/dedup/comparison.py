@@ -119,7 +119,7 @@ class Comparison:
             )
         if found.embeddings_changed:
             raise UserError(
-                f"the {found.column} embeddings have changed since clustering {self.clustering!r} was made: cluster anew, under "
+                f"the {found.column} embeddings have changed since clustering {self.clustering!r} was made: cluster again, under "
                 "another name"
             )
         return found

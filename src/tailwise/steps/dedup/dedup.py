@@ -126,17 +126,17 @@ class _Decide:
         """Nothing is left to do: the neighbours decide."""
 
     def greedy(self, decisions: _Decisions) -> None:
-        """Decides the rows that are in doubt, and those whose fate hangs on theirs, by clusters."""
+        """Decide, by clusters, the rows in doubt and the rows that depend on them."""
         wanted = np.zeros(len(self.compared.sizes), np.bool_)
         for part in self.compared.parts:
             similarity, judged, certain = self._nearest(part)
             labels = self.compared.labels(part)
             wanted[labels[in_doubt(similarity, self.threshold, judged, certain)]] = True
-            # Identical to one that goes: the sample that is kept for that one is kept for this one too.
-            heirs = np.flatnonzero((similarity == 1.0) & judged & ~certain)
-            other = self.neighbours.row[part.first_row + heirs]
-            decisions.row[part.first_row + heirs] = self.neighbours.row[other]
-            decisions.similarity[part.first_row + heirs] = self.neighbours.similarity[other]
+            # A row identical to a dropped one has the same kept sample.
+            duplicates_of_dropped = np.flatnonzero((similarity == 1.0) & judged & ~certain)
+            other = self.neighbours.row[part.first_row + duplicates_of_dropped]
+            decisions.row[part.first_row + duplicates_of_dropped] = self.neighbours.row[other]
+            decisions.similarity[part.first_row + duplicates_of_dropped] = self.neighbours.similarity[other]
         results = regroup(
             self.compared,
             self.artifact.path(layout.WORK),

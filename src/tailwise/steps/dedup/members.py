@@ -29,7 +29,7 @@ from tailwise.kernels.threads import map_in_order
 from tailwise.steps.dedup.comparison import KEPT, NEW, Address, Comparison
 
 RUNTIME_BYTES = 400 << 20
-# A bucket is what an interruption loses at most: about so many rows, or a 256th of all; more where a cluster is larger.
+# An interruption loses at most one bucket: about BUCKET_ROWS rows, or a 256th of all; more if a cluster is larger.
 BUCKET_ROWS = 1 << 18
 BUCKETS = 256
 RESULT = np.dtype([("row", "<i8"), ("other", "<i8"), ("similarity", "<f8")])
@@ -180,7 +180,7 @@ class Judge(Task[int, None]):
     of: Buckets
 
     def judge(self, members: Members, threads: int, worker: Worker) -> npt.NDArray[Any]:
-        """Return what is found about the members of a cluster, RESULT [·], with so many threads."""
+        """Return the result of each member of a cluster, RESULT [·]; uses `threads` threads."""
         raise NotImplementedError
 
     def files(self, item: int) -> Sequence[Path]:

@@ -123,8 +123,8 @@ def suggest(
         catalog: or its path; with a clustering of the newest snapshot.
         request: what a dedup would compare.
         context: runs the tasks and shows progress.
-        queries: about so many samples, drawn by hash, are compared with
-        pool_rows: about so many, drawn by hash too.
+        queries: approximate number of samples to compare, drawn by hash.
+        pool_rows: approximate number of samples that they are compared with, drawn by hash too.
 
     Raises:
         UserError: as `dedup`.
@@ -228,7 +228,7 @@ class _Recall:
     def _draw(
         self, wanted: int, purpose: str
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float16]]]:
-        """Rows, labels and embeddings of about so many samples that take part."""
+        """Yield rows, labels and embeddings of about `wanted` samples that take part."""
         compared = self.compared
         share = min(wanted / max(int(compared.sizes.sum()), 1), 1.0)
         key = stream_key(compared.seed, f"{purpose} of the guide")

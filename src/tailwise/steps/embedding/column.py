@@ -32,9 +32,7 @@ from tailwise.requests import EncoderRequest
 from tailwise.steps.embedding.read import ShardRows
 from tailwise.steps.embedding.shards import Done, Finished, Step, Work, embed_on_devices, embed_shards
 
-JUDGED_SAMPLES = (
-    10_000  # so many must be seen before a share of rejects says anything; and at the end of a part, whatever it holds
-)
+JUDGED_SAMPLES = 10_000  # the share of rejects is checked from this number of samples on, and at the end of each part
 _PACKAGES = ("torch", "pillow", "numpy")
 
 
@@ -120,7 +118,7 @@ class ColumnTask:
         self._tally = _Tally(limits.max_rejected, modality)
 
     def open(self) -> None:
-        """Begins the column, unless it was begun.
+        """Create the column, unless it exists.
 
         Raises:
             UserError: it is another encoder's.

@@ -23,7 +23,7 @@ from tailwise.shards.containers import no_bytes, without_bytes
 from tailwise.steps.embedding.column import ColumnReport, ColumnTask, Limits
 from tailwise.storage.local import locked
 
-BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; a GPU is busy with so many, and a CPU's caches overflow with more
+BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; enough to keep a GPU busy, and few enough for a CPU's caches
 
 
 @dataclass
@@ -108,11 +108,11 @@ def _lacking(catalog: Catalog, column: str) -> list[Part]:
 
 
 def _loading(catalog: Catalog, columns: Mapping[str, str], asked: EmbedRequest) -> EmbedRequest:
-    """The options in which "auto" of a column that was begun means what it was begun with."""
-    begun = {column: column_settings(catalog, column, asked.encoder) for column in columns}
-    precisions = {str(settings["precision"]) for settings in begun.values() if settings}
+    """Return the options, with "auto" replaced by the settings that an existing column started with."""
+    started = {column: column_settings(catalog, column, asked.encoder) for column in columns}
+    precisions = {str(settings["precision"]) for settings in started.values() if settings}
     precision = precisions.pop() if asked.precision == "auto" and len(precisions) == 1 else asked.precision
-    images = [begun[column] for column, modality in columns.items() if modality == "image"]
+    images = [started[column] for column, modality in columns.items() if modality == "image"]
     auto = images[0].get("backend", "auto") if images else "torch"
     return replace(asked, precision=precision, backend=auto if asked.backend == "auto" else asked.backend)
 

@@ -29,7 +29,7 @@ from tailwise.storage.remote import forget_failures
 
 MAX_WORKERS = 16  # by default, for one device
 AHEAD_BATCHES = 2  # of each worker
-WASTE = 2  # a batch is one read where that is at most so many times its images: shards hold little else
+WASTE = 2  # a batch is one read if that is at most WASTE times its images: shards hold little else
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Batch:
         tensors: [n, …] each, of the n rows that are fit.
         keys: of all rows.
         fit: int64 [n], rows counted from the start of the piece.
-        faults: of all others, likewise.
+        faults: of all other rows, counted in the same way.
         truncated: how many captions are longer than the model reads.
     """
 

@@ -1,4 +1,4 @@
-"""Embedding shard by shard, on one device or several; a finished shard lies on disk at once: a kill costs at most one a device."""
+"""Embedding shard by shard, on one device or several; a finished shard is on disk at once: a kill loses at most one per device."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Finished:
         Args:
             catalog: whose.
             column: its name.
-            made_by: hash of all that decides the rows; what another encoder left unfinished lies elsewhere until the column is complete.
+            made_by: hash of all that decides the rows; unfinished rows of another encoder stay elsewhere until the column is complete.
         """
         self._root = catalog.embedding_folder(column) / layout.UNFINISHED
         self._folder = self._root / made_by
@@ -143,7 +143,7 @@ class Step:
 
     Attributes:
         rows: of it.
-        finished: the shard that lies on disk with it, if it was the last of one.
+        finished: the shard that it completes on disk, if it is the last piece of one.
     """
 
     rows: int

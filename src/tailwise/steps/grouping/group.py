@@ -82,7 +82,7 @@ def _check_column(catalog: Catalog, column: str) -> None:
     names = {name for part in catalog.parts() for name in _names(catalog, part)} - {*IDENTITY}
     if column in IDENTITY:
         raise UserError(
-            f"`by` {column}: it tells samples apart, and can't group them; use one of {', '.join(sorted(names))}"
+            f"`by` {column}: it identifies samples, and can't group them; use one of {', '.join(sorted(names))}"
         )
     if column not in names:
         raise UserError(f"no samples have a column {column!r}: use one of {', '.join(sorted(names))}, or give `file`")
@@ -114,7 +114,7 @@ def _of_file(pool: Pool, path: Path, column: str, max_rejected: float) -> Groups
     labels = create_array(pool.work / "labels.npy", (pool.snapshot.rows,), np.float32)
     labels[:] = np.nan
     batches = (_present(keys, _labels(values, distinct)) for keys, values in _open(path, column)[1])
-    strangers = join_values(
+    without_sample = join_values(
         pool.catalog,
         pool.snapshot,
         identifier,
@@ -131,7 +131,7 @@ def _of_file(pool: Pool, path: Path, column: str, max_rejected: float) -> Groups
     numbers = np.where(sizes > 0, np.cumsum(sizes > 0) - 1, NO_GROUP).astype(np.int32)
     values = distinct.filter(pa.array(sizes > 0)).cast(pa.string()).to_pylist()
     parts = (np.append(numbers, np.int32(NO_GROUP))[_whole(labels[part.span])] for part in pool.parts)
-    return Groups(values, parts, {"values_without_sample": strangers})
+    return Groups(values, parts, {"values_without_sample": without_sample})
 
 
 def _whole(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

@@ -124,7 +124,7 @@ class _Bound:
     stage: str
     max_rejected: float
     rejections: Rejections
-    told: str
+    details: str
 
     def check(self) -> None:
         """Refuse too many, as far as they are known now: faults of single rows are found when they are read."""
@@ -133,7 +133,7 @@ class _Bound:
         reasons = ", ".join(f"{reason}: {rows:,}" for reason, rows in sorted(counts.items()))
         what = f"{{}} rows of {self.stage}{{}} can't be used"
         refuse_many(
-            rejected, self.join.read, self.max_rejected, what, f"{reasons}; {self.told}; the samples are imported"
+            rejected, self.join.read, self.max_rejected, what, f"{reasons}; {self.details}; the samples are imported"
         )
 
 
@@ -163,17 +163,17 @@ class _Joins:
             self._pending.unlink()
             pending = {}
         self.resumed = pending.get("files") == self.files
-        self.given = self._begun_for(given) if self.resumed else given
+        self.given = self._shards_for(given) if self.resumed else given
 
-    def _begun_for(self, given: frozenset[int] | None) -> frozenset[int] | None:
-        """The shards of a join that goes on: those that it began with, and those that came now."""
-        begun: list[int] | None = read_json(self._pending).get("given")
-        return None if begun is None else frozenset(begun) | (given or frozenset())
+    def _shards_for(self, given: frozenset[int] | None) -> frozenset[int] | None:
+        """Return the shards of a resumed join: those it started with, and those given now."""
+        first: list[int] | None = read_json(self._pending).get("given")
+        return None if first is None else frozenset(first) | (given or frozenset())
 
     def own(self) -> list[bool]:
         """For each file, whether it belongs to the given shards alone.
 
-        Keys don't, once their file was joined to other shards: then nobody knows which of several samples is meant. A uid always says.
+        A file of keys that was joined to other shards does not: a key may name several samples. A uid names one.
         """
         before = {name for names in self.done for name in names}
         return [
@@ -210,8 +210,8 @@ class _Joins:
         """
         parts = self.catalog.parts()
         if self.resumed:
-            begun = set(read_json(self._pending)["parts"])
-            return [part for part in parts if part.number in begun or not self.filled(part)]
+            started = set(read_json(self._pending)["parts"])
+            return [part for part in parts if part.number in started or not self.filled(part)]
         fresh = not set(self.files) <= {name for names in self.done for name in names}
         return [part for part in parts if not self.filled(part) or (fresh and self._incomplete(part))]
 
@@ -237,7 +237,8 @@ class _Joins:
 def _nothing_matched(catalog: Catalog, part: Part, files: list[EmbeddingFile], join: Join) -> str:
     reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(join.log.counts.items()))
     sample = catalog.samples(part, ["key"]).column(0)[0].as_py()
-    keys = f"; the first embedding's key is {join.stranger!r}, the first sample's {sample!r}" if join.stranger else ""
+    unmatched = join.first_unmatched_key
+    keys = f"; the first embedding's key is {unmatched!r}, the first sample's {sample!r}" if unmatched else ""
     example = f"; {join.log.example}" if join.log.example else ""
     return f"none of the embeddings in {files[0].path.parent} belongs to a sample that lacks one ({reasons}{keys}{example})"
 

@@ -146,7 +146,7 @@ def join_values(
         absent = np.flatnonzero(rows == ABSENT)
         first = first or next((keys[at] for at in absent[:1]), "")
         unknown += len(absent)
-        with np.errstate(over="ignore"):  # beyond float32 lies infinity
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite
             target[rows[rows >= 0]] = values[rows >= 0]
     lacking = int(np.isnan(target).sum())
     if unknown > max_rejected * read and lacking > max_rejected * len(target):

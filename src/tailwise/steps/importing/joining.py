@@ -51,7 +51,7 @@ class Join:
         read: rows of the files, those of unusable files among them, as far as their number is known.
         faulty: rows of the files that can't be used, whatever the catalog holds.
         known: rows of files that are not for the wanted rows, which is no fault.
-        stranger: the first name that no sample has.
+        first_unmatched_key: the first name that no sample has.
         log: takes what is left out.
     """
 
@@ -67,7 +67,7 @@ class Join:
         self.present = create_array(work / "present.npy", (rows,), np.bool_)
         self.file[:] = -1
         self.matched = self.known = self.read = self.faulty = 0
-        self.stranger: str | None = None
+        self.first_unmatched_key: str | None = None
 
     def span(self, part: Part) -> slice:
         """Where the rows of a part stand in the plan's arrays."""
@@ -77,7 +77,7 @@ class Join:
     def plan(
         self, files: Sequence[EmbeddingFile], own: Sequence[bool], dimension: int | None, context: Context
     ) -> None:
-        """Notes for every row where its value lies.
+        """Note for every row the place of its value.
 
         Args:
             files: in order; the first value of a row is taken.
@@ -119,7 +119,7 @@ class Join:
             for at in np.flatnonzero(rows == code):
                 self.reject(reason, file.path, texts[at], detail)
         for at in np.flatnonzero(rows == ABSENT)[:1]:
-            self.stranger = self.stranger or texts[at]
+            self.first_unmatched_key = self.first_unmatched_key or texts[at]
         self.known += int((rows == ELSEWHERE).sum())
         hits = np.flatnonzero(rows >= 0)
         if opened.unfit is not None:

@@ -78,7 +78,7 @@ def import_pool(
         format_name: a name of `SOURCES`, or "auto".
         options: how the sources are read.
         workers: processes; None for one a processor. The result doesn't depend on it. Worker processes import the calling script
-            anew, so that it needs the usual `if __name__ == "__main__":`.
+            again, so that it needs the usual `if __name__ == "__main__":`.
         part_rows: rows after which a part is closed.
         max_rejected: share that may be left out, of the new samples (0.5 by default) and of the rows of embedding files (0.1).
         context: runs the tasks and shows progress.
@@ -210,6 +210,6 @@ def _first_uids(path: str) -> list[bytes]:
     try:
         with open_table(path, ["uid"]) as file:
             uids = [uid_texts(batch.column(0)) for batch in islice(file.iter_batches(LOOKED_AT, ["uid"]), 1)]
-    except DAMAGE:  # what is wrong with it is told when it is read
+    except DAMAGE:  # its damage is reported when it is read
         return []
     return [row.tobytes() for batch in uids for row in parse_uids(batch)[0]]

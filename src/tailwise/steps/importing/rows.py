@@ -15,7 +15,7 @@ from tailwise.shards.columns import DAMAGE
 from tailwise.sources.embedding_files import EmbeddingFile
 from tailwise.sources.paths import Place, TarMatcher, dotted_key, homes, in_folder, in_tar
 
-ELSEWHERE = -3  # a sample that these files are not for: it has its embedding, or lies in another tar
+ELSEWHERE = -3  # a sample that these files are not for: it has its embedding, or is in another tar
 AMBIGUOUS_TAR = -4
 Rows = npt.NDArray[np.int64]
 
@@ -141,7 +141,7 @@ class RowFinder:
 
 
 def _readable(file: EmbeddingFile) -> Iterable[pa.Array]:
-    """The names of a file, as far as they can be read: what is wrong with it is told when it is joined."""
+    """Yield the names of a file, as far as they can be read; its damage is reported when it is joined."""
     try:
         yield from file.names()
     except DAMAGE:

@@ -129,7 +129,7 @@ class Grouping:
         return sizes, Clusters(sizes, unknown, unknown)
 
     def _count_clusters(self, clustering: Clustering) -> tuple[npt.NDArray[np.int64], Clusters]:
-        """Sizes and distances: those of the clustering, or counted anew where some of its members are left out."""
+        """Return sizes and distances: those of the clustering, or counted again if some of its members are left out."""
         table = clustering.table
         sizes: npt.NDArray[np.int64] = table.column("size").to_numpy()
         d_intra, d_inter = (table.column(name).to_numpy() for name in ("d_intra", "d_inter"))

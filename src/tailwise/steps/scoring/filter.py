@@ -186,7 +186,7 @@ class _Judge:
         if self.reasons.total() == self.samples:
             low, high = self.quantiles[0]["score"], self.quantiles[-1]["score"]
             raise UserError(
-                f"all of {self.samples:,} samples would be dropped: {self.name} lies between {low:.6g} and {high:.6g}; "
+                f"all of {self.samples:,} samples would be dropped: {self.name} is between {low:.6g} and {high:.6g}; "
                 "see `dry_run` for its distribution"
             )
 

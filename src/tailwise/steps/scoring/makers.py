@@ -70,7 +70,7 @@ class _OfPart(Task[Part, None]):
         return (self.work.path(item),)
 
     def run(self, item: Part, worker: Worker) -> None:
-        with np.errstate(over="ignore"):  # beyond float32 is infinity
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite
             self.work.write(item, self.scores(self.work, item, worker))
 
 

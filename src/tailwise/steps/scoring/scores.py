@@ -59,7 +59,7 @@ def score_figures(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -
 
 
 def score_config(request: ScoreRequest) -> dict[str, Any]:
-    """The request as JSON values, defaults filled in, for the config of an artifact; files are told by their hash in `score_inputs`.
+    """Return the request as JSON values, defaults filled in, for the config of an artifact; `score_inputs` has the hashes of its files.
 
     Raises:
         UserError: no such option, or out of bounds.
@@ -108,7 +108,7 @@ class ScoreOption:
         default: None if it must be given.
         good: whether a value is.
         bound: what a good value is, for errors.
-        decides: whether its value is part of what a score is; False for a path, which is told by its hash.
+        decides: whether its value is part of what a score is; False for a path, which its hash replaces.
     """
 
     default: OptionValue | None

@@ -141,11 +141,11 @@ class _Found:
         self._similarity = np.full(count, np.nan, np.float32)
 
     def limit(self, mask: npt.NDArray[np.bool_]) -> None:
-        """Nobody else gets a cause."""
+        """Limit later causes to the rows of a mask."""
         self._open &= mask
 
     def mark(self, at: npt.NDArray[np.int64], stage: str, reason: str) -> npt.NDArray[np.bool_]:
-        """Gives a cause to those of `at` that have none; tells which."""
+        """Give a cause to those of `at` that have none; return which ones."""
         new = self._open[at]
         self._code[at[new]] = self._causes.setdefault((stage, reason), len(self._causes))
         self._open[at[new]] = False
@@ -213,7 +213,7 @@ def _clustering(plan: Plan) -> Clustering | None:
 
 
 def _why_no_group(plan: Plan) -> tuple[str, str]:
-    """Stage and reason where no drop list tells why a row belongs to no group."""
+    """Return stage and reason if no drop list says why a row belongs to no group."""
     clustering = _clustering(plan)
     if clustering is None:
         return "plan", "left out when the plan was made"
@@ -313,7 +313,7 @@ class _KeptKeys:
                 asking = self._part_of(pairs["row"])
                 for number in np.unique(asking).tolist():
                     with (
-                        (self._folder / f"told-{number}").open("ab") as stream,
+                        (self._folder / f"answers-{number}").open("ab") as stream,
                         pa.ipc.new_stream(stream, batch.schema) as out,
                     ):
                         out.write_batch(batch.filter(pa.array(asking == number)))
@@ -330,18 +330,18 @@ class _KeptKeys:
             "shard": self._paths.take(samples.column("shard").combine_chunks()),
             "key": samples.column("key"),
             "kept_shard": self._paths.take(pa.array(kept_shards, pa.int64(), mask=null)),
-            "kept_key": self._told(part, rows[~null], null),
+            "kept_key": self._answers(part, rows[~null], null),
         }
         return pa.table([columns[name] for name in EXCLUDED_SCHEMA.names], schema=EXCLUDED_SCHEMA)
 
-    def _told(self, part: Part, asking: npt.NDArray[np.int64], null: npt.NDArray[np.bool_]) -> pa.Array:
-        """The keys that a part was told, null where it didn't ask."""
-        told = pa.concat_tables([pa.table({"row": pa.array([], pa.int64()), "key": pa.array([], pa.string())}),
-                                 *_streams(self._folder / f"told-{part.number}")])  # fmt: skip
-        order = np.argsort(told.column("row").to_numpy())
+    def _answers(self, part: Part, asking: npt.NDArray[np.int64], null: npt.NDArray[np.bool_]) -> pa.Array:
+        """Return the keys that a part asked for, null where it asked for none."""
+        answers = pa.concat_tables([pa.table({"row": pa.array([], pa.int64()), "key": pa.array([], pa.string())}),
+                                    *_streams(self._folder / f"answers-{part.number}")])  # fmt: skip
+        order = np.argsort(answers.column("row").to_numpy())
         at = np.zeros(len(null), np.int64)
-        at[~null] = order[np.searchsorted(told.column("row").to_numpy()[order], asking)]
-        return told.column("key").combine_chunks().take(pa.array(at, mask=null))
+        at[~null] = order[np.searchsorted(answers.column("row").to_numpy()[order], asking)]
+        return answers.column("key").combine_chunks().take(pa.array(at, mask=null))
 
 
 def _streams(path: Path) -> Iterator[pa.Table]:

@@ -75,11 +75,11 @@ def remove(
         path: .txt with a key or uid (32 hexadecimal digits) a line, see `delimited`; or .parquet with uid, or key, or shard (its path) and
             key.
         reason: is kept.
-        dry_run: only tell what would be done.
+        dry_run: only report what would be done.
         context: runs the tasks and shows progress.
 
     Raises:
-        UserError: the file can't be read or names nobody, or the catalog is empty, or somebody else is removing.
+        UserError: the file can't be read or names no sample, or the catalog is empty, or somebody else is removing.
     """
     context = context or Context()
     table = read_names(path)
@@ -115,7 +115,7 @@ def read_names(path: Path) -> pa.Table:
     """The keys and uids of a file, NAMES_SCHEMA.
 
     Raises:
-        UserError: it can't be read, or names nobody.
+        UserError: it can't be read, or names no sample.
     """
     if not path.is_file():
         raise NotFoundError(f"{path} is no file: give a .txt of a key or uid a line, or a .parquet")
@@ -123,7 +123,7 @@ def read_names(path: Path) -> pa.Table:
         raise UserError(f"{path}: keys are read from a file ending in {' or '.join(_READERS)}")
     table = _READERS[path.suffix.lower()](path)
     if not table.num_rows:
-        raise UserError(f"{path} names nobody: give a key or uid a line")
+        raise UserError(f"{path} names no sample: give a key or uid a line")
     return table
 
 

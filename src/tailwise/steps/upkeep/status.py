@@ -57,13 +57,13 @@ def _snapshots(catalog: Catalog) -> Section:
         for item in snapshots
     ]
     done = snapshots[-1].parts if snapshots else 0
-    begun: list[Section] = []
-    while (marker := layout.marker(catalog.samples_path(done + len(begun)))).exists():
-        begun.append(read_record(marker)["shards"])
-    if begun:
-        shards = [shard for part in begun for shard in part]
+    parts: list[Section] = []
+    while (marker := layout.marker(catalog.samples_path(done + len(parts)))).exists():
+        parts.append(read_record(marker)["shards"])
+    if parts:
+        shards = [shard for part in parts for shard in part]
         rows = sum(shard["rows"] for shard in shards)
-        figures = {"shards": len(shards), "parts": len(begun), "samples": rows, "state": "unfinished import: repeat it"}
+        figures = {"shards": len(shards), "parts": len(parts), "samples": rows, "state": "unfinished import: repeat it"}
         items.append({"snapshot": len(snapshots) + 1, **figures})
     return items
 

@@ -24,7 +24,7 @@ def verify(catalog: Catalog, context: Context | None = None) -> tuple[int, list[
         How many files were looked at, and those that are missing or changed.
 
     Raises:
-        UserError: a file is missing or changed without which nobody can tell which files there should be.
+        UserError: a file that lists the expected files is missing or changed.
     """
     context = context or Context()
     for name in SERIES:
@@ -54,7 +54,7 @@ def broken_inputs(catalog: Catalog) -> list[str]:
             for used, its_name, expected in named_inputs(_manifest(manifest)["identity"]):
                 there = used.path(catalog.folder, its_name) / layout.MANIFEST
                 if not there.exists() or artifact_id(_manifest(there)) != expected:
-                    state = "was made anew since" if there.exists() else "is missing"
+                    state = "was rebuilt since" if there.exists() else "is missing"
                     lines.append(
                         f"{used.folder}/{its_name} {state}: {kind.folder}/{manifest.parent.name} was made from it"
                     )
@@ -87,7 +87,7 @@ def _noted(catalog: Catalog) -> Iterator[tuple[Path, str | None]]:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """A manifest; an empty one where it is damaged, which `verify` tells."""
+    """Return a manifest; an empty one if it is damaged, which `verify` reports."""
     try:
         return read_record(path)
     except UserError:

@@ -35,12 +35,12 @@ Story = dict[str, Any]
 
 
 def why(catalog: Catalog, name: str, plans: Sequence[str] | None = None) -> Story:
-    """Tells all that the catalog knows of the samples with a key or uid.
+    """Return all that the catalog knows of the samples with a key or uid.
 
     Args:
         catalog: of the samples.
         name: a key, or a uid of 32 hexadecimal digits.
-        plans: names of the plans to tell of; None for all finished ones.
+        plans: names of the plans to report; None for all finished ones.
 
     Returns:
         "name" as given; "samples", one entry for each sample of the newest snapshot; "rejected", what steps noted of the key.
@@ -48,8 +48,8 @@ def why(catalog: Catalog, name: str, plans: Sequence[str] | None = None) -> Stor
     Raises:
         UserError: nothing has this key or uid, or there is no such plan.
     """
-    teller = _Teller(catalog, PLAN.finished(catalog.folder) if plans is None else plans)
-    samples = [teller.story(part, row) for part, row in _find(catalog, name)]
+    history = _SampleHistory(catalog, PLAN.finished(catalog.folder) if plans is None else plans)
+    samples = [history.story(part, row) for part, row in _find(catalog, name)]
     listed = catalog.rejected(["stage", "reason", "file", "detail"], ds.field("key") == name)
     rejected: list[Story] = [] if listed is None else listed.to_pylist()
     if not samples and not rejected:
@@ -91,8 +91,8 @@ def _near(catalog: Catalog, name: str) -> list[str]:
     return list(dict.fromkeys([*exact, *difflib.get_close_matches(core, near, HINTS)]))[:HINTS]
 
 
-class _Teller:
-    """Tells the stories of samples of the newest snapshot."""
+class _SampleHistory:
+    """The histories of samples of the newest snapshot."""
 
     def __init__(self, catalog: Catalog, plans: Sequence[str]) -> None:
         self._catalog = catalog
