@@ -6,6 +6,7 @@ Records of a bucket keep the order of the files and, within a file, of the rows:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,13 @@ class Shuffle:
         folder: of the files; the caller that makes it removes it.
         dtype: of a record.
         buckets: number of buckets.
+        resumed: True if a later run uses the files: they are flushed to disk.
     """
 
     folder: Path
     dtype: np.dtype[Any]
     buckets: int
+    resumed: bool = False
 
     def index(self, name: str) -> Path:
         """Return the index of a file, which is written last: int64 [runs, buckets + 1], first record of each bucket in each run."""
@@ -51,13 +54,15 @@ class Shuffle:
         """
         bounds, position = [], 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._records(name)) as path, path.open("wb") as stream:
+        place = self._records(name)
+        with replacing(place) if self.resumed else nullcontext(place) as path, path.open("wb") as stream:
             for buckets, records in _runs(chunks, max(1, RUN_BYTES // self.dtype.itemsize)):
                 order = np.argsort(buckets, kind="stable")
                 stream.write(np.ascontiguousarray(records[order]).data)
                 bounds.append(position + np.searchsorted(buckets[order], np.arange(self.buckets + 1)))
                 position += len(records)
-        write_array(self.index(name), np.array(bounds, np.int64).reshape(-1, self.buckets + 1))
+        index = np.array(bounds, np.int64).reshape(-1, self.buckets + 1)
+        (write_array if self.resumed else np.save)(self.index(name), index)
 
     def rows(self, names: Sequence[str], bucket: int) -> int:
         """Return the number of records of a bucket."""

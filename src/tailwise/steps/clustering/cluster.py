@@ -204,7 +204,7 @@ class _Work:
         present = sum(int(survivors.keeps(part.span).sum()) for part in self.parts)
         draw = DrawRows(self.rows, self.artifact.folder, min(wanted / max(present, 1), 1.0), request.seed)
         self.context.run(draw, self.parts, "drawing rows", KERNEL)
-        paths = tuple(path for part in self.parts for path in draw.files(part))
+        paths = tuple(draw.path(part) for part in self.parts)
         return TrainingRows(paths), sum(len(read_array(path)) for path in paths)
 
     def assign(self, base: str | None = None) -> None:

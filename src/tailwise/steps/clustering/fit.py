@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.kmeans import KMeansResult, chosen_rows, iterate, seeds
 from tailwise.kernels.lloyd import Lloyd, Partial
 from tailwise.steps.clustering.tasks import CHUNK_ROWS, PartTask
-from tailwise.storage.local import replacing
 
 Span = tuple[int, int]  # first row, and the row after the last
 
@@ -39,9 +38,9 @@ class DrawRows(PartTask[None]):
     share: float
     seed: int
 
-    def files(self, item: Part) -> Sequence[Path]:
-        """Return the file of a part."""
-        return (self.folder / layout.TRAINING / f"{item.name}{layout.ARRAY}",)
+    def path(self, item: Part) -> Path:
+        """Return the file of a part. A rerun writes it again, so that it need not be flushed to disk."""
+        return self.folder / layout.TRAINING / f"{item.name}{layout.ARRAY}"
 
     def run(self, item: Part, worker: Worker) -> None:
         """Write the rows of a part, float16 [n, d]."""
@@ -50,14 +49,12 @@ class DrawRows(PartTask[None]):
         chosen = self.rows.survivors(worker).keeps(item.span)
         for start, chunk in row_chunks([block], CHUNK_ROWS):
             chosen[start : start + len(chunk)] &= chosen_rows(item.first_row + start, len(chunk), self.share, key)
-        with replacing(self.files(item)[0]) as path:
-            target = create_array(path, (int(chosen.sum()), block.shape[1]), np.float16)
-            first = 0
-            for start, chunk in row_chunks([block], CHUNK_ROWS):
-                rows = chunk[chosen[start : start + len(chunk)]]
-                target[first : first + len(rows)] = rows
-                first += len(rows)
-            del target
+        target = create_array(self.path(item), (int(chosen.sum()), block.shape[1]), np.float16)
+        first = 0
+        for start, chunk in row_chunks([block], CHUNK_ROWS):
+            rows = chunk[chosen[start : start + len(chunk)]]
+            target[first : first + len(rows)] = rows
+            first += len(rows)
 
 
 @dataclass(frozen=True)

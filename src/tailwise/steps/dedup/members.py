@@ -120,7 +120,7 @@ class Buckets:
     def shuffle(self) -> Shuffle:
         """The rows by bucket, one file a part."""
         along = [("x", "<f2", (self.dimension,))] if self.dimension else []
-        return Shuffle(self.folder, np.dtype([*_RECORD, *along]), int(self.buckets.max(initial=0)) + 1)
+        return Shuffle(self.folder, np.dtype([*_RECORD, *along]), int(self.buckets.max(initial=0)) + 1, resumed=True)
 
     def members(self, bucket: int, worker: Worker) -> Iterator[Members]:
         """Yield the clusters of a bucket."""
