@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.export.by_key import rates_above_one, write_keys, write_rates_json
 from tailwise.export.datacomp import UID, check_uids, write_datacomp
-from tailwise.export.drawn import nothing_removed_since
+from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.parquet import SCHEMA, write_parquet
 from tailwise.export.shards import write_shards
 from tailwise.plan.plan import Plan
@@ -22,6 +23,8 @@ from tailwise.text import did_you_mean
 
 __all__ = ["EXPORTS", "ExportFormat", "export", "export_figures"]
 
+logger = logging.getLogger(__name__)
+ATTEMPTS = 3  # to write a file while samples are removed
 Export = Callable[[Plan, int, Path, bool, ShardsRequest | None, Context], int]
 
 
@@ -31,9 +34,16 @@ def _to_file(write: Callable[[Plan, int, Path, Context], int], is_ours: Callable
     ) -> int:
         if sharding is not None:
             raise UserError("`shard_samples`, `workers` and `max_rejected` are for the export to shards only")
-        guard = partial(nothing_removed_since, plan, Removals.of(plan.catalog, plan.snapshot).id)
-        with writing_output(path, plan.catalog, overwrite=overwrite, is_ours=is_ours, guard=guard) as temporary:
-            return write(plan, epoch, temporary, context)
+        attempts = 0
+        while True:
+            guard = partial(nothing_removed_since, plan, Removals.of(plan.catalog, plan.snapshot).id)
+            try:
+                with writing_output(path, plan.catalog, overwrite=overwrite, is_ours=is_ours, guard=guard) as temporary:
+                    return write(plan, epoch, temporary, context)
+            except RemovedMeanwhileError:
+                if (attempts := attempts + 1) == ATTEMPTS:
+                    raise
+                logger.info("samples were removed from the catalog: %s is written again", path)
 
     return run
 
