@@ -137,7 +137,7 @@ def work(track):
 
 @cli.app.command("status")
 def status():
-    work(with_progress().track)
+    work(with_progress().progress)
     print_json({"a": 1})
 
 progress.LINE_SECONDS = float(sys.argv.pop(1))

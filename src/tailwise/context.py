@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -26,10 +26,6 @@ class Context:
     progress: Track = silent
     executor: Executor = field(default_factory=LocalExecutor)
 
-    def track(self, items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
-        """Return the items; show how many are done."""
-        return self.progress(items, description, total)
-
     def map(
         self, task: Task[Item, Result], items: Sequence[Item], description: str, needs: Needs | None = None
     ) -> Iterator[Result]:
@@ -43,13 +39,3 @@ class Context:
         """Run a task that writes files over all items."""
         for _ in self.map(task, items, description, needs):
             pass
-
-    def reduce(
-        self,
-        task: Task[Item, Result],
-        items: Sequence[Item],
-        combine: Callable[[Result, Result], Result],
-        needs: Needs | None = None,
-    ) -> Result:
-        """Return the merged results of all items; see `Executor.reduce`."""
-        return self.executor.reduce(task, items, combine, needs)

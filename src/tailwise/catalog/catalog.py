@@ -77,6 +77,10 @@ class Part:
     first_row: int
     rows: int
 
+    def __str__(self) -> str:
+        """Return the name, as errors show it."""
+        return self.name
+
     @property
     def name(self) -> str:
         """The stem of its files."""

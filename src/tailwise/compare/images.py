@@ -104,7 +104,7 @@ def _decode(
     with replacing(paths[0]) as pixel_path, replacing(paths[1]) as token_path:
         pixels = create_array(pixel_path, (rows, 3, size, size), np.uint8)
         tokens = create_array(token_path, (rows, length), np.int32)
-        for start in context.track(range(0, rows, CHUNK_ROWS), "decoding the pool"):
+        for start in context.progress(range(0, rows, CHUNK_ROWS), "decoding the pool"):
             mine = np.arange(start, min(start + CHUNK_ROWS, rows))
             mine = mine[removals.keeps(mine)]
             homes = np.searchsorted(ends, mine, "right").astype(np.int32)

@@ -102,7 +102,7 @@ def train_in_process(
         losses = np.empty(source.steps, np.float32)
         seen = np.zeros(plan.rows, np.bool_)
         start = time.perf_counter()
-        for number in context.track(range(source.steps), f"training {name}", source.steps):
+        for number in context.progress(range(source.steps), f"training {name}", source.steps):
             if number % source.segment == 0:
                 reseed(seed, 0, number // source.segment, 0)
             images, texts, rows = source.batch(number)

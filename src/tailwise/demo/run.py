@@ -276,7 +276,7 @@ def _train_once(demo: Demo, words: Sequence[object], batches: int, kill_after: i
             [sys.executable, "-m", "tailwise", *line], stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            for _ in demo.tools.context.track(
+            for _ in demo.tools.context.progress(
                 _recorded(process, _record(demo, line[-1]), kill_after), "train", batches
             ):
                 pass

@@ -181,7 +181,7 @@ def read_batches(
         worker_init_fn=begin_worker,
         generator=torch.Generator(),  # the global generator's state stays the same
     )
-    for batch in context.track(cast("Iterable[Batch | UserError]", batches), description):
+    for batch in context.progress(cast("Iterable[Batch | UserError]", batches), description):
         if isinstance(batch, UserError):
             raise batch
         yield batch

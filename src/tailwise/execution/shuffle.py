@@ -70,17 +70,21 @@ class Shuffle:
 
     def read(self, names: Sequence[str], bucket: int) -> Records:
         """Return the records of a bucket."""
-        records, first = np.empty(self.rows(names, bucket), self.dtype), 0
-        for chunk in self.chunks(names, bucket):
-            records[first : first + len(chunk)] = chunk
-            first += len(chunk)
+        ranges = list(self._ranges(names, bucket))
+        records, first = np.empty(sum(stop - start for _, start, stop in ranges), self.dtype), 0
+        for path, start, stop in ranges:
+            records[first : first + stop - start] = self._load(path, start, stop)
+            first += stop - start
         return records
 
     def chunks(self, names: Sequence[str], bucket: int, rows: int = BUCKET_ROWS) -> Iterator[Records]:
         """Yield the records of a bucket, at most `rows` at a time."""
         for path, start, stop in self._ranges(names, bucket):
             for first in range(start, stop, rows):
-                yield np.fromfile(path, self.dtype, min(rows, stop - first), offset=first * self.dtype.itemsize)
+                yield self._load(path, first, min(first + rows, stop))
+
+    def _load(self, path: Path, start: int, stop: int) -> Records:
+        return np.fromfile(path, self.dtype, stop - start, offset=start * self.dtype.itemsize)
 
     def _records(self, name: str) -> Path:
         return self.folder / f"{name}.records"

@@ -62,4 +62,4 @@ def nothing_removed_since(plan: Plan, before: str | None) -> Iterator[None]:
 def tracked_parts(plan: Plan, context: Context) -> Iterable[Part]:
     """Return the parts of the plan's snapshot, with progress."""
     parts = plan.catalog.parts(plan.snapshot)
-    return context.track(parts, "drawing", len(parts))
+    return context.progress(parts, "drawing", len(parts))

@@ -248,7 +248,7 @@ def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: Shards
                 "Generator[int]", context.executor.map(Apply(writer), missing, Needs(workers=sharding.workers))
             )
             with closing(writer), closing(results):
-                for count in context.track(results, "writing shards", len(missing)):
+                for count in context.progress(results, "writing shards", len(missing)):
                     total += count
                     if total > sharding.max_rejected * writer.copies:
                         break

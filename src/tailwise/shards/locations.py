@@ -50,7 +50,7 @@ def ensure_locations(catalog: Catalog, snapshot: Snapshot, context: Context | No
     try:
         with locked(catalog.folder / layout.LOCATIONS / layout.LOCK, "locations", wait=True):
             parts = list(_lacking(catalog, snapshot))
-            for part in context.track(parts, "locating samples", len(parts)):
+            for part in context.progress(parts, "locating samples", len(parts)):
                 _write(catalog, part)
     except OSError as error:
         raise UserError(

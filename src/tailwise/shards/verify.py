@@ -111,7 +111,7 @@ def damaged_shards(
             reasons = threads.map(partial(_reason, indexed=False), shards)
         else:
             reasons = context.executor.map(Apply(partial(_reason, indexed=True)), shards, Needs(workers=workers))
-        looked_at = context.track(zip(shards, reasons, strict=True), "checking shards", len(shards))
+        looked_at = context.progress(zip(shards, reasons, strict=True), "checking shards", len(shards))
         return [Damage(shard.shard, shard.path, reason) for shard, reason in looked_at if reason is not None]
 
 

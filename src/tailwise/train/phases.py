@@ -213,12 +213,12 @@ def _batches(counting: Order, phase: Phase, first: int, context: Context) -> int
     """Return the number of batches of a phase. For a random draw, all its epochs are counted, which takes time once."""
     if phase.epochs is not None:
         steps = range(first + 1, first + phase.epochs, -(-phase.epochs // PROGRESS_STEPS))
-        for epoch in context.track(steps, "counting epochs", len(steps)):
+        for epoch in context.progress(steps, "counting epochs", len(steps)):
             counting.batches_until(epoch)
         return counting.batches_until(first + phase.epochs)
     batches = (phase.samples_seen or 0) // counting.options.batch_size
     steps = range(0, batches, max(1, batches // PROGRESS_STEPS))
-    for batch in context.track(steps, "counting epochs", len(steps)):
+    for batch in context.progress(steps, "counting epochs", len(steps)):
         counting.epoch_at(batch)
     return batches
 

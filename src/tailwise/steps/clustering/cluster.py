@@ -160,7 +160,7 @@ class _Work:
             return
         training, rows = self._training_rows(request, survivors)
         made_by = f"{faster_precision()} products" if self.device == "cpu" else self.device
-        progress = iter(self.context.track(range(request.iterations), f"k-means, {made_by}", request.iterations))
+        progress = iter(self.context.progress(range(request.iterations), f"k-means, {made_by}", request.iterations))
 
         def fit_to(k: int) -> KMeansResult:
             return fit(

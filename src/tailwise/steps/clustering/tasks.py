@@ -44,8 +44,11 @@ class Rows:
 
     def survivors(self, worker: Worker) -> Survivors:
         """Return the rows that drop lists and removals leave."""
+        return worker.cached(self, self._survivors)
+
+    def _survivors(self) -> Survivors:
         catalog = Catalog.open(self.catalog)
-        return worker.cached(self, lambda: Survivors(catalog, self.without, catalog.snapshot(self.snapshot)))
+        return Survivors(catalog, self.without, catalog.snapshot(self.snapshot))
 
     def embeddings(self, part: Part) -> npt.NDArray[np.float16]:
         """Return the embeddings of a part, mapped: float16 [n, d]."""
@@ -69,10 +72,6 @@ class PartTask(Task[Part, Result]):
         """Files of the clustering."""
         return ClusterFiles(self.folder)
 
-    def label(self, item: Part) -> str:
-        """Return the name of a part."""
-        return item.name
-
 
 @dataclass(frozen=True)
 class Assign(PartTask[None]):
@@ -90,13 +89,16 @@ class Assign(PartTask[None]):
         """Return the files of a part."""
         return self.made.labels.path(item), self.made.similarities.path(item)
 
+    def _open_base(self) -> Clustering | None:
+        return None if self.base is None else Clustering.open(Catalog.open(self.rows.catalog), self.base)
+
     def run(self, item: Part, worker: Worker) -> None:
         """Assign the rows of a part."""
         assigner = worker.cached(self, lambda: Assigner(self.made.centroids, device=self.device))
         kept = self.rows.survivors(worker).keeps(item.span)
         labels = np.full(item.rows, MISSING, np.int32)
         similarity = np.zeros(item.rows, np.float32)
-        base = None if self.base is None else Clustering.open(Catalog.open(self.rows.catalog), self.base)
+        base = worker.cached((self, "base"), self._open_base)
         if base is not None and item.number < base.snapshot.parts:
             known = kept & (base.labels.read(item) >= 0)
             labels[known] = base.labels.read(item)[known]

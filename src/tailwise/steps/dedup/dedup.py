@@ -198,7 +198,7 @@ def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions) -> 
 
     def tables() -> Iterator[pa.Table]:
         nonlocal frozen
-        for part in compared.context.track(compared.parts, "writing", len(compared.parts)):
+        for part in compared.context.progress(compared.parts, "writing", len(compared.parts)):
             old = _old_table(compared, part)
             new = _new_table(compared, part, decisions)
             frozen += old.num_rows

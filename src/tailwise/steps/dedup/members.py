@@ -142,9 +142,6 @@ class _Spill(Task[Part, None]):
 
     to: Buckets
 
-    def label(self, item: Part) -> str:
-        return item.name
-
     def files(self, item: Part) -> Sequence[Path]:
         return (self.to.shuffle.index(item.name),)
 

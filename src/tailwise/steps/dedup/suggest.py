@@ -246,7 +246,7 @@ class _Recall:
             return
         threshold = duplicate_threshold(EPSILONS[-1])
         chunks = sum(-(-part.rows // CHUNK_ROWS) for part in self.compared.parts)
-        for rows, labels, x in context.track(self._draw(self._pool_rows, "pool"), "looking across clusters", chunks):
+        for rows, labels, x in context.progress(self._draw(self._pool_rows, "pool"), "looking across clusters", chunks):
             self.pool += len(rows)
             if not len(rows):
                 continue

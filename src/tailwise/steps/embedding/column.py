@@ -293,7 +293,7 @@ def _dimension(encoder: Encoder, modality: str) -> int:
 
 def _meter(context: Context, description: str, total: int) -> Generator[int, None, None]:
     """Counts samples: each that is taken moves the bar."""
-    yield from context.track(range(total), description, total)
+    yield from context.progress(range(total), description, total)
 
 
 def _advance(meter: Iterator[int], rows: int) -> None:

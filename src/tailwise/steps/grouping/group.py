@@ -95,7 +95,7 @@ def _of_catalog(pool: Pool, column: str) -> Groups:
         return _groupable(pool.catalog.samples(part, [column]).column(0), column)
 
     kept = (values(part).filter(pa.array(pool.survivors.keeps(part.span))) for part in pool.parts)
-    distinct = _distinct(pool.context.track(kept, f"values of {column}", len(pool.parts)), column)
+    distinct = _distinct(pool.context.progress(kept, f"values of {column}", len(pool.parts)), column)
     labels = (_labels(values(part), distinct) for part in pool.parts)
     return Groups(distinct.cast(pa.string()).to_pylist(), labels)
 
@@ -109,7 +109,7 @@ def _of_file(pool: Pool, path: Path, column: str, max_rejected: float) -> Groups
     """Joins by uid or key; values that no sample has make no group."""
     identifier, _ = _open(path, column)
     distinct = _distinct(
-        pool.context.track((values for _, values in _open(path, column)[1]), f"values of {column}"), column
+        pool.context.progress((values for _, values in _open(path, column)[1]), f"values of {column}"), column
     )
     labels = create_array(pool.work / "labels.npy", (pool.snapshot.rows,), np.float32)
     labels[:] = np.nan
@@ -118,7 +118,7 @@ def _of_file(pool: Pool, path: Path, column: str, max_rejected: float) -> Groups
         pool.catalog,
         pool.snapshot,
         identifier,
-        pool.context.track(batches, f"joining {column}"),
+        pool.context.progress(batches, f"joining {column}"),
         labels,
         pool.work / "keys",
         f"value of {column}",

@@ -133,7 +133,7 @@ def _write_files(pool: Pool, files: ClusterFiles, groups: Groups, what: str) -> 
     check_count(len(groups.values), what)
     seen = np.zeros(len(groups.values), np.int64)
     dropped = 0
-    progress = pool.context.track(pool.parts, "grouping samples", len(pool.parts))
+    progress = pool.context.progress(pool.parts, "grouping samples", len(pool.parts))
     for part, given in zip(progress, groups.label_parts, strict=True):
         if len(given) != part.rows or given.max(initial=NO_GROUP) >= len(seen):
             raise ValueError(

@@ -110,7 +110,9 @@ def import_embeddings(
         open_column(catalog, column, dimension or 0, ENCODER, modality)
         joins.begin(parts)
         fill = _Fill(joins, join, files, dimension or 0)
-        embedded = sum(fill.part(part, rejections) for part in context.track(parts, f"{column} embeddings", len(parts)))
+        embedded = sum(
+            fill.part(part, rejections) for part in context.progress(parts, f"{column} embeddings", len(parts))
+        )
         bound.check()
     joins.finish()
     return ColumnImport(column, dimension or 0, embedded, sum(part.rows for part in parts))

@@ -86,7 +86,7 @@ class Join:
             context: runs the tasks and shows progress.
         """
         self._finder.note_tars(files)
-        for number, file in enumerate(context.track(files, self._wording.step, len(files))):
+        for number, file in enumerate(context.progress(files, self._wording.step, len(files))):
             opened = file.open(dimension, self._unpacked(number))
             if isinstance(opened, BadPartition):
                 self.reject(opened.reason, file.path, None, opened.detail, opened.rows)

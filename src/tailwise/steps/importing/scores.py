@@ -53,7 +53,7 @@ class Scores:
         self._used = create_array(work / "used.npy", (total,), np.bool_)
         self._spans: dict[Path, slice] = {}
         start = 0
-        for path, rows in context.track(readable.items(), "reading scores", len(readable)):
+        for path, rows in context.progress(readable.items(), "reading scores", len(readable)):
             self._read(path, slice(start, start + rows), log)
             start += rows
         self._index.seal()

@@ -132,7 +132,7 @@ def import_shards(
             rejections.count(listed)
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
     with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, context) as scores:
-        for path, content in context.track(
+        for path, content in context.progress(
             _contents(context, rest, failed or {}, workers), container.indexing, len(rest)
         ):
             if part.rows >= part_rows and content.samples.num_rows:  # tars without samples go with the part before them

@@ -174,7 +174,7 @@ def _write_rates(
     eligible, expected = 0, 0.0
     with replacing(artifact.path(layout.RATE)) as path:
         rates = create_array(path, (pool.snapshot.rows,), np.float32)
-        for part, found in context.track(pool.parts(), "rates of rows", pool.snapshot.parts):
+        for part, found in context.progress(pool.parts(), "rates of rows", pool.snapshot.parts):
             rates[part.span] = keep_rates(*found, probability)
             eligible += int(np.count_nonzero(rates[part.span]))
             expected += float(rates[part.span].sum(dtype=np.float64))

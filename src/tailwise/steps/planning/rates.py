@@ -59,7 +59,7 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: C
     with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
             identifier, batches = _open_rates(path, column)
-            tracked = context.track(batches, "joining rates")
+            tracked = context.progress(batches, "joining rates")
             unknown = _join(catalog, artifact, survivors, identifier, tracked, missing_rate, max_rejected)
             write_shard_offsets(catalog, artifact, snapshot)
             rates = map_array(artifact.path(layout.RATE))

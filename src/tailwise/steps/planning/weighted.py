@@ -268,15 +268,15 @@ def _write_groups(artifact: Artifact, sizes: npt.NDArray[np.int64], quotas: npt.
 def _write_rows(artifact: Artifact, grouping: Grouping, pick: str, context: Context) -> None:
     """Writes group and rank of every row, flat over the snapshot."""
     rows, parts = grouping.snapshot.rows, len(grouping.parts)
-    _write_flat(artifact, layout.GROUP, np.int32, rows, context.track(grouping.labels(), "groups of rows", parts))
+    _write_flat(artifact, layout.GROUP, np.int32, rows, context.progress(grouping.labels(), "groups of rows", parts))
     if PICKS[pick].by is None:
         seen = np.zeros(len(grouping.sizes), np.int64)
         ranks = (appearance_ranks(label, seen) for label in grouping.labels())
-        _write_flat(artifact, layout.GROUP_RANK, np.uint32, rows, context.track(ranks, "ranks of rows", parts))
+        _write_flat(artifact, layout.GROUP_RANK, np.uint32, rows, context.progress(ranks, "ranks of rows", parts))
         return
     columns = zip(grouping.labels(), grouping.order(pick), strict=True)
     with replacing(artifact.path(layout.GROUP_RANK)) as path:
-        write_value_ranks(path, grouping.sizes, context.track(columns, "ranking samples", parts))
+        write_value_ranks(path, grouping.sizes, context.progress(columns, "ranking samples", parts))
 
 
 def _write_flat(

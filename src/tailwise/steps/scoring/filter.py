@@ -75,7 +75,7 @@ def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, contex
             judge = _Judge(catalog, snapshot, score, survivors, context)
             judge.apply(request)
             summary = judge.summary()
-            write_drops(artifact, snapshot.rows, context.track(judge.tables(), "writing drops", len(judge.parts)))
+            write_drops(artifact, snapshot.rows, context.progress(judge.tables(), "writing drops", len(judge.parts)))
             artifact.finish(summary)
     return Filtered(name, DropList(catalog, name).summary)
 

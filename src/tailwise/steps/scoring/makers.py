@@ -63,9 +63,6 @@ class _OfPart(Task[Part, None]):
     work: ScoreWork
     scores: PartScores
 
-    def label(self, item: Part) -> str:
-        return item.name
-
     def files(self, item: Part) -> Sequence[Path]:
         return (self.work.path(item),)
 
@@ -218,7 +215,7 @@ def _average_clip_losses(work: ScoreWork) -> None:
         batches = -(-pairs.count // work.options["batch_size"])
         # A single batch holds all pairs, whatever their order.
         repetitions = work.options["repetitions"] if batches > 1 else 1
-        steps = iter(work.context.track(range(repetitions * batches), "cliploss: batches", repetitions * batches))
+        steps = iter(work.context.progress(range(repetitions * batches), "cliploss: batches", repetitions * batches))
         paths = [repetition(work.folder, number) for number in range(repetitions)]
         for number, path in enumerate(paths):
             if path.exists():  # of an interrupted run
@@ -256,7 +253,7 @@ def column_of_file(work: ScoreWork) -> dict[str, int]:
 
         def counted() -> Iterator[Batch]:
             nonlocal keys
-            for batch in work.context.track(batches, f"joining {work.name}"):
+            for batch in work.context.progress(batches, f"joining {work.name}"):
                 keys += len(batch[0])
                 yield batch
 

@@ -261,7 +261,7 @@ def _write(
     counts: Counter[tuple[str, str]] = Counter()
     with scratch_beside(path) as folder:
         kept = _KeptKeys(catalog, causes.snapshot, folder)
-        for part in context.track(kept.parts, "never drawn", len(kept.parts)):
+        for part in context.progress(kept.parts, "never drawn", len(kept.parts)):
             table = causes.of(part.span)
             for row in table.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist():
                 counts[row["stage"], row["reason"]] += row["count_all"]
@@ -270,7 +270,7 @@ def _write(
                 plan.release_pages()
         kept.look_up(context)
         with pq.ParquetWriter(path, EXCLUDED_SCHEMA, compression="zstd") as writer:
-            for part in context.track(kept.parts, "writing", len(kept.parts)):
+            for part in context.progress(kept.parts, "writing", len(kept.parts)):
                 writer.write_table(kept.named(part), row_group_size=ROW_GROUP_ROWS)
     return dict(sorted(counts.items()))
 
@@ -302,7 +302,7 @@ class _KeptKeys:
     def look_up(self, context: Context) -> None:
         """Hands the keys that are asked for to the parts that ask."""
         names = [part.name for part in self.parts]
-        for part in context.track(self.parts, "kept samples", len(self.parts)):
+        for part in context.progress(self.parts, "kept samples", len(self.parts)):
             if not self._asked.rows(names, part.number):
                 continue
             keys = self._catalog.samples(part, ["key"]).column("key").combine_chunks()

@@ -30,7 +30,7 @@ def verify(catalog: Catalog, context: Context | None = None) -> tuple[int, list[
     for name in SERIES:
         catalog.series(name).read()
     noted = list(_noted(catalog))
-    bad = [path for path, digest in context.track(noted, "hashing files", len(noted)) if not _sound(path, digest)]
+    bad = [path for path, digest in context.progress(noted, "hashing files", len(noted)) if not _sound(path, digest)]
     return len(noted), bad
 
 
