@@ -2,7 +2,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tailwise.kernels.spacing import space_out
@@ -74,13 +74,15 @@ def test_a_few_rows_over_and_over(count, repeats, seed):
 
 
 @settings(deadline=None)
-@given(count=st.integers(30, 200), share=st.floats(0.01, 0.9), seed=st.integers(0, 10**6))
+@example(count=30, share=0.875, seed=14519)
+@given(count=st.integers(30, 200), share=st.floats(0.01, 1), seed=st.integers(0, 10**6))
 def test_one_row_of_many_copies_among_single_ones(count, share, seed):
-    copies = np.ones(count, np.int64)
+    """Copies times distance fit the sequence. What the walk forward leaves crowded is in the last `distance` places; from there the walk back has room."""
     distance = 1 + seed % 20
-    copies[0] = max(1, 1 + int(share * (count - 1) / distance / 1.2))
+    copies = np.ones(count, np.int64)
+    copies[0] = max(1, int(share * (count - 1) / distance))
     rows = shuffled(copies, seed)
-    assert (copies[0] - 1) * distance < 0.9 * len(rows)
+    assert copies[0] * distance <= len(rows)
     assert crowded(rows[space_out(rows, distance)], distance) == 0
 
 

@@ -19,11 +19,11 @@ def space_out(
     after: npt.NDArray[np.int64] | None = None,
     labels: npt.NDArray[np.int32] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """A new order of a sequence in which equal rows stand at least `distance` apart, where that can be.
+    """Reorder a sequence so that equal rows stand at least `distance` apart, where there is room.
 
-    Walks forward: a row that came less than `distance` ago changes places with the nearest later one that may stand here. What then
-    crowds at the end is mended by the same walk backward, as one would shift books on a shelf first right, then left. Rows that
-    crowd nowhere stay where they are.
+    Walk forward: a row that came less than `distance` ago changes places with the nearest later one that may stand here. The same
+    walk backward repairs what is then too close at the end. Other rows stay where they are. A single repeated row always finds
+    room if its copies times `distance` are at most n; near the limit, (copies - 1) * distance < n, two copies may stay too close.
 
     Args:
         rows: int64 [n].
