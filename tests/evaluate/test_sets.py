@@ -8,7 +8,7 @@ import pytest
 from tailwise.errors import UserError
 from tailwise.evaluate.images import FileShard, TarShard
 from tailwise.evaluate.sets import _resolvable, fill, find_set, set_name
-from tailwise.sources import delimited
+from tailwise.storage import delimited
 
 
 @pytest.fixture

@@ -77,7 +77,10 @@ def test_a_few_rows_over_and_over(count, repeats, seed):
 @example(count=30, share=0.875, seed=14519)
 @given(count=st.integers(30, 200), share=st.floats(0.01, 1), seed=st.integers(0, 10**6))
 def test_one_row_of_many_copies_among_single_ones(count, share, seed):
-    """Copies times distance fit the sequence. What the walk forward leaves crowded is in the last `distance` places; from there the walk back has room."""
+    """Copies times distance fit the sequence.
+
+    What the walk forward leaves crowded is in the last `distance` places; from there the walk back has room.
+    """
     distance = 1 + seed % 20
     copies = np.ones(count, np.int64)
     copies[0] = max(1, int(share * (count - 1) / distance))

@@ -32,8 +32,9 @@ from tailwise.shards.ranges import open_store, read_samples
 from tailwise.shards.verify import CHECKS, check_shards
 from tailwise.steps.importing.pool import import_pool
 
-WITH_BYTES = [container for container in CONTAINERS if container.has_bytes]
-WITHOUT_BYTES = [container for container in CONTAINERS if not container.has_bytes]
+ALL = list(CONTAINERS.values())
+WITH_BYTES = [container for container in ALL if container.has_bytes]
+WITHOUT_BYTES = [container for container in ALL if not container.has_bytes]
 CAPTIONS = ["", "a cat", "Ein Gemälde — 猫", "two\nlines", "x" * 5000, "a dog", "b", "c"]
 TARGET = "cls"
 
@@ -68,7 +69,7 @@ def write(make_tar):
         pq.write_table(pa.table({"uid": list(samples), "text": [caption for _, caption in samples.values()]}), path)
 
     writers = {WEBDATASET: tar, METADATA: metadata}
-    assert {*writers} == {*CONTAINERS}
+    assert {*writers} == {*ALL}
 
     def run(container, path, samples, targets=None):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,13 +116,13 @@ def remote_copy(path):
 
 
 def test_each_is_found_by_its_name():
-    assert len({container.suffix for container in CONTAINERS}) == len(CONTAINERS)
-    for container in CONTAINERS:
+    assert len({container.suffix for container in ALL}) == len(CONTAINERS)
+    for container in ALL:
         assert container_of(f"s3://bucket/0{container.suffix}") is container
     assert container_of("/pool/named_otherwise") is WEBDATASET
 
 
-@pytest.mark.parametrize("container", CONTAINERS, ids=by_suffix)
+@pytest.mark.parametrize("container", ALL, ids=by_suffix)
 def test_the_index_has_all_samples_in_order(container, path, samples, tmp_path):
     content = index_shard(path)
     assert content.samples.column("key").to_pylist() == list(samples)
@@ -227,10 +228,10 @@ def test_samples_without_bytes_are_refused_in_one_way(container, path, samples, 
 
 
 def test_shards_are_split_by_what_they_hold():
-    paths = [f"{at}{container.suffix}" for at, container in enumerate(CONTAINERS)]
+    paths = [f"{at}{container.suffix}" for at, container in enumerate(ALL)]
     row = {"part": 0, "rows": 1, "size_bytes": 1, "index_checksum": ""}
     table = pa.Table.from_pylist([{"shard": at, "path": path, **row} for at, path in enumerate(paths)], SHARD_SCHEMA)
-    assert containers_of(table) == list(CONTAINERS)
+    assert containers_of(table) == ALL
     assert [path[1:] for path in with_bytes(table)["path"].to_pylist()] == list(map(by_suffix, WITH_BYTES))
     assert with_bytes(table).num_rows + without_bytes(table).num_rows == len(CONTAINERS)
     assert with_bytes(table.slice(0, 0)).num_rows == 0

@@ -3,8 +3,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tailwise.errors import UserError
-from tailwise.sources import delimited
-from tailwise.sources.delimited import key_of, line_of, read_keys
+from tailwise.storage import delimited
+from tailwise.storage.delimited import key_of, line_of, read_keys
 
 keys = st.text(st.characters(exclude_categories=["Cs"]))
 ODD = [

@@ -16,7 +16,7 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import Needs, Task, Worker
 from tailwise.kernels.matching import EntryMatcher, space_out
-from tailwise.sources.delimited import parse_json, read_rows, read_text
+from tailwise.storage.delimited import parse_json, read_rows, read_text
 
 INDEX_COLUMN = "class_index"
 NAME_COLUMNS = ("name", "class")

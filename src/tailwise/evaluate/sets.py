@@ -14,7 +14,7 @@ from braceexpand import braceexpand
 
 from tailwise.errors import NotFoundError, UserError
 from tailwise.evaluate.images import FileShard, Shard, TarShard, reading
-from tailwise.sources.delimited import read_text
+from tailwise.storage.delimited import read_text
 from tailwise.storage.remote import forget_failures
 
 Task = Literal["classification", "retrieval"]

@@ -24,7 +24,7 @@ from tailwise.evaluate.metrics import TOP
 from tailwise.evaluate.sets import ImageSet, fill
 from tailwise.requests import EvaluateRequest
 from tailwise.shards.decode import ImageError
-from tailwise.sources.delimited import read_text
+from tailwise.storage.delimited import read_text
 
 KS = (1, 5, 10)
 _ROWS = 1024  # rows of scores at a time

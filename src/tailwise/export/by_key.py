@@ -14,7 +14,7 @@ from tailwise.errors import UserError
 from tailwise.execution.keys import KeyIndex
 from tailwise.export.drawn import drawn_parts, tracked_parts
 from tailwise.plan.plan import Plan
-from tailwise.sources.delimited import line_of
+from tailwise.storage.delimited import line_of
 
 
 def write_rates_json(plan: Plan, epoch: int, path: Path, context: Context) -> int:

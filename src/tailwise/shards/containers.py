@@ -63,12 +63,13 @@ def _refuse(path: str, *_: str) -> NoReturn:
 
 WEBDATASET = Container(".tar", True, read_shard, checksum_shard, read_pairs, "indexing tars", "image and caption")
 METADATA = Container(".parquet", False, read_metadata, _refuse, _refuse, "reading metadata", "uid and caption")
-CONTAINERS = (WEBDATASET, METADATA)
+# By name of their format. A container that has no row in `tailwise.sources.SOURCES` is found by its suffix, on this machine.
+CONTAINERS: dict[str, Container] = {"webdataset": WEBDATASET, "datacomp": METADATA}
 
 
 def container_of(path: str) -> Container:
     """Return the container of a file that is not in a catalog, by its name; tars may have any name."""
-    return next((container for container in CONTAINERS if path.endswith(container.suffix)), WEBDATASET)
+    return next((container for container in CONTAINERS.values() if path.endswith(container.suffix)), WEBDATASET)
 
 
 def containers_of(shards: pa.Table) -> list[Container]:

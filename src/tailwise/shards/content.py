@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import pyarrow as pa
 
-from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
+from tailwise.catalog.schema import NO_OFFSET, REJECTED_SCHEMA, SAMPLE_SCHEMA
 from tailwise.shards.decode import ImageError
 from tailwise.shards.grouping import MemberCounts, Record, rejection
 
@@ -54,6 +54,21 @@ def samples_schema(scores: list[str]) -> pa.Schema:
     """Return the columns of a ShardContent's samples."""
     base = [item.with_nullable(True) if item.name in {"shard", "uid"} else item for item in SAMPLE_SCHEMA]
     return pa.schema([*base, *(pa.field(name, pa.float64()) for name in scores)])
+
+
+def samples_without_bytes(columns: Mapping[str, pa.Array], scores: Mapping[str, pa.Array]) -> pa.Table:
+    """Return the samples of a file that has no bytes of images, as a ShardContent takes them.
+
+    Args:
+        columns: columns of SAMPLE_SCHEMA, each [n]: key and caption; uid, width and height where the file gives them.
+        scores: float64 columns of other names, each [n].
+    """
+    unknown = {"image_extension": "", "image_bytes": 0, "caption_bytes": 0}
+    unknown |= dict.fromkeys(("image_offset", "caption_offset"), NO_OFFSET)
+    schema, given = samples_schema(list(scores)), {**columns, **scores}
+    rest = {item.name: pa.scalar(unknown.get(item.name), item.type) for item in schema if item.name not in given}
+    given |= {name: pa.repeat(value, len(columns["key"])) for name, value in rest.items()}
+    return pa.table([given[name] for name in schema.names], schema)
 
 
 def hashed_uid(shard: int, key: str) -> bytes:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.catalog.schema import NO_OFFSET, REJECTED_SCHEMA
+from tailwise.catalog.schema import REJECTED_SCHEMA
 from tailwise.shards.columns import (
     DAMAGE,
     TOO_LONG,
@@ -23,7 +23,7 @@ from tailwise.shards.columns import (
     uid_texts,
     whole_sides,
 )
-from tailwise.shards.content import ShardContent, samples_schema, without_samples
+from tailwise.shards.content import ShardContent, samples_without_bytes, without_samples
 from tailwise.shards.grouping import rejection
 
 _SIZES = {"original_width": "width", "original_height": "height"}
@@ -110,20 +110,13 @@ def _size_bytes(path: str) -> int:
 def _samples(table: pa.Table, uids: npt.NDArray[np.uint8], captions: pa.Array, scores: list[str]) -> pa.Table:
     """Return samples without bytes, in SAMPLE_SCHEMA, with scores."""
     n = len(uids)
-    columns: dict[str, pa.Array] = {
-        "shard": pa.nulls(n, pa.int32()),
+    columns = {
         "key": pa.array([row.hex() for row in uids.view("V16").reshape(-1).tolist()], pa.string()),
         "uid": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(uids.tobytes())]),
         "caption": captions,
-        "image_extension": pa.array([""] * n, pa.string()),
-        **{name: pa.array(np.full(n, NO_OFFSET, np.int64)) for name in ("image_offset", "caption_offset")},
-        **{name: pa.array(np.zeros(n, np.int64)) for name in ("image_bytes", "caption_bytes")},
-        **{name: pa.nulls(n, pa.int64()) for name in ("json_offset", "json_bytes")},
         **{side: _sides(table, name, n) for name, side in _SIZES.items()},
-        **{name: numbers(table.column(name), name) for name in scores},
     }
-    schema = samples_schema(scores)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
+    return samples_without_bytes(columns, {name: numbers(table.column(name), name) for name in scores})
 
 
 def _sides(table: pa.Table, name: str, rows: int) -> pa.Array:

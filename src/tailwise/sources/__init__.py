@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import NotFoundError, UserError
 from tailwise.requests import SourceRequest
+from tailwise.shards.containers import CONTAINERS, Container
 from tailwise.sources.clip_retrieval import FOLDERS, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
 from tailwise.sources.dynamics import ClusterIds, find_cluster_ids
@@ -127,41 +128,46 @@ class Format:
     Attributes:
         find: (source, found, options) → True if the source has files of this kind; adds them to `found`.
         given: the sources that the user may name.
-        known_by: the mark by which `auto` recognizes it.
     """
 
     find: Callable[[str, Found, SourceRequest], bool]
     given: str
-    known_by: str
+
+
+def format_of(container: Container) -> Format:
+    """Return the format of a container whose files are known by their names alone, and are local."""
+
+    def find_files(source: str, found: Found, _: SourceRequest) -> bool:
+        files = {str(path): path.stat().st_size for path in find_tables(source, container.suffix)}
+        found.tars |= files
+        return bool(files)
+
+    return Format(find_files, f"a local folder, file or pattern of {container.suffix} files")
 
 
 SOURCES: dict[str, Format] = {
     "webdataset": Format(
         _find_tars,
         "a folder, file, glob, {brace..pattern} or ::-joined list of .tar files; local or any fsspec URL",
-        "files named *.tar",
     ),
     "clip-retrieval": Format(
         _find_clip_retrieval,
         "a local folder with img_emb/ or text_emb/, and metadata/",
-        "img_emb/img_emb_{p}.npy or text_emb/text_emb_{p}.npy",
     ),
     "dynamics": Format(
         _find_dynamics,
         "a local folder as clip-retrieval's, with img_emb/img_emb_{p}_indices.npy",
-        "img_emb/img_emb_{p}_indices.npy; the embeddings beside them are clip-retrieval's",
     ),
     "datacomp": Format(
         _find_datacomp,
         "a local folder, file or pattern of .parquet files with uid and text, .npz files beside them",
-        "columns uid and text, and neither vectors, key nor image_path; no tar of the same name beside it",
     ),
     "parquet": Format(
         _find_parquet,
         "a local folder, file or pattern of .parquet files with an id column and a column of lists of floats",
-        "a column embedding or embeddings (or `embedding_column`) of lists of floats, and an id column",
     ),
 }
+SOURCES |= {name: format_of(container) for name, container in CONTAINERS.items() if name not in SOURCES}
 
 
 def find(sources: Sequence[str], format_name: str = "auto", options: SourceRequest | None = None) -> Found:

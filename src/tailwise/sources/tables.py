@@ -1,4 +1,4 @@
-"""The kinds of Parquet files in a source: DataComp's metadata, embeddings, or neither."""
+"""Tables in a source; the kinds of Parquet files: DataComp's metadata, embeddings, or neither."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tailwise.sources.tar_files import expand
 Kind = Literal["metadata", "embeddings", "unreadable", "other"]
 
 
-def find_tables(source: str) -> list[Path]:
-    """Return the Parquet files of a local folder, file, glob or brace pattern, by name; without sidecars of tars.
+def find_tables(source: str, suffix: str = ".parquet") -> list[Path]:
+    """Return the files of a suffix in a local folder, file, glob or brace pattern, by name; without sidecars of tars.
 
     Of a folder, these are the files in it, or else those anywhere below. Hidden folders and clip-retrieval's layout are left out.
     """
@@ -28,18 +28,18 @@ def find_tables(source: str) -> list[Path]:
         return []
     path = Path(source).expanduser().absolute()
     if path.is_dir():
-        beside = [item for item in path.glob("*.parquet") if not _is_sidecar(item)]
-        found = _in_folder(path, beside) or _in_folder(path, path.rglob("*.parquet"))
+        beside = [item for item in path.glob(f"*{suffix}") if not _is_sidecar(item)]
+        found = _in_folder(path, beside) or _in_folder(path, path.rglob(f"*{suffix}"))
     elif path.exists():
         found = [path]
     else:
         matches = {pattern: glob.glob(pattern) for pattern in expand(LocalFileSystem(), str(path))}  # noqa: PTH207  (Path globs are relative)
-        missing = [pattern for pattern, names in matches.items() if not names and pattern.endswith(".parquet")]
+        missing = [pattern for pattern, names in matches.items() if not names and pattern.endswith(suffix)]
         if missing and len(missing) < len(matches):
             count = f"{len(missing):,} of {len(matches):,} files or patterns"
             raise UserError(f"{count} in {source!r} are missing, first {missing[0]}: restore them")
         found = [Path(name) for names in matches.values() for name in names]
-    tables = sorted({item for item in found if item.suffix == ".parquet" and item.is_file()}, key=str)
+    tables = sorted({item for item in found if item.suffix == suffix and item.is_file()}, key=str)
     return [item for item in tables if not _is_sidecar(item)]
 
 

@@ -18,7 +18,7 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import Needs, Task, Worker
 from tailwise.kernels.matching import EntryMatcher
-from tailwise.sources.delimited import parse_json, read_text
+from tailwise.storage.delimited import parse_json, read_text
 
 MAX_ENTRIES = 5_000_000
 

@@ -15,7 +15,7 @@ from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.errors import UserError
 from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.shards.columns import DAMAGE, numbers, open_table, texts, uid_texts
-from tailwise.sources.delimited import key_of, read_rows
+from tailwise.storage.delimited import key_of, read_rows
 
 BATCH = 262_144
 IDENTIFIERS = ("uid", "key", "image_path")

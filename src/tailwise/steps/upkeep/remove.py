@@ -18,7 +18,7 @@ from tailwise.catalog.removals import NAMES_SCHEMA, Removing, removals_folder
 from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError
 from tailwise.shards.columns import DAMAGE, open_table
-from tailwise.sources.delimited import read_keys
+from tailwise.storage.delimited import read_keys
 from tailwise.storage.local import locked
 from tailwise.text import is_unicode
 

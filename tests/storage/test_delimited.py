@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailwise.sources.delimited import parse_json, read_rows, read_text
+from tailwise.storage.delimited import parse_json, read_rows, read_text
 
 
 @pytest.fixture(scope="module")
