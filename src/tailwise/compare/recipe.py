@@ -28,60 +28,39 @@ ROW_NAME = r"^[^/\\\x00-\x1f]{1,100}$"
 
 @dataclass(frozen=True)
 class Training:
-    """The training that all rows share.
+    """The training that all rows share."""
 
-    Attributes:
-        trainer: a name in TRAINERS: "in-process" or "open_clip".
-        model: local-dir:FOLDER, or a name that open_clip knows.
-        samples_seen: samples seen in each run, whatever its plan.
-        global_batch: samples per optimizer step.
-        lr: peak learning rate.
-        warmup: warm-up steps.
-        wd: weight decay; not applied to gains, biases and the logit scale.
-        beta1: of AdamW.
-        beta2: of AdamW.
-        eps: of AdamW.
-        precision: "fp32" or "bf16" (autocast).
-        augment: {"scale": [least, most]}: area of the random resized crop, as a share of the image's; None for no augmentation.
-        cache_pixels: in-process: side of the cached images; None for the model's size, or 1.25 times that with `augment`.
-        device: a name for `find_device`.
-        workers: open_clip: number of decoding processes.
-        open_clip: open_clip: further arguments of its trainer, without the dashes.
-        max_rejected: in-process: largest share of the pool that may be unreadable; unreadable samples are replaced.
-    """
-
-    model: Text
-    samples_seen: Positive
-    trainer: Text = "in-process"
-    global_batch: Annotated[int, Field(strict=True, ge=2)] = 256
-    lr: float = 1e-3
-    warmup: Natural = 100
-    wd: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
-    precision: Literal["fp32", "bf16"] = "fp32"
+    model: Text  # local-dir:FOLDER, or a name that open_clip knows
+    samples_seen: Positive  # samples seen in each run, whatever its plan
+    trainer: Text = "in-process"  # a name in TRAINERS: "in-process" or "open_clip"
+    global_batch: Annotated[int, Field(strict=True, ge=2)] = 256  # samples per optimizer step
+    lr: float = 1e-3  # peak learning rate
+    warmup: Natural = 100  # warm-up steps
+    wd: float = 0.1  # weight decay; not applied to gains, biases and the logit scale
+    beta1: float = 0.9  # of AdamW
+    beta2: float = 0.98  # of AdamW
+    eps: float = 1e-6  # of AdamW
+    precision: Literal["fp32", "bf16"] = "fp32"  # "fp32" or "bf16" (autocast)
+    # {"scale": [least, most]}: area of the random resized crop, as a share of the image's; None for no augmentation
     augment: Annotated[Mapping[str, Sequence[float]], NAMED] | None = None
+    # in-process: side of the cached images; None for the model's size, or 1.25 times that with `augment`
     cache_pixels: Positive | None = None
+    # a name for `find_device`
     device: Annotated[Text, Field(pattern=f"^({DEVICE_NAME.pattern})$", description=ALLOWED)] = "auto"
-    workers: Natural = 1
-    open_clip: Values = field(default_factory=dict)
+    workers: Natural = 1  # open_clip: number of decoding processes
+    open_clip: Values = field(default_factory=dict)  # open_clip: further arguments of its trainer, without the dashes
+    # in-process: largest share of the pool that may be unreadable; unreadable samples are replaced
     max_rejected: Annotated[float, Field(ge=0, le=1)] = MAX_REJECTED
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        name: name in the table.
-        plan: options of `tailwise plan`, without the dashes.
-        compose: how the loader's order composes batches.
-    """
-
+    # name in the table
     name: Annotated[Text, Field(pattern=ROW_NAME, description="text of 1 to 100 characters, without slashes")]
-    plan: Values
-    compose: Composition = "shuffle"
+    plan: Values  # options of `tailwise plan`, without the dashes
+    compose: Composition = "shuffle"  # how the loader's order composes batches
 
     @property
     def slug(self) -> str:
@@ -91,33 +70,22 @@ class Row:
 
 @dataclass(frozen=True)
 class CompareRecipe:
-    """A comparison.
+    """A comparison."""
 
-    Attributes:
-        name: short name.
-        about: the question that the comparison answers.
-        catalog: folder of the catalog.
-        evaluate: `data`, and options of `tailwise evaluate`.
-        train: the training that all rows share.
-        seeds: seeds of weights, order, augmentation and draw.
-        baseline: name of the row that the others are compared with.
-        rows: rows in the order of the table.
-        sources: sources that `prepare` imports.
-        prepare: commands that make the catalog, its clusterings and drop lists.
-        needs: command that makes the catalog, if `prepare` does not.
-    """
-
-    name: Text
-    about: Text
-    catalog: Text
-    evaluate: Values
-    train: Training
+    name: Text  # short name
+    about: Text  # the question that the comparison answers
+    catalog: Text  # folder of the catalog
+    evaluate: Values  # `data`, and options of `tailwise evaluate`
+    train: Training  # the training that all rows share
+    # seeds of weights, order, augmentation and draw
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1, description="a list of whole numbers, such as [0, 1, 2]")]
-    baseline: Text
+    baseline: Text  # name of the row that the others are compared with
+    # rows in the order of the table
     rows: Annotated[tuple[InstanceOf[Row], ...], Field(min_length=1, description="options of `tailwise plan` by name")]
-    sources: Texts = ()
+    sources: Texts = ()  # sources that `prepare` imports
+    # commands that make the catalog, its clusterings and drop lists
     prepare: Annotated[Steps, BeforeValidator(lambda given: given or ())] = ()
-    needs: Text = ""
+    needs: Text = ""  # command that makes the catalog, if `prepare` does not
 
     def evaluation(self, where: str) -> EvaluateRequest:
         """Return what the evaluation of a run is asked for; a UserError names `where`."""

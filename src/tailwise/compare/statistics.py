@@ -25,24 +25,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row's figure minus the baseline's, paired by seed. For a single seed, all but `n` and `mean` are None.
+    """A row's figure minus the baseline's, paired by seed. For a single seed, all but `n` and `mean` are None."""
 
-    Attributes:
-        n: number of seeds that both rows have.
-        mean: mean difference.
-        sd: standard deviation of one difference.
-        low: lower end of the 95 % t-interval of the mean.
-        high: upper end of that interval.
-        p: p-value of the two-sided paired t-test.
-        detectable: least true difference that this test finds with 80 % power, if `sd` is the true spread.
-    """
-
-    n: int
-    mean: float
-    sd: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
+    n: int  # number of seeds that both rows have
+    mean: float  # mean difference
+    sd: float | None = None  # standard deviation of one difference
+    low: float | None = None  # lower end of the 95 % t-interval of the mean
+    high: float | None = None  # upper end of that interval
+    p: float | None = None  # p-value of the two-sided paired t-test
+    # least true difference that this test finds with 80 % power, if `sd` is the true spread
     detectable: float | None = None
 
     @property

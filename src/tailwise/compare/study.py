@@ -47,17 +47,11 @@ PACKAGES = ("torch", "open_clip_torch", "numpy", "timm")  # their versions decid
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its evaluation.
+    """One training and its evaluation."""
 
-    Attributes:
-        row: row of the table.
-        seed: seed of weights, order, augmentation and draw.
-        folder: folder of all files of the run.
-    """
-
-    row: Row
-    seed: int
-    folder: Path
+    row: Row  # row of the table
+    seed: int  # seed of weights, order, augmentation and draw
+    folder: Path  # folder of all files of the run
 
     @property
     def label(self) -> str:

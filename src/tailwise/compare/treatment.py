@@ -14,19 +14,12 @@ from tailwise.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Exposures:
-    """How often the samples that a plan may draw (candidates) are seen.
+    """How often the samples that a plan may draw (candidates) are seen."""
 
-    Attributes:
-        candidates: hash of the set of candidates.
-        mean: mean number of views of a candidate.
-        least: fewest views of any candidate; None where the draw is random.
-        most: most views of any candidate; None where the draw is random.
-    """
-
-    candidates: str
-    mean: float
-    least: int | None
-    most: int | None
+    candidates: str  # hash of the set of candidates
+    mean: float  # mean number of views of a candidate
+    least: int | None  # fewest views of any candidate; None where the draw is random
+    most: int | None  # most views of any candidate; None where the draw is random
 
 
 def exposures(plan: Plan, samples_seen: int) -> Exposures:

@@ -22,17 +22,12 @@ from tailwise.shards.ranges import sample_ranges
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How well a drop list matches the planted near-duplicates.
+    """How well a drop list matches the planted near-duplicates."""
 
-    Attributes:
-        dropped: number of samples in the drop list.
-        recall: share of the planted near-duplicates that the list drops.
-        precision: share of the list that are planted near-duplicates. Any member of a family (an original and its copies) counts as
-            a copy, as long as one member stays.
-    """
-
-    dropped: int
-    recall: float
+    dropped: int  # number of samples in the drop list
+    recall: float  # share of the planted near-duplicates that the list drops
+    # share of the list that are planted near-duplicates. Any member of a family (an original and its copies) counts as a copy, as long as
+    # one member stays
     precision: float
 
 

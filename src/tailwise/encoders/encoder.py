@@ -26,71 +26,45 @@ def refuse(encoder: str, **options: object) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """The reason why an item gets no embedding.
+    """The reason why an item gets no embedding."""
 
-    Attributes:
-        reason: one of a few reasons, for counts.
-        detail: the problem of this item.
-    """
-
-    reason: str
-    detail: str
+    reason: str  # one of a few reasons, for counts
+    detail: str  # the problem of this item
 
 
 @dataclass
 class Inputs:
-    """A prepared batch.
+    """A prepared batch."""
 
-    Attributes:
-        tensors: [n, …] each, of the valid items in their order; empty if there is none.
-        faults: faults of the other items, by index among all items.
-        truncated: number of captions that are longer than the model reads.
-    """
-
-    tensors: Tensors
-    faults: dict[int, Fault] = field(default_factory=dict)
-    truncated: int = 0
+    tensors: Tensors  # [n, …] each, of the valid items in their order; empty if there is none
+    faults: dict[int, Fault] = field(default_factory=dict)  # faults of the other items, by index among all items
+    truncated: int = 0  # number of captions that are longer than the model reads
 
 
 @dataclass(frozen=True)
 class Side:
-    """The way to make one column of embeddings.
+    """The way to make one column of embeddings."""
 
-    Attributes:
-        prepare: encoded images (bytes), or captions (str), to tensors. Picklable, because worker processes run it.
-        forward: tensors on the model's device to embeddings [n, d], of any float type and norm; a row depends on its item alone, up to
-            the rounding of other batch sizes.
-        preprocessing: description of `prepare`, as a JSON value.
-        backend: backend that runs `forward`.
-    """
-
+    # encoded images (bytes), or captions (str), to tensors. Picklable, because worker processes run it
     prepare: Callable[[Sequence[Any]], Inputs]
+    # tensors on the model's device to embeddings [n, d], of any float type and norm; a row depends on its item alone, up to the rounding
+    # of other batch sizes
     forward: Callable[[Tensors], Tensor]
-    preprocessing: Mapping[str, Any]
-    backend: str = "torch"
+    preprocessing: Mapping[str, Any]  # description of `prepare`, as a JSON value
+    backend: str = "torch"  # backend that runs `forward`
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A loaded encoder.
+    """A loaded encoder."""
 
-    Attributes:
-        name: name as given by the user.
-        sides: sides by column ("image", "text").
-        identity: what else decides the embeddings, as JSON values: model, hash of the weights, pooling.
-        device: device of the tensors for `forward`.
-        precision: "fp32", "bf16" or "fp16".
-        packages: packages whose versions are recorded.
-        network: network of all sides; None if `forward` has no network.
-    """
-
-    name: str
-    sides: Mapping[str, Side]
-    identity: Mapping[str, Any]
-    device: torch.device
-    precision: str
-    packages: tuple[str, ...]
-    network: nn.Module | None = None
+    name: str  # name as given by the user
+    sides: Mapping[str, Side]  # sides by column ("image", "text")
+    identity: Mapping[str, Any]  # what else decides the embeddings, as JSON values: model, hash of the weights, pooling
+    device: torch.device  # device of the tensors for `forward`
+    precision: str  # "fp32", "bf16" or "fp16"
+    packages: tuple[str, ...]  # packages whose versions are recorded
+    network: nn.Module | None = None  # network of all sides; None if `forward` has no network
 
     def embed(self, column: str, tensors: Tensors) -> Tensor:
         """Return embeddings [n, d] of prepared items on any device; float32, on the encoder's device."""

@@ -78,20 +78,13 @@ class FileShard:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples of one shard, in order.
+    """Some samples of one shard, in order."""
 
-    Attributes:
-        shard: number of the shard.
-        number: number of the batch in the shard.
-        images: float32 [n, 3, h, w].
-        targets: [n], each as returned by the set's `parse`.
-        skipped: number of samples that were left out before the batch's end, by reason.
-    """
-
-    shard: int
-    number: int
-    images: Tensor
-    targets: list[Any]
+    shard: int  # number of the shard
+    number: int  # number of the batch in the shard
+    images: Tensor  # float32 [n, 3, h, w]
+    targets: list[Any]  # [n], each as returned by the set's `parse`
+    # number of samples that were left out before the batch's end, by reason
     skipped: dict[str, int] = field(default_factory=dict)
 
 

@@ -31,21 +31,13 @@ SHARE = 0.4  # of that speed that the steps reach
 
 @dataclass(frozen=True)
 class Pool:
-    """Size of a pool and speed of the machine.
+    """Size of a pool and speed of the machine."""
 
-    Attributes:
-        samples: N.
-        about: how that is known, in words, if it is an estimate.
-        dimension: d of the embeddings.
-        clusters: K of each clustering that is asked for.
-        flops: floating-point operations per second.
-    """
-
-    samples: int
-    about: str
-    dimension: int
-    clusters: Mapping[str, int]
-    flops: float
+    samples: int  # N
+    about: str  # how that is known, in words, if it is an estimate
+    dimension: int  # d of the embeddings
+    clusters: Mapping[str, int]  # K of each clustering that is asked for
+    flops: float  # floating-point operations per second
 
     @classmethod
     def of(cls, catalog: Catalog | None, sources: Sequence[str], jobs: Sequence[Job]) -> Pool:

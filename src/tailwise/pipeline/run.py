@@ -44,19 +44,12 @@ ALONE: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """A step, ready to run.
+    """A step, ready to run."""
 
-    Attributes:
-        step: of the recipe.
-        asked: values of all parameters of its command, by their names in Python.
-        line: what a user would type.
-        run: the command; takes parameters to change.
-    """
-
-    step: Step
-    asked: Mapping[str, Any]
-    line: str
-    run: Callable[..., None]
+    step: Step  # of the recipe
+    asked: Mapping[str, Any]  # values of all parameters of its command, by their names in Python
+    line: str  # what a user would type
+    run: Callable[..., None]  # the command; takes parameters to change
 
     @property
     def makes(self) -> str | None:
@@ -78,23 +71,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs the steps of a pipeline.
+    """Runs the steps of a pipeline."""
 
-    Attributes:
-        commands: commands that steps can be, by name.
-        catalog: folder of the catalog.
-        sources: what is imported.
-        output: folder for exports.
-        workers: processes, where a step does not say.
-        allow_code: let steps run code of the recipe.
-    """
-
-    commands: Mapping[str, Command]
-    catalog: Path
-    sources: Sequence[str] = ()
-    output: Path | None = None
-    workers: int | None = None
-    allow_code: bool = False
+    commands: Mapping[str, Command]  # commands that steps can be, by name
+    catalog: Path  # folder of the catalog
+    sources: Sequence[str] = ()  # what is imported
+    output: Path | None = None  # folder for exports
+    workers: int | None = None  # processes, where a step does not say
+    allow_code: bool = False  # let steps run code of the recipe
 
     def job(self, step: Step) -> Job:
         """Return a step as its command takes it.

@@ -22,15 +22,10 @@ TRAINER = "open-clip"  # option of train: the arguments of open_clip's trainer, 
 
 @dataclass(frozen=True)
 class Step:
-    """One command.
+    """One command."""
 
-    Attributes:
-        command: its name.
-        options: its options without the leading dashes, and its arguments by name; values as in YAML.
-    """
-
-    command: str
-    options: Values
+    command: str  # its name
+    options: Values  # its options without the leading dashes, and its arguments by name; values as in YAML
 
     def __post_init__(self) -> None:
         """Give command and options their present names."""
@@ -47,21 +42,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Option:
-    """An option or an argument of a command, as a step gives it.
+    """An option or an argument of a command, as a step gives it."""
 
-    Attributes:
-        parameter: name in Python.
-        names: names in recipes; a switch may have a second one, which turns it off.
-        kind: type of the value.
-        default: value that it has where the step does not give it; `inspect.Parameter.empty` if the step has to.
-        argument: whether it stands without its name on the command line.
-    """
-
-    parameter: str
-    names: Sequence[str]
-    kind: Any
-    default: Any
-    argument: bool
+    parameter: str  # name in Python
+    names: Sequence[str]  # names in recipes; a switch may have a second one, which turns it off
+    kind: Any  # type of the value
+    default: Any  # value that it has where the step does not give it; `inspect.Parameter.empty` if the step has to
+    argument: bool  # whether it stands without its name on the command line
 
     def read(self, name: str, value: object) -> Any:  # noqa: ANN401  (of the option's kind)
         """Return a value of YAML, or a text, as the command takes it; a UserError says what is allowed."""
@@ -75,14 +62,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """A command that a step can be.
+    """A command that a step can be."""
 
-    Attributes:
-        options: all that it takes, by the names in recipes, in the order of the command line.
-        ready: takes the values of all parameters; returns the call, with its request made and checked.
-    """
-
-    options: Mapping[str, Option]
+    options: Mapping[str, Option]  # all that it takes, by the names in recipes, in the order of the command line
+    # takes the values of all parameters; returns the call, with its request made and checked
     ready: Callable[..., Callable[..., None]]
 
     def words(self, given: Mapping[str, Any]) -> list[str]:
@@ -115,27 +98,16 @@ Steps = tuple[Annotated[Step, BeforeValidator(_command_and_options)], ...]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline as it was published, or measured.
+    """A pipeline as it was published, or measured."""
 
-    Attributes:
-        name: short.
-        about: what it does.
-        steps: at least one.
-        source: where the settings come from.
-        expect: what to expect of it, and who measured that.
-        sources: what is imported; may be left to the command line.
-        catalog: where to; may be left to the command line.
-        output: folder for exports; may be left to the command line.
-    """
-
-    name: Text
-    about: Text
-    steps: Annotated[Steps, Field(min_length=1, description="a list of at least one step")]
-    source: Text = ""
-    expect: Values = field(default_factory=dict)
-    sources: Texts = ()
-    catalog: Text | None = None
-    output: Text | None = None
+    name: Text  # short
+    about: Text  # what it does
+    steps: Annotated[Steps, Field(min_length=1, description="a list of at least one step")]  # at least one
+    source: Text = ""  # where the settings come from
+    expect: Values = field(default_factory=dict)  # what to expect of it, and who measured that
+    sources: Texts = ()  # what is imported; may be left to the command line
+    catalog: Text | None = None  # where to; may be left to the command line
+    output: Text | None = None  # folder for exports; may be left to the command line
 
 
 def load_pipeline(name: str) -> Pipeline:

@@ -19,49 +19,30 @@ HERE = "{folder}"  # in a value: the recipe's folder
 
 @dataclass(frozen=True)
 class Phase:
-    """One training with its own optimizer and schedule; each phase after the first starts from the weights of the one before.
+    """One training with its own optimizer and schedule; each phase after the first starts from the weights of the one before."""
 
-    Attributes:
-        epochs: epochs of the plan; None with `samples_seen`.
-        samples_seen: number of samples; None with `epochs`.
-        checkpoint_every: most batches between checkpoints; None for a twentieth of the training.
-        global_batch: samples per optimizer step, over all ranks and accumulation; None to leave it to `batch_size`.
-        lanes: see `tailwise.loader.Loader`; None for the default.
-        block: see `tailwise.loader.Loader`; None for the default.
-        compose: see `tailwise.loader.Loader`; None for the default.
-        open_clip: arguments of open_clip's trainer, without the dashes.
-    """
-
-    epochs: Positive | None = None
-    samples_seen: Positive | None = None
-    checkpoint_every: Positive | None = None
+    epochs: Positive | None = None  # epochs of the plan; None with `samples_seen`
+    samples_seen: Positive | None = None  # number of samples; None with `epochs`
+    checkpoint_every: Positive | None = None  # most batches between checkpoints; None for a twentieth of the training
+    # samples per optimizer step, over all ranks and accumulation; None to leave it to `batch_size`
     global_batch: Positive | None = None
-    lanes: Positive | None = None
-    block: Positive | None = None
-    compose: Text | None = None
-    open_clip: Values = field(default_factory=dict)
+    lanes: Positive | None = None  # see `tailwise.loader.Loader`; None for the default
+    block: Positive | None = None  # see `tailwise.loader.Loader`; None for the default
+    compose: Text | None = None  # see `tailwise.loader.Loader`; None for the default
+    open_clip: Values = field(default_factory=dict)  # arguments of open_clip's trainer, without the dashes
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training as it was published or measured.
+    """A training as it was published or measured."""
 
-    Attributes:
-        name: short name.
-        about: description of the training.
-        source: where the settings come from.
-        command: command that runs it.
-        plan: the `tailwise plan` command that it is meant for.
-        expect: hardware, time and scores, and who measured them.
-        phases: at least one phase.
-    """
-
-    name: Text
-    about: Text
-    source: Text
-    command: Text
-    plan: Text
-    expect: Values
+    name: Text  # short name
+    about: Text  # description of the training
+    source: Text  # where the settings come from
+    command: Text  # command that runs it
+    plan: Text  # the `tailwise plan` command that it is meant for
+    expect: Values  # hardware, time and scores, and who measured them
+    # at least one phase
     phases: Annotated[tuple[Phase, ...], Field(min_length=1, description="a list of at least one phase")]
 
 

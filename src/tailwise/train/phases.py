@@ -33,35 +33,20 @@ MAX_SEED = 2**31 - 1  # the trainer adds the rank, and numpy takes 32 bits
 
 @dataclass(frozen=True)
 class Run:
-    """One phase, decided.
+    """One phase, decided."""
 
-    Attributes:
-        number: 0, 1, …
-        folder: LOGS/NAME.
-        arguments: open_clip's arguments as given.
-        parsed: the same, parsed by open_clip.
-        order: order of the samples over all ranks, with accumulation and first epoch.
-        rank: rank of this process.
-        ranks: number of ranks.
-        last_epoch: plan epoch in which the phase ends.
-        segments: segments of the phase.
-        start: the phase whose weights this one starts from, if any.
-        found: content of the folder's `tailwise.json`; None if there is none.
-        decides: values that must be the same when the phase is resumed.
-    """
-
-    number: int
-    folder: Path
-    arguments: list[str]
-    parsed: argparse.Namespace
-    order: OrderOptions
-    rank: int
-    ranks: int
-    last_epoch: int
-    segments: Segments
-    start: Run | None
-    found: Mapping[str, Any] | None
-    decides: Mapping[str, Any]
+    number: int  # 0, 1, …
+    folder: Path  # LOGS/NAME
+    arguments: list[str]  # open_clip's arguments as given
+    parsed: argparse.Namespace  # the same, parsed by open_clip
+    order: OrderOptions  # order of the samples over all ranks, with accumulation and first epoch
+    rank: int  # rank of this process
+    ranks: int  # number of ranks
+    last_epoch: int  # plan epoch in which the phase ends
+    segments: Segments  # segments of the phase
+    start: Run | None  # the phase whose weights this one starts from, if any
+    found: Mapping[str, Any] | None  # content of the folder's `tailwise.json`; None if there is none
+    decides: Mapping[str, Any]  # values that must be the same when the phase is resumed
 
     @property
     def batches(self) -> int:
