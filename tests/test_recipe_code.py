@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tailwise.cli import app
-from tailwise.cli.requests import step_commands
+from tailwise.cli.run import step_commands
 from tailwise.errors import UserError
 from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import Step

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tailwise.catalog import Catalog
 from tailwise.catalog.files import write_json
 from tailwise.cli import app
-from tailwise.cli.requests import step_commands
+from tailwise.cli.run import step_commands
 from tailwise.errors import UserError
 from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import FOLDER, STEPS, Step, load_pipeline, with_settings

@@ -1,4 +1,7 @@
-"""Requests of users: dataclasses whose fields, defaults and docstrings are the options of the command line and of Python."""
+"""Requests of users: dataclasses whose fields, defaults and help are the options of the command line and of Python.
+
+A field is `Annotated[type, help]`; where the option has another name than the field, that name follows: "--min", "--dynamic/--static".
+"""
 
 from __future__ import annotations
 
@@ -6,50 +9,49 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tailwise.errors import UserError
 from tailwise.rejects import MAX_REJECTED
 
-OPTION = "option"  # in a field's metadata: the name of the option, if it differs from the field's; yes/no for a switch
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 OptionValue = str | int | float
+
+# Fields of several requests.
+Device = Annotated[str, "auto, cpu or cuda; the result doesn't depend on it."]
+MaxMemory = Annotated[str, "Refuse what needs more."]
+UnmatchedRows = Annotated[
+    float | None, "Of `file`: refuse if greater shares of its rows and of the samples don't match.  [default: 0.1]"
+]
+Without = Annotated[Sequence[str], "A drop list (of dedup or filter), whose samples take no part; may be given again."]
+Workers = Annotated[int | None, "Processes; one a processor by default."]
 
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """How sources are read; None where the user said nothing.
+    """How sources are read; None where the user said nothing."""
 
-    Attributes:
-        embedding: DataComp: which embeddings, l14 or b32.  [default: l14]
-        column: Parquet: column of the catalog that its embeddings go to: image, text or another name.  [default: image]
-        of: Parquet: of a column of another name: image or text.
-        id_column: Parquet: column of ids.  [default: uid, key, image_path or id]
-        embedding_column: Parquet: column of vectors.  [default: embedding or embeddings]
-        clustering: DynamiCS: name of the clustering made of its cluster ids.  [default: dynamics]
-    """
-
-    embedding: str | None = None
-    column: str | None = None
-    of: str | None = None
-    id_column: str | None = None
-    embedding_column: str | None = None
-    clustering: str | None = None
+    embedding: Annotated[str | None, "DataComp: which embeddings, l14 or b32.  [default: l14]"] = None
+    column: Annotated[
+        str | None, "Parquet: column of its embeddings: image, text or another name.  [default: image]"
+    ] = None
+    of: Annotated[str | None, "Parquet: of a column of another name: image or text."] = None
+    id_column: Annotated[str | None, "Parquet: column of ids.  [default: uid, key, image_path or id]"] = None
+    embedding_column: Annotated[str | None, "Parquet: column of vectors.  [default: embedding or embeddings]"] = None
+    clustering: Annotated[str | None, "DynamiCS: name of the clustering of cluster ids.  [default: dynamics]"] = None
 
 
 @dataclass(frozen=True)
 class ImportRequest(SourceRequest):
-    """An import of shards, metadata and embeddings.
+    """An import of shards, metadata and embeddings."""
 
-    Attributes:
-        format_name: What the sources are: auto, webdataset, clip-retrieval, dynamics, datacomp or parquet.
-        max_rejected: Stop when a greater share can't be used.  [default: 0.5 of the samples, 0.1 of the embeddings]
-        workers: Processes; one a processor by default.
-    """
-
-    format_name: str = field(default="auto", metadata={OPTION: "format"})
-    max_rejected: float | None = None
-    workers: int | None = None
+    format_name: Annotated[
+        str, "What the sources are: auto, webdataset, clip-retrieval, dynamics, datacomp or parquet.", "--format"
+    ] = "auto"
+    max_rejected: Annotated[
+        float | None, "Stop when a greater share can't be used.  [default: 0.5 of the samples, 0.1 of the embeddings]"
+    ] = None
+    workers: Workers = None
 
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
@@ -58,43 +60,35 @@ class ImportRequest(SourceRequest):
 
 @dataclass(frozen=True)
 class EncoderRequest:
-    """How to load an encoder.
+    """How to load an encoder."""
 
-    Attributes:
-        model: checkpoint: its model's name for open_clip, or local-dir:FOLDER; what the run says by default.
-        pooling: transformers, vision models: cls, mean or pooler.  [default: cls for DINO and ViT, else pooler]
-        precision: auto (bf16 where the device multiplies it natively, else fp32), bf16, fp32 or fp16.
-        backend: Images on a CPU: torch, openvino or auto (OpenVINO where it is installed).
-        device: auto, cpu, cuda (all GPUs), cuda:N.
-    """
-
-    model: str | None = None
-    pooling: str | None = None
-    precision: str = "auto"
-    backend: str = "auto"
-    device: str = "auto"
+    model: Annotated[
+        str | None, "checkpoint: its model's name for open_clip, or local-dir:FOLDER; what the run says by default."
+    ] = None
+    pooling: Annotated[
+        str | None, "transformers, vision models: cls, mean or pooler.  [default: cls for DINO and ViT, else pooler]"
+    ] = None
+    precision: Annotated[str, "auto (bf16 where the device multiplies it, else fp32), bf16, fp32 or fp16."] = "auto"
+    backend: Annotated[str, "Images on a CPU: torch, openvino or auto (OpenVINO where it is installed)."] = "auto"
+    device: Annotated[str, "auto, cpu, cuda (all GPUs), cuda:N."] = "auto"
 
 
 @dataclass(frozen=True)
 class EmbedRequest(EncoderRequest):
-    """Embeddings of images and captions.
+    """Embeddings of images and captions."""
 
-    Attributes:
-        encoder: open_clip:MODEL/PRETRAINED, transformers:NAME_OR_FOLDER, checkpoint:PATH, lite0[:PIXELS] (a small ImageNet network,
-            downloads nothing), or pixels (colours and edges, for tests only).
-        column: What is embedded: image, text or both; or the name of another column, such as dino.
-        of: Of a column of another name: image or text.
-        batch_size: Rows; another number changes the last bits of an embedding.  [default: 256 on a GPU, 64 on a CPU]
-        max_rejected: Stop when more than this share of the samples can't be embedded.
-        workers: Processes that read and decode; one a processor by default.
-    """
-
-    encoder: str = field(kw_only=True)
-    column: str = "image"
-    of: str | None = None
-    batch_size: int | None = None
-    max_rejected: float = MAX_REJECTED
-    workers: int | None = None
+    encoder: Annotated[
+        str,
+        "open_clip:MODEL/PRETRAINED, transformers:NAME_OR_FOLDER, checkpoint:PATH, lite0[:PIXELS] (a small ImageNet "
+        "network, downloads nothing), or pixels (colours and edges, for tests only).",
+    ] = field(kw_only=True)
+    column: Annotated[str, "To embed: image, text or both; or the name of another column, such as dino."] = "image"
+    of: Annotated[str | None, "Of a column of another name: image or text."] = None
+    batch_size: Annotated[
+        int | None, "Rows; another number changes the last bits of an embedding.  [default: 256 on a GPU, 64 on a CPU]"
+    ] = None
+    max_rejected: Annotated[float, "Stop when more than this share of the samples can't be embedded."] = MAX_REJECTED
+    workers: Annotated[int | None, "Processes that read and decode; one a processor by default."] = None
 
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
@@ -103,38 +97,25 @@ class EmbedRequest(EncoderRequest):
 
 @dataclass(frozen=True)
 class ClusterRequest:
-    """A clustering by spherical k-means; or, with `extends`, new samples assigned to the clusters of an older one.
+    """A clustering by spherical k-means; or, with `extends`, new samples assigned to the clusters of an older one."""
 
-    Attributes:
-        k: Number of clusters, before merging. DBP: 500 for 280M samples; DynamiCS: 50,000.
-        merge: Merge centroids whose cosine is at least this. DynamiCS: 0.7.
-        density: Count the samples whose cosine to a centroid is at least this, for plans by `method` density;
-            auto: that which 95 % of the samples have to their own.
-        name: Name of the clustering.
-        column: Embeddings to cluster: image, text, or the name of another column.
-        seed: Decides the sample and the seeding.
-        iterations: Of k-means, at most; it stops early when the mean cosine gains less than 1e-5.
-        points_per_centroid: Rows that k-means is fitted on, per centroid, at most.
-        without: A drop list (of dedup or filter), whose samples take no part; may be given again.
-        extends: Instead of `k`: assign to the centroids of this clustering.
-        max_memory: Refuse what needs more.
-        device: auto, cpu or cuda; the result doesn't depend on it.
-        force: Accept a collapsed clustering, or fewer clusters than asked for.
-    """
-
-    k: int | None = None
-    merge: float | None = None
-    density: float | str | None = None
-    name: str = "main"
-    column: str = "image"
-    seed: int = 0
-    iterations: int = 30
-    points_per_centroid: int = 1000
-    without: Sequence[str] = ()
-    extends: str | None = None
-    max_memory: str = "8GB"
-    device: str = "auto"
-    force: bool = False
+    k: Annotated[int | None, "Number of clusters, before merging. DBP: 500 for 280M samples; DynamiCS: 50,000."] = None
+    merge: Annotated[float | None, "Merge centroids whose cosine is at least this. DynamiCS: 0.7."] = None
+    density: Annotated[
+        float | str | None,
+        "Count the samples whose cosine to a centroid is at least this, for plans by `method` density; auto: that "
+        "which 95 % of the samples have to their own.",
+    ] = None
+    name: Annotated[str, "Name of the clustering."] = "main"
+    column: Annotated[str, "Embeddings to cluster: image, text, or the name of another column."] = "image"
+    seed: Annotated[int, "Decides the sample and the seeding."] = 0
+    iterations: Annotated[int, "Of k-means, at most; it stops early when the mean cosine gains less than 1e-5."] = 30
+    points_per_centroid: Annotated[int, "Rows that k-means is fitted on, per centroid, at most."] = 1000
+    without: Without = ()
+    extends: Annotated[str | None, "Instead of `k`: assign to the centroids of this clustering."] = None
+    max_memory: MaxMemory = "8GB"
+    device: Device = "auto"
+    force: Annotated[bool, "Accept a collapsed clustering, or fewer clusters than asked for."] = False
 
     def __post_init__(self) -> None:
         """Take a density in text as a number; refuse what does nothing with `extends`."""
@@ -152,33 +133,19 @@ class ClusterRequest:
 
 @dataclass(frozen=True)
 class DedupRequest:
-    """A drop list of near-duplicates.
+    """A drop list of near-duplicates."""
 
-    Attributes:
-        epsilon: Duplicates have a cosine above 1 − epsilon; 0: identical embeddings.
-        name: Name of the drop list.
-        clustering: Clustering inside which samples are compared.
-        rule: greedy: a duplicate of a kept one goes; any-earlier: of any earlier one.
-        order: What comes first and is kept: farthest from the centroid, nearest, random, or score.
-        score: With `order` score: which one, highest first.
-        without: A drop list (of dedup or filter), whose samples take no part; may be given again.
-        extends: A dedup of an earlier snapshot: judge new samples only.
-        seed: Decides the random order, and what `suggest` samples.
-        max_memory: Refuse what needs more.
-        device: auto, cpu or cuda; the result doesn't depend on it.
-    """
-
-    epsilon: float | None = None
-    name: str = "duplicates"
-    clustering: str = "main"
-    rule: str = "greedy"
-    order: str = "farthest"
-    score: str | None = None
-    without: Sequence[str] = ()
-    extends: str | None = None
-    seed: int = 0
-    max_memory: str = "4GB"
-    device: str = "auto"
+    epsilon: Annotated[float | None, "Duplicates have a cosine above 1 − epsilon; 0: identical embeddings."] = None
+    name: Annotated[str, "Name of the drop list."] = "duplicates"
+    clustering: Annotated[str, "Clustering inside which samples are compared."] = "main"
+    rule: Annotated[str, "greedy: a duplicate of a kept one goes; any-earlier: of any earlier one."] = "greedy"
+    order: Annotated[str, "First, and kept: farthest from the centroid, nearest, random, or score."] = "farthest"
+    score: Annotated[str | None, "With `order` score: which one, highest first."] = None
+    without: Without = ()
+    extends: Annotated[str | None, "A dedup of an earlier snapshot: judge new samples only."] = None
+    seed: Annotated[int, "Decides the random order, and what `suggest` samples."] = 0
+    max_memory: MaxMemory = "4GB"
+    device: Device = "auto"
 
 
 @dataclass(frozen=True)
@@ -196,43 +163,24 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class FilterRequest:
-    """A drop list of the samples whose score is outside of bounds, or not among the highest or lowest.
+    """A drop list of the samples whose score is outside of bounds, or not among the highest or lowest."""
 
-    Attributes:
-        by: A score (listed above), or a numeric column of the samples or of `file`.
-        minimum: Least score that stays.
-        maximum: Greatest score that stays.
-        keep: Samples of highest score that stay, as a share of the pool.
-        keep_lowest: Samples of lowest score that stay, as a share of the pool.
-        missing: Samples without the score: drop or keep.
-        without: A drop list (of dedup or filter), whose samples take no part; may be given again.
-        name: Name of the drop list.  [default: that of the score]
-        file: .parquet, .tsv or .csv file with the column `by`, and uid, key or image_path.
-        max_rejected: Of `file`: refuse if greater shares of its rows and of the samples don't match.  [default: 0.1]
-        target: normsim: image embeddings (.npy), a clip-retrieval folder, or another catalog.
-        norm: normsim: 2 or inf.  [default: 2]
-        batch_size: cliploss: samples of a batch.  [default: 32768]
-        repetitions: cliploss: batches that a sample is in.  [default: 5]
-        temperature: cliploss.  [default: 0.01]
-        seed: cliploss: decides the batches.  [default: 0]
-    """
-
-    by: str | ScoreRequest
-    minimum: float | None = field(default=None, metadata={OPTION: "min"})
-    maximum: float | None = field(default=None, metadata={OPTION: "max"})
-    keep: float | None = None
-    keep_lowest: float | None = None
-    missing: str = "drop"
-    without: Sequence[str] = ()
-    name: str | None = None
-    file: Path | None = None
-    max_rejected: float | None = None
-    target: Path | None = None
-    norm: str | None = None
-    batch_size: int | None = None
-    repetitions: int | None = None
-    temperature: float | None = None
-    seed: int | None = None
+    by: Annotated[str | ScoreRequest, "A score (listed above), or a numeric column of the samples or of `file`."]
+    minimum: Annotated[float | None, "Least score that stays.", "--min"] = None
+    maximum: Annotated[float | None, "Greatest score that stays.", "--max"] = None
+    keep: Annotated[float | None, "Samples of highest score that stay, as a share of the pool."] = None
+    keep_lowest: Annotated[float | None, "Samples of lowest score that stay, as a share of the pool."] = None
+    missing: Annotated[str, "Samples without the score: drop or keep."] = "drop"
+    without: Without = ()
+    name: Annotated[str | None, "Name of the drop list.  [default: that of the score]"] = None
+    file: Annotated[Path | None, ".parquet, .tsv or .csv file with the column `by`, and uid, key or image_path."] = None
+    max_rejected: UnmatchedRows = None
+    target: Annotated[Path | None, "normsim: image embeddings (.npy), clip-retrieval folder, or catalog."] = None
+    norm: Annotated[str | None, "normsim: 2 or inf.  [default: 2]"] = None
+    batch_size: Annotated[int | None, "cliploss: samples of a batch.  [default: 32768]"] = None
+    repetitions: Annotated[int | None, "cliploss: batches that a sample is in.  [default: 5]"] = None
+    temperature: Annotated[float | None, "cliploss.  [default: 0.01]"] = None
+    seed: Annotated[int | None, "cliploss: decides the batches.  [default: 0]"] = None
 
     @property
     def score(self) -> ScoreRequest:
@@ -247,33 +195,22 @@ class FilterRequest:
 
 @dataclass(frozen=True)
 class GroupRequest:
-    """A grouping in place of clusters: by a column, or by the rarest entry of a list in each caption.
+    """A grouping in place of clusters: by a column, or by the rarest entry of a list in each caption."""
 
-    Attributes:
-        by: Column of text, whole numbers or booleans; "shard" is one.
-        file: A .parquet, .tsv or .csv that has the column, and uid, key or image_path.
-        max_rejected: Of `file`: refuse if greater shares of its rows and of the samples don't match.  [default: 0.1]
-        entries: In place of `by`: a list of words and phrases, one a line; a sample's group is the rarest one in its caption.
-        ignore_case: Of `entries`: compare in lower case.
-        name: Name of the grouping.  [default: the column's, or entries]
-        missing: Samples without a value or an entry: leave-out (no plan draws them) or own-group.
-        max_misses: Of `entries`: refuse if a greater share of samples has no entry.  [default: 0.5]
-        allow_misses: Of `entries`: accept any share of samples without an entry.
-        without: A drop list (of dedup or filter), whose samples take no part; may be given again.
-        workers: Of `entries`: processes; one a processor by default.
-    """
-
-    by: str | None = None
-    file: Path | None = None
-    max_rejected: float | None = None
-    entries: Path | None = None
-    ignore_case: bool = False
-    name: str | None = None
-    missing: str = "leave-out"
-    max_misses: float | None = None
-    allow_misses: bool = False
-    without: Sequence[str] = ()
-    workers: int | None = None
+    by: Annotated[str | None, 'Column of text, whole numbers or booleans; "shard" is one.'] = None
+    file: Annotated[Path | None, "A .parquet, .tsv or .csv that has the column, and uid, key or image_path."] = None
+    max_rejected: UnmatchedRows = None
+    entries: Annotated[
+        Path | None,
+        "In place of `by`: a list of words and phrases, one a line; a sample's group is the rarest in its caption.",
+    ] = None
+    ignore_case: Annotated[bool, "Of `entries`: compare in lower case."] = False
+    name: Annotated[str | None, "Name of the grouping.  [default: the column's, or entries]"] = None
+    missing: Annotated[str, "Samples without value or entry: leave-out (never drawn) or own-group."] = "leave-out"
+    max_misses: Annotated[float | None, "Of `entries`: refuse if a greater share has no entry.  [default: 0.5]"] = None
+    allow_misses: Annotated[bool, "Of `entries`: accept any share of samples without an entry."] = False
+    without: Without = ()
+    workers: Annotated[int | None, "Of `entries`: processes; one a processor by default."] = None
 
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
@@ -290,67 +227,46 @@ class GroupRequest:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """Settings of a plan. None means the method's own default.
+    """Settings of a plan. None means the method's own default."""
 
-    Attributes:
-        method: One of those above.
-        keep: Budget, as a share of the pool: all imported samples that are not removed, dropped ones included.
-        budget: Budget, in samples: per epoch, or in all if static.
-        per_cluster: cap, flat: at most this number of samples of each cluster.
-        clustering: Name of the clustering, or grouping.  [default: main]
-        without: A drop list (of dedup or filter), whose samples take no part; may be given again.
-        alpha: dynamics: quota in proportion to size^alpha.  [default: 0.2]
-        alpha_end: dynamics: alpha after `anneal_epochs`; linear until then.
-        anneal_epochs: See `alpha_end`.
-        temperature: dbp: of the softmax over complexity.  [default: 0.1]
-        neighbours: dbp: number of nearest other centroids that d_inter is taken over.  [default: 20]
-        options: An option of a method of your own; may be given again.
-        final_options: As `alpha_end`, for any option of a method; may be given again.
-        max_repeats: Copies of a sample per epoch, at most (1 to 255).
-        min_per_cluster: Least quota of a cluster.  [default: 1 for dbp, else 0]
-        class_balance: Raises that to this share of budget / clusters (ssp, dbp).
-        pick: Members first: random, hardest, easiest, highest, lowest (score).
-        score: Score of the picks highest and lowest.  [default: clip-score]
-        dynamic: Draw again in each epoch, or once.
-        draw: stream (exact counts) or bernoulli.  [default: stream]
-        seed: Decides the draw.
-        rates: Method rates: .json {key: rate} or .parquet of rates.
-        rate_column: Column of the .parquet of rates.  [default: rate]
-        missing_rate: Rate of samples that the file of rates does not name; without it, an error.
-        max_rejected: Method rates: refuse if greater shares of its rows and of the samples do not match.  [default: 0.1]
-        entries: Method text-balance: a list of entries, balanced as in MetaCLIP.
-        per_entry: Method text-balance: t, samples per entry. MetaCLIP: 20000.
-        ignore_case: Method text-balance: compare in lower case.
-    """
-
-    method: str = ""
-    keep: float | None = None
-    budget: int | None = None
-    per_cluster: int | None = None
-    clustering: str | None = None
-    without: Sequence[str] = ()
-    alpha: float | None = None
-    alpha_end: float | None = None
-    anneal_epochs: int | None = None
-    temperature: float | None = None
-    neighbours: int | None = None
-    options: Mapping[str, float] = field(default_factory=dict, metadata={OPTION: "option"})
-    final_options: Mapping[str, float] = field(default_factory=dict, metadata={OPTION: "final-option"})
-    max_repeats: int = 1
-    min_per_cluster: int | None = None
-    class_balance: float | None = None
-    pick: str | None = None
-    score: str | ScoreRequest | None = None
-    dynamic: bool | None = field(default=None, metadata={OPTION: "dynamic/static"})
-    draw: str | None = None
-    seed: int = 0
-    rates: Path | None = None
-    rate_column: str | None = None
-    missing_rate: float | None = None
-    max_rejected: float | None = None
-    entries: Path | None = None
-    per_entry: int | None = None
-    ignore_case: bool = False
+    method: Annotated[str, "One of those above."] = ""
+    keep: Annotated[
+        float | None,
+        "Budget, as a share of the pool: all imported samples that are not removed, dropped ones included.",
+    ] = None
+    budget: Annotated[int | None, "Budget, in samples: per epoch, or in all if static."] = None
+    per_cluster: Annotated[int | None, "cap, flat: at most this number of samples of each cluster."] = None
+    clustering: Annotated[str | None, "Name of the clustering, or grouping.  [default: main]"] = None
+    without: Without = ()
+    alpha: Annotated[float | None, "dynamics: quota in proportion to size^alpha.  [default: 0.2]"] = None
+    alpha_end: Annotated[float | None, "dynamics: alpha after `anneal_epochs`; linear until then."] = None
+    anneal_epochs: Annotated[int | None, "See `alpha_end`."] = None
+    temperature: Annotated[float | None, "dbp: of the softmax over complexity.  [default: 0.1]"] = None
+    neighbours: Annotated[int | None, "dbp: nearest other centroids that d_inter is taken over.  [default: 20]"] = None
+    options: Annotated[Mapping[str, float], "An option of a method of your own; may be given again.", "--option"] = (
+        field(default_factory=dict)
+    )
+    final_options: Annotated[
+        Mapping[str, float], "As `alpha_end`, for any option of a method; may be given again.", "--final-option"
+    ] = field(default_factory=dict)
+    max_repeats: Annotated[int, "Copies of a sample per epoch, at most (1 to 255)."] = 1
+    min_per_cluster: Annotated[int | None, "Least quota of a cluster.  [default: 1 for dbp, else 0]"] = None
+    class_balance: Annotated[float | None, "Raises that to this share of budget / clusters (ssp, dbp)."] = None
+    pick: Annotated[str | None, "Members first: random, hardest, easiest, highest, lowest (score)."] = None
+    score: Annotated[str | ScoreRequest | None, "Score of the picks highest and lowest.  [default: clip-score]"] = None
+    dynamic: Annotated[bool | None, "Draw again in each epoch, or once.", "--dynamic/--static"] = None
+    draw: Annotated[str | None, "stream (exact counts) or bernoulli.  [default: stream]"] = None
+    seed: Annotated[int, "Decides the draw."] = 0
+    rates: Annotated[Path | None, "Method rates: .json {key: rate} or .parquet of rates."] = None
+    rate_column: Annotated[str | None, "Column of the .parquet of rates.  [default: rate]"] = None
+    missing_rate: Annotated[float | None, "Rate of samples that the file does not name; without it, an error."] = None
+    max_rejected: Annotated[
+        float | None,
+        "Method rates: refuse if greater shares of its rows and of the samples don't match.  [default: 0.1]",
+    ] = None
+    entries: Annotated[Path | None, "Method text-balance: a list of entries, balanced as in MetaCLIP."] = None
+    per_entry: Annotated[int | None, "Method text-balance: t, samples per entry. MetaCLIP: 20000."] = None
+    ignore_case: Annotated[bool, "Method text-balance: compare in lower case."] = False
 
     def __post_init__(self) -> None:
         """Set the method that the given file implies."""
@@ -361,17 +277,11 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class ShardsRequest:
-    """New shards of an epoch.
+    """New shards of an epoch."""
 
-    Attributes:
-        shard_samples: Shards: samples of each new one, at most; all have that many, or up to a few less.
-        workers: Shards: processes; one a processor by default.
-        max_rejected: Shards: share of the samples that may be left out because they can't be read.
-    """
-
-    shard_samples: int = 10_000
-    workers: int | None = None
-    max_rejected: float = 0.01
+    shard_samples: Annotated[int, "Shards: samples of each new one, or up to a few less."] = 10_000
+    workers: Annotated[int | None, "Shards: processes; one a processor by default."] = None
+    max_rejected: Annotated[float, "Shards: share of unreadable samples that may be left out."] = 0.01
 
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
@@ -382,39 +292,22 @@ class ShardsRequest:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """A training; None leaves it to the recipe, to the run that is resumed, or to the default.
+    """A training; None leaves it to the recipe, to the run that is resumed, or to the default."""
 
-    Attributes:
-        epochs: Of the plan.
-        samples_seen: In place of epochs.
-        checkpoint_every: Batches, at most.  [default: a twentieth of all, at most 1000 steps]
-        resume: Go on after the last checkpoint, if there is one.
-        seed: Of order, augmentations and weights.  [default: the plan's]
-        lanes: Places of the pool that a batch is taken from.  [default: about 64]
-        block: Samples of a lane that are shuffled together.
-        compose: shuffle, spread or diverse.  [default: shuffle]
-        check: Of the shards, before starting: none, size or index.
-        damaged: Tars that are missing, changed or fail: error or replace.
-        max_replaced: Share of samples that may be replaced.
-        cache: Folder for what is fetched from remote shards.
-        cache_size: Bound of the cache.
-        record: Folder for a record of the rows and pixels of each batch.
-    """
-
-    epochs: int | None = None
-    samples_seen: int | None = None
-    checkpoint_every: int | None = None
-    resume: bool = False
-    seed: int | None = None
-    lanes: int | None = None
-    block: int | None = None
-    compose: str | None = None
-    check: str = "size"
-    damaged: str = "error"
-    max_replaced: float = 0.01
-    cache: Path | None = None
-    cache_size: str = "32GB"
-    record: Path | None = None
+    epochs: Annotated[int | None, "Of the plan."] = None
+    samples_seen: Annotated[int | None, "In place of epochs."] = None
+    checkpoint_every: Annotated[int | None, "Batches, at most.  [default: a twentieth, at most 1000 steps]"] = None
+    resume: Annotated[bool, "Go on after the last checkpoint, if there is one."] = False
+    seed: Annotated[int | None, "Of order, augmentations and weights.  [default: the plan's]"] = None
+    lanes: Annotated[int | None, "Places of the pool that a batch is taken from.  [default: about 64]"] = None
+    block: Annotated[int | None, "Samples of a lane that are shuffled together."] = None
+    compose: Annotated[str | None, "shuffle, spread or diverse.  [default: shuffle]"] = None
+    check: Annotated[str, "Of the shards, before starting: none, size or index."] = "size"
+    damaged: Annotated[str, "Tars that are missing, changed or fail: error or replace."] = "error"
+    max_replaced: Annotated[float, "Share of samples that may be replaced."] = 0.01
+    cache: Annotated[Path | None, "Folder for what is fetched from remote shards."] = None
+    cache_size: Annotated[str, "Bound of the cache."] = "32GB"
+    record: Annotated[Path | None, "Folder for a record of the rows and pixels of each batch."] = None
 
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
@@ -423,37 +316,21 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """An evaluation of a checkpoint.
+    """An evaluation of a checkpoint."""
 
-    Attributes:
-        model: open_clip's name, or local-dir:FOLDER.  [default: the run's]
-        classes: Names of the classes, one a line.  [default: the set's]
-        templates: Prompts with {c}, one a line.  [default: the set's, else OpenAI's 80]
-        train_counts: CSV, TSV or JSON: how often each class was trained on.
-        pool: A catalog, in whose captions to count the classes instead.
-        groups: Head, medium, few: thirds, or bounds such as 100,20 (head above 100, few below 20).
-        batch_size: Images, or fewer at the end of a shard.
-        workers: Processes that decode; one a processor by default.
-        device: auto, cpu, cuda, ….
-        precision: fp32 or bf16.
-        bootstrap: Replicates, for the intervals.
-        seed: Of the bootstrap.
-        max_rejected: Stop when a greater share of a set's samples can't be read.
-    """
-
-    model: str | None = None
-    classes: Path | None = None
-    templates: Path | None = None
-    train_counts: Path | None = None
-    pool: Path | None = None
-    groups: str = "thirds"
-    batch_size: int = 256
-    workers: int | None = None
-    device: str = "auto"
-    precision: str = "fp32"
-    bootstrap: int = 1000
-    seed: int = 0
-    max_rejected: float = MAX_REJECTED
+    model: Annotated[str | None, "open_clip's name, or local-dir:FOLDER.  [default: the run's]"] = None
+    classes: Annotated[Path | None, "Names of the classes, one a line.  [default: the set's]"] = None
+    templates: Annotated[Path | None, "Prompts with {c}, one a line.  [default: the set's, else OpenAI's 80]"] = None
+    train_counts: Annotated[Path | None, "CSV, TSV or JSON: how often each class was trained on."] = None
+    pool: Annotated[Path | None, "A catalog, in whose captions to count the classes instead."] = None
+    groups: Annotated[str, "Of classes: thirds, or bounds such as 100,20 (head above 100, few below 20)."] = "thirds"
+    batch_size: Annotated[int, "Images, or fewer at the end of a shard."] = 256
+    workers: Annotated[int | None, "Processes that decode; one a processor by default."] = None
+    device: Annotated[str, "auto, cpu, cuda, …."] = "auto"
+    precision: Annotated[str, "fp32 or bf16."] = "fp32"
+    bootstrap: Annotated[int, "Replicates, for the intervals."] = 1000
+    seed: Annotated[int, "Of the bootstrap."] = 0
+    max_rejected: Annotated[float, "Stop when a greater share of a set's samples can't be read."] = MAX_REJECTED
 
     def __post_init__(self) -> None:
         """Refuse values out of bounds."""
@@ -502,3 +379,17 @@ def bytes_of(parameter: str, text: str) -> int:
     if not 0 < size < math.inf:
         raise UserError(f"`{parameter}` {text!r}: give a number above 0 and one of {', '.join(UNITS)}, such as 8GB")
     return int(size)
+
+
+def numbers_of(parameter: str, texts: Sequence[str]) -> dict[str, float]:
+    """Return texts NAME=VALUE as names and numbers; a UserError names the parameter."""
+    pairs: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name in pairs:
+            raise UserError(f"`{parameter}` {name} is given twice: give it once")
+        try:
+            pairs[name] = float(value)
+        except ValueError as error:
+            raise UserError(f"`{parameter}` {text!r}: give NAME=VALUE, with a number as value") from error
+    return pairs

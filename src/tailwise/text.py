@@ -62,6 +62,11 @@ def spreadsheet_cell(text: str) -> str:
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
 
 
+def dashed(name: str) -> str:
+    """Return the option of the command line that a parameter is: --batch-size for batch_size."""
+    return f"--{name.replace('_', '-')}"
+
+
 def option_words(options: Mapping[str, Any]) -> list[str]:
     """Return options as words of a command line, their names with dashes: {"aug_cfg": {"scale": (0.4, 1)}, "local-loss": True}.
 
@@ -71,7 +76,7 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
     for name, value in options.items():
         if value is None or value is False:
             continue
-        words.append(f"--{name.replace('_', '-')}")
+        words.append(dashed(name))
         if isinstance(value, Mapping):
             words += [f"{key}={tuple(item) if isinstance(item, list) else item}" for key, item in value.items()]
         elif isinstance(value, list | tuple):

@@ -7,7 +7,7 @@ import pytest
 from tailwise.catalog import Catalog
 from tailwise.catalog.kinds import KINDS, MADE_BY, WITHOUT, named_inputs
 from tailwise.catalog.layout import MANIFEST
-from tailwise.cli.requests import step_commands
+from tailwise.cli.run import step_commands
 from tailwise.errors import UserError
 from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import STEPS, Step

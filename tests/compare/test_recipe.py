@@ -5,7 +5,7 @@ import yaml
 from typer.testing import CliRunner
 
 from tailwise.cli import app
-from tailwise.cli.requests import step_commands
+from tailwise.cli.run import step_commands
 from tailwise.compare.recipe import FOLDER, choose, load_compare_recipe
 from tailwise.compare.study import Run, Study
 from tailwise.errors import UserError

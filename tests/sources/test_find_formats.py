@@ -59,9 +59,11 @@ def make_dynamics(make_partition):
 
 def test_the_help_names_all_formats():
     for name in ("auto", *SOURCES):
-        assert re.search(rf"\b{name}\b", ImportRequest.__doc__)
-    for name in (*EMBEDDINGS, *MODALITIES):
-        assert re.search(rf"\b{name}\b", SourceRequest.__doc__)
+        assert re.search(rf"\b{name}\b", ImportRequest.__annotations__["format_name"])
+    for name in EMBEDDINGS:
+        assert re.search(rf"\b{name}\b", SourceRequest.__annotations__["embedding"])
+    for name in MODALITIES:
+        assert re.search(rf"\b{name}\b", SourceRequest.__annotations__["column"])
 
 
 @pytest.mark.parametrize("place", ["", "metadata", "metadata/small", "metadata/xlarge/0001"])

@@ -14,6 +14,7 @@ from tailwise.cli.printing import say
 from tailwise.errors import UserError
 from tailwise.log import is_quiet
 from tailwise.spelling import OLD_COMMANDS, new_spelling
+from tailwise.text import dashed
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -26,7 +27,7 @@ _ELSEWHERE = {
     "cache_folder": "--cache",
     "max_memory_bytes": "--max-memory",
     "set": "--set",
-    **{name: f"--{name.replace('_', '-')}" for name in ("static", "accum_freq", "dist_url", "logs", "warmup")},
+    **{name: dashed(name) for name in ("static", "accum_freq", "dist_url", "logs", "warmup")},
 }
 
 
@@ -100,12 +101,9 @@ def say_note(text: str) -> None:
 CatalogPath = Annotated[Path, typer.Argument(metavar="CATALOG", help="Folder of the catalog.")]
 PlanName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one a processor by default.", show_default=False)]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one a processor by default.")]
 AllowCode = Annotated[
-    bool,
-    typer.Option(
-        "--allow-code", help="Let the recipe run code and commands of its own. Read it first.", show_default=False
-    ),
+    bool, typer.Option("--allow-code", help="Let the recipe run code and commands of its own. Read it first.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")]
 

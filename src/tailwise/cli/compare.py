@@ -9,7 +9,7 @@ import typer
 
 from tailwise.cli.app import AllowCode, AsJson, app, with_progress
 from tailwise.cli.printing import say
-from tailwise.cli.requests import step_commands
+from tailwise.cli.run import step_commands
 from tailwise.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,16 +20,13 @@ if TYPE_CHECKING:
 def compare(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A .yaml file, or a name: demo, tinyimagenet-lt.")],
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; KEY with dots.", show_default=False),
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; KEY with dots.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for all that comes of it.  [default: compare-NAME]", show_default=False)
+        Path | None, typer.Option(help="Folder for all that comes of it.  [default: compare-NAME]")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="ROW", help="Run these rows only.")] = None,
-    seeds: Annotated[
-        str | None, typer.Option(metavar="0,1", help="Run these of the recipe's seeds only.", show_default=False)
-    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1", help="Run these of the recipe's seeds only.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the runs, which are done, and the time they take.")
     ] = False,

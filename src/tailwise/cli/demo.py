@@ -22,18 +22,13 @@ def demo(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(help="A new folder for all files.  [default: demo; with a POOL, demo-pool]", show_default=False),
+        Path | None, typer.Option(help="A new folder for all files.  [default: demo; with a POOL, demo-pool]")
     ] = None,
     samples: Annotated[
-        int | None,
-        typer.Option(min=1000, help="Samples of your pool to use at most.  [default: 20000]", show_default=False),
+        int | None, typer.Option(min=1000, help="Samples of your pool to use at most.  [default: 20000]")
     ] = None,
     images: Annotated[
-        int | None,
-        typer.Option(
-            min=1000, help="Images of the drawn pool, before near-duplicates.  [default: 6400]", show_default=False
-        ),
+        int | None, typer.Option(min=1000, help="Images of the drawn pool, before near-duplicates.  [default: 6400]")
     ] = None,
 ) -> None:
     """Run the whole way on a small pool: import, embed, dedup, cluster, plan, train with open_clip, evaluate.

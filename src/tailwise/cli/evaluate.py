@@ -26,7 +26,7 @@ def evaluate(
     data: Annotated[list[str], typer.Option(help="A set to evaluate on: folder, tars or URL; may be given again.")],
     request: EvaluateRequest,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for summary.json, classes-SET.csv, curve-SET.svg.", show_default=False)
+        Path | None, typer.Option(help="Folder for summary.json, classes-SET.csv, curve-SET.svg.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another evaluation in --output.")] = False,
     as_json: AsJson = False,

@@ -14,10 +14,7 @@ from tailwise.cli.requests import takes
 from tailwise.errors import UserError
 from tailwise.requests import ShardsRequest
 
-Epoch = Annotated[
-    int | None,
-    typer.Option(min=0, help="Which epoch, from 0; needed where epochs differ.", show_default=False),
-]
+Epoch = Annotated[int | None, typer.Option(min=0, help="Which epoch, from 0; needed where epochs differ.")]
 
 
 @app.command()
@@ -44,9 +41,7 @@ def export(
     catalog: CatalogPath,
     name: PlanName,
     to: Annotated[str, typer.Option(help="datacomp, rates-json, keys, parquet or shards.")],
-    output: Annotated[
-        Path | None, typer.Option(help="File to write; a folder for shards.  [required]", show_default=False)
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write; a folder for shards.  [required]")] = None,
     place: Annotated[Path | None, typer.Argument(hidden=True)] = None,
     epoch: Epoch = None,
     overwrite: Overwrite = False,

@@ -36,7 +36,7 @@ def plan(
     name: PlanName,
     request: PlanRequest,
     methods: Annotated[
-        Path | None, typer.Option(help="A .py file that registers methods of your own; it is run.", show_default=False)
+        Path | None, typer.Option(help="A .py file that registers methods of your own; it is run.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -139,9 +139,7 @@ def explain(
     name: PlanName,
     epochs: Annotated[int, typer.Option(min=1, help="How many epochs to look ahead.")] = 10,
     by_cluster: Annotated[bool, typer.Option("--by-cluster", help="List every cluster.")] = False,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.svg", help="Draw clusters and coverage.", show_default=False)
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw clusters and coverage.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --plot if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -69,10 +69,7 @@ def excluded(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(
-            help="Of PLAN: list what the first N epochs leave out.  [default: what every epoch does]",
-            show_default=False,
-        ),
+        typer.Option(help="Of PLAN: list what the first N epochs leave out.  [default: what every epoch does]"),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -112,10 +109,7 @@ def excluded(
 def why(
     catalog: CatalogPath,
     key: Annotated[str, typer.Argument(metavar="KEY", help="Key or uid of a sample.")],
-    plan: Annotated[
-        list[str] | None,
-        typer.Option(help="Report this plan only; may be given again.", show_default=False),
-    ] = None,
+    plan: Annotated[list[str] | None, typer.Option(help="Report this plan only; may be given again.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the history of one sample: its place, its clusters, what dropped it, and the epochs in which each plan draws it.

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer.models import ArgumentInfo
 
 from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options
 from tailwise.cli.printing import say
-from tailwise.cli.requests import step_commands
+from tailwise.cli.requests import plain_type
 from tailwise.errors import UserError
+
+if TYPE_CHECKING:
+    from tailwise.pipeline.steps import Command
+
+
+def step_commands() -> dict[str, Command]:
+    """Return the commands that steps of recipes can be, by the signatures that Typer parses."""
+    from pydantic import Field
+
+    from tailwise.pipeline.steps import STEPS, Command, Option
+
+    calls: Any = {
+        item.name or getattr(item.callback, "__name__", ""): item.callback for item in app.registered_commands
+    }
+    commands = {}
+    for command in STEPS:
+        options: dict[str, Option] = {}
+        for item in inspect.signature(calls[command], eval_str=True).parameters.values():
+            hint, shown = get_args(item.annotation)
+            kind, spelt = plain_type(hint), shown.default  # the first argument of typer.Option
+            names = (spelt if isinstance(spelt, str) else item.name).replace("_", "-").replace("--", "").split("/")
+            bounded = kind if shown.min is None else Annotated[kind, Field(ge=shown.min)]
+            argument = isinstance(shown, ArgumentInfo)
+            options |= dict.fromkeys(names, Option(item.name, names, bounded, item.default, argument))
+        commands[command] = Command(options, getattr(calls[command], "ready", partial(partial, calls[command])))
+    return commands
 
 
 @app.command()
@@ -21,12 +50,9 @@ def run(
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="[SOURCE...] [CATALOG]", help="In place of the recipe's own.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for exports.  [default: the recipe's]", show_default=False)
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for exports.  [default: the recipe's]")] = None,
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="STEP.OPTION=VALUE", help="Change an option of a step.", show_default=False),
+        list[str] | None, typer.Option("--set", metavar="STEP.OPTION=VALUE", help="Change an option of a step.")
     ] = None,
     workers: Workers = None,
     dry_run: Annotated[

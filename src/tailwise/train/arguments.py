@@ -13,7 +13,7 @@ from typing import Any
 
 from tailwise.catalog.files import digest
 from tailwise.errors import UserError
-from tailwise.text import option_words
+from tailwise.text import dashed, option_words
 
 LOCAL_MODEL = "local-dir:"
 ALLOW_CODE = "read it, and give --allow-code if you trust it"
@@ -104,7 +104,7 @@ def parse(argv: Sequence[str], parse_args: Callable[[list[str]], Any]) -> argpar
 
 def deciding(parsed: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments that decide a training, {"--name": JSON value}; a local model by its configuration, not by its path."""
-    values = {f"--{name.replace('_', '-')}": value for name, value in vars(parsed).items() if name not in FREE}
+    values = {dashed(name): value for name, value in vars(parsed).items() if name not in FREE}
     values["--model"] = _model(parsed.model)
     values["--pretrained"] = parsed.pretrained or None
     decided: dict[str, Any] = json.loads(json.dumps(values, default=str))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tailwise.errors import UserError
 from tailwise.extras import install_command
+from tailwise.text import dashed
 
 KNOWN = "3.0.0 to 3.3.0"
 
@@ -80,7 +81,7 @@ def find_trainer() -> Trainer:
     moved = [f"open_clip_train.{hook.module}.{hook.name}" for hook in HOOKS if not _as_expected(hook, modules)]
     if not moved:
         parsed = parse_args([])
-        moved = [f"argument --{name.replace('_', '-')}" for name in ARGUMENTS if not hasattr(parsed, name)]
+        moved = [f"argument {dashed(name)}" for name in ARGUMENTS if not hasattr(parsed, name)]
         forms = [form for line, form in BATCH_FORMS.items() if line in _source(main.train_one_epoch)]
         if not forms:
             moved.append("the batch that open_clip_train.main.train_one_epoch takes")
