@@ -62,15 +62,15 @@ def main() -> None:
         run("made-up", [str(make_metadata(Path(folder) / "metadata", rows))], Path(folder) / "made", 2000, 500, True)
 
 
-def make_metadata(folder: Path, rows: int) -> Path:
+def make_metadata(folder: Path, rows: int, dimension: int = DIMENSION, file_rows: int = FILE_ROWS) -> Path:
     random = np.random.default_rng(0)
-    centres = random.normal(size=(rows // 400, DIMENSION)).astype(np.float32)
+    centres = random.normal(size=(rows // 400, dimension)).astype(np.float32)
     folder.mkdir()
-    for number, first in enumerate(range(0, rows, FILE_ROWS)):
-        count = min(FILE_ROWS, rows - first)
-        image = centres[random.integers(0, len(centres), count)] + 0.7 * random.normal(size=(count, DIMENSION))
+    for number, first in enumerate(range(0, rows, file_rows)):
+        count = min(file_rows, rows - first)
+        image = centres[random.integers(0, len(centres), count)] + 0.7 * random.normal(size=(count, dimension))
         copies = random.integers(0, count, count // 10)
-        image[copies] = image[(copies + 1) % count] + 0.05 * random.normal(size=(len(copies), DIMENSION))
+        image[copies] = image[(copies + 1) % count] + 0.05 * random.normal(size=(len(copies), dimension))
         text = image + random.normal(size=image.shape)
         unit = [(each / np.linalg.norm(each, axis=1, keepdims=True)).astype(np.float16) for each in (image, text)]
         np.savez(folder / f"{number:04d}.npz", l14_img=unit[0], l14_txt=unit[1])

@@ -6,6 +6,7 @@ from itertools import count
 import pytest
 
 from tailwise.context import Context
+from tailwise.errors import UserError
 from tailwise.execution.base import Executor, Worker
 
 
@@ -34,7 +35,10 @@ class ShakyExecutor(Executor):
         for number, batch in reversed(list(enumerate(batches))):
             for _ in range(1 + (next(self._runs) % 3 == 0)):
                 sent, items = pickle.loads(pickle.dumps((calls, batch)))
-                results[number] = pickle.loads(pickle.dumps(sent(items, Forgetful())))
+                try:
+                    results[number] = pickle.loads(pickle.dumps(sent(items, Forgetful())))
+                except UserError as error:
+                    raise pickle.loads(pickle.dumps(error)) from None
         yield from (results[number] for number in sorted(results))
 
 

@@ -6,11 +6,16 @@ import pytest
 
 from tailwise.catalog import Catalog
 from tailwise.context import Context
-from tailwise.requests import ClusterRequest, DedupRequest, ScoreRequest
+from tailwise.export import export, export_figures
+from tailwise.plan.plan import Plan
+from tailwise.requests import ClusterRequest, DedupRequest, PlanRequest, ScoreRequest, ShardsRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.dedup.members import Layout
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.scores import score_parts
+from tailwise.steps.upkeep.remove import remove
 
 CLUSTERINGS = {
     "whole": ClusterRequest(k=12, density="auto"),
@@ -53,3 +58,55 @@ def test_scores_are_the_same(small_catalog, other, tree_bytes, shaky, name):
     for catalog, context in ((small_catalog, Context()), (other, shaky)):
         list(score_parts(catalog, catalog.snapshot(), ScoreRequest(name, options), context))
     assert tree_bytes(small_catalog.folder / "scores") == tree_bytes(other.folder / "scores")
+
+
+@pytest.mark.parametrize("draw", ["stream", "bernoulli"])
+@pytest.mark.parametrize("name", ["parquet", "keys", "rates-json"])
+def test_draws_and_exports_are_the_same(small_catalog, other, tree_bytes, shaky, tmp_path, draw, name):
+    for catalog in (small_catalog, other):
+        make_plan(catalog, "p", PlanRequest("random", keep=1.3, max_repeats=2, draw=draw))
+    for epoch in (3, 5):  # the second from the slots that the first keeps
+        export(Plan(small_catalog, "p"), name, tmp_path / f"{epoch}", epoch=epoch)
+        export(Plan(other, "p"), name, tmp_path / f"{epoch} shaky", epoch=epoch, context=shaky)
+        assert (tmp_path / f"{epoch} shaky").read_bytes() == (tmp_path / f"{epoch}").read_bytes()
+    plans = [catalog.plan_folder("p") for catalog in (small_catalog, other)]
+    assert tree_bytes(plans[0]) == tree_bytes(plans[1])
+    figures = [export_figures(Plan(small_catalog, "p"), name, 3, context) for context in (None, shaky)]
+    assert figures[0] == figures[1]
+
+
+@pytest.fixture
+def tars(tmp_path, make_tar, make_image):
+    """A catalog of tars in several parts; samples have uids of their own."""
+    for shard in range(4):
+        members = []
+        for at in range(5):
+            key = f"{shard}{at}"
+            members += [(f"{key}.jpg", make_image(at)), (f"{key}.txt", key.encode())]
+            members.append((f"{key}.json", f'{{"uid": "{int(key):032x}"}}'.encode()))
+        make_tar(tmp_path / "pool" / f"{shard:05d}.tar", members)
+    return import_pool(tmp_path / "pool", tmp_path / "catalog", workers=1, part_rows=7).catalog
+
+
+@pytest.mark.parametrize("name", ["datacomp", "shards"])
+def test_exports_of_tars_are_the_same(tars, tree_bytes, shaky, tmp_path, name):
+    plan = make_plan(tars, "p", PlanRequest("random", keep=1.3, max_repeats=2))
+    for folder, context in (("plain", Context()), ("shaky", shaky)):
+        (tmp_path / folder).mkdir()
+        sharding = ShardsRequest(shard_samples=9, workers=1) if name == "shards" else None
+        export(plan, name, tmp_path / folder / "out", epoch=2, sharding=sharding, context=context)
+    assert tree_bytes(tmp_path / "plain") == tree_bytes(tmp_path / "shaky")
+
+
+def test_an_export_is_written_again_after_a_removal(tars, tmp_path, shaky):
+    """The error of a task comes through pickle."""
+    plan = make_plan(tars, "p", PlanRequest("random", keep=1.0))
+    (tmp_path / "keys.txt").write_text("11\n")
+
+    def removing(items, *_):
+        remove(tars, tmp_path / "keys.txt")
+        return items
+
+    made = export(plan, "keys", tmp_path / "out.txt", context=Context(removing, shaky.executor))
+    assert made == 19
+    assert "11" not in (tmp_path / "out.txt").read_text().splitlines()

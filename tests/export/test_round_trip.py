@@ -17,8 +17,8 @@ from PIL import Image
 from tailwise.catalog import Catalog
 from tailwise.context import Context
 from tailwise.export import export
-from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
-from tailwise.export.drawn import drawn_parts
+from tailwise.export.datacomp import drawn_uids, sorted_uids, write_subset
+from tailwise.export.drawn import map_drawn
 from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.importing.pool import import_pool
@@ -181,12 +181,8 @@ def test_datacomp_subset_as_datacomps_resharder_read_it(repeating, tmp_path):
     Run once (webdataset 0.2.31, NumPy 1.23.4, as its requirements pin): `resharder.py -i POOL -o OUTPUT -s SUBSET -j 2`, where SUBSET is
     the file that this test exports, and POOL an export to shards of all 600 samples. It wrote 480 samples as UID-0, UID-1, …
     """
-    parts = drawn_parts(
-        repeating, 2, ["uid"], Context()
-    )  # the uids of this pool are hashes, which only its export to shards holds
-    write_subset(
-        sorted_uids([repeated_uids(part.samples["uid"], part.copies) for part in parts]), tmp_path / "subset.npy"
-    )
+    # The uids of this pool are hashes, which only its export to shards holds.
+    write_subset(sorted_uids([*map_drawn(repeating, 2, drawn_uids, Context())]), tmp_path / "subset.npy")
     golden = json.loads(GOLDEN.read_text())
     assert hashlib.sha256((tmp_path / "subset.npy").read_bytes()).hexdigest() == golden["file_sha256"]
     read = {uid: int(copies) for copies, uids in golden["uids_by_copies"].items() for uid in uids}

@@ -82,10 +82,10 @@ def _export(
     from tailwise.export.shards import REJECTED, left_out
     from tailwise.steps.planning.unused_lists import unused_by_plan
 
-    made = open_plan(catalog, name)
-    written = run(made, to, output, epoch=epoch, overwrite=overwrite, sharding=sharding, context=with_progress())
+    made, context = open_plan(catalog, name), with_progress()
+    written = run(made, to, output, epoch=epoch, overwrite=overwrite, sharding=sharding, context=context)
     rejected, unused = left_out(output), unused_by_plan(made)
-    figures = export_figures(made, to, epoch)
+    figures = export_figures(made, to, epoch, context)
     if as_json:
         lists = [asdict(item) for item in unused]
         print_json(

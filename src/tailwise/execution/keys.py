@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.files import read_array, write_array
+from tailwise.execution.base import KERNEL, Apply, Executor
+from tailwise.execution.local import LocalExecutor
 from tailwise.execution.shuffle import Shuffle
 
 ABSENT = -1
@@ -32,7 +34,7 @@ class KeyIndex:
 
     def __init__(self, folder: Path, rows: int) -> None:
         """Make an empty index in `folder`, which should not exist yet, for about `rows` rows."""
-        self.folder, self._files = folder, list[str]()
+        self.folder = folder
         self.bits = max(0, int(np.ceil(np.log2(max(rows, 1) / BUCKET_ROWS))))
         self._shuffle = Shuffle(folder / "entries", _ENTRY, 1 << self.bits)
         folder.mkdir(parents=True)
@@ -44,30 +46,33 @@ class KeyIndex:
         return buckets
 
     def add(self, keys: Iterable[str], rows: npt.NDArray[np.int64]) -> None:
-        """Add keys and their rows; `seal` when all are in."""
+        """Add keys and their rows, which no other call adds: tasks may add theirs. `seal` when all are in."""
+        if not len(rows):
+            return
         hashes = hash_keys(keys)
         entries = np.empty(len(hashes), _ENTRY)
         entries["high"], entries["low"], entries["row"] = hashes["high"], hashes["low"], rows
-        self._files.append(str(len(self._files)))
-        self._shuffle.write(self._files[-1], [(self._bucket(hashes), entries)])
+        self._shuffle.write(str(rows[0]), [(self._bucket(hashes), entries)])
 
-    def seal(self) -> int:
+    def seal(self, executor: Executor | None = None) -> int:
         """Sort the buckets; return the number of rows that share their key with another row."""
-        clashing = 0
-        for bucket in range(self._shuffle.buckets):
-            entries = self._shuffle.read(self._files, bucket)
-            entries = entries[np.lexsort((entries["row"], entries["low"], entries["high"]))]
-            same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
-            twin = np.zeros(len(entries), np.bool_)
-            twin[1:] |= same
-            twin[:-1] |= same
-            entries["row"][twin] = AMBIGUOUS
-            clashing += int(twin.sum())
-            # The leading halves lie apart, so that a search touches only the pages it needs.
-            write_array(self.folder / f"{bucket}.high.npy", np.ascontiguousarray(entries["high"]))
-            write_array(self.folder / f"{bucket}.npy", entries)
+        buckets = range(self._shuffle.buckets)
+        clashing = sum((executor or LocalExecutor()).map(Apply(self._sort), buckets, KERNEL))
         shutil.rmtree(self._shuffle.folder, ignore_errors=True)
         return clashing
+
+    def _sort(self, bucket: int) -> int:
+        entries = self._shuffle.read([path.stem for path in self._shuffle.folder.glob("*.npy")], bucket)
+        entries = entries[np.lexsort((entries["row"], entries["low"], entries["high"]))]
+        same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
+        twin = np.zeros(len(entries), np.bool_)
+        twin[1:] |= same
+        twin[:-1] |= same
+        entries["row"][twin] = AMBIGUOUS
+        # The leading halves lie apart, so that a search touches only the pages it needs.
+        write_array(self.folder / f"{bucket}.high.npy", np.ascontiguousarray(entries["high"]))
+        write_array(self.folder / f"{bucket}.npy", entries)
+        return int(twin.sum())
 
     def find(self, keys: Iterable[str]) -> npt.NDArray[np.int64]:
         """The row of each key, int64 [n]: ABSENT if no row has it, AMBIGUOUS if several have."""

@@ -64,15 +64,15 @@ class ExportFormat:
         write: writes the export, and returns its number of entries.
         summary: description for users.
         by_epoch: plan → True if the export differs from epoch to epoch.
-        figures: (plan, epoch) → figures to report to the user.
+        figures: (plan, epoch, context) → figures to report to the user.
         check: refuses plans that the format cannot hold in any epoch.
     """
 
     write: Export
     summary: str
     by_epoch: Callable[[Plan], bool] = lambda plan: plan.changes
-    figures: Callable[[Plan, int], Mapping[str, float]] = lambda _plan, _epoch: {}
-    check: Callable[[Plan], None] = lambda _plan: None
+    figures: Callable[[Plan, int, Context], Mapping[str, float]] = lambda _plan, _epoch, _context: {}
+    check: Callable[[Plan, Context], None] = lambda _plan, _context: None
 
 
 EXPORTS: dict[str, ExportFormat] = {
@@ -122,13 +122,18 @@ def export(
     """
     context = context or Context()
     chosen = _format(format_name)
-    return chosen.write(plan, _epoch(chosen, plan, epoch), path, overwrite, sharding, context)
+    try:
+        return chosen.write(plan, _epoch(chosen, plan, epoch, context), path, overwrite, sharding, context)
+    finally:
+        context.executor.forget()
 
 
-def export_figures(plan: Plan, format_name: str, epoch: int | None = None) -> Mapping[str, float]:
+def export_figures(
+    plan: Plan, format_name: str, epoch: int | None = None, context: Context | None = None
+) -> Mapping[str, float]:
     """Return figures of an export to report; for "rates-json": rates_above_one (samples), short_share (of the budget)."""
-    chosen = _format(format_name)
-    return chosen.figures(plan, _epoch(chosen, plan, epoch))
+    chosen, context = _format(format_name), context or Context()
+    return chosen.figures(plan, _epoch(chosen, plan, epoch, context), context)
 
 
 def _format(name: str) -> ExportFormat:
@@ -137,8 +142,8 @@ def _format(name: str) -> ExportFormat:
     return EXPORTS[name]
 
 
-def _epoch(chosen: ExportFormat, plan: Plan, epoch: int | None) -> int:
+def _epoch(chosen: ExportFormat, plan: Plan, epoch: int | None, context: Context) -> int:
     if epoch is None and chosen.by_epoch(plan):
-        chosen.check(plan)
+        chosen.check(plan, context)
         raise UserError(f"the epochs of plan {plan.name!r} differ: name the one to write with `epoch` (0, 1, …)")
     return plan.drawn_epoch(epoch or 0)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.outputs import scratch_beside
-from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.errors import UserError
+from tailwise.execution.base import KERNEL, Apply
 from tailwise.execution.keys import KeyIndex
-from tailwise.export.drawn import drawn_parts, tracked_parts
+from tailwise.export.drawn import DrawnEpoch, map_drawn, map_epoch
 from tailwise.plan.plan import Plan
 from tailwise.storage.delimited import line_of
 
@@ -22,34 +24,36 @@ def write_rates_json(plan: Plan, epoch: int, path: Path, context: Context) -> in
 
     The DynamiCS authors' trainer gives missing keys a rate of 0.5, so the file has all keys. Raise a UserError if two samples share a key.
     """
-    _check_unique_keys(plan, path)
-    written = 0
-    with path.open("w", encoding="utf-8") as stream:
-        removals = Removals.of(plan.catalog, plan.snapshot, context.progress)
-        stream.write("{")
-        for part in tracked_parts(plan, context):
-            keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()
-            rates = (plan.rate(part.span, epoch) * removals.keeps(part.span)).tolist()
-            lines = [f"{json.dumps(key)}: {rate!r}" for key, rate in zip(keys, rates, strict=True)]
-            stream.write((",\n" if written else "\n") + ",\n".join(lines))
-            written += len(lines)
-        stream.write("\n}\n")
-    return written
+    _check_unique_keys(plan, path, context)
+    with path.open("wb") as stream:
+        stream.write(b"{")
+        separator = b"\n"
+        for lines in map_epoch(plan, epoch, _rate_lines, plan.catalog.parts(plan.snapshot), context):
+            stream.write(separator + lines)
+            separator = b",\n"
+        stream.write(b"\n}\n")
+    return plan.rows
 
 
-def rates_above_one(plan: Plan, epoch: int) -> dict[str, float]:
+def _rate_lines(epoch: DrawnEpoch, part: Part) -> bytes:
+    keys, rates = _keys(epoch.plan.catalog, part), epoch.rates(part.span).tolist()
+    return ",\n".join([f"{json.dumps(key)}: {rate!r}" for key, rate in zip(keys, rates, strict=True)]).encode()
+
+
+def rates_above_one(plan: Plan, epoch: int, context: Context) -> dict[str, float]:
     """Return the number of samples with a rate above 1, and the share of the budget that the authors' trainer therefore loses.
 
     That trainer draws a sample at most once: of a rate of 2.5 it draws 1.
     """
-    removals = Removals.of(plan.catalog, plan.snapshot)
     above, total, once = 0, 0.0, 0.0
-    for span in plan.spans():
-        rates = plan.rate(span, epoch) * removals.keeps(span)
-        above += int((rates > 1).sum())
-        total += float(rates.sum())
-        once += float(np.minimum(rates, 1.0).sum())
+    for sums in map_epoch(plan, epoch, _rate_sums, [*plan.spans()], context):
+        above, total, once = above + sums[0], total + sums[1], once + sums[2]
     return {"rates_above_one": above, "short_share": 1 - once / total if above else 0.0}
+
+
+def _rate_sums(epoch: DrawnEpoch, rows: slice) -> tuple[int, float, float]:
+    rates = epoch.rates(rows)
+    return int((rates > 1).sum()), float(rates.sum()), float(np.minimum(rates, 1.0).sum())
 
 
 def write_keys(plan: Plan, epoch: int, path: Path, context: Context) -> int:
@@ -57,23 +61,37 @@ def write_keys(plan: Plan, epoch: int, path: Path, context: Context) -> int:
 
     Raise a UserError if two samples share a key.
     """
-    _check_unique_keys(plan, path)
+    _check_unique_keys(plan, path, context)
     total = 0
-    with path.open("w", encoding="utf-8") as stream:
-        for part in drawn_parts(plan, epoch, ["key"], context):
-            keys = np.repeat(np.array(part.samples.column(0).to_pylist(), dtype=object), part.copies)
-            stream.writelines(f"{line_of(key)}\n" for key in keys)
-            total += len(keys)
+    with path.open("wb") as stream:
+        for lines, count in map_drawn(plan, epoch, _key_lines, context):
+            stream.write(lines)
+            total += count
     return total
 
 
-def _check_unique_keys(plan: Plan, path: Path) -> None:
+def _key_lines(epoch: DrawnEpoch, part: Part) -> tuple[bytes, int]:
+    drawn = epoch.part(part, ["key"])
+    keys = np.repeat(np.array(drawn.samples.column(0).to_pylist(), dtype=object), drawn.copies)
+    return "".join([f"{line_of(key)}\n" for key in keys]).encode(), len(keys)
+
+
+def _keys(catalog: Catalog, part: Part) -> list[str]:
+    keys: list[str] = catalog.samples(part, ["key"]).column(0).to_pylist()
+    return keys
+
+
+def _index_keys(catalog: Catalog, index: KeyIndex, part: Part) -> None:
+    index.add(_keys(catalog, part), np.arange(part.first_row, part.first_row + part.rows))
+
+
+def _check_unique_keys(plan: Plan, path: Path, context: Context) -> None:
     with scratch_beside(path) as folder:
         index = KeyIndex(folder / "keys", plan.rows)
-        for part in plan.catalog.parts(plan.snapshot):
-            keys = plan.catalog.samples(part, ["key"]).column(0).to_pylist()
-            index.add(keys, np.arange(part.first_row, part.first_row + part.rows))
-        clashing = index.seal()
+        add = Apply(partial(_index_keys, plan.catalog, index))
+        for _ in context.executor.map(add, plan.catalog.parts(plan.snapshot), KERNEL):
+            pass
+        clashing = index.seal(context.executor)
     if clashing:
         problem = (
             "share their key with a sample of another shard, and readers of this format distinguish samples by key only"

@@ -6,19 +6,20 @@ tars, and must belong to one sample only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from tailwise.catalog.catalog import Part
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.files import file_stamp, read_array
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.export.drawn import DrawnPart, drawn_parts
+from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.export.drawn import DrawnEpoch, DrawnPart, map_drawn
 from tailwise.plan.plan import Plan
-from tailwise.shards.containers import Container, containers_of
+from tailwise.shards.containers import containers_of
 from tailwise.shards.content import hashed_uid
 
 UID = np.dtype("u8,u8")
@@ -31,33 +32,40 @@ def write_datacomp(plan: Plan, epoch: int, path: Path, context: Context) -> int:
     The file format needs all uids sorted, so memory is about 60 bytes per drawn sample. Raise a UserError if a drawn sample has no uid of
     the source, or shares its uid with another sample.
     """
-    uids = sorted_uids(
-        [repeated_uids(part.samples.column("uid"), part.copies) for part in _given(plan, epoch, context)]
-    )
-    _check_unshared(plan, uids)
+    uids = sorted_uids([*map_drawn(plan, epoch, _given_uids, context)])
     write_subset(uids, path)
+    _check_unshared(plan, path, context)
     return len(uids)
 
 
-def check_uids(plan: Plan) -> None:
+def check_uids(plan: Plan, context: Context) -> None:
     """Raise a UserError if a sample of epoch 0 has no uid of the source."""
-    for _ in _given(plan, 0, Context()):
+    for _ in map_drawn(plan, 0, _given_uids, context):
         pass
 
 
-def _given(plan: Plan, epoch: int, context: Context) -> Iterator[DrawnPart]:
-    """Yield the drawn samples, and refuse those without a uid in their tar."""
-    shards = plan.catalog.shards(plan.snapshot)
-    paths, containers = shards.column("path").to_pylist(), containers_of(shards)
-    for part in drawn_parts(plan, epoch, ["uid", "shard", "key", "json_bytes"], context):
-        _check_given(part.samples, paths, containers)
-        yield part
+def _given_uids(epoch: DrawnEpoch, part: Part) -> npt.NDArray[np.uint64]:
+    """Return the uids of a part (see `drawn_uids`); refuse samples whose uid is tailwise's hash, or whose tar has no .json for it."""
+    shards = epoch.plan.catalog.shards(epoch.plan.snapshot)
+    paths, containers = shards.column("path"), containers_of(shards)
+    drawn = epoch.part(part, ["uid", "shard", "key", "json_bytes"])
+    columns = (drawn.samples.column(name).to_pylist() for name in ("uid", "shard", "key", "json_bytes"))
+    for uid, shard, key, json_bytes in zip(*columns, strict=True):
+        if uid == hashed_uid(shard, key) or (json_bytes is None and containers[shard].has_bytes):
+            raise UserError(
+                f"DataComp's resharder finds samples by the uid in their .json, and sample {key!r} of {paths[shard]} has none: {_REMEDY}"
+            )
+    return _repeated(drawn)
 
 
-def repeated_uids(uids: pa.ChunkedArray, copies: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """Return the halves of uids, once per copy: uint64 [n, 2]."""
-    halves = np.frombuffer(b"".join(uids.to_pylist()), ">u8").reshape(-1, 2)
-    return np.repeat(halves, copies, axis=0).astype(np.uint64)
+def drawn_uids(epoch: DrawnEpoch, part: Part) -> npt.NDArray[np.uint64]:
+    """Return the halves of the uids of a part's drawn samples, once per copy: uint64 [n, 2]."""
+    return _repeated(epoch.part(part, ["uid"]))
+
+
+def _repeated(drawn: DrawnPart) -> npt.NDArray[np.uint64]:
+    halves = np.frombuffer(b"".join(drawn.samples.column("uid").to_pylist()), ">u8").reshape(-1, 2)
+    return np.repeat(halves, drawn.copies, axis=0).astype(np.uint64)
 
 
 def sorted_uids(pieces: list[npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64]:
@@ -72,44 +80,43 @@ def write_subset(uids: npt.NDArray[np.uint64], path: Path) -> None:
         np.save(stream, uids.view(UID).reshape(-1), allow_pickle=False)
 
 
-def _check_given(samples: pa.Table, paths: list[str], containers: list[Container]) -> None:
-    """Refuse samples whose uid is tailwise's hash, or whose tar has no .json for it."""
-    columns = (samples.column(name).to_pylist() for name in ("uid", "shard", "key", "json_bytes"))
-    for uid, shard, key, json_bytes in zip(*columns, strict=True):
-        if uid == hashed_uid(shard, key) or (json_bytes is None and containers[shard].has_bytes):
-            raise UserError(
-                f"DataComp's resharder finds samples by the uid in their .json, and sample {key!r} of {paths[shard]} has none: {_REMEDY}"
-            )
-
-
-def _check_unshared(plan: Plan, uids: npt.NDArray[np.uint64]) -> None:
-    """Refuse uids that several samples of the pool have, drawn or not: the resharder would write all of them."""
+def _check_unshared(plan: Plan, path: Path, context: Context) -> None:
+    """Refuse uids of a subset file that several samples of the pool have, drawn or not: the resharder would write all of them."""
+    parts, task = plan.catalog.parts(plan.snapshot), _FindUids(plan.catalog, path)
+    uids = read_array(path)
     if not len(uids):
         return
-    drawn = np.unique(uids.astype(">u8").view("S16").reshape(-1))
-    counts = np.zeros(len(drawn), np.int64)
-    for part in plan.catalog.parts(plan.snapshot):
-        every, at = _places(plan, part, drawn)
-        counts += np.bincount(at[drawn[at] == every], minlength=len(drawn))
+    counts = np.zeros(len(uids), np.int64)
+    for places in context.executor.map(task, parts, KERNEL):
+        np.add.at(counts, places[places >= 0], 1)
     if not (counts > 1).any():
         return
-    shared = drawn[np.argmax(counts > 1)]
-    paths = plan.catalog.shards(plan.snapshot).column("path").to_pylist()
-    names = []
-    for part in plan.catalog.parts(plan.snapshot):
-        every, _ = _places(plan, part, drawn)
-        samples = plan.catalog.samples(part, ["shard", "key"]).take(np.flatnonzero(every == shared)).to_pylist()
+    shared, names = int(np.argmax(counts > 1)), list[str]()
+    paths = plan.catalog.shards(plan.snapshot).column("path")
+    for part, places in zip(parts, context.executor.map(task, parts, KERNEL), strict=True):
+        rows = np.flatnonzero(places == shared)
+        samples = plan.catalog.samples_at(part.number, rows, ["shard", "key"]).to_pylist() if len(rows) else []
         names += [f"{sample['key']!r} of {paths[sample['shard']]}" for sample in samples]
-    text = bytes(shared).ljust(16, b"\0").hex()  # NumPy cuts zeros at the end
+    high, low = uids[shared].tolist()
     raise UserError(
-        f"{int((counts > 1).sum()):,} uids of the epoch belong to several samples, such as {text} to "
+        f"{int((counts > 1).sum()):,} uids of the epoch belong to several samples, such as {high:016x}{low:016x} to "
         f"{' and '.join(names[:2])}: DataComp's resharder would write all of them; {_REMEDY}"
     )
 
 
-def _places(
-    plan: Plan, part: Part, drawn: npt.NDArray[np.bytes_]
-) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int64]]:
-    """Return the uids of a part's rows, and the place of each among the drawn ones, as of `searchsorted`."""
-    every = np.frombuffer(b"".join(plan.catalog.samples(part, ["uid"]).column(0).to_pylist()), "S16")
-    return every, np.minimum(np.searchsorted(drawn, every), len(drawn) - 1)
+@dataclass(frozen=True)
+class _FindUids(Task[Part, npt.NDArray[np.int64]]):
+    """Find the uid of each row of a part in a subset file: its first place, −1 where it is not drawn, int64 [n]."""
+
+    catalog: Catalog
+    path: Path
+
+    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:
+        drawn = worker.cached(file_stamp(self.path), self._read)
+        every = np.frombuffer(b"".join(self.catalog.samples(item, ["uid"]).column(0).to_pylist()), "S16")
+        at = np.minimum(np.searchsorted(drawn, every), len(drawn) - 1)
+        return np.where(drawn[at] == every, at, -1)
+
+    def _read(self) -> npt.NDArray[np.bytes_]:
+        """Return the drawn uids as bytes, ascending."""
+        return read_array(self.path).view("<u8").astype(">u8").view("S16")

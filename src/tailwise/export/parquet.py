@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tailwise.catalog.catalog import Part
 from tailwise.context import Context
-from tailwise.export.drawn import DrawnPart, drawn_parts
+from tailwise.export.drawn import DrawnEpoch, map_drawn
 from tailwise.plan.plan import Plan
 
 SCHEMA = pa.schema(
@@ -27,26 +28,27 @@ SCHEMA = pa.schema(
 
 def write_parquet(plan: Plan, epoch: int, path: Path, context: Context) -> int:
     """Write one row per drawn sample, in catalog order (SCHEMA); return the number of copies."""
-    shards = np.array(plan.catalog.shards(plan.snapshot).column("path").to_pylist(), dtype=object)
     total = 0
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        for part in drawn_parts(plan, epoch, ["shard", "key", "uid"], context):
-            writer.write_table(_table(plan, part, shards, epoch))
-            total += int(part.copies.sum())
+        for table in map_drawn(plan, epoch, _table, context):
+            writer.write_table(table)
+            total += pc.sum(table.column("copies"), min_count=0).as_py()
     return total
 
 
-def _table(plan: Plan, part: DrawnPart, shards: object, epoch: int) -> pa.Table:
-    clusters = pa.nulls(len(part.rows), pa.int32()) if plan.by_rate else pa.array(plan.groups[part.rows], pa.int32())
+def _table(epoch: DrawnEpoch, part: Part) -> pa.Table:
+    plan, drawn = epoch.plan, epoch.part(part, ["shard", "key", "uid"])
+    shards = drawn.samples.column("shard")
+    clusters = pa.nulls(len(drawn.rows), pa.int32()) if plan.by_rate else pa.array(plan.groups[drawn.rows], pa.int32())
     return pa.table(
         {
-            "shard": pa.array(shards[part.samples.column("shard").to_numpy()], pa.string()),  # type: ignore[index]
-            "shard_id": part.samples.column("shard"),
-            "key": part.samples.column("key"),
-            "uid": pa.array([uid.hex() for uid in part.samples.column("uid").to_pylist()], pa.string()),
+            "shard": plan.catalog.shards(plan.snapshot).column("path").take(shards),
+            "shard_id": shards,
+            "key": drawn.samples.column("key"),
+            "uid": pa.array([uid.hex() for uid in drawn.samples.column("uid").to_pylist()], pa.string()),
             "cluster": clusters,
-            "rate": pa.array(plan.rate(part.rows, epoch), pa.float64()),
-            "copies": pa.array(part.copies, pa.uint8()),
+            "rate": pa.array(plan.rate(drawn.rows, epoch.number), pa.float64()),
+            "copies": pa.array(drawn.copies, pa.uint8()),
         },
         schema=SCHEMA,
     )

@@ -106,7 +106,7 @@ def write_shards(
             return written
         writer = replace(writer, damaged=_damaged(plan, held, sharding, context))
         try:
-            _write_missing(plan, epoch, writer, sharding, context)
+            _write_missing(plan, epoch, held, writer, sharding, context)
             with nothing_removed_since(plan, removed):
                 return _finish(plan, writer, identity)
         except RemovedMeanwhileError:
@@ -233,7 +233,9 @@ def _damaged(plan: Plan, held: Epoch, sharding: ShardsRequest, context: Context)
     return damaged
 
 
-def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: ShardsRequest, context: Context) -> None:
+def _write_missing(
+    plan: Plan, epoch: int, held: Epoch, writer: ShardWriter, sharding: ShardsRequest, context: Context
+) -> None:
     """Write the shards that are not finished.
 
     If too many samples cannot be read, the shards that lack some are not finished: a rerun writes them again.
@@ -243,7 +245,7 @@ def _write_missing(plan: Plan, epoch: int, writer: ShardWriter, sharding: Shards
     total = sum(filter(None, finished))
     if missing:
         with scratch(writer.runs):
-            write_runs(plan, epoch, writer.copies, writer.runs, context)
+            write_runs(plan, epoch, held, writer.runs, context)
             results = cast(
                 "Generator[int]", context.executor.map(Apply(writer), missing, Needs(workers=sharding.workers))
             )

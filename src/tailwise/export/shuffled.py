@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tailwise.catalog.catalog import Part
 from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.export.drawn import DrawnPart, RemovedMeanwhileError, drawn_parts
+from tailwise.export.drawn import DrawnEpoch, DrawnPart, RemovedMeanwhileError, map_drawn, map_epoch
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.plan.plan import Plan
 
@@ -36,23 +37,43 @@ _CAPTION = "caption"  # read from the tar
 class Epoch:
     """Size and content of an epoch."""
 
-    copies: int  # number of copies of all samples
     digest: str  # 128-bit hash of rows and copies
     by_shard: npt.NDArray[np.int64]  # copies from each source shard, int64 [shards]
+    by_part: npt.NDArray[np.int64]  # copies from each part, int64 [parts]
+    scores: list[str]  # score columns of the samples, sorted
+
+    @property
+    def copies(self) -> int:
+        """Number of copies of all samples."""
+        return int(self.by_shard.sum())
 
 
 def survey(plan: Plan, epoch: int, context: Context) -> Epoch:
     """Count the copies of an epoch. Raise a UserError if there are more copies than can be shuffled."""
     state = hashlib.blake2b(digest_size=16)
     by_shard = np.zeros(plan.snapshot.shards, np.int64)
-    for part in drawn_parts(plan, epoch, ["shard"], context):
-        by_shard += np.bincount(part.samples.column("shard").to_numpy(), part.copies, len(by_shard)).astype(np.int64)
-        state.update(part.rows.astype("<i8").tobytes())
-        state.update(part.copies.tobytes())
-    copies = int(by_shard.sum())
-    if copies > MAX_COPIES:
-        raise UserError(f"the epoch holds {copies:,} copies, and at most {MAX_COPIES:,} can be shuffled: plan fewer")
-    return Epoch(copies, state.hexdigest(), by_shard)
+    by_part, scores = list[int](), set[str]()
+    for rows, copies, shards, columns in map_drawn(plan, epoch, _survey, context):
+        by_shard += shards
+        by_part.append(int(shards.sum()))
+        scores.update(columns)
+        state.update(rows.data)
+        state.update(copies.data)
+    held = Epoch(state.hexdigest(), by_shard, np.array(by_part, np.int64), sorted(scores))
+    if held.copies > MAX_COPIES:
+        raise UserError(
+            f"the epoch holds {held.copies:,} copies, and at most {MAX_COPIES:,} can be shuffled: plan fewer"
+        )
+    return held
+
+
+def _survey(
+    epoch: DrawnEpoch, part: Part
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int64], list[str]]:
+    """Return the drawn rows of a part, their copies, the copies from each shard, and the score columns."""
+    plan, drawn = epoch.plan, epoch.part(part, ["shard"])
+    shards = np.bincount(drawn.samples.column("shard").to_numpy(), drawn.copies, plan.snapshot.shards)
+    return drawn.rows.astype("<i8"), drawn.copies, shards.astype(np.int64), _scores_of(plan, part)
 
 
 def _scores_of(plan: Plan, part: Part) -> list[str]:
@@ -67,32 +88,37 @@ def run_schema(scores: list[str]) -> pa.Schema:
     return pa.schema([*COPY_FIELDS, *fields, *(pa.field(name, pa.float64()) for name in scores)])
 
 
-def write_runs(plan: Plan, epoch: int, copies: int, folder: Path, context: Context) -> None:
+def write_runs(plan: Plan, epoch: int, held: Epoch, folder: Path, context: Context) -> None:
     """Write the copies of an epoch into runs: Arrow files of about RUN_COPIES rows, each in ascending order of position.
 
-    Raise a RemovedMeanwhileError if there are no longer `copies` copies.
+    Raise a RemovedMeanwhileError if the epoch no longer holds these copies.
     """
-    key = stream_key(plan.config["seed"], "shards", plan.drawn_epoch(epoch))
-    parts = plan.catalog.parts(plan.snapshot)
-    schema = run_schema(sorted({name for part in parts for name in _scores_of(plan, part)}))
+    write = partial(_write_runs, held=held, folder=folder)
+    for _ in map_epoch(plan, epoch, write, plan.catalog.parts(plan.snapshot), context):
+        pass
+
+
+def _write_runs(epoch: DrawnEpoch, part: Part, *, held: Epoch, folder: Path) -> None:
+    schema = run_schema(held.scores)
     names = [name for name in schema.names if name in SAMPLE_SCHEMA.names]
-    first = number = 0
-    for whole, part in zip(parts, drawn_parts(plan, epoch, names, context), strict=True):
-        samples = _with_scores(plan, whole, part, schema.names[len(COPY_FIELDS) + len(names) :])
-        for rows in _pieces(part.copies):
-            counts = part.copies[rows]
-            index = np.repeat(np.arange(rows.start, rows.stop), counts)
-            begins = np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
-            copy = (np.arange(len(index)) - begins).astype(np.uint8)
-            position = permute_range(key, copies, first, len(index))
-            order = np.argsort(position)
-            run = samples.take(pa.array(index[order]))
-            run = run.add_column(0, COPY_FIELDS[1], pa.array(copy[order]))
-            run = run.add_column(0, COPY_FIELDS[0], pa.array(position[order])).select(schema.names).cast(schema)
-            _write_run(folder / f"run-{number:06d}.arrow", run)
-            first, number = first + len(index), number + 1
-    if first != copies:
+    drawn = epoch.part(part, names)
+    if drawn.copies.sum() != held.by_part[part.number]:
         raise RemovedMeanwhileError
+    samples = _with_scores(epoch.plan, part, drawn, held.scores)
+    key = stream_key(epoch.plan.config["seed"], "shards", epoch.number)
+    first = int(held.by_part[: part.number].sum())
+    for number, rows in enumerate(_pieces(drawn.copies)):
+        counts = drawn.copies[rows]
+        index = np.repeat(np.arange(rows.start, rows.stop), counts)
+        begins = np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
+        copy = (np.arange(len(index)) - begins).astype(np.uint8)
+        position = permute_range(key, held.copies, first, len(index))
+        order = np.argsort(position)
+        run = samples.take(pa.array(index[order]))
+        run = run.add_column(0, COPY_FIELDS[1], pa.array(copy[order]))
+        run = run.add_column(0, COPY_FIELDS[0], pa.array(position[order])).select(schema.names).cast(schema)
+        _write_run(folder / f"run-{part.number:06d}-{number:06d}.arrow", run)
+        first += len(index)
 
 
 def _pieces(copies: npt.NDArray[np.uint8]) -> Iterator[slice]:

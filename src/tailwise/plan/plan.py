@@ -15,6 +15,8 @@ from tailwise.catalog.artifacts import FinishedArtifact, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.files import create_array, map_array, map_cache, note_digest, read_table
 from tailwise.errors import DamagedError, UserError
+from tailwise.execution.base import KERNEL, Executor, Task, Worker
+from tailwise.execution.local import LocalExecutor
 from tailwise.mapped import release_pages
 from tailwise.plan.bernoulli import bernoulli_copies
 from tailwise.plan.quotas import UNIT_BITS, UNITS
@@ -218,7 +220,7 @@ class Plan(FinishedArtifact):
             return np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
         return DRAWS[self.draw_name].copies(self, self.drawn_epoch(epoch), self._checked(rows))
 
-    def keep_slots(self, epoch: int) -> None:
+    def keep_slots(self, epoch: int, executor: Executor | None = None) -> None:
         """Write the slots of all rows before `epoch` into the plan's folder (4 bytes a row), and keep the latest two earlier ones.
 
         Draws of that epoch and of later ones are then faster, because they need not replay all earlier epochs. Draws do not change. Does
@@ -232,10 +234,9 @@ class Plan(FinishedArtifact):
         if self.draw_name != "stream" or not self.dynamic or epoch < 1 or map_cache(path) is not None:
             return
         with locked(layout.lock(path.parent), str(path)), replacing(path, unique=True) as temporary:
-            slots = create_array(temporary, (self.rows,), np.uint32)
-            for span in self.spans():
-                slots[span] = self.slots(epoch, span)
-            del slots
+            create_array(temporary, (self.rows,), np.uint32)
+            for _ in (executor or LocalExecutor()).map(_WriteSlots(self, epoch, temporary), self.spans(), KERNEL):
+                pass
         note_digest(path)
         for other in [other for other in self._epochs_with_slots() if other <= epoch][:-2]:
             other_path = layout.slots_before(self.folder, other)
@@ -308,6 +309,20 @@ class Plan(FinishedArtifact):
     def cluster_rates(self, epoch: int = 0) -> npt.NDArray[np.float64]:
         """Return r_j = q_j / n_j, expected copies of a member in an epoch: float64 [K]."""
         return self.quotas_at(epoch) / UNITS / np.maximum(self.sizes, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _WriteSlots(Task[slice, None]):
+    """Write the slots of rows before an epoch into a file of all rows."""
+
+    plan: Plan
+    epoch: int
+    path: Path
+
+    def run(self, item: slice, worker: Worker) -> None:
+        plan = worker.cached((self.plan.folder, self.plan.id), lambda: self.plan)
+        slots = np.lib.format.open_memmap(self.path, mode="r+")
+        slots[item] = plan.slots(self.epoch, item)
 
 
 def _numbers(rows: Rows) -> npt.NDArray[np.int64]:
