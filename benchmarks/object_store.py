@@ -23,7 +23,7 @@ from common import print_header
 
 from tailwise.shards.remote import CONNECTIONS, RemoteShards
 from tailwise.shards.webdataset import read_shard
-from tailwise.storage.latency_model import LinkEstimate
+from tailwise.storage.spans import LinkEstimate
 
 KEEP = (1.0, 0.5, 0.277, 0.1, 0.02)
 SHARDS_AT_ONCE = 4

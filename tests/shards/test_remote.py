@@ -22,8 +22,8 @@ from tailwise.shards.fingerprint import ChangedShardError, blocks_of_stream, rea
 from tailwise.shards.remote import CONNECTIONS, RemoteShards
 from tailwise.storage import remote
 from tailwise.storage.files import open_binary
-from tailwise.storage.latency_model import PRIOR_BYTES_PER_SECOND, PRIOR_LATENCY_SECONDS, LinkEstimate
 from tailwise.storage.range_cache import RangeCache
+from tailwise.storage.spans import PRIOR_BYTES_PER_SECOND, PRIOR_LATENCY_SECONDS, LinkEstimate
 
 SIZE = 200_000
 
@@ -506,12 +506,10 @@ def test_a_claim_that_fails_midway_is_taken_back(tmp_path):
 
 def test_estimates_begin_at_the_prior_and_follow_the_link():
     link = LinkEstimate()
-    assert link.latency_seconds == pytest.approx(PRIOR_LATENCY_SECONDS)
-    assert link.bytes_per_second == pytest.approx(PRIOR_BYTES_PER_SECOND)
+    assert link.fit() == pytest.approx((PRIOR_LATENCY_SECONDS, PRIOR_BYTES_PER_SECOND))
     for size in np.random.default_rng(0).integers(1, 10**7, 500).tolist():
         link.observe(size, 0.002 + size / 200e6)
-    assert link.latency_seconds == pytest.approx(0.002, rel=0.1)
-    assert link.bytes_per_second == pytest.approx(200e6, rel=0.1)
+    assert link.fit() == pytest.approx((0.002, 200e6), rel=0.1)
 
 
 @pytest.mark.parametrize("sizes", [[0], [1000], [10**9], [1000, 2000]])
@@ -519,8 +517,9 @@ def test_estimates_stay_finite(sizes):
     link = LinkEstimate()
     for size in sizes * 300:
         link.observe(size, 0.02 - size * 1e-12)
-    assert 0 < link.latency_seconds <= 10
-    assert 1e5 <= link.bytes_per_second <= 1e10
+    latency, bandwidth = link.fit()
+    assert 0 < latency <= 10
+    assert 1e5 <= bandwidth <= 1e10
 
 
 # --- s3 -------------------------------------------------------------------------------------------------------------------

@@ -18,8 +18,7 @@ from tailwise.catalog.files import digest, known_digest, map_array, read_record,
 from tailwise.catalog.layout import ARRAY, MANIFEST, PENDING, lock
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.extras import versions
-from tailwise.storage.local import TEMPORARY_SUFFIX, locked
-from tailwise.storage.store import LocalStore
+from tailwise.storage.local import TEMPORARY_SUFFIX, locked, put_if_absent
 from tailwise.text import nearest
 
 logger = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ class Artifact:
         paths = sorted(path for path in self.folder.iterdir() if path.is_file() and path.suffix != TEMPORARY_SUFFIX)
         files = {path.name: known_digest(path) for path in paths if path.name not in {PENDING, MANIFEST}}
         manifest = {"identity": self.identity, "files": files, "summary": dict(summary), "made_by": versions(DECIDING)}
-        if not LocalStore(self.folder).put_if_absent(MANIFEST, record_bytes(manifest)):
+        if not put_if_absent(self.folder / MANIFEST, record_bytes(manifest)):
             raise ConflictError(f"another process has finished {self.folder} at this moment: repeat this command")
         (self.folder / PENDING).unlink(missing_ok=True)
         logger.debug("%s is written: %d files", self.folder, len(files))

@@ -35,8 +35,7 @@ from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
 from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
-from tailwise.storage.local import TEMPORARY_SUFFIX, locked
-from tailwise.storage.store import LocalStore
+from tailwise.storage.local import TEMPORARY_SUFFIX, locked, put_if_absent
 from tailwise.text import command_line
 
 FORMAT = 2
@@ -134,7 +133,7 @@ class Catalog:
                 raise ConflictError(f"{path} exists and is no catalog: name a new or an empty folder")
             for name in SERIES:
                 Series(path / name).begin()
-            LocalStore(path).put_if_absent(layout.HEADER, record_bytes({"format": FORMAT}))  # or another process has
+            put_if_absent(path / layout.HEADER, record_bytes({"format": FORMAT}))  # or another process has
         return cls.open(path)
 
     def series(self, name: str) -> Series:

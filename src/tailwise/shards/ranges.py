@@ -19,9 +19,8 @@ from tailwise.shards.fingerprint import Comparisons, blocks_of_file
 from tailwise.shards.remote import RemoteShards
 from tailwise.storage.files import local_file
 from tailwise.storage.lru import LRUCache
-from tailwise.storage.pread import CAN_ADVISE, advise_many, pread_many
+from tailwise.storage.pread import CAN_ADVISE, OpenFile, advise_many, pread_many
 from tailwise.storage.remote import is_remote
-from tailwise.storage.spans import OpenFile
 
 ADJACENT_BYTES = 4096  # largest gap in one read; tar headers and a small JSON lie between image and caption
 READ_RANGES = 64  # read in one call; bounds the bytes that are held twice

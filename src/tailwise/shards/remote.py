@@ -23,11 +23,11 @@ from tailwise.errors import UserError
 from tailwise.kernels.places import by_value
 from tailwise.shards.fingerprint import SOME, Comparisons, blocks_of_url
 from tailwise.storage.errors import NoRangesError, RemoteError
-from tailwise.storage.latency_model import LinkEstimate
 from tailwise.storage.lru import LRUCache
+from tailwise.storage.pread import OpenFile
 from tailwise.storage.range_cache import Claim, RangeCache, State
 from tailwise.storage.remote import download, read_range
-from tailwise.storage.spans import OpenFile, Span, Spans, coalesce
+from tailwise.storage.spans import LinkEstimate, Span, Spans, coalesce
 from tailwise.text import redacted
 
 CONNECTIONS = 16  # per process

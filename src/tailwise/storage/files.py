@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 from pathlib import Path
 from typing import BinaryIO, cast
+
+from fsspec.spec import AbstractBufferedFile
 
 from tailwise.storage.errors import NoRangesError
 from tailwise.storage.remote import download, is_remote, read_range, size_of
@@ -60,7 +61,7 @@ def _downloaded(url: str) -> BinaryIO:
     return cast("BinaryIO", stream)
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
     """A remote file, read in blocks; holds one of them."""
 
     def __init__(self, url: str) -> None:
@@ -70,49 +71,13 @@ class RemoteFile(io.RawIOBase):
             NoRangesError: its server can only send the whole file, or does not state its size.
             RemoteError: it cannot be read.
         """
-        super().__init__()
-        self._url, self._at = url, 0
         first = read_range(url, 0, FIRST_BYTES)
         size = len(first.content) if len(first.content) < FIRST_BYTES else first.total_bytes
         size = size_of(url) if size is None else size
         if size is None:
             raise NoRangesError(url, "its server does not state its size")
-        self._size_bytes, self._start, self._block = size, 0, first.content
+        super().__init__(None, url, block_size=BLOCK_BYTES, size=size)
+        self.cache.cache, self.cache.end = first.content, len(first.content)
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position; nothing is requested."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size_bytes}[whence]
-        if base + offset < 0:
-            raise ValueError(f"position {base + offset}: must be at least 0")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer, as far as the file goes.
-
-        Raises:
-            RemoteError: the bytes cannot be read.
-        """
-        start, stop = self._at, min(self._at + len(buffer), self._size_bytes)
-        if start >= stop:
-            return 0
-        if not self._start <= start < stop <= self._start + len(self._block):
-            end = min(max(stop, start + BLOCK_BYTES), self._size_bytes)
-            self._block = read_range(self._url, start, end, self._size_bytes).content
-            self._start = start
-        found = self._block[start - self._start : stop - self._start]
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return read_range(self.path, start, end, self.size).content

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-import fsspec.asyn
-
 from tailwise.storage.errors import NoRangesError, RemoteError, status_error
+from tailwise.storage.spans import Span
 
 NO_RANGES = "its server doesn't answer requests for ranges"
 _PIECE_BYTES = 1 << 18
@@ -21,29 +20,23 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long one request may take.
+    """How long one request may take."""
 
-    Attributes:
-        connect_seconds: until there is a connection.
-        silence_seconds: without a byte.
-        least_bytes_per_second: on average, after the first `silence_seconds`.
-    """
-
-    connect_seconds: float = 10.0
-    silence_seconds: float = 20.0
-    least_bytes_per_second: float = 20_000.0
+    connect_seconds: float = 10.0  # until there is a connection
+    silence_seconds: float = 20.0  # without a byte
+    least_bytes_per_second: float = 20_000.0  # on average, after the first `silence_seconds`
 
     def call_seconds(self, size_bytes: int) -> float:
         """Return the time for a whole call of another file system, which may repeat requests itself."""
         return 1.5 * self.silence_seconds + size_bytes / (10 * self.least_bytes_per_second)
 
 
-def get(
+async def get(
     files: Any,  # noqa: ANN401  (fsspec has no types)
     url: str,
     timeouts: Timeouts,
     write: Callable[[bytes], object],
-    span: tuple[int, int] | None = None,
+    span: Span | None = None,
 ) -> int | None:
     """Get a file, or bytes [start, stop) of it, or those of them that the server sends; nothing beyond the file's end.
 
@@ -62,17 +55,6 @@ def get(
         RemoteError: the response is an error, or not what was asked for.
         Exception: aiohttp's.
     """
-    total: int | None = fsspec.asyn.sync(files.loop, _get, files, url, timeouts, write, span)
-    return total
-
-
-async def _get(
-    files: Any,  # noqa: ANN401
-    url: str,
-    timeouts: Timeouts,
-    write: Callable[[bytes], object],
-    span: tuple[int, int] | None,
-) -> int | None:
     import aiohttp  # noqa: PLC0415  (there if fsspec's http is)
 
     timeout = aiohttp.ClientTimeout(
@@ -88,17 +70,25 @@ async def _get(
         there, total = _checked(response, url, span)
         if not there:
             return total
-        most = None if span is None else span[1] - span[0]
-        if "Content-Range" in response.headers or span is None:
-            await _copy(response, url, timeouts, write, most)
-        else:  # nothing says which bytes come: only their whole number
-            content = bytearray()
-            await _copy(response, url, timeouts, content.extend, most)
+        content = bytearray()
+        at_once = (
+            span is not None and "Content-Range" not in response.headers
+        )  # only their number says which bytes come
+        began, count = time.monotonic(), 0
+        async for piece in response.content.iter_chunked(_PIECE_BYTES):
+            count += len(piece)
+            if span is not None and count > (most := span[1] - span[0]):
+                raise RemoteError(url, f"more than the {most:,} bytes came that were asked for", retry=True)
+            (content.extend if at_once else write)(piece)
+            allowed = timeouts.silence_seconds + count / timeouts.least_bytes_per_second
+            if time.monotonic() - began > allowed:
+                raise TimeoutError(f"{count:,} bytes in {allowed:.0f} s: too slow")
+        if at_once:
             write(bytes(content))
         return total
 
 
-def _checked(response: Any, url: str, span: tuple[int, int] | None) -> tuple[bool, int | None]:  # noqa: ANN401
+def _checked(response: Any, url: str, span: Span | None) -> tuple[bool, int | None]:  # noqa: ANN401
     """Return whether the response holds what was asked for, else the file ends before; and the size of the file, if stated."""
     status, headers = response.status, response.headers
     found = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
@@ -124,24 +114,6 @@ def _checked(response: Any, url: str, span: tuple[int, int] | None) -> tuple[boo
     if headers.get("Content-Type", "").startswith("multipart/"):
         raise RemoteError(url, "several ranges came where one was asked for")
     return True, int(found[3]) if found and found[3] != "*" else None
-
-
-async def _copy(
-    response: Any,  # noqa: ANN401
-    url: str,
-    timeouts: Timeouts,
-    write: Callable[[bytes], object],
-    most: int | None,
-) -> None:
-    began, count = time.monotonic(), 0
-    async for piece in response.content.iter_chunked(_PIECE_BYTES):
-        count += len(piece)
-        if most is not None and count > most:
-            raise RemoteError(url, f"more than the {most:,} bytes came that were asked for", retry=True)
-        write(piece)
-        allowed = timeouts.silence_seconds + count / timeouts.least_bytes_per_second
-        if time.monotonic() - began > allowed:
-            raise TimeoutError(f"{count:,} bytes in {allowed:.0f} s: too slow")
 
 
 def _retry_after(value: str) -> float:

@@ -15,6 +15,7 @@ from tailwise.errors import ConflictError
 
 TEMPORARY_SUFFIX = ".writing"  # of a file until it is complete
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
@@ -46,6 +47,33 @@ def replacing(
         temporary.unlink(missing_ok=True)
         name_full_disk(error, path)
         raise
+
+
+def put_if_absent(path: Path, content: bytes) -> bool:
+    """Write a file where there is none, and return True; return False where there is one. Of several writers, one wins.
+
+    The file gets its name by a hard link, which fails where the name is taken; on a file system without hard links, under a lock.
+    """
+    try:
+        with replacing(path, unique=True, publish=_link) as temporary:
+            temporary.write_bytes(content)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with folder_locked(path.parent):
+            if path.exists():
+                raise FileExistsError(path) from error
+            temporary.replace(path)
+    else:
+        temporary.unlink()
 
 
 @contextmanager

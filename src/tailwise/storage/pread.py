@@ -1,8 +1,10 @@
-"""Many reads of bytes at offsets, in one call without the interpreter lock."""
+"""Files opened for reading at offsets; many such reads in one call, without the interpreter lock."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,23 @@ _WILL_NEED = 3  # POSIX_FADV_WILLNEED
 # Functions of the C library.
 _advise: Any = types.ExternalFunction("posix_fadvise", types.intc(types.int32, types.int64, types.int64, types.int32))
 _pread = types.ExternalFunction("pread", types.intp(types.int32, types.uintp, types.uintp, types.int64))
+
+
+class OpenFile:
+    """A descriptor that is closed when it has no more references, so that no thread reads from a number that was reused."""
+
+    __slots__ = ("handle", "touched")
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a file for reading."""
+        self.handle = -1
+        self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.touched = 0.0
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Close it; `close` is bound early, since `os` may be gone when the interpreter ends."""
+        if self.handle >= 0:
+            close(self.handle)
 
 
 @jit

@@ -13,12 +13,13 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tailwise.errors import UserError
-from tailwise.storage.spans import OpenFile, Span
+from tailwise.storage.pread import OpenFile
+from tailwise.storage.spans import Span
 
 CLAIM = ".claim"
 EVICT_SHARE = 0.1  # share of the cache that is evicted at once, so that the folder is seldom listed
@@ -26,22 +27,11 @@ EVICT_SHARE = 0.1  # share of the cache that is evicted at once, so that the fol
 
 @dataclass
 class Claim:
-    """A range that this process fetches; it must `commit` or `abandon` the claim.
-
-    Attributes:
-        path: file of the claim.
-        span: range of the object.
-        handle: descriptor of the file, open for writing and locked.
-    """
+    """A range that this process fetches; it must `commit` or `abandon` the claim."""
 
     path: Path
-    span: Span
-    handle: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the range."""
-        return self.span[1] - self.span[0]
+    span: Span  # of the object
+    handle: int  # of the file, open for writing and locked
 
 
 @dataclass(frozen=True)
@@ -169,18 +159,15 @@ class RangeCache:
     def _give_up(self, claim: Claim, ledger: int) -> None:
         try:
             claim.path.unlink(missing_ok=True)
-            _add(ledger, -claim.size_bytes)
+            _add(ledger, claim.span[0] - claim.span[1])
         finally:
             self._let_go(claim)
 
     def wait(self, key: str, span: Span) -> None:
         """Return when no process is fetching this range."""
         path = self.path(key, span)
-        try:
-            with path.with_name(path.name + CLAIM).open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH)
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError), path.with_name(path.name + CLAIM).open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH)
 
     @staticmethod
     def _let_go(claim: Claim) -> None:
@@ -222,17 +209,14 @@ class RangeCache:
         if total is None or total + size_bytes > self.max_bytes:
             slack = int(EVICT_SHARE * self.max_bytes)
             total = self._evict(self.max_bytes - size_bytes - slack)
-        if total + size_bytes > self.max_bytes:
-            _set(ledger, total)
-            return False
-        _set(ledger, total + size_bytes)
-        return True
+        fits = total + size_bytes <= self.max_bytes
+        _set(ledger, total + size_bytes if fits else total)
+        return fits
 
     def _evict(self, target_bytes: int) -> int:
         """Delete the least recently used ranges until `target_bytes` are left, if possible; return the bytes that are left."""
-        total = 0
-        files = []
-        for entry in (file for folder in os.scandir(self._ranges()) for file in os.scandir(folder.path)):
+        total, files = 0, []
+        for entry in (file for folder in os.scandir(self.folder / "ranges") for file in os.scandir(folder.path)):
             span = _span(entry.name)
             if not entry.name.endswith(CLAIM):
                 status = entry.stat()
@@ -249,11 +233,6 @@ class RangeCache:
             total -= size_bytes
             self.evictions += 1
         return total
-
-    def _ranges(self) -> Path:
-        folder = self.folder / "ranges"
-        folder.mkdir(exist_ok=True)
-        return folder
 
 
 def _total(ledger: int) -> int | None:

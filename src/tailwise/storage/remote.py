@@ -5,7 +5,6 @@ HTTP responses are checked here: fsspec takes the bytes as they come, whatever r
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import random
@@ -23,6 +22,7 @@ import fsspec.asyn
 from tailwise.extras import install_command
 from tailwise.storage.errors import NoRangesError, RemoteError, RemoteUnsupportedError, translated
 from tailwise.storage.http import NO_RANGES, Timeouts, get
+from tailwise.storage.spans import Span
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -34,21 +34,12 @@ _JITTER = random.Random()  # not the process's own generator, which augmentation
 
 @dataclass(frozen=True)
 class Patience:
-    """Bounds of the retries of one file.
+    """Bounds of the retries of one file."""
 
-    Attributes:
-        attempts: requests that may fail one after the other.
-        seconds: time from the first failure.
-        backoff_seconds: wait before the first retry, doubled each time.
-        full_for: number of files of a server that get `attempts`; after these were given up, others get `short_attempts`.
-        short_attempts: see `full_for`.
-        timeouts: bounds of one request.
-    """
-
-    attempts: int = 8
-    seconds: float = 45.0
-    backoff_seconds: float = 0.25
-    full_for: int = 3
+    attempts: int = 8  # requests that may fail one after the other
+    seconds: float = 45.0  # from the first failure
+    backoff_seconds: float = 0.25  # before the first retry, doubled each time
+    full_for: int = 3  # after so many files of a server were given up, others get `short_attempts`
     short_attempts: int = 2
     timeouts: Timeouts = field(default_factory=Timeouts)
 
@@ -57,19 +48,12 @@ PATIENCE = Patience()
 
 
 class Fetched(NamedTuple):
-    """Bytes of a file.
+    """Bytes of a file."""
 
-    Attributes:
-        content: the bytes that were asked for, up to the end of the file.
-        total_bytes: size of the file, if the server sends it.
-        seconds: duration of the last request.
-        failures: number of requests that failed before.
-    """
-
-    content: bytes
-    total_bytes: int | None
-    seconds: float
-    failures: int
+    content: bytes  # that were asked for, up to the end of the file
+    total_bytes: int | None  # size of the file, if the server sends it
+    seconds: float  # duration of the last request
+    failures: int  # number of requests that failed before
 
 
 class _Process:
@@ -207,32 +191,25 @@ def persistently(url: str, request: Callable[[], T], progress: Callable[[], int]
     with own.lock:
         turn = own.turns[url]
     with turn:
-        return _repeat(own, url, request, progress, trouble, began)
-
-
-def _repeat(
-    own: _Process, url: str, request: Callable[[], T], progress: Callable[[], int], trouble: RemoteError, began: float
-) -> tuple[T, int]:
-    failures, warned, before = 1, False, progress()
-    for tries in itertools.count(1):
-        own.check(url)
-        elapsed = time.monotonic() - began
-        left = PATIENCE.seconds - elapsed
-        if not trouble.retry or failures >= own.attempts(url) or left <= 0:
-            raise own.give_up(url, trouble, tries, elapsed) from trouble
-        if not warned and (failures > 2 or elapsed > _WARN_AFTER_SECONDS):
-            logger.warning("%s; trying again for up to %.0f s", trouble, left)
-            warned = True
-        logger.debug("%s; attempt %d", trouble, tries)
-        backoff = PATIENCE.backoff_seconds * 2 ** (failures - 1) * _JITTER.uniform(0.75, 1.25)
-        time.sleep(min(max(backoff, trouble.wait_seconds), left))
-        try:
-            return request(), tries
-        except Exception as error:  # noqa: BLE001  (as above)
-            trouble = _trouble(error, url)
-        failures = failures + 1 if progress() == before else 1
-        before = progress()
-    raise AssertionError
+        tries, failures, warned, before = 1, 1, False, progress()
+        while True:
+            own.check(url)
+            elapsed = time.monotonic() - began
+            left = PATIENCE.seconds - elapsed
+            if not trouble.retry or failures >= own.attempts(url) or left <= 0:
+                raise own.give_up(url, trouble, tries, elapsed) from trouble
+            if not warned and (failures > 2 or elapsed > _WARN_AFTER_SECONDS):
+                logger.warning("%s; trying again for up to %.0f s", trouble, left)
+                warned = True
+            logger.debug("%s; attempt %d", trouble, tries)
+            backoff = PATIENCE.backoff_seconds * 2 ** (failures - 1) * _JITTER.uniform(0.75, 1.25)
+            time.sleep(min(max(backoff, trouble.wait_seconds), left))
+            try:
+                return request(), tries
+            except Exception as error:  # noqa: BLE001  (as above)
+                trouble = _trouble(error, url)
+            failures = failures + 1 if progress() == before else 1
+            tries, before = tries + 1, progress()
 
 
 def _trouble(error: Exception, url: str) -> RemoteError:
@@ -281,7 +258,7 @@ def _request_range(url: str, start: int, stop: int, content: bytearray) -> int |
     """Append the bytes of one request; return the size of the file, if the server sends it."""
     files, _ = filesystem(url)
     if _is_http(files):
-        return get(files, url, PATIENCE.timeouts, content.extend, (start, stop))
+        return _get(files, url, content.extend, (start, stop))
     found: bytes = _call_once(url, "cat_file", start=start, end=stop, size_bytes=stop - start)
     if len(found) > stop - start:
         raise NoRangesError(url, NO_RANGES)
@@ -291,6 +268,11 @@ def _request_range(url: str, start: int, stop: int, content: bytearray) -> int |
 
 def _is_http(files: Any) -> bool:  # noqa: ANN401
     return "http" in files.protocol and hasattr(files, "set_session")
+
+
+def _get(files: Any, url: str, write: Callable[[bytes], object], span: Span | None = None) -> int | None:  # noqa: ANN401
+    total: int | None = fsspec.asyn.sync(files.loop, get, files, url, PATIENCE.timeouts, write, span)
+    return total
 
 
 def download(url: str, target: BinaryIO, most_bytes: int) -> None:
@@ -310,7 +292,7 @@ def download(url: str, target: BinaryIO, most_bytes: int) -> None:
         target.truncate()
         files, name = filesystem(url)
         if _is_http(files):
-            get(files, url, PATIENCE.timeouts, write)
+            _get(files, url, write)
         else:
             with files.open(name, "rb") as stream:
                 while piece := stream.read(1 << 20):
@@ -332,7 +314,7 @@ def _size_once(url: str) -> int | None:
     files, _ = filesystem(url)
     if _is_http(files):
         try:
-            return get(files, url, PATIENCE.timeouts, bytearray().extend, (0, 1))
+            return _get(files, url, bytearray().extend, (0, 1))
         except NoRangesError as error:
             return error.total_bytes
     info = _call_once(url, "info")
@@ -343,8 +325,6 @@ def _size_once(url: str) -> int | None:
 
 def sizes_of(urls: list[str]) -> list[int | RemoteError | None]:
     """Return `size_of` each, or the error why it cannot be read; many at a time."""
-    if len(urls) < 2:
-        return [_size_or_error(url) for url in urls]
     with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
         return list(pool.map(_size_or_error, urls))
 

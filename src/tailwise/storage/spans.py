@@ -1,30 +1,21 @@
-"""Spans of bytes: sets of them, and which to fetch together; and files opened for reading at offsets."""
+"""Spans of bytes: sets of them, and which to fetch with one request, by the time that requests take."""
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
 
 Span = tuple[int, int]  # [start, stop) bytes
-
-
-class OpenFile:
-    """A descriptor that is closed when it has no more references, so that no thread reads from a number that was reused."""
-
-    __slots__ = ("handle", "touched")
-
-    def __init__(self, path: str | Path) -> None:
-        """Open a file for reading."""
-        self.handle = -1
-        self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.touched = 0.0
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        """Close it; `close` is bound early, since `os` may be gone when the interpreter ends."""
-        if self.handle >= 0:
-            close(self.handle)
+MEMORY_REQUESTS = 100  # older requests lose their weight
+PRIOR_LATENCY_SECONDS = 0.02  # with these, the first requests are too many rather than too large
+PRIOR_BYTES_PER_SECOND = 12.5e6
+PRIOR_MIN_WEIGHT = 0.01  # of a request
+_PRIOR_BYTES = 1 << 20
+_LATENCIES = (1e-4, 10.0)
+_BANDWIDTHS = (1e5, 1e10)
 
 
 class Spans:
@@ -73,3 +64,44 @@ def coalesce(spans: Iterable[Span], gap_bytes: float, piece_bytes: float, held: 
                 continue
         pieces.append((start, stop))
     return pieces
+
+
+class LinkEstimate:
+    """Least squares of seconds = latency + bytes / bandwidth over recent requests and two prior ones.
+
+    The prior ones are needed while there are no requests, and where all requests have the same size; their weight decays.
+
+    The bandwidth is that of one connection while the others are busy. There an unwanted byte costs 1 / bandwidth, and one more request
+    costs the latency. So they cost the same at `latency × bandwidth` bytes, whatever the number of connections.
+    """
+
+    def __init__(self) -> None:
+        self._prior_weight, self._seen = 1.0, np.zeros(5)
+
+    def observe(self, size_bytes: int, seconds: float) -> None:
+        """Add one request."""
+        kept = 1 - 1 / MEMORY_REQUESTS
+        self._seen = self._seen * kept + _moments(size_bytes, seconds)
+        self._prior_weight = max(self._prior_weight * kept, PRIOR_MIN_WEIGHT)
+
+    def fit(self) -> tuple[float, float]:
+        """Return the latency in seconds, and the bandwidth of one connection in bytes a second."""
+        prior = _moments(0, PRIOR_LATENCY_SECONDS)
+        prior += _moments(_PRIOR_BYTES, PRIOR_LATENCY_SECONDS + _PRIOR_BYTES / PRIOR_BYTES_PER_SECOND)
+        n, x, y, xx, xy = (self._seen + self._prior_weight * prior).tolist()
+        slope = (xy - x * y / n) / (xx - x * x / n)
+        bandwidth = _PRIOR_BYTES / slope if slope > 0 else _BANDWIDTHS[1]
+        bandwidth = min(max(bandwidth, _BANDWIDTHS[0]), _BANDWIDTHS[1])
+        latency = (y - x * _PRIOR_BYTES / bandwidth) / n
+        return min(max(latency, _LATENCIES[0]), _LATENCIES[1]), bandwidth
+
+    @property
+    def request_bytes(self) -> float:
+        """Bytes that could be read in the latency of one request."""
+        latency, bandwidth = self.fit()
+        return latency * bandwidth
+
+
+def _moments(size_bytes: float, seconds: float) -> npt.NDArray[np.float64]:
+    x = size_bytes / _PRIOR_BYTES
+    return np.array([1.0, x, seconds, x * x, x * seconds])
