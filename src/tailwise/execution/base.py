@@ -21,15 +21,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Needs:
-    """Resources that one item needs.
+    """Resources that one item needs."""
 
-    Attributes:
-        all_cpus: True for kernels with threads of their own; False for work that uses one processor.
-        workers: use at most this number; None: one for each processor.
-    """
-
-    all_cpus: bool = False
-    workers: int | None = None
+    all_cpus: bool = False  # True for kernels with threads of their own; False for work that uses one processor
+    workers: int | None = None  # use at most this number; None: one for each processor
 
 
 KERNEL = Needs(all_cpus=True)
@@ -73,13 +68,9 @@ class Task(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class Apply(Task[Item, Result]):
-    """A function as a task.
+    """A function as a task."""
 
-    Attributes:
-        function: of a module that workers can import, or an instance that can be pickled.
-    """
-
-    function: Callable[[Item], Result]
+    function: Callable[[Item], Result]  # of a module that workers can import, or an instance that can be pickled
 
     def run(self, item: Item, worker: Worker) -> Result:  # noqa: ARG002
         """Return the function of an item."""

@@ -27,19 +27,12 @@ Records = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Shuffle:
-    """Records by bucket.
+    """Records by bucket."""
 
-    Attributes:
-        folder: of the files; the caller that makes it removes it.
-        dtype: of a record.
-        buckets: number of buckets.
-        resumed: True if a later run uses the files: they are flushed to disk.
-    """
-
-    folder: Path
-    dtype: np.dtype[Any]
-    buckets: int
-    resumed: bool = False
+    folder: Path  # of the files; the caller that makes it removes it
+    dtype: np.dtype[Any]  # of a record
+    buckets: int  # number of buckets
+    resumed: bool = False  # True if a later run uses the files: they are flushed to disk
 
     def index(self, name: str) -> Path:
         """Return the index of a file, which is written last: int64 [runs, buckets + 1], first record of each bucket in each run."""

@@ -20,17 +20,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Counts:
-    """Numbers of samples of one rank so far.
+    """Numbers of samples of one rank so far."""
 
-    Attributes:
-        replaced: replaced samples.
-        unforeseen: replaced samples that were neither removed nor in a shard that was damaged at the start.
-        consumed: all samples.
-    """
-
-    replaced: int = 0
-    unforeseen: int = 0
-    consumed: int = 0
+    replaced: int = 0  # replaced samples
+    unforeseen: int = 0  # replaced samples that were neither removed nor in a shard that was damaged at the start
+    consumed: int = 0  # all samples
 
 
 class ReplacedSamples:

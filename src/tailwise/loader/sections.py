@@ -34,23 +34,14 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """Samples of one epoch, after those carried from the epoch before, and without those carried to the next.
+    """Samples of one epoch, after those carried from the epoch before, and without those carried to the next."""
 
-    Attributes:
-        epoch: number of the epoch.
-        first: first lane position, the same in every lane.
-        length: samples per lane.
-        carried: first samples, of earlier epochs; fewer than there are lanes.
-        drawn: number of samples that the epoch draws.
-        most_copies: largest number of copies of a row.
-    """
-
-    epoch: int
-    first: int
-    length: int
-    carried: Samples
-    drawn: int
-    most_copies: int
+    epoch: int  # number of the epoch
+    first: int  # first lane position, the same in every lane
+    length: int  # samples per lane
+    carried: Samples  # first samples, of earlier epochs; fewer than there are lanes
+    drawn: int  # number of samples that the epoch draws
+    most_copies: int  # largest number of copies of a row
 
     @property
     def stop(self) -> int:

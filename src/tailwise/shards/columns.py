@@ -25,9 +25,7 @@ DAMAGE = (
     *(KeyError, NotImplementedError, RuntimeError, OverflowError),
 )
 BATCH_ROWS = 65_536
-MAX_DIMENSION = (
-    65_536  # numbers of a row; a longer list is not an embedding, and would take as much memory for every sample
-)
+MAX_DIMENSION = 65_536  # numbers of a row; a longer list is no embedding, and would take this memory for every sample
 BATCH_BYTES = 1 << 26  # of one column
 MAX_TEXT_BYTES = 1_000_000  # of one value; a longer text is not a caption, key or path
 MAX_COLUMN_BYTES, MAX_MEAN_BYTES = 1 << 28, 4_096  # bytes of columns that are read whole, in total or on average a row
@@ -139,8 +137,7 @@ def _bounded(values: pa.Array, name: str, lenient: bool) -> pa.Array:
     if not pc.any(long).as_py():
         return plain
     if not lenient:
-        longest = pc.max(pc.binary_length(plain)).as_py()
-        raise _too_long(name, longest)
+        raise _too_long(name, pc.max(pc.binary_length(plain)).as_py())
     return pc.if_else(long, pa.scalar(TOO_LONG, plain.type), plain)
 
 
@@ -272,10 +269,15 @@ def numbers(values: pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
         raise ValueError(f"column {name!r} ({values.type}) is not numbers: {error}") from error
 
 
-def whole_sides(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Return which values are a number of pixels: whole, positive, below 2³¹."""
-    good: npt.NDArray[np.bool_] = (values > 0) & (values < 2**31) & (values == np.floor(values))
-    return good
+def sides(column: pa.Array | pa.ChunkedArray, name: str) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """Return a column of pixels as int32 [n], null where it holds no whole number above 0; and where it holds another number, bool [n].
+
+    Raises:
+        ValueError: as `numbers`.
+    """
+    values = numbers(column, name).to_numpy(zero_copy_only=False)
+    good = (values > 0) & (values < 2**31) & (values == np.floor(values))
+    return pa.array(np.where(good, values, 0).astype(np.int32), mask=~good), ~good & ~np.isnan(values)
 
 
 def score_columns(file: UserTable) -> tuple[list[str], dict[str, str]]:

@@ -21,25 +21,15 @@ from tailwise.shards.webdataset import checksum_shard, read_pairs, read_shard
 
 @dataclass(frozen=True)
 class Container:
-    """One kind of file that holds samples.
+    """One kind of file that holds samples. Functions take a path or URL."""
 
-    Attributes:
-        suffix: end of the names of such files.
-        has_bytes: whether the images and captions of its samples can be read from the file.
-        index: path or URL → samples, with the ranges of their bytes. A file that cannot be read gives no samples and a reason.
-        checksum: path or URL → size in bytes and index checksum, as `index` notes them.
-        pairs: path or URL, name of a target → encoded image and target of each sample, for evaluation.
-        indexing: title of the progress of an import.
-        needed: values without which a sample is not imported.
-    """
-
-    suffix: str
-    has_bytes: bool
-    index: Callable[[str], ShardContent]
-    checksum: Callable[[str], tuple[int, str]]
-    pairs: Callable[[str, str], Pairs]
-    indexing: str
-    needed: str
+    suffix: str  # end of the names of such files
+    has_bytes: bool  # whether the images and captions of its samples can be read from the file
+    index: Callable[[str], ShardContent]  # a file that cannot be read gives no samples, and a reason
+    checksum: Callable[[str], tuple[int, str]]  # size in bytes and index checksum, as `index` notes them
+    pairs: Callable[[str, str], Pairs]  # … and the name of a target → image and target of each sample, for evaluation
+    indexing: str  # title of the progress of an import
+    needed: str  # values without which a sample is not imported
 
 
 def no_bytes(paths: Sequence[str], samples: int, which: str = "", instead: str = "") -> UnsupportedError:

@@ -20,23 +20,14 @@ HARMLESS = "folder, or leftover of macOS, Windows or an archiver"  # reason of m
 
 @dataclass
 class ShardContent:
-    """Samples of one file.
+    """Samples of one file."""
 
-    Attributes:
-        samples: SAMPLE_SCHEMA plus score columns, without `shard` and `uid` where the source gives none (null).
-        rejected: REJECTED_SCHEMA.
-        size_bytes: size of the file.
-        index_checksum: 128-bit hash over what the index consists of.
-        fingerprint: fingerprint of the content, see `shards.fingerprint`; None where samples have no bytes.
-        members: number of members by outcome: seen = imported + harmless + rejected.
-    """
-
-    samples: pa.Table
-    rejected: pa.Table
-    size_bytes: int
-    index_checksum: str
-    fingerprint: str | None = None
-    members: MemberCounts = field(default_factory=MemberCounts)
+    samples: pa.Table  # SAMPLE_SCHEMA plus score columns, without `shard` and `uid` where the source gives none (null)
+    rejected: pa.Table  # REJECTED_SCHEMA
+    size_bytes: int  # of the file
+    index_checksum: str  # 128-bit hash over what the index consists of
+    fingerprint: str | None = None  # of the content, see `shards.fingerprint`; None where samples have no bytes
+    members: MemberCounts = field(default_factory=MemberCounts)  # seen = imported + harmless + rejected
 
 
 def without_samples(reasons: Sequence[Record], size_bytes: int) -> ShardContent:

@@ -37,34 +37,21 @@ Record = dict[str, Any]
 
 @dataclass
 class MemberCounts:
-    """Numbers of members of a tar by outcome.
+    """Numbers of members of a tar by outcome."""
 
-    Attributes:
-        seen: members whose header was read.
-        imported: members of samples that were imported.
-        harmless: skipped members: folders, and leftovers of file managers.
-        rejected: members that are listed as rejected.
-    """
-
-    seen: int = 0
-    imported: int = 0
-    harmless: int = 0
-    rejected: int = 0
+    seen: int = 0  # members whose header was read
+    imported: int = 0  # members of samples that were imported
+    harmless: int = 0  # skipped members: folders, and leftovers of file managers
+    rejected: int = 0  # members that are listed as rejected
 
 
 @dataclass
 class Grouped:
-    """The members of a tar by key, in order of first appearance.
+    """The members of a tar by key, in order of first appearance. The import of a group adds its members to the counts."""
 
-    Attributes:
-        groups: extension → member, by key.
-        rejected: REJECTED_SCHEMA rows.
-        counts: numbers of all members; the import of a group adds its members.
-    """
-
-    groups: dict[str, dict[str, Member]] = field(default_factory=dict)
-    rejected: list[Record] = field(default_factory=list)
-    counts: MemberCounts = field(default_factory=MemberCounts)
+    groups: dict[str, dict[str, Member]] = field(default_factory=dict)  # extension → member, by key
+    rejected: list[Record] = field(default_factory=list)  # REJECTED_SCHEMA
+    counts: MemberCounts = field(default_factory=MemberCounts)  # of all members
 
     def reject(self, path: str, reason: str, key: str | None, detail: str | None, members: int) -> None:
         """Note one rejection of a number of members."""
@@ -86,9 +73,9 @@ def rejection(path: str, reason: str, key: str | None, detail: str | None = None
 
 def split_name(name: str) -> tuple[str, str]:
     """Return key and extension, cut at the first dot of the base name as webdataset does; the key keeps the folders."""
-    folder, slash, base = name.rpartition("/") if "/" in name else ("", "", name)
+    folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    return f"{folder}{slash}{stem}" if slash else stem, extension.lower()
+    return folder + slash + stem, extension.lower()
 
 
 def is_harmless(name: str) -> bool:

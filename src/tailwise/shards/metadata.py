@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,15 @@ from tailwise.shards.columns import (
     numbers,
     open_table,
     score_columns,
+    sides,
     texts,
     uid_texts,
-    whole_sides,
 )
 from tailwise.shards.content import ShardContent, samples_without_bytes, without_samples
 from tailwise.shards.grouping import rejection
 
-_SIZES = {"original_width": "width", "original_height": "height"}
+_SIDES = {"width": "original_width", "height": "original_height"}
 STAGE = "metadata columns"
-_UID = "^[0-9a-fA-F]{32}$"
 
 
 def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
@@ -37,37 +35,33 @@ def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.
     Returns:
         uint8 [m, 16] of the m valid uids, and a mask of them, bool [n].
     """
-    good = pc.match_substring_regex(column, _UID).fill_null(False)
-    joined = pc.binary_join(pa.array([column.filter(good).to_pylist()], pa.list_(pa.string())), "")[0].as_py()
-    parsed = np.frombuffer(bytes.fromhex(joined), np.uint8).reshape(-1, 16)
-    return parsed, good.to_numpy(zero_copy_only=False)
+    good = pc.match_substring_regex(column, "^[0-9a-fA-F]{32}$").fill_null(False)
+    joined = "".join(column.filter(good).to_pylist())
+    return np.frombuffer(bytes.fromhex(joined), np.uint8).reshape(-1, 16), good.to_numpy(zero_copy_only=False)
 
 
 def read_metadata(path: str) -> ShardContent:
     """Return a sample for each row of a local `X.parquet` with a uid and a caption, in order; everything else by reason."""
+    size_bytes = Path(path).stat().st_size if Path(path).exists() else 0  # if it is gone, the next import tries again
     try:
         with open_table(path, ["uid", "text"]) as file:
+            names = file.schema_arrow.names
             scores, unfit = score_columns(file)
-            counts = {name: file.schema_arrow.names.count(name) for name in _SIZES}
+            counts = {name: names.count(name) for name in _SIDES.values()}
             unfit |= {name: f"it has {count} columns called {name!r}" for name, count in counts.items() if count > 1}
             sizes = [name for name, count in counts.items() if count == 1]
             table = file.read(["uid", "text", *sizes, *scores], ["text"])
         uids, captions = uid_texts(table.column("uid")), texts(table.column("text"), "text", check=False)
     except DAMAGE as error:
         reason = rejection(path, "unreadable metadata", None, str(error), rows=count_rows(path))
-        return without_samples([reason], _size_bytes(path))
+        return without_samples([reason], size_bytes)
+    pixels = {}
     for name in sizes:
+        column = table.column(name)
         try:
-            values = numbers(table.column(name), name)
+            pixels[name] = sides(column, name)
         except ValueError as error:
-            unfit[name], values = str(error), pa.nulls(len(table), pa.float64())
-        table = table.set_column(table.schema.get_field_index(name), name, values)
-    return _content(path, table, uids, captions, scores, unfit)
-
-
-def _content(
-    path: str, table: pa.Table, uids: pa.Array, captions: pa.Array, scores: list[str], unfit: Mapping[str, str]
-) -> ShardContent:
+            unfit[name] = str(error)
     parsed, good = parse_uids(uids)
     first = np.zeros(len(parsed), np.bool_)
     first[np.unique(parsed.view("V16").reshape(-1), return_index=True)[1]] = True
@@ -88,44 +82,25 @@ def _content(
         for reason, rows in reasons.items()
         for uid in uids.filter(pa.array(rows)).to_pylist()
     ]
-    unused: list[tuple[str, str | None, int]] = [("column not used", detail, len(table)) for detail in unfit.values()]
     kept = fresh & text & ~long
-    for name in _SIZES.keys() & set(table.column_names):
-        values = table.column(name).to_numpy()[kept]
-        if odd := int((~whole_sides(values) & ~np.isnan(values)).sum()):
-            unused.append((f"{name} is no whole number of pixels", None, odd))
+    unused: list[tuple[str, str | None, int]] = [("column not used", detail, len(table)) for detail in unfit.values()]
+    for name, (_, odd) in pixels.items():
+        if count := int(odd[kept].sum()):
+            unused.append((f"{name} is no whole number of pixels", None, count))
     rejected += [rejection(path, why, None, detail, rows) | {"stage": STAGE} for why, detail, rows in unused]
     uid_bytes = np.ascontiguousarray(parsed[kept[good]])
-    samples = _samples(table.filter(pa.array(kept)), uid_bytes, captions.filter(pa.array(kept)), scores)
+    rows = pa.array(kept)
+    samples = samples_without_bytes(
+        {
+            "key": pa.array([row.hex() for row in uid_bytes.view("V16").reshape(-1).tolist()], pa.string()),
+            "uid": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(uid_bytes), [None, pa.py_buffer(uid_bytes)]),
+            "caption": captions.filter(rows),
+            **{side: pixels[name][0].filter(rows) for side, name in _SIDES.items() if name in pixels},
+        },
+        {name: numbers(table.column(name).filter(rows), name) for name in scores},
+    )
     checksum = hashlib.blake2b(uid_bytes.tobytes(), digest_size=16).hexdigest()
-    listed = pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
-    return ShardContent(samples, listed, _size_bytes(path), checksum)
-
-
-def _size_bytes(path: str) -> int:
-    """Return the size of a file; 0 if it is gone, so that the next import tries again."""
-    return Path(path).stat().st_size if Path(path).exists() else 0
-
-
-def _samples(table: pa.Table, uids: npt.NDArray[np.uint8], captions: pa.Array, scores: list[str]) -> pa.Table:
-    """Return samples without bytes, in SAMPLE_SCHEMA, with scores."""
-    n = len(uids)
-    columns = {
-        "key": pa.array([row.hex() for row in uids.view("V16").reshape(-1).tolist()], pa.string()),
-        "uid": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(uids.tobytes())]),
-        "caption": captions,
-        **{side: _sides(table, name, n) for name, side in _SIZES.items()},
-    }
-    return samples_without_bytes(columns, {name: numbers(table.column(name), name) for name in scores})
-
-
-def _sides(table: pa.Table, name: str, rows: int) -> pa.Array:
-    """Return a column of pixels; null where a row has none."""
-    if name not in table.column_names:
-        return pa.nulls(rows, pa.int32())
-    values = table.column(name).to_numpy()
-    known = whole_sides(values)
-    return pa.array(np.where(known, values, 0).astype(np.int32), mask=~known)
+    return ShardContent(samples, pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA), size_bytes, checksum)
 
 
 def _is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:
@@ -134,12 +109,5 @@ def _is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:
         captions.validate(full=True)
         return np.ones(len(captions), np.bool_)
     except pa.ArrowInvalid:
-        return np.array([_decodes(value) for value in captions.cast(pa.binary()).to_pylist()], np.bool_)
-
-
-def _decodes(value: bytes | None) -> bool:
-    try:
-        (value or b"").decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+        raw = captions.cast(pa.binary()).to_pylist()
+        return np.array([value is None or value.decode(errors="ignore").encode() == value for value in raw], np.bool_)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.shards.fingerprint import Comparisons, blocks_of_file
-from tailwise.shards.remote import RemoteShards
+from tailwise.shards.remote import RemoteShards, each_or_error
 from tailwise.storage.files import local_file
 from tailwise.storage.lru import LRUCache
 from tailwise.storage.pread import CAN_ADVISE, OpenFile, advise_many, pread_many
@@ -27,41 +27,15 @@ READ_RANGES = 64  # read in one call; bounds the bytes that are held twice
 _CACHED_SECONDS, _CACHED_BYTES = 2e-5, 1e9  # time of a range, and bytes a second, of reads that need no disk, at worst
 
 
-class ShardStore(Protocol):
-    """Reads byte ranges of shards, which are known by their id.
-
-    Attributes:
-        remote: whether any shard is remote, so that `want` is of use.
-    """
-
-    remote: bool
-
-    def read(self, shard: int, start: int, stop: int) -> bytes:
-        """Return bytes [start, stop) of a shard; raise an OSError if they cannot be read or the shard ends before."""
-        ...
-
-    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """Yield the bytes of each (shard, start, stop) of int64 [n, 3], in order, or the error why they cannot be read."""
-        ...
-
-    def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """Take a hint that these (shard, start, stop), int64 [n, 3], will be read soon. Returns at once, raises nothing."""
-        ...
-
-    def close(self) -> None:
-        """Close files and connections; reading opens them again."""
-        ...
-
-
 class LocalShards:
-    """Local shards; a bounded number of them is open. May be forked, pickled and used by several threads.
+    """Local shards, known by their id; a bounded number of them is open. May be forked, pickled and used by several threads.
 
     Args:
         paths: paths of the shards, by id.
         fingerprints: fingerprints of the shards; each process compares a shard once, when it opens it.
     """
 
-    remote = False
+    remote = False  # no shard is, so that `want` is of no use
 
     def __init__(self, paths: Sequence[str], fingerprints: Sequence[str | None] | None = None) -> None:
         self.paths = paths
@@ -84,7 +58,7 @@ class LocalShards:
         return file
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """See `ShardStore`."""
+        """Return bytes [start, stop) of a shard; raise an OSError if they cannot be read or the shard ends before."""
         file = self._file(shard)
         content = os.pread(file.handle, stop - start, start)
         while len(content) < stop - start:  # one call gives 2 GiB at most; nothing more is the end
@@ -96,15 +70,14 @@ class LocalShards:
         return content
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """See `ShardStore`."""
+        """Yield the bytes of each (shard, start, stop) of int64 [n, 3], in order, or the error why they cannot be read."""
         for first in range(0, len(ranges), READ_RANGES):
             yield from self._read_group(ranges[first : first + READ_RANGES])
 
     def _read_group(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
         """Yield ranges that are read in one call; from the first one that cannot be read on, read one by one."""
         ends = np.cumsum(ranges[:, 2] - ranges[:, 1])
-        buffer = np.empty(ends[-1], np.uint8)
-        good = 0
+        buffer, good = np.empty(ends[-1], np.uint8), 0
         with suppress(OSError):
             files = {shard: self._file(shard) for shard in np.unique(ranges[:, 0]).tolist()}  # open until they are read
             handles = np.array([files[shard].handle for shard in ranges[:, 0].tolist()], np.int32)
@@ -115,25 +88,17 @@ class LocalShards:
             good = pread_many(handles, starts, stops, buffer)
             self._waits = time.perf_counter() - began > len(ranges) * _CACHED_SECONDS + len(buffer) / _CACHED_BYTES
             del files
-        content = buffer.data
-        at = 0
+        content, at = buffer.data, 0
         for end in ends[:good].tolist():
             yield content[at:end]
             at = end
-        for shard, start, stop in ranges[good:].tolist():
-            yield self._read_or_error(shard, start, stop)
-
-    def _read_or_error(self, shard: int, start: int, stop: int) -> bytes | OSError:
-        try:
-            return self.read(shard, start, stop)
-        except OSError as error:
-            return error
+        yield from each_or_error(self.read, ranges[good:])
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """See `ShardStore`. There is nothing to do: the kernel reads ahead."""
+        """Take a hint that these (shard, start, stop), int64 [n, 3], will be read soon: the kernel reads ahead as it is."""
 
     def close(self) -> None:
-        """See `ShardStore`."""
+        """Close files and connections; reading opens them again."""
         self._files.clear()
 
 
@@ -143,27 +108,30 @@ class MixedShards:
     remote = True
 
     def __init__(self, local: LocalShards, remote: RemoteShards, is_remote: npt.NDArray[np.bool_]) -> None:
-        self._stores: tuple[ShardStore, ShardStore] = (local, remote)
+        self._stores: tuple[LocalShards, RemoteShards] = local, remote
         self._is_remote = is_remote
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """See `ShardStore`."""
+        """See `LocalShards`."""
         return self._stores[int(self._is_remote[shard])].read(shard, start, stop)
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
-        """See `ShardStore`."""
+        """See `LocalShards`."""
         remote = self._is_remote[ranges[:, 0]]
-        contents = [store.read_many(ranges[remote == which]) for which, store in enumerate(self._stores)]
+        contents = self._stores[0].read_many(ranges[~remote]), self._stores[1].read_many(ranges[remote])
         return (next(contents[which]) for which in remote.astype(int).tolist())
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """See `ShardStore`."""
+        """Hand the hint of remote ranges on."""
         self._stores[1].want(ranges[self._is_remote[ranges[:, 0]]])
 
     def close(self) -> None:
-        """See `ShardStore`."""
+        """See `LocalShards`."""
         for store in self._stores:
             store.close()
+
+
+ShardStore: TypeAlias = LocalShards | RemoteShards | MixedShards
 
 
 def open_store(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import heapq
 import io
@@ -13,6 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,16 @@ class _Process:
             del run  # it refers to the store
 
 
-def object_key(path: str, version: str) -> str:
-    """Return the name of an object's folder in the cache."""
-    return hashlib.blake2b(f"{path}\t{version}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+def each_or_error(
+    read: Callable[[int, int, int], bytes], ranges: npt.NDArray[np.int64]
+) -> Iterator[bytes | memoryview | OSError]:
+    """Yield what `read` returns for each (shard, start, stop) of int64 [n, 3], or the OSError that it raises."""
+    for shard, start, stop in ranges.tolist():
+        try:
+            content: bytes | OSError = read(shard, start, stop)
+        except OSError as error:
+            content = error
+        yield content
 
 
 class RemoteShards:
@@ -154,31 +162,25 @@ class RemoteShards:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """See `ShardStore`: from the cache, or else fetched now."""
+        """See `LocalShards`: from the cache, or else fetched now."""
         if start >= stop:
             return b""
         content = self._cached(shard, start, stop)
         return self._fetch_one(shard, start, stop) if content is None else content
 
-    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | OSError]:
-        """See `ShardStore`: all that is missing is fetched before the first is yielded."""
-        asked = [(shard, start, stop) for shard, start, stop in ranges.tolist()]
-        missing = [at for at, (shard, start, stop) in enumerate(asked) if self._span(shard, start, stop) is None]
+    def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
+        """See `LocalShards`: all that is missing is fetched before the first is yielded."""
+        asked = ranges.tolist()
+        missing = [at for at, each in enumerate(asked) if self._span(*each) is None]
         for shard in {asked[at][0] for at in missing}:
             self._refresh(shard)
         missing = [at for at in missing if self._span(*asked[at]) is None]
         if len(missing) > 1:
             self._obtain(ranges[missing], _READ)
-        for shard, start, stop in asked:
-            content: bytes | OSError
-            try:
-                content = self.read(shard, start, stop)
-            except OSError as error:
-                content = error
-            yield content
+        yield from each_or_error(self.read, ranges)
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """See `ShardStore`: a thread fetches what is missing."""
+        """Take a hint that these ranges will be read soon: a thread fetches the missing ones. Returns at once, raises nothing."""
         own = self._own
         with own.lock:
             if own.hinted_ranges + len(ranges) > MAX_WANTED:
@@ -190,7 +192,7 @@ class RemoteShards:
             own.hints.append(np.array(ranges, np.int64))
 
     def close(self) -> None:
-        """See `ShardStore`: hints are dropped, and threads end after the requests that are under way."""
+        """See `LocalShards`: hints are dropped, and threads end after the requests that are under way."""
         own = self._own
         with own.lock:
             own.closings += 1
@@ -200,11 +202,21 @@ class RemoteShards:
 
     def _cached(self, shard: int, start: int, stop: int) -> bytes | None:
         """Return bytes from a file of the cache; None if no file has them."""
-        content = self._known_content(shard, start, stop)
-        if content is None:
-            self._refresh(shard)
-            content = self._known_content(shard, start, stop)
-        return content
+        for look_up in (False, True):
+            if look_up:
+                self._refresh(shard)
+            span = self._span(shard, start, stop)
+            file = self._files.get((shard, span), partial(self._open, shard, span)) if span is not None else None
+            if file is not None and span is not None:
+                now = time.monotonic()
+                if now - file.touched > TOUCH_SECONDS:
+                    file.touched = now
+                    os.utime(file.handle)
+                return os.pread(file.handle, stop - start, start - span[0])
+        return None
+
+    def _open(self, shard: int, span: Span) -> OpenFile | None:
+        return self.cache.open(self._key(shard), span)
 
     def _refresh(self, shard: int) -> None:
         """Look up the spans of a shard that other threads and processes have fetched."""
@@ -214,24 +226,13 @@ class RemoteShards:
         known = self._known.get(shard)
         return known.find(start, stop) if known is not None else None
 
-    def _known_content(self, shard: int, start: int, stop: int) -> bytes | None:
-        span = self._span(shard, start, stop)
-        return self._from_file(shard, span, start, stop) if span is not None else None
-
-    def _from_file(self, shard: int, span: Span, start: int, stop: int) -> bytes | None:
-        file = self._files.get((shard, span), lambda: self.cache.open(self._key(shard), span))
-        if file is None:
-            return None
-        now = time.monotonic()
-        if now - file.touched > TOUCH_SECONDS:
-            file.touched = now
-            os.utime(file.handle)
-        return os.pread(file.handle, stop - start, start - span[0])
-
     # --- fetching ---------------------------------------------------------------------------------------------------
 
     def _key(self, shard: int) -> str:
-        return object_key(self.paths[shard], self.versions[shard] if self.versions is not None else "")
+        """Return the name of a shard's folder in the cache."""
+        version = self.versions[shard] if self.versions is not None else ""
+        text = f"{self.paths[shard]}\t{version}".encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(text, digest_size=16).hexdigest()
 
     def _fetch_one(self, shard: int, start: int, stop: int) -> bytes:
         """Fetch a range; if another process is fetching it, wait for that."""
@@ -265,7 +266,7 @@ class RemoteShards:
         except BaseException:
             self.cache.abandon(claim)
             raise
-        with contextlib.suppress(OSError):  # a full disk: the content is good anyway
+        with suppress(OSError):  # a full disk: the content is good anyway
             self.cache.commit(claim, content)
         return content
 
@@ -288,10 +289,10 @@ class RemoteShards:
                 if closings not in {None, own.closings}:
                     return
                 planned: list[Span] = []
-                claims = self.cache.claim(key, self._planner(wanted, planned))
+                claims = self.cache.claim(key, partial(self._plan, wanted, planned))
                 for claim in claims:
                     own.under_way[priority].acquire()
-                    pending.append(own.submit(priority, self._task(own, shard, claim, priority)))
+                    pending.append(own.submit(priority, partial(self._fetch_claim, own, shard, claim, priority)))
                 if len(claims) < len(planned) or not claims:
                     break  # nothing is missing, or there is no room
                 done = Spans(claim.span for claim in claims)
@@ -300,28 +301,21 @@ class RemoteShards:
             for future in pending:
                 future.result()
 
-    def _planner(self, wanted: list[Span], planned: list[Span]) -> Callable[[State], list[Span]]:
-        def plan(state: State) -> list[Span]:
-            ready, claimed, held = Spans(state.ready), Spans(state.claimed), Spans(state.ready + state.claimed)
-            missing = [span for span in wanted if ready.find(*span) is None and claimed.find(*span) is None]
-            request_bytes = self._own.link.request_bytes
-            low, high = _PIECE_BYTES
-            piece_bytes = min(max(8 * request_bytes, low), high, self.cache.max_bytes // 8)
-            gap_bytes = GAP_SHARE * request_bytes
-            planned[:] = coalesce(missing, gap_bytes, piece_bytes, held)[:CLAIMS_AT_ONCE]
-            return planned
+    def _plan(self, wanted: list[Span], planned: list[Span], state: State) -> list[Span]:
+        ready, claimed, held = Spans(state.ready), Spans(state.claimed), Spans(state.ready + state.claimed)
+        missing = [span for span in wanted if ready.find(*span) is None and claimed.find(*span) is None]
+        request_bytes = self._own.link.request_bytes
+        low, high = _PIECE_BYTES
+        piece_bytes = min(max(8 * request_bytes, low), high, self.cache.max_bytes // 8)
+        planned[:] = coalesce(missing, GAP_SHARE * request_bytes, piece_bytes, held)[:CLAIMS_AT_ONCE]
+        return planned
 
-        return plan
-
-    def _task(self, own: _Process, shard: int, claim: Claim, priority: int) -> Callable[[], None]:
-        def task() -> None:
-            try:
-                with contextlib.suppress(OSError, UserError):  # the read repeats the request, and raises
-                    self._fetch(shard, claim)
-            finally:
-                own.under_way[priority].release()
-
-        return task
+    def _fetch_claim(self, own: _Process, shard: int, claim: Claim, priority: int) -> None:
+        try:
+            with suppress(OSError, UserError):  # the read repeats the request, and raises
+                self._fetch(shard, claim)
+        finally:
+            own.under_way[priority].release()
 
     def _prefetch(self, own: _Process) -> None:
         while True:
@@ -331,7 +325,7 @@ class RemoteShards:
                 closings = own.closings
             if not hints:
                 return
-            with contextlib.suppress(OSError, UserError):  # as above
+            with suppress(OSError, UserError):  # as above
                 # Ranges of a shard that several batches want are fetched together.
                 self._obtain(np.concatenate(hints), _PREFETCH, closings)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.shards.columns import (
@@ -17,31 +17,26 @@ from tailwise.shards.columns import (
     numbers,
     open_table,
     score_columns,
+    sides,
     texts,
     uid_texts,
     value_type,
-    whole_sides,
 )
 from tailwise.storage.files import open_binary
 
 SIDES = ("width", "height")
 STAGE = "sidecar"
+_UID = re.compile("[0-9a-fA-F]{32}")
 Record = dict[str, Any]
 
 
 @dataclass
 class Sidecar:
-    """Values of a sidecar for the samples of its tar.
-
-    Attributes:
-        path: path of the sidecar.
-        rows: width, height, uid and scores, by key of the tar.
-        rejected: unused rows and values by reason; REJECTED_SCHEMA. Rows that img2dataset failed on are not counted.
-    """
+    """Values of a sidecar for the samples of its tar. Rows that img2dataset failed on are not counted as rejected."""
 
     path: str
-    rows: dict[str, Record] = field(default_factory=dict)
-    rejected: list[Record] = field(default_factory=list)
+    rows: dict[str, Record] = field(default_factory=dict)  # width, height, uid and scores, by key of the tar
+    rejected: list[Record] = field(default_factory=list)  # unused rows and values by reason; REJECTED_SCHEMA
 
     def reject(self, reason: str, rows: int, detail: str | None = None, key: str | None = None) -> None:
         """Note a number of rows that are not used."""
@@ -134,7 +129,15 @@ def _records(found: Sidecar, table: pa.Table, scores: list[str]) -> Iterator[Rec
         if name not in table.column_names:
             continue
         try:
-            columns[name] = _uids(found, table[name]) if name == "uid" else _sides(found, table[name], name)
+            if name == "uid":
+                given = uid_texts(table[name]).to_pylist()
+                columns[name] = list(map(parse_uid, given))
+                odd = [uid is None and text is not None for uid, text in zip(columns[name], given, strict=True)]
+                found.reject("uid is not 32 hexadecimal digits", sum(odd))
+            else:
+                pixels, other = sides(table[name], name)
+                columns[name] = pixels.to_pylist()
+                found.reject(f"{name} is no whole number of pixels", int(other.sum()))
         except ValueError as error:
             found.reject("column not used", len(table), str(error))
     for name in scores:
@@ -144,28 +147,6 @@ def _records(found: Sidecar, table: pa.Table, scores: list[str]) -> Iterator[Rec
         yield {name: values[at] for name, values in columns.items() if values[at] is not None}
 
 
-def _sides(found: Sidecar, column: pa.ChunkedArray, name: str) -> list[int | None]:
-    values: npt.NDArray[np.float64] = numbers(column, name).to_numpy(zero_copy_only=False)
-    good = whole_sides(values)
-    found.reject(f"{name} is no whole number of pixels", int((~good & ~np.isnan(values)).sum()))
-    return [int(value) if fits else None for value, fits in zip(values, good, strict=True)]
-
-
-def _uids(found: Sidecar, column: pa.ChunkedArray) -> list[bytes | None]:
-    given = uid_texts(column).to_pylist()
-    uids = [parse_uid(text) for text in given]
-    found.reject(
-        "uid is not 32 hexadecimal digits", sum(u is None and t is not None for u, t in zip(uids, given, strict=True))
-    )
-    return uids
-
-
 def parse_uid(value: object) -> bytes | None:
     """Return the 16 bytes of a uid of 32 hexadecimal digits, or None."""
-    if not isinstance(value, str) or len(value) != 32:
-        return None
-    try:
-        uid = bytes.fromhex(value)  # which skips spaces
-    except ValueError:
-        return None
-    return uid if len(uid) == 16 else None
+    return bytes.fromhex(value) if isinstance(value, str) and _UID.fullmatch(value) else None

@@ -1,4 +1,4 @@
-"""The tar index: the place of each member of a tar, read from the headers alone.
+"""The tar index: the place of each member of a tar, read from the headers alone; and archives that cannot be read at random.
 
 The standard library's `tarfile` makes an object per member and reads about 20,000 members a second; this walk reads the same
 headers (POSIX ustar, pax path and size records, GNU long names and base-256 sizes) several times faster.
@@ -24,56 +24,50 @@ _ZEROS = bytes(BLOCK)
 _SCANNED_BYTES = 1 << 16
 _WINDOW_BYTES = 1 << 14
 _ADLER = 65521
+_MAGIC = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"\x04\x22\x4d\x18": ("lz4", "unlz4"),
+    b"PK\x03\x04": ("zip", "unzip, then pack the files with tar"),
+    b"7z\xbc\xaf\x27\x1c": ("7z", "7z x, then pack the files with tar"),
+    b"Rar!\x1a\x07": ("RAR", "unrar x, then pack the files with tar"),
+}
+MAGIC_BYTES = max(map(len, _MAGIC))
+ENDINGS = (
+    *(".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tbz"),
+    *(".tar.xz", ".txz", ".tar.lz4", ".tar.lzma", ".tar.Z"),
+)
+REMEDY = "samples are read at random from plain .tar files: unpack"
 
 
 class Member(NamedTuple):
-    """One regular file of a tar.
+    """One regular file of a tar."""
 
-    Attributes:
-        name: its path in the tar.
-        offset: first byte of its content, from the start of the tar.
-        size: length of its content in bytes.
-    """
-
-    name: str
-    offset: int
-    size: int
+    name: str  # its path in the tar
+    offset: int  # first byte of its content, from the start of the tar
+    size: int  # length of its content in bytes
 
 
 class Link(NamedTuple):
-    """A hard or symbolic link of a tar.
+    """A hard or symbolic link of a tar."""
 
-    Attributes:
-        name: its path in the tar.
-        target: normalised path of the member that it stands for.
-        at: how many regular files come before it.
-    """
-
-    name: str
-    target: str
-    at: int
+    name: str  # its path in the tar
+    target: str  # normalised path of the member that it stands for
+    at: int  # how many regular files come before it
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The members of a tar, in order.
+    """The members of a tar, in order. A tar without its end may have been cut between two members, or was written without."""
 
-    Attributes:
-        members: regular files whose whole content is in the file.
-        damage: why the walk ended early, or None if the tar is sound.
-        damaged_name: the regular file whose content is cut off, if any.
-        ended: whether the file closes with the blocks of zeros that end a tar. Without them it may have been cut between two members,
-            or was written without.
-        links: links, with their targets.
-        others: name and kind of all other members: FOLDER, SPARSE, a device, …
-    """
-
-    members: list[Member]
-    damage: str | None
-    damaged_name: str | None
-    ended: bool = True
+    members: list[Member]  # regular files whose whole content is in the file
+    damage: str | None  # why the walk ended early, or None if the tar is sound
+    damaged_name: str | None  # the regular file whose content is cut off, if any
+    ended: bool = True  # whether the file closes with the blocks of zeros that end a tar
     links: list[Link] = field(default_factory=list)
-    others: list[tuple[str, str]] = field(default_factory=list)
+    others: list[tuple[str, str]] = field(default_factory=list)  # name and kind: FOLDER, SPARSE, a device, …
 
     @property
     def seen(self) -> int:
@@ -112,6 +106,18 @@ class _Announced:
             self.sparse = self.sparse or any(key.startswith(b"GNU.sparse.") for key in records)
 
 
+def compression_of(first_bytes: bytes) -> str | None:
+    """Return what a file is and how to unpack it, by its first bytes; None for one that is not compressed."""
+    return next(
+        (f"{name}; {REMEDY} it ({how})" for magic, (name, how) in _MAGIC.items() if first_bytes.startswith(magic)), None
+    )
+
+
+def is_compressed_tar(path: str) -> bool:
+    """Return whether a file is a compressed tar, by its name."""
+    return path.endswith(ENDINGS)
+
+
 def _number(field: bytes) -> int:
     if field[0] & 0x80:  # GNU base-256
         return int.from_bytes(field, "big") - (0x80 << (8 * (len(field) - 1)))
@@ -137,8 +143,7 @@ def _checksum_holds(header: bytes) -> bool:
 
 
 def _pax_records(content: bytes) -> dict[bytes, bytes]:
-    records: dict[bytes, bytes] = {}
-    position = 0
+    records, position = dict[bytes, bytes](), 0
     while (space := content.find(b" ", position)) > 0:
         length = int(content[position:space])
         if length <= 0:

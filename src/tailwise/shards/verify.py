@@ -34,17 +34,11 @@ THREADS_A_WORKER = 8  # a look at a size only waits
 
 @dataclass(frozen=True)
 class Damage:
-    """A shard that cannot be used.
+    """A shard that cannot be used."""
 
-    Attributes:
-        shard: its id.
-        path: local path or URL.
-        reason: what is wrong.
-    """
-
-    shard: int
-    path: str
-    reason: str
+    shard: int  # its id
+    path: str  # local path or URL
+    reason: str  # what is wrong
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
 from tailwise.shards.columns import MAX_TEXT_BYTES
-from tailwise.shards.compressed import MAGIC_BYTES, compression_of
 from tailwise.shards.content import HARMLESS, Pairs, ShardContent, samples_schema, unreadable_shard, without_samples
 from tailwise.shards.decode import ImageError, too_long
 from tailwise.shards.fingerprint import blocks_of_stream, read_fingerprint
@@ -26,7 +25,7 @@ from tailwise.shards.grouping import (
     why_incomplete,
 )
 from tailwise.shards.sidecar import SIDES, parse_uid, read_sidecar
-from tailwise.shards.tar import Member, TarIndex, index_tar
+from tailwise.shards.tar import MAGIC_BYTES, Member, TarIndex, compression_of, index_tar
 from tailwise.storage.files import open_binary, open_whole
 from tailwise.storage.remote import is_remote
 from tailwise.text import is_utf8

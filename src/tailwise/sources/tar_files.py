@@ -13,8 +13,8 @@ from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
 from tailwise.errors import UserError
-from tailwise.shards.compressed import REMEDY, is_compressed_tar
 from tailwise.shards.grouping import is_harmless
+from tailwise.shards.tar import REMEDY, is_compressed_tar
 from tailwise.storage.errors import RemoteError, RemoteNotFoundError
 from tailwise.storage.remote import call, filesystem, is_remote, sizes_of
 from tailwise.text import is_utf8
@@ -35,17 +35,11 @@ class LeftOut(NamedTuple):
 
 @dataclass
 class NamedTars:
-    """The tars that a source names.
+    """The tars that a source names, by path or URL; by name within each pattern."""
 
-    Attributes:
-        tars: path or URL and size in bytes (or UNKNOWN_BYTES) of each, by name within each pattern.
-        failed: reason for each of `tars` that cannot be read.
-        left_out: files that are seen and not read.
-    """
-
-    tars: dict[str, int] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    left_out: list[LeftOut] = field(default_factory=list)
+    tars: dict[str, int] = field(default_factory=dict)  # size in bytes, or UNKNOWN_BYTES
+    failed: dict[str, str] = field(default_factory=dict)  # reason for each that cannot be read
+    left_out: list[LeftOut] = field(default_factory=list)  # files that are seen and not read
 
     def add(self, address: str, size: int | RemoteError | None) -> bool:
         """Add one tar if it exists; return whether it does."""

@@ -53,13 +53,9 @@ class RemoteNotFoundError(RemoteError, FileNotFoundError):
 
 
 class NoRangesError(RemoteError):
-    """The server ignores requests for ranges of bytes: it can only send the whole file.
+    """The server ignores requests for ranges of bytes: it can only send the whole file."""
 
-    Attributes:
-        total_bytes: size of the file, if the server states it.
-    """
-
-    total_bytes: int | None = None
+    total_bytes: int | None = None  # size of the file, if the server states it
 
 
 class RemoteUnsupportedError(RemoteError, UnsupportedError):
