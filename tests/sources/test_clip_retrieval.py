@@ -17,7 +17,7 @@ from tailwise.sources.clip_retrieval import BadPartition, Partition, find_partit
 
 def open_partition(made, dimension):
     """Rows and keys of a partition, or why it can't be used."""
-    found = made.open(dimension, made.array)
+    found = made.open(dimension, made.path)
     return found if isinstance(found, BadPartition) else (found.rows, *found.names)
 
 
@@ -46,7 +46,7 @@ def test_partitions_in_numeric_order_with_their_metadata(tmp_path, make_partitio
     (tmp_path / "img_emb" / "img_emb_x.npy").touch()
     found = find_partitions(tmp_path)["image"]
     numbers = [f"{number:0{width}d}" for number in (0, 1, 2, 10, 11)]
-    assert [item.array.name for item in found] == [f"img_emb_{number}.npy" for number in numbers]
+    assert [item.path.name for item in found] == [f"img_emb_{number}.npy" for number in numbers]
     assert [item.metadata.name for item in found] == [f"metadata_{number}.parquet" for number in numbers]
     assert all(item.metadata.exists() for item in found)
 
@@ -128,7 +128,7 @@ def zipped_arrays():
 )
 def test_unreadable_arrays(partition, content):
     made = partition(np.ones((3, 4), np.float16))
-    made.array.write_bytes(content)
+    made.path.write_bytes(content)
     found = open_partition(made, None)
     assert isinstance(found, BadPartition)
     assert found.reason == "unreadable embeddings"
@@ -148,7 +148,7 @@ def test_nothing_is_unpickled(partition, tmp_path):
     mark = tmp_path / "unpickled"
     made = partition(np.ones((3, 4), np.float16))
     for content in (npy(np.array([Marked(mark)], object), allow_pickle=True), pickle.dumps(Marked(mark))):
-        made.array.write_bytes(content)
+        made.path.write_bytes(content)
         assert isinstance(open_partition(made, None), BadPartition)
     assert not mark.exists()
 
@@ -185,7 +185,7 @@ def test_damaged_arrays_never_crash(harm):
         content[place] = value
     with tempfile.TemporaryDirectory() as folder:
         made = Partition(Path(folder) / "e.npy", Path(folder) / "m.parquet")
-        made.array.write_bytes(content)
+        made.path.write_bytes(content)
         pq.write_table(pa.table({"image_path": ["a", "b", "c"]}), made.metadata)
         found = open_partition(made, None)
         assert isinstance(found, BadPartition) or (len(found[0].shape) == 2 and len(found[0]) == len(found[1]))

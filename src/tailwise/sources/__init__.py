@@ -12,14 +12,12 @@ from tailwise.catalog.kinds import check_name
 from tailwise.errors import NotFoundError, UserError
 from tailwise.requests import SourceRequest
 from tailwise.shards.containers import CONTAINERS, Container
-from tailwise.sources.clip_retrieval import FOLDERS, find_partitions
+from tailwise.sources.clip_retrieval import FOLDERS, ClusterIds, find_cluster_ids, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
-from tailwise.sources.dynamics import ClusterIds, find_cluster_ids
 from tailwise.sources.embedding_files import EmbeddingFile
-from tailwise.sources.parquet_embeddings import ParquetEmbeddings, choose_columns
-from tailwise.sources.tables import find_tables, kind_of
+from tailwise.sources.parquet_embeddings import ParquetEmbeddings, choose_columns, kind_of
 from tailwise.sources.tar_files import UNKNOWN_BYTES as UNKNOWN_BYTES
-from tailwise.sources.tar_files import LeftOut, NamedTars, find_tars
+from tailwise.sources.tar_files import LeftOut, NamedTars, find_tables, find_tars
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.remote import forget_failures
 from tailwise.text import did_you_mean
@@ -123,15 +121,10 @@ def _columns_of(path: Path, options: SourceRequest) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of source.
+    """One kind of source."""
 
-    Attributes:
-        find: (source, found, options) → True if the source has files of this kind; adds them to `found`.
-        given: the sources that the user may name.
-    """
-
-    find: Callable[[str, Found, SourceRequest], bool]
-    given: str
+    find: Callable[[str, Found, SourceRequest], bool]  # adds files of this kind to Found; True if there are some
+    given: str  # the sources that the user may name
 
 
 def format_of(container: Container) -> Format:
@@ -147,20 +140,12 @@ def format_of(container: Container) -> Format:
 
 SOURCES: dict[str, Format] = {
     "webdataset": Format(
-        _find_tars,
-        "a folder, file, glob, {brace..pattern} or ::-joined list of .tar files; local or any fsspec URL",
+        _find_tars, "a folder, file, glob, {brace..pattern} or ::-joined list of .tar files; local or any fsspec URL"
     ),
-    "clip-retrieval": Format(
-        _find_clip_retrieval,
-        "a local folder with img_emb/ or text_emb/, and metadata/",
-    ),
-    "dynamics": Format(
-        _find_dynamics,
-        "a local folder as clip-retrieval's, with img_emb/img_emb_{p}_indices.npy",
-    ),
+    "clip-retrieval": Format(_find_clip_retrieval, "a local folder with img_emb/ or text_emb/, and metadata/"),
+    "dynamics": Format(_find_dynamics, "a local folder as clip-retrieval's, with img_emb/img_emb_{p}_indices.npy"),
     "datacomp": Format(
-        _find_datacomp,
-        "a local folder, file or pattern of .parquet files with uid and text, .npz files beside them",
+        _find_datacomp, "a local folder, file or pattern of .parquet files with uid and text, .npz files beside them"
     ),
     "parquet": Format(
         _find_parquet,

@@ -1,86 +1,58 @@
-"""Output of clip-retrieval inference: `{img,text}_emb/{img,text}_emb_{p}.npy` with `metadata/metadata_{p}.parquet`, joined by key."""
+"""Output of clip-retrieval inference: `{img,text}_emb/{img,text}_emb_{p}.npy` with `metadata/metadata_{p}.parquet`, joined by key.
+
+The DynamiCS authors add the cluster of each row in `img_emb_{p}_indices.npy`; their `image_path` is `{tar path}/{key}.jpg`.
+Liang, Liu, de Vries, Larson: "Dynamic Cluster Data Sampling", ECCV 2026.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from tailwise.shards.columns import DAMAGE, count_rows, open_table, texts
-from tailwise.sources.embedding_files import BadPartition, Naming, Opened, fingerprint, matrix_fault, matrix_size
+from tailwise.shards.columns import open_table, texts
+from tailwise.sources.embedding_files import BadPartition, EmbeddingFile
 from tailwise.sources.stored_rows import StoredRows
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 
 @dataclass(frozen=True)
-class NamedArray:
-    """A `.npy` file whose rows are named by a Parquet file.
+class Partition(EmbeddingFile):
+    """A `.npy` file, float16 or float32 [n, d], whose rows are named by a Parquet file."""
 
-    Attributes:
-        array: the `.npy` file.
-        metadata: the Parquet file with the column `image_path` (the tar key, or `{tar path}/{key}.jpg`), in the same row order.
-    """
+    path: Path
+    metadata: Path  # has the column `image_path` (the tar key, or `{tar path}/{key}.jpg`), in the same row order
 
-    array: Path
-    metadata: Path
-    naming: Naming = "key"
-    home: None = None
-    kind: ClassVar[str] = "embeddings"
+    def header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return shape and dtype of the array."""
+        array = StoredRows.of_file(self.path)
+        return array.shape, array.dtype
 
-    @property
-    def path(self) -> Path:
-        """The `.npy` file."""
-        return self.array
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of both files."""
-        return fingerprint(self.array, self.metadata)
-
-    def names(self) -> Iterable[pa.Array]:
-        """Return the column `image_path`."""
-        return [read_names(self.metadata)]
-
-    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:  # noqa: ARG002  (read in place)
-        """Check the array's header, and read the names."""
-        try:
-            array = StoredRows.of_file(self.array)
-        except DAMAGE as error:
-            return BadPartition(f"unreadable {self.kind}", str(error), count_rows(self.metadata))
-        if fault := self.fault(array, dimension):
-            return fault
-        try:
-            names = read_names(self.metadata)
-        except DAMAGE as error:
-            return BadPartition("unreadable metadata", str(error), len(array))
-        if len(names) != len(array):
-            return BadPartition("rows differ from metadata", f"{len(array)} rows, {len(names)} keys", len(array))
-        return Opened(array, [names])
-
-    def fault(self, array: StoredRows, dimension: int | None) -> BadPartition | None:
-        """Return the reason why the array cannot be used, or None."""
-        return matrix_fault(array.shape, array.dtype, dimension)
+    def names(self) -> list[pa.Array]:
+        """Return the column `image_path`; raise DAMAGE if it cannot be read, or is missing, or no text."""
+        with open_table(self.metadata, ["image_path"]) as file:
+            return [texts(file.read(["image_path"]).column(0), "image_path")]
 
     def rows(self, unpacked: Path) -> StoredRows:  # noqa: ARG002
         """Return the array."""
-        return StoredRows.of_file(self.array)
+        return StoredRows.of_file(self.path)
 
 
-class Partition(NamedArray):
-    """One file of embeddings, float16 or float32 [n, d], with its metadata; an EmbeddingFile."""
+class ClusterIds(Partition):
+    """The cluster of each row of one partition, integers [n] or [n, 1]; read like embeddings with one number a row."""
 
-    def size(self) -> tuple[int, int] | None:
-        """Return (n, d), or None."""
-        try:
-            array = StoredRows.of_file(self.array)
-        except DAMAGE:
+    kind = "cluster ids"
+
+    def fault(self, shape: tuple[int, ...], dtype: np.dtype[Any], dimension: int | None) -> BadPartition | None:  # noqa: ARG002
+        """Return the reason why the array cannot be used, or None."""
+        if dtype.kind in "iu" and shape[1:] in ((), (1,)) and shape:
             return None
-        return matrix_size(array.shape, array.dtype)
+        return BadPartition("not a column of cluster ids", f"{dtype} {list(shape)}", shape[0] if shape else 1)
 
 
 def find_partitions(folder: Path) -> dict[str, list[Partition]]:
@@ -99,7 +71,6 @@ def numbered_files(folder: Path, name: str, ending: str) -> list[tuple[Path, Pat
     return [(path, folder / "metadata" / f"metadata_{digits}.parquet") for _, digits, path in sorted(numbered)]
 
 
-def read_names(metadata: Path) -> pa.Array:
-    """Return the column `image_path` of a metadata file; raise DAMAGE if it cannot be read or has no such column of text."""
-    with open_table(metadata, ["image_path"]) as file:
-        return texts(file.read(["image_path"]).column(0), "image_path")
+def find_cluster_ids(folder: Path) -> list[ClusterIds]:
+    """Return the files of cluster ids in a folder of this layout, in numeric order."""
+    return [ClusterIds(*pair) for pair in numbered_files(folder, FOLDERS["image"], "_indices.npy")]

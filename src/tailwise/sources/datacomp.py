@@ -16,18 +16,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.shards.columns import BATCH_ROWS, DAMAGE, count_rows, numbers, open_table, score_columns, uid_texts
-from tailwise.sources.embedding_files import BadPartition, Naming, Opened, fingerprint, matrix_fault, matrix_size
-from tailwise.sources.npz import open_member, read_member
-from tailwise.sources.stored_rows import StoredRows
+from tailwise.shards.columns import BATCH_ROWS, numbers, open_table, score_columns, uid_texts
+from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, Naming, Opened
+from tailwise.sources.stored_rows import StoredRows, open_member, read_member
 
 MEMBERS = {"image": "img", "text": "txt"}  # by column
 EMBEDDINGS = ("l14", "b32")
 
 
 @dataclass(frozen=True)
-class MetadataEmbeddings:
-    """One array of an `X.npz`, whose rows are those of `X.parquet`; an EmbeddingFile."""
+class MetadataEmbeddings(EmbeddingFile):
+    """One array of an `X.npz`, whose rows are those of `X.parquet`, which may be a shard."""
 
     path: Path  # the `.npz` file
     metadata: Path  # the `.parquet` file
@@ -35,22 +34,19 @@ class MetadataEmbeddings:
     naming: Naming = "uid"
 
     @property
-    def home(self) -> str:
-        """The `.parquet` file, which may be a shard."""
+    def home(self) -> str:  # type: ignore[override]
+        """The `.parquet` file."""
         return str(self.metadata)
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of both files, with the array's name."""
-        return f"{fingerprint(self.path, self.metadata)} {self.member}"
+        return f"{super().fingerprint} {self.member}"
 
-    def size(self) -> tuple[int, int] | None:
-        """Return (n, d), or None."""
-        try:
-            member = read_member(self.path, self.member)
-        except DAMAGE:
-            return None
-        return matrix_size(member.shape, member.dtype)
+    def header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return shape and dtype of the array."""
+        member = read_member(self.path, self.member)
+        return member.shape, member.dtype
 
     def names(self) -> Iterator[pa.Array]:
         """Yield the uids, in lower case."""
@@ -59,22 +55,10 @@ class MetadataEmbeddings:
                 yield pc.utf8_lower(uid_texts(batch.column(0)))
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
-        """Check the array's header and the number of rows, then open the array."""
+        """Check the file, and open it for one join; see EmbeddingFile."""
         if not self.path.exists():
             return BadPartition("no .npz beside the metadata", str(self.path), 0)
-        try:
-            member = read_member(self.path, self.member)
-            fault = matrix_fault(member.shape, member.dtype, dimension) or self._names_fault(member.shape[0])
-            return fault or Opened(open_member(self.path, self.member, unpacked), self.names())
-        except DAMAGE as error:
-            return BadPartition("unreadable embeddings", str(error), count_rows(self.metadata))
-
-    def _names_fault(self, rows: int) -> BadPartition | None:
-        try:
-            named = sum(len(batch) for batch in self.names())
-        except DAMAGE as error:
-            return BadPartition("unreadable metadata", str(error), rows)
-        return None if named == rows else BadPartition("rows differ from metadata", f"{rows} rows, {named} uids", rows)
+        return super().open(dimension, unpacked)
 
     def rows(self, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
         """Return the array."""

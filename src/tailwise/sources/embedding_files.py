@@ -1,21 +1,22 @@
-"""The interface of files of embeddings: rows that can be read in any order, and their names.
+"""Files of embeddings: rows that can be read in any order, and their names.
 
 Shape letters: n rows of a file, d dimensions.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.shards.columns import MAX_DIMENSION
+from tailwise.shards.columns import DAMAGE, MAX_DIMENSION, count_rows
 from tailwise.sources.stored_rows import StoredRows
 
 FLOATS = (np.float16, np.float32, np.float64)
@@ -33,54 +34,89 @@ class BadPartition:
 
 @dataclass(frozen=True)
 class Opened:
-    """A file that can be used.
+    """A file that can be used."""
+
+    rows: npt.NDArray[Any] | StoredRows  # [n, d], not in memory
+    names: Iterable[pa.Array]  # strings, n in all; can be read once
+    unfit: npt.NDArray[np.bool_] | None = None  # [n], rows without a vector of d numbers; None if there is no such row
+
+
+class EmbeddingFile(ABC):
+    """One file of embeddings, with the file of its names.
 
     Attributes:
-        rows: [n, d], not in memory.
-        names: string arrays, n in all; can be read once.
-        unfit: bool [n], rows without a vector of d numbers; None if there is no such row.
+        path: the file with the numbers, for reports.
+        metadata: the file with the names; may be the same.
+        naming: the kind of its names.
+        home: the shard of a catalog that the rows belong to, if known.
+        kind: what the numbers are, for reports.
     """
 
-    rows: npt.NDArray[Any] | StoredRows
-    names: Iterable[pa.Array]
-    unfit: npt.NDArray[np.bool_] | None = None
-
-
-class EmbeddingFile(Protocol):
-    """One file of embeddings, with the file of its names."""
-
-    @property
-    def path(self) -> Path:
-        """The file with the numbers, for reports."""
+    path: Path
+    metadata: Path
+    naming: Naming = "key"
+    home: str | None = None
+    kind: ClassVar[str] = "embeddings"
 
     @property
     def fingerprint(self) -> str:
-        """Text that changes when the file changes, to recognize a file that was joined before."""
+        """Text that changes when the files change, to recognize a file that was joined before."""
+        return fingerprint(self.path, self.metadata)
 
-    @property
-    def naming(self) -> Naming:
-        """The kind of its names."""
+    @abstractmethod
+    def header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return shape and dtype of its rows; raise DAMAGE if they cannot be read."""
 
-    @property
-    def home(self) -> str | None:
-        """The shard of a catalog that the rows belong to, if known."""
+    @abstractmethod
+    def names(self) -> Iterable[pa.Array]:
+        """Return the names of its rows, strings; raise DAMAGE if they cannot be read."""
+
+    @abstractmethod
+    def rows(self, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
+        """Return the rows [n, d] of a file that was opened before."""
+
+    def unpack(self, unpacked: Path, shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:  # noqa: ARG002  (most stay)
+        """Write the rows to a file if they cannot be read in place; return `unfit` of Opened."""
+        return None
+
+    def fault(self, shape: tuple[int, ...], dtype: np.dtype[Any], dimension: int | None) -> BadPartition | None:
+        """Return the reason why rows of this shape cannot be used, or None."""
+        return matrix_fault(shape, dtype, dimension)
 
     def size(self) -> tuple[int, int] | None:
         """Return (n, d), or None if it cannot be read."""
-
-    def names(self) -> Iterable[pa.Array]:
-        """Return the names of its rows; an OSError, ValueError or ArrowException means that they cannot be read."""
+        try:
+            shape, dtype = self.header()
+        except DAMAGE:
+            return None
+        return None if self.fault(shape, dtype, None) else (shape[0], shape[1])
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
-        """Open the file for one join.
+        """Check the file, and open it for one join.
 
         Args:
             dimension: the required width d; None accepts any.
             unpacked: file for a copy of the rows, if they cannot be read in place.
         """
-
-    def rows(self, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
-        """Return the rows [n, d] of a file that was opened before."""
+        try:
+            shape, dtype = self.header()
+        except DAMAGE as error:
+            return BadPartition(f"unreadable {self.kind}", str(error), count_rows(self.metadata))
+        if fault := self.fault(shape, dtype, dimension):
+            return fault
+        try:
+            names = self.names()
+            named = sum(map(len, names))
+        except DAMAGE as error:
+            return BadPartition("unreadable metadata", str(error), shape[0])
+        if named != shape[0]:
+            detail = f"{shape[0]} rows, {named} {self.naming}s"
+            return BadPartition("rows differ from metadata", detail, shape[0])
+        try:
+            unfit = self.unpack(unpacked, shape)
+            return Opened(self.rows(unpacked), names if isinstance(names, list) else self.names(), unfit)
+        except DAMAGE as error:
+            return BadPartition(f"unreadable {self.kind}", str(error), shape[0])
 
 
 def fingerprint(*paths: Path) -> str:
@@ -100,11 +136,6 @@ def matrix_fault(shape: tuple[int, ...], dtype: np.dtype[Any], dimension: int | 
     if dimension is not None and shape[1] != dimension:
         return BadPartition("wrong dimension", f"{shape[1]}, not {dimension}", rows)
     return None
-
-
-def matrix_size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int] | None:
-    """Return (n, d) of an array of embeddings; None for another array."""
-    return None if matrix_fault(shape, dtype, None) else (shape[0], shape[1])
 
 
 def common_dimension(files: Sequence[EmbeddingFile]) -> int | None:

@@ -1,34 +1,44 @@
-"""Embeddings in Parquet: any file with a column of ids and a column of lists of floats, of fixed or variable length."""
+"""Parquet files in a source: their kinds, and embeddings in any file with a column of ids and a column of lists of floats."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from tailwise.catalog.files import create_array, read_array
-from tailwise.shards.columns import (
-    BATCH_ROWS,
-    DAMAGE,
-    count_rows,
-    is_vectors,
-    open_table,
-    texts,
-    uid_texts,
-    unwrapped,
-    value_type,
-)
-from tailwise.sources.embedding_files import BadPartition, Naming, Opened, fingerprint, matrix_fault
+from tailwise.shards.columns import BATCH_ROWS, DAMAGE, is_vectors, open_table, texts, uid_texts, unwrapped, value_type
+from tailwise.sources.embedding_files import EmbeddingFile, Naming, fingerprint, matrix_fault
 from tailwise.storage.local import replacing
 
 ID_COLUMNS = ("uid", "key", "image_path", "id")
 EMBEDDING_COLUMNS = ("embedding", "embeddings")
+Kind = Literal["metadata", "embeddings", "unreadable", "other"]
+
+
+def kind_of(path: Path, id_column: str | None = None, embedding_column: str | None = None) -> Kind:
+    """Return the kind of a Parquet file, by its columns.
+
+    A column of vectors means embeddings; `uid` and `text`, without img2dataset's `key` or clip-retrieval's `image_path`, mean metadata. A
+    column with a name of embeddings but another type means embeddings too; they are rejected because of that type when they are read.
+    """
+    try:
+        schema = pq.read_schema(path)
+        names = schema.names
+    except DAMAGE:
+        return "unreadable"
+    columns = choose_columns(schema, id_column, embedding_column)
+    metadata = {"uid", "text"} <= {*names} and not {*names} & {"key", "image_path"}
+    if columns and (embedding_column or not metadata or is_vectors(schema.types[names.index(columns[1])])):
+        return "embeddings"
+    return "metadata" if metadata else "other"
 
 
 def choose_columns(schema: pa.Schema, id_column: str | None, embedding_column: str | None) -> tuple[str, str] | None:
@@ -45,16 +55,20 @@ def choose_columns(schema: pa.Schema, id_column: str | None, embedding_column: s
 
 
 @dataclass(frozen=True)
-class ParquetEmbeddings:
-    """One Parquet file; an EmbeddingFile. Lists cannot be mapped: each join first writes them to an array, batch by batch."""
+class ParquetEmbeddings(EmbeddingFile):
+    """One Parquet file. Lists cannot be mapped: each join first writes them to an array, batch by batch."""
 
     path: Path  # the file
     id_column: str  # "uid", or another column with keys, or with paths that end in tar and key
     embedding_column: str  # column with lists of floats
-    home: None = None
 
     @property
-    def naming(self) -> Naming:
+    def metadata(self) -> Path:  # type: ignore[override]
+        """The file itself."""
+        return self.path
+
+    @property
+    def naming(self) -> Naming:  # type: ignore[override]
         """The kind of names: "uid" if the column has this name, else "key"."""
         return "uid" if self.id_column == "uid" else "key"
 
@@ -63,15 +77,8 @@ class ParquetEmbeddings:
         """The fingerprint of the file, with the columns' names."""
         return f"{fingerprint(self.path)} {self.id_column} {self.embedding_column}"
 
-    def size(self) -> tuple[int, int] | None:
-        """Return (n, d), d as most lists at its start have; None if it cannot be read."""
-        try:
-            return self._look()
-        except DAMAGE:
-            return None
-
-    def _look(self) -> tuple[int, int]:
-        """Return (n, d); raise DAMAGE if the file cannot be read, or its column has no vectors."""
+    def header(self) -> tuple[tuple[int, int], np.dtype[Any]]:
+        """Return (n, d), d as most lists at its start have, and float32; raise DAMAGE, also if its column has no vectors."""
         with open_table(self.path, [self.id_column, self.embedding_column]) as file:
             given = file.schema_arrow.field(self.embedding_column).type
             if not is_vectors(given):
@@ -82,10 +89,10 @@ class ParquetEmbeddings:
                 lists = next(self._batches(self.embedding_column), pa.array([], pa.list_(pa.float32())))
                 counts = pc.value_counts(_lengths(unwrapped(lists)).drop_null()).to_pylist()
                 _, dimension = max(((count["counts"], count["values"]) for count in counts), default=(0, 0))
-            rows = int(file.metadata.num_rows)
-        if fault := matrix_fault((rows, dimension), np.dtype(np.float32), None):
+            shape, dtype = (int(file.metadata.num_rows), dimension), np.dtype(np.float32)
+        if fault := matrix_fault(shape, dtype, None):
             raise ValueError(f"column {self.embedding_column!r} holds no vectors: {fault.detail}")
-        return rows, dimension
+        return shape, dtype
 
     def _batches(self, column: str) -> Iterator[pa.Array]:
         """Yield a column, with no more of a row group in memory than its current pages."""
@@ -98,26 +105,9 @@ class ParquetEmbeddings:
         for ids in self._batches(self.id_column):
             yield pc.utf8_lower(uid_texts(ids)) if self.naming == "uid" else texts(ids, self.id_column)
 
-    def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
-        """Write the vectors to `unpacked`, 2 or 4 bytes a number."""
-        try:
-            rows, own = self._look()
-        except DAMAGE as error:
-            return BadPartition("unreadable embeddings", str(error), count_rows(self.path))
-        if dimension is not None and own != dimension:
-            return BadPartition("wrong dimension", f"{own}, not {dimension}", rows)
-        try:
-            sum(len(names) for names in self.names())  # reads them all
-        except DAMAGE as error:
-            return BadPartition("unreadable metadata", str(error), rows)
-        try:
-            unfit = self._unpack(unpacked, rows, own)
-        except DAMAGE as error:
-            return BadPartition("unreadable embeddings", str(error), rows)
-        return Opened(read_array(unpacked), self.names(), unfit)
-
-    def _unpack(self, unpacked: Path, rows: int, dimension: int) -> npt.NDArray[np.bool_]:
-        """Write [n, d]; return which lists are null or of another length: bool [n], mapped."""
+    def unpack(self, unpacked: Path, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        """Write [n, d], 2 or 4 bytes a number; return which lists are null or of another length: bool [n], mapped."""
+        rows, dimension = shape
         unfit = create_array(unpacked.with_suffix(".unfit.npy"), (rows,), np.bool_)
         with replacing(unpacked) as temporary:
             target: npt.NDArray[Any] | None = None

@@ -1,16 +1,28 @@
-"""Rows of arrays in users' files, read by ranges: a file that is cut while it is read gives an error, where a map would end the process."""
+"""Rows of arrays in users' files, `.npy` and `.npz`, without unpickling.
+
+They are read by ranges: a file that is cut while it is read gives an error, where a map would end the process.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import struct
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog.files import read_array
 from tailwise.catalog.npy import Header, read_header
+from tailwise.storage.local import replacing
 from tailwise.storage.pread import pread_many
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip: signature, …, length of the name, length of the extra field
+_COPY_BYTES = 1 << 22
 
 
 class StoredRows:
@@ -49,3 +61,43 @@ class StoredRows:
                 raise OSError(f"{self._path} ended while it was read")
         wanted: npt.NDArray[Any] = found.transpose(1, 0, 2).reshape(len(rows), *self.shape[1:])
         return wanted
+
+
+def read_member(path: Path, name: str) -> Header:
+    """Return the header of the array `name` of an `.npz` file.
+
+    Raises:
+        KeyError: there is no such array.
+        ValueError: it is pickled, damaged or cut off.
+        OSError, zipfile.BadZipFile: the file cannot be read.
+    """
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+        try:
+            return read_header(stream, archive.getinfo(f"{name}.npy").file_size)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def open_member(path: Path, name: str, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
+    """Open the array `name` of an `.npz` file: in place if it is stored, else mapped from `unpacked`, to which it is decompressed first.
+
+    An existing `unpacked` is used as it is. Memory does not grow with the array. DataComp's own files are compressed.
+
+    Raises:
+        As `read_member`, and the errors of `zipfile` for damaged compressed data.
+    """
+    member = read_member(path, name)
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            if not unpacked.exists():
+                with replacing(unpacked) as temporary, archive.open(info) as source, temporary.open("wb") as target:
+                    shutil.copyfileobj(source, target, _COPY_BYTES)
+            return read_array(unpacked)
+    with path.open("rb") as stream:
+        stream.seek(info.header_offset)
+        signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
+    if signature != b"PK\x03\x04":
+        raise zipfile.BadZipFile(f"no member at byte {info.header_offset}")
+    offset = info.header_offset + _LOCAL_HEADER.size + int(name_bytes) + int(extra_bytes) + member.offset
+    return StoredRows(path, replace(member, offset=offset))

@@ -1,4 +1,4 @@
-"""The tars that a user names: folders, files, globs, brace patterns and `::`-joined lists, local or remote."""
+"""The tars and tables that a user names: folders, files, globs and brace patterns; tars also in `::`-joined lists, and remote."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tailwise.errors import UserError
 from tailwise.shards.grouping import is_harmless
 from tailwise.shards.tar import REMEDY, is_compressed_tar
+from tailwise.sources.clip_retrieval import find_partitions
 from tailwise.storage.errors import RemoteError, RemoteNotFoundError
 from tailwise.storage.remote import call, filesystem, is_remote, sizes_of
 from tailwise.text import is_utf8
@@ -202,3 +203,46 @@ def _readable(files: Any, paths: Iterable[str], left_out: list[LeftOut]) -> Iter
                 yield path
         elif is_compressed_tar(path) and files.isfile(path):
             left_out.append(LeftOut(_address(files, path), "compressed tar", f"{REMEDY} it"))
+
+
+def find_tables(source: str, suffix: str = ".parquet") -> list[Path]:
+    """Return the files of a suffix in a local folder, file, glob or brace pattern, by name; without sidecars of tars.
+
+    Of a folder, these are the files in it, or else those anywhere below. Hidden folders and clip-retrieval's layout are left out.
+    """
+    if "://" in source:
+        return []
+    path = Path(source).expanduser().absolute()
+    if path.is_dir():
+        beside = [item for item in path.glob(f"*{suffix}") if not _is_sidecar(item)]
+        found = _tables_in(path, beside) or _tables_in(path, path.rglob(f"*{suffix}"))
+    elif path.exists():
+        found = [path]
+    else:
+        matches = {pattern: glob.glob(pattern) for pattern in expand(LocalFileSystem(), str(path))}  # noqa: PTH207  (Path globs are relative)
+        missing = [pattern for pattern, names in matches.items() if not names and pattern.endswith(suffix)]
+        if missing and len(missing) < len(matches):
+            count = f"{len(missing):,} of {len(matches):,} files or patterns"
+            raise UserError(f"{count} in {source!r} are missing, first {missing[0]}: restore them")
+        found = [Path(name) for names in matches.values() for name in names]
+    tables = sorted({item for item in found if item.suffix == suffix and item.is_file()}, key=str)
+    return [item for item in tables if not _is_sidecar(item)]
+
+
+def _is_sidecar(table: Path) -> bool:
+    return table.with_suffix(".tar").exists()
+
+
+def _tables_in(folder: Path, items: Iterable[Path]) -> list[Path]:
+    tables: list[Path] = []
+    laid_out: dict[Path, bool] = {}
+    for item in items:
+        inside = item.relative_to(folder).parts[:-1]
+        if any(part.startswith(".") for part in inside):
+            continue
+        home = item.parent.parent if item.parent.name == "metadata" else item.parent
+        if home not in laid_out:
+            laid_out[home] = bool(find_partitions(home))
+        if not laid_out[home]:
+            tables.append(item)
+    return tables

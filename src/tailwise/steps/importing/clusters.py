@@ -15,7 +15,7 @@ from tailwise.catalog.rejections import Rejections
 from tailwise.context import Context
 from tailwise.errors import ConflictError, UserError
 from tailwise.rejects import MAX_REJECTED, refuse_many
-from tailwise.sources.dynamics import ClusterIds
+from tailwise.sources.clip_retrieval import ClusterIds
 from tailwise.steps.grouping.write import MAX_GROUPS, NO_GROUP, write_grouping
 from tailwise.steps.importing.joining import CHUNK_ROWS, Join, Wording
 from tailwise.steps.importing.rows import RowFinder
@@ -49,7 +49,7 @@ def check_cluster_ids(catalog: Catalog, name: str, files: list[ClusterIds], *, f
 
 
 def _ids_digest(files: list[ClusterIds]) -> str:
-    return digest([file_digest(path) for file in files for path in (file.array, file.metadata) if path.exists()])
+    return digest([file_digest(path) for file in files for path in (file.path, file.metadata) if path.exists()])
 
 
 def import_clusters(

@@ -36,7 +36,7 @@ class Target:
             self.id = catalog.embedding_id("image", snapshot)
             return
         if self.path.is_dir():
-            files = [partition.array for partition in find_partitions(self.path).get("image", [])]
+            files = [partition.path for partition in find_partitions(self.path).get("image", [])]
         if not files:
             raise UserError(
                 f"`target` {path}: give a .npy file of image embeddings, a folder with img_emb/, or another catalog"
