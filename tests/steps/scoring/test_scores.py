@@ -13,7 +13,7 @@ from tailwise.requests import ScoreRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.scoring import makers as score_makers
 from tailwise.steps.scoring import target as score_target
-from tailwise.steps.scoring.scores import SCORES, score_config, score_inputs, score_parts
+from tailwise.steps.scoring.scores import score_config, score_inputs, score_parts
 from tailwise.steps.upkeep.status import status
 from tailwise.steps.upkeep.verify import verify
 
@@ -408,9 +408,3 @@ def test_image_and_text_of_different_models_are_refused(small_catalog, tmp_path,
         UserError, match="image embeddings have 16 dimensions and text embeddings 8: a clip-score needs both"
     ):
         score(small_catalog, "clip-score")
-
-
-def test_every_score_says_what_it_is():
-    for name, item in SCORES.items():
-        assert item.summary, name
-        assert item.source, name

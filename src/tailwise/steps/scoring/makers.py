@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.files import create_array, map_array
+from tailwise.catalog.files import create_array, map_array, read_array
 from tailwise.catalog.scores import repetition, score_column
 from tailwise.context import Context
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Apply, Task, Worker
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.kernels.scores import clip_loss, cosines, gram, greatest_cosines, target_norms
@@ -44,16 +44,43 @@ class ScoreWork:
     options: Mapping[str, Any]
     context: Context
 
+    @property
+    def parts(self) -> list[Part]:
+        """Parts of the snapshot."""
+        return self.catalog.parts(self.snapshot)
+
     def path(self, part: Part) -> Path:
-        """The file of one part."""
+        """Return the file of one part."""
         return score_column(self.folder).path(part)
 
     def write(self, part: Part, values: Rows) -> None:
-        """Writes one part, as float32."""
+        """Write one part, as float32."""
         score_column(self.folder).write(part, np.asarray(values).astype(np.float32))
 
 
-PartScores = Callable[[ScoreWork, Part, Worker], Rows]
+@dataclass(frozen=True)
+class ScoredPart:
+    """A part whose score is being made, in a worker."""
+
+    work: ScoreWork
+    part: Part
+    worker: Worker
+
+    def samples(self, column: str) -> pa.ChunkedArray:
+        """Return a column of the samples."""
+        return self.work.catalog.samples(self.part, [column]).column(0)
+
+    def numbers(self, column: str) -> Scores:
+        """Return a numeric column of the samples; NaN for null."""
+        values: Scores = self.samples(column).cast(pa.float64(), safe=False).to_numpy()
+        return values
+
+    def embeddings(self, column: str) -> Iterator[Rows]:
+        """Yield the embeddings, float16 [n, d], a chunk at a time."""
+        return (chunk for _, chunk in row_chunks([self.work.catalog.embedding(column, self.part)], CHUNK_ROWS))
+
+
+PartScores = Callable[[ScoredPart], Rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,95 +95,67 @@ class _OfPart(Task[Part, None]):
 
     def run(self, item: Part, worker: Worker) -> None:
         with np.errstate(over="ignore"):  # values beyond float32 become infinite
-            self.work.write(item, self.scores(self.work, item, worker))
+            self.work.write(item, self.scores(ScoredPart(self.work, item, worker)))
 
 
 def by_part(scores: PartScores) -> Callable[[ScoreWork], None]:
     """Return a maker that makes a score part by part. `scores` is a function of a module, or a `partial` of one."""
-
-    def make(work: ScoreWork) -> None:
-        task = _OfPart(replace(work, context=Context()), scores)
-        work.context.run(task, work.catalog.parts(work.snapshot), work.name, KERNEL)
-
-    return make
+    return lambda work: work.context.run(
+        _OfPart(replace(work, context=Context()), scores), work.parts, work.name, KERNEL
+    )
 
 
 # --- from the samples -------------------------------------------------------------------------------------------------
 
 
-def numbers(table: pa.Table, column: str) -> Scores:
-    """A numeric column; NaN for null."""
-    values: Scores = table.column(column).cast(pa.float64(), safe=False).to_numpy()
-    return values
+def caption_characters(of: ScoredPart) -> Scores:
+    """Return the number of Unicode code points of each caption."""
+    return np.asarray(pc.utf8_length(of.samples("caption")).to_numpy(), np.float64)
 
 
-def of_samples(columns: Sequence[str], scores: Callable[[pa.Table], Scores]) -> Callable[[ScoreWork], None]:
-    """Return a maker of a score from columns of the samples."""
-    return by_part(partial(_of_samples, columns=columns, scores=scores))
+def caption_words(of: ScoredPart) -> Scores:
+    """Return the number of words of each caption: what white space separates."""
+    return np.array([len(caption.split()) for caption in of.samples("caption").to_pylist()], np.float64)
 
 
-def _of_samples(
-    work: ScoreWork,
-    part: Part,
-    worker: Worker,  # noqa: ARG001
-    *,
-    columns: Sequence[str],
-    scores: Callable[[pa.Table], Scores],
-) -> Rows:
-    return scores(work.catalog.samples(part, columns))
+def pixels(of: ScoredPart) -> Scores:
+    """Return width × height."""
+    return of.numbers("width") * of.numbers("height")
 
 
-def caption_characters(samples: pa.Table) -> Scores:
-    """Unicode code points of each caption."""
-    return np.asarray(pc.utf8_length(samples.column("caption")).to_numpy(), np.float64)
-
-
-def caption_words(samples: pa.Table) -> Scores:
-    """Words of each caption: what white space separates."""
-    return np.array([len(caption.split()) for caption in samples.column("caption").to_pylist()], np.float64)
-
-
-def pixels(samples: pa.Table) -> Scores:
-    """Width × height."""
-    return numbers(samples, "width") * numbers(samples, "height")
-
-
-def aspect_ratio(samples: pa.Table) -> Scores:
-    """Longer / shorter side."""
-    width, height = numbers(samples, "width"), numbers(samples, "height")
+def aspect_ratio(of: ScoredPart) -> Scores:
+    """Return longer / shorter side."""
+    width, height = of.numbers("width"), of.numbers("height")
     longer, shorter = np.maximum(width, height), np.minimum(width, height)
     return np.where(shorter > 0, longer / np.where(shorter > 0, shorter, 1.0), np.nan)
 
 
 def numeric_columns(path: Path) -> list[str]:
-    """Names of the columns of a Parquet file that hold numbers."""
+    """Return the names of the columns of a Parquet file that hold numbers."""
     schema = pq.read_schema(path)
     return [item.name for item in schema if pa.types.is_integer(item.type) or pa.types.is_floating(item.type)]
 
 
-def column_of_samples(work: ScoreWork, part: Part, worker: Worker) -> Scores:  # noqa: ARG001
-    """The column of the score's name, which came with the samples."""
-    if work.name not in numeric_columns(work.catalog.samples_path(part.number)):  # its sidecar had no such column
-        return np.full(part.rows, np.nan)
-    return numbers(work.catalog.samples(part, [work.name]), work.name)
+def column_of_samples(of: ScoredPart) -> Scores:
+    """Return the column of the score's name, which came with the samples; NaN for a part without it."""
+    if of.work.name not in numeric_columns(of.work.catalog.samples_path(of.part.number)):
+        return np.full(of.part.rows, np.nan)
+    return of.numbers(of.work.name)
 
 
 # --- from embeddings --------------------------------------------------------------------------------------------------
 
 
-def clip_score(work: ScoreWork, part: Part, worker: Worker) -> Scores:  # noqa: ARG001
-    """Cosine of image and text."""
-    image, text = (row_chunks([work.catalog.embedding(column, part)], CHUNK_ROWS) for column in ("image", "text"))
-    return np.concatenate([cosines(x, y) for (_, x), (_, y) in zip(image, text, strict=True)])
+def clip_score(of: ScoredPart) -> Scores:
+    """Return the cosine of image and text (CLIPScore, Hessel et al. 2021, arXiv 2104.08718)."""
+    return np.concatenate([cosines(*pair) for pair in zip(of.embeddings("image"), of.embeddings("text"), strict=True)])
 
 
-def normsim(work: ScoreWork, part: Part, worker: Worker) -> Scores:
-    """Return the norms of the cosines to a target set."""
-    path, norm = work.options["target"], work.options["norm"]
-    scores = worker.cached((path, norm), lambda: NORMS[norm](Target(path)))
-    return np.concatenate(
-        [scores(chunk) for _, chunk in row_chunks([work.catalog.embedding("image", part)], CHUNK_ROWS)]
-    )
+def normsim(of: ScoredPart) -> Scores:
+    """Return the norms of the cosines to a target set (NormSim, Wang et al. 2024, arXiv 2405.19547)."""
+    norm = NORMS[of.work.options["norm"]]
+    scores = of.worker.cached(of.work.folder, lambda: norm(Target(of.work.options["target"])))
+    return np.concatenate([scores(chunk) for chunk in of.embeddings("image")])
 
 
 def _euclidean(target: Target) -> Callable[[Rows], Scores]:
@@ -171,72 +170,82 @@ def _greatest(target: Target) -> Callable[[Rows], Scores]:
 NORMS: dict[str, Callable[[Target], Callable[[Rows], Scores]]] = {"2": _euclidean, "inf": _greatest}
 
 
-class _Pairs:
-    """The samples that have both embeddings, by number, for random access."""
+def _pairs(catalog: Catalog, part: Part) -> npt.NDArray[np.int64]:
+    """Return the rows of a part that have both embeddings."""
+    image, text = (row_chunks([catalog.embedding(column, part)], CHUNK_ROWS) for column in ("image", "text"))
+    chunks = [
+        part.first_row + at + np.flatnonzero(x.any(axis=1) & y.any(axis=1))
+        for (at, x), (_, y) in zip(image, text, strict=True)
+    ]
+    return np.concatenate([np.empty(0, np.int64), *chunks])
 
-    def __init__(self, work: ScoreWork, folder: Path) -> None:
-        self.parts = work.catalog.parts(work.snapshot)
-        self.columns = [work.catalog.embedding_parts(column, work.snapshot) for column in ("image", "text")]
-        self.starts = np.array([part.first_row for part in self.parts])
-        rows = create_array(folder / "rows.npy", (work.snapshot.rows,), np.int64)
-        self.count = 0
-        for image, text, part in zip(*self.columns, self.parts, strict=True):
-            chunks = zip(row_chunks([image], CHUNK_ROWS), row_chunks([text], CHUNK_ROWS), strict=True)
-            for (start, x), (_, y) in chunks:
-                both = part.first_row + start + np.flatnonzero(x.any(axis=1) & y.any(axis=1))
-                rows[self.count : self.count + len(both)] = both
-                self.count += len(both)
-        self.rows = rows[: self.count]
 
-    def embeddings(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-        """Image and text embeddings of some rows, ascending: float16 [n, d] each."""
-        bounds = np.searchsorted(rows, [*self.starts, np.iinfo(np.int64).max])
-        gathered = []
-        for blocks in self.columns:
-            target = np.empty((len(rows), blocks[0].shape[1]), np.float16)
-            for block, start, low, high in zip(blocks, self.starts, bounds[:-1], bounds[1:], strict=True):
-                target[low:high] = block[rows[low:high] - start]
-                release_pages(block)
-            gathered.append(target)
-        return gathered[0], gathered[1]
+@dataclass(frozen=True, eq=False)
+class _BatchLosses(Task[int, tuple[Rows, Scores]]):
+    """Return the rows of a batch of random pairs, ascending, and their losses. Item: the number of the batch."""
+
+    work: ScoreWork
+    pairs: Path
+    count: int
+    batches: int
+    repetition: int
+
+    def run(self, item: int, worker: Worker) -> tuple[Rows, Scores]:
+        pairs, columns = worker.cached(self.pairs, self._open)
+        key = stream_key(self.work.options["seed"], "cliploss batches", self.repetition)
+        first, end = (edge * self.count // self.batches for edge in (item, item + 1))
+        rows = np.sort(pairs[permute_range(key, self.count, first, end - first)])
+        image, text = (self._gather(blocks, rows) for blocks in columns)
+        return rows, clip_loss(image, text, self.work.options["temperature"])
+
+    def _open(self) -> tuple[Rows, list[list[npt.NDArray[np.float16]]]]:
+        catalog, snapshot = self.work.catalog, self.work.snapshot
+        return read_array(self.pairs), [catalog.embedding_parts(column, snapshot) for column in ("image", "text")]
+
+    def _gather(self, blocks: list[npt.NDArray[np.float16]], rows: Rows) -> npt.NDArray[np.float16]:
+        target = np.empty((len(rows), blocks[0].shape[1]), np.float16)
+        for block, part in zip(blocks, self.work.parts, strict=True):
+            low, high = np.searchsorted(rows, (part.span.start, part.span.stop))
+            target[low:high] = block[rows[low:high] - part.first_row]
+            release_pages(block)
+        return target
 
 
 def cliploss(work: ScoreWork) -> None:
-    """CLIPLoss, averaged over batches of random samples: consecutive places of a keyed permutation, another one in each repetition."""
-    if not all(work.path(part).exists() for part in work.catalog.parts(work.snapshot)):
+    """Write CLIPLoss (Wang et al. 2024, arXiv 2405.19547), averaged over batches of random samples.
+
+    A batch is consecutive places of a keyed permutation, another one in each repetition.
+    """
+    if not all(work.path(part).exists() for part in work.parts):
         _average_clip_losses(work)
     for path in work.folder.glob(repetition(work.folder, "*").name):
         path.unlink()
 
 
 def _average_clip_losses(work: ScoreWork) -> None:
+    context, address = work.context, replace(work, context=Context())
     with scratch(work.folder / layout.PAIRS) as folder:
-        pairs = _Pairs(work, folder)
-        batches = -(-pairs.count // work.options["batch_size"])
+        pairs, count = create_array(folder / "rows.npy", (work.snapshot.rows,), np.int64), 0
+        for rows in context.executor.map(Apply(partial(_pairs, work.catalog)), work.parts, KERNEL):
+            pairs[count : count + len(rows)] = rows
+            count += len(rows)
+        batches = -(-count // work.options["batch_size"])
         # A single batch holds all pairs, whatever their order.
         repetitions = work.options["repetitions"] if batches > 1 else 1
-        steps = iter(work.context.progress(range(repetitions * batches), "cliploss: batches", repetitions * batches))
         paths = [repetition(work.folder, number) for number in range(repetitions)]
         for number, path in enumerate(paths):
             if path.exists():  # of an interrupted run
                 continue
-            key = stream_key(work.options["seed"], "cliploss batches", number)
+            task = _BatchLosses(address, folder / "rows.npy", count, batches, number)
             with replacing(path) as temporary:
                 losses = create_array(temporary, (work.snapshot.rows,), np.float32)
                 losses[:] = np.nan
-                for batch in range(batches):
-                    next(steps)
-                    first, end = (edge * pairs.count // batches for edge in (batch, batch + 1))
-                    rows = np.sort(pairs.rows[permute_range(key, pairs.count, first, end - first)])
-                    losses[rows] = clip_loss(*pairs.embeddings(rows), work.options["temperature"])
+                for rows, found in context.map(task, range(batches), "cliploss: batches", KERNEL):
+                    losses[rows] = found
                 del losses
-        for _ in steps:  # ends the bar
-            pass
-    for part in work.catalog.parts(work.snapshot):
-        total = np.zeros(part.rows)
-        for path in paths:
-            total += map_array(path)[part.span]
-        work.write(part, total / repetitions)
+        context.executor.forget()
+    for part in work.parts:
+        work.write(part, sum((map_array(path)[part.span] for path in paths), np.zeros(part.rows)) / repetitions)
 
 
 # --- from a file ------------------------------------------------------------------------------------------------------
@@ -259,6 +268,6 @@ def column_of_file(work: ScoreWork) -> dict[str, int]:
 
         place, bound = folder / "keys", work.options["max_rejected"]
         unknown = join_values(work.catalog, work.snapshot, identifier, counted(), joined, place, "score", bound)
-        for part in work.catalog.parts(work.snapshot):
+        for part in work.parts:
             work.write(part, joined[part.span])
     return {"keys": keys, "keys_without_sample": unknown}

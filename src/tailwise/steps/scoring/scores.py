@@ -21,7 +21,7 @@ from tailwise.errors import NotFoundError, UserError
 from tailwise.rejects import MAX_REJECTED
 from tailwise.requests import OptionValue, ScoreRequest
 from tailwise.steps.scoring import makers
-from tailwise.steps.scoring.makers import NORMS, ScoreWork
+from tailwise.steps.scoring.makers import ScoredPart, ScoreWork, by_part
 from tailwise.steps.scoring.target import Target
 
 Scores = npt.NDArray[np.float32]
@@ -74,10 +74,8 @@ def score_inputs(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) ->
     Raises:
         UserError: no such score or option, or what it is made from is missing.
     """
-    options = _options(request)
-    return {
-        f"score's {name}": _INPUTS[name](catalog, snapshot, request.name, options) for name in _score(request).inputs
-    }
+    _options(request)  # refuses bad ones
+    return {f"score's {name}": _INPUTS[name](catalog, snapshot, request) for name in _score(request).inputs}
 
 
 # --- making and keeping -----------------------------------------------------------------------------------------------
@@ -102,38 +100,21 @@ def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, context: 
 
 @dataclass(frozen=True)
 class ScoreOption:
-    """An option of scores.
+    """An option of scores."""
 
-    Attributes:
-        default: None if it must be given.
-        good: whether a value is.
-        bound: what a good value is, for errors.
-        decides: whether its value is part of what a score is; False for a path, which its hash replaces.
-    """
-
-    default: OptionValue | None
-    good: Callable[[Any], bool]
-    bound: str
-    decides: bool = True
+    default: OptionValue | None  # None if it must be given
+    good: Callable[[Any], bool]  # returns True for a good value
+    bound: str  # describes good values, for errors
+    decides: bool = True  # True if its value is part of the score's config; False for a path, which its hash replaces
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score that samples can have.
+    """A score that samples can have."""
 
-    Attributes:
-        summary: what it is.
-        source: the paper, or the tool whose files hold it.
-        make: writes every part; may return figures for the summary.
-        inputs: names of what it is made from.
-        options: names of OPTIONS that it takes.
-    """
-
-    summary: str
-    source: str
-    make: Callable[[ScoreWork], Mapping[str, int] | None]
-    inputs: tuple[str, ...]
-    options: tuple[str, ...] = ()
+    make: Callable[[ScoreWork], Mapping[str, int] | None]  # writes every part; may return figures for the summary
+    inputs: tuple[str, ...] = ("samples",)  # names in _INPUTS
+    options: tuple[str, ...] = ()  # names in OPTIONS
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:
@@ -147,59 +128,27 @@ OPTIONS: dict[str, ScoreOption] = {
         0.01, lambda value: isinstance(value, int | float) and 0.005 <= value <= 100, "between 0.005 and 100"
     ),
     "seed": ScoreOption(0, lambda value: _is_whole(value, -(1 << 63), 1 << 63), "a whole number"),
-    "norm": ScoreOption("2", NORMS.__contains__, f"one of {', '.join(NORMS)}"),
+    "norm": ScoreOption("2", makers.NORMS.__contains__, f"one of {', '.join(makers.NORMS)}"),
     "target": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
     "file": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
     "max_rejected": ScoreOption(MAX_REJECTED, lambda value: 0 <= value <= 1, "between 0 and 1", decides=False),
 }
 
-_WANG = "Wang et al. 2024, arXiv 2405.19547"
-_SIZES = "img2dataset's width and height"
-SCORES: dict[str, Score] = {
-    "clip-score": Score(
-        "cosine of image and text embedding",
-        "CLIPScore, Hessel et al. 2021, arXiv 2104.08718",
-        makers.by_part(makers.clip_score),
-        ("image embeddings", "text embeddings"),
-    ),
-    "cliploss": Score(
-        "the CLIP score, less what the pair would get in a random batch anyway",
-        _WANG,
-        makers.cliploss,
-        ("image embeddings", "text embeddings"),
-        ("batch_size", "repetitions", "temperature", "seed"),
-    ),
-    "normsim": Score(
-        "norm of the cosines to a target set: their root of squares (2), or the greatest (inf)",
-        _WANG,
-        makers.by_part(makers.normsim),
-        ("image embeddings", "target"),
-        ("target", "norm"),
-    ),
-    "caption-characters": Score(
-        "Unicode characters of the caption", "the .txt", makers.of_samples(["caption"], makers.caption_characters), ("samples",)
-    ),
-    "caption-words": Score(
-        "words of the caption, between white space", "the .txt", makers.of_samples(["caption"], makers.caption_words), ("samples",)
-    ),
-    "width": Score("of the image", _SIZES, makers.of_samples(["width"], partial(makers.numbers, column="width")), ("samples",)),
-    "height": Score("of the image", _SIZES, makers.of_samples(["height"], partial(makers.numbers, column="height")), ("samples",)),
-    "pixels": Score("width × height", _SIZES, makers.of_samples(["width", "height"], makers.pixels), ("samples",)),
-    "aspect-ratio": Score("longer / shorter side", _SIZES, makers.of_samples(["width", "height"], makers.aspect_ratio), ("samples",)),
-    "image-bytes": Score(
-        "size of the image file", "the tar", makers.of_samples(["image_bytes"], partial(makers.numbers, column="image_bytes")), ("samples",)
-    ),
-}  # fmt: skip
-COLUMN = Score(
-    "a numeric column of the samples", "img2dataset's sidecar", makers.by_part(makers.column_of_samples), ("column",)
-)
-FILE = Score(
-    "a column of a Parquet, TSV or CSV file, joined by uid or key",
-    "a file",
-    makers.column_of_file,
-    ("file",),
-    ("file", "max_rejected"),
-)
+_PAIRED = ("image embeddings", "text embeddings")
+SCORES: dict[str, Score] = {  # docs/filters.md describes them
+    "clip-score": Score(by_part(makers.clip_score), _PAIRED),
+    "cliploss": Score(makers.cliploss, _PAIRED, ("batch_size", "repetitions", "temperature", "seed")),
+    "normsim": Score(by_part(makers.normsim), ("image embeddings", "target"), ("target", "norm")),
+    "caption-characters": Score(by_part(makers.caption_characters)),
+    "caption-words": Score(by_part(makers.caption_words)),
+    "width": Score(by_part(partial(ScoredPart.numbers, column="width"))),
+    "height": Score(by_part(partial(ScoredPart.numbers, column="height"))),
+    "pixels": Score(by_part(makers.pixels)),
+    "aspect-ratio": Score(by_part(makers.aspect_ratio)),
+    "image-bytes": Score(by_part(partial(ScoredPart.numbers, column="image_bytes"))),
+}
+COLUMN = Score(by_part(makers.column_of_samples), ("column",))  # a numeric column of the samples
+FILE = Score(makers.column_of_file, ("file",), ("file", "max_rejected"))  # a column of a file, joined by uid or key
 
 
 def _score(request: ScoreRequest) -> Score:
@@ -211,77 +160,70 @@ def _options(request: ScoreRequest) -> dict[str, OptionValue]:
     score = _score(request)
     for name in request.options:
         if name not in score.options:
-            takes = ", ".join(map(_parameter, score.options)) or "no options"
-            raise UserError(f"{_parameter(name)} does nothing with the score {request.name!r}, which takes {takes}")
+            takes = ", ".join(f"`{option}`" for option in score.options) or "no options"
+            raise UserError(f"`{name}` does nothing with the score {request.name!r}, which takes {takes}")
     options: dict[str, OptionValue] = {}
     for name in score.options:
         value = request.options.get(name, OPTIONS[name].default)
         if value is None:
-            raise UserError(f"the score {request.name!r} needs {_parameter(name)}")
+            raise UserError(f"the score {request.name!r} needs `{name}`")
         if not OPTIONS[name].good(value):
-            raise UserError(f"{_parameter(name)} {value}: must be {OPTIONS[name].bound}")
+            raise UserError(f"`{name}` {value}: must be {OPTIONS[name].bound}")
         options[name] = value
     return options
 
 
-def _parameter(name: str) -> str:
-    return f"`{name}`"
+def _embeddings_id(catalog: Catalog, snapshot: Snapshot, column: str) -> str:
+    catalog.embedding_parts(column, snapshot)  # refuses if there are none
+    return catalog.embedding_id(column, snapshot)
 
 
-def _embeddings_id(column: str) -> Callable[[Catalog, Snapshot, str, Mapping[str, Any]], str]:
-    def find(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG001
-        catalog.embedding_parts(column, snapshot)  # refuses if there are none
-        return catalog.embedding_id(column, snapshot)
-
-    return find
-
-
-def _text_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:
+def _text_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
     image, text = (catalog.embedding_parts(column, snapshot)[0].shape[1] for column in ("image", "text"))
     if image != text:
         raise UserError(
-            f"image embeddings have {image} dimensions and text embeddings {text}: a {name} needs both of one CLIP model"
+            f"image embeddings have {image} dimensions and text embeddings {text}: a {request.name} needs both of one CLIP model"
         )
-    check_one_encoder(catalog, f"a {name}")
-    return _embeddings_id("text")(catalog, snapshot, name, options)
+    check_one_encoder(catalog, f"a {request.name}")
+    return _embeddings_id(catalog, snapshot, "text")
 
 
-def _samples_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG001
+def _samples_id(catalog: Catalog, snapshot: Snapshot, _: ScoreRequest) -> str:
     paths = [catalog.samples_path(part.number) for part in catalog.parts(snapshot)]
     return digest([read_record(layout.marker(path))["digest"] for path in paths])
 
 
-def _column_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:
+def _column_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
     there = {
         column: None
         for part in catalog.parts(snapshot)
         for column in makers.numeric_columns(catalog.samples_path(part.number))
     }
-    if name not in there:
+    if request.name not in there:
         raise UserError(
-            f"no score {name!r}: use {', '.join(SCORES)}, a numeric column of the samples ({', '.join(there)}), "
+            f"no score {request.name!r}: use {', '.join(SCORES)}, a numeric column of the samples ({', '.join(there)}), "
             "or a column of a file (`file`)"
         )
-    return _samples_id(catalog, snapshot, name, options)
+    return _samples_id(catalog, snapshot, request)
 
 
-def _target_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG001
-    target = Target(options["target"])
+def _target_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
+    target = Target(str(request.options["target"]))
     target.check(catalog.embedding_parts("image", snapshot)[0].shape[1])
     return target.id
 
 
-def _file_id(catalog: Catalog, snapshot: Snapshot, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG001
-    path = Path(options["file"]).expanduser()
+def _file_id(_catalog: Catalog, _snapshot: Snapshot, request: ScoreRequest) -> str:
+    path = Path(str(request.options["file"])).expanduser()
     if not path.is_file():
         raise NotFoundError(
-            f"`file` {path} is no file: give a .parquet, .tsv or .csv file with {name!r} and uid, key or image_path"
+            f"`file` {path} is no file: give a .parquet, .tsv or .csv file with {request.name!r} and uid, key or image_path"
         )
     return file_digest(path)
 
 
-_INPUTS: dict[str, Callable[[Catalog, Snapshot, str, Mapping[str, Any]], str]] = {
-    "image embeddings": _embeddings_id("image"),
+_INPUTS: dict[str, Callable[[Catalog, Snapshot, ScoreRequest], str]] = {
+    "image embeddings": lambda catalog, snapshot, _: _embeddings_id(catalog, snapshot, "image"),
     "text embeddings": _text_id,
     "samples": _samples_id,
     "column": _column_id,
