@@ -62,19 +62,12 @@ class DrawnEpoch:
 
 @dataclass(frozen=True, eq=False)
 class _OfEpoch(Task[Item, Result]):
-    """Apply a function to an epoch and an item.
-
-    Attributes:
-        plan: the plan.
-        epoch: number of the epoch.
-        removed: `Removals.id` when the export began.
-        function: of a module, or a `partial` of one.
-    """
+    """Apply a function to an epoch and an item."""
 
     plan: Plan
     epoch: int
-    removed: str | None
-    function: Callable[[DrawnEpoch, Item], Result]
+    removed: str | None  # `Removals.id` when the export began
+    function: Callable[[DrawnEpoch, Item], Result]  # of a module, or a `partial` of one
 
     def run(self, item: Item, worker: Worker) -> Result:
         opened = worker.cached((self.plan.folder, self.plan.id, self.epoch, self.removed), self._open)

@@ -26,9 +26,8 @@ from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.density import radius_that_holds
 from tailwise.kernels.grid import SIMILARITY_UNIT
-from tailwise.kernels.kmeans import KMeansResult, seeding_rows
+from tailwise.kernels.kmeans import seeding_rows
 from tailwise.kernels.lloyd import CARRY_BYTES
-from tailwise.kernels.screening import faster_precision
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
 from tailwise.requests import ClusterRequest, at_least, bytes_of
 from tailwise.steps.clustering.fit import DrawRows, TrainingRows, fit
@@ -38,10 +37,21 @@ from tailwise.text import did_you_mean
 COLLAPSED_SHARE = 0.5
 RADIUS_SHARE = 0.95  # of the samples lie within the radius that "auto" finds of their own centroid
 RUNTIME_BYTES = 400 << 20  # Python, torch and compiled loops
+_FITTED = (
+    "k",
+    "merge",
+    "density",
+    "seed",
+    "iterations",
+    "points_per_centroid",
+)  # fields of a request that decide a fit
 
 
 def cluster(catalog: Catalog | str | Path, request: ClusterRequest, context: Context | None = None) -> Clustering:
-    """Cluster the newest snapshot by an embedding column, or assign it to the centroids of an older clustering.
+    """Cluster the newest snapshot by an embedding column, or assign it to the centroids of an older clustering (`extends`).
+
+    An extension fits nothing. Rows that the older clustering assigned keep their cluster, and, unless the lists of the two differ, their
+    rank within it. Its density, if it has one, is counted again, over all rows and within the same radius.
 
     Args:
         catalog: or its path; with embeddings for all of its samples, less rejected ones.
@@ -52,95 +62,72 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, context: Con
         UserError: embeddings are missing, K is out of bounds, memory doesn't suffice, or the clustering is collapsed.
     """
     catalog, context = Catalog.open(catalog), context or Context()
-    if request.extends is not None:
-        return _extend(catalog, request.extends, request, context)
-    snapshot, k, column = catalog.snapshot(), request.k or 0, request.column
-    if column not in (known := {*MODALITIES, *column_names(catalog)}):
+    snapshot, base = catalog.snapshot(), _open_base(catalog, request.extends)
+    column = request.column if base is None else str(base.column)
+    if base is None and column not in (known := {*MODALITIES, *column_names(catalog)}):
         raise UserError(f"unknown column {column!r}: {did_you_mean(column, sorted(known))}")
-    device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
+    device = str(find_device(request.device))
     catalog.require_embeddings(column, snapshot)
-    _check(request, k, snapshot)
-    fitted = min(request.points_per_centroid * k, snapshot.rows)
-    carry = _memory_to_carry(fitted, k, column_dimension(catalog, column) or 0, memory)
-    config = {
-        "k": k,
-        "merge": request.merge,
-        "density": request.density,
-        "column": column,
-        "seed": request.seed,
-        "iterations": request.iterations,
-        "points_per_centroid": request.points_per_centroid,
-        "without": list(request.without),
-        "snapshot": snapshot.number,
-    }
+    carry = _memory_to_carry(catalog, snapshot, request) if base is None else 0
+    asked = {name: getattr(request, name) for name in (_FITTED if base is None else ("extends",))}
+    config = {**asked, "column": column, "without": list(request.without), "snapshot": snapshot.number}
     survivors = Survivors(catalog, request.without, snapshot)
-    inputs = {**embedding_inputs(catalog, column, snapshot), **survivors.inputs}
+    inputs = {
+        **embedding_inputs(catalog, column, snapshot),
+        **survivors.inputs,
+        **({} if base is None else {"base": base.id}),
+    }
     with clustering_artifact(catalog, request.name, config, inputs) as artifact:
         if not artifact.done:
             rows = Rows(catalog.folder, column, snapshot.number, tuple(request.without))
-            work = _Work(context, artifact, rows, catalog.parts(snapshot), device, request.force)
-            work.fit(request, survivors, carry)
-            work.assign()
-            work.describe(k, request.density)
+            work = _Work(context, artifact, rows, catalog.parts(snapshot), device, request)
+            try:
+                if base is None:
+                    work.fit(survivors, carry)
+                else:
+                    work.files.write_centroids(base.centroids, base.fit)
+                work.assign(None if base is None or base.embeddings_changed else base.name)
+                work.describe(request.density if base is None else base.summary.get("radius"))
+            finally:
+                context.executor.forget()
     return Clustering.open(catalog, request.name)
 
 
-def _extend(catalog: Catalog, base: str, request: ClusterRequest, context: Context) -> Clustering:
-    """Assign the newest snapshot to the centroids of a clustering that was made for an earlier one. Nothing is fitted again.
+def _open_base(catalog: Catalog, name: str | None) -> Clustering | None:
+    if name is None:
+        return None
+    base = Clustering.open(catalog, name)
+    if base.column is None or not base.has_centroids:
+        raise UserError(f"clustering {name!r} has no centroids to assign new samples to: rebuild it for this snapshot")
+    return base
 
-    Rows that the earlier clustering assigned keep their cluster, and, unless the lists of the two differ, their rank within it.
-    Its density, if it has one, is counted again, over all rows and within the same radius.
+
+def _memory_to_carry(catalog: Catalog, snapshot: Snapshot, request: ClusterRequest) -> int:
+    """Return the bytes that k-means may carry from one iteration to the next, beside those that it needs.
+
+    Raises:
+        UserError: something asked for is out of bounds, or there isn't enough memory without that.
     """
-    snapshot, name = catalog.snapshot(), request.name
-    device = str(find_device(request.device))
-    old = Clustering.open(catalog, base)
-    if old.column is None or not old.has_centroids:
-        raise UserError(f"clustering {base!r} has no centroids to assign new samples to: rebuild it for this snapshot")
-    column = old.column
-    catalog.require_embeddings(column, snapshot)
-    survivors = Survivors(catalog, request.without, snapshot)
-    config = {"extends": base, "column": column, "without": list(request.without), "snapshot": snapshot.number}
-    inputs = {**embedding_inputs(catalog, column, snapshot), **survivors.inputs}
-    with clustering_artifact(catalog, name, config, {**inputs, "base": old.id}) as artifact:
-        if not artifact.done:
-            rows = Rows(catalog.folder, column, snapshot.number, tuple(request.without))
-            work = _Work(context, artifact, rows, catalog.parts(snapshot), device, request.force)
-            work.files.write_centroids(old.centroids, old.fit)
-            work.assign(None if old.embeddings_changed else base)
-            work.describe(len(old.centroids), old.summary.get("radius"))
-    return Clustering.open(catalog, name)
-
-
-def _step(progress: Iterator[int]) -> None:
-    next(progress, None)
-
-
-def _check(request: ClusterRequest, k: int, snapshot: Snapshot) -> None:
-    if not 1 <= k <= snapshot.rows:
-        raise UserError(f"`k` {k:,}: must lie between 1 and the {snapshot.rows:,} samples")
+    clusters, memory = request.k or 0, bytes_of("max_memory", request.max_memory)
+    if not 1 <= clusters <= snapshot.rows:
+        raise UserError(f"`k` {clusters:,}: must lie between 1 and the {snapshot.rows:,} samples")
     if request.merge is not None and not 0 < request.merge <= 1:
         raise UserError(f"`merge` {request.merge}: must be a cosine in (0, 1]; DynamiCS uses 0.7")
     if isinstance(request.density, float | int) and not 0 < request.density <= 1:
         raise UserError(f"`density` {request.density}: must be auto, or a cosine in (0, 1]")
     at_least(request, iterations=1, points_per_centroid=1)
-
-
-def _memory_to_carry(rows: int, clusters: int, dimension: int, max_memory_bytes: int) -> int:
-    """Return the bytes that k-means may carry from one iteration to the next, beside those that it needs.
-
-    Raises:
-        UserError: there isn't enough memory without that.
-    """
+    rows = min(request.points_per_centroid * clusters, snapshot.rows)
+    dimension = column_dimension(catalog, request.column) or 0
     # float32: four generations of centroids, twice as many while seeding; float64: sums, and what is made of them; int8: codes.
     centroids = OVERSAMPLING * clusters * dimension * 72
     seeding = seeding_rows(rows, clusters) * (dimension * (2 + 1 + 1) + 220)  # float16, and codes twice
     tiles = torch.get_num_threads() * 4 * TILE_ROWS * (TILE_CENTROIDS + 3 * dimension)
     chunks = CHUNK_ROWS * dimension * (2 + 4)
-    left = max_memory_bytes - centroids - seeding - tiles - chunks - RUNTIME_BYTES
+    left = memory - centroids - seeding - tiles - chunks - RUNTIME_BYTES
     if left < 0:
         raise UserError(
-            f"{clusters:,} clusters of {dimension} dimensions need about {(max_memory_bytes - left) / 1e9:.3g} GB, `max_memory` allows "
-            f"{max_memory_bytes / 1e9:.3g} GB: raise it, or ask for fewer clusters"
+            f"{clusters:,} clusters of {dimension} dimensions need about {(memory - left) / 1e9:.3g} GB, `max_memory` allows "
+            f"{memory / 1e9:.3g} GB: raise it, or ask for fewer clusters"
         )
     return min(left, CARRY_BYTES)
 
@@ -149,70 +136,50 @@ class _Work:
     """The work on one clustering. Each step leaves files; a rerun skips those that exist."""
 
     def __init__(
-        self, context: Context, artifact: Artifact, rows: Rows, parts: list[Part], device: str, force: bool
+        self, context: Context, artifact: Artifact, rows: Rows, parts: list[Part], device: str, request: ClusterRequest
     ) -> None:
         self.context, self.artifact, self.files = context, artifact, ClusterFiles(artifact.folder)
-        self.rows, self.parts, self.device, self.force = rows, parts, device, force
+        self.rows, self.parts, self.device, self.request = rows, parts, device, request
 
-    def fit(self, request: ClusterRequest, survivors: Survivors, carry: int) -> None:
+    def fit(self, survivors: Survivors, carry: int) -> None:
         """Write the centroids and the course of their fit."""
         if self.files.has_centroids:
             return
-        training, rows = self._training_rows(request, survivors)
-        made_by = f"{faster_precision()} products" if self.device == "cpu" else self.device
-        progress = iter(self.context.progress(range(request.iterations), f"k-means, {made_by}", request.iterations))
-
-        def fit_to(k: int) -> KMeansResult:
-            return fit(
-                self.context,
-                training,
-                rows,
-                k,
-                seed=request.seed,
-                iterations=request.iterations,
-                device=self.device,
-                carry_bytes=carry,
-                on_iteration=lambda *_: _step(progress),
-            )
-
-        k = request.k or 0
+        k, merge = self.request.k or 0, self.request.merge
+        training, rows = self._training_rows(survivors)
         try:
-            result = fit_to(k)
+            result = fit(self.context, training, rows, k, self.request, self.device, carry)
         except TooFewDistinctRowsError as error:
-            if not self.force or not error.distinct:
+            if not self.request.force or not error.distinct:
                 raise UserError(
                     f"only {error.distinct:,} distinct rows for {k:,} clusters, among the {rows:,} that k-means is fitted on: ask for "
                     "fewer (`k`), check the embeddings, raise `points_per_centroid`, or take that many with `force`"
                 ) from error
-            result = fit_to(error.distinct)
+            result = fit(self.context, training, rows, error.distinct, self.request, self.device, carry)
         finally:
-            for _ in progress:  # ends the bar
-                pass
             self.context.executor.forget()  # what iterations carry
             shutil.rmtree(self.artifact.path(layout.TRAINING), ignore_errors=True)
-        centroids = result.centroids
-        if request.merge is not None:
-            centroids = centroids[merge_centroids(centroids, request.merge)]
+        centroids = result.centroids if merge is None else result.centroids[merge_centroids(result.centroids, merge)]
         self.files.write_centroids(centroids, {"mean_cosine": result.objective, "fitted": len(result.centroids)})
 
-    def _training_rows(self, request: ClusterRequest, survivors: Survivors) -> tuple[TrainingRows, int]:
+    def _training_rows(self, survivors: Survivors) -> tuple[TrainingRows, int]:
         """Return the rows of the column, or a copy of about `points_per_centroid` · `k` of them; and their number."""
-        rows, wanted = survivors.snapshot.rows, request.points_per_centroid * (request.k or 0)
+        rows, wanted = survivors.snapshot.rows, self.request.points_per_centroid * (self.request.k or 0)
         if rows <= wanted and survivors.all:
             catalog = Catalog.open(self.rows.catalog)
             return TrainingRows(tuple(catalog.embedding_path(self.rows.column, part) for part in self.parts)), rows
         present = sum(int(survivors.keeps(part.span).sum()) for part in self.parts)
-        draw = DrawRows(self.rows, self.artifact.folder, min(wanted / max(present, 1), 1.0), request.seed)
+        draw = DrawRows(self.rows, self.artifact.folder, min(wanted / max(present, 1), 1.0), self.request.seed)
         self.context.run(draw, self.parts, "drawing rows", KERNEL)
         paths = tuple(draw.path(part) for part in self.parts)
         return TrainingRows(paths), sum(len(read_array(path)) for path in paths)
 
-    def assign(self, base: str | None = None) -> None:
+    def assign(self, base: str | None) -> None:
         """Write label and similarity of every row; those that `base` assigned keep theirs."""
         task = Assign(self.rows, self.artifact.folder, self.device, base)
         self.context.run(task, self.parts, "assigning", KERNEL)
 
-    def describe(self, asked: int, density: float | str | None) -> None:
+    def describe(self, density: float | str | None) -> None:
         """Write ranks and the table of clusters; finish the artifact unless the clustering is collapsed."""
         centroids = self.files.centroids
         seen, similarity_sums = np.zeros(len(centroids), np.int64), np.zeros(len(centroids), np.int64)
@@ -229,7 +196,7 @@ class _Work:
 
         for _ in self.context.executor.map(Rank(self.artifact.folder), parts(), KERNEL):
             pass
-        self._refuse_collapse(seen, asked)
+        self._refuse_collapse(seen)
         table = _cluster_table(centroids, seen, similarity_sums)
         radius = self._find_radius() if isinstance(density, str) else density
         if radius is not None:
@@ -263,11 +230,11 @@ class _Work:
         self.context.run(task, self.parts, "density", KERNEL)
         return sum((task.read(part) for part in self.parts), np.zeros(len(self.files.centroids), np.int64))
 
-    def _refuse_collapse(self, sizes: npt.NDArray[np.int64], asked: int) -> None:
-        largest, total = int(sizes.max(initial=0)), int(sizes.sum())
+    def _refuse_collapse(self, sizes: npt.NDArray[np.int64]) -> None:
+        largest, total, asked = int(sizes.max(initial=0)), int(sizes.sum()), self.request.k or len(sizes)
         if total == 0:
             raise UserError("not one sample has an embedding: import or embed them first")
-        if largest > max(COLLAPSED_SHARE, 2 / asked) * total and not self.force:
+        if largest > max(COLLAPSED_SHARE, 2 / asked) * total and not self.request.force:
             raise UserError(
                 f"the clustering is collapsed: one of {asked:,} clusters holds {largest:,} of {total:,} samples "
                 f"({largest / total:.0%}, at most {COLLAPSED_SHARE:.0%} is taken for sound); check the embeddings, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.kmeans import KMeansResult, chosen_rows, iterate, seeds
 from tailwise.kernels.lloyd import Lloyd, Partial
+from tailwise.kernels.screening import faster_precision
+from tailwise.requests import ClusterRequest
 from tailwise.steps.clustering.tasks import CHUNK_ROWS, PartTask
 
 Span = tuple[int, int]  # first row, and the row after the last
@@ -28,15 +29,10 @@ Span = tuple[int, int]  # first row, and the row after the last
 
 @dataclass(frozen=True)
 class DrawRows(PartTask[None]):
-    """Copy a share of the rows, drawn by a hash of their number.
+    """Copy a share of the rows, drawn by a hash of their number."""
 
-    Attributes:
-        share: of the rows.
-        seed: decides the draw.
-    """
-
-    share: float
-    seed: int
+    share: float  # of the rows
+    seed: int  # decides the draw
 
     def path(self, item: Part) -> Path:
         """Return the file of a part. A rerun writes it again, so that it need not be flushed to disk."""
@@ -59,13 +55,9 @@ class DrawRows(PartTask[None]):
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Rows that k-means is fitted on.
+    """Rows that k-means is fitted on."""
 
-    Attributes:
-        paths: of `.npy` files, float16 [n, d], in order.
-    """
-
-    paths: tuple[Path, ...]
+    paths: tuple[Path, ...]  # of `.npy` files, float16 [n, d], in order
 
     def blocks(self, worker: Worker) -> list[npt.NDArray[Any]]:
         """Return the rows, mapped, file by file."""
@@ -113,16 +105,7 @@ class _Sum(Task[Span, Partial]):
 
 
 def fit(
-    context: Context,
-    training: TrainingRows,
-    rows: int,
-    k: int,
-    *,
-    seed: int,
-    iterations: int,
-    device: str,
-    carry_bytes: int,
-    on_iteration: Callable[[int, float], None] | None = None,
+    context: Context, training: TrainingRows, rows: int, k: int, request: ClusterRequest, device: str, carry_bytes: int
 ) -> KMeansResult:
     """Return the centroids of spherical k-means, as `kernels.kmeans` does, and the course of the objective.
 
@@ -131,11 +114,9 @@ def fit(
         training: the rows.
         rows: their number.
         k: number of centroids.
-        seed: decides the seeding.
-        iterations: maximum number.
+        request: its `seed` decides the seeding; `iterations` is their maximum number.
         device: runs the matrix products; the result does not depend on it.
         carry_bytes: memory for what is carried from one iteration to the next, of all workers.
-        on_iteration: see `kernels.kmeans`.
 
     Raises:
         TooFewDistinctRowsError: fewer than k distinct rows.
@@ -143,10 +124,17 @@ def fit(
     slots = context.executor.slots(KERNEL)
     count = min(2 * slots if slots > 1 else 1, max(rows, 1))
     spans = [(rows * at // count, rows * (at + 1) // count) for at in range(count)]
-    (first,) = context.executor.map(_Seed(training, seed, device, carry_bytes), [k], KERNEL)
+    made_by = f"{faster_precision()} products" if device == "cpu" else device
+    progress = iter(context.progress(range(request.iterations), f"k-means, {made_by}", request.iterations))
 
     def partial(centroids: npt.NDArray[np.float32]) -> Partial:
+        next(progress, None)
         task = _Sum(training, centroids, device, carry_bytes // count)
         return context.executor.reduce(task, spans, operator.add, KERNEL)
 
-    return iterate(first, partial, iterations, on_iteration=on_iteration)
+    (first,) = context.executor.map(_Seed(training, request.seed, device, carry_bytes), [k], KERNEL)
+    try:
+        return iterate(first, partial, request.iterations)
+    finally:
+        for _ in progress:  # ends the bar
+            pass

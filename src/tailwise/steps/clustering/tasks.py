@@ -28,19 +28,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Rows:
-    """Address of the rows that take part in a step: an embedding column of a snapshot, less drop lists and removals.
+    """Address of the rows that take part in a step: an embedding column of a snapshot, less drop lists and removals."""
 
-    Attributes:
-        catalog: its folder.
-        column: name of the embedding column.
-        snapshot: its number.
-        without: names of the drop lists.
-    """
-
-    catalog: Path
-    column: str
-    snapshot: int
-    without: tuple[str, ...]
+    catalog: Path  # its folder
+    column: str  # name of the embedding column
+    snapshot: int  # its number
+    without: tuple[str, ...]  # names of the drop lists
 
     def survivors(self, worker: Worker) -> Survivors:
         """Return the rows that drop lists and removals leave."""
@@ -57,15 +50,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class PartTask(Task[Part, Result]):
-    """A task on the rows of a part.
-
-    Attributes:
-        rows: address of the rows.
-        folder: of the clustering.
-    """
+    """A task on the rows of a part."""
 
     rows: Rows
-    folder: Path
+    folder: Path  # of the clustering
 
     @property
     def made(self) -> ClusterFiles:
@@ -75,15 +63,10 @@ class PartTask(Task[Part, Result]):
 
 @dataclass(frozen=True)
 class Assign(PartTask[None]):
-    """Write label and similarity of each row.
+    """Write label and similarity of each row."""
 
-    Attributes:
-        device: runs the matrix products.
-        base: name of a clustering with the same centroids; rows that it assigned keep their cluster. None: assign all.
-    """
-
-    device: str
-    base: str | None
+    device: str  # runs the matrix products
+    base: str | None  # a clustering with the same centroids; rows that it assigned keep their cluster. None: assign all
 
     def files(self, item: Part) -> Sequence[Path]:
         """Return the files of a part."""
@@ -114,17 +97,11 @@ class Assign(PartTask[None]):
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of a part.
+    """Counts of a part."""
 
-    Attributes:
-        sizes: int64 [K], members of each cluster.
-        similarities: int64 [K], sum of their similarities, in units of SIMILARITY_UNIT.
-        dropped: number of rows that drop lists and removals leave out.
-    """
-
-    sizes: npt.NDArray[np.int64]
-    similarities: npt.NDArray[np.int64]
-    dropped: int
+    sizes: npt.NDArray[np.int64]  # [K], members of each cluster
+    similarities: npt.NDArray[np.int64]  # [K], sum of their similarities, in units of SIMILARITY_UNIT
+    dropped: int  # number of rows that drop lists and removals leave out
 
 
 @dataclass(frozen=True)
@@ -149,13 +126,9 @@ class Count(PartTask[Counts]):
 
 @dataclass(frozen=True)
 class Rank(Task[tuple[Part, npt.NDArray[np.int64]], None]):
-    """Write the rank of each row in its cluster. Items: a part, and the members of each cluster in the parts before, int64 [K].
+    """Write the rank of each row in its cluster. Items: a part, and the members of each cluster in the parts before, int64 [K]."""
 
-    Attributes:
-        folder: of the clustering.
-    """
-
-    folder: Path
+    folder: Path  # of the clustering
 
     def files(self, item: tuple[Part, npt.NDArray[np.int64]]) -> Sequence[Path]:
         """Return the file of a part."""
@@ -179,15 +152,10 @@ class Histogram(PartTask[npt.NDArray[np.int64]]):
 
 @dataclass(frozen=True)
 class CountNeighbours(PartTask[None]):
-    """Count the samples within a radius of each centroid.
+    """Count the samples within a radius of each centroid."""
 
-    Attributes:
-        radius: least cosine.
-        device: runs the matrix products.
-    """
-
-    radius: float
-    device: str
+    radius: float  # least cosine
+    device: str  # runs the matrix products
 
     def files(self, item: Part) -> Sequence[Path]:
         """Return the file of a part."""
