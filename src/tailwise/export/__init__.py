@@ -58,41 +58,24 @@ def _to_shards(
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format.
+    """A format."""
 
-    Attributes:
-        write: writes the export, and returns its number of entries.
-        summary: description for users.
-        by_epoch: plan → True if the export differs from epoch to epoch.
-        figures: (plan, epoch, context) → figures to report to the user.
-        check: refuses plans that the format cannot hold in any epoch.
-    """
-
-    write: Export
-    summary: str
-    by_epoch: Callable[[Plan], bool] = lambda plan: plan.changes
+    write: Export  # writes the export, and returns its number of entries
+    by_epoch: Callable[[Plan], bool] = lambda plan: (
+        plan.changes
+    )  # returns True if the export differs from epoch to epoch
+    # figures to report to the user
     figures: Callable[[Plan, int, Context], Mapping[str, float]] = lambda _plan, _epoch, _context: {}
+    # refuses plans that the format cannot hold in any epoch
     check: Callable[[Plan, Context], None] = lambda _plan, _context: None
 
 
 EXPORTS: dict[str, ExportFormat] = {
-    "datacomp": ExportFormat(
-        _to_file(write_datacomp, is_array(UID)),
-        "DataComp's subset file (.npy of uids) of one epoch",
-        check=check_uids,
-    ),
-    "rates-json": ExportFormat(
-        _to_file(write_rates_json, is_text("{")),
-        "DynamiCS's {key: rate} of all samples (.json)",
-        lambda plan: plan.annealed,
-        rates_above_one,
-    ),
-    "keys": ExportFormat(_to_file(write_keys, is_text("")), "one key a line, of one epoch (.txt)"),
-    "parquet": ExportFormat(
-        _to_file(write_parquet, is_table(SCHEMA)),
-        "shard, key, uid, cluster, rate, copies of one epoch (.parquet)",
-    ),
-    "shards": ExportFormat(_to_shards, "a webdataset of one epoch, shuffled (a folder)"),
+    "datacomp": ExportFormat(_to_file(write_datacomp, is_array(UID)), check=check_uids),
+    "rates-json": ExportFormat(_to_file(write_rates_json, is_text("{")), lambda plan: plan.annealed, rates_above_one),
+    "keys": ExportFormat(_to_file(write_keys, is_text(""))),
+    "parquet": ExportFormat(_to_file(write_parquet, is_table(SCHEMA))),
+    "shards": ExportFormat(_to_shards),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import read_json, write_json, write_table
+from tailwise.catalog.files import digest, read_json, write_json, write_table
 from tailwise.export.members import Members, member_ranges, read_members
 from tailwise.export.shuffled import COPY_FIELDS, read_positions
 from tailwise.export.tar_file import write_end, write_member
@@ -27,6 +27,7 @@ from tailwise.storage.local import replacing
 READ_BYTES = 64 << 20  # of members in the memory of one process
 CACHE_BYTES = 16 * READ_BYTES  # on disk, per process; for remote shards only
 MEMBERS = ("image", "caption", "json")  # image and caption are adjacent, so that one read gets both
+SCRATCH = ".scratch"
 SUCCESS = "success"
 
 SIDECAR_FIELDS = (
@@ -59,13 +60,20 @@ class ShardWriter:
     catalog: Catalog  # catalog of the samples
     snapshot: int  # number of the snapshot
     folder: Path  # output folder
-    runs: Path  # folder of the shuffled copies (see `shuffled.py`)
-    identity: str  # hash of all that decides the bytes
-    copies: int  # number of copies in all shards
-    shards: int  # number of shards
-    damaged: dict[int, str]  # reasons by id of tars that are not read
+    identity: Mapping[str, Any]  # all that decides the bytes
+    damaged: Mapping[int, str]  # reasons by id of tars that are not read
     cache_bytes: int  # cache of remote tars, for all processes together
     export_id: str  # differs from export to export, so that no open file is used by a later export
+
+    @property
+    def runs(self) -> Path:
+        """Return the folder of the shuffled copies (see `shuffled.py`)."""
+        return self.folder / SCRATCH
+
+    @property
+    def shards(self) -> int:
+        """Return the number of shards."""
+        return shard_count(self.identity)
 
     def tar_path(self, number: int) -> Path:
         """Return the path of a shard's tar."""
@@ -79,13 +87,16 @@ class ShardWriter:
         """Return the path of a shard's counts, which are written last."""
         return self.folder / f"{number:08d}_stats.json"
 
-    def rejected(self, number: int) -> int | None:
-        """Return the number of samples that a finished shard lacks; None if it is not finished."""
+    def lacking(self) -> list[int | None]:
+        """Return the number of samples that each shard lacks; None for one that is not finished."""
+        return [self._lacking(number) for number in range(self.shards)]
+
+    def _lacking(self, number: int) -> int | None:
         tar, stats = self.tar_path(number), self.stats_path(number)
         if not (stats.exists() and tar.exists() and self.sidecar_path(number).exists()):
             return None
         found = read_json(stats)
-        if found.get("export") != self.identity or found.get("tar_bytes") != tar.stat().st_size:
+        if found.get("export") != digest(self.identity) or found.get("tar_bytes") != tar.stat().st_size:
             return None
         return int(found["count"]) - int(found["successes"])
 
@@ -101,9 +112,10 @@ class ShardWriter:
     def __call__(self, number: int) -> int:
         """Write one shard; return the number of samples that it lacks."""
         self.stats_path(number).unlink(missing_ok=True)
-        first, stop = (at * self.copies // self.shards for at in (number, number + 1))
+        copies = self.identity["copies"]
+        first, stop = (at * copies // self.shards for at in (number, number + 1))
         samples = read_positions(self.runs, first, stop)
-        digits = max(4, len(str(-(-self.copies // self.shards) - 1)))  # those of the largest shard, in all keys
+        digits = max(4, len(str(-(-copies // self.shards) - 1)))  # those of the largest shard, in all keys
         keys = [f"{number:08d}{at:0{digits}d}" for at in range(samples.num_rows)]
         with replacing(self.tar_path(number)) as temporary:
             with temporary.open("wb", buffering=1 << 20) as stream:
@@ -113,7 +125,7 @@ class ShardWriter:
         write_table(self.sidecar_path(number), _sidecar(keys, samples, outcomes))
         counts = Counter(outcome.status for outcome in outcomes)
         stats = {"count": len(keys), "successes": counts[SUCCESS], "status_dict": dict(counts)}
-        write_json(self.stats_path(number), {**stats, "tar_bytes": tar_bytes, "export": self.identity})
+        write_json(self.stats_path(number), {**stats, "tar_bytes": tar_bytes, "export": digest(self.identity)})
         return len(keys) - counts[SUCCESS]
 
     def _write_samples(self, stream: BinaryIO, keys: list[str], samples: pa.Table) -> Iterator[Outcome]:
@@ -156,6 +168,11 @@ class ShardWriter:
             yield from read_members(store, shards[piece], starts[piece], sizes[piece])
 
 
+def shard_count(identity: Mapping[str, Any]) -> int:
+    """Return the number of shards of an export."""
+    return -(-int(identity["copies"]) // int(identity["shard_samples"]))
+
+
 @lru_cache(maxsize=1)
 def _opened(export_id: str, catalog: Path, snapshot: int, cache: Path, cache_bytes: int) -> ShardStore:  # noqa: ARG001
     """Return the store of a snapshot's tars; one for all shards that a process writes in one export."""
@@ -190,11 +207,10 @@ def _sidecar(keys: list[str], samples: pa.Table, outcomes: list[Outcome]) -> pa.
         "caption": [outcome.caption for outcome in outcomes],
         "status": [outcome.status for outcome in outcomes],
         "error_message": [outcome.detail for outcome in outcomes],
-        "width": samples.column("width"),
-        "height": samples.column("height"),
-        "source_shard": samples.column("shard"),
-        "source_key": samples.column("key"),
-        "copy": samples.column("copy"),
+        **{
+            name: samples.column(name.removeprefix("source_"))
+            for name in ("width", "height", "source_shard", "source_key", "copy")
+        },
     }
     fields = [*SIDECAR_FIELDS, *(pa.field(name, pa.float64()) for name in scores)]
     return pa.table({**columns, **{name: samples.column(name) for name in scores}}, pa.schema(fields))

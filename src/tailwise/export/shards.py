@@ -8,15 +8,14 @@ import uuid
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.catalog.artifacts import artifact_id
-from tailwise.catalog.files import digest, read_json, read_table, write_json, write_table
+from tailwise.catalog.files import read_json, read_table, write_json, write_table
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals
 from tailwise.context import Context
@@ -24,7 +23,7 @@ from tailwise.errors import NotFoundError, UserError
 from tailwise.execution.base import Apply, Needs
 from tailwise.execution.local import default_workers
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
-from tailwise.export.shard_writer import CACHE_BYTES, SUCCESS, ShardWriter
+from tailwise.export.shard_writer import CACHE_BYTES, SCRATCH, SUCCESS, ShardWriter, shard_count
 from tailwise.export.shuffled import Epoch, survey, write_runs
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
@@ -35,7 +34,6 @@ from tailwise.storage.local import TEMPORARY_SUFFIX, locked, scratch
 FORMAT = 1  # to be raised when the same plan gives other bytes
 HEAD = "export.json"
 LOCK = ".lock"
-SCRATCH = ".scratch"
 REJECTED = "rejected.parquet"
 SIZES = "sizes.json"
 SOURCES = "source_shards.parquet"
@@ -80,23 +78,20 @@ def write_shards(
     if not 0 < held.copies <= sharding.shard_samples * MAX_SHARDS:
         allowed = f"between 1 and {MAX_SHARDS:,} shards of {sharding.shard_samples:,} samples can be written"
         raise UserError(f"epoch {epoch} of plan {plan.name!r} holds {held.copies:,} samples: {allowed}")
-    identity = _identity(plan, epoch, held, sharding)
+    identity = {  # all that decides the bytes
+        "format": FORMAT,
+        "plan": plan.id,
+        "epoch": epoch,
+        "copies": held.copies,
+        "drawn": held.digest,
+        "shard_samples": sharding.shard_samples,
+    }
     folder.mkdir(exist_ok=True)
     with locked(folder / LOCK, str(folder)):
         written = _begin(folder, identity)
-        writer = ShardWriter(
-            plan.catalog,
-            plan.snapshot.number,
-            folder.absolute(),
-            folder.absolute() / SCRATCH,
-            digest(identity),
-            held.copies,
-            _shards(identity),
-            {},
-            CACHE_BYTES * (sharding.workers or default_workers()),
-            uuid.uuid4().hex,
-        )
-        if written is not None and all(writer.rejected(number) is not None for number in range(writer.shards)):
+        place, cache_bytes = folder.absolute(), CACHE_BYTES * (sharding.workers or default_workers())
+        writer = ShardWriter(plan.catalog, plan.snapshot.number, place, identity, {}, cache_bytes, uuid.uuid4().hex)
+        if written is not None and None not in writer.lacking():
             left = sum(written.rejected.values())
             if left > sharding.max_rejected * held.copies:
                 raise UserError(
@@ -108,7 +103,7 @@ def write_shards(
         try:
             _write_missing(plan, epoch, held, writer, sharding, context)
             with nothing_removed_since(plan, removed):
-                return _finish(plan, writer, identity)
+                return _finish(plan, writer)
         except RemovedMeanwhileError:
             _discard(folder, identity)
             raise
@@ -135,18 +130,6 @@ def _check_folder(folder: Path) -> None:
         path.name not in {LOCK, HEAD + TEMPORARY_SUFFIX} for path in folder.iterdir()
     ):
         raise UserError(f"{folder} holds files that are of no export: name a new or an empty folder")
-
-
-def _identity(plan: Plan, epoch: int, held: Epoch, sharding: ShardsRequest) -> dict[str, Any]:
-    """Return all that decides the bytes."""
-    return {
-        "format": FORMAT,
-        "plan": artifact_id(plan.manifest),
-        "epoch": epoch,
-        "copies": held.copies,
-        "drawn": held.digest,
-        "shard_samples": sharding.shard_samples,
-    }
 
 
 def _begin(folder: Path, identity: Mapping[str, Any]) -> ShardsWritten | None:
@@ -177,15 +160,11 @@ def _discard(folder: Path, identity: Mapping[str, Any]) -> None:
     for path in folder.iterdir():
         name = path.name.removesuffix(TEMPORARY_SUFFIX)
         ours = _OUTPUT.fullmatch(name)
-        if name in {SIZES, SOURCES, REJECTED, HEAD} or (ours and int(ours[1]) < _shards(identity)):
+        if name in {SIZES, SOURCES, REJECTED, HEAD} or (ours and int(ours[1]) < shard_count(identity)):
             path.unlink()
 
 
-def _shards(identity: Mapping[str, Any]) -> int:
-    return -(-int(identity["copies"]) // int(identity["shard_samples"]))
-
-
-def _finish(plan: Plan, writer: ShardWriter, identity: Mapping[str, Any]) -> ShardsWritten:
+def _finish(plan: Plan, writer: ShardWriter) -> ShardsWritten:
     """Write the files about all shards, once these are complete."""
     stats = {number: read_json(writer.stats_path(number)) for number in range(writer.shards)}
     sizes = {writer.tar_path(number).name: stats[number]["successes"] for number in stats}
@@ -196,9 +175,9 @@ def _finish(plan: Plan, writer: ShardWriter, identity: Mapping[str, Any]) -> Sha
     write_table(writer.folder / SOURCES, paths)
     _write_rejected(writer, [number for number in stats if stats[number]["successes"] < stats[number]["count"]], paths)
     write_json(writer.folder / SIZES, sizes)
-    summary = {"samples": sum(sizes.values()), "shards": writer.shards, "rejected": dict(rejected)}
-    write_json(writer.folder / HEAD, {"identity": identity, "summary": summary})
-    return ShardsWritten(sum(sizes.values()), writer.shards, rejected)
+    written = ShardsWritten(sum(sizes.values()), writer.shards, dict(rejected))
+    write_json(writer.folder / HEAD, {"identity": writer.identity, "summary": asdict(written)})
+    return written
 
 
 def _write_rejected(writer: ShardWriter, numbers: list[int], paths: pa.Table) -> None:
@@ -240,7 +219,7 @@ def _write_missing(
 
     If too many samples cannot be read, the shards that lack some are not finished: a rerun writes them again.
     """
-    finished = [writer.rejected(number) for number in range(writer.shards)]
+    finished = writer.lacking()
     missing = [number for number, count in enumerate(finished) if count is None]
     total = sum(filter(None, finished))
     if missing:
@@ -252,17 +231,17 @@ def _write_missing(
             with closing(writer), closing(results):
                 for count in context.progress(results, "writing shards", len(missing)):
                     total += count
-                    if total > sharding.max_rejected * writer.copies:
+                    if total > sharding.max_rejected * held.copies:
                         break
     shutil.rmtree(writer.runs, ignore_errors=True)  # an earlier killed export may have left runs
-    if total <= sharding.max_rejected * writer.copies:
+    if total <= sharding.max_rejected * held.copies:
         return
-    lacking = [number for number in range(writer.shards) if writer.rejected(number)]
+    lacking = [number for number, count in enumerate(writer.lacking()) if count]
     example = read_table(writer.sidecar_path(lacking[0]), ["status", "error_message"])
     example = example.filter(pc.not_equal(example.column("status"), SUCCESS)).to_pylist()[0]
     for number in lacking:
         writer.stats_path(number).unlink()
     raise UserError(
-        f"{total:,} of {writer.copies:,} samples can't be read so far, more than the share {sharding.max_rejected} that may be left out; "
+        f"{total:,} of {held.copies:,} samples can't be read so far, more than the share {sharding.max_rejected} that may be left out; "
         f"the first is {example['status']}: {example['error_message']}; mend that, or raise `max_rejected`, and repeat"
     )

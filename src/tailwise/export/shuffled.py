@@ -23,7 +23,7 @@ from tailwise.catalog.catalog import Part
 from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.export.drawn import DrawnEpoch, DrawnPart, RemovedMeanwhileError, map_drawn, map_epoch
+from tailwise.export.drawn import DrawnEpoch, RemovedMeanwhileError, map_drawn, map_epoch
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.plan.plan import Plan
 
@@ -56,7 +56,7 @@ def survey(plan: Plan, epoch: int, context: Context) -> Epoch:
     for rows, copies, shards, columns in map_drawn(plan, epoch, _survey, context):
         by_shard += shards
         by_part.append(int(shards.sum()))
-        scores.update(columns)
+        scores |= columns
         state.update(rows.data)
         state.update(copies.data)
     held = Epoch(state.hexdigest(), by_shard, np.array(by_part, np.int64), sorted(scores))
@@ -69,17 +69,13 @@ def survey(plan: Plan, epoch: int, context: Context) -> Epoch:
 
 def _survey(
     epoch: DrawnEpoch, part: Part
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int64], list[str]]:
-    """Return the drawn rows of a part, their copies, the copies from each shard, and the score columns."""
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int64], set[str]]:
+    """Return the drawn rows of a part, their copies, the copies from each shard, and the columns of scores."""
     plan, drawn = epoch.plan, epoch.part(part, ["shard"])
     shards = np.bincount(drawn.samples.column("shard").to_numpy(), drawn.copies, plan.snapshot.shards)
-    return drawn.rows.astype("<i8"), drawn.copies, shards.astype(np.int64), _scores_of(plan, part)
-
-
-def _scores_of(plan: Plan, part: Part) -> list[str]:
-    """Return the score columns of a part; parts may differ."""
     schema = pq.read_schema(plan.catalog.samples_path(part.number))
-    return [item.name for item in schema if item.name not in SAMPLE_SCHEMA.names and pa.types.is_float64(item.type)]
+    scores = {item.name for item in schema if pa.types.is_float64(item.type)} - {*SAMPLE_SCHEMA.names}
+    return drawn.rows.astype("<i8"), drawn.copies, shards.astype(np.int64), scores
 
 
 def run_schema(scores: list[str]) -> pa.Schema:
@@ -100,11 +96,11 @@ def write_runs(plan: Plan, epoch: int, held: Epoch, folder: Path, context: Conte
 
 def _write_runs(epoch: DrawnEpoch, part: Part, *, held: Epoch, folder: Path) -> None:
     schema = run_schema(held.scores)
-    names = [name for name in schema.names if name in SAMPLE_SCHEMA.names]
-    drawn = epoch.part(part, names)
+    there = pq.read_schema(epoch.plan.catalog.samples_path(part.number)).names  # scores differ from part to part
+    drawn = epoch.part(part, [name for name in schema.names if name in there])
     if drawn.copies.sum() != held.by_part[part.number]:
         raise RemovedMeanwhileError
-    samples = _with_scores(epoch.plan, part, drawn, held.scores)
+    samples = pa.concat_tables([drawn.samples, schema.empty_table()], promote_options="default")
     key = stream_key(epoch.plan.config["seed"], "shards", epoch.number)
     first = int(held.by_part[: part.number].sum())
     for number, rows in enumerate(_pieces(drawn.copies)):
@@ -114,10 +110,11 @@ def _write_runs(epoch: DrawnEpoch, part: Part, *, held: Epoch, folder: Path) -> 
         copy = (np.arange(len(index)) - begins).astype(np.uint8)
         position = permute_range(key, held.copies, first, len(index))
         order = np.argsort(position)
-        run = samples.take(pa.array(index[order]))
+        run = samples.select(schema.names[len(COPY_FIELDS) :]).take(pa.array(index[order]))
         run = run.add_column(0, COPY_FIELDS[1], pa.array(copy[order]))
-        run = run.add_column(0, COPY_FIELDS[0], pa.array(position[order])).select(schema.names).cast(schema)
-        _write_run(folder / f"run-{part.number:06d}-{number:06d}.arrow", run)
+        run = run.add_column(0, COPY_FIELDS[0], pa.array(position[order])).cast(schema).combine_chunks()
+        with pyarrow.ipc.new_file(folder / f"run-{part.number:06d}-{number:06d}.arrow", schema) as writer:
+            writer.write_table(run, max_chunksize=run.num_rows)
         first += len(index)
 
 
@@ -130,22 +127,6 @@ def _pieces(copies: npt.NDArray[np.uint8]) -> Iterator[slice]:
     for start, stop in pairwise(cuts):
         if stop > start:
             yield slice(start, stop)
-
-
-def _with_scores(plan: Plan, whole: Part, part: DrawnPart, scores: list[str]) -> pa.Table:
-    """Return the drawn samples of a part with their scores; null where the part has no such column."""
-    known = _scores_of(plan, whole)
-    found = plan.catalog.samples(whole, known).take(pa.array(part.rows - whole.first_row)) if known else None
-    samples = part.samples
-    for name in scores:
-        values = found.column(name) if found and name in known else pa.nulls(len(part.rows), pa.float64())
-        samples = samples.append_column(pa.field(name, pa.float64()), values)
-    return samples
-
-
-def _write_run(path: Path, run: pa.Table) -> None:
-    with pyarrow.ipc.new_file(path, run.schema) as writer:
-        writer.write_table(run.combine_chunks(), max_chunksize=max(1, run.num_rows))
 
 
 def read_positions(folder: Path, start: int, stop: int) -> pa.Table:
