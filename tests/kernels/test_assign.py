@@ -12,7 +12,7 @@ from tailwise.kernels.assign import MISSING, NONE, Assigner, assign, no_lists
 from tailwise.kernels.grid import GRID, to_grid, unit_rows_on_grid
 from tailwise.kernels.nearest import decide_and_list
 from tailwise.kernels.products import float32_error, is_sound
-from tailwise.kernels.screening import Screen, scratch_for
+from tailwise.kernels.screening import Columns, Screen, scratch_for
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -291,7 +291,7 @@ def test_lists_bound_every_column(seed, tiles, slots):
     coded = screen.rows(x)
     for first, last in itertools.pairwise(tiles):
         scores = screen.scores(
-            coded, screen.columns(columns[first:last]), scratch_for(screen.precision, 90, last - first)
+            coded, Columns.of(screen.columns(columns[first:last])), scratch_for(screen.precision, 90, last - first)
         )
         assert decide_and_list(*scores, x, columns, first, labels, dots, np.float32(0.1 * spread), *lists)
     exact = x.astype(np.float64) @ columns.T.astype(np.float64)

@@ -78,10 +78,10 @@ def test_int8_products_equal_numpys_for_every_small_shape(int8_product, name, di
     every = range(1, 41)
     for rows in every if name == "library" else edges:
         for columns in every if name == "library" and dimension < 4 else edges:
-            out = torch.empty((rows, columns), dtype=torch.int32)
-            found = multiply(torch.from_numpy(x[:rows]), torch.from_numpy(y[:columns]), out)
-            assert found is out
-            np.testing.assert_array_equal(out.numpy(), exact[:rows, :columns])
+            scratch = torch.empty(40 * 40, dtype=torch.int32)
+            found = multiply(torch.from_numpy(x[:rows]), torch.from_numpy(y[:columns]), scratch)
+            assert found.data_ptr() == scratch.data_ptr()
+            np.testing.assert_array_equal(found.numpy(), exact[:rows, :columns])
 
 
 @pytest.mark.parametrize("name", INT8)
@@ -91,8 +91,53 @@ def test_int8_products_equal_numpys_for_long_rows(int8_product, name, dimension)
     x = np.random.default_rng(1).integers(-CODE_STEPS, CODE_STEPS + 1, (64, dimension), np.int8)
     x[:2] = CODE_STEPS
     codes = torch.from_numpy(x)
-    found = multiply(codes, codes, torch.empty((64, 64), dtype=torch.int32))
+    found = multiply(codes, codes, torch.empty(64 * 64, dtype=torch.int32))
     np.testing.assert_array_equal(found.numpy(), x.astype(np.int64) @ x.astype(np.int64).T)
+
+
+def packs():
+    return is_sound(torch.int8, 64, 64, 64, packed=True)
+
+
+@pytest.mark.parametrize("dimension", [16, 100, 512, 768, 1100, 4097])
+@pytest.mark.parametrize("rows", [1, 64, 384])
+def test_packed_products_equal_numpys(dimension, rows):
+    """Beyond 2²⁴ they are rounded to float32."""
+    if not packs():
+        pytest.skip("this torch has no int8 products with packed columns")
+    rng = np.random.default_rng(dimension)
+    x, y = (rng.integers(-CODE_STEPS, CODE_STEPS + 1, (count, dimension), np.int8) for count in (rows, 272))
+    x[:1], y[:3] = CODE_STEPS, CODE_STEPS  # the greatest sums
+    packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(y), [384, dimension])
+    found = multiply(torch.from_numpy(x), torch.from_numpy(y), torch.empty(0, dtype=torch.int32), packed)
+    np.testing.assert_array_equal(found.numpy(), (x.astype(np.int64) @ y.astype(np.int64).T).astype(np.float32))
+
+
+def test_packed_products_change_no_result(monkeypatch, unit_rows):
+    """Neither of assignment nor of k-means, whose first iterations use other numbers of rows and columns."""
+    if not packs():
+        pytest.skip("this torch has no int8 products with packed columns")
+    x, centroids = unit_rows(1500, 48), unit_rows(700, 48, dtype=np.float32)
+    made = []
+    for pays in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(products, "packing_pays", lambda *_, pays=pays: pays)
+            made.append((*assign(x, centroids, device="cpu"), kmeans(x, 300, device="cpu", iterations=4).centroids))
+    for left, right in zip(*made, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("fault", ["missing", "wrong"])
+def test_packed_products_that_are_missing_or_wrong_are_not_used(monkeypatch, fault):
+    def raising(*_):
+        raise AttributeError
+
+    patched = raising if fault == "missing" else lambda left, _, columns: torch.zeros(len(left), columns)
+    monkeypatch.setattr(products, "_packed_product", patched)
+    forget()
+    assert not products.packing_pays.__wrapped__(64, 128)
+    monkeypatch.undo()
+    forget()
 
 
 def test_float32_products_are_precise_where_the_library_rounds_to_bfloat16(monkeypatch, unit_rows):
@@ -106,7 +151,7 @@ def test_float32_products_are_precise_where_the_library_rounds_to_bfloat16(monke
     forget()
     monkeypatch.setattr(torch, "mm", coarse)
     assert float((coarse(x, x.T, out).double() - exact).abs().max()) > products.float32_error(64)
-    assert float((multiply(x, x, out).double() - exact).abs().max()) <= products.float32_error(64)
+    assert float((multiply(x, x, torch.empty(30 * 30)).double() - exact).abs().max()) <= products.float32_error(64)
     monkeypatch.undo()
     forget()
 

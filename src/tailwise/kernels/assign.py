@@ -99,6 +99,7 @@ class Assigner:
             screen = Screen(centre, precision if self.device.type == "cpu" else "float32")
         self.screen = screen
         self.columns = self.screen.columns(self.centroids)
+        self._tiles = self.screen.tiles(self.columns, TILE_CENTROIDS, TILE_ROWS)
 
     @functools.cached_property
     def _on_device(self) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -180,9 +181,9 @@ class Assigner:
         lists: Lists | None = None,
     ) -> None:
         """Updates labels and inner products of a tile of rows, and their lists; see `nearest.decide`."""
-        for first in range(0, len(self.centroids), TILE_CENTROIDS):
-            scores = self.screen.scores(coded, self.columns[slice(first, first + TILE_CENTROIDS)], scratch)
-            tile = *scores, x, self.centroids, first, labels, dots
+        for number, columns in enumerate(self._tiles):
+            scores = self.screen.scores(coded, columns, scratch)
+            tile = *scores, x, self.centroids, number * TILE_CENTROIDS, labels, dots
             if not (decide_and_list(*tile, np.float32(window), *lists) if lists else decide(*tile)):
                 raise WrongProductError
 
@@ -202,7 +203,7 @@ class Assigner:
         device_labels, device_dots = (torch.from_numpy(array).to(self.device) for array in (labels, dots))
         for first in range(0, len(self.centroids), DEVICE_CENTROIDS):
             columns = half_centroids[first : first + DEVICE_CENTROIDS]
-            scores = multiply(half, columns, half.new_empty((len(half), len(columns))))
+            scores = multiply(half, columns, half.new_empty(len(half) * len(columns)))
             _resolve_torch(scores, left, centroids, first, error, device_labels, device_dots)
         labels[:], dots[:] = device_labels.cpu().numpy(), device_dots.cpu().numpy()
 

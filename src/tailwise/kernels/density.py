@@ -68,7 +68,7 @@ class NeighbourCounter:
     def _count(self, left: torch.Tensor, norms: torch.Tensor, first: int) -> torch.Tensor:
         """The counts of one tile of rows for one tile of centroids."""
         right = self._centroids[first : first + TILE_CENTROIDS]
-        scores = multiply(left, right, left.new_empty((len(left), len(right)))).double()
+        scores = multiply(left, right, left.new_empty(len(left) * len(right))).double()
         if bool(((left[0].double() @ right.double().T - scores[0]).abs() > self.error).any()):  # a cheap sample
             raise WrongProductError
         excess = scores - (self.radius * norms)[:, None]

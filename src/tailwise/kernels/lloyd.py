@@ -221,7 +221,8 @@ class Lloyd:
             # Lists pay when they reach further than nearly all centroids are going to move next.
             reached = float(np.quantile(self._drift, 0.9)) < LIST_REACH * self._window
             self._listing = self._trusted or reached
-        self._moving = self._assigner.columns[self._movers.astype(np.int64)]
+        moving = self._assigner.columns[self._movers.astype(np.int64)]
+        self._moving = self._assigner.screen.tiles(moving, TILE_CENTROIDS, TILE_ROWS)
         self._centroids = centroids
 
     def _choose_movers(self) -> bool:
@@ -305,10 +306,10 @@ class Lloyd:
         if not len(self._movers):
             return
         coded = self._code(x, at)
-        for first in range(0, len(self._movers), TILE_CENTROIDS):
-            some = slice(first, first + TILE_CENTROIDS)
-            scores = self._screen.scores(coded, self._moving[some], scratch)
-            if not decide_movers(*scores, x, self._centroids, self._movers[some], *state):
+        for number, columns in enumerate(self._moving):
+            movers = self._movers[number * TILE_CENTROIDS :][: len(columns.scale)]
+            scores = self._screen.scores(coded, columns, scratch)
+            if not decide_movers(*scores, x, self._centroids, movers, *state):
                 raise WrongProductError
 
     def _compare(self, x: npt.NDArray[np.float32], at: slice | npt.NDArray[np.int64], scratch: torch.Tensor) -> None:

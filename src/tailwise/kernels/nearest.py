@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tailwise.kernels.jit import jit_any_order
 
-GROUPS = 64  # of columns, k ≡ g: a group's greatest score is known before any of its scores is looked at
+TILE = 1024  # memory for scores has whole tiles: 16 groups of 64 columns, k ≡ g, whose greatest scores are known before any is examined
 UP = np.float32(2.0**-20)  # added to a bound that was rounded to float32
 FAR = np.float32(-8)  # below every score
 
@@ -40,11 +40,16 @@ def _cosine(x: Floats, norms: Doubles, row: int, other: int) -> float:
 
 
 @jit_any_order
-def _room_for(count: int) -> tuple[Floats, Floats, Floats]:
-    """Memory for a row's scores, in four quarters of whole groups; for the greatest of each four; and for that of each group."""
-    quarter = -(-count // (4 * GROUPS)) * GROUPS
-    scores, fours = np.full(4 * quarter, FAR, np.float32), np.empty(quarter, np.float32)
-    return scores, fours, np.empty(GROUPS + GROUPS // 4, np.float32)  # and for the greatest of each four groups
+def _room_for(count: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """Memory for a row's scores; for the greatest of each 4; for the greatest of each 16, a group; for the greatest of each 4 groups."""
+    size = max(1, -(-count // TILE)) * TILE
+    quarter = size // 4
+    return (
+        np.full(size, FAR),
+        np.empty(quarter, np.float32),
+        np.empty(size // 16, np.float32),
+        np.empty(size // 64, np.float32),
+    )
 
 
 @jit_any_order
@@ -68,31 +73,32 @@ def _scores(
     scores: Floats,
     fours: Floats,
     tops: Floats,
+    last: Floats,
 ) -> np.float32:
     """Fills memory of `_room_for` as many columns, or more, with a row's scores; the greatest of all."""
     for at in range(len(scale)):
         scores[at] = np.float32(products[at]) * (row_scale * scale[at]) + bias[at]
     _fold(scores, fours)
-    groups, last = tops[:GROUPS], tops[GROUPS:]
-    groups[:] = fours[:GROUPS]
-    for first in range(GROUPS, len(fours), GROUPS):
-        more = fours[first : first + GROUPS]
-        for at in range(GROUPS):
-            groups[at] = groups[at] if groups[at] > more[at] else more[at]
-    _fold(groups, last)
-    top: np.float32 = last.max()
+    _fold(fours, tops)
+    _fold(tops, last)
+    even, odd = last[0], last[1]  # two chains of comparisons, side by side
+    for at in range(2, len(last), 2):
+        even = last[at] if last[at] > even else even
+        odd = last[at + 1] if last[at + 1] > odd else odd
+    top: np.float32 = even if even > odd else odd
     return top
 
 
 @jit_any_order
 def _column_of_top(scores: Floats, tops: Floats, top: np.float32) -> int:
     """A column whose score is the greatest of all."""
+    groups = len(tops)
     group = 0
-    while tops[group] < top and group + 1 < GROUPS:
+    while tops[group] < top and group + 1 < groups:
         group += 1
     column = group
-    while scores[column] < top and column + GROUPS < len(scores):
-        column += GROUPS
+    while scores[column] < top and column + groups < len(scores):
+        column += groups
     return column
 
 
@@ -121,10 +127,10 @@ def _decide_row(
     if dot > dots[row] or (dot == dots[row] and first + seen < labels[row]):
         dots[row], labels[row] = dot, first + seen
         floor = np.float32(dot - shift) - error - UP
-    for group in range(GROUPS):
+    for group in range(len(tops)):
         if tops[group] < floor:
             continue
-        for at in range(group, len(scores), GROUPS):
+        for at in range(group, len(scores), len(tops)):
             if scores[at] < floor or at == seen:
                 continue
             dot = _inner_product(x, row, columns, first + at)
@@ -151,9 +157,9 @@ def decide(
     dots: Doubles,
 ) -> bool:
     """Updates nearest columns and exact inner products with columns first, first + 1, …; False if a score is too far off."""
-    scores, fours, tops = _room_for(len(scale))
+    scores, fours, tops, last = _room_for(len(scale))
     for row in range(len(row_scale)):
-        top = _scores(products[row], row_scale[row], scale, bias, scores, fours, tops)
+        top = _scores(products[row], row_scale[row], scale, bias, scores, fours, tops, last)
         if not _decide_row(row, scores, tops, top, shift[row], error[row], x, columns, first, labels, dots):
             return False
     return True
@@ -184,11 +190,11 @@ def decide_and_list(
     bound on the inner product of each, and `rest` one on that of all columns that aren't listed.
     """
     count, slots = len(scale), near.shape[1]
-    scores, fours, tops = _room_for(count)
+    scores, fours, tops, last = _room_for(count)
     quarter = len(fours)
     high, found, good = np.empty(quarter + 1, np.int32), np.empty(count + 1, np.int32), np.empty(count + 1, np.float32)
     for row in range(len(row_scale)):
-        top = _scores(products[row], row_scale[row], scale, bias, scores, fours, tops)
+        top = _scores(products[row], row_scale[row], scale, bias, scores, fours, tops, last)
         if not _decide_row(row, scores, tops, top, shift[row], error[row], x, columns, first, labels, dots):
             return False
         above = error[row] + np.float32(shift[row]) + UP  # of bounds above scores
@@ -322,18 +328,18 @@ def decide_movers(
 ) -> bool:
     """Do the work of `recheck` for columns `movers`, which moved further than it took into account; False as for `decide`."""
     count = len(scale)
-    scores, fours, tops = _room_for(count)
+    scores, fours, tops, last = _room_for(count)
     for row in range(len(row_scale)):
         if labels[row] < 0:
             continue
-        top = _scores(products[row], row_scale[row], scale, bias, scores, fours, tops)
+        top = _scores(products[row], row_scale[row], scale, bias, scores, fours, tops, last)
         look = np.float32(min(np.float64(rest[row]), dots[row]) - shift[row]) - error[row] - 2 * UP
         if top < look:
             continue
-        for group in range(GROUPS):
+        for group in range(len(tops)):
             if tops[group] < look:
                 continue
-            for at in range(group, count, GROUPS):
+            for at in range(group, count, len(tops)):
                 score = scores[at]
                 if score < look:
                     continue
@@ -375,14 +381,14 @@ def decide_earlier(
 
     Cosines are exact inner products over the product of the norms, but at most `greatest`; ties go to the earliest row.
     """
-    scores, fours, tops = _room_for(len(scale))
+    scores, fours, tops, last = _room_for(len(scale))
     for at in range(len(row_scale)):
         row = first_row + at
         count = min(len(scale), row - first_column)
         if count <= 0:
             continue
         # No row before had more, so what follows in `scores` is still FAR.
-        top = _scores(products[at], row_scale[at], scale[:count], bias, scores, fours, tops)
+        top = _scores(products[at], row_scale[at], scale[:count], bias, scores, fours, tops, last)
         floor = np.float32(similarity[row] - shift[at]) - error[at] - UP
         if top < floor:
             continue
@@ -392,10 +398,10 @@ def decide_earlier(
         if abs(cosine - shift[at] - top) > error[at]:
             return False
         floor = max(floor, np.float32(min(cosine, greatest) - shift[at]) - error[at] - UP)
-        for group in range(GROUPS):
+        for group in range(len(tops)):
             if tops[group] < floor:
                 continue
-            for column in range(group, count, GROUPS):
+            for column in range(group, count, len(tops)):
                 score = scores[column]
                 if score < floor:
                     continue

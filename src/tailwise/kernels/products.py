@@ -11,17 +11,22 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
+from tailwise.kernels.threads import run_tiles
+
 CPU = torch.device("cpu")
 CODE_STEPS = 127  # int8 codes are in −127 … 127
 _PROBED = 16  # rows that are compared with all columns, and columns with all rows: no row or column is left out
 HALF_ERROR = 2.0**-10  # a float16 product is off by at most half of it, where scores are at most 1.1; the rest is slack
 _PROBE_SIDE = 64  # float32 products depend on a setting of the process, not on the shape: one small shape is tried
+
+_TRIAL_COLUMNS, _TRIALS, _CLEARLY = 1024, 4, 0.9  # of the trial of packed products
 
 logger = logging.getLogger(__name__)
 _distrusted = threading.Event()  # once set, this process uses float64 products
@@ -59,30 +64,93 @@ def float32_error(dimension: int) -> float:
     return 1.2 * (dimension + 2) * 2.0**-24
 
 
-def multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Return left · rightᵀ in `out`; of int8 exactly, of float32 within `float32_error`, of float16 within HALF_ERROR.
+def multiply(
+    left: torch.Tensor, right: torch.Tensor, scratch: torch.Tensor, packed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return left · rightᵀ; of int8 exactly, of float32 within `float32_error`, of float16 within HALF_ERROR.
 
     Args:
         left: int8, float16 or float32 [n, d]; int8 within ± CODE_STEPS.
         right: same type, [k, d].
-        out: [n, k], int32 for int8, else of the same type.
+        scratch: memory for n · k numbers, int32 for int8, else of the same type; the result may use it.
+        packed: `right`, by `pack`: then the result is float32, rounded where |sum| > 2²⁴.
     """
     rows, columns = (len(left), len(right)) if left.dtype == torch.int8 else (_PROBE_SIDE, _PROBE_SIDE)
     if not _distrusted.is_set():
+        if packed is not None and is_sound(torch.int8, rows, columns, left.shape[1], packed=True):
+            return _packed_product(left, packed, columns)
         if is_sound(left.dtype, rows, columns, left.shape[1], left.device):
-            return _fast(left, right, out)
+            return _fast(left, right, scratch)
         _log_once(left.dtype)
-    return out.copy_(left.double() @ right.double().T)
+    return _shaped(scratch, left, right).copy_(left.double() @ right.double().T)
+
+
+def _shaped(scratch: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return scratch[: len(left) * len(right)].view(len(left), len(right))
+
+
+def pack(right: torch.Tensor, rows: int) -> torch.Tensor | None:
+    """Return int8 columns [k, d] as oneDNN arranges them for products with `rows` rows; None where `_int_mm` is as fast, by trial.
+
+    With AMX such products are twice as fast. Arranging takes as long as a few products of 384 rows.
+    """
+    if _distrusted.is_set() or not packing_pays(rows, right.shape[1]):
+        return None
+    packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(right, [rows, right.shape[1]])
+    return packed
 
 
 @functools.cache
-def is_sound(dtype: torch.dtype, rows: int, columns: int, dimension: int, device: torch.device = CPU) -> bool:
-    """Return whether the library's products of this shape are right, by trial."""
+def packing_pays(rows: int, dimension: int) -> bool:
+    """Return whether products with packed columns are right and clearly faster here, by trial; once a process and shape."""
+    if not is_sound(torch.int8, rows, _TRIAL_COLUMNS, dimension, packed=True):
+        return False
+    left, right = (_extremes(count, dimension, torch.int8, 0) for count in (rows, _TRIAL_COLUMNS))
+    packed = torch.ops.onednn.qlinear_prepack(right, [rows, dimension])
+    scratch = torch.empty(rows * _TRIAL_COLUMNS, dtype=torch.int32)
+
+    seconds = dict[bool, list[float]]({True: [], False: []})
+
+    def measure(trial: int, _: None) -> None:
+        start = time.perf_counter()
+        _packed_product(left, packed, _TRIAL_COLUMNS) if trial % 2 else _fast(left, right, scratch)
+        seconds[bool(trial % 2)].append(time.perf_counter() - start)
+
+    run_tiles(measure, range(2 * _TRIALS), 1, lambda: None)
+    return min(seconds[True]) < _CLEARLY * min(seconds[False])
+
+
+def _packed_product(left: torch.Tensor, packed: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return left · rightᵀ, float32: oneDNN takes rows as unsigned codes with a zero point, which it subtracts again."""
+    codes = left.view(torch.uint8) ^ 128
+    scale, zero = _ones_and_zeros(columns)
+    product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, 128, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product
+
+
+@functools.cache
+def _ones_and_zeros(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ones(count), torch.zeros(count, dtype=torch.int64)
+
+
+@functools.cache
+def is_sound(
+    dtype: torch.dtype, rows: int, columns: int, dimension: int, device: torch.device = CPU, *, packed: bool = False
+) -> bool:
+    """Return whether the library's products of this shape (of `pack` if `packed`) are right, by trial."""
     left, right = (_extremes(count, dimension, dtype, seed).to(device) for seed, count in enumerate((rows, columns)))
-    bound = {torch.int8: 0.0, torch.float16: HALF_ERROR}.get(dtype, float32_error(dimension))
-    out = left.new_empty((rows, columns), dtype=torch.int32 if dtype == torch.int8 else dtype)
+    float32_rounds = max(CODE_STEPS**2 * dimension * 2.0**-24, 1) - 1  # of the greatest sums of codes
+    bounds = {torch.int8: float32_rounds if packed else 0.0, torch.float16: HALF_ERROR}
+    bound = bounds.get(dtype, float32_error(dimension))
+    scratch = left.new_empty(rows * columns, dtype=torch.int32 if dtype == torch.int8 else dtype)
     try:
-        found = _fast(left, right, out).double()
+        if packed:
+            arranged = torch.ops.onednn.qlinear_prepack(right, [rows, dimension])
+            found = _packed_product(left, arranged, columns).double()
+        else:
+            found = _fast(left, right, scratch).double()
     except (AttributeError, RuntimeError):  # this torch has no such product for CPUs
         return False
     some_rows, some_columns = (torch.linspace(0, count - 1, min(count, _PROBED)).long() for count in found.shape)
@@ -91,8 +159,9 @@ def is_sound(dtype: torch.dtype, rows: int, columns: int, dimension: int, device
     return bool((off_rows.abs() <= bound).all() and (off_columns.abs() <= bound).all())
 
 
-def _fast(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    return (torch._int_mm if left.dtype == torch.int8 else torch.mm)(left, right.T, out=out)
+def _fast(left: torch.Tensor, right: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+    product = torch._int_mm if left.dtype == torch.int8 else torch.mm
+    return product(left, right.T, out=_shaped(scratch, left, right))
 
 
 def _extremes(count: int, dimension: int, dtype: torch.dtype, seed: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Two kinds of product, the faster of which runs (the result is the same):
 
-- int8: rows and columns are centred on the columns' mean, rotated (so that no coordinate stands out), and rounded to 255 steps each.
+- int8: rows and columns are centred on the columns' mean, mixed (so that no coordinate stands out), and rounded to 255 steps each.
   Quantising a rotated residual with its own scale is RaBitQ's idea (Gao, Long 2024), for 8 bits. By Cauchy-Schwarz an inner product is
   off by at most ‖error of the row‖ · ‖column‖ + ‖codes of the row‖ · ‖error of the column‖, and these norms are measured.
 - float32: off by at most (d + 2) · 2⁻²⁴ for a pair of unit norm, whatever its order of summation.
@@ -22,7 +22,7 @@ import torch
 
 from tailwise.kernels.jit import jit_any_order
 from tailwise.kernels.keyed import hash_range, stream_key
-from tailwise.kernels.products import CODE_STEPS, float32_error, is_sound, multiply
+from tailwise.kernels.products import CODE_STEPS, float32_error, is_sound, multiply, pack
 from tailwise.kernels.threads import Shared, run_tiles
 
 Precision = Literal["int8", "float32"]
@@ -31,9 +31,9 @@ Doubles = npt.NDArray[np.float64]
 
 PAD = 64  # int8 products have a multiple of PAD rows and columns,
 COLUMN_PAD = 16  # or of COLUMN_PAD columns, if these are centroids: the same for all rows
+PACKED_COLUMNS = 256  # fewer aren't worth arranging
 INT8_TRIAL = 64, 64, 256  # rows, columns and dimension: wide enough for sums of int8 to saturate in 16 bits
-_LANES = 16  # neighbouring coordinates that the rotation keeps apart, so that its loops are vector instructions
-_SLACK = np.float32(2.0**-16)  # above all that float32 rounds away in centring, rotating, scaling and adding
+_SLACK = np.float32(2.0**-16)  # above all that float32 rounds away in centring, mixing, scaling and adding
 _MEASURED = np.float32(1.001)  # norms of errors are sums in float32
 
 
@@ -86,9 +86,10 @@ class Screen:
         """
         self.precision = precision or faster_precision()
         self._centre = centre if self.precision == "int8" else np.zeros_like(centre)
-        self._signs: Floats = np.where(hash_range(stream_key(0, "signs"), 0, len(centre)) >> 63, 1, -1).astype(
-            np.float32
-        )
+        dimension = len(centre)
+        mixed = 16 if dimension % 16 == 0 else 4 if dimension % 4 == 0 else 1
+        signs = np.where(hash_range(stream_key(0, "signs"), 0, dimension) >> 63, 1, -1)
+        self._signs: Floats = (signs / np.sqrt(mixed)).astype(np.float32)
 
     def rows(self, x: Floats, factors: Floats | None = None, out: Coded | None = None) -> Coded:
         """Codes of rows, float32 [n, d], times factors [n]; then of norm ≤ 1.05. In the place of others, if given."""
@@ -104,7 +105,10 @@ class Screen:
             np.multiply(x, factors[:, None], out=codes)
             out.scale[:], out.offset[:], out.errors[:], out.lengths[:] = 1, 0, 0, 1
         else:
-            _quantise(x, factors, self._centre, self._signs, codes, out.scale, out.offset, out.errors, out.lengths)
+            wide = self._centre.astype(np.float64)
+            _quantise(
+                x, factors, wide, self._centre, self._signs, codes, out.scale, out.offset, out.errors, out.lengths
+            )
         return out
 
     def columns(self, x: Floats) -> Coded:
@@ -117,21 +121,46 @@ class Screen:
         wide = self._centre.astype(np.float64)
         return replace(rows, offset=rows.offset - wide @ wide)
 
-    def scores(self, rows: Coded, columns: Coded, scratch: torch.Tensor) -> Scores:
+    def tiles(self, columns: Coded, width: int, rows: int = 0) -> list[Columns]:
+        """Return columns in tiles of `width`, ready for products with `rows` rows at a time; 0 if each is used once or twice."""
+        rows = rows if len(columns.scale) >= PACKED_COLUMNS else 0
+        return [Columns.of(columns[slice(first, first + width)], rows) for first in range(0, len(columns.scale), width)]
+
+    def scores(self, rows: Coded, columns: Columns, scratch: torch.Tensor) -> Scores:
         """Approximate inner products, in the memory of `scratch` (of `scratch_for`)."""
-        shape = len(rows.codes), len(columns.codes)
-        out = scratch[: shape[0] * shape[1]].view(shape)
-        if self.precision == "float32":
-            error = np.full(
-                len(rows.scale), float32_error(rows.codes.shape[1] + 2), np.float32
-            )  # what is coded may be rounded
+        if self.precision == "float32":  # what is coded may be rounded
+            error = np.full(len(rows.scale), float32_error(rows.codes.shape[1] + 2), np.float32)
         else:
-            longest = np.float32((columns.lengths + columns.errors).max())
-            error = (rows.errors * longest + rows.lengths * columns.errors.max()) * _MEASURED + _SLACK
-        products = multiply(rows.codes, columns.codes, out)
-        return Scores(
-            products.numpy(), rows.scale, rows.offset, error, columns.scale, columns.offset.astype(np.float32)
-        )
+            error = (rows.errors * columns.longest + rows.lengths * columns.roughest) * _MEASURED + _SLACK
+        products = multiply(rows.codes, columns.codes, scratch, columns.packed)
+        return Scores(products.numpy(), rows.scale, rows.offset, error, columns.scale, columns.bias)
+
+
+class Columns(NamedTuple):
+    """Columns of a tile, as they are multiplied.
+
+    Attributes:
+        codes: int8 or float32 [≥ K, d].
+        packed: the codes as `products.pack` arranges them, or None.
+        scale: float32 [K].
+        bias: float32 [K], what a score lacks.
+        longest: greatest norm of a column.
+        roughest: greatest norm of what was rounded away of a column.
+    """
+
+    codes: torch.Tensor
+    packed: torch.Tensor | None
+    scale: Floats
+    bias: Floats
+    longest: np.float32
+    roughest: np.float32
+
+    @classmethod
+    def of(cls, coded: Coded, rows: int = 0) -> Columns:
+        """Prepare columns; see `Screen.tiles`."""
+        packed = pack(coded.codes, rows) if rows and coded.codes.dtype == torch.int8 else None
+        longest, roughest = (coded.lengths + coded.errors).max(initial=0), coded.errors.max(initial=0)
+        return cls(coded.codes, packed, coded.scale, coded.offset.astype(np.float32), longest, roughest)
 
 
 class Scores(NamedTuple):
@@ -164,10 +193,11 @@ def _padded(count: int, dtype: torch.dtype) -> int:
     return -(-count // PAD) * PAD if dtype == torch.int8 else count
 
 
-@jit_any_order  # sums of grid values are exact in any order; the rotation and the errors' norms are covered by the slack
+@jit_any_order  # sums of grid values are exact in any order; what mixing and the errors' norms round away is covered by the slack
 def _quantise(
     x: Floats,
     factors: Floats,
+    wide_centre: Doubles,
     centre: Floats,
     signs: Floats,
     codes: npt.NDArray[np.int8],
@@ -176,37 +206,26 @@ def _quantise(
     errors: Floats,
     lengths: Floats,
 ) -> None:
-    """Centres, rotates and rounds rows.
+    """Centres, mixes and rounds rows.
 
     `offset` gets inner products with the centre, `errors` and `lengths` norms of what is rounded away and of what stays.
     """
     rows, dimension = x.shape
-    block = _LANES  # coordinates that are mixed: the largest power of two times the lanes that divides d
-    while dimension % (2 * block) == 0:
-        block *= 2
-    if dimension % _LANES:
-        block = 1
-    gain = np.float32(1 / np.sqrt(max(block // _LANES, 1)))
-    value, differences = np.empty(dimension, np.float32), np.empty(block // 2 + 1, np.float32)
+    value = np.empty(dimension, np.float32)
     bits, greatest = value.view(np.int32), np.empty(1, np.float32)
     for row in range(rows):
+        factor = factors[row]
         product = 0.0
         for axis in range(dimension):
-            product += np.float64(x[row, axis]) * np.float64(centre[axis])
-        offset[row] = product * factors[row]
+            product += np.float64(x[row, axis]) * wide_centre[axis]
+        offset[row] = product * factor
         for axis in range(dimension):
-            value[axis] = (x[row, axis] * factors[row] - centre[axis]) * signs[axis] * gain
-        half = _LANES
-        while half < block:  # the fast Walsh-Hadamard transform of every 16th coordinate
-            for first in range(0, dimension, 2 * half):
-                low, high = value[first : first + half], value[first + half : first + 2 * half]
-                for axis in range(half):
-                    differences[axis] = low[axis] - high[axis]
-                for axis in range(half):
-                    low[axis] = low[axis] + high[axis]
-                for axis in range(half):
-                    high[axis] = differences[axis]
-            half *= 2
+            value[axis] = (x[row, axis] * factor - centre[axis]) * signs[axis]
+        if dimension % 4 == 0:
+            _mix_four(value)
+        if dimension % 16 == 0:
+            for first in range(0, dimension, dimension // 4):
+                _mix_four(value[first : first + dimension // 4])
         most = np.int32(0)
         for axis in range(
             dimension
@@ -224,6 +243,21 @@ def _quantise(
             error += (value[axis] - kept) * (value[axis] - kept)
             length += kept * kept
         scale[row], errors[row], lengths[row] = step, np.sqrt(error), np.sqrt(length)
+
+
+@jit_any_order
+def _mix_four(value: Floats) -> None:
+    """Two steps of the fast Walsh-Hadamard transform, not scaled, in place: each quarter becomes a sum of all four with other signs.
+
+    In place of the whole transform: two such steps mix 16 coordinates, and take half of its time.
+    """
+    quarter = len(value) // 4
+    first, second = value[:quarter], value[quarter : 2 * quarter]
+    third, fourth = value[2 * quarter : 3 * quarter], value[3 * quarter :]
+    for at in range(quarter):
+        low, lower = first[at] + second[at], first[at] - second[at]
+        high, higher = third[at] + fourth[at], third[at] - fourth[at]
+        first[at], second[at], third[at], fourth[at] = low + high, lower + higher, low - high, lower - higher
 
 
 @functools.cache

@@ -182,10 +182,8 @@ def _near_pairs(
         greatest = np.full(tile.shape, np.iinfo(np.int32).min, np.int32)
         for first in range(0, count, TILE_CENTROIDS):
             left, right = codes[start : start + SEEK_ROWS], codes[first : first + TILE_CENTROIDS]
-            out = scratch[: len(left) * len(right)].view(len(left), len(right))
-            _keep_greatest(
-                multiply(left, right, out).numpy(), first, min(TILE_CENTROIDS, count - first), greatest, tile
-            )
+            products = multiply(left, right, scratch).numpy()
+            _keep_greatest(products, first, min(TILE_CENTROIDS, count - first), greatest, tile)
 
     with full_precision():
         run_tiles(
@@ -251,14 +249,14 @@ class _NearestSeed:
             nearer = dots > self._dots
             self._labels[nearer], self._dots[nearer] = base + labels[nearer], dots[nearer]
             return self._cosines()
-        columns = self._screen.columns(centroids)
+        tiles = self._screen.tiles(self._screen.columns(centroids), TILE_CENTROIDS, TILE_ROWS)
 
         def work(start: int, scratch: torch.Tensor) -> None:
             tile = slice(start, start + TILE_ROWS)
             rows, labels, dots = to_grid(self._x[tile]), self._labels[tile], self._dots[tile]
-            for first in range(0, len(centroids), TILE_CENTROIDS):
-                scores = self._screen.scores(self._coded[start], columns[slice(first, first + TILE_CENTROIDS)], scratch)
-                args = (*scores, rows, self._centroids, base + first, labels, dots)
+            for number, columns in enumerate(tiles):
+                scores = self._screen.scores(self._coded[start], columns, scratch)
+                args = (*scores, rows, self._centroids, base + number * TILE_CENTROIDS, labels, dots)
                 if not decide(*args):
                     raise WrongProductError
 

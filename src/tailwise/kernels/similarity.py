@@ -21,7 +21,7 @@ from tailwise.kernels.grid import row_norms, to_grid
 from tailwise.kernels.identical import first_of_identical
 from tailwise.kernels.nearest import decide_earlier, decide_pairs
 from tailwise.kernels.products import WrongProductError, float32_error, multiply, repeat_if_wrong
-from tailwise.kernels.screening import Coded, Screen, full_precision, scratch_for
+from tailwise.kernels.screening import Coded, Columns, Screen, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
@@ -49,9 +49,7 @@ class Rows:
 
     def scores(self, rows: slice | torch.Tensor, columns: slice, scratch: torch.Tensor) -> torch.Tensor:
         """Approximate similarities [rows, columns], in the memory of `scratch`."""
-        left, right = self.unit[rows], self.unit[columns]
-        out = scratch[: len(left) * len(right)].view(len(left), len(right))
-        return multiply(left, right, out)
+        return multiply(self.unit[rows], self.unit[columns], scratch)
 
 
 def _refuse_zeros(norms: npt.NDArray[np.float64]) -> None:
@@ -117,7 +115,7 @@ def _most_similar_on_cpu(
     def compare(first_row: int, scratch: torch.Tensor) -> None:
         stop = min(first_row + height, count)
         for first_column in range(0, stop, TILE_COLUMNS):
-            some = columns[first_column : min(first_column + TILE_COLUMNS, stop)]
+            some = Columns.of(columns[first_column : min(first_column + TILE_COLUMNS, stop)])
             scores = screen.scores(codes[first_row:stop], some, scratch)
             if not decide_earlier(*scores, rows, norms, first_row, first_column, BELOW_ONE, best, earlier):
                 raise WrongProductError
@@ -191,7 +189,7 @@ def similar_pairs(
     """
     left, right = Rows(queries, device), Rows(x, device)
     with full_precision():
-        scores = multiply(left.unit, right.unit, left.unit.new_empty((len(queries), len(x))))
+        scores = multiply(left.unit, right.unit, left.unit.new_empty(len(queries) * len(x)))
     pairs = (scores >= threshold - left.error).nonzero(as_tuple=True)
     query, row = (index.cpu().numpy() for index in pairs)
     exact = np.empty(len(query))
