@@ -80,6 +80,14 @@ def test_metadata_in_the_layouts_that_datacomp_has(tmp_path, make_metadata, plac
     assert [file.member for file in chosen.embeddings["image"]] == ["b32_img"] * 2
 
 
+def test_metadata_with_image_embeddings_alone(tmp_path, make_metadata):
+    for name in ("b", "a"):
+        make_metadata(tmp_path, name, UIDS, {"l14_img": ARRAYS["l14_img"]})
+    assert list(found(tmp_path).embeddings) == ["image"]
+    make_metadata(tmp_path, "c", UIDS, ARRAYS)  # some files have both
+    assert list(found(tmp_path).embeddings) == ["image", "text"]
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.npz", "*.parquet", "{a..a}.npz", "[a]*.parquet"])
 def test_single_files_and_patterns(tmp_path, make_metadata, name):
     make_metadata(tmp_path, "a", UIDS, ARRAYS)

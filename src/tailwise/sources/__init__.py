@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,10 +93,24 @@ def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
     for path in tables:
         found.metadata.setdefault(str(path), path.stat().st_size)
     if any(path.with_suffix(".npz").exists() for path in tables):  # else they were not downloaded
-        for column, member in MEMBERS.items():
-            name = f"{options.embedding or EMBEDDINGS[0]}_{member}"
-            found.add_embeddings(column, [MetadataEmbeddings(path.with_suffix(".npz"), path, name) for path in tables])
+        names = {column: f"{options.embedding or EMBEDDINGS[0]}_{member}" for column, member in MEMBERS.items()}
+        there = _arrays_of([path.with_suffix(".npz") for path in tables], set(names.values()))
+        for column, name in names.items():
+            if not there or name in there:  # where none is there, the join tells what is wrong
+                files = [MetadataEmbeddings(path.with_suffix(".npz"), path, name) for path in tables]
+                found.add_embeddings(column, files)
     return True
+
+
+def _arrays_of(paths: list[Path], wanted: set[str]) -> set[str]:
+    """Return which of the wanted arrays are in one of the `.npz` files at least."""
+    there = set[str]()
+    for path in paths:
+        with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            there |= wanted & {name.removesuffix(".npy") for name in archive.namelist()}
+        if there == wanted:
+            break
+    return there
 
 
 def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
