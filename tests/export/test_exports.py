@@ -11,7 +11,7 @@ from tailwise.cli import app
 from tailwise.context import Context
 from tailwise.errors import ConflictError, UserError
 from tailwise.export import EXPORTS, export
-from tailwise.export.datacomp import drawn_uids, sorted_uids, write_subset
+from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
 from tailwise.export.drawn import map_drawn
 from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
@@ -28,7 +28,8 @@ def repeating(small_catalog):
 
 def write_hashed(plan, epoch, path):
     """As the export to datacomp, of uids that are hashes of ours too: the file's bytes, without the checks; the number of copies."""
-    uids = sorted_uids([*map_drawn(plan, epoch, drawn_uids, Context())])
+    drawn = map_drawn(plan, epoch, lambda epoch, part: epoch.part(part, ["uid"]), Context())
+    uids = sorted_uids([*map(repeated_uids, drawn)])
     write_subset(uids, path)
     return len(uids)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from tailwise.catalog import Catalog
 from tailwise.context import Context
 from tailwise.export import export
-from tailwise.export.datacomp import drawn_uids, sorted_uids, write_subset
+from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
 from tailwise.export.drawn import map_drawn
 from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
 from tailwise.steps.clustering.cluster import cluster
@@ -182,7 +182,8 @@ def test_datacomp_subset_as_datacomps_resharder_read_it(repeating, tmp_path):
     the file that this test exports, and POOL an export to shards of all 600 samples. It wrote 480 samples as UID-0, UID-1, …
     """
     # The uids of this pool are hashes, which only its export to shards holds.
-    write_subset(sorted_uids([*map_drawn(repeating, 2, drawn_uids, Context())]), tmp_path / "subset.npy")
+    drawn = map_drawn(repeating, 2, lambda epoch, part: epoch.part(part, ["uid"]), Context())
+    write_subset(sorted_uids([*map(repeated_uids, drawn)]), tmp_path / "subset.npy")
     golden = json.loads(GOLDEN.read_text())
     assert hashlib.sha256((tmp_path / "subset.npy").read_bytes()).hexdigest() == golden["file_sha256"]
     read = {uid: int(copies) for copies, uids in golden["uids_by_copies"].items() for uid in uids}

@@ -45,7 +45,7 @@ def check_uids(plan: Plan, context: Context) -> None:
 
 
 def _given_uids(epoch: DrawnEpoch, part: Part) -> npt.NDArray[np.uint64]:
-    """Return the uids of a part (see `drawn_uids`); refuse samples whose uid is tailwise's hash, or whose tar has no .json for it."""
+    """Return the uids of a part; refuse samples whose uid is tailwise's hash, or whose tar has no .json for it."""
     shards = epoch.plan.catalog.shards(epoch.plan.snapshot)
     paths, containers = shards.column("path"), containers_of(shards)
     drawn = epoch.part(part, ["uid", "shard", "key", "json_bytes"])
@@ -55,15 +55,11 @@ def _given_uids(epoch: DrawnEpoch, part: Part) -> npt.NDArray[np.uint64]:
             raise UserError(
                 f"DataComp's resharder finds samples by the uid in their .json, and sample {key!r} of {paths[shard]} has none: {_REMEDY}"
             )
-    return _repeated(drawn)
+    return repeated_uids(drawn)
 
 
-def drawn_uids(epoch: DrawnEpoch, part: Part) -> npt.NDArray[np.uint64]:
-    """Return the halves of the uids of a part's drawn samples, once per copy: uint64 [n, 2]."""
-    return _repeated(epoch.part(part, ["uid"]))
-
-
-def _repeated(drawn: DrawnPart) -> npt.NDArray[np.uint64]:
+def repeated_uids(drawn: DrawnPart) -> npt.NDArray[np.uint64]:
+    """Return the halves of the uids of drawn samples, once per copy: uint64 [n, 2]."""
     halves = np.frombuffer(b"".join(drawn.samples.column("uid").to_pylist()), ">u8").reshape(-1, 2)
     return np.repeat(halves, drawn.copies, axis=0).astype(np.uint64)
 

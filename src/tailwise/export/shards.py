@@ -124,11 +124,8 @@ def _check_folder(folder: Path) -> None:
     check_output_folder(folder, "OUTPUT")
     if not folder.absolute().parent.is_dir():
         raise NotFoundError(f"the folder {folder.absolute().parent} doesn't exist: make it first")
-    if not folder.exists():
-        return
-    if not (folder / HEAD).exists() and any(
-        path.name not in {LOCK, HEAD + TEMPORARY_SUFFIX} for path in folder.iterdir()
-    ):
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if HEAD not in there and there - {LOCK, HEAD + TEMPORARY_SUFFIX}:
         raise UserError(f"{folder} holds files that are of no export: name a new or an empty folder")
 
 

@@ -198,9 +198,11 @@ class _Work:
             pass
         self._refuse_collapse(seen)
         table = _cluster_table(centroids, seen, similarity_sums)
-        radius = self._find_radius() if isinstance(density, str) else density
-        if radius is not None:
-            table = table.append_column("density", pa.array(self._count_density(radius), pa.int64()))
+        if isinstance(density, str):
+            steps = self.context.executor.reduce(Histogram(self.rows, self.artifact.folder), self.parts, np.add, KERNEL)
+            density = radius_that_holds(steps, RADIUS_SHARE)
+        if density is not None:
+            table = table.append_column("density", pa.array(self._count_density(density), pa.int64()))
         self.files.write_table(table)
         clustered = int(seen.sum())
         fit = self.files.fit
@@ -213,16 +215,11 @@ class _Work:
                 "samples": clustered,
                 "dropped": dropped,
                 "without_embedding": sum(part.rows for part in self.parts) - clustered - dropped,
-                "radius": radius,
+                "radius": density,
                 "iterations": len(fit["mean_cosine"]),
                 "mean_cosine": float(similarity_sums.sum() * SIMILARITY_UNIT / max(clustered, 1)),
             }
         )
-
-    def _find_radius(self) -> float:
-        """Return the cosine to their own centroid that RADIUS_SHARE of the samples reach."""
-        task = Histogram(self.rows, self.artifact.folder)
-        return radius_that_holds(self.context.executor.reduce(task, self.parts, np.add, KERNEL), RADIUS_SHARE)
 
     def _count_density(self, radius: float) -> npt.NDArray[np.int64]:
         """Return the number of samples within the radius of each centroid, int64 [K]."""

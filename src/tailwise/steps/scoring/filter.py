@@ -236,7 +236,7 @@ class _Judge:
         return pa.table({**columns, **nulls}, schema=DROPPED_SCHEMA)
 
     def summary(self) -> dict[str, Any]:
-        """Figures for people."""
+        """Return figures for people."""
         figures: dict[str, Any] = {
             "score": self.name,
             "pool": self.pool,
@@ -244,10 +244,6 @@ class _Judge:
             "scored": self.scored,
         }
         if self.reasons is not None:
-            dropped = self.reasons.total()
-            figures |= {
-                "kept": self.samples - dropped,
-                "dropped": dropped,
-                "reasons": dict(sorted(self.reasons.items())),
-            }
+            dropped, reasons = self.reasons.total(), dict(sorted(self.reasons.items()))
+            figures |= {"kept": self.samples - dropped, "dropped": dropped, "reasons": reasons}
         return {**figures, **self.joined, "quantiles": self.quantiles}

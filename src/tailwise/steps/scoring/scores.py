@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog import layout
-from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.artifacts import PartColumn
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.embeddings import check_one_encoder
 from tailwise.catalog.files import digest, file_digest, read_record
 from tailwise.catalog.scores import score_artifact, score_column
 from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError
+from tailwise.execution.base import KERNEL, Apply
 from tailwise.rejects import MAX_REJECTED
 from tailwise.requests import OptionValue, ScoreRequest
 from tailwise.steps.scoring import makers
@@ -90,9 +92,13 @@ def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, context: 
             column = score_column(artifact.folder)
             work = ScoreWork(catalog, snapshot, artifact.folder, request.name, _options(request), context)
             figures = _score(request).make(work) or {}
-            scored = sum(int((~np.isnan(column.read(part))).sum()) for part in catalog.parts(snapshot))
+            scored = sum(context.executor.map(Apply(partial(_count_scored, column)), work.parts, KERNEL))
             artifact.finish({"samples": snapshot.rows, "scored": scored, **figures})
     return artifact.folder
+
+
+def _count_scored(column: PartColumn, part: Part) -> int:
+    return int((~np.isnan(column.read(part))).sum())
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
