@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -123,10 +123,10 @@ class Executor(ABC):
         """Let workers drop what they keep from item to item."""
 
     @abstractmethod
-    def _run(self, calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], needs: Needs) -> Iterator[Any]:
+    def _run(self, calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], needs: Needs) -> Generator[Any]:
         """Yield the result of each batch of items, in order. At most a few results per slot wait at any time."""
 
-    def map(self, task: Task[Item, Result], items: Iterable[Item], needs: Needs | None = None) -> Iterator[Result]:
+    def map(self, task: Task[Item, Result], items: Iterable[Item], needs: Needs | None = None) -> Generator[Result]:
         """Yield the result of each item, in order."""
         return self._run(Calls(task), ([item] for item in items), needs or Needs())
 

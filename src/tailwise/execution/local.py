@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -60,13 +60,13 @@ class LocalExecutor(Executor):
         """Drop what this process keeps; worker processes end with each call of `map`."""
         self._worker = Worker()
 
-    def _run(self, calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], needs: Needs) -> Iterator[Any]:
+    def _run(self, calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], needs: Needs) -> Generator[Any]:
         if self.slots(needs) == 1:
             return (calls(batch, self._worker) for batch in batches)
         return _run_in_processes(calls, batches, self.slots(needs))
 
 
-def _run_in_processes(calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], workers: int) -> Iterator[Any]:
+def _run_in_processes(calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], workers: int) -> Generator[Any]:
     """Yield the results of batches in order, with at most three a worker under way; a single batch runs in this process.
 
     Raises:

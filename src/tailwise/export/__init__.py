@@ -104,9 +104,9 @@ def export(
         UserError: the format is unknown, the epoch is missing, or the file cannot be written there or with these options.
     """
     context = context or Context()
-    chosen = _format(format_name)
+    chosen, epoch = _format(format_name, plan, epoch, context)
     try:
-        return chosen.write(plan, _epoch(chosen, plan, epoch, context), path, overwrite, sharding, context)
+        return chosen.write(plan, epoch, path, overwrite, sharding, context)
     finally:
         context.executor.forget()
 
@@ -115,18 +115,17 @@ def export_figures(
     plan: Plan, format_name: str, epoch: int | None = None, context: Context | None = None
 ) -> Mapping[str, float]:
     """Return figures of an export to report; for "rates-json": rates_above_one (samples), short_share (of the budget)."""
-    chosen, context = _format(format_name), context or Context()
-    return chosen.figures(plan, _epoch(chosen, plan, epoch, context), context)
+    context = context or Context()
+    chosen, epoch = _format(format_name, plan, epoch, context)
+    return chosen.figures(plan, epoch, context)
 
 
-def _format(name: str) -> ExportFormat:
+def _format(name: str, plan: Plan, epoch: int | None, context: Context) -> tuple[ExportFormat, int]:
+    """Return the format of a name, and the epoch to draw."""
     if name not in EXPORTS:
         raise UserError(f"unknown export {name!r}: {did_you_mean(name, EXPORTS)}")
-    return EXPORTS[name]
-
-
-def _epoch(chosen: ExportFormat, plan: Plan, epoch: int | None, context: Context) -> int:
+    chosen = EXPORTS[name]
     if epoch is None and chosen.by_epoch(plan):
         chosen.check(plan, context)
         raise UserError(f"the epochs of plan {plan.name!r} differ: name the one to write with `epoch` (0, 1, …)")
-    return plan.drawn_epoch(epoch or 0)
+    return chosen, plan.drawn_epoch(epoch or 0)

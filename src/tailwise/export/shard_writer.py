@@ -7,18 +7,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import digest, read_json, write_json, write_table
 from tailwise.export.members import Members, member_ranges, read_members
-from tailwise.export.shuffled import COPY_FIELDS, read_positions
+from tailwise.export.shuffled import COPY_FIELDS, pieces, read_positions
 from tailwise.export.tar_file import write_end, write_member
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.ranges import ShardStore, open_shards
@@ -75,25 +73,18 @@ class ShardWriter:
         """Return the number of shards."""
         return shard_count(self.identity)
 
-    def tar_path(self, number: int) -> Path:
-        """Return the path of a shard's tar."""
-        return self.folder / f"{number:08d}.tar"
-
-    def sidecar_path(self, number: int) -> Path:
-        """Return the path of a shard's table of samples."""
-        return self.folder / f"{number:08d}.parquet"
-
-    def stats_path(self, number: int) -> Path:
-        """Return the path of a shard's counts, which are written last."""
-        return self.folder / f"{number:08d}_stats.json"
+    def paths(self, number: int) -> tuple[Path, Path, Path]:
+        """Return the paths of a shard: its tar, its table of samples, and its counts, which are written last."""
+        stem = f"{number:08d}"
+        return self.folder / f"{stem}.tar", self.folder / f"{stem}.parquet", self.folder / f"{stem}_stats.json"
 
     def lacking(self) -> list[int | None]:
         """Return the number of samples that each shard lacks; None for one that is not finished."""
         return [self._lacking(number) for number in range(self.shards)]
 
     def _lacking(self, number: int) -> int | None:
-        tar, stats = self.tar_path(number), self.stats_path(number)
-        if not (stats.exists() and tar.exists() and self.sidecar_path(number).exists()):
+        tar, _, stats = paths = self.paths(number)
+        if not all(path.exists() for path in paths):
             return None
         found = read_json(stats)
         if found.get("export") != digest(self.identity) or found.get("tar_bytes") != tar.stat().st_size:
@@ -111,21 +102,22 @@ class ShardWriter:
 
     def __call__(self, number: int) -> int:
         """Write one shard; return the number of samples that it lacks."""
-        self.stats_path(number).unlink(missing_ok=True)
+        tar, sidecar, counts_path = self.paths(number)
+        counts_path.unlink(missing_ok=True)
         copies = self.identity["copies"]
         first, stop = (at * copies // self.shards for at in (number, number + 1))
         samples = read_positions(self.runs, first, stop)
         digits = max(4, len(str(-(-copies // self.shards) - 1)))  # those of the largest shard, in all keys
         keys = [f"{number:08d}{at:0{digits}d}" for at in range(samples.num_rows)]
-        with replacing(self.tar_path(number)) as temporary:
+        with replacing(tar) as temporary:
             with temporary.open("wb", buffering=1 << 20) as stream:
                 outcomes = list(self._write_samples(stream, keys, samples))
                 write_end(stream)
             tar_bytes = temporary.stat().st_size
-        write_table(self.sidecar_path(number), _sidecar(keys, samples, outcomes))
+        write_table(sidecar, _sidecar(keys, samples, outcomes))
         counts = Counter(outcome.status for outcome in outcomes)
         stats = {"count": len(keys), "successes": counts[SUCCESS], "status_dict": dict(counts)}
-        write_json(self.stats_path(number), {**stats, "tar_bytes": tar_bytes, "export": digest(self.identity)})
+        write_json(counts_path, {**stats, "tar_bytes": tar_bytes, "export": digest(self.identity)})
         return len(keys) - counts[SUCCESS]
 
     def _write_samples(self, stream: BinaryIO, keys: list[str], samples: pa.Table) -> Iterator[Outcome]:
@@ -156,14 +148,13 @@ class ShardWriter:
         store = self._store()
         shards = samples.column("shard").to_numpy().astype(np.int64)
         starts, sizes = (
-            np.stack([_filled(samples, f"{name}_{what}") for name in MEMBERS], axis=1) for what in ("offset", "bytes")
+            np.stack([samples.column(f"{name}_{what}").fill_null(-1).to_numpy() for name in MEMBERS], axis=1)
+            for what in ("offset", "bytes")
         )
-        ends = np.cumsum(np.maximum(sizes, 0).sum(axis=1))
-        marks = np.searchsorted(ends, np.arange(READ_BYTES, int(ends[-1]) if len(ends) else 0, READ_BYTES)) + 1
-        pieces = [slice(*cut) for cut in pairwise(np.unique([0, *marks.tolist(), len(ends)]).tolist())]
-        for at, piece in enumerate(pieces):
+        read = pieces(np.maximum(sizes, 0).sum(axis=1), READ_BYTES)
+        for at, piece in enumerate(read):
             if store.remote:
-                for wanted in pieces[at : at + 2]:
+                for wanted in read[at : at + 2]:
                     store.want(member_ranges(shards[wanted], starts[wanted], sizes[wanted])[0])
             yield from read_members(store, shards[piece], starts[piece], sizes[piece])
 
@@ -178,12 +169,6 @@ def _opened(export_id: str, catalog: Path, snapshot: int, cache: Path, cache_byt
     """Return the store of a snapshot's tars; one for all shards that a process writes in one export."""
     source = Catalog.open(catalog)
     return open_shards(comparable_shards(source, source.snapshot(snapshot)), cache, cache_bytes)
-
-
-def _filled(samples: pa.Table, name: str) -> npt.NDArray[np.int64]:
-    """Return a column as int64, −1 where it is null."""
-    values: npt.NDArray[np.int64] = samples.column(name).fill_null(-1).to_numpy()
-    return values
 
 
 def _described(source: bytes | None, added: dict[str, Any]) -> bytes:

@@ -6,11 +6,11 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -163,28 +163,28 @@ def _discard(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _finish(plan: Plan, writer: ShardWriter) -> ShardsWritten:
     """Write the files about all shards, once these are complete."""
-    stats = {number: read_json(writer.stats_path(number)) for number in range(writer.shards)}
-    sizes = {writer.tar_path(number).name: stats[number]["successes"] for number in stats}
-    rejected: Counter[str] = Counter()
-    for counts in stats.values():
-        rejected.update({reason: count for reason, count in counts["status_dict"].items() if reason != SUCCESS})
+    sizes, rejected, lacking = dict[str, int](), Counter[str](), list[Path]()
+    for tar, sidecar, stats in map(writer.paths, range(writer.shards)):
+        counts = Counter(read_json(stats)["status_dict"])
+        sizes[tar.name] = counts.pop(SUCCESS, 0)
+        rejected += counts
+        lacking += [sidecar] if counts else []
     paths = plan.catalog.shards(plan.snapshot).select(["shard", "path"]).replace_schema_metadata(None)
     write_table(writer.folder / SOURCES, paths)
-    _write_rejected(writer, [number for number in stats if stats[number]["successes"] < stats[number]["count"]], paths)
+    _write_rejected(writer.folder / REJECTED, lacking, paths)
     write_json(writer.folder / SIZES, sizes)
     written = ShardsWritten(sum(sizes.values()), writer.shards, dict(rejected))
     write_json(writer.folder / HEAD, {"identity": writer.identity, "summary": asdict(written)})
     return written
 
 
-def _write_rejected(writer: ShardWriter, numbers: list[int], paths: pa.Table) -> None:
+def _write_rejected(target: Path, sidecars: list[Path], paths: pa.Table) -> None:
     """Write a table of all samples that were left out; no file if there are none."""
-    target = writer.folder / REJECTED
     target.unlink(missing_ok=True)
-    if not numbers:
+    if not sidecars:
         return
     names = ["source_shard", "source_key", "uid", "copy", "status", "error_message"]
-    tables = [read_table(writer.sidecar_path(number), names) for number in numbers]
+    tables = [read_table(sidecar, names) for sidecar in sidecars]
     table = pa.concat_tables([one.filter(pc.not_equal(one.column("status"), SUCCESS)) for one in tables])
     shards = paths.column("path").take(table.column("source_shard"))
     write_table(
@@ -222,9 +222,7 @@ def _write_missing(
     if missing:
         with scratch(writer.runs):
             write_runs(plan, epoch, held, writer.runs, context)
-            results = cast(
-                "Generator[int]", context.executor.map(Apply(writer), missing, Needs(workers=sharding.workers))
-            )
+            results = context.executor.map(Apply(writer), missing, Needs(workers=sharding.workers))
             with closing(writer), closing(results):
                 for count in context.progress(results, "writing shards", len(missing)):
                     total += count
@@ -233,11 +231,11 @@ def _write_missing(
     shutil.rmtree(writer.runs, ignore_errors=True)  # an earlier killed export may have left runs
     if total <= sharding.max_rejected * held.copies:
         return
-    lacking = [number for number, count in enumerate(writer.lacking()) if count]
-    example = read_table(writer.sidecar_path(lacking[0]), ["status", "error_message"])
+    lacking = [writer.paths(number) for number, count in enumerate(writer.lacking()) if count]
+    example = read_table(lacking[0][1], ["status", "error_message"])
     example = example.filter(pc.not_equal(example.column("status"), SUCCESS)).to_pylist()[0]
-    for number in lacking:
-        writer.stats_path(number).unlink()
+    for _, _, stats in lacking:
+        stats.unlink()
     raise UserError(
         f"{total:,} of {held.copies:,} samples can't be read so far, more than the share {sharding.max_rejected} that may be left out; "
         f"the first is {example['status']}: {example['error_message']}; mend that, or raise `max_rejected`, and repeat"

@@ -7,11 +7,11 @@ order of the shuffle; an output shard is then a short slice of every run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +103,7 @@ def _write_runs(epoch: DrawnEpoch, part: Part, *, held: Epoch, folder: Path) -> 
     samples = pa.concat_tables([drawn.samples, schema.empty_table()], promote_options="default")
     key = stream_key(epoch.plan.config["seed"], "shards", epoch.number)
     first = int(held.by_part[: part.number].sum())
-    for number, rows in enumerate(_pieces(drawn.copies)):
+    for number, rows in enumerate(pieces(drawn.copies, RUN_COPIES)):
         counts = drawn.copies[rows]
         index = np.repeat(np.arange(rows.start, rows.stop), counts)
         begins = np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
@@ -118,15 +118,11 @@ def _write_runs(epoch: DrawnEpoch, part: Part, *, held: Epoch, folder: Path) -> 
         first += len(index)
 
 
-def _pieces(copies: npt.NDArray[np.uint8]) -> Iterator[slice]:
-    """Yield consecutive slices that cover all copies, each of about RUN_COPIES."""
-    ends = np.cumsum(copies, dtype=np.int64)
-    total = int(ends[-1]) if len(ends) else 0
-    marks = np.arange(RUN_COPIES, total, RUN_COPIES)
-    cuts = [0, *np.unique(np.searchsorted(ends, marks, "left") + 1).tolist(), len(ends)]
-    for start, stop in pairwise(cuts):
-        if stop > start:
-            yield slice(start, stop)
+def pieces(sizes: npt.NDArray[Any], size: int) -> list[slice]:
+    """Return consecutive slices that cover all items, whose sizes [n] sum to about `size` in each."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    marks = np.searchsorted(ends, np.arange(size, int(ends[-1]) if len(ends) else 0, size)) + 1
+    return [slice(*cut) for cut in pairwise(np.unique([0, *marks.tolist(), len(ends)]).tolist())]
 
 
 def read_positions(folder: Path, start: int, stop: int) -> pa.Table:

@@ -244,8 +244,7 @@ def _cluster_table(
 ) -> pa.Table:
     """Return cluster, size, d_intra, d_inter. Empty clusters have null distances, and are no neighbours of others."""
     full = sizes > 0
-    d_intra = np.full(len(sizes), np.nan)
-    d_inter = np.full(len(sizes), np.nan)
+    d_intra, d_inter = np.full((2, len(sizes)), np.nan)
     d_intra[full] = 1 - similarity_sums[full] * SIMILARITY_UNIT / sizes[full]
     d_inter[full] = neighbour_distance(np.asarray(centroids)[full])
     return pa.table(

@@ -37,11 +37,8 @@ class Rows:
 
     def survivors(self, worker: Worker) -> Survivors:
         """Return the rows that drop lists and removals leave."""
-        return worker.cached(self, self._survivors)
-
-    def _survivors(self) -> Survivors:
         catalog = Catalog.open(self.catalog)
-        return Survivors(catalog, self.without, catalog.snapshot(self.snapshot))
+        return worker.cached(self, lambda: Survivors(catalog, self.without, catalog.snapshot(self.snapshot)))
 
     def embeddings(self, part: Part) -> npt.NDArray[np.float16]:
         """Return the embeddings of a part, mapped: float16 [n, d]."""
