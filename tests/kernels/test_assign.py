@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.kernels import assign as assign_module
-from tailwise.kernels import screening
+from tailwise.kernels import products, screening
 from tailwise.kernels.assign import MISSING, NONE, Assigner, assign, no_lists
 from tailwise.kernels.grid import GRID, to_grid, unit_rows_on_grid
 from tailwise.kernels.nearest import decide_and_list
@@ -253,13 +253,17 @@ def test_the_newer_precision_switch_changes_nothing(unit_rows, monkeypatch, set_
 
 def test_the_cpu_product_is_of_full_precision(unit_rows, monkeypatch, set_precision):
     """Some CPUs have bfloat16 products too, which "medium" allows."""
-    precisions, product = set(), torch.mm
+    precisions = set()
 
-    def spy(*operands, **options):
-        precisions.add(torch.backends.mkldnn.matmul.fp32_precision)
-        return product(*operands, **options)
+    def spy(product):
+        def spied(*operands, **options):
+            precisions.add(torch.backends.mkldnn.matmul.fp32_precision)
+            return product(*operands, **options)
 
-    monkeypatch.setattr(torch, "mm", spy)
+        return spied
+
+    monkeypatch.setattr(torch, "mm", spy(torch.mm))
+    monkeypatch.setattr(products, "_onednn", spy(products._onednn))
     set_precision(torch.backends.mkldnn.matmul, "bf16")
     Assigner(unit_rows(40, 16, seed=1, dtype=np.float32), device="cpu", precision="float32")(unit_rows(100, 16))
     assert precisions == {"ieee"}

@@ -95,47 +95,56 @@ def test_int8_products_equal_numpys_for_long_rows(int8_product, name, dimension)
     np.testing.assert_array_equal(found.numpy(), x.astype(np.int64) @ x.astype(np.int64).T)
 
 
-def packs():
-    return is_sound(torch.int8, 64, 64, 64, packed=True)
+def has_onednn():
+    return is_sound(torch.int8, 64, 64, 64, onednn=True)
 
 
 @pytest.mark.parametrize("dimension", [16, 100, 512, 768, 1100, 4097])
 @pytest.mark.parametrize("rows", [1, 64, 384])
-def test_packed_products_equal_numpys(dimension, rows):
+def test_int8_products_of_onednn_equal_numpys(dimension, rows):
     """Beyond 2²⁴ they are rounded to float32."""
-    if not packs():
-        pytest.skip("this torch has no int8 products with packed columns")
+    if not has_onednn():
+        pytest.skip("this torch has no int8 products of oneDNN")
     rng = np.random.default_rng(dimension)
     x, y = (rng.integers(-CODE_STEPS, CODE_STEPS + 1, (count, dimension), np.int8) for count in (rows, 272))
     x[:1], y[:3] = CODE_STEPS, CODE_STEPS  # the greatest sums
-    packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(y), [384, dimension])
-    found = multiply(torch.from_numpy(x), torch.from_numpy(y), torch.empty(0, dtype=torch.int32), packed)
+    arranged = products._arranged(torch.from_numpy(y), 384)
+    found = multiply(torch.from_numpy(x), torch.from_numpy(y), torch.empty(0, dtype=torch.int32), arranged)
     np.testing.assert_array_equal(found.numpy(), (x.astype(np.int64) @ y.astype(np.int64).T).astype(np.float32))
 
 
-def test_packed_products_change_no_result(monkeypatch, unit_rows):
-    """Neither of assignment nor of k-means, whose first iterations use other numbers of rows and columns."""
-    if not packs():
-        pytest.skip("this torch has no int8 products with packed columns")
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_products_of_onednn_change_no_result(monkeypatch, unit_rows, precision):
+    """Neither of assignment nor of k-means, whose iterations use several numbers of rows and columns."""
+    if not has_onednn():
+        pytest.skip("this torch has no int8 products of oneDNN")
+    if precision == "int8" and screening.faster_precision() != "int8":
+        pytest.skip("no int8 products on this processor")
+    monkeypatch.setattr(screening, "faster_precision", lambda: precision)
+    monkeypatch.setattr(seeding_module, "faster_precision", lambda: precision)
     x, centroids = unit_rows(1500, 48), unit_rows(700, 48, dtype=np.float32)
-    made = []
-    for pays in (False, True):
+    made, used = [], []
+    real = products._onednn
+    monkeypatch.setattr(products, "_onednn", lambda *each: used.append(each[0].dtype) or real(*each))
+    for faster in (False, True):
         with monkeypatch.context() as patch:
-            patch.setattr(products, "packing_pays", lambda *_, pays=pays: pays)
+            patch.setattr(products, "onednn_is_faster", lambda *_, faster=faster: faster)
             made.append((*assign(x, centroids, device="cpu"), kmeans(x, 300, device="cpu", iterations=4).centroids))
     for left, right in zip(*made, strict=True):
         np.testing.assert_array_equal(left, right)
+    assert getattr(torch, precision) in used
 
 
 @pytest.mark.parametrize("fault", ["missing", "wrong"])
-def test_packed_products_that_are_missing_or_wrong_are_not_used(monkeypatch, fault):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32])
+def test_products_of_onednn_that_are_missing_or_wrong_are_not_used(monkeypatch, fault, dtype):
     def raising(*_):
         raise AttributeError
 
-    patched = raising if fault == "missing" else lambda left, _, columns: torch.zeros(len(left), columns)
-    monkeypatch.setattr(products, "_packed_product", patched)
+    faulty = raising if fault == "missing" else lambda left, _, columns: torch.zeros(len(left), columns)
+    monkeypatch.setattr(products, "_onednn", faulty)
     forget()
-    assert not products.packing_pays.__wrapped__(64, 128)
+    assert not products.onednn_is_faster.__wrapped__(dtype, 64, 128)
     monkeypatch.undo()
     forget()
 
@@ -229,7 +238,8 @@ def test_products_that_become_wrong_after_their_trial_end_nothing(monkeypatch, c
     forget()
     expected = KERNELS[name](x, centroids)  # by products that were tried and found right
     caplog.clear()
-    real, real_int8 = torch.mm, torch._int_mm
+    real, real_int8, real_onednn = torch.mm, torch._int_mm, products._onednn
+    monkeypatch.setattr(products, "_onednn", lambda *each: real_onednn(*each).add_(0.01))
     monkeypatch.setattr(torch, "mm", lambda left, right, out: real(left, right, out=out).add_(0.01))
     monkeypatch.setattr(torch, "_int_mm", lambda left, right, out: real_int8(left, right, out=out).mul_(2))
     with caplog.at_level(logging.WARNING):

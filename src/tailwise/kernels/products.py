@@ -65,7 +65,7 @@ def float32_error(dimension: int) -> float:
 
 
 def multiply(
-    left: torch.Tensor, right: torch.Tensor, scratch: torch.Tensor, packed: torch.Tensor | None = None
+    left: torch.Tensor, right: torch.Tensor, scratch: torch.Tensor, arranged: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return left · rightᵀ; of int8 exactly, of float32 within `float32_error`, of float16 within HALF_ERROR.
 
@@ -73,60 +73,64 @@ def multiply(
         left: int8, float16 or float32 [n, d]; int8 within ± CODE_STEPS.
         right: same type, [k, d].
         scratch: memory for n · k numbers, int32 for int8, else of the same type; the result may use it.
-        packed: `right`, by `pack`: then the result is float32, rounded where |sum| > 2²⁴.
+        arranged: `right`, by `arrange`: then products of int8 are float32, rounded where |sum| > 2²⁴.
     """
     rows, columns = (len(left), len(right)) if left.dtype == torch.int8 else (_PROBE_SIDE, _PROBE_SIDE)
     if not _distrusted.is_set():
-        if packed is not None and is_sound(torch.int8, rows, columns, left.shape[1], packed=True):
-            return _packed_product(left, packed, columns)
+        if arranged is not None and is_sound(left.dtype, rows, columns, left.shape[1], onednn=True):
+            return _onednn(left, arranged, len(right))
         if is_sound(left.dtype, rows, columns, left.shape[1], left.device):
             return _fast(left, right, scratch)
         _log_once(left.dtype)
     return _shaped(scratch, left, right).copy_(left.double() @ right.double().T)
 
 
-def _shaped(scratch: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return scratch[: len(left) * len(right)].view(len(left), len(right))
+def arrange(right: torch.Tensor, rows: int) -> torch.Tensor | None:
+    """Return columns [k, d], int8 or float32, as oneDNN takes them; None where `_int_mm` or `mm` is as fast, by trial.
 
-
-def pack(right: torch.Tensor, rows: int) -> torch.Tensor | None:
-    """Return int8 columns [k, d] as oneDNN arranges them for products with `rows` rows; None where `_int_mm` is as fast, by trial.
-
-    With AMX such products are twice as fast. Arranging takes as long as a few products of 384 rows.
+    On Intel processors with AMX, int8 products of oneDNN are twice as fast as `_int_mm`; on AMD, float32 ones twice as fast as MKL's.
+    To arrange int8 takes as long as a few products of 384 rows; float32 stays as it is.
     """
-    if _distrusted.is_set() or not packing_pays(rows, right.shape[1]):
+    if _distrusted.is_set() or not onednn_is_faster(right.dtype, rows, right.shape[1]):
         return None
+    return _arranged(right, rows)
+
+
+@functools.cache
+def onednn_is_faster(dtype: torch.dtype, rows: int, dimension: int) -> bool:
+    """Return whether oneDNN's products on the CPU are right and clearly faster here, by trial; once a process and shape."""
+    if not is_sound(dtype, rows, _TRIAL_COLUMNS, dimension, onednn=True):
+        return False
+    left, right = (_extremes(count, dimension, dtype, 0) for count in (rows, _TRIAL_COLUMNS))
+    arranged, scratch = _arranged(right, rows), _scratch(left, right)
+    seconds: tuple[list[float], list[float]] = [], []
+
+    def measure(trial: int, _: None) -> None:
+        start = time.perf_counter()
+        _onednn(left, arranged, len(right)) if trial % 2 else _fast(left, right, scratch)
+        seconds[trial % 2].append(time.perf_counter() - start)
+
+    run_tiles(measure, range(2 * _TRIALS), 1, lambda: None)
+    return min(seconds[1]) < _CLEARLY * min(seconds[0])
+
+
+def _arranged(right: torch.Tensor, rows: int) -> torch.Tensor:
+    if right.dtype == torch.float32:
+        return right
     packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(right, [rows, right.shape[1]])
     return packed
 
 
-@functools.cache
-def packing_pays(rows: int, dimension: int) -> bool:
-    """Return whether products with packed columns are right and clearly faster here, by trial; once a process and shape."""
-    if not is_sound(torch.int8, rows, _TRIAL_COLUMNS, dimension, packed=True):
-        return False
-    left, right = (_extremes(count, dimension, torch.int8, 0) for count in (rows, _TRIAL_COLUMNS))
-    packed = torch.ops.onednn.qlinear_prepack(right, [rows, dimension])
-    scratch = torch.empty(rows * _TRIAL_COLUMNS, dtype=torch.int32)
-
-    seconds = dict[bool, list[float]]({True: [], False: []})
-
-    def measure(trial: int, _: None) -> None:
-        start = time.perf_counter()
-        _packed_product(left, packed, _TRIAL_COLUMNS) if trial % 2 else _fast(left, right, scratch)
-        seconds[bool(trial % 2)].append(time.perf_counter() - start)
-
-    run_tiles(measure, range(2 * _TRIALS), 1, lambda: None)
-    return min(seconds[True]) < _CLEARLY * min(seconds[False])
-
-
-def _packed_product(left: torch.Tensor, packed: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return left · rightᵀ, float32: oneDNN takes rows as unsigned codes with a zero point, which it subtracts again."""
-    codes = left.view(torch.uint8) ^ 128
-    scale, zero = _ones_and_zeros(columns)
-    product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-        codes, 1.0, 128, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
-    )
+def _onednn(left: torch.Tensor, arranged: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return float32 products; oneDNN takes int8 rows as unsigned codes with a zero point, which it subtracts again."""
+    product: torch.Tensor
+    if left.dtype == torch.float32:
+        product = torch.ops.mkldnn._linear_pointwise(left, arranged, None, "none", [], "")
+    else:
+        codes, (scale, zero) = left.view(torch.uint8) ^ 128, _ones_and_zeros(columns)
+        product = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 128, arranged, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
     return product
 
 
@@ -137,20 +141,18 @@ def _ones_and_zeros(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @functools.cache
 def is_sound(
-    dtype: torch.dtype, rows: int, columns: int, dimension: int, device: torch.device = CPU, *, packed: bool = False
+    dtype: torch.dtype, rows: int, columns: int, dimension: int, device: torch.device = CPU, *, onednn: bool = False
 ) -> bool:
-    """Return whether the library's products of this shape (of `pack` if `packed`) are right, by trial."""
+    """Return whether the library's products of this shape are right, by trial; those of oneDNN if asked."""
     left, right = (_extremes(count, dimension, dtype, seed).to(device) for seed, count in enumerate((rows, columns)))
     float32_rounds = max(CODE_STEPS**2 * dimension * 2.0**-24, 1) - 1  # of the greatest sums of codes
-    bounds = {torch.int8: float32_rounds if packed else 0.0, torch.float16: HALF_ERROR}
+    bounds = {torch.int8: float32_rounds if onednn else 0.0, torch.float16: HALF_ERROR}
     bound = bounds.get(dtype, float32_error(dimension))
-    scratch = left.new_empty(rows * columns, dtype=torch.int32 if dtype == torch.int8 else dtype)
     try:
-        if packed:
-            arranged = torch.ops.onednn.qlinear_prepack(right, [rows, dimension])
-            found = _packed_product(left, arranged, columns).double()
-        else:
-            found = _fast(left, right, scratch).double()
+        product = (
+            _onednn(left, _arranged(right, rows), columns) if onednn else _fast(left, right, _scratch(left, right))
+        )
+        found = product.double()
     except (AttributeError, RuntimeError):  # this torch has no such product for CPUs
         return False
     some_rows, some_columns = (torch.linspace(0, count - 1, min(count, _PROBED)).long() for count in found.shape)
@@ -162,6 +164,14 @@ def is_sound(
 def _fast(left: torch.Tensor, right: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
     product = torch._int_mm if left.dtype == torch.int8 else torch.mm
     return product(left, right.T, out=_shaped(scratch, left, right))
+
+
+def _scratch(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return left.new_empty(len(left) * len(right), dtype=torch.int32 if left.dtype == torch.int8 else left.dtype)
+
+
+def _shaped(scratch: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return scratch[: len(left) * len(right)].view(len(left), len(right))
 
 
 def _extremes(count: int, dimension: int, dtype: torch.dtype, seed: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ import torch
 
 from tailwise.kernels.jit import jit_any_order
 from tailwise.kernels.keyed import hash_range, stream_key
-from tailwise.kernels.products import CODE_STEPS, float32_error, is_sound, multiply, pack
+from tailwise.kernels.products import CODE_STEPS, arrange, float32_error, is_sound, multiply
 from tailwise.kernels.threads import Shared, run_tiles
 
 Precision = Literal["int8", "float32"]
@@ -31,7 +31,8 @@ Doubles = npt.NDArray[np.float64]
 
 PAD = 64  # int8 products have a multiple of PAD rows and columns,
 COLUMN_PAD = 16  # or of COLUMN_PAD columns, if these are centroids: the same for all rows
-PACKED_COLUMNS = 256  # fewer aren't worth arranging
+ARRANGED_COLUMNS = 256  # fewer aren't worth the time
+_FLOAT32_TRIAL_ROWS = 384
 INT8_TRIAL = 64, 64, 256  # rows, columns and dimension: wide enough for sums of int8 to saturate in 16 bits
 _SLACK = np.float32(2.0**-16)  # above all that float32 rounds away in centring, mixing, scaling and adding
 _MEASURED = np.float32(1.001)  # norms of errors are sums in float32
@@ -123,7 +124,7 @@ class Screen:
 
     def tiles(self, columns: Coded, width: int, rows: int = 0) -> list[Columns]:
         """Return columns in tiles of `width`, ready for products with `rows` rows at a time; 0 if each is used once or twice."""
-        rows = rows if len(columns.scale) >= PACKED_COLUMNS else 0
+        rows = rows if len(columns.scale) >= ARRANGED_COLUMNS else 0
         return [Columns.of(columns[slice(first, first + width)], rows) for first in range(0, len(columns.scale), width)]
 
     def scores(self, rows: Coded, columns: Columns, scratch: torch.Tensor) -> Scores:
@@ -132,7 +133,7 @@ class Screen:
             error = np.full(len(rows.scale), float32_error(rows.codes.shape[1] + 2), np.float32)
         else:
             error = (rows.errors * columns.longest + rows.lengths * columns.roughest) * _MEASURED + _SLACK
-        products = multiply(rows.codes, columns.codes, scratch, columns.packed)
+        products = multiply(rows.codes, columns.codes, scratch, columns.arranged)
         return Scores(products.numpy(), rows.scale, rows.offset, error, columns.scale, columns.bias)
 
 
@@ -141,7 +142,7 @@ class Columns(NamedTuple):
 
     Attributes:
         codes: int8 or float32 [≥ K, d].
-        packed: the codes as `products.pack` arranges them, or None.
+        arranged: the codes as `products.arrange` returns them.
         scale: float32 [K].
         bias: float32 [K], what a score lacks.
         longest: greatest norm of a column.
@@ -149,7 +150,7 @@ class Columns(NamedTuple):
     """
 
     codes: torch.Tensor
-    packed: torch.Tensor | None
+    arranged: torch.Tensor | None
     scale: Floats
     bias: Floats
     longest: np.float32
@@ -158,9 +159,11 @@ class Columns(NamedTuple):
     @classmethod
     def of(cls, coded: Coded, rows: int = 0) -> Columns:
         """Prepare columns; see `Screen.tiles`."""
-        packed = pack(coded.codes, rows) if rows and coded.codes.dtype == torch.int8 else None
+        rows = rows or (_FLOAT32_TRIAL_ROWS if coded.codes.dtype == torch.float32 else 0)
+        with full_precision():  # also of the trial
+            arranged = arrange(coded.codes, rows) if rows else None
         longest, roughest = (coded.lengths + coded.errors).max(initial=0), coded.errors.max(initial=0)
-        return cls(coded.codes, packed, coded.scale, coded.offset.astype(np.float32), longest, roughest)
+        return cls(coded.codes, arranged, coded.scale, coded.offset.astype(np.float32), longest, roughest)
 
 
 class Scores(NamedTuple):
