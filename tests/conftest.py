@@ -39,6 +39,11 @@ from tailwise.steps.importing.pool import import_pool
 settings.register_profile("tests", deadline=None)  # seconds say nothing about what is tested
 settings.load_profile("tests")
 
+# Files of tests are in memory where the system has room for them: commands flush some forty files a test to the disk.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     # There are as many of these processes as processors. Each keeps to one: threads of two on one processor wait for each other,
     # and a command that starts a worker for each processor pays for the start of the workers.
@@ -174,6 +179,49 @@ def fork_python():
     yield start
     for process in started:  # those of a test that failed; the interpreter would wait for them
         process.kill()
+
+
+@pytest.fixture(scope="session")
+def watched():
+    """`with watched(owner, name, before=None) as calls:` lists the calls of a function, as tuples of arguments; the function runs.
+
+    `before` is called first, with the same arguments; it may raise.
+    """
+
+    @contextmanager
+    def watch(owner, name, before=None):
+        real, calls = getattr(owner, name), []
+
+        def noted(*arguments, **options):
+            calls.append(arguments)
+            if before:
+                before(*arguments, **options)
+            return real(*arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, noted)
+            yield calls
+
+    return watch
+
+
+@pytest.fixture(scope="session")
+def interrupted(watched):
+    """`with interrupted(owner, name, when=…) as calls:` the block is interrupted, as by Control-C, in a call of a function.
+
+    It is the first call for whose arguments `when` is true: by default, the first of all.
+    """
+
+    @contextmanager
+    def run(owner, name, when=lambda *_, **__: True):
+        def before(*arguments, **options):
+            if when(*arguments, **options):
+                raise KeyboardInterrupt
+
+        with watched(owner, name, before) as calls, pytest.raises(KeyboardInterrupt):
+            yield calls
+
+    return run
 
 
 @contextmanager

@@ -273,15 +273,10 @@ def test_a_dry_run_tells_the_same_and_writes_nothing(pools, listed, tree_bytes):
     assert told == done
 
 
-def test_an_interrupted_removal_is_none_and_can_be_repeated(pools, listed, monkeypatch):
+def test_an_interrupted_removal_is_none_and_can_be_repeated(pools, listed, interrupted):
     catalog = pools("a")
     remove(catalog, listed("000000001"))
-
-    def stops(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Series, "append", stops)
+    with interrupted(Series, "append"):
         remove(catalog, listed("000000002"))
     assert Removals.of(catalog).rows.tolist() == [1]
     assert remove(catalog, listed("000000003")).number == 2
@@ -289,15 +284,13 @@ def test_an_interrupted_removal_is_none_and_can_be_repeated(pools, listed, monke
 
 
 @pytest.mark.parametrize("harm", ["lost", "cut", "unwritable", "interrupted"])
-def test_what_was_found_is_found_again(pools, listed, harm, monkeypatch):
+def test_what_was_found_is_found_again(pools, listed, harm, interrupted):
     """The rows are worked out anew from the names; so they are where the catalog can't be written to."""
     catalog = pools("a", "b")
     remove(catalog, listed("000000001", "000020001"))
     if harm == "interrupted":
-        monkeypatch.setattr(module, "_keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(module, "_keep"):
             remove(catalog, listed("000030000"))
-        monkeypatch.undo()
     else:
         remove(catalog, listed("000030000"))
     folder = catalog.folder / "removals" / "found"

@@ -12,6 +12,7 @@ from PIL import Image
 from tailwise.encoders import Encoder
 from tailwise.errors import UserError
 from tailwise.requests import EmbedRequest, ScoreRequest
+from tailwise.steps.embedding import column as column_module
 from tailwise.steps.embedding.embed import embed
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.scoring.scores import score_parts
@@ -158,21 +159,16 @@ def test_columns_of_different_models_are_not_compared(make_catalog, clip_folder,
     assert len(list(score_parts(mixed, mixed.snapshot(), ScoreRequest("clip-score")))) == 2
 
 
-def test_a_column_goes_on_in_the_precision_it_was_begun_in(make_catalog, clip_folder, monkeypatch):
+def test_a_column_goes_on_in_the_precision_it_was_begun_in(make_catalog, clip_folder, monkeypatch, interrupted):
     monkeypatch.setattr("tailwise.encoders.precision.has_native_bf16", lambda _: True)
     catalog, name = make_catalog("c"), f"open_clip:local-dir:{clip_folder}"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("tailwise.steps.embedding.column.write_part", stopped)
+    with interrupted(column_module, "write_part"):
         embed(catalog, replace(fp32("image"), encoder=name, workers=1))
     report = embed(catalog, EmbedRequest(encoder=name, column="image", batch_size=8, workers=1)).columns[0]
     assert (report.precision, report.samples) == ("fp32", SIZES[2])
     assert (
         embed(make_catalog("new"), EmbedRequest(encoder=name, column="image", workers=1)).columns[0].precision == "bf16"
     )
-
-
-def stopped(*_, **__):
-    raise KeyboardInterrupt
 
 
 def test_rows_that_are_no_numbers_are_rejected(make_catalog, clip_folder, tmp_path):

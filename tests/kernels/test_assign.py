@@ -149,20 +149,19 @@ def test_zero_rows_are_missing(unit_rows, path):
     assert (similarity[[1, 4]] == 0).all()
 
 
-def test_rows_of_zeros_have_no_candidates(unit_rows, monkeypatch):
+def test_rows_of_zeros_have_no_candidates(unit_rows, monkeypatch, watched):
     """Every centroid is as near to them as any other: a device would hold all pairs at once."""
-    resolve, most = assign_module._resolve_torch, []
+    most = []
 
-    def spy(scores, x, centroids, first, error, labels, dots):
+    def count(scores, x, centroids, first, error, labels, dots):
         most.append(
             (scores >= torch.maximum(scores.amax(1).double() - 2 * error, dots - error)[:, None]).sum(1).tolist()
         )
-        resolve(scores, x, centroids, first, error, labels, dots)
 
-    monkeypatch.setattr(assign_module, "_resolve_torch", spy)
     monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
     x = np.concatenate([np.zeros((2, 16), np.float16), unit_rows(1, 16)])
-    assign(x, unit_rows(50, 16, seed=1, dtype=np.float32), device="cpu")
+    with watched(assign_module, "_resolve_torch", count):
+        assign(x, unit_rows(50, 16, seed=1, dtype=np.float32), device="cpu")
     assert most == [[0, 0, 1]]
 
 
@@ -251,21 +250,16 @@ def test_the_newer_precision_switch_changes_nothing(unit_rows, monkeypatch, set_
     assert torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def test_the_cpu_product_is_of_full_precision(unit_rows, monkeypatch, set_precision):
+def test_the_cpu_product_is_of_full_precision(unit_rows, watched, set_precision):
     """Some CPUs have bfloat16 products too, which "medium" allows."""
     precisions = set()
 
-    def spy(product):
-        def spied(*operands, **options):
-            precisions.add(torch.backends.mkldnn.matmul.fp32_precision)
-            return product(*operands, **options)
+    def note(*_, **__):
+        precisions.add(torch.backends.mkldnn.matmul.fp32_precision)
 
-        return spied
-
-    monkeypatch.setattr(torch, "mm", spy(torch.mm))
-    monkeypatch.setattr(products, "_onednn", spy(products._onednn))
     set_precision(torch.backends.mkldnn.matmul, "bf16")
-    Assigner(unit_rows(40, 16, seed=1, dtype=np.float32), device="cpu", precision="float32")(unit_rows(100, 16))
+    with watched(torch, "mm", note), watched(products, "_onednn", note):
+        Assigner(unit_rows(40, 16, seed=1, dtype=np.float32), device="cpu", precision="float32")(unit_rows(100, 16))
     assert precisions == {"ieee"}
 
 

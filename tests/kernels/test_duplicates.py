@@ -182,40 +182,28 @@ def test_result_does_not_depend_on_tiles(blobs, monkeypatch):
         np.testing.assert_array_equal(earlier, expected[1])
 
 
-def test_a_clique_of_identical_rows_is_compared_once(unit_rows, monkeypatch):
+def test_a_clique_of_identical_rows_is_compared_once(unit_rows, watched):
     x = np.concatenate([np.repeat(unit_rows(1, 32), 10_000, axis=0), unit_rows(5, 32, seed=1)])
-    compared = []
-    on_device, on_cpu = similarity_module.Rows.scores, screening.Screen.scores
-
-    def counts_on_device(self, *arguments):
-        scores = on_device(self, *arguments)
-        compared.append(scores.numel())
-        return scores
-
-    def counts_on_cpu(self, rows, columns, scratch):
-        compared.append(len(rows.scale) * len(columns.scale))
-        return on_cpu(self, rows, columns, scratch)
-
-    monkeypatch.setattr(similarity_module.Rows, "scores", counts_on_device)
-    monkeypatch.setattr(screening.Screen, "scores", counts_on_cpu)
-    similarity, earlier = most_similar_earlier(x)
-    assert sum(compared) == 36
-    assert (similarity[1:10_000] == 1).all()
-    assert (earlier[1:10_000] == 0).all()
-    kept_row, _ = greedy(x, similarity, earlier, duplicate_threshold(0.05))
-    assert (kept_row >= 0).sum() == 9999
-    assert sum(compared) == 36  # nothing was in doubt
+    with watched(similarity_module.Rows, "scores") as on_device, watched(screening.Screen, "scores") as on_cpu:
+        similarity, earlier = most_similar_earlier(x)
+        compared = [len(rows.unit[left]) * len(rows.unit[right]) for rows, left, right, _ in on_device]
+        compared += [len(left.scale) * len(right.scale) for _, left, right, _ in on_cpu]
+        assert sum(compared) == 36
+        assert (similarity[1:10_000] == 1).all()
+        assert (earlier[1:10_000] == 0).all()
+        calls = len(on_device), len(on_cpu)
+        kept_row, _ = greedy(x, similarity, earlier, duplicate_threshold(0.05))
+        assert (kept_row >= 0).sum() == 9999
+        assert (len(on_device), len(on_cpu)) == calls  # nothing was in doubt
 
 
-def test_a_clique_identical_to_one_dropped_before_is_compared_once(monkeypatch):
+def test_a_clique_identical_to_one_dropped_before_is_compared_once(watched):
     x = angles(90, 0, *[0] * 500)
     before = np.array([True, False])
     similarity, earlier = most_similar_earlier(x, judged_from=2)
-    asked = []
-    real = duplicates._candidates
-    monkeypatch.setattr(duplicates, "_candidates", lambda rows, at, t: asked.append(len(at)) or real(rows, at, t))
-    kept_row, found = greedy(x, similarity, earlier, duplicate_threshold(0.05), kept_before=before)
-    assert asked == [1]
+    with watched(duplicates, "_candidates") as calls:
+        kept_row, found = greedy(x, similarity, earlier, duplicate_threshold(0.05), kept_before=before)
+    assert [len(at) for _, at, _ in calls] == [1]
     assert kept_row.tolist() == [-1, -1, -1] + [2] * 499
     assert (found[3:] == 1).all()
 

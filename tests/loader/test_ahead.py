@@ -155,20 +155,18 @@ def test_what_was_asked_for_and_not_read_stays_within_the_bound(make_asking):
     assert Counter(store.wanted) == sum((block_ranges(loader, block) for block in blocks), Counter())
 
 
-def test_blocks_that_are_too_large_are_not_asked_for(make_asking, monkeypatch):
+def test_blocks_that_are_too_large_are_not_asked_for(make_asking, watched):
     """Some batches are, each once; and that a block is too large is found once, not for every batch."""
     loader, store = make_asking("all", ahead_bytes=100)
     order = loader.order
-    worked_out = []
-    block_rows = order.block_rows
-    monkeypatch.setattr(order, "block_rows", lambda *given: worked_out.append(given[0]) or block_rows(*given))
-    for count in range(1, 80):
-        read(loader, 1)
-        expected = Counter()
-        for number in range(1, count + WANTED_BATCHES):
-            expected += ranges_of(loader, order.batch(number).rows)
-        assert Counter(store.wanted) == expected
-    assert worked_out == blocks_until(order, order.block_at(78))
+    with watched(order, "block_rows") as calls:
+        for count in range(1, 80):
+            read(loader, 1)
+            expected = Counter()
+            for number in range(1, count + WANTED_BATCHES):
+                expected += ranges_of(loader, order.batch(number).rows)
+            assert Counter(store.wanted) == expected
+    assert [block for block, *_ in calls] == blocks_until(order, order.block_at(78))
 
 
 def test_compositions_that_mix_blocks_ask_for_batches(make_asking):

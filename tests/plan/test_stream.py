@@ -402,20 +402,16 @@ def test_the_overlaps_of_the_documentation():
             assert not any((draws[0] & draws[epoch]).any() for epoch in range(1, round(1 / rate)))
 
 
-def test_a_signal_ends_a_long_draw(make_pool, monkeypatch):
+def test_a_signal_ends_a_long_draw(make_pool, monkeypatch, watched):
     """Compiled code runs in pieces; between two of them a signal is answered."""
     pool = make_pool([40_000] * 4)
     stream = Stream(pool.sizes, constant(np.full(4, 39_000 * UNITS)), seed=1)
     slots = stream.first_slots(pool.labels, pool.ranks)
     expected = stream.advance_slots(pool.labels, slots, 0, 40)
-    pieces = []
-    real = module.advance_slots
 
-    def counted(labels, *arguments):
-        pieces.append(len(labels))
-        if len(pieces) == 2:  # as from another process, while compiled code runs
+    def signalled(*_):
+        if len(calls) == 2:  # as from another process, while compiled code runs
             threading.Timer(0, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        real(labels, *arguments)
 
     class StoppedError(Exception):
         """The signal was answered."""
@@ -423,29 +419,23 @@ def test_a_signal_ends_a_long_draw(make_pool, monkeypatch):
     def stop(*_):
         raise StoppedError
 
-    monkeypatch.setattr(module, "advance_slots", counted)
     monkeypatch.setattr(module, "STEPS", 1 << 16)
     before = signal.signal(signal.SIGUSR1, stop)
     try:
-        with pytest.raises(StoppedError):
+        with watched(module, "advance_slots", signalled) as calls, pytest.raises(StoppedError):
             stream.advance_slots(pool.labels, slots, 0, 40)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert 2 <= len(pieces) < sum(pool.sizes) / max(pieces)
+    assert 2 <= len(calls) < sum(pool.sizes) / max(len(labels) for labels, *_ in calls)
     np.testing.assert_array_equal(stream.advance_slots(pool.labels, slots, 0, 40), expected)
 
 
-def test_no_piece_of_a_draw_takes_more_steps_than_allowed(make_pool, monkeypatch):
+def test_no_piece_of_a_draw_takes_more_steps_than_allowed(make_pool, monkeypatch, watched):
     pool = make_pool([5000, 3, 900])
     stream = Stream(pool.sizes, constant(np.array([4000, 2, 850]) * UNITS), seed=1)
-    sizes, real = [], module.advance_slots
-
-    def counted(labels, cluster_sizes, offsets, *arguments):
-        sizes.append(len(labels) * int(np.diff(offsets).max()))
-        real(labels, cluster_sizes, offsets, *arguments)
-
-    monkeypatch.setattr(module, "advance_slots", counted)
     monkeypatch.setattr(module, "STEPS", 1000)
-    stream.copies(12, pool.labels, pool.ranks)
+    with watched(module, "advance_slots") as calls:
+        stream.copies(12, pool.labels, pool.ranks)
+    sizes = [len(labels) * int(np.diff(offsets).max()) for labels, _, offsets, *_ in calls]
     assert len(sizes) > 10
     assert max(sizes) <= 1000

@@ -445,7 +445,7 @@ def test_index_checksum_is_of_names_offsets_and_sizes(shard):
     assert shard(sample("a", caption=b"longer than it was")).index_checksum != first.index_checksum
 
 
-def test_the_json_is_read_only_for_what_the_sidecar_does_not_tell(tmp_path, make_tar, make_image, monkeypatch):
+def test_the_json_is_read_only_for_what_the_sidecar_does_not_tell(tmp_path, make_tar, make_image, watched):
     members, rows = [], []
     for number in range(4):
         told = {"width": 10 + number, "height": 20, "uid": f"{number:032x}"}
@@ -457,15 +457,9 @@ def test_the_json_is_read_only_for_what_the_sidecar_does_not_tell(tmp_path, make
         rows.append({"key": str(number), **told, "width": 90, **({"uid": None} if number == 2 else {})})
     path = make_tar(tmp_path / "0.tar", members)
     pq.write_table(pa.Table.from_pylist(rows[:3]), tmp_path / "0.parquet")
-    read = []
-    from_json = webdataset._from_json
-    monkeypatch.setattr(
-        webdataset,
-        "_from_json",
-        lambda content, unused: read.append(json.loads(content)["uid"]) or from_json(content, unused),
-    )
-    samples = webdataset.read_shard(str(path)).samples.to_pylist()
-    assert read == [f"{number:032x}" for number in (2, 3)]
+    with watched(webdataset, "_from_json") as calls:
+        samples = webdataset.read_shard(str(path)).samples.to_pylist()
+    assert [json.loads(content)["uid"] for content, _ in calls] == [f"{number:032x}" for number in (2, 3)]
     assert [(row["width"], row["height"], row["uid"].hex()) for row in samples] == [
         (90 if number < 3 else 13, 20, f"{number:032x}") for number in range(4)
     ]

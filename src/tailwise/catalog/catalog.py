@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
@@ -322,11 +322,11 @@ class Catalog:
         return sorted((self.folder / layout.REJECTED).glob(f"{first}*{layout.TABLE}"))
 
     def rejected(
-        self, columns: Sequence[str] | None = None, where: ds.Expression | None = None, first: str = ""
+        self, columns: Sequence[str] | None = None, where: pc.Expression | None = None, first: str = ""
     ) -> pa.Table | None:
         """Return rejected samples and reasons (schema.REJECTED_SCHEMA), all of them or a selection; None without a log."""
         files = [str(path) for path in self.rejected_logs(first)]
-        return ds.dataset(files).to_table(columns, filter=where) if files else None
+        return pq.ParquetDataset(files, filters=where).read(columns) if files else None
 
     # --- artifacts --------------------------------------------------------------------------------------------------
 

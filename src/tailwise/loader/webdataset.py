@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import get_worker_info
 
@@ -180,7 +180,7 @@ class _Lookup:
     def _is_rejected(self, url: str) -> bool:
         """Return whether an import rejected all samples of this tar: it is known then, although it is not a shard."""
         spellings = [spelling for candidate in _readable(url) for spelling in _spellings(candidate)]
-        of_samples = ds.field("file").isin(spellings) & ds.field("key").is_valid()
+        of_samples = pc.field("file").isin(spellings) & pc.field("key").is_valid()
         listed = self.plan.catalog.rejected(["file"], of_samples, f"{layout.IMPORT_LOG}-")
         rejected = set() if listed is None else set(listed.column("file").to_pylist())
         return bool(rejected) and not rejected <= self._imported_paths

@@ -128,22 +128,13 @@ def test_fits_on_a_sample_and_assigns_all(small_catalog):
     assert not (small_catalog.clusters_folder("main") / "training").exists()
 
 
-def test_resumes_after_an_interruption_with_the_same_bytes(small_catalog, tree_bytes, monkeypatch):
+def test_resumes_after_an_interruption_with_the_same_bytes(small_catalog, tree_bytes, interrupted):
     cluster(small_catalog, ClusterRequest(k=12, name="whole"))
     folder = small_catalog.clusters_folder("broken")
-    real = artifacts.write_array
-
-    def breaks(path, array):
-        if path.name == "label-part-000001.npy":
-            raise KeyboardInterrupt
-        real(path, array)
-
-    monkeypatch.setattr(artifacts, "write_array", breaks)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(artifacts, "write_array", lambda path, _: path.name == "label-part-000001.npy"):
         cluster(small_catalog, ClusterRequest(k=12, name="broken"))
     assert not (folder / "manifest.json").exists()
     kept = {name: (folder / name).stat().st_mtime_ns for name in ("centroids.npy", "similarity-part-000000.npy")}
-    monkeypatch.setattr(artifacts, "write_array", real)
     cluster(small_catalog, ClusterRequest(k=12, name="broken"))
     assert kept == {name: (folder / name).stat().st_mtime_ns for name in kept}
     assert tree_bytes(folder) == tree_bytes(small_catalog.clusters_folder("whole"))
@@ -280,22 +271,13 @@ def test_auto_is_the_cosine_that_nearly_all_have_to_their_own_centroid(small_cat
     assert made.table["density"].to_pylist() == plain_density(small_catalog, radius, everyone)
 
 
-def test_counting_goes_on_where_it_stopped(small_catalog, tree_bytes, monkeypatch):
+def test_counting_goes_on_where_it_stopped(small_catalog, tree_bytes, interrupted):
     cluster(small_catalog, ClusterRequest(k=12, density="auto", name="whole"))
     folder = small_catalog.clusters_folder("broken")
-    real = stage.write_array
-
-    def breaks(path, array):
-        if path == folder / "density" / "part-000001.npy":
-            raise KeyboardInterrupt
-        real(path, array)
-
-    monkeypatch.setattr(stage, "write_array", breaks)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(stage, "write_array", lambda path, _: path == folder / "density" / "part-000001.npy"):
         cluster(small_catalog, ClusterRequest(k=12, density="auto", name="broken"))
     first = folder / "density" / "part-000000.npy"
     np.save(first, np.load(first) + 1000)  # what is there isn't counted again
-    monkeypatch.setattr(stage, "write_array", real)
     made = cluster(small_catalog, ClusterRequest(k=12, density="auto", name="broken"))
     whole = Clustering.open(small_catalog, "whole")
     assert (made.table["density"].to_numpy() - whole.table["density"].to_numpy()).tolist() == [1000] * 12
@@ -380,16 +362,14 @@ def test_an_extended_clustering_equals_a_fresh_assignment(small_catalog, grow):
     assert "density" not in made.table.column_names
 
 
-def test_rows_that_were_assigned_are_not_assigned_again(small_catalog, grow, monkeypatch):
+def test_rows_that_were_assigned_are_not_assigned_again(small_catalog, grow, watched):
     cluster(small_catalog, ClusterRequest(k=20))
     catalog = grow(small_catalog)
-    seen = []
-    real = stage.Assigner.__call__
-    monkeypatch.setattr(stage.Assigner, "__call__", lambda self, x: (seen.append(len(x)), real(self, x))[1])
-    cluster(catalog, ClusterRequest(extends="main", name="more"))
-    assert sum(seen) == 150
-    cluster(catalog, ClusterRequest(extends="more", name="again"))
-    assert sum(seen) == 150
+    with watched(stage.Assigner, "__call__") as calls:
+        cluster(catalog, ClusterRequest(extends="main", name="more"))
+        assert sum(len(x) for _, x in calls) == 150
+        cluster(catalog, ClusterRequest(extends="more", name="again"))
+        assert sum(len(x) for _, x in calls) == 150
     assert np.array_equal(column(catalog, "again", "label"), column(catalog, "more", "label"))
 
 
@@ -434,25 +414,16 @@ def test_density_is_counted_over_old_and_new_within_the_same_radius(small_catalo
     assert sum(made.table["density"].to_pylist()) > sum(base.table["density"].to_pylist())
 
 
-def test_an_interrupted_extension_goes_on_with_the_same_bytes(small_catalog, grow, tree_bytes, monkeypatch):
+def test_an_interrupted_extension_goes_on_with_the_same_bytes(small_catalog, grow, tree_bytes, interrupted):
     cluster(small_catalog, ClusterRequest(k=20, density=0.9))
     catalog = grow(small_catalog)
     cluster(catalog, ClusterRequest(extends="main", name="whole"))
     folder = catalog.clusters_folder("broken")
-    real = artifacts.write_array
-    for name in ("label-part-000002.npy", "part-000003.npy", "rank-part-000001.npy"):
-
-        def breaks(path, array, name=name):
-            if path.name == name:
-                raise KeyboardInterrupt
-            real(path, array)
-
-        for module in (artifacts, stage):
-            monkeypatch.setattr(module, "write_array", breaks)
-        with pytest.raises(KeyboardInterrupt):
+    stops = ((artifacts, "label-part-000002.npy"), (stage, "part-000003.npy"), (artifacts, "rank-part-000001.npy"))
+    for module, name in stops:
+        with interrupted(module, "write_array", lambda path, _, name=name: path.name == name):
             cluster(catalog, ClusterRequest(extends="main", name="broken"))
         assert not (folder / "manifest.json").exists()
-    monkeypatch.undo()
     cluster(catalog, ClusterRequest(extends="main", name="broken"))
     assert tree_bytes(folder) == tree_bytes(catalog.clusters_folder("whole"))
 

@@ -260,20 +260,10 @@ def test_small_memory_spills_and_large_memory_gathers():
 @pytest.mark.parametrize("gathers", [True, False])
 @pytest.mark.parametrize("stops_at", [1, 6])
 def test_goes_on_after_an_interruption_with_the_same_bytes(
-    catalog, expected_bytes, tree_bytes, monkeypatch, gathers, stops_at
+    catalog, expected_bytes, tree_bytes, monkeypatch, gathers, stops_at, interrupted, watched
 ):
     monkeypatch.setattr(members, "plan_layout", lambda *_: Layout(60, gathers))
-    real = neighbours.most_similar_earlier
-    calls = []
-
-    def breaks(x, **options):
-        calls.append(len(x))
-        if len(calls) == stops_at:
-            raise KeyboardInterrupt
-        return real(x, **options)
-
-    monkeypatch.setattr(neighbours, "most_similar_earlier", breaks)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(neighbours, "most_similar_earlier", lambda *_, **__: len(calls) == stops_at) as calls:
         make_all(catalog)
     assert not (catalog.drops_folder("a") / "manifest.json").exists()
     sizes = np.bincount(column(catalog, "label")[column(catalog, "label") >= 0])
@@ -283,26 +273,20 @@ def test_goes_on_after_an_interruption_with_the_same_bytes(
     left = ~np.isin(cluster_buckets(sizes, 60), finished) & (sizes > 1)
     assert left.any()
     assert left.all() == (stops_at == 1)
-    calls.clear()
-    calls += [0] * 100  # no more breaks
-    make_all(catalog)
-    assert sorted(calls[100:]) == sorted(sizes[left])
+    with watched(neighbours, "most_similar_earlier") as calls:
+        make_all(catalog)
+    assert sorted(len(x) for (x,) in calls) == sorted(sizes[left])
     assert content(catalog, tree_bytes) == expected_bytes
 
 
-def test_an_interruption_while_deciding_keeps_the_comparison(catalog, expected_bytes, tree_bytes, monkeypatch):
+def test_an_interruption_while_deciding_keeps_the_comparison(catalog, expected_bytes, tree_bytes, interrupted, watched):
     from tailwise.steps.dedup import dedup as stage
 
-    def breaks(*arguments, **options):
-        raise KeyboardInterrupt
-
-    real = stage.greedy
-    monkeypatch.setattr(stage, "greedy", breaks)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(stage, "greedy"):
         make_all(catalog)
-    monkeypatch.setattr(stage, "greedy", real)
-    monkeypatch.setattr(neighbours, "most_similar_earlier", breaks)
-    make_all(catalog)
+    with watched(neighbours, "most_similar_earlier") as calls:
+        make_all(catalog)
+    assert calls == []
     assert content(catalog, tree_bytes) == expected_bytes
 
 
@@ -384,20 +368,15 @@ def test_only_new_samples_are_judged(grown, tree_bytes, rule, base, keep):
     assert len(expected) > 10
 
 
-def test_only_clusters_with_new_samples_are_compared(grown, monkeypatch):
+def test_only_clusters_with_new_samples_are_compared(grown, watched):
     compared = []
-    real = neighbours.most_similar_earlier
-
-    def counts(x, judged_from, device, threads):
-        compared.append((judged_from, len(x)))
-        return real(x, judged_from=judged_from, device=device, threads=threads)
-
-    monkeypatch.setattr(neighbours, "most_similar_earlier", counts)
     labels = column(grown, "label", "main-2")
     drop(grown, "filtered", (60 + np.flatnonzero(labels[60:] != labels[80])).tolist())
-    dedup(
-        grown, DedupRequest(epsilon=0.02, clustering="main-2", extends="duplicates", without=["filtered"], name="next")
-    )
+    request = DedupRequest(epsilon=0.02, clustering="main-2", extends="duplicates", without=["filtered"], name="next")
+    with watched(
+        neighbours, "most_similar_earlier", lambda x, judged_from, **_: compared.append((judged_from, len(x)))
+    ):
+        dedup(grown, request)
     mine = labels == labels[80]
     assert compared == [(mine[:60].sum(), mine.sum())]
 

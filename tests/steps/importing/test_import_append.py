@@ -263,7 +263,7 @@ def test_one_tar_by_two_names_is_one_shard(run, tmp_path, old):
     assert run(tmp_path / "link").new_shards == 0
 
 
-def test_an_interrupted_import_and_then_another_one(run, tmp_path, old, make_vectors, make_embeddings, monkeypatch):
+def test_an_interrupted_import_and_then_another_one(run, tmp_path, old, make_vectors, make_embeddings, interrupted):
     """What the second one finds written is not taken for its own."""
     from tailwise.steps.importing import embeddings as stage
 
@@ -272,21 +272,16 @@ def test_an_interrupted_import_and_then_another_one(run, tmp_path, old, make_vec
     two = make_embeddings(tmp_path / "two", {key: vectors[key] for key in old[1::2]})
     catalog = run(tmp_path / "old", part_rows=1).catalog
     real = stage.write_part
-
-    def stops_after_the_first(*arguments, **notes):
-        real(*arguments, **notes)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(stage, "write_part", stops_after_the_first)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(
+        stage, "write_part", lambda *given, **notes: real(*given, **notes) is None
+    ):  # after the first part
         run(one)
-    monkeypatch.setattr(stage, "write_part", real)
     for folder in (two, one, two):
         run(folder)
     check_embeddings(catalog, vectors)
 
 
-def test_killed_between_rows_and_marker(run, tmp_path, old, make_vectors, make_embeddings, monkeypatch):
+def test_killed_between_rows_and_marker(run, tmp_path, old, make_vectors, make_embeddings, interrupted):
     from tailwise.catalog import embeddings as module
     from tailwise.steps.upkeep.verify import verify
 
@@ -294,35 +289,24 @@ def test_killed_between_rows_and_marker(run, tmp_path, old, make_vectors, make_e
     one = make_embeddings(tmp_path / "one", {key: vectors[key] for key in old[::2]})
     two = make_embeddings(tmp_path / "two", {key: vectors[key] for key in old[1::2]})
     catalog = run(tmp_path / "old", one).catalog
-
-    real = module.write_record
-
-    def stops(path, value):  # at the marker, after the rows were renamed into place
-        if "replaced_by" not in value:
-            raise KeyboardInterrupt
-        real(path, value)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "write_record", stops)
-        with pytest.raises(KeyboardInterrupt):
-            run(two)
+    # At the marker, after the rows were renamed into place.
+    with interrupted(module, "write_record", lambda _, value: "replaced_by" not in value):
+        run(two)
     assert run(two).columns[0].embedded == len(old)
     check_embeddings(catalog, vectors)
     assert verify(catalog)[1] == []
 
 
 def test_an_interrupted_import_goes_on_with_new_shards(
-    run, tmp_path, old, new, make_vectors, make_embeddings, monkeypatch
+    run, tmp_path, old, new, make_vectors, make_embeddings, interrupted
 ):
     from tailwise.steps.importing import embeddings as stage
 
     vectors = make_vectors([*old, *new])
     folder = make_embeddings(tmp_path / "all", vectors)
     catalog = run(tmp_path / "old").catalog
-    with monkeypatch.context() as patched:
-        patched.setattr(stage, "write_part", lambda *_, **__: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(folder)
+    with interrupted(stage, "write_part"):
+        run(folder)
     run(tmp_path / "new", folder)
     check_embeddings(catalog, vectors)
 

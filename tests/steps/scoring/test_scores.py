@@ -103,21 +103,13 @@ def test_cliploss_averages_over_equal_random_batches(paired, monkeypatch):
     assert not np.array_equal(several, score(paired, "cliploss", batch_size=100, repetitions=3, seed=1), equal_nan=True)
 
 
-def test_cliploss_goes_on_after_an_interruption_with_the_same_bytes(paired, monkeypatch, tree_bytes):
+def test_cliploss_goes_on_after_an_interruption_with_the_same_bytes(paired, interrupted, watched, tree_bytes):
     options = {"batch_size": 150, "repetitions": 3}
-    calls = []
-
-    def breaks(image, text, temperature):
-        calls.append(len(image))
-        if len(calls) == 7:  # in the second repetition of four batches
-            raise KeyboardInterrupt
-        return clip_loss(image, text, temperature)
-
-    monkeypatch.setattr(score_makers, "clip_loss", breaks)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(score_makers, "clip_loss", lambda *_: len(calls) == 7) as calls:  # in the second of four batches
         score(paired, "cliploss", **options)
-    score(paired, "cliploss", **options)
-    assert len(calls) == 7 + 8  # the first repetition isn't made again
+    with watched(score_makers, "clip_loss") as calls:
+        score(paired, "cliploss", **options)
+    assert len(calls) == 8  # the first repetition isn't made again
     resumed = tree_bytes(paired.folder / "scores")
     shutil.rmtree(paired.folder / "scores")
     score(paired, "cliploss", **options)

@@ -1,5 +1,3 @@
-import pytest
-
 from tailwise.catalog import clusterings
 from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
@@ -9,15 +7,10 @@ from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.upkeep.status import status
 
 
-def test_what_is_there_and_what_is_unfinished(small_catalog, monkeypatch):
+def test_what_is_there_and_what_is_unfinished(small_catalog, interrupted):
     cluster(small_catalog, ClusterRequest(k=12))
     make_plan(small_catalog, "p", PlanRequest("dbp", keep=0.5))
-
-    def stops(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(clusterings, "write_array", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(clusterings, "write_array"):
         cluster(small_catalog, ClusterRequest(k=7, name="half"))
     found = status(small_catalog)
     assert found["snapshots"] == [{"snapshot": 1, "shards": 3, "parts": 2, "samples": 600, "state": "complete"}]
@@ -31,17 +24,9 @@ def test_what_is_there_and_what_is_unfinished(small_catalog, monkeypatch):
     assert [(item["name"], item["method"], item["budget"]) for item in found["plans"]] == [("p", "dbp", "300")]
 
 
-def test_an_interrupted_import_is_shown(tmp_path, make_pool, monkeypatch):
+def test_an_interrupted_import_is_shown(tmp_path, make_pool, interrupted):
     make_pool(tmp_path / "pool", [5, 5, 5])
-    real = import_shards._write_part
-
-    def stops_at_the_third(catalog, part, rejections, notes):
-        if part.number == 2:
-            raise KeyboardInterrupt
-        return real(catalog, part, rejections, notes)
-
-    monkeypatch.setattr(import_shards, "_write_part", stops_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(import_shards, "_write_part", lambda catalog, part, *_: part.number == 2):
         import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1, part_rows=5)
     from tailwise.catalog import Catalog
 

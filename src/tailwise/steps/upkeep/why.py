@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog, Part
@@ -50,7 +49,7 @@ def why(catalog: Catalog, name: str, plans: Sequence[str] | None = None) -> Stor
     """
     history = _SampleHistory(catalog, PLAN.finished(catalog.folder) if plans is None else plans)
     samples = [history.story(part, row) for part, row in _find(catalog, name)]
-    listed = catalog.rejected(["stage", "reason", "file", "detail"], ds.field("key") == name)
+    listed = catalog.rejected(["stage", "reason", "file", "detail"], pc.field("key") == name)
     rejected: list[Story] = [] if listed is None else listed.to_pylist()
     if not samples and not rejected:
         near = _near(catalog, name)
