@@ -39,6 +39,10 @@ from tailwise.steps.importing.pool import import_pool
 settings.register_profile("tests", deadline=None)  # seconds say nothing about what is tested
 settings.load_profile("tests")
 
+# Compiled modules are kept, whatever the environment says: tests start hundreds of processes.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Files of tests are in memory where the system has room for them: commands flush some forty files a test to the disk.
 MEMORY = Path("/dev/shm")
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:

@@ -21,17 +21,12 @@ def expected(keys, asked):
     return [ABSENT if key not in rows else AMBIGUOUS if counts[key] > 1 else rows[key] for key in asked]
 
 
-def build(folder, keys, chunk=None):
-    index = KeyIndex(folder, len(keys))
+def build(folder, keys, chunk=None, **options):
+    index = KeyIndex(folder, len(keys), **options)
     for start in range(0, len(keys), chunk or max(len(keys), 1)):
         mine = keys[start : start + (chunk or len(keys))]
         index.add(mine, np.arange(start, start + len(mine)))
     return index, index.seal()
-
-
-@pytest.fixture(params=[1, 3, 4_000_000], ids=lambda rows: f"buckets of {rows}")
-def small_buckets(request, monkeypatch):
-    monkeypatch.setattr(keys_module, "BUCKET_ROWS", request.param)
 
 
 @pytest.fixture
@@ -46,9 +41,9 @@ def equal_leading_bits(monkeypatch):
     monkeypatch.setattr(keys_module, "hash_keys", colliding)
 
 
-def check(keys, asked, chunk):
+def check(keys, asked, chunk, **options):
     with tempfile.TemporaryDirectory() as folder:
-        index, clashing = build(Path(folder) / "index", keys, chunk)
+        index, clashing = build(Path(folder) / "index", keys, chunk, **options)
         found = index.find(asked)
     assert found.dtype == np.int64
     assert found.tolist() == expected(keys, asked)
@@ -57,9 +52,9 @@ def check(keys, asked, chunk):
 
 @given(keys=st.lists(KEYS, max_size=40), others=st.lists(KEYS, max_size=10), chunk=st.integers(1, 50))
 @settings(deadline=None, max_examples=60)
-@pytest.mark.usefixtures("small_buckets")
-def test_rows_of_keys(keys, others, chunk):
-    check(keys, [*keys, *others, *keys[:3]], chunk)
+@pytest.mark.parametrize("bucket_rows", [1, 3, 4_000_000])
+def test_rows_of_keys(bucket_rows, keys, others, chunk):
+    check(keys, [*keys, *others, *keys[:3]], chunk, bucket_rows=bucket_rows)
 
 
 @given(keys=st.lists(KEYS, max_size=40), others=st.lists(KEYS, max_size=10))
@@ -69,10 +64,9 @@ def test_rows_of_keys_whose_leading_bits_agree(keys, others):
     check(keys, [*keys, *others], None)
 
 
-def test_many_buckets(tmp_path, monkeypatch):
-    monkeypatch.setattr(keys_module, "BUCKET_ROWS", 100)
+def test_many_buckets(tmp_path):
     keys = [f"{number:09d}" for number in range(3000)]
-    index, clashing = build(tmp_path / "index", keys, 700)
+    index, clashing = build(tmp_path / "index", keys, 700, bucket_rows=100)
     assert clashing == 0
     assert len(list((tmp_path / "index").glob("*.high.npy"))) == 32  # the next power of two over 3000 / 100
     order = np.random.default_rng(0).permutation(3000)

@@ -1,10 +1,14 @@
 """What the tests of kernels share: rows of unit norm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+from tailwise.kernels import screening, seeding, similarity
+from tailwise.kernels.assign import Assigner
 
 Rows = npt.NDArray[np.floating]
 
@@ -36,3 +40,23 @@ def blobs() -> Callable[..., Rows]:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(dtype)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def products_by() -> Callable[[str], AbstractContextManager[None]]:
+    """`with products_by(kind):` screens by products of "int8" or "float32" on the CPU, or by those of a "device", run on the CPU."""
+
+    @contextmanager
+    def use(kind: str) -> Iterator[None]:
+        def on_device(x: Rows, start: int, _: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+            return similarity._most_similar_on_device(similarity.Rows(x, "cpu"), start)
+
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (screening, seeding):
+                patch.setattr(module, "faster_precision", lambda: "int8" if kind == "int8" else "float32")
+            if kind == "device":
+                patch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
+                patch.setattr(similarity, "_most_similar_on_cpu", on_device)
+            yield
+
+    return use

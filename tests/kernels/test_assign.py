@@ -17,16 +17,13 @@ from tailwise.kernels.screening import Columns, Screen, scratch_for
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 
 
-@pytest.fixture(params=["int8", "float32", "torch"])
-def path(request, monkeypatch):
+@pytest.fixture(params=["int8", "float32", "device"])
+def path(request, products_by):
     """All ways of screening and deciding: two precisions on the CPU, and the torch operations of devices, run on the CPU."""
     if request.param == "int8" and not is_sound(torch.int8, *screening.INT8_TRIAL):
         pytest.skip("this processor, or this torch, has no exact int8 products")
-    precision = "float32" if request.param == "torch" else request.param
-    monkeypatch.setattr(screening, "faster_precision", lambda: precision)
-    if request.param == "torch":
-        monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
-    return request.param
+    with products_by(request.param):
+        yield request.param
 
 
 def brute_force(x, centroids):
@@ -117,16 +114,15 @@ def test_chunks_change_nothing(unit_rows, path, chunk_rows):
 
 
 @FIXED
-@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**32))
-def test_coarse_rows_full_of_ties(rows, clusters, dimension, seed):
+@given(rows=st.integers(1, 30), clusters=st.integers(1, 40), dimension=st.integers(1, 6), seed=st.integers(0, 2**32))
+def test_coarse_rows_full_of_ties(products_by, rows, clusters, dimension, seed):
     """Few distinct directions: nearly every maximum is attained by several centroids."""
     rng = np.random.default_rng(seed)
     x = unit_rows_on_grid(rng.integers(-1, 2, (rows, dimension)))
     centroids = unit_rows_on_grid(rng.integers(-1, 2, (clusters, dimension)))
     expected = brute_force(x, centroids)
     assert_same(Assigner(centroids, device="cpu")(x), expected)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
+    with products_by("device"):
         assert_same(Assigner(centroids, device="cpu")(x), expected)
 
 
@@ -149,7 +145,7 @@ def test_zero_rows_are_missing(unit_rows, path):
     assert (similarity[[1, 4]] == 0).all()
 
 
-def test_rows_of_zeros_have_no_candidates(unit_rows, monkeypatch, watched):
+def test_rows_of_zeros_have_no_candidates(unit_rows, products_by, watched):
     """Every centroid is as near to them as any other: a device would hold all pairs at once."""
     most = []
 
@@ -158,9 +154,8 @@ def test_rows_of_zeros_have_no_candidates(unit_rows, monkeypatch, watched):
             (scores >= torch.maximum(scores.amax(1).double() - 2 * error, dots - error)[:, None]).sum(1).tolist()
         )
 
-    monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
     x = np.concatenate([np.zeros((2, 16), np.float16), unit_rows(1, 16)])
-    with watched(assign_module, "_resolve_torch", count):
+    with products_by("device"), watched(assign_module, "_resolve_torch", count):
         assign(x, unit_rows(50, 16, seed=1, dtype=np.float32), device="cpu")
     assert most == [[0, 0, 1]]
 
@@ -241,12 +236,12 @@ def set_precision():
         backend.fp32_precision = precision
 
 
-def test_the_newer_precision_switch_changes_nothing(unit_rows, monkeypatch, set_precision):
+def test_the_newer_precision_switch_changes_nothing(unit_rows, products_by, set_precision):
     x, centroids = unit_rows(100, 16, seed=17), near_copies(unit_rows, 40, 16)
     expected = brute_force(x, centroids)
-    monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
     set_precision(torch.backends.cuda.matmul, "tf32")
-    assert_same(assign(x, centroids, device="cpu"), expected)
+    with products_by("device"):
+        assert_same(assign(x, centroids, device="cpu"), expected)
     assert torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels import centroids as centroids_module
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.grid import unit_rows_on_grid
 
@@ -37,20 +36,17 @@ def merged_one_by_one(centroids, threshold):
 @FIXED
 @given(centroid_sets(), st.floats(-0.9, 1), st.sampled_from([1, 2, 7, 1024]))
 def test_merging_equals_a_plain_loop(centroids, threshold, block):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(centroids_module, "_BLOCK", block)
-        kept = merge_centroids(centroids, threshold)
+    kept = merge_centroids(centroids, threshold, block_rows=block)
     assert kept.dtype == np.int64
     assert kept.tolist() == merged_one_by_one(centroids, threshold)
 
 
 @pytest.mark.parametrize("block", [1, 3, 1024])
-def test_a_merged_centroid_merges_no_other(monkeypatch, block):
+def test_a_merged_centroid_merges_no_other(block):
     """0–1 and 1–2 are near, 0–2 are not: 2 is kept, as 1 is gone when its turn comes."""
-    monkeypatch.setattr(centroids_module, "_BLOCK", block)
     angles = np.radians([0, 40, 80, 120])
     chain = unit_rows_on_grid(np.stack([np.cos(angles), np.sin(angles)], axis=1))
-    assert merge_centroids(chain, 0.7).tolist() == [0, 2]
+    assert merge_centroids(chain, 0.7, block_rows=block).tolist() == [0, 2]
 
 
 def test_the_threshold_itself_merges():
@@ -77,9 +73,7 @@ def test_no_centroids():
 @FIXED
 @given(centroid_sets(), st.integers(1, 45), st.sampled_from([1, 2, 7, 1024]))
 def test_neighbour_distance_equals_a_plain_loop(centroids, neighbours, block):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(centroids_module, "_BLOCK", block)
-        distance = neighbour_distance(centroids, neighbours)
+    distance = neighbour_distance(centroids, neighbours, block_rows=block)
     expected = []
     for index in range(len(centroids)):
         others = sorted(1 - cosine(centroids[index], other) for at, other in enumerate(centroids) if at != index)

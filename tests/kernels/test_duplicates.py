@@ -63,20 +63,12 @@ def rows_with_chains(draw):
 
 
 @pytest.fixture(params=["int8", "float32", "device"], autouse=True)
-def path(request, monkeypatch):
+def path(request, products_by):
     """All ways of finding candidates: two precisions on the CPU, and the torch operations of devices, run on the CPU."""
     if request.param == "int8" and not is_sound(torch.int8, *screening.INT8_TRIAL):
         pytest.skip("this processor, or this torch, has no exact int8 products")
-    monkeypatch.setattr(
-        screening, "faster_precision", lambda: "float32" if request.param == "device" else request.param
-    )
-    if request.param == "device":
-        on_device = similarity_module._most_similar_on_device
-        monkeypatch.setattr(
-            similarity_module,
-            "_most_similar_on_cpu",
-            lambda x, start, _: on_device(similarity_module.Rows(x, "cpu"), start),
-        )
+    with products_by(request.param):
+        yield
 
 
 @pytest.fixture(params=[(512, 4096, 1 << 21), (3, 2, 7)], ids=["wide", "narrow"])

@@ -8,7 +8,6 @@ from sklearn.cluster import KMeans
 from tailwise.kernels import kmeans as kmeans_module
 from tailwise.kernels import lloyd as lloyd_module
 from tailwise.kernels import screening
-from tailwise.kernels import seeding as seeding_module
 from tailwise.kernels.assign import assign
 from tailwise.kernels.grid import GRID, SIMILARITY_UNIT, to_grid, unit_rows_on_grid
 from tailwise.kernels.keyed import stream_key
@@ -60,24 +59,22 @@ def test_chunks_and_threads_change_nothing(reference_fit, chunk_rows, threads):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_seeding_does_not_depend_on_the_products(unit_rows, monkeypatch, seed):
+def test_seeding_does_not_depend_on_the_products(unit_rows, products_by, seed):
     if not is_sound(torch.int8, *screening.INT8_TRIAL):
         pytest.skip("this processor, or this torch, has no exact int8 products")
     x, seeds = unit_rows(700, 48, seed=seed), []
     for precision in ("int8", "float32"):
-        for module in (screening, seeding_module):
-            monkeypatch.setattr(module, "faster_precision", lambda precision=precision: precision)
-        seeds.append(seed_centroids(x, 90, seed=seed, device="cpu"))
+        with products_by(precision):
+            seeds.append(seed_centroids(x, 90, seed=seed, device="cpu"))
     np.testing.assert_array_equal(*seeds)
 
 
 @pytest.fixture(scope="module")
-def long_fit(blobs):
+def long_fit(blobs, products_by):
     """A fit that compares all rows with all centroids in every iteration, in float32."""
     x = blobs(6000, 32, 200, noise=0.5)
     x[[7, 2000]] = 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(screening, "faster_precision", lambda: "float32")
+    with pytest.MonkeyPatch.context() as patch, products_by("float32"):
         seed_with(patch, unit_rows_on_grid(x[100:250].astype(np.float64)))  # far from where it ends
         return x, kmeans(x, 150, iterations=14, seed=1, tolerance=-1.0, device="cpu", carry_bytes=0)
 
@@ -85,10 +82,9 @@ def long_fit(blobs):
 @pytest.mark.parametrize("precision", ["int8", "float32"])
 @pytest.mark.parametrize("carried", [1000, 6000])
 @pytest.mark.parametrize("coded", [0, 700])
-def test_what_is_carried_changes_nothing(long_fit, monkeypatch, watched, precision, carried, coded):
+def test_what_is_carried_changes_nothing(long_fit, monkeypatch, products_by, watched, precision, carried, coded):
     if precision == "int8" and not is_sound(torch.int8, *screening.INT8_TRIAL):
         pytest.skip("this processor, or this torch, has no exact int8 products")
-    monkeypatch.setattr(screening, "faster_precision", lambda: precision)
     memory_for = screening.Coded.memory_for
 
     def full_of_rubbish(*arguments):
@@ -105,7 +101,8 @@ def test_what_is_carried_changes_nothing(long_fit, monkeypatch, watched, precisi
     for name in ("RECHECKING", "CODING"):
         monkeypatch.setattr(lloyd_module, name, 1)
     options = {"tolerance": -1.0, "device": "cpu", "chunk_rows": 1700, "carry_bytes": carry, "threads": 2}
-    with watched(lloyd_module, "recheck") as rechecks, watched(lloyd_module, "decide_movers") as movers:
+    recheck, move = (watched(lloyd_module, name) for name in ("recheck", "decide_movers"))
+    with products_by(precision), recheck as rechecks, move as movers:
         fit = kmeans(x, 150, iterations=14, seed=1, **options)
     assert_same_fit(fit, expected)
     assert min(len(rechecks), len(movers)) > 5
@@ -126,10 +123,10 @@ def test_memory_mapped_blocks_change_nothing(reference_fit, tmp_path):
     assert_same_fit(kmeans(blocks, 50, iterations=4, seed=3, tolerance=-1.0, device="cpu", chunk_rows=500), expected)
 
 
-def test_the_device_path_changes_nothing(reference_fit, monkeypatch):
+def test_the_device_path_changes_nothing(reference_fit, products_by):
     x, expected = reference_fit
-    monkeypatch.setattr(lloyd_module.Assigner, "_assign_cpu", lloyd_module.Assigner._assign_device)
-    assert_same_fit(kmeans(x, 50, iterations=4, seed=3, tolerance=-1.0, device="cpu"), expected)
+    with products_by("device"):
+        assert_same_fit(kmeans(x, 50, iterations=4, seed=3, tolerance=-1.0, device="cpu"), expected)
 
 
 def test_rows_of_the_grid_give_the_same_in_float16_and_float32(reference_fit):

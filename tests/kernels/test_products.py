@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tailwise.kernels import products, screening, similarity
-from tailwise.kernels import seeding as seeding_module
+from tailwise.kernels import products
 from tailwise.kernels.assign import Assigner, assign
 from tailwise.kernels.density import NeighbourCounter
 from tailwise.kernels.duplicates import duplicate_pairs, greedy
@@ -176,17 +175,16 @@ def results(x, centroids):
     ("name", "dimension", "logs"),
     [("library", 48, 0), ("wrong_of_one", 1, 1), ("wrong_of_one", 2, 0), ("saturated", 48, 1), ("none_at_all", 3, 1)],
 )
-def test_wrong_products_change_no_result_and_are_logged_once(int8_product, monkeypatch, caplog, name, dimension, logs):
+def test_wrong_products_change_no_result_and_are_logged_once(int8_product, products_by, caplog, name, dimension, logs):
     rng = np.random.default_rng(dimension)
     x = unit_rows_on_grid(rng.normal(size=(300, dimension))).astype(np.float16)
     centroids = unit_rows_on_grid(rng.normal(size=(40, dimension)))
-    for module in (screening, seeding_module):
-        monkeypatch.setattr(module, "faster_precision", lambda: "int8")
     int8_product("library")
-    expected = results(x, centroids)
+    with products_by("int8"):
+        expected = results(x, centroids)
     caplog.clear()  # the library itself may be wrong here
     int8_product(name)
-    with caplog.at_level(logging.WARNING):
+    with products_by("int8"), caplog.at_level(logging.WARNING):
         for found, wanted in zip(results(x, centroids), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
     assert len([record for record in caplog.records if "products" in record.message]) == logs
@@ -216,18 +214,10 @@ def plain_neighbours(x):
 
 
 @pytest.fixture(params=["int8", "float32", "device"])
-def path(request, monkeypatch):
+def path(request, monkeypatch, products_by):
     """All kinds of products, those of devices on the CPU."""
-    if request.param == "device":
-        on_device = similarity._most_similar_on_device
-        monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
-        monkeypatch.setattr(
-            similarity, "_most_similar_on_cpu", lambda x, start, _: on_device(similarity.Rows(x, "cpu"), start)
-        )
-    precision = "int8" if request.param == "int8" else "float32"
-    for module in (screening, seeding_module):
-        monkeypatch.setattr(module, "faster_precision", lambda: precision)
-    yield request.param
+    with products_by(request.param):
+        yield request.param
     monkeypatch.undo()
     forget()
 
@@ -252,17 +242,15 @@ def test_products_that_become_wrong_after_their_trial_end_nothing(monkeypatch, c
 
 
 @pytest.mark.parametrize("dimension", range(1, 18))
-@pytest.mark.parametrize("precision", ["int8", "float32", "torch"])
-def test_assign_equals_the_float64_reference_in_few_dimensions(monkeypatch, precision, dimension):
-    if precision == "torch":
-        monkeypatch.setattr(Assigner, "_assign_cpu", Assigner._assign_device)
+@pytest.mark.parametrize("kind", ["int8", "float32", "device"])
+def test_assign_equals_the_float64_reference_in_few_dimensions(products_by, kind, dimension):
     rng = np.random.default_rng(dimension)
     for rows in (1, 16, 40):
         for columns in (1, 15, 16, 40):
             x, y = (unit_rows_on_grid(rng.integers(-1, 2, (count, dimension))) for count in (rows, columns))
             dots = x.astype(np.float64) @ to_grid(y).astype(np.float64).T
-            screen = "float32" if precision == "torch" else precision
-            labels, _ = Assigner(y, device="cpu", precision=screen)(x)
+            with products_by(kind):
+                labels, _ = Assigner(y, device="cpu")(x)
             present = x.any(axis=1)
             np.testing.assert_array_equal(labels[present], dots.argmax(axis=1)[present])
             np.testing.assert_array_equal(assign(x, y, device="cpu")[0], labels)

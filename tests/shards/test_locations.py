@@ -60,9 +60,8 @@ def test_pickled_locations_open_their_files_again(located):
     assert np.array_equal(pickle.loads(content).of(rows), before)
 
 
-def test_more_parts_than_may_be_open(located, monkeypatch):
-    monkeypatch.setattr("tailwise.shards.locations.OPEN_PARTS", 1)
-    locations = Locations(located, located.snapshot())
+def test_more_parts_than_may_be_open(located):
+    locations = Locations(located, located.snapshot(), open_parts=1)
     rows = np.array([0, 599] * 5)
     assert locations.of(rows)["image_offset"].tolist() == [records(located)[row]["image_offset"] for row in rows]
     assert len(locations._maps) == 1
@@ -70,9 +69,8 @@ def test_more_parts_than_may_be_open(located, monkeypatch):
 
 @pytest.mark.slow
 def test_threads_may_share_the_maps(located, monkeypatch):
-    monkeypatch.setattr("tailwise.shards.locations.OPEN_PARTS", 1)
     monkeypatch.setattr("tailwise.shards.locations.RELEASE_AFTER_ROWS", 50)
-    locations = Locations(located, located.snapshot())
+    locations = Locations(located, located.snapshot(), open_parts=1)
     expected = np.array([record["image_offset"] for record in records(located)])
 
     def work(seed):

@@ -32,10 +32,10 @@ def hash_keys(keys: Iterable[str]) -> npt.NDArray[Any]:
 class KeyIndex:
     """Sorted buckets of (hash, row), split by the leading bits of the hash; 32 bytes a row on disk, one bucket in memory at a time."""
 
-    def __init__(self, folder: Path, rows: int) -> None:
-        """Make an empty index in `folder`, which should not exist yet, for about `rows` rows."""
+    def __init__(self, folder: Path, rows: int, *, bucket_rows: int = BUCKET_ROWS) -> None:
+        """Make an empty index in `folder`, which should not exist yet, for about `rows` rows, in buckets of about `bucket_rows`."""
         self.folder = folder
-        self.bits = max(0, int(np.ceil(np.log2(max(rows, 1) / BUCKET_ROWS))))
+        self.bits = max(0, int(np.ceil(np.log2(max(rows, 1) / bucket_rows))))
         self._shuffle = Shuffle(folder / "entries", _ENTRY, 1 << self.bits)
         folder.mkdir(parents=True)
 

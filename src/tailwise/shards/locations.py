@@ -121,15 +121,15 @@ class _Rows:
 class Locations:
     """The locations of a snapshot's samples, which `ensure_locations` has made. Files are mapped when they are needed; may be pickled."""
 
-    def __init__(self, catalog: Catalog, snapshot: Snapshot) -> None:
+    def __init__(self, catalog: Catalog, snapshot: Snapshot, *, open_parts: int = OPEN_PARTS) -> None:
         self._catalog, self._snapshot = catalog, snapshot
         self._rows = _Rows(catalog.parts(snapshot))
-        self._maps: LRUCache[int, npt.NDArray[Any]] = LRUCache(OPEN_PARTS)
+        self._maps: LRUCache[int, npt.NDArray[Any]] = LRUCache(open_parts)
         self._read_rows = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the maps."""
-        return {**self.__dict__, "_maps": LRUCache(OPEN_PARTS)}
+        return {**self.__dict__, "_maps": LRUCache(self._maps.most)}
 
     def _map(self, part: Part) -> npt.NDArray[Any]:
         path = locations_path(self._catalog, part)
