@@ -185,6 +185,45 @@ def fork_python():
         process.kill()
 
 
+# Rows or bytes at a time, on which no result depends: small and odd ones.
+PIECES = {
+    "steps.importing.embeddings.CHUNK_ROWS": 101,
+    "steps.clustering.tasks.CHUNK_ROWS": 37,
+    "kernels.kmeans.CHUNK_ROWS": 53,
+    **{f"kernels.{module}.TILE_ROWS": 19 for module in ("assign", "lloyd", "seeding")},
+    **{f"kernels.{module}.TILE_CENTROIDS": 7 for module in ("assign", "lloyd", "seeding")},
+    "kernels.density.TILE_ROWS": 23,
+    "kernels.density.TILE_CENTROIDS": 5,
+    "kernels.similarity.TILE_ROWS": 5,
+    "kernels.duplicates.SCAN_SCORES": 11,
+    "steps.dedup.members.RUN_BYTES": 37 * 21,
+    "steps.scoring.makers.CHUNK_ROWS": 37,
+    "steps.scoring.target.TARGET_ROWS": 11,
+    "plan.plan.CHUNK_ROWS": 300,
+}
+
+
+@pytest.fixture(scope="session")
+def small_pieces():
+    """`with small_pieces(scale=1):` all steps work in small pieces, `scale` times PIECES, and with another number of threads."""
+
+    @contextmanager
+    def use(scale=1):
+        import torch
+
+        threads = torch.get_num_threads()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, size in PIECES.items():
+                patch.setattr(f"tailwise.{name}", scale * size)
+            torch.set_num_threads(1 if threads > 1 else 2)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(threads)
+
+    return use
+
+
 @pytest.fixture(scope="session")
 def watched():
     """`with watched(owner, name, before=None) as calls:` lists the calls of a function, as tuples of arguments; the function runs.

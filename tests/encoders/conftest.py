@@ -1,6 +1,8 @@
 """Tiny models of the real classes with random weights, saved to local folders as their libraries save them."""
 
+import importlib.util
 import json
+from contextlib import contextmanager
 
 import pytest
 
@@ -111,3 +113,17 @@ def siglip_folders(tmp_path_factory):
         fast.save_pretrained(folder)
         folders[name] = folder
     return folders
+
+
+@pytest.fixture(scope="session")
+def uninstalled():
+    """`with uninstalled(*names):` packages of these names cannot be found."""
+
+    @contextmanager
+    def hide(*names):
+        find = importlib.util.find_spec
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("importlib.util.find_spec", lambda name: None if name in names else find(name))
+            yield
+
+    return hide

@@ -1,6 +1,5 @@
 """OpenVINO's rows are those of torch, within bounds; a column is one backend's; nothing is told to OpenVINO's maker."""
 
-import importlib.util
 import io
 import json
 from dataclasses import replace
@@ -135,12 +134,11 @@ def test_captions_need_no_backend(make_catalog, clip_folder):
         )
 
 
-def test_openvino_that_is_not_installed(monkeypatch, clip_folder):
-    find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else find(name))
-    with pytest.raises(UserError, match=r"`backend` openvino needs openvino: pip install .*openvino>="):
-        load_encoder("lite0", EncoderRequest(backend="openvino"), CPU)
-    encoder = load_encoder(f"open_clip:local-dir:{clip_folder}", EncoderRequest(), CPU)
+def test_openvino_that_is_not_installed(uninstalled, clip_folder):
+    with uninstalled("openvino"):
+        with pytest.raises(UserError, match=r"`backend` openvino needs openvino: pip install .*openvino>="):
+            load_encoder("lite0", EncoderRequest(backend="openvino"), CPU)
+        encoder = load_encoder(f"open_clip:local-dir:{clip_folder}", EncoderRequest(), CPU)
     assert encoder.sides["image"].backend == "torch"
     assert "openvino" not in encoder.packages
 

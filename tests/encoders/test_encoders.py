@@ -253,10 +253,9 @@ def test_a_model_without_weights_is_refused(clip_folder, dino_folders, tmp_path)
         load_encoder(f"transformers:{partial}", FP32, CPU)
 
 
-def test_a_missing_library_names_its_extra(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+def test_a_missing_library_names_its_extra(uninstalled):
     for name in ("open_clip:ViT-B-32/openai", "checkpoint:x.pt", "transformers:facebook/dinov2-base"):
-        with pytest.raises(UserError, match=r"pip install .*'transformers"):
+        with uninstalled("open_clip", "transformers"), pytest.raises(UserError, match=r"pip install .*'transformers"):
             load_encoder(name, EncoderRequest(), CPU)
 
 

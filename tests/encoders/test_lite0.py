@@ -167,10 +167,8 @@ def test_mistakes(name, options, message):
 
 
 @pytest.mark.parametrize("missing", [("timm",), (lite0.WEIGHTS,), ("timm", lite0.WEIGHTS)])
-def test_a_missing_package_is_named_with_a_command(monkeypatch, missing):
-    found = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else found(name))
-    with pytest.raises(UserError, match=rf"needs {', '.join(missing)}: pip install .*'timm"):
+def test_a_missing_package_is_named_with_a_command(uninstalled, missing):
+    with uninstalled(*missing), pytest.raises(UserError, match=rf"needs {', '.join(missing)}: pip install .*'timm"):
         load_encoder("lite0", FP32, CPU)
 
 

@@ -27,38 +27,26 @@ def everything(sources, folder, *, workers, clusters, merge):
     return catalog
 
 
-def compare(sources, tmp_path, tree_bytes, monkeypatch, **options):
-    import torch
-
+def compare(sources, tmp_path, tree_bytes, pieces, **options):
     first, second = tmp_path / "a", tmp_path / "b"
     for folder in (first, second):
         folder.mkdir()
     everything(sources, first, workers=1, **options)
-    monkeypatch.setattr("tailwise.steps.clustering.tasks.CHUNK_ROWS", 1000)
-    monkeypatch.setattr("tailwise.kernels.kmeans.CHUNK_ROWS", 777)
-    for module in ("assign", "lloyd", "seeding"):
-        monkeypatch.setattr(f"tailwise.kernels.{module}.TILE_CENTROIDS", 33)
-    monkeypatch.setattr("tailwise.steps.importing.embeddings.CHUNK_ROWS", 501)
-    monkeypatch.setattr("tailwise.plan.plan.CHUNK_ROWS", 300)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if threads > 1 else 2)
-    try:
+    with pieces:
         everything(sources, second, workers=2, **options)
-    finally:
-        torch.set_num_threads(threads)
     files, others = tree_bytes(first), tree_bytes(second)
     assert files.keys() == others.keys()
     assert [name for name in files if files[name] != others[name]] == []
     assert len(files) > 50
 
 
-def test_small_pool(_small_catalog_source, tmp_path, tree_bytes, monkeypatch):
+def test_small_pool(_small_catalog_source, tmp_path, tree_bytes, small_pieces):
     sources = [str(_small_catalog_source / name) for name in ("pool", "embeddings")]
-    compare(sources, tmp_path, tree_bytes, monkeypatch, clusters=40, merge=0.9)
+    compare(sources, tmp_path, tree_bytes, small_pieces(), clusters=40, merge=0.9)
 
 
 @pytest.mark.shared_data
-def test_real_pool(shared_data, tmp_path, tree_bytes, monkeypatch):
+def test_real_pool(shared_data, tmp_path, tree_bytes, small_pieces):
     folder = shared_data / "tinyimagenet-lt"
     sources = [str(folder / "train"), str(folder / "embeddings")]
-    compare(sources, tmp_path, tree_bytes, monkeypatch, clusters=400, merge=0.7)
+    compare(sources, tmp_path, tree_bytes, small_pieces(20), clusters=400, merge=0.7)

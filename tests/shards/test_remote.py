@@ -145,8 +145,14 @@ def test_reads_are_fetched_once(server, urls, contents, tmp_path):
     assert len(server.ranges) == 1
 
 
-def test_where_requests_are_dear_all_comes_in_one(server, urls, contents, tmp_path, monkeypatch):
-    monkeypatch.setattr(LinkEstimate, "request_bytes", 1e6)
+@pytest.fixture
+def request_costs(monkeypatch):
+    """`request_costs(size)`: a request takes as long as this many bytes, whatever this machine's loopback is worth."""
+    return lambda size: monkeypatch.setattr(LinkEstimate, "request_bytes", size)
+
+
+def test_where_requests_are_dear_all_comes_in_one(server, urls, contents, tmp_path, request_costs):
+    request_costs(1e6)
     store = RemoteShards(urls, tmp_path, 10**8)
     ranges = some_ranges(300)
     assert list(store.read_many(ranges)) == sliced(contents, ranges)
@@ -155,8 +161,8 @@ def test_where_requests_are_dear_all_comes_in_one(server, urls, contents, tmp_pa
     assert len(server.ranges) == 3
 
 
-def test_where_requests_cost_little_ranges_are_fetched_singly(server, urls, contents, tmp_path, monkeypatch):
-    monkeypatch.setattr(LinkEstimate, "request_bytes", 998.0)  # whatever this machine's loopback is worth
+def test_where_requests_cost_little_ranges_are_fetched_singly(server, urls, contents, tmp_path, request_costs):
+    request_costs(998.0)
     store = RemoteShards(urls, tmp_path, 10**8)
     ranges = some_ranges(50)
     assert list(store.read_many(ranges)) == sliced(contents, ranges)
@@ -201,8 +207,8 @@ def test_threads_end_with_the_work(server, urls, contents, tmp_path):
     assert gone() is None
 
 
-def test_closing_ends_what_hints_began(server, urls, contents, tmp_path, monkeypatch):
-    monkeypatch.setattr(LinkEstimate, "request_bytes", 998.0)  # each range by a request of its own
+def test_closing_ends_what_hints_began(server, urls, contents, tmp_path, request_costs):
+    request_costs(998.0)  # each range by a request of its own
     server.latency_seconds = 0.2
     store = RemoteShards(urls, tmp_path, 10**8)
     ranges = some_ranges(500)

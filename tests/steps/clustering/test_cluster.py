@@ -101,23 +101,10 @@ def test_rows_without_embedding_belong_to_no_cluster(small_catalog):
     assert sum(made.table["size"].to_pylist()) == 598
 
 
-def test_result_depends_on_neither_chunks_nor_threads(small_catalog, tree_bytes, monkeypatch):
-    import torch
-
+def test_result_depends_on_neither_chunks_nor_threads(small_catalog, tree_bytes, small_pieces):
     cluster(small_catalog, ClusterRequest(k=40, merge=0.9, density="auto", name="a"))
-    monkeypatch.setattr(stage, "CHUNK_ROWS", 37)
-    monkeypatch.setattr("tailwise.kernels.kmeans.CHUNK_ROWS", 53)
-    for module in ("assign", "lloyd", "seeding"):
-        monkeypatch.setattr(f"tailwise.kernels.{module}.TILE_ROWS", 19)
-        monkeypatch.setattr(f"tailwise.kernels.{module}.TILE_CENTROIDS", 7)
-    monkeypatch.setattr("tailwise.kernels.density.TILE_ROWS", 23)
-    monkeypatch.setattr("tailwise.kernels.density.TILE_CENTROIDS", 5)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with small_pieces():
         cluster(small_catalog, ClusterRequest(k=40, merge=0.9, density="auto", name="b"))
-    finally:
-        torch.set_num_threads(before)
     assert tree_bytes(small_catalog.clusters_folder("a")) == tree_bytes(small_catalog.clusters_folder("b"))
 
 

@@ -230,20 +230,11 @@ def expected_bytes(_catalog_source, tree_bytes, tmp_path_factory):
 
 @pytest.mark.parametrize("layout", [Layout(1, True), Layout(1, False), Layout(150, False), Layout(10**6, False)])
 def test_result_depends_on_neither_buckets_nor_chunks_nor_threads(
-    catalog, expected_bytes, tree_bytes, monkeypatch, layout
+    catalog, expected_bytes, tree_bytes, monkeypatch, layout, small_pieces
 ):
-    import torch
-
     monkeypatch.setattr(members, "plan_layout", lambda *_: layout)
-    monkeypatch.setattr(members, "RUN_BYTES", 37 * 21)
-    monkeypatch.setattr("tailwise.kernels.similarity.TILE_ROWS", 5)
-    monkeypatch.setattr("tailwise.kernels.duplicates.SCAN_SCORES", 11)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with small_pieces():
         make_all(catalog)
-    finally:
-        torch.set_num_threads(before)
     assert content(catalog, tree_bytes) == expected_bytes
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from tailwise.catalog.files import note_digest
 from tailwise.errors import UserError
@@ -12,7 +11,6 @@ from tailwise.kernels.scores import clip_loss
 from tailwise.requests import ScoreRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.scoring import makers as score_makers
-from tailwise.steps.scoring import target as score_target
 from tailwise.steps.scoring.scores import score_config, score_inputs, score_parts
 from tailwise.steps.upkeep.status import status
 from tailwise.steps.upkeep.verify import verify
@@ -160,7 +158,7 @@ def test_rows_of_the_target_that_are_none_are_left_out(paired, tmp_path):
         assert np.array_equal(good, bad, equal_nan=True)
 
 
-def test_scores_depend_on_neither_chunks_nor_threads(paired, tmp_path, monkeypatch, tree_bytes):
+def test_scores_depend_on_neither_chunks_nor_threads(paired, tmp_path, small_pieces, tree_bytes):
     _, path = targets(paired, tmp_path)
 
     def make():
@@ -173,14 +171,8 @@ def test_scores_depend_on_neither_chunks_nor_threads(paired, tmp_path, monkeypat
         return made
 
     first = make()
-    monkeypatch.setattr(score_makers, "CHUNK_ROWS", 37)
-    monkeypatch.setattr(score_target, "TARGET_ROWS", 11)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with small_pieces():
         assert make() == first
-    finally:
-        torch.set_num_threads(before)
     assert sum("/" in path for path in first) == 4 * 3  # besides the locks
 
 
