@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tailwise.kernels import products
+from tailwise.kernels import products, screening
 from tailwise.kernels.assign import Assigner, assign
 from tailwise.kernels.density import NeighbourCounter
 from tailwise.kernels.duplicates import duplicate_pairs, greedy
@@ -113,25 +113,21 @@ def test_int8_products_of_onednn_equal_numpys(dimension, rows):
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
-def test_products_of_onednn_change_no_result(monkeypatch, unit_rows, precision):
+def test_products_of_onednn_change_no_result(monkeypatch, unit_rows, products_by, watched, precision):
     """Neither of assignment nor of k-means, whose iterations use several numbers of rows and columns."""
     if not has_onednn():
         pytest.skip("this torch has no int8 products of oneDNN")
     if precision == "int8" and screening.faster_precision() != "int8":
         pytest.skip("no int8 products on this processor")
-    monkeypatch.setattr(screening, "faster_precision", lambda: precision)
-    monkeypatch.setattr(seeding_module, "faster_precision", lambda: precision)
     x, centroids = unit_rows(1500, 48), unit_rows(700, 48, dtype=np.float32)
-    made, used = [], []
-    real = products._onednn
-    monkeypatch.setattr(products, "_onednn", lambda *each: used.append(each[0].dtype) or real(*each))
-    for faster in (False, True):
-        with monkeypatch.context() as patch:
-            patch.setattr(products, "onednn_is_faster", lambda *_, faster=faster: faster)
+    made = []
+    with products_by(precision), watched(products, "_onednn") as calls:
+        for faster in (False, True):
+            monkeypatch.setattr(products, "onednn_is_faster", lambda *_, faster=faster: faster)
             made.append((*assign(x, centroids, device="cpu"), kmeans(x, 300, device="cpu", iterations=4).centroids))
     for left, right in zip(*made, strict=True):
         np.testing.assert_array_equal(left, right)
-    assert getattr(torch, precision) in used
+    assert getattr(torch, precision) in {left.dtype for left, *_ in calls}
 
 
 @pytest.mark.parametrize("fault", ["missing", "wrong"])
