@@ -23,13 +23,13 @@ def catalog(pool, tmp_path):
     return import_pool([str(pool)], tmp_path / "catalog", workers=1).catalog
 
 
-def damage_of(catalog, check):
-    return check_shards(catalog, catalog.snapshot(), check, workers=2)
+def damage_of(catalog, check, workers=1):
+    return check_shards(catalog, catalog.snapshot(), check, workers=workers)
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_sound_tars(catalog, check):
-    assert damage_of(catalog, check) == []
+    assert damage_of(catalog, check) == damage_of(catalog, check, workers=2) == []
 
 
 def missing(path):
@@ -82,6 +82,16 @@ def test_damage(catalog, pool, harm, reason, seen_by):
             assert reason in found[0].reason
         else:
             assert found == []
+
+
+@pytest.mark.parametrize("check", ["size", "index"])
+def test_workers_find_the_same(catalog, pool, check):
+    missing(pool / "00000.tar")
+    other_caption(pool / "00001.tar")
+    shorter(pool / "00002.tar")
+    found = damage_of(catalog, check)
+    assert [item.shard for item in found] == [0, 1, 2]
+    assert damage_of(catalog, check, workers=2) == found
 
 
 def test_without_fingerprints_lengths_and_members_are_compared(catalog, pool, forget_fingerprints):
