@@ -330,7 +330,7 @@ class Version:
 
         if self.run(line):
             made = DropList(self.catalog, name)
-            self.note(f"{line}: rows", of_array(made.mask))
+            self.note(f"{line}: rows", of_array(made.mask[:]))
             self.note(f"{line}: reasons", of_table(made.tables(slice(0, made.snapshot.rows))))
 
     def group(self) -> None:

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def compare(plan: tailwise.Plan, tars: list[Path], rounds: int, batches: int) -> None:
-    clusters = np.asarray(plan.groups)
+    clusters = plan.groups[:]
     transform = image_transform(CROP_PX, is_train=True)
     loaders = {
         compose: Loader(plan, batch_size=BATCH, transform=transform, compose=compose)
@@ -84,7 +84,7 @@ def compare(plan: tailwise.Plan, tars: list[Path], rounds: int, batches: int) ->
 
 def super_batches(plan: tailwise.Plan, tars: list[Path], transform) -> Iterator[np.ndarray]:
     """Rows of the batches that the peer picks: the whole super-batch is decoded first."""
-    clusters = np.asarray(plan.groups)
+    clusters = plan.groups[:]
     keys = [key for part in plan.catalog.parts() for key in plan.catalog.samples(part, ["key"]).column(0).to_pylist()]
     row_of = {key: row for row, key in enumerate(keys)}
     pipeline = wds.DataPipeline(

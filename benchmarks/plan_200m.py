@@ -61,6 +61,7 @@ def make_catalog(folder: Path, shards: int) -> Catalog:
         "rows": np.full(shards, SHARD_ROWS),
         "size_bytes": np.full(shards, 1 << 28),
         "index_checksum": [f"{shard:032x}" for shard in range(shards)],
+        "fingerprint": [None] * shards,
     }
     snapshot = catalog.append_snapshot(pa.table(columns, SHARD_SCHEMA), -(-shards // PART_SHARDS))
     random = np.random.default_rng(0)

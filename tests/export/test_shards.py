@@ -132,7 +132,7 @@ def test_the_order_is_shuffled_over_all_and_another_in_each_epoch(small_catalog,
             keys = [json.loads(members["json"])["source_key"] for members in read_tars(folder).values()]
             orders.append(np.array(keys, int))
     rows = np.arange(600)
-    groups = np.asarray(plan.groups)
+    groups = plan.groups[:]
     chance = (np.bincount(groups) / 600) @ (np.bincount(groups) / 600)
     correlations, together = [], []
     for at, order in enumerate(orders):

@@ -1,5 +1,7 @@
 """Damaged files: a command refuses them by name, or makes them again; it gives no other result, and neither crashes nor hangs."""
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -99,7 +101,9 @@ def check(path, uses, catalog, tmp_path, seed):
     return refused
 
 
-@pytest.mark.parametrize("name", ["group.npy", "rank.npy", "groups.parquet", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["group.npy", "group-000001.npy", "rank.npy", "rank-000001.npy", "groups.parquet", "manifest.json"]
+)
 def test_a_plan(catalog, tmp_path, name):
     refused = check(catalog.plan_folder("p") / name, [drawn, listed, story, explained], catalog, tmp_path, 1)
     assert refused >= 5
@@ -110,7 +114,7 @@ def test_a_clustering(catalog, tmp_path, name):
     assert check(catalog.clusters_folder("main") / name, [replanned, story], catalog, tmp_path, 2) > 0
 
 
-@pytest.mark.parametrize("name", ["dropped.npy", "dropped.parquet"])
+@pytest.mark.parametrize("name", ["dropped.npy", "dropped-000001.npy", "dropped.parquet"])
 def test_a_drop_list(catalog, tmp_path, name):
     assert check(catalog.drops_folder("duplicates") / name, [replanned, listed, story], catalog, tmp_path, 3) > 0
 
@@ -119,8 +123,20 @@ def test_samples(catalog, tmp_path):
     assert check(catalog.samples_path(0), [drawn, listed, story], catalog, tmp_path, 4) > 0
 
 
+@pytest.mark.parametrize("name", ["similarity.npy", "similarity-000001.npy", "row.npy", "row-000001.npy"])
+def test_a_comparison(catalog, tmp_path, name):
+    def deduplicated(catalog, _):
+        shutil.rmtree(catalog.drops_folder("again"), ignore_errors=True)
+        dedup(catalog, DedupRequest(epsilon=0.05, name="again"))
+        return pq.read_table(catalog.drops_folder("again") / "dropped.parquet")
+
+    (path,) = catalog.folder.glob(f"neighbours/*/{name}")
+    assert check(path, [deduplicated], catalog, tmp_path, 6) >= 5
+
+
+@pytest.mark.parametrize("part", ["", "-000001"])
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
-def test_kept_slots_are_made_again(catalog, tmp_path, suffix):
+def test_kept_slots_are_made_again(catalog, tmp_path, suffix, part):
     drawn(catalog, tmp_path)
-    (path,) = (catalog.plan_folder("p") / "slots").glob(f"*{suffix}")
+    path = catalog.plan_folder("p") / "slots" / f"before-{EPOCH:09d}{part}{suffix}"
     assert check(path, [drawn], catalog, tmp_path, 5) == 0

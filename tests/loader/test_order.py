@@ -256,7 +256,7 @@ def test_spread_gives_no_batch_more_of_a_cluster_than_its_share(
     rows, epochs = read(make_order(plan, batch_size, lanes=8, compose="spread", block=60), 3000 // batch_size)
     batches = whole_batches(epochs)
     assert len(batches) > 10
-    groups = np.asarray(plan.groups)
+    groups = plan.groups[:]
     for number in batches.tolist():
         counts = np.bincount(groups[rows[number]], minlength=len(plan.sizes))
         epoch = drawn(plan, int(epochs[number, 0]))
@@ -287,7 +287,7 @@ def super_batch(order, number):
 @pytest.mark.parametrize("name", ["all", "dbp", "often"])
 def test_diverse_picks_batches_of_more_clusters(open_plan, make_order, name):
     plan = open_plan(name)
-    groups = np.asarray(plan.groups)
+    groups = plan.groups[:]
     size = 8
     order = make_order(plan, size, lanes=8, compose="diverse", accumulation=2)
     rows, epochs = read(order, 150)

@@ -6,16 +6,16 @@ import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from tailwise.catalog.catalog import Part
-from tailwise.catalog.files import digest, known_digest, map_array, read_record, record_bytes, write_array, write_record
-from tailwise.catalog.layout import ARRAY, MANIFEST, PENDING, lock
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.columns import PlainColumn, RowColumn
+from tailwise.catalog.files import digest, known_digest, read_record, record_bytes, write_record
+from tailwise.catalog.layout import MANIFEST, PENDING, lock, plain_file
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.extras import versions
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, put_if_absent
@@ -203,9 +203,29 @@ def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
 
 
 class FinishedArtifact:
-    """The manifest of a finished artifact, typed."""
+    """A finished artifact.
 
+    Attributes:
+        catalog: of the artifact.
+        folder: of the artifact.
+        manifest: of the artifact.
+    """
+
+    catalog: Catalog
+    folder: Path
     manifest: Mapping[str, Any]
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """Snapshot whose rows the artifact is about."""
+        return self.catalog.snapshot(self.config["snapshot"])
+
+    def row_column(self, name: str, dtype: npt.DTypeLike) -> RowColumn:
+        """Return a column over the rows of the snapshot. Artifacts of older versions have one file for all parts."""
+        parts = self.catalog.parts(self.snapshot)
+        if len(parts) > 1 and plain_file(name, 1) not in self.manifest["files"]:
+            parts = [Part(0, 0, self.snapshot.rows)]
+        return RowColumn(PlainColumn(self.folder, name).path, parts, dtype)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -227,31 +247,6 @@ class FinishedArtifact:
     def id(self) -> str:
         """Hash of the artifact, for the inputs of other artifacts."""
         return artifact_id(self.manifest)
-
-
-@dataclass(frozen=True)
-class PartColumn:
-    """A column of an artifact that has one `.npy` file a part.
-
-    Attributes:
-        folder: of the artifact.
-        name: of the column, as in layout.
-    """
-
-    folder: Path
-    name: str
-
-    def path(self, part: Part) -> Path:
-        """Return the file of one part."""
-        return self.folder / f"{self.name}-{part.name}{ARRAY}"
-
-    def read(self, part: Part) -> npt.NDArray[Any]:
-        """Return one part, mapped."""
-        return map_array(self.path(part))
-
-    def write(self, part: Part, values: npt.NDArray[Any]) -> None:
-        """Write one part."""
-        write_array(self.path(part), values)
 
 
 def artifact_id(manifest: Mapping[str, Any]) -> str:

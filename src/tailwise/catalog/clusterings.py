@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import Artifact, FinishedArtifact, PartColumn, find_manifest, read_manifest
-from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.artifacts import Artifact, FinishedArtifact, find_manifest, read_manifest
+from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.files import map_array, read_json, read_table, write_array, write_json, write_table
 from tailwise.text import command_line
 
@@ -117,11 +118,6 @@ class Clustering(FinishedArtifact, ClusterFiles):
         """Open a finished clustering; None if there is none of this name, or no name is given."""
         manifest = find_manifest(folder := catalog.clusters_folder(name)) if name else None
         return None if manifest is None else cls(folder, catalog, str(name), manifest)
-
-    @cached_property
-    def snapshot(self) -> Snapshot:
-        """Snapshot whose rows are clustered."""
-        return self.catalog.snapshot(self.config["snapshot"])
 
     @property
     def without(self) -> list[str]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.artifacts import Artifact, FinishedArtifact, read_manifest
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.files import create_array, digest, map_array
+from tailwise.catalog.columns import RowColumn
+from tailwise.catalog.files import digest
 from tailwise.catalog.kinds import COMPARISON
-from tailwise.storage.local import replacing
 
 
 def comparison_artifact(catalog: Catalog, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:
@@ -23,33 +22,20 @@ def comparison_artifact(catalog: Catalog, config: Mapping[str, Any], inputs: Map
     return Artifact(COMPARISON.path(catalog.folder, digest([config, inputs])), "neighbours", config, inputs)
 
 
-class Neighbours:
-    """The most similar earlier member of each sample's cluster, flat over the snapshot.
+class Neighbours(FinishedArtifact):
+    """The most similar earlier member of each sample's cluster."""
 
-    Attributes:
-        folder: of the artifact.
-        similarity: float64 [N], mapped: 1 if they are identical; NOTHING_EARLIER where there is none, and for samples that aren't
-            judged.
-        row: int64 [N], mapped: which row that is, −1 where there is none.
-    """
+    def __init__(self, catalog: Catalog, folder: Path) -> None:
+        """Open a finished comparison, whose folder this is."""
+        self.catalog, self.folder = catalog, folder
+        self.manifest = read_manifest(folder, "comparison", "repeat the command")
 
-    def __init__(self, folder: Path) -> None:
-        """Open the files in an artifact's folder."""
-        self.folder = folder
-        self.similarity: npt.NDArray[np.float64] = map_array(folder / layout.NEAREST_SIMILARITY)
-        self.row: npt.NDArray[np.int64] = map_array(folder / layout.NEAREST_ROW)
+    @cached_property
+    def similarity(self) -> RowColumn:
+        """Similarity to it, float64 [N]: 1 for identical ones; NOTHING_EARLIER where there is none, and for samples that aren't judged."""
+        return self.row_column(layout.SIMILARITY, np.float64)
 
-    @staticmethod
-    def are_written(folder: Path) -> bool:
-        """Return True if both files exist: the similarities are published last."""
-        return (folder / layout.NEAREST_SIMILARITY).exists()
-
-    @staticmethod
-    @contextmanager
-    def writing(folder: Path, rows: int) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]:
-        """Yield similarity and row, mapped for writing, of N rows; publish both files at the end of the block."""
-        with (
-            replacing(folder / layout.NEAREST_SIMILARITY) as similarity_path,
-            replacing(folder / layout.NEAREST_ROW) as row_path,
-        ):
-            yield create_array(similarity_path, (rows,), np.float64), create_array(row_path, (rows,), np.int64)
+    @cached_property
+    def row(self) -> RowColumn:
+        """Its row, int64 [N]; −1 where there is none."""
+        return self.row_column(layout.NEAREST_ROW, np.int64)

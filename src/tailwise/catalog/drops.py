@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,12 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import REMOVALS, Artifact, FinishedArtifact, read_manifest
-from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, create_array, map_array, writing
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.columns import PlainColumn, RowColumn
+from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, writing
 from tailwise.catalog.kinds import WITHOUT
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
-from tailwise.storage.local import replacing
 from tailwise.text import command_line
 
 DROPPED_SCHEMA = pa.schema(
@@ -44,7 +45,6 @@ class DropList(FinishedArtifact):
         kind: the stage that made it: "dedup" or "filter".
         without: names of the lists it was made without, as given.
         clustering: name of the clustering inside which samples were compared; None of a filter.
-        snapshot: the rows it speaks of are those of this snapshot.
     """
 
     def __init__(self, catalog: Catalog, name: str, user: str | None = None) -> None:
@@ -66,40 +66,50 @@ class DropList(FinishedArtifact):
         self.kind: str = self.manifest["identity"]["kind"]
         self.without: list[str] = list(self.config["without"])
         self.clustering: str | None = self.config.get("clustering")
-        self.snapshot: Snapshot = catalog.snapshot(self.config["snapshot"])
 
     @cached_property
-    def mask(self) -> npt.NDArray[np.bool_]:
-        """Which rows it drops, those of `without` not among them: bool [N], mapped."""
-        return map_array(self.folder / layout.DROPPED_MASK)
+    def mask(self) -> RowColumn:
+        """Which rows it drops, those of `without` not among them: bool [N]."""
+        return self.row_column(layout.DROPPED, np.bool_)
 
     def tables(self, rows: slice) -> pa.Table:
         """Return the dropped rows among some rows, and the reasons: DROPPED_SCHEMA."""
-        within = [("row", ">=", rows.start), ("row", "<", rows.stop)]
-        return pq.read_table(check_file(self.folder / layout.DROPPED_TABLE), filters=within)
+        return _dropped(check_file(self.folder / layout.DROPPED_TABLE), rows)
 
 
-def write_drops(artifact: Artifact, rows: int, tables: Iterable[pa.Table]) -> int:
-    """Writes mask and table of a drop list; returns how many rows it drops.
+def _dropped(table: Path, rows: slice, columns: Sequence[str] | None = None) -> pa.Table:
+    return pq.read_table(table, columns=columns, filters=[("row", ">=", rows.start), ("row", "<", rows.stop)])
+
+
+def write_drop_table(artifact: Artifact, tables: Iterable[pa.Table]) -> int:
+    """Write the table of a drop list; return how many rows it drops.
 
     Args:
         artifact: whose identity has the kind "dedup" or "filter", and in its config "snapshot" (number) and "without" (names).
-        rows: N, of the snapshot.
         tables: DROPPED_SCHEMA, by ascending row over all tables, each row once.
     """
     total = 0
     with (
-        replacing(artifact.path(layout.DROPPED_MASK)) as mask_path,
         writing(artifact.path(layout.DROPPED_TABLE)) as stream,
         pq.ParquetWriter(stream, DROPPED_SCHEMA, compression="zstd") as writer,
     ):
-        mask = create_array(mask_path, (rows,), np.bool_)
         for table in tables:
-            mask[table.column("row").to_numpy()] = True
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
             total += table.num_rows
-        del mask
     return total
+
+
+def drop_mask(folder: Path) -> PlainColumn:
+    """Return the column of a drop list's folder that marks the dropped rows: bool."""
+    return PlainColumn(folder, layout.DROPPED)
+
+
+def write_mask(folder: Path, part: Part) -> None:
+    """Mark the rows of a part that the table of a drop list drops."""
+    mask = np.zeros(part.rows, np.bool_)
+    rows = _dropped(folder / layout.DROPPED_TABLE, part.span, ["row"]).column(0).to_numpy()
+    mask[rows - part.first_row] = True
+    drop_mask(folder).write(part, mask)
 
 
 class Survivors:

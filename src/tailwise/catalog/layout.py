@@ -67,17 +67,17 @@ CENTROIDS = "centroids.npy"
 CLUSTER_TABLE = "clusters.parquet"
 FIT = "fit.json"
 
-# Of a comparison, a drop list, and a list of entries.
-NEAREST_SIMILARITY = "similarity.npy"
-NEAREST_ROW = "row.npy"
-DROPPED_MASK = "dropped.npy"
+# Columns of comparisons, drop lists and plans that have one file a part, of plain names (see `plain_file`): also SIMILARITY and RANK.
+NEAREST_ROW = "row"
+DROPPED = "dropped"
+RATE = "rate"
+GROUP = "group"
+
+# Of a drop list, and a list of entries.
 DROPPED_TABLE = "dropped.parquet"
 ENTRY_TABLE = "entries.parquet"
 
 # Of a plan.
-RATE = "rate.npy"
-GROUP = "group.npy"
-GROUP_RANK = "rank.npy"
 GROUP_TABLE = "groups.parquet"
 QUOTAS = "quotas.npy"
 SHARD_OFFSETS = "shard_offsets.npy"
@@ -91,7 +91,6 @@ JOINING = "joining"
 TRAINING = "training"
 DENSITY = "density"
 WORK = "work"
-DECISIONS = "decisions"
 PAIRS = "pairs"
 REPETITION = "repetition-"
 SPILL = ".spill"
@@ -100,6 +99,11 @@ SPILL = ".spill"
 def part_name(number: int) -> str:
     """Return the stem of the files of one part."""
     return f"{PART}{number:06d}"
+
+
+def plain_file(column: str, part: int) -> str:
+    """Return the file of one part of a column. The first one has no number: a pool of one part has plain names."""
+    return f"{column}{f'-{part:06d}' if part else ''}{ARRAY}"
 
 
 def marker(path: Path) -> Path:
@@ -127,6 +131,6 @@ def export_record(catalog: Path, output: str) -> Path:
     return catalog / EXPORTS / f"{output}{RECORD}"
 
 
-def slots_before(plan: Path, epoch: int) -> Path:
-    """Return the file with the slots of all rows of a plan before an epoch."""
-    return plan / SLOTS / f"{SLOTS_BEFORE}{epoch:09d}{ARRAY}"
+def slots_before(epoch: int) -> str:
+    """Return the column with the slots of a plan before an epoch, in the folder SLOTS."""
+    return f"{SLOTS_BEFORE}{epoch:09d}"

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import Artifact, PartColumn
+from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.files import digest, read_table, write_table
 from tailwise.catalog.kinds import MATCHES
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import Artifact, PartColumn
+from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.files import digest
 from tailwise.catalog.kinds import SCORE, plain_name
 

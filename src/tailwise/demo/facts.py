@@ -45,7 +45,7 @@ def keys_of(catalog: Catalog) -> list[str]:
 def count_duplicates(catalog: Catalog, name: str, truth: Path) -> Duplicates:
     """Compare a drop list with the planted near-duplicates; `truth` is the pool's `duplicates.tsv`."""
     source = {key: original for key, (original,) in read_table(truth).items()}
-    mask = DropList(catalog, name).mask
+    mask = DropList(catalog, name).mask[:]
     families = [source.get(key, key) for key in keys_of(catalog)]
     kept = {family for family, gone in zip(families, mask, strict=True) if not gone}
     dropped = int(mask.sum())

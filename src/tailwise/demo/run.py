@@ -194,7 +194,7 @@ def _prepare(demo: Demo) -> None:
             f"recall {found.recall:.1%}, precision {found.precision:.1%}"
         )
     else:
-        dropped = int(DropList(demo.catalog, "duplicates").mask.sum())
+        dropped = int(DropList(demo.catalog, "duplicates").mask[:].sum())
         demo.fact(f"{dropped:,} near-duplicates dropped ({dropped / rows:.1%} of the sample)")
     demo.run("cluster", catalog, k=settings.clusters, merge=settings.merge, without="duplicates")
 

@@ -14,14 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog.files import create_array, read_array, write_array
-from tailwise.catalog.layout import SPILL
-from tailwise.kernels.ranks import value_ranks
-from tailwise.storage.local import replacing, scratch
+from tailwise.catalog.files import read_array, write_array
+from tailwise.storage.local import replacing
 
 BUCKET_ROWS = 16_000_000
 RUN_BYTES = 64 << 20  # records that are sorted at a time
-_VALUE = np.dtype([("row", "<i8"), ("label", "<i4"), ("value", "<f4")])
 Records = npt.NDArray[Any]
 
 
@@ -119,75 +116,3 @@ def cluster_buckets(sizes: npt.NDArray[np.int64], bucket_rows: int) -> npt.NDArr
         buckets[cluster] = bucket
         filled += size
     return buckets
-
-
-def write_value_ranks(
-    path: Path,
-    sizes: npt.NDArray[np.int64],
-    columns: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]],
-    *,
-    bucket_rows: int = BUCKET_ROWS,
-) -> None:
-    """Write the in-cluster rank of every row by ascending value, ties by row: uint32 [N], a `.npy` file.
-
-    Rows are regrouped by cluster, those of a cluster of more than `bucket_rows` again by value. Memory is bounded by `bucket_rows`, at
-    about 60 bytes a row.
-
-    Args:
-        path: of the file.
-        sizes: int64 [K], members of each cluster.
-        columns: labels int32 [n] (negative: no cluster, rank 0) and values float32 [n], part by part.
-        bucket_rows: rows ranked at a time; the result doesn't depend on it.
-    """
-    buckets, total = cluster_buckets(sizes, bucket_rows), 0
-
-    def chunks() -> Iterator[tuple[npt.NDArray[np.int64], Records]]:
-        nonlocal total
-        for labels, values in columns:
-            members = np.flatnonzero(labels >= 0)
-            records = np.empty(len(members), _VALUE)
-            records["row"], records["label"], records["value"] = total + members, labels[members], values[members]
-            total += len(labels)
-            yield buckets[records["label"]], records
-
-    with scratch(path.with_name(path.name + SPILL)) as folder:
-        shuffle = Shuffle(folder, _VALUE, int(buckets.max(initial=0)) + 1)
-        shuffle.write("rows", chunks())
-        ranks = create_array(path, (total,), np.uint32)
-        for bucket in range(shuffle.buckets):
-            _rank(shuffle, bucket, ranks, bucket_rows)
-
-
-def _rank(
-    shuffle: Shuffle, bucket: int, ranks: npt.NDArray[np.uint32], bucket_rows: int, first: int = 0, shift: int = 16
-) -> None:
-    """Rank the records of a bucket, from rank `first` on; split a cluster that is too large by 16 bits of its values, from `shift` on."""
-    names = ("rows",)
-    if shuffle.rows(names, bucket) <= bucket_rows:
-        records = shuffle.read(names, bucket)
-        ranks[records["row"]] = first + value_ranks(records["label"], records["value"])
-        return
-    if shift < 0:  # equal values, which come by row
-        for chunk in shuffle.chunks(names, bucket, bucket_rows):
-            ranks[chunk["row"]] = first + np.arange(len(chunk), dtype=np.uint32)
-            first += len(chunk)
-        return
-    sizes = np.zeros(1 << 16, np.int64)
-    for chunk in shuffle.chunks(names, bucket, bucket_rows):
-        sizes += np.bincount(_digits(chunk["value"], shift), minlength=len(sizes))
-    pieces = cluster_buckets(sizes, bucket_rows)
-    finer = Shuffle(shuffle.folder / str(bucket), _VALUE, int(pieces[-1]) + 1)
-    chunks = shuffle.chunks(names, bucket, bucket_rows)
-    finer.write("rows", ((pieces[_digits(chunk["value"], shift)], chunk) for chunk in chunks))
-    for piece in range(finer.buckets):
-        several = np.count_nonzero(sizes[pieces == piece]) > 1  # then it isn't too large
-        _rank(finer, piece, ranks, bucket_rows, first, shift if several else shift - 16)
-        first += int(sizes[pieces == piece].sum())
-
-
-def _digits(values: npt.NDArray[np.float32], shift: int) -> npt.NDArray[np.int64]:
-    """Return 16 bits of each value, from `shift` on, of the number that orders floats as they are: int64 [n]."""
-    bits = (values + np.float32(0)).view(np.uint32)  # −0 is 0
-    ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    digits: npt.NDArray[np.int64] = ((ordered >> shift) & 0xFFFF).astype(np.int64)
-    return digits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,21 +13,20 @@ import numpy.typing as npt
 
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import FinishedArtifact, read_manifest
-from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, map_array, map_cache, note_digest, read_table
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.columns import PlainColumn, RowColumn, Rows
+from tailwise.catalog.files import map_array, map_cache, note_digest, read_table, write_array
 from tailwise.errors import DamagedError, UserError
 from tailwise.execution.base import KERNEL, Executor, Task, Worker
 from tailwise.execution.local import LocalExecutor
-from tailwise.mapped import release_pages
 from tailwise.plan.bernoulli import bernoulli_copies
 from tailwise.plan.quotas import UNIT_BITS, UNITS
 from tailwise.plan.stream import Stream
-from tailwise.storage.local import locked, replacing
+from tailwise.storage.local import locked
 from tailwise.text import command_line
 
 CHUNK_ROWS = 1 << 20
 MAX_EPOCH = 10_000  # the counts of an epoch need those of all earlier epochs
-Rows = slice | npt.NDArray[np.int64]
 
 
 class Plan(FinishedArtifact):
@@ -34,7 +34,6 @@ class Plan(FinishedArtifact):
 
     Attributes:
         name: name of the plan.
-        snapshot: snapshot whose rows the plan draws.
     """
 
     def __init__(self, catalog: Catalog | str | Path, name: str) -> None:
@@ -48,10 +47,9 @@ class Plan(FinishedArtifact):
         self.folder = catalog.plan_folder(name)
         remedy = f"make it with {command_line('plan', catalog.folder, name, method='…')}"
         self.manifest = read_manifest(self.folder, "plan", remedy)
-        self.snapshot: Snapshot = catalog.snapshot(self.config["snapshot"])
         if self.snapshot.id != self.inputs["snapshot"]:
             raise UserError(f"plan {name!r} was made for another snapshot {self.snapshot.number}: make it again")
-        self._slots: tuple[int, npt.NDArray[np.uint32]] = (0, np.empty(0, np.uint32))
+        self._slots: tuple[int, RowColumn] | None = None  # an epoch, and the slots before it
 
     def __reduce__(self) -> tuple[type[Plan], tuple[Catalog, str]]:
         """Pickle catalog and name only: another process opens the plan again."""
@@ -99,17 +97,17 @@ class Plan(FinishedArtifact):
     @cached_property
     def by_rate(self) -> bool:
         """True if the plan has one rate per row instead of clusters and quotas."""
-        return layout.RATE in self.manifest["files"]
+        return layout.plain_file(layout.RATE, 0) in self.manifest["files"]
 
     @cached_property
-    def rates(self) -> npt.NDArray[np.float32]:
+    def rates(self) -> RowColumn:
         """Expected copies of each row per epoch, float32 [N]; only in a plan by rate."""
-        return map_array(self.folder / layout.RATE)
+        return self.row_column(layout.RATE, np.float32)
 
     @cached_property
-    def groups(self) -> npt.NDArray[np.int32]:
+    def groups(self) -> RowColumn:
         """Cluster of each row, int32 [N]; −1 for rows that are never drawn."""
-        return map_array(self.folder / layout.GROUP)
+        return self.row_column(layout.GROUP, np.int32)
 
     def groups_at(self, rows: Rows) -> npt.NDArray[np.int32]:
         """Return clusters of rows (see `groups`), checked to be below K because compiled code does not check.
@@ -117,16 +115,17 @@ class Plan(FinishedArtifact):
         Raises:
             DamagedError: a cluster is not below K.
         """
-        groups = np.asarray(self.groups[rows])
+        groups: npt.NDArray[np.int32] = self.groups[rows]
         if groups.max(initial=-1) >= len(self.sizes):
+            path = self.groups.file_of(int(_numbers(rows)[groups.argmax()]))
             problem = f"names the group {groups.max():,} of {len(self.sizes):,}: it is damaged"
-            raise DamagedError(f"{self.folder / layout.GROUP} {problem}; restore it, or make the plan again")
+            raise DamagedError(f"{path} {problem}; restore it, or make the plan again")
         return groups
 
     @cached_property
-    def ranks(self) -> npt.NDArray[np.uint32]:
+    def ranks(self) -> RowColumn:
         """In-cluster rank of each row, uint32 [N], by first row or by the pick."""
-        return map_array(self.folder / layout.GROUP_RANK)
+        return self.row_column(layout.RANK, np.uint32)
 
     @cached_property
     def shard_offsets(self) -> npt.NDArray[np.int64]:
@@ -230,18 +229,28 @@ class Plan(FinishedArtifact):
             UserError: another process is writing slots of this plan.
             OSError: the plan's folder cannot be written to.
         """
-        path = layout.slots_before(self.folder, epoch)
-        if self.draw_name != "stream" or not self.dynamic or epoch < 1 or map_cache(path) is not None:
+        if self.draw_name != "stream" or not self.dynamic or epoch < 1:
             return
-        with locked(layout.lock(path.parent), str(path)), replacing(path, unique=True) as temporary:
-            create_array(temporary, (self.rows,), np.uint32)
-            for _ in (executor or LocalExecutor()).map(_WriteSlots(self, epoch, temporary), self.spans(), KERNEL):
+        parts, kept = self.catalog.parts(self.snapshot), self._slots_before(epoch)
+        missing = [part for part in parts if not _holds(kept, part)]
+        if not missing:
+            return
+        first = kept.path(parts[0])
+        with locked(layout.lock(first.parent), str(first)):
+            # The first file, whose name is the epoch's, comes last.
+            for _ in (executor or LocalExecutor()).map(_WriteSlots(self, epoch), reversed(missing), KERNEL):
                 pass
-        note_digest(path)
         for other in [other for other in self._epochs_with_slots() if other <= epoch][:-2]:
-            other_path = layout.slots_before(self.folder, other)
-            other_path.unlink()  # others may still read the epoch before; another training may need later ones
-            layout.marker(other_path).unlink(missing_ok=True)
+            # Others may still read the epoch before; another training may need later ones.
+            for path in map(self._slots_before(other).path, parts):
+                path.unlink(missing_ok=True)
+                layout.marker(path).unlink(missing_ok=True)
+
+    def _slots_before(self, epoch: int) -> RowColumn:
+        """Return the column of the slots that may be kept before an epoch."""
+        return RowColumn(
+            _slot_column(self.folder, epoch).path, self.catalog.parts(self.snapshot), np.uint32, read=_read_cache
+        )
 
     def _epochs_with_slots(self) -> list[int]:
         """Return the epochs with slots in the folder, ascending."""
@@ -253,31 +262,31 @@ class Plan(FinishedArtifact):
         """Return slots of rows before an epoch, from the latest that are kept: uint32 [n]; only in a plan drawn by stream."""
         rows = self._checked(rows)
         groups = self.groups_at(rows)
-        first, kept = self._kept_slots(epoch)
-        slots = np.asarray(kept[rows]) if first else self.stream.first_slots(groups, np.asarray(self.ranks[rows]))
+        first, slots = self._kept_slots(epoch, rows)
+        if slots is None:
+            slots = self.stream.first_slots(groups, self.ranks[rows])
         return self.stream.advance_slots(groups, slots, first, epoch)
 
-    def _kept_slots(self, epoch: int) -> tuple[int, npt.NDArray[np.uint32]]:
-        """Return the latest epoch up to `epoch` with kept slots, and these slots, mapped; epoch 0 and an empty array if there are none."""
-        found = self._slots  # a local name: another thread may be drawing another epoch
-        if found[0] == epoch:  # still mapped, even if the file is gone
-            return found
-        for first in reversed([first for first in self._epochs_with_slots() if first <= epoch]):
-            if first == found[0]:
-                return found
-            # None: the file is damaged, or another process has just removed it.
-            slots = map_cache(layout.slots_before(self.folder, first))
-            if slots is not None and slots.shape == (self.rows,):
-                self._slots = first, slots
-                return self._slots
-        self._slots = 0, np.empty(0, np.uint32)
-        return self._slots
+    def _kept_slots(self, epoch: int, rows: Rows) -> tuple[int, npt.NDArray[np.uint32] | None]:
+        """Return the latest epoch up to `epoch` with kept slots of some rows, and these; epoch 0 and None if there are none."""
+        held = self._slots  # a local name: another thread may be drawing another epoch
+        if held is not None and held[0] == epoch:  # parts that are mapped stay so, even if the file is gone
+            with suppress(UserError):
+                return epoch, held[1][rows]
+        for first in reversed([first for first in self._epochs_with_slots() if first <= epoch] if epoch else []):
+            kept = held if held is not None and held[0] == first else (first, self._slots_before(first))
+            with suppress(UserError):  # the file is damaged, or another process has just removed it
+                slots = kept[1][rows]
+                self._slots = kept
+                return first, slots
+        return 0, None
 
     def release_pages(self) -> None:
         """Release the pages of mapped columns: they stay in the system's cache, and no longer count as this process's memory."""
-        for column in ("groups", "ranks", "rates"):
-            release_pages(self.__dict__.get(column))
-        release_pages(self._slots[1])
+        columns = [self.__dict__.get(name) for name in ("groups", "ranks", "rates")]
+        for column in (*columns, self._slots and self._slots[1]):
+            if column is not None:
+                column.release_pages()
 
     def _checked(self, rows: Rows) -> Rows:
         """Return rows that are in bounds, because compiled code does not check."""
@@ -312,17 +321,36 @@ class Plan(FinishedArtifact):
 
 
 @dataclass(frozen=True, eq=False)
-class _WriteSlots(Task[slice, None]):
-    """Write the slots of rows before an epoch into a file of all rows."""
+class _WriteSlots(Task[Part, None]):
+    """Write the slots of the rows of a part before an epoch."""
 
     plan: Plan
     epoch: int
-    path: Path
 
-    def run(self, item: slice, worker: Worker) -> None:
+    def run(self, item: Part, worker: Worker) -> None:
         plan = worker.cached((self.plan.folder, self.plan.id), lambda: self.plan)
-        slots = np.lib.format.open_memmap(self.path, mode="r+")
-        slots[item] = plan.slots(self.epoch, item)
+        path = _slot_column(plan.folder, self.epoch).path(item)
+        write_array(path, plan.slots(self.epoch, item.span), unique=True)
+        note_digest(path)
+
+
+def _slot_column(plan: Path, epoch: int) -> PlainColumn:
+    """Return the column of the slots that may be kept before an epoch, in the folder of a plan."""
+    return PlainColumn(plan / layout.SLOTS, layout.slots_before(epoch))
+
+
+def _read_cache(path: Path) -> npt.NDArray[np.uint32]:
+    """Map a file of kept slots; a UserError says that it is missing or damaged."""
+    if (slots := map_cache(path)) is None:
+        raise DamagedError(f"{path} is missing or damaged")
+    return slots
+
+
+def _holds(column: RowColumn, part: Part) -> bool:
+    """Return True if the file of a part is sound."""
+    with suppress(UserError):
+        return len(column.read(part)) == part.rows
+    return False
 
 
 def _numbers(rows: Rows) -> npt.NDArray[np.int64]:
@@ -330,14 +358,14 @@ def _numbers(rows: Rows) -> npt.NDArray[np.int64]:
 
 
 def _stream_copies(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint8]:
-    groups, ranks = plan.groups_at(rows), np.asarray(plan.ranks[rows])
+    groups, ranks = plan.groups_at(rows), plan.ranks[rows]
     return plan.stream.copies(epoch, groups, ranks, plan.slots(epoch, rows))
 
 
 def _bernoulli_copies(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint8]:
     seed = plan.config["seed"]
     if plan.by_rate:
-        return bernoulli_copies(seed, epoch, _numbers(rows), np.asarray(plan.rates[rows]))
+        return bernoulli_copies(seed, epoch, _numbers(rows), plan.rates[rows])
     return bernoulli_copies(seed, epoch, _numbers(rows), plan.cluster_rates(epoch), plan.groups_at(rows))
 
 

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.columns import RowsByPart
 from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array
 from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError
-from tailwise.kernels.places import by_value
 from tailwise.mapped import release_pages
 from tailwise.storage.local import locked, replacing
 from tailwise.storage.lru import LRUCache
@@ -95,35 +95,12 @@ def _write(catalog: Catalog, part: Part) -> None:
     note_digest(locations_path(catalog, part))
 
 
-class _Rows:
-    """Rows of a snapshot, split by part."""
-
-    def __init__(self, parts: list[Part]) -> None:
-        self.parts = parts
-        self._first = np.array([part.first_row for part in parts], np.int64)
-        self._rows = parts[-1].span.stop if parts else 0
-
-    def by_part(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[Part, slice | npt.NDArray[np.int64]]]:
-        """Yield each part that has some of the rows, and the places of these in `rows`."""
-        if not len(rows):
-            return
-        low, high = int(rows.min()), int(rows.max())
-        if low < 0 or high >= self._rows:
-            raise IndexError(f"row {low if low < 0 else high} is not among 0 … {self._rows - 1}")
-        first, last = np.searchsorted(self._first, (low, high), "right") - 1
-        if first == last:
-            yield self.parts[first], slice(None)
-            return
-        for number, where in by_value(np.searchsorted(self._first, rows, "right") - 1):
-            yield self.parts[number], where
-
-
 class Locations:
     """The locations of a snapshot's samples, which `ensure_locations` has made. Files are mapped when they are needed; may be pickled."""
 
     def __init__(self, catalog: Catalog, snapshot: Snapshot, *, open_parts: int = OPEN_PARTS) -> None:
         self._catalog, self._snapshot = catalog, snapshot
-        self._rows = _Rows(catalog.parts(snapshot))
+        self._rows = RowsByPart(catalog.parts(snapshot))
         self._maps: LRUCache[int, npt.NDArray[Any]] = LRUCache(open_parts)
         self._read_rows = 0
 
@@ -151,7 +128,7 @@ class Locations:
             UserError: the file of a part is missing or damaged.
         """
         out = np.empty(len(rows), LOCATION)
-        for part, where in self._rows.by_part(rows):
+        for part, where in self._rows.split(rows):
             locations = self._maps.get(part.number, partial(self._map, part))
             out[where] = locations[rows[where] - part.first_row]
         self._read_rows += len(rows)
@@ -167,7 +144,7 @@ class Names:
 
     def __init__(self, catalog: Catalog, snapshot: Snapshot) -> None:
         self._catalog = catalog
-        self._rows = _Rows(catalog.parts(snapshot))
+        self._rows = RowsByPart(catalog.parts(snapshot))
 
     def of(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
         """Return (key, uid as 32 hexadecimal digits) of each row, int64 [n], of the snapshot.
@@ -177,7 +154,7 @@ class Names:
             UserError: a Parquet file is missing or damaged.
         """
         names = [("", "")] * len(rows)
-        for part, where in self._rows.by_part(rows):
+        for part, where in self._rows.split(rows):
             table = self._catalog.samples_at(part.number, rows[where] - part.first_row, ["key", "uid"])
             keys, uids = (table.column(name).to_pylist() for name in ("key", "uid"))
             for position, key, uid in zip(np.arange(len(rows))[where].tolist(), keys, uids, strict=True):

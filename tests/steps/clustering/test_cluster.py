@@ -4,16 +4,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tailwise.catalog import artifacts
+from tailwise.catalog import columns
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.clusterings import Clustering
-from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.drops import DROPPED_SCHEMA
 from tailwise.catalog.files import note_digest, read_array, read_json
 from tailwise.errors import UserError
 from tailwise.kernels.assign import MISSING, assign
 from tailwise.requests import ClusterRequest
 from tailwise.steps.clustering import tasks as stage
 from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.drops import write_drops
 from tailwise.steps.importing.pool import import_pool
 
 
@@ -41,7 +42,7 @@ def drop(catalog, name, rows, without=()):
     table = pa.Table.from_pylist([{"row": row, "reason": "by hand"} for row in sorted(rows)], DROPPED_SCHEMA)
     config = {"without": list(without), "snapshot": catalog.snapshot().number}
     with Artifact(catalog.drops_folder(name), "filter", config, {}) as artifact:
-        write_drops(artifact, catalog.snapshot().rows, [table])
+        write_drops(artifact, catalog.parts(), [table])
         artifact.finish({})
 
 
@@ -118,7 +119,7 @@ def test_fits_on_a_sample_and_assigns_all(small_catalog):
 def test_resumes_after_an_interruption_with_the_same_bytes(small_catalog, tree_bytes, interrupted):
     cluster(small_catalog, ClusterRequest(k=12, name="whole"))
     folder = small_catalog.clusters_folder("broken")
-    with interrupted(artifacts, "write_array", lambda path, _: path.name == "label-part-000001.npy"):
+    with interrupted(columns, "write_array", lambda path, _: path.name == "label-part-000001.npy"):
         cluster(small_catalog, ClusterRequest(k=12, name="broken"))
     assert not (folder / "manifest.json").exists()
     kept = {name: (folder / name).stat().st_mtime_ns for name in ("centroids.npy", "similarity-part-000000.npy")}
@@ -406,7 +407,7 @@ def test_an_interrupted_extension_goes_on_with_the_same_bytes(small_catalog, gro
     catalog = grow(small_catalog)
     cluster(catalog, ClusterRequest(extends="main", name="whole"))
     folder = catalog.clusters_folder("broken")
-    stops = ((artifacts, "label-part-000002.npy"), (stage, "part-000003.npy"), (artifacts, "rank-part-000001.npy"))
+    stops = ((columns, "label-part-000002.npy"), (stage, "part-000003.npy"), (columns, "rank-part-000001.npy"))
     for module, name in stops:
         with interrupted(module, "write_array", lambda path, _, name=name: path.name == name):
             cluster(catalog, ClusterRequest(extends="main", name="broken"))

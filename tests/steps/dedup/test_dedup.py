@@ -12,7 +12,7 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DROPPED_SCHEMA as SCHEMA
-from tailwise.catalog.drops import DropList, write_drops
+from tailwise.catalog.drops import DropList
 from tailwise.catalog.files import note_digest, read_record, write_record
 from tailwise.cli import app
 from tailwise.errors import UserError
@@ -25,6 +25,7 @@ from tailwise.steps.dedup import members, neighbours
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.dedup.members import Layout
 from tailwise.steps.dedup.suggest import EPSILONS, suggest
+from tailwise.steps.drops import write_drops
 from tailwise.steps.importing.pool import import_pool
 
 # --- the plain reference: one cluster after the other, all pairs, nothing collapsed -------------------------------------
@@ -80,7 +81,7 @@ def decisions(catalog, name="duplicates"):
     assert table.schema == SCHEMA
     rows = table.column("row").to_numpy()
     assert (np.diff(rows) > 0).all()
-    np.testing.assert_array_equal(np.flatnonzero(drops.mask), rows)
+    np.testing.assert_array_equal(np.flatnonzero(drops.mask[:]), rows)
     return {row["row"]: (row["kept_row"], row["similarity"]) for row in table.to_pylist()}
 
 
@@ -188,7 +189,7 @@ def drop(catalog, name, rows):
     table = SCHEMA.empty_table().from_pylist([{"row": row, "reason": "by hand"} for row in rows], SCHEMA)
     config = {"without": [], "snapshot": catalog.snapshot().number}
     with Artifact(catalog.drops_folder(name), "filter", config, {}) as artifact:
-        write_drops(artifact, catalog.snapshot().rows, [table])
+        write_drops(artifact, catalog.parts(), [table])
         artifact.finish({})
 
 
@@ -258,9 +259,7 @@ def test_goes_on_after_an_interruption_with_the_same_bytes(
         make_all(catalog)
     assert not (catalog.drops_folder("a") / "manifest.json").exists()
     sizes = np.bincount(column(catalog, "label")[column(catalog, "label") >= 0])
-    finished = [
-        int(path.stem.removeprefix("bucket-")) for path in catalog.folder.glob("neighbours/*/work/*/bucket-*.npy")
-    ]
+    finished = [int(path.stem) for path in catalog.folder.glob("neighbours/*/work/*/results/*.npy")]
     left = ~np.isin(cluster_buckets(sizes, 60), finished) & (sizes > 1)
     assert left.any()
     assert left.all() == (stops_at == 1)

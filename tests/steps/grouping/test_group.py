@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.clusterings import Clustering
-from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.drops import DROPPED_SCHEMA
 from tailwise.catalog.files import note_digest
 from tailwise.errors import UserError
 from tailwise.requests import GroupRequest, PlanRequest
+from tailwise.steps.drops import write_drops
 from tailwise.steps.grouping import write as group_write
 from tailwise.steps.grouping.group import _distinct, group
 from tailwise.steps.grouping.write import write_grouping
@@ -42,7 +43,9 @@ def drop(catalog, rows):
     config, inputs = {"snapshot": 1, "without": []}, {"snapshot": catalog.snapshot().id}
     with Artifact(catalog.drops_folder("some"), "filter", config, inputs) as artifact:
         write_drops(
-            artifact, 600, [pa.Table.from_pylist([{"row": row, "reason": "t"} for row in rows], DROPPED_SCHEMA)]
+            artifact,
+            catalog.parts(),
+            [pa.Table.from_pylist([{"row": row, "reason": "t"} for row in rows], DROPPED_SCHEMA)],
         )
         artifact.finish({})
 

@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.clusterings import Clustering
-from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.drops import DROPPED_SCHEMA
 from tailwise.catalog.files import read_table
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.requests import GroupRequest, PlanRequest
+from tailwise.steps.drops import write_drops
 from tailwise.steps.grouping.group import group
 from tailwise.steps.planning.plan import make_plan
 
@@ -69,7 +70,7 @@ def drop_all_but(catalog, kept, name):
     config = {"snapshot": 1, "without": []}
     with Artifact(catalog.drops_folder(name), "filter", config, {"snapshot": snapshot.id}) as artifact:
         rows = [{"row": row, "reason": "test"} for row in range(snapshot.rows) if row not in set(kept)]
-        write_drops(artifact, snapshot.rows, [pa.Table.from_pylist(rows, DROPPED_SCHEMA)])
+        write_drops(artifact, catalog.parts(), [pa.Table.from_pylist(rows, DROPPED_SCHEMA)])
         artifact.finish({})
     return name
 

@@ -1,16 +1,20 @@
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.clusterings import Clustering
-from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.drops import DROPPED_SCHEMA
+from tailwise.catalog.files import file_digest, note_digest, read_record, write_array, write_record
 from tailwise.errors import UserError
 from tailwise.plan import METHODS, Plan
 from tailwise.plan.methods import PICKS, register_method
 from tailwise.plan.quotas import UNITS
 from tailwise.requests import ClusterRequest, GroupRequest, PlanRequest, ScoreRequest
 from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.drops import write_drops
 from tailwise.steps.grouping.group import group as group_by
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.planning.weighted import quotas_of
@@ -40,7 +44,7 @@ def test_every_method_meets_its_budget_within_its_bounds(clustered, method, keep
         copies = plan.draw(epoch)
         assert copies.sum() == budget
         assert copies.max() == 1
-        assert np.array_equal(np.bincount(plan.groups, copies, len(plan.sizes)), plan.counts(epoch))
+        assert np.array_equal(np.bincount(plan.groups[:], copies, len(plan.sizes)), plan.counts(epoch))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -71,7 +75,7 @@ def test_ranked_picks_take_the_members_farthest_from_or_nearest_to_the_centroid(
     similarity = np.concatenate(list(Clustering.open(clustered, "main").parts("similarity")))
     drawn = plan.draw(0).astype(bool)
     for group in range(len(plan.sizes)):
-        inside = plan.groups == group
+        inside = plan.groups[:] == group
         taken, left = similarity[inside & drawn], similarity[inside & ~drawn]
         assert len(taken) == plan.quotas[group] // UNITS
         if len(left):
@@ -119,10 +123,43 @@ def test_part_borders_change_no_draw(_small_catalog_source, tmp_path):
         catalog = import_pool(sources, tmp_path / str(part_rows), workers=1, part_rows=part_rows).catalog
         cluster(catalog, ClusterRequest(k=40, points_per_centroid=10))
         plan = make_plan(catalog, "p", PlanRequest("dynamics", keep=0.5))
-        draws.append(np.stack([plan.draw(epoch) for epoch in range(4)]))
-        draws[-1] = np.vstack([draws[-1], make_plan(catalog, "q", PlanRequest("dbp", keep=0.3)).draw(0)])
+        plan.keep_slots(3)
+        draws.append(np.stack([plan.draw(epoch) for epoch in range(5)]))
+        (tmp_path / "rates.json").write_text(json.dumps({f"{row:06d}": row % 3 for row in range(600)}))
+        for request in (
+            PlanRequest("dbp", keep=0.3),
+            PlanRequest("top-score", score="caption-characters", keep=0.3),
+            PlanRequest("rates", rates=tmp_path / "rates.json"),
+        ):
+            plan = make_plan(catalog, request.method, request)
+            draws[-1] = np.vstack([draws[-1], plan.draw(1), plan.draw(1, np.arange(600)[::-1])[::-1]])
     assert np.array_equal(draws[0], draws[1])
     assert np.array_equal(draws[0], draws[2])
+
+
+def test_a_plan_of_one_file_for_all_parts_is_read(clustered):
+    """As older versions wrote it."""
+    plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
+    expected = [plan.draw(epoch) for epoch in range(4)]
+    columns = {"group": plan.groups[:], "rank": plan.ranks[:]}
+    for name, values in columns.items():
+        (plan.folder / f"{name}-000001.npy").unlink()
+        write_array(plan.folder / f"{name}.npy", values)
+    manifest = read_record(plan.folder / "manifest.json")
+    files = {path.name: file_digest(path) for path in plan.folder.glob("*.*") if path.name != "manifest.json"}
+    write_record(plan.folder / "manifest.json", {**manifest, "files": files})
+    slots = plan.slots(2, slice(0, 600))
+    path = plan.folder / "slots" / f"before-{2:09d}.npy"
+    write_array(path, slots)
+    note_digest(path)
+    old = Plan(clustered, "p")
+    rows = np.array([599, 3, 500, 0])
+    for epoch in (2, 3):
+        assert np.array_equal(old.draw(epoch), expected[epoch])
+        assert np.array_equal(old.draw(epoch, rows), expected[epoch][rows])
+    old.keep_slots(2)
+    assert np.array_equal(np.load(path), slots[: clustered.parts()[0].rows])
+    assert np.array_equal(Plan(clustered, "p").draw(3), expected[3])
 
 
 def test_appended_shards_leave_an_old_plan_as_it_was(
@@ -216,13 +253,13 @@ def test_a_plan_of_another_snapshot_is_refused(clustered):
 
 def test_the_plan_takes_at_most_8_bytes_a_sample(clustered):
     plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.5))
-    per_row = (plan.groups.nbytes + plan.ranks.nbytes) / plan.rows
+    per_row = (plan.groups[:].nbytes + plan.ranks[:].nbytes) / plan.rows
     assert per_row == 8
     assert {path.name for path in plan.folder.iterdir()} == {
         "manifest.json",
         "groups.parquet",
-        "group.npy",
-        "rank.npy",
+        *("group.npy", "group-000001.npy"),
+        *("rank.npy", "rank-000001.npy"),
         "shard_offsets.npy",
     }
 
@@ -270,7 +307,8 @@ def test_kept_slots_change_no_draw(clustered):
     ):  # one earlier one stays, and all later ones
         plan.keep_slots(epoch)
         there = sorted(path.name for path in (plan.folder / "slots").iterdir())
-        assert there == [f"before-{number:09d}.{suffix}" for number in kept for suffix in ("json", "npy")]
+        names = [f"before-{number:09d}{part}" for number in kept for part in ("-000001", "")]
+        assert there == [f"{name}.{suffix}" for name in names for suffix in ("json", "npy")]
         for number in range(9):
             assert np.array_equal(Plan(clustered, "p").draw(number), expected[number])
     static = make_plan(clustered, "s", PlanRequest("dbp", keep=0.5))
@@ -307,7 +345,7 @@ def test_alpha_is_annealed(clustered, draw):
         copies = plan.draw(epoch)
         if draw == "stream":
             assert copies.sum() == 300
-            counts = np.bincount(plan.groups, copies, len(plan.sizes))
+            counts = np.bincount(plan.groups[:], copies, len(plan.sizes))
             assert (np.abs(counts - plan.quotas_at(epoch) / UNITS) <= 1).all()
             assert np.array_equal(counts, plan.counts(epoch))
         else:
@@ -346,7 +384,7 @@ def test_picks_by_score(clustered, method, pick, sign):
     scores = np.concatenate(list(score_parts(clustered, clustered.snapshot(), ScoreRequest("image-bytes"))))
     expected = np.zeros(600, bool)
     for group in range(len(plan.sizes)):
-        members = np.flatnonzero(plan.groups == group)
+        members = np.flatnonzero(plan.groups[:] == group)
         ranked = members[np.argsort(sign * scores[members], kind="stable")]
         expected[ranked[: plan.quotas[group] // UNITS]] = True
     assert np.array_equal(plan.draw(0).astype(bool), expected)
@@ -358,7 +396,7 @@ def drop(catalog, name, rows, without=()):
     nothing = {item.name: [None] * len(rows) for item in DROPPED_SCHEMA}
     table = {**nothing, "row": rows, "reason": ["test"] * len(rows)}
     with Artifact(catalog.drops_folder(name), "filter", config, {"snapshot": catalog.snapshot().id}) as artifact:
-        dropped = write_drops(artifact, 600, [pa.Table.from_pydict(table, schema=DROPPED_SCHEMA)])
+        dropped = write_drops(artifact, catalog.parts(), [pa.Table.from_pydict(table, schema=DROPPED_SCHEMA)])
         artifact.finish({"dropped": dropped})
 
 

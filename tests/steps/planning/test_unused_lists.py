@@ -26,7 +26,7 @@ def listed(small_catalog):
 
 
 def masks(catalog):
-    return {name: DropList(catalog, name).mask for name in ("short", "large")}
+    return {name: DropList(catalog, name).mask[:] for name in ("short", "large")}
 
 
 @pytest.mark.parametrize(

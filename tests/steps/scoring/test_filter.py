@@ -66,9 +66,9 @@ def apply(catalog, request, rule, without=()):
     found = DropList(catalog, name)
     table = found.tables(slice(0, ROWS))
     assert table.schema == DROPPED_SCHEMA
-    assert table["row"].to_pylist() == np.flatnonzero(found.mask).tolist()
+    assert table["row"].to_pylist() == np.flatnonzero(found.mask[:]).tolist()
     summary = made.summary
-    assert (summary["dropped"], summary["kept"]) == (found.mask.sum(), summary["samples"] - found.mask.sum())
+    assert (summary["dropped"], summary["kept"]) == (found.mask[:].sum(), summary["samples"] - found.mask[:].sum())
     assert sum(summary["reasons"].values()) == summary["dropped"]
     assert try_filter(catalog, replace(rule, by=request, without=without)).summary == summary
     return found, table
@@ -119,7 +119,7 @@ def test_a_filter_drops_what_a_plain_reference_drops(pools, scores, rule, earlie
         without, part = [], np.ones(ROWS, np.bool_)
         if not all(earlier):
             before, _ = apply(catalog, other, FilterRequest("", maximum=0))
-            without, part = [before.name], ~before.mask
+            without, part = [before.name], ~before.mask[:]
         kept = plain_kept(scores, part, rule)
         share = rule.keep or rule.keep_lowest
         scored = int((~np.isnan(scores[part])).sum())
@@ -131,14 +131,14 @@ def test_a_filter_drops_what_a_plain_reference_drops(pools, scores, rule, earlie
                 filter_samples(catalog, replace(rule, by=request, name=f"f{next(NUMBERS)}", without=without))
             continue
         drops, table = apply(catalog, request, rule, without)
-        assert np.array_equal(drops.mask, part & ~kept)
+        assert np.array_equal(drops.mask[:], part & ~kept)
         # A list brings along those that it was made without.
         assert np.array_equal(Survivors(catalog, [drops.name], catalog.snapshot()).keeps(slice(0, ROWS)), kept)
-        dropped = scores[drops.mask]
+        dropped = scores[drops.mask[:]]
         assert np.array_equal(np.isnan(dropped), [reason == "no q" for reason in table["reason"].to_pylist()])
         assert np.array_equal(table["value"].to_numpy(), dropped.astype(np.float64), equal_nan=True)
         assert table["value"].null_count == np.isnan(dropped).sum()
-        found.append((drops.mask.tolist(), table))
+        found.append((drops.mask[:].tolist(), table))
     assert len(found) in {0, 2}
     assert not found or found[0] == found[1]
 
@@ -149,10 +149,10 @@ def test_the_top_share_is_exact_and_ties_go_by_row(pools):
     scores[[3, 29]] = 0.75
     scores[12] = np.nan
     drops, table = apply(catalog, given_scores(folder, scores), FilterRequest("", keep=0.3))
-    assert np.flatnonzero(~drops.mask).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 29]  # 0.3 · 30 = 9: of the whole pool
+    assert np.flatnonzero(~drops.mask[:]).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 29]  # 0.3 · 30 = 9: of the whole pool
     assert set(table["reason"].to_pylist()) == {"q not among the highest 0.3 of the pool", "no q"}
     drops, table = apply(catalog, given_scores(folder, scores), FilterRequest("", keep_lowest=0.1, missing="keep"))
-    assert np.flatnonzero(~drops.mask).tolist() == [0, 1, 2, 12]
+    assert np.flatnonzero(~drops.mask[:]).tolist() == [0, 1, 2, 12]
     assert set(table["reason"].to_pylist()) == {"q not among the lowest 0.1 of the pool"}
 
 
@@ -162,9 +162,9 @@ def test_bounds_are_those_of_the_numbers_that_scores_were_made_from(pools):
     request = given_scores(folder, decimals)
     for at in range(0, ROWS, 3):
         drops = apply(catalog, request, FilterRequest("", decimals[at]))[0]
-        assert np.flatnonzero(drops.mask).tolist() == list(range(at))
+        assert np.flatnonzero(drops.mask[:]).tolist() == list(range(at))
         drops = apply(catalog, request, FilterRequest("", maximum=decimals[at]))[0]
-        assert np.flatnonzero(drops.mask).tolist() == list(range(at + 1, ROWS))
+        assert np.flatnonzero(drops.mask[:]).tolist() == list(range(at + 1, ROWS))
     _, table = apply(catalog, request, FilterRequest("", 0.35, 2.0))
     reasons = dict(zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True))
     assert reasons == dict.fromkeys(range(3), "q below 0.35") | dict.fromkeys(range(20, 30), "q above 2")
@@ -191,7 +191,7 @@ def test_quantiles_are_order_statistics_of_those_that_take_part(pools):
 def test_filters_follow_one_another_and_a_clustering_takes_no_part_in_what_they_drop(small_catalog):
     filter_samples(small_catalog, FilterRequest("caption-characters", maximum=7, name="short"))  # groups 10 and 11
     filter_samples(small_catalog, FilterRequest("image-bytes", keep=0.5, without=["short"]))
-    first, second = (DropList(small_catalog, name).mask for name in ("short", "image-bytes"))
+    first, second = (DropList(small_catalog, name).mask[:] for name in ("short", "image-bytes"))
     assert first.sum() == 18 + 17
     assert not (first & second).any()
     assert second.sum() == 565 - 300
@@ -211,7 +211,7 @@ def test_a_rerun_does_nothing_and_another_rule_is_refused(small_catalog, tree_by
     filter_samples(small_catalog, FilterRequest("caption-words", minimum=2, name="words-2"))  # nothing is below
     after = tree_bytes(small_catalog.folder)
     assert {path.split("/")[0] for path in after.keys() - before.keys()} == {"drops"}
-    assert not DropList(small_catalog, "words-2").mask.any()
+    assert not DropList(small_catalog, "words-2").mask[:].any()
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from typer.testing import CliRunner
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.drops import DROPPED_SCHEMA
 from tailwise.catalog.files import file_stamp, note_digest
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
 from tailwise.requests import ClusterRequest, GroupRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.drops import write_drops
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.upkeep import excluded as module
 from tailwise.steps.upkeep.excluded import EXCLUDED_SCHEMA, write_excluded
@@ -51,7 +52,7 @@ def make_drops():
         )
         config = {"snapshot": snapshot.number, "without": list(without)}
         with Artifact(catalog.drops_folder(name), kind, config, {"snapshot": snapshot.id}) as artifact:
-            artifact.finish({"dropped": write_drops(artifact, snapshot.rows, [table])})
+            artifact.finish({"dropped": write_drops(artifact, catalog.parts(), [table])})
 
     return write
 
@@ -145,11 +146,12 @@ def test_each_has_its_first_cause(curated, tmp_path):
     remove(catalog, tmp_path / "keys.txt", reason="takedown")
     lines = written(catalog, tmp_path / "removed.parquet", plan)
     paths = shard_paths(catalog)
-    ranked = [row for row in range(600) if plan.groups[row] >= 0 and not plan.draw(0)[row]]
+    groups = plan.groups[:]
+    ranked = [row for row in range(600) if groups[row] >= 0 and not plan.draw(0)[row]]
     seen = Counter()
     nothing = dict.fromkeys(("kept_shard", "kept_key", "similarity"))
     for row, line in lines.items():
-        group = int(plan.groups[row])
+        group = int(groups[row])
         expected = {"shard": paths[row], "key": f"{row:06d}", "cluster": group if group >= 0 else None, **nothing}
         if row in hit["taken"]:
             cause = "remove", "takedown"

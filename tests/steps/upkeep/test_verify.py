@@ -9,7 +9,7 @@ def test_every_changed_or_missing_file_is_named(small_catalog):
     make_plan(small_catalog, "p", PlanRequest("dbp", keep=0.5))
     count, bad = verify(small_catalog)
     records = 1 + 2 + 2 + 2 + 2  # the catalog's header, markers of parts, column and joins, manifests
-    assert (count, bad) == (2 + 2 + 9 + 4 + records, [])
+    assert (count, bad) == (2 + 2 + 9 + 6 + records, [])
     spoiled = [
         small_catalog.samples_path(1),
         small_catalog.embedding_folder("image") / "part-000000.npy",

@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.drops import DROPPED_SCHEMA, write_drops
+from tailwise.catalog.drops import DROPPED_SCHEMA
 from tailwise.catalog.files import note_digest
 from tailwise.cli import app
 from tailwise.errors import UserError
 from tailwise.plan import Plan
 from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.drops import write_drops
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.upkeep.excluded import write_excluded
@@ -49,7 +50,7 @@ def _told_source(_small_catalog_source, tmp_path_factory):
         )
         config = {"snapshot": 1, "without": list(without)}
         with Artifact(catalog.drops_folder(name), kind, config, {}) as artifact:
-            artifact.finish({"dropped": write_drops(artifact, 600, [table])})
+            artifact.finish({"dropped": write_drops(artifact, catalog.parts(), [table])})
     path = catalog.embedding_folder("image") / "part-000000.npy"
     array = np.load(path)
     array[NO_EMBEDDING] = 0

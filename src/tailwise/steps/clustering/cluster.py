@@ -31,7 +31,8 @@ from tailwise.kernels.lloyd import CARRY_BYTES
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
 from tailwise.requests import ClusterRequest, at_least, bytes_of
 from tailwise.steps.clustering.fit import DrawRows, TrainingRows, fit
-from tailwise.steps.clustering.tasks import CHUNK_ROWS, Assign, Count, CountNeighbours, Histogram, Rank, Rows
+from tailwise.steps.clustering.tasks import CHUNK_ROWS, Assign, Count, CountNeighbours, Histogram, Rows
+from tailwise.steps.ranks import Rank
 from tailwise.text import did_you_mean
 
 COLLAPSED_SHARE = 0.5
@@ -194,7 +195,7 @@ class _Work:
                 similarity_sums[:] += found.similarities
                 dropped += found.dropped
 
-        for _ in self.context.executor.map(Rank(self.artifact.folder), parts(), KERNEL):
+        for _ in self.context.executor.map(Rank(self.files.labels, self.files.ranks), parts(), KERNEL):
             pass
         self._refuse_collapse(seen)
         table = _cluster_table(centroids, seen, similarity_sums)

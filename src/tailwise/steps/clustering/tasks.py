@@ -1,4 +1,4 @@
-"""Tasks of a clustering, part by part: assignment, counts, ranks, density."""
+"""Tasks of a clustering, part by part: assignment, counts, density."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from tailwise.execution.base import Task, Worker
 from tailwise.kernels.assign import MISSING, Assigner
 from tailwise.kernels.density import NeighbourCounter, similarity_steps
 from tailwise.kernels.grid import row_chunks, to_similarity_units
-from tailwise.kernels.ranks import appearance_ranks
 
 CHUNK_ROWS = 65_536
 Result = TypeVar("Result")
@@ -119,23 +118,6 @@ class Count(PartTask[Counts]):
         np.add.at(sums, members, to_similarity_units(similarity))
         dropped = int((~self.rows.survivors(worker).keeps(item.span)).sum())
         return Counts(np.bincount(members, minlength=clusters), sums, dropped)
-
-
-@dataclass(frozen=True)
-class Rank(Task[tuple[Part, npt.NDArray[np.int64]], None]):
-    """Write the rank of each row in its cluster. Items: a part, and the members of each cluster in the parts before, int64 [K]."""
-
-    folder: Path  # of the clustering
-
-    def files(self, item: tuple[Part, npt.NDArray[np.int64]]) -> Sequence[Path]:
-        """Return the file of a part."""
-        return (ClusterFiles(self.folder).ranks.path(item[0]),)
-
-    def run(self, item: tuple[Part, npt.NDArray[np.int64]], worker: Worker) -> None:  # noqa: ARG002
-        """Rank the rows of a part."""
-        part, before = item
-        made = ClusterFiles(self.folder)
-        made.ranks.write(part, appearance_ranks(np.asarray(made.labels.read(part)), before.copy()))
 
 
 @dataclass(frozen=True)

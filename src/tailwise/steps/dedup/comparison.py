@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.columns import RowColumn
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.embeddings import column_dimension, embedding_inputs
 from tailwise.context import Context
@@ -99,9 +100,10 @@ class Comparison:
         return self.catalog.embedding(self.column, part)
 
     @cached_property
-    def blocks(self) -> list[npt.NDArray[np.float16]]:
-        """Embeddings of all parts, mapped."""
-        return self.catalog.embedding_parts(self.column, self.snapshot)
+    def x(self) -> RowColumn:
+        """Embeddings of all rows: float16 [N, d]."""
+        path = partial(self.catalog.embedding_path, self.column)
+        return RowColumn(path, self.parts, np.float16, (self.dimension,))
 
     def _open_clustering(self) -> Clustering:
         remedy = f"make it with {command_line('cluster', self.catalog.folder, k='…', name=self.clustering)}"
@@ -195,13 +197,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Address:
-    """Address of a comparison.
-
-    Attributes:
-        catalog: its folder.
-        request: of the dedup.
-        snapshot: its number.
-    """
+    """Address of a comparison."""
 
     catalog: Path
     request: DedupRequest

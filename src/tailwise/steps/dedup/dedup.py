@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,17 @@ from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.comparisons import Neighbours
-from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, write_drops
-from tailwise.catalog.files import create_array
+from tailwise.catalog.drops import DROPPED_SCHEMA, DropList
 from tailwise.context import Context
 from tailwise.devices import find_device
 from tailwise.errors import UserError
-from tailwise.execution.base import Worker
+from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.duplicates import duplicate_threshold, greedy, in_doubt
 from tailwise.requests import DedupRequest, bytes_of
-from tailwise.steps.dedup.comparison import Comparison
-from tailwise.steps.dedup.members import RESULT, Judge, Members, regroup
+from tailwise.steps.dedup.comparison import Address, Comparison
+from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, regroup
 from tailwise.steps.dedup.neighbours import make_neighbours
+from tailwise.steps.drops import write_drops
 from tailwise.text import did_you_mean
 
 IDENTICAL = "identical embedding"
@@ -45,19 +46,6 @@ class Deduplication:
 
     name: str
     summary: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Decisions:
-    """Decision about each sample, flat over the snapshot, mapped.
-
-    Attributes:
-        row: int64 [N], the sample it duplicates; −1: it stays, as far as this dedup is concerned.
-        similarity: float64 [N], to it.
-    """
-
-    row: npt.NDArray[np.int64]
-    similarity: npt.NDArray[np.float64]
 
 
 def dedup(catalog: Catalog | str | Path, request: DedupRequest, context: Context | None = None) -> Deduplication:
@@ -87,101 +75,92 @@ def dedup(catalog: Catalog | str | Path, request: DedupRequest, context: Context
     with Artifact(catalog.drops_folder(request.name), "dedup", config, compared.inputs) as artifact:
         if not artifact.done:
             neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)
-            decide = _Decide(compared, artifact, neighbours, duplicate_threshold(epsilon), memory, device)
-            decisions = decide.nearest_alone()
-            RULES[rule](decide, decisions)
-            _finish(compared, artifact, decisions)
+            decisions = _Decisions(compared.address, neighbours.folder, duplicate_threshold(epsilon), device)
+            _finish(compared, artifact, RULES[rule](compared, decisions, artifact.path(layout.WORK), memory))
     return Deduplication(request.name, DropList(catalog, request.name).summary)
 
 
-class _Decide:
-    """Decides from the neighbours what goes."""
+@dataclass(frozen=True, eq=False)
+class _Decisions:
+    """Address of what is decided from the neighbours."""
 
-    def __init__(
-        self,
-        compared: Comparison,
-        artifact: Artifact,
-        neighbours: Neighbours,
-        threshold: float,
-        max_memory_bytes: int,
-        device: str,
-    ) -> None:
-        self.compared, self.artifact, self.neighbours, self.threshold = compared, artifact, neighbours, threshold
-        self.max_memory_bytes, self.device = max_memory_bytes, device
+    compared: Address
+    neighbours: Path  # folder of the neighbours
+    threshold: float  # greatest cosine of samples that are no duplicates
+    device: str  # runs the matrix products
+    # clusters with rows in doubt, decided row after row; None: the most similar earlier sample alone decides
+    judged: Buckets | None = None
 
-    def nearest_alone(self) -> _Decisions:
-        """Decide by the most similar earlier sample alone, kept or not."""
-        folder, rows = self.artifact.path(layout.DECISIONS), self.compared.snapshot.rows
-        decisions = _Decisions(
-            create_array(folder / layout.NEAREST_ROW, (rows,), np.int64),
-            create_array(folder / layout.NEAREST_SIMILARITY, (rows,), np.float64),
-        )
-        for part in self.compared.parts:
-            similarity, row = self.neighbours.similarity[part.span], self.neighbours.row[part.span]
-            decisions.row[part.span] = np.where(similarity > self.threshold, row, -1)
-            decisions.similarity[part.span] = similarity
-        return decisions
+    def open(self, worker: Worker) -> tuple[Comparison, Neighbours]:
+        """Return the comparison and the neighbours."""
+        compared = self.compared.open(worker)
+        return compared, worker.cached(self.neighbours, lambda: Neighbours(compared.catalog, self.neighbours))
 
-    def any_earlier(self, decisions: _Decisions) -> None:
-        """Nothing is left to do: the neighbours decide."""
+    def nearest(
+        self, part: Part, worker: Worker
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Of a part's rows: similarity to the most similar earlier one, whether that is judged, and whether it is certainly kept."""
+        compared, neighbours = self.open(worker)
+        other = np.maximum(neighbours.row[part.span], 0)
+        judged = other >= compared.old_rows
+        certain = neighbours.similarity[other] <= self.threshold
+        if compared.base is not None:
+            old = np.flatnonzero(~judged)
+            certain[old] = ~compared.base.mask[other[old]]
+        return neighbours.similarity[part.span], judged, certain
 
-    def greedy(self, decisions: _Decisions) -> None:
-        """Decide, by clusters, the rows in doubt and the rows that depend on them."""
-        wanted = np.zeros(len(self.compared.sizes), np.bool_)
-        for part in self.compared.parts:
-            similarity, judged, certain = self._nearest(part)
-            labels = self.compared.labels(part)
-            wanted[labels[in_doubt(similarity, self.threshold, judged, certain)]] = True
+    def of(self, part: Part, worker: Worker) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return the sample that each row of a part duplicates, int64 [n], −1 where it stays; and the similarity to it, float64 [n]."""
+        _, neighbours = self.open(worker)
+        similarity = np.array(neighbours.similarity[part.span])
+        nearest = neighbours.row[part.span]
+        row = np.where(similarity > self.threshold, nearest, -1)
+        if self.judged is not None:
+            _, judged, certain = self.nearest(part, worker)
             # A row identical to a dropped one has the same kept sample.
             duplicates_of_dropped = np.flatnonzero((similarity == 1.0) & judged & ~certain)
-            other = self.neighbours.row[part.first_row + duplicates_of_dropped]
-            decisions.row[part.first_row + duplicates_of_dropped] = self.neighbours.row[other]
-            decisions.similarity[part.first_row + duplicates_of_dropped] = self.neighbours.similarity[other]
-        results = regroup(
-            self.compared,
-            self.artifact.path(layout.WORK),
-            wanted,
-            lambda members: _Greedy(members, self.neighbours.folder, self.threshold, self.device),
-            self.max_memory_bytes,
-            "deciding what is in doubt",
-        )
-        for result in results:
-            decisions.row[result["row"]], decisions.similarity[result["row"]] = result["other"], result["similarity"]
+            other = nearest[duplicates_of_dropped]
+            row[duplicates_of_dropped] = neighbours.row[other]
+            similarity[duplicates_of_dropped] = neighbours.similarity[other]
+            results = self.judged.results_of(part)
+            at = results["row"] - part.first_row
+            row[at], similarity[at] = results["other"], results["similarity"]
+        return row, similarity
 
-    def _nearest(self, part: Part) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Of a part's rows: similarity to the most similar earlier one, whether that is judged, and whether it is certainly kept."""
-        similarity = np.asarray(self.neighbours.similarity[part.span])
-        other = np.maximum(self.neighbours.row[part.span], 0)
-        judged = other >= self.compared.old_rows
-        certain = self.neighbours.similarity[other] <= self.threshold
-        if self.compared.base is not None:
-            old = np.flatnonzero(~judged)
-            certain[old] = ~self.compared.base.mask[other[old]]
-        return similarity, judged, certain
+
+@dataclass(frozen=True, eq=False)
+class _InDoubt(Task[Part, npt.NDArray[np.bool_]]):
+    """Find the clusters with rows in doubt: bool [K]."""
+
+    decisions: _Decisions
+    clusters: int
+
+    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.bool_]:
+        similarity, judged, certain = self.decisions.nearest(item, worker)
+        compared, _ = self.decisions.open(worker)
+        found = np.zeros(self.clusters, np.bool_)
+        found[compared.labels(item)[in_doubt(similarity, self.decisions.threshold, judged, certain)]] = True
+        return found
 
 
 @dataclass(frozen=True, eq=False)
 class _Greedy(Judge):
-    """Decide the members of each cluster in keep-order.
+    """Decide the members of each cluster in keep-order."""
 
-    Attributes:
-        neighbours: folder of the neighbours.
-        threshold: greatest cosine of samples that are no duplicates.
-        device: runs the matrix products.
-    """
-
-    neighbours: Path
-    threshold: float
-    device: str
+    decisions: _Decisions  # those that the neighbours alone make
 
     def judge(self, members: Members, threads: int, worker: Worker) -> npt.NDArray[Any]:  # noqa: ARG002
-        neighbours = worker.cached(self.neighbours, lambda: Neighbours(self.neighbours))
-        similarity = np.asarray(neighbours.similarity[members.rows])
+        _, neighbours = self.decisions.open(worker)
         by_row = np.argsort(members.rows)
         earlier = by_row[np.searchsorted(members.rows, neighbours.row[members.rows], sorter=by_row) % len(by_row)]
         old = len(members.kept_before)
         kept_row, similarity = greedy(
-            members.x, similarity, earlier, self.threshold, kept_before=members.kept_before, device=self.device
+            members.x,
+            neighbours.similarity[members.rows],
+            earlier,
+            self.decisions.threshold,
+            kept_before=members.kept_before,
+            device=self.decisions.device,
         )
         result = np.empty(len(members.rows) - old, RESULT)
         result["row"], result["similarity"] = members.rows[old:], similarity[old:]
@@ -189,7 +168,29 @@ class _Greedy(Judge):
         return result
 
 
-RULES: dict[str, Callable[[_Decide, _Decisions], None]] = {"greedy": _Decide.greedy, "any-earlier": _Decide.any_earlier}
+def _decide_greedily(compared: Comparison, decisions: _Decisions, folder: Path, max_memory_bytes: int) -> _Decisions:
+    """Decide, by clusters, the rows in doubt and the rows that depend on them."""
+    task = _InDoubt(decisions, len(compared.sizes))
+    wanted = compared.context.executor.reduce(task, compared.parts, np.logical_or, KERNEL)
+    judge, description = partial(_Greedy, decisions=decisions), "deciding what is in doubt"
+    return replace(decisions, judged=regroup(compared, folder, wanted, judge, max_memory_bytes, description))
+
+
+RULES: dict[str, Callable[[Comparison, _Decisions, Path, int], _Decisions]] = {
+    "greedy": _decide_greedily,
+    "any-earlier": lambda _, decisions, *__: decisions,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Drop(Task[Part, tuple[pa.Table, pa.Table]]):
+    """Find the rows of a part that are dropped: those of the extended list, and new ones, DROPPED_SCHEMA each."""
+
+    decisions: _Decisions
+
+    def run(self, item: Part, worker: Worker) -> tuple[pa.Table, pa.Table]:
+        compared, _ = self.decisions.open(worker)
+        return _old_table(compared, item), _new_table(compared, item, *self.decisions.of(item, worker))
 
 
 def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions) -> None:
@@ -198,18 +199,15 @@ def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions) -> 
 
     def tables() -> Iterator[pa.Table]:
         nonlocal frozen
-        for part in compared.context.progress(compared.parts, "writing", len(compared.parts)):
-            old = _old_table(compared, part)
-            new = _new_table(compared, part, decisions)
+        for old, new in compared.context.map(_Drop(decisions), compared.parts, "writing", KERNEL):
             frozen += old.num_rows
             identical = int(pc.sum(pc.equal(new.column("reason"), IDENTICAL)).as_py() or 0)
             counts["identical"] += identical
             counts["near"] += new.num_rows - identical
             yield pa.concat_tables([old, new])
 
-    dropped = write_drops(artifact, compared.snapshot.rows, tables())
-    for scratch in (layout.WORK, layout.DECISIONS):
-        shutil.rmtree(artifact.path(scratch), ignore_errors=True)
+    dropped = write_drops(artifact, compared.parts, tables(), compared.context)
+    shutil.rmtree(artifact.path(layout.WORK), ignore_errors=True)
     artifact.finish(
         {
             "samples": compared.snapshot.rows,
@@ -234,17 +232,18 @@ def _old_table(compared: Comparison, part: Part) -> pa.Table:
     return table.filter(pa.array(present[table.column("row").to_numpy() - part.first_row]))
 
 
-def _new_table(compared: Comparison, part: Part, decisions: _Decisions) -> pa.Table:
-    gone = np.flatnonzero(decisions.row[part.span] >= 0)
-    rows = part.first_row + gone
-    similarity = decisions.similarity[rows]
+def _new_table(
+    compared: Comparison, part: Part, duplicated: npt.NDArray[np.int64], similarity: npt.NDArray[np.float64]
+) -> pa.Table:
+    gone = np.flatnonzero(duplicated >= 0)
+    similarity = similarity[gone]
     reasons = np.where(similarity == 1, IDENTICAL, NEAR)
     columns = {
-        "row": pa.array(rows, pa.int64()),
+        "row": pa.array(part.first_row + gone, pa.int64()),
         "reason": pa.array(reasons.tolist(), pa.string()),
-        "value": pa.nulls(len(rows), pa.float64()),
+        "value": pa.nulls(len(gone), pa.float64()),
         "cluster": pa.array(compared.labels(part)[gone], pa.int32()),
-        "kept_row": pa.array(decisions.row[rows], pa.int64()),
+        "kept_row": pa.array(duplicated[gone], pa.int64()),
         "similarity": pa.array(similarity.astype(np.float32), pa.float32()),
     }
     return pa.table(columns, schema=DROPPED_SCHEMA)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.files import read_array, write_array
+from tailwise.catalog.columns import RowsByPart
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.execution.shuffle import RUN_BYTES, Shuffle, cluster_buckets
@@ -38,32 +38,20 @@ _RECORD = [("row", "<i8"), ("order", "<f8"), ("cluster", "<i4"), ("age", "u1")]
 
 @dataclass(frozen=True)
 class Members:
-    """The members of one cluster: those decided before, kept ones first, then those to be judged; each in keep-order.
-
-    Attributes:
-        cluster: its number.
-        rows: int64 [m], of the catalog.
-        kept_before: bool [m_old]: whether those decided before are kept.
-        x: float16 [m, d].
-    """
+    """The members of one cluster: those decided before, kept ones first, then those to be judged; each in keep-order."""
 
     cluster: int
-    rows: npt.NDArray[np.int64]
-    kept_before: npt.NDArray[np.bool_]
-    x: npt.NDArray[np.float16]
+    rows: npt.NDArray[np.int64]  # int64 [m], of the catalog
+    kept_before: npt.NDArray[np.bool_]  # bool [m_old]: whether those decided before are kept
+    x: npt.NDArray[np.float16]  # float16 [m, d]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How much is held in memory at a time.
+    """How much is held in memory at a time."""
 
-    Attributes:
-        bucket_rows: rows of a bucket, at most, unless a single cluster has more.
-        gathers: whether embeddings are read where they lie.
-    """
-
-    bucket_rows: int
-    gathers: bool
+    bucket_rows: int  # rows of a bucket, at most, unless a single cluster has more
+    gathers: bool  # whether embeddings are read where they lie
 
 
 def plan_layout(sizes: npt.NDArray[np.int64], rows: int, dimension: int, max_memory_bytes: int) -> Layout:
@@ -100,27 +88,30 @@ def plan_layout(sizes: npt.NDArray[np.int64], rows: int, dimension: int, max_mem
 
 @dataclass(frozen=True, eq=False)
 class Buckets:
-    """Some clusters of a comparison, in buckets.
-
-    Attributes:
-        compared: address of the comparison.
-        wanted: bool [K], the clusters.
-        buckets: int64 [K], bucket of each cluster.
-        dimension: d of the embeddings that are regrouped along; 0: they are gathered.
-        folder: of the files.
-    """
+    """Some clusters of a comparison, in buckets."""
 
     compared: Address
-    wanted: npt.NDArray[np.bool_]
-    buckets: npt.NDArray[np.int64]
-    dimension: int
-    folder: Path
+    wanted: npt.NDArray[np.bool_]  # bool [K], the clusters
+    buckets: npt.NDArray[np.int64]  # int64 [K], bucket of each cluster
+    count: int  # number of buckets
+    parts: int  # of the snapshot
+    dimension: int  # d of the embeddings that are regrouped along; 0: they are gathered
+    folder: Path  # of the files
 
     @property
     def shuffle(self) -> Shuffle:
         """The rows by bucket, one file a part."""
         along = [("x", "<f2", (self.dimension,))] if self.dimension else []
-        return Shuffle(self.folder, np.dtype([*_RECORD, *along]), int(self.buckets.max(initial=0)) + 1, resumed=True)
+        return Shuffle(self.folder, np.dtype([*_RECORD, *along]), self.count, resumed=True)
+
+    @property
+    def results(self) -> Shuffle:
+        """The results by part, one file a bucket."""
+        return Shuffle(self.folder / "results", RESULT, self.parts, resumed=True)
+
+    def results_of(self, part: Part) -> npt.NDArray[Any]:
+        """Return the results of the rows of a part, RESULT [·]."""
+        return self.results.read([*map(str, range(self.count))], part.number)
 
     def members(self, bucket: int, worker: Worker) -> Iterator[Members]:
         """Yield the clusters of a bucket."""
@@ -132,7 +123,7 @@ class Buckets:
         for start, stop in pairwise(bounds):
             mine = order[start:stop]
             rows, ages = records["row"][mine], records["age"][mine]
-            x = records["x"][mine] if self.dimension else gather(rows, compared.blocks)
+            x = records["x"][mine] if self.dimension else compared.x[rows]
             yield Members(int(clusters[start]), rows, ages[ages != NEW] == KEPT, x)
 
 
@@ -168,11 +159,7 @@ class _Spill(Task[Part, None]):
 
 @dataclass(frozen=True, eq=False)
 class Judge(Task[int, None]):
-    """Judge the clusters of a bucket. Small clusters are judged side by side. Item: the number of the bucket.
-
-    Attributes:
-        of: the buckets.
-    """
+    """Judge the clusters of a bucket. Small clusters are judged side by side. Item: the number of the bucket."""
 
     of: Buckets
 
@@ -182,7 +169,7 @@ class Judge(Task[int, None]):
 
     def files(self, item: int) -> Sequence[Path]:
         """Return the file of a bucket's results."""
-        return (self.of.folder / f"bucket-{item}.npy",)
+        return (self.of.results.index(str(item)),)
 
     def run(self, item: int, worker: Worker) -> None:
         """Write the results of a bucket."""
@@ -192,7 +179,9 @@ class Judge(Task[int, None]):
             torch.get_num_threads(),
             lambda cluster: len(cluster.x) > SMALL,
         )
-        write_array(self.files(item)[0], np.concatenate([np.empty(0, RESULT), *found]))
+        results = np.concatenate([np.empty(0, RESULT), *found])
+        parts = RowsByPart(self.of.compared.open(worker).parts)
+        self.of.results.write(str(item), [(parts.numbers_of(results["row"]), results)])
 
 
 def regroup(
@@ -202,8 +191,8 @@ def regroup(
     judge: Callable[[Buckets], Judge],
     max_memory_bytes: int,
     description: str,
-) -> Iterator[npt.NDArray[Any]]:
-    """Judge some clusters; yield the results, RESULT [·], a bucket at a time.
+) -> Buckets:
+    """Judge some clusters; return their buckets, which hold the results.
 
     Args:
         compared: the comparison.
@@ -221,25 +210,11 @@ def regroup(
     layout = plan_layout(sizes, compared.snapshot.rows, dimension, max_memory_bytes)
     place = folder / f"{layout.bucket_rows}{'-gathers' * layout.gathers}"
     along = 0 if layout.gathers else dimension
-    buckets = Buckets(compared.address, wanted, cluster_buckets(sizes, layout.bucket_rows), along, place)
-    task, every = judge(buckets), range(buckets.shuffle.buckets if sizes.sum() else 0)
-    if not all(map(task.is_done, every)):
+    of_cluster = cluster_buckets(sizes, layout.bucket_rows)
+    count = int(of_cluster.max(initial=0)) + 1 if sizes.any() else 0
+    buckets = Buckets(compared.address, wanted, of_cluster, count, len(compared.parts), along, place)
+    task = judge(buckets)
+    if not all(map(task.is_done, range(count))):
         compared.context.run(_Spill(buckets), compared.parts, f"{description}: regrouping", KERNEL)
-        compared.context.run(task, every, description, KERNEL)
-    return (np.asarray(read_array(path)) for bucket in every for path in task.files(bucket))
-
-
-def gather(rows: npt.NDArray[np.int64], blocks: Sequence[npt.NDArray[np.float16]]) -> npt.NDArray[np.float16]:
-    """Return the embeddings of rows in any order, float16 [n, d].
-
-    Args:
-        rows: int64 [n], of the catalog.
-        blocks: float16 [rows of the part, d], of all parts.
-    """
-    firsts = np.cumsum([0, *map(len, blocks)])
-    x = np.empty((len(rows), blocks[0].shape[1]), np.float16)
-    part = np.searchsorted(firsts, rows, side="right") - 1
-    for number in np.unique(part):
-        mine = part == number
-        x[mine] = blocks[number][rows[mine] - firsts[number]]
-    return x
+        compared.context.run(task, range(count), description, KERNEL)
+    return buckets

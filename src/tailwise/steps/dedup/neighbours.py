@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.catalog import Part
+from tailwise.catalog.columns import PlainColumn
 from tailwise.catalog.comparisons import Neighbours, comparison_artifact
-from tailwise.catalog.layout import WORK
-from tailwise.execution.base import Worker
+from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.similarity import NOTHING_EARLIER, most_similar_earlier
 from tailwise.steps.dedup.comparison import Comparison
-from tailwise.steps.dedup.members import RESULT, Judge, Members, regroup
+from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, regroup
 
 
 def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: str = "auto") -> Neighbours:
@@ -32,20 +36,16 @@ def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: st
     with comparison_artifact(comparison.catalog, comparison.config, comparison.inputs) as artifact:
         if not artifact.done:
             _compare(comparison, artifact, max_memory_bytes, device)
-            shutil.rmtree(artifact.path(WORK), ignore_errors=True)
+            shutil.rmtree(artifact.path(layout.WORK), ignore_errors=True)
             artifact.finish({"samples": comparison.new})
-        return Neighbours(artifact.folder)
+        return Neighbours(comparison.catalog, artifact.folder)
 
 
 @dataclass(frozen=True, eq=False)
 class _Nearest(Judge):
-    """Find the most similar earlier member of each member.
+    """Find the most similar earlier member of each member."""
 
-    Attributes:
-        device: runs the matrix products.
-    """
-
-    device: str
+    device: str  # runs the matrix products
 
     def judge(self, members: Members, threads: int, worker: Worker) -> npt.NDArray[Any]:  # noqa: ARG002
         old = len(members.kept_before)
@@ -57,22 +57,37 @@ class _Nearest(Judge):
         return result
 
 
+@dataclass(frozen=True, eq=False)
+class _Collect(Task[Part, None]):
+    """Write the neighbours of a part."""
+
+    of: Buckets  # buckets of the judged clusters
+    similarities: PlainColumn  # float64, to write
+    rows: PlainColumn  # int64, to write
+
+    def files(self, item: Part) -> Sequence[Path]:
+        return self.similarities.path(item), self.rows.path(item)
+
+    def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
+        similarity, row = np.full(item.rows, NOTHING_EARLIER), np.full(item.rows, -1, np.int64)
+        results = self.of.results_of(item)
+        at = results["row"] - item.first_row
+        similarity[at], row[at] = results["similarity"], results["other"]
+        self.similarities.write(item, similarity)
+        self.rows.write(item, row)
+
+
 def _compare(comparison: Comparison, artifact: Artifact, max_memory_bytes: int, device: str) -> None:
-    if Neighbours.are_written(artifact.folder):  # an interruption came after that
-        return
+    columns = [PlainColumn(artifact.folder, name) for name in (layout.SIMILARITY, layout.NEAREST_ROW)]
+    if all(column.path(part).exists() for column in columns for part in comparison.parts):
+        return  # an interruption came after that
     new, old = comparison.sizes.T
-    wanted = (new > 0) & (new + old > 1)
-    with Neighbours.writing(artifact.folder, comparison.snapshot.rows) as (similarity, other):
-        for part in comparison.parts:
-            similarity[part.span], other[part.span] = NOTHING_EARLIER, -1
-        results = regroup(
-            comparison,
-            artifact.path(WORK),
-            wanted,
-            lambda members: _Nearest(members, device),
-            max_memory_bytes,
-            "comparing inside clusters",
-        )
-        for result in results:
-            similarity[result["row"]], other[result["row"]] = result["similarity"], result["other"]
-        del similarity, other
+    buckets = regroup(
+        comparison,
+        artifact.path(layout.WORK),
+        (new > 0) & (new + old > 1),
+        lambda members: _Nearest(members, device),
+        max_memory_bytes,
+        "comparing inside clusters",
+    )
+    comparison.context.run(_Collect(buckets, *columns), comparison.parts, "writing neighbours", KERNEL)

@@ -31,82 +31,49 @@ CHUNK_ROWS = 16_384
 
 @dataclass(frozen=True)
 class EpsilonGuide:
-    """Effect of one ε.
-
-    Attributes:
-        epsilon: it.
-        dropped: samples that have an earlier duplicate in their cluster: what "any-earlier" drops, and "greedy" at most. Exact.
-        share: of the samples judged.
-        pairs: duplicates of the queries found in the pool.
-        pairs_inside: of these, in the query's own cluster.
-        queries: queries with a duplicate anywhere in the pool.
-        queries_inside: queries with one in their own cluster.
-    """
+    """Effect of one ε."""
 
     epsilon: float
+    # samples that have an earlier duplicate in their cluster: what "any-earlier" drops, and "greedy" at most; exact
     dropped: int
-    share: float
-    pairs: int
-    pairs_inside: int
-    queries: int
-    queries_inside: int
+    share: float  # of the samples judged
+    pairs: int  # duplicates of the queries found in the pool
+    pairs_inside: int  # of these, in the query's own cluster
+    queries: int  # queries with a duplicate anywhere in the pool
+    queries_inside: int  # queries with one in their own cluster
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Where a sample is found.
+    """Where a sample is found."""
 
-    Attributes:
-        row: in the catalog.
-        shard: path of its tar.
-        key: in it.
-        caption: of it.
-    """
-
-    row: int
-    shard: str
+    row: int  # in the catalog
+    shard: str  # path of its tar
     key: str
     caption: str
 
 
 @dataclass(frozen=True)
 class SamplePair:
-    """Two samples of one cluster.
+    """Two samples of one cluster."""
 
-    Attributes:
-        epsilon: the least ε listed that makes them duplicates.
-        similarity: of their embeddings.
-        sample: one.
-        earlier: the most similar of those before it in keep-order.
-    """
-
-    epsilon: float
-    similarity: float
+    epsilon: float  # the least ε listed that makes them duplicates
+    similarity: float  # of their embeddings
     sample: Sample
-    earlier: Sample
+    earlier: Sample  # the most similar of those before it in keep-order
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The guide.
+    """The guide."""
 
-    Attributes:
-        clusters: name of the clustering.
-        samples: judged.
-        compared: pairs of samples in one cluster.
-        queries: samples whose duplicates were looked for in the whole pool.
-        pool: how many samples they were compared with: all, or those drawn.
-        epsilons: one for each ε.
-        pairs: a few from each band of similarity, most similar first.
-    """
-
-    clusters: str
-    samples: int
-    compared: int
-    queries: int
-    pool: int
-    epsilons: list[EpsilonGuide]
-    pairs: list[SamplePair]
+    clusters: str  # name of the clustering
+    samples: int  # judged
+    compared: int  # pairs of samples in one cluster
+    queries: int  # samples whose duplicates were looked for in the whole pool
+    pool: int  # how many samples they were compared with: all, or those drawn
+    epsilons: list[EpsilonGuide]  # one for each ε
+    pairs: list[SamplePair]  # a few from each band of similarity, most similar first
 
 
 def suggest(
@@ -183,11 +150,12 @@ def _sample_pairs(compared: Comparison, neighbours: Neighbours) -> list[SamplePa
             chosen += [(int(hashes[row]), part.first_row + int(row)) for row in rows]
             chosen[:] = sorted(chosen)[:PAIRS_PER_BAND]
     picked = [(band, row) for band, chosen in enumerate(best) for _, row in chosen]
-    others = [int(neighbours.row[row]) for _, row in picked]
-    samples = find_samples(compared.catalog, compared.snapshot, [*(row for _, row in picked), *others])
+    rows = np.array([row for _, row in picked], np.int64)
+    others, similarities = neighbours.row[rows].tolist(), neighbours.similarity[rows].tolist()
+    samples = find_samples(compared.catalog, compared.snapshot, [*rows.tolist(), *others])
     pairs = [
-        SamplePair(EPSILONS[band], float(neighbours.similarity[row]), samples[row], samples[other])
-        for (band, row), other in zip(picked, others, strict=True)
+        SamplePair(EPSILONS[band], similarity, samples[row], samples[other])
+        for (band, row), other, similarity in zip(picked, others, similarities, strict=True)
     ]
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.sample.row))
 
@@ -232,9 +200,9 @@ class _Recall:
         compared = self.compared
         share = min(wanted / max(int(compared.sizes.sum()), 1), 1.0)
         key = stream_key(compared.seed, f"{purpose} of the guide")
-        for part, block in zip(compared.parts, compared.blocks, strict=True):
+        for part in compared.parts:
             labels = compared.labels(part)
-            for start, chunk in row_chunks([block], CHUNK_ROWS):
+            for start, chunk in row_chunks([compared.embeddings(part)], CHUNK_ROWS):
                 mine = chosen_rows(part.first_row + start, len(chunk), share, key)
                 mine &= labels[start : start + len(chunk)] >= 0
                 at = np.flatnonzero(mine)

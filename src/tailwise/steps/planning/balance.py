@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,20 +13,22 @@ import pyarrow as pa
 
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.columns import PartColumn, PlainColumn
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import create_array, write_table
+from tailwise.catalog.files import write_table
 from tailwise.catalog.matches import Matches
 from tailwise.context import Context
 from tailwise.errors import UserError
+from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.matching import keep_rates
 from tailwise.plan.budget import samples_of_share
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
 from tailwise.requests import PlanRequest
 from tailwise.steps.grouping.match import MatchedPool, match_entries
+from tailwise.steps.planning.grouping import Rows
 from tailwise.steps.planning.weighted import write_shard_offsets
-from tailwise.storage.local import replacing
 
 
 def make_balanced_plan(
@@ -79,7 +83,10 @@ def make_balanced_plan(
             pool = MatchedPool(catalog, snapshot, survivors, matches)
             counts, matched = pool.count()
             limit = float(per_entry) if per_entry is not None else _find_limit(pool, counts, matched, keep, budget)
-            figures = _write_rates(artifact, pool, _probability(counts, limit), context)
+            rows = Rows(catalog.folder, snapshot.number, tuple(without), tuple(inputs.items()))
+            column = PlainColumn(artifact.folder, layout.RATE)
+            rate = _Rate(rows, matches.folder, _probability(counts, limit), column)
+            figures = _write_rates(rate, catalog.parts(snapshot), context)
             _write_entries(artifact, matches, counts, limit)
             write_shard_offsets(catalog, artifact, snapshot)
             artifact.finish(
@@ -167,18 +174,31 @@ def solve_increasing(excess: Callable[[float], float], high: float, above: float
         last = value
 
 
-def _write_rates(
-    artifact: Artifact, pool: MatchedPool, probability: npt.NDArray[np.float64], context: Context
-) -> dict[str, Any]:
-    """Writes the rates; returns how many rows can be drawn, and how many samples are expected."""
+@dataclass(frozen=True, eq=False)
+class _Rate(Task[Part, None]):
+    """Write the rate of each row."""
+
+    rows: Rows  # address of the rows
+    matches: Path  # folder of the matches
+    probability: npt.NDArray[np.float64]  # float64 [entries], of each entry
+    column: PartColumn  # to write
+
+    def files(self, item: Part) -> Sequence[Path]:
+        return (self.column.path(item),)
+
+    def run(self, item: Part, worker: Worker) -> None:
+        survivors, _ = self.rows.open(worker)
+        found = Matches(self.matches, []).part(item, survivors.keeps(item.span))
+        self.column.write(item, keep_rates(*found, self.probability).astype(np.float32))
+
+
+def _write_rates(rate: _Rate, parts: Sequence[Part], context: Context) -> dict[str, Any]:
+    """Write the rates; return how many rows can be drawn, and how many samples are expected."""
+    context.run(rate, parts, "rates of rows", KERNEL)
     eligible, expected = 0, 0.0
-    with replacing(artifact.path(layout.RATE)) as path:
-        rates = create_array(path, (pool.snapshot.rows,), np.float32)
-        for part, found in context.progress(pool.parts(), "rates of rows", pool.snapshot.parts):
-            rates[part.span] = keep_rates(*found, probability)
-            eligible += int(np.count_nonzero(rates[part.span]))
-            expected += float(rates[part.span].sum(dtype=np.float64))
-        del rates
+    for rates in map(rate.column.read, parts):
+        eligible += int(np.count_nonzero(rates))
+        expected += float(rates.sum(dtype=np.float64))
     return {"eligible": eligible, "expected": expected}
 
 

@@ -16,17 +16,11 @@ Inside = Callable[[Part], npt.NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Samples that take no part, by the first cause.
+    """Samples that take no part, by the first cause."""
 
-    Attributes:
-        removed: by `tailwise remove`.
-        dropped: by the drop lists that are used.
-        ungrouped: by nothing of both: samples of no group, or without the score that the plan goes by.
-    """
-
-    removed: int
-    dropped: int
-    ungrouped: int
+    removed: int  # by `tailwise remove`
+    dropped: int  # by the drop lists that are used
+    ungrouped: int  # by nothing of both: samples of no group, or without the score that the plan goes by
 
     def __str__(self) -> str:
         """Return the causes in words, for samples of the pool; removed samples are not part of it."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.drops import Survivors
+from tailwise.context import Context
 from tailwise.errors import UserError
+from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.centroids import neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT, to_similarity_units
 from tailwise.plan.methods import PICKS
@@ -19,9 +23,73 @@ from tailwise.plan.stream import MAX_CLUSTER
 from tailwise.plan.weights import Clusters
 from tailwise.requests import ScoreRequest
 from tailwise.steps.planning.candidates import LeftOut, count_left_out
-from tailwise.steps.scoring.scores import score_inputs, score_parts
+from tailwise.steps.ranks import write_appearance_ranks, write_value_ranks
+from tailwise.steps.scoring.scores import make_score, score_inputs
 
 OUTSIDE = -1  # the label of rows that are never drawn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Address of the rows of a plan, and their groups."""
+
+    catalog: Path  # its folder
+    snapshot: int  # its number
+    without: tuple[str, ...]  # names of the drop lists
+    inputs: tuple[tuple[str, str], ...]  # name and hash of each input: workers do not use what they keep of others
+    clustering: str | None = None  # its name; None: all rows are one group
+    score: PartColumn | None = None  # of rows; those without it are in no group. None asks for none
+
+    def open(self, worker: Worker) -> tuple[Survivors, Clustering | None]:
+        """Return the rows that drop lists and removals leave, and the clustering."""
+        return worker.cached(self, self._open)
+
+    def _open(self) -> tuple[Survivors, Clustering | None]:
+        catalog = Catalog.open(self.catalog)
+        survivors = Survivors(catalog, self.without, catalog.snapshot(self.snapshot))
+        return survivors, None if self.clustering is None else Clustering.open(catalog, self.clustering)
+
+    def groups(self, part: Part, worker: Worker) -> npt.NDArray[np.int32]:
+        """Return the group of each row of a part: int32 [n], OUTSIDE for rows in none."""
+        survivors, clustering = self.open(worker)
+        groups = np.zeros(part.rows, np.int32) if clustering is None else np.array(clustering.labels.read(part))
+        groups[~survivors.keeps(part.span)] = OUTSIDE
+        if self.score is not None:
+            groups[np.isnan(self.score.read(part))] = OUTSIDE
+        return groups
+
+
+@dataclass(frozen=True)
+class _Count(Task[Part, npt.NDArray[np.int64]]):
+    """Count the members of each group, and sum their similarities in units of SIMILARITY_UNIT: int64 [2, K]."""
+
+    rows: Rows
+    groups: int
+
+    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:
+        groups = self.rows.groups(item, worker)
+        member = groups >= 0
+        counts = np.zeros((2, self.groups), np.int64)
+        counts[0] = np.bincount(groups[member], minlength=self.groups)
+        _, clustering = self.rows.open(worker)
+        if clustering is not None and clustering.has_centroids:
+            similarity = clustering.similarities.read(item)[member].astype(np.float64)
+            np.add.at(counts[1], groups[member], to_similarity_units(similarity))
+        return counts
+
+
+@dataclass(frozen=True)
+class _WriteGroups(Task[Part, None]):
+    """Write the group of each row."""
+
+    rows: Rows
+    column: PartColumn
+
+    def files(self, item: Part) -> Sequence[Path]:
+        return (self.column.path(item),)
+
+    def run(self, item: Part, worker: Worker) -> None:
+        self.column.write(item, self.rows.groups(item, worker))
 
 
 class Grouping:
@@ -39,6 +107,7 @@ class Grouping:
         self,
         catalog: Catalog,
         clusters: str | None,
+        context: Context,
         *,
         without: Sequence[str] = (),
         score: ScoreRequest | None = None,
@@ -48,13 +117,14 @@ class Grouping:
         Args:
             catalog: with samples.
             clusters: name of the clustering; None takes the newest snapshot as one group.
+            context: runs the tasks and shows progress.
             without: names of drop lists.
             score: of rows; those without it are in no group. None asks for none.
 
         Raises:
             UserError: there is no such clustering, list or score, lists are of another snapshot, or a group is too large.
         """
-        self._catalog, self._score = catalog, score
+        self._catalog, self._context = catalog, context
         self._clustering = None if clusters is None else Clustering.open(catalog, clusters)
         self._lists: list[str] = [*without]
         self.snapshot: Snapshot = catalog.snapshot()
@@ -66,8 +136,12 @@ class Grouping:
         self.parts: list[Part] = catalog.parts(self.snapshot)
         self._survivors = Survivors(catalog, without, self.snapshot)
         self.inputs |= {"snapshot": self.snapshot.id, **self._survivors.inputs}
+        column = None
         if score is not None:
             self.inputs |= score_inputs(catalog, self.snapshot, score)
+            column = make_score(catalog, self.snapshot, score, context)
+        inputs = tuple(self.inputs.items())
+        self._rows = Rows(catalog.folder, self.snapshot.number, tuple(without), inputs, clusters, column)
         self.sizes, self.statistics = (
             self._count_pool() if self._clustering is None else self._count_clusters(self._clustering)
         )
@@ -91,40 +165,41 @@ class Grouping:
 
     def left_out(self) -> LeftOut:
         """Count the samples that are in no group, by cause."""
-        survivors = Survivors(self._catalog, self._lists, self.snapshot)
-        labels = self.labels()
-        return count_left_out(survivors, self.parts, lambda _: next(labels) >= 0)
+        survivors, worker = Survivors(self._catalog, self._lists, self.snapshot), Worker()
+        return count_left_out(survivors, self.parts, lambda part: self._rows.groups(part, worker) >= 0)
 
-    def labels(self) -> Iterator[npt.NDArray[np.int32]]:
-        """The group of each row, part by part: int32 [n], OUTSIDE for rows in none."""
-        scores = score_parts(self._catalog, self.snapshot, self._score) if self._score is not None else None
-        for part in self.parts:
-            one = np.zeros(part.rows, np.int32)
-            label = one if self._clustering is None else np.array(self._clustering.labels.read(part))
-            label[~self._survivors.keeps(part.span)] = OUTSIDE
-            if scores is not None:
-                label[np.isnan(next(scores))] = OUTSIDE
-            yield label
-
-    def order(self, pick: str) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the values that order the members by a ranked pick, part by part: float32 [n], lower ones first.
+    def write(self, groups: PartColumn, ranks: PartColumn, pick: str) -> None:
+        """Write group, int32, and rank, uint32, of every row.
 
         Raises:
-            UserError: the grouping has no centroids.
+            UserError: the pick needs centroids, and the grouping has none.
         """
-        if PICKS[pick].by == "score" and self._score is not None:
-            values = score_parts(self._catalog, self.snapshot, self._score)
-        elif self._clustering is None or not self._clustering.has_centroids:
+        values = self._values(pick)
+        self._context.run(_WriteGroups(self._rows, groups), self.parts, "groups of rows", KERNEL)
+        if values is None:
+            write_appearance_ranks(groups, ranks, len(self.sizes), self.parts, self._context)
+        else:
+            write_value_ranks(groups, values, PICKS[pick].sign, ranks, self.sizes, self.parts, self._context)
+
+    def _values(self, pick: str) -> PartColumn | None:
+        """Return the values that order the members by a ranked pick: float32; None for a random one."""
+        if PICKS[pick].by is None:
+            return None
+        if PICKS[pick].by == "score" and self._rows.score is not None:
+            return self._rows.score
+        if self._clustering is None or not self._clustering.has_centroids:
             raise UserError(
                 f"`pick` {pick} needs a clustering with centroids: make one with `tailwise cluster`, or use random or highest"
             )
-        else:
-            values = self._clustering.parts(layout.SIMILARITY)
-        sign = np.float32(PICKS[pick].sign)
-        return (sign * part for part in values)
+        return self._clustering.similarities
+
+    def _count(self, groups: int) -> npt.NDArray[np.int64]:
+        if not self.parts:
+            return np.zeros((2, groups), np.int64)
+        return self._context.executor.reduce(_Count(self._rows, groups), self.parts, np.add, KERNEL)
 
     def _count_pool(self) -> tuple[npt.NDArray[np.int64], Clusters]:
-        sizes = np.array([sum(int((part >= 0).sum()) for part in self.labels())], np.int64)
+        sizes = self._count(1)[0]
         unknown = np.full(1, np.nan)
         return sizes, Clusters(sizes, unknown, unknown)
 
@@ -134,8 +209,12 @@ class Grouping:
         sizes: npt.NDArray[np.int64] = table.column("size").to_numpy()
         d_intra, d_inter = (table.column(name).to_numpy() for name in ("d_intra", "d_inter"))
         before = sizes > 0
-        if not self._survivors.all or self._score is not None:
-            sizes, d_intra = self._recount(clustering, len(sizes))
+        if not self._survivors.all or self._rows.score is not None:
+            sizes, sums = self._count(len(sizes))
+            d_intra = np.full(len(sizes), np.nan)
+            if clustering.has_centroids:
+                with np.errstate(invalid="ignore"):
+                    d_intra = 1 - sums * SIMILARITY_UNIT / sizes
         full = sizes > 0
         if not clustering.has_centroids:
             return sizes, Clusters(sizes[full], d_intra[full], d_inter[full])
@@ -146,17 +225,3 @@ class Grouping:
         near = d_inter[full] if np.array_equal(full, before) else neighbour_distance(centroids())
         density = table.column("density").to_numpy()[full] if "density" in table.column_names else None
         return sizes, Clusters(sizes[full], d_intra[full], near, centroids, density)
-
-    def _recount(self, clustering: Clustering, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Size and d_intra of what is left of each cluster; NaN where there are no similarities."""
-        sizes, sums = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        known = clustering.has_centroids
-        for part, label in zip(self.parts, self.labels(), strict=True):
-            member = label >= 0
-            sizes += np.bincount(label[member], minlength=count)
-            if known:
-                similarity = clustering.similarities.read(part)[member].astype(np.float64)
-                np.add.at(sums, label[member], to_similarity_units(similarity))
-        with np.errstate(invalid="ignore"):
-            d_intra = 1 - sums * SIMILARITY_UNIT / sizes if known else np.full(count, np.nan)
-        return sizes, d_intra

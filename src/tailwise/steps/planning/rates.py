@@ -14,8 +14,9 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.columns import PlainColumn
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import create_array, file_digest, map_array
+from tailwise.catalog.files import create_array, file_digest
 from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError
 from tailwise.plan.plan import Plan
@@ -23,7 +24,7 @@ from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.requests import PlanRequest
 from tailwise.steps.importing.join import BATCH, Batch, join_values, read_numbers
 from tailwise.steps.planning.weighted import MAX_REPEATS, write_shard_offsets
-from tailwise.storage.local import replacing, scratch
+from tailwise.storage.local import scratch
 
 
 def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
@@ -60,10 +61,8 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: C
         if not artifact.done:
             identifier, batches = _open_rates(path, column)
             tracked = context.progress(batches, "joining rates")
-            unknown = _join(catalog, artifact, survivors, identifier, tracked, missing_rate, max_rejected)
+            unknown, eligible = _join(catalog, artifact, survivors, identifier, tracked, missing_rate, max_rejected)
             write_shard_offsets(catalog, artifact, snapshot)
-            rates = map_array(artifact.path(layout.RATE))
-            eligible = int(np.count_nonzero(rates))
             artifact.finish({"pool": survivors.pool, "eligible": eligible, "rates_without_sample": unknown})
     return Plan(catalog, name)
 
@@ -120,11 +119,11 @@ def _join(
     batches: Iterable[Batch],
     missing_rate: float | None,
     max_rejected: float,
-) -> int:
-    """Writes the rates; returns how many rates belong to no sample."""
-    with scratch(artifact.path(layout.JOINING)) as work, replacing(artifact.path(layout.RATE)) as path:
+) -> tuple[int, int]:
+    """Write the rates; return how many rates belong to no sample, and how many samples can be drawn."""
+    with scratch(artifact.path(layout.JOINING)) as work:
         snapshot = survivors.snapshot
-        rates = create_array(path, (snapshot.rows,), np.float32)
+        rates = create_array(work / "rates.npy", (snapshot.rows,), np.float32)
         rates[:] = np.nan
         place = work / "keys"
         unknown = join_values(catalog, snapshot, identifier, batches, rates, place, "rate", max_rejected, _check_range)
@@ -136,10 +135,12 @@ def _join(
                 "give them one with `missing_rate` (0 never draws them)"
             )
         np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
-        if not rates.any():
+        if not (eligible := int(np.count_nonzero(rates))):
             raise UserError(f"all {snapshot.rows:,} rates are 0: nothing would ever be drawn")
-        del rates
-    return unknown
+        column = PlainColumn(artifact.folder, layout.RATE)
+        for part in catalog.parts(snapshot):
+            column.write(part, rates[part.span])
+    return unknown, eligible
 
 
 def _check_range(keys: list[str], values: npt.NDArray[np.float64]) -> None:

@@ -21,21 +21,13 @@ from tailwise.steps.upkeep.excluded import ever_drawn, lists_of
 
 @dataclass(frozen=True)
 class UnusedList:
-    """A drop list that exists and is not used.
+    """A drop list that exists and is not used."""
 
-    Attributes:
-        name: of the list.
-        samples: that it drops, of the snapshot in question.
-        drawable: those of them that can still be drawn.
-        snapshot: number of the snapshot that it was made for.
-        usable: whether this is the snapshot in question.
-    """
-
-    name: str
-    samples: int
-    drawable: int
-    snapshot: int
-    usable: bool
+    name: str  # of the list
+    samples: int  # that it drops, of the snapshot in question
+    drawable: int  # those of them that can still be drawn
+    snapshot: int  # number of the snapshot that it was made for
+    usable: bool  # whether this is the snapshot in question
 
     def note(self, where: str = "can still be drawn") -> str:
         """Return one line that says what is ignored (`where`: what happens to the samples), and how to use the list."""

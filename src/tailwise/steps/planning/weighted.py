@@ -1,8 +1,8 @@
-"""Plan by weight: weights and quotas (reduce), and the flat arrays that draws read (map, or regroup for ranked picks)."""
+"""Plan by weight: weights and quotas (reduce), and the columns that draws read (map, or regroup for ranked picks)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -13,11 +13,10 @@ import pyarrow as pa
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, write_array, write_table
+from tailwise.catalog.columns import PlainColumn
+from tailwise.catalog.files import write_array, write_table
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.shuffle import write_value_ranks
-from tailwise.kernels.ranks import appearance_ranks
 from tailwise.plan.budget import samples_of_share
 from tailwise.plan.methods import PICKS, Method, find_method, method_options, weigh
 from tailwise.plan.plan import MAX_EPOCH, Plan
@@ -26,7 +25,6 @@ from tailwise.plan.weights import Clusters
 from tailwise.requests import PlanRequest, ScoreRequest
 from tailwise.steps.planning.grouping import Grouping
 from tailwise.steps.scoring.scores import score_config
-from tailwise.storage.local import replacing
 from tailwise.text import did_you_mean
 
 MAX_REPEATS = 255
@@ -46,14 +44,13 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, contex
     draw = _draw(request, pick)
     final = _final_options(request, options, dynamic)
     _check_bounds(request, method)
-    grouping = Grouping(
-        catalog, clustering if method.grouping == "clusters" else None, without=request.without, score=score
-    )
+    clusters = clustering if method.grouping == "clusters" else None
+    grouping = Grouping(catalog, clusters, context, without=request.without, score=score)
     budget = _budget(request, method, grouping)
     config: dict[str, Any] = {
         "method": request.method,
         "options": options,
-        "clustering": clustering if method.grouping == "clusters" else None,
+        "clustering": clusters,
         "snapshot": grouping.snapshot.number,
         "asked": {name: value for name in _AMOUNTS if (value := getattr(request, name)) is not None},
         "max_repeats": request.max_repeats,
@@ -75,7 +72,8 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, contex
     with Artifact(catalog.plan_folder(name), "plan", config, grouping.inputs, derived) as artifact:
         if not artifact.done:
             _write_groups(artifact, grouping.sizes, quotas)
-            _write_rows(artifact, grouping, pick, context)
+            groups, ranks = (PlainColumn(artifact.folder, name) for name in (layout.GROUP, layout.RANK))
+            grouping.write(groups, ranks, pick)
             write_shard_offsets(catalog, artifact, grouping.snapshot)
             sizes = grouping.sizes
             artifact.finish({"pool": grouping.pool, "eligible": grouping.eligible, "clusters": int((sizes > 0).sum())})
@@ -263,29 +261,3 @@ def _write_groups(artifact: Artifact, sizes: npt.NDArray[np.int64], quotas: npt.
     write_table(artifact.path(layout.GROUP_TABLE), table)
     if len(quotas) > 1:
         write_array(artifact.path(layout.QUOTAS), quotas)
-
-
-def _write_rows(artifact: Artifact, grouping: Grouping, pick: str, context: Context) -> None:
-    """Writes group and rank of every row, flat over the snapshot."""
-    rows, parts = grouping.snapshot.rows, len(grouping.parts)
-    _write_flat(artifact, layout.GROUP, np.int32, rows, context.progress(grouping.labels(), "groups of rows", parts))
-    if PICKS[pick].by is None:
-        seen = np.zeros(len(grouping.sizes), np.int64)
-        ranks = (appearance_ranks(label, seen) for label in grouping.labels())
-        _write_flat(artifact, layout.GROUP_RANK, np.uint32, rows, context.progress(ranks, "ranks of rows", parts))
-        return
-    columns = zip(grouping.labels(), grouping.order(pick), strict=True)
-    with replacing(artifact.path(layout.GROUP_RANK)) as path:
-        write_value_ranks(path, grouping.sizes, context.progress(columns, "ranking samples", parts))
-
-
-def _write_flat(
-    artifact: Artifact, name: str, dtype: npt.DTypeLike, rows: int, pieces: Iterable[npt.NDArray[Any]]
-) -> None:
-    with replacing(artifact.path(name)) as path:
-        target = create_array(path, (rows,), dtype)
-        first = 0
-        for piece in pieces:
-            target[first : first + len(piece)] = piece
-            first += len(piece)
-        del target

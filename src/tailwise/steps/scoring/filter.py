@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors, write_drops
+from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors
 from tailwise.catalog.kinds import plain_name
 from tailwise.context import Context
 from tailwise.errors import UserError
@@ -23,6 +23,7 @@ from tailwise.kernels.selection import order_statistics
 from tailwise.mapped import release_pages
 from tailwise.plan.budget import samples_of_share
 from tailwise.requests import FilterRequest, ScoreRequest, refuse_given
+from tailwise.steps.drops import write_drops
 from tailwise.steps.scoring.scores import score_config, score_figures, score_inputs, score_parts
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
@@ -75,7 +76,8 @@ def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, contex
             judge = _Judge(catalog, snapshot, score, survivors, context)
             judge.apply(request)
             summary = judge.summary()
-            write_drops(artifact, snapshot.rows, context.progress(judge.tables(), "writing drops", len(judge.parts)))
+            tables = context.progress(judge.tables(), "writing drops", len(judge.parts))
+            write_drops(artifact, judge.parts, tables, context)
             artifact.finish(summary)
     return Filtered(name, DropList(catalog, name).summary)
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import PartColumn
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.embeddings import check_one_encoder
 from tailwise.catalog.files import digest, file_digest, read_record
 from tailwise.catalog.scores import score_artifact, score_column
@@ -46,9 +46,13 @@ def score_parts(
     Raises:
         UserError: no such score or option, or what it is made from is missing.
     """
-    context = context or Context()
-    column = score_column(_make(catalog, snapshot, request, context))
+    column = make_score(catalog, snapshot, request, context or Context())
     return (column.read(part) for part in catalog.parts(snapshot))
+
+
+def make_score(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, context: Context) -> PartColumn:
+    """Return the column of a score; see `score_parts`."""
+    return score_column(_make(catalog, snapshot, request, context))
 
 
 def score_figures(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> dict[str, int]:

@@ -192,11 +192,11 @@ class _SampleHistory:
 
 def _place(plan: Plan, row: int) -> Story:
     """Where it stands in the plan's own groups."""
-    if plan.by_rate or int(plan.groups[row]) < 0:
+    place = slice(row, row + 1)
+    if plan.by_rate or (group := int(plan.groups[place][0])) < 0:
         return {"cluster": None, "size": None, "quota": None, "rank": None}
-    group = int(plan.groups[row])
     quota = float(plan.quotas[group] / UNITS)
-    return {"cluster": group, "size": int(plan.sizes[group]), "quota": quota, "rank": int(plan.ranks[row])}
+    return {"cluster": group, "size": int(plan.sizes[group]), "quota": quota, "rank": int(plan.ranks[place][0])}
 
 
 def _first_epoch(plan: Plan, row: int, copies: Sequence[int]) -> int | None:

@@ -1,0 +1,219 @@
+"""Ranks of rows in their groups, part by part: by appearance (two passes), or by value (regrouped by group, and back by part)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog.catalog import Part
+from tailwise.catalog.columns import PartColumn, RowsByPart
+from tailwise.catalog.layout import SPILL
+from tailwise.context import Context
+from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.shuffle import BUCKET_ROWS, Records, Shuffle, cluster_buckets
+from tailwise.kernels.ranks import appearance_ranks, value_ranks
+from tailwise.storage.local import scratch
+
+_VALUE = np.dtype([("row", "<i8"), ("group", "<i4"), ("value", "<f4")])
+_RANK = np.dtype([("row", "<i8"), ("rank", "<u4")])
+
+
+@dataclass(frozen=True)
+class Rank(Task[tuple[Part, npt.NDArray[np.int64]], None]):
+    """Write the rank of each row by appearance. Items: a part, and the members of each group in the parts before, int64 [K]."""
+
+    groups: PartColumn  # int32; negative for rows of no group, whose rank is 0
+    ranks: PartColumn  # uint32, to write
+
+    def files(self, item: tuple[Part, npt.NDArray[np.int64]]) -> Sequence[Path]:
+        """Return the file of a part."""
+        return (self.ranks.path(item[0]),)
+
+    def run(self, item: tuple[Part, npt.NDArray[np.int64]], worker: Worker) -> None:  # noqa: ARG002
+        """Rank the rows of a part."""
+        part, before = item
+        self.ranks.write(part, appearance_ranks(np.asarray(self.groups.read(part)), before.copy()))
+
+
+@dataclass(frozen=True)
+class _Count(Task[Part, npt.NDArray[np.int64]]):
+    """Count the members of each group: int64 [K]."""
+
+    groups: PartColumn
+    count: int
+
+    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        groups = self.groups.read(item)
+        return np.bincount(groups[groups >= 0], minlength=self.count)
+
+
+def write_appearance_ranks(
+    groups: PartColumn, ranks: PartColumn, count: int, parts: Sequence[Part], context: Context
+) -> None:
+    """Write the rank of every row in its group by row: uint32.
+
+    Args:
+        groups: int32, below `count`; negative for rows of no group, whose rank is 0.
+        ranks: to write.
+        count: K, of groups.
+        parts: of the snapshot.
+        context: runs the tasks and shows progress.
+    """
+    seen = np.zeros(count, np.int64)
+    task = Rank(groups, ranks)
+
+    def items() -> Iterator[tuple[Part, npt.NDArray[np.int64]]]:
+        sizes = context.executor.map(_Count(groups, count), parts, KERNEL)
+        for part, size in zip(context.progress(parts, "ranks of rows", len(parts)), sizes, strict=True):
+            if not task.is_done((part, seen)):
+                yield part, seen.copy()
+            seen[:] += size
+
+    for _ in context.executor.map(task, items(), KERNEL):
+        pass
+
+
+@dataclass(frozen=True, eq=False)
+class _ByValue:
+    """Rows that are ranked by value."""
+
+    groups: PartColumn  # int32; negative for rows of no group
+    values: PartColumn  # float32
+    sign: int  # −1 to rank the greatest value first, else 1
+    ranks: PartColumn  # uint32, to write
+    parts: Sequence[Part]  # of the snapshot
+    buckets: npt.NDArray[np.int64]  # int64 [K], bucket of each group
+    bucket_rows: int  # rows ranked at a time
+    folder: Path  # of the scratch files
+
+    @property
+    def by_bucket(self) -> Shuffle:
+        """Values by bucket, one file a part."""
+        return Shuffle(self.folder / "values", _VALUE, int(self.buckets.max(initial=0)) + 1)
+
+    @property
+    def by_part(self) -> Shuffle:
+        """Ranks by part, one file a bucket."""
+        return Shuffle(self.folder / "ranks", _RANK, len(self.parts))
+
+
+@dataclass(frozen=True, eq=False)
+class _Spill(Task[Part, None]):
+    """Write the values of a part by bucket."""
+
+    of: _ByValue
+
+    def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
+        groups, values = self.of.groups.read(item), self.of.values.read(item)
+        members = np.flatnonzero(groups >= 0)
+        records = np.empty(len(members), _VALUE)
+        records["row"], records["group"] = item.first_row + members, groups[members]
+        records["value"] = np.float32(self.of.sign) * values[members]
+        self.of.by_bucket.write(item.name, [(self.of.buckets[records["group"]], records)])
+
+
+@dataclass(frozen=True, eq=False)
+class _RankBucket(Task[int, None]):
+    """Write the ranks of a bucket by part. Item: the number of the bucket."""
+
+    of: _ByValue
+
+    def run(self, item: int, worker: Worker) -> None:  # noqa: ARG002
+        rows, names = RowsByPart(self.of.parts), [part.name for part in self.of.parts]
+        ranked = _ranked(self.of.by_bucket, names, item, self.of.bucket_rows)
+        self.of.by_part.write(str(item), ((rows.numbers_of(found["row"]), found) for found in ranked))
+
+
+@dataclass(frozen=True, eq=False)
+class _Collect(Task[Part, None]):
+    """Write the ranks of a part."""
+
+    of: _ByValue
+
+    def files(self, item: Part) -> Sequence[Path]:
+        return (self.of.ranks.path(item),)
+
+    def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
+        ranks = np.zeros(item.rows, np.uint32)
+        found = self.of.by_part.read([*map(str, range(self.of.by_bucket.buckets))], item.number)
+        ranks[found["row"] - item.first_row] = found["rank"]
+        self.of.ranks.write(item, ranks)
+
+
+def write_value_ranks(
+    groups: PartColumn,
+    values: PartColumn,
+    sign: int,
+    ranks: PartColumn,
+    sizes: npt.NDArray[np.int64],
+    parts: Sequence[Part],
+    context: Context,
+    *,
+    bucket_rows: int = BUCKET_ROWS,
+) -> None:
+    """Write the rank of every row in its group by ascending sign · value, ties by row: uint32.
+
+    Rows are regrouped by group, those of a group of more than `bucket_rows` again by value. Memory is bounded by `bucket_rows`, at
+    about 60 bytes a row.
+
+    Args:
+        groups: int32; negative for rows of no group, whose rank is 0.
+        values: float32.
+        sign: 1 or −1.
+        ranks: to write.
+        sizes: int64 [K], members of each group.
+        parts: of the snapshot.
+        context: runs the tasks and shows progress.
+        bucket_rows: rows ranked at a time; the result doesn't depend on it.
+    """
+    if all(ranks.path(part).exists() for part in parts):
+        return
+    with scratch(ranks.folder / (ranks.name + SPILL)) as folder:
+        work = _ByValue(groups, values, sign, ranks, parts, cluster_buckets(sizes, bucket_rows), bucket_rows, folder)
+        context.run(_Spill(work), parts, "ranking samples: regrouping", KERNEL)
+        context.run(_RankBucket(work), range(work.by_bucket.buckets), "ranking samples", KERNEL)
+        context.run(_Collect(work), parts, "ranks of rows", KERNEL)
+
+
+def _ranked(
+    shuffle: Shuffle, names: Sequence[str], bucket: int, bucket_rows: int, first: int = 0, shift: int = 16
+) -> Iterator[Records]:
+    """Yield the ranks of a bucket, _RANK, from `first` on; split a group that is too large by 16 bits of its values, from `shift` on."""
+    if shuffle.rows(names, bucket) <= bucket_rows:
+        records = shuffle.read(names, bucket)
+        yield _ranks(records, first + value_ranks(records["group"], records["value"]))
+        return
+    if shift < 0:  # equal values, which come by row
+        for chunk in shuffle.chunks(names, bucket, bucket_rows):
+            yield _ranks(chunk, first + np.arange(len(chunk), dtype=np.uint32))
+            first += len(chunk)
+        return
+    sizes = np.zeros(1 << 16, np.int64)
+    for chunk in shuffle.chunks(names, bucket, bucket_rows):
+        sizes += np.bincount(_digits(chunk["value"], shift), minlength=len(sizes))
+    pieces = cluster_buckets(sizes, bucket_rows)
+    finer = Shuffle(shuffle.folder / str(bucket), _VALUE, int(pieces[-1]) + 1)
+    chunks = shuffle.chunks(names, bucket, bucket_rows)
+    finer.write("rows", ((pieces[_digits(chunk["value"], shift)], chunk) for chunk in chunks))
+    for piece in range(finer.buckets):
+        several = np.count_nonzero(sizes[pieces == piece]) > 1  # then it isn't too large
+        yield from _ranked(finer, ("rows",), piece, bucket_rows, first, shift if several else shift - 16)
+        first += int(sizes[pieces == piece].sum())
+
+
+def _ranks(records: Records, ranks: npt.NDArray[np.uint32]) -> Records:
+    ranked = np.empty(len(records), _RANK)
+    ranked["row"], ranked["rank"] = records["row"], ranks
+    return ranked
+
+
+def _digits(values: npt.NDArray[np.float32], shift: int) -> npt.NDArray[np.int64]:
+    """Return 16 bits of each value, from `shift` on, of the number that orders floats as they are: int64 [n]."""
+    bits = (values + np.float32(0)).view(np.uint32)  # −0 is 0
+    ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    digits: npt.NDArray[np.int64] = ((ordered >> shift) & 0xFFFF).astype(np.int64)
+    return digits
