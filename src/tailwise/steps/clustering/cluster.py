@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tailwise.catalog.files import read_array
 from tailwise.context import Context
 from tailwise.devices import find_device
 from tailwise.errors import UserError
-from tailwise.execution.base import KERNEL
+from tailwise.execution.base import KERNEL, Apply
 from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS
 from tailwise.kernels.centroids import merge_centroids, neighbour_distance
 from tailwise.kernels.density import radius_that_holds
@@ -31,7 +32,7 @@ from tailwise.kernels.lloyd import CARRY_BYTES
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
 from tailwise.requests import ClusterRequest, at_least, bytes_of
 from tailwise.steps.clustering.fit import DrawRows, TrainingRows, fit
-from tailwise.steps.clustering.tasks import CHUNK_ROWS, Assign, Count, CountNeighbours, Histogram, Rows
+from tailwise.steps.clustering.tasks import CHUNK_ROWS, Assign, Count, CountNeighbours, Rows, similarity_histogram
 from tailwise.steps.ranks import Rank
 from tailwise.text import did_you_mean
 
@@ -200,8 +201,8 @@ class _Work:
         self._refuse_collapse(seen)
         table = _cluster_table(centroids, seen, similarity_sums)
         if isinstance(density, str):
-            steps = self.context.executor.reduce(Histogram(self.rows, self.artifact.folder), self.parts, np.add, KERNEL)
-            density = radius_that_holds(steps, RADIUS_SHARE)
+            count = Apply(partial(similarity_histogram, self.files))
+            density = radius_that_holds(self.context.executor.reduce(count, self.parts, np.add, KERNEL), RADIUS_SHARE)
         if density is not None:
             table = table.append_column("density", pa.array(self._count_density(density), pa.int64()))
         self.files.write_table(table)

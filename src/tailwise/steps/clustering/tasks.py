@@ -120,13 +120,9 @@ class Count(PartTask[Counts]):
         return Counts(np.bincount(members, minlength=clusters), sums, dropped)
 
 
-@dataclass(frozen=True)
-class Histogram(PartTask[npt.NDArray[np.int64]]):
-    """Count similarities to the own centroid by steps."""
-
-    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """Return the histogram of a part, int64."""
-        return similarity_steps(self.made.similarities.read(item)[self.made.labels.read(item) >= 0])
+def similarity_histogram(made: ClusterFiles, part: Part) -> npt.NDArray[np.int64]:
+    """Return the number of rows of a part by steps of the similarity to their centroid, int64."""
+    return similarity_steps(made.similarities.read(part)[made.labels.read(part) >= 0])
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.files import create_array, map_array, read_array
 from tailwise.catalog.scores import repetition, score_column
 from tailwise.context import Context
@@ -49,13 +50,10 @@ class ScoreWork:
         """Parts of the snapshot."""
         return self.catalog.parts(self.snapshot)
 
-    def path(self, part: Part) -> Path:
-        """Return the file of one part."""
-        return score_column(self.folder).path(part)
-
-    def write(self, part: Part, values: Rows) -> None:
-        """Write one part, as float32."""
-        score_column(self.folder).write(part, np.asarray(values).astype(np.float32))
+    @property
+    def column(self) -> PartColumn:
+        """Column of the score: float32."""
+        return score_column(self.folder)
 
 
 @dataclass(frozen=True)
@@ -91,11 +89,12 @@ class _OfPart(Task[Part, None]):
     scores: PartScores
 
     def files(self, item: Part) -> Sequence[Path]:
-        return (self.work.path(item),)
+        return (self.work.column.path(item),)
 
     def run(self, item: Part, worker: Worker) -> None:
         with np.errstate(over="ignore"):  # values beyond float32 become infinite
-            self.work.write(item, self.scores(ScoredPart(self.work, item, worker)))
+            scores = self.scores(ScoredPart(self.work, item, worker)).astype(np.float32)
+        self.work.column.write(item, scores)
 
 
 def by_part(scores: PartScores) -> Callable[[ScoreWork], None]:
@@ -216,7 +215,7 @@ def cliploss(work: ScoreWork) -> None:
 
     A batch is consecutive places of a keyed permutation, another one in each repetition.
     """
-    if not all(work.path(part).exists() for part in work.parts):
+    if not all(work.column.path(part).exists() for part in work.parts):
         _average_clip_losses(work)
     for path in work.folder.glob(repetition(work.folder, "*").name):
         path.unlink()
@@ -245,7 +244,8 @@ def _average_clip_losses(work: ScoreWork) -> None:
                 del losses
         context.executor.forget()
     for part in work.parts:
-        work.write(part, sum((map_array(path)[part.span] for path in paths), np.zeros(part.rows)) / repetitions)
+        total = sum((map_array(path)[part.span] for path in paths), np.zeros(part.rows))
+        work.column.write(part, (total / repetitions).astype(np.float32))
 
 
 # --- from a file ------------------------------------------------------------------------------------------------------
@@ -269,5 +269,5 @@ def column_of_file(work: ScoreWork) -> dict[str, int]:
         place, bound = folder / "keys", work.options["max_rejected"]
         unknown = join_values(work.catalog, work.snapshot, identifier, counted(), joined, place, "score", bound)
         for part in work.parts:
-            work.write(part, joined[part.span])
+            work.column.write(part, joined[part.span])
     return {"keys": keys, "keys_without_sample": unknown}

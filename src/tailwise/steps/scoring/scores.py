@@ -93,10 +93,9 @@ def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, context: 
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, request)}
     with score_artifact(catalog, request.name, config, inputs) as artifact:
         if not artifact.done:
-            column = score_column(artifact.folder)
             work = ScoreWork(catalog, snapshot, artifact.folder, request.name, _options(request), context)
             figures = _score(request).make(work) or {}
-            scored = sum(context.executor.map(Apply(partial(_count_scored, column)), work.parts, KERNEL))
+            scored = sum(context.executor.map(Apply(partial(_count_scored, work.column)), work.parts, KERNEL))
             artifact.finish({"samples": snapshot.rows, "scored": scored, **figures})
     return artifact.folder
 
