@@ -10,6 +10,7 @@ from tailwise.export import export, export_figures
 from tailwise.plan.plan import Plan
 from tailwise.requests import ClusterRequest, DedupRequest, PlanRequest, ScoreRequest, ShardsRequest
 from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.dedup.comparison import Comparison
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.dedup.members import Layout
 from tailwise.steps.importing.pool import import_pool
@@ -48,6 +49,14 @@ def test_drop_lists_are_the_same(small_catalog, other, tree_bytes, shaky, monkey
         dedup(catalog, DROP_LISTS[name], context)
     folders = [catalog.drops_folder("duplicates") for catalog in (small_catalog, other)]
     assert tree_bytes(folders[0]) == tree_bytes(folders[1])
+
+
+def test_a_process_opens_a_comparison_once(small_catalog, monkeypatch):
+    opened, begin = [], Comparison.__init__
+    monkeypatch.setattr(Comparison, "__init__", lambda *given: opened.append(begin(*given)))
+    cluster(small_catalog, ClusterRequest(k=6))
+    dedup(small_catalog, DROP_LISTS["greedy"])
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("name", ["caption-words", "normsim"])

@@ -88,7 +88,7 @@ class Comparison:
     @property
     def address(self) -> Address:
         """Address of the comparison, for tasks."""
-        return Address(self.catalog.folder, self.request, self.snapshot.number)
+        return Address(self.catalog.folder, self.request, self.snapshot.number, self)
 
     @property
     def dimension(self) -> int:
@@ -202,11 +202,16 @@ class Address:
     catalog: Path
     request: DedupRequest
     snapshot: int
+    opened: Comparison | None = None  # in the driver's process
+
+    def __reduce__(self) -> tuple[type[Address], tuple[Path, DedupRequest, int]]:
+        """Pickle the address alone: another process opens the comparison again."""
+        return Address, (self.catalog, self.request, self.snapshot)
 
     def open(self, worker: Worker) -> Comparison:
         """Return the comparison."""
         make = lambda: Comparison(Catalog.open(self.catalog), self.request, Context(), self.snapshot)  # noqa: E731
-        return worker.cached(repr(self), make)
+        return self.opened or worker.cached(repr((self.catalog, self.request, self.snapshot)), make)
 
 
 @dataclass(frozen=True)
