@@ -75,10 +75,9 @@ def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, contex
         if not artifact.done:
             judge = _Judge(catalog, snapshot, score, survivors, context)
             judge.apply(request)
-            summary = judge.summary()
             tables = context.progress(judge.tables(), "writing drops", len(judge.parts))
             write_drops(artifact, judge.parts, tables, context)
-            artifact.finish(summary)
+            artifact.finish(judge.summary())
     return Filtered(name, DropList(catalog, name).summary)
 
 
@@ -182,9 +181,8 @@ class _Judge:
         if rule.keep_lowest is not None:
             self.tests.append(self._share("`keep_lowest`", rule.keep_lowest, 1, "lowest"))
         self.reasons = Counter()
-        for table in self.tables():
-            for item in table.column("reason").value_counts().to_pylist():
-                self.reasons[item["values"]] += item["counts"]
+        for _, _, reasons in self._judged():
+            self.reasons += Counter(dict(zip(self._names, np.bincount(reasons[reasons >= 0]).tolist(), strict=False)))
         if self.reasons.total() == self.samples:
             low, high = self.quantiles[0]["score"], self.quantiles[-1]["score"]
             raise UserError(
@@ -205,8 +203,12 @@ class _Judge:
         values, below = order_statistics(lambda: self._scored(sign), [kept - 1])
         return _Test(reason, np.float32(sign), values[0], kept - int(below[0]))
 
-    def tables(self) -> Iterator[pa.Table]:
-        """Yield the dropped rows and the reasons, part by part: DROPPED_SCHEMA."""
+    @property
+    def _names(self) -> list[str]:
+        return [*(test.reason for test in self.tests), f"no {self.name}"]
+
+    def _judged(self) -> Iterator[tuple[Part, Scores, npt.NDArray[np.int32]]]:
+        """Yield the parts, their scores, and the number of the reason of each row in `_names`, int32 [n]; −1: it stays."""
         left = [test.ties for test in self.tests]
         for part, scores in zip(self.parts, self.blocks, strict=True):
             reasons = np.full(part.rows, -1, np.int32)
@@ -222,20 +224,21 @@ class _Judge:
                 left[number] -= len(ties)
                 passes[ties] = True
                 reasons[judged & ~passes & (reasons < 0)] = number
-            yield self._table(part, scores, reasons)
+            yield part, scores, reasons
             release_pages(scores)
 
-    def _table(self, part: Part, scores: Scores, reasons: npt.NDArray[np.int32]) -> pa.Table:
-        dropped = np.flatnonzero(reasons >= 0)
-        names = pa.array([*(test.reason for test in self.tests), f"no {self.name}"])
-        none = np.isnan(scores[dropped])
-        columns = {
-            "row": part.first_row + dropped,
-            "reason": names.take(pa.array(reasons[dropped])),
-            "value": pa.array(scores[dropped].astype(np.float64), mask=none),
-        }
-        nulls = {item.name: pa.nulls(len(dropped), item.type) for item in DROPPED_SCHEMA if item.name not in columns}
-        return pa.table({**columns, **nulls}, schema=DROPPED_SCHEMA)
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the dropped rows and the reasons, part by part: DROPPED_SCHEMA."""
+        for part, scores, reasons in self._judged():
+            dropped = np.flatnonzero(reasons >= 0)
+            columns = {
+                "row": part.first_row + dropped,
+                "reason": pa.array(self._names).take(pa.array(reasons[dropped])),
+                "value": pa.array(scores[dropped].astype(np.float64), mask=np.isnan(scores[dropped])),
+            }
+            others = [item for item in DROPPED_SCHEMA if item.name not in columns]
+            nulls = {item.name: pa.nulls(len(dropped), item.type) for item in others}
+            yield pa.table({**columns, **nulls}, schema=DROPPED_SCHEMA)
 
     def summary(self) -> dict[str, Any]:
         """Return figures for people."""
