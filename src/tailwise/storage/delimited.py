@@ -30,13 +30,7 @@ ESCAPED = '\\"'  # start of the line of an escaped key
 def read_text(source: Path | str | bytes, most: int = MAX_TEXT) -> str:
     """Return a text in UTF-8, or in UTF-16 with a byte order mark, with every line break as a line feed.
 
-    Args:
-        source: path or URL of a file; or its bytes.
-        most: largest number of characters.
-
-    Raises:
-        ValueError: the text has another encoding, or is longer.
-        OSError: the file cannot be read.
+    `source` is the path or URL of a file, or its bytes. A text of another encoding, or of more than `most` characters, is a ValueError.
     """
     text, size = [], 0
     for line in _lines(source, most):
@@ -89,16 +83,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the line number and the fields of each row of a table, its header first; all have as many fields as the header.
 
     A file whose first line has tabs is TSV: a quote is an ordinary character. Otherwise it is CSV: a field may be in quotes, but only on
-    one line, so that an unclosed quote does not swallow rows. Blank lines are skipped.
-
-    Raises:
-        ValueError: a row has another number of fields, or an unclosed quote, or the file is not text.
-        OSError: the file cannot be read.
+    one line, so that an unclosed quote does not swallow rows. Blank lines are skipped. A row of another number of fields, or with an
+    unclosed quote, and a file that is not text, are a ValueError.
     """
     lines = _lines(path)
     first = next(lines, "")
-    tabs = "\t" in first
-    width = 0
+    tabs, width = "\t" in first, 0
     for number, line in enumerate(chain([first], lines), 1):
         text = line.removesuffix("\n")
         if not text:
@@ -119,10 +109,7 @@ def _fields(line: str, number: int) -> list[str]:
 
 
 def _lines(source: Path | str | bytes, longest: int = MAX_LINE) -> Iterator[str]:
-    """Yield lines of at most `longest` characters, each with a line feed.
-
-    Only line feeds and carriage returns end lines; other separators of Unicode do not.
-    """
+    """Yield lines of at most `longest` characters; only line feeds and carriage returns end lines, and each becomes a line feed."""
     with io.BytesIO(source) if isinstance(source, bytes) else open_binary(str(source)) as stream:
         head = stream.read(4)
         stream.seek(0)

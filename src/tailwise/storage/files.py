@@ -27,10 +27,7 @@ def open_binary(path: str) -> BinaryIO:
     """Return a local path or any fsspec URL opened for reading, seekable, for the caller to close.
 
     A remote file whose server ignores requests for ranges is downloaded to a temporary file first, which is gone when it is closed.
-
-    Raises:
-        RemoteError: a remote file cannot be read, now or later.
-        OSError: a local one cannot be.
+    A file that cannot be read, now or later, is an OSError, and a RemoteError if it is remote.
     """
     if not is_remote(path):
         return local_file(path).open("rb", buffering=BUFFER_BYTES)
@@ -41,12 +38,7 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def open_whole(path: str) -> BinaryIO:
-    """Return a file to be read more than once, for the caller to close: a remote one is downloaded to a temporary file.
-
-    Raises:
-        RemoteError: a remote file cannot be read, or is larger than what the disk has room for.
-        OSError: a local one cannot be read.
-    """
+    """Return a file to be read more than once, as `open_binary`: a remote one is downloaded first, as far as the disk has room."""
     return _downloaded(path) if is_remote(path) else open_binary(path)
 
 
@@ -65,12 +57,7 @@ class RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no t
     """A remote file, read in blocks; holds one of them."""
 
     def __init__(self, url: str) -> None:
-        """Ask for the size and the first bytes.
-
-        Raises:
-            NoRangesError: its server can only send the whole file, or does not state its size.
-            RemoteError: it cannot be read.
-        """
+        """Ask for the size and the first bytes; a NoRangesError if its server only sends the whole file, or states no size."""
         first = read_range(url, 0, FIRST_BYTES)
         size = len(first.content) if len(first.content) < FIRST_BYTES else first.total_bytes
         size = size_of(url) if size is None else size

@@ -38,17 +38,10 @@ async def get(
     write: Callable[[bytes], object],
     span: Span | None = None,
 ) -> int | None:
-    """Get a file, or bytes [start, stop) of it, or those of them that the server sends; nothing beyond the file's end.
+    """Get a file, or a span of its bytes, or those of them that the server sends; nothing beyond the file's end.
 
-    Args:
-        files: fsspec's HTTPFileSystem.
-        url: of the file.
-        timeouts: of the request.
-        write: takes the bytes as they come, also those of a response that breaks off.
-        span: start and stop; None for the whole file.
-
-    Returns:
-        The size of the whole file, if the server states it.
+    `files` is fsspec's HTTPFileSystem. `write` takes the bytes as they come, also those of a response that breaks off. The size of the
+    whole file is returned, if the server states it.
 
     Raises:
         NoRangesError: the server answers with the whole file; nothing has been written.

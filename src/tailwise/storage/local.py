@@ -110,16 +110,9 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, what: str, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`; the operating system releases it when the process ends.
+    """Hold the lock file `path`, alone or shared with others; the operating system releases it when the process ends.
 
-    Args:
-        path: path of the lock file.
-        what: name of what is locked, for the error.
-        wait: wait until the process that holds the lock releases it, in place of an error.
-        shared: allow other processes to share the lock.
-
-    Raises:
-        ConflictError: another process holds the lock.
+    If another process holds it, wait, or raise a ConflictError that names `what` is locked.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:

@@ -12,8 +12,7 @@ Value = TypeVar("Value")
 class LRUCache(Generic[Key, Value]):
     """A bounded number of values; the least recently used are dropped first.
 
-    There is no lock, because a fork could copy one that is held. Each step is atomic; at worst, threads that ask for the same value
-    make one each.
+    There is no lock: a fork could copy one that is held. Each step is atomic; at worst, threads make a value each.
     """
 
     def __init__(self, most: int) -> None:

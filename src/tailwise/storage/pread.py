@@ -44,16 +44,10 @@ def pread_many(
     stops: npt.NDArray[np.int64],
     buffer: npt.NDArray[np.uint8],
 ) -> int:
-    """Read bytes [start, stop) of each file into `buffer`, one after the other.
+    """Read bytes [start, stop) of each file into `buffer`, one after the other, up to one that fails or is cut off by its file's end.
 
-    Args:
-        handles: int32 [n], file descriptors.
-        starts: int64 [n].
-        stops: int64 [n], ≥ starts.
-        buffer: uint8 [Σ (stop − start)].
-
-    Returns:
-        Number of ranges that were read before the first one that fails or is cut off by the end of its file.
+    `handles` are file descriptors, int32 [n]; `starts` and `stops`, int64 [n]; `buffer`, uint8 [Σ (stop − start)].
+    Returns the number of ranges that were read.
     """
     place = np.int64(0)
     for at in range(len(handles)):

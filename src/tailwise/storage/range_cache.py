@@ -66,14 +66,9 @@ class RangeCache:
     """Ranges of objects as files: each is fetched by one process and used by all; the least recently used are evicted."""
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
-        """Make the folder.
+        """Make the folder, of this cache alone and on a local disk (because of `flock`); a UserError if it cannot be written to.
 
-        Args:
-            folder: folder of this cache alone; on a local disk, because of `flock`.
-            max_bytes: bound of the sizes of all ranges and claims together.
-
-        Raises:
-            UserError: the folder cannot be made or written to, or `max_bytes` is not positive.
+        `max_bytes` is the bound of the sizes of all ranges and claims together.
         """
         if max_bytes <= 0:
             raise UserError(f"a cache of {max_bytes:,} bytes holds nothing: give it at least 1 GB")
@@ -113,12 +108,7 @@ class RangeCache:
         return [_span(name) for name in names if not name.endswith(CLAIM)]
 
     def claim(self, key: str, plan: Callable[[State], list[Span]]) -> list[Claim]:
-        """Return a claim for each span of an object that a plan asks for, as long as there is room.
-
-        Args:
-            key: key of the object.
-            plan: state of the object → spans to claim; called while all other processes wait.
-        """
+        """Return a claim for each span of an object that a plan asks for, as long as there is room; other processes wait meanwhile."""
         with self._locked() as ledger:
             folder = self.folder / "ranges" / key
             folder.mkdir(parents=True, exist_ok=True)

@@ -121,9 +121,7 @@ def _host(url: str) -> str:
 def filesystem(url: str) -> tuple[Any, str]:
     """Return fsspec's file system of a URL, one for all threads of the process, and the file's name in it.
 
-    Raises:
-        RemoteUnsupportedError: the protocol is unknown, or its package is not installed.
-        RemoteError: it cannot be made, such as without credentials.
+    An unknown protocol, or one whose package is missing, is a RemoteUnsupportedError; missing credentials are a RemoteError.
     """
     own, host = _own, url if "::" in url else _host(url)  # a chain's file system is bound to the whole of it
     with own.lock:
@@ -142,42 +140,26 @@ def filesystem(url: str) -> tuple[Any, str]:
     return made, made._strip_protocol(url)
 
 
-def call(url: str, method: str, *arguments: Any, size_bytes: int = 0, **options: Any) -> Any:  # noqa: ANN401  (fsspec has no types)
-    """Call a method of the URL's file system, repeated within bounds; asynchronous ones with a time-out.
-
-    Args:
-        url: URL of the file.
-        method: method of fsspec's file systems; its first argument is the file's name.
-        arguments: further arguments.
-        size_bytes: largest size of the response.
-        options: keyword arguments.
-
-    Raises:
-        RemoteError: it cannot be done.
-    """
-    return persistently(url, lambda: _call_once(url, method, *arguments, size_bytes=size_bytes, **options))[0]
+def call(url: str, method: str, **options: Any) -> Any:  # noqa: ANN401  (fsspec has no types)
+    """Call a method of the URL's file system with the file's name and options, within bounds; a RemoteError if it cannot be done."""
+    return persistently(url, lambda: _call_once(url, method, **options))[0]
 
 
-def _call_once(url: str, method: str, *arguments: Any, size_bytes: int = 0, **options: Any) -> Any:  # noqa: ANN401
+def _call_once(url: str, method: str, size_bytes: int = 0, **options: Any) -> Any:  # noqa: ANN401
+    """Call a method whose response has at most `size_bytes`; asynchronous ones have a time-out."""
     files, name = filesystem(url)
     if not getattr(files, "async_impl", False):
-        return getattr(files, method)(name, *arguments, **options)
+        return getattr(files, method)(name, **options)
     seconds = PATIENCE.timeouts.call_seconds(size_bytes)
-    return fsspec.asyn.sync(files.loop, getattr(files, f"_{method}"), name, *arguments, timeout=seconds, **options)
+    return fsspec.asyn.sync(files.loop, getattr(files, f"_{method}"), name, timeout=seconds, **options)
 
 
 def persistently(url: str, request: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> tuple[T, int]:
     """Return a request's result, and how often it failed before.
 
-    One thread repeats failed requests to a file; other threads whose requests to it failed wait for the result.
-
-    Args:
-        url: URL of the file.
-        request: may raise anything.
-        progress: returns a number that grows while the request gets bytes. Attempts that got bytes do not count; their time does.
-
-    Raises:
-        RemoteError: the bounds are reached, or a retry is useless. The file is remembered.
+    One thread repeats failed requests to a file; other threads whose requests to it failed wait for the result. `request` may raise
+    anything. `progress` returns a number that grows while it gets bytes: attempts that got bytes do not count; their time does. Where
+    the bounds are reached, or a retry is useless, a RemoteError is raised, and remembered for the file.
     """
     own = _own
     own.check(url)
@@ -221,15 +203,9 @@ def _trouble(error: Exception, url: str) -> RemoteError:
 def read_range(url: str, start: int, stop: int, size_bytes: int | None = None) -> Fetched:
     """Return the bytes [start, stop) of a remote file, up to its end.
 
-    Args:
-        url: URL of the file.
-        start: first byte.
-        stop: one after the last.
-        size_bytes: size of the file, if known; another size is an error.
-
     Raises:
         NoRangesError: the server can only send the whole file.
-        RemoteError: the file cannot be read, or not within the bounds of PATIENCE.
+        RemoteError: the file cannot be read within the bounds of PATIENCE, or has another size than `size_bytes`, if that is known.
     """
     content, seconds, total = bytearray(), 0.0, size_bytes
 
@@ -276,11 +252,7 @@ def _get(files: Any, url: str, write: Callable[[bytes], object], span: Span | No
 
 
 def download(url: str, target: BinaryIO, most_bytes: int) -> None:
-    """Write a whole remote file to an empty local one.
-
-    Raises:
-        RemoteError: it cannot be read, or has more than `most_bytes`.
-    """
+    """Write a whole remote file to an empty local one; a RemoteError if it cannot be read, or has more than `most_bytes`."""
 
     def write(piece: bytes) -> None:
         if target.tell() + len(piece) > most_bytes:
@@ -302,11 +274,7 @@ def download(url: str, target: BinaryIO, most_bytes: int) -> None:
 
 
 def size_of(url: str) -> int | None:
-    """Return the size of a remote file in bytes; None if its server does not send it without the file.
-
-    Raises:
-        RemoteError: there is no such file, or it cannot be read.
-    """
+    """Return the size of a remote file in bytes, None if its server does not send it without the file; or raise a RemoteError."""
     return persistently(url, lambda: _size_once(url))[0]
 
 

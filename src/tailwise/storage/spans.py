@@ -44,13 +44,10 @@ class Spans:
 
 
 def coalesce(spans: Iterable[Span], gap_bytes: float, piece_bytes: float, held: Spans) -> list[Span]:
-    """Return pieces, ascending, to be fetched with one request each; each span is within one piece.
+    """Return pieces, ascending, to be fetched with one request each; each of the wanted spans is within one piece.
 
-    Args:
-        spans: wanted spans, in any order.
-        gap_bytes: largest gap between two spans that are joined.
-        piece_bytes: largest piece of joined spans.
-        held: spans that need no fetching; no gap with any of their bytes is bridged, so that nothing is fetched twice.
+    Spans are joined over gaps of up to `gap_bytes`, to pieces of up to `piece_bytes`. No gap with bytes that are `held` is bridged, so
+    that nothing is fetched twice.
     """
     pieces: list[Span] = []
     for start, stop in sorted(spans):
