@@ -58,16 +58,9 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     def iter_batches(
         self, batch_size: int, columns: Sequence[str], lenient: Collection[str] = ()
     ) -> Iterator[pa.RecordBatch]:
-        """Yield batches of up to `batch_size` rows; text in a plain layout.
+        """Yield batches of up to `batch_size` rows, fewer if they are long; text in a plain layout. DAMAGE if they cannot be read.
 
-        Args:
-            batch_size: number of rows; fewer if they are long.
-            columns: names.
-            lenient: columns in which TOO_LONG replaces each text of more than MAX_TEXT_BYTES.
-
-        Raises:
-            ValueError: another column has such a text.
-            DAMAGE: the file cannot be read.
+        TOO_LONG replaces each text of more than MAX_TEXT_BYTES in `lenient` columns; in others, it is a ValueError.
         """
         rows = 0
         for group in range(self.num_row_groups):
@@ -96,11 +89,7 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         return pa.Table.from_batches(batches) if batches else empty
 
     def _row_bytes(self, group: int, name: str, lenient: bool) -> int:
-        """Return about how many bytes a row of a column takes; at least the longest text of its dictionary.
-
-        Raises:
-            ValueError: a list is too long, or a text of a column that is not lenient.
-        """
+        """Return about how many bytes a row takes, at least the longest text of its dictionary; a ValueError if that is too long."""
         about = self.metadata.row_group(group)
         rows, size = max(1, about.num_rows), 1
         for leaf in range(about.num_columns):
@@ -146,12 +135,7 @@ def _too_long(name: str, size_bytes: int) -> ValueError:
 
 
 def open_table(source: Path | str | IO[bytes], columns: Sequence[str] = ()) -> UserTable:
-    """Return an opened Parquet file that has each of `columns` exactly once.
-
-    Raises:
-        ValueError: a column is missing, or there are several of its name.
-        DAMAGE: the file cannot be read.
-    """
+    """Return an opened Parquet file; a ValueError if it does not have each of `columns` exactly once, DAMAGE if it cannot be read."""
     file = UserTable(source)
     names = file.schema_arrow.names
     for column in columns:
@@ -217,15 +201,9 @@ def is_vectors(kind: pa.DataType) -> bool:
 
 
 def texts(values: pa.Array | pa.ChunkedArray, name: str, *, check: bool = True) -> pa.Array:
-    """Return a column as UTF-8 strings; whole numbers as their decimal digits.
+    """Return the column of a name as UTF-8 strings; whole numbers as their decimal digits.
 
-    Args:
-        values: values of the column.
-        name: name of the column, for errors.
-        check: refuse bytes that are not UTF-8.
-
-    Raises:
-        ValueError: the values are neither strings, UTF-8 bytes nor whole numbers.
+    Values that are neither strings, UTF-8 bytes nor whole numbers are a ValueError. Bytes that are not UTF-8 pass without `check`.
     """
     plain = unwrapped(values)
     if not _is(plain.type, "string", "large_string", "binary", "large_binary", "integer", "floating", "null"):
@@ -249,11 +227,7 @@ def uid_texts(values: pa.Array | pa.ChunkedArray, name: str = "uid") -> pa.Array
 
 
 def numbers(values: pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
-    """Return a column of numbers, booleans, or decimal digits as float64.
-
-    Raises:
-        ValueError: it has other values, or whole numbers that a float64 cannot hold.
-    """
+    """Return a column of numbers, booleans, or decimal digits as float64; a ValueError for whole numbers that it cannot hold."""
     plain = unwrapped(values)
     if not _is(plain.type, "integer", "floating", "decimal", "boolean", "null", "string", "large_string"):
         raise ValueError(f"column {name!r} has type {values.type}, not numbers")
@@ -270,11 +244,7 @@ def numbers(values: pa.Array | pa.ChunkedArray, name: str) -> pa.Array:
 
 
 def sides(column: pa.Array | pa.ChunkedArray, name: str) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
-    """Return a column of pixels as int32 [n], null where it holds no whole number above 0; and where it holds another number, bool [n].
-
-    Raises:
-        ValueError: as `numbers`.
-    """
+    """Return `numbers` of pixels as int32 [n], null where a value is no whole number above 0; and where it is another one, bool [n]."""
     values = numbers(column, name).to_numpy(zero_copy_only=False)
     good = (values > 0) & (values < 2**31) & (values == np.floor(values))
     return pa.array(np.where(good, values, 0).astype(np.int32), mask=~good), ~good & ~np.isnan(values)

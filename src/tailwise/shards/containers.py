@@ -33,14 +33,7 @@ class Container:
 
 
 def no_bytes(paths: Sequence[str], samples: int, which: str = "", instead: str = "") -> UnsupportedError:
-    """Return the error for samples that have no bytes.
-
-    Args:
-        paths: files of these samples.
-        samples: number of samples.
-        which: how to find out which images to download, in parentheses.
-        instead: other remedies.
-    """
+    """Return the error for a number of samples in files without bytes; `which` images to download, and what to do `instead`."""
     return UnsupportedError(
         f"{samples:,} samples in {len(paths):,} file(s) of metadata have no images, the first file is {paths[0]}: download the images"
         f"{which}, and import the tars into a new catalog{instead}"

@@ -57,25 +57,16 @@ def fingerprint_of(contents: Sequence[bytes]) -> str:
 
 
 def read_fingerprint(path: str, size_bytes: int, read: Read) -> str:
-    """Return the fingerprint of a shard of this length.
-
-    Raises:
-        OSError: it ends before its length.
-    """
+    """Return the fingerprint of a shard of this length; an OSError if it ends before."""
     return fingerprint_of(_blocks(path, block_ranges(size_bytes), read))
 
 
 def check_fingerprint(
     path: str, size_bytes: int | None, read: Read, fingerprint: str | None, step: int = EVERY
 ) -> None:
-    """Compare every `step`-th block of a shard with what was noted at import.
+    """Compare every `step`-th block (EVERY, SOME or FIRST, without skipped ones) of a shard with what was noted at import.
 
-    Args:
-        path: local path or URL, for messages.
-        size_bytes: current length; a shard of unknown length passes, and one whose server sends whole files only.
-        read: reads blocks of the shard.
-        fingerprint: noted at import; None or "" for a shard that was imported by an older version, which passes.
-        step: EVERY, SOME or FIRST, of the blocks that are not skipped.
+    A shard without fingerprint or of unknown length passes, and one whose server sends whole files only.
 
     Raises:
         ChangedShardError: a block differs, or there are more or fewer blocks.
@@ -101,11 +92,7 @@ def comparable_shards(
 ) -> pa.Table:
     """Return shards with fingerprints that skip the blocks of removed samples, whose bytes may be wiped.
 
-    Args:
-        catalog: catalog of the shards.
-        snapshot: its shards and removed samples are used; the newest by default.
-        context: runs the tasks and shows progress.
-        table: some of the shards (SHARD_SCHEMA) instead of all.
+    They are those of a snapshot, the newest by default, or those of a `table` of some (SHARD_SCHEMA).
     """
     context = context or Context()
     table = catalog.shards(snapshot) if table is None else table
@@ -179,11 +166,9 @@ def compare_shard(path: str, fingerprint: str | None, step: int) -> None:
 
 
 class Comparisons:
-    """Compares shards with their fingerprints: one that passed is not read again, one that failed is refused without reading.
+    """Compares shards, known by their id, with their fingerprints, unless these are None.
 
-    Args:
-        paths: local paths or URLs of the shards, by id.
-        fingerprints: of the shards, as noted at import; None: nothing is compared.
+    One that passed is not read again, one that failed is refused without reading.
     """
 
     def __init__(self, paths: Sequence[str], fingerprints: Sequence[str | None] | None) -> None:
@@ -191,15 +176,7 @@ class Comparisons:
         self._passed: dict[int, bool] = {}
 
     def check(self, shard: int, size_bytes: int | None, read: Read, step: int = EVERY, *, again: bool = False) -> None:
-        """Compare a shard as `check_fingerprint` does.
-
-        Args:
-            shard: its id.
-            size_bytes: its length, if known.
-            read: reads its blocks.
-            step: EVERY, SOME or FIRST.
-            again: compare it even if it was compared before.
-        """
+        """Compare a shard as `check_fingerprint` does, if it was not compared before, or `again`."""
         if self._fingerprints is None or size_bytes is None or (self._passed.get(shard) and not again):
             return
         path = self._paths[shard]

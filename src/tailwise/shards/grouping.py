@@ -95,12 +95,7 @@ def group_members(index: TarIndex, path: str, target: str = CAPTION_EXTENSION) -
     """Return the samples of a tar, complete or not, and its rejected members.
 
     Members of a key may be apart. If a key has an extension twice, only members that follow each other belong together: the first of
-    these runs is kept, the others are duplicates.
-
-    Args:
-        index: index of the tar.
-        path: path of the tar, for rejections.
-        target: extension of the members that come with each image.
+    these runs is kept, the others are duplicates. `target` is the extension of the members that come with each image.
     """
     grouped = Grouped(counts=MemberCounts(seen=index.seen))
     members = list(_resolved(index, path, grouped)) if index.links or index.others else index.members

@@ -39,10 +39,8 @@ def locations_path(catalog: Catalog, part: Part) -> Path:
 def ensure_locations(catalog: Catalog, snapshot: Snapshot, context: Context | None = None) -> None:
     """Write `locations/part-….npy` (LOCATION [rows]; 24 bytes a row) for the parts of a snapshot that lack it.
 
-    Memory is bounded by BATCH_ROWS. Several processes may call it at the same time: one works, the others wait.
-
-    Raises:
-        UserError: the catalog is read-only, a Parquet file is missing or damaged, or a sample has 2 GiB or more.
+    Of several processes that call it at the same time, one works, the others wait. It is a UserError if the catalog is read-only, a
+    Parquet file is missing or damaged, or a sample has 2 GiB or more.
     """
     context = context or Context()
     if not any(True for _ in _lacking(catalog, snapshot)):
@@ -121,12 +119,7 @@ class Locations:
         return array
 
     def of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Return the locations, LOCATION [n], of rows of the snapshot, int64 [n], in any order.
-
-        Raises:
-            IndexError: the snapshot does not have a row.
-            UserError: the file of a part is missing or damaged.
-        """
+        """Return the locations, LOCATION [n], of rows of the snapshot, int64 [n], in any order; an IndexError if it lacks one."""
         out = np.empty(len(rows), LOCATION)
         for part, where in self._rows.split(rows):
             locations = self._maps.get(part.number, partial(self._map, part))
@@ -147,12 +140,7 @@ class Names:
         self._rows = RowsByPart(catalog.parts(snapshot))
 
     def of(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
-        """Return (key, uid as 32 hexadecimal digits) of each row, int64 [n], of the snapshot.
-
-        Raises:
-            IndexError: the snapshot does not have a row.
-            UserError: a Parquet file is missing or damaged.
-        """
+        """Return (key, uid as 32 hexadecimal digits) of each row, int64 [n], of the snapshot; an IndexError if it lacks one."""
         names = [("", "")] * len(rows)
         for part, where in self._rows.split(rows):
             table = self._catalog.samples_at(part.number, rows[where] - part.first_row, ["key", "uid"])

@@ -30,11 +30,7 @@ STAGE = "metadata columns"
 
 
 def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Return the bytes of uids of 32 hexadecimal digits in a column of strings [n].
-
-    Returns:
-        uint8 [m, 16] of the m valid uids, and a mask of them, bool [n].
-    """
+    """Return the bytes of the m uids of 32 hexadecimal digits in a column of strings [n], uint8 [m, 16]; and a mask of them, bool [n]."""
     good = pc.match_substring_regex(column, "^[0-9a-fA-F]{32}$").fill_null(False)
     joined = "".join(column.filter(good).to_pylist())
     return np.frombuffer(bytes.fromhex(joined), np.uint8).reshape(-1, 16), good.to_numpy(zero_copy_only=False)

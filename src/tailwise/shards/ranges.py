@@ -30,9 +30,7 @@ _CACHED_SECONDS, _CACHED_BYTES = 2e-5, 1e9  # time of a range, and bytes a secon
 class LocalShards:
     """Local shards, known by their id; a bounded number of them is open. May be forked, pickled and used by several threads.
 
-    Args:
-        paths: paths of the shards, by id.
-        fingerprints: fingerprints of the shards; each process compares a shard once, when it opens it.
+    Each process compares a shard with its fingerprint once, when it opens it.
     """
 
     remote = False  # no shard is, so that `want` is of no use
@@ -146,14 +144,11 @@ def open_store(
 
     Args:
         paths: local paths or fsspec URLs of the shards, by id.
-        cache_folder: folder for ranges of remote shards, shared by all processes of this machine; unused without remote shards.
+        cache_folder: folder for ranges of remote shards, shared by all processes of this machine; a UserError if it cannot be used.
         cache_bytes: bound of the cache.
-        versions: version of each shard's content (the catalog's `index_checksum`): cached ranges of another version are never used.
-        sizes: size of each shard (the catalog's `size_bytes`): a remote shard of another size is an error.
-        fingerprints: fingerprint of each shard (the catalog's `fingerprint`): a shard with another one is not read.
-
-    Raises:
-        UserError: the folder cannot be used.
+        versions: the catalog's `index_checksum` of each shard: cached ranges of another version are never used.
+        sizes: the catalog's `size_bytes` of each shard: a remote shard of another size is an error.
+        fingerprints: the catalog's `fingerprint` of each shard: a shard with another one is not read.
     """
     far = np.array([is_remote(path) for path in paths], np.bool_)
     local = LocalShards(paths, fingerprints)
@@ -201,12 +196,8 @@ def read_samples(
 ) -> list[tuple[bytes, bytes] | OSError]:
     """Return the encoded image and the caption of each sample, or the error why they cannot be read.
 
-    Reads in ascending order of (shard, offset), whatever the order of the samples.
-
-    Args:
-        store: store of the shards.
-        shards: int32 [n], the shard of each sample.
-        locations: LOCATION [n].
+    `shards`, int32 [n], and `locations`, LOCATION [n], are those of the samples, which may be in any order: they are read in ascending
+    order of (shard, offset).
     """
     ranges, apart = sample_ranges(shards, locations)
     count = len(shards)

@@ -124,9 +124,6 @@ class RemoteShards:
 
         Without `sizes`, the server must answer requests for ranges. Each process compares some blocks with the fingerprint before its
         first request. Fetching more ahead of the reads than `max_bytes` is in vain.
-
-        Raises:
-            UserError: the folder can't be used.
         """
         self.paths = paths
         self.versions, self.sizes, self.fingerprints = versions, sizes, fingerprints
@@ -273,12 +270,7 @@ class RemoteShards:
     def _obtain(self, ranges: npt.NDArray[np.int64], priority: int, closings: int | None = None) -> None:
         """Fetch the missing ones of (shard, start, stop), int64 [n, 3], that no other process fetches; a reader waits for them.
 
-        Errors are ignored: a read of a missing range repeats the request.
-
-        Args:
-            ranges: wanted ranges.
-            priority: _READ or _PREFETCH.
-            closings: number of closings so far: stop if the store is closed once more.
+        Errors are ignored: a read of a missing range repeats the request. Stop if the store is closed after this number of closings.
         """
         own = self._own
         pending: list[Future[None]] = []

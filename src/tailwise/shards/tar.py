@@ -155,14 +155,9 @@ def _pax_records(content: bytes) -> dict[bytes, bytes]:
 
 
 def index_tar(stream: BinaryIO, size_bytes: int) -> TarIndex:
-    """Walk the headers of an uncompressed tar, to the end of the file: several tars may have been joined to one.
+    """Return the whole members of an uncompressed tar of this length, to the end of the file: several tars may have been joined to one.
 
-    Args:
-        stream: a seekable binary stream.
-        size_bytes: the length of the stream.
-
-    Returns:
-        The members that are whole. A tar that ends within a member, or has a damaged header, gives the members before it.
+    A tar that ends within a member, or has a damaged header, gives the members before it.
     """
     found = TarIndex([], None, None)
     try:

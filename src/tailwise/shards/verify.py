@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,7 +16,7 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import Apply, Needs
 from tailwise.execution.local import default_workers
-from tailwise.shards.containers import Container, containers_of, with_bytes
+from tailwise.shards.containers import container_of, with_bytes
 from tailwise.shards.fingerprint import (
     EVERY,
     FIRST,
@@ -41,18 +42,6 @@ class Damage:
     reason: str  # what is wrong
 
 
-@dataclass(frozen=True)
-class _Noted:
-    """Values that the catalog notes of a shard."""
-
-    container: Container
-    shard: int
-    path: str
-    size_bytes: int
-    index_checksum: str
-    fingerprint: str | None
-
-
 def check_shards(
     catalog: Catalog,
     snapshot: Snapshot,
@@ -63,19 +52,16 @@ def check_shards(
 ) -> list[Damage]:
     """Return the shards of a snapshot, local or remote, that are missing, unreadable or changed since the import, by id.
 
-    Shards without bytes are passed over.
+    Shards without bytes are passed over. A file system whose package is not installed is a UserError.
 
     Args:
-        catalog: whose shards.
-        snapshot: which of them.
+        catalog: catalog of the shards.
+        snapshot: its shards are checked.
         check: one of CHECKS: "none"; "size" opens each shard and compares its length and first block; "index" compares the index and
             blocks throughout the shard.
         workers: processes ("index") or eighths of threads ("size"); None for one a processor.
         share: (first, step): checks shards first, first + step, ….
         context: runs the tasks and shows progress.
-
-    Raises:
-        UserError: unknown check, or a file system whose package is not installed.
     """
     context = context or Context()
     forget_failures()
@@ -95,9 +81,9 @@ def damaged_shards(
     context = context or Context()
     if check == "none":
         return []
-    columns = ("shard", "path", "size_bytes", "index_checksum", FINGERPRINT)
-    noted = zip(containers_of(table), *(table.column(name).to_pylist() for name in columns), strict=True)
-    shards = [_Noted(*values) for values in noted][share[0] :: share[1]]
+    shards = table.select(["shard", "path", "size_bytes", "index_checksum", FINGERPRINT]).to_pylist()[
+        share[0] :: share[1]
+    ]
     workers = workers or default_workers()
     with ThreadPoolExecutor(THREADS_A_WORKER * workers) as threads:  # it starts none until it is used
         reasons: Iterable[str | None]
@@ -106,11 +92,11 @@ def damaged_shards(
         else:
             reasons = context.executor.map(Apply(partial(_reason, indexed=True)), shards, Needs(workers=workers))
         looked_at = context.progress(zip(shards, reasons, strict=True), "checking shards", len(shards))
-        return [Damage(shard.shard, shard.path, reason) for shard, reason in looked_at if reason is not None]
+        return [Damage(shard["shard"], shard["path"], reason) for shard, reason in looked_at if reason is not None]
 
 
-def _reason(shard: _Noted, *, indexed: bool) -> str | None:
-    """Return why a shard is not the one that was imported; None if it is."""
+def _reason(shard: Mapping[str, Any], *, indexed: bool) -> str | None:
+    """Return why a shard (a row of SHARD_SCHEMA) is not the one that was imported; None if it is."""
     try:
         return _difference(shard, indexed=indexed)
     except FileNotFoundError:
@@ -125,13 +111,14 @@ def _reason(shard: _Noted, *, indexed: bool) -> str | None:
         return f"unreadable: {type(error).__name__}: {error}"
 
 
-def _difference(shard: _Noted, *, indexed: bool) -> str | None:
+def _difference(shard: Mapping[str, Any], *, indexed: bool) -> str | None:
+    path, size_bytes = shard["path"], shard["size_bytes"]
     if indexed:
-        size_bytes, checksum = shard.container.checksum(shard.path)
-        if size_bytes == shard.size_bytes and checksum != shard.index_checksum:
+        own_bytes, checksum = container_of(path).checksum(path)
+        if own_bytes == size_bytes and checksum != shard["index_checksum"]:
             return "other members, or in other places, than when it was imported"
-    with shard_blocks(shard.path) as (found, read):
-        if found not in {shard.size_bytes, None}:
-            return f"{found:,} bytes; {shard.size_bytes:,} when it was imported"
-        check_fingerprint(shard.path, shard.size_bytes, read, shard.fingerprint, EVERY if indexed else FIRST)
+    with shard_blocks(path) as (found, read):
+        if found not in {size_bytes, None}:
+            return f"{found:,} bytes; {size_bytes:,} when it was imported"
+        check_fingerprint(path, size_bytes, read, shard[FINGERPRINT], EVERY if indexed else FIRST)
     return None

@@ -89,15 +89,8 @@ def checksum_shard(path: str) -> tuple[int, str]:
 def read_pairs(path: str, target: str) -> Pairs:
     """Yield the encoded image and the target of each sample of a tar, in order; None for the one that is missing.
 
-    Samples are found as an import finds them. A remote tar is downloaded first.
-
-    Args:
-        path: a local path or any fsspec URL.
-        target: extension of the members that come with each image, such as "cls".
-
-    Raises:
-        OSError: the tar cannot be read.
-        ValueError: it is compressed or damaged.
+    Samples are found as an import finds them. A remote tar is downloaded first. `target` is the extension of the members that come with
+    each image, such as "cls". A tar that cannot be read is an OSError; a compressed or damaged one, a ValueError.
     """
     with open_whole(path) as stream:
         size_bytes, packed = _size_and_compression(stream)
