@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.shards.sidecar import read_sidecar
+from tailwise.shards.metadata import read_sidecar
 
 UID = "00112233445566778899aabbccddeeff"
 

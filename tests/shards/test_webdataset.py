@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tailwise.shards import webdataset
 from tailwise.shards.content import hashed_uid
 from tailwise.shards.grouping import split_name
-from tailwise.shards.sidecar import parse_uid
+from tailwise.shards.metadata import parse_uid
 from tailwise.shards.webdataset import read_shard
 
 UID = "00112233445566778899aabbccddeeff"

@@ -34,7 +34,6 @@ class Worker:
     """Values that one worker keeps from item to item. A lost worker costs time only."""
 
     def __init__(self) -> None:
-        """Keep nothing."""
         self._kept: dict[Hashable, Any] = {}
 
     def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
@@ -90,11 +89,7 @@ class Calls(Generic[Item, Result]):
     combine: Callable[[Result, Result], Result] | None = None
 
     def __call__(self, items: Sequence[Item], worker: Worker) -> Result:
-        """Return the merged results of some items.
-
-        Raises:
-            Exception: what the task raised, with a note that names the item.
-        """
+        """Return the merged results of some items; what the task raises has a note that names the item."""
         results = (self._run(item, worker) for item in items)
         return next(results) if self.combine is None else functools.reduce(self.combine, results)
 

@@ -31,7 +31,6 @@ class WorkerLostError(UserError):
     """Worker processes die again and again."""
 
     def __init__(self, label: str) -> None:
-        """Take the names of the items."""
         super().__init__(
             f"{LOSSES} worker processes in a row died while they worked on {label} or the items after it, often for lack of memory: use "
             "fewer `workers`, or look for their end in the system's log; then repeat the command"
@@ -49,7 +48,6 @@ class LocalExecutor(Executor):
     """Run tasks on this machine: those with threads of their own in this process, others in worker processes."""
 
     def __init__(self) -> None:
-        """Start nothing yet."""
         self._worker = Worker()  # of this process
 
     def slots(self, needs: Needs) -> int:

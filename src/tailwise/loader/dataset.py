@@ -29,9 +29,7 @@ WANTED_ROWS = 600_000  # of a block, fetched ahead by a remote store
 Decode = Callable[[bytes], Any]
 Transform = Callable[[Any], Any]
 Tokenizer = Callable[[list[str]], Any]
-_Content = (
-    tuple[bytes, bytes] | OSError | str
-)  # encoded image and caption, an error, or the reason why they are not read
+_Content = tuple[bytes, bytes] | OSError | str  # encoded image and caption, or why they are not read
 
 
 class Replacement(NamedTuple):
@@ -82,42 +80,24 @@ def _unpickled(images: Any, texts: Any, numbers: list[npt.NDArray[Any]], replace
 
 @dataclass
 class BatchDataset(Dataset["Batch | UserError"]):
-    """Batches by number. Can be pickled; files are opened in the process that reads.
+    """Batches by number. Can be pickled; files are opened in the process that reads."""
 
-    Attributes:
-        order: rows of the batches.
-        locations: locations of the rows.
-        store: store of the shards.
-        rank: rank of this process.
-        world_size: number of ranks.
-        decode: bytes → image.
-        transform: image → tensor; None: images stay encoded.
-        tokenizer: captions → tensor [n, …]; None: captions stay text.
-        damaged: shards that are not read, with the reason.
-        removals: samples that are not read.
-        replaces: replace samples that cannot be read from their shard; otherwise that is an error. Broken samples are always replaced.
-        stride: difference of the numbers of two batches of one worker.
-        ahead_bytes: bytes of remote shards that may be fetched ahead.
-        lock: guards order and substitutes, which are not made for several threads.
-    """
-
-    order: Order
+    order: Order  # rows of the batches
     locations: Locations
     store: ShardStore
     rank: int
     world_size: int
-    decode: Decode
-    transform: Transform | None
-    tokenizer: Tokenizer | None
-    damaged: Mapping[int, str]
-    removals: Removals
-    replaces: bool
-    stride: int
-    ahead_bytes: int = 0
-    lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    decode: Decode  # bytes → image
+    transform: Transform | None  # image → tensor; None: images stay encoded
+    tokenizer: Tokenizer | None  # captions → tensor [n, …]; None: captions stay text
+    damaged: Mapping[int, str]  # shards that are not read, with the reason
+    removals: Removals  # samples that are not read
+    replaces: bool  # replace samples that cannot be read from their shard, as broken ones are; else they are an error
+    stride: int  # difference of the numbers of two batches of one worker
+    ahead_bytes: int = 0  # of remote shards that may be fetched ahead
+    lock: AbstractContextManager[Any] = field(default_factory=nullcontext)  # for threads: guards order and substitutes
 
     def __post_init__(self) -> None:
-        """Prepare the replacements."""
         self.substitutes = Substitutes(self.order.plan, self.order.sections, self.removals)
         self.forget_wanted()
 
@@ -151,7 +131,9 @@ class BatchDataset(Dataset["Batch | UserError"]):
                 found = self._decoded(content)
                 if isinstance(found, str):
                     row = int(rows[at])
-                    self._check_replaceable(row, content)
+                    if isinstance(content, OSError) and not self.replaces:  # the shard or the network may be lost
+                        remedy = "mend its shard, or let other samples stand in (`on_damaged` replace)"
+                        raise UserError(f"row {row:,} can't be read ({content}): {remedy}")
                     with self.lock:
                         rows[at], found_instead = self._substitute(row, int(samples.epochs[at]), partial(seed, at))
                     replaced.append(Replacement(int(positions[at]), row, int(rows[at]), found))
@@ -200,13 +182,6 @@ class BatchDataset(Dataset["Batch | UserError"]):
             return f"image: {type(error).__name__}: {error}"
         return self.transform(image), caption
 
-    def _check_replaceable(self, row: int, content: _Content) -> None:
-        """Raise a UserError for a sample that cannot be read from its shard, unless it may be replaced: shard or network may be lost."""
-        if isinstance(content, OSError) and not self.replaces:
-            raise UserError(
-                f"row {row:,} can't be read ({content}): mend its shard, or let other samples stand in (`on_damaged` replace)"
-            )
-
     def _tokenized(self, captions: list[str], seed: Callable[[int], None]) -> Any:  # noqa: ANN401
         """Return tokens of all captions; one by one, with keyed random numbers, if the tokenizer draws some (open_clip's masks)."""
         if self.tokenizer is None:
@@ -238,16 +213,11 @@ class BatchDataset(Dataset["Batch | UserError"]):
             return
         worker = get_worker_info()
         with suppress(UserError):  # the end of the order, after this batch
-            self._want_ahead(number, worker is None or worker.id == 0)
-
-    def _want_ahead(self, number: int, asks: bool) -> None:
-        if self._want_blocks(number, asks):
-            return
-        last = number + WANTED_BATCHES * self.stride
-        for ahead in range(max(number, self._wanted) + self.stride, last + 1, self.stride):
-            rows = self.order.batch(ahead, self.rank, self.world_size).rows
-            self.store.want(self._ranges(rows))
-        self._wanted = max(last, self._wanted)
+            if not self._want_blocks(number, worker is None or worker.id == 0):
+                last = number + WANTED_BATCHES * self.stride
+                for ahead in range(max(number, self._wanted) + self.stride, last + 1, self.stride):
+                    self.store.want(self._ranges(self.order.batch(ahead, self.rank, self.world_size).rows))
+                self._wanted = max(last, self._wanted)
 
     def _want_blocks(self, number: int, asks: bool) -> bool:
         """Return whether whole blocks are fetched ahead: only in base order and up to `ahead_bytes`."""

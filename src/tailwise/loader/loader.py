@@ -6,7 +6,9 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields, replace
@@ -27,13 +29,12 @@ from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
 from tailwise.loader.replaced import Counts, ReplacedSamples, check_appendable
 from tailwise.loader.shards import own_cache_folder, require_bytes
-from tailwise.loader.threads import read_ahead
 from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
-from tailwise.shards.ranges import ShardStore, open_shards
+from tailwise.shards.ranges import open_shards
 from tailwise.shards.verify import check_shards
 
 DEFAULT_CACHE_BYTES = 32_000_000_000
@@ -122,7 +123,6 @@ class Loader:
         pin_memory: bool | None = None,
         context: Context | None = None,
     ) -> None:
-        """Check everything that can be checked; read nothing yet."""
         context = context or Context()
         rank, world_size = self._ranks = find_ranks(rank, world_size, group)
         _check_bounds(batch_size, workers, prefetch, on_damaged, max_replaced)
@@ -141,7 +141,9 @@ class Loader:
         damaged = _damaged(plan, check, self._ranks, group, context)
         _check_damaged(plan, damaged, on_damaged, max_replaced)
         ensure_locations(plan.catalog, plan.snapshot, context)
-        store = _open_store(plan, cache_folder, cache_bytes, check, context)
+        shards = comparable_shards(plan.catalog, plan.snapshot, context)
+        folder = cache_folder or own_cache_folder(shards["path"].to_pylist())
+        store = open_shards(shards, folder, cache_bytes, compare=check != "none")
         self._threads = workers if transform is None and tokenizer is None else 0
         # One thread reads local files as fast as batches can be made; more would compete for the interpreter's lock.
         self._read_by = (self._threads, prefetch) if store.remote else (1, prefetch * workers)
@@ -165,9 +167,6 @@ class Loader:
 
         Continues within the epoch if `position` is there, else starts with its first batch. After `load_state_dict`, an epoch that
         ended before the position yields nothing the first time, so that an interrupted loop resumes; the second time it is read again.
-
-        Raises:
-            UserError: the epoch is before the order's first.
         """
         if number < self.order.options.first_epoch:
             raise UserError(
@@ -223,18 +222,8 @@ class Loader:
                 f"{found[1]}: make the loader after the process group"
             )
         if self._threads:
-            return read_ahead(self._dataset.__getitem__, self.position, *self._read_by)
-        try:
-            return iter(self._data_loader())
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            if not self._workers:
-                raise
-            raise UserError(
-                f"decode, transform or tokenizer can't be sent to worker processes ({error}): define it in a module, or give workers=0"
-            ) from error
-
-    def _data_loader(self) -> DataLoader[Batch | UserError]:
-        return DataLoader(
+            return _read_ahead(self._dataset.__getitem__, self.position, *self._read_by)
+        loader: DataLoader[Batch | UserError] = DataLoader(
             self._dataset,
             batch_size=None,
             sampler=count(self.position),
@@ -245,6 +234,14 @@ class Loader:
             generator=torch.Generator(),  # else each start would draw from the process's own
             pin_memory=self._pin_memory,
         )
+        try:
+            return iter(loader)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            if not self._workers:
+                raise
+            raise UserError(
+                f"decode, transform or tokenizer can't be sent to worker processes ({error}): define it in a module, or give workers=0"
+            ) from error
 
     @property
     def replaced(self) -> int:
@@ -301,11 +298,7 @@ class Loader:
         return {**place, **asdict(self._replaced.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where another loader of the same order stopped; the number of ranks and workers may differ.
-
-        Raises:
-            UserError: the state is of another order.
-        """
+        """Resume where another loader of the same order stopped; the number of ranks and workers may differ."""
         if missing := [name for name in self.state_dict() if name not in state]:
             raise UserError(
                 f"this isn't a state of a loader: {', '.join(missing)} is missing; give what state_dict() returned"
@@ -347,7 +340,6 @@ class Loader:
 
 
 def _check_bounds(batch_size: int, workers: int, prefetch: int, on_damaged: str, max_replaced: float) -> None:
-    """Refuse options of a loader that are out of bounds."""
     if on_damaged not in ON_DAMAGED:
         raise UserError(f"on_damaged {on_damaged!r}: must be one of {', '.join(ON_DAMAGED)}")
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
@@ -357,13 +349,22 @@ def _check_bounds(batch_size: int, workers: int, prefetch: int, on_damaged: str,
         raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
 
 
-def _open_store(
-    plan: Plan, cache_folder: str | Path | None, cache_bytes: int, check: str, context: Context
-) -> ShardStore:
-    """Return the store of a plan's shards; without a folder for ranges of remote ones, their cache is this user's own."""
-    shards = comparable_shards(plan.catalog, plan.snapshot, context)
-    folder = cache_folder or own_cache_folder(shards.column("path").to_pylist())
-    return open_shards(shards, folder, cache_bytes, compare=check != "none")
+def _read_ahead(
+    read: Callable[[int], Batch | UserError], first: int, threads: int, ahead: int
+) -> Iterator[Batch | UserError]:
+    """Yield read(first), read(first + 1), … without end; `threads` threads read `ahead` batches ahead each.
+
+    They serve where nothing is decoded, so that the bytes need not be sent between processes.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="tailwise-read")
+    under_way: deque[Future[Batch | UserError]] = deque()
+    try:
+        for number in count(first):
+            under_way.append(pool.submit(read, number))
+            if len(under_way) > threads * ahead:
+                yield under_way.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _check_damaged(plan: Plan, damaged: dict[int, str], on_damaged: str, max_replaced: float) -> None:

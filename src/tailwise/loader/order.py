@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil
 from typing import Any, Literal, get_args
 
@@ -44,26 +44,19 @@ FORMAT = 1  # raised when the same options would give another order
 
 @dataclass(frozen=True)
 class OrderOptions:
-    """Everything that decides the order, besides the plan.
+    """Everything that decides the order, besides the plan. No row comes twice in an optimizer step, if that is possible.
 
-    Attributes:
-        batch_size: G, samples of a global batch.
-        accumulation: batches per optimizer step; no row comes twice within batch_size · accumulation samples, if that is possible.
-        seed: seed of the order (the plan has its own, for the draw).
-        lanes: C; divides the batch, and is divided by the number of ranks.
-        block: about the number of samples of a lane that are shuffled together.
-        compose: "shuffle"; "spread": no batch holds more of a cluster than its share, rounded up; "diverse": each batch is the fifth of
-            a super-batch that covers its clusters best (CABS-DM, arXiv 2511.20643); the rest of the super-batch is not trained on.
-        first_epoch: the plan's epoch that the order starts with.
+    Compositions: "shuffle"; "spread": no batch holds more of a cluster than its share, rounded up; "diverse": each batch is the fifth of a
+    super-batch that covers its clusters best (CABS-DM, arXiv 2511.20643); the rest of the super-batch is not trained on.
     """
 
-    batch_size: int
-    accumulation: int = 1
-    seed: int = 0
-    lanes: int = 64
-    block: int = 8192
+    batch_size: int  # G, samples of a global batch
+    accumulation: int = 1  # batches per optimizer step
+    seed: int = 0  # of the order; the plan has its own, for the draw
+    lanes: int = 64  # C; divides the batch, and is divided by the number of ranks
+    block: int = 8192  # about the number of samples of a lane that are shuffled together
     compose: str = "shuffle"
-    first_epoch: int = 0
+    first_epoch: int = 0  # the plan's epoch that the order starts with
 
     def check(self) -> None:
         """Raise a UserError if an option is out of bounds."""
@@ -162,14 +155,13 @@ class Order:
         span = self._span_of(number)
         size = self.options.batch_size
         mine = slice(part * size // parts, (part + 1) * size // parts)
-        if self.options.compose == "diverse":
-            return self._pick(number, self._settled(span)).take(mine)
         within = number - self._bounds[span]
         if self._is_plain(span):
-            samples = self._kept(span, part, parts)
+            samples = self._spans.get((span, part, parts), lambda: self._base(span, part, parts))
             return Samples(samples.rows[within], samples.epochs[within])
         samples = self._settled(span)
-        return Samples(samples.rows[within], samples.epochs[within]).take(mine)
+        whole = Samples(samples.rows[within], samples.epochs[within])
+        return (self._pick(number, whole) if self.options.compose == "diverse" else whole).take(mine)
 
     def repeats(self, number: int) -> int:
         """Return the number of repeated samples in the step of a global batch, up to this batch; 0 at once if rows do not crowd."""
@@ -252,10 +244,6 @@ class Order:
         carried = len(section.carried.rows)  # they are in the first lane, shuffled with the blocks that hold them
         return not carried or first >= section.first + carried + self.sections.first_block(section)
 
-    def _kept(self, span: int, part: int, parts: int) -> Samples:
-        """Return the base order of a part of a span, [batches, samples]; recent ones are kept."""
-        return self._spans.get((span, part, parts), lambda: self._base(span, part, parts))
-
     def _base(self, span: int, part: int, parts: int) -> Samples:
         """Return the base order of a part of a span: [batches, samples]."""
         lanes = np.arange(part * self.options.lanes // parts, (part + 1) * self.options.lanes // parts)
@@ -307,13 +295,11 @@ class Order:
         for number in range(len(bounds) - 1):
             begin, end = max(first, bounds[number]), min(stop, bounds[number + 1])
             if begin < end:
-                chunk = self._chunk(section, bounds[number], bounds[number + 1])
+                arrange = partial(self._arrange, section, bounds[number], bounds[number + 1])
+                chunk = self._chunks.get((section.epoch, bounds[number]), arrange)
                 columns = slice(begin - bounds[number], end - bounds[number])
                 pieces.append(Samples(chunk.rows[lanes, columns], chunk.epochs[lanes, columns]))
         return Samples(*(np.concatenate(column, axis=1) for column in zip(*pieces, strict=True)))
-
-    def _chunk(self, section: Section, first: int, stop: int) -> Samples:
-        return self._chunks.get((section.epoch, first), lambda: self._arrange(section, first, stop))
 
     def _arrange(self, section: Section, first: int, stop: int) -> Samples:
         """Return positions first … stop − 1 of all lanes of a section, dealt to their batches: [lanes, positions]."""
@@ -331,13 +317,9 @@ class Order:
         arranged.ravel()[slots] = items
         return Samples(base.rows.ravel()[arranged], base.epochs.ravel()[arranged])
 
-    def _pick(self, number: int, samples: Samples) -> Samples:
+    def _pick(self, number: int, chosen: Samples) -> Samples:
         """Return the fifth of a super-batch that covers its clusters best."""
-        within = number - self._bounds[self._span_of(number)]
-        chosen = Samples(samples.rows[within], samples.epochs[within])
-        firsts = np.unique(chosen.rows, return_index=True)[
-            1
-        ]  # a row that comes twice is picked once, if enough are left
+        firsts = np.unique(chosen.rows, return_index=True)[1]  # a repeated row is picked once, if enough are left
         if len(firsts) >= self.options.batch_size:
             chosen = chosen.take(np.sort(firsts))
         labels = np.asarray(self.plan.groups[chosen.rows])

@@ -12,11 +12,7 @@ Group = dist.ProcessGroup | None  # of torch.distributed; None for the default o
 
 
 def find_ranks(rank: int | None, world_size: int | None, group: Group = None) -> tuple[int, int]:
-    """Return the rank and the number of ranks: of the process group, else as given, else of torchrun's environment, else (0, 1).
-
-    Raises:
-        UserError: the numbers given are out of bounds or are not those of the process group, or one of them is missing.
-    """
+    """Return the rank and the number of ranks: of the process group, else as given, else of torchrun's environment, else (0, 1)."""
     found = ranks_of(group)
     if found is not None and found != (
         found[0] if rank is None else rank,
@@ -43,11 +39,7 @@ def find_ranks(rank: int | None, world_size: int | None, group: Group = None) ->
 
 
 def ranks_of(group: Group = None) -> tuple[int, int] | None:
-    """Return the rank of this process in a process group, and the size of the group; None if there is no group.
-
-    Raises:
-        UserError: this process does not belong to the group.
-    """
+    """Return the rank of this process in a process group, and the size of the group; None if there is no group."""
     if not dist.is_available() or not dist.is_initialized():
         return None
     rank, size = dist.get_rank(group), dist.get_world_size(group)
@@ -57,11 +49,7 @@ def ranks_of(group: Group = None) -> tuple[int, int] | None:
 
 
 def _launched() -> tuple[int, int] | None:
-    """Return RANK and WORLD_SIZE, as torchrun sets them; None for a process that was launched alone.
-
-    Raises:
-        UserError: there are several processes, but not which one this is.
-    """
+    """Return RANK and WORLD_SIZE, as torchrun sets them; None for a process that was launched alone."""
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
     if size == "1":
         return None

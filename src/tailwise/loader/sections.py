@@ -62,7 +62,6 @@ class Sections:
         self._kept = 0
 
     def __getitem__(self, number: int) -> Section:
-        """Return the section of epoch first_epoch + number."""
         while len(self._sections) <= number:
             self._append()
         return self._sections[number]

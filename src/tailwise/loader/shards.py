@@ -16,11 +16,7 @@ from tailwise.text import command_line
 
 
 def require_bytes(plan: Plan) -> None:
-    """Refuse a plan that draws samples without bytes.
-
-    Raises:
-        UserError: it does.
-    """
+    """Refuse a plan that draws samples without bytes."""
     tables = without_bytes(plan.catalog.shards(plan.snapshot))
     drawn = {}
     for shard, path in zip(tables["shard"].to_pylist(), tables["path"].to_pylist(), strict=True):
@@ -32,11 +28,7 @@ def require_bytes(plan: Plan) -> None:
 
 
 def own_cache_folder(paths: Sequence[str]) -> Path:
-    """Return this user's cache folder, which no other user can write to; made if any shard is remote.
-
-    Raises:
-        UserError: somebody else has made it.
-    """
+    """Return this user's cache folder, made if any shard is remote; a UserError if other users can write to it."""
     folder = Path(tempfile.gettempdir()) / f"tailwise-cache-{os.getuid()}"
     if any("://" in path for path in paths):
         with suppress(FileExistsError):

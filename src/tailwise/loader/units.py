@@ -66,7 +66,6 @@ class Counting:
     """A process that counts an epoch; it ends with the work, or with this object. A thread might hold locks while workers are forked."""
 
     def __init__(self, plan: Plan, epoch: int) -> None:
-        """Start the process."""
         command = (
             "import sys; from tailwise.loader.units import prepare; prepare(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
         )

@@ -36,29 +36,21 @@ _COUNTERS = 1024  # one per worker, so that none is written by two
 Sample = dict[str, Any]
 
 
-def select(plan: Plan, epoch: int = 0, unknown: str = "error") -> Select:
-    """Return a stage of a webdataset pipeline that passes the samples of a plan's epoch; put it after `tarfile_to_samples`.
-
-    Args:
-        plan: a plan.
-        epoch: the first epoch, 0, 1, …; see `Select.set_epoch`.
-        unknown: a sample of a shard that the plan does not know is an "error", or "drop" it.
-
-    Raises:
-        UserError: an argument is out of bounds.
-    """
-    return Select(plan, epoch, unknown)
-
-
 class Select:
-    """Callable: an iterable of samples (dicts with `__url__` and `__key__`) → those of the epoch, each as often as it is drawn.
+    """A stage of a webdataset pipeline that passes the samples of a plan's epoch; put it after `tarfile_to_samples`.
 
+    Of samples (dicts with `__url__` and `__key__`) it yields those of the epoch, each as often as it is drawn.
     A sample that is drawn more than once is copied (the dict, not its values), with the number of the copy in `__copy__`. The result
     depends on shard, key and epoch alone. Keys of the latest few shards are in memory. It may be pickled, for workers that are spawned;
     the epoch is shared with all workers.
+
+    Args:
+        plan: a plan.
+        epoch: the first epoch, 0, 1, …; see `set_epoch`.
+        unknown: a sample of a shard that the plan does not know is an "error", or "drop" it.
     """
 
-    def __init__(self, plan: Plan, epoch: int, unknown: str) -> None:
+    def __init__(self, plan: Plan, epoch: int = 0, unknown: str = "error") -> None:
         if unknown not in UNKNOWN:
             raise UserError(f"unknown={unknown!r}: must be one of {', '.join(UNKNOWN)}")
         self._plan, self._unknown = plan, unknown
@@ -118,6 +110,9 @@ class Select:
     def __setstate__(self, state: dict[str, Any]) -> None:
         folder, name = state.pop("_plan")
         self.__dict__.update(state, _plan=Plan(Catalog.open(folder), name))
+
+
+select = Select
 
 
 class _Lookup:
@@ -219,7 +214,6 @@ class _Lookup:
             )
 
     def _shard_copies(self, shard: int, epoch: int) -> dict[str, int]:
-        """Return the copies of all samples of one shard, by key."""
         mine = self.plan.rows_of(shard)
         first_of_part = self.plan.rows_of(self.parts.index(self.parts[shard])).start
         rows = np.arange(mine.start - first_of_part, mine.stop - first_of_part)

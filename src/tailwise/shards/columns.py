@@ -51,7 +51,6 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     """A Parquet file, read in batches of bounded memory. A small file may be huge: one long text of a dictionary may stand in every row."""
 
     def __init__(self, source: Path | str | IO[bytes]) -> None:
-        """Open a file; see `open_table`."""
         super().__init__(source, pre_buffer=False, buffer_size=1 << 20)  # only the pages of a row group are in memory
         self._source = source
 

@@ -49,7 +49,6 @@ class ImageError(ValueError):
         super().__init__(f"{self.reason}: {self.detail}")
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
-        """Allow worker processes to send it."""
         return ImageError, (self.reason, self.detail)
 
 
@@ -120,7 +119,6 @@ def _white(kind: str, greatest: float) -> int:
 
 
 def _describe(content: bytes) -> str:
-    """Return a description of bytes that are not an image."""
     if not content:
         return "0 bytes"
     head = content[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()

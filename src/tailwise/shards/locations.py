@@ -103,7 +103,6 @@ class Locations:
         self._read_rows = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the maps."""
         return {**self.__dict__, "_maps": LRUCache(self._maps.most)}
 
     def _map(self, part: Part) -> npt.NDArray[Any]:

@@ -44,7 +44,6 @@ class LocalShards:
         self._files: LRUCache[int, OpenFile] = LRUCache(most)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the open files."""
         return {**self.__dict__, "_files": LRUCache(self._files.most)}
 
     def _file(self, shard: int) -> OpenFile:

@@ -137,11 +137,9 @@ class RemoteShards:
         self._comparisons = Comparisons(self.paths, self.fingerprints)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out everything that is open."""
         return {name: self.__dict__[name] for name in ("paths", "versions", "sizes", "fingerprints", "cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open nothing."""
         self.__dict__.update(state)
         self._forget()
 

@@ -279,7 +279,6 @@ def _sparse_headers(stream: BinaryIO, header: bytes, offset: int) -> int:
 
 
 def _note_other(found: TarIndex, kind: int, raw: bytes, header: bytes, about: _Announced, member: Member) -> None:
-    """Add a member that is not a regular file."""
     name = member.name
     if kind == 0x31 and member.size:
         found.members.append(member)

@@ -24,7 +24,7 @@ from tailwise.shards.grouping import (
     rejection,
     why_incomplete,
 )
-from tailwise.shards.sidecar import SIDES, parse_uid, read_sidecar
+from tailwise.shards.metadata import SIDES, parse_uid, read_sidecar
 from tailwise.shards.tar import MAGIC_BYTES, Member, TarIndex, compression_of, index_tar
 from tailwise.storage.files import open_binary, open_whole
 from tailwise.storage.remote import is_remote
@@ -45,35 +45,28 @@ def read_shard(path: str) -> ShardContent:
 
     Values of JSON files and of the sidecar are joined. A tar that cannot be read is a reason too.
     """
+    unused = Counter[str]()
     try:
-        return _read_shard(path)
+        with open_binary(path) as stream:  # never mapped: a mapped file that is cut meanwhile would kill the process
+            size_bytes, packed = _size_and_compression(stream)
+            if packed:
+                return without_samples([rejection(path, "compressed tar", None, packed)], size_bytes)
+            index = index_tar(stream, size_bytes)
+            grouped = group_members(index, path)
+            sidecar = read_sidecar(path, grouped.groups)
+            grouped.rejected += sidecar.rejected
+            table = _table(list(_samples(grouped, stream, sidecar.rows, path, unused)), sidecar.rows)
+            fingerprint = read_fingerprint(path, size_bytes, blocks_of_stream(path, stream))
+            if not is_remote(path) and stream.seek(0, 2) != size_bytes:
+                raise OSError("its length changed while it was read")
     except OSError as error:
         return unreadable_shard(path, str(error))
-
-
-def _read_shard(path: str) -> ShardContent:
-    with open_binary(path) as stream:  # never mapped: a mapped file that is cut meanwhile would kill the process
-        size_bytes, packed = _size_and_compression(stream)
-        if packed:
-            return without_samples([rejection(path, "compressed tar", None, packed)], size_bytes)
-        index = index_tar(stream, size_bytes)
-        grouped = group_members(index, path)
-        sidecar = read_sidecar(path, grouped.groups)
-        grouped.rejected += sidecar.rejected
-        unused = Counter[str]()
-        table = _table(list(_samples(grouped, stream, sidecar.rows, path, unused)), sidecar.rows)
-        grouped.rejected += [
-            rejection(path, why, None, None, rows) | {"stage": "json"} for why, rows in unused.items() if rows
-        ]
-        fingerprint = read_fingerprint(path, size_bytes, blocks_of_stream(path, stream))
-        if not is_remote(path) and stream.seek(0, 2) != size_bytes:
-            raise OSError("its length changed while it was read")
+    grouped.rejected += [rejection(path, why, None, None, rows) | {"stage": "json"} for why, rows in unused.items()]
     rejected = pa.Table.from_pylist(grouped.rejected, schema=REJECTED_SCHEMA)
     return ShardContent(table, rejected, size_bytes, _index_checksum(index), fingerprint, grouped.counts)
 
 
 def _size_and_compression(stream: BinaryIO) -> tuple[int, str | None]:
-    """Return the size of a tar, and how it is compressed, if it is."""
     size_bytes = stream.seek(0, 2)
     stream.seek(0)
     return size_bytes, compression_of(stream.read(MAGIC_BYTES))
@@ -150,7 +143,7 @@ def _samples(
 
 
 def _table(samples: list[tuple[Any, ...]], sidecar: dict[str, Record]) -> pa.Table:
-    schema = _schema(sidecar)
+    schema = samples_schema(sorted({name for row in sidecar.values() for name in row} - {*SAMPLE_SCHEMA.names}))
     *found, records = zip(*samples, strict=True) if samples else [()] * (len(FOUND_COLUMNS) + 1)
     columns: dict[str, Any] = dict(zip(FOUND_COLUMNS, found, strict=True))
     some = any(records)
@@ -200,8 +193,3 @@ def _from_json(content: bytes, unused: Counter[str]) -> Record:
 def _is_side(value: object) -> bool:
     whole = type(value) is int or (type(value) is float and value.is_integer())  # bool is another type
     return whole and 0 < value < 2**31  # type: ignore[operator]
-
-
-def _schema(sidecar: dict[str, Record]) -> pa.Schema:
-    known = {*SAMPLE_SCHEMA.names}
-    return samples_schema(sorted({name for row in sidecar.values() for name in row} - known))

@@ -52,7 +52,6 @@ class Found(NamedTars):
 
 
 def _find_tars(source: str, found: Found, _: SourceRequest) -> bool:
-    """Add the tars that a folder, file, glob, brace pattern or list names; return whether there were any."""
     named = find_tars(source)
     found.tars = {**found.tars, **named.tars}
     found.failed |= named.failed

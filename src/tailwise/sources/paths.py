@@ -115,5 +115,4 @@ class TarMatcher:
 
 
 def _agreement(left: list[str], right: list[str]) -> int:
-    """Return the number of equal components, from the name backwards."""
     return len([*takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))])

@@ -42,7 +42,6 @@ class StoredRows:
             return cls(path, read_header(stream, os.fstat(stream.fileno()).st_size))
 
     def __len__(self) -> int:
-        """Return n."""
         return self.shape[0]
 
     def __getitem__(self, at: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:

@@ -186,7 +186,6 @@ def _in_folder(files: Any, folder: str, left_out: list[LeftOut]) -> list[str]:  
 
 
 def _folders(files: Any, folder: str) -> list[str]:  # noqa: ANN401
-    """Return the folders in a folder, without hidden ones."""
     items = files.ls(folder, detail=True)
     folders = [item["name"].rstrip("/") for item in items if item["type"] == "directory"]
     inside, hidden = f"{folder.rstrip('/')}/", (".", "__MACOSX")

@@ -38,7 +38,6 @@ class RemoteError(OSError):
     def __init__(
         self, url: str, cause: str, retry: bool = False, host_wide: bool = False, wait_seconds: float = 0.0
     ) -> None:
-        """Take what is known."""
         self.url, self.cause = redacted(url), plain(redacted(" ".join(cause.split())))
         self.retry, self.host_wide, self.wait_seconds = retry, host_wide, wait_seconds
         super().__init__(plain(f"{self.url}: {self.cause}"))

@@ -47,5 +47,4 @@ class LRUCache(Generic[Key, Value]):
         self._values.clear()
 
     def __len__(self) -> int:
-        """Return the number of values."""
         return len(self._values)

@@ -26,7 +26,6 @@ class OpenFile:
     __slots__ = ("handle", "touched")
 
     def __init__(self, path: str | Path) -> None:
-        """Open a file for reading."""
         self.handle = -1
         self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.touched = 0.0

@@ -22,7 +22,6 @@ class Spans:
     """An immutable set of spans, which may overlap."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
-        """Take spans in any order."""
         ordered = sorted(spans)
         self._starts = [start for start, _ in ordered]
         self._longest: list[Span] = []  # the span that ends last, of those up to here
