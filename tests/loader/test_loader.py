@@ -21,7 +21,7 @@ import torch
 from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.loader import Loader
-from tailwise.loader.units import units_of
+from tailwise.loader.sections import units_of
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
 from tailwise.shards.decode import decode_rgb
@@ -811,7 +811,7 @@ def runs(process):
 COUNT = """
 import sys
 from tailwise.catalog import Catalog
-from tailwise.loader.units import units_of
+from tailwise.loader.sections import units_of
 from tailwise.plan import Plan
 from tailwise.shards.decode import decode_rgb
 

@@ -11,7 +11,7 @@ import pytest
 
 from tailwise.catalog.files import file_digest, note_digest, read_record, write_record, write_table
 from tailwise.errors import UserError
-from tailwise.shards.locations import LOCATION, Locations, Names, ensure_locations, locations_path
+from tailwise.shards.locations import LOCATION, Locations, ensure_locations, locations_path
 
 
 @pytest.fixture
@@ -46,9 +46,10 @@ def test_bytes_at_a_location_are_the_sample(located):
 
 @pytest.mark.parametrize("row", [-1, 600])
 def test_rows_outside_are_refused(located, row):
-    for column in (Locations, Names):
+    locations = Locations(located, located.snapshot())
+    for read in (locations.of, locations.names):
         with pytest.raises(IndexError, match=f"row {row} "):
-            column(located, located.snapshot()).of(np.array([5, row]))
+            read(np.array([5, row]))
 
 
 def test_pickled_locations_open_their_files_again(located):
@@ -159,7 +160,7 @@ def test_names(small_catalog, group_rows):
         note_digest(path)
     expected = records(small_catalog)
     rows = [599, 3, 3, 460, 459]
-    found = Names(small_catalog, small_catalog.snapshot()).of(np.array(rows))
+    found = Locations(small_catalog, small_catalog.snapshot()).names(np.array(rows))
     assert found == [(expected[row]["key"], expected[row]["uid"].hex()) for row in rows]
 
 

@@ -28,8 +28,8 @@ from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Tran
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
 from tailwise.loader.replaced import Counts, ReplacedSamples, check_appendable
+from tailwise.loader.sections import Counting
 from tailwise.loader.shards import own_cache_folder, require_bytes
-from tailwise.loader.units import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards

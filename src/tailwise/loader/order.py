@@ -22,8 +22,7 @@ from tailwise.errors import UserError
 from tailwise.kernels.compose import deal, pick_diverse
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.spacing import space_out
-from tailwise.loader.sections import Samples, Section, Sections
-from tailwise.loader.units import SIZE, units_of
+from tailwise.loader.sections import SIZE, Samples, Section, Sections, units_of
 from tailwise.plan.plan import Plan
 from tailwise.requests import at_least
 from tailwise.storage.lru import LRUCache

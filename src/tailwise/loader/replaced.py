@@ -11,7 +11,6 @@ import numpy as np
 
 from tailwise.errors import UserError
 from tailwise.loader.dataset import Batch, BatchDataset
-from tailwise.shards.locations import Names
 
 FEW = 100  # replacements that are always allowed, whatever their share
 
@@ -33,8 +32,6 @@ class ReplacedSamples:
     def __init__(self, dataset: BatchDataset, max_replaced: float, log: Path | None) -> None:
         self.dataset, self.counts = dataset, Counts()
         self._max_replaced, self._log = max_replaced, log
-        plan = dataset.order.plan
-        self._names = Names(plan.catalog, plan.snapshot)
 
     def note(self, batch: Batch) -> None:
         """Count and log the replaced samples of a batch; raise a UserError if they are too many."""
@@ -51,7 +48,7 @@ class ReplacedSamples:
             allowed = self._max_replaced * max(consumed, of_epoch)
             if unforeseen > (max(FEW, allowed) if self._max_replaced else 0):
                 last = unexpected[-1]
-                ((key, uid),) = self._names.of(np.array([last.row]))
+                ((key, uid),) = self.dataset.locations.names(np.array([last.row]))
                 raise UserError(
                     f"{unforeseen:,} of {consumed:,} samples had to be replaced, more than the share {self._max_replaced} that may be; "
                     f"the last one was key {key}, uid {uid} ({last.reason}); mend the shards or raise `max_replaced`"
@@ -63,7 +60,8 @@ class ReplacedSamples:
         self.counts = Counts(self.counts.replaced + len(batch.replaced), unforeseen, consumed)
 
     def _write(self, log: Path, batch: Batch) -> None:
-        names = self._names.of(np.array([row for item in batch.replaced for row in (item.row, item.stand_in)]))
+        rows = np.array([row for item in batch.replaced for row in (item.row, item.stand_in)])
+        names = self.dataset.locations.names(rows)
         with log.open("a", encoding="utf-8") as stream:
             for at, item in enumerate(batch.replaced):
                 (key, uid), (other_key, other_uid) = names[2 * at : 2 * at + 2]

@@ -94,7 +94,10 @@ def _write(catalog: Catalog, part: Part) -> None:
 
 
 class Locations:
-    """The locations of a snapshot's samples, which `ensure_locations` has made. Files are mapped when they are needed; may be pickled."""
+    """Locations and names of a snapshot's samples, int64 row numbers [n] in any order. May be pickled.
+
+    `ensure_locations` has made the locations; their files are mapped when they are needed. A row that is not there is an IndexError.
+    """
 
     def __init__(self, catalog: Catalog, snapshot: Snapshot, *, open_parts: int = OPEN_PARTS) -> None:
         self._catalog, self._snapshot = catalog, snapshot
@@ -104,6 +107,29 @@ class Locations:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": LRUCache(self._maps.most)}
+
+    def of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return the locations of rows, LOCATION [n]."""
+        out = np.empty(len(rows), LOCATION)
+        for part, where in self._rows.by_part(rows):
+            locations = self._maps.get(part.number, partial(self._map, part))
+            out[where] = locations[rows[where] - part.first_row]
+        self._read_rows += len(rows)
+        if self._read_rows > RELEASE_AFTER_ROWS:  # else all pages would count as memory of this process
+            self._read_rows = 0
+            for array in self._maps.values():
+                release_pages(array)
+        return out
+
+    def names(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
+        """Return (key, uid as 32 hexadecimal digits) of each row, for logs; only the row groups that hold them are read."""
+        names = [("", "")] * len(rows)
+        for part, where in self._rows.by_part(rows):
+            table = self._catalog.samples_at(part.number, rows[where] - part.first_row, ["key", "uid"])
+            keys, uids = (table.column(name).to_pylist() for name in ("key", "uid"))
+            for position, key, uid in zip(np.arange(len(rows))[where].tolist(), keys, uids, strict=True):
+                names[position] = key, uid.hex()
+        return names
 
     def _map(self, part: Part) -> npt.NDArray[Any]:
         path = locations_path(self._catalog, part)
@@ -116,34 +142,3 @@ class Locations:
         if array.shape != (part.rows,) or array.dtype != LOCATION:
             raise UserError(f"{path} has {len(array):,} rows, its part {part.rows:,}: delete it, and it is made again")
         return array
-
-    def of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Return the locations, LOCATION [n], of rows of the snapshot, int64 [n], in any order; an IndexError if it lacks one."""
-        out = np.empty(len(rows), LOCATION)
-        for part, where in self._rows.split(rows):
-            locations = self._maps.get(part.number, partial(self._map, part))
-            out[where] = locations[rows[where] - part.first_row]
-        self._read_rows += len(rows)
-        if self._read_rows > RELEASE_AFTER_ROWS:  # else all pages would count as memory of this process
-            self._read_rows = 0
-            for array in self._maps.values():
-                release_pages(array)
-        return out
-
-
-class Names:
-    """Keys and uids of a snapshot's samples, for logs; only the row groups that hold them are read."""
-
-    def __init__(self, catalog: Catalog, snapshot: Snapshot) -> None:
-        self._catalog = catalog
-        self._rows = RowsByPart(catalog.parts(snapshot))
-
-    def of(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
-        """Return (key, uid as 32 hexadecimal digits) of each row, int64 [n], of the snapshot; an IndexError if it lacks one."""
-        names = [("", "")] * len(rows)
-        for part, where in self._rows.split(rows):
-            table = self._catalog.samples_at(part.number, rows[where] - part.first_row, ["key", "uid"])
-            keys, uids = (table.column(name).to_pylist() for name in ("key", "uid"))
-            for position, key, uid in zip(np.arange(len(rows))[where].tolist(), keys, uids, strict=True):
-                names[position] = key, uid.hex()
-        return names
