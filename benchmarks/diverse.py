@@ -23,7 +23,7 @@ from open_clip.transform import image_transform
 
 import tailwise
 from tailwise.kernels.compose import pick_diverse
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.loader.order import SUPER_BATCH, Order
 from tailwise.shards.locations import Locations
 from tailwise.shards.ranges import sample_ranges

@@ -29,7 +29,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.functional import pil_to_tensor
 
 import tailwise
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.locations import Locations
 from tailwise.shards.ranges import sample_ranges

@@ -19,7 +19,7 @@ from common import print_header
 from open_clip.transform import image_transform
 
 import tailwise
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 
 EPOCHS, WORKERS, BATCH, GOAL = 20, 2, 256, 0.02
 FROM_EPOCH = 1

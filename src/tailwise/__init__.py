@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tailwise.evaluate import Evaluation
     from tailwise.evaluate import evaluate as evaluate_checkpoint
     from tailwise.export import export as export_plan
-    from tailwise.loader import Loader
+    from tailwise.loader.loader import Loader
     from tailwise.plan import Plan
     from tailwise.plan.explain import explain
     from tailwise.plan.methods import register_method
@@ -79,7 +79,7 @@ _HOMES = {  # of those that are not in requests or errors
     "Catalog": "tailwise.catalog",
     "Context": "tailwise.context",
     "Evaluation": "tailwise.evaluate",
-    "Loader": "tailwise.loader",
+    "Loader": "tailwise.loader.loader",
     "Plan": "tailwise.plan",
     "cluster": "tailwise.steps.clustering.cluster",
     "dedup": "tailwise.steps.dedup.dedup",

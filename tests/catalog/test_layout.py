@@ -32,7 +32,7 @@ import numpy as np
 from tailwise.cli import main
 from tailwise.catalog import Catalog, layout
 from tailwise.catalog.clusterings import Clustering
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.loader.webdataset import select
 from tailwise.plan import Plan
 

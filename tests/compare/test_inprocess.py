@@ -14,7 +14,7 @@ from tailwise.compare.recipe import Training
 from tailwise.compare.trainers import open_clip_arguments, train_by_open_clip
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.requests import PlanRequest, TrainRequest
 from tailwise.steps.planning.plan import make_plan
 from tailwise.text import option_words

@@ -12,7 +12,7 @@ from tailwise.cli.demo import _invoke
 from tailwise.context import Context
 from tailwise.demo.run import Settings, Tools, run_drawn, run_on_pool
 from tailwise.errors import UserError
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.plan import Plan
 
 pytest.importorskip("open_clip_train.main", reason="open_clip's trainer isn't installed")

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tailwise.loader import Loader
 from tailwise.loader.dataset import WANTED_BATCHES
+from tailwise.loader.loader import Loader
 from tailwise.shards.ranges import LocalShards
 
 OPTIONS = {"batch_size": 16, "lanes": 8, "block": 20}

@@ -20,7 +20,7 @@ import torch
 
 from tailwise.catalog import Catalog
 from tailwise.errors import UserError
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.loader.sections import units_of
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
@@ -411,7 +411,7 @@ import json, sys
 import torch
 import torch.distributed as dist
 from tailwise.catalog import Catalog
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.plan import Plan
 from tailwise.shards.decode import decode_rgb
 
@@ -518,7 +518,7 @@ def children(process):
 MEMORY = """
 import sys
 from tailwise.catalog import Catalog
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.plan import Plan
 from tailwise.shards.decode import decode_rgb
 
@@ -580,9 +580,9 @@ def test_a_static_plan_is_counted_once_for_all_epochs(own_pool):
 
 
 def test_units_of_many_copies_and_large_shards(own_pool, make_rates_plan, monkeypatch):
-    from tailwise.loader import units
+    from tailwise.loader import sections
 
-    monkeypatch.setattr(units, "CHUNK_ROWS", 50)  # chunks of a few shards, some of one that is larger
+    monkeypatch.setattr(sections, "CHUNK_ROWS", 50)  # chunks of a few shards, some of one that is larger
     rates = np.random.default_rng(0).choice([0, 1, 255], 1000)
     plan = make_rates_plan(own_pool, "much", rates)
     table = units_of(plan, 0)
@@ -607,7 +607,7 @@ READ_ONLY = """
 import os, sys
 os.chdir(os.path.dirname(sys.argv[2]))
 from tailwise.catalog import Catalog
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.plan import Plan
 from tailwise.shards.decode import decode_rgb
 
@@ -735,7 +735,8 @@ def test_counting_ends_with_the_loader(large_plan, how):
 EXIT = """
 import sys
 from tailwise.catalog import Catalog
-from tailwise.loader import Loader, loader
+from tailwise.loader import loader
+from tailwise.loader.loader import Loader
 from tailwise.plan import Plan
 from tailwise.shards.decode import decode_rgb
 
@@ -764,7 +765,7 @@ import sys, time
 import numpy as np
 import torch
 from tailwise.catalog import Catalog
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.plan import Plan
 from tailwise.shards.decode import decode_rgb
 
@@ -921,7 +922,7 @@ import json, logging, os, sys
 import torch.distributed as dist
 from tailwise.catalog import Catalog
 from tailwise.errors import UserError
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.plan import Plan
 from tailwise.shards.decode import decode_rgb
 
@@ -1022,7 +1023,7 @@ import os, signal, sys
 from concurrent.futures.process import BrokenProcessPool
 import torch
 from tailwise.catalog import Catalog
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.plan import Plan
 
 def process_id(image):
@@ -1075,7 +1076,7 @@ def test_two_iterators_share_the_position(open_plan):
 def test_nothing_is_printed_when_the_interpreter_ends(order_pool, open_plan):
     code = (
         "import builtins, sys\n"
-        "from tailwise.catalog import Catalog\nfrom tailwise.loader import Loader\nfrom tailwise.plan import Plan\n"
+        "from tailwise.catalog import Catalog\nfrom tailwise.loader.loader import Loader\nfrom tailwise.plan import Plan\n"
         "builtins.kept = Loader(Plan(Catalog.open(sys.argv[1]), 'stream'), batch_size=16)\n"  # outlives all modules
         "batch = next(iter(builtins.kept))\n"
     )

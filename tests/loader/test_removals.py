@@ -13,7 +13,7 @@ import torch
 
 from tailwise.catalog.removals import Removals
 from tailwise.export import export
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.loader.sections import Sections
 from tailwise.loader.substitutes import Substitutes
 from tailwise.loader.webdataset import select

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.kernels.substitutes import match_left_out
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.loader.sections import Sections
 from tailwise.loader.substitutes import Substitutes
 from tailwise.plan import Plan

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailwise.execution.keys import ABSENT, AMBIGUOUS
-from tailwise.sources.paths import TarMatcher, dotted_key, homes, in_folder, in_tar
+from tailwise.sources.paths import dotted_key, homes, in_folder, in_tar, match_tars
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,8 @@ def test_homes_of_names_each_once():
 
 
 def matched(paths, *asked, preferred=None):
-    matcher = TarMatcher(paths, preferred)
-    matcher.note(asked)
-    matcher.settle()
-    return [matcher.shard(home) for home in asked]
+    found = match_tars(asked, paths, preferred)
+    return [found.get(home, ABSENT) for home in asked]
 
 
 def test_the_longest_common_end_decides():

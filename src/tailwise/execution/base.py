@@ -78,15 +78,10 @@ class Apply(Task[Item, Result]):
 
 @dataclass(frozen=True)
 class Calls(Generic[Item, Result]):
-    """Runs of a task, over one or more items at a time: what executors give to workers.
-
-    Attributes:
-        task: its instance.
-        combine: merges two results; None where there is one item at a time.
-    """
+    """Runs of a task, over one or more items at a time, that executors give to workers."""
 
     task: Task[Item, Result]
-    combine: Callable[[Result, Result], Result] | None = None
+    combine: Callable[[Result, Result], Result] | None = None  # merges two results; None for one item at a time
 
     def __call__(self, items: Sequence[Item], worker: Worker) -> Result:
         """Return the merged results of some items; what the task raises has a note that names the item."""
@@ -134,11 +129,7 @@ class Executor(ABC):
     ) -> Result:
         """Return the merged results of at least one item; workers merge theirs before the driver merges those of the workers.
 
-        Args:
-            task: its instance.
-            items: at least one; each is run.
-            combine: exact, in any order.
-            needs: resources of one item.
+        `combine` is exact, in any order.
         """
         needs = needs or Needs()
         size = -(-len(items) // (4 * self.slots(needs)))

@@ -30,12 +30,6 @@ logger = logging.getLogger(__name__)
 class WorkerLostError(UserError):
     """Worker processes die again and again."""
 
-    def __init__(self, label: str) -> None:
-        super().__init__(
-            f"{LOSSES} worker processes in a row died while they worked on {label} or the items after it, often for lack of memory: use "
-            "fewer `workers`, or look for their end in the system's log; then repeat the command"
-        )
-
 
 def default_workers() -> int:
     """The number of processors this process may use."""
@@ -65,11 +59,7 @@ class LocalExecutor(Executor):
 
 
 def _run_in_processes(calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], workers: int) -> Generator[Any]:
-    """Yield the results of batches in order, with at most three a worker under way; a single batch runs in this process.
-
-    Raises:
-        WorkerLostError: LOSSES workers in a row died before the oldest batch was done.
-    """
+    """Yield the results of batches in order, with at most three a worker under way; a single batch runs in this process."""
     left = iter(batches)
     first = list(islice(left, 3 * workers))
     if len(first) <= 1:
@@ -85,7 +75,10 @@ def _run_in_processes(calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], 
                 result = future.result()
             except BrokenProcessPool as error:
                 if (lost := lost + 1) == LOSSES:
-                    raise WorkerLostError(calls.label(batch)) from error
+                    raise WorkerLostError(
+                        f"{LOSSES} worker processes in a row died while they worked on {calls.label(batch)} or the items after it, often "
+                        "for lack of memory: use fewer `workers`, or look for their end in the system's log; then repeat the command"
+                    ) from error
                 logger.warning(
                     "a worker process died: the work on %s and the items after it is repeated", calls.label(batch)
                 )

@@ -27,7 +27,7 @@ class Counts:
 
 
 class ReplacedSamples:
-    """Counts and log of replaced samples, of a dataset; see `tailwise.loader.Loader`."""
+    """Counts and log of replaced samples, of a dataset; see `tailwise.Loader`."""
 
     def __init__(self, dataset: BatchDataset, max_replaced: float, log: Path | None) -> None:
         self.dataset, self.counts = dataset, Counts()

@@ -26,9 +26,9 @@ class Phase:
     checkpoint_every: Positive | None = None  # most batches between checkpoints; None for a twentieth of the training
     # samples per optimizer step, over all ranks and accumulation; None to leave it to `batch_size`
     global_batch: Positive | None = None
-    lanes: Positive | None = None  # see `tailwise.loader.Loader`; None for the default
-    block: Positive | None = None  # see `tailwise.loader.Loader`; None for the default
-    compose: Text | None = None  # see `tailwise.loader.Loader`; None for the default
+    lanes: Positive | None = None  # see `tailwise.Loader`; None for the default
+    block: Positive | None = None  # see `tailwise.Loader`; None for the default
+    compose: Text | None = None  # see `tailwise.Loader`; None for the default
     open_clip: Values = field(default_factory=dict)  # arguments of open_clip's trainer, without the dashes
 
 

@@ -42,21 +42,13 @@ class Opened:
 
 
 class EmbeddingFile(ABC):
-    """One file of embeddings, with the file of its names.
+    """One file of embeddings, with the file of its names."""
 
-    Attributes:
-        path: the file with the numbers, for reports.
-        metadata: the file with the names; may be the same.
-        naming: the kind of its names.
-        home: the shard of a catalog that the rows belong to, if known.
-        kind: what the numbers are, for reports.
-    """
-
-    path: Path
-    metadata: Path
-    naming: Naming = "key"
-    home: str | None = None
-    kind: ClassVar[str] = "embeddings"
+    path: Path  # the file with the numbers, for reports
+    metadata: Path  # the file with the names; may be the same
+    naming: Naming = "key"  # the kind of its names
+    home: str | None = None  # the shard of a catalog that the rows belong to, if known
+    kind: ClassVar[str] = "embeddings"  # name of the numbers, for reports
 
     @property
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.execution.keys import ABSENT, AMBIGUOUS
+from tailwise.execution.keys import AMBIGUOUS
 from tailwise.shards.grouping import split_name
 
 _TAR = ".tar/"
@@ -63,55 +63,43 @@ def _components(home: str) -> list[str]:
     return [name if home.endswith(".tar") else f"{name}.tar", *folders, ""]
 
 
-class TarMatcher:
-    """Finds the shard of a catalog for each home: first `note` all homes, then call `settle`, then `shard`."""
+def match_tars(asked: Iterable[str], paths: Sequence[str], preferred: frozenset[int] | None) -> dict[str, int]:
+    """Return the shard of each home, or AMBIGUOUS if several shards fit it, or several homes fit the shard; no others.
 
-    def __init__(self, paths: Sequence[str], preferred: frozenset[int] | None) -> None:
-        """Index the paths of the catalog's shards. `preferred` shards win where several fit equally well."""
-        self._preferred = preferred
-        self._by_name: defaultdict[str, list[tuple[int, list[str]]]] = defaultdict(list)
-        for shard, path in enumerate(paths):
-            if path.endswith(".tar"):
-                parts = _components(path)
-                self._by_name[parts[0]].append((shard, parts))
-        self._matches: dict[str, tuple[int, int]] = {}  # home → (shard, or AMBIGUOUS; number of equal components)
-
-    def note(self, home_paths: Iterable[str]) -> None:
-        """Find the shard of each home; homes whose name no shard has are not kept."""
-        for home in home_paths:
-            if home not in self._matches and (match := self._match(home)):
-                self._matches[home] = match
-
-    def _match(self, home: str) -> tuple[int, int] | None:
+    Args:
+        asked: homes.
+        paths: paths of the catalog's shards.
+        preferred: shards that win where several fit equally well.
+    """
+    by_name: defaultdict[str, list[tuple[int, list[str]]]] = defaultdict(list)
+    for shard, path in enumerate(paths):
+        if path.endswith(".tar"):
+            parts = _components(path)
+            by_name[parts[0]].append((shard, parts))
+    matches: dict[str, int] = {}
+    claims: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)  # number of equal components, and home
+    for home in asked:
         wanted = _components(home)
-        candidates = self._by_name.get(wanted[0], [])
-        if not candidates:
-            return None
+        if home in matches or wanted[0] not in by_name:
+            continue
+        candidates = by_name[wanted[0]]
         agreements = [_agreement(wanted, parts) for _, parts in candidates]
         best = max(agreements)
         fitting = [shard for (shard, _), agreed in zip(candidates, agreements, strict=True) if agreed == best]
-        if len(fitting) > 1 and self._preferred is not None:
-            fitting = [shard for shard in fitting if shard in self._preferred]
-        return (fitting[0] if len(fitting) == 1 else AMBIGUOUS), best
-
-    def settle(self) -> None:
-        """Give each shard to one home: of several, to the one that agrees longest, or to none if two agree equally."""
-        claims: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
-        for home, (shard, agreed) in self._matches.items():
-            if shard >= 0:
-                claims[shard].append((agreed, home))
-        for rivals in claims.values():
-            best = max(agreed for agreed, _ in rivals)
-            winners = [home for agreed, home in rivals if agreed == best]
-            for agreed, home in rivals:
-                if agreed < best:
-                    del self._matches[home]
-                elif len(winners) > 1:
-                    self._matches[home] = (AMBIGUOUS, agreed)
-
-    def shard(self, home: str) -> int:
-        """Return the shard of a noted home; ABSENT, or AMBIGUOUS if several shards fit it, or several homes fit the shard."""
-        return self._matches.get(home, (ABSENT, 0))[0]
+        if len(fitting) > 1 and preferred is not None:
+            fitting = [shard for shard in fitting if shard in preferred]
+        matches[home] = fitting[0] if len(fitting) == 1 else AMBIGUOUS
+        if len(fitting) == 1:
+            claims[fitting[0]].append((best, home))
+    for rivals in claims.values():  # of several homes, a shard goes to the one that agrees longest, or to none
+        best = max(agreed for agreed, _ in rivals)
+        winners = [home for agreed, home in rivals if agreed == best]
+        for agreed, home in rivals:
+            if agreed < best:
+                del matches[home]
+            elif len(winners) > 1:
+                matches[home] = AMBIGUOUS
+    return matches
 
 
 def _agreement(left: list[str], right: list[str]) -> int:

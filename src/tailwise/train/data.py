@@ -11,7 +11,8 @@ from torch import Tensor
 from tailwise.train.randomness import reseed, undisturbed
 
 if TYPE_CHECKING:
-    from tailwise.loader import Batch, Loader
+    from tailwise.loader.dataset import Batch
+    from tailwise.loader.loader import Loader
     from tailwise.train.record import Record
     from tailwise.train.segments import Segments
 

@@ -19,7 +19,7 @@ import torch.distributed
 from tailwise import __version__
 from tailwise.context import Context
 from tailwise.errors import ConflictError
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.recipes import Recipe

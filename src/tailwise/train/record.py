@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tailwise.loader import Batch
+    from tailwise.loader.dataset import Batch
 
 
 class Record:

@@ -13,7 +13,7 @@ from tailwise.cli import app
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.export import export
-from tailwise.loader import Loader
+from tailwise.loader.loader import Loader
 from tailwise.requests import ClusterRequest, EmbedRequest, PlanRequest, SourceRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.embedding.embed import embed

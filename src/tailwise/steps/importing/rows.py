@@ -13,7 +13,7 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.shards.columns import DAMAGE
 from tailwise.sources.embedding_files import EmbeddingFile
-from tailwise.sources.paths import Place, TarMatcher, dotted_key, homes, in_folder, in_tar
+from tailwise.sources.paths import Place, dotted_key, homes, in_folder, in_tar, match_tars
 
 ELSEWHERE = -3  # a sample that these files are not for: it has its embedding, or is in another tar
 AMBIGUOUS_TAR = -4
@@ -47,16 +47,13 @@ class RowFinder:
         self._wanted = {part.number for part in parts}
         paths: list[str] = catalog.shards().column("path").to_pylist()
         self._shard_of = {path: shard for shard, path in enumerate(paths)}
-        self._tars = TarMatcher(paths, given)
+        self._paths, self._tars = paths, dict[str, int]()
         self._indices: dict[str, dict[tuple[bool, bool], KeyIndex]] = {}
 
     def note_tars(self, files: Iterable[EmbeddingFile]) -> None:
         """Looks which tars files name, before any row is asked for: no two of them may be taken for the same shard."""
-        for file in files:
-            if file.naming == "key":
-                for names in _readable(file):
-                    self._tars.note(homes(names))
-        self._tars.settle()
+        by_key = (names for file in files if file.naming == "key" for names in _readable(file))
+        self._tars = match_tars((home for names in by_key for home in homes(names)), self._paths, self._given)
 
     def find(self, file: EmbeddingFile, names: Sequence[str], own: bool) -> Rows:
         """The row of each name, int64 [n]; or ABSENT, AMBIGUOUS, AMBIGUOUS_TAR, ELSEWHERE.
@@ -86,7 +83,7 @@ class RowFinder:
         wanted: dict[int, str] = {}
         shorter: dict[int, str] = {}
         for at, place in enumerate(places):
-            shard = ABSENT if place is None else self._tars.shard(place.home)
+            shard = ABSENT if place is None else self._tars.get(place.home, ABSENT)
             if place is not None and shard >= 0:
                 wanted[at] = f"{shard}\t{dotted_key(names[at], place)}"
                 shorter[at] = f"{shard}\t{place.key}"
