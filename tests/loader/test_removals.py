@@ -14,7 +14,6 @@ import torch
 from tailwise.catalog.removals import Removals
 from tailwise.export import export
 from tailwise.loader.loader import Loader
-from tailwise.loader.sections import Sections
 from tailwise.loader.substitutes import Substitutes
 from tailwise.loader.webdataset import select
 from tailwise.plan import Plan
@@ -228,7 +227,7 @@ def test_they_stand_in_for_nobody(own_pool, take, make_rates_plan, name):
         plan = make_plan(own_pool, "p", REQUESTS[name])
     gone = every_tenth(plan, more=range(0, 1000, 2))
     take(own_pool, gone)
-    substitutes = Substitutes(plan, Sections(plan, 0, 8, 40, 0), Removals.of(own_pool))
+    substitutes = Substitutes(plan, 0, Removals.of(own_pool))
     drawn = np.flatnonzero(plan.draw(1)).tolist()[::20]
     others = {other for row in drawn for other in list(substitutes.of(row, 1))[:70]}
     assert len(others) > 20

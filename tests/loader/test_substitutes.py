@@ -12,7 +12,6 @@ from tailwise.catalog import Catalog
 from tailwise.errors import UserError
 from tailwise.kernels.substitutes import match_left_out
 from tailwise.loader.loader import Loader
-from tailwise.loader.sections import Sections
 from tailwise.loader.substitutes import Substitutes
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
@@ -83,7 +82,7 @@ def test_the_next_spare_row_that_no_nearer_one_has(kinds, pairs):
 @pytest.mark.parametrize("name", ["stream", "dbp", "static", "ranked", "bernoulli", "often", "rates"])
 def test_stand_ins_are_of_the_same_shard_left_out_and_distinct(open_plan, name):
     plan = open_plan(name)
-    substitutes = Substitutes(plan, Sections(plan, 0, 8, 40, 0))
+    substitutes = Substitutes(plan, 0)
     drawable = plan.rates[:] > 0 if plan.by_rate else plan.groups[:] >= 0
     for epoch in (0, 3):
         copies = plan.draw(epoch)
@@ -105,7 +104,7 @@ def test_stand_ins_are_of_the_same_shard_left_out_and_distinct(open_plan, name):
 def test_stand_ins_are_the_same_whoever_asks(open_plan):
     def ask(rows):
         plan = open_plan("dbp")
-        substitutes = Substitutes(plan, Sections(plan, 0, 8, 40, 0))
+        substitutes = Substitutes(plan, 0)
         return {row: list(substitutes.of(row, 2))[:10] for row in rows}
 
     rows = np.flatnonzero(open_plan("dbp").draw(2)).tolist()[:60]
@@ -118,11 +117,7 @@ def test_rows_that_are_never_drawn_stand_in_for_nobody(own_pool, make_rates_plan
     rates = np.zeros(1000)
     rates[::10] = 1
     plan = make_rates_plan(own_pool, "sparse", rates)
-    others = {
-        other
-        for row in range(0, 1000, 50)
-        for other in list(Substitutes(plan, Sections(plan, 0, 8, 40, 0)).of(row, 0))[:20]
-    }
+    others = {other for row in range(0, 1000, 50) for other in list(Substitutes(plan, 0).of(row, 0))[:20]}
     assert others
     assert all(other % 10 == 0 for other in others)
 
@@ -132,7 +127,7 @@ def test_nor_do_those_of_clusters_without_a_quota(own_pool):
     plan = make_plan(own_pool, "p", PlanRequest("dbp", budget=4, pick="random", min_per_cluster=0))
     without = np.flatnonzero(plan.quotas == 0)
     assert len(without)
-    substitutes = Substitutes(plan, Sections(plan, 0, 1, 40, 0))
+    substitutes = Substitutes(plan, 0)
     others = [other for row in np.flatnonzero(plan.draw(0)).tolist() for other in substitutes.of(row, 0)]
     assert others
     assert not np.isin(plan.groups[np.array(others)], without).any()
@@ -197,7 +192,7 @@ def test_batches_keep_their_size_and_stand_ins_are_told(damaged, tmp_path, caplo
     assert not np.isin(rows.numpy(), list(bad)).any()
     assert {item.position for item in replaced} == set(np.flatnonzero(np.isin(expected, list(bad))).tolist())
     draws = [plan.draw(epoch) for epoch in range(int(epochs.max()) + 1)]
-    substitutes = Substitutes(plan, Sections(plan, 0, 8, 40, 0))
+    substitutes = Substitutes(plan, 0)
     for item in replaced:
         assert expected[item.position] == item.row
         assert rows[item.position] == item.stand_in

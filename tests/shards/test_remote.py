@@ -472,7 +472,7 @@ def test_leftovers_of_other_objects_make_room(urls, contents, tmp_path):
     """A claim that died stays counted until its place is needed."""
     dead = tmp_path / "ranges" / "another"
     cache = RangeCache(tmp_path, 3000)
-    (claim,) = cache.claim("another", lambda state: [(0, 2500)])
+    (claim,) = cache.claim("another", lambda *_: [(0, 2500)])
     cache._let_go(claim)
     assert (dead / "0-2500.claim").exists()
     store = RemoteShards(urls, tmp_path, 3000)
@@ -483,7 +483,7 @@ def test_leftovers_of_other_objects_make_room(urls, contents, tmp_path):
 
 def test_who_waits_for_a_failed_fetch_fetches(urls, contents, tmp_path):
     store = RemoteShards(urls, tmp_path, 10**6)
-    (claim,) = store.cache.claim(store._key(0), lambda state: [(0, 1000)])
+    (claim,) = store.cache.claim(store._key(0), lambda *_: [(0, 1000)])
     found = []
     reader = threading.Thread(target=lambda: found.append(store.read(0, 10, 20)))
     reader.start()
@@ -497,7 +497,7 @@ def test_who_waits_for_a_failed_fetch_fetches(urls, contents, tmp_path):
 def test_a_claim_that_fails_midway_is_taken_back(tmp_path):
     cache = RangeCache(tmp_path, 10**6)
 
-    def plan(state):
+    def plan(*_):
         yield (0, 10)
         raise OSError("no more")
 

@@ -196,7 +196,7 @@ class _Source:
         causes = "other samples would replace them"
         what, rows = "{} samples{} of the pool can't be read", plan.rows - len(removals.rows)
         refuse_many(broken, rows, training.max_rejected, what, causes, "train.max_rejected")
-        self._substitutes = Substitutes(plan, self.order.sections, removals)
+        self._substitutes = Substitutes(plan, self.order.options.seed, removals)
         self._on_device = torch.from_numpy(self._pictures.pixels).to(device) if device.type == "cuda" else None
         self._mean, self._std = (torch.tensor(config[item], device=device).view(1, 3, 1, 1) for item in ("mean", "std"))
 

@@ -40,8 +40,6 @@ class KeyIndex:
         folder.mkdir(parents=True)
 
     def _bucket(self, hashes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        if not self.bits:
-            return np.zeros(len(hashes), np.int64)
         buckets: npt.NDArray[np.int64] = (hashes["high"] >> np.uint64(64 - self.bits)).astype(np.int64)
         return buckets
 

@@ -36,11 +36,9 @@ class Shuffle:
         return self.folder / f"{name}.npy"
 
     def write(self, name: str, chunks: Iterable[tuple[npt.NDArray[np.int64], Records]]) -> None:
-        """Write the records of one task.
+        """Write the records of one task: chunks of bucket int64 [n] and record [n] of consecutive rows.
 
-        Args:
-            name: of the file; files are read in the order of their names as given to `read`.
-            chunks: bucket int64 [n] and record [n] of consecutive rows. Memory: a chunk, and three times RUN_BYTES.
+        Memory: a chunk, and three times RUN_BYTES.
         """
         bounds, position = [], 0
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
     lock: AbstractContextManager[Any] = field(default_factory=nullcontext)  # for threads: guards order and substitutes
 
     def __post_init__(self) -> None:
-        self.substitutes = Substitutes(self.order.plan, self.order.sections, self.removals)
+        self.substitutes = Substitutes(self.order.plan, self.order.options.seed, self.removals)
         self.forget_wanted()
 
     def forget_wanted(self) -> None:

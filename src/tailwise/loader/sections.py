@@ -140,7 +140,9 @@ class Sections:
         key = (self.plan.drawn_epoch(epoch), shard, copy)
         rows = self._rows.get(key)
         if rows is None:
-            rows = self.plan.rows_of(shard).start + np.flatnonzero(self.shard_copies(epoch, shard) > copy)
+            rows = self.plan.rows_of(shard).start + np.flatnonzero(
+                self.plan.draw(epoch, self.plan.rows_of(shard)) > copy
+            )
             self._rows[key] = rows
             self._kept += len(rows)
             while self._kept > KEPT_ROWS and len(self._rows) > 1:
@@ -148,10 +150,6 @@ class Sections:
         else:
             self._rows.move_to_end(key)
         return rows
-
-    def shard_copies(self, epoch: int, shard: int) -> npt.NDArray[np.uint8]:
-        """Return the copies of each row of a shard in an epoch: uint8 [rows of the shard]."""
-        return self.plan.draw(epoch, self.plan.rows_of(shard))
 
     def lane_samples(self, section: Section, lanes: npt.NDArray[np.int64], first: int, stop: int) -> Samples:
         """Return the samples of some lanes at positions first … stop − 1 of the section: [lanes, stop − first]."""

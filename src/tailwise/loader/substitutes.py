@@ -10,7 +10,6 @@ import numpy.typing as npt
 from tailwise.catalog.removals import NOTHING_REMOVED, Removals
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.substitutes import match_left_out
-from tailwise.loader.sections import Sections
 from tailwise.plan.plan import Plan
 from tailwise.storage.lru import LRUCache
 
@@ -19,10 +18,10 @@ KEPT_SHARDS = 64
 
 
 class Substitutes:
-    """Replacements of rows of a plan, from its draws (`sections`), never by removed rows."""
+    """Replacements of rows of a plan, by the seed of an order, never by removed rows."""
 
-    def __init__(self, plan: Plan, sections: Sections, removals: Removals = NOTHING_REMOVED) -> None:
-        self._plan, self._sections, self._removals = plan, sections, removals
+    def __init__(self, plan: Plan, seed: int, removals: Removals = NOTHING_REMOVED) -> None:
+        self._plan, self._seed, self._removals = plan, seed, removals
         self._matches: LRUCache[tuple[int, int], npt.NDArray[np.int64]] = LRUCache(KEPT_SHARDS)
 
     def of(self, row: int, epoch: int) -> Iterator[int]:
@@ -39,7 +38,7 @@ class Substitutes:
         if match >= 0:
             yield first + match
         shards = len(offsets) - 1
-        key = stream_key(self._sections.seed, "substitute", epoch, row)
+        key = stream_key(self._seed, "substitute", epoch, row)
         choices = (hash_range(key, 0, 2 * ATTEMPTS) >> np.uint64(1)).astype(np.int64)
         for spare_only in (True, False):
             for at in range(ATTEMPTS):
@@ -55,7 +54,7 @@ class Substitutes:
         """Return which of a shard's rows are undrawn and may replace others, and which are drawn: bool [n] each."""
         plan = self._plan
         rows = plan.rows_of(shard)
-        drawn = self._sections.shard_copies(epoch, shard) > 0
+        drawn = plan.draw(epoch, rows) > 0
         if plan.by_rate:
             eligible = np.asarray(plan.rates[rows]) > 0
         else:

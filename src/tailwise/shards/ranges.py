@@ -167,15 +167,10 @@ def open_shards(shards: pa.Table, cache_folder: str | Path, cache_bytes: int, *,
 def sample_ranges(
     shards: npt.NDArray[np.int32], locations: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the ranges to read for samples: one for image and caption if they are close, else one each.
+    """Return the ranges to read for samples, by shards, int32 [n], and locations, LOCATION [n].
 
-    Args:
-        shards: int32 [n], the shard of each sample.
-        locations: LOCATION [n].
-
-    Returns:
-        (shard, start, stop), int64 [n + m, 3]: of the n samples, or their images, then of the captions of the m samples whose image and
-        caption are apart; and a mask of these m, bool [n].
+    Image and caption have one range if they are close, else one each. The ranges are (shard, start, stop), int64 [n + m, 3]: of the n
+    samples, or their images, then of the captions of the m samples whose image and caption are apart; with a mask of these m, bool [n].
     """
     image, caption = locations["image_offset"], locations["caption_offset"]
     image_end, caption_end = image + locations["image_bytes"], caption + locations["caption_bytes"]

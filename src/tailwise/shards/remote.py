@@ -26,7 +26,7 @@ from tailwise.shards.fingerprint import SOME, Comparisons, blocks_of_url
 from tailwise.storage.errors import NoRangesError, RemoteError
 from tailwise.storage.lru import LRUCache
 from tailwise.storage.pread import OpenFile
-from tailwise.storage.range_cache import Claim, RangeCache, State
+from tailwise.storage.range_cache import Claim, RangeCache
 from tailwise.storage.remote import download, read_range
 from tailwise.storage.spans import LinkEstimate, Span, Spans, coalesce
 from tailwise.text import redacted
@@ -49,7 +49,7 @@ class _Process:
         self.lock = threading.Lock()
         self.link = LinkEstimate()
         self.counts = Counter[str]()
-        self.tasks: list[tuple[int, int, Callable[[], None]]] = []  # a heap
+        self.tasks: list[tuple[int, int, Callable[[], None], Future[None]]] = []  # a heap
         self.numbers = itertools.count()
         self.threads = 0
         self.hints: list[npt.NDArray[np.int64]] = []
@@ -63,20 +63,11 @@ class _Process:
     def submit(self, priority: int, task: Callable[[], None]) -> Future[None]:
         """Run a task on one of CONNECTIONS threads. They are daemons, unlike those of an executor: an exit waits for no request."""
         done: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                task()
-            except BaseException as error:  # noqa: BLE001  (raised by the future's result)
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
         with self.lock:
             if self.threads < CONNECTIONS:
                 threading.Thread(target=self._work, daemon=True).start()
                 self.threads += 1
-            heapq.heappush(self.tasks, (priority, next(self.numbers), run))
+            heapq.heappush(self.tasks, (priority, next(self.numbers), task, done))
         return done
 
     def _work(self) -> None:
@@ -85,9 +76,12 @@ class _Process:
                 if not self.tasks:
                     self.threads -= 1
                     return
-                _, _, run = heapq.heappop(self.tasks)
-            run()
-            del run  # it refers to the store
+                _, _, task, done = heapq.heappop(self.tasks)
+            try:
+                done.set_result(task())
+            except BaseException as error:  # noqa: BLE001  (raised by the future's result)
+                done.set_exception(error)
+            del task, done  # they refer to the store
 
 
 def each_or_error(
@@ -234,10 +228,10 @@ class RemoteShards:
         key = self._key(shard)
         others: list[Span] = []
 
-        def plan(state: State) -> list[Span]:
-            span = Spans(state.claimed).find(start, stop)
+        def plan(ready: list[Span], claimed: list[Span]) -> list[Span]:
+            span = Spans(claimed).find(start, stop)
             others[:] = [span] if span is not None else []
-            there = others or Spans(state.ready).find(start, stop) is not None
+            there = others or Spans(ready).find(start, stop) is not None
             return [] if there else [(start, stop)]
 
         for waited in (False, True):
@@ -291,9 +285,9 @@ class RemoteShards:
             for future in pending:
                 future.result()
 
-    def _plan(self, wanted: list[Span], planned: list[Span], state: State) -> list[Span]:
-        ready, claimed, held = Spans(state.ready), Spans(state.claimed), Spans(state.ready + state.claimed)
-        missing = [span for span in wanted if ready.find(*span) is None and claimed.find(*span) is None]
+    def _plan(self, wanted: list[Span], planned: list[Span], ready: list[Span], claimed: list[Span]) -> list[Span]:
+        held = Spans(ready + claimed)
+        missing = [span for span in wanted if held.find(*span) is None]
         request_bytes = self._own.link.request_bytes
         low, high = _PIECE_BYTES
         piece_bytes = min(max(8 * request_bytes, low), high, self.cache.max_bytes // 8)

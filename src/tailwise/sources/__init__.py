@@ -171,15 +171,10 @@ SOURCES |= {name: format_of(container) for name, container in CONTAINERS.items()
 
 
 def find(sources: Sequence[str], format_name: str = "auto", options: SourceRequest | None = None) -> Found:
-    """Return the content of the sources of an import.
+    """Return the content of the sources of an import: folders, files, patterns or URLs.
 
-    Args:
-        sources: folders, files, patterns or URLs.
-        format_name: a name of SOURCES, or "auto" to try all.
-        options: how to read the sources.
-
-    Raises:
-        UserError: the format is unknown, a source has no file of it, no tar can be read, or an option does nothing.
+    `format_name` is a name of SOURCES, or "auto" to try all. It is a UserError if the format is unknown, a source has no file of it, no
+    tar can be read, or an option does nothing.
     """
     forget_failures()
     chosen = options or SourceRequest()

@@ -63,13 +63,7 @@ class StoredRows:
 
 
 def read_member(path: Path, name: str) -> Header:
-    """Return the header of the array `name` of an `.npz` file.
-
-    Raises:
-        KeyError: there is no such array.
-        ValueError: it is pickled, damaged or cut off.
-        OSError, zipfile.BadZipFile: the file cannot be read.
-    """
+    """Return the header of the array `name` of an `.npz` file; or raise DAMAGE, such as a KeyError if there is none."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
         try:
             return read_header(stream, archive.getinfo(f"{name}.npy").file_size)
@@ -81,9 +75,6 @@ def open_member(path: Path, name: str, unpacked: Path) -> npt.NDArray[Any] | Sto
     """Open the array `name` of an `.npz` file: in place if it is stored, else mapped from `unpacked`, to which it is decompressed first.
 
     An existing `unpacked` is used as it is. Memory does not grow with the array. DataComp's own files are compressed.
-
-    Raises:
-        As `read_member`, and the errors of `zipfile` for damaged compressed data.
     """
     member = read_member(path, name)
     with zipfile.ZipFile(path) as archive:

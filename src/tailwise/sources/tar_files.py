@@ -81,10 +81,7 @@ class _RemoteFiles:
 def find_tars(source: str) -> NamedTars:
     """Return the tars that a source names.
 
-    Raises:
-        UserError: some of several named tars or patterns are missing.
-        ValueError: braces are not balanced.
-        RemoteError: a folder cannot be listed, or the protocol is unknown.
+    Some of several that are missing are a UserError; unbalanced braces, a ValueError; a folder that cannot be listed, a RemoteError.
     """
     found = NamedTars()
     patterns: list[tuple[str, bool, list[str]]] = []  # name, True if it is missing without tars, their addresses

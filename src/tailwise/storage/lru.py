@@ -45,6 +45,3 @@ class LRUCache(Generic[Key, Value]):
     def clear(self) -> None:
         """Drop all values."""
         self._values.clear()
-
-    def __len__(self) -> int:
-        return len(self._values)

@@ -34,14 +34,6 @@ class Claim:
     handle: int  # of the file, open for writing and locked
 
 
-@dataclass(frozen=True)
-class State:
-    """Spans of an object in the cache: those that can be opened, and those that a process is fetching."""
-
-    ready: list[Span]
-    claimed: list[Span]
-
-
 def _span(name: str) -> Span:
     start, stop = name.removesuffix(CLAIM).split("-")
     return int(start), int(stop)
@@ -107,14 +99,17 @@ class RangeCache:
             return []
         return [_span(name) for name in names if not name.endswith(CLAIM)]
 
-    def claim(self, key: str, plan: Callable[[State], list[Span]]) -> list[Claim]:
-        """Return a claim for each span of an object that a plan asks for, as long as there is room; other processes wait meanwhile."""
+    def claim(self, key: str, plan: Callable[[list[Span], list[Span]], list[Span]]) -> list[Claim]:
+        """Return a claim for each span of an object that a plan asks for, as long as there is room; other processes wait meanwhile.
+
+        The plan gets the spans that can be opened, and those that a process is fetching.
+        """
         with self._locked() as ledger:
             folder = self.folder / "ranges" / key
             folder.mkdir(parents=True, exist_ok=True)
             claims: list[Claim] = []
             try:
-                for span in plan(self._state(folder, ledger)):
+                for span in plan(*self._state(folder, ledger)):
                     if not self._reserve(span[1] - span[0], ledger):
                         break
                     path = self.path(key, span)
@@ -181,18 +176,18 @@ class RangeCache:
         finally:
             os.close(handle)
 
-    def _state(self, folder: Path, ledger: int) -> State:
-        state = State([], [])
+    def _state(self, folder: Path, ledger: int) -> tuple[list[Span], list[Span]]:
+        ready, claimed = list[Span](), list[Span]()
         for name in os.listdir(folder):  # noqa: PTH208
             span = _span(name)
             if not name.endswith(CLAIM):
-                state.ready.append(span)
+                ready.append(span)
             elif _is_dead(folder / name):
                 (folder / name).unlink()
                 _add(ledger, span[0] - span[1])
             else:
-                state.claimed.append(span)
-        return state
+                claimed.append(span)
+        return ready, claimed
 
     def _reserve(self, size_bytes: int, ledger: int) -> bool:
         total = _total(ledger)

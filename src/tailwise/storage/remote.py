@@ -293,12 +293,12 @@ def _size_once(url: str) -> int | None:
 
 def sizes_of(urls: list[str]) -> list[int | RemoteError | None]:
     """Return `size_of` each, or the error why it cannot be read; many at a time."""
+
+    def size_or_error(url: str) -> int | RemoteError | None:
+        try:
+            return size_of(url)
+        except RemoteError as error:
+            return error
+
     with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
-        return list(pool.map(_size_or_error, urls))
-
-
-def _size_or_error(url: str) -> int | RemoteError | None:
-    try:
-        return size_of(url)
-    except RemoteError as error:
-        return error
+        return list(pool.map(size_or_error, urls))
