@@ -337,7 +337,7 @@ def test_more_damage_than_may_be_replaced_is_told_before_anything_is_read(own_po
 
 
 def test_too_many_are_an_error(damaged, tmp_path, monkeypatch):
-    from tailwise.loader import replaced as module
+    from tailwise.loader import dataset as module
 
     plan, _ = damaged
     options = {**OPTIONS, "transform": to_tensor}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.shards.columns import DAMAGE
-from tailwise.sources.stored_rows import open_member, read_member
+from tailwise.sources.embedding_files import open_member, read_member
 
 ROWS = np.arange(24, dtype=np.float16).reshape(6, 4)
 

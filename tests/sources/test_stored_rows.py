@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tailwise.sources.stored_rows import StoredRows, open_member
+from tailwise.sources.embedding_files import StoredRows, open_member
 
 ROWS = np.random.default_rng(3).normal(size=(50, 6)).astype(np.float32)
 ASKED = [slice(None), slice(7, 19), slice(50, 60), np.array([3, 4, 5, 49, 0, 0, 17]), np.array([], np.int64)]

@@ -24,10 +24,18 @@ from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.local import as_it_is, begin_worker
-from tailwise.loader.dataset import Batch, BatchDataset, Decode, Tokenizer, Transform
+from tailwise.loader.dataset import (
+    Batch,
+    BatchDataset,
+    Counts,
+    Decode,
+    ReplacedSamples,
+    Tokenizer,
+    Transform,
+    check_appendable,
+)
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
-from tailwise.loader.replaced import Counts, ReplacedSamples, check_appendable
 from tailwise.loader.sections import Counting
 from tailwise.loader.shards import own_cache_folder, require_bytes
 from tailwise.plan.plan import MAX_EPOCH, Plan
@@ -278,8 +286,6 @@ class Loader:
         if self._counting is not None:
             self._counting.stop()
             self._counting = None
-
-    # --- position ---------------------------------------------------------------------------------------------------
 
     def seek(self, batch: int) -> None:
         """Make `batch` the next one; workers restart, unless it is the next one already."""

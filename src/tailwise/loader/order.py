@@ -156,10 +156,8 @@ class Order:
         mine = slice(part * size // parts, (part + 1) * size // parts)
         within = number - self._bounds[span]
         if self._is_plain(span):
-            samples = self._spans.get((span, part, parts), lambda: self._base(span, part, parts))
-            return Samples(samples.rows[within], samples.epochs[within])
-        samples = self._settled(span)
-        whole = Samples(samples.rows[within], samples.epochs[within])
+            return self._spans.get((span, part, parts), lambda: self._base(span, part, parts)).take(within)
+        whole = self._settled(span).take(within)
         return (self._pick(number, whole) if self.options.compose == "diverse" else whole).take(mine)
 
     def repeats(self, number: int) -> int:
@@ -175,8 +173,6 @@ class Order:
 
     def _has_room(self, section: Section) -> bool:
         return section.drawn >= ROOM * section.most_copies * self.window
-
-    # --- blocks -----------------------------------------------------------------------------------------------------
 
     def block_at(self, batch: int) -> Block:
         """Return the block of all lanes that a batch starts in."""
@@ -208,8 +204,6 @@ class Order:
         start, stop = (place * section.length // blocks for place in (block[1], block[1] + 1))
         lanes = np.arange(part * self.options.lanes // parts, (part + 1) * self.options.lanes // parts)
         return self.sections.samples(section, (lanes[:, None] * section.length + np.arange(start, stop)).ravel()).rows
-
-    # --- spans ------------------------------------------------------------------------------------------------------
 
     def _span_of(self, batch: int) -> int:
         while self._bounds[-1] <= batch:
@@ -282,8 +276,6 @@ class Order:
         order = space_out(rows, window, before, after, labels)
         return Samples(rows[order].reshape(base.rows.shape), base.epochs.ravel()[order].reshape(base.rows.shape))
 
-    # --- compositions -----------------------------------------------------------------------------------------------
-
     def _spread(self, section: Section, lanes: npt.NDArray[np.int64], first: int, stop: int) -> Samples:
         """Return Sections.lane_samples with the samples of each chunk of the section dealt to its batches cluster by cluster."""
         chunks = max(1, ceil(section.length * self.options.lanes / GREATEST_SPAN_SAMPLES))
@@ -296,8 +288,7 @@ class Order:
             if begin < end:
                 arrange = partial(self._arrange, section, bounds[number], bounds[number + 1])
                 chunk = self._chunks.get((section.epoch, bounds[number]), arrange)
-                columns = slice(begin - bounds[number], end - bounds[number])
-                pieces.append(Samples(chunk.rows[lanes, columns], chunk.epochs[lanes, columns]))
+                pieces.append(chunk.take((lanes, slice(begin - bounds[number], end - bounds[number]))))
         return Samples(*(np.concatenate(column, axis=1) for column in zip(*pieces, strict=True)))
 
     def _arrange(self, section: Section, first: int, stop: int) -> Samples:

@@ -38,8 +38,8 @@ class Samples(NamedTuple):
     rows: npt.NDArray[np.int64]
     epochs: npt.NDArray[np.int32]
 
-    def take(self, index: npt.NDArray[np.int64] | slice) -> Samples:
-        """Return the samples at some places, of flat samples."""
+    def take(self, index: npt.NDArray[np.int64] | slice | int | tuple[npt.NDArray[np.int64], slice]) -> Samples:
+        """Return the samples at some places."""
         return Samples(self.rows[index], self.epochs[index])
 
 

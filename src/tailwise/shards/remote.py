@@ -148,8 +148,6 @@ class RemoteShards:
         """Return the "requests" of this process that succeeded, the "bytes" that they brought, and the "retries" of failed ones."""
         return self._own.counts
 
-    # --- reading ----------------------------------------------------------------------------------------------------
-
     def read(self, shard: int, start: int, stop: int) -> bytes:
         """See `LocalShards`: from the cache, or else fetched now."""
         if start >= stop:
@@ -214,8 +212,6 @@ class RemoteShards:
     def _span(self, shard: int, start: int, stop: int) -> Span | None:
         known = self._known.get(shard)
         return known.find(start, stop) if known is not None else None
-
-    # --- fetching ---------------------------------------------------------------------------------------------------
 
     def _key(self, shard: int) -> str:
         """Return the name of a shard's folder in the cache."""
@@ -312,8 +308,6 @@ class RemoteShards:
             with suppress(OSError, UserError):  # as above
                 # Ranges of a shard that several batches want are fetched together.
                 self._obtain(np.concatenate(hints), _PREFETCH, closings)
-
-    # --- requests ---------------------------------------------------------------------------------------------------
 
     def _request(self, shard: int, start: int, stop: int) -> bytes:
         """Return one range, with retries; if the server does not support ranges, from the whole file."""

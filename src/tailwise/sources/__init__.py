@@ -8,8 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import NotFoundError, UserError
 from tailwise.requests import SourceRequest
@@ -17,7 +15,7 @@ from tailwise.shards.containers import CONTAINERS, Container
 from tailwise.sources.clip_retrieval import FOLDERS, ClusterIds, find_cluster_ids, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
 from tailwise.sources.embedding_files import EmbeddingFile
-from tailwise.sources.parquet_embeddings import ParquetEmbeddings, choose_columns, kind_of
+from tailwise.sources.parquet_embeddings import ParquetEmbeddings, kind_of
 from tailwise.sources.tar_files import UNKNOWN_BYTES as UNKNOWN_BYTES
 from tailwise.sources.tar_files import LeftOut, NamedTars, find_tables, find_tars
 from tailwise.storage.errors import RemoteError
@@ -85,7 +83,7 @@ def _find_dynamics(source: str, found: Found, options: SourceRequest) -> bool:
 
 def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
     named = f"{source.removesuffix('.npz')}.parquet" if source.endswith(".npz") else source
-    kinds = {path: kind_of(path, options.id_column, options.embedding_column) for path in find_tables(named)}
+    kinds = {path: kind_of(path, options)[0] for path in find_tables(named)}
     if "metadata" not in kinds.values():
         return False
     tables = [path for path, kind in kinds.items() if kind in {"metadata", "unreadable"}]
@@ -113,25 +111,18 @@ def _arrays_of(paths: list[Path], wanted: set[str]) -> set[str]:
 
 
 def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
-    tables = find_tables(source)
-    kinds = {path: kind_of(path, options.id_column, options.embedding_column) for path in tables}
-    if "embeddings" not in kinds.values():
+    tables = {path: kind_of(path, options) for path in find_tables(source)}
+    columns = {path: named for path, (_, named) in tables.items() if named is not None}
+    if not columns:
         return False
-    chosen = [path for path, kind in kinds.items() if kind == "embeddings"]
+    kinds = {path: kind for path, (kind, _) in tables.items()}
     unreadable = [] if "metadata" in kinds.values() else [path for path, kind in kinds.items() if kind == "unreadable"]
-    columns = {path: _columns_of(path, options) for path in chosen}
-    usual = columns[chosen[0]]  # for unreadable files, which the join lists
-    paths = sorted([*chosen, *unreadable], key=str)
-    files = [ParquetEmbeddings(path, *columns.get(path, usual)) for path in paths]
-    found.add_embeddings(options.column or "image", files)
+    usual = next(iter(columns.values()))  # for unreadable files, which the join lists
+    paths = sorted([*columns, *unreadable], key=str)
+    found.add_embeddings(
+        options.column or "image", [ParquetEmbeddings(path, *columns.get(path, usual)) for path in paths]
+    )
     return True
-
-
-def _columns_of(path: Path, options: SourceRequest) -> tuple[str, str]:
-    columns = choose_columns(pq.read_schema(path), options.id_column, options.embedding_column)
-    if columns is None:
-        raise ValueError(f"{path} has just changed")
-    return columns
 
 
 @dataclass(frozen=True)

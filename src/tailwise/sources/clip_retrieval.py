@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailwise.shards.columns import open_table, texts
-from tailwise.sources.embedding_files import BadPartition, EmbeddingFile
-from tailwise.sources.stored_rows import StoredRows
+from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, StoredRows
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
 

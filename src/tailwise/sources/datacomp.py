@@ -17,8 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.shards.columns import BATCH_ROWS, numbers, open_table, score_columns, uid_texts
-from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, Naming, Opened
-from tailwise.sources.stored_rows import StoredRows, open_member, read_member
+from tailwise.sources.embedding_files import (
+    BadPartition,
+    EmbeddingFile,
+    Naming,
+    Opened,
+    StoredRows,
+    open_member,
+    read_member,
+)
 
 MEMBERS = {"image": "img", "text": "txt"}  # by column
 EMBEDDINGS = ("l14", "b32")

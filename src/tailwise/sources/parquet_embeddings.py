@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tailwise.catalog.files import create_array, read_array
+from tailwise.requests import SourceRequest
 from tailwise.shards.columns import BATCH_ROWS, DAMAGE, is_vectors, open_table, texts, uid_texts, unwrapped, value_type
 from tailwise.sources.embedding_files import EmbeddingFile, Naming, fingerprint, matrix_fault
 from tailwise.storage.local import replacing
@@ -23,8 +24,8 @@ EMBEDDING_COLUMNS = ("embedding", "embeddings")
 Kind = Literal["metadata", "embeddings", "unreadable", "other"]
 
 
-def kind_of(path: Path, id_column: str | None = None, embedding_column: str | None = None) -> Kind:
-    """Return the kind of a Parquet file, by its columns.
+def kind_of(path: Path, options: SourceRequest) -> tuple[Kind, tuple[str, str] | None]:
+    """Return the kind of a Parquet file, by its columns, and its columns of ids and of embeddings (see `choose_columns`).
 
     A column of vectors means embeddings; `uid` and `text`, without img2dataset's `key` or clip-retrieval's `image_path`, mean metadata. A
     column with a name of embeddings but another type means embeddings too; they are rejected because of that type when they are read.
@@ -33,12 +34,12 @@ def kind_of(path: Path, id_column: str | None = None, embedding_column: str | No
         schema = pq.read_schema(path)
         names = schema.names
     except DAMAGE:
-        return "unreadable"
-    columns = choose_columns(schema, id_column, embedding_column)
+        return "unreadable", None
+    columns = choose_columns(schema, options.id_column, options.embedding_column)
     metadata = {"uid", "text"} <= {*names} and not {*names} & {"key", "image_path"}
-    if columns and (embedding_column or not metadata or is_vectors(schema.types[names.index(columns[1])])):
-        return "embeddings"
-    return "metadata" if metadata else "other"
+    if columns and (options.embedding_column or not metadata or is_vectors(schema.types[names.index(columns[1])])):
+        return "embeddings", columns
+    return "metadata" if metadata else "other", None
 
 
 def choose_columns(schema: pa.Schema, id_column: str | None, embedding_column: str | None) -> tuple[str, str] | None:

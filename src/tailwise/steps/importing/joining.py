@@ -18,8 +18,7 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.keys import ABSENT, AMBIGUOUS
 from tailwise.shards.columns import DAMAGE
-from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, Opened
-from tailwise.sources.stored_rows import StoredRows
+from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, Opened, StoredRows
 from tailwise.steps.importing.rows import AMBIGUOUS_TAR, ELSEWHERE, RowFinder
 
 CHUNK_ROWS = 65_536

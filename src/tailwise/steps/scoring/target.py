@@ -17,7 +17,7 @@ from tailwise.errors import UserError
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.scores import MAX_TARGETS
 from tailwise.sources.clip_retrieval import find_partitions
-from tailwise.sources.stored_rows import StoredRows
+from tailwise.sources.embedding_files import StoredRows
 
 TARGET_ROWS = 2048
 
