@@ -19,7 +19,6 @@ from tailwise.export.shards import write_shards
 from tailwise.requests import ShardsRequest
 from tailwise.steps.embedding.read import ShardRows, read_batches
 from tailwise.storage import remote
-from tailwise.storage.http import Timeouts
 
 SIZES = (40, 30, 20)
 TARS = [f"{number:05d}.tar" for number in range(len(SIZES))]
@@ -103,8 +102,8 @@ def server(tmp_path, make_tar, make_image):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    timeouts = Timeouts(connect_seconds=1, silence_seconds=0.5)
-    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(4, 2.0, 0.01, timeouts=timeouts))
+    patience = remote.Patience(4, 2.0, 0.01, connect_seconds=1, silence_seconds=0.5)
+    monkeypatch.setattr(remote, "PATIENCE", patience)
     remote.forget_failures()
 
 

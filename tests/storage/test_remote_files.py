@@ -23,7 +23,6 @@ from tailwise.storage.errors import (
     translated,
 )
 from tailwise.storage.files import BLOCK_BYTES, open_binary
-from tailwise.storage.http import Timeouts
 from tailwise.storage.remote import read_range, size_of
 from tailwise.text import redacted
 
@@ -96,8 +95,8 @@ def server():
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    timeouts = Timeouts(connect_seconds=1, silence_seconds=0.5, least_bytes_per_second=1e6)
-    patience = remote.Patience(attempts=ATTEMPTS, seconds=3, backoff_seconds=0.01, timeouts=timeouts)
+    bounds = {"connect_seconds": 1, "silence_seconds": 0.5, "least_bytes_per_second": 1e6}
+    patience = remote.Patience(attempts=ATTEMPTS, seconds=3, backoff_seconds=0.01, **bounds)
     monkeypatch.setattr(remote, "PATIENCE", patience)
     remote.forget_failures()
 
@@ -494,4 +493,4 @@ def test_bounds_are_below_a_minute_by_default():
     patience = remote.Patience()
     waits = sum(1.25 * patience.backoff_seconds * 2**number for number in range(patience.attempts - 1))
     assert waits < 60 and patience.seconds <= 60
-    assert patience.seconds + patience.timeouts.silence_seconds + patience.timeouts.connect_seconds < 90
+    assert patience.seconds + patience.silence_seconds + patience.connect_seconds < 90

@@ -22,11 +22,10 @@ _OTHER_IMAGES = frozenset({"avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", 
 _SHOWN_EXTENSIONS = 5
 _MAX_LINKS = 40  # followed from one link to the next, as operating systems do
 # Leftovers of file managers and archivers: a file's base name, or a folder on its way.
-_LEFTOVERS = (
+_HARMLESS = re.compile(
     r"(?:^|/)(?:__MACOSX/|PaxHeaders?(?:\.\d+)?/|@eaDir/|\.(?:AppleDouble|Spotlight-V100|Trashes|fseventsd)/"
     r"|(?:\._[^/]*|\.DS_Store|\.localized|Icon\r|Thumbs\.db|desktop\.ini|pax_global_header)$)"
 )
-_HARMLESS = re.compile(_LEFTOVERS)
 _MARKS = (  # each leftover has one
     *("._", "__MACOSX/", "PaxHeader", "@eaDir/", ".AppleDouble/", ".Spotlight-V100/", ".Trashes/", ".fseventsd/"),
     *(".DS_Store", ".localized", "Icon\r", "Thumbs.db", "desktop.ini", "pax_global_header"),

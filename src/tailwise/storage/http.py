@@ -19,12 +19,17 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 
 @dataclass(frozen=True)
-class Timeouts:
-    """How long one request may take."""
+class Patience:
+    """Bounds of the requests for one file, and of their retries."""
 
-    connect_seconds: float = 10.0  # until there is a connection
-    silence_seconds: float = 20.0  # without a byte
-    least_bytes_per_second: float = 20_000.0  # on average, after the first `silence_seconds`
+    attempts: int = 8  # requests that may fail one after the other
+    seconds: float = 45.0  # from the first failure
+    backoff_seconds: float = 0.25  # before the first retry, doubled each time
+    full_for: int = 3  # after so many files of a server were given up, others get `short_attempts`
+    short_attempts: int = 2
+    connect_seconds: float = 10.0  # of a request, until there is a connection
+    silence_seconds: float = 20.0  # of a request, without a byte
+    least_bytes_per_second: float = 20_000.0  # of a request on average, after the first `silence_seconds`
 
     def call_seconds(self, size_bytes: int) -> float:
         """Return the time for a whole call of another file system, which may repeat requests itself."""
@@ -34,7 +39,7 @@ class Timeouts:
 async def get(
     files: Any,  # noqa: ANN401  (fsspec has no types)
     url: str,
-    timeouts: Timeouts,
+    patience: Patience,
     write: Callable[[bytes], object],
     span: Span | None = None,
 ) -> int | None:
@@ -51,7 +56,7 @@ async def get(
     import aiohttp  # noqa: PLC0415  (there if fsspec's http is)
 
     timeout = aiohttp.ClientTimeout(
-        total=None, sock_connect=timeouts.connect_seconds, sock_read=timeouts.silence_seconds
+        total=None, sock_connect=patience.connect_seconds, sock_read=patience.silence_seconds
     )
     headers = {**files.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
     if span is not None:
@@ -73,7 +78,7 @@ async def get(
             if span is not None and count > (most := span[1] - span[0]):
                 raise RemoteError(url, f"more than the {most:,} bytes came that were asked for", retry=True)
             (content.extend if at_once else write)(piece)
-            allowed = timeouts.silence_seconds + count / timeouts.least_bytes_per_second
+            allowed = patience.silence_seconds + count / patience.least_bytes_per_second
             if time.monotonic() - began > allowed:
                 raise TimeoutError(f"{count:,} bytes in {allowed:.0f} s: too slow")
         if at_once:

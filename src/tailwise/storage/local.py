@@ -26,13 +26,10 @@ def replacing(
     guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     publish: Callable[[Path, Path], object] = Path.replace,
 ) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; after success, flush it to disk and rename it to `path`; after an error, delete it.
+    """Yield a temporary path beside `path`; after success, flush it to disk and `publish` it as `path`; after an error, delete it.
 
-    Args:
-        path: the file to write.
-        unique: use a temporary name of this process alone, for files outside a catalog, where no lock excludes other writers.
-        guard: entered while the file is renamed; an error of it leaves the old file in place.
-        publish: renames the temporary file.
+    A `unique` name is of this process alone, where no lock excludes other writers. `guard` is entered while the file is renamed: an
+    error of it leaves the old file in place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{uuid.uuid4().hex}" if unique else ""

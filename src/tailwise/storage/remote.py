@@ -13,7 +13,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
@@ -21,7 +20,7 @@ import fsspec.asyn
 
 from tailwise.extras import install_command
 from tailwise.storage.errors import NoRangesError, RemoteError, RemoteUnsupportedError, translated
-from tailwise.storage.http import NO_RANGES, Timeouts, get
+from tailwise.storage.http import NO_RANGES, Patience, get
 from tailwise.storage.spans import Span
 
 T = TypeVar("T")
@@ -30,18 +29,6 @@ REMEMBERED_SECONDS = 600.0  # a file that was given up is not asked again for so
 LOOKUP_THREADS = 16
 _WARN_AFTER_SECONDS = 5.0
 _JITTER = random.Random()  # not the process's own generator, which augmentations are drawn from
-
-
-@dataclass(frozen=True)
-class Patience:
-    """Bounds of the retries of one file."""
-
-    attempts: int = 8  # requests that may fail one after the other
-    seconds: float = 45.0  # from the first failure
-    backoff_seconds: float = 0.25  # before the first retry, doubled each time
-    full_for: int = 3  # after so many files of a server were given up, others get `short_attempts`
-    short_attempts: int = 2
-    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 PATIENCE = Patience()
@@ -150,7 +137,7 @@ def _call_once(url: str, method: str, size_bytes: int = 0, **options: Any) -> An
     files, name = filesystem(url)
     if not getattr(files, "async_impl", False):
         return getattr(files, method)(name, **options)
-    seconds = PATIENCE.timeouts.call_seconds(size_bytes)
+    seconds = PATIENCE.call_seconds(size_bytes)
     return fsspec.asyn.sync(files.loop, getattr(files, f"_{method}"), name, timeout=seconds, **options)
 
 
@@ -247,7 +234,7 @@ def _is_http(files: Any) -> bool:  # noqa: ANN401
 
 
 def _get(files: Any, url: str, write: Callable[[bytes], object], span: Span | None = None) -> int | None:  # noqa: ANN401
-    total: int | None = fsspec.asyn.sync(files.loop, get, files, url, PATIENCE.timeouts, write, span)
+    total: int | None = fsspec.asyn.sync(files.loop, get, files, url, PATIENCE, write, span)
     return total
 
 
