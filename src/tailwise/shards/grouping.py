@@ -72,9 +72,9 @@ def rejection(path: str, reason: str, key: str | None, detail: str | None = None
 
 def split_name(name: str) -> tuple[str, str]:
     """Return key and extension, cut at the first dot of the base name as webdataset does; the key keeps the folders."""
-    folder, slash, base = name.rpartition("/")
+    folder, slash, base = name.rpartition("/") if "/" in name else ("", "", name)
     stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
+    return f"{folder}{slash}{stem}" if slash else stem, extension.lower()
 
 
 def is_harmless(name: str) -> bool:

@@ -37,17 +37,17 @@ from tailwise.shards.grouping import Record, rejection
 from tailwise.storage.files import open_binary
 
 SIDES = ("width", "height")
-_UID = "[0-9a-fA-F]{32}"
+_UID = re.compile("[0-9a-fA-F]{32}")
 
 
 def parse_uid(value: object) -> bytes | None:
     """Return the 16 bytes of a uid of 32 hexadecimal digits, or None."""
-    return bytes.fromhex(value) if isinstance(value, str) and re.fullmatch(_UID, value) else None
+    return bytes.fromhex(value) if isinstance(value, str) and _UID.fullmatch(value) else None
 
 
 def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Return the bytes of the m uids of 32 hexadecimal digits in a column of strings [n], uint8 [m, 16]; and a mask of them, bool [n]."""
-    good = pc.match_substring_regex(column, f"^{_UID}$").fill_null(False)
+    good = pc.match_substring_regex(column, f"^{_UID.pattern}$").fill_null(False)
     joined = "".join(column.filter(good).to_pylist())
     return np.frombuffer(bytes.fromhex(joined), np.uint8).reshape(-1, 16), good.to_numpy(zero_copy_only=False)
 
