@@ -38,19 +38,12 @@ _Content = tuple[bytes, bytes] | OSError | str  # encoded image and caption, or 
 
 
 class Replacement(NamedTuple):
-    """Replacement of a sample that was removed or cannot be read.
+    """Replacement of a sample that was removed or cannot be read."""
 
-    Attributes:
-        position: position in the endless order.
-        row: row that was drawn.
-        stand_in: row that was read.
-        reason: why the drawn row was replaced.
-    """
-
-    position: int
-    row: int
-    stand_in: int
-    reason: str
+    position: int  # in the endless order
+    row: int  # row that was drawn
+    stand_in: int  # row that was read
+    reason: str  # why the drawn row was replaced
 
 
 class Batch(NamedTuple):

@@ -304,7 +304,7 @@ class Loader:
         return {**place, **asdict(self._replaced.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where another loader of the same order stopped; the number of ranks and workers may differ."""
+        """Resume where another loader of the same order stopped, with any number of ranks and workers; a UserError for another order."""
         if missing := [name for name in self.state_dict() if name not in state]:
             raise UserError(
                 f"this isn't a state of a loader: {', '.join(missing)} is missing; give what state_dict() returned"

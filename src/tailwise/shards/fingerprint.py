@@ -66,11 +66,8 @@ def check_fingerprint(
 ) -> None:
     """Compare every `step`-th block (EVERY, SOME or FIRST, without skipped ones) of a shard with what was noted at import.
 
-    A shard without fingerprint or of unknown length passes, and one whose server sends whole files only.
-
-    Raises:
-        ChangedShardError: a block differs, or there are more or fewer blocks.
-        OSError: the shard cannot be read.
+    A shard without fingerprint or of unknown length passes, and one whose server sends whole files only. It is a ChangedShardError if a
+    block differs, or there are more or fewer blocks.
     """
     if not fingerprint or size_bytes is None:
         return
@@ -92,7 +89,7 @@ def comparable_shards(
 ) -> pa.Table:
     """Return shards with fingerprints that skip the blocks of removed samples, whose bytes may be wiped.
 
-    They are those of a snapshot, the newest by default, or those of a `table` of some (SHARD_SCHEMA).
+    They are the shards of a snapshot, by default the newest; or, of these, those of a `table` (SHARD_SCHEMA).
     """
     context = context or Context()
     table = catalog.shards(snapshot) if table is None else table

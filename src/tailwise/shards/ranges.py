@@ -139,15 +139,11 @@ def open_store(
     sizes: Sequence[int] | None = None,
     fingerprints: Sequence[str | None] | None = None,
 ) -> ShardStore:
-    """Return the store for shards that may be local, remote, or both.
+    """Return the store for shards, by id, that may be local, remote, or both.
 
-    Args:
-        paths: local paths or fsspec URLs of the shards, by id.
-        cache_folder: folder for ranges of remote shards, shared by all processes of this machine; a UserError if it cannot be used.
-        cache_bytes: bound of the cache.
-        versions: the catalog's `index_checksum` of each shard: cached ranges of another version are never used.
-        sizes: the catalog's `size_bytes` of each shard: a remote shard of another size is an error.
-        fingerprints: the catalog's `fingerprint` of each shard: a shard with another one is not read.
+    Ranges of remote shards are cached up to `cache_bytes` in a folder that all processes of this machine share; a UserError if it cannot
+    be used. `versions`, `sizes` and `fingerprints` are the catalog's `index_checksum`, `size_bytes` and `fingerprint`: cached ranges of
+    another version are never used, a remote shard of another size is an error, a shard with another fingerprint is not read.
     """
     far = np.array([is_remote(path) for path in paths], np.bool_)
     local = LocalShards(paths, fingerprints)

@@ -94,11 +94,9 @@ class EmbeddingFile(ABC):
         return None if self.fault(shape, dtype, None) else (shape[0], shape[1])
 
     def open(self, dimension: int | None, unpacked: Path) -> Opened | BadPartition:
-        """Check the file, and open it for one join.
+        """Check the file and its width d (None accepts any), and open it for one join.
 
-        Args:
-            dimension: the required width d; None accepts any.
-            unpacked: file for a copy of the rows, if they cannot be read in place.
+        `unpacked` names a file for a copy of the rows, if they cannot be read in place.
         """
         try:
             shape, dtype = self.header()

@@ -64,12 +64,9 @@ def _components(home: str) -> list[str]:
 
 
 def match_tars(asked: Iterable[str], paths: Sequence[str], preferred: frozenset[int] | None) -> dict[str, int]:
-    """Return the shard of each home, or AMBIGUOUS if several shards fit it, or several homes fit the shard; no others.
+    """Return the shard of each home, of the catalog's paths of shards; or AMBIGUOUS if several fit. Homes without a shard are left out.
 
-    Args:
-        asked: homes.
-        paths: paths of the catalog's shards.
-        preferred: shards that win where several fit equally well.
+    A `preferred` shard wins where several fit equally well. A shard that several homes fit equally well is none's.
     """
     by_name: defaultdict[str, list[tuple[int, list[str]]]] = defaultdict(list)
     for shard, path in enumerate(paths):

@@ -109,7 +109,7 @@ def flush(path: Path) -> None:
 def locked(path: Path, what: str, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, alone or shared with others; the operating system releases it when the process ends.
 
-    If another process holds it, wait, or raise a ConflictError that names `what` is locked.
+    If another process holds it, wait, or raise a ConflictError that says what is locked (`what`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
