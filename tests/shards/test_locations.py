@@ -65,7 +65,7 @@ def test_more_parts_than_may_be_open(located):
     locations = Locations(located, located.snapshot(), open_parts=1)
     rows = np.array([0, 599] * 5)
     assert locations.of(rows)["image_offset"].tolist() == [records(located)[row]["image_offset"] for row in rows]
-    assert len(locations._maps) == 1
+    assert len(locations._maps.values()) == 1
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_threads_never_get_another_files_bytes(files):
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))  # raises what they raise
     assert wrong == []
-    assert len(store._files) == 1
+    assert len(store._files.values()) == 1
 
 
 def test_pickled_and_forked(files):
