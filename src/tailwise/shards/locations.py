@@ -111,7 +111,7 @@ class Locations:
     def of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return the locations of rows, LOCATION [n]."""
         out = np.empty(len(rows), LOCATION)
-        for part, where in self._rows.by_part(rows):
+        for part, where in self._rows.split(rows):
             locations = self._maps.get(part.number, partial(self._map, part))
             out[where] = locations[rows[where] - part.first_row]
         self._read_rows += len(rows)
@@ -124,7 +124,7 @@ class Locations:
     def names(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
         """Return (key, uid as 32 hexadecimal digits) of each row, for logs; only the row groups that hold them are read."""
         names = [("", "")] * len(rows)
-        for part, where in self._rows.by_part(rows):
+        for part, where in self._rows.split(rows):
             table = self._catalog.samples_at(part.number, rows[where] - part.first_row, ["key", "uid"])
             keys, uids = (table.column(name).to_pylist() for name in ("key", "uid"))
             for position, key, uid in zip(np.arange(len(rows))[where].tolist(), keys, uids, strict=True):
