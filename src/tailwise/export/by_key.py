@@ -77,8 +77,7 @@ def _key_lines(epoch: DrawnEpoch, part: Part) -> tuple[bytes, int]:
 
 
 def _keys(catalog: Catalog, part: Part) -> list[str]:
-    keys: list[str] = catalog.samples(part, ["key"]).column(0).to_pylist()
-    return keys
+    return list(catalog.samples(part, ["key"]).column(0).to_pylist())
 
 
 def _index_keys(catalog: Catalog, index: KeyIndex, part: Part) -> None:

@@ -81,11 +81,7 @@ class _OfEpoch(Task[Item, Result]):
 
 
 def map_epoch(
-    plan: Plan,
-    epoch: int,
-    function: Callable[[DrawnEpoch, Item], Result],
-    items: Sequence[Item],
-    context: Context,
+    plan: Plan, epoch: int, function: Callable[[DrawnEpoch, Item], Result], items: Sequence[Item], context: Context
 ) -> Iterator[Result]:
     """Yield `function` of an epoch and of each item, in order. Workers open the plan; `function` is pickled.
 

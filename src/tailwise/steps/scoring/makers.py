@@ -70,8 +70,7 @@ class ScoredPart:
 
     def numbers(self, column: str) -> Scores:
         """Return a numeric column of the samples; NaN for null."""
-        values: Scores = self.samples(column).cast(pa.float64(), safe=False).to_numpy()
-        return values
+        return np.asarray(self.samples(column).cast(pa.float64(), safe=False).to_numpy())
 
     def embeddings(self, column: str) -> Iterator[Rows]:
         """Yield the embeddings, float16 [n, d], a chunk at a time."""
