@@ -45,35 +45,21 @@ CONTENT = b"tailwise.content"  # in shards.parquet: the hash of its rows
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A numbered, immutable list of shards: the first `shards` shards of the catalog, in its first `parts` parts.
+    """A numbered, immutable list of shards: the first `shards` shards of the catalog, in its first `parts` parts."""
 
-    Attributes:
-        number: 1, 2, …
-        shards: how many shards.
-        parts: how many parts.
-        rows: how many samples.
-        id: hash of all shards' contents as indexed; paths play no role.
-    """
-
-    number: int
+    number: int  # 1, 2, …
     shards: int
     parts: int
-    rows: int
-    id: str
+    rows: int  # samples
+    id: str  # hash of all shards' contents as indexed; paths play no role
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive shards, about a million rows: the unit of file, of work and of retry.
+    """Consecutive shards, about a million rows: the unit of file, of work and of retry."""
 
-    Attributes:
-        number: 0, 1, …
-        first_row: its first row in the catalog.
-        rows: how many rows.
-    """
-
-    number: int
-    first_row: int
+    number: int  # 0, 1, …
+    first_row: int  # of the catalog
     rows: int
 
     def __str__(self) -> str:

@@ -29,13 +29,9 @@ def clustering_artifact(catalog: Catalog, name: str, config: Mapping[str, Any], 
 
 @dataclass(frozen=True)
 class ClusterFiles:
-    """The files of a clustering, finished or not.
+    """The files of a clustering, finished or not."""
 
-    Attributes:
-        folder: of the artifact.
-    """
-
-    folder: Path
+    folder: Path  # of the artifact
 
     @property
     def labels(self) -> PartColumn:
@@ -84,14 +80,7 @@ class ClusterFiles:
 
 @dataclass(frozen=True, eq=False)
 class Clustering(FinishedArtifact, ClusterFiles):
-    """A finished clustering.
-
-    Attributes:
-        folder: of the artifact.
-        catalog: of the samples.
-        name: its name in the catalog.
-        manifest: of the artifact.
-    """
+    """A finished clustering."""
 
     catalog: Catalog
     name: str

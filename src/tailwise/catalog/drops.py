@@ -5,7 +5,7 @@ A list names the lists that it was made without (`without`): what those drop too
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import REMOVALS, Artifact, FinishedArtifact, read_manifest
-from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.columns import PlainColumn, RowColumn
-from tailwise.catalog.files import ROW_GROUP_ROWS, check_file, writing
+from tailwise.catalog.artifacts import REMOVALS, FinishedArtifact, read_manifest
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.columns import RowColumn
+from tailwise.catalog.files import check_file
 from tailwise.catalog.kinds import WITHOUT
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
@@ -74,42 +74,13 @@ class DropList(FinishedArtifact):
 
     def tables(self, rows: slice) -> pa.Table:
         """Return the dropped rows among some rows, and the reasons: DROPPED_SCHEMA."""
-        return _dropped(check_file(self.folder / layout.DROPPED_TABLE), rows)
+        return read_drops(self.folder, rows)
 
 
-def _dropped(table: Path, rows: slice, columns: Sequence[str] | None = None) -> pa.Table:
-    return pq.read_table(table, columns=columns, filters=[("row", ">=", rows.start), ("row", "<", rows.stop)])
-
-
-def write_drop_table(artifact: Artifact, tables: Iterable[pa.Table]) -> int:
-    """Write the table of a drop list; return how many rows it drops.
-
-    Args:
-        artifact: whose identity has the kind "dedup" or "filter", and in its config "snapshot" (number) and "without" (names).
-        tables: DROPPED_SCHEMA, by ascending row over all tables, each row once.
-    """
-    total = 0
-    with (
-        writing(artifact.path(layout.DROPPED_TABLE)) as stream,
-        pq.ParquetWriter(stream, DROPPED_SCHEMA, compression="zstd") as writer,
-    ):
-        for table in tables:
-            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-            total += table.num_rows
-    return total
-
-
-def drop_mask(folder: Path) -> PlainColumn:
-    """Return the column of a drop list's folder that marks the dropped rows: bool."""
-    return PlainColumn(folder, layout.DROPPED)
-
-
-def write_mask(folder: Path, part: Part) -> None:
-    """Mark the rows of a part that the table of a drop list drops."""
-    mask = np.zeros(part.rows, np.bool_)
-    rows = _dropped(folder / layout.DROPPED_TABLE, part.span, ["row"]).column(0).to_numpy()
-    mask[rows - part.first_row] = True
-    drop_mask(folder).write(part, mask)
+def read_drops(folder: Path, rows: slice, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return some columns of the dropped rows among some rows, from the folder of a drop list."""
+    within = [("row", ">=", rows.start), ("row", "<", rows.stop)]
+    return pq.read_table(check_file(folder / layout.DROPPED_TABLE), columns=columns, filters=within)
 
 
 class Survivors:

@@ -16,27 +16,19 @@ WITHOUT = "without "  # begins the names of drop lists among the inputs of other
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of artifact.
+    """A kind of artifact."""
 
-    Attributes:
-        section: title in `status`.
-        folder: of the catalog; each artifact is a folder in it.
-        columns: of `status`: keys of the artifact's configuration, or of what is derived.
-        made_by: commands that make an artifact which users name → the artifact's name, by the values of the command's parameters.
-        named_by: commands that take an artifact by name → their option.
-        makers_for: of these commands, those that do not take the artifacts of all makers → the makers.
-        inputs: names of the artifact among the inputs of another one → the key of that one's configuration that holds the name.
-        prefix: before the artifact's own name among the inputs of another one.
-    """
-
-    section: str
-    folder: str
-    columns: tuple[str, ...]
+    section: str  # title in `status`
+    folder: str  # of the catalog; each artifact is a folder in it
+    columns: tuple[str, ...]  # of `status`: keys of the artifact's configuration, or of what is derived
+    # commands that make an artifact which users name → the artifact's name, by the values of the command's parameters
     made_by: Mapping[str, Callable[[Mapping[str, Any]], str]] = field(default_factory=dict)
-    named_by: Mapping[str, str] = field(default_factory=dict)
+    named_by: Mapping[str, str] = field(default_factory=dict)  # commands that take an artifact by name → their option
+    # of these commands, those that do not take the artifacts of all makers → the makers
     makers_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # names of the artifact among the inputs of another one → the key of that one's configuration that holds the name
     inputs: Mapping[str, str] = field(default_factory=dict)
-    prefix: str | None = None
+    prefix: str | None = None  # before the artifact's own name among the inputs of another one
 
     def path(self, catalog: Path, name: str) -> Path:
         """Return the folder of one artifact; a UserError says that no artifact can have this name."""

@@ -28,15 +28,10 @@ def matches_artifact(catalog: Catalog, config: Mapping[str, Any], inputs: Mappin
 
 @dataclass(frozen=True)
 class Matches:
-    """The matches of a snapshot's captions and a list of entries.
+    """The matches of a snapshot's captions and a list of entries."""
 
-    Attributes:
-        folder: where they lie; it may be deleted when the plans are made.
-        entries: the list, without blank and repeated ones.
-    """
-
-    folder: Path
-    entries: list[str]
+    folder: Path  # may be deleted when the plans are made
+    entries: list[str]  # the list, without blank and repeated ones
 
     @property
     def inputs(self) -> dict[str, str]:

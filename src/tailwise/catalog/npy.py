@@ -20,19 +20,12 @@ _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 @dataclass(frozen=True)
 class Header:
-    """The header of one array.
-
-    Attributes:
-        shape: of the array.
-        dtype: of the array; never object.
-        fortran: True if the array is stored column by column.
-        offset: bytes before the data.
-    """
+    """The header of one array."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran: bool
-    offset: int
+    dtype: np.dtype[Any]  # never object
+    fortran: bool  # True if the array is stored column by column
+    offset: int  # bytes before the data
 
 
 def read_header(stream: IO[bytes], size_bytes: int) -> Header:

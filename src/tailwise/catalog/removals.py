@@ -47,36 +47,22 @@ BY_KEY, BY_UID = 0, 1
 
 @dataclass(frozen=True)
 class Removal:
-    """One finished removal.
+    """One finished removal."""
 
-    Attributes:
-        number: 1, 2, …
-        reason: as given.
-        date: of the day, in UTC, as ISO 8601 has it.
-        names: how many keys and uids it names.
-        digest: hash of the file that lists them.
-    """
-
-    number: int
-    reason: str
-    date: str
-    names: int
-    digest: str
+    number: int  # 1, 2, …
+    reason: str  # as given
+    date: str  # day in UTC, as in ISO 8601
+    names: int  # number of keys and uids
+    digest: str  # hash of the file that lists them
 
 
 @dataclass(frozen=True, eq=False)
 class Removals:
-    """All samples of a snapshot that were removed.
+    """All samples of a snapshot that were removed."""
 
-    Attributes:
-        rows: int64 [R], ascending.
-        numbers: int64 [R], the removal that each row owes it to, the first one.
-        removals: all of the catalog, by number; some may match no sample of the snapshot.
-    """
-
-    rows: npt.NDArray[np.int64]
-    numbers: npt.NDArray[np.int64]
-    removals: tuple[Removal, ...]
+    rows: npt.NDArray[np.int64]  # int64 [R], ascending
+    numbers: npt.NDArray[np.int64]  # int64 [R], first removal of each row
+    removals: tuple[Removal, ...]  # all of the catalog, by number; some may match no sample of the snapshot
 
     @classmethod
     def of(cls, catalog: Catalog, snapshot: Snapshot | None = None, track: Track = silent) -> Removals:
@@ -258,27 +244,16 @@ def _index(values: pa.Array, among: pa.Array) -> npt.NDArray[np.int64]:
 
 @dataclass
 class Removing:
-    """Rows that a removal finds; `write` writes them.
-
-    Attributes:
-        catalog: of the samples.
-        names: the lines that no earlier removal has.
-        repeated: lines that an earlier line has.
-        known: other lines that an earlier removal has.
-        rows: int64, ascending: all samples that they name.
-        samples: int64 [lines], how many each of them names.
-        ambiguous: lines whose text is the key of one sample and the uid of another; they are keys.
-        before: what had been removed.
-    """
+    """Rows that a removal finds; `write` writes them."""
 
     catalog: Catalog
-    names: Names
-    repeated: int
-    known: int
-    rows: npt.NDArray[np.int64]
-    samples: npt.NDArray[np.int64]
-    ambiguous: list[str]
-    before: Removals
+    names: Names  # the lines that no earlier removal has
+    repeated: int  # lines that an earlier line has
+    known: int  # other lines that an earlier removal has
+    rows: npt.NDArray[np.int64]  # int64, ascending: all samples that they name
+    samples: npt.NDArray[np.int64]  # int64 [lines], how many each of them names
+    ambiguous: list[str]  # lines whose text is the key of one sample and the uid of another; they are keys
+    before: Removals  # what had been removed
     _snapshot: Snapshot = field(repr=False)
 
     @classmethod

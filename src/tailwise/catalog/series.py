@@ -32,13 +32,9 @@ PREVIOUS = "previous"  # in an entry: the hash of the series before it
 
 @dataclass(frozen=True)
 class Series:
-    """One numbered series of a catalog.
+    """One numbered series of a catalog."""
 
-    Attributes:
-        folder: where its entries lie.
-    """
-
-    folder: Path
+    folder: Path  # of the entries
 
     def path(self, number: int) -> Path:
         """Return the path of an entry."""

@@ -24,17 +24,12 @@ Weight = TypeVar("Weight", bound=Callable[..., npt.NDArray[np.float64]])
 
 @dataclass(frozen=True)
 class Pick:
-    """An order of the members of a cluster.
+    """An order of the members of a cluster."""
 
-    Attributes:
-        summary: description for users.
-        by: what orders them: nothing (pseudo-random), "similarity" to the centroid, or a "score".
-        sign: +1 ascending, −1 descending.
-    """
-
-    summary: str
+    summary: str  # description for users
+    # what orders them: nothing (pseudo-random), "similarity" to the centroid, or a "score"
     by: Literal["similarity", "score"] | None = None
-    sign: int = 1
+    sign: int = 1  # +1 ascending, −1 descending
 
 
 PICKS: Mapping[str, Pick] = MappingProxyType(

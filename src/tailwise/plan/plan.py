@@ -388,17 +388,12 @@ def _random_rate(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Draw:
-    """One way to draw an epoch.
+    """One way to draw an epoch."""
 
-    Attributes:
-        copies: (plan, epoch, rows) → uint8 [n].
-        rate: (plan, epoch, rows) → float64 [n], expected copies in the epoch.
-        counts: (plan, epoch) → int64 [K]; None if counts are random.
-    """
-
-    copies: Callable[[Plan, int, Rows], npt.NDArray[np.uint8]]
+    copies: Callable[[Plan, int, Rows], npt.NDArray[np.uint8]]  # (plan, epoch, rows) → uint8 [n]
+    # (plan, epoch, rows) → float64 [n], expected copies in the epoch
     rate: Callable[[Plan, int, Rows], npt.NDArray[np.float64]]
-    counts: Callable[[Plan, int], npt.NDArray[np.int64]] | None
+    counts: Callable[[Plan, int], npt.NDArray[np.int64]] | None  # (plan, epoch) → int64 [K]; None if counts are random
 
 
 DRAWS: Mapping[str, Draw] = {

@@ -58,21 +58,14 @@ def _window(taken: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], sizes: 
 
 @dataclass(frozen=True)
 class _Transitions:
-    """The effect of consecutive epochs' straddles on slots, by cluster.
+    """The effect of consecutive epochs' straddles on slots, by cluster."""
 
-    Attributes:
-        offsets: int64 [K + 1]: transitions offsets[j] … offsets[j + 1] − 1 are cluster j's, by epoch.
-        tail_start: int64 [m], see _Straddles.
-        head: int64 [m], see _Straddles.
-        keys: uint64 [m], of the permutations.
-        primes: int64 [m, 2], of the permutations.
-    """
-
+    # int64 [K + 1]: transitions offsets[j] … offsets[j + 1] − 1 are cluster j's, by epoch
     offsets: npt.NDArray[np.int64]
-    tail_start: npt.NDArray[np.int64]
-    head: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.uint64]
-    primes: npt.NDArray[np.int64]
+    tail_start: npt.NDArray[np.int64]  # int64 [m], see _Straddles
+    head: npt.NDArray[np.int64]  # int64 [m], see _Straddles
+    keys: npt.NDArray[np.uint64]  # uint64 [m], of the permutations
+    primes: npt.NDArray[np.int64]  # int64 [m, 2], of the permutations
 
 
 class Stream:

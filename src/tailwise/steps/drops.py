@@ -6,26 +6,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.drops import drop_mask, write_drop_table, write_mask
+from tailwise.catalog.columns import PlainColumn
+from tailwise.catalog.drops import DROPPED_SCHEMA, read_drops
+from tailwise.catalog.files import ROW_GROUP_ROWS, writing
 from tailwise.context import Context
 from tailwise.execution.base import KERNEL, Task, Worker
 
 
 @dataclass(frozen=True)
-class _WriteMask(Task[Part, None]):
-    """Mark the dropped rows of a part."""
+class _Mark(Task[Part, None]):
+    """Write which rows of a part the table drops."""
 
-    folder: Path  # of the drop list
+    mask: PlainColumn
 
     def files(self, item: Part) -> Sequence[Path]:
-        return (drop_mask(self.folder).path(item),)
+        return (self.mask.path(item),)
 
     def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
-        write_mask(self.folder, item)
+        mask = np.zeros(item.rows, np.bool_)
+        mask[read_drops(self.mask.folder, item.span, ["row"]).column(0).to_numpy() - item.first_row] = True
+        self.mask.write(item, mask)
 
 
 def write_drops(
@@ -39,6 +46,14 @@ def write_drops(
         tables: DROPPED_SCHEMA, by ascending row over all tables, each row once.
         context: runs the tasks and shows progress.
     """
-    total = write_drop_table(artifact, tables)
-    (context or Context()).run(_WriteMask(artifact.folder), parts, "marking drops", KERNEL)
+    total = 0
+    with (
+        writing(artifact.path(layout.DROPPED_TABLE)) as stream,
+        pq.ParquetWriter(stream, DROPPED_SCHEMA, compression="zstd") as writer,
+    ):
+        for table in tables:
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            total += table.num_rows
+    mark = _Mark(PlainColumn(artifact.folder, layout.DROPPED))
+    (context or Context()).run(mark, parts, "marking drops", KERNEL)
     return total

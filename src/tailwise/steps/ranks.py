@@ -85,20 +85,11 @@ class _ByValue:
     values: PartColumn  # float32
     sign: int  # −1 to rank the greatest value first, else 1
     ranks: PartColumn  # uint32, to write
-    parts: Sequence[Part]  # of the snapshot
+    parts: Sequence[Part]
     buckets: npt.NDArray[np.int64]  # int64 [K], bucket of each group
     bucket_rows: int  # rows ranked at a time
-    folder: Path  # of the scratch files
-
-    @property
-    def by_bucket(self) -> Shuffle:
-        """Values by bucket, one file a part."""
-        return Shuffle(self.folder / "values", _VALUE, int(self.buckets.max(initial=0)) + 1)
-
-    @property
-    def by_part(self) -> Shuffle:
-        """Ranks by part, one file a bucket."""
-        return Shuffle(self.folder / "ranks", _RANK, len(self.parts))
+    by_bucket: Shuffle  # values, _VALUE, one file a part
+    by_part: Shuffle  # ranks, _RANK, one file a bucket
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +164,10 @@ def write_value_ranks(
     if all(ranks.path(part).exists() for part in parts):
         return
     with scratch(ranks.folder / (ranks.name + SPILL)) as folder:
-        work = _ByValue(groups, values, sign, ranks, parts, cluster_buckets(sizes, bucket_rows), bucket_rows, folder)
+        buckets = cluster_buckets(sizes, bucket_rows)
+        by_bucket = Shuffle(folder / "values", _VALUE, int(buckets.max(initial=0)) + 1)
+        by_part = Shuffle(folder / "ranks", _RANK, len(parts))
+        work = _ByValue(groups, values, sign, ranks, parts, buckets, bucket_rows, by_bucket, by_part)
         context.run(_Spill(work), parts, "ranking samples: regrouping", KERNEL)
         context.run(_RankBucket(work), range(work.by_bucket.buckets), "ranking samples", KERNEL)
         context.run(_Collect(work), parts, "ranks of rows", KERNEL)

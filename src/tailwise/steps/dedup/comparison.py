@@ -184,8 +184,6 @@ class Comparison:
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
         """Members that take part, new and old: int64 [clusters, 2]."""
-        if not self.parts:
-            return np.zeros((0, 2), np.int64)
         task = _Sizes(self.address, self._clusters.table.num_rows)
         return self.context.executor.reduce(task, self.parts, np.add, KERNEL)
 

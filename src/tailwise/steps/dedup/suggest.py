@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.columns import RowsByPart
 from tailwise.catalog.comparisons import Neighbours
 from tailwise.context import Context
 from tailwise.devices import find_device
@@ -163,13 +164,12 @@ def _sample_pairs(compared: Comparison, neighbours: Neighbours) -> list[SamplePa
 def find_samples(catalog: Catalog, snapshot: Snapshot, rows: list[int]) -> dict[int, Sample]:
     """Shard, key and caption of a few rows."""
     paths = catalog.shards(snapshot).column("path").to_pylist()
-    samples = {}
-    for part in catalog.parts(snapshot):
-        mine = sorted({row for row in rows if part.first_row <= row < part.first_row + part.rows})
-        if mine:
-            table = catalog.samples(part, ["shard", "key", "caption"]).take([row - part.first_row for row in mine])
-            for row, item in zip(mine, table.to_pylist(), strict=True):
-                samples[row] = Sample(row, paths[item["shard"]], item["key"], item["caption"])
+    samples, wanted = {}, np.unique(rows)
+    for part, places in RowsByPart(catalog.parts(snapshot)).split(wanted):
+        mine = wanted[places]
+        table = catalog.samples_at(part.number, mine - part.first_row, ["shard", "key", "caption"])
+        for row, item in zip(mine.tolist(), table.to_pylist(), strict=True):
+            samples[row] = Sample(row, paths[item["shard"]], item["key"], item["caption"])
     return samples
 
 

@@ -20,17 +20,11 @@ from tailwise.text import did_you_mean
 
 @dataclass(frozen=True)
 class ByRate:
-    """A method that gives each sample a rate.
-
-    Attributes:
-        make: makes the plan.
-        own: fields of a request that this method alone has.
-        shared: other fields that it uses.
-    """
+    """A method that gives each sample a rate."""
 
     make: Callable[[Catalog, str, PlanRequest, Context], Plan]
-    own: tuple[str, ...]
-    shared: tuple[str, ...] = ()
+    own: tuple[str, ...]  # fields of a request that this method alone has
+    shared: tuple[str, ...] = ()  # other fields that it uses
 
 
 BY_RATE = {

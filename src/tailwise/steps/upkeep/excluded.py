@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.columns import RowsByPart
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import ROW_GROUP_ROWS, read_table, write_table
 from tailwise.catalog.kinds import DROP_LIST
@@ -284,7 +285,7 @@ class _KeptKeys:
         shards = catalog.shards(snapshot)
         self._paths = shards.column("path").combine_chunks()
         self._shard_ends = np.cumsum(shards.column("rows").to_numpy())
-        self._part_ends = np.array([part.span.stop for part in self.parts])
+        self._part_of = RowsByPart(self.parts).numbers_of
         self._asked = Shuffle(folder / "asked", _PAIR, len(self.parts))
 
     def note(self, part: Part, table: pa.Table) -> None:
@@ -295,9 +296,6 @@ class _KeptKeys:
         for name in ("kept_row", "row"):
             pairs[name] = asked.column(name).to_numpy()
         self._asked.write(part.name, [(self._part_of(pairs["kept_row"]), pairs)])
-
-    def _part_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return np.searchsorted(self._part_ends, rows, side="right")
 
     def look_up(self, context: Context) -> None:
         """Hands the keys that are asked for to the parts that ask."""
