@@ -26,7 +26,7 @@ def exposures(plan: Plan, samples_seen: int) -> Exposures:
     """Return how often a training that goes through a plan's epochs in order sees each candidate."""
     hashed, candidates = blake2b(digest_size=16), 0
     for span in plan.spans():
-        inside = plan.rates[span] > 0 if plan.by_rate else plan.groups[span] >= 0
+        inside = plan.candidates(span)
         hashed.update(np.packbits(inside).tobytes())
         candidates += int(inside.sum())
     least, most = _bounds(plan, samples_seen) if plan.exact else (None, None)

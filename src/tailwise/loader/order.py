@@ -272,7 +272,7 @@ class Order:
             after = self._settled(span + 1).rows.ravel()[:window]
         base = self._base(span, 0, 1)
         rows = base.rows.ravel()
-        labels = np.asarray(self.plan.groups[rows]) if self.options.compose == "spread" else None
+        labels = self.plan.groups[rows] if self.options.compose == "spread" else None
         order = space_out(rows, window, before, after, labels)
         return Samples(rows[order].reshape(base.rows.shape), base.epochs.ravel()[order].reshape(base.rows.shape))
 
@@ -299,7 +299,7 @@ class Order:
         slots = np.argsort(batch, kind="stable")  # batch after batch, and lane after lane in each
         sizes = np.unique(batch, return_counts=True)[1]
         rows = base.rows.ravel()[slots]
-        labels = np.asarray(self.plan.groups[rows])
+        labels = self.plan.groups[rows]
         items = deal(labels, sizes, stream_key(self.options.seed, "spread", section.epoch, first))
         of_batch = np.repeat(np.arange(len(sizes)), sizes)
         items = slots[items[np.lexsort((items, of_batch))]]  # in their order within a batch: lanes stay together
@@ -312,7 +312,7 @@ class Order:
         firsts = np.unique(chosen.rows, return_index=True)[1]  # a repeated row is picked once, if enough are left
         if len(firsts) >= self.options.batch_size:
             chosen = chosen.take(np.sort(firsts))
-        labels = np.asarray(self.plan.groups[chosen.rows])
+        labels = self.plan.groups[chosen.rows]
         frequencies = np.bincount(labels).astype(np.float64)
         key = stream_key(self.options.seed, "diverse", number)
         picked = pick_diverse(labels, frequencies, count=self.options.batch_size, key=key)

@@ -55,12 +55,7 @@ class Substitutes:
         plan = self._plan
         rows = plan.rows_of(shard)
         drawn = plan.draw(epoch, rows) > 0
-        if plan.by_rate:
-            eligible = np.asarray(plan.rates[rows]) > 0
-        else:
-            groups = np.asarray(plan.groups[rows])
-            eligible = (groups >= 0) & plan.reachable[groups]
-        return eligible & ~drawn & self._removals.keeps(rows), drawn
+        return plan.drawable(rows) & ~drawn & self._removals.keeps(rows), drawn
 
     def _match(self, epoch: int, shard: int) -> npt.NDArray[np.int64]:
         def match() -> npt.NDArray[np.int64]:

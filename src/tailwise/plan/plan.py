@@ -315,6 +315,16 @@ class Plan(FinishedArtifact):
         """
         return DRAWS[self.draw_name].rate(self, self.drawn_epoch(epoch), self._checked(rows))
 
+    def candidates(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Mark rows of a rate above 0, or of a cluster: bool [n]."""
+        inside: npt.NDArray[np.bool_] = self.rates[rows] > 0 if self.by_rate else self.groups[rows] >= 0
+        return inside
+
+    def drawable(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Mark candidates whose cluster gives a copy in some epoch: bool [n]."""
+        inside = self.candidates(rows)
+        return inside if self.by_rate else inside & self.reachable[self.groups[rows]]
+
     def cluster_rates(self, epoch: int = 0) -> npt.NDArray[np.float64]:
         """Return r_j = q_j / n_j, expected copies of a member in an epoch: float64 [K]."""
         return self.quotas_at(epoch) / UNITS / np.maximum(self.sizes, 1)

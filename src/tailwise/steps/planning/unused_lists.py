@@ -77,9 +77,7 @@ def left_out_of_plan(plan: Plan) -> LeftOut:
         survivors = Survivors(plan.catalog, names, plan.snapshot)
     except UserError:  # a list was deleted since: its samples count as in no group
         survivors = Survivors(plan.catalog, (), plan.snapshot)
-    parts = plan.catalog.parts(plan.snapshot)
-    inside = (lambda part: plan.rates[part.span] > 0) if plan.by_rate else (lambda part: plan.groups[part.span] >= 0)
-    return count_left_out(survivors, parts, inside)
+    return count_left_out(survivors, plan.catalog.parts(plan.snapshot), lambda part: plan.candidates(part.span))
 
 
 def unused_by_plan(plan: Plan) -> list[UnusedList]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.clusterings import Clustering
-from tailwise.catalog.columns import RowsByPart
+from tailwise.catalog.columns import RowColumn, RowsByPart
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import ROW_GROUP_ROWS, read_table, write_table
 from tailwise.catalog.kinds import DROP_LIST
@@ -54,10 +54,7 @@ def ever_drawn(plan: Plan, rows: slice, epochs: int | None = None) -> npt.NDArra
         return plan.draw(0, rows) > 0
     if epochs is not None:
         return np.asarray(sum(plan.draw(epoch, rows).astype(np.int64) for epoch in range(epochs)) > 0)
-    if plan.by_rate:
-        return np.asarray(plan.rates[rows] > 0)
-    groups = np.asarray(plan.groups[rows])
-    return np.asarray((groups >= 0) & plan.reachable[groups])
+    return plan.drawable(rows)
 
 
 class Causes:
@@ -83,7 +80,6 @@ class Causes:
         self._plan, self._epochs = plan, epochs
         self.snapshot = catalog.snapshot() if plan is None else plan.snapshot
         names = _all_lists(catalog, self.snapshot) if plan is None else lists_of(plan)
-        self._parts = catalog.parts(self.snapshot)
         survivors = Survivors(catalog, names, self.snapshot, _users(plan) if plan is not None else None)
         self.removals, self.lists = survivors.removals, survivors.lists
 
@@ -98,7 +94,7 @@ class Causes:
         for item in self.lists:
             found.mark_list(item)
         if self._plan is not None:
-            groups = None if self._plan.by_rate else np.asarray(self._plan.groups[rows])
+            groups = None if self._plan.by_rate else self._plan.groups[rows]
             self._mark_plan(self._plan, found, groups)
             found.belong_to(groups)
         return found.table()
@@ -106,7 +102,7 @@ class Causes:
     def _mark_plan(self, plan: Plan, found: _Found, groups: npt.NDArray[np.int32] | None) -> None:
         rows = found.rows
         if groups is None:
-            found.mark(np.flatnonzero(np.asarray(plan.rates[rows]) == 0), "plan", "rate 0")
+            found.mark(np.flatnonzero(plan.rates[rows] == 0), "plan", "rate 0")
         else:
             if plan.config.get("score"):
                 scoreless = (groups < 0) & (self._labels(plan, rows) >= 0)
@@ -124,8 +120,7 @@ class Causes:
         clustering = _clustering(plan)
         if clustering is None:
             return np.zeros(rows.stop - rows.start, np.int32)
-        part = next(part for part in self._parts if rows.start < part.span.stop)
-        return np.asarray(clustering.labels.read(part)[rows.start - part.first_row : rows.stop - part.first_row])
+        return RowColumn(clustering.labels.path, plan.catalog.parts(clustering.snapshot), np.int32)[rows]
 
 
 class _Found:
