@@ -8,6 +8,7 @@ from tailwise.catalog.layout import HEAD, HEADER
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, UnsupportedError, UserError
 from tailwise.steps.importing.pool import import_pool
+from tailwise.storage.store import LocalStore
 
 
 @pytest.fixture
@@ -90,16 +91,16 @@ def test_an_append_that_ends_anywhere_is_whole_or_absent(tmp_path, monkeypatch, 
     writes = itertools.count()
 
     def dying(write):
-        def run(*arguments, **options):
+        def run(*arguments):
             if next(writes) == stop:
                 raise KeyboardInterrupt
-            return write(*arguments, **options)
+            return write(*arguments)
 
         return run
 
     with monkeypatch.context() as patched:
-        for name in ("put_if_absent", "write_record"):
-            patched.setattr(series, name, dying(getattr(series, name)))
+        for name in ("put_if_absent", "replace_if"):
+            patched.setattr(LocalStore, name, dying(getattr(LocalStore, name)))
         if stop < 2:
             with pytest.raises(KeyboardInterrupt):
                 made.append({"value": 1})

@@ -21,11 +21,10 @@ from tailwise.catalog.files import (
     file_stamp,
     read_record,
     record_bytes,
-    write_record,
 )
 from tailwise.catalog.layout import HEAD
 from tailwise.errors import ConflictError, UserError
-from tailwise.storage.local import folder_locked, put_if_absent
+from tailwise.storage.store import LocalStore, Store
 
 PREVIOUS = "previous"  # in an entry: the hash of the series before it
 
@@ -36,13 +35,17 @@ class Series:
 
     folder: Path  # of the entries
 
+    @property
+    def _store(self) -> Store:
+        return LocalStore(self.folder)
+
     def path(self, number: int) -> Path:
         """Return the path of an entry."""
         return layout.numbered(self.folder, number)
 
     def begin(self) -> None:
         """Write the head of an empty series, unless there is one."""
-        put_if_absent(self.folder / HEAD, record_bytes({"entries": []}))
+        self._store.put_if_absent(HEAD, record_bytes({"entries": []}))
 
     def read(self) -> list[dict[str, Any]]:
         """Return all entries, oldest first, without what links them.
@@ -68,7 +71,7 @@ class Series:
         entries, hashes = self._checked()
         self._list(hashes)
         path = self.path(len(entries) + 1)
-        if not put_if_absent(path, record_bytes({**value, PREVIOUS: digest(hashes)})):
+        if not self._store.put_if_absent(path.name, record_bytes({**value, PREVIOUS: digest(hashes)})):
             raise ConflictError(f"another process has written {path} at this moment: repeat this command")
         self._list([*hashes, file_digest(path)])
         return len(entries) + 1
@@ -78,10 +81,14 @@ class Series:
         self._list(self._checked()[1])
 
     def _list(self, hashes: list[str]) -> None:
-        """Write the head, unless it lists these entries already, and perhaps those that another process has appended since."""
-        with folder_locked(self.folder):
-            if self._listed()[: len(hashes)] != hashes:
-                write_record(self.folder / HEAD, {"entries": hashes}, unique=True)
+        """Write the head, unless it is as it should be."""
+        head = self._store.head(HEAD)
+        if (
+            head is not None
+            and self._listed() != hashes
+            and not self._store.replace_if(HEAD, head.etag, record_bytes({"entries": hashes}))
+        ):
+            raise ConflictError(f"another process has written {self.folder / HEAD} at this moment: repeat this command")
 
     def _checked(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return all entries and the hash of each file."""
