@@ -56,6 +56,7 @@ class Runner:
 
     def close(self):
         self.process.stdin.close()
+        self.process.terminate()  # forks of this process, such as loaders' workers, may hold its input open
         self.process.wait(60)
 
 

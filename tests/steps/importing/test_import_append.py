@@ -272,9 +272,12 @@ def test_an_interrupted_import_and_then_another_one(run, tmp_path, old, make_vec
     two = make_embeddings(tmp_path / "two", {key: vectors[key] for key in old[1::2]})
     catalog = run(tmp_path / "old", part_rows=1).catalog
     real = stage.write_part
-    with interrupted(
-        stage, "write_part", lambda *given, **notes: real(*given, **notes) is None
-    ):  # after the first part
+
+    def written(*given, **notes):
+        real(*given, **notes)
+        return True
+
+    with interrupted(stage, "write_part", written):  # after the first part
         run(one)
     for folder in (two, one, two):
         run(folder)
