@@ -18,7 +18,7 @@ def test_a_changed_line_is_found_and_nothing_else_differs(tmp_path):
     )  # with compiled kernels, which know their sources by the times that this keeps
     changed = other / "tailwise" / "export" / "by_key.py"
     before = changed.read_text()
-    after = before.replace("plan.rate(part.span, epoch) * removals.keeps(part.span)", "plan.rate(part.span, epoch)")
+    after = before.replace("epoch.rates(part.span)", "epoch.plan.rate(part.span, epoch.number)")
     assert after != before  # removed samples are no longer given a rate of 0
     changed.write_text(after)
     command = [sys.executable, SCRIPT, SOURCE, other, "--only", "tars", "--quick"]
