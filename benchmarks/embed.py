@@ -32,7 +32,7 @@ from PIL import Image
 import tailwise
 from tailwise.context import Context
 from tailwise.encoders import Encoder, load_encoder
-from tailwise.encoders.precision import has_native_bf16
+from tailwise.encoders.backends import has_native_bf16
 from tailwise.execution.local import default_workers
 from tailwise.requests import EmbedRequest, EncoderRequest
 from tailwise.shards.decode import decode_rgb

@@ -7,7 +7,7 @@ import tailwise
 
 ROOT = Path(tailwise.__file__).parent
 LAYERS = (  # from the lowest
-    *("text", "errors", "extras", "devices", "rejects", "requests", "progress", "log", "mapped", "spelling"),
+    *("text", "errors", "extras", "devices", "requests", "progress", "log", "mapped"),
     *("kernels", "storage", "catalog", "execution", "context", "shards", "sources", "encoders", "recipes", "plan"),
     *("loader", "train", "evaluate", "export", "steps", "demo", "pipeline", "compare", "cli", "__init__", "__main__"),
 )

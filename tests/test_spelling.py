@@ -28,8 +28,7 @@ from tailwise.requests import (
     TrainRequest,
     refuse_idle,
 )
-from tailwise.spelling import OLD_COMMANDS, OLD_OPTIONS
-from tailwise.text import command_line, did_you_mean, option_words
+from tailwise.text import OLD_COMMANDS, OLD_OPTIONS, command_line, did_you_mean, option_words
 
 SOURCE = Path(tailwise.__file__).parent
 COMMANDS = typer.main.get_command(app).commands

@@ -6,95 +6,64 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tailwise.catalog import Catalog
-    from tailwise.context import Context
-    from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
-    from tailwise.evaluate import Evaluation
+    from tailwise.catalog import Catalog as Catalog
+    from tailwise.context import Context as Context
+    from tailwise.errors import ConflictError as ConflictError
+    from tailwise.errors import DamagedError as DamagedError
+    from tailwise.errors import NotFoundError as NotFoundError
+    from tailwise.errors import UnsupportedError as UnsupportedError
+    from tailwise.errors import UserError as UserError
+    from tailwise.evaluate import Evaluation as Evaluation
     from tailwise.evaluate import evaluate as evaluate_checkpoint
     from tailwise.export import export as export_plan
-    from tailwise.loader.loader import Loader
-    from tailwise.plan import Plan
-    from tailwise.plan.explain import explain
-    from tailwise.plan.methods import register_method
-    from tailwise.requests import (
-        ClusterRequest,
-        DedupRequest,
-        EmbedRequest,
-        EncoderRequest,
-        EvaluateRequest,
-        FilterRequest,
-        GroupRequest,
-        ImportRequest,
-        PlanRequest,
-        ScoreRequest,
-        ShardsRequest,
-    )
-    from tailwise.steps.clustering.cluster import cluster
-    from tailwise.steps.dedup.dedup import dedup
-    from tailwise.steps.embedding.embed import embed
-    from tailwise.steps.grouping.group import group
-    from tailwise.steps.importing.pool import import_pool
-    from tailwise.steps.planning.plan import make_plan
-    from tailwise.steps.scoring.filter import filter_samples, try_filter
+    from tailwise.loader.loader import Loader as Loader
+    from tailwise.plan import Plan as Plan
+    from tailwise.plan.explain import explain as explain
+    from tailwise.plan.methods import register_method as register_method
+    from tailwise.requests import ClusterRequest as ClusterRequest
+    from tailwise.requests import DedupRequest as DedupRequest
+    from tailwise.requests import EmbedRequest as EmbedRequest
+    from tailwise.requests import EncoderRequest as EncoderRequest
+    from tailwise.requests import EvaluateRequest as EvaluateRequest
+    from tailwise.requests import FilterRequest as FilterRequest
+    from tailwise.requests import GroupRequest as GroupRequest
+    from tailwise.requests import ImportRequest as ImportRequest
+    from tailwise.requests import PlanRequest as PlanRequest
+    from tailwise.requests import ScoreRequest as ScoreRequest
+    from tailwise.requests import ShardsRequest as ShardsRequest
+    from tailwise.steps.clustering.cluster import cluster as cluster
+    from tailwise.steps.dedup.dedup import dedup as dedup
+    from tailwise.steps.embedding.embed import embed as embed
+    from tailwise.steps.grouping.group import group as group
+    from tailwise.steps.importing.pool import import_pool as import_pool
+    from tailwise.steps.planning.plan import make_plan as make_plan
+    from tailwise.steps.scoring.filter import filter_samples as filter_samples
+    from tailwise.steps.scoring.filter import try_filter as try_filter
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Catalog",
-    "ClusterRequest",
-    "ConflictError",
-    "Context",
-    "DamagedError",
-    "DedupRequest",
-    "EmbedRequest",
-    "EncoderRequest",
-    "EvaluateRequest",
-    "Evaluation",
-    "FilterRequest",
-    "GroupRequest",
-    "ImportRequest",
-    "Loader",
-    "NotFoundError",
-    "Plan",
-    "PlanRequest",
-    "ScoreRequest",
-    "ShardsRequest",
-    "UnsupportedError",
-    "UserError",
-    "cluster",
-    "dedup",
-    "embed",
-    "evaluate_checkpoint",
-    "explain",
-    "export_plan",
-    "filter_samples",
-    "group",
-    "import_pool",
-    "make_plan",
-    "register_method",
-    "try_filter",
-]
-
-_HOMES = {  # of those that are not in requests or errors
-    "Catalog": "tailwise.catalog",
-    "Context": "tailwise.context",
-    "Evaluation": "tailwise.evaluate",
-    "Loader": "tailwise.loader.loader",
-    "Plan": "tailwise.plan",
-    "cluster": "tailwise.steps.clustering.cluster",
-    "dedup": "tailwise.steps.dedup.dedup",
-    "embed": "tailwise.steps.embedding.embed",
-    "evaluate_checkpoint": "tailwise.evaluate",
-    "explain": "tailwise.plan.explain",
-    "export_plan": "tailwise.export",
-    "filter_samples": "tailwise.steps.scoring.filter",
-    "group": "tailwise.steps.grouping.group",
-    "import_pool": "tailwise.steps.importing.pool",
-    "make_plan": "tailwise.steps.planning.plan",
-    "register_method": "tailwise.plan.methods",
-    "try_filter": "tailwise.steps.scoring.filter",
+_MODULES = {  # of the public names
+    "catalog": "Catalog",
+    "context": "Context",
+    "errors": "ConflictError DamagedError NotFoundError UnsupportedError UserError",
+    "evaluate": "Evaluation",
+    "loader.loader": "Loader",
+    "plan": "Plan",
+    "plan.explain": "explain",
+    "plan.methods": "register_method",
+    "requests": "ClusterRequest DedupRequest EmbedRequest EncoderRequest EvaluateRequest FilterRequest "
+    "GroupRequest ImportRequest PlanRequest ScoreRequest ShardsRequest",
+    "steps.clustering.cluster": "cluster",
+    "steps.dedup.dedup": "dedup",
+    "steps.embedding.embed": "embed",
+    "steps.grouping.group": "group",
+    "steps.importing.pool": "import_pool",
+    "steps.planning.plan": "make_plan",
+    "steps.scoring.filter": "filter_samples try_filter",
 }
-_THERE = {"evaluate_checkpoint": "evaluate", "export_plan": "export"}  # names of packages here
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+_RENAMED = {"evaluate_checkpoint": "evaluate", "export_plan": "export"}  # functions with the name of their package
+__all__ = [*_HOMES, "evaluate_checkpoint", "export_plan"]  # noqa: PLE0604
 
 
 def __dir__() -> list[str]:
@@ -106,5 +75,5 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
     """Import a public name when it is first used: torch and its like take seconds."""
     if name not in __all__:
         raise AttributeError(f"module 'tailwise' has no attribute {name!r}")
-    home = _HOMES.get(name, "tailwise.requests" if name.endswith("Request") else "tailwise.errors")
-    return getattr(importlib.import_module(home), _THERE.get(name, name))
+    there = _RENAMED.get(name, name)
+    return getattr(importlib.import_module(f"tailwise.{_HOMES.get(name, there)}"), there)

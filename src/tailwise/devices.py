@@ -15,10 +15,8 @@ ALLOWED = "auto, cpu, cuda or cuda:N"
 def find_device(name: str, *, any_kind: bool = False) -> torch.device:
     """Return the device of a name: "auto" (a CUDA device if there is one, else the CPU), "cpu", "cuda" or "cuda:N".
 
-    With `any_kind`, other devices of torch ("mps", "xpu", …) are allowed too, and the device is tried: for models.
-
-    Raises:
-        UserError: the name is not allowed, or this machine has no such device.
+    With `any_kind`, other devices of torch ("mps", "xpu", …) are allowed too, and the device is tried: for models. Raise a UserError if the
+    name is not allowed, or this machine has no such device.
     """
     count, match, reason = _cuda_devices(), DEVICE_NAME.fullmatch(name), ""
     if name == "auto":

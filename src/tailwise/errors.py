@@ -36,3 +36,29 @@ class DamagedError(UserError):
 
 class UnsupportedError(UserError):
     """A package, a device or a format is not available here."""
+
+
+# --- the bound on what may be rejected: one for all commands, with both values in its message -----------------------------
+
+MAX_REJECTED = 0.1  # share of samples or rows, by default
+
+
+def check_share(max_rejected: float) -> None:
+    """Raise a UserError for a bound on rejects that is not in [0, 1]."""
+    if not 0 <= max_rejected <= 1:
+        raise UserError(f"`max_rejected` {max_rejected}: must lie between 0 and 1, such as 0.1 for 10 %")
+
+
+def refuse_many(
+    rejected: int, seen: int, max_rejected: float, what: str, causes: str, option: str = "`max_rejected`"
+) -> None:
+    """Raise a UserError if more than a share of what was read was rejected.
+
+    `what` says what they are and what happened to them: "{} images{} can't be embedded"; counts and share are filled in. `causes` are the
+    reasons, an example, and what is kept; `option` sets the share.
+    """
+    if rejected > max_rejected * seen:
+        summary = what.format(f"{rejected:,} of {seen:,}", f" ({rejected / seen:.1%})")
+        raise UserError(
+            f"{summary}, more than {option} {max_rejected:g}: {causes}: mend the pool, or repeat this command with a greater {option}"
+        )

@@ -27,11 +27,7 @@ def install_command(extra: str) -> str:
 
 
 def require(extra: str, *modules: str, purpose: str) -> None:
-    """Refuse to go on without the modules of an extra.
-
-    Raises:
-        UnsupportedError: one of `modules` is not installed. `purpose` names what needs them.
-    """
+    """Raise an UnsupportedError if one of the modules of an extra is not installed; `purpose` names what needs them."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise UnsupportedError(f"{purpose} needs {', '.join(missing)}: {install_command(extra)}")

@@ -40,17 +40,9 @@ def _libc() -> ctypes.CDLL:
 
 
 def map_file(path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...], order: str) -> npt.NDArray[Any]:
-    """Map an array of a file for reading.
+    """Map an array of a file for reading, from a number of bytes on; its order is "C" or "F".
 
-    Args:
-        path: the file; it is closed again, and must not become shorter.
-        dtype: of the array.
-        offset: bytes before it.
-        shape: of the array.
-        order: "C" or "F".
-
-    Raises:
-        OSError: the file can't be read.
+    The file is closed again, and must not become shorter. Raise an OSError if it can't be read.
     """
     flat = np.asarray(_Mapping(path))[offset:].view(dtype)
     return flat.reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]

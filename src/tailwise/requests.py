@@ -11,8 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from tailwise.errors import UserError
-from tailwise.rejects import MAX_REJECTED
+from tailwise.errors import MAX_REJECTED, UserError
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 OptionValue = str | int | float
@@ -21,9 +20,9 @@ OptionValue = str | int | float
 Device = Annotated[str, "auto, cpu or cuda; the result doesn't depend on it."]
 MaxMemory = Annotated[str, "Refuse what needs more."]
 UnmatchedRows = Annotated[
-    float | None, "Of `file`: refuse if greater shares of its rows and of the samples don't match.  [default: 0.1]"
+    float | None, "Of `file`: refuse greater shares of unmatched rows or samples.  [default: 0.1]"
 ]
-Without = Annotated[Sequence[str], "A drop list (of dedup or filter), whose samples take no part; may be given again."]
+Without = Annotated[Sequence[str], "A drop list (of dedup or filter) whose samples take no part; may be given again."]
 Workers = Annotated[int | None, "Processes; one a processor by default."]
 
 
@@ -32,9 +31,7 @@ class SourceRequest:
     """How sources are read; None where the user said nothing."""
 
     embedding: Annotated[str | None, "DataComp: which embeddings, l14 or b32.  [default: l14]"] = None
-    column: Annotated[
-        str | None, "Parquet: column of its embeddings: image, text or another name.  [default: image]"
-    ] = None
+    column: Annotated[str | None, "Parquet: column of embeddings: image, text or another.  [default: image]"] = None
     of: Annotated[str | None, "Parquet: of a column of another name: image or text."] = None
     id_column: Annotated[str | None, "Parquet: column of ids.  [default: uid, key, image_path or id]"] = None
     embedding_column: Annotated[str | None, "Parquet: column of vectors.  [default: embedding or embeddings]"] = None
@@ -45,16 +42,13 @@ class SourceRequest:
 class ImportRequest(SourceRequest):
     """An import of shards, metadata and embeddings."""
 
-    format_name: Annotated[
-        str, "What the sources are: auto, webdataset, clip-retrieval, dynamics, datacomp or parquet.", "--format"
-    ] = "auto"
+    format_name: Annotated[str, "auto, webdataset, clip-retrieval, dynamics, datacomp or parquet.", "--format"] = "auto"
     max_rejected: Annotated[
-        float | None, "Stop when a greater share can't be used.  [default: 0.5 of the samples, 0.1 of the embeddings]"
+        float | None, "Share that may be unusable.  [default: 0.5 of samples, 0.1 of embeddings]"
     ] = None
     workers: Workers = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
         at_least(self, workers=1)
 
 
@@ -62,11 +56,9 @@ class ImportRequest(SourceRequest):
 class EncoderRequest:
     """How to load an encoder."""
 
-    model: Annotated[
-        str | None, "checkpoint: its model's name for open_clip, or local-dir:FOLDER; what the run says by default."
-    ] = None
+    model: Annotated[str | None, "checkpoint: open_clip's name, or local-dir:FOLDER.  [default: the run's]"] = None
     pooling: Annotated[
-        str | None, "transformers, vision models: cls, mean or pooler.  [default: cls for DINO and ViT, else pooler]"
+        str | None, "Vision models: cls, mean, pooler.  [default: cls for DINO and ViT, else pooler]"
     ] = None
     precision: Annotated[str, "auto (bf16 where the device multiplies it, else fp32), bf16, fp32 or fp16."] = "auto"
     backend: Annotated[str, "Images on a CPU: torch, openvino or auto (OpenVINO where it is installed)."] = "auto"
@@ -84,14 +76,11 @@ class EmbedRequest(EncoderRequest):
     ] = field(kw_only=True)
     column: Annotated[str, "To embed: image, text or both; or the name of another column, such as dino."] = "image"
     of: Annotated[str | None, "Of a column of another name: image or text."] = None
-    batch_size: Annotated[
-        int | None, "Rows; another number changes the last bits of an embedding.  [default: 256 on a GPU, 64 on a CPU]"
-    ] = None
+    batch_size: Annotated[int | None, "Rows; the last bits depend on it.  [default: 256 on a GPU, 64 on a CPU]"] = None
     max_rejected: Annotated[float, "Stop when more than this share of the samples can't be embedded."] = MAX_REJECTED
     workers: Annotated[int | None, "Processes that read and decode; one a processor by default."] = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
         at_least(self, workers=1, batch_size=1)
 
 
@@ -103,8 +92,7 @@ class ClusterRequest:
     merge: Annotated[float | None, "Merge centroids whose cosine is at least this. DynamiCS: 0.7."] = None
     density: Annotated[
         float | str | None,
-        "Count the samples whose cosine to a centroid is at least this, for plans by `method` density; auto: that "
-        "which 95 % of the samples have to their own.",
+        "Count samples of at least this cosine to a centroid, for `method` density; auto: as 95 % of its own have.",
     ] = None
     name: Annotated[str, "Name of the clustering."] = "main"
     column: Annotated[str, "Embeddings to cluster: image, text, or the name of another column."] = "image"
@@ -213,7 +201,6 @@ class GroupRequest:
     workers: Annotated[int | None, "Of `entries`: processes; one a processor by default."] = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
         at_least(self, workers=1)
         if (self.by is None) == (self.entries is None):
             raise UserError("give one of `by` COLUMN and `entries` FILE")
@@ -230,10 +217,9 @@ class PlanRequest:
     """Settings of a plan. None means the method's own default."""
 
     method: Annotated[str, "One of those above."] = ""
-    keep: Annotated[
-        float | None,
-        "Budget, as a share of the pool: all imported samples that are not removed, dropped ones included.",
-    ] = None
+    keep: Annotated[float | None, "Budget, as a share of the pool (all but removed samples; dropped ones count)."] = (
+        None
+    )
     budget: Annotated[int | None, "Budget, in samples: per epoch, or in all if static."] = None
     per_cluster: Annotated[int | None, "cap, flat: at most this number of samples of each cluster."] = None
     clustering: Annotated[str | None, "Name of the clustering, or grouping.  [default: main]"] = None
@@ -261,8 +247,7 @@ class PlanRequest:
     rate_column: Annotated[str | None, "Column of the .parquet of rates.  [default: rate]"] = None
     missing_rate: Annotated[float | None, "Rate of samples that the file does not name; without it, an error."] = None
     max_rejected: Annotated[
-        float | None,
-        "Method rates: refuse if greater shares of its rows and of the samples don't match.  [default: 0.1]",
+        float | None, "Of `rates`: refuse greater shares of unmatched rows or samples.  [default: 0.1]"
     ] = None
     entries: Annotated[Path | None, "Method text-balance: a list of entries, balanced as in MetaCLIP."] = None
     per_entry: Annotated[int | None, "Method text-balance: t, samples per entry. MetaCLIP: 20000."] = None
@@ -284,7 +269,6 @@ class ShardsRequest:
     max_rejected: Annotated[float, "Shards: share of unreadable samples that may be left out."] = 0.01
 
     def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
         at_least(self, workers=1, shard_samples=1)
         if not 0 <= self.max_rejected <= 1:
             raise UserError(f"`max_rejected` {self.max_rejected}: must lie in [0, 1]")
@@ -310,7 +294,6 @@ class TrainRequest:
     record: Annotated[Path | None, "Folder for a record of the rows and pixels of each batch."] = None
 
     def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
         at_least(self, epochs=1, samples_seen=1, checkpoint_every=1, lanes=1, block=1)
 
 
@@ -333,32 +316,18 @@ class EvaluateRequest:
     max_rejected: Annotated[float, "Stop when a greater share of a set's samples can't be read."] = MAX_REJECTED
 
     def __post_init__(self) -> None:
-        """Refuse values out of bounds."""
         at_least(self, workers=0, batch_size=1, bootstrap=1, seed=0)
 
 
 def at_least(request: Any, **bounds: int) -> None:  # noqa: ANN401  (any request)
-    """Refuse fields of a request that are less than a bound; None is no value.
-
-    Raises:
-        UserError: one is; names field, value and bound.
-    """
+    """Raise a UserError if a field of a request is less than a bound; None is no value."""
     for name, bound in bounds.items():
         if (value := getattr(request, name)) is not None and value < bound:
             raise UserError(f"`{name}` {value}: must be at least {bound}")
 
 
 def refuse_given(request: Any, idle: Collection[str], why: str) -> None:  # noqa: ANN401  (any request)
-    """Refuse fields of a request that were given and would do nothing.
-
-    Args:
-        request: a dataclass of this module.
-        idle: names of the fields that do nothing.
-        why: they do nothing.
-
-    Raises:
-        UserError: one has another value than its default.
-    """
+    """Raise a UserError if one of the fields `idle` of a request has another value than its default; `why` says why it does nothing."""
     for item in fields(request):
         default = item.default if item.default_factory is MISSING else item.default_factory()
         if item.name in idle and getattr(request, item.name) not in (default, []):

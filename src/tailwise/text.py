@@ -13,8 +13,6 @@ from typing import Any
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SECRETS = re.compile(r"""(?<=://)[^/@\s'"]+@|(?<=\?)[^\s'"?]*=[^\s'"]*""")
 _JOINERS = "\u200c\u200d"  # of scripts and emoji; they change no line and no direction
-
-
 # A spreadsheet takes a cell that begins so for a formula, and runs it; the wide forms are those of Chinese and Japanese keyboards.
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 # For matplotlib: text from outside is no TeX, and the same figure gives the same bytes.
@@ -40,12 +38,7 @@ def plain(text: object) -> str:
 
 def storable(text: str) -> str:
     """Return a text as Parquet and JSON can hold it: in ASCII, with escapes, where it did not come from UTF-8."""
-    return text if is_utf8(text) else ascii(text)
-
-
-def is_utf8(name: str) -> bool:
-    """Return whether a name came from valid UTF-8 (other bytes are held as lone surrogates)."""
-    return name.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return text if is_unicode(text) else ascii(text)
 
 
 def redacted(text: str) -> str:
@@ -60,6 +53,22 @@ def spreadsheet_cell(text: str) -> str:
     come back to the byte.
     """
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+# Spellings of earlier versions, which still work on the command line and in recipes.
+OLD_COMMANDS = {"removed": "excluded"}
+OLD_OPTIONS = {
+    "cluster": {"clusters": "k"},
+    "dedup": {"clusters-name": "clustering", "keep": "order"},
+    "plan": {"clusters": "clustering"},
+    "explain": {"clusters": "by-cluster"},
+    "import": {"clusters-name": "clustering"},
+}
+
+
+def new_spelling(command: str, option: str) -> str:
+    """Return the present name of a command's option, without dashes."""
+    return OLD_OPTIONS.get(command, {}).get(option, option)
 
 
 def dashed(name: str) -> str:
@@ -106,4 +115,4 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 def is_unicode(text: str) -> bool:
     """Return whether files can hold the text. They cannot hold lone surrogates, as Python makes them of bytes that are not UTF-8."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tailwise.compare.treatment import exposures, treatment_notes
+from tailwise.compare.summary import exposures, treatment_notes
 from tailwise.requests import ClusterRequest, FilterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.planning.plan import make_plan

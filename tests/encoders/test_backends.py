@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tailwise.encoders import load_encoder
-from tailwise.encoders.precision import has_native_bf16
+from tailwise.encoders.backends import has_native_bf16
 from tailwise.errors import UserError
 from tailwise.requests import EmbedRequest, EncoderRequest
 from tailwise.steps.embedding.embed import embed

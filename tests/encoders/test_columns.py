@@ -160,7 +160,7 @@ def test_columns_of_different_models_are_not_compared(make_catalog, clip_folder,
 
 
 def test_a_column_goes_on_in_the_precision_it_was_begun_in(make_catalog, clip_folder, monkeypatch, interrupted):
-    monkeypatch.setattr("tailwise.encoders.precision.has_native_bf16", lambda _: True)
+    monkeypatch.setattr("tailwise.encoders.backends.has_native_bf16", lambda _: True)
     catalog, name = make_catalog("c"), f"open_clip:local-dir:{clip_folder}"
     with interrupted(column_module, "write_part"):
         embed(catalog, replace(fp32("image"), encoder=name, workers=1))

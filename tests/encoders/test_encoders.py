@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tailwise.encoders import ENCODERS, hugging_face, images, load_encoder
-from tailwise.encoders.captions import CaptionPreparation
-from tailwise.encoders.images import ImagePreparation
+from tailwise.encoders import ENCODERS, hugging_face, load_encoder, prepare
+from tailwise.encoders.prepare import CaptionPreparation, ImagePreparation
 from tailwise.errors import UserError
 from tailwise.requests import EncoderRequest
 
@@ -183,7 +182,7 @@ def test_few_large_images_are_held_at_a_time(monkeypatch):
     items = [IMAGES[0], b"no image", *IMAGES[1:], b"", IMAGES[0]]
     whole = ImagePreparation(seen_in_batches)(items)
     assert whole.tensors["held"].tolist() == [6] * 6
-    monkeypatch.setattr(images, "DECODED_PIXELS", 5000)  # those of IMAGES have 1,440, 4,096, 2,700, 10,000 and 1,551
+    monkeypatch.setattr(prepare, "DECODED_PIXELS", 5000)  # those of IMAGES have 1,440, 4,096, 2,700, 10,000 and 1,551
     few = ImagePreparation(seen_in_batches)(items)
     assert few.tensors["held"].tolist() == [2, 2, 2, 2, 2, 2]
     assert torch.equal(few.tensors["pixels"], whole.tensors["pixels"])

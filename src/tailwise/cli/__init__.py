@@ -1,11 +1,13 @@
-# ruff: noqa: A004, F401  (modules are imported to register their commands)
+# ruff: noqa: F401  (modules are imported to register their commands)
 """The command line: parse, call, print. Everything heavy is imported inside the commands, so that --help answers at once."""
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import os
+import re
 import resource
 import shlex
 import signal
@@ -18,24 +20,10 @@ from types import TracebackType
 from typing import Annotated, NoReturn
 
 import typer
+from typer import Option
 
 from tailwise import __version__
-from tailwise.cli import (
-    cluster,
-    compare,
-    dedup,
-    demo,
-    embed,
-    evaluate,
-    export,
-    filter,
-    group,
-    plan,
-    pool,
-    removal,
-    run,
-    train,
-)
+from tailwise.cli import demo, evaluate, plan, pool, prepare, removal, run
 from tailwise.cli.app import app
 from tailwise.cli.printing import say
 from tailwise.errors import UserError
@@ -52,17 +40,18 @@ COMMANDS = (
 )
 MOST_FILES = 65_536
 SHARED = ("--quiet", "--verbose")  # options of all commands
-app.registered_commands.sort(
-    key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))
-)
+for command in app.registered_commands:  # in Markdown, each example has to be a paragraph
+    command.name = command.name or getattr(command.callback, "__name__", "")
+    command.help = re.sub(r"\n(?= *tailwise )", "\n\n", inspect.getdoc(command.callback) or "")
+app.registered_commands.sort(key=lambda command: COMMANDS.index(command.name or ""))
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only JSON, warnings and errors.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what each step does, on standard error.")] = False,
+    version: Annotated[bool, Option("--version", help="Print the version.", is_eager=True)] = False,
+    quiet: Annotated[bool, Option("--quiet", help="Print only JSON, warnings and errors.")] = False,
+    verbose: Annotated[bool, Option("--verbose", help="Show what each step does, on standard error.")] = False,
 ) -> None:
     if version:
         say(f"tailwise {__version__}")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from tailwise.cli.printing import say
 from tailwise.errors import UserError
 from tailwise.log import is_quiet
-from tailwise.spelling import OLD_COMMANDS, new_spelling
-from tailwise.text import dashed
+from tailwise.text import OLD_COMMANDS, dashed, new_spelling
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -22,15 +22,8 @@ if TYPE_CHECKING:
     from tailwise.plan.plan import Plan
 
 # Parameters that errors of the library name, and that no command has by this name: the option that stands for each.
-_ELSEWHERE = {
-    "on_damaged": "--damaged",
-    "cache_folder": "--cache",
-    "max_memory_bytes": "--max-memory",
-    "set": "--set",
-    **{name: dashed(name) for name in ("static", "accum_freq", "dist_url", "logs", "warmup")},
-}
-
-
+_ELSEWHERE = {"on_damaged": "--damaged", "cache_folder": "--cache", "max_memory_bytes": "--max-memory"}
+_ELSEWHERE |= {name: dashed(name) for name in ("set", "static", "accum_freq", "dist_url", "logs", "warmup")}
 _TYPED: dict[str, str] = {}  # the options of this command: present spelling, and as they were typed
 
 
@@ -98,14 +91,12 @@ def say_note(text: str) -> None:
     say(as_options(text))
 
 
-CatalogPath = Annotated[Path, typer.Argument(metavar="CATALOG", help="Folder of the catalog.")]
-PlanName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the plan.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one a processor by default.")]
-AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Let the recipe run code and commands of its own. Read it first.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")]
+CatalogPath = Annotated[Path, Argument(metavar="CATALOG", help="Folder of the catalog.")]
+PlanName = Annotated[str, Argument(metavar="NAME", help="Name of the plan.")]
+AsJson = Annotated[bool, Option("--json", help="Print figures as JSON.")]
+Workers = Annotated[int | None, Option(min=1, help="Processes; one a processor by default.")]
+AllowCode = Annotated[bool, Option("--allow-code", help="Let the recipe run its code and commands. Read it first.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace OUTPUT if it exists.")]
 
 
 def open_catalog(path: Path) -> Catalog:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from tailwise.cli.app import app, with_progress
 from tailwise.cli.printing import say
@@ -17,19 +17,11 @@ from tailwise.errors import UserError
 def demo(
     pool: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[POOL...]", help="Tars, Parquet files or folders of your own.  [default: a drawn pool]"
-        ),
+        Argument(metavar="[POOL...]", help="Tars, Parquet files or folders of your own.  [default: a drawn pool]"),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="A new folder for all files.  [default: demo; with a POOL, demo-pool]")
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1000, help="Samples of your pool to use at most.  [default: 20000]")
-    ] = None,
-    images: Annotated[
-        int | None, typer.Option(min=1000, help="Images of the drawn pool, before near-duplicates.  [default: 6400]")
-    ] = None,
+    output: Annotated[Path | None, Option(help="A new folder.  [default: demo; with a POOL, demo-pool]")] = None,
+    samples: Annotated[int | None, Option(min=1000, help="Samples of your pool, at most.  [default: 20000]")] = None,
+    images: Annotated[int | None, Option(min=1000, help="Images to draw, without duplicates.  [default: 6400]")] = None,
 ) -> None:
     """Run the whole way on a small pool: import, embed, dedup, cluster, plan, train with open_clip, evaluate.
 
@@ -38,9 +30,7 @@ def demo(
     Rerun an interrupted demo to resume it.
 
     Examples:
-
       tailwise demo
-
       tailwise demo shards/ embeddings/ --output my-demo --samples 20000
     """
     if (images if pool else samples) is not None:

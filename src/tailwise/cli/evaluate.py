@@ -1,4 +1,4 @@
-"""Evaluation of checkpoints: evaluate."""
+"""Models: train, evaluate."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from tailwise.cli.app import AsJson, app, open_catalog, with_progress
-from tailwise.cli.printing import say
+from tailwise.cli.app import (
+    AllowCode,
+    AsJson,
+    CatalogPath,
+    PlanName,
+    app,
+    open_catalog,
+    open_plan,
+    say_note,
+    with_progress,
+)
+from tailwise.cli.printing import print_json, print_table, say
 from tailwise.cli.requests import takes
-from tailwise.requests import EvaluateRequest
+from tailwise.requests import EvaluateRequest, TrainRequest
 
 if TYPE_CHECKING:
     from tailwise.evaluate import Evaluation
@@ -21,14 +31,12 @@ if TYPE_CHECKING:
 @takes(EvaluateRequest)
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A .pt file, a run's folder, or open_clip:MODEL/PRETRAINED.")
+        str, Argument(metavar="CHECKPOINT", help="A .pt file, a run's folder, or open_clip:MODEL/PRETRAINED.")
     ],
-    data: Annotated[list[str], typer.Option(help="A set to evaluate on: folder, tars or URL; may be given again.")],
+    data: Annotated[list[str], Option(help="A set to evaluate on: folder, tars or URL; may be given again.")],
     request: EvaluateRequest,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for summary.json, classes-SET.csv, curve-SET.svg.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another evaluation in --output.")] = False,
+    output: Annotated[Path | None, Option(help="Folder for summary.json, classes-SET.csv, curve-SET.svg.")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace another evaluation in --output.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint: zero-shot accuracy, by how often classes were trained on, and retrieval.
@@ -37,14 +45,10 @@ def evaluate(
     `dataset_type.txt`.
 
     Examples:
-
       tailwise evaluate logs/epochs-tiny-cpu --data tinyimagenet-val --train-counts classes.tsv --output evaluation
-
       tailwise evaluate epoch_32.pt --model ViT-B-32 --data wds_imagenet1k --data wds_imagenetv2 --pool my-catalog
-
       tailwise evaluate open_clip:ViT-B-32/laion2b_s34b_b79k --data wds_mscoco_captions --json
     """
-    from tailwise.cli.printing import print_json
     from tailwise.evaluate import evaluate as run
     from tailwise.evaluate.output import as_json as to_json
     from tailwise.evaluate.output import check_output, write_output
@@ -74,10 +78,8 @@ def _config(checkpoint: str, data: Sequence[str], options: EvaluateRequest) -> d
     found = find_checkpoint(checkpoint, options.model)
     given = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
     del given["workers"], given["max_rejected"]
-    read = {
-        "weights": found.weights,
-        **{name: getattr(options, name) for name in ("classes", "templates", "train_counts")},
-    }
+    read = {name: getattr(options, name) for name in ("classes", "templates", "train_counts")}
+    read["weights"] = found.weights
     digests = {name: file_digest(path) for name, path in read.items() if path is not None and path.is_file()}
     if options.pool is not None:
         digests["pool"] = open_catalog(options.pool).snapshot().id
@@ -87,7 +89,6 @@ def _config(checkpoint: str, data: Sequence[str], options: EvaluateRequest) -> d
 
 
 def _print(evaluations: Sequence[Evaluation]) -> None:
-    from tailwise.cli.printing import print_table
 
     classified = [item for item in evaluations if item.task == "classification"]
     retrieved = [item for item in evaluations if item.task == "retrieval"]
@@ -116,15 +117,9 @@ def _accuracy_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
     from tailwise.evaluate import mean_over_sets
 
     names = ("top1", "top5", "mean_per_class")
-    rows = [
-        (
-            item.name,
-            f"{item.summary['images']:,}",
-            f"{item.summary['classes']:,}",
-            *(_percent(item.summary[name]) for name in names),
-        )
-        for item in evaluations
-    ]
+    counts = [[f"{item.summary[name]:,}" for name in ("images", "classes")] for item in evaluations]
+    figures = [[_percent(item.summary[name]) for name in names] for item in evaluations]
+    rows = [(item.name, *some, *more) for item, some, more in zip(evaluations, counts, figures, strict=True)]
     if len(evaluations) > 1:
         mean = mean_over_sets(evaluations)
         rows.append(("mean over sets", "", "", *(f"{100 * mean[name]:.2f}" if name in mean else "" for name in names)))
@@ -141,3 +136,43 @@ def _percent(figure: dict[str, float | None]) -> str:
     if value is None or low is None or high is None:
         return "–"
     return f"{100 * value:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+@app.command()
+@takes(TrainRequest)
+def train(
+    catalog: CatalogPath,
+    name: PlanName,
+    open_clip: Annotated[
+        list[str] | None, Argument(metavar="[-- OPEN_CLIP_ARGUMENTS...]", help="Arguments of open_clip's trainer.")
+    ] = None,
+    recipe: Annotated[str | None, Option(help="A name or a .yaml file of settings; arguments here go first.")] = None,
+    request: TrainRequest = TrainRequest(),
+    allow_code: AllowCode = False,
+) -> None:
+    """Train CLIP on a plan, with open_clip's own trainer.
+
+    What stands after the -- is open_clip's (see `tailwise train CATALOG NAME -- --help`). On several GPUs, start the same command by
+    `torchrun --nproc_per_node N -m tailwise train …`. Batches, learning rate and augmentations after --resume are those that
+    would have come without the interruption.
+
+    Examples:
+      tailwise train my-catalog epochs --epochs 32 -- --model ViT-B-32 --batch-size 512 --warmup 2000 --precision amp_bf16
+      tailwise train my-catalog epochs --recipe tiny-cpu
+    """
+    from tailwise.recipes import load_recipe
+    from tailwise.train.arguments import refuse_code, require_model
+
+    settings = load_recipe(recipe) if recipe is not None else None
+    if settings is None:
+        require_model(open_clip or [])  # before the seconds that the trainer takes to import
+
+    from tailwise.steps.planning.unused_lists import unused_by_plan
+    from tailwise.train.launch import train as run
+
+    for phase in settings.phases if settings is not None else ():
+        refuse_code(f"recipe {recipe}: open_clip", phase.open_clip, allowed=allow_code)
+    plan = open_plan(catalog, name)
+    for item in unused_by_plan(plan):
+        say_note(item.note())
+    run(plan, open_clip or [], request, settings, report=say_note, context=with_progress())

@@ -1,16 +1,16 @@
-"""Deciding: plan, explain."""
+"""Plans: plan, explain, draw, export."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from tailwise.cli.app import (
     AsJson,
     CatalogPath,
+    Overwrite,
     PlanName,
     app,
     open_catalog,
@@ -18,10 +18,10 @@ from tailwise.cli.app import (
     say_note,
     with_progress,
 )
-from tailwise.cli.printing import budget_text, say
+from tailwise.cli.printing import budget_text, print_clusters, print_explanation, print_json, say
 from tailwise.cli.requests import takes
 from tailwise.errors import UserError
-from tailwise.requests import PlanRequest
+from tailwise.requests import PlanRequest, ShardsRequest
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -35,9 +35,7 @@ def plan(
     catalog: CatalogPath,
     name: PlanName,
     request: PlanRequest,
-    methods: Annotated[
-        Path | None, typer.Option(help="A .py file that registers methods of your own; it is run.")
-    ] = None,
+    methods: Annotated[Path | None, Option(help="A .py file that registers methods of your own; it is run.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Decide how many samples each cluster gives, and which.
@@ -48,20 +46,13 @@ def plan(
     elsewhere. **text-balance**: a list of words that captions are balanced over (MetaCLIP).
 
     Examples:
-
       tailwise plan my-catalog subset --method dbp --keep 0.277
-
       tailwise plan my-catalog epochs --method dynamics --keep 0.5 --alpha 0.2 --without duplicates
-
       tailwise plan my-catalog annealed --method dynamics --keep 0.5 --alpha 0 --alpha-end 1 --anneal-epochs 6
-
       tailwise plan my-catalog best --method top-score --score clip-score --keep 0.3
-
       tailwise plan my-catalog theirs --method rates --rates sampling_probabilities.json
-
       tailwise plan my-catalog balanced --method text-balance --entries entries.txt --per-entry 20000
     """
-    from tailwise.cli.printing import print_json
     from tailwise.plan.explain import first_epoch
     from tailwise.steps.planning.plan import make_plan
     from tailwise.steps.planning.unused_lists import left_out_of_plan, unused_by_plan
@@ -72,26 +63,11 @@ def plan(
 
         load_methods(methods)
     made = make_plan(opened, name, request, with_progress())
-    unused = unused_by_plan(made)
-    total = first_epoch(made).total
-    left_out = left_out_of_plan(made)
+    unused, left_out, total = unused_by_plan(made), left_out_of_plan(made), first_epoch(made).total
     if as_json:
-        shares = {
-            "pool": made.pool,
-            "budget": total,
-            "share_of_pool": total / made.pool,
-            "left_out": asdict(left_out),
-        }
-        lists = [asdict(item) for item in unused]
-        print_json(
-            {
-                "name": name,
-                "config": dict(made.config),
-                **made.manifest["summary"],
-                **shares,
-                "unused_drop_lists": lists,
-            }
-        )
+        figures = {"name": name, "config": dict(made.config), **made.manifest["summary"], "pool": made.pool}
+        figures |= {"budget": total, "share_of_pool": total / made.pool, "left_out": left_out}
+        print_json({**figures, "unused_drop_lists": unused})
         return
     _print_plan(made, total, left_out)
     _print_notes(made, opened, catalog)
@@ -113,15 +89,10 @@ def _print_plan(made: Plan, budget: float, left_out: LeftOut) -> None:
 def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
     newest = opened.snapshot()
     if newest.number > made.snapshot.number:
-        grouping = made.clustering
-        remedy = (
-            f" (assign them to its clusters: tailwise cluster {folder} --extends {grouping} --name …)"
-            if grouping
-            else ""
-        )
-        say(
-            f"note: it speaks of snapshot {made.snapshot.number}; {newest.rows - made.rows:,} newer samples are not in it{remedy}"
-        )
+        remedy = f" (assign them to its clusters: tailwise cluster {folder} --extends {made.clustering} --name …)"
+        remedy *= bool(made.clustering)
+        absent = f"{newest.rows - made.rows:,} newer samples are not in it"
+        say(f"note: it speaks of snapshot {made.snapshot.number}; {absent}{remedy}")
     summary = made.manifest["summary"]
     if "entries_thinned" in summary:
         thinned, unmatched = summary["entries_thinned"], summary["entries_without_match"]
@@ -137,19 +108,17 @@ def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
 def explain(
     catalog: CatalogPath,
     name: PlanName,
-    epochs: Annotated[int, typer.Option(min=1, help="How many epochs to look ahead.")] = 10,
-    by_cluster: Annotated[bool, typer.Option("--by-cluster", help="List every cluster.")] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw clusters and coverage.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --plot if it exists.")] = False,
+    epochs: Annotated[int, Option(min=1, help="How many epochs to look ahead.")] = 10,
+    by_cluster: Annotated[bool, Option("--by-cluster", help="List every cluster.")] = False,
+    plot: Annotated[Path | None, Option(metavar="FILE.svg", help="Draw clusters and coverage.")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the file of --plot if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a plan will do: totals, coverage, and who gains, before anything is drawn.
 
     Example:
-
       tailwise explain my-catalog epochs --epochs 6 --plot epochs.svg
     """
-    from tailwise.cli.printing import print_clusters, print_explanation, print_json
     from tailwise.plan.explain import cluster_list
     from tailwise.plan.explain import explain as figures
     from tailwise.steps.planning.unused_lists import unused_by_plan
@@ -165,10 +134,85 @@ def explain(
         write_plot(made, epochs, plot, overwrite=overwrite)
     if as_json:
         listed = {"cluster_list": cluster_list(made)} if by_cluster else {}
-        print_json({**explanation.as_json(), "unused_drop_lists": [asdict(item) for item in unused], **listed})
+        print_json({**explanation.as_json(), "unused_drop_lists": unused, **listed})
         return
     print_explanation(explanation)
     for item in unused:
         say_note(item.note())
     if by_cluster:
         print_clusters(cluster_list(made))
+
+
+Epoch = Annotated[int | None, Option(min=0, help="Which epoch, from 0; needed where epochs differ.")]
+
+
+@app.command()
+def draw(
+    catalog: CatalogPath,
+    name: PlanName,
+    output: Annotated[Path, Option(help="Parquet file to write.")],
+    epoch: Epoch = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the samples of one epoch: shard, key, uid, cluster, rate, copies.
+
+    Example:
+      tailwise draw my-catalog epochs --epoch 3 --output epoch-3.parquet
+    """
+    _export(catalog, name, "parquet", output, as_json, epoch=epoch, overwrite=overwrite)
+
+
+@app.command()
+@takes(ShardsRequest)
+def export(
+    catalog: CatalogPath,
+    name: PlanName,
+    to: Annotated[str, Option(help="datacomp, rates-json, keys, parquet or shards.")],
+    output: Annotated[Path | None, Option(help="File to write; a folder for shards.  [required]")] = None,
+    place: Annotated[Path | None, Argument(hidden=True)] = None,
+    epoch: Epoch = None,
+    overwrite: Overwrite = False,
+    request: ShardsRequest = ShardsRequest(),
+    as_json: AsJson = False,
+) -> None:
+    """Write a plan in another tool's format.
+
+    **datacomp**: sorted uids (.npy), for DataComp's resharder. **rates-json**: {key: rate}, for DynamiCS's fork of open_clip.
+    **keys**: one key a line. **parquet**: shard, key, uid, cluster, rate, copies. **shards**: a new webdataset, shuffled over the whole
+    epoch; after an interruption the same command goes on.
+
+    Examples:
+      tailwise export my-catalog subset --to datacomp --output subset.npy
+      tailwise export my-catalog epochs --epoch 3 --to shards --output epoch-3
+    """
+    if (output is None) == (place is None):
+        raise UserError("name the file or folder to write with --output")
+    sharding, output = request if request != ShardsRequest() else None, output or place or Path()
+    _export(catalog, name, to, output, as_json, epoch=epoch, overwrite=overwrite, sharding=sharding)
+
+
+def _export(catalog: Path, name: str, to: str, output: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    from tailwise.export import export as run
+    from tailwise.export import export_figures
+    from tailwise.export.shards import REJECTED, left_out
+    from tailwise.steps.planning.unused_lists import unused_by_plan
+
+    made, context = open_plan(catalog, name), with_progress()
+    written = run(made, to, output, **options, context=context)
+    rejected, unused = left_out(output), unused_by_plan(made)
+    figures = export_figures(made, to, options["epoch"], context)
+    if as_json:
+        made_of = {"entries": written, "rejected": rejected, **figures}
+        print_json({"output": str(output), **made_of, "unused_drop_lists": unused})
+        return
+    say(f"{output}: {written:,} entries")
+    if figures.get("rates_above_one"):
+        say(
+            f"warning: {figures['rates_above_one']:,} samples have a rate above 1, and the authors' trainer draws a sample once at most: "
+            f"it will draw {figures['short_share']:.1%} too few samples (plan with --max-repeats 1 for it)"
+        )
+    for item in unused:
+        say_note(item.note())
+    for reason, samples in rejected.items():
+        say(f"left out, {reason}: {samples:,} (see {output / REJECTED})")

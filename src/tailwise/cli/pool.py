@@ -1,4 +1,4 @@
-"""The pool: import, status, verify, relocate."""
+"""The pool: import, embed, status, verify, relocate."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_progress
-from tailwise.cli.printing import say
+from tailwise.cli.printing import print_json, print_rejections, print_table, rejected_json, say
 from tailwise.cli.requests import takes
 from tailwise.errors import NotFoundError, UserError
-from tailwise.requests import ImportRequest
+from tailwise.requests import EmbedRequest, ImportRequest
 
 
 @app.command("import")
 @takes(ImportRequest)
 def import_(
-    paths: Annotated[list[str], typer.Argument(metavar="SOURCE... CATALOG", help="What to import, and where to.")],
+    paths: Annotated[list[str], Argument(metavar="SOURCE... CATALOG", help="What to import, and where to.")],
     request: ImportRequest,
     as_json: AsJson = False,
 ) -> None:
@@ -30,14 +31,10 @@ def import_(
     What can't be used is counted by reason and listed in CATALOG/rejected. Importing again adds what is new, as a new snapshot.
 
     Examples:
-
       tailwise import shards/ embeddings/ my-catalog
-
       tailwise import 's3://bucket/pool/{00000..00999}.tar' my-catalog
-
       tailwise import datacomp/metadata my-catalog --embedding b32
     """
-    from tailwise.cli.printing import print_json, print_rejections, rejected_json
     from tailwise.steps.importing.pool import import_pool
 
     if len(paths) < 2:
@@ -53,19 +50,18 @@ def import_(
     )
     if as_json:
         figures = {
-            "snapshot": report.snapshot.__dict__,
+            "snapshot": report.snapshot,
             "new_shards": report.new_shards,
             "new_samples": report.new_samples,
-            "embeddings": [made.__dict__ for made in report.columns],
+            "embeddings": report.columns,
             "clusterings": [{"name": made.name, **made.summary} for made in report.clusterings],
             "notes": report.notes,
         }
         print_json({**figures, **rejected_json(report.rejections)})
         return
     new = f"{report.new_samples:,} samples in {report.new_shards:,} shards" if report.new_shards else "nothing new"
-    say(
-        f"{report.catalog.folder}: imported {new}; snapshot {report.snapshot.number} has {report.snapshot.rows:,} samples"
-    )
+    now = f"snapshot {report.snapshot.number} has {report.snapshot.rows:,} samples"
+    say(f"{report.catalog.folder}: imported {new}; {now}")
     for made in report.columns:
         say(f"{made.column} embeddings: {made.embedded:,} of {made.samples:,} samples, {made.dimension} dimensions")
     for joined in report.clusterings:
@@ -77,14 +73,45 @@ def import_(
 
 
 @app.command()
+@takes(EmbedRequest)
+def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) -> None:
+    """Make embeddings of images and captions, from the shards themselves, by an encoder and with its own preprocessing.
+
+    Goes on where it stopped: finished shards, and parts of the catalog that have embeddings, are skipped. Images that can't be decoded
+    and empty captions are counted by reason and listed in CATALOG/rejected; their samples stay, without embedding.
+
+    Examples:
+      tailwise embed my-catalog --encoder open_clip:ViT-B-32/datacomp_xl_s13b_b90k --column both
+      tailwise embed my-catalog --encoder transformers:facebook/dinov2-base
+      tailwise embed my-catalog --encoder checkpoint:logs/my-run --column text
+      tailwise embed my-catalog --encoder transformers:facebook/dinov2-base --column dino --of image  (a second column of images)
+    """
+    from tailwise.steps.embedding.embed import embed as run
+
+    opened = open_catalog(catalog)
+    report = run(opened, request, with_progress())
+    if as_json:
+        totals = {"embedded": report.embedded, "lacking": report.lacking}
+        print_json({**totals, "columns": report.columns, **rejected_json(report.rejections)})
+        return
+    for made in report.columns:
+        speed = f", {made.samples / made.seconds:,.0f} samples/s" if made.samples else ""
+        say(
+            f"{made.column} embeddings: {made.embedded:,} of {made.lacking:,} samples that had none, by {request.encoder} "
+            f"({made.dimension} dimensions, {made.precision}, {made.backend}{speed})"
+        )
+        if made.truncated:
+            say(f"{made.truncated:,} captions are longer than the model reads, and were truncated")
+    print_rejections(report.rejections)
+
+
+@app.command()
 def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
     """Show what a catalog holds: snapshots, embeddings, clusterings, plans, and what was left unfinished.
 
     Example:
-
       tailwise status my-catalog
     """
-    from tailwise.cli.printing import print_json, print_table
     from tailwise.steps.upkeep.status import status as figures
 
     found = figures(open_catalog(catalog))
@@ -92,14 +119,11 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
         print_json(found)
         return
     for section, items in found.items():
-        columns = tuple(items[0]) if items else ()
-        rows = [
-            tuple(f"{value:,}" if isinstance(value, int) else str(value) for value in item.values()) for item in items
-        ]
-        if items:
-            print_table(section, columns, rows)
-        else:
+        if not items:
             say(f"{section}: none")
+            continue
+        rows = [[f"{value:,}" if isinstance(value, int) else value for value in item.values()] for item in items]
+        print_table(section, tuple(items[0]), rows)
 
 
 @app.command()
@@ -107,10 +131,8 @@ def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
     """Check that a catalog's files are still what was written, by their hashes, and that nothing is gone that others were made from.
 
     Example:
-
       tailwise verify my-catalog
     """
-    from tailwise.cli.printing import print_json
     from tailwise.steps.upkeep.verify import broken_inputs
     from tailwise.steps.upkeep.verify import verify as run
 
@@ -132,15 +154,14 @@ def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
 @app.command()
 def relocate(
     catalog: CatalogPath,
-    old: Annotated[str, typer.Argument(metavar="OLD", help="Leading part of the shards' paths.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="What takes its place.")],
+    old: Annotated[str, Argument(metavar="OLD", help="Leading part of the shards' paths.")],
+    new: Annotated[str, Argument(metavar="NEW", help="What takes its place.")],
 ) -> None:
     """Update the paths of shards that have moved.
 
     Refused unless each of these tars is there, with the size that it had (of 16 tars the members are compared too).
 
     Example:
-
       tailwise relocate my-catalog /data/pool s3://bucket/pool
     """
     from tailwise.steps.upkeep.relocate import relocate as run

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from tailwise.log import is_quiet, write_line
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401  (JSON values)
-    """Return JSON values with null for numbers that JSON cannot hold: infinities and NaN."""
+    """Return JSON values: dataclasses as objects, and null for numbers that JSON cannot hold, infinities and NaN."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -87,18 +90,9 @@ def budget_text(budget: float, pool: int, rows: int, about: str = "") -> str:
 
 def print_clusters(clusters: list[dict[str, Any]]) -> None:
     """Every cluster of a plan."""
-    named = ("value",) if clusters and "value" in clusters[0] else ()
-    rows = [
-        (
-            f"{row['cluster']}",
-            f"{row['size']:,}",
-            f"{row['quota']:,.3f}",
-            f"{row['rate']:.4f}",
-            *(str(row[at]) for at in named),
-        )
-        for row in clusters
-    ]
-    print_table("clusters", ("cluster", "size", "quota", "rate", *named), rows)
+    formats = {"cluster": "", "size": ",", "quota": ",.3f", "rate": ".4f", "value": ""}
+    names = [name for name in formats if clusters and name in clusters[0]]
+    print_table("clusters", names, [[format(row[name], formats[name]) for name in names] for row in clusters])
 
 
 def _print_bins(explanation: Explanation) -> None:
@@ -110,9 +104,8 @@ def _print_bins(explanation: Explanation) -> None:
     ]  # fmt: skip
     names = ("clusters by size", "clusters", "sizes", "samples", "of the drawable", "drawn", "of the draw", "rate")
     print_table("exposures per epoch, from head to tail", names, rows)
-    say(
-        f"{explanation.capped_clusters:,} clusters give all they may; they take {explanation.capped_share:.1%} of the budget"
-    )
+    share = f"{explanation.capped_share:.1%} of the budget"
+    say(f"{explanation.capped_clusters:,} clusters give all they may; they take {share}")
 
 
 def print_json(value: object) -> None:
@@ -123,10 +116,7 @@ def print_json(value: object) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table, 200 columns wide where the output is no terminal; nothing with --quiet.
 
-    Args:
-        title: a line above the table.
-        columns: headings; the first column is aligned left, the others right.
-        rows: a cell is a value, or a tuple of values that stand below each other.
+    The first column is aligned left, the others right. A cell is a value, or a tuple of values that stand below each other.
     """
     from rich.console import Console
     from rich.table import Table

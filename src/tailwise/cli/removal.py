@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from tailwise.cli.app import AsJson, CatalogPath, Overwrite, app, open_catalog, with_progress
-from tailwise.cli.printing import say
+from tailwise.cli.printing import print_json, print_table, say
 
 SHOWN = 10
 
@@ -17,9 +17,9 @@ SHOWN = 10
 @app.command()
 def remove(
     catalog: CatalogPath,
-    keys: Annotated[Path, typer.Option(help=".txt: a key or uid a line; .parquet: uid, or key, or shard and key.")],
-    reason: Annotated[str, typer.Option(help="Stored, and shown when a sample is looked up.")] = "on request",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be done.")] = False,
+    keys: Annotated[Path, Option(help=".txt: a key or uid a line; .parquet: uid, or key, or shard and key.")],
+    reason: Annotated[str, Option(help="Stored, and shown when a sample is looked up.")] = "on request",
+    dry_run: Annotated[bool, Option("--dry-run", help="Only report what would be done.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove samples for good: takedowns, opt-outs.
@@ -28,12 +28,9 @@ def remove(
     are remembered: a sample that is imported later under one of them is removed at once. Nothing is deleted from the shards.
 
     Examples:
-
       tailwise remove my-catalog --keys opted-out.txt --reason "opt-out of 2026-11"
-
       tailwise remove my-catalog --keys takedown.parquet --dry-run
     """
-    from tailwise.cli.printing import print_json
     from tailwise.steps.upkeep.remove import remove as run
 
     opened = open_catalog(catalog)
@@ -63,13 +60,10 @@ def remove(
 @app.command()
 def excluded(
     catalog: CatalogPath,
-    output: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    plan: Annotated[
-        str | None, typer.Argument(metavar="[PLAN]", help="Name of a plan; all drop lists without one.")
-    ] = None,
+    output: Annotated[Path, Option(help="Parquet file to write.")],
+    plan: Annotated[str | None, Argument(metavar="[PLAN]", help="Name of a plan; all drop lists without one.")] = None,
     epochs: Annotated[
-        int | None,
-        typer.Option(help="Of PLAN: list what the first N epochs leave out.  [default: what every epoch does]"),
+        int | None, Option(help="Of PLAN: list what the first N epochs leave out.  [default: what every epoch does]")
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -80,14 +74,10 @@ def excluded(
     what the drop lists of the newest snapshot drop.
 
     Examples:
-
       tailwise excluded my-catalog subset --output never-drawn.parquet
-
       tailwise excluded my-catalog epochs --epochs 6 --output not-in-training.parquet
-
       tailwise excluded my-catalog --output dropped.parquet
     """
-    from tailwise.cli.printing import print_json, print_table
     from tailwise.plan.plan import Plan
     from tailwise.steps.upkeep.excluded import write_excluded
 
@@ -108,17 +98,15 @@ def excluded(
 @app.command()
 def why(
     catalog: CatalogPath,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Key or uid of a sample.")],
-    plan: Annotated[list[str] | None, typer.Option(help="Report this plan only; may be given again.")] = None,
+    key: Annotated[str, Argument(metavar="KEY", help="Key or uid of a sample.")],
+    plan: Annotated[list[str] | None, Option(help="Report this plan only; may be given again.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the history of one sample: its place, its clusters, what dropped it, and the epochs in which each plan draws it.
 
     Example:
-
       tailwise why my-catalog 000001234 --plan epochs
     """
-    from tailwise.cli.printing import print_json
     from tailwise.steps.upkeep.why import why as run
 
     story = run(open_catalog(catalog), key, plan)

@@ -1,4 +1,4 @@
-"""A pool from import to exports in one command: run."""
+"""Recipes: run, a pool from import to exports; compare, methods against each other."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import typer
+from typer import Argument, Option
 from typer.models import ArgumentInfo
 
-from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options
-from tailwise.cli.printing import say
+from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options, with_progress
+from tailwise.cli.printing import print_json, say
 from tailwise.cli.requests import plain_type
 from tailwise.errors import UserError
 
 if TYPE_CHECKING:
+    from tailwise.compare.study import Study
     from tailwise.pipeline.steps import Command
 
 
@@ -27,9 +28,7 @@ def step_commands() -> dict[str, Command]:
 
     from tailwise.pipeline.steps import STEPS, Command, Option
 
-    calls: Any = {
-        item.name or getattr(item.callback, "__name__", ""): item.callback for item in app.registered_commands
-    }
+    calls: Any = {item.name: item.callback for item in app.registered_commands}
     commands = {}
     for command in STEPS:
         options: dict[str, Option] = {}
@@ -46,18 +45,14 @@ def step_commands() -> dict[str, Command]:
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name (see below), or a .yaml file.")],
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="A name (see below), or a .yaml file.")],
     paths: Annotated[
-        list[str] | None, typer.Argument(metavar="[SOURCE...] [CATALOG]", help="In place of the recipe's own.")
+        list[str] | None, Argument(metavar="[SOURCE...] [CATALOG]", help="Instead of the recipe's.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for exports.  [default: the recipe's]")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="STEP.OPTION=VALUE", help="Change an option of a step.")
-    ] = None,
+    output: Annotated[Path | None, Option(help="Folder for exports.  [default: the recipe's]")] = None,
+    settings: Annotated[list[str] | None, Option("--set", metavar="STEP.OPTION=VALUE", help="Change a step.")] = None,
     workers: Workers = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print what would be done, and what it costs.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only print what would be done, and what it costs.")] = False,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -68,16 +63,11 @@ def run(
     the pool itself. A recipe of your own is a list of commands with their options, as on the command line.
 
     Examples:
-
       tailwise run dynamics shards/ embeddings/ my-catalog --output exports --dry-run
-
       tailwise run dbp-laion shards/ embeddings/ my-catalog --output exports --set cluster:main.k=100
-
       tailwise run my-recipe.yaml
     """
-    from tailwise.cli.printing import print_json
     from tailwise.pipeline.costs import Pool
-    from tailwise.pipeline.exports import run_job
     from tailwise.pipeline.run import Runner
     from tailwise.pipeline.steps import load_pipeline, with_settings
 
@@ -103,7 +93,91 @@ def run(
         for number, job in enumerate(() if dry_run else jobs, 1):
             say()
             say(f"[{number}/{len(jobs)}] {job.line}")
-            if not run_job(runner, job):
+            if not runner.run(job):
                 say("done already")
     if as_json:
         print_json({"name": pipeline.name, "dry_run": dry_run, "steps": listed})
+
+
+@app.command()
+def compare(
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="A .yaml file, or a name: demo, tinyimagenet-lt.")],
+    settings: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change a KEY, with dots.")] = None,
+    output: Annotated[Path | None, Option(help="Folder for all that comes of it.  [default: compare-NAME]")] = None,
+    only: Annotated[list[str] | None, Option(metavar="ROW", help="Run these rows only.")] = None,
+    seeds: Annotated[str | None, Option(metavar="0,1", help="Run these of the recipe's seeds only.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only print the runs, their state, and their time.")] = False,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train on several plans, each with several seeds, all on as many samples, and report which differences are significant.
+
+    Every run leaves its result in OUTPUT/runs; a repeated command does what is missing, and several processes may share the work. The
+    summaries (summary.md, summary.html, summary.json, results.csv, plots) speak of all runs that are done, and are written after each.
+
+    Examples:
+      tailwise compare demo
+      tailwise compare tinyimagenet-lt --set catalog=my-catalog --set evaluate.data=val --dry-run
+      tailwise compare my-recipe.yaml --only "random dynamic" --only dynamics --seeds 0,1
+    """
+    from tailwise.compare.recipe import load_compare_recipe
+
+    loaded = load_compare_recipe(recipe, settings or [])
+    if loaded.needs and not Path(loaded.catalog).exists():
+        raise UserError(f"recipe {loaded.name!r} needs the catalog {loaded.catalog}: make it with `{loaded.needs}`")
+
+    from tailwise.compare.study import Study
+    from tailwise.compare.study import compare as run_all
+    from tailwise.compare.summary import summary_text
+    from tailwise.pipeline.run import Runner
+    from tailwise.train.arguments import refuse_code
+
+    folder = output or Path(f"compare-{loaded.name.replace('/', '-')}")
+    try:
+        chosen = [int(text) for text in seeds.split(",")] if seeds else []
+    except ValueError as error:
+        raise UserError(f"--seeds {seeds!r}: give whole numbers with commas, such as 0,1") from error
+    refuse_code(f"recipe {loaded.name!r}, train.open_clip", loaded.train.open_clip, allowed=allow_code)
+    runner = Runner(step_commands(), Path(loaded.catalog), loaded.sources, allow_code=allow_code)
+    if dry_run:
+        study = Study(loaded, folder)
+        for run in study.runs():
+            runner.job(run.plan)  # refuses options that mean nothing
+        _print_runs(study, only or [], chosen)
+        return
+
+    def report(line: str) -> None:
+        say(line, error=as_json)
+
+    summary = run_all(loaded, folder, runner, only=only or (), seeds=chosen, report=report, context=with_progress())
+    if as_json:
+        print_json(summary)
+        return
+    for line in ["", *summary_text(summary).splitlines()]:
+        say(line)
+    say(f"see {folder / 'summary.html'}")
+
+
+def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
+    from tailwise.compare.trainers import seconds_per_step
+    from tailwise.pipeline.costs import duration
+
+    training = study.recipe.train
+    runs = study.runs(only, seeds)
+    found = [study.result(run) for run in runs]
+    done = [result for result in found if result is not None]
+    if done:
+        each = sum(result["trained"]["seconds"] + result["evaluate_seconds"] for result in done) / len(done)
+        source = f"as the {len(done)} that are done took"
+    elif training.trainer == "in-process":
+        each = seconds_per_step(training) * (training.samples_seen // training.global_batch)
+        source = "by some steps timed here; decoding and evaluation not counted"
+    else:
+        each, source = None, "unknown until one is done"
+    for number, (run, result) in enumerate(zip(runs, found, strict=True), 1):
+        options = " ".join(f"{name}={value}" for name, value in run.row.plan.items())
+        state = "done" if result is not None else "to do" if each is None else f"about {duration(each)}"
+        say(f"{number:3d}. {state:>12}  {run.label}: {options} compose={run.row.compose}")
+    left = len(runs) - len(done)
+    time_left = "" if each is None else f", about {duration(each * left)}"
+    say(f"{left} of {len(runs)} runs to do, {training.samples_seen:,} samples each{time_left} ({source})")

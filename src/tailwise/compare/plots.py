@@ -10,8 +10,6 @@ from tailwise.extras import require
 from tailwise.text import PLOT_STYLE, plain
 
 COLORS = {"top1": "#222222", "head": "#4477aa", "medium": "#ccaa33", "few": "#cc4455"}
-NAMES = {"top1": "top-1", "head": "head", "medium": "medium", "few": "few"}
-ROW_INCHES = 0.45
 Bar = tuple[float, float, float]  # mean, and lengths of the error bar below and above
 
 
@@ -32,10 +30,8 @@ def draw_plots(summary: Mapping[str, Any]) -> dict[str, str]:
                 continue
             suffix = f"-{number + 1}" if number else ""
             if compared := {row: found for row, found in rows.items() if found[metrics[0]]["difference"]}:
-                differences = {
-                    metric: [_difference(found[metric]["difference"]) for found in compared.values()]
-                    for metric in metrics
-                }
+                found_of = {metric: [found[metric]["difference"] for found in compared.values()] for metric in metrics}
+                differences = {metric: [*map(_difference, found)] for metric, found in found_of.items()}
                 title = f"{plain(name)}: difference to {plain(summary['baseline'])}, 95 % interval"
                 plots[f"differences{suffix}"] = _plot([*compared], differences, title, "points")
             accuracies = {metric: [_accuracy(found[metric]) for found in rows.values()] for metric in metrics}
@@ -58,7 +54,7 @@ def _plot(names: Sequence[str], bars: Mapping[str, Sequence[Bar]], title: str, u
     """Return a plot with a line per name, and a bar per metric on each line."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    figure = Figure(figsize=(9, 1.3 + ROW_INCHES * len(names)))
+    figure = Figure(figsize=(9, 1.3 + 0.45 * len(names)))
     axes = figure.add_subplot()
     if unit == "points":
         axes.axvline(0, color="#999999", linewidth=1)
@@ -66,13 +62,12 @@ def _plot(names: Sequence[str], bars: Mapping[str, Sequence[Bar]], title: str, u
         shift = (place - (len(bars) - 1) / 2) * 0.17
         means, below, above = zip(*found, strict=True)
         axes.errorbar(means, [at + shift for at in range(len(names))], xerr=[below, above], fmt="o",
-                      markersize=4, linewidth=1.5, color=COLORS[metric], label=NAMES[metric])  # fmt: skip
+                      markersize=4, linewidth=1.5, color=COLORS[metric], label=metric.replace("top1", "top-1"))  # fmt: skip
     if unit == "%":
         axes.set_xlim(left=0)
-    axes.set_xlabel(unit)
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_yticks(range(len(names)), [*map(plain, names)])
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set(xlabel=unit, ylim=(len(names) - 0.5, -0.5))
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,15 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, InstanceOf
 
 from tailwise.devices import ALLOWED, DEVICE_NAME
-from tailwise.errors import UserError
+from tailwise.errors import MAX_REJECTED, UserError
 from tailwise.loader.order import Composition
 from tailwise.pipeline.steps import Steps
 from tailwise.recipes.recipe import with_folder
 from tailwise.recipes.schema import NAMED, Natural, Positive, Text, Texts, Values, read_as
 from tailwise.recipes.yaml_file import parse_yaml, read_yaml
-from tailwise.rejects import MAX_REJECTED
 from tailwise.requests import EvaluateRequest
-from tailwise.spelling import new_spelling
+from tailwise.text import new_spelling
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "compare"
 ROW_NAME = r"^[^/\\\x00-\x1f]{1,100}$"
@@ -45,7 +44,6 @@ class Training:
     augment: Annotated[Mapping[str, Sequence[float]], NAMED] | None = None
     # in-process: side of the cached images; None for the model's size, or 1.25 times that with `augment`
     cache_pixels: Positive | None = None
-    # a name for `find_device`
     device: Annotated[Text, Field(pattern=f"^({DEVICE_NAME.pattern})$", description=ALLOWED)] = "auto"
     workers: Natural = 1  # open_clip: number of decoding processes
     open_clip: Values = field(default_factory=dict)  # open_clip: further arguments of its trainer, without the dashes
@@ -57,7 +55,6 @@ class Training:
 class Row:
     """One row of the table."""
 
-    # name in the table
     name: Annotated[Text, Field(pattern=ROW_NAME, description="text of 1 to 100 characters, without slashes")]
     plan: Values  # options of `tailwise plan`, without the dashes
     compose: Composition = "shuffle"  # how the loader's order composes batches
@@ -77,10 +74,8 @@ class CompareRecipe:
     catalog: Text  # folder of the catalog
     evaluate: Values  # `data`, and options of `tailwise evaluate`
     train: Training  # the training that all rows share
-    # seeds of weights, order, augmentation and draw
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1, description="a list of whole numbers, such as [0, 1, 2]")]
     baseline: Text  # name of the row that the others are compared with
-    # rows in the order of the table
     rows: Annotated[tuple[InstanceOf[Row], ...], Field(min_length=1, description="options of `tailwise plan` by name")]
     sources: Texts = ()  # sources that `prepare` imports
     # commands that make the catalog, its clusterings and drop lists
@@ -101,14 +96,9 @@ class CompareRecipe:
 
 
 def load_compare_recipe(name: str, settings: Sequence[str] = ()) -> CompareRecipe:
-    """Return a recipe.
+    """Return a valid recipe: the `name` of a comparison that comes with tailwise, or the path of a .yaml file.
 
-    Args:
-        name: name of a comparison that comes with tailwise, or the path of a .yaml file.
-        settings: changes as KEY=VALUE, with dots in KEY for nested keys and VALUE in YAML: "train.samples_seen=20000".
-
-    Raises:
-        UserError: there is no recipe of this name, or it is not valid.
+    `settings` are changes as KEY=VALUE, with dots in KEY for nested keys and VALUE in YAML: "train.samples_seen=20000".
     """
     path, content = read_yaml(name, FOLDER)
     where = f"recipe {path}"
@@ -152,7 +142,6 @@ def _row(where: str, name: object, content: object) -> Row:
 
 
 def _check(where: str, recipe: CompareRecipe) -> None:
-    """Refuse values that do not fit together."""
     train = recipe.train
     recipe.evaluation(where)
     if recipe.evaluate.get("data") is None:

@@ -21,11 +21,9 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.files import digest, read_json, write_json
 from tailwise.catalog.outputs import check_output_folder
-from tailwise.compare.inprocess import Trained, order_of
 from tailwise.compare.recipe import CompareRecipe, Row, choose
-from tailwise.compare.summary import summarize, write_summary
-from tailwise.compare.trainers import find_trainer
-from tailwise.compare.treatment import exposures
+from tailwise.compare.summary import exposures, summarize, write_summary
+from tailwise.compare.trainers import TRAINERS, Trained, order_of
 from tailwise.context import Context
 from tailwise.encoders.open_clip import model_id
 from tailwise.errors import ConflictError, UserError
@@ -36,6 +34,7 @@ from tailwise.pipeline.steps import Step
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.storage.local import locked, replacing
+from tailwise.train.runs import changes
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -70,7 +69,9 @@ class Study:
 
     def __init__(self, recipe: CompareRecipe, output: Path) -> None:
         """Check the trainer's name. `output` is the folder for runs, decoded images and summaries."""
-        self.recipe, self.output, self.train = recipe, output, find_trainer(recipe.train.trainer)
+        if recipe.train.trainer not in TRAINERS:
+            raise UserError(f"train.trainer is {recipe.train.trainer!r}: must be one of {', '.join(TRAINERS)}")
+        self.recipe, self.output, self.train = recipe, output, TRAINERS[recipe.train.trainer]
 
     def runs(self, only: Collection[str] = (), seeds: Collection[int] = ()) -> list[Run]:
         """Return the chosen runs, all rows of a seed before the next seed, so that complete comparisons come early."""
@@ -88,9 +89,7 @@ class Study:
     def _check_same(self, run: Run, found: Mapping[str, Any]) -> None:
         mine = self.identity(run)
         if found.get("identity") != mine or found.get("format") != FORMAT:
-            old = found.get("identity", {})
-            names = [name for name in sorted({*old, *mine}) if old.get(name) != mine.get(name)]
-            changed = ", ".join(f"{name} {old.get(name)} → {mine.get(name)}" for name in names) or "format"
+            changed = ", ".join(changes(found.get("identity", {}), mine)) or "format"
             remedy = "give another `output`, or delete that folder"
             raise ConflictError(f"{run.folder} was made with other settings ({changed}): {remedy}")
 
@@ -110,29 +109,21 @@ class Study:
         if run.row.plan.get("method") not in {"random", "top-score", None}:
             clusters = str(run.plan.options.get("clustering", "main"))
             inputs[f"clustering {clusters}"] = _id(catalog.clusters_folder(clusters))
-        decides = {
-            "plan": dict(run.row.plan),
-            "compose": run.row.compose,
-            "seed": run.seed,
-            "train": training,
-            "snapshot": catalog.snapshot().id,
-            **inputs,
-        }
-        values: dict[str, Any] = json.loads(json.dumps(decides, default=str))
-        return values
+        decides: dict[str, Any] = {"plan": dict(run.row.plan), "compose": run.row.compose, "seed": run.seed}
+        decides |= {"train": training, "snapshot": catalog.snapshot().id, **inputs}
+        return dict(json.loads(json.dumps(decides, default=str)))
 
     def do(self, run: Run, runner: Runner, context: Context | None = None) -> dict[str, Any] | None:
-        """Train and evaluate, where that is not done yet; a complete training is kept for another evaluation.
+        """Train and evaluate, where that is not done yet, and return the result; None if another process has this run.
 
-        Returns the result; None if another process has this run.
+        A complete training is kept for another evaluation.
         """
-        context = context or Context()
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(run.folder / ".lock", str(run.folder)))
             except UserError:
                 return None
-            return self.result(run) or self._do(run, runner, context)
+            return self.result(run) or self._do(run, runner, context or Context())
 
     def _do(self, run: Run, runner: Runner, context: Context) -> dict[str, Any]:
         trained, about = self._trained(run, runner, context)
@@ -163,16 +154,8 @@ class Study:
         _run_quietly(runner, run.plan)
         plan = Plan(Catalog.open(self.recipe.catalog), str(run.plan.options["name"]))
         order_of(plan, self.recipe.train, run.row.compose, run.seed)  # raises errors before time is spent
-        trained = self.train(
-            plan,
-            self.recipe.train,
-            seed=run.seed,
-            compose=run.row.compose,
-            folder=run.folder,
-            cache=self.output / CACHE,
-            name=run.label,
-            context=context,
-        )
+        how: dict[str, Any] = {"seed": run.seed, "compose": run.row.compose, "folder": run.folder, "name": run.label}
+        trained = self.train(plan, self.recipe.train, **how, cache=self.output / CACHE, context=context)
         explained = explain(plan, 1)
         about = {
             "format": FORMAT,
@@ -201,27 +184,17 @@ class Study:
 
 def compare(
     recipe: CompareRecipe,
-    output: Path,
-    runner: Runner,
+    output: Path,  # folder for all files
+    runner: Runner,  # runs the steps that prepare the catalog and make the plans
     *,
-    only: Collection[str] = (),
-    seeds: Collection[int] = (),
-    report: Callable[[str], None] = logger.info,
-    context: Context | None = None,
+    only: Collection[str] = (),  # names of the rows to run; all by default
+    seeds: Collection[int] = (),  # all by default
+    report: Callable[[str], None] = logger.info,  # takes a line for each run
+    context: Context | None = None,  # runs the tasks and shows progress within a run
 ) -> dict[str, Any]:
     """Do the missing runs of a comparison, and return the summary of all finished ones, as in `summary.json`.
 
-    Args:
-        recipe: the comparison.
-        output: folder for all its files.
-        runner: runs the steps that prepare the catalog and make the plans.
-        only: names of the rows to run; all by default.
-        seeds: seeds to run; all by default.
-        report: takes a line for each run; the log by default.
-        context: runs the tasks and shows progress within a run.
-
-    Raises:
-        UserError: a mistake in the recipe, or the folder holds runs of other settings or other files.
+    Raise a UserError for a mistake in the recipe, or a folder that holds runs of other settings or other files.
     """
     context = context or Context()
     study = Study(recipe, check_output_folder(output, "`output`", marks=[RUNS, CACHE]))
@@ -249,9 +222,8 @@ def compare(
 
 
 def _run_quietly(runner: Runner, step: Step) -> None:
-    job = runner.job(step)
     with redirect_stdout(io.StringIO()):
-        job.run()
+        runner.job(step).run()
 
 
 def _describe(result: Mapping[str, Any]) -> str:

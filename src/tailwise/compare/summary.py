@@ -8,9 +8,12 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tailwise.catalog import Catalog, layout
 from tailwise.catalog.artifacts import find_manifest
@@ -18,9 +21,9 @@ from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import read_json, write_json
 from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
-from tailwise.compare.treatment import treatment_notes
 from tailwise.errors import UserError
 from tailwise.extras import require
+from tailwise.plan.plan import Plan
 from tailwise.storage.local import replacing
 from tailwise.text import plain, spreadsheet_cell
 
@@ -35,6 +38,7 @@ METRICS = {
 }
 ALL_SETS = "mean over sets"
 Results = Sequence[Mapping[str, Any]]
+Figures = Mapping[int, Mapping[str, Mapping[str, float]]]  # of a row: by seed, set and metric
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -60,34 +64,33 @@ def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> di
     by_row = {row.name: {item["seed"]: item for item in done if item["row"] == row.name} for row in recipe.rows}
     baseline = recipe.row(recipe.baseline).name
     shown = {name: {seed: figures(item) for seed, item in runs.items()} for name, runs in by_row.items()}
-    sets = {
-        name: [metric for metric in METRICS if metric in values]
-        for runs in shown.values()
-        for run in runs.values()
-        for name, values in run.items()
-    }
-    rows = [
+    known = [values for runs in shown.values() for run in runs.values() for values in run.items()]
+    sets = {name: [metric for metric in METRICS if metric in values] for name, values in known}
+    rows: list[dict[str, Any]] = [
         {
             "row": row.name,
             "options": dict(row.plan),
             "compose": row.compose,
             "seeds": sorted(by_row[row.name]),
             **_about_runs(list(by_row[row.name].values())),
-            "sets": {
-                name: {
-                    metric: _figure(shown[row.name], shown[baseline], name, metric, is_baseline=row.name == baseline)
-                    for metric in metrics
-                }
-                for name, metrics in sets.items()
-                if shown[row.name]
-            },
+            "sets": {name: {} for name in sets if shown[row.name]},
         }
         for row in recipe.rows
     ]
-    found = {name: {metric: _differences(rows, name, metric) for metric in metrics} for name, metrics in sets.items()}
-    for metrics in found.values():
-        for differences in metrics.values():
-            _adjust([item for _, item in differences if item["p"] is not None])
+    power: dict[str, dict[str, Any]] = {name: {} for name in sets}
+    words: dict[str, dict[str, str]] = {name: {} for name in sets}
+    for name, metric in ((name, metric) for name, metrics in sets.items() for metric in metrics):
+        differences: dict[str, dict[str, Any]] = {}
+        for row in (row for row in rows if name in row["sets"]):
+            mine, others = shown[row["row"]], {} if row["row"] == baseline else shown[baseline]
+            figure = row["sets"][name][metric] = _figure(mine, others, name, metric)
+            if figure["difference"] is not None:
+                differences[row["row"]] = figure["difference"]
+        tested = [item for item in differences.values() if item["p"] is not None]
+        for item, p in zip(tested, holm([item["p"] for item in tested]), strict=True):
+            item["p_holm"] = p
+        power[name][metric] = _power(differences.values())
+        words[name][metric] = _words(differences, baseline)
     return {
         "name": recipe.name,
         "about": " ".join(recipe.about.split()),
@@ -96,45 +99,21 @@ def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> di
         "runs": {"done": len(done), "all": len(recipe.rows) * len(recipe.seeds)},
         "sets": sets,
         "rows": rows,
-        "power": {
-            name: {metric: _power(item for _, item in differences) for metric, differences in metrics.items()}
-            for name, metrics in found.items()
-        },
-        "words": {
-            name: {metric: _words(differences, baseline) for metric, differences in metrics.items()}
-            for name, metrics in found.items()
-        },
+        "power": power,
+        "words": words,
         "treatments": treatment_notes(rows, baseline),
         "rests_on": _rests_on(recipe, done),
     }
 
 
-def _figure(
-    mine: Mapping[int, Mapping[str, Mapping[str, float]]],
-    others: Mapping[int, Mapping[str, Mapping[str, float]]],
-    name: str,
-    metric: str,
-    *,
-    is_baseline: bool,
-) -> dict[str, Any]:
+def _figure(mine: Figures, others: Figures, name: str, metric: str) -> dict[str, Any]:
+    """Return the spread of a figure over seeds, and its difference to that of `others` at the seeds of both; None without such seeds."""
     found = asdict(spread([run[name][metric] for run in mine.values()]))
     shared = sorted(set(mine) & set(others))
-    if is_baseline or not shared:
+    if not shared:
         return {**found, "difference": None}
     difference = paired([mine[seed][name][metric] for seed in shared], [others[seed][name][metric] for seed in shared])
     return {**found, "difference": {**asdict(difference), "significant": difference.significant}}
-
-
-def _differences(rows: Results, name: str, metric: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the rows that have a difference to the baseline, and this difference."""
-    known = [(row["row"], row["sets"][name][metric]["difference"]) for row in rows if name in row["sets"]]
-    return [(row, item) for row, item in known if item is not None]
-
-
-def _adjust(differences: Sequence[dict[str, Any]]) -> None:
-    """Add to each difference its p-value adjusted for the number of differences."""
-    for item, p in zip(differences, holm([item["p"] for item in differences]), strict=True):
-        item["p_holm"] = p
 
 
 def _power(differences: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -148,12 +127,12 @@ def _power(differences: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {"n": most, "sd": pooled, "detectable": detectable(pooled, most)}
 
 
-def _words(differences: Iterable[tuple[str, Mapping[str, Any]]], baseline: str) -> str:
+def _words(differences: Mapping[str, Mapping[str, Any]], baseline: str) -> str:
     """Return sentences on which differences to the baseline are significant, and which are not."""
     better, worse, neither = f"Significantly better than {baseline}", "Significantly worse", "Not significant"
     single = "One seed only, so nothing can be said"
     verdicts: dict[str, list[str]] = {better: [], worse: [], neither: [], single: []}
-    for row, item in differences:
+    for row, item in differences.items():
         mean, significant = 100 * item["mean"], item["significant"]
         if significant is None:
             verdicts[single].append(f"{row} ({mean:+.2f})")
@@ -169,19 +148,15 @@ def _about_runs(runs: Results) -> dict[str, Any]:
     """Return budget, plan and cost of a row's runs; means over its seeds."""
     if not runs:
         return {"plan": None, "cost": None}
-    config = runs[0]["plan"]["config"]
+    plan, samples = runs[0]["plan"], runs[0]["trained"]["samples"]
     seconds = _mean(item["trained"]["seconds"] for item in runs)
-    samples = runs[0]["trained"]["samples"]
     epochs = [item["trained"]["epochs"] for item in runs if item["trained"]["epochs"] is not None]
     return {
         "plan": {
-            "draws": runs[0]["plan"]["draws"],
-            "eligible": runs[0]["plan"]["eligible"],
-            "exposures": runs[0]["plan"].get("exposures"),  # runs of earlier versions have none
-            "dynamic": config.get("dynamic"),
-            "draw": config.get("draw"),
-            "clustering": config.get("clustering"),
-            "without": config.get("without"),
+            "draws": plan["draws"],
+            "eligible": plan["eligible"],
+            "exposures": plan.get("exposures"),  # runs of earlier versions have none
+            **{name: plan["config"].get(name) for name in ("dynamic", "draw", "clustering", "without")},
         },
         "cost": {
             "samples_seen": samples,
@@ -208,7 +183,8 @@ def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
     lists = {str(name) for config in configs for name in config.get("without") or ()}
     settings = {name: _settings(catalog.clusters_folder(name)) for name in sorted(clusterings)}
     columns = {item.get("column") or "image" for item in settings.values()}
-    encoders = {name: _json(catalog.embedding_folder(name) / layout.COLUMN) for name in sorted(columns)}
+    paths = {name: catalog.embedding_folder(name) / layout.COLUMN for name in sorted(columns)}
+    encoders = {name: dict(read_json(path)) if path.exists() else {} for name, path in paths.items()}
     unlike = sorted({item["trained"]["samples"] for item in done})
     if len(unlike) > 1:
         raise UserError(f"runs have seen {unlike} samples: must be one number to compare them; give another `output`")
@@ -220,26 +196,18 @@ def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
         "embeddings": encoders,
         "clusterings": settings,
         "drop_lists": {name: _settings(catalog.drops_folder(name)) for name in sorted(lists)},
-        "versions": _each([item["versions"] for item in done]),
-        "machines": _each([{**item["machine"], "device": item["trained"]["device"]} for item in done]),
+        "versions": _different([item["versions"] for item in done]),
+        "machines": _different([{**item["machine"], "device": item["trained"]["device"]} for item in done]),
     }
 
 
-def _each(values: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    different: list[dict[str, Any]] = []
-    for value in values:
-        if dict(value) not in different:
-            different.append(dict(value))
-    return different
+def _different(values: Results) -> Results:
+    return [value for at, value in enumerate(values) if value not in values[:at]]
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     manifest = find_manifest(folder)
     return {**manifest["identity"]["config"], "found": manifest["summary"]} if manifest else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return dict(read_json(path)) if path.exists() else {}
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
@@ -271,17 +239,16 @@ def results_csv(summary: Mapping[str, Any]) -> str:
     """Return the table as CSV, a line for each row, set and metric; shares, not percentages."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    names = [item for item in Difference.__dataclass_fields__ if item != "n"]
-    writer.writerow(["row", "set", "metric", "seeds", "mean", "sd", *(f"difference_{name}" for name in names),
-                     "difference_p_holm", "significant", "train_seconds", "samples_per_second"])  # fmt: skip
+    names = [*(item for item in Difference.__dataclass_fields__ if item != "n"), "p_holm"]
+    heads = ["row", "set", "metric", "seeds", "mean", "sd", *(f"difference_{name}" for name in names)]
+    writer.writerow([*heads, "significant", "train_seconds", "samples_per_second"])
     for row in summary["rows"]:
+        cost = [row["cost"]["train_seconds"], row["cost"]["samples_per_second"]] if row["sets"] else []
         for name, metrics in row["sets"].items():
             for metric, figure in metrics.items():
                 texts = spreadsheet_cell(row["row"]), spreadsheet_cell(name), metric
-                difference = figure["difference"] or {}
-                values = [difference.get(item) for item in [*names, "p_holm", "significant"]]
-                values += [row["cost"]["train_seconds"], row["cost"]["samples_per_second"]]
-                writer.writerow([*texts, figure["n"], figure["mean"], figure["sd"], *values])
+                difference = [(figure["difference"] or {}).get(item) for item in [*names, "significant"]]
+                writer.writerow([*texts, figure["n"], figure["mean"], figure["sd"], *difference, *cost])
     return stream.getvalue()
 
 
@@ -339,5 +306,69 @@ def _points(difference: Mapping[str, Any] | None) -> str:
 
 
 def _in_words(values: Mapping[str, Any]) -> str:
-    """Return settings as text, without empty ones."""
     return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, "", [], {}, "found"))
+
+
+# --- treatments: which samples a run could draw, and how often a training saw each of them ----------------------------
+
+
+@dataclass(frozen=True)
+class Exposures:
+    """How often the samples that a plan may draw (candidates) are seen."""
+
+    candidates: str  # hash of the set of candidates
+    mean: float  # mean number of views of a candidate
+    least: int | None  # fewest views of any candidate; None where the draw is random
+    most: int | None  # most views of any candidate; None where the draw is random
+
+
+def exposures(plan: Plan, samples_seen: int) -> Exposures:
+    """Return how often a training that goes through a plan's epochs in order sees each candidate."""
+    hashed, candidates = blake2b(digest_size=16), 0
+    for span in plan.spans():
+        inside = plan.candidates(span)
+        hashed.update(np.packbits(inside).tobytes())
+        candidates += int(inside.sum())
+    least, most = _bounds(plan, samples_seen) if plan.exact else (None, None)
+    return Exposures(hashed.hexdigest(), samples_seen / max(candidates, 1), least, most)
+
+
+def _bounds(plan: Plan, samples_seen: int) -> tuple[int, int]:
+    """Return the fewest and most views of a candidate. The last epoch may be incomplete."""
+    full = plan.sizes > 0
+    sizes, counts = plan.sizes[full], plan.counts(0)[full]
+    if not plan.dynamic:  # every epoch holds the same samples
+        epochs, rest = divmod(samples_seen, int(counts.sum()))
+        return epochs * int((counts // sizes).min()), (epochs + (rest > 0)) * int((-(-counts // sizes)).max())
+    # Copies of two members of a cluster differ by one at most, over any number of epochs.
+    taken, epoch = np.zeros_like(counts), 0
+    while int(taken.sum() + counts.sum()) <= samples_seen:
+        taken, epoch = taken + counts, epoch + 1
+        counts = plan.counts(epoch)[full]
+    least = int((taken // sizes).min())
+    if int(taken.sum()) < samples_seen:
+        taken = taken + counts
+    return least, int((-(-taken // sizes)).max())
+
+
+def treatment_notes(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
+    """Return sentences on summary rows that are the same treatment, and on rows with other candidates than the baseline."""
+    known = [row for row in rows if row["plan"] and row["plan"].get("exposures")]
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for row in known:
+        seen = row["plan"]["exposures"]
+        if seen["least"] is not None and seen["least"] == seen["most"]:
+            alike.setdefault((seen["candidates"], seen["least"], row["compose"]), []).append(row["row"])
+    notes = [
+        f"{' and '.join(names)} are the same treatment: each sees every candidate exactly {times} times. They differ in order alone."
+        for (_, times, _), names in alike.items()
+        if len(names) > 1
+    ]
+    base = next((row["plan"]["exposures"]["candidates"] for row in known if row["row"] == baseline), None)
+    other = [row["row"] for row in known if base is not None and row["plan"]["exposures"]["candidates"] != base]
+    if other:
+        notes.append(
+            f"Other candidates than those of {baseline}: {', '.join(other)}. Their differences mix what may be drawn with how it is drawn; "
+            "give rows the same `without`, or `proportional` over the same grouping, to compare draws alone."
+        )
+    return notes

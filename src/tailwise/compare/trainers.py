@@ -1,26 +1,306 @@
-"""The table of trainers that a comparison can use."""
+"""The trainers of a comparison: in this process, for small models and pools, or open_clip's trainer in a process of its own.
+
+In this process, open_clip's model, loss, optimizer and schedule run on images decoded once. Batches follow the loader's order, and steps
+those of open_clip's trainer. Only the crops differ: they are cut from cached images, bilinearly, a whole batch at once.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
+import os
+import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailwise.catalog.files import read_json, write_json
-from tailwise.compare.inprocess import Trained, train_in_process
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tailwise.catalog.files import read_json, write_array, write_json
+from tailwise.catalog.removals import Removals
+from tailwise.compare.images import Pictures, crop_and_resize, crop_boxes, decoded_pool, uniform_numbers
 from tailwise.compare.recipe import Training
 from tailwise.context import Context
 from tailwise.devices import find_device
-from tailwise.errors import UserError
+from tailwise.encoders.open_clip import model_id, silenced
+from tailwise.errors import UserError, refuse_many
+from tailwise.extras import require
+from tailwise.loader.order import Order, OrderOptions, choose_lanes
+from tailwise.loader.substitutes import Substitutes
 from tailwise.plan.plan import Plan
+from tailwise.storage.local import replacing
 from tailwise.text import option_words
+from tailwise.train.data import reseed, undisturbed
 from tailwise.train.segments import cut
 
+PROBE_STEPS = 4
+MARGIN = 1.25  # side of cached images, per side of the crop: a crop of half their area is then hardly scaled
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Result of a training."""
+
+    checkpoint: Path  # file in open_clip's format
+    samples: int  # number of samples seen
+    seconds: float  # duration of the training alone
+    device: str  # name of the device
+    last_loss: float | None = None  # mean over the last tenth of the steps; None if the trainer does not report it
+    unique: int | None = None  # number of distinct samples seen; None if not reported
+    epochs: int | None = None  # number of epochs started; None if not reported
+
+
+def order_of(plan: Plan, training: Training, compose: str, seed: int) -> Order:
+    """Return the order that open_clip's trainer would get."""
+    lanes = choose_lanes(training.global_batch, 1)
+    return Order(plan, OrderOptions(training.global_batch, seed=seed, lanes=lanes, compose=compose))
+
+
+def train_in_process(
+    plan: Plan,  # the samples to draw
+    training: Training,
+    *,
+    seed: int,  # of weights, order and crops
+    compose: str,  # how the order composes batches
+    folder: Path,  # for `checkpoint.pt` and `losses.npy` (float32, one per step)
+    cache: Path,  # folder of the decoded pool
+    name: str,  # of the run
+    context: Context | None = None,  # runs the tasks and shows progress
+) -> Trained:
+    """Train once.
+
+    Raise a UserError if open_clip is not installed, the model is unknown, or the pool is too large to keep decoded.
+    """
+    context = context or Context()
+    folder.mkdir(parents=True, exist_ok=True)
+    device = find_device(training.device)
+    with undisturbed(), _deterministic(device):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  (as open_clip's trainer does, before it makes the model)
+        torch.manual_seed(seed)
+        model = _make(training.model, device)
+        source = _Source(plan, training, order_of(plan, training, compose, seed), cache, model, device, context)
+        steps = Steps(model, training, source.steps, device)
+        losses = np.empty(source.steps, np.float32)
+        seen = np.zeros(plan.rows, np.bool_)
+        start = time.perf_counter()
+        for number in context.progress(range(source.steps), f"training {name}", source.steps):
+            if number % source.segment == 0:
+                reseed(seed, 0, number // source.segment, 0)
+            images, texts, rows = source.batch(number)
+            seen[rows] = True
+            losses[number] = steps.take(number, images, texts)
+        seconds = time.perf_counter() - start
+    if not np.isfinite(losses).all():
+        raise ArithmeticError(f"{name}: the loss became {losses[~np.isfinite(losses)][0]}; lower train.lr")
+    write_array(folder / "losses.npy", losses)
+    checkpoint = folder / "checkpoint.pt"
+    state = {item: value.detach().cpu().contiguous() for item, value in model.state_dict().items()}
+    with replacing(checkpoint) as path:
+        torch.save({"epoch": 1, "name": name, "state_dict": state}, path)
+    return Trained(
+        checkpoint,
+        source.steps * training.global_batch,
+        seconds,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        float(losses[-max(1, len(losses) // 10) :].mean()),
+        int(seen.sum()),
+        source.order.epoch_at(source.steps - 1) + 1,
+    )
+
+
+class Steps:
+    """Optimizer steps as open_clip's trainer takes them."""
+
+    def __init__(self, model: Any, training: Training, steps: int, device: torch.device) -> None:  # noqa: ANN401
+        """Make optimizer, schedule and loss for `steps` steps of an open_clip model with `output_dict` on `device`."""
+        import open_clip  # noqa: PLC0415  (an extra)
+        from open_clip_train.scheduler import cosine_lr  # noqa: PLC0415
+
+        self._model, self._device = model.train(), device
+        self._bf16 = training.precision == "bf16"
+        # As open_clip's trainer: gains, biases and the logit scale have no weight decay.
+        trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+        plain, rest = ([value for name, value in trained if _is_plain(name, value) is kind] for kind in (True, False))
+        self._optimizer = torch.optim.AdamW(
+            [{"params": plain, "weight_decay": 0.0}, {"params": rest, "weight_decay": training.wd}],
+            lr=training.lr,
+            betas=(training.beta1, training.beta2),
+            eps=training.eps,
+            fused=True,  # else the embedding of 49,408 tokens takes 7 % of a step, not 1 %
+        )
+        self._schedule = cosine_lr(self._optimizer, training.lr, training.warmup, steps)
+        self._loss = open_clip.ClipLoss()
+
+    def take(self, number: int, images: torch.Tensor, texts: torch.Tensor) -> float:
+        """Take one step; return the loss before it."""
+        self._schedule(number)
+        self._optimizer.zero_grad()
+        with _precision(self._device, bf16=self._bf16):
+            loss: torch.Tensor = self._loss(**self._model(images, texts))
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        with torch.no_grad():
+            self._model.logit_scale.clamp_(0, math.log(100))
+        return float(loss.detach())
+
+
+@contextmanager
+def _precision(device: torch.device, *, bf16: bool) -> Iterator[None]:
+    """Set autocast as in open_clip's trainer. On a CPU, unfused attention over a few tokens is faster than the fused kernel."""
+    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and bf16 else nullcontext()
+    with plain, torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+        yield
+
+
+class _Source:
+    def __init__(
+        self,
+        plan: Plan,
+        training: Training,
+        order: Order,
+        cache: Path,
+        model: Any,  # noqa: ANN401
+        device: torch.device,
+        context: Context,
+    ) -> None:
+        self.order = order
+        segments = cut(training.samples_seen // training.global_batch)
+        self.steps, self.segment = segments.batches, segments.length
+        config = preprocessing(model)
+        self._size, self._device = config["size"], device
+        self._scale = training.augment["scale"] if training.augment else None
+        self._pictures = _decoded(plan, training, cache, config, context)
+        removals = Removals.of(plan.catalog, plan.snapshot)
+        broken = int((~self._pictures.readable).sum()) - len(removals.rows)  # removed samples were not decoded
+        causes = "other samples would replace them"
+        what, rows = "{} samples{} of the pool can't be read", plan.rows - len(removals.rows)
+        refuse_many(broken, rows, training.max_rejected, what, causes, "train.max_rejected")
+        self._substitutes = Substitutes(plan, self.order.options.seed, removals)
+        self._on_device = torch.from_numpy(self._pictures.pixels).to(device) if device.type == "cuda" else None
+        self._mean, self._std = (torch.tensor(config[item], device=device).view(1, 3, 1, 1) for item in ("mean", "std"))
+
+    def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64]]:
+        """Return normalised images [G, 3, T, T], tokens int64 [G, L], and rows [G]."""
+        samples = self.order.batch(number)
+        rows = self._readable(samples.rows, samples.epochs)
+        if self._on_device is not None:
+            images = self._on_device[torch.from_numpy(rows).to(self._device)].float()
+        else:
+            images = torch.from_numpy(self._pictures.pixels[rows]).float()
+        if self._scale is not None:
+            numbers = uniform_numbers(self.order.options.seed, samples.epochs, number * len(rows))
+            images = crop_and_resize(images, crop_boxes(numbers, (self._scale[0], self._scale[1])), self._size)
+        images = images.div_(255).sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
+        texts = torch.from_numpy(self._pictures.tokens[rows].astype(np.int64)).to(self._device)
+        return images, texts, rows
+
+    def _readable(self, rows: npt.NDArray[np.int64], epochs: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Return the rows; removed and unreadable ones are replaced by those that the loader would take."""
+        readable = self._pictures.readable
+        if readable[rows].all():
+            return rows
+        rows = rows.copy()
+        for at in np.flatnonzero(~readable[rows]).tolist():
+            others = self._substitutes.of(int(rows[at]), int(epochs[at]))
+            found = next((other for other in others if readable[other]), None)
+            if found is None:
+                raise UserError(f"row {int(rows[at]):,} has no readable replacement: see `tailwise status`")
+            rows[at] = found
+        return rows
+
+
+def _decoded(plan: Plan, training: Training, cache: Path, config: dict[str, Any], context: Context) -> Pictures:
+    factory = _open_clip()
+    size = training.cache_pixels or (round(MARGIN * config["size"]) if training.augment else config["size"])
+    if training.augment is None and size != config["size"]:
+        raise UserError(f"cache_pixels {size}: without augment, it must be the model's size; leave it out")
+    plain = {**config, "size": size, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    resize = factory.transform.image_transform_v2(factory.transform.PreprocessCfg(**plain), is_train=False)
+    about = {"model": model_id(training.model), "open_clip": factory.__version__, **plain}
+    how = {"size": size, "resize": resize, "tokenizer": factory.get_tokenizer(training.model), "about": about}
+    return decoded_pool(plan.catalog, plan.snapshot, cache, **how, context=context)
+
+
+def preprocessing(model: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return a model's preprocessing: size (one number), mean, std, interpolation, resize_mode, fill_color."""
+    config = dict(model.visual.preprocess_cfg)
+    size = config["size"]
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise UserError(f"the model takes images of {size}: must be square to be cached; use `trainer: open_clip`")
+    return {**config, "size": int(sides.pop())}
+
+
+def seconds_per_step(training: Training) -> float:
+    """Return the duration of a step on this machine, measured over a few steps on random samples."""
+    device = find_device(training.device)
+    with undisturbed():
+        model = _make(training.model, device)
+        steps = Steps(model, training, PROBE_STEPS + 2, device)
+        size = preprocessing(model)["size"]
+        images = torch.randn(training.global_batch, 3, size, size, device=device)
+        texts = _open_clip().get_tokenizer(training.model)(["a photo of something"] * training.global_batch).to(device)
+        seconds = []
+        for number in range(PROBE_STEPS + 1):
+            start = time.perf_counter()
+            steps.take(number, images.contiguous(memory_format=torch.channels_last), texts)
+            seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
+
+
+def _open_clip() -> Any:  # noqa: ANN401
+    require("train", "open_clip", "open_clip_train", purpose="training")
+    import open_clip  # noqa: PLC0415  (an extra)
+
+    return open_clip
+
+
+def _make(name: str, device: torch.device) -> Any:  # noqa: ANN401
+    """Return a model with random weights."""
+    factory = _open_clip()
+    try:
+        with silenced(logging.WARNING):  # open_clip warns that no pretrained weights are loaded
+            model = factory.create_model(name, device=device, output_dict=True)
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        remedy = "give local-dir:FOLDER or a name that open_clip knows"
+        raise UserError(f"train.model {name!r} can't be made ({error}): {remedy}") from error
+    return model.to(memory_format=torch.channels_last)
+
+
+def _is_plain(name: str, value: torch.Tensor) -> bool:
+    return value.ndim < 2 or any(word in name for word in ("bn", "ln", "bias", "logit_scale"))
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Make results on a GPU repeatable: choose algorithms of cuDNN and cuBLAS whose sums do not depend on timing."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+# --- open_clip's trainer ----------------------------------------------------------------------------------------------
+
+
 RUN = "training"  # folder of the open_clip trainer within the run's folder
-SHOWN_LINES = 5  # of the trainer's log, in an error
 
 
 def train_by_open_clip(
@@ -60,7 +340,7 @@ def train_by_open_clip(
             seconds = before + time.perf_counter() - start
             write_json(clock, seconds)
     if code:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-SHOWN_LINES:]
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
         raise UserError(f"{name}: the trainer ended with code {code}, see {log}: {' | '.join(lines)}")
     segments = cut(training.samples_seen // training.global_batch)
     device = str(find_device(training.device))
@@ -70,18 +350,12 @@ def train_by_open_clip(
 
 def open_clip_arguments(training: Training) -> dict[str, Any]:
     """Return a training as arguments of open_clip's trainer."""
+    shared = ("model", "lr", "warmup", "wd", "beta1", "beta2", "eps", "workers")
     return {
-        "model": training.model,
+        **{name: getattr(training, name) for name in shared},
         "batch-size": training.global_batch,
-        "lr": training.lr,
-        "warmup": training.warmup,
-        "wd": training.wd,
-        "beta1": training.beta1,
-        "beta2": training.beta2,
-        "eps": training.eps,
         "precision": {"fp32": "fp32", "bf16": "amp_bf16"}[training.precision],
         "device": str(find_device(training.device)),
-        "workers": training.workers,
         "aug-cfg": training.augment or {"scale": [1.0, 1.0]},
         "delete-previous-checkpoint": True,
         **training.open_clip,
@@ -89,10 +363,3 @@ def open_clip_arguments(training: Training) -> dict[str, Any]:
 
 
 TRAINERS: Mapping[str, Callable[..., Trained]] = {"in-process": train_in_process, "open_clip": train_by_open_clip}
-
-
-def find_trainer(name: str) -> Callable[..., Trained]:
-    """Return the trainer of a name, or raise a UserError that lists the names."""
-    if name not in TRAINERS:
-        raise UserError(f"train.trainer is {name!r}: must be one of {', '.join(TRAINERS)}")
-    return TRAINERS[name]

@@ -108,6 +108,7 @@ PHOTOGRAPHS = {
     "coins": "coins.png",
     "veins": "retina.jpg",
 }
+PHOTOGRAPH_OF = dict(zip(PATTERNS, PHOTOGRAPHS, strict=True))  # the background in place of a pattern
 PHOTOGRAPH_PX = 400  # longest side; crops have 60 pixels or more
 CROP = (0.25, 0.6)  # bounds of the side of a random crop, as a share of the photograph's shorter side
 
@@ -147,12 +148,8 @@ def concept_name(concept: int, *, photographs: bool = False) -> str:
     """Return the words of a concept in captions: "a red triangle on a striped navy background", or "... on navy bricks"."""
     shape, colour, pattern, tint = _looks(concept)
     article = "an" if colour == "orange" else "a"
-    background = f"{tint} {_photograph(pattern)}" if photographs else f"a {pattern} {tint} background"
+    background = f"{tint} {PHOTOGRAPH_OF[pattern]}" if photographs else f"a {pattern} {tint} background"
     return f"{article} {colour} {shape} on {background}"
-
-
-def _photograph(pattern: str) -> str:
-    return list(PHOTOGRAPHS)[list(PATTERNS).index(pattern)]
 
 
 def read_photographs() -> dict[str, Image.Image]:
@@ -203,10 +200,10 @@ def draw_image(
 
     palette = np.array([*TINTS[tint], COLOURS[colour]], np.float32) + random.normal(0, 7, (3, 3)).astype(np.float32)
     if photographs is None:
-        weight = PATTERNS[pattern](x, y, random.uniform())[..., None]
+        weight = PATTERNS[pattern](x, y, random.uniform())
     else:
-        weight = _crop(photographs[_photograph(pattern)], size_px, random)[..., None]
-    pixels = palette[0] + (palette[1] - palette[0]) * weight
+        weight = _crop(photographs[PHOTOGRAPH_OF[pattern]], size_px, random)
+    pixels = palette[0] + (palette[1] - palette[0]) * weight[..., None]
     pixels += (palette[2] - pixels) * inside[..., None]
     pixels *= np.float32(random.uniform(0.92, 1.05))
     pixels += random.standard_normal(pixels.shape, dtype=np.float32) * np.float32(random.uniform(2, 9))
@@ -225,31 +222,20 @@ def _crop(photograph: Image.Image, size_px: int, random: np.random.Generator) ->
 def make_pool(
     folder: Path,
     *,
-    images: int = 6400,
-    concepts: int = 64,
-    shards: int = 8,
-    size_px: int = 64,
-    duplicates: int = 0,
-    seed: int = 0,
-    photographs: Photographs | None = None,
-    copy_quality: tuple[int, int] = (70, 89),
+    images: int = 6400,  # without near-duplicates, at least one for each concept
+    concepts: int = 64,  # at most 512; concept 0 is the most frequent
+    shards: int = 8,  # tars; they share the shuffled images evenly
+    size_px: int = 64,  # side of an image, pixels
+    duplicates: int = 0,  # near-duplicates: copies of random images at a lower JPEG quality, with another caption
+    seed: int = 0,  # changes images and order; concepts and counts stay
+    photographs: Photographs | None = None,  # backgrounds, see `read_photographs`; without them, patterns are drawn
+    copy_quality: tuple[int, int] = (70, 89),  # bounds of the JPEG quality of near-duplicates; other images have 90
 ) -> None:
     """Write a pool of drawn images: `00000.tar`, `00001.tar`, … and `concepts.tsv`. The same arguments give the same bytes.
 
     The tars have img2dataset's layout: `{key}.jpg`, `{key}.txt`, `{key}.json`, where a key is five digits of the shard and four of the
     sample. `concepts.tsv` has the concept of each key (columns key, concept, name); no command reads this truth. With near-duplicates,
     `duplicates.tsv` has the original of each (columns key, duplicate_of).
-
-    Args:
-        folder: created if needed; shards of the same name are replaced.
-        images: number of images without near-duplicates, at least one for each concept.
-        concepts: number of concepts, at most 512; concept 0 is the most frequent.
-        shards: number of tars; they share the shuffled images evenly.
-        size_px: side of an image, pixels.
-        duplicates: number of near-duplicates: copies of random images at a lower JPEG quality, with another caption.
-        seed: changes images and order; concepts and counts stay.
-        photographs: backgrounds (see `read_photographs`); without them, patterns are drawn.
-        copy_quality: bounds of the JPEG quality of near-duplicates; that of other images is 90.
 
     Raises:
         ValueError: a number is out of bounds.
@@ -271,17 +257,24 @@ def make_pool(
     # Samples from `images` on are copies; `source_of` has the number of the original.
     copied = _stream(seed, SOURCE_STREAM).integers(images, size=duplicates)
     source_of = np.concatenate([np.arange(images), copied])
-    concept_of = np.repeat(np.arange(concepts), counts)[source_of]
+    concept_of = np.repeat(np.arange(concepts), counts)[source_of].tolist()
     order = _stream(seed, SHUFFLE_STREAM).permutation(total)
+    words = [concept_name(concept, photographs=photographs is not None) for concept in range(concepts)]
     keys = [""] * total
     for shard, members in enumerate(np.array_split(order, shards)):
         with tarfile.open(folder / names[shard], "w", format=tarfile.USTAR_FORMAT) as tar:
             for position, sample in enumerate(members.tolist()):
-                keys[sample] = f"{shard:05d}{position:04d}"
-                stream = _stream(seed, SAMPLE_STREAM, int(source_of[sample]))
-                own = _stream(seed, COPY_STREAM, sample) if sample >= images else None
-                _add_sample(tar, keys[sample], int(concept_of[sample]), size_px, stream, own, photographs, copy_quality)
-    words = [concept_name(concept, photographs=photographs is not None) for concept in range(concepts)]
+                key = keys[sample] = f"{shard:05d}{position:04d}"
+                random, concept = _stream(seed, SAMPLE_STREAM, int(source_of[sample])), concept_of[sample]
+                template = TEMPLATES[random.integers(len(TEMPLATES))]
+                jpeg = _jpeg(draw_image(concept, size_px, random, photographs))
+                if sample >= images:
+                    random = _stream(seed, COPY_STREAM, sample)
+                    template = TEMPLATES[random.integers(len(TEMPLATES))]
+                    jpeg = _jpeg(decode_rgb(jpeg), quality=int(random.integers(*copy_quality, endpoint=True)))
+                caption = template.format(words[concept])
+                about = {"key": key, "caption": caption, "width": size_px, "height": size_px, "status": "success"}
+                _add_members(tar, key, jpg=jpeg, txt=caption.encode(), json=json.dumps(about).encode())
     lines = [f"{keys[sample]}\t{concept_of[sample]}\t{words[concept_of[sample]]}" for sample in order]
     _write_lines(folder / "concepts.tsv", ["key\tconcept\tname", *lines])
     if duplicates:
@@ -290,22 +283,12 @@ def make_pool(
 
 
 def make_test_set(
-    folder: Path,
-    *,
-    concepts: int = 64,
-    each: int = 20,
-    size_px: int = 64,
-    seed: int = 0,
-    photographs: Photographs | None = None,
+    folder: Path, *, concepts: int, each: int, size_px: int, seed: int = 0, photographs: Photographs | None = None
 ) -> None:
     """Write a balanced test set for `make_pool`'s concepts, in clip_benchmark's layout: `each` images of each concept.
 
-    No image is in the pool of the same seed. The classes have the concepts' names. The other parameters are those of `make_pool`. Raise a
-    ValueError if a number is out of bounds.
+    No image is in the pool of the same seed. The classes have the concepts' names. The other parameters are those of `make_pool`.
     """
-    _check_range("concepts", concepts, 1, CONCEPTS_LIMIT)
-    _check_range("each", each, 1)
-    _check_range("size_px", size_px, SMALLEST_SIDE_PX)
     (folder / "test").mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "test" / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in range(concepts * each):
@@ -330,27 +313,6 @@ def _check_range(name: str, value: int, least: int, most: int | None = None, rem
     if value < least or (most is not None and value > most):
         bound = f"at least {least}" if value < least else f"at most {most}"
         raise ValueError(f"{name} is {value}, but must be {bound}" + (f": {remedy}" if remedy else ""))
-
-
-def _add_sample(
-    tar: tarfile.TarFile,
-    key: str,
-    concept: int,
-    size_px: int,
-    random: np.random.Generator,
-    own: np.random.Generator | None,
-    photographs: Photographs | None,
-    copy_quality: tuple[int, int],
-) -> None:
-    """Add a sample; with `own`, a near-duplicate of the sample that `random` draws."""
-    name = concept_name(concept, photographs=photographs is not None)
-    caption = TEMPLATES[random.integers(len(TEMPLATES))].format(name)
-    jpeg = _jpeg(draw_image(concept, size_px, random, photographs))
-    if own is not None:
-        caption = TEMPLATES[own.integers(len(TEMPLATES))].format(name)
-        jpeg = _jpeg(decode_rgb(jpeg), quality=int(own.integers(*copy_quality, endpoint=True)))
-    described = {"key": key, "caption": caption, "width": size_px, "height": size_px, "status": "success"}
-    _add_members(tar, key, jpg=jpeg, txt=caption.encode(), json=json.dumps(described).encode())
 
 
 def _jpeg(image: Image.Image, quality: int = 90) -> bytes:

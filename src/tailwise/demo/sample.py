@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tailwise.errors import UserError
 from tailwise.shards.containers import index_shard
-from tailwise.sources import Found, find
+from tailwise.sources import find
 from tailwise.storage.remote import is_remote
 
 BLOCK_BYTES = 512  # of a tar; two empty blocks end it
@@ -48,14 +48,13 @@ def take_sample(paths: Sequence[str], samples: int, folder: Path) -> PoolSample:
     chosen, total = _tars(pool, samples, folder) if found.tars else _tables(pool, samples)
     if not total:
         raise UserError(f"{' '.join(paths)} holds no usable samples: `tailwise import` lists the reasons")
-    return PoolSample(
-        sources=[*sorted(chosen), *_embedding_sources(found)],
-        samples=total,
-        files=len(chosen),
-        pool_files=len(pool),
-        has_images=bool(found.tars),
-        has_embeddings=bool(found.embeddings.get("image")),
-    )
+    # Embedding files that are not in metadata files; those in clip-retrieval's layout as folders.
+    files = {Path(file.path) for files in found.embeddings.values() for file in files}
+    sources = {path.parent.parent for path in files if path.suffix == ".npy"}
+    sources |= {path for path in files if path.suffix == ".parquet"}
+    has_images, has_embeddings = bool(found.tars), bool(found.embeddings.get("image"))
+    embeddings = sorted(map(str, sources))
+    return PoolSample([*sorted(chosen), *embeddings], total, len(chosen), len(pool), has_images, has_embeddings)
 
 
 def _tars(pool: Sequence[str], samples: int, folder: Path) -> tuple[list[str], int]:
@@ -97,10 +96,3 @@ def _tables(pool: Sequence[str], samples: int) -> tuple[list[str], int]:
         chosen.append(path)
         total += rows
     return chosen, total
-
-
-def _embedding_sources(found: Found) -> list[str]:
-    """Return the embedding files that are not in metadata files; those in clip-retrieval's layout as folders."""
-    paths = {Path(file.path) for files in found.embeddings.values() for file in files}
-    folders = {path.parent.parent for path in paths if path.suffix == ".npy"}
-    return sorted(map(str, {*folders, *(path for path in paths if path.suffix == ".parquet")}))

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from tailwise.encoders import clip, hugging_face, lite0, pixels
-from tailwise.encoders.backends import choose_backend, with_openvino
+from tailwise.encoders import hugging_face, lite0, open_clip, pixels
+from tailwise.encoders.backends import choose_backend, choose_precision, with_openvino
 from tailwise.encoders.encoder import Encoder
-from tailwise.encoders.precision import choose_precision
 from tailwise.errors import UserError
 from tailwise.requests import EncoderRequest
 
@@ -19,9 +18,9 @@ Load = Callable[[str, EncoderRequest, torch.device, str], Encoder]
 
 # Prefix of the name: spelling, function that loads the rest of the name, and meaning of the precision "auto".
 ENCODERS: dict[str, tuple[str, Load, str]] = {
-    "open_clip": ("open_clip:MODEL/PRETRAINED", clip.load_pretrained, "auto"),
+    "open_clip": ("open_clip:MODEL/PRETRAINED", open_clip.load_pretrained, "auto"),
     "transformers": ("transformers:NAME_OR_FOLDER", hugging_face.load, "auto"),
-    "checkpoint": ("checkpoint:PATH", clip.load_checkpoint, "auto"),
+    "checkpoint": ("checkpoint:PATH", open_clip.load_checkpoint, "auto"),
     "lite0": ("lite0[:PIXELS]", lite0.load, "fp32"),  # this small network loses more in bf16 than larger ones
     "pixels": ("pixels", pixels.load, "fp32"),
 }

@@ -12,24 +12,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tailwise.catalog.files import digest
-from tailwise.encoders.captions import CaptionPreparation
+from tailwise.encoders.backends import lower_weights, weights_hash
 from tailwise.encoders.encoder import Encoder, Side, Tensors
-from tailwise.encoders.images import ImagePreparation
 from tailwise.encoders.open_clip import shortened, silenced
-from tailwise.encoders.precision import lower_weights, weights_hash
+from tailwise.encoders.prepare import CaptionPreparation, ImagePreparation
 from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import require
 from tailwise.requests import EncoderRequest
 from tailwise.text import did_you_mean
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 POOLINGS = ("cls", "mean", "pooler")
 # Vision transformers whose last hidden state starts with a CLS token, then register tokens as their configuration says, then patches.
@@ -63,13 +60,17 @@ def load(name: str, options: EncoderRequest, device: torch.device, precision: st
         more = f"; the model does not know {len(unknown)} of the stored names, such as {unknown[0]}" if unknown else ""
         problem = f"no weights for {len(missing)} parameters of {type(model).__name__}, such as {missing[0]}"
         raise UserError(f"{spelt} has {problem}{more}")
-    identity = {"model": _architecture(model.config), "weights": weights_hash(model)}
+    values = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NO_ARCHITECTURE}
+    architecture = f"{model.config.model_type} {digest(json.loads(json.dumps(values, default=str)))}"
+    identity = {"model": architecture, "weights": weights_hash(model)}
     if pooling is not None:
         identity["pooling"] = pooling
     lower_weights(model, precision)
     model = model.to(device).eval()
     forward = partial(_features, model.get_image_features) if pooling is None else partial(_pooled, model, pooling)
-    sides = {"image": Side(ImagePreparation(partial(_processed, processor)), forward, _processing(processor))}
+    values = json.loads(processor.to_json_string())
+    about = {key: values[key] for key in _PROCESSING if values.get(key) is not None}
+    sides = {"image": Side(ImagePreparation(partial(_processed, processor)), forward, about)}
     if both:
         sides["text"] = _text_side(spelt, name, model)
     return Encoder(spelt, sides, identity, device, precision, ("transformers", "tokenizers", "torchvision"), model)
@@ -126,17 +127,6 @@ def _choose_pooling(spelt: str, config: Any, asked: str | None) -> str:  # noqa:
     return asked or ("cls" if has_cls else "pooler")
 
 
-def _architecture(config: Any) -> str:  # noqa: ANN401
-    """Return the architecture, independent of its name and place."""
-    values = {key: value for key, value in config.to_diff_dict().items() if key not in _NO_ARCHITECTURE}
-    return f"{config.model_type} {digest(json.loads(json.dumps(values, default=str)))}"
-
-
-def _processing(processor: Any) -> dict[str, Any]:  # noqa: ANN401
-    values = json.loads(processor.to_json_string())
-    return {key: values[key] for key in _PROCESSING if values.get(key) is not None}
-
-
 def _processed(processor: Any, images: Sequence[Image.Image]) -> Tensors:  # noqa: ANN401
     return dict(processor(images=list(images), return_tensors="pt"))
 
@@ -156,11 +146,9 @@ def _features(features: Callable[..., Any], tensors: Tensors) -> Tensor:
 def _pooled(model: Any, pooling: str, tensors: Tensors) -> Tensor:  # noqa: ANN401
     """Return a vision model's tokens, pooled to one row per image."""
     found = model(**tensors)
-    if pooling == "pooler":
-        rows: Tensor = found.pooler_output.flatten(1)
-    elif pooling == "cls":
-        rows = found.last_hidden_state[:, 0]
+    registers = int(getattr(model.config, "num_register_tokens", 0) or 0)
+    if pooling == "mean":
+        rows: Tensor = found.last_hidden_state[:, 1 + registers :].mean(dim=1)
     else:
-        registers = int(getattr(model.config, "num_register_tokens", 0) or 0)
-        rows = found.last_hidden_state[:, 1 + registers :].mean(dim=1)
+        rows = found.pooler_output.flatten(1) if pooling == "pooler" else found.last_hidden_state[:, 0]
     return rows

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tailwise.encoders.backends import lower_weights, weights_hash
 from tailwise.encoders.encoder import Encoder, Side, Tensors, refuse
-from tailwise.encoders.images import ImagePreparation
-from tailwise.encoders.precision import lower_weights, weights_hash
+from tailwise.encoders.prepare import ImagePreparation
 from tailwise.errors import UserError
 from tailwise.extras import require
 from tailwise.requests import EncoderRequest

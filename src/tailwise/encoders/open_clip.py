@@ -1,25 +1,32 @@
-"""The model of a checkpoint, loaded with open_clip's factories."""
+"""The model of a checkpoint, loaded with open_clip's factories; the encoders `open_clip:MODEL/PRETRAINED` and `checkpoint:PATH`."""
 
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tailwise.catalog.files import file_digest
 from tailwise.devices import find_device
+from tailwise.encoders.backends import lower_weights, weights_hash
+from tailwise.encoders.encoder import Encoder, Side, Tensors
+from tailwise.encoders.prepare import CaptionPreparation, ImagePreparation
 from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import require
+from tailwise.requests import EncoderRequest
 
 SCHEME = "open_clip:"
 LOCAL_MODEL = "local-dir:"
@@ -63,15 +70,10 @@ class LoadedModel:
 
 
 def find_checkpoint(checkpoint: str | Path, model: str | None = None) -> Checkpoint:
-    """Return the checkpoint that a user names.
+    """Return the checkpoint that a user names, or raise a UserError if there is none, or the model's name is missing.
 
-    Args:
-        checkpoint: a file of weights, the folder of a run (whose newest checkpoint is taken), `open_clip:MODEL/PRETRAINED`,
-            `open_clip:hf-hub:NAME` or `open_clip:local-dir:FOLDER`.
-        model: name of the model; by default that in the run's params.txt.
-
-    Raises:
-        UserError: there is no checkpoint, or the model's name is missing.
+    It is a file of weights, the folder of a run (whose newest checkpoint is taken), `open_clip:MODEL/PRETRAINED`, `open_clip:hf-hub:NAME`
+    or `open_clip:local-dir:FOLDER`. The name of the model is by default that in the run's params.txt.
     """
     text = str(checkpoint)
     if text.startswith(SCHEME):
@@ -105,7 +107,8 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", precision: str = "f
                 checkpoint.model, pretrained=checkpoint.pretrained, load_weights=own, pretrained_text=own,
                 device=place, require_pretrained=own, **checkpoint.settings,
             )  # fmt: skip
-            tokenizer = open_clip.get_tokenizer(checkpoint.model, **_context(checkpoint.settings))
+            length = checkpoint.settings.get("force_context_length")
+            tokenizer = open_clip.get_tokenizer(checkpoint.model, **({"context_length": length} if length else {}))
             if checkpoint.weights is not None:
                 load_weights(model, checkpoint.weights, place)
     except (
@@ -202,21 +205,14 @@ def _read_parameters(path: Path) -> dict[str, Any]:
     """Return the arguments that open_clip's trainer noted of a run, one `name: value` per line."""
     if not path.is_file():
         return {}
-    pairs = (line.partition(": ") for line in path.read_text(encoding="utf-8").splitlines())
-    return {name: _value(text) for name, _, text in pairs}
-
-
-def _value(text: str) -> Any:  # noqa: ANN401  (whatever an argument may be)
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    # argparse makes a list of one number, where the factory needs the number.
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _context(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {"context_length": settings["force_context_length"]} if "force_context_length" in settings else {}
+    found: dict[str, Any] = {}
+    for name, _, text in (line.partition(": ") for line in path.read_text(encoding="utf-8").splitlines()):
+        found[name] = text
+        with suppress(ValueError, SyntaxError):
+            found[name] = ast.literal_eval(text)
+        if isinstance(found[name], list) and len(found[name]) == 1:  # by argparse, where the factory needs a number
+            found[name] = found[name][0]
+    return found
 
 
 def shortened(error: BaseException) -> str:
@@ -246,3 +242,53 @@ def model_id(name: str) -> str:
     if not path.exists():
         raise NotFoundError(f"train.model {name}: there is no {path}: give a folder that holds it")
     return LOCAL_MODEL + file_digest(path)
+
+
+# --- encoders -----------------------------------------------------------------------------------------------------------
+
+
+def load_pretrained(name: str, options: EncoderRequest, device: torch.device, precision: str) -> Encoder:
+    """Load `MODEL/PRETRAINED`, `hf-hub:NAME` or `local-dir:FOLDER` of open_clip."""
+    if options.model is not None:
+        raise UserError(f"`model` does nothing with open_clip:{name}, which names its model")
+    return _load(f"open_clip:{name}", f"open_clip:{name}", options, device, precision)
+
+
+def load_checkpoint(name: str, options: EncoderRequest, device: torch.device, precision: str) -> Encoder:
+    """Load a file of weights, or the folder of a run of `tailwise train`, `tailwise compare` or open_clip's trainer."""
+    return _load(f"checkpoint:{name}", name, options, device, precision)
+
+
+def _load(spelt: str, checkpoint: str, options: EncoderRequest, device: torch.device, precision: str) -> Encoder:
+    if options.pooling is not None:
+        raise UserError(f"`pooling` does nothing with {spelt}: its model pools in its own way")
+    require("encoders", "open_clip", purpose=f"`encoder` {spelt}")
+    found = find_checkpoint(checkpoint, options.model)
+    loaded = load_model(found, str(device))
+    model, tokenizer = loaded.model, cast(Any, loaded.tokenizer)
+    settings = ", ".join(f"{name}={value}" for name, value in sorted(found.settings.items()))
+    architecture = " ".join(filter(None, (model_id(found.model), found.pretrained, settings)))
+    identity = {"model": architecture, "weights": weights_hash(model)}
+    lower_weights(model, precision)
+    length = int(tokenizer.context_length)
+    sides = {
+        "image": Side(
+            ImagePreparation(partial(_stack, loaded.preprocess)),
+            lambda tensors: model.encode_image(tensors["image"]),
+            json.loads(json.dumps(dict(model.visual.preprocess_cfg))),
+        ),
+        "text": Side(
+            CaptionPreparation(partial(_tokens, tokenizer), "text", length),
+            lambda tensors: model.encode_text(tensors["text"]),
+            {"tokenizer": type(tokenizer).__name__, "length": length},
+        ),
+    }
+    return Encoder(spelt, sides, identity, device, precision, ("open_clip_torch", "timm", "torchvision"), model)
+
+
+def _stack(transform: Callable[[Any], Tensor], images: Sequence[Image.Image]) -> Tensors:
+    return {"image": torch.stack([transform(image) for image in images])}
+
+
+def _tokens(tokenizer: Callable[..., Tensor], captions: list[str], length: int) -> Tensors:
+    return {"text": tokenizer(captions, context_length=length)}

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from tailwise.encoders.encoder import Encoder, Side, Tensors, refuse
-from tailwise.encoders.images import ImagePreparation
+from tailwise.encoders.prepare import ImagePreparation
 from tailwise.errors import UserError
 from tailwise.requests import EncoderRequest
 
@@ -57,14 +57,11 @@ def describe(images: Sequence[Image.Image]) -> Floats:
 
     Each of these three blocks is centred and normalised on its own, then weighted. The same image has the same row in any batch.
     """
-    chunks = [images[first : first + CHUNK_IMAGES] for first in range(0, len(images), CHUNK_IMAGES)]
-    rows = [_describe_pixels(np.stack([_thumbnail(image) for image in chunk])) for chunk in chunks]
+    small = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images]
+    pixels = [np.asarray(image, dtype=np.uint8) for image in small]
+    firsts = range(0, len(images), CHUNK_IMAGES)
+    rows = [_describe_pixels(np.stack(pixels[first : first + CHUNK_IMAGES])) for first in firsts]
     return np.concatenate(rows) if rows else np.empty((0, DIMENSION), np.float32)
-
-
-def _thumbnail(image: Image.Image) -> npt.NDArray[np.uint8]:
-    small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.uint8)
 
 
 def _describe_pixels(pixels: npt.NDArray[np.uint8]) -> Floats:

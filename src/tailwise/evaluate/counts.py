@@ -30,36 +30,38 @@ def read_train_counts(path: Path, classes: Sequence[str]) -> npt.NDArray[np.int6
     class name, or a list by class index). Raise a UserError if the file cannot be read, has a class twice or not at all, or a count is not
     a whole number of 0 or more.
     """
+    rows: list[tuple[int | str, Any]]
     try:
-        file = path.expanduser()
-        rows = _from_json(parse_json(read_text(file)), path) if path.suffix.lower() == ".json" else _from_table(file)
+        if path.suffix.lower() != ".json":
+            rows = _from_table(path.expanduser())
+        elif isinstance(value := parse_json(read_text(path.expanduser())), list | dict):
+            rows = list(value.items() if isinstance(value, dict) else enumerate(value))
+        else:
+            what = "neither an object of counts by class name nor a list of counts"
+            raise UserError(f"{path} holds {what}: give one of them")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as training counts: {error}") from error
     known: dict[int | str, list[int]] = {}
     for index, name in enumerate(classes):
-        known.setdefault(index, []).append(index)
         known.setdefault(name, []).append(index)
     counts = np.full(len(classes), -1, np.int64)
     for key, value in rows:
         if isinstance(key, int) and not 0 <= key < len(classes):
             raise UserError(f"{path} counts class {key}: the set has classes 0 … {len(classes) - 1}")
-        for index in known.get(key, ()):
+        for index in [key] if isinstance(key, int) else known.get(key, ()):
             if counts[index] >= 0:
                 raise UserError(f"{path} counts {key!r} twice: give each class once")
-            counts[index] = _whole(value, key, path)
-    if (counts < 0).any():
-        absent = [classes[index] for index in np.flatnonzero(counts < 0).tolist()]
+            try:
+                number = int(value)
+            except (TypeError, ValueError, OverflowError):
+                number = -1
+            if not 0 <= number < 1 << 63 or (isinstance(value, float) and value != number):
+                raise UserError(f"{path} counts {key!r} as {value!r}: must be a whole number, 0 or more")
+            counts[index] = number
+    if absent := [classes[index] for index in np.flatnonzero(counts < 0).tolist()]:
         missing = f"no count for {len(absent):,} of {len(classes):,} classes, such as {absent[0]!r}"
         raise UserError(f"{path} has {missing}: give 0 for a class never seen")
     return counts
-
-
-def _from_json(value: Any, path: Path) -> list[tuple[int | str, Any]]:  # noqa: ANN401  (any JSON value)
-    if isinstance(value, list):
-        return list(enumerate(value))
-    if isinstance(value, dict):
-        return list(value.items())
-    raise UserError(f"{path} holds neither an object of counts by class name nor a list of counts: give one of them")
 
 
 def _from_table(path: Path) -> list[tuple[int | str, Any]]:
@@ -74,16 +76,6 @@ def _from_table(path: Path) -> list[tuple[int | str, Any]]:
         raise UserError(f"{path} has {names.count(again[0])} columns called {again[0]!r}: give it one")
     key, value = names.index(named), names.index(counted)
     return [(int(row[key]) if named == INDEX_COLUMN else row[key], row[value]) for _, row in rows]
-
-
-def _whole(value: Any, key: int | str, path: Path) -> int:  # noqa: ANN401  (text or any JSON value)
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = -1
-    if not 0 <= number < 1 << 63 or (isinstance(value, float) and value != number):
-        raise UserError(f"{path} counts {key!r} as {value!r}: must be a whole number, 0 or more")
-    return number
 
 
 def count_in_pool(
@@ -118,12 +110,9 @@ class _Count(Task[tuple[Path, int], npt.NDArray[np.int64]]):
         matcher, owners = worker.cached(self, self._matcher)
         counts, entries = matcher(captions.column(0).to_pylist())
         rows = np.repeat(np.arange(len(counts)), counts)
-        pairs = [
-            row * len(self.classes) + owner
-            for row, entry in zip(rows.tolist(), entries.tolist(), strict=True)
-            for owner in owners[entry]
-        ]
-        return np.bincount(np.unique(np.array(pairs, np.int64)) % len(self.classes), minlength=len(self.classes))
+        named = zip(rows.tolist(), entries.tolist(), strict=True)
+        pairs = {(row, owner) for row, entry in named for owner in owners[entry]}
+        return np.bincount(np.array([owner for _, owner in pairs], np.int64), minlength=len(self.classes))
 
     def _matcher(self) -> tuple[EntryMatcher, list[list[int]]]:
         """Return the automaton of all names, and the classes that each of its entries names."""

@@ -9,9 +9,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -41,14 +41,6 @@ def reading(path: str) -> Iterator[None]:
         raise UserError(f"{path} can't be read ({error or type(error).__name__}): {remedy}") from error
 
 
-class Shard(Protocol):
-    """Some samples of a set."""
-
-    def samples(self) -> Pairs:
-        """Yield the encoded image and the target of each sample, in order; None where one is missing. May raise a UserError."""
-        ...
-
-
 @dataclass(frozen=True)
 class TarShard:
     """One file of samples, such as a tar; see `Container.pairs`."""
@@ -57,7 +49,7 @@ class TarShard:
     target: str  # extension of the targets: "cls" or "txt"
 
     def samples(self) -> Pairs:
-        """Yield the samples, as `Shard`."""
+        """Yield the encoded image and the target of each sample, in order; None where one is missing. May raise a UserError."""
         with reading(self.path):
             yield from container_of(self.path).pairs(self.path, self.target)
 
@@ -69,11 +61,14 @@ class FileShard:
     files: tuple[tuple[str, int], ...]  # path and class of each
 
     def samples(self) -> Pairs:
-        """Yield the samples, as `Shard`."""
+        """Yield the encoded image and the class of each file."""
         for path, label in self.files:
             with reading(path):
                 content = too_long(Path(path).stat().st_size) or Path(path).read_bytes()
             yield content, str(label).encode()
+
+
+Shard: TypeAlias = TarShard | FileShard
 
 
 @dataclass(frozen=True)
@@ -84,8 +79,7 @@ class Batch:
     number: int  # number of the batch in the shard
     images: Tensor  # float32 [n, 3, h, w]
     targets: list[Any]  # [n], each as returned by the set's `parse`
-    # number of samples that were left out before the batch's end, by reason
-    skipped: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int]  # number of samples that were left out before the batch's end, by reason
 
 
 @dataclass(eq=False)
@@ -115,7 +109,9 @@ class _Batches(IterableDataset[Batch | UserError]):
                 parsed = None if target is None else self.parse(target)
                 if content is None or (parsed is None and isinstance(content, bytes)):
                     raise ImageError(INCOMPLETE, "")
-                images.append(self._decode(content))
+                if isinstance(content, ImageError):
+                    raise content
+                images.append(self._decoded(content))
             except ImageError as error:
                 skipped[error.reason] += 1
                 continue
@@ -126,10 +122,8 @@ class _Batches(IterableDataset[Batch | UserError]):
         if images or skipped:
             yield Batch(shard, number, torch.stack(images) if images else torch.empty(0), targets, dict(skipped))
 
-    def _decode(self, content: bytes | ImageError) -> Tensor:
+    def _decoded(self, content: bytes) -> Tensor:
         """Return an image as the model takes it; raise an ImageError if it cannot be decoded or preprocessed."""
-        if isinstance(content, ImageError):
-            raise content
         image = decode_rgb(content)
         try:
             with warnings.catch_warnings():
@@ -141,35 +135,27 @@ class _Batches(IterableDataset[Batch | UserError]):
 
 def read_batches(
     shards: Sequence[Shard],
-    preprocess: Callable[[Any], Tensor],
-    parse: Callable[[bytes], Any],
+    preprocess: Callable[[Any], Tensor],  # RGB image → float32 [3, h, w]
+    parse: Callable[
+        [bytes], Any
+    ],  # bytes of a target → its value; None if they have none; an ImageError leaves the sample out
     *,
-    batch_size: int,
-    workers: int | None,
+    batch_size: int,  # n; the last batch of a shard may be smaller
+    workers: int
+    | None,  # processes; 1: this one; None: one per processor, at most MAX_WORKERS and the number of shards
     context: Context,
-    description: str,
+    description: str,  # of the progress
 ) -> Iterator[Batch]:
     """Yield the batches of all shards, in an order that depends on the number of workers: see `Batch.shard` and `Batch.number`.
 
-    Args:
-        shards: shards of the set.
-        preprocess: RGB image → float32 [3, h, w].
-        parse: bytes of a target → its value; None if they have none. An ImageError leaves the sample out.
-        batch_size: n; the last batch of a shard may be smaller.
-        workers: number of processes; 1 uses this process. Default: one per processor, at most MAX_WORKERS and the number of shards.
-        context: runs the tasks and shows progress.
-        description: text of the progress bar.
-
-    Raises:
-        UserError: a shard cannot be read.
+    Raise a UserError if a shard cannot be read.
     """
     workers = min(workers or min(default_workers(), MAX_WORKERS), len(shards))
-    in_workers = workers if workers > 1 else 0
     batches = DataLoader(
         _Batches(shards, preprocess, parse, batch_size),
         batch_size=None,
-        num_workers=in_workers,
-        prefetch_factor=1 if in_workers else None,
+        num_workers=workers if workers > 1 else 0,
+        prefetch_factor=1 if workers > 1 else None,
         collate_fn=as_it_is,
         worker_init_fn=begin_worker,
         generator=torch.Generator(),  # the global generator's state stays the same

@@ -58,25 +58,17 @@ def classification(
 
 
 def recall(
-    found_texts: npt.NDArray[np.bool_],
-    found_images: Ints,
-    texts: Ints,
-    ks: Sequence[int],
+    found_texts: npt.NDArray[np.bool_],  # [n, K], True if one of the image's texts is among its k nearest texts
+    found_images: Ints,  # [n, K], number of the image's texts that have it among their k nearest images
+    texts: Ints,  # [n], number of the image's texts
+    ks: Sequence[int],  # the K values of k
     *,
-    replicates: int,
-    seed: int,
+    replicates: int,  # B
+    seed: int,  # of the draws
 ) -> dict[str, Interval]:
     """Return value, low and high of "text_retrieval@k", "image_retrieval@k" and "mean_recall@k", the mean of both, for the K values of k.
 
     The bootstrap is over images with their texts.
-
-    Args:
-        found_texts: [n, K], True if one of the image's texts is among its k nearest texts.
-        found_images: [n, K], number of the image's texts that have it among their k nearest images.
-        texts: [n], number of the image's texts.
-        ks: the K values of k.
-        replicates: B.
-        seed: seed of the draws.
     """
     rows = np.column_stack([texts, found_texts.astype(np.int64), found_images])
     different, counts = np.unique(rows, axis=0, return_counts=True)
@@ -86,11 +78,8 @@ def recall(
         for at, k in enumerate(ks):
             to_text = _ratio(drawn @ different[:, 1 + at], drawn.sum(axis=-1))
             to_image = _ratio(drawn @ different[:, 1 + len(ks) + at], drawn @ different[:, 0])
-            found |= {
-                f"text_retrieval@{k}": to_text,
-                f"image_retrieval@{k}": to_image,
-                f"mean_recall@{k}": (to_text + to_image) / 2,
-            }
+            found |= {f"text_retrieval@{k}": to_text, f"image_retrieval@{k}": to_image}
+            found[f"mean_recall@{k}"] = (to_text + to_image) / 2
         return found
 
     return intervals(counts.astype(np.int64), figures, replicates=replicates, seed=seed)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.context import Context
 from tailwise.encoders.open_clip import LoadedModel, find_checkpoint, load_model
-from tailwise.errors import UserError
+from tailwise.errors import UserError, check_share, refuse_many
 from tailwise.evaluate.counts import count_in_pool, read_train_counts
-from tailwise.evaluate.metrics import Interval, bounded, classification, doublings, recall, tally, thirds
+from tailwise.evaluate.metrics import Ints, bounded, classification, doublings, recall, tally, thirds
 from tailwise.evaluate.sets import ImageSet, Task, find_set
 from tailwise.evaluate.zero_shot import KS, classify, retrieve
-from tailwise.rejects import check_share, refuse_many
 from tailwise.requests import EvaluateRequest
 from tailwise.shards.content import HARMLESS
 
@@ -74,18 +71,13 @@ def evaluate(
     loaded = load_model(found, options.device, options.precision)
     evaluations = []
     for item, count in zip(sets, counts, strict=True):
-        evaluations.append(_on_set(loaded, item, count, bounds, options, context))
-        _check_skipped(evaluations[-1], options.max_rejected)
+        made = _on_set(loaded, item, count, bounds, options, context)
+        skipped = {reason: count for reason, count in made.summary["skipped"].items() if reason != HARMLESS}
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in skipped.items())
+        left_out, what = sum(skipped.values()), f"{{}} samples{{}} of {made.name} are left out"
+        refuse_many(left_out, made.summary["images"] + left_out, options.max_rejected, what, reasons)
+        evaluations.append(made)
     return evaluations
-
-
-def _check_skipped(found: Evaluation, max_rejected: float) -> None:
-    """Stop if too many samples of a set were left out."""
-    skipped = {reason: count for reason, count in found.summary["skipped"].items() if reason != HARMLESS}
-    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in skipped.items())
-    left_out = sum(skipped.values())
-    what = f"{{}} samples{{}} of {found.name} are left out"
-    refuse_many(left_out, found.summary["images"] + left_out, max_rejected, what, reasons)
 
 
 def mean_over_sets(evaluations: Sequence[Evaluation]) -> dict[str, float]:
@@ -112,16 +104,13 @@ def _check(options: EvaluateRequest) -> tuple[int, int] | None:
 
 def _renamed(sets: Sequence[ImageSet]) -> list[ImageSet]:
     """Return the sets; the second set of the same name gets "-2", and so on."""
-    seen: Counter[str] = Counter()
-    renamed = []
-    for item in sets:
-        seen[item.name] += 1
-        number = seen[item.name]
-        renamed.append(item if number == 1 else replace(item, name=f"{item.name}-{number}"))
-    return renamed
+    names = [item.name for item in sets]
+    numbers = [names[: at + 1].count(name) for at, name in enumerate(names)]
+    renamed = [name if number == 1 else f"{name}-{number}" for name, number in zip(names, numbers, strict=True)]
+    return [replace(item, name=name) for item, name in zip(sets, renamed, strict=True)]
 
 
-def _train_counts(images: ImageSet, options: EvaluateRequest, context: Context) -> npt.NDArray[np.int64] | None:
+def _train_counts(images: ImageSet, options: EvaluateRequest, context: Context) -> Ints | None:
     if images.task == "retrieval":
         return None
     if options.train_counts is not None:
@@ -134,26 +123,23 @@ def _train_counts(images: ImageSet, options: EvaluateRequest, context: Context) 
 def _on_set(
     loaded: LoadedModel,
     images: ImageSet,
-    counts: npt.NDArray[np.int64] | None,
+    counts: Ints | None,
     bounds: tuple[int, int] | None,
     options: EvaluateRequest,
     context: Context,
 ) -> Evaluation:
     if images.task == "retrieval":
         return _retrieval(loaded, images, options, context)
-    found = classify(loaded, images, options, context)
-    cells = tally(found.labels, found.guesses, len(images.classes))
+    labels, guesses, skipped = classify(loaded, images, options, context)
+    cells = tally(labels, guesses, len(images.classes))
     summary, group_of = _figures(cells, counts, bounds, options)
-    about = {"set": images.name, "task": images.task, "images": len(found.labels), "classes": len(images.classes)}
+    about = {"set": images.name, "task": images.task, "images": len(labels), "classes": len(images.classes)}
     table = _class_table(images, cells, counts, group_of)
-    return Evaluation(images.name, images.task, {**about, "skipped": found.skipped, **summary}, table)
+    return Evaluation(images.name, images.task, {**about, "skipped": skipped, **summary}, table)
 
 
 def _figures(
-    cells: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64] | None,
-    bounds: tuple[int, int] | None,
-    options: EvaluateRequest,
+    cells: Ints, counts: Ints | None, bounds: tuple[int, int] | None, options: EvaluateRequest
 ) -> tuple[dict[str, Any], dict[int, str]]:
     """Return the figures of the summary, and the group of each class."""
     groups, bins = {}, []
@@ -163,10 +149,9 @@ def _figures(
     members = {**groups, **{f"bin {at}": classes for at, (_, _, classes) in enumerate(bins)}}
     found = classification(cells, members, replicates=options.bootstrap, seed=options.seed)
     images = cells.sum(axis=1)
-    nothing: Interval = {"value": None, "low": None, "high": None}
     summary = {
         "top1": found["top1"],
-        "top5": found["top5"] if len(cells) >= 5 else nothing,
+        "top5": found["top5"] if len(cells) >= 5 else dict.fromkeys(found["top5"]),
         "mean_per_class": found["mean_per_class"],
         "groups": {
             name: {
@@ -186,9 +171,7 @@ def _figures(
     return summary, {index: name for name, classes in groups.items() for index in classes.tolist()}
 
 
-def _class_table(
-    images: ImageSet, cells: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None, group_of: Mapping[int, str]
-) -> pa.Table:
+def _class_table(images: ImageSet, cells: Ints, counts: Ints | None, group_of: Mapping[int, str]) -> pa.Table:
     every, indices = cells.sum(axis=1), range(len(images.classes))
     shares = [right / all_ if all_ else None for right, all_ in zip(cells[:, 0].tolist(), every.tolist(), strict=True)]
     columns = {
@@ -205,16 +188,15 @@ def _class_table(
 
 
 def _retrieval(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, context: Context) -> Evaluation:
-    found = retrieve(loaded, images, options, context)
-    bootstrap: dict[str, int] = {"replicates": options.bootstrap, "seed": options.seed}
-    figures = recall(found.found_texts, found.found_images, found.texts, KS, **bootstrap)
+    found_texts, found_images, texts, skipped = retrieve(loaded, images, options, context)
+    figures = recall(found_texts, found_images, texts, KS, replicates=options.bootstrap, seed=options.seed)
     names = ("image_retrieval", "text_retrieval", "mean_recall")
     summary = {
         "set": images.name,
         "task": images.task,
-        "images": len(found.texts),
-        "texts": int(found.texts.sum()),
-        "skipped": found.skipped,
+        "images": len(texts),
+        "texts": int(texts.sum()),
+        "skipped": skipped,
         **{name: {str(k): figures[f"{name}@{k}"] for k in KS} for name in names},
     }
     return Evaluation(images.name, images.task, summary, None)

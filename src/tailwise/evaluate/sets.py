@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Literal
+from typing import Literal, get_args
 
 from braceexpand import braceexpand
 
@@ -18,7 +18,7 @@ from tailwise.storage.delimited import read_text
 from tailwise.storage.remote import forget_failures
 
 Task = Literal["classification", "retrieval"]
-TASKS: tuple[Task, ...] = ("classification", "retrieval")
+TASKS = get_args(Task)
 # Those of torchvision's ImageFolder.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 FILES_A_SHARD = 1024
@@ -44,22 +44,19 @@ class ImageSet:
 
 
 def find_set(data: str, classes: Path | None = None, templates: Path | None = None) -> ImageSet:
-    """Return the set of a path, glob, brace pattern or URL.
+    """Return the set of a path, glob, brace pattern or URL, or raise a UserError if there is none, or its files do not match.
 
-    Args:
-        data: a folder or URL in clip_benchmark's webdataset layout; a folder of tars, or tars, with `.cls`; or a folder with a folder of
-            images for each class, in the order of their sorted names.
-        classes: file with the names of the classes, one a line; replaces the set's own.
-        templates: file with prompts, one a line; replaces the set's own.
-
-    Raises:
-        UserError: there is no set, or its files do not match.
+    `data` is a folder or URL in clip_benchmark's webdataset layout; a folder of tars, or tars, with `.cls`; or a folder with a folder of
+    images for each class, in the order of their sorted names. Files of class names and of prompts, one a line, replace the set's own.
     """
     forget_failures()
     remote = "://" in data
     root = _resolvable(data).rstrip("/") if remote else str(Path(data).expanduser())
-    if _read_lines(f"{root}/test/nshards.txt", optional=True) is not None:
-        return _benchmark(root, classes, templates)
+    if (lines := _read_lines(f"{root}/test/nshards.txt", optional=True)) is not None:  # clip_benchmark's layout
+        count = " ".join(lines)
+        if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MAX_TARS:
+            raise UserError(f"{root}/test/nshards.txt says {count!r}: must be the number of tars, 1 to {MAX_TARS:,}")
+        return _tars([f"{root}/test/{number}.tar" for number in range(int(count))], root, classes, templates)
     if not remote and Path(root).is_dir():
         tars = [str(path) for path in sorted(Path(root).glob("*.tar"), key=lambda path: (len(path.name), path.name))]
         return _tars(tars, root, classes, templates) if tars else _folders(root, classes, templates)
@@ -71,26 +68,17 @@ def find_set(data: str, classes: Path | None = None, templates: Path | None = No
     return _tars(tars_found, str(root).rsplit("/", 1)[0], classes, templates)
 
 
-def _benchmark(root: str, classes: Path | None, templates: Path | None) -> ImageSet:
-    """Return a set in clip_benchmark's layout: test/{0..}.tar, test/nshards.txt; classnames.txt and templates, or dataset_type.txt."""
-    count = " ".join(_read_lines(f"{root}/test/nshards.txt") or [])
-    if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MAX_TARS:
-        raise UserError(f"{root}/test/nshards.txt says {count!r}: must be the number of tars, 1 to {MAX_TARS:,}")
-    return _tars([f"{root}/test/{number}.tar" for number in range(int(count))], root, classes, templates)
-
-
 def _tars(tars: Sequence[str], root: str, classes: Path | None, templates: Path | None) -> ImageSet:
     kind = (_read_lines(f"{root}/dataset_type.txt", optional=True) or ["classification"])[0].lower()
-    task = next((task for task in TASKS if task == kind), None)
-    if task is None:
+    if kind not in TASKS:
         raise UserError(f"{root}/dataset_type.txt says {kind!r}: only {' and '.join(TASKS)} sets can be evaluated")
-    if task == "retrieval":
-        return ImageSet(set_name(root), task, tuple(TarShard(path, "txt") for path in tars))
+    if kind == "retrieval":
+        return ImageSet(set_name(root), "retrieval", tuple(TarShard(path, "txt") for path in tars))
     names = _names(root, classes)
     if names is None:
         raise NotFoundError(f"{root} has no classnames.txt: give `classes` FILE, one name a line, by class index")
     shards = tuple(TarShard(path, "cls") for path in tars)
-    return ImageSet(set_name(root), task, shards, names, _prompts(root, templates, len(names)))
+    return ImageSet(set_name(root), "classification", shards, names, _prompts(root, templates, len(names)))
 
 
 def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSet:
@@ -102,8 +90,8 @@ def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSe
         if path.suffix.lower() in SUFFIXES and path.is_file()
     ]
     if not files:
-        allowed = "a folder with a folder of images for each class, or a set of tars"
-        raise UserError(f"{root} holds no images: give {allowed}")
+        needed = "a folder with a folder of images for each class, or a set of tars"
+        raise UserError(f"{root} holds no images: give {needed}")
     names = _names(root, classes)
     if names is None:
         if all(_WORDNET.fullmatch(folder.name) for folder in folders):
@@ -115,6 +103,13 @@ def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSe
         raise UserError(f"{counts} of {root}: give one name a folder")
     shards = tuple(FileShard(tuple(files[at : at + FILES_A_SHARD])) for at in range(0, len(files), FILES_A_SHARD))
     return ImageSet(set_name(root), "classification", shards, names, _prompts(root, templates, len(names)))
+
+
+def _refuse_long(path: str, lines: Sequence[str]) -> None:
+    longest = max(lines, key=len, default="")
+    if len(longest) > MAX_LINE:
+        line = f"a line of {len(longest):,} characters, {longest[:80]!r} …"
+        raise UserError(f"{path} has {line}: at most {MAX_LINE:,} are read; shorten it")
 
 
 def _names(root: str, classes: Path | None) -> tuple[str, ...] | None:
@@ -144,13 +139,6 @@ def _prompts(root: str, templates: Path | None, classes: int) -> tuple[str, ...]
             f"{MAX_PROMPTS:,} prompts are allowed; give fewer"
         )
     return tuple(prompts)
-
-
-def _refuse_long(path: str, lines: Sequence[str]) -> None:
-    longest = max(lines, key=len, default="")
-    if len(longest) > MAX_LINE:
-        line = f"a line of {len(longest):,} characters, {longest[:80]!r} …"
-        raise UserError(f"{path} has {line}: at most {MAX_LINE:,} are read; shorten it")
 
 
 def fill(template: str, name: str, path: str = "a template") -> str:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,53 +19,40 @@ from tailwise.context import Context
 from tailwise.encoders.open_clip import LoadedModel
 from tailwise.errors import UserError
 from tailwise.evaluate.images import Batch, read_batches
-from tailwise.evaluate.metrics import TOP
+from tailwise.evaluate.metrics import TOP, Ints
 from tailwise.evaluate.sets import ImageSet, fill
 from tailwise.requests import EvaluateRequest
 from tailwise.shards.decode import ImageError
 from tailwise.storage.delimited import read_text
 
+T = TypeVar("T")
 KS = (1, 5, 10)
 _ROWS = 1024  # rows of scores at a time
 
 
-@dataclass(frozen=True)
-class Guesses:
-    """A model's guesses for the images of a set."""
+def classify(
+    loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, context: Context
+) -> tuple[Ints, Ints, dict[str, int]]:
+    """Guess the classes of a set's images, as clip_benchmark does, or raise a UserError for unreadable shards and unknown classes.
 
-    labels: npt.NDArray[np.int64]  # int64 [n], their classes
-    guesses: npt.NDArray[np.int64]  # int64 [n, TOP or C if that is less], best first
-    skipped: dict[str, int]  # number of samples that were left out, by reason
-
-
-@dataclass(frozen=True)
-class Recalls:
-    """Texts and images that a model found in a retrieval set; see `metrics.recall`."""
-
-    texts: npt.NDArray[np.int64]  # int64 [n], number of texts of each image
-    found_texts: npt.NDArray[np.bool_]  # bool [n, K]
-    found_images: npt.NDArray[np.int64]  # int64 [n, K]
-    skipped: dict[str, int]  # number of samples that were left out, by reason
-
-
-def classify(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, context: Context) -> Guesses:
-    """Guess the classes of a set's images, as clip_benchmark does, or raise a UserError for unreadable shards and unknown classes."""
+    Return the true classes [n], the guesses [n, TOP or C if that is less], best first, and the samples left out, by reason.
+    """
     classifier = build_classifier(loaded, images)
-    found: dict[tuple[int, int], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
-    skipped: Counter[str] = Counter()
-    for batch in _batches(loaded, images, _label, skipped, options, context):
+
+    def guess(batch: Batch) -> tuple[Ints, Ints]:
         labels = np.array(batch.targets, np.int64)
         if len(wrong := labels[(labels < 0) | (labels >= len(images.classes))]):
             known = f"{len(images.classes):,} class names (0 … {len(images.classes) - 1})"
             problem = f"holds an image of class {wrong[0]}, but {known}"
             raise UserError(f"{images.name} {problem}: give `classes` with a name for each")
         with loaded.computing():
-            scores = 100.0 * _embed_images(loaded, batch) @ classifier
-        found[batch.shard, batch.number] = labels, _top(scores, images.name)
-    if not found:
-        raise UserError(f"{images.name} holds no image that can be read{_counts(skipped)}: check what `data` names")
-    labels, guesses = (np.concatenate(column) for column in zip(*(found[key] for key in sorted(found)), strict=True))
-    return Guesses(labels, guesses, dict(sorted(skipped.items())))
+            scores = (100.0 * _embed_images(loaded, batch) @ classifier).float().cpu()
+        _check_numbers(scores, images.name)
+        return labels, scores.topk(min(TOP, scores.shape[1]), dim=1).indices.numpy()
+
+    found, skipped = _over_batches(guess, loaded, images, _label, "that can be read", options, context)
+    labels, guesses = (np.concatenate(column) for column in zip(*found, strict=True))
+    return labels, guesses, skipped
 
 
 def build_classifier(loaded: LoadedModel, images: ImageSet) -> Tensor:
@@ -89,40 +75,33 @@ def build_classifier(loaded: LoadedModel, images: ImageSet) -> Tensor:
     return classifier
 
 
-def retrieve(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, context: Context) -> Recalls:
+def retrieve(
+    loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, context: Context
+) -> tuple[npt.NDArray[np.bool_], Ints, Ints, dict[str, int]]:
     """Search the whole set for the texts of each image and the image of each text, as clip_benchmark does.
 
-    All embeddings are in memory, and the scores of some rows at a time. Raise a UserError if a shard cannot be read, the set has no image
-    with texts, or the model gives no finite numbers.
+    Return what `metrics.recall` takes: found texts [n, K], found images [n, K], texts [n]; and the samples left out, by reason. All
+    embeddings are in memory, and the scores of some rows at a time. Raise a UserError if a shard cannot be read, the set has no image with
+    texts, or the model gives no finite numbers.
     """
-    found: dict[tuple[int, int], tuple[Tensor, Tensor, list[int]]] = {}
-    skipped: Counter[str] = Counter()
-    for batch in _batches(loaded, images, _texts, skipped, options, context):
+
+    def embed(batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
         with loaded.computing():
             texts = loaded.tokenizer([text for texts in batch.targets for text in texts]).to(loaded.device)
             of_texts = F.normalize(loaded.model.encode_text(texts), dim=-1)
             of_images = _embed_images(loaded, batch)
-        counts = [len(texts) for texts in batch.targets]
-        found[batch.shard, batch.number] = of_images.float().cpu(), of_texts.float().cpu(), counts
-    if not found:
-        raise UserError(f"{images.name} holds no image with texts{_counts(skipped)}: check what `data` names")
-    ordered = [found[key] for key in sorted(found)]
-    of_images, of_texts = torch.cat([item[0] for item in ordered]), torch.cat([item[1] for item in ordered])
-    lengths = np.array([count for item in ordered for count in item[2]], np.int64)
+        return of_images.float().cpu(), of_texts.float().cpu(), [len(texts) for texts in batch.targets]
+
+    found, skipped = _over_batches(embed, loaded, images, _texts, "with texts", options, context)
+    of_images, of_texts = torch.cat([item[0] for item in found]), torch.cat([item[1] for item in found])
+    lengths = np.array([count for item in found for count in item[2]], np.int64)
     _check_numbers(of_images, images.name)
     _check_numbers(of_texts, images.name)
-    return Recalls(lengths, *_recalls(of_images, of_texts, lengths), dict(sorted(skipped.items())))
-
-
-def _recalls(
-    images: Tensor, texts: Tensor, counts: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Return what is found, as in Recalls: bool [n, K], and int64 [n, K]."""
-    owners = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
-    to_text = [_within(owners[near] == row[:, None]) for row, near in _nearest(images, texts)]
-    to_image = [_within(near == owners[row][:, None]) for row, near in _nearest(texts, images)]
-    sums = torch.zeros(len(counts), len(KS), dtype=torch.int64).index_add_(0, owners, torch.cat(to_image).long())
-    return torch.cat(to_text).numpy(), sums.numpy()
+    owners = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+    to_text = [_within(owners[near] == row[:, None]) for row, near in _nearest(of_images, of_texts)]
+    to_image = [_within(near == owners[row][:, None]) for row, near in _nearest(of_texts, of_images)]
+    sums = torch.zeros(len(lengths), len(KS), dtype=torch.int64).index_add_(0, owners, torch.cat(to_image).long())
+    return torch.cat(to_text).numpy(), sums.numpy(), lengths, skipped
 
 
 def _nearest(queries: Tensor, gallery: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -137,33 +116,32 @@ def _within(right: Tensor) -> Tensor:
     return right.cumsum(1)[:, [min(k, right.shape[1]) - 1 for k in KS]] > 0
 
 
-def _batches(
+def _over_batches(
+    compute: Callable[[Batch], T],
     loaded: LoadedModel,
     images: ImageSet,
     parse: Callable[[bytes], Any],
-    skipped: Counter[str],
+    kind: str,  # of images that the set must have, for the error
     options: EvaluateRequest,
     context: Context,
-) -> Iterator[Batch]:
-    """Yield the batches with at least one sample; count the samples that are left out in `skipped`."""
-    settings: dict[str, Any] = {"batch_size": options.batch_size, "workers": options.workers}
-    for batch in read_batches(
-        images.shards, loaded.preprocess, parse, context=context, description=images.name, **settings
-    ):
+) -> tuple[list[T], dict[str, int]]:
+    """Return what is computed of each batch that has a sample, in the order of the set, and the samples left out, by reason."""
+    found: dict[tuple[int, int], T] = {}
+    skipped: Counter[str] = Counter()
+    how: dict[str, Any] = {"batch_size": options.batch_size, "workers": options.workers, "description": images.name}
+    for batch in read_batches(images.shards, loaded.preprocess, parse, context=context, **how):
         skipped.update(batch.skipped)
         if batch.targets:
-            yield batch
+            found[batch.shard, batch.number] = compute(batch)
+    if not found:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
+        why = f" ({counts})" if counts else ""
+        raise UserError(f"{images.name} holds no image {kind}{why}: check what `data` names")
+    return [found[key] for key in sorted(found)], dict(sorted(skipped.items()))
 
 
 def _embed_images(loaded: LoadedModel, batch: Batch) -> Tensor:
     return F.normalize(loaded.model.encode_image(batch.images.to(loaded.device)), dim=-1)
-
-
-def _top(scores: Tensor, name: str) -> npt.NDArray[np.int64]:
-    scores = scores.float().cpu()
-    _check_numbers(scores, name)
-    top: npt.NDArray[np.int64] = scores.topk(min(TOP, scores.shape[1]), dim=1).indices.numpy()
-    return top
 
 
 def _check_numbers(values: Tensor, name: str) -> None:
@@ -184,7 +162,3 @@ def _texts(content: bytes) -> list[str] | None:
         return read_text(content).splitlines() or None  # as clip_benchmark
     except ValueError as error:
         raise ImageError("caption is not text", str(error)) from error
-
-
-def _counts(skipped: Counter[str]) -> str:
-    return f" ({', '.join(f'{count:,} {reason}' for reason, count in sorted(skipped.items()))})" if skipped else ""

@@ -17,13 +17,6 @@ from tailwise.sources import find
 if TYPE_CHECKING:
     from tailwise.pipeline.run import Job
 
-# Samples per second, measured on 2 cores of an AMD EPYC; good to a factor of two or three, and too slow where there are more.
-IMPORTED = 35_000
-FILTERED = 1_000_000
-MATCHED = 200_000
-PLANNED = 4_000_000
-WRITTEN = 150_000
-RESHARDED = 10_000
 PROBE = 768  # rows and columns of the matrices that are multiplied to measure
 DIMENSION, CLUSTERS = 768, 1000  # where they are not known
 SHARE = 0.4  # of that speed that the steps reach
@@ -83,18 +76,15 @@ def _dedup_seconds(pool: Pool, asked: Mapping[str, Any]) -> float:
     return pool.dimension * pool.samples**2 / centroids / (SHARE * pool.flops)
 
 
-def _at(samples_per_second: float) -> Callable[[Pool, Mapping[str, Any]], float]:
-    return lambda pool, _: pool.samples / samples_per_second
-
-
+# By samples per second, measured on 2 cores of an AMD EPYC; good to a factor of two or three, and too slow where there are more.
 SECONDS: Mapping[str, Callable[[Pool, Mapping[str, Any]], float]] = {
-    "import": _at(IMPORTED),
+    "import": lambda pool, _: pool.samples / 35_000,
     "cluster": _cluster_seconds,
     "dedup": _dedup_seconds,
-    "filter": _at(FILTERED),
-    "group": lambda pool, asked: pool.samples / (MATCHED if asked["entries"] else FILTERED),
-    "plan": lambda pool, asked: pool.samples / (MATCHED if asked["entries"] else PLANNED),
-    "draw": _at(WRITTEN),
-    "export": lambda pool, asked: pool.samples / (RESHARDED if asked["to"] == "shards" else WRITTEN),
-    "excluded": _at(WRITTEN),
+    "filter": lambda pool, _: pool.samples / 1_000_000,
+    "group": lambda pool, asked: pool.samples / (200_000 if asked["entries"] else 1_000_000),
+    "plan": lambda pool, asked: pool.samples / (200_000 if asked["entries"] else 4_000_000),
+    "draw": lambda pool, _: pool.samples / 150_000,
+    "export": lambda pool, asked: pool.samples / (10_000 if asked["to"] == "shards" else 150_000),
+    "excluded": lambda pool, _: pool.samples / 150_000,
 }

@@ -13,12 +13,12 @@ from typing import Any
 from tailwise.catalog.artifacts import parameters
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import MODALITIES, part_marker
-from tailwise.catalog.files import read_record
-from tailwise.catalog.kinds import CLUSTERING, KINDS, MADE_BY
-from tailwise.catalog.layout import HEADER, MANIFEST
+from tailwise.catalog.files import digest, file_digest, read_json, read_record, write_json
+from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, KINDS, MADE_BY, PLAN
+from tailwise.catalog.layout import HEADER, MANIFEST, export_record
+from tailwise.catalog.removals import Removals
 from tailwise.errors import NotFoundError, UserError
 from tailwise.pipeline.costs import SECONDS, Pool, duration
-from tailwise.pipeline.exports import OUTPUTS, is_exported, is_taken
 from tailwise.pipeline.steps import TRAINER, Command, Option, Step
 from tailwise.plan.methods import METHODS
 from tailwise.recipes import Phase, load_recipe
@@ -31,6 +31,7 @@ from tailwise.train.arguments import ALLOW_CODE, refuse_code
 from tailwise.train.runs import read_run
 
 DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins what isn't there, goes on with what is
+OUTPUTS = ("draw", "export", "excluded")  # commands that write to their `output`
 OUTPUT = "{output}"  # in a value of a step: the folder for exports
 CHECKPOINT = "checkpoint:"
 CODE = {"methods", "allow-code"}  # options of steps that run code of the recipe
@@ -83,8 +84,7 @@ class Runner:
     def job(self, step: Step) -> Job:
         """Return a step as its command takes it.
 
-        Raises:
-            UserError: command or options are unknown, a value is missing or not allowed, or the step runs code of the recipe.
+        Raise a UserError if command or options are unknown, a value is missing or not allowed, or the step runs code of the recipe.
         """
         if step.command not in self.commands:
             raise UserError(f"step {step.command!r} is none: {did_you_mean(step.command, self.commands)}")
@@ -187,19 +187,39 @@ class Runner:
         """Yield for each job whether its result is there, or the time it takes; and what would have it refused, or ""."""
         opened = self.open()
         for job in jobs:
-            if opened is not None and DONE.get(job.step.command, _is_finished)(opened, job):
+            if opened is not None and _is_there(opened, job):
                 other = _other_settings(opened, job)
                 yield "other settings" if other else "is there", other
-            elif job.step.command in OUTPUTS and is_taken(self.catalog, job):
+            elif job.step.command in OUTPUTS and _is_taken(self.catalog, job):
                 yield "other contents", f"{job.asked['output']}: give another output, or delete it"
             else:
                 cost = SECONDS.get(job.step.command)
                 yield f"about {duration(cost(pool, job.asked))}" if cost else "time unknown", ""
 
+    def run(self, job: Job) -> bool:
+        """Run a job; return False if the file that it writes is there already. All other commands skip by themselves what is done.
+
+        A file that an earlier job wrote, and that is unchanged since, is replaced.
+        """
+        if self.output is not None:
+            self.output.mkdir(parents=True, exist_ok=True)
+        if job.step.command not in OUTPUTS:
+            job.run()
+            return True
+        opened = Catalog.open(self.catalog)
+        if _is_exported(opened, job):
+            return False
+        path, place = _record(self.catalog, job)
+        made_from, ours = _made_from(opened, job), _is_ours(self.catalog, job)
+        if ours or not place.exists():
+            write_json(path, {"made_from": made_from, "files": None})  # whatever is there from here on, is ours
+        job.run(**({"overwrite": True} if ours and place.is_file() else {}))
+        write_json(path, {"made_from": made_from, "files": _files(place)})
+        return True
+
 
 @contextmanager
 def _naming(step: Step) -> Iterator[None]:
-    """Name the step in errors."""
     try:
         yield
     except UserError as error:
@@ -211,22 +231,17 @@ def _trainer(step: Step) -> Mapping[str, Any]:
     return read_as(Values, step.options.get(TRAINER), TRAINER)  # type: ignore[type-abstract]
 
 
-def _is_finished(catalog: Catalog, job: Job) -> bool:
-    return job.makes in MADE_BY[job.step.command].finished(catalog.folder)
-
-
-def _is_embedded(catalog: Catalog, job: Job) -> bool:
-    columns = MODALITIES if job.asked["column"] == "both" else (job.asked["column"],)
-    return all(part_marker(catalog, column, part).exists() for column in columns for part in catalog.parts())
-
-
-# Whether something of the name that a job makes is there; whether it is the same, the job itself will see.
-DONE: Mapping[str, Callable[[Catalog, Job], bool]] = {
-    "import": lambda *_: True,
-    "embed": _is_embedded,
-    "train": lambda _, job: all((read_run(folder) or {}).get("finished") for folder in job.run_folders()),
-    **dict.fromkeys(OUTPUTS, is_exported),
-}
+def _is_there(catalog: Catalog, job: Job) -> bool:
+    """Return whether something of the name that a job makes is there; the job itself will see whether it is the same."""
+    command = job.step.command
+    if command == "embed":
+        columns = MODALITIES if job.asked["column"] == "both" else (job.asked["column"],)
+        return all(part_marker(catalog, column, part).exists() for column in columns for part in catalog.parts())
+    if command == "train":
+        return all((read_run(folder) or {}).get("finished") for folder in job.run_folders())
+    if command in OUTPUTS:
+        return _is_exported(catalog, job)
+    return command == "import" or job.makes in MADE_BY[command].finished(catalog.folder)
 
 
 def _other_settings(catalog: Catalog, job: Job) -> str:
@@ -236,8 +251,50 @@ def _other_settings(catalog: Catalog, job: Job) -> str:
         return ""
     made = parameters(read_record(kind.path(catalog.folder, str(job.makes)) / MANIFEST)["identity"])
     given = [option.replace("-", "_") for option in job.step.options]
-    names = [name for name in given if name in made and name in job.asked]
-    changed = [
-        f"`{name}` {made[name]} → {job.asked[name]}" for name in names if str(made[name]) != str(job.asked[name])
-    ]
-    return ", ".join(changed)
+    both = [(name, made[name], job.asked[name]) for name in given if name in made and name in job.asked]
+    return ", ".join(f"`{name}` {old} → {new}" for name, old, new in both if str(old) != str(new))
+
+
+# --- steps that write outside of the catalog, and the records by which their files are known again -----------------------
+
+
+def _is_exported(catalog: Catalog, job: Job) -> bool:
+    """Return whether what a job writes is there, as it would be written now."""
+    path, place = _record(catalog.folder, job)
+    return path.exists() and read_json(path) == {"made_from": _made_from(catalog, job), "files": _files(place)}
+
+
+def _is_taken(catalog: Path, job: Job) -> bool:
+    """Return True if another file is where a job writes to, so that the job will be refused."""
+    return _record(catalog, job)[1].is_file() and not job.asked["overwrite"] and not _is_ours(catalog, job)
+
+
+def _record(catalog: Path, job: Job) -> tuple[Path, Path]:
+    """Return the record of a job, and the place that it writes to."""
+    place = Path(job.asked["output"]).absolute()
+    return export_record(catalog, digest(str(place))), place
+
+
+def _is_ours(catalog: Path, job: Job) -> bool:
+    path, place = _record(catalog, job)
+    return path.exists() and read_json(path)["files"] in (None, _files(place))
+
+
+def _made_from(catalog: Catalog, job: Job) -> dict[str, Any]:
+    """Return all that decides what a job writes, the number of processes aside."""
+    plan = job.asked.get("name") or job.asked.get("plan")
+    kind, names = (PLAN, [plan]) if plan else (DROP_LIST, DROP_LIST.finished(catalog.folder))
+    return {
+        "command": job.step.command,
+        "asked": {name: str(value) for name, value in job.asked.items() if name not in {"workers", "catalog"}},
+        "from": {
+            name: file_digest(path) for name in names if (path := kind.path(catalog.folder, name) / MANIFEST).exists()
+        },
+        "removals": Removals.of(catalog).id,
+    }
+
+
+def _files(place: Path) -> dict[str, list[int]]:
+    """Return size and time of each file in a place."""
+    names = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in names if path.exists()}

@@ -13,7 +13,7 @@ from tailwise.errors import UserError
 from tailwise.recipes.recipe import with_folder
 from tailwise.recipes.schema import Text, Texts, Values, read_as
 from tailwise.recipes.yaml_file import read_yaml
-from tailwise.spelling import OLD_COMMANDS, new_spelling
+from tailwise.text import OLD_COMMANDS, new_spelling
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "run"
 STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "train", "draw", "export", "excluded")
@@ -102,7 +102,7 @@ class Pipeline:
 
     name: Text  # short
     about: Text  # what it does
-    steps: Annotated[Steps, Field(min_length=1, description="a list of at least one step")]  # at least one
+    steps: Annotated[Steps, Field(min_length=1, description="a list of at least one step")]
     source: Text = ""  # where the settings come from
     expect: Values = field(default_factory=dict)  # what to expect of it, and who measured that
     sources: Texts = ()  # what is imported; may be left to the command line
@@ -111,14 +111,7 @@ class Pipeline:
 
 
 def load_pipeline(name: str) -> Pipeline:
-    """Reads a pipeline.
-
-    Args:
-        name: of a pipeline that comes with the package, or the path of a .yaml file.
-
-    Raises:
-        UserError: there is none of this name, or it isn't as it must be.
-    """
+    """Return a valid pipeline: the `name` of one that comes with tailwise, or the path of a .yaml file."""
     path, content = read_yaml(name, FOLDER)
     return read_as(Pipeline, with_folder(content, path.parent), f"recipe {path}")
 

@@ -42,7 +42,6 @@ class Recipe:
     command: Text  # command that runs it
     plan: Text  # the `tailwise plan` command that it is meant for
     expect: Values  # hardware, time and scores, and who measured them
-    # at least one phase
     phases: Annotated[tuple[Phase, ...], Field(min_length=1, description="a list of at least one phase")]
 
 

@@ -32,16 +32,10 @@ Positive = Annotated[int, Field(strict=True, ge=1)]
 
 
 def read_as(kind: type[T], content: object, where: str, missing: str = "add it") -> T:
-    """Return YAML content as a dataclass.
+    """Return YAML content as a dataclass, whose annotations are the bounds.
 
-    Args:
-        kind: the dataclass; its annotations are the bounds.
-        content: names and values.
-        where: name of the content in errors: "recipe r.yaml".
-        missing: remedy for a missing value, where KEY stands for its name.
-
-    Raises:
-        UserError: a name is unknown, or a value is missing or not allowed; the message has the nearest known name, or what is allowed.
+    Raise a UserError if a name is unknown, or a value is missing or not allowed; it has the nearest known name, or what is allowed. `where`
+    names the content in it ("recipe r.yaml"); `missing` is the remedy for a missing value, where KEY stands for its name.
     """
     adapter: TypeAdapter[list[T]] = TypeAdapter(list[kind], config={"extra": "forbid"})  # type: ignore[valid-type]
     try:

@@ -28,7 +28,7 @@ from tailwise.shards.metadata import SIDES, parse_uid, read_sidecar
 from tailwise.shards.tar import MAGIC_BYTES, Member, TarIndex, compression_of, index_tar
 from tailwise.storage.files import open_binary, open_whole
 from tailwise.storage.remote import is_remote
-from tailwise.text import is_utf8
+from tailwise.text import is_unicode
 
 FOUND_COLUMNS = (
     *("key", "caption", "image_extension", "image_offset", "image_bytes", "caption_offset", "caption_bytes"),
@@ -155,7 +155,7 @@ def _table(samples: list[tuple[Any, ...]], sidecar: dict[str, Record]) -> pa.Tab
 def _key_fault(key: str) -> tuple[str, str | None] | None:
     if key.isprintable():
         return None
-    if not is_utf8(key):
+    if not is_unicode(key):
         return "key is not UTF-8", None
     return ("key holds a line break", None) if "\n" in key or "\r" in key else None
 

@@ -18,7 +18,7 @@ from tailwise.shards.tar import REMEDY, is_compressed_tar
 from tailwise.sources.clip_retrieval import find_partitions
 from tailwise.storage.errors import RemoteError, RemoteNotFoundError
 from tailwise.storage.remote import call, filesystem, is_remote, sizes_of
-from tailwise.text import is_utf8
+from tailwise.text import is_unicode
 
 _MAGIC = "*?[{"
 _SHOWN_MISSING = 3
@@ -46,7 +46,7 @@ class NamedTars:
         """Add one tar if it exists; return whether it does."""
         if isinstance(size, RemoteNotFoundError):
             return False
-        if not is_utf8(address):
+        if not is_unicode(address):
             self.left_out.append(LeftOut(ascii(address), "path is not UTF-8", "rename it"))
             return True
         if isinstance(size, RemoteError):

@@ -57,15 +57,9 @@ def refuse_owned(argv: Sequence[str]) -> None:
 
 
 def refuse_code(where: str, arguments: Mapping[str, Any], *, allowed: bool) -> None:
-    """Refuse arguments of a recipe that make open_clip run commands or copy code. It hands `pipe:` and quotes in URLs to a shell.
+    """Refuse arguments of a recipe that make open_clip run commands or copy code, unless the user allows that.
 
-    Args:
-        where: place of the arguments, for the error.
-        arguments: arguments of open_clip's trainer, as `option_words` takes them.
-        allowed: True if the user allows code.
-
-    Raises:
-        UserError: there is such an argument, and it is not allowed.
+    open_clip hands `pipe:` and quotes in URLs to a shell. `where` is the place of the arguments, for the error.
     """
     for word in () if allowed else option_words(arguments):
         option = word.split("=", 1)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -27,26 +27,18 @@ ARGUMENTS = (
 SCHEDULES = ("cosine_lr", "const_lr", "const_lr_cooldown")
 
 
-@dataclass(frozen=True)
-class Hook:
-    """Something of open_clip_train that must be as expected."""
-
-    module: str  # module of the package
-    name: str  # name in the module
-    words: tuple[str, ...] = ()  # texts that its source must hold
-    parameters: tuple[str, ...] = ()  # parameters that it must have
-
-
-HOOKS = (
-    Hook("main", "main", ("get_data(", "train_one_epoch(", "save_most_recent", "LATEST_CHECKPOINT_NAME")),
-    Hook("main", "main", ("setup_logging(", "args.warmup, total_steps")),
-    Hook("main", "get_data", ("args.train_data",), ("args", "preprocess_fns", "epoch", "tokenizer")),
-    Hook("main", "train_one_epoch", (".set_epoch(epoch)", ".num_batches", ".num_samples", "enumerate(dataloader)")),
-    Hook("main", "LATEST_CHECKPOINT_NAME"),
-    *(Hook("main", name, parameters=("optimizer", "base_lr", "warmup_length", "steps")) for name in SCHEDULES),
-    Hook("params", "parse_args"),
-    Hook("distributed", "is_using_distributed"),
-    Hook("distributed", "world_info_from_env"),
+Words = Sequence[str]
+# What open_clip_train must have: module, name in it, texts in its source, and parameters.
+HOOKS: Sequence[tuple[str, str, Words, Words]] = (
+    ("main", "main", ("get_data(", "train_one_epoch(", "save_most_recent", "LATEST_CHECKPOINT_NAME"), ()),
+    ("main", "main", ("setup_logging(", "args.warmup, total_steps"), ()),
+    ("main", "get_data", ("args.train_data",), ("args", "preprocess_fns", "epoch", "tokenizer")),
+    ("main", "train_one_epoch", (".set_epoch(epoch)", ".num_batches", ".num_samples", "enumerate(dataloader)"), ()),
+    ("main", "LATEST_CHECKPOINT_NAME", (), ()),
+    *(("main", name, (), ("optimizer", "base_lr", "warmup_length", "steps")) for name in SCHEDULES),
+    ("params", "parse_args", (), ()),
+    ("distributed", "is_using_distributed", (), ()),
+    ("distributed", "world_info_from_env", (), ()),
 )
 
 # The form in which the trainer takes a batch, by a line of its source.
@@ -78,7 +70,13 @@ def find_trainer() -> Trainer:
         raise UserError(f"training needs open_clip with its trainer ({error}): {install_command('train')}") from error
     main, parse_args = modules["main"], modules["params"].parse_args
     forms: list[Callable[[Tensor, Tensor], Any]] = []
-    moved = [f"open_clip_train.{hook.module}.{hook.name}" for hook in HOOKS if not _as_expected(hook, modules)]
+    moved = []
+    for module, name, words, parameters in HOOKS:
+        found = getattr(modules[module], name, None)
+        source = _source(found) if words else ""
+        taken = inspect.signature(found).parameters if parameters and found is not None else {}
+        if found is None or any(word not in source for word in words) or any(each not in taken for each in parameters):
+            moved.append(f"open_clip_train.{module}.{name}")
     if not moved:
         parsed = parse_args([])
         moved = [f"argument {dashed(name)}" for name in ARGUMENTS if not hasattr(parsed, name)]
@@ -91,15 +89,6 @@ def find_trainer() -> Trainer:
             f"are {KNOWN}: install one of them"
         )
     return Trainer(version, main, parse_args, lambda: _ranks(modules["distributed"]), forms[0])
-
-
-def _as_expected(hook: Hook, modules: Mapping[str, ModuleType]) -> bool:
-    found = getattr(modules[hook.module], hook.name, None)
-    if found is None:
-        return False
-    source = _source(found) if hook.words else ""
-    parameters = inspect.signature(found).parameters if hook.parameters else {}
-    return all(word in source for word in hook.words) and all(name in parameters for name in hook.parameters)
 
 
 def _source(thing: Any) -> str:  # noqa: ANN401  (any attribute of a module)

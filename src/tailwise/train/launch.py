@@ -27,32 +27,25 @@ from tailwise.requests import TrainRequest, bytes_of
 from tailwise.storage.local import replacing
 from tailwise.text import option_words
 from tailwise.train.arguments import LOCAL_MODEL
-from tailwise.train.data import SegmentLoader, TrainData
+from tailwise.train.data import Record, SegmentLoader
 from tailwise.train.guard import SCHEDULES, Trainer, find_trainer
-from tailwise.train.phases import REPLACED, WEIGHTS, Run, decide, describe, describe_result
-from tailwise.train.record import Record
+from tailwise.train.phases import REPLACED, WEIGHTS, Report, Run, decide, describe, describe_result
 from tailwise.train.runs import check_same, read_run, write_run
 
 logger = logging.getLogger(__name__)
+REPLACING = ("check", "damaged")  # options that decide which samples are replaced
+ORDER = ("accumulation", "seed", "lanes", "block", "compose", "first_epoch")  # of OrderOptions and of Loader
 
 
 def train(
     plan: Plan,
-    argv: Sequence[str],
+    argv: Sequence[str],  # open_clip's arguments
     options: TrainRequest,
-    recipe: Recipe | None = None,
-    report: Callable[[str], None] = logger.info,
-    context: Context | None = None,
+    recipe: Recipe | None = None,  # settings that `argv` and `options` override
+    report: Report = logger.info,  # takes lines for the user on rank 0
+    context: Context | None = None,  # runs the tasks and shows progress of one-time work on rank 0
 ) -> list[Run]:
     """Train with open_clip on the samples that a plan draws; return the phases of the training.
-
-    Args:
-        plan: the plan.
-        argv: open_clip's arguments.
-        options: tailwise's options.
-        recipe: settings that `argv` and `options` override.
-        report: takes lines for the user on rank 0; the log by default.
-        context: runs the tasks and shows progress of one-time work on rank 0.
 
     Raises:
         UserError: a mistake in options, recipe or arguments; an unknown version of open_clip; the run exists already, or is resumed with
@@ -67,7 +60,12 @@ def train(
         report, context = lambda _: None, Context()
     runs = decide(plan, argv, options, recipe, trainer, context)
     if leader:
-        _check_folders(runs, resume=options.resume)
+        for run in runs:
+            if (found := read_run(run.folder)) is not None and not options.resume:
+                remedy = "go on with it by `resume`, or give another `name` after the --"
+                raise ConflictError(f"{run.folder} holds a run already: {remedy}")
+            if found is not None:
+                check_same(run.folder, found["decides"], run.decides)
         describe(plan, runs, report)
         _report_changes(runs, options, report)
     left = [run for run in runs if not (run.found or {}).get("finished")]
@@ -79,50 +77,27 @@ def train(
     return runs
 
 
-def _check_folders(runs: Sequence[Run], *, resume: bool) -> None:
-    for run in runs:
-        found = read_run(run.folder)
-        if found is None:
-            continue
-        if not resume:
-            remedy = "go on with it by `resume`, or give another `name` after the --"
-            raise ConflictError(f"{run.folder} holds a run already: {remedy}")
-        check_same(run.folder, found["decides"], run.decides)
-
-
-def _report_changes(runs: Sequence[Run], options: TrainRequest, report: Callable[[str], None]) -> None:
+def _report_changes(runs: Sequence[Run], options: TrainRequest, report: Report) -> None:
     """Report changed options that affect samples and may still change between resumptions, because a tar may be lost."""
     for run in runs:
         if run.found is None or run.found["finished"]:
             continue
-        for name, now in _replacing(options).items():
-            before = run.found["about"].get(name, now)
-            if before != now:
+        for name in REPLACING:
+            now = getattr(options, name)
+            if (before := run.found["about"].get(name, now)) != now:
                 change = f"{run.folder} was started with `{name}` {before}, and goes on with {now}"
                 report(f"  note: {change}: from here on, other samples may be replaced")
 
 
-def _replacing(options: TrainRequest) -> dict[str, str]:
-    """Return the options that decide which samples are replaced."""
-    return {"check": options.check, "damaged": options.damaged}
-
-
 def _train_phase(
-    plan: Plan,
-    run: Run,
-    options: TrainRequest,
-    trainer: Trainer,
-    report: Callable[[str], None],
-    context: Context,
-    *,
-    last: bool,
+    plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, report: Report, context: Context, *, last: bool
 ) -> None:
     about = {
         "tailwise": __version__,
         "catalog": str(plan.catalog.folder),
         "arguments": run.arguments,
         "last epoch": run.last_epoch,
-        **_replacing(options),
+        **{name: getattr(options, name) for name in REPLACING},
     }
     if run.rank == 0:
         write_run(run.folder, run.decides, about, finished=False)
@@ -134,7 +109,7 @@ def _train_phase(
             _save_weights(run, run.folder / "checkpoints" / trainer.main.LATEST_CHECKPOINT_NAME)
         write_run(run.folder, run.decides, about, finished=True)
         describe_result(plan, run, report, last=last)
-    _leave_group(run.rank, again=not last)
+    _leave_group(again=not last)
 
 
 def _arguments(plan: Plan, run: Run, options: TrainRequest) -> list[str]:
@@ -162,13 +137,11 @@ def _arguments(plan: Plan, run: Run, options: TrainRequest) -> list[str]:
 def _replaced(owner: Any, **values: Any) -> Iterator[None]:  # noqa: ANN401  (any module)
     """Replace attributes of another package while the context lasts."""
     originals = {name: getattr(owner, name) for name in values}
+    vars(owner).update(values)
     try:
-        for name, value in values.items():
-            setattr(owner, name, value)
         yield
     finally:
-        for name, value in originals.items():
-            setattr(owner, name, value)
+        vars(owner).update(originals)
 
 
 @contextmanager
@@ -188,15 +161,10 @@ def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, con
             batch_size=run.parsed.batch_size,
             rank=run.rank,
             world_size=run.ranks,
-            accumulation=run.order.accumulation,
             transform=preprocess_fns[0],
             tokenizer=tokenizer,
             workers=args.workers,
-            seed=run.order.seed,
-            lanes=run.order.lanes,
-            block=run.order.block,
-            compose=run.order.compose,
-            first_epoch=run.order.first_epoch,
+            **{name: getattr(run.order, name) for name in ORDER},
             check=options.check,
             on_damaged=options.damaged,
             max_replaced=options.max_replaced,
@@ -207,15 +175,9 @@ def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, con
             context=context,
         )
         made.append(loader)
-        segments = SegmentLoader(
-            loader,
-            segments=run.segments,
-            global_batch=run.order.batch_size,
-            seed=(run.order.seed, run.number, run.rank),
-            form=trainer.form,
-            record=record,
-        )
-        return {"train": TrainData(segments), **data}
+        seed, size = (run.order.seed, run.number, run.rank), run.order.batch_size
+        how: dict[str, Any] = {"segments": run.segments, "form": trainer.form, "record": record}
+        return {"train": SegmentLoader(loader, global_batch=size, seed=seed, **how), **data}
 
     with closing(record) if record is not None else nullcontext(), _replaced(trainer.main, get_data=get_data):
         yield
@@ -279,7 +241,7 @@ def _save_weights(run: Run, checkpoint: Path) -> None:
         torch.save({name.removeprefix("module."): value for name, value in state.items()}, temporary)
 
 
-def _leave_group(rank: int, *, again: bool) -> None:
+def _leave_group(*, again: bool) -> None:
     """End the process group, which the trainer leaves open; with `again`, agree on another port for the next group first.
 
     The trainer makes the next group from the same environment. Its store may be torchrun's, which still has the first group's addresses.
@@ -287,7 +249,9 @@ def _leave_group(rank: int, *, again: bool) -> None:
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         if again:
-            port = [_free_port() if rank == 0 else 0]
+            with socket.socket() as probe:
+                probe.bind(("", 0))
+                port = [int(probe.getsockname()[1])]  # a free one
             torch.distributed.broadcast_object_list(port, src=0)
             os.environ["MASTER_PORT"] = str(port[0])
             os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
@@ -295,9 +259,3 @@ def _leave_group(rank: int, *, again: bool) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -25,6 +25,7 @@ from tailwise.train.guard import Trainer
 from tailwise.train.runs import read_run
 from tailwise.train.segments import Segments, cut
 
+Report = Callable[[str], None]  # takes a line for people
 PROGRESS_STEPS = 100
 REPLACED = "replaced-rank-"  # start of the names of logs of replaced samples, one log per rank
 WEIGHTS = "open_clip_pytorch_model.bin"  # the name that open_clip expects in a folder
@@ -54,21 +55,21 @@ class Run:
         return self.segments.batches
 
     @property
+    def epochs(self) -> str:
+        """Epochs of the plan, in words."""
+        first, last = self.order.first_epoch, self.last_epoch
+        return f"epochs {first} to {last}" if last > first else f"epoch {first}"
+
+    @property
     def final(self) -> Path:
         """Folder of the weights that the next phase starts from."""
         return self.folder / "final"
 
 
 def decide(
-    plan: Plan,
-    argv: Sequence[str],
-    options: TrainRequest,
-    recipe: Recipe | None,
-    trainer: Trainer,
-    context: Context | None = None,
+    plan: Plan, argv: Sequence[str], options: TrainRequest, recipe: Recipe | None, trainer: Trainer, context: Context
 ) -> list[Run]:
     """Return all phases of a training, or raise a UserError for invalid options, or a plan that is too small for a single step."""
-    context = context or Context()
     _check(options)
     for option, folder in (("`record`", options.record), ("`cache`", options.cache)):
         if folder is not None:
@@ -116,11 +117,10 @@ def _phases(options: TrainRequest, recipe: Recipe | None) -> list[Phase]:
         remedy = "change it in a copy of the file, and give that as `recipe`"
         raise UserError(f"recipe {recipe.name!r} has {len(recipe.phases)} phases, each with its own length: {remedy}")
     phases = recipe.phases if recipe is not None else (Phase(),)
-    given = {name: getattr(options, name) for name in ("checkpoint_every", "lanes", "block", "compose")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if long:
-        given |= {"epochs": options.epochs, "samples_seen": options.samples_seen}
-    return [replace(phase, **given) for phase in phases]
+    own = {name: getattr(options, name) for name in ("checkpoint_every", "lanes", "block", "compose")}
+    length: dict[str, Any] = {"epochs": options.epochs, "samples_seen": options.samples_seen} if long else {}
+    given = {name: value for name, value in own.items() if value is not None}
+    return [replace(phase, **given, **length) for phase in phases]
 
 
 def _arguments(argv: Sequence[str], phase: Phase, trainer: Trainer) -> list[str]:
@@ -208,19 +208,14 @@ def _batches(counting: Order, phase: Phase, first: int, context: Context) -> int
     return batches
 
 
-def _epochs(run: Run) -> str:
-    first, last = run.order.first_epoch, run.last_epoch
-    return f"epochs {first} to {last}" if last > first else f"epoch {first}"
-
-
-def describe_result(plan: Plan, run: Run, report: Callable[[str], None], *, last: bool) -> None:
+def describe_result(plan: Plan, run: Run, report: Report, *, last: bool) -> None:
     """Report the samples of a finished phase, its checkpoint, and after the last phase the command that evaluates it."""
     logs = sorted(run.folder.glob(f"{REPLACED}*.jsonl"))
     # A set, because a batch that was trained again after an interruption is logged twice.
     replaced = {json.loads(line)["position"] for log in logs for line in log.read_text(encoding="utf-8").splitlines()}
     place = f", listed in {logs[0].parent}/{REPLACED}*" if replaced else ""
     report(
-        f"{run.folder}: saw {run.batches * run.order.batch_size:,} samples in {run.batches:,} batches, {_epochs(run)} of plan "
+        f"{run.folder}: saw {run.batches * run.order.batch_size:,} samples in {run.batches:,} batches, {run.epochs} of plan "
         f"{plan.name!r}; {len(replaced):,} of them replaced{place}"
     )
     report(f"  checkpoint: {run.folder / 'checkpoints' / f'epoch_{run.segments.count}.pt'}")
@@ -228,14 +223,12 @@ def describe_result(plan: Plan, run: Run, report: Callable[[str], None], *, last
         report(f"  next: {command_line('evaluate', run.folder, data='SET').strip('`')}")
 
 
-def describe(plan: Plan, runs: Sequence[Run], report: Callable[[str], None]) -> None:
+def describe(plan: Plan, runs: Sequence[Run], report: Report) -> None:
     """Report what the phases will train on."""
     for run in runs:
         order, left = run.order, run.segments.left_out
         which = f"phase {run.number + 1} of {len(runs)}: " if len(runs) > 1 else ""
-        report(
-            f"{which}{run.folder}: {_epochs(run)} of plan {plan.name!r}, order seed {order.seed}, {order.lanes} lanes"
-        )
+        report(f"{which}{run.folder}: {run.epochs} of plan {plan.name!r}, order seed {order.seed}, {order.lanes} lanes")
         report(
             f"  {run.batches:,} batches of {order.batch_size:,} samples ({run.ranks} ranks × {run.parsed.batch_size:,}), "
             f"{run.batches // order.accumulation:,} steps, {run.batches * order.batch_size:,} samples"

@@ -26,11 +26,15 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the names whose values differ, each with its old and its new value."""
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return [f"{name} {old.get(name)} → {new.get(name)}" for name in names]
+
+
 def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise a ConflictError that names old and new values, unless a run is resumed with the settings it was started with."""
-    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    if changed:
-        values = "; ".join(f"{name} {old.get(name)} → {new.get(name)}" for name in changed)
+    if values := "; ".join(changes(old, new)):
         remedy = "give the old ones, or another `name`"
         if not any((folder / "checkpoints").glob("*.pt")):  # open_clip may have refused the old settings
             remedy += "; it has no checkpoint yet: if it isn't under way, remove it"

@@ -24,10 +24,9 @@ from tailwise.catalog.files import digest
 from tailwise.catalog.rejections import Rejections
 from tailwise.context import Context
 from tailwise.encoders import Encoder
-from tailwise.errors import UserError
+from tailwise.errors import UserError, refuse_many
 from tailwise.execution.local import default_workers
 from tailwise.extras import versions
-from tailwise.rejects import refuse_many
 from tailwise.requests import EncoderRequest
 from tailwise.steps.embedding.read import ShardRows
 from tailwise.steps.embedding.shards import Done, Finished, Step, Work, embed_on_devices, embed_shards

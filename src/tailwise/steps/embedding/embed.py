@@ -16,8 +16,7 @@ from tailwise.catalog.rejections import Rejections
 from tailwise.context import Context
 from tailwise.devices import find_devices
 from tailwise.encoders import load_encoder
-from tailwise.errors import UserError
-from tailwise.rejects import check_share
+from tailwise.errors import UserError, check_share
 from tailwise.requests import EmbedRequest, refuse_given
 from tailwise.shards.containers import no_bytes, without_bytes
 from tailwise.steps.embedding.column import ColumnReport, ColumnTask, Limits

@@ -15,8 +15,7 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.files import create_array, file_digest
 from tailwise.context import Context
-from tailwise.errors import NotFoundError, UserError
-from tailwise.rejects import MAX_REJECTED, check_share
+from tailwise.errors import MAX_REJECTED, NotFoundError, UserError, check_share
 from tailwise.requests import GroupRequest, refuse_given
 from tailwise.shards.columns import unwrapped
 from tailwise.steps.grouping.entries import group_by_entry

@@ -13,8 +13,7 @@ from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.files import digest, file_digest
 from tailwise.catalog.rejections import Rejections
 from tailwise.context import Context
-from tailwise.errors import ConflictError, UserError
-from tailwise.rejects import MAX_REJECTED, refuse_many
+from tailwise.errors import MAX_REJECTED, ConflictError, UserError, refuse_many
 from tailwise.sources.clip_retrieval import ClusterIds
 from tailwise.steps.grouping.write import MAX_GROUPS, NO_GROUP, write_grouping
 from tailwise.steps.importing.joining import CHUNK_ROWS, Join, Wording

@@ -25,9 +25,8 @@ from tailwise.catalog.embeddings import (
 from tailwise.catalog.files import digest, read_json, read_record, write_json, write_record
 from tailwise.catalog.rejections import Rejections, RejectionWriter
 from tailwise.context import Context
-from tailwise.errors import UserError
+from tailwise.errors import MAX_REJECTED, UserError, refuse_many
 from tailwise.mapped import release_pages
-from tailwise.rejects import MAX_REJECTED, refuse_many
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.steps.importing.joining import Join, Wording
 from tailwise.steps.importing.rows import RowFinder

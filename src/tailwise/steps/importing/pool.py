@@ -16,8 +16,7 @@ from tailwise.catalog.catalog import Catalog, Snapshot, local_path, true_path
 from tailwise.catalog.embeddings import column_modality
 from tailwise.catalog.rejections import Rejections
 from tailwise.context import Context
-from tailwise.errors import UserError
-from tailwise.rejects import MAX_REJECTED, check_share
+from tailwise.errors import MAX_REJECTED, UserError, check_share
 from tailwise.requests import SourceRequest
 from tailwise.shards.columns import DAMAGE, open_table, uid_texts
 from tailwise.shards.containers import with_bytes

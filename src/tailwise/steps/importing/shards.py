@@ -18,9 +18,8 @@ from tailwise.catalog.files import known_digest, read_record, read_table, write_
 from tailwise.catalog.rejections import Rejections
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.context import Context
-from tailwise.errors import DamagedError, UserError
+from tailwise.errors import DamagedError, UserError, refuse_many
 from tailwise.execution.base import Apply, Needs
-from tailwise.rejects import refuse_many
 from tailwise.shards.containers import container_of, index_shard
 from tailwise.shards.content import ShardContent, hashed_uid, unreadable_shard
 from tailwise.shards.fingerprint import FIRST, ChangedShardError, comparable_shards, compare_shard

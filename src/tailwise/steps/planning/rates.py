@@ -18,9 +18,8 @@ from tailwise.catalog.columns import PlainColumn
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, file_digest
 from tailwise.context import Context
-from tailwise.errors import NotFoundError, UserError
+from tailwise.errors import MAX_REJECTED, NotFoundError, UserError, check_share
 from tailwise.plan.plan import Plan
-from tailwise.rejects import MAX_REJECTED, check_share
 from tailwise.requests import PlanRequest
 from tailwise.steps.importing.join import BATCH, Batch, join_values, read_numbers
 from tailwise.steps.planning.weighted import MAX_REPEATS, write_shard_offsets

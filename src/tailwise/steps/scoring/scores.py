@@ -18,9 +18,8 @@ from tailwise.catalog.embeddings import check_one_encoder
 from tailwise.catalog.files import digest, file_digest, read_record
 from tailwise.catalog.scores import score_artifact, score_column
 from tailwise.context import Context
-from tailwise.errors import NotFoundError, UserError
+from tailwise.errors import MAX_REJECTED, NotFoundError, UserError
 from tailwise.execution.base import KERNEL, Apply
-from tailwise.rejects import MAX_REJECTED
 from tailwise.requests import OptionValue, ScoreRequest
 from tailwise.steps.scoring import makers
 from tailwise.steps.scoring.makers import ScoredPart, ScoreWork, by_part

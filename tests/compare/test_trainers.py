@@ -8,10 +8,19 @@ import pytest
 import torch
 
 from tailwise.catalog import Catalog
-from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_numbers
-from tailwise.compare.inprocess import Steps, _is_plain, _make, _open_clip, _Source, train_in_process
+from tailwise.compare.images import crop_and_resize, crop_boxes, uniform_numbers
 from tailwise.compare.recipe import Training
-from tailwise.compare.trainers import open_clip_arguments, train_by_open_clip
+from tailwise.compare.trainers import (
+    Steps,
+    _is_plain,
+    _make,
+    _open_clip,
+    _Source,
+    open_clip_arguments,
+    order_of,
+    train_by_open_clip,
+    train_in_process,
+)
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.loader.loader import Loader
@@ -113,9 +122,9 @@ def test_batches_are_the_loaders_with_stand_ins_for_what_is_broken(make_tar, mak
     (tmp_path / "keys.txt").write_text("0003\n1005\n")
     remove(catalog, tmp_path / "keys.txt")
     settings = training(small_model, samples_seen=64, global_batch=16, max_rejected=1.0)
+    model = _make(small_model, CPU)
+    source = _Source(plan, settings, order_of(plan, settings, "shuffle", 5), tmp_path / "cache", model, CPU, Context())
     factory = _open_clip()
-    model = _make(factory, small_model, CPU)
-    source = _Source(plan, settings, 5, "shuffle", tmp_path / "cache", factory, model, CPU, Context())
     _, _, preprocess = factory.create_model_and_transforms(small_model)
     loader = Loader(
         plan, batch_size=16, seed=5, transform=preprocess,
@@ -135,16 +144,15 @@ def test_batches_are_the_loaders_with_stand_ins_for_what_is_broken(make_tar, mak
     with pytest.raises(
         UserError, match=r"12 of 78 samples \(15.4%\) of the pool can't be read, more than train.max_rejected 0.1: "
     ):
-        _Source(plan, strict, 5, "shuffle", tmp_path / "cache", factory, model, CPU, Context())
+        _Source(plan, strict, order_of(plan, strict, "shuffle", 5), tmp_path / "cache", model, CPU, Context())
 
 
 def test_crops_change_with_every_epoch_and_seed(plan, small_model, tmp_path):
-    factory = _open_clip()
-    model = _make(factory, small_model, CPU)
+    model = _make(small_model, CPU)
 
     def source_of(seed, **changes):
         settings = training(small_model, **changes)
-        return _Source(plan, settings, seed, "shuffle", tmp_path, factory, model, CPU, Context())
+        return _Source(plan, settings, order_of(plan, settings, "shuffle", seed), tmp_path, model, CPU, Context())
 
     def first(seed, **changes):
         return source_of(seed, **changes).batch(0)[0]
@@ -164,8 +172,7 @@ def test_crops_change_with_every_epoch_and_seed(plan, small_model, tmp_path):
 
 
 def test_gains_and_biases_are_not_decayed_and_the_logit_scale_is_bounded(small_model):
-    factory = _open_clip()
-    model = _make(factory, small_model, CPU)
+    model = _make(small_model, CPU)
     names = {id(value): name for name, value in model.named_parameters()}
     steps = Steps(model, training(small_model, wd=0.3), 12, CPU)
     plain, rest = steps._optimizer.param_groups

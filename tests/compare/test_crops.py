@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.compare.augment import crop_and_resize, crop_boxes, uniform_numbers
+from tailwise.compare.images import crop_and_resize, crop_boxes, uniform_numbers
 
 
 def test_numbers_depend_on_seed_epoch_and_position_alone():

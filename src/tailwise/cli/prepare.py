@@ -1,0 +1,232 @@
+"""Between import and plan: cluster, group, dedup, filter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, with_progress
+from tailwise.cli.printing import print_json, print_sizes, print_table, say
+from tailwise.cli.requests import takes
+from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, GroupRequest
+
+if TYPE_CHECKING:
+    from tailwise.catalog import Catalog
+    from tailwise.steps.dedup.dedup import Deduplication
+    from tailwise.steps.dedup.suggest import Suggestion
+    from tailwise.steps.scoring.filter import Filtered
+
+
+@app.command()
+@takes(ClusterRequest)
+def cluster(catalog: CatalogPath, request: ClusterRequest, as_json: AsJson = False) -> None:
+    """Cluster the pool by spherical k-means.
+
+    The result depends on the embeddings and the options alone: not on device, threads, or memory.
+
+    Examples:
+      tailwise cluster my-catalog --k 500
+      tailwise cluster my-catalog --k 50000 --merge 0.7 --name fine
+      tailwise cluster my-catalog --k 50000 --density auto --name dense  (for --method density: rates that follow rarity better)
+      tailwise cluster my-catalog --k 500 --without duplicates
+      tailwise cluster my-catalog --extends main --name main-2  (new shards were imported: their samples join the old clusters)
+    """
+    from tailwise.steps.clustering.cluster import cluster as run
+    from tailwise.steps.planning.unused_lists import unused_by_clustering
+
+    opened, name = open_catalog(catalog), request.name
+    made = run(opened, request, with_progress())
+    unused, summary = unused_by_clustering(opened, name), made.summary
+    if as_json:
+        print_json({"name": name, **summary, "unused_drop_lists": unused})
+        return
+    merged = f", merged from {summary['fitted']:,}" if request.merge is not None else ""
+    say(f"clustering {name!r}: {summary['clusters']:,} clusters{merged}, of {summary['samples']:,} samples")
+    say(f"mean cosine to the centroid {summary['mean_cosine']:.4f}, after {summary['iterations']} iterations")
+    _say_dropped(summary, request, "cluster")
+    if summary["without_embedding"]:
+        say(f"{summary['without_embedding']:,} samples have no embedding and belong to no cluster")
+    if summary.get("radius") is not None:
+        say(f"density: samples within a cosine of {summary['radius']:g} of each centroid, for --method density")
+    print_sizes(made.table.column("size").to_numpy())
+    for item in unused:
+        say_note(item.note("are in its clusters"))
+
+
+@app.command()
+@takes(GroupRequest)
+def group(catalog: CatalogPath, request: GroupRequest, as_json: AsJson = False) -> None:
+    """Group the pool in place of clusters: by a column (language, domain, class, cluster numbers made elsewhere), or by what captions say.
+
+    Each distinct value is a group; plans are made over them with `--clustering NAME`, by all methods that need no distances.
+
+    Examples:
+      tailwise group my-catalog --by language --file languages.parquet
+      tailwise group my-catalog --entries wordnet.txt --name concepts
+      tailwise plan my-catalog epochs --method dynamics --keep 0.5 --clustering concepts
+    """
+    from tailwise.steps.grouping.group import group as run
+    from tailwise.steps.planning.unused_lists import unused_by_clustering
+
+    opened = open_catalog(catalog)
+    made = run(opened, request, with_progress())
+    unused, summary = unused_by_clustering(opened, made.name), made.summary
+    if as_json:
+        print_json({"name": made.name, **summary, "unused_drop_lists": unused})
+        return
+    say(f"grouping {made.name!r}: {summary['clusters']:,} groups of {summary['samples']:,} samples")
+    _say_dropped(summary, request, "group")
+    what = "value" if request.entries is None else "entry in their captions"
+    if summary["without_value"]:
+        say(f"{summary['without_value']:,} samples have no {what} and belong to no group")
+    if "matched_as_given" in summary:
+        _print_matches(summary)
+    if summary.get("entries_without_group"):
+        say(f"{summary['entries_without_group']:,} entries of the list are the rarest of no caption")
+    if summary.get("values_without_sample"):
+        say(f"{summary['values_without_sample']:,} values belong to no sample")
+    print_sizes(made.table.column("size").to_numpy())
+    for item in unused:
+        say_note(item.note("are in its groups"))
+
+
+def _say_dropped(summary: Mapping[str, Any], request: ClusterRequest | GroupRequest, where: str) -> None:
+    if summary["dropped"]:
+        causes = ", ".join([*request.without, "removed ones"])
+        say(f"{summary['dropped']:,} samples are left out ({causes}) and belong to no {where}")
+
+
+def _print_matches(summary: Mapping[str, Any]) -> None:
+    from tailwise.steps.grouping.entries import quoted
+
+    given, ignoring = summary["matched_as_given"], summary["matched_ignoring_case"]
+    say(f"of {summary['taking_part']:,} captions, {given:,} hold an entry as it is written, {ignoring:,} ignoring case")
+    if summary["unmatched"]:
+        say(f"frequent captions without an entry: {quoted(summary['unmatched_captions'])}")
+        say(f"frequent words of these: {quoted(summary['unmatched_words'])}")
+
+
+@app.command()
+@takes(DedupRequest)
+def dedup(
+    catalog: CatalogPath,
+    request: DedupRequest,
+    suggest: Annotated[bool, Option("--suggest", help="Drop nothing; show what each epsilon does, and pairs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Leave out near-duplicates: samples of one cluster whose embeddings are nearly the same (SemDeDup, 2023).
+
+    Makes a drop list, which `cluster`, `filter` and others take with --without. The comparison is made once for a clustering
+    and an order: another --epsilon or --rule takes seconds.
+
+    Examples:
+      tailwise dedup my-catalog --suggest
+      tailwise dedup my-catalog --epsilon 0.05
+      tailwise dedup my-catalog --epsilon 0.05 --clustering fine --order score --score clip-score --name fewer
+      tailwise dedup my-catalog --epsilon 0.05 --clustering main-2 --extends duplicates --name duplicates-2
+    """
+    from tailwise.steps.dedup.dedup import dedup as run
+    from tailwise.steps.dedup.suggest import suggest as make_guide
+
+    opened = open_catalog(catalog)
+    if suggest:
+        found = make_guide(opened, request, with_progress())
+        if as_json:
+            print_json(found)
+        else:
+            _print_guide(found)
+        return
+    made = run(opened, request, with_progress())
+    if as_json:
+        print_json({"name": made.name, **made.summary})
+    else:
+        _print_made(opened, made)
+
+
+def _print_made(catalog: Catalog, made: Deduplication) -> None:
+    figures = made.summary
+    judged, now = figures["judged"], figures["dropped_identical"] + figures["dropped_near"]
+    say(
+        f"drop list {made.name!r}: {now:,} of {judged:,} samples ({now / max(judged, 1):.1%}) are left out, "
+        f"{figures['dropped_identical']:,} as identical, {figures['dropped_near']:,} as near-duplicates"
+    )
+    if figures["dropped_before"]:
+        say(f"{figures['dropped_before']:,} more were left out before")
+    say(f"{figures['clusters']:,} clusters, the largest of {figures['largest_cluster']:,}")
+    say(f"next: tailwise cluster {catalog.folder} --k K --without {made.name} --name …")
+
+
+def _print_guide(found: Suggestion) -> None:
+    def share(part: int, whole: int) -> str:
+        return f"{part / whole:.1%}" if whole else "–"
+
+    say(f"{found.samples:,} samples, {found.compared:,} pairs inside the clusters of {found.clusters!r}")
+    rows = [
+        (f"{item.epsilon:g}", f"{item.dropped:,}", f"{item.share:.2%}", f"{item.pairs:,}",
+         share(item.pairs_inside, item.pairs), f"{item.queries:,}", share(item.queries_inside, item.queries))
+        for item in found.epsilons
+    ]  # fmt: skip
+    columns = ("epsilon", "dropped", "of samples", "pairs", "in one cluster", "with a duplicate", "in its cluster")
+    print_table("what would go (any-earlier; greedy drops as many or fewer), and what clusters hide", columns, rows)
+    say(
+        f"the last four columns: {found.queries:,} samples drawn at random, compared with {found.pool:,}; "
+        "where the shares are low, another number of clusters, or a second dedup inside other clusters, finds more"
+    )
+    pairs = [
+        (f"{pair.epsilon:g}", f"{pair.similarity:.5f}", *(
+            (f"{PurePath(sample.shard).name} {sample.key}", sample.caption[:60]) for sample in (pair.sample, pair.earlier)
+        ))
+        for pair in found.pairs
+    ]  # fmt: skip
+    print_table("pairs to look at", ("from epsilon", "similarity", "sample", "most similar earlier one"), pairs)
+
+
+@app.command("filter")
+@takes(FilterRequest)
+def filter_(
+    catalog: CatalogPath,
+    request: FilterRequest,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only print the distribution and what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Leave out samples by a score, as a drop list for --without.
+
+    Scores from embeddings: **clip-score**, **cliploss**, **normsim**; from the samples: **caption-characters**, **caption-words**,
+    **width**, **height**, **pixels**, **aspect-ratio**, **image-bytes**. A score is made once and kept: another bound costs little.
+
+    Examples:
+      tailwise filter my-catalog --by clip-score --dry-run
+      tailwise filter my-catalog --by clip-score --keep 0.3
+      tailwise filter my-catalog --by caption-words --min 3 --max 60 --name captions --without duplicates
+      tailwise filter my-catalog --by normsim --target imagenet.npy --keep 0.5
+      tailwise filter my-catalog --by clip_l14_similarity_score --file metadata.parquet --min 0.28
+    """
+    from tailwise.steps.scoring.filter import filter_samples, try_filter
+
+    opened = open_catalog(catalog)
+    made = (try_filter if dry_run else filter_samples)(opened, request, with_progress())
+    if as_json:
+        print_json({"name": made.name, **made.summary})
+    else:
+        _print_filtered(made)
+
+
+def _print_filtered(made: Filtered) -> None:
+    summary = made.summary
+    marks = {f"{item['percent']} %": f"{item['score']:.6g}" for item in summary["quantiles"]}
+    print_table(f"{summary['score']} of {summary['scored']:,} samples", tuple(marks), [tuple(marks.values())])
+    if (absent := summary["samples"] - summary["scored"]) > 0:
+        say(f"{absent:,} samples have no {summary['score']}")
+    for reason, rows in summary.get("reasons", {}).items():
+        say(f"{rows:,}: {reason}")
+    if summary.get("keys_without_sample"):
+        say(f"{summary['keys_without_sample']:,} of the file's {summary['keys']:,} keys match no sample")
+    if "dropped" in summary:
+        verb = "would drop" if made.name is None else f"drop list {made.name!r}: drops"
+        share = (
+            f"; {summary['kept']:,} stay, {summary['kept'] / summary['pool']:.1%} of the pool of {summary['pool']:,}"
+        )
+        say(f"{verb} {summary['dropped']:,} of {summary['samples']:,} samples{share * ('pool' in summary)}")
