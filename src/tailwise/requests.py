@@ -126,6 +126,7 @@ class DedupRequest:
     epsilon: Annotated[float | None, "Duplicates have a cosine above 1 − epsilon; 0: identical embeddings."] = None
     name: Annotated[str, "Name of the drop list."] = "duplicates"
     clustering: Annotated[str, "Clustering inside which samples are compared."] = "main"
+    probe: Annotated[int, "Nearest clusters of a sample inside which it is compared."] = 2
     rule: Annotated[str, "greedy: a duplicate of a kept one goes; any-earlier: of any earlier one."] = "greedy"
     order: Annotated[str, "First, and kept: farthest from the centroid, nearest, random, or score."] = "farthest"
     score: Annotated[str | None, "With `order` score: which one, highest first."] = None

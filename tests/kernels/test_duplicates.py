@@ -28,6 +28,8 @@ def plain_neighbours(x, judged_from=0):
     similarity, earlier = np.full(len(x), NOTHING_EARLIER), np.full(len(x), -1)
     for row in range(max(judged_from, 1), len(x)):
         earlier[row] = matrix[row, :row].argmax()  # the first of equals
+        judged = np.flatnonzero(matrix[row, judged_from:row] == 1)  # of identical ones, the first that is judged
+        earlier[row] = judged_from + judged[0] if len(judged) else earlier[row]
         similarity[row] = matrix[row, earlier[row]]
     return similarity, earlier
 

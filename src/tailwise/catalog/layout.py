@@ -69,6 +69,8 @@ FIT = "fit.json"
 
 # Columns of comparisons, drop lists and plans that have one file a part, of plain names (see `plain_file`): also SIMILARITY and RANK.
 NEAREST_ROW = "row"
+NEXT_CLUSTERS = "next"
+FATE = "fate-"  # and the number of a round
 DROPPED = "dropped"
 RATE = "rate"
 GROUP = "group"

@@ -163,17 +163,25 @@ def _print_guide(found: Suggestion) -> None:
     def share(part: int, whole: int) -> str:
         return f"{part / whole:.1%}" if whole else "–"
 
-    say(f"{found.samples:,} samples, {found.compared:,} pairs inside the clusters of {found.clusters!r}")
+    say(f"{found.samples:,} samples, {found.compared:,} pairs that share a cluster of {found.clusters!r}")
     rows = [
         (f"{item.epsilon:g}", f"{item.dropped:,}", f"{item.share:.2%}", f"{item.pairs:,}",
          share(item.pairs_inside, item.pairs), f"{item.queries:,}", share(item.queries_inside, item.queries))
         for item in found.epsilons
     ]  # fmt: skip
-    columns = ("epsilon", "dropped", "of samples", "pairs", "in one cluster", "with a duplicate", "in its cluster")
+    columns = (
+        "epsilon",
+        "dropped",
+        "of samples",
+        "pairs",
+        "sharing a cluster",
+        "with a duplicate",
+        "sharing its cluster",
+    )
     print_table("what would go (any-earlier; greedy drops as many or fewer), and what clusters hide", columns, rows)
     say(
         f"the last four columns: {found.queries:,} samples drawn at random, compared with {found.pool:,}; "
-        "where the shares are low, another number of clusters, or a second dedup inside other clusters, finds more"
+        "where the shares are low, a higher --probe, another number of clusters, or a second dedup inside other clusters, finds more"
     )
     pairs = [
         (f"{pair.epsilon:g}", f"{pair.similarity:.5f}", *(

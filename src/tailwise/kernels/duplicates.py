@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tailwise.kernels.assign import NONE
 from tailwise.kernels.grid import as_rows
-from tailwise.kernels.nearest import decide_greedily
+from tailwise.kernels.nearest import DROPPED, KEPT, OPEN, decide_back
 from tailwise.kernels.products import WrongProductError, float32_error, repeat_if_wrong
 from tailwise.kernels.screening import full_precision
 from tailwise.kernels.similarity import BELOW_ONE, NOTHING_EARLIER, Rows, most_similar_earlier
@@ -26,15 +25,16 @@ def duplicate_threshold(epsilon: float) -> float:
     return min(1.0 - epsilon, BELOW_ONE)
 
 
-def in_doubt(
+def first_status(
     similarity: npt.NDArray[np.float64],
     threshold: float,
     judged: npt.NDArray[np.bool_],
     certain: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.bool_]:
-    """Rows that the most similar earlier row alone doesn't decide under the greedy rule: bool [n].
+) -> npt.NDArray[np.uint8]:
+    """Return the fates that the most similar earlier row alone decides under the greedy rule: uint8 [n], OPEN where it does not.
 
-    A row goes if its most similar earlier row is kept, stays if that is no duplicate, and shares its fate if they are identical.
+    A row is KEPT if that row is no duplicate, and DROPPED if that row is kept. A row that is identical to it counts as DROPPED: it shares
+    its fate, so that no other row is a duplicate of this one alone.
 
     Args:
         similarity: [n], to the most similar earlier row.
@@ -42,11 +42,52 @@ def in_doubt(
         judged: [n], whether that earlier row is itself judged (rather than decided before).
         certain: [n], whether that earlier row is certainly kept.
     """
-    doubtful: npt.NDArray[np.bool_] = (similarity > threshold) & ~certain & ~((similarity == 1.0) & judged)
-    return doubtful
+    dropped = certain | ((similarity == 1.0) & judged)
+    status: npt.NDArray[np.uint8] = np.where(similarity <= threshold, KEPT, np.where(dropped, DROPPED, OPEN))
+    return status
 
 
 @repeat_if_wrong
+def look_back(
+    x: npt.NDArray[np.float16],
+    asked: npt.NDArray[np.int64],
+    status: npt.NDArray[np.uint8],
+    threshold: float,
+    *,
+    alone: npt.NDArray[np.bool_],
+    device: str = "auto",
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Look for earlier duplicates of some rows, and decide their fates as far as these rows alone can.
+
+    Args:
+        x: [m, d], in keep-order.
+        asked: int64 [a], ascending.
+        status: uint8 [m], the fate of each row so far.
+        threshold: rows of a similarity above it are duplicates.
+        alone: bool [m], rows that are compared with no others: one without an earlier duplicate is kept for later rows too.
+        device: of the matrix products; the result doesn't depend on it.
+
+    Returns:
+        verdict: uint8 [a]: DROPPED if an earlier duplicate is kept; else OPEN if the fate of one is open; else KEPT.
+        waits: bool [a], whether the fate of an earlier duplicate is open.
+        kept_row: int64 [a], the most similar kept earlier duplicate; −1 where there is none.
+        similarity: float64 [a], to it; NOTHING_EARLIER where there is none.
+    """
+    status, verdict, waits = status.copy(), np.full(len(asked), KEPT), np.zeros(len(asked), np.bool_)
+    kept_row, found = np.full(len(asked), -1, np.int64), np.full(len(asked), NOTHING_EARLIER)
+    rows = Rows(x, device) if len(asked) else None
+    step = max(1, min(SCAN_SCORES // max(len(x), 1), SCAN_ROWS))
+    for start in range(0, len(asked), step):
+        some = slice(start, start + step)
+        assert rows is not None
+        pairs = _candidates(rows, asked[some], threshold)
+        bounds = float32_error(x.shape[1] + 2), BELOW_ONE, threshold
+        answers: tuple[Any, ...] = (verdict[some], waits[some], kept_row[some], found[some])
+        if not decide_back(asked[some], *pairs, rows.x, rows.norms, *bounds, alone, status, *answers):
+            raise WrongProductError
+    return verdict, waits, kept_row, found
+
+
 def greedy(
     x: npt.NDArray[np.float16],
     similarity: npt.NDArray[np.float64],
@@ -58,7 +99,7 @@ def greedy(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Drops each row that is a duplicate of an earlier row that is kept.
 
-    Only rows that `similarity` and `earlier` leave in doubt are compared again.
+    Only rows that `similarity` and `earlier` leave open are compared again.
 
     Args:
         x: [m, d], in keep-order.
@@ -73,47 +114,29 @@ def greedy(
             a dropped one has that one's.
         similarity: float64 [m], to it; NOTHING_EARLIER where there is none.
     """
-    count, judged_from = len(x), 0 if kept_before is None else len(kept_before)
-    similarity = np.maximum(similarity, NONE)  # compiled loops that may reorder must not meet infinities
-    kept = np.zeros(count, np.bool_)
+    judged_from = 0 if kept_before is None else len(kept_before)
+    certain = similarity <= threshold
     if kept_before is not None:
-        kept[:judged_from] = kept_before
-    certain = np.where(np.arange(count) < judged_from, kept, similarity <= threshold)
-    doubtful = np.flatnonzero(in_doubt(similarity, threshold, earlier >= judged_from, certain[earlier]))
-    doubtful = doubtful[doubtful >= judged_from]
-    # Of those identical to one dropped before, the first decides for all.
-    same = np.flatnonzero(similarity[doubtful] == 1.0)
-    firsts = np.unique(earlier[doubtful[same]], return_index=True)[1]
-    doubtful = np.delete(doubtful, np.setdiff1d(same, same[firsts]))
-
-    rows = Rows(x, device) if len(doubtful) else None
-    step = max(1, min(SCAN_SCORES // max(count, 1), SCAN_ROWS))
-    kept_row, found = np.full(count, -1, np.int64), np.full(count, NOTHING_EARLIER)
-    place, first_identical = np.zeros(count, np.int64), np.full(count, -1, np.int64)
-    start = judged_from
-    for at in range(0, max(len(doubtful), 1), step):
-        asked = doubtful[at : at + step]
-        stop = count if at + step >= len(doubtful) else int(doubtful[at + step])
-        place[asked] = np.arange(len(asked))
-        offsets, others, scores = _candidates(rows, asked, threshold)
-        grid = np.empty((0, 0), np.float32) if rows is None else rows.x
-        norms = np.empty(0) if rows is None else rows.norms
-        fine = decide_greedily(
-            *(start, stop, threshold, judged_from, similarity, earlier, grid, norms, place, offsets, others, scores),
-            *(float32_error(x.shape[1] + 2), BELOW_ONE, first_identical, kept, kept_row, found),
-        )
-        if not fine:
-            raise WrongProductError
-        start = stop
+        certain[:judged_from] = kept_before
+    status = first_status(similarity, threshold, earlier >= judged_from, certain[earlier])
+    if kept_before is not None:
+        status[:judged_from] = np.where(kept_before, KEPT, DROPPED)
+    kept_row = np.where(status == DROPPED, earlier, -1)
+    kept_row[:judged_from] = -1
+    asked = np.flatnonzero(status == OPEN)
+    found = np.where(kept_row >= 0, similarity, NOTHING_EARLIER)
+    alone = np.ones(len(x), np.bool_)
+    *_, kept_row[asked], found[asked] = look_back(x, asked, status, threshold, alone=alone, device=device)
+    copies = np.flatnonzero((similarity == 1.0) & (earlier >= judged_from))
+    copies = copies[kept_row[earlier[copies]] >= 0]
+    kept_row[copies], found[copies] = kept_row[earlier[copies]], found[earlier[copies]]
     return kept_row, found
 
 
 def _candidates(
-    rows: Rows | None, asked: npt.NDArray[np.int64], threshold: float
+    rows: Rows, asked: npt.NDArray[np.int64], threshold: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Rows that may be duplicates of those asked for, and a few others: offsets [n + 1], indices and scores."""
-    if rows is None:
-        return np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
     last = int(asked[-1])
     scratch = torch.empty(len(asked) * last, device=rows.device)
     with full_precision():

@@ -18,6 +18,7 @@ from tailwise.kernels.jit import jit_any_order
 TILE = 1024  # memory for scores has whole tiles: 16 groups of 64 columns, k ≡ g, whose greatest scores are known before any is examined
 UP = np.float32(2.0**-20)  # added to a bound that was rounded to float32
 FAR = np.float32(-8)  # below every score
+KEPT, DROPPED, OPEN = np.uint8(0), np.uint8(1), np.uint8(2)  # fates of rows under dedup's greedy rule
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -25,7 +26,7 @@ Labels = npt.NDArray[np.int32]
 
 
 @jit_any_order
-def _inner_product(x: Floats, row: int, columns: Floats, column: int) -> float:
+def inner_product(x: Floats, row: int, columns: Floats, column: int) -> float:
     """Exact, for rows on the grid."""
     total = 0.0
     for axis in range(x.shape[1]):
@@ -36,7 +37,7 @@ def _inner_product(x: Floats, row: int, columns: Floats, column: int) -> float:
 @jit_any_order
 def _cosine(x: Floats, norms: Doubles, row: int, other: int) -> float:
     """The exact inner product of two rows over their norms."""
-    return float(_inner_product(x, row, x, other) / (norms[row] * norms[other]))
+    return float(inner_product(x, row, x, other) / (norms[row] * norms[other]))
 
 
 @jit_any_order
@@ -121,7 +122,7 @@ def _decide_row(
     if top < floor:
         return True
     seen = _column_of_top(scores, tops, top)  # the top first: a good best makes for few candidates
-    dot = _inner_product(x, row, columns, first + seen)
+    dot = inner_product(x, row, columns, first + seen)
     if abs(dot - shift - top) > error:
         return False
     if dot > dots[row] or (dot == dots[row] and first + seen < labels[row]):
@@ -133,7 +134,7 @@ def _decide_row(
         for at in range(group, len(scores), len(tops)):
             if scores[at] < floor or at == seen:
                 continue
-            dot = _inner_product(x, row, columns, first + at)
+            dot = inner_product(x, row, columns, first + at)
             if abs(dot - shift - scores[at]) > error:
                 return False
             if dot > dots[row] or (dot == dots[row] and first + at < labels[row]):
@@ -291,7 +292,7 @@ def recheck(
         own = labels[row]
         if own < 0:
             continue
-        own_dot = best = _inner_product(x, row, columns, own)
+        own_dot = best = inner_product(x, row, columns, own)
         rest[row] = rest[row] + others + UP
         for slot in range(listed[row]):
             column = near[row, slot]
@@ -300,7 +301,7 @@ def recheck(
                 continue
             bound = near_bound[row, slot] + drift[column] + UP
             if bound >= best:
-                dot = _inner_product(x, row, columns, column)
+                dot = inner_product(x, row, columns, column)
                 bound = np.float32(dot) + UP
                 if dot > best or (dot == best and column < labels[row]):
                     best, labels[row] = dot, column
@@ -351,7 +352,7 @@ def decide_movers(
                     continue
                 bound = np.float32(score + error[row] + shift[row]) + UP
                 if bound >= dots[row]:
-                    dot = _inner_product(x, row, columns, column)
+                    dot = inner_product(x, row, columns, column)
                     if abs(dot - shift[row] - score) > error[row]:
                         return False
                     bound = np.float32(dot) + UP
@@ -441,58 +442,47 @@ def decide_pairs(
 
 
 @jit_any_order
-def decide_greedily(
-    start: int,
-    stop: int,
-    threshold: float,
-    judged_from: int,
-    similarity: npt.NDArray[np.float64],
-    earlier: npt.NDArray[np.int64],
-    x: npt.NDArray[np.float32],
-    norms: npt.NDArray[np.float64],
-    place: npt.NDArray[np.int64],
+def decide_back(
+    asked: npt.NDArray[np.int64],
     offsets: npt.NDArray[np.int64],
     others: npt.NDArray[np.int64],
-    scores: npt.NDArray[np.float32],
+    scores: Floats,
+    x: Floats,
+    norms: Doubles,
     error: float,
     greatest: float,
-    first_identical: npt.NDArray[np.int64],
-    kept: npt.NDArray[np.bool_],
+    threshold: float,
+    alone: npt.NDArray[np.bool_],
+    status: npt.NDArray[np.uint8],
+    verdict: npt.NDArray[np.uint8],
+    waits: npt.NDArray[np.bool_],
     kept_row: npt.NDArray[np.int64],
-    found: npt.NDArray[np.float64],
+    found: Doubles,
 ) -> bool:
-    """Decides rows [start, stop), all earlier ones being decided; False if a score is too far off.
-
-    The candidates of a row in doubt are others[offsets[p]:offsets[p + 1]], p = place[row].
-    """
-    for row in range(start, stop):
-        if similarity[row] <= threshold:  # no earlier one is a duplicate, kept or not
-            kept[row] = True
-            continue
-        other = earlier[row]
-        if kept[other]:
-            kept_row[row] = other
-            found[row] = similarity[row]
-            continue
-        if similarity[row] == 1.0:  # shares the fate of the first judged row that is identical
-            first = other if other >= judged_from else first_identical[other]
-            if first >= 0:
-                kept_row[row] = first if kept[first] else kept_row[first]
-                found[row] = 1.0 if kept[first] else found[first]
+    """Do the work of `duplicates.look_back`, for candidate pairs others[offsets[a]:offsets[a + 1]]; False if a score is too far off."""
+    for at in range(len(asked)):
+        row, best = asked[at], threshold
+        for place in range(offsets[at], offsets[at + 1]):
+            other = others[place]
+            if other >= row or status[other] == DROPPED:
                 continue
-            first_identical[other] = row
-        best = threshold
-        p = place[row]
-        for at in range(offsets[p], offsets[p + 1]):
-            other = others[at]
-            if other < row and kept[other]:
-                exact = _cosine(x, norms, row, other)
-                if abs(exact - scores[at]) > error:
-                    return False
-                exact = min(exact, greatest)
-                if exact > best:
-                    best = exact
-                    kept_row[row] = other
-                    found[row] = exact
-        kept[row] = kept_row[row] < 0
+            exact = _cosine(x, norms, row, other)
+            if abs(exact - scores[place]) > error:
+                return False
+            exact = 1.0 if _identical(x, row, other) else min(exact, greatest)
+            if exact > threshold and status[other] == OPEN:
+                waits[at] = True
+            elif exact > best:
+                best, kept_row[at], found[at] = exact, other, exact
+        verdict[at] = DROPPED if kept_row[at] >= 0 else OPEN if waits[at] else KEPT
+        if verdict[at] == DROPPED or (verdict[at] == KEPT and alone[row]):
+            status[row] = verdict[at]
     return True
+
+
+@jit_any_order
+def _identical(x: Floats, row: int, other: int) -> bool:
+    axis = 0
+    while axis < x.shape[1] and x[row, axis] == x[other, axis]:
+        axis += 1
+    return bool(axis == x.shape[1])

@@ -61,7 +61,7 @@ def _refuse_zeros(norms: npt.NDArray[np.float64]) -> None:
 def most_similar_earlier(
     x: npt.NDArray[np.float16], *, judged_from: int = 0, device: str = "auto", threads: int | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """The most similar earlier row of each row, and the similarity to it; ties go to the earliest.
+    """The most similar earlier row of each row, and the similarity to it; ties go to the earliest, of identical ones to the first judged.
 
     Args:
         x: [m, d], unit norm, in keep-order.
@@ -89,6 +89,9 @@ def most_similar_earlier(
     similarity, earlier = np.full(len(x), NOTHING_EARLIER), np.full(len(x), -1, np.int64)
     found = np.flatnonzero(at >= 0)
     similarity[distinct[found]], earlier[distinct[found]] = best[found], distinct[at[found]]
+    if judged_from:  # a judged row that is identical comes before those that are not judged
+        again = first_of_identical(x[judged_from:]) + judged_from
+        first[judged_from:] = np.where(again < np.arange(judged_from, len(x)), again, first[judged_from:])
     copies = np.flatnonzero(first < np.arange(len(x)))
     copies = copies[copies >= judged_from]
     similarity[copies], earlier[copies] = 1.0, first[copies]

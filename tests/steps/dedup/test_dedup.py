@@ -28,7 +28,7 @@ from tailwise.steps.dedup.suggest import EPSILONS, suggest
 from tailwise.steps.drops import write_drops
 from tailwise.steps.importing.pool import import_pool
 
-# --- the plain reference: one cluster after the other, all pairs, nothing collapsed -------------------------------------
+# --- the plain reference: one sample after the other, all pairs, nothing collapsed -------------------------------------
 
 
 def column(catalog, kind, name="main"):
@@ -46,32 +46,38 @@ def similarities(x):
     return np.where(same, 1.0, np.minimum(wide @ wide.T / (norms[:, None] * norms), BELOW_ONE))
 
 
-def reference(catalog, epsilon, rule, order, *, gone=(), base=None, name="main"):
+def places(catalog, name="main", probe=2):
+    """The clusters that each row takes part in: its own, and the next nearest ones; −1 where there are none."""
+    labels, clustering = column(catalog, "label", name), Clustering.open(catalog, name)
+    dots = embeddings(catalog).astype(np.float64) @ clustering.centroids.astype(np.float64).T
+    dots[np.arange(len(labels)), labels] = np.inf
+    nearest = np.argsort(-dots, axis=1, kind="stable")[:, :probe]
+    return np.where(labels[:, None] >= 0, nearest, -1)
+
+
+def reference(catalog, epsilon, rule, order, *, gone=(), base=None, name="main", probe=2):
     """{dropped row: (kept row, similarity)}; `order` sorts rows, `base` is (old rows, those of them that were dropped)."""
-    labels, x = column(catalog, "label", name).copy(), embeddings(catalog)
-    labels[list(gone)] = -1
+    x, near = embeddings(catalog), places(catalog, name, probe)
+    near[list(gone)] = -1
     old, dropped_before = base or (0, set())
-    found = {}
-    for label in range(labels.max() + 1):
-        rows = sorted(np.flatnonzero(labels == label).tolist(), key=lambda row: (order[row], row))
-        rows = (
-            [row for row in rows if row < old and row not in dropped_before]
-            + [row for row in rows if row < old and row in dropped_before]
-            + [row for row in rows if row >= old]
-        )
-        matrix = similarities(x[rows])
-        kept = [row not in dropped_before for row in rows]
-        for at, row in enumerate(rows):
-            before = [i for i in range(at) if kept[i] or rule == "any-earlier"]
-            if row < old or not before:
-                continue
-            best = max(before, key=lambda i: (matrix[at, i], -i))
-            if matrix[at, best] > 1 - epsilon or matrix[at, best] == 1:
-                kept[at] = False
-                found[row] = (rows[best], matrix[at, best])
-                copies = [rows[i] for i in range(at) if matrix[at, i] == 1 and rows[i] >= old]
-                if rule == "greedy" and copies and copies[0] in found:  # goes for the same sample as the first of them
-                    found[row] = found[copies[0]]
+    present = np.flatnonzero(near[:, 0] >= 0).tolist()
+    rows = sorted(present, key=lambda row: (row >= old, row in dropped_before, order[row], row))
+    matrix, near = similarities(x[rows]), near[rows]
+    together = (near[:, None, :, None] == near[None, :, None, :]).any((2, 3))
+    kept, found = [row not in dropped_before for row in rows], {}
+    for at, row in enumerate(rows):
+        before = [i for i in range(at) if together[at, i] and (kept[i] or rule == "any-earlier")]
+        if row < old or not before:
+            continue
+        copies = [i for i in range(at) if matrix[at, i] == 1 and rows[i] >= old]
+        best = max(before, key=lambda i: (matrix[at, i], i in copies, -i))
+        if matrix[at, best] > 1 - epsilon or matrix[at, best] == 1:
+            kept[at] = False
+            found[row] = (rows[best], matrix[at, best])
+            if (
+                rule == "greedy" and copies and rows[copies[0]] in found
+            ):  # goes for the same sample as the first of them
+                found[row] = found[rows[copies[0]]]
     return found
 
 
@@ -128,6 +134,15 @@ def orders(catalog):
     return {"farthest": similarity, "nearest": -similarity, "random": hashes}
 
 
+@pytest.mark.parametrize("probe", [1, 3, 16])
+@pytest.mark.parametrize("rule", ["greedy", "any-earlier"])
+def test_every_number_of_clusters_equals_the_plain_reference(catalog, rule, probe):
+    """16: more than there are, so that all are compared with all."""
+    for epsilon in (0.01, 0.05, 0.3):
+        dedup(catalog, DedupRequest(epsilon=epsilon, rule=rule, probe=probe, name=f"list{epsilon}"))
+        check(catalog, reference(catalog, epsilon, rule, orders(catalog)["farthest"], probe=probe), f"list{epsilon}")
+
+
 @pytest.mark.parametrize("keep", ["farthest", "nearest", "random"])
 @pytest.mark.parametrize("rule", ["greedy", "any-earlier"])
 def test_every_epsilon_rule_and_order_equals_the_plain_reference(catalog, rule, keep):
@@ -144,9 +159,10 @@ def test_greedy_s_kept_rows_are_kept(catalog):
     found = decisions(catalog)
     assert not {kept_row for kept_row, _ in found.values()} & set(found)
     table = pq.read_table(catalog.drops_folder("duplicates") / "dropped.parquet").to_pylist()
-    labels = column(catalog, "label")
+    labels, near = column(catalog, "label"), places(catalog)
     for row in table:
-        assert row["cluster"] == labels[row["row"]] == labels[row["kept_row"]]
+        assert row["cluster"] == labels[row["row"]]
+        assert set(near[row["row"]]) & set(near[row["kept_row"]])
         assert row["reason"] == ("identical embedding" if row["similarity"] == 1 else "near-duplicate")
         assert row["value"] is None
     assert {row["reason"] for row in table} == {"identical embedding", "near-duplicate"}
@@ -258,7 +274,7 @@ def test_goes_on_after_an_interruption_with_the_same_bytes(
     with interrupted(neighbours, "most_similar_earlier", lambda *_, **__: len(calls) == stops_at) as calls:
         make_all(catalog)
     assert not (catalog.drops_folder("a") / "manifest.json").exists()
-    sizes = np.bincount(column(catalog, "label")[column(catalog, "label") >= 0])
+    sizes = np.bincount(places(catalog)[places(catalog) >= 0])
     finished = [int(path.stem) for path in catalog.folder.glob("neighbours/*/work/*/results/*.npy")]
     left = ~np.isin(cluster_buckets(sizes, 60), finished) & (sizes > 1)
     assert left.any()
@@ -272,7 +288,7 @@ def test_goes_on_after_an_interruption_with_the_same_bytes(
 def test_an_interruption_while_deciding_keeps_the_comparison(catalog, expected_bytes, tree_bytes, interrupted, watched):
     from tailwise.steps.dedup import dedup as stage
 
-    with interrupted(stage, "greedy"):
+    with interrupted(stage, "look_back"):
         make_all(catalog)
     with watched(neighbours, "most_similar_earlier") as calls:
         make_all(catalog)
@@ -362,7 +378,9 @@ def test_only_clusters_with_new_samples_are_compared(grown, watched):
     compared = []
     labels = column(grown, "label", "main-2")
     drop(grown, "filtered", (60 + np.flatnonzero(labels[60:] != labels[80])).tolist())
-    request = DedupRequest(epsilon=0.02, clustering="main-2", extends="duplicates", without=["filtered"], name="next")
+    request = DedupRequest(
+        epsilon=0.02, clustering="main-2", probe=1, extends="duplicates", without=["filtered"], name="next"
+    )
     with watched(
         neighbours, "most_similar_earlier", lambda x, judged_from, **_: compared.append((judged_from, len(x)))
     ):
@@ -412,37 +430,38 @@ def test_what_the_old_list_was_made_without_stays_out(tmp_path, make_pool, make_
 # --- the guide ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_guide_counts_what_any_earlier_drops_and_what_clusters_hide(catalog):
-    guide = suggest(catalog, DedupRequest(seed=3), queries=600, pool_rows=600)
-    labels, x = column(catalog, "label"), embeddings(catalog)
+@pytest.mark.parametrize("probe", [1, 2])
+def test_the_guide_counts_what_any_earlier_drops_and_what_clusters_hide(catalog, probe):
+    guide = suggest(catalog, DedupRequest(seed=3, probe=probe), queries=600, pool_rows=600)
+    near, x = places(catalog, probe=probe), embeddings(catalog)
     assert (guide.samples, guide.queries, guide.pool) == (597, 597, 597)
-    sizes = np.bincount(labels[labels >= 0])
+    sizes = np.bincount(near[near >= 0])
     assert guide.compared == (sizes * (sizes - 1) // 2).sum()
-    present = np.flatnonzero(labels >= 0)
+    present = np.flatnonzero(near[:, 0] >= 0)
     matrix = similarities(x[present])
     np.fill_diagonal(matrix, -1)
-    inside = labels[present][:, None] == labels[present]
+    inside = (near[present][:, None, :, None] == near[present][None, :, None, :]).any((2, 3))
     assert [item.epsilon for item in guide.epsilons] == list(EPSILONS)
     for item in guide.epsilons:
-        expected = reference(catalog, item.epsilon, "any-earlier", orders(catalog)["farthest"])
+        expected = reference(catalog, item.epsilon, "any-earlier", orders(catalog)["farthest"], probe=probe)
         assert item.dropped == len(expected)
         assert item.share == len(expected) / 597
         pairs = matrix > min(1 - item.epsilon, BELOW_ONE)
         assert (item.pairs, item.pairs_inside) == (pairs.sum(), (pairs & inside).sum())
         assert (item.queries, item.queries_inside) == (pairs.any(1).sum(), (pairs & inside).any(1).sum())
-    assert 0 < guide.epsilons[-1].pairs_inside < guide.epsilons[-1].pairs
+    assert 0 < guide.epsilons[-1].pairs_inside <= guide.epsilons[-1].pairs - (probe == 1)
 
 
 def test_the_guide_shows_pairs_of_every_band(catalog):
     guide = suggest(catalog, DedupRequest(seed=3))
     keys = np.concatenate([catalog.samples(part, ["key"])["key"].to_numpy() for part in catalog.parts()])
-    x, labels = embeddings(catalog), column(catalog, "label")
+    x, near = embeddings(catalog), places(catalog)
     assert {pair.epsilon for pair in guide.pairs} > {0.0, 0.05}
     for pair in guide.pairs:
         both = [pair.sample.row, pair.earlier.row]
         assert [pair.sample.key, pair.earlier.key] == keys[both].tolist()
         assert pair.sample.caption.startswith("group ")
-        assert labels[both[0]] == labels[both[1]]
+        assert set(near[both[0]]) & set(near[both[1]])
         assert similarities(x[both])[0, 1] == pair.similarity
         assert pair.similarity > 1 - pair.epsilon or pair.similarity == 1
         smaller = [epsilon for epsilon in EPSILONS if epsilon < pair.epsilon]

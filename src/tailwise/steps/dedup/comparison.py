@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,19 +12,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
-from tailwise.catalog.columns import RowColumn
+from tailwise.catalog.columns import PlainColumn, RowColumn
+from tailwise.catalog.comparisons import comparison_artifact
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.embeddings import column_dimension, embedding_inputs
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.kernels.next_nearest import next_nearest
 from tailwise.requests import DedupRequest, ScoreRequest
 from tailwise.text import command_line, did_you_mean
 
 KEPT, DROPPED, NEW = np.uint8(0), np.uint8(1), np.uint8(2)  # ages: decided before, and how; or to be judged
+MOST_PROBES = 16
+CHUNK_ROWS = 65_536
 Values = npt.NDArray[np.float64]
 
 
@@ -35,6 +41,7 @@ class Comparison:
         catalog: of the samples.
         snapshot: whose rows; the newest by default.
         clustering: its name; samples are compared inside its clusters.
+        probe: number of nearest clusters that each sample takes part in.
         column: of embeddings, the clustering's.
         survivors: of the drop lists whose samples take no part.
         base: the drop list that is extended, if one is: what it decided stays.
@@ -53,7 +60,9 @@ class Comparison:
             raise UserError(f"`order` {order!r}: {did_you_mean(order, ORDERS)}")
         if (order == "score") != (score is not None):
             raise UserError("`order` score and `score` NAME need each other")
-        self.catalog, self.request, self.context = catalog, request, context
+        if not 1 <= request.probe <= MOST_PROBES:
+            raise UserError(f"`probe` {request.probe}: must lie between 1 (a sample's own cluster) and {MOST_PROBES}")
+        self.catalog, self.request, self.context, self.probe = catalog, request, context, request.probe
         self.clustering, self.order_name, self.score, self.seed = clustering, order, score, seed
         self.snapshot = catalog.snapshot(snapshot)
         self.parts = catalog.parts(self.snapshot)
@@ -65,6 +74,7 @@ class Comparison:
         self.old_rows = 0 if self.base is None else self.base.snapshot.rows
         self.config: dict[str, Any] = {
             "clustering": clustering,
+            "probe": request.probe,
             "column": self.column,
             "order": order,
             "score": score,
@@ -158,6 +168,32 @@ class Comparison:
         labels[~self.survivors.keeps(part.span)] = -1
         return labels
 
+    def places(self, part: Part) -> npt.NDArray[np.int32]:
+        """Return the clusters that each row of a part takes part in, its own first: int32 [n, probe], negative where there are no more."""
+        labels = self.labels(part)[:, None]
+        if self.probe == 1:
+            return labels
+        return np.concatenate([labels, np.where(labels >= 0, self._next_clusters.read(part), -1)], axis=1)
+
+    @cached_property
+    def _next_clusters(self) -> PlainColumn:
+        return PlainColumn(comparison_artifact(self.catalog, self.config, self.inputs).folder, layout.NEXT_CLUSTERS)
+
+    def find_places(self) -> None:
+        """Find the clusters of all rows beside their own ones; they are kept with the comparison."""
+        if self.probe > 1:
+            task = _NextClusters(self.address, self._next_clusters)
+            self.context.run(task, self.parts, "finding the next nearest clusters", KERNEL)
+
+    def find_next(self, part: Part) -> npt.NDArray[np.int32]:
+        """Return the next nearest clusters of the rows of a part: int32 [n, probe − 1], negative for rows without a cluster."""
+        labels, block = self._clusters.labels.read(part), self.embeddings(part)
+        found = np.empty((part.rows, self.probe - 1), np.int32)
+        for start, chunk in row_chunks([block], CHUNK_ROWS):
+            some = slice(start, start + len(chunk))
+            found[some] = next_nearest(chunk, np.asarray(labels[some]), self._clusters.centroids, self.probe - 1)
+        return found
+
     def ages(self, part: Part) -> npt.NDArray[np.uint8]:
         """Return the age of each row of a part: KEPT or DROPPED by the extended list, or NEW, uint8 [n]."""
         ages = np.full(part.rows, NEW)
@@ -184,7 +220,15 @@ class Comparison:
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
         """Members that take part, new and old: int64 [clusters, 2]."""
-        task = _Sizes(self.address, self._clusters.table.num_rows)
+        return self._count(own=True)
+
+    @cached_property
+    def compared_sizes(self) -> npt.NDArray[np.int64]:
+        """Samples that are compared in each cluster, new and old: int64 [clusters, 2]; after `find_places`."""
+        return self.sizes if self.probe == 1 else self._count(own=False)
+
+    def _count(self, own: bool) -> npt.NDArray[np.int64]:
+        task = _Sizes(self.address, self._clusters.table.num_rows, own)
         return self.context.executor.reduce(task, self.parts, np.add, KERNEL)
 
     @property
@@ -218,12 +262,29 @@ class _Sizes(Task[Part, npt.NDArray[np.int64]]):
 
     compared: Address
     clusters: int
+    own: bool  # a row counts in its own cluster alone
 
     def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:
         compared = self.compared.open(worker)
-        labels, new = compared.labels(item), compared.ages(item) == NEW
-        columns = (labels[chosen & (labels >= 0)] for chosen in (new, ~new))
-        return np.stack([np.bincount(column, minlength=self.clusters) for column in columns], axis=1)
+        places = compared.labels(item)[:, None] if self.own else compared.places(item)
+        new = compared.ages(item) == NEW
+        columns = (places[chosen].ravel() for chosen in (new, ~new))
+        counts = [np.bincount(column[column >= 0], minlength=self.clusters) for column in columns]
+        return np.stack(counts, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _NextClusters(Task[Part, None]):
+    """Find the next nearest clusters of the rows of a part."""
+
+    compared: Address
+    column: PlainColumn  # int32 [N, probe − 1], to write
+
+    def files(self, item: Part) -> Sequence[Path]:
+        return (self.column.path(item),)
+
+    def run(self, item: Part, worker: Worker) -> None:
+        self.column.write(item, self.compared.open(worker).find_next(item))
 
 
 def _nearest(comparison: Comparison, part: Part) -> Values:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,22 +17,26 @@ import pyarrow.compute as pc
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.columns import PlainColumn, RowColumn, RowsByPart
 from tailwise.catalog.comparisons import Neighbours
 from tailwise.catalog.drops import DROPPED_SCHEMA, DropList
 from tailwise.context import Context
 from tailwise.devices import find_device
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Task, Worker
-from tailwise.kernels.duplicates import duplicate_threshold, greedy, in_doubt
+from tailwise.kernels.duplicates import duplicate_threshold, first_status, look_back
+from tailwise.kernels.nearest import DROPPED, KEPT, OPEN
 from tailwise.requests import DedupRequest, bytes_of
-from tailwise.steps.dedup.comparison import Address, Comparison
-from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, regroup
+from tailwise.steps.dedup.comparison import NEW, Address, Comparison
+from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, most_similar, regroup
 from tailwise.steps.dedup.neighbours import make_neighbours
 from tailwise.steps.drops import write_drops
 from tailwise.text import did_you_mean
 
 IDENTICAL = "identical embedding"
 NEAR = "near-duplicate"
+# Fates of rows that were open, and are dropped: for the most similar kept sample, or for one, while the fate of another was open.
+LATE, UNSURE = np.uint8(3), np.uint8(4)
 
 
 @dataclass(frozen=True)
@@ -70,36 +74,49 @@ def dedup(catalog: Catalog | str | Path, request: DedupRequest, context: Context
         )
     if rule not in RULES:
         raise UserError(f"unknown rule {rule!r}: {did_you_mean(rule, RULES)}")
-    compared = Comparison(catalog, request, context or Context())
+    context = context or Context()
+    compared = Comparison(catalog, request, context)
     config = {"epsilon": epsilon, "rule": rule, **compared.config}
     with Artifact(catalog.drops_folder(request.name), "dedup", config, compared.inputs) as artifact:
         if not artifact.done:
+            context.executor.forget()  # what workers keep of an earlier run of this name
             neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)
-            decisions = _Decisions(compared.address, neighbours.folder, duplicate_threshold(epsilon), device)
-            _finish(compared, artifact, RULES[rule](compared, decisions, artifact.path(layout.WORK), memory))
+            threshold, work = duplicate_threshold(epsilon), artifact.path(layout.WORK)
+            decisions = _Decisions(compared.address, neighbours.folder, work, threshold, device)
+            _finish(compared, artifact, RULES[rule](compared, decisions, memory))
     return Deduplication(request.name, DropList(catalog, request.name).summary)
 
 
 @dataclass(frozen=True, eq=False)
 class _Decisions:
-    """Address of what is decided from the neighbours."""
+    """Address of what is decided."""
 
     compared: Address
     neighbours: Path  # folder of the neighbours
+    folder: Path  # of the fates of rows, while they are decided
     threshold: float  # greatest cosine of samples that are no duplicates
     device: str  # runs the matrix products
-    # clusters with rows in doubt, decided row after row; None: the most similar earlier sample alone decides
-    judged: Buckets | None = None
+    rounds: int | None = (
+        None  # number of rounds that decided open rows; None: the most similar earlier sample alone decides
+    )
+    found: tuple[Buckets, ...] = ()  # of all rounds: the samples for which open rows went
 
     def open(self, worker: Worker) -> tuple[Comparison, Neighbours]:
         """Return the comparison and the neighbours."""
         compared = self.compared.open(worker)
         return compared, worker.cached(self.neighbours, lambda: Neighbours(compared.catalog, self.neighbours))
 
-    def nearest(
-        self, part: Part, worker: Worker
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Of a part's rows: similarity to the most similar earlier one, whether that is judged, and whether it is certainly kept."""
+    def fate(self, number: int) -> PlainColumn:
+        """Return the column of fates before a round: uint8, KEPT, DROPPED, OPEN, LATE or UNSURE."""
+        return PlainColumn(self.folder, f"{layout.FATE}{number}")
+
+    def fates(self, number: int, worker: Worker) -> RowColumn:
+        """Return the fates before a round, of all rows."""
+        parts = self.compared.open(worker).parts
+        return worker.cached((self.folder, number), lambda: RowColumn(self.fate(number).path, parts, np.uint8))
+
+    def first(self, part: Part, worker: Worker) -> npt.NDArray[np.uint8]:
+        """Return the fates of a part's rows that the neighbours alone decide."""
         compared, neighbours = self.open(worker)
         other = np.maximum(neighbours.row[part.span], 0)
         judged = other >= compared.old_rows
@@ -107,78 +124,146 @@ class _Decisions:
         if compared.base is not None:
             old = np.flatnonzero(~judged)
             certain[old] = ~compared.base.mask[other[old]]
-        return neighbours.similarity[part.span], judged, certain
+        ages = compared.ages(part)
+        return np.where(
+            ages == NEW, first_status(neighbours.similarity[part.span], self.threshold, judged, certain), ages
+        )
 
     def of(self, part: Part, worker: Worker) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Return the sample that each row of a part duplicates, int64 [n], −1 where it stays; and the similarity to it, float64 [n]."""
-        _, neighbours = self.open(worker)
-        similarity = np.array(neighbours.similarity[part.span])
-        nearest = neighbours.row[part.span]
-        row = np.where(similarity > self.threshold, nearest, -1)
-        if self.judged is not None:
-            _, judged, certain = self.nearest(part, worker)
-            # A row identical to a dropped one has the same kept sample.
-            duplicates_of_dropped = np.flatnonzero((similarity == 1.0) & judged & ~certain)
-            other = nearest[duplicates_of_dropped]
-            row[duplicates_of_dropped] = neighbours.row[other]
-            similarity[duplicates_of_dropped] = neighbours.similarity[other]
-            results = self.judged.results_of(part)
-            at = results["row"] - part.first_row
-            row[at], similarity[at] = results["other"], results["similarity"]
+        compared, neighbours = self.open(worker)
+        row, similarity = np.array(neighbours.row[part.span]), np.array(neighbours.similarity[part.span])
+        row[similarity <= self.threshold] = -1
+        if self.rounds is None:
+            return row, similarity
+        mine = part.first_row + np.flatnonzero(row >= 0)
+        row[mine - part.first_row], similarity[mine - part.first_row] = self._decided(mine, worker)
+        # A row that is identical to an earlier one shares its fate: the sample for which that one goes.
+        copies = np.flatnonzero((similarity == 1.0) & (row >= compared.old_rows))
+        others, found = self._decided(row[copies], worker)
+        gone = others >= 0
+        row[copies[gone]], similarity[copies[gone]] = others[gone], found[gone]
         return row, similarity
+
+    def _decided(
+        self, rows: npt.NDArray[np.int64], worker: Worker
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return the same as `of` for some rows, where identical rows are not looked at."""
+        compared, neighbours = self.open(worker)
+        others, similarity = neighbours.row[rows], neighbours.similarity[rows]
+        fates = self.fates(self.rounds or 0, worker)[rows]
+        others[fates == KEPT] = -1
+        late = np.flatnonzero((fates == LATE) | (fates == UNSURE))
+        for part, places in RowsByPart(compared.parts).split(rows[late]):
+            results = most_similar(np.concatenate([buckets.results_of(part) for buckets in self.found]))
+            at = np.searchsorted(results["row"], rows[late[places]])
+            others[late[places]], similarity[late[places]] = results["other"][at], results["similarity"][at]
+        return others, similarity
 
 
 @dataclass(frozen=True, eq=False)
-class _InDoubt(Task[Part, npt.NDArray[np.bool_]]):
-    """Find the clusters with rows in doubt: bool [K]."""
+class _First(Task[Part, None]):
+    """Write the fates of a part's rows that the neighbours alone decide."""
 
     decisions: _Decisions
+
+    def files(self, item: Part) -> Sequence[Path]:
+        return (self.decisions.fate(0).path(item),)
+
+    def run(self, item: Part, worker: Worker) -> None:
+        self.decisions.fate(0).write(item, self.decisions.first(item, worker))
+
+
+@dataclass(frozen=True, eq=False)
+class _Places(Task[Part, npt.NDArray[np.bool_]]):
+    """Find the clusters that rows of some fate take part in: bool [K]."""
+
+    decisions: _Decisions
+    number: int
+    fate: np.uint8
     clusters: int
 
     def run(self, item: Part, worker: Worker) -> npt.NDArray[np.bool_]:
-        similarity, judged, certain = self.decisions.nearest(item, worker)
         compared, _ = self.decisions.open(worker)
+        places = compared.places(item)[self.decisions.fate(self.number).read(item) == self.fate]
         found = np.zeros(self.clusters, np.bool_)
-        found[compared.labels(item)[in_doubt(similarity, self.decisions.threshold, judged, certain)]] = True
+        found[places[places >= 0]] = True
         return found
 
 
 @dataclass(frozen=True, eq=False)
-class _Greedy(Judge):
-    """Decide the members of each cluster in keep-order."""
+class _LookBack(Judge):
+    """Look for earlier duplicates of rows of some fate. `other` of a result is one that is kept, −1 where there is none."""
 
-    decisions: _Decisions  # those that the neighbours alone make
+    decisions: _Decisions
+    number: int  # of the round
+    fate: np.uint8
 
     def judge(self, members: Members, threads: int, worker: Worker) -> npt.NDArray[Any]:  # noqa: ARG002
-        _, neighbours = self.decisions.open(worker)
-        by_row = np.argsort(members.rows)
-        earlier = by_row[np.searchsorted(members.rows, neighbours.row[members.rows], sorter=by_row) % len(by_row)]
-        old = len(members.kept_before)
-        kept_row, similarity = greedy(
-            members.x,
-            neighbours.similarity[members.rows],
-            earlier,
-            self.decisions.threshold,
-            kept_before=members.kept_before,
-            device=self.decisions.device,
+        fates = self.decisions.fates(self.number, worker)[members.rows]
+        asked = np.flatnonzero(fates == self.fate)
+        status = np.where(fates > OPEN, DROPPED, fates)
+        alone = np.full(len(fates), self.decisions.compared.open(worker).probe == 1)
+        _, waits, kept, similarity = look_back(
+            members.x, asked, status, self.decisions.threshold, alone=alone, device=self.decisions.device
         )
-        result = np.empty(len(members.rows) - old, RESULT)
-        result["row"], result["similarity"] = members.rows[old:], similarity[old:]
-        result["other"] = np.where(kept_row[old:] < 0, -1, members.rows[kept_row[old:]])
+        result = np.empty(len(asked), RESULT)
+        result["row"], result["similarity"], result["waits"] = members.rows[asked], similarity, waits
+        result["other"] = np.where(kept >= 0, members.rows[kept], -1)
         return result
 
 
-def _decide_greedily(compared: Comparison, decisions: _Decisions, folder: Path, max_memory_bytes: int) -> _Decisions:
-    """Decide, by clusters, the rows in doubt and the rows that depend on them."""
-    task = _InDoubt(decisions, len(compared.sizes))
-    wanted = compared.context.executor.reduce(task, compared.parts, np.logical_or, KERNEL)
-    judge, description = partial(_Greedy, decisions=decisions), "deciding what is in doubt"
-    return replace(decisions, judged=regroup(compared, folder, wanted, judge, max_memory_bytes, description))
+@dataclass(frozen=True, eq=False)
+class _Settle(Task[Part, None]):
+    """Write the fates of a part's rows after a round."""
+
+    decisions: _Decisions
+    number: int
+    found: Buckets
+
+    def files(self, item: Part) -> Sequence[Path]:
+        return (self.decisions.fate(self.number + 1).path(item),)
+
+    def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
+        fates = np.array(self.decisions.fate(self.number).read(item))
+        results = self.found.results_of(item)
+        at, dropped, waits = results["row"] - item.first_row, results["other"] >= 0, results["waits"]
+        fates[at] = KEPT
+        fates[at[waits]] = OPEN
+        gone = at[dropped]
+        fates[gone] = np.where(fates[gone] == OPEN, UNSURE, LATE)
+        self.decisions.fate(self.number + 1).write(item, fates)
 
 
-RULES: dict[str, Callable[[Comparison, _Decisions, Path, int], _Decisions]] = {
+def _decide_greedily(compared: Comparison, decisions: _Decisions, max_memory_bytes: int) -> _Decisions:
+    """Decide the rows that are open, in rounds.
+
+    A row takes part in several clusters. In a round each of these looks whether it has an earlier duplicate there that is kept (then it
+    goes) or open (then it waits); if none of them has either, the row is kept. The first open row is decided in each round, and mostly
+    nearly all are. In the end the most similar kept sample is found for those that went while another was open.
+    """
+    context, clusters = compared.context, len(compared.sizes)
+    context.run(_First(decisions), compared.parts, "deciding by the most similar", KERNEL)
+
+    def look(number: int, fate: np.uint8, description: str) -> Buckets | None:
+        places = _Places(decisions, number, fate, clusters)
+        wanted = context.executor.reduce(places, compared.parts, np.logical_or, KERNEL)
+        folder = decisions.folder / f"{fate}-{number}"
+        judge = partial(_LookBack, decisions=decisions, number=number, fate=fate)
+        return regroup(compared, folder, wanted, judge, max_memory_bytes, description) if wanted.any() else None
+
+    found, number = list[Buckets](), 0
+    while (buckets := look(number, OPEN, f"deciding what is in doubt, round {number + 1}")) is not None:
+        context.run(_Settle(decisions, number, buckets), compared.parts, "settling", KERNEL)
+        found.append(buckets)
+        number += 1
+    last = look(number, UNSURE, "finding what they duplicate")
+    return replace(decisions, rounds=number, found=(*found, *([] if last is None else [last])))
+
+
+RULES: dict[str, Callable[[Comparison, _Decisions, int], _Decisions]] = {
     "greedy": _decide_greedily,
-    "any-earlier": lambda _, decisions, *__: decisions,
+    "any-earlier": lambda _, decisions, __: decisions,
 }
 
 

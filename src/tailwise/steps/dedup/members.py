@@ -32,13 +32,13 @@ RUNTIME_BYTES = 400 << 20
 # An interruption loses at most one bucket: about BUCKET_ROWS rows, or a 256th of all; more if a cluster is larger.
 BUCKET_ROWS = 1 << 18
 BUCKETS = 256
-RESULT = np.dtype([("row", "<i8"), ("other", "<i8"), ("similarity", "<f8")])
+RESULT = np.dtype([("row", "<i8"), ("other", "<i8"), ("similarity", "<f8"), ("waits", "?")])
 _RECORD = [("row", "<i8"), ("order", "<f8"), ("cluster", "<i4"), ("age", "u1")]
 
 
 @dataclass(frozen=True)
 class Members:
-    """The members of one cluster: those decided before, kept ones first, then those to be judged; each in keep-order."""
+    """The samples that are compared in one cluster: those decided before, kept ones first, then those to be judged; each in keep-order."""
 
     cluster: int
     rows: npt.NDArray[np.int64]  # int64 [m], of the catalog
@@ -138,17 +138,17 @@ class _Spill(Task[Part, None]):
 
     def run(self, item: Part, worker: Worker) -> None:
         compared = self.to.compared.open(worker)
-        clusters = compared.labels(item)
-        clusters[(clusters >= 0) & ~self.to.wanted[clusters]] = -1
+        places = compared.places(item)
+        places[(places >= 0) & ~self.to.wanted[places]] = -1
         ages, order, block = compared.ages(item), compared.order(item), compared.embeddings(item)
         shuffle = self.to.shuffle
 
         def chunks() -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
-            for start, chunk in row_chunks([block], max(1, RUN_BYTES // shuffle.dtype.itemsize)):
-                members = np.flatnonzero(clusters[start : start + len(chunk)] >= 0)
+            for start, chunk in row_chunks([block], max(1, RUN_BYTES // shuffle.dtype.itemsize // places.shape[1])):
+                members, probes = np.nonzero(places[start : start + len(chunk)] >= 0)
                 rows = start + members
                 records = np.empty(len(members), shuffle.dtype)
-                records["row"], records["cluster"] = item.first_row + rows, clusters[rows]
+                records["row"], records["cluster"] = item.first_row + rows, places[rows, probes]
                 records["age"], records["order"] = ages[rows], order[rows]
                 if self.to.dimension:
                     records["x"] = chunk[members]
@@ -184,6 +184,13 @@ class Judge(Task[int, None]):
         self.of.results.write(str(item), [(parts.numbers_of(results["row"]), results)])
 
 
+def most_similar(results: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the result of greatest similarity of each row, RESULT [·] by row; ties go to the lowest other row."""
+    results = np.take(results, np.lexsort((results["other"], -results["similarity"], results["row"])))
+    first: npt.NDArray[np.bool_] = np.diff(results["row"], prepend=-1) != 0
+    return results[first]
+
+
 def regroup(
     compared: Comparison,
     folder: Path,
@@ -205,7 +212,7 @@ def regroup(
     Raises:
         UserError: the largest cluster needs more memory.
     """
-    sizes = np.where(wanted, compared.sizes.sum(axis=1), 0)
+    sizes = np.where(wanted, compared.compared_sizes.sum(axis=1), 0)
     dimension = compared.dimension
     layout = plan_layout(sizes, compared.snapshot.rows, dimension, max_memory_bytes)
     place = folder / f"{layout.bucket_rows}{'-gathers' * layout.gathers}"

@@ -1,4 +1,4 @@
-"""Neighbours: the most similar earlier member of each sample's cluster, from which every ε of dedup is read."""
+"""Neighbours: the most similar earlier sample in the clusters that each sample takes part in, from which every ε of dedup is read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tailwise.catalog.comparisons import Neighbours, comparison_artifact
 from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.similarity import NOTHING_EARLIER, most_similar_earlier
 from tailwise.steps.dedup.comparison import Comparison
-from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, regroup
+from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, most_similar, regroup
 
 
 def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: str = "auto") -> Neighbours:
@@ -51,7 +51,7 @@ class _Nearest(Judge):
         old = len(members.kept_before)
         similarity, earlier = most_similar_earlier(members.x, judged_from=old, device=self.device, threads=threads)
         found = np.flatnonzero(earlier >= 0)
-        result = np.empty(len(found), RESULT)
+        result = np.zeros(len(found), RESULT)
         result["row"], result["other"] = members.rows[found], members.rows[earlier[found]]
         result["similarity"] = similarity[found]
         return result
@@ -70,7 +70,7 @@ class _Collect(Task[Part, None]):
 
     def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
         similarity, row = np.full(item.rows, NOTHING_EARLIER), np.full(item.rows, -1, np.int64)
-        results = self.of.results_of(item)
+        results = most_similar(self.of.results_of(item))
         at = results["row"] - item.first_row
         similarity[at], row[at] = results["similarity"], results["other"]
         self.similarities.write(item, similarity)
@@ -81,7 +81,8 @@ def _compare(comparison: Comparison, artifact: Artifact, max_memory_bytes: int, 
     columns = [PlainColumn(artifact.folder, name) for name in (layout.SIMILARITY, layout.NEAREST_ROW)]
     if all(column.path(part).exists() for column in columns for part in comparison.parts):
         return  # an interruption came after that
-    new, old = comparison.sizes.T
+    comparison.find_places()
+    new, old = comparison.compared_sizes.T
     buckets = regroup(
         comparison,
         artifact.path(layout.WORK),

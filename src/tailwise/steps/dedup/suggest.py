@@ -104,7 +104,7 @@ def suggest(
     dropped = _dropped(compared, neighbours)
     recall = _Recall(compared, queries, pool_rows, device)
     recall.search(compared.context)
-    new, old = compared.sizes.T
+    new, old = compared.compared_sizes.T
     guides = [
         EpsilonGuide(
             epsilon,
@@ -119,7 +119,7 @@ def suggest(
         clusters=compared.clustering,
         samples=compared.new,
         compared=int((new * (new - 1) // 2 + new * old).sum()),
-        queries=len(recall.labels),
+        queries=len(recall.rows),
         pool=recall.pool,
         epsilons=guides,
         pairs=_sample_pairs(compared, neighbours),
@@ -179,7 +179,6 @@ class _Recall:
     Attributes:
         pairs, pairs_inside: int64 [ε].
         found, found_inside: bool [queries, ε].
-        labels: int32 [queries].
         pool: how many samples the queries were compared with.
     """
 
@@ -188,7 +187,7 @@ class _Recall:
         self._pool_rows = pool_rows
         drawn = list(self._draw(queries, "queries"))
         self.rows = np.concatenate([rows for rows, _, _ in drawn])
-        self.labels = np.concatenate([labels for _, labels, _ in drawn])
+        self._places = np.concatenate([places for _, places, _ in drawn])
         self._x = np.concatenate([x for _, _, x in drawn])
         self.pairs, self.pairs_inside = np.zeros((2, len(EPSILONS)), np.int64)
         self.found, self.found_inside = np.zeros((2, len(self.rows), len(EPSILONS)), np.bool_)
@@ -196,17 +195,17 @@ class _Recall:
     def _draw(
         self, wanted: int, purpose: str
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float16]]]:
-        """Yield rows, labels and embeddings of about `wanted` samples that take part."""
+        """Yield rows, clusters [n, probe] and embeddings of about `wanted` samples that take part."""
         compared = self.compared
         share = min(wanted / max(int(compared.sizes.sum()), 1), 1.0)
         key = stream_key(compared.seed, f"{purpose} of the guide")
         for part in compared.parts:
-            labels = compared.labels(part)
+            places = compared.places(part)
             for start, chunk in row_chunks([compared.embeddings(part)], CHUNK_ROWS):
                 mine = chosen_rows(part.first_row + start, len(chunk), share, key)
-                mine &= labels[start : start + len(chunk)] >= 0
+                mine &= places[start : start + len(chunk), 0] >= 0
                 at = np.flatnonzero(mine)
-                yield part.first_row + start + at, labels[start + at], chunk[at]
+                yield part.first_row + start + at, places[start + at], chunk[at]
 
     def search(self, context: Context) -> None:
         """Compares the queries with the pool."""
@@ -214,14 +213,15 @@ class _Recall:
             return
         threshold = duplicate_threshold(EPSILONS[-1])
         chunks = sum(-(-part.rows // CHUNK_ROWS) for part in self.compared.parts)
-        for rows, labels, x in context.progress(self._draw(self._pool_rows, "pool"), "looking across clusters", chunks):
+        for rows, places, x in context.progress(self._draw(self._pool_rows, "pool"), "looking across clusters", chunks):
             self.pool += len(rows)
             if not len(rows):
                 continue
             query, other, similarity = similar_pairs(self._x, x, threshold, device=self.device)
             real = self.rows[query] != rows[other]
             query, other, band = query[real], other[real], _bands(similarity[real])
-            inside = self.labels[query] == labels[other]
+            mine, theirs = self._places[query][:, :, None], places[other][:, None, :]
+            inside = ((mine == theirs) & (mine >= 0)).any(axis=(1, 2))
             self.pairs += np.cumsum(np.bincount(band, minlength=len(EPSILONS)))
             self.pairs_inside += np.cumsum(np.bincount(band[inside], minlength=len(EPSILONS)))
             self.found |= self._reached(query, band)
