@@ -200,10 +200,10 @@ def _prepare(demo: Demo) -> None:
     dropped = int(DropList(demo.catalog, "duplicates").mask[:].sum())
     if demo.counts:
         recall, precision = count_duplicates(demo.catalog, demo.folder / TRUTH / "duplicates.tsv")
-        told = f"; against the planted ones: recall {recall:.1%}, precision {precision:.1%}"
+        shown = f"; against the planted ones: recall {recall:.1%}, precision {precision:.1%}"
     else:
-        told = f" ({dropped / rows:.1%} of the sample)"
-    demo.fact(f"{dropped:,} near-duplicates dropped{told}")
+        shown = f" ({dropped / rows:.1%} of the sample)"
+    demo.fact(f"{dropped:,} near-duplicates dropped{shown}")
     demo.run("cluster", catalog, k=settings.clusters, merge=settings.merge, without="duplicates")
 
 

@@ -93,7 +93,7 @@ def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
         names = {column: f"{options.embedding or EMBEDDINGS[0]}_{member}" for column, member in MEMBERS.items()}
         there = _arrays_of([path.with_suffix(".npz") for path in tables], set(names.values()))
         for column, name in names.items():
-            if not there or name in there:  # where none is there, the join tells what is wrong
+            if not there or name in there:  # where none is there, the join names what is wrong
                 files = [MetadataEmbeddings(path.with_suffix(".npz"), path, name) for path in tables]
                 found.add_embeddings(column, files)
     return True
