@@ -1,8 +1,8 @@
 """`tailwise embed` of images: img/s against the model's own ceiling, in bf16 and fp32, by torch, and where the time goes.
 
 Models of real size with random weights, saved to and loaded from local folders: ViT-B/32 on a CPU; ViT-B/16 and DINOv2-base on a GPU.
-*Ceiling*: the same loaded model on one preloaded batch, again and again. *Embed* and *peer*: from the end of the first batch to the end of
-the last, so that neither pays for starting its workers. The peer is what one writes without tailwise, and what clip-retrieval 2.45 does
+*Ceiling*: the same loaded model on one preloaded batch, again and again. *Embed* and *peer*: from the end of the first batches to the end
+of the last, so that neither pays for starting its workers. The peer is what one writes without tailwise, and what clip-retrieval 2.45 does
 (its reader and mapper; it can't be installed beside numpy 2 and open_clip 3): webdataset, the model's transform in DataLoader workers,
 fp32, float16 unit rows; and the same under autocast. Turns alternate. Shares: decoding and preprocessing by one thread, the model as at
 its ceiling. On a GPU, `--workers` may be given several times: where img/s stops to grow, the model is the limit, below it decoding is.
@@ -36,10 +36,12 @@ from tailwise.encoders.backends import has_native_bf16
 from tailwise.execution.local import default_workers
 from tailwise.requests import EmbedRequest, EncoderRequest
 from tailwise.shards.decode import decode_rgb
-from tailwise.steps.embedding.embed import BATCH_SIZES, embed
+from tailwise.steps.embedding.column import BATCH_SIZES
+from tailwise.steps.embedding.embed import embed
 
 TIMED_IMAGES = 128  # that decoding and preprocessing are timed on
 CEILING_SECONDS = 6.0
+BURST_SECONDS = 0.005  # a progress bar is told of all samples of a batch, or of several batches, at once
 
 
 def main() -> None:
@@ -186,9 +188,10 @@ class Clock:
             self.times.append(time.perf_counter())
             yield item
 
-    def rate(self, batch_size: int) -> float:
-        """Samples a second, without the first batch."""
-        return (len(self.times) - batch_size) / (self.times[-1] - self.times[batch_size - 1])
+    def rate(self) -> float:
+        """Samples a second, without those that were done first, all at once."""
+        first = sum(at - self.times[0] < BURST_SECONDS for at in self.times)
+        return (len(self.times) - first) / (self.times[-1] - self.times[first - 1])
 
 
 def ours(
@@ -200,7 +203,7 @@ def ours(
         encoder="", column="image", device=str(device), precision=precision, backend="torch", batch_size=batch_size
     )
     embed(catalog, replace(options, encoder=spelt, workers=workers), context=Context(clock.track))
-    return clock.rate(batch_size)
+    return clock.rate()
 
 
 def theirs(pool: Path, model: str, precision: str, device: torch.device, batch_size: int, workers: int) -> float:
@@ -223,7 +226,7 @@ def theirs(pool: Path, model: str, precision: str, device: torch.device, batch_s
             features = features / features.norm(dim=-1, keepdim=True)
             rows.append(features.cpu().to(torch.float16).numpy())
             clock.times += [time.perf_counter()] * len(batch)
-    return clock.rate(batch_size)
+    return clock.rate()
 
 
 def seen_by(transform: Callable) -> Callable:

@@ -247,7 +247,7 @@ def test_too_many_rejects_stop_it_and_what_is_finished_is_kept(pool, clip_folder
     ):
         embed(catalog, replace(options(clip_folder, "image", 0.19), encoder=name, workers=1))
     assert not list(catalog.embedding_folder("image").glob("part-*"))
-    monkeypatch.setattr("tailwise.steps.embedding.shards.normalise_rows", None)  # nothing is embedded again
+    monkeypatch.setattr("tailwise.steps.embedding.tasks.normalise_rows", None)  # nothing is embedded again
     assert embed(catalog, replace(options(clip_folder, "image", 0.2), encoder=name, workers=1)).columns[0].samples == 0
     assert not (catalog.embedding_folder("image") / "unfinished").exists()
 

@@ -196,15 +196,15 @@ def test_memory_that_runs_out_is_the_batch_size(make_catalog, clip_folder, monke
 SCRIPT = """
 import sys, time
 from tailwise import Catalog, EmbedRequest, embed
-from tailwise.steps.embedding import shards as embed_shards
+from tailwise.steps.embedding.tasks import Finished
 if __name__ == "__main__":
     folder, name, pause = sys.argv[1:]
-    write = embed_shards.Finished.write
-    def slow(self, done, rows):
-        write(self, done, rows)
-        print(done.shard.shard, flush=True)
+    write = Finished.write
+    def slow(self, item, *rest):
+        write(self, item, *rest)
+        print(item.shard, flush=True)
         time.sleep(float(pause))
-    embed_shards.Finished.write = slow
+    Finished.write = slow
     request = EmbedRequest(encoder=name, precision="fp32", batch_size=8, workers=1)
     print("embedded", embed(Catalog.open(folder), request).columns[0].samples)
 """

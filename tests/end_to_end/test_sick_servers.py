@@ -309,7 +309,7 @@ def embedded(catalog):
         seen.extend(items)
         return Inputs({}, {})
 
-    for _ in read_batches(catalog.folder, "image", prepare, shards, 16, workers=1, pin=False):
+    for _ in read_batches(catalog.folder, "image", prepare, shards, 16, workers=1):
         pass
     return seen
 

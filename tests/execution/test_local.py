@@ -190,3 +190,11 @@ def test_results_are_merged_in_workers_and_then_here(workers):
     needs = Needs(workers=workers)
     total = LocalExecutor().reduce(Apply(abs), [-number for number in range(101)], operator.add, needs)
     assert total == 5050
+
+
+def test_item_i_runs_on_device_i_mod_n(monkeypatch):
+    monkeypatch.setattr("tailwise.devices.find_devices", lambda name: [f"{name}:0", f"{name}:1"])
+    tell = "(__import__('os').getpid(), __import__('sys').modules['tailwise.execution.local']._own[1].device)"
+    found = list(LocalExecutor().map(Apply(eval), [tell] * 7, Needs(device="a")))
+    assert [device for _, device in found] == ["a:0", "a:1"] * 3 + ["a:0"]
+    assert len({pid for pid, _ in found}) == 2

@@ -77,7 +77,7 @@ def import_(
 def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) -> None:
     """Make embeddings of images and captions, from the shards themselves, by an encoder and with its own preprocessing.
 
-    Goes on where it stopped: finished shards, and parts of the catalog that have embeddings, are skipped. Images that can't be decoded
+    Goes on where it stopped: finished rows, and parts of the catalog that have embeddings, are skipped. Images that can't be decoded
     and empty captions are counted by reason and listed in CATALOG/rejected; their samples stay, without embedding.
 
     Examples:

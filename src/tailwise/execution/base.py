@@ -25,6 +25,10 @@ class Needs:
 
     all_cpus: bool = False  # True for kernels with threads of their own; False for work that uses one processor
     workers: int | None = None  # use at most this number; None: one for each processor
+    device: str | None = (
+        None  # of `find_devices`: one worker on each device that it means; item i runs on device i mod n
+    )
+    results: int = 3  # for each worker, that may be under way or wait
 
 
 KERNEL = Needs(all_cpus=True)
@@ -33,7 +37,8 @@ KERNEL = Needs(all_cpus=True)
 class Worker:
     """Values that one worker keeps from item to item. A lost worker costs time only."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
+        self.device = device  # name; None if the executor gives it none
         self._kept: dict[Hashable, Any] = {}
 
     def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:

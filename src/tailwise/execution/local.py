@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import connection, get_context, resource_tracker
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 from tailwise.errors import UserError
 from tailwise.execution.base import Calls, Executor, Needs, Worker
@@ -46,6 +46,8 @@ class LocalExecutor(Executor):
 
     def slots(self, needs: Needs) -> int:
         """Return how many items run at the same time."""
+        if needs.device is not None:
+            return len(_devices(needs))
         return 1 if needs.all_cpus else needs.workers or default_workers()
 
     def forget(self) -> None:
@@ -53,24 +55,48 @@ class LocalExecutor(Executor):
         self._worker = Worker()
 
     def _run(self, calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], needs: Needs) -> Generator[Any]:
+        devices = _devices(needs)
         if self.slots(needs) == 1:
+            self._worker.device = devices[0]
             return (calls(batch, self._worker) for batch in batches)
-        return _run_in_processes(calls, batches, self.slots(needs))
+        return _run_in_processes(calls, batches, self.slots(needs), devices, needs.results)
 
 
-def _run_in_processes(calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], workers: int) -> Generator[Any]:
-    """Yield the results of batches in order, with at most three a worker under way; a single batch runs in this process."""
-    left = iter(batches)
-    first = list(islice(left, 3 * workers))
+def _devices(needs: Needs) -> list[str | None]:
+    """Return the devices that are needed, by name; [None] if none is."""
+    if needs.device is None:
+        return [None]
+    from tailwise.devices import find_devices  # noqa: PLC0415  (imports torch: seconds)
+
+    return [str(device) for device in find_devices(needs.device)]
+
+
+def _run_in_processes(
+    calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], workers: int, devices: Sequence[str | None], results: int
+) -> Generator[Any]:
+    """Yield the results of batches in order, with at most `results` a worker under way; a single batch runs in this process.
+
+    Each device has workers of its own; batch i runs on device i mod n.
+
+    Raises:
+        WorkerLostError: LOSSES workers in a row died before the oldest batch was done.
+    """
+    left = enumerate(batches)
+    first = list(islice(left, results * workers))
     if len(first) <= 1:
-        yield from (calls(batch, Worker()) for batch in first)
+        yield from (calls(batch, Worker(devices[0])) for _, batch in first)
         return
-    pool, lost = _new_pool(min(workers, len(first))), 0
-    under_way: deque[tuple[Sequence[Any], Future[Any]]] = deque()
+    each = min(workers, len(first)) if len(devices) == 1 else 1
+    pools, lost = [_new_pool(each, calls, device) for device in devices], 0
+
+    def submit(number: int, batch: Sequence[Any]) -> _UnderWay:
+        return number, batch, _submit(pools[number % len(pools)], batch)
+
+    under_way: deque[_UnderWay] = deque()
     try:
-        under_way.extend((batch, _submit(pool, calls, batch)) for batch in first)
+        under_way.extend(submit(*numbered) for numbered in first)
         while under_way:
-            batch, future = under_way[0]
+            _, batch, future = under_way[0]
             try:
                 result = future.result()
             except BrokenProcessPool as error:
@@ -82,38 +108,57 @@ def _run_in_processes(calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], 
                 logger.warning(
                     "a worker process died: the work on %s and the items after it is repeated", calls.label(batch)
                 )
-                pool.shutdown(cancel_futures=True)
-                pool = _new_pool(min(workers, len(under_way)))
-                under_way = deque((batch, _submit(pool, calls, batch)) for batch, _ in under_way)
+                _shut_down(pools)
+                pools = [_new_pool(each, calls, device) for device in devices]
+                under_way = deque(submit(number, batch) for number, batch, _ in under_way)
                 continue
             lost = 0
             under_way.popleft()
             yield result
-            under_way.extend((batch, _submit(pool, calls, batch)) for batch in islice(left, 1))
+            under_way.extend(submit(*numbered) for numbered in islice(left, 1))
     finally:
+        _shut_down(pools)
+
+
+_UnderWay = tuple[int, Sequence[Any], Future[Any]]
+
+
+def _new_pool(workers: int, calls: Calls[Any, Any], device: str | None) -> ProcessPoolExecutor:
+    with starting_workers():  # an interrupt between making a semaphore and noting it would leak it
+        return ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(calls, device)
+        )
+
+
+def _shut_down(pools: Sequence[ProcessPoolExecutor]) -> None:
+    for pool in pools:
         pool.shutdown(cancel_futures=True)
 
 
-def _new_pool(workers: int) -> ProcessPoolExecutor:
-    with starting_workers():  # an interrupt between making a semaphore and noting it would leak it
-        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_process)
-
-
-def _submit(pool: ProcessPoolExecutor, calls: Calls[Any, Any], batch: Sequence[Any]) -> Future[Any]:
+def _submit(pool: ProcessPoolExecutor, batch: Sequence[Any]) -> Future[Any]:
     try:
         with starting_workers():  # a submit may start one
-            return pool.submit(_call, calls, batch)
+            return pool.submit(_call, batch)
     except BrokenProcessPool as error:
         lost = Future[Any]()
         lost.set_exception(error)
         return lost
 
 
-_own = Worker()  # of a worker process
+_own: tuple[Calls[Any, Any], Worker] | None = None  # of a worker process
 
 
-def _call(calls: Calls[Any, Any], batch: Sequence[Any]) -> Any:  # noqa: ANN401
-    return calls(batch, _own)
+def _begin(calls: Calls[Any, Any], device: str | None) -> None:
+    global _own  # noqa: PLW0603  (a process has one worker)
+    _own = calls, Worker(device)
+    begin_process()
+    if device is None and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # there is a process for each processor
+
+
+def _call(batch: Sequence[Any]) -> Any:  # noqa: ANN401
+    calls, worker = cast("tuple[Calls[Any, Any], Worker]", _own)
+    return calls(batch, worker)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 import io
 import shutil
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,6 @@ from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.embedding.embed import embed
-from tailwise.steps.embedding.read import ShardRows, read_batches
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.upkeep.status import status
 from tailwise.steps.upkeep.verify import verify
@@ -59,10 +57,22 @@ def test_batches_change_nothing(catalog, tmp_path, tree_bytes):
     assert tree_bytes(catalog.folder / "embeddings") == tree_bytes(other.folder / "embeddings")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_items_and_readers_change_nothing(tmp_path, make_pool, tree_bytes, monkeypatch, workers):
+    """Batches are read ahead into the next items, of which an item may be the last batch of a shard."""
+    make_pool(tmp_path / "pool", [10, 3, 7, 1])
+    made = [import_pool([str(tmp_path / "pool")], tmp_path / name, workers=1, part_rows=12).catalog for name in "ab"]
+    embed(made[0], EmbedRequest(encoder="pixels", batch_size=2, workers=1))
+    monkeypatch.setattr("tailwise.steps.embedding.column.ITEM_BATCHES", 2)
+    monkeypatch.setattr("tailwise.steps.embedding.column.WINDOW", 3)  # too short for the readers: they start again
+    embed(made[1], EmbedRequest(encoder="pixels", batch_size=2, workers=workers))
+    assert tree_bytes(made[0].folder / "embeddings") == tree_bytes(made[1].folder / "embeddings")
+
+
 def test_devices_share_the_shards_and_change_nothing(catalog, tmp_path, tree_bytes, monkeypatch):
     other = import_pool([str(tmp_path / "pool")], tmp_path / "other", workers=1).catalog
     embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1))
-    monkeypatch.setattr("tailwise.steps.embedding.embed.find_devices", lambda _: [torch.device("cpu")] * 2)
+    monkeypatch.setattr("tailwise.devices.find_devices", lambda _: [torch.device("cpu")] * 2)
     (tmp_path / "pool" / "00001.tar").rename(tmp_path / "gone")
     with pytest.raises(UserError, match=r"00001.tar can't be read .*tailwise relocate"):  # as the second one says
         embed(other, replace(ANY_SHARE, encoder="pixels", workers=1))
@@ -128,7 +138,10 @@ def test_what_another_encoder_left_unfinished_is_not_taken(catalog, tmp_path):
         embed(catalog, EmbedRequest(encoder="pixels", workers=1))
     unfinished = catalog.embedding_folder("image") / "unfinished"
     (made_by,) = unfinished.iterdir()
-    assert [path.name for path in sorted(made_by.iterdir())] == ["shard-00000000.json", "shard-00000000.npy"]
+    assert [path.name for path in sorted(made_by.iterdir())] == [
+        "shard-00000000-00000000.json",
+        "shard-00000000-00000000.npy",
+    ]
     made_by.rename(unfinished / "of-another-encoder")
     (tmp_path / "gone").rename(tmp_path / "pool" / "00001.tar")
     assert embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1)).columns[0].samples == 7
@@ -142,21 +155,10 @@ def test_a_finished_shard_that_was_damaged(catalog, tmp_path):
     (tmp_path / "gone").rename(tmp_path / "pool" / "00001.tar")
     (rows,) = catalog.embedding_folder("image").glob("unfinished/*/*.npy")
     rows.write_bytes(rows.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"shard-00000000.npy is damaged .*: delete .*unfinished, then repeat"):
+    with pytest.raises(UserError, match=r"shard-00000000-00000000.npy is damaged .*: delete .*unfinished, then repeat"):
         embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1))
     shutil.rmtree(catalog.embedding_folder("image") / "unfinished")
     assert embed(catalog, replace(ANY_SHARE, encoder="pixels", workers=1)).embedded == 5
-
-
-def test_what_goes_wrong_within_a_worker_is_not_taken_for_its_death(catalog):
-    """DataLoader's words for either are much alike."""
-
-    def fails(_):
-        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
-
-    with pytest.raises(RuntimeError, match="Caught RuntimeError") as caught:
-        next(read_batches(catalog.folder, "image", fails, [ShardRows(0, 0, 0, 4)], 2, workers=1, pin=False))
-    assert not isinstance(caught.value, BrokenProcessPool)
 
 
 def test_members_that_lie_far_apart_are_read_one_by_one(tmp_path, make_tar, make_image, rejected_counts):

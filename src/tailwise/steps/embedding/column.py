@@ -1,21 +1,15 @@
-"""One column of embeddings: what is lacking of it, finished shard by shard, and written part by part."""
+"""One column of embeddings: rows of shards are embedded, and written part by part."""
 
 from __future__ import annotations
 
-import io
-import json
-import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from itertools import groupby, repeat
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from PIL import Image
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
@@ -23,31 +17,16 @@ from tailwise.catalog.embeddings import open_column, write_part
 from tailwise.catalog.files import digest
 from tailwise.catalog.rejections import Rejections
 from tailwise.context import Context
-from tailwise.encoders import Encoder
+from tailwise.encoders.encoder import Fault
 from tailwise.errors import UserError, refuse_many
-from tailwise.execution.local import default_workers
-from tailwise.extras import versions
-from tailwise.requests import EncoderRequest
+from tailwise.execution.base import Needs
+from tailwise.requests import EmbedRequest
 from tailwise.steps.embedding.read import ShardRows
-from tailwise.steps.embedding.shards import Done, Finished, Step, Work, embed_on_devices, embed_shards
+from tailwise.steps.embedding.tasks import WINDOW, Description, Embed, Finished
 
 JUDGED_SAMPLES = 10_000  # the share of rejects is checked from this number of samples on, and at the end of each part
-_PACKAGES = ("torch", "pillow", "numpy")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a run.
-
-    Attributes:
-        batch_size: rows.
-        max_rejected: share of samples.
-        workers: processes that read and decode; None for one a processor.
-    """
-
-    batch_size: int
-    max_rejected: float
-    workers: int | None
+ITEM_BATCHES = 16
+BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; enough to keep a GPU busy, and few enough for a CPU's caches
 
 
 @dataclass(frozen=True)
@@ -77,151 +56,111 @@ class ColumnReport:
     samples: int
 
 
-class ColumnTask:
-    """The making of one column."""
+@dataclass
+class Column:
+    """A column that is being made."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        column: str,
-        modality: str,
-        encoder: Encoder,
-        loading: EncoderRequest,
-        devices: list[torch.device],
-        limits: Limits,
-    ) -> None:
-        """Looks at the encoder; writes nothing.
+    catalog: Catalog
+    name: str
+    modality: str  # "image" or "text"
+    request: EmbedRequest  # names the encoder, and says how to load it
+    made: Description  # of this side of the encoder
 
-        Args:
-            catalog: whose column.
-            column: its name.
-            modality: "image" or "text"; the encoder has this side.
-            encoder: loaded on the first device.
-            loading: how other devices load it.
-            devices: that it runs on.
-            limits: what it may take.
-        """
-        self._catalog, self._column, self._encoder, self._limits = catalog, column, encoder, limits
-        self._loading, self._devices, self._modality = loading, devices, modality
-        self._dimension = _dimension(encoder, modality)
-        self._versions = versions((*_PACKAGES, *encoder.packages))
-        settings = {
-            **encoder.identity,
-            "preprocessing": dict(encoder.sides[modality].preprocessing),
-            "precision": encoder.precision,
-            "backend": encoder.sides[modality].backend,
-        }
-        self._settings: Mapping[str, Any] = json.loads(json.dumps(settings))
-        self._made_by = digest([self._settings, self._dimension])
-        self._paths: list[str] = catalog.shards().column("path").to_pylist()
-        self._tally = _Tally(limits.max_rejected, modality)
+    def __post_init__(self) -> None:
+        """Write nothing."""
+        self._batch_size = self.request.batch_size or BATCH_SIZES.get(self.made.device, 64)
+        made_by = digest([self.made.settings, self.made.dimension, self._batch_size])
+        self._finished = Finished(self.catalog.embedding_folder(self.name), made_by)
+        self._paths: list[str] = self.catalog.shards().column("path").to_pylist()
+        self._tally = _Tally(self.request.max_rejected, self.modality)
 
     def open(self) -> None:
-        """Create the column, unless it exists.
+        """Create the column, unless it exists; raise a UserError if it is another encoder's."""
+        made, encoder = self.made, self.request.encoder
+        open_column(self.catalog, self.name, made.dimension, encoder, self.modality, made.settings, made.versions)
 
-        Raises:
-            UserError: it is another encoder's.
-        """
-        name, settings = self._encoder.name, self._settings
-        open_column(self._catalog, self._column, self._dimension, name, self._modality, settings, self._versions)
-
-    def run(self, lacking: list[Part], rejections: Rejections, context: Context) -> ColumnReport:
-        """Embeds these parts of an open column.
-
-        Args:
-            lacking: parts without the column.
-            rejections: takes what could not be embedded.
-            context: runs the tasks and shows progress.
+    def fill(self, lacking: list[Part], rejections: Rejections, context: Context) -> ColumnReport:
+        """Embed the parts that an open column lacks; note in `rejections` what could not be embedded.
 
         Raises:
             UserError: a shard can't be read, or too little could be embedded.
         """
-        finished = Finished(self._catalog, self._column, self._made_by)
-        shards = _shards(self._catalog, lacking)
-        done = {shard.shard for shard in shards if finished.find(shard)}
-        started, samples, embedded = time.perf_counter(), 0, 0
-        queue = _Queue(lacking, shards)
-        with closing(_meter(context, f"embedding {self._column}s", sum(shard.rows for shard in shards))) as meter:
-            for step in self._steps(shards, done):
-                _advance(meter, step.rows)
-                if step.finished is not None:
-                    samples += 0 if step.finished.shard in done else step.finished.rows
-                    self._tally.add(finished.get(step.finished), self._paths)
-                for part, mine in queue.completed(step.finished):
-                    self._tally.refuse_many()
-                    embedded += self._write(part, mine, finished, rejections)
-            _advance(meter, 1)  # past the end, so that the bar goes
-        finished.close()
-        total = sum(part.rows for part in lacking)
+        total, started, embedded = sum(part.rows for part in lacking), perf_counter(), 0
+        needs = Needs(device=self.request.device)
+        slots = context.executor.slots(needs)
+        task = Embed(
+            self.catalog.folder,
+            self.modality,
+            self.request,
+            self._batch_size,
+            slots,
+            self.made.dimension,
+            self._finished,
+        )
+        items = self._items(lacking)
+        left = [item for item in items if not task.is_done([item])]
+        windows = (left[at : at + WINDOW * slots : slots] for at in range(len(left)))
+        results, expected = context.executor.map(task, windows, needs), set(left)
+
+        def rows() -> Iterator[None]:
+            """Embed everything; yield once for each sample."""
+            nonlocal embedded
+            by_part = {number: list(mine) for number, mine in groupby(items, key=lambda item: item.part)}
+            for part in lacking:
+                for item in (mine := by_part.get(part.number, [])):
+                    if item in expected:
+                        next(results)
+                    self._tally.add(item, *self._finished.read(item), self._paths[item.shard])
+                    yield from repeat(None, item.rows)
+                self._tally.refuse_many()
+                embedded += self._write(part, mine, rejections)
+
+        for _ in context.progress(rows(), f"embedding {self.name}s", total):
+            pass
+        self._finished.close()
         if total and not embedded:
-            raise UserError(f"not one of {total:,} samples got an {self._column} embedding: {self._tally.causes()}")
+            raise UserError(f"not one of {total:,} samples got an {self.name} embedding: {self._tally.causes()}")
+        settings = self.made.settings
         return ColumnReport(
-            self._column,
-            self._dimension,
-            self._encoder.precision,
-            self._encoder.sides[self._modality].backend,
+            self.name,
+            self.made.dimension,
+            settings["precision"],
+            settings["backend"],
             embedded,
             total,
             self._tally.truncated,
-            time.perf_counter() - started,
-            samples,
+            perf_counter() - started,
+            sum(item.rows for item in left),
         )
 
-    def _steps(self, shards: list[ShardRows], done: set[int]) -> Iterator[Step]:
-        """Batches of all shards; those that were finished before an interruption come first, as one."""
-        yield Step(0, None)  # parts without rows are complete at once
-        yield from (Step(shard.rows, shard) for shard in shards if shard.shard in done)
-        left = [shard for shard in shards if shard.shard not in done]
-        if not left:
-            return
-        several = len(self._devices) > 1
-        workers = self._limits.workers or (max(1, default_workers() // len(self._devices)) if several else None)
-        work = Work(
-            self._catalog.folder,
-            self._column,
-            self._modality,
-            left,
-            self._limits.batch_size,
-            workers,
-            self._dimension,
-            self._made_by,
-        )
-        if several:
-            yield from embed_on_devices(work, self._encoder.name, self._loading, self._devices)
-        else:
-            yield from embed_shards(work, self._encoder)
+    def _items(self, parts: list[Part]) -> list[ShardRows]:
+        """Return the rows of some parts, at most ITEM_BATCHES batches of one shard each, in order."""
+        wanted, size = {part.number for part in parts}, ITEM_BATCHES * self._batch_size
+        table = self.catalog.shards()
+        shards = zip(*(table.column(name).to_pylist() for name in ("shard", "part", "rows")), strict=True)
+        found = []
+        for part, members in groupby(shards, key=lambda shard: shard[1]):
+            first = 0
+            for shard, _, rows in members if part in wanted else ():
+                found += [ShardRows(shard, part, first + at, min(size, rows - at)) for at in range(0, rows, size)]
+                first += rows
+        return found
 
-    def _write(self, part: Part, shards: list[ShardRows], finished: Finished, rejections: Rejections) -> int:
-        """Writes a part whose shards are all finished; returns how many of its rows have an embedding."""
-        listed = layout.rejected_log(self._catalog.folder, layout.EMBED_LOG, self._column, part.name)
+    def _write(self, part: Part, items: list[ShardRows], rejections: Rejections) -> int:
+        """Write a part whose items are all finished; return how many of its rows have an embedding."""
+        listed = layout.rejected_log(self.catalog.folder, layout.EMBED_LOG, self.name, part.name)
 
         def chunks() -> Iterator[npt.NDArray[np.float16]]:
             with rejections.writer(listed) as log:  # on disk when the last chunk is taken: before the part's marker
-                for shard in shards:
-                    for _, key, fault in finished.get(shard).faults:
-                        log.add("embed", fault.reason, self._paths[shard.shard], key, fault.detail)
-                    yield finished.rows(shard)
+                for item in items:
+                    for key, fault in self._finished.read(item)[0]:
+                        log.add("embed", fault.reason, self._paths[item.shard], key, fault.detail)
+                    yield self._finished.rows(item)
 
-        embedded = write_part(self._catalog, self._column, part, self._dimension, chunks(), versions=self._versions)
-        finished.forget(shards)
+        made = self.made
+        embedded = write_part(self.catalog, self.name, part, made.dimension, chunks(), versions=made.versions)
+        self._finished.forget(items)
         return embedded
-
-
-class _Queue:
-    """Parts that wait for their shards, in order."""
-
-    def __init__(self, parts: list[Part], shards: list[ShardRows]) -> None:
-        self._parts = list(reversed(parts))
-        self._members = {number: list(mine) for number, mine in groupby(shards, key=lambda shard: shard.part)}
-        self._left = {number: len(mine) for number, mine in self._members.items()}
-
-    def completed(self, shard: ShardRows | None) -> Iterator[tuple[Part, list[ShardRows]]]:
-        """The parts that are complete now that this shard is finished, with their shards."""
-        if shard is not None:
-            self._left[shard.part] -= 1
-        while self._parts and not self._left.get(self._parts[-1].number, 0):
-            part = self._parts.pop()
-            yield part, self._members.get(part.number, [])
 
 
 class _Tally:
@@ -234,67 +173,24 @@ class _Tally:
         self._reasons = Counter[str]()
         self._example = ""
 
-    def add(self, done: Done, paths: list[str]) -> None:
-        """Counts a finished shard.
-
-        Raises:
-            UserError: too many of many samples were rejected.
-        """
-        self._seen += done.shard.rows
-        self.truncated += done.truncated
-        self._reasons.update(fault.reason for _, _, fault in done.faults)
-        if done.faults and not self._example:
-            _, key, fault = done.faults[0]
-            self._example = f"the first is {key} of {paths[done.shard.shard]} ({fault.detail})"
+    def add(self, item: ShardRows, faults: list[tuple[str, Fault]], truncated: int, path: str) -> None:
+        """Count finished rows of a shard; stop with a UserError if too many of many samples were rejected."""
+        self._seen += item.rows
+        self.truncated += truncated
+        self._reasons.update(fault.reason for _, fault in faults)
+        if faults and not self._example:
+            key, fault = faults[0]
+            self._example = f"the first is {key} of {path} ({fault.detail})"
         if self._seen >= JUDGED_SAMPLES:
             self.refuse_many()
 
     def refuse_many(self) -> None:
-        """Stops where too many samples were rejected.
-
-        Raises:
-            UserError: so it is.
-        """
+        """Stop with a UserError if too many samples were rejected."""
         what = f"{{}} {self._what}{{}} can't be embedded"
-        causes = f"{self.causes()}; finished shards are kept" if self._reasons else ""
+        causes = f"{self.causes()}; finished rows are kept" if self._reasons else ""
         refuse_many(self._reasons.total(), self._seen, self._max_rejected, what, causes)
 
     def causes(self) -> str:
-        """Reasons with their counts, and the first case."""
+        """Return the reasons with their counts, and the first case."""
         counts = ", ".join(f"{reason} {count:,}" for reason, count in self._reasons.most_common())
         return f"{counts}; {self._example}"
-
-
-def _shards(catalog: Catalog, parts: list[Part]) -> list[ShardRows]:
-    """The shards of these parts that have rows, in order."""
-    wanted = {part.number for part in parts}
-    table = catalog.shards()
-    numbers, rows = table.column("part").to_pylist(), table.column("rows").to_pylist()
-    found = []
-    for part, members in groupby(range(len(rows)), key=lambda shard: numbers[shard]):
-        first = 0
-        for shard in members:
-            if part in wanted and rows[shard]:
-                found.append(ShardRows(shard, part, first, rows[shard]))
-            first += rows[shard]
-    return found
-
-
-def _dimension(encoder: Encoder, modality: str) -> int:
-    """The width of the rows of one side, by one made-up sample."""
-    stream = io.BytesIO()
-    Image.new("RGB", (64, 64), (200, 100, 50)).save(stream, "PNG")
-    inputs = encoder.sides[modality].prepare([stream.getvalue() if modality == "image" else "a photo"])
-    if inputs.faults:
-        raise UserError(f"{encoder.name} takes no {modality}: {inputs.faults[0].detail}")
-    return int(encoder.embed(modality, inputs.tensors).shape[1])
-
-
-def _meter(context: Context, description: str, total: int) -> Generator[int, None, None]:
-    """Counts samples: each that is taken moves the bar."""
-    yield from context.progress(range(total), description, total)
-
-
-def _advance(meter: Iterator[int], rows: int) -> None:
-    for _ in range(rows):
-        next(meter, None)

@@ -14,15 +14,13 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import MODALITIES, column_modality, column_settings, part_marker
 from tailwise.catalog.rejections import Rejections
 from tailwise.context import Context
-from tailwise.devices import find_devices
-from tailwise.encoders import load_encoder
 from tailwise.errors import UserError, check_share
+from tailwise.execution.base import Needs
 from tailwise.requests import EmbedRequest, refuse_given
 from tailwise.shards.containers import no_bytes, without_bytes
-from tailwise.steps.embedding.column import ColumnReport, ColumnTask, Limits
+from tailwise.steps.embedding.column import Column, ColumnReport
+from tailwise.steps.embedding.tasks import Describe
 from tailwise.storage.local import locked
-
-BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; enough to keep a GPU busy, and few enough for a CPU's caches
 
 
 @dataclass
@@ -66,27 +64,27 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, context: Context
     columns = _columns(catalog, request)
     report = EmbedReport()
     with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
-        lacking = {column: _lacking(catalog, column) for column in columns}
-        devices = find_devices(request.device)
+        lacking = {
+            column: [part for part in catalog.parts() if not part_marker(catalog, column, part).exists()]
+            for column in columns
+        }
+        needs = Needs(device=request.device)
+        context.executor.slots(needs)  # refuses unknown devices
         for column, modality in columns.items():
             if modality == "image":
                 _require_bytes(catalog, lacking[column])
         loading = _loading(catalog, columns, request)
-        encoder = load_encoder(request.encoder, loading, devices[0])
-        for modality in columns.values():
-            if modality not in encoder.sides:
-                raise UserError(f"{request.encoder} has no {modality} side: give `column` {' or '.join(encoder.sides)}")
-        limits = Limits(
-            request.batch_size or BATCH_SIZES.get(devices[0].type, 64), request.max_rejected, request.workers
-        )
-        tasks = {
-            column: ColumnTask(catalog, column, modality, encoder, loading, devices, limits)
-            for column, modality in columns.items()
-        }
-        for task in tasks.values():  # refuses a column of another encoder before hours go into the other column
-            task.open()
-        for column, task in tasks.items():
-            report.columns.append(task.run(lacking[column], report.rejections, context))
+        try:
+            (described,) = context.executor.map(Describe(loading), [tuple(columns.values())], needs)
+            made = {
+                column: Column(catalog, column, modality, loading, described[modality])
+                for column, modality in columns.items()
+            }
+            for new in made.values():  # refuses a column of another encoder before hours go into the other column
+                new.open()
+            report.columns += [new.fill(lacking[column], report.rejections, context) for column, new in made.items()]
+        finally:
+            context.executor.forget()
     return report
 
 
@@ -100,10 +98,6 @@ def _columns(catalog: Catalog, request: EmbedRequest) -> dict[str, str]:
     if request.backend == "openvino" and "image" not in columns.values():
         raise UserError("`backend` openvino is for images: leave it out where captions are embedded")
     return columns
-
-
-def _lacking(catalog: Catalog, column: str) -> list[Part]:
-    return [part for part in catalog.parts() if not part_marker(catalog, column, part).exists()]
 
 
 def _loading(catalog: Catalog, columns: Mapping[str, str], asked: EmbedRequest) -> EmbedRequest:
