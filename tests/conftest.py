@@ -187,7 +187,7 @@ def fork_python():
 
 # Rows or bytes at a time, on which no result depends: small and odd ones.
 PIECES = {
-    "steps.importing.embeddings.CHUNK_ROWS": 101,
+    **{f"steps.importing.joining.{name}_ROWS": 101 for name in ("CHUNK", "FILL")},
     "steps.clustering.tasks.CHUNK_ROWS": 37,
     "kernels.kmeans.CHUNK_ROWS": 53,
     **{f"kernels.{module}.TILE_ROWS": 19 for module in ("assign", "lloyd", "seeding")},

@@ -2,17 +2,19 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from tailwise.catalog import Catalog
 from tailwise.context import Context
 from tailwise.export import export, export_figures
 from tailwise.plan.plan import Plan
-from tailwise.requests import ClusterRequest, DedupRequest, PlanRequest, ScoreRequest, ShardsRequest
+from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest, PlanRequest, ScoreRequest, ShardsRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.comparison import Comparison
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.dedup.members import Layout
+from tailwise.steps.embedding.embed import embed
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.scores import score_parts
@@ -119,3 +121,25 @@ def test_an_export_is_written_again_after_a_removal(tars, tmp_path, shaky):
     made = export(plan, "keys", tmp_path / "out.txt", context=Context(removing, shaky.executor))
     assert made == 19
     assert "11" not in (tmp_path / "out.txt").read_text().splitlines()
+
+
+def test_embeddings_are_the_same(small_catalog, other, tree_bytes, shaky, monkeypatch):
+    monkeypatch.setattr("tailwise.steps.embedding.column.ITEM_BATCHES", 2)
+    request = EmbedRequest(encoder="pixels", column="seen", of="image", workers=1)
+    for catalog, context in ((small_catalog, Context()), (other, shaky)):
+        embed(catalog, request, context)
+    assert tree_bytes(small_catalog.folder / "embeddings") == tree_bytes(other.folder / "embeddings")
+
+
+def test_imports_are_the_same(tree_bytes, shaky, tmp_path, make_pool, make_vectors, make_embeddings):
+    """Embeddings of some samples, then of the others: both for parts of their own, and for parts that have some already."""
+    pool = make_pool(tmp_path / "pool", [5, 4, 6, 3])
+    keys = [key for keys in pool.values() for key in keys]
+    for name, mine in (("first", keys[2:11]), ("second", keys[:2] + keys[11:])):
+        vectors = {**make_vectors(mine), "stranger": np.ones(8)}
+        make_embeddings(tmp_path / name, {**vectors, mine[1]: np.zeros(8)}, partitions=2)
+    for folder, context in (("plain", Context()), ("shaky", shaky)):
+        for name in ("first", "second"):
+            sources = [tmp_path / "pool", tmp_path / name]
+            import_pool(sources, tmp_path / folder, workers=1, part_rows=5, max_rejected=1.0, context=context)
+    assert tree_bytes(tmp_path / "plain") == tree_bytes(tmp_path / "shaky")

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog import layout
 from tailwise.catalog.files import (
     FileStamp,
+    check_file,
     checked_record,
     digest,
     file_stamp,
@@ -75,6 +76,9 @@ class Part:
     def span(self) -> slice:
         """Its rows in the catalog."""
         return slice(self.first_row, self.first_row + self.rows)
+
+
+RowGroup = tuple[Path, int]  # file of a part's samples, and number of the row group in it
 
 
 class Catalog:
@@ -239,6 +243,11 @@ class Catalog:
         """The samples of one part, in row order."""
         return read_table(self.samples_path(part.number), columns)
 
+    def row_groups(self, parts: Sequence[Part]) -> list[RowGroup]:
+        """Return the row groups of the samples of some parts: units of work that are smaller than a part."""
+        paths = [check_file(self.samples_path(part.number)) for part in parts]
+        return [(path, number) for path in paths for number in range(pq.ParquetFile(path).num_row_groups)]
+
     def samples_at(self, part: int, rows: npt.NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
         """Return some samples of a part, read from those of its row groups that hold them.
 
@@ -378,3 +387,9 @@ def local_path(folder: str | Path) -> Path:
     if "://" in str(folder):
         raise UserError(f"{folder} is a URL, and a catalog must lie in a local folder; the shards may be remote")
     return Path(folder).expanduser().absolute()
+
+
+def read_captions(group: RowGroup) -> list[str]:
+    """Return the captions of a row group."""
+    captions: list[str] = pq.ParquetFile(group[0]).read_row_group(group[1], columns=["caption"]).column(0).to_pylist()
+    return captions

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
-from tailwise.catalog import Catalog
+from tailwise.catalog.catalog import Catalog, RowGroup, read_captions
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import Needs, Task, Worker
@@ -88,27 +87,20 @@ def count_in_pool(
     catalog.
     """
     catalog = Catalog.open(folder)
-    names = tuple(classes)
-    paths = [catalog.samples_path(part.number) for part in catalog.parts()]
-    groups = [(path, number) for path in paths for number in range(pq.ParquetFile(path).num_row_groups)]
-    counts = np.zeros(len(classes), np.int64)
-    context = context or Context()
-    for found in context.map(_Count(names), groups, "matching captions", Needs(workers=workers)):
-        counts += found
-    return counts
+    groups = catalog.row_groups(catalog.parts())
+    found = (context or Context()).map(_Count(tuple(classes)), groups, "matching captions", Needs(workers=workers))
+    return sum(found, np.zeros(len(classes), np.int64))
 
 
 @dataclass(frozen=True)
-class _Count(Task[tuple[Path, int], npt.NDArray[np.int64]]):
-    """Count the captions that name each class, int64 [C]. Item: file of a part's samples, and the number of a row group."""
+class _Count(Task[RowGroup, npt.NDArray[np.int64]]):
+    """Count the captions that name each class, int64 [C]."""
 
     classes: tuple[str, ...]
 
-    def run(self, item: tuple[Path, int], worker: Worker) -> npt.NDArray[np.int64]:
-        path, number = item
-        captions = pq.ParquetFile(path).read_row_group(number, columns=["caption"])
+    def run(self, item: RowGroup, worker: Worker) -> npt.NDArray[np.int64]:
         matcher, owners = worker.cached(self, self._matcher)
-        counts, entries = matcher(captions.column(0).to_pylist())
+        counts, entries = matcher(read_captions(item))
         rows = np.repeat(np.arange(len(counts)), counts)
         named = zip(rows.tolist(), entries.tolist(), strict=True)
         pairs = {(row, owner) for row, entry in named for owner in owners[entry]}

@@ -25,9 +25,7 @@ class Needs:
 
     all_cpus: bool = False  # True for kernels with threads of their own; False for work that uses one processor
     workers: int | None = None  # use at most this number; None: one for each processor
-    device: str | None = (
-        None  # of `find_devices`: one worker on each device that it means; item i runs on device i mod n
-    )
+    device: str | None = None  # of `find_devices`, a worker on each device that it means: item i on device i mod n
     results: int = 3  # for each worker, that may be under way or wait
 
 

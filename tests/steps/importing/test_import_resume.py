@@ -122,8 +122,8 @@ def test_interrupted_twice(tmp_path, pool, tree_bytes):
     for step, items_done in (
         ("indexing tars", 3),
         ("indexing tars", 2),
-        ("image embeddings", 1),
-        ("image embeddings", 1),
+        ("image embeddings", 0),
+        ("image embeddings", 0),
     ):
         interrupt(tmp_path, step, items_done)
     run(tmp_path)
@@ -140,7 +140,7 @@ def test_finished_parts_are_not_done_again(tmp_path, pool, tree_bytes):
     for path in list(pool)[:4]:  # reading them again would find nothing good
         saved[path] = path.read_bytes()
         path.write_bytes(bytes(len(saved[path])))
-    interrupt(tmp_path, "image embeddings", 2)
+    interrupt(tmp_path, "image embeddings", 1)  # after two parts
     assert {path: stamp for path, stamp in stamps(folder, "part-*").items() if path in finished} == finished
     finished = stamps(folder, "part-*")
     assert len([path for path in finished if path.suffix == ".npy"]) == 2
@@ -231,7 +231,8 @@ def test_workers_and_folders_make_no_difference(tmp_path, faulty_pool, tree_byte
 @pytest.mark.parametrize("chunk_rows", [1, 2, 5])
 def test_chunks_make_no_difference(tmp_path, faulty_pool, tree_bytes, monkeypatch, chunk_rows):
     whole = run(tmp_path, "whole")
-    monkeypatch.setattr("tailwise.steps.importing.embeddings.CHUNK_ROWS", chunk_rows)
+    for name in ("CHUNK_ROWS", "FILL_ROWS"):
+        monkeypatch.setattr(f"tailwise.steps.importing.joining.{name}", chunk_rows)
     report = run(tmp_path)
     listed = {"rejected/image-embeddings-000001.parquet"}  # same cases, though not in the same order
     ours, theirs = tree_bytes(report.catalog.folder), tree_bytes(whole.catalog.folder)

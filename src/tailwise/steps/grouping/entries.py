@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +50,9 @@ def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, conte
     inputs = {"entries": digest(read_entries(entries, ignore_case=ignore_case))}
 
     def find(pool: Pool) -> Groups:
+        match = partial(match_entries, catalog, entries, snapshot=snapshot, workers=request.workers, context=context)
         both = [
-            MatchedPool(
-                catalog,
-                snapshot,
-                pool.survivors,
-                match_entries(
-                    catalog,
-                    entries,
-                    ignore_case=ignoring,
-                    snapshot=snapshot,
-                    workers=request.workers,
-                    context=context,
-                ),
-            )
-            for ignoring in (False, True)
+            MatchedPool(catalog, snapshot, pool.survivors, match(ignore_case=ignoring)) for ignoring in (False, True)
         ]
         found = _figures(both[ignore_case]) | {
             "matched_as_given": both[False].matched(),

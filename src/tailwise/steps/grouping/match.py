@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
-from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.catalog import Catalog, Part, RowGroup, Snapshot, read_captions
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.files import check_file, digest
+from tailwise.catalog.files import digest
 from tailwise.catalog.matches import Found, Matches, matches_artifact, read_entry_table
 from tailwise.context import Context
 from tailwise.errors import UserError
@@ -118,9 +118,6 @@ def read_entries(path: Path, *, ignore_case: bool = False) -> list[str]:
     return entries
 
 
-RowGroup = tuple[Path, int]  # of a part's samples, and its number: the unit of work
-
-
 @dataclass(frozen=True)
 class _Match(Task[RowGroup, Found]):
     """Match the captions of a row group."""
@@ -129,12 +126,10 @@ class _Match(Task[RowGroup, Found]):
     ignore_case: bool
 
     def run(self, item: RowGroup, worker: Worker) -> Found:
-        path, number = item
-        matcher = worker.cached(
-            self, lambda: EntryMatcher(read_entry_table(self.entries), ignore_case=self.ignore_case)
-        )
-        captions = pq.ParquetFile(path).read_row_group(number, columns=["caption"])
-        return matcher(captions.column(0).to_pylist())
+        def make() -> EntryMatcher:
+            return EntryMatcher(read_entry_table(self.entries), ignore_case=self.ignore_case)
+
+        return worker.cached(self, make)(read_captions(item))
 
 
 def _match(
@@ -145,23 +140,10 @@ def _match(
     parts = [
         part for part in catalog.parts(snapshot) if not all(column.path(part).exists() for column in matches.columns)
     ]
-    groups = {part.number: row_groups(catalog, part) for part in parts}
-    every = [group for part in parts for group in groups[part.number]]
-    results = context.map(task, every, "matching captions", Needs(workers=workers))
-    for part in parts:
-        _write(matches, part, [next(results) for _ in groups[part.number]])
+    groups = [catalog.row_groups([part]) for part in parts]
+    results = context.map(task, list(chain(*groups)), "matching captions", Needs(workers=workers))
+    for part, mine in zip(parts, groups, strict=True):
+        found = list(islice(results, len(mine)))
+        for number, column in enumerate(matches.columns):
+            column.write(part, np.concatenate([np.empty(0, np.int32), *(arrays[number] for arrays in found)]))
     next(results, None)  # ends the bar
-
-
-def row_groups(catalog: Catalog, part: Part) -> list[RowGroup]:
-    """Return the row groups of a part's samples."""
-    path = check_file(catalog.samples_path(part.number))
-    return [(path, number) for number in range(pq.ParquetFile(path).num_row_groups)]
-
-
-def _write(matches: Matches, part: Part, found: Sequence[Found]) -> None:
-    pieces: Iterator[Sequence[npt.NDArray[np.int32]]] = zip(*found, strict=True)
-    empty = np.empty(0, np.int32)
-    joined = [np.concatenate([empty, *of_column]) for of_column in pieces] or [empty, empty]
-    for column, values in zip(matches.columns, joined, strict=True):
-        column.write(part, values)

@@ -72,17 +72,11 @@ class Pool:
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of rows.
+    """Groups of rows."""
 
-    Attributes:
-        values: K names.
-        label_parts: int32 [rows] of each part; negative for no group.
-        figures: for the summary.
-    """
-
-    values: Sequence[str | None]
-    label_parts: Iterable[npt.NDArray[np.int32]]
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    values: Sequence[str | None]  # K names
+    label_parts: Iterable[npt.NDArray[np.int32]]  # int32 [rows] of each part; negative for no group
+    figures: Mapping[str, Any] = field(default_factory=dict)  # for the summary
 
     def with_missing(self) -> Groups:
         """With a last group, for the rows of no group."""
@@ -103,16 +97,9 @@ def make_grouping(
     what: str,
     context: Context,
 ) -> Clustering:
-    """As `write_grouping`, of groups that are found only if the grouping isn't there yet.
+    """Write a grouping as `write_grouping`; `find` finds the groups of a pool's rows, only if the grouping isn't there yet.
 
-    Args:
-        catalog: with samples.
-        name: of the clustering.
-        config: all that decides it; "snapshot" and "without" must be in it; "missing" may.
-        inputs: name and hash of what it is made from.
-        find: the groups of a pool's rows.
-        what: the samples are grouped by, for errors.
-        context: runs the tasks and shows progress.
+    With "missing": "own-group" in `config`, rows of no group make the last group. `what` names the groups in errors.
     """
     snapshot = catalog.snapshot(config["snapshot"])
     survivors = Survivors(catalog, config["without"], snapshot)

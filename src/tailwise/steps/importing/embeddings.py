@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
@@ -24,17 +24,14 @@ from tailwise.catalog.embeddings import (
 )
 from tailwise.catalog.files import digest, read_json, read_record, write_json, write_record
 from tailwise.catalog.rejections import Rejections, RejectionWriter
-from tailwise.context import Context
-from tailwise.errors import MAX_REJECTED, UserError, refuse_many
-from tailwise.mapped import release_pages
+from tailwise.errors import UserError, refuse_many
+from tailwise.execution.base import Apply, Needs, Task, Worker
+from tailwise.kernels.grid import row_chunks
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
-from tailwise.steps.importing.joining import Join, Wording
+from tailwise.steps.importing.joining import CHUNK_ROWS, Join, Joining, JoinPlan, PartFiles, Wording
 from tailwise.steps.importing.rows import RowFinder
 from tailwise.storage.local import scratch
 
-CHUNK_ROWS = 65_536
-FILL_ROWS = 8192
-FILL_NUMBERS = 1 << 23  # bounds memory where rows are wide
 ENCODER = "imported"
 
 
@@ -56,26 +53,15 @@ class ColumnImport:
 
 
 def import_embeddings(
-    catalog: Catalog,
-    column: str,
-    files: list[EmbeddingFile],
-    given: frozenset[int] | None,
-    rejections: Rejections,
-    context: Context,
-    max_rejected: float = MAX_REJECTED,
-    modality: str | None = None,
+    joining: Joining, column: str, files: list[EmbeddingFile], modality: str | None = None
 ) -> ColumnImport | None:
-    """Fills an embedding column of the newest snapshot, where samples lack an embedding. Those that have one keep it.
+    """Fill an embedding column of the newest snapshot, where samples lack an embedding. Those that have one keep it.
 
     Args:
-        catalog: where to; must hold samples.
+        joining: with a catalog that holds samples. Files that are joined for the first time belong to the given shards alone, so that
+            other shards may have the same keys.
         column: its name.
         files: of embeddings.
-        given: shards that came with the files. Files that are joined for the first time belong to these alone, so that other shards may
-            have the same keys; None if no shards came.
-        rejections: takes what was left out.
-        context: runs the tasks and shows progress.
-        max_rejected: share of the files' rows that may be unusable. An embedding without a sample, or a second one, is not counted.
         modality: of the column, see `open_column`.
 
     Returns:
@@ -85,57 +71,53 @@ def import_embeddings(
         UserError: not one embedding belongs to a sample, the column was made by an encoder, or too many rows are unusable. Then the
             join is not finished: the same import says so again, or resumes with a greater bound.
     """
+    catalog, rejections, executor = joining.catalog, joining.rejections, joining.context.executor
     if (dimension := column_dimension(catalog, column)) is not None:
         open_column(catalog, column, dimension, ENCODER, modality)  # refuses a column that an encoder made
-    joins = _Joins(catalog, column, files, given)
+    joins = _Joins(catalog, column, files, joining.given)
     parts = joins.parts_to_fill()
     if not parts:
         return None
+    needs = Needs(workers=joining.workers)
     with scratch(catalog.embedding_folder(column) / layout.JOINING) as work:
         with rejections.writer(joins.listed(f"{joins.number:06d}")) as log:
             finder = RowFinder(catalog, parts, work, joins.given)
             wording = Wording(f"{column} embeddings", "embedding", f"joining {column} keys")
             join = Join(parts, finder, work, log, wording)
-            for part in parts:
-                if not joins.written(part):  # what this very join wrote before an interruption is joined again
-                    _note_present(joins, join, part)
+            # Rows that this very join wrote before an interruption are joined again.
+            older = [part for part in parts if joins.filled(part) and not joins.written(part)]
+            found = executor.map(Apply(partial(_present, catalog.folder, column)), older, needs)
+            for part, present in zip(older, found, strict=True):
+                join.note_present(part, present)
             dimension = dimension or common_dimension(files)
-            join.plan(files, joins.own(), dimension, context)
+            join.read_names(files, joins.own(), dimension, joining.context)
             if not join.matched and not (join.known and all(joins.filled(part) for part in parts)):
                 raise UserError(_nothing_matched(catalog, parts[0], files, join))
         example = f"; {join.log.example}" if join.log.example else ""
-        bound = _Bound(join, f"{column} embeddings", max_rejected, rejections, f"{_widths(files)}{example}")
-        bound.check()
+        _refuse_many(joining, join, wording.stage, f"{_widths(files)}{example}")
         open_column(catalog, column, dimension or 0, ENCODER, modality)
         joins.begin(parts)
-        fill = _Fill(joins, join, files, dimension or 0)
-        embedded = sum(
-            fill.part(part, rejections) for part in context.progress(parts, f"{column} embeddings", len(parts))
-        )
-        bound.check()
+        items = [join.part_files(part, files) for part in parts]
+        # After an interruption the rows may be there already, and the marker not: then it has to be written.
+        items = [(part, mine) for part, mine in items if mine or joins.resumed or not joins.filled(part)]
+        gather = _Gather(catalog.folder, column, join.plan, joins.id, dimension or 0)
+        joining.context.run(gather, items, f"{column} embeddings", needs)
+        for part in parts:
+            if joins.written(part) and (listed := joins.listed(part.name)).exists():
+                rejections.count(listed)
+        _refuse_many(joining, join, wording.stage, f"{_widths(files)}{example}")
     joins.finish()
+    embedded = sum(_notes(catalog, column, part)["embedded"] for part in parts)
     return ColumnImport(column, dimension or 0, embedded, sum(part.rows for part in parts))
 
 
-@dataclass(frozen=True)
-class _Bound:
-    """The share of rows of a join that may be unusable."""
-
-    join: Join
-    stage: str
-    max_rejected: float
-    rejections: Rejections
-    details: str
-
-    def check(self) -> None:
-        """Refuse too many, as far as they are known now: faults of single rows are found when they are read."""
-        counts = {reason: rows for (stage, reason), rows in self.rejections.counts.items() if stage == self.stage}
-        rejected = self.join.faulty + sum(counts.get(reason, 0) for reason in ROW_FAULTS)
-        reasons = ", ".join(f"{reason}: {rows:,}" for reason, rows in sorted(counts.items()))
-        what = f"{{}} rows of {self.stage}{{}} can't be used"
-        refuse_many(
-            rejected, self.join.read, self.max_rejected, what, f"{reasons}; {self.details}; the samples are imported"
-        )
+def _refuse_many(joining: Joining, join: Join, stage: str, details: str) -> None:
+    """Refuse too many unusable rows, as far as they are known now: faults of single rows are found when they are read."""
+    counts = {reason: rows for (of, reason), rows in joining.rejections.counts.items() if of == stage}
+    rejected = join.faulty + sum(counts.get(reason, 0) for reason in ROW_FAULTS)
+    reasons = ", ".join(f"{reason}: {rows:,}" for reason, rows in sorted(counts.items()))
+    causes = f"{reasons}; {details}; the samples are imported"
+    refuse_many(rejected, join.read, joining.max_rejected, f"{{}} rows of {stage}{{}} can't be used", causes)
 
 
 def _widths(files: list[EmbeddingFile]) -> str:
@@ -153,85 +135,67 @@ class _Joins:
 
     def __init__(self, catalog: Catalog, column: str, files: list[EmbeddingFile], given: frozenset[int] | None) -> None:
         self.catalog, self.column = catalog, column
-        self.folder = catalog.embedding_folder(column)
-        self.done: list[list[str]] = self._joined() if self._path.exists() else []
+        self._path, self._pending = (catalog.embedding_folder(column) / name for name in (layout.JOINS, layout.PENDING))
+        self._done: list[list[str]] = list(read_record(self._path)["joins"]) if self._path.exists() else []
+        self._joined = {name for names in self._done for name in names}
         self._naming = [file.naming for file in files]
-        self.files = [file.fingerprint for file in files]
-        self.number = len(self.done) + 1
-        self.id = digest([self.number, self.files])
-        pending = read_json(self._pending) if self._pending.exists() else {}
-        if pending.get("number", self.number) < self.number:  # of a join that was done when the process was killed
+        self._files = [file.fingerprint for file in files]
+        self.number = len(self._done) + 1
+        self.id = digest([self.number, self._files])
+        started = read_json(self._pending) if self._pending.exists() else {}
+        if started.get("number", self.number) < self.number:  # of a join that was done when the process was killed
             self._pending.unlink()
-            pending = {}
-        self.resumed = pending.get("files") == self.files
-        self.given = self._shards_for(given) if self.resumed else given
-
-    def _shards_for(self, given: frozenset[int] | None) -> frozenset[int] | None:
-        """Return the shards of a resumed join: those it started with, and those given now."""
-        first: list[int] | None = read_json(self._pending).get("given")
-        return None if first is None else frozenset(first) | (given or frozenset())
+            started = {}
+        self.resumed, self.given = started.get("files") == self._files, given
+        if self.resumed:  # a resumed join has the shards that it started with, and those given now
+            first = started.get("given")
+            self.given = None if first is None else frozenset(first) | (given or frozenset())
+        self._parts = set(started["parts"]) if self.resumed else set()
 
     def own(self) -> list[bool]:
-        """For each file, whether it belongs to the given shards alone.
+        """Return for each file whether it belongs to the given shards alone.
 
         A file of keys that was joined to other shards does not: a key may name several samples. A uid names one.
         """
-        before = {name for names in self.done for name in names}
         return [
-            self.given is not None and (naming == "uid" or file not in before)
-            for file, naming in zip(self.files, self._naming, strict=True)
+            self.given is not None and (naming == "uid" or file not in self._joined)
+            for file, naming in zip(self._files, self._naming, strict=True)
         ]
-
-    def _joined(self) -> list[list[str]]:
-        """The joins that are done."""
-        return list(read_record(self._path)["joins"])
-
-    @property
-    def _path(self) -> Path:
-        return self.folder / layout.JOINS
-
-    @property
-    def _pending(self) -> Path:
-        return self.folder / layout.PENDING
 
     def filled(self, part: Part) -> bool:
         """Return True if the part has the column."""
-        return part_marker(self.catalog, self.column, part).exists()
+        return bool(_notes(self.catalog, self.column, part))
 
-    def written(self, part: Part) -> dict[str, Any] | None:
-        """The part's marker, if this very join has written it."""
-        marker = part_marker(self.catalog, self.column, part)
-        content: dict[str, Any] | None = read_record(marker) if marker.exists() else None
-        return content if content and content.get("join") == self.id else None
+    def written(self, part: Part) -> bool:
+        """Return True if this very join has written the part."""
+        return _notes(self.catalog, self.column, part).get("join") == self.id
 
     def parts_to_fill(self) -> list[Part]:
-        """Parts without the column; with files not joined before, also those where samples lack an embedding.
+        """Return parts without the column; with files not joined before, also those where samples lack an embedding.
 
         After an interruption, all that the same join was to fill: what is ambiguous, or left out, must not depend on it.
         """
-        parts = self.catalog.parts()
-        if self.resumed:
-            started = set(read_json(self._pending)["parts"])
-            return [part for part in parts if part.number in started or not self.filled(part)]
-        fresh = not set(self.files) <= {name for names in self.done for name in names}
-        return [part for part in parts if not self.filled(part) or (fresh and self._incomplete(part))]
-
-    def _incomplete(self, part: Part) -> bool:
-        return bool(read_record(part_marker(self.catalog, self.column, part))["embedded"] < part.rows)
+        fresh = not self.resumed and not set(self._files) <= self._joined
+        embedded = {part: _notes(self.catalog, self.column, part).get("embedded") for part in self.catalog.parts()}
+        return [
+            part
+            for part, rows in embedded.items()
+            if rows is None or part.number in self._parts or (fresh and rows < part.rows)
+        ]
 
     def begin(self, parts: list[Part]) -> None:
-        """Notes what is being joined to which parts."""
+        """Note what is being joined to which parts."""
         given = None if self.given is None else sorted(self.given)
         numbers = [part.number for part in parts]
-        write_json(self._pending, {"number": self.number, "files": self.files, "parts": numbers, "given": given})
+        write_json(self._pending, {"number": self.number, "files": self._files, "parts": numbers, "given": given})
 
     def finish(self) -> None:
-        """Notes that it is done."""
-        write_record(self._path, {"joins": [*self.done, self.files]})
+        """Note that it is done."""
+        write_record(self._path, {"joins": [*self._done, self._files]})
         self._pending.unlink()
 
     def listed(self, of: str) -> Path:
-        """The list of what was left out, of one join or of one part."""
+        """Return the list of what was left out, of one join or of one part."""
         return layout.rejected_log(self.catalog.folder, self.column, layout.JOIN_LOG, of)
 
 
@@ -244,74 +208,63 @@ def _nothing_matched(catalog: Catalog, part: Part, files: list[EmbeddingFile], j
     return f"none of the embeddings in {files[0].path.parent} belongs to a sample that lacks one ({reasons}{keys}{example})"
 
 
-def _note_present(joins: _Joins, join: Join, part: Part) -> None:
-    """Samples that have an embedding want none."""
-    if joins.filled(part):
-        block = joins.catalog.embedding(joins.column, part)
-        present = join.present[join.span(part)]
-        for start in range(0, part.rows, CHUNK_ROWS):
-            present[start : start + CHUNK_ROWS] = block[start : start + CHUNK_ROWS].any(axis=1)
-        release_pages(block)
+def _notes(catalog: Catalog, column: str, part: Part) -> dict[str, Any]:
+    """Return the marker of a part of the column; empty if the part has none."""
+    marker = part_marker(catalog, column, part)
+    return read_record(marker) if marker.exists() else {}
 
 
-class _Fill:
-    """Gathers what a join planned, part by part."""
+def _present(catalog: Path, column: str, part: Part) -> npt.NDArray[np.bool_]:
+    """Return True for rows of a part that have an embedding: bool [rows]."""
+    present = np.zeros(part.rows, np.bool_)
+    for start, chunk in row_chunks([Catalog.open(catalog).embedding(column, part)], CHUNK_ROWS):
+        present[start : start + len(chunk)] = chunk.any(axis=1)
+    return present
 
-    def __init__(self, joins: _Joins, join: Join, files: list[EmbeddingFile], dimension: int) -> None:
-        self._joins, self._join, self._files, self._dimension = joins, join, files, dimension
-        self._shard_paths: list[str] = joins.catalog.shards().column("path").to_pylist()
 
-    def part(self, part: Part, rejections: Rejections) -> int:
-        """Writes the column for one part, whole or not at all; returns how many of its rows have an embedding."""
-        joins = self._joins
-        listed = joins.listed(part.name)
-        if written := joins.written(part):
-            if listed.exists():
-                rejections.count(listed)
-            return int(written["embedded"])
-        # After an interruption the rows may be there already, and the marker not: then it has to be written.
-        if not joins.resumed and joins.filled(part) and not self._join.sources(part, self._files):
-            return int(read_record(part_marker(joins.catalog, joins.column, part))["embedded"])
+@dataclass(frozen=True)
+class _Gather(Task[PartFiles, None]):
+    """Write the column of a part: rows that it had, rows that are new, zeros where there is none."""
+
+    catalog: Path  # its folder
+    column: str  # its name
+    plan: JoinPlan  # of the reads
+    join: str  # id of the join; a part that it wrote is done
+    dimension: int  # width d
+
+    def label(self, item: PartFiles) -> str:
+        return item[0].name
+
+    def is_done(self, item: PartFiles) -> bool:
+        return _notes(Catalog.open(self.catalog), self.column, item[0]).get("join") == self.join
+
+    def run(self, item: PartFiles, worker: Worker) -> None:  # noqa: ARG002
+        catalog = Catalog.open(self.catalog)
 
         def chunks() -> Iterator[npt.NDArray[np.float16]]:
-            with rejections.writer(listed) as log:  # on disk when the last chunk is taken: before the part's marker
-                yield from self._chunks(part, log)
+            listed = layout.rejected_log(self.catalog, self.column, layout.JOIN_LOG, item[0].name)
+            with Rejections().writer(listed) as log:  # on disk when the last chunk is taken: before the part's marker
+                yield from self._chunks(catalog, item, log)
 
-        return write_part(joins.catalog, joins.column, part, self._dimension, chunks(), join=joins.id)
+        write_part(catalog, self.column, item[0], self.dimension, chunks(), join=self.join)
 
-    def _chunks(self, part: Part, log: RejectionWriter) -> Iterator[npt.NDArray[np.float16]]:
-        """The rows of one part: those it had, those that are new, zeros where there is none."""
-        join, catalog, column = self._join, self._joins.catalog, self._joins.column
-        join.log = log
-        sources = join.sources(part, self._files)
-        keys = catalog.samples(part, ["key", "shard"])
-        old = catalog.embedding(column, part) if self._joins.filled(part) else None
-        span = join.span(part)
-        file, position, present = (item[span] for item in (join.file, join.position, join.present))
-        step = max(1, min(FILL_ROWS, FILL_NUMBERS // max(1, self._dimension)))
-        for start in range(0, part.rows, step):
-            chunk = slice(start, min(start + step, part.rows))
-            rows = np.zeros((chunk.stop - start, self._dimension), np.float32)
-            for number in np.unique(file[chunk]).tolist():
-                if number >= 0:
-                    mine = np.flatnonzero(file[chunk] == number)
-                    with np.errstate(
-                        over="ignore"
-                    ):  # a float64 beyond float32's range becomes inf, and is rejected as such
-                        rows[mine] = sources[number][position[chunk][mine]]
-                    release_pages(sources[number])
+    def _chunks(self, catalog: Catalog, item: PartFiles, log: RejectionWriter) -> Iterator[npt.NDArray[np.float16]]:
+        part, files = item
+        samples = catalog.samples(part, ["key", "shard"])
+        shards: list[str] = catalog.shards().column("path").to_pylist()
+        old = catalog.embedding(self.column, part) if _notes(catalog, self.column, part) else None
+        plan = self.plan.rows(part)
+        for chunk, rows in self.plan.values(item, self.dimension, np.float32):
             normalised, faults = normalise_rows(rows)
             if old is not None:
-                normalised[present[chunk]] = old[chunk][present[chunk]]
+                present = plan[chunk]["present"]
+                normalised[present] = old[chunk][present]
             for at, fault in faults.items():
-                if not present[start + at]:
-                    self._reject_row(keys, start + at, int(file[start + at]), fault)
+                row = chunk.start + at
+                key, shard = (samples.column(name)[row].as_py() for name in ("key", "shard"))
+                if (number := int(plan[row]["file"])) >= 0:
+                    detail = "the sample stays, without embedding"
+                    log.add(f"{self.column} embeddings", fault, str(files[number].path), key, detail)
+                elif not plan[row]["present"]:
+                    log.add(f"{self.column} embeddings", "sample without embedding", shards[shard], key)
             yield normalised
-
-    def _reject_row(self, keys: pa.Table, row: int, number: int, fault: str) -> None:
-        key = keys.column("key")[row].as_py()
-        if number >= 0:
-            self._join.reject(fault, self._files[number].path, key, "the sample stays, without embedding")
-        else:
-            shard = self._shard_paths[keys.column("shard")[row].as_py()]
-            self._join.reject("sample without embedding", shard, key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,41 +11,101 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.catalog.catalog import Part
-from tailwise.catalog.files import create_array
-from tailwise.catalog.rejections import RejectionWriter
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.files import create_array, read_array
+from tailwise.catalog.rejections import Rejections, RejectionWriter
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.keys import ABSENT, AMBIGUOUS
+from tailwise.mapped import release_pages
 from tailwise.shards.columns import DAMAGE
-from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, Opened, StoredRows
+from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, Opened
 from tailwise.steps.importing.rows import AMBIGUOUS_TAR, ELSEWHERE, RowFinder
 
 CHUNK_ROWS = 65_536
+FILL_ROWS = 8192
+FILL_NUMBERS = 1 << 23  # bounds memory where rows are wide
+PLAN_ROW = np.dtype([("file", "<i4"), ("position", "<i8"), ("present", "?")])
+PartFiles = tuple[Part, Mapping[int, EmbeddingFile]]  # a part, and the files that its rows are read from, by number
+
+
+@dataclass(frozen=True)
+class Joining:
+    """What an import needs to join values of files to samples."""
+
+    catalog: Catalog
+    rejections: Rejections
+    max_rejected: float  # share of the files' rows that may be unusable; without a sample, or a second one, is no fault
+    context: Context
+    workers: int | None
+    given: frozenset[int] | None = None  # shards that came with the files, which then belong to these alone
 
 
 @dataclass(frozen=True)
 class Wording:
-    """How a join speaks of what it joins.
+    """How a join speaks of what it joins."""
 
-    Attributes:
-        stage: in lists of what was left out.
-        value: one row of a file.
-        step: of the progress.
-    """
+    stage: str  # in lists of what was left out
+    value: str  # one row of a file
+    step: str  # of the progress
 
-    stage: str
-    value: str
-    step: str
+
+@dataclass(frozen=True)
+class JoinPlan:
+    """Address of a read plan, PLAN_ROW [rows]: file of each row (−1: none), position in it, and whether it needs no value."""
+
+    folder: Path  # of the array, and of copies of files that cannot be read in place
+    first_row: int  # of the plan
+
+    def create(self, rows: int) -> npt.NDArray[Any]:
+        """Return an empty plan, mapped for writing."""
+        plan = create_array(self.folder / "plan.npy", (rows,), PLAN_ROW)
+        plan["file"] = -1
+        return plan
+
+    def rows(self, part: Part) -> npt.NDArray[Any]:
+        """Return the plan of a part, mapped."""
+        return read_array(self.folder / "plan.npy")[self.span(part)]
+
+    def span(self, part: Part) -> slice:
+        """Return the rows of a part, counted from the first row of the plan."""
+        begin = part.first_row - self.first_row
+        return slice(begin, begin + part.rows)
+
+    def unpacked(self, number: int) -> Path:
+        """Return the place for a copy of a file."""
+        return self.folder / f"rows-{number}.npy"
+
+    def values(self, item: PartFiles, width: int, dtype: npt.DTypeLike) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+        """Yield consecutive rows of a part, counted from its first, and their values [n, width]; zeros for rows without a value.
+
+        Raises:
+            UserError: a file changed since the plan was made.
+        """
+        part, files = item
+        plan, sources, at = self.rows(part), {}, -1
+        try:
+            for at, source in files.items():
+                sources[at] = source.rows(self.unpacked(at))
+        except DAMAGE as error:
+            raise UserError(f"{files[at].path} changed while it was read ({error}): restore it, then repeat") from error
+        step = max(1, min(FILL_ROWS, FILL_NUMBERS // max(1, width)))
+        for start in range(0, part.rows, step):
+            chunk = plan[start : start + step]
+            values = np.zeros((len(chunk), width), dtype)
+            for number in np.setdiff1d(chunk["file"], [-1]).tolist():
+                mine = np.flatnonzero(chunk["file"] == number)
+                with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is rejected as such
+                    values[mine] = sources[number][chunk["position"][mine]].reshape(len(mine), width)
+                release_pages(sources[number])
+            yield slice(start, start + len(chunk)), values
 
 
 class Join:
-    """The read plan: for each row, which file and which position in it.
+    """The making of a read plan.
 
     Attributes:
-        file: int32 [rows], −1 for none; mapped. Row 0 is the first of the first part.
-        position: int64 [rows], in that file; mapped.
-        present: bool [rows], rows that want nothing; mapped.
+        plan: its address.
         matched: rows that get something.
         read: rows of the files, those of unusable files among them, as far as their number is known.
         faulty: rows of the files that can't be used, whatever the catalog holds.
@@ -57,23 +117,18 @@ class Join:
     def __init__(
         self, parts: Sequence[Part], finder: RowFinder, work: Path, log: RejectionWriter, wording: Wording
     ) -> None:
-        """An empty plan for the rows of some parts."""
-        self.log, self._finder, self._work, self._wording = log, finder, work, wording
-        self._first_row = parts[0].first_row
-        rows = parts[-1].span.stop - self._first_row
-        self.file = create_array(work / "file.npy", (rows,), np.int32)
-        self.position = create_array(work / "position.npy", (rows,), np.int64)
-        self.present = create_array(work / "present.npy", (rows,), np.bool_)
-        self.file[:] = -1
+        """Begin an empty plan for the rows of some parts."""
+        self.log, self._finder, self._wording = log, finder, wording
+        self.plan = JoinPlan(work, parts[0].first_row)
+        self._rows = self.plan.create(parts[-1].span.stop - parts[0].first_row)
         self.matched = self.known = self.read = self.faulty = 0
         self.first_unmatched_key: str | None = None
 
-    def span(self, part: Part) -> slice:
-        """Where the rows of a part stand in the plan's arrays."""
-        begin = part.first_row - self._first_row
-        return slice(begin, begin + part.rows)
+    def note_present(self, part: Part, present: npt.NDArray[np.bool_]) -> None:
+        """Note which rows of a part need no value."""
+        self._rows["present"][self.plan.span(part)] = present
 
-    def plan(
+    def read_names(
         self, files: Sequence[EmbeddingFile], own: Sequence[bool], dimension: int | None, context: Context
     ) -> None:
         """Note for every row the place of its value.
@@ -86,7 +141,7 @@ class Join:
         """
         self._finder.note_tars(files)
         for number, file in enumerate(context.progress(files, self._wording.step, len(files))):
-            opened = file.open(dimension, self._unpacked(number))
+            opened = file.open(dimension, self.plan.unpacked(number))
             if isinstance(opened, BadPartition):
                 self.reject(opened.reason, file.path, None, opened.detail, opened.rows)
                 self.read += opened.rows
@@ -98,9 +153,6 @@ class Join:
                     chunk = names.slice(at, CHUNK_ROWS)
                     self._plan_chunk(number, file, start, chunk, opened, own[number])
                     start += len(chunk)
-
-    def _unpacked(self, number: int) -> Path:
-        return self._work / f"rows-{number}.npy"
 
     def _plan_chunk(
         self, number: int, file: EmbeddingFile, start: int, names: pa.Array, opened: Opened, own: bool
@@ -127,33 +179,25 @@ class Join:
                 self.reject("no vector of the file's width", file.path, texts[at])
             self.faulty += int(unfit[hits].sum())
             hits = hits[~unfit[hits]]
-        there = self.present[rows[hits] - self._first_row]
+        rows -= self.plan.first_row
+        there = self._rows["present"][rows[hits]]
         self.known += int(there.sum())
         hits = hits[~there]
         _, first = np.unique(rows[hits], return_index=True)
         keep = np.zeros(len(rows), np.bool_)
         keep[hits[first]] = True
-        keep[hits] &= self.file[rows[hits] - self._first_row] < 0
+        keep[hits] &= self._rows["file"][rows[hits]] < 0
         for at in hits[~keep[hits]]:
             self.reject(f"duplicate {value}", file.path, texts[at], "the first one is kept")
-        self.file[rows[keep] - self._first_row] = number
-        self.position[rows[keep] - self._first_row] = start + np.flatnonzero(keep)
+        self._rows["file"][rows[keep]] = number
+        self._rows["position"][rows[keep]] = start + np.flatnonzero(keep)
         self.matched += int(keep.sum())
 
     def reject(self, reason: str, file: Path | str, key: str | None, detail: str | None = None, rows: int = 1) -> None:
-        """Notes what is left out."""
+        """Note what is left out."""
         self.log.add(self._wording.stage, reason, str(file), key, detail, rows)
 
-    def sources(self, part: Part, files: Sequence[EmbeddingFile]) -> dict[int, npt.NDArray[Any] | StoredRows]:
-        """The rows of the files that rows of a part are read from, by the file's number.
-
-        Raises:
-            UserError: a file changed since it was planned.
-        """
-        sources, at = {}, -1
-        try:
-            for at in np.setdiff1d(self.file[self.span(part)], [-1]).tolist():
-                sources[at] = files[at].rows(self._unpacked(at))
-        except DAMAGE as error:
-            raise UserError(f"{files[at].path} changed while it was read ({error}): restore it, then repeat") from error
-        return sources
+    def part_files(self, part: Part, files: Sequence[EmbeddingFile]) -> PartFiles:
+        """Return a part, and those of the files that its rows are read from."""
+        numbers = np.setdiff1d(self._rows["file"][self.plan.span(part)], [-1]).tolist()
+        return part, {number: files[number] for number in numbers}

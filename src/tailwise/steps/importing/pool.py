@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from tailwise.shards.containers import with_bytes
 from tailwise.shards.metadata import parse_uids
 from tailwise.sources import Found, find
 from tailwise.steps.importing.embeddings import ColumnImport, import_embeddings
+from tailwise.steps.importing.joining import Joining
 from tailwise.steps.importing.shards import MAX_REJECTED_SAMPLES, PART_ROWS, import_shards
 from tailwise.storage.local import locked
 
@@ -97,48 +98,40 @@ def import_pool(
     catalog = Catalog.create(folder)
     with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
         catalog.series(layout.SNAPSHOTS).settle()
-        modalities = {
-            column: column_modality(catalog, column, chosen.of if column == chosen.column else None)
-            for column in found.embeddings
-        }
-        return _import(
-            catalog, found, modalities, chosen.clustering or DEFAULT_CLUSTERS, workers, part_rows, bounds, context
-        )
+        joining = Joining(catalog, Rejections(), bounds[1], context, workers)
+        return _import(joining, found, chosen, {"part_rows": part_rows, "max_rejected": bounds[0]})
 
 
-def _import(
-    catalog: Catalog,
-    found: Found,
-    modalities: Mapping[str, str],
-    clustering: str,
-    workers: int | None,
-    part_rows: int,
-    bounds: tuple[float, float],
-    context: Context,
-) -> ImportReport:
-    before = catalog.snapshots()
+def _import(joining: Joining, found: Found, chosen: SourceRequest, limits: Mapping[str, Any]) -> ImportReport:
+    catalog, rejections = joining.catalog, joining.rejections
+    modalities = {
+        column: column_modality(catalog, column, chosen.of if column == chosen.column else None)
+        for column in found.embeddings
+    }
+    before, clustering = catalog.snapshots(), chosen.clustering or DEFAULT_CLUSTERS
     _check_clusters(catalog, clustering, found)
-    rejections = Rejections()
-    shared: dict[str, Any] = {"workers": workers, "part_rows": part_rows, "max_rejected": bounds[0]}
+    shared: dict[str, Any] = {"workers": joining.workers, **limits}
     with rejections.writer(layout.rejected_log(catalog.folder, layout.IMPORT_LOG, layout.SOURCES_LOG)) as log:
         for item in found.left_out:
             log.add("import", item.reason, item.path, None, item.remedy, rows=0)
+    shards = found.tars or found.metadata
     if found.tars or not found.metadata:
-        import_shards(catalog, found.tars, rejections, context, metadata=found.metadata, failed=found.failed, **shared)
+        import_shards(
+            catalog, found.tars, rejections, joining.context, metadata=found.metadata, failed=found.failed, **shared
+        )
     else:
         _refuse_known(catalog, found.metadata)
-        import_shards(catalog, found.metadata, rejections, context, **shared)
-    given = _given_shards(catalog, found.tars or found.metadata)
-    columns = [
-        made
-        for column, files in found.embeddings.items()
-        if (
-            made := import_embeddings(catalog, column, files, given, rejections, context, bounds[1], modalities[column])
-        )
-    ]
-    clusterings = _import_clusters(catalog, clustering, found, given, rejections, context, bounds[1])
+        import_shards(catalog, found.metadata, rejections, joining.context, **shared)
+    given = _given_shards(catalog, shards)
+    joining = replace(joining, given=given)
+    made = [import_embeddings(joining, column, files, modalities[column]) for column, files in found.embeddings.items()]
+    columns = [column for column in made if column]
+    clusterings = []
+    if found.cluster_ids:
+        from tailwise.steps.importing.clusters import import_clusters  # noqa: PLC0415  (imports torch: seconds, and 600 MB)
+
+        clusterings.append(import_clusters(joining, clustering, found.cluster_ids))
     now = catalog.snapshot()
-    shards = found.tars or found.metadata
     if rejections.counts and not (columns or clusterings) and shards and not given:
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items())
         raise UserError(
@@ -147,22 +140,6 @@ def _import(
     old_shards, old_rows = (before[-1].shards, before[-1].rows) if before else (0, 0)
     new = now.shards - old_shards, now.rows - old_rows
     return ImportReport(catalog, now, *new, columns, rejections, clusterings, found.notes)
-
-
-def _import_clusters(
-    catalog: Catalog,
-    name: str,
-    found: Found,
-    given: frozenset[int] | None,
-    rejections: Rejections,
-    context: Context,
-    max_rejected: float,
-) -> list[Clustering]:
-    if not found.cluster_ids:
-        return []
-    from tailwise.steps.importing.clusters import import_clusters  # noqa: PLC0415  (brings torch along: seconds, and 600 MB)
-
-    return [import_clusters(catalog, name, found.cluster_ids, given, rejections, context, max_rejected)]
 
 
 def _check_clusters(catalog: Catalog, name: str, found: Found) -> None:

@@ -36,19 +36,12 @@ UNREADABLE_BYTES = 0  # noted for a tar that could not be read: it is tried agai
 
 @dataclass
 class _Part:
-    """The shards gathered for one part.
+    """The shards gathered for one part."""
 
-    Attributes:
-        number: of the part.
-        first_shard: the id that its first good shard gets.
-        tars: path and size of every tar read for it, good or not.
-        shards: one SHARD_SCHEMA row for each tar with samples.
-    """
-
-    number: int
-    first_shard: int
-    tars: list[tuple[str, int]] = field(default_factory=list)
-    shards: list[dict[str, Any]] = field(default_factory=list)
+    number: int  # of the part
+    first_shard: int  # the id that its first good shard gets
+    tars: list[tuple[str, int]] = field(default_factory=list)  # path and size of every tar read for it, good or not
+    shards: list[dict[str, Any]] = field(default_factory=list)  # one SHARD_SCHEMA row for each tar with samples
     samples: list[pa.Table] = field(default_factory=list)
     rejected: list[pa.Table] = field(default_factory=list)
     rows: int = 0
