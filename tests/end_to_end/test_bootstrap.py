@@ -39,7 +39,7 @@ def command(tmp_path):
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(training))
     changes = [f"train.recipe={tmp_path / 'tiny.yaml'}", "train.samples-seen=256"]
-    changes += ["cluster:fine.clusters=30", "cluster:main.clusters=30", "plan:epochs.keep=0.1"]
+    changes += ["cluster:fine.clusters=30", "cluster:main.clusters=20", "plan:epochs.keep=0.05"]
     words = ["run", "bootstrap", str(tmp_path / "pool"), str(tmp_path / "catalog"), "--output", str(tmp_path / "out")]
     return [*words, "--workers", "1", *(word for change in changes for word in ("--set", change))]
 

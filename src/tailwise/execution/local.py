@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import connection, get_context, resource_tracker
-from types import FrameType, ModuleType
+from types import FrameType, TracebackType, ModuleType
 from typing import Any, cast
 
 from tailwise.errors import UserError
@@ -219,7 +219,14 @@ def begin_worker(_: int) -> None:
     Ctrl-C, which all processes of a terminal get, is the parent's to answer.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report_unless_parent_left
     begin_process()
+
+
+def _report_unless_parent_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error of a thread, but not that of the one which hands tensors to a parent that ends at this moment."""
+    if not isinstance(error, OSError | EOFError | multiprocessing.AuthenticationError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as DataLoader has it)
