@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import connection, get_context, resource_tracker
-from types import FrameType, TracebackType, ModuleType
+from types import FrameType, ModuleType, TracebackType
 from typing import Any, cast
 
 from tailwise.errors import UserError
