@@ -31,7 +31,7 @@ PartFiles = tuple[Part, Mapping[int, EmbeddingFile]]  # a part, and the files th
 
 @dataclass(frozen=True)
 class Joining:
-    """What an import needs to join values of files to samples."""
+    """Arguments of an import that joins values of files to samples."""
 
     catalog: Catalog
     rejections: Rejections
