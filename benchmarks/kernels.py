@@ -33,7 +33,7 @@ Seconds = dict[str, list[float]]
 
 GROUPS, NOISE, GROUP_DECAY, SPECTRUM_DECAY, CHUNK_ROWS = 3000, 1.4, 0.7, 0.5, 16_384
 ASSIGN = ("300000x512x1000", "100000x768x20000")
-ASSIGN_GOALS = dict(zip(ASSIGN, (2.4, 2.0), strict=True))  # times faiss
+ASSIGN_GOALS = dict(zip(ASSIGN, (3.0, 4.5), strict=True))  # times faiss, on processors without AMX
 FLOAT32_GOAL, KMEANS_GOAL, DUPLICATES_GOAL = 0.9, 3.5, 4.0
 EQUAL_GOAL, LOSS_GOAL = 0.9999, 1e-6
 ONE_CLUSTER_GOAL_BYTES = 2e9
