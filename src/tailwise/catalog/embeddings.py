@@ -17,6 +17,7 @@ from tailwise.errors import ConflictError, UserError
 
 MODALITIES = ("image", "text")  # also the names of the columns that are made where no name is given
 ROW_FAULTS = ("NaN or Inf", "zero norm")
+BLOCK_ROWS = 256  # stay in a processor's caches
 
 
 def normalise_rows(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], dict[int, str]]:
@@ -28,13 +29,16 @@ def normalise_rows(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float1
     Returns:
         float16 [n, d], where a row that can't be scaled is all zeros, and the fault of each such row by index.
     """
-    wide = rows.astype(np.float64)
-    squares = np.einsum("nd,nd->n", wide, wide)
-    finite = np.isfinite(squares)
-    good = finite & (squares > 0)
-    norms = np.sqrt(np.where(good, squares, 1.0))
-    scaled = np.where(good[:, None], wide / norms[:, None], 0.0).astype(np.float16)
-    faults = {int(at): ROW_FAULTS[int(finite[at])] for at in np.flatnonzero(~good)}
+    scaled, faults = np.empty(rows.shape, np.float16), dict[int, str]()
+    for start in range(0, len(rows), BLOCK_ROWS):
+        wide = rows[start : start + BLOCK_ROWS].astype(np.float64)
+        squares = np.einsum("nd,nd->n", wide, wide)
+        finite = np.isfinite(squares)
+        good = finite & (squares > 0)
+        np.divide(wide, np.sqrt(np.where(good, squares, 1.0))[:, None], out=wide)
+        wide[~good] = 0
+        scaled[start : start + BLOCK_ROWS] = wide
+        faults |= {start + int(at): ROW_FAULTS[int(finite[at])] for at in np.flatnonzero(~good)}
     return scaled, faults
 
 
