@@ -48,9 +48,10 @@ def test_every_command_works_top_to_bottom(fork_python, place, monkeypatch):
         else:
             app(words, standalone_mode=False)
     assert (place / "epoch-0.parquet").exists()
+    the_python_runs_as_printed(place)
 
 
-def test_the_python_runs_as_printed(place):
+def the_python_runs_as_printed(place):
     (code,) = blocks("python")
     script = place / "snippet.py"
     script.write_text(code, encoding="utf-8")
