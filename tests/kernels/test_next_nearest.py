@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels.assign import MISSING, assign
+from tailwise.kernels.assign import MISSING, Assigner, assign
 from tailwise.kernels.grid import to_grid, unit_rows_on_grid
 from tailwise.kernels.next_nearest import next_nearest
 
@@ -26,7 +26,9 @@ def test_equals_a_float64_reference(unit_rows, rows, clusters, dimension, count)
     x, centroids = unit_rows(rows, dimension), unit_rows(clusters, dimension, seed=1, dtype=np.float32)
     labels, _ = assign(x, centroids, device="cpu")
     labels[::7] = MISSING
-    np.testing.assert_array_equal(next_nearest(x, labels, centroids, count), reference(x, labels, centroids, count))
+    np.testing.assert_array_equal(
+        next_nearest(x, labels, Assigner(centroids, device="cpu"), count), reference(x, labels, centroids, count)
+    )
 
 
 @settings(deadline=None, max_examples=30)
@@ -40,4 +42,6 @@ def test_ties_go_to_the_lowest_index(seed, clusters, dimension, count):
         return
     labels = rng.integers(-1, len(centroids), 50).astype(np.int32)  # any centroid may be the own one
     labels[~x.any(axis=1)] = MISSING
-    np.testing.assert_array_equal(next_nearest(x, labels, centroids, count), reference(x, labels, centroids, count))
+    np.testing.assert_array_equal(
+        next_nearest(x, labels, Assigner(centroids, device="cpu"), count), reference(x, labels, centroids, count)
+    )

@@ -54,38 +54,38 @@ def look_back(
     status: npt.NDArray[np.uint8],
     threshold: float,
     *,
-    alone: npt.NDArray[np.bool_],
+    alone: bool,
     device: str = "auto",
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Look for earlier duplicates of some rows, and decide their fates as far as these rows alone can.
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Look for earlier duplicates of some rows: one goes if one of them is kept, waits if the fate of one is open, and else has none.
 
     Args:
         x: [m, d], in keep-order.
         asked: int64 [a], ascending.
         status: uint8 [m], the fate of each row so far.
         threshold: rows of a similarity above it are duplicates.
-        alone: bool [m], rows that are compared with no others: one without an earlier duplicate is kept for later rows too.
+        alone: whether these rows are compared with no others: then one without an earlier duplicate is kept for later rows too.
         device: of the matrix products; the result doesn't depend on it.
 
     Returns:
-        verdict: uint8 [a]: DROPPED if an earlier duplicate is kept; else OPEN if the fate of one is open; else KEPT.
         waits: bool [a], whether the fate of an earlier duplicate is open.
         kept_row: int64 [a], the most similar kept earlier duplicate; −1 where there is none.
         similarity: float64 [a], to it; NOTHING_EARLIER where there is none.
     """
-    status, verdict, waits = status.copy(), np.full(len(asked), KEPT), np.zeros(len(asked), np.bool_)
+    status, waits = status.copy(), np.zeros(len(asked), np.bool_)
     kept_row, found = np.full(len(asked), -1, np.int64), np.full(len(asked), NOTHING_EARLIER)
-    rows = Rows(x, device) if len(asked) else None
+    if not len(asked):
+        return waits, kept_row, found
+    rows = Rows(x, device)
     step = max(1, min(SCAN_SCORES // max(len(x), 1), SCAN_ROWS))
     for start in range(0, len(asked), step):
         some = slice(start, start + step)
-        assert rows is not None
         pairs = _candidates(rows, asked[some], threshold)
         bounds = float32_error(x.shape[1] + 2), BELOW_ONE, threshold
-        answers: tuple[Any, ...] = (verdict[some], waits[some], kept_row[some], found[some])
+        answers: tuple[Any, ...] = (waits[some], kept_row[some], found[some])
         if not decide_back(asked[some], *pairs, rows.x, rows.norms, *bounds, alone, status, *answers):
             raise WrongProductError
-    return verdict, waits, kept_row, found
+    return waits, kept_row, found
 
 
 def greedy(
@@ -125,8 +125,7 @@ def greedy(
     kept_row[:judged_from] = -1
     asked = np.flatnonzero(status == OPEN)
     found = np.where(kept_row >= 0, similarity, NOTHING_EARLIER)
-    alone = np.ones(len(x), np.bool_)
-    *_, kept_row[asked], found[asked] = look_back(x, asked, status, threshold, alone=alone, device=device)
+    _, kept_row[asked], found[asked] = look_back(x, asked, status, threshold, alone=True, device=device)
     copies = np.flatnonzero((similarity == 1.0) & (earlier >= judged_from))
     copies = copies[kept_row[earlier[copies]] >= 0]
     kept_row[copies], found[copies] = kept_row[earlier[copies]], found[earlier[copies]]

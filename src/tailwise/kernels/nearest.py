@@ -452,9 +452,8 @@ def decide_back(
     error: float,
     greatest: float,
     threshold: float,
-    alone: npt.NDArray[np.bool_],
+    alone: bool,
     status: npt.NDArray[np.uint8],
-    verdict: npt.NDArray[np.uint8],
     waits: npt.NDArray[np.bool_],
     kept_row: npt.NDArray[np.int64],
     found: Doubles,
@@ -474,9 +473,10 @@ def decide_back(
                 waits[at] = True
             elif exact > best:
                 best, kept_row[at], found[at] = exact, other, exact
-        verdict[at] = DROPPED if kept_row[at] >= 0 else OPEN if waits[at] else KEPT
-        if verdict[at] == DROPPED or (verdict[at] == KEPT and alone[row]):
-            status[row] = verdict[at]
+        if kept_row[at] >= 0:
+            status[row] = DROPPED
+        elif alone and not waits[at]:
+            status[row] = KEPT
     return True
 
 

@@ -23,26 +23,22 @@ from tailwise.kernels.threads import run_tiles
 
 @repeat_if_wrong
 def next_nearest(
-    x: npt.NDArray[Any], labels: npt.NDArray[np.int32], centroids: npt.NDArray[np.float32], count: int
+    x: npt.NDArray[Any], labels: npt.NDArray[np.int32], assigner: Assigner, count: int
 ) -> npt.NDArray[np.int32]:
     """Return the `count` nearest centroids of each row beside its own; ties go to the lowest index.
 
     Args:
         x: [n, d], float16 or float32, unit norm or zero.
         labels: int32 [n], the own centroid of each row; negative for rows that get none.
-        centroids: float32 [K, d], unit norm.
+        assigner: holds the K centroids, on the CPU.
         count: fewer than LIST.
 
     Returns:
         int32 [n, count], nearest first; MISSING where there are no more, and for rows without an own centroid.
-
-    Raises:
-        ValueError: a centroid is not of unit norm.
     """
     found = np.full((len(x), count), MISSING, np.int32)
-    if not len(x) or len(centroids) < 2:
+    if not len(x) or len(assigner.centroids) < 2:
         return found
-    assigner = Assigner(centroids, device="cpu")
     window = reach_of_lists(x[:WINDOW_ROWS], assigner.centroids)
 
     def work(start: int, scratch: torch.Tensor) -> None:

@@ -25,8 +25,7 @@ CODE_STEPS = 127  # int8 codes are in −127 … 127
 _PROBED = 16  # rows that are compared with all columns, and columns with all rows: no row or column is left out
 HALF_ERROR = 2.0**-10  # a float16 product is off by at most half of it, where scores are at most 1.1; the rest is slack
 _PROBE_SIDE = 64  # float32 products depend on a setting of the process, not on the shape: one small shape is tried
-
-_TRIAL_COLUMNS, _TRIALS, _CLEARLY = 1024, 4, 0.9  # of the trial of packed products
+_TRIAL_COLUMNS, _TRIALS, _CLEARLY = 1024, 4, 0.9  # of the trial of oneDNN's products
 
 logger = logging.getLogger(__name__)
 _distrusted = threading.Event()  # once set, this process uses float64 products

@@ -87,6 +87,7 @@ class Screen:
         """
         self.precision = precision or faster_precision()
         self._centre = centre if self.precision == "int8" else np.zeros_like(centre)
+        self._wide_centre = self._centre.astype(np.float64)
         dimension = len(centre)
         mixed = 16 if dimension % 16 == 0 else 4 if dimension % 4 == 0 else 1
         signs = np.where(hash_range(stream_key(0, "signs"), 0, dimension) >> 63, 1, -1)
@@ -106,9 +107,17 @@ class Screen:
             np.multiply(x, factors[:, None], out=codes)
             out.scale[:], out.offset[:], out.errors[:], out.lengths[:] = 1, 0, 0, 1
         else:
-            wide = self._centre.astype(np.float64)
             _quantise(
-                x, factors, wide, self._centre, self._signs, codes, out.scale, out.offset, out.errors, out.lengths
+                x,
+                factors,
+                self._wide_centre,
+                self._centre,
+                self._signs,
+                codes,
+                out.scale,
+                out.offset,
+                out.errors,
+                out.lengths,
             )
         return out
 
@@ -119,8 +128,7 @@ class Screen:
 
     def as_columns(self, rows: Coded) -> Coded:
         """Codes of rows, to multiply other rows with."""
-        wide = self._centre.astype(np.float64)
-        return replace(rows, offset=rows.offset - wide @ wide)
+        return replace(rows, offset=rows.offset - self._wide_centre @ self._wide_centre)
 
     def tiles(self, columns: Coded, width: int, rows: int = 0) -> list[Columns]:
         """Return columns in tiles of `width`, ready for products with `rows` rows at a time; 0 if each is used once or twice."""
@@ -160,8 +168,10 @@ class Columns(NamedTuple):
     def of(cls, coded: Coded, rows: int = 0) -> Columns:
         """Prepare columns; see `Screen.tiles`."""
         rows = rows or (_FLOAT32_TRIAL_ROWS if coded.codes.dtype == torch.float32 else 0)
-        with full_precision():  # also of the trial
-            arranged = arrange(coded.codes, rows) if rows else None
+        arranged = None
+        if rows:
+            with full_precision():  # also of the trial
+                arranged = arrange(coded.codes, rows)
         longest, roughest = (coded.lengths + coded.errors).max(initial=0), coded.errors.max(initial=0)
         return cls(coded.codes, arranged, coded.scale, coded.offset.astype(np.float32), longest, roughest)
 

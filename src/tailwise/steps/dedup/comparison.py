@@ -22,13 +22,15 @@ from tailwise.catalog.embeddings import column_dimension, embedding_inputs
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.kernels.assign import Assigner
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.kernels.nearest import DROPPED, KEPT
 from tailwise.kernels.next_nearest import next_nearest
 from tailwise.requests import DedupRequest, ScoreRequest
 from tailwise.text import command_line, did_you_mean
 
-KEPT, DROPPED, NEW = np.uint8(0), np.uint8(1), np.uint8(2)  # ages: decided before, and how; or to be judged
+NEW = np.uint8(2)  # age of a row that is to be judged; of others, the fate that was decided before
 MOST_PROBES = 16
 CHUNK_ROWS = 65_536
 Values = npt.NDArray[np.float64]
@@ -187,11 +189,11 @@ class Comparison:
 
     def find_next(self, part: Part) -> npt.NDArray[np.int32]:
         """Return the next nearest clusters of the rows of a part: int32 [n, probe − 1], negative for rows without a cluster."""
-        labels, block = self._clusters.labels.read(part), self.embeddings(part)
+        labels, assigner = self._clusters.labels.read(part), Assigner(self._clusters.centroids, device="cpu")
         found = np.empty((part.rows, self.probe - 1), np.int32)
-        for start, chunk in row_chunks([block], CHUNK_ROWS):
+        for start, chunk in row_chunks([self.embeddings(part)], CHUNK_ROWS):
             some = slice(start, start + len(chunk))
-            found[some] = next_nearest(chunk, np.asarray(labels[some]), self._clusters.centroids, self.probe - 1)
+            found[some] = next_nearest(chunk, np.asarray(labels[some]), assigner, self.probe - 1)
         return found
 
     def ages(self, part: Part) -> npt.NDArray[np.uint8]:

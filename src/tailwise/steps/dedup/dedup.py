@@ -203,8 +203,8 @@ class _LookBack(Judge):
         fates = self.decisions.fates(self.number, worker)[members.rows]
         asked = np.flatnonzero(fates == self.fate)
         status = np.where(fates > OPEN, DROPPED, fates)
-        alone = np.full(len(fates), self.decisions.compared.open(worker).probe == 1)
-        _, waits, kept, similarity = look_back(
+        alone = self.decisions.compared.open(worker).probe == 1
+        waits, kept, similarity = look_back(
             members.x, asked, status, self.decisions.threshold, alone=alone, device=self.decisions.device
         )
         result = np.empty(len(asked), RESULT)

@@ -24,9 +24,10 @@ from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.execution.shuffle import RUN_BYTES, Shuffle, cluster_buckets
 from tailwise.kernels.grid import row_chunks
+from tailwise.kernels.nearest import KEPT
 from tailwise.kernels.similarity import DEVICE_COLUMNS, DEVICE_ROWS, SMALL
 from tailwise.kernels.threads import map_in_order
-from tailwise.steps.dedup.comparison import KEPT, NEW, Address, Comparison
+from tailwise.steps.dedup.comparison import NEW, Address, Comparison
 
 RUNTIME_BYTES = 400 << 20
 # An interruption loses at most one bucket: about BUCKET_ROWS rows, or a 256th of all; more if a cluster is larger.
