@@ -7,7 +7,6 @@ usage: dedup_borders.py [--pool FOLDER] [--clusters 25 100 400 1600] [--probes 1
 """
 
 import argparse
-import csv
 import shutil
 import statistics
 import tempfile
@@ -15,8 +14,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from common import print_header
+from dedup_quality import judge, truth
 from pools import REAL
 
 import tailwise
@@ -54,30 +53,13 @@ def main() -> None:
                 )
 
 
-def truth(catalog: tailwise.Catalog, path: Path) -> tuple[np.ndarray, int]:
-    """The origin of each row, and how many rows have another."""
-    with path.open() as stream:
-        source = {row["key"]: row["duplicate_of"] for row in csv.DictReader(stream, delimiter="\t")}
-    keys = [key for part in catalog.parts() for key in catalog.samples(part, ["key"])["key"].to_pylist()]
-    origins = []
-    for key in keys:
-        root = key
-        while source[root]:
-            root = source[root]
-        origins.append(root)
-    return np.array(origins), sum(bool(source[key]) for key in keys)
-
-
 def score(
     catalog: tailwise.Catalog, origin: np.ndarray, planted: int, clusters: int, probe: int, epsilon: float
 ) -> tuple[float, float, float, float]:
     name = f"k{clusters}-{probe}-{epsilon}"
     tailwise.dedup(catalog, DedupRequest(epsilon=epsilon, clustering=f"k{clusters}", probe=probe, name=name))
-    table = pq.read_table(catalog.drops_folder(name) / "dropped.parquet", columns=["row", "kept_row"])
-    row, kept_row = table["row"].to_numpy(), table["kept_row"].to_numpy()
-    right = int((origin[row] == origin[kept_row]).sum())
-    precision, recall = right / max(len(row), 1), right / planted
-    return 2 * precision * recall / max(precision + recall, 1e-9), epsilon, precision, recall
+    found = judge(catalog, origin, planted, name)
+    return found.f1, epsilon, found.precision, found.recall
 
 
 def timed(catalog: tailwise.Catalog, clusters: int, probe: int, number: int) -> float:

@@ -2,11 +2,12 @@
 
 The pool has 3,103 planted near-duplicates (re-encoded, cropped by up to 2 pixels, brightness ±10 %); truth.tsv, read here alone, tells of
 what. A dropped sample is *right* if the sample it is dropped for has the same origin; precision = right / dropped, recall = right /
-planted. The pool's own duplicates, which nobody planted, count as wrong. K = 1 compares all with all: what it finds more is what clusters
-hide.
+planted. The pool's own duplicates, which nobody planted, count as wrong. Samples are compared inside their own clusters (probe = 1;
+more in dedup_borders.py). K = 1 compares all with all: what it finds more is what clusters hide.
 """
 
 import argparse
+import csv
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,25 +68,25 @@ def main() -> None:
     draw(found, arguments.plot)
 
 
-def truth(catalog: tailwise.Catalog) -> tuple[np.ndarray, int]:
-    """The origin of each row, and how many rows have another."""
-    lines = [line.split("\t") for line in (REAL / "truth.tsv").read_text().splitlines()[1:]]
-    source = {key: of for key, _, _, of in lines}
-    origins = {}
-    for key in source:
+def truth(catalog: tailwise.Catalog, path: Path = REAL / "truth.tsv") -> tuple[np.ndarray, int]:
+    """The origin of each row, by the column duplicate_of of a table, and how many rows have another."""
+    with path.open() as stream:
+        source = {row["key"]: row["duplicate_of"] for row in csv.DictReader(stream, delimiter="\t")}
+    origins = []
+    for key in (key for part in catalog.parts() for key in catalog.samples(part, ["key"])["key"].to_pylist()):
         root = key
         while source[root]:
             root = source[root]
-        origins[key] = root
-    keys = [key for part in catalog.parts() for key in catalog.samples(part, ["key"])["key"].to_pylist()]
-    return np.array([origins[key] for key in keys]), sum(map(bool, source.values()))
+        origins.append(root)
+    return np.array(origins), sum(map(bool, source.values()))
 
 
 def measure(
     catalog: tailwise.Catalog, origin: np.ndarray, planted: int, clusters: int, keep: str, rule: str, epsilon: float
 ) -> Score:
     name = f"k{clusters}-{keep}-{rule}-{epsilon}"
-    tailwise.dedup(catalog, DedupRequest(epsilon=epsilon, rule=rule, order=keep, clustering=f"k{clusters}", name=name))
+    request = DedupRequest(epsilon=epsilon, rule=rule, order=keep, clustering=f"k{clusters}", probe=1, name=name)
+    tailwise.dedup(catalog, request)
     return judge(catalog, origin, planted, name)
 
 
@@ -107,7 +108,8 @@ def twice(catalog: tailwise.Catalog, origin: np.ndarray, planted: int) -> None:
         for epsilon in (0.08, 0.09, 0.1):
             first, second = f"k{clusters}-farthest-greedy-{epsilon}", f"other{clusters}-{epsilon}"
             tailwise.dedup(
-                catalog, DedupRequest(epsilon=epsilon, clustering=f"other{clusters}", without=[first], name=second)
+                catalog,
+                DedupRequest(epsilon=epsilon, clustering=f"other{clusters}", probe=1, without=[first], name=second),
             )
             score = judge(catalog, origin, planted, first, second)
             print(

@@ -4,12 +4,22 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from tailwise.demo.pool import make_pool as draw_pool
 from tailwise.steps.importing.pool import import_pool
 
 pytest.importorskip("open_clip_train.main", reason="open_clip's trainer isn't installed")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """torch computes in one thread, so that results can be compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,13 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from tailwise.cli import app
 from tailwise.compare.summary import figures
 from tailwise.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tailwise(*arguments):
@@ -21,14 +22,6 @@ def tailwise(*arguments):
         raise result.exception
     assert result.exit_code == 0, result.output
     return result.output
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

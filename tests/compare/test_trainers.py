@@ -29,19 +29,13 @@ from tailwise.steps.planning.plan import make_plan
 from tailwise.text import option_words
 from tailwise.train.launch import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 # Two bf16 trainings may sum in another order, and then round a product to the neighbouring bf16 number. A logit is the logit scale,
 # 1 / 0.07 = 14.3 at first, times a cosine. bf16 has 8 significant bits: below 16, half a unit in the last place is 2⁻⁵. The loss is a mean
 # of terms logsumexp − logit, each of which changes by at most twice the error of a logit; and each of the two trainings has that error.
 BF16_LOSS_BOUND = 2 * 2 * 2.0**-5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

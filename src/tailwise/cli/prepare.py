@@ -117,7 +117,7 @@ def dedup(
     suggest: Annotated[bool, Option("--suggest", help="Drop nothing; show what each epsilon does, and pairs.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Leave out near-duplicates: samples of one cluster whose embeddings are nearly the same (SemDeDup, 2023).
+    """Leave out near-duplicates: samples that share a cluster and have nearly the same embedding (SemDeDup, 2023).
 
     Makes a drop list, which `cluster`, `filter` and others take with --without. The comparison is made once for a clustering
     and an order: another --epsilon or --rule takes seconds.

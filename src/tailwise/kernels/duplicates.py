@@ -1,4 +1,4 @@
-"""Near-duplicates among the members of one cluster, exactly (SemDeDup, arXiv 2303.09540): which stay, which go.
+"""Near-duplicates among the samples that are compared in one cluster, exactly (SemDeDup, arXiv 2303.09540): which stay, which go.
 
 m: members of the cluster, in keep-order; d: dimension.
 """

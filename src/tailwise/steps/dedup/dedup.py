@@ -1,4 +1,4 @@
-"""Dedup: near-duplicates inside clusters leave the pool (SemDeDup, arXiv 2303.09540)."""
+"""Dedup: near-duplicates that share a cluster leave the pool (SemDeDup, arXiv 2303.09540)."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SamplePair:
-    """Two samples of one cluster."""
+    """Two samples that share a cluster."""
 
     epsilon: float  # the least ε listed that makes them duplicates
     similarity: float  # of their embeddings
