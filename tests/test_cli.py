@@ -224,13 +224,15 @@ def test_the_python_api_has_the_same_verbs():
 
 @pytest.mark.parametrize("workers_there", [0, 1, 6])
 def test_control_c_says_how_to_go_on(pool, tmp_path, workers_there):
-    """To the whole process group, as a terminal sends it, while workers are being started and afterwards."""
+    """To the whole process group, while workers are being started and afterwards; a second signal changes nothing."""
     script = (
-        "import sys, time, tailwise.cli, tailwise.execution.local as local\n"
+        "import os, signal, sys, time, tailwise.cli, tailwise.execution.local as local\n"
         "from tailwise.execution.base import Apply, Needs\n"
         "real = local.LocalExecutor.map\n"
         "slow = lambda self, *_: real(self, Apply(time.sleep), [5] * 40, Needs(workers=6))  # shards that take long\n"
         "local.LocalExecutor.map = slow\n"
+        "show = tailwise.cli.print_error\n"
+        "tailwise.cli.print_error = lambda line: (os.kill(os.getpid(), signal.SIGTERM), show(line))\n"
         "sys.argv[0] = 'tailwise'\n"
         "if __name__ == '__main__': print('ready', flush=True); tailwise.cli.main()"
     )

@@ -789,8 +789,7 @@ def test_workers_end_with_a_parent_that_is_killed(fork_python, fresh_plan, tmp_p
     out = tmp_path / "out"
     process = fork_python(KILLED, fresh_plan.catalog.folder, out=out, err=tmp_path / "err")
     try:
-        wait_until(out.read_text)
-        assert out.read_text() == "reading\n"
+        wait_until(lambda: out.read_text() == "reading\n")
         workers = children(process.pid)
         assert len(workers) == 2
         time.sleep(0.5)  # they fill the pipe meanwhile
@@ -831,7 +830,7 @@ def test_a_kill_while_units_are_counted(fork_python, fresh_plan, tmp_path):
     for trial in range(2):
         out = tmp_path / f"out-{trial}"
         process = fork_python(COUNT, fresh_plan.catalog.folder, out=out, err=tmp_path / "err")
-        wait_until(out.read_text)
+        wait_until(lambda out=out: out.read_text() == "begin\n")
         while len(list(folder.glob("epoch-*.npy"))) < reached + 5:
             time.sleep(0.0003)
         process.kill()

@@ -109,6 +109,8 @@ def main() -> None:
     except (UserError, BrokenExecutor, OSError, ArithmeticError) as error:
         _fail(error)
     except _InterruptedError:
+        for number in (signal.SIGINT, signal.SIGTERM):  # torchrun sends it twice; the advice is printed whole
+            signal.signal(number, signal.SIG_IGN)
         if os.environ.get("RANK", "0") == "0":  # of several ranks, one gives the advice
             print_error(f"tailwise: interrupted; {_how_to_resume(sys.argv[1:])}")
         sys.exit(1)
