@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from tailwise.evaluate import metrics
 
@@ -63,6 +64,7 @@ def test_an_interval_holds_the_value_and_lies_in_0_to_1(rows, seed):
             assert set(figure.values()) == {None}
         else:
             assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+            assert figure["low"] < figure["high"]
 
 
 @settings(deadline=None, max_examples=40)
@@ -87,9 +89,22 @@ def test_chunks_and_empty_classes_change_nothing(monkeypatch):
     assert metrics.classification(cells, group, replicates=50, seed=1) != whole
 
 
-def test_a_figure_that_no_replicate_changes_is_sure():
-    sure = metrics.classification(np.array([[5, 0, 0], [9, 0, 0]]), {}, replicates=100)
-    assert sure["top1"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+def test_where_all_replicates_are_equal_the_interval_is_wilsons():
+    """Of SciPy, with n images; of a mean over classes, with C² / Σ (1 / n_c)."""
+    for right, wrong in ((14, 0), (0, 20), (0, 1)):
+        wilson = stats.binomtest(right, right + wrong).proportion_ci(method="wilson")
+        found = metrics.classification(np.array([[right, 0, wrong]]), {"few": np.array([0])}, replicates=100)
+        for name in ("top1", "top5", "mean_per_class", "few"):
+            assert (found[name]["low"], found[name]["high"]) == pytest.approx((wilson.low, wilson.high), abs=1e-12)
+    sure = metrics.classification(np.array([[30, 0, 0], [0, 0, 60], [0, 0, 0]]), {}, replicates=100)["mean_per_class"]
+    wilson = stats.binomtest(40, 80).proportion_ci(method="wilson")  # 2² / (1/30 + 1/60) = 80
+    assert tuple(sure.values()) == pytest.approx((0.5, wilson.low, wilson.high))
+
+
+def test_the_effective_number_of_images_gives_the_variance_of_the_mean_over_classes():
+    images, share = np.array([4, 9, 25, 0, 2]), 0.3
+    drawn = np.random.default_rng(0).binomial(images, share, (200_000, 5))[:, images > 0] / images[images > 0]
+    assert share * (1 - share) / metrics._effective(images) == pytest.approx(drawn.mean(axis=1).var(), rel=0.02)
 
 
 @settings(deadline=None, max_examples=80)
@@ -137,6 +152,15 @@ def test_recall_is_over_images_and_over_texts():
     assert found["mean_recall@1"]["value"] == pytest.approx((1 / 3 + 1 / 6) / 2)
     for figure in found.values():
         assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+def test_recall_without_a_hit_has_wilsons_interval_of_images_weighed_by_texts():
+    none = {"found_texts": np.zeros((20, 1), np.bool_), "found_images": np.zeros((20, 1), np.int64)}
+    found = metrics.recall(**none, texts=np.array([1, 3] * 10), ks=(1,), replicates=50, seed=0)
+    upper = {n: stats.binomtest(0, n).proportion_ci(method="wilson").high for n in (16, 20)}
+    assert found["text_retrieval@1"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(upper[20])}
+    assert found["image_retrieval@1"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(upper[16])}  # 40² / 100
+    assert upper[20] < found["mean_recall@1"]["high"] < upper[16]
 
 
 def test_the_recall_interval_is_that_of_drawn_images():

@@ -1,15 +1,22 @@
-"""Accuracies of classes, groups and bins of training frequency, recall in retrieval, and bootstrap intervals of both.
+"""Accuracies of classes, groups and bins of training frequency, recall in retrieval, and intervals of both.
 
 Letters: n images, C classes, B replicates, K values of k, D different rows.
 
 A bootstrap over images draws n of the n images with replacement. The figures depend only on the class and the outcome of each image, so
 the numbers of drawn images in all (class, outcome) cells are drawn at once: they are multinomial. That is the same distribution, at a
 cost that depends on the number of cells, not of images.
+
+Where all replicates are equal, for example at 0 right of 20, the bootstrap has no width. The interval is then Wilson's score interval of
+the value (JASA 22, 1927), with Kish's effective number of images: 1 / Σ w² over images of weight w in the figure, Σ w = 1 (Survey
+Sampling, 1965; Korn and Graubard, Survey Methodology 24, 1998, use it so). It is n for an accuracy over images, and C² / Σ_c (1 / n_c) for
+a mean over the C classes that have images: n for classes of equal size, less otherwise. In recall, an image weighs as much as its texts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,7 +61,16 @@ def classification(
         top = {"top1": _ratio(right.sum(axis=-1), total), "top5": _ratio(found, total)}
         return {**top, "mean_per_class": _mean(rates), **means}
 
-    return intervals(cells, figures, replicates=replicates, seed=seed)
+    images = cells.sum(axis=-1)
+    means = {"mean_per_class": images, **{name: images[classes] for name, classes in members.items()}}
+    sizes = {"top1": images.sum(), "top5": images.sum(), **{name: _effective(own) for name, own in means.items()}}
+    return intervals(cells, figures, sizes, replicates=replicates, seed=seed)
+
+
+def _effective(images: Ints) -> float:
+    """Return the effective number of images of a mean over the classes that have `images` [C] (see the module)."""
+    there = images[images > 0]
+    return float(len(there) ** 2 / (1 / there).sum()) if len(there) else 0.0
 
 
 def recall(
@@ -82,18 +98,27 @@ def recall(
             found[f"mean_recall@{k}"] = (to_text + to_image) / 2
         return found
 
-    return intervals(counts.astype(np.int64), figures, replicates=replicates, seed=seed)
+    of_texts, of_images = np.full(len(counts), 1 / len(rows)), different[:, 0] / texts.sum()
+    weights = {"text_retrieval": of_texts, "image_retrieval": of_images, "mean_recall": (of_texts + of_images) / 2}
+    sizes = {f"{name}@{k}": float(1 / (counts @ weight**2)) for name, weight in weights.items() for k in ks}
+    return intervals(counts.astype(np.int64), figures, sizes, replicates=replicates, seed=seed)
 
 
-def intervals(cells: Ints, figures: Callable[[Ints], Figures], *, replicates: int, seed: int) -> dict[str, Interval]:
-    """Return value, low and high of figures of counts, with percentile bootstrap intervals of level LEVEL.
+def intervals(
+    cells: Ints, figures: Callable[[Ints], Figures], sizes: Mapping[str, float], *, replicates: int, seed: int
+) -> dict[str, Interval]:
+    """Return value, low and high of figures of counts, with intervals of level LEVEL: percentile bootstrap, else Wilson's (see the module).
 
     `cells` are numbers of images of each kind, of any shape. `figures` maps counts [..., *shape of cells] to arrays [...], NaN where there
-    is no figure; replicates without the figure are left out. Low and high are the lowest and highest replicate within the level.
+    is no figure; replicates without the figure are left out. Low and high are the lowest and highest replicate within the level; if these
+    are equal, the ends of Wilson's interval with the effective number of images in `sizes`.
     """
     values = figures(cells)
     chunks = [figures(drawn) for drawn in _resample(cells, replicates, seed)]
-    return {name: _interval(value, np.concatenate([chunk[name] for chunk in chunks])) for name, value in values.items()}
+    return {
+        name: _interval(value, np.concatenate([chunk[name] for chunk in chunks]), sizes[name])
+        for name, value in values.items()
+    }
 
 
 def _resample(cells: Ints, replicates: int, seed: int) -> Iterator[Ints]:
@@ -109,14 +134,24 @@ def _resample(cells: Ints, replicates: int, seed: int) -> Iterator[Ints]:
         yield drawn.reshape(-1, *cells.shape)
 
 
-def _interval(value: Floats, drawn: Floats) -> Interval:
+def _interval(value: Floats, drawn: Floats, size: float) -> Interval:
     known = drawn[~np.isnan(drawn)]
     if np.isnan(value) or not len(known):
         return {"value": None, "low": None, "high": None}
     tail = (1 - LEVEL) / 2
     # Replicates, not points between two of them: if all are equal, so are both ends.
-    low, high = np.quantile(known, tail, method="lower"), np.quantile(known, 1 - tail, method="higher")
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    low, high = float(np.quantile(known, tail, method="lower")), float(np.quantile(known, 1 - tail, method="higher"))
+    if low == high:
+        low, high = _wilson(float(value), size)
+    return {"value": float(value), "low": low, "high": high}
+
+
+def _wilson(share: float, n: float) -> tuple[float, float]:
+    """Return the ends of Wilson's score interval of a share of n > 0 images; the share lies in it."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
