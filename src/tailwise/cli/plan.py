@@ -48,6 +48,7 @@ def plan(
     Examples:
       tailwise plan my-catalog subset --method dbp --keep 0.277
       tailwise plan my-catalog epochs --method dynamics --keep 0.5 --alpha 0.2 --without duplicates
+      tailwise plan my-catalog as-published --method dynamics --keep 0.5 --above-one truncate
       tailwise plan my-catalog annealed --method dynamics --keep 0.5 --alpha 0 --alpha-end 1 --anneal-epochs 6
       tailwise plan my-catalog best --method top-score --score clip-score --keep 0.3
       tailwise plan my-catalog theirs --method rates --rates sampling_probabilities.json
@@ -66,7 +67,12 @@ def plan(
     unused, left_out, total = unused_by_plan(made), left_out_of_plan(made), first_epoch(made).total
     if as_json:
         figures = {"name": name, "config": dict(made.config), **made.manifest["summary"], "pool": made.pool}
-        figures |= {"budget": total, "share_of_pool": total / made.pool, "left_out": left_out}
+        figures |= {
+            "budget": total,
+            "budget_asked": made.config.get("budget"),
+            "share_of_pool": total / made.pool,
+            "left_out": left_out,
+        }
         print_json({**figures, "unused_drop_lists": unused})
         return
     _print_plan(made, total, left_out)
@@ -81,7 +87,7 @@ def _print_plan(made: Plan, budget: float, left_out: LeftOut) -> None:
     kind = "each epoch" if made.dynamic else "the same every epoch"
     causes = f": {left_out}" if str(left_out) else ""
     say(
-        f"plan {made.name!r}, {kind}: {budget_text(budget, made.pool, made.rows, about)}; "
+        f"plan {made.name!r}, {kind}: {budget_text(budget, made.pool, made.rows, made.config.get('budget'), about)}; "
         f"{made.manifest['summary']['eligible']:,} samples can be drawn{causes})"
     )
 

@@ -69,10 +69,8 @@ def print_explanation(explanation: Explanation) -> None:
     chosen = ", ".join(f"{key} {value}" for key, value in config.items() if value is not None and value != {})
     say(f"plan {explanation.name!r}: {chosen}")
     pool, drawable = explanation.pool, explanation.eligible
-    say(
-        f"{budget_text(explanation.epochs[0].total, pool, explanation.rows)}); {drawable:,} samples can be drawn "
-        f"({drawable / pool:.1%} of the pool)"
-    )
+    budget = budget_text(explanation.epochs[0].total, pool, explanation.rows, explanation.asked)
+    say(f"{budget}); {drawable:,} samples can be drawn ({drawable / pool:.1%} of the pool)")
     exact = "exact" if explanation.exact else "expected"
     rows = [(e.epoch, f"{e.total:,.0f}", f"{e.unique:,.0f}", f"{e.repeated:,.0f}", f"{e.covered:,.0f}",
              f"{e.covered / pool:.1%}", f"{e.covered / drawable:.1%}") for e in explanation.epochs]  # fmt: skip
@@ -82,9 +80,11 @@ def print_explanation(explanation: Explanation) -> None:
         _print_bins(explanation)
 
 
-def budget_text(budget: float, pool: int, rows: int, about: str = "") -> str:
-    """Return a budget and its share of the pool, up to a bracket that stays open; and how many samples are removed."""
+def budget_text(budget: float, pool: int, rows: int, asked: float | None, about: str = "") -> str:
+    """Return a budget and its share of the pool, and the share asked for if it is another, up to a bracket that stays open."""
     removed = f", without {rows - pool:,} removed samples" * (rows > pool)
+    other = asked is not None and abs(asked - budget) >= max(1, asked / 1000)
+    removed += f"; {asked or 0:,} samples, {(asked or 0) / pool:.1%}, were asked for" * other
     return f"budget {about}{budget:,.0f} of {pool:,} samples ({budget / pool:.1%} of the pool{removed}"
 
 
@@ -104,8 +104,9 @@ def _print_bins(explanation: Explanation) -> None:
     ]  # fmt: skip
     names = ("clusters by size", "clusters", "sizes", "samples", "of the drawable", "drawn", "of the draw", "rate")
     print_table("exposures per epoch, from head to tail", names, rows)
-    share = f"{explanation.capped_share:.1%} of the budget"
-    say(f"{explanation.capped_clusters:,} clusters give all they may; they take {share}")
+    say(
+        f"{explanation.capped_clusters:,} clusters are at their maximum; they use {explanation.capped_share:.1%} of the draw"
+    )
 
 
 def print_json(value: object) -> None:

@@ -68,6 +68,7 @@ class Explanation:
         rows: samples of the snapshot.
         pool: samples that were not removed when the plan was made.
         eligible: samples that the plan may draw.
+        asked: budget that was asked for, in samples; None for a plan of given rates. Plans with `above_one` "truncate" draw less.
         exact: True if the epochs' figures are exact; else they are expected values.
         epochs: one entry per epoch asked for.
         bins: figures by cluster size; empty for a plan by rate.
@@ -80,6 +81,7 @@ class Explanation:
     rows: int
     pool: int
     eligible: int
+    asked: int | None
     exact: bool
     epochs: list[EpochFigures]
     bins: list[Bin]
@@ -98,7 +100,8 @@ def explain(plan: Plan, epochs: int = 10) -> Explanation:
     else:
         figures, bins, capped = _cluster_epochs(plan, epochs), _bins(plan), _capped(plan)
     config, eligible = dict(plan.config), int(plan.summary["eligible"])
-    return Explanation(plan.name, config, plan.rows, plan.pool, eligible, plan.exact, figures, bins, *capped)
+    about = plan.name, config, plan.rows, plan.pool, eligible, config.get("budget"), plan.exact
+    return Explanation(*about, figures, bins, *capped)
 
 
 def first_epoch(plan: Plan) -> EpochFigures:

@@ -99,6 +99,44 @@ def test_repeats_are_capped(clustered):
     assert plan.cluster_rates().max() == pytest.approx(3)
 
 
+@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize("draw", ["stream", "bernoulli"])
+def test_truncated_rates_are_those_of_the_published_code(clustered, repeats, draw):
+    """DynamiCS's script: counts ** α, in proportion, for the whole budget; its trainer then draws a sample once at most (R = 1)."""
+    request = PlanRequest(
+        "dynamics", keep=0.9 * repeats, alpha=0.0, max_repeats=repeats, draw=draw, above_one="truncate"
+    )
+    plan = make_plan(clustered, "p", request)
+    theirs = np.minimum(0.9 * repeats * 600 / len(plan.sizes) / plan.sizes, repeats)
+    np.testing.assert_allclose(plan.cluster_rates(), theirs, atol=1 / plan.sizes.min() / 2)
+    assert (plan.cluster_rates() == repeats).any()
+    drawn, exact = plan.quotas.sum() / UNITS, (theirs * plan.sizes).sum()
+    assert drawn == round(exact) < round(0.9 * repeats * 600) == plan.config["budget"]
+    if draw == "stream":
+        assert [int(plan.draw(epoch).sum()) for epoch in (0, 3)] == [drawn, drawn]
+    assert "above_one" not in make_plan(clustered, "q", PlanRequest("dynamics", keep=0.5, above_one="refill")).config
+
+
+def test_truncated_rates_of_a_file_are_drawn_once_at_most(clustered, tmp_path):
+    (tmp_path / "rates.json").write_text(json.dumps({f"{row:06d}": row % 3 / 2 + row % 2 for row in range(600)}))
+    given, truncated = (
+        make_plan(clustered, way, PlanRequest("rates", rates=tmp_path / "rates.json", above_one=way))
+        for way in ("refill", "truncate")
+    )
+    assert given.rates[:].max() == 2
+    assert np.array_equal(truncated.rates[:], np.minimum(given.rates[:], 1))
+
+
+def test_a_truncated_draw_is_told_beside_what_was_asked_for(clustered, run_tailwise):
+    command = ["plan", str(clustered.folder), "p", "--method", "flat", "--keep", "0.9", "--above-one", "truncate"]
+    told = run_tailwise(*command).stdout
+    drawn = int(Plan(clustered, "p").draw(0).sum())
+    assert f"budget {drawn} of 600 samples ({drawn / 600:.1%} of the pool; 540 samples, 90.0%, were asked for; " in told
+    assert "540 samples, 90.0%, were asked for" in run_tailwise("explain", str(clustered.folder), "p").stdout
+    figures = json.loads(run_tailwise(*command, "--json").stdout)
+    assert (figures["budget"], figures["budget_asked"]) == (drawn, 540)
+
+
 def test_draws_of_any_rows_equal_the_whole_draw(clustered):
     rows = np.array([599, 3, 77, 3, 460])
     requests = [
@@ -233,6 +271,13 @@ def test_appended_shards_leave_an_old_plan_as_it_was(
         (PlanRequest("random", keep=0.5, min_per_cluster=2), "`min_per_cluster` does nothing with method 'random'"),
         (PlanRequest("dynamics", budget=30, min_per_cluster=3), "under the clusters' minimum of 36"),
         (PlanRequest("dbp", keep=0.5, min_per_cluster=-1), "`min_per_cluster` -1"),
+        (
+            PlanRequest("dynamics", keep=0.5, above_one="truncat"),
+            "unknown `above_one` 'truncat': did you mean 'truncate'",
+        ),
+        (PlanRequest("dbp", keep=0.5, above_one="truncate"), "`above_one` truncate does nothing with method 'dbp'"),
+        (PlanRequest("cap", per_cluster=3, above_one="truncate"), "`per_cluster` is a bound itself; use refill"),
+        (PlanRequest("random", keep=0.5, above_one="truncate"), "`above_one` does nothing with method 'random'"),
         (PlanRequest("flat", keep=0.5, clustering="fine"), r"no clustering named 'fine' \(there: main\)"),
     ],
 )

@@ -28,7 +28,7 @@ class ByRate:
 
 
 BY_RATE = {
-    "rates": ByRate(make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected")),
+    "rates": ByRate(make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected"), ("above_one",)),
     "text-balance": ByRate(make_balanced_plan, ("entries", "per_entry", "ignore_case"), ("keep", "budget", "without")),
 }
 

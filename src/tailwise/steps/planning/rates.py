@@ -22,7 +22,7 @@ from tailwise.errors import MAX_REJECTED, NotFoundError, UserError, check_share
 from tailwise.plan.plan import Plan
 from tailwise.requests import PlanRequest
 from tailwise.steps.importing.join import BATCH, Batch, join_values, read_numbers
-from tailwise.steps.planning.weighted import MAX_REPEATS, write_shard_offsets
+from tailwise.steps.planning.weighted import MAX_REPEATS, truncates, write_shard_offsets
 from tailwise.storage.local import scratch
 
 
@@ -54,13 +54,16 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: C
         "draw": "bernoulli",
         "seed": request.seed,
     }
+    if truncates(request):
+        config["above_one"] = request.above_one
     survivors = Survivors(catalog, (), snapshot)
     inputs = {"snapshot": snapshot.id, "rates": file_digest(path), **survivors.inputs}
     with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
             identifier, batches = _open_rates(path, column)
             tracked = context.progress(batches, "joining rates")
-            unknown, eligible = _join(catalog, artifact, survivors, identifier, tracked, missing_rate, max_rejected)
+            most, shares = 1 if truncates(request) else MAX_REPEATS, (missing_rate, max_rejected)
+            unknown, eligible = _join(catalog, artifact, survivors, identifier, tracked, *shares, most)
             write_shard_offsets(catalog, artifact, snapshot)
             artifact.finish({"pool": survivors.pool, "eligible": eligible, "rates_without_sample": unknown})
     return Plan(catalog, name)
@@ -118,8 +121,9 @@ def _join(
     batches: Iterable[Batch],
     missing_rate: float | None,
     max_rejected: float,
+    most: int,
 ) -> tuple[int, int]:
-    """Write the rates; return how many rates belong to no sample, and how many samples can be drawn."""
+    """Write the rates, or `most` where that is less; return how many rates belong to no sample, and how many samples can be drawn."""
     with scratch(artifact.path(layout.JOINING)) as work:
         snapshot = survivors.snapshot
         rates = create_array(work / "rates.npy", (snapshot.rows,), np.float32)
@@ -138,7 +142,7 @@ def _join(
             raise UserError(f"all {snapshot.rows:,} rates are 0: nothing would ever be drawn")
         column = PlainColumn(artifact.folder, layout.RATE)
         for part in catalog.parts(snapshot):
-            column.write(part, rates[part.span])
+            column.write(part, np.minimum(rates[part.span], np.float32(most)))
     return unknown, eligible
 
 

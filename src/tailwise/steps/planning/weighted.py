@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
@@ -28,6 +29,7 @@ from tailwise.steps.scoring.scores import score_config
 from tailwise.text import did_you_mean
 
 MAX_REPEATS = 255
+ABOVE_ONE = ("refill", "truncate")
 MAX_SCHEDULE = 1 << 28  # quotas of an annealed plan, 8 bytes each
 _AMOUNTS = ("keep", "budget", "per_cluster")
 
@@ -63,6 +65,8 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, contex
         "draw": draw,
         "seed": request.seed,
     }
+    if truncates(request):
+        config["above_one"] = request.above_one
     if final:
         config |= {"final_options": final, "anneal_epochs": request.anneal_epochs}
     derived: dict[str, Any] = {"budget": budget}
@@ -146,14 +150,27 @@ def _final_options(request: PlanRequest, options: Mapping[str, float], dynamic: 
     return {name: checked[name] for name in given}
 
 
+def truncates(request: PlanRequest) -> bool:
+    """Return True if `above_one` is "truncate"; raise a UserError if it is unknown."""
+    if request.above_one not in ABOVE_ONE:
+        raise UserError(f"unknown `above_one` {request.above_one!r}: {did_you_mean(request.above_one, ABOVE_ONE)}")
+    return request.above_one == "truncate"
+
+
 def _check_bounds(request: PlanRequest, method: Method) -> None:
     if not 1 <= request.max_repeats <= MAX_REPEATS:
         raise UserError(f"`max_repeats` {request.max_repeats}: must lie between 1 and {MAX_REPEATS}")
+    if truncates(request) and (method.fill == "shift" or request.per_cluster is not None):
+        why = (
+            "`per_cluster` is a bound itself" if request.per_cluster is not None else "its paper solves for the budget"
+        )
+        raise UserError(f"`above_one` truncate does nothing with method {request.method!r}: {why}; use refill")
     if method.grouping == "pool":
         for option, value in (
             ("`min_per_cluster`", request.min_per_cluster),
             ("`class_balance`", request.class_balance),
             ("`clustering`", request.clustering),
+            ("`above_one`", request.above_one if truncates(request) else None),
         ):
             if value is not None:
                 raise UserError(f"{option} does nothing with method {request.method!r}: it has no clusters")
@@ -225,10 +242,10 @@ def quotas_of(
         clusters: the non-empty ones.
         method: weighs them.
         options: of the weight.
-        config: of the plan: budget, max_repeats, min_per_cluster, class_balance, dynamic, draw.
+        config: of the plan: budget, max_repeats, min_per_cluster, class_balance, dynamic, draw; above_one where it is "truncate".
 
     Returns:
-        int64 [K], summing to the budget.
+        int64 [K], summing to the budget, or to a smaller whole number of samples if quotas are truncated.
 
     Raises:
         UserError: weights or bounds can't be met.
@@ -239,7 +256,10 @@ def quotas_of(
     lower = np.minimum(least, upper)
     weights = weigh(method, clusters, options)
     bounds = lower.astype(np.float64), upper.astype(np.float64)
-    if method.fill == "shift":
+    if config.get("above_one") == "truncate":  # as DynamiCS's code: rates for the whole budget, then one copy at most
+        filled = np.minimum(fill_by_scale(weights, bounds[0], np.full(len(sizes), float(budget)), budget), bounds[1])
+        budget = round(math.fsum(filled))
+    elif method.fill == "shift":
         filled = fill_by_shift(weights / weights.sum() * budget, *bounds, budget)
     else:
         filled = fill_by_scale(weights, *bounds, budget)
