@@ -1,9 +1,16 @@
-"""What every benchmark prints first: the machine and the versions."""
+"""What benchmarks share: the header with machine and versions, and catalogs of shards that are not there."""
 
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.schema import SHARD_SCHEMA
 
 
 def print_header(title: str, *packages: str) -> None:
@@ -14,3 +21,20 @@ def print_header(title: str, *packages: str) -> None:
         model = names[0] if names else model
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("tailwise", "numpy", *packages))
     print(f"{title}\n{model}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+
+
+def append_shards(
+    catalog: Catalog, rows: Sequence[int], per_part: int = 1, paths: Sequence[str] | None = None
+) -> Snapshot:
+    """Adds a snapshot of shards that are not there, of so many samples each; `per_part` of them make up a part."""
+    numbers = np.arange(len(rows))
+    columns = {
+        "shard": numbers,
+        "path": paths or [f"/data/pool/{number:05d}.tar" for number in numbers],
+        "part": numbers // per_part,
+        "rows": rows,
+        "size_bytes": np.full(len(rows), 1 << 28),
+        "index_checksum": [f"{number:032x}" for number in numbers],
+        "fingerprint": [None] * len(rows),
+    }
+    return catalog.append_snapshot(pa.table(columns, SHARD_SCHEMA), -(-len(rows) // per_part))

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
-from common import print_header
+from common import append_shards, print_header
 
 import tailwise
 from tailwise.catalog.artifacts import Artifact
@@ -24,7 +23,6 @@ from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.embeddings import open_column, write_part
 from tailwise.catalog.files import write_array
 from tailwise.catalog.layout import LABEL
-from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.kernels.similarity import most_similar_earlier
 from tailwise.requests import DedupRequest
 from tailwise.steps.dedup.dedup import dedup
@@ -54,16 +52,8 @@ def main() -> None:
 
 def make_catalog(folder: Path, rows: int, clusters: int, dimension: int) -> tailwise.Catalog:
     catalog = tailwise.Catalog.create(folder)
-    parts = -(-rows // PART_ROWS)
-    columns = {
-        "shard": np.arange(parts),
-        "path": [f"/data/{part:05d}.tar" for part in range(parts)],
-        "part": np.arange(parts),
-        "rows": [min(PART_ROWS, rows - part * PART_ROWS) for part in range(parts)],
-        "size_bytes": np.zeros(parts, np.int64),
-        "index_checksum": [f"{part:032x}" for part in range(parts)],
-    }
-    snapshot = catalog.append_snapshot(pa.table(columns, SHARD_SCHEMA), parts)
+    sizes = [min(PART_ROWS, rows - first) for first in range(0, rows, PART_ROWS)]
+    snapshot = append_shards(catalog, sizes)
     random = np.random.default_rng(0)
     centres = random.standard_normal((clusters, dimension)).astype(np.float32)
     shares = random.lognormal(sigma=0.4, size=clusters)

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from common import print_header
+from common import append_shards, print_header
 from pools import REAL
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import normalise_rows, open_column, write_part
-from tailwise.catalog.files import file_digest, write_json, write_table
-from tailwise.catalog.layout import part_name
-from tailwise.catalog.schema import SAMPLE_SCHEMA, SHARD_SCHEMA
+from tailwise.catalog.files import file_digest, write_record, write_table
+from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.requests import FilterRequest, ScoreRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.scoring.filter import filter_samples
@@ -94,17 +93,8 @@ def made_up(folder: Path, rows: int) -> Catalog:
     for number, size in enumerate(sizes):
         path = catalog.samples_path(number)
         write_table(path, samples_table(number, size))
-        write_json(path.with_suffix(".json"), {"tars": [], "shards": [], "digest": file_digest(path)})
-    numbers = np.arange(len(sizes))
-    columns = {
-        "shard": numbers,
-        "path": [f"/data/{number:05d}.tar" for number in numbers],
-        "part": numbers,
-        "rows": np.array(sizes),
-        "size_bytes": np.full(len(sizes), 1 << 38),
-        "index_checksum": [part_name(number) for number in numbers],
-    }
-    catalog.append_snapshot(pa.table(columns, SHARD_SCHEMA), len(sizes))
+        write_record(path.with_suffix(".json"), {"tars": [], "shards": [], "digest": file_digest(path)})
+    append_shards(catalog, sizes)
     open_column(catalog, "image", DIMENSION, "made up")
     for part in catalog.parts():
         write_part(catalog, "image", part, DIMENSION, random_rows(part.number, part.rows))

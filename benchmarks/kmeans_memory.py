@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from common import print_header
+from common import append_shards, print_header
 from kernels import CHUNK_ROWS, made_up_chunks, status_bytes
 
 import tailwise
 from tailwise.catalog.embeddings import open_column, write_part
-from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.cli.app import parse_bytes
 
 PART_CHUNKS = 61  # about a million rows
@@ -101,16 +99,7 @@ def grow(catalog: tailwise.Catalog, rows: int, dimension: int) -> None:
     old = len(sizes)
     while (left := rows - sum(sizes)) > 0:
         sizes.append(min(left, PART_CHUNKS * CHUNK_ROWS))
-    parts = len(sizes)
-    columns = {
-        "shard": np.arange(parts),
-        "path": [f"/data/{part:05d}.tar" for part in range(parts)],
-        "part": np.arange(parts),
-        "rows": sizes,
-        "size_bytes": np.zeros(parts, np.int64),
-        "index_checksum": [f"{part:032x}" for part in range(parts)],
-    }
-    snapshot = catalog.append_snapshot(pa.table(columns, SHARD_SCHEMA), parts)
+    snapshot = append_shards(catalog, sizes)
     for part in catalog.parts(snapshot)[old:]:
         chunks = made_up_chunks(part.rows, dimension, first_chunk=part.number * PART_CHUNKS)
         write_part(catalog, "image", part, dimension, (chunk.astype(np.float16) for chunk in chunks))

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from common import print_header
+from common import append_shards, print_header
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import write_array, write_table
-from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.kernels.ranks import appearance_ranks
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
@@ -54,16 +53,7 @@ def main() -> None:
 def make_catalog(folder: Path, shards: int) -> Catalog:
     """A catalog of shards that aren't there, and a clustering of them."""
     catalog = Catalog.create(folder)
-    columns = {
-        "shard": np.arange(shards),
-        "path": [f"/data/pool/{shard:05d}.tar" for shard in range(shards)],
-        "part": np.arange(shards) // PART_SHARDS,
-        "rows": np.full(shards, SHARD_ROWS),
-        "size_bytes": np.full(shards, 1 << 28),
-        "index_checksum": [f"{shard:032x}" for shard in range(shards)],
-        "fingerprint": [None] * shards,
-    }
-    snapshot = catalog.append_snapshot(pa.table(columns, SHARD_SCHEMA), -(-shards // PART_SHARDS))
+    snapshot = append_shards(catalog, [SHARD_ROWS] * shards, PART_SHARDS)
     random = np.random.default_rng(0)
     sizes = random.pareto(1.0, CLUSTERS) + 0.05
     bounds = np.cumsum(sizes / sizes.sum())

@@ -13,11 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pools
-import pyarrow as pa
-from common import print_header
+from common import append_shards, print_header
 
 import tailwise
-from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.loader.order import Order, OrderOptions
 
 BATCHES = (256, 1024)
@@ -70,15 +68,7 @@ def real(folder: Path) -> Case:
 def web(folder: Path, shards: int) -> Case:
     """Row numbers of a large pool whose class sizes follow Zipf's law, sorted by class; shards and classes in no relation to lanes."""
     catalog = tailwise.Catalog.create(folder / "web")
-    columns = {
-        "shard": np.arange(shards),
-        "path": [f"/data/pool/{shard:05d}.tar" for shard in range(shards)],
-        "part": np.zeros(shards),
-        "rows": np.full(shards, WEB_SHARD_ROWS),
-        "size_bytes": np.full(shards, 1 << 28),
-        "index_checksum": [f"{shard:032x}" for shard in range(shards)],
-    }
-    catalog.append_snapshot(pa.table(columns, SHARD_SCHEMA), 1)
+    append_shards(catalog, [WEB_SHARD_ROWS] * shards, shards)
     plan = tailwise.make_plan(catalog, "web", tailwise.PlanRequest("random", keep=0.277))
     shares = 1 / np.arange(1, WEB_CLASSES + 1)
     bounds = np.cumsum(shares / shares.sum()) * plan.rows

@@ -15,13 +15,13 @@ from pathlib import Path
 import ahocorasick
 import numpy as np
 import pyarrow as pa
-from common import print_header
+from common import append_shards, print_header
 from pools import REAL
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import write_table
 from tailwise.catalog.layout import part_name
-from tailwise.catalog.schema import SAMPLE_SCHEMA, SHARD_SCHEMA
+from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.kernels.matching import EntryMatcher, space_out
 from tailwise.plan.plan import Plan
 from tailwise.requests import GroupRequest, PlanRequest
@@ -151,15 +151,7 @@ def made_up(text: Text, folder: Path, samples: int) -> Catalog:
         }
         table = pa.table(list(columns.values()), pa.schema([field.with_nullable(True) for field in SAMPLE_SCHEMA]))
         write_table(catalog.folder / "samples" / f"{part_name(part)}.parquet", table)
-    shards = {
-        "shard": np.arange(len(sizes)),
-        "path": [f"/data/{number:05d}.tar" for number in range(len(sizes))],
-        "part": np.arange(len(sizes)),
-        "rows": sizes,
-        "size_bytes": np.zeros(len(sizes), np.int64),
-        "index_checksum": [str(number) for number in range(len(sizes))],
-    }
-    catalog.append_snapshot(pa.table(shards, SHARD_SCHEMA), len(sizes))
+    append_shards(catalog, sizes)
     return catalog
 
 

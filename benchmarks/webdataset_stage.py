@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from common import print_header
+from common import append_shards, print_header
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import write_table
-from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.loader.webdataset import select
 from tailwise.plan import Plan
 from tailwise.requests import PlanRequest
@@ -59,15 +58,7 @@ def keys(shard: int) -> list[str]:
 
 def make_catalog(folder: Path) -> Catalog:
     catalog = Catalog.create(folder)
-    columns = {
-        "shard": np.arange(SHARDS),
-        "path": [path(shard) for shard in range(SHARDS)],
-        "part": np.zeros(SHARDS),
-        "rows": np.full(SHARDS, SHARD_ROWS),
-        "size_bytes": np.full(SHARDS, 1 << 28),
-        "index_checksum": [f"{shard:032x}" for shard in range(SHARDS)],
-    }
-    catalog.append_snapshot(pa.table(columns, SHARD_SCHEMA), 1)
+    append_shards(catalog, [SHARD_ROWS] * SHARDS, SHARDS, [path(shard) for shard in range(SHARDS)])
     write_table(catalog.samples_path(0), pa.table({"key": [key for shard in range(SHARDS) for key in keys(shard)]}))
     return catalog
 

@@ -4,7 +4,7 @@ import torch
 
 from tailwise.kernels import scores
 from tailwise.kernels.keyed import permutation, permute_range, stream_key
-from tailwise.kernels.scores import clip_loss, cosines, gram, greatest_cosines, target_norms
+from tailwise.kernels.scores import TargetGram, clip_loss, cosines, gram, greatest_cosines
 
 
 def unit(x):
@@ -77,7 +77,7 @@ def test_the_same_bits_on_any_number_of_threads(pairs):
 
     def all_scores(threads):
         torch.set_num_threads(threads)
-        norms = target_norms(image, gram([targets]))
+        norms = TargetGram(gram([targets])).norms(image)
         return clip_loss(image, text, 0.01), norms, greatest_cosines(image, [targets])
 
     before = torch.get_num_threads()
@@ -102,7 +102,7 @@ def test_the_gram_matrix_is_exact(unit_rows):
     assert np.array_equal(found, gram([rows[order]]))
 
 
-@pytest.mark.parametrize(("targets", "dimension"), [(1, 5), (3, 64), (700, 64), (4000, 17)])
+@pytest.mark.parametrize(("targets", "dimension"), [(1, 5), (3, 64), (700, 64), (4000, 17), (300, 387)])
 def test_norms_are_those_of_a_plain_reference(unit_rows, targets, dimension):
     image = unit_rows(200, dimension, seed=1)
     image[3] = 0
@@ -110,7 +110,7 @@ def test_norms_are_those_of_a_plain_reference(unit_rows, targets, dimension):
     image[5] = target[0]
     image[6] = -target[0]
     plain = unit(np.delete(image, 3, axis=0)) @ target.astype(np.float64).T
-    norms = target_norms(image, gram([target]))
+    norms = TargetGram(gram([target])).norms(image)
     assert np.isnan(norms[3])
     np.testing.assert_allclose(np.delete(norms, 3), np.linalg.norm(plain, axis=1), rtol=1e-9, atol=1e-9)
     greatest = greatest_cosines(image, [target[: targets // 2], target[targets // 2 :]] if targets > 1 else [target])
@@ -123,10 +123,10 @@ def test_norms_are_those_of_a_plain_reference(unit_rows, targets, dimension):
 def test_chunks_play_no_role(pairs):
     image, text = pairs(100, 48)
     target, _ = pairs(90, 48, seed=3)
-    target_gram = gram([target])
+    target_gram = TargetGram(gram([target]))
     for score in (
         lambda rows: cosines(image[rows], text[rows]),
-        lambda rows: target_norms(image[rows], target_gram),
+        lambda rows: target_gram.norms(image[rows]),
         lambda rows: greatest_cosines(image[rows], [target]),
     ):
         whole = score(slice(None))

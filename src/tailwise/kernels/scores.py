@@ -7,17 +7,27 @@ threads: the same bits on any number of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.kernels.jit import jit, split_threads
+from tailwise.kernels.jit import jit, jit_any_order, split_threads
+
+if TYPE_CHECKING:
+    import torch
 
 TILE = 1024  # of the matrix of similarities; fixes the order of sums
 _COLUMN_GRAIN = 64
 COARSE = 2.0**12
 GRAM_ROWS = 4096
+_NORM_ROWS, _LEAF, _LANES = (
+    512,
+    64,
+    8,
+)  # of NormSim₂: rows of a tile; side of the least block; sums of a row, which fix the order
 MAX_TARGETS = 1 << 29
 
 Half = npt.NDArray[np.float16]
@@ -207,56 +217,125 @@ def _on_two_grids(matrix: Wide) -> tuple[float, Wide, Wide]:
     return float(scale), coarse, np.rint((scaled - coarse) * 2.0**52) / 2.0**52
 
 
-@jit
-def _row_products(x: Wide, y: Wide, out: Wide) -> None:
-    for row in range(len(x)):
-        total = 0.0
-        for column in range(x.shape[1]):
-            total += x[row, column] * y[row, column]
-        out[row] = total
+class TargetGram:
+    """Xᵀ X of target rows X [T, d], arranged for NormSim₂.
 
-
-def target_norms(image: Half, target_gram: Wide) -> Wide:
-    """NormSim₂: ‖X x_i‖₂, the root of the sum of squared cosines to all rows of a target set X (Wang et al. 2024, section 3.2).
-
-    Args:
-        image: float16 [n, d], unit norm.
-        target_gram: float64 [d, d], `gram` of X.
-
-    Returns:
-        float64 [n], NaN for rows of zeros.
+    xᵀ G x takes the products of one triangle: G is cut into halves again and again, and of the two blocks off the diagonal, one counts
+    twice. Products are exact (`_on_two_grids`), so the bits depend on no library and no number of threads.
     """
-    x = image.astype(np.float64)
-    scale, coarse, fine = _on_two_grids(target_gram)
-    import torch  # noqa: PLC0415  (seconds, which other scores do without)
 
-    left = torch.from_numpy(x)
-    products = torch.mm(left, torch.from_numpy(coarse)) + torch.mm(left, torch.from_numpy(fine))
-    squares = np.empty(len(x), np.float64)
-    _row_products(x, products.numpy(), squares)
-    with np.errstate(invalid="ignore"):
-        norms: Wide = np.sqrt(np.maximum(squares, 0.0) * scale) / _norms(x)
-    return norms
+    def __init__(self, matrix: Wide) -> None:
+        """Takes `gram` of X, float64 [d, d]."""
+        import torch  # noqa: PLC0415  (seconds, which other scores do without)
+
+        self.scale, coarse, fine = _on_two_grids(matrix)
+        self.blocks = [
+            (rows, columns, torch.from_numpy(times * np.hstack([coarse[rows, columns], fine[rows, columns]]).T.copy()))
+            for rows, columns, times in _triangle(0, len(matrix))
+        ]
+
+    def norms(self, image: Half, threads: int | None = None) -> Wide:
+        """Return NormSim₂: ‖X x_i‖₂, the root of the sum of squared cosines to all rows of X (Wang et al. 2024, section 3.2).
+
+        Args:
+            image: float16 [n, d], unit norm.
+            threads: None for torch's number. The result doesn't depend on it.
+
+        Returns:
+            float64 [n], NaN for rows of zeros.
+        """
+        import torch  # noqa: PLC0415  (seconds, which other scores do without)
+
+        from tailwise.kernels.threads import run_tiles  # noqa: PLC0415  (imports torch)
+
+        norms = np.empty(len(image), np.float64)
+        widest = max(len(block) for _, _, block in self.blocks)
+
+        def work(start: int, memory: tuple[torch.Tensor, torch.Tensor]) -> None:
+            half = image[start : start + _NORM_ROWS]
+            x, products = memory[0][: len(half)], memory[1]
+            wide, sums = x.numpy(), np.zeros((len(half), _LANES))
+            wide[:] = half
+            for rows, columns, block in self.blocks:
+                product = products[: len(half) * len(block)].view(len(half), len(block))
+                torch.mm(x[:, rows], block.T, out=product)
+                _add_products(wide[:, columns], product.numpy(), sums)
+            with np.errstate(invalid="ignore"):
+                squares = np.maximum(reduce(np.add, sums.T), 0.0) * self.scale
+                norms[start : start + len(half)] = np.sqrt(squares) / _norms(wide)
+
+        def memory() -> tuple[torch.Tensor, torch.Tensor]:
+            shape = (_NORM_ROWS, image.shape[1])
+            return torch.empty(shape, dtype=torch.float64), torch.empty(_NORM_ROWS * widest, dtype=torch.float64)
+
+        run_tiles(work, range(0, len(image), _NORM_ROWS), threads or torch.get_num_threads(), memory)
+        return norms
 
 
-def greatest_cosines(image: Half, targets: Iterable[Half]) -> Wide:
+def _triangle(start: int, stop: int) -> Iterator[tuple[slice, slice, float]]:
+    """Yield blocks of rows and columns that make up xᵀ G x, and how often each counts."""
+    if stop - start <= _LEAF:
+        yield slice(start, stop), slice(start, stop), 1.0
+        return
+    middle = (start + stop) // 2
+    yield slice(start, middle), slice(middle, stop), 2.0
+    yield from _triangle(start, middle)
+    yield from _triangle(middle, stop)
+
+
+@jit
+def _add_products(x: Wide, products: Wide, sums: Wide) -> None:
+    """Adds (products[:, :c] + products[:, c:]) · x [n, c], column j into sums [n, _LANES] at j mod _LANES."""
+    columns = x.shape[1]
+    whole = columns // _LANES * _LANES
+    for row in range(len(x)):
+        for start in range(0, whole, _LANES):
+            for lane in range(_LANES):
+                column = start + lane
+                sums[row, lane] += (products[row, column] + products[row, columns + column]) * x[row, column]
+        for column in range(whole, columns):
+            sums[row, column - whole] += (products[row, column] + products[row, columns + column]) * x[row, column]
+
+
+def greatest_cosines(image: Half, targets: Iterable[Half], threads: int | None = None) -> Wide:
     """NormSim∞: ‖X x_i‖_∞, the greatest magnitude of a cosine to any row of a target set X (Wang et al. 2024, section 3.2).
 
     Args:
         image: float16 [n, d], unit norm.
         targets: pieces of X, float16 [t, d], unit norm.
+        threads: None for torch's number. The result doesn't depend on it.
 
     Returns:
-        float64 [n], NaN for rows of zeros. Takes the memory of one piece in float64, and n · t · 8 bytes.
+        float64 [n], NaN for rows of zeros. Takes the memory of `image` and of one piece in float64, and 4,096 · t bytes a thread.
     """
     import torch  # noqa: PLC0415  (seconds, which other scores do without)
 
-    x = torch.from_numpy(image.astype(np.float64))
-    greatest = torch.zeros(len(x), dtype=torch.float64)
+    from tailwise.kernels.threads import run_tiles  # noqa: PLC0415  (imports torch)
+
+    x, greatest = image.astype(np.float64), np.zeros(len(image))
     for piece in targets:
         wide = piece.astype(np.float64)
-        products = torch.mm(x, torch.from_numpy(wide).T).abs_().mul_(torch.from_numpy(1.0 / _norms(wide)))
-        torch.maximum(greatest, products.amax(1), out=greatest)
+        right, scales = torch.from_numpy(wide).T, 1.0 / _norms(wide)
+
+        def work(start: int, product: torch.Tensor, right: torch.Tensor = right, scales: Wide = scales) -> None:
+            rows = torch.from_numpy(x[start : start + _NORM_ROWS])
+            torch.mm(rows, right, out=product[: len(rows)])
+            _raise_to_greatest(product[: len(rows)].numpy(), scales, greatest[start : start + _NORM_ROWS])
+
+        def memory(columns: int = len(piece)) -> torch.Tensor:
+            return torch.empty((_NORM_ROWS, columns), dtype=torch.float64)
+
+        run_tiles(work, range(0, len(x), _NORM_ROWS), threads or torch.get_num_threads(), memory)
     with np.errstate(invalid="ignore"):
-        cosine: Wide = greatest.numpy() / _norms(x.numpy())
+        cosine: Wide = greatest / _norms(x)
     return cosine
+
+
+@jit_any_order
+def _raise_to_greatest(products: Wide, scales: Wide, greatest: Wide) -> None:
+    """Raises `greatest` [n] to the greatest |products| · scales of each row; the order plays no role in a maximum."""
+    for row in range(len(products)):
+        best = greatest[row]
+        for column in range(products.shape[1]):
+            best = max(best, abs(products[row, column]) * scales[column])
+        greatest[row] = best

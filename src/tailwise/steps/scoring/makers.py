@@ -23,7 +23,7 @@ from tailwise.context import Context
 from tailwise.execution.base import KERNEL, Apply, Task, Worker
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
-from tailwise.kernels.scores import clip_loss, cosines, gram, greatest_cosines, target_norms
+from tailwise.kernels.scores import TargetGram, clip_loss, cosines, gram, greatest_cosines
 from tailwise.mapped import release_pages
 from tailwise.steps.importing.join import Batch, join_values, read_numbers
 from tailwise.steps.scoring.target import Target
@@ -157,8 +157,7 @@ def normsim(of: ScoredPart) -> Scores:
 
 
 def _euclidean(target: Target) -> Callable[[Rows], Scores]:
-    target_gram = gram(target.pieces())
-    return lambda chunk: target_norms(chunk, target_gram)
+    return TargetGram(gram(target.pieces())).norms
 
 
 def _greatest(target: Target) -> Callable[[Rows], Scores]:
