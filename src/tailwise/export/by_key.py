@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,9 @@ def write_rates_json(plan: Plan, epoch: int, path: Path, context: Context) -> in
 
 def _rate_lines(epoch: DrawnEpoch, part: Part) -> bytes:
     keys, rates = _keys(epoch.plan.catalog, part), epoch.rates(part.span).tolist()
-    return ",\n".join([f"{json.dumps(key)}: {rate!r}" for key, rate in zip(keys, rates, strict=True)]).encode()
+    return ",\n".join(
+        [f"{encode_basestring_ascii(key)}: {rate!r}" for key, rate in zip(keys, rates, strict=True)]
+    ).encode()
 
 
 def rates_above_one(plan: Plan, epoch: int, context: Context) -> dict[str, float]:

@@ -25,7 +25,6 @@ from tailwise.catalog.files import read_array
 from tailwise.catalog.npy import Header, read_header
 from tailwise.shards.columns import DAMAGE, MAX_DIMENSION, count_rows
 from tailwise.storage.local import replacing
-from tailwise.storage.pread import pread_many
 
 FLOATS = (np.float16, np.float32, np.float64)
 Naming = Literal["key", "uid"]  # "key": a key, or a path that ends in tar and key
@@ -168,6 +167,8 @@ class StoredRows:
 
     def __getitem__(self, at: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return some rows, by a slice or by their numbers; raise an OSError if the file cannot be read, or ends before them."""
+        from tailwise.storage.pread import pread_many  # noqa: PLC0415  (imports numba: a third of a second)
+
         rows = np.arange(*at.indices(len(self))) if isinstance(at, slice) else at
         item_bytes = self._numbers * self.dtype.itemsize
         runs = np.flatnonzero(np.diff(rows, prepend=-2) != 1)  # of consecutive rows

@@ -12,6 +12,7 @@ import pytest
 import tailwise
 from tailwise.catalog.files import write_record
 from tailwise.context import Context
+from tailwise.execution.local import LocalExecutor
 from tailwise.steps.importing.pool import import_pool
 
 SIZES = [3, 3, 2, 4, 1, 5]
@@ -165,6 +166,7 @@ def test_other_tars_than_before_the_interruption(tmp_path, pool, make_pool, make
 KILLED = """
 import os, sys
 from tailwise.context import Context
+from tailwise.execution.local import LocalExecutor
 from tailwise.steps.importing.pool import import_pool
 
 def track(items, description, total=None):
@@ -238,6 +240,13 @@ def test_chunks_make_no_difference(tmp_path, faulty_pool, tree_bytes, monkeypatc
     ours, theirs = tree_bytes(report.catalog.folder), tree_bytes(whole.catalog.folder)
     assert {name for name in theirs if ours.get(name) != theirs[name]} <= listed
     assert report.rejections.counts == whole.rejections.counts
+
+
+def test_small_files_are_read_by_this_process_unless_workers_are_given(tmp_path, pool, watched):
+    for given, used in ((None, 1), (2, 2)):
+        with watched(LocalExecutor, "_run") as calls:
+            run(tmp_path, str(given), workers=given)
+        assert calls[0][-1].workers == used  # of the first step
 
 
 def test_interrupted_with_two_workers(tmp_path, pool, tree_bytes):

@@ -26,7 +26,6 @@ from tailwise.catalog.files import digest, read_json, read_record, write_json, w
 from tailwise.catalog.rejections import Rejections, RejectionWriter
 from tailwise.errors import UserError, refuse_many
 from tailwise.execution.base import Apply, Needs, Task, Worker
-from tailwise.kernels.grid import row_chunks
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.steps.importing.joining import CHUNK_ROWS, Join, Joining, JoinPlan, PartFiles, Wording
 from tailwise.steps.importing.rows import RowFinder
@@ -216,6 +215,8 @@ def _notes(catalog: Catalog, column: str, part: Part) -> dict[str, Any]:
 
 def _present(catalog: Path, column: str, part: Part) -> npt.NDArray[np.bool_]:
     """Return True for rows of a part that have an embedding: bool [rows]."""
+    from tailwise.kernels.grid import row_chunks  # noqa: PLC0415  (imports numba: a third of a second)
+
     present = np.zeros(part.rows, np.bool_)
     for start, chunk in row_chunks([Catalog.open(catalog).embedding(column, part)], CHUNK_ROWS):
         present[start : start + len(chunk)] = chunk.any(axis=1)

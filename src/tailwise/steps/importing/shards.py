@@ -26,11 +26,13 @@ from tailwise.shards.fingerprint import FIRST, ChangedShardError, comparable_sha
 from tailwise.sources import UNKNOWN_BYTES
 from tailwise.steps.importing.scores import Scores, scores_id
 from tailwise.storage.local import scratch
+from tailwise.storage.remote import is_remote
 
 PART_ROWS = 1_000_000
 MAX_REJECTED_SAMPLES = 0.5  # by default: tars may hold much that is no pair of image and caption
 TOLD_ONLY = ("tar without an end", "ambiguous uid")  # no sample is left out
 THREADS = 16  # a look at a known tar only waits
+SMALL_BYTES = 64 << 20  # local files of this size are indexed before worker processes have started
 UNREADABLE_BYTES = 0  # noted for a tar that could not be read: it is tried again by the next import
 
 
@@ -99,7 +101,7 @@ def import_shards(
         tars: path or URL → size in bytes, of tars or of files of another container.
         rejections: takes what is left out.
         context: runs the tasks and shows progress.
-        workers: processes; None for one a processor. The result does not depend on it.
+        workers: processes; None for one a processor, or this process alone for small local files. The result does not depend on it.
         part_rows: a part is closed by the shard that brings it to this many rows.
         metadata: path → size of DataComp's metadata, whose scores are joined by uid.
         failed: path → why this tar cannot be read; it is rejected without another try.
@@ -148,7 +150,10 @@ def _contents(
     context: Context, files: Sequence[tuple[str, int]], failed: Mapping[str, str], workers: int | None
 ) -> Iterator[tuple[str, ShardContent]]:
     """Yield the path and the samples of each file; those that have failed are not tried again."""
-    paths = [path for path, _ in files if path not in failed]
+    left = [(path, size) for path, size in files if path not in failed]
+    paths = [path for path, _ in left]
+    if sum(size for _, size in left) <= SMALL_BYTES and not any(map(is_remote, paths)):
+        workers = workers or 1
     found = context.executor.map(Apply(index_shard), paths, Needs(workers=workers))
     for path, _ in files:
         yield path, unreadable_shard(path, failed[path]) if path in failed else next(found)
