@@ -157,8 +157,8 @@ class Join:
     def _plan_chunk(
         self, number: int, file: EmbeddingFile, start: int, names: pa.Array, opened: Opened, own: bool
     ) -> None:
-        texts = [name if name is not None else "" for name in names.to_pylist()]
-        rows = self._finder.find(file, texts, own)
+        names = names.fill_null("")
+        rows = self._finder.find(file, names, start, own)
         self.read += len(rows)
         self.faulty += int(np.isin(rows, (AMBIGUOUS, AMBIGUOUS_TAR)).sum())
         value = self._wording.value
@@ -168,15 +168,15 @@ class Join:
             (ABSENT, f"{value} without sample", None),
         ):
             for at in np.flatnonzero(rows == code):
-                self.reject(reason, file.path, texts[at], detail)
+                self.reject(reason, file.path, names[at].as_py(), detail)
         for at in np.flatnonzero(rows == ABSENT)[:1]:
-            self.first_unmatched_key = self.first_unmatched_key or texts[at]
+            self.first_unmatched_key = self.first_unmatched_key or names[at].as_py()
         self.known += int((rows == ELSEWHERE).sum())
         hits = np.flatnonzero(rows >= 0)
         if opened.unfit is not None:
             unfit = opened.unfit[start : start + len(rows)]
             for at in hits[unfit[hits]]:
-                self.reject("no vector of the file's width", file.path, texts[at])
+                self.reject("no vector of the file's width", file.path, names[at].as_py())
             self.faulty += int(unfit[hits].sum())
             hits = hits[~unfit[hits]]
         rows -= self.plan.first_row
@@ -188,7 +188,7 @@ class Join:
         keep[hits[first]] = True
         keep[hits] &= self._rows["file"][rows[hits]] < 0
         for at in hits[~keep[hits]]:
-            self.reject(f"duplicate {value}", file.path, texts[at], "the first one is kept")
+            self.reject(f"duplicate {value}", file.path, names[at].as_py(), "the first one is kept")
         self._rows["file"][rows[keep]] = number
         self._rows["position"][rows[keep]] = start + np.flatnonzero(keep)
         self.matched += int(keep.sum())

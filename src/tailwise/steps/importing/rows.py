@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex
@@ -25,6 +27,17 @@ _TEXTS: dict[str, Callable[[int, str, bytes], str]] = {
     "uid": lambda shard, key, uid: uid.hex(),  # noqa: ARG005
     "place": lambda shard, key, uid: f"{shard}\t{key}",  # noqa: ARG005
 }
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """The samples of a shard: numbers of their rows, keys, the keys that several have, and whether its part is to be filled."""
+
+    number: int
+    rows: Rows
+    keys: pa.Array
+    twins: pa.Array
+    wanted: bool
 
 
 class RowFinder:
@@ -49,25 +62,57 @@ class RowFinder:
         self._shard_of = {path: shard for shard, path in enumerate(paths)}
         self._paths, self._tars = paths, dict[str, int]()
         self._indices: dict[str, dict[tuple[bool, bool], KeyIndex]] = {}
+        self._shard: _Shard | None = None  # of the file of metadata that was asked for last
 
     def note_tars(self, files: Iterable[EmbeddingFile]) -> None:
         """Looks which tars files name, before any row is asked for: no two of them may be taken for the same shard."""
         by_key = (names for file in files if file.naming == "key" for names in _readable(file))
         self._tars = match_tars((home for names in by_key for home in homes(names)), self._paths, self._given)
 
-    def find(self, file: EmbeddingFile, names: Sequence[str], own: bool) -> Rows:
+    def find(self, file: EmbeddingFile, names: pa.Array, start: int, own: bool) -> Rows:
         """The row of each name, int64 [n]; or ABSENT, AMBIGUOUS, AMBIGUOUS_TAR, ELSEWHERE.
 
         Args:
             file: that the names are of.
-            names: [n].
+            names: strings [n].
+            start: how many names of the file came before.
             own: whether the file belongs to the given shards alone.
         """
         if file.naming == "uid":
             shard = self._shard_of.get(file.home) if file.home else None
             if shard is not None and (self._given is None or shard in self._given):
-                return self._look_up("place", [f"{shard}\t{name}" for name in names], own)
-            return self._look_up("uid", names, own)
+                return self._find_in_shard(shard, names, start)
+            return self._look_up("uid", names.to_pylist(), own)
+        return self._find_keys(names.to_pylist(), own)
+
+    def _find_in_shard(self, number: int, names: pa.Array, start: int) -> Rows:
+        """Find samples of a shard that is a file of metadata: mostly, they are its next ones."""
+        if self._shard is None or self._shard.number != number:
+            self._shard = self._read_shard(number)
+        shard = self._shard
+        rows = np.full(len(names), ABSENT, np.int64)
+        if shard.keys[start : start + len(names)].equals(names):
+            rows[:] = shard.rows[start : start + len(names)]
+        else:
+            found = pc.index_in(names, value_set=shard.keys)
+            there = np.asarray(found.is_valid())
+            rows[there] = shard.rows[found.drop_null()]
+        if len(shard.twins):
+            rows[np.asarray(pc.is_in(names, value_set=shard.twins))] = AMBIGUOUS
+        if not shard.wanted:
+            rows[rows != ABSENT] = ELSEWHERE
+        return rows
+
+    def _read_shard(self, number: int) -> _Shard:
+        part = self._catalog.parts()[self._catalog.shards().column("part")[number].as_py()]
+        samples = self._catalog.samples(part, ["shard", "key"])
+        at = np.flatnonzero(samples.column("shard").to_numpy() == number)
+        keys = samples.column("key").take(pa.array(at)).combine_chunks()
+        counts = keys.value_counts()
+        twins = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        return _Shard(number, part.first_row + at, keys, twins, part.number in self._wanted)
+
+    def _find_keys(self, names: Sequence[str], own: bool) -> Rows:
         rows = np.full(len(names), ABSENT, np.int64)
         in_tars = [in_tar(name) for name in names]
         self._place(rows, names, in_tars, own)
