@@ -90,7 +90,7 @@ def read_metadata(path: str) -> ShardContent:
     rows = pa.array(kept)
     samples = samples_without_bytes(
         {
-            "key": pa.array([row.hex() for row in uid_bytes.view("V16").reshape(-1).tolist()], pa.string()),
+            "key": pc.utf8_lower(uids.filter(rows)).cast(pa.string()),
             "uid": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(uid_bytes), [None, pa.py_buffer(uid_bytes)]),
             "caption": captions.filter(rows),
             **{side: pixels[name][0].filter(rows) for side in SIDES if (name := f"original_{side}") in pixels},
