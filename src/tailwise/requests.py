@@ -124,6 +124,9 @@ class DedupRequest:
     """A drop list of near-duplicates."""
 
     epsilon: Annotated[float | None, "Duplicates have a cosine above 1 − epsilon; 0: identical embeddings."] = None
+    target_share: Annotated[
+        float | None, "In place of `epsilon`: share of the pool that stays; finds the epsilon that keeps it."
+    ] = None
     name: Annotated[str, "Name of the drop list."] = "duplicates"
     clustering: Annotated[str, "Clustering inside which samples are compared."] = "main"
     probe: Annotated[int, "Nearest clusters of a sample inside which it is compared."] = 2

@@ -27,6 +27,7 @@ CLUSTERINGS = {
 DROP_LISTS = {
     "greedy": DedupRequest(epsilon=0.05),
     "any-earlier": DedupRequest(epsilon=0.05, rule="any-earlier", order="random"),
+    "target-share": DedupRequest(target_share=0.8),
 }
 
 

@@ -125,6 +125,7 @@ def dedup(
     Examples:
       tailwise dedup my-catalog --suggest
       tailwise dedup my-catalog --epsilon 0.05
+      tailwise dedup my-catalog --target-share 0.63  (the epsilon that keeps 63 % of the pool)
       tailwise dedup my-catalog --epsilon 0.05 --clustering fine --order score --score clip-score --name fewer
       tailwise dedup my-catalog --epsilon 0.05 --clustering main-2 --extends duplicates --name duplicates-2
     """
@@ -153,6 +154,11 @@ def _print_made(catalog: Catalog, made: Deduplication) -> None:
         f"drop list {made.name!r}: {now:,} of {judged:,} samples ({now / max(judged, 1):.1%}) are left out, "
         f"{figures['dropped_identical']:,} as identical, {figures['dropped_near']:,} as near-duplicates"
     )
+    if "epsilon" in figures:
+        pool = figures["pool"]
+        say(
+            f"ε = {figures['epsilon']:.6f}: {figures['kept']:,} of {pool:,} samples stay, {figures['kept'] / pool:.2%} of the pool"
+        )
     if figures["dropped_before"]:
         say(f"{figures['dropped_before']:,} more were left out before")
     say(f"{figures['clusters']:,} clusters, the largest of {figures['largest_cluster']:,}")

@@ -21,7 +21,7 @@ from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.similarity import BELOW_ONE
 from tailwise.requests import ClusterRequest, DedupRequest
 from tailwise.steps.clustering.cluster import cluster
-from tailwise.steps.dedup import members, neighbours
+from tailwise.steps.dedup import members, neighbours, target
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.dedup.members import Layout
 from tailwise.steps.dedup.suggest import EPSILONS, suggest
@@ -318,6 +318,81 @@ def test_the_summary_counts(catalog):
     assert summary["largest_cluster"] == np.bincount(column(catalog, "label")[column(catalog, "label") >= 0]).max()
 
 
+# --- a target share -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.75, 0.85, 0.9, 551 / 600])
+@pytest.mark.parametrize("rule", ["greedy", "any-earlier"])
+def test_a_target_share_finds_an_epsilon_that_keeps_it_and_a_list_that_this_epsilon_gives(
+    catalog, tree_bytes, rule, share
+):
+    made = dedup(catalog, DedupRequest(target_share=share, rule=rule, name="share")).summary
+    target, epsilon = round(share * 600), made["epsilon"]
+    assert round(epsilon * 1e6) == pytest.approx(epsilon * 1e6)
+    again = dedup(catalog, DedupRequest(epsilon=epsilon, rule=rule, name="again")).summary
+    more = dedup(catalog, DedupRequest(epsilon=round(epsilon + 1e-6, 6), rule=rule, name="more")).summary
+    first, second = (tree_bytes(catalog.drops_folder(name)) for name in ("share", "again"))
+    assert {name: content for name, content in first.items() if name != "manifest.json"} == {
+        name: content for name, content in second.items() if name != "manifest.json"
+    }
+    assert {**again, "epsilon": epsilon, "pool": 600} == made
+    assert made["kept"] == target or more["kept"] < target < made["kept"]
+    check(catalog, reference(catalog, epsilon, rule, orders(catalog)["farthest"]), "share")
+
+
+def test_a_share_that_no_epsilon_keeps_is_one_line(catalog):
+    for share, message in (
+        (1.0, "but 597 take part: the largest possible share is 0.995"),
+        (0.99, r"dropping by identical embeddings leaves 563: the largest possible share is 0\.938333"),
+        (
+            0.001,
+            r"asks that 1 of 600 samples stay, but dropping by ε = 1 leaves \d+: the smallest possible share is 0\.0",
+        ),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            dedup(catalog, DedupRequest(target_share=share))
+        assert "\n" not in str(caught.value)
+        assert not (catalog.drops_folder("duplicates")).exists()
+
+
+def test_samples_of_equal_similarity_go_together(catalog):
+    """Two pairs of one similarity, and nothing else that is alike: either both are left out, or none."""
+    rows = np.random.default_rng(0).normal(size=(600, 16))
+    rows[1::2] = -rows[::2]
+    rows[[1, 3]] = rows[[0, 2]] = [[0.8, 0.6, *[0] * 14], [0, 0, 0.8, 0.6, *[0] * 12]]
+    rows[[1, 3], [0, 2]], rows[[1, 3], [1, 3]] = 0.6, 0.8
+    rows[4:] = 0
+    set_embeddings(catalog, rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9))
+    cluster(catalog, ClusterRequest(k=1, name="one", force=True))
+    for rule in ("greedy", "any-earlier"):
+        made = dedup(catalog, DedupRequest(target_share=3 / 600, rule=rule, clustering="one", name=f"{rule}-3"))
+        assert made.summary["kept"] == 4
+        made = dedup(catalog, DedupRequest(target_share=2 / 600, rule=rule, clustering="one", name=f"{rule}-2"))
+        assert made.summary["kept"] == 2
+        with pytest.raises(UserError, match=r"leaves 2: the smallest possible share is 0\.003334"):
+            dedup(catalog, DedupRequest(target_share=1 / 600, rule=rule, clustering="one", name=f"{rule}-1"))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 700, 4999, 5000])
+@pytest.mark.parametrize(
+    "kept", [lambda gone: gone, lambda gone: gone // 2, lambda gone: gone - gone % 7, lambda gone: min(gone, 3000)]
+)
+def test_the_search_ends_next_to_an_epsilon_that_drops_too_much(limit, kept):
+    random = np.random.default_rng(limit)
+    most = np.cumsum(np.bincount((random.random(5000) ** 3 * target.GRID + 0.9).astype(int), minlength=target.GRID + 1))
+    most -= most[0] * (limit < most[0])
+    asked = []
+
+    def dropped(epsilon):
+        asked.append(epsilon)
+        return int(kept(most[round(epsilon * target.GRID)]))
+
+    at, gone = target._search(most, limit, 0, dropped)
+    assert gone == dropped(at / target.GRID) <= limit
+    assert gone == limit or at == target.GRID or dropped((at + 1) / target.GRID) > limit
+    assert len(asked) < 40
+
+
 # --- new shards ---------------------------------------------------------------------------------------------------------
 
 
@@ -484,6 +559,9 @@ def test_the_guide_draws_from_the_pool(catalog):
     [
         ({"epsilon": -0.1}, "`epsilon` -0.1: must lie between 0"),
         ({"epsilon": float("nan")}, "`epsilon` nan: must lie between 0"),
+        ({"epsilon": 0.1, "target_share": 0.5}, "`epsilon` and `target_share` both say"),
+        ({"target_share": 0.5, "extends": "x"}, "`target_share` does nothing with `extends`"),
+        ({"target_share": 1.5}, "`target_share` 1.5: must be above 0 and at most 1"),
         ({"epsilon": 0.1, "rule": "harsh"}, "unknown rule 'harsh': use greedy, any-earlier"),
         ({"epsilon": 0.1, "order": "best"}, "`order` 'best': use farthest, nearest, random, score"),
         ({"epsilon": 0.1, "order": "score"}, "`order` score and `score` NAME need each other"),
@@ -532,6 +610,10 @@ def test_the_command(catalog):
     told = json.loads(run("dedup", folder, "--epsilon", 0.05, "--rule", "any-earlier", "--json"))
     assert told["name"] == "duplicates"
     assert told["dropped"] == next(item["dropped"] for item in guide["epsilons"] if item["epsilon"] == 0.05)
+    assert "ε = 0." in run("dedup", folder, "--target-share", 0.9, "--name", "nine")
+    assert "540 of 600 samples stay, 90.00% of the pool" in run(
+        "dedup", folder, "--target-share", 0.9, "--name", "nine"
+    )
     text = run("dedup", folder, "--epsilon", 0.05, "--name", "d2", "--max-memory", "1GB")
     assert f"{len(decisions(catalog, 'd2'))} of 597 samples" in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from tailwise.requests import DedupRequest, bytes_of
 from tailwise.steps.dedup.comparison import NEW, Address, Comparison
 from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, most_similar, regroup
 from tailwise.steps.dedup.neighbours import make_neighbours
+from tailwise.steps.dedup.target import find_epsilon
 from tailwise.steps.drops import write_drops
 from tailwise.text import did_you_mean
 
@@ -64,11 +66,13 @@ def dedup(catalog: Catalog | str | Path, request: DedupRequest, context: Context
         UserError: something asked for is out of bounds or isn't there, or another list has this name.
     """
     catalog = Catalog.open(catalog)
-    epsilon, rule = request.epsilon, request.rule
+    epsilon, share, rule = request.epsilon, request.target_share, request.rule
     device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
-    if epsilon is None:
+    if epsilon is None and share is None:
         raise UserError("`epsilon` is missing: `suggest` shows what each value would drop; SemDeDup uses 0.01 to 0.1")
-    if not 0 <= epsilon <= 1:
+    if share is not None:
+        _check_share(request, share)
+    if epsilon is not None and not 0 <= epsilon <= 1:
         raise UserError(
             f"`epsilon` {epsilon}: must lie between 0 (identical embeddings) and 1; SemDeDup uses 0.01 to 0.1"
         )
@@ -76,15 +80,42 @@ def dedup(catalog: Catalog | str | Path, request: DedupRequest, context: Context
         raise UserError(f"unknown rule {rule!r}: {did_you_mean(rule, RULES)}")
     context = context or Context()
     compared = Comparison(catalog, request, context)
-    config = {"epsilon": epsilon, "rule": rule, **compared.config}
+    asked = {"epsilon": epsilon} if share is None else {"target_share": share}
+    config = {**asked, "rule": rule, **compared.config}
     with Artifact(catalog.drops_folder(request.name), "dedup", config, compared.inputs) as artifact:
         if not artifact.done:
             context.executor.forget()  # what workers keep of an earlier run of this name
             neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)
-            threshold, work = duplicate_threshold(epsilon), artifact.path(layout.WORK)
-            decisions = _Decisions(compared.address, neighbours.folder, work, threshold, device)
-            _finish(compared, artifact, RULES[rule](compared, decisions, memory))
+            work = artifact.path(layout.WORK)
+
+            def decide(epsilon: float, folder: Path) -> _Decisions:
+                threshold = duplicate_threshold(epsilon)
+                return RULES[rule](
+                    compared, _Decisions(compared.address, neighbours.folder, folder, threshold, device), memory
+                )
+
+            def dropped(epsilon: float) -> int:
+                trial = work / f"trial-{epsilon}"
+                count = _CountDropped(decide(epsilon, trial))
+                found = context.executor.reduce(count, compared.parts, operator.add, KERNEL)
+                shutil.rmtree(trial, ignore_errors=True)
+                return found
+
+            found = {}
+            if epsilon is None:
+                epsilon = find_epsilon(compared, neighbours, share or 0, dropped)
+                found = {"epsilon": epsilon, "pool": compared.survivors.pool}
+            _finish(compared, artifact, decide(epsilon, work), found)
     return Deduplication(request.name, DropList(catalog, request.name).summary)
+
+
+def _check_share(request: DedupRequest, share: float) -> None:
+    if request.epsilon is not None:
+        raise UserError("`epsilon` and `target_share` both say how much goes: give one")
+    if request.extends is not None:
+        raise UserError("`target_share` does nothing with `extends`: give the `epsilon` of the earlier list")
+    if not 0 < share <= 1:
+        raise UserError(f"`target_share` {share}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +309,17 @@ class _Drop(Task[Part, tuple[pa.Table, pa.Table]]):
         return _old_table(compared, item), _new_table(compared, item, *self.decisions.of(item, worker))
 
 
-def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions) -> None:
+@dataclass(frozen=True, eq=False)
+class _CountDropped(Task[Part, int]):
+    """Count the rows of a part that are dropped."""
+
+    decisions: _Decisions
+
+    def run(self, item: Part, worker: Worker) -> int:
+        return int((self.decisions.of(item, worker)[0] >= 0).sum())
+
+
+def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions, found: Mapping[str, float]) -> None:
     counts = {"identical": 0, "near": 0}
     frozen = 0
 
@@ -304,6 +345,7 @@ def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions) -> 
             "kept": compared.new + frozen - dropped,
             "clusters": int((compared.sizes.sum(axis=1) > 0).sum()),
             "largest_cluster": int(compared.sizes.sum(axis=1).max(initial=0)),
+            **found,
         }
     )
 
