@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -29,7 +30,7 @@ def written(tmp_path, **changes):
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["dbp-vit-b32", "dynamics-vit-b16", "tiny-cpu"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
 def test_shipped_recipes_are_taken_by_open_clip(name):
     recipe = load_recipe(name)
     assert (FOLDER / f"{name}.yaml").exists()
@@ -51,6 +52,81 @@ def test_dynamics_has_the_authors_settings():
     assert first.open_clip["force-image-size"] == 112
     assert second.open_clip["force-image-size"] == 224
     assert second.open_clip["aug-cfg"] == first.open_clip["aug-cfg"] == {"scale": [0.4, 1.0]}
+
+
+def test_each_published_run_of_dynamics_has_a_recipe_that_differs_in_length_alone():
+    base = load_recipe("dynamics-vit-b16")
+    for name, long in (("dfn-2.56b", 2_560_000_000), ("laion-2.56b", 2_560_000_000)):
+        recipe = load_recipe(f"dynamics-vit-b16-{name}")
+        assert [phase.samples_seen for phase in recipe.phases] == [long, 128_000_000]
+        assert [replace(phase, samples_seen=1) for phase in recipe.phases] == [
+            replace(phase, samples_seen=1) for phase in base.phases
+        ]
+        assert recipe.plan == base.plan
+        assert recipe.expect["GPU hours"] != base.expect["GPU hours"]
+
+
+def test_a_base_lends_what_a_recipe_does_not_change(tmp_path):
+    below = tmp_path / "base"
+    below.mkdir()
+    (below / "base.yaml").write_text(
+        yaml.safe_dump(
+            {
+                **GOOD,
+                "phases": [
+                    {"epochs": 2, "lanes": 4, "open_clip": {"model": "local-dir:{folder}", "lr": 1}},
+                    {"epochs": 3},
+                ],
+            }
+        )
+    )
+    changes = {
+        "base": "{folder}/base/base.yaml",
+        "name": "other",
+        "phases": [{"samples_seen": 9, "open_clip": {"lr": 2, "wd": 0}}, None],
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(changes))
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    assert (recipe.name, recipe.about) == ("other", GOOD["about"])
+    first, second = recipe.phases
+    assert (first.epochs, first.samples_seen, first.lanes) == (None, 9, 4)
+    assert first.open_clip == {"model": f"local-dir:{below}", "lr": 2, "wd": 0}
+    assert (second.epochs, second.samples_seen) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base": "tiny-cpi"}, "there is no recipe 'tiny-cpi'"),
+        ({"base": 5}, "base is 5: must be text"),
+        ({"base": "dynamics-vit-b16-dfn-2.56b"}, "base is 'dynamics-vit-b16-dfn-2.56b', which has a base itself"),
+        (
+            {"base": "dynamics-vit-b16", "phases": [{}]},
+            "phases must list 2 changes, one for each phase of .*dynamics-vit-b16.yaml",
+        ),
+        ({"base": "dynamics-vit-b16", "phases": {}}, "phases must list 2 changes"),
+        ({"base": "tiny-cpu", "phases": ["x"]}, "phase 1 is 'x'"),
+        ({"base": "tiny-cpu", "phases": [{"open_clip": 3}]}, "open_clip is 3: must be names and values"),
+        ({"base": "tiny-cpu", "phases": [{"epoch": 3}]}, "did you mean 'epochs'"),
+        ({"base": "tiny-cpu", "nam": "x"}, "has 'nam', which means nothing: did you mean 'name'"),
+    ],
+)
+def test_mistakes_about_a_base_are_named(tmp_path, changes, said):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(changes))
+    with pytest.raises(UserError, match=said):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_datacomp_medium_is_what_datacomp_s_trainer_gives_open_clip():
+    (phase,) = load_recipe("datacomp-medium").phases
+    defaults, ours = (
+        vars(parse([*words, "--model", "ViT-B-32"], parse_args)) for words in ([], option_words(phase.open_clip))
+    )
+    assert {name for name in ours if ours[name] != defaults[name]} == {
+        *("warmup", "aug_cfg", "local_loss", "gather_with_grad", "ddp_static_graph")
+    }
+    assert open_clip.transform.AugmentationCfg(**ours["aug_cfg"]) == open_clip.transform.AugmentationCfg()
+    assert (phase.samples_seen, phase.global_batch) == (128_000_000, 4096)
 
 
 def test_a_recipe_of_one_s_own(tmp_path):
@@ -86,7 +162,9 @@ def test_mistakes_are_named(tmp_path, changes, said):
 
 
 def test_what_is_no_recipe(tmp_path):
-    with pytest.raises(UserError, match="there is no recipe 'tiny-gpu': give dbp-vit-b32, dynamics-vit-b16, tiny-cpu"):
+    with pytest.raises(
+        UserError, match="there is no recipe 'tiny-gpu': give datacomp-medium, dbp-vit-b32, dynamics-vit-b16, "
+    ):
         load_recipe("tiny-gpu")
     path = tmp_path / "bad.yaml"
     path.write_text("name: [")

@@ -1,4 +1,7 @@
-"""A recipe is a YAML file: a training in one or several phases, and the results to expect."""
+"""A recipe is a YAML file: a training in one or several phases, and the results to expect.
+
+`base: NAME` starts from another recipe. Each key of the file replaces the base's; `phases` lists what changes in each phase.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from tailwise.recipes.yaml_file import read_yaml
 
 FOLDER = Path(__file__).parent
 HERE = "{folder}"  # in a value: the recipe's folder
+BASE = "base"  # key of the recipe that another one starts from
+LENGTHS = ("epochs", "samples_seen")  # of a phase; one of them is given
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,49 @@ class Recipe:
 
 def load_recipe(name: str) -> Recipe:
     """Return a valid recipe: the `name` of one that comes with tailwise, or the path of a .yaml file."""
-    path, content = read_yaml(name, FOLDER)
-    recipe = read_as(Recipe, with_folder(content, path.parent), f"recipe {path}")
+    path, content = _read(name)
+    where = f"recipe {path}"
+    if isinstance(content, Mapping) and BASE in content:
+        below, base = _read(read_as(Text, content[BASE], f"{where}: {BASE}"))
+        if not isinstance(base, Mapping) or BASE in base:
+            raise UserError(
+                f"{where}: {BASE} is {content[BASE]!r}, which has a {BASE} itself or is no recipe: name another"
+            )
+        content = _changed(base, {key: value for key, value in content.items() if key != BASE}, where, below)
+    recipe = read_as(Recipe, content, where)
     for number, phase in enumerate(recipe.phases, 1):
         if (phase.epochs is None) == (phase.samples_seen is None):
-            raise UserError(f"recipe {path}, phase {number}: give either epochs or samples_seen")
+            raise UserError(f"{where}, phase {number}: give either epochs or samples_seen")
     return recipe
+
+
+def _read(name: str) -> tuple[Path, Any]:
+    path, content = read_yaml(name, FOLDER)
+    return path, with_folder(content, path.parent)
+
+
+def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], where: str, below: Path) -> dict[str, Any]:
+    """Return the content of a base with the changes of another recipe; a UserError if its phases are not those of the base."""
+    content = {**base, **changes}
+    phases, own = (given.get("phases") for given in (base, changes))
+    if isinstance(phases, list) and own is not None:
+        if not isinstance(own, list) or len(own) != len(phases):
+            raise UserError(
+                f"{where}: phases must list {len(phases)} changes, one for each phase of {below}; {{}} is none"
+            )
+        content["phases"] = [_changed_phase(*pair) for pair in zip(phases, own, strict=True)]
+    return content
+
+
+def _changed_phase(phase: Any, change: Any) -> Any:  # noqa: ANN401  (whatever YAML holds)
+    if not isinstance(phase, Mapping) or not isinstance(change or {}, Mapping):
+        return change
+    change = change or {}
+    kept = {key: value for key, value in phase.items() if key not in LENGTHS or not change.keys() & set(LENGTHS)}
+    below, above = phase.get("open_clip"), change.get("open_clip")
+    if isinstance(below, Mapping) and isinstance(above, Mapping):
+        change = {**change, "open_clip": {**below, **above}}
+    return {**kept, **change}
 
 
 def with_folder(value: Any, folder: Path, mark: str = HERE) -> Any:  # noqa: ANN401  (whatever YAML holds)
