@@ -288,7 +288,9 @@ class TrainRequest:
     """A training; None leaves it to the recipe, to the run that is resumed, or to the default."""
 
     epochs: Annotated[int | None, "Of the plan."] = None
-    samples_seen: Annotated[int | None, "In place of epochs."] = None
+    samples_seen: Annotated[
+        int | str | Sequence[int] | None, "In place of epochs: in all, or of each phase of the recipe, with commas."
+    ] = None
     checkpoint_every: Annotated[int | None, "Batches, at most.  [default: a twentieth, at most 1000 steps]"] = None
     resume: Annotated[bool, "Go on after the last checkpoint, if there is one."] = False
     seed: Annotated[int | None, "Of order, augmentations and weights.  [default: the plan's]"] = None
@@ -303,7 +305,23 @@ class TrainRequest:
     record: Annotated[Path | None, "Folder for a record of the rows and pixels of each batch."] = None
 
     def __post_init__(self) -> None:
-        at_least(self, epochs=1, samples_seen=1, checkpoint_every=1, lanes=1, block=1)
+        at_least(self, epochs=1, checkpoint_every=1, lanes=1, block=1)
+        _ = self.lengths
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Return the numbers of `samples_seen`: none, one for the whole training, or one for each phase."""
+        given = self.samples_seen
+        numbers = given.split(",") if isinstance(given, str) else [given] if isinstance(given, int) else given or ()
+        try:
+            lengths = tuple(map(int, numbers))
+        except (TypeError, ValueError):
+            lengths = (0,)
+        if min(lengths, default=1) < 1:
+            raise UserError(
+                f"`samples_seen` {given}: give a whole number of at least 1, or one for each phase, such as 1280000000,128000000"
+            )
+        return lengths
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,46 @@ def test_killed_and_resumed_equals_uninterrupted(drawn_plan, recipe, tmp_path, l
                 assert content[name] == ranks[0][number][name] + ranks[1][number][name]
 
 
+def test_given_lengths_of_phases_are_resumed_after_a_kill(drawn_plan, recipe, tmp_path, fork_train, read_record):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    lengths = ["--samples-seen", "320,960"]
+    finish(fork_train(command(drawn_plan, recipe, whole, *lengths), whole / "log"), whole / "log")
+
+    (process,) = fork_train(command(drawn_plan, recipe, broken, *lengths), broken / "log")
+    record = broken / "record" / "run-phase2.rank-0.jsonl"
+    deadline = time.monotonic() + 200
+    while not record.exists() or len(record.read_text().splitlines()) < SEGMENT * 3 // 2:
+        assert process.is_alive(), (broken / "log").read_text()[-5000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    killed = [process.pid, *descendants(process.pid)]
+    for pid in killed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.join(100)
+    killed_at = len(read_record(record))
+    assert killed_at < 30
+
+    (other,) = fork_train(
+        command(drawn_plan, recipe, broken, "--samples-seen", "320,640", "--resume"), broken / "other"
+    )
+    other.join(300)
+    assert other.exitcode == 2
+    assert "run-phase2 can't be resumed with other settings" in (broken / "other").read_text()
+
+    finish(fork_train(command(drawn_plan, recipe, broken, *lengths, "--resume"), broken / "log"), broken / "log")
+    assert len(read_record(record)) == killed_at + 30 - killed_at // SEGMENT * SEGMENT
+    for phase, batches in (("run-phase1", 10), ("run-phase2", 30)):
+        seen = by_batch(read_record(whole / f"record/{phase}.rank-0.jsonl"))
+        assert list(seen) == list(range(batches))
+        assert by_batch(read_record(broken / f"record/{phase}.rank-0.jsonl")) == seen
+        assert logged(whole / phase / "out.log") == logged(broken / phase / "out.log")
+        first, second = (torch.load(folder / phase / "checkpoints" / "epoch_latest.pt") for folder in (whole, broken))
+        assert same(first, second)
+
+
 def descendants(pid):
     """Processes begun by a process, by those, and so on; the outermost first."""
     parents = {}

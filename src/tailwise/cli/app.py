@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 # Parameters that errors of the library name, and that no command has by this name: the option that stands for each.
 _ELSEWHERE = {"on_damaged": "--damaged", "cache_folder": "--cache", "max_memory_bytes": "--max-memory"}
-_ELSEWHERE |= {name: dashed(name) for name in ("set", "static", "accum_freq", "dist_url", "logs", "warmup")}
+_ELSEWHERE |= {
+    name: dashed(name) for name in ("set", "static", "accum_freq", "dist_url", "logs", "warmup", "pretrained")
+}
+_ELSEWHERE |= {name: dashed(name) for name in ("imagenet_val", "imagenet_v2")}
 _TYPED: dict[str, str] = {}  # the options of this command: present spelling, and as they were typed
 
 
@@ -86,9 +89,9 @@ def as_options(message: str, command: str | None = None) -> str:
     return re.sub(r"`(\w+)`", shown, message)
 
 
-def say_note(text: str) -> None:
-    """Print a note of the library."""
-    say(as_options(text))
+def say_note(text: str, *, error: bool = False) -> None:
+    """Print a note of the library, on standard error if `error`."""
+    say(as_options(text), error=error)
 
 
 CatalogPath = Annotated[Path, Argument(metavar="CATALOG", help="Folder of the catalog.")]

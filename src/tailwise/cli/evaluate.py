@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from tailwise.cli.app import (
 )
 from tailwise.cli.printing import print_json, print_table, say
 from tailwise.cli.requests import takes
+from tailwise.errors import UserError
 from tailwise.requests import EvaluateRequest, TrainRequest
 
 if TYPE_CHECKING:
@@ -148,7 +150,11 @@ def train(
     ] = None,
     recipe: Annotated[str | None, Option(help="A name or a .yaml file of settings; arguments here go first.")] = None,
     request: TrainRequest = TrainRequest(),
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Check and print what would be done; start and write nothing.")
+    ] = False,
     allow_code: AllowCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train CLIP on a plan, with open_clip's own trainer.
 
@@ -159,7 +165,11 @@ def train(
     Examples:
       tailwise train my-catalog epochs --epochs 32 -- --model ViT-B-32 --batch-size 512 --warmup 2000 --precision amp_bf16
       tailwise train my-catalog epochs --recipe tiny-cpu
+      tailwise train my-catalog epochs --recipe dynamics-vit-b16 --samples-seen 2560000000,128000000 --dry-run
     """
+    if as_json and not dry_run:
+        raise UserError("`as_json` does nothing without `dry_run`")
+
     from tailwise.recipes import load_recipe
     from tailwise.train.arguments import refuse_code, require_model
 
@@ -169,10 +179,15 @@ def train(
 
     from tailwise.steps.planning.unused_lists import unused_by_plan
     from tailwise.train.launch import train as run
+    from tailwise.train.outline import outline
 
+    report = partial(say_note, error=as_json)
     for phase in settings.phases if settings is not None else ():
         refuse_code(f"recipe {recipe}: open_clip", phase.open_clip, allowed=allow_code)
     plan = open_plan(catalog, name)
     for item in unused_by_plan(plan):
-        say_note(item.note())
-    run(plan, open_clip or [], request, settings, report=say_note, context=with_progress())
+        report(item.note())
+    runs = run(plan, open_clip or [], request, settings, report=report, context=with_progress(), dry_run=dry_run)
+    if as_json and runs[0].rank == 0:
+        phases = [outline(plan, each, request, last=each is runs[-1]) for each in runs]
+        print_json({"plan": plan.name, "dry_run": dry_run, "phases": phases})

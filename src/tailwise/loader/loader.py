@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.local import as_it_is, begin_worker
+from tailwise.loader.damaged import check_damaged, find_damaged
 from tailwise.loader.dataset import (
     Batch,
     BatchDataset,
@@ -43,7 +43,6 @@ from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
 from tailwise.shards.ranges import open_shards
-from tailwise.shards.verify import check_shards
 
 DEFAULT_CACHE_BYTES = 32_000_000_000
 MANY_ROWS = 4_000_000  # of a plan, whose counting takes a while
@@ -146,8 +145,8 @@ class Loader:
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         if log is not None:
             check_appendable(Path(log))
-        damaged = _damaged(plan, check, self._ranks, group, context)
-        _check_damaged(plan, damaged, on_damaged, max_replaced)
+        damaged = find_damaged(plan, check, self._ranks, group, context)
+        check_damaged(plan, damaged, on_damaged, max_replaced)
         ensure_locations(plan.catalog, plan.snapshot, context)
         shards = comparable_shards(plan.catalog, plan.snapshot, context)
         folder = cache_folder or own_cache_folder(shards["path"].to_pylist())
@@ -371,36 +370,3 @@ def _read_ahead(
                 yield under_way.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _check_damaged(plan: Plan, damaged: dict[int, str], on_damaged: str, max_replaced: float) -> None:
-    """Refuse damaged shards if their samples are not to be replaced, or are too many; else log them."""
-    if damaged and on_damaged == "error":
-        raise UserError(
-            f"{len(damaged):,} of {plan.snapshot.shards:,} tars can't be read as they were imported, the first is "
-            f"{next(iter(damaged.values()))}; restore them, give their new place (`tailwise relocate`), or let other samples stand in "
-            "(`on_damaged` replace)"
-        )
-    for reason in damaged.values():
-        logger.warning("samples of this tar are replaced: %s", reason)
-    lost = sum(rows.stop - rows.start for rows in map(plan.rows_of, damaged))
-    if lost > max_replaced * plan.rows:
-        raise UserError(
-            f"{lost:,} of {plan.rows:,} samples lie in {len(damaged):,} tars that can't be read, more than the share {max_replaced} "
-            "that may be replaced; restore them, or raise `max_replaced`"
-        )
-
-
-def _damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, context: Context) -> dict[int, str]:
-    """Return the reasons of damaged shards, by id; ranks of a process group share the work."""
-    together = ranks[1] > 1 and ranks_of(group) is not None
-    share = ranks if together else (0, 1)
-    found = {
-        item.shard: f"{item.path}: {item.reason}"
-        for item in check_shards(plan.catalog, plan.snapshot, check, share=share, context=context)
-    }
-    if together:
-        shares: list[dict[int, str]] = [{}] * ranks[1]
-        dist.all_gather_object(shares, found, group)
-        found = {shard: reason for items in shares for shard, reason in items.items()}
-    return dict(sorted(found.items()))

@@ -87,15 +87,18 @@ def choose_lanes(global_batch: int, ranks: int) -> int:
 
 
 class Order:
-    """The endless order of a plan's samples, in global batches. A UserError if the plan has no clusters to compose by."""
+    """The endless order of a plan's samples, in global batches. A UserError if the plan has no clusters to compose by.
 
-    def __init__(self, plan: Plan, options: OrderOptions) -> None:
+    `keep`: write the sizes of epochs of a random draw, once counted, into the plan's folder.
+    """
+
+    def __init__(self, plan: Plan, options: OrderOptions, *, keep: bool = True) -> None:
         options.check()
         if options.compose != "shuffle" and plan.by_rate:
             raise UserError(
                 f"plan {plan.name!r} carries rates, not clusters: it can't be composed by {options.compose!r}"
             )
-        self.plan, self.options = plan, options
+        self.plan, self.options, self._keep = plan, options, keep
         self.sections = Sections(plan, options.seed, options.lanes, options.block, options.first_epoch)
         self._totals: dict[int, int] = {}
         self._bounds = [0]  # of spans, in batches
@@ -142,7 +145,7 @@ class Order:
         if epoch not in self._totals:
             exact = self.plan.exact
             self._totals[epoch] = int(
-                self.plan.counts(epoch).sum() if exact else units_of(self.plan, epoch)[:, SIZE].sum()
+                self.plan.counts(epoch).sum() if exact else units_of(self.plan, epoch, keep=self._keep)[:, SIZE].sum()
             )
         return self._totals[epoch]
 

@@ -170,16 +170,18 @@ class Sections:
         return max(1, -(-section.length // self.block))
 
 
-def units_of(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
+def units_of(plan: Plan, epoch: int, *, keep: bool = True) -> npt.NDArray[np.int32]:
     """Return the non-empty units of an epoch, shard by shard, by copy number: (shard, copy number, rows), int32 [U, 3].
 
     They are read from the plan's folder if any process has counted them before. Otherwise all rows are drawn once (about 30 million a
-    second), while other processes that ask for the same epoch wait. A read-only catalog gives the same result and keeps nothing.
+    second), while other processes that ask for the same epoch wait. Without `keep`, and in a read-only catalog, nothing is written.
     """
     epoch = plan.drawn_epoch(epoch)
     path = plan.folder / layout.UNITS / f"{layout.UNITS_OF}{epoch:09d}{layout.ARRAY}"
     if (units := map_cache(path)) is not None:
         return units
+    if not keep:
+        return _count(plan, epoch, keep=False)
     try:
         with locked(layout.lock(path.parent), str(path), wait=True):
             if (units := map_cache(path)) is not None:  # another process has counted them meanwhile
@@ -192,9 +194,10 @@ def units_of(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
         return _count(plan, epoch)
 
 
-def _count(plan: Plan, epoch: int) -> npt.NDArray[np.int32]:
+def _count(plan: Plan, epoch: int, *, keep: bool = True) -> npt.NDArray[np.int32]:
     with suppress(OSError, UserError):  # without kept slots the draw is the same, but slower
-        plan.keep_slots(epoch)
+        if keep:
+            plan.keep_slots(epoch)
     offsets = plan.shard_offsets
     tables = []
     first = 0

@@ -9,13 +9,15 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tailwise.catalog.files import digest
 from tailwise.errors import UserError
-from tailwise.text import dashed, option_words
+from tailwise.text import dashed, nearest, option_words
 
 LOCAL_MODEL = "local-dir:"
+HUB_MODEL = "hf-hub:"
 ALLOW_CODE = "read it, and give --allow-code if you trust it"
 _COMMAND = re.compile(r"pipe:|://.*['\"`$;|&<>\\\s]", re.IGNORECASE)
 
@@ -72,6 +74,23 @@ def require_model(argv: Sequence[str]) -> None:
     options = {word.split("=", 1)[0] for word in argv}
     if not options & {"--model", "--mode", "--mod", "-h", "--help"}:
         raise UserError("name the model: give --model NAME after the -- (such as ViT-B-32), or a --recipe")
+
+
+def check_model(parsed: argparse.Namespace, open_clip: ModuleType) -> None:
+    """Raise a UserError if open_clip knows no model of this name, or no weights of the name `pretrained`, or a test set is missing."""
+    name = parsed.model.replace("/", "-")
+    if not parsed.model.startswith((LOCAL_MODEL, HUB_MODEL)):
+        if name not in open_clip.list_models():
+            near = nearest(name, open_clip.list_models())
+            remedy = f"did you mean {near!r}?" if near else f"give a name such as ViT-B-32, or {LOCAL_MODEL}FOLDER"
+            raise UserError(f"`model` {parsed.model!r}: open_clip has no model of this name: {remedy}")
+        weights = parsed.pretrained
+        if weights and not Path(weights).is_file() and not open_clip.get_pretrained_cfg(name, weights):
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+            raise UserError(f"`pretrained` {weights!r} is no file, and no tag of {name}: its tags are {tags}")
+    for option in ("imagenet_val", "imagenet_v2"):
+        if (folder := getattr(parsed, option)) is not None and not Path(folder).is_dir():
+            raise UserError(f"`{option}` {folder!r} is no folder: give one, or leave it out")
 
 
 def parse(argv: Sequence[str], parse_args: Callable[[list[str]], Any]) -> argparse.Namespace:

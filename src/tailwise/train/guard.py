@@ -54,6 +54,7 @@ class Trainer:
 
     version: str  # version of open_clip_torch
     main: ModuleType  # the module `open_clip_train.main`
+    open_clip: ModuleType  # the package of the models
     parse_args: Callable[[list[str]], Any]  # list of arguments → Namespace
     ranks: Callable[[], tuple[int, int]]  # () → (rank, number of ranks), from the environment, as the trainer sees them
     form: Callable[[Tensor, Tensor], Any]  # (images, texts) → a batch in the trainer's form
@@ -65,7 +66,7 @@ def find_trainer() -> Trainer:
         modules = {
             name: importlib.import_module(f"open_clip_train.{name}") for name in ("main", "params", "distributed")
         }
-        version = importlib.metadata.version("open_clip_torch")
+        version, models = importlib.metadata.version("open_clip_torch"), importlib.import_module("open_clip")
     except ImportError as error:
         raise UserError(f"training needs open_clip with its trainer ({error}): {install_command('train')}") from error
     main, parse_args = modules["main"], modules["params"].parse_args
@@ -88,7 +89,7 @@ def find_trainer() -> Trainer:
             f"open_clip_torch {version} is not as expected: {', '.join(moved)} moved or changed; versions known to work "
             f"are {KNOWN}: install one of them"
         )
-    return Trainer(version, main, parse_args, lambda: _ranks(modules["distributed"]), forms[0])
+    return Trainer(version, main, models, parse_args, lambda: _ranks(modules["distributed"]), forms[0])
 
 
 def _source(thing: Any) -> str:  # noqa: ANN401  (any attribute of a module)

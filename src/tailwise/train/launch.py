@@ -25,11 +25,11 @@ from tailwise.plan.plan import Plan
 from tailwise.recipes import Recipe
 from tailwise.requests import TrainRequest, bytes_of
 from tailwise.storage.local import replacing
-from tailwise.text import option_words
 from tailwise.train.arguments import LOCAL_MODEL
 from tailwise.train.data import Record, SegmentLoader
 from tailwise.train.guard import SCHEDULES, Trainer, find_trainer
-from tailwise.train.phases import REPLACED, WEIGHTS, Report, Run, decide, describe, describe_result
+from tailwise.train.outline import check, describe, describe_result, trainer_arguments
+from tailwise.train.phases import REPLACED, WEIGHTS, Report, Run, decide
 from tailwise.train.runs import check_same, read_run, write_run
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ def train(
     recipe: Recipe | None = None,  # settings that `argv` and `options` override
     report: Report = logger.info,  # takes lines for the user on rank 0
     context: Context | None = None,  # runs the tasks and shows progress of one-time work on rank 0
+    *,
+    dry_run: bool = False,  # check and report all that can be, and neither start nor write anything
 ) -> list[Run]:
     """Train with open_clip on the samples that a plan draws; return the phases of the training.
 
@@ -58,7 +60,7 @@ def train(
     leader = trainer.ranks()[0] == 0
     if not leader:
         report, context = lambda _: None, Context()
-    runs = decide(plan, argv, options, recipe, trainer, context)
+    runs = decide(plan, argv, options, recipe, trainer, context, keep=not dry_run)
     if leader:
         for run in runs:
             if (found := read_run(run.folder)) is not None and not options.resume:
@@ -66,8 +68,12 @@ def train(
                 raise ConflictError(f"{run.folder} holds a run already: {remedy}")
             if found is not None:
                 check_same(run.folder, found["decides"], run.decides)
-        describe(plan, runs, report)
+        if dry_run:
+            check(plan, runs, options, context)
+        describe(plan, runs, options, report, full=dry_run)
         _report_changes(runs, options, report)
+    if dry_run:
+        return runs
     left = [run for run in runs if not (run.found or {}).get("finished")]
     for run in left:
         _train_phase(plan, run, options, trainer, report, context, last=run is runs[-1])
@@ -102,7 +108,7 @@ def _train_phase(
     if run.rank == 0:
         write_run(run.folder, run.decides, about, finished=False)
     with _own_data(plan, run, options, trainer, context), _own_steps(run, trainer), _own_log(), _ranks_on_cpu():
-        if trainer.main.main(_arguments(plan, run, options)) == -1:
+        if trainer.main.main(trainer_arguments(plan, run, options)) == -1:
             raise SystemExit(1)  # the trainer has logged the reason
     if run.rank == 0:
         if not last:
@@ -110,27 +116,6 @@ def _train_phase(
         write_run(run.folder, run.decides, about, finished=True)
         describe_result(plan, run, report, last=last)
     _leave_group(again=not last)
-
-
-def _arguments(plan: Plan, run: Run, options: TrainRequest) -> list[str]:
-    """Return all arguments for open_clip: those of the run, then tailwise's."""
-    own = {
-        "train-data": f"tailwise plan {plan.name} of {plan.catalog.folder}",
-        "train-num-samples": run.segments.length * run.order.batch_size,
-        "epochs": run.segments.count,
-        "seed": run.order.seed,
-        "logs": Path(run.parsed.logs),
-        "name": run.folder.relative_to(Path(run.parsed.logs)).as_posix(),
-        "save-most-recent": True,
-        "resume": "latest" if options.resume else None,
-    }
-    if run.start is not None and run.parsed.model.startswith(LOCAL_MODEL):
-        own["model"] = f"{LOCAL_MODEL}{run.start.final}"
-        # Explicit, because open_clip's defaults of these depend on the model's name.
-        own |= {name: getattr(run.parsed, name) for name in ("lr", "beta1", "beta2", "eps")}
-    elif run.start is not None:
-        own["pretrained"] = run.start.final / WEIGHTS
-    return [*run.arguments, *option_words(own)]
 
 
 @contextmanager

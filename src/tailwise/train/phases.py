@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from tailwise.plan.plan import Plan
 from tailwise.recipes import Phase, Recipe
 from tailwise.requests import TrainRequest, bytes_of
 from tailwise.shards.verify import CHECKS
-from tailwise.text import command_line, option_words
-from tailwise.train.arguments import LOCAL_MODEL, deciding, parse, refuse_owned, require_model
+from tailwise.text import option_words
+from tailwise.train.arguments import LOCAL_MODEL, check_model, deciding, parse, refuse_owned, require_model
 from tailwise.train.guard import Trainer
 from tailwise.train.runs import read_run
 from tailwise.train.segments import Segments, cut
@@ -67,9 +67,19 @@ class Run:
 
 
 def decide(
-    plan: Plan, argv: Sequence[str], options: TrainRequest, recipe: Recipe | None, trainer: Trainer, context: Context
+    plan: Plan,
+    argv: Sequence[str],
+    options: TrainRequest,
+    recipe: Recipe | None,
+    trainer: Trainer,
+    context: Context,
+    *,
+    keep: bool = True,
 ) -> list[Run]:
-    """Return all phases of a training, or raise a UserError for invalid options, or a plan that is too small for a single step."""
+    """Return all phases of a training, or raise a UserError for invalid options, or a plan that is too small for a single step.
+
+    `keep`: write the sizes of epochs of a random draw, once counted, into the plan's folder. Nothing else is written.
+    """
     _check(options)
     for option, folder in (("`record`", options.record), ("`cache`", options.cache)):
         if folder is not None:
@@ -83,6 +93,7 @@ def decide(
         arguments = _arguments(argv, phase, trainer)
         parsed = parse(arguments, trainer.parse_args)
         require_model(arguments)
+        check_model(parsed, trainer.open_clip)
         if len(phases) > 1 and parsed.dist_url not in {None, "env://"}:
             needed = "a recipe of several phases needs env://, which torchrun sets up"
             raise UserError(f"`dist_url` {parsed.dist_url}: {needed}")
@@ -90,7 +101,7 @@ def decide(
         folder = Path(parsed.logs) / (name if len(phases) == 1 else f"{name}-phase{number + 1}")
         check_output_folder(folder, "`logs`")
         start = runs[-1] if runs else None
-        runs.append(_decide_one(plan, number, folder, arguments, parsed, phase, options, trainer, start, context))
+        runs.append(_decide_one(plan, number, folder, arguments, parsed, phase, options, trainer, start, context, keep))
     return runs
 
 
@@ -108,19 +119,44 @@ def _check(request: TrainRequest) -> None:
 
 def _phases(options: TrainRequest, recipe: Recipe | None) -> list[Phase]:
     """Return the recipe's phases, or the only phase; options override the recipe."""
-    if options.epochs is not None and options.samples_seen is not None:
+    if options.epochs is not None and options.lengths:
         raise UserError("give either `epochs` or `samples_seen`")
-    long = options.epochs is not None or options.samples_seen is not None
-    if recipe is None and not long:
+    if recipe is None and options.epochs is None and not options.lengths:
         raise UserError("say how long: give `epochs` (of the plan), `samples_seen` or a `recipe`")
-    if recipe is not None and len(recipe.phases) > 1 and (long or options.checkpoint_every is not None):
-        remedy = "change it in a copy of the file, and give that as `recipe`"
-        raise UserError(f"recipe {recipe.name!r} has {len(recipe.phases)} phases, each with its own length: {remedy}")
     phases = recipe.phases if recipe is not None else (Phase(),)
+    if options.epochs is not None and len(phases) > 1:
+        raise UserError(f"`epochs` {options.epochs}: the recipe has {len(phases)} phases: give `samples_seen` instead")
     own = {name: getattr(options, name) for name in ("checkpoint_every", "lanes", "block", "compose")}
-    length: dict[str, Any] = {"epochs": options.epochs, "samples_seen": options.samples_seen} if long else {}
     given = {name: value for name, value in own.items() if value is not None}
-    return [replace(phase, **given, **length) for phase in phases]
+    if options.epochs is not None:
+        given |= {"epochs": options.epochs, "samples_seen": None}
+    lengths: list[dict[str, Any]] = [
+        {"epochs": None, "samples_seen": samples} for samples in _shared(options.lengths, phases)
+    ]
+    return [
+        replace(phase, **given, **length) for phase, length in zip(phases, lengths or [{}] * len(phases), strict=True)
+    ]
+
+
+def _shared(lengths: Sequence[int], phases: Sequence[Phase]) -> list[int]:
+    """Return the samples of each phase: as given, or shares of a total in the proportions of the phases, which sum to it exactly."""
+    if len(lengths) in {0, len(phases)}:
+        return list(lengths)
+    unit = "epochs" if phases[0].samples_seen is None else "samples_seen"
+    weights = [getattr(phase, unit) or 0 for phase in phases]
+    given = ",".join(map(str, lengths))
+    if len(lengths) > 1:
+        raise UserError(
+            f"`samples_seen` {given}: {len(lengths)} numbers for {len(phases)} phase{'s' * (len(phases) > 1)}: "
+            "give one number for all of the training, or one for each phase"
+        )
+    if 0 in weights:
+        raise UserError(
+            f"`samples_seen` {given}: some of the recipe's {len(phases)} phases are given in epochs, some in samples: "
+            "give one number for each phase, with commas"
+        )
+    bounds = [lengths[0] * sum(weights[:number]) // sum(weights) for number in range(len(phases) + 1)]
+    return [stop - start for start, stop in pairwise(bounds)]
 
 
 def _arguments(argv: Sequence[str], phase: Phase, trainer: Trainer) -> list[str]:
@@ -149,6 +185,7 @@ def _decide_one(
     trainer: Trainer,
     start: Run | None,
     context: Context,
+    keep: bool,
 ) -> Run:
     if start is not None and ":" in start.parsed.model and not start.parsed.model.startswith(LOCAL_MODEL):
         needed = f"a recipe of several phases needs a model by name, or {LOCAL_MODEL}FOLDER"
@@ -164,7 +201,7 @@ def _decide_one(
     first = 0 if start is None else start.last_epoch + 1
     order = OrderOptions(global_batch, accumulation, seed, lanes, block, compose, first)
     order.check_ranks(ranks)
-    counting = Order(plan, order)
+    counting = Order(plan, order, keep=keep)
     batches = _batches(counting, phase, first, context)
     if batches < accumulation and phase.epochs is None:
         few = f"{phase.samples_seen:,} samples are less than a step of {global_batch * accumulation:,}"
@@ -206,39 +243,3 @@ def _batches(counting: Order, phase: Phase, first: int, context: Context) -> int
     for batch in context.progress(steps, "counting epochs", len(steps)):
         counting.epoch_at(batch)
     return batches
-
-
-def describe_result(plan: Plan, run: Run, report: Report, *, last: bool) -> None:
-    """Report the samples of a finished phase, its checkpoint, and after the last phase the command that evaluates it."""
-    logs = sorted(run.folder.glob(f"{REPLACED}*.jsonl"))
-    # A set, because a batch that was trained again after an interruption is logged twice.
-    replaced = {json.loads(line)["position"] for log in logs for line in log.read_text(encoding="utf-8").splitlines()}
-    place = f", listed in {logs[0].parent}/{REPLACED}*" if replaced else ""
-    report(
-        f"{run.folder}: saw {run.batches * run.order.batch_size:,} samples in {run.batches:,} batches, {run.epochs} of plan "
-        f"{plan.name!r}; {len(replaced):,} of them replaced{place}"
-    )
-    report(f"  checkpoint: {run.folder / 'checkpoints' / f'epoch_{run.segments.count}.pt'}")
-    if last:
-        report(f"  next: {command_line('evaluate', run.folder, data='SET').strip('`')}")
-
-
-def describe(plan: Plan, runs: Sequence[Run], report: Report) -> None:
-    """Report what the phases will train on."""
-    for run in runs:
-        order, left = run.order, run.segments.left_out
-        which = f"phase {run.number + 1} of {len(runs)}: " if len(runs) > 1 else ""
-        report(f"{which}{run.folder}: {run.epochs} of plan {plan.name!r}, order seed {order.seed}, {order.lanes} lanes")
-        report(
-            f"  {run.batches:,} batches of {order.batch_size:,} samples ({run.ranks} ranks × {run.parsed.batch_size:,}), "
-            f"{run.batches // order.accumulation:,} steps, {run.batches * order.batch_size:,} samples"
-        )
-        report(
-            f"  {run.segments}, a checkpoint after each; left out: {left} batch{'es' * (left != 1)} "
-            f"({left * order.batch_size:,} samples), and samples that fill no batch"
-        )
-        if run.parsed.warmup * order.accumulation >= run.batches:
-            report(
-                f"  note: the warm-up ({run.parsed.warmup:,} steps) is as long as the training: "
-                "the learning rate never comes down; give `warmup` after the --"
-            )
