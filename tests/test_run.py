@@ -237,9 +237,9 @@ def test_a_dry_run_names_steps_that_exist_with_other_settings_and_json_lists_all
 
 def test_settings_change_one_step():
     steps = load_pipeline("dbp-laion").steps
-    changed = with_settings(steps, ["cluster:main.clusters=7", "dedup.epsilon=0.1"])
+    changed = with_settings(steps, ["cluster:main.clusters=7", "dedup.target-share=0.5"])
     assert [dict(step.options).get("k") for step in changed if step.command == "cluster"] == [50000, "7"]
-    assert next(step for step in changed if step.command == "dedup").options["epsilon"] == "0.1"
+    assert next(step for step in changed if step.command == "dedup").options["target-share"] == "0.5"
     for text in ("cluster.clusters=7", "plan.keep", "keep=3", "nothing.keep=3"):
         with pytest.raises(UserError, match=r"give STEP\.OPTION=VALUE, where STEP is one of import, cluster:fine"):
             with_settings(steps, [text])

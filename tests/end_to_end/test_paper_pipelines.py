@@ -36,14 +36,14 @@ def unit_rows(catalog, name="image"):
 def test_dbp_laion(run_tailwise, _small_catalog_source, tmp_path):
     folder, out = tmp_path / "catalog", tmp_path / "out"
     sources = [_small_catalog_source / "pool", _small_catalog_source / "embeddings"]
-    changes = ["cluster:fine.k=20", "cluster:main.k=8", "dedup.epsilon=0.02", "plan.keep=0.2"]
+    changes = ["cluster:fine.k=20", "cluster:main.k=8", "dedup.target-share=0.6", "plan.keep=0.2"]
     run_tailwise(
         "run", "dbp-laion", *sources, folder, "--output", out, *(x for each in changes for x in ("--set", each))
     )
     catalog = Catalog.open(folder)
     dropped = np.flatnonzero(DropList(catalog, "duplicates").mask[:])
-    expected = published_semdedup(catalog, 0.02)
-    assert 50 < len(dropped) < 450
+    expected = published_semdedup(catalog, DropList(catalog, "duplicates").summary["epsilon"])
+    assert len(dropped) == 0.4 * 600
     assert dropped.tolist() == expected
     drawn = np.flatnonzero(Plan(catalog, "subset").draw(0))
     assert len(drawn) == 0.2 * 600  # of the whole pool, duplicates included
@@ -74,9 +74,9 @@ def test_dbp_datacomp_medium(run_tailwise, tmp_path, make_metadata, make_tar, ma
     run_tailwise(*command, "--workers", 1, *(word for each in changes for word in ("--set", each)))
     catalog = Catalog.open(folder)
     assert {"image", "dino"} <= set(column_names(catalog))
-    expected = published_semdedup(catalog, 0.05)
+    expected = published_semdedup(catalog, DropList(catalog, "duplicates").summary["epsilon"])
     assert np.flatnonzero(DropList(catalog, "duplicates").mask[:]).tolist() == expected
-    assert len(expected) >= 30
+    assert 0.2 * 240 - 2 < len(expected) <= 0.2 * 240
     kept = sorted(set(range(240)) - set(expected), key=lambda row: -scores[row])[: round(0.3 * 240)]
     assert np.flatnonzero(column(catalog, "label", "main") >= 0).tolist() == sorted(kept)
     assert Clustering.open(catalog, "main").centroids.shape[1] == unit_rows(catalog, "dino").shape[1] != 8
