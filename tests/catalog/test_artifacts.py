@@ -1,6 +1,9 @@
 """Artifacts: made once, resumed with the same settings, never overwritten by others."""
 
 import multiprocessing
+import os
+import signal
+import sys
 from contextlib import ExitStack, nullcontext
 
 import pytest
@@ -11,6 +14,7 @@ from tailwise.catalog.files import file_digest, read_json, write_json
 from tailwise.catalog.kinds import Kind
 from tailwise.errors import ConflictError, UserError
 
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link")
 CONFIG = {"k": 500, "merge": None}
 INPUTS = {"embeddings": "abc"}
 
@@ -46,15 +50,18 @@ def test_resume_with_the_same_settings_keeps_the_files(begin):
 )
 def test_other_settings_do_not_touch_unfinished_work(begin, change):
     begin().path("half").write_text("work")
-    with pytest.raises(UserError, match="exists unfinished, with other settings"):
+    with pytest.raises(UserError, match="exists unfinished, with other settings") as caught:
         begin(**change)
+    assert f"delete {begin().folder} to rebuild it" in str(caught.value)
     assert begin().path("half").read_text() == "work"
 
 
 def test_after_a_removal_finished_artifacts_stay_and_unfinished_ones_restart(begin):
     after = {**INPUTS, REMOVALS: "x"}
-    begin().path("half").write_text("work")
+    before = begin()
+    before.path("half").write_text("work")
     assert not begin(inputs=after).path("half").exists()
+    assert not before.folder.exists()
     made = make(begin("done"))
     assert begin("done", inputs=after).identity != made.identity
     assert read_json(made.path("manifest.json"))["identity"] == made.identity
@@ -68,18 +75,18 @@ def test_what_is_refused_at_once_leaves_nothing(tmp_path):
 
     with pytest.raises(UserError, match="no"), Artifact(tmp_path / "main", "clusters", CONFIG, INPUTS):
         refuse()
-    assert not (tmp_path / "main").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".main.lock"]
     with pytest.raises(UserError, match="no"), Artifact(tmp_path / "main", "clusters", CONFIG, INPUTS) as artifact:
         artifact.path("half").write_text("work")
         refuse()
-    assert (tmp_path / "main" / "half").exists()
+    assert artifact.path("half").exists()
+    assert not (tmp_path / "main").exists()  # it gets its name when it is finished
 
 
-def test_other_settings_take_over_where_no_work_was_done(begin):
+def test_other_settings_take_over_where_no_work_was_done(begin, tmp_path):
     begin().path("half.writing").write_text("torn")
-    other = make(begin(config={"k": 400}))
-    assert other.done
-    assert not other.path("half.writing").exists()
+    assert make(begin(config={"k": 400})).done
+    assert {path.name for path in tmp_path.iterdir()} == {"main", ".main.lock"}
 
 
 def test_one_process_at_a_time(begin, tmp_path):
@@ -90,31 +97,34 @@ def test_one_process_at_a_time(begin, tmp_path):
         assert begin().done  # what is finished may be opened by all
 
 
-def write_with_others(folder, number, locks, turn, entered, told):
+def write_with_others(folder, number, config, locks, turn, step, told):
     """Make one artifact in one of two processes; tell which number has finished it, or why not."""
     if not locks:  # as on two machines with a file system that knows no locks
         artifacts.locked = lambda *_: nullcontext()
     try:
         with ExitStack() as held:
             with turn:
-                artifact = held.enter_context(Artifact(folder, "clusters", CONFIG, INPUTS))
-                artifact.path(f"by-{number}").write_text("x")
-            entered.wait(60)
+                artifact = held.enter_context(Artifact(folder, "clusters", config, INPUTS))
+            step.wait(60)
+            artifact.path(f"by-{number}").write_text("x")
+            step.wait(60)
             artifact.finish({"writer": number})
         told.put(number)
     except ConflictError as error:
         if locks:
-            entered.wait(60)
+            step.wait(60)
+            step.wait(60)
         told.put(str(error))
 
 
+@pytest.mark.parametrize("configs", [(CONFIG, CONFIG), (CONFIG, {"k": 7})], ids=["same", "other"])
 @pytest.mark.parametrize(("locks", "refusal"), [(True, "is writing"), (False, "has finished")])
-def test_of_two_writers_one_wins(tmp_path, locks, refusal):
+def test_of_two_writers_one_wins(tmp_path, configs, locks, refusal):
     context, folder = multiprocessing.get_context("fork"), tmp_path / "main"
-    turn, entered, told = context.Lock(), context.Barrier(2), context.Queue()
+    turn, step, told = context.Lock(), context.Barrier(2), context.Queue()
     processes = [
-        context.Process(target=write_with_others, args=(folder, number, locks, turn, entered, told))
-        for number in (1, 2)
+        context.Process(target=write_with_others, args=(folder, number, config, locks, turn, step, told))
+        for number, config in enumerate(configs)
     ]
     for process in processes:
         process.start()
@@ -124,16 +134,76 @@ def test_of_two_writers_one_wins(tmp_path, locks, refusal):
     assert f"another process {refusal}" in reason
     manifest = read_manifest(folder, "clustering", "make it")
     assert manifest["summary"] == {"writer": winner}
+    assert manifest["identity"]["config"] == configs[winner]
     assert manifest["files"] == {path.name: file_digest(path) for path in folder.glob("by-*")}
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", *manifest["files"]}
-    with Artifact(folder, "clusters", CONFIG, INPUTS) as again:
+    with Artifact(folder, "clusters", configs[winner], INPUTS) as again:
         assert again.done
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *manifest["files"]}
+    assert {path.name for path in tmp_path.iterdir()} == {"main", *([".main.lock"] if locks else [])}
+
+
+def make_until(folder, config, change):
+    """Make an artifact of two files; kill the process before its n-th change of the names in the folder. Its exit code: 3 if refused."""
+    left = change
+
+    def count(event, arguments):
+        nonlocal left
+        if event in CHANGES and str(folder.parent) in str(arguments):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    try:
+        with Artifact(folder, "clusters", config, INPUTS) as artifact:
+            if not artifact.done:
+                for name in "ab":
+                    write_json(artifact.path(name), config)
+                artifact.finish({"rows": 7})
+    except ConflictError:
+        os._exit(3)
+
+
+def test_killed_at_any_moment_and_repeated_is_done(tmp_path, tree_bytes):
+    """Whatever was there when the process was killed, by itself and with a leftover of other settings."""
+
+    def run(config, change=0):
+        process = multiprocessing.get_context("fork").Process(target=make_until, args=(folder, config, change))
+        process.start()
+        process.join(100)
+        return process.exitcode
+
+    folder = tmp_path / "whole" / "main"
+    assert run(CONFIG) == 0
+    whole, change, codes, refused = tree_bytes(folder.parent), 0, [], 0
+    while not codes or codes[-1]:
+        change += 1
+        folder = tmp_path / str(change) / "main"
+        codes.append(run(CONFIG, change))
+        published = folder.exists()
+        other = run({"k": 7})
+        assert other in (0, 3)
+        if other:
+            refused += 1
+            assert run(CONFIG) == 0
+            assert tree_bytes(folder.parent) == whole
+        else:
+            assert not published
+            assert run(CONFIG) == 3
+        assert {path.name for path in folder.parent.iterdir()} == {"main", ".main.lock"}
+    assert codes == [*[-signal.SIGKILL] * (change - 1), 0]
+    assert 5 < refused < change
 
 
 def test_files_without_a_record_of_their_settings_are_not_trusted(begin, tmp_path):
-    (tmp_path / "main").mkdir()
-    (tmp_path / "main" / "half").write_text("made by who knows what")
+    unfinished = begin()
+    unfinished.path("half").write_text("made by who knows what")
+    unfinished.path("pending.json").unlink()
     assert not begin().path("half").exists()
+    make(begin()).path("half").write_text("more")
+    (tmp_path / "main" / "manifest.json").unlink()
+    assert not begin().done
+    assert not make(begin()).path("half").exists()
 
 
 def test_finish_lists_hashes_and_leaves_no_pending(begin):
@@ -169,13 +239,6 @@ def test_finished_with_other_settings_is_refused_and_untouched(begin, tree_bytes
         begin(**change)
     assert "\n" not in str(caught.value)
     assert tree_bytes(artifact.folder) == before
-
-
-def test_a_crash_after_the_manifest_is_no_harm(begin):
-    artifact = make(begin())
-    write_json(artifact.path("pending.json"), artifact.identity)
-    assert begin().done
-    assert not artifact.path("pending.json").exists()
 
 
 def test_manifest_is_written_last(begin, monkeypatch):

@@ -1,11 +1,11 @@
-"""Artifacts: folders that are made once, named by what they were made from, and finished by a manifest written last."""
+"""Artifacts: made once, in a folder named by a digest of what they are made from, which gets the artifact's name when it is finished."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import numpy.typing as npt
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import PlainColumn, RowColumn
 from tailwise.catalog.files import digest, known_digest, read_record, record_bytes, write_record
-from tailwise.catalog.layout import MANIFEST, PENDING, lock, plain_file
+from tailwise.catalog.layout import MANIFEST, PENDING, lock, plain_file, unfinished
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.extras import versions
-from tailwise.storage.local import TEMPORARY_SUFFIX, locked, put_if_absent
+from tailwise.storage.local import TEMPORARY_SUFFIX, flush, locked, put_if_absent
 from tailwise.text import nearest
 
 logger = logging.getLogger(__name__)
@@ -30,14 +30,19 @@ FORMAT = 1  # raised when the same configuration would give other content
 class Artifact:
     """One folder of a catalog, made by one stage from a configuration and inputs, inside a `with` block.
 
-    While it is being made it is locked and holds `pending.json`, so that a rerun with the same configuration goes on with the
-    files that are there. `finish` writes `manifest.json` last: with it, the artifact is never changed again. Of several writers that no
-    lock keeps apart, as on two machines, one writes the manifest, and the others are refused.
+    Until it is finished, its name is locked, and its files are in a folder named by a digest of configuration and inputs: a rerun with the
+    same goes on with them, and no writer with others writes there. `finish` writes `manifest.json`, and gives the folder its name:
+    from then on, nothing in it is changed. Of several writers that no lock keeps apart, as on two machines, one gets the name, and
+    the others are refused.
+
+    Attributes:
+        place: path of the finished artifact.
+        folder: of the files; it is `place` once the artifact is finished.
     """
 
     def __init__(
         self,
-        folder: Path,
+        place: Path,
         kind: str,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
@@ -46,14 +51,13 @@ class Artifact:
         """Names the artifact.
 
         Args:
-            folder: its path.
+            place: path of the finished artifact.
             kind: what it is, e.g. "clusters".
             config: all that decides its content, as JSON values.
             inputs: name and hash of each thing it is made from. Where only REMOVALS among them has changed, what is finished is taken
                 as it is.
             derived: what follows from both, as JSON values.
         """
-        self.folder = folder
         self.identity: dict[str, Any] = {
             "kind": kind,
             "format": FORMAT,
@@ -62,6 +66,8 @@ class Artifact:
         }
         if derived:
             self.identity["derived"] = dict(derived)
+        self.place = place
+        self.folder = place if self._taken else unfinished(place) / digest(self.identity)
         self._held = ExitStack()
 
     def __enter__(self) -> Artifact:
@@ -70,81 +76,124 @@ class Artifact:
         Raises:
             UserError: it exists with other settings or inputs, finished or not, or another process is making it.
         """
-        if not self._check(MANIFEST):
-            self._held.enter_context(locked(lock(self.folder), str(self.folder)))
-            try:
+        if not self._taken:
+            self._held.enter_context(locked(lock(self.place), str(self.place)))
+        try:
+            if self._taken:
+                self._clean()
+                self._refuse_other(read_record(self.place / MANIFEST)["identity"], self.place)
+                self.folder = self.place
+            else:
                 self._begin()
-            except BaseException:
-                self._held.close()
-                raise
-        else:
-            with suppress(OSError):  # the catalog may be read-only
-                self._remove_leftovers(PENDING)
+        except BaseException:
+            self._held.close()
+            raise
         return self
 
     def _begin(self) -> None:
-        if not self._check(MANIFEST) and not (self._worth_keeping() and self._check(PENDING)):
+        if self.place.exists() and not self._taken:
+            shutil.rmtree(self.place)  # its manifest was lost: a folder gets this name with a manifest only
+        for folder in {*unfinished(self.place).glob("*")} - {self.folder}:
+            if {PENDING} < _names(folder):
+                self._refuse_other(read_record(folder / PENDING), folder)
+                shutil.rmtree(folder)
+        if MANIFEST in _names(self.folder):
+            self._publish()
+        elif PENDING not in _names(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
             write_record(self.folder / PENDING, self.identity)
-        self._remove_leftovers()
-
-    def _remove_leftovers(self, *names: str) -> None:
-        """Remove what a killed process has left: temporary files, and some of these names."""
-        for path in (*self.folder.glob(f"*{TEMPORARY_SUFFIX}"), *map(self.path, names)):
-            path.unlink(missing_ok=True)
+        _remove_temporary(self.folder)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Lets go of the lock; and of the folder, where the stage refused what it was given before it made anything."""
-        if kind is not None and issubclass(kind, UserError) and not self.done and not self._worth_keeping():
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if kind is not None and issubclass(kind, UserError) and _names(self.folder) == {PENDING}:
+            shutil.rmtree(unfinished(self.place), ignore_errors=True)
         self._held.close()
 
-    def _worth_keeping(self) -> bool:
-        return any(path.name != PENDING and path.suffix != TEMPORARY_SUFFIX for path in self.folder.glob("*"))
-
-    def _check(self, name: str) -> bool:
-        """Return True if the file exists; raise a UserError if it describes another artifact.
+    def _refuse_other(self, existing: Mapping[str, Any], folder: Path) -> None:
+        """Raise a ConflictError if the artifact in a folder is another one.
 
         Finished artifacts stay valid after a removal of samples; unfinished ones restart.
         """
-        if not (self.folder / name).exists():
-            return False
-        found = read_record(self.folder / name)
-        existing = found["identity"] if name == MANIFEST else found
         wanted = self.identity
-        removed_since = existing["inputs"].get(REMOVALS) != wanted["inputs"].get(REMOVALS)
-        if removed_since:
+        if existing["inputs"].get(REMOVALS) != wanted["inputs"].get(REMOVALS):
             existing, wanted = _removals_aside(existing), _removals_aside(wanted)
         if existing != wanted:
-            state = "exists" if name == MANIFEST else "exists unfinished,"
+            state = "exists" if folder == self.place else "exists unfinished,"
             raise ConflictError(
-                f"{self.folder} {state} with other settings ({_differences(existing, self.identity)}): "
-                "choose another name, or delete that folder to rebuild it"
+                f"{self.place} {state} with other settings ({_differences(existing, self.identity)}): "
+                f"choose another name, or delete {folder} to rebuild it"
             )
-        return name == MANIFEST or not removed_since
+
+    @property
+    def _taken(self) -> bool:
+        return (self.place / MANIFEST).exists()
 
     @property
     def done(self) -> bool:
-        """True if the manifest exists."""
-        return (self.folder / MANIFEST).exists()
+        """True if the artifact is finished."""
+        return self.folder == self.place
 
     def path(self, name: str) -> Path:
         """The path of one file of the artifact."""
         return self.folder / name
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the manifest: identity, the hash of every file, and `summary` (figures for people).
+        """Write the manifest: identity, the hash of every file, and `summary` (figures for people); give the folder its name.
 
         Raises:
             ConflictError: another process has finished the artifact since this one began it.
         """
-        paths = sorted(path for path in self.folder.iterdir() if path.is_file() and path.suffix != TEMPORARY_SUFFIX)
-        files = {path.name: known_digest(path) for path in paths if path.name not in {PENDING, MANIFEST}}
-        manifest = {"identity": self.identity, "files": files, "summary": dict(summary), "made_by": versions(DECIDING)}
-        if not put_if_absent(self.folder / MANIFEST, record_bytes(manifest)):
-            raise ConflictError(f"another process has finished {self.folder} at this moment: repeat this command")
-        (self.folder / PENDING).unlink(missing_ok=True)
-        logger.debug("%s is written: %d files", self.folder, len(files))
+        with self._race():
+            self.path(PENDING).stat()  # it is missing where another process has published the folder
+            paths = sorted(path for path in self.folder.iterdir() if path.is_file() and path.suffix != TEMPORARY_SUFFIX)
+            files = {path.name: known_digest(path) for path in paths if path.name not in {PENDING, MANIFEST}}
+            manifest = {"files": files, "summary": dict(summary), "made_by": versions(DECIDING)}
+            if not put_if_absent(self.path(MANIFEST), record_bytes({"identity": self.identity, **manifest})):
+                raise self._lost
+        self._publish()
+        logger.debug("%s is written: %d files", self.place, len(files))
+
+    def _publish(self) -> None:
+        """Give the folder its name, which no other process can then."""
+        with self._race():
+            self.path(PENDING).unlink(missing_ok=True)
+            self.folder.rename(self.place)
+        self.folder = self.place
+        flush(self.place.parent)
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what other processes have left of this name."""
+        with suppress(OSError):  # the catalog may be read-only
+            _remove_temporary(self.place)
+            shutil.rmtree(unfinished(self.place))
+
+    @contextmanager
+    def _race(self) -> Iterator[None]:
+        """Raise a ConflictError for an OSError, if another process has finished the artifact."""
+        try:
+            yield
+        except OSError as error:
+            if not self._taken:
+                raise
+            raise self._lost from error
+
+    @property
+    def _lost(self) -> ConflictError:
+        return ConflictError(f"another process has finished {self.place} at this moment: repeat this command")
+
+
+def _names(folder: Path) -> set[str]:
+    """Return the names in a folder, without those of temporary files; none where there is no folder."""
+    with suppress(FileNotFoundError):
+        return {path.name for path in folder.iterdir() if path.suffix != TEMPORARY_SUFFIX}
+    return set()
+
+
+def _remove_temporary(folder: Path) -> None:
+    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,14 +87,14 @@ def checked_record(path: Path, value: Any) -> dict[str, Any]:  # noqa: ANN401  (
 
 # --- files whose hash was noted when they were written --------------------------------------------------------------------
 
-FileStamp = tuple[str, int, int, int]  # path, inode, size, time: another file has another stamp
-_digests: dict[FileStamp, str] = {}  # of the files that this process has written or hashed
+FileStamp = tuple[str, int, int, int, int]  # path, device, inode, size, time: another file has another stamp
+_digests: dict[tuple[int, ...], str] = {}  # of the files that this process has written or hashed
 
 
 def file_stamp(path: Path) -> FileStamp:
     """Return what changes whenever a file is replaced."""
     status = path.stat()
-    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+    return str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=256)
@@ -272,7 +272,7 @@ def file_digest(path: Path) -> str:
 
 def known_digest(path: Path) -> str:
     """Return the same as `file_digest`. A process hashes each file once: while it writes it (`writing`), else by reading it."""
-    stamp = file_stamp(path)
+    stamp = file_stamp(path)[1:]  # the folder of an artifact gets another path when it is finished
     if stamp not in _digests:
         _digests[stamp] = file_digest(path)
     return _digests[stamp]
@@ -300,5 +300,5 @@ def writing(path: Path, *, unique: bool = False) -> Iterator[HashedStream]:
         with temporary.open("wb") as file:
             stream = HashedStream(file)
             yield stream
-        stamp = (str(path), *file_stamp(temporary)[1:])
+        stamp = file_stamp(temporary)[1:]
     _digests[stamp] = stream.state.hexdigest()

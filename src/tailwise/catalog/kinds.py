@@ -19,7 +19,7 @@ class Kind:
     """A kind of artifact."""
 
     section: str  # title in `status`
-    folder: str  # of the catalog; each artifact is a folder in it
+    folder: str  # of the catalog; each finished artifact is a folder in it
     columns: tuple[str, ...]  # of `status`: keys of the artifact's configuration, or of what is derived
     # commands that make an artifact which users name → the artifact's name, by the values of the command's parameters
     made_by: Mapping[str, Callable[[Mapping[str, Any]], str]] = field(default_factory=dict)
@@ -37,6 +37,12 @@ class Kind:
     def manifests(self, catalog: Path) -> list[Path]:
         """Return the manifests of the finished artifacts, sorted by name."""
         return sorted((catalog / self.folder).glob(f"*/{layout.MANIFEST}"))
+
+    def unfinished(self, catalog: Path) -> list[tuple[str, Path]]:
+        """Return the name and the record of each artifact that is being made, or was interrupted."""
+        pattern = layout.unfinished(Path("*")).name
+        records = (catalog / self.folder).glob(f"{pattern}/*/{layout.PENDING}")
+        return [(path.parts[-3][1:].removesuffix(pattern[2:]), path) for path in records]
 
     def finished(self, catalog: Path) -> list[str]:
         """Return the names of the finished artifacts, sorted."""

@@ -118,6 +118,11 @@ def lock(path: Path) -> Path:
     return path.with_name(f".{path.name}{LOCK}")
 
 
+def unfinished(path: Path) -> Path:
+    """Return the folder of an artifact that is being made, beside the one it becomes: in it, a folder for each configuration."""
+    return path.with_name(f".{path.name}.{UNFINISHED}")
+
+
 def numbered(folder: Path, number: int, suffix: str = RECORD) -> Path:
     """Return a file of one entry of a numbered series."""
     return folder / f"{number:06d}{suffix}"

@@ -177,7 +177,7 @@ class Comparison:
             return labels
         return np.concatenate([labels, np.where(labels >= 0, self._next_clusters.read(part), -1)], axis=1)
 
-    @cached_property
+    @property
     def _next_clusters(self) -> PlainColumn:
         return PlainColumn(comparison_artifact(self.catalog, self.config, self.inputs).folder, layout.NEXT_CLUSTERS)
 

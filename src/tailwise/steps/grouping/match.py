@@ -87,11 +87,10 @@ def match_entries(
     config = {"ignore_case": ignore_case, "snapshot": snapshot.number}
     inputs = {"snapshot": snapshot.id, "entries": digest(entries)}
     with matches_artifact(catalog, config, inputs) as artifact:
-        matches = Matches(artifact.folder, entries)
         if not artifact.done:
-            _match(catalog, matches, snapshot, ignore_case, workers, context or Context())
+            _match(catalog, Matches(artifact.folder, entries), snapshot, ignore_case, workers, context or Context())
             artifact.finish({"entries": len(entries)})
-    return matches
+    return Matches(artifact.folder, entries)
 
 
 def read_entries(path: Path, *, ignore_case: bool = False) -> list[str]:

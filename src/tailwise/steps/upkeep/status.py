@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import column_records, part_markers
 from tailwise.catalog.files import read_record
-from tailwise.catalog.kinds import KINDS
+from tailwise.catalog.kinds import KINDS, Kind
 from tailwise.catalog.rejections import Rejections
 from tailwise.catalog.removals import Removals
 
@@ -30,7 +30,7 @@ def status(catalog: Catalog) -> dict[str, Section]:
     return {
         "snapshots": _snapshots(catalog),
         "embeddings": [_column(catalog, path) for path in column_records(catalog)],
-        **{kind.section: _artifacts(catalog.folder / kind.folder, kind.columns) for kind in KINDS},
+        **{kind.section: _artifacts(catalog.folder, kind) for kind in KINDS},
         "removed": _removed(Removals.of(catalog)),
         "left out": reasons,
     }
@@ -82,17 +82,14 @@ def _column(catalog: Catalog, path: Path) -> dict[str, Any]:
     }
 
 
-def _artifacts(folder: Path, shown: tuple[str, ...]) -> Section:
+def _artifacts(catalog: Path, kind: Kind) -> Section:
+    found = [(path.parent.name, "complete", read_record(path)["identity"]) for path in kind.manifests(catalog)]
+    found += [(name, "unfinished", read_record(path)) for name, path in kind.unfinished(catalog)]
     items = []
-    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
-        manifest, pending = find_manifest(path), path / layout.PENDING
-        if manifest is None and not pending.exists():
-            continue
-        identity = read_record(pending) if manifest is None else manifest["identity"]
+    for name, state, identity in sorted(found, key=itemgetter(0)):
         config = {**identity["config"], **identity.get("derived", {})}
-        state = "unfinished" if manifest is None else "complete"
-        columns = {key: _shown(config.get(key)) for key in shown}
-        items.append({"name": path.name, **columns, "snapshot": config["snapshot"], "state": state})
+        columns = {key: _shown(config.get(key)) for key in kind.columns}
+        items.append({"name": name, **columns, "snapshot": config["snapshot"], "state": state})
     return items
 
 
