@@ -17,9 +17,10 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def fork_python():
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "numba", "tailwise.cli", "tailwise.loader.loader", "tailwise.train.launch"]
+        ["torch", "numba", "tailwise.cli", "tailwise.loader.loader", "tailwise.train.launch", "open_clip_train.main"]
     )
 
     def start(code, *arguments, out, err=None, **environment):
@@ -183,6 +184,52 @@ def fork_python():
     yield start
     for process in started:  # those of a test that failed; the interpreter would wait for them
         process.kill()
+
+
+@pytest.fixture(scope="session")
+def wait_until():
+    """`wait_until(condition, alive=…, log=None)` waits until a condition is true: for minutes, unless `alive()` is false.
+
+    A failure shows the end of the file `log`.
+    """
+
+    def wait(condition, alive=lambda: True, log=None):
+        deadline = time.monotonic() + 300  # of a busy machine
+        while not condition():
+            if time.monotonic() > deadline or not (alive() or condition()):
+                pytest.fail(log.read_text()[-5000:] if log else "waited in vain")
+            time.sleep(0.0005)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def descendants():
+    """`descendants(pid)` → the processes begun by a process, by those, and so on; the outermost first."""
+
+    def find(pid):
+        parents = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):  # it has ended meanwhile
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        found = [child for child, parent in parents.items() if parent == pid]
+        return found + [later for child in found for later in find(child)]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def running():
+    """`running(pid)`: whether a process is still there, other than as an entry that nobody has asked about."""
+
+    def check(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    return check
 
 
 # Rows or bytes at a time, on which no result depends: small and odd ones.

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -128,14 +127,11 @@ def test_other_settings_are_refused_and_another_evaluation_trains_nothing(compar
     assert results(tmp_path / "copy").keys() == results(folder).keys()
 
 
-def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(compared, fork_python, tmp_path):
+def test_a_killed_comparison_goes_on_and_ends_as_if_it_had_not_been(compared, fork_python, tmp_path, wait_until):
     recipe, folder = compared
     words = ["compare", recipe, "--output", tmp_path / "out", "--only", "random static"]
     process = fork_python("from tailwise.cli import main; main()", *words, out=tmp_path / "log")
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "out").glob("runs/*/seed-0/result.json")) and process.is_alive():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: list((tmp_path / "out").glob("runs/*/seed-0/result.json")) or not process.is_alive())
     process.kill()
     process.join()
     left = results(tmp_path / "out")

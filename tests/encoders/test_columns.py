@@ -1,7 +1,6 @@
 """Columns made by encoders with weights: equal to the model's own rows, repeatable, never mixed, and the same as imported ones."""
 
 import io
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -210,14 +209,15 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_run_goes_on_at_the_shard_it_was_at(fork_python, make_catalog, clip_folder, tree_bytes, tmp_path):
+def test_a_killed_run_goes_on_at_the_shard_it_was_at(
+    fork_python, make_catalog, clip_folder, tree_bytes, tmp_path, wait_until
+):
     name = f"open_clip:local-dir:{clip_folder}"
     whole, broken = make_catalog("whole"), make_catalog("broken")
     embed(whole, replace(fp32("image"), encoder=name, workers=1))
     out, err = tmp_path / "out", tmp_path / "err"
-    process = fork_python(SCRIPT, broken.folder, name, 60, out=out, err=err)
-    while process.is_alive() and not out.read_text():
-        time.sleep(0.01)
+    process = fork_python(SCRIPT, broken.folder, name, 1000, out=out, err=err)
+    wait_until(lambda: out.read_text().endswith("\n"), process.is_alive, err)
     process.kill()
     process.join()
     assert out.read_text() == "0\n", err.read_text()  # of the first part's two shards, one is finished

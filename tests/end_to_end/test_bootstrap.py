@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +49,12 @@ def tailwise(*arguments):
     return result.output
 
 
-def test_a_killed_bootstrap_goes_on_and_a_repeated_one_does_nothing(fork_python, command, tmp_path, tree_bytes):
+def test_a_killed_bootstrap_goes_on_and_a_repeated_one_does_nothing(
+    fork_python, command, tmp_path, tree_bytes, wait_until
+):
     run = tmp_path / "out" / "bootstrap-clip"
     process = fork_python("from tailwise.cli import main; main()", *command, out=tmp_path / "log")
-    deadline = time.monotonic() + 400
-    while not (run / "checkpoints" / "epoch_latest.pt").exists():
-        assert process.is_alive(), (tmp_path / "log").read_text()[-5000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until((run / "checkpoints" / "epoch_latest.pt").exists, process.is_alive, tmp_path / "log")
     process.kill()
     process.join()
     catalog = tmp_path / "catalog"

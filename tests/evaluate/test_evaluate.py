@@ -132,7 +132,7 @@ def test_sets_are_read_over_http(measure, classification_set, workers):
     pytest.importorskip("aiohttp")
     handler = functools.partial(QuietHandler, directory=classification_set.parent)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         (found,) = measure(f"{address}/{classification_set.name}/", workers=workers)
         with pytest.raises(UserError, match="is no set"):

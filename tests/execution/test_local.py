@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -84,25 +83,19 @@ def test_default_workers():
     assert 1 <= default_workers() <= (os.cpu_count() or 1)
 
 
-def test_workers_end_with_a_killed_parent(tmp_path):
+def test_workers_end_with_a_killed_parent(tmp_path, wait_until, descendants, running):
     file = tmp_path / "main.py"
     file.write_text(
         "import time\nfrom tailwise.execution.base import Apply, Needs\nfrom tailwise.execution.local import LocalExecutor\n"
         "if __name__ == '__main__': list(LocalExecutor().map(Apply(time.sleep), [60] * 4, Needs(workers=2)))"
     )
     process = subprocess.Popen([sys.executable, file], start_new_session=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 60
-    while len(children.read_text().split()) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    workers = [int(pid) for pid in children.read_text().split()]
-    assert len(workers) == 3
+    wait_until(lambda: len(descendants(process.pid)) == 3, lambda: process.poll() is None)
+    workers = descendants(process.pid)
     time.sleep(2)  # they import what they need
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers)
+    wait_until(lambda: not any(map(running, workers)))
 
 
 def run_script(tmp_path, text):

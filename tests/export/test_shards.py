@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 import tarfile
-import time
 from collections import Counter
 
 import fsspec
@@ -228,16 +227,17 @@ def start(fork_python, thrice, tmp_path):
 
 
 @pytest.mark.parametrize(("marker", "workers"), [("00000012.tar", 1), ("00000005_stats.json", 2), (".scratch", 1)])
-def test_after_a_kill_the_same_command_goes_on(start, thrice, tmp_path, tree_bytes, marker, workers):
+def test_after_a_kill_the_same_command_goes_on(
+    start, thrice, tmp_path, tree_bytes, marker, workers, wait_until, descendants, running
+):
     write_shards(thrice, 0, tmp_path / "whole", ShardsRequest(7, workers=1))
     folder = tmp_path / "broken"
     process, _ = start(folder, workers)
-    deadline = time.monotonic() + 100
-    while not (folder / marker).exists() and process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.0005)
+    wait_until(lambda: (folder / marker).exists() or not process.is_alive())
+    writers = descendants(process.pid)
     process.kill()
     process.join()
-    time.sleep(0.3)  # for workers to see that their parent is gone
+    wait_until(lambda: not any(map(running, writers)))
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*_stats.json")}
     assert marker == ".scratch" or len(kept) >= 5
     write_shards(thrice, 0, folder, ShardsRequest(7, workers=1))

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -94,12 +93,10 @@ def finished_parts(folder):
         "plans/.p.unfinished/*/pending.json",
     ],
 )
-def test_the_same_command_goes_on(start, whole, tmp_path, tree_bytes, marker):
+def test_the_same_command_goes_on(start, whole, tmp_path, tree_bytes, marker, wait_until):
     broken = tmp_path / "broken"
     process, end = start(broken)
-    deadline = time.monotonic() + 100
-    while not any(broken.glob(marker)) and process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.0005)
+    wait_until(lambda: any(broken.glob(marker)) or not process.is_alive())
     process.kill()
     end()
     kept = {path: path.stat().st_mtime_ns for path in finished_parts(broken)}

@@ -18,6 +18,8 @@ from tailwise.steps.planning.plan import make_plan
 
 pytest.importorskip("open_clip_train.main", reason="open_clip's trainer isn't installed")
 
+MAIN = "from tailwise.cli import main; main()"
+
 
 @pytest.fixture(scope="session")
 def drawn_plan(tmp_path_factory):
@@ -59,14 +61,13 @@ def launch_train():
 
 @pytest.fixture(scope="session")
 def fork_train(fork_python):
-    """`fork_train(arguments, log, ranks=1)` starts `tailwise train` in so many processes, which share a process group → the processes."""
+    """`fork_train(arguments, log, ranks=1, code=MAIN)` starts `tailwise train` as so many ranks → their processes."""
 
-    def start(arguments, log, ranks=1):
+    def start(arguments, log, ranks=1, code=MAIN):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
         size = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)} if ranks > 1 else {}
-        code = "from tailwise.cli import main; main()"
         return [
             fork_python(code, "train", *arguments, out=log, **number, **(size and place | size))
             for number in ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if size else {} for rank in range(ranks))

@@ -4,21 +4,53 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
-SEGMENT = 10
+from tailwise.catalog import Catalog
+from tailwise.requests import PlanRequest
+from tailwise.steps.planning.plan import make_plan
+
+SEGMENT = 4
+EPOCH = 10  # batches: epochs change in the middle of a segment
+LAST = 6  # number of the batch that a training is killed at
+
+
+def killed(record):
+    """The code of a training whose process is killed when it has written batch LAST to a record."""
+    return f"""
+import os, signal
+from tailwise.cli import main
+from tailwise.train.data import Record
+
+add = Record.add
+
+def killed(self, segment, number, batch):
+    add(self, segment, number, batch)
+    if (str(self.path), number) == ({str(record)!r}, {LAST}):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Record.add = killed
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def short_plan(drawn_plan, tmp_path_factory):
+    """Plan "epochs": 320 of the 1,600 drawings."""
+    folder = tmp_path_factory.mktemp("short") / "catalog"
+    shutil.copytree(drawn_plan.catalog.folder, folder, ignore=shutil.ignore_patterns("plans"))
+    return make_plan(Catalog.open(folder), "epochs", PlanRequest("random", keep=0.2))
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, tiny_model):
     path = tmp_path_factory.mktemp("recipe") / "two.yaml"
     settings = (
-        f'model: "{tiny_model}", device: cpu, precision: fp32, workers: 1, log-every-n-steps: 1, lr: 1.0e-3, warmup: 30'
+        f'model: "{tiny_model}", device: cpu, precision: fp32, workers: 1, log-every-n-steps: 1, lr: 1.0e-3, warmup: 12'
     )
     path.write_text(
         f"""
@@ -30,7 +62,7 @@ plan: none
 expect: {{}}
 phases:
   - {{epochs: 2, checkpoint_every: {SEGMENT}, global_batch: 32, open_clip: {{{settings}}}}}
-  - {{samples_seen: 640, checkpoint_every: {SEGMENT}, global_batch: 32, open_clip: {{{settings}, force-patch-dropout: 0.25}}}}
+  - {{samples_seen: 256, checkpoint_every: {SEGMENT}, global_batch: 32, open_clip: {{{settings}, force-patch-dropout: 0.25}}}}
 """
     )
     return path
@@ -63,34 +95,28 @@ def logged(path):
     return {(int(segment), int(samples)): rest for segment, samples, rest in pattern.findall(path.read_text())}
 
 
-def test_killed_and_resumed_equals_uninterrupted(drawn_plan, recipe, tmp_path, launch_train, fork_train, read_record):
+def test_killed_and_resumed_equals_uninterrupted(
+    short_plan, recipe, tmp_path, fork_train, read_record, wait_until, descendants, running
+):
     whole, broken, single = (tmp_path / name for name in ("whole", "broken", "single"))
     for folder in (whole, broken, single):
         folder.mkdir()
-    launcher = launch_train(command(drawn_plan, recipe, whole), whole / "log")
-    assert launcher.wait(timeout=300) == 0, (whole / "log").read_text()[-5000:]
+    finish(fork_train(command(short_plan, recipe, whole), whole / "log", 2), whole / "log")
 
-    processes = fork_train(command(drawn_plan, recipe, broken), broken / "log", 2)
     record = broken / "record" / "run-phase1.rank-0.jsonl"
-    try:
-        deadline = time.monotonic() + 120
-        while not record.exists() or len(record.read_text().splitlines()) < SEGMENT * 3 // 2:
-            assert all(process.is_alive() for process in processes), (broken / "log").read_text()[-5000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        killed = [pid for process in processes for pid in (process.pid, *descendants(process.pid))]
-        for pid in killed:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        while any(map(runs, killed)):
-            time.sleep(0.01)
-    killed_at = len(read_record(record))
-    assert killed_at % SEGMENT
+    processes = fork_train(command(short_plan, recipe, broken), broken / "log", 2, killed(record))
+    wait_until(record.exists, processes[0].is_alive, broken / "log")
+    begun = [pid for process in processes for pid in (process.pid, *descendants(process.pid))]
+    processes[0].join(300)
+    for pid in begun:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(map(running, begun)))
+    assert len(read_record(record)) == LAST + 1, (broken / "log").read_text()[-5000:]
     assert not (broken / "run-phase2").exists()
-    finish(fork_train(command(drawn_plan, recipe, broken, "--resume"), broken / "log", 2), broken / "log")
+    finish(fork_train(command(short_plan, recipe, broken, "--resume"), broken / "log", 2), broken / "log")
     # Only one segment was begun again.
-    assert len(read_record(record)) == killed_at + 50 - killed_at // SEGMENT * SEGMENT
+    assert len(read_record(record)) == LAST + 1 + 2 * EPOCH - LAST // SEGMENT * SEGMENT
 
     for phase, segments in (("run-phase1", 5), ("run-phase2", 2)):
         for rank in (0, 1):
@@ -104,7 +130,7 @@ def test_killed_and_resumed_equals_uninterrupted(drawn_plan, recipe, tmp_path, l
         assert same(first, second)
 
     # One rank with the same global batch sees the same samples in the same batches.
-    finish(fork_train(command(drawn_plan, recipe, single), single / "log"), single / "log")
+    finish(fork_train(command(short_plan, recipe, single), single / "log"), single / "log")
     for phase in ("run-phase1", "run-phase2"):
         ranks = [by_batch(read_record(whole / f"record/{phase}.rank-{rank}.jsonl")) for rank in (0, 1)]
         alone = by_batch(read_record(single / f"record/{phase}.rank-0.jsonl"))
@@ -114,63 +140,39 @@ def test_killed_and_resumed_equals_uninterrupted(drawn_plan, recipe, tmp_path, l
                 assert content[name] == ranks[0][number][name] + ranks[1][number][name]
 
 
-def test_given_lengths_of_phases_are_resumed_after_a_kill(drawn_plan, recipe, tmp_path, fork_train, read_record):
+def test_given_lengths_of_phases_are_resumed_after_a_kill(
+    short_plan, recipe, tmp_path, fork_train, read_record, descendants, running, wait_until
+):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    lengths = ["--samples-seen", "320,960"]
-    finish(fork_train(command(drawn_plan, recipe, whole, *lengths), whole / "log"), whole / "log")
+    lengths = ["--samples-seen", "128,384"]  # 1 and 3 segments
+    finish(fork_train(command(short_plan, recipe, whole, *lengths), whole / "log"), whole / "log")
 
-    (process,) = fork_train(command(drawn_plan, recipe, broken, *lengths), broken / "log")
     record = broken / "record" / "run-phase2.rank-0.jsonl"
-    deadline = time.monotonic() + 200
-    while not record.exists() or len(record.read_text().splitlines()) < SEGMENT * 3 // 2:
-        assert process.is_alive(), (broken / "log").read_text()[-5000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    killed = [process.pid, *descendants(process.pid)]
-    for pid in killed:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.join(100)
-    killed_at = len(read_record(record))
-    assert killed_at < 30
+    (process,) = fork_train(command(short_plan, recipe, broken, *lengths), broken / "log", code=killed(record))
+    wait_until(record.exists, process.is_alive, broken / "log")
+    workers = descendants(process.pid)
+    process.join(300)
+    wait_until(lambda: not any(map(running, workers)))
+    assert len(read_record(record)) == LAST + 1, (broken / "log").read_text()[-5000:]
 
     (other,) = fork_train(
-        command(drawn_plan, recipe, broken, "--samples-seen", "320,640", "--resume"), broken / "other"
+        command(short_plan, recipe, broken, "--samples-seen", "128,256", "--resume"), broken / "other"
     )
     other.join(300)
     assert other.exitcode == 2
     assert "run-phase2 can't be resumed with other settings" in (broken / "other").read_text()
 
-    finish(fork_train(command(drawn_plan, recipe, broken, *lengths, "--resume"), broken / "log"), broken / "log")
-    assert len(read_record(record)) == killed_at + 30 - killed_at // SEGMENT * SEGMENT
-    for phase, batches in (("run-phase1", 10), ("run-phase2", 30)):
+    finish(fork_train(command(short_plan, recipe, broken, *lengths, "--resume"), broken / "log"), broken / "log")
+    assert len(read_record(record)) == LAST + 1 + 3 * SEGMENT - LAST // SEGMENT * SEGMENT
+    for phase, batches in (("run-phase1", SEGMENT), ("run-phase2", 3 * SEGMENT)):
         seen = by_batch(read_record(whole / f"record/{phase}.rank-0.jsonl"))
         assert list(seen) == list(range(batches))
         assert by_batch(read_record(broken / f"record/{phase}.rank-0.jsonl")) == seen
         assert logged(whole / phase / "out.log") == logged(broken / phase / "out.log")
         first, second = (torch.load(folder / phase / "checkpoints" / "epoch_latest.pt") for folder in (whole, broken))
         assert same(first, second)
-
-
-def descendants(pid):
-    """Processes begun by a process, by those, and so on; the outermost first."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [child for child, parent in parents.items() if parent == pid]
-    return found + [later for child in found for later in descendants(child)]
-
-
-def runs(pid):
-    """Whether a process is still there, other than as an entry that nobody has asked about."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def same(first, second):
@@ -184,50 +186,43 @@ def same(first, second):
     return first == second
 
 
-def until_saved(runs, folder, log):
-    deadline = time.monotonic() + 200
-    while not list(folder.rglob("epoch_latest.pt")):
-        assert runs(), log.read_text()[-5000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_an_interrupted_training_names_the_command_that_resumes_it(drawn_plan, tiny_model, tmp_path, fork_train):
+def test_an_interrupted_training_names_the_command_that_resumes_it(
+    drawn_plan, tiny_model, tmp_path, fork_train, wait_until, descendants, running
+):
     log, logs = tmp_path / "log", tmp_path / "my logs"
     settings = ["--model", tiny_model, "--device", "cpu", "--precision", "fp32", "--batch-size", "16", "--workers", "1"]
-    words = [drawn_plan.catalog.folder, "epochs", "--samples-seen", "2400", "--checkpoint-every", "5", "--"]
+    words = [drawn_plan.catalog.folder, "epochs", "--samples-seen", "1600", "--checkpoint-every", "5", "--"]
     (process,) = fork_train([*words, *settings, "--logs", logs, "--warmup", "4"], log)
-    until_saved(process.is_alive, logs, log)
+    wait_until(lambda: list(logs.rglob("epoch_latest.pt")), process.is_alive, log)
     children = descendants(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to workers as well
-    process.join(100)
+    process.join(300)
     assert process.exitcode == 1
     said = log.read_text()
     assert "Traceback" not in said
     last = said.splitlines()[-1]
     assert last.startswith("tailwise: interrupted; to go on, run: tailwise train ")
     assert last.endswith(f"--resume -- {shlex.join([*settings, '--logs', str(logs), '--warmup', '4'])}")
-    assert not any(map(runs, children))
+    assert not any(map(running, children))
     command = shlex.split(last.partition("to go on, run: tailwise train ")[2])
     finish(fork_train(command, log), log)
     said = log.read_text()
     assert "=> resuming checkpoint" in said
-    assert "saw 2,400 samples in 150 batches, epochs 0 to 2 of plan 'epochs'; 0 of them replaced" in said
+    assert "saw 1,600 samples in 100 batches, epochs 0 to 1 of plan 'epochs'; 0 of them replaced" in said
 
 
-def test_interrupted_ranks_end_and_one_of_them_gives_the_advice(drawn_plan, tiny_model, tmp_path, launch_train):
+def test_interrupted_ranks_end_and_one_of_them_gives_the_advice(
+    drawn_plan, tiny_model, tmp_path, launch_train, wait_until, descendants, running
+):
     log, logs = tmp_path / "log", tmp_path / "logs"
     settings = ["--model", tiny_model, "--device", "cpu", "--precision", "fp32", "--batch-size", "8", "--workers", "1"]
     words = [drawn_plan.catalog.folder, "epochs", "--samples-seen", "64000", "--checkpoint-every", "5", "--"]
     process = launch_train([*words, *settings, "--logs", logs, "--warmup", "4"], log)
-    until_saved(lambda: process.poll() is None, logs, log)
+    wait_until(lambda: list(logs.rglob("epoch_latest.pt")), lambda: process.poll() is None, log)
     children = descendants(process.pid)
     process.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
-    process.wait(timeout=100)
-    deadline = time.monotonic() + 60
-    while any(map(runs, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(runs, children))
+    process.wait(timeout=300)
+    wait_until(lambda: not any(map(running, children)))
     advice = [line for line in log.read_text().splitlines() if "tailwise: interrupted; " in line]
     assert len(advice) == 1
     assert "start the same ranks with: -m tailwise train" in advice[0]
