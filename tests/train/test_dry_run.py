@@ -58,6 +58,8 @@ def test_a_run_writes_what_the_dry_run_says_and_gives_open_clip_the_arguments(
     assert "10 batches of 32 samples (1 ranks × 32), 10 steps, 320 samples" in shown
     assert "epoch 1 of plan 'epochs'" in shown
     assert "dry run: all checks passed; nothing was started or written" in shown.splitlines()
+    names = "tailwise.json, params.txt, out.log, replaced-rank-R.jsonl, checkpoints/epoch_latest.pt, checkpoints/epoch_"
+    assert shown.count(f"  writes there: {names}") == 2
     commands = re.findall(r"open_clip: python -m open_clip_train\.main (.*)", shown)
     assert [shlex.split(line) for line in commands] == [first["open_clip"], second["open_clip"]]
 
@@ -182,6 +184,18 @@ def test_ranks_of_a_launcher_are_taken_without_one(drawn_plan, recipe, tmp_path,
     monkeypatch.setenv("WORLD_SIZE", "5")
     refused = run_tailwise(*command, "--", "--logs", tmp_path / "logs", code=2)
     assert "can't be shared by 5 ranks" in refused.stderr
+
+
+def test_ranks_of_a_launcher_print_once_and_start_nothing(drawn_plan, recipe, tmp_path, launch_train):
+    before = files(drawn_plan.catalog.folder, tmp_path)
+    log = tmp_path / "log"
+    words = [drawn_plan.catalog.folder, "epochs", "--recipe", recipe, "--dry-run", "--", "--logs", tmp_path / "logs"]
+    assert launch_train(words, log).wait(timeout=200) == 0, log.read_text()
+    said = log.read_text()
+    assert said.count("50 batches of 32 samples (2 ranks × 16)") == 1
+    assert said.count("dry run: all checks passed") == 1
+    log.unlink()
+    assert files(drawn_plan.catalog.folder, tmp_path) == before
 
 
 def test_json_is_of_the_dry_run_alone(drawn_plan, recipe, run_tailwise):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,7 +161,10 @@ def describe(plan: Plan, runs: Sequence[Run], options: TrainRequest, report: Rep
             if found["state"] != "new":
                 place = f"{found['segments_done']} of {found['segments']} segments are done"
                 report(f"  {found['state']}: {place}; the next batch is {found['first_batch']:,} of {run.batches:,}")
-            report(f"  writes: {' '.join(map(shlex.quote, found['writes'])) or 'nothing'}")
+            paths = [Path(path) for path in found["writes"]]
+            names = [path.relative_to(run.folder) if path.is_relative_to(run.folder) else path for path in paths]
+            shown = dict.fromkeys(re.sub(r"rank-\d+", "rank-R", str(name)) for name in names)
+            report(f"  writes there: {', '.join(shown) or 'nothing'}")
             report(f"  open_clip: python -m open_clip_train.main {shlex.join(found['open_clip'])}")
     if full:
         report("dry run: all checks passed; nothing was started or written")
