@@ -33,7 +33,7 @@ import tailwise
 from tailwise.context import Context
 from tailwise.encoders import Encoder, load_encoder
 from tailwise.encoders.backends import has_native_bf16
-from tailwise.execution.local import default_workers
+from tailwise.execution.base import default_workers
 from tailwise.requests import EmbedRequest, EncoderRequest
 from tailwise.shards.decode import decode_rgb
 from tailwise.steps.embedding.column import BATCH_SIZES

@@ -12,7 +12,8 @@ HERE = Path(__file__).resolve().parent
 HEAD = """# Reference of commands
 
 Made by `docs/reference.py` from the same classes, defaults and help that the commands are made of (`tailwise.requests`); in Python,
-`ClusterRequest(points_per_centroid=500)` is what `--points-per-centroid 500` is here. All commands also take `--quiet` and `--verbose`.
+`ClusterRequest(points_per_centroid=500)` is what `--points-per-centroid 500` is here. All commands also take `--quiet`,
+`--verbose`, `--executor` and `--ray-address` (see [scaling](scaling.md)).
 """
 
 

@@ -1,6 +1,11 @@
-"""An executor for tests: items run in reverse, every third worker is lost, and no worker keeps anything."""
+"""Executors for tests: a shaky one, and actors on the nodes of a small Ray cluster.
+
+With the shaky executor, items run in reverse, every third worker is lost, and no worker keeps anything.
+"""
 
 import pickle
+import shutil
+import tempfile
 from itertools import count
 
 import pytest
@@ -42,7 +47,34 @@ class ShakyExecutor(Executor):
         yield from (results[number] for number in sorted(results))
 
 
-@pytest.fixture
-def shaky():
-    """A context with such an executor."""
-    return Context(executor=ShakyExecutor())
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
+
+
+@pytest.fixture(scope="session")
+def ray_nodes():
+    """A Ray cluster of two nodes on this machine, with a processor each; of `ray.cluster_utils`."""
+    ray = pytest.importorskip("ray", reason="needs ray: pip install ray")
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="ray")  # paths of sockets must be short
+    nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "temp_dir": folder})
+    nodes.add_node(**NODE)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def on_ray(ray_nodes):
+    """An executor with one actor on each node."""
+    from tailwise.execution.ray import RayExecutor
+
+    with RayExecutor(ray_nodes.address, cpus=1) as executor:
+        yield executor
+
+
+@pytest.fixture(params=["shaky", "ray"])
+def remote(request):
+    """A context with an executor that is not local."""
+    return Context(executor=ShakyExecutor() if request.param == "shaky" else request.getfixturevalue("on_ray"))

@@ -1,4 +1,4 @@
-"""Results do not depend on the executor: steps give the same bytes with one that reverses items and loses workers and caches."""
+"""Results do not depend on the executor: steps give the same bytes with a remote one, and on a Ray cluster; see conftest.py."""
 
 import shutil
 
@@ -37,17 +37,17 @@ def other(small_catalog, tmp_path):
 
 
 @pytest.mark.parametrize("name", CLUSTERINGS)
-def test_clusterings_are_the_same(small_catalog, other, tree_bytes, shaky, name):
+def test_clusterings_are_the_same(small_catalog, other, tree_bytes, remote, name):
     made = cluster(small_catalog, CLUSTERINGS[name])
-    assert tree_bytes(cluster(other, CLUSTERINGS[name], shaky).folder) == tree_bytes(made.folder)
+    assert tree_bytes(cluster(other, CLUSTERINGS[name], remote).folder) == tree_bytes(made.folder)
 
 
 @pytest.mark.parametrize("along", [False, True])  # embeddings are gathered, or regrouped along
 @pytest.mark.parametrize("name", DROP_LISTS)
-def test_drop_lists_are_the_same(small_catalog, other, tree_bytes, shaky, monkeypatch, name, along):
+def test_drop_lists_are_the_same(small_catalog, other, tree_bytes, remote, monkeypatch, name, along):
     if along:
         monkeypatch.setattr("tailwise.steps.dedup.members.plan_layout", lambda *_: Layout(50, False))
-    for catalog, context in ((small_catalog, Context()), (other, shaky)):
+    for catalog, context in ((small_catalog, Context()), (other, remote)):
         cluster(catalog, ClusterRequest(k=6), context)
         dedup(catalog, DROP_LISTS[name], context)
     folders = [catalog.drops_folder("duplicates") for catalog in (small_catalog, other)]
@@ -63,27 +63,27 @@ def test_a_process_opens_a_comparison_once(small_catalog, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["caption-words", "normsim"])
-def test_scores_are_the_same(small_catalog, other, tree_bytes, shaky, name):
+def test_scores_are_the_same(small_catalog, other, tree_bytes, remote, name):
     options = (
         {"target": str(small_catalog.embedding_path("image", small_catalog.parts()[1]))} if name == "normsim" else {}
     )
-    for catalog, context in ((small_catalog, Context()), (other, shaky)):
+    for catalog, context in ((small_catalog, Context()), (other, remote)):
         list(score_parts(catalog, catalog.snapshot(), ScoreRequest(name, options), context))
     assert tree_bytes(small_catalog.folder / "scores") == tree_bytes(other.folder / "scores")
 
 
 @pytest.mark.parametrize("draw", ["stream", "bernoulli"])
 @pytest.mark.parametrize("name", ["parquet", "keys", "rates-json"])
-def test_draws_and_exports_are_the_same(small_catalog, other, tree_bytes, shaky, tmp_path, draw, name):
+def test_draws_and_exports_are_the_same(small_catalog, other, tree_bytes, remote, tmp_path, draw, name):
     for catalog in (small_catalog, other):
         make_plan(catalog, "p", PlanRequest("random", keep=1.3, max_repeats=2, draw=draw))
     for epoch in (3, 5):  # the second from the slots that the first keeps
         export(Plan(small_catalog, "p"), name, tmp_path / f"{epoch}", epoch=epoch)
-        export(Plan(other, "p"), name, tmp_path / f"{epoch} shaky", epoch=epoch, context=shaky)
-        assert (tmp_path / f"{epoch} shaky").read_bytes() == (tmp_path / f"{epoch}").read_bytes()
+        export(Plan(other, "p"), name, tmp_path / f"{epoch} remote", epoch=epoch, context=remote)
+        assert (tmp_path / f"{epoch} remote").read_bytes() == (tmp_path / f"{epoch}").read_bytes()
     plans = [catalog.plan_folder("p") for catalog in (small_catalog, other)]
     assert tree_bytes(plans[0]) == tree_bytes(plans[1])
-    figures = [export_figures(Plan(small_catalog, "p"), name, 3, context) for context in (None, shaky)]
+    figures = [export_figures(Plan(small_catalog, "p"), name, 3, context) for context in (None, remote)]
     assert figures[0] == figures[1]
 
 
@@ -101,16 +101,16 @@ def tars(tmp_path, make_tar, make_image):
 
 
 @pytest.mark.parametrize("name", ["datacomp", "shards"])
-def test_exports_of_tars_are_the_same(tars, tree_bytes, shaky, tmp_path, name):
+def test_exports_of_tars_are_the_same(tars, tree_bytes, remote, tmp_path, name):
     plan = make_plan(tars, "p", PlanRequest("random", keep=1.3, max_repeats=2))
-    for folder, context in (("plain", Context()), ("shaky", shaky)):
+    for folder, context in (("plain", Context()), ("remote", remote)):
         (tmp_path / folder).mkdir()
         sharding = ShardsRequest(shard_samples=9, workers=1) if name == "shards" else None
         export(plan, name, tmp_path / folder / "out", epoch=2, sharding=sharding, context=context)
-    assert tree_bytes(tmp_path / "plain") == tree_bytes(tmp_path / "shaky")
+    assert tree_bytes(tmp_path / "plain") == tree_bytes(tmp_path / "remote")
 
 
-def test_an_export_is_written_again_after_a_removal(tars, tmp_path, shaky):
+def test_an_export_is_written_again_after_a_removal(tars, tmp_path, remote):
     """The error of a task comes through pickle."""
     plan = make_plan(tars, "p", PlanRequest("random", keep=1.0))
     (tmp_path / "keys.txt").write_text("11\n")
@@ -119,28 +119,28 @@ def test_an_export_is_written_again_after_a_removal(tars, tmp_path, shaky):
         remove(tars, tmp_path / "keys.txt")
         return items
 
-    made = export(plan, "keys", tmp_path / "out.txt", context=Context(removing, shaky.executor))
+    made = export(plan, "keys", tmp_path / "out.txt", context=Context(removing, remote.executor))
     assert made == 19
     assert "11" not in (tmp_path / "out.txt").read_text().splitlines()
 
 
-def test_embeddings_are_the_same(small_catalog, other, tree_bytes, shaky, monkeypatch):
+def test_embeddings_are_the_same(small_catalog, other, tree_bytes, remote, monkeypatch):
     monkeypatch.setattr("tailwise.steps.embedding.column.ITEM_BATCHES", 2)
     request = EmbedRequest(encoder="pixels", column="seen", of="image", workers=1)
-    for catalog, context in ((small_catalog, Context()), (other, shaky)):
+    for catalog, context in ((small_catalog, Context()), (other, remote)):
         embed(catalog, request, context)
     assert tree_bytes(small_catalog.folder / "embeddings") == tree_bytes(other.folder / "embeddings")
 
 
-def test_imports_are_the_same(tree_bytes, shaky, tmp_path, make_pool, make_vectors, make_embeddings):
+def test_imports_are_the_same(tree_bytes, remote, tmp_path, make_pool, make_vectors, make_embeddings):
     """Embeddings of some samples, then of the others: both for parts of their own, and for parts that have some already."""
     pool = make_pool(tmp_path / "pool", [5, 4, 6, 3])
     keys = [key for keys in pool.values() for key in keys]
     for name, mine in (("first", keys[2:11]), ("second", keys[:2] + keys[11:])):
         vectors = {**make_vectors(mine), "stranger": np.ones(8)}
         make_embeddings(tmp_path / name, {**vectors, mine[1]: np.zeros(8)}, partitions=2)
-    for folder, context in (("plain", Context()), ("shaky", shaky)):
+    for folder, context in (("plain", Context()), ("remote", remote)):
         for name in ("first", "second"):
             sources = [tmp_path / "pool", tmp_path / name]
             import_pool(sources, tmp_path / folder, workers=1, part_rows=5, max_rejected=1.0, context=context)
-    assert tree_bytes(tmp_path / "plain") == tree_bytes(tmp_path / "shaky")
+    assert tree_bytes(tmp_path / "plain") == tree_bytes(tmp_path / "remote")

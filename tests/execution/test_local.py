@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from tailwise.execution.base import Apply, Needs
-from tailwise.execution.local import LocalExecutor, WorkerLostError, default_workers
+from tailwise.execution.base import Apply, Needs, default_workers
+from tailwise.execution.local import LocalExecutor, WorkerLostError
 
 
 def map_ordered(function, items, workers):

@@ -18,7 +18,7 @@ from tailwise.catalog.files import digest, known_digest, read_record, record_byt
 from tailwise.catalog.layout import MANIFEST, PENDING, lock, plain_file, unfinished
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.extras import versions
-from tailwise.storage.local import TEMPORARY_SUFFIX, flush, locked, put_if_absent
+from tailwise.storage.local import TEMPORARY_SUFFIX, flush, locked, put_if_absent, remove_temporary_files
 from tailwise.text import nearest
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Artifact:
         elif PENDING not in _names(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
             write_record(self.folder / PENDING, self.identity)
-        _remove_temporary(self.folder)
+        remove_temporary_files(self.folder)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Lets go of the lock; and of the folder, where the stage refused what it was given before it made anything."""
@@ -166,7 +166,7 @@ class Artifact:
     def _clean(self) -> None:
         """Remove what other processes have left of this name."""
         with suppress(OSError):  # the catalog may be read-only
-            _remove_temporary(self.place)
+            remove_temporary_files(self.place)
             shutil.rmtree(unfinished(self.place))
 
     @contextmanager
@@ -189,11 +189,6 @@ def _names(folder: Path) -> set[str]:
     with suppress(FileNotFoundError):
         return {path.name for path in folder.iterdir() if path.suffix != TEMPORARY_SUFFIX}
     return set()
-
-
-def _remove_temporary(folder: Path) -> None:
-    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        path.unlink(missing_ok=True)
 
 
 def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:

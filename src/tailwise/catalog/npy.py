@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 import tokenize
 import warnings
 from dataclasses import dataclass
@@ -15,6 +17,10 @@ _FAULTS = (
     *(ValueError, TypeError, LookupError, AttributeError, NameError, ArithmeticError),
     *(SyntaxError, tokenize.TokenError, RecursionError, MemoryError),
 )
+_parsing = (
+    threading.Lock()
+)  # Python's parser, which reads the header, fails at times in several threads (CPython gh-106905)
+os.register_at_fork(before=_parsing.acquire, after_in_parent=_parsing.release, after_in_child=_parsing.release)
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -43,7 +49,7 @@ def read_header(stream: IO[bytes], size_bytes: int) -> Header:
         version = np.lib.format.read_magic(stream)
         if version not in _READERS:
             raise ValueError(f".npy version {version} is not supported")
-        with warnings.catch_warnings():
+        with _parsing, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the parser, about the text of a damaged header
             shape, fortran, dtype = _READERS[version](stream)
     except _FAULTS as error:

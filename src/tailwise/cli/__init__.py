@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import itertools
 import logging
 import os
 import re
@@ -24,7 +25,7 @@ from typer import Option
 
 from tailwise import __version__
 from tailwise.cli import demo, evaluate, plan, pool, prepare, removal, run
-from tailwise.cli.app import app
+from tailwise.cli.app import app, choose_executor, close_executor
 from tailwise.cli.printing import say
 from tailwise.errors import UserError
 from tailwise.log import LOGGER, print_error, show_log
@@ -40,6 +41,7 @@ COMMANDS = (
 )
 MOST_FILES = 65_536
 SHARED = ("--quiet", "--verbose")  # options of all commands
+SHARED_VALUES = ("--executor", "--ray-address")  # those with a value
 for command in app.registered_commands:  # in Markdown, each example has to be a paragraph
     command.name = command.name or getattr(command.callback, "__name__", "")
     command.help = re.sub(r"\n(?= *tailwise )", "\n\n", inspect.getdoc(command.callback) or "")
@@ -52,6 +54,16 @@ def _root(
     version: Annotated[bool, Option("--version", help="Print the version.", is_eager=True)] = False,
     quiet: Annotated[bool, Option("--quiet", help="Print only JSON, warnings and errors.")] = False,
     verbose: Annotated[bool, Option("--verbose", help="Show what each step does, on standard error.")] = False,
+    executor: Annotated[
+        str | None, Option(envvar="TAILWISE_EXECUTOR", help="Where work runs: local or ray.  [default: local]")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        Option(
+            envvar="TAILWISE_RAY_ADDRESS",
+            help="Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local to start one here.  [default: auto]",
+        ),
+    ] = None,
 ) -> None:
     if version:
         say(f"tailwise {__version__}")
@@ -62,6 +74,7 @@ def _root(
         raise UserError("no command is given: tailwise --help lists all commands")
     if quiet or verbose:
         show_log(logging.WARNING if quiet else logging.DEBUG)
+    choose_executor(name=executor or None, ray_address=ray_address or None)
     LOGGER.debug("tailwise %s, Python %s", __version__, sys.version)
 
 
@@ -123,6 +136,7 @@ def main() -> None:
         sys.exit(2)
     finally:
         sys.excepthook = _print_traceback  # Typer has put its own there
+        close_executor()
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -164,14 +178,24 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 def _shared_first(words: list[str]) -> list[str]:
     """Return the words with the options of all commands in front: they may also stand after the command, before a --."""
+    return [*itertools.chain(*_split_shared(words))]
+
+
+def _split_shared(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the options of all commands, with their values, and all other words."""
     at = [*words, "--"].index("--")
-    return sorted(words[:at], key=lambda word: word not in SHARED) + words[at:]
+    shared, own, left = list[str](), list[str](), iter(words[:at])
+    for word in left:
+        (shared if word.partition("=")[0] in SHARED + SHARED_VALUES else own).append(word)
+        if word in SHARED_VALUES:
+            shared += itertools.islice(left, 1)
+    return shared, [*own, *words[at:]]
 
 
 def _how_to_resume(words: list[str]) -> str:
     """Return the advice after an interruption: a training needs --resume, all other commands resume by themselves."""
     at = words.index("--") if "--" in words else len(words)
-    if [word for word in words if word not in SHARED][:1] != ["train"] or "--resume" in words[:at]:
+    if _split_shared(words)[1][:1] != ["train"] or "--resume" in words[:at]:
         return "run the same command again to go on"
     command = shlex.join([*words[:at], "--resume", *words[at:]])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -19,6 +19,7 @@ from tailwise.text import OLD_COMMANDS, dashed, new_spelling
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.context import Context
+    from tailwise.execution.base import Executor
     from tailwise.plan.plan import Plan
 
 # Parameters that errors of the library name, and that no command has by this name: the option that stands for each.
@@ -26,7 +27,7 @@ _ELSEWHERE = {"on_damaged": "--damaged", "cache_folder": "--cache", "max_memory_
 _ELSEWHERE |= {
     name: dashed(name) for name in ("set", "static", "accum_freq", "dist_url", "logs", "warmup", "pretrained")
 }
-_ELSEWHERE |= {name: dashed(name) for name in ("imagenet_val", "imagenet_v2")}
+_ELSEWHERE |= {name: dashed(name) for name in ("imagenet_val", "imagenet_v2", "executor", "ray_address")}
 _TYPED: dict[str, str] = {}  # the options of this command: present spelling, and as they were typed
 
 
@@ -116,9 +117,30 @@ def open_plan(path: Path, name: str) -> Plan:
     return Plan(open_catalog(path), name)
 
 
+_asked: dict[str, str] = {}  # of the executor, for this command
+_opened: list[Executor] = []  # by this command, one at most
+
+
+def choose_executor(**asked: str | None) -> None:
+    """Take `name` and `ray_address` of the executor; values that were given before stay."""
+    for name, value in asked.items():
+        if value is not None:
+            _asked.setdefault(name, value)
+
+
+def close_executor() -> None:
+    """End the workers of a command, and forget which executor was asked for."""
+    _asked.clear()
+    while _opened:
+        _opened.pop().close()
+
+
 def with_progress() -> Context:
-    """Return a context that shows progress, unless --quiet is given."""
+    """Return a context with the executor that was asked for; it shows progress, unless --quiet is given."""
     from tailwise.context import Context
+    from tailwise.execution.executors import open_executor
     from tailwise.progress import bars, silent
 
-    return Context(silent if is_quiet() else bars)
+    if not _opened:
+        _opened.append(open_executor(**_asked))
+    return Context(silent if is_quiet() else bars, _opened[0])

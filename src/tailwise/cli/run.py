@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from typer import Argument, Option
 from typer.models import ArgumentInfo
 
-from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options, with_progress
+from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options, choose_executor, with_progress
 from tailwise.cli.printing import print_json, say
 from tailwise.cli.requests import plain_type
 from tailwise.errors import UserError
@@ -72,6 +72,7 @@ def run(
     from tailwise.pipeline.steps import load_pipeline, with_settings
 
     pipeline = load_pipeline(recipe)
+    choose_executor(name=pipeline.executor, ray_address=pipeline.ray_address)
     *sources, catalog = paths or [*pipeline.sources, pipeline.catalog or ""]
     if not catalog:
         raise UserError(f"recipe {recipe!r} names no catalog: tailwise run {recipe} SOURCE... CATALOG")

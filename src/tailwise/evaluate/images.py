@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.local import as_it_is, begin_worker, default_workers
+from tailwise.execution.base import default_workers
+from tailwise.execution.local import as_it_is, begin_worker
 from tailwise.shards.containers import container_of
 from tailwise.shards.content import Pairs
 from tailwise.shards.decode import UNREADABLE, ImageError, decode_rgb, too_long

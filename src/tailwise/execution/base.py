@@ -8,6 +8,7 @@ are exact, and results come in the order of the items.
 from __future__ import annotations
 
 import functools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,13 @@ from typing import Any, Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
+
+
+def default_workers() -> int:
+    """The number of processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,9 @@ KERNEL = Needs(all_cpus=True)
 class Worker:
     """Values that one worker keeps from item to item. A lost worker costs time only."""
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None = None, cpus: int | None = None) -> None:
         self.device = device  # name; None if the executor gives it none
+        self.cpus = cpus or default_workers()  # number of processors that it may use
         self._kept: dict[Hashable, Any] = {}
 
     def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
@@ -114,6 +123,9 @@ class Executor(ABC):
     @abstractmethod
     def forget(self) -> None:
         """Let workers drop what they keep from item to item."""
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to end)
+        """End the workers."""
 
     @abstractmethod
     def _run(self, calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], needs: Needs) -> Generator[Any]:

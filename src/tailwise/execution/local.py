@@ -19,7 +19,7 @@ from types import FrameType, ModuleType, TracebackType
 from typing import Any, cast
 
 from tailwise.errors import UserError
-from tailwise.execution.base import Calls, Executor, Needs, Worker
+from tailwise.execution.base import Calls, Executor, Needs, Worker, default_workers
 from tailwise.log import LEVEL, show_log
 
 LOSSES = 3  # workers that die in a row before a run is given up
@@ -29,13 +29,6 @@ logger = logging.getLogger(__name__)
 
 class WorkerLostError(UserError):
     """Worker processes die again and again."""
-
-
-def default_workers() -> int:
-    """The number of processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class LocalExecutor(Executor):
@@ -87,7 +80,8 @@ def _run_in_processes(
         yield from (calls(batch, Worker(devices[0])) for _, batch in first)
         return
     each = min(workers, len(first)) if len(devices) == 1 else 1
-    pools, lost = [_new_pool(each, calls, device) for device in devices], 0
+    cpus = max(1, default_workers() // len(devices))
+    pools, lost = [_new_pool(each, calls, device, cpus) for device in devices], 0
 
     def submit(number: int, batch: Sequence[Any]) -> _UnderWay:
         return number, batch, _submit(pools[number % len(pools)], batch)
@@ -109,7 +103,7 @@ def _run_in_processes(
                     "a worker process died: the work on %s and the items after it is repeated", calls.label(batch)
                 )
                 _shut_down(pools)
-                pools = [_new_pool(each, calls, device) for device in devices]
+                pools = [_new_pool(each, calls, device, cpus) for device in devices]
                 under_way = deque(submit(number, batch) for number, batch, _ in under_way)
                 continue
             lost = 0
@@ -123,10 +117,10 @@ def _run_in_processes(
 _UnderWay = tuple[int, Sequence[Any], Future[Any]]
 
 
-def _new_pool(workers: int, calls: Calls[Any, Any], device: str | None) -> ProcessPoolExecutor:
+def _new_pool(workers: int, calls: Calls[Any, Any], device: str | None, cpus: int) -> ProcessPoolExecutor:
     with starting_workers():  # an interrupt between making a semaphore and noting it would leak it
         return ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(calls, device)
+            workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(calls, device, cpus)
         )
 
 
@@ -148,9 +142,9 @@ def _submit(pool: ProcessPoolExecutor, batch: Sequence[Any]) -> Future[Any]:
 _own: tuple[Calls[Any, Any], Worker] | None = None  # of a worker process
 
 
-def _begin(calls: Calls[Any, Any], device: str | None) -> None:
+def _begin(calls: Calls[Any, Any], device: str | None, cpus: int) -> None:
     global _own  # noqa: PLW0603  (a process has one worker)
-    _own = calls, Worker(device)
+    _own = calls, Worker(device, cpus)
     begin_process()
     if device is None and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # there is a process for each processor

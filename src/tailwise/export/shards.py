@@ -20,8 +20,7 @@ from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError
-from tailwise.execution.base import Apply, Needs
-from tailwise.execution.local import default_workers
+from tailwise.execution.base import Apply, Needs, default_workers
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.shard_writer import CACHE_BYTES, SCRATCH, SUCCESS, ShardWriter, shard_count
 from tailwise.export.shuffled import Epoch, survey, write_runs
@@ -29,7 +28,7 @@ from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.requests import ShardsRequest
 from tailwise.shards.verify import check_shards
-from tailwise.storage.local import TEMPORARY_SUFFIX, locked, scratch
+from tailwise.storage.local import TEMPORARY_SUFFIX, locked, remove_temporary_files, scratch
 
 FORMAT = 1  # to be raised when the same plan gives other bytes
 HEAD = "export.json"
@@ -163,6 +162,7 @@ def _discard(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _finish(plan: Plan, writer: ShardWriter) -> ShardsWritten:
     """Write the files about all shards, once these are complete."""
+    remove_temporary_files(writer.folder, f"{'[0-9]' * 8}*")
     sizes, rejected, lacking = dict[str, int](), Counter[str](), list[Path]()
     for tar, sidecar, stats in map(writer.paths, range(writer.shards)):
         counts = Counter(read_json(stats)["status_dict"])

@@ -108,6 +108,8 @@ class Pipeline:
     sources: Texts = ()  # what is imported; may be left to the command line
     catalog: Text | None = None  # where to; may be left to the command line
     output: Text | None = None  # folder for exports; may be left to the command line
+    executor: Text | None = None  # where work runs; the command line and the environment go first
+    ray_address: Text | None = None  # cluster of the executor ray
 
 
 def load_pipeline(name: str) -> Pipeline:

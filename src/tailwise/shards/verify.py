@@ -14,8 +14,7 @@ from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.base import Apply, Needs
-from tailwise.execution.local import default_workers
+from tailwise.execution.base import Apply, Needs, default_workers
 from tailwise.shards.containers import container_of, with_bytes
 from tailwise.shards.fingerprint import (
     EVERY,

@@ -16,6 +16,22 @@ from tailwise.errors import ConflictError
 TEMPORARY_SUFFIX = ".writing"  # of a file until it is complete
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+_own_part = ""  # of the names of this process's temporary files
+
+
+def distinguish_temporary_files(own: str) -> None:
+    """Give all temporary files of this process names of its own: its node may be taken for lost, and another process repeat its work.
+
+    What such a process leaves behind is not overwritten by the next one: see `remove_temporary_files`.
+    """
+    global _own_part  # noqa: PLW0603  (a process has one name)
+    _own_part = f".{own}"
+
+
+def remove_temporary_files(folder: Path, pattern: str = "*") -> None:
+    """Remove what killed writers have left in a folder: temporary files of files whose names match. The caller holds its lock."""
+    for path in folder.glob(f"{pattern}{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -28,11 +44,11 @@ def replacing(
 ) -> Iterator[Path]:
     """Yield a temporary path beside `path`; after success, flush it to disk and `publish` it as `path`; after an error, delete it.
 
-    A `unique` name is of this process alone, where no lock excludes other writers. `guard` is entered while the file is renamed: an
-    error of it leaves the old file in place.
+    A `unique` name is of this process alone, where no lock excludes other writers (see also `distinguish_temporary_files`). `guard` is
+    entered while the file is renamed: an error of it leaves the old file in place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f".{uuid.uuid4().hex}" if unique else ""
+    own = f".{uuid.uuid4().hex}" if unique else _own_part
     temporary = path.with_name(f"{path.name}{own}{TEMPORARY_SUFFIX}")
     try:
         yield temporary

@@ -93,7 +93,6 @@ class Column:
             self.modality,
             self.request,
             self._batch_size,
-            slots,
             self.made.dimension,
             self._finished,
         )

@@ -26,7 +26,6 @@ from tailwise.encoders import Encoder, load_encoder
 from tailwise.encoders.encoder import Fault
 from tailwise.errors import DamagedError, UserError
 from tailwise.execution.base import Task, Worker
-from tailwise.execution.local import default_workers
 from tailwise.extras import versions
 from tailwise.requests import EmbedRequest
 from tailwise.steps.embedding.read import AHEAD_BATCHES, Batch, ShardRows, read_batches
@@ -153,7 +152,6 @@ class Embed(Task[Sequence[ShardRows], None]):
     modality: str  # "image" or "text"
     request: EmbedRequest  # names the encoder, and says how to load it
     batch_size: int  # rows
-    slots: int  # number of devices
     dimension: int  # width d of the rows
     finished: Finished  # takes the rows
 
@@ -170,7 +168,9 @@ class Embed(Task[Sequence[ShardRows], None]):
         rows = np.zeros((item[0].rows, self.dimension), np.float16)
         faults: list[tuple[str, Fault]] = []
         truncated = 0
-        for batch, embedded in worker.cached(self, lambda: _Pipeline(self, _encoder(self.request, worker))).take(item):
+        for batch, embedded in worker.cached(
+            self, lambda: _Pipeline(self, _encoder(self.request, worker), worker.cpus)
+        ).take(item):
             found = dict(batch.faults)
             if embedded is not None:
                 unit, unfit = normalise_rows(embedded.cpu().numpy())
@@ -184,9 +184,9 @@ class Embed(Task[Sequence[ShardRows], None]):
 class _Pipeline:
     """The batches that a device has under way: while it embeds an item, the next items are read and decoded."""
 
-    def __init__(self, task: Embed, encoder: Encoder) -> None:
+    def __init__(self, task: Embed, encoder: Encoder, cpus: int) -> None:
         self._task, self._encoder = task, encoder
-        self._workers = task.request.workers or min(MAX_WORKERS, max(1, default_workers() // task.slots))
+        self._workers = task.request.workers or min(MAX_WORKERS, cpus)
         self._begun = deque[ShardRows]()  # and not taken yet
 
     def take(self, window: Sequence[ShardRows]) -> Iterator[tuple[Batch, torch.Tensor | None]]:

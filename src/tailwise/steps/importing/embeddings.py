@@ -29,7 +29,7 @@ from tailwise.execution.base import Apply, Needs, Task, Worker
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.steps.importing.joining import CHUNK_ROWS, Join, Joining, JoinPlan, PartFiles, Wording
 from tailwise.steps.importing.rows import RowFinder
-from tailwise.storage.local import scratch
+from tailwise.storage.local import remove_temporary_files, scratch
 
 ENCODER = "imported"
 
@@ -105,6 +105,8 @@ def import_embeddings(
             if joins.written(part) and (listed := joins.listed(part.name)).exists():
                 rejections.count(listed)
         _refuse_many(joining, join, wording.stage, f"{_widths(files)}{example}")
+    for folder in (catalog.embedding_folder(column), catalog.folder / layout.REJECTED):
+        remove_temporary_files(folder)
     joins.finish()
     embedded = sum(_notes(catalog, column, part)["embedded"] for part in parts)
     return ColumnImport(column, dimension or 0, embedded, sum(part.rows for part in parts))

@@ -1,0 +1,36 @@
+"""Executors by name: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tailwise.errors import UserError
+from tailwise.execution.base import Executor
+from tailwise.execution.local import LocalExecutor
+from tailwise.extras import require
+from tailwise.text import did_you_mean
+
+
+def _on_ray(address: str) -> Executor:
+    require("ray", "ray", purpose="`executor` ray")
+    from tailwise.execution.ray import RayExecutor  # noqa: PLC0415  (of an extra)
+
+    return RayExecutor(address)
+
+
+EXECUTORS: dict[str, Callable[[str], Executor]] = {"local": lambda _: LocalExecutor(), "ray": _on_ray}
+
+
+def open_executor(name: str = "local", ray_address: str = "auto") -> Executor:
+    """Return an executor; the caller closes it.
+
+    Args:
+        name: of EXECUTORS.
+        ray_address: of the cluster of "ray", see `RayExecutor`.
+
+    Raises:
+        UserError: the name is unknown, ray is not installed, or there is no cluster.
+    """
+    if name not in EXECUTORS:
+        raise UserError(f"`executor` {name!r}: {did_you_mean(name, EXECUTORS)}")
+    return EXECUTORS[name](ray_address)

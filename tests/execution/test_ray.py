@@ -1,0 +1,369 @@
+"""The Ray executor on real nodes: order, bounds, errors; actors, nodes and drivers that are killed; the same bytes as locally."""
+
+import math
+import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tailwise.catalog import Catalog
+from tailwise.context import Context
+from tailwise.errors import UnsupportedError, UserError
+from tailwise.execution.base import KERNEL, Apply, Needs
+from tailwise.execution.executors import open_executor
+from tailwise.export import EXPORTS, export
+from tailwise.plan.plan import Plan
+from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, PlanRequest, ShardsRequest
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.dedup.dedup import dedup
+from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.scoring.filter import filter_samples
+from tailwise.steps.upkeep.verify import verify
+
+KILL = "__import__('os').kill(__import__('os').getpid(), 9)"
+
+
+@pytest.fixture
+def nodes(ray_nodes, on_ray):
+    """The cluster, with all its processors free; nodes that a test adds leave in the end."""
+    on_ray.close()
+    before = list(ray_nodes.list_all_nodes())
+    yield ray_nodes
+    for node in ray_nodes.list_all_nodes():
+        if node not in before:
+            ray_nodes.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture
+def make_executor(nodes):
+    """`make_executor(**options)`: an executor, with actors of one processor."""
+    from tailwise.execution.ray import RayExecutor
+
+    made = []
+
+    def make(**options):
+        made.append(RayExecutor(nodes.address, **{"cpus": 1, **options}))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.close()
+
+
+def add_node(nodes):
+    return nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
+
+
+def raylet(node):
+    return node.all_processes["raylet"][0].process.pid
+
+
+def actors(nodes):
+    """Process ids of actors of the executor."""
+    found = []
+    for node in nodes.list_all_nodes():
+        children = Path(f"/proc/{raylet(node)}/task/{raylet(node)}/children")
+        found += children.read_text().split() if children.exists() else []
+    return [int(pid) for pid in found if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_Actor")]
+
+
+# --- one map, one reduce ----------------------------------------------------------------------------------------------
+
+
+class Watched(list):
+    """A list that counts how many of its items were taken."""
+
+    taken = 0
+
+    def __iter__(self):
+        for item in super().__iter__():
+            self.taken += 1
+            yield item
+
+
+def test_results_come_in_order_and_three_items_an_actor_are_under_way(on_ray):
+    items, results = Watched(range(40)), []
+    assert on_ray.slots(KERNEL) == on_ray.slots(Needs()) == 2
+    for done, result in enumerate(on_ray.map(Apply(operator.neg), items)):
+        results.append(result)
+        assert items.taken <= done + 6
+    assert results == [-item for item in range(40)]
+
+
+def test_actors_are_other_processes_and_stay(on_ray):
+    pids = [on_ray.reduce(Apply(eval), ["{__import__('os').getpid()}"] * 8, operator.or_) for _ in range(2)]
+    assert pids[0] == pids[1]
+    assert os.getpid() not in pids[0]
+    assert len(pids[0]) == 2
+
+
+def test_an_error_comes_in_its_place_and_names_its_item(on_ray):
+    results = on_ray.map(Apply(math.sqrt), [1.0, 4.0, -1.0, 9.0])
+    assert [next(results), next(results)] == [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"domain error|nonnegative") as caught:
+        next(results)
+    assert sys.version_info < (3, 11) or caught.value.__notes__ == ["Apply: -1.0"]
+    assert "RemoteTracebackError" in repr(caught.value.__cause__)
+    with pytest.raises(ValueError, match=r"domain error|nonnegative"):
+        on_ray.reduce(Apply(math.sqrt), [1.0, -1.0], operator.add)
+
+
+def test_log_records_of_items_come_to_the_driver(on_ray, caplog):
+    task = Apply(eval)
+    list(on_ray.map(task, ["__import__('logging').getLogger('tailwise.x').warning('of an item')"]))
+    assert [record.getMessage() for record in caplog.records if record.name == "tailwise.x"] == ["of an item"]
+
+
+def test_leaving_early_ends_what_runs(on_ray):
+    results = on_ray.map(Apply(time.sleep), [0, *[60] * 9])
+    next(results)
+    results.close()
+    assert list(on_ray.map(Apply(abs), [-1])) == [1]
+
+
+def test_a_map_within_a_map_uses_the_same_actors(on_ray):
+    inner = on_ray.map(Apply(abs), [-number for number in range(20)], KERNEL)
+    assert list(on_ray.map(Apply(operator.neg), inner, Needs())) == [-number for number in range(20)]
+
+
+def test_results_are_merged_in_actors_and_the_driver_gets_one(on_ray, watched):
+    import ray
+
+    with watched(ray, "get") as gets:
+        assert on_ray.reduce(Apply(abs), [-number for number in range(101)], operator.add, KERNEL) == 5050
+    sums = [reference for reference, *_ in gets if not isinstance(reference, list)]
+    assert len(sums) <= 2 + 8 + 1  # answers of two new actors, of eight batches, and the sum
+
+
+def test_work_of_a_killed_actor_is_repeated(on_ray, tmp_path):
+    marker = str(tmp_path / "killed")
+    items = [str(number) for number in range(9)]
+    items[4] = f"4 if __import__('os').path.exists({marker!r}) else (open({marker!r}, 'x'), {KILL})"
+    assert list(on_ray.map(Apply(eval), items)) == list(range(9))
+    Path(marker).unlink()
+    assert on_ray.reduce(Apply(eval), items, operator.add) == 36  # what the actor had merged is merged again
+
+
+def test_an_item_that_kills_its_actor_three_times_ends_the_run_with_one_line(on_ray):
+    from tailwise.execution.local import WorkerLostError
+
+    with pytest.raises(WorkerLostError, match=r"3 workers in a row died while they worked on __import__\('os'\).kill"):
+        list(on_ray.map(Apply(eval), ["0", "1", KILL, "3"]))
+
+
+def test_a_node_that_joins_is_used_and_a_lost_one_is_replaced(nodes, make_executor, monkeypatch):
+    monkeypatch.setattr("tailwise.execution.ray.LOOK_SECONDS", 0.2)
+    executor, node = make_executor(), None
+    tell = Apply(eval)
+    item = "(__import__('time').sleep(0.2), __import__('os').getppid())[1]"
+    found = []
+    for number, parent in enumerate(executor.map(tell, [item] * 90)):
+        found.append(parent)
+        if number == 5:
+            node = add_node(nodes)
+        if number == 60:
+            assert raylet(node) in found
+            os.kill(raylet(node), signal.SIGKILL)
+    assert len(found) == 90
+    orphan = 1  # a worker may end its item after its raylet is dead
+    assert set(found) - {orphan} == {raylet(other) for other in nodes.list_all_nodes()}
+    assert found[-1] != raylet(node)
+
+
+def test_mistakes_are_one_line(nodes):
+    with pytest.raises(UserError, match=r"`executor` 'rai'.*did you mean 'ray'"):
+        open_executor("rai")
+    from tailwise.execution.ray import RayExecutor
+
+    with pytest.raises(UserError, match="`cpus` 0: must be at least 1"):
+        RayExecutor(nodes.address, cpus=0)
+
+
+def test_without_ray_the_error_names_the_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UnsupportedError, match=r"`executor` ray needs ray: pip install"):
+        open_executor("ray")
+
+
+# --- a pool through all steps -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory, make_tar, make_image, make_embeddings):
+    """Tars of 320 samples with 12 directions of embeddings, some of them duplicates."""
+    folder = tmp_path_factory.mktemp("pool")
+    generator = np.random.default_rng(5)
+    axes = np.linalg.qr(generator.normal(size=(16, 16)))[0]
+    groups = generator.integers(0, 12, 320)
+    vectors = {}
+    for shard in range(8):
+        members = []
+        for row in range(shard * 40, shard * 40 + 40):
+            key = f"{row:06d}"
+            members += [(f"{key}.jpg", make_image(int(groups[row]))), (f"{key}.txt", f"group {groups[row]}".encode())]
+            members.append((f"{key}.json", f'{{"uid": "{row:032x}"}}'.encode()))
+            vectors[key] = axes[groups[row]] + generator.normal(scale=0.05, size=16)
+        make_tar(folder / "tars" / f"{shard:05d}.tar", members)
+    make_embeddings(folder / "embeddings", vectors, partitions=2)
+    return folder
+
+
+def run_steps(pool, folder, context):
+    """Take the pool from import to all exports, below `folder`."""
+    folder.mkdir()
+    sources = [pool / "tars", pool / "embeddings"]
+    catalog = import_pool(sources, folder / "catalog", part_rows=80, context=context).catalog
+    cluster(catalog, ClusterRequest(k=12, density="auto", merge=0.99), context)
+    dedup(catalog, DedupRequest(epsilon=0.02), context)
+    filter_samples(catalog, FilterRequest("caption-characters", keep=0.9, name="long"), context)
+    plan = make_plan(
+        catalog, "p", PlanRequest("dynamics", keep=0.5, without=["duplicates", "long"], clustering="main"), context
+    )
+    for name in EXPORTS:
+        sharding = ShardsRequest(shard_samples=40) if name == "shards" else None
+        export(Plan(catalog, plan.name), name, folder / name, epoch=2, sharding=sharding, context=context)
+    assert verify(catalog, context)[1] == []
+
+
+@pytest.fixture(scope="module")
+def local_bytes(pool, tmp_path_factory, tree_bytes):
+    folder = tmp_path_factory.mktemp("local") / "made"
+    run_steps(pool, folder, Context())
+    return tree_bytes(folder)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_all_steps_give_the_bytes_of_the_local_executor(
+    pool, local_bytes, tree_bytes, nodes, make_executor, tmp_path, workers
+):
+    if workers > 2:
+        add_node(nodes)
+    executor = make_executor(workers=workers)
+    executor._looked = 0.0
+    assert executor.slots(KERNEL) == workers
+    run_steps(pool, tmp_path / "made", Context(executor=executor))
+    assert tree_bytes(tmp_path / "made") == local_bytes
+
+
+EVERY_STEP = float(os.environ.get("TAILWISE_SOAK", "0.1")) >= 1
+KILLED = ("indexing tars", "image embeddings", "assigning", "deciding by the most similar", "drawing")
+
+
+class Killing:
+    """A track that kills an actor, or a raylet, after the first item of some steps; in `make soak`, of all that have several items."""
+
+    def __init__(self, kill, steps):
+        self.kill, self.left, self.killed = kill, {*steps}, set()
+
+    def __call__(self, items, description, total=None):
+        for number, item in enumerate(items):
+            yield item
+            chosen = description in self.left or (EVERY_STEP and description not in self.killed)
+            if number == 0 and (total or 0) > 1 and chosen:
+                self.left.discard(description)
+                self.killed.add(description)
+                self.kill()
+
+
+@pytest.mark.slow
+def test_all_steps_give_the_same_bytes_if_actors_are_killed(
+    pool, local_bytes, tree_bytes, nodes, make_executor, tmp_path
+):
+    track = Killing(lambda: [os.kill(pid, signal.SIGKILL) for pid in actors(nodes)[:1]], KILLED)
+    run_steps(pool, tmp_path / "made", Context(track, make_executor()))
+    assert not track.left
+    assert tree_bytes(tmp_path / "made") == local_bytes
+
+
+@pytest.mark.slow
+def test_all_steps_give_the_same_bytes_if_nodes_come_and_go(
+    pool, local_bytes, tree_bytes, nodes, make_executor, tmp_path
+):
+    lost = []
+
+    def exchange():
+        """Kill the raylet of the newest node at every second call, and add a node at the others."""
+        if len(lost) % 2:
+            os.kill(raylet(nodes.list_all_nodes()[-1]), signal.SIGKILL)
+        else:
+            add_node(nodes)
+        lost.append(None)
+
+    track = Killing(exchange, KILLED[1:])
+    run_steps(pool, tmp_path / "made", Context(track, make_executor()))
+    assert not track.left
+    assert tree_bytes(tmp_path / "made") == local_bytes
+
+
+RECIPE = """
+name: all steps
+about: of a test
+executor: ray
+ray_address: {address}
+sources: [{pool}/tars, {pool}/embeddings]
+catalog: {folder}/catalog
+output: {folder}/out
+steps:
+  - import:
+  - cluster: {{k: 12}}
+  - dedup: {{epsilon: 0.02}}
+  - plan: {{name: p, method: dynamics, keep: 0.5, without: [duplicates]}}
+  - export: {{name: p, to: shards, epoch: 2, shard-samples: 40, output: shards}}
+  - export: {{name: p, to: parquet, epoch: 2, output: epoch.parquet}}
+"""
+# Files at whose appearance the driver is killed; in `make soak`, at all of them.
+MOMENTS = ["catalog/clusters/*/label*.npy"]
+if EVERY_STEP:
+    MOMENTS = [
+        *("catalog/samples/*.parquet", "catalog/embeddings/*/*.npy", *MOMENTS, "catalog/clusters/*/rank*.npy"),
+        *("catalog/drops/duplicates/*", "catalog/plans/*", "out/shards/*.tar"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_driver_resumes_with_the_same_bytes(pool, tree_bytes, nodes, tmp_path):
+    made = {}
+    for name, executor, moments in (("ray", None, MOMENTS), ("local", "local", ())):
+        folder = tmp_path / name / "made"
+        folder.mkdir(parents=True)
+        recipe = tmp_path / name / "recipe.yaml"
+        recipe.write_text(RECIPE.format(address=nodes.address, pool=pool, folder=folder))
+        command = [sys.executable, "-m", "tailwise", "run", recipe, *(["--executor", executor] if executor else [])]
+        for moment in moments:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            while not any(folder.glob(moment)) and process.poll() is None:
+                time.sleep(0.01)
+            assert process.poll() is None, process.stderr.read()
+            process.kill()
+            process.wait()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        catalog = Catalog.open(folder / "catalog")
+        assert verify(catalog)[1] == []
+        made[name] = {
+            path: content for path, content in tree_bytes(folder).items() if not path.startswith("catalog/exports/")
+        }
+    assert made["ray"] == made["local"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_driver_with_advice(pool, nodes, tmp_path):
+    command = [sys.executable, "-m", "tailwise", "import", pool / "tars", pool / "embeddings", tmp_path / "catalog"]
+    environment = {**os.environ, "TAILWISE_EXECUTOR": "ray", "TAILWISE_RAY_ADDRESS": nodes.address}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    while not actors(nodes) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, "tailwise: interrupted; run the same command again to go on\n")
+    deadline = time.monotonic() + 30
+    while actors(nodes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not actors(nodes)
