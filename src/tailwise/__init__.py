@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from tailwise.errors import NotFoundError as NotFoundError
     from tailwise.errors import UnsupportedError as UnsupportedError
     from tailwise.errors import UserError as UserError
-    from tailwise.evaluate import Evaluation as Evaluation
-    from tailwise.evaluate import evaluate as evaluate_checkpoint
+    from tailwise.evaluate.run import Evaluation as Evaluation
+    from tailwise.evaluate.run import evaluate as evaluate_checkpoint
     from tailwise.export import export as export_plan
     from tailwise.loader.loader import Loader as Loader
     from tailwise.plan import Plan as Plan
@@ -46,7 +46,7 @@ _MODULES = {  # of the public names
     "catalog": "Catalog",
     "context": "Context",
     "errors": "ConflictError DamagedError NotFoundError UnsupportedError UserError",
-    "evaluate": "Evaluation",
+    "evaluate.run": "Evaluation",
     "loader.loader": "Loader",
     "plan": "Plan",
     "plan.explain": "explain",
@@ -62,7 +62,7 @@ _MODULES = {  # of the public names
     "steps.scoring.filter": "filter_samples try_filter",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
-_RENAMED = {"evaluate_checkpoint": "evaluate", "export_plan": "export"}  # functions with the name of their package
+_RENAMED = {"evaluate_checkpoint": ("evaluate.run", "evaluate"), "export_plan": ("export", "export")}
 __all__ = [*_HOMES, "evaluate_checkpoint", "export_plan"]  # noqa: PLE0604
 
 
@@ -75,5 +75,5 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
     """Import a public name when it is first used: torch and its like take seconds."""
     if name not in __all__:
         raise AttributeError(f"module 'tailwise' has no attribute {name!r}")
-    there = _RENAMED.get(name, name)
-    return getattr(importlib.import_module(f"tailwise.{_HOMES.get(name, there)}"), there)
+    home, there = _RENAMED.get(name) or (_HOMES[name], name)
+    return getattr(importlib.import_module(f"tailwise.{home}"), there)

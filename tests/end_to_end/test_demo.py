@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +33,22 @@ def demo(tmp_path_factory):
     folder, told = tmp_path_factory.mktemp("demo") / "demo", []
     run_drawn(folder, IMAGES, Tools(_invoke, told.append, Context()), SMALL, tested=1)
     return folder, told
+
+
+@pytest.fixture
+def forked_trainings(fork_python, monkeypatch):
+    """The demo's trainings start as forks: those of the fixture `demo` are what a user gets."""
+
+    def start(command, stdout, **_):
+        assert command[:3] == [sys.executable, "-m", "tailwise"]
+        process = fork_python("from tailwise.cli import main; main()", *command[3:], out=stdout.name)
+        return SimpleNamespace(
+            pid=process.pid,
+            poll=lambda: None if process.is_alive() else process.exitcode,
+            wait=lambda: process.join() or process.exitcode,
+        )
+
+    monkeypatch.setattr("tailwise.demo.run.subprocess", SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT))
 
 
 def test_commands_in_order(demo):
@@ -87,6 +106,7 @@ def test_the_killed_training_saw_the_batches_of_the_loader(demo):
     assert any(line.endswith("equal; weights: equal") for line in told)
 
 
+@pytest.mark.usefixtures("forked_trainings")
 def test_a_repeated_demo_trains_nothing_and_another_is_refused(demo):
     folder, told = demo
     record = (folder / "record" / "killed.rank-0.jsonl").read_bytes()
@@ -103,6 +123,7 @@ def test_a_repeated_demo_trains_nothing_and_another_is_refused(demo):
         run_drawn(folder, 2000, Tools(_invoke, again.append, Context()), SMALL)
 
 
+@pytest.mark.usefixtures("forked_trainings")
 def test_a_pool_of_the_user(demo, tmp_path):
     folder, _ = demo
     told = []

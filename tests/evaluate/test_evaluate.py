@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from tailwise.cli import app
 from tailwise.encoders.open_clip import find_checkpoint, load_model
 from tailwise.errors import UserError
-from tailwise.evaluate import evaluate, mean_over_sets
 from tailwise.evaluate.output import write_output
+from tailwise.evaluate.run import evaluate, mean_over_sets
 from tailwise.requests import EvaluateRequest
 from tailwise.steps.importing.pool import import_pool
 

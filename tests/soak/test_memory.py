@@ -78,20 +78,22 @@ def npz_bomb(folder):
         )
         out.write(stream.getvalue())
         block = bytes(1 << 24)
-        for _ in range(BIG // len(block)):
+        for _ in range(1_300_000_000 // len(block)):
             out.write(block)
 
 
-def unfolding(path, column, **others):
-    """200 rows with one text of 100 MB: 20 GB in a file of some kilobytes."""
-    text = pa.DictionaryArray.from_arrays(pa.array([0] + [1] * 199, pa.int32()), pa.array(["a", "x" * 100_000_000]))
+def unfolding(path, column, rows=200, **others):
+    """Some rows with one text of 100 MB: 20 GB in a file of some kilobytes."""
+    text = pa.DictionaryArray.from_arrays(
+        pa.array([0] + [1] * (rows - 1), pa.int32()), pa.array(["a", "x" * 100_000_000])
+    )
     path.parent.mkdir(exist_ok=True)
     pq.write_table(pa.table({column: text, **others}), path, compression="zstd")
     assert path.stat().st_size < 100_000
 
 
 def long_captions(folder):
-    unfolding(folder / "m" / "m.parquet", "text", uid=[f"{row:032x}" for row in range(200)])
+    unfolding(folder / "m" / "m.parquet", "text", rows=40, uid=[f"{row:032x}" for row in range(40)])
 
 
 def many_long_captions(folder):
@@ -196,8 +198,8 @@ HOSTILE = {
     "caption of 3 GB": (lambda at: tar_of_big_member(at, "a.txt"), IMPORT),
     "description of 3 GB": (lambda at: tar_of_big_member(at, "a.json"), IMPORT),
     "pax header of 3 GB": (pax_of_gigabytes, IMPORT),
-    "npz of 3 GB": (npz_bomb, (COMMAND, "import", "{}", "{}/cat", "--workers", "1")),
-    "captions that unfold to 20 GB": (long_captions, (COMMAND, "import", "{}/m", "{}/cat", "--workers", "1")),
+    "npz of 1.3 GB": (npz_bomb, (COMMAND, "import", "{}", "{}/cat", "--workers", "1")),
+    "captions that unfold to 4 GB": (long_captions, (COMMAND, "import", "{}/m", "{}/cat", "--workers", "1")),
     "captions that unfold to 100 GB": (many_long_captions, (COMMAND, "import", "{}/m", "{}/cat", "--workers", "1")),
     "sidecar keys that unfold to 20 GB": (long_keys, IMPORT),
     "removed keys that unfold to 20 GB": (lambda at: unfolding(at / "keys.parquet", "key"), (KEYS, "{}/keys.parquet")),

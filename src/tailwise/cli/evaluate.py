@@ -26,7 +26,7 @@ from tailwise.errors import UserError
 from tailwise.requests import EvaluateRequest, TrainRequest
 
 if TYPE_CHECKING:
-    from tailwise.evaluate import Evaluation
+    from tailwise.evaluate.run import Evaluation
 
 
 @app.command()
@@ -51,9 +51,9 @@ def evaluate(
       tailwise evaluate epoch_32.pt --model ViT-B-32 --data wds_imagenet1k --data wds_imagenetv2 --pool my-catalog
       tailwise evaluate open_clip:ViT-B-32/laion2b_s34b_b79k --data wds_mscoco_captions --json
     """
-    from tailwise.evaluate import evaluate as run
     from tailwise.evaluate.output import as_json as to_json
     from tailwise.evaluate.output import check_output, write_output
+    from tailwise.evaluate.run import evaluate as run
 
     config = _config(checkpoint, data, request) if output is not None else {}
     if output is not None:
@@ -116,7 +116,7 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
 
 
 def _accuracy_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
-    from tailwise.evaluate import mean_over_sets
+    from tailwise.evaluate.run import mean_over_sets
 
     names = ("top1", "top5", "mean_per_class")
     counts = [[f"{item.summary[name]:,}" for name in ("images", "classes")] for item in evaluations]

@@ -27,7 +27,7 @@ from tailwise.compare.trainers import TRAINERS, Trained, order_of
 from tailwise.context import Context
 from tailwise.encoders.open_clip import model_id
 from tailwise.errors import ConflictError, UserError
-from tailwise.evaluate import evaluate
+from tailwise.evaluate.run import evaluate
 from tailwise.extras import versions
 from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import Step

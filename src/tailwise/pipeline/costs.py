@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import column_dimension
 from tailwise.shards.webdataset import read_shard
@@ -48,6 +46,8 @@ class Pool:
 
 def matrix_speed() -> float:
     """Floating-point operations per second of float32 matrix products here, by a measurement of some milliseconds."""
+    import torch  # noqa: PLC0415  (seconds, which a recipe that is refused does without)
+
     a = torch.ones(PROBE, PROBE)
     torch.mm(a, a)
     rounds, start = 0, time.perf_counter()
