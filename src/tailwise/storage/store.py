@@ -15,13 +15,21 @@ from typing import Protocol
 from tailwise.storage.local import TEMPORARY_SUFFIX, folder_locked, put_if_absent, replacing
 
 
+def check_key(key: str) -> str:
+    """Return a key; raise a ValueError if it leads out of the store."""
+    parts = PurePosixPath(key).parts
+    if not parts or key.startswith("/") or ".." in parts:
+        raise ValueError(f"{key!r} is no key: give a relative path without '..'")
+    return key
+
+
 @dataclass(frozen=True)
 class Head:
     """Attributes of the bytes at a key.
 
     Attributes:
         size: in bytes.
-        etag: differs whenever the content was replaced.
+        etag: differs whenever the content does.
     """
 
     size: int
@@ -119,7 +127,4 @@ class LocalStore:
         Raises:
             ValueError: the key leads out of the store.
         """
-        parts = PurePosixPath(key).parts
-        if not parts or key.startswith("/") or ".." in parts:
-            raise ValueError(f"{key!r} is no key: give a relative path without '..'")
-        return self.root.joinpath(*parts)
+        return self.root / check_key(key)
