@@ -7,19 +7,8 @@ import pytest
 
 from tailwise.errors import UserError
 from tailwise.requests import EmbedRequest
-from tailwise.steps.importing.pool import import_pool
 
-
-@pytest.fixture
-def run(tmp_path):
-    """`run(*sources, **options)` → the report of an import into `tmp_path / "catalog"`, in this process."""
-
-    def imported(*sources, **options):
-        options.setdefault("part_rows", 4)
-        options = {"max_rejected": 1.0, **options}  # the lists of rejects are what is tested
-        return import_pool([str(source) for source in sources], tmp_path / "catalog", workers=1, **options)
-
-    return imported
+PART_ROWS = 4
 
 
 @pytest.fixture

@@ -9,17 +9,8 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.steps.importing.pool import import_pool
 
+PART_ROWS = 4
 STAGE = "image embeddings"
-
-
-@pytest.fixture
-def run(tmp_path):
-    def imported(*sources, **options):
-        options.setdefault("part_rows", 4)
-        options = {"max_rejected": 1.0, **options}  # the lists of rejects are what is tested
-        return import_pool([str(source) for source in sources], tmp_path / "catalog", workers=1, **options)
-
-    return imported
 
 
 @pytest.fixture

@@ -40,15 +40,6 @@ def arrays(names, dimension=6, seed=0):
 
 
 @pytest.fixture
-def run(tmp_path):
-    def imported(*sources, **options):
-        options = {"max_rejected": 1.0, **options}  # the lists of rejects are what is tested
-        return import_pool([str(source) for source in sources], tmp_path / "catalog", workers=1, **options)
-
-    return imported
-
-
-@pytest.fixture
 def metadata(tmp_path, make_metadata):
     """Three files in `tmp_path / "metadata"` with 5, 4 and 6 rows; all their uids."""
     names = uids(1, 15)

@@ -16,15 +16,7 @@ from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.upkeep.verify import verify
 
-
-@pytest.fixture
-def run(tmp_path):
-    def imported(*sources, **options):
-        options.setdefault("part_rows", 5)
-        options = {"max_rejected": 1.0, **options}  # the lists of rejects are what is tested
-        return import_pool([str(source) for source in sources], tmp_path / "catalog", workers=1, **options)
-
-    return imported
+PART_ROWS = 5
 
 
 @pytest.fixture

@@ -15,17 +15,8 @@ from tailwise.requests import SourceRequest
 from tailwise.sources import parquet_embeddings as module
 from tailwise.steps.importing.pool import import_pool
 
+PART_ROWS = 4
 STAGE = "image embeddings"
-
-
-@pytest.fixture
-def run(tmp_path):
-    def imported(*sources, **options):
-        options.setdefault("part_rows", 4)
-        options = {"max_rejected": 1.0, **options}  # the lists of rejects are what is tested
-        return import_pool([str(source) for source in sources], tmp_path / "catalog", workers=1, **options)
-
-    return imported
 
 
 @pytest.fixture

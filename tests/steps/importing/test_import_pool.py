@@ -20,17 +20,6 @@ STAGE = "image embeddings"
 
 
 @pytest.fixture
-def run(tmp_path):
-    """`run(*sources, **options)` → the report of an import into `tmp_path / "catalog"`, in this process."""
-
-    def imported(*sources, **options):
-        options = {"max_rejected": 1.0, **options}  # the lists of rejects are what is tested
-        return import_pool([str(source) for source in sources], tmp_path / "catalog", workers=1, **options)
-
-    return imported
-
-
-@pytest.fixture
 def pool(tmp_path, make_pool):
     """Two tars of four samples in `tmp_path / "pool"`; {path: keys}."""
     return make_pool(tmp_path / "pool", [4, 4])
