@@ -202,5 +202,5 @@ def test_the_open_clip_trainer_runs_in_a_process_of_its_own(plan, small_model, t
     assert json.loads((tmp_path / "training" / "tailwise.json").read_text())["finished"]
     with pytest.raises(UserError, match="trainer ended with code 2"):
         train_by_open_clip(
-            plan, training(small_model, open_clip={"nonsense": 1}), **{**asked, "folder": tmp_path / "b"}
+            plan, training(small_model, open_clip={"train-data": "x"}), **{**asked, "folder": tmp_path / "b"}
         )

@@ -1,10 +1,11 @@
-"""The wheel and the source tree, installed where only the core dependencies are: commands work, and missing extras are named."""
+"""The wheel, installed where only the core dependencies are: commands work, and missing extras are named. The source tree is the same."""
 
 import json
 import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -39,18 +40,25 @@ def core_packages(name="tailwise", extras=()):
     return found
 
 
-@pytest.fixture(scope="module", params=["wheel", "tree"])
-def installed(request, tmp_path_factory):
-    """`tailwise` in a virtual environment of its own with nothing but the core dependencies, which are linked in."""
-    folder = tmp_path_factory.mktemp(request.param)
-    source = ROOT
-    pip = [sys.executable, "-m", "pip", "--quiet"]
-    if request.param == "wheel":
-        subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder / "dist", ROOT], check=True)
-        (source,) = (folder / "dist").glob("tailwise-*.whl")
+PIP = [sys.executable, "-m", "pip", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The path of the wheel."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", folder, ROOT], check=True)
+    (path,) = folder.glob("tailwise-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The wheel in a virtual environment of its own with nothing but the core dependencies, which are linked in."""
+    folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", source], check=True)
+    subprocess.run([*PIP, "--python", python, "install", "--no-deps", wheel], check=True)
     (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     for name, found in core_packages().items():
         if name == "tailwise":
@@ -109,6 +117,15 @@ def test_core_dependencies_are_enough_and_a_missing_extra_is_named(installed, ma
         assert code == 0, (command, told)
     for command, code, told in run(folder, MISSING):
         check_message(command, MISSING[command], code, told)
+
+
+def test_the_tree_installs_what_the_wheel_holds(wheel, tmp_path):
+    subprocess.run([*PIP, "install", "--no-deps", "--no-compile", "--target", tmp_path, ROOT], check=True)
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/RECORD")}
+    there = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "tailwise").rglob("*") if path.is_file()}
+    assert there == {name for name in held if name.startswith("tailwise/")}
+    assert {name: (tmp_path / name).read_bytes() for name in held} == held
 
 
 def check_message(command, extra, code, told):

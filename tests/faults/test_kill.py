@@ -1,8 +1,6 @@
 """kill -9 in the middle of work, then the same command again: the same bytes as without the kill."""
 
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -54,7 +52,7 @@ def start(fork_python, sources):
         process = fork_python(SCRIPT, folder, *sources, 50, out=out, err=err)
 
         def end():
-            process.join(100)
+            process.join(300)
             return out.read_text(), err.read_text()
 
         return process, end
@@ -119,30 +117,23 @@ def test_two_at_once(start, whole, tmp_path, tree_bytes):
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_a_command_that_was_killed_after_publication_is_done(small_catalog, tmp_path, name):
+def test_a_command_that_was_killed_after_publication_is_done(small_catalog, tmp_path, fork_python, run_tailwise, name):
     make_plan(small_catalog, "p", PlanRequest("random", keep=0.3))
     output = tmp_path / "outputs" / "out"
     output.parent.mkdir()
     command, other = (
         text.replace("CATALOG", str(small_catalog.folder)).replace("OUT", str(output)).split() for text in OUTPUTS[name]
     )
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(output), *command], check=False, timeout=100)
-    assert killed.returncode == -signal.SIGKILL
+    killed = fork_python(KILLED, output, *command, out=tmp_path / "log")
+    killed.join(300)
+    assert killed.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
     before = file_stamp(output)
-    again = subprocess.run(
-        [sys.executable, "-m", "tailwise", *command], capture_output=True, text=True, check=False, timeout=100
-    )
-    assert (again.returncode, file_stamp(output)) == (0, before)
+    again = run_tailwise(*command)
+    assert file_stamp(output) == before
     assert f"{output}: done already" in again.stderr
     assert [path.name for path in output.parent.iterdir()] == ["out"]
     if other:
-        refused = subprocess.run(
-            [sys.executable, "-m", "tailwise", *command, *other],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=100,
-        )
-        assert (refused.returncode, file_stamp(output)) == (2, before)
+        refused = run_tailwise(*command, *other, code=2)
+        assert file_stamp(output) == before
         assert f"{output} exists: name another file" in refused.stderr
     assert [path.name for path in output.parent.iterdir()] == ["out"]
