@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import PartColumn
-from tailwise.catalog.embeddings import check_one_encoder
+from tailwise.catalog.embeddings import check_one_encoder, column_dimension
 from tailwise.catalog.files import digest, file_digest, read_record
 from tailwise.catalog.scores import score_artifact, score_column
 from tailwise.context import Context
@@ -182,12 +182,17 @@ def _options(request: ScoreRequest) -> dict[str, OptionValue]:
 
 
 def _embeddings_id(catalog: Catalog, snapshot: Snapshot, column: str) -> str:
-    catalog.embedding_parts(column, snapshot)  # refuses if there are none
+    catalog.require_embeddings(column, snapshot)
     return catalog.embedding_id(column, snapshot)
 
 
+def _dimension(catalog: Catalog, snapshot: Snapshot, column: str) -> int:
+    catalog.require_embeddings(column, snapshot)
+    return column_dimension(catalog, column) or 0
+
+
 def _text_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
-    image, text = (catalog.embedding_parts(column, snapshot)[0].shape[1] for column in ("image", "text"))
+    image, text = (_dimension(catalog, snapshot, column) for column in ("image", "text"))
     if image != text:
         raise UserError(
             f"image embeddings have {image} dimensions and text embeddings {text}: a {request.name} needs both of one CLIP model"
@@ -217,7 +222,7 @@ def _column_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> s
 
 def _target_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
     target = Target(str(request.options["target"]))
-    target.check(catalog.embedding_parts("image", snapshot)[0].shape[1])
+    target.check(_dimension(catalog, snapshot, "image"))
     return target.id
 
 
