@@ -1,4 +1,4 @@
-"""Steps on a Ray cluster of two nodes on this machine: seconds with one and with two workers, and the driver's share of CPU time.
+"""Steps on a Ray cluster of two nodes on this machine: seconds with one and with two workers, CPU time, and the driver's share of it.
 
 A last row regroups rows by cluster, here and by ray.data (`groupby().map_groups()`): from the same Parquet files to the size and the sum of
 each cluster. The pool is made up, as in driver_share.py; a small pool goes through all steps first. Each node has one processor.
@@ -62,11 +62,16 @@ def measure_steps(folder: Path, asked: argparse.Namespace, nodes: Cluster) -> No
         with RayExecutor(nodes.address, cpus=1, workers=workers) as executor:
             for rows, source in sources.items():
                 found[workers] = run_steps(folder / f"{rows}-{workers}", source, rows, asked, executor, nodes)
-    print(f"    {'':30s} {'1 worker':>10s} {'2 workers':>10s} {'speed-up':>9s} {'driver':>9s} {'of CPU':>7s}")
+    print(f"    load of the machine: {os.getloadavg()[1]:.1f}")
+    print(
+        f"    {'':22s} {'1 worker':>10s} {'2 workers':>10s} {'speed-up':>9s} {'CPU, 1':>9s} {'CPU, 2':>9s} {'driver':>8s}"
+    )
     totals = np.array([[found[workers][name] for workers in (1, 2)] for name in found[1]])
     for name, (one, two) in zip([*found[1], "all"], [*totals, totals.sum(axis=0)], strict=True):
-        share = two[1] / max(two[1] + two[2], 1e-9)
-        print(f"    {name:30s} {one[0]:8.2f} s {two[0]:8.2f} s {one[0] / two[0]:8.2f}x {two[1]:7.2f} s {share:7.1%}")
+        cpu = [max(each[1] + each[2], 1e-9) for each in (one, two)]
+        print(
+            f"    {name:22s} {one[0]:8.2f} s {two[0]:8.2f} s {one[0] / two[0]:8.2f}x {cpu[0]:7.2f} s {cpu[1]:7.2f} s {two[1] / cpu[1]:7.1%}"
+        )
 
 
 def make_source(folder: Path, rows: int, asked: argparse.Namespace) -> Path:
