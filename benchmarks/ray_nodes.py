@@ -197,7 +197,8 @@ def regroup_by_ray_data(paths: list[str]) -> dict[int, Any]:
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    found = ray.data.read_parquet(paths).groupby("cluster", num_partitions=BUCKETS).map_groups(total)
+    # Two partitions and NumPy batches: the fastest of 2 and 16 partitions, and NumPy and Arrow batches.
+    found = ray.data.read_parquet(paths).groupby("cluster", num_partitions=2).map_groups(total)
     return {int(row["cluster"]): np.asarray(row["sum"]) for row in found.iter_rows()}
 
 
