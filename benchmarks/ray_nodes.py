@@ -1,7 +1,8 @@
 """Steps on a Ray cluster of two nodes on this machine: seconds with one and with two workers, CPU time, and the driver's share of it.
 
-A last row regroups rows by cluster, here and by ray.data (`groupby().map_groups()`): from the same Parquet files to the size and the sum of
-each cluster. The pool is made up, as in driver_share.py; a small pool goes through all steps first. Each node has one processor.
+A last row regroups rows by cluster, here and by ray.data (`groupby().map_groups()`): from the same Parquet files to the sum of each
+cluster. The pool is made up, as in driver_share.py; a small pool goes through all steps first. Each node has one processor. Needs
+`pip install 'ray[data]'`.
 usage: ray_nodes.py [--rows 300000] [--dimension 256] [--part-rows 50000]
 """
 
