@@ -72,7 +72,17 @@ def test_the_executor_is_chosen_before_or_after_a_command(run_tailwise, catalog,
     from tailwise.cli import _how_to_resume, _shared_first
 
     words = ["train", "c", "--executor", "ray", "p", "--ray-address=auto", "--", "--executor", "x"]
-    assert _shared_first(words) == ["--executor", "ray", "--ray-address=auto", "train", "c", "p", "--", "--executor", "x"]
+    assert _shared_first(words) == [
+        "--executor",
+        "ray",
+        "--ray-address=auto",
+        "train",
+        "c",
+        "p",
+        "--",
+        "--executor",
+        "x",
+    ]
     assert _how_to_resume(["--executor", "train", "verify", "c"]) == "run the same command again to go on"
     for line in (["--executor", "rai", "verify", catalog], ["verify", catalog, "--executor=rai"]):
         assert "tailwise: --executor 'rai': did you mean 'ray'" in run_tailwise(*line, code=2).stderr
