@@ -345,7 +345,7 @@ def test_a_repeat_beside_a_replaced_sample_is_told(make_loader, caplog):
             raise ValueError("one that can't be decoded")
         return decode_rgb(content)
 
-    batches = take(make_loader("all", batch_size=990, lanes=None, decode=decode, max_replaced=1.0), 8)
+    batches = take(make_loader("all", batch_size=990, lanes=None, decode=decode, max_replaced=1.0), 2)
     assert all(batch.replaced for batch in batches)
     assert "samples that it holds already" in caplog.text
 

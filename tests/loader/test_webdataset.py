@@ -61,16 +61,15 @@ def shard_keys(shard):
     return [f"{shard:05d}{sample:04d}" for sample in range(SIZES[shard])]
 
 
-@pytest.mark.parametrize("name", ["half", "often"])
+KEPT = {"persistent_workers": True}
+
+
 @pytest.mark.parametrize(
-    ("workers", "options"),
+    ("name", "workers", "options"),
     [
-        (0, {}),
-        (1, {}),
-        (2, {"persistent_workers": True}),
-        (2, {"multiprocessing_context": "spawn", "persistent_workers": True}),
+        *((name, *how) for name in ("half", "often") for how in ((0, {}), (1, {}), (2, KEPT))),
+        ("often", 2, {"multiprocessing_context": "spawn", **KEPT}),
     ],
-    ids=["0", "1", "2", "2-spawned"],
 )
 def test_an_epoch_of_a_real_pipeline_is_the_plans_draw(pool, open_plan, name, workers, options):
     plan = open_plan(name)

@@ -242,9 +242,9 @@ def test_chunks_make_no_difference(tmp_path, faulty_pool, tree_bytes, monkeypatc
     assert report.rejections.counts == whole.rejections.counts
 
 
-def test_small_files_are_read_by_this_process_unless_workers_are_given(tmp_path, pool, watched):
+def test_small_files_are_read_by_this_process_unless_workers_are_given(tmp_path, pool, interrupted):
     for given, used in ((None, 1), (2, 2)):
-        with watched(LocalExecutor, "_run") as calls:
+        with interrupted(LocalExecutor, "_run") as calls:
             run(tmp_path, str(given), workers=given)
         assert calls[0][-1].workers == used  # of the first step
 
