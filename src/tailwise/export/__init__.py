@@ -89,16 +89,9 @@ def export(
     sharding: ShardsRequest | None = None,
     context: Context | None = None,
 ) -> int:
-    """Write a plan in another tool's format; return the number of entries.
+    """Write a plan in another tool's format, a name of EXPORTS; return the number of entries.
 
-    Args:
-        plan: the plan.
-        format_name: a name of EXPORTS.
-        path: the file, or the folder of new shards.
-        epoch: epoch to draw; may be None where all epochs are the same.
-        overwrite: True if an existing file may be replaced.
-        sharding: settings of new shards.
-        context: runs the tasks and shows progress.
+    `path` is the file, or the folder of new shards. `epoch` may be None where all epochs are the same.
 
     Raises:
         UserError: the format is unknown, the epoch is missing, or the file cannot be written there or with these options.

@@ -55,14 +55,8 @@ def write_shards(
     """Write an epoch as a webdataset in img2dataset's layout, all samples shuffled together.
 
     Finished shards are kept: a rerun of an interrupted export resumes it, and the bytes are the same in the end. Remote tars of the source
-    are read through a cache in `folder`, which is removed in the end.
-
-    Args:
-        plan: the plan.
-        epoch: epoch to draw.
-        folder: a new or an empty folder, or that of an unfinished export of the same epoch.
-        sharding: settings of the shards.
-        context: runs the tasks and shows progress.
+    are read through a cache in `folder`, which is removed in the end. The folder is new or empty, or that of an unfinished export of the
+    same epoch.
 
     Raises:
         UserError: the folder holds anything else, too many samples cannot be read, or the plan draws samples that are in no tar.

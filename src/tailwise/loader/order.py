@@ -238,7 +238,7 @@ class Order:
         if self._bounds[span + 2] * self.per_lane > section.stop or section.most_copies > 1:
             return False
         carried = len(section.carried.rows)  # they are in the first lane, shuffled with the blocks that hold them
-        return not carried or first >= section.first + carried + self.sections.first_block(section)
+        return not carried or first > section.first + carried + section.length // self.sections.blocks(section)
 
     def _base(self, span: int, part: int, parts: int) -> Samples:
         """Return the base order of a part of a span: [batches, samples]."""

@@ -161,10 +161,6 @@ class Sections:
         lane_positions(key, lanes, section.length, blocks, primes, first, places)
         return self.samples(section, places)
 
-    def first_block(self, section: Section) -> int:
-        """Return the samples of the first block of each lane."""
-        return section.length // self.blocks(section) + 1
-
     def blocks(self, section: Section) -> int:
         """Return the number of blocks of each lane."""
         return max(1, -(-section.length // self.block))

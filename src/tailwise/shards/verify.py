@@ -53,14 +53,9 @@ def check_shards(
 
     Shards without bytes are passed over. A file system whose package is not installed is a UserError.
 
-    Args:
-        catalog: catalog of the shards.
-        snapshot: its shards are checked.
-        check: one of CHECKS: "none"; "size" opens each shard and compares its length and first block; "index" compares the index and
-            blocks throughout the shard.
-        workers: processes ("index") or eighths of threads ("size"); None for one a processor.
-        share: (first, step): checks shards first, first + step, ….
-        context: runs the tasks and shows progress.
+    `check` is one of CHECKS: "none"; "size" opens each shard and compares its length and first block; "index" compares the index and
+    blocks throughout the shard. `workers` are processes ("index") or eighths of threads ("size"); None for one a processor. `share` is
+    (first, step): shards first, first + step, … are checked.
     """
     context = context or Context()
     forget_failures()
