@@ -157,8 +157,7 @@ class Artifact:
     def _publish(self) -> None:
         """Give the folder its name, which no other process can then."""
         with self._race():
-            self.path(PENDING).unlink(missing_ok=True)
-            self.folder.rename(self.place)
+            self.folder.rename(self.place)  # with the pending record: a writer that misses it finds the name taken
         self.folder = self.place
         flush(self.place.parent)
         self._clean()
@@ -167,6 +166,7 @@ class Artifact:
         """Remove what other processes have left of this name."""
         with suppress(OSError):  # the catalog may be read-only
             remove_temporary_files(self.place)
+            (self.place / PENDING).unlink(missing_ok=True)
             shutil.rmtree(unfinished(self.place))
 
     @contextmanager
