@@ -26,7 +26,7 @@ def test_the_benchmarks_layout(classification_set, class_names):
     found = find_set(str(classification_set))
     assert (found.name, found.task, found.classes) == ("pictures", "classification", class_names)
     assert found.templates == ("a photo of a {c}.", "art of the {c}.", "{c}")
-    assert found.shards == tuple(TarShard(f"{classification_set}/test/{number}.tar", "cls") for number in range(3))
+    assert found.shards == tuple(TarShard(f"{classification_set}/test/{number}.tar", ("cls",)) for number in range(3))
     by_url = find_set(f"file://{classification_set}")
     assert (by_url.name, by_url.classes, len(by_url.shards)) == ("pictures", class_names, 3)
 

@@ -208,9 +208,9 @@ def test_a_truncated_file_gives_whole_samples_and_a_reason(container, path, samp
 def test_pairs_are_images_and_targets(container, samples, write, tmp_path):
     targets = {key: str(at).encode() for at, key in enumerate(samples) if at != 3}
     path = write(container, tmp_path / f"set{container.suffix}", samples, targets)
-    expected = [(image, targets.get(key)) for key, (image, _) in samples.items()]
-    assert list(container.pairs(path, TARGET)) == expected
-    assert list(container.pairs(remote_copy(path), TARGET)) == expected
+    expected = [(image, (targets[key],) if key in targets else None) for key, (image, _) in samples.items()]
+    assert list(container.pairs(path, (TARGET,))) == expected
+    assert list(container.pairs(remote_copy(path), (TARGET,))) == expected
 
 
 @pytest.mark.parametrize("container", WITHOUT_BYTES, ids=by_suffix)
@@ -218,7 +218,7 @@ def test_samples_without_bytes_are_refused_in_one_way(container, path, samples, 
     content = index_shard(path)
     assert content.fingerprint is None
     assert {NO_OFFSET} == {*content.samples.column("image_offset").to_pylist()}
-    for ask in (lambda: container.checksum(path), lambda: container.pairs(path, TARGET)):
+    for ask in (lambda: container.checksum(path), lambda: container.pairs(path, (TARGET,))):
         with pytest.raises(
             UnsupportedError, match=f"{len(samples)} samples in 1 .* have no images, .*{path}: download"
         ):

@@ -200,7 +200,7 @@ CLASSES = "cls"
 def read_set(path, pool):
     """All samples of a tar of an evaluation set, decoded."""
     for batch in read_batches(
-        [TarShard(str(path), CLASSES)],
+        [TarShard(str(path), (CLASSES,))],
         to_tensor,
         int_or_none,
         batch_size=4,
@@ -216,7 +216,7 @@ def to_tensor(image):
 
 
 def int_or_none(content):
-    return int(content) if content.isdigit() else None
+    return int(content[0]) if content[0].isdigit() else None
 
 
 # name: (inputs of `make soak`, the file to damage, its good content, how it is read)

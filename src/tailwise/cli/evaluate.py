@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +23,7 @@ from tailwise.cli.app import (
 from tailwise.cli.printing import print_json, print_table, say
 from tailwise.cli.requests import takes
 from tailwise.errors import UserError
-from tailwise.requests import EvaluateRequest, TrainRequest
+from tailwise.requests import EvaluateRequest, TrainRequest, refuse_given
 
 if TYPE_CHECKING:
     from tailwise.evaluate.run import Evaluation
@@ -35,8 +35,14 @@ def evaluate(
     checkpoint: Annotated[
         str, Argument(metavar="CHECKPOINT", help="A .pt file, a run's folder, or open_clip:MODEL/PRETRAINED.")
     ],
-    data: Annotated[list[str], Option(help="A set to evaluate on: folder, tars or URL; may be given again.")],
-    request: EvaluateRequest,
+    data: Annotated[
+        list[str] | None, Option(help="A set to evaluate on: folder, tars or URL; may be given again.")
+    ] = None,
+    suite: Annotated[
+        tuple[str, Path] | None,
+        Option(metavar="NAME FOLDER", help="datacomp, vtab or shifts, and the folder that holds its sets."),
+    ] = None,
+    request: EvaluateRequest = EvaluateRequest(),
     output: Annotated[Path | None, Option(help="Folder for summary.json, classes-SET.csv, curve-SET.svg.")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace another evaluation in --output.")] = False,
     as_json: AsJson = False,
@@ -44,32 +50,45 @@ def evaluate(
     """Measure a checkpoint: zero-shot accuracy, by how often classes were trained on, and retrieval.
 
     Sets: clip_benchmark's webdataset layout, tars with `.cls`, a folder of images for each class. Retrieval sets say so in
-    `dataset_type.txt`.
+    `dataset_type.txt`. A suite prints one table: the official metric of each set, the sets that are missing and how to get
+    them, and macro averages of complete groups.
 
     Examples:
       tailwise evaluate logs/epochs-tiny-cpu --data tinyimagenet-val --train-counts classes.tsv --output evaluation
       tailwise evaluate epoch_32.pt --model ViT-B-32 --data wds_imagenet1k --data wds_imagenetv2 --pool my-catalog
       tailwise evaluate open_clip:ViT-B-32/laion2b_s34b_b79k --data wds_mscoco_captions --json
+      tailwise evaluate epoch_32.pt --model ViT-B-32 --suite datacomp evaluation-sets
     """
     from tailwise.evaluate.output import as_json as to_json
     from tailwise.evaluate.output import check_output, write_output
     from tailwise.evaluate.run import evaluate as run
+    from tailwise.evaluate.suites import as_table, find_suite
 
-    config = _config(checkpoint, data, request) if output is not None else {}
+    if (data is None) == (suite is None):
+        raise UserError("give the sets with --data, or --suite NAME FOLDER")
+    sets: list[Any] = data or []
+    if suite is not None:
+        refuse_given(request, {"classes", "templates", "train_counts"}, "with `suite`: its sets have their own")
+        sets = find_suite(*suite)
+    named = {"data": data} if suite is None else {"data": [], "suite": list(map(str, suite))}
+    config = _config(checkpoint, named, request) if output is not None else {}
     if output is not None:
         check_output(output, config, overwrite=overwrite)
-    made = run(checkpoint, data, request, context=with_progress())
+    made = run(checkpoint, sets, request, context=with_progress())
+    table = None if suite is None else as_table(*suite, made)
     if output is not None:
-        write_output(output, config, made)
+        write_output(output, config, made, table)
     if as_json:
-        print_json(to_json(made))
+        print_json(to_json(made, table))
     else:
+        if table is not None:
+            _print_suite(table)
         _print(made)
         if output is not None:
             say(f"written to {output}")
 
 
-def _config(checkpoint: str, data: Sequence[str], options: EvaluateRequest) -> dict[str, Any]:
+def _config(checkpoint: str, sets: Mapping[str, Any], options: EvaluateRequest) -> dict[str, Any]:
     """Return the settings that decide the figures, without workers and the bound on rejects; files also by content, sets by name."""
     from dataclasses import asdict
 
@@ -87,7 +106,23 @@ def _config(checkpoint: str, data: Sequence[str], options: EvaluateRequest) -> d
         digests["pool"] = open_catalog(options.pool).snapshot().id
     device = find_device(options.device, any_kind=True).type
     resolved = {"model": found.model, "pretrained": found.pretrained, "device": device}
-    return {"checkpoint": checkpoint, "data": list(data), **given, **resolved, "digests": digests}
+    return {"checkpoint": checkpoint, **sets, **given, **resolved, "digests": digests}
+
+
+def _print_suite(table: Mapping[str, Any]) -> None:
+    from tailwise.evaluate.suites import METRICS
+
+    rows = [(item["set"], METRICS[item["metric"]], _percent(item)) for item in table["sets"]]
+    for name, item in table["averages"].items():
+        if item["sets"] > 1:
+            value = (
+                f"{100 * item['value']:.2f}" if item["value"] is not None else f"{item['found']} of {item['sets']} sets"
+            )
+            rows.append(("average" if name == table["suite"] else f"average, {name}", f"of {item['sets']} sets", value))
+    print_table(f"suite {table['suite']}: official metrics in %, with 95 % intervals", ("set", "metric", "value"), rows)
+    for item in table["sets"]:
+        if item["missing"] is not None:
+            say(f"missing: {item['set']}; {item['missing']}")
 
 
 def _print(evaluations: Sequence[Evaluation]) -> None:

@@ -47,12 +47,12 @@ class TarShard:
     """One file of samples, such as a tar; see `Container.pairs`."""
 
     path: str  # a local path or any fsspec URL
-    target: str  # extension of the targets: "cls" or "txt"
+    targets: tuple[str, ...]  # extensions of the targets: "cls" or "txt", and others
 
     def samples(self) -> Pairs:
-        """Yield the encoded image and the target of each sample, in order; None where one is missing. May raise a UserError."""
+        """Yield the encoded image and the targets of each sample, in order; None where one is missing. May raise a UserError."""
         with reading(self.path):
-            yield from container_of(self.path).pairs(self.path, self.target)
+            yield from container_of(self.path).pairs(self.path, self.targets)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FileShard:
         for path, label in self.files:
             with reading(path):
                 content = too_long(Path(path).stat().st_size) or Path(path).read_bytes()
-            yield content, str(label).encode()
+            yield content, (str(label).encode(),)
 
 
 Shard: TypeAlias = TarShard | FileShard
@@ -87,7 +87,7 @@ class Batch:
 class _Batches(IterableDataset[Batch | UserError]):
     shards: Sequence[Shard]
     preprocess: Callable[[Any], Tensor]
-    parse: Callable[[bytes], Any]
+    parse: Callable[[tuple[bytes, ...]], Any]
     batch_size: int
 
     def __iter__(self) -> Iterator[Batch | UserError]:
@@ -138,8 +138,8 @@ def read_batches(
     shards: Sequence[Shard],
     preprocess: Callable[[Any], Tensor],  # RGB image → float32 [3, h, w]
     parse: Callable[
-        [bytes], Any
-    ],  # bytes of a target → its value; None if they have none; an ImageError leaves the sample out
+        [tuple[bytes, ...]], Any
+    ],  # bytes of a sample's targets → their value; None if they have none; an ImageError leaves the sample out
     *,
     batch_size: int,  # n; the last batch of a shard may be smaller
     workers: int

@@ -104,6 +104,61 @@ def recall(
     return intervals(counts.astype(np.int64), figures, sizes, replicates=replicates, seed=seed)
 
 
+def macro_f1(labels: Ints, guesses: Ints, groups: Ints, *, replicates: int, seed: int) -> Interval:  # noqa: ARG001
+    """Return value, low and high of the mean F1 of the classes that have images (WILDS, arXiv 2012.07421: iWildCam)."""
+    pairs, counts = np.unique(np.column_stack([labels, guesses[:, 0]]), axis=0, return_counts=True)
+    same, size = pairs[:, 0] == pairs[:, 1], int(pairs.max()) + 1
+
+    def figures(drawn: Ints) -> Figures:
+        images, guessed = (_sums(drawn, pairs[:, at], size) for at in (0, 1))
+        return {
+            "f1": _mean(_ratio(2 * _sums(drawn * same, pairs[:, 0], size), np.where(images > 0, images + guessed, 0)))
+        }
+
+    return intervals(counts.astype(np.int64), figures, {"f1": len(labels)}, replicates=replicates, seed=seed)["f1"]
+
+
+def worst_group(top: int) -> Callable[..., Interval]:
+    """Return a function of labels [n], guesses [n, TOP] and groups [n]: the accuracy of the `top` guesses in the worst group.
+
+    WILDS (arXiv 2012.07421): FMoW; DataComp: Dollar Street, GeoDE. Images of a negative group are left out.
+    """
+
+    def measure(labels: Ints, guesses: Ints, groups: Ints, *, replicates: int, seed: int) -> Interval:
+        right = (guesses[:, :top] == labels[:, None]).any(axis=1)[groups >= 0]
+        pairs, counts = np.unique(np.column_stack([groups[groups >= 0], right]), axis=0, return_counts=True)
+        if not len(pairs):
+            return {"value": None, "low": None, "high": None}
+        size = int(pairs[:, 0].max()) + 1
+
+        def rates(drawn: Ints) -> Floats:
+            return _ratio(_sums(drawn * pairs[:, 1], pairs[:, 0], size), _sums(drawn, pairs[:, 0], size))
+
+        of_group = _sums(counts, pairs[:, 0], size)[np.nanargmin(rates(counts))]
+        figures = lambda drawn: {"worst": np.fmin.reduce(rates(drawn), axis=-1)}  # noqa: E731
+        sizes = {"worst": float(of_group)}
+        return intervals(counts.astype(np.int64), figures, sizes, replicates=replicates, seed=seed)["worst"]
+
+    return measure
+
+
+def _sums(drawn: Ints, kinds: Ints, size: int) -> Ints:
+    """Return sums of counts [..., P] by the kind [P] of each, in [0, size): int64 [..., size]."""
+    order = np.argsort(kinds, kind="stable")
+    found, starts = np.unique(kinds[order], return_index=True)
+    sums = np.zeros((*drawn.shape[:-1], size), np.int64)
+    sums[..., found] = np.add.reduceat(drawn[..., order], starts, axis=-1)
+    return sums
+
+
+# Official metrics that need more than the outcomes by class: functions of labels [n], guesses [n, TOP] and groups [n].
+OF_GUESSES: Mapping[str, Callable[..., Interval]] = {
+    "macro_f1": macro_f1,
+    "worst_group_top1": worst_group(1),
+    "worst_group_top5": worst_group(TOP),
+}
+
+
 def intervals(
     cells: Ints, figures: Callable[[Ints], Figures], sizes: Mapping[str, float], *, replicates: int, seed: int
 ) -> dict[str, Interval]:

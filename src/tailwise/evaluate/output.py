@@ -36,7 +36,9 @@ def check_output(folder: Path, config: Mapping[str, Any], *, overwrite: bool = F
         raise ConflictError(f"{folder} holds another evaluation ({other}): give another folder, or `overwrite`")
 
 
-def write_output(folder: Path, config: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> None:
+def write_output(
+    folder: Path, config: Mapping[str, Any], evaluations: Sequence[Evaluation], suite: Mapping[str, Any] | None = None
+) -> None:
     """Write the files of the evaluations, each atomically; summary.json last."""
     for item in evaluations:
         name = re.sub(r"[^\w.-]+", "-", item.name)
@@ -45,7 +47,7 @@ def write_output(folder: Path, config: Mapping[str, Any], evaluations: Sequence[
                 pa_csv.write_csv(for_spreadsheets(item.classes), temporary)
             if item.summary["curve"]:
                 draw_curve(folder / f"curve-{name}.svg", item)
-    write_json(folder / SUMMARY, {"config": dict(config), **as_json(evaluations)}, unique=True)
+    write_json(folder / SUMMARY, {"config": dict(config), **as_json(evaluations, suite)}, unique=True)
 
 
 def for_spreadsheets(table: pa.Table) -> pa.Table:
@@ -57,9 +59,10 @@ def for_spreadsheets(table: pa.Table) -> pa.Table:
     return table
 
 
-def as_json(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """Return the figures of all sets, and their mean, as JSON values."""
-    return {"sets": [dict(item.summary) for item in evaluations], "mean": mean_over_sets(evaluations)}
+def as_json(evaluations: Sequence[Evaluation], suite: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the figures of all sets, their mean, and the table of a suite, as JSON values."""
+    table = {} if suite is None else {"suite": dict(suite)}
+    return {"sets": [dict(item.summary) for item in evaluations], "mean": mean_over_sets(evaluations), **table}
 
 
 def draw_curve(path: Path, evaluation: Evaluation) -> None:

@@ -15,7 +15,7 @@ from tailwise.context import Context
 from tailwise.encoders.open_clip import LoadedModel, find_checkpoint, load_model
 from tailwise.errors import UserError, check_share, refuse_many
 from tailwise.evaluate.counts import count_in_pool, read_train_counts
-from tailwise.evaluate.metrics import Ints, bounded, classification, doublings, recall, tally, thirds
+from tailwise.evaluate.metrics import OF_GUESSES, Ints, bounded, classification, doublings, recall, tally, thirds
 from tailwise.evaluate.sets import ImageSet, Task, find_set
 from tailwise.evaluate.zero_shot import KS, classify, retrieve
 from tailwise.requests import EvaluateRequest
@@ -41,7 +41,7 @@ class Evaluation:
 
 def evaluate(
     checkpoint: str | Path,
-    data: str | Path | Sequence[str | Path],
+    data: str | Path | Sequence[str | Path | ImageSet],
     options: EvaluateRequest = EvaluateRequest(),
     *,
     context: Context | None = None,
@@ -50,7 +50,7 @@ def evaluate(
 
     Args:
         checkpoint: see `find_checkpoint`.
-        data: see `find_set`.
+        data: see `find_set`; or sets, as of `suites.find_suite`.
         options: all other settings.
         context: runs the tasks and shows progress.
 
@@ -66,7 +66,11 @@ def evaluate(
     if not places:
         raise UserError("there is no set to evaluate on: give `data`")
     found = find_checkpoint(checkpoint, options.model)
-    sets = _renamed([find_set(str(place), options.classes, options.templates) for place in places])
+    found_sets = (
+        place if isinstance(place, ImageSet) else find_set(str(place), options.classes, options.templates)
+        for place in places
+    )
+    sets = _renamed(list(found_sets))
     counts = [_train_counts(item, options, context) for item in sets]
     loaded = load_model(found, options.device, options.precision)
     evaluations = []
@@ -130,10 +134,15 @@ def _on_set(
 ) -> Evaluation:
     if images.task == "retrieval":
         return _retrieval(loaded, images, options, context)
-    labels, guesses, skipped = classify(loaded, images, options, context)
+    labels, guesses, groups, skipped = classify(loaded, images, options, context)
     cells = tally(labels, guesses, len(images.classes))
     summary, group_of = _figures(cells, counts, bounds, options)
     about = {"set": images.name, "task": images.task, "images": len(labels), "classes": len(images.classes)}
+    if images.metric is not None and images.metric in OF_GUESSES:
+        how = {"replicates": options.bootstrap, "seed": options.seed}
+        summary["official"] = OF_GUESSES[images.metric](labels, guesses, groups, **how)
+    elif images.metric is not None:
+        summary["official"] = summary[images.metric]
     table = _class_table(images, cells, counts, group_of)
     return Evaluation(images.name, images.task, {**about, "skipped": skipped, **summary}, table)
 
@@ -199,4 +208,6 @@ def _retrieval(loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, 
         "skipped": skipped,
         **{name: {str(k): figures[f"{name}@{k}"] for k in KS} for name in names},
     }
+    if images.metric is not None:
+        summary["official"] = figures[images.metric]
     return Evaluation(images.name, images.task, summary, None)

@@ -41,6 +41,8 @@ class ImageSet:
     shards: tuple[Shard, ...]  # the images
     classes: tuple[str, ...] = ()  # class names by index; empty for retrieval
     templates: tuple[str, ...] = ()  # prompts with `{c}` for the class; empty for open_clip's 80 of ImageNet
+    metric: str | None = None  # official metric, a name in `suites.METRICS`; None for a set of no suite
+    ignored_group: int | None = None  # group of images that "worst_group_…" leaves out
 
 
 def find_set(data: str, classes: Path | None = None, templates: Path | None = None) -> ImageSet:
@@ -73,11 +75,11 @@ def _tars(tars: Sequence[str], root: str, classes: Path | None, templates: Path 
     if kind not in TASKS:
         raise UserError(f"{root}/dataset_type.txt says {kind!r}: only {' and '.join(TASKS)} sets can be evaluated")
     if kind == "retrieval":
-        return ImageSet(set_name(root), "retrieval", tuple(TarShard(path, "txt") for path in tars))
+        return ImageSet(set_name(root), "retrieval", tuple(TarShard(path, ("txt",)) for path in tars))
     names = _names(root, classes)
     if names is None:
         raise NotFoundError(f"{root} has no classnames.txt: give `classes` FILE, one name a line, by class index")
-    shards = tuple(TarShard(path, "cls") for path in tars)
+    shards = tuple(TarShard(path, ("cls",)) for path in tars)
     return ImageSet(set_name(root), "classification", shards, names, _prompts(root, templates, len(names)))
 
 

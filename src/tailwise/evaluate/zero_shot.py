@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's convention)
 
+from tailwise.catalog.npy import read_header
 from tailwise.context import Context
 from tailwise.encoders.open_clip import LoadedModel
 from tailwise.errors import UserError
@@ -26,21 +28,24 @@ from tailwise.shards.decode import ImageError
 from tailwise.storage.delimited import read_text
 
 T = TypeVar("T")
+MAX_GROUPS = 1 << 20  # of images by region or income
 KS = (1, 5, 10)
 _ROWS = 1024  # rows of scores at a time
 
 
 def classify(
     loaded: LoadedModel, images: ImageSet, options: EvaluateRequest, context: Context
-) -> tuple[Ints, Ints, dict[str, int]]:
+) -> tuple[Ints, Ints, Ints, dict[str, int]]:
     """Guess the classes of a set's images, as clip_benchmark does, or raise a UserError for unreadable shards and unknown classes.
 
-    Return the true classes [n], the guesses [n, TOP or C if that is less], best first, and the samples left out, by reason.
+    Return the true classes [n], the guesses [n, TOP or C if that is less], best first, the groups [n] (0 where the set has none, −1 for the
+    group that it ignores), and the samples left out, by reason.
     """
     classifier = build_classifier(loaded, images)
 
-    def guess(batch: Batch) -> tuple[Ints, Ints]:
-        labels = np.array(batch.targets, np.int64)
+    def guess(batch: Batch) -> tuple[Ints, Ints, Ints]:
+        labels, groups = np.array(batch.targets, np.int64).T
+        groups[groups == images.ignored_group] = -1
         if len(wrong := labels[(labels < 0) | (labels >= len(images.classes))]):
             known = f"{len(images.classes):,} class names (0 … {len(images.classes) - 1})"
             problem = f"holds an image of class {wrong[0]}, but {known}"
@@ -48,11 +53,11 @@ def classify(
         with loaded.computing():
             scores = (100.0 * _embed_images(loaded, batch) @ classifier).float().cpu()
         _check_numbers(scores, images.name)
-        return labels, scores.topk(min(TOP, scores.shape[1]), dim=1).indices.numpy()
+        return labels, scores.topk(min(TOP, scores.shape[1]), dim=1).indices.numpy(), groups
 
     found, skipped = _over_batches(guess, loaded, images, _label, "that can be read", options, context)
-    labels, guesses = (np.concatenate(column) for column in zip(*found, strict=True))
-    return labels, guesses, skipped
+    labels, guesses, groups = (np.concatenate(column) for column in zip(*found, strict=True))
+    return labels, guesses, groups, skipped
 
 
 def build_classifier(loaded: LoadedModel, images: ImageSet) -> Tensor:
@@ -120,7 +125,7 @@ def _over_batches(
     compute: Callable[[Batch], T],
     loaded: LoadedModel,
     images: ImageSet,
-    parse: Callable[[bytes], Any],
+    parse: Callable[[tuple[bytes, ...]], Any],
     kind: str,  # of images that the set must have, for the error
     options: EvaluateRequest,
     context: Context,
@@ -150,15 +155,31 @@ def _check_numbers(values: Tensor, name: str) -> None:
         raise UserError(f"the model gives no finite numbers on {name}: {cause}")
 
 
-def _label(content: bytes) -> int:
+def _label(targets: tuple[bytes, ...]) -> tuple[int, int]:
+    """Return the class, and the group that the first number of a second target, a .npy, names: DataComp's sets by region or income."""
+    content, *more = targets
     try:
-        return int(read_text(content))
+        label = int(read_text(content))
     except ValueError as error:
         raise UserError(f"a .cls holds {content[:20]!r}: must be the index of a class, such as 17") from error
-
-
-def _texts(content: bytes) -> list[str] | None:
     try:
-        return read_text(content).splitlines() or None  # as clip_benchmark
+        return label, _group(more[0]) if more else 0
+    except (ValueError, IndexError) as error:
+        raise UserError(f"a .npy holds no group ({error}): must be whole numbers, the first is the group") from error
+
+
+def _group(content: bytes) -> int:
+    header = read_header(stream := BytesIO(content), len(content))
+    if header.dtype.kind not in "iuf":
+        raise ValueError(f"it holds {header.dtype}")
+    group = np.frombuffer(stream.read(), header.dtype)[0]
+    if not 0 <= group < MAX_GROUPS or group != int(group):
+        raise ValueError(f"its first number is {group}")
+    return int(group)
+
+
+def _texts(targets: tuple[bytes, ...]) -> list[str] | None:
+    try:
+        return read_text(targets[0]).splitlines() or None  # as clip_benchmark
     except ValueError as error:
         raise ImageError("caption is not text", str(error)) from error

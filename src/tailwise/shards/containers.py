@@ -27,7 +27,9 @@ class Container:
     has_bytes: bool  # whether the images and captions of its samples can be read from the file
     index: Callable[[str], ShardContent]  # a file that cannot be read gives no samples, and a reason
     checksum: Callable[[str], tuple[int, str]]  # size in bytes and index checksum, as `index` notes them
-    pairs: Callable[[str, str], Pairs]  # … and the name of a target → image and target of each sample, for evaluation
+    pairs: Callable[
+        [str, Sequence[str]], Pairs
+    ]  # … and names of targets → image and targets of each sample, for evaluation
     indexing: str  # title of the progress of an import
     needed: str  # values without which a sample is not imported
 
@@ -40,7 +42,7 @@ def no_bytes(paths: Sequence[str], samples: int, which: str = "", instead: str =
     )
 
 
-def _refuse(path: str, *_: str) -> NoReturn:
+def _refuse(path: str, *_: object) -> NoReturn:
     raise no_bytes([path], count_rows(path))
 
 

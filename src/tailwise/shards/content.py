@@ -14,7 +14,7 @@ from tailwise.shards.decode import ImageError
 from tailwise.shards.grouping import MemberCounts, Record, rejection
 
 Encoded: TypeAlias = bytes | ImageError | None  # of an image; why it is not read; there is none
-Pairs: TypeAlias = Iterator[tuple[Encoded, bytes | None]]
+Pairs: TypeAlias = Iterator[tuple[Encoded, tuple[bytes, ...] | None]]  # image and targets; None if one is missing
 HARMLESS = "folder, or leftover of macOS, Windows or an archiver"  # reason of members that belong to no sample
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -79,10 +79,10 @@ def checksum_shard(path: str) -> tuple[int, str]:
         return size_bytes, _index_checksum(index_tar(stream, size_bytes))
 
 
-def read_pairs(path: str, target: str) -> Pairs:
-    """Yield the encoded image and the target of each sample of a tar, in order; None for the one that is missing.
+def read_pairs(path: str, targets: Sequence[str]) -> Pairs:
+    """Yield the encoded image and the targets of each sample of a tar, in order; None where the image or a target is missing.
 
-    Samples are found as an import finds them. A remote tar is downloaded first. `target` is the extension of the members that come with
+    Samples are found as an import finds them. A remote tar is downloaded first. `targets` are the extensions of the members that come with
     each image, such as "cls". A tar that cannot be read is an OSError; a compressed or damaged one, a ValueError.
     """
     with open_whole(path) as stream:
@@ -92,16 +92,17 @@ def read_pairs(path: str, target: str) -> Pairs:
         index = index_tar(stream, size_bytes)
         if index.damage:
             raise ValueError(index.damage)
-        grouped = group_members(index, path, target)
+        grouped = group_members(index, path, targets[0])
         for item in grouped.rejected:
             yield from [(ImageError(item["reason"], item["detail"] or ""), None)] * item["rows"]
         yield from [(ImageError(HARMLESS, path), None)] * grouped.counts.harmless
         for members in grouped.groups.values():
-            extension, found = image_of(members, PAIR_EXTENSIONS), members.get(target)
-            image = members[extension] if extension else None
+            extension, found = image_of(members, PAIR_EXTENSIONS), [members.get(target) for target in targets]
+            image, kept = members[extension] if extension else None, [item for item in found if item is not None]
+            usable = len(kept) == len(found) and all(item.size <= MAX_TARGET_BYTES for item in kept)
             yield (
                 image and (too_long(image.size) or read_member(stream, image)),
-                read_member(stream, found) if found and found.size <= MAX_TARGET_BYTES else None,
+                tuple(read_member(stream, item) for item in kept) if usable else None,
             )
 
 
