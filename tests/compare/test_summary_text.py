@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tailwise.compare.plots import draw_plots
-from tailwise.compare.summary import markdown, results_csv, summary_text, write_summary
+from tailwise.compare.summary import ALL_SETS, figures, markdown, results_csv, summary_text, write_summary
 from tailwise.text import plain
 
 HOSTILE = "=1+1 <script>a</script> | `b` [l](http://e) $\\foo$ $x_{$ \x1b[31m\u202e www.e.org"
@@ -53,7 +53,7 @@ def summary():
     return {
         "name": HOSTILE, "about": HOSTILE, "baseline": SAFE, "seeds": [0, 1], "runs": {"done": 4, "all": 4},
         "sets": {HOSTILE: ["top1"]}, "rows": rows, "power": {HOSTILE: {"top1": None}}, "words": {HOSTILE: {"top1": HOSTILE}},
-        "treatments": [HOSTILE],
+        "treatments": [HOSTILE], "retrieval": False,
         "rests_on": {
             "samples_seen": 10, "pool": 20, "train": about[HOSTILE], "evaluate": about[HOSTILE], "embeddings": about,
             "clusterings": about, "drop_lists": about, "versions": [about[HOSTILE]], "machines": [about[HOSTILE]],
@@ -91,6 +91,34 @@ def test_cells_of_the_table_are_no_formulas(summary):
 
 def test_plots_take_dollars_for_dollars(summary):
     assert set(draw_plots(summary)) == {"differences", "accuracies"}
+
+
+def test_retrieval_stands_beside_accuracy_and_its_absence_is_told(summary):
+    groups = {"few": {"accuracy": {"value": 0.1}}}
+    values = {"top1": {"value": 0.5}, "mean_per_class": {"value": 0.4}, "groups": groups}
+    shops = {"set": "shop", "task": "classification", **values}
+    recalls = [
+        {"set": name, "task": "retrieval", **{kind: {"1": {"value": value}} for kind, value in shares.items()}}
+        for name, shares in (
+            ("a", {"text_retrieval": 0.3, "image_retrieval": 0.1, "mean_recall": 0.2}),
+            ("b", {"text_retrieval": 0.5, "image_retrieval": 0.3, "mean_recall": 0.4}),
+        )
+    ]
+    found = figures({"evaluations": [shops, *recalls]})
+    assert found["a"] == {"text_retrieval@1": 0.3, "image_retrieval@1": 0.1, "mean_recall@1": 0.2}
+    assert found[ALL_SETS] == pytest.approx(
+        {
+            "top1": 0.5,
+            "mean_per_class": 0.4,
+            "few": 0.1,
+            "text_retrieval@1": 0.4,
+            "image_retrieval@1": 0.2,
+            "mean_recall@1": 0.3,
+        }
+    )
+    assert set(figures({"evaluations": [shops]})) == {"shop"}
+    assert "No retrieval set is among the evaluation" in summary_text(summary)
+    assert "No retrieval set" not in summary_text({**summary, "retrieval": True})
 
 
 def test_markdown():

@@ -22,6 +22,7 @@ from tailwise.catalog.files import read_json, write_json
 from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
 from tailwise.errors import UserError
+from tailwise.evaluate.sets import TASKS
 from tailwise.extras import require
 from tailwise.plan.plan import Plan
 from tailwise.storage.local import replacing
@@ -35,6 +36,7 @@ METRICS = {
     "few": "few",
     "text_retrieval@1": "text R@1",
     "image_retrieval@1": "image R@1",
+    "mean_recall@1": "mean R@1",
 }
 ALL_SETS = "mean over sets"
 Results = Sequence[Mapping[str, Any]]
@@ -42,19 +44,21 @@ Figures = Mapping[int, Mapping[str, Mapping[str, float]]]  # of a row: by seed, 
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the figures of one run, {set: {metric: share}}; for several classification sets, also their mean."""
+    """Return the figures of one run, {set: {metric: share}}; for several sets, also means over classification and over retrieval sets."""
     found: dict[str, dict[str, float]] = {}
     for item in result["evaluations"]:
         if item["task"] == "classification":
             values = {name: item[name]["value"] for name in ("top1", "mean_per_class")}
             values |= {name: group["accuracy"]["value"] for name, group in item["groups"].items()}
         else:
-            values = {f"{name}@1": item[name]["1"]["value"] for name in ("text_retrieval", "image_retrieval")}
+            values = {
+                f"{name}@1": item[name]["1"]["value"] for name in ("text_retrieval", "image_retrieval", "mean_recall")
+            }
         found[item["set"]] = {name: value for name, value in values.items() if value is not None}
-    classified = [found[item["set"]] for item in result["evaluations"] if item["task"] == "classification"]
-    if len(classified) > 1:
-        shared = [name for name in METRICS if all(name in values for values in classified)]
-        found[ALL_SETS] = {name: sum(values[name] for values in classified) / len(classified) for name in shared}
+    if len(found) > 1:
+        tasks = [[found[item["set"]] for item in result["evaluations"] if item["task"] == task] for task in TASKS]
+        shared = [(name, sets) for name in METRICS for sets in tasks if sets and all(name in values for values in sets)]
+        found[ALL_SETS] = {name: sum(values[name] for values in sets) / len(sets) for name, sets in shared}
     return found
 
 
@@ -98,6 +102,7 @@ def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> di
         "seeds": list(recipe.seeds),
         "runs": {"done": len(done), "all": len(recipe.rows) * len(recipe.seeds)},
         "sets": sets,
+        "retrieval": any("mean_recall@1" in metrics for metrics in sets.values()),
         "rows": rows,
         "power": power,
         "words": words,
