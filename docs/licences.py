@@ -1,6 +1,6 @@
 """Write licences.md: the licence of each direct dependency, as its installed package states it.
 
-Run it with the Python of .venv, to which `pip install ray` was added.
+Run it with the Python of .venv.
 """
 
 import re

@@ -57,11 +57,13 @@ def ray_nodes():
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray")  # paths of sockets must be short
-    nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "temp_dir": folder})
-    nodes.add_node(**NODE)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        nodes.add_node(**NODE)
+        yield nodes
+        ray.shutdown()
+        nodes.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
 
