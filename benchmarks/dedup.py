@@ -18,15 +18,13 @@ import torch
 from common import append_shards, print_header
 
 import tailwise
-from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.embeddings import open_column, write_part
-from tailwise.catalog.files import write_array
 from tailwise.catalog.layout import LABEL
 from tailwise.kernels.similarity import most_similar_earlier
-from tailwise.requests import DedupRequest
+from tailwise.requests import ClusterRequest, DedupRequest
+from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
-from tailwise.steps.dedup.members import gather
 
 EPSILON, PART_ROWS, DUPLICATES = 0.05, 1_000_000, 0.1
 COMPARED_CLUSTERS, ROUNDS = 200, 3
@@ -58,25 +56,15 @@ def make_catalog(folder: Path, rows: int, clusters: int, dimension: int) -> tail
     centres = random.standard_normal((clusters, dimension)).astype(np.float32)
     shares = random.lognormal(sigma=0.4, size=clusters)
     open_column(catalog, "image", dimension, "made up")
-    made = []
     for part in catalog.parts(snapshot):
-        labels = random.choice(clusters, part.rows, p=shares / shares.sum()).astype(np.int32)
+        labels = random.choice(clusters, part.rows, p=shares / shares.sum())
         x = centres[labels] + random.standard_normal((part.rows, dimension), np.float32)
         copies = random.permutation(part.rows)[: int(DUPLICATES * part.rows)]
         sources = random.integers(0, part.rows, len(copies))
-        labels[copies] = labels[sources]
         x[copies] = x[sources] + 0.1 * random.standard_normal((len(copies), dimension), np.float32)
         x /= np.linalg.norm(x, axis=1, keepdims=True)
         write_part(catalog, "image", part, dimension, [x.astype(np.float16)])
-        similarity = np.einsum("nd,nd->n", x, centres[labels]) / np.linalg.norm(centres[labels], axis=1)
-        made.append((part, labels, similarity))
-    config = {"snapshot": snapshot.number, "column": "image"}
-    inputs = {"snapshot": snapshot.id, "embeddings": catalog.embedding_id("image", snapshot)}
-    with Artifact(catalog.clusters_folder("main"), "clusters", config, inputs) as artifact:
-        for part, labels, similarity in made:
-            write_array(artifact.path(f"label-{part.name}.npy"), labels)
-            write_array(artifact.path(f"similarity-{part.name}.npy"), similarity.astype(np.float32))
-        artifact.finish({})
+    cluster(catalog, ClusterRequest(clusters, iterations=3))
     return catalog
 
 
@@ -90,8 +78,8 @@ def plain(x: npt.NDArray[np.float16]) -> tuple[npt.NDArray[np.float32], npt.NDAr
 def kernels(catalog: tailwise.Catalog) -> None:
     """Clusters one by one, by both ways, turn by turn."""
     labels = np.concatenate(list(Clustering.open(catalog, "main").parts(LABEL)))
-    blocks = catalog.embedding_parts("image", catalog.snapshot())
-    clusters = [gather(np.flatnonzero(labels == cluster), blocks) for cluster in range(COMPARED_CLUSTERS)]
+    rows = np.concatenate(catalog.embedding_parts("image", catalog.snapshot()))
+    clusters = [rows[labels == cluster] for cluster in range(COMPARED_CLUSTERS)]
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     ratios = []
     for _ in range(ROUNDS):

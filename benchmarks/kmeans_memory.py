@@ -24,7 +24,7 @@ from kernels import CHUNK_ROWS, made_up_chunks, status_bytes
 
 import tailwise
 from tailwise.catalog.embeddings import open_column, write_part
-from tailwise.cli.app import parse_bytes
+from tailwise.requests import bytes_of
 
 PART_CHUNKS = 61  # about a million rows
 POLL_SECONDS = 0.02
@@ -57,7 +57,7 @@ def main() -> None:
         f"all rows of {arguments.dimension} dimensions, float16",
         *("torch", "numba"),
     )
-    limit = parse_bytes(arguments.max_memory)
+    limit = bytes_of("max_memory", arguments.max_memory)
     sizes = sorted(arguments.rows)
     need, free = (
         sizes[-1] * (2 * arguments.dimension + 32),
