@@ -31,9 +31,10 @@ KILL = "__import__('os').kill(__import__('os').getpid(), 9)"
 
 
 @pytest.fixture
-def nodes(ray_nodes, on_ray):
+def nodes(ray_nodes, on_ray, wait_until):
     """The cluster, with all its processors free; nodes that a test adds leave in the end."""
     on_ray.close()
+    wait_until(lambda: not actors(ray_nodes))
     before = list(ray_nodes.list_all_nodes())
     yield ray_nodes
     for node in ray_nodes.list_all_nodes():
@@ -71,7 +72,14 @@ def actors(nodes):
     for node in nodes.list_all_nodes():
         children = Path(f"/proc/{raylet(node)}/task/{raylet(node)}/children")
         found += children.read_text().split() if children.exists() else []
-    return [int(pid) for pid in found if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_Actor")]
+    return [int(pid) for pid in found if command_of(pid).startswith(b"ray::_Actor")]
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:  # it has ended
+        return b""
 
 
 # --- one map, one reduce ----------------------------------------------------------------------------------------------
@@ -352,16 +360,12 @@ def test_a_killed_driver_resumes_with_the_same_bytes(pool, tree_bytes, nodes, tm
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_driver_with_advice(pool, nodes, tmp_path):
+def test_ctrl_c_ends_the_driver_with_advice(pool, nodes, tmp_path, wait_until):
     command = [sys.executable, "-m", "tailwise", "import", pool / "tars", pool / "embeddings", tmp_path / "catalog"]
     environment = {**os.environ, "TAILWISE_EXECUTOR": "ray", "TAILWISE_RAY_ADDRESS": nodes.address}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    while not actors(nodes) and process.poll() is None:
-        time.sleep(0.05)
+    wait_until(lambda: actors(nodes), alive=lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (1, "tailwise: interrupted; run the same command again to go on\n")
-    deadline = time.monotonic() + 30
-    while actors(nodes) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not actors(nodes)
+    wait_until(lambda: not actors(nodes))

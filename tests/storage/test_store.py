@@ -160,10 +160,13 @@ def test_one_wins_on_a_file_system_without_hard_links(tmp_path, monkeypatch):
 
 
 def test_no_change_is_lost(store):
-    store.put("count", b"0")
-    lost = at_once(count, store, 4)
-    assert store.get("count") == b"40"
-    assert sum(lost.values()) > 0
+    for _ in range(20):  # until writers met
+        store.put("count", b"0")
+        lost = at_once(count, store, 4)
+        assert store.get("count") == b"40"
+        if any(lost.values()):
+            return
+    pytest.fail("no writer has met another one")
 
 
 def test_a_killed_writer_leaves_the_old_or_the_new(store):
