@@ -58,11 +58,14 @@ class RowFinder:
         """
         self._catalog, self._work, self._given = catalog, work, given
         self._wanted = {part.number for part in parts}
-        paths: list[str] = catalog.shards().column("path").to_pylist()
+        shards = catalog.shards()
+        paths: list[str] = shards.column("path").to_pylist()
+        self._parts, self._part_of = catalog.parts(), shards.column("part")
         self._shard_of = {path: shard for shard, path in enumerate(paths)}
         self._paths, self._tars = paths, dict[str, int]()
         self._indices: dict[str, dict[tuple[bool, bool], KeyIndex]] = {}
         self._shard: _Shard | None = None  # of the file of metadata that was asked for last
+        self._samples: tuple[Part, pa.Table] | None = None  # of its part, which may hold more such shards
 
     def note_tars(self, files: Iterable[EmbeddingFile]) -> None:
         """Looks which tars files name, before any row is asked for: no two of them may be taken for the same shard."""
@@ -104,8 +107,10 @@ class RowFinder:
         return rows
 
     def _read_shard(self, number: int) -> _Shard:
-        part = self._catalog.parts()[self._catalog.shards().column("part")[number].as_py()]
-        samples = self._catalog.samples(part, ["shard", "key"])
+        part = self._parts[self._part_of[number].as_py()]
+        if self._samples is None or self._samples[0] != part:
+            self._samples = part, self._catalog.samples(part, ["shard", "key"])
+        samples = self._samples[1]
         at = np.flatnonzero(samples.column("shard").to_numpy() == number)
         keys = samples.column("key").take(pa.array(at)).combine_chunks()
         counts = keys.value_counts()
@@ -161,9 +166,8 @@ class RowFinder:
 
     def _build(self, kind: str) -> dict[tuple[bool, bool], KeyIndex]:
         indices: dict[tuple[bool, bool], KeyIndex] = {}
-        parts = self._catalog.parts()
-        total = sum(part.rows for part in parts)
-        for part in parts:
+        total = sum(part.rows for part in self._parts)
+        for part in self._parts:
             samples = self._catalog.samples(part, ["shard", "key", "uid"])
             columns = (samples.column(name).to_pylist() for name in ("shard", "key", "uid"))
             texts = [_TEXTS[kind](*row) for row in zip(*columns, strict=True)]
