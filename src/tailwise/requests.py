@@ -242,8 +242,8 @@ class PlanRequest:
     max_repeats: Annotated[int, "Copies of a sample per epoch, at most (1 to 255)."] = 1
     above_one: Annotated[
         str,
-        "Quotas above `max_repeats` per sample: refill (other clusters get what is above) or truncate (nobody does, and "
-        "less than the budget is drawn, as in DynamiCS's code).",
+        "Quotas above `max_repeats` per sample: refill (other clusters get what is above) or truncate (no cluster does, "
+        "and less than the budget is drawn, as in DynamiCS's code).",
     ] = "refill"
     min_per_cluster: Annotated[int | None, "Least quota of a cluster.  [default: 1 for dbp, else 0]"] = None
     class_balance: Annotated[float | None, "Raises that to this share of budget / clusters (ssp, dbp)."] = None

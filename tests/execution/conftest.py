@@ -47,6 +47,23 @@ class ShakyExecutor(Executor):
         yield from (results[number] for number in sorted(results))
 
 
+class Counting(list):
+    """A list that counts how many of its items were taken."""
+
+    taken = 0
+
+    def __iter__(self):
+        for item in super().__iter__():
+            self.taken += 1
+            yield item
+
+
+@pytest.fixture(scope="session")
+def counting():
+    """`counting(items)`: a list whose `taken` is the number of items that were taken."""
+    return Counting
+
+
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 
 

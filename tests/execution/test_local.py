@@ -18,19 +18,8 @@ def map_ordered(function, items, workers):
     return LocalExecutor().map(Apply(function), items, Needs(workers=workers))
 
 
-class Watched(list):
-    """A list that counts how many of its items were taken."""
-
-    taken = 0
-
-    def __iter__(self):
-        for item in super().__iter__():
-            self.taken += 1
-            yield item
-
-
-def test_two_workers_keep_the_order_and_look_ahead_by_six():
-    items = Watched(range(40))
+def test_two_workers_keep_the_order_and_look_ahead_by_six(counting):
+    items = counting(range(40))
     results = []
     for done, result in enumerate(map_ordered(operator.neg, items, 2)):
         results.append(result)
@@ -63,8 +52,8 @@ def test_leaving_early_ends_the_workers():
     results.close()
 
 
-def test_one_worker_runs_in_this_process_and_only_as_asked():
-    items = Watched(range(10))
+def test_one_worker_runs_in_this_process_and_only_as_asked(counting):
+    items = counting(range(10))
     results = map_ordered(lambda item: (item, os.getpid()), items, 1)
     assert [next(results), next(results)] == [(0, os.getpid()), (1, os.getpid())]
     assert items.taken <= 2

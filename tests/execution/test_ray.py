@@ -85,19 +85,8 @@ def command_of(pid):
 # --- one map, one reduce ----------------------------------------------------------------------------------------------
 
 
-class Watched(list):
-    """A list that counts how many of its items were taken."""
-
-    taken = 0
-
-    def __iter__(self):
-        for item in super().__iter__():
-            self.taken += 1
-            yield item
-
-
-def test_results_come_in_order_and_three_items_an_actor_are_under_way(on_ray):
-    items, results = Watched(range(40)), []
+def test_results_come_in_order_and_three_items_an_actor_are_under_way(on_ray, counting):
+    items, results = counting(range(40)), []
     assert on_ray.slots(KERNEL) == on_ray.slots(Needs()) == 2
     for done, result in enumerate(on_ray.map(Apply(operator.neg), items)):
         results.append(result)

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 # Parameters that errors of the library name, and that no command has by this name: the option that stands for each.
 _ELSEWHERE = {"on_damaged": "--damaged", "cache_folder": "--cache", "max_memory_bytes": "--max-memory"}
-_ELSEWHERE |= {
-    name: dashed(name) for name in ("set", "static", "accum_freq", "dist_url", "logs", "warmup", "pretrained")
-}
-_ELSEWHERE |= {name: dashed(name) for name in ("imagenet_val", "imagenet_v2", "executor", "ray_address")}
+_SAME = (
+    *("set", "static", "accum_freq", "dist_url", "logs", "warmup", "pretrained", "imagenet_val", "imagenet_v2"),
+    *("executor", "ray_address"),
+)
+_ELSEWHERE |= {name: dashed(name) for name in _SAME}
 _TYPED: dict[str, str] = {}  # the options of this command: present spelling, and as they were typed
 
 

@@ -202,7 +202,7 @@ def _interval(value: Floats, drawn: Floats, size: float) -> Interval:
 
 
 def _wilson(share: float, n: float) -> tuple[float, float]:
-    """Return the ends of Wilson's score interval of a share of n > 0 images; the share lies in it."""
+    """Return the ends of Wilson's score interval of a share of n > 0 images; the share is inside."""
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))

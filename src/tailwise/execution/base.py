@@ -113,6 +113,12 @@ class Calls(Generic[Item, Result]):
         return ", ".join(map(self.task.label, items))
 
 
+def split(items: Sequence[Item], slots: int) -> list[Sequence[Item]]:
+    """Return the batches of a reduce: about four for each slot, of consecutive items."""
+    size = -(-len(items) // (4 * slots))
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 class Executor(ABC):
     """Runs tasks."""
 
@@ -147,7 +153,6 @@ class Executor(ABC):
         `combine` is exact, in any order.
         """
         needs = needs or Needs()
-        size = -(-len(items) // (4 * self.slots(needs)))
-        batches = (items[start : start + size] for start in range(0, len(items), size))
+        batches = split(items, self.slots(needs))
         merged: Result = functools.reduce(combine, self._run(Calls(task, combine), batches, needs))
         return merged

@@ -36,7 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tailwise import __version__
 from tailwise.errors import UnsupportedError, UserError
-from tailwise.execution.base import Calls, Executor, Item, Needs, Result, Task, Worker
+from tailwise.execution.base import Calls, Executor, Item, Needs, Result, Task, Worker, split
 from tailwise.execution.local import LOSSES, WorkerLostError
 from tailwise.log import LEVEL, LOGGER
 from tailwise.storage.local import distinguish_temporary_files
@@ -104,7 +104,7 @@ class _Actor:
         LOGGER.handlers[:], LOGGER.propagate = [self._records], False
         self._calls: dict[int, Calls[Any, Any]] = {}
         self._sums: dict[int, Any] = {}
-        self._settle(0, ())
+        self._generation, self._worker = 0, Worker(device, cpus)
 
     def begin(self) -> tuple[str, str]:
         """Return the version of tailwise, and why this node cannot be used, or ""."""
@@ -116,7 +116,7 @@ class _Actor:
 
     def _settle(self, generation: int, live: Sequence[int]) -> None:
         """Drop the values of an earlier generation, and all that belongs to finished work."""
-        if getattr(self, "_generation", None) != generation:
+        if self._generation != generation:
             self._generation, self._worker = generation, Worker(self._device, self._cpus)
         for kept in (self._calls, self._sums):
             for number in kept.keys() - set(live):
@@ -203,7 +203,7 @@ class _Slot:
 
     place: Place
     actor: Any = None
-    begun: Any = None  # reference to the answer of a new actor, until it is there
+    starting: Any = None  # reference to the answer of a new actor, until it is there
     since: float = 0.0  # time of the start
     queue: deque[_Batch] = field(default_factory=deque)  # that the actor has, in order
 
@@ -214,7 +214,7 @@ class _Slot:
 
     @property
     def ready(self) -> bool:
-        return self.actor is not None and self.begun is None
+        return self.actor is not None and self.starting is None
 
 
 class RayExecutor(Executor):
@@ -310,11 +310,8 @@ class RayExecutor(Executor):
         """Return the merged results of at least one item: actors merge theirs, then each other's, in a tree."""
         needs = needs or Needs()
         with self._working(Calls(task, combine), needs, keep=True, fixed=True) as work:
-            size = -(-len(items) // (4 * max(1, len(self._slots_of(work)))))
-            work.batches = [
-                _Batch(work, number, items[start : start + size])
-                for number, start in enumerate(range(0, len(items), size))
-            ]
+            batches = split(items, max(1, len(self._slots_of(work))))
+            work.batches = [_Batch(work, number, batch) for number, batch in enumerate(batches)]
             work.waiting.extend(work.batches)
             for attempt in itertools.count(1):
                 while not all(batch.done for batch in work.batches):
@@ -374,11 +371,11 @@ class RayExecutor(Executor):
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)
         options = self._remote.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy)
         slot.actor = options.remote(device, max(1, cpus), str(Path.cwd()), LOGGER.getEffectiveLevel())
-        slot.begun, slot.since = slot.actor.begin.remote(), time.monotonic()
+        slot.starting, slot.since = slot.actor.begin.remote(), time.monotonic()
 
     def _end(self, slot: _Slot) -> None:
         """Kill the actor of a slot, wait for its end, and return its batches; those that it has merged must be run again."""
-        actor, slot.actor, slot.begun = slot.actor, None, None
+        actor, slot.actor, slot.starting = slot.actor, None, None
         queue, slot.queue = slot.queue, deque()
         if actor is not None:
             with suppress(RayError, ValueError):
@@ -466,7 +463,7 @@ class RayExecutor(Executor):
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             self._fit()
         self._assign(work)
-        waited: dict[Any, _Slot | _Batch] = {slot.begun: slot for slot in self._slots if slot.begun is not None}
+        waited: dict[Any, _Slot | _Batch] = {slot.starting: slot for slot in self._slots if slot.starting is not None}
         waited |= {batch.status: batch for slot in self._slots for batch in slot.queue}
         if not waited:
             time.sleep(POLL_SECONDS)
@@ -488,7 +485,7 @@ class RayExecutor(Executor):
 
     def _note_start(self, slot: _Slot) -> None:
         try:
-            version, problem = ray.get(slot.begun)
+            version, problem = ray.get(slot.starting)
         except RayError as error:
             self._end(slot)
             self._looked = 0.0
@@ -507,7 +504,7 @@ class RayExecutor(Executor):
             raise UserError(
                 f"{name}: {problem}: catalog, shards and working folder must have the same paths on all nodes"
             )
-        slot.begun, self._failures = None, 0
+        slot.starting, self._failures = None, 0
 
     def _note_end(self, batch: _Batch) -> None:
         slot = batch.slot
@@ -534,9 +531,7 @@ def _merged(work: _Work) -> Any:  # noqa: ANN401  (a result)
     sums = [(slot, slot.actor.sum_of.remote(work.number)) for slot in owners]
     while len(sums) > 1:
         pairs = [sums[at : at + 2] for at in range(0, len(sums), 2)]
-        sums = [
-            (pair[0][0], functools.reduce(_merging(work, pair[0][0]), (each for _, each in pair))) for pair in pairs
-        ]
+        sums = [functools.reduce(functools.partial(_merged_pair, work), pair) for pair in pairs]
     return pickle.loads(pickle.dumps(ray.get(sums[0][1]), 5))  # a copy of its own, as of a local reduce
 
 
@@ -548,8 +543,10 @@ def _is_there(answer: Any) -> bool:  # noqa: ANN401  (a reference)
     return True
 
 
-def _merging(work: _Work, slot: _Slot) -> Callable[[Any, Any], Any]:
-    return lambda first, second: slot.actor.merge.remote(work.number, first, second)
+def _merged_pair(work: _Work, first: tuple[_Slot, Any], second: tuple[_Slot, Any]) -> tuple[_Slot, Any]:
+    """Return the reference to two sums, merged in the actor of the first."""
+    slot, own = first
+    return slot, slot.actor.merge.remote(work.number, own, second[1])
 
 
 def _connect(address: str) -> bool:

@@ -34,8 +34,9 @@ _used_by: int | None = None  # process that has made the threads of obstore
 class ObjectStore:
     """The keys below a URL. Credentials come from the environment.
 
-    Of writers that put under a condition, exactly one is told that it has won, also after a lost response: an object says which request has
-    written it. Only a `replace_if` whose response was lost, and whose bytes were replaced since, is told that it has lost.
+    Of writers that put under a condition, exactly one gets the answer that it has won, also after a lost response: an object names the
+    request that has written it. Only a `replace_if` whose response was lost, and whose bytes were replaced since, gets the answer that it
+    has lost.
 
     Attributes:
         url: such as s3://bucket/folder.

@@ -1,4 +1,4 @@
-"""What a training does and writes, phase by phase, before anything starts; and what came of it."""
+"""Reports of a training: its work and files, phase by phase, before anything starts; and its result."""
 
 from __future__ import annotations
 
