@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from tailwise.catalog.embeddings import (
 from tailwise.catalog.files import digest, read_json, read_record, write_json, write_record
 from tailwise.catalog.rejections import Rejections, RejectionWriter
 from tailwise.errors import UserError, refuse_many
+from tailwise.execution.ahead import ahead
 from tailwise.execution.base import Apply, Needs, Task, Worker
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.steps.importing.joining import CHUNK_ROWS, Join, Joining, JoinPlan, PartFiles, Wording
@@ -244,20 +245,22 @@ class _Gather(Task[PartFiles, None]):
     def run(self, item: PartFiles, worker: Worker) -> None:  # noqa: ARG002
         catalog = Catalog.open(self.catalog)
 
-        def chunks() -> Iterator[npt.NDArray[np.float16]]:
+        def chunks() -> Generator[npt.NDArray[np.float16], None, None]:
             listed = layout.rejected_log(self.catalog, self.column, layout.JOIN_LOG, item[0].name)
             with Rejections().writer(listed) as log:  # on disk when the last chunk is taken: before the part's marker
                 yield from self._chunks(catalog, item, log)
 
-        write_part(catalog, self.column, item[0], self.dimension, chunks(), join=self.join)
+        write_part(catalog, self.column, item[0], self.dimension, ahead(chunks()), join=self.join)
 
-    def _chunks(self, catalog: Catalog, item: PartFiles, log: RejectionWriter) -> Iterator[npt.NDArray[np.float16]]:
+    def _chunks(
+        self, catalog: Catalog, item: PartFiles, log: RejectionWriter
+    ) -> Generator[npt.NDArray[np.float16], None, None]:
         part, files = item
         samples = catalog.samples(part, ["key", "shard"])
         shards: list[str] = catalog.shards().column("path").to_pylist()
         old = catalog.embedding(self.column, part) if _notes(catalog, self.column, part) else None
         plan = self.plan.rows(part)
-        for chunk, rows in self.plan.values(item, self.dimension, np.float32):
+        for chunk, rows in ahead(self.plan.values(item, self.dimension, np.float32)):
             normalised, faults = normalise_rows(rows)
             if old is not None:
                 present = plan[chunk]["present"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,9 @@ class JoinPlan:
         """Return the place for a copy of a file."""
         return self.folder / f"rows-{number}.npy"
 
-    def values(self, item: PartFiles, width: int, dtype: npt.DTypeLike) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    def values(
+        self, item: PartFiles, width: int, dtype: npt.DTypeLike
+    ) -> Generator[tuple[slice, npt.NDArray[Any]], None, None]:
         """Yield consecutive rows of a part, counted from its first, and their values [n, width]; zeros for rows without a value.
 
         Raises:
@@ -95,8 +97,9 @@ class JoinPlan:
             values = np.zeros((len(chunk), width), dtype)
             for number in np.setdiff1d(chunk["file"], [-1]).tolist():
                 mine = np.flatnonzero(chunk["file"] == number)
+                at_once = slice(None) if len(mine) == len(chunk) else mine
                 with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is rejected as such
-                    values[mine] = sources[number][chunk["position"][mine]].reshape(len(mine), width)
+                    values[at_once] = sources[number][chunk["position"][mine]].reshape(len(mine), width)
                 release_pages(sources[number])
             yield slice(start, start + len(chunk)), values
 
