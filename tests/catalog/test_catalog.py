@@ -51,6 +51,12 @@ def test_create_then_open(tmp_path, tree_bytes):
     assert tree_bytes(tmp_path) == before
 
 
+def test_a_folder_whose_name_looks_like_a_column_value(tmp_path, make_tar):
+    make_tar(tmp_path / "pool" / "0.tar", [("a.jpg", b"image"), ("a.txt", b"a dog"), ("b.jpg", b"image")])
+    catalog = import_pool([str(tmp_path / "pool")], tmp_path / "key=7" / "catalog").catalog
+    assert [row["key"] for row in catalog.rejected().to_pylist()] == ["b"]
+
+
 def test_create_in_an_empty_folder(tmp_path):
     assert Catalog.create(tmp_path).shards().num_rows == 0
 

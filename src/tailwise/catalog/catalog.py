@@ -321,7 +321,8 @@ class Catalog:
     ) -> pa.Table | None:
         """Return rejected samples and reasons (schema.REJECTED_SCHEMA), all of them or a selection; None without a log."""
         files = [str(path) for path in self.rejected_logs(first)]
-        return pq.ParquetDataset(files, filters=where).read(columns) if files else None
+        # Without `partitioning`, a catalog in a folder "shard=1" would have another column.
+        return pq.ParquetDataset(files, filters=where, partitioning=None).read(columns) if files else None
 
     # --- artifacts --------------------------------------------------------------------------------------------------
 

@@ -52,20 +52,28 @@ class KeyIndex:
         entries["high"], entries["low"], entries["row"] = hashes["high"], hashes["low"], rows
         self._shuffle.write(str(rows[0]), [(self._bucket(hashes), entries)])
 
-    def seal(self, executor: Executor | None = None) -> int:
-        """Sort the buckets; return the number of rows that share their key with another row."""
-        buckets = range(self._shuffle.buckets)
-        clashing = sum((executor or LocalExecutor()).map(Apply(self._sort), buckets, KERNEL))
+    def seal(self, executor: Executor | None = None, *, count_only: bool = False) -> int:
+        """Sort the buckets; return the number of rows that share their key with another row. Then `find` works, if not `count_only`."""
+        task = Apply(self._twins if count_only else self._sort)
+        clashing = sum((executor or LocalExecutor()).map(task, range(self._shuffle.buckets), KERNEL))
         shutil.rmtree(self._shuffle.folder, ignore_errors=True)
         return clashing
 
-    def _sort(self, bucket: int) -> int:
+    def _sorted(self, bucket: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Return the entries of a bucket, sorted by hash and row, and which share their hash with another."""
         entries = self._shuffle.read([path.stem for path in self._shuffle.folder.glob("*.npy")], bucket)
-        entries = entries[np.lexsort((entries["row"], entries["low"], entries["high"]))]
-        same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
+        entries = entries[np.argsort(entries["high"])]
+        close = np.flatnonzero(_twins(entries["high"]))  # few
+        entries[close] = entries[close][np.lexsort([entries[name][close] for name in ("row", "low", "high")])]
         twin = np.zeros(len(entries), np.bool_)
-        twin[1:] |= same
-        twin[:-1] |= same
+        twin[close] = _twins(entries[["high", "low"]][close])
+        return entries, twin
+
+    def _twins(self, bucket: int) -> int:
+        return int(self._sorted(bucket)[1].sum())
+
+    def _sort(self, bucket: int) -> int:
+        entries, twin = self._sorted(bucket)
         entries["row"][twin] = AMBIGUOUS
         # The leading halves lie apart, so that a search touches only the pages it needs.
         write_array(self.folder / f"{bucket}.high.npy", np.ascontiguousarray(entries["high"]))
@@ -82,6 +90,12 @@ class KeyIndex:
             asked = np.flatnonzero(buckets == bucket)
             rows[asked] = _find_in_bucket(entries, high, hashes[asked])
         return rows
+
+
+def _twins(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which of some sorted values are equal to their neighbour, bool [n]."""
+    same = values[1:] == values[:-1]
+    return np.append(same, False) | np.insert(same, 0, False)
 
 
 def _find_in_bucket(

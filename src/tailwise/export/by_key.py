@@ -36,10 +36,10 @@ def write_rates_json(plan: Plan, epoch: int, path: Path, context: Context) -> in
 
 
 def _rate_lines(epoch: DrawnEpoch, part: Part) -> bytes:
-    keys, rates = _keys(epoch.plan.catalog, part), epoch.rates(part.span).tolist()
-    return ",\n".join(
-        [f"{encode_basestring_ascii(key)}: {rate!r}" for key, rate in zip(keys, rates, strict=True)]
-    ).encode()
+    rates, at = np.unique(epoch.rates(part.span), return_inverse=True)  # as many as there are clusters
+    endings = [f": {rate!r}" for rate in rates.tolist()]
+    keys = map(encode_basestring_ascii, _keys(epoch.plan.catalog, part))
+    return ",\n".join([key + endings[number] for key, number in zip(keys, at.tolist(), strict=True)]).encode()
 
 
 def rates_above_one(plan: Plan, epoch: int, context: Context) -> dict[str, float]:
@@ -92,7 +92,7 @@ def _check_unique_keys(plan: Plan, path: Path, context: Context) -> None:
         add = Apply(partial(_index_keys, plan.catalog, index))
         for _ in context.executor.map(add, plan.catalog.parts(plan.snapshot), KERNEL):
             pass
-        clashing = index.seal(context.executor)
+        clashing = index.seal(context.executor, count_only=True)
     if clashing:
         problem = (
             "share their key with a sample of another shard, and readers of this format distinguish samples by key only"
