@@ -1,5 +1,6 @@
 """What benchmarks share: the header with machine and versions, and catalogs of shards that are not there."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -21,6 +22,16 @@ def print_header(title: str, *packages: str) -> None:
         model = names[0] if names else model
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("tailwise", "numpy", *packages))
     print(f"{title}\n{model}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+
+
+def made_up_pool(about: str | None) -> tuple[argparse.Namespace, str]:
+    """Return rows, dimension and part_rows as given on the command line, and a line that says so."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--dimension", type=int, default=256)
+    parser.add_argument("--part-rows", type=int, default=50_000)
+    asked = parser.parse_args()
+    return asked, f"{asked.rows:,} made-up rows of {asked.dimension} dimensions, parts of {asked.part_rows:,} rows"
 
 
 def append_shards(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import stages
-from common import print_header
+from common import made_up_pool, print_header
 
 import tailwise
 from tailwise.execution.base import Calls, Executor, Needs, Worker
@@ -60,12 +60,7 @@ def _forget() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=300_000)
-    parser.add_argument("--dimension", type=int, default=256)
-    parser.add_argument("--part-rows", type=int, default=50_000)
-    asked = parser.parse_args()
-    shape = f"{asked.rows:,} made-up rows of {asked.dimension} dimensions, parts of {asked.part_rows:,} rows"
+    asked, shape = made_up_pool(__doc__)
     print_header(f"driver's share: {shape}", "torch", "numba", "pyarrow")
     executor = OneWorkerExecutor()
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import stages
-from common import print_header
+from common import made_up_pool, print_header
 from ray.cluster_utils import Cluster
 
 import tailwise
@@ -38,12 +38,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=300_000)
-    parser.add_argument("--dimension", type=int, default=256)
-    parser.add_argument("--part-rows", type=int, default=50_000)
-    asked = parser.parse_args()
-    shape = f"{asked.rows:,} made-up rows of {asked.dimension} dimensions, parts of {asked.part_rows:,} rows"
+    asked, shape = made_up_pool(__doc__)
     print_header(f"two Ray nodes, one processor each: {shape}", "ray", "torch", "numba", "pyarrow")
     nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     nodes.add_node(**NODE)

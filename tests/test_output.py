@@ -87,7 +87,8 @@ def test_the_executor_is_chosen_before_or_after_a_command(run_tailwise, catalog,
     for line in (["--executor", "rai", "verify", catalog], ["verify", catalog, "--executor=rai"]):
         assert "tailwise: --executor 'rai': did you mean 'ray'" in run_tailwise(*line, code=2).stderr
     monkeypatch.setenv("TAILWISE_EXECUTOR", "rai")
-    assert "--executor 'rai'" in run_tailwise("verify", catalog, code=2).stderr
+    for command in ("verify", "status"):  # one that runs no work, too
+        assert "--executor 'rai'" in run_tailwise(command, catalog, code=2).stderr
     run_tailwise("verify", catalog, "--executor", "local")
 
 

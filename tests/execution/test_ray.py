@@ -155,6 +155,21 @@ def test_an_item_that_kills_its_actor_three_times_ends_the_run_with_one_line(on_
         list(on_ray.map(Apply(eval), ["0", "1", KILL, "3"]))
 
 
+def test_items_that_kill_their_actors_are_skipped_and_named_in_the_end(make_executor, tmp_path, caplog):
+    from tailwise.execution.local import WorkerLostError
+
+    items = [f"open({str(tmp_path / str(number))!r}, 'x').close() or {number}" for number in range(12)]
+    items[3] = items[6] = KILL
+    results = make_executor(skip_lost=True).map(Apply(eval), items)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(
+        WorkerLostError, match=r"all other items are done, but 3 workers.* died while they worked on .*kill.*, .*kill"
+    ):
+        next(results)
+    assert {int(path.name) for path in tmp_path.iterdir()} == {*range(12)} - {3, 6}
+    assert sum("is skipped" in record.getMessage() for record in caplog.records) == 2
+
+
 def test_a_node_that_joins_is_used_and_a_lost_one_is_replaced(nodes, make_executor, monkeypatch):
     monkeypatch.setattr("tailwise.execution.ray.LOOK_SECONDS", 0.2)
     executor, node = make_executor(), None

@@ -40,7 +40,7 @@ COMMANDS = (
     *("status", "why", "excluded", "remove", "verify", "relocate", "demo"),
 )
 MOST_FILES = 65_536
-SHARED = ("--quiet", "--verbose")  # options of all commands
+SHARED = ("--quiet", "--verbose", "--skip-lost")  # options of all commands
 SHARED_VALUES = ("--executor", "--ray-address")  # those with a value
 for command in app.registered_commands:  # in Markdown, each example has to be a paragraph
     command.name = command.name or getattr(command.callback, "__name__", "")
@@ -64,6 +64,14 @@ def _root(
             help="Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local to start one here.  [default: auto]",
         ),
     ] = None,
+    skip_lost: Annotated[
+        bool,
+        Option(
+            "--skip-lost",
+            envvar="TAILWISE_SKIP_LOST",
+            help="On Ray: if an item kills its worker three times, run all others before the command fails.",
+        ),
+    ] = False,
 ) -> None:
     if version:
         say(f"tailwise {__version__}")
@@ -74,7 +82,7 @@ def _root(
         raise UserError("no command is given: tailwise --help lists all commands")
     if quiet or verbose:
         show_log(logging.WARNING if quiet else logging.DEBUG)
-    choose_executor(name=executor or None, ray_address=ray_address or None)
+    choose_executor(name=executor or None, ray_address=ray_address or None, skip_lost=skip_lost or None)
     LOGGER.debug("tailwise %s, Python %s", __version__, sys.version)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ELSEWHERE = {"on_damaged": "--damaged", "cache_folder": "--cache", "max_memory_bytes": "--max-memory"}
 _SAME = (
     *("set", "static", "accum_freq", "dist_url", "logs", "warmup", "pretrained", "imagenet_val", "imagenet_v2"),
-    *("executor", "ray_address"),
+    *("executor", "ray_address", "skip_lost"),
 )
 _ELSEWHERE |= {name: dashed(name) for name in _SAME}
 _TYPED: dict[str, str] = {}  # the options of this command: present spelling, and as they were typed
@@ -118,15 +118,19 @@ def open_plan(path: Path, name: str) -> Plan:
     return Plan(open_catalog(path), name)
 
 
-_asked: dict[str, str] = {}  # of the executor, for this command
+_asked: dict[str, Any] = {}  # of the executor, for this command
 _opened: list[Executor] = []  # by this command, one at most
 
 
-def choose_executor(**asked: str | None) -> None:
-    """Take `name` and `ray_address` of the executor; values that were given before stay."""
+def choose_executor(**asked: str | bool | None) -> None:
+    """Take arguments of `open_executor`, and check the name; values that were given before stay."""
+    from tailwise.execution.executors import check_executor
+
     for name, value in asked.items():
         if value is not None:
             _asked.setdefault(name, value)
+    if "name" in _asked:
+        check_executor(_asked["name"])
 
 
 def close_executor() -> None:

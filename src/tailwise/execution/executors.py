@@ -11,26 +11,32 @@ from tailwise.extras import require
 from tailwise.text import did_you_mean
 
 
-def _on_ray(address: str) -> Executor:
+def _on_ray(address: str, skip_lost: bool) -> Executor:
     require("ray", "ray", purpose="`executor` ray")
     from tailwise.execution.ray import RayExecutor  # noqa: PLC0415  (of an extra)
 
-    return RayExecutor(address)
+    return RayExecutor(address, skip_lost=skip_lost)
 
 
-EXECUTORS: dict[str, Callable[[str], Executor]] = {"local": lambda _: LocalExecutor(), "ray": _on_ray}
+EXECUTORS: dict[str, Callable[[str, bool], Executor]] = {"local": lambda *_: LocalExecutor(), "ray": _on_ray}
 
 
-def open_executor(name: str = "local", ray_address: str = "auto") -> Executor:
+def open_executor(name: str = "local", ray_address: str = "auto", *, skip_lost: bool = False) -> Executor:
     """Return an executor; the caller closes it.
 
     Args:
         name: of EXECUTORS.
         ray_address: of the cluster of "ray", see `RayExecutor`.
+        skip_lost: of "ray", see `RayExecutor`.
 
     Raises:
         UserError: the name is unknown, ray is not installed, or there is no cluster.
     """
+    check_executor(name)
+    return EXECUTORS[name](ray_address, skip_lost)
+
+
+def check_executor(name: str) -> None:
+    """Raise a UserError if the name is unknown."""
     if name not in EXECUTORS:
         raise UserError(f"`executor` {name!r}: {did_you_mean(name, EXECUTORS)}")
-    return EXECUTORS[name](ray_address)

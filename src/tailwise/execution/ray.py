@@ -1,9 +1,12 @@
 """The Ray executor: tasks run in actors on the nodes of a Ray cluster. The only module that imports ray.
 
 Each node has one actor with all its processors for kernels, one for each processor for other work, or one for each GPU for models. Actors
-start where nodes join, and others take over where actors or nodes are lost. The driver hands out batches of items, a few ahead, and holds
-names, not results: a result stays in the object store of its node until it is yielded. A reduce merges inside each actor, and then in a
-tree of actors; the driver gets one result.
+start where nodes join, and others take over where actors or nodes are lost. The driver hands out items, a few ahead, and holds references:
+results stay in the object stores of the nodes until they are yielded. In a reduce, each actor merges into the sum on its node, then the
+sums are merged in pairs; the driver gets one result.
+
+Ray restarts actors. It does not repeat items: `max_task_retries` also repeats the calls that wait behind a fatal item, so that the wrong
+item would be named. `ray.util.ActorPool` holds all results, and loses the item of a dead actor.
 
 All nodes must see the catalog, the shards and the working folder of the driver under the same paths, and have the same tailwise.
 """
@@ -21,7 +24,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,9 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
-from ray.exceptions import ActorUnschedulableError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tailwise import __version__
@@ -41,17 +43,17 @@ from tailwise.execution.local import LOSSES, WorkerLostError
 from tailwise.log import LEVEL, LOGGER
 from tailwise.storage.local import distinguish_temporary_files
 
-AHEAD = 2  # batches that an actor has at a time: one runs, one waits
+AHEAD = 2  # items of a map that an actor has at a time: one runs, one waits
 LOOK_SECONDS = 5.0  # between two looks at the nodes of the cluster
 POLL_SECONDS = 1.0
-PATIENCE_SECONDS = 60.0  # without a single actor, until a warning
 START_SECONDS = 30.0  # that batches wait for the actor that keeps values for them
+PATIENCE_SECONDS = 60.0  # without a single actor, until a warning
 END_SECONDS = 30.0  # that a killed actor may take to end
 
 logger = logging.getLogger(__name__)
 _cluster_nodes: Callable[[], list[dict[str, Any]]] = ray.nodes
-Packed = npt.NDArray[np.uint8]
 Place = tuple[str, int, int]  # id of a node, processors, GPUs
+Record = tuple[str, int, str]  # logger, level, message
 
 
 class RemoteTracebackError(Exception):
@@ -61,18 +63,18 @@ class RemoteTracebackError(Exception):
 # --- in the actors ------------------------------------------------------------------------------------------------------------
 
 
-def _pack(value: object) -> Packed:
-    """Return a value as bytes that the object store hands on without a copy."""
+def _pack(value: object) -> Any:  # noqa: ANN401  (uint8 [n])
+    """Return a value as bytes that the object store hands on without a copy. Arrays in it can be written to once it is loaded."""
     return np.frombuffer(pickle.dumps(value, 5), np.uint8)
 
 
-def _pack_error(error: Exception) -> Packed:
+def _with_trace(error: Exception) -> tuple[Exception, str]:
     trace = traceback.format_exc()
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001  (whatever a class of someone else raises)
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    return _pack((error, trace))
+    return error, trace
 
 
 class _Records(logging.Handler):
@@ -80,21 +82,17 @@ class _Records(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[str, int, str]] = []
+        self.found: list[Record] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.found.append((record.name, record.levelno, record.getMessage()))
 
-    def take(self) -> list[tuple[str, int, str]]:
-        found, self.found = self.found, []
-        return found
-
 
 class _Actor:
-    """A worker: runs batches one after the other, and keeps values from item to item."""
+    """A worker: runs items one after the other, and keeps values from item to item."""
 
-    def __init__(self, device: str | None, cpus: int, folder: str, level: int) -> None:
-        self._device, self._cpus, self._folder = device, cpus, folder
+    def __init__(self, device: str | None, cpus: int, level: int, folder: str, version: str) -> None:
+        self._device, self._cpus, self._problem = device, cpus, ""
         os.environ |= {"OMP_NUM_THREADS": str(cpus), LEVEL: str(level)}
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(cpus)
@@ -102,53 +100,35 @@ class _Actor:
         self._records = _Records()
         LOGGER.setLevel(level)
         LOGGER.handlers[:], LOGGER.propagate = [self._records], False
-        self._calls: dict[int, Calls[Any, Any]] = {}
-        self._sums: dict[int, Any] = {}
         self._generation, self._worker = 0, Worker(device, cpus)
-
-    def begin(self) -> tuple[str, str]:
-        """Return the version of tailwise, and why this node cannot be used, or ""."""
         try:
-            os.chdir(self._folder)
+            os.chdir(folder)
         except OSError as error:
-            return __version__, f"{self._folder} cannot be used there ({error.strerror})"
-        return __version__, ""
-
-    def _settle(self, generation: int, live: Sequence[int]) -> None:
-        """Drop the values of an earlier generation, and all that belongs to finished work."""
-        if self._generation != generation:
-            self._generation, self._worker = generation, Worker(self._device, self._cpus)
-        for kept in (self._calls, self._sums):
-            for number in kept.keys() - set(live):
-                del kept[number]
+            same = "catalog, shards and working folder must have the same paths on all nodes"
+            self._problem = f"no folder {folder} ({error.strerror}): {same}"
+        if version != __version__:
+            self._problem = f"tailwise {__version__}, {version} in the driver: install the same on all nodes"
 
     def run(
-        self, number: int, calls: list[Any], batch: Sequence[Any], keep: bool, generation: int, live: Sequence[int]
-    ) -> tuple[tuple[bool, list[tuple[str, int, str]]], Packed]:
-        """Return (failed, log) and the packed result of a batch; with `keep`, merge it into the sum of the work."""
-        self._settle(generation, live)
-        failed = False
+        self, calls: Calls[Any, Any], items: Sequence[Any], sums: Sequence[Any], generation: int
+    ) -> tuple[tuple[str, list[Record]], Any]:
+        """Return (outcome, log), and the packed result of items, merged with sums; outcomes are "done", "failed" and "lost" (a sum)."""
+        if self._generation != generation:
+            self._generation, self._worker = generation, Worker(self._device, self._cpus)
+        outcome, self._records.found = "done", []
         try:
-            if number not in self._calls:
-                self._calls[number] = ray.get(calls[0])  # shared by all actors of a node
-            run = self._calls[number]
-            result = run(batch, self._worker)
-            if keep:
-                merged = run.combine(self._sums[number], result) if run.combine and number in self._sums else result
-                self._sums[number], result = merged, None
+            if self._problem:
+                node = ray.get_runtime_context().get_node_id()[:8]
+                raise UnsupportedError(f"node {node} of the Ray cluster has {self._problem}")
+            parts = (pickle.loads(ray.get(each)) for each in sums)
+            own = [calls(items, self._worker)] if items else []
+            result = functools.reduce(calls.combine, [*own, *parts]) if calls.combine else own[0]
             packed = _pack(result)
+        except RayError:
+            outcome, packed = "lost", None
         except Exception as error:  # noqa: BLE001  (the driver raises it)
-            failed, packed = True, _pack_error(error)
-        return (failed, self._records.take()), packed
-
-    def sum_of(self, number: int) -> Any:  # noqa: ANN401  (a result)
-        """Return the merged results of the batches that this actor ran."""
-        return self._sums[number]
-
-    def merge(self, number: int, first: Any, second: Any) -> Any:  # noqa: ANN401  (results)
-        """Return two sums, merged."""
-        combine = self._calls[number].combine
-        return combine(first, second) if combine else first
+            outcome, packed = "failed", _pack(_with_trace(error))
+        return (outcome, self._records.found), packed
 
 
 # --- in the driver ------------------------------------------------------------------------------------------------------------
@@ -156,28 +136,21 @@ class _Actor:
 
 @dataclass(eq=False)
 class _Batch:
-    """Items that one actor runs in one call."""
+    """Items that one actor runs in one call. In a reduce, `packed` then is a sum over all `leaves`."""
 
-    work: _Work
     number: int
     items: Sequence[Any]
+    sums: list[_Batch] = field(default_factory=list)  # that are merged into this one
+    leaves: list[_Batch] = field(default_factory=list)
     slot: _Slot | None = None  # that runs it, or has run it
-    status: Any = None  # reference to (failed, log)
     packed: Any = None  # reference to the result
-    done: bool = False
-    failed: bool = False
-    losses: int = 0  # actors that died while they had it, in a row; after the first, an actor gets it alone
-
-    def back(self) -> None:
-        """Return the batch to those that wait."""
-        self.slot = self.status = self.packed = None
-        self.done = False
-        self.work.waiting.append(self)
+    outcome: str = ""  # of `_Actor.run`; "skipped" after too many losses
+    losses: int = 0  # actors that died while they ran it; after the first, an actor gets it alone
 
     def result(self) -> Any:  # noqa: ANN401  (of the task)
         """Return the result, or raise the error of the task; a RayError if the result is lost."""
         value = pickle.loads(ray.get(self.packed))
-        if not self.failed:
+        if self.outcome == "done":
             return value
         error, trace = value
         raise error from RemoteTracebackError(f"\n{trace}")
@@ -187,14 +160,21 @@ class _Batch:
 class _Work:
     """One `map` or `reduce`."""
 
-    number: int
     calls: Calls[Any, Any]
     shared: Any  # reference to `calls`; each node fetches it once
     most: int | None  # actors
-    keep: bool  # actors merge the results of their batches
+    ahead: int  # batches that an actor has at a time
     fixed: bool  # batch i runs on actor i mod n, which may have kept values for it
-    waiting: deque[_Batch] = field(default_factory=deque)
-    batches: list[_Batch] = field(default_factory=list)  # of a reduce
+    waiting: list[_Batch] = field(default_factory=list)  # by number
+    running: dict[Any, _Batch] = field(default_factory=dict)  # by the reference to (outcome, log), oldest first
+    sums: list[_Batch] = field(default_factory=list)  # of a reduce
+
+    def add(self, batches: Iterable[_Batch]) -> None:
+        """Let batches wait, anew if their actor or result is lost."""
+        for batch in batches:
+            batch.outcome, batch.packed = "", None
+            self.waiting.append(batch)
+        self.waiting.sort(key=lambda batch: batch.number)
 
 
 @dataclass(eq=False)
@@ -203,28 +183,43 @@ class _Slot:
 
     place: Place
     actor: Any = None
-    starting: Any = None  # reference to the answer of a new actor, until it is there
+    starting: Any = None  # reference to the answer of an actor that starts, until it is there
     since: float = 0.0  # time of the start
-    queue: deque[_Batch] = field(default_factory=deque)  # that the actor has, in order
-
-    def takes(self, batch: _Batch) -> bool:
-        """Return True if the actor can have another batch. Answers of a dying actor get lost: who shared one with others is not blamed."""
-        alone = batch.losses or any(other.losses for other in self.queue)
-        return self.ready and len(self.queue) < (1 if alone else AHEAD)
 
     @property
     def ready(self) -> bool:
         return self.actor is not None and self.starting is None
 
+    @property
+    def is_soon_ready(self) -> bool:
+        return self.ready or time.monotonic() - self.since < START_SECONDS
+
+    def await_start(self) -> None:
+        """Wait for the actor, started by the executor or, after its end, by Ray."""
+        self.since = time.monotonic()
+        self.starting = self.actor.__ray_ready__.options(max_task_retries=-1).remote()
+
+    def end(self, *, restart: bool = False) -> None:
+        """Kill the actor. The references of its batches fail."""
+        if self.actor is not None:
+            with suppress(RayError, ValueError):
+                ray.kill(self.actor, no_restart=not restart)
+            if restart:
+                self.await_start()
+            else:
+                self.actor = self.starting = None
+
 
 class RayExecutor(Executor):
     """Run tasks on the nodes of a Ray cluster.
 
-    Results are those of the local executor. An actor or node that is lost costs the items that it had under way and, in a reduce, those
-    that it had merged. An item whose actor dies LOSSES times ends the run, because results without it would be others.
+    Results are those of the local executor. An actor or node that is lost costs the items that it had under way; a lost node also costs
+    the sums on it. An item whose actor dies LOSSES times ends the run: at once, or with `skip_lost` after all other items of the map.
     """
 
-    def __init__(self, address: str = "auto", *, cpus: int | None = None, workers: int | None = None) -> None:
+    def __init__(
+        self, address: str = "auto", *, cpus: int | None = None, workers: int | None = None, skip_lost: bool = False
+    ) -> None:
         """Connect to a cluster.
 
         Args:
@@ -232,6 +227,8 @@ class RayExecutor(Executor):
                 process has called `ray.init`, its cluster is used.
             cpus: processors of an actor that runs kernels; None for all of a node. Memory bounds hold for each actor.
             workers: use at most this number of actors.
+            skip_lost: skip items that kill their actors. Their map runs all other items, whose files a rerun then finds, and fails with
+                the names of those that were skipped: results never depend on it.
 
         Raises:
             UnsupportedError: there is no such cluster.
@@ -240,12 +237,11 @@ class RayExecutor(Executor):
         for name, value in (("cpus", cpus), ("workers", workers)):
             if value is not None and value < 1:
                 raise UserError(f"`{name}` {value}: must be at least 1")
-        self._cpus, self._most = cpus, workers
+        self._cpus, self._most, self._skip_lost = cpus, workers, skip_lost
         self._started = _connect(address)
         self._slots: list[_Slot] = []
         self._needs = Needs()  # that the slots are for
-        self._live: dict[int, _Work] = {}
-        self._numbers = itertools.count(1)
+        self._live = 0  # maps and reduces under way
         self._generation = self._failures = 0
         self._nodes, self._looked, self._idle_since = list[Place](), 0.0, time.monotonic()
         self._remote = ray.remote(_Actor)
@@ -262,7 +258,7 @@ class RayExecutor(Executor):
         """End the actors, and the cluster if this executor has started it."""
         if ray.is_initialized():
             for slot in self._slots:
-                self._end(slot)
+                slot.end()
             if self._started:
                 ray.shutdown()
         self._slots.clear()
@@ -277,28 +273,32 @@ class RayExecutor(Executor):
         self._generation += 1
 
     def _run(self, calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], needs: Needs) -> Generator[Any]:
-        with self._working(calls, needs, keep=False, fixed=needs.device is not None) as work:
-            left, under_way = enumerate(batches), deque[_Batch]()
+        with self._working(calls, needs, ahead=AHEAD, fixed=needs.device is not None) as work:
+            left, under_way, skipped = enumerate(batches), deque[_Batch](), list[str]()
             while True:
                 room = needs.results * max(1, len(self._slots_of(work))) - len(under_way)
-                for number, items in itertools.islice(left, max(0, room)):
-                    batch = _Batch(work, number, items)
-                    under_way.append(batch)
-                    work.waiting.append(batch)
+                fresh = [_Batch(number, items) for number, items in itertools.islice(left, max(0, room))]
+                under_way += fresh
+                work.add(fresh)
                 if not under_way:
-                    return
+                    break
                 first = under_way[0]
                 self._assign(work)
-                while not first.done:
+                while not first.outcome:
                     self._advance(work)
-                try:
-                    result = first.result()
-                except RayError:  # its node is gone
-                    first.back()
-                    continue
+                if first.outcome == "skipped":
+                    skipped.append(calls.label(first.items))
+                elif not skipped:  # else a result would stand in the place of another
+                    try:
+                        result = first.result()
+                    except RayError:  # its node is gone
+                        work.add([first])
+                        continue
+                    yield result
+                    del result  # while the next one is waited for
                 under_way.popleft()
-                yield result
-                del result  # while the next one is waited for
+            if skipped:
+                raise WorkerLostError(f"all other items are done, but {_too_many_losses(', '.join(skipped))}")
 
     def reduce(
         self,
@@ -307,23 +307,27 @@ class RayExecutor(Executor):
         combine: Callable[[Result, Result], Result],
         needs: Needs | None = None,
     ) -> Result:
-        """Return the merged results of at least one item: actors merge theirs, then each other's, in a tree."""
-        needs = needs or Needs()
-        with self._working(Calls(task, combine), needs, keep=True, fixed=True) as work:
+        """Return the merged results of at least one item: each actor merges into the sum on its node, then the sums are merged in pairs."""
+        with self._working(Calls(task, combine), needs or Needs(), ahead=1, fixed=True) as work:
             batches = split(items, max(1, len(self._slots_of(work))))
-            work.batches = [_Batch(work, number, batch) for number, batch in enumerate(batches)]
-            work.waiting.extend(work.batches)
-            for attempt in itertools.count(1):
-                while not all(batch.done for batch in work.batches):
+            numbers = itertools.count()
+            work.add(_Batch(next(numbers), batch) for batch in batches)
+            while True:
+                while work.waiting or work.running:
                     self._advance(work)
-                try:
-                    merged: Result = _merged(work)
-                except RayError:
-                    if not self._drop_lost() and attempt == LOSSES:
-                        raise
-                else:
+                if len(work.sums) == 1:
+                    (last,) = work.sums
+                    try:
+                        merged: Result = last.result()
+                    except RayError:  # its node is gone
+                        work.sums.clear()
+                        work.add(last.leaves)
+                        continue
                     return merged
-        raise AssertionError  # not reached
+                sums, work.sums = work.sums, []
+                pairs = [sums[at : at + 2] for at in range(0, len(sums) - 1, 2)]
+                work.sums += sums[2 * len(pairs) :]
+                work.add(_Batch(next(numbers), (), pair) for pair in pairs)
 
     # --- actors ----------------------------------------------------------------------------------------------------------------
 
@@ -363,190 +367,156 @@ class RayExecutor(Executor):
         places = self._places(self._needs)
         self._slots = [there[place].popleft() if there.get(place) else _Slot(place) for place in places]
         for slot in itertools.chain(*there.values()):
-            self._end(slot)
+            slot.end()
 
     def _start(self, slot: _Slot) -> None:
         node, cpus, gpus = slot.place
         device = None if self._needs.device is None else "cuda" if gpus else "cpu"
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-        options = self._remote.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy)
-        slot.actor = options.remote(device, max(1, cpus), str(Path.cwd()), LOGGER.getEffectiveLevel())
-        slot.starting, slot.since = slot.actor.begin.remote(), time.monotonic()
+        options = self._remote.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy, max_restarts=-1)
+        level, folder = LOGGER.getEffectiveLevel(), str(Path.cwd())
+        slot.actor = options.remote(device, max(1, cpus), level, folder, __version__)
+        slot.await_start()
 
-    def _end(self, slot: _Slot) -> None:
-        """Kill the actor of a slot, wait for its end, and return its batches; those that it has merged must be run again."""
-        actor, slot.actor, slot.starting = slot.actor, None, None
-        queue, slot.queue = slot.queue, deque()
-        if actor is not None:
-            with suppress(RayError, ValueError):
-                ray.kill(actor)
-            if queue:  # nothing that it writes may come after what another one writes
-                ray.wait([batch.status for batch in queue], num_returns=len(queue), timeout=END_SECONDS)
-        merged = [batch for work in self._live.values() for batch in work.batches if batch.slot is slot and batch.done]
-        for batch in (*queue, *merged):
-            batch.back()
-
-    def _lose(self, slot: _Slot) -> None:
-        """Note that the actor of a slot has died.
-
-        Raises:
-            WorkerLostError: LOSSES actors died while they ran the same batch.
-        """
-        self._looked = 0.0
-        self._look()
-        there, had = any(node == slot.place[0] for node, _, _ in self._nodes), [*slot.queue]
-        self._end(slot)
-        labels = ", ".join(batch.work.calls.label(batch.items) for batch in had)
-        for batch in had:
-            batch.losses += there
-            if batch.losses == LOSSES:
-                raise WorkerLostError(
-                    f"{LOSSES} workers in a row died while they worked on {labels}, often for lack of memory: give workers fewer "
-                    "processors or nodes more memory, or look for their end in Ray's logs; then repeat the command"
-                )
-        if had:
-            logger.warning("a worker on node %s died: the work on %s is repeated", slot.place[0][:8], labels)
-
-    def _drop_lost(self) -> bool:
-        """Find slots whose actors do not answer; return True if there are any."""
-        asked = [(slot, slot.actor.begin.remote()) for slot in self._slots if slot.ready]
-        lost = [slot for slot, answer in asked if not _is_there(answer)]
-        for slot in lost:
-            self._lose(slot)
-        return bool(lost)
+    def _note_start(self, slot: _Slot) -> None:
+        try:
+            ray.get(slot.starting)
+            slot.starting, self._failures = None, 0
+        except RayError as error:
+            slot.end()
+            self._failures += 1
+            if self._failures >= LOSSES * max(1, len(self._slots)) and not any(other.ready for other in self._slots):
+                raise WorkerLostError(f"not one worker starts on the Ray cluster: {error}") from error
+            self._looked = 0.0  # its node may be lost
+            time.sleep(POLL_SECONDS)
 
     # --- batches ---------------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _working(self, calls: Calls[Any, Any], needs: Needs, *, keep: bool, fixed: bool) -> Iterator[_Work]:
+    def _working(self, calls: Calls[Any, Any], needs: Needs, *, ahead: int, fixed: bool) -> Iterator[_Work]:
         self._fit(needs)
-        work = _Work(next(self._numbers), calls, ray.put(calls), needs.workers, keep, fixed)
-        self._live[work.number] = work
+        work = _Work(calls, ray.put(calls), needs.workers, ahead, fixed)
+        self._live += 1
         try:
             yield work
         finally:
-            del self._live[work.number]
-            if ray.is_initialized():
-                for slot in self._slots:
-                    if any(batch.work is work for batch in slot.queue):  # left early
-                        self._end(slot)
+            self._live -= 1
+            if work.running and ray.is_initialized():  # left early: nothing is written from now on
+                for slot in {batch.slot for batch in work.running.values()} & {*self._slots}:
+                    if slot is not None:
+                        slot.end(restart=True)
+                ray.wait([*work.running], num_returns=len(work.running), timeout=END_SECONDS)
 
     def _slots_of(self, work: _Work) -> list[_Slot]:
         return self._slots[: work.most]
 
     def _assign(self, work: _Work) -> None:
-        """Hand out batches that wait."""
-        slots, now = self._slots_of(work), time.monotonic()
+        """Start actors, and give batches that wait to those that have few."""
+        slots = self._slots_of(work)
         for slot in slots:
-            if slot.actor is None and now - slot.since > POLL_SECONDS:
+            if slot.actor is None:
                 self._start(slot)
-        left = deque[_Batch]()
-        for batch in sorted(work.waiting, key=lambda batch: batch.number):
-            own = slots[batch.number % len(slots)] if slots and work.fixed else None
-            waits = own is not None and (own.ready or now - own.since < START_SECONDS)
-            able = [own] if own is not None and waits else slots
-            free = [slot for slot in able if slot.takes(batch)]
-            if not free:
-                left.append(batch)
+        load = Counter(batch.slot for batch in work.running.values())
+        alone = {batch.slot for batch in work.running.values() if batch.losses}
+        for depth, (at, slot) in itertools.product(range(work.ahead), enumerate(slots)):
+            if not slot.ready or slot in alone or load[slot] > depth:
                 continue
-            slot = min(free, key=lambda slot: len(slot.queue))
-            live = [*self._live]
-            batch.status, batch.packed = slot.actor.run.options(num_returns=2).remote(
-                work.number, [work.shared], batch.items, work.keep, self._generation, live
-            )
-            batch.slot = slot
-            slot.queue.append(batch)
-        work.waiting = left
+            for place, batch in enumerate(work.waiting):
+                own = batch.number % len(slots)
+                if (own == at or not work.fixed or not slots[own].is_soon_ready) and not (batch.losses and depth):
+                    del work.waiting[place]
+                    self._submit(work, batch, slot)
+                    load[slot] += 1
+                    alone |= {slot} if batch.losses else set()
+                    break
+
+    def _submit(self, work: _Work, batch: _Batch, slot: _Slot) -> None:
+        if not batch.sums:
+            batch.sums = [each for each in work.sums if each.slot is slot]
+            work.sums = [each for each in work.sums if each.slot is not slot]
+        sums = [each.packed for each in batch.sums]
+        batch.slot = slot
+        status, batch.packed = slot.actor.run.options(num_returns=2).remote(
+            work.shared, batch.items, sums, self._generation
+        )
+        work.running[status] = batch
 
     def _advance(self, work: _Work) -> None:
         """Hand out batches, wait a moment for whatever ends, and note it."""
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             self._fit()
         self._assign(work)
-        waited: dict[Any, _Slot | _Batch] = {slot.starting: slot for slot in self._slots if slot.starting is not None}
-        waited |= {batch.status: batch for slot in self._slots for batch in slot.queue}
-        if not waited:
+        starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
+        references, ready = [*starting, *work.running], list[Any]()
+        if not references:
             time.sleep(POLL_SECONDS)
         if any(slot.ready for slot in self._slots):
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > PATIENCE_SECONDS:
             logger.warning("waiting for free processors of the Ray cluster: %d workers asked for", len(self._slots))
             self._idle_since = time.monotonic()
-        references, ready = list(waited), list[Any]()
         for timeout, wanted in ((POLL_SECONDS, 1), (0, len(references))):
             if references:
                 ready, _ = ray.wait(references, num_returns=wanted, timeout=timeout, fetch_local=False)
         for reference in ready:
-            there = waited[reference]
-            if isinstance(there, _Slot):
-                self._note_start(there)
-            elif there.status == reference:  # its actor was not lost meanwhile
-                self._note_end(there)
+            if reference in starting:
+                self._note_start(starting[reference])
+            else:
+                self._note_end(work, reference)
 
-    def _note_start(self, slot: _Slot) -> None:
+    def _note_end(self, work: _Work, reference: Any) -> None:  # noqa: ANN401
+        batch = work.running.pop(reference)
         try:
-            version, problem = ray.get(slot.starting)
-        except RayError as error:
-            self._end(slot)
-            self._looked = 0.0
-            if isinstance(error, ActorUnschedulableError):  # its node has just been lost
-                return
-            self._failures += 1
-            if self._failures >= LOSSES * max(1, len(self._slots)) and not any(other.ready for other in self._slots):
-                raise WorkerLostError(f"not one worker starts on the Ray cluster: {error}") from error
-            return
-        name = f"node {slot.place[0][:8]} of the Ray cluster"
-        if version != __version__:
-            raise UnsupportedError(
-                f"{name} has tailwise {version}, this process {__version__}: install the same on all nodes"
-            )
-        if problem:
-            raise UserError(
-                f"{name}: {problem}: catalog, shards and working folder must have the same paths on all nodes"
-            )
-        slot.starting, self._failures = None, 0
-
-    def _note_end(self, batch: _Batch) -> None:
-        slot = batch.slot
-        if slot is None:
-            return
-        try:
-            batch.failed, records = ray.get(batch.status)
+            batch.outcome, records = ray.get(reference)
         except RayTaskError:  # what was sent cannot be read there
             raise
         except RayError:
-            self._lose(slot)
+            self._lose(work, batch)
             return
-        slot.queue.remove(batch)
-        batch.done, batch.losses = True, 0
+        batch.losses = 0
         for name, level, message in records:
             logging.getLogger(name).log(level, "%s", message)
-        if batch.failed and batch.work.keep:
+        if work.calls.combine is None:  # a map: results and errors come in order
+            return
+        if batch.outcome == "failed":
             batch.result()
+        sums, batch.sums = batch.sums, []
+        leaves = [leaf for each in sums for leaf in each.leaves] + ([batch] if batch.items else [])
+        for each in sums:
+            each.packed, each.leaves = None, []
+        if batch.outcome == "lost":
+            work.add(leaves)
+        else:
+            batch.leaves = leaves
+            work.sums.append(batch)
+
+    def _lose(self, work: _Work, batch: _Batch) -> None:
+        """Let a batch run again whose actor has died. Of the batches that the actor had, the oldest is blamed.
+
+        Raises:
+            WorkerLostError: LOSSES actors died while they ran it.
+        """
+        slot, label = batch.slot, work.calls.label(batch.items) or "sums"
+        self._looked = 0.0
+        self._fit()
+        if slot is not None and slot in self._slots and slot.ready:  # its node is there, and this is its oldest batch
+            slot.await_start()
+            batch.losses += 1
+        if batch.losses < LOSSES:
+            logger.warning("a worker of the Ray cluster died: the work on %s is repeated", label)
+            work.add([batch])
+        elif not self._skip_lost or work.calls.combine is not None:
+            raise WorkerLostError(_too_many_losses(label))
+        else:
+            batch.outcome = "skipped"
+            logger.warning("%s is skipped: %d workers in a row died while they worked on it", label, LOSSES)
 
 
-def _merged(work: _Work) -> Any:  # noqa: ANN401  (a result)
-    """Return the sum over all actors that merged batches of a reduce, merged pairwise in these actors."""
-    owners = list(dict.fromkeys(batch.slot for batch in work.batches if batch.slot is not None))
-    sums = [(slot, slot.actor.sum_of.remote(work.number)) for slot in owners]
-    while len(sums) > 1:
-        pairs = [sums[at : at + 2] for at in range(0, len(sums), 2)]
-        sums = [functools.reduce(functools.partial(_merged_pair, work), pair) for pair in pairs]
-    return pickle.loads(pickle.dumps(ray.get(sums[0][1]), 5))  # a copy of its own, as of a local reduce
-
-
-def _is_there(answer: Any) -> bool:  # noqa: ANN401  (a reference)
-    try:
-        ray.get(answer, timeout=END_SECONDS)
-    except RayError:
-        return False
-    return True
-
-
-def _merged_pair(work: _Work, first: tuple[_Slot, Any], second: tuple[_Slot, Any]) -> tuple[_Slot, Any]:
-    """Return the reference to two sums, merged in the actor of the first."""
-    slot, own = first
-    return slot, slot.actor.merge.remote(work.number, own, second[1])
+def _too_many_losses(label: str) -> str:
+    return (
+        f"{LOSSES} workers in a row died while they worked on {label}, often for lack of memory: give workers fewer processors or nodes "
+        "more memory, or look for their end in Ray's logs; then repeat the command"
+    )
 
 
 def _connect(address: str) -> bool:
