@@ -4,7 +4,16 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels.keyed import SMALL, hash_range, next_prime, permutation, permute, stream_key
+from tailwise.kernels.keyed import (
+    MAX_PERMUTED,
+    SMALL,
+    hash_range,
+    next_prime,
+    permutation,
+    permute,
+    permute_range,
+    stream_key,
+)
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 KEY = stream_key(0, "test of permute")
@@ -44,6 +53,58 @@ def test_huge_sizes_stay_in_range_and_apart(size):
     assert len(values) == len(range(0, size, size // 1000))
     assert min(values) >= 0
     assert max(values) < size
+
+
+WIDE = [2**32 - 4, 2**32, 2**32 + 1, 5 * 10**9, 2**33 - 1, 10**12, MAX_PERMUTED]
+WORD = 2**64 - 1
+
+
+def hash_of(key, counter):
+    value = (key + (counter + 1) * 0x9E3779B97F4A7C15) & WORD
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & WORD
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & WORD
+    return value ^ value >> 31
+
+
+def wide_permute(key, n, prime, index):
+    """The permutation of more than 2³² elements, in Python's whole numbers."""
+    factor, bits = hash_of(key, 0), (n - 1).bit_length()
+    half, mask = (bits + 1) // 2, (1 << bits) - 1
+    multiplier, offset = 1 + hash_of(key, 1) % (prime - 1), hash_of(key, 2) % prime
+    while True:
+        index = (index * (factor | 1) + (factor >> 32)) & mask
+        index ^= index >> half
+        index = (index * (factor | 1)) & mask
+        index ^= index >> half
+        if index < n:
+            break
+    while True:
+        index = (index * multiplier + offset) % prime
+        if index < n:
+            return index
+
+
+def is_prime(n):
+    return all(pow(base, n - 1, n) == 1 for base in (2, 3, 5, 7, 11, 13, 17))
+
+
+@pytest.mark.parametrize("size", WIDE)
+def test_sizes_above_32_bits_are_those_of_whole_numbers(size):
+    prime = next_prime(size)
+    assert prime == next(number for number in range(size, size + 1000) if is_prime(number))
+    assert prime <= MAX_PERMUTED
+    random = np.random.default_rng(size)
+    for key in hash_range(KEY, size, 20).tolist():
+        for index in [0, 1, size - 1, *random.integers(0, size, 20).tolist()]:
+            assert permute(np.uint64(key), size, prime, index) == wide_permute(key, size, prime, index)
+
+
+def test_five_billion_elements_are_apart_and_evenly_spread():
+    size, count = 5 * 10**9, 1 << 20
+    places = np.concatenate([permute_range(KEY, size, first, count) for first in (0, size // 3, size - count)])
+    assert len(np.unique(places)) == 3 * count  # of a function that is no permutation, about 1,000 would meet
+    counts = np.bincount(places * 1000 // size, minlength=1000)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-4
 
 
 def test_next_prime():

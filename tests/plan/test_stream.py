@@ -332,9 +332,27 @@ def test_the_most_copies_that_a_byte_holds(make_pool):
         assert (stream.copies(epoch, pool.labels, pool.ranks) == 255).all()
 
 
-def test_clusters_of_four_billion_are_refused():
-    with pytest.raises(ValueError, match=r"4,294,967,296 members; at most 4,294,967,291"):
-        Stream(np.array([3, 1 << 32]), constant(np.zeros(2, np.int64)), 0)
+def test_a_cluster_of_five_billion_gives_each_member_once_before_any_twice():
+    size, share = 5 * 10**9, 2 * 10**9
+    stream = Stream(np.array([size]), constant(np.array([share]) * UNITS), 3)
+    ranks = np.unique(np.random.default_rng(0).integers(0, size, 50_000)).astype(np.uint64)
+    labels = np.zeros(len(ranks), np.int32)
+    first = stream.first_slots(labels, ranks)
+    assert first.dtype == np.uint64
+    assert len(np.unique(first)) == len(ranks)
+    drawn = np.array([stream.copies(epoch, labels, ranks) for epoch in range(5)])
+    assert drawn.max() == 1
+    assert np.abs(drawn.mean(axis=1) - 0.4).max() < 0.015
+    assert (drawn[:2].sum(axis=0) <= 1).all()  # 4 of 5 billion
+    assert (drawn[:3].sum(axis=0) >= 1).all()  # 6 of 5 billion
+    assert (drawn.sum(axis=0) == 2).all()  # 10 of 5 billion
+    slots = stream.advance_slots(labels, first, 0, 4)
+    np.testing.assert_array_equal(stream.copies(4, labels, ranks, slots), drawn[4])
+
+
+def test_clusters_of_a_trillion_are_refused():
+    with pytest.raises(ValueError, match=r"1,099,511,627,690 members; at most 1,099,511,627,689"):
+        Stream(np.array([3, (1 << 40) - 86]), constant(np.zeros(2, np.int64)), 0)
 
 
 GOLDEN_SIZES = [1, 2, 3, 5, 17, 30]

@@ -45,7 +45,7 @@ class ClusterFiles:
 
     @property
     def ranks(self) -> PartColumn:
-        """Rank of each row in its cluster, by row number: uint32."""
+        """Rank of each row in its cluster, by row number: uint32, or uint64 (see `appearance_ranks`)."""
         return PartColumn(self.folder, layout.RANK)
 
     @property

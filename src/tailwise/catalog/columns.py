@@ -115,7 +115,7 @@ class RowColumn:
         Args:
             path: part → its `.npy` file.
             parts: of the snapshot, in row order.
-            dtype: of the column.
+            dtype: of the column; a file may have a narrower type of its kind.
             shape: of one row.
             read: maps one file.
         """
@@ -175,7 +175,8 @@ class RowColumn:
         if found is None:
             path, shape = self.path(part), (part.rows, *self._shape)
             found = self._read(path)
-            if (found.dtype, found.shape) != (self.dtype, shape):
+            narrower = found.dtype.kind == self.dtype.kind and found.dtype.itemsize <= self.dtype.itemsize
+            if not narrower or found.shape != shape:
                 raise DamagedError(
                     f"{path} holds {found.dtype} {list(found.shape)}, and its part needs {self.dtype} {list(shape)}: it is damaged, or of "
                     f"an older version; delete {path.parent}, then make it again"

@@ -24,11 +24,10 @@ from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.export.drawn import DrawnEpoch, RemovedMeanwhileError, map_drawn, map_epoch
-from tailwise.kernels.keyed import permute_range, stream_key
+from tailwise.kernels.keyed import MAX_PERMUTED, permute_range, stream_key
 from tailwise.plan.plan import Plan
 
 RUN_COPIES = 1 << 20
-MAX_COPIES = (1 << 32) - 1  # limit of the permutation
 COPY_FIELDS = (pa.field("position", pa.int64(), nullable=False), pa.field("copy", pa.uint8(), nullable=False))
 _CAPTION = "caption"  # read from the tar
 
@@ -60,9 +59,9 @@ def survey(plan: Plan, epoch: int, context: Context) -> Epoch:
         state.update(rows.data)
         state.update(copies.data)
     held = Epoch(state.hexdigest(), by_shard, np.array(by_part, np.int64), sorted(scores))
-    if held.copies > MAX_COPIES:
+    if held.copies > MAX_PERMUTED:
         raise UserError(
-            f"the epoch holds {held.copies:,} copies, and at most {MAX_COPIES:,} can be shuffled: plan fewer"
+            f"the epoch holds {held.copies:,} copies, and at most {MAX_PERMUTED:,} can be shuffled: plan fewer"
         )
     return held
 

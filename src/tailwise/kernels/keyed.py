@@ -19,7 +19,7 @@ from tailwise.kernels.jit import jit
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
-_S11, _S27, _S30, _S31, _S32 = (np.uint64(shift) for shift in (11, 27, 30, 31, 32))
+_S11, _S20, _S27, _S30, _S31, _S32 = (np.uint64(shift) for shift in (11, 20, 27, 30, 31, 32))
 _ONE = np.uint64(1)
 
 
@@ -67,13 +67,16 @@ def random_below(key: np.uint64, first: int, bounds: npt.NDArray[Any]) -> npt.ND
 # Up to SMALL elements: by rank among keyed hashes. Above: a multiply-and-xor-shift round on the next power of two, then an affine map
 # modulo the next prime, each walked along its cycle until the value falls below n (Black, Rogaway 2002). The affine map makes any two
 # elements meet as often as in a uniform permutation; the round before it breaks the arithmetic progressions it would leave.
+# With a prime of more than 32 bits, products have more than 64: they are made in two steps (`_affine`), of all bits of the hashes.
 
 SMALL = 16
+MAX_PERMUTED = 1_099_511_627_689  # the greatest prime below 2⁴⁰: see `_affine`
+_LOW_20 = np.uint64((1 << 20) - 1)
 
 
 @jit
 def next_prime(n: int) -> int:
-    """The least prime ≥ n, for 2 ≤ n < 2³²."""
+    """The least prime ≥ n, for 2 ≤ n < 2⁶²."""
     candidate = n
     while True:
         divisor = 2
@@ -85,8 +88,22 @@ def next_prime(n: int) -> int:
 
 
 @jit
+def _affine(value: np.uint64, multiplier: np.uint64, offset: np.uint64, modulus: np.uint64) -> np.uint64:
+    """(value · multiplier + offset) mod `modulus`; all are below `modulus` < 2⁴⁰."""
+    if modulus >> _S32:
+        high = value * (multiplier >> _S20) % modulus
+        product = (high << _S20) + value * (multiplier & _LOW_20)  # below 2⁶¹
+    else:
+        product = value * multiplier
+    result: np.uint64 = (product + offset) % modulus
+    return result
+
+
+@jit
 def permute(key: np.uint64, n: int, prime: int, index: int) -> int:
-    """π(index) for the permutation of [0, n) that `key` names; 0 ≤ index < n < 2³², and prime = next_prime(n) if n > SMALL.
+    """π(index) for the permutation of [0, n) that `key` names.
+
+    0 ≤ index < n ≤ MAX_PERMUTED, and prime = next_prime(n) if n > SMALL.
 
     Any other index gives 0: the walk along its cycle might not end.
     """
@@ -102,14 +119,15 @@ def permute(key: np.uint64, n: int, prime: int, index: int) -> int:
         return place
     factor = hash_at(key, np.uint64(0))
     mask = np.uint64(n - 1)
-    for shift in (1, 2, 4, 8, 16):
+    for shift in (1, 2, 4, 8, 16, 32):
         mask |= mask >> np.uint64(shift)
     half = _ONE
     while mask >> (half + half):
         half += _ONE
     limit, modulus = np.uint64(n), np.uint64(prime)
-    multiplier = _ONE + (hash_at(key, np.uint64(1)) >> _S32) % (modulus - _ONE)
-    offset = (hash_at(key, np.uint64(2)) >> _S32) % modulus
+    unused = np.uint64(0) if modulus >> _S32 else _S32  # low bits of the hashes
+    multiplier = _ONE + (hash_at(key, np.uint64(1)) >> unused) % (modulus - _ONE)
+    offset = (hash_at(key, np.uint64(2)) >> unused) % modulus
     value = np.uint64(index)
     while True:
         value = (value * (factor | _ONE) + (factor >> _S32)) & mask
@@ -119,7 +137,7 @@ def permute(key: np.uint64, n: int, prime: int, index: int) -> int:
         if value < limit:
             break
     while True:
-        value = (value * multiplier + offset) % modulus
+        value = _affine(value, multiplier, offset, modulus)
         if value < limit:
             return np.int64(value)  # type: ignore[no-any-return]  # int() would make numba mix signed and unsigned
 
@@ -194,12 +212,12 @@ def _next_slot(slot: int, size: int, tail_start: int, head: int, key: np.uint64,
 def first_slots(
     base: np.uint64,
     labels: npt.NDArray[np.int32],
-    ranks: npt.NDArray[np.uint32],
+    ranks: npt.NDArray[Any],
     sizes: npt.NDArray[np.int64],
     primes: npt.NDArray[np.int64],
-    slots: npt.NDArray[np.uint32],
+    slots: npt.NDArray[Any],
 ) -> None:
-    """The slot of each row in pass 0."""
+    """The slot of each row in pass 0; ranks and slots are uint32 or uint64."""
     for row in range(len(labels)):
         label = labels[row]
         if label >= 0:
@@ -215,7 +233,7 @@ def advance_slots(
     head: npt.NDArray[np.int64],
     keys: npt.NDArray[np.uint64],
     primes: npt.NDArray[np.int64],
-    slots: npt.NDArray[np.uint32],
+    slots: npt.NDArray[Any],
 ) -> None:
     """Applies to each row the transitions [offsets[label], offsets[label + 1]) of its cluster, in order."""
     for row in range(len(labels)):
@@ -230,8 +248,8 @@ def advance_slots(
 @jit
 def window_copies(
     labels: npt.NDArray[np.int32],
-    old_slots: npt.NDArray[np.uint32],
-    new_slots: npt.NDArray[np.uint32],
+    old_slots: npt.NDArray[Any],
+    new_slots: npt.NDArray[Any],
     start: npt.NDArray[np.int64],
     stop: npt.NDArray[np.int64],
     full: npt.NDArray[np.int64],

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from tailwise.kernels.jit import jit
 
+NARROW = 1 << 32  # ranks below this are stored as uint32
+
+
+def rank_dtype(members: int) -> np.dtype[Any]:
+    """Return the type of the ranks, and slots, of groups of at most `members` rows: uint32, or uint64 where that is too narrow."""
+    return np.dtype(np.uint32 if members <= NARROW else np.uint64)
+
 
 @jit
-def _appearance_ranks(
-    labels: npt.NDArray[np.int32], seen: npt.NDArray[np.int64], ranks: npt.NDArray[np.uint32]
-) -> None:
+def _appearance_ranks(labels: npt.NDArray[np.int32], seen: npt.NDArray[np.int64], ranks: npt.NDArray[Any]) -> None:
     for row in range(len(labels)):
         label = labels[row]
         if label >= 0:
@@ -19,7 +26,7 @@ def _appearance_ranks(
             seen[label] += 1
 
 
-def appearance_ranks(labels: npt.NDArray[np.int32], seen: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+def appearance_ranks(labels: npt.NDArray[np.int32], seen: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """In-cluster ranks in order of appearance.
 
     Args:
@@ -27,9 +34,12 @@ def appearance_ranks(labels: npt.NDArray[np.int32], seen: npt.NDArray[np.int64])
         seen: int64 [K], how many members came before; updated in place.
 
     Returns:
-        uint32 [n].
+        [n], uint32, or uint64 where a group has more than NARROW members by then (see `rank_dtype`).
     """
-    ranks = np.zeros(len(labels), np.uint32)
+    members = int(seen.max(initial=0)) + len(labels)
+    if members > NARROW:
+        members = int((seen + np.bincount(labels[labels >= 0], minlength=len(seen))).max())
+    ranks = np.zeros(len(labels), rank_dtype(members))
     _appearance_ranks(np.ascontiguousarray(labels), seen, ranks)
     return ranks
 

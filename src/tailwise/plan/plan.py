@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from tailwise.catalog.files import map_array, map_cache, note_digest, read_table
 from tailwise.errors import DamagedError, UserError
 from tailwise.execution.base import KERNEL, Executor, Task, Worker
 from tailwise.execution.local import LocalExecutor
+from tailwise.kernels.ranks import rank_dtype
 from tailwise.plan.bernoulli import bernoulli_copies
 from tailwise.plan.quotas import UNIT_BITS, UNITS
 from tailwise.plan.stream import Stream
@@ -124,8 +126,12 @@ class Plan(FinishedArtifact):
 
     @cached_property
     def ranks(self) -> RowColumn:
-        """In-cluster rank of each row, uint32 [N], by first row or by the pick."""
-        return self.row_column(layout.RANK, np.uint32)
+        """In-cluster rank of each row, [N], by first row or by the pick; see `rank_dtype`."""
+        return self.row_column(layout.RANK, self._rank_type)
+
+    @property
+    def _rank_type(self) -> np.dtype[Any]:
+        return rank_dtype(int(self.sizes.max(initial=0)))
 
     @cached_property
     def shard_offsets(self) -> npt.NDArray[np.int64]:
@@ -249,7 +255,7 @@ class Plan(FinishedArtifact):
     def _slots_before(self, epoch: int) -> RowColumn:
         """Return the column of the slots that may be kept before an epoch."""
         return RowColumn(
-            _slot_column(self.folder, epoch).path, self.catalog.parts(self.snapshot), np.uint32, read=_read_cache
+            _slot_column(self.folder, epoch).path, self.catalog.parts(self.snapshot), self._rank_type, read=_read_cache
         )
 
     def _epochs_with_slots(self) -> list[int]:
@@ -258,8 +264,8 @@ class Plan(FinishedArtifact):
         stems = (path.stem.removeprefix(layout.SLOTS_BEFORE) for path in paths)
         return sorted(int(stem) for stem in stems if stem.isdigit())
 
-    def slots(self, epoch: int, rows: Rows) -> npt.NDArray[np.uint32]:
-        """Return slots of rows before an epoch, from the latest that are kept: uint32 [n]; only in a plan drawn by stream."""
+    def slots(self, epoch: int, rows: Rows) -> npt.NDArray[Any]:
+        """Return slots of rows before an epoch, from the latest that are kept: [n]; only in a plan drawn by stream."""
         rows = self._checked(rows)
         groups = self.groups_at(rows)
         first, slots = self._kept_slots(epoch, rows)
@@ -267,7 +273,7 @@ class Plan(FinishedArtifact):
             slots = self.stream.first_slots(groups, self.ranks[rows])
         return self.stream.advance_slots(groups, slots, first, epoch)
 
-    def _kept_slots(self, epoch: int, rows: Rows) -> tuple[int, npt.NDArray[np.uint32] | None]:
+    def _kept_slots(self, epoch: int, rows: Rows) -> tuple[int, npt.NDArray[Any] | None]:
         """Return the latest epoch up to `epoch` with kept slots of some rows, and these; epoch 0 and None if there are none."""
         held = self._slots  # a local name: another thread may be drawing another epoch
         if held is not None and held[0] == epoch:  # parts that are mapped stay so, even if the file is gone
@@ -349,7 +355,7 @@ def _slot_column(plan: Path, epoch: int) -> PlainColumn:
     return PlainColumn(plan / layout.SLOTS, layout.slots_before(epoch))
 
 
-def _read_cache(path: Path) -> npt.NDArray[np.uint32]:
+def _read_cache(path: Path) -> npt.NDArray[Any]:
     """Map a file of kept slots; a UserError says that it is missing or damaged."""
     if (slots := map_cache(path)) is None:
         raise DamagedError(f"{path} is missing or damaged")

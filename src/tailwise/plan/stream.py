@@ -12,17 +12,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.kernels.keyed import advance_slots, first_slots, keys_and_primes, primes_of, stream_key, window_copies
+from tailwise.kernels.keyed import (
+    MAX_PERMUTED,
+    advance_slots,
+    first_slots,
+    keys_and_primes,
+    primes_of,
+    stream_key,
+    window_copies,
+)
+from tailwise.kernels.ranks import rank_dtype
 from tailwise.plan.counts import StreamPosition, next_counts
 
 KEPT = 4  # windows and transitions; a draw needs two transitions
 STEPS = 1 << 24  # permutations per call of compiled code, which does not answer signals: about half a second
-MAX_CLUSTER = 4_294_967_291  # the greatest prime below 2³²: permutations work modulo a prime of 32 bits
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -80,11 +88,12 @@ class Stream:
             seed: seed of all permutations.
 
         Raises:
-            ValueError: a cluster has more than MAX_CLUSTER members.
+            ValueError: a cluster has more than MAX_PERMUTED members.
         """
-        if sizes.max(initial=0) > MAX_CLUSTER:
-            raise ValueError(f"a cluster has {sizes.max():,} members; at most {MAX_CLUSTER:,} are possible")
+        if sizes.max(initial=0) > MAX_PERMUTED:
+            raise ValueError(f"a cluster has {sizes.max():,} members; at most {MAX_PERMUTED:,} are possible")
         self.sizes = sizes
+        self._slot_type = rank_dtype(int(sizes.max(initial=0)))
         self._quotas = quotas
         self._base = stream_key(seed, "stream")
         self._primes = np.zeros(len(sizes), np.int64)
@@ -113,19 +122,19 @@ class Stream:
         """Return the copies that each cluster gives in an epoch: int64 [K], summing to the epoch's budget."""
         return self.position(epoch + 1).taken - self.position(epoch).taken
 
-    def first_slots(self, labels: npt.NDArray[np.int32], ranks: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        """Return slots of rows before epoch 0: uint32 [n]."""
-        slots = np.zeros(len(labels), np.uint32)
+    def first_slots(self, labels: npt.NDArray[np.int32], ranks: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return slots of rows before epoch 0: [n], of the type of `rank_dtype`."""
+        slots = np.zeros(len(labels), self._slot_type)
         for start in range(0, len(labels), STEPS):
             piece = slice(start, start + STEPS)
             first_slots(self._base, labels[piece], ranks[piece], self.sizes, self._primes, slots[piece])
         return slots
 
     def advance_slots(
-        self, labels: npt.NDArray[np.int32], slots: npt.NDArray[np.uint32], first: int, last: int
-    ) -> npt.NDArray[np.uint32]:
-        """Return slots before epoch `last`, from those before epoch `first`: uint32 [n]."""
-        advanced: npt.NDArray[np.uint32] = np.array(slots)
+        self, labels: npt.NDArray[np.int32], slots: npt.NDArray[Any], first: int, last: int
+    ) -> npt.NDArray[Any]:
+        """Return slots before epoch `last`, from those before epoch `first`: [n], of their type."""
+        advanced = np.array(slots)
         if first < last:
             moves = self._transitions(first, last)
             rows = max(1, STEPS // max(1, int(np.diff(moves.offsets).max(initial=1))))
@@ -170,16 +179,16 @@ class Stream:
         self,
         epoch: int,
         labels: npt.NDArray[np.int32],
-        ranks: npt.NDArray[np.uint32],
-        slots: npt.NDArray[np.uint32] | None = None,
+        ranks: npt.NDArray[Any],
+        slots: npt.NDArray[Any] | None = None,
     ) -> npt.NDArray[np.uint8]:
         """Return copies of rows in an epoch, uint8 [n].
 
         Args:
             epoch: 0, 1, …
             labels: int32 [n], cluster of each row; negative for rows that are never drawn.
-            ranks: uint32 [n], in-cluster rank of each row.
-            slots: uint32 [n], slots before this epoch; None replays all epochs before it.
+            ranks: uint32 or uint64 [n], in-cluster rank of each row.
+            slots: of the type of `rank_dtype` [n], slots before this epoch; None replays all epochs before it.
         """
         if slots is None:
             slots = self.advance_slots(labels, self.first_slots(labels, ranks), 0, epoch)

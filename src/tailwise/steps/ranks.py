@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,10 @@ from tailwise.catalog.layout import SPILL
 from tailwise.context import Context
 from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.execution.shuffle import BUCKET_ROWS, Records, Shuffle, cluster_buckets
-from tailwise.kernels.ranks import appearance_ranks, value_ranks
+from tailwise.kernels.ranks import appearance_ranks, rank_dtype, value_ranks
 from tailwise.storage.local import scratch
 
 _VALUE = np.dtype([("row", "<i8"), ("group", "<i4"), ("value", "<f4")])
-_RANK = np.dtype([("row", "<i8"), ("rank", "<u4")])
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Rank(Task[tuple[Part, npt.NDArray[np.int64]], None]):
     """Write the rank of each row by appearance. Items: a part, and the members of each group in the parts before, int64 [K]."""
 
     groups: PartColumn  # int32; negative for rows of no group, whose rank is 0
-    ranks: PartColumn  # uint32, to write
+    ranks: PartColumn  # to write, see `appearance_ranks`
 
     def files(self, item: tuple[Part, npt.NDArray[np.int64]]) -> Sequence[Path]:
         """Return the file of a part."""
@@ -54,7 +54,7 @@ class _Count(Task[Part, npt.NDArray[np.int64]]):
 def write_appearance_ranks(
     groups: PartColumn, ranks: PartColumn, count: int, parts: Sequence[Part], context: Context
 ) -> None:
-    """Write the rank of every row in its group by row: uint32.
+    """Write the rank of every row in its group by row: uint32, or uint64 (see `appearance_ranks`).
 
     Args:
         groups: int32, below `count`; negative for rows of no group, whose rank is 0.
@@ -84,12 +84,12 @@ class _ByValue:
     groups: PartColumn  # int32; negative for rows of no group
     values: PartColumn  # float32
     sign: int  # −1 to rank the greatest value first, else 1
-    ranks: PartColumn  # uint32, to write
+    ranks: PartColumn  # to write, of the type of by_part
     parts: Sequence[Part]
     buckets: npt.NDArray[np.int64]  # int64 [K], bucket of each group
     bucket_rows: int  # rows ranked at a time
     by_bucket: Shuffle  # values, _VALUE, one file a part
-    by_part: Shuffle  # ranks, _RANK, one file a bucket
+    by_part: Shuffle  # ranks, see `_rank_records`, one file a bucket
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class _RankBucket(Task[int, None]):
 
     def run(self, item: int, worker: Worker) -> None:  # noqa: ARG002
         rows, names = RowsByPart(self.of.parts), [part.name for part in self.of.parts]
-        ranked = _ranked(self.of.by_bucket, names, item, self.of.bucket_rows)
+        ranked = _ranked(self.of.by_bucket, names, item, self.of.bucket_rows, self.of.by_part.dtype)
         self.of.by_part.write(str(item), ((rows.numbers_of(found["row"]), found) for found in ranked))
 
 
@@ -129,7 +129,7 @@ class _Collect(Task[Part, None]):
         return (self.of.ranks.path(item),)
 
     def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
-        ranks = np.zeros(item.rows, np.uint32)
+        ranks = np.zeros(item.rows, self.of.by_part.dtype["rank"])
         found = self.of.by_part.read([*map(str, range(self.of.by_bucket.buckets))], item.number)
         ranks[found["row"] - item.first_row] = found["rank"]
         self.of.ranks.write(item, ranks)
@@ -146,7 +146,7 @@ def write_value_ranks(
     *,
     bucket_rows: int = BUCKET_ROWS,
 ) -> None:
-    """Write the rank of every row in its group by ascending sign · value, ties by row: uint32.
+    """Write the rank of every row in its group by ascending sign · value, ties by row: of the type of `rank_dtype`.
 
     Rows are regrouped by group, those of a group of more than `bucket_rows` again by value. Memory is bounded by `bucket_rows`, at
     about 60 bytes a row.
@@ -166,24 +166,38 @@ def write_value_ranks(
     with scratch(ranks.folder / (ranks.name + SPILL)) as folder:
         buckets = cluster_buckets(sizes, bucket_rows)
         by_bucket = Shuffle(folder / "values", _VALUE, int(buckets.max(initial=0)) + 1)
-        by_part = Shuffle(folder / "ranks", _RANK, len(parts))
+        by_part = Shuffle(folder / "ranks", _rank_records(int(sizes.max(initial=0))), len(parts))
         work = _ByValue(groups, values, sign, ranks, parts, buckets, bucket_rows, by_bucket, by_part)
         context.run(_Spill(work), parts, "ranking samples: regrouping", KERNEL)
         context.run(_RankBucket(work), range(work.by_bucket.buckets), "ranking samples", KERNEL)
         context.run(_Collect(work), parts, "ranks of rows", KERNEL)
 
 
+def _rank_records(members: int) -> np.dtype[Any]:
+    """Return the type of records of ranks in groups of at most `members` rows."""
+    return np.dtype([("row", "<i8"), ("rank", rank_dtype(members).newbyteorder("<"))])
+
+
 def _ranked(
-    shuffle: Shuffle, names: Sequence[str], bucket: int, bucket_rows: int, first: int = 0, shift: int = 16
+    shuffle: Shuffle,
+    names: Sequence[str],
+    bucket: int,
+    bucket_rows: int,
+    dtype: np.dtype[Any],
+    first: int = 0,
+    shift: int = 16,
 ) -> Iterator[Records]:
-    """Yield the ranks of a bucket, _RANK, from `first` on; split a group that is too large by 16 bits of its values, from `shift` on."""
+    """Yield the ranks of a bucket, of `dtype`, from `first` on.
+
+    A group that is too large is split by 16 bits of its values, from `shift` on.
+    """
     if shuffle.rows(names, bucket) <= bucket_rows:
         records = shuffle.read(names, bucket)
-        yield _ranks(records, first + value_ranks(records["group"], records["value"]))
+        yield _ranks(records, first + value_ranks(records["group"], records["value"]).astype(np.int64), dtype)
         return
     if shift < 0:  # equal values, which come by row
         for chunk in shuffle.chunks(names, bucket, bucket_rows):
-            yield _ranks(chunk, first + np.arange(len(chunk), dtype=np.uint32))
+            yield _ranks(chunk, first + np.arange(len(chunk)), dtype)
             first += len(chunk)
         return
     sizes = np.zeros(1 << 16, np.int64)
@@ -195,12 +209,12 @@ def _ranked(
     finer.write("rows", ((pieces[_digits(chunk["value"], shift)], chunk) for chunk in chunks))
     for piece in range(finer.buckets):
         several = np.count_nonzero(sizes[pieces == piece]) > 1  # then it isn't too large
-        yield from _ranked(finer, ("rows",), piece, bucket_rows, first, shift if several else shift - 16)
+        yield from _ranked(finer, ("rows",), piece, bucket_rows, dtype, first, shift if several else shift - 16)
         first += int(sizes[pieces == piece].sum())
 
 
-def _ranks(records: Records, ranks: npt.NDArray[np.uint32]) -> Records:
-    ranked = np.empty(len(records), _RANK)
+def _ranks(records: Records, ranks: npt.NDArray[np.int64], dtype: np.dtype[Any]) -> Records:
+    ranked = np.empty(len(records), dtype)
     ranked["row"], ranked["rank"] = records["row"], ranks
     return ranked
 

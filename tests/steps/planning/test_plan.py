@@ -9,6 +9,7 @@ from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DROPPED_SCHEMA
 from tailwise.catalog.files import file_digest, note_digest, read_record, write_array, write_record
 from tailwise.errors import UserError
+from tailwise.kernels import ranks
 from tailwise.plan import METHODS, Plan
 from tailwise.plan.methods import PICKS, register_method
 from tailwise.plan.quotas import UNITS
@@ -173,6 +174,27 @@ def test_part_borders_change_no_draw(_small_catalog_source, tmp_path):
             draws[-1] = np.vstack([draws[-1], plan.draw(1), plan.draw(1, np.arange(600)[::-1])[::-1]])
     assert np.array_equal(draws[0], draws[1])
     assert np.array_equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("narrow", [0, 470])  # all files are wide; only those of later parts are
+def test_ranks_of_64_bits_change_no_draw(clustered, monkeypatch, narrow):
+    requests = [asked(method, keep=0.3, dynamic=True) for method in ("random", "proportional")]
+    requests += [PlanRequest("top-score", score="caption-characters", keep=0.3)]
+    draws = []
+    for name, bound in (("narrow", ranks.NARROW), ("wide", narrow)):
+        monkeypatch.setattr(ranks, "NARROW", bound)
+        for number, request in enumerate(requests):
+            plan = make_plan(clustered, f"{name}-{number}", request)
+            draws.append([plan.draw(epoch) for epoch in (0, 3)])
+            plan.keep_slots(4)
+            plan = Plan(clustered, plan.name)
+            draws[-1] += [plan.draw(4), plan.draw(5, np.arange(600)[::-1])]
+    assert np.array_equal(draws[:3], draws[3:])
+    folder = clustered.plan_folder("wide-0")
+    found = [
+        np.load(folder / f"{file}.npy").dtype.itemsize for file in ("rank", "rank-000001", "slots/before-000000004")
+    ]
+    assert found == [4 if narrow else 8, 8, 8]
 
 
 def test_a_plan_of_one_file_for_all_parts_is_read(clustered):

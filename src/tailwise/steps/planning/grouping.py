@@ -18,8 +18,8 @@ from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.centroids import neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT, to_similarity_units
+from tailwise.kernels.keyed import MAX_PERMUTED
 from tailwise.plan.methods import PICKS
-from tailwise.plan.stream import MAX_CLUSTER
 from tailwise.plan.weights import Clusters
 from tailwise.requests import ScoreRequest
 from tailwise.steps.planning.candidates import LeftOut, count_left_out
@@ -145,9 +145,9 @@ class Grouping:
         self.sizes, self.statistics = (
             self._count_pool() if self._clustering is None else self._count_clusters(self._clustering)
         )
-        if (largest := int(self.sizes.max(initial=0))) > MAX_CLUSTER:
+        if (largest := int(self.sizes.max(initial=0))) > MAX_PERMUTED:
             raise UserError(
-                f"{largest:,} samples are more than one group can hold ({MAX_CLUSTER:,}): cluster them finer (for every sample alike: "
+                f"{largest:,} samples are more than one group can hold ({MAX_PERMUTED:,}): cluster them finer (for every sample alike: "
                 "`method` proportional)"
             )
         if not self.sizes.any():
@@ -169,7 +169,7 @@ class Grouping:
         return count_left_out(survivors, self.parts, lambda part: self._rows.groups(part, worker) >= 0)
 
     def write(self, groups: PartColumn, ranks: PartColumn, pick: str) -> None:
-        """Write group, int32, and rank, uint32, of every row.
+        """Write group, int32, and rank, uint32 or uint64 (see `rank_dtype`), of every row.
 
         Raises:
             UserError: the pick needs centroids, and the grouping has none.
