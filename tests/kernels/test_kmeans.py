@@ -421,3 +421,22 @@ def test_no_centroid_is_zero(seed):
     alike = np.full((40, 700), 700**-0.5, np.float16)
     with pytest.raises(TooFewDistinctRowsError, match="only 1 distinct"):
         kmeans(alike, 5, seed=seed, device="cpu")
+
+
+def test_sums_are_exact_beyond_53_bits():
+    """Those of more than 2²⁹ rows: float64 would round them, and depend on the order."""
+    row, before, label = (
+        unit_rows_on_grid(np.array([[1.0, 3.0, -2.0]])),
+        np.array([-1], np.int32),
+        np.zeros(1, np.int32),
+    )
+    whole = [int(number) for number in np.rint(row[0].astype(np.float64) / GRID)]
+    sums = lloyd_module.Sums(1, 3)
+    sums.rows[0] = [number << 31 for number in whole]
+    for _ in range(3):
+        sums.move(row, before, label)
+    assert sums.rows[0].tolist() == [(number << 31) + 3 * number for number in whole]
+    sums.move(row, label, before)
+    assert sums.rows[0].tolist() == [(number << 31) + 2 * number for number in whole]
+    centroids, _ = lloyd_module.finish(lloyd_module.Partial(sums.rows, sums.sizes, 0), np.zeros((1, 3), np.float32))
+    np.testing.assert_allclose(centroids, row, atol=2 * GRID)

@@ -2,8 +2,8 @@
 
 Every float16 of magnitude ≤ 1 is a multiple of 2⁻²⁴; centroids are rounded to that grid too. A product of two is then a multiple
 of 2⁻⁴⁸, and by Cauchy-Schwarz no partial sum of a dot product of two unit vectors exceeds 1, so that float64 (53 bits) holds every
-partial sum exactly: dot products are the same in whatever order, with whatever library, on whatever number of threads. Sums of up
-to 2²⁹ rows are exact for the same reason. Labels, centroids and similarities inherit it.
+partial sum exactly: dot products are the same in whatever order, with whatever library, on whatever number of threads. Sums of rows
+are whole numbers of 2⁻²⁴, held in 64 bits. Labels, centroids and similarities inherit it.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ def to_similarity_units(similarity: npt.NDArray[np.float64]) -> npt.NDArray[np.i
 
 
 def unit_rows_on_grid(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Scales float64 rows [n, d] to unit norm and rounds them to the grid; rows of zeros stay."""
+    """Scales rows [n, d], of float64 or sums in int64, to unit norm and rounds them to the grid; rows of zeros stay."""
     rounded = np.empty(x.shape, np.float32)
-    _unit_rows(np.ascontiguousarray(x, dtype=np.float64), rounded)
+    _unit_rows(np.ascontiguousarray(x, dtype=None if x.dtype == np.int64 else np.float64), rounded)
     return rounded
 
 
 @jit  # sums in the order of the coordinates: the same on every processor
-def _unit_rows(x: npt.NDArray[np.float64], out: npt.NDArray[np.float32]) -> None:
+def _unit_rows(x: npt.NDArray[Any], out: npt.NDArray[np.float32]) -> None:
     for row in range(x.shape[0]):
         total = 0.0
         for axis in range(x.shape[1]):
-            total += x[row, axis] * x[row, axis]
+            total += np.float64(x[row, axis]) * np.float64(x[row, axis])
         norm = np.sqrt(total) if total > 0 else 1.0
         for axis in range(x.shape[1]):
-            out[row, axis] = np.float32(np.rint(x[row, axis] / norm * (1 / GRID)) * GRID)
+            out[row, axis] = np.float32(np.rint(np.float64(x[row, axis]) / norm * (1 / GRID)) * GRID)
 
 
 @jit_any_order  # squares of grid values are multiples of 2⁻⁴⁸ and sum up to about 1: exact in any order

@@ -23,6 +23,7 @@ from tailwise.kernels.assign import (
     resolve_device,
 )
 from tailwise.kernels.grid import (
+    GRID,
     SIMILARITY_UNIT,
     row_chunks,
     row_norms,
@@ -52,13 +53,13 @@ class Sums:
     """Sums of the members of each cluster: exact, so that threads may add in any order, and rows may be taken away again.
 
     Attributes:
-        rows: float64 [K, d].
+        rows: int64 [K, d], in units of GRID; of at most 2³⁸ rows.
         sizes: int64 [K].
     """
 
     def __init__(self, clusters: int, dimension: int) -> None:
         """Begins with nothing."""
-        self.rows, self.sizes = np.zeros((clusters, dimension)), np.zeros(clusters, np.int64)
+        self.rows, self.sizes = np.zeros((clusters, dimension), np.int64), np.zeros(clusters, np.int64)
         self._lock = threading.Lock()
 
     def move(self, x: npt.NDArray[np.float32], before: npt.NDArray[np.int32], labels: npt.NDArray[np.int32]) -> None:
@@ -72,9 +73,10 @@ def _move_rows(
     x: npt.NDArray[np.float32],
     before: npt.NDArray[np.int32],
     labels: npt.NDArray[np.int32],
-    sums: npt.NDArray[np.float64],
+    sums: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
 ) -> None:
+    scale = np.float32(1 / GRID)  # int32 holds each number, and vector units make these from float32
     for row in range(x.shape[0]):
         old, new = before[row], labels[row]
         if old == new:
@@ -82,11 +84,11 @@ def _move_rows(
         if old >= 0:
             sizes[old] -= 1
             for axis in range(x.shape[1]):
-                sums[old, axis] -= x[row, axis]
+                sums[old, axis] -= np.int32(x[row, axis] * scale)
         if new >= 0:
             sizes[new] += 1
             for axis in range(x.shape[1]):
-                sums[new, axis] += x[row, axis]
+                sums[new, axis] += np.int32(x[row, axis] * scale)
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,12 @@ class Partial:
     """Sums of one iteration over some of the rows; those of other rows may be added in any order.
 
     Attributes:
-        rows: float64 [K, d], the sum of each cluster's members.
+        rows: int64 [K, d], the sum of each cluster's members, in units of GRID.
         sizes: int64 [K], the number of its members.
         objective: sum of the cosines of the rows to their centroids, in units of SIMILARITY_UNIT.
     """
 
-    rows: npt.NDArray[np.float64]
+    rows: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     objective: int
 

@@ -90,7 +90,7 @@ def seed_centroids(
     seeds, sums = nearest.centroids, nearest.sums()
     del nearest
 
-    def iterate(sums: npt.NDArray[np.float64], times: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    def iterate(sums: npt.NDArray[np.int64], times: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         centroids = unit_rows_on_grid(sums)
         lost = ~centroids.any(axis=1)  # nothing is nearest to them, or their rows cancel out
         centroids[lost] = seeds[: len(sums)][lost]
@@ -105,7 +105,7 @@ def seed_centroids(
     return iterate(sums, 1)[0]
 
 
-def _merged(sums: npt.NDArray[np.float64], k: int, threads: int | None) -> npt.NDArray[np.float64]:
+def _merged(sums: npt.NDArray[np.int64], k: int, threads: int | None) -> npt.NDArray[np.int64]:
     """Merges clusters until k are left, those first whose merging costs the objective least.
 
     The sum of the cosines of a cluster's members to their centroid is the norm of the members' sum (Dhillon, Modha 2001), so that merging i
@@ -145,7 +145,7 @@ def _distinct_pairs(
 
 @jit
 def _merging_costs(
-    sums: npt.NDArray[np.float64],
+    sums: npt.NDArray[np.int64],
     first: npt.NDArray[np.int64],
     second: npt.NDArray[np.int64],
     costs: npt.NDArray[np.float64],
@@ -153,7 +153,7 @@ def _merging_costs(
     for pair in range(len(first)):
         one = other = joined = 0.0
         for axis in range(sums.shape[1]):
-            a, b = sums[first[pair], axis], sums[second[pair], axis]
+            a, b = np.float64(sums[first[pair], axis]), np.float64(sums[second[pair], axis])
             one += a * a
             other += b * b
             joined += (a + b) * (a + b)
@@ -274,8 +274,8 @@ class _NearestSeed:
         """All that were taken, float32 [centroids so far, d]."""
         return self._centroids[: self._count]
 
-    def sums(self) -> npt.NDArray[np.float64]:
-        """Sums of the rows nearest to each centroid, float64 [centroids so far, d]."""
+    def sums(self) -> npt.NDArray[np.int64]:
+        """Sums of the rows nearest to each centroid, in units of GRID: int64 [centroids so far, d]."""
         sums = Sums(self._count, self._x.shape[1])
         for first, chunk in row_chunks([self._x], CHUNK_ROWS):
             labels = self._labels[first : first + len(chunk)]
