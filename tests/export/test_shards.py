@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.errors import UserError
-from tailwise.export import export, shard_writer, shuffled
+from tailwise.export import export, shard_writer, shards, shuffled
 from tailwise.export.members import member_ranges, read_members
-from tailwise.export.shards import write_shards
+from tailwise.export.shards import _groups, write_shards
+from tailwise.export.shuffled import read_positions
 from tailwise.export.tar_file import MAX_MEMBER_BYTES, ustar_header
 from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
 from tailwise.shards.ranges import LocalShards
@@ -118,6 +119,32 @@ def test_bytes_depend_on_neither_workers_nor_chunks(thrice, tmp_path, tree_bytes
     monkeypatch.setattr(shard_writer, "READ_BYTES", 700)
     write_shards(thrice, 0, tmp_path / "chunks", FEW)
     assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "three") == tree_bytes(tmp_path / "chunks")
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+@given(st.sets(st.integers(0, 20)))
+def test_groups_hold_consecutive_shards_in_order(most, numbers):
+    groups = list(_groups(sorted(numbers), most))
+    assert [*itertools.chain(*groups)] == sorted(numbers)
+    assert all(0 < len(group) <= most and group.step == 1 for group in groups)
+    assert all(
+        len(first) == most or first.stop < second.start for first, second in itertools.pairwise(groups)
+    )  # no smaller than they need be
+
+
+@pytest.mark.parametrize(("copies", "groups"), [(1, 6), (100, 3), (1 << 18, 1)])
+def test_runs_are_looked_through_once_for_a_group(thrice, tmp_path, tree_bytes, monkeypatch, copies, groups):
+    write_shards(thrice, 0, tmp_path / "plain", FEW)
+    looks = []
+    monkeypatch.setattr(
+        shard_writer, "read_positions", lambda *asked: looks.append(asked[1:]) or read_positions(*asked)
+    )
+    monkeypatch.setattr(shards, "GROUP_COPIES", copies)
+    monkeypatch.setattr(shards, "LEAST_ITEMS", 1)
+    write_shards(thrice, 0, tmp_path / "grouped", FEW)
+    assert tree_bytes(tmp_path / "plain") == tree_bytes(tmp_path / "grouped")
+    assert [start for start, _ in looks[1:]] == [stop for _, stop in looks[:-1]]
+    assert len(looks) == groups
 
 
 def test_the_order_is_shuffled_over_all_and_another_in_each_epoch(small_catalog, tmp_path, read_tars):

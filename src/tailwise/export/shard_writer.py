@@ -1,4 +1,4 @@
-"""Writes one new shard: its tar, its table of samples, its counts."""
+"""Writes new shards: of each its tar, its table of samples, its counts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Writes one shard after another, in any process."""
+    """Writes shards, in any process."""
 
     catalog: Catalog  # catalog of the samples
     snapshot: int  # number of the snapshot
@@ -100,13 +100,22 @@ class ShardWriter:
             self._store().close()
             _opened.cache_clear()
 
-    def __call__(self, number: int) -> int:
+    def __call__(self, numbers: range) -> list[int]:
+        """Write some consecutive shards, whose samples are held in memory; return the number of samples that each of them lacks."""
+        start = self._first(numbers.start)
+        samples = read_positions(self.runs, start, self._first(numbers.stop))
+        cuts = [(number, self._first(number) - start, self._first(number + 1) - start) for number in numbers]
+        return [self._write(number, samples.slice(first, stop - first)) for number, first, stop in cuts]
+
+    def _first(self, number: int) -> int:
+        """Return the position of the first copy of a shard."""
+        return number * int(self.identity["copies"]) // self.shards
+
+    def _write(self, number: int, samples: pa.Table) -> int:
         """Write one shard; return the number of samples that it lacks."""
         tar, sidecar, counts_path = self.paths(number)
         counts_path.unlink(missing_ok=True)
         copies = self.identity["copies"]
-        first, stop = (at * copies // self.shards for at in (number, number + 1))
-        samples = read_positions(self.runs, first, stop)
         digits = max(4, len(str(-(-copies // self.shards) - 1)))  # those of the largest shard, in all keys
         keys = [f"{number:08d}{at:0{digits}d}" for at in range(samples.num_rows)]
         with replacing(tar) as temporary:

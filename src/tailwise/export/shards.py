@@ -6,9 +6,10 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ SIZES = "sizes.json"
 SOURCES = "source_shards.parquet"
 _OUTPUT = re.compile(r"(\d{8})(?:\.tar|\.parquet|_stats\.json)")
 MAX_SHARDS = 10**8  # names of 8 digits
+LEAST_ITEMS = 4  # for each worker, if there are so many shards
+GROUP_COPIES = (
+    1 << 18
+)  # a worker looks through all runs once for so many, and holds what is known of each: about 300 bytes
 
 
 @dataclass(frozen=True)
@@ -216,9 +221,12 @@ def _write_missing(
     if missing:
         with scratch(writer.runs):
             write_runs(plan, epoch, held, writer.runs, context)
-            results = context.executor.map(Apply(writer), missing, Needs(workers=sharding.workers))
+            workers = sharding.workers or default_workers()
+            most = min(GROUP_COPIES // sharding.shard_samples, len(missing) // (LEAST_ITEMS * workers))
+            items = list(_groups(missing, max(most, 1)))
+            results = context.executor.map(Apply(writer), items, Needs(workers=sharding.workers))
             with closing(writer), closing(results):
-                for count in context.progress(results, "writing shards", len(missing)):
+                for count in context.progress(chain.from_iterable(results), "writing shards", len(missing)):
                     total += count
                     if total > sharding.max_rejected * held.copies:
                         break
@@ -234,3 +242,12 @@ def _write_missing(
         f"{total:,} of {held.copies:,} samples can't be read so far, more than the share {sharding.max_rejected} that may be left out; "
         f"the first is {example['status']}: {example['error_message']}; mend that, or raise `max_rejected`, and repeat"
     )
+
+
+def _groups(numbers: Sequence[int], most: int) -> Iterator[range]:
+    """Yield ascending numbers as ranges of at most `most`."""
+    start = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1 or at - start == most:
+            yield range(numbers[start], numbers[at - 1] + 1)
+            start = at
