@@ -28,7 +28,7 @@ test: $(READY)
 # Kills, full disks, damage and odd input, ten times as much as `make test` tries; prints the figures of docs/reliability.md.
 soak: $(READY)
 	rm -f soak.jsonl
-	TAILWISE_SOAK=1 TAILWISE_SOAK_LOG=$(CURDIR)/soak.jsonl $(BIN)/pytest tests/soak tests/execution/test_ray.py -n auto --dist worksteal
+	TAILWISE_SOAK=1 TAILWISE_SOAK_LOG=$(CURDIR)/soak.jsonl $(BIN)/pytest tests/soak tests/execution/test_ray.py tests/end_to_end/test_clients.py -n auto --dist worksteal
 	$(BIN)/python tests/soak/figures.py soak.jsonl
 
 lint: $(READY)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tailwise.evaluate.run import Evaluation as Evaluation
     from tailwise.evaluate.run import evaluate as evaluate_checkpoint
     from tailwise.export import export as export_plan
+    from tailwise.loader.epoch import EpochDataset as EpochDataset
     from tailwise.loader.loader import Loader as Loader
     from tailwise.plan import Plan as Plan
     from tailwise.plan.explain import explain as explain
@@ -47,6 +48,7 @@ _MODULES = {  # of the public names
     "context": "Context",
     "errors": "ConflictError DamagedError NotFoundError UnsupportedError UserError",
     "evaluate.run": "Evaluation",
+    "loader.epoch": "EpochDataset",
     "loader.loader": "Loader",
     "plan": "Plan",
     "plan.explain": "explain",

@@ -94,8 +94,11 @@ class KeyIndex:
 
 def _twins(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which of some sorted values are equal to their neighbour, bool [n]."""
+    twin = np.zeros(len(values), np.bool_)
     same = values[1:] == values[:-1]
-    return np.append(same, False) | np.insert(same, 0, False)
+    twin[1:] |= same
+    twin[:-1] |= same
+    return twin
 
 
 def _find_in_bucket(

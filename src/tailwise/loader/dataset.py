@@ -21,6 +21,7 @@ from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.loader.order import Block, Order
+from tailwise.loader.sections import Samples
 from tailwise.loader.substitutes import Substitutes
 from tailwise.shards.decode import ImageError
 from tailwise.shards.locations import Locations
@@ -56,6 +57,7 @@ class Batch(NamedTuple):
         epochs: int32 tensor [n], the plan's epoch that drew each sample.
         positions: int64 tensor [n], positions in the endless order.
         replaced: replaced samples.
+        names: key and uid (32 hexadecimal digits) of each sample, if the loader was made with `names`; else none.
     """
 
     images: Any
@@ -64,16 +66,17 @@ class Batch(NamedTuple):
     epochs: torch.Tensor
     positions: torch.Tensor
     replaced: list[Replacement]
+    names: list[tuple[str, str]]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the small tensors as arrays: a file descriptor for each would cost more than everything else."""
         numbers = [tensor.numpy() for tensor in (self.rows, self.epochs, self.positions)]
-        return _unpickled, (self.images, self.texts, numbers, self.replaced)
+        return _unpickled, (self.images, self.texts, numbers, self.replaced, self.names)
 
 
-def _unpickled(images: Any, texts: Any, numbers: list[npt.NDArray[Any]], replaced: list[Replacement]) -> Batch:  # noqa: ANN401
+def _unpickled(images: Any, texts: Any, numbers: list[npt.NDArray[Any]], *others: Any) -> Batch:  # noqa: ANN401
     rows, epochs, positions = map(torch.from_numpy, numbers)
-    return Batch(images, texts, rows, epochs, positions, replaced)
+    return Batch(images, texts, rows, epochs, positions, *others)
 
 
 @dataclass
@@ -83,15 +86,16 @@ class BatchDataset(Dataset["Batch | UserError"]):
     order: Order  # rows of the batches
     locations: Locations
     store: ShardStore
+    damaged: Mapping[int, str]  # shards that are not read, with the reason
+    removals: Removals  # samples that are not read
     rank: int
     world_size: int
     decode: Decode  # bytes → image
     transform: Transform | None  # image → tensor; None: images stay encoded
     tokenizer: Tokenizer | None  # captions → tensor [n, …]; None: captions stay text
-    damaged: Mapping[int, str]  # shards that are not read, with the reason
-    removals: Removals  # samples that are not read
     replaces: bool  # replace samples that cannot be read from their shard, as broken ones are; else they are an error
-    stride: int  # difference of the numbers of two batches of one worker
+    stride: int = 1  # difference of the numbers of two batches of one worker
+    names: bool = False  # batches hold keys and uids
     ahead_bytes: int = 0  # of remote shards that may be fetched ahead
     lock: AbstractContextManager[Any] = field(default_factory=nullcontext)  # for threads: guards order and substitutes
 
@@ -116,10 +120,13 @@ class BatchDataset(Dataset["Batch | UserError"]):
         with self.lock:
             samples = self.order.batch(number, self.rank, self.world_size)
             self._want_next(number)
-        rows = samples.rows.copy()
         size = self.order.options.batch_size
         first = number * size + self.rank * size // self.world_size
-        positions = np.arange(first, first + len(rows))
+        return self.read(samples, np.arange(first, first + len(samples.rows)))
+
+    def read(self, samples: Samples, positions: npt.NDArray[np.int64]) -> Batch:
+        """Return a batch of samples [n] that stand at some positions of the order, int64 [n]."""
+        rows = samples.rows.copy()
         images: list[Any] = []
         captions: list[str] = []
         replaced: list[Replacement] = []
@@ -146,6 +153,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
             torch.from_numpy(samples.epochs.copy()),
             torch.from_numpy(positions),
             replaced,
+            self.locations.names(rows) if self.names else [],
         )
 
     def _read(self, rows: npt.NDArray[np.int64]) -> list[_Content]:

@@ -19,11 +19,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.local import as_it_is, begin_worker
-from tailwise.loader.damaged import check_damaged, find_damaged
 from tailwise.loader.dataset import (
     Batch,
     BatchDataset,
@@ -37,16 +35,11 @@ from tailwise.loader.dataset import (
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
 from tailwise.loader.sections import Counting
-from tailwise.loader.shards import own_cache_folder, require_bytes
+from tailwise.loader.shards import DEFAULT_CACHE_BYTES, open_pool
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.shards.decode import decode_rgb
-from tailwise.shards.fingerprint import comparable_shards
-from tailwise.shards.locations import Locations, ensure_locations
-from tailwise.shards.ranges import open_shards
 
-DEFAULT_CACHE_BYTES = 32_000_000_000
 MANY_ROWS = 4_000_000  # of a plan, whose counting takes a while
-ON_DAMAGED = ("error", "replace")
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +79,7 @@ class Loader:
         log: a JSON-lines file to which each replaced sample is appended.
         prefetch: batches that each worker reads ahead.
         pin_memory: pin batches for copying to a GPU; None: if there is one.
+        names: batches hold keys and uids too, which are read from the catalog.
         context: runs the tasks and shows progress of one-time work.
 
     Attributes:
@@ -128,16 +122,16 @@ class Loader:
         log: str | Path | None = None,
         prefetch: int = 2,
         pin_memory: bool | None = None,
+        names: bool = False,
         context: Context | None = None,
     ) -> None:
         context = context or Context()
         rank, world_size = self._ranks = find_ranks(rank, world_size, group)
-        _check_bounds(batch_size, workers, prefetch, on_damaged, max_replaced)
+        _check_bounds(batch_size=batch_size, workers=workers, prefetch=prefetch)
         global_batch = batch_size * world_size
         chosen = choose_lanes(global_batch, world_size) if lanes is None else lanes
         options = OrderOptions(global_batch, accumulation, seed, chosen, block, compose, first_epoch)
         options.check_ranks(world_size)
-        require_bytes(plan)
         self.plan, self.order = plan, Order(plan, options)
         self.position = 0
         self._group, self._lanes = group, lanes
@@ -145,20 +139,17 @@ class Loader:
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         if log is not None:
             check_appendable(Path(log))
-        damaged = find_damaged(plan, check, self._ranks, group, context)
-        check_damaged(plan, damaged, on_damaged, max_replaced)
-        ensure_locations(plan.catalog, plan.snapshot, context)
-        shards = comparable_shards(plan.catalog, plan.snapshot, context)
-        folder = cache_folder or own_cache_folder(shards["path"].to_pylist())
-        store = open_shards(shards, folder, cache_bytes, compare=check != "none")
+        pool = open_pool(
+            *(plan, self._ranks, group, check, on_damaged, max_replaced, cache_folder, cache_bytes, context)
+        )
         self._threads = workers if transform is None and tokenizer is None else 0
         # One thread reads local files as fast as batches can be made; more would compete for the interpreter's lock.
-        self._read_by = (self._threads, prefetch) if store.remote else (1, prefetch * workers)
+        self._read_by = (self._threads, prefetch) if pool.store.remote else (1, prefetch * workers)
         self._dataset = BatchDataset(
-            *(self.order, Locations(plan.catalog, plan.snapshot), store, rank, world_size),
-            *(decode, transform, tokenizer, damaged, Removals.of(plan.catalog, plan.snapshot, context.progress)),
+            *(self.order, *pool, rank, world_size, decode, transform, tokenizer),
             replaces=on_damaged == "replace",
             stride=1 if self._threads else max(1, workers),
+            names=names,
             ahead_bytes=cache_bytes // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
             lock=threading.Lock() if self._threads else nullcontext(),
         )
@@ -344,14 +335,10 @@ class Loader:
         self._dataset.store.close()
 
 
-def _check_bounds(batch_size: int, workers: int, prefetch: int, on_damaged: str, max_replaced: float) -> None:
-    if on_damaged not in ON_DAMAGED:
-        raise UserError(f"on_damaged {on_damaged!r}: must be one of {', '.join(ON_DAMAGED)}")
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)):
-        if value < least:
+def _check_bounds(**given: int) -> None:
+    for name, value in given.items():
+        if value < (least := int(name != "workers")):
             raise UserError(f"{name} {value}: must be at least {least}")
-    if not 0 <= max_replaced <= 1:
-        raise UserError(f"max_replaced {max_replaced}: must lie between 0 and 1")
 
 
 def _read_ahead(

@@ -19,6 +19,7 @@ from tailwise.catalog.columns import RowsByPart
 from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array
 from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError
+from tailwise.kernels.places import by_value
 from tailwise.mapped import release_pages
 from tailwise.storage.local import locked, replacing
 from tailwise.storage.lru import LRUCache
@@ -27,6 +28,7 @@ LOCATION = np.dtype(
     [("image_offset", "<i8"), ("caption_offset", "<i8"), ("image_bytes", "<i4"), ("caption_bytes", "<i4")]
 )
 BATCH_ROWS = 65_536
+KEPT_NAMES = 64  # blocks of BATCH_ROWS keys and uids, 2 MB each with short keys
 OPEN_PARTS = 128  # every map holds a file descriptor
 RELEASE_AFTER_ROWS = 1 << 20
 
@@ -103,10 +105,11 @@ class Locations:
         self._catalog, self._snapshot = catalog, snapshot
         self._rows = RowsByPart(catalog.parts(snapshot))
         self._maps: LRUCache[int, npt.NDArray[Any]] = LRUCache(open_parts)
+        self._names: LRUCache[tuple[int, int], tuple[pa.ChunkedArray, pa.ChunkedArray]] = LRUCache(KEPT_NAMES)
         self._read_rows = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": LRUCache(self._maps.most)}
+        return {**self.__dict__, "_maps": LRUCache(self._maps.most), "_names": LRUCache(self._names.most)}
 
     def of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return the locations of rows, LOCATION [n]."""
@@ -122,14 +125,20 @@ class Locations:
         return out
 
     def names(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
-        """Return (key, uid as 32 hexadecimal digits) of each row, for logs; only the row groups that hold them are read."""
+        """Return (key, uid as 32 hexadecimal digits) of each row. Row groups that hold them are read, and the latest ones kept."""
         names = [("", "")] * len(rows)
         for part, where in self._rows.split(rows):
-            table = self._catalog.samples_at(part.number, rows[where] - part.first_row, ["key", "uid"])
-            keys, uids = (table.column(name).to_pylist() for name in ("key", "uid"))
-            for position, key, uid in zip(np.arange(len(rows))[where].tolist(), keys, uids, strict=True):
-                names[position] = key, uid.hex()
+            positions, local = np.arange(len(rows))[where], rows[where] - part.first_row
+            for block, mine in by_value(local // BATCH_ROWS):
+                keys, uids = self._names.get((part.number, block), partial(self._read_names, part, block))
+                for position, at in zip(positions[mine].tolist(), (local[mine] % BATCH_ROWS).tolist(), strict=True):
+                    names[position] = keys[at].as_py(), uids[at].as_py().hex()
         return names
+
+    def _read_names(self, part: Part, block: int) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        rows = np.arange(block * BATCH_ROWS, min((block + 1) * BATCH_ROWS, part.rows))
+        table = self._catalog.samples_at(part.number, rows, ["key", "uid"]).combine_chunks()
+        return table.column("key"), table.column("uid")
 
     def _map(self, part: Part) -> npt.NDArray[Any]:
         path = locations_path(self._catalog, part)
