@@ -38,7 +38,7 @@ lint: $(READY)
 
 # Not those that need a data set, a Ray cluster, or two versions to compare.
 bench: $(READY)
-	for script in $(filter-out %/lite0.py %/ray_nodes.py %/compare_installations.py %/pairs.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	for script in $(filter-out %/lite0.py %/ray_nodes.py %/ray_bytes.py %/compare_installations.py %/pairs.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

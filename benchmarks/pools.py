@@ -3,6 +3,7 @@
 Images can be enlarged and samples re-ordered. Everything is written into a temporary folder; no image stays.
 """
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -51,15 +52,17 @@ def read_samples(tars: Path) -> Iterator[Sample]:
                     yield key, images.pop(key), tar.extractfile(member).read()
 
 
-def write_tars(samples: Iterable[Sample], folder: Path, per_tar: int) -> Path:
-    """Writes tars of `per_tar` samples, in the given order."""
+def write_tars(samples: Iterable[Sample], folder: Path, per_tar: int, *, uids: bool = False) -> Path:
+    """Writes tars of `per_tar` samples, in the given order; with `uids`, each sample has one in its .json."""
     folder.mkdir(parents=True)
     samples = iter(samples)
     number = 0
     while first := list(islice(samples, 1)):
         with tarfile.open(folder / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, image, caption in chain(first, islice(samples, per_tar - 1)):
-                for extension, content in (("jpg", image), ("txt", caption)):
+                uid = hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()
+                extra = [("json", f'{{"uid": "{uid}"}}'.encode())] if uids else []
+                for extension, content in (("jpg", image), ("txt", caption), *extra):
                     member = tarfile.TarInfo(f"{key}.{extension}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))

@@ -107,13 +107,13 @@ def timed(step: Callable[[], Any], nodes: Cluster) -> tuple[float, float, float]
 
 
 def actor_seconds(nodes: Cluster) -> float:
-    """Return the CPU time of all actors so far."""
+    """Return the CPU time of all actors so far, and of their processes that have ended."""
     total = 0
     for node in nodes.list_all_nodes():
         raylet = node.all_processes["raylet"][0].process.pid
         for pid in Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split():
             title, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-            total += sum(map(int, fields.split()[11:13])) if "ray::_Actor" in title else 0
+            total += sum(map(int, fields.split()[11:15])) if "ray::_Actor" in title else 0
     return total / TICKS
 
 

@@ -1,8 +1,10 @@
 """The Ray executor on real nodes: order, bounds, errors; actors, nodes and drivers that are killed; the same bytes as locally."""
 
+import logging
 import math
 import operator
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,18 +17,20 @@ import pytest
 from tailwise.catalog import Catalog
 from tailwise.context import Context
 from tailwise.errors import UnsupportedError, UserError
-from tailwise.execution.base import KERNEL, Apply, Needs
+from tailwise.execution.base import KERNEL, Apply, Calls, Needs
 from tailwise.execution.executors import open_executor
 from tailwise.export import EXPORTS, export
 from tailwise.plan.plan import Plan
-from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, PlanRequest, ShardsRequest
+from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest, FilterRequest, PlanRequest, ShardsRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
+from tailwise.steps.embedding.embed import embed
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
 from tailwise.steps.upkeep.verify import verify
 
+logger = logging.getLogger(__name__)  # pytest --log-cli-level INFO shows what was killed
 KILL = "__import__('os').kill(__import__('os').getpid(), 9)"
 
 
@@ -60,6 +64,10 @@ def make_executor(nodes):
 
 def add_node(nodes):
     return nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
+
+
+def node_id_of(node):
+    return node.node_id
 
 
 def raylet(node):
@@ -227,21 +235,62 @@ def pool(tmp_path_factory, make_tar, make_image, make_embeddings):
     return folder
 
 
+PLANS = {
+    "p": PlanRequest("dynamics", keep=0.5, without=["duplicates", "long"], clustering="main"),
+    "subset": PlanRequest("dbp", keep=0.4, without=["duplicates"], clustering="main"),
+}
+
+
+def filtered(catalog, context, by, **options):
+    filter_samples(catalog, FilterRequest(by, keep=0.9, **options), context)
+
+
+def exported(catalog, context, name, folder):
+    sharding = ShardsRequest(shard_samples=40) if name == "shards" else None
+    export(Plan(catalog, "p"), name, folder / name, epoch=2, sharding=sharding, context=context)
+
+
+def verified(catalog, context):
+    assert verify(catalog, context)[1] == []
+
+
+# What each step does to the catalog in `folder`, in order.
+STEPS = {
+    "import": lambda pool, folder, context: import_pool(
+        [pool / "tars", pool / "embeddings"], folder / "catalog", part_rows=80, context=context
+    ),
+    "embed": lambda pool, folder, context: embed(
+        folder / "catalog", EmbedRequest(encoder="pixels", column="seen", of="image", workers=1, device="cpu"), context
+    ),
+    "filter": lambda pool, folder, context: filtered(folder / "catalog", context, "caption-characters", name="long"),
+    "filter by normsim": lambda pool, folder, context: filtered(
+        folder / "catalog", context, "normsim", target=pool / "embeddings", name="near"
+    ),
+    "cluster": lambda pool, folder, context: cluster(
+        folder / "catalog", ClusterRequest(k=12, density="auto", merge=0.99), context
+    ),
+    "dedup": lambda pool, folder, context: dedup(folder / "catalog", DedupRequest(epsilon=0.02), context),
+    **{
+        f"plan {name}": lambda pool, folder, context, name=name: make_plan(
+            folder / "catalog", name, PLANS[name], context
+        )
+        for name in PLANS
+    },
+    **{
+        f"export {name}": lambda pool, folder, context, name=name: exported(
+            Catalog.open(folder / "catalog"), context, name, folder
+        )
+        for name in EXPORTS
+    },
+    "verify": lambda pool, folder, context: verified(Catalog.open(folder / "catalog"), context),
+}
+
+
 def run_steps(pool, folder, context):
     """Take the pool from import to all exports, below `folder`."""
     folder.mkdir()
-    sources = [pool / "tars", pool / "embeddings"]
-    catalog = import_pool(sources, folder / "catalog", part_rows=80, context=context).catalog
-    cluster(catalog, ClusterRequest(k=12, density="auto", merge=0.99), context)
-    dedup(catalog, DedupRequest(epsilon=0.02), context)
-    filter_samples(catalog, FilterRequest("caption-characters", keep=0.9, name="long"), context)
-    plan = make_plan(
-        catalog, "p", PlanRequest("dynamics", keep=0.5, without=["duplicates", "long"], clustering="main"), context
-    )
-    for name in EXPORTS:
-        sharding = ShardsRequest(shard_samples=40) if name == "shards" else None
-        export(Plan(catalog, plan.name), name, folder / name, epoch=2, sharding=sharding, context=context)
-    assert verify(catalog, context)[1] == []
+    for step in STEPS.values():
+        step(pool, folder, context)
 
 
 @pytest.fixture(scope="module")
@@ -294,73 +343,113 @@ def test_all_steps_give_the_same_bytes_if_actors_are_killed(
     assert tree_bytes(tmp_path / "made") == local_bytes
 
 
-@pytest.mark.skipif(not EVERY_STEP, reason="half a minute: in `make soak`")
-def test_all_steps_give_the_same_bytes_if_nodes_come_and_go(
-    pool, local_bytes, tree_bytes, nodes, make_executor, tmp_path
-):
-    lost = []
-
-    def exchange():
-        """Kill the raylet of the newest node at every second call, and add a node at the others."""
-        if len(lost) % 2:
-            os.kill(raylet(nodes.list_all_nodes()[-1]), signal.SIGKILL)
-        else:
-            add_node(nodes)
-        lost.append(None)
-
-    track = Killing(exchange, KILLED[1:])
-    run_steps(pool, tmp_path / "made", Context(track, make_executor()))
-    assert not track.left
-    assert tree_bytes(tmp_path / "made") == local_bytes
+@pytest.fixture(scope="module")
+def before(pool, tmp_path_factory):
+    """`before[step]`: the folder as the steps before it leave it, made locally; `before[""]`: after all steps."""
+    folder, found = tmp_path_factory.mktemp("before") / "made", {}
+    folder.mkdir()
+    for name, step in [*STEPS.items(), ("", None)]:
+        found[name] = shutil.copytree(folder, folder.with_name(f"before {name}"))
+        if step:
+            step(pool, folder, Context())
+    return found
 
 
-RECIPE = """
-name: all steps
-about: of a test
-executor: ray
-ray_address: {address}
-sources: [{pool}/tars, {pool}/embeddings]
-catalog: {folder}/catalog
-output: {folder}/out
-steps:
-  - import:
-  - cluster: {{k: 12}}
-  - dedup: {{epsilon: 0.02}}
-  - plan: {{name: p, method: dynamics, keep: 0.5, without: [duplicates]}}
-  - export: {{name: p, to: shards, epoch: 2, shard-samples: 40, output: shards}}
-  - export: {{name: p, to: parquet, epoch: 2, output: epoch.parquet}}
-"""
-# Files at whose appearance the driver is killed.
-MOMENTS = [
-    *("catalog/samples/*.parquet", "catalog/embeddings/*/*.npy", "catalog/clusters/*/label*.npy"),
-    *("catalog/clusters/*/rank*.npy", "catalog/drops/duplicates/*", "catalog/plans/*", "out/shards/*.tar"),
-]
+@pytest.fixture
+def expected(before, tree_bytes):
+    """`expected(step)`: the bytes after a step."""
+    names = [*before]
+    return lambda step: tree_bytes(before[names[names.index(step) + 1]])
+
+
+def kind_of(task):
+    """What a task does, in words."""
+    function = getattr(task, "function", task)
+    function = getattr(function, "func", function)
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def exchanging(nodes, add):
+    """An executor that, once for each kind of task, kills the newest node while it has an item, and adds another one."""
+    from tailwise.execution.ray import RayExecutor
+
+    class Exchanging(RayExecutor):
+        def __init__(self):
+            super().__init__(nodes.address, cpus=1)
+            self.killed, self.given, self.newest = [], {}, add()
+
+        def _working(self, calls, needs, **options):
+            if not self._live:  # wait for the newest node
+                with super()._working(Calls(Apply(abs)), Needs(), ahead=1, fixed=False) as work:
+                    while {node_id_of(self.newest)} - {slot.place[0] for slot in self._slots if slot.ready}:
+                        self._looked = 0.0
+                        self._advance(work)
+            return super()._working(calls, needs, **options)
+
+        def _submit(self, work, batch, slot):
+            super()._submit(work, batch, slot)
+            kind = kind_of(work.calls.task)
+            self.given.setdefault((kind, id(work)), []).append(batch)
+            if kind not in self.killed and slot.place[0] == node_id_of(self.newest):
+                self.killed.append(kind)
+                os.kill(raylet(self.newest), signal.SIGKILL)
+                self.newest = add()
+
+        def repeated(self):
+            """Return how many batches ran again."""
+            return sum(len(batches) - len(set(batches)) for batches in self.given.values())
+
+    return Exchanging()
 
 
 @pytest.mark.skipif(not EVERY_STEP, reason="minutes: in `make soak`")
-def test_a_killed_driver_resumes_with_the_same_bytes(pool, tree_bytes, nodes, tmp_path):
-    made = {}
-    for name, executor, moments in (("ray", None, MOMENTS), ("local", "local", ())):
-        folder = tmp_path / name / "made"
-        folder.mkdir(parents=True)
-        recipe = tmp_path / name / "recipe.yaml"
-        recipe.write_text(RECIPE.format(address=nodes.address, pool=pool, folder=folder))
-        command = [sys.executable, "-m", "tailwise", "run", recipe, *(["--executor", executor] if executor else [])]
-        for moment in moments:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            while not any(folder.glob(moment)) and process.poll() is None:
-                time.sleep(0.01)
-            assert process.poll() is None, process.stderr.read()
-            process.kill()
-            process.wait()
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr
-        catalog = Catalog.open(folder / "catalog")
-        assert verify(catalog)[1] == []
-        made[name] = {
-            path: content for path, content in tree_bytes(folder).items() if not path.startswith("catalog/exports/")
-        }
-    assert made["ray"] == made["local"]
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_gives_the_same_bytes_if_nodes_are_killed_and_added(
+    step, pool, before, expected, tree_bytes, nodes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tailwise.execution.ray.LOOK_SECONDS", 0.5)
+    folder = shutil.copytree(before[step], tmp_path / "made")
+    with exchanging(nodes, lambda: add_node(nodes)) as executor:
+        STEPS[step](pool, folder, Context(executor=executor))
+        logger.info("%s: killed in %s, %d items ran again", step, executor.killed, executor.repeated())
+        assert executor.killed
+        assert executor.repeated() <= 2 * len(executor.killed)
+    assert tree_bytes(folder) == expected(step)
+
+
+def run_and_die(step, pool, folder, address, noted):
+    """Run a step; die after the first item of a part of it that is not noted, and note it."""
+    from tailwise.execution.ray import RayExecutor
+
+    def track(items, description, total=None):
+        for number, item in enumerate(items):
+            if number == 0 and description not in noted.read_text().splitlines():
+                with noted.open("a") as stream:
+                    stream.write(f"{description}\n")
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield item
+
+    with RayExecutor(address, cpus=1) as executor:
+        STEPS[step](pool, folder, Context(track, executor))
+
+
+@pytest.mark.skipif(not EVERY_STEP, reason="minutes: in `make soak`")
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_gives_the_same_bytes_if_its_driver_is_killed(step, pool, before, expected, tree_bytes, nodes, tmp_path):
+    folder, noted = shutil.copytree(before[step], tmp_path / "made"), tmp_path / "noted"
+    noted.touch()
+    call = f"run_and_die({step!r}, Path({str(pool)!r}), Path({str(folder)!r}), {nodes.address!r}, Path({str(noted)!r}))"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_ray import *; {call}"
+    while True:
+        kills = len(noted.read_text().splitlines())
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode != -signal.SIGKILL:
+            break
+        assert len(noted.read_text().splitlines()) == kills + 1
+    assert done.returncode == 0, done.stderr
+    logger.info("%s: killed in %s", step, noted.read_text().splitlines())
+    assert kills
+    assert tree_bytes(folder) == expected(step)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import tailwise
 from tailwise.catalog.files import write_record
 from tailwise.context import Context
 from tailwise.execution.local import LocalExecutor
+from tailwise.shards.containers import index_shard
 from tailwise.steps.importing.pool import import_pool
 
 SIZES = [3, 3, 2, 4, 1, 5]
@@ -167,6 +168,7 @@ KILLED = """
 import os, sys
 from tailwise.context import Context
 from tailwise.execution.local import LocalExecutor
+from tailwise.shards.containers import index_shard
 from tailwise.steps.importing.pool import import_pool
 
 def track(items, description, total=None):
@@ -243,10 +245,13 @@ def test_chunks_make_no_difference(tmp_path, faulty_pool, tree_bytes, monkeypatc
 
 
 def test_small_files_are_read_by_this_process_unless_workers_are_given(tmp_path, pool, interrupted):
+    def indexes(_, calls, *__):
+        return getattr(calls.task, "function", None) is index_shard
+
     for given, used in ((None, 1), (2, 2)):
-        with interrupted(LocalExecutor, "_run") as calls:
+        with interrupted(LocalExecutor, "_run", indexes) as calls:
             run(tmp_path, str(given), workers=given)
-        assert calls[0][-1].workers == used  # of the first step
+        assert calls[-1][-1].workers == used
 
 
 def test_interrupted_with_two_workers(tmp_path, pool, tree_bytes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from tailwise.catalog.files import create_array, read_array
 from tailwise.catalog.rejections import Rejections, RejectionWriter
 from tailwise.context import Context
 from tailwise.errors import UserError
+from tailwise.execution.base import KERNEL, Apply
 from tailwise.execution.keys import ABSENT, AMBIGUOUS
 from tailwise.mapped import release_pages
 from tailwise.shards.columns import DAMAGE
-from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, Opened
+from tailwise.sources.embedding_files import BadPartition, EmbeddingFile
 from tailwise.steps.importing.rows import AMBIGUOUS_TAR, ELSEWHERE, RowFinder
 
 CHUNK_ROWS = 65_536
 FILL_ROWS = 8192
 FILL_NUMBERS = 1 << 23  # bounds memory where rows are wide
 PLAN_ROW = np.dtype([("file", "<i4"), ("position", "<i8"), ("present", "?")])
+Unfit = npt.NDArray[np.bool_]
 PartFiles = tuple[Part, Mapping[int, EmbeddingFile]]  # a part, and the files that its rows are read from, by number
 
 
@@ -104,6 +107,21 @@ class JoinPlan:
             yield slice(start, start + len(chunk)), values
 
 
+@dataclass(frozen=True)
+class _Names:
+    """Names of the rows of a file that can be used, and `unfit` of Opened."""
+
+    names: list[pa.Array]
+    unfit: Unfit | None
+
+
+def _open(plan: JoinPlan, dimension: int | None, item: tuple[int, EmbeddingFile]) -> _Names | BadPartition:
+    """Check a file, and read its names. Item: its number, and the file."""
+    number, file = item
+    opened = file.open(dimension, plan.unpacked(number))
+    return opened if isinstance(opened, BadPartition) else _Names(list(opened.names), opened.unfit)
+
+
 class Join:
     """The making of a read plan.
 
@@ -143,22 +161,22 @@ class Join:
             context: runs the tasks and shows progress.
         """
         self._finder.note_tars(files)
-        for number, file in enumerate(context.progress(files, self._wording.step, len(files))):
-            opened = file.open(dimension, self.plan.unpacked(number))
-            if isinstance(opened, BadPartition):
-                self.reject(opened.reason, file.path, None, opened.detail, opened.rows)
-                self.read += opened.rows
-                self.faulty += opened.rows
+        opened = context.executor.map(Apply(partial(_open, self.plan, dimension)), enumerate(files), KERNEL)
+        for number, found in enumerate(context.progress(opened, self._wording.step, len(files))):
+            if isinstance(found, BadPartition):
+                self.reject(found.reason, files[number].path, None, found.detail, found.rows)
+                self.read += found.rows
+                self.faulty += found.rows
                 continue
             start = 0
-            for names in opened.names:
+            for names in found.names:
                 for at in range(0, len(names), CHUNK_ROWS):
                     chunk = names.slice(at, CHUNK_ROWS)
-                    self._plan_chunk(number, file, start, chunk, opened, own[number])
+                    self._plan_chunk(number, files[number], start, chunk, found.unfit, own[number])
                     start += len(chunk)
 
     def _plan_chunk(
-        self, number: int, file: EmbeddingFile, start: int, names: pa.Array, opened: Opened, own: bool
+        self, number: int, file: EmbeddingFile, start: int, names: pa.Array, unfit: Unfit | None, own: bool
     ) -> None:
         names = names.fill_null("")
         rows = self._finder.find(file, names, start, own)
@@ -176,12 +194,12 @@ class Join:
             self.first_unmatched_key = self.first_unmatched_key or names[at].as_py()
         self.known += int((rows == ELSEWHERE).sum())
         hits = np.flatnonzero(rows >= 0)
-        if opened.unfit is not None:
-            unfit = opened.unfit[start : start + len(rows)]
-            for at in hits[unfit[hits]]:
+        if unfit is not None:
+            without = unfit[start : start + len(rows)][hits]
+            for at in hits[without]:
                 self.reject("no vector of the file's width", file.path, names[at].as_py())
-            self.faulty += int(unfit[hits].sum())
-            hits = hits[~unfit[hits]]
+            self.faulty += int(without.sum())
+            hits = hits[~without]
         rows -= self.plan.first_row
         there = self._rows["present"][rows[hits]]
         self.known += int(there.sum())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ MAX_REJECTED_SAMPLES = 0.5  # by default: tars may hold much that is no pair of 
 TOLD_ONLY = ("tar without an end", "ambiguous uid")  # no sample is left out
 THREADS = 16  # a look at a known tar only waits
 SMALL_BYTES = 64 << 20  # local files of this size are indexed before worker processes have started
+ONE_WRITER = Needs(workers=1, results=2)  # parts come one after the other, and are large
 UNREADABLE_BYTES = 0  # noted for a tar that could not be read: it is tried again by the next import
 
 
@@ -44,7 +46,7 @@ class _Part:
     first_shard: int  # the id that its first good shard gets
     tars: list[tuple[str, int]] = field(default_factory=list)  # path and size of every tar read for it, good or not
     shards: list[dict[str, Any]] = field(default_factory=list)  # one SHARD_SCHEMA row for each tar with samples
-    samples: list[pa.Table] = field(default_factory=list)
+    samples: list[tuple[int, pa.Table]] = field(default_factory=list)  # shard, and its samples as they were read
     rejected: list[pa.Table] = field(default_factory=list)
     rows: int = 0
 
@@ -66,7 +68,7 @@ class _Part:
                 "fingerprint": content.fingerprint,
             }
         )
-        self.samples.append(_identified(content.samples, shard))
+        self.samples.append((shard, content.samples))
         self.rows += rows
 
 
@@ -126,15 +128,13 @@ def import_shards(
             rejections.count(listed)
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
     with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, context) as scores:
-        for path, content in context.progress(
-            _contents(context, rest, failed or {}, workers), container.indexing, len(rest)
-        ):
-            if part.rows >= part_rows and content.samples.num_rows:  # tars without samples go with the part before them
-                shards += _write_part(catalog, part, rejections, notes)
-                part = _Part(part.number + 1, part.first_shard + len(part.shards))
-            part.add(path, scores.join(content, path) if scores else content)
-        if part.tars:
-            shards += _write_part(catalog, part, rejections, notes)
+        contents = context.progress(_contents(context, rest, failed or {}, workers), container.indexing, len(rest))
+        joined = ((path, scores.join(content, path) if scores else content) for path, content in contents)
+        write = Apply(partial(_write_part, catalog.folder, notes))
+        for number, part_shards in context.executor.map(write, _gathered(part, joined, part_rows), ONE_WRITER):
+            shards += part_shards
+            if (listed := _listed(catalog, number)).exists():
+                rejections.count(listed)
     if shards or before:
         _check_left_out(catalog, sum(shard["rows"] for shard in shards), rejections, max_rejected)
     if shards:
@@ -265,17 +265,28 @@ def _resumed_parts(
         position, number, shard = position + len(part_tars), number + 1, shard + len(content["shards"])
 
 
-def _write_part(
-    catalog: Catalog, part: _Part, rejections: Rejections, notes: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Writes samples and rejections of one part, its marker last; returns its shards."""
+def _gathered(part: _Part, contents: Iterable[tuple[str, ShardContent]], part_rows: int) -> Iterator[_Part]:
+    """Yield whole parts, from an empty one on. Tars without samples go with the part before them."""
+    for path, content in contents:
+        if part.rows >= part_rows and content.samples.num_rows:
+            yield part
+            part = _Part(part.number + 1, part.first_shard + len(part.shards))
+        part.add(path, content)
+    if part.tars:
+        yield part
+
+
+def _write_part(folder: Path, notes: Mapping[str, str], part: _Part) -> tuple[int, list[dict[str, Any]]]:
+    """Writes samples and rejections of one part, its marker last; returns its number and its shards."""
+    catalog = Catalog.open(folder)
     path = catalog.samples_path(part.number)
     _marker(catalog, part.number).unlink(missing_ok=True)  # of an abandoned import
-    with rejections.writer(_listed(catalog, part.number)) as log:
+    with Rejections().writer(_listed(catalog, part.number)) as log:
         for table in part.rejected:
             log.add_table(table)
     if part.samples:
-        write_table(path, pa.concat_tables(part.samples, promote_options="default"))
+        samples = [_identified(samples, shard) for shard, samples in part.samples]
+        write_table(path, pa.concat_tables(samples, promote_options="default"))
         content = {"tars": part.tars, "shards": part.shards, "digest": known_digest(path)}
         write_record(_marker(catalog, part.number), {**content, **notes})
-    return part.shards
+    return part.number, part.shards
