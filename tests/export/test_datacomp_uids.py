@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailwise.errors import UserError
-from tailwise.export import export, export_figures
+from tailwise.export import datacomp, export, export_figures
 from tailwise.requests import PlanRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
@@ -72,6 +72,20 @@ def test_a_uid_of_the_sidecar_alone_does_not_stand_in_the_tar(pool, tmp_path):
     catalog = pool(["-"], [2], sidecar={"key": ["000000000"], "uid": [f"{5:032x}"]})
     with pytest.raises(UserError, match="has none"):
         export(plan_of(catalog, [1, 1]), "datacomp", tmp_path / "s.npy")
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_uids_come_sorted_whatever_the_buckets(pool, tmp_path, monkeypatch, rows):
+    random = np.random.default_rng(3)
+    numbers = [int(number) << 64 | at for at, number in enumerate(random.integers(0, 1 << 64, 40, np.uint64))]
+    rates = random.integers(0, 4, 40).tolist()
+    plan = plan_of(pool(numbers[:25], numbers[25:]), rates)
+    monkeypatch.setattr(datacomp, "BUCKET_ROWS", rows)
+    assert export(plan, "datacomp", tmp_path / "s.npy") == sum(rates)
+    drawn = sorted(number for number, rate in zip(numbers, rates, strict=True) for _ in range(rate))
+    expected = np.array([(number >> 64, number & (1 << 64) - 1) for number in drawn], "u8,u8")
+    np.save(tmp_path / "expected.npy", expected)
+    assert (tmp_path / "s.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
 
 
 @pytest.mark.parametrize("rates", [[1, 1, 1, 1], [0, 0, 1, 1], [1, 0, 0, 0]])  # the other one may not be drawn

@@ -16,9 +16,8 @@ from PIL import Image
 
 from tailwise.catalog import Catalog
 from tailwise.context import Context
-from tailwise.export import export
-from tailwise.export.datacomp import repeated_uids, sorted_uids, write_subset
-from tailwise.export.drawn import map_drawn
+from tailwise.export import datacomp, export
+from tailwise.export.datacomp import write_datacomp
 from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.importing.pool import import_pool
@@ -175,15 +174,16 @@ def test_keys_and_rates_by_the_standard_library(repeating, tmp_path):
     assert [rates[f"{row:06d}"] for row in range(600)] == repeating.rate(slice(None)).tolist()
 
 
-def test_datacomp_subset_as_datacomps_resharder_read_it(repeating, tmp_path):
+def test_datacomp_subset_as_datacomps_resharder_read_it(repeating, tmp_path, monkeypatch):
     """The golden file holds what resharder.py of mlfoundations/datacomp, commit 4a8df1992566ef8334773f7152e1855b1f716162, made of it.
 
     Run once (webdataset 0.2.31, NumPy 1.23.4, as its requirements pin): `resharder.py -i POOL -o OUTPUT -s SUBSET -j 2`, where SUBSET is
     the file that this test exports, and POOL an export to shards of all 600 samples. It wrote 480 samples as UID-0, UID-1, …
     """
     # The uids of this pool are hashes, which only its export to shards holds.
-    drawn = map_drawn(repeating, 2, lambda epoch, part: epoch.part(part, ["uid"]), Context())
-    write_subset(sorted_uids([*map(repeated_uids, drawn)]), tmp_path / "subset.npy")
+    monkeypatch.setattr(datacomp, "_given_uids", lambda epoch, part: epoch.part(part, ["uid"]))
+    monkeypatch.setattr(datacomp, "BUCKET_ROWS", 40)
+    write_datacomp(repeating, 2, tmp_path / "subset.npy", Context())
     golden = json.loads(GOLDEN.read_text())
     assert hashlib.sha256((tmp_path / "subset.npy").read_bytes()).hexdigest() == golden["file_sha256"]
     read = {uid: int(copies) for copies, uids in golden["uids_by_copies"].items() for uid in uids}
