@@ -13,7 +13,7 @@ HEAD = """# Reference of commands
 
 Made by `docs/reference.py` from the same classes, defaults and help that the commands are made of (`tailwise.requests`); in Python,
 `ClusterRequest(points_per_centroid=500)` is what `--points-per-centroid 500` is here. All commands also take `--quiet`,
-`--verbose`, `--executor`, `--ray-address` and `--skip-lost` (see [scaling](scaling.md)).
+`--verbose`, `--executor`, `--ray-address`, `--skip-lost` and `--part` (see [scaling](scaling.md)).
 """
 
 

@@ -30,7 +30,7 @@ class Context:
         self, task: Task[Item, Result], items: Sequence[Item], description: str, needs: Needs | None = None
     ) -> Iterator[Result]:
         """Yield the result of each item whose files are not committed, in order; show progress."""
-        left = [item for item in items if not task.is_done(item)]
+        left = self.executor.left(task, items)
         yield from self.progress(self.executor.map(task, left, needs), description, len(left))
 
     def run(

@@ -40,6 +40,20 @@ class UnsupportedError(UserError):
 
 # --- the bound on what may be rejected: one for all commands, with both values in its message -----------------------------
 
+
+class PartDoneError(Exception):
+    """A part of a run has done its share: a message for people, no mistake.
+
+    Attributes:
+        unfinished: number of items of the step that other parts have not done.
+    """
+
+    def __init__(self, message: str, unfinished: int) -> None:
+        """Take the message and the number."""
+        super().__init__(message)
+        self.unfinished = unfinished
+
+
 MAX_REJECTED = 0.1  # share of samples or rows, by default
 
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import PlainColumn, RowColumn
-from tailwise.catalog.files import digest, known_digest, read_record, record_bytes, write_record
+from tailwise.catalog.files import digest, known_digest, read_record, record_bytes
 from tailwise.catalog.layout import MANIFEST, PENDING, lock, plain_file, unfinished
-from tailwise.errors import ConflictError, NotFoundError, UserError
+from tailwise.errors import ConflictError, NotFoundError, PartDoneError, UserError
 from tailwise.extras import versions
-from tailwise.storage.local import TEMPORARY_SUFFIX, flush, locked, put_if_absent, remove_temporary_files
+from tailwise.storage.local import TEMPORARY_SUFFIX, flush, in_part, locked, put_if_absent, remove_temporary_files
 from tailwise.text import nearest
 
 logger = logging.getLogger(__name__)
@@ -100,8 +100,9 @@ class Artifact:
         if MANIFEST in _names(self.folder):
             self._publish()
         elif PENDING not in _names(self.folder):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            write_record(self.folder / PENDING, self.identity)
+            if not in_part():  # another part may be writing there
+                shutil.rmtree(self.folder, ignore_errors=True)
+            put_if_absent(self.folder / PENDING, record_bytes(self.identity))
         remove_temporary_files(self.folder)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -143,7 +144,10 @@ class Artifact:
 
         Raises:
             ConflictError: another process has finished the artifact since this one began it.
+            PartDoneError: this process is one of several parts.
         """
+        if in_part():
+            raise PartDoneError("no item is left for parts: run the command without `part`", 0)
         with self._race():
             self.path(PENDING).stat()  # it is missing where another process has published the folder
             paths = sorted(path for path in self.folder.iterdir() if path.is_file() and path.suffix != TEMPORARY_SUFFIX)

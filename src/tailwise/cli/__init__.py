@@ -25,9 +25,9 @@ from typer import Option
 
 from tailwise import __version__
 from tailwise.cli import demo, evaluate, plan, pool, prepare, removal, run
-from tailwise.cli.app import app, choose_executor, close_executor
+from tailwise.cli.app import app, choose_executor, close_executor, say_note
 from tailwise.cli.printing import say
-from tailwise.errors import UserError
+from tailwise.errors import PartDoneError, UserError
 from tailwise.log import LOGGER, print_error, show_log
 from tailwise.text import is_unicode, plain
 
@@ -39,9 +39,10 @@ COMMANDS = (
     *("draw", "export", "train", "evaluate", "compare", "run"),
     *("status", "why", "excluded", "remove", "verify", "relocate", "demo"),
 )
+IN_PARTS = ("embed", "filter", "cluster")  # commands that --part can divide
 MOST_FILES = 65_536
 SHARED = ("--quiet", "--verbose", "--skip-lost")  # options of all commands
-SHARED_VALUES = ("--executor", "--ray-address")  # those with a value
+SHARED_VALUES = ("--executor", "--ray-address", "--part")  # those with a value
 for command in app.registered_commands:  # in Markdown, each example has to be a paragraph
     command.name = command.name or getattr(command.callback, "__name__", "")
     command.help = re.sub(r"\n(?= *tailwise )", "\n\n", inspect.getdoc(command.callback) or "")
@@ -64,6 +65,13 @@ def _root(
             help="Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local to start one here.  [default: auto]",
         ),
     ] = None,
+    part: Annotated[
+        str | None,
+        Option(
+            metavar="I/N",
+            help="embed, filter, cluster --extends: run part I of N of the items, beside other processes; then run without.",
+        ),
+    ] = None,
     skip_lost: Annotated[
         bool,
         Option(
@@ -82,7 +90,9 @@ def _root(
         raise UserError("no command is given: tailwise --help lists all commands")
     if quiet or verbose:
         show_log(logging.WARNING if quiet else logging.DEBUG)
-    choose_executor(name=executor or None, ray_address=ray_address or None, skip_lost=skip_lost or None)
+    if part is not None and context.invoked_subcommand not in IN_PARTS:
+        raise UserError(f"--part is for {', '.join(IN_PARTS)}: run {context.invoked_subcommand} without it")
+    choose_executor(name=executor or None, ray_address=ray_address or None, skip_lost=skip_lost or None, part=part)
     LOGGER.debug("tailwise %s, Python %s", __version__, sys.version)
 
 
@@ -127,6 +137,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
     try:
         _run(_shared_first(sys.argv[1:]))
+    except PartDoneError as end:
+        say_note(str(end))
+        sys.exit(0)
     except (UserError, BrokenExecutor, OSError, ArithmeticError) as error:
         _fail(error)
     except _InterruptedError:

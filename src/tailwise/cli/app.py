@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ELSEWHERE = {"on_damaged": "--damaged", "cache_folder": "--cache", "max_memory_bytes": "--max-memory"}
 _SAME = (
     *("set", "static", "accum_freq", "dist_url", "logs", "warmup", "pretrained", "imagenet_val", "imagenet_v2"),
-    *("executor", "ray_address", "skip_lost"),
+    *("executor", "ray_address", "part", "skip_lost"),
 )
 _ELSEWHERE |= {name: dashed(name) for name in _SAME}
 _TYPED: dict[str, str] = {}  # the options of this command: present spelling, and as they were typed
@@ -146,6 +146,7 @@ def with_progress() -> Context:
     from tailwise.execution.executors import open_executor
     from tailwise.progress import bars, silent
 
+    track = silent if is_quiet() else bars
     if not _opened:
-        _opened.append(open_executor(**_asked))
-    return Context(silent if is_quiet() else bars, _opened[0])
+        _opened.append(open_executor(**_asked, progress=track))
+    return Context(track, _opened[0])

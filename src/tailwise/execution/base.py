@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,6 +58,8 @@ class Worker:
 
 class Task(Generic[Item, Result]):
     """Work on one item. Subclasses are frozen dataclasses that can be pickled."""
+
+    in_each_part: ClassVar[bool] = False  # True for work that each part of a run does for itself (see parts.py)
 
     def files(self, item: Item) -> Sequence[Path]:  # noqa: ARG002
         """Return the files that `run` writes, each atomically. An item is skipped if all of them exist."""
@@ -136,6 +138,10 @@ class Executor(ABC):
     @abstractmethod
     def _run(self, calls: Calls[Any, Any], batches: Iterable[Sequence[Any]], needs: Needs) -> Generator[Any]:
         """Yield the result of each batch of items, in order. At most a few results per slot wait at any time."""
+
+    def left(self, task: Task[Item, Any], items: Sequence[Item]) -> list[Item]:
+        """Return the items whose files are not committed."""
+        return [item for item in items if not task.is_done(item)]
 
     def map(self, task: Task[Item, Result], items: Iterable[Item], needs: Needs | None = None) -> Generator[Result]:
         """Yield the result of each item, in order."""

@@ -21,6 +21,7 @@ from typing import Any, cast
 from tailwise.errors import UserError
 from tailwise.execution.base import Calls, Executor, Needs, Worker, default_workers
 from tailwise.log import LEVEL, show_log
+from tailwise.storage.local import begin_part, in_part
 
 LOSSES = 3  # workers that die in a row before a run is given up
 
@@ -120,7 +121,7 @@ _UnderWay = tuple[int, Sequence[Any], Future[Any]]
 def _new_pool(workers: int, calls: Calls[Any, Any], device: str | None, cpus: int) -> ProcessPoolExecutor:
     with starting_workers():  # an interrupt between making a semaphore and noting it would leak it
         return ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(calls, device, cpus)
+            workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(calls, device, cpus, in_part())
         )
 
 
@@ -142,10 +143,12 @@ def _submit(pool: ProcessPoolExecutor, batch: Sequence[Any]) -> Future[Any]:
 _own: tuple[Calls[Any, Any], Worker] | None = None  # of a worker process
 
 
-def _begin(calls: Calls[Any, Any], device: str | None, cpus: int) -> None:
+def _begin(calls: Calls[Any, Any], device: str | None, cpus: int, of_part: bool) -> None:
     global _own  # noqa: PLW0603  (a process has one worker)
     _own = calls, Worker(device, cpus)
     begin_process()
+    if of_part:
+        begin_part()
     if device is None and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # there is a process for each processor
 

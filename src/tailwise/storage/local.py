@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from tailwise.errors import ConflictError
+from tailwise.errors import ConflictError, UnsupportedError, UserError
 
 TEMPORARY_SUFFIX = ".writing"  # of a file until it is complete
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 _own_part = ""  # of the names of this process's temporary files
+_in_part = False  # True while this process is one of several parts of a run
 
 
 def distinguish_temporary_files(own: str) -> None:
@@ -28,9 +30,27 @@ def distinguish_temporary_files(own: str) -> None:
     _own_part = f".{own}"
 
 
+def begin_part() -> None:
+    """Work beside other processes that run parts of the same command: share locks with them, and leave their temporary files alone."""
+    global _in_part  # noqa: PLW0603  (as above)
+    _in_part = True
+    distinguish_temporary_files(uuid.uuid4().hex)
+
+
+def end_part() -> None:
+    """Work alone again."""
+    global _in_part, _own_part
+    _in_part, _own_part = False, ""
+
+
+def in_part() -> bool:
+    """Return True if this process is one of several parts of a run."""
+    return _in_part
+
+
 def remove_temporary_files(folder: Path, pattern: str = "*") -> None:
     """Remove what killed writers have left in a folder: temporary files of files whose names match. The caller holds its lock."""
-    for path in folder.glob(f"{pattern}{TEMPORARY_SUFFIX}"):
+    for path in () if _in_part else folder.glob(f"{pattern}{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
@@ -79,6 +99,11 @@ def _link(temporary: Path, path: Path) -> None:
     try:
         path.hardlink_to(temporary)
     except OSError as error:
+        if error.errno == errno.EEXIST and path.samefile(
+            temporary
+        ):  # NFS has sent the request twice, as the first answer was lost
+            temporary.unlink()
+            return
         if error.errno not in NO_LINKS:
             raise
         with folder_locked(path.parent):
@@ -91,7 +116,13 @@ def _link(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder for intermediate files; delete what an earlier process left in it before, and the folder afterwards."""
+    """Yield an empty folder for intermediate files; delete what an earlier process left in it before, and the folder afterwards.
+
+    Raises:
+        UserError: this process is one of several parts, which would all use this folder.
+    """
+    if _in_part:
+        raise UserError("`part`: this step keeps intermediate files, of one process alone: run it without `part`")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -125,15 +156,26 @@ def flush(path: Path) -> None:
 def locked(path: Path, what: str, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, alone or shared with others; the operating system releases it when the process ends.
 
-    If another process holds it, wait, or raise a ConflictError that says what is locked (`what`).
+    If another process holds it, wait, or raise a ConflictError that says what is locked (`what`). Parts of a run share a lock that they do
+    not wait for (see `begin_part`). An UnsupportedError says that the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
+    shared = shared or (_in_part and not wait)
+    with path.open(
+        "a+"
+    ) as stream:  # NFS shares a lock of files that are open for reading only, and gives others to writers
         try:
             fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise ConflictError(
                 f"another process is writing {what}: wait for it to end, then repeat this command"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise UnsupportedError(
+                f"the file system of {path} has no locks (flock: {error.strerror}): mount it with them (Lustre: -o flock), or "
+                "use another one"
             ) from error
         try:
             yield

@@ -34,6 +34,7 @@ from tailwise.requests import ClusterRequest, at_least, bytes_of
 from tailwise.steps.clustering.fit import DrawRows, TrainingRows, fit
 from tailwise.steps.clustering.tasks import CHUNK_ROWS, Assign, Count, CountNeighbours, Rows, similarity_histogram
 from tailwise.steps.ranks import Rank
+from tailwise.storage.local import in_part
 from tailwise.text import did_you_mean
 
 COLLAPSED_SHARE = 0.5
@@ -65,6 +66,8 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, context: Con
     """
     catalog, context = Catalog.open(catalog), context or Context()
     snapshot, base = catalog.snapshot(), _open_base(catalog, request.extends)
+    if base is None and in_part():
+        raise UserError("`part`: k-means is fitted by one process: run it without `part`, or give `extends`")
     column = request.column if base is None else str(base.column)
     if base is None and column not in (known := {*MODALITIES, *column_names(catalog)}):
         raise UserError(f"unknown column {column!r}: {did_you_mean(column, sorted(known))}")

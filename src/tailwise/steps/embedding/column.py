@@ -97,7 +97,7 @@ class Column:
             self._finished,
         )
         items = self._items(lacking)
-        left = [item for item in items if not task.is_done([item])]
+        left = [window[0] for window in context.executor.left(task, [[item] for item in items])]
         windows = (left[at : at + WINDOW * slots : slots] for at in range(len(left)))
         results, expected = context.executor.map(task, windows, needs), set(left)
 

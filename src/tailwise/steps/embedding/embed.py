@@ -20,7 +20,7 @@ from tailwise.requests import EmbedRequest, refuse_given
 from tailwise.shards.containers import no_bytes, without_bytes
 from tailwise.steps.embedding.column import Column, ColumnReport
 from tailwise.steps.embedding.tasks import Describe
-from tailwise.storage.local import locked
+from tailwise.storage.local import in_part, locked
 
 
 @dataclass
@@ -62,6 +62,8 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, context: Context
     catalog = Catalog.open(catalog)
     check_share(request.max_rejected)
     columns = _columns(catalog, request)
+    if in_part() and len(columns) > 1:
+        raise UserError("`part`: one column at a time can be embedded in parts: give `column` image or text")
     report = EmbedReport()
     with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
         lacking = {

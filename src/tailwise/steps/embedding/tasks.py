@@ -60,6 +60,7 @@ class Description:
 class Describe(Task[Sequence[str], dict[str, Description]]):
     """Describe the sides of an encoder where it runs."""
 
+    in_each_part = True
     request: EmbedRequest  # names the encoder, and says how to load it
 
     def run(self, item: Sequence[str], worker: Worker) -> dict[str, Description]:
