@@ -129,6 +129,7 @@ class DedupRequest:
     ] = None
     name: Annotated[str, "Name of the drop list."] = "duplicates"
     clustering: Annotated[str, "Clustering inside which samples are compared."] = "main"
+    column: Annotated[str | None, "Embeddings to compare.  [default: those of the clustering]"] = None
     probe: Annotated[int, "Nearest clusters of a sample inside which it is compared."] = 2
     rule: Annotated[str, "greedy: a duplicate of a kept one goes; any-earlier: of any earlier one."] = "greedy"
     order: Annotated[str, "First, and kept: farthest from the centroid, nearest, random, or score."] = "farthest"
@@ -167,6 +168,8 @@ class FilterRequest:
     name: Annotated[str | None, "Name of the drop list.  [default: that of the score]"] = None
     file: Annotated[Path | None, ".parquet, .tsv or .csv file with the column `by`, and uid, key or image_path."] = None
     max_rejected: UnmatchedRows = None
+    image: Annotated[str | None, "clip-score, cliploss, normsim: column of embeddings.  [default: image]"] = None
+    text: Annotated[str | None, "clip-score, cliploss: column of embeddings.  [default: text]"] = None
     target: Annotated[Path | None, "normsim: image embeddings (.npy), clip-retrieval folder, or catalog."] = None
     norm: Annotated[str | None, "normsim: 2 or inf.  [default: 2]"] = None
     batch_size: Annotated[int | None, "cliploss: samples of a batch.  [default: 32768]"] = None
@@ -179,7 +182,18 @@ class FilterRequest:
         """The score and its options."""
         if isinstance(self.by, ScoreRequest):
             return self.by
-        names = ("file", "max_rejected", "target", "norm", "batch_size", "repetitions", "temperature", "seed")
+        names = (
+            "file",
+            "max_rejected",
+            "image",
+            "text",
+            "target",
+            "norm",
+            "batch_size",
+            "repetitions",
+            "temperature",
+            "seed",
+        )
         given = {name: getattr(self, name) for name in names}
         values = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
         return ScoreRequest(self.by, {name: value for name, value in values.items() if value is not None})

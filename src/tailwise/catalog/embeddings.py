@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import read_record, write_record, writing
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import ConflictError, UserError
+from tailwise.text import did_you_mean
 
 MODALITIES = ("image", "text")  # also the names of the columns that are made where no name is given
 ROW_FAULTS = ("NaN or Inf", "zero norm")
@@ -105,21 +106,22 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return dict(record.get("settings", {}))
 
 
-def check_one_encoder(catalog: Catalog, purpose: str) -> None:
+def check_one_encoder(catalog: Catalog, columns: Sequence[str], purpose: str) -> None:
     """Refuse images and texts that different models embedded. Imported columns pass: their model is unknown.
 
     Args:
         catalog: with both columns.
+        columns: that of the images, and that of the texts.
         purpose: what needs both, for the message.
 
     Raises:
         UserError: so it is.
     """
-    image, text = (column_settings(catalog, column) for column in MODALITIES)
+    image, text = (column_settings(catalog, column) for column in columns)
     names = [name for name in ("model", "weights") if image and text and image.get(name) != text.get(name)]
     if names:
-        said = [repr(read_record(_record(catalog, column))["encoder"]) for column in MODALITIES]
-        folders = [f"{layout.EMBEDDINGS}/{column}" for column in MODALITIES]
+        said = [repr(read_record(_record(catalog, column))["encoder"]) for column in columns]
+        folders = [f"{layout.EMBEDDINGS}/{column}" for column in columns]
         raise UserError(
             f"{purpose} needs both columns of one model, and images were embedded by {said[0]}, texts by {said[1]} (another "
             f"{' and other '.join(names)}): delete the folder {folders[1]} or {folders[0]}, and rebuild that column"
@@ -171,6 +173,16 @@ def column_modality(catalog: Catalog, column: str, given: str | None = None) -> 
     return modality
 
 
+def check_column(catalog: Catalog, column: str, modality: str | None = None) -> str:
+    """Return the name of a column; a UserError says that there is none, or that it is not of this modality."""
+    known = {*MODALITIES, *column_names(catalog)}  # these two are named where embeddings are missing
+    if column not in known:
+        raise UserError(f"unknown column {column!r}: {did_you_mean(column, sorted(known))}")
+    if modality is not None and (found := column_modality(catalog, column)) != modality:
+        raise UserError(f"column {column!r} is of {found}, not of {modality}: name another one")
+    return column
+
+
 def column_names(catalog: Catalog) -> list[str]:
     """Return the names of all columns, unfinished ones too, sorted."""
     return [path.parent.name for path in column_records(catalog)]
@@ -191,11 +203,11 @@ def embedding_inputs(catalog: Catalog, column: str, snapshot: Snapshot) -> dict[
     return {"snapshot": snapshot.id, "embeddings": catalog.embedding_id(column, snapshot)}
 
 
-def _count_present(rows: npt.NDArray[np.float16]) -> int:
-    """Return the number of rows that are not all zeros."""
-    there = rows[:, 0] != 0  # of nearly all rows; NumPy is slow at float16
+def present(rows: npt.NDArray[np.float16]) -> npt.NDArray[np.bool_]:
+    """Return which rows [n, d] are embeddings, and not all zeros: bool [n]."""
+    there: npt.NDArray[np.bool_] = rows[:, 0] != 0  # nearly all are; NumPy is slow at float16
     there[~there] = rows[~there].any(axis=1)
-    return int(there.sum())
+    return there
 
 
 def write_part(
@@ -218,7 +230,7 @@ def write_part(
         notes: for the marker.
     """
     path = catalog.embedding_path(column, part)
-    present = 0
+    embedded = 0
     with writing(path) as stream:
         # Not mapped: on a full disk, a mapped file ends the process without a word.
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
@@ -227,11 +239,11 @@ def write_part(
         for chunk in chunks:
             stream.write(np.ascontiguousarray(chunk, np.float16).data)
             start += len(chunk)
-            present += _count_present(chunk)
+            embedded += int(present(chunk).sum())
         if start != part.rows:
             raise ValueError(f"{start} rows for a part of {part.rows}")
         digest, marker = stream.state.hexdigest(), part_marker(catalog, column, part)
         if marker.exists():  # where this process ends before the new marker is there, the old one knows both files
             write_record(marker, {**read_record(marker), "replaced_by": digest})
-    write_record(marker, {"rows": part.rows, "embedded": present, "digest": digest, **notes})
-    return present
+    write_record(marker, {"rows": part.rows, "embedded": embedded, "digest": digest, **notes})
+    return embedded

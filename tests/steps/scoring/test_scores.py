@@ -314,7 +314,7 @@ def test_status_and_verify_know_of_scores(small_catalog):
         (
             "clip-score",
             {"temperature": 0.1},
-            "`temperature` does nothing with the score 'clip-score', which takes no options",
+            "`temperature` does nothing with the score 'clip-score', which takes `image`, `text`",
         ),
         (
             "cliploss",

@@ -17,7 +17,7 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.clusterings import ClusterFiles, Clustering, clustering_artifact
 from tailwise.catalog.drops import Survivors
-from tailwise.catalog.embeddings import MODALITIES, column_dimension, column_names, embedding_inputs
+from tailwise.catalog.embeddings import check_column, column_dimension, embedding_inputs
 from tailwise.catalog.files import read_array
 from tailwise.context import Context
 from tailwise.devices import find_device
@@ -35,7 +35,6 @@ from tailwise.steps.clustering.fit import DrawRows, TrainingRows, fit
 from tailwise.steps.clustering.tasks import CHUNK_ROWS, Assign, Count, CountNeighbours, Rows, similarity_histogram
 from tailwise.steps.ranks import Rank
 from tailwise.storage.local import in_part
-from tailwise.text import did_you_mean
 
 COLLAPSED_SHARE = 0.5
 RADIUS_SHARE = 0.95  # of the samples lie within the radius that "auto" finds of their own centroid
@@ -69,8 +68,7 @@ def cluster(catalog: Catalog | str | Path, request: ClusterRequest, context: Con
     if base is None and in_part():
         raise UserError("`part`: k-means is fitted by one process: run it without `part`, or give `extends`")
     column = request.column if base is None else str(base.column)
-    if base is None and column not in (known := {*MODALITIES, *column_names(catalog)}):
-        raise UserError(f"unknown column {column!r}: {did_you_mean(column, sorted(known))}")
+    check_column(catalog, column)
     device = str(find_device(request.device))
     catalog.require_embeddings(column, snapshot)
     carry = _memory_to_carry(catalog, snapshot, request) if base is None else 0

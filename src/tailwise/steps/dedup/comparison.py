@@ -18,7 +18,7 @@ from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.columns import PlainColumn, RowColumn
 from tailwise.catalog.comparisons import comparison_artifact
 from tailwise.catalog.drops import DropList, Survivors
-from tailwise.catalog.embeddings import column_dimension, embedding_inputs
+from tailwise.catalog.embeddings import check_column, column_dimension, embedding_inputs, present
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Task, Worker
@@ -44,7 +44,7 @@ class Comparison:
         snapshot: whose rows; the newest by default.
         clustering: its name; samples are compared inside its clusters.
         probe: number of nearest clusters that each sample takes part in.
-        column: of embeddings, the clustering's.
+        column: of the embeddings that are compared.
         survivors: of the drop lists whose samples take no part.
         base: the drop list that is extended, if one is: what it decided stays.
         old_rows: how many rows it decided.
@@ -69,7 +69,7 @@ class Comparison:
         self.snapshot = catalog.snapshot(snapshot)
         self.parts = catalog.parts(self.snapshot)
         self._clusters = self._open_clustering()
-        self.column = str(self._clusters.column)
+        self.column = check_column(catalog, str(request.column or self._clusters.column))
         catalog.require_embeddings(self.column, self.snapshot)
         self.survivors = Survivors(catalog, without, self.snapshot)
         self.base = None if extends is None else self._open_base(extends)
@@ -168,6 +168,8 @@ class Comparison:
         """The cluster of each row of a part, negative for those that take no part: int32 [n]."""
         labels = np.array(self._clusters.labels.read(part))
         labels[~self.survivors.keeps(part.span)] = -1
+        if self.column != self._clusters.column:
+            labels[~present(self.embeddings(part))] = -1
         return labels
 
     def places(self, part: Part) -> npt.NDArray[np.int32]:
@@ -191,7 +193,8 @@ class Comparison:
         """Return the next nearest clusters of the rows of a part: int32 [n, probe − 1], negative for rows without a cluster."""
         labels, assigner = self._clusters.labels.read(part), Assigner(self._clusters.centroids, device="cpu")
         found = np.empty((part.rows, self.probe - 1), np.int32)
-        for start, chunk in row_chunks([self.embeddings(part)], CHUNK_ROWS):
+        block = self.catalog.embedding(str(self._clusters.column), part)
+        for start, chunk in row_chunks([block], CHUNK_ROWS):
             some = slice(start, start + len(chunk))
             found[some] = next_nearest(chunk, np.asarray(labels[some]), assigner, self.probe - 1)
         return found

@@ -51,6 +51,11 @@ class ScoreWork:
         return self.catalog.parts(self.snapshot)
 
     @property
+    def paired(self) -> tuple[str, str]:
+        """Columns of image and text embeddings, of a score that has both."""
+        return self.options["image"], self.options["text"]
+
+    @property
     def column(self) -> PartColumn:
         """Column of the score: float32."""
         return score_column(self.folder)
@@ -146,14 +151,14 @@ def column_of_samples(of: ScoredPart) -> Scores:
 
 def clip_score(of: ScoredPart) -> Scores:
     """Return the cosine of image and text (CLIPScore, Hessel et al. 2021, arXiv 2104.08718)."""
-    return np.concatenate([cosines(*pair) for pair in zip(of.embeddings("image"), of.embeddings("text"), strict=True)])
+    return np.concatenate([cosines(*pair) for pair in zip(*map(of.embeddings, of.work.paired), strict=True)])
 
 
 def normsim(of: ScoredPart) -> Scores:
     """Return the norms of the cosines to a target set (NormSim, Wang et al. 2024, arXiv 2405.19547)."""
     norm = NORMS[of.work.options["norm"]]
     scores = of.worker.cached(of.work.folder, lambda: norm(Target(of.work.options["target"])))
-    return np.concatenate([scores(chunk) for chunk in of.embeddings("image")])
+    return np.concatenate([scores(chunk) for chunk in of.embeddings(of.work.options["image"])])
 
 
 def _euclidean(target: Target) -> Callable[[Rows], Scores]:
@@ -167,9 +172,9 @@ def _greatest(target: Target) -> Callable[[Rows], Scores]:
 NORMS: dict[str, Callable[[Target], Callable[[Rows], Scores]]] = {"2": _euclidean, "inf": _greatest}
 
 
-def _pairs(catalog: Catalog, part: Part) -> npt.NDArray[np.int64]:
+def _pairs(catalog: Catalog, columns: Sequence[str], part: Part) -> npt.NDArray[np.int64]:
     """Return the rows of a part that have both embeddings."""
-    image, text = (row_chunks([catalog.embedding(column, part)], CHUNK_ROWS) for column in ("image", "text"))
+    image, text = (row_chunks([catalog.embedding(column, part)], CHUNK_ROWS) for column in columns)
     chunks = [
         part.first_row + at + np.flatnonzero(x.any(axis=1) & y.any(axis=1))
         for (at, x), (_, y) in zip(image, text, strict=True)
@@ -197,7 +202,7 @@ class _BatchLosses(Task[int, tuple[Rows, Scores]]):
 
     def _open(self) -> tuple[Rows, list[list[npt.NDArray[np.float16]]]]:
         catalog, snapshot = self.work.catalog, self.work.snapshot
-        return read_array(self.pairs), [catalog.embedding_parts(column, snapshot) for column in ("image", "text")]
+        return read_array(self.pairs), [catalog.embedding_parts(column, snapshot) for column in self.work.paired]
 
     def _gather(self, blocks: list[npt.NDArray[np.float16]], rows: Rows) -> npt.NDArray[np.float16]:
         target = np.empty((len(rows), blocks[0].shape[1]), np.float16)
@@ -223,7 +228,7 @@ def _average_clip_losses(work: ScoreWork) -> None:
     context, address = work.context, replace(work, context=Context())
     with scratch(work.folder / layout.PAIRS) as folder:
         pairs, count = create_array(folder / "rows.npy", (work.snapshot.rows,), np.int64), 0
-        for rows in context.executor.map(Apply(partial(_pairs, work.catalog)), work.parts, KERNEL):
+        for rows in context.executor.map(Apply(partial(_pairs, work.catalog, work.paired)), work.parts, KERNEL):
             pairs[count : count + len(rows)] = rows
             count += len(rows)
         batches = -(-count // work.options["batch_size"])

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import PartColumn
-from tailwise.catalog.embeddings import check_one_encoder, column_dimension
+from tailwise.catalog.embeddings import MODALITIES, check_column, check_one_encoder, column_dimension
 from tailwise.catalog.files import digest, file_digest, read_record
 from tailwise.catalog.scores import score_artifact, score_column
 from tailwise.context import Context
@@ -69,8 +69,9 @@ def score_config(request: ScoreRequest) -> dict[str, Any]:
     Raises:
         UserError: no such option, or out of bounds.
     """
-    options = _options(request)
-    return {"name": request.name, **{name: value for name, value in options.items() if OPTIONS[name].decides}}
+    options = _options(request).items()
+    stated = {name: value for name, value in options if name not in MODALITIES or value != OPTIONS[name].default}
+    return {"name": request.name, **{name: value for name, value in stated.items() if OPTIONS[name].decides}}
 
 
 def score_inputs(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> dict[str, str]:
@@ -136,6 +137,8 @@ OPTIONS: dict[str, ScoreOption] = {
         0.01, lambda value: isinstance(value, int | float) and 0.005 <= value <= 100, "between 0.005 and 100"
     ),
     "seed": ScoreOption(0, lambda value: _is_whole(value, -(1 << 63), 1 << 63), "a whole number"),
+    "image": ScoreOption("image", lambda value: isinstance(value, str), "the name of a column"),
+    "text": ScoreOption("text", lambda value: isinstance(value, str), "the name of a column"),
     "norm": ScoreOption("2", makers.NORMS.__contains__, f"one of {', '.join(makers.NORMS)}"),
     "target": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
     "file": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
@@ -144,9 +147,9 @@ OPTIONS: dict[str, ScoreOption] = {
 
 _PAIRED = ("image embeddings", "text embeddings")
 SCORES: dict[str, Score] = {  # docs/filters.md describes them
-    "clip-score": Score(by_part(makers.clip_score), _PAIRED),
-    "cliploss": Score(makers.cliploss, _PAIRED, ("batch_size", "repetitions", "temperature", "seed")),
-    "normsim": Score(by_part(makers.normsim), ("image embeddings", "target"), ("target", "norm")),
+    "clip-score": Score(by_part(makers.clip_score), _PAIRED, MODALITIES),
+    "cliploss": Score(makers.cliploss, _PAIRED, ("batch_size", "repetitions", "temperature", "seed", *MODALITIES)),
+    "normsim": Score(by_part(makers.normsim), ("image embeddings", "target"), ("target", "norm", "image")),
     "caption-characters": Score(by_part(makers.caption_characters)),
     "caption-words": Score(by_part(makers.caption_words)),
     "width": Score(by_part(partial(ScoredPart.numbers, column="width"))),
@@ -181,7 +184,13 @@ def _options(request: ScoreRequest) -> dict[str, OptionValue]:
     return options
 
 
-def _embeddings_id(catalog: Catalog, snapshot: Snapshot, column: str) -> str:
+def _column(catalog: Catalog, request: ScoreRequest, modality: str) -> str:
+    """Return the column of embeddings of a modality that the request names."""
+    return check_column(catalog, str(_options(request)[modality]), modality)
+
+
+def _embeddings_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, modality: str) -> str:
+    column = _column(catalog, request, modality)
     catalog.require_embeddings(column, snapshot)
     return catalog.embedding_id(column, snapshot)
 
@@ -192,13 +201,14 @@ def _dimension(catalog: Catalog, snapshot: Snapshot, column: str) -> int:
 
 
 def _text_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
-    image, text = (_dimension(catalog, snapshot, column) for column in ("image", "text"))
+    columns = [_column(catalog, request, modality) for modality in MODALITIES]
+    image, text = (_dimension(catalog, snapshot, column) for column in columns)
     if image != text:
         raise UserError(
             f"image embeddings have {image} dimensions and text embeddings {text}: a {request.name} needs both of one CLIP model"
         )
-    check_one_encoder(catalog, f"a {request.name}")
-    return _embeddings_id(catalog, snapshot, "text")
+    check_one_encoder(catalog, columns, f"a {request.name}")
+    return _embeddings_id(catalog, snapshot, request, "text")
 
 
 def _samples_id(catalog: Catalog, snapshot: Snapshot, _: ScoreRequest) -> str:
@@ -222,7 +232,7 @@ def _column_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> s
 
 def _target_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
     target = Target(str(request.options["target"]))
-    target.check(_dimension(catalog, snapshot, "image"))
+    target.check(_dimension(catalog, snapshot, _column(catalog, request, "image")))
     return target.id
 
 
@@ -236,7 +246,7 @@ def _file_id(_catalog: Catalog, _snapshot: Snapshot, request: ScoreRequest) -> s
 
 
 _INPUTS: dict[str, Callable[[Catalog, Snapshot, ScoreRequest], str]] = {
-    "image embeddings": lambda catalog, snapshot, _: _embeddings_id(catalog, snapshot, "image"),
+    "image embeddings": partial(_embeddings_id, modality="image"),
     "text embeddings": _text_id,
     "samples": _samples_id,
     "column": _column_id,
