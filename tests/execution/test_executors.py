@@ -9,12 +9,21 @@ from tailwise.catalog import Catalog
 from tailwise.context import Context
 from tailwise.export import export, export_figures
 from tailwise.plan.plan import Plan
-from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest, PlanRequest, ScoreRequest, ShardsRequest
+from tailwise.requests import (
+    ClusterRequest,
+    DedupRequest,
+    EmbedRequest,
+    GroupRequest,
+    PlanRequest,
+    ScoreRequest,
+    ShardsRequest,
+)
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.comparison import Comparison
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.dedup.members import Layout
 from tailwise.steps.embedding.embed import embed
+from tailwise.steps.grouping.group import group
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.scores import score_parts
@@ -62,6 +71,14 @@ def test_a_process_opens_a_comparison_once(small_catalog, monkeypatch):
     assert len(opened) == 1
 
 
+def test_groupings_are_the_same(tars, tree_bytes, remote, tmp_path):
+    other = Catalog.open(shutil.copytree(tars.folder, tmp_path / "other"))
+    for catalog, context in ((tars, Context()), (other, remote)):
+        made = group(catalog, GroupRequest("width"), context)
+    assert made.table.num_rows == 5
+    assert tree_bytes(tars.clusters_folder("width")) == tree_bytes(made.folder)
+
+
 @pytest.mark.parametrize("name", ["caption-words", "normsim"])
 def test_scores_are_the_same(small_catalog, other, tree_bytes, remote, name):
     options = (
@@ -95,7 +112,7 @@ def tars(tmp_path, make_tar, make_image):
         for at in range(5):
             key = f"{shard}{at}"
             members += [(f"{key}.jpg", make_image(at)), (f"{key}.txt", key.encode())]
-            members.append((f"{key}.json", f'{{"uid": "{int(key):032x}"}}'.encode()))
+            members.append((f"{key}.json", f'{{"uid": "{int(key):032x}", "width": {at + 1}}}'.encode()))
         make_tar(tmp_path / "pool" / f"{shard:05d}.tar", members)
     return import_pool(tmp_path / "pool", tmp_path / "catalog", workers=1, part_rows=7).catalog
 

@@ -21,10 +21,19 @@ from tailwise.execution.base import KERNEL, Apply, Calls, Needs
 from tailwise.execution.executors import open_executor
 from tailwise.export import EXPORTS, export
 from tailwise.plan.plan import Plan
-from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest, FilterRequest, PlanRequest, ShardsRequest
+from tailwise.requests import (
+    ClusterRequest,
+    DedupRequest,
+    EmbedRequest,
+    FilterRequest,
+    GroupRequest,
+    PlanRequest,
+    ShardsRequest,
+)
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.embedding.embed import embed
+from tailwise.steps.grouping.group import group
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
@@ -228,7 +237,7 @@ def pool(tmp_path_factory, make_tar, make_image, make_embeddings):
         for row in range(shard * 40, shard * 40 + 40):
             key = f"{row:06d}"
             members += [(f"{key}.jpg", make_image(int(groups[row]))), (f"{key}.txt", f"group {groups[row]}".encode())]
-            members.append((f"{key}.json", f'{{"uid": "{row:032x}"}}'.encode()))
+            members.append((f"{key}.json", f'{{"uid": "{row:032x}", "width": {groups[row]}}}'.encode()))
             vectors[key] = axes[groups[row]] + generator.normal(scale=0.05, size=16)
         make_tar(folder / "tars" / f"{shard:05d}.tar", members)
     make_embeddings(folder / "embeddings", vectors, partitions=2)
@@ -266,6 +275,7 @@ STEPS = {
     "filter by normsim": lambda pool, folder, context: filtered(
         folder / "catalog", context, "normsim", target=pool / "embeddings", name="near"
     ),
+    "group": lambda pool, folder, context: group(folder / "catalog", GroupRequest("width"), context),
     "cluster": lambda pool, folder, context: cluster(
         folder / "catalog", ClusterRequest(k=12, density="auto", merge=0.99), context
     ),

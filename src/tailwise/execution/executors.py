@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from tailwise.errors import UserError
@@ -15,6 +16,7 @@ from tailwise.text import did_you_mean
 
 def _on_ray(address: str, skip_lost: bool) -> Executor:
     require("ray", "ray", purpose="`executor` ray")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # else Ray reports lost nodes on standard output
     from tailwise.execution.ray import RayExecutor  # noqa: PLC0415  (of an extra)
 
     return RayExecutor(address, skip_lost=skip_lost)

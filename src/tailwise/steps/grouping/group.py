@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.files import create_array, file_digest
 from tailwise.context import Context
 from tailwise.errors import MAX_REJECTED, NotFoundError, UserError, check_share
+from tailwise.execution.base import KERNEL, Apply
 from tailwise.requests import GroupRequest, refuse_given
 from tailwise.shards.columns import unwrapped
 from tailwise.steps.grouping.entries import group_by_entry
@@ -88,15 +90,28 @@ def _check_column(catalog: Catalog, column: str) -> None:
 
 
 def _of_catalog(pool: Pool, column: str) -> Groups:
-    def values(part: Part) -> pa.Array:
-        if column not in _names(pool.catalog, part):
-            return pa.nulls(part.rows, pa.large_string())
-        return _groupable(pool.catalog.samples(part, [column]).column(0), column)
-
-    kept = (values(part).filter(pa.array(pool.survivors.keeps(part.span))) for part in pool.parts)
-    distinct = _distinct(pool.context.progress(kept, f"values of {column}", len(pool.parts)), column)
-    labels = (_labels(values(part), distinct) for part in pool.parts)
+    run, folder = pool.context.executor.map, pool.catalog.folder
+    kept = ((part, pool.survivors.keeps(part.span)) for part in pool.parts)
+    found = run(Apply(partial(_distinct_of_part, folder, column)), kept, KERNEL)
+    distinct = _distinct(pool.context.progress(found, f"values of {column}", len(pool.parts)), column)
+    labels = run(Apply(partial(_labels_of_part, folder, column, distinct)), pool.parts, KERNEL)
     return Groups(distinct.cast(pa.string()).to_pylist(), labels)
+
+
+def _distinct_of_part(folder: Path, column: str, item: tuple[Part, npt.NDArray[np.bool_]]) -> pa.Array:
+    part, kept = item
+    return _values_of_part(folder, column, part).filter(pa.array(kept)).unique()
+
+
+def _labels_of_part(folder: Path, column: str, distinct: pa.Array, part: Part) -> npt.NDArray[np.int32]:
+    return _labels(_values_of_part(folder, column, part), distinct)
+
+
+def _values_of_part(folder: Path, column: str, part: Part) -> pa.Array:
+    catalog = Catalog.open(folder)
+    if column not in _names(catalog, part):
+        return pa.nulls(part.rows, pa.large_string())
+    return _groupable(catalog.samples(part, [column]).column(0), column)
 
 
 def _names(catalog: Catalog, part: Part) -> list[str]:

@@ -15,6 +15,7 @@ from tailwise.catalog.kinds import KINDS, named_inputs
 from tailwise.catalog.removals import found_markers, names_path
 from tailwise.context import Context
 from tailwise.errors import UserError
+from tailwise.execution.base import KERNEL, Apply
 
 
 def verify(catalog: Catalog, context: Context | None = None) -> tuple[int, list[Path]]:
@@ -30,11 +31,12 @@ def verify(catalog: Catalog, context: Context | None = None) -> tuple[int, list[
     for name in SERIES:
         catalog.series(name).read()
     noted = list(_noted(catalog))
-    bad = [path for path, digest in context.progress(noted, "hashing files", len(noted)) if not _sound(path, digest)]
-    return len(noted), bad
+    sound = context.progress(context.executor.map(Apply(_is_sound), noted, KERNEL), "hashing files", len(noted))
+    return len(noted), [path for (path, _), good in zip(noted, sound, strict=True) if not good]
 
 
-def _sound(path: Path, digest: str | None) -> bool:
+def _is_sound(noted: tuple[Path, str | None]) -> bool:
+    path, digest = noted
     if not path.exists():
         return False
     if digest is not None:
