@@ -26,7 +26,7 @@ def test_what_is_there_and_what_is_unfinished(small_catalog, interrupted):
 
 def test_an_interrupted_import_is_shown(tmp_path, make_pool, interrupted):
     make_pool(tmp_path / "pool", [5, 5, 5])
-    with interrupted(import_shards, "_write_part", lambda catalog, part, *_: part.number == 2):
+    with interrupted(import_shards, "_write_part", lambda _folder, _notes, part: part.number == 2):
         import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1, part_rows=5)
     from tailwise.catalog import Catalog
 
