@@ -22,8 +22,9 @@ check: lint
 demo: $(DEMO)
 	$(BIN)/tailwise demo $(if $(POOL),$(POOL) --samples $(SAMPLES))
 
+# A process more than there are processors, since tests also wait. tests/conftest.py deals out whole files, the longest first.
 test: $(READY)
-	$(BIN)/pytest -n auto --dist worksteal
+	$(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 
 # Kills, full disks, damage and odd input, ten times as much as `make test` tries; prints the figures of docs/reliability.md.
 soak: $(READY)

@@ -6,11 +6,13 @@ session-scoped and without state, so that hypothesis tests may use them.
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -20,8 +22,11 @@ import tarfile
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -50,11 +55,85 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-    # There are as many of these processes as processors. Each keeps to one: threads of two on one processor wait for each other,
-    # and a command that starts a worker for each processor pays for the start of the workers.
+    # Each of these processes keeps to one processor: threads of two on one processor wait for each other, and a command that starts a
+    # worker for each processor pays for the start of the workers.
     PROCESSORS = sorted(os.sched_getaffinity(0))
     NUMBER = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
     os.sched_setaffinity(0, {PROCESSORS[NUMBER % len(PROCESSORS)]})
+    IDLE = dict.fromkeys(PROCESSORS, 0)  # hundredths of a second, when the last test began
+
+    def pytest_runtest_setup():
+        """A process beyond the number of processors moves to the one that was idle most since its last test."""
+        if len(PROCESSORS) <= NUMBER:
+            fields = map(str.split, re.findall(r"^cpu(\d.*)", Path("/proc/stat").read_text(), re.MULTILINE))
+            now = {int(number): int(idle) for number, _, _, _, idle, *_ in fields}
+            gained = {number: now[number] - IDLE[number] for number in PROCESSORS}
+            if max(gained.values()) - min(gained.values()) > 10:
+                os.sched_setaffinity(0, {max(gained, key=gained.get)})
+            IDLE.update(now)
+
+
+PRELOADED = [
+    "torch",
+    "numba",
+    "tailwise.cli",
+    "tailwise.loader.loader",
+    "tailwise.train.launch",
+    "open_clip_train.main",
+]
+SERVER = "TAILWISE_TESTS_FORK_SERVER"  # its address
+
+
+def pytest_configure(config):
+    """Forks begin with what is preloaded. It takes seconds: processes of pytest-xdist share the fork server of the one that starts them."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    server = forkserver._forkserver
+    if SERVER in os.environ:
+        server._forkserver_address = os.environ[SERVER]
+        server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+        server.ensure_running = lambda: None
+    elif getattr(config.option, "numprocesses", None) and sys.version_info < (3, 14):  # which asks for a secret, too
+        server.ensure_running()
+        os.environ[SERVER] = server._forkserver_address
+
+
+# Files of tests that share what takes long to make: a Ray cluster, models, a process that runs commands.
+TOGETHER = ("tests/encoders/", "tests/execution/", "tests/soak/")
+# Those that take longest begin first: no process then ends long after the others.
+LONGEST = (
+    *("soak/", "execution/", "encoders/", "train/test_resume", "end_to_end/test_demo", "loader/test_loader"),
+    *("end_to_end/", "faults/", "train/", "compare/", "export/test_shards", "test_compare_installations", "loader/"),
+    *("steps/embedding", "steps/importing", "steps/dedup", "evaluate/test_evaluate", "kernels/"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        place = item.nodeid.removeprefix("tests/")
+        return next((number for number, name in enumerate(LONGEST) if place.startswith(name)), len(LONGEST))
+
+    items.sort(key=rank)
+
+
+def pytest_collection_finish():
+    """What is there now stays: the garbage collector need not look at it in each test, nor forked processes copy it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A process of pytest-xdist runs whole files, so that fixtures of a file are made once; in `make soak`, single tests."""
+    if "TAILWISE_SOAK" in os.environ:
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WholeFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return next((name for name in TOGETHER if nodeid.startswith(name)), nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False  # by the number of tests
+    return WholeFiles(config, log)
 
 
 def image_bytes(seed=0, kind="JPEG", side=8):
@@ -139,7 +218,9 @@ def run_tailwise():
 
 
 FORKED = """
-import multiprocessing, os, sys
+import gc, multiprocessing, os, sys
+gc.freeze()  # of the server
+os.sched_setaffinity(0, processors)
 multiprocessing.set_start_method(None, force=True)  # as in a program; this process's own way was the fork server
 for number, path in enumerate(streams, 1):
     with open(path, "ab") as stream:
@@ -153,6 +234,31 @@ exec(compile(code, "forked program", "exec"), {"__name__": "__main__"})
 """
 
 
+BEGIN = """
+import gc, os
+gc.freeze()  # of the server
+os.sched_setaffinity(0, processors)
+os.environ.clear()
+os.environ.update(environment)
+initializer(*initargs)
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_workers():
+    """Worker processes of the local executor are forks of the server. tests/execution and commands in real processes spawn them."""
+
+    def start(workers, mp_context, initializer, initargs):
+        names = {"environment": dict(os.environ), "processors": os.sched_getaffinity(0)}
+        names |= {"initializer": initializer, "initargs": initargs}
+        context = multiprocessing.get_context("forkserver")
+        return ProcessPoolExecutor(workers, context, initializer=exec, initargs=(BEGIN, names))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tailwise.execution.local.ProcessPoolExecutor", start)
+        yield
+
+
 @pytest.fixture(scope="session")
 def fork_python():
     """`fork_python(code, *arguments, out, err=None, **environment)` starts a program in a process of its own → of `multiprocessing`.
@@ -162,9 +268,6 @@ def fork_python():
     appended to the file `out`, and its errors to the file `err`, or to `out` too.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "numba", "tailwise.cli", "tailwise.loader.loader", "tailwise.train.launch", "open_clip_train.main"]
-    )
 
     def start(code, *arguments, out, err=None, **environment):
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
@@ -173,6 +276,7 @@ def fork_python():
             "streams": [str(out), str(err or out)],
             "environment": {name: value for name, value in environment.items() if value is not None},
             "arguments": ["tailwise", *map(str, arguments)],
+            "processors": os.sched_getaffinity(0),
         }
         Path(out).touch()
         process = context.Process(target=exec, args=(FORKED, names))
@@ -184,6 +288,33 @@ def fork_python():
     yield start
     for process in started:  # those of a test that failed; the interpreter would wait for them
         process.kill()
+
+
+@pytest.fixture(scope="session")
+def forked_commands(fork_python):
+    """`forked_commands(real=0)`: what stands for `subprocess` where `python -m tailwise …` is started, to start forks.
+
+    So many commands, the first ones, are started as they are for a user.
+    """
+
+    def make(real=0):
+        left = [real]
+
+        def start(command, stdout, **options):
+            left[0] -= 1
+            if left[0] >= 0:
+                return subprocess.Popen(command, stdout=stdout, **options)
+            assert command[:3] == [sys.executable, "-m", "tailwise"]
+            process = fork_python("from tailwise.cli import main; main()", *command[3:], out=stdout.name)
+            return SimpleNamespace(
+                pid=process.pid,
+                poll=lambda: None if process.is_alive() else process.exitcode,
+                wait=lambda: process.join() or process.exitcode,
+            )
+
+        return SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT)
+
+    return make
 
 
 @pytest.fixture(scope="session")

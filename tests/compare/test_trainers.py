@@ -193,7 +193,8 @@ def test_mistakes_are_told_in_a_line(plan, small_model, tmp_path):
         run(plan, training(small_model, lr=1e30), tmp_path / "run")
 
 
-def test_the_open_clip_trainer_runs_in_a_process_of_its_own(plan, small_model, tmp_path):
+def test_the_open_clip_trainer_runs_in_a_process_of_its_own(plan, small_model, tmp_path, forked_commands, monkeypatch):
+    monkeypatch.setattr("tailwise.compare.trainers.subprocess", forked_commands(real=1))
     settings = training(small_model, trainer="open_clip", samples_seen=128, workers=0)
     asked = {"seed": 0, "compose": "shuffle", "folder": tmp_path, "cache": tmp_path, "name": "run"}
     first = train_by_open_clip(plan, settings, **asked)

@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,26 +26,18 @@ def table(path):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory, forked_commands):
+    """The folder and the facts of a demo. Its first training starts as it does for a user, the others are forks."""
     folder, told = tmp_path_factory.mktemp("demo") / "demo", []
-    run_drawn(folder, IMAGES, Tools(_invoke, told.append, Context()), SMALL, tested=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tailwise.demo.run.subprocess", forked_commands(real=1))
+        run_drawn(folder, IMAGES, Tools(_invoke, told.append, Context()), SMALL, tested=1)
     return folder, told
 
 
 @pytest.fixture
-def forked_trainings(fork_python, monkeypatch):
-    """The demo's trainings start as forks: those of the fixture `demo` are what a user gets."""
-
-    def start(command, stdout, **_):
-        assert command[:3] == [sys.executable, "-m", "tailwise"]
-        process = fork_python("from tailwise.cli import main; main()", *command[3:], out=stdout.name)
-        return SimpleNamespace(
-            pid=process.pid,
-            poll=lambda: None if process.is_alive() else process.exitcode,
-            wait=lambda: process.join() or process.exitcode,
-        )
-
-    monkeypatch.setattr("tailwise.demo.run.subprocess", SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT))
+def forked_trainings(forked_commands, monkeypatch):
+    monkeypatch.setattr("tailwise.demo.run.subprocess", forked_commands())
 
 
 def test_commands_in_order(demo):

@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +46,15 @@ def test_every_command_works_top_to_bottom(fork_python, place, monkeypatch):
         else:
             app(words, standalone_mode=False)
     assert (place / "epoch-0.parquet").exists()
-    the_python_runs_as_printed(place)
+    the_python_runs_as_printed(fork_python, place)
 
 
-def the_python_runs_as_printed(place):
+def the_python_runs_as_printed(fork_python, place):
     (code,) = blocks("python")
-    script = place / "snippet.py"
-    script.write_text(code, encoding="utf-8")
-    done = subprocess.run([sys.executable, script], check=False, cwd=place, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    process = fork_python(code, out=place / "out", err=place / "err")
+    process.join(300)
+    assert process.exitcode == 0, (place / "err").read_text()
+    first, second = (place / "out").read_text().splitlines()
     assert first == "epoch 3 has 920 samples of 1,840"
     assert second == "torch.Size([64, 3, 224, 224]) torch.Size([64, 77])"
 

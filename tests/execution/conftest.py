@@ -6,6 +6,7 @@ With the shaky executor, items run in reverse, every third worker is lost, and n
 import pickle
 import shutil
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count
 
 import pytest
@@ -13,6 +14,12 @@ import pytest
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import Executor, Worker
+
+
+@pytest.fixture(autouse=True)
+def _spawned_workers(monkeypatch):
+    """Worker processes start here as they do for a user."""
+    monkeypatch.setattr("tailwise.execution.local.ProcessPoolExecutor", ProcessPoolExecutor)
 
 
 class Forgetful(Worker):

@@ -1,8 +1,5 @@
 """A catalog of more parts than a process may open files."""
 
-import subprocess
-import sys
-
 import numpy as np
 
 PARTS, FILES = 150, 100
@@ -30,7 +27,7 @@ print(sum(len(rows) for _, (rows, *_) in zip(range(30), Loader(plan, batch_size=
 """
 
 
-def test_a_catalog_may_have_more_parts_than_open_files(tmp_path, make_tar, make_embeddings, _small_catalog_source):
+def test_a_catalog_may_have_more_parts_than_open_files(fork_python, tmp_path, make_tar, make_embeddings):
     """Each step maps the parts of several columns at once."""
     keys = [f"{row:06d}" for row in range(4 * PARTS)]
     for part in range(PARTS):
@@ -43,8 +40,7 @@ def test_a_catalog_may_have_more_parts_than_open_files(tmp_path, make_tar, make_
     vectors = np.random.default_rng(1).normal(size=(len(keys), 16))
     embeddings = make_embeddings(tmp_path / "embeddings", dict(zip(keys, vectors, strict=True)))
     arguments = [tmp_path / "tars", embeddings, tmp_path, FILES, PARTS]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "240"
+    process = fork_python(SCRIPT, *arguments, out=tmp_path / "out", err=tmp_path / "err")
+    process.join(300)
+    assert process.exitcode == 0, (tmp_path / "err").read_text()
+    assert (tmp_path / "out").read_text().split()[-1] == "240"

@@ -68,7 +68,7 @@ KEPT = {"persistent_workers": True}
     ("name", "workers", "options"),
     [
         *((name, *how) for name in ("half", "often") for how in ((0, {}), (1, {}), (2, KEPT))),
-        ("often", 2, {"multiprocessing_context": "spawn", **KEPT}),
+        ("often", 2, {"multiprocessing_context": "forkserver", **KEPT}),  # they get the pipeline as a pickle
     ],
 )
 def test_an_epoch_of_a_real_pipeline_is_the_plans_draw(pool, open_plan, name, workers, options):

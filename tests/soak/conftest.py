@@ -22,6 +22,10 @@ MODULES = (
     "PIL.Image",
     "tailwise.steps.clustering.cluster",
     "tailwise.plan.plan",
+    "tailwise.train.launch",
+    "tailwise.compare.study",
+    "open_clip_train.main",
+    "scipy.stats",
 )
 
 
@@ -32,7 +36,7 @@ class Runner:
         # A user who is no administrator may mount in a namespace of their own, where the system allows that.
         prefix = ["unshare", "--user", "--map-root-user", "--mount"] if namespace else []
         script = Path(__file__).with_name("runner.py")
-        self.folder = folder
+        self.folder, self.namespace = folder, namespace
         self.process = subprocess.Popen(
             [*prefix, sys.executable, str(script), *MODULES],
             stdin=subprocess.PIPE,
@@ -63,36 +67,23 @@ class Runner:
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory):
     """A process that runs commands in forked children."""
-    made = Runner(tmp_path_factory.mktemp("runner"))
+    made = Runner(tmp_path_factory.mktemp("runner"), may_mount(tmp_path_factory.mktemp("disk")))
     yield made
     made.close()
+
+
+def may_mount(folder):
+    """Return True if this user may mount disks in a namespace of their own."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", str(folder)]
+    return bool(shutil.which("unshare")) and not subprocess.run(command, check=False, capture_output=True).returncode
 
 
 @pytest.fixture(scope="session")
-def disk_runner(tmp_path_factory):
-    """A runner that can mount disks; skips where the system does not allow that."""
-    if not shutil.which("unshare"):
-        pytest.skip("no unshare: full disks need a mount namespace")
-    tried = subprocess.run(
-        [
-            "unshare",
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "mount",
-            "-t",
-            "tmpfs",
-            "none",
-            str(tmp_path_factory.mktemp("disk")),
-        ],
-        check=False,
-        capture_output=True,
-    )
-    if tried.returncode:
+def disk_runner(runner):
+    """The runner, which can mount disks; skips where the system does not allow that."""
+    if not runner.namespace:
         pytest.skip("no mount namespaces for this user: full disks are not tried")
-    made = Runner(tmp_path_factory.mktemp("runner"), namespace=True)
-    yield made
-    made.close()
+    return runner
 
 
 @pytest.fixture(scope="session")

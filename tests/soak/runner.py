@@ -5,6 +5,7 @@ modules that a command imports are imported here too once it has ended, for the 
 The process may run in a mount namespace of its own (`unshare --user --map-root-user --mount`), where it mounts small disks.
 """
 
+import gc
 import hashlib
 import importlib
 import json
@@ -171,6 +172,8 @@ def main():
 
     for module in sys.argv[1:]:
         __import__(module)
+    gc.collect()
+    gc.freeze()  # forks of this process need not copy what they only look at
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -59,6 +59,31 @@ def launch_train():
     return start
 
 
+LAUNCHED = """
+from tailwise.cli import main
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+def rank():
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+
+place = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test"}
+elastic_launch(LaunchConfig(1, 1, 2, start_method="fork", **place), rank)()
+"""
+
+
+@pytest.fixture(scope="session")
+def fork_launcher(fork_python):
+    """`fork_launcher(arguments, log)` starts `tailwise train` in two ranks by torch's launcher, all of them forks → the launcher."""
+
+    def start(arguments, log):
+        return fork_python(LAUNCHED, "train", *arguments, out=log)
+
+    return start
+
+
 @pytest.fixture(scope="session")
 def fork_train(fork_python):
     """`fork_train(arguments, log, ranks=1, code=MAIN)` starts `tailwise train` as so many ranks → their processes."""

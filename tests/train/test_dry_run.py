@@ -186,11 +186,13 @@ def test_ranks_of_a_launcher_are_taken_without_one(drawn_plan, recipe, tmp_path,
     assert "can't be shared by 5 ranks" in refused.stderr
 
 
-def test_ranks_of_a_launcher_print_once_and_start_nothing(drawn_plan, recipe, tmp_path, launch_train):
+def test_ranks_of_a_launcher_print_once_and_start_nothing(drawn_plan, recipe, tmp_path, fork_launcher):
     before = files(drawn_plan.catalog.folder, tmp_path)
     log = tmp_path / "log"
     words = [drawn_plan.catalog.folder, "epochs", "--recipe", recipe, "--dry-run", "--", "--logs", tmp_path / "logs"]
-    assert launch_train(words, log).wait(timeout=200) == 0, log.read_text()
+    launcher = fork_launcher(words, log)
+    launcher.join(300)
+    assert launcher.exitcode == 0, log.read_text()
     said = log.read_text()
     assert said.count("50 batches of 32 samples (2 ranks × 16)") == 1
     assert said.count("dry run: all checks passed") == 1

@@ -1,15 +1,10 @@
 """An import that was interrupted and run again, or run with other workers, makes the very same bytes."""
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import tailwise
 from tailwise.catalog.files import write_record
 from tailwise.context import Context
 from tailwise.execution.local import LocalExecutor
@@ -182,13 +177,13 @@ import_pool([sys.argv[1]], sys.argv[2], workers=1, part_rows=5, context=Context(
 
 
 @pytest.mark.parametrize(("step", "items_done"), [("indexing tars", 3), ("image embeddings", 1)])
-def test_killed_and_run_again(tmp_path, pool, tree_bytes, step, items_done):
+def test_killed_and_run_again(fork_python, tmp_path, pool, tree_bytes, step, items_done):
     """No `finally` runs in a killed process; half-written files of it are planted beside."""
     whole = tree_bytes(run(tmp_path, "whole").catalog.folder)
     folder = tmp_path / "catalog"
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "pool"), str(folder), step, str(items_done)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(tailwise.__file__).parents[1])}
-    assert subprocess.run(command, check=False, env=environment).returncode == 9
+    process = fork_python(KILLED, tmp_path / "pool", folder, step, items_done, out=tmp_path / "log")
+    process.join(300)
+    assert process.exitcode == 9, (tmp_path / "log").read_text()
     (folder / "samples" / "part-000001.parquet.writing").write_bytes(b"half")
     (folder / "shards.parquet.writing").write_bytes(b"half")
     if step == "image embeddings":
