@@ -14,8 +14,8 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.loader.dataset import BatchDataset, Decode, Tokenizer, Transform
 from tailwise.loader.order import LEAST_SPAN_WINDOWS, Order, OrderOptions
+from tailwise.loader.pool import DEFAULT_CACHE_BYTES, open_pool
 from tailwise.loader.sections import Samples
-from tailwise.loader.shards import DEFAULT_CACHE_BYTES, open_pool
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.shards.decode import decode_rgb
 

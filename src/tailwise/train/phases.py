@@ -14,7 +14,7 @@ from tailwise.catalog.outputs import check_output_folder
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
-from tailwise.loader.shards import ON_DAMAGED
+from tailwise.loader.pool import ON_DAMAGED
 from tailwise.plan.plan import Plan
 from tailwise.recipes import Phase, Recipe
 from tailwise.requests import TrainRequest, bytes_of
