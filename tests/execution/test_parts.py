@@ -192,5 +192,9 @@ def test_what_needs_the_results_of_all_ends_a_part():
             executor.reduce(Apply(abs), [1, 2], max)
         with pytest.raises(PartDoneError, match="no item is left"):
             executor.map(Apply(abs), [1, 2])
+        called = []
+        with pytest.raises(PartDoneError, match=": 0 items done; no item is left"):
+            Context(executor=executor).run(Apply(called.append), [1, 2, 3], "", KERNEL)
+        assert not called
     finally:
         executor.close()

@@ -46,7 +46,12 @@ class PartExecutor(LocalExecutor):
         end_part()
 
     def left(self, task: Task[Item, Any], items: Sequence[Item]) -> list[Item]:
-        """Return the items of this part's share that are not done: consecutive ones, which often lie in the same files."""
+        """Return the items of this part's share that are not done: consecutive ones, which often lie in the same files.
+
+        None of a task that writes no files: only its results would say what is done.
+        """
+        if items and not task.files(items[0]):
+            items = ()
         first, stop = (len(items) * at // self._parts for at in (self._number - 1, self._number))
         unfinished = [item for item in items if not task.is_done(item)]
         self._open, self._total = lambda: sum(not task.is_done(item) for item in unfinished), len(items)
