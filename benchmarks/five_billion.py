@@ -23,11 +23,14 @@ DECODE_MS = 1.0  # to decode and prepare an image: embed.py, 64-pixel JPEGs (lar
 CLIP_SCORES = 299_000 / 2  # samples a second and core: filters.py, d = 512
 DRAWS = 2.7e6  # rows a second and core, epoch 20 without stored slots: draws.py
 TAR_BYTES = 25_900 * 266e6 / 16_000  # bytes a second and worker of new shards: export_shards.py, 256-pixel images
-PLAN_US = 1.9  # a row: out_of_core.py at 1M rows, with the start of the command: an upper bound
-DRAW_TABLE_US = 2.8  # a row: out_of_core.py, as above
+DEDUP_ROW = (
+    31e-6 / 256
+)  # core seconds a row and dimension beside the comparisons: out_of_core.py, 5M rows (43 less 9 and 3 for products)
+PLAN_US = 0.46  # a row: out_of_core.py, 5M rows
+DRAW_TABLE_US = 1.1  # a row: out_of_core.py, 5M rows
 INDEX = 37_310.0  # samples a second and core: index_tars.py, 40,000 small samples
 SAMPLES_BYTES = 29.4  # a row of samples/ with captions of 4 words: the real pool of filters.py
-SEEDING_BYTES = 72 * 2  # a number of the K centroids, at most: what `cluster` reserves; see --max-memory
+SEEDING_BYTES = 96  # a number of the K centroids, at most: what `cluster` reserves of --max-memory
 RUN_OPEN_MS, GROUP_COPIES, RUN_COPIES = 0.4, 1 << 18, 1 << 20  # export_shards.py; export/shards.py; export/shuffled.py
 DEDUP_MEMBER_BYTES = 12  # a member of the largest cluster and dimension: docs/dedup.md
 
@@ -121,9 +124,9 @@ def make_steps(asked: argparse.Namespace) -> list[Step]:
         Step("cluster: assign", n * k * d * 2 / OPS / HOUR, 0, n * row, tb * 12, 0, ""),
         Step(
             "dedup",
-            k * members**2 * d * DUPLICATES / HOUR,
+            (k * members**2 * d * DUPLICATES + n * d * DEDUP_ROW + n * k * d * 2 / OPS) / HOUR,
             *(0, 3 * n * row, tb * 21, 2 * n * row),
-            "a finer clustering takes less: hours fall as 1/K",
+            f"{k * members**2 * d * DUPLICATES / HOUR:,.0f} CPU hours of them compare: these fall as 1/K",
         ),
         Step("plan", n * PLAN_US / 1e6 / HOUR, 0, tb * 12, tb * 8, 0, ""),
         Step("draw to Parquet, an epoch", n * DRAW_TABLE_US / 1e6 / HOUR, 0, tb * 40, drawn * 40 / 1e12, 0, ""),

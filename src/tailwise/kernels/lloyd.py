@@ -200,7 +200,9 @@ class Lloyd:
             )
             objective += int(to_similarity_units(dots / np.where(norms > 0, norms, 1.0)).sum())
         self._broken = False
-        return Partial(self._members.rows + others.rows, self._members.sizes + others.sizes, objective)
+        others.rows += self._members.rows
+        others.sizes += self._members.sizes
+        return Partial(others.rows, others.sizes, objective)
 
     def _begin(self, centroids: npt.NDArray[np.float32]) -> None:
         """Finds out how far the centroids moved, and whether lists can be trusted, or should be made."""

@@ -87,22 +87,23 @@ def seed_centroids(
             fresh[at] for at in sorted(np.unique(_seed_rows(x, fresh), axis=0, return_index=True)[1])
         ]  # copies count once
         rows = rows + fresh
-    seeds, sums = nearest.centroids, nearest.sums()
+    seeds, centroids = nearest.centroids, unit_rows_on_grid(nearest.sums())
     del nearest
 
-    def iterate(sums: npt.NDArray[np.int64], times: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        centroids = unit_rows_on_grid(sums)
+    def iterate(
+        centroids: npt.NDArray[np.float32], times: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         lost = ~centroids.any(axis=1)  # nothing is nearest to them, or their rows cancel out
-        centroids[lost] = seeds[: len(sums)][lost]
-        lloyd = Lloyd([x], len(sums), device=device, threads=threads, carry_bytes=carry_bytes)
-        for _ in range(times):
-            partial = lloyd.partial(centroids)
-            centroids, _ = finish(partial, centroids)
-        return centroids, partial.rows
+        centroids[lost] = seeds[: len(centroids)][lost]
+        lloyd = Lloyd([x], len(centroids), device=device, threads=threads, carry_bytes=carry_bytes)
+        for _ in range(times - 1):  # no sums are kept beside the next ones
+            centroids, _ = finish(lloyd.partial(centroids), centroids)
+        partial = lloyd.partial(centroids)
+        return finish(partial, centroids)[0], partial.rows
 
     if len(rows) > k:
-        sums = _merged(iterate(sums, 2)[1], k, threads)
-    return iterate(sums, 1)[0]
+        centroids = unit_rows_on_grid(_merged(iterate(centroids, 2)[1], k, threads))
+    return iterate(centroids, 1)[0]
 
 
 def _merged(sums: npt.NDArray[np.int64], k: int, threads: int | None) -> npt.NDArray[np.int64]:
