@@ -67,6 +67,7 @@ def main() -> None:
         for rows in (WARM_UP_ROWS, asked.rows):
             figures = measure(Path(folder) / str(rows), rows, asked, executor)
     print(f"    {'':34s} {'driver':>10s} {'tasks':>10s} {'share':>8s}")
+    figures["all"] = tuple(map(sum, zip(*figures.values(), strict=True)))
     for name, (driver, tasks) in figures.items():
         print(f"    {name:34s} {driver:8.2f} s {tasks:8.2f} s {driver / (driver + tasks):8.1%}")
 
@@ -78,9 +79,9 @@ def measure(
     folder.mkdir()
     part_rows = min(asked.part_rows, rows // 2)
     source = stages.make_metadata(folder / "metadata", rows, asked.dimension, part_rows)
-    catalog = tailwise.import_pool(source, folder / "catalog", part_rows=part_rows).catalog
-    context, plan = tailwise.Context(executor=executor), lambda: tailwise.Plan(catalog, "epochs")
+    catalog, context = folder / "catalog", tailwise.Context(executor=executor)
     steps: dict[str, Callable[[], Any]] = {
+        "import": lambda: tailwise.import_pool(source, catalog, part_rows=part_rows, context=context),
         f"cluster K={rows // 150:,}": lambda: tailwise.cluster(catalog, ClusterRequest(k=rows // 150), context),
         "dedup ε=0.05, greedy": lambda: tailwise.dedup(catalog, DedupRequest(epsilon=0.05), context),
         "filter clip-score, top half": lambda: tailwise.filter_samples(
@@ -92,7 +93,7 @@ def measure(
         "plan dbp": lambda: tailwise.make_plan(catalog, "subset", tailwise.PlanRequest("dbp", keep=0.25), context),
         **{
             f"export {name}, epoch 1": lambda name=name: tailwise.export_plan(
-                plan(), name, folder / name, epoch=1, context=context
+                tailwise.Plan(catalog, "epochs"), name, folder / name, epoch=1, context=context
             )
             for name in ("parquet", "keys", "rates-json", "datacomp")
         },
