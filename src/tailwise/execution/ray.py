@@ -101,6 +101,7 @@ class _Actor:
         LOGGER.setLevel(level)
         LOGGER.handlers[:], LOGGER.propagate = [self._records], False
         self._generation, self._worker = 0, Worker(device, cpus)
+        self._get: Callable[[Any], Any] = functools.lru_cache(2)(ray.get)  # a map may take its items from another one
         try:
             os.chdir(folder)
         except OSError as error:
@@ -110,12 +111,13 @@ class _Actor:
             self._problem = f"tailwise {__version__}, {version} in the driver: install the same on all nodes"
 
     def run(
-        self, calls: Calls[Any, Any], items: Sequence[Any], sums: Sequence[Any], generation: int
+        self, shared: Sequence[Any], items: Sequence[Any], sums: Sequence[Any], generation: int
     ) -> tuple[tuple[str, list[Record]], Any]:
         """Return (outcome, log), and the packed result of items, merged with sums; outcomes are "done", "failed" and "lost" (a sum)."""
         if self._generation != generation:
             self._generation, self._worker = generation, Worker(self._device, self._cpus)
         outcome, self._records.found = "done", []
+        calls = self._get(shared[0])
         try:
             if self._problem:
                 node = ray.get_runtime_context().get_node_id()[:8]
@@ -437,7 +439,7 @@ class RayExecutor(Executor):
         sums = [each.packed for each in batch.sums]
         batch.slot = slot
         status, batch.packed = slot.actor.run.options(num_returns=2).remote(
-            work.shared, batch.items, sums, self._generation
+            [work.shared], batch.items, sums, self._generation
         )
         work.running[status] = batch
 
