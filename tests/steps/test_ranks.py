@@ -82,3 +82,12 @@ def test_the_spill_is_removed_after_an_error(tmp_path):
     with pytest.raises(Exception, match="value-part-000001"):
         write_value_ranks(*made, 1, ranks, np.array([3]), parts, Context())
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_spill_of_a_run_that_was_killed_at_its_end_is_removed(tmp_path):
+    *made, ranks, parts = columns(tmp_path, np.zeros(3, np.int32), np.zeros(3, np.float32), 2)
+    write_value_ranks(*made, 1, ranks, np.array([3]), parts, Context())
+    before = sorted(tmp_path.iterdir())
+    (tmp_path / "rank.spill" / "ranks").mkdir(parents=True)
+    write_value_ranks(*made, 1, ranks, np.array([3]), parts, Context())
+    assert sorted(tmp_path.iterdir()) == before

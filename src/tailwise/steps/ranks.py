@@ -161,9 +161,9 @@ def write_value_ranks(
         context: runs the tasks and shows progress.
         bucket_rows: rows ranked at a time; the result doesn't depend on it.
     """
-    if all(ranks.path(part).exists() for part in parts):
-        return
-    with scratch(ranks.folder / (ranks.name + SPILL)) as folder:
+    with scratch(ranks.folder / (ranks.name + SPILL)) as folder:  # also removes that of an interrupted run
+        if all(ranks.path(part).exists() for part in parts):
+            return
         buckets = cluster_buckets(sizes, bucket_rows)
         by_bucket = Shuffle(folder / "values", _VALUE, int(buckets.max(initial=0)) + 1)
         by_part = Shuffle(folder / "ranks", _rank_records(int(sizes.max(initial=0))), len(parts))
