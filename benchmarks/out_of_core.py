@@ -50,7 +50,7 @@ def main() -> None:
     sizes = sorted(asked.rows)
     if any(rows % PART_ROWS for rows in sizes):
         parser.error(f"--rows: give multiples of {PART_ROWS:,}")
-    need, free = sizes[-1] * (2 * asked.dimension + 400), shutil.disk_usage(asked.folder).free
+    need, free = sizes[-1] * (6 * asked.dimension + 100), shutil.disk_usage(asked.folder).free
     if need > free:
         raise SystemExit(
             f"this takes about {need / 1e9:.3g} GB of disk, and {free / 1e9:.3g} GB are free in {asked.folder}"
