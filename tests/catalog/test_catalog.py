@@ -36,10 +36,16 @@ def test_opening_another_format_says_both(tmp_path):
 
 
 @pytest.mark.parametrize("use", [Catalog.open, Catalog.create])
-def test_urls_are_refused(use, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "url", ["https://host/catalog", "file:///tmp/catalog", "s3://", "s3://bucket/catalog?versionId=1"]
+)
+def test_other_urls_are_refused(use, url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="is a URL"):
-        use("s3://bucket/catalog")
+    with pytest.raises(UserError, match="is no place for a catalog: give a local folder, or a URL of s3://"):
+        use(url)
+    with pytest.raises(UserError, match="give credentials by environment variables") as caught:
+        use("s3://key:very-secret@bucket/catalog")
+    assert "very-secret" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ from tailwise.catalog.layout import HEAD, HEADER
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, UnsupportedError, UserError
 from tailwise.steps.importing.pool import import_pool
-from tailwise.storage.store import LocalStore
+from tailwise.storage.local_store import LocalStore
 
 
 @pytest.fixture

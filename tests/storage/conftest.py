@@ -1,18 +1,23 @@
 """An S3 server on the loopback."""
 
 import http.client
+import logging
 import threading
+import time
 import urllib.request
+from collections import Counter
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 
 @pytest.fixture
-def server(monkeypatch):
-    """Address of a real S3 server with a bucket `pool`; the environment names it."""
+def server(monkeypatch, tmp_path):
+    """Address of a real S3 server with a bucket `pool`; the environment names it, and a cache of this test."""
     pytest.importorskip("obstore", reason="needs the extra s3: obstore")
     running = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer("127.0.0.1", port=0)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     running.start()
     address = "{}:{}".format(*running.get_host_and_port())
     for name, value in {
@@ -24,15 +29,30 @@ def server(monkeypatch):
         monkeypatch.setenv(name, value)
     for path, method in (("moto-api/reset", "POST"), ("pool", "PUT")):
         urllib.request.urlopen(urllib.request.Request(f"http://{address}/{path}", method=method))
+    monkeypatch.setenv("TAILWISE_CACHE", str(tmp_path / "files"))
+    _forget()
     yield address
     running.stop()
+
+
+@pytest.fixture
+def forget_servers():
+    """`forget_servers()` forgets the servers of other tests."""
+    return _forget
+
+
+def _forget():
+    """Forget the servers of other tests, which had files at the same URLs."""
+    from tailwise.storage import object_store, store_path
+
+    object_store._opened.cache_clear()
+    store_path._settled.clear()
 
 
 @pytest.fixture
 def object_store(server, tmp_path):
     from tailwise.storage import object_store
 
-    object_store._opened.cache_clear()
     return object_store.ObjectStore("s3://pool/catalog", tmp_path / "cache", 10_000_000)
 
 
@@ -69,17 +89,48 @@ for method in ("GET", "PUT", "HEAD", "DELETE", "POST"):
     setattr(_Proxy, f"do_{method}", _Proxy._pass_on)
 
 
-@pytest.fixture
-def faults(server, monkeypatch):
-    """`faults[:] = ["lose", "refuse", …]`: what the next puts meet on the way to the server, and the requests that were seen."""
-    waiting = []
+@contextmanager
+def _between(server, monkeypatch, fault):
+    """Put a proxy before the server: `fault(method, path)` is None, "refuse" or "lose"."""
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
-    proxy.upstream = server
-    proxy.fault = lambda method, _: waiting.pop(0) if method == "PUT" and waiting else None
+    proxy.upstream, proxy.fault = server, fault
     proxy.handle_error = lambda *_: None  # connections that are cut on purpose
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
-    yield waiting
+    _forget()
+    yield
     proxy.shutdown()
     proxy.server_close()
+
+
+@pytest.fixture
+def faults(server, monkeypatch):
+    """`faults[:] = ["lose", "refuse", …]`: what the next puts meet on the way to the server."""
+    waiting = []
+    with _between(server, monkeypatch, lambda method, _: waiting.pop(0) if method == "PUT" and waiting else None):
+        yield waiting
+
+
+@pytest.fixture
+def requests(server, monkeypatch):
+    """Counts of requests by method: all that go to the server."""
+    counts = Counter()
+    with _between(server, monkeypatch, lambda method, _: counts.update([method])):
+        yield counts
+
+
+@pytest.fixture
+def sick_server(server, monkeypatch):
+    """Let one request in 50 fail, and the response of one in 200 get lost; all take 20 ms longer. Return counts of what they met."""
+    counts = Counter()
+
+    def fault(*_):
+        time.sleep(0.02)
+        number = counts.total()
+        met = "lose" if number % 200 == 150 else "refuse" if number % 50 == 30 else None
+        counts[met] += 1
+        return met
+
+    with _between(server, monkeypatch, fault):
+        yield counts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tailwise.storage.store import LocalStore
+from tailwise.storage.local_store import LocalStore
 
 STORES = {"local": lambda folder, _: LocalStore(folder), "s3": lambda _, bucket: bucket()}
 WRITERS = 16

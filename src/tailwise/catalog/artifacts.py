@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -18,7 +17,16 @@ from tailwise.catalog.files import digest, known_digest, read_record, record_byt
 from tailwise.catalog.layout import MANIFEST, PENDING, lock, plain_file, unfinished
 from tailwise.errors import ConflictError, NotFoundError, PartDoneError, UserError
 from tailwise.extras import versions
-from tailwise.storage.local import TEMPORARY_SUFFIX, flush, in_part, locked, put_if_absent, remove_temporary_files
+from tailwise.storage.local import (
+    TEMPORARY_SUFFIX,
+    flush,
+    in_part,
+    locked,
+    put_if_absent,
+    remove_folder,
+    remove_temporary_files,
+)
+from tailwise.storage.store_path import is_stored
 from tailwise.text import nearest
 
 logger = logging.getLogger(__name__)
@@ -37,7 +45,8 @@ class Artifact:
 
     Attributes:
         place: path of the finished artifact.
-        folder: of the files; it is `place` once the artifact is finished.
+        folder: of the files; see `finished_folder` once the artifact is finished.
+        done: True if the artifact is finished.
     """
 
     def __init__(
@@ -67,7 +76,8 @@ class Artifact:
         if derived:
             self.identity["derived"] = dict(derived)
         self.place = place
-        self.folder = place if self._taken else unfinished(place) / digest(self.identity)
+        self.folder = self._finished() or unfinished(place) / digest(self.identity)
+        self.done = False
         self._held = ExitStack()
 
     def __enter__(self) -> Artifact:
@@ -80,9 +90,8 @@ class Artifact:
             self._held.enter_context(locked(lock(self.place), str(self.place)))
         try:
             if self._taken:
-                self._clean()
+                self._finished_in(self._finished() or self.folder)
                 self._refuse_other(read_record(self.place / MANIFEST)["identity"], self.place)
-                self.folder = self.place
             else:
                 self._begin()
         except BaseException:
@@ -91,24 +100,25 @@ class Artifact:
         return self
 
     def _begin(self) -> None:
-        if self.place.exists() and not self._taken:
-            shutil.rmtree(self.place)  # its manifest was lost: a folder gets this name with a manifest only
+        if not is_stored(self.place) and self.place.exists() and not self._taken:
+            remove_folder(self.place)  # its manifest was lost: a folder gets this name with a manifest only
         for folder in {*unfinished(self.place).glob("*")} - {self.folder}:
             if {PENDING} < _names(folder):
                 self._refuse_other(read_record(folder / PENDING), folder)
-                shutil.rmtree(folder)
-        if MANIFEST in _names(self.folder):
+                remove_folder(folder)
+        names = _names(self.folder)
+        if MANIFEST in names:
             self._publish()
-        elif PENDING not in _names(self.folder):
+        elif PENDING not in names:
             if not in_part():  # another part may be writing there
-                shutil.rmtree(self.folder, ignore_errors=True)
+                remove_folder(self.folder)
             put_if_absent(self.folder / PENDING, record_bytes(self.identity))
         remove_temporary_files(self.folder)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Lets go of the lock; and of the folder, where the stage refused what it was given before it made anything."""
         if kind is not None and issubclass(kind, UserError) and _names(self.folder) == {PENDING}:
-            shutil.rmtree(unfinished(self.place), ignore_errors=True)
+            remove_folder(self.folder if is_stored(self.place) else unfinished(self.place))
         self._held.close()
 
     def _refuse_other(self, existing: Mapping[str, Any], folder: Path) -> None:
@@ -126,14 +136,15 @@ class Artifact:
                 f"choose another name, or delete {folder} to rebuild it"
             )
 
+    def _finished(self) -> Path | None:
+        if not is_stored(self.place):
+            return self.place if self._taken else None
+        manifest = find_manifest(self.place)
+        return None if manifest is None else finished_folder(self.place, manifest["identity"])
+
     @property
     def _taken(self) -> bool:
         return (self.place / MANIFEST).exists()
-
-    @property
-    def done(self) -> bool:
-        """True if the artifact is finished."""
-        return self.folder == self.place
 
     def path(self, name: str) -> Path:
         """The path of one file of the artifact."""
@@ -161,17 +172,25 @@ class Artifact:
     def _publish(self) -> None:
         """Give the folder its name, which no other process can then."""
         with self._race():
-            self.folder.rename(self.place)  # with the pending record: a writer that misses it finds the name taken
-        self.folder = self.place
+            if is_stored(self.place):
+                if not put_if_absent(self.place / MANIFEST, self.path(MANIFEST).read_bytes()):
+                    raise self._lost
+            else:
+                self.folder.rename(self.place)  # with the pending record: a writer that misses it finds the name taken
         flush(self.place.parent)
-        self._clean()
+        self._finished_in(finished_folder(self.place, self.identity))
 
-    def _clean(self) -> None:
-        """Remove what other processes have left of this name."""
+    def _finished_in(self, folder: Path) -> None:
+        """Note that the artifact is finished; remove what other processes have left of this name."""
+        self.folder, self.done = folder, True
         with suppress(OSError):  # the catalog may be read-only
-            remove_temporary_files(self.place)
-            (self.place / PENDING).unlink(missing_ok=True)
-            shutil.rmtree(unfinished(self.place))
+            remove_temporary_files(folder)
+            (folder / PENDING).unlink(missing_ok=True)
+            if not is_stored(self.place):
+                remove_folder(unfinished(self.place))
+                return
+            for other in {*self.place.iterdir()} - {folder, self.place / MANIFEST}:
+                remove_folder(other)
 
     @contextmanager
     def _race(self) -> Iterator[None]:
@@ -231,9 +250,16 @@ def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def finished_folder(place: Path, identity: Mapping[str, Any]) -> Path:
+    """Return the folder with the files of a finished artifact: `place`; in an object store, a folder in it (see layout)."""
+    return place / digest(identity) if is_stored(place) else place
+
+
 def find_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of an artifact; None if the artifact is missing or unfinished."""
-    return read_record(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return read_record(folder / MANIFEST)
+    return None
 
 
 def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from tailwise.catalog.files import (
     checked_record,
     digest,
     file_stamp,
+    known_record,
     map_array,
     read_json,
-    read_record,
     read_table,
     reading,
     record_bytes,
@@ -37,6 +37,7 @@ from tailwise.catalog.schema import SHARD_SCHEMA
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, put_if_absent
+from tailwise.storage.store_path import is_settled, looked_up, path_of, settle
 from tailwise.text import command_line
 
 FORMAT = 2
@@ -97,17 +98,21 @@ class Catalog:
         """
         if isinstance(folder, Catalog):
             return folder
-        path = local_path(folder)
-        if not (path / layout.HEADER).exists():
+        path = path_of(folder)
+        header = path / layout.HEADER
+        if is_settled(header):
+            return cls(path)
+        if not header.exists():
             raise NotFoundError(
                 f"{path} is no catalog (no {layout.HEADER}): make one with `tailwise import SOURCE… {path}`"
             )
-        found = read_json(path / layout.HEADER)
+        found = read_json(header)
         if isinstance(found, dict) and found.get("format") != FORMAT:
             raise UnsupportedError(
                 f"{path} has catalog format {found.get('format')}, this tailwise reads {FORMAT}: import the pool into a new catalog"
             )
-        checked_record(path / layout.HEADER, found)
+        checked_record(header, found)
+        settle(header)
         return cls(path)
 
     @classmethod
@@ -117,9 +122,10 @@ class Catalog:
         Raises:
             UserError: the folder holds something else.
         """
-        path = local_path(folder)
+        path = path_of(folder)
         if not (path / layout.HEADER).exists():
-            if path.exists() and (not path.is_dir() or any(not _is_ours(item) for item in path.iterdir())):
+            there = path.is_dir()
+            if any(not _is_ours(item) for item in path.iterdir()) if there else path.exists():
                 raise ConflictError(f"{path} exists and is no catalog: name a new or an empty folder")
             for name in SERIES:
                 Series(path / name).begin()
@@ -158,7 +164,9 @@ class Catalog:
     def shards(self, snapshot: Snapshot | None = None) -> pa.Table:
         """The table of shards (schema.SHARD_SCHEMA), one row a shard, in id order; all known ones without a snapshot."""
         path = self.folder / layout.SHARDS
-        table = _shards(file_stamp(path)) if path.exists() else SHARD_SCHEMA.empty_table()
+        table = SHARD_SCHEMA.empty_table()
+        with suppress(FileNotFoundError):
+            table = _shards(file_stamp(path))
         if snapshot is None:
             snapshots = self.snapshots()
             snapshot = snapshots[-1] if snapshots else None
@@ -260,7 +268,7 @@ class Catalog:
             UserError: the file is missing or damaged.
         """
         path = self.samples_path(part)
-        with reading(path), pq.ParquetFile(path) as file:
+        with reading(path) as checked, pq.ParquetFile(checked) as file:
             sizes = np.array([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
             ends = np.cumsum(sizes)
             wanted, at = np.unique(np.searchsorted(ends, rows, "right"), return_inverse=True)
@@ -287,7 +295,8 @@ class Catalog:
             UserError: the column is absent, or doesn't reach to the end of the snapshot.
         """
         parts = self.parts(snapshot)
-        missing = [part for part in parts if not layout.marker(self.embedding_path(column, part)).exists()]
+        markers = looked_up([layout.marker(self.embedding_path(column, part)) for part in parts])
+        missing = [part for part, marker in zip(parts, markers, strict=True) if not marker.exists()]
         if missing:
             rows = sum(part.rows for part in missing)
             import_them = command_line("import", "EMBEDDINGS", self.folder)
@@ -309,8 +318,8 @@ class Catalog:
 
     def embedding_id(self, column: str, snapshot: Snapshot) -> str:
         """The hash of an embedding column over a snapshot."""
-        paths = (self.embedding_path(column, part) for part in self.parts(snapshot))
-        return digest([read_record(layout.marker(path))["digest"] for path in paths])
+        markers = [layout.marker(self.embedding_path(column, part)) for part in self.parts(snapshot)]
+        return digest([known_record(marker)["digest"] for marker in looked_up(markers)])
 
     def rejected_logs(self, first: str = "") -> list[Path]:
         """Return the logs of rejected samples, sorted: all of them, or those whose names start with `first`."""
@@ -320,7 +329,7 @@ class Catalog:
         self, columns: Sequence[str] | None = None, where: pc.Expression | None = None, first: str = ""
     ) -> pa.Table | None:
         """Return rejected samples and reasons (schema.REJECTED_SCHEMA), all of them or a selection; None without a log."""
-        files = [str(path) for path in self.rejected_logs(first)]
+        files = [os.fspath(path) for path in self.rejected_logs(first)]
         # Without `partitioning`, a catalog in a folder "shard=1" would have another column.
         return pq.ParquetDataset(files, filters=where, partitioning=None).read(columns) if files else None
 
@@ -366,7 +375,7 @@ def _refuse_shared_paths(paths: Sequence[str]) -> None:
 @lru_cache(maxsize=8)
 def _shards(stamp: FileStamp) -> pa.Table:
     """The table of shards in a file, checked."""
-    table = read_table(Path(stamp[0]))
+    table = read_table(stamp[0])
     with suppress(UnicodeDecodeError):  # a flipped bit of a path
         if (table.schema.metadata or {}).get(CONTENT) in (None, _content(table).encode()):
             return table
@@ -377,17 +386,6 @@ def _content(shards: pa.Table) -> str:
     """The hash of all rows of the table of shards."""
     names = [name for name in SHARD_SCHEMA.names if name in shards.column_names]
     return digest([shards.column(name).to_pylist() for name in names])
-
-
-def local_path(folder: str | Path) -> Path:
-    """`folder` as an absolute local path.
-
-    Raises:
-        UserError: it is a URL; columns are memory-mapped, so a catalog has to lie on a local file system.
-    """
-    if "://" in str(folder):
-        raise UserError(f"{folder} is a URL, and a catalog must lie in a local folder; the shards may be remote")
-    return Path(folder).expanduser().absolute()
 
 
 def read_captions(group: RowGroup) -> list[str]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import Artifact, FinishedArtifact, find_manifest, read_manifest
+from tailwise.catalog.artifacts import Artifact, FinishedArtifact, find_manifest, finished_folder, read_manifest
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.files import map_array, read_json, read_table, write_array, write_json, write_table
@@ -100,13 +100,17 @@ class Clustering(FinishedArtifact, ClusterFiles):
         """
         folder = catalog.clusters_folder(name)
         make = f"make it with {command_line('cluster', catalog.folder, name=name)}"
-        return cls(folder, catalog, name, read_manifest(folder, "clustering", remedy or make))
+        return cls._of(catalog, name, read_manifest(folder, "clustering", remedy or make))
 
     @classmethod
     def find(cls, catalog: Catalog, name: str | None) -> Clustering | None:
         """Open a finished clustering; None if there is none of this name, or no name is given."""
-        manifest = find_manifest(folder := catalog.clusters_folder(name)) if name else None
-        return None if manifest is None else cls(folder, catalog, str(name), manifest)
+        manifest = find_manifest(catalog.clusters_folder(name)) if name else None
+        return None if manifest is None else cls._of(catalog, str(name), manifest)
+
+    @classmethod
+    def _of(cls, catalog: Catalog, name: str, manifest: Mapping[str, Any]) -> Clustering:
+        return cls(finished_folder(catalog.clusters_folder(name), manifest["identity"]), catalog, name, manifest)
 
     @property
     def without(self) -> list[str]:

@@ -6,19 +6,23 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.files import map_array, write_array
+from tailwise.catalog.files import map_array, reading, write_array
+from tailwise.catalog.ranged import RangedArray
 from tailwise.errors import DamagedError
 from tailwise.kernels.places import by_value
 from tailwise.mapped import release_pages
+from tailwise.storage.store_path import is_stored
 
 Rows = slice | npt.NDArray[np.int64]
+Found = TypeVar("Found", "npt.NDArray[Any]", RangedArray)
+WHOLE_SHARE = 8  # a file in an object store is fetched whole for more than 1 / WHOLE_SHARE of its rows
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class RowColumn:
         self.path, self.dtype = path, np.dtype(dtype)
         self._rows, self._shape, self._read = RowsByPart(parts), shape, read
         self._mapped: dict[int, npt.NDArray[Any]] = {}
+        self._ranged: dict[int, RangedArray] = {}
         self._touched: set[int] = set()  # parts that were read since pages were released
 
     def __len__(self) -> int:
@@ -151,7 +156,7 @@ class RowColumn:
             return np.empty((0, *self._shape), self.dtype)
         first, last = self._rows.part_of(start).number, self._rows.part_of(stop - 1).number
         pieces = [
-            self.read(part)[max(start - part.first_row, 0) : stop - part.first_row]
+            self._at(part, slice(max(start - part.first_row, 0), min(stop - part.first_row, part.rows)))
             for part in self._rows.parts[first : last + 1]
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -159,11 +164,30 @@ class RowColumn:
     def _take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         values = np.empty((len(rows), *self._shape), self.dtype)
         for part, places in self._rows.split(rows):
-            found = self.read(part)[rows[places] - part.first_row]
+            found = self._at(part, rows[places] - part.first_row)
             if len(found) == len(rows):
                 return found
             values[places] = found
         return values
+
+    def _at(self, part: Part, rows: Rows) -> npt.NDArray[Any]:
+        """Return some rows of a part, counted from its first: of a slice the mapped file.
+
+        In an object store, a few rows are fetched alone, until a share of all rows has been.
+        """
+        count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        whole = WHOLE_SHARE * count > part.rows or part.number in self._mapped or self._read is not map_array
+        if whole or not is_stored(path := self.path(part)):
+            return self.read(part)[rows]
+        ranged = self._ranged.get(part.number)
+        if ranged is None:
+            with reading(path, whole=False) as checked:
+                ranged = self._ranged[part.number] = RangedArray(checked)
+            self._check(part, ranged)
+        if WHOLE_SHARE * ranged.fetched > part.rows:
+            del self._ranged[part.number]
+            return self.read(part)[rows]
+        return ranged[rows]
 
     def read(self, part: Part) -> npt.NDArray[Any]:
         """Return one part, mapped.
@@ -173,16 +197,18 @@ class RowColumn:
         """
         found = self._mapped.get(part.number)
         if found is None:
-            path, shape = self.path(part), (part.rows, *self._shape)
-            found = self._read(path)
-            narrower = found.dtype.kind == self.dtype.kind and found.dtype.itemsize <= self.dtype.itemsize
-            if not narrower or found.shape != shape:
-                raise DamagedError(
-                    f"{path} holds {found.dtype} {list(found.shape)}, and its part needs {self.dtype} {list(shape)}: it is damaged, or of "
-                    f"an older version; delete {path.parent}, then make it again"
-                )
-            self._mapped[part.number] = found
+            found = self._mapped[part.number] = self._check(part, self._read(self.path(part)))
         self._touched.add(part.number)
+        return found
+
+    def _check(self, part: Part, found: Found) -> Found:
+        path, shape = self.path(part), (part.rows, *self._shape)
+        narrower = found.dtype.kind == self.dtype.kind and found.dtype.itemsize <= self.dtype.itemsize
+        if not narrower or found.shape != shape:
+            raise DamagedError(
+                f"{path} holds {found.dtype} {list(found.shape)}, and its part needs {self.dtype} {list(shape)}: it is damaged, or of "
+                f"an older version; delete {path.parent}, then make it again"
+            )
         return found
 
     def file_of(self, row: int) -> Path:

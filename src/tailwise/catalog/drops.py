@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import REMOVALS, FinishedArtifact, read_manifest
+from tailwise.catalog.artifacts import REMOVALS, FinishedArtifact, finished_folder, read_manifest
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.columns import RowColumn
 from tailwise.catalog.files import check_file
@@ -59,10 +59,11 @@ class DropList(FinishedArtifact):
             UserError: there is none of this name.
         """
         self.catalog, self.name = catalog, name
-        self.folder = catalog.drops_folder(name)
+        place = catalog.drops_folder(name)
         make = f"make it with {command_line('dedup', catalog.folder, '…', name=name)} or `tailwise filter …`"
-        remedy = f"{user} was made without it: restore {self.folder}" if user else make
-        self.manifest = read_manifest(self.folder, "drop list", remedy)
+        remedy = f"{user} was made without it: restore {place}" if user else make
+        self.manifest = read_manifest(place, "drop list", remedy)
+        self.folder = finished_folder(place, self.manifest["identity"])
         self.kind: str = self.manifest["identity"]["kind"]
         self.without: list[str] = list(self.config["without"])
         self.clustering: str | None = self.config.get("clustering")

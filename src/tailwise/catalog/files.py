@@ -23,6 +23,7 @@ from tailwise.catalog.npy import read_header
 from tailwise.errors import DamagedError, UserError
 from tailwise.mapped import map_file
 from tailwise.storage.local import name_full_disk, replacing
+from tailwise.storage.store_path import settle, with_state
 
 CHECKSUM = "checksum"  # in a record: the hash of all else in it
 ROW_GROUP_ROWS = 65_536  # what must be read of a Parquet file to get one row
@@ -87,19 +88,19 @@ def checked_record(path: Path, value: Any) -> dict[str, Any]:  # noqa: ANN401  (
 
 # --- files whose hash was noted when they were written --------------------------------------------------------------------
 
-FileStamp = tuple[str, int, int, int, int]  # path, device, inode, size, time: another file has another stamp
+FileStamp = tuple[Path, int, int, int, int]  # path, device, inode, size, time: another file has another stamp
 _digests: dict[tuple[int, ...], str] = {}  # of the files that this process has written or hashed
 
 
 def file_stamp(path: Path) -> FileStamp:
     """Return what changes whenever a file is replaced."""
     status = path.stat()
-    return str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=256)
 def _known(stamp: FileStamp) -> Mapping[str, Any]:
-    return read_record(Path(stamp[0]))
+    return read_record(stamp[0])
 
 
 def known_record(path: Path) -> Mapping[str, Any]:
@@ -112,15 +113,17 @@ def noted_digests(path: Path) -> tuple[str, ...]:
 
     Several while a file is being replaced, none where nothing was noted.
     """
-    manifest, marker = path.with_name(layout.MANIFEST), layout.marker(path)
-    if manifest.exists():
-        found = [known_record(manifest)["files"].get(path.name)]
-    elif marker != path and marker.exists():
-        noted = known_record(marker)
-        found = [noted.get("digest"), noted.get("replaced_by")]
-    else:
-        found = []
-    return tuple(str(value) for value in found if value is not None)
+    for record in layout.records_of(path):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            noted = known_record(record)
+            if record.name != layout.MANIFEST:
+                found = [noted.get("digest"), noted.get("replaced_by")]
+            else:
+                found = [noted["files"].get(path.name)]
+                settle(record)  # files of a finished artifact never change
+                settle(path)
+            return tuple(str(value) for value in found if value is not None)
+    return ()
 
 
 def refuse_many_files(error: Exception) -> None:
@@ -137,12 +140,13 @@ def refuse_many_files(error: Exception) -> None:
 
 
 def check_file(path: Path) -> Path:
-    """Return `path`, if its bytes are those that were written (see `known_digest`).
+    """Return `path`, if its bytes are those that were written (see `known_digest`); one in an object store knows its state.
 
     Raises:
         UserError: it is missing or damaged.
     """
     noted = noted_digests(path)
+    path = with_state(path)
     if not noted:
         return path
     try:
@@ -157,15 +161,15 @@ def check_file(path: Path) -> Path:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Check a file (see `check_file`), and name it where it cannot be read within.
+def reading(path: Path, *, whole: bool = True) -> Iterator[Path]:
+    """Yield the path of a checked file (see `check_file`; not checked unless `whole`), and name it where it cannot be read within.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    check_file(path)
+    checked = check_file(path) if whole else path
     try:
-        yield
+        yield checked
     except (OSError, ValueError, LookupError, EOFError, pa.ArrowException) as error:
         refuse_many_files(error)
         raise DamagedError(
@@ -211,15 +215,18 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a Parquet file of a catalog; see `reading`."""
-    with reading(path), pq.ParquetFile(path) as file:  # pq.read_table imports pyarrow.dataset: a tenth of a second
+    with (
+        reading(path) as checked,
+        pq.ParquetFile(checked) as file,
+    ):  # pq.read_table imports pyarrow.dataset: a tenth of a second
         table = file.read(columns)
         return table if columns is None else table.select(columns)
 
 
 def map_array(path: Path) -> npt.NDArray[Any]:
     """Map a `.npy` file of a catalog; see `reading`."""
-    with reading(path):
-        return read_array(path)
+    with reading(path) as checked:
+        return read_array(checked)
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
@@ -228,6 +235,7 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     Raises:
         OSError, ValueError: it can't be read; see `read_header`.
     """
+    path = Path(os.fspath(path))  # of a copy, if it is in an object store
     with path.open("rb") as stream:
         header = read_header(stream, os.fstat(stream.fileno()).st_size)
     if 0 in header.shape:  # empty arrays can't be mapped
@@ -273,9 +281,10 @@ def file_digest(path: Path) -> str:
 
 def known_digest(path: Path) -> str:
     """Return the same as `file_digest`. A process hashes each file once: while it writes it (`writing`), else by reading it."""
-    stamp = file_stamp(path)[1:]  # the folder of an artifact gets another path when it is finished
+    copy = Path(os.fspath(path))  # of one in an object store
+    stamp = file_stamp(copy)[1:]  # the folder of an artifact gets another path when it is finished
     if stamp not in _digests:
-        _digests[stamp] = file_digest(path)
+        _digests[stamp] = file_digest(copy)
     return _digests[stamp]
 
 

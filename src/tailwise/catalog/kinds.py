@@ -40,9 +40,10 @@ class Kind:
 
     def unfinished(self, catalog: Path) -> list[tuple[str, Path]]:
         """Return the name and the record of each artifact that is being made, or was interrupted."""
-        pattern = layout.unfinished(Path("*")).name
-        records = (catalog / self.folder).glob(f"{pattern}/*/{layout.PENDING}")
-        return [(path.parts[-3][1:].removesuffix(pattern[2:]), path) for path in records]
+        folder = layout.unfinished(catalog / self.folder / "*")
+        before, after = folder.name.split("*")
+        records = (catalog / self.folder).glob(f"{folder.name}/*/{layout.PENDING}")
+        return [(path.parts[-3].removeprefix(before).removesuffix(after), path) for path in records]
 
     def finished(self, catalog: Path) -> list[str]:
         """Return the names of the finished artifacts, sorted."""

@@ -1,11 +1,19 @@
 """Names of all files and folders of a catalog. No other module spells such a name; this module does no I/O.
 
+In an object store, which cannot rename, the files of an artifact are in a folder of its own folder, named by its digest, also while they
+are made: `plans/p/DIGEST/…`; `plans/p/manifest.json`, which is the same as `plans/p/DIGEST/manifest.json`, is written last.
+
 Exception: a stage names the files that only it reads, in its own scratch folder.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from tailwise.storage.store_path import is_stored
+
+DIGEST = re.compile(r"[0-9a-f]{32}")
 
 # Of files of any kind.
 RECORD = ".json"
@@ -113,6 +121,15 @@ def marker(path: Path) -> Path:
     return path.with_suffix(RECORD)
 
 
+def records_of(path: Path) -> list[Path]:
+    """Return the records that may hold the hash of a file: the manifest of its artifact, and the marker beside it."""
+    own = [marker(path)] if path.suffix != RECORD else []
+    manifest = path.with_name(MANIFEST)
+    if not is_stored(path):
+        return [manifest, *own]
+    return [manifest] if DIGEST.fullmatch(path.parent.name) else own  # each would take a request
+
+
 def lock(path: Path) -> Path:
     """Return the lock file of a file or folder, beside it."""
     return path.with_name(f".{path.name}{LOCK}")
@@ -120,6 +137,8 @@ def lock(path: Path) -> Path:
 
 def unfinished(path: Path) -> Path:
     """Return the folder of an artifact that is being made, beside the one it becomes: in it, a folder for each configuration."""
+    if is_stored(path):
+        return path
     return path.with_name(f".{path.name}.{UNFINISHED}")
 
 

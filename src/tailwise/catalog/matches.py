@@ -31,12 +31,13 @@ class Matches:
     """The matches of a snapshot's captions and a list of entries."""
 
     folder: Path  # may be deleted when the plans are made
+    name: str  # hash of configuration and inputs
     entries: list[str]  # the list, without blank and repeated ones
 
     @property
     def inputs(self) -> dict[str, str]:
         """Name and hash of the matches, for the inputs of other artifacts."""
-        return {"matches": self.folder.name}
+        return {"matches": self.name}
 
     def write_entries(self) -> Path:
         """Write the list of entries; return its file."""

@@ -36,7 +36,7 @@ class Rejections:
             yield writer
             writer.flush()
         if not writer.written:
-            path.unlink()
+            path.unlink(missing_ok=True)
             return
         self.files.append(path)
         self.counts.update(counts)

@@ -24,7 +24,8 @@ from tailwise.catalog.files import (
 )
 from tailwise.catalog.layout import HEAD
 from tailwise.errors import ConflictError, UserError
-from tailwise.storage.store import LocalStore, Store
+from tailwise.storage.local_store import store_at
+from tailwise.storage.store import Store
 
 PREVIOUS = "previous"  # in an entry: the hash of the series before it
 
@@ -37,7 +38,7 @@ class Series:
 
     @property
     def _store(self) -> Store:
-        return LocalStore(self.folder)
+        return store_at(self.folder)
 
     def path(self, number: int) -> Path:
         """Return the path of an entry."""
@@ -58,7 +59,9 @@ class Series:
 
     def known(self) -> list[dict[str, Any]]:
         """Return the same as `read`. A process reads each state of the files once; a change by any process is another state."""
-        paths = [path for path in (self.folder / HEAD, *self._there()) if path.exists()]
+        paths = [
+            path for path in sorted(self.folder.glob(f"*{layout.RECORD}")) if path.name == HEAD or path.stem.isdigit()
+        ]
         return [dict(entry) for entry in _entries(self, tuple(map(file_stamp, paths)))]
 
     def append(self, value: Mapping[str, Any]) -> int:

@@ -96,7 +96,16 @@ def say_note(text: str, *, error: bool = False) -> None:
     say(as_options(text), error=error)
 
 
-CatalogPath = Annotated[Path, Argument(metavar="CATALOG", help="Folder of the catalog.")]
+def path_of(folder: str) -> Path:
+    """Return the path of a catalog."""
+    from tailwise.storage.store_path import path_of as path
+
+    return path(folder)
+
+
+CatalogPath = Annotated[
+    Path, Argument(metavar="CATALOG", help="Folder of the catalog, or its URL (s3://, gs://, az://).", parser=path_of)
+]
 PlanName = Annotated[str, Argument(metavar="NAME", help="Name of the plan.")]
 AsJson = Annotated[bool, Option("--json", help="Print figures as JSON.")]
 Workers = Annotated[int | None, Option(min=1, help="Processes; one a processor by default.")]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from typer import Argument, Option
 from typer.models import ArgumentInfo
 
-from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options, choose_executor, with_progress
+from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options, choose_executor, path_of, with_progress
 from tailwise.cli.printing import print_json, say
 from tailwise.cli.requests import plain_type
 from tailwise.errors import UserError
@@ -77,7 +77,7 @@ def run(
     if not catalog:
         raise UserError(f"recipe {recipe!r} names no catalog: tailwise run {recipe} SOURCE... CATALOG")
     folder = output or (Path(pipeline.output) if pipeline.output is not None else None)
-    runner = Runner(step_commands(), Path(catalog), sources or pipeline.sources, folder, workers, allow_code)
+    runner = Runner(step_commands(), path_of(catalog), sources or pipeline.sources, folder, workers, allow_code)
     jobs = [runner.job(step) for step in with_settings(pipeline.steps, settings or [])]
     runner.check(jobs)
     listed = []
@@ -124,7 +124,7 @@ def compare(
     from tailwise.compare.recipe import load_compare_recipe
 
     loaded = load_compare_recipe(recipe, settings or [])
-    if loaded.needs and not Path(loaded.catalog).exists():
+    if loaded.needs and not path_of(loaded.catalog).is_dir():
         raise UserError(f"recipe {loaded.name!r} needs the catalog {loaded.catalog}: make it with `{loaded.needs}`")
 
     from tailwise.compare.study import Study
@@ -139,7 +139,7 @@ def compare(
     except ValueError as error:
         raise UserError(f"--seeds {seeds!r}: give whole numbers with commas, such as 0,1") from error
     refuse_code(f"recipe {loaded.name!r}, train.open_clip", loaded.train.open_clip, allowed=allow_code)
-    runner = Runner(step_commands(), Path(loaded.catalog), loaded.sources, allow_code=allow_code)
+    runner = Runner(step_commands(), path_of(loaded.catalog), loaded.sources, allow_code=allow_code)
     if dry_run:
         study = Study(loaded, folder)
         for run in study.runs():

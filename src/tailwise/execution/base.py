@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from tailwise.storage.store_path import looked_up
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
@@ -77,6 +79,15 @@ class Task(Generic[Item, Result]):
         """Return True if the files of an item are committed."""
         files = self.files(item)
         return bool(files) and all(path.exists() for path in files)
+
+    def left(self, items: Sequence[Item]) -> list[Item]:
+        """Return the items that are not done; folders of an object store are listed once."""
+        files = [self.files(item) for item in items]
+        if not any(files):
+            return [item for item in items if not self.is_done(item)]
+        known = {path: path for path in looked_up([path for paths in files for path in paths])}
+        done = [bool(paths) and all(known[path].exists() for path in paths) for paths in files]
+        return [item for item, is_done in zip(items, done, strict=True) if not is_done]
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ class Executor(ABC):
 
     def left(self, task: Task[Item, Any], items: Sequence[Item]) -> list[Item]:
         """Return the items whose files are not committed."""
-        return [item for item in items if not task.is_done(item)]
+        return task.left(items)
 
     def map(self, task: Task[Item, Result], items: Iterable[Item], needs: Needs | None = None) -> Generator[Result]:
         """Yield the result of each item, in order."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tailwise.catalog.files import read_array, write_array
 from tailwise.execution.base import KERNEL, Apply, Executor
 from tailwise.execution.local import LocalExecutor
 from tailwise.execution.shuffle import Shuffle
+from tailwise.storage.local import remove_folder
 
 ABSENT = -1
 AMBIGUOUS = -2
@@ -56,7 +56,7 @@ class KeyIndex:
         """Sort the buckets; return the number of rows that share their key with another row. Then `find` works, if not `count_only`."""
         task = Apply(self._twins if count_only else self._sort)
         clashing = sum((executor or LocalExecutor()).map(task, range(self._shuffle.buckets), KERNEL))
-        shutil.rmtree(self._shuffle.folder, ignore_errors=True)
+        remove_folder(self._shuffle.folder)
         return clashing
 
     def _sorted(self, bucket: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:

@@ -6,7 +6,7 @@ Records of a bucket keep the order of the files and, within a file, of the rows:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.files import read_array, write_array
-from tailwise.storage.local import replacing
+from tailwise.storage.local import in_place, replacing
+from tailwise.storage.store import THREADS
+from tailwise.storage.store_path import is_stored, looked_up, stored
 
 BUCKET_ROWS = 16_000_000
 RUN_BYTES = 64 << 20  # records that are sorted at a time
@@ -43,14 +45,14 @@ class Shuffle:
         bounds, position = [], 0
         self.folder.mkdir(parents=True, exist_ok=True)
         place = self._records(name)
-        with replacing(place) if self.resumed else nullcontext(place) as path, path.open("wb") as stream:
+        with (replacing if self.resumed else in_place)(place) as path, path.open("wb") as stream:
             for buckets, records in _runs(chunks, max(1, RUN_BYTES // self.dtype.itemsize)):
                 order = np.argsort(buckets, kind="stable")
                 stream.write(np.ascontiguousarray(records[order]).data)
                 bounds.append(position + np.searchsorted(buckets[order], np.arange(self.buckets + 1)))
                 position += len(records)
         index = np.array(bounds, np.int64).reshape(-1, self.buckets + 1)
-        (write_array if self.resumed else np.save)(self.index(name), index)
+        (write_array if self.resumed or is_stored(place) else np.save)(self.index(name), index)
 
     def rows(self, names: Sequence[str], bucket: int) -> int:
         """Return the number of records of a bucket."""
@@ -59,10 +61,19 @@ class Shuffle:
     def read(self, names: Sequence[str], bucket: int) -> Records:
         """Return the records of a bucket."""
         ranges = list(self._ranges(names, bucket))
-        records, first = np.empty(sum(stop - start for _, start, stop in ranges), self.dtype), 0
-        for path, start, stop in ranges:
-            records[first : first + stop - start] = self._load(path, start, stop)
-            first += stop - start
+        ends = np.cumsum([0, *(stop - start for _, start, stop in ranges)]).tolist()
+        records = np.empty(ends[-1], self.dtype)
+
+        def load(number: int) -> None:
+            records[ends[number] : ends[number + 1]] = self._load(*ranges[number])
+
+        if is_stored(self.folder):
+            with ThreadPoolExecutor(THREADS) as pool:
+                for _ in pool.map(load, range(len(ranges))):
+                    pass
+        else:
+            for number in range(len(ranges)):
+                load(number)
         return records
 
     def chunks(self, names: Sequence[str], bucket: int, rows: int = BUCKET_ROWS) -> Iterator[Records]:
@@ -72,16 +83,20 @@ class Shuffle:
                 yield self._load(path, first, min(first + rows, stop))
 
     def _load(self, path: Path, start: int, stop: int) -> Records:
+        if (place := stored(path)) is not None:
+            found = place.read_ranges([(start * self.dtype.itemsize, stop * self.dtype.itemsize)])[0]
+            return np.frombuffer(found, self.dtype)
         return np.fromfile(path, self.dtype, stop - start, offset=start * self.dtype.itemsize)
 
     def _records(self, name: str) -> Path:
         return self.folder / f"{name}.records"
 
     def _ranges(self, names: Sequence[str], bucket: int) -> Iterator[tuple[Path, int, int]]:
-        for name in names:
-            for start, stop in read_array(self.index(name))[:, bucket : bucket + 2].tolist():
+        paths = looked_up([path for name in names for path in (self.index(name), self._records(name))])
+        for index, records in zip(paths[::2], paths[1::2], strict=True):
+            for start, stop in read_array(index)[:, bucket : bucket + 2].tolist():
                 if start < stop:
-                    yield self._records(name), start, stop
+                    yield records, start, stop
 
 
 def _runs(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from tailwise.errors import UserError
 from tailwise.plan.plan import Plan
 from tailwise.shards.containers import no_bytes, without_bytes
+from tailwise.storage.store_path import private_folder
 from tailwise.text import command_line
 
 
@@ -29,11 +26,6 @@ def require_bytes(plan: Plan) -> None:
 
 def own_cache_folder(paths: Sequence[str]) -> Path:
     """Return this user's cache folder, made if any shard is remote; a UserError if other users can write to it."""
-    folder = Path(tempfile.gettempdir()) / f"tailwise-cache-{os.getuid()}"
     if any("://" in path for path in paths):
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-            raise UserError(f"{folder} can be written to by others: remove it, or name a cache folder (`cache_folder`)")
-    return folder
+        return private_folder("tailwise-cache", "`cache_folder`")
+    return Path(tempfile.gettempdir())  # not used

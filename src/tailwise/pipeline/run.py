@@ -97,7 +97,10 @@ class Runner:
             step = self._placed(step, command.options.get("output"))
             self._refuse_code(step)
             options = self._options(step, known)
-            given = {name: command.options[name].read(name, value) for name, value in options.items()}
+            given = {
+                name: command.options[name].read(name, value) for name, value in options.items() if name != "catalog"
+            }
+            given |= {"catalog": self.catalog} if "catalog" in options else {}
             asked = {option.parameter: option.default for option in command.options.values()}
             asked |= {command.options[name].parameter: value for name, value in given.items()}
             for name, option in command.options.items():
@@ -161,7 +164,10 @@ class Runner:
             if not names and kind is CLUSTERING and method is not None and method.grouping == "clusters":
                 names = ClusterRequest.name
             for name in [names] if isinstance(names, str) else names:
-                if not any((maker, name) in made for maker in makers) and not kind.path(self.catalog, name).exists():
+                if (
+                    not any((maker, name) in made for maker in makers)
+                    and not (kind.path(self.catalog, name) / MANIFEST).exists()
+                ):
                     raise UserError(
                         f"{option} is {name!r}, which no step before it makes, and {self.catalog} has none: "
                         f"add a step {' or '.join(makers)}"

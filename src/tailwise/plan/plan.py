@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import FinishedArtifact, read_manifest
+from tailwise.catalog.artifacts import FinishedArtifact, finished_folder, read_manifest
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.columns import PlainColumn, RowColumn, Rows
 from tailwise.catalog.files import map_array, map_cache, note_digest, read_table, write_array
@@ -46,9 +46,10 @@ class Plan(FinishedArtifact):
         """
         catalog = Catalog.open(catalog)
         self.catalog, self.name = catalog, name
-        self.folder = catalog.plan_folder(name)
+        place = catalog.plan_folder(name)
         remedy = f"make it with {command_line('plan', catalog.folder, name, method='…')}"
-        self.manifest = read_manifest(self.folder, "plan", remedy)
+        self.manifest = read_manifest(place, "plan", remedy)
+        self.folder = finished_folder(place, self.manifest["identity"])
         if self.snapshot.id != self.inputs["snapshot"]:
             raise UserError(f"plan {name!r} was made for another snapshot {self.snapshot.number}: make it again")
         self._slots: tuple[int, RowColumn] | None = None  # an epoch, and the slots before it

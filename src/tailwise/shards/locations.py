@@ -17,12 +17,14 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import RowsByPart
 from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array
+from tailwise.catalog.ranged import RangedArray
 from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError
 from tailwise.kernels.places import by_value
 from tailwise.mapped import release_pages
 from tailwise.storage.local import locked, replacing
 from tailwise.storage.lru import LRUCache
+from tailwise.storage.store_path import is_stored
 
 LOCATION = np.dtype(
     [("image_offset", "<i8"), ("caption_offset", "<i8"), ("image_bytes", "<i4"), ("caption_bytes", "<i4")]
@@ -104,7 +106,7 @@ class Locations:
     def __init__(self, catalog: Catalog, snapshot: Snapshot, *, open_parts: int = OPEN_PARTS) -> None:
         self._catalog, self._snapshot = catalog, snapshot
         self._rows = RowsByPart(catalog.parts(snapshot))
-        self._maps: LRUCache[int, npt.NDArray[Any]] = LRUCache(open_parts)
+        self._maps: LRUCache[int, npt.NDArray[Any] | RangedArray] = LRUCache(open_parts)
         self._names: LRUCache[tuple[int, int], tuple[pa.ChunkedArray, pa.ChunkedArray]] = LRUCache(KEPT_NAMES)
         self._read_rows = 0
 
@@ -140,9 +142,9 @@ class Locations:
         table = self._catalog.samples_at(part.number, rows, ["key", "uid"]).combine_chunks()
         return table.column("key"), table.column("uid")
 
-    def _map(self, part: Part) -> npt.NDArray[Any]:
+    def _map(self, part: Part) -> npt.NDArray[Any] | RangedArray:
         path = locations_path(self._catalog, part)
-        array = map_cache(path)
+        array = _open(path)
         if array is None:  # damaged since this process started
             with suppress(OSError):  # the catalog is read-only: refused below
                 layout.marker(path).unlink(missing_ok=True)
@@ -151,3 +153,12 @@ class Locations:
         if array.shape != (part.rows,) or array.dtype != LOCATION:
             raise UserError(f"{path} has {len(array):,} rows, its part {part.rows:,}: delete it, and it is made again")
         return array
+
+
+def _open(path: Path) -> npt.NDArray[Any] | RangedArray | None:
+    """Map the locations of a part, or open them to be read by ranges, if they are in an object store; None if they are damaged."""
+    if not is_stored(path):
+        return map_cache(path)
+    with suppress(OSError, ValueError):
+        return RangedArray(path)
+    return None

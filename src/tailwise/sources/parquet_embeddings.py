@@ -107,9 +107,9 @@ class ParquetEmbeddings(EmbeddingFile):
             yield pc.utf8_lower(uid_texts(ids)) if self.naming == "uid" else texts(ids, self.id_column)
 
     def unpack(self, unpacked: Path, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-        """Write [n, d], 2 or 4 bytes a number; return which lists are null or of another length: bool [n], mapped."""
+        """Write [n, d], 2 or 4 bytes a number; return which lists are null or of another length: bool [n]."""
         rows, dimension = shape
-        unfit = create_array(unpacked.with_suffix(".unfit.npy"), (rows,), np.bool_)
+        unfit = np.zeros(rows, np.bool_)
         with replacing(unpacked) as temporary:
             target: npt.NDArray[Any] | None = None
             start = 0

@@ -1,4 +1,7 @@
-"""Files of this machine that are either whole or absent (temporary name, fsync, rename), scratch folders, and locks."""
+"""Files that are either whole or absent (temporary name, fsync, rename), scratch folders, and locks.
+
+In an object store, a file is written here and uploaded, and a lock is a lease.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tailwise.errors import ConflictError, UnsupportedError, UserError
+from tailwise.storage.lease import leased
+from tailwise.storage.store_path import cache_folder, is_stored, stored
 
 TEMPORARY_SUFFIX = ".writing"  # of a file until it is complete
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -50,6 +56,8 @@ def in_part() -> bool:
 
 def remove_temporary_files(folder: Path, pattern: str = "*") -> None:
     """Remove what killed writers have left in a folder: temporary files of files whose names match. The caller holds its lock."""
+    if is_stored(folder):
+        return  # uploads leave none
     for path in () if _in_part else folder.glob(f"{pattern}{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
 
@@ -67,6 +75,17 @@ def replacing(
     A `unique` name is of this process alone, where no lock excludes other writers (see also `distinguish_temporary_files`). `guard` is
     entered while the file is renamed: an error of it leaves the old file in place.
     """
+    if (place := stored(path)) is not None:
+        temporary = place.store.new_copy()
+        try:
+            yield temporary
+            with guard():
+                place.upload(temporary)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            name_full_disk(error, temporary)
+            raise
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{uuid.uuid4().hex}" if unique else _own_part
     temporary = path.with_name(f"{path.name}{own}{TEMPORARY_SUFFIX}")
@@ -82,11 +101,18 @@ def replacing(
         raise
 
 
+def in_place(path: Path) -> AbstractContextManager[Path]:
+    """Yield the path to which a file of a scratch folder is written: itself; a temporary one, for an object store."""
+    return replacing(path) if is_stored(path) else nullcontext(path)
+
+
 def put_if_absent(path: Path, content: bytes) -> bool:
     """Write a file where there is none, and return True; return False where there is one. Of several writers, one wins.
 
     The file gets its name by a hard link, which fails where the name is taken; on a file system without hard links, under a lock.
     """
+    if (place := stored(path)) is not None:
+        return place.store.put_if_absent(place.key, content)
     try:
         with replacing(path, unique=True, publish=_link) as temporary:
             temporary.write_bytes(content)
@@ -115,15 +141,23 @@ def _link(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
+def scratch(folder: Path, *, own: bool = False) -> Iterator[Path]:
     """Yield an empty folder for intermediate files; delete what an earlier process left in it before, and the folder afterwards.
+
+    With `own`, only this process uses the files, so that they need not be in an object store, where `folder` may be.
 
     Raises:
         UserError: this process is one of several parts, which would all use this folder.
     """
     if _in_part:
         raise UserError("`part`: this step keeps intermediate files, of one process alone: run it without `part`")
-    shutil.rmtree(folder, ignore_errors=True)
+    if own and is_stored(folder):
+        cache = cache_folder()
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="work-", dir=cache) as made:
+            yield Path(made)
+        return
+    remove_folder(folder)
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -131,6 +165,14 @@ def scratch(folder: Path) -> Iterator[Path]:
         name_full_disk(error, folder)
         raise
     finally:
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder with all that is in it, if it is there and can be deleted."""
+    if (place := stored(folder)) is not None:
+        place.store.delete_folder(place.key)
+    else:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -144,7 +186,9 @@ def name_full_disk(error: BaseException, path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Write a file, or the names in a folder, to the disk."""
+    """Write a file, or the names in a folder, to the disk; in an object store, they are safe already."""
+    if is_stored(path):
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -157,8 +201,14 @@ def locked(path: Path, what: str, *, wait: bool = False, shared: bool = False) -
     """Hold the lock file `path`, alone or shared with others; the operating system releases it when the process ends.
 
     If another process holds it, wait, or raise a ConflictError that says what is locked (`what`). Parts of a run share a lock that they do
-    not wait for (see `begin_part`). An UnsupportedError says that the file system has no locks.
+    not wait for (see `begin_part`). In an object store, a lock is held alone. An UnsupportedError says that there are no such locks.
     """
+    if (place := stored(path)) is not None:
+        if _in_part and not wait:
+            raise UnsupportedError(f"`part` needs a catalog on a file system, and {path.parent} is in an object store")
+        with leased(place, what, wait=wait):
+            yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     shared = shared or (_in_part and not wait)
     with path.open(

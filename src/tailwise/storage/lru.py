@@ -32,6 +32,13 @@ class LRUCache(Generic[Key, Value]):
             self._shrink(self.most)
         return value
 
+    def find(self, key: Key) -> Value | None:
+        """Return the value of a key; None if it is not kept."""
+        value = self._values.pop(key, None)
+        if value is not None:
+            self._values[key] = value
+        return value
+
     def _shrink(self, most: int) -> None:
         if len(self._values) > most:
             held = list(self._values)

@@ -1,33 +1,49 @@
 """Bytes at keys of an object store: S3, Google Cloud Storage, Azure.
 
 Requests are those of obstore: it puts under conditions, joins ranges, and repeats requests that failed. Its threads do not survive a fork,
-after which its calls would wait for ever: a process that was forked from one that has used a store is refused.
+after which its calls would wait for ever: a process that was forked from one that has used a store is refused (see `forked`).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tailwise.errors import UnsupportedError
 from tailwise.extras import require
 from tailwise.storage.errors import RemoteError, RemoteNotFoundError, translated
-from tailwise.storage.local import replacing
-from tailwise.storage.remote import PATIENCE
+from tailwise.storage.http import Patience
 from tailwise.storage.store import Head, check_key
 
 WRITER = "tailwise-writer"  # attribute of an object: the request that has written it
 
+COPYING = ".copying"  # ends the names of files in a cache until they are complete
+ABANDONED_SECONDS = 86_400.0  # after which such a file is taken for that of a killed process
+PART_BYTES = 8 << 20  # of an upload
+MOST_PARTS = 9_000  # of an upload; S3 takes 10,000
+PIECE_BYTES = 64 << 20  # of a download, that a request is for
+PIECES = 4  # under way at a time
+TRIES = 3  # of an upload or a download that obstore could not complete
+
+PATIENCE = Patience()  # with requests that fail
+T = TypeVar("T")
 _used_by: int | None = None  # process that has made the threads of obstore
+
+
+def forked() -> bool:
+    """Return True if this process was forked from one that has used a store."""
+    return _used_by not in (None, os.getpid())
 
 
 @dataclass(frozen=True)
@@ -53,10 +69,16 @@ class ObjectStore:
         with self._requests(key) as store:
             return bytes(_obstore().get(store, key).bytes())
 
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """See `Store`."""
+    def read(self, key: str) -> tuple[bytes, Head]:
+        """Return the bytes at a key and their attributes; a FileNotFoundError says that there are none."""
         with self._requests(key) as store:
-            size = _obstore().head(store, key)["size"]
+            found = _obstore().get(store, key)
+            return bytes(found.bytes()), _head(found.meta)
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]], head: Head | None = None) -> list[bytes]:
+        """See `Store`. With the attributes of what is there, no request asks for them."""
+        with self._requests(key) as store:
+            size = (head or _head(_obstore().head(store, key))).size
             spans = [(start, min(stop, size)) for start, stop in ranges]
             wanted = [span for span in spans if span[0] < span[1]]  # others are refused
             starts, ends = [start for start, _ in wanted], [stop for _, stop in wanted]
@@ -69,44 +91,68 @@ class ObjectStore:
         with self._requests(key) as store:
             _obstore().put(store, key, content)
 
+    def put_file(self, key: str, path: Path) -> Head:
+        """Write the bytes of a file at a key, over what is there; the file becomes the copy in the cache. Return its attributes."""
+        size = path.stat().st_size
+
+        def put() -> str:
+            with self._requests(key) as store:
+                chunk = max(PART_BYTES, -(-size // MOST_PARTS))
+                found: str = _obstore().put(store, key, path, use_multipart=size > PART_BYTES, chunk_size=chunk)[
+                    "e_tag"
+                ]
+                return found
+
+        head = Head(size, _persistently(put))
+        if size > self.cache_bytes:
+            path.unlink()
+        else:
+            self._make_room(key, size)
+            path.rename(self._copy(key, head))
+        return head
+
     def put_if_absent(self, key: str, content: bytes) -> bool:
         """See `Store`."""
-        return self._put_if(key, content, "create", "AlreadyExistsError")
+        return self.put_if(key, content) is not None
 
     def replace_if(self, key: str, etag: str, content: bytes) -> bool:
         """See `Store`."""
-        return self.head(key) is not None and self._put_if(key, content, {"e_tag": etag}, "PreconditionError")
+        return self.head(key) is not None and self.put_if(key, content, etag) is not None
 
-    def _put_if(self, key: str, content: bytes, mode: str | dict[str, str], refusal: str) -> bool:
+    def put_if(self, key: str, content: bytes, etag: str | None = None) -> str | None:
+        """Write the bytes at a key over those of an etag, or where nothing is; return the new etag, None where others are there."""
+        mode, refusal = ({"e_tag": etag}, "PreconditionError") if etag else ("create", "AlreadyExistsError")
         writer, began = uuid.uuid4().hex, time.monotonic()
         with self._requests(key) as store:
             errors = _obstore().exceptions
             while True:
                 try:
-                    _obstore().put(store, key, content, mode=mode, attributes={WRITER: writer}, use_multipart=False)
-                    return True
-                except getattr(errors, refusal):
-                    return self._writer(store, key) == writer  # then an earlier request was done, and its response lost
+                    options = {"mode": mode, "attributes": {WRITER: writer}, "use_multipart": False}
+                    written: str = _obstore().put(store, key, content, **options)["e_tag"]
+                    return written
+                except (getattr(errors, refusal), FileNotFoundError):
+                    return self._etag_of(
+                        writer, store, key
+                    )  # one if an earlier request was done, and its response lost
                 except errors.GenericError:  # obstore does not repeat what may have been done
-                    if self._writer(store, key) == writer:
-                        return True
+                    if (found := self._etag_of(writer, store, key)) is not None:
+                        return found
                     if time.monotonic() - began > PATIENCE.seconds:
                         raise
                 time.sleep(PATIENCE.backoff_seconds)
 
     @staticmethod
-    def _writer(store: Any, key: str) -> str | None:  # noqa: ANN401  (of obstore, which may not be installed)
-        """Return the request that has written what is at a key; None for nothing."""
+    def _etag_of(writer: str, store: Any, key: str) -> str | None:  # noqa: ANN401  (of obstore, which may not be installed)
+        """Return the etag of what is at a key if this request has written it."""
         with suppress(FileNotFoundError):
-            writer: str | None = _obstore().get(store, key, options={"head": True}).attributes.get(WRITER)
-            return writer
+            found = _obstore().get(store, key, options={"head": True})
+            return str(found.meta["e_tag"]) if found.attributes.get(WRITER) == writer else None
         return None
 
     def head(self, key: str) -> Head | None:
         """See `Store`."""
         with suppress(FileNotFoundError), self._requests(key) as store:
-            found = _obstore().head(store, key)
-            return Head(found["size"], found["e_tag"])
+            return _head(_obstore().head(store, key))
         return None
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -115,42 +161,91 @@ class ObjectStore:
             for found in _obstore().list(store, prefix or None):
                 yield from (item["path"] for item in found)
 
+    def entries(self, folder: str) -> tuple[list[str], dict[str, Head]]:
+        """Return what is directly in a folder: the keys of its folders, and those of its files with their attributes, in order."""
+        with self._requests(folder or None) as store:
+            found = _obstore().list_with_delimiter(store, folder or None)
+        return sorted(found["common_prefixes"]), {item["path"]: _head(item) for item in found["objects"]}
+
     def delete(self, key: str) -> None:
         """See `Store`."""
         with suppress(FileNotFoundError), self._requests(key) as store:
             _obstore().delete(store, key)
 
-    def local_path(self, key: str) -> Path:
+    def delete_folder(self, folder: str) -> None:
+        """Remove all that is in a folder, many keys with each request."""
+        if keys := list(self.keys(f"{folder}/")):
+            with suppress(FileNotFoundError), self._requests(folder) as store:
+                _obstore().delete(store, keys)
+
+    def local_path(self, key: str, head: Head | None = None) -> Path:
         """See `Store`: a copy in the cache. It may be removed when others need room; a map of it stays valid.
+
+        With the attributes of what is there, no request asks for them.
 
         Raises:
             FileNotFoundError: nothing is at the key.
             UnsupportedError: it is larger than the cache.
         """
-        with self._requests(key) as store:
-            head = _obstore().head(store, key)
-        name = blake2b(f"{self.url} {key} {head['e_tag']}".encode(), digest_size=16).hexdigest()
-        path = self.cache / f"{name}{Path(key).suffix}"
+        if head is None:
+            with self._requests(key) as store:
+                head = _head(_obstore().head(store, key))
+        if (found := self.kept(key, head)) is not None:
+            return found
+        self._make_room(key, head.size)
+        path, temporary, etag = self._copy(key, head), self.new_copy(), head.etag
+
+        def fetch(start: int, handle: int) -> None:
+            options = {"range": (start, min(start + PIECE_BYTES, head.size)), "if_match": etag}
+            with self._requests(key) as store:
+                os.pwrite(handle, _obstore().get(store, key, options=options).bytes(), start)
+
+        try:
+            with temporary.open("wb") as file, ThreadPoolExecutor(PIECES) as pool:
+                fetches = [partial(fetch, start, file.fileno()) for start in range(0, head.size, PIECE_BYTES)]
+                for _ in pool.map(_persistently, fetches):
+                    pass
+            return temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def drop_copy(self, key: str) -> None:
+        """Remove the copy of a file that the cache may have."""
+        if (head := self.head(key)) is not None:
+            self._copy(key, head).unlink(missing_ok=True)
+
+    def kept(self, key: str, head: Head) -> Path | None:
+        """Return the copy of a file that the cache has, without a request; None if it has none."""
+        path = self._copy(key, head)
         with suppress(FileNotFoundError):
-            os.utime(path)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # the other time is part of its `file_stamp`
             return path
-        self._make_room(key, head["size"])
-        with replacing(path, unique=True) as temporary, temporary.open("wb") as file, self._requests(key) as store:
-            for piece in _obstore().get(store, key, options={"if_match": head["e_tag"]}).stream():
-                file.write(piece)
-        return path
+        return None
+
+    def new_copy(self) -> Path:
+        """Return the path of a new file in the folder of the cache, for `put_file`."""
+        self.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self.cache / f"{uuid.uuid4().hex}{COPYING}"
+
+    def _copy(self, key: str, head: Head) -> Path:
+        name = blake2b(f"{self.url}/{key} {head.etag}".encode(), digest_size=16).hexdigest()
+        return self.cache / f"{name}{Path(key).suffix}"
 
     def _make_room(self, key: str, size_bytes: int) -> None:
         """Remove the copies that were not used for the longest time, until another one fits."""
         if size_bytes > self.cache_bytes:
             kept = f"{self.cache} keeps {self.cache_bytes:,}: allow more with `cache_bytes`"
             raise UnsupportedError(f"{key} has {size_bytes:,} bytes, and {kept}")
-        copies = []
+        copies, abandoned = [], time.time() - ABANDONED_SECONDS
         for path in self.cache.glob("*"):
             with suppress(FileNotFoundError):  # another process makes room
-                copies.append((path.stat(), path))
+                status = path.stat()
+                if path.is_file() and path.suffix != COPYING:
+                    copies.append((status, path))
+                elif status.st_mtime < abandoned:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         total = sum(status.st_size for status, _ in copies)
-        for status, path in sorted(copies, key=lambda copy: copy[0].st_mtime_ns):
+        for status, path in sorted(copies, key=lambda copy: copy[0].st_atime_ns):
             if total + size_bytes <= self.cache_bytes:
                 break
             path.unlink(missing_ok=True)
@@ -161,7 +256,7 @@ class ObjectStore:
         """Yield the store of obstore; raise a ValueError for a wrong key, and a RemoteError for any error of a request."""
         global _used_by  # noqa: PLW0603  (as obstore has one pool of threads)
         url = self.url if key is None else f"{self.url}/{check_key(key)}"
-        if _used_by not in (None, os.getpid()):
+        if forked():
             raise UnsupportedError(f"{self.url} can't be used by a forked process: start it by spawn or forkserver")
         _used_by = os.getpid()
         store = _opened(self.url)
@@ -171,6 +266,21 @@ class ObjectStore:
             raise RemoteNotFoundError(url, "not found") from None
         except _obstore().exceptions.BaseError as error:
             raise translated(error, url) from None  # its cause would show the whole request
+
+
+def _head(found: Any) -> Head:  # noqa: ANN401  (as above)
+    return Head(found["size"], found["e_tag"])
+
+
+def _persistently(request: Callable[[], T]) -> T:
+    """Return the result of a request that may be repeated as a whole."""
+    for _ in range(TRIES - 1):
+        try:
+            return request()
+        except RemoteError as error:  # noqa: PERF203  (a few times)
+            if not error.retry:
+                raise
+    return request()
 
 
 @lru_cache(maxsize=16)

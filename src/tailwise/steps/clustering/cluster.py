@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from tailwise.requests import ClusterRequest, at_least, bytes_of
 from tailwise.steps.clustering.fit import DrawRows, TrainingRows, fit
 from tailwise.steps.clustering.tasks import CHUNK_ROWS, Assign, Count, CountNeighbours, Rows, similarity_histogram
 from tailwise.steps.ranks import Rank
-from tailwise.storage.local import in_part
+from tailwise.storage.local import in_part, remove_folder
 
 COLLAPSED_SHARE = 0.5
 RADIUS_SHARE = 0.95  # of the samples lie within the radius that "auto" finds of their own centroid
@@ -161,7 +160,7 @@ class _Work:
             result = fit(self.context, training, rows, error.distinct, self.request, self.device, carry)
         finally:
             self.context.executor.forget()  # what iterations carry
-            shutil.rmtree(self.artifact.path(layout.TRAINING), ignore_errors=True)
+            remove_folder(self.artifact.path(layout.TRAINING))
         centroids = result.centroids if merge is None else result.centroids[merge_centroids(result.centroids, merge)]
         self.files.write_centroids(centroids, {"mean_cosine": result.objective, "fitted": len(result.centroids)})
 
@@ -209,7 +208,7 @@ class _Work:
         self.files.write_table(table)
         clustered = int(seen.sum())
         fit = self.files.fit
-        shutil.rmtree(self.artifact.path(layout.DENSITY), ignore_errors=True)
+        remove_folder(self.artifact.path(layout.DENSITY))
         self.artifact.finish(
             {
                 "clusters": int((seen > 0).sum()),

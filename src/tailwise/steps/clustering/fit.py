@@ -23,6 +23,7 @@ from tailwise.kernels.lloyd import Lloyd, Partial
 from tailwise.kernels.screening import faster_precision
 from tailwise.requests import ClusterRequest
 from tailwise.steps.clustering.tasks import CHUNK_ROWS, PartTask
+from tailwise.storage.local import in_place
 
 Span = tuple[int, int]  # first row, and the row after the last
 
@@ -45,12 +46,13 @@ class DrawRows(PartTask[None]):
         chosen = self.rows.survivors(worker).keeps(item.span)
         for start, chunk in row_chunks([block], CHUNK_ROWS):
             chosen[start : start + len(chunk)] &= chosen_rows(item.first_row + start, len(chunk), self.share, key)
-        target = create_array(self.path(item), (int(chosen.sum()), block.shape[1]), np.float16)
-        first = 0
-        for start, chunk in row_chunks([block], CHUNK_ROWS):
-            rows = chunk[chosen[start : start + len(chunk)]]
-            target[first : first + len(rows)] = rows
-            first += len(rows)
+        with in_place(self.path(item)) as path:
+            target = create_array(path, (int(chosen.sum()), block.shape[1]), np.float16)
+            first = 0
+            for start, chunk in row_chunks([block], CHUNK_ROWS):
+                rows = chunk[chosen[start : start + len(chunk)]]
+                target[first : first + len(rows)] = rows
+                first += len(rows)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +32,7 @@ from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, most_s
 from tailwise.steps.dedup.neighbours import make_neighbours
 from tailwise.steps.dedup.target import find_epsilon
 from tailwise.steps.drops import write_drops
+from tailwise.storage.local import remove_folder
 from tailwise.text import did_you_mean
 
 IDENTICAL = "identical embedding"
@@ -98,7 +98,7 @@ def dedup(catalog: Catalog | str | Path, request: DedupRequest, context: Context
                 trial = work / f"trial-{epsilon}"
                 count = _CountDropped(decide(epsilon, trial))
                 found = context.executor.reduce(count, compared.parts, operator.add, KERNEL)
-                shutil.rmtree(trial, ignore_errors=True)
+                remove_folder(trial)
                 return found
 
             found = {}
@@ -333,7 +333,7 @@ def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions, fou
             yield pa.concat_tables([old, new])
 
     dropped = write_drops(artifact, compared.parts, tables(), compared.context)
-    shutil.rmtree(artifact.path(layout.WORK), ignore_errors=True)
+    remove_folder(artifact.path(layout.WORK))
     artifact.finish(
         {
             "samples": compared.snapshot.rows,

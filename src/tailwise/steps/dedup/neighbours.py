@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.similarity import NOTHING_EARLIER, most_similar_earlier
 from tailwise.steps.dedup.comparison import Comparison
 from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, most_similar, regroup
+from tailwise.storage.local import remove_folder
 
 
 def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: str = "auto") -> Neighbours:
@@ -36,7 +36,7 @@ def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: st
     with comparison_artifact(comparison.catalog, comparison.config, comparison.inputs) as artifact:
         if not artifact.done:
             _compare(comparison, artifact, max_memory_bytes, device)
-            shutil.rmtree(artifact.path(layout.WORK), ignore_errors=True)
+            remove_folder(artifact.path(layout.WORK))
             artifact.finish({"samples": comparison.new})
         return Neighbours(comparison.catalog, artifact.folder)
 

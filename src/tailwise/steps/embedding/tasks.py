@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from tailwise.execution.base import Task, Worker
 from tailwise.extras import versions
 from tailwise.requests import EmbedRequest
 from tailwise.steps.embedding.read import AHEAD_BATCHES, Batch, ShardRows, read_batches
+from tailwise.storage.local import remove_folder
 
 MAX_WORKERS = 16  # processes that read for one device, by default
 WINDOW = AHEAD_BATCHES * MAX_WORKERS + 4  # items whose batches a device may have under way, of at least one batch each
@@ -142,7 +142,7 @@ class Finished:
 
     def close(self) -> None:
         """Delete everything: the column is complete."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        remove_folder(self._root)
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,16 @@ def match_entries(
     inputs = {"snapshot": snapshot.id, "entries": digest(entries)}
     with matches_artifact(catalog, config, inputs) as artifact:
         if not artifact.done:
-            _match(catalog, Matches(artifact.folder, entries), snapshot, ignore_case, workers, context or Context())
+            _match(
+                catalog,
+                Matches(artifact.folder, artifact.place.name, entries),
+                snapshot,
+                ignore_case,
+                workers,
+                context or Context(),
+            )
             artifact.finish({"entries": len(entries)})
-    return Matches(artifact.folder, entries)
+    return Matches(artifact.folder, artifact.place.name, entries)
 
 
 def read_entries(path: Path, *, ignore_case: bool = False) -> list[str]:

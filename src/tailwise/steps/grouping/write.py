@@ -106,7 +106,7 @@ def make_grouping(
     inputs = {"snapshot": snapshot.id, **inputs, **survivors.inputs}
     with clustering_artifact(catalog, name, config, inputs) as artifact:
         if not artifact.done:
-            with scratch(artifact.path(layout.JOINING)) as work:
+            with scratch(artifact.path(layout.JOINING), own=True) as work:
                 pool = Pool(catalog, snapshot, survivors, work, context)
                 found = find(pool)
                 groups = found.with_missing() if config.get("missing") == "own-group" else found

@@ -16,7 +16,7 @@ from tailwise.errors import ConflictError, UserError, refuse_many
 from tailwise.execution.base import Apply, Needs
 from tailwise.sources.clip_retrieval import ClusterIds
 from tailwise.steps.grouping.write import MAX_GROUPS, NO_GROUP, write_grouping
-from tailwise.steps.importing.joining import Join, Joining, JoinPlan, PartFiles, Wording
+from tailwise.steps.importing.joining import INDEX, Join, Joining, JoinPlan, PartFiles, Wording
 from tailwise.steps.importing.rows import RowFinder
 from tailwise.storage.local import scratch
 
@@ -69,15 +69,16 @@ def import_clusters(joining: Joining, name: str, files: list[ClusterIds]) -> Clu
         return Clustering.open(catalog, name)
     parts, executor, needs = catalog.parts(snapshot), context.executor, Needs(workers=joining.workers)
     with scratch(folder.with_name(f".{name}.{layout.JOINING}")) as work:
-        with joining.rejections.writer(layout.rejected_log(catalog.folder, layout.CLUSTER_IDS_LOG, name)) as log:
+        listed = layout.rejected_log(catalog.folder, layout.CLUSTER_IDS_LOG, name)
+        with joining.rejections.writer(listed) as log, scratch(work / INDEX, own=True) as index:
             wording = Wording("cluster ids", "cluster id", "joining cluster ids")
-            join = Join(parts, RowFinder(catalog, parts, work, given), work, log, wording)
+            join = Join(parts, RowFinder(catalog, parts, index, given), work, log, wording)
             join.read_names(files, [given is not None] * len(files), None, context)
             reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(join.log.counts.items()))
             if not join.matched:
                 raise UserError(f"none of the cluster ids in {files[0].path.parent} belongs to a sample ({reasons})")
             refuse_many(join.faulty, join.read, joining.max_rejected, "{} rows of cluster ids{} can't be used", reasons)
-            items = [join.part_files(part, files) for part in parts]
+            items = join.part_files(parts, files)
             found = executor.map(Apply(partial(_distinct, join.plan)), items, needs)
             distinct = np.empty(0, np.int64)
             for ids in found:

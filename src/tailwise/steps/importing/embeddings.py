@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from tailwise.errors import UserError, refuse_many
 from tailwise.execution.ahead import ahead
 from tailwise.execution.base import Apply, Needs, Task, Worker
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
-from tailwise.steps.importing.joining import CHUNK_ROWS, Join, Joining, JoinPlan, PartFiles, Wording
+from tailwise.steps.importing.joining import CHUNK_ROWS, INDEX, Join, Joining, JoinPlan, PartFiles, Wording
 from tailwise.steps.importing.rows import RowFinder
 from tailwise.storage.local import remove_temporary_files, scratch
 
@@ -80,8 +81,8 @@ def import_embeddings(
         return None
     needs = Needs(workers=joining.workers)
     with scratch(catalog.embedding_folder(column) / layout.JOINING) as work:
-        with rejections.writer(joins.listed(f"{joins.number:06d}")) as log:
-            finder = RowFinder(catalog, parts, work, joins.given)
+        with rejections.writer(joins.listed(f"{joins.number:06d}")) as log, scratch(work / INDEX, own=True) as index:
+            finder = RowFinder(catalog, parts, index, joins.given)
             wording = Wording(f"{column} embeddings", "embedding", f"joining {column} keys")
             join = Join(parts, finder, work, log, wording)
             # Rows that this very join wrote before an interruption are joined again.
@@ -97,7 +98,7 @@ def import_embeddings(
         _refuse_many(joining, join, wording.stage, f"{_widths(files)}{example}")
         open_column(catalog, column, dimension or 0, ENCODER, modality)
         joins.begin(parts)
-        items = [join.part_files(part, files) for part in parts]
+        items = join.part_files(parts, files)
         # After an interruption the rows may be there already, and the marker not: then it has to be written.
         items = [(part, mine) for part, mine in items if mine or joins.resumed or not joins.filled(part)]
         gather = _Gather(catalog.folder, column, join.plan, joins.id, dimension or 0)
@@ -212,8 +213,9 @@ def _nothing_matched(catalog: Catalog, part: Part, files: list[EmbeddingFile], j
 
 def _notes(catalog: Catalog, column: str, part: Part) -> dict[str, Any]:
     """Return the marker of a part of the column; empty if the part has none."""
-    marker = part_marker(catalog, column, part)
-    return read_record(marker) if marker.exists() else {}
+    with suppress(FileNotFoundError):
+        return read_record(part_marker(catalog, column, part))
+    return {}
 
 
 def _present(catalog: Path, column: str, part: Part) -> npt.NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,9 @@ from tailwise.mapped import release_pages
 from tailwise.shards.columns import DAMAGE
 from tailwise.sources.embedding_files import BadPartition, EmbeddingFile
 from tailwise.steps.importing.rows import AMBIGUOUS_TAR, ELSEWHERE, RowFinder
+from tailwise.storage.local import in_place
 
+INDEX = "index"  # folder for the indices of a join
 CHUNK_ROWS = 65_536
 FILL_ROWS = 8192
 FILL_NUMBERS = 1 << 23  # bounds memory where rows are wide
@@ -60,15 +63,14 @@ class JoinPlan:
     folder: Path  # of the array, and of copies of files that cannot be read in place
     first_row: int  # of the plan
 
-    def create(self, rows: int) -> npt.NDArray[Any]:
-        """Return an empty plan, mapped for writing."""
-        plan = create_array(self.folder / "plan.npy", (rows,), PLAN_ROW)
-        plan["file"] = -1
-        return plan
+    @property
+    def path(self) -> Path:
+        """File of the plan."""
+        return self.folder / "plan.npy"
 
     def rows(self, part: Part) -> npt.NDArray[Any]:
         """Return the plan of a part, mapped."""
-        return read_array(self.folder / "plan.npy")[self.span(part)]
+        return read_array(self.path)[self.span(part)]
 
     def span(self, part: Part) -> slice:
         """Return the rows of a part, counted from the first row of the plan."""
@@ -141,7 +143,10 @@ class Join:
         """Begin an empty plan for the rows of some parts."""
         self.log, self._finder, self._wording = log, finder, wording
         self.plan = JoinPlan(work, parts[0].first_row)
-        self._rows = self.plan.create(parts[-1].span.stop - parts[0].first_row)
+        self._writing = ExitStack()
+        temporary = self._writing.enter_context(in_place(self.plan.path))
+        self._rows = create_array(temporary, (parts[-1].span.stop - parts[0].first_row,), PLAN_ROW)
+        self._rows["file"] = -1
         self.matched = self.known = self.read = self.faulty = 0
         self.first_unmatched_key: str | None = None
 
@@ -218,7 +223,8 @@ class Join:
         """Note what is left out."""
         self.log.add(self._wording.stage, reason, str(file), key, detail, rows)
 
-    def part_files(self, part: Part, files: Sequence[EmbeddingFile]) -> PartFiles:
-        """Return a part, and those of the files that its rows are read from."""
-        numbers = np.setdiff1d(self._rows["file"][self.plan.span(part)], [-1]).tolist()
-        return part, {number: files[number] for number in numbers}
+    def part_files(self, parts: Sequence[Part], files: Sequence[EmbeddingFile]) -> list[PartFiles]:
+        """Complete the plan; return parts, and those of the files that their rows are read from."""
+        self._writing.close()
+        numbers = [np.setdiff1d(self._rows["file"][self.plan.span(part)], [-1]).tolist() for part in parts]
+        return [(part, {number: files[number] for number in found}) for part, found in zip(parts, numbers, strict=True)]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailwise.catalog import layout
-from tailwise.catalog.catalog import Catalog, Snapshot, local_path, true_path
+from tailwise.catalog.catalog import Catalog, Snapshot, true_path
 from tailwise.catalog.embeddings import column_modality
 from tailwise.catalog.rejections import Rejections
 from tailwise.context import Context
@@ -26,6 +26,7 @@ from tailwise.steps.importing.embeddings import ColumnImport, import_embeddings
 from tailwise.steps.importing.joining import Joining
 from tailwise.steps.importing.shards import MAX_REJECTED_SAMPLES, PART_ROWS, import_shards
 from tailwise.storage.local import locked
+from tailwise.storage.store_path import path_of
 
 if TYPE_CHECKING:
     from tailwise.catalog.clusterings import Clustering
@@ -92,7 +93,7 @@ def import_pool(
     bounds = (MAX_REJECTED_SAMPLES, MAX_REJECTED) if max_rejected is None else (max_rejected, max_rejected)
     check_share(bounds[0])
     found = find([str(source) for source in given], format_name, chosen)
-    there = (local_path(folder) / layout.HEADER).exists()
+    there = (path_of(folder) / layout.HEADER).exists()
     if not (found.tars or found.metadata) and not (there and Catalog.open(folder).snapshots()):
         raise UserError(f"{folder} holds no samples yet: import the shards (.tar) with or before their embeddings")
     catalog = Catalog.create(folder)
@@ -144,7 +145,7 @@ def _import(joining: Joining, found: Found, chosen: SourceRequest, limits: Mappi
 
 def _check_clusters(catalog: Catalog, name: str, found: Found) -> None:
     """Refuses cluster ids that can't become a grouping, before anything is imported."""
-    if found.cluster_ids and (catalog.clusters_folder(name)).exists():
+    if found.cluster_ids and (catalog.clusters_folder(name) / layout.MANIFEST).exists():
         from tailwise.steps.importing.clusters import check_cluster_ids  # noqa: PLC0415  (as above)
 
         known = {true_path(path) for path in catalog.shards().column("path").to_pylist()}

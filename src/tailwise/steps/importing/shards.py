@@ -185,7 +185,8 @@ def _scores(
         rejections.count(listed)
         yield None
     else:
-        with scratch(catalog.folder / layout.SAMPLES / layout.JOINING) as work, rejections.writer(listed) as log:
+        folder = catalog.folder / layout.SAMPLES / layout.JOINING
+        with scratch(folder, own=True) as work, rejections.writer(listed) as log:
             scores = Scores(list(metadata), work, log, context)
             for part in done:
                 scores.find(read_table(catalog.samples_path(part), ["uid"]).column("uid").to_pylist())

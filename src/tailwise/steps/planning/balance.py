@@ -188,7 +188,7 @@ class _Rate(Task[Part, None]):
 
     def run(self, item: Part, worker: Worker) -> None:
         survivors, _ = self.rows.open(worker)
-        found = Matches(self.matches, []).part(item, survivors.keeps(item.span))
+        found = Matches(self.matches, "", []).part(item, survivors.keeps(item.span))
         self.column.write(item, keep_rates(*found, self.probability).astype(np.float32))
 
 

@@ -124,7 +124,7 @@ def _join(
     most: int,
 ) -> tuple[int, int]:
     """Write the rates, or `most` where that is less; return how many rates belong to no sample, and how many samples can be drawn."""
-    with scratch(artifact.path(layout.JOINING)) as work:
+    with scratch(artifact.path(layout.JOINING), own=True) as work:
         snapshot = survivors.snapshot
         rates = create_array(work / "rates.npy", (snapshot.rows,), np.float32)
         rates[:] = np.nan

@@ -220,17 +220,19 @@ def cliploss(work: ScoreWork) -> None:
     """
     if not all(work.column.path(part).exists() for part in work.parts):
         _average_clip_losses(work)
-    for path in work.folder.glob(repetition(work.folder, "*").name):
+    for path in list(work.folder.glob(repetition(work.folder, "*").name)):
         path.unlink()
 
 
 def _average_clip_losses(work: ScoreWork) -> None:
     context, address = work.context, replace(work, context=Context())
     with scratch(work.folder / layout.PAIRS) as folder:
-        pairs, count = create_array(folder / "rows.npy", (work.snapshot.rows,), np.int64), 0
-        for rows in context.executor.map(Apply(partial(_pairs, work.catalog, work.paired)), work.parts, KERNEL):
-            pairs[count : count + len(rows)] = rows
-            count += len(rows)
+        with replacing(folder / "rows.npy") as temporary:
+            pairs, count = create_array(temporary, (work.snapshot.rows,), np.int64), 0
+            for rows in context.executor.map(Apply(partial(_pairs, work.catalog, work.paired)), work.parts, KERNEL):
+                pairs[count : count + len(rows)] = rows
+                count += len(rows)
+            del pairs
         batches = -(-count // work.options["batch_size"])
         # A single batch holds all pairs, whatever their order.
         repetitions = work.options["repetitions"] if batches > 1 else 1
@@ -258,7 +260,7 @@ def column_of_file(work: ScoreWork) -> dict[str, int]:
     """Write the column of the score's name in a file, joined by uid or key; return how many keys it has, and how many match no sample."""
     path = Path(work.options["file"]).expanduser()
     identifier, batches = read_numbers(path, work.name, "scores")
-    with scratch(work.folder / layout.JOINING) as folder:
+    with scratch(work.folder / layout.JOINING, own=True) as folder:
         joined = create_array(folder / "score.npy", (work.snapshot.rows,), np.float32)
         joined[:] = np.nan
         keys = 0

@@ -15,7 +15,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.embeddings import MODALITIES, check_column, check_one_encoder, column_dimension
-from tailwise.catalog.files import digest, file_digest, read_record
+from tailwise.catalog.files import digest, file_digest, known_record, read_record
 from tailwise.catalog.scores import score_artifact, score_column
 from tailwise.context import Context
 from tailwise.errors import MAX_REJECTED, NotFoundError, UserError
@@ -24,6 +24,7 @@ from tailwise.requests import OptionValue, ScoreRequest
 from tailwise.steps.scoring import makers
 from tailwise.steps.scoring.makers import ScoredPart, ScoreWork, by_part
 from tailwise.steps.scoring.target import Target
+from tailwise.storage.store_path import looked_up
 
 Scores = npt.NDArray[np.float32]
 
@@ -212,8 +213,8 @@ def _text_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str
 
 
 def _samples_id(catalog: Catalog, snapshot: Snapshot, _: ScoreRequest) -> str:
-    paths = [catalog.samples_path(part.number) for part in catalog.parts(snapshot)]
-    return digest([read_record(layout.marker(path))["digest"] for path in paths])
+    markers = [layout.marker(catalog.samples_path(part.number)) for part in catalog.parts(snapshot)]
+    return digest([known_record(marker)["digest"] for marker in looked_up(markers)])
 
 
 def _column_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:

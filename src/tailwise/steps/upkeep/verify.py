@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import artifact_id
+from tailwise.catalog.artifacts import artifact_id, finished_folder
 from tailwise.catalog.catalog import SERIES, Catalog
 from tailwise.catalog.embeddings import column_records
 from tailwise.catalog.files import file_digest, read_record
@@ -16,6 +16,7 @@ from tailwise.catalog.removals import found_markers, names_path
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Apply
+from tailwise.storage.store_path import stored
 
 
 def verify(catalog: Catalog, context: Context | None = None) -> tuple[int, list[Path]]:
@@ -40,6 +41,8 @@ def _is_sound(noted: tuple[Path, str | None]) -> bool:
     if not path.exists():
         return False
     if digest is not None:
+        if (place := stored(path)) is not None:
+            place.store.drop_copy(place.key)  # what is stored counts
         return file_digest(path) == digest
     try:
         read_record(path)
@@ -84,8 +87,9 @@ def _noted(catalog: Catalog) -> Iterator[tuple[Path, str | None]]:
     for kind in KINDS:
         for manifest in kind.manifests(catalog.folder):
             yield manifest, None
-            for name, digest in _manifest(manifest)["files"].items():
-                yield manifest.parent / name, digest
+            noted = _manifest(manifest)
+            folder = finished_folder(manifest.parent, noted["identity"])
+            yield from ((folder / name, digest) for name, digest in noted["files"].items())
 
 
 def _manifest(path: Path) -> dict[str, Any]:
