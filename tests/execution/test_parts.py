@@ -3,8 +3,7 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import uuid
 
 import numpy as np
 import pytest
@@ -23,30 +22,22 @@ PARTS = 3
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, fork_python):
     """`start(*words)` begins a command in a process of its own."""
-    begun = []
 
-    def run(*words, **environment):
-        command = [sys.executable, "-m", "tailwise", *map(str, words)]
-        given = {**os.environ, **environment}
-        begun.append(
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=given, cwd=tmp_path
-            )
-        )
-        return begun[-1]
+    def run(*words):
+        out = tmp_path / f"said-{uuid.uuid4().hex}"
+        process = fork_python("from tailwise.cli import main; main()", *words, out=out)
+        process.out = out
+        return process
 
-    yield run
-    for process in begun:
-        process.kill()
-        process.wait()
+    return run
 
 
 def said(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+    process.join(300)
+    assert process.exitcode == 0, process.out.read_text()
+    return process.out.read_text()
 
 
 @pytest.fixture
@@ -79,10 +70,10 @@ def test_a_killed_part_is_run_again(twins, start, run_tailwise, tree_bytes, wait
     one, parts = (catalog.folder for catalog in twins)
     run_tailwise("embed", one, *EMBED)
     killed = start("embed", parts, *EMBED, "--part", "1/2")
-    wait_until(lambda: any((parts / "embeddings").rglob("shard-*.json")), lambda: killed.poll() is None)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert killed.returncode == -signal.SIGKILL
+    wait_until(lambda: any((parts / "embeddings").rglob("shard-*.json")), killed.is_alive)
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     (there,) = (parts / "embeddings" / "image" / "unfinished").iterdir()
     (there / "shard-00000000-00000000.npy.0.writing").write_bytes(b"of a killed process")
     kept = {path: path.stat().st_mtime_ns for path in there.glob("shard-*.json")}
@@ -98,12 +89,12 @@ def test_a_killed_part_is_run_again(twins, start, run_tailwise, tree_bytes, wait
 def test_the_plain_command_and_parts_exclude_one_another(twins, start, run_tailwise, wait_until):
     _, parts = (catalog.folder for catalog in twins)
     part = start("embed", parts, *EMBED, "--part", "1/2")
-    wait_until(lambda: any((parts / "embeddings").rglob("shard-*.json")), lambda: part.poll() is None)
-    part.send_signal(signal.SIGSTOP)
+    wait_until(lambda: any((parts / "embeddings").rglob("shard-*.json")), part.is_alive)
+    os.kill(part.pid, signal.SIGSTOP)
     try:
         assert "another process is writing" in run_tailwise("embed", parts, *EMBED, code=2).stderr
     finally:
-        part.send_signal(signal.SIGCONT)
+        os.kill(part.pid, signal.SIGCONT)
     said(part)
     run_tailwise("embed", parts, *EMBED)
 
