@@ -117,18 +117,28 @@ def test_every_step_gives_the_same_bytes(requests, _small_catalog_source, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_sick_server_changes_no_byte(sick_server, _small_catalog_source, tmp_path, clean_folder):
-    def make(where):
-        catalog = import_pool(_small_catalog_source / "pool", where, workers=1).catalog
-        import_pool(_small_catalog_source / "embeddings", where, workers=1)
+def test_a_sick_server_changes_no_byte(sick_server, _small_catalog_source, tmp_path, clean_folder, tree_bytes):
+    pytest.importorskip("s3fs", reason="needs the extra s3: s3fs")
+    for tar in (_small_catalog_source / "pool").glob("*.tar"):
+        (path_of("s3://pool/shards") / tar.name).write_bytes(tar.read_bytes())
+    sources = ["s3://pool/shards/{00000..00002}.tar", str(_small_catalog_source / "embeddings")]
+
+    def make(where, output):
+        output.mkdir()
+        catalog = import_pool(sources, where, workers=1).catalog
         cluster(catalog, ClusterRequest(k=12))
-        make_plan(catalog, "p", PlanRequest("dynamics", keep=0.5)).draw(2)
+        dedup(catalog, DedupRequest(epsilon=0.01))
+        filter_samples(catalog, FilterRequest("caption-words", keep=0.9))
+        plan = make_plan(catalog, "p", PlanRequest("dynamics", keep=0.5, without=("duplicates", "caption-words")))
+        export_plan(plan, "parquet", output / "epoch.parquet", epoch=2)
+        export_plan(plan, "shards", output / "shards", epoch=2)
         return files_of(catalog.folder)
 
-    found = make(URL)
-    assert sick_server["refuse"] >= 4
-    assert sick_server["lose"] >= 1
-    assert found == make(tmp_path / "catalog")
+    found = make(URL, tmp_path / "a")
+    assert sick_server["refuse"] >= 8
+    assert sick_server["lose"] >= 2
+    assert found == make(tmp_path / "catalog", tmp_path / "b")
+    assert tree_bytes(tmp_path / "a") == tree_bytes(tmp_path / "b")
 
 
 def test_verify_reads_what_is_stored(stored):
