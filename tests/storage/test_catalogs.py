@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tailwise.catalog.artifacts import Artifact, finished_folder, read_manifest
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.columns import RowColumn
 from tailwise.catalog.files import write_array
+from tailwise.context import Context
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.loader.loader import Loader
 from tailwise.plan.plan import Plan
@@ -139,6 +141,37 @@ def test_a_sick_server_changes_no_byte(sick_server, _small_catalog_source, tmp_p
     assert sick_server["lose"] >= 2
     assert found == make(tmp_path / "catalog", tmp_path / "b")
     assert tree_bytes(tmp_path / "a") == tree_bytes(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_nodes_of_a_ray_cluster_share_a_catalog_alone(server, _small_catalog_source, tmp_path, clean_folder):
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    from ray.cluster_utils import Cluster
+
+    from tailwise.execution.ray import RayExecutor
+
+    def make(where, context):
+        sources = [_small_catalog_source / "pool", _small_catalog_source / "embeddings"]
+        catalog = import_pool(sources, where, workers=2, part_rows=150, context=context).catalog
+        cluster(catalog, ClusterRequest(k=12), context)
+        dedup(catalog, DedupRequest(epsilon=0.01), context)
+        make_plan(catalog, "p", PlanRequest("dynamics", keep=0.5, without=("duplicates",)), context)
+        return files_of(catalog.folder)
+
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a path of at most 107 bytes, for sockets
+        node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+        caches = [tmp_path / f"node-{number}" for number in range(2)]
+        head = {**node, "include_dashboard": False, "temp_dir": folder, "env_vars": {"TAILWISE_CACHE": str(caches[0])}}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            nodes.add_node(**node, env_vars={"TAILWISE_CACHE": str(caches[1])})
+            with RayExecutor(nodes.address, cpus=1) as executor:
+                found = make(URL, Context(executor=executor))
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
+    assert found == make(tmp_path / "catalog", Context())
+    assert all(any(cache.iterdir()) for cache in caches)
 
 
 def test_verify_reads_what_is_stored(stored):
