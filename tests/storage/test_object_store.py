@@ -1,6 +1,7 @@
 """An object store beyond the contract of all stores: lost responses, the cache, forks, and what errors show."""
 
 import multiprocessing
+import os
 
 import pytest
 
@@ -84,6 +85,23 @@ def test_the_cache_is_bounded_and_notices_changes(object_store):
         object_store.local_path("large")
     with pytest.raises(FileNotFoundError):
         object_store.local_path("gone")
+
+
+def test_files_of_killed_processes_leave_the_cache(object_store):
+    ended = multiprocessing.get_context("spawn").Process()
+    ended.start()
+    ended.join()
+    object_store.cache.mkdir()
+    names = {(process, old): f"{process}-x{old}.copying" for process in (ended.pid, os.getpid()) for old in (0, 1)}
+    for (_, old), name in names.items():
+        (object_store.cache / name).write_bytes(b"1")
+        (object_store.cache / f"{name}-work").mkdir()
+        for path in (object_store.cache / name, object_store.cache / f"{name}-work"):
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - old * 90_000))
+    object_store.put("a", b"1")
+    object_store.local_path("a")
+    left = {path.name.removesuffix("-work") for path in object_store.cache.iterdir() if "copying" in path.name}
+    assert left == {*names.values()} - {names[ended.pid, 1]}
 
 
 def test_a_forked_process_is_refused_and_does_not_wait_for_ever(object_store):

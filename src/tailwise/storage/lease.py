@@ -20,6 +20,7 @@ from typing import Any
 
 from tailwise.errors import ConflictError
 from tailwise.storage.errors import RemoteError
+from tailwise.storage.object_store import is_running
 from tailwise.storage.store_path import StorePath
 
 LEASE_SECONDS = 60.0
@@ -123,10 +124,4 @@ def _ended(holder: dict[str, Any]) -> bool:
     """Return True if the holder was a process of this machine that has ended."""
     if not _machine() or holder["machine"] != _machine():
         return False
-    try:
-        os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+    return not is_running(int(holder["pid"]))

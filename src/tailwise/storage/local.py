@@ -154,7 +154,7 @@ def scratch(folder: Path, *, own: bool = False) -> Iterator[Path]:
     if own and is_stored(folder):
         cache = cache_folder()
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="work-", dir=cache) as made:
+        with TemporaryDirectory(prefix=f"{os.getpid()}-", dir=cache) as made:
             yield Path(made)
         return
     remove_folder(folder)

@@ -29,7 +29,7 @@ from tailwise.storage.store import Head, check_key
 WRITER = "tailwise-writer"  # attribute of an object: the request that has written it
 
 COPYING = ".copying"  # ends the names of files in a cache until they are complete
-ABANDONED_SECONDS = 86_400.0  # after which such a file is taken for that of a killed process
+ABANDONED_SECONDS = 86_400.0  # age of such a file, and of a folder, that is removed if its process has ended
 PART_BYTES = 8 << 20  # of an upload
 MOST_PARTS = 9_000  # of an upload; S3 takes 10,000
 PIECE_BYTES = 64 << 20  # of a download, that a request is for
@@ -38,6 +38,9 @@ TRIES = 3  # of an upload or a download that obstore could not complete
 
 PATIENCE = Patience()  # with requests that fail
 T = TypeVar("T")
+FULL_SHARE = 0.9  # of a cache that was full, which is kept, so that it is seldom listed
+SHARED_BY = 16  # processes that may fill a cache before one lists it again
+_room: dict[ObjectStore, float] = {}  # bytes that this process may add to a cache before it lists the cache again
 _used_by: int | None = None  # process that has made the threads of obstore
 
 
@@ -225,7 +228,7 @@ class ObjectStore:
     def new_copy(self) -> Path:
         """Return the path of a new file in the folder of the cache, for `put_file`."""
         self.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return self.cache / f"{uuid.uuid4().hex}{COPYING}"
+        return self.cache / f"{os.getpid()}-{uuid.uuid4().hex}{COPYING}"
 
     def _copy(self, key: str, head: Head) -> Path:
         name = blake2b(f"{self.url}/{key} {head.etag}".encode(), digest_size=16).hexdigest()
@@ -234,22 +237,28 @@ class ObjectStore:
     def _make_room(self, key: str, size_bytes: int) -> None:
         """Remove the copies that were not used for the longest time, until another one fits."""
         if size_bytes > self.cache_bytes:
-            kept = f"{self.cache} keeps {self.cache_bytes:,}: allow more with `cache_bytes`"
+            kept = f"{self.cache} keeps {self.cache_bytes:,}: allow more with TAILWISE_CACHE_BYTES"
             raise UnsupportedError(f"{key} has {size_bytes:,} bytes, and {kept}")
+        room = _room.get(self, 0.0) - size_bytes
+        if room >= 0:
+            _room[self] = room
+            return
         copies, abandoned = [], time.time() - ABANDONED_SECONDS
         for path in self.cache.glob("*"):
             with suppress(FileNotFoundError):  # another process makes room
                 status = path.stat()
                 if path.is_file() and path.suffix != COPYING:
                     copies.append((status, path))
-                elif status.st_mtime < abandoned:
+                elif status.st_mtime < abandoned and not is_running(int(path.name.split("-")[0])):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         total = sum(status.st_size for status, _ in copies)
+        bound = self.cache_bytes if total + size_bytes <= self.cache_bytes else FULL_SHARE * self.cache_bytes
         for status, path in sorted(copies, key=lambda copy: copy[0].st_atime_ns):
-            if total + size_bytes <= self.cache_bytes:
+            if total + size_bytes <= bound:
                 break
             path.unlink(missing_ok=True)
             total -= status.st_size
+        _room[self] = (self.cache_bytes - total - size_bytes) / SHARED_BY
 
     @contextmanager
     def _requests(self, key: str | None) -> Iterator[Any]:
@@ -281,6 +290,17 @@ def _persistently(request: Callable[[], T]) -> T:
             if not error.retry:
                 raise
     return request()
+
+
+def is_running(process: int) -> bool:
+    """Return True if this machine has a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 @lru_cache(maxsize=16)
