@@ -279,6 +279,23 @@ def test_of_two_commands_one_wins(stored):
     assert verify(stored)[1] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.0, 0.3])
+def test_a_killed_command_is_resumed(server, _small_catalog_source, tmp_path, clean_folder, wait_until, pause):
+    sources = [str(_small_catalog_source / name) for name in ("pool", "embeddings")]
+    commands = ((["import", *sources, URL], ".lock"), (["cluster", URL, "--k", "12"], "clusters/.main.lock"))
+    for words, lock in commands:
+        process = subprocess.Popen([sys.executable, "-m", "tailwise", "--quiet", *words], stdout=subprocess.DEVNULL)
+        wait_until((path_of(URL) / lock).exists, lambda process=process: process.poll() is None)
+        time.sleep(pause)
+        process.kill()
+        process.wait()
+        subprocess.run([sys.executable, "-m", "tailwise", "--quiet", *words], stdout=subprocess.DEVNULL, check=True)
+    catalog = import_pool(sources, tmp_path / "catalog", workers=1).catalog
+    cluster(catalog, ClusterRequest(k=12))
+    assert files_of(path_of(URL)) == files_of(catalog.folder)
+
+
 # --- locks ----------------------------------------------------------------------------------------------------------------------
 
 
