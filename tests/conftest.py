@@ -101,7 +101,15 @@ def pytest_configure(config):
 TOGETHER = ("tests/encoders/", "tests/execution/", "tests/soak/")
 # Those that take longest begin first: no process then ends long after the others.
 LONGEST = (
-    *("soak/", "execution/", "encoders/", "train/test_resume", "end_to_end/test_demo", "loader/test_loader"),
+    *(
+        "soak/",
+        "execution/",
+        "storage/test_catalogs",
+        "encoders/",
+        "train/test_resume",
+        "end_to_end/test_demo",
+        "loader/test_loader",
+    ),
     *("end_to_end/", "faults/", "train/", "compare/", "export/test_shards", "test_compare_installations", "loader/"),
     *("steps/embedding", "steps/importing", "steps/dedup", "evaluate/test_evaluate", "kernels/"),
 )

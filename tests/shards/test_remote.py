@@ -542,7 +542,7 @@ def bucket(monkeypatch, contents):
 
     s3fs.S3FileSystem.clear_instance_cache()
     filesystem = s3fs.S3FileSystem()
-    filesystem.mkdir("pool")
+    filesystem.makedirs("pool", exist_ok=True)  # one of another test is still there
     for number, content in enumerate(contents):
         filesystem.pipe(f"pool/{number}.tar", content)
     yield [f"s3://pool/{number}.tar" for number in range(3)]

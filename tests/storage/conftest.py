@@ -43,8 +43,11 @@ def forget_servers():
 
 def _forget():
     """Forget the servers of other tests, which had files at the same URLs."""
+    import s3fs
+
     from tailwise.storage import object_store, store_path
 
+    s3fs.S3FileSystem.clear_instance_cache()
     object_store._opened.cache_clear()
     store_path._settled.clear()
 

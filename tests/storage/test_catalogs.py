@@ -150,6 +150,8 @@ def test_nodes_of_a_ray_cluster_share_a_catalog_alone(server, _small_catalog_sou
 
     from tailwise.execution.ray import RayExecutor
 
+    ray.shutdown()  # the cluster of other tests, whose nodes do not know the server
+
     def make(where, context):
         sources = [_small_catalog_source / "pool", _small_catalog_source / "embeddings"]
         catalog = import_pool(sources, where, workers=2, part_rows=150, context=context).catalog
