@@ -215,11 +215,8 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a Parquet file of a catalog; see `reading`."""
-    with (
-        reading(path) as checked,
-        pq.ParquetFile(checked) as file,
-    ):  # pq.read_table imports pyarrow.dataset: a tenth of a second
-        table = file.read(columns)
+    with reading(path) as checked, pq.ParquetFile(checked) as file:
+        table = file.read(columns)  # pq.read_table would import pyarrow.dataset: a tenth of a second
         return table if columns is None else table.select(columns)
 
 

@@ -125,9 +125,8 @@ def _link(temporary: Path, path: Path) -> None:
     try:
         path.hardlink_to(temporary)
     except OSError as error:
-        if error.errno == errno.EEXIST and path.samefile(
-            temporary
-        ):  # NFS has sent the request twice, as the first answer was lost
+        # NFS may have sent the request twice, as the first answer was lost.
+        if error.errno == errno.EEXIST and path.samefile(temporary):
             temporary.unlink()
             return
         if error.errno not in NO_LINKS:

@@ -134,9 +134,8 @@ class ObjectStore:
                     written: str = _obstore().put(store, key, content, **options)["e_tag"]
                     return written
                 except (getattr(errors, refusal), FileNotFoundError):
-                    return self._etag_of(
-                        writer, store, key
-                    )  # one if an earlier request was done, and its response lost
+                    # There is one if an earlier request was done, and its response lost.
+                    return self._etag_of(writer, store, key)
                 except errors.GenericError:  # obstore does not repeat what may have been done
                     if (found := self._etag_of(writer, store, key)) is not None:
                         return found
