@@ -36,7 +36,7 @@ __all__ = ["app", "main"]
 # All commands, in the order of the work; --help lists them so.
 COMMANDS = (
     *("import", "embed", "dedup", "filter", "cluster", "group", "plan", "explain"),
-    *("draw", "export", "train", "evaluate", "compare", "run"),
+    *("draw", "prepare", "export", "train", "evaluate", "compare", "run"),
     *("status", "why", "excluded", "remove", "verify", "relocate", "demo"),
 )
 IN_PARTS = ("embed", "filter", "cluster")  # commands that --part can divide

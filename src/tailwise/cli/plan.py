@@ -170,6 +170,30 @@ def draw(
 
 
 @app.command()
+def prepare(
+    catalog: CatalogPath,
+    name: PlanName,
+    epochs: Annotated[int, Option(help="Number of epochs.")] = 1,
+    first: Annotated[int, Option(help="The first one.")] = 0,
+) -> None:
+    """Count the samples of coming epochs, and locate all samples in their shards, so that no training does.
+
+    A training does it by itself. On many nodes, and with pools of billions of samples, do it before, once.
+
+    Examples:
+      tailwise prepare my-catalog epochs --epochs 30
+      tailwise prepare my-catalog epochs --first 30 --epochs 10 --executor ray
+    """
+    from tailwise.loader.sections import prepare_epochs
+    from tailwise.shards.locations import ensure_locations
+
+    opened, context = open_plan(catalog, name), with_progress()
+    prepare_epochs(opened, range(first, first + epochs), context)
+    ensure_locations(opened.catalog, opened.snapshot, context)
+    say(f"plan {name!r}: epochs {first} … {first + epochs - 1} are counted, and all samples located")
+
+
+@app.command()
 @takes(ShardsRequest)
 def export(
     catalog: CatalogPath,

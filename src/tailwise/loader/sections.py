@@ -11,6 +11,7 @@ import weakref
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,10 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import map_cache, note_digest, write_array
+from tailwise.context import Context
 from tailwise.errors import UserError
+from tailwise.execution.base import KERNEL, Apply, Executor
+from tailwise.execution.local import LocalExecutor
 from tailwise.kernels.keyed import count_copies, lane_positions, next_prime, permutation, stream_key
 from tailwise.kernels.places import by_value
 from tailwise.plan.plan import CHUNK_ROWS, MAX_EPOCH, Plan
@@ -166,7 +170,7 @@ class Sections:
         return max(1, -(-section.length // self.block))
 
 
-def units_of(plan: Plan, epoch: int, *, keep: bool = True) -> npt.NDArray[np.int32]:
+def units_of(plan: Plan, epoch: int, *, keep: bool = True, executor: Executor | None = None) -> npt.NDArray[np.int32]:
     """Return the non-empty units of an epoch, shard by shard, by copy number: (shard, copy number, rows), int32 [U, 3].
 
     They are read from the plan's folder if any process has counted them before. Otherwise all rows are drawn once (about 30 million a
@@ -182,7 +186,7 @@ def units_of(plan: Plan, epoch: int, *, keep: bool = True) -> npt.NDArray[np.int
         with locked(layout.lock(path.parent), str(path), wait=True):
             if (units := map_cache(path)) is not None:  # another process has counted them meanwhile
                 return units
-            units = _count(plan, epoch)
+            units = _count(plan, epoch, executor=executor)
             write_array(path, units, unique=True)
             note_digest(path)
             return units
@@ -190,24 +194,48 @@ def units_of(plan: Plan, epoch: int, *, keep: bool = True) -> npt.NDArray[np.int
         return _count(plan, epoch)
 
 
-def _count(plan: Plan, epoch: int, *, keep: bool = True) -> npt.NDArray[np.int32]:
+def _count(plan: Plan, epoch: int, *, keep: bool = True, executor: Executor | None = None) -> npt.NDArray[np.int32]:
     with suppress(OSError, UserError):  # without kept slots the draw is the same, but slower
         if keep:
-            plan.keep_slots(epoch)
+            plan.keep_slots(epoch, executor)
     offsets = plan.shard_offsets
-    tables = []
-    first = 0
+    ranges, first = [], 0
     while first < len(offsets) - 1:
         last = int(np.searchsorted(offsets, offsets[first] + CHUNK_ROWS, side="right")) - 1
-        last = max(last, first + 1)
-        copies = plan.draw(epoch, slice(int(offsets[first]), int(offsets[last])))
-        counts = np.zeros((last - first, 256), np.int64)
-        count_copies(copies, np.asarray(offsets[first : last + 1] - offsets[first]), counts)
-        shard, copy = np.nonzero(counts)
-        tables.append(np.stack([shard + first, copy, counts[shard, copy]], axis=1).astype(np.int32))
-        first = last
-        plan.release_pages()
-    return np.concatenate(tables) if tables else np.empty((0, 3), np.int32)
+        ranges.append((first, max(last, first + 1)))
+        first = ranges[-1][1]
+    count = Apply(partial(_units_of_shards, plan, epoch))
+    return np.concatenate([np.empty((0, 3), np.int32), *(executor or LocalExecutor()).map(count, ranges, KERNEL)])
+
+
+def _units_of_shards(plan: Plan, epoch: int, shards: tuple[int, int]) -> npt.NDArray[np.int32]:
+    first, last = shards
+    offsets = plan.shard_offsets[first : last + 1]
+    copies = plan.draw(epoch, slice(int(offsets[0]), int(offsets[-1])))
+    counts = np.zeros((last - first, 256), np.int64)
+    count_copies(copies, np.asarray(offsets - offsets[0]), counts)
+    shard, copy = np.nonzero(counts)
+    plan.release_pages()
+    return np.stack([shard + first, copy, counts[shard, copy]], axis=1).astype(np.int32)
+
+
+def prepare_epochs(plan: Plan, epochs: range, context: Context | None = None) -> None:
+    """Count epochs, and find the slots before the first of them, once for all trainings on all nodes.
+
+    Args:
+        plan: whose folder keeps them: 12 bytes for each shard and copy number of an epoch, and 4 bytes a sample for the slots.
+        epochs: consecutive ones.
+        context: runs the tasks and shows progress.
+
+    Raises:
+        UserError: an epoch is out of bounds, or another process is writing.
+    """
+    if not epochs or epochs[0] < 0 or epochs[-1] > MAX_EPOCH:
+        raise UserError(f"epochs {epochs.start} … {epochs.stop - 1}: must lie between 0 and {MAX_EPOCH:,}")
+    context = context or Context()
+    for epoch in context.progress(reversed(epochs), "counting epochs", len(epochs)):  # the slots of the first stay
+        units_of(plan, epoch, executor=context.executor)
+    plan.keep_slots(epochs[0], context.executor)
 
 
 class Counting:
