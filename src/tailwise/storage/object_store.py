@@ -111,7 +111,7 @@ class ObjectStore:
             path.unlink()
         else:
             self._make_room(key, size)
-            path.rename(self._copy(key, head))
+            self._keep(path, self._copy(key, head))
         return head
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
@@ -207,7 +207,7 @@ class ObjectStore:
                 fetches = [partial(fetch, start, file.fileno()) for start in range(0, head.size, PIECE_BYTES)]
                 for _ in pool.map(_persistently, fetches):
                     pass
-            return temporary.rename(path)
+            return self._keep(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -220,9 +220,14 @@ class ObjectStore:
         """Return the copy of a file that the cache has, without a request; None if it has none."""
         path = self._copy(key, head)
         with suppress(FileNotFoundError):
-            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # the other time is part of its `file_stamp`
-            return path
+            return self._keep(path, path)
         return None
+
+    @staticmethod
+    def _keep(copy: Path, path: Path) -> Path:
+        """Give a copy its name, and note that it is used now; its other time is part of its `file_stamp`."""
+        os.utime(copy, ns=(time.time_ns(), copy.stat().st_mtime_ns))
+        return copy if copy == path else copy.rename(path)
 
     def new_copy(self) -> Path:
         """Return the path of a new file in the folder of the cache, for `put_file`."""
