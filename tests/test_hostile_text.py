@@ -65,6 +65,7 @@ def commands(pool):
         (["plan", catalog, "p", "--method", "flat", "--keep", 0.5, "--clusters", "kind"], [str(catalog)]),
         (["explain", catalog, "p", "--clusters"], KINDS),
         (["draw", catalog, "p", "--epoch", 0, "--output", pool / "drawn.parquet"], [str(pool)]),
+        (["prepare", catalog, "p"], []),
         (["export", catalog, "p", pool / "rates.json", "--to", "rates-json", "--epoch", 0], [str(pool)]),
         (["export", catalog, "p", pool / "out", "--to", "shards", "--epoch", 0, "--workers", 1], [str(pool)]),
         (["why", catalog, key(3)], [key(3), CAPTION, str(shards)]),

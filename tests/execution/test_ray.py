@@ -175,7 +175,7 @@ def test_an_item_that_kills_its_actor_three_times_ends_the_run_with_one_line(on_
 def test_items_that_kill_their_actors_are_skipped_and_named_in_the_end(make_executor, tmp_path, caplog):
     from tailwise.execution.local import WorkerLostError
 
-    items = [f"open({str(tmp_path / str(number))!r}, 'x').close() or {number}" for number in range(12)]
+    items = [f"open({str(tmp_path / str(number))!r}, 'w').close() or {number}" for number in range(12)]
     items[3] = items[6] = KILL
     results = make_executor(skip_lost=True).map(Apply(eval), items)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
