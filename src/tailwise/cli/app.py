@@ -133,12 +133,12 @@ _opened: list[Executor] = []  # by this command, one at most
 
 def choose_executor(**asked: str | bool | None) -> None:
     """Take arguments of `open_executor`, and check the name; values that were given before stay."""
-    from tailwise.execution.executors import check_executor
-
     for name, value in asked.items():
         if value is not None:
             _asked.setdefault(name, value)
     if "name" in _asked:
+        from tailwise.execution.executors import check_executor
+
         check_executor(_asked["name"])
 
 

@@ -173,8 +173,8 @@ def draw(
 def prepare(
     catalog: CatalogPath,
     name: PlanName,
-    epochs: Annotated[int, Option(help="Number of epochs.")] = 1,
-    first: Annotated[int, Option(help="The first one.")] = 0,
+    epochs: Annotated[int, Option(min=1, help="Number of epochs.")] = 1,
+    first: Annotated[int, Option(min=0, help="The first one.")] = 0,
 ) -> None:
     """Count the samples of coming epochs, and locate all samples in their shards, so that no training does.
 
@@ -185,9 +185,11 @@ def prepare(
       tailwise prepare my-catalog epochs --first 30 --epochs 10 --executor ray
     """
     from tailwise.loader.sections import prepare_epochs
+    from tailwise.loader.shards import require_bytes
     from tailwise.shards.locations import ensure_locations
 
     opened, context = open_plan(catalog, name), with_progress()
+    require_bytes(opened)
     prepare_epochs(opened, range(first, first + epochs), context)
     ensure_locations(opened.catalog, opened.snapshot, context)
     say(f"plan {name!r}: epochs {first} … {first + epochs - 1} are counted, and all samples located")

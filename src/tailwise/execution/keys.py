@@ -18,7 +18,7 @@ from tailwise.storage.local import remove_folder
 
 ABSENT = -1
 AMBIGUOUS = -2
-BUCKET_ROWS = 4_000_000
+BUCKET_ROWS = 4_000_000  # sorted at a time, at about 100 bytes each
 _ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
 
 
@@ -29,19 +29,26 @@ def hash_keys(keys: Iterable[str]) -> npt.NDArray[Any]:
     return np.frombuffer(joined, dtype=[("high", "<u8"), ("low", "<u8")])
 
 
+def bits_of_buckets(rows: int, bucket_rows: int) -> int:
+    """Return the number of leading bits by which about `rows` hashes are split into buckets of about `bucket_rows`."""
+    return max(0, int(np.ceil(np.log2(max(rows, 1) / bucket_rows))))
+
+
+def buckets_of(hashes: npt.NDArray[Any], bits: int) -> npt.NDArray[np.int64]:
+    """Return the bucket of each hash, int64 [n]: its leading bits; see `bits_of_buckets`."""
+    buckets: npt.NDArray[np.int64] = (hashes["high"] >> np.uint64(64 - bits)).astype(np.int64)
+    return buckets
+
+
 class KeyIndex:
     """Sorted buckets of (hash, row), split by the leading bits of the hash; 32 bytes a row on disk, one bucket in memory at a time."""
 
     def __init__(self, folder: Path, rows: int, *, bucket_rows: int = BUCKET_ROWS) -> None:
         """Make an empty index in `folder`, which should not exist yet, for about `rows` rows, in buckets of about `bucket_rows`."""
         self.folder = folder
-        self.bits = max(0, int(np.ceil(np.log2(max(rows, 1) / bucket_rows))))
+        self.bits = bits_of_buckets(rows, bucket_rows)
         self._shuffle = Shuffle(folder / "entries", _ENTRY, 1 << self.bits)
         folder.mkdir(parents=True)
-
-    def _bucket(self, hashes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        buckets: npt.NDArray[np.int64] = (hashes["high"] >> np.uint64(64 - self.bits)).astype(np.int64)
-        return buckets
 
     def add(self, keys: Iterable[str], rows: npt.NDArray[np.int64]) -> None:
         """Add keys and their rows, which no other call adds: tasks may add theirs. `seal` when all are in."""
@@ -50,7 +57,7 @@ class KeyIndex:
         hashes = hash_keys(keys)
         entries = np.empty(len(hashes), _ENTRY)
         entries["high"], entries["low"], entries["row"] = hashes["high"], hashes["low"], rows
-        self._shuffle.write(str(rows[0]), [(self._bucket(hashes), entries)])
+        self._shuffle.write(str(rows[0]), [(buckets_of(hashes, self.bits), entries)])
 
     def seal(self, executor: Executor | None = None, *, count_only: bool = False) -> int:
         """Sort the buckets; return the number of rows that share their key with another row. Then `find` works, if not `count_only`."""
@@ -84,7 +91,7 @@ class KeyIndex:
         """The row of each key, int64 [n]: ABSENT if no row has it, AMBIGUOUS if several have."""
         hashes = hash_keys(keys)
         rows = np.full(len(hashes), ABSENT, np.int64)
-        buckets = self._bucket(hashes)
+        buckets = buckets_of(hashes, self.bits)
         for bucket in np.unique(buckets):
             entries, high = (read_array(self.folder / f"{bucket}{ending}.npy") for ending in ("", ".high"))
             asked = np.flatnonzero(buckets == bucket)

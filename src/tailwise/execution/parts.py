@@ -53,9 +53,9 @@ class PartExecutor(LocalExecutor):
         if items and not task.files(items[0]):
             items = ()
         first, stop = (len(items) * at // self._parts for at in (self._number - 1, self._number))
-        unfinished = [item for item in items if not task.is_done(item)]
-        self._open, self._total = lambda: sum(not task.is_done(item) for item in unfinished), len(items)
-        self._left = [item for item in items[first:stop] if not task.is_done(item)]
+        shares = [task.left(share) for share in (items[:first], items[first:stop], items[stop:])]
+        self._open, self._total = lambda: sum(len(task.left(share)) for share in shares), len(items)
+        self._left = shares[1]
         return self._left
 
     def map(self, task: Task[Item, Result], items: Iterable[Item], needs: Needs | None = None) -> Generator[Result]:

@@ -17,6 +17,7 @@ from tailwise.catalog.catalog import Part
 from tailwise.catalog.outputs import scratch_beside
 from tailwise.context import Context
 from tailwise.errors import UserError
+from tailwise.execution.keys import BUCKET_ROWS, bits_of_buckets, buckets_of
 from tailwise.execution.shuffle import Records, Shuffle
 from tailwise.export.drawn import DrawnEpoch, DrawnPart, map_drawn
 from tailwise.plan.plan import Plan
@@ -24,7 +25,6 @@ from tailwise.shards.containers import containers_of
 from tailwise.shards.content import hashed_uid
 
 UID = np.dtype("u8,u8")
-BUCKET_ROWS = 4_000_000  # samples of the pool that are sorted at a time, at about 100 bytes each
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8"), ("copies", "u1")])
 _REMEDY = "export `to` shards (new tars, with uids in their .json), or `to` parquet or keys"
 
@@ -35,7 +35,7 @@ def write_datacomp(plan: Plan, epoch: int, path: Path, context: Context) -> int:
     Raise a UserError if a drawn sample has no uid of the source, or shares its uid with another sample, drawn or not: the resharder would
     write both.
     """
-    bits = int(np.ceil(np.log2(max(plan.rows / BUCKET_ROWS, 1))))
+    bits = bits_of_buckets(plan.rows, BUCKET_ROWS)
     with scratch_beside(path) as folder:
         shuffle = Shuffle(folder / "uids", _RECORD, 1 << bits)
         copies = sum(map_drawn(plan, epoch, partial(_spill, shuffle=shuffle, bits=bits), context))
@@ -79,7 +79,7 @@ def _spill(epoch: DrawnEpoch, part: Part, *, shuffle: Shuffle, bits: int) -> int
     records["high"], records["low"] = np.frombuffer(b"".join(uids), ">u8").reshape(-1, 2).T
     records["row"] = np.arange(part.first_row, part.first_row + part.rows)
     records["copies"][drawn.rows - part.first_row] = drawn.copies
-    shuffle.write(part.name, [((records["high"] >> np.uint64(64 - bits)).astype(np.int64), records)])
+    shuffle.write(part.name, [(buckets_of(records, bits), records)])
     return int(drawn.copies.sum())
 
 

@@ -40,9 +40,8 @@ SOURCES = "source_shards.parquet"
 _OUTPUT = re.compile(r"(\d{8})(?:\.tar|\.parquet|_stats\.json)")
 MAX_SHARDS = 10**8  # names of 8 digits
 LEAST_ITEMS = 4  # for each worker, if there are so many shards
-GROUP_COPIES = (
-    1 << 18
-)  # a worker looks through all runs once for so many, and holds what is known of each: about 300 bytes
+# A worker looks through all runs once for so many copies, and holds what is known of each: about 300 bytes.
+GROUP_COPIES = 1 << 18
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class EpochDataset(Dataset[dict[str, Any]]):
 
     def _order_of(self, epoch: int) -> Order:
         """Return an order of batches of one sample: its first ones are those of the epoch, and each step keeps copies apart."""
-        wanted = self._options.batch_size
-        order = Order(self.plan, OrderOptions(1, 1, self._options.seed, 1, self._options.block, first_epoch=epoch))
-        steps = min(wanted, max(1, order.drawn(epoch) // LEAST_SPAN_WINDOWS))
-        return Order(self.plan, OrderOptions(1, steps, self._options.seed, 1, self._options.block, first_epoch=epoch))
+        options = replace(self._options, batch_size=1, first_epoch=epoch)
+        drawn = Order(self.plan, options).drawn(epoch)
+        step = min(self._options.batch_size, max(1, drawn // LEAST_SPAN_WINDOWS))
+        return Order(self.plan, replace(options, accumulation=step))

@@ -21,7 +21,7 @@ ON_DAMAGED = ("error", "replace")
 
 
 class Pool(NamedTuple):
-    """What is read of the samples of a plan."""
+    """The parts of a plan's pool that are read."""
 
     locations: Locations
     store: ShardStore

@@ -223,7 +223,8 @@ def prepare_epochs(plan: Plan, epochs: range, context: Context | None = None) ->
     """Count epochs, and find the slots before the first of them, once for all trainings on all nodes.
 
     Args:
-        plan: whose folder keeps them: 12 bytes for each shard and copy number of an epoch, and 4 bytes a sample for the slots.
+        plan: whose folder keeps them: 12 bytes for each shard and copy number of an epoch, and the slots before the first epoch and the
+            last two, 4 bytes a sample each.
         epochs: consecutive ones.
         context: runs the tasks and shows progress.
 
@@ -233,7 +234,7 @@ def prepare_epochs(plan: Plan, epochs: range, context: Context | None = None) ->
     if not epochs or epochs[0] < 0 or epochs[-1] > MAX_EPOCH:
         raise UserError(f"epochs {epochs.start} … {epochs.stop - 1}: must lie between 0 and {MAX_EPOCH:,}")
     context = context or Context()
-    for epoch in context.progress(reversed(epochs), "counting epochs", len(epochs)):  # the slots of the first stay
+    for epoch in context.progress(epochs, "counting epochs", len(epochs)):  # each from the slots of the one before
         units_of(plan, epoch, executor=context.executor)
     plan.keep_slots(epochs[0], context.executor)
 

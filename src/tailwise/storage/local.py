@@ -210,9 +210,8 @@ def locked(path: Path, what: str, *, wait: bool = False, shared: bool = False) -
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     shared = shared or (_in_part and not wait)
-    with path.open(
-        "a+"
-    ) as stream:  # NFS shares a lock of files that are open for reading only, and gives others to writers
+    # NFS shares a lock of files that are open for reading only, and gives others to writers.
+    with path.open("a+") as stream:
         try:
             fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:

@@ -249,7 +249,7 @@ class ObjectStore:
             return
         copies, abandoned = [], time.time() - ABANDONED_SECONDS
         for path in self.cache.glob("*"):
-            with suppress(FileNotFoundError):  # another process makes room
+            with suppress(FileNotFoundError, ValueError):  # another process makes room; the name is not one of ours
                 status = path.stat()
                 if path.is_file() and path.suffix != COPYING:
                     copies.append((status, path))

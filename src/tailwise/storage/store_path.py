@@ -32,7 +32,7 @@ _settled: dict[StorePath, Head] = {}  # files that never change
 
 
 class Status(NamedTuple):
-    """What `os.stat_result` says of a file; the etag stands for its inode."""
+    """Attributes of a file, as of `os.stat_result`; the etag stands for its inode."""
 
     st_dev: int
     st_ino: int
