@@ -97,10 +97,7 @@ class Runner:
             step = self._placed(step, command.options.get("output"))
             self._refuse_code(step)
             options = self._options(step, known)
-            given = {
-                name: command.options[name].read(name, value) for name, value in options.items() if name != "catalog"
-            }
-            given |= {"catalog": self.catalog} if "catalog" in options else {}
+            given = {name: command.options[name].read(name, value) for name, value in options.items()}
             asked = {option.parameter: option.default for option in command.options.values()}
             asked |= {command.options[name].parameter: value for name, value in given.items()}
             for name, option in command.options.items():

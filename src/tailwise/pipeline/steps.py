@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -51,7 +51,9 @@ class Option:
     argument: bool  # whether it stands without its name on the command line
 
     def read(self, name: str, value: object) -> Any:  # noqa: ANN401  (of the option's kind)
-        """Return a value of YAML, or a text, as the command takes it; a UserError says what is allowed."""
+        """Return a value of YAML, or a text, as the command takes it; a UserError says what is allowed. The path of the catalog stays."""
+        if isinstance(value, PurePath):
+            return value
         if self.kind == list[str]:
             pairs = [f"{key}={item}" for key, item in value.items()] if isinstance(value, Mapping) else value
             return [str(each) for each in (pairs if isinstance(pairs, list) else [pairs])]
