@@ -36,6 +36,12 @@ class SourceRequest:
     id_column: Annotated[str | None, "Parquet: column of ids.  [default: uid, key, image_path or id]"] = None
     embedding_column: Annotated[str | None, "Parquet: column of vectors.  [default: embedding or embeddings]"] = None
     clustering: Annotated[str | None, "DynamiCS: name of the clustering of cluster ids.  [default: dynamics]"] = None
+    image: Annotated[
+        str | None, "Tars: suffixes of images, the preferred first.  [default: the catalog's, or jpg,jpeg,png,webp]"
+    ] = None
+    caption: Annotated[
+        str | None, "Tars: suffixes of captions, or json:FIELD, the preferred first.  [default: the catalog's, or txt]"
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -311,7 +311,7 @@ GOOD = sample("good")
         ([("b.jpg", b"i")], "image without caption", "b"),
         ([("b.jpg", b"i"), ("b.json", b"{}")], "image without caption", "b"),
         ([("b.txt", b"c")], "caption without image", "b"),
-        ([("b.txt", b"c"), ("b.gif", b"i")], "caption without image", "b"),
+        ([("b.txt", b"c"), ("b.gif", b"i")], "image has another suffix", "b"),
         ([("b.json", b"{}")], "neither image nor caption", "b"),
         (sample("b", caption=b"caf\xe9"), "caption is not UTF-8", "b"),
         (sample("b\udcff"), "key is not UTF-8", "'b\\udcff'"),

@@ -27,6 +27,7 @@ SHARD = "shard-"
 HEADER = "catalog.json"
 SHARDS = "shards.parquet"
 SAMPLES = "samples"
+MEMBERS = "members.json"  # which members of the tars are images and captions; without it, those by default
 LOCATIONS = "locations"
 EXPORTS = "exports"
 

@@ -34,6 +34,7 @@ def import_(
       tailwise import shards/ embeddings/ my-catalog
       tailwise import 's3://bucket/pool/{00000..00999}.tar' my-catalog
       tailwise import datacomp/metadata my-catalog --embedding b32
+      tailwise import shards/ my-catalog --image input.jpg,png --caption outputs.txt,json:alt.text
     """
     from tailwise.steps.importing.pool import import_pool
 

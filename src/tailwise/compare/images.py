@@ -113,7 +113,8 @@ def _decode(
             mine = np.arange(start, min(start + CHUNK_ROWS, rows))
             mine = mine[removals.keeps(mine)]
             homes = np.searchsorted(ends, mine, "right").astype(np.int32)
-            for row, content in zip(mine.tolist(), read_samples(store, homes, locations.of(mine)), strict=True):
+            contents = read_samples(store, homes, locations.of(mine), locations.fields)
+            for row, content in zip(mine.tolist(), contents, strict=True):
                 if isinstance(content, OSError):
                     remedy = "restore its shard, or `tailwise relocate` it"
                     raise UserError(f"row {row:,} can't be read ({content}): {remedy}")

@@ -19,6 +19,7 @@ from tailwise.export.members import Members, member_ranges, read_members
 from tailwise.export.shuffled import COPY_FIELDS, pieces, read_positions
 from tailwise.export.tar_file import write_end, write_member
 from tailwise.shards.fingerprint import comparable_shards
+from tailwise.shards.members import MemberChoice, json_caption
 from tailwise.shards.ranges import ShardStore, open_shards
 from tailwise.storage.local import replacing
 
@@ -131,12 +132,17 @@ class ShardWriter:
 
     def _write_samples(self, stream: BinaryIO, keys: list[str], samples: pa.Table) -> Iterator[Outcome]:
         """Write the samples that can be read; yield the outcome of every sample."""
-        columns = ("shard", "key", "uid", "copy", "image_extension")
+        columns = ("shard", "key", "uid", "copy", "image_extension", "caption_offset", "json_offset")
+        fields = MemberChoice.of(self.catalog).fields
         rows = zip(*(samples.column(name).to_pylist() for name in columns), strict=True)
         whole = ~np.isin(samples.column("shard").to_numpy(), list(self.damaged))
         contents = self._read(samples.filter(pa.array(whole)))
-        for key, (shard, source_key, uid, copy, extension), there in zip(keys, rows, whole.tolist(), strict=True):
+        for key, (shard, source_key, uid, copy, extension, *places), there in zip(
+            keys, rows, whole.tolist(), strict=True
+        ):
             members = next(contents) if there else OSError(self.damaged[shard])
+            if not isinstance(members, OSError) and places[0] == places[1]:
+                members = _with_caption(members, fields)
             if isinstance(members, OSError):
                 yield Outcome("unreadable", detail=str(members))
                 continue
@@ -178,6 +184,15 @@ def _opened(export_id: str, catalog: Path, snapshot: int, cache: Path, cache_byt
     """Return the store of a snapshot's tars; one for all shards that a process writes in one export."""
     source = Catalog.open(catalog)
     return open_shards(comparable_shards(source, source.snapshot(snapshot)), cache, cache_bytes)
+
+
+def _with_caption(members: Members, fields: tuple[str, ...]) -> Members | OSError:
+    """Return the members of a sample whose caption is a field of its JSON, with the caption alone."""
+    image, text, description = members
+    try:
+        return image, json_caption(text or b"", fields), description
+    except OSError as error:
+        return error
 
 
 def _described(source: bytes | None, added: dict[str, Any]) -> bytes:

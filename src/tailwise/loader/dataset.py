@@ -160,7 +160,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
         shards = self.order.plan.shards_of(rows)
         removed = self.removals.numbers_of(rows)
         readable = (removed == 0) & ~np.isin(shards, list(self.damaged))
-        read = read_samples(self.store, shards[readable], self.locations.of(rows[readable]))
+        read = read_samples(self.store, shards[readable], self.locations.of(rows[readable]), self.locations.fields)
         contents: list[_Content] = list(read)
         for at in np.flatnonzero(~readable).tolist():
             if removed[at]:

@@ -15,6 +15,8 @@ import pyarrow as pa
 from tailwise.errors import UnsupportedError
 from tailwise.shards.columns import count_rows
 from tailwise.shards.content import Pairs, ShardContent
+from tailwise.shards.grouping import DEFAULT
+from tailwise.shards.members import MemberChoice
 from tailwise.shards.metadata import read_metadata
 from tailwise.shards.webdataset import checksum_shard, read_pairs, read_shard
 
@@ -25,7 +27,8 @@ class Container:
 
     suffix: str  # end of the names of such files
     has_bytes: bool  # whether the images and captions of its samples can be read from the file
-    index: Callable[[str], ShardContent]  # a file that cannot be read gives no samples, and a reason
+    # a file that cannot be read gives no samples, and a reason; of tars, a MemberChoice may follow the path
+    index: Callable[..., ShardContent]
     checksum: Callable[[str], tuple[int, str]]  # size in bytes and index checksum, as `index` notes them
     pairs: Callable[
         [str, Sequence[str]], Pairs
@@ -62,9 +65,10 @@ def containers_of(shards: pa.Table) -> list[Container]:
     return [container_of(path) for path in shards["path"].to_pylist()]
 
 
-def index_shard(path: str) -> ShardContent:
-    """Return the samples of a file of any container."""
-    return container_of(path).index(path)
+def index_shard(path: str, choice: MemberChoice = DEFAULT) -> ShardContent:
+    """Return the samples of a file of any container. `choice` is for tars."""
+    container = container_of(path)
+    return container.index(path, *[choice] * (container is WEBDATASET))
 
 
 def with_bytes(shards: pa.Table) -> pa.Table:

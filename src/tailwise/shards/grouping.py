@@ -8,17 +8,15 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tailwise.shards.members import OTHER_IMAGES, MemberChoice
 from tailwise.shards.tar import FOLDER, Member, TarIndex
 from tailwise.text import plain, storable
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-CAPTION_EXTENSION = "txt"
-# Images that other tools take: they are no reason to look for lost files.
-_OTHER_IMAGES = frozenset({"avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "ppm", "tif", "tiff"})
+DEFAULT = MemberChoice()
 _SHOWN_EXTENSIONS = 5
 _MAX_LINKS = 40  # followed from one link to the next, as operating systems do
 # Leftovers of file managers and archivers: a file's base name, or a folder on its way.
@@ -82,7 +80,7 @@ def is_harmless(name: str) -> bool:
     return _HARMLESS.search(name) is not None
 
 
-def image_of(members: dict[str, Member], extensions: Sequence[str] = IMAGE_EXTENSIONS) -> str | None:
+def image_of(members: Mapping[str, Member], extensions: Sequence[str] = DEFAULT.images) -> str | None:
     """Return the extension of a sample's image: the first of `extensions` that is there and not empty."""
     for name in extensions:
         if name in members and members[name].size:
@@ -90,11 +88,11 @@ def image_of(members: dict[str, Member], extensions: Sequence[str] = IMAGE_EXTEN
     return None
 
 
-def group_members(index: TarIndex, path: str, target: str = CAPTION_EXTENSION) -> Grouped:
+def group_members(index: TarIndex, path: str, choice: MemberChoice = DEFAULT) -> Grouped:
     """Return the samples of a tar, complete or not, and its rejected members.
 
     Members of a key may be apart. If a key has an extension twice, only members that follow each other belong together: the first of
-    these runs is kept, the others are duplicates. `target` is the extension of the members that come with each image.
+    these runs is kept, the others are duplicates.
     """
     grouped = Grouped(counts=MemberCounts(seen=index.seen))
     members = list(_resolved(index, path, grouped)) if index.links or index.others else index.members
@@ -105,7 +103,7 @@ def group_members(index: TarIndex, path: str, target: str = CAPTION_EXTENSION) -
         members = [member for member in members if not is_harmless(member.name)]
         leftovers, names = len(names) - len(members), [member.name for member in members]
     cut_off = [index.damaged_name] if index.damaged_name is not None else []
-    keys, extensions = _split(names + cut_off, target)
+    keys, extensions = _split(names + cut_off, choice)
     groups = grouped.groups
     twice: dict[str, list[dict[str, Member]]] = {}
     for member, key, extension in zip(members, keys, extensions, strict=False):
@@ -126,7 +124,7 @@ def group_members(index: TarIndex, path: str, target: str = CAPTION_EXTENSION) -
                 path, "duplicate key", key, "only the members of this key that come first are kept", len(run)
             )
     if index.damage:
-        _reject_damage(grouped, index, path, keys[-1] if cut_off else None)
+        _reject_damage(grouped, index, path, keys[-1] if cut_off else None, choice)
     elif not index.ended:
         what = "all in it is kept; it may have been cut off behind" if index.seen else "it is empty"
         grouped.rejected.append(rejection(path, "tar without an end", None, what))
@@ -180,7 +178,7 @@ def _runs(members: list[Member], keys: list[str], extensions: list[str]) -> Iter
         yield current, run
 
 
-def _split(names: list[str], target: str) -> tuple[list[str], list[str]]:
+def _split(names: list[str], choice: MemberChoice) -> tuple[list[str], list[str]]:
     """Return key and extension of each name: at the first dot, but for dotted base names.
 
     `photo.0001.jpg` and `photo.0001.txt` are a sample of their own: a name is cut behind the longest stem that has an image and a
@@ -194,20 +192,18 @@ def _split(names: list[str], target: str) -> tuple[list[str], list[str]]:
         extensions.append(extension)
     if "." not in "".join(extensions):
         return keys, extensions
-    by_stem: defaultdict[str, int] = defaultdict(int)  # 1: has an image, 2: has a target
+    halves = choice.halves
+    dots = 1 + max(suffix.count(".") for suffix in halves)
+    by_stem: defaultdict[str, int] = defaultdict(int)  # 1: has an image, 2: has a caption
     for name in names:
-        stem, _, extension = name.rpartition(".")
-        by_stem[stem] |= _half(extension.lower(), target)
+        stem = name
+        for _ in range(min(dots, name.count("."))):
+            stem = stem.rpartition(".")[0]
+            by_stem[stem] |= halves.get(name[len(stem) + 1 :].lower(), 0)
     for at, name in enumerate(names):
         if "." in extensions[at]:
             keys[at], extensions[at] = _cut(name, keys[at], extensions[at], by_stem)
     return keys, extensions
-
-
-def _half(extension: str, target: str) -> int:
-    if extension == target:
-        return 2
-    return 1 if extension in IMAGE_EXTENSIONS or extension in _OTHER_IMAGES else 0
 
 
 def _cut(name: str, key: str, extension: str, by_stem: dict[str, int]) -> tuple[str, str]:
@@ -220,12 +216,12 @@ def _cut(name: str, key: str, extension: str, by_stem: dict[str, int]) -> tuple[
     return (key, extension) if by_stem.get(key) else (name[:last], name[last + 1 :].lower())
 
 
-def _reject_damage(grouped: Grouped, index: TarIndex, path: str, key: str | None) -> None:
+def _reject_damage(grouped: Grouped, index: TarIndex, path: str, key: str | None, choice: MemberChoice) -> None:
     """Drop the sample that the damage cuts, of this key; without one, it is the last sample if that is incomplete."""
     dropped = int(key is not None)
     last = key if key is not None else next(reversed(grouped.groups), None)
     members = grouped.groups.get(last) if last is not None else None
-    if members is not None and last is not None and why_incomplete(members):
+    if members is not None and last is not None and why_incomplete(members, choice):
         key = last
         del grouped.groups[last]
         dropped += len(members)
@@ -233,27 +229,33 @@ def _reject_damage(grouped: Grouped, index: TarIndex, path: str, key: str | None
     grouped.reject(path, reason, key, index.damage, dropped)
 
 
-def why_incomplete(members: dict[str, Member]) -> tuple[str, str | None] | None:
+def why_incomplete(members: Mapping[str, Member], choice: MemberChoice = DEFAULT) -> tuple[str, str | None] | None:
     """Return reason and detail of a sample without an image or a caption that can be used; None for a complete one."""
-    image, caption = image_of(members), CAPTION_EXTENSION in members
+    image = image_of(members, choice.images)
+    caption = any(name in members for name in choice.texts)
     if image and caption:
         return None
     if not image and not caption:
         return "neither image nor caption", f"only {_listed(members)}"
     if not caption:
-        others = {name: member for name, member in members.items() if name != image}
-        return "image without caption", f"there is {_listed(others)}, and no .txt" if others else None
-    empty = [name for name in IMAGE_EXTENSIONS if name in members]
+        others = [name for name in members if name != image]
+        wanted = " or ".join(f".{name}" for name in choice.texts)
+        more = f"there is {_listed(others)}, and no {wanted}; `caption` chooses others"
+        return "image without caption", more if others else None
+    empty = [name for name in choice.images if name in members]
     if empty:
         return "caption without image", f".{empty[0]} is empty"
-    others = {name: member for name, member in members.items() if name != CAPTION_EXTENSION}
-    wanted = ", ".join(f".{name}" for name in IMAGE_EXTENSIONS)
-    return "caption without image", f"there is {_listed(others)}; images are {wanted}" if others else None
+    others = [name for name in members if name not in choice.texts]
+    wanted = ", ".join(f".{name}" for name in choice.images)
+    more = f"there is {_listed(others)}; images are {wanted}; `image` chooses others"
+    images = {*choice.images, *OTHER_IMAGES}
+    if any(name.rpartition(".")[2] in images for name in others):
+        return "image has another suffix", more
+    return "caption without image", more if others else None
 
 
-def _listed(members: dict[str, Member]) -> str:
-    shown = ", ".join(
-        plain(f".{name}") if name else "a name without extension" for name in list(members)[:_SHOWN_EXTENSIONS]
-    )
-    more = len(members) - _SHOWN_EXTENSIONS
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    shown = ", ".join(plain(f".{name}") if name else "a name without extension" for name in names[:_SHOWN_EXTENSIONS])
+    more = len(names) - _SHOWN_EXTENSIONS
     return f"{shown} and {more:,} more" if more > 0 else shown

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
@@ -22,10 +23,12 @@ from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError
 from tailwise.kernels.places import by_value
 from tailwise.mapped import release_pages
+from tailwise.shards.members import MemberChoice
 from tailwise.storage.local import locked, replacing
 from tailwise.storage.lru import LRUCache
 from tailwise.storage.store_path import is_stored
 
+# caption_bytes is negative where the caption is a field of a JSON, which these bytes hold.
 LOCATION = np.dtype(
     [("image_offset", "<i8"), ("caption_offset", "<i8"), ("image_bytes", "<i4"), ("caption_bytes", "<i4")]
 )
@@ -77,15 +80,20 @@ def _lacking(catalog: Catalog, snapshot: Snapshot) -> Iterator[Part]:
 def _write(catalog: Catalog, part: Part) -> None:
     source = check_file(catalog.samples_path(part.number))
     names = list(LOCATION.names or ())
+    of_json = ["json_offset"] if MemberChoice.of(catalog).fields else []
     with replacing(locations_path(catalog, part), unique=True) as temporary:
         out = create_array(temporary, (part.rows,), LOCATION)
         done = 0
         try:
             with pq.ParquetFile(source) as file:
-                for batch in file.iter_batches(BATCH_ROWS, columns=names):
+                for batch in file.iter_batches(BATCH_ROWS, columns=names + of_json):
                     for name in names:
                         values = batch.column(name).cast(pa.from_numpy_dtype(LOCATION[name]))
                         out[name][done : done + len(batch)] = values
+                    if of_json:
+                        held = pc.equal(batch.column("caption_offset"), batch.column("json_offset")).fill_null(False)
+                        sizes = out["caption_bytes"][done : done + len(batch)]
+                        sizes[np.asarray(held)] *= -1
                     done += len(batch)
         except (FileNotFoundError, pa.ArrowException, ValueError) as error:
             raise DamagedError(
@@ -101,6 +109,9 @@ class Locations:
     """Locations and names of a snapshot's samples, int64 row numbers [n] in any order. May be pickled.
 
     `ensure_locations` has made the locations; their files are mapped when they are needed. A row that is not there is an IndexError.
+
+    Attributes:
+        fields: of samples' JSON that are captions, see `MemberChoice`.
     """
 
     def __init__(self, catalog: Catalog, snapshot: Snapshot, *, open_parts: int = OPEN_PARTS) -> None:
@@ -109,6 +120,7 @@ class Locations:
         self._maps: LRUCache[int, npt.NDArray[Any] | RangedArray] = LRUCache(open_parts)
         self._names: LRUCache[tuple[int, int], tuple[pa.ChunkedArray, pa.ChunkedArray]] = LRUCache(KEPT_NAMES)
         self._read_rows = 0
+        self.fields = MemberChoice.of(catalog).fields
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": LRUCache(self._maps.most), "_names": LRUCache(self._names.most)}

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.shards.fingerprint import Comparisons, blocks_of_file
+from tailwise.shards.members import json_caption
 from tailwise.shards.remote import RemoteShards, each_or_error
 from tailwise.storage.files import local_file
 from tailwise.storage.lru import LRUCache
@@ -169,7 +170,7 @@ def sample_ranges(
     samples, or their images, then of the captions of the m samples whose image and caption are apart; with a mask of these m, bool [n].
     """
     image, caption = locations["image_offset"], locations["caption_offset"]
-    image_end, caption_end = image + locations["image_bytes"], caption + locations["caption_bytes"]
+    image_end, caption_end = image + locations["image_bytes"], caption + np.abs(locations["caption_bytes"])
     apart = np.maximum(image, caption) - np.minimum(image_end, caption_end) > ADJACENT_BYTES
     ranges = np.empty((len(shards), 3), np.int64)
     ranges[:, 0] = shards
@@ -182,13 +183,14 @@ def sample_ranges(
 
 
 def read_samples(
-    store: ShardStore, shards: npt.NDArray[np.int32], locations: npt.NDArray[Any]
+    store: ShardStore, shards: npt.NDArray[np.int32], locations: npt.NDArray[Any], fields: tuple[str, ...] = ()
 ) -> list[tuple[bytes, bytes] | OSError]:
     """Return the encoded image and the caption of each sample, or the error why they cannot be read.
 
     `shards`, int32 [n], and `locations`, LOCATION [n], are those of the samples, which may be in any order: they are read in ascending
-    order of (shard, offset).
+    order of (shard, offset). `fields` are those of JSON that are captions.
     """
+    caption_bytes = np.abs(locations["caption_bytes"])
     ranges, apart = sample_ranges(shards, locations)
     count = len(shards)
     order = np.lexsort((ranges[:, 1], ranges[:, 0]))
@@ -198,9 +200,9 @@ def read_samples(
     cuts[:count, 1] = locations["image_offset"] - first
     cuts[:count, 2] = cuts[:count, 1] + locations["image_bytes"]
     cuts[:count, 3] = locations["caption_offset"] - first
-    cuts[:count, 4] = cuts[:count, 3] + locations["caption_bytes"]
+    cuts[:count, 4] = cuts[:count, 3] + caption_bytes
     cuts[:count][apart, 3:] = 0
-    cuts[count:, 2] = locations["caption_bytes"][apart]
+    cuts[count:, 2] = caption_bytes[apart]
     parts: list[Any] = [None] * len(ranges)
     reads = zip(cuts[order].tolist(), store.read_many(ranges[order]), strict=True)
     for (place, image_at, image_end, caption_at, caption_end), content in reads:
@@ -213,4 +215,11 @@ def read_samples(
         image = samples[sample]
         if isinstance(image, tuple):
             samples[sample] = (image[0], caption[0]) if isinstance(caption, tuple) else caption
+    for at in np.flatnonzero(locations["caption_bytes"] < 0).tolist():
+        found = samples[at]
+        if isinstance(found, tuple):
+            try:
+                samples[at] = (found[0], json_caption(found[1], fields))
+            except OSError as error:
+                samples[at] = error
     return samples

@@ -1,4 +1,7 @@
-"""img2dataset-style webdataset shards: `{key}.jpg|jpeg|png|webp`, `{key}.txt`, `{key}.json`, and a sidecar `{shard}.parquet`."""
+"""img2dataset-style webdataset shards: `{key}.jpg|jpeg|png|webp`, `{key}.txt`, `{key}.json`, and a sidecar `{shard}.parquet`.
+
+A `MemberChoice` names other members as image and caption.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -16,7 +20,7 @@ from tailwise.shards.content import HARMLESS, Pairs, ShardContent, samples_schem
 from tailwise.shards.decode import ImageError, too_long
 from tailwise.shards.fingerprint import blocks_of_stream, read_fingerprint
 from tailwise.shards.grouping import (
-    CAPTION_EXTENSION,
+    DEFAULT,
     Grouped,
     Record,
     group_members,
@@ -24,6 +28,7 @@ from tailwise.shards.grouping import (
     rejection,
     why_incomplete,
 )
+from tailwise.shards.members import JSON, JSON_FIELD, MemberChoice, text_at
 from tailwise.shards.metadata import SIDES, parse_uid, read_sidecar
 from tailwise.shards.tar import MAGIC_BYTES, Member, TarIndex, compression_of, index_tar
 from tailwise.storage.files import open_binary, open_whole
@@ -40,7 +45,7 @@ MAX_TARGET_BYTES = 1 << 20  # of a class number or some captions
 PAIR_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # the first that a sample has, as clip_benchmark takes it
 
 
-def read_shard(path: str) -> ShardContent:
+def read_shard(path: str, choice: MemberChoice = DEFAULT) -> ShardContent:
     """Return the samples of a tar, at a local path or any fsspec URL, that have an image and a caption; everything else by reason.
 
     Values of JSON files and of the sidecar are joined. A tar that cannot be read is a reason too.
@@ -52,10 +57,11 @@ def read_shard(path: str) -> ShardContent:
             if packed:
                 return without_samples([rejection(path, "compressed tar", None, packed)], size_bytes)
             index = index_tar(stream, size_bytes)
-            grouped = group_members(index, path)
+            grouped = group_members(index, path, choice)
             sidecar = read_sidecar(path, grouped.groups)
             grouped.rejected += sidecar.rejected
-            table = _table(list(_samples(grouped, stream, sidecar.rows, path, unused)), sidecar.rows)
+            reader = _Reader(grouped, stream, path, choice, unused)
+            table = _table(list(reader.samples(sidecar.rows)), sidecar.rows)
             fingerprint = read_fingerprint(path, size_bytes, blocks_of_stream(path, stream))
             if not is_remote(path) and stream.seek(0, 2) != size_bytes:
                 raise OSError("its length changed while it was read")
@@ -92,7 +98,7 @@ def read_pairs(path: str, targets: Sequence[str]) -> Pairs:
         index = index_tar(stream, size_bytes)
         if index.damage:
             raise ValueError(index.damage)
-        grouped = group_members(index, path, targets[0])
+        grouped = group_members(index, path, MemberChoice(captions=(targets[0],)))
         for item in grouped.rejected:
             yield from [(ImageError(item["reason"], item["detail"] or ""), None)] * item["rows"]
         yield from [(ImageError(HARMLESS, path), None)] * grouped.counts.harmless
@@ -111,36 +117,107 @@ def _index_checksum(index: TarIndex) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def _samples(
-    grouped: Grouped, stream: BinaryIO, sidecar: dict[str, Record], path: str, unused: Counter[str]
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the values of FOUND_COLUMNS of each good sample, and a record of those of other columns."""
-    for key, members in grouped.groups.items():
-        caption, extension = "", image_of(members)
-        fault = _key_fault(key) if extension and CAPTION_EXTENSION in members else why_incomplete(members)
-        if fault is None:
-            text = members[CAPTION_EXTENSION]
+class _FaultError(Exception):
+    """A sample cannot be imported, for a reason with a detail."""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the samples of a tar."""
+
+    grouped: Grouped
+    stream: BinaryIO
+    path: str
+    choice: MemberChoice
+    unused: Counter[str]  # values of JSON that are not used, by reason
+
+    def samples(self, sidecar: dict[str, Record]) -> Iterator[tuple[Any, ...]]:
+        """Yield the values of FOUND_COLUMNS of each good sample, and a record of those of other columns."""
+        several = Counter[str]()
+        for key, members in self.grouped.groups.items():
+            description, more = members.get(JSON), sidecar.get(key)
+            value: Any = None
             try:
-                caption = read_member(stream, text).decode() if text.size <= MAX_TEXT_BYTES else ""
-            except UnicodeDecodeError as error:
-                fault = "caption is not UTF-8", str(error)
-            if text.size > MAX_TEXT_BYTES:
-                fault = "caption is too long", f"{text.size:,} bytes, more than {MAX_TEXT_BYTES:,}"
-        if fault:
-            grouped.reject(path, fault[0], key, fault[1], len(members))
-            continue
-        grouped.counts.imported += len(members)
-        image, text, description = members[extension or ""], members[CAPTION_EXTENSION], members.get("json")
-        more = sidecar.get(key)
-        place: tuple[int | None, int | None] = (None, None)
-        if description is not None and description.size <= MAX_JSON_BYTES:
-            place = description.offset, description.size
-            if more is None or not more.keys() >= OF_JSON:  # the sidecar's values go first
-                found = _from_json(read_member(stream, description), unused)
-                more = {**found, **more} if more else found
-        elif description is not None:
-            unused[f".json of more than {MAX_JSON_BYTES:,} bytes"] += 1
-        yield key, caption, extension, image.offset, image.size, text.offset, text.size, *place, more
+                fault = why_incomplete(members, self.choice) or _key_fault(key)
+                if fault is not None:
+                    raise _FaultError(*fault)
+                if self.choice.fields and description is not None:
+                    value = self._parsed(description)
+                text, caption = self._caption(members, value)
+            except _FaultError as error:
+                self.grouped.reject(self.path, error.args[0], key, error.args[1], len(members))
+                continue
+            self.grouped.counts.imported += len(members)
+            images = [name for name in self.choice.images if name in members and members[name].size]
+            if len(images) > 1:
+                several[", ".join(f".{name}" for name in images)] += 1
+            image = members[images[0]]
+            place: tuple[int | None, int | None] = (None, None)
+            if description is not None and description.size <= MAX_JSON_BYTES:
+                place = description.offset, description.size
+                if more is None or not more.keys() >= OF_JSON:  # the sidecar's values go first
+                    value = value if self.choice.fields else self._parsed(description)
+                    found = _from_json(value, self.unused)
+                    more = {**found, **more} if more else found
+            elif description is not None:
+                self.unused[f".json of more than {MAX_JSON_BYTES:,} bytes"] += 1
+            extension = images[0].rpartition(".")[2]
+            yield key, caption, extension, image.offset, image.size, text.offset, text.size, *place, more
+        for names, rows in several.items():
+            detail = f"{names}; `image` chooses another order"
+            taken = rejection(self.path, "several images, the first kind is taken", None, detail, rows)
+            self.grouped.rejected.append(taken | {"stage": "members"})
+
+    def _parsed(self, description: Member) -> Any:  # noqa: ANN401  (a JSON value)
+        """Return the value of a JSON that is not too long; None where it is, or is no JSON."""
+        if description.size > MAX_JSON_BYTES:
+            return None
+        content = read_member(self.stream, description)
+        try:
+            plain = content[:1] == b"{" and content[1:2] != b"\0"  # UTF-8, which json would take long to find out
+            return json.loads(content.decode("utf-8", "surrogatepass") if plain else content)
+        except (ValueError, RecursionError):
+            return None
+
+    def _caption(self, members: dict[str, Member], value: Any) -> tuple[Member, str]:  # noqa: ANN401
+        """Return the member that is, or holds, the caption, and its text: the first that is not empty, else the first.
+
+        Raises:
+            _FaultError: there is none, or it cannot be used.
+        """
+        first: tuple[Member, str] | None = None
+        for name in self.choice.captions:
+            field = name.startswith(JSON_FIELD)
+            if (member := members.get(JSON if field else name)) is None:
+                continue
+            if (text := self._field(value, name) if field else self._text(member)) is None:
+                continue
+            first = first or (member, text)
+            if text:
+                return member, text
+        if first is None:
+            raise _FaultError("no caption in the JSON", f"no text at {' or '.join(self.choice.fields)}")
+        return first
+
+    def _field(self, value: Any, name: str) -> str | None:  # noqa: ANN401  (a JSON value)
+        text = text_at(value, name.removeprefix(JSON_FIELD))
+        if text is not None and not is_unicode(text):
+            raise _FaultError("caption is not UTF-8", f"{name} has half a character")
+        if text is not None and (size_bytes := len(text.encode())) > MAX_TEXT_BYTES:
+            raise _too_long(size_bytes)
+        return text
+
+    def _text(self, member: Member) -> str:
+        if member.size > MAX_TEXT_BYTES:
+            raise _too_long(member.size)
+        try:
+            return read_member(self.stream, member).decode()
+        except UnicodeDecodeError as error:
+            raise _FaultError("caption is not UTF-8", str(error)) from error
+
+
+def _too_long(size_bytes: int) -> _FaultError:
+    return _FaultError("caption is too long", f"{size_bytes:,} bytes, more than {MAX_TEXT_BYTES:,}")
 
 
 def _table(samples: list[tuple[Any, ...]], sidecar: dict[str, Record]) -> pa.Table:
@@ -170,13 +247,8 @@ def read_member(stream: BinaryIO, member: Member) -> bytes:
     return content
 
 
-def _from_json(content: bytes, unused: Counter[str]) -> Record:
+def _from_json(value: Any, unused: Counter[str]) -> Record:  # noqa: ANN401  (a JSON value)
     """Return width, height and uid, if the JSON has them; values that cannot be used are counted by reason."""
-    try:
-        plain = content[:1] == b"{" and content[1:2] != b"\0"  # UTF-8, which json would take long to find out
-        value = json.loads(content.decode("utf-8", "surrogatepass") if plain else content)
-    except (ValueError, RecursionError):
-        value = None
     if not isinstance(value, dict):
         unused[".json is no JSON object"] += 1
         return {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import NotFoundError, UserError
 from tailwise.requests import SourceRequest
-from tailwise.shards.containers import CONTAINERS, Container
+from tailwise.shards.containers import CONTAINERS, WEBDATASET, Container, container_of
 from tailwise.sources.clip_retrieval import FOLDERS, ClusterIds, find_cluster_ids, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
 from tailwise.sources.embedding_files import EmbeddingFile
@@ -207,6 +207,8 @@ def _refuse_idle(found: Found, options: SourceRequest) -> None:
     npz = "DataComp's .npz files", any(isinstance(file, MetadataEmbeddings) for file in files)
     parquet = "Parquet embeddings", any(isinstance(file, ParquetEmbeddings) for file in files)
     needs = {"embedding": npz, "clustering": ("DynamiCS's cluster ids", bool(found.cluster_ids))}
+    tars = any(container_of(path) is WEBDATASET for path in found.tars)
+    needs |= dict.fromkeys(("image", "caption"), ("tars", tars))
     needs |= dict.fromkeys(("id_column", "embedding_column", "column", "of"), parquet)
     for name, (what, there) in needs.items():
         if (value := getattr(options, name)) is not None and not there:

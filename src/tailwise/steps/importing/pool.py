@@ -14,12 +14,14 @@ import pyarrow as pa
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, true_path
 from tailwise.catalog.embeddings import column_modality
+from tailwise.catalog.files import write_record
 from tailwise.catalog.rejections import Rejections
 from tailwise.context import Context
-from tailwise.errors import MAX_REJECTED, UserError, check_share
+from tailwise.errors import MAX_REJECTED, ConflictError, UserError, check_share
 from tailwise.requests import SourceRequest
 from tailwise.shards.columns import DAMAGE, open_table, uid_texts
-from tailwise.shards.containers import with_bytes
+from tailwise.shards.containers import WEBDATASET, containers_of, with_bytes
+from tailwise.shards.members import MemberChoice
 from tailwise.shards.metadata import parse_uids
 from tailwise.sources import Found, find
 from tailwise.steps.importing.embeddings import ColumnImport, import_embeddings
@@ -111,7 +113,8 @@ def _import(joining: Joining, found: Found, chosen: SourceRequest, limits: Mappi
     }
     before, clustering = catalog.snapshots(), chosen.clustering or DEFAULT_CLUSTERS
     _check_clusters(catalog, clustering, found)
-    shared: dict[str, Any] = {"workers": joining.workers, **limits}
+    members = _member_choice(catalog, chosen)
+    shared: dict[str, Any] = {"workers": joining.workers, "members": members, **limits}
     with rejections.writer(layout.rejected_log(catalog.folder, layout.IMPORT_LOG, layout.SOURCES_LOG)) as log:
         for item in found.left_out:
             log.add("import", item.reason, item.path, None, item.remedy, rows=0)
@@ -141,6 +144,29 @@ def _import(joining: Joining, found: Found, chosen: SourceRequest, limits: Mappi
     old_shards, old_rows = (before[-1].shards, before[-1].rows) if before else (0, 0)
     new = now.shards - old_shards, now.rows - old_rows
     return ImportReport(catalog, now, *new, columns, rejections, clusterings, found.notes)
+
+
+def _member_choice(catalog: Catalog, asked: SourceRequest) -> MemberChoice:
+    """Return which members of tars are images and captions; noted in the catalog, unless they are those by default.
+
+    Raises:
+        UserError: the catalog has tars that were imported with another choice.
+    """
+    known = MemberChoice.of(catalog)
+    there = any(container is WEBDATASET for container in containers_of(catalog.shards()))
+    choice = MemberChoice.given(asked.image, asked.caption, known if there else None)
+    for name, before, now in zip(("image", "caption"), known.record().values(), choice.record().values(), strict=True):
+        if there and now != before:
+            raise ConflictError(
+                f"`{name}` {','.join(now)}: the tars of {catalog.folder} were imported with {','.join(before)}; leave it out, or import "
+                "these tars into a new catalog"
+            )
+    path = catalog.folder / layout.MEMBERS
+    if choice != known and choice != MemberChoice():
+        write_record(path, choice.record())
+    elif choice != known:
+        path.unlink()  # of an import that made no samples
+    return choice
 
 
 def _check_clusters(catalog: Catalog, name: str, found: Found) -> None:

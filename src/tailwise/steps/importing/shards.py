@@ -21,9 +21,11 @@ from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError, refuse_many
 from tailwise.execution.base import Apply, Needs
-from tailwise.shards.containers import container_of, index_shard
+from tailwise.shards.containers import WEBDATASET, container_of, index_shard
 from tailwise.shards.content import ShardContent, hashed_uid, unreadable_shard
 from tailwise.shards.fingerprint import FIRST, ChangedShardError, comparable_shards, compare_shard
+from tailwise.shards.grouping import DEFAULT
+from tailwise.shards.members import MemberChoice
 from tailwise.sources import UNKNOWN_BYTES
 from tailwise.steps.importing.scores import Scores, scores_id
 from tailwise.storage.local import scratch
@@ -34,6 +36,7 @@ MAX_REJECTED_SAMPLES = 0.5  # by default: tars may hold much that is no pair of 
 TOLD_ONLY = ("tar without an end", "ambiguous uid")  # no sample is left out
 THREADS = 16  # a look at a known tar only waits
 SMALL_BYTES = 64 << 20  # local files of this size are indexed before worker processes have started
+NOTES = ("scores", "members")  # of a part: what else decides it
 ONE_WRITER = Needs(workers=1, results=2)  # parts come one after the other, and are large
 UNREADABLE_BYTES = 0  # noted for a tar that could not be read: it is tried again by the next import
 
@@ -95,6 +98,7 @@ def import_shards(
     metadata: Mapping[str, int] | None = None,
     failed: Mapping[str, str] | None = None,
     max_rejected: float = MAX_REJECTED_SAMPLES,
+    members: MemberChoice = DEFAULT,
 ) -> Snapshot | None:
     """Index files that the catalog does not have yet; return a new snapshot of old and new shards, or None without new samples.
 
@@ -108,6 +112,7 @@ def import_shards(
         metadata: path → size of DataComp's metadata, whose scores are joined by uid.
         failed: path → why this tar cannot be read; it is rejected without another try.
         max_rejected: share of the new samples that may be left out.
+        members: of tars that are images and captions.
 
     Raises:
         UserError: a tar changed since it was imported, or the catalog is empty and there are no samples.
@@ -119,7 +124,8 @@ def import_shards(
     part = _Part(before[-1].parts if before else 0, known.num_rows)
     shards: list[dict[str, Any]] = []
     rest, first = new, part.number
-    notes = {"scores": scores_id(metadata)} if metadata else {}
+    notes: dict[str, Any] = {"scores": scores_id(metadata)} if metadata else {}
+    notes |= {"members": members.record()} if members != DEFAULT else {}
     for resumed in _resumed_parts(catalog, part, new, notes):
         shards += resumed["shards"]
         rest = rest[len(resumed["tars"]) :]
@@ -128,7 +134,9 @@ def import_shards(
             rejections.count(listed)
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
     with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, context) as scores:
-        contents = context.progress(_contents(context, rest, failed or {}, workers), container.indexing, len(rest))
+        contents = context.progress(
+            _contents(context, rest, failed or {}, workers, members), container.indexing, len(rest)
+        )
         joined = ((path, scores.join(content, path) if scores else content) for path, content in contents)
         write = Apply(partial(_write_part, catalog.folder, notes))
         for number, part_shards in context.executor.map(write, _gathered(part, joined, part_rows), ONE_WRITER):
@@ -142,19 +150,27 @@ def import_shards(
         return catalog.append_snapshot(table, shards[-1]["part"] + 1)
     if not before:
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
-        raise UserError(f"no sample with {container.needed} in {len(new)} new file(s), first {new[0][0]} ({reasons})")
+        remedy = ": name images and captions of other suffixes with `image` and `caption`" * (container is WEBDATASET)
+        raise UserError(
+            f"no sample with {container.needed} in {len(new)} new file(s), first {new[0][0]} ({reasons}){remedy}"
+        )
     return None
 
 
 def _contents(
-    context: Context, files: Sequence[tuple[str, int]], failed: Mapping[str, str], workers: int | None
+    context: Context,
+    files: Sequence[tuple[str, int]],
+    failed: Mapping[str, str],
+    workers: int | None,
+    members: MemberChoice,
 ) -> Iterator[tuple[str, ShardContent]]:
     """Yield the path and the samples of each file; those that have failed are not tried again."""
     left = [(path, size) for path, size in files if path not in failed]
     paths = [path for path, _ in left]
     if sum(size for _, size in left) <= SMALL_BYTES and not any(map(is_remote, paths)):
         workers = workers or 1
-    found = context.executor.map(Apply(index_shard), paths, Needs(workers=workers))
+    index = index_shard if members == DEFAULT else partial(index_shard, choice=members)
+    found = context.executor.map(Apply(index), paths, Needs(workers=workers))
     for path, _ in files:
         yield path, unreadable_shard(path, failed[path]) if path in failed else next(found)
 
@@ -248,7 +264,7 @@ def _listed(catalog: Catalog, part: int, *of: str) -> Path:
 
 
 def _resumed_parts(
-    catalog: Catalog, first: _Part, tars: Sequence[tuple[str, int]], notes: Mapping[str, str]
+    catalog: Catalog, first: _Part, tars: Sequence[tuple[str, int]], notes: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """The parts that an interrupted import of the same tars, with the same metadata, has finished, from `first` on."""
     position, number, shard = 0, first.number, first.first_shard
@@ -260,7 +276,11 @@ def _resumed_parts(
             path == old_path and (old_size in {size, UNREADABLE_BYTES} or size == UNKNOWN_BYTES)
             for (path, size), (old_path, old_size) in zip(now, part_tars, strict=True)
         )
-        if not same or content["shards"][0]["shard"] != shard or content.get("scores") != notes.get("scores"):
+        if (
+            not same
+            or content["shards"][0]["shard"] != shard
+            or any(content.get(name) != notes.get(name) for name in NOTES)
+        ):
             break
         yield content
         position, number, shard = position + len(part_tars), number + 1, shard + len(content["shards"])
@@ -277,7 +297,7 @@ def _gathered(part: _Part, contents: Iterable[tuple[str, ShardContent]], part_ro
         yield part
 
 
-def _write_part(folder: Path, notes: Mapping[str, str], part: _Part) -> tuple[int, list[dict[str, Any]]]:
+def _write_part(folder: Path, notes: Mapping[str, Any], part: _Part) -> tuple[int, list[dict[str, Any]]]:
     """Writes samples and rejections of one part, its marker last; returns its number and its shards."""
     catalog = Catalog.open(folder)
     path = catalog.samples_path(part.number)

@@ -69,6 +69,8 @@ def broken_inputs(catalog: Catalog) -> list[str]:
 def _noted(catalog: Catalog) -> Iterator[tuple[Path, str | None]]:
     """All files and their hashes; None for records, which hold their own."""
     yield catalog.folder / layout.HEADER, None
+    if (members := catalog.folder / layout.MEMBERS).exists():
+        yield members, None
     parts = catalog.parts()
     for part in parts:
         yield from _marked(catalog.samples_path(part.number))
