@@ -17,7 +17,8 @@ from tailwise.shards.grouping import is_harmless
 from tailwise.shards.tar import REMEDY, is_compressed_tar
 from tailwise.sources.clip_retrieval import find_partitions
 from tailwise.storage.errors import RemoteError, RemoteNotFoundError
-from tailwise.storage.remote import call, filesystem, is_remote, sizes_of
+from tailwise.storage.hub import is_hub
+from tailwise.storage.remote import call, entry_of, filesystem, is_remote, sizes_of
 from tailwise.text import is_unicode
 
 _MAGIC = "*?[{"
@@ -60,6 +61,7 @@ class _RemoteFiles:
 
     def __init__(self, url: str) -> None:
         self._files = filesystem(url)[0]
+        self._is_hub = is_hub(self._files)
         self.protocol = self._files.protocol
         self.unstrip_protocol = self._files.unstrip_protocol
 
@@ -69,10 +71,22 @@ class _RemoteFiles:
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file or folder of this name."""
+        if self._is_hub:
+            return self._entry(path) is not None
         try:
             return bool(call(self.unstrip_protocol(path), "exists"))
         except RemoteNotFoundError:
             return False
+
+    def isdir(self, path: str) -> bool:
+        """Return whether there is a folder of this name."""
+        if self._is_hub:
+            return bool((found := self._entry(path)) and found["type"] == "directory")
+        return bool(call(self.unstrip_protocol(path), "isdir"))
+
+    def _entry(self, path: str) -> Any:  # noqa: ANN401
+        """Return what the Hub lists of a name; its own `exists` and `isdir` take an error of its server for a no."""
+        return entry_of(self.unstrip_protocol(path))
 
     def __getattr__(self, method: str) -> Any:  # noqa: ANN401  (fsspec has no types)
         return lambda path, **options: call(self.unstrip_protocol(path), method, **options)

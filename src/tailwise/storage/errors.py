@@ -63,6 +63,8 @@ class RemoteUnsupportedError(RemoteError, UnsupportedError):
 
 def status_error(url: str, status: int, detail: str = "", wait_seconds: float = 0.0) -> RemoteError:
     """Return the error of an HTTP status."""
+    if url.startswith("hf://") and status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        detail = "no such repository, or a private or gated one: log in with `hf auth login`, or set HF_TOKEN"
     phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
     cause = f"HTTP {status} {phrase}".strip() + (f" ({detail})" if detail else "")
     if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -41,12 +41,15 @@ async def get(
     url: str,
     patience: Patience,
     write: Callable[[bytes], object],
-    span: Span | None = None,
+    span: Span | None,
+    address: str,
+    headers: Mapping[str, str],
 ) -> int | None:
     """Get a file, or a span of its bytes, or those of them that the server sends; nothing beyond the file's end.
 
-    `files` is fsspec's HTTPFileSystem. `write` takes the bytes as they come, also those of a response that breaks off. The size of the
-    whole file is returned, if the server states it.
+    `files` is fsspec's HTTPFileSystem. `url` names the file in errors; it is at `address`, requested with these `headers` too. `write`
+    takes the bytes as they come, also those of a response that breaks off. The size of the whole file is returned, if the server
+    states it.
 
     Raises:
         NoRangesError: the server answers with the whole file; nothing has been written.
@@ -58,12 +61,12 @@ async def get(
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=patience.connect_seconds, sock_read=patience.silence_seconds
     )
-    headers = {**files.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+    headers = {**files.kwargs.get("headers", {}), **headers, "Accept-Encoding": "identity"}
     if span is not None:
         headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
     session = await files.set_session()
     async with session.get(
-        files.encode_url(url), **{"timeout": timeout, **files.kwargs, "headers": headers}
+        files.encode_url(address), **{"timeout": timeout, **files.kwargs, "headers": headers}
     ) as response:
         there, total = _checked(response, url, span)
         if not there:

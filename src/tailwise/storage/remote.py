@@ -19,14 +19,18 @@ import fsspec
 import fsspec.asyn
 
 from tailwise.extras import install_command
-from tailwise.storage.errors import NoRangesError, RemoteError, RemoteUnsupportedError, translated
+from tailwise.storage.errors import NoRangesError, RemoteError, RemoteNotFoundError, RemoteUnsupportedError, translated
 from tailwise.storage.http import NO_RANGES, Patience, get
+from tailwise.storage.hub import address_of, is_hub
 from tailwise.storage.spans import Span
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 REMEMBERED_SECONDS = 600.0  # a file that was given up is not asked again for so long
 LOOKUP_THREADS = 16
+# What pip installs for a protocol, by its name: an extra of ours, or the package.
+_EXTRAS = {"s3": "s3", "hf": "hub", "http": "http", "https": "http"}
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
 _WARN_AFTER_SECONDS = 5.0
 _JITTER = random.Random()  # not the process's own generator, which augmentations are drawn from
 
@@ -117,19 +121,40 @@ def filesystem(url: str) -> tuple[Any, str]:
             try:
                 made = fsspec.core.url_to_fs(url)[0]
             except (ImportError, ValueError) as error:
-                lacks_s3 = isinstance(error, ImportError) and url.startswith("s3:")
-                raise RemoteUnsupportedError(
-                    url, f"{error}: {install_command('s3')}" if lacks_s3 else str(error)
-                ) from error
+                remedy = _install(url) if isinstance(error, ImportError) else ""
+                raise RemoteUnsupportedError(url, f"{error}{remedy}") from error
             except Exception as error:  # each file system raises errors of its own libraries
                 raise translated(error, url) from error
             own.filesystems[host] = made
     return made, made._strip_protocol(url)
 
 
+def _install(url: str) -> str:
+    """Return the command that installs what a protocol needs, behind a colon; nothing where it is unknown."""
+    protocol = url.split("://", 1)[0].rsplit("::", 1)[-1]
+    if protocol in _EXTRAS:
+        return f": {install_command(_EXTRAS[protocol])}"
+    return f": pip install {_PACKAGES[protocol]}" if protocol in _PACKAGES else ""
+
+
 def call(url: str, method: str, **options: Any) -> Any:  # noqa: ANN401  (fsspec has no types)
     """Call a method of the URL's file system with the file's name and options, within bounds; a RemoteError if it cannot be done."""
     return persistently(url, lambda: _call_once(url, method, **options))[0]
+
+
+def entry_of(url: str) -> dict[str, Any] | None:
+    """Return what a file system lists of a name, None if it is not there; a RemoteError if that cannot be found out."""
+
+    def look() -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = _call_once(url, "info")
+        except FileNotFoundError as error:  # also of a repository that needs a token
+            if isinstance(trouble := translated(error, url), RemoteNotFoundError):
+                return None
+            raise trouble from error
+        return found
+
+    return persistently(url, look)[0]
 
 
 def _call_once(url: str, method: str, size_bytes: int = 0, **options: Any) -> Any:  # noqa: ANN401
@@ -219,9 +244,8 @@ def read_range(url: str, start: int, stop: int, size_bytes: int | None = None) -
 
 def _request_range(url: str, start: int, stop: int, content: bytearray) -> int | None:
     """Append the bytes of one request; return the size of the file, if the server sends it."""
-    files, _ = filesystem(url)
-    if _is_http(files):
-        return _get(files, url, content.extend, (start, stop))
+    if _is_http(filesystem(url)[0]):
+        return _get(url, content.extend, (start, stop))
     found: bytes = _call_once(url, "cat_file", start=start, end=stop, size_bytes=stop - start)
     if len(found) > stop - start:
         raise NoRangesError(url, NO_RANGES)
@@ -230,11 +254,14 @@ def _request_range(url: str, start: int, stop: int, content: bytearray) -> int |
 
 
 def _is_http(files: Any) -> bool:  # noqa: ANN401
-    return "http" in files.protocol and hasattr(files, "set_session")
+    return is_hub(files) or ("http" in files.protocol and hasattr(files, "set_session"))
 
 
-def _get(files: Any, url: str, write: Callable[[bytes], object], span: Span | None = None) -> int | None:  # noqa: ANN401
-    total: int | None = fsspec.asyn.sync(files.loop, get, files, url, PATIENCE, write, span)
+def _get(url: str, write: Callable[[bytes], object], span: Span | None = None) -> int | None:
+    files, name = filesystem(url)
+    address, headers = address_of(files, name) if is_hub(files) else (url, {})
+    http = filesystem(address)[0]
+    total: int | None = fsspec.asyn.sync(http.loop, get, http, url, PATIENCE, write, span, address, headers)
     return total
 
 
@@ -251,7 +278,7 @@ def download(url: str, target: BinaryIO, most_bytes: int) -> None:
         target.truncate()
         files, name = filesystem(url)
         if _is_http(files):
-            _get(files, url, write)
+            _get(url, write)
         else:
             with files.open(name, "rb") as stream:
                 while piece := stream.read(1 << 20):
@@ -267,9 +294,9 @@ def size_of(url: str) -> int | None:
 
 def _size_once(url: str) -> int | None:
     files, _ = filesystem(url)
-    if _is_http(files):
+    if _is_http(files) and not is_hub(files):  # the Hub lists sizes, a thousand with a request
         try:
-            return _get(files, url, bytearray().extend, (0, 1))
+            return _get(url, bytearray().extend, (0, 1))
         except NoRangesError as error:
             return error.total_bytes
     info = _call_once(url, "info")
