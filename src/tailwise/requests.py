@@ -48,7 +48,9 @@ class SourceRequest:
 class ImportRequest(SourceRequest):
     """An import of shards, metadata and embeddings."""
 
-    format_name: Annotated[str, "auto, webdataset, clip-retrieval, dynamics, datacomp or parquet.", "--format"] = "auto"
+    format_name: Annotated[
+        str, "auto, webdataset, clip-retrieval, dynamics, datacomp, urls or parquet.", "--format"
+    ] = "auto"
     max_rejected: Annotated[
         float | None, "Share that may be unusable.  [default: 0.5 of samples, 0.1 of embeddings]"
     ] = None

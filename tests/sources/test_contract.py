@@ -14,7 +14,7 @@ DIMENSION = 6
 SHARDS = (5, 3, 4)
 # Formats that are rows of CONTAINERS alone: tests/shards/test_containers.py has their contract.
 NAMES = [name for name in SOURCES if name in {"webdataset", "datacomp"} or name not in CONTAINERS]
-EMBEDDINGS = [name for name in NAMES if name != "webdataset"]
+EMBEDDINGS = [name for name in NAMES if name not in {"webdataset", "urls"}]
 
 
 @pytest.fixture
@@ -50,11 +50,19 @@ def write(tmp_path, pool, make_partition, make_metadata):
             arrays = {"l14_img": rows[at], "l14_txt": rows[at]}
             make_metadata(folder, f"{number}", [f"{row:032x}" for row in at], arrays)
 
+    def urls(folder, rows, files):
+        folder.mkdir()
+        for number in range(files):
+            keys = [key for _, key in pool[number::files]]
+            table = {"URL": [f"https://example.org/{key}.jpg" for key in keys], "TEXT": keys}
+            pq.write_table(pa.table(table), folder / f"{number}.parquet")
+
     writers = {
         "webdataset": lambda *_: None,
         "clip-retrieval": lambda folder, rows, files: partitions(folder, rows, files, False),
         "dynamics": lambda folder, rows, files: partitions(folder, rows, files, True),
         "datacomp": metadata,
+        "urls": urls,
         "parquet": parquet,
     }
     assert [*writers] == NAMES

@@ -112,7 +112,7 @@ def test_two_columns_of_one_name(tmp_path, make_metadata, twice):
 
 @pytest.mark.parametrize("missing", ["uid", "text"])
 def test_files_without_a_column_that_is_needed(tmp_path, make_metadata, missing):
-    content = read_metadata(str(make_metadata(tmp_path, "x", UIDS, **{missing: None})))
+    content = read_metadata(str(make_metadata(tmp_path, "x", UIDS, **{missing: None, "url": None})))
     assert content.samples.num_rows == 0
     assert rejected(content) == {("unreadable metadata", None)}
 

@@ -169,8 +169,12 @@ def test_each_format_takes_its_own_alone(tmp_path, make_metadata, make_pool, mak
     make_metadata(tmp_path / "m", "a", UIDS)
     make_dynamics(tmp_path / "d")
     write_vectors(tmp_path / "v" / "v.parquet")
-    home = {"webdataset": "t", "clip-retrieval": "d", "dynamics": "d", "datacomp": "m", "parquet": "v"}[name]
-    for folder in ("t", "m", "d", "v"):
+    (tmp_path / "u").mkdir()
+    pq.write_table(pa.table({"url": ["https://a"], "caption": ["a"]}), tmp_path / "u" / "u.parquet")
+    home = {"webdataset": "t", "clip-retrieval": "d", "dynamics": "d", "datacomp": "m", "urls": "u", "parquet": "v"}[
+        name
+    ]
+    for folder in ("t", "m", "d", "u", "v"):
         if folder == home:
             assert summary(found(tmp_path / folder, format_name=name)) != NOTHING
         else:

@@ -200,7 +200,7 @@ def prepare(
 def export(
     catalog: CatalogPath,
     name: PlanName,
-    to: Annotated[str, Option(help="datacomp, rates-json, keys, parquet or shards.")],
+    to: Annotated[str, Option(help="datacomp, rates-json, keys, parquet, urls or shards.")],
     output: Annotated[Path | None, Option(help="File to write; a folder for shards.  [required]")] = None,
     place: Annotated[Path | None, Argument(hidden=True)] = None,
     epoch: Epoch = None,
@@ -211,8 +211,8 @@ def export(
     """Write a plan in another tool's format.
 
     **datacomp**: sorted uids (.npy), for DataComp's resharder. **rates-json**: {key: rate}, for DynamiCS's fork of open_clip.
-    **keys**: one key a line. **parquet**: shard, key, uid, cluster, rate, copies. **shards**: a new webdataset, shuffled over the whole
-    epoch; after an interruption the same command goes on.
+    **keys**: one key a line. **parquet**: shard, key, uid, cluster, rate, copies. **urls**: url, caption, uid, for img2dataset, of a pool
+    of metadata. **shards**: a new webdataset, shuffled over the whole epoch; after an interruption the same command goes on.
 
     Examples:
       tailwise export my-catalog subset --to datacomp --output subset.npy

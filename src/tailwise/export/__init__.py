@@ -17,6 +17,8 @@ from tailwise.export.datacomp import UID, check_uids, write_datacomp
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.parquet import SCHEMA, write_parquet
 from tailwise.export.shards import write_shards
+from tailwise.export.urls import SCHEMA as URL_SCHEMA
+from tailwise.export.urls import write_urls
 from tailwise.plan.plan import Plan
 from tailwise.requests import ShardsRequest
 from tailwise.text import did_you_mean
@@ -75,6 +77,7 @@ EXPORTS: dict[str, ExportFormat] = {
     "rates-json": ExportFormat(_to_file(write_rates_json, is_text("{")), lambda plan: plan.annealed, rates_above_one),
     "keys": ExportFormat(_to_file(write_keys, is_text(""))),
     "parquet": ExportFormat(_to_file(write_parquet, is_table(SCHEMA))),
+    "urls": ExportFormat(_to_file(write_urls, is_table(URL_SCHEMA))),
     "shards": ExportFormat(_to_shards),
 }
 

@@ -20,8 +20,8 @@ def require_bytes(plan: Plan) -> None:
         if rows := int((plan.rate(plan.rows_of(shard)) > 0).sum()):
             drawn[path] = rows
     if drawn:
-        listing = command_line("export", plan.catalog.folder, plan.name, to="datacomp", output="SUBSET.npy")
-        raise no_bytes(list(drawn), sum(drawn.values()), f" ({listing} lists them for DataComp's tools)")
+        listing = command_line("export", plan.catalog.folder, plan.name, to="urls", output="SUBSET.parquet")
+        raise no_bytes(list(drawn), sum(drawn.values()), f" ({listing} lists them for img2dataset)")
 
 
 def own_cache_folder(paths: Sequence[str]) -> Path:

@@ -249,12 +249,15 @@ def sides(column: pa.Array | pa.ChunkedArray, name: str) -> tuple[pa.Array, npt.
     return pa.array(np.where(good, values, 0).astype(np.int32), mask=~good), ~good & ~np.isnan(values)
 
 
-def score_columns(file: UserTable) -> tuple[list[str], dict[str, str]]:
-    """Return the names of the user's numeric columns, sorted, and the reason for each of the others that cannot be used."""
+def score_columns(file: UserTable, but: Collection[str] = ()) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the user's numeric columns, sorted, and the reason for each of the others that cannot be used.
+
+    Columns called as those in `but`, or so in lower case, are left out.
+    """
     names = file.schema_arrow.names
     found, unfit = [], {}
     for name, kind in zip(names, map(value_type, file.schema_arrow.types), strict=True):
-        if name in _BOOKKEEPING or not _is(kind, "integer", "floating", "decimal"):
+        if name in _BOOKKEEPING or {name, name.lower()} & {*but} or not _is(kind, "integer", "floating", "decimal"):
             continue
         try:
             if names.count(name) > 1:

@@ -50,7 +50,7 @@ def _refuse(path: str, *_: object) -> NoReturn:
 
 
 WEBDATASET = Container(".tar", True, read_shard, checksum_shard, read_pairs, "indexing tars", "image and caption")
-METADATA = Container(".parquet", False, read_metadata, _refuse, _refuse, "reading metadata", "uid and caption")
+METADATA = Container(".parquet", False, read_metadata, _refuse, _refuse, "reading metadata", "uid or URL, and caption")
 # By name of their format. A container that has no row in `tailwise.sources.SOURCES` is found by its suffix, on this machine.
 CONTAINERS: dict[str, Container] = {"webdataset": WEBDATASET, "datacomp": METADATA}
 

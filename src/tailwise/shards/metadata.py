@@ -1,6 +1,7 @@
-"""Tables of samples' values: DataComp's metadata, whose samples have no bytes, and img2dataset's sidecars of tars, joined by key.
+"""Tables of samples' values: metadata, whose samples have no bytes, and img2dataset's sidecars of tars, joined by key.
 
-DataComp's `X.parquet` has uid, text, sizes and scores; a sidecar `{shard}.parquet`, key, sizes, uid and scores.
+DataComp's metadata `X.parquet` have uid, text, sizes and scores; LAION's, SAMPLE_ID, URL, TEXT, sizes and scores; lists for img2dataset,
+url and caption. A sidecar `{shard}.parquet` has key, sizes, uid and scores.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 
 from tailwise.catalog.schema import REJECTED_SCHEMA
 from tailwise.shards.columns import (
+    BATCH_ROWS,
     DAMAGE,
     TOO_LONG,
     UserTable,
@@ -52,18 +54,47 @@ def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.
     return np.frombuffer(bytes.fromhex(joined), np.uint8).reshape(-1, 16), good.to_numpy(zero_copy_only=False)
 
 
+class MetadataColumns(NamedTuple):
+    """Names of the columns of a table of metadata."""
+
+    id: str | None  # DataComp's uid, or LAION's SAMPLE_ID; without one, a row's number is its key
+    caption: str
+    url: str | None
+    is_uid: bool  # whether the id is 32 hexadecimal digits
+
+
+def metadata_columns(names: Sequence[str]) -> MetadataColumns | None:
+    """Return which of some columns are those of a table of metadata, None if it is another table.
+
+    `uid` and `text` are DataComp's. Otherwise there are a URL and a caption, in any case; and none of the columns that img2dataset and
+    clip-retrieval write for images that they have.
+    """
+    if {"key", "image_path"} & {*names}:
+        return None
+    if {"uid", "text"} <= {*names}:
+        return MetadataColumns("uid", "text", "url" if names.count("url") == 1 else None, True)
+    by_name: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_name[name.lower()].append(name)
+    captions = by_name["caption"] or by_name["text"]
+    if len(by_name["url"]) != 1 or len(captions) != 1 or by_name["status"]:
+        return None
+    ids = by_name["sample_id"]
+    return MetadataColumns(ids[0] if len(ids) == 1 else None, captions[0], by_name["url"][0], False)
+
+
 def read_metadata(path: str) -> ShardContent:
-    """Return a sample for each row of a local `X.parquet` with a uid and a caption, in order; everything else by reason."""
+    """Return a sample for each row of a local table of metadata with an id and a caption, in order; everything else by reason."""
     size_bytes = Path(path).stat().st_size if Path(path).exists() else 0  # if it is gone, the next import tries again
     try:
-        with open_table(path, ["uid", "text"]) as file:
+        with open_table(path) as file:
+            columns = _columns_of(file)
             names = file.schema_arrow.names
-            scores, unfit = score_columns(file)
-            counts = {name: names.count(name) for name in map("original_{}".format, SIDES)}
+            scores, unfit = score_columns(file, {columns.id, *SIDES} if columns.id else SIDES)
+            counts = {name: names.count(name) for name in (_side(columns, names, side) for side in SIDES)}
             unfit |= {name: f"it has {count} columns called {name!r}" for name, count in counts.items() if count > 1}
             sizes = [name for name, count in counts.items() if count == 1]
-            table = file.read(["uid", "text", *sizes, *scores], ["text"])
-        uids, captions = uid_texts(table.column("uid")), texts(table.column("text"), "text", check=False)
+            kept, reasons, table, checksum = _rows(file, columns, [*sizes, *scores])
     except DAMAGE as error:
         reason = rejection(path, "unreadable metadata", None, str(error), rows=count_rows(path))
         return without_samples([reason], size_bytes)
@@ -74,11 +105,10 @@ def read_metadata(path: str) -> ShardContent:
             pixels[name] = sides(column, name)
         except ValueError as error:
             unfit[name] = str(error)
-    kept, uid_bytes, reasons = _usable(uids, captions)
     rejected = [
-        rejection(path, reason, uid)
+        rejection(path, reason, key)
         for reason, rows in reasons.items()
-        for uid in uids.filter(pa.array(rows)).to_pylist()
+        for key in table["key"].filter(pa.array(rows)).to_pylist()
     ]
     unused: list[tuple[str, str | None, int]] = [("column not used", detail, len(table)) for detail in unfit.values()]
     for name, (_, odd) in pixels.items():
@@ -88,40 +118,114 @@ def read_metadata(path: str) -> ShardContent:
         rejection(path, why, None, detail, rows) | {"stage": "metadata columns"} for why, detail, rows in unused
     ]
     rows = pa.array(kept)
-    samples = samples_without_bytes(
-        {
-            "key": pc.utf8_lower(uids.filter(rows)).cast(pa.string()),
-            "uid": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(uid_bytes), [None, pa.py_buffer(uid_bytes)]),
-            "caption": captions.filter(rows),
-            **{side: pixels[name][0].filter(rows) for side in SIDES if (name := f"original_{side}") in pixels},
-        },
-        {name: numbers(table.column(name).filter(rows), name) for name in scores},
-    )
-    checksum = hashlib.blake2b(uid_bytes.tobytes(), digest_size=16).hexdigest()
-    return ShardContent(samples, pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA), size_bytes, checksum)
+    found: dict[str, pa.Array] = {name: table[name].filter(rows) for name in ("key", "caption")}
+    if columns.is_uid:
+        found["key"] = pc.utf8_lower(found["key"])
+        uids = np.ascontiguousarray(parse_uids(found["key"])[0])
+        found["uid"] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(uids), [None, pa.py_buffer(uids)])
+    for side in SIDES:
+        if (name := _side(columns, names, side)) in pixels:
+            found[side] = pixels[name][0].filter(rows)
+    samples = samples_without_bytes(found, {name: numbers(table.column(name).filter(rows), name) for name in scores})
+    rejections = pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
+    return ShardContent(samples, rejections, size_bytes, checksum)
 
 
-def _usable(
-    uids: pa.Array, captions: pa.Array
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8], dict[str, npt.NDArray[np.bool_]]]:
-    """Return which rows have a uid and a caption, bool [n]; their uids, uint8 [m, 16]; and which others are rejected, by reason."""
-    parsed, good = parse_uids(uids)
-    first = np.zeros(len(parsed), np.bool_)
-    first[np.unique(parsed.view("V16").reshape(-1), return_index=True)[1]] = True
-    fresh = good.copy()
-    fresh[good] = first
-    given = captions.is_valid().to_numpy(zero_copy_only=False)
-    long = given & pc.equal(captions, TOO_LONG).fill_null(False).to_numpy(zero_copy_only=False)
-    text = given & _is_utf8(captions)
-    reasons = {
-        "uid is not 32 hexadecimal digits": ~good,
-        "duplicate key": good & ~fresh,
-        "no caption": fresh & ~given,
-        "caption is too long": fresh & long,
-        "caption is not UTF-8": fresh & given & ~text,
-    }
-    kept = fresh & text & ~long
-    return kept, np.ascontiguousarray(parsed[kept[good]]), reasons
+def read_urls(path: str, samples: npt.NDArray[np.int64]) -> tuple[str, pa.Array]:
+    """Return the index checksum of a table of metadata, as `read_metadata` gives it; and the URLs of samples, by their numbers, ascending.
+
+    Both have shape [n]; a URL may be null. Raises DAMAGE if the table cannot be read, or has no URLs or fewer samples.
+    """
+    with open_table(path) as file:
+        columns = _columns_of(file)
+        if columns.url is None:
+            raise ValueError("it has no column 'url'")
+        found = _rows(file, columns, [])
+        wanted, first, urls = np.flatnonzero(found.kept)[samples], 0, [pa.array([], pa.string())]
+        for values in _texts_of(file, columns.url):
+            here = wanted[(wanted >= first) & (wanted < first + len(values))]
+            urls.append(values.take(here - first))
+            first += len(values)
+    return found.checksum, pa.chunked_array(urls)
+
+
+def _columns_of(file: UserTable) -> MetadataColumns:
+    names = file.schema_arrow.names
+    found = metadata_columns(names)
+    needed = [name for name in (found[:3] if found else ("uid", "text")) if name]
+    for name in needed:
+        if (count := names.count(name)) != 1:
+            raise ValueError(f"it has {count} columns called {name!r}" if count else f"it has no column {name!r}")
+    if found is None:
+        raise ValueError("it has columns of images")
+    return found
+
+
+def _side(columns: MetadataColumns, names: Sequence[str], side: str) -> str:
+    """Return the column of a side: DataComp's, or that of this name in any case."""
+    if columns.is_uid:
+        return f"original_{side}"
+    return next((name for name in names if name.lower() in {side, f"original_{side}"}), side)
+
+
+class _Rows(NamedTuple):
+    kept: npt.NDArray[np.bool_]  # bool [n], rows that are samples
+    reasons: dict[str, npt.NDArray[np.bool_]]  # bool [n] each, rows that are rejected
+    table: pa.Table  # key, caption and other columns of n rows
+    checksum: str  # of the index
+
+
+def _rows(file: UserTable, columns: MetadataColumns, others: Sequence[str]) -> _Rows:
+    """Return the rows of a table of metadata, with other columns. The URLs are not held: those of LAION take gigabytes."""
+    read = file.read([*filter(None, [columns.id]), columns.caption, *others], [columns.caption])
+    captions = texts(read[columns.caption], columns.caption, check=False)
+    if columns.id is None:
+        ids = pa.array(np.arange(len(read))).cast(pa.string())
+    else:
+        ids = (uid_texts if columns.is_uid else texts)(read[columns.id], columns.id)
+    good = parse_uids(ids)[1] if columns.is_uid else ids.is_valid().to_numpy(zero_copy_only=False)
+    keys = pc.if_else(pa.array(good), pc.utf8_lower(ids), ids) if columns.is_uid else ids
+    numbered = pc.dictionary_encode(keys.filter(pa.array(good))).indices.to_numpy(zero_copy_only=False)
+    first = np.zeros(len(numbered), np.bool_)
+    first[np.unique(numbered, return_index=True)[1]] = True
+    kept = good.copy()
+    kept[good] = first
+    bad_id = "uid is not 32 hexadecimal digits" if columns.is_uid else f"no {columns.id}"
+    reasons = {bad_id: ~good, "duplicate key": good & ~kept}
+    checked = {"caption": _fitness(captions)}
+    found = hashlib.blake2b(digest_size=16)
+    if columns.url and not columns.is_uid:
+        fit, start = list[npt.NDArray[np.str_]](), 0
+        for values in _texts_of(file, columns.url):
+            pairs = zip(
+                keys[start : start + len(values)].to_pylist(), values.cast(pa.binary()).to_pylist(), strict=True
+            )
+            found.update(repr(list(pairs)).encode())
+            fit.append(_fitness(values))
+            start += len(values)
+        checked = {"url": np.concatenate(fit) if fit else np.empty(0, np.str_), **checked}
+    for what, state in checked.items():
+        reasons |= {reason.format(what): kept & (state == reason) for reason in _UNFIT}
+        kept = kept & (state == "")
+    if columns.is_uid:
+        found.update(parse_uids(keys.filter(pa.array(kept)))[0].tobytes())
+    table = pa.table({"key": ids, "caption": captions, **{name: read[name] for name in others}})
+    return _Rows(kept, reasons, table, found.hexdigest())
+
+
+_UNFIT = ("no {}", "{} is too long", "{} is not UTF-8")
+
+
+def _texts_of(file: UserTable, name: str) -> Iterator[pa.Array]:
+    for batch in file.iter_batches(BATCH_ROWS, [name], [name]):
+        yield texts(batch.column(0), name, check=False)
+
+
+def _fitness(values: pa.Array) -> npt.NDArray[np.str_]:
+    """Return why each text cannot be used, one of _UNFIT, [n]; "" if it can."""
+    given = values.is_valid().to_numpy(zero_copy_only=False)
+    long = pc.equal(values, TOO_LONG).fill_null(False).to_numpy(zero_copy_only=False)
+    return np.select([~given, long, ~_is_utf8(values)], _UNFIT, "")
 
 
 def _is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:

@@ -28,6 +28,7 @@ class Found(NamedTars):
     """Content of the sources of one import: its tars, without duplicates, in the order of the sources, and all other files."""
 
     metadata: dict[str, int] = field(default_factory=dict)  # path and size of each of DataComp's metadata files
+    urls: dict[str, int] = field(default_factory=dict)  # path and size of each list of URLs and captions
     embeddings: dict[str, list[EmbeddingFile]] = field(default_factory=dict)  # files by name of their column
     cluster_ids: list[ClusterIds] = field(default_factory=list)
 
@@ -99,6 +100,12 @@ def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
     return True
 
 
+def _find_urls(source: str, found: Found, options: SourceRequest) -> bool:
+    tables = [path for path in find_tables(source) if kind_of(path, options)[0] == "urls"]
+    found.urls |= {str(path): path.stat().st_size for path in tables}
+    return bool(tables)
+
+
 def _arrays_of(paths: list[Path], wanted: set[str]) -> set[str]:
     """Return which of the wanted arrays are in one of the `.npz` files at least."""
     there = set[str]()
@@ -153,6 +160,10 @@ SOURCES: dict[str, Format] = {
     "datacomp": Format(
         _find_datacomp, "a local folder, file or pattern of .parquet files with uid and text, .npz files beside them"
     ),
+    "urls": Format(
+        _find_urls,
+        "a local folder, file or pattern of .parquet files with URL and TEXT (LAION), or url and caption (img2dataset)",
+    ),
     "parquet": Format(
         _find_parquet,
         "a local folder, file or pattern of .parquet files with an id column and a column of lists of floats",
@@ -193,6 +204,11 @@ def find(sources: Sequence[str], format_name: str = "auto", options: SourceReque
         others = f" (and {len(found.failed) - 1:,} more)" if len(found.failed) > 1 else ""
         raise UserError(f"can't read {first}{others}: {cause}")
     _refuse_idle(found, chosen)
+    if found.tars or found.metadata:
+        why, remedy = "list of URLs beside samples that are there", "import it alone to make a pool of it"
+        found.left_out += [LeftOut(path, why, remedy) for path in found.urls]
+    else:
+        found.metadata = found.urls
     return found
 
 

@@ -16,19 +16,20 @@ import pyarrow.parquet as pq
 from tailwise.catalog.files import create_array, read_array
 from tailwise.requests import SourceRequest
 from tailwise.shards.columns import BATCH_ROWS, DAMAGE, is_vectors, open_table, texts, uid_texts, unwrapped, value_type
+from tailwise.shards.metadata import metadata_columns
 from tailwise.sources.embedding_files import EmbeddingFile, Naming, fingerprint, matrix_fault
 from tailwise.storage.local import replacing
 
 ID_COLUMNS = ("uid", "key", "image_path", "id")
 EMBEDDING_COLUMNS = ("embedding", "embeddings")
-Kind = Literal["metadata", "embeddings", "unreadable", "other"]
+Kind = Literal["metadata", "urls", "embeddings", "unreadable", "other"]
 
 
 def kind_of(path: Path, options: SourceRequest) -> tuple[Kind, tuple[str, str] | None]:
     """Return the kind of a Parquet file, by its columns, and its columns of ids and of embeddings (see `choose_columns`).
 
-    A column of vectors means embeddings; `uid` and `text`, without img2dataset's `key` or clip-retrieval's `image_path`, mean metadata. A
-    column with a name of embeddings but another type means embeddings too; they are rejected because of that type when they are read.
+    A column of vectors means embeddings; names of columns mean metadata or a list of URLs (see `metadata_columns`). A column with a name of
+    embeddings but another type means embeddings too; they are rejected because of that type when they are read.
     """
     try:
         schema = pq.read_schema(path)
@@ -36,10 +37,11 @@ def kind_of(path: Path, options: SourceRequest) -> tuple[Kind, tuple[str, str] |
     except DAMAGE:
         return "unreadable", None
     columns = choose_columns(schema, options.id_column, options.embedding_column)
-    metadata = {"uid", "text"} <= {*names} and not {*names} & {"key", "image_path"}
+    found = metadata_columns(names)
+    metadata = found is not None and found.is_uid
     if columns and (options.embedding_column or not metadata or is_vectors(schema.types[names.index(columns[1])])):
         return "embeddings", columns
-    return "metadata" if metadata else "other", None
+    return "metadata" if metadata else "urls" if found else "other", None
 
 
 def choose_columns(schema: pa.Schema, id_column: str | None, embedding_column: str | None) -> tuple[str, str] | None:

@@ -124,7 +124,7 @@ def _import(joining: Joining, found: Found, chosen: SourceRequest, limits: Mappi
             catalog, found.tars, rejections, joining.context, metadata=found.metadata, failed=found.failed, **shared
         )
     else:
-        _refuse_known(catalog, found.metadata)
+        _refuse_known(catalog, found)
         import_shards(catalog, found.metadata, rejections, joining.context, **shared)
     given = _given_shards(catalog, shards)
     joining = replace(joining, given=given)
@@ -188,14 +188,20 @@ def _given_shards(catalog: Catalog, sources: dict[str, int]) -> frozenset[int] |
     return frozenset(shard for shard, path in enumerate(paths) if true_path(path) in named)
 
 
-def _refuse_known(catalog: Catalog, metadata: dict[str, int]) -> None:
-    """Refuses metadata as a pool of its own where the catalog's tars hold its samples.
+def _refuse_known(catalog: Catalog, found: Found) -> None:
+    """Refuses metadata as a pool of its own where the catalog's tars hold its samples, or may hold those of a list of URLs.
 
     Looks at a few uids of each file only: those of a pool are in tars all together, or not at all.
     """
     shards = catalog.shards()
     paths, tars = set(shards.column("path").to_pylist()), with_bytes(shards).column("shard").to_numpy()
-    asked = {uid: path for path in metadata if path not in paths for uid in _first_uids(path)} if len(tars) else {}
+    if len(tars) and found.urls:
+        raise UserError(
+            f"{catalog.folder} holds images, and {next(iter(found.urls))} is a list of URLs, which may be theirs: use a new catalog for it"
+        )
+    asked = (
+        {uid: path for path in found.metadata if path not in paths for uid in _first_uids(path)} if len(tars) else {}
+    )
     if not asked:
         return
     for part in catalog.parts():

@@ -1,0 +1,60 @@
+"""URLs and captions of an epoch's samples, for img2dataset: a subset of a pool of metadata is downloaded without the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailwise.catalog.catalog import Part
+from tailwise.context import Context
+from tailwise.errors import DamagedError, UnsupportedError
+from tailwise.export.drawn import DrawnEpoch, map_drawn
+from tailwise.plan.plan import Plan
+from tailwise.shards.columns import DAMAGE
+from tailwise.shards.containers import with_bytes
+from tailwise.shards.metadata import read_urls
+
+SCHEMA = pa.schema(
+    [
+        pa.field("url", pa.string()),  # null where the metadata have none
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("uid", pa.string(), nullable=False),  # 32 hexadecimal digits; img2dataset can write it to the .json
+    ]
+)
+
+
+def write_urls(plan: Plan, epoch: int, path: Path, context: Context) -> int:
+    """Write one row per drawn sample, in catalog order (SCHEMA); return the number of rows.
+
+    Raises:
+        UnsupportedError: a shard has images.
+        DamagedError: the metadata have changed since they were imported.
+    """
+    if (images := with_bytes(plan.catalog.shards(plan.snapshot))).num_rows:
+        raise UnsupportedError(f"{images['path'][0]} holds images already: `to` urls is for pools of metadata")
+    total = 0
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+        for table in map_drawn(plan, epoch, _table, context):
+            writer.write_table(table)
+            total += table.num_rows
+    return total
+
+
+def _table(epoch: DrawnEpoch, part: Part) -> pa.Table:
+    plan, drawn = epoch.plan, epoch.part(part, ["shard", "caption", "uid"])
+    shards, known = drawn.samples["shard"].to_numpy(), plan.catalog.shards(plan.snapshot)
+    urls = [pa.array([], pa.string())]
+    for shard in np.unique(shards).tolist():  # ascending, as rows are
+        path = known["path"][shard].as_py()
+        try:
+            checksum, there = read_urls(path, drawn.rows[shards == shard] - plan.rows_of(shard).start)
+        except DAMAGE as error:
+            raise DamagedError(f"{path} can't be read ({error}): restore it") from error
+        if checksum != known["index_checksum"][shard].as_py():
+            raise DamagedError(f"{path} has changed since it was imported: put the old file back")
+        urls += there.chunks
+    uids = pa.array([uid.hex() for uid in drawn.samples["uid"].to_pylist()], pa.string())
+    return pa.table([pa.chunked_array(urls), drawn.samples["caption"], uids], schema=SCHEMA)
