@@ -42,6 +42,8 @@ def pool(tmp_path_factory, make_tar, make_image, make_embeddings):
     make_embeddings(folder / "embeddings", {key(row): rows[row] for row in range(24)})
     lines = [f"{key(row)}\t{KINDS[row % 3]}" for row in range(24)]
     (folder / "kinds.tsv").write_text("\n".join(["key\tkind [/b]", *lines, f"nobody\x1b[0m\t{KINDS[0]}"]) + "\n")
+    captions = [f"{key(row)}\t{WORDS} of {row}" for row in range(20)]
+    (folder / "captions[x].tsv").write_text("\n".join(["key\tcaption", *captions, f"nobody\x1b[0m\t{WORDS}"]) + "\n")
     (folder / "gone.txt").write_text(f"{key(0)}\nnobody\x1b[31m[/b]\n")
     (folder / "entries.txt").write_text(f"second\n{WORDS}\n")
     recipe = "name: '[/b]'\nabout: '[red] $\\foo$'\nsteps: [{plan: {name: r, method: random, keep: 0.5}}]\n"
@@ -55,6 +57,7 @@ def commands(pool):
     shards = pool / "shards[x]"
     return [
         (["import", shards, pool / "embeddings", catalog], [str(catalog)]),
+        (["captions", catalog, pool / "captions[x].tsv", "--name", "recap"], []),
         (["embed", catalog, "--encoder", "pixels", "--workers", 1], []),
         (["cluster", catalog, "--clusters", 3], []),
         (["dedup", catalog, "--suggest"], ["[/b] [red]x"]),
@@ -68,7 +71,7 @@ def commands(pool):
         (["prepare", catalog, "p"], []),
         (["export", catalog, "p", pool / "rates.json", "--to", "rates-json", "--epoch", 0], [str(pool)]),
         (["export", catalog, "p", pool / "out", "--to", "shards", "--epoch", 0, "--workers", 1], [str(pool)]),
-        (["why", catalog, key(3)], [key(3), CAPTION, str(shards)]),
+        (["why", catalog, key(3)], [key(3), CAPTION, f"{WORDS} of 3", str(shards)]),
         (["why", catalog, key(99)], ["99[/b]"]),
         (["remove", catalog, "--keys", pool / "gone.txt", "--reason", REASON], ["nobody\x1b[31m[/b]"]),
         (["excluded", catalog, "--output", pool / "excluded.parquet"], [REASON]),

@@ -61,6 +61,20 @@ class ImportRequest(SourceRequest):
 
 
 @dataclass(frozen=True)
+class CaptionsRequest:
+    """Captions from a table, joined to the samples."""
+
+    name: Annotated[str, "Name of the captions; original is that of the samples' own."] = field(kw_only=True)
+    by: Annotated[
+        str | None,
+        "What names the samples: uid, key, image_path, sha256 or url.  [default: the first that the table has]",
+    ] = None
+    id_column: Annotated[str | None, "Column of these names.  [default: that of `by`]"] = None
+    column: Annotated[str | None, "Column of the captions.  [default: caption, text, re_caption or recaption]"] = None
+    max_rejected: Annotated[float, "Stop when more than this share of the captions can't be used."] = MAX_REJECTED
+
+
+@dataclass(frozen=True)
 class EncoderRequest:
     """How to load an encoder."""
 
@@ -84,6 +98,9 @@ class EmbedRequest(EncoderRequest):
     ] = field(kw_only=True)
     column: Annotated[str, "To embed: image, text or both; or the name of another column, such as dino."] = "image"
     of: Annotated[str | None, "Of a column of another name: image or text."] = None
+    captions: Annotated[
+        str | None, "Of text: joined captions to embed, and the samples' own where there are none.  [default: original]"
+    ] = None
     batch_size: Annotated[int | None, "Rows; the last bits depend on it.  [default: 256 on a GPU, 64 on a CPU]"] = None
     max_rejected: Annotated[float, "Stop when more than this share of the samples can't be embedded."] = MAX_REJECTED
     workers: Annotated[int | None, "Processes that read and decode; one a processor by default."] = None
@@ -178,6 +195,9 @@ class FilterRequest:
     max_rejected: UnmatchedRows = None
     image: Annotated[str | None, "clip-score, cliploss, normsim: column of embeddings.  [default: image]"] = None
     text: Annotated[str | None, "clip-score, cliploss: column of embeddings.  [default: text]"] = None
+    captions: Annotated[
+        str | None, "caption-words, caption-characters: joined captions to count in.  [default: original]"
+    ] = None
     target: Annotated[Path | None, "normsim: image embeddings (.npy), clip-retrieval folder, or catalog."] = None
     norm: Annotated[str | None, "normsim: 2 or inf.  [default: 2]"] = None
     batch_size: Annotated[int | None, "cliploss: samples of a batch.  [default: 32768]"] = None
@@ -195,6 +215,7 @@ class FilterRequest:
             "max_rejected",
             "image",
             "text",
+            "captions",
             "target",
             "norm",
             "batch_size",

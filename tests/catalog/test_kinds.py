@@ -11,10 +11,11 @@ from tailwise.cli.run import step_commands
 from tailwise.errors import UserError
 from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import STEPS, Step
-from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, PlanRequest
+from tailwise.requests import CaptionsRequest, ClusterRequest, DedupRequest, FilterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.grouping.match import match_entries
+from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
 from tailwise.steps.upkeep.status import status
@@ -34,6 +35,8 @@ def _full_catalog(_small_catalog_source, tmp_path_factory):
     (folder / "entries.txt").write_text("group\n")
     match_entries(catalog, folder / "entries.txt", workers=1)
     make_plan(catalog, "p", PlanRequest("dbp", keep=0.5))
+    (folder / "captions.tsv").write_text("key\tcaption\n000001\tone\n")
+    join_captions(catalog, [folder / "captions.tsv"], CaptionsRequest(name="recap"))
     return catalog
 
 
@@ -81,7 +84,9 @@ def test_it_is_found_among_the_inputs_of_others(kind):
     assert WITHOUT in {kind.prefix for kind in KINDS}
 
 
-NEEDED = {  # options without which a command does nothing
+NEEDED = {
+    "captions": {"tables": "t.csv", "name": "c"},
+    "embed": {"encoder": "pixels"},  # options without which a command does nothing
     "cluster": {"k": 3},
     "group": {"by": "shard"},
     "filter": {"by": "width"},

@@ -55,6 +55,13 @@ def plain_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in name)
 
 
+CAPTIONS = Kind(
+    "captions",
+    layout.CAPTIONS,
+    ("by", "column"),
+    made_by={"captions": itemgetter("name")},
+    named_by={"embed": "captions"},
+)
 CLUSTERING = Kind(
     "clusterings",
     layout.CLUSTERINGS,
@@ -87,7 +94,7 @@ PLAN = Kind(
     made_by={"plan": itemgetter("name")},
     named_by={"train": "name", "export": "name", "draw": "name", "excluded": "plan"},
 )
-KINDS = (CLUSTERING, SCORE, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`
+KINDS = (CAPTIONS, CLUSTERING, SCORE, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`
 MADE_BY = {command: kind for kind in KINDS for command in kind.made_by}
 
 

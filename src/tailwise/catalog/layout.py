@@ -60,6 +60,7 @@ COMPARISONS = "neighbours"
 MATCHES = "matches"
 DROP_LISTS = "drops"
 PLANS = "plans"
+CAPTIONS = "captions"
 MANIFEST = "manifest.json"  # with it, an artifact is finished
 PENDING = "pending.json"
 
@@ -70,6 +71,8 @@ RANK = "rank"
 SCORE = "score"
 ENTRY_COUNT = "count"
 ENTRY = "entry"
+CAPTION_ENDS = "end"
+CAPTION_TEXT = "text"
 
 # Of a clustering.
 CENTROIDS = "centroids.npy"

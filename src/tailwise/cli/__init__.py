@@ -35,7 +35,7 @@ __all__ = ["app", "main"]
 
 # All commands, in the order of the work; --help lists them so.
 COMMANDS = (
-    *("import", "embed", "dedup", "filter", "cluster", "group", "plan", "explain"),
+    *("import", "captions", "embed", "dedup", "filter", "cluster", "group", "plan", "explain"),
     *("draw", "prepare", "export", "train", "evaluate", "compare", "run"),
     *("status", "why", "excluded", "remove", "verify", "relocate", "demo"),
 )

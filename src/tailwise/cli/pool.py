@@ -1,4 +1,4 @@
-"""The pool: import, embed, status, verify, relocate."""
+"""The pool: import, captions, embed, status, verify, relocate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_progre
 from tailwise.cli.printing import print_json, print_rejections, print_table, rejected_json, say
 from tailwise.cli.requests import takes
 from tailwise.errors import NotFoundError, UserError
-from tailwise.requests import EmbedRequest, ImportRequest
+from tailwise.requests import CaptionsRequest, EmbedRequest, ImportRequest
 
 
 @app.command("import")
@@ -74,6 +74,38 @@ def import_(
 
 
 @app.command()
+@takes(CaptionsRequest)
+def captions(
+    catalog: CatalogPath,
+    tables: Annotated[list[str], Argument(metavar="TABLE...", help="Files, folders or patterns.")],
+    request: CaptionsRequest,
+    as_json: AsJson = False,
+) -> None:
+    """Join captions from tables (.parquet, .csv, .tsv, .jsonl) to the samples: captions beside their own. The tars are not touched.
+
+    Samples are named by uid, key, image_path, or by the sha256 or url that img2dataset notes in a tar's table or .json. Captions
+    without a sample, ambiguous and second ones are counted by reason and listed in CATALOG/rejected.
+
+    Examples:
+      tailwise captions my-catalog recaptions.parquet --name recap
+      tailwise captions my-catalog 'Recap-DataComp-1B/*.parquet' --name recap --by sha256 --column re_caption
+    """
+    from tailwise.steps.importing.captions import join_captions
+
+    made = join_captions(open_catalog(catalog), tables, request, with_progress())
+    name, summary = made.captions.name, made.captions.summary
+    if as_json:
+        print_json({"name": name, **summary, **rejected_json(made.rejections)})
+        return
+    say(
+        f"captions {name!r}: of {summary['captions']:,} of {summary['samples']:,} samples, from {summary['rows']:,} rows"
+    )
+    if made.rejections.counts:
+        print_rejections(made.rejections)
+    say(f"next: tailwise train {catalog} PLAN --captions {name}:0.7,original:0.3 …")
+
+
+@app.command()
 @takes(EmbedRequest)
 def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) -> None:
     """Make embeddings of images and captions, from the shards themselves, by an encoder and with its own preprocessing.
@@ -85,6 +117,7 @@ def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) 
       tailwise embed my-catalog --encoder open_clip:ViT-B-32/datacomp_xl_s13b_b90k --column both
       tailwise embed my-catalog --encoder transformers:facebook/dinov2-base
       tailwise embed my-catalog --encoder checkpoint:logs/my-run --column text
+      tailwise embed my-catalog --encoder open_clip:ViT-B-32/openai --column recap --of text --captions recap
       tailwise embed my-catalog --encoder transformers:facebook/dinov2-base --column dino --of image  (a second column of images)
     """
     from tailwise.steps.embedding.embed import embed as run
@@ -93,6 +126,7 @@ def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) 
     report = run(opened, request, with_progress())
     if as_json:
         totals = {"embedded": report.embedded, "lacking": report.lacking}
+        totals |= {"without_captions": report.without_captions} if request.captions else {}
         print_json({**totals, "columns": report.columns, **rejected_json(report.rejections)})
         return
     for made in report.columns:
@@ -103,6 +137,8 @@ def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) 
         )
         if made.truncated:
             say(f"{made.truncated:,} captions are longer than the model reads, and were truncated")
+    if report.without_captions:
+        say(f"{report.without_captions:,} samples have no caption in {request.captions!r}: their own was embedded")
     print_rejections(report.rejections)
 
 

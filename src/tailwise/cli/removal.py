@@ -132,6 +132,8 @@ def _print_sample(sample: Mapping[str, Any]) -> None:
     size = f", {sample['width']} × {sample['height']} pixels" if sample["width"] and sample["height"] else ""
     say(f"  shard       {sample['shard']}: {image}{size}")
     say(f"  caption     {sample['caption']}")
+    for name, caption in sample["captions"].items():
+        say(f"  captions    {name}: {'none' if caption is None else caption}")
     if sample["scores"]:
         say(f"  scores      {', '.join(f'{name} {value}' for name, value in sample['scores'].items())}")
     say(f"  embeddings  {', '.join(name for name, there in sample['embeddings'].items() if there) or 'none'}")

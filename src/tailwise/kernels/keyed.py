@@ -58,6 +58,19 @@ def hash_range(key: np.uint64, first: int, count: int) -> npt.NDArray[np.uint64]
     return out
 
 
+@jit
+def _hash_each(key: np.uint64, counters: npt.NDArray[np.int64], out: npt.NDArray[np.uint64]) -> None:
+    for at in range(len(out)):
+        out[at] = hash_at(key, np.uint64(counters[at]))
+
+
+def hash_each(key: np.uint64, counters: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """Return some numbers of a stream: uint64 [n], of counters int64 [n] of at least 0."""
+    out = np.empty(len(counters), np.uint64)
+    _hash_each(key, counters, out)
+    return out
+
+
 def random_below(key: np.uint64, first: int, bounds: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """One integer in [0, bound) for each bound (< 2⁶³), from the stream's numbers first, first + 1, …; the modulo bias is < bound/2⁶⁴."""
     return (hash_range(key, first, len(bounds)) % bounds.astype(np.uint64)).astype(np.int64)

@@ -16,7 +16,20 @@ from tailwise.recipes.yaml_file import read_yaml
 from tailwise.text import OLD_COMMANDS, new_spelling
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "run"
-STEPS = ("import", "embed", "dedup", "filter", "cluster", "group", "plan", "train", "draw", "export", "excluded")
+STEPS = (
+    "import",
+    "captions",
+    "embed",
+    "dedup",
+    "filter",
+    "cluster",
+    "group",
+    "plan",
+    "train",
+    "draw",
+    "export",
+    "excluded",
+)
 TRAINER = "open-clip"  # option of train: the arguments of open_clip's trainer, by name
 
 

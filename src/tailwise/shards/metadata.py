@@ -225,10 +225,10 @@ def _fitness(values: pa.Array) -> npt.NDArray[np.str_]:
     """Return why each text cannot be used, one of _UNFIT, [n]; "" if it can."""
     given = values.is_valid().to_numpy(zero_copy_only=False)
     long = pc.equal(values, TOO_LONG).fill_null(False).to_numpy(zero_copy_only=False)
-    return np.select([~given, long, ~_is_utf8(values)], _UNFIT, "")
+    return np.select([~given, long, ~is_utf8(values)], _UNFIT, "")
 
 
-def _is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:
+def is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:
     """Return which captions are UTF-8, which Parquet does not guarantee."""
     try:
         captions.validate(full=True)

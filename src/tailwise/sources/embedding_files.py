@@ -27,7 +27,7 @@ from tailwise.shards.columns import DAMAGE, MAX_DIMENSION, count_rows
 from tailwise.storage.local import replacing
 
 FLOATS = (np.float16, np.float32, np.float64)
-Naming = Literal["key", "uid"]  # "key": a key, or a path that ends in tar and key
+Naming = Literal["key", "uid", "sha256", "url"]  # "key": a key, or a path that ends in tar and key
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip: signature, …, length of the name, length of the extra field
 _COPY_BYTES = 1 << 22
 
@@ -50,13 +50,26 @@ class Opened:
     unfit: npt.NDArray[np.bool_] | None = None  # [n], rows without a vector of d numbers; None if there is no such row
 
 
-class EmbeddingFile(ABC):
-    """One file of embeddings, with the file of its names."""
+class NamedRows(ABC):
+    """A file with a value for each of some samples, which it names."""
 
-    path: Path  # the file with the numbers, for reports
-    metadata: Path  # the file with the names; may be the same
+    path: Path  # the file with the values, for reports
     naming: Naming = "key"  # the kind of its names
     home: str | None = None  # the shard of a catalog that the rows belong to, if known
+
+    @abstractmethod
+    def names(self) -> Iterable[pa.Array]:
+        """Return the names of its rows, strings; raise DAMAGE if they cannot be read."""
+
+    @abstractmethod
+    def rows(self, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
+        """Return the rows [n, d] of a file that was opened before."""
+
+
+class EmbeddingFile(NamedRows):
+    """One file of embeddings, with the file of its names."""
+
+    metadata: Path  # the file with the names; may be the same
     kind: ClassVar[str] = "embeddings"  # name of the numbers, for reports
 
     @property
@@ -67,14 +80,6 @@ class EmbeddingFile(ABC):
     @abstractmethod
     def header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Return shape and dtype of its rows; raise DAMAGE if they cannot be read."""
-
-    @abstractmethod
-    def names(self) -> Iterable[pa.Array]:
-        """Return the names of its rows, strings; raise DAMAGE if they cannot be read."""
-
-    @abstractmethod
-    def rows(self, unpacked: Path) -> npt.NDArray[Any] | StoredRows:
-        """Return the rows [n, d] of a file that was opened before."""
 
     def unpack(self, unpacked: Path, shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:  # noqa: ARG002  (most stay)
         """Write the rows to a file if they cannot be read in place; return `unfit` of Opened."""

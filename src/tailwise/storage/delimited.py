@@ -100,6 +100,19 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield number, fields
 
 
+def read_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON object of each line, without blank lines; a line that is none is a ValueError."""
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            try:
+                value = parse_json(line)
+            except ValueError as error:
+                raise ValueError(f"line {number:,} is not JSON: {error}") from error
+            if not isinstance(value, dict):
+                raise ValueError(f"line {number:,} is not a JSON object")
+            yield value
+
+
 def _fields(line: str, number: int) -> list[str]:
     try:
         return next(csv.reader([line], strict=True))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog import layout
+from tailwise.catalog.captions import find_captions
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import MODALITIES, column_modality, column_settings, part_marker
 from tailwise.catalog.rejections import Rejections
@@ -30,10 +31,12 @@ class EmbedReport:
     Attributes:
         columns: one report each.
         rejections: what could not be embedded.
+        without_captions: samples that lack the joined captions that were asked for: their own were embedded.
     """
 
     columns: list[ColumnReport] = field(default_factory=list)
     rejections: Rejections = field(default_factory=Rejections)
+    without_captions: int = 0
 
     @property
     def embedded(self) -> int:
@@ -75,9 +78,14 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, context: Context
         for column, modality in columns.items():
             if modality == "image":
                 _require_bytes(catalog, lacking[column])
-        loading = _loading(catalog, columns, request)
+        loading, captions = _loading(catalog, columns, request), find_captions(catalog, request.captions)
         try:
             (described,) = context.executor.map(Describe(loading), [tuple(columns.values())], needs)
+            if captions is not None:
+                about = {"name": captions.name, "id": captions.id}
+                described["text"] = replace(
+                    described["text"], settings={**described["text"].settings, "captions": about}
+                )
             made = {
                 column: Column(catalog, column, modality, loading, described[modality])
                 for column, modality in columns.items()
@@ -85,6 +93,10 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, context: Context
             for new in made.values():  # refuses a column of another encoder before hours go into the other column
                 new.open()
             report.columns += [new.fill(lacking[column], report.rejections, context) for column, new in made.items()]
+            if captions is not None:
+                report.without_captions = sum(
+                    captions.lacking(part) for column, of in columns.items() if of == "text" for part in lacking[column]
+                )
         finally:
             context.executor.forget()
     return report
@@ -97,6 +109,10 @@ def _columns(catalog: Catalog, request: EmbedRequest) -> dict[str, str]:
         columns = dict(zip(MODALITIES, MODALITIES, strict=True))
     else:
         columns = {request.column: column_modality(catalog, request.column, request.of)}
+    if request.captions is not None and "text" not in columns.values():
+        raise UserError(
+            f"`captions` {request.captions} does nothing without a column of text: give `column` text, or `of` text"
+        )
     if request.backend == "openvino" and "image" not in columns.values():
         raise UserError("`backend` openvino is for images: leave it out where captions are embedded")
     return columns

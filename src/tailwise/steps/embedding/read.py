@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tailwise.catalog.captions import find_captions
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
@@ -68,15 +69,25 @@ class Batch:
         return self
 
 
-def pieces(catalog: Catalog, modality: str, rows: Iterable[ShardRows], batch_size: int) -> Iterator[Piece]:
-    """Yield batches in order. None crosses shards, so that the content of a batch depends on nothing but its size."""
-    parts = catalog.parts()
+def pieces(
+    catalog: Catalog, modality: str, rows: Iterable[ShardRows], batch_size: int, captions: str | None = None
+) -> Iterator[Piece]:
+    """Yield batches in order. None crosses shards, so that the content of a batch depends on nothing but its size.
+
+    `captions` are joined ones, which go before samples' own.
+    """
+    parts, joined = catalog.parts(), find_captions(catalog, captions)
     for number, members in groupby(rows, key=lambda item: item.part):
         samples = catalog.samples(parts[number], COLUMNS[modality])
         for item in members:
             for start in range(0, item.rows, batch_size):
                 mine = samples.slice(item.first + start, min(batch_size, item.rows - start))
-                yield Piece(item, start, mine.to_pydict())
+                columns = mine.to_pydict()
+                if joined is not None and modality == "text":
+                    first = parts[number].first_row + item.first + start
+                    found = joined.of(np.arange(first, first + len(mine)))
+                    columns["caption"] = [new or own for new, own in zip(found, columns["caption"], strict=True)]
+                yield Piece(item, start, columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +176,7 @@ def read_batches(
     batch_size: int,
     *,
     workers: int,
+    captions: str | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield batches in order.
 
@@ -175,10 +187,11 @@ def read_batches(
         rows: rows of shards; taken as they are needed.
         batch_size: rows; the last batch of an item may have fewer.
         workers: number of processes; 1 reads in this one. The batches don't depend on it.
+        captions: joined captions, see `pieces`.
 
     Raises:
         UserError: a shard can't be read.
     """
     forget_failures()
-    found = pieces(Catalog.open(folder), modality, rows, batch_size)
+    found = pieces(Catalog.open(folder), modality, rows, batch_size, captions)
     yield from LocalExecutor().map(Read(folder, prepare), found, Needs(workers=workers, results=AHEAD_BATCHES))

@@ -215,7 +215,8 @@ class _Pipeline:
         self._wanted = deque[ShardRows]()
         task, prepare = self._task, self._encoder.sides[self._task.modality].prepare
         items = _taken_from(self._wanted)
-        batches = read_batches(task.catalog, task.modality, prepare, items, task.batch_size, workers=self._workers)
+        how: dict[str, Any] = {"workers": self._workers, "captions": task.request.captions}
+        batches = read_batches(task.catalog, task.modality, prepare, items, task.batch_size, **how)
         self._batches = _embedded(task, self._encoder, batches)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,8 @@ import pyarrow.compute as pc
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.errors import UserError
 from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex
-from tailwise.shards.columns import DAMAGE, numbers, open_table, texts, uid_texts
-from tailwise.storage.delimited import key_of, read_rows
+from tailwise.shards.columns import BATCH_BYTES, DAMAGE, numbers, open_table, texts, uid_texts
+from tailwise.storage.delimited import key_of, read_objects, read_rows
 
 BATCH = 262_144
 IDENTIFIERS = ("uid", "key", "image_path")
@@ -24,35 +25,44 @@ Batch = tuple[list[str], npt.NDArray[np.float64]]
 Columns = Iterator[tuple[list[str], pa.Array]]  # identifiers and values
 
 
-def read_columns(path: Path, column: str, what: str) -> tuple[str, Columns]:
-    """Return which identifier a .tsv, .csv or Parquet file names samples by, and a column of it beside the identifiers, in batches.
+def column_names(path: Path) -> list[str]:
+    """Return the names of the columns of a .tsv, .csv, .jsonl or Parquet file; raise a UserError if it cannot be read."""
+    form = _form(path)
+    try:
+        return form.names(path)
+    except DAMAGE as error:
+        raise UserError(f"{path} can't be read as {form.title}: {error}") from error
+
+
+def read_columns(
+    path: Path, column: str, what: str, identifier: str | None = None, kind: str | None = None
+) -> tuple[str, Columns]:
+    """Return which identifier a table (see `column_names`) names samples by, and a column of it beside the identifiers, in batches.
 
     Args:
         path: of the file.
         column: whose values are wanted.
         what: the values are called, in errors: "rates", say.
+        identifier: column of the identifiers; None for the first of IDENTIFIERS that the file has.
+        kind: of the identifiers, where the column has another name: "uid", say. Then values may be too long, see `UserTable`.
 
     Raises:
         UserError: the file can't be read, lacks the column or an identifier, or has several of that name.
     """
-    parquet = path.suffix.lower() not in {".tsv", ".csv"}
-    try:
-        names = _names(path) if parquet else next(read_rows(path), (0, [""]))[1]
-    except DAMAGE as error:
-        raise UserError(f"{path} can't be read as {'Parquet' if parquet else 'a table'}: {error}") from error
-    identifier = next((name for name in IDENTIFIERS if name in names), None)
+    names = column_names(path)
+    known = IDENTIFIERS if identifier is None else (identifier,)
+    identifier = next((name for name in known if name in names), None)
     if identifier is None or column not in names:
-        raise UserError(
-            f"{path} needs the column {column!r} and one of {', '.join(IDENTIFIERS)}; it has {', '.join(names)}"
-        )
+        raise UserError(f"{path} needs the column {column!r} and one of {', '.join(known)}; it has {', '.join(names)}")
     for name in (identifier, column):
         if names.count(name) > 1:
             raise UserError(f"{path} has {names.count(name)} columns called {name!r}: give it one")
 
     def columns() -> Columns:
         try:
-            for keys, values in (_parquet if parquet else _delimited)(path, identifier, column):
-                named = pc.utf8_lower(uid_texts(keys)) if identifier == "uid" else texts(keys, identifier)
+            for keys, values in _form(path).read(path, identifier, column, kind is not None):
+                uids = (kind or identifier) == "uid"
+                named = pc.utf8_lower(uid_texts(keys, identifier)) if uids else texts(keys, identifier)
                 yield named.fill_null(NO_KEY).to_pylist(), values
         except DAMAGE as error:
             raise UserError(f"the {what} in column {column!r} of {path} can't be read: {error}") from error
@@ -65,23 +75,67 @@ def _names(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def _parquet(path: Path, *columns: str) -> Iterator[list[pa.Array]]:
+def _parquet(path: Path, identifier: str, column: str, lenient: bool) -> Iterator[list[pa.Array]]:
     with open_table(path) as file:
-        for batch in file.iter_batches(BATCH, columns):
-            yield [batch.column(name) for name in columns]
+        columns = list(dict.fromkeys([identifier, column]))
+        for batch in file.iter_batches(BATCH, columns, [column] * lenient):
+            yield [batch.column(name) for name in (identifier, column)]
 
 
-def _delimited(path: Path, identifier: str, column: str) -> Iterator[list[pa.Array]]:
+def _delimited(path: Path, identifier: str, column: str, lenient: bool) -> Iterator[list[pa.Array]]:  # noqa: ARG001
     """Everything is text: keys such as 000123 are no numbers. Empty fields have no value. Keys are written as in a list of keys."""
     rows = read_rows(path)
     _, names = next(rows)
     at, other = names.index(identifier), names.index(column)
-    while batch := list(islice(rows, BATCH)):
-        keys = [key_of(row[at], number) if identifier == "key" else row[at] for number, row in batch]
+    for batch in _batches((number, (row[at], row[other])) for number, row in rows):
+        keys = [key_of(row[0], number) if identifier == "key" else row[0] for number, row in batch]
         yield [
-            pa.array([text or None for text in texts], pa.string())
-            for texts in (keys, [row[other] for _, row in batch])
+            pa.array([text or None for text in texts], pa.string()) for texts in (keys, [row[1] for _, row in batch])
         ]
+
+
+def _objects(path: Path, identifier: str, column: str, lenient: bool) -> Iterator[list[pa.Array]]:  # noqa: ARG001
+    pairs = ((0, (item.get(identifier), item.get(column))) for item in read_objects(path))
+    for batch in _batches(pairs):
+        yield [pa.array([pair[at] for _, pair in batch]) for at in (0, 1)]
+
+
+Pair = TypeVar("Pair", bound=tuple[Any, Any])
+
+
+def _batches(rows: Iterable[tuple[int, Pair]]) -> Iterator[list[tuple[int, Pair]]]:
+    """Yield lists of numbered pairs, of at most BATCH rows and about BATCH_BYTES characters."""
+    batch, size = list[tuple[int, Pair]](), 0
+    for row in rows:
+        batch.append(row)
+        size += len(row[1][1]) if isinstance(row[1][1], str) else 0
+        if len(batch) == BATCH or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A kind of table."""
+
+    title: str  # in errors
+    names: Callable[[Path], list[str]]  # of its columns
+    read: Callable[
+        [Path, str, str, bool], Iterator[list[pa.Array]]
+    ]  # path, two columns, whether long texts are replaced
+
+
+_TABLE = _Form("a table", lambda path: next(read_rows(path), (0, [""]))[1], _delimited)
+_FORMS = {
+    **dict.fromkeys((".tsv", ".csv"), _TABLE),
+    ".jsonl": _Form("JSON lines", lambda path: list(next(read_objects(path), {"": None})), _objects),
+}
+
+
+def _form(path: Path) -> _Form:
+    return _FORMS.get(path.suffix.lower(), _Form("Parquet", _names, _parquet))
 
 
 def read_numbers(path: Path, column: str, what: str) -> tuple[str, Iterator[Batch]]:

@@ -22,7 +22,7 @@ from tailwise.execution.base import KERNEL, Apply
 from tailwise.execution.keys import ABSENT, AMBIGUOUS
 from tailwise.mapped import release_pages
 from tailwise.shards.columns import DAMAGE
-from tailwise.sources.embedding_files import BadPartition, EmbeddingFile
+from tailwise.sources.embedding_files import BadPartition, EmbeddingFile, NamedRows
 from tailwise.steps.importing.rows import AMBIGUOUS_TAR, ELSEWHERE, RowFinder
 from tailwise.storage.local import in_place
 
@@ -32,7 +32,7 @@ FILL_ROWS = 8192
 FILL_NUMBERS = 1 << 23  # bounds memory where rows are wide
 PLAN_ROW = np.dtype([("file", "<i4"), ("position", "<i8"), ("present", "?")])
 Unfit = npt.NDArray[np.bool_]
-PartFiles = tuple[Part, Mapping[int, EmbeddingFile]]  # a part, and the files that its rows are read from, by number
+PartFiles = tuple[Part, Mapping[int, NamedRows]]  # a part, and the files that its rows are read from, by number
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,13 @@ class Join:
             for names in found.names:
                 for at in range(0, len(names), CHUNK_ROWS):
                     chunk = names.slice(at, CHUNK_ROWS)
-                    self._plan_chunk(number, files[number], start, chunk, found.unfit, own[number])
+                    self.plan_chunk(number, files[number], start, chunk, found.unfit, own[number])
                     start += len(chunk)
 
-    def _plan_chunk(
-        self, number: int, file: EmbeddingFile, start: int, names: pa.Array, unfit: Unfit | None, own: bool
-    ) -> None:
+    def plan_chunk(
+        self, number: int, file: NamedRows, start: int, names: pa.Array, unfit: Unfit | None, own: bool
+    ) -> npt.NDArray[np.bool_]:
+        """Note the places of some values of a file, which `start` values come before; return which a row gets: bool [n]."""
         names = names.fill_null("")
         rows = self._finder.find(file, names, start, own)
         self.read += len(rows)
@@ -218,12 +219,13 @@ class Join:
         self._rows["file"][rows[keep]] = number
         self._rows["position"][rows[keep]] = start + np.flatnonzero(keep)
         self.matched += int(keep.sum())
+        return keep
 
     def reject(self, reason: str, file: Path | str, key: str | None, detail: str | None = None, rows: int = 1) -> None:
         """Note what is left out."""
         self.log.add(self._wording.stage, reason, str(file), key, detail, rows)
 
-    def part_files(self, parts: Sequence[Part], files: Sequence[EmbeddingFile]) -> list[PartFiles]:
+    def part_files(self, parts: Sequence[Part], files: Sequence[NamedRows]) -> list[PartFiles]:
         """Complete the plan; return parts, and those of the files that their rows are read from."""
         self._writing.close()
         numbers = [np.setdiff1d(self._rows["file"][self.plan.span(part)], [-1]).tolist() for part in parts]

@@ -1,4 +1,4 @@
-"""Import: from what files name samples by (key, uid, tar and key, metadata file and uid) to rows of the catalog."""
+"""Import: from what files name samples by (key, uid, tar and key, metadata file and uid, sha256, url) to rows of the catalog."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.shards.columns import DAMAGE
-from tailwise.sources.embedding_files import EmbeddingFile
+from tailwise.shards.noted import NOTED, noted_texts
+from tailwise.sources.embedding_files import NamedRows
 from tailwise.sources.paths import Place, dotted_key, homes, in_folder, in_tar, match_tars
 
 ELSEWHERE = -3  # a sample that these files are not for: it has its embedding, or is in another tar
@@ -67,12 +68,12 @@ class RowFinder:
         self._shard: _Shard | None = None  # of the file of metadata that was asked for last
         self._samples: tuple[Part, pa.Table] | None = None  # of its part, which may hold more such shards
 
-    def note_tars(self, files: Iterable[EmbeddingFile]) -> None:
+    def note_tars(self, files: Iterable[NamedRows]) -> None:
         """Looks which tars files name, before any row is asked for: no two of them may be taken for the same shard."""
         by_key = (names for file in files if file.naming == "key" for names in _readable(file))
         self._tars = match_tars((home for names in by_key for home in homes(names)), self._paths, self._given)
 
-    def find(self, file: EmbeddingFile, names: pa.Array, start: int, own: bool) -> Rows:
+    def find(self, file: NamedRows, names: pa.Array, start: int, own: bool) -> Rows:
         """The row of each name, int64 [n]; or ABSENT, AMBIGUOUS, AMBIGUOUS_TAR, ELSEWHERE.
 
         Args:
@@ -85,7 +86,8 @@ class RowFinder:
             shard = self._shard_of.get(file.home) if file.home else None
             if shard is not None and (self._given is None or shard in self._given):
                 return self._find_in_shard(shard, names, start)
-            return self._look_up("uid", names.to_pylist(), own)
+        if file.naming != "key":
+            return self._look_up(file.naming, names.to_pylist(), own)
         return self._find_keys(names.to_pylist(), own)
 
     def _find_in_shard(self, number: int, names: pa.Array, start: int) -> Rows:
@@ -170,11 +172,16 @@ class RowFinder:
         for part in self._parts:
             samples = self._catalog.samples(part, ["shard", "key", "uid"])
             columns = (samples.column(name).to_pylist() for name in ("shard", "key", "uid"))
-            texts = [_TEXTS[kind](*row) for row in zip(*columns, strict=True)]
+            texts: list[str] = (
+                noted_texts(self._catalog, part, kind)
+                if kind in NOTED
+                else [_TEXTS[kind](*row) for row in zip(*columns, strict=True)]
+            )
+            named = np.array(list(map(bool, texts)), np.bool_)
             shards = samples.column("shard").to_numpy()
             given = np.ones(len(shards), np.bool_) if self._given is None else np.isin(shards, list(self._given))
             for is_given in (True, False):
-                at = np.flatnonzero(given == is_given)
+                at = np.flatnonzero((given == is_given) & named)
                 if at.size:
                     name = (part.number in self._wanted, is_given)
                     if name not in indices:
@@ -186,7 +193,7 @@ class RowFinder:
         return indices
 
 
-def _readable(file: EmbeddingFile) -> Iterable[pa.Array]:
+def _readable(file: NamedRows) -> Iterable[pa.Array]:
     """Yield the names of a file, as far as they can be read; its damage is reported when it is joined."""
     try:
         yield from file.names()

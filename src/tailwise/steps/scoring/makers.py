@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
+from tailwise.catalog.captions import find_captions
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.files import create_array, map_array, read_array
@@ -73,6 +74,14 @@ class ScoredPart:
         """Return a column of the samples."""
         return self.work.catalog.samples(self.part, [column]).column(0)
 
+    def captions(self) -> pa.ChunkedArray | pa.Array:
+        """Return the captions: the joined ones that the options name, and samples' own where there are none."""
+        own, joined = self.samples("caption"), find_captions(self.work.catalog, self.work.options["captions"])
+        if joined is None:
+            return own
+        rows = np.arange(self.part.first_row, self.part.span.stop)
+        return pc.coalesce(pa.array(joined.of(rows), pa.string()), own.combine_chunks())
+
     def numbers(self, column: str) -> Scores:
         """Return a numeric column of the samples; NaN for null."""
         return np.asarray(self.samples(column).cast(pa.float64(), safe=False).to_numpy())
@@ -113,12 +122,12 @@ def by_part(scores: PartScores) -> Callable[[ScoreWork], None]:
 
 def caption_characters(of: ScoredPart) -> Scores:
     """Return the number of Unicode code points of each caption."""
-    return np.asarray(pc.utf8_length(of.samples("caption")).to_numpy(), np.float64)
+    return np.asarray(pc.utf8_length(of.captions()).to_numpy(), np.float64)
 
 
 def caption_words(of: ScoredPart) -> Scores:
     """Return the number of words of each caption: what white space separates."""
-    return np.array([len(caption.split()) for caption in of.samples("caption").to_pylist()], np.float64)
+    return np.array([len(caption.split()) for caption in of.captions().to_pylist()], np.float64)
 
 
 def pixels(of: ScoredPart) -> Scores:

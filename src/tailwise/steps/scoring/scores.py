@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog import layout
+from tailwise.catalog.captions import ORIGINAL, find_captions
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.embeddings import MODALITIES, check_column, check_one_encoder, column_dimension
@@ -71,7 +72,8 @@ def score_config(request: ScoreRequest) -> dict[str, Any]:
         UserError: no such option, or out of bounds.
     """
     options = _options(request).items()
-    stated = {name: value for name, value in options if name not in MODALITIES or value != OPTIONS[name].default}
+    usual = (*MODALITIES, "captions")
+    stated = {name: value for name, value in options if name not in usual or value != OPTIONS[name].default}
     return {"name": request.name, **{name: value for name, value in stated.items() if OPTIONS[name].decides}}
 
 
@@ -82,7 +84,8 @@ def score_inputs(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) ->
         UserError: no such score or option, or what it is made from is missing.
     """
     _options(request)  # refuses bad ones
-    return {f"score's {name}": _INPUTS[name](catalog, snapshot, request) for name in _score(request).inputs}
+    found = {f"score's {name}": _INPUTS[name](catalog, snapshot, request) for name in _score(request).inputs}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 # --- making and keeping -----------------------------------------------------------------------------------------------
@@ -142,6 +145,7 @@ OPTIONS: dict[str, ScoreOption] = {
     "text": ScoreOption("text", lambda value: isinstance(value, str), "the name of a column"),
     "norm": ScoreOption("2", makers.NORMS.__contains__, f"one of {', '.join(makers.NORMS)}"),
     "target": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
+    "captions": ScoreOption(ORIGINAL, lambda value: isinstance(value, str), "a name of captions"),
     "file": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
     "max_rejected": ScoreOption(MAX_REJECTED, lambda value: 0 <= value <= 1, "between 0 and 1", decides=False),
 }
@@ -151,8 +155,8 @@ SCORES: dict[str, Score] = {  # docs/filters.md describes them
     "clip-score": Score(by_part(makers.clip_score), _PAIRED, MODALITIES),
     "cliploss": Score(makers.cliploss, _PAIRED, ("batch_size", "repetitions", "temperature", "seed", *MODALITIES)),
     "normsim": Score(by_part(makers.normsim), ("image embeddings", "target"), ("target", "norm", "image")),
-    "caption-characters": Score(by_part(makers.caption_characters)),
-    "caption-words": Score(by_part(makers.caption_words)),
+    "caption-characters": Score(by_part(makers.caption_characters), ("samples", "captions"), ("captions",)),
+    "caption-words": Score(by_part(makers.caption_words), ("samples", "captions"), ("captions",)),
     "width": Score(by_part(partial(ScoredPart.numbers, column="width"))),
     "height": Score(by_part(partial(ScoredPart.numbers, column="height"))),
     "pixels": Score(by_part(makers.pixels)),
@@ -246,10 +250,16 @@ def _file_id(_catalog: Catalog, _snapshot: Snapshot, request: ScoreRequest) -> s
     return file_digest(path)
 
 
-_INPUTS: dict[str, Callable[[Catalog, Snapshot, ScoreRequest], str]] = {
+def _captions_id(catalog: Catalog, _: Snapshot, request: ScoreRequest) -> str | None:
+    captions = find_captions(catalog, str(_options(request)["captions"]))
+    return None if captions is None else captions.id
+
+
+_INPUTS: dict[str, Callable[[Catalog, Snapshot, ScoreRequest], str | None]] = {
     "image embeddings": partial(_embeddings_id, modality="image"),
     "text embeddings": _text_id,
     "samples": _samples_id,
+    "captions": _captions_id,
     "column": _column_id,
     "target": _target_id,
     "file": _file_id,

@@ -71,10 +71,11 @@ def _snapshots(catalog: Catalog) -> Section:
 def _column(catalog: Catalog, path: Path) -> dict[str, Any]:
     column = read_record(path)
     markers = [read_record(marker) for marker in part_markers(path.parent)]
+    captions = column.get("settings", {}).get("captions")
     parts = len(catalog.parts()) if catalog.snapshots() else 0
     return {
         "column": path.parent.name,
-        "of": column["modality"],
+        "of": f"{column['modality']} ({captions['name']})" if captions else column["modality"],
         "encoder": column["encoder"],
         "dimension": column["dimension"],
         "embedded": sum(marker["embedded"] for marker in markers),

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tailwise.catalog.captions import Captions
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DropList
 from tailwise.catalog.embeddings import MODALITIES, column_names
 from tailwise.catalog.files import check_file
-from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
+from tailwise.catalog.kinds import CAPTIONS, CLUSTERING, DROP_LIST, PLAN
 from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.errors import UserError
@@ -106,6 +107,9 @@ class _SampleHistory:
         return {
             "row": row,
             **self._sample(part, at),
+            "captions": {
+                name: Captions(catalog, name).of(np.array([row]))[0] for name in CAPTIONS.finished(catalog.folder)
+            },
             "removed": removal and {"reason": removal.reason, "date": removal.date},
             "embeddings": {
                 column: self._embedded(column, part, at)

@@ -1,0 +1,252 @@
+"""Captions from tables, joined to samples by key, uid, sha256 or url.
+
+Captions that samples get are copied to a file of text; a read plan (see `joining`) says where that of each row is. Then each part is
+written in the order of its rows. Memory grows with neither the tables nor the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tailwise.catalog import layout
+from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.captions import ORIGINAL, Captions, caption_columns
+from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.files import digest, file_digest, writing
+from tailwise.catalog.kinds import CAPTIONS
+from tailwise.catalog.rejections import Rejections
+from tailwise.context import Context
+from tailwise.errors import NotFoundError, UserError, check_share, refuse_many
+from tailwise.mapped import release_pages
+from tailwise.requests import CaptionsRequest
+from tailwise.shards.columns import TOO_LONG, texts
+from tailwise.shards.metadata import is_utf8
+from tailwise.shards.noted import normalised
+from tailwise.sources.embedding_files import NamedRows, Naming
+from tailwise.sources.tar_files import find_tables
+from tailwise.steps.importing.join import NO_KEY, column_names, read_columns
+from tailwise.steps.importing.joining import INDEX, Join, PartFiles, Wording
+from tailwise.steps.importing.rows import RowFinder
+from tailwise.storage.local import scratch
+from tailwise.text import did_you_mean
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+KINDS: dict[str, Naming] = {"uid": "uid", "key": "key", "image_path": "key", "sha256": "sha256", "url": "url"}
+COLUMNS = ("caption", "text", "re_caption", "recaption")  # that hold captions, where the user names none
+EMPTY, LONG, NOT_UTF8 = "no caption in the row", "caption is too long", "caption is not UTF-8"
+
+
+@dataclass
+class JoinedCaptions:
+    """Result of a join of captions.
+
+    Attributes:
+        captions: what was made.
+        rejections: rows of the tables that no sample got, by reason.
+    """
+
+    captions: Captions
+    rejections: Rejections = field(default_factory=Rejections)
+
+
+def join_captions(
+    catalog: Catalog | str | Path,
+    tables: Sequence[str | Path],
+    request: CaptionsRequest,
+    context: Context | None = None,
+) -> JoinedCaptions:
+    """Make captions of the newest snapshot from tables; open those that were made of the same.
+
+    Args:
+        catalog: or its path; with samples.
+        tables: .parquet, .csv, .tsv or .jsonl files; folders and patterns of them. The first caption of a sample is taken.
+        request: name of the captions, and which columns.
+        context: shows progress.
+
+    Raises:
+        UserError: a table cannot be read, not one caption belongs to a sample, or too many rows are unusable.
+    """
+    context = context or Context()
+    catalog = Catalog.open(catalog)
+    check_share(request.max_rejected)
+    if request.name == ORIGINAL:
+        raise UserError(f"`name` {ORIGINAL}: samples' own captions are called so; give another name")
+    paths = _find([str(table) for table in tables])
+    by, id_column, column = _choose(paths[0], request)
+    snapshot, made = catalog.snapshot(), Rejections()
+    config = {"snapshot": snapshot.number, "by": by, "id_column": id_column, "column": column}
+    inputs = {"snapshot": snapshot.id, "tables": digest(list(map(file_digest, paths)))}
+    with Artifact(CAPTIONS.path(catalog.folder, request.name), "captions", config, inputs) as artifact:
+        if not artifact.done:
+            found = [_Table(path, id_column, column, KINDS[by]) for path in paths]
+            listed = layout.rejected_log(catalog.folder, layout.CAPTIONS, request.name)
+            with scratch(artifact.folder / layout.JOINING, own=True) as work:
+                items, join = _join(catalog, snapshot, found, request, work, made, listed, context)
+                for item in context.progress(items, "writing captions", len(items)):
+                    _write(artifact, join, item)
+            reasons = {reason: rows for (_, reason), rows in sorted(join.log.counts.items())}
+            figures = {"samples": snapshot.rows, "captions": join.matched, "rows": join.read, "reasons": reasons}
+            artifact.finish({**figures, "tables": list(map(str, paths))})
+    return JoinedCaptions(Captions(catalog, request.name), made)
+
+
+def _find(sources: Sequence[str]) -> list[Path]:
+    """Return the tables that sources name, without duplicates, in order."""
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source).expanduser().absolute()
+        here = [path] if path.is_file() else [item for suffix in SUFFIXES for item in find_tables(source, suffix)]
+        if not here:
+            raise NotFoundError(
+                f"{source!r} is no table: give a local {', '.join(SUFFIXES)} file, a folder or a pattern of them"
+            )
+        found |= dict.fromkeys(here)
+    return list(found)
+
+
+def _choose(path: Path, request: CaptionsRequest) -> tuple[str, str, str]:
+    """Return what names the samples, a key of KINDS, its column in the tables, and the column of captions, by the first table."""
+    if request.by is not None and request.by not in KINDS:
+        raise UserError(f"`by` {request.by!r}: {did_you_mean(request.by, KINDS)}")
+    names = column_names(path)
+    by = request.by or next((name for name in KINDS if _column(names, None, name)), None)
+    id_column = _column(names, request.id_column, by or "")
+    column = _column(names, request.column, *COLUMNS)
+    there = f"{path} has the columns {', '.join(names)}, and none called"
+    if by is None or id_column is None:
+        wanted = request.id_column or request.by or ", ".join(KINDS)
+        raise UserError(f"{there} {wanted}: say with `by` and `id_column` what names the samples")
+    if column is None:
+        raise UserError(f"{there} {request.column or ', '.join(COLUMNS)}: give `column`")
+    return by, id_column, column
+
+
+def _column(names: Sequence[str], given: str | None, *usual: str) -> str | None:
+    """Return the given column, or the first usual one, in any case of letters; None where the table lacks it."""
+    if given is not None:
+        return given if given in names else None
+    lower = {name.lower(): name for name in reversed(names)}
+    return next((lower[name] for name in usual if name in lower), None)
+
+
+@dataclass(frozen=True)
+class _Table(NamedRows):
+    """A table of captions."""
+
+    path: Path
+    id_column: str
+    column: str
+    naming: Naming
+
+    def batches(self) -> Iterator[tuple[pa.Array, pa.Array]]:
+        """Yield identifiers and captions, as strings; a UserError if the table cannot be read."""
+        _, columns = read_columns(self.path, self.column, "captions", self.id_column, self.naming)
+        for names, values in columns:
+            try:
+                captions = texts(values, self.column, check=False)
+            except ValueError as error:
+                raise UserError(f"{self.path} has no captions in column {self.column!r}: {error}") from error
+            found = ["" if name == NO_KEY else normalised(self.naming, name) for name in names]
+            yield pa.array(found, pa.string()), captions
+
+    def names(self) -> Iterable[pa.Array]:
+        """Yield the identifiers."""
+        return (names for names, _ in self.batches())
+
+    def rows(self, unpacked: Path) -> npt.NDArray[Any]:
+        """Return first byte and length of each caption in the file of the text, int64 [n, 2]."""
+        return (
+            np.memmap(unpacked, np.int64, "r").reshape(-1, 2) if unpacked.stat().st_size else np.empty((0, 2), np.int64)
+        )
+
+
+def _join(
+    catalog: Catalog,
+    snapshot: Snapshot,
+    tables: list[_Table],
+    request: CaptionsRequest,
+    work: Path,
+    rejections: Rejections,
+    listed: Path,
+    context: Context,
+) -> tuple[list[PartFiles], Join]:
+    """Copy the captions that samples get; return the parts with the tables that their rows are read from, and the join."""
+    parts = catalog.parts(snapshot)
+    with rejections.writer(listed) as log:
+        finder = RowFinder(catalog, parts, work / INDEX, None)
+        join = Join(parts, finder, work, log, Wording("captions", "caption", "joining captions"))
+        finder.note_tars(tables)
+        for number, table in enumerate(context.progress(tables, "joining captions", len(tables))):
+            _copy(join, number, table)
+        reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(log.counts.items()))
+        if not join.matched:
+            first = catalog.samples(parts[0], ["key", "uid"]).slice(0, 1).to_pylist()[0]
+            raise UserError(
+                f"none of the captions in {tables[0].path} belongs to a sample ({reasons or 'there are none'}): the first one's "
+                f"{tables[0].naming} is {join.first_unmatched_key!r}, the first sample's key {first['key']!r}, uid {first['uid'].hex()}"
+            )
+        refuse_many(join.faulty, join.read, request.max_rejected, "{} captions{} can't be used", reasons)
+    return join.part_files(parts, tables), join
+
+
+def _copy(join: Join, number: int, table: _Table) -> None:
+    """Plan the rows of a table, and write text and place, int64 [n, 2], of each caption that a sample gets."""
+    places = join.plan.unpacked(number)
+    start = written = 0
+    with places.open("wb") as place_stream, _text_of(places).open("wb") as text_stream:
+        for given, texts_given in table.batches():
+            good = _usable(join, table, given, texts_given)
+            names, captions = given.filter(good), texts_given.filter(good)
+            keep = join.plan_chunk(number, table, start, names, None, own=False)
+            content = [text.encode() for text in captions.filter(pa.array(keep)).to_pylist()]
+            sizes = np.zeros(len(names), np.int64)
+            sizes[keep] = list(map(len, content))
+            place_stream.write(np.stack([written + np.cumsum(sizes) - sizes, sizes], axis=1).tobytes())
+            text_stream.write(b"".join(content))
+            start, written = start + len(names), written + int(sizes.sum())
+
+
+def _usable(join: Join, table: _Table, names: pa.Array, captions: pa.Array) -> pa.Array:
+    """Return which rows have a caption, and reject the others."""
+    there = pc.greater(pc.binary_length(captions), 0).fill_null(False).to_numpy(zero_copy_only=False)
+    long = pc.equal(captions, TOO_LONG).fill_null(False).to_numpy(zero_copy_only=False)
+    text = is_utf8(captions)
+    for reason, rows in ((EMPTY, ~there), (LONG, there & long), (NOT_UTF8, there & ~text)):
+        for at in np.flatnonzero(rows).tolist():
+            join.reject(reason, table.path, names[at].as_py())
+        join.read += int(rows.sum())
+        join.faulty += int(rows.sum()) * (reason != EMPTY)
+    return pa.array(there & ~long & text)
+
+
+def _text_of(places: Path) -> Path:
+    return places.with_suffix(".text")
+
+
+def _write(artifact: Artifact, join: Join, item: PartFiles) -> None:
+    """Write the captions of a part."""
+    (part, files), (ends, text) = item, caption_columns(artifact)
+    sizes = [values[:, 1].copy() for _, values in join.plan.values(item, 2, np.int64)]
+    ends.write(part, np.cumsum(np.concatenate([np.empty(0, np.int64), *sizes]), dtype=np.int64))
+    sources = {number: _text_of(join.plan.unpacked(number)) for number in files}
+    maps = {number: np.memmap(path, np.uint8, "r") for number, path in sources.items() if path.stat().st_size}
+    views = {number: array.data for number, array in maps.items()}
+    rows = join.plan.rows(part)
+    with writing(text.path(part)) as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(stream, {**header, "shape": (sum(int(each.sum()) for each in sizes),)})
+        for span, values in join.plan.values(item, 2, np.int64):
+            there = np.flatnonzero(values[:, 1])
+            numbers, places = rows[span]["file"][there].tolist(), values[there].tolist()
+            pieces = (views[number][at : at + size] for number, (at, size) in zip(numbers, places, strict=True))
+            stream.write(b"".join(pieces))
+    for array in maps.values():
+        release_pages(array)
