@@ -79,6 +79,7 @@ def commands(pool):
         (["why", catalog, key(0)], [REASON]),
         (["status", catalog], [REASON]),
         (["verify", catalog], []),
+        (["unpack", catalog, pool / "no\x1b[2J"], []),
         (["relocate", catalog, pool / "none[/b]\x1b", pool / "no\x1b[2J"], [str(pool)]),
         (["run", pool / "r[b].yaml", catalog, "--dry-run"], ["[/b]: [red] $\\foo$", str(catalog)]),
         (["train", catalog, "no\x1b[/b]", "--", "--model", "x\x1b"], []),

@@ -178,16 +178,16 @@ def test_tars_below_other_tars_are_told(tmp_path, make_pool):
 
 def test_compressed_tars_and_leftovers_are_told(tmp_path, make_pool):
     (tmp_path / "pool").mkdir()
-    for name in ("a.tar.gz", "b.tgz", "c.tar.zst", "d.tar.xz"):
+    for name in ("a.tar.Z", "b.tar.lzma"):
         (tmp_path / "pool" / name).touch()
-    for source in ("pool", "pool/a.tar.gz", "pool/*"):
+    for source in ("pool", "pool/a.tar.Z", "pool/*"):
         with pytest.raises(UserError, match=r"compressed tar.*unpack"):
             find([str(tmp_path / source)])
     (path,) = make_pool(tmp_path / "pool", [1])
     (tmp_path / "pool" / "._00000.tar").write_bytes(b"\0\5\x16\7")
     found = find([str(tmp_path / "pool")])
     assert list(found.tars) == [str(path)]
-    assert sorted(item.reason for item in found.left_out) == ["compressed tar"] * 4 + ["leftover of macOS"]
+    assert sorted(item.reason for item in found.left_out) == ["compressed tar"] * 2 + ["leftover of macOS"]
 
 
 def test_a_path_that_is_not_utf8_is_told(tmp_path, make_pool):

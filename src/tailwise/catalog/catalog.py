@@ -228,6 +228,18 @@ class Catalog:
             self._write_shards(table)
         return sum(changed)
 
+    def replace_shards(self, changed: pa.Table) -> None:
+        """Write other rows for some shards (SHARD_SCHEMA), of the same samples in the same places.
+
+        A UserError if two shards would become one file, or another process is writing the catalog.
+        """
+        with locked(self.folder / layout.LOCK, str(self.folder)):
+            rows = self.shards().to_pylist()
+            for row in changed.to_pylist():
+                rows[row["shard"]] = row
+            _refuse_shared_paths([row["path"] for row in rows])
+            self._write_shards(pa.Table.from_pylist(rows, schema=SHARD_SCHEMA))
+
     # --- columns ----------------------------------------------------------------------------------------------------
 
     def parts(self, snapshot: Snapshot | None = None) -> list[Part]:

@@ -189,6 +189,24 @@ def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def unpack(
+    catalog: CatalogPath,
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Where the plain tars go.")],
+) -> None:
+    """Unpack a catalog's compressed tars into a folder, and read samples from there.
+
+    The loader, training and exports need plain tars. Embeddings and plans stay as they are.
+
+    Example:
+      tailwise unpack my-catalog plain-shards
+    """
+    from tailwise.steps.upkeep.unpack import unpack as run
+
+    count = run(open_catalog(catalog), folder, with_progress())
+    say(f"{count:,} tars unpacked into {folder}" if count else "no tar of the catalog is compressed")
+
+
+@app.command()
 def relocate(
     catalog: CatalogPath,
     old: Annotated[str, Argument(metavar="OLD", help="Leading part of the shards' paths.")],

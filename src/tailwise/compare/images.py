@@ -26,6 +26,7 @@ from tailwise.loader.dataset import Tokenizer
 from tailwise.shards.decode import decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
+from tailwise.shards.packed import packed_shards, refuse_packed
 from tailwise.shards.ranges import open_shards, read_samples
 from tailwise.storage.local import locked, replacing
 
@@ -100,6 +101,7 @@ def _decode(
     """Write the three arrays. `readable` is written last: its file marks the others as complete."""
     ensure_locations(catalog, snapshot, context)
     shards = comparable_shards(catalog, snapshot, context)
+    refuse_packed(catalog.folder, packed_shards(shards)["path"].to_pylist())
     ends, locations = np.cumsum(shards.column("rows").to_numpy()), Locations(catalog, snapshot)
     rows, readable = snapshot.rows, np.zeros(snapshot.rows, np.bool_)
     with (

@@ -36,6 +36,7 @@ from tailwise.shards.columns import (
 )
 from tailwise.shards.content import ShardContent, samples_without_bytes, without_samples
 from tailwise.shards.grouping import Record, rejection
+from tailwise.shards.tar import without_packing
 from tailwise.storage.files import open_binary
 
 SIDES = ("width", "height")
@@ -256,7 +257,7 @@ class Sidecar:
 
 def read_sidecar(tar: str, keys: Collection[str]) -> Sidecar:
     """Return the sidecar of a tar at a path or URL, for the keys of the tar; an empty one if it is missing or has no keys."""
-    found = Sidecar(tar.removesuffix(".tar") + ".parquet")
+    found = Sidecar(without_packing(tar).removesuffix(".tar") + ".parquet")
     rows = 0
     try:
         with open_binary(found.path) as stream, open_table(stream) as file:

@@ -35,11 +35,13 @@ _MAGIC = {
     b"Rar!\x1a\x07": ("RAR", "unrar x, then pack the files with tar"),
 }
 MAGIC_BYTES = max(map(len, _MAGIC))
-ENDINGS = (
+# Ends of the names of compressed tars, that are unpacked while they are read, and others.
+PACKED = (
     *(".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tbz"),
-    *(".tar.xz", ".txz", ".tar.lz4", ".tar.lzma", ".tar.Z"),
+    *(".tar.xz", ".txz", ".tar.lz4"),
 )
-REMEDY = "samples are read at random from plain .tar files: unpack"
+OTHER_PACKED = (".tar.lzma", ".tar.Z")
+REMEDY = "only .tar files, and compressed ones whose name says so, are read: unpack"
 
 
 class Member(NamedTuple):
@@ -114,8 +116,19 @@ def compression_of(first_bytes: bytes) -> str | None:
 
 
 def is_compressed_tar(path: str) -> bool:
-    """Return whether a file is a compressed tar, by its name."""
-    return path.endswith(ENDINGS)
+    """Return whether a file is a compressed tar that is unpacked while it is read, by its name."""
+    return path.endswith(PACKED)
+
+
+def is_tar(path: str) -> bool:
+    """Return whether a file is a tar that is read, compressed or not, by its name."""
+    return path.endswith((".tar", *PACKED))
+
+
+def without_packing(path: str) -> str:
+    """Return the path of a compressed tar with the end `.tar`; other paths as they are."""
+    ending = next((ending for ending in PACKED if path.endswith(ending)), None)
+    return path if ending is None else f"{path.removesuffix(ending)}.tar"
 
 
 def _number(field: bytes) -> int:

@@ -30,6 +30,7 @@ from tailwise.shards.grouping import (
 )
 from tailwise.shards.members import JSON, JSON_FIELD, MemberChoice, text_at
 from tailwise.shards.metadata import SIDES, parse_uid, read_sidecar
+from tailwise.shards.packed import plain
 from tailwise.shards.tar import MAGIC_BYTES, Member, TarIndex, compression_of, index_tar
 from tailwise.storage.files import open_binary, open_whole
 from tailwise.storage.remote import is_remote
@@ -46,24 +47,28 @@ PAIR_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # the first that a sample has,
 
 
 def read_shard(path: str, choice: MemberChoice = DEFAULT) -> ShardContent:
-    """Return the samples of a tar, at a local path or any fsspec URL, that have an image and a caption; everything else by reason.
+    """Return the samples of a tar that have an image and a caption; everything else by reason.
+
+    The tar is compressed or not, at a local path or any fsspec URL.
 
     Values of JSON files and of the sidecar are joined. A tar that cannot be read is a reason too.
     """
     unused = Counter[str]()
     try:
-        with open_binary(path) as stream:  # never mapped: a mapped file that is cut meanwhile would kill the process
-            size_bytes, packed = _size_and_compression(stream)
+        # never mapped: a mapped file that is cut meanwhile would kill the process
+        with open_binary(path) as file, plain(path, file) as stream:
+            size_bytes = file.seek(0, 2)
+            tar_bytes, packed = _size_and_compression(stream)
             if packed:
                 return without_samples([rejection(path, "compressed tar", None, packed)], size_bytes)
-            index = index_tar(stream, size_bytes)
+            index = index_tar(stream, tar_bytes)
             grouped = group_members(index, path, choice)
             sidecar = read_sidecar(path, grouped.groups)
             grouped.rejected += sidecar.rejected
             reader = _Reader(grouped, stream, path, choice, unused)
             table = _table(list(reader.samples(sidecar.rows)), sidecar.rows)
-            fingerprint = read_fingerprint(path, size_bytes, blocks_of_stream(path, stream))
-            if not is_remote(path) and stream.seek(0, 2) != size_bytes:
+            fingerprint = read_fingerprint(path, size_bytes, blocks_of_stream(path, file))
+            if not is_remote(path) and file.seek(0, 2) != size_bytes:
                 raise OSError("its length changed while it was read")
     except OSError as error:
         return unreadable_shard(path, str(error))
@@ -80,9 +85,8 @@ def _size_and_compression(stream: BinaryIO) -> tuple[int, str | None]:
 
 def checksum_shard(path: str) -> tuple[int, str]:
     """Return the size and the index checksum of a tar from its headers, as `read_shard` notes them; or raise an OSError."""
-    with open_binary(path) as stream:
-        size_bytes = stream.seek(0, 2)
-        return size_bytes, _index_checksum(index_tar(stream, size_bytes))
+    with open_binary(path) as file, plain(path, file) as stream:
+        return file.seek(0, 2), _index_checksum(index_tar(stream, stream.seek(0, 2)))
 
 
 def read_pairs(path: str, targets: Sequence[str]) -> Pairs:
@@ -91,7 +95,7 @@ def read_pairs(path: str, targets: Sequence[str]) -> Pairs:
     Samples are found as an import finds them. A remote tar is downloaded first. `targets` are the extensions of the members that come with
     each image, such as "cls". A tar that cannot be read is an OSError; a compressed or damaged one, a ValueError.
     """
-    with open_whole(path) as stream:
+    with open_whole(path) as file, plain(path, file) as stream:
         size_bytes, packed = _size_and_compression(stream)
         if packed:
             raise ValueError(packed)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from tailwise.execution.keys import AMBIGUOUS
 from tailwise.shards.grouping import split_name
+from tailwise.shards.tar import is_tar, without_packing
 
 _TAR = ".tar/"
 
@@ -70,8 +71,8 @@ def match_tars(asked: Iterable[str], paths: Sequence[str], preferred: frozenset[
     """
     by_name: defaultdict[str, list[tuple[int, list[str]]]] = defaultdict(list)
     for shard, path in enumerate(paths):
-        if path.endswith(".tar"):
-            parts = _components(path)
+        if is_tar(path):
+            parts = _components(without_packing(path))
             by_name[parts[0]].append((shard, parts))
     matches: dict[str, int] = {}
     claims: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)  # number of equal components, and home

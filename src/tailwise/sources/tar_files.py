@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tailwise.errors import UserError
 from tailwise.shards.grouping import is_harmless
-from tailwise.shards.tar import REMEDY, is_compressed_tar
+from tailwise.shards.tar import OTHER_PACKED, PACKED, REMEDY, is_tar, without_packing
 from tailwise.sources.clip_retrieval import find_partitions
 from tailwise.storage.errors import RemoteError, RemoteNotFoundError
 from tailwise.storage.hub import is_hub
@@ -141,7 +141,7 @@ def _is_pattern(files: Any, parts: list[str], at: int) -> bool:  # noqa: ANN401
 def _pieces(source: str) -> list[str]:
     """Return the parts of a list joined by `::`, as in open_clip; a URL of fsspec may hold `::` too."""
     pieces = source.split("::")
-    joined = len(pieces) > 1 and all(piece.endswith(".tar") for piece in pieces)
+    joined = len(pieces) > 1 and all(map(is_tar, pieces))
     return pieces if joined and not Path(source).exists() else [source]
 
 
@@ -150,13 +150,13 @@ def _remote_embeddings(files: Any, folder: str) -> list[LeftOut]:  # noqa: ANN40
         return []
     remedy = "copy the folder to this machine and name it, to import them"
     places = [f"{folder}/{name}" for name in _EMBEDDINGS]
-    there = [path for path in places if not folder.endswith(".tar") and files.isdir(path)]
+    there = [path for path in places if not is_tar(folder) and files.isdir(path)]
     return [LeftOut(_address(files, path), "folder of embeddings at a URL", remedy) for path in there]
 
 
 def _is_missing(files: Any, name: str) -> bool:  # noqa: ANN401
     """Return whether a name is that of a tar or folder that does not exist."""
-    return name.endswith(".tar") or not (PurePosixPath(name).suffix or files.exists(name))
+    return is_tar(name) or not (PurePosixPath(name).suffix or files.exists(name))
 
 
 def _unescaped(pattern: str) -> str:
@@ -174,7 +174,7 @@ def _address(files: Any, match: str) -> str:  # noqa: ANN401
 def _matches(files: Any, pattern: str, left_out: list[LeftOut]) -> list[str]:  # noqa: ANN401
     """Return the tars of one glob, sorted; a folder means the tars in it, or else those below it."""
     literal = _unescaped(pattern)
-    remote_tar = isinstance(files, _RemoteFiles) and literal.endswith(".tar")
+    remote_tar = isinstance(files, _RemoteFiles) and is_tar(literal)
     if not remote_tar and files.isdir(literal):
         return _in_folder(files, literal, left_out)
     has_magic = glob.escape(literal) != pattern and not files.exists(literal)
@@ -190,7 +190,7 @@ def _in_folder(files: Any, folder: str, left_out: list[LeftOut]) -> list[str]:  
         )
         if not tars:
             return list(_readable(files, below, left_out))
-        others = [path for path in below if path.endswith(".tar") and files.isfile(path)]
+        others = [path for path in below if is_tar(path) and files.isfile(path)]
         remedy = "name the folder too to import them"
         left_out += [LeftOut(_address(files, path), "tar in a folder below other tars", remedy) for path in others]
     return tars
@@ -204,14 +204,20 @@ def _folders(files: Any, folder: str) -> list[str]:  # noqa: ANN401
 
 
 def _readable(files: Any, paths: Iterable[str], left_out: list[LeftOut]) -> Iterator[str]:  # noqa: ANN401
-    """Yield the plain tars among some files; note leftovers of file managers and compressed tars."""
+    """Yield the tars among some files; note leftovers of file managers and tars that cannot be read."""
+    paths = list(paths)
+    there = set(paths)
     for path in paths:
-        if path.endswith(".tar") and files.isfile(path):
+        if is_tar(path) and files.isfile(path):
             if is_harmless(path):
                 left_out.append(LeftOut(_address(files, path), "leftover of macOS", "nothing to do"))
+            elif (unpacked := without_packing(path)) != path and unpacked in there:
+                left_out.append(
+                    LeftOut(_address(files, path), "compressed tar beside the unpacked one", "nothing to do")
+                )
             else:
                 yield path
-        elif is_compressed_tar(path) and files.isfile(path):
+        elif path.endswith(OTHER_PACKED) and files.isfile(path):
             left_out.append(LeftOut(_address(files, path), "compressed tar", f"{REMEDY} it"))
 
 
@@ -240,7 +246,7 @@ def find_tables(source: str, suffix: str = ".parquet") -> list[Path]:
 
 
 def _is_sidecar(table: Path) -> bool:
-    return table.with_suffix(".tar").exists()
+    return any(table.with_suffix(ending).exists() for ending in (".tar", *PACKED))
 
 
 def _tables_in(folder: Path, items: Iterable[Path]) -> list[Path]:

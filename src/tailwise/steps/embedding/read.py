@@ -20,6 +20,7 @@ from tailwise.errors import UserError
 from tailwise.execution.base import Needs, Task, Worker
 from tailwise.execution.local import LocalExecutor
 from tailwise.shards.fingerprint import blocks_of_stream, check_fingerprint, comparable_shards
+from tailwise.shards.packed import plain
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import open_binary
 from tailwise.storage.remote import forget_failures
@@ -152,6 +153,9 @@ class _Shards:
         if found != self._sizes[shard]:  # a login page, for instance
             raise OSError(f"it has {found:,} bytes; {self._sizes[shard]:,} when it was imported")
         check_fingerprint(path, found, blocks_of_stream(path, self._stream), self._fingerprints[shard])
+        if (stream := plain(path, self._stream)) is not self._stream:
+            self._stream.close()
+            self._stream = stream
 
     def _range(self, start: int, size: int) -> bytes:
         stream = cast("BinaryIO", self._stream)
