@@ -93,8 +93,9 @@ class EmbedRequest(EncoderRequest):
 
     encoder: Annotated[
         str,
-        "open_clip:MODEL/PRETRAINED, transformers:NAME_OR_FOLDER, checkpoint:PATH, lite0[:PIXELS] (a small ImageNet "
-        "network, downloads nothing), or pixels (colours and edges, for tests only).",
+        "open_clip:MODEL/PRETRAINED, transformers:NAME_OR_FOLDER, timm:MODEL[/WEIGHTS], checkpoint:PATH, lite0[:PIXELS] (a "
+        "small ImageNet network, downloads nothing), pixels (colours and edges, for tests only), or of columns that are "
+        "there: joint:image=0.5,text=0.5 (weighted, concatenated).",
     ] = field(kw_only=True)
     column: Annotated[str, "To embed: image, text or both; or the name of another column, such as dino."] = "image"
     of: Annotated[str | None, "Of a column of another name: image or text."] = None
@@ -146,24 +147,62 @@ class ClusterRequest:
 
 @dataclass(frozen=True)
 class DedupRequest:
-    """A drop list of near-duplicates."""
+    """A drop list of near-duplicates, of identical images (`exact`), or of images that evaluation sets hold (`against`)."""
 
     epsilon: Annotated[float | None, "Duplicates have a cosine above 1 − epsilon; 0: identical embeddings."] = None
     target_share: Annotated[
         float | None, "In place of `epsilon`: share of the pool that stays; finds the epsilon that keeps it."
     ] = None
-    name: Annotated[str, "Name of the drop list."] = "duplicates"
+    exact: Annotated[
+        str | None, "Compare hashes, without embeddings: bytes (of the image files) or pixels (decoded)."
+    ] = None
+    against: Annotated[
+        Sequence[str],
+        "An evaluation set, whose images leave the pool, by `epsilon`, `exact` pixels or both: a set as of `evaluate`, a "
+        "folder of images, a catalog, or embeddings (.npy, img_emb/); may be given again.",
+    ] = ()
+    mirrored: Annotated[bool, "Of `against`: compare the mirror images of the set, too."] = False
+    name: Annotated[
+        str | None, "Name of the drop list.  [default: duplicates; identical with `exact`, contaminated with `against`]"
+    ] = None
     clustering: Annotated[str, "Clustering inside which samples are compared."] = "main"
-    column: Annotated[str | None, "Embeddings to compare.  [default: those of the clustering]"] = None
+    column: Annotated[
+        str | None, "Embeddings to compare.  [default: those of the clustering; image with `against`]"
+    ] = None
     probe: Annotated[int, "Nearest clusters of a sample inside which it is compared."] = 2
     rule: Annotated[str, "greedy: a duplicate of a kept one goes; any-earlier: of any earlier one."] = "greedy"
-    order: Annotated[str, "First, and kept: farthest from the centroid, nearest, random, or score."] = "farthest"
+    order: Annotated[
+        str | None,
+        "First, and kept: farthest from the centroid, nearest, random, or score.  [default: farthest; by row with `exact`]",
+    ] = None
     score: Annotated[str | None, "With `order` score: which one, highest first."] = None
     without: Without = ()
     extends: Annotated[str | None, "A dedup of an earlier snapshot: judge new samples only."] = None
     seed: Annotated[int, "Decides the random order, and what `suggest` samples."] = 0
     max_memory: MaxMemory = "4GB"
     device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what does nothing with the way of comparing that is asked for."""
+        if self.against:
+            used = {"against", "epsilon", "exact", "mirrored", "name", "column", "without", "device"}
+            refuse_idle(self, used, "with `against`")
+            if self.epsilon is None:
+                refuse_given(self, {"column"}, "without `epsilon`: images are compared by their pixels alone")
+        elif self.exact is not None:
+            refuse_idle(self, {"exact", "name", "order", "score", "without", "seed"}, "with `exact`")
+        else:
+            refuse_given(self, {"mirrored"}, "without `against`")
+
+    @property
+    def list_name(self) -> str:
+        """Name of the drop list."""
+        return self.name or name_of_dedup(self.against, self.exact)
+
+
+def name_of_dedup(against: Sequence[str] | None, exact: str | None) -> str:
+    """Return the name of a drop list of `dedup` that the user does not name."""
+    return "contaminated" if against else "identical" if exact else "duplicates"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def _full_catalog(_small_catalog_source, tmp_path_factory):
     catalog = Catalog.open(folder / "catalog")
     cluster(catalog, ClusterRequest(k=12))
     dedup(catalog, DedupRequest(epsilon=0.01))
+    dedup(catalog, DedupRequest(exact="bytes"))
     filter_samples(catalog, FilterRequest("caption-words", keep=0.9))
     (folder / "entries.txt").write_text("group\n")
     match_entries(catalog, folder / "entries.txt", workers=1)

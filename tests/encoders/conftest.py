@@ -39,6 +39,15 @@ def clip_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def timm_weights(tmp_path_factory):
+    """A file of random weights of timm's resnet10t, with a classifier of 7 classes."""
+    timm = pytest.importorskip("timm", reason="timm isn't installed")
+    path = tmp_path_factory.mktemp("timm") / "weights.pt"
+    torch.save({"state_dict": _spread(timm.create_model("resnet10t", num_classes=7), 5).state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def dino_folders(tmp_path_factory):
     """{name: folder} of vision models of transformers, with their processors."""
     transformers = pytest.importorskip("transformers", reason="transformers isn't installed")

@@ -14,7 +14,7 @@ CAPTIONS = ["a photo of the red cat", "the blue dog", "a", "photo of a caption d
 
 
 @pytest.fixture(scope="module")
-def named(clip_folder, dino_folders, tmp_path_factory):
+def named(clip_folder, dino_folders, timm_weights, tmp_path_factory):
     """Prefix → the name of an encoder."""
     checkpoint = tmp_path_factory.mktemp("checkpoint") / "epoch_1.pt"
     torch.save({"state_dict": torch.load(clip_folder / "open_clip_pytorch_model.bin")}, checkpoint)
@@ -22,6 +22,7 @@ def named(clip_folder, dino_folders, tmp_path_factory):
         "open_clip": f"open_clip:local-dir:{clip_folder}",
         "transformers": f"transformers:{dino_folders['dinov2']}",
         "checkpoint": f"checkpoint:{checkpoint}",
+        "timm": f"timm:resnet10t/{timm_weights}",
         "lite0": "lite0",
         "pixels": "pixels",
     }

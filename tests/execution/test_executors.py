@@ -37,6 +37,7 @@ DROP_LISTS = {
     "greedy": DedupRequest(epsilon=0.05),
     "any-earlier": DedupRequest(epsilon=0.05, rule="any-earlier", order="random"),
     "target-share": DedupRequest(target_share=0.8),
+    "exact": DedupRequest(exact="bytes", name="duplicates"),
 }
 
 
@@ -60,6 +61,15 @@ def test_drop_lists_are_the_same(small_catalog, other, tree_bytes, remote, monke
         cluster(catalog, ClusterRequest(k=6), context)
         dedup(catalog, DROP_LISTS[name], context)
     folders = [catalog.drops_folder("duplicates") for catalog in (small_catalog, other)]
+    assert tree_bytes(folders[0]) == tree_bytes(folders[1])
+
+
+def test_lists_against_a_set_are_the_same(small_catalog, other, tree_bytes, remote):
+    path = str(small_catalog.embedding_path("image", small_catalog.parts()[1]))
+    for catalog, context in ((small_catalog, Context()), (other, remote)):
+        made = dedup(catalog, DedupRequest(against=(path,), epsilon=0.05), context)
+    assert made.summary["dropped"] > 140
+    folders = [catalog.drops_folder("contaminated") for catalog in (small_catalog, other)]
     assert tree_bytes(folders[0]) == tree_bytes(folders[1])
 
 

@@ -34,6 +34,16 @@ DROPPED_SCHEMA = pa.schema(
         pa.field("similarity", pa.float32()),  # to it
     ]
 )
+AGAINST_SCHEMA = pa.schema(  # of a list of images that evaluation sets hold
+    [
+        *DROPPED_SCHEMA,
+        pa.field("set", pa.string()),  # evaluation set of the most similar image
+        pa.field("file", pa.string()),  # path or URL of the file that holds it
+        pa.field("key", pa.string()),  # of a sample of a catalog
+        pa.field("number", pa.int64()),  # of the image in its file, from 0 on
+        pa.field("mirrored", pa.bool_()),  # whether the sample resembles its mirror image
+    ]
+)
 
 
 class DropList(FinishedArtifact):

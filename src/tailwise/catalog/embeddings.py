@@ -17,6 +17,7 @@ from tailwise.errors import ConflictError, UserError
 from tailwise.text import did_you_mean
 
 MODALITIES = ("image", "text")  # also the names of the columns that are made where no name is given
+JOINT = "joint"  # modality of a column that was made of others
 ROW_FAULTS = ("NaN or Inf", "zero norm")
 BLOCK_ROWS = 256  # stay in a processor's caches
 
@@ -104,6 +105,12 @@ def column_settings(catalog: Catalog, column: str, encoder: str | None = None) -
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in a column's record; empty for an imported column."""
     return dict(record.get("settings", {}))
+
+
+def column_record(catalog: Catalog, column: str) -> dict[str, Any]:
+    """Return "dimension", "encoder" (as it was spelt), "modality" and "settings" of a column; settings are empty where it was imported."""
+    record = read_record(_record(catalog, column))
+    return {**{name: record[name] for name in ("dimension", "encoder", "modality")}, "settings": _settings(record)}
 
 
 def check_one_encoder(catalog: Catalog, columns: Sequence[str], purpose: str) -> None:

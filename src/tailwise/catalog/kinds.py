@@ -10,6 +10,7 @@ from typing import Any
 
 from tailwise.catalog import layout
 from tailwise.errors import UserError
+from tailwise.requests import name_of_dedup
 
 WITHOUT = "without "  # begins the names of drop lists among the inputs of other artifacts
 
@@ -76,13 +77,17 @@ CLUSTERING = Kind(
     inputs={"clustering": "clustering", "base": "extends"},
 )
 SCORE = Kind("scores", layout.SCORES, ("score",))
+HASHES = Kind("hashes", layout.HASHES, ("of",))
 COMPARISON = Kind("comparisons", layout.COMPARISONS, ("clustering", "order", "extends"))
 MATCHES = Kind("matches", layout.MATCHES, ("ignore_case",))
 DROP_LIST = Kind(
     "drop lists",
     layout.DROP_LISTS,
     ("without",),
-    made_by={"dedup": itemgetter("name"), "filter": lambda asked: asked["name"] or plain_name(asked["by"])},
+    made_by={
+        "dedup": lambda asked: asked["name"] or name_of_dedup(asked["against"], asked["exact"]),
+        "filter": lambda asked: asked["name"] or plain_name(asked["by"]),
+    },
     named_by=dict.fromkeys(("plan", "dedup", "cluster", "filter", "group"), "without"),
     inputs={"extends": "extends"},
     prefix=WITHOUT,
@@ -94,7 +99,7 @@ PLAN = Kind(
     made_by={"plan": itemgetter("name")},
     named_by={"train": "name", "export": "name", "draw": "name", "excluded": "plan"},
 )
-KINDS = (CAPTIONS, CLUSTERING, SCORE, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`
+KINDS = (CAPTIONS, CLUSTERING, SCORE, HASHES, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`
 MADE_BY = {command: kind for kind in KINDS for command in kind.made_by}
 
 

@@ -119,6 +119,7 @@ def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) 
       tailwise embed my-catalog --encoder checkpoint:logs/my-run --column text
       tailwise embed my-catalog --encoder open_clip:ViT-B-32/openai --column recap --of text --captions recap
       tailwise embed my-catalog --encoder transformers:facebook/dinov2-base --column dino --of image  (a second column of images)
+      tailwise embed my-catalog --encoder joint:image=0.5,text=0.5 --column joint  (images and captions together)
     """
     from tailwise.steps.embedding.embed import embed as run
 

@@ -120,7 +120,8 @@ def dedup(
     """Leave out near-duplicates: samples that share a cluster and have nearly the same embedding (SemDeDup, 2023).
 
     Makes a drop list, which `cluster`, `filter` and others take with --without. The comparison is made once for a clustering
-    and an order: another --epsilon or --rule takes seconds.
+    and an order: another --epsilon or --rule takes seconds. --exact needs no embeddings: it compares hashes of files or pixels.
+    --against leaves out images that evaluation sets hold (decontamination), wherever they are.
 
     Examples:
       tailwise dedup my-catalog --suggest
@@ -128,6 +129,8 @@ def dedup(
       tailwise dedup my-catalog --target-share 0.63  (the epsilon that keeps 63 % of the pool)
       tailwise dedup my-catalog --epsilon 0.05 --clustering fine --order score --score clip-score --name fewer
       tailwise dedup my-catalog --epsilon 0.05 --clustering main-2 --extends duplicates --name duplicates-2
+      tailwise dedup my-catalog --exact pixels
+      tailwise dedup my-catalog --against imagenet1k-val --epsilon 0.05 --exact pixels
     """
     from tailwise.steps.dedup.dedup import dedup as run
     from tailwise.steps.dedup.suggest import suggest as make_guide
@@ -149,6 +152,9 @@ def dedup(
 
 def _print_made(catalog: Catalog, made: Deduplication) -> None:
     figures = made.summary
+    if "clusters" not in figures:
+        _print_compared(catalog, made)
+        return
     judged, now = figures["judged"], figures["dropped_identical"] + figures["dropped_near"]
     say(
         f"drop list {made.name!r}: {now:,} of {judged:,} samples ({now / max(judged, 1):.1%}) are left out, "
@@ -162,6 +168,30 @@ def _print_made(catalog: Catalog, made: Deduplication) -> None:
     if figures["dropped_before"]:
         say(f"{figures['dropped_before']:,} more were left out before")
     say(f"{figures['clusters']:,} clusters, the largest of {figures['largest_cluster']:,}")
+    say(f"next: tailwise cluster {catalog.folder} --k K --without {made.name} --name …")
+
+
+def _print_compared(catalog: Catalog, made: Deduplication) -> None:
+    """Print what hashes or evaluation sets have dropped."""
+    figures, table = made.summary, made.table
+    dropped, judged = figures["dropped"], figures["judged"]
+    near = f", {figures['dropped_near']:,} as near-duplicates" if figures.get("dropped_near") else ""
+    say(
+        f"drop list {made.name!r}: {dropped:,} of {judged:,} samples ({dropped / max(judged, 1):.1%}) are left out, "
+        f"{figures['dropped_identical']:,} as identical{near}"
+    )
+    if figures.get("not_decoded"):
+        say(f"{figures['not_decoded']:,} images cannot be decoded, and are not compared")
+    if sets := figures.get("sets"):
+        counts = ("images", "images_found", "dropped_identical", "dropped_near")
+        rows = [(item["set"], *(f"{item[name]:,}" for name in counts)) for item in sets]
+        print_table(
+            "by evaluation set", ("set", "images", "of these found", "dropped as identical", "as near-duplicate"), rows
+        )
+        if figures["epsilons"]:
+            near_at = {f"{item['epsilon']:g}": f"{item['near']:,}" for item in figures["epsilons"]}
+            print_table("near-duplicates at other values of epsilon", tuple(near_at), [tuple(near_at.values())])
+    say(f"each one is listed in {table}")
     say(f"next: tailwise cluster {catalog.folder} --k K --without {made.name} --name …")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from tailwise.encoders import hugging_face, lite0, open_clip, pixels
+from tailwise.encoders import hugging_face, lite0, open_clip, pixels, timm
 from tailwise.encoders.backends import choose_backend, choose_precision, with_openvino
 from tailwise.encoders.encoder import Encoder
 from tailwise.errors import UserError
@@ -21,6 +21,7 @@ ENCODERS: dict[str, tuple[str, Load, str]] = {
     "open_clip": ("open_clip:MODEL/PRETRAINED", open_clip.load_pretrained, "auto"),
     "transformers": ("transformers:NAME_OR_FOLDER", hugging_face.load, "auto"),
     "checkpoint": ("checkpoint:PATH", open_clip.load_checkpoint, "auto"),
+    "timm": ("timm:MODEL[/WEIGHTS]", timm.load, "auto"),
     "lite0": ("lite0[:PIXELS]", lite0.load, "fp32"),  # this small network loses more in bf16 than larger ones
     "pixels": ("pixels", pixels.load, "fp32"),
 }

@@ -273,7 +273,7 @@ def _load(spelt: str, checkpoint: str, options: EncoderRequest, device: torch.de
     length = int(tokenizer.context_length)
     sides = {
         "image": Side(
-            ImagePreparation(partial(_stack, loaded.preprocess)),
+            ImagePreparation(partial(stack, loaded.preprocess)),
             lambda tensors: model.encode_image(tensors["image"]),
             json.loads(json.dumps(dict(model.visual.preprocess_cfg))),
         ),
@@ -286,7 +286,8 @@ def _load(spelt: str, checkpoint: str, options: EncoderRequest, device: torch.de
     return Encoder(spelt, sides, identity, device, precision, ("open_clip_torch", "timm", "torchvision"), model)
 
 
-def _stack(transform: Callable[[Any], Tensor], images: Sequence[Image.Image]) -> Tensors:
+def stack(transform: Callable[[Any], Tensor], images: Sequence[Image.Image]) -> Tensors:
+    """Return the tensor "image" of some images, each by itself: [n, 3, h, w]."""
     return {"image": torch.stack([transform(image) for image in images])}
 
 

@@ -51,6 +51,21 @@ def find_set(data: str, classes: Path | None = None, templates: Path | None = No
     `data` is a folder or URL in clip_benchmark's webdataset layout; a folder of tars, or tars, with `.cls`; or a folder with a folder of
     images for each class, in the order of their sorted names. Files of class names and of prompts, one a line, replace the set's own.
     """
+    root, tars = _find_tars(data)
+    return _tars(tars, root, classes, templates) if tars else _folders(root, classes, templates)
+
+
+def find_images(data: str) -> tuple[str, tuple[Shard, ...]]:
+    """Return name and images of a set as of `find_set`, where targets and class names may be missing, or of any folder of images."""
+    root, tars = _find_tars(data)
+    files = [] if tars else [(str(path), 0) for path in _image_files(Path(root))]
+    if not tars and not files:
+        raise UserError(f"{root} holds no images: give a folder of images, or a set of tars")
+    return set_name(root), tuple(TarShard(path, ("cls",)) for path in tars) or _file_shards(files)
+
+
+def _find_tars(data: str) -> tuple[str, list[str]]:
+    """Return the root of a set and its tars; none of a folder of images."""
     forget_failures()
     remote = "://" in data
     root = _resolvable(data).rstrip("/") if remote else str(Path(data).expanduser())
@@ -58,16 +73,25 @@ def find_set(data: str, classes: Path | None = None, templates: Path | None = No
         count = " ".join(lines)
         if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MAX_TARS:
             raise UserError(f"{root}/test/nshards.txt says {count!r}: must be the number of tars, 1 to {MAX_TARS:,}")
-        return _tars([f"{root}/test/{number}.tar" for number in range(int(count))], root, classes, templates)
+        return root, [f"{root}/test/{number}.tar" for number in range(int(count))]
     if not remote and Path(root).is_dir():
-        tars = [str(path) for path in sorted(Path(root).glob("*.tar"), key=lambda path: (len(path.name), path.name))]
-        return _tars(tars, root, classes, templates) if tars else _folders(root, classes, templates)
+        return root, [
+            str(path) for path in sorted(Path(root).glob("*.tar"), key=lambda path: (len(path.name), path.name))
+        ]
     patterns = list(braceexpand(root))
     tars_found = patterns if remote else [name for pattern in patterns for name in sorted(glob.glob(pattern))]  # noqa: PTH207
     if not tars_found or not all(name.endswith(".tar") for name in tars_found):
         allowed = "a folder with test/nshards.txt (as clip_benchmark's), tars with .cls, or folders of images"
         raise UserError(f"{data} is no set: give {allowed}")
-    return _tars(tars_found, str(root).rsplit("/", 1)[0], classes, templates)
+    return str(root).rsplit("/", 1)[0], tars_found
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+
+
+def _file_shards(files: Sequence[tuple[str, int]]) -> tuple[Shard, ...]:
+    return tuple(FileShard(tuple(files[at : at + FILES_A_SHARD])) for at in range(0, len(files), FILES_A_SHARD))
 
 
 def _tars(tars: Sequence[str], root: str, classes: Path | None, templates: Path | None) -> ImageSet:
@@ -85,12 +109,7 @@ def _tars(tars: Sequence[str], root: str, classes: Path | None, templates: Path 
 
 def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSet:
     folders = sorted(path for path in Path(root).iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = [
-        (str(path), label)
-        for label, folder in enumerate(folders)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
+    files = [(str(path), label) for label, folder in enumerate(folders) for path in _image_files(folder)]
     if not files:
         needed = "a folder with a folder of images for each class, or a set of tars"
         raise UserError(f"{root} holds no images: give {needed}")
@@ -103,8 +122,7 @@ def _folders(root: str, classes: Path | None, templates: Path | None) -> ImageSe
     if len(names) != len(folders):
         counts = f"{len(names):,} class names for the {len(folders):,} folders"
         raise UserError(f"{counts} of {root}: give one name a folder")
-    shards = tuple(FileShard(tuple(files[at : at + FILES_A_SHARD])) for at in range(0, len(files), FILES_A_SHARD))
-    return ImageSet(set_name(root), "classification", shards, names, _prompts(root, templates, len(names)))
+    return ImageSet(set_name(root), "classification", _file_shards(files), names, _prompts(root, templates, len(names)))
 
 
 def _refuse_long(path: str, lines: Sequence[str]) -> None:

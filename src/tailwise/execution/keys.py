@@ -95,7 +95,7 @@ class KeyIndex:
         for bucket in np.unique(buckets):
             entries, high = (read_array(self.folder / f"{bucket}{ending}.npy") for ending in ("", ".high"))
             asked = np.flatnonzero(buckets == bucket)
-            rows[asked] = _find_in_bucket(entries, high, hashes[asked])
+            rows[asked] = find_sorted(entries, high, hashes[asked])
         return rows
 
 
@@ -108,9 +108,16 @@ def _twins(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return twin
 
 
-def _find_in_bucket(
+def find_sorted(
     entries: npt.NDArray[Any], high: npt.NDArray[np.uint64], hashes: npt.NDArray[Any]
 ) -> npt.NDArray[np.int64]:
+    """Return the "row" of the first entry of each hash, int64 [n], ABSENT where there is none.
+
+    Args:
+        entries: structured [m] with "high", "low" and "row", sorted by "high" and "low".
+        high: uint64 [m], those of the entries.
+        hashes: structured [n] with "high" and "low".
+    """
     position = np.searchsorted(high, hashes["high"])
     rows = np.full(len(hashes), ABSENT, np.int64)
     open_ = np.arange(len(hashes))

@@ -72,6 +72,8 @@ def _cluster_seconds(pool: Pool, asked: Mapping[str, Any]) -> float:
 
 
 def _dedup_seconds(pool: Pool, asked: Mapping[str, Any]) -> float:
+    if asked["exact"] or asked["against"]:
+        return pool.samples / 1_000  # images that are decoded
     centroids = float(pool.clusters.get(asked["clustering"]) or CLUSTERS)
     return pool.dimension * pool.samples**2 / centroids / (SHARE * pool.flops)
 

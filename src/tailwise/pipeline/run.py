@@ -158,6 +158,8 @@ class Runner:
         for kind in (kind for kind in KINDS if command in kind.named_by):
             option, makers = kind.named_by[command], kind.makers_for.get(command, tuple(kind.made_by))
             names = job.asked[option] or []
+            if kind is CLUSTERING and command == "dedup" and (job.asked["exact"] or job.asked["against"]):
+                names = []  # no clusters are needed
             if not names and kind is CLUSTERING and method is not None and method.grouping == "clusters":
                 names = ClusterRequest.name
             for name in [names] if isinstance(names, str) else names:

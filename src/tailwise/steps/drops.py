@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,21 +36,37 @@ class _Mark(Task[Part, None]):
         self.mask.write(item, mask)
 
 
+def drop_table(columns: Mapping[str, Any], schema: pa.Schema = DROPPED_SCHEMA) -> pa.Table:
+    """Return rows of a drop list, with nulls in the columns that are not given.
+
+    Args:
+        columns: columns of the schema, [n] each; "row" and "reason" are among them.
+        schema: DROPPED_SCHEMA, or one that has more columns.
+    """
+    nulls = {item.name: pa.nulls(len(columns["row"]), item.type) for item in schema}
+    return pa.table(nulls | dict(columns), schema=schema)
+
+
 def write_drops(
-    artifact: Artifact, parts: Sequence[Part], tables: Iterable[pa.Table], context: Context | None = None
+    artifact: Artifact,
+    parts: Sequence[Part],
+    tables: Iterable[pa.Table],
+    context: Context | None = None,
+    schema: pa.Schema = DROPPED_SCHEMA,
 ) -> int:
     """Write table and mask of a drop list; return how many rows it drops.
 
     Args:
         artifact: whose identity has the kind "dedup" or "filter", and in its config "snapshot" (number) and "without" (names).
         parts: of the snapshot.
-        tables: DROPPED_SCHEMA, by ascending row over all tables, each row once.
+        tables: by ascending row over all tables, each row once.
         context: runs the tasks and shows progress.
+        schema: of the tables: DROPPED_SCHEMA, or one that has more columns.
     """
     total = 0
     with (
         writing(artifact.path(layout.DROPPED_TABLE)) as stream,
-        pq.ParquetWriter(stream, DROPPED_SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(stream, schema, compression="zstd") as writer,
     ):
         for table in tables:
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)

@@ -56,7 +56,7 @@ class Comparison:
         Raises:
             UserError: unknown order, no such clustering, list or score, or one that was made for another snapshot.
         """
-        order, score, without, extends = request.order, request.score, request.without, request.extends
+        order, score, without, extends = request.order or "farthest", request.score, request.without, request.extends
         clustering, seed = request.clustering, request.seed
         if order not in ORDERS:
             raise UserError(f"`order` {order!r}: {did_you_mean(order, ORDERS)}")
@@ -140,8 +140,8 @@ class Comparison:
 
     def _open_base(self, name: str) -> DropList:
         base = DropList(self.catalog, name)
-        if base.kind != "dedup":
-            raise UserError(f"`extends` {name}: it is a list of {base.kind}, not of dedup")
+        if base.clustering is None:
+            raise UserError(f"`extends` {name}: it is a list of {base.kind}, not of dedup inside clusters")
         if base.snapshot.number == self.snapshot.number:
             raise UserError(f"`extends` {name}: it was made for the newest snapshot already; there are no new samples")
         before = Survivors(self.catalog, base.without, base.snapshot)

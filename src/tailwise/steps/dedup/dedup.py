@@ -27,11 +27,13 @@ from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.duplicates import duplicate_threshold, first_status, look_back
 from tailwise.kernels.nearest import DROPPED, KEPT, OPEN
 from tailwise.requests import DedupRequest, bytes_of
+from tailwise.steps.dedup.against import decontaminate
 from tailwise.steps.dedup.comparison import NEW, Address, Comparison
+from tailwise.steps.dedup.exact import drop_identical
 from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, most_similar, regroup
 from tailwise.steps.dedup.neighbours import make_neighbours
 from tailwise.steps.dedup.target import find_epsilon
-from tailwise.steps.drops import write_drops
+from tailwise.steps.drops import drop_table, write_drops
 from tailwise.storage.local import remove_folder
 from tailwise.text import did_you_mean
 
@@ -48,24 +50,35 @@ class Deduplication:
     Attributes:
         name: of its drop list.
         summary: the figures of its manifest.
+        table: file that lists what it drops.
     """
 
     name: str
     summary: Mapping[str, Any]
+    table: Path
 
 
 def dedup(catalog: Catalog | str | Path, request: DedupRequest, context: Context | None = None) -> Deduplication:
-    """Make a drop list of the near-duplicates in the newest snapshot.
+    """Make a drop list of the near-duplicates in the newest snapshot; or of identical images, or of images of evaluation sets.
 
     Args:
-        catalog: or its path; with a clustering of the newest snapshot.
+        catalog: or its path; with a clustering of the newest snapshot, unless the request has `exact` or `against`.
         request: what is asked for.
         context: runs the tasks and shows progress; by default, on this machine, without progress.
 
     Raises:
         UserError: something asked for is out of bounds or isn't there, or another list has this name.
     """
-    catalog = Catalog.open(catalog)
+    catalog, context = Catalog.open(catalog), context or Context()
+    if request.against or request.exact is not None:
+        (decontaminate if request.against else drop_identical)(catalog, request, context)
+    else:
+        _drop_near(catalog, request, context)
+    made = DropList(catalog, request.list_name)
+    return Deduplication(made.name, made.summary, made.folder / layout.DROPPED_TABLE)
+
+
+def _drop_near(catalog: Catalog, request: DedupRequest, context: Context) -> None:
     epsilon, share, rule = request.epsilon, request.target_share, request.rule
     device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
     if epsilon is None and share is None:
@@ -78,11 +91,10 @@ def dedup(catalog: Catalog | str | Path, request: DedupRequest, context: Context
         )
     if rule not in RULES:
         raise UserError(f"unknown rule {rule!r}: {did_you_mean(rule, RULES)}")
-    context = context or Context()
     compared = Comparison(catalog, request, context)
     asked = {"epsilon": epsilon} if share is None else {"target_share": share}
     config = {**asked, "rule": rule, **compared.config}
-    with Artifact(catalog.drops_folder(request.name), "dedup", config, compared.inputs) as artifact:
+    with Artifact(catalog.drops_folder(request.list_name), "dedup", config, compared.inputs) as artifact:
         if not artifact.done:
             context.executor.forget()  # what workers keep of an earlier run of this name
             neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)
@@ -106,7 +118,6 @@ def dedup(catalog: Catalog | str | Path, request: DedupRequest, context: Context
                 epsilon = find_epsilon(compared, neighbours, share or 0, dropped)
                 found = {"epsilon": epsilon, "pool": compared.survivors.pool}
             _finish(compared, artifact, decide(epsilon, work), found)
-    return Deduplication(request.name, DropList(catalog, request.name).summary)
 
 
 def _check_share(request: DedupRequest, share: float) -> None:
@@ -368,9 +379,8 @@ def _new_table(
     columns = {
         "row": pa.array(part.first_row + gone, pa.int64()),
         "reason": pa.array(reasons.tolist(), pa.string()),
-        "value": pa.nulls(len(gone), pa.float64()),
         "cluster": pa.array(compared.labels(part)[gone], pa.int32()),
         "kept_row": pa.array(duplicated[gone], pa.int64()),
         "similarity": pa.array(similarity.astype(np.float32), pa.float32()),
     }
-    return pa.table(columns, schema=DROPPED_SCHEMA)
+    return drop_table(columns)

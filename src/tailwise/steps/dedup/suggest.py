@@ -97,7 +97,7 @@ def suggest(
     Raises:
         UserError: as `dedup`.
     """
-    refuse_given(request, {"epsilon", "target_share", "name", "rule"}, "with `suggest`")
+    refuse_given(request, {"epsilon", "target_share", "name", "rule", "exact", "against"}, "with `suggest`")
     device, memory = str(find_device(request.device)), bytes_of("max_memory", request.max_memory)
     compared = Comparison(Catalog.open(catalog), request, context or Context())
     neighbours = make_neighbours(compared, max_memory_bytes=memory, device=device)

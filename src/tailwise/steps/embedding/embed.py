@@ -20,6 +20,7 @@ from tailwise.execution.base import Needs
 from tailwise.requests import EmbedRequest, refuse_given
 from tailwise.shards.containers import no_bytes, without_bytes
 from tailwise.steps.embedding.column import Column, ColumnReport
+from tailwise.steps.embedding.joint import PREFIX, join_columns
 from tailwise.steps.embedding.tasks import Describe
 from tailwise.storage.local import in_part, locked
 
@@ -64,6 +65,9 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, context: Context
     context = context or Context()
     catalog = Catalog.open(catalog)
     check_share(request.max_rejected)
+    if request.encoder.startswith(PREFIX):
+        with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
+            return EmbedReport(join_columns(catalog, request, context))
     columns = _columns(catalog, request)
     if in_part() and len(columns) > 1:
         raise UserError("`part`: one column at a time can be embedded in parts: give `column` image or text")
@@ -77,7 +81,7 @@ def embed(catalog: Catalog | str | Path, request: EmbedRequest, context: Context
         context.executor.slots(needs)  # refuses unknown devices
         for column, modality in columns.items():
             if modality == "image":
-                _require_bytes(catalog, lacking[column])
+                require_bytes(catalog, lacking[column])
         loading, captions = _loading(catalog, columns, request), find_captions(catalog, request.captions)
         try:
             (described,) = context.executor.map(Describe(loading), [tuple(columns.values())], needs)
@@ -128,8 +132,8 @@ def _loading(catalog: Catalog, columns: Mapping[str, str], asked: EmbedRequest) 
     return replace(asked, precision=precision, backend=auto if asked.backend == "auto" else asked.backend)
 
 
-def _require_bytes(catalog: Catalog, parts: list[Part]) -> None:
-    """Refuses parts with samples that have no image."""
+def require_bytes(catalog: Catalog, parts: list[Part]) -> None:
+    """Refuse parts with samples that have no image."""
     tables = without_bytes(catalog.shards())
     tables = tables.filter(pc.is_in(tables["part"], pa.array([part.number for part in parts], pa.int32())))
     if tables.num_rows:

@@ -37,7 +37,7 @@ _PACKAGES = ("torch", "pillow", "numpy")
 _Item = TypeVar("_Item")
 
 
-def _encoder(request: EmbedRequest, worker: Worker) -> Encoder:
+def load_once(request: EmbedRequest, worker: Worker) -> Encoder:
     """Return the encoder on the device of a worker."""
 
     def load() -> Encoder:
@@ -65,7 +65,7 @@ class Describe(Task[Sequence[str], dict[str, Description]]):
 
     def run(self, item: Sequence[str], worker: Worker) -> dict[str, Description]:
         """Return the description of each modality, or raise a UserError if the encoder lacks one."""
-        encoder = _encoder(self.request, worker)
+        encoder = load_once(self.request, worker)
         for modality in item:
             if modality not in encoder.sides:
                 raise UserError(f"{encoder.name} has no {modality} side: give `column` {' or '.join(encoder.sides)}")
@@ -170,7 +170,7 @@ class Embed(Task[Sequence[ShardRows], None]):
         faults: list[tuple[str, Fault]] = []
         truncated = 0
         for batch, embedded in worker.cached(
-            self, lambda: _Pipeline(self, _encoder(self.request, worker), worker.cpus)
+            self, lambda: _Pipeline(self, load_once(self.request, worker), worker.cpus)
         ).take(item):
             found = dict(batch.faults)
             if embedded is not None:

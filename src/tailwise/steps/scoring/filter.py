@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.drops import DROPPED_SCHEMA, DropList, Survivors
+from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.kinds import plain_name
 from tailwise.context import Context
 from tailwise.errors import UserError
@@ -23,7 +23,7 @@ from tailwise.kernels.selection import order_statistics
 from tailwise.mapped import release_pages
 from tailwise.plan.budget import samples_of_share
 from tailwise.requests import FilterRequest, ScoreRequest, refuse_given
-from tailwise.steps.drops import write_drops
+from tailwise.steps.drops import drop_table, write_drops
 from tailwise.steps.scoring.scores import score_config, score_figures, score_inputs, score_parts
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
@@ -236,9 +236,7 @@ class _Judge:
                 "reason": pa.array(self._names).take(pa.array(reasons[dropped])),
                 "value": pa.array(scores[dropped].astype(np.float64), mask=np.isnan(scores[dropped])),
             }
-            others = [item for item in DROPPED_SCHEMA if item.name not in columns]
-            nulls = {item.name: pa.nulls(len(dropped), item.type) for item in others}
-            yield pa.table({**columns, **nulls}, schema=DROPPED_SCHEMA)
+            yield drop_table(columns)
 
     def summary(self) -> dict[str, Any]:
         """Return figures for people."""

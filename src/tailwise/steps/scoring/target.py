@@ -25,10 +25,10 @@ TARGET_ROWS = 2048
 class Target:
     """A target set of image embeddings: a .npy file [T, d], a folder in clip-retrieval layout, or a catalog."""
 
-    def __init__(self, path: str) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, path: str, option: str = "target") -> None:
+        self.option, self.path = f"`{option}`", Path(path).expanduser()
         self.blocks: Sequence[Any]
-        files: list[Path] = [self.path] if self.path.is_file() else []
+        self.files: list[Path] = [self.path] if self.path.is_file() else []
         if (self.path / layout.HEADER).exists():
             catalog = Catalog.open(self.path)
             snapshot = catalog.snapshot()
@@ -36,32 +36,32 @@ class Target:
             self.id = catalog.embedding_id("image", snapshot)
             return
         if self.path.is_dir():
-            files = [partition.path for partition in find_partitions(self.path).get("image", [])]
-        if not files:
+            self.files = [partition.path for partition in find_partitions(self.path).get("image", [])]
+        if not self.files:
             raise UserError(
-                f"`target` {path}: give a .npy file of image embeddings, a folder with img_emb/, or another catalog"
+                f"{self.option} {path}: give a .npy file of image embeddings, a folder with img_emb/, or another catalog"
             )
         try:
-            self.blocks = [StoredRows.of_file(file) for file in files]
+            self.blocks = [StoredRows.of_file(file) for file in self.files]
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"`target` {path} can't be read as .npy: {error}") from error
-        self.id = digest([file_digest(file) for file in files])
+            raise UserError(f"{self.option} {path} can't be read as .npy: {error}") from error
+        self.id = digest([file_digest(file) for file in self.files])
 
     def check(self, dimension: int) -> None:
         """Refuses what is not T rows of `dimension` numbers."""
         for block in self.blocks:
             if len(block.shape) != 2 or block.shape[1] != dimension or block.dtype.kind != "f":
                 raise UserError(
-                    f"`target` {self.path} holds {block.dtype} {list(block.shape)}, and the catalog's image embeddings have "
+                    f"{self.option} {self.path} holds {block.dtype} {list(block.shape)}, and the catalog's image embeddings have "
                     f"{dimension} dimensions: give embeddings of the same encoder, float16 or float32 [T, {dimension}]"
                 )
         rows = sum(map(len, self.blocks))
         if rows and not next(self.pieces(), np.empty(0)).size:
             raise UserError(
-                f"`target` {self.path}: not one of its {rows:,} rows is an embedding: all are zero, or hold NaN or Inf"
+                f"{self.option} {self.path}: not one of its {rows:,} rows is an embedding: all are zero, or hold NaN or Inf"
             )
         if not 1 <= rows <= MAX_TARGETS:
-            raise UserError(f"`target` {self.path}: must hold between 1 and {MAX_TARGETS:,} embeddings")
+            raise UserError(f"{self.option} {self.path}: must hold between 1 and {MAX_TARGETS:,} embeddings")
 
     def pieces(self) -> Iterator[npt.NDArray[np.float16]]:
         """Its rows scaled to unit norm, in pieces that are not empty; those that can't be scaled are left out."""

@@ -1,0 +1,113 @@
+"""Hashes of all images of a snapshot: the SHA-256 of the encoded bytes, or of the decoded pixels. Made once, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.columns import PartColumn
+from tailwise.catalog.hashes import hash_column, hashes_artifact
+from tailwise.context import Context
+from tailwise.encoders.encoder import Fault, Inputs
+from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.extras import versions
+from tailwise.shards.decode import ImageError, decode_rgb
+from tailwise.steps.embedding.embed import require_bytes
+from tailwise.steps.embedding.read import ShardRows, read_batches
+
+HASHED = ("bytes", "pixels")
+BATCH_ROWS = 64
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class HashImages:
+    """Returns the hashes of encoded images, as an encoder's `prepare`: the tensor "hash", int64 [n, 2], of those that can be decoded.
+
+    A hash is the first 128 bits of a SHA-256: of the bytes; or of width, height and the RGB values of `decode_rgb`, row by row.
+    """
+
+    of: str  # "bytes" or "pixels"
+
+    def __call__(self, items: Sequence[bytes]) -> Inputs:
+        """Return the inputs."""
+        found = [self._hash(content) for content in items]
+        faults = {
+            at: Fault(error.reason, error.detail) for at, error in enumerate(found) if isinstance(error, ImageError)
+        }
+        joined = bytearray(b"".join(item for item in found if isinstance(item, bytes)))
+        return Inputs({"hash": torch.from_numpy(np.frombuffer(joined, np.int64).reshape(-1, 2))}, faults)
+
+    def _hash(self, content: bytes) -> bytes | ImageError:
+        if self.of == "bytes":
+            return hashlib.sha256(content).digest()[:16]
+        try:
+            image = decode_rgb(content)
+        except ImageError as error:
+            return error
+        state = hashlib.sha256(f"{image.width} {image.height}\n".encode())
+        state.update(image.tobytes())
+        return state.digest()[:16]
+
+
+@dataclass(frozen=True)
+class _HashPart(Task[Part, None]):
+    """Write the hashes of a part."""
+
+    catalog: Path  # its folder
+    column: PartColumn  # to write
+    hash: HashImages
+
+    def files(self, item: Part) -> Sequence[Path]:
+        return (self.column.path(item),)
+
+    def run(self, item: Part, worker: Worker) -> None:
+        shards = Catalog.open(self.catalog).shards()
+        items, first = list[ShardRows](), 0
+        for shard, part, rows in zip(
+            *(shards.column(name).to_pylist() for name in ("shard", "part", "rows")), strict=True
+        ):
+            if part == item.number:
+                items.append(ShardRows(shard, part, first, rows))
+                first += rows
+        hashes, start = np.zeros((item.rows, 2), np.uint64), 0
+        for batch in read_batches(self.catalog, "image", self.hash, items, BATCH_ROWS, workers=worker.cpus):
+            hashes[start + batch.fit] = batch.tensors["hash"].numpy().view(np.uint64)
+            start += len(batch.piece.keys)
+        self.column.write(item, hashes)
+
+
+def hash_images(catalog: Catalog, snapshot: Snapshot, of: str, context: Context) -> PartColumn:
+    """Return the column of hashes of all images of a snapshot: uint64 [rows, 2] a part, zeros where an image cannot be decoded.
+
+    Args:
+        catalog: of the images.
+        snapshot: whose rows.
+        of: one of HASHED.
+        context: runs the tasks and shows progress.
+
+    Raises:
+        UserError: a shard can't be read, or samples have no bytes.
+    """
+    parts = catalog.parts(snapshot)
+    decoder = versions(("pillow",))["pillow"] if of == "pixels" else None  # another one may round otherwise
+    config = {"of": of, "snapshot": snapshot.number, "decoder": decoder}
+    with hashes_artifact(catalog, config, {"snapshot": snapshot.id}) as artifact:
+        column = hash_column(artifact.folder)
+        if not artifact.done:
+            require_bytes(catalog, parts)
+            context.run(_HashPart(catalog.folder, column, HashImages(of)), parts, f"hashing {of}", KERNEL)
+            artifact.finish({"samples": snapshot.rows})
+    return hash_column(artifact.folder)
+
+
+def has_hash(hashes: Hashes) -> npt.NDArray[np.bool_]:
+    """Return which hashes [n, 2] are there: bool [n]."""
+    return np.asarray(hashes.any(axis=1))
