@@ -247,7 +247,7 @@ def test_settings_change_one_step():
 
 def test_shipped_recipes_state_their_source_and_are_made_of_valid_commands():
     names = {path.stem for path in FOLDER.glob("*.yaml")}
-    assert names == {"bootstrap", "dbp-laion", "dbp-datacomp-medium", "dynamics"}
+    assert names == {"bootstrap", "dbp-laion", "dbp-datacomp-medium", "dbp-images", "dynamics"}
     for name in names:
         pipeline = load_pipeline(name)
         assert "arXiv" in pipeline.source
@@ -328,6 +328,7 @@ def test_an_encoder_that_an_earlier_step_trains_is_known(training, checkpoint, t
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones():
     with pytest.raises(
-        UserError, match="there is no recipe 'dynamix': give bootstrap, dbp-datacomp-medium, dbp-laion, dynamics"
+        UserError,
+        match="there is no recipe 'dynamix': give bootstrap, dbp-datacomp-medium, dbp-images, dbp-laion, dynamics",
     ):
         load_pipeline("dynamix")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.clusterings import Clustering
@@ -84,3 +85,51 @@ def test_dbp_datacomp_medium(run_tailwise, tmp_path, make_metadata, make_tar, ma
     assert len(drawn) == 0.15 * 240
     assert set(drawn) <= set(kept)
     assert len(np.load(out / "subset.npy")) == 36
+
+
+def tiny_clip(folder):
+    """A small CLIP of open_clip with random weights: the name of the encoder."""
+    open_clip, torch = (
+        pytest.importorskip("open_clip", reason="open_clip isn't installed"),
+        pytest.importorskip("torch"),
+    )
+    folder.mkdir()
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    model = {"model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(model))
+    torch.manual_seed(0)
+    made = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    torch.save(made.state_dict(), folder / "open_clip_pytorch_model.bin")
+    return f"open_clip:local-dir:{folder}"
+
+
+def test_dbp_images(run_tailwise, tmp_path, make_tar, make_image):
+    """One catalog: CLIP's columns for near-duplicates and the filter, another encoder's for the clusters; nothing but tars is given."""
+    for shard in range(3):
+        members = []
+        for number in range(80):
+            key = f"{shard}{number:04d}"
+            image = make_image(shard * 80 + number if number < 60 else number, side=16)  # 40 copies across shards
+            members += [(f"{key}.jpg", image), (f"{key}.txt", f"a photo of {number * 7919 % 97}".encode())]
+        make_tar(tmp_path / "shards" / f"{shard}.tar", members)
+    folder, out = tmp_path / "catalog", tmp_path / "out"
+    changes = ["cluster:fine.k=6", "cluster:main.k=4", "embed:dino.encoder=pixels"]
+    changes.append(f"embed:both.encoder={tiny_clip(tmp_path / 'clip')}")
+    command = ["run", "dbp-images", tmp_path / "shards", folder, "--output", out, "--workers", 1]
+    run_tailwise(*command, *(word for each in changes for word in ("--set", each)))
+    catalog = Catalog.open(folder)
+    assert column_names(catalog) == ["dino", "image", "text"]
+    expected = published_semdedup(catalog, DropList(catalog, "duplicates").summary["epsilon"])
+    assert np.flatnonzero(DropList(catalog, "duplicates").mask[:]).tolist() == expected
+    assert 40 <= len(expected) <= 48
+    scores = (unit_rows(catalog, "image") * unit_rows(catalog, "text")).sum(axis=1)
+    kept = sorted(set(range(240)) - set(expected), key=lambda row: -scores[row])[:72]
+    clustered = np.flatnonzero(column(catalog, "label", "main") >= 0)
+    assert len(clustered) == 72
+    assert len(set(clustered) & set(kept)) >= 71  # scores are float32: two may be equal
+    assert Clustering.open(catalog, "main").centroids.shape[1] == unit_rows(catalog, "dino").shape[1] != 24
+    drawn = np.flatnonzero(Plan(catalog, "subset").draw(0))
+    assert len(drawn) == 36
+    assert set(drawn) <= set(clustered)
+    assert pq.read_metadata(out / "subset.parquet").num_rows == 36

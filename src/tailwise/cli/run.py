@@ -59,8 +59,8 @@ def run(
     """Take a pool from import to exports: all commands of a recipe, in order.
 
     Prints first what it will do. Steps that are done already are skipped, so that the same command goes on after an interruption.
-    Recipes that come with tailwise: **dbp-laion**, **dbp-datacomp-medium**, **dynamics**, and **bootstrap**, which trains its encoder on
-    the pool itself. A recipe of your own is a list of commands with their options, as on the command line.
+    Recipes that come with tailwise: **dbp-laion**, **dbp-datacomp-medium**, **dbp-images**, **dynamics**, and **bootstrap**, which
+    trains its encoder on the pool itself. A recipe of your own is a list of commands with their options, as on the command line.
 
     Examples:
       tailwise run dynamics shards/ embeddings/ my-catalog --output exports --dry-run

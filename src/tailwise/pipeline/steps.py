@@ -48,8 +48,8 @@ class Step:
 
     @property
     def label(self) -> str:
-        """Label that distinguishes steps of the same command: command:name."""
-        name = self.options.get("name")
+        """Label that distinguishes steps of the same command: command:name, and embed:column."""
+        name = self.options.get("column" if self.command == "embed" else "name")
         return f"{self.command}:{name}" if name is not None else self.command
 
 
