@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tailwise.evaluate.run import evaluate as evaluate_checkpoint
     from tailwise.export import export as export_plan
     from tailwise.loader.epoch import EpochDataset as EpochDataset
+    from tailwise.loader.epoch import EpochStream as EpochStream
     from tailwise.loader.loader import Loader as Loader
     from tailwise.plan import Plan as Plan
     from tailwise.plan.explain import explain as explain
@@ -48,7 +49,7 @@ _MODULES = {  # of the public names
     "context": "Context",
     "errors": "ConflictError DamagedError NotFoundError UnsupportedError UserError",
     "evaluate.run": "Evaluation",
-    "loader.epoch": "EpochDataset",
+    "loader.epoch": "EpochDataset EpochStream",
     "loader.loader": "Loader",
     "plan": "Plan",
     "plan.explain": "explain",

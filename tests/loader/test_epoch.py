@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, Subset, default_collate
 
-from tailwise import EpochDataset
+from tailwise import EpochDataset, EpochStream
 from tailwise.errors import UserError
 
 PLANS = ("stream", "dbp", "static", "ranked", "bernoulli", "often", "all", "few", "rates")
@@ -126,3 +126,59 @@ def test_samples_beyond_the_epoch_are_refused(epochs):
     for place in (len(dataset), -len(dataset) - 1):
         with pytest.raises(IndexError, match=f"sample {place} of the 500 of epoch 0"):
             dataset[place]
+
+
+# --- an iterable -----------------------------------------------------------------------------------------------------------
+
+
+def batches_of(plan, ranks=1, workers=0, epoch=0, step=0, **options):
+    """Rows of each rank's batches."""
+    found = []
+    for rank in range(ranks):
+        stream = EpochStream(plan, batch_size=24, rank=rank, world_size=ranks, **options)
+        stream.set_epoch(epoch, step)
+        loader = DataLoader(stream, batch_size=24 // ranks, num_workers=workers, collate_fn=lambda batch: batch)
+        found.append([[sample["row"] for sample in batch] for batch in loader])
+        assert sum(map(len, found[-1])) == len(stream)
+    return found
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_stream_of_an_epoch_is_exact(open_plan, drawn, name):
+    plan = open_plan(name)
+    for epoch, ranks in ((0, 1), (1, 3)):
+        rows = [row for rank in batches_of(plan, ranks, epoch=epoch) for batch in rank for row in batch]
+        assert Counter(rows) == drawn(plan, epoch)
+
+
+def test_steps_do_not_depend_on_ranks_and_workers(open_plan):
+    plan = open_plan("stream")
+    (expected,) = batches_of(plan)
+    assert len(expected) > 5 and all(len(set(batch)) == len(batch) for batch in expected)
+    for ranks, workers in ((1, 2), (2, 0), (4, 3)):
+        parts = batches_of(plan, ranks, workers)
+        steps = [[row for part in step for row in part] for step in zip(*parts, strict=True)]
+        assert steps == expected
+    assert [[*part] for part in zip(*batches_of(plan, 2, 2, step=3), strict=True)] == [
+        [batch[: len(batch) // 2], batch[len(batch) // 2 :]] for batch in expected[3:]
+    ]
+    assert batches_of(plan, step=len(expected)) == [[]]
+
+
+def test_the_stream_follows_set_epoch_in_workers_that_run(open_plan, drawn):
+    plan = open_plan("stream")
+    stream = EpochStream(plan, batch_size=24, names=True)
+    loader = DataLoader(stream, batch_size=24, num_workers=2, persistent_workers=True, collate_fn=lambda batch: batch)
+    for epoch in (0, 2):
+        stream.set_epoch(epoch)
+        samples = [sample for batch in loader for sample in batch]
+        assert Counter(sample["row"] for sample in samples) == drawn(plan, epoch)
+        assert {(sample["epoch"], len(sample["uid"])) for sample in samples} == {(epoch, 32)}
+
+
+def test_what_a_stream_refuses(open_plan):
+    plan = open_plan("stream")
+    with pytest.raises(UserError, match="batch_size 10: must be a multiple of the 3 ranks"):
+        EpochStream(plan, batch_size=10, rank=0, world_size=3)
+    with pytest.raises(UserError, match=r"step -1: epoch 1 has \d+ steps"):
+        EpochStream(plan, batch_size=24).set_epoch(1, -1)

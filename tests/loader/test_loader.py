@@ -1040,12 +1040,38 @@ def test_what_workers_cannot_be_given_is_told(open_plan):
         torch.multiprocessing.set_start_method(method, force=True)
 
 
-def test_two_iterators_share_the_position(open_plan):
-    whole = take(Loader(open_plan("stream"), batch_size=16), 6)
-    loader = Loader(open_plan("stream"), batch_size=16)
-    one, other = iter(loader), iter(loader)
-    found = [next(one), next(other), next(one), next(one), next(other), next(one)]
-    assert [batch.rows.tolist() for batch in found] == [batch.rows.tolist() for batch in whole]
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("options", [{}, {"transform": augment, "tokenizer": hashed}])
+def test_iterators_at_the_same_time_do_not_disturb_each_other(open_plan, workers, options):
+    loader = Loader(open_plan("stream"), batch_size=16, workers=workers, **options)
+    whole = [batch.rows.tolist() for batch in take(loader, 7)]
+    loader.seek(0)
+    for one, other, batch in zip(iter(loader), iter(loader), whole[:3], strict=False):
+        assert one.rows.tolist() == other.rows.tolist() == batch
+    assert loader.position == 4  # zip takes one more of both
+    loader.seek(1)
+    one, other = iter(loader), loader.epoch(0)
+    assert [next(one).rows.tolist() for _ in range(4)] == whole[1:5]
+    assert (next(other).rows.tolist(), loader.position) == (whole[1], 2)
+    assert next(one).rows.tolist() == whole[5]
+    third = iter(loader)  # where the last one is
+    assert next(third).rows.tolist() == whole[6]
+    loader.seek(2)
+    assert [next(item).rows.tolist() for item in (one, other, third)] == [whole[2]] * 3
+    loader.close()
+    assert [next(item).rows.tolist() for item in (one, other)] == [whole[3]] * 2
+    loader.close()
+
+
+def test_an_iterator_that_is_dropped_leaves_its_workers_to_the_next(make_loader, descendants):
+    loader = make_loader("stream", workers=2)
+    for _ in loader:
+        break
+    started = descendants(os.getpid())
+    for _ in loader.epoch(0):
+        break
+    assert loader.position == 2
+    assert descendants(os.getpid()) == started
 
 
 def test_nothing_is_printed_when_the_interpreter_ends(order_pool, open_plan):

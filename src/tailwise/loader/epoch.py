@@ -1,21 +1,22 @@
-"""One epoch of a plan as a dataset of samples, for trainers that make batches of their own."""
+"""One epoch of a plan as a dataset of samples, map-style or iterable, for trainers that make batches of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.loader.dataset import BatchDataset, Decode, Tokenizer, Transform
 from tailwise.loader.order import LEAST_SPAN_WINDOWS, Order, OrderOptions
 from tailwise.loader.pool import DEFAULT_CACHE_BYTES, open_pool
+from tailwise.loader.ranks import Group, find_ranks
 from tailwise.loader.sections import Samples
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.shards.decode import decode_rgb
@@ -133,3 +134,71 @@ class EpochDataset(Dataset[dict[str, Any]]):
         drawn = Order(self.plan, options).drawn(epoch)
         step = min(self._options.batch_size, max(1, drawn // LEAST_SPAN_WINDOWS))
         return Order(self.plan, replace(options, accumulation=step))
+
+
+class EpochStream(IterableDataset[dict[str, Any]]):
+    """The samples of an `EpochDataset` as an iterable: those of this rank, shared by the workers of a DataLoader.
+
+    A step is `batch_size` consecutive samples of the epoch, of which each rank takes its part, in order. A DataLoader whose batch size is
+    `batch_size / world_size` gives the same batches with any number of workers: a worker reads whole steps. The last step may be smaller;
+    if it has fewer samples than there are ranks, some ranks have a batch less (`drop_last=True` leaves the step out everywhere).
+
+    Trainers that divide an IterableDataset themselves, as accelerate and HF Trainer do, need rank 0 of 1, or an `EpochDataset`.
+
+    Args:
+        plan: a plan.
+        batch_size: samples of all ranks in a step; a multiple of the number of ranks.
+        rank: see `Loader`.
+        world_size: see `Loader`.
+        group: see `Loader`.
+        options: all other arguments of `EpochDataset`.
+
+    Attributes:
+        dataset: the epoch as an `EpochDataset`.
+
+    Raises:
+        UserError: as of `EpochDataset`, or the ranks do not divide the batch.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        batch_size: int,
+        rank: int | None = None,
+        world_size: int | None = None,
+        group: Group = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        self._rank, self._ranks = find_ranks(rank, world_size, group)
+        if batch_size % self._ranks:
+            raise UserError(f"batch_size {batch_size}: must be a multiple of the {self._ranks} ranks")
+        self.dataset = EpochDataset(plan, batch_size=batch_size, **options)
+        self._batch_size = batch_size
+        self._first_step = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int, step: int = 0) -> None:
+        """Go to a step of an epoch, also in running workers: to resume there, with any number of ranks. Call it between two passes."""
+        self.dataset.set_epoch(epoch)
+        steps = -(-len(self.dataset) // self._batch_size)
+        if not 0 <= step <= steps:
+            raise UserError(f"step {step}: epoch {epoch} has {steps:,} steps")
+        self._first_step[0] = step
+
+    def __len__(self) -> int:
+        """Return the number of samples of this rank, from the step on."""
+        return sum(map(len, self._steps(0, 1)))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the samples of this rank and worker."""
+        worker = get_worker_info()
+        for step in self._steps(*((0, 1) if worker is None else (worker.id, worker.num_workers))):
+            yield from self.dataset.__getitems__(step)
+
+    def _steps(self, worker: int, workers: int) -> Iterator[range]:
+        """Yield the places of this rank's samples in each step of a worker."""
+        size = len(self.dataset)
+        first = (int(self._first_step[0]) + worker) * self._batch_size
+        for start in range(first, size, workers * self._batch_size):
+            step = min(self._batch_size, size - start)
+            yield range(*(start + step * rank // self._ranks for rank in (self._rank, self._rank + 1)))

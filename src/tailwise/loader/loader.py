@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
@@ -49,7 +50,8 @@ class Loader:
 
     The order is a function of the plan and the order's options (batch size of all ranks, accumulation, seed, lanes, block, composition,
     first epoch), not of the number of ranks or workers. `position` is the number of the next batch: it counts consumed batches, not
-    prefetched ones. All iterators of a loader share it.
+    prefetched ones. An iterator starts there, and goes on by itself: iterators at the same time read the same batches, each with workers
+    of its own. `position` is that of the iterator that was used last; `seek` moves all.
 
     Args:
         plan: a plan.
@@ -90,7 +92,7 @@ class Loader:
         UserError: an option is out of bounds, shards are missing or changed, or the plan draws samples without bytes.
     """
 
-    _batches: Iterator[Batch | UserError] | None = None
+    _spare: _Cursor | None = None  # that of an iterator that has ended: the next one takes it, with its workers
     _passed: int | None = None  # after load_state_dict, the last of the finished epochs that `epoch` has skipped
     _counting: Counting | None = None
     _prepared = -1
@@ -134,6 +136,8 @@ class Loader:
         options.check_ranks(world_size)
         self.plan, self.order = plan, Order(plan, options)
         self.position = 0
+        self._cursors: WeakSet[_Cursor] = WeakSet()  # of iterators
+        self._moves = 0  # number of calls of `seek` that moved
         self._group, self._lanes = group, lanes
         self._workers, self._prefetch = workers, prefetch
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
@@ -157,21 +161,42 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batch after batch from `position` on, without end."""
-        while True:
-            yield self._next()
+        return self._read(self._cursor(self.position))
+
+    def _cursor(self, position: int) -> _Cursor:
+        """Return a cursor at a position, whose workers may be running."""
+        found, self._spare = self._spare, None
+        if found is None or found.position != position:
+            found = _Cursor(position)
+        self._cursors.add(found)
+        return found
+
+    def _read(self, cursor: _Cursor, stop: int | None = None) -> Iterator[Batch]:
+        """Yield the batches from a cursor on; at the end, or when the iterator is dropped, its workers wait for the next one."""
+        try:
+            while stop is None or cursor.position < stop:
+                yield self._next(cursor)
+        finally:
+            self._spare = cursor
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of one epoch of the plan. Samples that do not fill its last batch belong to the next epoch's first.
 
         Continues within the epoch if `position` is there, else starts with its first batch. After `load_state_dict`, an epoch that
         ended before the position yields nothing the first time, so that an interrupted loop resumes; the second time it is read again.
+        `position` is that at this call, unless `seek` moves it before the first batch.
         """
+        return self._read_epoch(number, self.position, self._moves)
+
+    def _read_epoch(self, number: int, position: int, moves: int) -> Iterator[Batch]:
+        if moves != self._moves:
+            position = self.position
         if number < self.order.options.first_epoch:
             raise UserError(
                 f"epoch {number}: the order begins with epoch {self.order.options.first_epoch} (first_epoch)"
             )
         first, stop = self.batches_until(number), self.batches_until(number + 1)
-        if self._passed is not None and stop <= self.position and number > self._passed:
+        if self._passed is not None and stop <= position and number > self._passed:
             self._passed = number
             return
         self._passed = None
@@ -180,22 +205,20 @@ class Loader:
                 "epoch %d of plan %r fills no batch: it draws %s samples, a global batch takes %s; the next epoch takes them along",
                 *(number, self.plan.name, f"{self.order.drawn(number):,}", f"{self.order.taken:,}"),
             )
-        if not first <= self.position < stop:
-            self.seek(first)
-        while self.position < stop:
-            yield self._next()
+        if first < stop:
+            yield from self._read(self._cursor(position if first <= position < stop else first), stop)
 
-    def _next(self) -> Batch:
-        if self._batches is None:
-            self._batches = self._begin()
+    def _next(self, cursor: _Cursor) -> Batch:
+        if cursor.batches is None:
+            cursor.batches = self._begin(cursor.position)
         try:
-            batch = next(self._batches)
+            batch = next(cursor.batches)
             if isinstance(batch, UserError):
                 raise batch
             self._replaced.note(batch)
-            self._note_repeats(int(batch.epochs[0]))
+            self._note_repeats(cursor.position, int(batch.epochs[0]))
         except BaseException as error:
-            batches, self._batches = self._batches, None  # a retry gets this batch again, not the next one
+            batches, cursor.batches = cursor.batches, None  # a retry gets this batch again, not the next one
             died = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
             # A worker that dies while it sends a batch breaks the connection.
             if died or (hasattr(batches, "_shutdown_workers") and isinstance(error, (ConnectionError, EOFError))):
@@ -207,24 +230,26 @@ class Loader:
                     "script whose work stands below `if __name__ == '__main__':`"
                 ) from error
             raise
-        self.position += 1
+        self.position = cursor.position = cursor.position + 1
         self._prepare(int(batch.epochs[0]) + 1)
         return batch
 
-    def _begin(self) -> Iterator[Batch | UserError]:
-        """Start reading at `position`; a UserError if a process group was made after this loader, or the dataset cannot be pickled."""
+    def _begin(self, position: int) -> Iterator[Batch | UserError]:
+        """Start reading at a position; a UserError if a process group was made after this loader, or the dataset cannot be pickled."""
         found = ranks_of(self._group)
         if found is not None and found != self._ranks:
             raise UserError(
                 f"this loader was made for rank {self._ranks[0]} of {self._ranks[1]}, but the process is rank {found[0]} of a group of "
                 f"{found[1]}: make the loader after the process group"
             )
+        with self._dataset.lock:
+            self._dataset.forget_wanted()
         if self._threads:
-            return _read_ahead(self._dataset.__getitem__, self.position, *self._read_by)
+            return _read_ahead(self._dataset.__getitem__, position, *self._read_by)
         loader: DataLoader[Batch | UserError] = DataLoader(
             self._dataset,
             batch_size=None,
-            sampler=count(self.position),
+            sampler=count(position),
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
             collate_fn=as_it_is,
@@ -246,18 +271,18 @@ class Loader:
         """Replaced samples of this rank, since the loader was made, or by its state."""
         return self._replaced.counts.replaced
 
-    def _note_repeats(self, epoch: int) -> None:
+    def _note_repeats(self, position: int, epoch: int) -> None:
         """Warn once if a sample comes twice in a step (all ranks and accumulated batches), because the epoch draws too few."""
         if self._warned:
             return
         with self._dataset.lock:
-            repeats = self.order.repeats(self.position)
+            repeats = self.order.repeats(position)
         if repeats:
             self._warned = True
             logger.warning(
                 "batch %d holds %d samples that %s holds already, and later ones may, too: epoch %d draws %s samples, which is too few "
                 "to keep equal ones %s apart (batch × ranks × accumulation); take a smaller batch",
-                *(self.position, repeats, "it" if self.order.options.accumulation == 1 else "its step"),
+                *(position, repeats, "it" if self.order.options.accumulation == 1 else "its step"),
                 *(epoch, f"{self.order.drawn(epoch):,}", f"{self.order.window:,}"),
             )
 
@@ -272,20 +297,26 @@ class Loader:
             self._stop_counting()
             self._counting = Counting(self.plan, epoch)
 
+    def _stop_reading(self) -> None:
+        self._spare = None
+        for cursor in self._cursors:
+            cursor.batches = None
+
     def _stop_counting(self) -> None:
         if self._counting is not None:
             self._counting.stop()
             self._counting = None
 
     def seek(self, batch: int) -> None:
-        """Make `batch` the next one; workers restart, unless it is the next one already."""
+        """Make `batch` the next one of all iterators; workers restart, unless it is the next one already."""
         if batch < 0:
             raise UserError(f"batch {batch}: must be at least 0")
         self._passed = None
-        if batch != self.position:
-            self._batches = None
-            self._dataset.forget_wanted()
-            self.position = batch
+        self._moves += 1
+        self.position = batch
+        for cursor in self._cursors:
+            if cursor.position != batch:
+                cursor.position, cursor.batches = batch, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for `load_state_dict`: the position, the order's identity and options, and counts."""
@@ -318,7 +349,7 @@ class Loader:
         if self._lanes is None and lanes and options.batch_size % lanes == 0 and lanes % self._ranks[1] == 0:
             self.order = Order(self.plan, replace(options, lanes=lanes))
             self._dataset = self._replaced.dataset = replace(self._dataset, order=self.order)
-            self._batches = None
+            self._stop_reading()
 
     def batches_until(self, epoch: int) -> int:
         """Return the number of whole global batches that the epochs first_epoch … epoch − 1 fill."""
@@ -330,9 +361,17 @@ class Loader:
 
     def close(self) -> None:
         """End the workers and close files."""
-        self._batches = None
+        self._stop_reading()
         self._stop_counting()
         self._dataset.store.close()
+
+
+@dataclass(eq=False)
+class _Cursor:
+    """Where an iterator is."""
+
+    position: int  # number of its next batch
+    batches: Iterator[Batch | UserError] | None = None  # from the position on; None before they are read
 
 
 def _check_bounds(**given: int) -> None:
