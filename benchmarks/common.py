@@ -47,5 +47,6 @@ def append_shards(
         "size_bytes": np.full(len(rows), 1 << 28),
         "index_checksum": [f"{number:032x}" for number in numbers],
         "fingerprint": [None] * len(rows),
+        "parquet": [None] * len(rows),
     }
     return catalog.append_snapshot(pa.table(columns, SHARD_SCHEMA), -(-len(rows) // per_part))

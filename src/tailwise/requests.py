@@ -37,10 +37,12 @@ class SourceRequest:
     embedding_column: Annotated[str | None, "Parquet: column of vectors.  [default: embedding or embeddings]"] = None
     clustering: Annotated[str | None, "DynamiCS: name of the clustering of cluster ids.  [default: dynamics]"] = None
     image: Annotated[
-        str | None, "Tars: suffixes of images, the preferred first.  [default: the catalog's, or jpg,jpeg,png,webp]"
+        str | None,
+        "Suffixes (tars) or columns (Parquet) of images, the preferred first.  [default: the catalog's, or jpg,jpeg,png,webp]",
     ] = None
     caption: Annotated[
-        str | None, "Tars: suffixes of captions, or json:FIELD, the preferred first.  [default: the catalog's, or txt]"
+        str | None,
+        "Suffixes or columns of captions, or json:FIELD, the preferred first.  [default: the catalog's, or txt]",
     ] = None
 
 
@@ -49,7 +51,7 @@ class ImportRequest(SourceRequest):
     """An import of shards, metadata and embeddings."""
 
     format_name: Annotated[
-        str, "auto, webdataset, clip-retrieval, dynamics, datacomp, urls or parquet.", "--format"
+        str, "auto, webdataset, parquet-images, clip-retrieval, dynamics, datacomp, urls or parquet.", "--format"
     ] = "auto"
     max_rejected: Annotated[
         float | None, "Share that may be unusable.  [default: 0.5 of samples, 0.1 of embeddings]"

@@ -17,6 +17,7 @@ from tailwise.catalog.schema import NO_OFFSET, SHARD_SCHEMA
 from tailwise.errors import UnsupportedError
 from tailwise.shards.containers import (
     CONTAINERS,
+    IMAGES,
     METADATA,
     WEBDATASET,
     container_of,
@@ -39,8 +40,8 @@ CAPTIONS = ["", "a cat", "Ein Gemälde — 猫", "two\nlines", "x" * 5000, "a do
 TARGET = "cls"
 
 
-def by_suffix(container):
-    return container.suffix
+def by_name(container):
+    return next(name for name, other in CONTAINERS.items() if other is container)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,13 @@ def write(make_tar):
     def metadata(path, samples, targets):
         pq.write_table(pa.table({"uid": list(samples), "text": [caption for _, caption in samples.values()]}), path)
 
-    writers = {WEBDATASET: tar, METADATA: metadata}
+    def images(path, samples, targets):
+        encoded = [{"bytes": image, "path": None} for image, _ in samples.values()]
+        columns = {"key": list(samples), "image": encoded, "caption": [caption for _, caption in samples.values()]}
+        columns |= {TARGET: [targets.get(key) for key in samples]} if targets else {}
+        pq.write_table(pa.table(columns), path, row_group_size=3, compression="none", use_dictionary=False)
+
+    writers = {WEBDATASET: tar, IMAGES: images, METADATA: metadata}
     assert {*writers} == {*ALL}
 
     def run(container, path, samples, targets=None):
@@ -93,9 +100,10 @@ def locations_of(table):
     return places
 
 
-def read(path, table, folder, **store):
-    """Pixels and caption of each sample of an index, through a store."""
-    found = open_store([path], folder / "cache", 10**8, **store)
+def read(path, content, folder, table=None, **store):
+    """Pixels and caption of each sample of an index, or of a table of some, through a store."""
+    found = open_store([path], folder / "cache", 10**8, ["1"], [content.size_bytes], **store, parquet=[content.parquet])
+    table = content.samples if table is None else table
     shards = np.zeros(table.num_rows, np.int32)
     contents = read_samples(found, shards, locations_of(table))
     found.close()
@@ -110,19 +118,24 @@ def put_in(samples):
 
 
 def remote_copy(path):
-    url = f"memory://containers/{Path(path).name}"
+    url = f"memory://{Path(path).parents[1].name}/{Path(path).name}"
     fsspec.filesystem("memory").pipe(url.removeprefix("memory:/"), Path(path).read_bytes())
     return url
 
 
-def test_each_is_found_by_its_name():
-    assert len({container.suffix for container in ALL}) == len(CONTAINERS)
-    for container in ALL:
-        assert container_of(f"s3://bucket/0{container.suffix}") is container
+def places(path, samples):
+    """Where in a file each image begins."""
+    whole = Path(path).read_bytes()
+    return [whole.index(image) + len(image) // 2 for image, _ in samples.values()]
+
+
+@pytest.mark.parametrize("container", ALL, ids=by_name)
+def test_each_is_found_by_its_name_and_its_columns(container, path):
+    assert container_of(path) is container
     assert container_of("/pool/named_otherwise") is WEBDATASET
 
 
-@pytest.mark.parametrize("container", ALL, ids=by_suffix)
+@pytest.mark.parametrize("container", ALL, ids=by_name)
 def test_the_index_has_all_samples_in_order(container, path, samples, tmp_path):
     content = index_shard(path)
     assert content.samples.column("key").to_pylist() == list(samples)
@@ -135,26 +148,25 @@ def test_the_index_has_all_samples_in_order(container, path, samples, tmp_path):
     assert (shard["index_checksum"], shard["fingerprint"]) == (content.index_checksum, content.fingerprint)
 
 
-@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_name)
 def test_ranges_decode_to_the_pixels_and_captions_that_were_put_in(container, path, samples, tmp_path):
     content = index_shard(path)
-    noted = {"sizes": [content.size_bytes], "fingerprints": [content.fingerprint]}
-    assert read(path, content.samples, tmp_path, **noted) == put_in(samples)
+    assert read(path, content, tmp_path, fingerprints=[content.fingerprint]) == put_in(samples)
     backwards = content.samples.take(list(reversed(range(len(samples)))))
-    assert read(path, backwards, tmp_path) == put_in(samples)[::-1]
+    assert read(path, content, tmp_path, backwards) == put_in(samples)[::-1]
 
 
-@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_name)
 def test_a_remote_file_gives_the_same(container, path, samples, tmp_path):
     url, here = remote_copy(path), index_shard(path)
     there = index_shard(url)
     assert there.samples.equals(here.samples)
     assert (there.index_checksum, there.fingerprint) == (here.index_checksum, here.fingerprint)
     assert container.checksum(url) == container.checksum(path)
-    assert read(url, there.samples, tmp_path, sizes=[there.size_bytes]) == put_in(samples)
+    assert read(url, there, tmp_path) == put_in(samples)
 
 
-@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_name)
 def test_the_checksum_is_that_of_the_index(container, path, samples, write, tmp_path):
     content = index_shard(path)
     assert container.checksum(path) == (content.size_bytes, content.index_checksum)
@@ -166,37 +178,37 @@ def test_the_checksum_is_that_of_the_index(container, path, samples, write, tmp_
         container.checksum(str(tmp_path / f"absent{container.suffix}"))
 
 
-@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
-def test_a_changed_file_is_noticed(container, path, tmp_path):
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_name)
+def test_a_changed_file_is_noticed(container, path, samples, tmp_path):
     """By its fingerprint, by each check and by the store; the index stays as it was."""
     catalog = import_pool([path], tmp_path / "catalog", workers=1).catalog
     content, whole = index_shard(path), bytearray(Path(path).read_bytes())
     assert all(check_shards(catalog, catalog.snapshot(), check, workers=1) == [] for check in CHECKS)
     compare_shard(path, content.fingerprint, EVERY)
-    for row in content.samples.to_pylist():
+    for place in places(path, samples):
         changed = bytearray(whole)
-        changed[row["image_offset"] + row["image_bytes"] // 2] ^= 1
+        changed[place] ^= 1
         Path(path).write_bytes(changed)
         with pytest.raises(ChangedShardError, match="other content"):
             compare_shard(path, content.fingerprint, EVERY)
         with pytest.raises(ChangedShardError):
-            open_store([path], tmp_path, 1, fingerprints=[content.fingerprint]).read(0, 0, 1)
+            noted = {"fingerprints": [content.fingerprint], "parquet": [content.parquet]}
+            open_store([path], tmp_path / "cache", 1, ["1"], [content.size_bytes], **noted).read(0, 0, 1)
         (damage,) = check_shards(catalog, catalog.snapshot(), "index", workers=1)
         assert damage.reason == "other content than when it was imported"
 
 
-@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_name)
 def test_a_truncated_file_gives_whole_samples_and_a_reason(container, path, samples, tmp_path):
     catalog = import_pool([path], tmp_path / "catalog", workers=1).catalog
     whole, expected = Path(path).read_bytes(), dict(zip(samples, put_in(samples), strict=True))
-    ends = [row["image_offset"] + row["image_bytes"] // 2 for row in index_shard(path).samples.to_pylist()]
-    for end in [0, 1, *ends]:
+    for end in [0, 1, *places(path, samples)]:
         Path(path).write_bytes(whole[:end])
-        content = index_shard(path)
+        content = container.index(path)
         keys = content.samples.column("key").to_pylist()
         assert len(keys) < len(samples)
         assert content.rejected.num_rows
-        assert read(path, content.samples, tmp_path) == [expected[key] for key in keys]
+        assert not keys or read(path, content, tmp_path) == [expected[key] for key in keys]
         for check in ("size", "index"):
             (damage,) = check_shards(catalog, catalog.snapshot(), check, workers=1)
             assert (
@@ -204,7 +216,7 @@ def test_a_truncated_file_gives_whole_samples_and_a_reason(container, path, samp
             )
 
 
-@pytest.mark.parametrize("container", WITH_BYTES, ids=by_suffix)
+@pytest.mark.parametrize("container", WITH_BYTES, ids=by_name)
 def test_pairs_are_images_and_targets(container, samples, write, tmp_path):
     targets = {key: str(at).encode() for at, key in enumerate(samples) if at != 3}
     path = write(container, tmp_path / f"set{container.suffix}", samples, targets)
@@ -213,7 +225,7 @@ def test_pairs_are_images_and_targets(container, samples, write, tmp_path):
     assert list(container.pairs(remote_copy(path), (TARGET,))) == expected
 
 
-@pytest.mark.parametrize("container", WITHOUT_BYTES, ids=by_suffix)
+@pytest.mark.parametrize("container", WITHOUT_BYTES, ids=by_name)
 def test_samples_without_bytes_are_refused_in_one_way(container, path, samples, tmp_path):
     content = index_shard(path)
     assert content.fingerprint is None
@@ -228,10 +240,15 @@ def test_samples_without_bytes_are_refused_in_one_way(container, path, samples, 
 
 
 def test_shards_are_split_by_what_they_hold():
-    paths = [f"{at}{container.suffix}" for at, container in enumerate(ALL)]
-    row = {"part": 0, "rows": 1, "size_bytes": 1, "index_checksum": ""}
-    table = pa.Table.from_pylist([{"shard": at, "path": path, **row} for at, path in enumerate(paths)], SHARD_SCHEMA)
+    rows = [
+        {"shard": at, "path": f"{at}{container.suffix}", "part": 0, "rows": 1, "size_bytes": 1, "index_checksum": ""}
+        | {"parquet": {"image": "jpg", "caption": None, "groups": []} if container is IMAGES else None}
+        for at, container in enumerate(ALL)
+    ]
+    table = pa.Table.from_pylist(rows, SHARD_SCHEMA)
     assert containers_of(table) == ALL
-    assert [path[1:] for path in with_bytes(table)["path"].to_pylist()] == list(map(by_suffix, WITH_BYTES))
+    assert [path[1:] for path in with_bytes(table)["path"].to_pylist()] == [
+        container.suffix for container in WITH_BYTES
+    ]
     assert with_bytes(table).num_rows + without_bytes(table).num_rows == len(CONTAINERS)
     assert with_bytes(table.slice(0, 0)).num_rows == 0

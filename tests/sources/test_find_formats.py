@@ -171,10 +171,11 @@ def test_each_format_takes_its_own_alone(tmp_path, make_metadata, make_pool, mak
     write_vectors(tmp_path / "v" / "v.parquet")
     (tmp_path / "u").mkdir()
     pq.write_table(pa.table({"url": ["https://a"], "caption": ["a"]}), tmp_path / "u" / "u.parquet")
-    home = {"webdataset": "t", "clip-retrieval": "d", "dynamics": "d", "datacomp": "m", "urls": "u", "parquet": "v"}[
-        name
-    ]
-    for folder in ("t", "m", "d", "u", "v"):
+    (tmp_path / "i").mkdir()
+    pq.write_table(pa.table({"jpg": [b"image"], "caption": ["one"]}), tmp_path / "i" / "i.parquet")
+    homes = {"webdataset": "t", "parquet-images": "i", "datacomp": "m", "urls": "u", "parquet": "v"}
+    home = homes.get(name, "d")
+    for folder in ("t", "m", "d", "u", "v", "i"):
         if folder == home:
             assert summary(found(tmp_path / folder, format_name=name)) != NOTHING
         else:

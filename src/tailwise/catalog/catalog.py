@@ -33,7 +33,7 @@ from tailwise.catalog.files import (
     write_table,
 )
 from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
-from tailwise.catalog.schema import SHARD_SCHEMA
+from tailwise.catalog.schema import PARQUET, SHARD_SCHEMA
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, put_if_absent
@@ -390,6 +390,10 @@ def _shards(stamp: FileStamp) -> pa.Table:
     table = read_table(stamp[0])
     with suppress(UnicodeDecodeError):  # a flipped bit of a path
         if (table.schema.metadata or {}).get(CONTENT) in (None, _content(table).encode()):
+            if PARQUET not in table.column_names:  # of an older version
+                return table.append_column(
+                    SHARD_SCHEMA.field(PARQUET), pa.nulls(len(table), SHARD_SCHEMA.field(PARQUET).type)
+                )
             return table
     raise DamagedError(f"{stamp[0]} is damaged (its checksum is wrong): restore it")
 

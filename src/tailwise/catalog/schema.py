@@ -2,9 +2,11 @@
 
 import pyarrow as pa
 
-FINGERPRINT = "fingerprint"
+FINGERPRINT, PARQUET = "fingerprint", "parquet"
 NO_OFFSET = -1  # of a sample whose bytes aren't there: its shard is a file of metadata
 
+# Columns of images (as "image.bytes") and captions, and the bytes of both in each row group.
+_PARQUET = pa.struct({"image": pa.string(), "caption": pa.string(), "groups": pa.list_(pa.int64())})
 SHARD_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),  # stable id; draws and uids depend on it, never on the path
@@ -14,6 +16,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("index_checksum", pa.string(), nullable=False),  # over names, offsets and sizes of the tar's members
         pa.field(FINGERPRINT, pa.string()),  # of its content, see shards/fingerprint.py; null: unknown
+        pa.field(PARQUET, _PARQUET),  # null: no Parquet file with images
     ]
 )
 

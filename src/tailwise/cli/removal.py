@@ -124,9 +124,12 @@ def why(
 
 def _print_sample(sample: Mapping[str, Any]) -> None:
     from tailwise.catalog.schema import NO_OFFSET
+    from tailwise.shards.parquet_images import GROUP_BYTES
 
     say(f"sample {sample['key']} (uid {sample['uid']}, row {sample['row']:,})")
-    image = f"{sample['image_bytes']:,} bytes of .{sample['image_extension']} at byte {sample['image_offset']:,}"
+    group, at = divmod(sample["image_offset"], GROUP_BYTES)
+    place = f"at byte {at:,}{f' of row group {group:,}' if sample['shard'].endswith('.parquet') else ''}"
+    image = f"{sample['image_bytes']:,} bytes of .{sample['image_extension']} {place}"
     if sample["image_offset"] == NO_OFFSET:
         image = "metadata only"
     size = f", {sample['width']} × {sample['height']} pixels" if sample["width"] and sample["height"] else ""

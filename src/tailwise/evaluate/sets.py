@@ -14,6 +14,7 @@ from braceexpand import braceexpand
 
 from tailwise.errors import NotFoundError, UserError
 from tailwise.evaluate.images import FileShard, Shard, TarShard, reading
+from tailwise.shards.parquet_images import class_names, has_images
 from tailwise.storage.delimited import read_text
 from tailwise.storage.remote import forget_failures
 
@@ -48,8 +49,9 @@ class ImageSet:
 def find_set(data: str, classes: Path | None = None, templates: Path | None = None) -> ImageSet:
     """Return the set of a path, glob, brace pattern or URL, or raise a UserError if there is none, or its files do not match.
 
-    `data` is a folder or URL in clip_benchmark's webdataset layout; a folder of tars, or tars, with `.cls`; or a folder with a folder of
-    images for each class, in the order of their sorted names. Files of class names and of prompts, one a line, replace the set's own.
+    `data` is a folder or URL in clip_benchmark's webdataset layout; a folder of tars, or tars, with `.cls`; Parquet files with images and a
+    column `cls`, `label` or `class_index`; or a folder with a folder of images for each class, in the order of their sorted names. Files of
+    class names and of prompts, one a line, replace the set's own.
     """
     root, tars = _find_tars(data)
     return _tars(tars, root, classes, templates) if tars else _folders(root, classes, templates)
@@ -75,13 +77,14 @@ def _find_tars(data: str) -> tuple[str, list[str]]:
             raise UserError(f"{root}/test/nshards.txt says {count!r}: must be the number of tars, 1 to {MAX_TARS:,}")
         return root, [f"{root}/test/{number}.tar" for number in range(int(count))]
     if not remote and Path(root).is_dir():
-        return root, [
-            str(path) for path in sorted(Path(root).glob("*.tar"), key=lambda path: (len(path.name), path.name))
-        ]
+        files = [*Path(root).glob("*.tar")] or [path for path in Path(root).glob("*.parquet") if has_images(str(path))]
+        return root, [str(path) for path in sorted(files, key=lambda path: (len(path.name), path.name))]
     patterns = list(braceexpand(root))
     tars_found = patterns if remote else [name for pattern in patterns for name in sorted(glob.glob(pattern))]  # noqa: PTH207
-    if not tars_found or not all(name.endswith(".tar") for name in tars_found):
-        allowed = "a folder with test/nshards.txt (as clip_benchmark's), tars with .cls, or folders of images"
+    if not tars_found or not all(name.endswith((".tar", ".parquet")) for name in tars_found):
+        allowed = (
+            "a folder with test/nshards.txt (as clip_benchmark's), tars with .cls, Parquet files, or folders of images"
+        )
         raise UserError(f"{data} is no set: give {allowed}")
     return str(root).rsplit("/", 1)[0], tars_found
 
@@ -100,7 +103,7 @@ def _tars(tars: Sequence[str], root: str, classes: Path | None, templates: Path 
         raise UserError(f"{root}/dataset_type.txt says {kind!r}: only {' and '.join(TASKS)} sets can be evaluated")
     if kind == "retrieval":
         return ImageSet(set_name(root), "retrieval", tuple(TarShard(path, ("txt",)) for path in tars))
-    names = _names(root, classes)
+    names = _names(root, classes) or (class_names(tars[0]) if tars[0].endswith(".parquet") else None)
     if names is None:
         raise NotFoundError(f"{root} has no classnames.txt: give `classes` FILE, one name a line, by class index")
     shards = tuple(TarShard(path, ("cls",)) for path in tars)

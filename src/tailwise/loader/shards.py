@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from tailwise.plan.plan import Plan
-from tailwise.shards.containers import no_bytes, without_bytes
+from tailwise.shards.containers import IMAGES, no_bytes, without_bytes
 from tailwise.shards.packed import packed_shards, refuse_packed
 from tailwise.storage.store_path import private_folder
 from tailwise.text import command_line
@@ -32,7 +32,7 @@ def _drawn(plan: Plan, shards: pa.Table) -> dict[str, int]:
 
 
 def own_cache_folder(paths: Sequence[str]) -> Path:
-    """Return this user's cache folder, made if any shard is remote; a UserError if other users can write to it."""
-    if any("://" in path for path in paths):
+    """Return this user's cache folder, made if any shard is remote or a Parquet file; a UserError if others can write to it."""
+    if any("://" in path or path.endswith(IMAGES.suffix) for path in paths):
         return private_folder("tailwise-cache", "`cache_folder`")
     return Path(tempfile.gettempdir())  # not used

@@ -50,8 +50,10 @@ def _is(kind: pa.DataType, *names: str) -> bool:
 class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     """A Parquet file, read in batches of bounded memory. A small file may be huge: one long text of a dictionary may stand in every row."""
 
-    def __init__(self, source: Path | str | IO[bytes]) -> None:
-        super().__init__(source, pre_buffer=False, buffer_size=1 << 20)  # only the pages of a row group are in memory
+    def __init__(self, source: Path | str | IO[bytes], footer: pq.FileMetaData | None = None) -> None:
+        super().__init__(
+            source, metadata=footer, pre_buffer=False, buffer_size=1 << 20
+        )  # a row group's pages in memory
         self._source = source
 
     def iter_batches(
@@ -86,6 +88,32 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
                 raise ValueError(f"{rows:,} of its rows take {size:,} bytes, more than {MAX_MEAN_BYTES:,} each")
         empty = self.schema_arrow.empty_table().select(list(columns))
         return pa.Table.from_batches(batches) if batches else empty
+
+    def read_group(self, number: int, columns: Sequence[str], most_bytes: int | None = None) -> pa.Table:
+        """Return columns of a row group, values of any length; DAMAGE if they cannot be read, or take more than `most_bytes`."""
+        next(super().iter_batches(1, row_groups=[number], columns=list(columns)), None)  # see `iter_batches`
+        about, size = self.metadata.row_group(number), 0
+        for leaf in range(about.num_columns if most_bytes is not None else 0):
+            chunk, path = about.column(leaf), self.schema.column(leaf).path
+            if path in columns:
+                repeats = chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page
+                size += self._plain_bytes(number, path) if repeats else chunk.total_uncompressed_size
+        if most_bytes is not None and size > most_bytes:
+            raise ValueError(
+                f"row group {number} has {size:,} bytes, more than {most_bytes:,}: write smaller row groups"
+            )
+        return self.read_row_group(number, list(columns))
+
+    def _plain_bytes(self, group: int, path: str) -> int:
+        """Return the bytes of a column's values, each counted as often as it comes."""
+        size = 0
+        with pq.ParquetFile(self._source, metadata=self.metadata, read_dictionary=[path], pre_buffer=False) as file:
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[path]):
+                name, *inner = path.split(".")
+                values = pc.struct_field(batch.column(name), inner) if inner else batch.column(name)
+                lengths = pc.binary_length(unwrapped(values.dictionary)).cast(pa.int64())
+                size += pc.sum(lengths.take(values.indices)).as_py() or 0
+        return size
 
     def _row_bytes(self, group: int, name: str, lenient: bool) -> int:
         """Return about how many bytes a row takes, at least the longest text of its dictionary; a ValueError if that is too long."""
@@ -190,6 +218,16 @@ def _lists(views: pa.Array) -> pa.Array:
     """Return views of lists as lists. Arrow's own cast (26.0) loses the last list."""
     ends = np.cumsum(pc.list_value_length(views).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64))
     return pa.LargeListArray.from_arrays(pa.array([0, *ends], pa.int64()), views.flatten(), mask=views.is_null())
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether the values of a type are strings or bytes."""
+    return _is(value_type(kind), *_TEXT)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Return whether the values of a type are bytes of any length."""
+    return _is(value_type(kind), "binary", "large_binary", "binary_view")
 
 
 def is_vectors(kind: pa.DataType) -> bool:

@@ -1,7 +1,8 @@
 """Containers: the kinds of files that hold samples, in one table, through which all other packages read them.
 
-A container with bytes is a file in which each encoded image and each caption is one range of bytes. So the stores (`ranges.py`), the
-fingerprint (`fingerprint.py`), the checks (`verify.py`) and the decoder (`decode.py`) serve all containers; a row says what differs.
+A container with bytes is a file in which each encoded image and each caption is one range of bytes, or that is read as if (a Parquet
+file with images). So the stores (`ranges.py`), the fingerprint (`fingerprint.py`), the checks (`verify.py`) and the decoder
+(`decode.py`) serve all containers; a row says what differs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import NoReturn
 
 import pyarrow as pa
 
+from tailwise.catalog.schema import PARQUET
 from tailwise.errors import UnsupportedError
 from tailwise.shards.columns import count_rows
 from tailwise.shards.content import Pairs, ShardContent
 from tailwise.shards.grouping import DEFAULT
 from tailwise.shards.members import MemberChoice
 from tailwise.shards.metadata import read_metadata
+from tailwise.shards.parquet_images import checksum_images, has_images, read_image_pairs, read_images
 from tailwise.shards.webdataset import checksum_shard, read_pairs, read_shard
 
 
@@ -27,7 +30,7 @@ class Container:
 
     suffix: str  # end of the names of such files
     has_bytes: bool  # whether the images and captions of its samples can be read from the file
-    # a file that cannot be read gives no samples, and a reason; of tars, a MemberChoice may follow the path
+    # a file that cannot be read gives no samples, and a reason; of files with bytes, a MemberChoice may follow the path
     index: Callable[..., ShardContent]
     checksum: Callable[[str], tuple[int, str]]  # size in bytes and index checksum, as `index` notes them
     pairs: Callable[
@@ -50,25 +53,35 @@ def _refuse(path: str, *_: object) -> NoReturn:
 
 
 WEBDATASET = Container(".tar", True, read_shard, checksum_shard, read_pairs, "indexing tars", "image and caption")
+IMAGES = Container(
+    *(".parquet", True, read_images, checksum_images, read_image_pairs, "reading Parquet files", "image and caption")
+)
 METADATA = Container(".parquet", False, read_metadata, _refuse, _refuse, "reading metadata", "uid or URL, and caption")
 # By name of their format. A container that has no row in `tailwise.sources.SOURCES` is found by its suffix, on this machine.
-CONTAINERS: dict[str, Container] = {"webdataset": WEBDATASET, "datacomp": METADATA}
+CONTAINERS: dict[str, Container] = {"webdataset": WEBDATASET, "parquet-images": IMAGES, "datacomp": METADATA}
 
 
-def container_of(path: str) -> Container:
-    """Return the container of a file that is not in a catalog, by its name; tars may have any name."""
-    return next((container for container in CONTAINERS.values() if path.endswith(container.suffix)), WEBDATASET)
+def container_of(path: str, choice: MemberChoice = DEFAULT) -> Container:
+    """Return the container of a file that is not in a catalog, by its name, and its columns; tars may have any name."""
+    return container_named(path, images=path.endswith(IMAGES.suffix) and has_images(path, choice))
+
+
+def container_named(path: str, *, images: bool) -> Container:
+    """Return the container of a file by its name alone; of two with one suffix, the one with or without images."""
+    named = [container for container in CONTAINERS.values() if path.endswith(container.suffix)]
+    return next((container for container in named if container.has_bytes is images), (named or [WEBDATASET])[0])
 
 
 def containers_of(shards: pa.Table) -> list[Container]:
     """Return the container of each shard, by what the catalog notes of it (SHARD_SCHEMA)."""
-    return [container_of(path) for path in shards["path"].to_pylist()]
+    images = shards[PARQUET].is_valid().to_pylist()
+    return [container_named(path, images=has) for path, has in zip(shards["path"].to_pylist(), images, strict=True)]
 
 
 def index_shard(path: str, choice: MemberChoice = DEFAULT) -> ShardContent:
-    """Return the samples of a file of any container. `choice` is for tars."""
-    container = container_of(path)
-    return container.index(path, *[choice] * (container is WEBDATASET))
+    """Return the samples of a file of any container. `choice` is for files with bytes."""
+    container = container_of(path, choice)
+    return container.index(path, *[choice] * container.has_bytes)
 
 
 def with_bytes(shards: pa.Table) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 import pyarrow as pa
 
@@ -18,6 +18,14 @@ Pairs: TypeAlias = Iterator[tuple[Encoded, tuple[bytes, ...] | None]]  # image a
 HARMLESS = "folder, or leftover of macOS, Windows or an archiver"  # reason of members that belong to no sample
 
 
+class ParquetLayout(TypedDict):
+    """Where the images and captions of a Parquet file lie; as in SHARD_SCHEMA."""
+
+    image: str  # path of the column of images, such as "image.bytes"
+    caption: str | None  # column of captions
+    groups: list[int]  # bytes of images and captions of each row group
+
+
 @dataclass
 class ShardContent:
     """Samples of one file."""
@@ -28,6 +36,7 @@ class ShardContent:
     index_checksum: str  # 128-bit hash over what the index consists of
     fingerprint: str | None = None  # of the content, see `shards.fingerprint`; None where samples have no bytes
     members: MemberCounts = field(default_factory=MemberCounts)  # seen = imported + harmless + rejected
+    parquet: ParquetLayout | None = None  # of a Parquet file with images
 
 
 def without_samples(reasons: Sequence[Record], size_bytes: int) -> ShardContent:

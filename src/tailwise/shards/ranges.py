@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.catalog.schema import FINGERPRINT
+from tailwise.catalog.schema import FINGERPRINT, PARQUET
+from tailwise.shards.content import ParquetLayout
 from tailwise.shards.fingerprint import Comparisons, blocks_of_file
 from tailwise.shards.members import json_caption
+from tailwise.shards.parquet_shards import ParquetShards
 from tailwise.shards.remote import RemoteShards, each_or_error
 from tailwise.storage.files import local_file
 from tailwise.storage.lru import LRUCache
@@ -101,27 +103,29 @@ class LocalShards:
 
 
 class MixedShards:
-    """Local and remote shards. Both stores know all ids; `is_remote`, bool [shards], marks the remote shards."""
+    """Shards of several stores. All stores know all ids; `owners`, int64 [shards], are the positions of the shards' stores."""
 
     remote = True
 
-    def __init__(self, local: LocalShards, remote: RemoteShards, is_remote: npt.NDArray[np.bool_]) -> None:
-        self._stores: tuple[LocalShards, RemoteShards] = local, remote
-        self._is_remote = is_remote
+    def __init__(self, stores: Sequence[LocalShards | RemoteShards], owners: npt.NDArray[np.int64]) -> None:
+        self._stores, self._owners = stores, owners
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
         """See `LocalShards`."""
-        return self._stores[int(self._is_remote[shard])].read(shard, start, stop)
+        return self._stores[int(self._owners[shard])].read(shard, start, stop)
 
     def read_many(self, ranges: npt.NDArray[np.int64]) -> Iterator[bytes | memoryview | OSError]:
         """See `LocalShards`."""
-        remote = self._is_remote[ranges[:, 0]]
-        contents = self._stores[0].read_many(ranges[~remote]), self._stores[1].read_many(ranges[remote])
-        return (next(contents[which]) for which in remote.astype(int).tolist())
+        owners = self._owners[ranges[:, 0]]
+        contents = [store.read_many(ranges[owners == at]) for at, store in enumerate(self._stores)]
+        return (next(contents[at]) for at in owners.tolist())
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
-        """Hand the hint of remote ranges on."""
-        self._stores[1].want(ranges[self._is_remote[ranges[:, 0]]])
+        """Hand the hint on."""
+        owners = self._owners[ranges[:, 0]]
+        for at, store in enumerate(self._stores):
+            if (owners == at).any():
+                store.want(ranges[owners == at])
 
     def close(self) -> None:
         """See `LocalShards`."""
@@ -139,26 +143,33 @@ def open_store(
     versions: Sequence[str] | None = None,
     sizes: Sequence[int] | None = None,
     fingerprints: Sequence[str | None] | None = None,
+    parquet: Sequence[ParquetLayout | None] | None = None,
 ) -> ShardStore:
-    """Return the store for shards, by id, that may be local, remote, or both.
+    """Return the store for shards, by id, that may be local, remote, Parquet files with images, or all of these.
 
-    Ranges of remote shards are cached up to `cache_bytes` in a folder that all processes of this machine share; a UserError if it cannot
-    be used. `versions`, `sizes` and `fingerprints` are the catalog's `index_checksum`, `size_bytes` and `fingerprint`: cached ranges of
-    another version are never used, a remote shard of another size is an error, a shard with another fingerprint is not read.
+    Ranges of remote shards and of Parquet files are cached up to `cache_bytes` in a folder that all processes of this machine share; a
+    UserError if it cannot be used. `versions`, `sizes`, `fingerprints` and `parquet` are the catalog's `index_checksum`, `size_bytes`,
+    `fingerprint` and `parquet`: cached ranges of another version are never used, a remote shard of another size is an error, a shard with
+    another fingerprint is not read.
     """
-    far = np.array([is_remote(path) for path in paths], np.bool_)
-    local = LocalShards(paths, fingerprints)
-    if not far.any():
-        return local
-    remote = RemoteShards(paths, cache_folder, cache_bytes, versions, sizes, fingerprints)
-    return remote if far.all() else MixedShards(local, remote, far)
+    cached = (cache_folder, cache_bytes, versions, sizes, fingerprints)
+    make: tuple[Callable[[], LocalShards | RemoteShards], ...] = (
+        lambda: LocalShards(paths, fingerprints),
+        lambda: RemoteShards(paths, *cached),
+        lambda: ParquetShards(paths, *cached, parquet or ()),
+    )
+    kinds = np.array([int(is_remote(path)) for path in paths], np.int64)
+    kinds[[at for at, layout in enumerate(parquet or ()) if layout is not None]] = 2
+    used, owners = np.unique(kinds, return_inverse=True)
+    stores = [make[kind]() for kind in used.tolist()] or [make[0]()]
+    return MixedShards(stores, owners) if len(stores) > 1 else stores[0]
 
 
 def open_shards(shards: pa.Table, cache_folder: str | Path, cache_bytes: int, *, compare: bool = True) -> ShardStore:
     """Return the store of shards (of `comparable_shards`); `compare` them with their fingerprints."""
-    names = ("path", "index_checksum", "size_bytes", FINGERPRINT)
-    paths, versions, sizes, fingerprints = (shards.column(name).to_pylist() for name in names)
-    return open_store(paths, cache_folder, cache_bytes, versions, sizes, fingerprints if compare else None)
+    names = ("path", "index_checksum", "size_bytes", FINGERPRINT, PARQUET)
+    paths, versions, sizes, fingerprints, parquet = (shards.column(name).to_pylist() for name in names)
+    return open_store(paths, cache_folder, cache_bytes, versions, sizes, fingerprints if compare else None, parquet)
 
 
 def sample_ranges(

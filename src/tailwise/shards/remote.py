@@ -38,7 +38,7 @@ MAX_OPEN_RANGES = 256
 MAX_WANTED = 1 << 20  # ranges; further hints are dropped
 TOUCH_SECONDS = 1.0  # time between two marks that a range is in use
 _PIECE_BYTES = (1 << 20, 16 << 20)
-_READ, _PREFETCH = 0, 1  # priorities
+READ, _PREFETCH = 0, 1  # priorities
 
 
 class _Process:
@@ -58,7 +58,7 @@ class _Process:
         self.closings = 0
         self.whole = threading.Lock()
         # By priority: each claim holds a file descriptor.
-        self.under_way = [threading.Semaphore(2 * CONNECTIONS) for _ in (_READ, _PREFETCH)]
+        self.under_way = [threading.Semaphore(2 * CONNECTIONS) for _ in (READ, _PREFETCH)]
 
     def submit(self, priority: int, task: Callable[[], None]) -> Future[None]:
         """Run a task on one of CONNECTIONS threads. They are daemons, unlike those of an executor: an exit waits for no request."""
@@ -163,7 +163,7 @@ class RemoteShards:
             self._refresh(shard)
         missing = [at for at in missing if self._span(*asked[at]) is None]
         if len(missing) > 1:
-            self._obtain(ranges[missing], _READ)
+            self._obtain(ranges[missing], READ)
         yield from each_or_error(self.read, ranges)
 
     def want(self, ranges: npt.NDArray[np.int64]) -> None:
@@ -223,17 +223,18 @@ class RemoteShards:
         """Fetch a range; if another process is fetching it, wait for that."""
         key = self._key(shard)
         others: list[Span] = []
+        extent = self._extent(shard, start, stop)
 
         def plan(ready: list[Span], claimed: list[Span]) -> list[Span]:
             span = Spans(claimed).find(start, stop)
             others[:] = [span] if span is not None else []
             there = others or Spans(ready).find(start, stop) is not None
-            return [] if there else [(start, stop)]
+            return [] if there else [extent]
 
         for waited in (False, True):
             claims = self.cache.claim(key, plan)
             if claims:
-                return self._fetch(shard, claims[0])
+                return self._fetch(shard, claims[0])[start - extent[0] : stop - extent[0]]
             if others and waited:
                 break  # the fetch of another process failed; all processes try now, not one after the other
             for span in others:
@@ -244,6 +245,10 @@ class RemoteShards:
             if not others:
                 break  # no room in the cache
         return self._request(shard, start, stop)
+
+    def _extent(self, shard: int, start: int, stop: int) -> Span:  # noqa: ARG002
+        """Return the span to fetch for a range that a reader waits for."""
+        return start, stop
 
     def _fetch(self, shard: int, claim: Claim) -> bytes:
         try:
@@ -269,7 +274,7 @@ class RemoteShards:
                 if closings not in {None, own.closings}:
                     return
                 planned: list[Span] = []
-                claims = self.cache.claim(key, partial(self._plan, wanted, planned))
+                claims = self.cache.claim(key, partial(self._plan, shard, priority, wanted, planned))
                 for claim in claims:
                     own.under_way[priority].acquire()
                     pending.append(own.submit(priority, partial(self._fetch_claim, own, shard, claim, priority)))
@@ -277,11 +282,20 @@ class RemoteShards:
                     break  # nothing is missing, or there is no room
                 done = Spans(claim.span for claim in claims)
                 wanted = [span for span in wanted if done.find(*span) is None]
-        if priority == _READ:
+        if priority == READ:
             for future in pending:
                 future.result()
 
-    def _plan(self, wanted: list[Span], planned: list[Span], ready: list[Span], claimed: list[Span]) -> list[Span]:
+    def _plan(
+        self,
+        shard: int,  # noqa: ARG002
+        priority: int,  # noqa: ARG002
+        wanted: list[Span],
+        planned: list[Span],
+        ready: list[Span],
+        claimed: list[Span],
+    ) -> list[Span]:
+        """Return up to CLAIMS_AT_ONCE spans to fetch, also in `planned`, for the wanted ones that are neither ready nor claimed."""
         held = Spans(ready + claimed)
         missing = [span for span in wanted if held.find(*span) is None]
         request_bytes = self._own.link.request_bytes

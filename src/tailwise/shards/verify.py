@@ -15,7 +15,7 @@ from tailwise.catalog.schema import FINGERPRINT
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import Apply, Needs, default_workers
-from tailwise.shards.containers import container_of, with_bytes
+from tailwise.shards.containers import container_named, with_bytes
 from tailwise.shards.fingerprint import (
     EVERY,
     FIRST,
@@ -108,7 +108,7 @@ def _reason(shard: Mapping[str, Any], *, indexed: bool) -> str | None:
 def _difference(shard: Mapping[str, Any], *, indexed: bool) -> str | None:
     path, size_bytes = shard["path"], shard["size_bytes"]
     if indexed:
-        own_bytes, checksum = container_of(path).checksum(path)
+        own_bytes, checksum = container_named(path, images=True).checksum(path)
         if own_bytes == size_bytes and checksum != shard["index_checksum"]:
             return "other members, or in other places, than when it was imported"
     with shard_blocks(path) as (found, read):

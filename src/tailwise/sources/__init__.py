@@ -11,7 +11,9 @@ from pathlib import Path
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import NotFoundError, UserError
 from tailwise.requests import SourceRequest
-from tailwise.shards.containers import CONTAINERS, WEBDATASET, Container, container_of
+from tailwise.shards.containers import CONTAINERS, Container
+from tailwise.shards.containers import WEBDATASET as WEBDATASET
+from tailwise.shards.containers import container_of as container_of
 from tailwise.sources.clip_retrieval import FOLDERS, ClusterIds, find_cluster_ids, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
 from tailwise.sources.embedding_files import EmbeddingFile
@@ -117,6 +119,13 @@ def _arrays_of(paths: list[Path], wanted: set[str]) -> set[str]:
     return there
 
 
+def _find_images(source: str, found: Found, options: SourceRequest) -> bool:
+    files = [path for path in find_tables(source) if kind_of(path, options)[0] == "images"]
+    for path in files:
+        found.tars.setdefault(str(path), path.stat().st_size)
+    return bool(files)
+
+
 def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
     tables = {path: kind_of(path, options) for path in find_tables(source)}
     columns = {path: named for path, (_, named) in tables.items() if named is not None}
@@ -154,6 +163,9 @@ def format_of(container: Container) -> Format:
 SOURCES: dict[str, Format] = {
     "webdataset": Format(
         _find_tars, "a folder, file, glob, {brace..pattern} or ::-joined list of .tar files; local or any fsspec URL"
+    ),
+    "parquet-images": Format(
+        _find_images, "a local folder, file or pattern of .parquet files with images and captions"
     ),
     "clip-retrieval": Format(_find_clip_retrieval, "a local folder with img_emb/ or text_emb/, and metadata/"),
     "dynamics": Format(_find_dynamics, "a local folder as clip-retrieval's, with img_emb/img_emb_{p}_indices.npy"),
@@ -223,8 +235,7 @@ def _refuse_idle(found: Found, options: SourceRequest) -> None:
     npz = "DataComp's .npz files", any(isinstance(file, MetadataEmbeddings) for file in files)
     parquet = "Parquet embeddings", any(isinstance(file, ParquetEmbeddings) for file in files)
     needs = {"embedding": npz, "clustering": ("DynamiCS's cluster ids", bool(found.cluster_ids))}
-    tars = any(container_of(path) is WEBDATASET for path in found.tars)
-    needs |= dict.fromkeys(("image", "caption"), ("tars", tars))
+    needs |= dict.fromkeys(("image", "caption"), ("tars or Parquet files with images", bool(found.tars)))
     needs |= dict.fromkeys(("id_column", "embedding_column", "column", "of"), parquet)
     for name, (what, there) in needs.items():
         if (value := getattr(options, name)) is not None and not there:

@@ -16,26 +16,32 @@ import pyarrow.parquet as pq
 from tailwise.catalog.files import create_array, read_array
 from tailwise.requests import SourceRequest
 from tailwise.shards.columns import BATCH_ROWS, DAMAGE, is_vectors, open_table, texts, uid_texts, unwrapped, value_type
+from tailwise.shards.members import MemberChoice
 from tailwise.shards.metadata import metadata_columns
+from tailwise.shards.parquet_images import image_columns
 from tailwise.sources.embedding_files import EmbeddingFile, Naming, fingerprint, matrix_fault
 from tailwise.storage.local import replacing
 
 ID_COLUMNS = ("uid", "key", "image_path", "id")
 EMBEDDING_COLUMNS = ("embedding", "embeddings")
-Kind = Literal["metadata", "urls", "embeddings", "unreadable", "other"]
+Kind = Literal["images", "metadata", "urls", "embeddings", "unreadable", "other"]
 
 
 def kind_of(path: Path, options: SourceRequest) -> tuple[Kind, tuple[str, str] | None]:
     """Return the kind of a Parquet file, by its columns, and its columns of ids and of embeddings (see `choose_columns`).
 
-    A column of vectors means embeddings; names of columns mean metadata or a list of URLs (see `metadata_columns`). A column with a name of
-    embeddings but another type means embeddings too; they are rejected because of that type when they are read.
+    A column of images means images, unless `embedding_column` asks for vectors beside them. A column of vectors means embeddings; names of
+    columns mean metadata or a list of URLs (see `metadata_columns`). A column with a name of embeddings but another type means embeddings
+    too; they are rejected because of that type when they are read.
     """
     try:
         schema = pq.read_schema(path)
         names = schema.names
     except DAMAGE:
         return "unreadable", None
+    choice = MemberChoice.given(options.image, options.caption)
+    if image_columns(schema, choice) and not options.embedding_column:
+        return "images", None
     columns = choose_columns(schema, options.id_column, options.embedding_column)
     found = metadata_columns(names)
     metadata = found is not None and found.is_uid

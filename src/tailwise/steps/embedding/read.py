@@ -14,13 +14,15 @@ import pyarrow as pa
 
 from tailwise.catalog.captions import find_captions
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.schema import FINGERPRINT
+from tailwise.catalog.schema import FINGERPRINT, PARQUET
 from tailwise.encoders.encoder import Fault, Inputs, Tensors
 from tailwise.errors import UserError
 from tailwise.execution.base import Needs, Task, Worker
 from tailwise.execution.local import LocalExecutor
+from tailwise.shards.content import ParquetLayout
 from tailwise.shards.fingerprint import blocks_of_stream, check_fingerprint, comparable_shards
 from tailwise.shards.packed import plain
+from tailwise.shards.parquet_images import GROUP_BYTES, RowGroups
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import open_binary
 from tailwise.storage.remote import forget_failures
@@ -123,14 +125,22 @@ class _Shards:
         self._paths: list[str] = shards.column("path").to_pylist()
         self._sizes: list[int] = shards.column("size_bytes").to_pylist()
         self._fingerprints: list[str | None] = shards.column(FINGERPRINT).to_pylist()
+        self._layouts: list[ParquetLayout | None] = shards.column(PARQUET).to_pylist()
+        self._decoded: tuple[int, memoryview] | None = None  # number and content of a row group of the open shard
+        self._table: RowGroups | None = None  # the open shard, if it is a Parquet file
         self._shard = -1
         self._stream: BinaryIO | None = None
 
     def read(self, shard: int, offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> list[bytes]:
         """Return encoded images; raise a UserError if the shard can't be read, or is shorter than it was."""
         try:
-            if shard != self._shard or self._stream is None:
+            if shard != self._shard:
                 self._open(shard)
+            if self._table is not None:
+                return [
+                    self._of_group(self._table, at, size)
+                    for at, size in zip(offsets.tolist(), sizes.tolist(), strict=True)
+                ]
             start, stop = int(offsets.min()), int((offsets + sizes).max())
             places = list(zip(offsets.tolist(), sizes.tolist(), strict=True))
             if stop - start > WASTE * int(sizes.sum()):
@@ -148,7 +158,7 @@ class _Shards:
     def _open(self, shard: int) -> None:
         self.close()
         path = self._paths[shard]
-        self._stream, self._shard = open_binary(path), shard
+        self._stream = open_binary(path)
         found = self._stream.seek(0, 2)
         if found != self._sizes[shard]:  # a login page, for instance
             raise OSError(f"it has {found:,} bytes; {self._sizes[shard]:,} when it was imported")
@@ -156,6 +166,17 @@ class _Shards:
         if (stream := plain(path, self._stream)) is not self._stream:
             self._stream.close()
             self._stream = stream
+        if (layout := self._layouts[shard]) is not None:
+            self._table = RowGroups(path, found, layout)
+        self._shard = shard
+
+    def _of_group(self, table: RowGroups, offset: int, size: int) -> bytes:
+        """Return a range of a Parquet file; keeps its row group."""
+        number, start = divmod(offset, GROUP_BYTES)
+        if self._decoded is None or self._decoded[0] != number:
+            self._decoded = None  # not two in memory
+            self._decoded = number, table.content(number)
+        return bytes(self._decoded[1][start : start + size])
 
     def _range(self, start: int, size: int) -> bytes:
         stream = cast("BinaryIO", self._stream)
@@ -169,7 +190,7 @@ class _Shards:
         """Lets go of the open file."""
         if self._stream is not None:
             self._stream.close()
-        self._stream, self._shard = None, -1
+        self._stream, self._table, self._decoded, self._shard = None, None, None, -1
 
 
 def read_batches(

@@ -20,7 +20,7 @@ from tailwise.context import Context
 from tailwise.errors import MAX_REJECTED, ConflictError, UserError, check_share
 from tailwise.requests import SourceRequest
 from tailwise.shards.columns import DAMAGE, open_table, uid_texts
-from tailwise.shards.containers import WEBDATASET, containers_of, with_bytes
+from tailwise.shards.containers import containers_of, with_bytes
 from tailwise.shards.members import MemberChoice
 from tailwise.shards.metadata import parse_uids
 from tailwise.sources import Found, find
@@ -147,19 +147,19 @@ def _import(joining: Joining, found: Found, chosen: SourceRequest, limits: Mappi
 
 
 def _member_choice(catalog: Catalog, asked: SourceRequest) -> MemberChoice:
-    """Return which members of tars are images and captions; noted in the catalog, unless they are those by default.
+    """Return which members of tars, or columns, are images and captions; noted in the catalog, unless they are those by default.
 
     Raises:
         UserError: the catalog has tars that were imported with another choice.
     """
     known = MemberChoice.of(catalog)
-    there = any(container is WEBDATASET for container in containers_of(catalog.shards()))
+    there = any(container.has_bytes for container in containers_of(catalog.shards()))
     choice = MemberChoice.given(asked.image, asked.caption, known if there else None)
     for name, before, now in zip(("image", "caption"), known.record().values(), choice.record().values(), strict=True):
         if there and now != before:
             raise ConflictError(
-                f"`{name}` {','.join(now)}: the tars of {catalog.folder} were imported with {','.join(before)}; leave it out, or import "
-                "these tars into a new catalog"
+                f"`{name}` {','.join(now)}: the shards of {catalog.folder} were imported with {','.join(before)}; leave it out, or import "
+                "these shards into a new catalog"
             )
     path = catalog.folder / layout.MEMBERS
     if choice != known and choice != MemberChoice():

@@ -17,7 +17,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, true_path
 from tailwise.catalog.files import known_digest, read_record, read_table, write_record, write_table
 from tailwise.catalog.rejections import Rejections
-from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
+from tailwise.catalog.schema import FINGERPRINT, PARQUET, SHARD_SCHEMA
 from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError, refuse_many
 from tailwise.execution.base import Apply, Needs
@@ -68,7 +68,8 @@ class _Part:
                 "rows": rows,
                 "size_bytes": content.size_bytes,
                 "index_checksum": content.index_checksum,
-                "fingerprint": content.fingerprint,
+                FINGERPRINT: content.fingerprint,
+                PARQUET: content.parquet,
             }
         )
         self.samples.append((shard, content.samples))
@@ -120,7 +121,7 @@ def import_shards(
     before, known = catalog.snapshots(), catalog.shards()
     if not (new := _new_tars(catalog, known, tars)):
         return None
-    container = container_of(new[0][0])
+    container = container_of(new[0][0], members)
     part = _Part(before[-1].parts if before else 0, known.num_rows)
     shards: list[dict[str, Any]] = []
     rest, first = new, part.number
