@@ -3,6 +3,8 @@
 import uuid
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torchvision.transforms.functional import to_tensor
@@ -31,7 +33,7 @@ def bucket(monkeypatch, shards):
     s3fs.S3FileSystem.clear_instance_cache()
     files, name = fsspec.filesystem("s3"), uuid.uuid4().hex
     files.mkdir(name)
-    files.put(f"{shards}/*.tar", name)
+    files.put(f"{shards}/*", name)
     yield files, f"s3://{name}"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
@@ -50,6 +52,9 @@ def shards(tmp_path, make_tar, make_image):
         images = [(f"{key}.jpg", make_image(seed=int(key))) for key in keys]
         members = [pair for image in images for pair in (image, (image[0].replace("jpg", "txt"), image[0].encode()))]
         make_tar(tmp_path / "shards" / f"{shard:05d}.tar", members)
+        encoded = [{"bytes": image, "path": None} for _, image in images]
+        table = pa.table({"key": keys, "image": encoded, "caption": [name for name, _ in images]})
+        pq.write_table(table, tmp_path / "shards" / f"images-{shard:05d}.parquet", row_group_size=16)
     return tmp_path / "shards"
 
 
@@ -63,13 +68,19 @@ def loaded(plan, tmp_path, workers, **options):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_from_s3_are_those_from_disk(bucket, shards, tmp_path, workers):
-    here = loaded(planned([str(shards)], tmp_path / "here"), tmp_path, 0)
-    there = loaded(planned([bucket[1] + "/{00000..00003}.tar"], tmp_path / "there"), tmp_path, workers)
+@pytest.mark.parametrize("names", ["{00000..00003}.tar", "images-{00000..00003}.parquet", "images-*.parquet"])
+def test_batches_from_s3_are_those_from_disk(bucket, shards, tmp_path, workers, names):
+    here = loaded(planned([f"{shards}/*.tar"], tmp_path / "here"), tmp_path, 0)
+    there = loaded(planned([f"{bucket[1]}/{names}"], tmp_path / "there"), tmp_path, workers)
     assert len(here) == len(there) > 10
     for one, other in zip(here, there, strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.rows, other.rows)
         assert one.texts == other.texts
+
+
+def test_a_parquet_file_that_is_missing_is_named(bucket, tmp_path):
+    with pytest.raises(UserError, match=r"1 of 5 Parquet files .* missing, first .*images-00004.parquet"):
+        planned([f"{bucket[1]}/images-{{00000..00004}}.parquet"], tmp_path / "there")
 
 
 def test_an_object_that_is_gone_is_named_or_replaced(bucket, tmp_path):

@@ -14,14 +14,16 @@ from tailwise.requests import SourceRequest
 from tailwise.shards.containers import CONTAINERS, Container
 from tailwise.shards.containers import WEBDATASET as WEBDATASET
 from tailwise.shards.containers import container_of as container_of
+from tailwise.shards.members import MemberChoice
+from tailwise.shards.parquet_images import has_images
 from tailwise.sources.clip_retrieval import FOLDERS, ClusterIds, find_cluster_ids, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
 from tailwise.sources.embedding_files import EmbeddingFile
 from tailwise.sources.parquet_embeddings import ParquetEmbeddings, kind_of
 from tailwise.sources.tar_files import UNKNOWN_BYTES as UNKNOWN_BYTES
-from tailwise.sources.tar_files import LeftOut, NamedTars, find_tables, find_tars
+from tailwise.sources.tar_files import LeftOut, NamedTars, find_remote_tables, find_tables, find_tars
 from tailwise.storage.errors import RemoteError
-from tailwise.storage.remote import forget_failures
+from tailwise.storage.remote import forget_failures, is_remote
 from tailwise.text import did_you_mean
 
 
@@ -120,10 +122,17 @@ def _arrays_of(paths: list[Path], wanted: set[str]) -> set[str]:
 
 
 def _find_images(source: str, found: Found, options: SourceRequest) -> bool:
-    files = [path for path in find_tables(source) if kind_of(path, options)[0] == "images"]
-    for path in files:
-        found.tars.setdefault(str(path), path.stat().st_size)
-    return bool(files)
+    if not is_remote(source):
+        tables = [path for path in find_tables(source) if kind_of(path, options)[0] == "images"]
+        named = NamedTars({str(path): path.stat().st_size for path in tables})
+    else:
+        named = find_remote_tables(source)
+        first = next(iter(named.tars), None)  # speaks for all: each is a request
+        if first is None or not has_images(first, MemberChoice.given(options.image, options.caption)):
+            return False
+    found.tars = {**found.tars, **named.tars}
+    found.failed |= named.failed
+    return bool(named.tars)
 
 
 def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
@@ -165,7 +174,8 @@ SOURCES: dict[str, Format] = {
         _find_tars, "a folder, file, glob, {brace..pattern} or ::-joined list of .tar files; local or any fsspec URL"
     ),
     "parquet-images": Format(
-        _find_images, "a local folder, file or pattern of .parquet files with images and captions"
+        _find_images,
+        "a folder, file, glob or brace pattern of .parquet files with images and captions; local or any fsspec URL",
     ),
     "clip-retrieval": Format(_find_clip_retrieval, "a local folder with img_emb/ or text_emb/, and metadata/"),
     "dynamics": Format(_find_dynamics, "a local folder as clip-retrieval's, with img_emb/img_emb_{p}_indices.npy"),

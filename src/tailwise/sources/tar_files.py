@@ -23,6 +23,7 @@ from tailwise.text import is_unicode
 
 _MAGIC = "*?[{"
 _SHOWN_MISSING = 3
+TABLE = ".parquet"
 UNKNOWN_BYTES = -1  # size of a tar that cannot be read, or whose server does not report it
 _EMBEDDINGS = ("img_emb", "text_emb", "embeddings")
 
@@ -221,7 +222,7 @@ def _readable(files: Any, paths: Iterable[str], left_out: list[LeftOut]) -> Iter
             left_out.append(LeftOut(_address(files, path), "compressed tar", f"{REMEDY} it"))
 
 
-def find_tables(source: str, suffix: str = ".parquet") -> list[Path]:
+def find_tables(source: str, suffix: str = TABLE) -> list[Path]:
     """Return the files of a suffix in a local folder, file, glob or brace pattern, by name; without sidecars of tars.
 
     Of a folder, these are the files in it, or else those anywhere below. Hidden folders and clip-retrieval's layout are left out.
@@ -243,6 +244,28 @@ def find_tables(source: str, suffix: str = ".parquet") -> list[Path]:
         found = [Path(name) for names in matches.values() for name in names]
     tables = sorted({item for item in found if item.suffix == suffix and item.is_file()}, key=str)
     return [item for item in tables if not _is_sidecar(item)]
+
+
+def find_remote_tables(url: str) -> NamedTars:
+    """Return the Parquet files that a URL names: a folder, file, glob or brace pattern; without sidecars of tars."""
+    files: Any = _RemoteFiles(url)
+    addresses: list[str] = []
+    for pattern in expand(files, filesystem(url)[1]):
+        name = _unescaped(pattern)
+        suffix = PurePosixPath(name).suffix
+        if suffix == TABLE and glob.escape(name) == pattern:
+            addresses.append(_address(files, name))
+        elif suffix in {"", TABLE} and (suffix or files.isdir(name)):
+            beside = sorted(files.glob(pattern if suffix else f"{glob.escape(name)}/*"))
+            tars = {path.removesuffix(".tar") for path in beside if path.endswith(".tar")}
+            tables = [path for path in beside if path.endswith(TABLE) and path.removesuffix(TABLE) not in tars]
+            addresses += [_address(files, path) for path in tables]
+    found = NamedTars()
+    missing = [name for name, size in zip(addresses, sizes_of(addresses), strict=True) if not found.add(name, size)]
+    if missing and found.tars:
+        count = f"{len(missing):,} of {len(addresses):,} Parquet files of {url!r}"
+        raise UserError(f"{count} are missing, first {missing[0]}: restore them, or name a folder or a glob")
+    return found
 
 
 def _is_sidecar(table: Path) -> bool:
