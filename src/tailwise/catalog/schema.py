@@ -6,7 +6,9 @@ FINGERPRINT, PARQUET = "fingerprint", "parquet"
 NO_OFFSET = -1  # of a sample whose bytes aren't there: its shard is a file of metadata
 
 # Columns of images (as "image.bytes") and captions, and the bytes of both in each row group.
-_PARQUET = pa.struct({"image": pa.string(), "caption": pa.string(), "groups": pa.list_(pa.field("element", pa.int64()))})
+_PARQUET = pa.struct(
+    {"image": pa.string(), "caption": pa.string(), "groups": pa.list_(pa.field("element", pa.int64()))}
+)
 SHARD_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),  # stable id; draws and uids depend on it, never on the path

@@ -252,7 +252,9 @@ def test_moved_metadata(run, tmp_path, make_metadata):
 
 def test_nothing_good(run, tmp_path, make_metadata):
     make_metadata(tmp_path / "metadata", "x", ["bad", "worse"])
-    with pytest.raises(UserError, match=r"no sample with uid or URL, and caption in 1 new file.*32 hexadecimal digits: 2"):
+    with pytest.raises(
+        UserError, match=r"no sample with uid or URL, and caption in 1 new file.*32 hexadecimal digits: 2"
+    ):
         run(tmp_path / "metadata")
 
 
