@@ -360,8 +360,10 @@ class ShardsRequest:
     shard_samples: Annotated[int, "Shards: samples of each new one, or up to a few less."] = 10_000
     workers: Annotated[int | None, "Shards: processes; one a processor by default."] = None
     max_rejected: Annotated[float, "Shards: share of unreadable samples that may be left out."] = 0.01
+    captions: Annotated[str | None, "Shards: joined captions and their weights: recap:0.7,original:0.3."] = None
 
     def __post_init__(self) -> None:
+        caption_weights(self.captions)
         at_least(self, workers=1, shard_samples=1)
         if not 0 <= self.max_rejected <= 1:
             raise UserError(f"`max_rejected` {self.max_rejected}: must lie in [0, 1]")
@@ -381,6 +383,9 @@ class TrainRequest:
     lanes: Annotated[int | None, "Places of the pool that a batch is taken from.  [default: about 64]"] = None
     block: Annotated[int | None, "Samples of a lane that are shuffled together."] = None
     compose: Annotated[str | None, "shuffle, spread or diverse.  [default: shuffle]"] = None
+    captions: Annotated[
+        str | None, "Joined captions and their weights, such as recap:0.7,original:0.3.  [default: original]"
+    ] = None
     check: Annotated[str, "Of the shards, before starting: none, size or index."] = "size"
     damaged: Annotated[str, "Tars that are missing, changed or fail: error or replace."] = "error"
     max_replaced: Annotated[float, "Share of samples that may be replaced."] = 0.01
@@ -390,7 +395,7 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         at_least(self, epochs=1, checkpoint_every=1, lanes=1, block=1)
-        _ = self.lengths
+        _ = self.lengths, caption_weights(self.captions)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -459,6 +464,31 @@ def bytes_of(parameter: str, text: str) -> int:
     if not 0 < size < math.inf:
         raise UserError(f"`{parameter}` {text!r}: give a number above 0 and one of {', '.join(UNITS)}, such as 8GB")
     return int(size)
+
+
+def caption_weights(given: str | Mapping[str, float] | None) -> dict[str, float]:
+    """Return the share of each of several captions, which sum to 1; none if all draws use samples' own.
+
+    `given` is a mapping, or a text such as recap:0.7,original:0.3. A UserError says what is wrong with it.
+    """
+    if not given:
+        return {}
+    pairs = (
+        [item.partition(":") for item in given.split(",")]
+        if isinstance(given, str)
+        else [(*item,) for item in given.items()]
+    )
+    try:
+        weights = {name.strip(): 1.0 if weight == "" else float(weight) for name, *_, weight in pairs}
+    except (TypeError, ValueError, AttributeError):
+        weights = {}
+    if len(weights) < len(pairs) or not all(weights) or not all(0 < weight < math.inf for weight in weights.values()):
+        raise UserError(
+            f"`captions` {given}: give names and weights above 0, each name once, such as recap:0.7,original:0.3"
+        )
+    total = math.fsum(weights.values())
+    shares = {name: weights[name] / total for name in sorted(weights)}
+    return {} if list(shares) == ["original"] else shares
 
 
 def numbers_of(parameter: str, texts: Sequence[str]) -> dict[str, float]:

@@ -35,7 +35,9 @@ def _to_file(write: Callable[[Plan, int, Path, Context], int], is_ours: Callable
         plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, context: Context
     ) -> int:
         if sharding is not None:
-            raise UserError("`shard_samples`, `workers` and `max_rejected` are for the export to shards only")
+            raise UserError(
+                "`shard_samples`, `workers`, `max_rejected` and `captions` are for the export to shards only"
+            )
         attempts = 0
         while True:
             guard = partial(nothing_removed_since, plan, Removals.of(plan.catalog, plan.snapshot).id)

@@ -13,11 +13,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from tailwise.catalog.captions import ORIGINAL
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import digest, read_json, write_json, write_table
 from tailwise.export.members import Members, member_ranges, read_members
 from tailwise.export.shuffled import COPY_FIELDS, pieces, read_positions
 from tailwise.export.tar_file import write_end, write_member
+from tailwise.loader.captions import CaptionMix, Chosen
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.members import MemberChoice, json_caption
 from tailwise.shards.ranges import ShardStore, open_shards
@@ -50,6 +52,7 @@ class Outcome:
     status: str  # SUCCESS, or why the sample is not in the tar
     caption: str | None = None  # caption, if the sample is in the tar
     detail: str | None = None  # more on the status, if it is not
+    caption_name: str = ORIGINAL  # name of the caption
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class ShardWriter:
     damaged: Mapping[int, str]  # reasons by id of tars that are not read
     cache_bytes: int  # cache of remote tars, for all processes together
     export_id: str  # differs from export to export, so that no open file is used by a later export
+    captions: CaptionMix | None = None  # of several captions; None: samples' own
 
     @property
     def runs(self) -> Path:
@@ -124,7 +128,7 @@ class ShardWriter:
                 outcomes = list(self._write_samples(stream, keys, samples))
                 write_end(stream)
             tar_bytes = temporary.stat().st_size
-        write_table(sidecar, _sidecar(keys, samples, outcomes))
+        write_table(sidecar, _sidecar(keys, samples, outcomes, named=self.captions is not None))
         counts = Counter(outcome.status for outcome in outcomes)
         stats = {"count": len(keys), "successes": counts[SUCCESS], "status_dict": dict(counts)}
         write_json(counts_path, {**stats, "tar_bytes": tar_bytes, "export": digest(self.identity)})
@@ -137,8 +141,9 @@ class ShardWriter:
         rows = zip(*(samples.column(name).to_pylist() for name in columns), strict=True)
         whole = ~np.isin(samples.column("shard").to_numpy(), list(self.damaged))
         contents = self._read(samples.filter(pa.array(whole)))
-        for key, (shard, source_key, uid, copy, extension, *places), there in zip(
-            keys, rows, whole.tolist(), strict=True
+        chosen = self._chosen(samples)
+        for key, (shard, source_key, uid, copy, extension, *places), there, other, name in zip(
+            keys, rows, whole.tolist(), chosen.texts, chosen.names, strict=True
         ):
             members = next(contents) if there else OSError(self.damaged[shard])
             if not isinstance(members, OSError) and places[0] == places[1]:
@@ -148,15 +153,22 @@ class ShardWriter:
                 continue
             image, text, description = members
             try:
-                caption = (text or b"").decode()
+                caption = (text or b"").decode() if other is None else other
             except UnicodeDecodeError as error:
                 yield Outcome("caption is not UTF-8", detail=str(error))
                 continue
             added = {"key": key, "uid": uid.hex(), "source_shard": shard, "source_key": source_key, "copy": copy}
             write_member(stream, f"{key}.{extension}", image or b"")
-            write_member(stream, f"{key}.txt", text or b"")
+            write_member(stream, f"{key}.txt", caption.encode())
             write_member(stream, f"{key}.json", _described(description, added))
-            yield Outcome(SUCCESS, caption)
+            yield Outcome(SUCCESS, caption, None, name)
+
+    def _chosen(self, samples: pa.Table) -> Chosen:
+        """Return the captions of copies: those of the loader's draws, with the plan's seed."""
+        rows = samples.column("row").to_numpy()
+        if self.captions is None:
+            return Chosen([None] * len(rows), [ORIGINAL] * len(rows), 0)
+        return self.captions.of(rows, np.full(len(rows), self.identity["epoch"], np.int32))
 
     def _read(self, samples: pa.Table) -> Iterator[Members | OSError]:
         """Yield the members of each sample, about READ_BYTES at a time; the next ones of remote tars are fetched meanwhile."""
@@ -207,7 +219,7 @@ def _described(source: bytes | None, added: dict[str, Any]) -> bytes:
     return json.dumps(added).encode()
 
 
-def _sidecar(keys: list[str], samples: pa.Table, outcomes: list[Outcome]) -> pa.Table:
+def _sidecar(keys: list[str], samples: pa.Table, outcomes: list[Outcome], *, named: bool) -> pa.Table:
     own, more = {field.name for field in SIDECAR_FIELDS}, [*samples.schema][len(COPY_FIELDS) :]
     scores = [field.name for field in more if pa.types.is_float64(field.type) and field.name not in own]
     columns = {
@@ -221,5 +233,8 @@ def _sidecar(keys: list[str], samples: pa.Table, outcomes: list[Outcome]) -> pa.
             for name in ("width", "height", "source_shard", "source_key", "copy")
         },
     }
-    fields = [*SIDECAR_FIELDS, *(pa.field(name, pa.float64()) for name in scores)]
+    names = [pa.field("caption_name", pa.string())] * named
+    used = [None if outcome.caption is None else outcome.caption_name for outcome in outcomes]
+    columns |= {item.name: used for item in names}
+    fields = [*SIDECAR_FIELDS, *names, *(pa.field(name, pa.float64()) for name in scores)]
     return pa.table({**columns, **{name: samples.column(name) for name in scores}}, pa.schema(fields))

@@ -25,9 +25,10 @@ from tailwise.execution.base import Apply, Needs, default_workers
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.shard_writer import CACHE_BYTES, SCRATCH, SUCCESS, ShardWriter, shard_count
 from tailwise.export.shuffled import Epoch, survey, write_runs
+from tailwise.loader.captions import CaptionMix
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
-from tailwise.requests import ShardsRequest
+from tailwise.requests import ShardsRequest, caption_weights
 from tailwise.shards.verify import check_shards
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, remove_temporary_files, scratch
 
@@ -83,11 +84,16 @@ def write_shards(
         "drawn": held.digest,
         "shard_samples": sharding.shard_samples,
     }
+    captions = caption_weights(sharding.captions)
+    if captions:
+        identity |= {"captions": captions, "joined": CaptionMix(plan.catalog, captions, 0).ids}
     folder.mkdir(exist_ok=True)
     with locked(folder / LOCK, str(folder)):
         written = _begin(folder, identity)
         place, cache_bytes = folder.absolute(), CACHE_BYTES * (sharding.workers or default_workers())
-        writer = ShardWriter(plan.catalog, plan.snapshot.number, place, identity, {}, cache_bytes, uuid.uuid4().hex)
+        writer = ShardWriter(
+            plan.catalog, plan.snapshot.number, place, identity, {}, cache_bytes, uuid.uuid4().hex, _mix(plan, captions)
+        )
         if written is not None and None not in writer.lacking():
             left = sum(written.rejected.values())
             if left > sharding.max_rejected * held.copies:
@@ -104,6 +110,10 @@ def write_shards(
         except RemovedMeanwhileError:
             _discard(folder, identity)
             raise
+
+
+def _mix(plan: Plan, captions: Mapping[str, float]) -> CaptionMix | None:
+    return CaptionMix(plan.catalog, captions, plan.config["seed"]) if captions else None
 
 
 def left_out(folder: Path) -> dict[str, int]:
@@ -137,7 +147,7 @@ def _begin(folder: Path, identity: Mapping[str, Any]) -> ShardsWritten | None:
     if not isinstance(found, dict):
         raise UserError(f"{folder} holds files that are of no export: name a new or an empty folder")
     if found != identity:
-        others = [name for name in identity if found.get(name) != identity[name]]
+        others = [name for name in {**identity, **found} if found.get(name) != identity.get(name)]
         what = f"something else (other: {', '.join(others)})"
         if set(others) <= {"copies", "drawn"}:
             what = "this epoch as it was before samples were removed from the catalog"

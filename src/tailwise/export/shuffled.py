@@ -28,7 +28,11 @@ from tailwise.kernels.keyed import MAX_PERMUTED, permute_range, stream_key
 from tailwise.plan.plan import Plan
 
 RUN_COPIES = 1 << 20
-COPY_FIELDS = (pa.field("position", pa.int64(), nullable=False), pa.field("copy", pa.uint8(), nullable=False))
+COPY_FIELDS = (
+    pa.field("position", pa.int64(), nullable=False),
+    pa.field("copy", pa.uint8(), nullable=False),
+    pa.field("row", pa.int64(), nullable=False),
+)
 _CAPTION = "caption"  # read from the tar
 
 
@@ -78,7 +82,7 @@ def _survey(
 
 
 def run_schema(scores: list[str]) -> pa.Schema:
-    """Return the columns of the runs: position in the shuffle, number of the copy, and all of the sample but its caption."""
+    """Return the columns of the runs: position in the shuffle, number of the copy, row, and all of the sample but its caption."""
     fields = [item for item in SAMPLE_SCHEMA if item.name != _CAPTION]
     return pa.schema([*COPY_FIELDS, *fields, *(pa.field(name, pa.float64()) for name in scores)])
 
@@ -110,8 +114,9 @@ def _write_runs(epoch: DrawnEpoch, part: Part, *, held: Epoch, folder: Path) -> 
         position = permute_range(key, held.copies, first, len(index))
         order = np.argsort(position)
         run = samples.select(schema.names[len(COPY_FIELDS) :]).take(pa.array(index[order]))
-        run = run.add_column(0, COPY_FIELDS[1], pa.array(copy[order]))
-        run = run.add_column(0, COPY_FIELDS[0], pa.array(position[order])).cast(schema).combine_chunks()
+        for item, values in zip(COPY_FIELDS[::-1], (drawn.rows[index], copy, position), strict=True):
+            run = run.add_column(0, item, pa.array(values[order]))
+        run = run.cast(schema).combine_chunks()
         with pyarrow.ipc.new_file(folder / f"run-{part.number:06d}-{number:06d}.arrow", schema) as writer:
             writer.write_table(run, max_chunksize=run.num_rows)
         first += len(index)

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from tailwise.catalog.removals import Removals
 from tailwise.errors import UserError
 from tailwise.kernels.keyed import hash_range, stream_key
+from tailwise.loader.captions import CaptionMix
 from tailwise.loader.order import Block, Order
 from tailwise.loader.sections import Samples
 from tailwise.loader.substitutes import Substitutes
@@ -58,6 +59,8 @@ class Batch(NamedTuple):
         positions: int64 tensor [n], positions in the endless order.
         replaced: replaced samples.
         names: key and uid (32 hexadecimal digits) of each sample, if the loader was made with `names`; else none.
+        captions: name of the caption of each sample, if the loader was made with `captions`; else none.
+        without_caption: number of samples that lack the caption that was drawn: they have their own.
     """
 
     images: Any
@@ -67,11 +70,13 @@ class Batch(NamedTuple):
     positions: torch.Tensor
     replaced: list[Replacement]
     names: list[tuple[str, str]]
+    captions: list[str]
+    without_caption: int
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the small tensors as arrays: a file descriptor for each would cost more than everything else."""
         numbers = [tensor.numpy() for tensor in (self.rows, self.epochs, self.positions)]
-        return _unpickled, (self.images, self.texts, numbers, self.replaced, self.names)
+        return _unpickled, (self.images, self.texts, numbers, *self[5:])
 
 
 def _unpickled(images: Any, texts: Any, numbers: list[npt.NDArray[Any]], *others: Any) -> Batch:  # noqa: ANN401
@@ -96,6 +101,7 @@ class BatchDataset(Dataset["Batch | UserError"]):
     replaces: bool  # replace samples that cannot be read from their shard, as broken ones are; else they are an error
     stride: int = 1  # difference of the numbers of two batches of one worker
     names: bool = False  # batches hold keys and uids
+    captions: CaptionMix | None = None  # of several captions; None: samples' own
     ahead_bytes: int = 0  # of remote shards that may be fetched ahead
     lock: AbstractContextManager[Any] = field(default_factory=nullcontext)  # for threads: guards order and substitutes
 
@@ -131,9 +137,11 @@ class BatchDataset(Dataset["Batch | UserError"]):
         captions: list[str] = []
         replaced: list[Replacement] = []
         with self._keyed(samples.epochs, positions) as seed:
-            for at, content in enumerate(self._read(rows)):
+            chosen = self.captions.of(rows, samples.epochs) if self.captions else None
+            others = chosen.texts if chosen else [None] * len(rows)
+            for at, (content, caption) in enumerate(zip(self._read(rows), others, strict=True)):
                 seed(at)
-                found = self._decoded(content)
+                found = self._decoded(content, caption)
                 if isinstance(found, str):
                     row = int(rows[at])
                     if isinstance(content, OSError) and not self.replaces:  # the shard or the network may be lost
@@ -146,6 +154,8 @@ class BatchDataset(Dataset["Batch | UserError"]):
                 images.append(found[0])
                 captions.append(found[1])
             texts = self._tokenized(captions, seed)
+        if replaced and self.captions:
+            chosen = self.captions.of(rows, samples.epochs)
         return Batch(
             default_collate(images) if self.transform is not None else images,  # in workers, directly in shared memory
             texts,
@@ -154,6 +164,8 @@ class BatchDataset(Dataset["Batch | UserError"]):
             torch.from_numpy(positions),
             replaced,
             self.locations.names(rows) if self.names else [],
+            chosen.names if chosen else [],
+            chosen.lacking if chosen else 0,
         )
 
     def _read(self, rows: npt.NDArray[np.int64]) -> list[_Content]:
@@ -169,13 +181,13 @@ class BatchDataset(Dataset["Batch | UserError"]):
                 contents.insert(at, OSError(self.damaged[int(shards[at])]))
         return contents
 
-    def _decoded(self, content: _Content) -> tuple[Any, str] | str:
-        """Return image and caption, or the reason why they cannot be used."""
+    def _decoded(self, content: _Content, caption: str | None) -> tuple[Any, str] | str:
+        """Return image and caption, its own without another one; or the reason why they cannot be used."""
         if not isinstance(content, tuple):
             return str(content)
         encoded, text = content
         try:
-            caption = text.decode()
+            caption = text.decode() if caption is None else caption
         except UnicodeDecodeError as error:
             return f"caption: {error}"
         if self.transform is None:
@@ -203,7 +215,10 @@ class BatchDataset(Dataset["Batch | UserError"]):
     def _substitute(self, row: int, epoch: int, seed: Callable[[], None]) -> tuple[int, tuple[Any, str]]:
         for other in self.substitutes.of(row, epoch):
             seed()
-            found = self._decoded(self._read(np.array([other]))[0])
+            caption = (
+                self.captions.of(np.array([other]), np.array([epoch], np.int32)).texts[0] if self.captions else None
+            )
+            found = self._decoded(self._read(np.array([other]))[0], caption)
             if not isinstance(found, str):
                 return other, found
         raise UserError(
@@ -282,6 +297,7 @@ class Counts:
     replaced: int = 0  # replaced samples
     unforeseen: int = 0  # replaced samples that were neither removed nor in a shard that was damaged at the start
     consumed: int = 0  # all samples
+    without_caption: int = 0  # samples that lacked the caption that was drawn
 
 
 class ReplacedSamples:
@@ -315,7 +331,8 @@ class ReplacedSamples:
                 logger.warning("a sample was replaced (%s); others are, without a word", unexpected[0].reason)
         if batch.replaced and self._log is not None:
             self._write(self._log, batch)
-        self.counts = Counts(self.counts.replaced + len(batch.replaced), unforeseen, consumed)
+        without = self.counts.without_caption + batch.without_caption
+        self.counts = Counts(self.counts.replaced + len(batch.replaced), unforeseen, consumed, without)
 
     def _write(self, log: Path, batch: Batch) -> None:
         rows = np.array([row for item in batch.replaced for row in (item.row, item.stand_in)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from tailwise.context import Context
 from tailwise.errors import UserError
+from tailwise.loader.captions import CaptionMix
 from tailwise.loader.dataset import BatchDataset, Decode, Tokenizer, Transform
 from tailwise.loader.order import LEAST_SPAN_WINDOWS, Order, OrderOptions
 from tailwise.loader.pool import DEFAULT_CACHE_BYTES, open_pool
 from tailwise.loader.ranks import Group, find_ranks
 from tailwise.loader.sections import Samples
 from tailwise.plan.plan import MAX_EPOCH, Plan
+from tailwise.requests import caption_weights
 from tailwise.shards.decode import decode_rgb
 
 
@@ -28,7 +30,8 @@ class EpochDataset(Dataset[dict[str, Any]]):
     Take the samples in their order (`shuffle=False`): it is shuffled, reads few shards at a time, and keeps copies of a sample apart. It
     is a function of plan, seed, batch size, block and epoch. `Loader` has a longer order, in which a batch may hold samples of two epochs.
 
-    A sample is a dict: "image" and "text", as `Loader` has them; "row" of the catalog; "epoch"; with `names`, "key" and "uid".
+    A sample is a dict: "image" and "text", as `Loader` has them; "row" of the catalog; "epoch"; with `names`, "key" and "uid"; with
+    `captions`, "caption", the name of its caption.
 
     Args:
         plan: a plan.
@@ -44,6 +47,7 @@ class EpochDataset(Dataset[dict[str, Any]]):
         cache_folder: see `Loader`.
         cache_bytes: see `Loader`.
         names: samples have their key and uid.
+        captions: see `Loader`.
         context: see `Loader`.
 
     Attributes:
@@ -69,6 +73,7 @@ class EpochDataset(Dataset[dict[str, Any]]):
         cache_folder: str | Path | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         names: bool = False,
+        captions: Mapping[str, float] | None = None,
         context: Context | None = None,
     ) -> None:
         self.plan = plan
@@ -82,6 +87,7 @@ class EpochDataset(Dataset[dict[str, Any]]):
             *(self._order, *pool, 0, 1, decode, transform, tokenizer),
             replaces=on_damaged == "replace",
             names=names,
+            captions=CaptionMix(plan.catalog, weights, seed) if (weights := caption_weights(captions)) else None,
         )
 
     @property
@@ -121,6 +127,8 @@ class EpochDataset(Dataset[dict[str, Any]]):
         columns |= {"row": batch.rows.tolist(), "epoch": batch.epochs.tolist()}
         if batch.names:
             columns["key"], columns["uid"] = zip(*batch.names, strict=True)
+        if batch.captions:
+            columns["caption"] = batch.captions
         return [{name: values[at] for name, values in columns.items()} for at in range(len(positions))]
 
     def _current(self) -> Order:

@@ -7,7 +7,7 @@ import os
 import pickle
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.local import as_it_is, begin_worker
+from tailwise.loader.captions import CaptionMix
 from tailwise.loader.dataset import (
     Batch,
     BatchDataset,
@@ -38,6 +39,7 @@ from tailwise.loader.pool import DEFAULT_CACHE_BYTES, open_pool
 from tailwise.loader.ranks import Group, find_ranks, ranks_of
 from tailwise.loader.sections import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
+from tailwise.requests import caption_weights
 from tailwise.shards.decode import decode_rgb
 
 MANY_ROWS = 4_000_000  # of a plan, whose counting takes a while
@@ -70,6 +72,8 @@ class Loader:
         block: samples of a lane that are shuffled together.
         compose: "shuffle", "spread" or "diverse", see OrderOptions.
         first_epoch: the plan's epoch to start with.
+        captions: joined captions and their weights, such as {"recap": 0.7, "original": 0.3}. Which one a draw uses depends on (seed,
+            epoch, sample) alone. "original" is the sample's own, as for samples that lack the other. None: samples' own.
         check: check of the shards: "none"; "size" (length and first block before reading, the fingerprint when a shard is opened); or
             "index" (the index and the fingerprint before reading).
         on_damaged: shards that are missing or changed, or that fail while they are read, are an "error"; or "replace" their samples, as
@@ -116,6 +120,7 @@ class Loader:
         block: int = OrderOptions.block,
         compose: str = "shuffle",
         first_epoch: int = 0,
+        captions: Mapping[str, float] | None = None,
         check: str = "size",
         on_damaged: str = "error",
         max_replaced: float = 0.01,
@@ -132,7 +137,9 @@ class Loader:
         _check_bounds(batch_size=batch_size, workers=workers, prefetch=prefetch)
         global_batch = batch_size * world_size
         chosen = choose_lanes(global_batch, world_size) if lanes is None else lanes
-        options = OrderOptions(global_batch, accumulation, seed, chosen, block, compose, first_epoch)
+        options = OrderOptions(
+            global_batch, accumulation, seed, chosen, block, compose, first_epoch, caption_weights(captions)
+        )
         options.check_ranks(world_size)
         self.plan, self.order = plan, Order(plan, options)
         self.position = 0
@@ -154,6 +161,7 @@ class Loader:
             replaces=on_damaged == "replace",
             stride=1 if self._threads else max(1, workers),
             names=names,
+            captions=CaptionMix(plan.catalog, options.captions, seed) if options.captions else None,
             ahead_bytes=cache_bytes // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
             lock=threading.Lock() if self._threads else nullcontext(),
         )
@@ -270,6 +278,11 @@ class Loader:
     def replaced(self) -> int:
         """Replaced samples of this rank, since the loader was made, or by its state."""
         return self._replaced.counts.replaced
+
+    @property
+    def without_caption(self) -> int:
+        """Samples of this rank, as for `replaced`, that lacked the caption that was drawn, and had their own."""
+        return self._replaced.counts.without_caption
 
     def _note_repeats(self, position: int, epoch: int) -> None:
         """Warn once if a sample comes twice in a step (all ranks and accumulated batches), because the epoch draws too few."""

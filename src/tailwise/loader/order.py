@@ -8,7 +8,8 @@ To keep rows apart, a span needs its neighbours; so even spans are settled alone
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from math import ceil
 from typing import Any, Literal, get_args
@@ -22,6 +23,7 @@ from tailwise.errors import UserError
 from tailwise.kernels.compose import deal, pick_diverse
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.spacing import space_out
+from tailwise.loader.captions import CaptionMix
 from tailwise.loader.sections import SIZE, Samples, Section, Sections, units_of
 from tailwise.plan.plan import Plan
 from tailwise.requests import at_least
@@ -56,6 +58,9 @@ class OrderOptions:
     block: int = 8192  # about the number of samples of a lane that are shuffled together
     compose: str = "shuffle"
     first_epoch: int = 0  # the plan's epoch that the order starts with
+    captions: Mapping[str, float] = field(
+        default_factory=dict
+    )  # share of each, see `caption_weights`; empty: samples' own
 
     def check(self) -> None:
         """Raise a UserError if an option is out of bounds."""
@@ -108,8 +113,11 @@ class Order:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of everything that decides the order: equal if and only if the orders are."""
-        return digest([FORMAT, artifact_id(self.plan.manifest), asdict(self.options)])
+        """Hash of everything that decides the order and its captions: equal if and only if both are."""
+        options, captions = asdict(self.options), self.options.captions
+        del options["captions"]
+        mixed = [dict(captions), CaptionMix(self.plan.catalog, captions, 0).ids]
+        return digest([FORMAT, artifact_id(self.plan.manifest), options, *mixed * bool(captions)])
 
     @property
     def taken(self) -> int:

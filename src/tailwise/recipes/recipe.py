@@ -34,6 +34,7 @@ class Phase:
     lanes: Positive | None = None  # see `tailwise.Loader`; None for the default
     block: Positive | None = None  # see `tailwise.Loader`; None for the default
     compose: Text | None = None  # see `tailwise.Loader`; None for the default
+    captions: Values = field(default_factory=dict)  # weights of joined captions by name; empty for samples' own
     open_clip: Values = field(default_factory=dict)  # arguments of open_clip's trainer, without the dashes
 
 

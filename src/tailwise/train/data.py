@@ -72,7 +72,8 @@ class Record:
     """Appends one JSON line per batch of this rank to FOLDER/RUN.rank-R.jsonl.
 
     A line has segment, batch, epochs and rows (of each sample), pixels and texts (CRC-32 of the tensors' bytes, 8 hexadecimal
-    digits), and replaced (number of replaced samples). A batch that is repeated after a resumption has two lines; the later one counts.
+    digits), replaced (number of replaced samples), and captions (their names, if there are several).
+    A batch that is repeated after a resumption has two lines; the later one counts.
     """
 
     def __init__(self, folder: Path, run: str, rank: int) -> None:
@@ -91,6 +92,7 @@ class Record:
             "pixels": checksum(batch.images),
             "texts": checksum(batch.texts),
             "replaced": len(batch.replaced),
+            **({"captions": batch.captions} if batch.captions else {}),
         }
         self._stream.write(json.dumps(line, separators=(",", ":")) + "\n")
         self._stream.flush()

@@ -34,7 +34,15 @@ from tailwise.train.runs import check_same, read_run, write_run
 
 logger = logging.getLogger(__name__)
 REPLACING = ("check", "damaged")  # options that decide which samples are replaced
-ORDER = ("accumulation", "seed", "lanes", "block", "compose", "first_epoch")  # of OrderOptions and of Loader
+ORDER = (
+    "accumulation",
+    "seed",
+    "lanes",
+    "block",
+    "compose",
+    "first_epoch",
+    "captions",
+)  # of OrderOptions and of Loader
 
 
 def train(
@@ -167,6 +175,12 @@ def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, con
     with closing(record) if record is not None else nullcontext(), _replaced(trainer.main, get_data=get_data):
         yield
     for loader in made:
+        if loader.without_caption:
+            logger.info(
+                "%s draws of rank %d had samples without the caption that was drawn: their own was used",
+                f"{loader.without_caption:,}",
+                run.rank,
+            )
         loader.close()
 
 

@@ -79,6 +79,7 @@ def outline(plan: Plan, run: Run, options: TrainRequest, *, last: bool) -> dict[
         "global_batch": order.batch_size,
         "batch_size": run.parsed.batch_size,
         **{name: getattr(order, name) for name in ("accumulation", "seed", "lanes", "block", "compose")},
+        **({"captions": dict(order.captions)} if order.captions else {}),
         "open_clip": trainer_arguments(plan, run, options),
         "writes": [] if finished else [str(path) for path in _written(plan, run, options, last=last)],
     }
@@ -147,6 +148,9 @@ def describe(plan: Plan, runs: Sequence[Run], options: TrainRequest, report: Rep
             f"  {run.batches:,} batches of {order.batch_size:,} samples ({run.ranks} ranks × {run.parsed.batch_size:,}), "
             f"{run.batches // order.accumulation:,} steps, {run.batches * order.batch_size:,} samples"
         )
+        if order.captions:
+            shares = ", ".join(f"{name} {share:.4g}" for name, share in order.captions.items())
+            report(f"  captions: {shares}; samples that lack one have their own")
         report(
             f"  {run.segments}, a checkpoint after each; left out: {left} batch{'es' * (left != 1)} "
             f"({left * order.batch_size:,} samples), and samples that fill no batch"

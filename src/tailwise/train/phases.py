@@ -13,11 +13,12 @@ from tailwise.catalog.files import digest
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.context import Context
 from tailwise.errors import UserError
+from tailwise.loader.captions import CaptionMix
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.pool import ON_DAMAGED
 from tailwise.plan.plan import Plan
 from tailwise.recipes import Phase, Recipe
-from tailwise.requests import TrainRequest, bytes_of
+from tailwise.requests import TrainRequest, bytes_of, caption_weights
 from tailwise.shards.verify import CHECKS
 from tailwise.text import option_words
 from tailwise.train.arguments import LOCAL_MODEL, check_model, deciding, parse, refuse_owned, require_model
@@ -127,7 +128,9 @@ def _phases(options: TrainRequest, recipe: Recipe | None) -> list[Phase]:
     if options.epochs is not None and len(phases) > 1:
         raise UserError(f"`epochs` {options.epochs}: the recipe has {len(phases)} phases: give `samples_seen` instead")
     own = {name: getattr(options, name) for name in ("checkpoint_every", "lanes", "block", "compose")}
-    given = {name: value for name, value in own.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    if options.captions is not None:
+        given["captions"] = caption_weights(options.captions)
     if options.epochs is not None:
         given |= {"epochs": options.epochs, "samples_seen": None}
     lengths: list[dict[str, Any]] = [
@@ -199,7 +202,8 @@ def _decide_one(
     seed = int(plan.config.get("seed", 0)) if options.seed is None else options.seed
     compose = phase.compose or "shuffle"
     first = 0 if start is None else start.last_epoch + 1
-    order = OrderOptions(global_batch, accumulation, seed, lanes, block, compose, first)
+    captions = caption_weights(phase.captions)
+    order = OrderOptions(global_batch, accumulation, seed, lanes, block, compose, first, captions)
     order.check_ranks(ranks)
     counting = Order(plan, order, keep=keep)
     batches = _batches(counting, phase, first, context)
@@ -221,6 +225,7 @@ def _decide_one(
         "global batch": global_batch,
         "accumulation": accumulation,
         "first epoch": first,
+        **({"captions": dict(captions), "joined": CaptionMix(plan.catalog, captions, seed).ids} if captions else {}),
         "segments": segments.count,
         "batches of a segment": segments.length,
         **({} if segments.last == segments.length else {"batches of the last segment": segments.last}),
