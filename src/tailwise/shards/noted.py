@@ -12,6 +12,7 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.shards.columns import BATCH_ROWS, DAMAGE, open_table, texts
 from tailwise.shards.containers import container_of
+from tailwise.shards.packed import plain
 from tailwise.storage.files import open_binary
 
 NOTED = ("sha256", "url")
@@ -68,7 +69,7 @@ def _of_table(path: str, name: str, identifiers: Sequence[str]) -> Iterator[tupl
 
 def _of_json(path: str, samples: pa.Table, name: str) -> Iterator[str]:
     """Yield the value in the JSON of each sample of a tar; "" where the sample has none."""
-    with open_binary(path) as stream:
+    with open_binary(path) as file, plain(path, file) as stream:
         for offset, size in zip(
             *(samples.column(f"json_{what}").to_pylist() for what in ("offset", "bytes")), strict=True
         ):
