@@ -27,9 +27,17 @@ from tailwise.context import Context
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.loader.loader import Loader
 from tailwise.plan.plan import Plan
-from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, ScoreRequest
+from tailwise.requests import (
+    CaptionsRequest,
+    ClusterRequest,
+    DedupRequest,
+    FilterRequest,
+    ScoreRequest,
+    ShardsRequest,
+)
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.grouping.match import match_entries
+from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.scoring.filter import filter_samples
 from tailwise.steps.upkeep.status import status
 from tailwise.steps.upkeep.verify import verify
@@ -85,7 +93,8 @@ def make_everything(sources, where, output, entries):
     cluster(catalog, ClusterRequest(k=12, density="auto"))
     cluster(catalog, ClusterRequest(k=10, name="drawn", points_per_centroid=20))
     dedup(catalog, DedupRequest(epsilon=0.01))
-    filter_samples(catalog, FilterRequest("caption-words", keep=0.9))
+    join_captions(catalog, [entries.with_name("captions.csv")], CaptionsRequest(name="recap"))
+    filter_samples(catalog, FilterRequest("caption-words", keep=0.9, captions="recap"))
     match_entries(catalog, entries, workers=1)
     without = ("duplicates",)
     plan = make_plan(catalog, "p", PlanRequest("dynamics", keep=0.5, without=without))
@@ -94,7 +103,8 @@ def make_everything(sources, where, output, entries):
     np.save(output / "draw.npy", plan.draw(3))
     for to, name in (("rates-json", "rates.json"), ("keys", "keys.txt"), ("parquet", "epoch.parquet")):
         export_plan(plan, to, output / name, epoch=None if to == "rates-json" else 1)
-    export_plan(plan, "shards", output / "shards", epoch=1)
+    sharding = ShardsRequest(captions="recap:2,original:1")
+    export_plan(plan, "shards", output / "shards", epoch=1, sharding=sharding)
     return catalog
 
 
@@ -102,6 +112,8 @@ def make_everything(sources, where, output, entries):
 def test_every_step_gives_the_same_bytes(requests, _small_catalog_source, tmp_path, clean_folder, tree_bytes, caplog):
     sources = [_small_catalog_source / "pool", _small_catalog_source / "embeddings"]
     (tmp_path / "entries.txt").write_text("group\n")
+    lines = [f"{row:06d},new caption of {row}" for row in range(0, 600, 2)]
+    (tmp_path / "captions.csv").write_text("\n".join(["key,caption", *lines]))
     local = make_everything(sources, tmp_path / "catalog", tmp_path / "a", tmp_path / "entries.txt")
     remote = make_everything(sources, URL, tmp_path / "b", tmp_path / "entries.txt")
     assert requests.total() < 2000
