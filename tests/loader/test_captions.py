@@ -1,6 +1,7 @@
 """Several captions a sample: which one a draw uses, whatever ranks, workers and interruptions; and what says which it was."""
 
 import json
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -16,6 +17,7 @@ from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.loader.captions import CaptionMix
 from tailwise.loader.epoch import EpochDataset
 from tailwise.loader.loader import Loader
+from tailwise.loader.webdataset import select
 from tailwise.requests import CaptionsRequest, PlanRequest, ShardsRequest, caption_weights
 from tailwise.shards.webdataset import read_shard
 from tailwise.steps.importing.captions import join_captions
@@ -128,6 +130,25 @@ def test_an_epoch_as_a_dataset_has_the_loaders_captions(plan):
     assert [sample["text"] for sample in samples] == [expected(7, 3, sample["row"])[0] for sample in samples]
     assert {sample["caption"] for sample in samples} == {"recap", "short", "original"}
     assert "caption" not in EpochDataset(plan, batch_size=8)[0]
+
+
+def test_a_webdataset_pipeline_has_the_draws_of_the_plans_seed(plan, own_pool):
+    paths = own_pool.shards()["path"].to_pylist()
+    samples = [
+        {"__url__": paths[row["shard"]], "__key__": row["key"], "txt": row["caption"].encode()}
+        for part in own_pool.parts()
+        for row in own_pool.samples(part, ["shard", "key", "caption"]).to_pylist()
+    ]
+    stage = pickle.loads(pickle.dumps(select(plan, 2, captions=MIX)))
+    passed = list(stage(samples))
+    assert [int(sample["__key__"]) for sample in passed] == np.flatnonzero(plan.draw(2, slice(0, 1000))).tolist()
+    assert [sample["txt"].decode() for sample in passed] == [
+        expected(4, 2, int(sample["__key__"]))[0] for sample in passed
+    ]
+    assert {sample["__caption__"] for sample in passed} == {"original", "recap", "short"}
+    assert all(sample in samples for sample in select(plan, 2)(samples))
+    with pytest.raises(UserError, match="no captions named 'none'"):
+        select(plan, captions={"none": 1})
 
 
 def test_exported_shards_have_the_draws_of_the_plans_seed(plan, tmp_path):

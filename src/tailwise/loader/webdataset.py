@@ -6,7 +6,7 @@ import logging
 import os
 import posixpath
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -22,7 +22,9 @@ from tailwise.catalog.files import read_record
 from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.errors import UserError
+from tailwise.loader.captions import CaptionMix
 from tailwise.plan.plan import Plan
+from tailwise.requests import caption_weights
 from tailwise.shards.fingerprint import EVERY, SOME, ChangedShardError, comparable_shards, compare_shard
 from tailwise.storage.remote import is_remote
 
@@ -34,6 +36,9 @@ UNKNOWN = ("error", "drop")
 _COUNTERS = 1024  # one per worker, so that none is written by two
 
 Sample = dict[str, Any]
+Drawn = tuple[
+    int, str | None, str | None
+]  # copies; caption, None for the sample's own; and its name, if there are several
 
 
 class Select:
@@ -48,12 +53,17 @@ class Select:
         plan: a plan.
         epoch: the first epoch, 0, 1, …; see `set_epoch`.
         unknown: a sample of a shard that the plan does not know is an "error", or "drop" it.
+        captions: joined captions and their weights, see `Loader`; with the plan's seed. The one that is drawn replaces "txt" of the
+            sample, UTF-8, and its name is in `__caption__`.
     """
 
-    def __init__(self, plan: Plan, epoch: int = 0, unknown: str = "error") -> None:
+    def __init__(
+        self, plan: Plan, epoch: int = 0, unknown: str = "error", captions: Mapping[str, float] | None = None
+    ) -> None:
         if unknown not in UNKNOWN:
             raise UserError(f"unknown={unknown!r}: must be one of {', '.join(UNKNOWN)}")
-        self._plan, self._unknown = plan, unknown
+        self._plan, self._unknown, self._captions = plan, unknown, caption_weights(captions)
+        CaptionMix(plan.catalog, self._captions, 0)  # refuses unknown ones
         # A tensor in shared memory reaches workers however they are started; a multiprocessing.Value is bound to one way.
         self._shared = torch.zeros(1 + _COUNTERS, dtype=torch.int64)
         self._shared.share_memory_()  # type: ignore[no-untyped-call]
@@ -88,19 +98,23 @@ class Select:
                 raise UserError(
                     "a sample has no __url__ and __key__: put select(plan) right behind tarfile_to_samples"
                 ) from error
-            copies = lookup.copies(url, key, int(shared[0]), self._unknown)
-            if copies is None:
+            found = lookup.copies(url, key, int(shared[0]), self._unknown)
+            if found is None:
                 shared[counter] += 1
-            elif copies == 1:
-                yield sample
+                continue
+            copies, caption, name = found
+            more: Sample = {} if name is None else {"__caption__": name}
+            more |= {} if caption is None else {"txt": caption.encode()}
+            if copies == 1:
+                yield {**sample, **more} if more else sample
             else:
                 for number in range(copies):
-                    yield {**sample, "__copy__": number}
+                    yield {**sample, **more, "__copy__": number}
 
     def _opened(self) -> _Lookup:
         """Return this process's own view of the plan, without locks and memory maps of another process."""
         if self._lookup is None or self._lookup.process != os.getpid():
-            self._lookup = _Lookup(Plan(Catalog.open(self._plan.catalog.folder), self._plan.name))
+            self._lookup = _Lookup(Plan(Catalog.open(self._plan.catalog.folder), self._plan.name), self._captions)
         return self._lookup
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,7 +132,8 @@ select = Select
 class _Lookup:
     """Copies by URL and key, for one process."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, captions: Mapping[str, float]) -> None:
+        self.mix = CaptionMix(plan.catalog, captions, plan.config["seed"]) if captions else None
         self.process = os.getpid()
         self.plan, self.removals = plan, Removals.of(plan.catalog, plan.snapshot)
         shards = comparable_shards(plan.catalog, plan.snapshot)
@@ -135,8 +150,8 @@ class _Lookup:
         self.is_rejected = lru_cache(KEPT_URLS)(self._is_rejected)
         self.shard_copies = lru_cache(KEPT_SHARDS)(self._shard_copies)
 
-    def copies(self, url: str, key: str, epoch: int, unknown: str) -> int | None:
-        """Return the copies of one sample in an epoch; None if it is not in the catalog."""
+    def copies(self, url: str, key: str, epoch: int, unknown: str) -> Drawn | None:
+        """Return what an epoch draws of one sample; None if it is not in the catalog."""
         shard = self.find(url)
         if shard is None:
             if unknown == "drop" or self.is_rejected(url):
@@ -213,13 +228,21 @@ class _Lookup:
                 *(url, DOUBTFUL, self.paths[shard]),
             )
 
-    def _shard_copies(self, shard: int, epoch: int) -> dict[str, int]:
+    def _shard_copies(self, shard: int, epoch: int) -> dict[str, Drawn]:
         mine = self.plan.rows_of(shard)
         first_of_part = self.plan.rows_of(self.parts.index(self.parts[shard])).start
         rows = np.arange(mine.start - first_of_part, mine.stop - first_of_part)
         keys = self.plan.catalog.samples_at(self.parts[shard], rows, ["key"]).column("key").to_pylist()
         copies = self.plan.draw(epoch, mine) * self.removals.keeps(mine)
-        return dict(zip(keys, copies.tolist(), strict=True))
+        chosen: list[tuple[str | None, str | None]] = [(None, None)] * len(keys)
+        if self.mix is not None:
+            found = self.mix.of(np.arange(mine.start, mine.stop), np.full(len(keys), epoch, np.int32))
+            chosen = [
+                (text, name) if count else (None, None)
+                for text, name, count in zip(found.texts, found.names, copies.tolist(), strict=True)
+            ]
+        pairs = zip(copies.tolist(), chosen, strict=True)
+        return dict(zip(keys, ((count, *caption) for count, caption in pairs), strict=True))
 
 
 def _readable(url: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import column_dimension
+from tailwise.shards.members import MemberChoice
 from tailwise.shards.webdataset import read_shard
 from tailwise.sources import find
 
@@ -39,7 +40,9 @@ class Pool:
             samples, about, dimension = catalog.snapshot().rows, "", column_dimension(catalog, "image")
         elif tars := find(sources).tars:
             path, size = next(iter(tars.items()))
-            samples = round(read_shard(path).samples.num_rows * sum(tars.values()) / max(size, 1))
+            asked = next((job.asked for job in jobs if job.step.command == "import"), {})
+            choice = MemberChoice.given(asked.get("image"), asked.get("caption"))
+            samples = round(read_shard(path, choice).samples.num_rows * sum(tars.values()) / max(size, 1))
             about = f"{len(tars):,} tars, about "
         return cls(samples, about, dimension or DIMENSION, clusters, matrix_speed())
 
