@@ -40,13 +40,22 @@ class Handler(BaseHTTPRequestHandler):
     connection_bytes: float
 
     def do_GET(self):  # noqa: D102
-        first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups())
+        path = self.folder / self.path[1:]
+        size = path.stat().st_size if path.exists() else 0
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", f"bytes=0-{size}"))
+        first, last = map(int, found.groups())
         time.sleep(self.latency_seconds)
-        with (self.folder / self.path[1:]).open("rb") as stream:
+        if not size:
+            self.send_error(404)
+            return
+        with path.open("rb") as stream:
             stream.seek(first)
             content = stream.read(last + 1 - first)
-        self.send_response(206)
+        self.send_response(206 if "Range" in self.headers else 200)
         self.send_header("Content-Length", str(len(content)))
+        self.send_header("Accept-Ranges", "bytes")
+        if "Range" in self.headers:
+            self.send_header("Content-Range", f"bytes {first}-{first + len(content) - 1}/{size}")
         self.end_headers()
         began = time.monotonic()
         for at in range(0, len(content), CHUNK_BYTES):
@@ -62,6 +71,9 @@ class Server(ThreadingHTTPServer):
     """Takes many connections at once."""
 
     request_queue_size = 128
+
+    def handle_error(self, *_):  # noqa: D102  (clients end connections)
+        pass
 
 
 def serve(folder: Path, latency_seconds: float, connection_bytes: float, port: multiprocessing.SimpleQueue) -> None:

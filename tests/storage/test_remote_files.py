@@ -24,6 +24,7 @@ from tailwise.storage.errors import (
 )
 from tailwise.storage.files import BLOCK_BYTES, open_binary
 from tailwise.storage.remote import read_range, size_of
+from tailwise.storage.spans import LinkEstimate
 from tailwise.text import redacted
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -218,6 +219,37 @@ def test_few_requests_read_much(server):
             stream.seek(start)
             assert stream.read(512) == CONTENT[start : start + 512]
     assert len(server.asked) == 2
+
+
+def test_far_bytes_are_passed_over_and_near_ones_are_not(server, monkeypatch):
+    monkeypatch.setattr(LinkEstimate, "request_bytes", 1000.0)
+    with open_binary(server.url) as stream:
+        for start, asked in (
+            (200_000, (200_000, 265_536)),
+            (70_000, (70_000, 135_536)),
+            (136_500, (136_500, len(CONTENT))),
+        ):
+            stream.seek(start)
+            assert stream.read(100) == CONTENT[start : start + 100]
+            assert server.asked[-1] == asked
+        assert len(server.asked) == 4
+
+
+def test_what_is_kept_or_fetched_is_not_asked_for_again(server, monkeypatch):
+    monkeypatch.setattr(LinkEstimate, "request_bytes", 1000.0)
+    spans = [(start, start + 50) for start in range(100_000, 200_000, 500)] + [(250_000, 251_000)]
+    with open_binary(server.url) as stream:
+        stream.keep(lambda: [(10, 30), (65_530, 65_540)])  # the second one ends behind the block
+        stream.seek(150_000)
+        assert stream.read(5) == CONTENT[150_000:150_005]
+        stream.fetch(spans)
+        assert sorted(server.asked[2:]) == [(100_000, 199_550), (250_000, 251_000)]
+        for start, stop in [*spans, (10, 30), (10, 20)]:
+            stream.seek(start)
+            assert stream.read(stop - start) == CONTENT[start:stop]
+        assert len(server.asked) == 4
+        stream.seek(65_530)
+        assert stream.read(10) == CONTENT[65_530:65_540] and len(server.asked) == 5
 
 
 # --- what is given up ------------------------------------------------------------------------------------------------------

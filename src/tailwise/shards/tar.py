@@ -22,7 +22,7 @@ _FOLDERS = frozenset((0x35, 0x44, 0x56))  # '5', GNU's listing 'D', volume label
 _DATALESS = frozenset((0x31, 0x32, 0x33, 0x34, 0x35, 0x36))  # their size, if any, is not that of content behind them
 _ZEROS = bytes(BLOCK)
 _SCANNED_BYTES = 1 << 16
-_WINDOW_BYTES = 1 << 14
+WINDOW_BYTES = 1 << 14  # read at once
 _ADLER = 65521
 _MAGIC = {
     b"\x1f\x8b": ("gzip", "gunzip"),
@@ -167,22 +167,23 @@ def _pax_records(content: bytes) -> dict[bytes, bytes]:
     return records
 
 
-def index_tar(stream: BinaryIO, size_bytes: int) -> TarIndex:
+def index_tar(stream: BinaryIO, size_bytes: int, start: int = 0, members: list[Member] | None = None) -> TarIndex:
     """Return the whole members of an uncompressed tar of this length, to the end of the file: several tars may have been joined to one.
 
-    A tar that ends within a member, or has a damaged header, gives the members before it.
+    A tar that ends within a member, or has a damaged header, gives the members before it. The walk begins at the header at `start`. An
+    empty list of `members` is filled meanwhile.
     """
-    found = TarIndex([], None, None)
+    found = TarIndex([] if members is None else members, None, None)
     try:
-        ended = _walk(stream, size_bytes, found)
+        ended = _walk(stream, size_bytes, found, start)
     except _DamageError as damage:
         return replace(found, damage=str(damage), damaged_name=damage.name)
     return replace(found, ended=ended)
 
 
-def _walk(stream: BinaryIO, size_bytes: int, found: TarIndex) -> bool:
-    """Add the members to `found`; return whether blocks of zeros come last."""
-    position = start = 0
+def _walk(stream: BinaryIO, size_bytes: int, found: TarIndex, position: int) -> bool:
+    """Add the members from a position on to `found`; return whether blocks of zeros come last."""
+    start = position
     window = b""  # bytes of the tar from `start` on: headers of small members are read together
     sums: dict[bytes, int] = {}  # `_low_sum` of each field
     ended = False
@@ -192,7 +193,7 @@ def _walk(stream: BinaryIO, size_bytes: int, found: TarIndex) -> bool:
         header = window[position - start : position - start + BLOCK]
         if len(header) < BLOCK:
             stream.seek(position)
-            window, start = stream.read(_WINDOW_BYTES), position
+            window, start = stream.read(WINDOW_BYTES), position
             header = window[:BLOCK]
         if header == _ZEROS:
             ended = True

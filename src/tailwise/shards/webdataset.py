@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ from tailwise.shards.columns import MAX_TEXT_BYTES
 from tailwise.shards.content import HARMLESS, Pairs, ShardContent, samples_schema, unreadable_shard, without_samples
 from tailwise.shards.decode import ImageError, too_long
 from tailwise.shards.fingerprint import blocks_of_stream, read_fingerprint
+from tailwise.shards.given_index import given_index
 from tailwise.shards.grouping import (
     DEFAULT,
     Grouped,
@@ -32,7 +33,7 @@ from tailwise.shards.members import JSON, JSON_FIELD, MemberChoice, text_at
 from tailwise.shards.metadata import SIDES, parse_uid, read_sidecar
 from tailwise.shards.packed import plain
 from tailwise.shards.tar import MAGIC_BYTES, Member, TarIndex, compression_of, index_tar
-from tailwise.storage.files import open_binary, open_whole
+from tailwise.storage.files import RemoteFile, open_binary, open_whole
 from tailwise.storage.remote import is_remote
 from tailwise.text import is_unicode
 
@@ -42,6 +43,7 @@ FOUND_COLUMNS = (
 )
 OF_JSON = frozenset({*SIDES, "uid"})
 MAX_JSON_BYTES = 16_000_000  # a longer one is ignored, as a broken one
+MAX_KEPT_BYTES = 1 << 16  # of a text that is kept until it is needed
 MAX_TARGET_BYTES = 1 << 20  # of a class number or some captions
 PAIR_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # the first that a sample has, as clip_benchmark takes it
 
@@ -61,8 +63,10 @@ def read_shard(path: str, choice: MemberChoice = DEFAULT) -> ShardContent:
             tar_bytes, packed = _size_and_compression(stream)
             if packed:
                 return without_samples([rejection(path, "compressed tar", None, packed)], size_bytes)
-            index = index_tar(stream, tar_bytes)
+            index, why_walked = _index(path, stream, tar_bytes, choice)
             grouped = group_members(index, path, choice)
+            if why_walked:
+                grouped.rejected.append(rejection(path, "index not used", None, why_walked, rows=0))
             sidecar = read_sidecar(path, grouped.groups)
             grouped.rejected += sidecar.rejected
             reader = _Reader(grouped, stream, path, choice, unused)
@@ -75,6 +79,34 @@ def read_shard(path: str, choice: MemberChoice = DEFAULT) -> ShardContent:
     grouped.rejected += [rejection(path, why, None, None, rows) | {"stage": "json"} for why, rows in unused.items()]
     rejected = pa.Table.from_pylist(grouped.rejected, schema=REJECTED_SCHEMA)
     return ShardContent(table, rejected, size_bytes, _index_checksum(index), fingerprint, grouped.counts)
+
+
+def _index(path: str, stream: BinaryIO, size_bytes: int, choice: MemberChoice) -> tuple[TarIndex, str | None]:
+    """Return the index of a tar, another tool's or our own, and why another tool's is not used. A remote file keeps the texts."""
+    endings = {name.rpartition(".")[2] for name in (JSON, *choice.captions) if not name.startswith(JSON_FIELD)}
+
+    def texts(members: Iterable[Member]) -> list[tuple[int, int]]:
+        found = (
+            item for item in members if item.size <= MAX_KEPT_BYTES and item.name.rpartition(".")[2].lower() in endings
+        )
+        return [(item.offset, item.offset + item.size) for item in found]
+
+    index, why = given_index(path, stream, size_bytes)
+    if index is not None:
+        if isinstance(stream, RemoteFile):
+            stream.fetch(texts(index.members))
+        return index, why
+    members: list[Member] = []
+    seen = 0
+
+    def new_texts() -> list[tuple[int, int]]:
+        nonlocal seen
+        first, seen = seen, len(members)
+        return texts(members[first:])
+
+    if isinstance(stream, RemoteFile):
+        stream.keep(new_texts)
+    return index_tar(stream, size_bytes, members=members), why
 
 
 def _size_and_compression(stream: BinaryIO) -> tuple[int, str | None]:

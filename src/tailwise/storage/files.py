@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from fsspec.spec import AbstractBufferedFile
-
 from tailwise.storage.errors import NoRangesError
 from tailwise.storage.remote import download, is_remote, read_range, size_of
+from tailwise.storage.spans import LinkEstimate, Span, Spans, coalesce
 
 BUFFER_BYTES = 1 << 14  # of a local file: the header after a small member of a tar comes along
 FIRST_BYTES = 1 << 16  # a small file comes whole with the first request
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES, BLOCK_GROWTH = 8 << 20, 8
+KEPT_BYTES = 256 << 20  # of one remote file
+CONNECTIONS = 8  # of one remote file
+_LINKS: defaultdict[str, LinkEstimate] = defaultdict(LinkEstimate)  # by host
 FREE_BYTES = 1 << 30  # of the temporary folder, that a download leaves
 
 
@@ -53,8 +60,12 @@ def _downloaded(url: str) -> BinaryIO:
     return cast("BinaryIO", stream)
 
 
-class RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
-    """A remote file, read in blocks; holds one of them."""
+class RemoteFile(io.RawIOBase):
+    """A remote file; holds one block of it, and what it is to keep.
+
+    Where a read begins soon behind the block, the next block is larger, up to BLOCK_BYTES. Where it begins so far behind that the bytes
+    between take longer than a request, they are not read, and the next block is small.
+    """
 
     def __init__(self, url: str) -> None:
         """Ask for the size and the first bytes; a NoRangesError if its server only sends the whole file, or states no size."""
@@ -63,8 +74,81 @@ class RemoteFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no t
         size = size_of(url) if size is None else size
         if size is None:
             raise NoRangesError(url, "its server does not state its size")
-        super().__init__(None, url, block_size=BLOCK_BYTES, size=size)
-        self.cache.cache, self.cache.end = first.content, len(first.content)
+        self._url, self._size, self._at = url, size, 0
+        self._link = _LINKS[url.split("/", 3)[2]]
+        self._start, self._content, self._block_bytes = 0, first.content, FIRST_BYTES
+        self._kept: dict[int, bytes] = {}
+        self._kept_bytes = 0
+        self._spans: Callable[[], Iterable[Span]] = lambda: ()
 
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        return read_range(self.path, start, end, self.size).content
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a byte, as of any file."""
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def tell(self) -> int:
+        """Return the number of the next byte."""
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes: all that are asked for, up to the end of the file."""
+        content = self._fetch(self._at, self._size if size is None or size < 0 else self._at + size)
+        self._at += len(content)
+        return content
+
+    def keep(self, spans: Callable[[], Iterable[Span]]) -> None:
+        """Keep some spans for later reads, up to KEPT_BYTES; `spans` yields those that are known since its last call.
+
+        It is called when a block is replaced, which holds them.
+        """
+        self._spans = spans
+
+    def fetch(self, spans: Iterable[Span]) -> None:
+        """Fetch spans that will be read soon, and keep them, up to KEPT_BYTES; several at a time, near ones with one request."""
+        wanted = sorted(spans)
+        starts = [start for start, _ in wanted]
+        pieces = coalesce(wanted, self._link.request_bytes, BLOCK_BYTES, Spans(()))
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            for first in range(0, len(pieces), CONNECTIONS):
+                group = pieces[first : first + CONNECTIONS]
+                for (start, stop), content in zip(group, pool.map(lambda piece: self._get(*piece), group), strict=True):
+                    mine = wanted[bisect_left(starts, start) : bisect_left(starts, stop)]
+                    self._keep(mine, start, content)
+
+    def _keep(self, spans: Iterable[Span], start: int, content: bytes) -> None:
+        """Keep spans that lie in some content, which begins at `start`."""
+        for span in spans:
+            if start <= span[0] and span[1] <= start + len(content) and self._kept_bytes < KEPT_BYTES:
+                self._kept[span[0]] = content[span[0] - start : span[1] - start]
+                self._kept_bytes += span[1] - span[0]
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        """Return bytes [start, end), or those of them that the file has."""
+        end = min(end, self._size)
+        if start >= end:
+            return b""
+        if len(kept := self._kept.get(start, b"")) >= end - start:
+            return kept[: end - start]
+        stop = self._start + len(self._content)
+        if not self._start <= start <= end <= stop:
+            self._keep(self._spans(), self._start, self._content)
+            near = self._start <= start <= stop + self._link.request_bytes
+            self._block_bytes = min(BLOCK_GROWTH * self._block_bytes, BLOCK_BYTES) if near else FIRST_BYTES
+            there = self._content[start - self._start :] if self._start <= start < stop else b""
+            more = self._get(start + len(there), min(max(end, start + self._block_bytes), self._size))
+            self._start, self._content = start, there + more
+        return self._content[start - self._start : end - self._start]
+
+    def _get(self, start: int, stop: int) -> bytes:
+        found = read_range(self._url, start, stop, self._size)
+        if found.seconds:
+            self._link.observe(len(found.content), found.seconds)
+        return found.content
