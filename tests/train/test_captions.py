@@ -46,7 +46,7 @@ def test_a_training_uses_and_records_the_captions(recaptioned, tiny_model, tmp_p
     assert (
         "captions: original 0.5, recap 0.5; samples that lack one" in run_tailwise(*command, "--dry-run", *after).stdout
     )
-    run_tailwise(*command, *after)
+    assert "draws of rank 0 had samples without the caption that was drawn" in run_tailwise(*command, *after).stderr
 
     mix = CaptionMix(recaptioned.catalog, {"original": 0.5, "recap": 0.5}, recaptioned.config["seed"])
     own = recaptioned.catalog.samples(recaptioned.catalog.parts()[0], ["caption"])["caption"].to_pylist()

@@ -77,11 +77,13 @@ def import_(
 @takes(CaptionsRequest)
 def captions(
     catalog: CatalogPath,
-    tables: Annotated[list[str], Argument(metavar="TABLE...", help="Files, folders or patterns.")],
+    tables: Annotated[list[str], Argument(metavar="TABLE...", help="Files, folders or patterns; or json:FIELD.")],
     request: CaptionsRequest,
     as_json: AsJson = False,
 ) -> None:
     """Join captions from tables (.parquet, .csv, .tsv, .jsonl) to the samples: captions beside their own. The tars are not touched.
+
+    With json:FIELD in place of tables, captions are those in a field of each sample's .json.
 
     Samples are named by uid, key, image_path, or by the sha256 or url that img2dataset notes in a tar's table or .json. Captions
     without a sample, ambiguous and second ones are counted by reason and listed in CATALOG/rejected.
@@ -89,6 +91,7 @@ def captions(
     Examples:
       tailwise captions my-catalog recaptions.parquet --name recap
       tailwise captions my-catalog 'Recap-DataComp-1B/*.parquet' --name recap --by sha256 --column re_caption
+      tailwise captions my-catalog json:blip.text --name blip
     """
     from tailwise.steps.importing.captions import join_captions
 

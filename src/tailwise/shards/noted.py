@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.shards.columns import BATCH_ROWS, DAMAGE, open_table, texts
 from tailwise.shards.containers import container_of
+from tailwise.shards.members import json_caption
 from tailwise.shards.packed import plain
 from tailwise.storage.files import open_binary
 
@@ -27,22 +28,54 @@ def noted_texts(catalog: Catalog, part: Part, name: str) -> list[str]:
     Raises:
         OSError: a tar cannot be read.
     """
-    samples = catalog.samples(part, ["shard", "key", "json_offset", "json_bytes"])
-    shards, found = samples.column("shard").to_numpy(), [""] * part.rows
-    paths: list[str] = catalog.shards().column("path").to_pylist()
-    for shard in np.unique(shards).tolist():
-        rows = np.flatnonzero(shards == shard)
-        mine = samples.take(pa.array(rows))
-        path = paths[shard]
+    found: list[str] = []
+    for path, samples in _by_shard(catalog, part):
         has_bytes = container_of(path).has_bytes
         table, identifiers = (f"{path.removesuffix('.tar')}.parquet", ("key",)) if has_bytes else (path, METADATA_IDS)
         by_key = dict(_of_table(table, name, identifiers))
-        values = [by_key.get(key, "") for key in mine.column("key").to_pylist()]
+        values = [by_key.get(key, "") for key in samples.column("key").to_pylist()]
         if has_bytes and not any(values):
-            values = list(_of_json(path, mine, name))
-        for row, value in zip(rows.tolist(), values, strict=True):
-            found[row] = value
+            values = [_value(content, name) for content in _jsons(path, samples)]
+        found += values
     return found
+
+
+def jsons_of(catalog: Catalog, part: Part) -> Iterator[tuple[str, str, bytes]]:
+    """Yield the path of the shard, the key, and the JSON of each row of a part; b"" where there is none.
+
+    Raises:
+        OSError: a tar cannot be read.
+    """
+    for path, samples in _by_shard(catalog, part):
+        contents = _jsons(path, samples) if container_of(path).has_bytes else [b""] * len(samples)
+        for key, content in zip(samples.column("key").to_pylist(), contents, strict=True):
+            yield path, key, content
+
+
+def _by_shard(catalog: Catalog, part: Part) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the path of each shard of a part, and its samples, in row order."""
+    samples = catalog.samples(part, ["shard", "key", "json_offset", "json_bytes"])
+    paths: list[str] = catalog.shards().column("path").to_pylist()
+    shards = samples.column("shard").to_numpy()
+    bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
+    for start, stop in pairwise(bounds):
+        yield paths[shards[start]], samples.slice(start, stop - start)
+
+
+def _jsons(path: str, samples: pa.Table) -> Iterator[bytes]:
+    """Yield the JSON of each sample of a tar; b"" where there is none."""
+    places = [samples.column(f"json_{what}").to_pylist() for what in ("offset", "bytes")]
+    with open_binary(path) as file, plain(path, file) as stream:
+        for offset, size in zip(*places, strict=True):
+            if offset is not None:
+                stream.seek(offset)
+            yield b"" if offset is None else stream.read(size)
+
+
+def _value(content: bytes, name: str) -> str:
+    with suppress(OSError):
+        return normalised(name, json_caption(content, (name,)).decode())
+    return ""
 
 
 def _of_table(path: str, name: str, identifiers: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -65,21 +98,6 @@ def _of_table(path: str, name: str, identifiers: Sequence[str]) -> Iterator[tupl
                     yield (key.lower() if id_column.lower() == "uid" else key), normalised(name, value)
     except DAMAGE:  # the import has reported it
         return
-
-
-def _of_json(path: str, samples: pa.Table, name: str) -> Iterator[str]:
-    """Yield the value in the JSON of each sample of a tar; "" where the sample has none."""
-    with open_binary(path) as file, plain(path, file) as stream:
-        for offset, size in zip(
-            *(samples.column(f"json_{what}").to_pylist() for what in ("offset", "bytes")), strict=True
-        ):
-            value = None
-            if offset is not None:
-                stream.seek(offset)
-                with suppress(ValueError, RecursionError):
-                    value = json.loads(stream.read(size))
-            text = value.get(name) if isinstance(value, dict) else None
-            yield normalised(name, text) if isinstance(text, str) else ""
 
 
 def normalised(name: str, text: str) -> str:

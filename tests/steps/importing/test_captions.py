@@ -285,3 +285,38 @@ def test_a_column_notes_its_captions(small_catalog, recap, run_tailwise):
         captions = [] if "--captions" in words else ["--captions", "recap"]
         command = ["embed", small_catalog.folder, "--encoder", "pixels", *words, *captions]
         assert said in run_tailwise(*command, code=2).stderr
+
+
+# --- captions in the JSON -----------------------------------------------------------------------------------------------
+
+
+def test_captions_in_json_stand_beside_others(tmp_path, make_tar, make_image, rejected_counts):
+    told = {
+        1: {"blip": {"text": "blip 1"}, "alt": "alt 1"},
+        2: {"alt": "alt 2"},
+        3: {"blip": {"text": ""}, "alt": "alt 3"},
+        4: {"blip": {"text": "x" * (MAX_TEXT_BYTES + 1)}},
+        5: {"blip": {"text": "\ud800"}},
+        6: {"blip": 7},
+    }
+    for shard in range(2):
+        members = []
+        for row in range(4 * shard, 4 * shard + 4):
+            members += [(f"{row}.jpg", make_image(row)), (f"{row}.txt", b"own")]
+            members += [(f"{row}.json", json.dumps(told[row]).encode())] if row in told else []
+        make_tar(tmp_path / "shards" / f"{shard}.tar", members)
+    catalog = import_pool(tmp_path / "shards", tmp_path / "pool", workers=1, part_rows=2).catalog
+    join_captions(catalog, ["json:blip.text,json:alt"], CaptionsRequest(name="blip"))
+    assert texts(catalog, "blip") == [None, "blip 1", "alt 2", "alt 3", None, None, None, None]
+    assert rejected_counts(catalog)["captions", "caption is too long"] == 1
+    assert rejected_counts(catalog)["captions", "no caption in the JSON"] == 4
+    for tables, request, said in (
+        (["json:none"], CaptionsRequest(name="x"), "no sample of .* has a caption in none"),
+        (["json:alt", "t.csv"], CaptionsRequest(name="x"), "can't be combined with tables"),
+        (["json:alt,txt"], CaptionsRequest(name="x"), "fields of the JSON alone"),
+        (["json:alt"], CaptionsRequest(name="x", by="uid"), "`by` does nothing with json:alt"),
+    ):
+        with pytest.raises(UserError, match=said):
+            join_captions(catalog, tables, request)
+    join_captions(catalog, ["json:alt"], CaptionsRequest(name="x"))
+    assert texts(catalog, "x") == [None, "alt 1", "alt 2", "alt 3", None, None, None, None]

@@ -1,4 +1,4 @@
-"""Captions from tables, joined to samples by key, uid, sha256 or url.
+"""Captions from tables, joined to samples by key, uid, sha256 or url; and captions from fields of the JSON in the tars.
 
 Captions that samples get are copied to a file of text; a read plan (see `joining`) says where that of each row is. Then each part is
 written in the order of its rows. Memory grows with neither the tables nor the pool.
@@ -7,6 +7,7 @@ written in the order of its rows. Memory grows with neither the tables nor the p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,18 @@ import pyarrow.compute as pc
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.captions import ORIGINAL, Captions, caption_columns
-from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import digest, file_digest, writing
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.files import HashedStream, digest, file_digest, writing
 from tailwise.catalog.kinds import CAPTIONS
-from tailwise.catalog.rejections import Rejections
+from tailwise.catalog.rejections import Rejections, RejectionWriter
 from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError, check_share, refuse_many
 from tailwise.mapped import release_pages
-from tailwise.requests import CaptionsRequest
-from tailwise.shards.columns import TOO_LONG, texts
+from tailwise.requests import CaptionsRequest, refuse_given
+from tailwise.shards.columns import MAX_TEXT_BYTES, TOO_LONG, texts
+from tailwise.shards.members import JSON_FIELD, MemberChoice, json_caption
 from tailwise.shards.metadata import is_utf8
-from tailwise.shards.noted import normalised
+from tailwise.shards.noted import jsons_of, normalised
 from tailwise.sources.embedding_files import NamedRows, Naming
 from tailwise.sources.tar_files import find_tables
 from tailwise.steps.importing.join import NO_KEY, column_names, read_columns
@@ -42,6 +44,7 @@ SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 KINDS: dict[str, Naming] = {"uid": "uid", "key": "key", "image_path": "key", "sha256": "sha256", "url": "url"}
 COLUMNS = ("caption", "text", "re_caption", "recaption")  # that hold captions, where the user names none
 EMPTY, LONG, NOT_UTF8 = "no caption in the row", "caption is too long", "caption is not UTF-8"
+NO_TEXT = "no caption in the JSON"
 
 
 @dataclass
@@ -67,7 +70,8 @@ def join_captions(
 
     Args:
         catalog: or its path; with samples.
-        tables: .parquet, .csv, .tsv or .jsonl files; folders and patterns of them. The first caption of a sample is taken.
+        tables: .parquet, .csv, .tsv or .jsonl files; folders and patterns of them. The first caption of a sample is taken. Or
+            one text json:FIELD, see `MemberChoice`: then captions are read from the JSON of each sample.
         request: name of the captions, and which columns.
         context: shows progress.
 
@@ -79,15 +83,22 @@ def join_captions(
     check_share(request.max_rejected)
     if request.name == ORIGINAL:
         raise UserError(f"`name` {ORIGINAL}: samples' own captions are called so; give another name")
-    paths = _find([str(table) for table in tables])
-    by, id_column, column = _choose(paths[0], request)
     snapshot, made = catalog.snapshot(), Rejections()
+    fields, paths = _fields([str(table) for table in tables], request), list[Path]()
+    by, id_column, column = "json", "", ",".join(fields)
+    if not fields:
+        paths = _find([str(table) for table in tables])
+        by, id_column, column = _choose(paths[0], request)
     config = {"snapshot": snapshot.number, "by": by, "id_column": id_column, "column": column}
     inputs = {"snapshot": snapshot.id, "tables": digest(list(map(file_digest, paths)))}
+    listed = layout.rejected_log(catalog.folder, layout.CAPTIONS, request.name)
     with Artifact(CAPTIONS.path(catalog.folder, request.name), "captions", config, inputs) as artifact:
-        if not artifact.done:
+        if not artifact.done and fields:
+            with made.writer(listed) as log:
+                figures = _read_jsons(artifact, catalog, snapshot, fields, log, context)
+            artifact.finish(figures)
+        elif not artifact.done:
             found = [_Table(path, id_column, column, KINDS[by]) for path in paths]
-            listed = layout.rejected_log(catalog.folder, layout.CAPTIONS, request.name)
             with scratch(artifact.folder / layout.JOINING, own=True) as work:
                 items, join = _join(catalog, snapshot, found, request, work, made, listed, context)
                 for item in context.progress(items, "writing captions", len(items)):
@@ -96,6 +107,21 @@ def join_captions(
             figures = {"samples": snapshot.rows, "captions": join.matched, "rows": join.read, "reasons": reasons}
             artifact.finish({**figures, "tables": list(map(str, paths))})
     return JoinedCaptions(Captions(catalog, request.name), made)
+
+
+def _fields(sources: Sequence[str], request: CaptionsRequest) -> tuple[str, ...]:
+    """Return the fields of JSON that are asked for in place of tables; none for tables."""
+    if not any(source.startswith(JSON_FIELD) for source in sources):
+        return ()
+    if len(sources) > 1:
+        raise UserError(
+            f"{JSON_FIELD}FIELD can't be combined with tables: give it alone, and join each under a name of its own"
+        )
+    refuse_given(request, {"by", "id_column", "column"}, f"with {sources[0]}")
+    choice = MemberChoice.given(None, sources[0])
+    if len(choice.fields) < len(choice.captions):
+        raise UserError(f"{sources[0]!r}: give fields of the JSON alone, such as json:alt.text,json:title")
+    return choice.fields
 
 
 def _find(sources: Sequence[str]) -> list[Path]:
@@ -233,16 +259,14 @@ def _text_of(places: Path) -> Path:
 
 def _write(artifact: Artifact, join: Join, item: PartFiles) -> None:
     """Write the captions of a part."""
-    (part, files), (ends, text) = item, caption_columns(artifact)
+    (part, files), (ends, _) = item, caption_columns(artifact)
     sizes = [values[:, 1].copy() for _, values in join.plan.values(item, 2, np.int64)]
     ends.write(part, np.cumsum(np.concatenate([np.empty(0, np.int64), *sizes]), dtype=np.int64))
     sources = {number: _text_of(join.plan.unpacked(number)) for number in files}
     maps = {number: np.memmap(path, np.uint8, "r") for number, path in sources.items() if path.stat().st_size}
     views = {number: array.data for number, array in maps.items()}
     rows = join.plan.rows(part)
-    with writing(text.path(part)) as stream:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
-        np.lib.format.write_array_header_1_0(stream, {**header, "shape": (sum(int(each.sum()) for each in sizes),)})
+    with _writing_text(artifact, part, sum(int(each.sum()) for each in sizes)) as stream:
         for span, values in join.plan.values(item, 2, np.int64):
             there = np.flatnonzero(values[:, 1])
             numbers, places = rows[span]["file"][there].tolist(), values[there].tolist()
@@ -250,3 +274,47 @@ def _write(artifact: Artifact, join: Join, item: PartFiles) -> None:
             stream.write(b"".join(pieces))
     for array in maps.values():
         release_pages(array)
+
+
+@contextmanager
+def _writing_text(artifact: Artifact, part: Part, size_bytes: int) -> Iterator[HashedStream]:
+    """Yield a stream to the text of a part, of so many bytes."""
+    with writing(caption_columns(artifact)[1].path(part)) as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(stream, {**header, "shape": (size_bytes,)})
+        yield stream
+
+
+def _read_jsons(
+    artifact: Artifact,
+    catalog: Catalog,
+    snapshot: Snapshot,
+    fields: tuple[str, ...],
+    log: RejectionWriter,
+    context: Context,
+) -> dict[str, Any]:
+    """Write the captions of all parts, which the samples' JSON holds; return figures."""
+    found, parts = 0, catalog.parts(snapshot)
+    for part in context.progress(parts, "reading captions", len(parts)):
+        contents = []
+        for path, key, content in jsons_of(catalog, part):
+            caption = b""
+            with suppress(OSError):
+                caption = json_caption(content, fields)
+            if not caption or len(caption) > MAX_TEXT_BYTES:
+                log.add("captions", LONG if caption else NO_TEXT, path, key)
+                caption = b""
+            contents.append(caption)
+            found += bool(caption)
+        ends = np.cumsum(list(map(len, contents)), dtype=np.int64)
+        caption_columns(artifact)[0].write(part, ends)
+        with _writing_text(artifact, part, int(ends[-1])) as stream:
+            stream.write(b"".join(contents))
+    if not found:
+        for written in (column.path(part) for part in parts for column in caption_columns(artifact)):
+            written.unlink()  # so that another field can have this name
+        raise UserError(
+            f"no sample of {catalog.folder} has a caption in {' or '.join(fields)} of its .json: name another field"
+        )
+    reasons = {reason: rows for (_, reason), rows in sorted(log.counts.items())}
+    return {"samples": snapshot.rows, "captions": found, "rows": snapshot.rows, "reasons": reasons, "tables": []}
