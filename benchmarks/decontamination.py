@@ -31,7 +31,7 @@ from tailwise.progress import bars
 from tailwise.requests import DedupRequest, EmbedRequest
 from tailwise.shards.decode import decode_rgb
 
-EPSILONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15)
+EPSILONS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 
 def save(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:

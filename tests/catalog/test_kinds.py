@@ -59,7 +59,7 @@ def test_status_lists_it(full_catalog, kind):
     assert [item["name"] for item in listed] == kind.finished(full_catalog.folder)
     assert listed
     assert all(item.keys() == {"name", *kind.columns, "snapshot", "state"} for item in listed)
-    for column in {*kind.columns} - {"merge", "group_by", "extends", "without"}:  # not of these artifacts
+    for column in {*kind.columns} - {"merge", "group_by", "extends", "without", "against"}:  # not of these artifacts
         assert any(item[column] for item in listed)
 
 

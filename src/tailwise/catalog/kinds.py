@@ -83,7 +83,7 @@ MATCHES = Kind("matches", layout.MATCHES, ("ignore_case",))
 DROP_LIST = Kind(
     "drop lists",
     layout.DROP_LISTS,
-    ("without",),
+    ("epsilon", "exact", "against", "without"),
     made_by={
         "dedup": lambda asked: asked["name"] or name_of_dedup(asked["against"], asked["exact"]),
         "filter": lambda asked: asked["name"] or plain_name(asked["by"]),

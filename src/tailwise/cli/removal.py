@@ -163,7 +163,8 @@ def _verdict(item: Mapping[str, Any]) -> str:
     value = f", value {item['value']:.6g}" if "value" in item else ""
     kept = f", kept {item['kept_key']} of {item['kept_shard']}" if "kept_key" in item else ""
     if "file" in item:
-        kept = f", {'the mirror image of ' * item['mirrored']}{item.get('key', item.get('number'))} of {item['file']}"
+        image = item.get("key", f"image {item.get('number')}")
+        kept = f", {'the mirror image of ' * item['mirrored']}{image} of {item['file']}"
     near = f", cosine {item['similarity']:.4f}" if "similarity" in item else ""
     return f"dropped: {item['reason']}{value}{kept}{near}"
 

@@ -60,10 +60,13 @@ def find_set(data: str, classes: Path | None = None, templates: Path | None = No
 def find_images(data: str) -> tuple[str, tuple[Shard, ...]]:
     """Return name and images of a set as of `find_set`, where targets and class names may be missing, or of any folder of images."""
     root, tars = _find_tars(data)
+    found = tuple(
+        TarShard(path, () if path.endswith(".parquet") else ("cls",)) for path in tars
+    )  # tars: may be missing
     files = [] if tars else [(str(path), 0) for path in _image_files(Path(root))]
     if not tars and not files:
-        raise UserError(f"{root} holds no images: give a folder of images, or a set of tars")
-    return set_name(root), tuple(TarShard(path, ("cls",)) for path in tars) or _file_shards(files)
+        raise UserError(f"{root} holds no images: give a folder of images, tars, or Parquet files")
+    return set_name(root), found or _file_shards(files)
 
 
 def _find_tars(data: str) -> tuple[str, list[str]]:

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
@@ -187,6 +188,13 @@ def test_sets_of_embeddings(folder, catalog):
     ):
         with pytest.raises(UserError, match=message):
             dedup(catalog, DedupRequest(against=(str(folder / "set.npy"),), name="x", **options))
+
+
+def test_a_set_in_a_parquet_file_without_classes(folder, catalog):
+    images = [{"bytes": encoded(picture(seed)), "path": None} for seed in FIRST]
+    pq.write_table(pa.table({"image": images}), folder / "set.parquet")
+    dedup(catalog, DedupRequest(against=(str(folder / "set.parquet"),), exact="pixels"))
+    assert [(row, item["number"]) for row, item in listed(catalog).items()] == [(3, 0)]
 
 
 def _tar(folder):

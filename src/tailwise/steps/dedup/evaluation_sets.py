@@ -104,10 +104,11 @@ def _open(name: str, pool: Catalog, request: DedupRequest, column: str | None, c
 def _contents(shard: Shard, mirrored: bool = False) -> Iterator[bytes]:
     """Yield the encoded images of a shard, each before its mirror image."""
     for content, _ in shard.samples():
-        if isinstance(content, bytes):
-            yield content
+        if isinstance(content, bytes) or isinstance(shard, FileShard):  # files keep their numbers
+            image = content if isinstance(content, bytes) else b""
+            yield image
             if mirrored:
-                yield _mirror(content)
+                yield _mirror(image)
 
 
 def _mirror(content: bytes) -> bytes:
@@ -204,8 +205,8 @@ class _OfImages(EvaluationSet):
         for image in images.tolist():
             at = int(np.searchsorted(self._firsts, image, side="right")) - 1
             shard, number = self._shards[at], image - int(self._firsts[at])
-            path = shard.files[number][0] if isinstance(shard, FileShard) else shard.path
-            places.append({"file": path, "number": 0 if isinstance(shard, FileShard) else number})
+            path, number = (shard.files[number][0], 0) if isinstance(shard, FileShard) else (shard.path, number)
+            places.append({"file": path if "://" in path else str(Path(path).absolute()), "number": number})
         return places
 
 
@@ -292,5 +293,5 @@ class _OfVectors(EvaluationSet):
     def places(self, images: npt.NDArray[np.int64]) -> list[Place]:
         at = np.searchsorted(self._firsts, images, side="right") - 1
         numbers = (images - self._firsts[at]).tolist()
-        files = [str(self._target.files[number]) for number in at.tolist()]
+        files = [str(self._target.files[number].absolute()) for number in at.tolist()]
         return [{"file": file, "number": number} for file, number in zip(files, numbers, strict=True)]
