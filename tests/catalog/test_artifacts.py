@@ -52,7 +52,8 @@ def test_other_settings_do_not_touch_unfinished_work(begin, change):
     begin().path("half").write_text("work")
     with pytest.raises(UserError, match="exists unfinished, with other settings") as caught:
         begin(**change)
-    assert f"delete {begin().folder} to rebuild it" in str(caught.value)
+    place = begin().place
+    assert f"`tailwise delete {place.parents[1]} {place.parent.name}/{place.name}`" in str(caught.value)
     assert begin().path("half").read_text() == "work"
 
 

@@ -147,7 +147,7 @@ def test_columns_of_different_models_are_not_compared(make_catalog, clip_folder,
     name, other = (f"open_clip:local-dir:{folder}" for folder in (clip_folder, other_folder))
     by_clip_score = (catalog, catalog.snapshot(), ScoreRequest("clip-score"))
     embed(catalog, replace(fp32("text"), encoder=other, workers=1))
-    with pytest.raises(UserError, match=r"text holds .*encoders can't be mixed"):
+    with pytest.raises(UserError, match=r"'text' holds .*encoders can't be mixed"):
         embed(catalog, replace(fp32("both"), encoder=name, workers=1))
     assert not list(catalog.embedding_folder("image").glob("part-*"))  # found before the images
     embed(catalog, replace(fp32("image"), encoder=name, workers=1))

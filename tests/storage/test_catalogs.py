@@ -23,6 +23,7 @@ from tailwise.catalog.artifacts import Artifact, finished_folder, read_manifest
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.columns import RowColumn
 from tailwise.catalog.files import write_array
+from tailwise.catalog.kinds import PLAN
 from tailwise.context import Context
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.loader.loader import Loader
@@ -39,6 +40,8 @@ from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.grouping.match import match_entries
 from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.scoring.filter import filter_samples
+from tailwise.steps.upkeep import delete as delete_module
+from tailwise.steps.upkeep.delete import delete, rename
 from tailwise.steps.upkeep.status import status
 from tailwise.steps.upkeep.verify import verify
 from tailwise.storage import lease
@@ -483,3 +486,34 @@ def test_the_bound_of_the_cache_is_read_from_the_environment(stored, monkeypatch
     monkeypatch.setenv("TAILWISE_CACHE", str(Path(os.environ["TAILWISE_CACHE"]) / "other"))
     with pytest.raises(UnsupportedError, match=r"has .* bytes, and .*other keeps 100"):
         stored.samples(stored.parts()[0])
+
+
+def test_artifacts_are_deleted_and_renamed(stored, monkeypatch):
+    cluster(stored, ClusterRequest(k=12))
+    plan = make_plan(stored, "p", PlanRequest("dbp", keep=0.5))
+    drawn, state = plan.draw(2).tolist(), verify(stored)
+    with monkeypatch.context() as patched:  # the server's copies are there, and nothing else
+        patched.setattr(delete_module, "put_if_absent", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rename(stored, "plans/p", "q")
+    assert PLAN.finished(stored.folder) == ["p"] and verify(stored) == state
+    with monkeypatch.context() as patched:  # both are there
+        patched.setattr(delete_module._Item, "delete", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rename(stored, "plans/p", "q")
+    assert PLAN.finished(stored.folder) == ["p", "q"]
+    assert rename(stored, "plans/p", "q") == "plans/q"
+    assert PLAN.finished(stored.folder) == ["q"] and Plan(stored, "q").draw(2).tolist() == drawn
+    assert verify(stored) == state
+    with pytest.raises(ConflictError, match="plans/q was made from clusters/main"):
+        delete(stored, ["clusters/main"])
+    found = delete(stored, ["clusters/main"], with_dependants=True, dry_run=True)
+    assert [item.name for item in found] == ["plans/q", "clusters/main"]
+    assert found[0].size_bytes == sum(
+        len(stored.folder.store.get(key)) for key in stored.folder.store.keys(f"{(stored.folder / 'plans').key}/")
+    )
+    assert delete(stored, ["embeddings/image"], with_dependants=True)[:2] == found
+    left = {key.removeprefix(stored.folder.key) for key in stored.folder.store.keys(f"{stored.folder.key}/")}
+    assert not [key for key in left if key.startswith(("/plans", "/clusters", "/embeddings"))]
+    with pytest.raises(NotFoundError):
+        Plan(stored, "q")

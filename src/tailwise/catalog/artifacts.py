@@ -27,7 +27,7 @@ from tailwise.storage.local import (
     remove_temporary_files,
 )
 from tailwise.storage.store_path import is_stored
-from tailwise.text import nearest
+from tailwise.text import command_line, nearest
 
 logger = logging.getLogger(__name__)
 REMOVALS = "removals"  # the input that stands for the samples removed so far
@@ -130,10 +130,11 @@ class Artifact:
         if existing["inputs"].get(REMOVALS) != wanted["inputs"].get(REMOVALS):
             existing, wanted = _removals_aside(existing), _removals_aside(wanted)
         if existing != wanted:
+            name = f"{self.place.parent.name}/{self.place.name}"
             state = "exists" if folder == self.place else "exists unfinished,"
             raise ConflictError(
                 f"{self.place} {state} with other settings ({_differences(existing, self.identity)}): "
-                f"choose another name, or delete {folder} to rebuild it"
+                f"choose another name, or delete it with {command_line('delete', self.place.parents[1], name)}"
             )
 
     def _finished(self) -> Path | None:

@@ -14,7 +14,7 @@ from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import read_record, write_record, writing
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import ConflictError, UserError
-from tailwise.text import did_you_mean
+from tailwise.text import command_line, did_you_mean
 
 MODALITIES = ("image", "text")  # also the names of the columns that are made where no name is given
 JOINT = "joint"  # modality of a column that was made of others
@@ -82,9 +82,9 @@ def open_column(
     if found["dimension"] == dimension and same_encoder:
         return
     raise UserError(
-        f"{path.parent} holds {found['dimension']}-dimensional embeddings of encoder {found['encoder']!r}, not "
+        f"column {column!r} holds {found['dimension']}-dimensional embeddings of encoder {found['encoder']!r}, not "
         f"{dimension}-dimensional ones of {encoder!r}{_differences(_settings(found), settings or {})}: encoders can't be "
-        "mixed; delete that folder, or use a new catalog"
+        f"mixed; name another column, or delete this one with {_delete(catalog, column)}"
     )
 
 
@@ -128,11 +128,15 @@ def check_one_encoder(catalog: Catalog, columns: Sequence[str], purpose: str) ->
     names = [name for name in ("model", "weights") if image and text and image.get(name) != text.get(name)]
     if names:
         said = [repr(read_record(_record(catalog, column))["encoder"]) for column in columns]
-        folders = [f"{layout.EMBEDDINGS}/{column}" for column in columns]
         raise UserError(
             f"{purpose} needs both columns of one model, and images were embedded by {said[0]}, texts by {said[1]} (another "
-            f"{' and other '.join(names)}): delete the folder {folders[1]} or {folders[0]}, and rebuild that column"
+            f"{' and other '.join(names)}): delete one with {_delete(catalog, columns[1])}, and rebuild it"
         )
+
+
+def _delete(catalog: Catalog, column: str) -> str:
+    """Return the command that deletes a column."""
+    return command_line("delete", catalog.folder, f"{layout.EMBEDDINGS}/{column}")
 
 
 def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

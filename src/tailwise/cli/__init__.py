@@ -37,7 +37,8 @@ __all__ = ["app", "main"]
 COMMANDS = (
     *("import", "captions", "embed", "dedup", "filter", "cluster", "group", "plan", "explain"),
     *("draw", "prepare", "export", "train", "evaluate", "compare", "run"),
-    *("status", "why", "excluded", "remove", "verify", "relocate", "unpack", "demo"),
+    *("status", "why", "excluded", "remove", "verify", "relocate", "unpack"),
+    *("delete", "rename", "demo"),
 )
 IN_PARTS = ("embed", "filter", "cluster")  # commands that --part can divide
 MOST_FILES = 65_536

@@ -1,4 +1,4 @@
-"""The pool: import, captions, embed, status, verify, relocate."""
+"""The pool: import, captions, embed, status, verify, unpack, relocate, delete, rename."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Argument
+from typer import Argument, Option
 
 from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_progress
 from tailwise.cli.printing import print_json, print_rejections, print_table, rejected_json, say
@@ -234,3 +234,57 @@ def relocate(
     opened = open_catalog(catalog)
     changed = run(opened, old, new, with_progress())
     say(f"{changed:,} paths now begin with {new}" if changed else f"no path changed: paths begin with {new} already")
+
+
+@app.command()
+def delete(
+    catalog: CatalogPath,
+    names: Annotated[
+        list[str], Argument(metavar="KIND/NAME...", help="Such as plans/epochs, clusters/main or embeddings/text.")
+    ],
+    with_dependants: Annotated[
+        bool, Option("--with-dependants", help="Delete all that was made from them, too.")
+    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only report what would be deleted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete artifacts and embedding columns of a catalog.
+
+    KIND is a folder of the catalog: embeddings, captions, clusters, drops, plans, scores, hashes, neighbours or matches. Refused
+    where others were made from it, unless these are deleted too. Scores, hashes, neighbours and matches go with what they were
+    made from. Samples and snapshots stay.
+
+    Examples:
+      tailwise delete my-catalog plans/epochs
+      tailwise delete my-catalog clusters/main --with-dependants --dry-run
+    """
+    from tailwise.steps.upkeep.delete import delete as run
+
+    found = run(open_catalog(catalog), names, with_dependants=with_dependants, dry_run=dry_run)
+    total = sum(item.size_bytes for item in found)
+    if as_json:
+        print_json({"deleted": found, "size_bytes": total, "dry_run": dry_run})
+        return
+    print_table(
+        "would be deleted" if dry_run else "deleted", ("name", "bytes"), [(i.name, f"{i.size_bytes:,}") for i in found]
+    )
+    say(f"{total:,} bytes {'would be ' * dry_run}deleted")
+
+
+@app.command()
+def rename(
+    catalog: CatalogPath,
+    name: Annotated[str, Argument(metavar="KIND/NAME", help="Such as plans/epochs.")],
+    new: Annotated[str, Argument(metavar="NEW", help="Its new name, without KIND.")],
+) -> None:
+    """Rename an artifact or an embedding column from which nothing was made.
+
+    Others know by name what they were made from: where there are any, this is refused. Plans can always be renamed, but a training
+    that has begun on a plan is resumed under the old name only.
+
+    Example:
+      tailwise rename my-catalog plans/epochs epochs-2026-11
+    """
+    from tailwise.steps.upkeep.delete import rename as run
+
+    say(f"{name} is now {run(open_catalog(catalog), name, new)}")

@@ -170,7 +170,7 @@ def scratch(folder: Path, *, own: bool = False) -> Iterator[Path]:
 def remove_folder(folder: Path) -> None:
     """Delete a folder with all that is in it, if it is there and can be deleted."""
     if (place := stored(folder)) is not None:
-        place.store.delete_folder(place.key)
+        place.remove()
     else:
         shutil.rmtree(folder, ignore_errors=True)
 

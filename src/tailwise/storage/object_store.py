@@ -169,6 +169,11 @@ class ObjectStore:
             found = _obstore().list_with_delimiter(store, folder or None)
         return sorted(found["common_prefixes"]), {item["path"]: _head(item) for item in found["objects"]}
 
+    def copy(self, key: str, other: str) -> None:
+        """Copy what is at a key to another one, in the store itself."""
+        with self._requests(key) as store:
+            _obstore().copy(store, key, other)
+
     def delete(self, key: str) -> None:
         """See `Store`."""
         with suppress(FileNotFoundError), self._requests(key) as store:

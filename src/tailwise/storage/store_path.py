@@ -188,6 +188,12 @@ class StorePath(PurePosixPath):
         self.store.delete(self.key)
         _settled.pop(self, None)
 
+    def remove(self) -> None:
+        """Remove all that is in the folder."""
+        self.store.delete_folder(self.key)
+        for path in [path for path in _settled if self in path.parents]:
+            del _settled[path]
+
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing."""
 
