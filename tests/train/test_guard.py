@@ -1,8 +1,10 @@
 import importlib.metadata
+from types import SimpleNamespace
 
 import pytest
 
 from tailwise.errors import UserError
+from tailwise.train.arguments import parse
 from tailwise.train.guard import find_trainer
 
 
@@ -46,6 +48,73 @@ def test_another_form_of_batch_is_noticed(monkeypatch):
     monkeypatch.setattr(open_clip_train.main, "train_one_epoch", train_one_epoch)
     with pytest.raises(UserError, match="the batch that"):
         find_trainer()
+
+
+PLAIN = """
+def train_one_epoch(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, tb_writer=None):
+    data["train"].set_epoch(epoch)
+    dataloader = data["train"].dataloader
+    for _, batch in enumerate(dataloader):
+        images, texts = batch
+        model(images, texts, dataloader.num_batches, dataloader.num_samples)
+
+def get_data(args, preprocess_fns, epoch=0, tokenizer=None):
+    return args.train_data
+"""
+TASK = """
+def train_one_epoch(state, data, args, tb_writer=None):
+    epoch, task = state.epoch, state.task
+    data["train"].set_epoch(epoch)
+    dataloader = data["train"].dataloader
+    for _, batch in enumerate(dataloader):
+        batch = task.prepare_batch(batch, dataloader.num_batches, dataloader.num_samples)
+
+def get_data(args, preprocess_fns, epoch=0, tokenizer=None, {more}=None):
+    return args.train_data
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "about", "batch"),
+    [
+        (PLAIN, "a model, and batches of (images, texts)", ("i", "t")),
+        (TASK.format(more="naflex_data_config"), "a task, and batches as mappings", {"image": "i", "text": "t"}),
+        (TASK.format(more="model_traits"), "a task, and batches as mappings", {"image": "i", "text": "t"}),
+    ],
+)
+def test_generations_of_the_trainer_are_told_apart(tmp_path, monkeypatch, source, about, batch):
+    """By functions as 3.2, 3.3 and the development tree have them."""
+    take(tmp_path, monkeypatch, source)
+    seam = find_trainer().seam
+    assert (seam.about, seam.form("i", "t")) == (about, batch)
+
+
+def test_an_unknown_parameter_of_the_data_is_noticed(tmp_path, monkeypatch):
+    for source in (TASK.format(more="news"), PLAIN.replace("tokenizer=None", "tokenizer=None, model_traits=None")):
+        take(tmp_path, monkeypatch, source)
+        with pytest.raises(UserError, match=r"parameter (news|model_traits) of get_data moved or changed"):
+            find_trainer()
+
+
+def take(folder, monkeypatch, source):
+    """Give the trainer other functions."""
+    import open_clip_train.main
+
+    path, names = folder / f"trainer{len(list(folder.iterdir()))}.py", {}
+    path.write_text(source)
+    exec(compile(source, path, "exec"), names)
+    for name in ("train_one_epoch", "get_data"):
+        monkeypatch.setattr(open_clip_train.main, name, names[name])
+
+
+def test_patches_are_refused():
+    trainer = find_trainer()
+
+    def parse_args(argv):
+        return SimpleNamespace(**vars(trainer.parse_args(argv)), use_naflex=True)
+
+    with pytest.raises(UserError, match=r"--use-naflex, or the model ViT-B-32, needs batches of patches"):
+        parse(["--model", "ViT-B-32"], parse_args)
 
 
 def test_a_lost_argument_is_named(monkeypatch):

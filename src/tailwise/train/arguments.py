@@ -107,6 +107,10 @@ def parse(argv: Sequence[str], parse_args: Callable[[list[str]], Any]) -> argpar
         raise UserError(f"open_clip: {problem} (see `tailwise train CATALOG PLAN -- --help`)") from stop
     if parsed.dataset_type == "synthetic":
         raise UserError(f"--dataset-type synthetic can't be given to open_clip here: {_PLAN}")
+    if getattr(parsed, "use_naflex", False):  # also set by the names of some models
+        raise UserError(
+            f"--use-naflex, or the model {parsed.model}, needs batches of patches, which tailwise doesn't make: leave it out"
+        )
     if not parsed.logs or parsed.logs.lower() == "none":
         raise UserError(f"--logs {parsed.logs}: a run needs a folder for its checkpoints; give one")
     for name in ("batch_size", "accum_freq"):

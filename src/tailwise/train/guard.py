@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,7 @@ from tailwise.errors import UserError
 from tailwise.extras import install_command
 from tailwise.text import dashed
 
-KNOWN = "3.0.0 to 3.3.0"
+KNOWN = "3.0.0 to 3.3.0, and the development tree 4.2.0.dev0"
 
 ARGUMENTS = (
     "train_data", "train_num_samples", "dataset_type", "val_data", "imagenet_val", "imagenet_v2", "logs", "name", "epochs", "resume",
@@ -41,11 +41,30 @@ HOOKS: Sequence[tuple[str, str, Words, Words]] = (
     ("distributed", "world_info_from_env", (), ()),
 )
 
-# The form in which the trainer takes a batch, by a line of its source.
-BATCH_FORMS: Mapping[str, Callable[[Tensor, Tensor], Any]] = {
-    "images, texts = batch": lambda images, texts: (images, texts),
-    "task.prepare_batch(batch": lambda images, texts: {"image": images, "text": texts},
-}
+DATA_PARAMETERS = frozenset(
+    {"args", "preprocess_fns", "epoch", "tokenizer"}
+)  # of the trainer's `get_data`, in all versions
+
+
+@dataclass(frozen=True)
+class Seam:
+    """How a generation of open_clip's trainer takes its data."""
+
+    about: str  # what it is, in words
+    line: str  # in the source of its `train_one_epoch`
+    form: Callable[[Tensor, Tensor], Any]  # (images, texts) → a batch in the trainer's form
+    more: frozenset[str] = frozenset()  # further parameters of its `get_data`, which are handed on
+
+
+SEAMS = (
+    Seam("a model, and batches of (images, texts)", "images, texts = batch", lambda images, texts: (images, texts)),
+    Seam(
+        "a task, and batches as mappings",
+        "task.prepare_batch(batch",
+        lambda images, texts: {"image": images, "text": texts},
+        frozenset({"naflex_data_config", "model_traits"}),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -57,11 +76,11 @@ class Trainer:
     open_clip: ModuleType  # the package of the models
     parse_args: Callable[[list[str]], Any]  # list of arguments → Namespace
     ranks: Callable[[], tuple[int, int]]  # () → (rank, number of ranks), from the environment, as the trainer sees them
-    form: Callable[[Tensor, Tensor], Any]  # (images, texts) → a batch in the trainer's form
+    seam: Seam  # how it takes its data
 
 
 def find_trainer() -> Trainer:
-    """Import open_clip's trainer, or raise a UserError if it is not installed, or HOOKS, ARGUMENTS or BATCH_FORMS do not match it."""
+    """Import open_clip's trainer, or raise a UserError if it is not installed, or HOOKS, ARGUMENTS or SEAMS do not match it."""
     try:
         modules = {
             name: importlib.import_module(f"open_clip_train.{name}") for name in ("main", "params", "distributed")
@@ -70,7 +89,7 @@ def find_trainer() -> Trainer:
     except ImportError as error:
         raise UserError(f"training needs open_clip with its trainer ({error}): {install_command('train')}") from error
     main, parse_args = modules["main"], modules["params"].parse_args
-    forms: list[Callable[[Tensor, Tensor], Any]] = []
+    seams: list[Seam] = []
     moved = []
     for module, name, words, parameters in HOOKS:
         found = getattr(modules[module], name, None)
@@ -81,15 +100,24 @@ def find_trainer() -> Trainer:
     if not moved:
         parsed = parse_args([])
         moved = [f"argument {dashed(name)}" for name in ARGUMENTS if not hasattr(parsed, name)]
-        forms = [form for line, form in BATCH_FORMS.items() if line in _source(main.train_one_epoch)]
-        if not forms:
+        seams = [seam for seam in SEAMS if seam.line in _source(main.train_one_epoch)]
+        if len(seams) != 1:
             moved.append("the batch that open_clip_train.main.train_one_epoch takes")
+        else:
+            moved += [f"parameter {name} of get_data" for name in _unknown(main.get_data, seams[0])]
     if moved:
         raise UserError(
             f"open_clip_torch {version} is not as expected: {', '.join(moved)} moved or changed; versions known to work "
             f"are {KNOWN}: install one of them"
         )
-    return Trainer(version, main, models, parse_args, lambda: _ranks(modules["distributed"]), forms[0])
+    return Trainer(version, main, models, parse_args, lambda: _ranks(modules["distributed"]), seams[0])
+
+
+def _unknown(get_data: Callable[..., Any], seam: Seam) -> list[str]:
+    """Return the parameters of the trainer's `get_data` that a seam does not know."""
+    kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    taken = [item.name for item in inspect.signature(get_data).parameters.values() if item.kind not in kinds]
+    return [name for name in taken if name not in DATA_PARAMETERS | seam.more]
 
 
 def _source(thing: Any) -> str:  # noqa: ANN401  (any attribute of a module)

@@ -78,6 +78,7 @@ def train(
                 check_same(run.folder, found["decides"], run.decides)
         if dry_run:
             check(plan, runs, options, context)
+        report(f"open_clip_torch {trainer.version}: its trainer takes {trainer.seam.about}")
         describe(plan, runs, options, report, full=dry_run)
         _report_changes(runs, options, report)
     if dry_run:
@@ -169,7 +170,7 @@ def _own_data(plan: Plan, run: Run, options: TrainRequest, trainer: Trainer, con
         )
         made.append(loader)
         seed, size = (run.order.seed, run.number, run.rank), run.order.batch_size
-        how: dict[str, Any] = {"segments": run.segments, "form": trainer.form, "record": record}
+        how: dict[str, Any] = {"segments": run.segments, "form": trainer.seam.form, "record": record}
         return {"train": SegmentLoader(loader, global_batch=size, seed=seed, **how), **data}
 
     with closing(record) if record is not None else nullcontext(), _replaced(trainer.main, get_data=get_data):
