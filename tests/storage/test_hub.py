@@ -9,9 +9,11 @@ import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tailwise import Loader, PlanRequest, import_pool, make_plan
+from tailwise import Loader, PlanRequest, export_plan, import_pool, make_plan
 from tailwise.errors import UserError
 from tailwise.storage import remote
 from tailwise.storage.errors import RemoteUnsupportedError
@@ -146,18 +148,45 @@ def test_sources(hub, tmp_path, source):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_reads_ranges_past_short_troubles(hub, pool, tmp_path, workers):
-    def batches(source, name, **options):
-        plan = make_plan(import_pool(source, tmp_path / name, workers=1).catalog, "p", PlanRequest("random", keep=0.5))
-        loader = Loader(plan, batch_size=4, lanes=2, workers=workers, cache_folder=tmp_path / "cache", **options)
-        try:
-            return [(batch.images, batch.texts) for batch in loader.epoch(0)]
-        finally:
-            loader.close()
-
-    expected = batches(str(pool), "here")
+    expected = batches_of(str(pool), tmp_path / "here", workers)
     hub.sick, hub.storage.sick = once(status=429, Retry_After="0"), once(status=503)
-    assert batches("hf://datasets/some/pool/data", "there") == expected
+    assert batches_of("hf://datasets/some/pool/data", tmp_path / "there", workers) == expected
     assert {token for _, token in hub.storage.asked} == {None}
+
+
+def batches_of(source, folder, workers=0):
+    catalog = import_pool(source, folder / "catalog", workers=1).catalog
+    plan = make_plan(catalog, "p", PlanRequest("random", keep=0.5))
+    loader = Loader(plan, batch_size=4, lanes=2, workers=workers, cache_folder=folder / "cache")
+    try:
+        return [(batch.images, batch.texts) for batch in loader.epoch(0)]
+    finally:
+        loader.close()
+
+
+def test_parquet_files_with_images_are_read_from_the_hub(hub, pool, tmp_path, make_image):
+    images = [{"bytes": make_image(seed=number), "path": f"{number}.jpg"} for number in range(30)]
+    (pool / "parquet").mkdir()
+    table = pa.table({"image": images, "caption": [f"caption {number}" for number in range(30)]})
+    pq.write_table(table, pool / "parquet" / "train-0.parquet", row_group_size=8)
+    there = batches_of("hf://datasets/some/pool/parquet", tmp_path / "there")
+    assert there == batches_of(str(pool / "parquet"), tmp_path / "here") and len(there) == 3
+
+
+def test_lists_of_urls_are_read_from_the_hub(hub, pool, tmp_path):
+    (pool / "laion").mkdir()
+    for number in range(2):
+        table = pa.table(
+            {"SAMPLE_ID": range(9), "URL": [f"https://{number}/{row}" for row in range(9)], "TEXT": ["a"] * 9}
+        )
+        pq.write_table(table, pool / "laion" / f"{number}.parquet")
+    catalog = import_pool("hf://datasets/some/pool/laion", tmp_path / "there", workers=1).catalog
+    here = import_pool(pool / "laion", tmp_path / "here", workers=1).catalog
+    assert samples(catalog) == samples(here)
+    assert catalog.shards()["index_checksum"] == here.shards()["index_checksum"]
+    plan = make_plan(catalog, "p", PlanRequest("random", keep=1.0))
+    assert export_plan(plan, "urls", tmp_path / "urls.parquet", epoch=0) == 18
+    assert pq.read_table(tmp_path / "urls.parquet")["url"].to_pylist()[9:11] == ["https://1/0", "https://1/1"]
 
 
 def test_reads_are_ranges_of_no_more_than_was_asked_for(hub, pool):

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,6 +39,7 @@ from tailwise.shards.content import ShardContent, samples_without_bytes, without
 from tailwise.shards.grouping import Record, rejection
 from tailwise.shards.tar import without_packing
 from tailwise.storage.files import open_binary
+from tailwise.storage.remote import is_remote, size_of
 
 SIDES = ("width", "height")
 _UID = re.compile("[0-9a-fA-F]{32}")
@@ -84,11 +86,23 @@ def metadata_columns(names: Sequence[str]) -> MetadataColumns | None:
     return MetadataColumns(ids[0] if len(ids) == 1 else None, captions[0], by_name["url"][0], False)
 
 
-def read_metadata(path: str) -> ShardContent:
-    """Return a sample for each row of a local table of metadata with an id and a caption, in order; everything else by reason."""
-    size_bytes = Path(path).stat().st_size if Path(path).exists() else 0  # if it is gone, the next import tries again
-    try:
+@contextmanager
+def open_metadata(path: str) -> Iterator[UserTable]:
+    """Open a table at a path or URL; DAMAGE if it cannot be read."""
+    if not is_remote(path):
         with open_table(path) as file:
+            yield file
+        return
+    with open_binary(path) as stream, open_table(stream) as file:
+        yield file
+
+
+def read_metadata(path: str) -> ShardContent:
+    """Return a sample for each row of a table of metadata with an id and a caption, in order; everything else by reason."""
+    size_bytes = 0  # if it is gone, the next import tries again
+    try:
+        size_bytes = (size_of(path) or 0) if is_remote(path) else Path(path).stat().st_size
+        with open_metadata(path) as file:
             columns = _columns_of(file)
             names = file.schema_arrow.names
             scores, unfit = score_columns(file, {columns.id, *SIDES} if columns.id else SIDES)
@@ -97,7 +111,9 @@ def read_metadata(path: str) -> ShardContent:
             sizes = [name for name, count in counts.items() if count == 1]
             kept, reasons, table, checksum = _rows(file, columns, [*sizes, *scores])
     except DAMAGE as error:
-        reason = rejection(path, "unreadable metadata", None, str(error), rows=count_rows(path))
+        reason = rejection(
+            path, "unreadable metadata", None, str(error), rows=0 if is_remote(path) else count_rows(path)
+        )
         return without_samples([reason], size_bytes)
     pixels = {}
     for name in sizes:
@@ -137,7 +153,7 @@ def read_urls(path: str, samples: npt.NDArray[np.int64]) -> tuple[str, pa.Array]
 
     Both have shape [n]; a URL may be null. Raises DAMAGE if the table cannot be read, or has no URLs or fewer samples.
     """
-    with open_table(path) as file:
+    with open_metadata(path) as file:
         columns = _columns_of(file)
         if columns.url is None:
             raise ValueError("it has no column 'url'")

@@ -11,10 +11,12 @@ from pathlib import Path
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import NotFoundError, UserError
 from tailwise.requests import SourceRequest
+from tailwise.shards.columns import DAMAGE
 from tailwise.shards.containers import CONTAINERS, Container
 from tailwise.shards.containers import WEBDATASET as WEBDATASET
 from tailwise.shards.containers import container_of as container_of
 from tailwise.shards.members import MemberChoice
+from tailwise.shards.metadata import metadata_columns, open_metadata
 from tailwise.shards.parquet_images import has_images
 from tailwise.sources.clip_retrieval import FOLDERS, ClusterIds, find_cluster_ids, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
@@ -105,9 +107,23 @@ def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
 
 
 def _find_urls(source: str, found: Found, options: SourceRequest) -> bool:
-    tables = [path for path in find_tables(source) if kind_of(path, options)[0] == "urls"]
-    found.urls |= {str(path): path.stat().st_size for path in tables}
-    return bool(tables)
+    """Find lists of URLs; of a remote source, also DataComp's metadata."""
+    if not is_remote(source):
+        tables = [path for path in find_tables(source) if kind_of(path, options)[0] == "urls"]
+        found.urls |= {str(path): path.stat().st_size for path in tables}
+        return bool(tables)
+    if found.tars:  # a list beside them is not used
+        return False
+    named = find_remote_tables(source)
+    first = next(iter(named.tars), None)  # speaks for all: each is a request
+    if first is None:
+        return False
+    with suppress(*DAMAGE), open_metadata(first) as file:
+        if metadata_columns(file.schema_arrow.names) is not None:
+            found.urls |= named.tars
+            found.failed |= named.failed
+            return True
+    return False
 
 
 def _arrays_of(paths: list[Path], wanted: set[str]) -> set[str]:
@@ -184,7 +200,7 @@ SOURCES: dict[str, Format] = {
     ),
     "urls": Format(
         _find_urls,
-        "a local folder, file or pattern of .parquet files with URL and TEXT (LAION), or url and caption (img2dataset)",
+        "a folder, file or pattern of .parquet files with URL and TEXT (LAION), or url and caption (img2dataset); local or any fsspec URL",
     ),
     "parquet": Format(
         _find_parquet,
