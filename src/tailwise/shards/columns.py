@@ -90,8 +90,12 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
         return pa.Table.from_batches(batches) if batches else empty
 
     def read_group(self, number: int, columns: Sequence[str], most_bytes: int | None = None) -> pa.Table:
-        """Return columns of a row group, values of any length; DAMAGE if they cannot be read, or take more than `most_bytes`."""
-        next(super().iter_batches(1, row_groups=[number], columns=list(columns)), None)  # see `iter_batches`
+        """Return columns of a row group, values of any length; DAMAGE if they cannot be read, or take more than `most_bytes`.
+
+        Without this bound, the file is not doubted: it was read before.
+        """
+        if most_bytes is not None:
+            next(super().iter_batches(1, row_groups=[number], columns=list(columns)), None)  # see `iter_batches`
         about, size = self.metadata.row_group(number), 0
         for leaf in range(about.num_columns if most_bytes is not None else 0):
             chunk, path = about.column(leaf), self.schema.column(leaf).path

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +41,9 @@ from tailwise.shards.fingerprint import read_fingerprint, shard_blocks
 from tailwise.shards.grouping import DEFAULT, rejection
 from tailwise.shards.members import MemberChoice
 from tailwise.shards.metadata import SIDES, parse_uid
-from tailwise.storage.errors import RemoteError
-from tailwise.storage.files import local_file
-from tailwise.storage.remote import is_remote, read_range, size_of
+from tailwise.storage.errors import NoRangesError
+from tailwise.storage.files import local_file, open_binary, open_whole
+from tailwise.storage.remote import is_remote, read_range
 from tailwise.text import is_unicode
 
 GROUP_BYTES = 1 << 40
@@ -111,6 +111,7 @@ class _RemoteRanges(io.RawIOBase):
 
     def __init__(self, url: str, size_bytes: int) -> None:
         self._url, self._size, self._at = url, size_bytes, 0
+        self._whole: BinaryIO | None = None  # of a server without ranges
 
     def readable(self) -> bool:
         return True
@@ -127,23 +128,36 @@ class _RemoteRanges(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         stop = self._size if size < 0 else min(self._size, self._at + size)
-        content = read_range(self._url, self._at, stop, self._size).content if stop > self._at else b""
+        content = self._read(self._at, stop) if stop > self._at else b""
         self._at += len(content)
         return content
 
+    def _read(self, start: int, stop: int) -> bytes:
+        if self._whole is None:
+            try:
+                return read_range(self._url, start, stop, self._size).content
+            except NoRangesError:
+                self._whole = open_whole(self._url)
+        self._whole.seek(start)
+        return self._whole.read(stop - start)
+
+    def close(self) -> None:
+        if self._whole is not None:
+            self._whole.close()
+        super().close()
+
 
 @contextmanager
-def open_images(path: str, size_bytes: int | None = None, footer: pq.FileMetaData | None = None) -> Iterator[UserTable]:
-    """Open a Parquet file, local or at a URL; errors of Arrow become an OSError. `footer` is not read again if it is known."""
-    source: Any = local_file(path)
-    if is_remote(path):
-        found = size_of(path) if size_bytes is None else size_bytes
-        if found is None:
-            raise RemoteError(path, "its server does not state its size")
-        source = _RemoteRanges(path, found)
+def open_images(path: str) -> Iterator[UserTable]:
+    """Open a Parquet file, local or at a URL, to be read in order; errors of Arrow become an OSError."""
+    with _arrow_errors(), open_binary(path) as stream, UserTable(stream) as file:
+        yield file
+
+
+@contextmanager
+def _arrow_errors() -> Iterator[None]:
     try:
-        with UserTable(source, footer) as file:
-            yield file
+        yield
     except OSError:
         raise
     except DAMAGE as error:
@@ -153,11 +167,17 @@ def open_images(path: str, size_bytes: int | None = None, footer: pq.FileMetaDat
 class RowGroups:
     """The bytes of a file's row groups. Holds the footer alone; may be used by several threads."""
 
-    def __init__(self, path: str, size_bytes: int | None, layout: ParquetLayout) -> None:
+    def __init__(self, path: str, size_bytes: int, layout: ParquetLayout) -> None:
         """Read the footer; an OSError if the file cannot be read."""
         self.path, self.size_bytes, self.layout = path, size_bytes, layout
-        with open_images(path, size_bytes) as file:
-            self.footer = file.metadata
+        with self._opened() as file:
+            self.footer: pq.FileMetaData = file.metadata
+
+    @contextmanager
+    def _opened(self, footer: pq.FileMetaData | None = None) -> Iterator[UserTable]:
+        source: Any = _RemoteRanges(self.path, self.size_bytes) if is_remote(self.path) else local_file(self.path)
+        with _arrow_errors(), UserTable(source, footer) as file:
+            yield file
 
     def stored_bytes(self, number: int) -> int:
         """Return the bytes that the file takes for images and captions of a row group."""
@@ -168,7 +188,7 @@ class RowGroups:
     def content(self, number: int) -> memoryview:
         """Return the bytes of a row group, each image followed by its caption; an OSError if their number has changed."""
         image, caption = self.layout["image"], self.layout["caption"]
-        with open_images(self.path, self.size_bytes, self.footer) as file:
+        with self._opened(self.footer) as file:
             names = [name for name in (image, caption) if name is not None]
             found = joined_bytes(*_images_and_captions(file.read_group(number, names), image, caption))
         if len(found) != self.layout["groups"][number]:
@@ -201,7 +221,7 @@ def _binary(table: pa.Table, path: str) -> pa.LargeBinaryArray:
 
 def checksum_images(path: str) -> tuple[int, str]:
     """Return the size of a file and the checksum of its footer: the places, sizes and numbers of values of all column chunks."""
-    with shard_blocks(path) as (size_bytes, _), open_images(path, size_bytes) as file:
+    with shard_blocks(path) as (size_bytes, _), open_images(path) as file:
         return size_bytes or 0, _checksum(file.metadata)
 
 
@@ -224,7 +244,7 @@ def read_images(path: str, choice: MemberChoice = DEFAULT) -> ShardContent:
     """
     size_bytes = 0
     try:
-        with shard_blocks(path) as (found, read), open_images(path, found) as file:
+        with shard_blocks(path) as (found, read), open_images(path) as file:
             size_bytes = found or 0
             columns = image_columns(file.schema_arrow, choice)
             if columns is None:

@@ -105,4 +105,5 @@ class ParquetShards(RemoteShards):
         path = self.paths[shard]
         with shard_blocks(path) as (found, read):
             self._comparisons.check(shard, found, read, SOME if is_remote(path) else EVERY)
-        return RowGroups(path, found, self._layout(shard))
+        sizes = self.sizes or ()
+        return RowGroups(path, sizes[shard] if found is None else found, self._layout(shard))
