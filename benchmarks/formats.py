@@ -49,7 +49,8 @@ class Handler(SimpleHTTPRequestHandler):
         time.sleep(self.latency_seconds)
         path = Path(self.translate_path(self.path))
         if not path.is_file():
-            return self.send_error(404)
+            self.send_error(404)
+            return
         size = path.stat().st_size
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         first, last = (int(asked[1]), min(int(asked[2] or size - 1), size - 1)) if asked else (0, size - 1)
@@ -171,7 +172,10 @@ def keys_of(plan: tailwise.Plan) -> set[str]:
 
 def start_s3(folder: Path, tars: list[Path]) -> str:
     """Start moto's server with all files in a bucket; return its URL."""
-    code = "from moto.server import ThreadedMotoServer as S; s = S(port=0, verbose=False); s.start(); print(s.get_host_and_port()[1], flush=True); s._thread.join()"
+    code = (
+        "from moto.server import ThreadedMotoServer; server = ThreadedMotoServer(port=0, verbose=False); server.start(); "
+        "print(server.get_host_and_port()[1], flush=True); server._thread.join()"
+    )
     server = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -233,7 +237,7 @@ def run(places: dict[str, tuple[str, object]], stems: list[str], keeps: Iterable
             catalogs[place, suffix] = tailwise.import_pool(sources, folder / f"{place}-{suffix}", workers=1).catalog
             print(f"import from {place}, {suffix}: {time.perf_counter() - began:.1f} s")
     for keep in keeps:
-        print(f"\nkeep {keep:g}\n{'':34}samples/s  CPU µs/sample  bytes/sample  same batches")
+        print(f"\nkeep {keep:g}\n{'':34}samples/s  CPU us/sample  bytes/sample  same batches")
         wanted = None
         for (place, suffix), catalog in catalogs.items():
             root, sent = places[place]

@@ -154,6 +154,26 @@ def test_parquet_by_pyarrows_dataset(thrice, tmp_path, sources_of):
     assert often["key"].to_pylist() == [row["key"] for row, n in zip(sources, thrice.draw(0), strict=True) if n == 3]
 
 
+def read_by_datasets(files, cache):
+    """The rows of Parquet files as `datasets` gives them, map-style and as a stream, both the same."""
+    datasets = pytest.importorskip("datasets", reason="needs datasets")
+    whole = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
+    stream = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+    rows = whole.to_list()
+    assert rows == list(stream)
+    return rows
+
+
+def test_each_export_with_parquet_files_by_datasets(thrice, shards, tmp_path, sources_of):
+    sources = sources_of(thrice.catalog)
+    export(thrice, "parquet", tmp_path / "drawn.parquet")
+    rows = read_by_datasets(str(tmp_path / "drawn.parquet"), tmp_path / "cache")
+    assert rows == pq.read_table(tmp_path / "drawn.parquet").to_pylist()
+    assert {row["uid"]: row["copies"] for row in rows if row["copies"]} == drawn(thrice, sources)
+    rows = read_by_datasets(str(shards / "*.parquet"), tmp_path / "cache")
+    assert Counter(row["uid"] for row in rows) == drawn(thrice, sources)
+
+
 @pytest.fixture
 def repeating(small_catalog, plain_seeding):
     """A plan with 0, 1, 2 and 3 copies of samples, whose keys are unique."""

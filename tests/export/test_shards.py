@@ -87,10 +87,10 @@ def test_what_stands_beside_the_tars(thrice, tmp_path, read_tars, sources_of):
             assert all(row[name] == source[name] for name in ("width", "height"))
             assert row["score"] == source.get("score")
             assert (row["status"], row["error_message"]) == ("success", None)
-    table = pq.read_table(tmp_path / "out" / "source_shards.parquet")
-    assert table.to_pylist() == thrice.catalog.shards().select(["shard", "path"]).to_pylist()
+    lines = (tmp_path / "out" / "source_shards.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == thrice.catalog.shards().select(["shard", "path"]).to_pylist()
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert not names & {"rejected.parquet", ".scratch"} and not any("writing" in name for name in names)
+    assert not names & {"rejected.jsonl", ".scratch"} and not any("writing" in name for name in names)
 
 
 def test_tars_are_what_the_standard_library_writes(thrice, tmp_path):
@@ -223,7 +223,7 @@ def test_remote_tars_give_the_same_bytes(mixed, tmp_path, tree_bytes, monkeypatc
     finally:
         files.rm("/shards-test", recursive=True)
     mine, theirs = tree_bytes(tmp_path / "here"), tree_bytes(tmp_path / "remote")
-    assert mine.pop("source_shards.parquet") != theirs.pop("source_shards.parquet")
+    assert mine.pop("source_shards.jsonl") != theirs.pop("source_shards.jsonl")
     assert len(mine) == 9 and mine == theirs
 
 
@@ -397,7 +397,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_listed(thrice, tmp_path, r
     whole, lacking = read_tars(tmp_path / "whole"), read_tars(tmp_path / "out")
     assert {name: whole[name] for name in lacking} == lacking
     assert list(lacking) == [name for name in whole if name in lacking]
-    rejected = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     listed = Counter((row["uid"], row["copy"]) for row in rejected)
     gone = [json.loads(whole[name]["json"]) for name in whole if name not in lacking]
     assert listed == Counter((sample["uid"], sample["copy"]) for sample in gone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import uuid
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.catalog.files import read_json, read_table, write_json, write_table
+from tailwise.catalog.files import read_json, read_table, write_json
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals
 from tailwise.context import Context
@@ -30,14 +31,14 @@ from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.requests import ShardsRequest, caption_weights
 from tailwise.shards.verify import check_shards
-from tailwise.storage.local import TEMPORARY_SUFFIX, locked, remove_temporary_files, scratch
+from tailwise.storage.local import TEMPORARY_SUFFIX, locked, remove_temporary_files, replacing, scratch
 
 FORMAT = 1  # to be raised when the same plan gives other bytes
 HEAD = "export.json"
 LOCK = ".lock"
-REJECTED = "rejected.parquet"
+REJECTED = "rejected.jsonl"  # no Parquet file: OUTPUT/*.parquet are one table
 SIZES = "sizes.json"
-SOURCES = "source_shards.parquet"
+SOURCES = "source_shards.jsonl"
 _OUTPUT = re.compile(r"(\d{8})(?:\.tar|\.parquet|_stats\.json)")
 MAX_SHARDS = 10**8  # names of 8 digits
 LEAST_ITEMS = 4  # for each worker, if there are so many shards
@@ -178,7 +179,7 @@ def _finish(plan: Plan, writer: ShardWriter) -> ShardsWritten:
         rejected += counts
         lacking += [sidecar] if counts else []
     paths = plan.catalog.shards(plan.snapshot).select(["shard", "path"]).replace_schema_metadata(None)
-    write_table(writer.folder / SOURCES, paths)
+    _write_lines(writer.folder / SOURCES, paths)
     _write_rejected(writer.folder / REJECTED, lacking, paths)
     write_json(writer.folder / SIZES, sizes)
     written = ShardsWritten(sum(sizes.values()), writer.shards, dict(rejected))
@@ -195,9 +196,15 @@ def _write_rejected(target: Path, sidecars: list[Path], paths: pa.Table) -> None
     tables = [read_table(sidecar, names) for sidecar in sidecars]
     table = pa.concat_tables([one.filter(pc.not_equal(one.column("status"), SUCCESS)) for one in tables])
     shards = paths.column("path").take(table.column("source_shard"))
-    write_table(
-        target, table.rename_columns(["shard_id", "key", "uid", "copy", "reason", "detail"]).add_column(0, "shard", shards)
-    )  # fmt: skip
+    names = ["shard_id", "key", "uid", "copy", "reason", "detail"]
+    _write_lines(target, table.rename_columns(names).add_column(0, "shard", shards))
+
+
+def _write_lines(target: Path, table: pa.Table) -> None:
+    """Write a table as JSON, a row a line."""
+    with replacing(target) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for batch in table.to_batches():
+            stream.writelines(f"{json.dumps(row)}\n" for row in batch.to_pylist())
 
 
 # --- what can't be read -------------------------------------------------------------------------------------------------
