@@ -51,7 +51,7 @@ class ImportRequest(SourceRequest):
     """An import of shards, metadata and embeddings."""
 
     format_name: Annotated[
-        str, "auto, webdataset, parquet-images, clip-retrieval, dynamics, datacomp, urls or parquet.", "--format"
+        str, "auto, webdataset, parquet-images, files, clip-retrieval, dynamics, datacomp, urls or parquet.", "--format"
     ] = "auto"
     max_rejected: Annotated[
         float | None, "Share that may be unusable.  [default: 0.5 of samples, 0.1 of embeddings]"

@@ -173,9 +173,12 @@ def test_each_format_takes_its_own_alone(tmp_path, make_metadata, make_pool, mak
     pq.write_table(pa.table({"url": ["https://a"], "caption": ["a"]}), tmp_path / "u" / "u.parquet")
     (tmp_path / "i").mkdir()
     pq.write_table(pa.table({"jpg": [b"image"], "caption": ["one"]}), tmp_path / "i" / "i.parquet")
-    homes = {"webdataset": "t", "parquet-images": "i", "datacomp": "m", "urls": "u", "parquet": "v"}
+    (tmp_path / "f").mkdir()
+    for file in ("1.jpg", "1.txt"):
+        (tmp_path / "f" / file).write_bytes(b"x")
+    homes = {"files": "f", "webdataset": "t", "parquet-images": "i", "datacomp": "m", "urls": "u", "parquet": "v"}
     home = homes.get(name, "d")
-    for folder in ("t", "m", "d", "u", "v", "i"):
+    for folder in ("t", "m", "d", "u", "v", "i", "f"):
         if folder == home:
             assert summary(found(tmp_path / folder, format_name=name)) != NOTHING
         else:

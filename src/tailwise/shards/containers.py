@@ -56,9 +56,15 @@ WEBDATASET = Container(".tar", True, read_shard, checksum_shard, read_pairs, "in
 IMAGES = Container(
     *(".parquet", True, read_images, checksum_images, read_image_pairs, "reading Parquet files", "image and caption")
 )
+FOLDER = Container("/", True, read_shard, checksum_shard, read_pairs, "indexing folders", "image and caption")
 METADATA = Container(".parquet", False, read_metadata, _refuse, _refuse, "reading metadata", "uid or URL, and caption")
 # By name of their format. A container that has no row in `tailwise.sources.SOURCES` is found by its suffix, on this machine.
-CONTAINERS: dict[str, Container] = {"webdataset": WEBDATASET, "parquet-images": IMAGES, "datacomp": METADATA}
+CONTAINERS: dict[str, Container] = {
+    "webdataset": WEBDATASET,
+    "parquet-images": IMAGES,
+    "files": FOLDER,
+    "datacomp": METADATA,
+}
 
 
 def container_of(path: str, choice: MemberChoice = DEFAULT) -> Container:

@@ -6,6 +6,7 @@ The `index_checksum` of names, offsets and sizes of members needs a walk over al
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,8 @@ from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import FINGERPRINT
 from tailwise.context import Context
 from tailwise.storage.errors import NoRangesError
-from tailwise.storage.files import RemoteFile, local_file
+from tailwise.storage.files import RemoteFile, open_binary
+from tailwise.storage.folder import FolderFile
 from tailwise.storage.remote import is_remote, read_range, size_of
 
 BLOCK_BYTES = 1 << 16
@@ -143,6 +145,8 @@ def blocks_of_url(url: str) -> Read:
 
 def blocks_of_stream(path: str, stream: BinaryIO) -> Read:
     """Return a function that reads blocks of what `open_binary` opened; some of those are downloaded, and then a file."""
+    if isinstance(stream, FolderFile):
+        return lambda ranges: [stream.read_at(*block) for block in ranges]
     return blocks_of_url(path) if isinstance(stream, RemoteFile) else blocks_of_file(stream.fileno())
 
 
@@ -152,8 +156,8 @@ def shard_blocks(path: str) -> Iterator[tuple[int | None, Read]]:
     if is_remote(path):
         yield size_of(path), blocks_of_url(path)
         return
-    with local_file(path).open("rb", buffering=0) as stream:
-        yield os.fstat(stream.fileno()).st_size, blocks_of_file(stream.fileno())
+    with open_binary(path) as stream:
+        yield stream.seek(0, io.SEEK_END), blocks_of_stream(path, stream)
 
 
 def compare_shard(path: str, fingerprint: str | None, step: int) -> None:

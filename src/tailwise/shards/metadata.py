@@ -273,7 +273,7 @@ class Sidecar:
 
 def read_sidecar(tar: str, keys: Collection[str]) -> Sidecar:
     """Return the sidecar of a tar at a path or URL, for the keys of the tar; an empty one if it is missing or has no keys."""
-    found = Sidecar(without_packing(tar).removesuffix(".tar") + ".parquet")
+    found = Sidecar(without_packing(tar).removesuffix(".tar").rstrip("/") + ".parquet")
     rows = 0
     try:
         with open_binary(found.path) as stream, open_table(stream) as file:

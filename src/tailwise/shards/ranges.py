@@ -21,11 +21,13 @@ from tailwise.shards.members import json_caption
 from tailwise.shards.parquet_shards import ParquetShards
 from tailwise.shards.remote import RemoteShards, each_or_error
 from tailwise.storage.files import local_file
+from tailwise.storage.folder import FolderFile, is_folder
 from tailwise.storage.lru import LRUCache
 from tailwise.storage.pread import CAN_ADVISE, OpenFile, advise_many, pread_many
 from tailwise.storage.remote import is_remote
 
 ADJACENT_BYTES = 4096  # largest gap in one read; tar headers and a small JSON lie between image and caption
+OPEN_FOLDERS = 16
 READ_RANGES = 64  # read in one call; bounds the bytes that are held twice
 _CACHED_SECONDS, _CACHED_BYTES = 2e-5, 1e9  # time of a range, and bytes a second, of reads that need no disk, at worst
 
@@ -45,20 +47,30 @@ class LocalShards:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = 256 if limit == resource.RLIM_INFINITY else max(1, min(256, limit // 4))
         self._files: LRUCache[int, OpenFile] = LRUCache(most)
+        self._folders: LRUCache[int, FolderFile] = LRUCache(OPEN_FOLDERS)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": LRUCache(self._files.most)}
+        return {**self.__dict__, "_files": LRUCache(self._files.most), "_folders": LRUCache(OPEN_FOLDERS)}
 
     def _file(self, shard: int) -> OpenFile:
         return self._files.get(shard, lambda: self._open(shard))
 
+    def _open_folder(self, shard: int) -> FolderFile:
+        folder = FolderFile(self.paths[shard])
+        self._comparisons.check(shard, folder.starts[-1], lambda ranges: [folder.read_at(*block) for block in ranges])
+        return folder
+
     def _open(self, shard: int) -> OpenFile:
+        if is_folder(self.paths[shard]):
+            raise IsADirectoryError(f"{self.paths[shard]} is read file by file")  # by `read`
         file = OpenFile(local_file(self.paths[shard]))
         self._comparisons.check(shard, os.fstat(file.handle).st_size, blocks_of_file(file.handle))
         return file
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
         """Return bytes [start, stop) of a shard; raise an OSError if they cannot be read or the shard ends before."""
+        if is_folder(self.paths[shard]):
+            return self._folders.get(shard, lambda: self._open_folder(shard)).read_at(start, stop)
         file = self._file(shard)
         content = os.pread(file.handle, stop - start, start)
         while len(content) < stop - start:  # one call gives 2 GiB at most; nothing more is the end
@@ -100,6 +112,7 @@ class LocalShards:
     def close(self) -> None:
         """Close files and connections; reading opens them again."""
         self._files.clear()
+        self._folders.clear()
 
 
 class MixedShards:

@@ -34,6 +34,7 @@ from tailwise.shards.metadata import SIDES, parse_uid, read_sidecar
 from tailwise.shards.packed import plain
 from tailwise.shards.tar import MAGIC_BYTES, Member, TarIndex, compression_of, index_tar
 from tailwise.storage.files import RemoteFile, open_binary, open_whole
+from tailwise.storage.folder import FolderFile
 from tailwise.storage.remote import is_remote
 from tailwise.text import is_unicode
 
@@ -91,6 +92,8 @@ def _index(path: str, stream: BinaryIO, size_bytes: int, choice: MemberChoice) -
         )
         return [(item.offset, item.offset + item.size) for item in found]
 
+    if isinstance(stream, FolderFile):
+        return _of_folder(stream), None
     index, why = given_index(path, stream, size_bytes)
     if index is not None:
         if isinstance(stream, RemoteFile):
@@ -109,6 +112,11 @@ def _index(path: str, stream: BinaryIO, size_bytes: int, choice: MemberChoice) -
     return index_tar(stream, size_bytes, members=members), why
 
 
+def _of_folder(folder: FolderFile) -> TarIndex:
+    ends = zip(folder.names, folder.starts, folder.starts[1:], strict=False)
+    return TarIndex([Member(name, start, end - start) for name, start, end in ends], None, None)
+
+
 def _size_and_compression(stream: BinaryIO) -> tuple[int, str | None]:
     size_bytes = stream.seek(0, 2)
     stream.seek(0)
@@ -118,7 +126,8 @@ def _size_and_compression(stream: BinaryIO) -> tuple[int, str | None]:
 def checksum_shard(path: str) -> tuple[int, str]:
     """Return the size and the index checksum of a tar from its headers, as `read_shard` notes them; or raise an OSError."""
     with open_binary(path) as file, plain(path, file) as stream:
-        return file.seek(0, 2), _index_checksum(index_tar(stream, stream.seek(0, 2)))
+        index = _of_folder(stream) if isinstance(stream, FolderFile) else index_tar(stream, stream.seek(0, 2))
+        return file.seek(0, 2), _index_checksum(index)
 
 
 def read_pairs(path: str, targets: Sequence[str]) -> Pairs:
@@ -131,7 +140,7 @@ def read_pairs(path: str, targets: Sequence[str]) -> Pairs:
         size_bytes, packed = _size_and_compression(stream)
         if packed:
             raise ValueError(packed)
-        index = index_tar(stream, size_bytes)
+        index = _of_folder(stream) if isinstance(stream, FolderFile) else index_tar(stream, size_bytes)
         if index.damage:
             raise ValueError(index.damage)
         grouped = group_members(index, path, MemberChoice(captions=(targets[0],)))

@@ -23,8 +23,9 @@ from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
 from tailwise.sources.embedding_files import EmbeddingFile
 from tailwise.sources.parquet_embeddings import ParquetEmbeddings, kind_of
 from tailwise.sources.tar_files import UNKNOWN_BYTES as UNKNOWN_BYTES
-from tailwise.sources.tar_files import LeftOut, NamedTars, find_remote_tables, find_tables, find_tars
+from tailwise.sources.tar_files import LeftOut, NamedTars, find_folders, find_remote_tables, find_tables, find_tars
 from tailwise.storage.errors import RemoteError
+from tailwise.storage.folder import FolderFile
 from tailwise.storage.remote import forget_failures, is_remote
 from tailwise.text import did_you_mean
 
@@ -151,6 +152,15 @@ def _find_images(source: str, found: Found, options: SourceRequest) -> bool:
     return bool(named.tars)
 
 
+def _find_files(source: str, found: Found, options: SourceRequest) -> bool:
+    if is_remote(source) or not (folder := Path(source).expanduser().absolute()).is_dir():
+        return False
+    choice = MemberChoice.given(options.image, options.caption)
+    folders = {path: FolderFile(path).starts[-1] for path in find_folders(folder, choice)}
+    found.tars = {**found.tars, **folders}
+    return bool(folders)
+
+
 def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
     tables = {path: kind_of(path, options) for path in find_tables(source)}
     columns = {path: named for path, (_, named) in tables.items() if named is not None}
@@ -192,6 +202,9 @@ SOURCES: dict[str, Format] = {
     "parquet-images": Format(
         _find_images,
         "a folder, file, glob or brace pattern of .parquet files with images and captions; local or any fsspec URL",
+    ),
+    "files": Format(
+        _find_files, "a local folder of images and captions, files of one name (1.jpg, 1.txt), or of such folders"
     ),
     "clip-retrieval": Format(_find_clip_retrieval, "a local folder with img_emb/ or text_emb/, and metadata/"),
     "dynamics": Format(_find_dynamics, "a local folder as clip-retrieval's, with img_emb/img_emb_{p}_indices.npy"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,8 @@ from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
 from tailwise.errors import UserError
-from tailwise.shards.grouping import is_harmless
+from tailwise.shards.grouping import is_harmless, split_name
+from tailwise.shards.members import MemberChoice
 from tailwise.shards.tar import OTHER_PACKED, PACKED, REMEDY, is_tar, without_packing
 from tailwise.sources.clip_retrieval import find_partitions
 from tailwise.storage.errors import RemoteError, RemoteNotFoundError
@@ -244,6 +246,22 @@ def find_tables(source: str, suffix: str = TABLE) -> list[Path]:
         found = [Path(name) for names in matches.values() for name in names]
     tables = sorted({item for item in found if item.suffix == suffix and item.is_file()}, key=str)
     return [item for item in tables if not _is_sidecar(item)]
+
+
+def find_folders(folder: Path, choice: MemberChoice) -> list[str]:
+    """Return the folders, this one or some below it, with images and captions as files of one name; none if there are tars beside."""
+    found = []
+    for name, below, files in os.walk(folder):
+        if any(file.endswith(".tar") for file in files):
+            return []
+        below[:] = sorted(item for item in below if not item.startswith((".", "__MACOSX")))
+        stems: defaultdict[str, int] = defaultdict(int)
+        for file in files:
+            stem, extension = split_name(file)
+            stems[stem] |= choice.halves.get(extension, 0)
+        if any(halves == 3 for halves in stems.values()):
+            found.append(f"{name.rstrip('/')}/")
+    return found
 
 
 def find_remote_tables(url: str) -> NamedTars:

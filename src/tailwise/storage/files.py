@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from tailwise.storage.errors import NoRangesError
+from tailwise.storage.folder import FolderFile, is_folder
 from tailwise.storage.remote import download, is_remote, read_range, size_of
 from tailwise.storage.spans import LinkEstimate, Span, Spans, coalesce
 
@@ -31,11 +32,13 @@ def local_file(path: str) -> Path:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Return a local path or any fsspec URL opened for reading, seekable, for the caller to close.
+    """Return a local path or any fsspec URL opened for reading, seekable, for the caller to close; of a folder, its files as one.
 
     A remote file whose server ignores requests for ranges is downloaded to a temporary file first, which is gone when it is closed.
     A file that cannot be read, now or later, is an OSError, and a RemoteError if it is remote.
     """
+    if is_folder(path):
+        return cast("BinaryIO", FolderFile(path))
     if not is_remote(path):
         return local_file(path).open("rb", buffering=BUFFER_BYTES)
     try:
