@@ -259,7 +259,7 @@ def test_a_missing_library_names_its_extra(uninstalled):
 
 
 def test_the_table_lists_all_prefixes():
-    assert set(ENCODERS) == {"open_clip", "transformers", "checkpoint", "lite0", "pixels"}
+    assert set(ENCODERS) == {"open_clip", "transformers", "timm", "checkpoint", "lite0", "pixels"}
 
 
 @pytest.mark.gpu

@@ -71,6 +71,7 @@ def test_real_weights(images, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("", "unknown encoder 'timm:'"),
         ("resnet10x", "timm has no model 'resnet10x'"),
         ("resnet10t/none", "timm has no weights none: give timm:resnet10t/FILE"),
         ("test_vit4", "timm has no weights of test_vit4: give timm:test_vit4/FILE"),

@@ -32,11 +32,13 @@ from tailwise.requests import (
     CaptionsRequest,
     ClusterRequest,
     DedupRequest,
+    EmbedRequest,
     FilterRequest,
     ScoreRequest,
     ShardsRequest,
 )
 from tailwise.steps.dedup.dedup import dedup
+from tailwise.steps.embedding.embed import embed
 from tailwise.steps.grouping.match import match_entries
 from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.scoring.filter import filter_samples
@@ -96,6 +98,10 @@ def make_everything(sources, where, output, entries):
     cluster(catalog, ClusterRequest(k=12, density="auto"))
     cluster(catalog, ClusterRequest(k=10, name="drawn", points_per_centroid=20))
     dedup(catalog, DedupRequest(epsilon=0.01))
+    dedup(catalog, DedupRequest(exact="pixels"))
+    dedup(catalog, DedupRequest(against=(str(sources[1]),), epsilon=0.02, name="clean"))
+    embed(catalog, EmbedRequest(encoder="pixels", column="colours", of="image", workers=1))
+    embed(catalog, EmbedRequest(encoder="joint:image=0.5,colours=0.5", column="joint"))
     join_captions(catalog, [entries.with_name("captions.csv")], CaptionsRequest(name="recap"))
     filter_samples(catalog, FilterRequest("caption-words", keep=0.9, captions="recap"))
     match_entries(catalog, entries, workers=1)

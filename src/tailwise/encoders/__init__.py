@@ -31,7 +31,8 @@ def load_encoder(name: str, options: EncoderRequest, device: torch.device) -> En
     """Return the encoder of a name, `PREFIX:REST` of ENCODERS, or raise a UserError if the options or the device do not allow it."""
     prefix, colon, rest = name.partition(":")
     spelling, load, auto_precision = ENCODERS.get(prefix, ("", None, ""))
-    if load is None or bool(rest) != bool(colon) or ("[" not in spelling and bool(rest) != (":" in spelling)):
+    needed, allowed = ":" in spelling.partition("[")[0], ":" in spelling
+    if load is None or bool(rest) != bool(colon) or not needed <= bool(rest) <= allowed:
         known = ", ".join(spelling for spelling, *_ in ENCODERS.values())
         raise UserError(f"unknown encoder {name!r}: use {known}, or import embeddings made elsewhere")
     precision = choose_precision(auto_precision if options.precision == "auto" else options.precision, device)
