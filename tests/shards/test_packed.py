@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -146,6 +147,19 @@ def test_from_import_to_training(tars, tmp_path):
     assert import_pool(folder, tmp_path / "there", workers=1).new_samples == 0
     for tar in tars:
         assert (tmp_path / "unpacked" / tar.name).read_bytes() == tar.read_bytes()
+
+
+def test_remote_tars_are_read_and_unpacked_too(tars, tmp_path):
+    store = fsspec.filesystem("memory")
+    for tar in tars:
+        store.pipe(f"/packed/{tar.name}.gz", gzip.compress(tar.read_bytes()))
+    catalog = import_pool("memory://packed/{00000..00001}.tar.gz", tmp_path / "there", workers=1).catalog
+    plain = import_pool(tars[0].parent, tmp_path / "here", workers=1).catalog
+    assert images(catalog) == images(plain)
+    assert unpack(catalog, tmp_path / "unpacked") == 2
+    for tar in tars:
+        assert (tmp_path / "unpacked" / tar.name).read_bytes() == tar.read_bytes()
+    store.rm("/packed", recursive=True)
 
 
 def test_an_interrupted_unpacking_is_resumed(tars, tmp_path):

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tailwise.storage import remote
+
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
@@ -82,7 +84,8 @@ class _Proxy(BaseHTTPRequestHandler):
         length = answer.getheader("Content-Length", "0") if self.command == "HEAD" and not fault else len(content)
         self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
+        self.close_connection = fault == "cut"
 
     def log_message(self, *_):
         """Say nothing."""
@@ -94,7 +97,7 @@ for method in ("GET", "PUT", "HEAD", "DELETE", "POST"):
 
 @contextmanager
 def _between(server, monkeypatch, fault):
-    """Put a proxy before the server: `fault(method, path)` is None, "refuse" or "lose"."""
+    """Put a proxy before the server: `fault(method, path)` is None, "refuse", "lose" or "cut"."""
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
     proxy.upstream, proxy.fault = server, fault
     proxy.handle_error = lambda *_: None  # connections that are cut on purpose
@@ -105,6 +108,21 @@ def _between(server, monkeypatch, fault):
     yield
     proxy.shutdown()
     proxy.server_close()
+
+
+@pytest.fixture
+def between(server, monkeypatch):
+    """`with between(fault):` the server is behind a proxy; see `_between`. s3fs and obstore are told."""
+
+    @contextmanager
+    def use(fault):
+        with monkeypatch.context() as patch, _between(server, patch, fault):
+            remote._own = remote._Process({})
+            yield
+        _forget()
+        remote._own = remote._Process({})
+
+    return use
 
 
 @pytest.fixture

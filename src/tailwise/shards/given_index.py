@@ -13,6 +13,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from tailwise.shards.tar import BLOCK, WINDOW_BYTES, Member, TarIndex, index_tar, without_packing
+from tailwise.storage.errors import RemoteError
 from tailwise.storage.files import RemoteFile, local_file, open_binary
 from tailwise.storage.remote import is_remote
 
@@ -55,7 +56,7 @@ def _of_dali(path: str) -> list[Member]:
     try:
         with open_binary(f"{without_packing(path).removesuffix('.tar')}.idx") as stream:
             content = stream.read(MAX_TEXT_BYTES)
-    except FileNotFoundError:
+    except (FileNotFoundError, RemoteError):  # S3 answers 403 for what is not there, if it may not say so
         return []
     except OSError as error:
         raise _UnfitError(str(error)) from error

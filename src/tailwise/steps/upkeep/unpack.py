@@ -14,11 +14,12 @@ from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.schema import FINGERPRINT, SHARD_SCHEMA
 from tailwise.context import Context
 from tailwise.errors import DamagedError
-from tailwise.execution.base import Apply
+from tailwise.execution.base import Apply, Needs
 from tailwise.shards.fingerprint import compare_shard, read_fingerprint, shard_blocks
 from tailwise.shards.packed import packed_shards, unpack_into
 from tailwise.shards.tar import without_packing
 from tailwise.shards.webdataset import checksum_shard
+from tailwise.steps.importing.shards import SMALL_BYTES
 from tailwise.storage.files import FREE_BYTES, open_binary
 from tailwise.storage.local import replacing
 
@@ -43,7 +44,8 @@ def unpack(catalog: Catalog, folder: Path, context: Context | None = None) -> in
         (shard, folder / (name if counts[name] == 1 else f"{shard['shard']:08d}-{name}"))
         for shard, name in zip(shards, names, strict=True)
     ]
-    made = context.map(Apply(_unpack), items, "unpacking tars")
+    small = sum(shard["size_bytes"] for shard in shards) <= SMALL_BYTES
+    made = context.map(Apply(_unpack), items, "unpacking tars", Needs(workers=1 if small else None))
     if rows := list(made):
         catalog.replace_shards(pa.Table.from_pylist(rows, schema=SHARD_SCHEMA))
     return len(items)
