@@ -59,7 +59,7 @@ class _Hashed:
     @property
     def shuffle(self) -> Shuffle:
         """The hashes by bucket, one file a part."""
-        return Shuffle(self.folder / "hashes", _RECORD, 1 << self.bits)
+        return Shuffle(self.folder / layout.HASHES, _RECORD, 1 << self.bits)
 
     def results(self, parts: int) -> Shuffle:
         """Return the duplicates by part, one file a bucket."""
