@@ -66,6 +66,8 @@ told.popitem()  # it tells how long it took
 do("cluster", "catalog", "--k", 6, "--density", "auto", "--json")
 do("dedup", "catalog", "--suggest", "--json")
 do("dedup", "catalog", "--epsilon", 0.01, "--json")
+do("dedup", "catalog", "--exact", "bytes", "--name", "same", "--json")
+do("captions", "catalog", sources / "languages.tsv", "--name", "spoken", "--by", "key", "--column", "language", "--json")
 do("filter", "catalog", "--by", "caption-words", "--keep", 0.9, "--json")
 do("filter", "catalog", "--by", "cliploss", "--keep", 0.5, "--batch-size", 50, "--without", "duplicates")
 do("filter", "catalog", "--by", "votes", "--file", sources / "votes.tsv", "--keep", 0.9)
@@ -256,7 +258,7 @@ def test_every_command_does_the_same_under_other_names(begin, tmp_path, tree_byt
 
 OUTPUTS = ("draw.parquet", "subset.npy", "rates.json", "keys.txt", "dropped.parquet", "excluded.parquet")
 # What is gone when a command has ended, and lists of what this pool gives no cause for.
-UNSEEN = {"FATE", "PENDING", "UNFINISHED", "SHARD", "JOINING", "TRAINING", "DENSITY", "WORK"}
+UNSEEN = {"MEMBERS", "FATE", "PENDING", "UNFINISHED", "SHARD", "JOINING", "TRAINING", "DENSITY", "WORK"}
 UNSEEN |= {"PAIRS", "REPETITION", "SPILL", "SOURCES_LOG", "SCORES_LOG", "CLUSTER_IDS_LOG", "EMBED_LOG"}
 USERS = {"entries", "text"}  # names that the commands of the chain give
 
