@@ -271,9 +271,14 @@ class Sidecar:
             )
 
 
+def sidecar_path(tar: str) -> str:
+    """Return the place of the sidecar of a tar, or of a folder of files."""
+    return without_packing(tar).removesuffix(".tar").rstrip("/") + ".parquet"
+
+
 def read_sidecar(tar: str, keys: Collection[str]) -> Sidecar:
     """Return the sidecar of a tar at a path or URL, for the keys of the tar; an empty one if it is missing or has no keys."""
-    found = Sidecar(without_packing(tar).removesuffix(".tar").rstrip("/") + ".parquet")
+    found = Sidecar(sidecar_path(tar))
     rows = 0
     try:
         with open_binary(found.path) as stream, open_table(stream) as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 
@@ -11,30 +11,30 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.shards.columns import BATCH_ROWS, DAMAGE, open_table, texts
-from tailwise.shards.containers import container_of
+from tailwise.shards.containers import IMAGES, METADATA, Container, containers_of
 from tailwise.shards.members import json_caption
+from tailwise.shards.metadata import sidecar_path
 from tailwise.shards.packed import plain
+from tailwise.shards.parquet_images import KEY_COLUMNS
 from tailwise.storage.files import open_binary
 
 NOTED = ("sha256", "url")
-METADATA_IDS = ("uid", "sample_id", "")  # of DataComp's metadata, of LAION's, and the number of the row
 
 
 def noted_texts(catalog: Catalog, part: Part, name: str) -> list[str]:
     """Return `name`, one of NOTED, of each row of a part; "" where nothing notes it.
 
-    Of a tar, the table beside it is read (img2dataset's sidecar), or, without one, the JSON of each sample; of metadata, the file.
+    Of a tar, the table beside it is read (img2dataset's sidecar), or, without one, the JSON of each sample; of other shards, their file.
 
     Raises:
         OSError: a tar cannot be read.
     """
     found: list[str] = []
-    for path, samples in _by_shard(catalog, part):
-        has_bytes = container_of(path).has_bytes
-        table, identifiers = (f"{path.removesuffix('.tar')}.parquet", ("key",)) if has_bytes else (path, METADATA_IDS)
-        by_key = dict(_of_table(table, name, identifiers))
-        values = [by_key.get(key, "") for key in samples.column("key").to_pylist()]
-        if has_bytes and not any(values):
+    for path, container, samples in _by_shard(catalog, part):
+        by_key = dict(_of_table(path, container, name))
+        keys: list[str] = samples.column("key").to_pylist()
+        values = [by_key.get(key, by_key.get(key.lower(), "")) for key in keys]
+        if not path.endswith(METADATA.suffix) and not any(values):
             values = [_value(content, name) for content in _jsons(path, samples)]
         found += values
     return found
@@ -46,20 +46,20 @@ def jsons_of(catalog: Catalog, part: Part) -> Iterator[tuple[str, str, bytes]]:
     Raises:
         OSError: a tar cannot be read.
     """
-    for path, samples in _by_shard(catalog, part):
-        contents = _jsons(path, samples) if container_of(path).has_bytes else [b""] * len(samples)
+    for path, _, samples in _by_shard(catalog, part):
+        contents = [b""] * len(samples) if path.endswith(METADATA.suffix) else _jsons(path, samples)
         for key, content in zip(samples.column("key").to_pylist(), contents, strict=True):
             yield path, key, content
 
 
-def _by_shard(catalog: Catalog, part: Part) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the path of each shard of a part, and its samples, in row order."""
-    samples = catalog.samples(part, ["shard", "key", "json_offset", "json_bytes"])
-    paths: list[str] = catalog.shards().column("path").to_pylist()
+def _by_shard(catalog: Catalog, part: Part) -> Iterator[tuple[str, Container, pa.Table]]:
+    """Yield path and container of each shard of a part, and its samples, in row order."""
+    samples, table = catalog.samples(part, ["shard", "key", "json_offset", "json_bytes"]), catalog.shards()
+    paths, containers = table.column("path").to_pylist(), containers_of(table)
     shards = samples.column("shard").to_numpy()
     bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
     for start, stop in pairwise(bounds):
-        yield paths[shards[start]], samples.slice(start, stop - start)
+        yield paths[shards[start]], containers[shards[start]], samples.slice(start, stop - start)
 
 
 def _jsons(path: str, samples: pa.Table) -> Iterator[bytes]:
@@ -78,11 +78,18 @@ def _value(content: bytes, name: str) -> str:
     return ""
 
 
-def _of_table(path: str, name: str, identifiers: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield key, which is a uid in lower case, and value of each row; nothing where there is no such table.
-
-    The key is in the first of `identifiers` that the table has; "" stands for the number of the row.
-    """
+def _of_table(path: str, container: Container, name: str) -> Iterator[tuple[str, str]]:
+    """Yield key and value of each row of the table of a shard; nothing where there is no such table."""
+    number = "d"  # format of the number of a row
+    identifiers: tuple[str, ...] = (
+        "uid",
+        "sample_id",
+        "",
+    )  # of DataComp's metadata, of LAION's, and the number of the row
+    if container is IMAGES:
+        identifiers, number = (*KEY_COLUMNS, ""), "09d"
+    elif container is not METADATA:
+        path, identifiers = sidecar_path(path), ("key",)
     try:
         with open_binary(path) as stream, open_table(stream) as file:
             there = {column.lower(): column for column in file.schema_arrow.names} | {"": ""}
@@ -92,7 +99,8 @@ def _of_table(path: str, name: str, identifiers: Sequence[str]) -> Iterator[tupl
             columns, first = list(filter(None, [there[name], id_column])), 0
             for batch in file.iter_batches(BATCH_ROWS, columns):
                 read = [texts(batch.column(column), column).fill_null("").to_pylist() for column in columns]
-                keys = read[1] if id_column else map(str, range(first, first + len(batch)))
+                rows = range(first, first + len(batch))
+                keys = read[1] if id_column else [format(row, number) for row in rows]
                 first += len(batch)
                 for key, value in zip(keys, read[0], strict=True):
                     yield (key.lower() if id_column.lower() == "uid" else key), normalised(name, value)

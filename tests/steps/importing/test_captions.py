@@ -11,11 +11,13 @@ import pytest
 from tailwise.catalog import Catalog
 from tailwise.catalog.captions import Captions
 from tailwise.errors import UserError
-from tailwise.requests import CaptionsRequest, ScoreRequest
+from tailwise.loader.loader import Loader
+from tailwise.requests import CaptionsRequest, PlanRequest, ScoreRequest
 from tailwise.shards.columns import MAX_TEXT_BYTES
 from tailwise.steps.importing import captions as module
 from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.importing.pool import import_pool
+from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.scores import score_config, score_parts
 
 RECAP = CaptionsRequest(name="recap")
@@ -110,6 +112,41 @@ def test_samples_are_named_by_what_img2dataset_notes(tmp_path, make_tar, make_im
     assert made.rejections.counts["captions", "ambiguous url"] == 1
     with pytest.raises(UserError, match="none of the captions"):
         join_captions(catalog, [tmp_path / "u.parquet"], CaptionsRequest(name="x", by="sha256", id_column="URL"))
+
+
+@pytest.mark.parametrize("key", ["key", "uid", None])
+def test_samples_of_parquet_files_with_images(tmp_path, make_image, key):
+    hashes = [f"{row:064x}" for row in range(9)]
+    columns = {"jpg": [make_image(row) for row in range(9)], "caption": ["own"] * 9, "sha256": hashes}
+    columns |= {key: [f"{row:032X}" for row in range(9)]} if key else {}
+    pq.write_table(pa.table(columns), tmp_path / "images.parquet", row_group_size=4)
+    catalog = import_pool(tmp_path / "images.parquet", tmp_path / "pool").catalog
+    (tmp_path / "t.csv").write_text(
+        "\n".join(["sha256,text", *(f"{one},new {at}" for at, one in enumerate(hashes[1:], 1))])
+    )
+    join_captions(catalog, [tmp_path / "t.csv"], RECAP)
+    assert texts(catalog) == [None, *(f"new {row}" for row in range(1, 9))]
+    plan = make_plan(catalog, "all", PlanRequest(method="random", keep=1.0))
+    batch = next(iter(Loader(plan, batch_size=9, captions={"recap": 1})))
+    assert batch.texts == ["own" if row == 0 else f"new {row}" for row in batch.rows.tolist()]
+    assert batch.images == [make_image(row) for row in batch.rows.tolist()]
+    with pytest.raises(UserError, match="no sample of"):
+        join_captions(catalog, ["json:a"], CaptionsRequest(name="x"))
+
+
+def test_samples_of_folders_of_files(tmp_path, make_image):
+    for row in range(4):
+        (tmp_path / "files" / "00000").mkdir(parents=True, exist_ok=True)
+        place = tmp_path / "files" / "00000" / f"{row}"
+        place.with_suffix(".jpg").write_bytes(make_image(row))
+        place.with_suffix(".txt").write_text("own")
+        place.with_suffix(".json").write_text(json.dumps({"url": f"u{row}", "alt": f"alt {row}"}))
+    catalog = import_pool(tmp_path / "files", tmp_path / "pool", format_name="files").catalog
+    (tmp_path / "t.csv").write_text("url,caption\nu2,two\nu0,none\n")
+    join_captions(catalog, [tmp_path / "t.csv"], RECAP)
+    join_captions(catalog, ["json:alt"], CaptionsRequest(name="alt"))
+    assert texts(catalog) == ["none", None, "two", None]
+    assert texts(catalog, "alt") == [f"alt {row}" for row in range(4)]
 
 
 @pytest.mark.parametrize("id_column", ["uid", "SAMPLE_ID", None])
