@@ -1,7 +1,11 @@
 """Which members of a tar are image and caption: suffixes, fields of the JSON, orders of preference."""
 
+import io
 import json
+import tarfile
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +90,47 @@ def test_captions_in_json_are_as_hostile_as_others(read):
     assert whys == {"a": "caption is too long", "b": "caption is not UTF-8"} | dict.fromkeys(
         "cef", "no caption in the JSON"
     )
+
+
+NAMES = st.builds(
+    lambda key, suffix: f"{key}.{suffix}",
+    st.sampled_from(["a", "a.b", "x/a", "b"]),
+    st.sampled_from(["jpg", "JPG", "in.jpg", "b.in.jpg", "png", "txt", "out.txt", "b.out.txt", "json", "cls", ""]),
+)
+CHOICES = [
+    (None, None),
+    ("in.jpg", "out.txt"),
+    ("png,in.jpg,jpg", "json:c,out.txt"),
+    ("b.in.jpg", "txt"),
+    ("JPG", "json:c"),
+]
+
+
+@given(st.lists(NAMES, max_size=12), st.sampled_from(CHOICES))
+def test_samples_have_chosen_members_of_their_key(names, chosen):
+    choice = MemberChoice.given(*chosen)
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for number, name in enumerate(names):
+            content = json.dumps({"c": f"{number}"} if number % 3 else {}).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "0.tar"
+        path.write_bytes(stream.getvalue())
+        content = read_shard(str(path), choice)
+    counts = content.members
+    assert counts.seen == len(names) == counts.imported + counts.harmless + counts.rejected
+    stream.seek(0)
+    with tarfile.open(fileobj=stream) as tar:
+        at = {member.offset_data: member.name for member in tar.getmembers()}
+    for row in content.samples.to_pylist():
+        image, caption = at[row["image_offset"]], at[row["caption_offset"]]
+        assert any(image.lower() == f"{row['key']}.{suffix}" for suffix in choice.images)
+        assert any(caption.lower() == f"{row['key']}.{suffix}" for suffix in choice.texts)
+        text = stream.getvalue()[row["caption_offset"] :][: row["caption_bytes"]]
+        assert row["caption"] == (json_caption(text, choice.fields) if caption.endswith("json") else text).decode()
 
 
 @pytest.mark.parametrize("extension", ["tif", "bmp", "gif", "avif", "0.jpg"])

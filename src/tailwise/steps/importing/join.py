@@ -108,7 +108,7 @@ def _batches(rows: Iterable[tuple[int, Pair]]) -> Iterator[list[tuple[int, Pair]
     batch, size = list[tuple[int, Pair]](), 0
     for row in rows:
         batch.append(row)
-        size += len(row[1][1]) if isinstance(row[1][1], str) else 0
+        size += sum(len(value) for value in row[1] if isinstance(value, str))
         if len(batch) == BATCH or size > BATCH_BYTES:
             yield batch
             batch, size = [], 0
