@@ -20,6 +20,7 @@ from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.embedding.embed import embed
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.upkeep.excluded import write_excluded
 from tailwise.steps.upkeep.why import why
 
 
@@ -147,6 +148,13 @@ def test_identical_pixels_without_and_with_embeddings(folder, catalog):
     assert found[12]["number"] == 1  # of the second tar, where the first sample has no image
     plan = make_plan(catalog, "p", PlanRequest("random", keep=0.5, without=["both"]))
     assert not set(np.flatnonzero(plan.draw(0))) & set(found)
+    write_excluded(catalog, folder / "excluded.parquet", plan)
+    rows = pq.read_table(folder / "excluded.parquet").to_pylist()
+    named = {int(row["key"]): row for row in rows if row["stage"] == "dedup"}
+    assert {at: (row["kept_shard"], row["kept_key"], row["similarity"]) for at, row in named.items()} == {
+        row % 10: (item["file"], str(item["number"]), item["similarity"]) for row, item in found.items()
+    }
+    assert all(row["kept_shard"] is None for row in rows if row["stage"] != "dedup")
     told = why(catalog, "003")["samples"][0]["drop_lists"]
     assert told[0]["verdict"] == "dropped"
     assert told[0]["file"].endswith("test/0.tar")

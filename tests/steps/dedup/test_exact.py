@@ -13,7 +13,7 @@ from tailwise.catalog.drops import DropList
 from tailwise.errors import UserError
 from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
-from tailwise.steps.dedup import exact
+from tailwise.steps.dedup import exact, hashes
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
@@ -83,6 +83,23 @@ def test_buckets_change_nothing(small_catalog, monkeypatch):
     monkeypatch.setattr(exact, "BUCKET_ROWS", 50)
     dedup(small_catalog, DedupRequest(exact="bytes", name="again"))
     assert kept_rows(small_catalog, "again") == found
+
+
+def test_an_interrupted_command_goes_on_with_the_next_part(catalog, interrupted, watched):
+    with interrupted(hashes, "read_batches", lambda _folder, _modality, _hash, items, *_, **__: items[0].part == 1):
+        dedup(catalog, DedupRequest(exact="bytes"))
+    with watched(hashes, "read_batches") as calls:
+        dedup(catalog, DedupRequest(exact="bytes"))
+        dedup(catalog, DedupRequest(exact="bytes", order="random", name="random"))
+    assert [call[3][0].part for call in calls] == [1]
+    assert kept_rows(catalog, "identical") == {4: 1, 6: 2, 7: 3}
+
+
+def test_a_pool_without_images(tmp_path, make_metadata):
+    make_metadata(tmp_path / "metadata", "x", [f"{number:032x}" for number in range(3)])
+    catalog = import_pool([str(tmp_path / "metadata")], tmp_path / "catalog", workers=1).catalog
+    with pytest.raises(UserError, match=r"3 samples in 1 file.* have no images.*; or compare embeddings"):
+        dedup(catalog, DedupRequest(exact="pixels"))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def hash_images(catalog: Catalog, snapshot: Snapshot, of: str, context: Context)
     with hashes_artifact(catalog, config, {"snapshot": snapshot.id}) as artifact:
         column = hash_column(artifact.folder)
         if not artifact.done:
-            require_bytes(catalog, parts)
+            require_bytes(catalog, parts, instead="; or compare embeddings (`epsilon`)")
             context.run(_HashPart(catalog.folder, column, HashImages(of)), parts, f"hashing {of}", KERNEL)
             artifact.finish({"samples": snapshot.rows})
     return hash_column(artifact.folder)

@@ -24,6 +24,8 @@ from tailwise.steps.embedding.joint import PREFIX, join_columns
 from tailwise.steps.embedding.tasks import Describe
 from tailwise.storage.local import in_part, locked
 
+INSTEAD = "; or import their embeddings (DataComp's .npz files), or embed captions alone (`column` text)"
+
 
 @dataclass
 class EmbedReport:
@@ -132,10 +134,9 @@ def _loading(catalog: Catalog, columns: Mapping[str, str], asked: EmbedRequest) 
     return replace(asked, precision=precision, backend=auto if asked.backend == "auto" else asked.backend)
 
 
-def require_bytes(catalog: Catalog, parts: list[Part]) -> None:
-    """Refuse parts with samples that have no image."""
+def require_bytes(catalog: Catalog, parts: list[Part], instead: str = INSTEAD) -> None:
+    """Refuse parts with samples that have no image; the message says what to do `instead`."""
     tables = without_bytes(catalog.shards())
     tables = tables.filter(pc.is_in(tables["part"], pa.array([part.number for part in parts], pa.int32())))
     if tables.num_rows:
-        instead = "; or import their embeddings (DataComp's .npz files), or embed captions alone (`column` text)"
         raise no_bytes(tables["path"].to_pylist(), pc.sum(tables["rows"]).as_py(), instead=instead)

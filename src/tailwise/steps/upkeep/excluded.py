@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
@@ -30,8 +31,10 @@ EXCLUDED_SCHEMA = pa.schema(
         pa.field("stage", pa.string(), nullable=False),  # remove, dedup, filter, cluster or plan
         pa.field("reason", pa.string(), nullable=False),
         pa.field("cluster", pa.int32()),  # that it was compared in (dedup), or belongs to (plan)
-        pa.field("kept_shard", pa.string()),  # of the sample that it duplicates
-        pa.field("kept_key", pa.string()),
+        pa.field(
+            "kept_shard", pa.string()
+        ),  # of the sample that it duplicates, or file of the image of an evaluation set
+        pa.field("kept_key", pa.string()),  # or number of that image in its file
         pa.field("similarity", pa.float32()),  # to it
     ]
 )
@@ -40,7 +43,9 @@ CAUSE_SCHEMA = pa.schema(
         pa.field("row", pa.int64(), nullable=False),
         *(EXCLUDED_SCHEMA.field(name) for name in ("stage", "reason", "cluster")),
         pa.field("kept_row", pa.int64()),
-        EXCLUDED_SCHEMA.field("similarity"),
+        *(
+            EXCLUDED_SCHEMA.field(name) for name in ("similarity", "kept_shard", "kept_key")
+        ),  # the two of evaluation sets
     ]
 )
 CHUNK_ROWS = 1 << 20
@@ -135,6 +140,7 @@ class _Found:
         self._cluster = np.full(count, NOTHING, np.int32)
         self._kept_row = np.full(count, NOTHING, np.int64)
         self._similarity = np.full(count, np.nan, np.float32)
+        self._images: dict[int, tuple[str, str]] = {}  # file, and key or number, of images of evaluation sets
 
     def limit(self, mask: npt.NDArray[np.bool_]) -> None:
         """Limit later causes to the rows of a mask."""
@@ -154,12 +160,18 @@ class _Found:
         codes = reasons.indices.to_numpy()
         columns = {"_cluster": "cluster", "_kept_row": "kept_row", "_similarity": "similarity"}
         values = {name: table.column(column).fill_null(NOTHING).to_numpy() for name, column in columns.items()}
-        values["_similarity"] = np.where(values["_kept_row"] < 0, np.nan, values["_similarity"])
+        images: list[tuple[str, str]] = []
+        if "file" in table.column_names:
+            named = (table.column(name).to_pylist() for name in ("file", "key", "number"))
+            images = [(file, key or str(number)) for file, key, number in zip(*named, strict=True)]
+        else:
+            values["_similarity"] = np.where(values["_kept_row"] < 0, np.nan, values["_similarity"])
         for code, reason in enumerate(reasons.dictionary.to_pylist()):
             mine = np.flatnonzero(codes == code)
             mine = mine[self.mark(at[mine], item.kind, f"{item.name}: {reason}")]
             for name, value in values.items():
                 getattr(self, name)[at[mine]] = value[mine]
+            self._images |= {int(at[row]): images[row] for row in (mine.tolist() if images else ())}
 
     def belong_to(self, groups: npt.NDArray[np.int32] | None) -> None:
         """Those that weren't compared in a cluster get the plan's."""
@@ -178,6 +190,12 @@ class _Found:
             pa.array(kept, pa.int64(), mask=kept < 0),
             pa.array(similarity, pa.float32(), mask=np.isnan(similarity)),
         ]
+        found = [self._images.get(row, (None, None)) for row in chosen.tolist()] if self._images else []
+        columns += (
+            [pa.array([each[part] for each in found], pa.string()) for part in (0, 1)]
+            if found
+            else [pa.nulls(len(chosen), pa.string()) for _ in (0, 1)]
+        )
         return pa.table(columns, schema=CAUSE_SCHEMA)
 
 
@@ -325,6 +343,8 @@ class _KeptKeys:
             "kept_shard": self._paths.take(pa.array(kept_shards, pa.int64(), mask=null)),
             "kept_key": self._answers(part, rows[~null], null),
         }
+        images = {name: table.column(name).combine_chunks() for name in ("kept_shard", "kept_key")}
+        columns |= {name: pc.coalesce(columns[name], image) for name, image in images.items()}
         return pa.table([columns[name] for name in EXCLUDED_SCHEMA.names], schema=EXCLUDED_SCHEMA)
 
     def _answers(self, part: Part, asking: npt.NDArray[np.int64], null: npt.NDArray[np.bool_]) -> pa.Array:
