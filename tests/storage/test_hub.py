@@ -1,5 +1,6 @@
 """hf:// against servers on the loopback that answer as the Hub and as its storage do; the client is the Hub's own."""
 
+import importlib
 import json
 import os
 import re
@@ -55,8 +56,27 @@ class Handler(BaseHTTPRequestHandler):
             self.listing((found[1] or "").strip("/"), query)
         elif re.fullmatch(r"/api/datasets/some/pool(/revision/main)?", path):
             self.answer(200, json.dumps({"id": "some/pool", "sha": "0" * 40, "siblings": []}).encode())
+        elif path == "/api/datasets/some/pool/commits/main":  # of older versions, for the root
+            commit = {"id": "0" * 40, "title": "", "message": "", "date": "2025-01-01T00:00:00.000Z", "authors": []}
+            self.answer(200, json.dumps([commit]).encode())
         else:
             self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+
+    def do_POST(self):
+        """The client of older versions looks names up one by one."""
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        paths = json.loads(body)["paths"] if body.startswith("{") else urllib.parse.parse_qs(body)["paths"]
+        if self.server.sick(self):
+            return
+        if self.headers.get("Authorization") != "Bearer hf_token":
+            self.answer(401, b"{}", X_Error_Message="Invalid credentials")
+            return
+        there = [path for path in (self.server.folder / name for name in paths) if path.exists()]
+        self.answer(200, json.dumps([self.entry(path) for path in there]).encode())
+
+    def entry(self, path):
+        kind = {"type": "directory"} if path.is_dir() else {"type": "file", "size": path.stat().st_size}
+        return {"path": path.relative_to(self.server.folder).as_posix(), "oid": "0" * 40, **kind}
 
     def listing(self, folder, query):
         there = self.server.folder / folder
@@ -64,11 +84,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, b"{}", X_Error_Code="EntryNotFound")
         cursor = int(urllib.parse.parse_qs(query).get("cursor", ["0"])[0])
         names = sorted(there.iterdir())
-        items = [
-            {"path": item.relative_to(self.server.folder).as_posix(), "oid": "0" * 40}
-            | ({"type": "directory"} if item.is_dir() else {"type": "file", "size": item.stat().st_size})
-            for item in names[cursor : cursor + PAGE]
-        ]
+        items = [self.entry(item) for item in names[cursor : cursor + PAGE]]
         more = {"Link": f'<{self.server.url}{self.path.split("?")[0]}?cursor={cursor + PAGE}>; rel="next"'}
         return self.answer(200, json.dumps(items).encode(), **(more if cursor + PAGE < len(names) else {}))
 
@@ -110,12 +126,17 @@ def hub(monkeypatch, pool):
     storage = Server(pool)
     hub = Server(pool, storage)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for owner in (
+        constants,
+        importlib.import_module("huggingface_hub.file_download"),
+    ):  # the second one's in old versions
+        monkeypatch.setattr(owner, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     for name, value in {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_token", "HF_HUB_DISABLE_TELEMETRY": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote, "PATIENCE", remote.Patience(4, 100, 0.01, connect_seconds=50, silence_seconds=50))
     monkeypatch.setattr(remote, "_own", remote._Process({}))
+    importlib.import_module("huggingface_hub").HfFileSystem.clear_instance_cache()
     yield hub
     for server in (hub, storage):
         server.shutdown()

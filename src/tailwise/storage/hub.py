@@ -21,6 +21,8 @@ def address_of(files: Any, name: str) -> tuple[str, dict[str, str]]:  # noqa: AN
     import huggingface_hub.utils  # noqa: PLC0415  (there if the file system is)
 
     found = files.resolve_path(name)
+    if not hasattr(found, "repo_id"):
+        raise NotImplementedError("buckets of the Hub can't be read, repositories can")
     place = {"repo_type": found.repo_type, "revision": found.revision, "endpoint": files.endpoint}
     headers = huggingface_hub.utils.build_hf_headers(token=files.token)  # type: ignore[attr-defined]
     return huggingface_hub.hf_hub_url(found.repo_id, found.path_in_repo, **place), headers
