@@ -111,6 +111,10 @@ def _contents(shard: Shard, mirrored: bool = False) -> Iterator[bytes]:
                 yield _mirror(image)
 
 
+def _first_file(shard: Shard) -> str:
+    return shard.files[0][0] if isinstance(shard, FileShard) else shard.path
+
+
 def _mirror(content: bytes) -> bytes:
     stream = io.BytesIO()
     try:
@@ -129,6 +133,9 @@ def _batches(contents: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
 class _Count(Task[Shard, tuple[int, str]]):
     """Count the images of a shard, and hash them."""
 
+    def label(self, item: Shard) -> str:
+        return _first_file(item)
+
     def run(self, item: Shard, worker: Worker) -> tuple[int, str]:  # noqa: ARG002
         count, state = 0, hashlib.sha256()
         for content in _contents(item):
@@ -142,6 +149,9 @@ class _Hash(Task[Shard, Hashes]):
     """Hash the pixels of a shard's images."""
 
     mirrored: bool
+
+    def label(self, item: Shard) -> str:
+        return _first_file(item)
 
     def run(self, item: Shard, worker: Worker) -> Hashes:  # noqa: ARG002
         found = [np.empty((0, 2), np.uint64)]
@@ -164,6 +174,9 @@ class _Embed(Task[tuple[Path, Shard], None]):
 
     def files(self, item: tuple[Path, Shard]) -> tuple[Path]:
         return (item[0],)
+
+    def label(self, item: tuple[Path, Shard]) -> str:
+        return _first_file(item[1])
 
     def run(self, item: tuple[Path, Shard], worker: Worker) -> None:
         encoder = load_once(self.request, worker)
