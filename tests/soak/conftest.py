@@ -173,6 +173,7 @@ def sources(tmp_path_factory, make_pool, make_tar, make_image, make_embeddings):
     make_embeddings(folder / "embeddings", dict(zip(KEYS, vectors.astype(np.float32), strict=True)), partitions=2)
     (folder / "optout.txt").write_text("\n".join(KEYS[5:9]) + "\n")
     (folder / "concepts.txt").write_text("cat\ndog\n")
+    (folder / "captions.tsv").write_text("key\tcaption\n" + "".join(f"{key}\tnew {key}\n" for key in KEYS[::-2]))
     (folder / "kinds.tsv").write_text("key\tkind\n" + "".join(f"{key}\t{'ab'[int(key) % 2]}\n" for key in KEYS))
     (folder / "rates.json").write_text(json.dumps({key: int(key) % 5 / 4 for key in KEYS}))
     for number in range(24):
@@ -194,6 +195,8 @@ TRAINER = "--model local-dir:SRC/model --device cpu --precision fp32 --batch-siz
 COMMANDS = {
     "import": ((), "import SRC/pool SRC/embeddings CAT --workers 1"),
     "import-workers": ((), "import SRC/pool SRC/embeddings CAT --workers 2"),
+    "captions": (("import",), "captions CAT SRC/captions.tsv --name recap"),
+    "captions-json": (("import",), "captions CAT json:uid --name uids"),
     "embed": (("import-bare",), "embed CAT --encoder pixels --workers 1"),
     "cluster-fine": (("import",), "cluster CAT --k 4 --name fine"),
     "dedup": (("import", "cluster-fine"), "dedup CAT --epsilon 0.01 --clustering fine"),

@@ -4,7 +4,19 @@ import pytest
 
 DISKS = 12  # that are full before each command has ended, in `make soak`
 COMMANDS = (
-    *("import", "embed", "cluster-fine", "dedup", "filter", "cluster", "group-file", "plan-dynamics", "draw"),
+    *(
+        "import",
+        "captions",
+        "captions-json",
+        "embed",
+        "cluster-fine",
+        "dedup",
+        "filter",
+        "cluster",
+        "group-file",
+        "plan-dynamics",
+        "draw",
+    ),
     *("export-keys", "export-rates", "export-parquet", "export-shards", "remove", "removed"),
 )
 PAGE = 4096

@@ -4,7 +4,19 @@ import pytest
 
 KILLS = 14  # that hit each command while it runs, in `make soak`
 COMMANDS = (
-    *("import", "import-workers", "embed", "cluster-fine", "dedup", "filter", "cluster", "group-entries", "group-file"),
+    *(
+        "import",
+        "import-workers",
+        "captions",
+        "captions-json",
+        "embed",
+        "cluster-fine",
+        "dedup",
+        "filter",
+        "cluster",
+        "group-entries",
+        "group-file",
+    ),
     *("plan-dynamics", "plan-dbp", "plan-rates", "plan-entries", "explain", "draw"),
     *("export-keys", "export-rates", "export-parquet", "export-datacomp", "export-shards"),
     *("train", "evaluate", "compare", "run", "status", "why", "remove", "removed", "verify", "relocate"),
