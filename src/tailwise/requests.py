@@ -360,7 +360,7 @@ class ShardsRequest:
     shard_samples: Annotated[int, "Shards: samples of each new one, or up to a few less."] = 10_000
     workers: Annotated[int | None, "Shards: processes; one a processor by default."] = None
     max_rejected: Annotated[float, "Shards: share of unreadable samples that may be left out."] = 0.01
-    captions: Annotated[str | None, "Shards: joined captions and their weights: recap:0.7,original:0.3."] = None
+    captions: Annotated[str | None, "Shards, urls: joined captions and their weights: recap:0.7,original:0.3."] = None
 
     def __post_init__(self) -> None:
         caption_weights(self.captions)

@@ -163,7 +163,7 @@ def test_exported_shards_have_the_draws_of_the_plans_seed(plan, tmp_path):
             texts[number] = row["caption"]
             assert row["caption_name"] == {"caption": "original"}.get(word := row["caption"].split()[0], word)
     assert texts == {row: expected(4, 1, row)[0] for row in np.flatnonzero(plan.draw(1, slice(0, 1000))).tolist()}
-    with pytest.raises(UserError, match=r"`captions`.* are for the export to shards only"):
+    with pytest.raises(UserError, match="`captions` are for the exports to shards and urls"):
         export(plan, "keys", tmp_path / "keys.txt", epoch=1, sharding=ShardsRequest(captions="recap"))
     with pytest.raises(UserError, match=r"something else \(other: captions, joined\)"):
         export(plan, "shards", tmp_path / "out", epoch=1, sharding=ShardsRequest(200))

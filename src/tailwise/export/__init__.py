@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tailwise.export.shards import write_shards
 from tailwise.export.urls import SCHEMA as URL_SCHEMA
 from tailwise.export.urls import write_urls
 from tailwise.plan.plan import Plan
-from tailwise.requests import ShardsRequest
+from tailwise.requests import ShardsRequest, caption_weights
 from tailwise.text import did_you_mean
 
 __all__ = ["EXPORTS", "ExportFormat", "export", "export_figures"]
@@ -30,20 +30,24 @@ ATTEMPTS = 3  # to write a file while samples are removed
 Export = Callable[[Plan, int, Path, bool, ShardsRequest | None, Context], int]
 
 
-def _to_file(write: Callable[[Plan, int, Path, Context], int], is_ours: Callable[[Path], bool]) -> Export:
+def _to_file(write: Callable[..., int], is_ours: Callable[[Path], bool], *, captions: bool = False) -> Export:
+    """Return an export to one file; with `captions`, `write` takes the weights of joined ones as last argument."""
+
     def run(
         plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, context: Context
     ) -> int:
-        if sharding is not None:
-            raise UserError(
-                "`shard_samples`, `workers`, `max_rejected` and `captions` are for the export to shards only"
-            )
+        asked = sharding or ShardsRequest()
+        if replace(asked, captions=None) != ShardsRequest():
+            raise UserError("`shard_samples`, `workers` and `max_rejected` are for the export to shards only")
+        if asked.captions is not None and not captions:
+            raise UserError("`captions` are for the exports to shards and urls only: others name samples alone")
+        mixed = [caption_weights(asked.captions)] if captions else []
         attempts = 0
         while True:
             guard = partial(nothing_removed_since, plan, Removals.of(plan.catalog, plan.snapshot).id)
             try:
                 with writing_output(path, plan.catalog, overwrite=overwrite, is_ours=is_ours, guard=guard) as temporary:
-                    return write(plan, epoch, temporary, context)
+                    return write(plan, epoch, temporary, context, *mixed)
             except RemovedMeanwhileError:
                 if (attempts := attempts + 1) == ATTEMPTS:
                     raise
@@ -79,7 +83,7 @@ EXPORTS: dict[str, ExportFormat] = {
     "rates-json": ExportFormat(_to_file(write_rates_json, is_text("{")), lambda plan: plan.annealed, rates_above_one),
     "keys": ExportFormat(_to_file(write_keys, is_text(""))),
     "parquet": ExportFormat(_to_file(write_parquet, is_table(SCHEMA))),
-    "urls": ExportFormat(_to_file(write_urls, is_table(URL_SCHEMA))),
+    "urls": ExportFormat(_to_file(write_urls, is_table(URL_SCHEMA), captions=True)),
     "shards": ExportFormat(_to_shards),
 }
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Part
 from tailwise.context import Context
 from tailwise.errors import DamagedError, UnsupportedError
 from tailwise.export.drawn import DrawnEpoch, map_drawn
+from tailwise.loader.captions import CaptionMix
 from tailwise.plan.plan import Plan
 from tailwise.shards.columns import DAMAGE
 from tailwise.shards.containers import with_bytes
@@ -26,8 +30,8 @@ SCHEMA = pa.schema(
 )
 
 
-def write_urls(plan: Plan, epoch: int, path: Path, context: Context) -> int:
-    """Write one row per drawn sample, in catalog order (SCHEMA); return the number of rows.
+def write_urls(plan: Plan, epoch: int, path: Path, context: Context, captions: Mapping[str, float]) -> int:
+    """Write one row per drawn sample, in catalog order (SCHEMA); return the number of rows. `captions` are weights, see `Loader`.
 
     Raises:
         UnsupportedError: a shard has images.
@@ -35,15 +39,15 @@ def write_urls(plan: Plan, epoch: int, path: Path, context: Context) -> int:
     """
     if (images := with_bytes(plan.catalog.shards(plan.snapshot))).num_rows:
         raise UnsupportedError(f"{images['path'][0]} holds images already: `to` urls is for pools of metadata")
-    total = 0
+    total, mix = 0, CaptionMix(plan.catalog, captions, plan.config["seed"]) if captions else None
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        for table in map_drawn(plan, epoch, _table, context):
+        for table in map_drawn(plan, epoch, partial(_table, mix=mix), context):
             writer.write_table(table)
             total += table.num_rows
     return total
 
 
-def _table(epoch: DrawnEpoch, part: Part) -> pa.Table:
+def _table(epoch: DrawnEpoch, part: Part, *, mix: CaptionMix | None) -> pa.Table:
     plan, drawn = epoch.plan, epoch.part(part, ["shard", "caption", "uid"])
     shards, known = drawn.samples["shard"].to_numpy(), plan.catalog.shards(plan.snapshot)
     urls = [pa.array([], pa.string())]
@@ -57,4 +61,8 @@ def _table(epoch: DrawnEpoch, part: Part) -> pa.Table:
             raise DamagedError(f"{path} has changed since it was imported: put the old file back")
         urls += there.chunks
     uids = pa.array([uid.hex() for uid in drawn.samples["uid"].to_pylist()], pa.string())
-    return pa.table([pa.chunked_array(urls), drawn.samples["caption"], uids], schema=SCHEMA)
+    captions = drawn.samples["caption"].combine_chunks()
+    if mix is not None:
+        chosen = mix.of(drawn.rows, np.full(len(drawn.rows), epoch.number, np.int32))
+        captions = pc.coalesce(pa.array(chosen.texts, pa.string()), captions)
+    return pa.table([pa.chunked_array(urls), captions, uids], schema=SCHEMA)
