@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailwise import Loader, PlanRequest, export_plan, import_pool, make_plan
+from tailwise import FilterRequest, Loader, PlanRequest, export_plan, filter_samples, import_pool, make_plan
 from tailwise.errors import UserError
 from tailwise.requests import SourceRequest
 from tailwise.shards.metadata import metadata_columns, read_metadata, read_urls
@@ -111,27 +111,29 @@ def test_from_a_list_to_what_img2dataset_downloads(tmp_path):
         laion(tmp_path / "laion" / f"{number}.parquet", URL=[None, *(f"https://{number}/{row}" for row in range(1, 6))])
     catalog = import_pool(tmp_path / "laion", tmp_path / "catalog", workers=1, part_rows=6).catalog
     assert catalog.snapshot().rows == 15
-    plan = make_plan(catalog, "p", PlanRequest("random", keep=0.4))
-    assert export_plan(plan, "urls", tmp_path / "subset.parquet", epoch=1) == 6
+    filter_samples(catalog, FilterRequest("similarity", minimum=0.25, name="similar"))
+    plan = make_plan(catalog, "p", PlanRequest("random", keep=0.4, without=("similar",)))
+    assert export_plan(plan, "urls", tmp_path / "subset.parquet") == 9
     found = pq.read_table(tmp_path / "subset.parquet").to_pydict()
     assert [*found] == ["url", "caption", "uid"]
-    drawn = np.flatnonzero(plan.draw(1, slice(0, 15)))
+    drawn = [row for row in range(15) if row % 5 + 1 >= 3]  # similarity is a tenth of the row in the file
+    assert {*np.flatnonzero(plan.draw(1, slice(0, 15)))} <= {*drawn}
     assert found["url"] == [f"https://{row // 5}/{row % 5 + 1}" for row in drawn]
     assert found["caption"] == [f"caption {row // 5} {row % 5 + 1}" for row in drawn]
     uids = [uid.hex() for part in catalog.parts() for uid in catalog.samples(part, ["uid"])["uid"].to_pylist()]
     assert found["uid"] == [uids[row] for row in drawn]
-    with pytest.raises(UserError, match=r"15 samples .*--to urls --output SUBSET\.parquet. lists them for img2dataset"):
+    with pytest.raises(UserError, match=r"9 samples .*--to urls --output SUBSET\.parquet. lists them for img2dataset"):
         Loader(plan, batch_size=2)
     laion(tmp_path / "laion" / "1.parquet")
     with pytest.raises(UserError, match=r"1\.parquet has changed since it was imported"):
-        export_plan(plan, "urls", tmp_path / "other.parquet", epoch=1)
+        export_plan(plan, "urls", tmp_path / "other.parquet")
 
 
 def test_urls_of_datacomp_are_exported_too(tmp_path, make_metadata):
     uids = [f"{number:032x}" for number in (5, 3, 9)]
     make_metadata(tmp_path / "m", "x", uids, url=["https://a", "https://b", "https://c"])
     catalog = import_pool(tmp_path / "m", tmp_path / "catalog", workers=1).catalog
-    export_plan(make_plan(catalog, "p", PlanRequest("random", keep=1.0)), "urls", tmp_path / "s.parquet", epoch=0)
+    export_plan(make_plan(catalog, "p", PlanRequest("random", keep=1.0)), "urls", tmp_path / "s.parquet")
     found = pq.read_table(tmp_path / "s.parquet").to_pydict()
     assert (found["url"], found["uid"]) == (["https://a", "https://b", "https://c"], uids)
 
@@ -145,4 +147,4 @@ def test_a_list_beside_images_is_not_their_pool(tmp_path, make_pool):
         import_pool(tmp_path / "pool" / "list.parquet", tmp_path / "catalog", workers=1)
     plan = make_plan(report.catalog, "p", PlanRequest("random", keep=1.0))
     with pytest.raises(UserError, match="holds images already"):
-        export_plan(plan, "urls", tmp_path / "s.parquet", epoch=0)
+        export_plan(plan, "urls", tmp_path / "s.parquet")

@@ -211,8 +211,9 @@ def export(
     """Write a plan in another tool's format.
 
     **datacomp**: sorted uids (.npy), for DataComp's resharder. **rates-json**: {key: rate}, for DynamiCS's fork of open_clip.
-    **keys**: one key a line. **parquet**: shard, key, uid, cluster, rate, copies. **urls**: url, caption, uid, for img2dataset, of a pool
-    of metadata. **shards**: a new webdataset, shuffled over the whole epoch; after an interruption the same command goes on.
+    **keys**: one key a line. **parquet**: shard, key, uid, cluster, rate, copies. **urls**: url, caption, uid of all that the plan draws in
+    any epoch, for img2dataset, of a pool of metadata. **shards**: a new webdataset, shuffled over the whole epoch; after an
+    interruption the same command goes on.
 
     Examples:
       tailwise export my-catalog subset --to datacomp --output subset.npy

@@ -83,7 +83,7 @@ EXPORTS: dict[str, ExportFormat] = {
     "rates-json": ExportFormat(_to_file(write_rates_json, is_text("{")), lambda plan: plan.annealed, rates_above_one),
     "keys": ExportFormat(_to_file(write_keys, is_text(""))),
     "parquet": ExportFormat(_to_file(write_parquet, is_table(SCHEMA))),
-    "urls": ExportFormat(_to_file(write_urls, is_table(URL_SCHEMA), captions=True)),
+    "urls": ExportFormat(_to_file(write_urls, is_table(URL_SCHEMA), captions=True), lambda _: False),
     "shards": ExportFormat(_to_shards),
 }
 

@@ -1,4 +1,4 @@
-"""URLs and captions of an epoch's samples, for img2dataset: a subset of a pool of metadata is downloaded without the rest."""
+"""URLs and captions of the samples that a plan draws, for img2dataset: a subset of a pool of metadata is downloaded without the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog.catalog import Part
 from tailwise.context import Context
 from tailwise.errors import DamagedError, UnsupportedError
-from tailwise.export.drawn import DrawnEpoch, map_drawn
+from tailwise.export.drawn import DrawnEpoch, map_epoch
 from tailwise.loader.captions import CaptionMix
 from tailwise.plan.plan import Plan
 from tailwise.shards.columns import DAMAGE
@@ -31,7 +31,9 @@ SCHEMA = pa.schema(
 
 
 def write_urls(plan: Plan, epoch: int, path: Path, context: Context, captions: Mapping[str, float]) -> int:
-    """Write one row per drawn sample, in catalog order (SCHEMA); return the number of rows. `captions` are weights, see `Loader`.
+    """Write one row per sample that the plan may draw, in any epoch, in catalog order (SCHEMA); return the number of rows.
+
+    `captions` are weights, see `Loader`; the epoch matters for them alone.
 
     Raises:
         UnsupportedError: a shard has images.
@@ -41,28 +43,30 @@ def write_urls(plan: Plan, epoch: int, path: Path, context: Context, captions: M
         raise UnsupportedError(f"{images['path'][0]} holds images already: `to` urls is for pools of metadata")
     total, mix = 0, CaptionMix(plan.catalog, captions, plan.config["seed"]) if captions else None
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        for table in map_drawn(plan, epoch, partial(_table, mix=mix), context):
+        for table in map_epoch(plan, epoch, partial(_table, mix=mix), plan.catalog.parts(plan.snapshot), context):
             writer.write_table(table)
             total += table.num_rows
     return total
 
 
 def _table(epoch: DrawnEpoch, part: Part, *, mix: CaptionMix | None) -> pa.Table:
-    plan, drawn = epoch.plan, epoch.part(part, ["shard", "caption", "uid"])
-    shards, known = drawn.samples["shard"].to_numpy(), plan.catalog.shards(plan.snapshot)
+    plan, known = epoch.plan, epoch.plan.catalog.shards(epoch.plan.snapshot)
+    places = np.flatnonzero((plan.rate(part.span) > 0) & epoch.removals.keeps(part.span))
+    samples = plan.catalog.samples_at(part.number, places, ["shard", "caption", "uid"])
+    shards, rows = samples["shard"].to_numpy(), places + part.first_row
     urls = [pa.array([], pa.string())]
     for shard in np.unique(shards).tolist():  # ascending, as rows are
         path = known["path"][shard].as_py()
         try:
-            checksum, there = read_urls(path, drawn.rows[shards == shard] - plan.rows_of(shard).start)
+            checksum, there = read_urls(path, rows[shards == shard] - plan.rows_of(shard).start)
         except DAMAGE as error:
             raise DamagedError(f"{path} can't be read ({error}): restore it") from error
         if checksum != known["index_checksum"][shard].as_py():
             raise DamagedError(f"{path} has changed since it was imported: put the old file back")
         urls += there.chunks
-    uids = pa.array([uid.hex() for uid in drawn.samples["uid"].to_pylist()], pa.string())
-    captions = drawn.samples["caption"].combine_chunks()
+    uids = pa.array([uid.hex() for uid in samples["uid"].to_pylist()], pa.string())
+    captions = samples["caption"].combine_chunks()
     if mix is not None:
-        chosen = mix.of(drawn.rows, np.full(len(drawn.rows), epoch.number, np.int32))
+        chosen = mix.of(rows, np.full(len(rows), epoch.number, np.int32))
         captions = pc.coalesce(pa.array(chosen.texts, pa.string()), captions)
     return pa.table([pa.chunked_array(urls), captions, uids], schema=SCHEMA)
