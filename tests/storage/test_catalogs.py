@@ -27,6 +27,7 @@ from tailwise.catalog.kinds import PLAN
 from tailwise.context import Context
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.loader.loader import Loader
+from tailwise.loader.sections import prepare_epochs
 from tailwise.plan.plan import Plan
 from tailwise.requests import (
     CaptionsRequest,
@@ -110,6 +111,7 @@ def make_everything(sources, where, output, entries):
     make_plan(catalog, "ranked", PlanRequest("top-score", keep=0.3, score=ScoreRequest("image-bytes")))
     make_plan(catalog, "near", PlanRequest("dbp", keep=0.3))
     np.save(output / "draw.npy", plan.draw(3))
+    prepare_epochs(plan, range(1, 3))
     for to, name in (("rates-json", "rates.json"), ("keys", "keys.txt"), ("parquet", "epoch.parquet")):
         export_plan(plan, to, output / name, epoch=None if to == "rates-json" else 1)
     sharding = ShardsRequest(captions="recap:2,original:1")
