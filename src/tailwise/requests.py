@@ -56,6 +56,7 @@ class ImportRequest(SourceRequest):
     max_rejected: Annotated[
         float | None, "Share that may be unusable.  [default: 0.5 of samples, 0.1 of embeddings]"
     ] = None
+    update: Annotated[bool, "Replace the samples of shards that have changed since they were imported."] = False
     workers: Workers = None
 
     def __post_init__(self) -> None:

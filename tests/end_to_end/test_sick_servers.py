@@ -9,6 +9,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,7 +17,8 @@ from tailwise import Loader, PlanRequest, import_pool, make_plan
 from tailwise.errors import UserError
 from tailwise.evaluate.sets import find_set
 from tailwise.export.shards import write_shards
-from tailwise.requests import ShardsRequest
+from tailwise.requests import EmbedRequest, ShardsRequest
+from tailwise.steps.embedding.embed import embed
 from tailwise.steps.embedding.read import ShardRows, read_batches
 from tailwise.storage import remote
 
@@ -383,3 +385,34 @@ def test_evaluation_sets(server, tmp_path, make_image):
     server.sick = {"set.tar": status(503)}
     with pytest.raises(UserError, match=r"set\.tar can't be read \(HTTP 503"):
         list(find_set(f"{server.url}/set.tar").shards[0].samples())
+
+
+def test_a_tar_that_a_server_has_replaced(server, tmp_path, make_tar, make_image):
+    """A cut download whose rest came later: images before the cut keep their embeddings, others are read from the server."""
+    members = [
+        (f"k{row:02d}.{suffix}", content)
+        for row in range(60)
+        for suffix, content in (("jpg", make_image(row) + bytes(5000)), ("txt", b"a caption"))
+    ]
+    whole = make_tar(tmp_path / "pool" / TARS[1], members).read_bytes()
+    (tmp_path / "pool" / TARS[1]).write_bytes(whole[: len(whole) // 2])
+    catalog = imported(server, tmp_path / "catalog").catalog
+    request = EmbedRequest(encoder="pixels", workers=1)
+    embed(catalog, request)
+    before = catalog.snapshot().rows
+    (tmp_path / "pool" / TARS[1]).write_bytes(whole)
+    remote.forget_failures()
+    assert imported(server, tmp_path / "catalog").changed == [f"{server.url}/{TARS[1]}"]
+    server.asked.clear()
+    report = imported(server, tmp_path / "catalog", update=True)
+    assert (report.new_shards, report.new_samples, report.changed) == (1, 60, [])
+    embed(catalog, request)
+    other = imported(server, tmp_path / "other").catalog
+    embed(other, request)
+    images, wanted = (
+        np.concatenate(one.embedding_parts("image", one.snapshot())).tobytes() for one in (catalog, other)
+    )
+    rows = len(wanted) // other.snapshot().rows  # bytes of each
+    assert images[before * rows :] == wanted[SIZES[0] * rows : (SIZES[0] + 60) * rows]
+    plan = make_plan(catalog, "p", PlanRequest("random", keep=0.9))
+    assert not next(iter(Loader(plan, batch_size=20, cache_folder=tmp_path / "cache"))).replaced

@@ -525,3 +525,15 @@ def test_artifacts_are_deleted_and_renamed(stored, monkeypatch):
     assert not [key for key in left if key.startswith(("/plans", "/clusters", "/embeddings"))]
     with pytest.raises(NotFoundError):
         Plan(stored, "q")
+
+
+def test_a_changed_shard_is_replaced(server, clean_folder, tmp_path, make_pool):
+    make_pool(tmp_path / "pool", [20, 20])
+    catalog = import_pool(tmp_path / "pool", URL, workers=1).catalog
+    make_pool(tmp_path / "pool", [20, 30])
+    assert import_pool(tmp_path / "pool", URL, workers=1).changed == [str(tmp_path / "pool" / "00001.tar")]
+    assert import_pool(tmp_path / "pool", URL, workers=1, update=True).new_samples == 30
+    plan = make_plan(catalog, "p", PlanRequest("random", keep=0.5))
+    assert plan.pool == 50 and catalog.replaced() == {1: 2}
+    assert not next(iter(Loader(plan, batch_size=10))).replaced
+    assert verify(catalog)[1] == []

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from tailwise.catalog.files import (
     write_table,
 )
 from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
-from tailwise.catalog.schema import PARQUET, SHARD_SCHEMA
+from tailwise.catalog.schema import REPLACES, SHARD_SCHEMA
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, put_if_absent
@@ -42,6 +43,7 @@ from tailwise.text import command_line
 
 FORMAT = 2
 SERIES = (layout.SNAPSHOTS, layout.REMOVALS)
+REPLACED_BY = " (replaced by shard "  # in the path of a shard whose file was replaced
 CONTENT = b"tailwise.content"  # in shards.parquet: the hash of its rows
 
 
@@ -162,11 +164,54 @@ class Catalog:
         return snapshots[number - 1]
 
     def shards(self, snapshot: Snapshot | None = None) -> pa.Table:
-        """The table of shards (schema.SHARD_SCHEMA), one row a shard, in id order; all known ones without a snapshot."""
-        path = self.folder / layout.SHARDS
-        table = SHARD_SCHEMA.empty_table()
+        """The table of shards (schema.SHARD_SCHEMA), one row a shard, in id order; all known ones without a snapshot.
+
+        A shard whose file was replaced since has a path that names no file: "PATH (replaced by shard ID)".
+        """
+        table, replaced = self._stored_shards(snapshot), self.replaced()
+        if not replaced:
+            return table
+        paths = [
+            f"{path}{REPLACED_BY}{replaced[shard]})" if shard in replaced else path
+            for shard, path in enumerate(table["path"].to_pylist())
+        ]
+        return table.set_column(table.schema.get_field_index("path"), SHARD_SCHEMA.field("path"), [paths])
+
+    def replaced(self, snapshot: Snapshot | None = None) -> dict[int, int]:
+        """Return the shards whose files were replaced since they were imported: id → id of the shard that took the place.
+
+        Of a snapshot, those whose new state is in it, too.
+        """
+        stored = self._all_stored()
+        if stored[REPLACES].null_count == len(stored):
+            return {}
+        table = self._stored_shards(snapshot)
+        table = table.filter(table[REPLACES].is_valid())
+        old = pc.struct_field(table[REPLACES], "shard").to_pylist()
+        return dict(zip(old, table["shard"].to_pylist(), strict=True))
+
+    def first_states(self) -> npt.NDArray[np.int32]:
+        """Return the shard that held the first state of each shard's file, int32 [shards]: names and hashed uids stay those of this one."""
+        first = np.arange(len(self._stored_shards()), dtype=np.int32)
+        for old, new in sorted(self.replaced().items(), key=itemgetter(1)):
+            first[new] = first[old]
+        return first
+
+    def replaced_rows(self, snapshot: Snapshot | None = None) -> npt.NDArray[np.int64]:
+        """Return the rows of replaced shards (see `replaced`), ascending: int64."""
+        if not (replaced := self.replaced(snapshot)):
+            return np.empty(0, np.int64)
+        rows = self._stored_shards()["rows"].to_numpy()
+        ends = np.cumsum(rows)
+        return np.concatenate([np.arange(ends[shard] - rows[shard], ends[shard]) for shard in sorted(replaced)])
+
+    def _all_stored(self) -> pa.Table:
         with suppress(FileNotFoundError):
-            table = _shards(file_stamp(path))
+            return _shards(file_stamp(self.folder / layout.SHARDS))
+        return SHARD_SCHEMA.empty_table()
+
+    def _stored_shards(self, snapshot: Snapshot | None = None) -> pa.Table:
+        path, table = self.folder / layout.SHARDS, self._all_stored()
         if snapshot is None:
             snapshots = self.snapshots()
             snapshot = snapshots[-1] if snapshots else None
@@ -177,8 +222,9 @@ class Catalog:
             )
         return table.slice(0, wanted)
 
-    def append_snapshot(self, shards: pa.Table, parts: int) -> Snapshot:
-        """Makes `shards` (all of them, old ones first) the newest snapshot; their parts must lie on disk already."""
+    def append_snapshot(self, new: pa.Table, parts: int) -> Snapshot:
+        """Make the shards of the newest snapshot and new ones (SHARD_SCHEMA) the next snapshot; their parts must lie on disk already."""
+        shards = pa.concat_tables([self._stored_shards(), new])
         number = len(self.snapshots()) + 1
         contents = [shards.column(name).to_pylist() for name in ("shard", "rows", "index_checksum")]
         rows = sum(shards.column("rows").to_pylist())
@@ -211,7 +257,7 @@ class Catalog:
         """
         old, new = old.rstrip("/"), new.rstrip("/")
         with locked(self.folder / layout.LOCK, str(self.folder)):
-            table = self.shards()
+            table = self._stored_shards()
             paths: list[str] = table.column("path").to_pylist()
             moved = [new + path[len(old) :] if path == old or path.startswith(f"{old}/") else path for path in paths]
             changed = [before != after for before, after in zip(paths, moved, strict=True)]
@@ -220,11 +266,12 @@ class Catalog:
                     return 0  # a command that was interrupted after it had written is repeated
                 example = paths[0] if paths else "none"
                 raise UserError(f"no shard's path begins with {old!r} (the first is {example!r})")
-            _refuse_shared_paths(moved)
+            there = pa.array([shard not in self.replaced() for shard in range(len(table))], pa.bool_())
+            _refuse_shared_paths(pa.array(moved, pa.string()).filter(there).to_pylist())
             index = table.schema.get_field_index("path")
             table = table.set_column(index, SHARD_SCHEMA.field("path"), [moved])
             if check is not None:
-                check(table.filter(pa.array(changed)))
+                check(table.filter(pc.and_(pa.array(changed), there)))
             self._write_shards(table)
         return sum(changed)
 
@@ -234,10 +281,10 @@ class Catalog:
         A UserError if two shards would become one file, or another process is writing the catalog.
         """
         with locked(self.folder / layout.LOCK, str(self.folder)):
-            rows = self.shards().to_pylist()
+            rows, replaced = self._stored_shards().to_pylist(), self.replaced()
             for row in changed.to_pylist():
                 rows[row["shard"]] = row
-            _refuse_shared_paths([row["path"] for row in rows])
+            _refuse_shared_paths([row["path"] for row in rows if row["shard"] not in replaced])
             self._write_shards(pa.Table.from_pylist(rows, schema=SHARD_SCHEMA))
 
     # --- columns ----------------------------------------------------------------------------------------------------
@@ -390,10 +437,9 @@ def _shards(stamp: FileStamp) -> pa.Table:
     table = read_table(stamp[0])
     with suppress(UnicodeDecodeError):  # a flipped bit of a path
         if (table.schema.metadata or {}).get(CONTENT) in (None, _content(table).encode()):
-            if PARQUET not in table.column_names:  # of an older version
-                return table.append_column(
-                    SHARD_SCHEMA.field(PARQUET), pa.nulls(len(table), SHARD_SCHEMA.field(PARQUET).type)
-                )
+            for item in SHARD_SCHEMA:
+                if item.name not in table.column_names:  # of an older version
+                    table = table.append_column(item, pa.nulls(len(table), item.type))
             return table
     raise DamagedError(f"{stamp[0]} is damaged (its checksum is wrong): restore it")
 

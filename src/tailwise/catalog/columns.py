@@ -123,8 +123,8 @@ class RowColumn:
             shape: of one row.
             read: maps one file.
         """
-        self.path, self.dtype = path, np.dtype(dtype)
-        self._rows, self._shape, self._read = RowsByPart(parts), shape, read
+        self.path, self.dtype, self.shape = path, np.dtype(dtype), shape
+        self._rows, self._read = RowsByPart(parts), read
         self._mapped: dict[int, npt.NDArray[Any]] = {}
         self._ranged: dict[int, RangedArray] = {}
         self._touched: set[int] = set()  # parts that were read since pages were released
@@ -153,7 +153,7 @@ class RowColumn:
         if step != 1:
             return self._take(np.arange(start, stop, step))
         if start >= stop:
-            return np.empty((0, *self._shape), self.dtype)
+            return np.empty((0, *self.shape), self.dtype)
         first, last = self._rows.part_of(start).number, self._rows.part_of(stop - 1).number
         pieces = [
             self._at(part, slice(max(start - part.first_row, 0), min(stop - part.first_row, part.rows)))
@@ -162,7 +162,7 @@ class RowColumn:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        values = np.empty((len(rows), *self._shape), self.dtype)
+        values = np.empty((len(rows), *self.shape), self.dtype)
         for part, places in self._rows.split(rows):
             found = self._at(part, rows[places] - part.first_row)
             if len(found) == len(rows):
@@ -202,7 +202,7 @@ class RowColumn:
         return found
 
     def _check(self, part: Part, found: Found) -> Found:
-        path, shape = self.path(part), (part.rows, *self._shape)
+        path, shape = self.path(part), (part.rows, *self.shape)
         narrower = found.dtype.kind == self.dtype.kind and found.dtype.itemsize <= self.dtype.itemsize
         if not narrower or found.shape != shape:
             raise DamagedError(

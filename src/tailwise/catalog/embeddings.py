@@ -17,6 +17,7 @@ from tailwise.errors import ConflictError, UserError
 from tailwise.text import command_line, did_you_mean
 
 MODALITIES = ("image", "text")  # also the names of the columns that are made where no name is given
+ENCODER = "imported"  # of columns whose embeddings were imported
 JOINT = "joint"  # modality of a column that was made of others
 ROW_FAULTS = ("NaN or Inf", "zero norm")
 BLOCK_ROWS = 256  # stay in a processor's caches

@@ -43,6 +43,7 @@ STORED_SCHEMA = NAMES_SCHEMA.append(pa.field("shard_id", pa.int32()))
 NO_MATCH = np.iinfo(np.int64).max
 NAME_KINDS = 4  # key, uid, shard's id and key, shard's path and key
 BY_KEY, BY_UID = 0, 1
+REPLACED = "its file was replaced (import --update)"  # reason of a removal that is no user's
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Removal:
 
     number: int  # 1, 2, …
     reason: str  # as given
-    date: str  # day in UTC, as in ISO 8601
+    date: str  # day in UTC, as in ISO 8601; "" of replaced files
     names: int  # number of keys and uids
-    digest: str  # hash of the file that lists them
+    digest: str  # hash of the file that lists them; "" of replaced files
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,24 @@ class Removals:
 
     @classmethod
     def of(cls, catalog: Catalog, snapshot: Snapshot | None = None, track: Track = silent) -> Removals:
-        """Return the removals of a snapshot, by default the newest.
+        """Return the removals of a snapshot, by default the newest; samples of files that were replaced since are removed, too.
+
+        See `named`.
+        """
+        found = cls.named(catalog, snapshot, track)
+        replaced = np.setdiff1d(catalog.replaced_rows(), found.rows, assume_unique=True)
+        if not len(replaced):
+            return found
+        more = Removal(len(found.removals) + 1, REPLACED, "", 0, "")
+        rows = np.concatenate([found.rows, replaced])
+        numbers = np.concatenate([found.numbers, np.full(len(replaced), more.number)])
+        order = np.argsort(rows)
+        stop = len(rows) if snapshot is None else int(np.searchsorted(rows, snapshot.rows, sorter=order))
+        return cls(rows[order[:stop]], numbers[order[:stop]], (*found.removals, more))
+
+    @classmethod
+    def named(cls, catalog: Catalog, snapshot: Snapshot | None = None, track: Track = silent) -> Removals:
+        """Return the samples of a snapshot that users removed.
 
         The first time after an import it looks for the names among the new samples, and keeps what it found in the catalog (in memory
         only, where that can't be written to).
@@ -169,9 +187,10 @@ class Names:
         return Names(pa.concat_tables([STORED_SCHEMA.empty_table(), *tables]))
 
     @staticmethod
-    def given(table: pa.Table, paths: pa.Array) -> Names:
-        """Return the names that a user gives (NAMES_SCHEMA), in a catalog whose shards have these paths, by id."""
+    def given(table: pa.Table, paths: pa.Array, first_states: npt.NDArray[np.int32] | None = None) -> Names:
+        """Return the names that a user gives (NAMES_SCHEMA), in a catalog whose shards have these paths, and first states, by id."""
         ids = pc.index_in(table.column("shard").combine_chunks(), value_set=paths, skip_nulls=True)
+        ids = ids if first_states is None else pa.array(first_states).take(ids)
         return Names(table.append_column(STORED_SCHEMA.field("shard_id"), ids))
 
     def unknown_to(self, others: Names) -> Names:
@@ -195,12 +214,15 @@ class Names:
         kept = pc.if_else(dropped, pa.scalar(None, uids.type), uids)
         return Names(self.table.set_column(STORED_SCHEMA.get_field_index("uid"), STORED_SCHEMA.field("uid"), kept))
 
-    def lines_of(self, samples: pa.Table, paths: pa.Array) -> list[npt.NDArray[np.int64]]:
+    def lines_of(
+        self, samples: pa.Table, paths: pa.Array, first_states: npt.NDArray[np.int32] | None = None
+    ) -> list[npt.NDArray[np.int64]]:
         """Who is named.
 
         Args:
             samples: with shard, key and uid, n rows.
             paths: of the shards, by id.
+            first_states: of the shards, by id (see `Catalog.first_states`); None where no file was replaced.
 
         Returns:
             int64 [n] for each of NAME_KINDS: the first line that names each sample, −1 if none does.
@@ -212,7 +234,8 @@ class Names:
             if values.null_count == len(values):
                 found.append(np.full(samples.num_rows, -1, np.int64))
             else:
-                places = shards.cast(pa.string()) if by is None else by.take(shards)
+                first = shards if first_states is None else pa.array(first_states).take(shards)
+                places = first.cast(pa.string()) if by is None else by.take(shards)
                 found.append(_index(_pairs(places, keys), values))
         return found
 
@@ -266,8 +289,9 @@ class Removing:
             track: shows progress.
         """
         snapshot = catalog.snapshot()
-        before = Removals.of(catalog, track=track)
-        given = Names.given(table, catalog.shards(snapshot).column("path").combine_chunks())
+        before = Removals.named(catalog, track=track)
+        paths = catalog.shards(snapshot).column("path").combine_chunks()
+        given = Names.given(table, paths, catalog.first_states())
         given = given.unknown_to(Names.joined([]))
         earlier = Names.joined(_tables(catalog, before.removals))
         names = given.unknown_to(earlier)
@@ -332,8 +356,12 @@ def _look(
 ) -> Iterator[tuple[Part, list[npt.NDArray[np.int64]]]]:
     """The parts in which somebody is named, and by which lines."""
     paths = catalog.shards(snapshot).column("path").combine_chunks()
+    first_states, replaced = catalog.first_states(), list(catalog.replaced())
     for part, names in track(wanted, "looking for removed ones", len(wanted)):
-        hits = names.lines_of(catalog.samples(part, ["shard", "key", "uid"]), paths)
+        samples = catalog.samples(part, ["shard", "key", "uid"])
+        hits = names.lines_of(samples, paths, first_states)
+        for lines in hits:
+            lines[np.isin(samples.column("shard").to_numpy(), replaced)] = -1  # they are removed already
         if any((lines >= 0).any() for lines in hits):
             yield part, hits
 

@@ -2,13 +2,15 @@
 
 import pyarrow as pa
 
-FINGERPRINT, PARQUET = "fingerprint", "parquet"
+FINGERPRINT, PARQUET, REPLACES = "fingerprint", "parquet", "replaces"
 NO_OFFSET = -1  # of a sample whose bytes aren't there: its shard is a file of metadata
 
 # Columns of images (as "image.bytes") and captions, and the bytes of both in each row group.
 _PARQUET = pa.struct(
     {"image": pa.string(), "caption": pa.string(), "groups": pa.list_(pa.field("element", pa.int64()))}
 )
+# The shard that held an earlier state of the file, and the bytes that both begin with, as far as the fingerprint shows.
+_REPLACES = pa.struct({"shard": pa.int32(), "same_bytes": pa.int64()})
 SHARD_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),  # stable id; draws and uids depend on it, never on the path
@@ -19,6 +21,7 @@ SHARD_SCHEMA = pa.schema(
         pa.field("index_checksum", pa.string(), nullable=False),  # over names, offsets and sizes of the tar's members
         pa.field(FINGERPRINT, pa.string()),  # of its content, see shards/fingerprint.py; null: unknown
         pa.field(PARQUET, _PARQUET),  # null: no Parquet file with images
+        pa.field(REPLACES, _REPLACES),  # null: its file was new
     ]
 )
 

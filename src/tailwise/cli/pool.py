@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
@@ -12,7 +12,11 @@ from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_progre
 from tailwise.cli.printing import print_json, print_rejections, print_table, rejected_json, say
 from tailwise.cli.requests import takes
 from tailwise.errors import NotFoundError, UserError
+from tailwise.log import print_error
 from tailwise.requests import CaptionsRequest, EmbedRequest, ImportRequest
+
+if TYPE_CHECKING:
+    from tailwise.steps.importing.pool import ImportReport
 
 
 @app.command("import")
@@ -29,6 +33,7 @@ def import_(
     (.parquet and .npz): alone a pool without images, beside tars their scores and embeddings; or Parquet files with a column of
     vectors. The tars are indexed where they lie; nothing is copied. Embeddings that come with tars belong to these tars alone.
     What can't be used is counted by reason and listed in CATALOG/rejected. Importing again adds what is new, as a new snapshot.
+    Shards that have changed since then are left out and named (exit code 1); --update replaces their samples.
 
     Examples:
       tailwise import shards/ embeddings/ my-catalog
@@ -47,6 +52,7 @@ def import_(
         options=request,
         workers=request.workers,
         max_rejected=request.max_rejected,
+        update=request.update,
         context=with_progress(),
     )
     if as_json:
@@ -57,9 +63,19 @@ def import_(
             "embeddings": report.columns,
             "clusterings": [{"name": made.name, **made.summary} for made in report.clusterings],
             "notes": report.notes,
+            "changed": report.changed,
         }
         print_json({**figures, **rejected_json(report.rejections)})
-        return
+    else:
+        _print_import(report)
+    if report.changed:
+        remedy = "restore them" if request.update else "restore them, or replace their samples with --update"
+        why = "changed, and have no good samples now" if request.update else "changed since they were imported"
+        print_error(f"tailwise: {len(report.changed):,} shards {why}, first {report.changed[0]}: {remedy}")
+        raise typer.Exit(1)
+
+
+def _print_import(report: ImportReport) -> None:
     new = f"{report.new_samples:,} samples in {report.new_shards:,} shards" if report.new_shards else "nothing new"
     now = f"snapshot {report.snapshot.number} has {report.snapshot.rows:,} samples"
     say(f"{report.catalog.folder}: imported {new}; {now}")

@@ -145,7 +145,8 @@ def _print_sample(sample: Mapping[str, Any]) -> None:
     for item in sample["drop_lists"]:
         say(f"  {item['kind']:<10}  {item['name']}: {_verdict(item)}")
     if sample["removed"]:
-        say(f"  removed     on {sample['removed']['date']}: {sample['removed']['reason']}")
+        date, reason = sample["removed"]["date"], sample["removed"]["reason"]
+        say(f"  removed     {f'on {date}: ' if date else ''}{reason}")
     for item in sample["plans"]:
         say(f"  plan        {item['name']}: {_plan(item)}")
 

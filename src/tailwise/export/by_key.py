@@ -7,8 +7,10 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.catalog import Part
 from tailwise.catalog.outputs import scratch_beside
 from tailwise.context import Context
 from tailwise.errors import UserError
@@ -36,9 +38,10 @@ def write_rates_json(plan: Plan, epoch: int, path: Path, context: Context) -> in
 
 
 def _rate_lines(epoch: DrawnEpoch, part: Part) -> bytes:
-    rates, at = np.unique(epoch.rates(part.span), return_inverse=True)  # as many as there are clusters
+    rows, own = _keys(epoch.plan, part)
+    rates, at = np.unique(epoch.rates(part.span)[rows - part.first_row], return_inverse=True)  # as many as clusters
     endings = [f": {rate!r}" for rate in rates.tolist()]
-    keys = map(encode_basestring_ascii, _keys(epoch.plan.catalog, part))
+    keys = map(encode_basestring_ascii, own)
     return ",\n".join([key + endings[number] for key, number in zip(keys, at.tolist(), strict=True)]).encode()
 
 
@@ -78,18 +81,23 @@ def _key_lines(epoch: DrawnEpoch, part: Part) -> tuple[bytes, int]:
     return "".join([f"{line_of(key)}\n" for key in keys]).encode(), len(keys)
 
 
-def _keys(catalog: Catalog, part: Part) -> list[str]:
-    return list(catalog.samples(part, ["key"]).column(0).to_pylist())
+def _keys(plan: Plan, part: Part) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return the rows of a part, int64 [n], and their keys, without those of a file that is in the snapshot in a later state."""
+    rows = np.arange(part.first_row, part.first_row + part.rows)
+    rows = np.setdiff1d(rows, plan.catalog.replaced_rows(plan.snapshot), assume_unique=True)
+    keys = plan.catalog.samples(part, ["key"]).column(0).take(pa.array(rows - part.first_row))
+    return rows, list(keys.to_pylist())
 
 
-def _index_keys(catalog: Catalog, index: KeyIndex, part: Part) -> None:
-    index.add(_keys(catalog, part), np.arange(part.first_row, part.first_row + part.rows))
+def _index_keys(plan: Plan, index: KeyIndex, part: Part) -> None:
+    rows, keys = _keys(plan, part)
+    index.add(keys, rows)
 
 
 def _check_unique_keys(plan: Plan, path: Path, context: Context) -> None:
     with scratch_beside(path) as folder:
         index = KeyIndex(folder / "keys", plan.rows)
-        add = Apply(partial(_index_keys, plan.catalog, index))
+        add = Apply(partial(_index_keys, plan, index))
         for _ in context.executor.map(add, plan.catalog.parts(plan.snapshot), KERNEL):
             pass
         clashing = index.seal(context.executor, count_only=True)

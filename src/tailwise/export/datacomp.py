@@ -60,11 +60,11 @@ def check_uids(plan: Plan, context: Context) -> None:
 def _given_uids(epoch: DrawnEpoch, part: Part) -> DrawnPart:
     """Return the drawn samples of a part; refuse those whose uid is tailwise's hash, or whose tar has no .json for it."""
     shards = epoch.plan.catalog.shards(epoch.plan.snapshot)
-    paths, containers = shards.column("path"), containers_of(shards)
+    paths, containers, first_states = shards.column("path"), containers_of(shards), epoch.plan.catalog.first_states()
     drawn = epoch.part(part, ["uid", "shard", "key", "json_bytes"])
     columns = (drawn.samples.column(name).to_pylist() for name in ("uid", "shard", "key", "json_bytes"))
     for uid, shard, key, json_bytes in zip(*columns, strict=True):
-        if uid == hashed_uid(shard, key) or (json_bytes is None and containers[shard].has_bytes):
+        if uid == hashed_uid(int(first_states[shard]), key) or (json_bytes is None and containers[shard].has_bytes):
             raise UserError(
                 f"DataComp's resharder finds samples by the uid in their .json, and sample {key!r} of {paths[shard]} has none: {_REMEDY}"
             )
@@ -73,12 +73,13 @@ def _given_uids(epoch: DrawnEpoch, part: Part) -> DrawnPart:
 
 def _spill(epoch: DrawnEpoch, part: Part, *, shuffle: Shuffle, bits: int) -> int:
     """Write the uids of all samples of a part, with the copies of each, by their leading bits; return the number of copies."""
-    drawn = _given_uids(epoch, part)
-    uids = epoch.plan.catalog.samples(part, ["uid"]).column(0).to_pylist()
+    drawn, catalog = _given_uids(epoch, part), epoch.plan.catalog
+    uids = catalog.samples(part, ["uid"]).column(0).to_pylist()
     records = np.zeros(part.rows, _RECORD)
     records["high"], records["low"] = np.frombuffer(b"".join(uids), ">u8").reshape(-1, 2).T
     records["row"] = np.arange(part.first_row, part.first_row + part.rows)
     records["copies"][drawn.rows - part.first_row] = drawn.copies
+    records = records[~np.isin(records["row"], catalog.replaced_rows(epoch.plan.snapshot))]  # each has a successor
     shuffle.write(part.name, [(buckets_of(records, bits), records)])
     return int(drawn.copies.sum())
 

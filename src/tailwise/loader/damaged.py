@@ -34,7 +34,10 @@ def check_damaged(plan: Plan, damaged: dict[int, str], on_damaged: str, max_repl
 
 
 def find_damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, context: Context) -> dict[int, str]:
-    """Return the reasons of damaged shards, by id; ranks of a process group share the work."""
+    """Return the reasons of damaged shards, by id; ranks of a process group share the work.
+
+    Of shards whose files were replaced, those count whose samples the plan may draw: plans that are made afterwards draw none.
+    """
     together = ranks[1] > 1 and ranks_of(group) is not None
     share = ranks if together else (0, 1)
     found = {
@@ -45,4 +48,7 @@ def find_damaged(plan: Plan, check: str, ranks: tuple[int, int], group: Group, c
         shares: list[dict[int, str]] = [{}] * ranks[1]
         dist.all_gather_object(shares, found, group)
         found = {shard: reason for items in shares for shard, reason in items.items()}
+    for shard in plan.catalog.replaced().keys() & found.keys():
+        if not plan.drawable(plan.rows_of(shard)).any():
+            del found[shard]
     return dict(sorted(found.items()))

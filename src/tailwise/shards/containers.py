@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import pyarrow as pa
 
+from tailwise.catalog.catalog import REPLACED_BY
 from tailwise.catalog.schema import PARQUET
 from tailwise.errors import UnsupportedError
 from tailwise.shards.columns import count_rows
@@ -81,7 +82,8 @@ def container_named(path: str, *, images: bool) -> Container:
 def containers_of(shards: pa.Table) -> list[Container]:
     """Return the container of each shard, by what the catalog notes of it (SHARD_SCHEMA)."""
     images = shards[PARQUET].is_valid().to_pylist()
-    return [container_named(path, images=has) for path, has in zip(shards["path"].to_pylist(), images, strict=True)]
+    paths = [path.partition(REPLACED_BY)[0] for path in shards["path"].to_pylist()]
+    return [container_named(path, images=has) for path, has in zip(paths, images, strict=True)]
 
 
 def index_shard(path: str, choice: MemberChoice = DEFAULT) -> ShardContent:

@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -164,6 +164,22 @@ def compare_shard(path: str, fingerprint: str | None, step: int) -> None:
     """Open a shard, local or remote, and compare it with its fingerprint; see `check_fingerprint`."""
     with shard_blocks(path) as (size_bytes, read):
         check_fingerprint(path, size_bytes, read, fingerprint, step)
+
+
+def unchanged_bytes(path: str, size_bytes: int, fingerprint: str | None) -> int:
+    """Return how many bytes of a file are those with which an earlier state of this length and fingerprint began.
+
+    They end with the last block before the first one that differs, or that the file no longer has; 0 where none is known.
+    """
+    end = 0
+    with suppress(OSError), shard_blocks(path) as (found, read):
+        ranges = [block for block in block_ranges(size_bytes) if block[1] <= (found or 0)] if fingerprint else []
+        for at, ((_, stop), content) in enumerate(zip(ranges, _blocks(path, ranges, read), strict=True)):
+            noted = str(fingerprint)[_DIGITS * at : _DIGITS * (at + 1)]
+            if noted not in {_SKIPPED, fingerprint_of([content])}:
+                break
+            end = end if noted == _SKIPPED else stop
+    return end
 
 
 class Comparisons:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.catalog import REPLACED_BY, Catalog, Part
 from tailwise.shards.columns import BATCH_ROWS, DAMAGE, open_table, texts
 from tailwise.shards.containers import IMAGES, METADATA, Container, containers_of
 from tailwise.shards.members import json_caption
@@ -31,6 +31,9 @@ def noted_texts(catalog: Catalog, part: Part, name: str) -> list[str]:
     """
     found: list[str] = []
     for path, container, samples in _by_shard(catalog, part):
+        if REPLACED_BY in path:
+            found += [""] * len(samples)
+            continue
         by_key = dict(_of_table(path, container, name))
         keys: list[str] = samples.column("key").to_pylist()
         values = [by_key.get(key, by_key.get(key.lower(), "")) for key in keys]
@@ -47,7 +50,8 @@ def jsons_of(catalog: Catalog, part: Part) -> Iterator[tuple[str, str, bytes]]:
         OSError: a tar cannot be read.
     """
     for path, _, samples in _by_shard(catalog, part):
-        contents = [b""] * len(samples) if path.endswith(METADATA.suffix) else _jsons(path, samples)
+        without = path.endswith(METADATA.suffix) or REPLACED_BY in path
+        contents = [b""] * len(samples) if without else _jsons(path, samples)
         for key, content in zip(samples.column("key").to_pylist(), contents, strict=True):
             yield path, key, content
 

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.schema import FINGERPRINT
@@ -51,7 +53,8 @@ def check_shards(
 ) -> list[Damage]:
     """Return the shards of a snapshot, local or remote, that are missing, unreadable or changed since the import, by id.
 
-    Shards without bytes are passed over. A file system whose package is not installed is a UserError.
+    Shards whose files an import replaced are among them, shards without
+    bytes are not. A file system whose package is not installed is a UserError.
 
     `check` is one of CHECKS: "none"; "size" opens each shard and compares its length and first block; "index" compares the index and
     blocks throughout the shard. `workers` are processes ("index") or eighths of threads ("size"); None for one a processor. `share` is
@@ -61,7 +64,13 @@ def check_shards(
     forget_failures()
     if check not in CHECKS:
         raise UserError(f"unknown check {check!r}: {did_you_mean(check, CHECKS)}")
-    return damaged_shards(with_bytes(comparable_shards(catalog, snapshot, context)), check, workers, share, context)
+    shards, replaced = with_bytes(comparable_shards(catalog, snapshot, context)), catalog.replaced()
+    gone = pa.array([shard in replaced for shard in shards["shard"].to_pylist()], pa.bool_())
+    found = damaged_shards(shards.filter(pc.invert(gone)), check, workers, share, context)
+    if check != "none":
+        rows = shards.filter(gone).select(["shard", "path"]).to_pylist()
+        found += [Damage(row["shard"], row["path"], "gone") for row in rows]
+    return sorted(found, key=attrgetter("shard"))
 
 
 def damaged_shards(

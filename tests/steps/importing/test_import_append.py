@@ -103,15 +103,6 @@ def test_a_folder_that_grew(run, tmp_path, make_pool):
     assert column(report.catalog, "key") == list(itertools.chain(*made.values()))
 
 
-def test_a_tar_that_changed_its_size_is_refused(run, tmp_path, old, new, make_pool, tree_bytes):
-    catalog = run(tmp_path / "old").catalog
-    before = tree_bytes(catalog.folder)
-    make_pool(tmp_path / "old", [20])
-    with pytest.raises(UserError, match=r"00000\.tar has changed since it was imported \([\d,]+ → [\d,]+ bytes\)"):
-        run(tmp_path / "new", tmp_path / "old")
-    assert tree_bytes(catalog.folder) == before
-
-
 def test_moved_tars_are_known_after_relocating(run, tmp_path, old):
     catalog = run(tmp_path / "old").catalog
     (tmp_path / "old").rename(tmp_path / "moved")

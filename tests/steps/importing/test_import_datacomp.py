@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from tailwise.catalog.removals import Removals
 from tailwise.cli import app
 from tailwise.context import Context
 from tailwise.errors import UserError
@@ -232,11 +233,17 @@ def test_a_damaged_parquet_among_good_ones(run, tmp_path, metadata, rejected_cou
     assert run(tmp_path / "metadata").new_shards == 0
 
 
-def test_a_changed_file_is_refused(run, tmp_path, metadata, make_metadata):
-    run(tmp_path / "metadata")
+def test_a_changed_file_is_named_and_replaced(run, tmp_path, metadata, make_metadata):
+    for path in (tmp_path / "metadata").glob("*.npz"):
+        path.unlink()
+    catalog = run(tmp_path / "metadata").catalog
+    before = catalog.snapshot().rows
     make_metadata(tmp_path / "metadata", "x", uids(80, 9))
-    with pytest.raises(UserError, match=r"x\.parquet has changed since it was imported"):
-        run(tmp_path / "metadata")
+    report = run(tmp_path / "metadata")
+    assert report.changed == [str(tmp_path / "metadata" / "x.parquet")] and report.new_shards == 0
+    report = run(tmp_path / "metadata", update=True)
+    assert (report.changed, report.new_samples) == ([], 9)
+    assert catalog.snapshot().rows - len(Removals.of(catalog).rows) == before + 4
 
 
 def test_moved_metadata(run, tmp_path, make_metadata):

@@ -69,18 +69,19 @@ class _HashPart(Task[Part, None]):
         return (self.column.path(item),)
 
     def run(self, item: Part, worker: Worker) -> None:
-        shards = Catalog.open(self.catalog).shards()
+        catalog = Catalog.open(self.catalog)
+        shards, replaced = catalog.shards(), catalog.replaced()
         items, first = list[ShardRows](), 0
         for shard, part, rows in zip(
             *(shards.column(name).to_pylist() for name in ("shard", "part", "rows")), strict=True
         ):
             if part == item.number:
-                items.append(ShardRows(shard, part, first, rows))
+                items += [] if shard in replaced else [ShardRows(shard, part, first, rows)]
                 first += rows
-        hashes, start = np.zeros((item.rows, 2), np.uint64), 0
+        hashes = np.zeros((item.rows, 2), np.uint64)
         for batch in read_batches(self.catalog, "image", self.hash, items, BATCH_ROWS, workers=worker.cpus):
+            start = batch.piece.of.first + batch.piece.start
             hashes[start + batch.fit] = batch.tensors["hash"].numpy().view(np.uint64)
-            start += len(batch.piece.keys)
         self.column.write(item, hashes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, repeat
+from itertools import groupby, pairwise, repeat
 from time import perf_counter
 
 import numpy as np
@@ -23,10 +23,12 @@ from tailwise.execution.base import Needs
 from tailwise.requests import EmbedRequest
 from tailwise.steps.embedding.read import ShardRows
 from tailwise.steps.embedding.tasks import WINDOW, Description, Embed, Finished
+from tailwise.steps.kept import embeddings_of, kept_rows, take
 
 JUDGED_SAMPLES = 10_000  # the share of rejects is checked from this number of samples on, and at the end of each part
 ITEM_BATCHES = 16
 BATCH_SIZES = {"cuda": 256, "cpu": 64}  # by default; enough to keep a GPU busy, and few enough for a CPU's caches
+_EMBEDDED, _KEPT, _GONE = "embedded", "kept", "gone"  # rows; of a file that was replaced, where they are gone
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Column:
         Raises:
             UserError: a shard can't be read, or too little could be embedded.
         """
-        total, started, embedded = sum(part.rows for part in lacking), perf_counter(), 0
+        pieces, started, embedded = self._pieces(lacking), perf_counter(), 0
         needs = Needs(device=self.request.device)
         slots = context.executor.slots(needs)
         task = Embed(
@@ -96,7 +98,8 @@ class Column:
             self.made.dimension,
             self._finished,
         )
-        items = self._items(lacking)
+        items = [rows for rows, how in pieces if how is _EMBEDDED]
+        total = sum(rows.rows for rows, how in pieces if how is not _GONE)
         left = [window[0] for window in context.executor.left(task, [[item] for item in items])]
         windows = (left[at : at + WINDOW * slots : slots] for at in range(len(left)))
         results, expected = context.executor.map(task, windows, needs), set(left)
@@ -104,20 +107,21 @@ class Column:
         def rows() -> Iterator[None]:
             """Embed everything; yield once for each sample."""
             nonlocal embedded
-            by_part = {number: list(mine) for number, mine in groupby(items, key=lambda item: item.part)}
+            by_part = {number: list(mine) for number, mine in groupby(pieces, key=lambda piece: piece[0].part)}
             for part in lacking:
-                for item in (mine := by_part.get(part.number, [])):
+                for item, how in (mine := by_part.get(part.number, [])):
                     if item in expected:
                         next(results)
-                    self._tally.add(item, *self._finished.read(item), self._paths[item.shard])
-                    yield from repeat(None, item.rows)
+                    if how is _EMBEDDED:
+                        self._tally.add(item, *self._finished.read(item), self._paths[item.shard])
+                    yield from repeat(None, item.rows if how is not _GONE else 0)
                 self._tally.refuse_many()
                 embedded += self._write(part, mine, rejections)
 
         for _ in context.progress(rows(), f"embedding {self.name}s", total):
             pass
         self._finished.close()
-        if total and not embedded:
+        if items and not embedded:
             raise UserError(f"not one of {total:,} samples got an {self.name} embedding: {self._tally.causes()}")
         settings = self.made.settings
         return ColumnReport(
@@ -132,26 +136,40 @@ class Column:
             sum(item.rows for item in left),
         )
 
-    def _items(self, parts: list[Part]) -> list[ShardRows]:
-        """Return the rows of some parts, at most ITEM_BATCHES batches of one shard each, in order."""
-        wanted, size = {part.number for part in parts}, ITEM_BATCHES * self._batch_size
-        table = self.catalog.shards()
+    def _pieces(self, parts: list[Part]) -> list[tuple[ShardRows, str]]:
+        """Return the rows of some parts, at most ITEM_BATCHES batches of one shard each, in order, and what becomes of them."""
+        wanted, size = {part.number: part for part in parts}, ITEM_BATCHES * self._batch_size
+        table, replaced = self.catalog.shards(), self.catalog.replaced()
         shards = zip(*(table.column(name).to_pylist() for name in ("shard", "part", "rows")), strict=True)
-        found = []
-        for part, members in groupby(shards, key=lambda shard: shard[1]):
-            first = 0
-            for shard, _, rows in members if part in wanted else ():
-                found += [ShardRows(shard, part, first + at, min(size, rows - at)) for at in range(0, rows, size)]
+        found = list[tuple[ShardRows, str]]()
+        for number, members in groupby(shards, key=lambda shard: shard[1]):
+            if (part := wanted.get(number)) is None:
+                continue
+            kept, first = kept_rows(self.catalog, self.name, part) >= 0, 0
+            for shard, _, rows in members:
+                ends = np.flatnonzero(np.diff(kept[first : first + rows])) + 1
+                for start, stop in pairwise([0, *ends.tolist(), rows]):
+                    how = _GONE if shard in replaced else _KEPT if kept[first + start] else _EMBEDDED
+                    found += [
+                        (ShardRows(shard, number, first + at, min(size, stop - at)), how)
+                        for at in range(start, stop, size)
+                    ]
                 first += rows
         return found
 
-    def _write(self, part: Part, items: list[ShardRows], rejections: Rejections) -> int:
+    def _write(self, part: Part, pieces: list[tuple[ShardRows, str]], rejections: Rejections) -> int:
         """Write a part whose items are all finished; return how many of its rows have an embedding."""
+        items = [rows for rows, how in pieces if how is _EMBEDDED]
+        kept = kept_rows(self.catalog, self.name, part)
+        vectors = embeddings_of(self.catalog, self.name)
         listed = layout.rejected_log(self.catalog.folder, layout.EMBED_LOG, self.name, part.name)
 
         def chunks() -> Iterator[npt.NDArray[np.float16]]:
             with rejections.writer(listed) as log:  # on disk when the last chunk is taken: before the part's marker
-                for item in items:
+                for item, how in pieces:
+                    if how is not _EMBEDDED:
+                        yield take(vectors, kept[item.first : item.first + item.rows])
+                        continue
                     for key, fault in self._finished.read(item)[0]:
                         log.add("embed", fault.reason, self._paths[item.shard], key, fault.detail)
                     yield self._finished.rows(item)

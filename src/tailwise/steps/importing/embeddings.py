@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.embeddings import (
+    ENCODER,
     ROW_FAULTS,
     column_dimension,
     normalise_rows,
@@ -32,8 +33,6 @@ from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.steps.importing.joining import CHUNK_ROWS, INDEX, Join, Joining, JoinPlan, PartFiles, Wording
 from tailwise.steps.importing.rows import RowFinder
 from tailwise.storage.local import remove_temporary_files, scratch
-
-ENCODER = "imported"
 
 
 @dataclass

@@ -217,11 +217,12 @@ def _text(value: object) -> str:
 
 
 def _index(catalog: Catalog, snapshot: Snapshot, identifier: str, folder: Path) -> KeyIndex:
-    index = KeyIndex(folder, snapshot.rows)
+    index, replaced = KeyIndex(folder, snapshot.rows), catalog.replaced_rows(snapshot)
     column = "uid" if identifier == "uid" else "key"
     for part in catalog.parts(snapshot):
-        values = catalog.samples(part, [column]).column(0).to_pylist()
-        index.add(map(_text, values), np.arange(part.first_row, part.first_row + part.rows))
+        rows = np.setdiff1d(np.arange(part.first_row, part.first_row + part.rows), replaced, assume_unique=True)
+        values = catalog.samples(part, [column]).column(0).take(pa.array(rows - part.first_row)).to_pylist()
+        index.add(map(_text, values), rows)
     index.seal()
     return index
 

@@ -26,7 +26,8 @@ from tailwise.shards.metadata import parse_uids
 from tailwise.sources import Found, find
 from tailwise.steps.importing.embeddings import ColumnImport, import_embeddings
 from tailwise.steps.importing.joining import Joining
-from tailwise.steps.importing.shards import MAX_REJECTED_SAMPLES, PART_ROWS, import_shards
+from tailwise.steps.importing.shards import MAX_REJECTED_SAMPLES, PART_ROWS, changed_shards, import_shards
+from tailwise.steps.kept import keep_imported
 from tailwise.storage.local import locked
 from tailwise.storage.store_path import path_of
 
@@ -49,7 +50,8 @@ class ImportReport:
         columns: one entry per embedding column filled.
         rejections: what was left out, by reason.
         clusterings: those made from cluster ids.
-        notes: a line for each kind of file that was seen and not read.
+        notes: a line for each kind of file that was seen and not read, and for embeddings that were kept.
+        changed: paths of shards that have changed since they were imported, and are not replaced.
     """
 
     catalog: Catalog
@@ -60,6 +62,7 @@ class ImportReport:
     rejections: Rejections
     clusterings: list[Clustering] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
 
 
 def import_pool(
@@ -71,9 +74,13 @@ def import_pool(
     workers: int | None = None,
     part_rows: int = PART_ROWS,
     max_rejected: float | None = None,
+    update: bool = False,
     context: Context | None = None,
 ) -> ImportReport:
     """Imports tars, metadata and embeddings into a catalog, new or existing. What is there already is skipped.
+
+    A file that has changed since it was imported is left out, and named in the report: the catalog keeps its old samples, which can't
+    be read any more. With `update`, its new samples take their place.
 
     Args:
         sources: one or several folders, files, patterns or URLs (see `tailwise.sources.SOURCES`).
@@ -83,6 +90,7 @@ def import_pool(
         workers: processes; None for one a processor. The result doesn't depend on it. Worker processes import the calling script
             again, so that it needs the usual `if __name__ == "__main__":`.
         part_rows: rows after which a part is closed.
+        update: replace the samples of files that have changed, unless nothing good is in them.
         max_rejected: share that may be left out, of the new samples (0.5 by default) and of the rows of embedding files (0.1).
         context: runs the tasks and shows progress.
 
@@ -102,10 +110,12 @@ def import_pool(
     with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
         catalog.series(layout.SNAPSHOTS).settle()
         joining = Joining(catalog, Rejections(), bounds[1], context, workers)
-        return _import(joining, found, chosen, {"part_rows": part_rows, "max_rejected": bounds[0]})
+        return _import(joining, found, chosen, {"part_rows": part_rows, "max_rejected": bounds[0]}, update=update)
 
 
-def _import(joining: Joining, found: Found, chosen: SourceRequest, limits: Mapping[str, Any]) -> ImportReport:
+def _import(
+    joining: Joining, found: Found, chosen: SourceRequest, limits: Mapping[str, Any], *, update: bool
+) -> ImportReport:
     catalog, rejections = joining.catalog, joining.rejections
     modalities = {
         column: column_modality(catalog, column, chosen.of if column == chosen.column else None)
@@ -114,7 +124,9 @@ def _import(joining: Joining, found: Found, chosen: SourceRequest, limits: Mappi
     before, clustering = catalog.snapshots(), chosen.clustering or DEFAULT_CLUSTERS
     _check_clusters(catalog, clustering, found)
     members = _member_choice(catalog, chosen)
+    changed = changed_shards(catalog, found.tars or found.metadata)
     shared: dict[str, Any] = {"workers": joining.workers, "members": members, **limits}
+    shared["replacing"] = changed if update else {}
     with rejections.writer(layout.rejected_log(catalog.folder, layout.IMPORT_LOG, layout.SOURCES_LOG)) as log:
         for item in found.left_out:
             log.add("import", item.reason, item.path, None, item.remedy, rows=0)
@@ -126,7 +138,8 @@ def _import(joining: Joining, found: Found, chosen: SourceRequest, limits: Mappi
     else:
         _refuse_known(catalog, found)
         import_shards(catalog, found.metadata, rejections, joining.context, **shared)
-    given = _given_shards(catalog, shards)
+    left = [path for path, old in changed.items() if old["shard"] not in catalog.replaced()]
+    given, kept = _given_shards(catalog, shards, left), keep_imported(catalog)
     joining = replace(joining, given=given)
     made = [import_embeddings(joining, column, files, modalities[column]) for column, files in found.embeddings.items()]
     columns = [column for column in made if column]
@@ -143,7 +156,11 @@ def _import(joining: Joining, found: Found, chosen: SourceRequest, limits: Mappi
         )
     old_shards, old_rows = (before[-1].shards, before[-1].rows) if before else (0, 0)
     new = now.shards - old_shards, now.rows - old_rows
-    return ImportReport(catalog, now, *new, columns, rejections, clusterings, found.notes)
+    notes = [
+        f"{column} embeddings: {count:,} of {rows:,} samples of replaced shards keep theirs, the others have none"
+        for column, count, rows in kept
+    ]
+    return ImportReport(catalog, now, *new, columns, rejections, clusterings, [*found.notes, *notes], left)
 
 
 def _member_choice(catalog: Catalog, asked: SourceRequest) -> MemberChoice:
@@ -179,11 +196,11 @@ def _check_clusters(catalog: Catalog, name: str, found: Found) -> None:
         check_cluster_ids(catalog, name, found.cluster_ids, fresh=fresh)
 
 
-def _given_shards(catalog: Catalog, sources: dict[str, int]) -> frozenset[int] | None:
-    """The shards of the catalog that an import named, new or not; None if it named none."""
+def _given_shards(catalog: Catalog, sources: Mapping[str, int], changed: Sequence[str]) -> frozenset[int] | None:
+    """The shards of the catalog that an import named, new or not, without those that have changed; None if it named none."""
     if not sources:
         return None
-    named = {true_path(path) for path in sources}
+    named = {true_path(path) for path in sources.keys() - set(changed)}
     paths: list[str] = catalog.shards().column("path").to_pylist()
     return frozenset(shard for shard, path in enumerate(paths) if true_path(path) in named)
 

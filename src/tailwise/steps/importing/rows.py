@@ -177,8 +177,8 @@ class RowFinder:
                 if kind in NOTED
                 else [_TEXTS[kind](*row) for row in zip(*columns, strict=True)]
             )
-            named = np.array(list(map(bool, texts)), np.bool_)
             shards = samples.column("shard").to_numpy()
+            named = np.array(list(map(bool, texts)), np.bool_) & ~np.isin(shards, list(self._catalog.replaced()))
             given = np.ones(len(shards), np.bool_) if self._given is None else np.isin(shards, list(self._given))
             for is_given in (True, False):
                 at = np.flatnonzero((given == is_given) & named)

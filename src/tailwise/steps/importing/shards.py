@@ -17,13 +17,19 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, true_path
 from tailwise.catalog.files import known_digest, read_record, read_table, write_record, write_table
 from tailwise.catalog.rejections import Rejections
-from tailwise.catalog.schema import FINGERPRINT, PARQUET, SHARD_SCHEMA
+from tailwise.catalog.schema import FINGERPRINT, PARQUET, REPLACES, SHARD_SCHEMA
 from tailwise.context import Context
-from tailwise.errors import DamagedError, UserError, refuse_many
+from tailwise.errors import UserError, refuse_many
 from tailwise.execution.base import Apply, Needs
 from tailwise.shards.containers import WEBDATASET, container_of, index_shard
 from tailwise.shards.content import ShardContent, hashed_uid, unreadable_shard
-from tailwise.shards.fingerprint import FIRST, ChangedShardError, comparable_shards, compare_shard
+from tailwise.shards.fingerprint import (
+    FIRST,
+    ChangedShardError,
+    comparable_shards,
+    compare_shard,
+    unchanged_bytes,
+)
 from tailwise.shards.grouping import DEFAULT
 from tailwise.shards.members import MemberChoice
 from tailwise.sources import UNKNOWN_BYTES
@@ -53,7 +59,8 @@ class _Part:
     rejected: list[pa.Table] = field(default_factory=list)
     rows: int = 0
 
-    def add(self, path: str, content: ShardContent) -> None:
+    def add(self, path: str, content: ShardContent, old: Mapping[str, Any] | None) -> None:
+        """Add a file, and the shard (a row of SHARD_SCHEMA) with its earlier state."""
         self.tars.append((path, content.size_bytes))
         self.rejected.append(content.rejected)
         rows = content.samples.num_rows
@@ -72,16 +79,20 @@ class _Part:
                 PARQUET: content.parquet,
             }
         )
+        if old is not None:
+            comparable = content.parquet is None and old[PARQUET] is None and path.endswith(WEBDATASET.suffix)
+            same = unchanged_bytes(path, old["size_bytes"], old[FINGERPRINT]) if comparable else 0
+            self.shards[-1][REPLACES] = {"shard": old["shard"], "same_bytes": same}
         self.samples.append((shard, content.samples))
         self.rows += rows
 
 
-def _identified(samples: pa.Table, shard: int) -> pa.Table:
-    """Fills in the shard's id, and a hashed uid where the source gave none."""
+def _identified(samples: pa.Table, shard: int, first_state: int) -> pa.Table:
+    """Fills in the shard's id, and a hashed uid where the source gave none: that of the file's first state."""
     columns = {"shard": pa.array(np.full(samples.num_rows, shard, np.int32)), "uid": samples.column("uid")}
     if columns["uid"].null_count:
         given = zip(columns["uid"].to_pylist(), samples.column("key").to_pylist(), strict=True)
-        columns["uid"] = pa.array([uid or hashed_uid(shard, key) for uid, key in given], pa.binary(16))
+        columns["uid"] = pa.array([uid or hashed_uid(first_state, key) for uid, key in given], pa.binary(16))
     for name, values in columns.items():
         index = samples.schema.get_field_index(name)
         samples = samples.set_column(index, pa.field(name, values.type, nullable=False), values)
@@ -100,6 +111,7 @@ def import_shards(
     failed: Mapping[str, str] | None = None,
     max_rejected: float = MAX_REJECTED_SAMPLES,
     members: MemberChoice = DEFAULT,
+    replacing: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Snapshot | None:
     """Index files that the catalog does not have yet; return a new snapshot of old and new shards, or None without new samples.
 
@@ -114,12 +126,13 @@ def import_shards(
         failed: path → why this tar cannot be read; it is rejected without another try.
         max_rejected: share of the new samples that may be left out.
         members: of tars that are images and captions.
+        replacing: files that replace a shard, as `changed_shards` returns them. They come first, in parts of their own.
 
     Raises:
-        UserError: a tar changed since it was imported, or the catalog is empty and there are no samples.
+        UserError: the catalog is empty and there are no samples.
     """
-    before, known = catalog.snapshots(), catalog.shards()
-    if not (new := _new_tars(catalog, known, tars)):
+    before, known, replacing = catalog.snapshots(), catalog.shards(), replacing or {}
+    if not (new := _new_tars(catalog, known, tars, replacing)):
         return None
     container = container_of(new[0][0], members)
     part = _Part(before[-1].parts if before else 0, known.num_rows)
@@ -140,15 +153,15 @@ def import_shards(
         )
         joined = ((path, scores.join(content, path) if scores else content) for path, content in contents)
         write = Apply(partial(_write_part, catalog.folder, notes))
-        for number, part_shards in context.executor.map(write, _gathered(part, joined, part_rows), ONE_WRITER):
+        gathered = _gathered(part, joined, part_rows, replacing)
+        for number, part_shards in context.executor.map(write, gathered, ONE_WRITER):
             shards += part_shards
             if (listed := _listed(catalog, number)).exists():
                 rejections.count(listed)
     if shards or before:
         _check_left_out(catalog, sum(shard["rows"] for shard in shards), rejections, max_rejected)
     if shards:
-        table = pa.concat_tables([known, pa.Table.from_pylist(shards, schema=SHARD_SCHEMA)])
-        return catalog.append_snapshot(table, shards[-1]["part"] + 1)
+        return catalog.append_snapshot(pa.Table.from_pylist(shards, schema=SHARD_SCHEMA), shards[-1]["part"] + 1)
     if not before:
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
         remedy = ": name images and captions of other suffixes with `image` and `caption`" * (container is WEBDATASET)
@@ -211,49 +224,47 @@ def _scores(
             scores.list_unused(log)
 
 
-def _new_tars(catalog: Catalog, known: pa.Table, tars: dict[str, int]) -> list[tuple[str, int]]:
-    """The tars that are neither in the catalog nor were found to hold nothing good in an earlier import."""
-    sizes = dict(zip(known.column("path").to_pylist(), known.column("size_bytes").to_pylist(), strict=True))
-    for path, size in tars.items():
-        if path in sizes and size not in {sizes[path], UNKNOWN_BYTES}:
-            raise DamagedError(
-                f"{path} has changed since it was imported ({sizes[path]:,} → {size:,} bytes): put the old file back, "
-                "or import the pool into a new catalog"
-            )
-    if sizes:
-        _refuse_replaced(comparable_shards(catalog), tars)
-    parts = range(catalog.snapshot().parts if sizes else 0)
-    read = {tuple(item) for part in parts for item in read_record(_marker(catalog, part))["tars"]}
-    new = []
-    seen = {true_path(path) for path in sizes}
-    for path, size in tars.items():
-        if (true := true_path(path)) not in seen and (path, size) not in read:
-            new.append((path, size))
-        seen.add(true)
-    return new
+def changed_shards(catalog: Catalog, tars: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Return which files have another length, or another first block, than when they were imported.
 
+    Args:
+        catalog: of the shards.
+        tars: path or URL → size in bytes, of files that may be in the catalog. Files that can't be read are passed over.
 
-def _refuse_replaced(known: pa.Table, tars: Mapping[str, int]) -> None:
-    """Refuse known tars of the same length whose first block is another one. Tars that can't be read are passed over."""
+    Returns:
+        Path → the shard with its earlier state, a row of SHARD_SCHEMA.
+    """
+    known = comparable_shards(catalog).to_pylist() if catalog.snapshots() else []
 
-    def changed(shard: tuple[str, str | None]) -> bool:
+    def changed(shard: Mapping[str, Any]) -> bool:
+        if tars[shard["path"]] not in {shard["size_bytes"], UNKNOWN_BYTES}:
+            return True
         try:
-            compare_shard(*shard, FIRST)
+            compare_shard(shard["path"], shard[FINGERPRINT], FIRST)
         except ChangedShardError:
             return True
         except OSError:
             return False
         return False
 
-    columns = (known.column(name).to_pylist() for name in ("path", FINGERPRINT))
-    again = [shard for shard in zip(*columns, strict=True) if shard[0] in tars]
+    again = [shard for shard in known if shard["path"] in tars]
     with ThreadPoolExecutor(THREADS) as pool:
-        for (path, _), other in zip(again, pool.map(changed, again), strict=True):
-            if other:
-                raise DamagedError(
-                    f"{path} has changed since it was imported (its length is the same): put the old file back, or import the pool "
-                    "into a new catalog"
-                )
+        return {shard["path"]: shard for shard, other in zip(again, pool.map(changed, again), strict=True) if other}
+
+
+def _new_tars(
+    catalog: Catalog, known: pa.Table, tars: Mapping[str, int], replacing: Mapping[str, Any]
+) -> list[tuple[str, int]]:
+    """The tars that replace another one; and those that are neither known nor were found to hold nothing good in an earlier import."""
+    parts = range(catalog.snapshot().parts if len(known) else 0)
+    read = {tuple(item) for part in parts for item in read_record(_marker(catalog, part))["tars"]}
+    new = [(path, tars[path]) for path in replacing]
+    seen = {true_path(path) for path in known["path"].to_pylist()}
+    for path, size in tars.items():
+        if (true := true_path(path)) not in seen and (path, size) not in read:
+            new.append((path, size))
+        seen.add(true)
+    return new
 
 
 def _marker(catalog: Catalog, part: int) -> Path:
@@ -287,13 +298,16 @@ def _resumed_parts(
         position, number, shard = position + len(part_tars), number + 1, shard + len(content["shards"])
 
 
-def _gathered(part: _Part, contents: Iterable[tuple[str, ShardContent]], part_rows: int) -> Iterator[_Part]:
+def _gathered(
+    part: _Part, contents: Iterable[tuple[str, ShardContent]], part_rows: int, replacing: Mapping[str, Any]
+) -> Iterator[_Part]:
     """Yield whole parts, from an empty one on. Tars without samples go with the part before them."""
     for path, content in contents:
-        if part.rows >= part_rows and content.samples.num_rows:
+        others = bool(part.shards) and (REPLACES in part.shards[-1]) != (path in replacing)
+        if (part.rows >= part_rows or others) and content.samples.num_rows:
             yield part
             part = _Part(part.number + 1, part.first_shard + len(part.shards))
-        part.add(path, content)
+        part.add(path, content, replacing.get(path))
     if part.tars:
         yield part
 
@@ -307,7 +321,12 @@ def _write_part(folder: Path, notes: Mapping[str, Any], part: _Part) -> tuple[in
         for table in part.rejected:
             log.add_table(table)
     if part.samples:
-        samples = [_identified(samples, shard) for shard, samples in part.samples]
+        first = catalog.first_states()
+        replaced = {shard["shard"]: shard[REPLACES]["shard"] for shard in part.shards if REPLACES in shard}
+        samples = [
+            _identified(samples, shard, int(first[replaced[shard]]) if shard in replaced else shard)
+            for shard, samples in part.samples
+        ]
         write_table(path, pa.concat_tables(samples, promote_options="default"))
         content = {"tars": part.tars, "shards": part.shards, "digest": known_digest(path)}
         write_record(_marker(catalog, part.number), {**content, **notes})

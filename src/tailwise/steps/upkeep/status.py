@@ -30,7 +30,7 @@ def status(catalog: Catalog) -> dict[str, Section]:
     return {
         "snapshots": _snapshots(catalog),
         "embeddings": [_column(catalog, path) for path in column_records(catalog)],
-        **{kind.section: _artifacts(catalog.folder, kind) for kind in KINDS},
+        **{kind.section: _artifacts(catalog, kind) for kind in KINDS},
         "removed": _removed(Removals.of(catalog)),
         "left out": reasons,
     }
@@ -83,15 +83,25 @@ def _column(catalog: Catalog, path: Path) -> dict[str, Any]:
     }
 
 
-def _artifacts(catalog: Path, kind: Kind) -> Section:
-    found = [(path.parent.name, "complete", read_record(path)["identity"]) for path in kind.manifests(catalog)]
-    found += [(name, "unfinished", read_record(path)) for name, path in kind.unfinished(catalog)]
-    items = []
+def _artifacts(catalog: Catalog, kind: Kind) -> Section:
+    folder, items = catalog.folder, []
+    found = [(path.parent.name, "complete", read_record(path)["identity"]) for path in kind.manifests(folder)]
+    found += [(name, "unfinished", read_record(path)) for name, path in kind.unfinished(folder)]
     for name, state, identity in sorted(found, key=itemgetter(0)):
         config = {**identity["config"], **identity.get("derived", {})}
         columns = {key: _shown(config.get(key)) for key in kind.columns}
-        items.append({"name": name, **columns, "snapshot": config["snapshot"], "state": state})
+        since = _replaced_since(catalog, config["snapshot"])
+        items.append({"name": name, **columns, "snapshot": config["snapshot"], "state": state + since})
     return items
+
+
+def _replaced_since(catalog: Catalog, number: int) -> str:
+    """Return how many samples of a snapshot were replaced after it was made, for people; nothing for none."""
+    if not catalog.replaced():
+        return ""
+    snapshot = catalog.snapshot(number)
+    gone = int((catalog.replaced_rows() < snapshot.rows).sum()) - len(catalog.replaced_rows(snapshot))
+    return f"; {gone:,} samples were replaced since" if gone else ""
 
 
 def _shown(value: object) -> str:
