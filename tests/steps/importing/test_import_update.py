@@ -405,3 +405,19 @@ def test_lists_of_urls(tmp_path):
     plan = make_plan(catalog, "p", PlanRequest("random", keep=1.0))
     assert export_plan(plan, "urls", tmp_path / "drawn.parquet", epoch=0) == 15
     assert pq.read_table(tmp_path / "drawn.parquet")["url"].to_pylist() == [f"https://{row}" for row in range(5, 20)]
+
+
+def test_captions_by_url_and_in_json(run, make_tar, make_members, tmp_path):
+    """The JSON of a tar that was replaced is not read."""
+    for rows in (6, 9):
+        jsons = [
+            (f"00{row:03d}.json", f'{{"url": "https://{row}", "alt": "alt {row}"}}'.encode()) for row in range(rows)
+        ]
+        make_tar(tmp_path / "pool" / "0.tar", [*make_members(0, range(rows)), *jsons])
+        catalog = run(tmp_path / "pool", update=True).catalog
+    (tmp_path / "captions.tsv").write_text("url\tcaption\nhttps://2\tnew caption\n")
+    join_captions(catalog, [tmp_path / "captions.tsv"], CaptionsRequest(name="recap"))
+    join_captions(catalog, ["json:alt"], CaptionsRequest(name="alt"))
+    row = np.array([live(catalog)["00002"]])
+    assert Captions(catalog, "recap").of(row) == ["new caption"]
+    assert Captions(catalog, "alt").of(row) == ["alt 2"]
