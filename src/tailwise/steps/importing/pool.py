@@ -21,6 +21,7 @@ from tailwise.errors import MAX_REJECTED, ConflictError, UserError, check_share
 from tailwise.requests import SourceRequest
 from tailwise.shards.columns import DAMAGE, open_table, uid_texts
 from tailwise.shards.containers import containers_of, with_bytes
+from tailwise.shards.fingerprint import EVERY, FIRST
 from tailwise.shards.members import MemberChoice
 from tailwise.shards.metadata import parse_uids
 from tailwise.sources import Found, find
@@ -124,7 +125,7 @@ def _import(
     before, clustering = catalog.snapshots(), chosen.clustering or DEFAULT_CLUSTERS
     _check_clusters(catalog, clustering, found)
     members = _member_choice(catalog, chosen)
-    changed = changed_shards(catalog, found.tars or found.metadata)
+    changed = changed_shards(catalog, found.tars or found.metadata, EVERY if update else FIRST)
     shared: dict[str, Any] = {"workers": joining.workers, "members": members, **limits}
     shared["replacing"] = changed if update else {}
     with rejections.writer(layout.rejected_log(catalog.folder, layout.IMPORT_LOG, layout.SOURCES_LOG)) as log:

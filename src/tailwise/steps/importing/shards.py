@@ -224,12 +224,13 @@ def _scores(
             scores.list_unused(log)
 
 
-def changed_shards(catalog: Catalog, tars: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Return which files have another length, or another first block, than when they were imported.
+def changed_shards(catalog: Catalog, tars: Mapping[str, int], step: int = FIRST) -> dict[str, dict[str, Any]]:
+    """Return which files have another length, or other blocks, than when they were imported.
 
     Args:
         catalog: of the shards.
         tars: path or URL → size in bytes, of files that may be in the catalog. Files that can't be read are passed over.
+        step: which blocks are compared, see `check_fingerprint`.
 
     Returns:
         Path → the shard with its earlier state, a row of SHARD_SCHEMA.
@@ -240,7 +241,7 @@ def changed_shards(catalog: Catalog, tars: Mapping[str, int]) -> dict[str, dict[
         if tars[shard["path"]] not in {shard["size_bytes"], UNKNOWN_BYTES}:
             return True
         try:
-            compare_shard(shard["path"], shard[FINGERPRINT], FIRST)
+            compare_shard(shard["path"], shard[FINGERPRINT], step)
         except ChangedShardError:
             return True
         except OSError:
