@@ -290,7 +290,7 @@ STEPS = {
         f"export {name}": lambda pool, folder, context, name=name: exported(
             Catalog.open(folder / "catalog"), context, name, folder
         )
-        for name in {*EXPORTS} - {"urls"}  # of pools without images
+        for name in sorted({*EXPORTS} - {"urls"})  # of pools without images
     },
     "verify": lambda pool, folder, context: verified(Catalog.open(folder / "catalog"), context),
 }
