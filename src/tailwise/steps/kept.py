@@ -7,11 +7,13 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.columns import RowColumn
 from tailwise.catalog.embeddings import (
     ENCODER,
+    MODALITIES,
     column_names,
     column_record,
     part_marker,
@@ -36,16 +38,15 @@ def kept_rows(catalog: Catalog, column: str, part: Part) -> npt.NDArray[np.int64
     It has the same key in the earlier state of the file. Of images it is at the same place, within the bytes that did not change
     (`fingerprint.unchanged_bytes`). Captions are the same text; those that were joined from tables are none of the file's.
     """
-    kept, record = np.full(part.rows, -1, np.int64), column_record(catalog, column)
-    shards = catalog.shards().select(["shard", "part", "rows", REPLACES]).to_pylist()
-    first = np.cumsum([0, *(shard["rows"] for shard in shards)])
-    if record["modality"] not in {"image", "text"} or "captions" in record["settings"]:
+    kept, record, table = np.full(part.rows, -1, np.int64), column_record(catalog, column), _replacing(catalog)
+    new = table.filter(pc.equal(table["part"], part.number)).to_pylist()
+    if not new or record["modality"] not in MODALITIES or "captions" in record["settings"]:
         return kept
+    shards = catalog.shards().select(["shard", "part", "rows"])
+    first = np.cumsum([0, *shards["rows"].to_pylist()])
     parts, names = catalog.parts(), ["key", "caption", *_PLACES]
-    for shard in shards:
-        if shard["part"] != part.number or shard[REPLACES] is None:
-            continue
-        old = shards[shard[REPLACES]["shard"]]
+    for shard in new:
+        (old,) = shards.slice(shard[REPLACES]["shard"], 1).to_pylist()
         if not part_marker(catalog, column, parts[old["part"]]).exists():
             continue
         before, after = (
@@ -62,6 +63,12 @@ def kept_rows(catalog: Catalog, column: str, part: Part) -> npt.NDArray[np.int64
         some = known[at : at + CHUNK_ROWS]
         kept[some[~present(vectors[kept[some]])]] = -1
     return kept
+
+
+def _replacing(catalog: Catalog) -> pa.Table:
+    """Return the shards that replace others (SHARD_SCHEMA)."""
+    shards = catalog.shards()
+    return shards.filter(shards[REPLACES].is_valid())
 
 
 def _same(before: pa.Table, after: pa.Table, same_bytes: int | None) -> npt.NDArray[np.int64]:
@@ -82,7 +89,7 @@ def keep_imported(catalog: Catalog) -> list[tuple[str, int, int]]:
     Returns:
         Of each part, the name of the column, how many samples kept theirs, and how many samples it has.
     """
-    replacing = {shard["part"] for shard in catalog.shards().select(["part", REPLACES]).to_pylist() if shard[REPLACES]}
+    replacing = set(_replacing(catalog)["part"].to_pylist())
     filled = []
     for column in column_names(catalog) if replacing else ():
         record = column_record(catalog, column)
