@@ -168,7 +168,8 @@ class Catalog:
 
         A shard whose file was replaced since has a path that names no file: "PATH (replaced by shard ID)".
         """
-        table, replaced = self._stored_shards(snapshot), self.replaced()
+        stored = self._all_stored()
+        table, replaced = self._of_snapshot(stored, snapshot), self._replaced(stored)
         if not replaced:
             return table
         paths = [
@@ -182,10 +183,12 @@ class Catalog:
 
         Of a snapshot, those whose new state is in it, too.
         """
-        stored = self._all_stored()
+        return self._replaced(self._all_stored(), snapshot)
+
+    def _replaced(self, stored: pa.Table, snapshot: Snapshot | None = None) -> dict[int, int]:
         if stored[REPLACES].null_count == len(stored):
             return {}
-        table = self._stored_shards(snapshot)
+        table = self._of_snapshot(stored, snapshot)
         table = table.filter(table[REPLACES].is_valid())
         old = pc.struct_field(table[REPLACES], "shard").to_pylist()
         return dict(zip(old, table["shard"].to_pylist(), strict=True))
@@ -210,8 +213,11 @@ class Catalog:
             return _shards(file_stamp(self.folder / layout.SHARDS))
         return SHARD_SCHEMA.empty_table()
 
-    def _stored_shards(self, snapshot: Snapshot | None = None) -> pa.Table:
-        path, table = self.folder / layout.SHARDS, self._all_stored()
+    def _stored_shards(self) -> pa.Table:
+        return self._of_snapshot(self._all_stored())
+
+    def _of_snapshot(self, table: pa.Table, snapshot: Snapshot | None = None) -> pa.Table:
+        path = self.folder / layout.SHARDS
         if snapshot is None:
             snapshots = self.snapshots()
             snapshot = snapshots[-1] if snapshots else None

@@ -69,7 +69,7 @@ def check_shards(
     found = damaged_shards(shards.filter(pc.invert(gone)), check, workers, share, context)
     if check != "none":
         rows = shards.filter(gone).select(["shard", "path"]).to_pylist()
-        found += [Damage(row["shard"], row["path"], "gone") for row in rows]
+        found += [Damage(row["shard"], row["path"], "its samples are gone: make a new plan") for row in rows]
     return sorted(found, key=attrgetter("shard"))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, true_path
@@ -235,7 +236,9 @@ def changed_shards(catalog: Catalog, tars: Mapping[str, int], step: int = FIRST)
     Returns:
         Path → the shard with its earlier state, a row of SHARD_SCHEMA.
     """
-    known = comparable_shards(catalog).to_pylist() if catalog.snapshots() else []
+    known = catalog.shards()
+    given = known.filter(pc.is_in(known["path"], pa.array(list(tars), pa.string())))
+    again = comparable_shards(catalog, table=given).to_pylist() if len(given) else []
 
     def changed(shard: Mapping[str, Any]) -> bool:
         if tars[shard["path"]] not in {shard["size_bytes"], UNKNOWN_BYTES}:
@@ -248,7 +251,6 @@ def changed_shards(catalog: Catalog, tars: Mapping[str, int], step: int = FIRST)
             return False
         return False
 
-    again = [shard for shard in known if shard["path"] in tars]
     with ThreadPoolExecutor(THREADS) as pool:
         return {shard["path"]: shard for shard, other in zip(again, pool.map(changed, again), strict=True) if other}
 
