@@ -272,7 +272,8 @@ class Catalog:
                     return 0  # a command that was interrupted after it had written is repeated
                 example = paths[0] if paths else "none"
                 raise UserError(f"no shard's path begins with {old!r} (the first is {example!r})")
-            there = pa.array([shard not in self.replaced() for shard in range(len(table))], pa.bool_())
+            replaced = self.replaced()
+            there = pa.array([shard not in replaced for shard in range(len(table))], pa.bool_())
             _refuse_shared_paths(pa.array(moved, pa.string()).filter(there).to_pylist())
             index = table.schema.get_field_index("path")
             table = table.set_column(index, SHARD_SCHEMA.field("path"), [moved])

@@ -7,7 +7,6 @@ followed by its caption. A row group is decoded whole, because its pages are com
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +42,7 @@ from tailwise.shards.members import MemberChoice
 from tailwise.shards.metadata import SIDES, parse_uid
 from tailwise.storage.errors import NoRangesError
 from tailwise.storage.files import local_file, open_binary, open_whole
+from tailwise.storage.ranged_file import RangedFile
 from tailwise.storage.remote import is_remote, read_range
 from tailwise.text import is_unicode
 
@@ -106,36 +106,18 @@ def has_images(path: str, choice: MemberChoice = DEFAULT) -> bool:
         return False
 
 
-class _RemoteRanges(io.RawIOBase):
+class _RemoteRanges(RangedFile):
     """A remote file of known size, of which only the bytes are fetched that are read."""
 
     def __init__(self, url: str, size_bytes: int) -> None:
-        self._url, self._size, self._at = url, size_bytes, 0
+        super().__init__(size_bytes)
+        self._url = url
         self._whole: BinaryIO | None = None  # of a server without ranges
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        stop = self._size if size < 0 else min(self._size, self._at + size)
-        content = self._read(self._at, stop) if stop > self._at else b""
-        self._at += len(content)
-        return content
-
-    def _read(self, start: int, stop: int) -> bytes:
+    def read_at(self, start: int, stop: int) -> bytes:
         if self._whole is None:
             try:
-                return read_range(self._url, start, stop, self._size).content
+                return read_range(self._url, start, stop, self.size_bytes).content
             except NoRangesError:
                 self._whole = open_whole(self._url)
         self._whole.seek(start)

@@ -24,6 +24,7 @@ from tailwise.storage.spans import Span, Spans, coalesce
 GAP_BYTES = 1 << 16  # that are kept between two wanted ranges: copying them takes less time than one more file
 DECODING = 4  # row groups in memory at a time, per process
 OPEN_FOOTERS = 64
+TURNS = 64  # locks, which all row groups share
 
 
 class ParquetShards(RemoteShards):
@@ -47,7 +48,7 @@ class ParquetShards(RemoteShards):
         super()._forget()
         self._footers: LRUCache[int, RowGroups] = LRUCache(OPEN_FOOTERS)
         self._decoded: LRUCache[Span, memoryview] = LRUCache(DECODING)
-        self._turns: dict[Span, threading.Lock] = {}
+        self._turns = [threading.Lock() for _ in range(TURNS)]
         self._decoding = threading.Semaphore(DECODING)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,10 +86,7 @@ class ParquetShards(RemoteShards):
 
     def _group(self, shard: int, number: int) -> memoryview:
         """Return a decoded row group; threads that ask for the same one wait for each other."""
-        own = self._own
-        with own.lock:
-            turn = self._turns.setdefault((shard, number), threading.Lock())
-        with turn:
+        with self._turns[hash((shard, number)) % TURNS]:
             return self._decoded.get((shard, number), partial(self._decode, shard, number))
 
     def _decode(self, shard: int, number: int) -> memoryview:
@@ -98,7 +96,6 @@ class ParquetShards(RemoteShards):
         own = self._own
         with own.lock:
             own.counts.update(requests=1, bytes=file.stored_bytes(number))
-            self._turns.pop((shard, number), None)
         return content
 
     def _footer(self, shard: int) -> RowGroups:

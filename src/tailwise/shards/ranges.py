@@ -57,7 +57,7 @@ class LocalShards:
 
     def _open_folder(self, shard: int) -> FolderFile:
         folder = FolderFile(self.paths[shard])
-        self._comparisons.check(shard, folder.starts[-1], lambda ranges: [folder.read_at(*block) for block in ranges])
+        self._comparisons.check(shard, folder.size_bytes, lambda ranges: [folder.read_at(*block) for block in ranges])
         return folder
 
     def _open(self, shard: int) -> OpenFile:

@@ -156,7 +156,7 @@ def _find_files(source: str, found: Found, options: SourceRequest) -> bool:
     if is_remote(source) or not (folder := Path(source).expanduser().absolute()).is_dir():
         return False
     choice = MemberChoice.given(options.image, options.caption)
-    folders = {path: FolderFile(path).starts[-1] for path in find_folders(folder, choice)}
+    folders = {path: FolderFile(path).size_bytes for path in find_folders(folder, choice)}
     found.tars = {**found.tars, **folders}
     return bool(folders)
 

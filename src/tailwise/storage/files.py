@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 from bisect import bisect_left
@@ -14,6 +13,7 @@ from typing import BinaryIO, cast
 
 from tailwise.storage.errors import NoRangesError
 from tailwise.storage.folder import FolderFile, is_folder
+from tailwise.storage.ranged_file import RangedFile
 from tailwise.storage.remote import download, is_remote, read_range, size_of
 from tailwise.storage.spans import LinkEstimate, Span, Spans, coalesce
 
@@ -63,7 +63,7 @@ def _downloaded(url: str) -> BinaryIO:
     return cast("BinaryIO", stream)
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(RangedFile):
     """A remote file; holds one block of it, and what it is to keep.
 
     Where a read begins soon behind the block, the next block is larger, up to BLOCK_BYTES. Where it begins so far behind that the bytes
@@ -77,35 +77,13 @@ class RemoteFile(io.RawIOBase):
         size = size_of(url) if size is None else size
         if size is None:
             raise NoRangesError(url, "its server does not state its size")
-        self._url, self._size, self._at = url, size, 0
+        super().__init__(size)
+        self._url = url
         self._link = _LINKS[url.split("/", 3)[2]]
         self._start, self._content, self._block_bytes = 0, first.content, FIRST_BYTES
         self._kept: dict[int, bytes] = {}
         self._kept_bytes = 0
         self._spans: Callable[[], Iterable[Span]] = lambda: ()
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a byte, as of any file."""
-        self._at = max(0, offset + (0, self._at, self._size)[whence])
-        return self._at
-
-    def tell(self) -> int:
-        """Return the number of the next byte."""
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes: all that are asked for, up to the end of the file."""
-        content = self._fetch(self._at, self._size if size is None or size < 0 else self._at + size)
-        self._at += len(content)
-        return content
 
     def keep(self, spans: Callable[[], Iterable[Span]]) -> None:
         """Keep some spans for later reads, up to KEPT_BYTES; `spans` yields those that are known since its last call.
@@ -133,25 +111,22 @@ class RemoteFile(io.RawIOBase):
                 self._kept[span[0]] = content[span[0] - start : span[1] - start]
                 self._kept_bytes += span[1] - span[0]
 
-    def _fetch(self, start: int, end: int) -> bytes:
-        """Return bytes [start, end), or those of them that the file has."""
-        end = min(end, self._size)
-        if start >= end:
-            return b""
-        if len(kept := self._kept.get(start, b"")) >= end - start:
-            return kept[: end - start]
-        stop = self._start + len(self._content)
-        if not self._start <= start <= end <= stop:
+    def read_at(self, start: int, stop: int) -> bytes:
+        """Return bytes [start, stop), which the file has; a RemoteError if they cannot be read."""
+        if len(kept := self._kept.get(start, b"")) >= stop - start:
+            return kept[: stop - start]
+        end = self._start + len(self._content)
+        if not self._start <= start <= stop <= end:
             self._keep(self._spans(), self._start, self._content)
-            near = self._start <= start <= stop + self._link.request_bytes
+            near = self._start <= start <= end + self._link.request_bytes
             self._block_bytes = min(BLOCK_GROWTH * self._block_bytes, BLOCK_BYTES) if near else FIRST_BYTES
-            there = self._content[start - self._start :] if self._start <= start < stop else b""
-            more = self._get(start + len(there), min(max(end, start + self._block_bytes), self._size))
+            there = self._content[start - self._start :] if self._start <= start < end else b""
+            more = self._get(start + len(there), min(max(stop, start + self._block_bytes), self.size_bytes))
             self._start, self._content = start, there + more
-        return self._content[start - self._start : end - self._start]
+        return self._content[start - self._start : stop - self._start]
 
     def _get(self, start: int, stop: int) -> bytes:
-        found = read_range(self._url, start, stop, self._size)
+        found = read_range(self._url, start, stop, self.size_bytes)
         if found.seconds:
             self._link.observe(len(found.content), found.seconds)
         return found.content

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
+
+from tailwise.storage.ranged_file import RangedFile
 
 
 def is_folder(path: str) -> bool:
@@ -14,7 +15,7 @@ def is_folder(path: str) -> bool:
     return path.endswith("/") and "://" not in path
 
 
-class FolderFile(io.RawIOBase):
+class FolderFile(RangedFile):
     """The files of one folder, none of those below it, for reading.
 
     Attributes:
@@ -29,30 +30,12 @@ class FolderFile(io.RawIOBase):
         self.path = Path(path)
         self.names = sorted(sizes, key=lambda name: (name.split(".", 1)[0], name.endswith(".json"), name))
         self.starts = [0, *accumulate(sizes[name] for name in self.names)]
-        self._at = 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to an offset."""
-        self._at = offset + (0, self._at, self.starts[-1])[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        """Return the next bytes, up to the end."""
-        stop = self.starts[-1] if size < 0 else min(self._at + size, self.starts[-1])
-        content = self.read_at(self._at, stop)
-        self._at += len(content)
-        return content
+        super().__init__(self.starts[-1])
 
     def read_at(self, start: int, stop: int) -> bytes:
-        """Return bytes [start, stop); an OSError if a file is gone or shorter than it was."""
+        """Return bytes [start, stop); an OSError if a file is gone or shorter than it was, or they end before."""
+        if stop > self.size_bytes:
+            raise OSError(f"{self.path} ends at byte {self.size_bytes:,}; bytes {start:,} … {stop:,} were wanted")
         pieces = []
         at = bisect_right(self.starts, start) - 1
         while start < stop:
