@@ -8,6 +8,7 @@ import pytest
 from tailwise import EmbedRequest, Loader, PlanRequest, import_pool, make_plan
 from tailwise.errors import UserError
 from tailwise.steps.embedding.embed import embed
+from tailwise.storage.folder import FolderFile
 
 
 @pytest.fixture
@@ -57,3 +58,10 @@ def test_what_changes_is_refused(folders, tmp_path):
     (folders / "00001" / "000010000.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="can't be read"):
         list(loader.epoch(0))
+
+
+def test_bytes_beyond_the_end_are_an_error(folders):
+    folder = FolderFile(f"{folders / '00001'}/")
+    assert folder.read_at(0, folder.size_bytes) == folder.read()
+    with pytest.raises(OSError, match="ends at byte"):
+        folder.read_at(0, folder.size_bytes + 1)
