@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tailwise.catalog.schema import SAMPLE_SCHEMA
+from tailwise.storage.files import open_binary
 
 # Errors that Arrow, NumPy and zipfile with its decompressors raise for a damaged file.
 DAMAGE = (
@@ -175,6 +177,13 @@ def open_table(source: Path | str | IO[bytes], columns: Sequence[str] = ()) -> U
             many = names.count(column)
             raise ValueError(f"it has {many} columns called {column!r}" if many else f"it has no column {column!r}")
     return file
+
+
+@contextmanager
+def table_at(path: str) -> Iterator[UserTable]:
+    """Open a Parquet file at a path or URL; DAMAGE if it cannot be read."""
+    with open_binary(path) as stream, open_table(stream) as file:
+        yield file
 
 
 def count_rows(path: Path | str) -> int:

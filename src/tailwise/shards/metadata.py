@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,9 +27,9 @@ from tailwise.shards.columns import (
     UserTable,
     count_rows,
     numbers,
-    open_table,
     score_columns,
     sides,
+    table_at,
     texts,
     uid_texts,
     value_type,
@@ -38,7 +37,6 @@ from tailwise.shards.columns import (
 from tailwise.shards.content import ShardContent, samples_without_bytes, without_samples
 from tailwise.shards.grouping import Record, rejection
 from tailwise.shards.tar import without_packing
-from tailwise.storage.files import open_binary
 from tailwise.storage.remote import is_remote, size_of
 
 SIDES = ("width", "height")
@@ -86,23 +84,12 @@ def metadata_columns(names: Sequence[str]) -> MetadataColumns | None:
     return MetadataColumns(ids[0] if len(ids) == 1 else None, captions[0], by_name["url"][0], False)
 
 
-@contextmanager
-def open_metadata(path: str) -> Iterator[UserTable]:
-    """Open a table at a path or URL; DAMAGE if it cannot be read."""
-    if not is_remote(path):
-        with open_table(path) as file:
-            yield file
-        return
-    with open_binary(path) as stream, open_table(stream) as file:
-        yield file
-
-
 def read_metadata(path: str) -> ShardContent:
     """Return a sample for each row of a table of metadata with an id and a caption, in order; everything else by reason."""
     size_bytes = 0  # if it is gone, the next import tries again
     try:
         size_bytes = (size_of(path) or 0) if is_remote(path) else Path(path).stat().st_size
-        with open_metadata(path) as file:
+        with table_at(path) as file:
             columns = _columns_of(file)
             names = file.schema_arrow.names
             scores, unfit = score_columns(file, {columns.id, *SIDES} if columns.id else SIDES)
@@ -153,7 +140,7 @@ def read_urls(path: str, samples: npt.NDArray[np.int64]) -> tuple[str, pa.Array]
 
     Both have shape [n]; a URL may be null. Raises DAMAGE if the table cannot be read, or has no URLs or fewer samples.
     """
-    with open_metadata(path) as file:
+    with table_at(path) as file:
         columns = _columns_of(file)
         if columns.url is None:
             raise ValueError("it has no column 'url'")
@@ -209,7 +196,7 @@ def _rows(file: UserTable, columns: MetadataColumns, others: Sequence[str]) -> _
     kept[good] = first
     bad_id = "uid is not 32 hexadecimal digits" if columns.is_uid else f"no {columns.id}"
     reasons = {bad_id: ~good, "duplicate key": good & ~kept}
-    checked = {"caption": _fitness(captions)}
+    checked = {"caption": fitness(captions)}
     found = hashlib.blake2b(digest_size=16)
     if columns.url and not columns.is_uid:
         fit, start = list[npt.NDArray[np.str_]](), 0
@@ -218,11 +205,11 @@ def _rows(file: UserTable, columns: MetadataColumns, others: Sequence[str]) -> _
                 keys[start : start + len(values)].to_pylist(), values.cast(pa.binary()).to_pylist(), strict=True
             )
             found.update(repr(list(pairs)).encode())
-            fit.append(_fitness(values))
+            fit.append(fitness(values))
             start += len(values)
         checked = {"url": np.concatenate(fit) if fit else np.empty(0, np.str_), **checked}
     for what, state in checked.items():
-        reasons |= {reason.format(what): kept & (state == reason) for reason in _UNFIT}
+        reasons |= {reason.format(what): kept & (state == reason) for reason in UNFIT}
         kept = kept & (state == "")
     if columns.is_uid:
         found.update(parse_uids(keys.filter(pa.array(kept)))[0].tobytes())
@@ -230,7 +217,7 @@ def _rows(file: UserTable, columns: MetadataColumns, others: Sequence[str]) -> _
     return _Rows(kept, reasons, table, found.hexdigest())
 
 
-_UNFIT = ("no {}", "{} is too long", "{} is not UTF-8")
+UNFIT = ("no {}", "{} is too long", "{} is not UTF-8")
 
 
 def _texts_of(file: UserTable, name: str) -> Iterator[pa.Array]:
@@ -238,14 +225,14 @@ def _texts_of(file: UserTable, name: str) -> Iterator[pa.Array]:
         yield texts(batch.column(0), name, check=False)
 
 
-def _fitness(values: pa.Array) -> npt.NDArray[np.str_]:
-    """Return why each text cannot be used, one of _UNFIT, [n]; "" if it can."""
+def fitness(values: pa.Array) -> npt.NDArray[np.str_]:
+    """Return why each text cannot be used, one of UNFIT, [n]; "" if it can."""
     given = values.is_valid().to_numpy(zero_copy_only=False)
     long = pc.equal(values, TOO_LONG).fill_null(False).to_numpy(zero_copy_only=False)
-    return np.select([~given, long, ~is_utf8(values)], _UNFIT, "")
+    return np.select([~given, long, ~_is_utf8(values)], UNFIT, "")
 
 
-def is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:
+def _is_utf8(captions: pa.Array) -> npt.NDArray[np.bool_]:
     """Return which captions are UTF-8, which Parquet does not guarantee."""
     try:
         captions.validate(full=True)
@@ -281,7 +268,7 @@ def read_sidecar(tar: str, keys: Collection[str]) -> Sidecar:
     found = Sidecar(sidecar_path(tar))
     rows = 0
     try:
-        with open_binary(found.path) as stream, open_table(stream) as file:
+        with table_at(found.path) as file:
             rows = int(file.metadata.num_rows)
             if "key" in file.schema_arrow.names:
                 _join(found, file, keys)

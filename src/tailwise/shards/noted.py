@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailwise.catalog.catalog import REPLACED_BY, Catalog, Part
-from tailwise.shards.columns import BATCH_ROWS, DAMAGE, open_table, texts
+from tailwise.shards.columns import BATCH_ROWS, DAMAGE, table_at, texts
 from tailwise.shards.containers import IMAGES, METADATA, Container, containers_of
 from tailwise.shards.members import json_caption
 from tailwise.shards.metadata import sidecar_path
@@ -85,17 +85,14 @@ def _value(content: bytes, name: str) -> str:
 def _of_table(path: str, container: Container, name: str) -> Iterator[tuple[str, str]]:
     """Yield key and value of each row of the table of a shard; nothing where there is no such table."""
     number = "d"  # format of the number of a row
-    identifiers: tuple[str, ...] = (
-        "uid",
-        "sample_id",
-        "",
-    )  # of DataComp's metadata, of LAION's, and the number of the row
+    # of DataComp's metadata, of LAION's, and the number of the row
+    identifiers: tuple[str, ...] = ("uid", "sample_id", "")
     if container is IMAGES:
         identifiers, number = (*KEY_COLUMNS, ""), "09d"
     elif container is not METADATA:
         path, identifiers = sidecar_path(path), ("key",)
     try:
-        with open_binary(path) as stream, open_table(stream) as file:
+        with table_at(path) as file:
             there = {column.lower(): column for column in file.schema_arrow.names} | {"": ""}
             id_column = next((there[column] for column in identifiers if column in there), None)
             if id_column is None or name not in there:

@@ -29,6 +29,7 @@ from tailwise.shards.columns import (
     numbers,
     score_columns,
     sides,
+    table_at,
     texts,
     uid_texts,
     unwrapped,
@@ -41,7 +42,7 @@ from tailwise.shards.grouping import DEFAULT, rejection
 from tailwise.shards.members import MemberChoice
 from tailwise.shards.metadata import SIDES, parse_uid
 from tailwise.storage.errors import NoRangesError
-from tailwise.storage.files import local_file, open_binary, open_whole
+from tailwise.storage.files import local_file, open_whole
 from tailwise.storage.ranged_file import RangedFile
 from tailwise.storage.remote import is_remote, read_range
 from tailwise.text import is_unicode
@@ -52,14 +53,9 @@ IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "img")  #
 CAPTION_COLUMNS = ("caption", "text", "txt", "TEXT", "alt_text", "title")
 KEY_COLUMNS = ("key", "__key__", "id", "uid")
 CLASS_COLUMNS = ("cls", "label", "class_index", "labels")
-_PAIR_ROWS = 256
 _MAGIC = (
-    (b"\xff\xd8\xff", "jpg"),
-    (b"\x89PNG", "png"),
-    (b"GIF8", "gif"),
-    (b"BM", "bmp"),
-    (b"II*\0", "tif"),
-    (b"MM\0*", "tif"),
+    *((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp")),
+    *((b"II*\0", "tif"), (b"MM\0*", "tif")),
 )
 
 
@@ -132,7 +128,7 @@ class _RemoteRanges(RangedFile):
 @contextmanager
 def open_images(path: str) -> Iterator[UserTable]:
     """Open a Parquet file, local or at a URL, to be read in order; errors of Arrow become an OSError."""
-    with _arrow_errors(), open_binary(path) as stream, UserTable(stream) as file:
+    with _arrow_errors(), table_at(path) as file:
         yield file
 
 
@@ -384,11 +380,9 @@ def _target_column(file: UserTable, target: str) -> str | None:
 def _as_target(value: object) -> bytes | None:
     if value is None:
         return None
-    return (
-        value
-        if isinstance(value, bytes)
-        else "\n".join(map(str, value if isinstance(value, list) else [value])).encode()
-    )
+    if isinstance(value, bytes):
+        return value
+    return "\n".join(map(str, value if isinstance(value, list) else [value])).encode()
 
 
 def class_names(path: str) -> tuple[str, ...] | None:

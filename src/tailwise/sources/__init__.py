@@ -6,22 +6,24 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import NotFoundError, UserError
 from tailwise.requests import SourceRequest
-from tailwise.shards.columns import DAMAGE
+from tailwise.shards.columns import DAMAGE, table_at
 from tailwise.shards.containers import CONTAINERS, Container
 from tailwise.shards.containers import WEBDATASET as WEBDATASET
 from tailwise.shards.containers import container_of as container_of
 from tailwise.shards.members import MemberChoice
-from tailwise.shards.metadata import metadata_columns, open_metadata
+from tailwise.shards.metadata import metadata_columns
 from tailwise.shards.parquet_images import has_images
 from tailwise.sources.clip_retrieval import FOLDERS, ClusterIds, find_cluster_ids, find_partitions
 from tailwise.sources.datacomp import EMBEDDINGS, MEMBERS, MetadataEmbeddings
 from tailwise.sources.embedding_files import EmbeddingFile
-from tailwise.sources.parquet_embeddings import ParquetEmbeddings, kind_of
+from tailwise.sources.parquet_embeddings import Kind, ParquetEmbeddings, kind_of
 from tailwise.sources.tar_files import UNKNOWN_BYTES as UNKNOWN_BYTES
 from tailwise.sources.tar_files import LeftOut, NamedTars, find_folders, find_remote_tables, find_tables, find_tars
 from tailwise.storage.errors import RemoteError
@@ -50,6 +52,13 @@ class Found(NamedTars):
             for reason, items in by_reason.items()
         ]
 
+    def merge(self, named: NamedTars) -> bool:
+        """Add tars, without duplicates; return whether there are some."""
+        self.tars |= named.tars
+        self.failed |= named.failed
+        self.left_out += [item for item in named.left_out if item not in self.left_out]
+        return bool(named.tars)
+
     def add_embeddings(self, column: str, files: Iterable[EmbeddingFile]) -> None:
         """Add files of embeddings, without duplicates."""
         there = self.embeddings.setdefault(column, [])
@@ -58,11 +67,7 @@ class Found(NamedTars):
 
 
 def _find_tars(source: str, found: Found, _: SourceRequest) -> bool:
-    named = find_tars(source)
-    found.tars = {**found.tars, **named.tars}
-    found.failed |= named.failed
-    found.left_out += [item for item in named.left_out if item not in found.left_out]
-    return bool(named.tars)
+    return found.merge(find_tars(source))
 
 
 def _embedding_folders(source: str) -> list[Path]:
@@ -109,21 +114,26 @@ def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
 
 def _find_urls(source: str, found: Found, options: SourceRequest) -> bool:
     """Find lists of URLs; of a remote source, also DataComp's metadata."""
+    if is_remote(source) and found.tars:  # a list beside them is not used
+        return False
+    named = _find_kind(source, "urls", options, _is_metadata)
+    found.urls |= named.tars
+    found.failed |= named.failed
+    return bool(named.tars)
+
+
+def _find_kind(source: str, kind: Kind, options: SourceRequest, has: Callable[[str], bool]) -> NamedTars:
+    """Return the tables of a kind; of remote ones, the first speaks for all, because a look at each is a request."""
     if not is_remote(source):
-        tables = [path for path in find_tables(source) if kind_of(path, options)[0] == "urls"]
-        found.urls |= {str(path): path.stat().st_size for path in tables}
-        return bool(tables)
-    if found.tars:  # a list beside them is not used
-        return False
+        tables = [path for path in find_tables(source) if kind_of(path, options)[0] == kind]
+        return NamedTars({str(path): path.stat().st_size for path in tables})
     named = find_remote_tables(source)
-    first = next(iter(named.tars), None)  # speaks for all: each is a request
-    if first is None:
-        return False
-    with suppress(*DAMAGE), open_metadata(first) as file:
-        if metadata_columns(file.schema_arrow.names) is not None:
-            found.urls |= named.tars
-            found.failed |= named.failed
-            return True
+    return named if any(map(has, islice(named.tars, 1))) else NamedTars()
+
+
+def _is_metadata(path: str) -> bool:
+    with suppress(*DAMAGE), table_at(path) as file:
+        return metadata_columns(file.schema_arrow.names) is not None
     return False
 
 
@@ -139,26 +149,15 @@ def _arrays_of(paths: list[Path], wanted: set[str]) -> set[str]:
 
 
 def _find_images(source: str, found: Found, options: SourceRequest) -> bool:
-    if not is_remote(source):
-        tables = [path for path in find_tables(source) if kind_of(path, options)[0] == "images"]
-        named = NamedTars({str(path): path.stat().st_size for path in tables})
-    else:
-        named = find_remote_tables(source)
-        first = next(iter(named.tars), None)  # speaks for all: each is a request
-        if first is None or not has_images(first, MemberChoice.given(options.image, options.caption)):
-            return False
-    found.tars = {**found.tars, **named.tars}
-    found.failed |= named.failed
-    return bool(named.tars)
+    choice = MemberChoice.given(options.image, options.caption)
+    return found.merge(_find_kind(source, "images", options, partial(has_images, choice=choice)))
 
 
 def _find_files(source: str, found: Found, options: SourceRequest) -> bool:
     if is_remote(source) or not (folder := Path(source).expanduser().absolute()).is_dir():
         return False
     choice = MemberChoice.given(options.image, options.caption)
-    folders = {path: FolderFile(path).size_bytes for path in find_folders(folder, choice)}
-    found.tars = {**found.tars, **folders}
-    return bool(folders)
+    return found.merge(NamedTars({path: FolderFile(path).size_bytes for path in find_folders(folder, choice)}))
 
 
 def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
@@ -188,9 +187,9 @@ def format_of(container: Container) -> Format:
     """Return the format of a container whose files are known by their names alone, and are local."""
 
     def find_files(source: str, found: Found, _: SourceRequest) -> bool:
-        files = {str(path): path.stat().st_size for path in find_tables(source, container.suffix)}
-        found.tars |= files
-        return bool(files)
+        return found.merge(
+            NamedTars({str(path): path.stat().st_size for path in find_tables(source, container.suffix)})
+        )
 
     return Format(find_files, f"a local folder, file or pattern of {container.suffix} files")
 

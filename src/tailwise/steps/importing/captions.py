@@ -28,9 +28,9 @@ from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError, check_share, refuse_many
 from tailwise.mapped import release_pages
 from tailwise.requests import CaptionsRequest, refuse_given
-from tailwise.shards.columns import MAX_TEXT_BYTES, TOO_LONG, texts
+from tailwise.shards.columns import MAX_TEXT_BYTES, texts
 from tailwise.shards.members import JSON_FIELD, MemberChoice, json_caption
-from tailwise.shards.metadata import is_utf8
+from tailwise.shards.metadata import UNFIT, fitness
 from tailwise.shards.noted import jsons_of, normalised
 from tailwise.sources.embedding_files import NamedRows, Naming
 from tailwise.sources.tar_files import find_tables
@@ -93,18 +93,19 @@ def join_captions(
     inputs = {"snapshot": snapshot.id, "tables": digest(list(map(file_digest, paths)))}
     listed = layout.rejected_log(catalog.folder, layout.CAPTIONS, request.name)
     with Artifact(CAPTIONS.path(catalog.folder, request.name), "captions", config, inputs) as artifact:
-        if not artifact.done and fields:
-            with made.writer(listed) as log:
-                figures = _read_jsons(artifact, catalog, snapshot, fields, log, context)
-            artifact.finish(figures)
-        elif not artifact.done:
-            found = [_Table(path, id_column, column, KINDS[by]) for path in paths]
-            with scratch(artifact.folder / layout.JOINING, own=True) as work:
-                items, join = _join(catalog, snapshot, found, request, work, made, listed, context)
-                for item in context.progress(items, "writing captions", len(items)):
-                    _write(artifact, join, item)
-            reasons = {reason: rows for (_, reason), rows in sorted(join.log.counts.items())}
-            figures = {"samples": snapshot.rows, "captions": join.matched, "rows": join.read, "reasons": reasons}
+        if not artifact.done:
+            if fields:
+                with made.writer(listed) as log:
+                    captions, rows = _read_jsons(artifact, catalog, snapshot, fields, log, context), snapshot.rows
+            else:
+                found = [_Table(path, id_column, column, KINDS[by]) for path in paths]
+                with scratch(artifact.folder / layout.JOINING, own=True) as work:
+                    items, join = _join(catalog, snapshot, found, request, work, made, listed, context)
+                    for item in context.progress(items, "writing captions", len(items)):
+                        _write(artifact, join, item)
+                captions, rows = join.matched, join.read
+            reasons = {reason: count for (_, reason), count in sorted(made.counts.items())}
+            figures = {"samples": snapshot.rows, "captions": captions, "rows": rows, "reasons": reasons}
             artifact.finish({**figures, "tables": list(map(str, paths))})
     return JoinedCaptions(Captions(catalog, request.name), made)
 
@@ -242,15 +243,15 @@ def _copy(join: Join, number: int, table: _Table) -> None:
 
 def _usable(join: Join, table: _Table, names: pa.Array, captions: pa.Array) -> pa.Array:
     """Return which rows have a caption, and reject the others."""
-    there = pc.greater(pc.binary_length(captions), 0).fill_null(False).to_numpy(zero_copy_only=False)
-    long = pc.equal(captions, TOO_LONG).fill_null(False).to_numpy(zero_copy_only=False)
-    text = is_utf8(captions)
-    for reason, rows in ((EMPTY, ~there), (LONG, there & long), (NOT_UTF8, there & ~text)):
-        for at in np.flatnonzero(rows).tolist():
+    state = fitness(captions)
+    state[pc.equal(pc.binary_length(captions), 0).fill_null(False).to_numpy(zero_copy_only=False)] = UNFIT[0]
+    for unfit, reason in zip(UNFIT, (EMPTY, LONG, NOT_UTF8), strict=True):
+        rows = np.flatnonzero(state == unfit).tolist()
+        for at in rows:
             join.reject(reason, table.path, names[at].as_py())
-        join.read += int(rows.sum())
-        join.faulty += int(rows.sum()) * (reason != EMPTY)
-    return pa.array(there & ~long & text)
+        join.read += len(rows)
+        join.faulty += len(rows) * (reason != EMPTY)
+    return pa.array(state == "")
 
 
 def _text_of(places: Path) -> Path:
@@ -292,8 +293,8 @@ def _read_jsons(
     fields: tuple[str, ...],
     log: RejectionWriter,
     context: Context,
-) -> dict[str, Any]:
-    """Write the captions of all parts, which the samples' JSON holds; return figures."""
+) -> int:
+    """Write the captions of all parts, which the samples' JSON holds; return how many there are."""
     found, parts = 0, catalog.parts(snapshot)
     for part in context.progress(parts, "reading captions", len(parts)):
         contents = []
@@ -316,5 +317,4 @@ def _read_jsons(
         raise UserError(
             f"no sample of {catalog.folder} has a caption in {' or '.join(fields)} of its .json: name another field"
         )
-    reasons = {reason: rows for (_, reason), rows in sorted(log.counts.items())}
-    return {"samples": snapshot.rows, "captions": found, "rows": snapshot.rows, "reasons": reasons, "tables": []}
+    return found
