@@ -42,11 +42,14 @@ class Rejections:
         self.counts.update(counts)
 
     def count(self, path: Path) -> None:
-        """Counts a list that an earlier run wrote."""
+        """Count a list that an earlier run wrote, if there is one."""
+        if not path.exists():
+            return
         self.files.append(path)
-        for batch in pq.ParquetFile(path).iter_batches(FLUSH_RECORDS, columns=["stage", "reason", "rows"]):
-            for row in batch.to_pylist():
-                self.counts[row["stage"], row["reason"]] += row["rows"]
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(FLUSH_RECORDS, columns=["stage", "reason", "rows"]):
+                for row in batch.to_pylist():
+                    self.counts[row["stage"], row["reason"]] += row["rows"]
 
 
 class RejectionWriter:

@@ -151,15 +151,22 @@ def dedup(
 
 
 def _print_made(catalog: Catalog, made: Deduplication) -> None:
-    figures = made.summary
-    if "clusters" not in figures:
-        _print_compared(catalog, made)
-        return
-    judged, now = figures["judged"], figures["dropped_identical"] + figures["dropped_near"]
+    figures, in_clusters = made.summary, "clusters" in made.summary
+    judged, near = figures["judged"], figures.get("dropped_near", 0)
+    now = figures["dropped_identical"] + near
     say(
         f"drop list {made.name!r}: {now:,} of {judged:,} samples ({now / max(judged, 1):.1%}) are left out, "
-        f"{figures['dropped_identical']:,} as identical, {figures['dropped_near']:,} as near-duplicates"
+        f"{figures['dropped_identical']:,} as identical{f', {near:,} as near-duplicates' * bool(near or in_clusters)}"
     )
+    if in_clusters:
+        _print_clustered(figures)
+    else:
+        _print_compared(figures)
+        say(f"each one is listed in {made.table}")
+    say(f"next: tailwise cluster {catalog.folder} --k K --without {made.name} --name …")
+
+
+def _print_clustered(figures: Mapping[str, Any]) -> None:
     if "epsilon" in figures:
         pool = figures["pool"]
         say(
@@ -168,18 +175,10 @@ def _print_made(catalog: Catalog, made: Deduplication) -> None:
     if figures["dropped_before"]:
         say(f"{figures['dropped_before']:,} more were left out before")
     say(f"{figures['clusters']:,} clusters, the largest of {figures['largest_cluster']:,}")
-    say(f"next: tailwise cluster {catalog.folder} --k K --without {made.name} --name …")
 
 
-def _print_compared(catalog: Catalog, made: Deduplication) -> None:
-    """Print what hashes or evaluation sets have dropped."""
-    figures, table = made.summary, made.table
-    dropped, judged = figures["dropped"], figures["judged"]
-    near = f", {figures['dropped_near']:,} as near-duplicates" if figures.get("dropped_near") else ""
-    say(
-        f"drop list {made.name!r}: {dropped:,} of {judged:,} samples ({dropped / max(judged, 1):.1%}) are left out, "
-        f"{figures['dropped_identical']:,} as identical{near}"
-    )
+def _print_compared(figures: Mapping[str, Any]) -> None:
+    """Print figures of hashes or evaluation sets."""
     if figures.get("not_decoded"):
         say(f"{figures['not_decoded']:,} images cannot be decoded, and are not compared")
     if sets := figures.get("sets"):
@@ -191,8 +190,6 @@ def _print_compared(catalog: Catalog, made: Deduplication) -> None:
         if figures["epsilons"]:
             near_at = {f"{item['epsilon']:g}": f"{item['near']:,}" for item in figures["epsilons"]}
             print_table("near-duplicates at other values of epsilon", tuple(near_at), [tuple(near_at.values())])
-    say(f"each one is listed in {table}")
-    say(f"next: tailwise cluster {catalog.folder} --k K --without {made.name} --name …")
 
 
 def _print_guide(found: Suggestion) -> None:

@@ -19,14 +19,15 @@ from tailwise.storage.local import remove_folder
 ABSENT = -1
 AMBIGUOUS = -2
 BUCKET_ROWS = 4_000_000  # sorted at a time, at about 100 bytes each
-_ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
+HASH = np.dtype([("high", "<u8"), ("low", "<u8")])
+ENTRY = np.dtype([*HASH.descr, ("row", "<i8")])
 
 
 def hash_keys(keys: Iterable[str]) -> npt.NDArray[Any]:
     """128-bit hashes of keys: structured [n] with "high" and "low", uint64."""
     blake2b = hashlib.blake2b
     joined = b"".join([blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest() for key in keys])
-    return np.frombuffer(joined, dtype=[("high", "<u8"), ("low", "<u8")])
+    return np.frombuffer(joined, HASH)
 
 
 def bits_of_buckets(rows: int, bucket_rows: int) -> int:
@@ -47,7 +48,7 @@ class KeyIndex:
         """Make an empty index in `folder`, which should not exist yet, for about `rows` rows, in buckets of about `bucket_rows`."""
         self.folder = folder
         self.bits = bits_of_buckets(rows, bucket_rows)
-        self._shuffle = Shuffle(folder / "entries", _ENTRY, 1 << self.bits)
+        self._shuffle = Shuffle(folder / "entries", ENTRY, 1 << self.bits)
         folder.mkdir(parents=True)
 
     def add(self, keys: Iterable[str], rows: npt.NDArray[np.int64]) -> None:
@@ -55,7 +56,7 @@ class KeyIndex:
         if not len(rows):
             return
         hashes = hash_keys(keys)
-        entries = np.empty(len(hashes), _ENTRY)
+        entries = np.empty(len(hashes), ENTRY)
         entries["high"], entries["low"], entries["row"] = hashes["high"], hashes["low"], rows
         self._shuffle.write(str(rows[0]), [(buckets_of(hashes, self.bits), entries)])
 

@@ -100,6 +100,7 @@ class Loader:
     _passed: int | None = None  # after load_state_dict, the last of the finished epochs that `epoch` has skipped
     _counting: Counting | None = None
     _prepared = -1
+    _moves = 0  # number of calls of `seek` that moved
     _warned = False
 
     def __init__(
@@ -132,7 +133,6 @@ class Loader:
         names: bool = False,
         context: Context | None = None,
     ) -> None:
-        context = context or Context()
         rank, world_size = self._ranks = find_ranks(rank, world_size, group)
         _check_bounds(batch_size=batch_size, workers=workers, prefetch=prefetch)
         global_batch = batch_size * world_size
@@ -144,15 +144,12 @@ class Loader:
         self.plan, self.order = plan, Order(plan, options)
         self.position = 0
         self._cursors: WeakSet[_Cursor] = WeakSet()  # of iterators
-        self._moves = 0  # number of calls of `seek` that moved
-        self._group, self._lanes = group, lanes
-        self._workers, self._prefetch = workers, prefetch
+        self._group, self._lanes, self._workers, self._prefetch = group, lanes, workers, prefetch
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         if log is not None:
             check_appendable(Path(log))
-        pool = open_pool(
-            *(plan, self._ranks, group, check, on_damaged, max_replaced, cache_folder, cache_bytes, context)
-        )
+        shared = (check, on_damaged, max_replaced, cache_folder, cache_bytes, context or Context())
+        pool = open_pool(plan, self._ranks, group, *shared)
         self._threads = workers if transform is None and tokenizer is None else 0
         # One thread reads local files as fast as batches can be made; more would compete for the interpreter's lock.
         self._read_by = (self._threads, prefetch) if pool.store.remote else (1, prefetch * workers)

@@ -30,7 +30,7 @@ from tailwise.context import Context
 from tailwise.devices import find_device
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Task, Worker
-from tailwise.execution.keys import find_sorted
+from tailwise.execution.keys import ENTRY, HASH, find_sorted
 from tailwise.kernels.assign import Assigner
 from tailwise.kernels.grid import row_chunks, unit_rows_on_grid
 from tailwise.requests import DedupRequest
@@ -42,8 +42,6 @@ from tailwise.storage.local import remove_folder, scratch
 EPSILONS = (0.001, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)  # at which drops are counted
 LEAST_EPSILON = 1e-4  # rows of one image differ by less, if it was embedded in another batch
 BLOCK_BYTES, CHUNK_ROWS = 1 << 28, 65_536  # float32 embeddings of the sets, and rows of the pool, at a time
-_ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
-_HASH = np.dtype([("high", "<u8"), ("low", "<u8")])
 _FOUND = np.dtype([("row", "<i8"), ("number", "<i8"), ("similarity", "<f8"), ("identical", "?")])
 
 
@@ -131,10 +129,10 @@ class _Against:
             return Neighbours(self._catalog, artifact.folder)
 
     def write_hashes(self, path: Path) -> Path:
-        """Write the hashes of the sets, sorted: _ENTRY [T], each hash with the first image that has it; return the file."""
+        """Write the hashes of the sets, sorted: ENTRY [T], each hash with the first image that has it; return the file."""
         hashes = np.concatenate([found.hashes(self._context) for found in self._sets])
         rows = np.flatnonzero(has_hash(hashes))
-        entries = np.empty(len(rows), _ENTRY)
+        entries = np.empty(len(rows), ENTRY)
         entries["high"], entries["low"] = hashes[rows].T
         entries["row"] = rows
         write_array(path, entries[np.lexsort([entries[name] for name in ("row", "low", "high")])])
@@ -282,7 +280,7 @@ class _Find(Task[Part, npt.NDArray[Any]]):
         if self.hashes is not None and self.entries is not None:
             entries = worker.cached(self.entries, partial(map_array, self.entries))
             hashes = np.array(self.hashes.read(item))
-            same = find_sorted(entries, np.ascontiguousarray(entries["high"]), hashes.view(_HASH)[:, 0])
+            same = find_sorted(entries, np.ascontiguousarray(entries["high"]), hashes.view(HASH)[:, 0])
             same[~has_hash(hashes)] = -1
             identical = same >= 0
             found["number"][identical], found["similarity"][identical] = same[identical], 1.0

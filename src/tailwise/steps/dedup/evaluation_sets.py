@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import check_column, column_dimension, column_record, normalise_rows
 from tailwise.catalog.files import digest, write_array
 from tailwise.context import Context
+from tailwise.encoders.encoder import Inputs, Tensors
 from tailwise.errors import UserError
 from tailwise.evaluate.images import FileShard, Shard
 from tailwise.evaluate.sets import find_images, set_name
@@ -124,9 +125,22 @@ def _mirror(content: bytes) -> bytes:
     return stream.getvalue()
 
 
-def _batches(contents: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
-    while batch := list(islice(contents, size)):
-        yield batch
+def _values_of(
+    shard: Shard,
+    mirrored: bool,
+    batch_size: int,
+    nothing: npt.NDArray[Any],
+    prepare: Callable[[list[bytes]], Inputs],
+    values: Callable[[Tensors], npt.NDArray[Any]],
+) -> npt.NDArray[Any]:
+    """Return the values of a shard's images [n, …], zeros where one cannot be decoded; `nothing` is those of no image."""
+    found, contents = [nothing], _contents(shard, mirrored)
+    while batch := list(islice(contents, batch_size)):
+        inputs, rows = prepare(batch), np.zeros((len(batch), *nothing.shape[1:]), nothing.dtype)
+        if fit := [at for at in range(len(batch)) if at not in inputs.faults]:
+            rows[fit] = values(inputs.tensors)
+        found.append(rows)
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -154,14 +168,9 @@ class _Hash(Task[Shard, Hashes]):
         return _first_file(item)
 
     def run(self, item: Shard, worker: Worker) -> Hashes:  # noqa: ARG002
-        found = [np.empty((0, 2), np.uint64)]
-        for batch in _batches(_contents(item, self.mirrored), BATCH_SIZES["cpu"]):
-            inputs, hashes = HashImages("pixels")(batch), np.zeros((len(batch), 2), np.uint64)
-            hashes[[at for at in range(len(batch)) if at not in inputs.faults]] = (
-                inputs.tensors["hash"].numpy().view("u8")
-            )
-            found.append(hashes)
-        return np.concatenate(found)
+        nothing, size = np.empty((0, 2), np.uint64), BATCH_SIZES["cpu"]
+        hashes = lambda tensors: tensors["hash"].numpy().view(np.uint64)  # noqa: E731
+        return _values_of(item, self.mirrored, size, nothing, HashImages("pixels"), hashes)
 
 
 @dataclass(frozen=True)
@@ -180,14 +189,10 @@ class _Embed(Task[tuple[Path, Shard], None]):
 
     def run(self, item: tuple[Path, Shard], worker: Worker) -> None:
         encoder = load_once(self.request, worker)
-        found = [np.empty((0, self.dimension), np.float16)]
-        for batch in _batches(_contents(item[1], self.mirrored), BATCH_SIZES.get(encoder.device.type, 64)):
-            inputs, rows = encoder.sides["image"].prepare(batch), np.zeros((len(batch), self.dimension), np.float16)
-            if inputs.tensors:
-                fit = [at for at in range(len(batch)) if at not in inputs.faults]
-                rows[fit] = normalise_rows(encoder.embed("image", inputs.tensors).cpu().numpy())[0]
-            found.append(rows)
-        write_array(item[0], np.concatenate(found))
+        nothing, size = np.empty((0, self.dimension), np.float16), BATCH_SIZES.get(encoder.device.type, 64)
+        rows = lambda tensors: normalise_rows(encoder.embed("image", tensors).cpu().numpy())[0]  # noqa: E731
+        found = _values_of(item[1], self.mirrored, size, nothing, encoder.sides["image"].prepare, rows)
+        write_array(item[0], found)
 
 
 class _OfImages(EvaluationSet):

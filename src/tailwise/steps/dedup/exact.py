@@ -20,7 +20,7 @@ from tailwise.catalog.drops import Survivors
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Task, Worker
-from tailwise.execution.keys import BUCKET_ROWS, bits_of_buckets, buckets_of
+from tailwise.execution.keys import BUCKET_ROWS, HASH, bits_of_buckets, buckets_of
 from tailwise.execution.shuffle import Shuffle
 from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.requests import DedupRequest, ScoreRequest
@@ -31,7 +31,7 @@ from tailwise.storage.local import scratch
 from tailwise.text import did_you_mean
 
 ORDERS = ("random", "score")  # beside the order of rows
-_RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("order", "<f8"), ("row", "<i8")])
+_RECORD = np.dtype([*HASH.descr, ("order", "<f8"), ("row", "<i8")])
 _RESULT = np.dtype([("row", "<i8"), ("other", "<i8")])
 
 

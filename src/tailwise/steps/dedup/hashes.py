@@ -11,9 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tailwise.catalog import layout
+from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import PartColumn
-from tailwise.catalog.hashes import hash_column, hashes_artifact
+from tailwise.catalog.files import digest
+from tailwise.catalog.kinds import HASHES
 from tailwise.context import Context
 from tailwise.encoders.encoder import Fault, Inputs
 from tailwise.execution.base import KERNEL, Task, Worker
@@ -100,13 +103,15 @@ def hash_images(catalog: Catalog, snapshot: Snapshot, of: str, context: Context)
     parts = catalog.parts(snapshot)
     decoder = versions(("pillow",))["pillow"] if of == "pixels" else None  # another one may round otherwise
     config = {"of": of, "snapshot": snapshot.number, "decoder": decoder}
-    with hashes_artifact(catalog, config, {"snapshot": snapshot.id}) as artifact:
-        column = hash_column(artifact.folder)
+    inputs = {"snapshot": snapshot.id}
+    folder = HASHES.path(catalog.folder, f"{of}-{digest([config, inputs])[:12]}")
+    with Artifact(folder, "hashes", config, inputs) as artifact:
         if not artifact.done:
+            column = PartColumn(artifact.folder, layout.HASH)
             require_bytes(catalog, parts, instead="; or compare embeddings (`epsilon`)")
             context.run(_HashPart(catalog.folder, column, HashImages(of)), parts, f"hashing {of}", KERNEL)
             artifact.finish({"samples": snapshot.rows})
-    return hash_column(artifact.folder)
+    return PartColumn(artifact.folder, layout.HASH)
 
 
 def has_hash(hashes: Hashes) -> npt.NDArray[np.bool_]:

@@ -103,8 +103,8 @@ def import_embeddings(
         gather = _Gather(catalog.folder, column, join.plan, joins.id, dimension or 0)
         joining.context.run(gather, items, f"{column} embeddings", needs)
         for part in parts:
-            if joins.written(part) and (listed := joins.listed(part.name)).exists():
-                rejections.count(listed)
+            if joins.written(part):
+                rejections.count(joins.listed(part.name))
         _refuse_many(joining, join, wording.stage, f"{_widths(files)}{example}")
     for folder in (catalog.embedding_folder(column), catalog.folder / layout.REJECTED):
         remove_temporary_files(folder)

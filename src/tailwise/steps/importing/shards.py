@@ -22,7 +22,7 @@ from tailwise.catalog.schema import FINGERPRINT, PARQUET, REPLACES, SHARD_SCHEMA
 from tailwise.context import Context
 from tailwise.errors import UserError, refuse_many
 from tailwise.execution.base import Apply, Needs
-from tailwise.shards.containers import WEBDATASET, container_of, index_shard
+from tailwise.shards.containers import WEBDATASET, Container, container_of, index_shard
 from tailwise.shards.content import ShardContent, hashed_uid, unreadable_shard
 from tailwise.shards.fingerprint import (
     FIRST,
@@ -144,32 +144,32 @@ def import_shards(
     for resumed in _resumed_parts(catalog, part, new, notes):
         shards += resumed["shards"]
         rest = rest[len(resumed["tars"]) :]
-        listed = _listed(catalog, part.number)
-        if listed.exists():
-            rejections.count(listed)
+        rejections.count(_listed(catalog, part.number))
         part = _Part(part.number + 1, part.first_shard + len(resumed["shards"]))
     with _scores(catalog, range(first, part.number), metadata, bool(rest), rejections, context) as scores:
-        contents = context.progress(
-            _contents(context, rest, failed or {}, workers, members), container.indexing, len(rest)
-        )
+        read = _contents(context, rest, failed or {}, workers, members)
+        contents = context.progress(read, container.indexing, len(rest))
         joined = ((path, scores.join(content, path) if scores else content) for path, content in contents)
         write = Apply(partial(_write_part, catalog.folder, notes))
         gathered = _gathered(part, joined, part_rows, replacing)
         for number, part_shards in context.executor.map(write, gathered, ONE_WRITER):
             shards += part_shards
-            if (listed := _listed(catalog, number)).exists():
-                rejections.count(listed)
+            rejections.count(_listed(catalog, number))
     if shards or before:
         _check_left_out(catalog, sum(shard["rows"] for shard in shards), rejections, max_rejected)
     if shards:
         return catalog.append_snapshot(pa.Table.from_pylist(shards, schema=SHARD_SCHEMA), shards[-1]["part"] + 1)
     if not before:
-        reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
-        remedy = ": name images and captions of other suffixes with `image` and `caption`" * (container is WEBDATASET)
-        raise UserError(
-            f"no sample with {container.needed} in {len(new)} new file(s), first {new[0][0]} ({reasons}){remedy}"
-        )
+        raise _no_samples(new, container, rejections)
     return None
+
+
+def _no_samples(new: Sequence[tuple[str, int]], container: Container, rejections: Rejections) -> UserError:
+    reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
+    remedy = ": name images and captions of other suffixes with `image` and `caption`" * (container is WEBDATASET)
+    return UserError(
+        f"no sample with {container.needed} in {len(new)} new file(s), first {new[0][0]} ({reasons}){remedy}"
+    )
 
 
 def _contents(

@@ -50,9 +50,8 @@ class _Item:
 
     catalog: Path  # its folder
     name: str  # KIND/NAME
-    records: list[
-        Path
-    ]  # manifest, pending records, or record of the column; none: an interrupted deletion has left the rest
+    # manifest, pending records, or record of the column; none: an interrupted deletion has left the rest
+    records: list[Path]
     uses: set[str] = field(default_factory=set)  # names of those that it was made from
 
     @property
@@ -260,8 +259,11 @@ def _items(catalog: Catalog) -> dict[str, _Item]:
     """Return all artifacts and embedding columns by name, finished and unfinished ones."""
     items = dict[str, _Item]()
 
+    def item(name: str) -> _Item:
+        return items.setdefault(name, _Item(catalog.folder, name, []))
+
     def add(name: str, record: Path) -> dict[str, Any]:
-        items.setdefault(name, _Item(catalog.folder, name, [])).records.append(record)
+        item(name).records.append(record)
         try:
             return read_record(record)
         except UserError:  # a damaged one may be deleted
@@ -276,21 +278,17 @@ def _items(catalog: Catalog) -> dict[str, _Item]:
         if column.get("modality") == JOINT:
             items[name].uses |= {f"{layout.EMBEDDINGS}/{used}" for used in settings}
     for kind in KINDS:
-        for path in kind.manifests(catalog.folder):
-            name = f"{kind.folder}/{path.parent.name}"
-            items.setdefault(name, _Item(catalog.folder, name, []))
-            items[name].uses |= set(_uses(add(name, path).get("identity")))
-        for own, path in kind.unfinished(catalog.folder):
-            name = f"{kind.folder}/{own}"
-            identity = add(name, path)
-            items[name].uses |= set(_uses(identity))
+        finished = [(path.parent.name, path) for path in kind.manifests(catalog.folder)]
+        for own, path in (*finished, *kind.unfinished(catalog.folder)):
+            record = add(f"{kind.folder}/{own}", path)
+            item(f"{kind.folder}/{own}").uses.update(_uses(record.get("identity", record)))
     for folder in _NAMES:
         for path in (catalog.folder / folder).glob("[!.]*"):
-            items.setdefault(f"{folder}/{path.name}", _Item(catalog.folder, f"{folder}/{path.name}", []))
+            item(f"{folder}/{path.name}")
     return items
 
 
-def _uses(identity: Mapping[str, Any] | None) -> Iterator[str]:
+def _uses(identity: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of the artifacts and columns that an artifact was made from."""
     if not identity:
         return
