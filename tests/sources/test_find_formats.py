@@ -12,6 +12,7 @@ from tailwise.errors import UserError
 from tailwise.requests import ImportRequest, SourceRequest
 from tailwise.sources import SOURCES, find
 from tailwise.sources.datacomp import EMBEDDINGS
+from tailwise.sources.parquet_embeddings import kind_of
 
 UIDS = [f"{number:032x}" for number in range(3)]
 ARRAYS = {"l14_img": np.ones((3, 4), np.float16), "l14_txt": np.ones((3, 4), np.float16)}
@@ -100,6 +101,15 @@ def test_metadata_without_any_npz_has_no_embeddings(tmp_path, make_metadata):
     assert summary(found(tmp_path)) == {**NOTHING, "metadata": ["a.parquet"]}
     make_metadata(tmp_path, "b", UIDS, ARRAYS)
     assert summary(found(tmp_path))["embeddings"]["image"] == ["a.npz", "b.npz"]  # now that of a is missing
+
+
+def test_each_table_is_looked_at_once(tmp_path, make_metadata, monkeypatch):
+    looked = []
+    monkeypatch.setattr("tailwise.sources.kind_of", lambda path, options: looked.append(path) or kind_of(path, options))
+    for name in ("a", "b"):
+        make_metadata(tmp_path, name, UIDS)
+    assert summary(found(tmp_path)) == {**NOTHING, "metadata": ["a.parquet", "b.parquet"]}
+    assert looked == [tmp_path / "a.parquet", tmp_path / "b.parquet"]
 
 
 def test_damaged_files_among_metadata_are_its_own(tmp_path, make_metadata):

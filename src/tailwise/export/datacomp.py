@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.outputs import scratch_beside
@@ -21,7 +22,7 @@ from tailwise.execution.keys import BUCKET_ROWS, bits_of_buckets, buckets_of
 from tailwise.execution.shuffle import Records, Shuffle
 from tailwise.export.drawn import DrawnEpoch, DrawnPart, map_drawn
 from tailwise.plan.plan import Plan
-from tailwise.shards.containers import containers_of
+from tailwise.shards.containers import with_bytes
 from tailwise.shards.content import hashed_uid
 
 UID = np.dtype("u8,u8")
@@ -60,11 +61,12 @@ def check_uids(plan: Plan, context: Context) -> None:
 def _given_uids(epoch: DrawnEpoch, part: Part) -> DrawnPart:
     """Return the drawn samples of a part; refuse those whose uid is tailwise's hash, or whose tar has no .json for it."""
     shards = epoch.plan.catalog.shards(epoch.plan.snapshot)
-    paths, containers, first_states = shards.column("path"), containers_of(shards), epoch.plan.catalog.first_states()
+    paths, first_states = shards.column("path"), epoch.plan.catalog.first_states()
+    with_files = {*with_bytes(shards.filter(pc.equal(shards["part"], part.number)))["shard"].to_pylist()}
     drawn = epoch.part(part, ["uid", "shard", "key", "json_bytes"])
     columns = (drawn.samples.column(name).to_pylist() for name in ("uid", "shard", "key", "json_bytes"))
     for uid, shard, key, json_bytes in zip(*columns, strict=True):
-        if uid == hashed_uid(int(first_states[shard]), key) or (json_bytes is None and containers[shard].has_bytes):
+        if uid == hashed_uid(int(first_states[shard]), key) or (json_bytes is None and shard in with_files):
             raise UserError(
                 f"DataComp's resharder finds samples by the uid in their .json, and sample {key!r} of {paths[shard]} has none: {_REMEDY}"
             )

@@ -59,11 +59,12 @@ def jsons_of(catalog: Catalog, part: Part) -> Iterator[tuple[str, str, bytes]]:
 def _by_shard(catalog: Catalog, part: Part) -> Iterator[tuple[str, Container, pa.Table]]:
     """Yield path and container of each shard of a part, and its samples, in row order."""
     samples, table = catalog.samples(part, ["shard", "key", "json_offset", "json_bytes"]), catalog.shards()
-    paths, containers = table.column("path").to_pylist(), containers_of(table)
     shards = samples.column("shard").to_numpy()
     bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
-    for start, stop in pairwise(bounds):
-        yield paths[shards[start]], containers[shards[start]], samples.slice(start, stop - start)
+    mine = table.take(pa.array(shards[bounds[:-1]]))
+    paths, containers = mine.column("path").to_pylist(), containers_of(mine)
+    for path, container, (start, stop) in zip(paths, containers, pairwise(bounds), strict=True):
+        yield path, container, samples.slice(start, stop - start)
 
 
 def _jsons(path: str, samples: pa.Table) -> Iterator[bytes]:

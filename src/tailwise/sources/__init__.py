@@ -40,6 +40,8 @@ class Found(NamedTars):
     urls: dict[str, int] = field(default_factory=dict)  # path and size of each list of URLs and captions
     embeddings: dict[str, list[EmbeddingFile]] = field(default_factory=dict)  # files by name of their column
     cluster_ids: list[ClusterIds] = field(default_factory=list)
+    # by source, see `tables`
+    _tables: dict[str, dict[Path, tuple[Kind, tuple[str, str] | None]]] = field(default_factory=dict, compare=False)
 
     @property
     def notes(self) -> list[str]:
@@ -51,6 +53,12 @@ class Found(NamedTars):
             f"not imported: {len(items):,} × {reason}, first {items[0].path} ({items[0].remedy})"
             for reason, items in by_reason.items()
         ]
+
+    def tables(self, source: str, options: SourceRequest) -> dict[Path, tuple[Kind, tuple[str, str] | None]]:
+        """Return kind and columns (see `kind_of`) of the local tables that a source names; each is looked at once."""
+        if source not in self._tables:
+            self._tables[source] = {path: kind_of(path, options) for path in find_tables(source)}
+        return self._tables[source]
 
     def merge(self, named: NamedTars) -> bool:
         """Add tars, without duplicates; return whether there are some."""
@@ -96,7 +104,7 @@ def _find_dynamics(source: str, found: Found, options: SourceRequest) -> bool:
 
 def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
     named = f"{source.removesuffix('.npz')}.parquet" if source.endswith(".npz") else source
-    kinds = {path: kind_of(path, options)[0] for path in find_tables(named)}
+    kinds = {path: kind for path, (kind, _) in found.tables(named, options).items()}
     if "metadata" not in kinds.values():
         return False
     tables = [path for path, kind in kinds.items() if kind in {"metadata", "unreadable"}]
@@ -116,17 +124,17 @@ def _find_urls(source: str, found: Found, options: SourceRequest) -> bool:
     """Find lists of URLs; of a remote source, also DataComp's metadata."""
     if is_remote(source) and found.tars:  # a list beside them is not used
         return False
-    named = _find_kind(source, "urls", options, _is_metadata)
+    named = _find_kind(source, found, "urls", options, _is_metadata)
     found.urls |= named.tars
     found.failed |= named.failed
     return bool(named.tars)
 
 
-def _find_kind(source: str, kind: Kind, options: SourceRequest, has: Callable[[str], bool]) -> NamedTars:
+def _find_kind(source: str, found: Found, kind: Kind, options: SourceRequest, has: Callable[[str], bool]) -> NamedTars:
     """Return the tables of a kind; of remote ones, the first speaks for all, because a look at each is a request."""
     if not is_remote(source):
-        tables = [path for path in find_tables(source) if kind_of(path, options)[0] == kind]
-        return NamedTars({str(path): path.stat().st_size for path in tables})
+        tables = found.tables(source, options).items()
+        return NamedTars({str(path): path.stat().st_size for path, (of, _) in tables if of == kind})
     named = find_remote_tables(source)
     return named if any(map(has, islice(named.tars, 1))) else NamedTars()
 
@@ -150,7 +158,7 @@ def _arrays_of(paths: list[Path], wanted: set[str]) -> set[str]:
 
 def _find_images(source: str, found: Found, options: SourceRequest) -> bool:
     choice = MemberChoice.given(options.image, options.caption)
-    return found.merge(_find_kind(source, "images", options, partial(has_images, choice=choice)))
+    return found.merge(_find_kind(source, found, "images", options, partial(has_images, choice=choice)))
 
 
 def _find_files(source: str, found: Found, options: SourceRequest) -> bool:
@@ -161,7 +169,7 @@ def _find_files(source: str, found: Found, options: SourceRequest) -> bool:
 
 
 def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
-    tables = {path: kind_of(path, options) for path in find_tables(source)}
+    tables = found.tables(source, options)
     columns = {path: named for path, (_, named) in tables.items() if named is not None}
     if not columns:
         return False

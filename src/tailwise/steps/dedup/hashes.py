@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import torch
 
 from tailwise.catalog import layout
@@ -74,13 +75,11 @@ class _HashPart(Task[Part, None]):
     def run(self, item: Part, worker: Worker) -> None:
         catalog = Catalog.open(self.catalog)
         shards, replaced = catalog.shards(), catalog.replaced()
+        shards = shards.filter(pc.equal(shards["part"], item.number))
         items, first = list[ShardRows](), 0
-        for shard, part, rows in zip(
-            *(shards.column(name).to_pylist() for name in ("shard", "part", "rows")), strict=True
-        ):
-            if part == item.number:
-                items += [] if shard in replaced else [ShardRows(shard, part, first, rows)]
-                first += rows
+        for shard, rows in zip(shards["shard"].to_pylist(), shards["rows"].to_pylist(), strict=True):
+            items += [] if shard in replaced else [ShardRows(shard, item.number, first, rows)]
+            first += rows
         hashes = np.zeros((item.rows, 2), np.uint64)
         for batch in read_batches(self.catalog, "image", self.hash, items, BATCH_ROWS, workers=worker.cpus):
             start = batch.piece.of.first + batch.piece.start
