@@ -60,9 +60,8 @@ def find_set(data: str, classes: Path | None = None, templates: Path | None = No
 def find_images(data: str) -> tuple[str, tuple[Shard, ...]]:
     """Return name and images of a set as of `find_set`, where targets and class names may be missing, or of any folder of images."""
     root, tars = _find_tars(data)
-    found = tuple(
-        TarShard(path, () if path.endswith(".parquet") else ("cls",)) for path in tars
-    )  # tars: may be missing
+    # targets of tars may be missing
+    found = tuple(TarShard(path, () if path.endswith(".parquet") else ("cls",)) for path in tars)
     files = [] if tars else [(str(path), 0) for path in _image_files(Path(root))]
     if not tars and not files:
         raise UserError(f"{root} holds no images: give a folder of images, tars, or Parquet files")

@@ -58,9 +58,8 @@ class OrderOptions:
     block: int = 8192  # about the number of samples of a lane that are shuffled together
     compose: str = "shuffle"
     first_epoch: int = 0  # the plan's epoch that the order starts with
-    captions: Mapping[str, float] = field(
-        default_factory=dict
-    )  # share of each, see `caption_weights`; empty: samples' own
+    # share of each, see `caption_weights`; empty: samples' own
+    captions: Mapping[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise a UserError if an option is out of bounds."""

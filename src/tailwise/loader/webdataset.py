@@ -36,9 +36,8 @@ UNKNOWN = ("error", "drop")
 _COUNTERS = 1024  # one per worker, so that none is written by two
 
 Sample = dict[str, Any]
-Drawn = tuple[
-    int, str | None, str | None
-]  # copies; caption, None for the sample's own; and its name, if there are several
+# Copies; caption, None for the sample's own; and its name, if there are several.
+Drawn = tuple[int, str | None, str | None]
 
 
 class Select:

@@ -53,9 +53,8 @@ class UserTable(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     """A Parquet file, read in batches of bounded memory. A small file may be huge: one long text of a dictionary may stand in every row."""
 
     def __init__(self, source: Path | str | IO[bytes], footer: pq.FileMetaData | None = None) -> None:
-        super().__init__(
-            source, metadata=footer, pre_buffer=False, buffer_size=1 << 20
-        )  # a row group's pages in memory
+        # a row group's pages in memory, not the whole group
+        super().__init__(source, metadata=footer, pre_buffer=False, buffer_size=1 << 20)
         self._source = source
 
     def iter_batches(

@@ -17,9 +17,7 @@ from tailwise.catalog.files import read_record
 from tailwise.errors import UserError
 
 JSON = "json"
-JSON_FIELD = (
-    "json:"  # begins a caption that is a field of the sample's JSON; the names of nested fields follow, joined by dots
-)
+JSON_FIELD = "json:"  # begins a caption that is a field of the JSON; names of nested fields follow, joined by dots
 # Images that other tools take: they are no reason to look for lost files.
 OTHER_IMAGES = frozenset({"avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "ppm", "tif", "tiff"})
 

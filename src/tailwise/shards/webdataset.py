@@ -93,7 +93,7 @@ def _index(path: str, stream: BinaryIO, size_bytes: int, choice: MemberChoice) -
         return [(item.offset, item.offset + item.size) for item in found]
 
     if isinstance(stream, FolderFile):
-        return _of_folder(stream), None
+        return _walked(stream), None
     index, why = given_index(path, stream, size_bytes)
     if index is not None:
         if isinstance(stream, RemoteFile):
@@ -112,8 +112,11 @@ def _index(path: str, stream: BinaryIO, size_bytes: int, choice: MemberChoice) -
     return index_tar(stream, size_bytes, members=members), why
 
 
-def _of_folder(folder: FolderFile) -> TarIndex:
-    ends = zip(folder.names, folder.starts, folder.starts[1:], strict=False)
+def _walked(stream: BinaryIO) -> TarIndex:
+    """Return the members of a tar, by its headers, or of a folder."""
+    if not isinstance(stream, FolderFile):
+        return index_tar(stream, stream.seek(0, 2))
+    ends = zip(stream.names, stream.starts, stream.starts[1:], strict=False)
     return TarIndex([Member(name, start, end - start) for name, start, end in ends], None, None)
 
 
@@ -126,8 +129,7 @@ def _size_and_compression(stream: BinaryIO) -> tuple[int, str | None]:
 def checksum_shard(path: str) -> tuple[int, str]:
     """Return the size and the index checksum of a tar from its headers, as `read_shard` notes them; or raise an OSError."""
     with open_binary(path) as file, plain(path, file) as stream:
-        index = _of_folder(stream) if isinstance(stream, FolderFile) else index_tar(stream, stream.seek(0, 2))
-        return file.seek(0, 2), _index_checksum(index)
+        return file.seek(0, 2), _index_checksum(_walked(stream))
 
 
 def read_pairs(path: str, targets: Sequence[str]) -> Pairs:
@@ -137,10 +139,9 @@ def read_pairs(path: str, targets: Sequence[str]) -> Pairs:
     each image, such as "cls". A tar that cannot be read is an OSError; a compressed or damaged one, a ValueError.
     """
     with open_whole(path) as file, plain(path, file) as stream:
-        size_bytes, packed = _size_and_compression(stream)
-        if packed:
+        if packed := _size_and_compression(stream)[1]:
             raise ValueError(packed)
-        index = _of_folder(stream) if isinstance(stream, FolderFile) else index_tar(stream, size_bytes)
+        index = _walked(stream)
         if index.damage:
             raise ValueError(index.damage)
         grouped = group_members(index, path, MemberChoice(captions=(targets[0],)))

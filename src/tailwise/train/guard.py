@@ -41,9 +41,8 @@ HOOKS: Sequence[tuple[str, str, Words, Words]] = (
     ("distributed", "world_info_from_env", (), ()),
 )
 
-DATA_PARAMETERS = frozenset(
-    {"args", "preprocess_fns", "epoch", "tokenizer"}
-)  # of the trainer's `get_data`, in all versions
+# Of the trainer's `get_data`, in all versions.
+DATA_PARAMETERS = frozenset({"args", "preprocess_fns", "epoch", "tokenizer"})
 
 
 @dataclass(frozen=True)

@@ -138,9 +138,8 @@ class _Decisions:
     folder: Path  # of the fates of rows, while they are decided
     threshold: float  # greatest cosine of samples that are no duplicates
     device: str  # runs the matrix products
-    rounds: int | None = (
-        None  # number of rounds that decided open rows; None: the most similar earlier sample alone decides
-    )
+    # number of rounds that decided open rows; None: the most similar earlier sample alone decides
+    rounds: int | None = None
     found: tuple[Buckets, ...] = ()  # of all rounds: the samples for which open rows went
 
     def open(self, worker: Worker) -> tuple[Comparison, Neighbours]:

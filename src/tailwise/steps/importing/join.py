@@ -89,9 +89,8 @@ def _delimited(path: Path, identifier: str, column: str, lenient: bool) -> Itera
     at, other = names.index(identifier), names.index(column)
     for batch in _batches((number, (row[at], row[other])) for number, row in rows):
         keys = [key_of(row[0], number) if identifier == "key" else row[0] for number, row in batch]
-        yield [
-            pa.array([text or None for text in texts], pa.string()) for texts in (keys, [row[1] for _, row in batch])
-        ]
+        pairs = keys, [row[1] for _, row in batch]
+        yield [pa.array([text or None for text in texts], pa.string()) for texts in pairs]
 
 
 def _objects(path: Path, identifier: str, column: str, lenient: bool) -> Iterator[list[pa.Array]]:  # noqa: ARG001
@@ -122,9 +121,8 @@ class _Form:
 
     title: str  # in errors
     names: Callable[[Path], list[str]]  # of its columns
-    read: Callable[
-        [Path, str, str, bool], Iterator[list[pa.Array]]
-    ]  # path, two columns, whether long texts are replaced
+    # path, two columns, whether long texts are replaced
+    read: Callable[[Path, str, str, bool], Iterator[list[pa.Array]]]
 
 
 _TABLE = _Form("a table", lambda path: next(read_rows(path), (0, [""]))[1], _delimited)

@@ -31,10 +31,8 @@ EXCLUDED_SCHEMA = pa.schema(
         pa.field("stage", pa.string(), nullable=False),  # remove, dedup, filter, cluster or plan
         pa.field("reason", pa.string(), nullable=False),
         pa.field("cluster", pa.int32()),  # that it was compared in (dedup), or belongs to (plan)
-        pa.field(
-            "kept_shard", pa.string()
-        ),  # of the sample that it duplicates, or file of the image of an evaluation set
-        pa.field("kept_key", pa.string()),  # or number of that image in its file
+        # of the sample that it duplicates; or file of the image of an evaluation set, and number in it
+        *(pa.field(name, pa.string()) for name in ("kept_shard", "kept_key")),
         pa.field("similarity", pa.float32()),  # to it
     ]
 )
@@ -43,9 +41,8 @@ CAUSE_SCHEMA = pa.schema(
         pa.field("row", pa.int64(), nullable=False),
         *(EXCLUDED_SCHEMA.field(name) for name in ("stage", "reason", "cluster")),
         pa.field("kept_row", pa.int64()),
-        *(
-            EXCLUDED_SCHEMA.field(name) for name in ("similarity", "kept_shard", "kept_key")
-        ),  # the two of evaluation sets
+        # the last two, of evaluation sets alone
+        *(EXCLUDED_SCHEMA.field(name) for name in ("similarity", "kept_shard", "kept_key")),
     ]
 )
 CHUNK_ROWS = 1 << 20
