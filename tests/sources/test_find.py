@@ -4,7 +4,9 @@ import fsspec
 import pytest
 
 from tailwise.errors import UserError
+from tailwise.shards.members import MemberChoice
 from tailwise.sources import SOURCES, find
+from tailwise.sources.tar_files import find_folders, find_remote_tables
 
 
 @pytest.fixture
@@ -221,3 +223,18 @@ def test_embeddings_at_a_url_are_told(make_tar_bytes):
         stream.write(b"")
     found = find(["memory://remote-pool"])
     assert [item.reason for item in found.left_out] == ["folder of embeddings at a URL"]
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tgz"])
+def test_what_lies_beside_tars_is_theirs_whether_they_are_compressed_or_not(tmp_path, ending):
+    for name in (f"0{ending}", "0.parquet", "1.parquet"):
+        with fsspec.open(f"memory://beside{len(ending)}/{name}", "wb") as stream:
+            stream.write(b"x")
+    assert list(find_remote_tables(f"memory://beside{len(ending)}").tars) == [
+        f"memory:///beside{len(ending)}/1.parquet"
+    ]
+    for name in ("a.jpg", "a.txt"):
+        (tmp_path / name).touch()
+    assert find_folders(tmp_path, MemberChoice()) == [f"{tmp_path}/"]
+    (tmp_path / f"0{ending}").touch()
+    assert find_folders(tmp_path, MemberChoice()) == []

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tailwise.errors import UserError
 from tailwise.shards.grouping import is_harmless, split_name
 from tailwise.shards.members import MemberChoice
+from tailwise.shards.metadata import sidecar_path
 from tailwise.shards.tar import OTHER_PACKED, PACKED, REMEDY, is_tar, without_packing
 from tailwise.sources.clip_retrieval import find_partitions
 from tailwise.storage.errors import RemoteError, RemoteNotFoundError
@@ -252,7 +253,7 @@ def find_folders(folder: Path, choice: MemberChoice) -> list[str]:
     """Return the folders, this one or some below it, with images and captions as files of one name; none if there are tars beside."""
     found = []
     for name, below, files in os.walk(folder):
-        if any(file.endswith(".tar") for file in files):
+        if any(map(is_tar, files)):
             return []
         below[:] = sorted(item for item in below if not item.startswith((".", "__MACOSX")))
         stems: defaultdict[str, int] = defaultdict(int)
@@ -275,8 +276,8 @@ def find_remote_tables(url: str) -> NamedTars:
             addresses.append(_address(files, name))
         elif suffix in {"", TABLE} and (suffix or files.isdir(name)):
             beside = sorted(files.glob(pattern if suffix else f"{glob.escape(name)}/*"))
-            tars = {path.removesuffix(".tar") for path in beside if path.endswith(".tar")}
-            tables = [path for path in beside if path.endswith(TABLE) and path.removesuffix(TABLE) not in tars]
+            sidecars = {sidecar_path(path) for path in beside if is_tar(path)}
+            tables = [path for path in beside if path.endswith(TABLE) and path not in sidecars]
             addresses += [_address(files, path) for path in tables]
     found = NamedTars()
     missing = [name for name, size in zip(addresses, sizes_of(addresses), strict=True) if not found.add(name, size)]
