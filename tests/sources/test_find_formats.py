@@ -163,7 +163,7 @@ def test_parquet_embeddings(tmp_path, write_vectors):
 
 def test_other_tables_are_nothing(tmp_path, write_vectors):
     write_vectors(tmp_path / "v.parquet", embedding=None)
-    with pytest.raises(UserError, match=r"nothing to import.*datacomp: .*parquet: "):
+    with pytest.raises(UserError, match=r"nothing to import.*no known format, first .*v.parquet \(name its columns"):
         found(tmp_path)
     write_vectors(tmp_path / "v.parquet", vector=pa.array([[1.0]]), embedding=None)
     with pytest.raises(UserError, match="nothing to import"):
@@ -171,6 +171,18 @@ def test_other_tables_are_nothing(tmp_path, write_vectors):
     assert summary(found(tmp_path, options=SourceRequest(embedding_column="vector")))["embeddings"] == {
         "image": ["v.parquet"]
     }
+
+
+@pytest.mark.parametrize("table", [{"jpg": [b"image"], "caption": ["one"]}, {"url": ["https://a"], "caption": ["a"]}])
+def test_tables_beside_good_ones_are_named(tmp_path, table):
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:100])
+    pq.write_table(pa.table({"image": ["b.jpg"], "caption": ["one"]}), tmp_path / "c.parquet")
+    unreadable, other = found(tmp_path).notes
+    assert "1 × unreadable Parquet file, first" in unreadable and "b.parquet" in unreadable
+    assert "1 × Parquet file of no known format" in other and "c.parquet" in other
+    with pytest.raises(UserError, match=r"nothing to import.*unreadable Parquet file.*b.parquet"):
+        found(tmp_path / "b.parquet")
 
 
 @pytest.mark.parametrize("name", list(SOURCES))

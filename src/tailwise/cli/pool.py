@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_progress
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, with_progress
 from tailwise.cli.printing import print_json, print_rejections, print_table, rejected_json, say
 from tailwise.cli.requests import takes
 from tailwise.errors import NotFoundError, UserError
@@ -28,16 +28,18 @@ def import_(
 ) -> None:
     """Import shards, metadata and embeddings into a catalog.
 
-    A SOURCE is a folder, file, glob, {brace..pattern} or ::-joined list of .tar files (local or any fsspec URL); a folder in
-    clip-retrieval layout (img_emb/, text_emb/, metadata/), with DynamiCS's cluster ids or without; DataComp's metadata
-    (.parquet and .npz): alone a pool without images, beside tars their scores and embeddings; or Parquet files with a column of
-    vectors. The tars are indexed where they lie; nothing is copied. Embeddings that come with tars belong to these tars alone.
+    A SOURCE is a folder, file, glob, {brace..pattern} or ::-joined list of .tar files, or Parquet files with a column of images
+    (local or any fsspec URL); a folder of images and captions as files, or of such folders; a folder in clip-retrieval layout
+    (img_emb/, text_emb/, metadata/), with DynamiCS's cluster ids or without; DataComp's metadata (.parquet and .npz) or lists of
+    URLs and captions: alone a pool without images, beside tars the metadata's scores and embeddings; or Parquet files with a
+    column of vectors. Shards are indexed where they lie; nothing is copied. Embeddings that come with tars belong to these alone.
     What can't be used is counted by reason and listed in CATALOG/rejected. Importing again adds what is new, as a new snapshot.
     Shards that have changed since then are left out and named (exit code 1); --update replaces their samples.
 
     Examples:
       tailwise import shards/ embeddings/ my-catalog
       tailwise import 's3://bucket/pool/{00000..00999}.tar' my-catalog
+      tailwise import 'hf://datasets/NAMESPACE/NAME/data/*.parquet' my-catalog --image picture --caption alt_text
       tailwise import datacomp/metadata my-catalog --embedding b32
       tailwise import shards/ my-catalog --image input.jpg,png --caption outputs.txt,json:alt.text
     """
@@ -85,7 +87,7 @@ def _print_import(report: ImportReport) -> None:
         counts = joined.summary
         say(f"clustering {joined.name!r}: {counts['samples']:,} samples in {counts['clusters']:,} clusters")
     for note in report.notes:
-        say(note)
+        say_note(note)
     print_rejections(report.rejections)
 
 

@@ -187,6 +187,8 @@ def _print_compared(figures: Mapping[str, Any]) -> None:
         print_table(
             "by evaluation set", ("set", "images", "of these found", "dropped as identical", "as near-duplicate"), rows
         )
+        if figures.get("set_images_not_compared"):
+            say(f"{figures['set_images_not_compared']:,} images of the sets cannot be read, and are not compared")
         if figures["epsilons"]:
             near_at = {f"{item['epsilon']:g}": f"{item['near']:,}" for item in figures["epsilons"]}
             print_table("near-duplicates at other values of epsilon", tuple(near_at), [tuple(near_at.values())])

@@ -21,7 +21,7 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import default_workers
 from tailwise.execution.local import as_it_is, begin_worker
-from tailwise.shards.containers import container_of
+from tailwise.shards.containers import container_named
 from tailwise.shards.content import Pairs
 from tailwise.shards.decode import UNREADABLE, ImageError, decode_rgb, too_long
 from tailwise.storage.errors import RemoteError
@@ -52,7 +52,7 @@ class TarShard:
     def samples(self) -> Pairs:
         """Yield the encoded image and the targets of each sample, in order; None where one is missing. May raise a UserError."""
         with reading(self.path):
-            yield from container_of(self.path).pairs(self.path, self.targets)
+            yield from container_named(self.path, images=True).pairs(self.path, self.targets)
 
 
 @dataclass(frozen=True)

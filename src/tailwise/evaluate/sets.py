@@ -79,7 +79,8 @@ def _find_tars(data: str) -> tuple[str, list[str]]:
             raise UserError(f"{root}/test/nshards.txt says {count!r}: must be the number of tars, 1 to {MAX_TARS:,}")
         return root, [f"{root}/test/{number}.tar" for number in range(int(count))]
     if not remote and Path(root).is_dir():
-        files = [*Path(root).glob("*.tar")] or [path for path in Path(root).glob("*.parquet") if has_images(str(path))]
+        tables = [path for path in Path(root).glob("*.parquet") if has_images(str(path), unreadable=True)]
+        files = [*Path(root).glob("*.tar")] or tables  # a damaged table is an error when it is read
         return root, [str(path) for path in sorted(files, key=lambda path: (len(path.name), path.name))]
     patterns = list(braceexpand(root))
     tars_found = patterns if remote else [name for pattern in patterns for name in sorted(glob.glob(pattern))]  # noqa: PTH207

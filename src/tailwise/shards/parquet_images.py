@@ -93,13 +93,13 @@ def _chosen(usual: Sequence[str], chosen: Sequence[str], default: Sequence[str],
     return [name for wanted in chosen for name in names if name.lower() == wanted]
 
 
-def has_images(path: str, choice: MemberChoice = DEFAULT) -> bool:
-    """Return whether a Parquet file has images; False for one that cannot be read."""
+def has_images(path: str, choice: MemberChoice = DEFAULT, *, unreadable: bool = False) -> bool:
+    """Return whether a Parquet file has images; `unreadable` for one that cannot be read."""
     try:
         with open_images(path) as file:
             return image_columns(file.schema_arrow, choice) is not None
     except DAMAGE:
-        return False
+        return unreadable
 
 
 class _RemoteRanges(RangedFile):

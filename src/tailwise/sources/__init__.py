@@ -120,21 +120,32 @@ def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
     return True
 
 
+_UNUSED: dict[Kind, tuple[str, str]] = {
+    "unreadable": ("unreadable Parquet file", "fetch it again"),
+    "other": (
+        "Parquet file of no known format",
+        "name its columns with `image` and `caption`, or with `id_column` and `embedding_column`",
+    ),
+}
+
+
 def _find_urls(source: str, found: Found, options: SourceRequest) -> bool:
     """Find lists of URLs; of a remote source, also DataComp's metadata."""
     if is_remote(source) and found.tars:  # a list beside them is not used
         return False
     named = _find_kind(source, found, "urls", options, _is_metadata)
     found.urls |= named.tars
-    found.failed |= named.failed
+    found.merge(NamedTars({}, named.failed, named.left_out))
     return bool(named.tars)
 
 
 def _find_kind(source: str, found: Found, kind: Kind, options: SourceRequest, has: Callable[[str], bool]) -> NamedTars:
     """Return the tables of a kind; of remote ones, the first speaks for all, because a look at each is a request."""
     if not is_remote(source):
-        tables = found.tables(source, options).items()
-        return NamedTars({str(path): path.stat().st_size for path, (of, _) in tables if of == kind})
+        kinds = {path: of for path, (of, _) in found.tables(source, options).items()}
+        listed = {"metadata", "embeddings"} & {*kinds.values()}  # with the unreadable ones
+        unused = [LeftOut(str(path), *_UNUSED[of]) for path, of in kinds.items() if of in _UNUSED and not listed]
+        return NamedTars({str(path): path.stat().st_size for path, of in kinds.items() if of == kind}, left_out=unused)
     named = find_remote_tables(source)
     return named if any(map(has, islice(named.tars, 1))) else NamedTars()
 

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -203,6 +204,21 @@ def test_a_set_in_a_parquet_file_without_classes(folder, catalog):
     pq.write_table(pa.table({"image": images}), folder / "set.parquet")
     dedup(catalog, DedupRequest(against=(str(folder / "set.parquet"),), exact="pixels"))
     assert [(row, item["number"]) for row, item in listed(catalog).items()] == [(3, 0)]
+
+
+@pytest.mark.parametrize("options", [{"exact": "pixels"}, {"epsilon": 0.02}, {"exact": "pixels", "mirrored": True}])
+def test_images_of_a_set_that_cannot_be_read_are_counted(folder, catalog, options):
+    images = [encoded(picture(FIRST[0])), b"broken", b"<html>"]
+    (folder / "set").mkdir()
+    pq.write_table(pa.table({"jpg": images}), folder / "set" / "a.parquet")
+    request = DedupRequest(against=(str(folder / "set"),), **options)
+    for name in ("x", "y"):  # the second reads the comparison that was kept
+        made = dedup(catalog, replace(request, name=name))
+        assert made.summary["set_images_not_compared"] == 2
+        assert 3 in listed(catalog, name)
+    (folder / "set" / "b.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"set/b.parquet can't be read"):
+        dedup(catalog, replace(request, name="z"))
 
 
 def _tar(folder):

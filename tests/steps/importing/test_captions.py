@@ -112,6 +112,9 @@ def test_samples_are_named_by_what_img2dataset_notes(tmp_path, make_tar, make_im
     made = join_captions(catalog, [tmp_path / "u.parquet"], CaptionsRequest(name="url"))
     assert texts(catalog, "url") == [None if row in {0, 11, None} else f"new {row}" for row in found]
     assert made.rejections.counts["captions", "ambiguous url"] == 1
+    pq.write_table(pa.table({"url": ["https://x/0?a=é"], "text": ["new"]}), tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match=r"belongs to a sample \(ambiguous url: 1\)$"):
+        join_captions(catalog, [tmp_path / "twice.parquet"], CaptionsRequest(name="x"))
     with pytest.raises(UserError, match="none of the captions"):
         join_captions(catalog, [tmp_path / "u.parquet"], CaptionsRequest(name="x", by="sha256", id_column="URL"))
 

@@ -109,6 +109,7 @@ class _Against:
         self._firsts = np.cumsum([0, *(found.count for found in sets)])
         self._samples = Counter[tuple[int, bool]]()  # dropped, by set and whether their pixels are identical
         self._hit = np.zeros(self._firsts[-1], np.bool_)  # images that a sample resembles
+        self._unhashed = 0  # images that cannot be decoded
 
     def nearest(self, column: str, config: dict[str, Any], inputs: dict[str, str]) -> Neighbours:
         """Return the nearest image of each row of the pool; made the first time, and kept."""
@@ -124,14 +125,17 @@ class _Against:
                 task = _Nearest(self._catalog.folder, column, embedded, columns, self._device)
                 context.run(task, self.parts, "comparing with the sets", KERNEL)
                 context.executor.forget()
+                without = sum(int((~map_array(path).any(axis=1)).sum()) for path in embedded) // self._views
                 remove_folder(work)
-                artifact.finish({"samples": self._snapshot.rows, "images": int(self._firsts[-1])})
+                images = int(self._firsts[-1])
+                artifact.finish({"samples": self._snapshot.rows, "images": images, "not_compared": without})
             return Neighbours(self._catalog, artifact.folder)
 
     def write_hashes(self, path: Path) -> Path:
         """Write the hashes of the sets, sorted: ENTRY [T], each hash with the first image that has it; return the file."""
         hashes = np.concatenate([found.hashes(self._context) for found in self._sets])
         rows = np.flatnonzero(has_hash(hashes))
+        self._unhashed = (len(hashes) - len(rows)) // self._views
         entries = np.empty(len(rows), ENTRY)
         entries["high"], entries["low"] = hashes[rows].T
         entries["row"] = rows
@@ -189,6 +193,7 @@ class _Against:
             "dropped_identical": sum(count for (_, identical), count in self._samples.items() if identical),
             "dropped_near": sum(count for (_, identical), count in self._samples.items() if not identical),
             "kept": judged - dropped,
+            "set_images_not_compared": max(self._unhashed, nearest.summary.get("not_compared", 0) if nearest else 0),
             "sets": [
                 {
                     "set": found.name,

@@ -216,10 +216,11 @@ def _join(
         reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(log.counts.items()))
         if not join.matched:
             first = catalog.samples(parts[0], ["key", "uid"]).slice(0, 1).to_pylist()[0]
-            raise UserError(
-                f"none of the captions in {tables[0].path} belongs to a sample ({reasons or 'there are none'}): the first one's "
-                f"{tables[0].naming} is {join.first_unmatched_key!r}, the first sample's key {first['key']!r}, uid {first['uid'].hex()}"
-            )
+            why = f"none of the captions in {tables[0].path} belongs to a sample ({reasons or 'there are none'})"
+            if unmatched := join.first_unmatched_key:
+                named = f"key {first['key']!r}, uid {first['uid'].hex()}"
+                why += f": the first one's {tables[0].naming} is {unmatched!r}, the first sample's {named}"
+            raise UserError(why)
         refuse_many(join.faulty, join.read, request.max_rejected, "{} captions{} can't be used", reasons)
     return join.part_files(parts, tables), join
 

@@ -166,9 +166,10 @@ def import_shards(
 
 def _no_samples(new: Sequence[tuple[str, int]], container: Container, rejections: Rejections) -> UserError:
     reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in rejections.counts.items()) or "all are empty"
-    remedy = ": name images and captions of other suffixes with `image` and `caption`" * (container is WEBDATASET)
+    remedy = ": name other suffixes or columns with `image` and `caption`" * container.has_bytes
+    listed = f"; see {rejections.files[0].parent}" if rejections.files else ""
     return UserError(
-        f"no sample with {container.needed} in {len(new)} new file(s), first {new[0][0]} ({reasons}){remedy}"
+        f"no sample with {container.needed} in {len(new)} new file(s), first {new[0][0]} ({reasons}){remedy}{listed}"
     )
 
 
