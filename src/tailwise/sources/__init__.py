@@ -120,8 +120,9 @@ def _find_datacomp(source: str, found: Found, options: SourceRequest) -> bool:
     return True
 
 
+UNREADABLE = "unreadable Parquet file"
 _UNUSED: dict[Kind, tuple[str, str]] = {
-    "unreadable": ("unreadable Parquet file", "fetch it again"),
+    "unreadable": (UNREADABLE, "fetch it again"),
     "other": (
         "Parquet file of no known format",
         "name its columns with `image` and `caption`, or with `id_column` and `embedding_column`",

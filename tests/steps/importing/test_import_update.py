@@ -386,6 +386,12 @@ def test_parquet_files_with_images(tmp_path, make_image):
     assert sorted(live(catalog)) == [f"{row:03d}" for row in range(5, 30)]
     plan = make_plan(catalog, "p", PlanRequest("random", keep=0.8))
     assert not read_all(catalog, plan)[1]
+    shutil.copy(tmp_path / "0.parquet", tmp_path / "1.parquet")
+    (tmp_path / "0.parquet").write_bytes(b"PAR1")  # a cut download
+    for update in (False, True):
+        report = import_pool(tmp_path, tmp_path / "c", workers=1, update=update)
+        assert report.changed == [str(tmp_path / "0.parquet")]
+    assert catalog.snapshot().rows == 20 + 25 + 25
 
 
 def test_uids_of_the_source_and_of_tailwise(run, pool, make_tar, make_members, tmp_path):

@@ -24,7 +24,7 @@ from tailwise.shards.containers import containers_of, with_bytes
 from tailwise.shards.fingerprint import EVERY, FIRST
 from tailwise.shards.members import MemberChoice
 from tailwise.shards.metadata import parse_uids
-from tailwise.sources import Found, find
+from tailwise.sources import UNREADABLE, Found, find
 from tailwise.steps.importing.embeddings import ColumnImport, import_embeddings
 from tailwise.steps.importing.joining import Joining
 from tailwise.steps.importing.shards import MAX_REJECTED_SAMPLES, PART_ROWS, changed_shards, import_shards
@@ -140,6 +140,8 @@ def _import(
         _refuse_known(catalog, found)
         import_shards(catalog, found.metadata, rejections, joining.context, **shared)
     left = [path for path, old in changed.items() if old["shard"] not in catalog.replaced()]
+    known = {*catalog.shards().column("path").to_pylist()}
+    left += [item.path for item in found.left_out if item.reason == UNREADABLE and item.path in known]
     given, kept = _given_shards(catalog, shards, left), keep_imported(catalog)
     joining = replace(joining, given=given)
     made = [import_embeddings(joining, column, files, modalities[column]) for column, files in found.embeddings.items()]
