@@ -1,6 +1,8 @@
 """Finding tars and embeddings in what a user names."""
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tailwise.errors import UserError
@@ -203,6 +205,21 @@ def test_a_path_that_is_not_utf8_is_told(tmp_path, make_pool):
     (item,) = found.left_out
     assert item.reason == "path is not UTF-8"
     assert "\\udcff.tar" in item.path
+
+
+def test_folders_and_tables_whose_paths_are_not_utf8_are_told(tmp_path):
+    try:
+        (tmp_path / "\udcff").mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    pq.write_table(pa.table({"jpg": [b"x"], "caption": ["x"]}), tmp_path / "a.parquet")
+    (tmp_path / "b\udcff.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
+    for name in ("1.jpg", "1.txt"):
+        (tmp_path / "\udcff" / name).write_bytes(b"x")
+    found = find([str(tmp_path)])
+    assert list(found.tars) == [str(tmp_path / "a.parquet")]
+    assert sorted(item.path.rsplit("/", 1)[1] for item in found.left_out) == ["'", "b\\udcff.parquet'"]
+    assert {item.reason for item in found.left_out} == {"path is not UTF-8"}
 
 
 @pytest.mark.parametrize("tars", ["", "shards", "shards/a"])

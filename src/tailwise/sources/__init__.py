@@ -29,7 +29,7 @@ from tailwise.sources.tar_files import LeftOut, NamedTars, find_folders, find_re
 from tailwise.storage.errors import RemoteError
 from tailwise.storage.folder import FolderFile
 from tailwise.storage.remote import forget_failures, is_remote
-from tailwise.text import did_you_mean
+from tailwise.text import did_you_mean, is_unicode
 
 
 @dataclass
@@ -145,8 +145,13 @@ def _find_kind(source: str, found: Found, kind: Kind, options: SourceRequest, ha
     if not is_remote(source):
         kinds = {path: of for path, (of, _) in found.tables(source, options).items()}
         listed = {"metadata", "embeddings"} & {*kinds.values()}  # with the unreadable ones
-        unused = [LeftOut(str(path), *_UNUSED[of]) for path, of in kinds.items() if of in _UNUSED and not listed]
-        return NamedTars({str(path): path.stat().st_size for path, of in kinds.items() if of == kind}, left_out=unused)
+        named = NamedTars()
+        for path, of in kinds.items():
+            if of == kind or not is_unicode(str(path)):  # Arrow cannot read these
+                named.add(str(path), path.stat().st_size)
+            elif of in _UNUSED and not listed:
+                named.left_out.append(LeftOut(str(path), *_UNUSED[of]))
+        return named
     named = find_remote_tables(source)
     return named if any(map(has, islice(named.tars, 1))) else NamedTars()
 
@@ -176,8 +181,10 @@ def _find_images(source: str, found: Found, options: SourceRequest) -> bool:
 def _find_files(source: str, found: Found, options: SourceRequest) -> bool:
     if is_remote(source) or not (folder := Path(source).expanduser().absolute()).is_dir():
         return False
-    choice = MemberChoice.given(options.image, options.caption)
-    return found.merge(NamedTars({path: FolderFile(path).size_bytes for path in find_folders(folder, choice)}))
+    named = NamedTars()
+    for path in find_folders(folder, MemberChoice.given(options.image, options.caption)):
+        named.add(path, FolderFile(path).size_bytes)
+    return found.merge(named)
 
 
 def _find_parquet(source: str, found: Found, options: SourceRequest) -> bool:
