@@ -312,7 +312,10 @@ def test_mistakes_in_sets_are_one_line(measure, tmp_path, make_tar, make_picture
     assert re.search(r"1\.tar can't be read \(ends within 's\d+\.png', at byte 3600\)", told(cut, workers=2))
     for pack, name in ((gzip.compress, "gzip"), (lzma.compress, "xz")):
         (cut / "test" / "1.tar").write_bytes(pack(content))
-        assert f"1.tar can't be read ({name}; only .tar files, and compressed ones whose name says so, are read: unpack it" in told(cut)
+        assert (
+            f"1.tar can't be read ({name}; only .tar files, and compressed ones whose name says so, are read: unpack it"
+            in told(cut)
+        )
     (cut / "test" / "1.tar").unlink()
     assert "1.tar can't be read" in told(cut)
     assert "both say how often" in told(cut, pool=tmp_path, train_counts=tmp_path)
