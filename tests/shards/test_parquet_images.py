@@ -15,8 +15,11 @@ from tailwise import EmbedRequest, Loader, PlanRequest, import_pool, make_plan
 from tailwise.errors import UserError
 from tailwise.evaluate.sets import find_set
 from tailwise.shards.content import ParquetLayout
+from tailwise.shards.fingerprint import comparable_shards
+from tailwise.shards.locations import Locations, ensure_locations
 from tailwise.shards.parquet_images import GROUP_BYTES, RowGroups, image_columns, joined_bytes, read_images
 from tailwise.shards.parquet_shards import ParquetShards
+from tailwise.shards.ranges import open_shards, sample_ranges
 from tailwise.steps.embedding.embed import embed
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -79,19 +82,17 @@ def test_batches_are_those_of_tars(pools, tmp_path, workers, block):
     assert same_batches(wanted, batches(parquet, tmp_path / "cache", workers, block=block))
 
 
-def test_row_groups_are_decoded_once_for_a_block(pools, tmp_path, wait_until):
-    plan = planned(pools[1], tmp_path / "catalog")
-    loader = Loader(plan, batch_size=16, lanes=4, transform=to_tensor, cache_folder=tmp_path / "cache")
-    iterator = iter(loader.epoch(0))
-    next(iterator)
-    store = loader._dataset.store
-    groups = sum(-(-size // 16) for size in SIZES)
+def test_row_groups_are_decoded_once_for_all_ranges_that_are_announced(pools, tmp_path, wait_until):
+    catalog = import_pool([str(pools[1])], tmp_path / "catalog", workers=1).catalog
+    ensure_locations(catalog, catalog.snapshot())
+    rows = np.arange(sum(SIZES))
+    shards = np.repeat(np.arange(len(SIZES)), SIZES).astype(np.int32)
+    ranges = sample_ranges(shards, Locations(catalog, catalog.snapshot()).of(rows))[0]
+    store = open_shards(comparable_shards(catalog), tmp_path / "cache", 10**8)
+    store.want(ranges[::3])
     wait_until(lambda: not store._own.prefetching)
-    list(iterator)
-    assert (
-        store.statistics["requests"] <= groups + 4
-    )  # at most one more for each lane, read before the hint was followed
-    loader.close()
+    assert not any(isinstance(content, OSError) for content in store.read_many(ranges[::3]))
+    assert store.statistics["requests"] == sum(-(-size // 16) for size in SIZES)
 
 
 def test_embeddings_are_those_of_tars(pools, tmp_path):
@@ -198,6 +199,7 @@ def test_columns_are_guessed_or_chosen(tmp_path, make_image, run_tailwise):
     schema = pa.schema({"picture": IMAGE, "Words": pa.string(), "text": pa.string()})
     assert image_columns(schema) == ("picture.bytes", "picture.path", "text", None)
     assert image_columns(pa.schema({"uid": pa.string(), "text": pa.string()})) is None
+    assert image_columns(pa.schema({"Image": pa.binary(), "TEXT": pa.string()})) == ("Image", None, "TEXT", None)
     assert image_columns(pa.schema({"image": pa.string(), "text": pa.string()})) is None  # a path, or base 64
     rows = pa.table(
         {"picture": pa.array([{"bytes": make_image(), "path": "a.jpg"}], IMAGE), "Words": ["chosen"], "text": ["usual"]}

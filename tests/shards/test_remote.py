@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import weakref
 from contextlib import suppress
 from dataclasses import replace
@@ -541,22 +542,22 @@ def bucket(monkeypatch, contents):
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    filesystem = s3fs.S3FileSystem()
-    filesystem.makedirs("pool", exist_ok=True)  # one of another test is still there
+    filesystem, name = s3fs.S3FileSystem(), uuid.uuid4().hex  # clients of other tests' buckets live on in this process
+    filesystem.mkdir(name)
     for number, content in enumerate(contents):
-        filesystem.pipe(f"pool/{number}.tar", content)
-    yield [f"s3://pool/{number}.tar" for number in range(3)]
+        filesystem.pipe(f"{name}/{number}.tar", content)
+    yield [f"s3://{name}/{number}.tar" for number in range(3)]
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
 
 def test_s3(bucket, contents, tmp_path):
-    store = RemoteShards([*bucket, "s3://pool/gone.tar"], tmp_path, 10**7)
+    store = RemoteShards([*bucket, bucket[0].replace("0.tar", "gone.tar")], tmp_path, 10**7)
     ranges = some_ranges(60)
     store.want(ranges)
     assert list(store.read_many(ranges)) == sliced(contents, ranges)
     assert store.read(2, 17, 4000) == contents[2][17:4000]
     with pytest.raises(OSError, match="ends at byte 200,000"):
         store.read(0, SIZE - 5, SIZE + 5)
-    with pytest.raises(OSError, match=r"s3://pool/gone\.tar"):
+    with pytest.raises(OSError, match=r"s3://[0-9a-f]{32}/gone\.tar"):
         store.read(3, 0, 10)

@@ -47,9 +47,10 @@ def _forget():
     """Forget the servers of other tests, which had files at the same URLs."""
     import s3fs
 
-    from tailwise.storage import object_store, store_path
+    from tailwise.storage import object_store, remote, store_path
 
     s3fs.S3FileSystem.clear_instance_cache()
+    remote._own.filesystems.clear()
     object_store._opened.cache_clear()
     store_path._settled.clear()
 

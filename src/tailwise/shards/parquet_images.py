@@ -50,7 +50,7 @@ from tailwise.text import is_unicode
 GROUP_BYTES = 1 << 40
 MOST_GROUP_BYTES = 4 << 30  # of the images and captions of a row group, which are in memory together
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "img")  # binary, or struct with binary `bytes`
-CAPTION_COLUMNS = ("caption", "text", "txt", "TEXT", "alt_text", "title")
+CAPTION_COLUMNS = ("caption", "text", "txt", "alt_text", "title")
 KEY_COLUMNS = ("key", "__key__", "id", "uid")
 CLASS_COLUMNS = ("cls", "label", "class_index", "labels")
 _MAGIC = (
@@ -88,9 +88,7 @@ def image_columns(schema: pa.Schema, choice: MemberChoice = DEFAULT) -> ImageCol
 
 def _chosen(usual: Sequence[str], chosen: Sequence[str], default: Sequence[str], names: Iterable[str]) -> list[str]:
     """Return the names of columns in order of preference: the usual ones, or those that were chosen, in upper or lower case."""
-    if chosen == default:
-        return [name for name in usual if name in names]
-    return [name for wanted in chosen for name in names if name.lower() == wanted]
+    return [name for wanted in (usual if chosen == default else chosen) for name in names if name.lower() == wanted]
 
 
 def has_images(path: str, choice: MemberChoice = DEFAULT, *, unreadable: bool = False) -> bool:

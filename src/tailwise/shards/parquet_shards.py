@@ -22,7 +22,7 @@ from tailwise.storage.remote import is_remote
 from tailwise.storage.spans import Span, Spans, coalesce
 
 GAP_BYTES = 1 << 16  # that are kept between two wanted ranges: copying them takes less time than one more file
-DECODING = 4  # row groups in memory at a time, per process
+DECODING = 4  # row groups that are decoded at a time, per process; as many are kept, those included
 OPEN_FOOTERS = 64
 TURNS = 64  # locks, which all row groups share
 
