@@ -34,7 +34,7 @@ from tailwise.catalog.files import (
     write_table,
 )
 from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
-from tailwise.catalog.schema import REPLACES, SHARD_SCHEMA
+from tailwise.catalog.schema import PARQUET, REPLACES, SHARD_SCHEMA
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, put_if_absent
@@ -241,6 +241,8 @@ class Catalog:
         return snapshot
 
     def _write_shards(self, shards: pa.Table) -> None:
+        idle = [name for name in (PARQUET, REPLACES) if shards[name].null_count == len(shards)]
+        shards = shards.drop_columns(idle)  # each byte of the file is content, so that a damaged one is noticed
         write_table(self.folder / layout.SHARDS, shards.replace_schema_metadata({CONTENT: _content(shards)}))
 
     def _forget_parts_from(self, number: int) -> None:
@@ -445,9 +447,9 @@ def _shards(stamp: FileStamp) -> pa.Table:
     with suppress(UnicodeDecodeError):  # a flipped bit of a path
         if (table.schema.metadata or {}).get(CONTENT) in (None, _content(table).encode()):
             for item in SHARD_SCHEMA:
-                if item.name not in table.column_names:  # of an older version
+                if item.name not in table.column_names:  # left out, or of an older version
                     table = table.append_column(item, pa.nulls(len(table), item.type))
-            return table
+            return table.select(SHARD_SCHEMA.names)
     raise DamagedError(f"{stamp[0]} is damaged (its checksum is wrong): restore it")
 
 
