@@ -16,10 +16,10 @@ from typing import Any
 from tailwise.shards.content import ParquetLayout
 from tailwise.shards.fingerprint import EVERY, SOME, shard_blocks
 from tailwise.shards.parquet_images import GROUP_BYTES, RowGroups
-from tailwise.shards.remote import CLAIMS_AT_ONCE, READ, RemoteShards
+from tailwise.shards.remote import RemoteShards
 from tailwise.storage.lru import LRUCache
 from tailwise.storage.remote import is_remote
-from tailwise.storage.spans import Span, Spans, coalesce
+from tailwise.storage.spans import Span
 
 GAP_BYTES = 1 << 16  # that are kept between two wanted ranges: copying them takes less time than one more file
 DECODING = 4  # row groups that are decoded at a time, per process; as many are kept, those included
@@ -63,21 +63,8 @@ class ParquetShards(RemoteShards):
         assert layout is not None
         return layout
 
-    def _plan(
-        self,
-        shard: int,
-        priority: int,
-        wanted: list[Span],
-        planned: list[Span],
-        ready: list[Span],
-        claimed: list[Span],
-    ) -> list[Span]:
-        held = Spans(ready + claimed)
-        missing = [span for span in wanted if held.find(*span) is None]
-        if priority == READ:
-            missing = [self._extent(shard, *span) for span in missing]
-        planned[:] = coalesce(missing, GAP_BYTES, inf, held)[:CLAIMS_AT_ONCE]
-        return planned
+    def _bounds(self) -> tuple[float, float]:
+        return GAP_BYTES, inf
 
     def _request(self, shard: int, start: int, stop: int) -> bytes:
         first, _ = self._extent(shard, start, stop)

@@ -288,8 +288,8 @@ class RemoteShards:
 
     def _plan(
         self,
-        shard: int,  # noqa: ARG002
-        priority: int,  # noqa: ARG002
+        shard: int,
+        priority: int,
         wanted: list[Span],
         planned: list[Span],
         ready: list[Span],
@@ -298,11 +298,16 @@ class RemoteShards:
         """Return up to CLAIMS_AT_ONCE spans to fetch, also in `planned`, for the wanted ones that are neither ready nor claimed."""
         held = Spans(ready + claimed)
         missing = [span for span in wanted if held.find(*span) is None]
+        if priority == READ:
+            missing = [self._extent(shard, *span) for span in missing]
+        planned[:] = coalesce(missing, *self._bounds(), held)[:CLAIMS_AT_ONCE]
+        return planned
+
+    def _bounds(self) -> tuple[float, float]:
+        """Return the greatest gap that is fetched too, and the greatest size of what is fetched together, in bytes."""
         request_bytes = self._own.link.request_bytes
         low, high = _PIECE_BYTES
-        piece_bytes = min(max(8 * request_bytes, low), high, self.cache.max_bytes // 8)
-        planned[:] = coalesce(missing, GAP_SHARE * request_bytes, piece_bytes, held)[:CLAIMS_AT_ONCE]
-        return planned
+        return GAP_SHARE * request_bytes, min(max(8 * request_bytes, low), high, self.cache.max_bytes // 8)
 
     def _fetch_claim(self, own: _Process, shard: int, claim: Claim, priority: int) -> None:
         try:
