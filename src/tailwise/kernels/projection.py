@@ -1,0 +1,44 @@
+"""The plane in which rows spread most, for maps of embeddings: principal component analysis.
+
+n: rows; d: dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+COARSE = (
+    2.0**-12
+)  # of values ≤ 1, products are multiples of 2⁻²⁴: sums of 2²⁹ of them are exact in float64, in any order
+BLOCK_ROWS = 8192
+
+
+def principal_axes(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the mean and the two directions of largest variance of rows, for `(rows - mean) @ axes.T`.
+
+    Values are rounded to multiples of 2⁻¹², so that the order of the rows and the number of threads do not matter.
+
+    Args:
+        rows: float16 or float32 [n, d], finite, unit norm or zero.
+
+    Returns:
+        mean: float32 [d]; zeros without rows.
+        axes: float32 [2, d], orthogonal, unit norm, largest variance first; the entry of largest magnitude is positive.
+            Zeros for a direction that does not exist (d = 1).
+    """
+    dimension = rows.shape[1]
+    total, products = np.zeros(dimension), np.zeros((dimension, dimension))
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = np.rint(rows[start : start + BLOCK_ROWS].astype(np.float64) / COARSE) * COARSE
+        total += block.sum(axis=0)
+        products += block.T @ block
+    mean = total / max(len(rows), 1)
+    vectors = np.linalg.eigh(products - len(rows) * np.outer(mean, mean))[1]
+    axes = np.zeros((2, dimension))
+    found = vectors[:, : -min(2, dimension) - 1 : -1].T
+    largest = found[np.arange(len(found)), np.abs(found).argmax(axis=1)]
+    axes[: len(found)] = found * np.sign(largest)[:, None]
+    return mean.astype(np.float32), axes.astype(np.float32)
