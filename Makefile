@@ -10,9 +10,9 @@ POOL ?=
 SAMPLES ?= 20000
 # Tests of `make check`: of code that needs no training, no encoder and no command line.
 UNIT := $(wildcard $(addprefix tests/,catalog demo kernels plan recipes shards sources storage)) \
-	$(addprefix tests/test_,dependencies.py layers.py reference.py spelling.py text.py)
+	$(addprefix tests/test_,dependencies.py docs.py layers.py reference.py spelling.py text.py)
 
-.PHONY: check demo test soak lint bench clean
+.PHONY: check demo test soak lint bench docs clean
 
 # What to run before a commit: a minute and a half on two processors.
 check: lint
@@ -26,7 +26,7 @@ demo: $(DEMO)
 test: $(READY)
 	$(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 
-# Kills, full disks, damage and odd input, ten times as much as `make test` tries; prints the figures of docs/reliability.md.
+# Kills, full disks, damage and odd input, ten times as much as `make test` tries; prints the figures of docs/reliability/index.md.
 soak: $(READY)
 	rm -f soak.jsonl
 	TAILWISE_SOAK=1 TAILWISE_SOAK_LOG=$(CURDIR)/soak.jsonl $(BIN)/pytest tests/soak tests/execution/test_ray.py tests/end_to_end/test_clients.py -n auto --dist worksteal
@@ -36,6 +36,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The documentation as a site. --strict fails on broken links; tests/test_docs.py on pages outside the navigation.
+docs: $(READY)
+	$(BIN)/zensical build --clean --strict
+	! grep -rlE '<(script|link|img|iframe)[^>]*(src|href)="?(https?:)?//' site --include='*.html' # nothing is fetched from outside
 
 # Not those that need a data set, a Ray cluster, or two versions to compare.
 bench: $(READY)
@@ -54,4 +59,4 @@ $(DEMO): pyproject.toml
 	touch $(DEMO)
 
 clean:
-	rm -rf demo demo-pool $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo demo-pool $(VENV) site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

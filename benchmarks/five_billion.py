@@ -32,7 +32,7 @@ INDEX = 37_310.0  # samples a second and core: index_tars.py, 40,000 small sampl
 SAMPLES_BYTES = 29.4  # a row of samples/ with captions of 4 words: the real pool of filters.py
 SEEDING_BYTES = 96  # a number of the K centroids, at most: what `cluster` reserves of --max-memory
 RUN_OPEN_MS, GROUP_COPIES, RUN_COPIES = 0.4, 1 << 18, 1 << 20  # export_shards.py; export/shards.py; export/shuffled.py
-DEDUP_MEMBER_BYTES = 12  # a member of the largest cluster and dimension: docs/dedup.md
+DEDUP_MEMBER_BYTES = 12  # a member of the largest cluster and dimension: docs/guides/near-duplicates.md
 
 # --- assumed ------------------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Write licences.md: the licence of each direct dependency, as its installed package states it.
+"""Write about/licences.md: the licence of each direct dependency, as its installed package states it.
 
 Run it with the Python of .venv.
 """
@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 HEAD = """# Licences of dependencies
 
 tailwise itself is under the Apache License 2.0. It contains no code of these packages; pip installs them. `core` comes with every
-installation, the other names are [extras](../pyproject.toml). Made by `docs/licences.py` from the metadata of the packages.
+installation, the other names are extras (`pyproject.toml`). Made by `docs/licences.py` from the metadata of the packages.
 
 | package | needed by | licence |
 | --- | --- | --- |
@@ -46,7 +46,7 @@ def main() -> None:
             users[Requirement(line).name].append(extra)
     names = sorted(users, key=str.lower)
     rows = [f"| {name} | {', '.join(dict.fromkeys(users[name]))} | {licence(name)} |\n" for name in names]
-    (HERE / "licences.md").write_text(HEAD + "".join(rows))
+    (HERE / "about" / "licences.md").write_text(HEAD + "".join(rows))
 
 
 main()

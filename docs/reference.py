@@ -1,19 +1,32 @@
-"""Write reference.md: all commands and options, from the request classes and docstrings that the commands themselves are made of."""
+"""Write the pages of commands and of requests, from the classes and docstrings that the commands themselves are made of."""
 
 import re
 import textwrap
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import tailwise
+from tailwise import requests
 from tailwise.cli import COMMANDS
 from tailwise.cli.app import tree
 
-HERE = Path(__file__).resolve().parent
-HEAD = """# Reference of commands
+FOLDER = Path(__file__).resolve().parent / "reference"
+HEAD = """# Commands
 
-Made by `docs/reference.py` from the same classes, defaults and help that the commands are made of (`tailwise.requests`); in Python,
-`ClusterRequest(points_per_centroid=500)` is what `--points-per-centroid 500` is here. All commands also take `--quiet`,
-`--verbose`, `--executor`, `--ray-address`, `--skip-lost` and `--part` (see [scaling](scaling.md)).
+`docs/reference.py` makes these pages from the classes, defaults and help of the commands themselves (`tailwise.requests`).
+The option `--points-per-centroid 500` is `ClusterRequest(points_per_centroid=500)` in Python.
+
+[Options of all commands](../../start/commands.md#options-of-all-commands): `--quiet`, `--verbose`, `--executor`,
+`--ray-address`, `--skip-lost`, `--part`.
+
+| command | what it does |
+| --- | --- |
+"""
+REQUESTS = """# Requests
+
+A request holds the settings of one step. Its fields are the options of the [command](../commands/index.md), and have the same
+defaults. `docs/reference.py` makes this page from the classes.
 """
 
 
@@ -35,25 +48,54 @@ def row(item: Any) -> str:  # noqa: ANN401  (of the parser's own classes)
 
 
 def section(name: str) -> str:
-    """Return what is written of one command."""
+    """Return the page of one command."""
     command = tree().commands[name]
     text, _, examples = (command.help or "").partition("Examples:")
     text, _, example = text.partition("Example:")
     lines = [line.strip() for line in (examples or example).splitlines() if line.strip()]
     shown = [item for item in command.params if not getattr(item, "hidden", False) and item.name != "help"]
     parts = [
-        f"## {name}",
+        f"# tailwise {name}",
         "\n\n".join(textwrap.fill(" ".join(part.split()), 120) for part in text.split("\n\n")).strip(),
         "```\n" + "\n".join(lines) + "\n```" if lines else "",
         "\n".join(["| option | meaning | default |", "| --- | --- | --- |", *map(row, shown)]),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def page() -> str:
-    """Return the page."""
-    return "\n\n".join([HEAD.strip(), *map(section, COMMANDS)]) + "\n"
+def request(name: str) -> str:
+    """Return the section of one class of requests."""
+    made = getattr(tailwise, name)
+    hints = get_type_hints(made, vars(requests), include_extras=True)
+    rows = []
+    for field in fields(made):
+        hint = hints[field.name]
+        kind, meaning = (hint.__origin__, hint.__metadata__[0]) if hasattr(hint, "__metadata__") else (hint, "")
+        kind = cell(kind.__name__ if isinstance(kind, type) else kind)
+        kind = re.sub(r"(typing|collections\.abc|pathlib)\.", "", kind)
+        meaning, _, default = cell(meaning).partition("[default: ")
+        if field.default is MISSING and field.default_factory is MISSING:
+            default = "(required)"
+        elif not default and field.default is not MISSING:
+            default = f"`{field.default!r}`"
+        rows.append(f"| `{field.name}` | `{kind}` | {meaning.strip()} | {default.rstrip(']')} |")
+    head = f"## {name} {{#tailwise.requests.{name}}}"
+    table = ["| field | type | meaning | default |", "| --- | --- | --- | --- |", *rows]
+    return "\n\n".join([head, textwrap.fill(" ".join((made.__doc__ or "").split()), 120), "\n".join(table)]) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page by its path."""
+    made = {f"commands/{name}.md": section(name) for name in COMMANDS}
+    names = sorted(name for name in tailwise.__all__ if name.endswith("Request"))
+    made["python/requests.md"] = "\n".join([REQUESTS, *map(request, names)])
+    summaries = {name: cell((tree().commands[name].help or "").split("\n\n")[0]) for name in COMMANDS}
+    index = "".join(f"| [{name}]({name}.md) | {summary} |\n" for name, summary in summaries.items())
+    return {"commands/index.md": HEAD + index} | made
 
 
 if __name__ == "__main__":
-    (HERE / "reference.md").write_text(page(), encoding="utf-8")
+    for old in (FOLDER / "commands").glob("*.md"):
+        old.unlink()
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")

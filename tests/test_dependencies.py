@@ -31,7 +31,9 @@ def test_constraints_are_allowed_versions_of_what_make_test_installs():
 
 
 def test_each_direct_dependency_has_its_licence_in_the_table():
-    rows = re.findall(r"^\| ([\w.-]+) \| ([\w, ]+) \| (.+) \|$", (ROOT / "docs" / "licences.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| ([\w.-]+) \| ([\w, ]+) \| (.+) \|$", (ROOT / "docs" / "about" / "licences.md").read_text(), re.M
+    )
     listed = {name: users.split(", ") for name, users, _ in rows if name != "package"}
     groups = {"core": PROJECT["dependencies"], **EXTRAS}
     expected = {

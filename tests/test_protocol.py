@@ -1,4 +1,4 @@
-"""docs/protocol.md: every line of a recipe that it quotes is there."""
+"""docs/findings/protocol-*.md: every line of a recipe that it quotes is there."""
 
 import re
 from pathlib import Path
@@ -9,13 +9,14 @@ from tailwise.pipeline.steps import load_pipeline
 from tailwise.recipes import load_recipe
 from tailwise.recipes.recipe import FOLDER
 
-PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
+PAGES = sorted((Path(__file__).parents[1] / "docs" / "findings").glob("protocol-*.md"))
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 QUOTED = re.compile(r"`([^`]+)` \(([\w./-]+)\)(?:, )?")
 
 
 def tables():
     """Yield (section, cells) of each row of the tables of lines."""
-    for section in PAGE.read_text().split("\n## ")[1:]:
+    for section in TEXT.split("\n## ")[1:]:
         rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| ")]
         yield from (
             (section.splitlines()[0], [cell.strip() for cell in row])
@@ -49,13 +50,12 @@ def test_quoted_lines_are_in_the_recipes(row):
 
 def test_numbers_of_the_page_follow_from_the_recipes():
     small, medium = load_recipe("dynamics-vit-b16").phases, load_recipe("datacomp-medium").phases[0]
-    page = PAGE.read_text()
     for phase in (*small, load_recipe("dynamics-vit-b16-dfn-2.56b").phases[0]):
-        assert f"{phase.samples_seen // phase.global_batch:,} " in page
-    assert f"{small[0].samples_seen // small[0].global_batch * small[0].global_batch:,}" in page
-    assert f"{medium.samples_seen // medium.global_batch:,} steps" in page
+        assert f"{phase.samples_seen // phase.global_batch:,} " in TEXT
+    assert f"{small[0].samples_seen // small[0].global_batch * small[0].global_batch:,}" in TEXT
+    assert f"{medium.samples_seen // medium.global_batch:,} steps" in TEXT
     for subset, cost in ((277, 69.25), (166, 41.5), (112, 28.0), (84, 21.0)):
         assert 32 * subset / 12_800 * 100 == pytest.approx(cost)
-        assert f"| {subset}M |" in page
+        assert f"| {subset}M |" in TEXT
     plan = next(step for step in load_pipeline("dbp-laion").steps if step.command == "plan")
     assert round(plan.options["keep"] * 440) == 112

@@ -452,7 +452,7 @@ def test_lanes_are_powers_of_two_where_they_can_be(batch, ranks, lanes):
     ("name", "batch_size", "lanes", "block"), [("stream", 16, 8, 40), ("all", 21, 7, 100), ("dbp", 30, 6, 20)]
 )
 def test_how_one_epoch_follows_another(open_plan, make_order, name, batch_size, lanes, block):
-    """As docs/loader.md says: one batch holds both, and fewer samples than lanes come later, in the first lane's first block."""
+    """As loader-order.md says: one batch holds both, and fewer samples than lanes come later, in the first lane's first block."""
     order = make_order(open_plan(name), batch_size, lanes=lanes, block=block)
     stop = order.batches_until(4)
     epochs = np.array([order.batch(number).epochs for number in range(stop)])

@@ -395,10 +395,10 @@ def test_threads_may_share_a_stream():
 
 
 def test_the_overlaps_of_the_documentation():
-    """Rows of the table in docs/draws.md: the smallest and the largest share of an epoch that the one d later draws, too."""
+    """Rows of the table in docs/reference/draws.md: the smallest and the largest share of an epoch that the one d later draws, too."""
     size, epochs = 50_000, 16
     labels, ranks = grid_of_clusters(1, size)
-    text = (Path(__file__).parents[2] / "docs" / "draws.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "draws.md").read_text(encoding="utf-8")
     for rate in (0.2, 0.3, 0.4, 0.5):
         count = round(size * rate)
         stream = Stream(np.array([size]), constant(np.array([count * UNITS])), 7)

@@ -1,5 +1,5 @@
 # ruff: noqa: T201
-"""Prints the table of docs/reliability.md from the log of `make soak`."""
+"""Prints the table of docs/reliability/index.md from the log of `make soak`."""
 
 import json
 import sys

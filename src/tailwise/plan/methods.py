@@ -101,7 +101,7 @@ _METHODS: dict[str, Method] = {
     ),
     "density": Method(
         "DynamiCS by the density around the cluster instead of its size; needs a clustering made with `density`",
-        "tailwise: docs/clusterings.md",
+        "tailwise: docs/guides/density.md",
         by_density,
         options=MappingProxyType({"alpha": 0.2}),
     ),

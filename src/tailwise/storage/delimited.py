@@ -67,7 +67,7 @@ def key_of(line: str, number: int) -> str:
         key = None
     if not isinstance(key, str):
         problem = f'line {number:,} begins with \\", and no JSON string follows the backslash'
-        raise ValueError(f"{problem}: see docs/exports.md, or give the keys as a .parquet file")
+        raise ValueError(f"{problem}: see docs/guides/exports.md, or give the keys as a .parquet file")
     return key
 
 

@@ -151,7 +151,7 @@ OPTIONS: dict[str, ScoreOption] = {
 }
 
 _PAIRED = ("image embeddings", "text embeddings")
-SCORES: dict[str, Score] = {  # docs/filters.md describes them
+SCORES: dict[str, Score] = {  # docs/reference/scores.md describes them
     "clip-score": Score(by_part(makers.clip_score), _PAIRED, MODALITIES),
     "cliploss": Score(makers.cliploss, _PAIRED, ("batch_size", "repetitions", "temperature", "seed", *MODALITIES)),
     "normsim": Score(by_part(makers.normsim), ("image embeddings", "target"), ("target", "norm", "image")),
