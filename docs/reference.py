@@ -10,6 +10,7 @@ import tailwise
 from tailwise import requests
 from tailwise.cli import COMMANDS
 from tailwise.cli.app import tree
+from tailwise.cli.panels import STEPS
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 HEAD = """# Commands
@@ -20,8 +21,8 @@ The option `--points-per-centroid 500` is `ClusterRequest(points_per_centroid=50
 [Options of all commands](../../start/commands.md#options-of-all-commands): `--quiet`, `--verbose`, `--executor`,
 `--ray-address`, `--skip-lost`, `--part`.
 
-| command | what it does |
-| --- | --- |
+| step | command | what it does |
+| --- | --- | --- |
 """
 REQUESTS = """# Requests
 
@@ -54,11 +55,18 @@ def section(name: str) -> str:
     text, _, example = text.partition("Example:")
     lines = [line.strip() for line in (examples or example).splitlines() if line.strip()]
     shown = [item for item in command.params if not getattr(item, "hidden", False) and item.name != "help"]
+    panels: dict[str, list[Any]] = {}
+    for item in shown:
+        panels.setdefault(item.rich_help_panel or "", []).append(item)
+    tables = [
+        "\n".join([f"| {panel or 'option'} | meaning | default |", "| --- | --- | --- |", *map(row, items)])
+        for panel, items in panels.items()
+    ]
     parts = [
         f"# tailwise {name}",
         "\n\n".join(textwrap.fill(" ".join(part.split()), 120) for part in text.split("\n\n")).strip(),
         "```\n" + "\n".join(lines) + "\n```" if lines else "",
-        "\n".join(["| option | meaning | default |", "| --- | --- | --- |", *map(row, shown)]),
+        *tables,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -90,7 +98,11 @@ def pages() -> dict[str, str]:
     names = sorted(name for name in tailwise.__all__ if name.endswith("Request"))
     made["python/requests.md"] = "\n".join([REQUESTS, *map(request, names)])
     summaries = {name: cell((tree().commands[name].help or "").split("\n\n")[0]) for name in COMMANDS}
-    index = "".join(f"| [{name}]({name}.md) | {summary} |\n" for name, summary in summaries.items())
+    index = "".join(
+        f"| {step if name == names[0] else ''} | [{name}]({name}.md) | {summaries[name]} |\n"
+        for step, names in STEPS.items()
+        for name in names
+    )
     return {"commands/index.md": HEAD + index} | made
 
 

@@ -2,13 +2,19 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
+from tailwise.cli import COMMANDS
+from tailwise.cli.app import tree
+from tailwise.cli.panels import PANELS, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -203,12 +209,49 @@ def test_the_program_prints_and_exits_as_the_function_does(run_tailwise, tmp_pat
         assert done.stdout == same.stdout
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["import", "embed", "cluster", "plan", "explain", "draw", "export", "status", "verify", "relocate", "demo"],
-)
-def test_every_help_shows_an_example(run, command):
-    assert f"tailwise {command}" in run(command, "--help")
+def test_help_shows_examples_and_panels_that_are_short(run):
+    assert run("-h") == run("--help")
+    shown = re.findall("─ (.+?) ─|^│ ([a-z]+) ", run("-h"), re.MULTILINE)
+    listed = [panel or command for panel, command in shown]
+    assert listed[2:] == [each for step, commands in STEPS.items() for each in (step, *commands)]
+    for command in COMMANDS:
+        assert f"\n tailwise {command} " in run(command, "-h")
+        found = {item.opts[0].removeprefix("--"): item.rich_help_panel for item in tree().commands[command].params}
+        assert {name: found.get(name) for name in PANELS[command]} == PANELS[command]
+        assert max(Counter(found.values()).values()) <= 11
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """`shell(script, **environment)` → what bash prints, with `tailwise` on its path and a home of its own."""
+    product = tmp_path / "bin" / "tailwise"
+    product.parent.mkdir()
+    product.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tailwise "$@"\n')
+    product.chmod(0o755)
+    home = {**os.environ, "HOME": str(tmp_path), "PATH": f"{product.parent}:{os.environ['PATH']}"}
+
+    def shell(script, **environment):
+        command = ["bash", "--norc", "-c", script]
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=home | environment).stdout
+
+    return shell
+
+
+def test_bash_completes_what_is_installed(shell):
+    assert "bash completion installed" in shell("tailwise --install-completion; true")
+    asked = "COMP_WORDS=({words}); COMP_CWORD={at}; _tailwise_completion tailwise; echo ${{COMPREPLY[@]}}\n"
+    script = asked.format(words="tailwise pl", at=1) + asked.format(words="tailwise plan cat p --max-", at=4)
+    assert shell(f". ~/.bashrc; {script}").split() == ["plan", "--max-repeats", "--max-rejected"]
+
+
+def test_zsh_and_fish_are_completed(shell):
+    """As their scripts ask, which this machine may have no shell for."""
+    assert "compdef _tailwise_completion tailwise" in shell("tailwise", _TAILWISE_COMPLETE="source_zsh")
+    assert "_TAILWISE_COMPLETE=complete_fish" in shell("tailwise", _TAILWISE_COMPLETE="source_fish")
+    zsh = {"_TAILWISE_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "tailwise ren"}
+    assert '"rename":"Rename an artifact' in shell("tailwise", **zsh)
+    fish = {"_TAILWISE_COMPLETE": "complete_fish", "_TYPER_COMPLETE_ARGS": "tailwise ren"}
+    assert shell("tailwise", **fish, _TYPER_COMPLETE_FISH_ACTION="get-args").startswith("rename\tRename an artifact")
 
 
 def test_the_python_api_has_the_same_verbs():

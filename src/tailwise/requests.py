@@ -161,7 +161,7 @@ class DedupRequest:
     ] = None
     against: Annotated[
         Sequence[str],
-        "An evaluation set, whose images leave the pool, by `epsilon`, `exact` pixels or both: a set as of `evaluate`, a "
+        "An evaluation set, whose images leave the pool, by `epsilon`, `exact` pixels or both: a set as of tailwise evaluate, a "
         "folder of images, a catalog, or embeddings (.npy, img_emb/); may be given again.",
     ] = ()
     mirrored: Annotated[bool, "Of `against`: compare the mirror images of the set, too."] = False

@@ -26,6 +26,7 @@ from typer import Option
 from tailwise import __version__
 from tailwise.cli import demo, evaluate, plan, pool, prepare, removal, run
 from tailwise.cli.app import app, choose_executor, close_executor, say_note
+from tailwise.cli.panels import STEPS
 from tailwise.cli.printing import say
 from tailwise.errors import PartDoneError, UserError
 from tailwise.log import LOGGER, print_error, show_log
@@ -33,13 +34,7 @@ from tailwise.text import is_unicode, plain
 
 __all__ = ["app", "main"]
 
-# All commands, in the order of the work; --help lists them so.
-COMMANDS = (
-    *("import", "captions", "embed", "dedup", "filter", "cluster", "group", "plan", "explain"),
-    *("draw", "prepare", "export", "train", "evaluate", "compare", "run"),
-    *("status", "why", "excluded", "remove", "verify", "relocate", "unpack"),
-    *("delete", "rename", "demo"),
-)
+COMMANDS = tuple(itertools.chain(*STEPS.values()))  # in the order of the work
 IN_PARTS = ("embed", "filter", "cluster")  # commands that --part can divide
 MOST_FILES = 65_536
 SHARED = ("--quiet", "--verbose", "--skip-lost")  # options of all commands
@@ -47,6 +42,7 @@ SHARED_VALUES = ("--executor", "--ray-address", "--part")  # those with a value
 for command in app.registered_commands:  # in Markdown, each example has to be a paragraph
     command.name = command.name or getattr(command.callback, "__name__", "")
     command.help = re.sub(r"\n(?= *tailwise )", "\n\n", inspect.getdoc(command.callback) or "")
+    command.rich_help_panel = next(step for step, names in STEPS.items() if command.name in names)
 app.registered_commands.sort(key=lambda command: COMMANDS.index(command.name or ""))
 
 

@@ -11,6 +11,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
+from tailwise.cli.panels import into_panels
 from tailwise.cli.printing import say
 from tailwise.errors import UserError
 from tailwise.log import is_quiet
@@ -43,6 +44,11 @@ def _respelled(command: str, word: str) -> str:
 class _Commands(TyperGroup):
     """The commands. Errors of the library name parameters in backticks; they leave here with the options of the command line."""
 
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401
+        super().__init__(**settings)
+        for name, command in {"tailwise": self, **self.commands}.items():
+            into_panels(name, command.params)
+
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  (Typer's own class, which differs from version to version)
         """Run the command that was asked for."""
         try:
@@ -64,7 +70,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Decide which image-text samples to train CLIP on, and in which epoch.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )

@@ -23,7 +23,7 @@ def demo(
     samples: Annotated[int | None, Option(min=1000, help="Samples of your pool, at most.  [default: 20000]")] = None,
     images: Annotated[int | None, Option(min=1000, help="Images to draw, without duplicates.  [default: 6400]")] = None,
 ) -> None:
-    """Run the whole way on a small pool: import, embed, dedup, cluster, plan, train with open_clip, evaluate.
+    """Run all steps on a small pool, from import to training and evaluation.
 
     Each step is shown as the command to type, with facts about its result. The training is killed once and resumed. Without a
     POOL, the pool is drawn: its concepts and near-duplicates are known. Takes minutes on a CPU; nothing is downloaded.

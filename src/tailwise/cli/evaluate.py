@@ -47,11 +47,11 @@ def evaluate(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace another evaluation in --output.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a checkpoint: zero-shot accuracy, by how often classes were trained on, and retrieval.
+    """Measure a checkpoint: zero-shot accuracy, head to tail, and retrieval.
 
-    Sets: clip_benchmark's webdataset layout, tars with `.cls`, a folder of images for each class. Retrieval sets say so in
-    `dataset_type.txt`. A suite prints one table: the official metric of each set, the sets that are missing and how to get
-    them, and macro averages of complete groups.
+    Head and tail: classes that were trained on often or rarely (--train-counts, --pool). Sets: clip_benchmark's webdataset
+    layout, tars with `.cls`, a folder of images for each class. Retrieval sets say so in `dataset_type.txt`. A suite prints one
+    table: the official metric of each set, the sets that are missing and how to get them, and macro averages of complete groups.
 
     Examples:
       tailwise evaluate logs/epochs-tiny-cpu --data tinyimagenet-val --train-counts classes.tsv --output evaluation
@@ -193,8 +193,8 @@ def train(
 ) -> None:
     """Train CLIP on a plan, with open_clip's own trainer.
 
-    What stands after the -- is open_clip's (see `tailwise train CATALOG NAME -- --help`). On several GPUs, start the same command by
-    `torchrun --nproc_per_node N -m tailwise train …`. Batches, learning rate and augmentations after --resume are those that
+    What stands after the -- is open_clip's (see `tailwise train CATALOG NAME -- --help`). On several GPUs, start the same command
+    by `torchrun --nproc_per_node N -m tailwise train …`. Batches, learning rate and augmentations after --resume are those that
     would have come without the interruption.
 
     Examples:

@@ -120,7 +120,7 @@ def explain(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the file of --plot if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a plan will do: totals, coverage, and who gains, before anything is drawn.
+    """Show what a plan will do: totals, coverage, and which clusters gain.
 
     Example:
       tailwise explain my-catalog epochs --epochs 6 --plot epochs.svg
@@ -161,7 +161,9 @@ def draw(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the samples of one epoch: shard, key, uid, cluster, rate, copies.
+    """Write the samples of one epoch to a Parquet file.
+
+    Columns: shard, key, uid, cluster, rate, copies.
 
     Example:
       tailwise draw my-catalog epochs --epoch 3 --output epoch-3.parquet
@@ -176,7 +178,7 @@ def prepare(
     epochs: Annotated[int, Option(min=1, help="Number of epochs.")] = 1,
     first: Annotated[int, Option(min=0, help="The first one.")] = 0,
 ) -> None:
-    """Count the samples of coming epochs, and locate all samples in their shards, so that no training does.
+    """Count and locate the samples of coming epochs before a training does.
 
     A training does it by itself. On many nodes, and with pools of billions of samples, do it before, once.
 

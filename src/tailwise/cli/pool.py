@@ -99,9 +99,10 @@ def captions(
     request: CaptionsRequest,
     as_json: AsJson = False,
 ) -> None:
-    """Join captions from tables (.parquet, .csv, .tsv, .jsonl) to the samples: captions beside their own. The tars are not touched.
+    """Join more captions to the samples, beside their own; the shards are not touched.
 
-    With json:FIELD in place of tables, captions are those in a field of each sample's .json.
+    They come from tables: .parquet, .csv, .tsv, .jsonl. With json:FIELD in place of tables, captions are those in a field of each
+    sample's .json.
 
     Samples are named by uid, key, image_path, or by the sha256 or url that img2dataset notes in a tar's table or .json. Captions
     without a sample, ambiguous and second ones are counted by reason and listed in CATALOG/rejected.
@@ -129,10 +130,11 @@ def captions(
 @app.command()
 @takes(EmbedRequest)
 def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) -> None:
-    """Make embeddings of images and captions, from the shards themselves, by an encoder and with its own preprocessing.
+    """Make embeddings of images and captions with an encoder.
 
-    Goes on where it stopped: finished rows, and parts of the catalog that have embeddings, are skipped. Images that can't be decoded
-    and empty captions are counted by reason and listed in CATALOG/rejected; their samples stay, without embedding.
+    The shards are read, with the encoder's own preprocessing. Goes on where it stopped: finished rows, and parts of the catalog
+    that have embeddings, are skipped. Images that can't be decoded and empty captions are counted by reason and listed in
+    CATALOG/rejected; their samples stay, without embedding.
 
     Examples:
       tailwise embed my-catalog --encoder open_clip:ViT-B-32/datacomp_xl_s13b_b90k --column both
@@ -166,7 +168,7 @@ def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) 
 
 @app.command()
 def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
-    """Show what a catalog holds: snapshots, embeddings, clusterings, plans, and what was left unfinished.
+    """Show what a catalog holds, and what was left unfinished.
 
     Example:
       tailwise status my-catalog
@@ -187,7 +189,9 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
-    """Check that a catalog's files are still what was written, by their hashes, and that nothing is gone that others were made from.
+    """Check that a catalog's files are as written, and none is missing.
+
+    Files are compared by their hashes. What was made from files that are gone is named, too.
 
     Example:
       tailwise verify my-catalog
@@ -215,7 +219,7 @@ def unpack(
     catalog: CatalogPath,
     folder: Annotated[Path, Argument(metavar="FOLDER", help="Where the plain tars go.")],
 ) -> None:
-    """Unpack a catalog's compressed tars into a folder, and read samples from there.
+    """Unpack a catalog's compressed tars into a folder, and read them there.
 
     The loader, training and exports need plain tars. Embeddings and plans stay as they are.
 
@@ -295,10 +299,10 @@ def rename(
     name: Annotated[str, Argument(metavar="KIND/NAME", help="Such as plans/epochs.")],
     new: Annotated[str, Argument(metavar="NEW", help="Its new name, without KIND.")],
 ) -> None:
-    """Rename an artifact or an embedding column from which nothing was made.
+    """Rename an artifact or an embedding column.
 
-    Others know by name what they were made from: where there are any, this is refused. Plans can always be renamed, but a training
-    that has begun on a plan is resumed under the old name only.
+    Others know by name what they were made from: where there are any, this is refused. Plans can always be renamed, but a
+    training that has begun on a plan is resumed under the old name only.
 
     Example:
       tailwise rename my-catalog plans/epochs epochs-2026-11

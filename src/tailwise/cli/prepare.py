@@ -59,9 +59,10 @@ def cluster(catalog: CatalogPath, request: ClusterRequest, as_json: AsJson = Fal
 @app.command()
 @takes(GroupRequest)
 def group(catalog: CatalogPath, request: GroupRequest, as_json: AsJson = False) -> None:
-    """Group the pool in place of clusters: by a column (language, domain, class, cluster numbers made elsewhere), or by what captions say.
+    """Group the pool by a column, or by words in captions, in place of clusters.
 
-    Each distinct value is a group; plans are made over them with `--clustering NAME`, by all methods that need no distances.
+    Columns are a language, domain, class, or cluster numbers made elsewhere. Each distinct value is a group; plans are made over
+    them with `--clustering NAME`, by all methods that need no distances.
 
     Examples:
       tailwise group my-catalog --by language --file languages.parquet
@@ -117,11 +118,12 @@ def dedup(
     suggest: Annotated[bool, Option("--suggest", help="Drop nothing; show what each epsilon does, and pairs.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Leave out near-duplicates: samples that share a cluster and have nearly the same embedding (SemDeDup, 2023).
+    """Leave out near-duplicates, identical images, or images of evaluation sets.
 
-    Makes a drop list, which `cluster`, `filter` and others take with --without. The comparison is made once for a clustering
-    and an order: another --epsilon or --rule takes seconds. --exact needs no embeddings: it compares hashes of files or pixels.
-    --against leaves out images that evaluation sets hold (decontamination), wherever they are.
+    Near-duplicates share a cluster and have nearly the same embedding (SemDeDup, 2023). Makes a drop list, which `cluster`,
+    `filter` and others take with --without. The comparison is made once for a clustering and an order: another --epsilon or
+    --rule takes seconds. --exact needs no embeddings: it compares hashes of files or pixels. --against leaves out images that
+    evaluation sets hold (decontamination), wherever they are.
 
     Examples:
       tailwise dedup my-catalog --suggest
@@ -237,8 +239,9 @@ def filter_(
 ) -> None:
     """Leave out samples by a score, as a drop list for --without.
 
-    Scores from embeddings: **clip-score**, **cliploss**, **normsim**; from the samples: **caption-characters**, **caption-words**,
-    **width**, **height**, **pixels**, **aspect-ratio**, **image-bytes**. A score is made once and kept: another bound costs little.
+    Scores from embeddings: **clip-score**, **cliploss**, **normsim**; from the samples: **caption-characters**,
+    **caption-words**, **width**, **height**, **pixels**, **aspect-ratio**, **image-bytes**. A score is made once and kept:
+    another bound costs little.
 
     Examples:
       tailwise filter my-catalog --by clip-score --dry-run

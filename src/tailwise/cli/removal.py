@@ -102,7 +102,7 @@ def why(
     plan: Annotated[list[str] | None, Option(help="Report this plan only; may be given again.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the history of one sample: its place, its clusters, what dropped it, and the epochs in which each plan draws it.
+    """Show the history of one sample: what dropped it, which epochs draw it.
 
     Example:
       tailwise why my-catalog 000001234 --plan epochs

@@ -56,11 +56,12 @@ def run(
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take a pool from import to exports: all commands of a recipe, in order.
+    """Run all commands of a recipe, from import to exports.
 
     Prints first what it will do. Steps that are done already are skipped, so that the same command goes on after an interruption.
-    Recipes that come with tailwise: **dbp-laion**, **dbp-datacomp-medium**, **dbp-images**, **dynamics**, and **bootstrap**, which
-    trains its encoder on the pool itself. A recipe of your own is a list of commands with their options, as on the command line.
+    Recipes that come with tailwise: **dbp-laion**, **dbp-datacomp-medium**, **dbp-images**, **dynamics**, and **bootstrap**,
+    which trains its encoder on the pool itself. A recipe of your own is a list of commands with their options, as on the command
+    line.
 
     Examples:
       tailwise run dynamics shards/ embeddings/ my-catalog --output exports --dry-run
@@ -111,10 +112,11 @@ def compare(
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train on several plans, each with several seeds, all on as many samples, and report which differences are significant.
+    """Train on several plans and seeds; report which differences are significant.
 
-    Every run leaves its result in OUTPUT/runs; a repeated command does what is missing, and several processes may share the work. The
-    summaries (summary.md, summary.html, summary.json, results.csv, plots) speak of all runs that are done, and are written after each.
+    All trainings see as many samples. Every run leaves its result in OUTPUT/runs; a repeated command does what is missing, and
+    several processes may share the work. The summaries (summary.md, summary.html, summary.json, results.csv, plots) speak of all
+    runs that are done, and are written after each.
 
     Examples:
       tailwise compare demo
