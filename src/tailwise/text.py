@@ -15,8 +15,6 @@ _SECRETS = re.compile(r"""(?<=://)[^/@\s'"]+@|(?<=\?)[^\s'"?]*=[^\s'"]*""")
 _JOINERS = "\u200c\u200d"  # of scripts and emoji; they change no line and no direction
 # A spreadsheet takes a cell that begins so for a formula, and runs it; the wide forms are those of Chinese and Japanese keyboards.
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-# For matplotlib: text from outside is no TeX, and the same figure gives the same bytes.
-PLOT_STYLE: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "tailwise"}
 
 
 def plain(text: object) -> str:

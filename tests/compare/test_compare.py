@@ -37,7 +37,7 @@ def compared(finished, make_recipe):
         planned = tailwise("compare", recipe, "--output", finished, "--dry-run")
         assert "4 of 4 runs to do, 256 samples each, about" in planned
         assert not finished.exists()
-        told = tailwise("compare", recipe, "--output", finished)
+        told = tailwise("compare", recipe, "--output", finished, "--png")
         assert "[1/4] random static, seed 0: 256 samples in" in told
         assert "[4/4] random dynamic, seed 1: 256 samples in" in told
     return recipe, finished
@@ -99,7 +99,7 @@ def test_the_summaries_say_what_they_rest_on(compared):
     assert "<script" not in page
     assert "src=" not in page
     assert "<link" not in page
-    assert (folder / "differences.svg").read_text().startswith("<svg")
+    assert (folder / "differences.svg").read_text().startswith("<?xml")
 
 
 def test_a_repeated_command_trains_nothing_and_gives_the_same_files(compared, tree_bytes):
@@ -108,6 +108,7 @@ def test_a_repeated_command_trains_nothing_and_gives_the_same_files(compared, tr
     told = tailwise("compare", recipe, "--output", folder)
     assert told.count("done already") == 4
     assert tree_bytes(folder) == before
+    assert (folder / "differences.png").read_bytes().startswith(b"\x89PNG")
     planned = tailwise("compare", recipe, "--output", folder, "--dry-run", "--only", "random static")
     assert "0 of 2 runs to do" in planned
 

@@ -90,7 +90,7 @@ def test_cells_of_the_table_are_no_formulas(summary):
 
 
 def test_plots_take_dollars_for_dollars(summary):
-    assert set(draw_plots(summary)) == {"differences", "accuracies"}
+    assert set(draw_plots(summary)) == {"differences.svg", "accuracies.svg"}
 
 
 def test_retrieval_stands_beside_accuracy_and_its_absence_is_told(summary):

@@ -465,12 +465,13 @@ def test_the_command_writes_the_same_bytes_again(
         return CliRunner().invoke(app, [str(item) for item in (*arguments, *sets, *more)])
 
     counts = ("--train-counts", tmp_path / "counts.csv")
-    first = run(*counts, "--output", output)
+    first = run(*counts, "--output", output, "--png")
     assert first.exit_code == 0, first.output
     for words in ("top-1", "head", "text → image R@1", f"written to {output}"):
         assert words in first.output
     written = tree_bytes(output)
-    assert set(written) == {"summary.json", "classes-pictures.csv", "curve-pictures.svg"}
+    assert set(written) == {"summary.json", "classes-pictures.csv", "curve-pictures.svg", "curve-pictures.png"}
+    assert written["curve-pictures.png"].startswith(b"\x89PNG")
     assert run(*counts, "--output", output).exit_code == 0
     assert tree_bytes(output) == written
     printed = json.loads(run(*counts, "--json").output)

@@ -179,6 +179,11 @@ def is_text(start: str) -> Callable[[Path], bool]:
     return partial(_passes, lambda path: _head(path).startswith(start.encode()) and b"\0" not in _head(path))
 
 
+def is_png(path: Path) -> bool:
+    """Return True for PNG files."""
+    return _passes(lambda path: _head(path).startswith(b"\x89PNG"), path)
+
+
 def _head(path: Path) -> bytes:
     with path.open("rb") as stream:
         return stream.read(1 << 16)

@@ -44,6 +44,7 @@ def evaluate(
     ] = None,
     request: EvaluateRequest = EvaluateRequest(),
     output: Annotated[Path | None, Option(help="Folder for summary.json, classes-SET.csv, curve-SET.svg.")] = None,
+    png: Annotated[bool, Option("--png", help="Also write the curves as PNG, for slides.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace another evaluation in --output.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,6 +67,8 @@ def evaluate(
 
     if (data is None) == (suite is None):
         raise UserError("give the sets with --data, or --suite NAME FOLDER")
+    if png and output is None:
+        raise UserError("--png does nothing without --output")
     sets: list[Any] = data or []
     if suite is not None:
         refuse_given(request, {"classes", "templates", "train_counts"}, "with `suite`: its sets have their own")
@@ -77,7 +80,7 @@ def evaluate(
     made = run(checkpoint, sets, request, context=with_progress())
     table = None if suite is None else as_table(*suite, made)
     if output is not None:
-        write_output(output, config, made, table)
+        write_output(output, config, made, table, png=png)
     if as_json:
         print_json(to_json(made, table))
     else:

@@ -116,7 +116,10 @@ def explain(
     name: PlanName,
     epochs: Annotated[int, Option(min=1, help="How many epochs to look ahead.")] = 10,
     by_cluster: Annotated[bool, Option("--by-cluster", help="List every cluster.")] = False,
-    plot: Annotated[Path | None, Option(metavar="FILE.svg", help="Draw clusters and coverage.")] = None,
+    plot: Annotated[
+        Path | None, Option(metavar="FILE.svg", help="Draw clusters, how often samples are seen, and coverage.")
+    ] = None,
+    png: Annotated[bool, Option("--png", help="Write --plot as PNG, too, for slides.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the file of --plot if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -129,15 +132,15 @@ def explain(
     from tailwise.plan.explain import explain as figures
     from tailwise.steps.planning.unused_lists import unused_by_plan
 
-    if overwrite and plot is None:
-        raise UserError("--overwrite does nothing without --plot")
+    if plot is None and (overwrite or png):
+        raise UserError(f"{'--overwrite' if overwrite else '--png'} does nothing without --plot")
     made = open_plan(catalog, name)
     explanation = figures(made, epochs)
     unused = unused_by_plan(made)
     if plot is not None:
         from tailwise.plan.plot import write_plot
 
-        write_plot(made, epochs, plot, overwrite=overwrite)
+        write_plot(made, epochs, plot, png=png, overwrite=overwrite)
     if as_json:
         listed = {"cluster_list": cluster_list(made)} if by_cluster else {}
         print_json({**explanation.as_json(), "unused_drop_lists": unused, **listed})

@@ -108,6 +108,7 @@ def compare(
     output: Annotated[Path | None, Option(help="Folder for all that comes of it.  [default: compare-NAME]")] = None,
     only: Annotated[list[str] | None, Option(metavar="ROW", help="Run these rows only.")] = None,
     seeds: Annotated[str | None, Option(metavar="0,1", help="Run these of the recipe's seeds only.")] = None,
+    png: Annotated[bool, Option("--png", help="Also write the plots as PNG, for slides.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Only print the runs, their state, and their time.")] = False,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
@@ -152,7 +153,8 @@ def compare(
     def report(line: str) -> None:
         say(line, error=as_json)
 
-    summary = run_all(loaded, folder, runner, only=only or (), seeds=chosen, report=report, context=with_progress())
+    chosen_runs: dict[str, Any] = {"only": only or (), "seeds": chosen}
+    summary = run_all(loaded, folder, runner, **chosen_runs, report=report, context=with_progress(), png=png)
     if as_json:
         print_json(summary)
         return

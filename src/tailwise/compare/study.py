@@ -191,6 +191,7 @@ def compare(
     seeds: Collection[int] = (),  # all by default
     report: Callable[[str], None] = logger.info,  # takes a line for each run
     context: Context | None = None,  # runs the tasks and shows progress within a run
+    png: bool = False,  # whether plots are written as PNG, too
 ) -> dict[str, Any]:
     """Do the missing runs of a comparison, and return the summary of all finished ones, as in `summary.json`.
 
@@ -215,9 +216,9 @@ def compare(
             report(f"{line}: another process is running it")
         else:
             report(f"{line}: {_describe(found)}")
-            write_summary(output, summarize(recipe, study.results()), plots=False)
+            write_summary(output, summarize(recipe, study.results()), png=png)
     summary = summarize(recipe, study.results())
-    write_summary(output, summary)
+    write_summary(output, summary, png=png)
     return summary
 
 

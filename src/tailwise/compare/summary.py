@@ -218,26 +218,22 @@ def _settings(folder: Path) -> dict[str, Any]:
 # --- files --------------------------------------------------------------------------------------------------------------
 
 
-def write_summary(output: Path, summary: Mapping[str, Any], *, plots: bool = True) -> None:
-    """Write results.csv, summary.json and summary.md; with `plots`, which takes seconds, also summary.html and the plots."""
+def write_summary(output: Path, summary: Mapping[str, Any], *, png: bool = False) -> None:
+    """Write results.csv, summary.json, summary.md, summary.html, and the plots as SVG and, if `png`, as PNG."""
+    from tailwise.compare.plots import draw_plots  # noqa: PLC0415  (matplotlib is an extra)
+
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "summary.json", summary, unique=True)
-    _write(output / "results.csv", results_csv(summary))
-    drawn: dict[str, str] = {}
-    if plots:
-        from tailwise.compare.plots import draw_plots  # noqa: PLC0415  (matplotlib is an extra)
-
-        drawn = draw_plots(summary)
-        for name, content in drawn.items():
-            _write(output / f"{name}.svg", content)
-    _write(output / "summary.md", _render("summary.md.j2", summary, drawn, markdown))
-    if plots:
-        _write(output / "summary.html", _render("summary.html.j2", summary, drawn))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path, unique=True) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    plots = draw_plots(summary, png=png)
+    shown = {name: item[item.index(b"<svg") :].decode() for name, item in plots.items() if name.endswith(".svg")}
+    texts = {
+        "results.csv": results_csv(summary),
+        "summary.md": _render("summary.md.j2", summary, shown, markdown),
+        "summary.html": _render("summary.html.j2", summary, shown),
+    }
+    for name, content in {**plots, **{name: text.encode() for name, text in texts.items()}}.items():
+        with replacing(output / name, unique=True) as temporary:
+            temporary.write_bytes(content)
 
 
 def results_csv(summary: Mapping[str, Any]) -> str:

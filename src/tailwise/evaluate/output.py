@@ -16,8 +16,9 @@ from tailwise.catalog.outputs import check_output_folder
 from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate.run import Evaluation, mean_over_sets
 from tailwise.extras import require
+from tailwise.figures import STYLE, encode
 from tailwise.storage.local import replacing
-from tailwise.text import PLOT_STYLE, plain, spreadsheet_cell
+from tailwise.text import plain, spreadsheet_cell
 
 SUMMARY = "summary.json"
 
@@ -37,16 +38,23 @@ def check_output(folder: Path, config: Mapping[str, Any], *, overwrite: bool = F
 
 
 def write_output(
-    folder: Path, config: Mapping[str, Any], evaluations: Sequence[Evaluation], suite: Mapping[str, Any] | None = None
+    folder: Path,
+    config: Mapping[str, Any],
+    evaluations: Sequence[Evaluation],
+    suite: Mapping[str, Any] | None = None,
+    *,
+    png: bool = False,
 ) -> None:
-    """Write the files of the evaluations, each atomically; summary.json last."""
+    """Write the files of the evaluations, each atomically; summary.json last. Curves are SVG and, if `png`, PNG too."""
     for item in evaluations:
         name = re.sub(r"[^\w.-]+", "-", item.name)
         if item.classes is not None:
             with replacing(folder / f"classes-{name}.csv", unique=True) as temporary:
                 pa_csv.write_csv(for_spreadsheets(item.classes), temporary)
             if item.summary["curve"]:
-                draw_curve(folder / f"curve-{name}.svg", item)
+                for suffix, content in draw_curve(item, png=png).items():
+                    with replacing(folder / f"curve-{name}{suffix}", unique=True) as temporary:
+                        temporary.write_bytes(content)
     write_json(folder / SUMMARY, {"config": dict(config), **as_json(evaluations, suite)}, unique=True)
 
 
@@ -65,8 +73,8 @@ def as_json(evaluations: Sequence[Evaluation], suite: Mapping[str, Any] | None =
     return {"sets": [dict(item.summary) for item in evaluations], "mean": mean_over_sets(evaluations), **table}
 
 
-def draw_curve(path: Path, evaluation: Evaluation) -> None:
-    """Draw the accuracy of classes against their training frequency: a point per class, and the mean of each bin with its interval."""
+def draw_curve(evaluation: Evaluation, *, png: bool = False) -> dict[str, bytes]:
+    """Return the plot of an evaluation: a point per class, and the mean of each bin with its interval; see `encode`."""
     import matplotlib as mpl  # noqa: PLC0415  (an extra, and slow to import)
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -78,7 +86,7 @@ def draw_curve(path: Path, evaluation: Evaluation) -> None:
     middle = [max(0.5, (item["from"] * item["to"]) ** 0.5) for item in curve]
     means, low, high = (100 * np.array([item[name] for item in curve]) for name in ("accuracy", "low", "high"))
     # Text as text, and no random ids or dates: the same figures give the same bytes.
-    with mpl.rc_context({**PLOT_STYLE, "svg.fonttype": "none", "font.size": 9}):
+    with mpl.rc_context({**STYLE, "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
         look: dict[str, Any] = {"s": 9, "color": "#8aa4c8", "alpha": 0.6, "linewidths": 0}
@@ -98,5 +106,4 @@ def draw_curve(path: Path, evaluation: Evaluation) -> None:
         axes.grid(visible=True, linewidth=0.4, alpha=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(frameon=False, loc="outside lower center", ncols=2)
-        with replacing(path, unique=True) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        return encode(figure, png=png)

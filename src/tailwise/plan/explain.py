@@ -125,6 +125,16 @@ def _cluster_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:
     return figures
 
 
+def exposures(plan: Plan, epochs: int) -> npt.NDArray[np.float64]:
+    """Return how often a member of each cluster is drawn in the first `epochs` epochs, on average: float64 [K].
+
+    Exact for stream and ranked draws, expected values for Bernoulli.
+    """
+    per_epoch = plan.counts if plan.exact else plan.cluster_rates
+    total = sum((np.asarray(per_epoch(plan.drawn_epoch(epoch)), np.float64) for epoch in range(epochs)), np.zeros(1))
+    return total / np.maximum(plan.sizes, 1) if plan.exact else total
+
+
 def _expected(
     rates: npt.NDArray[np.float64],
     members: npt.NDArray[np.int64],
