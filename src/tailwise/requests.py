@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from tailwise.errors import MAX_REJECTED, UserError
 
+PROJECTIONS = ("pca", "umap")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 OptionValue = str | int | float
 
@@ -412,6 +413,30 @@ class TrainRequest:
                 f"`samples_seen` {given}: give a whole number of at least 1, or one for each phase, such as 1280000000,128000000"
             )
         return lengths
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """A report on a catalog."""
+
+    output: Annotated[Path, "Folder of the report; open index.html in it."] = field(kw_only=True)
+    plan: Annotated[Sequence[str], "Plan to show; may be given again.  [default: all of the newest snapshot]"] = ()
+    clustering: Annotated[
+        str | None, "Clustering or grouping whose clusters are shown.  [default: that of the first plan, or main]"
+    ] = None
+    study: Annotated[Path | None, "Folder of a comparison, whose results are shown."] = None
+    epochs: Annotated[int, "Epochs of the chart of coverage."] = 20
+    samples_per_second: Annotated[float | None, "Speed of your training, for GPU-hours."] = None
+    images: Annotated[int, "Samples of each kind (nearest, farthest, drawn, …) that a cluster shows."] = 3
+    most_images: Annotated[int, "Bound on the thumbnails of all clusters."] = 10_000
+    projection: Annotated[str, "Map of clusters: pca, or umap (pip install umap-learn)."] = "pca"
+
+    def __post_init__(self) -> None:
+        at_least(self, epochs=1, images=1, most_images=1)
+        if self.samples_per_second is not None and not 0 < self.samples_per_second < math.inf:
+            raise UserError(f"`samples_per_second` {self.samples_per_second}: must be above 0")
+        if self.projection not in PROJECTIONS:
+            raise UserError(f"`projection` {self.projection!r}: use {' or '.join(PROJECTIONS)}")
 
 
 @dataclass(frozen=True)

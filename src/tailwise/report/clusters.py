@@ -1,0 +1,256 @@
+"""Figures of all clusters for the report, and the samples that stand for each: one pass over the catalog, part by part.
+
+The driver holds about 100 bytes a cluster and plan, the chosen samples, and the words of at most CAPTIONS captions.
+
+K: clusters; P: plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.kinds import CLUSTERING
+from tailwise.context import Context
+from tailwise.execution.base import Task, Worker
+from tailwise.extras import require
+from tailwise.kernels.keyed import hash_each, stream_key
+from tailwise.kernels.projection import principal_axes
+from tailwise.plan.plan import Plan
+from tailwise.report.words import CAPTIONS, count_words, typical_words
+
+BINS = 100  # of similarities from −1 to 1
+CHUNK_ROWS = 1 << 20
+MOST_GROUPS = 10_000  # of a grouping that can colour clusters
+NEAREST, FARTHEST = 0, 1  # kinds of samples; then three for each plan
+KEPT, DROPPED, REPEATED = 2, 3, 4
+PICK = np.dtype([("cluster", "<i4"), ("kind", "<i2"), ("key", "<f8"), ("row", "<i8")])
+
+
+@dataclass
+class ClusterFigures:
+    """Figures of the clusters of a clustering.
+
+    Attributes:
+        clustering: the clustering.
+        sizes: int64 [K], members.
+        quotas: float64 [P, K], expected copies of the members in epoch 0.
+        similarities: float64 [1 + P, BINS]: samples by similarity to their centroid; of the pool, then expected copies of each plan.
+        picks: PICK [·], the samples that stand for clusters, by cluster and kind.
+        words: typical words of each cluster, the most typical first; empty strings without any.
+        groups: by grouping, the commonest group of each cluster, int32 [K], −1 for none, and its share of the members, float64 [K].
+        places: float32 [K, 2], centroids in two dimensions; None without centroids.
+    """
+
+    clustering: Clustering
+    sizes: npt.NDArray[np.int64]
+    quotas: npt.NDArray[np.float64]
+    similarities: npt.NDArray[np.float64]
+    picks: npt.NDArray[Any]
+    words: list[str]
+    groups: dict[str, tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]]
+    places: npt.NDArray[np.float32] | None
+
+
+@dataclass
+class _PartFigures:
+    """What one part adds."""
+
+    quotas: npt.NDArray[np.float64]
+    similarities: npt.NDArray[np.float64]
+    picks: npt.NDArray[Any]
+    words: list[pa.Table]  # of `count_words`
+    pairs: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = field(default_factory=dict)
+
+
+def cluster_figures(
+    clustering: Clustering, plans: Sequence[Plan], images: int, most_images: int, projection: str, context: Context
+) -> ClusterFigures:
+    """Return the figures of all clusters.
+
+    Args:
+        clustering: a clustering or grouping.
+        plans: plans of the same catalog, P.
+        images: samples of each kind that stand for a cluster.
+        most_images: bound on all of them; clusters over the whole range of sizes have some.
+        projection: "pca" or "umap".
+        context: runs the tasks.
+    """
+    catalog = clustering.catalog
+    sizes = clustering.table.column("size").to_numpy().astype(np.int64)
+    kinds = 2 * clustering.has_centroids + 3 * len(plans)
+    shown = _shown(sizes, max(1, most_images // max(kinds, 1)))
+    count = max(1, min(images, most_images // max(1, kinds * int(shown.sum()))))
+    task = _Summarise(
+        catalog.folder, clustering.name, tuple(plan.name for plan in plans), tuple(_groupings(clustering)), shown, count
+    )
+    found = _PartFigures(np.zeros((len(plans), len(sizes))), np.zeros((1 + len(plans), BINS)), np.empty(0, PICK), [])
+    for part in context.map(task, catalog.parts(clustering.snapshot), "looking at clusters"):
+        found.quotas += part.quotas
+        found.similarities += part.similarities
+        found.picks = first_of_each(np.concatenate([found.picks, part.picks]), count)
+        found.words += part.words
+        for name, (keys, counts) in part.pairs.items():
+            before = found.pairs.get(name, (keys[:0], counts[:0]))
+            found.pairs[name] = _sum_by_key(np.concatenate([before[0], keys]), np.concatenate([before[1], counts]))
+    groups = {name: _commonest(*pairs, sizes) for name, pairs in found.pairs.items()}
+    places = _places(clustering, projection) if clustering.has_centroids else None
+    words = typical_words(found.words, len(sizes))
+    return ClusterFigures(clustering, sizes, found.quotas, found.similarities, found.picks, words, groups, places)
+
+
+def _shown(sizes: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.bool_]:
+    """Return the clusters that have pictures: all that are not empty, or `most` of them at equal steps from largest to smallest."""
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] > 0]
+    if len(order) > most:
+        order = order[np.linspace(0, len(order) - 1, most).astype(np.int64)]
+    shown = np.zeros(len(sizes), np.bool_)
+    shown[order] = True
+    return shown
+
+
+def _groupings(clustering: Clustering) -> list[str]:
+    """Return the names of the other groupings of the same snapshot that can colour the clusters."""
+    names = []
+    for name in CLUSTERING.finished(clustering.catalog.folder):
+        other = Clustering.open(clustering.catalog, name)
+        same = other.snapshot.number == clustering.snapshot.number and name != clustering.name
+        if same and other.values is not None and len(other.values) <= MOST_GROUPS:
+            names.append(name)
+    return names
+
+
+@dataclass(frozen=True, eq=False)
+class _Summarise(Task[Part, _PartFigures]):
+    """Summarise one part."""
+
+    folder: Path  # of the catalog
+    clustering: str
+    plans: tuple[str, ...]
+    groupings: tuple[str, ...]
+    shown: npt.NDArray[np.bool_]  # bool [K], clusters that samples stand for
+    count: int  # samples of each kind
+
+    def run(self, item: Part, worker: Worker) -> _PartFigures:
+        """Return the figures of one part."""
+        catalog, clustering, plans = worker.cached(self, self._open)
+        labels = clustering.labels.read(item)
+        similarity = clustering.similarities.read(item) if clustering.has_centroids else None
+        known, clusters = len(plans), len(self.shown)
+        found = _PartFigures(np.zeros((known, clusters)), np.zeros((1 + known, BINS)), np.empty(0, PICK), [])
+        for start in range(0, item.rows, CHUNK_ROWS):
+            inside = slice(start, min(start + CHUNK_ROWS, item.rows))
+            self._add(
+                found, plans, item.first_row + start, labels[inside], None if similarity is None else similarity[inside]
+            )
+        for name in self.groupings:
+            other = Clustering.open(catalog, name)
+            groups = other.labels.read(item)
+            both = (labels >= 0) & (groups >= 0)
+            pairs = labels[both].astype(np.int64) * MOST_GROUPS + groups[both]
+            found.pairs[name] = np.unique(pairs, return_counts=True)
+        most = max(20, CAPTIONS // clusters)  # of a cluster
+        rows = np.flatnonzero((labels >= 0) & (clustering.ranks.read(item) < most))
+        if len(rows):
+            captions = catalog.samples_at(item.number, rows, ["caption"]).column("caption")
+            found.words.append(count_words(captions, labels[rows]))
+        return found
+
+    def _open(self) -> tuple[Catalog, Clustering, list[Plan]]:
+        catalog = Catalog.open(self.folder)
+        return catalog, Clustering.open(catalog, self.clustering), [Plan(catalog, name) for name in self.plans]
+
+    def _add(
+        self,
+        found: _PartFigures,
+        plans: Sequence[Plan],
+        first: int,
+        labels: npt.NDArray[np.int32],
+        similarity: npt.NDArray[np.float32] | None,
+    ) -> None:
+        """Add rows from `first` on."""
+        members = np.flatnonzero(labels >= 0)
+        mine, rows = labels[members], first + members
+        standing = np.flatnonzero(self.shown[mine])  # only of these are samples chosen
+        chance = hash_each(stream_key(0, "report"), rows[standing]) / 2.0**64
+        picks = [found.picks]
+        bins = None
+        if similarity is not None:
+            near = similarity[members].astype(np.float64)
+            bins = np.clip((near + 1) * (BINS / 2), 0, BINS - 1).astype(np.int64)
+            found.similarities[0] += np.bincount(bins, minlength=BINS)
+            for kind, key in ((NEAREST, -near), (FARTHEST, near)):
+                picks.append(_picks(mine[standing], kind, key[standing], rows[standing], self.count))
+        for number, plan in enumerate(plans):
+            drawable = rows < plan.rows
+            rates, copies = np.zeros(len(rows)), np.zeros(len(rows), np.uint8)
+            rates[drawable], copies[drawable] = plan.rate(rows[drawable]), plan.draw(0, rows[drawable])
+            found.quotas[number] += np.bincount(mine, rates, len(self.shown))
+            if bins is not None:
+                found.similarities[1 + number] += np.bincount(bins, rates, BINS)
+            drawn = copies[standing]
+            for kind, mask in ((KEPT, drawn == 1), (DROPPED, drawn == 0), (REPEATED, drawn > 1)):
+                at = standing[mask]
+                picks.append(_picks(mine[at], kind + 3 * number, chance[mask], rows[at], self.count))
+        found.picks = first_of_each(np.concatenate(picks), self.count)
+
+
+def _picks(
+    clusters: npt.NDArray[Any], kind: int, keys: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[Any]:
+    picks = np.empty(len(rows), PICK)
+    picks["cluster"], picks["kind"], picks["key"], picks["row"] = clusters, kind, keys, rows
+    return first_of_each(picks, count)
+
+
+def first_of_each(picks: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """Return the first `count` picks of each cluster and kind by key, then by row; sorted by cluster, kind and key: PICK [·]."""
+    picks = picks[np.lexsort((picks["row"], picks["key"], picks["kind"], picks["cluster"]))]
+    new = np.ones(len(picks), np.bool_)
+    new[1:] = (picks["cluster"][1:] != picks["cluster"][:-1]) | (picks["kind"][1:] != picks["kind"][:-1])
+    first = np.maximum.accumulate(np.where(new, np.arange(len(picks)), 0))
+    return picks[np.arange(len(picks)) - first < count]
+
+
+def _sum_by_key(
+    keys: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    found, at = np.unique(keys, return_inverse=True)
+    return found, np.bincount(at, counts, len(found)).astype(np.int64)
+
+
+def _commonest(
+    keys: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """Return the commonest group of each cluster, and its share of the members."""
+    clusters, groups = np.divmod(keys, MOST_GROUPS)
+    order = np.lexsort((groups, -counts, clusters))
+    clusters, first = np.unique(clusters[order], return_index=True)
+    best = np.full(len(sizes), -1, np.int32)
+    share = np.zeros(len(sizes))
+    best[clusters] = groups[order][first]
+    share[clusters] = counts[order][first] / np.maximum(sizes[clusters], 1)
+    return best, share
+
+
+def _places(clustering: Clustering, projection: str) -> npt.NDArray[np.float32]:
+    """Return centroids in two dimensions: float32 [K, 2]."""
+    centroids = clustering.centroids
+    if projection == "umap":
+        require("umap", "umap", purpose="`projection` umap")
+        import umap  # noqa: PLC0415  (an extra)
+
+        neighbours = max(2, min(15, len(centroids) - 1))
+        reducer = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=0, n_jobs=1)
+        return np.asarray(reducer.fit_transform(centroids), np.float32)
+    mean, axes = principal_axes(centroids)
+    return np.asarray((centroids - mean) @ axes.T, np.float32)

@@ -1,0 +1,269 @@
+"""Samples that the report shows: where they are, what dropped them, when plans draw them, and a thumbnail of each.
+
+Images are decoded and encoded again: no byte of a file from the web gets into the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tailwise.catalog import layout
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.columns import RowsByPart
+from tailwise.catalog.drops import DropList
+from tailwise.catalog.files import check_file
+from tailwise.context import Context
+from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.kernels.keyed import hash_each, stream_key
+from tailwise.loader.pool import DEFAULT_CACHE_BYTES
+from tailwise.loader.shards import own_cache_folder
+from tailwise.plan.plan import Plan
+from tailwise.shards.containers import containers_of
+from tailwise.shards.decode import ImageError, decode_rgb
+from tailwise.shards.fingerprint import comparable_shards
+from tailwise.shards.packed import packed_shards
+from tailwise.shards.ranges import ShardStore, open_shards
+
+PIXELS = 96  # of a thumbnail's longer side
+QUALITY = 70
+CAPTION_LETTERS = 300
+BANDS = 6  # of similarity, from which groups of duplicates are chosen
+GROUPS = 8  # of each band
+MEMBERS = 5  # of a group, besides the one that is kept
+NEAREST = 48  # to the threshold of a filter
+HISTORY_EPOCHS = 10
+COLUMNS = ["shard", "key", "uid", "caption", "image_offset", "image_bytes"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Duplicates of one sample, the most similar first."""
+
+    kept: int  # row
+    rows: list[int]
+    similarities: list[float]
+    more: int  # duplicates that are not among `rows`
+
+
+def duplicate_groups(found: DropList) -> list[Group]:
+    """Return groups of duplicates of all similarities, from least to most similar; none where a list names no kept samples."""
+    low = min((float(pc.min(batch.column("similarity")).as_py() or 1) for batch in _drops(found)), default=1.0)
+    edges = np.linspace(low, 1, BANDS)[1:-1]
+    best = np.empty(0, np.dtype([("band", "<i8"), ("hash", "<u8"), ("kept", "<i8")]))
+    for batch in _drops(found):
+        new = np.empty(len(batch), best.dtype)
+        new["kept"] = batch.column("kept_row")
+        new["band"] = np.searchsorted(edges, batch.column("similarity").to_numpy(zero_copy_only=False))
+        new["hash"] = hash_each(stream_key(0, "report"), new["kept"])
+        merged = np.unique(np.concatenate([best, new]))
+        starts = np.searchsorted(merged["band"], merged["band"])
+        best = merged[np.arange(len(merged)) - starts < GROUPS]
+    members = _members(found, best["kept"])
+    groups = []
+    for kept in dict.fromkeys(best["kept"].tolist()):
+        rows, near = members[kept]
+        order = sorted(range(len(rows)), key=lambda at: (-near[at], rows[at]))[:MEMBERS]
+        groups.append(Group(kept, [rows[at] for at in order], [near[at] for at in order], len(rows) - len(order)))
+    return groups
+
+
+def _drops(found: DropList) -> Iterator[pa.RecordBatch]:
+    """Yield the dropped rows of a list that name the sample they duplicate."""
+    with pq.ParquetFile(check_file(found.folder / layout.DROPPED_TABLE)) as file:
+        for batch in file.iter_batches(columns=["row", "kept_row", "similarity"]):
+            if len(named := batch.filter(pc.is_valid(batch.column("kept_row")))):
+                yield named
+
+
+def _members(found: DropList, kept: npt.NDArray[np.int64]) -> dict[int, tuple[list[int], list[float]]]:
+    """Return rows and similarities of all duplicates of some rows."""
+    groups: dict[int, tuple[list[int], list[float]]] = {row: ([], []) for row in kept.tolist()}
+    wanted = pa.array(np.unique(kept))
+    for batch in _drops(found):
+        mine = batch.filter(pc.is_in(batch.column("kept_row"), wanted))
+        for row, of, near in zip(*(mine.column(name).to_pylist() for name in ("row", "kept_row", "similarity")), strict=True):
+            groups[of][0].append(row)
+            groups[of][1].append(1.0 if near is None else near)
+    return groups
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """A sample that a filter dropped."""
+
+    row: int
+    reason: str
+    value: float
+
+
+def nearest_to_threshold(found: DropList) -> list[Filtered]:
+    """Return samples that a list dropped by a value, nearest to the threshold first; for each reason."""
+    config = found.config
+    rule = config.get("rule") or config
+    least = rule.get("minimum")
+    low_side = rule.get("keep") is not None
+    best: dict[str, list[tuple[float, int, float]]] = {}
+    with pq.ParquetFile(check_file(found.folder / layout.DROPPED_TABLE)) as file:
+        for batch in file.iter_batches(columns=["row", "reason", "value"]):
+            batch = batch.filter(pc.is_valid(batch.column("value")))
+            for reason in pc.unique(batch.column("reason")).to_pylist():
+                mine = batch.filter(pc.equal(batch.column("reason"), reason))
+                values, rows = mine.column("value").to_numpy(), mine.column("row").to_numpy()
+                low = low_side or (least is not None and values[0] < least)
+                keys = -values if low else values
+                first = np.lexsort((rows, keys))[:NEAREST]
+                new = zip(keys[first].tolist(), rows[first].tolist(), values[first].tolist(), strict=True)
+                best[reason] = sorted([*best.get(reason, []), *new])[:NEAREST]
+    return [Filtered(row, reason, value) for reason, items in best.items() for _, row, value in items]
+
+
+def describe(
+    catalog: Catalog,
+    rows: npt.NDArray[np.int64],
+    clustering: Clustering | None,
+    plans: Sequence[Plan],
+    lists: Sequence[DropList],
+    context: Context,
+) -> dict[int, dict[str, Any]]:
+    """Return what the page shows of samples, by row: names, caption, thumbnail (data URI) or why there is none, and history.
+
+    Args:
+        catalog: of the samples.
+        rows: int64 [n], ascending, of the newest snapshot.
+        clustering: whose clusters the samples belong to.
+        plans: that draw them.
+        lists: that may have dropped them.
+        context: runs the tasks.
+    """
+    snapshot = catalog.snapshot()
+    by_part = RowsByPart(catalog.parts(snapshot))
+    items = [(part, rows[where]) for part, where in by_part.split(rows)]
+    shown: dict[int, dict[str, Any]] = {}
+    name = None if clustering is None else clustering.name
+    for found in context.map(_Describe(catalog.folder, name), items, "making thumbnails", KERNEL):
+        shown |= found
+    for item in lists:
+        for row, reason in _reasons(item, rows):
+            shown[row].setdefault("dropped", []).append([item.name, reason])
+    for number, plan in enumerate(plans):
+        mine = rows[rows < plan.rows]
+        rates = plan.rate(mine).tolist()
+        copies = np.stack([plan.draw(epoch, mine) for epoch in range(HISTORY_EPOCHS)], axis=1).tolist()
+        for row, rate, counts in zip(mine.tolist(), rates, copies, strict=True):
+            shown[row].setdefault("plans", {})[number] = [round(rate, 6), counts]
+    return shown
+
+
+def _reasons(found: DropList, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+    """Yield those of some rows that a list drops, with its reason."""
+    wanted = pa.array(rows)
+    with pq.ParquetFile(check_file(found.folder / layout.DROPPED_TABLE)) as file:
+        for batch in file.iter_batches(columns=["row", "reason", "similarity"]):
+            mine = batch.filter(pc.is_in(batch.column("row"), wanted))
+            for row, reason, near in zip(*(mine.column(at).to_pylist() for at in range(3)), strict=True):
+                yield row, reason if near is None else f"{reason}, similarity {near:.3f}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Describe(Task[tuple[Part, npt.NDArray[np.int64]], dict[int, dict[str, Any]]]):
+    """Describe some samples of one part."""
+
+    folder: Path  # of the catalog
+    clustering: str | None
+
+    def label(self, item: tuple[Part, npt.NDArray[np.int64]]) -> str:
+        """Return the name of the part."""
+        return item[0].name
+
+    def run(self, item: tuple[Part, npt.NDArray[np.int64]], worker: Worker) -> dict[int, dict[str, Any]]:
+        """Return the samples by row."""
+        part, rows = item
+        catalog, clustering, images = worker.cached(self, self._open)
+        table = catalog.samples_at(part.number, rows - part.first_row, COLUMNS)
+        columns = {name: table.column(name).to_pylist() for name in ("key", "uid", "caption", "shard")}
+        shown = {
+            row: {"key": key, "uid": uid.hex(), "caption": _cut(caption or ""), "shard": shard}
+            for row, key, uid, caption, shard in zip(rows.tolist(), *columns.values(), strict=True)
+        }
+        for row, thumbnail in zip(rows.tolist(), images.thumbnails(table, worker.cpus), strict=True):
+            shown[row]["image"] = thumbnail
+        if clustering is not None and part.number < clustering.snapshot.parts:
+            labels = clustering.labels.read(part)[rows - part.first_row].tolist()
+            near = clustering.similarities.read(part)[rows - part.first_row] if clustering.has_centroids else None
+            for at, (row, label) in enumerate(zip(rows.tolist(), labels, strict=True)):
+                shown[row]["cluster"] = label
+                if near is not None and label >= 0:
+                    shown[row]["similarity"] = round(float(near[at]), 4)
+        return shown
+
+    def _open(self) -> tuple[Catalog, Clustering | None, _Images]:
+        catalog = Catalog.open(self.folder)
+        return catalog, Clustering.find(catalog, self.clustering), _Images(catalog)
+
+
+class _Images:
+    """Images of a catalog's samples."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        shards = comparable_shards(catalog)
+        paths = shards.column("path").to_pylist()
+        packed = set(packed_shards(shards)["path"].to_pylist())
+        has_bytes = [container.has_bytes for container in containers_of(shards)]
+        self._without = np.array([not has or path in packed for has, path in zip(has_bytes, paths, strict=True)])
+        self._store: ShardStore = open_shards(shards, own_cache_folder(paths), DEFAULT_CACHE_BYTES)
+
+    def thumbnails(self, samples: pa.Table, threads: int) -> list[str]:
+        """Return a data URI of each sample's image, or the reason why there is none."""
+        shards = samples.column("shard").to_numpy()
+        starts, sizes = (samples.column(name).fill_null(0).to_numpy() for name in COLUMNS[-2:])
+        ranges = np.stack([shards, starts, starts + sizes], axis=1).astype(np.int64)
+        order = np.lexsort((ranges[:, 1], ranges[:, 0]))
+        order = order[~self._without[shards[order]] & (sizes[order] > 0)]
+        found = ["no image in the shard"] * len(samples)
+        with ThreadPoolExecutor(threads) as pool:
+            for start, stop in pairwise([*range(0, len(order), 256), len(order)]):
+                contents = [
+                    str(content) if isinstance(content, OSError) else bytes(content)
+                    for content in self._store.read_many(ranges[order[start:stop]])
+                ]
+                for at, thumbnail in zip(order[start:stop].tolist(), pool.map(thumbnail_of, contents), strict=True):
+                    found[at] = thumbnail
+        return found
+
+
+def thumbnail_of(content: bytes | str) -> str:
+    """Return an encoded image as a small WebP in a data URI, or the reason why there is none; text is such a reason already."""
+    if isinstance(content, str):
+        return content[:CAPTION_LETTERS]
+    try:
+        image = decode_rgb(content)
+    except ImageError as error:
+        return error.reason
+    image.thumbnail((PIXELS, PIXELS))
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=QUALITY)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= CAPTION_LETTERS else f"{text[: CAPTION_LETTERS - 1]}…"
+
+
+def shard_names(catalog: Catalog, shown: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
+    """Return the paths of the shards of some samples, by id."""
+    paths = catalog.shards().column("path")
+    return {shard: paths[shard].as_py() for shard in sorted({item["shard"] for item in shown.values()})}
