@@ -67,6 +67,7 @@ def commands(pool):
         (["group", catalog, "--entries", pool / "entries.txt", "--workers", 1], []),
         (["plan", catalog, "p", "--method", "flat", "--keep", 0.5, "--clusters", "kind"], [str(catalog)]),
         (["explain", catalog, "p", "--clusters"], KINDS),
+        (["report", catalog, "--output", pool / "report[b]"], [str(pool)]),
         (["draw", catalog, "p", "--epoch", 0, "--output", pool / "drawn.parquet"], [str(pool)]),
         (["prepare", catalog, "p"], []),
         (["export", catalog, "p", pool / "rates.json", "--to", "rates-json", "--epoch", 0], [str(pool)]),

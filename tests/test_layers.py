@@ -9,7 +9,20 @@ ROOT = Path(tailwise.__file__).parent
 LAYERS = (  # from the lowest
     *("text", "errors", "extras", "devices", "requests", "progress", "log", "mapped", "figures"),
     *("kernels", "storage", "catalog", "execution", "context", "shards", "sources", "encoders", "recipes", "plan"),
-    *("loader", "train", "evaluate", "export", "steps", "demo", "pipeline", "compare", "cli", "__init__", "__main__"),
+    *(
+        "loader",
+        "train",
+        "evaluate",
+        "export",
+        "steps",
+        "demo",
+        "pipeline",
+        "report",
+        "compare",
+        "cli",
+        "__init__",
+        "__main__",
+    ),
 )
 
 

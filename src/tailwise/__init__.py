@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tailwise.plan import Plan as Plan
     from tailwise.plan.explain import explain as explain
     from tailwise.plan.methods import register_method as register_method
+    from tailwise.report.report import make_report as make_report
     from tailwise.requests import ClusterRequest as ClusterRequest
     from tailwise.requests import DedupRequest as DedupRequest
     from tailwise.requests import EmbedRequest as EmbedRequest
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tailwise.requests import GroupRequest as GroupRequest
     from tailwise.requests import ImportRequest as ImportRequest
     from tailwise.requests import PlanRequest as PlanRequest
+    from tailwise.requests import ReportRequest as ReportRequest
     from tailwise.requests import ScoreRequest as ScoreRequest
     from tailwise.requests import ShardsRequest as ShardsRequest
     from tailwise.steps.clustering.cluster import cluster as cluster
@@ -54,8 +56,9 @@ _MODULES = {  # of the public names
     "plan": "Plan",
     "plan.explain": "explain",
     "plan.methods": "register_method",
+    "report.report": "make_report",
     "requests": "ClusterRequest DedupRequest EmbedRequest EncoderRequest EvaluateRequest FilterRequest "
-    "GroupRequest ImportRequest PlanRequest ScoreRequest ShardsRequest",
+    "GroupRequest ImportRequest PlanRequest ReportRequest ScoreRequest ShardsRequest",
     "steps.clustering.cluster": "cluster",
     "steps.dedup.dedup": "dedup",
     "steps.embedding.embed": "embed",

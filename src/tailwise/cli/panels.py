@@ -13,7 +13,7 @@ STEPS = {
     "Plan": ("plan", "explain"),
     "Use a plan": ("draw", "prepare", "export", "train"),
     "Measure": ("evaluate", "compare"),
-    "See": ("status", "why", "excluded"),
+    "See": ("report", "status", "why", "excluded"),
     "Keep in order": ("remove", "verify", "relocate", "unpack", "delete", "rename"),
     "All steps at once": ("run", "demo"),
 }
@@ -64,6 +64,7 @@ OPTIONS = {
         "Intervals": "bootstrap seed",
         "Resources": "batch-size workers device precision max-rejected",
     },
+    "report": {"Size of the page": "images most-images"},
     "compare": {"A part of the runs": "only seeds"},
 }
 

@@ -1,6 +1,6 @@
 """The charts of the report, as Bokeh figures.
 
-Bokeh draws axes, lines and bars, and gives the brush. `page/report.js` paints the clusters into the charts of SCATTER: 50,000 of them, in
+Bokeh draws axes, lines and bars, and gives the brush. `assets/report.js` paints the clusters into the charts of SCATTER: 50,000 of them, in
 five charts, must follow a brush; Bokeh's own markers take seconds for that without a graphics card.
 """
 
@@ -78,7 +78,7 @@ def make_charts(
         about = "The quota of each cluster. On the dashed line every member is drawn as often as the plan allows."
         charts.append(Chart("quota", "Quotas", about, figure))
     if "d_intra" in columns:
-        bounds = [_padded(columns[name]) for name in ("d_intra", "d_inter")]
+        bounds = _padded(columns["d_intra"]), _padded(columns["d_inter"])
         figure = _figure("distance of members to their centroid", "distance to other centroids", *bounds)
         about = "Density-Based Pruning calls clusters simple that are dense (left) and near to others (below)."
         charts.append(Chart("distances", "Density of clusters", about, figure))
@@ -161,7 +161,9 @@ def _similarities(figures: ClusterFigures, plans: Sequence[Plan]) -> Chart:
         options = {"mode": "center", "color": COLORS[0], "line_width": 2, "visible": number == 0}
         figure.step(middle[inside], drawn[inside], name=f"plan{number}", legend_label="drawn in an epoch", **options)
         left = (found[0] - drawn).clip(min=0)
-        figure.step(middle[inside], left[inside], name=f"plan{number}", line_dash="dotted", legend_label="not drawn", **options)
+        figure.step(
+            middle[inside], left[inside], name=f"plan{number}", line_dash="dotted", legend_label="not drawn", **options
+        )
     _place_legend(figure)
     about = "Samples by their similarity to their centroid, and those that an epoch of the plan draws."
     return Chart("similarity", "Typical and untypical samples", about, figure)
@@ -213,5 +215,7 @@ def as_json(charts: Sequence[Chart]) -> tuple[str, dict[str, str]]:
     def renumbered(identity: str) -> str:
         return numbers.setdefault(identity, f"p{len(numbers)}")
 
-    text = re.sub(r'"id":"(p\d+)"', lambda found: f'"id":"{renumbered(found[1])}"', serialize_json(next(iter(docs.values()))))
+    text = re.sub(
+        r'"id":"(p\d+)"', lambda found: f'"id":"{renumbered(found[1])}"', serialize_json(next(iter(docs.values())))
+    )
     return text, {chart.name: renumbered(chart.figure.id) for chart in charts}

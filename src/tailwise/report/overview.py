@@ -64,7 +64,11 @@ def plans_table(plans: Sequence[Plan], samples_per_second: float | None) -> Tabl
     for plan in plans:
         first = first_epoch(plan)
         about = "" if plan.exact else "about "
-        row = [plan.name, str(plan.config["method"]) + ("" if plan.dynamic else ", fixed"), f"{about}{first.total:,.0f}"]
+        row = [
+            plan.name,
+            str(plan.config["method"]) + ("" if plan.dynamic else ", fixed"),
+            f"{about}{first.total:,.0f}",
+        ]
         row += [_share(first.total, plan.pool), f"{about}{first.unique:,.0f}", _full_coverage(plan)]
         if samples_per_second:
             row.append(f"{first.total / samples_per_second / 3600:,.4g}")

@@ -1,17 +1,10 @@
-"""The report: a page of its own, which opens without a server and asks nothing of any other address.
-
-While it is small, all of it is in index.html. Else the samples are in scripts beside it, which the page loads when it shows them: a page
-opened from a disk may load scripts and images, but may not fetch files.
-"""
+"""The report: what a catalog holds, and what plans do to it, on one page."""
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +25,19 @@ from tailwise.plan.plan import Plan
 from tailwise.report import charts as drawing
 from tailwise.report.clusters import BINS, ClusterFigures, cluster_figures
 from tailwise.report.overview import facts_of, plans_table, rejected_table, tail_table
-from tailwise.report.samples import describe, duplicate_groups, nearest_to_threshold, shard_names
+from tailwise.report.page import PAGE, script_json, write_page
+from tailwise.report.samples import (
+    Filtered,
+    Group,
+    describe,
+    duplicate_groups,
+    nearest_to_threshold,
+    shard_names,
+)
 from tailwise.requests import ReportRequest
-from tailwise.storage.local import replacing
 from tailwise.text import command_line, did_you_mean, plain
 
-ONE_FILE_BYTES = 12_000_000  # of data; a larger report is a folder
 CHUNK_CLUSTERS = 16  # in one script: of similar size, since the gallery begins with the largest
-PAGE, DATA = "index.html", "data"
 
 
 @dataclass(frozen=True)
@@ -71,65 +69,106 @@ def make_report(catalog: Catalog | str | Path, request: ReportRequest, context: 
     catalog, context = Catalog.open(catalog), context or Context()
     folder = check_output_folder(request.output, "`output`", {PAGE})
     _check_ours(folder)
-    snapshot = catalog.snapshot()
+    content = _collect(catalog, request, context)
+    figures = content.figures
+    columns = {} if figures is None else _columns(figures)
+    blocks = {} if figures is None else _chunks(figures, columns, content.samples)
+    if content.groups or content.filtered:
+        blocks["lists"] = _lists(content)
+    charts: list[drawing.Chart] = []
+    if figures is not None:
+        nearest = _nearest(catalog, content.lists)
+        charts = drawing.make_charts(columns, figures, content.plans, request.epochs, nearest)
+    text, ids = drawing.as_json(charts) if charts else ("", {})
+    meta = {
+        **_meta(content),
+        "charts": ids,
+        "columns": {name: _packed(values) for name, values in columns.items()},
+        "places": {row: name for name, block in blocks.items() for row in block["samples"]},
+    }
+    page = {**_page(content, request), "charts": charts}
+    inline = {"meta": script_json(meta), **({"charts": text.replace("<", "\\u003c")} if text else {})}
+    written = write_page(folder, page, inline, {name: script_json(block) for name, block in blocks.items()})
+    size = sum(path.stat().st_size for path in written)
+    clusters = 0 if figures is None else len(figures.sizes)
+    return Report(folder / PAGE, len(written), size, clusters, len(content.samples))
+
+
+# --- what is shown ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the page shows."""
+
+    catalog: Catalog
+    plans: list[Plan]
+    clustering: Clustering | None
+    lists: list[DropList]
+    figures: ClusterFigures | None  # None without a clustering
+    groups: dict[str, list[Group]]  # of duplicates, by drop list
+    filtered: dict[str, list[Filtered]]  # by drop list
+    samples: dict[int, dict[str, Any]]  # by row
+
+
+def _collect(catalog: Catalog, request: ReportRequest, context: Context) -> _Content:
     plans = _plans(catalog, request.plan)
     clustering = _clustering(catalog, request.clustering, plans)
+    newest = catalog.snapshot().number
     lists = [DropList(catalog, name) for name in DROP_LIST.finished(catalog.folder)]
-    lists = [item for item in lists if item.snapshot.number == snapshot.number]
+    lists = [item for item in lists if item.snapshot.number == newest]
     figures = None
     if clustering is not None:
         bounds = (request.images, request.most_images)
         figures = cluster_figures(clustering, plans, *bounds, request.projection, context)
-    groups = {item.name: duplicate_groups(item) for item in lists if item.kind == "dedup"}
-    filtered = {item.name: nearest_to_threshold(item) for item in lists if item.kind != "dedup"}
+    found = {item.name: duplicate_groups(item) for item in lists if item.kind == "dedup"}
+    groups = {name: each for name, each in found.items() if each}
+    dropped = {item.name: nearest_to_threshold(item) for item in lists}
+    filtered = {name: each for name, each in dropped.items() if each}
     rows = [] if figures is None else figures.picks["row"].tolist()
     rows += [row for each in groups.values() for group in each for row in (group.kept, *group.rows)]
     rows += [item.row for each in filtered.values() for item in each]
     samples = describe(catalog, np.unique(np.array(rows, np.int64)), clustering, plans, lists, context)
-    columns = {} if figures is None else _columns(figures)
-    blocks = _chunks(figures, columns, samples) if figures is not None else {}
-    if any(groups.values()) or any(filtered.values()):
-        blocks["lists"] = _lists(groups, filtered, samples)
-    charts = [] if figures is None else drawing.make_charts(columns, figures, plans, request.epochs, _nearest(catalog, lists))
-    places = {row: name for name, block in blocks.items() for row in block["samples"]}
-    text, ids = drawing.as_json(charts) if charts else ("", {})
-    meta = {
+    return _Content(catalog, plans, clustering, lists, figures, groups, filtered, samples)
+
+
+def _meta(content: _Content) -> dict[str, Any]:
+    """Return what the page's script reads first, but for charts and columns."""
+    catalog, clustering, figures = content.catalog, content.clustering, content.figures
+    groups = {} if figures is None else {name: Clustering.open(catalog, name).values for name in figures.groups}
+    return {
         "catalog": plain(catalog.folder),
         "clustering": clustering.name if clustering else None,
         "clusters": 0 if figures is None else len(figures.sizes),
         "values": clustering.values if clustering else None,
         "words": [] if figures is None else figures.words,
-        "groups": {} if figures is None else {name: Clustering.open(catalog, name).values for name in figures.groups},
-        "plans": [{"name": plan.name, "dynamic": plan.dynamic} for plan in plans],
-        "charts": ids,
+        "groups": groups,
+        "plans": [{"name": plan.name, "dynamic": plan.dynamic} for plan in content.plans],
         "scatter": drawing.SCATTER,
         "chunk": CHUNK_CLUSTERS,
-        "columns": {name: _packed(values) for name, values in columns.items()},
-        "shards": shard_names(catalog, samples),
-        "places": places,
+        "shards": shard_names(catalog, content.samples),
     }
-    tables = [plans_table(plans, request.samples_per_second)] if plans else []
-    tables += [found for found in (tail_table(figures.sizes, figures.quotas, plans) if figures else None, rejected_table(catalog)) if found]
-    page = {
+
+
+def _page(content: _Content, request: ReportRequest) -> dict[str, Any]:
+    """Return the values of the template, but for the charts."""
+    catalog, plans, figures = content.catalog, content.plans, content.figures
+    sizes = None if figures is None else figures.sizes
+    found = [plans_table(plans, request.samples_per_second) if plans else None, rejected_table(catalog)]
+    if figures is not None:
+        found.insert(1, tail_table(figures.sizes, figures.quotas, plans))
+    return {
         "title": plain(catalog.folder.name),
-        "about": _about(catalog, clustering),
-        "facts": facts_of(catalog, None if figures is None else figures.sizes, lists),
-        "tables": tables,
-        "notes": _notes(catalog, plans, clustering),
-        "plans": [plain(plan.name) for plan in plans],
-        "charts": charts,
+        "about": _about(catalog, content.clustering),
+        "facts": facts_of(catalog, sizes, content.lists),
+        "tables": [table for table in found if table is not None],
+        "notes": _notes(catalog, plans, content.clustering),
+        "plans": [plan.name for plan in plans],
         "gallery": figures is not None,
-        "duplicates": any(groups.values()),
-        "filtered": any(filtered.values()),
+        "duplicates": bool(content.groups),
+        "filtered": bool(content.filtered),
         "study": None,
     }
-    inline = {"meta": _script_json(meta), **({"charts": text.replace("<", "\\u003c")} if text else {})}
-    written = write_page(folder, page, inline, {name: _script_json(block) for name, block in blocks.items()})
-    size = sum(path.stat().st_size for path in written)
-    return Report(folder / PAGE, len(written), size, meta["clusters"], len(samples))
-
-
-# --- what is shown ------------------------------------------------------------------------------------------------------
 
 
 def _check_ours(folder: Path) -> None:
@@ -182,9 +221,13 @@ def _nearest(catalog: Catalog, lists: Sequence[DropList]) -> dict[str, tuple[npt
     found = {}
     for item in lists:
         epsilon = item.config.get("epsilon")
-        for path in COMPARISON.manifests(catalog.folder) if epsilon is not None else ():
+        if epsilon is None:
+            continue
+        for path in COMPARISON.manifests(catalog.folder):
             near = Neighbours(catalog, path.parent)
-            same = all(near.config.get(key) == item.config.get(key) for key in ("clustering", "order", "snapshot", "extends"))
+            same = all(
+                near.config.get(key) == item.config.get(key) for key in ("clustering", "order", "snapshot", "extends")
+            )
             if same and near.inputs.get("clustering") == item.inputs.get("clustering"):
                 counts = np.zeros(BINS, np.int64)
                 for part in catalog.parts(near.snapshot):
@@ -212,24 +255,28 @@ def _chunks(
     return chunks
 
 
-def _lists(groups: Mapping[str, Any], filtered: Mapping[str, Any], samples: Mapping[int, Any]) -> dict[str, Any]:
-    shown, dropped = [], {}
-    for name, each in groups.items():
+def _lists(content: _Content) -> dict[str, Any]:
+    """Return groups of duplicates, and samples that lists dropped by a value."""
+    shown: list[dict[str, Any]] = []
+    dropped: dict[str, list[list[Any]]] = {}
+    for name, each in content.groups.items():
         shown += [
             {"list": name, "kept": group.kept, "rows": group.rows, "near": group.similarities, "more": group.more}
             for group in each
         ]
-    for name, items in filtered.items():
+    for name, items in content.filtered.items():
         for item in items:
             dropped.setdefault(f"{name}: {item.reason}", []).append([item.row, item.value])
     rows = [row for group in shown for row in (group["kept"], *group["rows"])]
-    rows += [row for items in dropped.values() for row, _ in items]
-    return {"groups": shown, "filtered": dropped, "samples": {row: samples[row] for row in rows}}
+    rows += [row for each in dropped.values() for row, _ in each]
+    return {"groups": shown, "filtered": dropped, "samples": {row: content.samples[row] for row in rows}}
 
 
 def _about(catalog: Catalog, clustering: Clustering | None) -> str:
     shown = f"clustering {clustering.name}" if clustering else "no clustering yet"
-    return plain(f"Catalog {catalog.folder}, snapshot {catalog.snapshot().number}, {shown}. Made by tailwise {__version__}.")
+    return plain(
+        f"Catalog {catalog.folder}, snapshot {catalog.snapshot().number}, {shown}. Made by tailwise {__version__}."
+    )
 
 
 def _notes(catalog: Catalog, plans: Sequence[Plan], clustering: Clustering | None) -> list[str]:
@@ -242,83 +289,10 @@ def _notes(catalog: Catalog, plans: Sequence[Plan], clustering: Clustering | Non
     for plan in plans:
         if plan.snapshot.number != newest.number:
             absent = newest.rows - plan.rows
-            notes.append(f"Plan {plan.name} was made for snapshot {plan.snapshot.number}: {absent:,} newer samples are not in it.")
+            notes.append(
+                f"Plan {plan.name} was made for snapshot {plan.snapshot.number}: {absent:,} newer samples are not in it."
+            )
     return [plain(note) for note in notes]
-
-
-# --- the page -----------------------------------------------------------------------------------------------------------
-
-
-def write_page(folder: Path, page: Mapping[str, Any], inline: Mapping[str, str], blocks: Mapping[str, str]) -> list[Path]:
-    """Write the page; return its files.
-
-    Args:
-        folder: made if it does not exist. Scripts of an earlier report are deleted.
-        page: values of the template.
-        inline: JSON that is in the page, by name.
-        blocks: JSON that is in the page too while it is small, else in scripts beside it.
-    """
-    import jinja2  # noqa: PLC0415  (an extra)
-
-    source = files("tailwise.report") / "page"
-    apart = sum(map(len, blocks.values())) > ONE_FILE_BYTES
-    scripts = [_bokeh(), (source / "report.js").read_text(encoding="utf-8")] if page["gallery"] else []
-    hashes = " ".join(f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts)
-    policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes or chr(39) + 'none' + chr(39)}"
-    policy += " 'self' file:" if apart else ""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tailwise.report", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    css = (source / "report.css").read_text(encoding="utf-8")
-    held = [*inline.items(), *(() if apart else blocks.items())]
-    text = environment.get_template("report.html.j2").render(
-        **page, version=__version__, policy=policy, css=_safe(css), scripts=[_safe(text) for text in scripts],
-        blocks=[(name, _safe(text)) for name, text in held],
-        sections=[(name, title) for name, title in SECTIONS.items() if _has(page, name)],
-    )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / DATA
-    for old in data.glob("*.js"):
-        old.unlink()
-    written = [folder / PAGE]
-    if apart:
-        data.mkdir(exist_ok=True)
-        for name, block in blocks.items():
-            (data / f"{name}.js").write_text(f"tailwiseData({json.dumps(name)}, {block});\n", encoding="utf-8")
-            written.append(data / f"{name}.js")
-    with replacing(folder / PAGE, unique=True) as temporary:  # last: with it, the report is whole
-        temporary.write_text(text, encoding="utf-8")
-    return written
-
-
-SECTIONS = {
-    "overview": "Overview", "charts": "Charts", "two-plans": "Two plans", "gallery": "Gallery", "duplicates": "Duplicates",
-    "filtered": "Filters", "study": "Study",
-}  # fmt: skip
-
-
-def _has(page: Mapping[str, Any], section: str) -> bool:
-    if section == "two-plans":
-        return len(page["plans"]) > 1 and page["gallery"]
-    return section == "overview" or bool(page[section])
-
-
-def _bokeh() -> str:
-    text = (files("bokeh") / "server" / "static" / "js" / "bokeh.min.js").read_text(encoding="utf-8")
-    return text.replace("</script", r"<\/script")
-
-
-def _safe(text: str) -> Any:  # noqa: ANN401  (jinja2's)
-    """Return text that the template does not escape: our own, or JSON without a "<"."""
-    from markupsafe import Markup  # noqa: PLC0415  (comes with jinja2)
-
-    return Markup(text)
-
-
-def _script_json(value: Any) -> str:  # noqa: ANN401  (JSON values)
-    """Return JSON in ASCII without "<", so that no text ends the script that holds it."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _packed(values: npt.NDArray[Any]) -> list[str]:

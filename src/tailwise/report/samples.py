@@ -95,7 +95,9 @@ def _members(found: DropList, kept: npt.NDArray[np.int64]) -> dict[int, tuple[li
     wanted = pa.array(np.unique(kept))
     for batch in _drops(found):
         mine = batch.filter(pc.is_in(batch.column("kept_row"), wanted))
-        for row, of, near in zip(*(mine.column(name).to_pylist() for name in ("row", "kept_row", "similarity")), strict=True):
+        for row, of, near in zip(
+            *(mine.column(name).to_pylist() for name in ("row", "kept_row", "similarity")), strict=True
+        ):
             groups[of][0].append(row)
             groups[of][1].append(1.0 if near is None else near)
     return groups
@@ -111,17 +113,17 @@ class Filtered:
 
 
 def nearest_to_threshold(found: DropList) -> list[Filtered]:
-    """Return samples that a list dropped by a value, nearest to the threshold first; for each reason."""
-    config = found.config
-    rule = config.get("rule") or config
-    least = rule.get("minimum")
-    low_side = rule.get("keep") is not None
+    """Return samples that a list dropped by a score or a similarity, nearest to the threshold first; for each reason."""
+    rule = found.config["rule"] if found.kind == "filter" else {}
+    least, low_side = rule.get("minimum"), rule.get("keep") is not None
     best: dict[str, list[tuple[float, int, float]]] = {}
     with pq.ParquetFile(check_file(found.folder / layout.DROPPED_TABLE)) as file:
-        for batch in file.iter_batches(columns=["row", "reason", "value"]):
-            batch = batch.filter(pc.is_valid(batch.column("value")))
-            for reason in pc.unique(batch.column("reason")).to_pylist():
-                mine = batch.filter(pc.equal(batch.column("reason"), reason))
+        for batch in file.iter_batches(columns=["row", "reason", "value", "kept_row", "similarity"]):
+            value = pc.coalesce(batch.column("value"), batch.column("similarity").cast(pa.float64()))
+            judged = pc.and_(pc.is_valid(value), pc.is_null(batch.column("kept_row")))
+            valued = batch.set_column(2, "value", value).filter(judged)
+            for reason in pc.unique(valued.column("reason")).to_pylist():
+                mine = valued.filter(pc.equal(valued.column("reason"), reason))
                 values, rows = mine.column("value").to_numpy(), mine.column("row").to_numpy()
                 low = low_side or (least is not None and values[0] < least)
                 keys = -values if low else values

@@ -6,6 +6,7 @@ Words are runs of letters and digits, in lower case, of 2 to 24 characters. A sc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -56,5 +57,5 @@ def typical_words(tables: Sequence[pa.Table], clusters: int) -> list[str]:
     bounds = np.searchsorted(cluster[order], np.arange(clusters + 1)).tolist()
     return [
         " ".join(texts[at] for at in word[start : min(stop, start + WORDS)].tolist())
-        for start, stop in zip(bounds, bounds[1:], strict=False)
+        for start, stop in pairwise(bounds)
     ]

@@ -1,0 +1,96 @@
+"""Writing of a page that opens without a server and asks nothing of any other address.
+
+While it is small, all of it is in index.html. Else its data is in scripts beside it, which the page loads when it shows them: a page
+opened from a disk may load scripts and images, but may not fetch files.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tailwise import __version__
+from tailwise.storage.local import replacing
+
+ONE_FILE_BYTES = 12_000_000  # of data; a larger page is a folder
+PAGE, DATA = "index.html", "data"
+
+
+def write_page(
+    folder: Path, page: Mapping[str, Any], inline: Mapping[str, str], blocks: Mapping[str, str]
+) -> list[Path]:
+    """Write the page; return its files.
+
+    Args:
+        folder: made if it does not exist. Scripts of an earlier report are deleted.
+        page: values of the template.
+        inline: JSON that is in the page, by name.
+        blocks: JSON that is in the page too while it is small, else in scripts beside it.
+    """
+    import jinja2  # noqa: PLC0415  (an extra)
+
+    source = files("tailwise.report") / "assets"
+    apart = sum(map(len, blocks.values())) > ONE_FILE_BYTES
+    scripts = [_bokeh(), (source / "report.js").read_text(encoding="utf-8")] if page["gallery"] else []
+    hashes = [f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts] or ["'none'"]
+    sources = [*hashes, *(["'self'", "file:"] if apart else [])]
+    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
+    policy += f"script-src {' '.join(sources)}"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tailwise.report", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    css = (source / "report.css").read_text(encoding="utf-8")
+    held = [*inline.items(), *(() if apart else blocks.items())]
+    text = environment.get_template("report.html.j2").render(
+        **page, version=__version__, policy=policy, css=_safe(css), scripts=[_safe(text) for text in scripts],
+        blocks=[(name, _safe(text)) for name, text in held],
+        sections=[(name, title) for name, title in SECTIONS.items() if _has(page, name)],
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / DATA
+    for old in data.glob("*.js"):
+        old.unlink()
+    written = [folder / PAGE]
+    if apart:
+        data.mkdir(exist_ok=True)
+        for name, block in blocks.items():
+            (data / f"{name}.js").write_text(f"tailwiseData({json.dumps(name)}, {block});\n", encoding="utf-8")
+            written.append(data / f"{name}.js")
+    with replacing(folder / PAGE, unique=True) as temporary:  # last: with it, the report is whole
+        temporary.write_text(text, encoding="utf-8")
+    return written
+
+
+SECTIONS = {
+    "overview": "Overview", "charts": "Charts", "two-plans": "Two plans", "gallery": "Gallery", "duplicates": "Duplicates",
+    "filtered": "Filters", "study": "Study",
+}  # fmt: skip
+
+
+def _has(page: Mapping[str, Any], section: str) -> bool:
+    if section == "two-plans":
+        return len(page["plans"]) > 1 and page["gallery"]
+    return section == "overview" or bool(page[section])
+
+
+def _bokeh() -> str:
+    text = (files("bokeh") / "server" / "static" / "js" / "bokeh.min.js").read_text(encoding="utf-8")
+    return text.replace("</script", r"<\/script")
+
+
+def _safe(text: str) -> Any:  # noqa: ANN401  (jinja2's)
+    """Return text that the template does not escape: our own, or JSON without a "<"."""
+    from markupsafe import Markup  # noqa: PLC0415  (comes with jinja2)
+
+    return Markup(text)
+
+
+def script_json(value: Any) -> str:  # noqa: ANN401  (JSON values)
+    """Return JSON in ASCII without "<", so that no text ends the script that holds it."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
