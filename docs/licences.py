@@ -33,7 +33,12 @@ def licence(name: str) -> str:
     classified = [line.split(" :: ")[-1] for line in found.get_all("Classifier") or [] if line.startswith("License ::")]
     text = found["License-Expression"] or ", ".join(classified) or found["License"] or "UNKNOWN"
     if text == "UNKNOWN":
-        text = " ".join((package.read_text("LICENSE") or "not stated").split()[:4]) + " (first words of its LICENSE)"
+        text = (
+            " ".join(
+                (package.read_text("LICENSE") or package.read_text("licenses/LICENSE") or "not stated").split()[:4]
+            )
+            + " (first words of its LICENSE)"
+        )
     return re.sub(r"\s+", " ", text)
 
 
