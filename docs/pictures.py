@@ -6,12 +6,12 @@ from random import Random
 FOLDER = Path(__file__).resolve().parent / "concepts"
 WIDTH, HEIGHT = 720, 250
 STYLE = """
-.back { fill: #fafbfc; stroke: #d5dae0 } .ink { fill: #23292f } .soft { fill: #5a646e } .line { stroke: #7c8791; fill: none }
+.back { fill: #f4f6f8 } .ink { fill: #23292f } .soft { fill: #5a646e } .line { stroke: #7c8791; fill: none }
 .pale { fill: #dfe5ea } .teal { fill: #00897b } .gold { fill: #b26a00 } .rose { fill: #c2185b } .blue { fill: #3c5fc4 }
 .cross { stroke: #c2185b; stroke-width: 2.5 }
 text { font: 14px system-ui, sans-serif } .on { fill: #fff } .b { font-weight: 600 } .mono { font: 12.5px ui-monospace, monospace }
 @media (prefers-color-scheme: dark) {
-.back { fill: #171a20; stroke: #343b44 } .ink { fill: #e8ebee } .soft { fill: #a9b3bd } .line { stroke: #8a95a0 }
+.back { fill: #171a20 } .ink { fill: #e8ebee } .soft { fill: #a9b3bd } .line { stroke: #8a95a0 }
 .pale { fill: #3a424c } .teal { fill: #1f9d8f } .gold { fill: #d08a2a } .rose { fill: #e0568b } .blue { fill: #6f8df0 }
 .cross { stroke: #ff7aa8 } .on { fill: #0d1014 } }
 """
@@ -234,5 +234,5 @@ PICTURES = {
 if __name__ == "__main__":
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><style>{STYLE}</style>{ARROW}'
     for name, draw in PICTURES.items():
-        picture = f"{head}{box(1, 1, WIDTH - 2, HEIGHT - 2, 'back', 8)}{draw()}</svg>\n"
+        picture = f"{head}{box(0, 0, WIDTH, HEIGHT, 'back', 0)}{draw()}</svg>\n"
         (FOLDER / f"{name}.svg").write_text(picture, encoding="utf-8")
