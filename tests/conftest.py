@@ -317,10 +317,10 @@ def forked_commands(fork_python):
             return SimpleNamespace(
                 pid=process.pid,
                 poll=lambda: None if process.is_alive() else process.exitcode,
-                wait=lambda: process.join() or process.exitcode,
+                wait=lambda timeout=None: process.join(timeout) or process.exitcode,
             )
 
-        return SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT)
+        return SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired)
 
     return make
 

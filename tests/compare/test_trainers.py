@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tailwise.compare.recipe import Training
 from tailwise.compare.trainers import (
     Steps,
     _is_plain,
+    _logged_steps,
     _make,
     _open_clip,
     _Source,
@@ -205,3 +208,16 @@ def test_the_open_clip_trainer_runs_in_a_process_of_its_own(plan, small_model, t
         train_by_open_clip(
             plan, training(small_model, open_clip={"train-data": "x"}), **{**asked, "folder": tmp_path / "b"}
         )
+
+
+def test_steps_are_read_from_the_log_of_the_trainer(tmp_path):
+    log = tmp_path / "trainer.log"
+    lines = [
+        f"Train Epoch: {epoch} [{samples:>3}/80 (9%)] Loss" for epoch, samples in ((0, 8), (0, 40), (1, 8), (2, 24))
+    ]
+    log.write_text("Train Epoch: 9 [ 80/80\n")  # of the run before it was killed
+    written = log.stat().st_size
+    program = f"import sys, time\nfor line in {lines}:\n    print(line, flush=True)\ntime.sleep(1.5)"
+    with log.open("ab") as stream, subprocess.Popen([sys.executable, "-c", program], stdout=stream) as process:
+        assert list(_logged_steps(process, log, written, 10, 8)) == [*range(23)]
+        process.kill()

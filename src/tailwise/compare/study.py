@@ -9,9 +9,9 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import Step
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
+from tailwise.progress import Item
 from tailwise.storage.local import locked, replacing
 from tailwise.train.runs import changes
 
@@ -208,11 +209,14 @@ def compare(
     for step in recipe.prepare:
         _run_quietly(runner, step)
     runs = study.runs(only, seeds)
+    missing = sum(study.result(run) is None for run in runs)
     for number, run in enumerate(runs, 1):
         line = f"[{number}/{len(runs)}] {run.label}"
         if (found := study.result(run)) is not None:
             report(f"{line}: done already, {_describe(found)}")
-        elif (found := study.do(run, runner, context)) is None:
+            continue
+        missing = max(missing - 1, 0)
+        if (found := study.do(run, runner, _named(context, line, missing))) is None:
             report(f"{line}: another process is running it")
         else:
             report(f"{line}: {_describe(found)}")
@@ -220,6 +224,17 @@ def compare(
     summary = summarize(recipe, study.results())
     write_summary(output, summary, png=png)
     return summary
+
+
+def _named(context: Context, line: str, later: int) -> Context:
+    """Return the context of one run: lines of its training tell which run it is, and the time left for those that come later."""
+
+    def track(items: Iterable[Item], description: str, total: int | None = None, **options: Any) -> Iterable[Item]:  # noqa: ANN401
+        if options:  # a training
+            return context.progress(items, line, total, **options, later=later)
+        return context.progress(items, description, total)
+
+    return replace(context, progress=track)
 
 
 def _run_quietly(runner: Runner, step: Step) -> None:

@@ -10,11 +10,12 @@ import logging
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def train_in_process(
         losses = np.empty(source.steps, np.float32)
         seen = np.zeros(plan.rows, np.bool_)
         start = time.perf_counter()
-        for number in context.progress(range(source.steps), f"training {name}", source.steps):
+        shown = context.progress(range(source.steps), name, source.steps, size=training.global_batch, unit="samples")
+        for number in shown:
             if number % source.segment == 0:
                 reseed(seed, 0, number // source.segment, 0)
             images, texts, rows = source.batch(number)
@@ -300,6 +302,7 @@ def _deterministic(device: torch.device) -> Iterator[None]:
 # --- open_clip's trainer ----------------------------------------------------------------------------------------------
 
 
+_LOGGED = re.compile(rb"Train Epoch: (\d+) \[ *(\d+)/")
 RUN = "training"  # folder of the open_clip trainer within the run's folder
 
 
@@ -312,7 +315,7 @@ def train_by_open_clip(
     folder: Path,
     cache: Path,  # noqa: ARG001  (images are decoded during the training)
     name: str,
-    context: Context | None = None,  # noqa: ARG001  (open_clip writes its own log)
+    context: Context | None = None,
 ) -> Trained:
     """Train once with open_clip's trainer, by `tailwise train` in its own process; an interrupted training is resumed.
 
@@ -327,10 +330,16 @@ def train_by_open_clip(
     clock = folder / "seconds.json"
     before = float(read_json(clock)) if clock.exists() else 0.0
     start = time.perf_counter()
+    segments = cut(training.samples_seen // training.global_batch)
     with log.open("ab") as stream:
+        written = stream.tell()
         # A new session: otherwise Ctrl-C would reach the trainer twice, from the terminal and from here.
         process = subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
         try:
+            steps = _logged_steps(process, log, written, segments.length, training.global_batch)
+            progress = (context or Context()).progress
+            for _ in progress(steps, name, segments.batches, size=training.global_batch, unit="samples"):
+                pass
             code = process.wait()
         except BaseException:
             process.terminate()
@@ -342,10 +351,23 @@ def train_by_open_clip(
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
         raise UserError(f"{name}: the trainer ended with code {code}, see {log}: {' | '.join(lines)}")
-    segments = cut(training.samples_seen // training.global_batch)
     device = str(find_device(training.device))
     checkpoint = folder / RUN / "checkpoints" / f"epoch_{segments.count}.pt"
     return Trained(checkpoint, segments.batches * training.global_batch, seconds, device)
+
+
+def _logged_steps(process: subprocess.Popen[bytes], log: Path, written: int, segment: int, batch: int) -> Iterator[int]:
+    """Yield the number of each step that a trainer logs behind the first `written` bytes, until it ends; `segment` is in steps."""
+    seen = 0
+    with log.open("rb") as stream:
+        stream.seek(written)
+        while process.poll() is None:
+            for epoch, samples in _LOGGED.findall(stream.read()):
+                done = int(epoch) * segment + int(samples) // batch
+                yield from range(seen, done)
+                seen = max(seen, done)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
 
 
 def open_clip_arguments(training: Training) -> dict[str, Any]:
