@@ -23,6 +23,7 @@ from tailwise.catalog.files import file_digest, read_array
 from tailwise.catalog.layout import HEADER
 from tailwise.errors import ConflictError, NotFoundError, UserError
 from tailwise.storage.local import TEMPORARY_SUFFIX, replacing, scratch
+from tailwise.text import spreadsheet_cell
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +160,15 @@ def _local_shards(catalog: Catalog) -> Iterator[os.stat_result]:
         if "://" not in path:
             with suppress(OSError):  # moved or deleted: nothing to protect
                 yield Path(path).stat()
+
+
+def for_spreadsheets(table: pa.Table) -> pa.Table:
+    """Return the table with its text made safe by `spreadsheet_cell`, for a CSV file."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            cells = [None if value is None else spreadsheet_cell(value) for value in table.column(at).to_pylist()]
+            table = table.set_column(at, field.name, pa.array(cells, field.type))
+    return table
 
 
 # --- formats ------------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def remove(
 @app.command()
 def excluded(
     catalog: CatalogPath,
-    output: Annotated[Path, Option(help="Parquet file to write.")],
+    output: Annotated[Path, Option(help="File to write: .csv for people, else Parquet.")],
     plan: Annotated[str | None, Argument(metavar="[PLAN]", help="Name of a plan; all drop lists without one.")] = None,
     epochs: Annotated[
         int | None, Option(help="Of PLAN: list what the first N epochs leave out.  [default: what every epoch does]")
@@ -68,7 +68,7 @@ def excluded(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """List every sample that will never be drawn, and why: shard, key, stage, reason, cluster, kept_shard, kept_key, similarity.
+    """List every sample that will never be drawn, and why: shard, key, caption, group, the reason in words, and for programs.
 
     With PLAN: all that this plan never draws, or does not draw in the first N epochs (--epochs N). Without: what was removed, and
     what the drop lists of the newest snapshot drop.
@@ -76,7 +76,7 @@ def excluded(
     Examples:
       tailwise excluded my-catalog subset --output never-drawn.parquet
       tailwise excluded my-catalog epochs --epochs 6 --output not-in-training.parquet
-      tailwise excluded my-catalog --output dropped.parquet
+      tailwise excluded my-catalog --output dropped.csv
     """
     from tailwise.plan.plan import Plan
     from tailwise.steps.upkeep.excluded import write_excluded

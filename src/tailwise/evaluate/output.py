@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from tailwise.catalog.files import read_json, write_json
-from tailwise.catalog.outputs import check_output_folder
+from tailwise.catalog.outputs import check_output_folder, for_spreadsheets
 from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate.run import Evaluation, mean_over_sets
 from tailwise.extras import require
 from tailwise.figures import STYLE, encode
 from tailwise.storage.local import replacing
-from tailwise.text import plain, spreadsheet_cell
+from tailwise.text import plain
 
 SUMMARY = "summary.json"
 
@@ -56,15 +55,6 @@ def write_output(
                     with replacing(folder / f"curve-{name}{suffix}", unique=True) as temporary:
                         temporary.write_bytes(content)
     write_json(folder / SUMMARY, {"config": dict(config), **as_json(evaluations, suite)}, unique=True)
-
-
-def for_spreadsheets(table: pa.Table) -> pa.Table:
-    """Return the table with its text made safe by `spreadsheet_cell`."""
-    for at, field in enumerate(table.schema):
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            cells = [None if value is None else spreadsheet_cell(value) for value in table.column(at).to_pylist()]
-            table = table.set_column(at, field.name, pa.array(cells, field.type))
-    return table
 
 
 def as_json(evaluations: Sequence[Evaluation], suite: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import csv
 import itertools
 import json
 import shutil
@@ -9,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from tailwise.catalog import Catalog
+from tailwise.catalog import Catalog, layout
 from tailwise.catalog.artifacts import Artifact
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DROPPED_SCHEMA
 from tailwise.catalog.files import file_stamp, note_digest
 from tailwise.cli import app
@@ -149,26 +151,37 @@ def test_each_has_its_first_cause(curated, tmp_path):
     groups = plan.groups[:]
     ranked = [row for row in range(600) if groups[row] >= 0 and not plan.draw(0)[row]]
     seen = Counter()
+    labels = np.concatenate([*Clustering.open(catalog, "clean").parts(layout.LABEL)])
+    captions = list(itertools.chain(*(catalog.samples(part)["caption"].to_pylist() for part in catalog.parts())))
     nothing = dict.fromkeys(("kept_shard", "kept_key", "similarity"))
     for row, line in lines.items():
         group = int(groups[row])
         expected = {"shard": paths[row], "key": f"{row:06d}", "cluster": group if group >= 0 else None, **nothing}
+        expected |= {"caption": captions[row], "group": f"cluster {labels[row]}" if labels[row] >= 0 else None}
         if row in hit["taken"]:
             cause = "remove", "takedown"
+            words = "removed: takedown"
         elif row in hit["duplicates"]:
             cause = "dedup", f"duplicates: {('duplicate', 'identical')[row % 2]}"
             kept = hit["duplicates"][row]
             expected |= {"kept_shard": paths[kept], "kept_key": f"{kept:06d}", "cluster": row % 12}
-            expected["similarity"] = hit["near"][row]
+            expected["similarity"] = near = hit["near"][row]
+            words = f"{cause[1].split()[1]}: like {kept:06d}, similarity {near:.3f} (drop list duplicates)"
         elif row in hit["sizes"]:
             cause = "filter", "sizes: caption too short"
+            words = "caption too short (drop list sizes)"
         elif row in hit["lacking"]:
             cause = "cluster", "clean: no image embedding"
+            words = "no image embedding, so it is in no group of clustering clean"
         else:
             assert row in ranked
             cause = "plan", "not picked (hardest first)"
+            size, kept = (groups == group).sum(), plan.draw(0)[groups == group].sum()
+            words = (
+                f"cluster {group} has {size} samples, {100 * kept / size:.3g} % are kept: not picked (hardest first)"
+            )
         seen[cause[0]] += 1
-        assert line == {**expected, "stage": cause[0], "reason": cause[1]}
+        assert line == {**expected, "explanation": words, "stage": cause[0], "reason": cause[1]}
     assert seen["remove"] == len(hit["taken"])
     assert min(seen[stage] for stage in ("dedup", "filter", "cluster", "plan")) >= 9
     assert seen["plan"] > 200
@@ -219,6 +232,46 @@ def test_without_a_plan_all_lists_count(curated, tmp_path):
     both = set(hit["duplicates"]) & set(hit["sizes"].tolist()) - set(hit["taken"])
     assert both
     assert all(lines[row]["stage"] == "dedup" for row in both)
+
+
+def test_a_csv_for_people_runs_no_formulas(make_tar, make_image, tmp_path):
+    """Of a grouping, whose values are named; captions, keys and reasons come from outside."""
+    from tailwise.steps.grouping.group import group
+    from tailwise.steps.importing.pool import import_pool
+
+    hostile = '=HYPERLINK("http://x","y")\n@SUM(1)'
+    rows = [(f"{at:03d}", "t-shirt" if at < 8 else "+ring") for at in range(10)]
+    members = [
+        item for key, _ in rows for item in ((f"{key}.jpg", make_image(int(key))), (f"{key}.txt", hostile.encode()))
+    ]
+    make_tar(tmp_path / "00000.tar", members)
+    catalog = import_pool([str(tmp_path / "00000.tar")], tmp_path / "catalog", workers=1).catalog
+    pq.write_table(
+        pa.table({"key": [key for key, _ in rows], "type": [kind for _, kind in rows]}), tmp_path / "types.parquet"
+    )
+    group(catalog, GroupRequest("type", file=tmp_path / "types.parquet"))
+    plan = make_plan(catalog, "p", PlanRequest("proportional", keep=0.5, clustering="type", dynamic=False))
+    (tmp_path / "keys.txt").write_text("003\n")
+    remove(catalog, tmp_path / "keys.txt", reason="=1+1")
+    for _ in range(2):  # the second finds the same bytes
+        counts = write_excluded(catalog, tmp_path / "out.csv", plan)
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert len(lines) == sum(counts.values()) >= 5
+    assert {line["caption"] for line in lines} == {f"'{hostile}"}
+    words = {(line["group"], line["explanation"], line["reason"]) for line in lines}
+    reason = "not in the one draw of a static plan"
+    assert words == {
+        ("t-shirt", "removed: =1+1", "'=1+1"),
+        ("t-shirt", f"group 't-shirt' has 8 samples, 50 % are kept: {reason}", reason),
+        ("'+ring", f"group '+ring' has 2 samples, 50 % are kept: {reason}", reason),
+    }
+    with pytest.raises(UserError, match="exists: name another file"):
+        write_excluded(catalog, tmp_path / "out.csv")
+    write_excluded(catalog, tmp_path / "out.csv", overwrite=True)
+    (tmp_path / "mine.csv").write_text("a,b\n")
+    with pytest.raises(UserError, match="not a file of this format"):
+        write_excluded(catalog, tmp_path / "mine.csv", overwrite=True)
 
 
 def test_pieces_make_no_difference(curated, tmp_path, monkeypatch):

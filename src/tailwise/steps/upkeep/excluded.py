@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
@@ -18,16 +20,20 @@ from tailwise.catalog.columns import RowColumn, RowsByPart
 from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.files import ROW_GROUP_ROWS, read_table, write_table
 from tailwise.catalog.kinds import DROP_LIST
-from tailwise.catalog.outputs import is_table, scratch_beside, writing_output
+from tailwise.catalog.outputs import for_spreadsheets, is_table, is_text, scratch_beside, writing_output
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.shuffle import Shuffle
 from tailwise.plan.plan import MAX_EPOCH, Plan
+from tailwise.steps.upkeep.words import Words
 
 EXCLUDED_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),  # path or URL of the tar
         pa.field("key", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("group", pa.string()),  # in the plan's clustering: value of a grouping, or "cluster 17"
+        pa.field("explanation", pa.string(), nullable=False),  # the reason, for people
         pa.field("stage", pa.string(), nullable=False),  # remove, dedup, filter, cluster or plan
         pa.field("reason", pa.string(), nullable=False),
         pa.field("cluster", pa.int32()),  # that it was compared in (dedup), or belongs to (plan)
@@ -40,11 +46,13 @@ CAUSE_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
         *(EXCLUDED_SCHEMA.field(name) for name in ("stage", "reason", "cluster")),
+        pa.field("label", pa.int32()),  # in the plan's clustering
         pa.field("kept_row", pa.int64()),
         # the last two, of evaluation sets alone
         *(EXCLUDED_SCHEMA.field(name) for name in ("similarity", "kept_shard", "kept_key")),
     ]
 )
+_CSV_HEAD = ",".join(f'"{name}"' for name in EXCLUDED_SCHEMA.names)
 CHUNK_ROWS = 1 << 20
 NOTHING = -1
 _PAIR = np.dtype([("kept_row", "<i8"), ("row", "<i8")])
@@ -99,6 +107,8 @@ class Causes:
             groups = None if self._plan.by_rate else self._plan.groups[rows]
             self._mark_plan(self._plan, found, groups)
             found.belong_to(groups)
+            if groups is not None:
+                found.labels = self._labels(self._plan, rows)
         return found.table()
 
     def _mark_plan(self, plan: Plan, found: _Found, groups: npt.NDArray[np.int32] | None) -> None:
@@ -137,6 +147,7 @@ class _Found:
         self._cluster = np.full(count, NOTHING, np.int32)
         self._kept_row = np.full(count, NOTHING, np.int64)
         self._similarity = np.full(count, np.nan, np.float32)
+        self.labels = np.full(count, NOTHING, np.int32)  # clusters in the plan's clustering
         self._images: dict[int, tuple[str, str]] = {}  # file, and key or number, of images of evaluation sets
 
     def limit(self, mask: npt.NDArray[np.bool_]) -> None:
@@ -177,13 +188,13 @@ class _Found:
 
     def table(self) -> pa.Table:
         chosen = np.flatnonzero(self._code >= 0)
-        codes, kept, clusters = self._code[chosen], self._kept_row[chosen], self._cluster[chosen]
-        similarity = self._similarity[chosen]
+        codes, kept, similarity = self._code[chosen], self._kept_row[chosen], self._similarity[chosen]
+        groups = self._cluster[chosen], self.labels[chosen]
         texts = [pa.array([cause[part] for cause in self._causes], pa.string()) for part in (0, 1)]
         columns = [
             pa.array(self.rows.start + chosen, pa.int64()),
             *(text.take(pa.array(codes)) for text in texts),
-            pa.array(clusters, pa.int32(), mask=clusters < 0),
+            *(pa.array(numbers, pa.int32(), mask=numbers < 0) for numbers in groups),
             pa.array(kept, pa.int64(), mask=kept < 0),
             pa.array(similarity, pa.float32(), mask=np.isnan(similarity)),
         ]
@@ -243,11 +254,11 @@ def write_excluded(
     overwrite: bool = False,
     context: Context | None = None,
 ) -> dict[tuple[str, str], int]:
-    """Writes every sample that will never be drawn, in catalog order (EXCLUDED_SCHEMA).
+    """Write every sample that will never be drawn, in catalog order (EXCLUDED_SCHEMA).
 
     Args:
         catalog: of the samples.
-        path: Parquet file.
+        path: Parquet file, or CSV file of this suffix, whose text no spreadsheet runs as a formula.
         plan: which plan; None for what any plan leaves out that is made without all finished drop lists of the newest snapshot.
         epochs: list what epochs 0 … `epochs` − 1 of the plan do not hold; None for what no epoch ever holds.
         overwrite: whether an existing file may be replaced.
@@ -262,13 +273,16 @@ def write_excluded(
     context = context or Context()
     if epochs is not None and (plan is None or not 1 <= epochs <= MAX_EPOCH):
         raise UserError(f"`epochs` {epochs}: must lie between 1 and {MAX_EPOCH:,}, and needs a PLAN")
-    with writing_output(path, catalog, overwrite=overwrite, is_ours=is_table(EXCLUDED_SCHEMA)) as temporary:
-        return _write(temporary, catalog, Causes(catalog, plan, epochs), plan, context)
+    csv = path.suffix.lower() == ".csv"
+    is_ours = is_text(_CSV_HEAD) if csv else is_table(EXCLUDED_SCHEMA)
+    with writing_output(path, catalog, overwrite=overwrite, is_ours=is_ours) as temporary:
+        return _write(temporary, catalog, Causes(catalog, plan, epochs), plan, csv, context)
 
 
 def _write(
-    path: Path, catalog: Catalog, causes: Causes, plan: Plan | None, context: Context
+    path: Path, catalog: Catalog, causes: Causes, plan: Plan | None, csv: bool, context: Context
 ) -> dict[tuple[str, str], int]:
+    words = Words(plan, None if plan is None else _clustering(plan))
     counts: Counter[tuple[str, str]] = Counter()
     with scratch_beside(path) as folder:
         kept = _KeptKeys(catalog, causes.snapshot, folder)
@@ -280,9 +294,14 @@ def _write(
             if plan is not None:
                 plan.release_pages()
         kept.look_up(context)
-        with pq.ParquetWriter(path, EXCLUDED_SCHEMA, compression="zstd") as writer:
+        open_table = pa_csv.CSVWriter if csv else partial(pq.ParquetWriter, compression="zstd")
+        with open_table(path, EXCLUDED_SCHEMA) as writer:
             for part in context.progress(kept.parts, "writing", len(kept.parts)):
-                writer.write_table(kept.named(part), row_group_size=ROW_GROUP_ROWS)
+                named = kept.named(part)
+                for start in range(0, len(named), ROW_GROUP_ROWS):
+                    table = words.explained(named.slice(start, ROW_GROUP_ROWS)).select(EXCLUDED_SCHEMA.names)
+                    table = table.cast(EXCLUDED_SCHEMA)
+                    writer.write_table(for_spreadsheets(table) if csv else table, ROW_GROUP_ROWS)
     return dict(sorted(counts.items()))
 
 
@@ -327,22 +346,22 @@ class _KeptKeys:
                         out.write_batch(batch.filter(pa.array(asking == number)))
 
     def named(self, part: Part) -> pa.Table:
-        """The causes of a part with names in place of rows: EXCLUDED_SCHEMA."""
+        """The causes of a part with names in place of rows: columns of EXCLUDED_SCHEMA, and "label"."""
         table = read_table(self._folder / f"{part.name}.parquet")
         rows = table.column("row").to_numpy()
-        samples = self._catalog.samples(part, ["shard", "key"]).take(pa.array(rows - part.first_row))
+        samples = self._catalog.samples(part, ["shard", "key", "caption"]).take(pa.array(rows - part.first_row))
         kept = table.column("kept_row").fill_null(0).to_numpy()
         null = table.column("kept_row").is_null().to_numpy()
         kept_shards = np.searchsorted(self._shard_ends, kept, side="right")
-        columns = {name: table.column(name) for name in ("stage", "reason", "cluster", "similarity")} | {
+        columns = {name: table.column(name) for name in ("stage", "reason", "cluster", "label", "similarity")} | {
             "shard": self._paths.take(samples.column("shard").combine_chunks()),
-            "key": samples.column("key"),
+            **{name: samples.column(name) for name in ("key", "caption")},
             "kept_shard": self._paths.take(pa.array(kept_shards, pa.int64(), mask=null)),
             "kept_key": self._answers(part, rows[~null], null),
         }
         images = {name: table.column(name).combine_chunks() for name in ("kept_shard", "kept_key")}
         columns |= {name: pc.coalesce(columns[name], image) for name, image in images.items()}
-        return pa.table([columns[name] for name in EXCLUDED_SCHEMA.names], schema=EXCLUDED_SCHEMA)
+        return pa.table(columns)
 
     def _answers(self, part: Part, asking: npt.NDArray[np.int64], null: npt.NDArray[np.bool_]) -> pa.Array:
         """Return the keys that a part asked for, null where it asked for none."""
