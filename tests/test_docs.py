@@ -1,5 +1,6 @@
 """The documentation: each page is in the navigation, its links exist, its lines are short, and every public name is in the reference."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -59,6 +60,22 @@ def test_commands_are_understood(page):
         with tree().make_context("tailwise", _shared_first(words)) as context:
             name, command, rest = tree().resolve_command(context, [*context._protected_args, *context.args])
             command.make_context(name, rest, parent=context)
+
+
+def test_options_that_are_named_exist():
+    params = [*tree().params, *(item for command in tree().commands.values() for item in command.params)]
+    known = {option for item in params for option in (*item.opts, *item.secondary_opts)}
+    known |= {"--help", "--install-completion", "--show-completion"}
+    known |= {
+        "--requeue",
+        "--exclusive",
+        "--no_amp",
+        "--use-naflex",
+    }  # Slurm, clip_benchmark, later versions of open_clip
+    spec = importlib.util.find_spec("open_clip_train") or pytest.skip("open_clip's trainer isn't installed")
+    known |= set(re.findall(r"['\"](--[\w-]+)", (Path(spec.origin).parent / "params.py").read_text(encoding="utf-8")))
+    named = {(page, option) for page, text in PAGES.items() for option in re.findall(r"`(--[a-z][\w-]+)", text)}
+    assert not {(page, option) for page, option in named if option not in known}
 
 
 @pytest.mark.parametrize("page", PAGES)

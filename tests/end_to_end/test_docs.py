@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tailwise
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {
     path.relative_to(DOCS): blocks
@@ -68,6 +70,32 @@ def test_commands_run_as_printed(page, sources, pool, run_tailwise, tmp_path, mo
         program, *words = shlex.split(line, comments=True)
         assert program == "tailwise", line
         run_tailwise(*small(words))
+
+
+YOURS = """
+import itertools, numpy, torch
+def transform(image):
+    return torch.from_numpy(numpy.asarray(image.resize((8, 8)))) / 255
+def tokenizer(captions):
+    return torch.tensor([[len(caption)] for caption in captions])
+def step(images, texts):
+    assert len(images) == len(texts) and images.shape[1:] == (8, 8, 3)
+    seen.append(len(images))
+time_to_save = itertools.cycle([True, False]).__next__
+seen = []
+"""
+
+
+@pytest.mark.parametrize("page", ["pytorch-loop", "other-trainers"])
+def test_python_of_the_loops_runs(page, pool, tmp_path, monkeypatch):
+    """With functions of the reader made up, small batches, and no worker processes."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pool, tmp_path / "pool")
+    (code, *_) = re.findall(r"^```python\n(.*?)^```", (DOCS / "guides" / f"{page}.md").read_text(), re.M | re.S)
+    names = {"__name__": "__main__", "plan": tailwise.Plan("pool", "epochs"), "tailwise": tailwise}
+    exec(YOURS + re.sub(r"workers=8", "workers=0", code.replace("batch_size=512", "batch_size=16")), names)
+    drawn = sum(names["plan"].draw(epoch).sum() for epoch in range(6))
+    assert drawn - 16 < sum(names["seen"]) <= drawn
 
 
 def small(words):
