@@ -98,7 +98,7 @@ def pytest_configure(config):
 
 
 # Files of tests that share what takes long to make: a Ray cluster, models, a process that runs commands.
-TOGETHER = ("tests/encoders/", "tests/execution/", "tests/soak/")
+TOGETHER = ("tests/report/", "tests/encoders/", "tests/execution/", "tests/soak/")
 # Those that take longest begin first: no process then ends long after the others.
 LONGEST = (
     *(
@@ -110,7 +110,7 @@ LONGEST = (
         "end_to_end/test_demo",
         "loader/test_loader",
     ),
-    *("end_to_end/", "faults/", "train/", "compare/", "export/test_shards", "test_compare_installations", "loader/"),
+    *("report/", "end_to_end/", "faults/", "train/", "compare/", "export/test_shards", "test_compare_installations", "loader/"),
     *("steps/embedding", "steps/importing", "steps/dedup", "evaluate/test_evaluate", "kernels/"),
 )
 

@@ -103,7 +103,7 @@
 
   // --- colours ----------------------------------------------------------------------------------------------------------
 
-  const RAMP = [[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [240, 210, 40]];
+  const RAMP = [[108, 62, 178], [62, 100, 190], [28, 140, 160], [46, 165, 110], [140, 185, 55], [228, 175, 20]];
   const ramp = (share) => {
     const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), low = Math.min(Math.floor(place), RAMP.length - 2), rest = place - low;
     return RAMP[low].map((value, at) => Math.round(value + rest * (RAMP[low + 1][at] - value)));

@@ -1,0 +1,179 @@
+"""The report's figures, and what its files hold."""
+
+import base64
+import hashlib
+import json
+import re
+
+import numpy as np
+import pytest
+
+import tailwise
+from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.drops import DropList
+from tailwise.context import Context
+from tailwise.errors import UserError
+from tailwise.report.clusters import BINS, FARTHEST, KEPT, NEAREST, PICK, cluster_figures, first_of_each
+from tailwise.report.samples import duplicate_groups, nearest_to_threshold
+from tailwise.report.words import WORDS, count_words, typical_words
+from tailwise.requests import ReportRequest
+
+BLOCK = re.compile(r'<script type="application/json" id="data-([\w-]+)">(.*?)</script>', re.DOTALL)
+
+
+def blocks(page):
+    return {name: json.loads(text) for name, text in BLOCK.findall(page)}
+
+
+def column(meta, name):
+    kind, text = meta["columns"][name]
+    return np.frombuffer(base64.b64decode(text), f"<{kind}")
+
+
+@pytest.fixture(scope="module")
+def page(report_folder):
+    return (report_folder / "index.html").read_text(encoding="utf-8")
+
+
+def test_figures_of_clusters_are_those_of_numpy(report_catalog):
+    clustering = Clustering.open(report_catalog, "main")
+    plans = [tailwise.Plan(report_catalog, name) for name in ("epochs", "subset")]
+    found = cluster_figures(clustering, plans, 2, 1000, "pca", Context())
+    labels, near = (np.concatenate(list(clustering.parts(name))) for name in ("label", "similarity"))
+    assert found.sizes.tolist() == np.bincount(labels).tolist()
+    for number, plan in enumerate(plans):
+        rates = plan.rate(slice(0, plan.rows))
+        np.testing.assert_allclose(found.quotas[number], np.bincount(labels, rates, 6))
+        np.testing.assert_allclose(found.similarities[1 + number].sum(), rates.sum())
+    edges = np.linspace(-1, 1, BINS + 1)
+    assert found.similarities[0].tolist() == np.histogram(near, edges)[0].tolist()
+    for kind, sign in ((NEAREST, -1), (FARTHEST, 1)):
+        for cluster in range(6):
+            rows = found.picks[(found.picks["cluster"] == cluster) & (found.picks["kind"] == kind)]["row"].tolist()
+            members = np.flatnonzero(labels == cluster)
+            assert rows == members[np.argsort(sign * near[members], kind="stable")][:2].tolist()
+    drawn = plans[0].draw(0)
+    kept = found.picks[found.picks["kind"] == KEPT]["row"]
+    assert len(kept) and (drawn[kept] == 1).all()
+    best, share = found.groups["animals"]
+    truth = np.concatenate(list(Clustering.open(report_catalog, "animals").parts("label")))
+    for cluster in range(6):
+        counts = np.bincount(truth[labels == cluster], minlength=6)
+        assert best[cluster] == counts.argmax() and share[cluster] == counts.max() / counts.sum()
+
+
+def test_clusters_beyond_the_bound_have_no_pictures(report_catalog):
+    clustering = Clustering.open(report_catalog, "main")
+    found = cluster_figures(clustering, [], 5, 6, "pca", Context())
+    assert len(np.unique(found.picks["cluster"])) == 3 and len(found.picks) == 6
+    largest, smallest = found.sizes.argmax(), found.sizes.argmin()
+    assert {largest, smallest} <= set(found.picks["cluster"].tolist())
+
+
+def test_first_picks_do_not_depend_on_the_pieces():
+    random = np.random.default_rng(0)
+    picks = np.empty(500, PICK)
+    for name, most in (("cluster", 7), ("kind", 3), ("key", 20)):
+        picks[name] = random.integers(0, most, 500)
+    picks["row"] = random.permutation(500)
+    whole = first_of_each(picks, 4)
+    pieces = first_of_each(np.concatenate([first_of_each(piece, 4) for piece in np.array_split(picks, 9)]), 4)
+    assert whole.tolist() == pieces.tolist()
+    assert np.unique(whole[["cluster", "kind"]], return_counts=True)[1].max() == 4
+
+
+def test_words_are_those_of_a_plain_count():
+    import pyarrow as pa
+
+    random = np.random.default_rng(1)
+    texts = [" ".join(f"w{at}" for at in random.integers(0, 40, 6)) for _ in range(300)]
+    clusters = random.integers(0, 5, 300).astype(np.int32)
+    pieces = [slice(0, 100), slice(100, 101), slice(101, 300)]
+    tables = [count_words(pa.chunked_array([texts[piece]]), clusters[piece]) for piece in pieces]
+    captions = [set(text.split()) for text in texts]
+    for cluster, found in enumerate(typical_words(tables, 5)):
+        held = [words for words, of in zip(captions, clusters.tolist(), strict=True) if of == cluster]
+        holders = {
+            w: len({of for ws, of in zip(captions, clusters.tolist(), strict=True) if w in ws})
+            for w in set.union(*captions)
+        }
+        score = {w: sum(w in words for words in held) * np.log(6 / holders[w]) for w in set.union(*held)}
+        assert found.split() == sorted(score, key=lambda w: (-round(score[w], 9), w))[:WORDS]
+    assert typical_words([count_words(pa.chunked_array([["1 22", ""]]), np.zeros(2, np.int32))], 1) == [""]
+
+
+def test_the_page_holds_the_figures(page, report_catalog):
+    meta = blocks(page)["meta"]
+    plan = tailwise.Plan(report_catalog, "epochs")
+    assert column(meta, "quota:0").sum() == pytest.approx(plan.counts(0).sum())
+    assert sorted(column(meta, "rank").tolist()) == list(range(1, 7))
+    assert meta["groups"] == {"animals": [f"animal{at}" for at in range(6)]}
+    assert "GPU-hours" in page and ">100<" in page
+
+
+def test_duplicates_and_filtered_samples_are_those_of_the_lists(report_catalog):
+    dropped = DropList(report_catalog, "duplicates")
+    pairs = {(row["row"], row["kept_row"]) for row in dropped.tables(slice(0, 100)).to_pylist()}
+    groups = duplicate_groups(dropped)
+    assert {(row, group.kept) for group in groups for row in group.rows} <= pairs and groups
+    filtered = nearest_to_threshold(DropList(report_catalog, "short"))
+    values = [item.value for item in filtered]
+    assert values == sorted(values, reverse=True) and max(values) < 5
+
+
+def test_no_text_or_byte_of_the_pool_is_markup(page):
+    assert 'onerror="' not in page and "<b>bold" not in page and "pool <b>" not in page
+    held = blocks(page)
+    captions = [sample["caption"] for block in held.values() for sample in block.get("samples", {}).values()]
+    assert any("onerror" in caption for caption in captions)
+    images = {sample["image"] for block in held.values() for sample in block.get("samples", {}).values()}
+    decoded = [base64.b64decode(uri.partition(",")[2]) for uri in images if uri.startswith("data:")]
+    assert all(content[8:12] == b"WEBP" and b"comment" not in content for content in decoded)
+    assert {uri for uri in images if not uri.startswith("data:")} <= {"not an image"}
+
+
+def test_the_policy_allows_the_pages_own_scripts_only(page):
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)[1].replace("&#39;", "'")
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = {f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts}
+    allowed = re.search(r"script-src ([^;]+)", policy)[1].split()
+    assert hashes == set(allowed) and len(scripts) == 2 and "default-src 'none'" in policy
+
+
+def test_same_bytes_and_a_folder_when_large(report_catalog, report_folder, tmp_path, tree_bytes, monkeypatch):
+    output = tmp_path / "again"
+    request = ReportRequest(output=output, samples_per_second=1000.0)
+    tailwise.make_report(report_catalog, request)
+    assert tree_bytes(output) == tree_bytes(report_folder)
+    monkeypatch.setattr("tailwise.report.page.ONE_FILE_BYTES", 1000)
+    made = tailwise.make_report(report_catalog, request)
+    files = tree_bytes(output)
+    assert sorted(files) == ["data/chunk-0.js", "data/lists.js", "index.html"] and made.files == 3
+    assert b"&#39;self&#39; file:" in files["index.html"] and b'id="data-chunk-0"' not in files["index.html"]
+    monkeypatch.undo()
+    tailwise.make_report(report_catalog, request)
+    assert tree_bytes(output) == tree_bytes(report_folder)
+
+
+def test_a_catalog_without_clusters_or_plans_says_what_to_do(report_catalog, tmp_path, small_catalog):
+    made = tailwise.make_report(small_catalog, ReportRequest(output=tmp_path / "r"))
+    page = made.page.read_text(encoding="utf-8")
+    assert "tailwise cluster" in page and made.clusters == 0 and "<script>" not in page
+    made = tailwise.make_report(report_catalog, ReportRequest(output=tmp_path / "g", clustering="animals"))
+    assert made.clusters == 6 and "Map of clusters" not in made.page.read_text(encoding="utf-8")
+
+
+def test_mistakes(report_catalog, tmp_path):
+    (tmp_path / "index.html").write_text("<p>mine")
+    cases = (
+        ({"output": tmp_path}, "no report of tailwise"),
+        ({"output": tmp_path / "r", "clustering": "mian"}, "did you mean 'main'"),
+        ({"output": tmp_path / "r", "plan": ["epoch"]}, "no plan|epoch"),
+    )
+    for given, said in cases:
+        with pytest.raises(UserError, match=said):
+            tailwise.make_report(report_catalog, ReportRequest(**given))
+    for given in ({"projection": "tsne"}, {"samples_per_second": 0.0}, {"images": 0}):
+        with pytest.raises(UserError):
+            ReportRequest(output=tmp_path, **given)
+    assert (tmp_path / "index.html").read_text() == "<p>mine"
