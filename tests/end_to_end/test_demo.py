@@ -43,7 +43,7 @@ def forked_trainings(forked_commands, monkeypatch):
 def test_commands_in_order(demo):
     _, told = demo
     assert [line.split()[2] for line in told if line.startswith("$")] == [
-        *("import", "embed", "cluster", "dedup", "cluster", "plan", "plan", "explain"),
+        *("import", "embed", "cluster", "dedup", "cluster", "plan", "plan", "explain", "report"),
         *("train", "train", "train", "evaluate"),
     ]  # fmt: skip
 

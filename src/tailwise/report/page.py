@@ -54,6 +54,7 @@ def write_page(
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / DATA
+    (folder / PAGE).unlink(missing_ok=True)  # it would load the scripts of the new report
     for old in data.glob("*.js"):
         old.unlink()
     written = [folder / PAGE]

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise import __version__
+from tailwise.catalog.artifacts import finished_folder
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.comparisons import Neighbours
 from tailwise.catalog.drops import DropList
+from tailwise.catalog.files import read_record
 from tailwise.catalog.kinds import CLUSTERING, COMPARISON, DROP_LIST, PLAN
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.context import Context
@@ -202,7 +204,8 @@ def _columns(figures: ClusterFigures) -> dict[str, npt.NDArray[Any]]:
     sizes = figures.sizes
     rank = np.empty(len(sizes), np.int32)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(1, len(sizes) + 1)
-    columns: dict[str, npt.NDArray[Any]] = {"size": sizes.astype(np.int32), "rank": rank}
+    kind = np.int32 if sizes.max(initial=0) < 1 << 31 else np.float32
+    columns: dict[str, npt.NDArray[Any]] = {"size": sizes.astype(kind), "rank": rank}
     table = figures.clustering.table
     if figures.clustering.has_centroids:
         intra, inter = (table.column(name).to_numpy(zero_copy_only=False) for name in ("d_intra", "d_inter"))
@@ -224,7 +227,7 @@ def _nearest(catalog: Catalog, lists: Sequence[DropList]) -> dict[str, tuple[npt
         if epsilon is None:
             continue
         for path in COMPARISON.manifests(catalog.folder):
-            near = Neighbours(catalog, path.parent)
+            near = Neighbours(catalog, finished_folder(path.parent, read_record(path)["identity"]))
             same = all(
                 near.config.get(key) == item.config.get(key) for key in ("clustering", "order", "snapshot", "extends")
             )
