@@ -18,7 +18,7 @@ HEAD = """# Commands
 `docs/reference.py` makes these pages from the classes, defaults and help of the commands themselves (`tailwise.requests`).
 The option `--points-per-centroid 500` is `ClusterRequest(points_per_centroid=500)` in Python.
 
-[Options of all commands](../../start/commands.md#options-of-all-commands): `--quiet`, `--verbose`, `--executor`,
+[Options of all commands](../shared-options.md): `--quiet`, `--verbose`, `--executor`,
 `--ray-address`, `--skip-lost`, `--part`.
 
 | step | command | what it does |

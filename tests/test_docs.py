@@ -45,8 +45,9 @@ def test_each_public_name_is_in_the_reference():
 
 
 def commands(text):
-    """Yield the words of each tailwise command in the code blocks of a page, without comments and continuation."""
-    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S):
+    """Yield the words of each tailwise command in the code blocks and tables of a page, without comments and continuation."""
+    tables = ["\n".join(re.findall(r"`(tailwise [^`]* [^`]*)`", row)) for row in re.findall(r"^\|.*", text, re.M)]
+    for block in (*re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S), *tables):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(re.sub(r"\s{2,}\(.*\)$", "", line), comments=True) if "tailwise " in line else []
             if "tailwise" in words:  # behind a prompt, variables or torchrun
