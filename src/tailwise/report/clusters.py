@@ -158,7 +158,7 @@ class _Summarise(Task[Part, _PartFigures]):
             both = (labels >= 0) & (groups >= 0)
             pairs = labels[both].astype(np.int64) * MOST_GROUPS + groups[both]
             found.pairs[name] = np.unique(pairs, return_counts=True)
-        most = max(20, CAPTIONS // clusters)  # of a cluster
+        most = max(1, CAPTIONS // clusters)  # of a cluster
         rows = np.flatnonzero((labels >= 0) & (clustering.ranks.read(item) < most))
         if len(rows):
             captions = catalog.samples_at(item.number, rows, ["caption"]).column("caption")
