@@ -110,7 +110,16 @@ LONGEST = (
         "end_to_end/test_demo",
         "loader/test_loader",
     ),
-    *("report/", "end_to_end/", "faults/", "train/", "compare/", "export/test_shards", "test_compare_installations", "loader/"),
+    *(
+        "report/",
+        "end_to_end/",
+        "faults/",
+        "train/",
+        "compare/",
+        "export/test_shards",
+        "test_compare_installations",
+        "loader/",
+    ),
     *("steps/embedding", "steps/importing", "steps/dedup", "evaluate/test_evaluate", "kernels/"),
 )
 

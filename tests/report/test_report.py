@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import pytest
 import tailwise
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.drops import DropList
+from tailwise.catalog.removals import NOTHING_REMOVED
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.report.clusters import BINS, FARTHEST, KEPT, NEAREST, PICK, cluster_figures, first_of_each
 from tailwise.report.samples import duplicate_groups, nearest_to_threshold
 from tailwise.report.words import WORDS, count_words, typical_words
 from tailwise.requests import ReportRequest
+from tailwise.steps.upkeep.remove import remove
 
 BLOCK = re.compile(r'<script type="application/json" id="data-([\w-]+)">(.*?)</script>', re.DOTALL)
 
@@ -114,9 +117,9 @@ def test_the_page_holds_the_figures(page, report_catalog):
 def test_duplicates_and_filtered_samples_are_those_of_the_lists(report_catalog):
     dropped = DropList(report_catalog, "duplicates")
     pairs = {(row["row"], row["kept_row"]) for row in dropped.tables(slice(0, 100)).to_pylist()}
-    groups = duplicate_groups(dropped)
+    groups = duplicate_groups(dropped, NOTHING_REMOVED)
     assert {(row, group.kept) for group in groups for row in group.rows} <= pairs and groups
-    filtered = nearest_to_threshold(DropList(report_catalog, "short"))
+    filtered = nearest_to_threshold(DropList(report_catalog, "short"), NOTHING_REMOVED)
     values = [item.value for item in filtered]
     assert values == sorted(values, reverse=True) and max(values) < 5
 
@@ -161,6 +164,21 @@ def test_a_catalog_without_clusters_or_plans_says_what_to_do(report_catalog, tmp
     assert "tailwise cluster" in page and made.clusters == 0 and "<script>" not in page
     made = tailwise.make_report(report_catalog, ReportRequest(output=tmp_path / "g", clustering="animals"))
     assert made.clusters == 6 and "Map of clusters" not in made.page.read_text(encoding="utf-8")
+
+
+def test_removed_samples_and_lost_shards_show_nothing(report_catalog, tmp_path):
+    catalog = tailwise.Catalog.open(shutil.copytree(report_catalog.folder, tmp_path / "catalog"))
+    keys = [f"{row:03d}<i>" for row in range(0, 100, 2)]
+    (tmp_path / "keys.txt").write_text("\n".join(keys))
+    remove(catalog, tmp_path / "keys.txt", reason="asked")
+    shards = catalog.shards()
+    moved = shards.set_column(shards.schema.get_field_index("path"), "path", [[str(tmp_path / "gone.tar")]])
+    catalog.replace_shards(moved)
+    held = blocks(tailwise.make_report(catalog, ReportRequest(output=tmp_path / "r")).page.read_text(encoding="utf-8"))
+    samples = [sample for block in held.values() for sample in block.get("samples", {}).values()]
+    assert samples and not {sample["key"] for sample in samples} & set(keys)
+    assert all("gone.tar" in sample["image"] for sample in samples)
+    assert column(held["meta"], "size").sum() == 50
 
 
 def test_mistakes(report_catalog, tmp_path):

@@ -19,6 +19,7 @@ import pyarrow as pa
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.kinds import CLUSTERING
+from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.execution.base import Task, Worker
 from tailwise.extras import require
@@ -41,7 +42,7 @@ class ClusterFigures:
 
     Attributes:
         clustering: the clustering.
-        sizes: int64 [K], members.
+        sizes: int64 [K], members that are not removed.
         quotas: float64 [P, K], expected copies of the members in epoch 0.
         similarities: float64 [1 + P, BINS]: samples by similarity to their centroid; of the pool, then expected copies of each plan.
         picks: PICK [·], the samples that stand for clusters, by cluster and kind.
@@ -64,6 +65,7 @@ class ClusterFigures:
 class _PartFigures:
     """What one part adds."""
 
+    sizes: npt.NDArray[np.int64]
     quotas: npt.NDArray[np.float64]
     similarities: npt.NDArray[np.float64]
     picks: npt.NDArray[Any]
@@ -92,8 +94,9 @@ def cluster_figures(
     task = _Summarise(
         catalog.folder, clustering.name, tuple(plan.name for plan in plans), tuple(_groupings(clustering)), shown, count
     )
-    found = _PartFigures(np.zeros((len(plans), len(sizes))), np.zeros((1 + len(plans), BINS)), np.empty(0, PICK), [])
+    found = _nothing(len(sizes), len(plans))
     for part in context.map(task, catalog.parts(clustering.snapshot), "looking at clusters"):
+        found.sizes += part.sizes
         found.quotas += part.quotas
         found.similarities += part.similarities
         found.picks = first_of_each(np.concatenate([found.picks, part.picks]), count)
@@ -101,10 +104,16 @@ def cluster_figures(
         for name, (keys, counts) in part.pairs.items():
             before = found.pairs.get(name, (keys[:0], counts[:0]))
             found.pairs[name] = _sum_by_key(np.concatenate([before[0], keys]), np.concatenate([before[1], counts]))
+    sizes = found.sizes
     groups = {name: _commonest(*pairs, sizes) for name, pairs in found.pairs.items()}
     places = _places(clustering, projection) if clustering.has_centroids else None
     words = typical_words(found.words, len(sizes))
     return ClusterFigures(clustering, sizes, found.quotas, found.similarities, found.picks, words, groups, places)
+
+
+def _nothing(clusters: int, plans: int) -> _PartFigures:
+    sums = np.zeros(clusters, np.int64), np.zeros((plans, clusters)), np.zeros((1 + plans, BINS))
+    return _PartFigures(*sums, np.empty(0, PICK), [])
 
 
 def _shown(sizes: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.bool_]:
@@ -142,11 +151,12 @@ class _Summarise(Task[Part, _PartFigures]):
 
     def run(self, item: Part, worker: Worker) -> _PartFigures:
         """Return the figures of one part."""
-        catalog, clustering, plans = worker.cached(self, self._open)
-        labels = clustering.labels.read(item)
+        catalog, clustering, plans, removals = worker.cached(self, self._open)
+        labels = np.where(removals.keeps(item.span), clustering.labels.read(item), np.int32(-1))
         similarity = clustering.similarities.read(item) if clustering.has_centroids else None
         known, clusters = len(plans), len(self.shown)
-        found = _PartFigures(np.zeros((known, clusters)), np.zeros((1 + known, BINS)), np.empty(0, PICK), [])
+        found = _nothing(clusters, known)
+        found.sizes += np.bincount(labels[labels >= 0], minlength=clusters)
         for start in range(0, item.rows, CHUNK_ROWS):
             inside = slice(start, min(start + CHUNK_ROWS, item.rows))
             self._add(
@@ -165,9 +175,10 @@ class _Summarise(Task[Part, _PartFigures]):
             found.words.append(count_words(captions, labels[rows]))
         return found
 
-    def _open(self) -> tuple[Catalog, Clustering, list[Plan]]:
+    def _open(self) -> tuple[Catalog, Clustering, list[Plan], Removals]:
         catalog = Catalog.open(self.folder)
-        return catalog, Clustering.open(catalog, self.clustering), [Plan(catalog, name) for name in self.plans]
+        clustering, plans = Clustering.open(catalog, self.clustering), [Plan(catalog, name) for name in self.plans]
+        return catalog, clustering, plans, Removals.of(catalog, clustering.snapshot)
 
     def _add(
         self,

@@ -20,6 +20,7 @@ from tailwise.catalog.drops import DropList
 from tailwise.catalog.files import read_record
 from tailwise.catalog.kinds import CLUSTERING, COMPARISON, DROP_LIST, PLAN
 from tailwise.catalog.outputs import check_output_folder
+from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import require
@@ -116,16 +117,16 @@ class _Content:
 def _collect(catalog: Catalog, request: ReportRequest, context: Context) -> _Content:
     plans = _plans(catalog, request.plan)
     clustering = _clustering(catalog, request.clustering, plans)
-    newest = catalog.snapshot().number
+    newest, removals = catalog.snapshot().number, Removals.of(catalog, track=context.progress)
     lists = [DropList(catalog, name) for name in DROP_LIST.finished(catalog.folder)]
     lists = [item for item in lists if item.snapshot.number == newest]
     figures = None
     if clustering is not None:
         bounds = (request.images, request.most_images)
         figures = cluster_figures(clustering, plans, *bounds, request.projection, context)
-    found = {item.name: duplicate_groups(item) for item in lists if item.kind == "dedup"}
+    found = {item.name: duplicate_groups(item, removals) for item in lists if item.kind == "dedup"}
     groups = {name: each for name, each in found.items() if each}
-    dropped = {item.name: nearest_to_threshold(item) for item in lists}
+    dropped = {item.name: nearest_to_threshold(item, removals) for item in lists}
     filtered = {name: each for name, each in dropped.items() if each}
     rows = [] if figures is None else figures.picks["row"].tolist()
     rows += [row for each in groups.values() for group in each for row in (group.kept, *group.rows)]

@@ -26,6 +26,7 @@ from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.columns import RowsByPart
 from tailwise.catalog.drops import DropList
 from tailwise.catalog.files import check_file
+from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.keyed import hash_each, stream_key
@@ -59,12 +60,14 @@ class Group:
     more: int  # duplicates that are not among `rows`
 
 
-def duplicate_groups(found: DropList) -> list[Group]:
+def duplicate_groups(found: DropList, removals: Removals) -> list[Group]:
     """Return groups of duplicates of all similarities, from least to most similar; none where a list names no kept samples."""
-    low = min((float(pc.min(batch.column("similarity")).as_py() or 1) for batch in _drops(found)), default=1.0)
+    low = min(
+        (float(pc.min(batch.column("similarity")).as_py() or 1) for batch in _drops(found, removals)), default=1.0
+    )
     edges = np.linspace(low, 1, BANDS)[1:-1]
     best = np.empty(0, np.dtype([("band", "<i8"), ("hash", "<u8"), ("kept", "<i8")]))
-    for batch in _drops(found):
+    for batch in _drops(found, removals):
         new = np.empty(len(batch), best.dtype)
         new["kept"] = batch.column("kept_row")
         new["band"] = np.searchsorted(edges, batch.column("similarity").to_numpy(zero_copy_only=False))
@@ -72,7 +75,7 @@ def duplicate_groups(found: DropList) -> list[Group]:
         merged = np.unique(np.concatenate([best, new]))
         starts = np.searchsorted(merged["band"], merged["band"])
         best = merged[np.arange(len(merged)) - starts < GROUPS]
-    members = _members(found, best["kept"])
+    members = _members(_drops(found, removals), best["kept"])
     groups = []
     for kept in dict.fromkeys(best["kept"].tolist()):
         rows, near = members[kept]
@@ -81,19 +84,21 @@ def duplicate_groups(found: DropList) -> list[Group]:
     return groups
 
 
-def _drops(found: DropList) -> Iterator[pa.RecordBatch]:
-    """Yield the dropped rows of a list that name the sample they duplicate."""
+def _drops(found: DropList, removals: Removals) -> Iterator[pa.RecordBatch]:
+    """Yield the dropped rows of a list that name the sample they duplicate, without removed samples."""
     with pq.ParquetFile(check_file(found.folder / layout.DROPPED_TABLE)) as file:
         for batch in file.iter_batches(columns=["row", "kept_row", "similarity"]):
-            if len(named := batch.filter(pc.is_valid(batch.column("kept_row")))):
-                yield named
+            named = batch.filter(pc.is_valid(batch.column("kept_row")))
+            there = [removals.keeps(named.column(name).to_numpy()) for name in ("row", "kept_row")]
+            if len(left := named.filter(pa.array(there[0] & there[1]))):
+                yield left
 
 
-def _members(found: DropList, kept: npt.NDArray[np.int64]) -> dict[int, tuple[list[int], list[float]]]:
+def _members(drops: Iterator[pa.RecordBatch], kept: npt.NDArray[np.int64]) -> dict[int, tuple[list[int], list[float]]]:
     """Return rows and similarities of all duplicates of some rows."""
     groups: dict[int, tuple[list[int], list[float]]] = {row: ([], []) for row in kept.tolist()}
     wanted = pa.array(np.unique(kept))
-    for batch in _drops(found):
+    for batch in drops:
         mine = batch.filter(pc.is_in(batch.column("kept_row"), wanted))
         for row, of, near in zip(
             *(mine.column(name).to_pylist() for name in ("row", "kept_row", "similarity")), strict=True
@@ -112,7 +117,7 @@ class Filtered:
     value: float
 
 
-def nearest_to_threshold(found: DropList) -> list[Filtered]:
+def nearest_to_threshold(found: DropList, removals: Removals) -> list[Filtered]:
     """Return samples that a list dropped by a score or a similarity, nearest to the threshold first; for each reason."""
     rule = found.config["rule"] if found.kind == "filter" else {}
     least, low_side = rule.get("minimum"), rule.get("keep") is not None
@@ -122,6 +127,7 @@ def nearest_to_threshold(found: DropList) -> list[Filtered]:
             value = pc.coalesce(batch.column("value"), batch.column("similarity").cast(pa.float64()))
             judged = pc.and_(pc.is_valid(value), pc.is_null(batch.column("kept_row")))
             valued = batch.set_column(2, "value", value).filter(judged)
+            valued = valued.filter(pa.array(removals.keeps(valued.column("row").to_numpy())))
             for reason in pc.unique(valued.column("reason")).to_pylist():
                 mine = valued.filter(pc.equal(valued.column("reason"), reason))
                 values, rows = mine.column("value").to_numpy(), mine.column("row").to_numpy()
