@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -92,6 +93,20 @@ def test_the_five_commands(run, pool, tmp_path):
     assert "complete" in run("status", catalog)
 
 
+def test_each_command_names_the_next_one(run, pool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words, followed = ["import", pool / "shards", pool / "embeddings", "my catalog"], []
+    while len(followed) < 4:
+        line = run(*words).splitlines()[-1]
+        words = shlex.split(line.removeprefix("next: tailwise "))
+        followed.append(words[:2])
+    assert followed == [[command, "my catalog"] for command in ("cluster", "plan", "explain", "train")]
+    for option in ("--quiet", "--json"):
+        assert "next:" not in run("status", "my catalog", option)
+    tried = run("filter", "my catalog", "--by", "caption-words", "--max", 9, "--dry-run")
+    assert tried.endswith("next: tailwise filter 'my catalog' --by caption-words --max 9\n")
+
+
 def test_embedding_from_the_shards(run, pool, tmp_path):
     run("import", pool / "shards", tmp_path / "catalog")
     assert "no image embeddings" in run("cluster", tmp_path / "catalog", "--clusters", 3, code=2)
@@ -139,6 +154,8 @@ def test_mistakes_are_one_line_and_exit_code_2(run, pool, tmp_path):
     assert "--max-memory '8'" in run("cluster", catalog, "--clusters", 3, "--max-memory", "8", code=2)
     extends = ("cluster", catalog, "--extends", "main", "--name", "more")
     assert "--max-memory does nothing with --extends" in run(*extends, "--max-memory", "16GB", code=2)
+    for idle in (("--seed", 0), ("--rule", "greedy"), ("--clustering", "main")):  # defaults, which do nothing either
+        assert f"{idle[0]} does nothing with --exact" in run("dedup", catalog, "--exact", "bytes", *idle, code=2)
     assert "--overwrite does nothing without --plot" in run("explain", catalog, "p", "--overwrite", code=2)
     assert "give a --method: one of" in run("plan", catalog, "p", code=2)
     assert "--keep does nothing with method 'rates'" in run(

@@ -122,6 +122,7 @@ def test_no_command_obeys_or_changes_text_of_the_pool(pool, monkeypatch):
     for arguments, texts in table:
         output = invoke(arguments)
         assert_safe(output)
+        assert "{'" not in output  # no Python
         for text in texts:
             assert flat(plain(text)) in flat(output), (arguments, text, output)
     story = json.loads(invoke(["why", pool / "cat", key(0), "--json"]))

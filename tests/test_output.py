@@ -218,6 +218,18 @@ def test_a_terminal_shows_bars(slow):
     assert "━".encode() in shown and b"40 of 40, " in shown
 
 
+def test_tables_of_figures_fit_60_columns(run_tailwise, catalog):
+    run_tailwise("cluster", catalog, "--k", 12, "--name", "wide")
+    run_tailwise("plan", catalog, "wide", "--method", "dynamics", "--keep", 0.3, "--clustering", "wide")
+    explained = run_tailwise("explain", catalog, "wide").stdout
+    assert (
+        "method dynamics (alpha 0.2) over 'wide', snapshot 1\nanother draw in each epoch; exact counts; " in explained
+    )
+    suggested = run_tailwise("dedup", catalog, "--suggest", "--clustering", "wide").stdout
+    rows = [line for line in (explained + suggested).splitlines() if re.match(r"[\w.]+  +[\d–]|─", line)]
+    assert len(rows) > 30 and max(map(len, rows)) <= 60
+
+
 def test_python_callers_see_nothing(capfd, catalog):
     from tailwise.catalog import Catalog
     from tailwise.steps.clustering.cluster import cluster

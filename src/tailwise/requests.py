@@ -6,7 +6,9 @@ A field is `Annotated[type, help]`; where the option has another name than the f
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +18,8 @@ from tailwise.errors import MAX_REJECTED, UserError
 PROJECTIONS = ("pca", "umap")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 OptionValue = str | int | float
+
+_given: ContextVar[frozenset[str]] = ContextVar("given", default=frozenset())  # fields that the user named
 
 # Fields of several requests.
 Device = Annotated[str, "auto, cpu or cuda; the result doesn't depend on it."]
@@ -195,6 +199,8 @@ class DedupRequest:
                 refuse_given(self, {"column"}, "without `epsilon`: images are compared by their pixels alone")
         elif self.exact is not None:
             refuse_idle(self, {"exact", "name", "order", "score", "without", "seed"}, "with `exact`")
+            if self.order != "random":
+                refuse_given(self, {"seed"}, "with `exact`, without `order` random")
         else:
             refuse_given(self, {"mirrored"}, "without `against`")
 
@@ -468,11 +474,21 @@ def at_least(request: Any, **bounds: int) -> None:  # noqa: ANN401  (any request
             raise UserError(f"`{name}` {value}: must be at least {bound}")
 
 
+@contextmanager
+def as_given(names: Iterable[str]) -> Iterator[None]:
+    """While this lasts, take the named fields of requests as given, even where they have their default."""
+    token = _given.set(frozenset(names))
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
 def refuse_given(request: Any, idle: Collection[str], why: str) -> None:  # noqa: ANN401  (any request)
-    """Raise a UserError if one of the fields `idle` of a request has another value than its default; `why` says why it does nothing."""
+    """Raise a UserError if one of the fields `idle` of a request is given, or is not its default; `why` says why it does nothing."""
     for item in fields(request):
         default = item.default if item.default_factory is MISSING else item.default_factory()
-        if item.name in idle and getattr(request, item.name) not in (default, []):
+        if item.name in idle and (item.name in _given.get() or getattr(request, item.name) not in (default, [])):
             raise UserError(f"`{item.name}` does nothing {why}")
 
 

@@ -69,10 +69,12 @@ def test_a_run_is_told_recorded_and_resumed(drawn_plan, arguments, tmp_path, rea
         0.5 * (1 + math.cos(math.pi * step / 12)) * 1e-3 for step in range(12)
     ]  # to the last step, after a warm-up of 4
     assert rates[4:] == pytest.approx(falling, abs=1e-6)
-    assert told[-3:] == [
+    last_loss = float(re.findall(r" Loss: ([\d.]+)", log)[-1])
+    assert told[-4:] == [
         f"{folder}: saw 768 samples in 32 batches, epoch 0 of plan 'epochs'; 0 of them replaced",
+        f"  epoch 0 draws {(copies > 0).sum():,} distinct samples, {(copies > 0).mean():.1%} of the pool; the last loss is {last_loss:.4g}",
         f"  checkpoint: {folder}/checkpoints/epoch_3.pt",
-        f"  next: tailwise evaluate {folder} --data SET",
+        f"next: tailwise evaluate {folder} --data SET --pool {drawn_plan.catalog.folder}",
     ]
 
     with pytest.raises(UserError, match="holds a run already: go on with it by `resume`"):

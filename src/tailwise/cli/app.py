@@ -11,6 +11,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
+from tailwise.cli.following import say_following, suggest
 from tailwise.cli.panels import into_panels
 from tailwise.cli.printing import say
 from tailwise.errors import UserError
@@ -51,8 +52,11 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  (Typer's own class, which differs from version to version)
         """Run the command that was asked for."""
+        say_following(drop=True)  # of a command that failed
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            say_following(drop="--json" in _TYPED)
+            return result
         except UserError as error:
             error.args = (as_options(str(error), ctx.invoked_subcommand),)
             raise
@@ -63,6 +67,8 @@ class _Commands(TyperGroup):
         name = OLD_COMMANDS.get(name, name)
         own = words.index("--") if "--" in words else len(words)
         _TYPED.clear()
+        if "--dry-run" in words[:own]:  # unless the command names another one
+            suggest(name, *(word for at, word in enumerate(words) if word != "--dry-run" or at > own))
         return super().resolve_command(ctx, [name, *(_respelled(name, word) for word in words[:own]), *words[own:]])
 
 
@@ -80,6 +86,11 @@ app = typer.Typer(
 def tree() -> Any:  # noqa: ANN401
     """Return all commands as the parser knows them."""
     return typer.main.get_command(app)
+
+
+def is_typed(option: str) -> bool:
+    """Return whether this command was given an option, --NAME."""
+    return option in _TYPED
 
 
 def as_options(message: str, command: str | None = None) -> str:

@@ -20,6 +20,7 @@ from tailwise.cli.app import (
     say_note,
     with_progress,
 )
+from tailwise.cli.following import suggest
 from tailwise.cli.printing import print_json, print_table, say
 from tailwise.cli.requests import takes
 from tailwise.errors import UserError
@@ -89,6 +90,7 @@ def evaluate(
         _print(made)
         if output is not None:
             say(f"written to {output}")
+        suggest("compare", "…", "--dry-run")
 
 
 def _config(checkpoint: str, sets: Mapping[str, Any], options: EvaluateRequest) -> dict[str, Any]:
@@ -129,46 +131,33 @@ def _print_suite(table: Mapping[str, Any]) -> None:
 
 
 def _print(evaluations: Sequence[Evaluation]) -> None:
+    from tailwise.evaluate.run import mean_over_sets
 
-    classified = [item for item in evaluations if item.task == "classification"]
-    retrieved = [item for item in evaluations if item.task == "retrieval"]
-    if classified:
-        columns = ("set", "images", "classes", "top-1", "top-5", "mean per class")
-        print_table("zero-shot accuracy in %, with 95 % intervals", columns, _accuracy_rows(classified))
-    if grouped := [item for item in classified if item.summary["groups"]]:
-        names = tuple(grouped[0].summary["groups"])
-        rows = [(item.name, *map(_group, item.summary["groups"].values())) for item in grouped]
-        print_table("by training frequency: mean per class, of groups of classes", ("set", *names), rows)
-    if retrieved:
-        ks = [(name, k) for name in ("image_retrieval", "text_retrieval") for k in ("1", "5", "10")]
-        arrows = {"image_retrieval": "text → image", "text_retrieval": "image → text"}
-        rows = [
-            (item.name, f"{item.summary['images']:,}", f"{item.summary['texts']:,}", *(_percent(item.summary[name][k]) for name, k in ks))
-            for item in retrieved
-        ]  # fmt: skip
-        titles = (f"{arrows[name]} R@{k}" for name, k in ks)
-        print_table("recall in %, with 95 % intervals", ("set", "images", "texts", *titles), rows)
+    measures = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+    arrows = {"image_retrieval": "text → image", "text_retrieval": "image → text"}
+    rows: list[tuple[str, str, str]] = []
+    for item in evaluations:
+        summary, classified = item.summary, item.task == "classification"
+        count = f"{summary['classes']:,} classes" if classified else f"{summary['texts']:,} captions"
+        say(f"{item.name}: {summary['images']:,} images, {count}")
+        if classified:
+            found = [(shown, summary[name]) for name, shown in measures.items()]
+            found += [(_group(name, group), group["accuracy"]) for name, group in (summary["groups"] or {}).items()]
+        else:
+            found = [(f"{arrow}, R@{k}", summary[name][k]) for name, arrow in arrows.items() for k in ("1", "5", "10")]
+        rows += [(item.name * (at == 0), shown, _percent(figure)) for at, (shown, figure) in enumerate(found)]
+    if sum(item.task == "classification" for item in evaluations) > 1:
+        mean = mean_over_sets(evaluations)
+        rows += [("mean", shown, f"{100 * mean[name]:.2f}") for name, shown in measures.items() if name in mean]
+    print_table("zero-shot, in %, with 95 % intervals", ("set", "measure", "value"), rows)
     for item in evaluations:
         for reason, count in item.summary["skipped"].items():
             say(f"{item.name}: {count:,} left out: {reason}")
 
 
-def _accuracy_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
-    from tailwise.evaluate.run import mean_over_sets
-
-    names = ("top1", "top5", "mean_per_class")
-    counts = [[f"{item.summary[name]:,}" for name in ("images", "classes")] for item in evaluations]
-    figures = [[_percent(item.summary[name]) for name in names] for item in evaluations]
-    rows = [(item.name, *some, *more) for item, some, more in zip(evaluations, counts, figures, strict=True)]
-    if len(evaluations) > 1:
-        mean = mean_over_sets(evaluations)
-        rows.append(("mean over sets", "", "", *(f"{100 * mean[name]:.2f}" if name in mean else "" for name in names)))
-    return rows
-
-
-def _group(group: dict[str, Any]) -> str:
+def _group(name: str, group: Mapping[str, Any]) -> str:
     tested = f"{group['classes_with_images']:,} of " * (group["classes_with_images"] < group["classes"])
-    return f"{_percent(group['accuracy'])}: {tested}{group['classes']:,} classes, {group['images']:,} images"
+    return f"{name}: {tested}{group['classes']:,} classes"
 
 
 def _percent(figure: dict[str, float | None]) -> str:

@@ -18,6 +18,7 @@ from tailwise.cli.app import (
     say_note,
     with_progress,
 )
+from tailwise.cli.following import suggest, suggest_use
 from tailwise.cli.printing import budget_text, print_clusters, print_explanation, print_json, say
 from tailwise.cli.requests import takes
 from tailwise.errors import UserError
@@ -79,7 +80,7 @@ def plan(
     _print_notes(made, opened, catalog)
     for item in unused:
         say_note(item.note())
-    say(f"see more: tailwise explain {catalog} {name}")
+    suggest("explain", catalog, name)
 
 
 def _print_plan(made: Plan, budget: float, left_out: LeftOut) -> None:
@@ -150,6 +151,7 @@ def explain(
         say_note(item.note())
     if by_cluster:
         print_clusters(cluster_list(made))
+    suggest_use(made, epochs)
 
 
 Epoch = Annotated[int | None, Option(min=0, help="Which epoch, from 0; needed where epochs differ.")]
@@ -198,6 +200,7 @@ def prepare(
     prepare_epochs(opened, range(first, first + epochs), context)
     ensure_locations(opened.catalog, opened.snapshot, context)
     say(f"plan {name!r}: epochs {first} … {first + epochs - 1} are counted, and all samples located")
+    suggest_use(opened, first + epochs)
 
 
 @app.command()
@@ -254,3 +257,4 @@ def _export(catalog: Path, name: str, to: str, output: Path, as_json: bool, **op
         say_note(item.note())
     for reason, samples in rejected.items():
         say(f"left out, {reason}: {samples:,} (see {output / REJECTED})")
+    suggest("excluded", catalog, name, output=f"{name}-excluded.parquet")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, with_progress
+from tailwise.cli.following import suggest, suggest_step
 from tailwise.cli.printing import print_json, print_rejections, print_table, rejected_json, say
 from tailwise.cli.requests import takes
 from tailwise.errors import NotFoundError, UserError
@@ -89,6 +91,7 @@ def _print_import(report: ImportReport) -> None:
     for note in report.notes:
         say_note(note)
     print_rejections(report.rejections)
+    suggest_step(report.catalog)
 
 
 @app.command()
@@ -114,7 +117,8 @@ def captions(
     """
     from tailwise.steps.importing.captions import join_captions
 
-    made = join_captions(open_catalog(catalog), tables, request, with_progress())
+    opened = open_catalog(catalog)
+    made = join_captions(opened, tables, request, with_progress())
     name, summary = made.captions.name, made.captions.summary
     if as_json:
         print_json({"name": name, **summary, **rejected_json(made.rejections)})
@@ -124,7 +128,8 @@ def captions(
     )
     if made.rejections.counts:
         print_rejections(made.rejections)
-    say(f"next: tailwise train {catalog} PLAN --captions {name}:0.7,original:0.3 …")
+    say(f"train with --captions {name}:0.7,original:0.3 draws them; embed and filter take --captions {name}")
+    suggest_step(opened)
 
 
 @app.command()
@@ -164,6 +169,7 @@ def embed(catalog: CatalogPath, request: EmbedRequest, as_json: AsJson = False) 
     if report.without_captions:
         say(f"{report.without_captions:,} samples have no caption in {request.captions!r}: their own was embedded")
     print_rejections(report.rejections)
+    suggest_step(opened)
 
 
 @app.command()
@@ -175,16 +181,52 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
     """
     from tailwise.steps.upkeep.status import status as figures
 
-    found = figures(open_catalog(catalog))
+    opened = open_catalog(catalog)
+    found = figures(opened)
     if as_json:
         print_json(found)
         return
     for section, items in found.items():
-        if not items:
-            say(f"{section}: none")
-            continue
-        rows = [[f"{value:,}" if isinstance(value, int) else value for value in item.values()] for item in items]
-        print_table(section, tuple(items[0]), rows)
+        if items:
+            say(section)
+        for item in items:
+            say(f"  {_in_words(item)}")
+    if absent := [section for section, items in found.items() if not items]:
+        say(f"none: {', '.join(absent)}")
+    suggest_step(opened)
+
+
+# Facts of `status` in words. Other values stand after their label.
+_FACTS = {
+    **{label: f"{{:,}} {label}" for label in ("shards", "parts", "samples", "rows")},
+    **dict.fromkeys(("reason", "state"), "{}"),
+    "dimension": "{:,} dimensions",
+    "embedded": "{:,} samples embedded",
+    "encoder": "encoder {}",
+    "merge": "merged at cosine {}",
+    "group_by": "by {}",
+    "names": "{:,} keys and uids",
+    "date": "on {}",
+    "k": "k {:,}",
+    "budget": "budget {:,} samples",
+    "clustering": "clustering {}",
+    "dynamic True": "another draw in each epoch",
+    "dynamic False": "the same samples in each epoch",
+    "score": "",  # the name says it
+}
+
+
+def _in_words(item: Mapping[str, Any]) -> str:
+    """Return an item of `status`: its name, and what is known of it."""
+    (_, name), *facts = item.items()
+    known = [
+        _FACTS.get(f"{label} {value}", _FACTS.get(label, f"{label.replace('_', ' ')} {{}}")).format(
+            int(value) if label in {"k", "budget"} else value
+        )
+        for label, value in facts
+        if value not in ("", None)
+    ]
+    return f"{name}: {', '.join(filter(None, known))}"
 
 
 @app.command()
@@ -210,6 +252,7 @@ def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
         for line in broken:
             say(line)
         say(f"{count - len(bad):,} of {count:,} files are what was written")
+        suggest("status", catalog)
     if bad or broken:
         raise typer.Exit(1)
 
@@ -228,7 +271,9 @@ def unpack(
     """
     from tailwise.steps.upkeep.unpack import unpack as run
 
-    count = run(open_catalog(catalog), folder, with_progress())
+    opened = open_catalog(catalog)
+    count = run(opened, folder, with_progress())
+    suggest_step(opened)
     say(f"{count:,} tars unpacked into {folder}" if count else "no tar of the catalog is compressed")
 
 
@@ -255,6 +300,7 @@ def relocate(
             raise NotFoundError(f"{new} doesn't exist: move the shards there first")
     opened = open_catalog(catalog)
     changed = run(opened, old, new, with_progress())
+    suggest("verify", catalog)
     say(f"{changed:,} paths now begin with {new}" if changed else f"no path changed: paths begin with {new} already")
 
 
@@ -291,6 +337,8 @@ def delete(
         "would be deleted" if dry_run else "deleted", ("name", "bytes"), [(i.name, f"{i.size_bytes:,}") for i in found]
     )
     say(f"{total:,} bytes {'would be ' * dry_run}deleted")
+    if not dry_run:
+        suggest("status", catalog)
 
 
 @app.command()
@@ -310,3 +358,4 @@ def rename(
     from tailwise.steps.upkeep.delete import rename as run
 
     say(f"{name} is now {run(open_catalog(catalog), name, new)}")
+    suggest("status", catalog)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, with_progress
+from tailwise.cli.following import suggest as suggest_next
+from tailwise.cli.following import suggest_clusters, suggest_plan
 from tailwise.cli.printing import print_json, print_sizes, print_table, say
 from tailwise.cli.requests import takes
 from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, GroupRequest
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.steps.dedup.dedup import Deduplication
     from tailwise.steps.dedup.suggest import Suggestion
+    from tailwise.steps.planning.unused_lists import UnusedList
     from tailwise.steps.scoring.filter import Filtered
 
 
@@ -54,6 +57,8 @@ def cluster(catalog: CatalogPath, request: ClusterRequest, as_json: AsJson = Fal
     print_sizes(made.table.column("size").to_numpy())
     for item in unused:
         say_note(item.note("are in its clusters"))
+    method = "dynamics" if summary.get("radius") is None else "density"
+    suggest_plan(opened, name, _left_out(request.without, unused), method)
 
 
 @app.command()
@@ -89,9 +94,15 @@ def group(catalog: CatalogPath, request: GroupRequest, as_json: AsJson = False) 
         say(f"{summary['entries_without_group']:,} entries of the list are the rarest of no caption")
     if summary.get("values_without_sample"):
         say(f"{summary['values_without_sample']:,} values belong to no sample")
-    print_sizes(made.table.column("size").to_numpy())
+    print_sizes(made.table.column("size").to_numpy(), "groups")
     for item in unused:
         say_note(item.note("are in its groups"))
+    suggest_plan(opened, made.name, _left_out(request.without, unused))
+
+
+def _left_out(without: Sequence[str], unused: Sequence[UnusedList]) -> list[str]:
+    """Return the drop lists that a plan over new clusters should leave out."""
+    return [*without, *(item.name for item in unused if item.usable)]
 
 
 def _say_dropped(summary: Mapping[str, Any], request: ClusterRequest | GroupRequest, where: str) -> None:
@@ -144,6 +155,8 @@ def dedup(
             print_json(found)
         else:
             _print_guide(found)
+            clustering = ["--clustering", request.clustering] * (request.clustering != "main")
+            suggest_next("dedup", catalog, *clustering, epsilon=0.05)
         return
     made = run(opened, request, with_progress())
     if as_json:
@@ -165,7 +178,7 @@ def _print_made(catalog: Catalog, made: Deduplication) -> None:
     else:
         _print_compared(figures)
         say(f"each one is listed in {made.table}")
-    say(f"next: tailwise cluster {catalog.folder} --k K --without {made.name} --name …")
+    suggest_clusters(catalog, [made.name])
 
 
 def _print_clustered(figures: Mapping[str, Any]) -> None:
@@ -186,14 +199,13 @@ def _print_compared(figures: Mapping[str, Any]) -> None:
     if sets := figures.get("sets"):
         counts = ("images", "images_found", "dropped_identical", "dropped_near")
         rows = [(item["set"], *(f"{item[name]:,}" for name in counts)) for item in sets]
-        print_table(
-            "by evaluation set", ("set", "images", "of these found", "dropped as identical", "as near-duplicate"), rows
-        )
+        columns = ("set", "images", "of these found", "dropped: identical", "dropped: similar")
+        print_table("by evaluation set", columns, rows)
         if figures.get("set_images_not_compared"):
             say(f"{figures['set_images_not_compared']:,} images of the sets cannot be read, and are not compared")
         if figures["epsilons"]:
-            near_at = {f"{item['epsilon']:g}": f"{item['near']:,}" for item in figures["epsilons"]}
-            print_table("near-duplicates at other values of epsilon", tuple(near_at), [tuple(near_at.values())])
+            near_at = [(f"{item['epsilon']:g}", f"{item['near']:,}") for item in figures["epsilons"]]
+            print_table("at other values of epsilon", ("epsilon", "near-duplicates"), near_at)
 
 
 def _print_guide(found: Suggestion) -> None:
@@ -209,24 +221,28 @@ def _print_guide(found: Suggestion) -> None:
     columns = (
         "epsilon",
         "dropped",
-        "of samples",
+        "of all",
         "pairs",
-        "sharing a cluster",
-        "with a duplicate",
-        "sharing its cluster",
+        "of these in a cluster",
+        "samples in pairs",
+        "of these in a cluster",
     )
-    print_table("what would go (any-earlier; greedy drops as many or fewer), and what clusters hide", columns, rows)
+    print_table("what would go, and what clusters hide", columns, rows)
     say(
-        f"the last four columns: {found.queries:,} samples drawn at random, compared with {found.pool:,}; "
-        "where the shares are low, a higher --probe, another number of clusters, or a second dedup inside other clusters, finds more"
+        "dropped: by --rule any-earlier; greedy drops as many or fewer. The last four columns: "
+        f"{found.queries:,} samples drawn at random, compared with {found.pool:,}; where the shares are low, a higher --probe, "
+        "another number of clusters, or a second dedup inside other clusters, finds more"
     )
     pairs = [
-        (f"{pair.epsilon:g}", f"{pair.similarity:.5f}", *(
-            (f"{PurePath(sample.shard).name} {sample.key}", sample.caption[:60]) for sample in (pair.sample, pair.earlier)
+        (f"{pair.epsilon:g}", f"{pair.similarity:.5f}", tuple(
+            line for sample in (pair.sample, pair.earlier)
+            for line in (f"{PurePath(sample.shard).name} {sample.key}", sample.caption[:60])
         ))
         for pair in found.pairs
     ]  # fmt: skip
-    print_table("pairs to look at", ("from epsilon", "similarity", "sample", "most similar earlier one"), pairs)
+    print_table(
+        "pairs to look at: a sample, and the most similar earlier one", ("from epsilon", "similarity", "pair"), pairs
+    )
 
 
 @app.command("filter")
@@ -250,6 +266,7 @@ def filter_(
       tailwise filter my-catalog --by normsim --target imagenet.npy --keep 0.5
       tailwise filter my-catalog --by clip_l14_similarity_score --file metadata.parquet --min 0.28
     """
+    from tailwise.catalog.kinds import CLUSTERING
     from tailwise.steps.scoring.filter import filter_samples, try_filter
 
     opened = open_catalog(catalog)
@@ -258,12 +275,18 @@ def filter_(
         print_json({"name": made.name, **made.summary})
     else:
         _print_filtered(made)
+        if "dropped" not in made.summary:
+            suggest_next("filter", catalog, by=made.summary["score"], keep=0.5)
+        elif made.name is not None and (clusterings := CLUSTERING.finished(opened.folder)):
+            suggest_plan(opened, "main" if "main" in clusterings else clusterings[0], [made.name])
+        elif made.name is not None:
+            suggest_clusters(opened, [made.name])
 
 
 def _print_filtered(made: Filtered) -> None:
     summary = made.summary
-    marks = {f"{item['percent']} %": f"{item['score']:.6g}" for item in summary["quantiles"]}
-    print_table(f"{summary['score']} of {summary['scored']:,} samples", tuple(marks), [tuple(marks.values())])
+    marks = [(f"{item['percent']} %", f"{item['score']:.6g}") for item in summary["quantiles"]]
+    print_table(f"{summary['scored']:,} samples by {summary['score']}", ("share of samples", "have at most"), marks)
     if (absent := summary["samples"] - summary["scored"]) > 0:
         say(f"{absent:,} samples have no {summary['score']}")
     for reason, rows in summary.get("reasons", {}).items():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from tailwise.catalog.rejections import Rejections
     from tailwise.plan.explain import Explanation
+
+
+TABLE_WIDTH = 60
 
 
 def finite(value: Any) -> Any:  # noqa: ANN401  (JSON values)
@@ -53,29 +57,68 @@ def print_rejections(rejections: Rejections) -> None:
     say(f"each case is listed in {rejections.files[0].parent}")
 
 
-def print_sizes(sizes: npt.NDArray[np.int64]) -> None:
-    """Percentiles of the sizes of non-empty clusters."""
+def print_sizes(sizes: npt.NDArray[np.int64], what: str = "clusters") -> None:
+    """Print how large the non-empty clusters are."""
     import numpy as np
 
-    full = sizes[sizes > 0]
-    marks = (0, 5, 25, 50, 75, 95, 100)
-    values = np.percentile(full, marks)
-    print_table("cluster sizes", tuple(f"{mark} %" for mark in marks), [tuple(f"{value:,.0f}" for value in values)])
+    least, low, middle, high, most = (f"{size:,.0f}" for size in np.percentile(sizes[sizes > 0], (0, 5, 50, 95, 100)))
+    say(f"samples of the {what}: {least} to {most}; half have at least {middle}, nine in ten {low} to {high}")
+
+
+# Phrases for settings of plans; nothing for those that change nothing.
+_SETTINGS: Mapping[str, Callable[[Any], str]] = {
+    "dynamic": lambda again: "another draw in each epoch" if again else "the same samples in each epoch",
+    "draw": lambda draw: {"stream": "exact counts", "bernoulli": "each sample drawn by chance"}.get(draw, ""),
+    "max_repeats": lambda most: f"a sample at most {'once' if most == 1 else f'{most} times'} in an epoch",
+    "above_one": lambda _: "quotas above one copy are cut, not given to other clusters",
+    "pick": lambda first: f"{'members picked at random' if first == 'random' else f'{first} members first'}",
+    "score": lambda score: f"score {' '.join(map(str, score.values()))}",
+    "min_per_cluster": lambda least: f"at least {least:,} of each cluster" * (least > 0),
+    "class_balance": lambda share: f"at least {share:.0%} of an equal share for each cluster" * (share > 0),
+    "anneal_epochs": lambda epochs: f"annealed over {epochs:,} epochs",
+    "column": lambda name: f"rates of column {name}",
+    "missing_rate": lambda rate: f"rate {rate:g} where the file has none",
+    "per_entry": lambda samples: f"about {samples:,} samples of an entry at most",
+    "ignore_case": lambda ignored: "entries in any case" * ignored,
+    "without": lambda names: f"without {', '.join(names)}" * bool(names),
+    "seed": lambda seed: f"seed {seed}",
+}
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    """Return the settings of a plan in words."""
+    given = ((phrase, config[name]) for name, phrase in _SETTINGS.items() if config.get(name) is not None)
+    return "; ".join(text for phrase, value in given if (text := phrase(value)))
 
 
 def print_explanation(explanation: Explanation) -> None:
-    """The figures of a plan."""
-    config = explanation.config
-    chosen = ", ".join(f"{key} {value}" for key, value in config.items() if value is not None and value != {})
-    say(f"plan {explanation.name!r}: {chosen}")
+    """Print the figures of a plan."""
+    config, final = explanation.config, explanation.config.get("final_options", {})
+    options = ", ".join(
+        f"{name} {value:g}{f' to {final[name]:g}' if name in final else ''}"
+        for name, value in config.get("options", {}).items()
+    )
+    groups = f" over {config['clustering']!r}" if config.get("clustering") else ""
+    method = f"method {config['method']}{f' ({options})' if options else ''}{groups}"
+    say(f"plan {explanation.name!r}: {method}, snapshot {config['snapshot']}")
+    say(_settings(config))
     pool, drawable = explanation.pool, explanation.eligible
     budget = budget_text(explanation.epochs[0].total, pool, explanation.rows, explanation.asked)
     say(f"{budget}); {drawable:,} samples can be drawn ({drawable / pool:.1%} of the pool)")
+    columns = {
+        "epoch": [f"{item.epoch}" for item in explanation.epochs],
+        "samples": [f"{item.total:,.0f}" for item in explanation.epochs],
+        "repeats": [f"{item.repeated:,.0f}" for item in explanation.epochs],
+        "seen so far": [f"{item.covered:,.0f}" for item in explanation.epochs],
+        "of the pool": [f"{item.covered / pool:.1%}" for item in explanation.epochs],
+        "of the drawable": [f"{item.covered / drawable:.1%}" for item in explanation.epochs],
+    }
+    if {*columns["repeats"]} == {"0"}:
+        del columns["repeats"]
+    if drawable == pool:
+        del columns["of the drawable"]
     exact = "exact" if explanation.exact else "expected"
-    rows = [(e.epoch, f"{e.total:,.0f}", f"{e.unique:,.0f}", f"{e.repeated:,.0f}", f"{e.covered:,.0f}",
-             f"{e.covered / pool:.1%}", f"{e.covered / drawable:.1%}") for e in explanation.epochs]  # fmt: skip
-    columns = ("epoch", "total", "unique", "repeated", "covered so far", "of the pool", "of the drawable")
-    print_table(f"epochs ({exact} counts)", columns, rows)
+    print_table(f"epochs ({exact} counts)", tuple(columns), [*zip(*columns.values(), strict=True)])
     if explanation.bins:
         _print_bins(explanation)
 
@@ -98,15 +141,14 @@ def print_clusters(clusters: list[dict[str, Any]]) -> None:
 def _print_bins(explanation: Explanation) -> None:
     pool, drawn = (sum(getattr(item, name) for item in explanation.bins) for name in ("samples", "drawn"))
     rows = [
-        (item.name, f"{item.clusters:,}", f"{item.smallest:,} … {item.largest:,}", f"{item.samples:,}",
-         f"{item.samples / pool:.1%}", f"{item.drawn:,.0f}", f"{item.drawn / drawn:.1%}", f"{item.rate:.3f}")
+        (item.name, f"{item.clusters:,}", f"{item.smallest:,} … {item.largest:,}", f"{item.samples / pool:.1%}",
+         f"{item.drawn / drawn:.1%}", f"{item.rate:.3f}")
         for item in explanation.bins
     ]  # fmt: skip
-    names = ("clusters by size", "clusters", "sizes", "samples", "of the drawable", "drawn", "of the draw", "rate")
-    print_table("exposures per epoch, from head to tail", names, rows)
-    say(
-        f"{explanation.capped_clusters:,} clusters are at their maximum; they use {explanation.capped_share:.1%} of the draw"
-    )
+    names = ("clusters", "number", "sizes", "of the drawable", "of an epoch", "draws per sample")
+    print_table("clusters by size, and what an epoch draws of them", names, rows)
+    capped, share = explanation.capped_clusters, explanation.capped_share
+    say(f"{capped:,} clusters are at their maximum; they use {share:.1%} of the draw")
 
 
 def print_json(value: object) -> None:
@@ -115,19 +157,32 @@ def print_json(value: object) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table, 200 columns wide where the output is no terminal; nothing with --quiet.
+    """Print a table, 60 columns wide if its cells allow, and at most 200 where the output is no terminal; nothing with --quiet.
 
-    The first column is aligned left, the others right. A cell is a value, or a tuple of values that stand below each other.
+    Columns of figures are aligned right, but the first one. A cell is a value, or a tuple of values that stand below each other.
     """
+    import textwrap
+
+    from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(plain(title)), title_justify="left")
-    for at, column in enumerate(columns):
-        table.add_column(Text(plain(column)), justify="left" if at == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("\n".join(map(plain, cell if isinstance(cell, tuple) else (cell,)))) for cell in row))
+    cells = [["\n".join(map(plain, cell if isinstance(cell, tuple) else (cell,))) for cell in row] for row in rows]
+    heads = [plain(column) for column in columns]
+    widest = [max(map(cell_len, "\n".join(column).split("\n"))) for column in zip(heads, *cells, strict=True)]
+    if sum(widest) + 2 * len(heads) - 2 > TABLE_WIDTH:  # break headers, not cells
+        least = [[*head.split(), *(row[at] for row in cells)] for at, head in enumerate(heads)]
+        needed = [max(map(cell_len, "\n".join(each).split("\n"))) for each in least]
+        heads = ["\n".join(textwrap.wrap(head, width)) for head, width in zip(heads, needed, strict=True)]
+    look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(title=Text(plain(title)), title_justify="left", **look)
+    for at, head in enumerate(heads):
+        figures = at and all(re.fullmatch(r"[\d.,%…–−\[\] -]*", row[at]) for row in cells)
+        table.add_column(Text(head), justify="right" if figures else "left", overflow="fold", vertical="top")
+    for row in cells:
+        table.add_row(*map(Text, row))
     console = Console(markup=False, emoji=False, highlight=False, quiet=is_quiet())
     if not console.is_terminal:
         console.width = 200

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from tailwise.cli.app import AsJson, CatalogPath, Overwrite, app, open_catalog, with_progress
+from tailwise.cli.following import suggest
 from tailwise.cli.printing import print_json, print_table, say
 
 SHOWN = 10
@@ -52,6 +53,8 @@ def remove(
             f"{len(report.ambiguous):,} lines are the key of one sample and the uid of another: taken as keys (name uids in a "
             f".parquet): {', '.join(report.ambiguous[:SHOWN])}"
         )
+    if not dry_run:
+        suggest("excluded", catalog, output="excluded.parquet")
     if report.unknown:
         shown = ", ".join(report.unknown[:SHOWN]) + (", …" if len(report.unknown) > SHOWN else "")
         say(f"{len(report.unknown):,} keys or uids belong to no sample, and are remembered for later imports: {shown}")
@@ -120,6 +123,7 @@ def why(
     for case in story["rejected"]:
         detail = f" ({case['detail']})" if case["detail"] else ""
         say(f"left out by {case['stage']}: {case['reason']}{detail}, of {case['file']}")
+    suggest("excluded", catalog, output="excluded.parquet")
 
 
 def _print_sample(sample: Mapping[str, Any]) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from tailwise.requests import numbers_of
+from tailwise.cli.app import is_typed
+from tailwise.requests import as_given, numbers_of
 from tailwise.text import dashed
 
 PLAIN = (list[str], str, bool, int, float, Path)  # what Typer parses; of several, the first
@@ -29,7 +30,9 @@ def takes(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]
             return partial(command, **given, request=request(**asked | pairs))
 
         def call(**given: Any) -> None:  # noqa: ANN401
-            ready(**given)()
+            with as_given(name for name, option in options.items() if any(map(is_typed, spelt_out(option)))):
+                made = ready(**given)
+            made()
 
         own = inspect.signature(command, eval_str=True).parameters
         shown = [each for name in own for each in (options.values() if name == "request" else [own[name]])]
@@ -60,6 +63,11 @@ def _options(request: type) -> dict[str, inspect.Parameter]:
             annotation=Annotated[plain_type(hint) | None, shown],
         )
     return options
+
+
+def spelt_out(option: inspect.Parameter) -> list[str]:
+    """Return the names of an option on the command line: --NAME, and --NO-NAME of a switch that has one."""
+    return str(get_args(option.annotation)[1].default).split("/")
 
 
 def plain_type(hint: Any) -> Any:  # noqa: ANN401  (a type)

@@ -13,6 +13,7 @@ from typer import Argument, Option
 from typer.models import ArgumentInfo
 
 from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options, choose_executor, path_of, with_progress
+from tailwise.cli.following import suggest_step
 from tailwise.cli.printing import print_json, say
 from tailwise.cli.requests import plain_type
 from tailwise.errors import UserError
@@ -97,6 +98,8 @@ def run(
             say(f"[{number}/{len(jobs)}] {job.line}")
             if not runner.run(job):
                 say("done already")
+        if not dry_run and (opened := runner.open()) is not None:
+            suggest_step(opened)
     if as_json:
         print_json({"name": pipeline.name, "dry_run": dry_run, "steps": listed})
 

@@ -24,7 +24,7 @@ from tailwise.plan.methods import METHODS
 from tailwise.recipes import Phase, load_recipe
 from tailwise.recipes.recipe import with_folder
 from tailwise.recipes.schema import Values, read_as
-from tailwise.requests import ClusterRequest
+from tailwise.requests import ClusterRequest, as_given
 from tailwise.steps.planning.plan import check_method
 from tailwise.text import did_you_mean, option_words
 from tailwise.train.arguments import ALLOW_CODE, refuse_code
@@ -105,7 +105,8 @@ class Runner:
                     raise UserError(f"{name} is missing: add it")
             shown = {name: options[name] if isinstance(value, float) else value for name, value in given.items()}
             line = shlex.join(["tailwise", step.command, *command.words(shown)])
-            return Job(step, asked, line, command.ready(**asked))
+            with as_given(command.options[name].parameter for name in given):
+                return Job(step, asked, line, command.ready(**asked))
 
     def _options(self, step: Step, known: Collection[str]) -> dict[str, Any]:
         """Return the options of a step, with those that all steps share."""

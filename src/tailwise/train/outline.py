@@ -17,6 +17,7 @@ from tailwise.catalog import layout
 from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError
 from tailwise.loader.damaged import check_damaged, find_damaged
+from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.requests import TrainRequest
 from tailwise.text import command_line, option_words
@@ -124,7 +125,7 @@ def _written(plan: Plan, run: Run, options: TrainRequest, *, last: bool) -> list
 
 
 def describe_result(plan: Plan, run: Run, report: Report, *, last: bool) -> None:
-    """Report the samples of a finished phase, its checkpoint, and after the last phase the command that evaluates it."""
+    """Report what a finished phase saw, its loss and checkpoint, and after the last phase the command that evaluates it."""
     logs = sorted(run.folder.glob(f"{REPLACED}*.jsonl"))
     # A set, because a batch that was trained again after an interruption is logged twice.
     replaced = {json.loads(line)["position"] for log in logs for line in log.read_text(encoding="utf-8").splitlines()}
@@ -133,9 +134,20 @@ def describe_result(plan: Plan, run: Run, report: Report, *, last: bool) -> None
         f"{run.folder}: saw {run.batches * run.order.batch_size:,} samples in {run.batches:,} batches, {run.epochs} of plan "
         f"{plan.name!r}; {len(replaced):,} of them replaced{place}"
     )
+    seen = explain(plan, run.last_epoch + 1).epochs[-1].covered
+    drawn = f"epochs 0 to {run.last_epoch} draw" if run.last_epoch else "epoch 0 draws"
+    about = "" if plan.exact else "about "
+    report(f"  {drawn} {about}{seen:,.0f} distinct samples, {seen / plan.pool:.1%} of the pool{_last_loss(run)}")
     report(f"  checkpoint: {run.folder / 'checkpoints' / f'epoch_{run.segments.count}.pt'}")
     if last:
-        report(f"  next: {command_line('evaluate', run.folder, data='SET').strip('`')}")
+        report(f"next: {command_line('evaluate', run.folder, data='SET', pool=plan.catalog.folder).strip('`')}")
+
+
+def _last_loss(run: Run) -> str:
+    """Return the loss that the trainer logged last; nothing where its log says none, or is elsewhere."""
+    logs = sorted(run.folder.glob("out*"))[:1]
+    found = re.findall(rb" Loss: ([\d.]+)", logs[0].read_bytes()) if logs else []
+    return f"; the last loss is {float(found[-1]):.4g}" if found else ""
 
 
 def describe(plan: Plan, runs: Sequence[Run], options: TrainRequest, report: Report, *, full: bool = False) -> None:
