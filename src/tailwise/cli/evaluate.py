@@ -144,7 +144,7 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
             found = [(shown, summary[name]) for name, shown in measures.items()]
             found += [(_group(name, group), group["accuracy"]) for name, group in (summary["groups"] or {}).items()]
         else:
-            found = [(f"{arrow}, R@{k}", summary[name][k]) for name, arrow in arrows.items() for k in ("1", "5", "10")]
+            found = [(f"{arrow} R@{k}", summary[name][k]) for name, arrow in arrows.items() for k in ("1", "5", "10")]
         rows += [(item.name * (at == 0), shown, _percent(figure)) for at, (shown, figure) in enumerate(found)]
     if sum(item.task == "classification" for item in evaluations) > 1:
         mean = mean_over_sets(evaluations)

@@ -286,7 +286,7 @@ def filter_(
 def _print_filtered(made: Filtered) -> None:
     summary = made.summary
     marks = [(f"{item['percent']} %", f"{item['score']:.6g}") for item in summary["quantiles"]]
-    print_table(f"{summary['scored']:,} samples by {summary['score']}", ("share of samples", "have at most"), marks)
+    print_table(f"{summary['score']} of {summary['scored']:,} samples", ("share of samples", "have at most"), marks)
     if (absent := summary["samples"] - summary["scored"]) > 0:
         say(f"{absent:,} samples have no {summary['score']}")
     for reason, rows in summary.get("reasons", {}).items():

@@ -177,7 +177,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         needed = [max(map(cell_len, "\n".join(each).split("\n"))) for each in least]
         heads = ["\n".join(textwrap.wrap(head, width)) for head, width in zip(heads, needed, strict=True)]
     look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0), "pad_edge": False}
-    table = Table(title=Text(plain(title)), title_justify="left", **look)
+    table = Table(**look)
     for at, head in enumerate(heads):
         figures = at and all(re.fullmatch(r"[\d.,%…–−\[\] -]*", row[at]) for row in cells)
         table.add_column(Text(head), justify="right" if figures else "left", overflow="fold", vertical="top")
@@ -186,4 +186,5 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     console = Console(markup=False, emoji=False, highlight=False, quiet=is_quiet())
     if not console.is_terminal:
         console.width = 200
+    say(title)
     console.print(table)
