@@ -257,4 +257,4 @@ def _export(catalog: Path, name: str, to: str, output: Path, as_json: bool, **op
         say_note(item.note())
     for reason, samples in rejected.items():
         say(f"left out, {reason}: {samples:,} (see {output / REJECTED})")
-    suggest("excluded", catalog, name, output=f"{name}-excluded.parquet")
+    suggest("excluded", catalog, name, output=f"{name}-excluded.csv")

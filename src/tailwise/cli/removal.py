@@ -54,7 +54,7 @@ def remove(
             f".parquet): {', '.join(report.ambiguous[:SHOWN])}"
         )
     if not dry_run:
-        suggest("excluded", catalog, output="excluded.parquet")
+        suggest("excluded", catalog, output="excluded.csv")
     if report.unknown:
         shown = ", ".join(report.unknown[:SHOWN]) + (", …" if len(report.unknown) > SHOWN else "")
         say(f"{len(report.unknown):,} keys or uids belong to no sample, and are remembered for later imports: {shown}")
@@ -71,10 +71,10 @@ def excluded(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """List every sample that will never be drawn, and why: shard, key, caption, group, the reason in words, and for programs.
+    """List every sample that is never drawn, and why.
 
-    With PLAN: all that this plan never draws, or does not draw in the first N epochs (--epochs N). Without: what was removed, and
-    what the drop lists of the newest snapshot drop.
+    Columns: shard, key, caption, group, the reason in words, and for programs. With PLAN: all that this plan never draws, or does
+    not draw in the first N epochs (--epochs N). Without: what was removed, and what the drop lists of the newest snapshot drop.
 
     Examples:
       tailwise excluded my-catalog subset --output never-drawn.parquet
@@ -96,6 +96,7 @@ def excluded(
     if counts:
         rows = [(stage, why, f"{samples:,}") for (stage, why), samples in counts.items()]
         print_table("never drawn", ("stage", "reason", "samples"), rows)
+    suggest("report", catalog, output="report")
 
 
 @app.command()
@@ -123,7 +124,7 @@ def why(
     for case in story["rejected"]:
         detail = f" ({case['detail']})" if case["detail"] else ""
         say(f"left out by {case['stage']}: {case['reason']}{detail}, of {case['file']}")
-    suggest("excluded", catalog, output="excluded.parquet")
+    suggest("report", catalog, output="report")
 
 
 def _print_sample(sample: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, with_progress
+from tailwise.cli.following import suggest_step
 from tailwise.cli.printing import print_json, say
 from tailwise.cli.requests import takes
 from tailwise.requests import ReportRequest
@@ -23,7 +24,8 @@ def report(catalog: CatalogPath, request: ReportRequest, as_json: AsJson = False
     """
     from tailwise.report.report import make_report
 
-    made = make_report(open_catalog(catalog), request, with_progress())
+    opened = open_catalog(catalog)
+    made = make_report(opened, request, with_progress())
     if as_json:
         figures = {"page": str(made.page), "files": made.files, "size_bytes": made.size_bytes}
         print_json({**figures, "clusters": made.clusters, "samples": made.samples})
@@ -31,3 +33,4 @@ def report(catalog: CatalogPath, request: ReportRequest, as_json: AsJson = False
     size = f"{made.size_bytes / 1e6:,.1f} MB in {made.files:,} file{'s' * (made.files > 1)}"
     say(f"report on {made.clusters:,} clusters with {made.samples:,} samples: {size}")
     say(f"open it: {made.page}")
+    suggest_step(opened)

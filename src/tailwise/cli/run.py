@@ -13,7 +13,7 @@ from typer import Argument, Option
 from typer.models import ArgumentInfo
 
 from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options, choose_executor, path_of, with_progress
-from tailwise.cli.following import suggest_step
+from tailwise.cli.following import suggest, suggest_step
 from tailwise.cli.printing import print_json, say
 from tailwise.cli.requests import plain_type
 from tailwise.errors import UserError
@@ -164,6 +164,7 @@ def compare(
     for line in ["", *summary_text(summary).splitlines()]:
         say(line)
     say(f"see {folder / 'summary.html'}")
+    suggest("report", path_of(loaded.catalog), output="report", study=folder)
 
 
 def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
