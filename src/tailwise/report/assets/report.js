@@ -3,6 +3,7 @@
 // All text from the catalog goes through textContent, never through markup.
 (() => {
   const STEP = 12; // cards that are added at a time
+  const MANY = 5000; // clusters, above which dots are small
   const byId = (id) => document.getElementById(id);
 
   // --- data: blocks in the page, or scripts beside it -------------------------------------------------------------------
@@ -193,38 +194,57 @@
       });
       const most = Math.max(3, Math.min(16, 260 / Math.sqrt(count))) * ratio, top = columns.size.reduce((a, b) => Math.max(a, b), 1);
       this.radii = Float32Array.from(columns.size, (size) => size <= 0 ? 0
-        : this.name === "map" ? Math.max(1.2 * ratio, most * Math.sqrt(size / top)) : (count > 5000 ? 1.6 : count > 800 ? 2.4 : 3.4) * ratio);
+        : this.name === "map" ? Math.max(1.2 * ratio, most * Math.sqrt(size / top)) : (count > MANY ? 1.6 : count > 800 ? 2.4 : 3.4) * ratio);
       this.placed = true;
+      this.grey = null;
     }
 
     paint() {
       if (!this.placed) this.place();
       const { width, height } = this.canvas;
       if (!width || !height) return;
-      const context = this.canvas.getContext("2d"), image = context.createImageData(width, height), out = image.data;
-      const grey = dark.matches ? 0x6b635a : 0xb9b2aa, alpha = count > 5000 ? 170 : 205;
-      this.points.forEach(({ x, y }, layer) => {
-        for (const wanted of selected ? [0, 1] : [1]) for (let at = 0; at < count; at++) {
-          if (selected && selected[at] !== wanted) continue;
-          const radius = this.radii[at];
-          if (!radius || x[at] < -radius || y[at] < -radius || x[at] > width + radius || y[at] > height + radius) continue;
-          const color = wanted ? layer ? 0x1a57c2 : colors[at] : grey, { reach, side, cover } = stamp(layer ? radius * 0.7 : radius);
-          const [left, top] = [Math.round(x[at]) - reach, Math.round(y[at]) - reach], strength = wanted ? alpha : 70;
-          const [red, green, blue] = [color & 255, color >> 8 & 255, color >> 16 & 255];
-          for (let row = Math.max(0, -top); row < side && top + row < height; row++) {
-            for (let col = Math.max(0, -left); col < side && left + col < width; col++) {
-              const add = cover[row * side + col] * strength >> 8;
-              if (!add) continue;
-              const to = 4 * ((top + row) * width + left + col), had = out[to + 3], keep = had * (255 - add) / 255, sum = keep + add;
-              out[to] = (out[to] * keep + red * add) / sum;
-              out[to + 1] = (out[to + 1] * keep + green * add) / sum;
-              out[to + 2] = (out[to + 2] * keep + blue * add) / sum;
-              out[to + 3] = sum;
-            }
+      if (!this.image || this.image.width !== width || this.image.height !== height) this.image = new ImageData(width, height);
+      const out = this.image.data;
+      if (selected) {
+        if (!this.grey) { // all dots in grey, painted once: a brush changes those above them only
+          const grey = dark.matches ? 0x6b635a : 0xb9b2aa;
+          out.fill(0);
+          this.points.forEach((points, layer) => this.dots(points, layer, null, () => grey, 70));
+          this.grey = out.slice();
+        }
+        out.set(this.grey);
+      } else out.fill(0);
+      this.points.forEach((points, layer) => this.dots(points, layer, selected, layer ? () => 0x1a57c2 : (at) => colors[at], count > MANY ? 255 : 205));
+      this.canvas.getContext("2d").putImageData(this.image, 0, 0);
+    }
+
+    dots({ x, y }, layer, mask, colorOf, strength) {
+      const { width, height } = this.canvas, out = this.image.data, words = new Uint32Array(out.buffer), solid = (strength << 24) >>> 0;
+      for (let at = 0; at < count; at++) {
+        const radius = layer ? this.radii[at] * 0.7 : this.radii[at];
+        if (!radius || (mask && !mask[at]) || x[at] < -radius || y[at] < -radius || x[at] > width + radius || y[at] > height + radius) continue;
+        const color = colorOf(at);
+        if (count > MANY && radius < 2.5) { // too many and too small for smooth edges: a square
+          const reach = radius < 1 ? 0 : 1, [left, top] = [Math.round(x[at]), Math.round(y[at])], word = (color | solid) >>> 0;
+          for (let row = Math.max(0, top - reach); row <= top + reach && row < height; row++) {
+            for (let col = Math.max(0, left - reach); col <= left + reach && col < width; col++) words[row * width + col] = word;
+          }
+          continue;
+        }
+        const { reach, side, cover } = stamp(radius), [left, top] = [Math.round(x[at]) - reach, Math.round(y[at]) - reach];
+        const [red, green, blue] = [color & 255, color >> 8 & 255, color >> 16 & 255];
+        for (let row = Math.max(0, -top); row < side && top + row < height; row++) {
+          for (let col = Math.max(0, -left); col < side && left + col < width; col++) {
+            const add = cover[row * side + col] * strength >> 8;
+            if (!add) continue;
+            const to = 4 * ((top + row) * width + left + col), had = out[to + 3], keep = had * (255 - add) / 255, sum = keep + add;
+            out[to] = (out[to] * keep + red * add) / sum;
+            out[to + 1] = (out[to + 1] * keep + green * add) / sum;
+            out[to + 2] = (out[to + 2] * keep + blue * add) / sum;
+            out[to + 3] = sum;
           }
         }
-      });
-      context.putImageData(image, 0, 0);
+      }
     }
 
     near(event) {
@@ -301,6 +321,7 @@
         if ("label_text_color" in item) item.label_text_color = text;
       }
     }
+    for (const scatter of scatters) scatter.grey = null;
     schedule();
   }
   async function drawCharts() {
