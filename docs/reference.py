@@ -80,7 +80,7 @@ def request(name: str) -> str:
         hint = hints[field.name]
         kind, meaning = (hint.__origin__, hint.__metadata__[0]) if hasattr(hint, "__metadata__") else (hint, "")
         kind = cell(kind.__name__ if isinstance(kind, type) else kind)
-        kind = re.sub(r"(typing|collections\.abc|pathlib)\.", "", kind)
+        kind = re.sub(r"(typing|collections\.abc|pathlib)\.", "", kind).replace(" \\|", " or")
         meaning, _, default = cell(meaning).partition("[default: ")
         if field.default is MISSING and field.default_factory is MISSING:
             default = "(required)"
