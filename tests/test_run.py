@@ -59,7 +59,7 @@ def test_a_pool_goes_from_import_to_exports_and_a_rerun_goes_on(run_tailwise, re
     sources = [_small_catalog_source / "pool", _small_catalog_source / "embeddings"]
     arguments = ["run", recipe, *sources, catalog, "--output", out]
     planned = run_tailwise(*arguments, "--dry-run")
-    assert "3 tars, about 60" in planned.stdout
+    assert "3 shards, about 60" in planned.stdout
     assert not catalog.exists()
     assert not out.exists()
     run_tailwise(*arguments)

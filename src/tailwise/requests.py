@@ -395,7 +395,7 @@ class TrainRequest:
         str | None, "Joined captions and their weights, such as recap:0.7,original:0.3.  [default: original]"
     ] = None
     check: Annotated[str, "Of the shards, before starting: none, size or index."] = "size"
-    damaged: Annotated[str, "Tars that are missing, changed or fail: error or replace."] = "error"
+    damaged: Annotated[str, "Shards that are missing, changed or fail: error or replace."] = "error"
     max_replaced: Annotated[float, "Share of samples that may be replaced."] = 0.01
     cache: Annotated[Path | None, "Folder for what is fetched from remote shards."] = None
     cache_size: Annotated[str, "Bound of the cache."] = "32GB"

@@ -52,7 +52,7 @@ def test_metadata_without_images(tmp_path):
 
 def test_embeddings_alone_and_remote_pools_are_refused(tmp_path, make_partition):
     make_partition(tmp_path / "embeddings", 0, ["a"], [[1.0, 0.0]])
-    with pytest.raises(UserError, match="holds embeddings and no tars: add the folder of the tars"):
+    with pytest.raises(UserError, match="holds embeddings and no shards: add their folder"):
         take_sample([str(tmp_path / "embeddings")], 10, tmp_path / "cut")
 
 

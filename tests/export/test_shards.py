@@ -390,7 +390,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_listed(thrice, tmp_path, r
     shard = thrice.catalog.shards()["path"].to_pylist()[3]
     with open(shard, "ab") as stream:  # noqa: PTH123
         stream.write(bytes(512))  # 25 samples, 35 copies of them
-    with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 tars .*00001\.tar.*bytes; .*`max_rejected`"):
+    with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 shards .*00001\.tar.*bytes; .*`max_rejected`"):
         write_shards(thrice, 0, tmp_path / "out", FEW)
     result = write_shards(thrice, 0, tmp_path / "out", ShardsRequest(50, workers=1, max_rejected=0.2))
     assert (result.samples, dict(result.rejected)) == (240, {"unreadable": 35, "caption is not UTF-8": 5})
@@ -444,7 +444,7 @@ def test_a_replaced_tar_of_the_same_length_is_left_out(thrice, tmp_path):
         for sample, caption in ((one, other["caption"]), (other, one["caption"])):
             stream.seek(sample["caption_offset"])
             stream.write(caption.encode())
-    with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 tars .*00001\.tar: other content"):
+    with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 shards .*00001\.tar: other content"):
         write_shards(thrice, 0, tmp_path / "out", FEW)
     result = write_shards(thrice, 0, tmp_path / "out", ShardsRequest(50, workers=1, max_rejected=0.2))
     assert (result.samples, dict(result.rejected)) == (245, {"unreadable": 35})

@@ -99,7 +99,7 @@ def test_a_lost_shard_is_an_error_or_replaced(own_pool, open_plan):
     make_plan(own_pool, "all", PlanRequest("proportional", keep=1.0))
     plan = Plan(own_pool, "all")
     (own_pool.folder.parent / "pool" / "00002.tar").unlink()
-    with pytest.raises(UserError, match=r"1 of 24 tars can't be read"):
+    with pytest.raises(UserError, match=r"1 of 24 shards can't be read"):
         EpochDataset(plan, batch_size=8)
     dataset = EpochDataset(plan, batch_size=8, on_damaged="replace")
     rows = [sample["row"] for sample in dataset.__getitems__(range(len(dataset)))]

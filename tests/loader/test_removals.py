@@ -210,7 +210,7 @@ def test_damage_is_still_counted(own_pool, tmp_path, take, caplog):
     warnings = [record.getMessage() for record in caplog.records if "a sample was replaced" in record.getMessage()]
     assert len(warnings) == 1
     assert "No such file" in warnings[0]
-    with pytest.raises(UserError, match="1 of 24 tars can't be read"):
+    with pytest.raises(UserError, match="1 of 24 shards can't be read"):
         Loader(plan, **OPTIONS)
     loader = Loader(plan, check="none", **{**options, "max_replaced": 0.0})
     with pytest.raises(UserError, match=r"^[1-9] of \d+ samples had to be replaced, .*No such file") as error:

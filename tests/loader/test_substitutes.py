@@ -291,10 +291,10 @@ def test_missing_and_changed_tars_are_an_error_or_replaced(own_pool, tmp_path, b
     plan = make_plan(own_pool, "p", PlanRequest("flat", keep=0.5))
     path = tmp_path / "pool" / "00001.tar"
     break_tar(path)
-    with pytest.raises(UserError, match=rf"1 of 24 tars can't be read as they were imported.*00001\.tar: .*{reason}"):
+    with pytest.raises(UserError, match=rf"1 of 24 shards can't be read as they were imported.*00001\.tar: .*{reason}"):
         Loader(plan, **{**OPTIONS, "on_damaged": "error"})
     loader = Loader(plan, **OPTIONS)
-    assert "samples of this tar are replaced" in caplog.text
+    assert "samples of this shard are replaced" in caplog.text
     batches = read(loader)
     first, last = plan.shard_offsets[1:3].tolist()
     replaced = [item for batch in batches for item in batch.replaced]
@@ -331,7 +331,7 @@ def test_more_damage_than_may_be_replaced_is_told_before_anything_is_read(own_po
     (tmp_path / "pool" / "00003.tar").unlink()
     rows = int(plan.shard_offsets[4] - plan.shard_offsets[3])
     options = {**OPTIONS, "on_damaged": "replace"}
-    with pytest.raises(UserError, match=rf"^{rows} of 1,000 samples lie in 1 tars .* share 0\.001 "):
+    with pytest.raises(UserError, match=rf"^{rows} of 1,000 samples lie in 1 shards .* share 0\.001 "):
         Loader(plan, **{**options, "max_replaced": 0.001})
     assert Loader(plan, **{**options, "max_replaced": rows / 1000}).replaced == 0
 

@@ -165,7 +165,7 @@ def test_shards_are_looked_at(drawn_plan, recipe, tmp_path, run_tailwise):
     shard.rename(shard.with_suffix(".away"))
     try:
         refused = run_tailwise(*command, *after, code=2)
-        assert f"1 of 4 tars can't be read as they were imported, the first is {shard}: missing" in refused.stderr
+        assert f"1 of 4 shards can't be read as they were imported, the first is {shard}: missing" in refused.stderr
         assert "dry run: all checks passed" in run_tailwise(*command, "--check", "none", *after).stdout
         replaced = run_tailwise(*command, "--damaged", "replace", "--max-replaced", "0.5", *after)
         assert "dry run: all checks passed" in replaced.stdout

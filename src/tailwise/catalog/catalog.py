@@ -436,7 +436,7 @@ def _refuse_shared_paths(paths: Sequence[str]) -> None:
     if times > 1:
         raise UserError(
             f"two shards of the catalog would both be {place}: the shards that are to move, and those that the catalog has in that "
-            "folder, are different tars; move them to another folder"
+            "folder, are different shards; move them to another folder"
         )
 
 

@@ -17,7 +17,9 @@ from tailwise.errors import UserError
 def demo(
     pool: Annotated[
         list[str] | None,
-        Argument(metavar="[POOL...]", help="Tars, Parquet files or folders of your own.  [default: a drawn pool]"),
+        Argument(
+            metavar="[POOL...]", help="Shards (tars, Parquet files, folders) of your own.  [default: a drawn pool]"
+        ),
     ] = None,
     output: Annotated[Path | None, Option(help="A new folder.  [default: demo; with a POOL, demo-pool]")] = None,
     samples: Annotated[int | None, Option(min=1000, help="Samples of your pool, at most.  [default: 20000]")] = None,

@@ -37,7 +37,7 @@ def evaluate(
         str, Argument(metavar="CHECKPOINT", help="A .pt file, a run's folder, or open_clip:MODEL/PRETRAINED.")
     ],
     data: Annotated[
-        list[str] | None, Option(help="A set to evaluate on: folder, tars or URL; may be given again.")
+        list[str] | None, Option(help="A set to evaluate on: folder, shards or URL; may be given again.")
     ] = None,
     suite: Annotated[
         tuple[str, Path] | None,

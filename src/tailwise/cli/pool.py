@@ -285,7 +285,7 @@ def relocate(
 ) -> None:
     """Update the paths of shards that have moved.
 
-    Refused unless each of these tars is there, with the size that it had (of 16 tars the members are compared too).
+    Refused unless each of these shards is there, with the size that it had (the members of 16 are compared, too).
 
     Example:
       tailwise relocate my-catalog /data/pool s3://bucket/pool

@@ -143,7 +143,7 @@ def run_on_pool(folder: Path, paths: Sequence[str], samples: int, tools: Tools) 
     resumed = _check(folder, made_with)
     sample = take_sample(paths, samples, folder / SAMPLE)  # an unusable pool is refused before the folder is created
     _begin(folder, made_with)
-    what = "tars" if sample.has_images else "metadata files"
+    what = "shards" if sample.has_images else "metadata files"
     tools.report(
         f"Your pool: {sample.samples:,} samples of {sample.files:,} of its {sample.pool_files:,} {what}. Nothing in it is changed."
     )
@@ -262,7 +262,7 @@ def _train(demo: Demo) -> None:
     read = int(np.diff(ranges[:, 1:]).sum()) / len(rows)  # by the loader
     everything = int(plan.catalog.shards(plan.snapshot).column("size_bytes").to_numpy().sum()) * epochs / len(rows)
     demo.fact(
-        f"bytes read per trained sample: {read:,.0f}; reading all tars in each epoch: {everything:,.0f} "
+        f"bytes read per trained sample: {read:,.0f}; reading all shards in each epoch: {everything:,.0f} "
         f"({everything / read:.1f} times as many)"
     )
 

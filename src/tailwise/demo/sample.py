@@ -40,9 +40,11 @@ def take_sample(paths: Sequence[str], samples: int, folder: Path) -> PoolSample:
     """
     found = find(paths)
     if any(is_remote(path) for path in found.tars):
-        raise UserError("the demo samples local pools: copy some tars here, or run `tailwise import` on the whole pool")
+        raise UserError(
+            "the demo samples local pools: copy some shards here, or run `tailwise import` on the whole pool"
+        )
     if not found.tars and not found.metadata:
-        raise UserError(f"{' '.join(paths)} holds embeddings and no tars: add the folder of the tars")
+        raise UserError(f"{' '.join(paths)} holds embeddings and no shards: add their folder")
     pool = sorted(found.tars or found.metadata)
     random.Random(0).shuffle(pool)
     chosen, total = _tars(pool, samples, folder) if found.tars else _tables(pool, samples)

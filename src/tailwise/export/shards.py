@@ -217,7 +217,7 @@ def _damaged(plan: Plan, held: Epoch, sharding: ShardsRequest, context: Context)
     lost = int(held.by_shard[list(damaged)].sum())
     if lost > sharding.max_rejected * held.copies:
         raise UserError(
-            f"{lost:,} of {held.copies:,} samples lie in {len(damaged):,} tars that can't be read as they were imported, the first is "
+            f"{lost:,} of {held.copies:,} samples lie in {len(damaged):,} shards that can't be read as they were imported, the first is "
             f"{next(iter(damaged.values()))}; restore them, give their new place (`tailwise relocate`), or raise "
             f"`max_rejected`, now {sharding.max_rejected}"
         )

@@ -19,16 +19,16 @@ def check_damaged(plan: Plan, damaged: dict[int, str], on_damaged: str, max_repl
     """Refuse damaged shards if their samples are not to be replaced, or are too many; else log them."""
     if damaged and on_damaged == "error":
         raise UserError(
-            f"{len(damaged):,} of {plan.snapshot.shards:,} tars can't be read as they were imported, the first is "
+            f"{len(damaged):,} of {plan.snapshot.shards:,} shards can't be read as they were imported, the first is "
             f"{next(iter(damaged.values()))}; restore them, give their new place (`tailwise relocate`), or let other samples stand in "
             "(`on_damaged` replace)"
         )
     for reason in damaged.values():
-        logger.warning("samples of this tar are replaced: %s", reason)
+        logger.warning("samples of this shard are replaced: %s", reason)
     lost = sum(rows.stop - rows.start for rows in map(plan.rows_of, damaged))
     if lost > max_replaced * plan.rows:
         raise UserError(
-            f"{lost:,} of {plan.rows:,} samples lie in {len(damaged):,} tars that can't be read, more than the share {max_replaced} "
+            f"{lost:,} of {plan.rows:,} samples lie in {len(damaged):,} shards that can't be read, more than the share {max_replaced} "
             "that may be replaced; restore them, or raise `max_replaced`"
         )
 

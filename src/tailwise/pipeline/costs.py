@@ -43,7 +43,7 @@ class Pool:
             asked = next((job.asked for job in jobs if job.step.command == "import"), {})
             choice = MemberChoice.given(asked.get("image"), asked.get("caption"))
             samples = round(read_shard(path, choice).samples.num_rows * sum(tars.values()) / max(size, 1))
-            about = f"{len(tars):,} tars, about "
+            about = f"{len(tars):,} shards, about "
         return cls(samples, about, dimension or DIMENSION, clusters, matrix_speed())
 
 

@@ -45,7 +45,7 @@ def no_bytes(paths: Sequence[str], samples: int, which: str = "", instead: str =
     """Return the error for a number of samples in files without bytes; `which` images to download, and what to do `instead`."""
     return UnsupportedError(
         f"{samples:,} samples in {len(paths):,} file(s) of metadata have no images, the first file is {paths[0]}: download the images"
-        f"{which}, and import the tars into a new catalog{instead}"
+        f"{which}, and import them into a new catalog{instead}"
     )
 
 

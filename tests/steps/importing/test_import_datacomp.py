@@ -410,7 +410,7 @@ def test_a_sample_that_is_in_two_tars(run, tmp_path, metadata, make_downloaded, 
 def test_metadata_after_its_tars_needs_them_named(run, tmp_path, metadata, make_downloaded):
     make_downloaded("00000", metadata[:4])
     run(tmp_path / "shards")
-    assert "name the tars in the same import" in fails(lambda: run(tmp_path / "metadata"))
+    assert "name the shards in the same import" in fails(lambda: run(tmp_path / "metadata"))
     report = run(tmp_path / "shards", tmp_path / "metadata")
     assert (report.new_shards, report.snapshot.rows) == (0, 4)
     check(report.catalog)

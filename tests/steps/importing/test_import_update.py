@@ -283,7 +283,7 @@ def test_old_plans_keep_what_is_there_and_name_the_rest(run, pool, tmp_path):
     run(pool.folder, update=True)
     old = Plan(catalog, "old")
     assert np.flatnonzero(old.draw(0)).tolist() == drawn.tolist()
-    with pytest.raises(UserError, match=r"1 of 3 tars can't .*01\.tar \(replaced by shard 3\): .*on_damaged"):
+    with pytest.raises(UserError, match=r"1 of 3 shards can't .*01\.tar \(replaced by shard 3\): .*on_damaged"):
         Loader(old, batch_size=10)
     rows, replaced = read_all(catalog, old, on_damaged="replace", max_replaced=0.5)
     assert {item.row for item in replaced} <= set(range(30, 60)) and replaced

@@ -209,8 +209,8 @@ def test_several_samples_of_one_key_and_a_later_import(told, tmp_path, make_pool
         ("5", "did you mean 000005"),
         ("/pool/00000.tar/000005.jpg", "did you mean 000005"),
         ("0000o5", "did you mean 0000"),
-        ("nothing", "give it as it stands in the tar, without extension"),
-        ("", "give it as it stands in the tar"),
+        ("nothing", "give it as it stands in the shard, without extension"),
+        ("", "give it as it stands in the shard"),
         ("f" * 32, "no sample of .* has the key or uid 'ffff"),
     ],
 )

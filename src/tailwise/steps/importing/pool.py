@@ -106,7 +106,7 @@ def import_pool(
     found = find([str(source) for source in given], format_name, chosen)
     there = (path_of(folder) / layout.HEADER).exists()
     if not (found.tars or found.metadata) and not (there and Catalog.open(folder).snapshots()):
-        raise UserError(f"{folder} holds no samples yet: import the shards (.tar) with or before their embeddings")
+        raise UserError(f"{folder} holds no samples yet: import the shards with or before their embeddings")
     catalog = Catalog.create(folder)
     with locked(catalog.folder / layout.LOCK, str(catalog.folder)):
         catalog.series(layout.SNAPSHOTS).settle()
@@ -230,7 +230,7 @@ def _refuse_known(catalog: Catalog, found: Found) -> None:
         for uid in samples.column("uid").filter(pa.array(inside)).to_pylist():
             if uid in asked:
                 raise UserError(
-                    f"tars in {catalog.folder} hold samples of {asked[uid]} (uid {uid.hex()}) already: name the tars in the same "
+                    f"shards in {catalog.folder} hold samples of {asked[uid]} (uid {uid.hex()}) already: name the shards in the same "
                     "import, for their embeddings; or use a new catalog for the metadata alone"
                 )
 

@@ -46,6 +46,6 @@ def relocate(catalog: Catalog, old: str, new: str, context: Context | None = Non
 def _refused(found: list[Damage], moved: int) -> UserError:
     first = found[0]
     return UserError(
-        f"{len(found):,} of {moved:,} shards are not where they would be: {first.path} is {first.reason}; move the tars there first, or "
+        f"{len(found):,} of {moved:,} shards are not where they would be: {first.path} is {first.reason}; move the shards there first, or "
         "name the folder that holds them"
     )

@@ -54,7 +54,7 @@ def why(catalog: Catalog, name: str, plans: Sequence[str] | None = None) -> Stor
     rejected: list[Story] = [] if listed is None else listed.to_pylist()
     if not samples and not rejected:
         near = _near(catalog, name)
-        hint = f"did you mean {' or '.join(near)}?" if near else "give it as it stands in the tar, without extension"
+        hint = f"did you mean {' or '.join(near)}?" if near else "give it as it stands in the shard, without extension"
         raise UserError(f"no sample of {catalog.folder} has the key or uid {name!r}: {hint}")
     return {"name": name, "samples": samples, "rejected": rejected}
 
