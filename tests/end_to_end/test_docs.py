@@ -75,7 +75,7 @@ def test_commands_run_as_printed(page, sources, pool, run_tailwise, tmp_path, mo
 YOURS = """
 import itertools, numpy, torch
 def transform(image):
-    return torch.from_numpy(numpy.asarray(image.resize((8, 8)))) / 255
+    return torch.tensor(numpy.asarray(image.resize((8, 8)))) / 255
 def tokenizer(captions):
     return torch.tensor([[len(caption)] for caption in captions])
 def step(images, texts):
