@@ -43,7 +43,7 @@ def measure(folder: Path, side: int, rounds: int) -> None:
     import pools
 
     from tailwise.export.shards import write_shards
-    from tailwise.requests import ShardsRequest
+    from tailwise.requests import ExportRequest
 
     source = pools.source(folder)
     samples = ((key, pools.enlarged(image, side), text) for key, image, text in pools.read_samples(source))
@@ -52,8 +52,8 @@ def measure(folder: Path, side: int, rounds: int) -> None:
     plan = tailwise.make_plan(catalog, "p", tailwise.PlanRequest("dynamics", keep=2.0, max_repeats=4))
     table = copies_by_key(plan)
     ways = {
-        "tailwise, 1 worker": lambda out: write_shards(plan, 0, out, ShardsRequest(2000, workers=1)).samples,
-        "tailwise, 2 workers": lambda out: write_shards(plan, 0, out, ShardsRequest(2000, workers=2)).samples,
+        "tailwise, 1 worker": lambda out: write_shards(plan, 0, out, ExportRequest(2000, workers=1)).samples,
+        "tailwise, 2 workers": lambda out: write_shards(plan, 0, out, ExportRequest(2000, workers=2)).samples,
         "webdataset, ShardWriter": lambda out: peer(tars, table, out),
         "plain copy": lambda out: copy(folder / "new", out),
     }

@@ -30,7 +30,7 @@ from tailwise.catalog import Catalog
 from tailwise.execution.ray import RayExecutor
 from tailwise.export import EXPORTS, export
 from tailwise.plan.plan import Plan
-from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest, FilterRequest, PlanRequest, ShardsRequest
+from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest, ExportRequest, FilterRequest, PlanRequest
 from tailwise.steps.embedding.embed import embed
 from tailwise.steps.upkeep.verify import verify
 
@@ -141,8 +141,8 @@ def steps(folder: Path, tars: Path, checkpoint: Path, context: tailwise.Context)
         tailwise.make_plan(catalog(), name, request, context)
 
     def write(name: str, plan_name: str, path: Path) -> None:
-        sharding = ShardsRequest(shard_samples=400) if name == "shards" else None
-        export(made(plan_name), name, path, epoch=EPOCH, sharding=sharding, context=context)
+        sharding = ExportRequest(shard_samples=400) if name == "shards" else None
+        export(made(plan_name), name, path, epoch=EPOCH, request=sharding, context=context)
 
     without = ["duplicates", "clip-score"]
     return {

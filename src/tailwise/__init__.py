@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from tailwise.requests import EmbedRequest as EmbedRequest
     from tailwise.requests import EncoderRequest as EncoderRequest
     from tailwise.requests import EvaluateRequest as EvaluateRequest
+    from tailwise.requests import ExportRequest as ExportRequest
     from tailwise.requests import FilterRequest as FilterRequest
     from tailwise.requests import GroupRequest as GroupRequest
     from tailwise.requests import ImportRequest as ImportRequest
     from tailwise.requests import PlanRequest as PlanRequest
     from tailwise.requests import ReportRequest as ReportRequest
     from tailwise.requests import ScoreRequest as ScoreRequest
-    from tailwise.requests import ShardsRequest as ShardsRequest
     from tailwise.steps.clustering.cluster import cluster as cluster
     from tailwise.steps.dedup.dedup import dedup as dedup
     from tailwise.steps.embedding.embed import embed as embed
@@ -58,7 +58,7 @@ _MODULES = {  # of the public names
     "plan.methods": "register_method",
     "report.report": "make_report",
     "requests": "ClusterRequest DedupRequest EmbedRequest EncoderRequest EvaluateRequest FilterRequest "
-    "GroupRequest ImportRequest PlanRequest ReportRequest ScoreRequest ShardsRequest",
+    "GroupRequest ImportRequest PlanRequest ReportRequest ScoreRequest ExportRequest",
     "steps.clustering.cluster": "cluster",
     "steps.dedup.dedup": "dedup",
     "steps.embedding.embed": "embed",

@@ -362,17 +362,20 @@ class PlanRequest:
 
 
 @dataclass(frozen=True)
-class ShardsRequest:
-    """New shards of an epoch."""
+class ExportRequest:
+    """An export of a plan."""
 
     shard_samples: Annotated[int, "Shards: samples of each new one, or up to a few less."] = 10_000
     workers: Annotated[int | None, "Shards: processes; one a processor by default."] = None
     max_rejected: Annotated[float, "Shards: share of unreadable samples that may be left out."] = 0.01
     captions: Annotated[str | None, "Shards, urls: joined captions and their weights: recap:0.7,original:0.3."] = None
+    limit: Annotated[int, "Embedding-atlas: samples, chosen by chance where the pool has more."] = 100_000
+    projection: Annotated[str, "Embedding-atlas: pca, or umap (pip install umap-learn)."] = "pca"
 
     def __post_init__(self) -> None:
         caption_weights(self.captions)
-        at_least(self, workers=1, shard_samples=1)
+        at_least(self, workers=1, shard_samples=1, limit=1)
+        check_projection(self.projection)
         if not 0 <= self.max_rejected <= 1:
             raise UserError(f"`max_rejected` {self.max_rejected}: must lie in [0, 1]")
 
@@ -441,8 +444,7 @@ class ReportRequest:
         at_least(self, epochs=1, images=1, most_images=1)
         if self.samples_per_second is not None and not 0 < self.samples_per_second < math.inf:
             raise UserError(f"`samples_per_second` {self.samples_per_second}: must be above 0")
-        if self.projection not in PROJECTIONS:
-            raise UserError(f"`projection` {self.projection!r}: use {' or '.join(PROJECTIONS)}")
+        check_projection(self.projection)
 
 
 @dataclass(frozen=True)
@@ -465,6 +467,12 @@ class EvaluateRequest:
 
     def __post_init__(self) -> None:
         at_least(self, workers=0, batch_size=1, bootstrap=1, seed=0)
+
+
+def check_projection(name: str) -> None:
+    """Raise a UserError if there is no projection of this name."""
+    if name not in PROJECTIONS:
+        raise UserError(f"`projection` {name!r}: use {' or '.join(PROJECTIONS)}")
 
 
 def at_least(request: Any, **bounds: int) -> None:  # noqa: ANN401  (any request)

@@ -17,7 +17,7 @@ from tailwise import Loader, PlanRequest, import_pool, make_plan
 from tailwise.errors import UserError
 from tailwise.evaluate.sets import find_set
 from tailwise.export.shards import write_shards
-from tailwise.requests import EmbedRequest, ShardsRequest
+from tailwise.requests import EmbedRequest, ExportRequest
 from tailwise.steps.embedding.embed import embed
 from tailwise.steps.embedding.read import ShardRows, read_batches
 from tailwise.storage import remote
@@ -318,8 +318,8 @@ def test_the_loader_reads_past_what_passes(server, tmp_path, plan, sick):
 def test_export_of_shards_names_or_leaves_out(server, tmp_path, plan):
     server.sick["00001.tar"] = status(503)
     with pytest.raises(UserError, match=r"00001\.tar.*HTTP 503"):
-        write_shards(plan, 0, tmp_path / "out", ShardsRequest(workers=1))
-    written = write_shards(plan, 0, tmp_path / "out", ShardsRequest(workers=1, max_rejected=1.0))
+        write_shards(plan, 0, tmp_path / "out", ExportRequest(workers=1))
+    written = write_shards(plan, 0, tmp_path / "out", ExportRequest(workers=1, max_rejected=1.0))
     assert written.rejected["unreadable"] > 0 and written.samples > 0
 
 

@@ -13,10 +13,10 @@ from tailwise.requests import (
     ClusterRequest,
     DedupRequest,
     EmbedRequest,
+    ExportRequest,
     GroupRequest,
     PlanRequest,
     ScoreRequest,
-    ShardsRequest,
 )
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.comparison import Comparison
@@ -132,8 +132,8 @@ def test_exports_of_tars_are_the_same(tars, tree_bytes, remote, tmp_path, name):
     plan = make_plan(tars, "p", PlanRequest("random", keep=1.3, max_repeats=2))
     for folder, context in (("plain", Context()), ("remote", remote)):
         (tmp_path / folder).mkdir()
-        sharding = ShardsRequest(shard_samples=9, workers=1) if name == "shards" else None
-        export(plan, name, tmp_path / folder / "out", epoch=2, sharding=sharding, context=context)
+        sharding = ExportRequest(shard_samples=9, workers=1) if name == "shards" else None
+        export(plan, name, tmp_path / folder / "out", epoch=2, request=sharding, context=context)
     assert tree_bytes(tmp_path / "plain") == tree_bytes(tmp_path / "remote")
 
 

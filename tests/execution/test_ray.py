@@ -25,10 +25,10 @@ from tailwise.requests import (
     ClusterRequest,
     DedupRequest,
     EmbedRequest,
+    ExportRequest,
     FilterRequest,
     GroupRequest,
     PlanRequest,
-    ShardsRequest,
 )
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
@@ -255,8 +255,8 @@ def filtered(catalog, context, by, **options):
 
 
 def exported(catalog, context, name, folder):
-    sharding = ShardsRequest(shard_samples=40) if name == "shards" else None
-    export(Plan(catalog, "p"), name, folder / name, epoch=2, sharding=sharding, context=context)
+    sharding = ExportRequest(shard_samples=40) if name == "shards" else None
+    export(Plan(catalog, "p"), name, folder / name, epoch=2, request=sharding, context=context)
 
 
 def verified(catalog, context):

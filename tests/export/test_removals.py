@@ -10,7 +10,7 @@ from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.export import export
-from tailwise.requests import PlanRequest, ShardsRequest
+from tailwise.requests import ExportRequest, PlanRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.upkeep.remove import remove
@@ -104,7 +104,7 @@ def test_only_its_own_files_are_deleted(mixed, tmp_path):
     """Files that an earlier, interrupted run of the export wrote go as well."""
     plan = make_plan(mixed, "p", PlanRequest("random", keep=1.0))
     uids = [uid.hex() for part in mixed.parts() for uid in mixed.samples(part, ["uid"]).column(0).to_pylist()]
-    output, sharding = tmp_path / "out", ShardsRequest(shard_samples=40, workers=1)
+    output, sharding = tmp_path / "out", ExportRequest(shard_samples=40, workers=1)
     foreign = ("00000099.tar", "notes.txt", "00000000.txt", "0.tar")
 
     def interrupted(items, description="", *_):
@@ -122,24 +122,24 @@ def test_only_its_own_files_are_deleted(mixed, tmp_path):
         return track
 
     with pytest.raises(KeyboardInterrupt):
-        export(plan, "shards", output, sharding=sharding, context=Context(interrupted))
+        export(plan, "shards", output, request=sharding, context=Context(interrupted))
     assert (output / "00000000.tar").exists()
     for name in foreign:
         (output / name).write_text("mine")
     with pytest.raises(UserError, match="samples were removed from the catalog while"):
-        export(plan, "shards", output, sharding=sharding, context=Context(removing(3)))
+        export(plan, "shards", output, request=sharding, context=Context(removing(3)))
     assert {path.name for path in output.iterdir()} - {".lock"} == set(foreign)
     for name in foreign:
         (output / name).unlink()
     with pytest.raises(KeyboardInterrupt):
-        export(plan, "shards", output, sharding=sharding, context=Context(interrupted))
+        export(plan, "shards", output, request=sharding, context=Context(interrupted))
     (tmp_path / "uids.txt").write_text(uids[5])
     remove(mixed, tmp_path / "uids.txt")
     with pytest.raises(KeyboardInterrupt):  # begun again from its first shard
-        export(plan, "shards", output, sharding=sharding, context=Context(interrupted))
+        export(plan, "shards", output, request=sharding, context=Context(interrupted))
     assert [path.name for path in output.glob("*.tar")] == ["00000000.tar"]
     written = pq.read_table(output / "00000000.parquet").column("uid").to_pylist()
-    export(plan, "shards", output, sharding=sharding)
+    export(plan, "shards", output, request=sharding)
     every = [uid for path in sorted(output.glob("0*.parquet")) for uid in pq.read_table(path).column("uid").to_pylist()]
     assert every[: len(written)] == written
     assert sorted(every) == sorted(set(uids) - {uids[3], uids[5]})

@@ -18,19 +18,19 @@ from tailwise.catalog import Catalog
 from tailwise.context import Context
 from tailwise.export import datacomp, export
 from tailwise.export.datacomp import write_datacomp
-from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
+from tailwise.requests import ClusterRequest, ExportRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "datacomp_resharder.json"
-FEW = ShardsRequest(50, workers=1)
+FEW = ExportRequest(50, workers=1)
 
 
 @pytest.fixture
 def shards(thrice, tmp_path):
     """The folder of `thrice` as new shards: 280 samples."""
-    export(thrice, "shards", tmp_path / "out", sharding=FEW)
+    export(thrice, "shards", tmp_path / "out", request=FEW)
     return tmp_path / "out"
 
 
@@ -95,10 +95,10 @@ def test_shards_by_our_import(thrice, shards, sources_of, tmp_path):
 
 def test_shards_exported_anew_from_their_own_import(once, tmp_path, tree_bytes):
     """A second generation: the same samples, with the JSON that came through both."""
-    export(once, "shards", tmp_path / "first", sharding=FEW)
+    export(once, "shards", tmp_path / "first", request=FEW)
     catalog = import_pool([str(tmp_path / "first")], tmp_path / "again", workers=1).catalog
     plan = make_plan(catalog, "all", PlanRequest("random", keep=1.0))
-    export(plan, "shards", tmp_path / "second", sharding=FEW)
+    export(plan, "shards", tmp_path / "second", request=FEW)
     tables = [
         ds.dataset(sorted(map(str, (tmp_path / name).glob("0*.parquet")))).to_table() for name in ("first", "second")
     ]
@@ -222,7 +222,7 @@ def test_real_pictures(shared_data, tmp_path, make_vectors):
     pool = shared_data / "tinyimagenet-lt"
     catalog = import_pool([str(pool / "train" / "{00000..00001}.tar")], tmp_path / "catalog", workers=2).catalog
     plan = make_plan(catalog, "p", PlanRequest("random", keep=0.3))
-    export(plan, "shards", tmp_path / "out", epoch=1, sharding=ShardsRequest(500, workers=2))
+    export(plan, "shards", tmp_path / "out", epoch=1, request=ExportRequest(500, workers=2))
     assert isinstance(catalog, Catalog)
     source = {
         sample["__key__"]: (sample["jpg"], sample["txt"])

@@ -20,14 +20,14 @@ from tailwise.export.members import member_ranges, read_members
 from tailwise.export.shards import _groups, write_shards
 from tailwise.export.shuffled import read_positions
 from tailwise.export.tar_file import MAX_MEMBER_BYTES, ustar_header
-from tailwise.requests import ClusterRequest, PlanRequest, ShardsRequest
+from tailwise.requests import ClusterRequest, ExportRequest, PlanRequest
 from tailwise.shards.ranges import LocalShards
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.upkeep.remove import remove
 
-FEW = ShardsRequest(50, workers=1)
+FEW = ExportRequest(50, workers=1)
 
 
 def shards_in(folder):
@@ -114,7 +114,7 @@ def test_headers_are_what_the_standard_library_writes(name, size):
 
 def test_bytes_depend_on_neither_workers_nor_chunks(thrice, tmp_path, tree_bytes, monkeypatch):
     write_shards(thrice, 0, tmp_path / "one", FEW)
-    write_shards(thrice, 0, tmp_path / "three", ShardsRequest(50, workers=3))
+    write_shards(thrice, 0, tmp_path / "three", ExportRequest(50, workers=3))
     monkeypatch.setattr(shuffled, "RUN_COPIES", 7)
     monkeypatch.setattr(shard_writer, "READ_BYTES", 700)
     write_shards(thrice, 0, tmp_path / "chunks", FEW)
@@ -154,7 +154,7 @@ def test_the_order_is_shuffled_over_all_and_another_in_each_epoch(small_catalog,
         plan = make_plan(small_catalog, f"p{seed}", PlanRequest("proportional", keep=1.0, seed=seed))
         for epoch in range(2):
             folder = tmp_path / f"{seed} {epoch}"
-            write_shards(plan, epoch, folder, ShardsRequest(150, workers=1))
+            write_shards(plan, epoch, folder, ExportRequest(150, workers=1))
             keys = [json.loads(members["json"])["source_key"] for members in read_tars(folder).values()]
             orders.append(np.array(keys, int))
     rows = np.arange(600)
@@ -234,10 +234,10 @@ import sys
 from pathlib import Path
 from tailwise import Catalog, Plan
 from tailwise.export import export
-from tailwise.requests import ShardsRequest
+from tailwise.requests import ExportRequest
 if __name__ == "__main__":
     plan = Plan(Catalog.open(sys.argv[1]), "thrice")
-    export(plan, "shards", Path(sys.argv[2]), sharding=ShardsRequest(7, workers=int(sys.argv[3])))
+    export(plan, "shards", Path(sys.argv[2]), request=ExportRequest(7, workers=int(sys.argv[3])))
     print("finished")
 """
 
@@ -257,7 +257,7 @@ def start(fork_python, thrice, tmp_path):
 def test_after_a_kill_the_same_command_goes_on(
     start, thrice, tmp_path, tree_bytes, marker, workers, wait_until, descendants, running
 ):
-    write_shards(thrice, 0, tmp_path / "whole", ShardsRequest(7, workers=1))
+    write_shards(thrice, 0, tmp_path / "whole", ExportRequest(7, workers=1))
     folder = tmp_path / "broken"
     process, _ = start(folder, workers)
     wait_until(lambda: (folder / marker).exists() or not process.is_alive())
@@ -267,13 +267,13 @@ def test_after_a_kill_the_same_command_goes_on(
     wait_until(lambda: not any(map(running, writers)))
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*_stats.json")}
     assert marker == ".scratch" or len(kept) >= 5
-    write_shards(thrice, 0, folder, ShardsRequest(7, workers=1))
+    write_shards(thrice, 0, folder, ExportRequest(7, workers=1))
     assert tree_bytes(folder) == tree_bytes(tmp_path / "whole")
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
 def test_two_at_once(start, thrice, tmp_path, tree_bytes):
-    write_shards(thrice, 0, tmp_path / "whole", ShardsRequest(7, workers=1))
+    write_shards(thrice, 0, tmp_path / "whole", ExportRequest(7, workers=1))
     started = [start(tmp_path / "shared", 1) for _ in range(2)]
     for process, _ in started:
         process.join(100)
@@ -305,7 +305,7 @@ def test_a_finished_shard_that_was_cut_or_lost_is_written_again_and_no_other(thr
 def test_a_folder_of_another_export_is_refused(thrice, once, tmp_path, tree_bytes, other):
     write_shards(thrice, 0, tmp_path / "out", FEW)
     before = tree_bytes(tmp_path / "out")
-    sharding = ShardsRequest(49, workers=1) if other == "shard_samples" else FEW
+    sharding = ExportRequest(49, workers=1) if other == "shard_samples" else FEW
     with pytest.raises(UserError, match=f"an export of something else .*{other}.*name a new folder"):
         write_shards(once if other == "plan" else thrice, int(other == "epoch"), tmp_path / "out", sharding)
     assert tree_bytes(tmp_path / "out") == before
@@ -343,11 +343,11 @@ def test_options(thrice, tmp_path):
         ({"max_rejected": 1.5}, "`max_rejected` 1.5: must lie in"),
     ):
         with pytest.raises(UserError, match=message):
-            ShardsRequest(**options)
+            ExportRequest(**options)
     with pytest.raises(UserError, match="shards are never overwritten"):
         export(thrice, "shards", tmp_path / "out", overwrite=True)
-    with pytest.raises(UserError, match="for the export to shards only"):
-        export(thrice, "parquet", tmp_path / "out", sharding=FEW)
+    with pytest.raises(UserError, match="`shard_samples` does nothing in an export to parquet: it is for shards"):
+        export(thrice, "parquet", tmp_path / "out", request=FEW)
     assert not (tmp_path / "out").exists()
 
 
@@ -392,7 +392,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_listed(thrice, tmp_path, r
         stream.write(bytes(512))  # 25 samples, 35 copies of them
     with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 shards .*00001\.tar.*bytes; .*`max_rejected`"):
         write_shards(thrice, 0, tmp_path / "out", FEW)
-    result = write_shards(thrice, 0, tmp_path / "out", ShardsRequest(50, workers=1, max_rejected=0.2))
+    result = write_shards(thrice, 0, tmp_path / "out", ExportRequest(50, workers=1, max_rejected=0.2))
     assert (result.samples, dict(result.rejected)) == (240, {"unreadable": 35, "caption is not UTF-8": 5})
     whole, lacking = read_tars(tmp_path / "whole"), read_tars(tmp_path / "out")
     assert {name: whole[name] for name in lacking} == lacking
@@ -446,7 +446,7 @@ def test_a_replaced_tar_of_the_same_length_is_left_out(thrice, tmp_path):
             stream.write(caption.encode())
     with pytest.raises(UserError, match=r"35 of 280 samples lie in 1 shards .*00001\.tar: other content"):
         write_shards(thrice, 0, tmp_path / "out", FEW)
-    result = write_shards(thrice, 0, tmp_path / "out", ShardsRequest(50, workers=1, max_rejected=0.2))
+    result = write_shards(thrice, 0, tmp_path / "out", ExportRequest(50, workers=1, max_rejected=0.2))
     assert (result.samples, dict(result.rejected)) == (245, {"unreadable": 35})
 
 
@@ -497,4 +497,4 @@ def test_the_command(run_tailwise, thrice, tmp_path, forget_fingerprints):
     result = run_tailwise(*command, *options[:-1])
     assert "278 entries" in result.stdout and "left out, caption is not UTF-8: 2" in result.stdout
     result = run_tailwise(*command, "keys", tmp_path / "k", "--max-rejected", "0.5", code=2)
-    assert "for the export to shards only" in result.stderr
+    assert "--max-rejected does nothing in an export to keys: it is for shards" in result.stderr

@@ -18,7 +18,7 @@ from tailwise.loader.captions import CaptionMix
 from tailwise.loader.epoch import EpochDataset
 from tailwise.loader.loader import Loader
 from tailwise.loader.webdataset import select
-from tailwise.requests import CaptionsRequest, PlanRequest, ShardsRequest, caption_weights
+from tailwise.requests import CaptionsRequest, ExportRequest, PlanRequest, caption_weights
 from tailwise.shards.webdataset import read_shard
 from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.planning.plan import make_plan
@@ -152,8 +152,8 @@ def test_a_webdataset_pipeline_has_the_draws_of_the_plans_seed(plan, own_pool):
 
 
 def test_exported_shards_have_the_draws_of_the_plans_seed(plan, tmp_path):
-    sharding = ShardsRequest(200, workers=1, captions="recap:2,short:1,original:1")
-    export(plan, "shards", tmp_path / "out", epoch=1, sharding=sharding)
+    sharding = ExportRequest(200, workers=1, captions="recap:2,short:1,original:1")
+    export(plan, "shards", tmp_path / "out", epoch=1, request=sharding)
     texts = {}
     for tar in (tmp_path / "out").glob("*.tar"):
         sidecar = pq.read_table(tar.with_suffix(".parquet")).to_pylist()
@@ -163,10 +163,10 @@ def test_exported_shards_have_the_draws_of_the_plans_seed(plan, tmp_path):
             texts[number] = row["caption"]
             assert row["caption_name"] == {"caption": "original"}.get(word := row["caption"].split()[0], word)
     assert texts == {row: expected(4, 1, row)[0] for row in np.flatnonzero(plan.draw(1, slice(0, 1000))).tolist()}
-    with pytest.raises(UserError, match="`captions` are for the exports to shards and urls"):
-        export(plan, "keys", tmp_path / "keys.txt", epoch=1, sharding=ShardsRequest(captions="recap"))
+    with pytest.raises(UserError, match="`captions` does nothing in an export to keys: it is for urls, shards"):
+        export(plan, "keys", tmp_path / "keys.txt", epoch=1, request=ExportRequest(captions="recap"))
     with pytest.raises(UserError, match=r"something else \(other: captions, joined\)"):
-        export(plan, "shards", tmp_path / "out", epoch=1, sharding=ShardsRequest(200))
+        export(plan, "shards", tmp_path / "out", epoch=1, request=ExportRequest(200))
 
 
 @pytest.mark.parametrize(

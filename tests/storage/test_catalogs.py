@@ -34,9 +34,9 @@ from tailwise.requests import (
     ClusterRequest,
     DedupRequest,
     EmbedRequest,
+    ExportRequest,
     FilterRequest,
     ScoreRequest,
-    ShardsRequest,
 )
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.embedding.embed import embed
@@ -114,8 +114,8 @@ def make_everything(sources, where, output, entries):
     prepare_epochs(plan, range(1, 3))
     for to, name in (("rates-json", "rates.json"), ("keys", "keys.txt"), ("parquet", "epoch.parquet")):
         export_plan(plan, to, output / name, epoch=None if to == "rates-json" else 1)
-    sharding = ShardsRequest(captions="recap:2,original:1")
-    export_plan(plan, "shards", output / "shards", epoch=1, sharding=sharding)
+    sharding = ExportRequest(captions="recap:2,original:1")
+    export_plan(plan, "shards", output / "shards", epoch=1, request=sharding)
     return catalog
 
 

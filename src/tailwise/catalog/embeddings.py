@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.columns import RowColumn
 from tailwise.catalog.files import read_record, write_record, writing
 from tailwise.catalog.kinds import check_name
 from tailwise.errors import ConflictError, UserError
@@ -193,6 +195,12 @@ def check_column(catalog: Catalog, column: str, modality: str | None = None) -> 
     if modality is not None and (found := column_modality(catalog, column)) != modality:
         raise UserError(f"column {column!r} is of {found}, not of {modality}: name another one")
     return column
+
+
+def embeddings_of(catalog: Catalog, column: str, snapshot: Snapshot | None = None) -> RowColumn:
+    """Return an embedding column over the rows of a snapshot, by default the newest: float16 [N, d]."""
+    path, width = partial(catalog.embedding_path, column), column_record(catalog, column)["dimension"]
+    return RowColumn(path, catalog.parts(snapshot), np.float16, (width,))
 
 
 def column_names(catalog: Catalog) -> list[str]:

@@ -52,7 +52,7 @@ OPTIONS = {
         "Method text-balance": "entries per-entry ignore-case",
         "Methods of your own": "methods option final-option",
     },
-    "export": {"New shards": "workers max-rejected captions shard-samples"},
+    "export": {"New shards": "workers max-rejected captions shard-samples", "Embedding Atlas": "limit projection"},
     "train": {
         "Order of the samples": "seed lanes block compose",
         "Shards": "check damaged max-replaced cache cache-size",

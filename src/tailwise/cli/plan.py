@@ -22,7 +22,7 @@ from tailwise.cli.following import suggest, suggest_use
 from tailwise.cli.printing import budget_text, print_clusters, print_explanation, print_json, say
 from tailwise.cli.requests import takes
 from tailwise.errors import UserError
-from tailwise.requests import PlanRequest, ShardsRequest
+from tailwise.requests import ExportRequest, PlanRequest
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -204,16 +204,16 @@ def prepare(
 
 
 @app.command()
-@takes(ShardsRequest)
+@takes(ExportRequest)
 def export(
     catalog: CatalogPath,
     name: PlanName,
-    to: Annotated[str, Option(help="datacomp, rates-json, keys, parquet, urls or shards.")],
+    to: Annotated[str, Option(help="datacomp, rates-json, keys, parquet, urls, shards or embedding-atlas.")],
     output: Annotated[Path | None, Option(help="File to write; a folder for shards.  [required]")] = None,
     place: Annotated[Path | None, Argument(hidden=True)] = None,
     epoch: Epoch = None,
     overwrite: Overwrite = False,
-    request: ShardsRequest = ShardsRequest(),
+    request: ExportRequest = ExportRequest(),
     as_json: AsJson = False,
 ) -> None:
     """Write a plan in another tool's format.
@@ -221,7 +221,7 @@ def export(
     **datacomp**: sorted uids (.npy), for DataComp's resharder. **rates-json**: {key: rate}, for DynamiCS's fork of open_clip.
     **keys**: one key a line. **parquet**: shard, key, uid, cluster, rate, copies. **urls**: url, caption, uid of all that the plan draws in
     any epoch, for img2dataset, of a pool of metadata. **shards**: a new webdataset, shuffled over the whole epoch; after an
-    interruption the same command goes on.
+    interruption the same command goes on. **embedding-atlas**: a map of samples with thumbnails, which Apple's Embedding Atlas opens.
 
     Examples:
       tailwise export my-catalog subset --to datacomp --output subset.npy
@@ -229,8 +229,7 @@ def export(
     """
     if (output is None) == (place is None):
         raise UserError("name the file or folder to write with --output")
-    sharding, output = request if request != ShardsRequest() else None, output or place or Path()
-    _export(catalog, name, to, output, as_json, epoch=epoch, overwrite=overwrite, sharding=sharding)
+    _export(catalog, name, to, output or place or Path(), as_json, epoch=epoch, overwrite=overwrite, request=request)
 
 
 def _export(catalog: Path, name: str, to: str, output: Path, as_json: bool, **options: Any) -> None:  # noqa: ANN401

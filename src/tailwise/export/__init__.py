@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -15,39 +15,34 @@ from tailwise.errors import UserError
 from tailwise.export.by_key import rates_above_one, write_keys, write_rates_json
 from tailwise.export.datacomp import UID, check_uids, write_datacomp
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
+from tailwise.export.embedding_atlas import SCHEMA as ATLAS_SCHEMA
+from tailwise.export.embedding_atlas import write_embedding_atlas
 from tailwise.export.parquet import SCHEMA, write_parquet
 from tailwise.export.shards import write_shards
 from tailwise.export.urls import SCHEMA as URL_SCHEMA
 from tailwise.export.urls import write_urls
 from tailwise.plan.plan import Plan
-from tailwise.requests import ShardsRequest, caption_weights
+from tailwise.requests import ExportRequest
 from tailwise.text import did_you_mean
 
 __all__ = ["EXPORTS", "ExportFormat", "export", "export_figures"]
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 3  # to write a file while samples are removed
-Export = Callable[[Plan, int, Path, bool, ShardsRequest | None, Context], int]
+Export = Callable[[Plan, int, Path, bool, ExportRequest, Context], int]
 
 
-def _to_file(write: Callable[..., int], is_ours: Callable[[Path], bool], *, captions: bool = False) -> Export:
-    """Return an export to one file; with `captions`, `write` takes the weights of joined ones as last argument."""
+def _to_file(write: Callable[..., int], is_ours: Callable[[Path], bool], *, asks: bool = False) -> Export:
+    """Return an export to one file; if it `asks`, `write` takes the request as last argument."""
 
-    def run(
-        plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, context: Context
-    ) -> int:
-        asked = sharding or ShardsRequest()
-        if replace(asked, captions=None) != ShardsRequest():
-            raise UserError("`shard_samples`, `workers` and `max_rejected` are for the export to shards only")
-        if asked.captions is not None and not captions:
-            raise UserError("`captions` are for the exports to shards and urls only: others name samples alone")
-        mixed = [caption_weights(asked.captions)] if captions else []
+    def run(plan: Plan, epoch: int, path: Path, overwrite: bool, request: ExportRequest, context: Context) -> int:
+        asked = [request] if asks else []
         attempts = 0
         while True:
             guard = partial(nothing_removed_since, plan, Removals.of(plan.catalog, plan.snapshot).id)
             try:
                 with writing_output(path, plan.catalog, overwrite=overwrite, is_ours=is_ours, guard=guard) as temporary:
-                    return write(plan, epoch, temporary, context, *mixed)
+                    return write(plan, epoch, temporary, context, *asked)
             except RemovedMeanwhileError:
                 if (attempts := attempts + 1) == ATTEMPTS:
                     raise
@@ -56,12 +51,10 @@ def _to_file(write: Callable[..., int], is_ours: Callable[[Path], bool], *, capt
     return run
 
 
-def _to_shards(
-    plan: Plan, epoch: int, path: Path, overwrite: bool, sharding: ShardsRequest | None, context: Context
-) -> int:
+def _to_shards(plan: Plan, epoch: int, path: Path, overwrite: bool, request: ExportRequest, context: Context) -> int:
     if overwrite:
         raise UserError(f"{path}: shards are never overwritten; name a new folder, without `overwrite`")
-    return write_shards(plan, epoch, path, sharding, context).samples
+    return write_shards(plan, epoch, path, request, context).samples
 
 
 @dataclass(frozen=True)
@@ -76,6 +69,7 @@ class ExportFormat:
     figures: Callable[[Plan, int, Context], Mapping[str, float]] = lambda _plan, _epoch, _context: {}
     # refuses plans that the format cannot hold in any epoch
     check: Callable[[Plan, Context], None] = lambda _plan, _context: None
+    options: Collection[str] = ()  # fields of ExportRequest that have an effect
 
 
 EXPORTS: dict[str, ExportFormat] = {
@@ -83,8 +77,13 @@ EXPORTS: dict[str, ExportFormat] = {
     "rates-json": ExportFormat(_to_file(write_rates_json, is_text("{")), lambda plan: plan.annealed, rates_above_one),
     "keys": ExportFormat(_to_file(write_keys, is_text(""))),
     "parquet": ExportFormat(_to_file(write_parquet, is_table(SCHEMA))),
-    "urls": ExportFormat(_to_file(write_urls, is_table(URL_SCHEMA), captions=True), lambda _: False),
-    "shards": ExportFormat(_to_shards),
+    "urls": ExportFormat(_to_file(write_urls, is_table(URL_SCHEMA), asks=True), lambda _: False, options=["captions"]),
+    "shards": ExportFormat(_to_shards, options=["shard_samples", "workers", "max_rejected", "captions"]),
+    "embedding-atlas": ExportFormat(
+        _to_file(write_embedding_atlas, is_table(ATLAS_SCHEMA), asks=True),
+        lambda plan: plan.annealed,
+        options=["limit", "projection"],
+    ),
 }
 
 
@@ -95,7 +94,7 @@ def export(
     *,
     epoch: int | None = None,
     overwrite: bool = False,
-    sharding: ShardsRequest | None = None,
+    request: ExportRequest | None = None,
     context: Context | None = None,
 ) -> int:
     """Write a plan in another tool's format, a name of EXPORTS; return the number of entries.
@@ -105,10 +104,14 @@ def export(
     Raises:
         UserError: the format is unknown, the epoch is missing, or the file cannot be written there or with these options.
     """
-    context = context or Context()
+    context, request = context or Context(), request or ExportRequest()
     chosen, epoch = _format(format_name, plan, epoch, context)
+    for item in fields(request):
+        if getattr(request, item.name) != item.default and item.name not in chosen.options:
+            others = [name for name, other in EXPORTS.items() if item.name in other.options]
+            raise UserError(f"`{item.name}` does nothing in an export to {format_name}: it is for {', '.join(others)}")
     try:
-        return chosen.write(plan, epoch, path, overwrite, sharding, context)
+        return chosen.write(plan, epoch, path, overwrite, request, context)
     finally:
         context.executor.forget()
 

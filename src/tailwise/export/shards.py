@@ -29,7 +29,7 @@ from tailwise.export.shuffled import Epoch, survey, write_runs
 from tailwise.loader.captions import CaptionMix
 from tailwise.loader.shards import require_bytes
 from tailwise.plan.plan import Plan
-from tailwise.requests import ShardsRequest, caption_weights
+from tailwise.requests import ExportRequest, caption_weights
 from tailwise.shards.verify import check_shards
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, remove_temporary_files, replacing, scratch
 
@@ -56,7 +56,7 @@ class ShardsWritten:
 
 
 def write_shards(
-    plan: Plan, epoch: int, folder: Path, sharding: ShardsRequest | None = None, context: Context | None = None
+    plan: Plan, epoch: int, folder: Path, sharding: ExportRequest | None = None, context: Context | None = None
 ) -> ShardsWritten:
     """Write an epoch as a webdataset in img2dataset's layout, all samples shuffled together.
 
@@ -68,7 +68,7 @@ def write_shards(
         UserError: the folder holds anything else, too many samples cannot be read, or the plan draws samples that are in no tar.
     """
     context = context or Context()
-    sharding = sharding or ShardsRequest()
+    sharding = sharding or ExportRequest()
     epoch = plan.drawn_epoch(epoch)
     require_bytes(plan)
     _check_folder(folder)
@@ -210,7 +210,7 @@ def _write_lines(target: Path, table: pa.Table) -> None:
 # --- what can't be read -------------------------------------------------------------------------------------------------
 
 
-def _damaged(plan: Plan, held: Epoch, sharding: ShardsRequest, context: Context) -> dict[int, str]:
+def _damaged(plan: Plan, held: Epoch, sharding: ExportRequest, context: Context) -> dict[int, str]:
     """Return the tars that cannot be used, by id, and why. Raise a UserError if they hold more samples than may be left out."""
     found = check_shards(plan.catalog, plan.snapshot, "size", sharding.workers, context=context)
     damaged = {damage.shard: f"{damage.path}: {damage.reason}" for damage in found if held.by_shard[damage.shard]}
@@ -225,7 +225,7 @@ def _damaged(plan: Plan, held: Epoch, sharding: ShardsRequest, context: Context)
 
 
 def _write_missing(
-    plan: Plan, epoch: int, held: Epoch, writer: ShardWriter, sharding: ShardsRequest, context: Context
+    plan: Plan, epoch: int, held: Epoch, writer: ShardWriter, sharding: ExportRequest, context: Context
 ) -> None:
     """Write the shards that are not finished.
 

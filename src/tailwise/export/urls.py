@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tailwise.errors import DamagedError, UnsupportedError
 from tailwise.export.drawn import DrawnEpoch, map_epoch
 from tailwise.loader.captions import CaptionMix
 from tailwise.plan.plan import Plan
+from tailwise.requests import ExportRequest, caption_weights
 from tailwise.shards.columns import DAMAGE
 from tailwise.shards.containers import with_bytes
 from tailwise.shards.metadata import read_urls
@@ -30,10 +30,10 @@ SCHEMA = pa.schema(
 )
 
 
-def write_urls(plan: Plan, epoch: int, path: Path, context: Context, captions: Mapping[str, float]) -> int:
+def write_urls(plan: Plan, epoch: int, path: Path, context: Context, request: ExportRequest) -> int:
     """Write one row per sample that the plan may draw, in any epoch, in catalog order (SCHEMA); return the number of rows.
 
-    `captions` are weights, see `Loader`; the epoch matters for them alone.
+    The epoch matters for `request.captions` alone.
 
     Raises:
         UnsupportedError: a shard has images.
@@ -41,6 +41,7 @@ def write_urls(plan: Plan, epoch: int, path: Path, context: Context, captions: M
     """
     if (images := with_bytes(plan.catalog.shards(plan.snapshot))).num_rows:
         raise UnsupportedError(f"{images['path'][0]} holds images already: `to` urls is for pools of metadata")
+    captions = caption_weights(request.captions)
     total, mix = 0, CaptionMix(plan.catalog, captions, plan.config["seed"]) if captions else None
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for table in map_epoch(plan, epoch, partial(_table, mix=mix), plan.catalog.parts(plan.snapshot), context):

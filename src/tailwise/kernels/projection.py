@@ -1,4 +1,4 @@
-"""The plane in which rows spread most, for maps of embeddings: principal component analysis.
+"""Rows in a plane, for maps of embeddings: by principal component analysis, or by UMAP.
 
 n: rows; d: dimension.
 """
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tailwise.errors import UnsupportedError
+
 COARSE = (
     2.0**-12
-)  # of values ≤ 1, products are multiples of 2⁻²⁴: sums of 2²⁹ of them are exact in float64, in any order
+)  # of values ≤ 1, products are multiples of 2⁻²⁴: float64 holds sums of 2²⁹ of them exactly, in any order
 BLOCK_ROWS = 8192
 
 
@@ -42,3 +44,17 @@ def principal_axes(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt
     largest = found[np.arange(len(found)), np.abs(found).argmax(axis=1)]
     axes[: len(found)] = found * np.sign(largest)[:, None]
     return mean.astype(np.float32), axes.astype(np.float32)
+
+
+def umap_plane(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return places of rows [n, d] in a plane by UMAP (McInnes, Healy, Melville 2018), by cosine: float32 [n, 2]; the same each time.
+
+    Raise an UnsupportedError if umap-learn is not installed.
+    """
+    try:
+        import umap  # noqa: PLC0415  (seconds; no extra has it)
+    except ModuleNotFoundError as error:
+        raise UnsupportedError("`projection` umap needs umap-learn: pip install umap-learn") from error
+    neighbours = max(2, min(15, len(rows) - 1))
+    reducer = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=0, n_jobs=1)
+    return np.asarray(reducer.fit_transform(rows), np.float32)

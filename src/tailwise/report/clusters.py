@@ -22,9 +22,8 @@ from tailwise.catalog.kinds import CLUSTERING
 from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.execution.base import Task, Worker
-from tailwise.extras import require
 from tailwise.kernels.keyed import hash_each, stream_key
-from tailwise.kernels.projection import principal_axes
+from tailwise.kernels.projection import principal_axes, umap_plane
 from tailwise.plan.plan import Plan
 from tailwise.report.words import CAPTIONS, count_words, typical_words
 
@@ -257,11 +256,6 @@ def _places(clustering: Clustering, projection: str) -> npt.NDArray[np.float32]:
     """Return centroids in two dimensions: float32 [K, 2]."""
     centroids = clustering.centroids
     if projection == "umap":
-        require("umap", "umap", purpose="`projection` umap")
-        import umap  # noqa: PLC0415  (an extra)
-
-        neighbours = max(2, min(15, len(centroids) - 1))
-        reducer = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=0, n_jobs=1)
-        return np.asarray(reducer.fit_transform(centroids), np.float32)
+        return umap_plane(centroids)
     mean, axes = principal_axes(centroids)
     return np.asarray((centroids - mean) @ axes.T, np.float32)

@@ -6,11 +6,8 @@ Images are decoded and encoded again: no byte of a file from the web gets into t
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +27,16 @@ from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.execution.base import KERNEL, Task, Worker
 from tailwise.kernels.keyed import hash_each, stream_key
-from tailwise.loader.pool import DEFAULT_CACHE_BYTES
-from tailwise.loader.shards import own_cache_folder
+from tailwise.loader.thumbnails import PLACES, Thumbnails
 from tailwise.plan.plan import Plan
-from tailwise.shards.containers import containers_of
-from tailwise.shards.decode import ImageError, decode_rgb
-from tailwise.shards.fingerprint import comparable_shards
-from tailwise.shards.packed import packed_shards
-from tailwise.shards.ranges import ShardStore, open_shards
 
-PIXELS = 96  # of a thumbnail's longer side
-QUALITY = 70
 CAPTION_LETTERS = 300
 BANDS = 6  # of similarity, from which groups of duplicates are chosen
 GROUPS = 8  # of each band
 MEMBERS = 5  # of a group, besides the one that is kept
 NEAREST = 48  # to the threshold of a filter
 HISTORY_EPOCHS = 10
-COLUMNS = ["shard", "key", "uid", "caption", "image_offset", "image_bytes"]
+COLUMNS = ["key", "uid", "caption", *PLACES]
 
 
 @dataclass(frozen=True)
@@ -207,8 +196,8 @@ class _Describe(Task[tuple[Part, npt.NDArray[np.int64]], dict[int, dict[str, Any
             row: {"key": key, "uid": uid.hex(), "caption": _cut(caption or ""), "shard": shard}
             for row, key, uid, caption, shard in zip(rows.tolist(), *columns.values(), strict=True)
         }
-        for row, thumbnail in zip(rows.tolist(), images.thumbnails(table, worker.cpus), strict=True):
-            shown[row]["image"] = thumbnail
+        for row, thumbnail in zip(rows.tolist(), images.of(table, worker.cpus), strict=True):
+            shown[row]["image"] = _shown(thumbnail)
         if clustering is not None and part.number < clustering.snapshot.parts:
             labels = clustering.labels.read(part)[rows - part.first_row].tolist()
             near = clustering.similarities.read(part)[rows - part.first_row] if clustering.has_centroids else None
@@ -218,53 +207,16 @@ class _Describe(Task[tuple[Part, npt.NDArray[np.int64]], dict[int, dict[str, Any
                     shown[row]["similarity"] = round(float(near[at]), 4)
         return shown
 
-    def _open(self) -> tuple[Catalog, Clustering | None, _Images]:
+    def _open(self) -> tuple[Catalog, Clustering | None, Thumbnails]:
         catalog = Catalog.open(self.folder)
-        return catalog, Clustering.find(catalog, self.clustering), _Images(catalog)
+        return catalog, Clustering.find(catalog, self.clustering), Thumbnails(catalog)
 
 
-class _Images:
-    """Images of a catalog's samples."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        shards = comparable_shards(catalog)
-        paths = shards.column("path").to_pylist()
-        packed = set(packed_shards(shards)["path"].to_pylist())
-        has_bytes = [container.has_bytes for container in containers_of(shards)]
-        self._without = np.array([not has or path in packed for has, path in zip(has_bytes, paths, strict=True)])
-        self._store: ShardStore = open_shards(shards, own_cache_folder(paths), DEFAULT_CACHE_BYTES)
-
-    def thumbnails(self, samples: pa.Table, threads: int) -> list[str]:
-        """Return a data URI of each sample's image, or the reason why there is none."""
-        shards = samples.column("shard").to_numpy()
-        starts, sizes = (samples.column(name).fill_null(0).to_numpy() for name in COLUMNS[-2:])
-        ranges = np.stack([shards, starts, starts + sizes], axis=1).astype(np.int64)
-        order = np.lexsort((ranges[:, 1], ranges[:, 0]))
-        order = order[~self._without[shards[order]] & (sizes[order] > 0)]
-        found = ["no image in the shard"] * len(samples)
-        with ThreadPoolExecutor(threads) as pool:
-            for start, stop in pairwise([*range(0, len(order), 256), len(order)]):
-                contents = [
-                    str(content) if isinstance(content, OSError) else bytes(content)
-                    for content in self._store.read_many(ranges[order[start:stop]])
-                ]
-                for at, thumbnail in zip(order[start:stop].tolist(), pool.map(thumbnail_of, contents), strict=True):
-                    found[at] = thumbnail
-        return found
-
-
-def thumbnail_of(content: bytes | str) -> str:
-    """Return an encoded image as a small WebP in a data URI, or the reason why there is none; text is such a reason already."""
-    if isinstance(content, str):
-        return content[:CAPTION_LETTERS]
-    try:
-        image = decode_rgb(content)
-    except ImageError as error:
-        return error.reason
-    image.thumbnail((PIXELS, PIXELS))
-    stream = io.BytesIO()
-    image.save(stream, "WEBP", quality=QUALITY)
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+def _shown(thumbnail: bytes | str) -> str:
+    """Return a thumbnail in a data URI; a reason why there is none stays."""
+    if isinstance(thumbnail, str):
+        return thumbnail
+    return f"data:image/webp;base64,{base64.b64encode(thumbnail).decode()}"
 
 
 def _cut(text: str) -> str:

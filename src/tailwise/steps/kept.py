@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -16,6 +14,7 @@ from tailwise.catalog.embeddings import (
     MODALITIES,
     column_names,
     column_record,
+    embeddings_of,
     part_marker,
     present,
     write_part,
@@ -24,12 +23,6 @@ from tailwise.catalog.schema import REPLACES
 
 CHUNK_ROWS = 8192
 _PLACES = ("image_offset", "image_bytes")
-
-
-def embeddings_of(catalog: Catalog, column: str) -> RowColumn:
-    """Return an embedding column over the rows of the newest snapshot: float16 [N, d]."""
-    path, width = partial(catalog.embedding_path, column), column_record(catalog, column)["dimension"]
-    return RowColumn(path, catalog.parts(), np.float16, (width,))
 
 
 def kept_rows(catalog: Catalog, column: str, part: Part) -> npt.NDArray[np.int64]:

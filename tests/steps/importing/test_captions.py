@@ -14,7 +14,7 @@ from tailwise.errors import UserError
 from tailwise.export import export
 from tailwise.loader.captions import CaptionMix
 from tailwise.loader.loader import Loader
-from tailwise.requests import CaptionsRequest, PlanRequest, ScoreRequest, ShardsRequest
+from tailwise.requests import CaptionsRequest, ExportRequest, PlanRequest, ScoreRequest
 from tailwise.shards.columns import MAX_TEXT_BYTES
 from tailwise.steps.importing import captions as module
 from tailwise.steps.importing.captions import join_captions
@@ -166,7 +166,7 @@ def test_samples_of_lists_are_named_by_their_url(tmp_path, id_column):
     join_captions(catalog, [tmp_path / "t.parquet"], RECAP)
     assert texts(catalog) == urls
     plan = make_plan(catalog, "all", PlanRequest(method="random", keep=1.0, seed=3))
-    export(plan, "urls", tmp_path / "urls.parquet", epoch=0, sharding=ShardsRequest(captions="recap:1,original:1"))
+    export(plan, "urls", tmp_path / "urls.parquet", epoch=0, request=ExportRequest(captions="recap:1,original:1"))
     written = pq.read_table(tmp_path / "urls.parquet").to_pylist()
     chosen = CaptionMix(catalog, {"original": 0.5, "recap": 0.5}, 3).of(np.arange(8), np.zeros(8, np.int32))
     assert [row["caption"] for row in written] == [text or "own" for text in chosen.texts]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.embeddings import open_column, write_part
+from tailwise.catalog.embeddings import embeddings_of, open_column, write_part
 from tailwise.catalog.files import digest
 from tailwise.catalog.rejections import Rejections
 from tailwise.context import Context
@@ -23,7 +23,7 @@ from tailwise.execution.base import Needs
 from tailwise.requests import EmbedRequest
 from tailwise.steps.embedding.read import ShardRows
 from tailwise.steps.embedding.tasks import WINDOW, Description, Embed, Finished
-from tailwise.steps.kept import embeddings_of, kept_rows, take
+from tailwise.steps.kept import kept_rows, take
 
 JUDGED_SAMPLES = 10_000  # the share of rejects is checked from this number of samples on, and at the end of each part
 ITEM_BATCHES = 16
