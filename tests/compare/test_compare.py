@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -84,7 +85,7 @@ def test_the_summaries_say_what_they_rest_on(compared):
     _, folder = compared
     text, page = (folder / "summary.md").read_text(), (folder / "summary.html").read_text()
     assert (
-        "| random static | method random, keep 0.2, static True | 160 (20.0 % of the pool) | 800 | stream, once | 256 | 160 | "
+        "| random static | method random, keep 0.2, static yes | 160 (20.0 % of the pool) | 800 | stream, once | 256 | 160 | "
         "0.32 (0 … 2) | 2 |" in text
     )
     assert (
@@ -92,14 +93,68 @@ def test_the_summaries_say_what_they_rest_on(compared):
         in text
     )
     assert "Every run has seen 256 samples of a pool of 800; seeds 0, 1; 4 of 4 runs are done." in text
-    for said in ("samples_seen 256", "torch 2", "processors", "with 80 % power", "Holm", "random dynamic", "±"):
+    for said in ("samples seen 256", "torch 2", "processors", "with 80 % power", "Holm", "random dynamic", "±"):
         assert said in text
+    for said in ("<dt>samples seen</dt><dd>256</dd>", "<dt>torch</dt><dd>2", "found in 80 % of studies", "Holm"):
         assert said in page
-    assert page.count("<svg") == 2
-    assert "<script" not in page
-    assert "src=" not in page
-    assert "<link" not in page
+    for kind in ("<script", "src=", "<link", "url("):
+        assert kind not in page
+    assert "script-src &#39;none&#39;" in page
     assert (folder / "differences.svg").read_text().startswith("<?xml")
+
+
+def test_the_pages_show_the_figures_of_the_summary(compared, drawn_pool, tmp_path):
+    """The study's own page, and the section of a report."""
+    pytest.importorskip("bokeh")
+    _, folder = compared
+    tailwise("report", drawn_pool / "catalog", "--output", tmp_path / "report", "--study", folder)
+    pages = [(folder / "summary.html").read_text(), (tmp_path / "report" / "index.html").read_text()]
+    summary = json.loads((folder / "summary.json").read_text())
+    ((name, metrics),) = summary["sets"].items()
+    for row, metric in ((row, metric) for row in summary["rows"] for metric in metrics):
+        figure = row["sets"][name][metric]
+        shown = [f"<td>{100 * figure['mean']:.2f} ± {100 * figure['sd']:.2f}</td>"]
+        if difference := figure["difference"]:
+            low, mean, high = (f"{100 * difference[end]:+.2f}" for end in ("low", "mean", "high"))
+            mark = "" if not difference["significant"] else "**" if difference["p_holm"] < 0.05 else "*"
+            shown.append(f"<td>{mean}{mark} ({low}\u00a0…\u00a0{high})</td>")
+        assert all(text in page for text in shown for page in pages)
+    assert [page.count('<section id="study"') for page in pages] == [1, 1]
+    assert [page.count('href="#study"') for page in pages] == [0, 1]  # the only section needs no link
+
+
+def test_curves_are_means_of_classes_and_seeds(compared):
+    _, folder = compared
+    summary = json.loads((folder / "summary.json").read_text())
+    page = (folder / "summary.html").read_text()
+    for row in summary["rows"]:
+        tables = [
+            pq.read_table(path).to_pylist() for path in folder.glob(f"runs/{row['row'].replace(' ', '-')}/*/*.parquet")
+        ]
+        assert len(tables) == 2
+        (curve,) = row["curves"].values()
+        assert [(item["from"], item["to"], item["classes"]) for item in curve] == [
+            (2**at, 2 ** (at + 1) - 1, 1) for at in range(6)
+        ]
+        for item in curve:
+            shares = [
+                line["accuracy"]
+                for lines in tables
+                for line in lines
+                if item["from"] <= line["train_count"] <= item["to"]
+            ]
+            assert item["mean"] == pytest.approx(np.mean(shares))
+            title = f"{item['from']} to {item['to']} training samples, 1 classes: {100 * item['mean']:.2f} ± {100 * item['sd']:.2f} %"
+            assert title in page
+
+
+def test_a_study_is_the_folder_of_a_comparison(compared, drawn_pool, tmp_path):
+    report = ["report", str(drawn_pool / "catalog"), "--output", str(tmp_path / "report"), "--study"]
+    (tmp_path / "summary.json").write_text('{"config": {}, "sets": []}')  # as an evaluation writes it
+    for folder, said in ((compared[1] / "runs", "has no summary.json"), (tmp_path, "is not of a comparison")):
+        with pytest.raises(UserError, match=said):
+            tailwise(*report, folder)
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_repeated_command_trains_nothing_and_gives_the_same_files(compared, tree_bytes):
@@ -117,7 +172,7 @@ def test_other_settings_are_refused_and_another_evaluation_trains_nothing(compar
     recipe, folder = compared
     with pytest.raises(UserError, match=r"made with other settings \(train"):
         tailwise("compare", recipe, "--output", folder, "--set", "train.lr=1e-4")
-    with pytest.raises(UserError, match=r"random-static.*other settings.*'keep': 0.2.*→.*'keep': 0.3"):
+    with pytest.raises(UserError, match=r"random-static.*other settings \(plan.keep 0.2 → 0.3\)"):
         tailwise("compare", recipe, "--output", folder, "--set", "rows.random static.keep=0.3")
     shutil.copytree(folder, tmp_path / "copy")
     losses = next((tmp_path / "copy").glob("runs/random-static/seed-0/losses.npy"))

@@ -46,12 +46,18 @@ def summary():
                 "evaluate_seconds": 1.0,
             },
             "sets": {HOSTILE: {"top1": figure(None if name == SAFE else difference)}},
+            "curves": {HOSTILE: [{"from": 0, "to": 0, "classes": 3, "mean": 0.25, "sd": None, "n": 1}]},
         }
         for name in (SAFE, HOSTILE)
     ]  # fmt: skip
-    about = {HOSTILE: {HOSTILE: HOSTILE}}
+    about = {
+        HOSTILE: {
+            HOSTILE: HOSTILE,
+            "nested": {"options": {HOSTILE: [HOSTILE, 1]}, "list": [{HOSTILE: True}], "none": {}},
+        }
+    }
     return {
-        "name": HOSTILE, "about": HOSTILE, "baseline": SAFE, "seeds": [0, 1], "runs": {"done": 4, "all": 4},
+        "format": 1, "name": HOSTILE, "about": HOSTILE, "baseline": SAFE, "seeds": [0, 1], "runs": {"done": 4, "all": 4},
         "sets": {HOSTILE: ["top1"]}, "rows": rows, "power": {HOSTILE: {"top1": None}}, "words": {HOSTILE: {"top1": HOSTILE}},
         "treatments": [HOSTILE], "retrieval": False,
         "rests_on": {
@@ -64,9 +70,12 @@ def summary():
 def test_files_show_names_as_they_are(summary, tmp_path):
     write_summary(tmp_path, summary)
     page = (tmp_path / "summary.html").read_text(encoding="utf-8")
-    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "<script" not in page and "&lt;script&gt;" in page and "<a>" not in page
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", page)
-    assert page.count("<svg") == page.count("</svg>") == 2
+    assert page.count("<svg") == page.count("</svg>") == 3  # ticks and a line of differences, and a curve
+    ElementTree.fromstring(
+        "<a>" + re.search("<section.*</section>", page, re.DOTALL)[0] + "</a>"
+    )  # all tags are closed
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert "<script" not in text and not re.search("[\x00-\x09\x0b-\x1f\u202e]", text)
     assert not re.search(r"(?<!\\)[`\[]", text) and "://" not in text and "www." not in text
@@ -75,6 +84,9 @@ def test_files_show_names_as_they_are(summary, tmp_path):
     assert sorted(set(columns)) == [3, 4, 13]  # differences, accuracies, costs: no cell is split
     for plot in tmp_path.glob("*.svg"):
         ElementTree.parse(plot)
+    assert not any(
+        re.search(r"[\[{]('|&#39;)", content) for content in (page, text, summary_text(summary))
+    )  # as Python prints values
 
 
 def test_the_terminal_gets_names_without_escapes_of_markdown(summary):

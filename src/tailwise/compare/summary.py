@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tailwise import __version__
 from tailwise.catalog import Catalog, layout
 from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.drops import Survivors
@@ -25,19 +26,11 @@ from tailwise.errors import UserError
 from tailwise.evaluate.sets import TASKS
 from tailwise.extras import require
 from tailwise.plan.plan import Plan
+from tailwise.report.page import render
+from tailwise.report.study import FILTERS, FORMAT, METRICS, SUMMARY, study_section
 from tailwise.storage.local import replacing
 from tailwise.text import plain, spreadsheet_cell
 
-METRICS = {
-    "top1": "top-1",
-    "mean_per_class": "mean per class",
-    "head": "head",
-    "medium": "medium",
-    "few": "few",
-    "text_retrieval@1": "text R@1",
-    "image_retrieval@1": "image R@1",
-    "mean_recall@1": "mean R@1",
-}
 ALL_SETS = "mean over sets"
 Results = Sequence[Mapping[str, Any]]
 Figures = Mapping[int, Mapping[str, Mapping[str, float]]]  # of a row: by seed, set and metric
@@ -78,6 +71,7 @@ def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> di
             "seeds": sorted(by_row[row.name]),
             **_about_runs(list(by_row[row.name].values())),
             "sets": {name: {} for name in sets if shown[row.name]},
+            "curves": _curves(list(by_row[row.name].values())),
         }
         for row in recipe.rows
     ]
@@ -96,6 +90,7 @@ def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> di
         power[name][metric] = _power(differences.values())
         words[name][metric] = _words(differences, baseline)
     return {
+        "format": FORMAT,
         "name": recipe.name,
         "about": " ".join(recipe.about.split()),
         "baseline": baseline,
@@ -119,6 +114,21 @@ def _figure(mine: Figures, others: Figures, name: str, metric: str) -> dict[str,
         return {**found, "difference": None}
     difference = paired([mine[seed][name][metric] for seed in shared], [others[seed][name][metric] for seed in shared])
     return {**found, "difference": {**asdict(difference), "significant": difference.significant}}
+
+
+def _curves(runs: Results) -> dict[str, list[dict[str, Any]]]:
+    """Return, by set, the accuracy of bins of classes by training frequency: mean and spread over a row's runs."""
+    found: dict[str, dict[tuple[int, int, int], list[float]]] = {}
+    for item in (item for run in runs for item in run["evaluations"]):
+        for each in item.get("curve") or ():
+            if each["accuracy"] is not None:
+                key = each["from"], each["to"], each["classes"]
+                found.setdefault(item["set"], {}).setdefault(key, []).append(each["accuracy"])
+    heads = ("from", "to", "classes")
+    return {
+        name: [{**dict(zip(heads, key, strict=True)), **asdict(spread(bins[key]))} for key in sorted(bins)]
+        for name, bins in found.items()
+    }
 
 
 def _power(differences: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -223,13 +233,12 @@ def write_summary(output: Path, summary: Mapping[str, Any], *, png: bool = False
     from tailwise.compare.plots import draw_plots  # noqa: PLC0415  (matplotlib is an extra)
 
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "summary.json", summary, unique=True)
+    write_json(output / SUMMARY, summary, unique=True)
     plots = draw_plots(summary, png=png)
-    shown = {name: item[item.index(b"<svg") :].decode() for name, item in plots.items() if name.endswith(".svg")}
     texts = {
         "results.csv": results_csv(summary),
-        "summary.md": _render("summary.md.j2", summary, shown, markdown),
-        "summary.html": _render("summary.html.j2", summary, shown),
+        "summary.md": _markdown(summary, markdown),
+        "summary.html": summary_page(summary),
     }
     for name, content in {**plots, **{name: text.encode() for name, text in texts.items()}}.items():
         with replacing(output / name, unique=True) as temporary:
@@ -253,9 +262,15 @@ def results_csv(summary: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
+def summary_page(summary: Mapping[str, Any]) -> str:
+    """Return the comparison as a page in the design of the report, which opens from a disk."""
+    about = f"Comparison of {len(summary['rows'])} rows. Made by tailwise {__version__}."
+    return render({}, title=summary["name"], about=about, study=study_section(summary))
+
+
 def summary_text(summary: Mapping[str, Any]) -> str:
     """Return the text of summary.md for a terminal, without Markdown's escapes."""
-    return _render("summary.md.j2", summary, {}, plain)
+    return _markdown(summary, plain)
 
 
 def markdown(text: object) -> str:
@@ -264,50 +279,19 @@ def markdown(text: object) -> str:
     return escaped.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
-def _render(
-    template: str, summary: Mapping[str, Any], plots: Mapping[str, str], shown: Callable[[object], str] = plain
-) -> str:
+def _markdown(summary: Mapping[str, Any], shown: Callable[[object], str]) -> str:
     require("train", "jinja2", purpose="a summary")
     import jinja2  # noqa: PLC0415  (an extra)
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tailwise.compare"),
-        autoescape=template.endswith(".html.j2"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: shown(value) if type(value) is str else value,  # leaves out the SVG of plots, a Markup
+        finalize=lambda value: shown(value) if type(value) is str else value,
     )
-    environment.filters |= {"views": _views, "percent": _percent, "points": _points, "settings": _in_words}
-    return environment.get_template(template).render(**summary, metric_names=METRICS, plots=plots)
-
-
-def _percent(figure: Mapping[str, Any]) -> str:
-    deviation = "" if figure["sd"] is None else f" ± {100 * figure['sd']:.2f}"
-    return f"{100 * figure['mean']:.2f}{deviation}"
-
-
-def _views(plan: Mapping[str, Any]) -> str:
-    """Return how often a training sees each candidate: mean, and least to most."""
-    seen = plan["exposures"]
-    if not seen:
-        return "–"
-    bounds = "" if seen["least"] is None else f" ({seen['least']} … {seen['most']})"
-    return f"{seen['mean']:.2f}{bounds}"
-
-
-def _points(difference: Mapping[str, Any] | None) -> str:
-    if difference is None:
-        return "–"
-    mean = f"{100 * difference['mean']:+.2f}"
-    if difference["low"] is None:
-        return mean
-    mark = "*" if difference["significant"] else ""
-    return f"{mean}{mark} ({100 * difference['low']:+.2f} … {100 * difference['high']:+.2f})"
-
-
-def _in_words(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, "", [], {}, "found"))
+    environment.filters |= FILTERS
+    return environment.get_template("summary.md.j2").render(**summary)
 
 
 # --- treatments: which samples a run could draw, and how often a training saw each of them ----------------------------

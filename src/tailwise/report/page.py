@@ -16,6 +16,7 @@ from typing import Any
 
 from tailwise import __version__
 from tailwise.storage.local import replacing
+from tailwise.text import plain
 
 ONE_FILE_BYTES = 12_000_000  # of data; a larger page is a folder
 PAGE, DATA = "index.html", "data"
@@ -32,26 +33,8 @@ def write_page(
         inline: JSON that is in the page, by name.
         blocks: JSON that is in the page too while it is small, else in scripts beside it.
     """
-    import jinja2  # noqa: PLC0415  (an extra)
-
-    source = files("tailwise.report") / "assets"
     apart = sum(map(len, blocks.values())) > ONE_FILE_BYTES
-    scripts = [_bokeh(), (source / "report.js").read_text(encoding="utf-8")] if page["gallery"] else []
-    hashes = [f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts] or ["'none'"]
-    sources = [*hashes, *(["'self'", "file:"] if apart else [])]
-    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
-    policy += f"script-src {' '.join(sources)}"
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tailwise.report", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    css = (source / "report.css").read_text(encoding="utf-8")
-    held = [*inline.items(), *(() if apart else blocks.items())]
-    text = environment.get_template("report.html.j2").render(
-        **page, version=__version__, policy=policy, css=_safe(css), scripts=[_safe(text) for text in scripts],
-        blocks=[(name, _safe(text)) for name, text in held],
-        sections=[(name, title) for name, title in SECTIONS.items() if _has(page, name)],
-    )  # fmt: skip
+    text = render({**inline, **({} if apart else blocks)}, apart=apart, **page)
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / DATA
     (folder / PAGE).unlink(missing_ok=True)  # it would load the scripts of the new report
@@ -68,16 +51,54 @@ def write_page(
     return written
 
 
+def render(blocks: Mapping[str, str], *, apart: bool = False, **page: Any) -> str:  # noqa: ANN401  (values of the template)
+    """Return a page as HTML.
+
+    Args:
+        blocks: JSON that is in the page, by name.
+        apart: whether it loads scripts beside it.
+        page: values of the template. Sections without any are left out.
+    """
+    page = {**NOTHING, **page}
+    source = files("tailwise.report") / "assets"
+    css = (source / "report.css").read_text(encoding="utf-8")
+    scripts = [_bokeh(), (source / "report.js").read_text(encoding="utf-8")] if page["gallery"] else []
+    hashes = [f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts] or ["'none'"]
+    sources = [*hashes, *(["'self'", "file:"] if apart else [])]
+    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
+    policy += f"script-src {' '.join(sources)}"
+    text: str = environment().get_template("report.html.j2").render(
+        **page, version=__version__, policy=policy, css=safe(css), scripts=[safe(text) for text in scripts],
+        blocks=[(name, safe(text)) for name, text in blocks.items()],
+        sections=[(name, title) for name, title in SECTIONS.items() if _has(page, name)],
+    )  # fmt: skip
+    return text
+
+
+def environment() -> Any:  # noqa: ANN401  (jinja2's)
+    """Return jinja2's environment for our templates: every text is escaped, and shown on one line as `plain` does."""
+    import jinja2  # noqa: PLC0415  (an extra)
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("tailwise.report", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, finalize=lambda value: plain(value) if type(value) is str else value,
+    )  # fmt: skip
+
+
 SECTIONS = {
     "overview": "Overview", "charts": "Charts", "two-plans": "Two plans", "gallery": "Gallery", "duplicates": "Duplicates",
     "filtered": "Filters", "study": "Study",
+}  # fmt: skip
+NOTHING: dict[str, Any] = {
+    "facts": [], "tables": [], "notes": [], "charts": [], "plans": [], "gallery": False, "duplicates": False,
+    "filtered": False, "study": None,
 }  # fmt: skip
 
 
 def _has(page: Mapping[str, Any], section: str) -> bool:
     if section == "two-plans":
         return len(page["plans"]) > 1 and page["gallery"]
-    return section == "overview" or bool(page[section])
+    return bool(page["facts" if section == "overview" else section])
 
 
 def _bokeh() -> str:
@@ -85,8 +106,8 @@ def _bokeh() -> str:
     return text.replace("</script", r"<\/script")
 
 
-def _safe(text: str) -> Any:  # noqa: ANN401  (jinja2's)
-    """Return text that the template does not escape: our own, or JSON without a "<"."""
+def safe(text: str) -> Any:  # noqa: ANN401  (jinja2's)
+    """Return text that a template does not escape: our own, HTML that a template made, or JSON without a "<"."""
     from markupsafe import Markup  # noqa: PLC0415  (comes with jinja2)
 
     return Markup(text)

@@ -37,6 +37,7 @@ from tailwise.report.samples import (
     nearest_to_threshold,
     shard_names,
 )
+from tailwise.report.study import read_summary, study_section
 from tailwise.requests import ReportRequest
 from tailwise.text import command_line, did_you_mean, plain
 
@@ -72,6 +73,7 @@ def make_report(catalog: Catalog | str | Path, request: ReportRequest, context: 
     catalog, context = Catalog.open(catalog), context or Context()
     folder = check_output_folder(request.output, "`output`", {PAGE})
     _check_ours(folder)
+    study = None if request.study is None else study_section(read_summary(request.study))
     content = _collect(catalog, request, context)
     figures = content.figures
     columns = {} if figures is None else _columns(figures)
@@ -89,7 +91,7 @@ def make_report(catalog: Catalog | str | Path, request: ReportRequest, context: 
         "columns": {name: _packed(values) for name, values in columns.items()},
         "places": {row: name for name, block in blocks.items() for row in block["samples"]},
     }
-    page = {**_page(content, request), "charts": charts}
+    page = {**_page(content, request), "charts": charts, "study": study}
     inline = {"meta": script_json(meta), **({"charts": text.replace("<", "\\u003c")} if text else {})}
     written = write_page(folder, page, inline, {name: script_json(block) for name, block in blocks.items()})
     size = sum(path.stat().st_size for path in written)
@@ -154,7 +156,7 @@ def _meta(content: _Content) -> dict[str, Any]:
 
 
 def _page(content: _Content, request: ReportRequest) -> dict[str, Any]:
-    """Return the values of the template, but for the charts."""
+    """Return the values of the template, but for the charts and the study."""
     catalog, plans, figures = content.catalog, content.plans, content.figures
     sizes = None if figures is None else figures.sizes
     found = [plans_table(plans, request.samples_per_second) if plans else None, rejected_table(catalog)]
@@ -170,7 +172,6 @@ def _page(content: _Content, request: ReportRequest) -> dict[str, Any]:
         "gallery": figures is not None,
         "duplicates": bool(content.groups),
         "filtered": bool(content.filtered),
-        "study": None,
     }
 
 

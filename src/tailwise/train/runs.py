@@ -27,9 +27,15 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the names whose values differ, each with its old and its new value."""
-    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    return [f"{name} {old.get(name)} → {new.get(name)}" for name in names]
+    """Return the names whose values differ, with dots where values are nested, each with its old and its new value."""
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += [f"{name}.{change}" for change in changes(before, after)]
+        elif before != after:
+            found.append(f"{name} {before} → {after}")
+    return found
 
 
 def check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
