@@ -231,8 +231,14 @@ PICTURES = {
     "loader-or-export": loader_or_export,
 }
 
-if __name__ == "__main__":
+
+def pictures() -> dict[str, str]:
+    """Return the text of each picture by the name of its file."""
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><style>{STYLE}</style>{ARROW}'
-    for name, draw in PICTURES.items():
-        picture = f"{head}{box(0, 0, WIDTH, HEIGHT, 'back', 0)}{draw()}</svg>\n"
-        (FOLDER / f"{name}.svg").write_text(picture, encoding="utf-8")
+    back = box(0, 0, WIDTH, HEIGHT, "back", 0)
+    return {f"{name}.svg": f"{head}{back}{draw()}</svg>\n" for name, draw in PICTURES.items()}
+
+
+if __name__ == "__main__":
+    for file, picture in pictures().items():
+        (FOLDER / file).write_text(picture, encoding="utf-8")
