@@ -254,11 +254,14 @@ def shell(tmp_path):
     return shell
 
 
-def test_bash_completes_what_is_installed(shell):
+def test_bash_completes_what_is_installed(shell, run, pool, tmp_path):
+    run("import", pool / "shards", tmp_path / "cat")
+    run("plan", tmp_path / "cat", "mine", "--method", "random", "--keep", 0.5)
     assert "bash completion installed" in shell("tailwise --install-completion; true")
     asked = "COMP_WORDS=({words}); COMP_CWORD={at}; _tailwise_completion tailwise; echo ${{COMPREPLY[@]}}\n"
     script = asked.format(words="tailwise pl", at=1) + asked.format(words="tailwise plan cat p --max-", at=4)
-    assert shell(f". ~/.bashrc; {script}").split() == ["plan", "--max-repeats", "--max-rejected"]
+    script += asked.format(words=f"tailwise explain {tmp_path / 'cat'} m", at=3)
+    assert shell(f". ~/.bashrc; {script}").split() == ["plan", "--max-repeats", "--max-rejected", "mine"]
 
 
 def test_zsh_and_fish_are_completed(shell):

@@ -120,10 +120,17 @@ def path_of(folder: str) -> Path:
     return path(folder)
 
 
+def _plan_names(ctx: typer.Context) -> list[str]:
+    """Return the plans of the catalog that stands before, for the Tab key."""
+    from tailwise.catalog.kinds import PLAN
+
+    return PLAN.finished(ctx.params["catalog"]) if ctx.params.get("catalog") else []
+
+
 CatalogPath = Annotated[
     Path, Argument(metavar="CATALOG", help="Folder of the catalog, or its URL (s3://, gs://, az://).", parser=path_of)
 ]
-PlanName = Annotated[str, Argument(metavar="NAME", help="Name of the plan.")]
+PlanName = Annotated[str, Argument(metavar="NAME", help="Name of the plan.", autocompletion=_plan_names)]
 AsJson = Annotated[bool, Option("--json", help="Print figures as JSON.")]
 Workers = Annotated[int | None, Option(min=1, help="Processes; one a processor by default.")]
 AllowCode = Annotated[bool, Option("--allow-code", help="Let the recipe run its code and commands. Read it first.")]

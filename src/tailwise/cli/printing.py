@@ -148,7 +148,8 @@ def _print_bins(explanation: Explanation) -> None:
     names = ("clusters", "number", "sizes", "of the drawable", "of an epoch", "draws per sample")
     print_table("clusters by size, and what an epoch draws of them", names, rows)
     capped, share = explanation.capped_clusters, explanation.capped_share
-    say(f"{capped:,} clusters are at their maximum; they use {share:.1%} of the draw")
+    if capped:
+        say(f"{capped:,} clusters are at their maximum; they use {share:.1%} of the draw")
 
 
 def print_json(value: object) -> None:
@@ -175,7 +176,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     if sum(widest) + 2 * len(heads) - 2 > TABLE_WIDTH:  # break headers, not cells
         least = [[*head.split(), *(row[at] for row in cells)] for at, head in enumerate(heads)]
         needed = [max(map(cell_len, "\n".join(each).split("\n"))) for each in least]
-        heads = ["\n".join(textwrap.wrap(head, width)) for head, width in zip(heads, needed, strict=True)]
+        broken = [textwrap.wrap(head, width) or [""] for head, width in zip(heads, needed, strict=True)]
+        height = max(map(len, broken))
+        heads = ["\n".join([""] * (height - len(lines)) + lines) for lines in broken]
     look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0), "pad_edge": False}
     table = Table(**look)
     for at, head in enumerate(heads):
