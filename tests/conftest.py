@@ -711,3 +711,50 @@ def plain_seeding():
             yield
 
     return seeding
+
+
+@pytest.fixture(scope="session")
+def comparison_summary():
+    """`comparison_summary(text, baseline)` → the content of a summary.json, all of whose texts are `text`."""
+
+    def make(text, baseline):
+        interval = {"low": -0.1, "high": 0.1, "p": 0.5, "p_holm": 0.5, "significant": False}
+        difference = {"mean": 0.01, "n": 2, "sd": 0.01, **interval}
+        rows = [
+            {
+                "row": name, "options": {"method": text}, "compose": text, "seeds": [0, 1],
+                "plan": {
+                    "draws": 10, "eligible": 20, "dynamic": True, "draw": text,
+                    "exposures": {"candidates": "", "mean": 1.0, "least": 1, "most": 1},
+                },
+                "cost": {
+                    "samples_seen": 10, "unique_seen": 9, "epochs": 1, "train_seconds": 1.0, "samples_per_second": 10.0,
+                    "evaluate_seconds": 1.0,
+                },
+                "sets": {text: {"top1": {"n": 2, "mean": 0.5, "sd": 0.01, "difference": None if name == baseline else difference}}},
+                "curves": {
+                    text: [
+                        {"from": 2**at, "to": 2 ** (at + 1) - 1, "classes": 3, "mean": 0.1 * at, "sd": None, "n": 1}
+                        for at in range(4)
+                    ]
+                },
+            }
+            for name in (baseline, text)
+        ]  # fmt: skip
+        nested = {"options": {text: [text, 1]}, "list": [{text: True}], "none": {}}
+        about = {text: {text: text, "nested": nested}}
+        settings = {
+            "train": about[text],
+            "evaluate": about[text],
+            "embeddings": about,
+            "clusterings": about,
+            "drop_lists": about,
+        }
+        return {
+            "format": 1, "name": text, "about": text, "baseline": baseline, "seeds": [0, 1], "runs": {"done": 4, "all": 4},
+            "sets": {text: ["top1"]}, "rows": rows, "power": {text: {"top1": None}}, "words": {text: {"top1": text}},
+            "treatments": [text], "retrieval": False,
+            "rests_on": {"samples_seen": 10, "pool": 20, **settings, "versions": [about[text]], "machines": [about[text]]},
+        }  # fmt: skip
+
+    return make

@@ -15,56 +15,9 @@ HOSTILE = "=1+1 <script>a</script> | `b` [l](http://e) $\\foo$ $x_{$ \x1b[31m\u2
 SAFE = "random"
 
 
-def figure(difference):
-    return {"n": 2, "mean": 0.5, "sd": 0.01, "difference": difference}
-
-
 @pytest.fixture
-def summary():
-    difference = {
-        "mean": 0.01,
-        "n": 2,
-        "sd": 0.01,
-        "low": -0.1,
-        "high": 0.1,
-        "p": 0.5,
-        "p_holm": 0.5,
-        "significant": False,
-    }
-    rows = [
-        {
-            "row": name,
-            "options": {"method": HOSTILE},
-            "compose": HOSTILE,
-            "seeds": [0, 1],
-            "plan": {
-                "draws": 10, "eligible": 20, "dynamic": True, "draw": HOSTILE,
-                "exposures": {"candidates": "", "mean": 1.0, "least": 1, "most": 1},
-            },
-            "cost": {
-                "samples_seen": 10, "unique_seen": 9, "epochs": 1, "train_seconds": 1.0, "samples_per_second": 10.0,
-                "evaluate_seconds": 1.0,
-            },
-            "sets": {HOSTILE: {"top1": figure(None if name == SAFE else difference)}},
-            "curves": {HOSTILE: [{"from": 0, "to": 0, "classes": 3, "mean": 0.25, "sd": None, "n": 1}]},
-        }
-        for name in (SAFE, HOSTILE)
-    ]  # fmt: skip
-    about = {
-        HOSTILE: {
-            HOSTILE: HOSTILE,
-            "nested": {"options": {HOSTILE: [HOSTILE, 1]}, "list": [{HOSTILE: True}], "none": {}},
-        }
-    }
-    return {
-        "format": 1, "name": HOSTILE, "about": HOSTILE, "baseline": SAFE, "seeds": [0, 1], "runs": {"done": 4, "all": 4},
-        "sets": {HOSTILE: ["top1"]}, "rows": rows, "power": {HOSTILE: {"top1": None}}, "words": {HOSTILE: {"top1": HOSTILE}},
-        "treatments": [HOSTILE], "retrieval": False,
-        "rests_on": {
-            "samples_seen": 10, "pool": 20, "train": about[HOSTILE], "evaluate": about[HOSTILE], "embeddings": about,
-            "clusterings": about, "drop_lists": about, "versions": [about[HOSTILE]], "machines": [about[HOSTILE]],
-        },
-    }  # fmt: skip
+def summary(comparison_summary):
+    return comparison_summary(HOSTILE, SAFE)
 
 
 def test_files_show_names_as_they_are(summary, tmp_path):

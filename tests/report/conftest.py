@@ -1,6 +1,7 @@
 """A small catalog whose captions, keys and images are hostile, with two plans, a dedup, a filter and a grouping; and its report."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -58,7 +59,14 @@ def report_catalog(tmp_path_factory, make_tar, make_embeddings):
 
 
 @pytest.fixture(scope="package")
-def report_folder(report_catalog, tmp_path_factory):
+def study_folder(tmp_path_factory, comparison_summary):
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "summary.json").write_text(json.dumps(comparison_summary(HOSTILE, "random")))
+    return folder
+
+
+@pytest.fixture(scope="package")
+def report_folder(report_catalog, study_folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("page") / "report"
-    tailwise.make_report(report_catalog, ReportRequest(output=output, samples_per_second=1000.0))
+    tailwise.make_report(report_catalog, ReportRequest(output=output, samples_per_second=1000.0, study=study_folder))
     return output

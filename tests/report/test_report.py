@@ -143,9 +143,11 @@ def test_the_policy_allows_the_pages_own_scripts_only(page):
     assert hashes == set(allowed) and len(scripts) == 2 and "default-src 'none'" in policy
 
 
-def test_same_bytes_and_a_folder_when_large(report_catalog, report_folder, tmp_path, tree_bytes, monkeypatch):
+def test_same_bytes_and_a_folder_when_large(
+    report_catalog, report_folder, study_folder, tmp_path, tree_bytes, monkeypatch
+):
     output = tmp_path / "again"
-    request = ReportRequest(output=output, samples_per_second=1000.0)
+    request = ReportRequest(output=output, samples_per_second=1000.0, study=study_folder)
     tailwise.make_report(report_catalog, request)
     assert tree_bytes(output) == tree_bytes(report_folder)
     monkeypatch.setattr("tailwise.report.page.ONE_FILE_BYTES", 1000)

@@ -61,14 +61,16 @@ def study_section(summary: Mapping[str, Any]) -> Any:  # noqa: ANN401  (jinja2's
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis from `low` to `high`."""
+    """An axis of `low` to `high`, from left to right, or from the bottom to the top if `upwards`."""
 
     low: float
     high: float
+    upwards: bool = False
 
     def at(self, value: float) -> str:
-        """Return the place of a value, as a percentage of the axis."""
-        return f"{100 * (value - self.low) / (self.high - self.low):.2f}%"
+        """Return the place of a value, as a percentage of the axis, from the left or the top."""
+        share = (value - self.low) / (self.high - self.low)
+        return f"{100 * (1 - share if self.upwards else share):.2f}%"
 
     @property
     def ticks(self) -> list[float]:
@@ -91,40 +93,30 @@ def _axis(rows: Sequence[Mapping[str, Any]], name: str) -> Axis | None:
 
 
 def _curves(summary: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """Return a plot for each row: its accuracy, and that of the baseline, by the classes' number of training samples."""
+    """Return the accuracy of each row, and that of the baseline, by the classes' number of training samples; None without these."""
     curves = {row["row"]: row["curves"][name] for row in summary["rows"] if row["curves"].get(name)}
     bins = [item for curve in curves.values() for item in curve]
     if not bins:
         return None
-    places = [_middle(item) for item in bins]
-    x = Axis(min(places) - 0.5, max(places) + 0.5)
-    y = Axis(0, 1.05 * max(item["mean"] + (item["sd"] or 0) for item in bins) or 1)
-    points = {
-        row: [
-            {**item, "x": x.at(_middle(item)), "y": _down(y, item["mean"]), "error": [_down(y, end) for end in _ends(item)]}
-            for item in curve
-        ]
-        for row, curve in curves.items()
-    }  # fmt: skip
-    base = summary["baseline"]
-    shown = {row: each for row, each in points.items() if row != base} or points
-    ticks = [(tick, _down(y, tick)) for tick in y.ticks]
     edges = min(item["from"] for item in bins), max(item["to"] for item in bins)
-    return {"rows": shown, "base": points.get(base, []), "ticks": ticks, "edges": edges}
+    x = Axis(_middle(edges[0], edges[0]) - 1, _middle(edges[1], edges[1]) + 0.2)
+    y = Axis(0, 1.05 * max(item["mean"] + (item["sd"] or 0) for item in bins) or 1, upwards=True)
+    points = {row: [_point(item, x, y) for item in curve] for row, curve in curves.items()}
+    base = points.get(summary["baseline"], [])
+    rows = {row: each for row, each in points.items() if row != summary["baseline"]} or points
+    return {"rows": rows, "base": base, "ticks": [(tick, y.at(tick)) for tick in y.ticks], "edges": edges}
 
 
-def _middle(item: Mapping[str, Any]) -> float:
-    """Return the place of a bin of classes on the axis of frequency: the binary logarithm of its middle."""
-    return math.log2(max(0.5, math.sqrt(item["from"] * item["to"])))
+def _point(item: Mapping[str, Any], x: Axis, y: Axis) -> dict[str, Any]:
+    """Return a bin of classes with its place, and those of its mean ± standard deviation."""
+    error = item["sd"] or 0
+    ends = [y.at(max(0, item["mean"] - error)), y.at(item["mean"] + error)]
+    return {**item, "x": x.at(_middle(item["from"], item["to"])), "y": y.at(item["mean"]), "error": ends}
 
 
-def _ends(item: Mapping[str, Any]) -> tuple[float, float]:
-    return max(0, item["mean"] - (item["sd"] or 0)), item["mean"] + (item["sd"] or 0)
-
-
-def _down(axis: Axis, value: float) -> str:
-    """Return a place from the top, where `axis` begins at the bottom."""
-    return Axis(axis.high, axis.low).at(value)
+def _middle(least: int, greatest: int) -> float:
+    """Return the place of frequencies on a logarithmic axis, 0 at one half."""
+    return math.log2(max(0.5, math.sqrt(least * greatest)))
 
 
 # --- figures as text ----------------------------------------------------------------------------------------------------
