@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tailwise.cli.printing import say
-from tailwise.text import command_line
+from tailwise.text import command_line, option_words
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tailwise.plan.plan import Plan
 
 MOST_CLUSTERS, SAMPLES_A_CLUSTER = 500, 50  # as the README and the demo have them
-TRAINER = ("--", "--model", "ViT-B-32", "--batch-size", 512)
+LARGEST_BATCH, LONGEST_WARMUP = 512, 2000  # of trainings
 
 _following: list[str] = []  # of this command, one at most
 
@@ -77,10 +77,16 @@ def suggest_plan(catalog: Catalog, clustering: str, without: Sequence[str] = (),
 
 def suggest_use(plan: Plan, epochs: int) -> None:
     """Suggest a training on a plan; an export where it is one subset, or where the samples have no images."""
+    from tailwise.plan.explain import first_epoch
     from tailwise.shards.containers import without_bytes
 
     if plan.dynamic and not without_bytes(plan.catalog.shards(plan.snapshot)).num_rows:
-        suggest("train", plan.catalog.folder, plan.name, "--epochs", epochs, *TRAINER)
+        samples = int(first_epoch(plan).total) * epochs
+        batch = min(LARGEST_BATCH, max(samples // 100, 1))
+        trainer = option_words(
+            {"model": "ViT-B-32", "batch-size": batch, "warmup": min(samples // batch // 10, LONGEST_WARMUP)}
+        )
+        suggest("train", plan.catalog.folder, plan.name, "--epochs", epochs, "--", *trainer)
     else:
         options = {"epoch": 0 if plan.dynamic else None, "to": "parquet", "output": f"{plan.name}.parquet"}
         suggest("export", plan.catalog.folder, plan.name, **options)
