@@ -33,10 +33,11 @@ from tailwise.catalog.files import (
     record_bytes,
     write_table,
 )
-from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, PLAN
+from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, KINDS, PLAN
 from tailwise.catalog.schema import PARQUET, REPLACES, SHARD_SCHEMA
 from tailwise.catalog.series import Series
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
+from tailwise.notebook import shown
 from tailwise.storage.local import TEMPORARY_SUFFIX, locked, put_if_absent
 from tailwise.storage.store_path import is_settled, looked_up, path_of, settle
 from tailwise.text import command_line
@@ -133,6 +134,15 @@ class Catalog:
                 Series(path / name).begin()
             put_if_absent(path / layout.HEADER, record_bytes({"format": FORMAT}))  # or another process has
         return cls.open(path)
+
+    def _repr_html_(self) -> str:
+        """Return the contents, for notebooks."""
+        newest = self.snapshots()[-1:]
+        facts: dict[str, object] = {"samples": newest[0].rows, "shards": newest[0].shards} if newest else {"samples": 0}
+        columns = sorted(path.parent.name for path in (self.folder / layout.EMBEDDINGS).glob(f"*/{layout.COLUMN}"))
+        facts |= {"embeddings": ", ".join(columns)}
+        facts |= {kind.section: ", ".join(kind.finished(self.folder)) for kind in KINDS if kind.made_by}
+        return shown(f"catalog {self.folder}", facts)
 
     def series(self, name: str) -> Series:
         """A numbered series of the catalog: one of SERIES."""

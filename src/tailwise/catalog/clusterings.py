@@ -17,6 +17,7 @@ from tailwise.catalog.artifacts import Artifact, FinishedArtifact, find_manifest
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.files import map_array, read_json, read_table, write_array, write_json, write_table
+from tailwise.notebook import GREY, areas, shown
 from tailwise.text import command_line
 
 RAREST_ENTRY = "rarest entry"  # what `group_by_entry` groups by
@@ -111,6 +112,15 @@ class Clustering(FinishedArtifact, ClusterFiles):
     @classmethod
     def _of(cls, catalog: Catalog, name: str, manifest: Mapping[str, Any]) -> Clustering:
         return cls(finished_folder(catalog.clusters_folder(name), manifest["identity"]), catalog, name, manifest)
+
+    def _repr_html_(self) -> str:
+        """Return the key figures and the sizes of the clusters, for notebooks."""
+        sizes = np.sort(self.table.column("size").to_numpy())[::-1]
+        of = {"column": self.column, "grouped by": self.config.get("group_by"), "without": ", ".join(self.without)}
+        facts = {"clusters": len(sizes), "samples in clusters": int(sizes.sum()), **of}
+        if len(sizes):
+            facts["sizes"] = f"{sizes[-1]:,} … {sizes[0]:,}, median {np.median(sizes):,.0f}"
+        return shown(f"clustering {self.name}", facts, areas({"samples": (GREY, sizes)}))
 
     @property
     def without(self) -> list[str]:

@@ -21,6 +21,7 @@ from tailwise.errors import DamagedError, UserError
 from tailwise.execution.base import KERNEL, Executor, Task, Worker
 from tailwise.execution.local import LocalExecutor
 from tailwise.kernels.ranks import rank_dtype
+from tailwise.notebook import BLUE, GREY, areas, shown
 from tailwise.plan.bernoulli import bernoulli_copies
 from tailwise.plan.quotas import UNIT_BITS, UNITS
 from tailwise.plan.stream import Stream
@@ -53,6 +54,24 @@ class Plan(FinishedArtifact):
         if self.snapshot.id != self.inputs["snapshot"]:
             raise UserError(f"plan {name!r} was made for another snapshot {self.snapshot.number}: make it again")
         self._slots: tuple[int, RowColumn] | None = None  # an epoch, and the slots before it
+
+    def _repr_html_(self) -> str:
+        """Return the key figures, and the sizes and quotas of the clusters, for notebooks."""
+        facts: dict[str, object] = {
+            "method": self.config["method"],
+            "epochs": "another draw in each" if self.dynamic else "the same draw in all",
+            "pool": self.pool,
+            "can be drawn": self.summary["eligible"],
+            "clustering": self.clustering,
+            "without": ", ".join(self.config.get("without", ())),
+        }
+        if self.by_rate:
+            return shown(f"plan {self.name}", facts)
+        budget, order = self.quotas.sum() / UNITS, np.argsort(-self.sizes, kind="stable")
+        facts["budget of an epoch"] = f"{budget:,.0f} ({budget / self.pool:.1%} of the pool)"
+        curves = {"samples of clusters": (GREY, self.sizes), "in an epoch": (BLUE, self.quotas / UNITS)}
+        picture = areas({label: (color, values[order]) for label, (color, values) in curves.items()})
+        return shown(f"plan {self.name}", facts, picture)
 
     def __reduce__(self) -> tuple[type[Plan], tuple[Catalog, str]]:
         """Pickle catalog and name only: another process opens the plan again."""

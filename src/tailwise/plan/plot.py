@@ -12,12 +12,13 @@ from tailwise.catalog.outputs import is_png, is_text, writing_output
 from tailwise.errors import UserError
 from tailwise.extras import require
 from tailwise.figures import STYLE, encode
+from tailwise.notebook import BLUE, GREY
 from tailwise.plan.explain import explain, exposures
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
 from tailwise.text import plain
 
-POOL, DRAWN, WORDS = "#b8bec6", "#1f6f8b", "#66707a"
+POOL, DRAWN, WORDS = GREY, BLUE, "#66707a"
 POINTS = 400  # of a curve; more clusters are shown as means of neighbours by size
 RATE_BINS = 1 << 16
 
