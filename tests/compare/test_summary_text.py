@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tailwise.cli.run import _print_results
 from tailwise.compare.plots import draw_plots
-from tailwise.compare.summary import ALL_SETS, figures, markdown, results_csv, summary_text, write_summary
+from tailwise.compare.summary import ALL_SETS, figures, markdown, results_csv, summary_markdown, write_summary
 from tailwise.text import plain
 
 HOSTILE = "=1+1 <script>a</script> | `b` [l](http://e) $\\foo$ $x_{$ \x1b[31m\u202e www.e.org"
@@ -37,13 +38,14 @@ def test_files_show_names_as_they_are(summary, tmp_path):
     assert sorted(set(columns)) == [3, 4, 13]  # differences, accuracies, costs: no cell is split
     for plot in tmp_path.glob("*.svg"):
         ElementTree.parse(plot)
-    assert not any(
-        re.search(r"[\[{]('|&#39;)", content) for content in (page, text, summary_text(summary))
-    )  # as Python prints values
+    assert not any(re.search(r"[\[{]('|&#39;)", content) for content in (page, text))  # as Python prints values
 
 
-def test_the_terminal_gets_names_without_escapes_of_markdown(summary):
-    assert plain(HOSTILE) in summary_text(summary)
+def test_the_terminal_gets_names_without_escapes_of_markdown(summary, capsys):
+    _print_results(summary)
+    said = capsys.readouterr().out
+    assert plain(HOSTILE) in said and "50.00 ± 1.00" in said and "+1.00 (-10.00 … +10.00)" in said
+    assert "no retrieval set" in said and not re.search("[\x00-\x09\x0b-\x1f\u202e]", said)
 
 
 def test_cells_of_the_table_are_no_formulas(summary):
@@ -82,8 +84,8 @@ def test_retrieval_stands_beside_accuracy_and_its_absence_is_told(summary):
         }
     )
     assert set(figures({"evaluations": [shops]})) == {"shop"}
-    assert "No retrieval set is among the evaluation" in summary_text(summary)
-    assert "No retrieval set" not in summary_text({**summary, "retrieval": True})
+    assert "No retrieval set is among the evaluation" in summary_markdown(summary)
+    assert "No retrieval set" not in summary_markdown({**summary, "retrieval": True})
 
 
 def test_markdown():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.models import ArgumentInfo
 
 from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options, choose_executor, path_of, with_progress
 from tailwise.cli.following import suggest, suggest_step
-from tailwise.cli.printing import print_json, say
+from tailwise.cli.printing import print_json, print_table, say
 from tailwise.cli.requests import plain_type
 from tailwise.errors import UserError
 
@@ -135,7 +136,6 @@ def compare(
 
     from tailwise.compare.study import Study
     from tailwise.compare.study import compare as run_all
-    from tailwise.compare.summary import summary_text
     from tailwise.pipeline.run import Runner
     from tailwise.train.arguments import refuse_code
 
@@ -161,10 +161,33 @@ def compare(
     if as_json:
         print_json(summary)
         return
-    for line in ["", *summary_text(summary).splitlines()]:
-        say(line)
-    say(f"see {folder / 'summary.html'}")
+    _print_results(summary)
+    say(f"plans, costs and settings: {folder / 'summary.html'}")
     suggest("report", path_of(loaded.catalog), output="report", study=folder)
+
+
+def _print_results(summary: Mapping[str, Any]) -> None:
+    from tailwise.report.study import METRICS, percent, points
+
+    runs, seen, baseline = summary["runs"], summary["rests_on"]["samples_seen"] or 0, summary["baseline"]
+    say(f"{runs['done']} of {runs['all']} runs are done; each has seen {seen:,} samples")
+    for name, metrics in summary["sets"].items():
+        measures = tuple(METRICS[metric] for metric in metrics)
+        found = [
+            (row["row"], [row["sets"][name][metric] for metric in metrics])
+            for row in summary["rows"]
+            if name in row["sets"]
+        ]
+        rows = [
+            (row, measures, tuple(map(percent, figures)), tuple(points(figure["difference"]) for figure in figures))
+            for row, figures in found
+        ]
+        print_table(f"{name}, in %: mean ± deviation over seeds", ("row", "measure", "mean", f"minus {baseline}"), rows)
+    say("differences have 95 % intervals; * excludes 0, ** does so after Holm's correction, too")
+    for note in summary["treatments"]:
+        say(note)
+    if not summary["retrieval"]:
+        say("no retrieval set is among the evaluation: give one in evaluate.data, such as Flickr30k or MSCOCO")
 
 
 def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:

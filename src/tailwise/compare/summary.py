@@ -7,7 +7,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -237,7 +237,7 @@ def write_summary(output: Path, summary: Mapping[str, Any], *, png: bool = False
     plots = draw_plots(summary, png=png)
     texts = {
         "results.csv": results_csv(summary),
-        "summary.md": _markdown(summary, markdown),
+        "summary.md": summary_markdown(summary),
         "summary.html": summary_page(summary),
     }
     for name, content in {**plots, **{name: text.encode() for name, text in texts.items()}}.items():
@@ -268,28 +268,21 @@ def summary_page(summary: Mapping[str, Any]) -> str:
     return render({}, title=summary["name"], about=about, study=study_section(summary))
 
 
-def summary_text(summary: Mapping[str, Any]) -> str:
-    """Return the text of summary.md for a terminal, without Markdown's escapes."""
-    return _markdown(summary, plain)
-
-
 def markdown(text: object) -> str:
     """Return text that Markdown shows literally: no markup, table cells, links or HTML."""
     escaped = re.sub(r"[\\`*#|~\[\]]", r"\\\g<0>", html.escape(plain(text), quote=False))
     return escaped.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
-def _markdown(summary: Mapping[str, Any], shown: Callable[[object], str]) -> str:
+def summary_markdown(summary: Mapping[str, Any]) -> str:
+    """Return the comparison as Markdown."""
     require("train", "jinja2", purpose="a summary")
     import jinja2  # noqa: PLC0415  (an extra)
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tailwise.compare"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: shown(value) if type(value) is str else value,
-    )
+        loader=jinja2.PackageLoader("tailwise.compare"), trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, finalize=lambda value: markdown(value) if type(value) is str else value,
+    )  # fmt: skip
     environment.filters |= FILTERS
     return environment.get_template("summary.md.j2").render(**summary)
 
