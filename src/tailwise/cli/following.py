@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,12 @@ _following: list[str] = []  # of this command, one at most
 
 def suggest(command: str, *words: object, **options: object) -> None:
     """Take the command to name at the end, instead of one taken before; paths below this folder are shown from here."""
-    here = Path.cwd()
-    shown = [word.relative_to(here) if isinstance(word, Path) and word.is_relative_to(here) else word for word in words]
+    shown = list(words)
+    with suppress(OSError):  # this folder may be gone
+        here = Path.cwd()
+        shown = [
+            each.relative_to(here) if isinstance(each, Path) and each.is_relative_to(here) else each for each in words
+        ]
     _following[:] = [command_line(command, *shown, **options).strip("`")]
 
 
@@ -83,9 +88,8 @@ def suggest_use(plan: Plan, epochs: int) -> None:
     if plan.dynamic and not without_bytes(plan.catalog.shards(plan.snapshot)).num_rows:
         samples = int(first_epoch(plan).total) * epochs
         batch = min(LARGEST_BATCH, max(samples // 100, 1))
-        trainer = option_words(
-            {"model": "ViT-B-32", "batch-size": batch, "warmup": min(samples // batch // 10, LONGEST_WARMUP)}
-        )
+        warmup = min(samples // batch // 10, LONGEST_WARMUP)
+        trainer = option_words({"model": "ViT-B-32", "batch-size": batch, "warmup": warmup})
         suggest("train", plan.catalog.folder, plan.name, "--epochs", epochs, "--", *trainer)
     else:
         options = {"epoch": 0 if plan.dynamic else None, "to": "parquet", "output": f"{plan.name}.parquet"}

@@ -103,7 +103,8 @@ def print_explanation(explanation: Explanation) -> None:
     say(f"plan {explanation.name!r}: {method}, snapshot {config['snapshot']}")
     say(_settings(config))
     pool, drawable = explanation.pool, explanation.eligible
-    budget = budget_text(explanation.epochs[0].total, pool, explanation.rows, explanation.asked)
+    about = "" if explanation.exact else "about "
+    budget = budget_text(explanation.epochs[0].total, pool, explanation.rows, explanation.asked, about)
     say(f"{budget}); {drawable:,} samples can be drawn ({drawable / pool:.1%} of the pool)")
     columns = {
         "epoch": [f"{item.epoch}" for item in explanation.epochs],
