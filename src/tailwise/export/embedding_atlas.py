@@ -81,7 +81,7 @@ def _places(plan: Plan, rows: npt.NDArray[np.int64], projection: str) -> npt.NDA
         embedded = found.any(axis=1)
         places[embedded] = umap_plane(found[embedded])
         return places
-    fitted = vectors[rows[:: -(-len(rows) // FIT_ROWS)]]
+    fitted = vectors[rows[:: max(-(-len(rows) // FIT_ROWS), 1)]]
     mean, axes = (each.astype(np.float64) for each in principal_axes(fitted[fitted.any(axis=1)]))
     for start in range(0, len(rows), CHUNK_ROWS):
         found = vectors[rows[start : start + CHUNK_ROWS]]
@@ -120,11 +120,10 @@ class _Describe(Task[Chunk, pa.Table]):
             {"bytes": found, "path": "thumbnail.jpg"} if isinstance(found, bytes) else None
             for found in thumbnails.of(samples, worker.cpus)
         ]
-        clusters = [None if group < 0 else str(values[group] if values else group) for group in groups.tolist()]
         columns = {
             "key": samples.column("key"),
             "caption": samples.column("caption"),
-            "cluster": clusters,
+            "cluster": [None if at < 0 else values[at] if values else str(at) for at in groups.tolist()],
             "rate": plan.rate(rows, self.epoch),
             **{name: pa.array(place, from_pandas=True) for name, place in zip("xy", places.T, strict=True)},
             "thumbnail": images,

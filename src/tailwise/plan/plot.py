@@ -21,6 +21,7 @@ from tailwise.text import plain
 POOL, DRAWN, WORDS = GREY, BLUE, "#66707a"
 POINTS = 400  # of a curve; more clusters are shown as means of neighbours by size
 RATE_BINS = 1 << 16
+Values = npt.NDArray[np.float64]
 
 
 def write_plot(plan: Plan, epochs: int, path: Path, *, png: bool = False, overwrite: bool = False) -> None:
@@ -70,12 +71,7 @@ def plot_plan(plan: Plan, epochs: int, *, png: bool = False) -> dict[str, bytes]
         return encode(figure, png=png)
 
 
-def _plot_sizes(
-    axes: Any,  # noqa: ANN401
-    places: npt.NDArray[np.float64],
-    sizes: npt.NDArray[np.float64],
-    quotas: npt.NDArray[np.float64],
-) -> None:
+def _plot_sizes(axes: Any, places: Values, sizes: Values, quotas: Values) -> None:  # noqa: ANN401
     for values, color, alpha, label in ((sizes, POOL, 1, "in the pool"), (quotas, DRAWN, 0.85, "in one epoch")):
         axes.fill_between(places, values, 0.5, step="mid", color=color, alpha=alpha, label=label, linewidth=0)
     axes.set(yscale="log", ylim=(0.5, None), xlim=(places[0] - 0.5, places[-1] + 0.5))
@@ -84,37 +80,19 @@ def _plot_sizes(
     axes.legend(frameon=False)
 
 
-def _plot_views(
-    axes: Any,  # noqa: ANN401
-    places: npt.NDArray[np.float64],
-    views: npt.NDArray[np.float64],
-    mean: float,
-    epochs: int,
-) -> None:
+def _plot_views(axes: Any, places: Values, views: Values, mean: float, epochs: int) -> None:  # noqa: ANN401
     axes.plot(places, views, color=DRAWN, drawstyle="steps-mid")
     axes.axhline(mean, color=POOL, zorder=0)
-    axes.annotate(
-        "mean",
-        (1, mean),
-        (0, 2),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="right",
-        color=WORDS,
-    )
-    axes.set(
-        xlim=(places[0], places[-1]),
-        ylim=(0, 1.1 * max(views.max(initial=0), mean)),
-        ylabel=f"times seen in {epochs} epochs",
-    )
+    axes.text(1, mean, "mean", transform=axes.get_yaxis_transform(), ha="right", va="bottom", color=WORDS)
+    axes.set(xlim=places[[0, -1]], ylim=(0, 1.1 * max(views.max(), mean)), ylabel=f"times seen in {epochs} epochs")
 
 
-def _means(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _means(values: npt.NDArray[Any]) -> Values:
     """Return the means of at most POINTS runs of neighbours."""
     return np.array([part.mean() for part in np.array_split(values, min(POINTS, len(values)))])
 
 
-def _by_rate(plan: Plan, epochs: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _by_rate(plan: Plan, epochs: int) -> tuple[Values, Values]:
     """Return a curve of the samples by falling rate: the share of the pool in %, and how often such a sample is seen, expected."""
     most = max(float(plan.rate(span).max(initial=0)) for span in plan.spans()) or 1.0
     counts = np.zeros(RATE_BINS + 1, np.int64)
