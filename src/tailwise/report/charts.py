@@ -19,8 +19,10 @@ from tailwise.plan.plan import Plan
 from tailwise.report.clusters import BINS, ClusterFigures
 from tailwise.text import plain
 
-COLORS = ("#3b6fb6", "#c2571a", "#2e8b57", "#8e4bb0", "#b8860b", "#0b8a99", "#b03a5b", "#5b6770")  # of plans
-GREY = "#8a94a0"
+# Of plans; with three times the luminance of both backgrounds. The dashes tell them apart without colours.
+COLORS = ("#3d7cc9", "#cc6014", "#2f8f5b", "#a05cc2", "#a37a10", "#0f8a99", "#cc4d72", "#75828e")
+DASHES = ("solid", "dashed", "dotted", "dotdash")
+GREY = "#838d99"
 HEIGHT = 300  # pixels
 # Of the charts of clusters: the columns of both axes, and which are logarithmic. "quota" and "rate" are those of the plan that is shown.
 SCATTER: dict[str, tuple[str, str, bool]] = {
@@ -41,12 +43,14 @@ class Chart:
         title: of it.
         about: one sentence on how to read it.
         figure: Bokeh's.
+        legend: of lines: color, dash, label, and the number of the plan if the line shows only with it.
     """
 
     name: str
     title: str
     about: str
     figure: Any
+    legend: tuple[tuple[str, str, str, int | None], ...] = ()
 
 
 def make_charts(
@@ -66,32 +70,39 @@ def make_charts(
         duplicates: by drop list, counts of similarities to the most similar earlier sample in BINS from −1 to 1, int64 [BINS], and ε.
     """
     sizes = columns["size"]
-    largest, count = float(max(sizes.max(initial=1), 2)), float(max(len(sizes), 2))
-    charts = [
-        Chart("rank", "Cluster sizes", "Each dot is a cluster: its size, and below it how many samples an epoch takes.",
-              _log("clusters, from the largest", "samples", (0.8, count * 1.3), (0.3, largest * 1.6)))
-    ]  # fmt: skip
+    most = float(max(sizes.max(initial=1), 2)) * 1.6
+    filled = [values[values > 0].min(initial=most) for values in (sizes, *figures.quotas)]
+    least, least_size = max(0.3, min(filled) / 1.6), filled[0] / 1.6
+    about = "Each dot is a cluster."
     if plans:
-        figure = _log("size of the cluster", "samples in an epoch", (0.8, largest * 1.6), (0.3, largest * 1.6))
-        for repeats in sorted({int(plan.config.get("max_repeats") or 1) for plan in plans}):
-            figure.line([0.8, largest * 1.6], [0.8 * repeats, largest * 1.6 * repeats], color=GREY, line_dash="dashed")
-        about = "The quota of each cluster. On the dashed line every member is drawn as often as the plan allows."
+        about += " Coloured dots: its samples. Small grey dots: how many samples of it an epoch of the plan takes."
+    ranked = _log("rank of the cluster, from the largest", "samples", (0.8, max(len(sizes), 2) * 1.3), (least, most))
+    charts = [Chart("rank", "Cluster sizes", about, ranked)]
+    if plans:
+        figure = _log("samples in the cluster", "samples in an epoch", (least_size, most), (least, most))
+        for number, plan in enumerate(plans):
+            repeats = int(plan.config.get("max_repeats") or 1)
+            figure.line([least_size, most], [least_size * repeats, most * repeats], color=GREY, line_dash="dashed",
+                        name=f"plan{number}", visible=number == 0)  # fmt: skip
+        about = "What an epoch of the plan takes of each cluster. A cluster on the dashed line gives all that the plan allows."
         charts.append(Chart("quota", "Quotas", about, figure))
     if "d_intra" in columns:
         bounds = _padded(columns["d_intra"]), _padded(columns["d_inter"])
         figure = _figure("distance of members to their centroid", "distance to other centroids", *bounds)
-        about = "Density-Based Pruning calls clusters simple that are dense (left) and near to others (below)."
+        about = (
+            "Dense clusters are left, clusters near to others are below. Complexity is the product of both distances."
+        )
         charts.append(Chart("distances", "Density of clusters", about, figure))
     if "x" in columns:
         figure = _figure("", "", _padded(columns["x"]), _padded(columns["y"]))
         figure.axis.visible, figure.grid.visible = False, False
-        about = "Centroids in two dimensions. Near ones are similar; the area of a dot is the cluster's size."
+        about = "Near clusters are similar. The area of a dot is the size of the cluster."
         charts.append(Chart("map", "Map of clusters", about, figure))
     if len(plans) > 1:
         top = 1.05 * max(float(rates.max(initial=0)) for name, rates in columns.items() if name.startswith("rate:"))
-        figure = _figure("copies of a member, first plan", "copies of a member, second plan", (0, top), (0, top))
+        figure = _figure("rate in the plan", "rate in the other plan", (0, top), (0, top))
         figure.line([0, top], [0, top], color=GREY, line_dash="dashed")
-        about = "The rate of each cluster in both plans. Above the dashed line the second plan takes more."
+        about = "How often an epoch draws a sample of each cluster. Above the dashed line the other plan draws more."
         charts.append(Chart("versus", "Two plans", about, figure))
     if plans:
         charts.append(_coverage(plans, epochs))
@@ -102,7 +113,7 @@ def make_charts(
 
 
 def _figure(x_label: str, y_label: str, x: tuple[float, float], y: tuple[float, float], axis: str = "linear") -> Any:  # noqa: ANN401
-    from bokeh.models import BoxSelectTool  # noqa: PLC0415  (an extra)
+    from bokeh.models import BoxSelectTool, NumeralTickFormatter  # noqa: PLC0415  (an extra)
     from bokeh.plotting import figure  # noqa: PLC0415
 
     drawn = figure(
@@ -110,6 +121,7 @@ def _figure(x_label: str, y_label: str, x: tuple[float, float], y: tuple[float, 
         x_range=x, y_range=y, x_axis_label=x_label, y_axis_label=y_label, background_fill_color=None,
         border_fill_color=None, outline_line_color=None, min_border_left=62, min_border_right=14,
     )  # fmt: skip
+    drawn.axis.formatter = NumeralTickFormatter(format="0,0.[000]")
     brush = BoxSelectTool(continuous=True)
     drawn.add_tools(brush)
     drawn.toolbar.active_drag = brush
@@ -135,15 +147,16 @@ def _padded(values: npt.NDArray[Any]) -> tuple[float, float]:
 
 
 def _coverage(plans: Sequence[Plan], epochs: int) -> Chart:
-    figure = _still("epochs", "% of the pool seen so far", (0.5, epochs + 0.5), (0, 103))
-    for plan, color in zip(plans, _colors(plans), strict=True):
+    figure = _still("epochs", "% of the pool", (0.5, epochs + 0.5), (0, 103))
+    legend = []
+    for number, plan in enumerate(plans):
         covered = [100 * each.covered / max(plan.pool, 1) for each in explain(plan, epochs).epochs]
-        label = plain(plan.name)
-        figure.line([*range(1, epochs + 1)], covered, color=color, line_width=2, legend_label=label)
-        figure.scatter([*range(1, epochs + 1)], covered, color=color, size=5, legend_label=label)
-    _place_legend(figure)
-    about = "How much of the pool the epochs have shown. A curve that ends level never shows the rest."
-    return Chart("coverage", "Coverage", about, figure)
+        color, dash = COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
+        figure.line([*range(1, epochs + 1)], covered, color=color, line_width=2, line_dash=dash)
+        figure.scatter([*range(1, epochs + 1)], covered, color=color, size=5)
+        legend.append((color, dash, plain(plan.name), None))
+    about = "Share of the pool that the epochs so far have shown. A level curve shows no new samples."
+    return Chart("coverage", "Coverage", about, figure, tuple(legend))
 
 
 def _similarities(figures: ClusterFigures, plans: Sequence[Plan]) -> Chart:
@@ -155,18 +168,17 @@ def _similarities(figures: ClusterFigures, plans: Sequence[Plan]) -> Chart:
     figure = _still("similarity to the centroid", "samples", (edges[first], edges[last + 1]), (0, top))
     middle = (edges[:-1] + edges[1:]) / 2
     inside = slice(max(first - 1, 0), last + 2)
-    figure.step(middle[inside], found[0][inside], mode="center", color=GREY, line_width=2, legend_label="pool")
+    figure.step(middle[inside], found[0][inside], mode="center", color=GREY, line_width=2)
+    legend: list[tuple[str, str, str, int | None]] = [(GREY, "solid", "pool", None)]
     for number in range(len(plans)):
-        drawn = found[1 + number]
-        options = {"mode": "center", "color": COLORS[0], "line_width": 2, "visible": number == 0}
-        figure.step(middle[inside], drawn[inside], name=f"plan{number}", legend_label="drawn in an epoch", **options)
+        drawn, color = found[1 + number], COLORS[number % len(COLORS)]
         left = (found[0] - drawn).clip(min=0)
-        figure.step(
-            middle[inside], left[inside], name=f"plan{number}", line_dash="dotted", legend_label="not drawn", **options
-        )
-    _place_legend(figure)
-    about = "Samples by their similarity to their centroid, and those that an epoch of the plan draws."
-    return Chart("similarity", "Typical and untypical samples", about, figure)
+        for values, dash, label in ((drawn, "solid", "drawn in an epoch"), (left, "dotted", "not drawn")):
+            figure.step(middle[inside], values[inside], name=f"plan{number}", line_dash=dash,
+                        mode="center", color=color, line_width=2, visible=number == 0)  # fmt: skip
+            legend.append((color, dash, label, number))
+    about = "Typical samples are right: they are similar to the centroid of their cluster."
+    return Chart("similarity", "Typical and untypical samples", about, figure, tuple(legend))
 
 
 def _duplicates(name: str, counts: npt.NDArray[np.int64], epsilon: float) -> Chart:
@@ -183,21 +195,11 @@ def _duplicates(name: str, counts: npt.NDArray[np.int64], epsilon: float) -> Cha
                 fill_color=[COLORS[1] if each else GREY for each in dropped.tolist()])  # fmt: skip
     figure.add_layout(Span(location=1 - epsilon, dimension="height", line_color=COLORS[1], line_dash="dashed"))
     figure.add_layout(
-        Label(x=1 - epsilon, y=top * 0.93, text=f"ε = {epsilon:g}", x_offset=-6, text_align="right",
+        Label(x=1 - epsilon, y=top * 0.93, text=f"1 − ε = {1 - epsilon:g}", x_offset=-6, text_align="right",
               text_color=COLORS[1], text_font_size="12px")
     )  # fmt: skip
-    about = "Samples right of the line are duplicates: they are left out, but for the first of each group."
-    return Chart(f"duplicates-{name}", f"Duplicates: {plain(name)}", about, figure)
-
-
-def _colors(plans: Sequence[Plan]) -> list[str]:
-    return [COLORS[number % len(COLORS)] for number in range(len(plans))]
-
-
-def _place_legend(figure: Any) -> None:  # noqa: ANN401
-    legend = figure.legend
-    legend.location, legend.background_fill_alpha, legend.border_line_color = "top_left", 0.0, None
-    legend.label_text_font_size, legend.padding, legend.spacing = "11px", 2, 0
+    about = "Samples right of the line are near-duplicates. The first of each group is kept, the others are dropped."
+    return Chart(f"duplicates-{name}", f"Near-duplicates ({plain(name)})", about, figure)
 
 
 def as_json(charts: Sequence[Chart]) -> tuple[str, dict[str, str]]:

@@ -28,12 +28,16 @@ class Fact:
 
 @dataclass(frozen=True)
 class Table:
-    """A small table: a title, the heads of the columns, and rows of text; the first column is a name."""
+    """A small table: a title, the heads of the columns, and rows of text; the first column is a name.
+
+    Columns from `bars` on are percentages, shown with a bar; the first of these is the pool's.
+    """
 
     title: str
     heads: list[str]
     rows: list[list[str]]
     note: str = ""
+    bars: int | None = None
 
 
 def facts_of(catalog: Catalog, sizes: npt.NDArray[np.int64] | None, lists: Sequence[DropList]) -> list[Fact]:
@@ -41,13 +45,13 @@ def facts_of(catalog: Catalog, sizes: npt.NDArray[np.int64] | None, lists: Seque
     snapshot = catalog.snapshot()
     facts = [Fact("samples", f"{snapshot.rows:,}", f"in {snapshot.shards:,} shards, snapshot {snapshot.number}")]
     if removed := len(Removals.of(catalog, snapshot).rows):
-        facts.append(Fact("removed", f"{removed:,}", _share(removed, snapshot.rows)))
+        facts.append(Fact("removed", f"{removed:,}", f"{_share(removed, snapshot.rows)} of the pool"))
     for item in lists:
         dropped = int(item.manifest["summary"]["dropped"])
-        facts.append(Fact(f"dropped by {item.name}", f"{dropped:,}", _share(dropped, snapshot.rows)))
+        facts.append(Fact(f"dropped: {item.name}", f"{dropped:,}", f"{_share(dropped, snapshot.rows)} of the pool"))
     if sizes is not None and (sizes > 0).any():
         full = sizes[sizes > 0]
-        facts.append(Fact("clusters", f"{len(full):,}", f"of {int(full.min()):,} to {int(full.max()):,} samples"))
+        facts.append(Fact("clusters", f"{len(full):,}", f"{int(full.min()):,} to {int(full.max()):,} samples each"))
     return facts
 
 
@@ -59,30 +63,28 @@ def rejected_table(catalog: Catalog) -> Table | None:
 
 def plans_table(plans: Sequence[Plan], samples_per_second: float | None) -> Table:
     """Return a line for each plan; `samples_per_second` is what the user's training reaches."""
-    heads = ["plan", "method", "samples in an epoch", "share of pool", "different", "epochs until all are shown"]
+    heads = ["plan", "samples in an epoch", "of the pool", "different samples", "epochs until all are shown"]
     rows = []
     for plan in plans:
-        first = first_epoch(plan)
+        first, method = first_epoch(plan), str(plan.config["method"])
         about = "" if plan.exact else "about "
-        row = [
-            plan.name,
-            str(plan.config["method"]) + ("" if plan.dynamic else ", fixed"),
-            f"{about}{first.total:,.0f}",
-        ]
+        row = [plan.name if method == plan.name else f"{plan.name} ({method})", f"{about}{first.total:,.0f}"]
         row += [_share(first.total, plan.pool), f"{about}{first.unique:,.0f}", _full_coverage(plan)]
         if samples_per_second:
-            row.append(f"{first.total / samples_per_second / 3600:,.4g}")
+            hours = first.total / samples_per_second / 3600
+            row.append(f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}")
         rows.append(row)
+    note = "“All” are the samples that a plan may draw."
     if samples_per_second:
         heads.append("GPU-hours an epoch")
-    note = f"GPU-hours at {samples_per_second:,.6g} samples a second, as given." if samples_per_second else ""
-    return Table("Plans", heads, rows, note)
+        note += f" GPU-hours are for {samples_per_second:,.6g} samples a second."
+    return Table("What each plan draws", heads, rows, note)
 
 
 def _full_coverage(plan: Plan) -> str:
     """Return after how many epochs all samples have been drawn that the plan may draw."""
     if not plan.dynamic:
-        return f"never: the same {_share(first_epoch(plan).unique, plan.pool)} in each epoch"
+        return "never: one fixed subset"
     if plan.by_rate or not plan.exact or plan.annealed:
         return "not fixed: the draw is random" if not plan.exact else "not fixed: quotas change"
     full = (plan.sizes > 0) & (plan.quotas > 0)
@@ -103,15 +105,19 @@ def tail_table(sizes: npt.NDArray[np.int64], quotas: npt.NDArray[np.float64], pl
     order = order[sizes[order] > 0]
     if len(order) < len(BIN_NAMES) or not plans:
         return None
-    heads = ["clusters", "number", "sizes", "share of the pool", *(f"in {plan.name}" for plan in plans)]
     rows = []
     for name, members in zip(BIN_NAMES, np.array_split(order, len(BIN_NAMES)), strict=True):
         inside = sizes[members]
+        label = f"{name}: {len(members):,} clusters of {int(inside.min()):,} to {int(inside.max()):,}"
         shares = [_share(inside.sum(), sizes.sum()), *(_share(quota[members].sum(), quota.sum()) for quota in quotas)]
-        rows.append([name, f"{len(members):,}", f"{int(inside.max()):,} … {int(inside.min()):,}", *shares])
-    note = "Each line is a fifth of the clusters, by size: head has the largest, tail the smallest."
-    return Table("Head and tail, before and after", heads, rows, note)
+        rows.append([label, *shares])
+    note = "Shares of the samples in clusters. Each line is a fifth of the clusters: head has the largest, tail the smallest."
+    heads = ["clusters", "pool", *(f"plan {plan.name}" for plan in plans)]
+    return Table("Head and tail, before and after", heads, rows, note, bars=1)
 
 
 def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.3g} %" if whole else "–"
+    if not whole:
+        return "–"
+    percent = 100 * float(part) / float(whole)
+    return f"{percent:.2g} %" if 0 < percent < 0.1 else f"{percent:.1f} %"

@@ -2,7 +2,7 @@
 // The report's page: draws clusters into the charts, links charts, map and gallery, and keeps the state in the URL's hash.
 // All text from the catalog goes through textContent, never through markup.
 (() => {
-  const STEP = 12; // cards that are added at a time
+  const STEP = innerWidth < 768 ? 6 : 12; // cards that are added at a time
   const MANY = 5000; // clusters, above which dots are small
   const byId = (id) => document.getElementById(id);
 
@@ -46,16 +46,17 @@
     return element;
   }
   const number = (value, digits = 3) => Number.isFinite(value)
-    ? (Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)))) : "–";
+    ? (Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)))).replace("-", "−") : "–";
+  const fixed = (value, digits) => Number.isFinite(value) ? value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−") : "–";
   const nameOf = (cluster) => meta.values ? meta.values[cluster] ?? "no value" : `cluster ${cluster}`;
   const planNumber = (name) => Math.max(0, plans.findIndex((plan) => plan.name === name));
 
   // --- state, which the URL's hash holds --------------------------------------------------------------------------------
 
   const fields = [];
-  if (plans.length) fields.push(["rate", "rate in the plan"]);
-  fields.push(["size", "size"]);
-  if (columns.complexity) fields.push(["complexity", "complexity"], ["d_intra", "spread"]);
+  if (plans.length) fields.push(["rate", "rate in the plan", "how often an epoch draws each sample of the cluster, on average"]);
+  fields.push(["size", "size", "samples in the cluster"]);
+  if (columns.complexity) fields.push(["complexity", "complexity", "spread × distance to the other centroids"], ["d_intra", "spread", "mean distance of the samples to their centroid"]);
   const start = {
     plan: plans[0]?.name ?? "", versus: plans[1]?.name ?? "", color: fields[0][0], sort: "size", up: "", q: "", brush: "", cluster: "", sample: "",
   };
@@ -104,12 +105,16 @@
 
   // --- colours ----------------------------------------------------------------------------------------------------------
 
-  const RAMP = [[108, 62, 178], [62, 100, 190], [28, 140, 160], [46, 165, 110], [140, 185, 55], [228, 175, 20]];
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const RAMPS = [ // from dark to light, so that their order shows without colours; light and dark page
+    [[82, 40, 150], [50, 88, 180], [20, 128, 150], [40, 150, 95], [128, 160, 30], [214, 150, 10]],
+    [[150, 115, 225], [90, 140, 230], [45, 170, 185], [80, 195, 125], [170, 208, 70], [248, 212, 80]],
+  ];
   const ramp = (share) => {
-    const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), low = Math.min(Math.floor(place), RAMP.length - 2), rest = place - low;
-    return RAMP[low].map((value, at) => Math.round(value + rest * (RAMP[low + 1][at] - value)));
+    const steps = RAMPS[Number(dark.matches)], place = Math.min(Math.max(share, 0), 1) * (steps.length - 1), low = Math.min(Math.floor(place), steps.length - 2), rest = place - low;
+    return steps[low].map((value, at) => Math.round(value + rest * (steps[low + 1][at] - value)));
   };
-  const GROUPS = [[59, 111, 182], [214, 110, 30], [46, 139, 87], [142, 75, 176], [190, 140, 20], [11, 138, 153], [190, 60, 95], [110, 120, 130], [150, 190, 60], [230, 140, 160]];
+  const GROUPS = [[61, 124, 201], [204, 96, 20], [40, 150, 110], [160, 92, 194], [176, 132, 0], [0, 150, 175], [208, 77, 120], [150, 104, 66]];
   let colors = new Uint32Array(0);
   const packed = ([red, green, blue]) => (blue << 16 | green << 8 | red) >>> 0;
   function recolor() {
@@ -117,13 +122,12 @@
     const key = byId("key");
     if (state.color.startsWith("group:")) {
       const group = columns[state.color], labels = meta.groups[state.color.slice(6)], sums = new Map();
-      for (let at = 0; at < count; at++) {
-        colors[at] = group[at] < 0 ? packed([140, 140, 140]) : packed(GROUPS[group[at] % GROUPS.length]);
-        sums.set(group[at], (sums.get(group[at]) ?? 0) + columns.size[at]);
-      }
-      const common = [...sums].filter(([at]) => at >= 0).sort((a, b) => b[1] - a[1]).slice(0, 8);
-      key?.replaceChildren(...common.map(([at]) => dot(GROUPS[at % GROUPS.length], labels[at] ?? "no value")),
-        ...(sums.size > 8 ? ["The commonest group of each cluster; colours repeat."] : []));
+      for (let at = 0; at < count; at++) sums.set(group[at], (sums.get(group[at]) ?? 0) + columns.size[at]);
+      const common = [...sums.keys()].filter((at) => at >= 0).sort((a, b) => sums.get(b) - sums.get(a) || a - b).slice(0, GROUPS.length);
+      const colorOf = new Map(common.map((at, place) => [at, GROUPS[place]])), rest = [140, 140, 140];
+      for (let at = 0; at < count; at++) colors[at] = packed(colorOf.get(group[at]) ?? rest);
+      key?.replaceChildren(`Commonest ${state.color.slice(6)} of a cluster:`, ...common.map((at) => dot(colorOf.get(at), labels[at] ?? "no value")),
+        ...(sums.size > common.length ? [dot(rest, "others")] : []));
       return;
     }
     const values = column(state.color), log = state.color === "size";
@@ -131,10 +135,10 @@
     for (const value of values) if (Number.isFinite(value) && (!log || value > 0)) { low = Math.min(low, value); high = Math.max(high, value); }
     const scale = log ? Math.log : (value) => value, span = scale(high) - scale(low) || 1;
     for (let at = 0; at < count; at++) colors[at] = packed(ramp(Number.isFinite(values[at]) ? (scale(values[at]) - scale(low)) / span : 0));
-    const gradient = RAMP.map((each) => `rgb(${each})`).join(",");
+    const [, name, about] = fields.find(([key]) => key === state.color), gradient = RAMPS[Number(dark.matches)].map((each) => `rgb(${each})`).join(",");
     const bar = make("span", { className: "ramp" });
     bar.style.background = `linear-gradient(90deg, ${gradient})`;
-    key?.replaceChildren(`${fields.find(([name]) => name === state.color)[1]}: ${number(low)}`, bar, number(high));
+    key?.replaceChildren(make("span", {}, `Colour: ${name}`), make("span", { className: "scale" }, number(low), bar, number(high)), make("span", {}, about));
   }
   const dot = (color, text) => {
     const mark = make("i");
@@ -144,7 +148,6 @@
 
   // --- charts: dots are painted into a canvas above Bokeh's axes --------------------------------------------------------------
 
-  const dark = matchMedia("(prefers-color-scheme: dark)");
   const stamps = new Map(); // of discs with smooth edges, by radius
   function stamp(radius) {
     const key = Math.round(radius * 4) / 4;
@@ -214,7 +217,7 @@
         }
         out.set(this.grey);
       } else out.fill(0);
-      this.points.forEach((points, layer) => this.dots(points, layer, selected, layer ? () => 0x1a57c2 : (at) => colors[at], count > MANY ? 255 : 205));
+      this.points.forEach((points, layer) => this.dots(points, layer, selected, layer ? () => (dark.matches ? 0xd6ccc3 : 0x60554a) : (at) => colors[at], count > MANY ? 255 : 205));
       this.canvas.getContext("2d").putImageData(this.image, 0, 0);
     }
 
@@ -298,30 +301,34 @@
   async function hover(scatter, event) {
     const tip = byId("tip"), cluster = event.buttons ? -1 : scatter.near(event);
     if (cluster < 0) { tip.hidden = true; hovered = -1; return; }
-    tip.style.left = `${Math.min(event.clientX + 14, innerWidth - 340)}px`;
-    tip.style.top = `${Math.min(event.clientY + 14, innerHeight - 170)}px`;
     tip.hidden = false;
-    if (cluster === hovered) return;
+    const place = () => {
+      tip.style.left = `${Math.max(Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 10), 4)}px`;
+      tip.style.top = `${event.clientY + 24 + tip.offsetHeight < innerHeight ? event.clientY + 14 : Math.max(event.clientY - tip.offsetHeight - 14, 4)}px`;
+    };
+    if (cluster === hovered) { place(); return; }
     hovered = cluster;
     const lines = [make("b", {}, nameOf(cluster)), make("div", {}, factsOf(cluster).join(" · ")), make("div", { className: "soft" }, meta.words[cluster])];
     tip.replaceChildren(...lines);
+    place();
     const { clusters, samples } = await load(chunkOf(cluster));
     if (hovered !== cluster) return;
     const rows = [...new Set((clusters[cluster] ?? []).map(([, row]) => row))].filter((row) => samples[row].image.startsWith("data:"));
     tip.replaceChildren(...lines, ...rows.slice(0, 4).map((row) => make("img", { src: samples[row].image, alt: "" })));
+    place();
   }
   function theme() {
-    const [text, line] = dark.matches ? ["#c3ccd6", "#3a444f"] : ["#4a5560", "#e3e7ec"];
+    const [text, line] = dark.matches ? ["#c3ccd6", "#3a444f"] : ["#4a5560", "#e3e7ec"], font = getComputedStyle(document.body).fontFamily;
     for (const figure of Object.values(figures)) {
       for (const axis of [...figure.below, ...figure.left]) {
-        if ("major_label_text_color" in axis) Object.assign(axis, { major_label_text_color: text, axis_label_text_color: text, axis_line_color: line, major_tick_line_color: line, minor_tick_line_color: null, axis_label_text_font_style: "normal" });
+        if ("major_label_text_color" in axis) Object.assign(axis, { major_label_text_color: text, axis_label_text_color: text, axis_line_color: line, major_tick_line_color: line, minor_tick_line_color: null, axis_label_text_font_style: "normal", axis_label_text_font: font, major_label_text_font: font, axis_label_text_font_size: "12px" });
       }
       for (const item of figure.center) {
         if ("grid_line_color" in item) item.grid_line_color = line;
-        if ("label_text_color" in item) item.label_text_color = text;
       }
     }
     for (const scatter of scatters) scatter.grey = null;
+    recolor();
     schedule();
   }
   async function drawCharts() {
@@ -370,7 +377,7 @@
 
   // --- gallery ----------------------------------------------------------------------------------------------------------
 
-  const KINDS = ["nearest to the centroid", "farthest from the centroid", "drawn once in epoch 0", "not drawn in epoch 0", "drawn more than once in epoch 0"];
+  const KINDS = ["nearest to the centroid, with similarity", "farthest from the centroid, with similarity", "drawn once in epoch 0", "not drawn in epoch 0", "drawn more than once in epoch 0"];
   const chunkOf = (cluster) => `chunk-${Math.floor((columns.rank[cluster] - 1) / meta.chunk)}`;
   function factsOf(cluster) {
     const facts = [`${columns.size[cluster].toLocaleString("en")} samples`];
@@ -410,7 +417,8 @@
       fill(card, cluster);
     }
     byId("more").hidden = shown >= order.length;
-    if (!order.length) byId("cards").append(make("p", {}, "No cluster is selected. Clear the selection, or search for other words."));
+    byId("more").textContent = `Show more of ${order.length.toLocaleString("en")} clusters`;
+    if (!order.length) byId("cards").append(make("p", {}, "No cluster matches. Clear the selection, or search for other words."));
   }
   async function fill(card, cluster) {
     const { clusters, samples } = await load(chunkOf(cluster));
@@ -418,10 +426,10 @@
     const kinds = KINDS.map((_, kind) => mine.filter(([of]) => of === (kind < 2 ? kind : kind + 3 * plan)));
     kinds.forEach((found, kind) => {
       if (found.length) strips.push(make("div", { className: "strip" }, make("h4", {}, KINDS[kind]), make("div", { className: "thumbs" },
-        ...found.map(([, row]) => thumb(samples[row], row, kind < 2 ? number(samples[row].similarity) : "")))));
+        ...found.map(([, row]) => thumb(samples[row], row, kind < 2 ? fixed(samples[row].similarity, 3) : "")))));
     });
     if (!strips.length) strips.push(make("p", { className: "soft" }, "No pictures: see the option --most-images."));
-    card.append(...strips);
+    card.append(make("div", { className: "strips" }, ...strips));
   }
   function epochs(counts) {
     return make("span", { className: "epochs", role: "img", "aria-label": `copies in epochs 0 to ${counts.length - 1}: ${counts.join(", ")}` },
@@ -429,7 +437,6 @@
   }
   function showSample(sample) {
     const dialog = byId("sample"), list = make("dl"), say = (term, ...value) => list.append(make("dt", {}, term), make("dd", {}, ...value));
-    say("key", sample.key);
     say("shard", meta.shards[sample.shard] ?? String(sample.shard));
     say("uid", sample.uid);
     if (sample.cluster >= 0) say("cluster", make("button", { type: "button", className: "link", onclick: () => { dialog.close(); pick(sample.cluster); } }, nameOf(sample.cluster)), sample.similarity === undefined ? "" : `, similarity to its centroid ${number(sample.similarity)}`);
@@ -437,13 +444,13 @@
     for (const [name, reason] of sample.dropped ?? []) say("dropped", `by ${name}: ${reason}`);
     plans.forEach((plan, at) => {
       const found = sample.plans?.[at];
-      if (!found) return say(`plan ${plan.name}`, "it was imported after this plan's snapshot");
+      if (!found) return say(`plan ${plan.name}`, "imported after this plan was made");
       const first = found[1].findIndex((copies) => copies > 0);
-      say(`plan ${plan.name}`, `rate ${number(found[0])}; ${first < 0 ? `not in the first ${found[1].length} epochs` : `first in epoch ${first}`} `, epochs(found[1]));
+      say(`plan ${plan.name}`, epochs(found[1]), ` ${first < 0 ? `not in the first ${found[1].length} epochs` : `first in epoch ${first}`}; rate ${number(found[0])}`);
     });
-    dialog.replaceChildren(make("h2", { id: "sample-title" }, sample.key),
+    dialog.replaceChildren(make("h2", { id: "sample-title" }, `Sample ${sample.key}`), make("div", { className: "pair" },
       sample.image.startsWith("data:") ? make("img", { className: "large", src: sample.image, alt: "the sample's image" }) : make("p", {}, sample.image),
-      make("p", {}, sample.caption), list, make("p", { className: "soft" }, "The whole story: ", make("code", {}, `tailwise why ${meta.catalog} ${sample.uid}`)),
+      make("p", {}, sample.caption)), list, make("p", { className: "soft" }, "All that is known: ", make("code", {}, `tailwise why ${meta.catalog} ${sample.uid}`)),
       make("button", { type: "button", onclick: () => dialog.close() }, "Close"));
     if (!dialog.open) dialog.showModal();
   }
@@ -460,13 +467,14 @@
   async function showLists() {
     if (!byId("groups") && !byId("dropped")) return;
     const { groups, filtered, samples } = await load("lists");
+    const lists = new Set(groups.map((group) => group.list)).size;
     let done = 0;
     const more = () => {
       const next = groups.slice(done, done + 2 * STEP);
       done += next.length;
       byId("groups").append(...next.map((group) => make("article", { className: "card", "aria-label": `duplicates of ${samples[group.kept].key}` },
-        make("h3", {}, `${group.list}: ${group.rows.length + group.more} ${group.rows.length + group.more === 1 ? "duplicate" : "duplicates"}`), make("div", { className: "thumbs" }, thumb(samples[group.kept], group.kept, "kept", true),
-          ...group.rows.map((row, at) => thumb(samples[row], row, number(group.near[at], 4)))), group.more ? make("p", { className: "soft" }, `and ${group.more} more`) : null)));
+        make("h3", {}, `${group.rows.length + group.more} ${group.rows.length + group.more === 1 ? "duplicate" : "duplicates"}${lists > 1 ? ` (${group.list})` : ""}`), make("div", { className: "thumbs" }, thumb(samples[group.kept], group.kept, "kept", true),
+          ...group.rows.map((row, at) => thumb(samples[row], row, fixed(group.near[at], 3)))), group.more ? make("p", { className: "soft" }, `and ${group.more} more`) : null)));
       byId("more-groups").hidden = done >= groups.length;
     };
     if (byId("groups")) { byId("more-groups").addEventListener("click", more); more(); }
@@ -478,12 +486,16 @@
     const [first, second] = [columns[`quota:${planNumber(state.plan)}`], columns[`quota:${planNumber(state.versus)}`]];
     const change = Float64Array.from(first, (value, at) => second[at] - value);
     const ranked = [...Array(count).keys()].filter((at) => columns.size[at] > 0).sort((a, b) => change[b] - change[a] || a - b);
-    const moved = change.reduce((sum, value) => sum + Math.max(value, 0), 0), total = second.reduce((sum, value) => sum + value, 0);
+    const moved = (sign) => {
+      const found = change.filter((value) => sign * value > 1e-6);
+      return `${found.length.toLocaleString("en")} clusters ${sign > 0 ? "gain" : "lose"} ${number(Math.abs(found.reduce((sum, value) => sum + value, 0)))} samples an epoch`;
+    };
     byId("two-about").textContent = state.plan === state.versus ? "Choose another plan under “against”."
-      : `From ${state.plan} to ${state.versus}: ${ranked.filter((at) => change[at] > 1e-6).length.toLocaleString("en")} clusters gain, ${ranked.filter((at) => change[at] < -1e-6).length.toLocaleString("en")} lose; ${number(moved)} of ${number(total)} samples of an epoch come from clusters that gain.`;
+      : `From ${state.plan} to ${state.versus}, ${moved(1)} and ${moved(-1)}.`;
+    const most = Math.max(first.reduce((a, b) => Math.max(a, b), 0), second.reduce((a, b) => Math.max(a, b), 0));
     const rows = (title, clusters) => [make("caption", {}, title), make("thead", {}, make("tr", {}, ...["cluster", "size", state.plan, state.versus, "change"].map((head) => make("th", { scope: "col" }, head)))),
       make("tbody", {}, ...clusters.map((at) => make("tr", {}, make("td", {}, make("button", { type: "button", className: "link", onclick: () => pick(at) }, nameOf(at)), " ", make("span", { className: "soft" }, meta.words[at].split(" ").slice(0, 3).join(" "))),
-        ...[columns.size[at], first[at], second[at], change[at]].map((value) => make("td", {}, number(value))))))];
+        ...[columns.size[at], first[at], second[at], change[at]].map((value, nth) => make("td", {}, fixed(value, nth && most < 1000 ? 1 : 0))))))];
     byId("gains").replaceChildren(...rows("Clusters that gain most", ranked.slice(0, 12).filter((at) => change[at] > 0)));
     byId("losses").replaceChildren(...rows("Clusters that lose most", ranked.slice(-12).reverse().filter((at) => change[at] < 0)));
   }
@@ -494,21 +506,27 @@
     const all = columns.size.reduce((sum, size) => sum + (size > 0), 0);
     let found = 0, samples = 0;
     for (let at = 0; at < count; at++) if (columns.size[at] > 0 && (!selected || selected[at])) { found++; samples += columns.size[at]; }
-    byId("count").textContent = `${found.toLocaleString("en")} of ${all.toLocaleString("en")} clusters, ${samples.toLocaleString("en")} samples`;
+    byId("count").textContent = `${selected ? `${found.toLocaleString("en")} of ` : ""}${all.toLocaleString("en")} clusters, ${samples.toLocaleString("en")} samples`;
     for (const id of ["clear", "zoom"]) byId(id).hidden = !selected;
   }
   function showControls() {
     for (const id of ["plan", "versus", "color", "sort"]) if (byId(id)) byId(id).value = state[id];
     if (byId("search").value !== state.q) byId("search").value = state.q;
-    if (byId("direction")) byId("direction").textContent = state.up ? "smallest first" : "largest first";
+    if (byId("direction")) byId("direction").textContent = state.up ? "↑ smallest first" : "↓ largest first";
   }
   function refresh() {
     showControls();
     select();
     recolor();
     for (const scatter of scatters) scatter.placed = false;
-    const similar = figures.similarity?.renderers ?? [];
-    for (const renderer of similar) if (renderer.name) renderer.visible = renderer.name === `plan${planNumber(state.plan)}`;
+    for (const figure of Object.values(figures)) for (const renderer of figure.renderers) {
+      if (renderer.name) renderer.visible = renderer.name === `plan${planNumber(state.plan)}`;
+    }
+    for (const item of document.querySelectorAll(".legend [data-plan]")) item.hidden = Number(item.dataset.plan) !== planNumber(state.plan);
+    if (figures.versus) {
+      figures.versus.below[0].axis_label = `rate in ${state.plan}`;
+      figures.versus.left[0].axis_label = `rate in ${state.versus}`;
+    }
     schedule();
     showCount();
     showTwo();
