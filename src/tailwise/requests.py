@@ -320,11 +320,14 @@ class PlanRequest:
     per_cluster: Annotated[int | None, "cap, flat: at most this number of samples of each cluster."] = None
     clustering: Annotated[str | None, "Name of the clustering, or grouping.  [default: main]"] = None
     without: Without = ()
-    alpha: Annotated[float | None, "dynamics: quota in proportion to size^alpha.  [default: 0.2]"] = None
+    alpha: Annotated[float | None, "dynamics, density, soft-cap: the exponent.  [default: 0.2]"] = None
     alpha_end: Annotated[float | None, "dynamics: alpha after `anneal_epochs`; linear until then."] = None
     anneal_epochs: Annotated[int | None, "See `alpha_end`."] = None
     temperature: Annotated[float | None, "dbp: of the softmax over complexity.  [default: 0.1]"] = None
     neighbours: Annotated[int | None, "dbp: nearest other centroids that d_inter is taken over.  [default: 20]"] = None
+    threshold: Annotated[
+        float | None, "soft-cap: quota in proportion to size up to this size.  [default: mean size of the clusters]"
+    ] = None
     options: Annotated[Mapping[str, float], "An option of a method of your own; may be given again.", "--option"] = (
         field(default_factory=dict)
     )
@@ -353,6 +356,7 @@ class PlanRequest:
     entries: Annotated[Path | None, "Method text-balance: a list of entries, balanced as in MetaCLIP."] = None
     per_entry: Annotated[int | None, "Method text-balance: t, samples per entry. MetaCLIP: 20000."] = None
     ignore_case: Annotated[bool, "Method text-balance: compare in lower case."] = False
+    of: Annotated[str | None, "Methods between, within: the plan whose rates they start from."] = None
 
     def __post_init__(self) -> None:
         """Set the method that the given file implies."""

@@ -29,7 +29,12 @@ from tailwise.steps.planning.weighted import quotas_of
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)
 
 every_method = pytest.mark.parametrize("name", METHODS)
-OPTION_VALUES = {"alpha": st.floats(0.0, 1.0), "temperature": st.floats(0.02, 5.0), "neighbours": st.integers(1, 60)}
+OPTION_VALUES = {
+    "alpha": st.floats(0.0, 1.0),
+    "temperature": st.floats(0.02, 5.0),
+    "neighbours": st.integers(1, 60),
+    "threshold": st.floats(0.0, 1e6),
+}
 
 
 @st.composite
@@ -104,6 +109,9 @@ def plain_weights(name, pool, options):
     if name == "density":
         densities = np.maximum(pool.density, 1).tolist()
         return [size * near ** (options["alpha"] - 1) for size, near in zip(sizes, densities, strict=True)]
+    if name == "soft-cap":
+        limit = options["threshold"] or sum(sizes) / len(sizes)
+        return [size if size <= limit else limit * (size / limit) ** options["alpha"] for size in sizes]
     alphas = {"dynamics": options.get("alpha"), "ssp": 1.0, "proportional": 1.0}
     return [size ** alphas.get(name, 0.0) for size in sizes]
 
@@ -187,6 +195,7 @@ def test_the_table_is_complete(name):
 def test_the_methods_of_the_papers_are_there():
     assert set(METHODS) == {
         *("dbp", "ssp", "dynamics", "dbp-dynamic", "flat", "proportional", "cap", "random", "top-score", "density"),
+        "soft-cap",
     }
     assert METHODS["dbp"].options["temperature"] == 0.1
     assert METHODS["dynamics"].options["alpha"] == 0.2

@@ -97,7 +97,8 @@ PLAN = Kind(
     layout.PLANS,
     ("method", "budget", "clustering", "dynamic", "draw"),
     made_by={"plan": itemgetter("name")},
-    named_by={"train": "name", "export": "name", "draw": "name", "excluded": "plan"},
+    named_by={"plan": "of", "train": "name", "export": "name", "draw": "name", "excluded": "plan"},
+    inputs={"plan": "of"},
 )
 KINDS = (CAPTIONS, CLUSTERING, SCORE, HASHES, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`
 MADE_BY = {command: kind for kind in KINDS for command in kind.made_by}

@@ -45,11 +45,12 @@ OPTIONS = {
         "By a list of entries": "ignore-case max-misses allow-misses workers",
     },
     "plan": {
-        "Quotas of groups": "per-cluster alpha alpha-end anneal-epochs temperature neighbours class-balance min-per-cluster"
+        "Quotas of groups": "per-cluster alpha alpha-end anneal-epochs temperature neighbours threshold class-balance min-per-cluster"
         " max-repeats above-one",
         "Choice of samples": "pick score dynamic draw seed",
         "Method rates": "rates rate-column missing-rate max-rejected",
         "Method text-balance": "entries per-entry ignore-case",
+        "Methods between and within": "of",
         "Methods of your own": "methods option final-option",
     },
     "export": {"New shards": "workers max-rejected captions shard-samples", "Embedding Atlas": "limit projection"},

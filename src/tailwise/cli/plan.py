@@ -41,10 +41,12 @@ def plan(
 ) -> None:
     """Decide how many samples each cluster gives, and which.
 
-    Methods that draw again each epoch: **dynamics** (DynamiCS, ECCV 2026), **dbp-dynamic**, **flat**, **proportional**, **random**.
+    Methods that draw again each epoch: **dynamics** (DynamiCS, ECCV 2026), **dbp-dynamic**, **soft-cap**, **flat**, **proportional**,
+    **random**.
     Methods that pick once: **dbp** (Density-Based Pruning, ICLR 2024) and **ssp**, hardest samples first; **cap**, at most N of
     each cluster; **top-score**, highest score first. **rates**: a file of rates made
-    elsewhere. **text-balance**: a list of words that captions are balanced over (MetaCLIP).
+    elsewhere. **text-balance**: a list of words that captions are balanced over (MetaCLIP). **between**, **within**: another plan
+    taken apart, its rates averaged over each group, or rescaled so that all groups have the same mean rate.
 
     Examples:
       tailwise plan my-catalog subset --method dbp --keep 0.277
@@ -54,6 +56,7 @@ def plan(
       tailwise plan my-catalog best --method top-score --score clip-score --keep 0.3
       tailwise plan my-catalog theirs --method rates --rates sampling_probabilities.json
       tailwise plan my-catalog balanced --method text-balance --entries entries.txt --per-entry 20000
+      tailwise plan my-catalog by-concept --method between --of epochs --clustering concepts
     """
     from tailwise.plan.explain import first_epoch
     from tailwise.steps.planning.plan import make_plan

@@ -194,4 +194,8 @@ def cluster_list(plan: Plan) -> list[dict[str, Any]]:
     clustering = Clustering.find(plan.catalog, plan.clustering)
     if clustering is None or clustering.values is None:
         return listed
-    return [{**item, "value": value} for item, value in zip(listed, clustering.values, strict=True)]
+    values = [
+        *clustering.values,
+        *[None] * (len(listed) - len(clustering.values)),
+    ]  # a plan may have one more, for no group
+    return [{**item, "value": value} for item, value in zip(listed, values, strict=True)]

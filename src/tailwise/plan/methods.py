@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tailwise.errors import UserError
 from tailwise.kernels.centroids import NEIGHBOURS
-from tailwise.plan.weights import Clusters, by_density, complexity, flat, power, proportional
+from tailwise.plan.weights import Clusters, by_density, complexity, flat, power, proportional, soft_cap
 from tailwise.text import did_you_mean
 
 Fill = Literal["scale", "shift"]
@@ -105,6 +105,12 @@ _METHODS: dict[str, Method] = {
         by_density,
         options=MappingProxyType({"alpha": 0.2}),
     ),
+    "soft-cap": Method(
+        "in proportion to size up to a threshold, and to size^alpha above it",
+        "tailwise",
+        soft_cap,
+        options=MappingProxyType({"threshold": 0.0, "alpha": 0.2}),
+    ),
     "dbp-dynamic": Method(
         "Density-Based Pruning's weights, with a new draw each epoch as in DynamiCS",
         "tailwise",
@@ -138,6 +144,7 @@ OPTIONS: Mapping[str, tuple[float, float, bool]] = MappingProxyType(
         "alpha": (0.0, 1.0, False),  # 0 is flat, 1 proportional
         "temperature": (1e-4, 1e9, False),
         "neighbours": (1, 1e6, True),
+        "threshold": (0.0, 1e12, False),  # 0: the mean size
     }
 )
 

@@ -43,6 +43,14 @@ def power(clusters: Clusters, *, alpha: float) -> npt.NDArray[np.float64]:
     return weights
 
 
+def soft_cap(clusters: Clusters, *, threshold: float, alpha: float) -> npt.NDArray[np.float64]:
+    """Return n_j up to the threshold t, and t · (n_j / t)^α above; t is the mean size if `threshold` is 0."""
+    size = clusters.size.astype(np.float64)
+    limit = threshold or float(size.mean())
+    weights: npt.NDArray[np.float64] = np.where(size > limit, limit * (size / limit) ** alpha, size)
+    return weights
+
+
 def by_density(clusters: Clusters, *, alpha: float) -> npt.NDArray[np.float64]:
     """Return n_j · ρ_j^(α − 1), where ρ is the density.
 

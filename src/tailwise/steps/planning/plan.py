@@ -12,6 +12,7 @@ from tailwise.errors import UserError
 from tailwise.plan.methods import METHODS
 from tailwise.plan.plan import Plan
 from tailwise.requests import PlanRequest, refuse_given, refuse_idle
+from tailwise.steps.planning.apart import make_between_plan, make_within_plan
 from tailwise.steps.planning.balance import make_balanced_plan
 from tailwise.steps.planning.rates import make_rate_plan
 from tailwise.steps.planning.weighted import make_weighted_plan
@@ -19,23 +20,27 @@ from tailwise.text import did_you_mean
 
 
 @dataclass(frozen=True)
-class ByRate:
-    """A method that gives each sample a rate."""
+class OtherMethod:
+    """A method that does not weigh clusters."""
 
     make: Callable[[Catalog, str, PlanRequest, Context], Plan]
     own: tuple[str, ...]  # fields of a request that this method alone has
     shared: tuple[str, ...] = ()  # other fields that it uses
 
 
-BY_RATE = {
-    "rates": ByRate(make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected"), ("above_one",)),
-    "text-balance": ByRate(make_balanced_plan, ("entries", "per_entry", "ignore_case"), ("keep", "budget", "without")),
+OTHER_METHODS = {
+    "rates": OtherMethod(make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected"), ("above_one",)),
+    "text-balance": OtherMethod(
+        make_balanced_plan, ("entries", "per_entry", "ignore_case"), ("keep", "budget", "without")
+    ),
+    "between": OtherMethod(make_between_plan, ("of",), ("clustering", "draw")),
+    "within": OtherMethod(make_within_plan, ("of",), ("clustering",)),
 }
 
 
 def check_method(method: str) -> None:
     """Refuse a method that is unknown, or empty; a UserError names the known ones."""
-    known = [*METHODS, *BY_RATE]
+    known = [*METHODS, *OTHER_METHODS]
     if method not in known:
         unknown = f"unknown method {method!r}: {did_you_mean(method, known)}"
         raise UserError(unknown if method else f"give a `method`: one of {', '.join(known)}")
@@ -56,11 +61,11 @@ def make_plan(catalog: Catalog | str | Path, name: str, request: PlanRequest, co
     context = context or Context()
     catalog = Catalog.open(catalog)
     check_method(request.method)
-    if chosen := BY_RATE.get(request.method):
+    if chosen := OTHER_METHODS.get(request.method):
         drawn = {"draw"} if request.draw == "bernoulli" else set()  # by which they draw
         used = {"method", "dynamic", "seed", *chosen.own, *chosen.shared, *drawn}
         refuse_idle(request, used, f"with method {request.method!r}")
         return chosen.make(catalog, name, request, context)
-    for method, other in BY_RATE.items():
+    for method, other in OTHER_METHODS.items():
         refuse_given(request, other.own, f"without method {method!r}")
     return make_weighted_plan(catalog, name, request, context)

@@ -43,7 +43,7 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, contex
     pick = request.pick or method.pick
     dynamic = _dynamic(request, method, pick)
     score = _score(request, pick)
-    draw = _draw(request, pick)
+    draw = draw_of(request, pick)
     final = _final_options(request, options, dynamic)
     _check_bounds(request, method)
     clusters = clustering if method.grouping == "clusters" else None
@@ -75,7 +75,7 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, contex
         derived["quotas"] = blake2b(quotas.tobytes(), digest_size=16).hexdigest()
     with Artifact(catalog.plan_folder(name), "plan", config, grouping.inputs, derived) as artifact:
         if not artifact.done:
-            _write_groups(artifact, grouping.sizes, quotas)
+            write_groups(artifact, grouping.sizes, quotas)
             groups, ranks = (PlainColumn(artifact.folder, name) for name in (layout.GROUP, layout.RANK))
             grouping.write(groups, ranks, pick)
             write_shard_offsets(catalog, artifact, grouping.snapshot)
@@ -104,7 +104,8 @@ def _dynamic(request: PlanRequest, method: Method, pick: str) -> bool:
     return request.dynamic
 
 
-def _draw(request: PlanRequest, pick: str) -> str:
+def draw_of(request: PlanRequest, pick: str) -> str:
+    """Return the draw of a plan; raise a UserError if it is unknown, or does not go with the pick."""
     if request.draw not in {None, "stream", "bernoulli"}:
         raise UserError(f"unknown draw {request.draw!r}: {did_you_mean(request.draw, ('stream', 'bernoulli'))}")
     if PICKS[pick].by is None:
@@ -127,7 +128,9 @@ def _score(request: PlanRequest, pick: str) -> ScoreRequest | None:
 
 def _given_options(request: PlanRequest) -> dict[str, float | None]:
     """Return the options of the weight: those with fields of their own, and those of registered methods."""
-    return {name: getattr(request, name) for name in ("alpha", "temperature", "neighbours")} | dict(request.options)
+    return {name: getattr(request, name) for name in ("alpha", "temperature", "neighbours", "threshold")} | dict(
+        request.options
+    )
 
 
 def _final_options(request: PlanRequest, options: Mapping[str, float], dynamic: bool) -> dict[str, float]:
@@ -268,8 +271,8 @@ def quotas_of(
     return rounded << (UNIT_BITS - bits)
 
 
-def _write_groups(artifact: Artifact, sizes: npt.NDArray[np.int64], quotas: npt.NDArray[np.int64]) -> None:
-    """Writes the table of groups, with the quotas of epoch 0, and those of an annealed plan's epochs."""
+def write_groups(artifact: Artifact, sizes: npt.NDArray[np.int64], quotas: npt.NDArray[np.int64]) -> None:
+    """Write the table of groups: sizes, int64 [K], and quotas in units of 2⁻³⁰ samples, int64 [E, K], of epoch 0 and annealed ones."""
     table = pa.table(
         {
             "cluster": pa.array(np.arange(len(sizes)), pa.int32()),

@@ -237,6 +237,8 @@ def _clustering(plan: Plan) -> Clustering | None:
 def _why_no_group(plan: Plan) -> tuple[str, str]:
     """Return stage and reason if no drop list says why a row belongs to no group."""
     clustering = _clustering(plan)
+    if plan.config.get("of"):
+        return "plan", f"plan {plan.config['of']} never draws it"
     if clustering is None:
         return "plan", "left out when the plan was made"
     return "cluster", f"{clustering.name}: {clustering.why_none}"
