@@ -754,7 +754,9 @@ def comparison_summary():
             "format": 1, "name": text, "about": text, "baseline": baseline, "seeds": [0, 1], "runs": {"done": 4, "all": 4},
             "sets": {text: ["top1"]}, "rows": rows, "power": {text: {"top1": None}}, "words": {text: {"top1": text}},
             "treatments": [text], "retrieval": False,
-            "rests_on": {"samples_seen": 10, "pool": 20, **settings, "versions": [about[text]], "machines": [about[text]]},
+            "gate": {"seed": 0, "columns": ["row", text], "cells": [[baseline, text], [text, "–"]]},
+            "rests_on": {"samples_seen": 10, "most_samples_seen": 20, "pool": 20, **settings, "versions": [about[text]],
+                "machines": [about[text]]},
         }  # fmt: skip
 
     return make

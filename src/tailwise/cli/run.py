@@ -21,6 +21,7 @@ from tailwise.errors import UserError
 
 if TYPE_CHECKING:
     from tailwise.compare.study import Study
+    from tailwise.pipeline.run import Runner
     from tailwise.pipeline.steps import Command
 
 
@@ -114,18 +115,26 @@ def compare(
     seeds: Annotated[str | None, Option(metavar="0,1", help="Run these of the recipe's seeds only.")] = None,
     png: Annotated[bool, Option("--png", help="Also write the plots as PNG, for slides.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Only print the runs, their state, and their time.")] = False,
+    gate: Annotated[
+        bool, Option("--gate", help="Only make the plans, and print what each row does to the samples.")
+    ] = False,
+    force: Annotated[
+        bool, Option("--force", help="Train rows, too, that hardly differ in what they train on.")
+    ] = False,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Train on several plans and seeds; report which differences are significant.
 
-    All trainings see as many samples. Every run leaves its result in OUTPUT/runs; a repeated command does what is missing, and
-    several processes may share the work. The summaries (summary.md, summary.html, summary.json, results.csv, plots) speak of all
-    runs that are done, and are written after each.
+    All trainings see as many samples, unless a row gives its own number. What each row does to the samples is printed first. Every
+    run leaves its result in OUTPUT/runs; a repeated command does what is missing, and several processes may share the work. The
+    summaries (summary.md, summary.html, summary.json, results.csv, plots) speak of all runs that are done, and are written after
+    each.
 
     Examples:
       tailwise compare demo
       tailwise compare tinyimagenet-lt --set catalog=my-catalog --set evaluate.data=val --dry-run
+      tailwise compare my-recipe.yaml --gate
       tailwise compare my-recipe.yaml --only "random dynamic" --only dynamics --seeds 0,1
     """
     from tailwise.compare.recipe import load_compare_recipe
@@ -148,16 +157,22 @@ def compare(
     runner = Runner(step_commands(), path_of(loaded.catalog), loaded.sources, allow_code=allow_code)
     if dry_run:
         study = Study(loaded, folder)
-        for run in study.runs():
-            runner.job(run.plan)  # refuses options that mean nothing
+        for step in (step for run in study.runs() for step in run.plans):
+            runner.job(step)  # refuses options that mean nothing
         _print_runs(study, only or [], chosen)
+        return
+    if gate:
+        _print_gate(Study(loaded, folder), runner, chosen, as_json)
+        suggest("compare", recipe)
         return
 
     def report(line: str) -> None:
         say(line, error=as_json)
 
     chosen_runs: dict[str, Any] = {"only": only or (), "seeds": chosen}
-    summary = run_all(loaded, folder, runner, **chosen_runs, report=report, context=with_progress(), png=png)
+    summary = run_all(
+        loaded, folder, runner, **chosen_runs, report=report, context=with_progress(), png=png, force=force
+    )
     if as_json:
         print_json(summary)
         return
@@ -169,8 +184,11 @@ def compare(
 def _print_results(summary: Mapping[str, Any]) -> None:
     from tailwise.report.study import METRICS, percent, points
 
-    runs, seen, baseline = summary["runs"], summary["rests_on"]["samples_seen"] or 0, summary["baseline"]
-    say(f"{runs['done']} of {runs['all']} runs are done; each has seen {seen:,} samples")
+    runs, baseline = summary["runs"], summary["baseline"]
+    ends = sorted({summary["rests_on"][end] or 0 for end in ("samples_seen", "most_samples_seen")})
+    say(
+        f"{runs['done']} of {runs['all']} runs are done; each has seen {' to '.join(f'{end:,}' for end in ends)} samples"
+    )
     for name, metrics in summary["sets"].items():
         measures = tuple(METRICS[metric] for metric in metrics)
         found = [
@@ -190,6 +208,23 @@ def _print_results(summary: Mapping[str, Any]) -> None:
         say("no retrieval set is among the evaluation: give one in evaluate.data, such as Flickr30k or MSCOCO")
 
 
+def _print_gate(study: Study, runner: Runner, seeds: list[int], as_json: bool) -> None:
+    from tailwise.compare.study import prepare
+
+    prepare(study, runner)
+    found = study.gate(runner, study.runs(seeds=seeds)[0].seed)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        f"{study.recipe.name}: what each row does to the samples, seed {found['seed']}",
+        found["columns"],
+        found["cells"],
+    )
+    for note in found["notes"]:
+        say(note)
+
+
 def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
     from tailwise.compare.trainers import seconds_per_step
     from tailwise.pipeline.costs import duration
@@ -198,18 +233,22 @@ def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
     runs = study.runs(only, seeds)
     found = [study.result(run) for run in runs]
     done = [result for result in found if result is not None]
+    pace: float | None = None  # seconds per sample
     if done:
-        each = sum(result["trained"]["seconds"] + result["evaluate_seconds"] for result in done) / len(done)
+        seconds = sum(result["trained"]["seconds"] + result["evaluate_seconds"] for result in done)
+        pace = seconds / sum(result["trained"]["samples"] for result in done)
         source = f"as the {len(done)} that are done took"
     elif training.trainer == "in-process":
-        each = seconds_per_step(training) * (training.samples_seen // training.global_batch)
+        pace = seconds_per_step(training) / training.global_batch
         source = "by some steps timed here; decoding and evaluation not counted"
     else:
-        each, source = None, "unknown until one is done"
-    for number, (run, result) in enumerate(zip(runs, found, strict=True), 1):
+        source = "unknown until one is done"
+    seen = [study.recipe.training(run.row).samples_seen for run in runs]
+    for number, (run, result, samples) in enumerate(zip(runs, found, seen, strict=True), 1):
         options = " ".join(f"{name}={value}" for name, value in run.row.plan.items())
-        state = "done" if result is not None else "to do" if each is None else f"about {duration(each)}"
+        state = "done" if result is not None else "to do" if pace is None else f"about {duration(pace * samples)}"
         say(f"{number:3d}. {state:>12}  {run.label}: {options} compose={run.row.compose}")
-    left = len(runs) - len(done)
-    time_left = "" if each is None else f", about {duration(each * left)}"
-    say(f"{left} of {len(runs)} runs to do, {training.samples_seen:,} samples each{time_left} ({source})")
+    left = [samples for samples, result in zip(seen, found, strict=True) if result is None]
+    time_left = "" if pace is None else f", about {duration(pace * sum(left))}"
+    each = " to ".join(f"{samples:,}" for samples in sorted({min(seen), max(seen)}))
+    say(f"{len(left)} of {len(runs)} runs to do, {each} samples each{time_left} ({source})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +30,7 @@ class Training:
     """The training that all rows share."""
 
     model: Text  # local-dir:FOLDER, or a name that open_clip knows
-    samples_seen: Positive  # samples seen in each run, whatever its plan
+    samples_seen: Positive  # samples seen in each run, unless its row has its own number
     trainer: Text = "in-process"  # a name in TRAINERS: "in-process" or "open_clip"
     global_batch: Annotated[int, Field(strict=True, ge=2)] = 256  # samples per optimizer step
     lr: float = 1e-3  # peak learning rate
@@ -58,11 +58,21 @@ class Row:
     name: Annotated[Text, Field(pattern=ROW_NAME, description="text of 1 to 100 characters, without slashes")]
     plan: Values  # options of `tailwise plan`, without the dashes
     compose: Composition = "shuffle"  # how the loader's order composes batches
+    samples_seen: Positive | None = None  # in place of the training's
 
     @property
     def slug(self) -> str:
         """The name as a folder name."""
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.") or "row"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A table of classes, for figures about the rows; no method and no training reads it."""
+
+    file: Text  # .tsv, .csv, .jsonl or Parquet, with `key` or `uid`
+    column: Text = "class_index"  # column of the classes
+    by: Text | None = None  # column of the groups whose rates are shown, in place of thirds of the classes
 
 
 @dataclass(frozen=True)
@@ -81,11 +91,18 @@ class CompareRecipe:
     # commands that make the catalog, its clusterings and drop lists
     prepare: Annotated[Steps, BeforeValidator(lambda given: given or ())] = ()
     needs: Text = ""  # command that makes the catalog, if `prepare` does not
+    truth: Annotated[
+        Truth | None, BeforeValidator(lambda given: {"file": given} if isinstance(given, str) else given)
+    ] = None
 
     def evaluation(self, where: str) -> EvaluateRequest:
         """Return what the evaluation of a run is asked for; a UserError names `where`."""
         given = {name: value for name, value in self.evaluate.items() if name != "data" and value is not None}
         return read_as(EvaluateRequest, {"model": self.train.model, **given}, f"{where}, evaluate")
+
+    def training(self, row: Row) -> Training:
+        """Return the training of a row."""
+        return self.train if row.samples_seen is None else replace(self.train, samples_seen=row.samples_seen)
 
     def row(self, name: str) -> Row:
         """Return the row of a name or slug, or raise a UserError that lists the rows."""
@@ -132,13 +149,26 @@ def _with_setting(values: Mapping[str, Any], setting: str) -> dict[str, Any]:
 
 
 def _row(where: str, name: object, content: object) -> Row:
+    options = _plan_options(where, content)
+    own = {
+        key: options.pop(given)
+        for key, given in (("compose", "compose"), ("samples_seen", "samples-seen"))
+        if given in options
+    }
+    return read_as(Row, {**own, "name": name, "plan": options}, where)
+
+
+def _plan_options(where: str, content: object) -> dict[str, Any]:
+    """Return options of `tailwise plan` by their present names; `of` may hold those of another plan."""
     if not isinstance(content, Mapping):
         raise UserError(f"{where} is {content!r}: must be options of `tailwise plan`, such as {{method: random}}")
     options = {new_spelling("plan", str(option).replace("_", "-")): value for option, value in content.items()}
     for owned in ("seed", "name", "catalog"):
         if owned in options:
             raise UserError(f"{where} has {owned!r}, which the comparison gives: leave it out")
-    return read_as(Row, {"compose": options.pop("compose", "shuffle"), "name": name, "plan": options}, where)
+    if isinstance(options.get("of"), Mapping):
+        options["of"] = _plan_options(f"{where}, of", options["of"])
+    return options
 
 
 def _check(where: str, recipe: CompareRecipe) -> None:
@@ -150,9 +180,14 @@ def _check(where: str, recipe: CompareRecipe) -> None:
     if train.augment is not None and (len(train.augment) != 1 or len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
         allowed = "{scale: [least, most]}, above 0, at most 1"
         raise UserError(f"{where}, train: augment is {train.augment}: must be {allowed}")
-    if train.samples_seen < train.global_batch:
-        needed = f"less than a batch of {train.global_batch:,}: give more"
-        raise UserError(f"{where}, train: samples_seen {train.samples_seen:,} is {needed}")
+    for place, seen in (
+        ("train", train.samples_seen),
+        *((f"row {row.name!r}", row.samples_seen) for row in recipe.rows),
+    ):
+        if seen is not None and seen < train.global_batch:
+            raise UserError(
+                f"{where}, {place}: samples_seen {seen:,} is less than a batch of {train.global_batch:,}: give more"
+            )
     if len(set(recipe.seeds)) < len(recipe.seeds):
         raise UserError(f"{where}: seeds is {[*recipe.seeds]}: each may be there once; remove the duplicates")
     if len({row.slug for row in recipe.rows}) < len(recipe.rows):

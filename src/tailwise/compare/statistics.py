@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy import optimize, stats
 
 LEVEL = 0.95
@@ -86,3 +87,31 @@ def _detectable_in_errors(n: int) -> float:
 def detectable(sd: float, n: int) -> float:
     """Return the least true difference that a paired t-test over n ≥ 2 seeds finds with 80 % power; `sd` is that of one seed."""
     return _detectable_in_errors(n) * sd / math.sqrt(n)
+
+
+def rank_correlation(
+    groups: npt.NDArray[np.int32], x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return Spearman's correlation of x and y in each group of two members or more, and its members: float64 and int64 [G].
+
+    All arrays are [n]. Equal values share the mean of their ranks. A group in which all x or all y are equal has 0.
+    """
+    members = np.bincount(groups)
+    a, b = _centred_ranks(groups, x), _centred_ranks(groups, y)
+    products, first, second = (np.bincount(groups, values) for values in (a * b, a * a, b * b))
+    scale = np.sqrt(first * second)
+    found = np.divide(products, scale, out=np.zeros(len(members)), where=scale > 0)
+    return found[members > 1], members[members > 1]
+
+
+def _centred_ranks(groups: npt.NDArray[np.int32], values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return the ranks of values in their group, less the mean of all ranks: float64 [n]."""
+    order = np.lexsort((values, groups))
+    new_group = np.diff(groups[order], prepend=-1) != 0
+    new_value = new_group | (np.diff(values[order], prepend=np.nan) != 0)
+    first, after = (np.append(np.flatnonzero(each), len(order)) for each in (new_value, new_group))
+    ranks = np.repeat((first[:-1] + first[1:] - 1) / 2, np.diff(first))
+    ranks -= np.repeat((after[:-1] + after[1:] - 1) / 2, np.diff(after))
+    centred = np.empty(len(order))
+    centred[order] = ranks
+    return centred

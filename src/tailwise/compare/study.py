@@ -21,8 +21,9 @@ from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.files import digest, read_json, write_json
 from tailwise.catalog.outputs import check_output_folder
+from tailwise.compare.gate import check_gate, gate_lines, gate_table, open_truth, treatment
 from tailwise.compare.recipe import CompareRecipe, Row, choose
-from tailwise.compare.summary import exposures, summarize, write_summary
+from tailwise.compare.summary import exposures, summarize, treatment_notes, write_summary
 from tailwise.compare.trainers import TRAINERS, Trained, order_of
 from tailwise.context import Context
 from tailwise.encoders.open_clip import model_id
@@ -34,11 +35,13 @@ from tailwise.pipeline.steps import Step
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.progress import Item
+from tailwise.recipes.recipe import with_folder
 from tailwise.storage.local import locked, replacing
 from tailwise.train.runs import changes
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
+SEED = "{seed}"  # in an option of a row: the seed of the run
 RUNS, CACHE, RESULT, TRAINED = "runs", "cache", "result.json", "trained.json"
 NOT_DECIDING = {"workers", "max_rejected"}
 PATHS = {"classes", "templates", "train_counts", "pool"}
@@ -59,10 +62,22 @@ class Run:
         return f"{self.row.name}, seed {self.seed}"
 
     @property
+    def plans(self) -> list[Step]:
+        """The commands that make the run's plan, which comes last, and the plans that it starts from (`of`)."""
+        return self._plans(with_folder(dict(self.row.plan), str(self.seed), SEED), "")
+
+    def _plans(self, options: dict[str, Any], suffix: str) -> list[Step]:
+        before: list[Step] = []
+        if isinstance(options.get("of"), Mapping):
+            before = self._plans(options["of"], f"{suffix}-of")
+            options = {**options, "of": before[-1].options["name"]}
+        name = f"compare-{self.row.slug}-{self.seed}{suffix}-{digest(options)[:6]}"  # other options, another plan
+        return [*before, Step("plan", {"name": name, **options, "seed": self.seed})]
+
+    @property
     def plan(self) -> Step:
-        """The command that makes the run's plan. The plan's name has a hash of its options."""
-        name = f"compare-{self.row.slug}-{self.seed}-{digest(dict(self.row.plan))[:6]}"
-        return Step("plan", {"name": name, **self.row.plan, "seed": self.seed})
+        """The command that makes the run's plan itself."""
+        return self.plans[-1]
 
 
 class Study:
@@ -102,14 +117,19 @@ class Study:
     def identity(self, run: Run) -> dict[str, Any]:
         """Return all that decides a training, as JSON values."""
         catalog = Catalog.open(self.recipe.catalog)
-        training = {name: value for name, value in asdict(self.recipe.train).items() if name not in NOT_DECIDING}
+        training = asdict(self.recipe.training(run.row))
+        training = {name: value for name, value in training.items() if name not in NOT_DECIDING}
         training["model"] = model_id(self.recipe.train.model)
-        without = run.row.plan.get("without") or []
-        lists = [without] if isinstance(without, str) else without
-        inputs = {f"list {name}": _id(catalog.drops_folder(name)) for name in lists}
-        if run.row.plan.get("method") not in {"random", "top-score", None}:
-            clusters = str(run.plan.options.get("clustering", "main"))
-            inputs[f"clustering {clusters}"] = _id(catalog.clusters_folder(clusters))
+        inputs: dict[str, str | None] = {}
+        for options in (step.options for step in run.plans):
+            without = options.get("without") or []
+            lists = [without] if isinstance(without, str) else without
+            inputs |= {f"list {name}": _id(catalog.drops_folder(name)) for name in lists}
+            if options.get("method") not in {"random", "top-score", None}:
+                clusters = str(options.get("clustering", "main"))
+                inputs[f"clustering {clusters}"] = _id(catalog.clusters_folder(clusters))
+        if isinstance(of := run.plans[0].options.get("of"), str):  # a plan that the catalog has
+            inputs[f"plan {of}"] = _id(catalog.plan_folder(of))
         decides: dict[str, Any] = {"plan": dict(run.row.plan), "compose": run.row.compose, "seed": run.seed}
         decides |= {"train": training, "snapshot": catalog.snapshot().id, **inputs}
         return dict(json.loads(json.dumps(decides, default=str)))
@@ -152,11 +172,10 @@ class Study:
             trained = Trained(**{**about["trained"], "checkpoint": run.folder / about["trained"]["checkpoint"]})
             if trained.checkpoint.exists():
                 return trained, about
-        _run_quietly(runner, run.plan)
-        plan = Plan(Catalog.open(self.recipe.catalog), str(run.plan.options["name"]))
-        order_of(plan, self.recipe.train, run.row.compose, run.seed)  # raises errors before time is spent
+        plan, training = self.make_plan(run, runner), self.recipe.training(run.row)
+        order_of(plan, training, run.row.compose, run.seed)  # raises errors before time is spent
         how: dict[str, Any] = {"seed": run.seed, "compose": run.row.compose, "folder": run.folder, "name": run.label}
-        trained = self.train(plan, self.recipe.train, **how, cache=self.output / CACHE, context=context)
+        trained = self.train(plan, training, **how, cache=self.output / CACHE, context=context)
         explained = explain(plan, 1)
         about = {
             "format": FORMAT,
@@ -178,6 +197,28 @@ class Study:
         write_json(note, about)
         return trained, about
 
+    def make_plan(self, run: Run, runner: Runner) -> Plan:
+        """Make the plan of a run, or open it."""
+        for step in run.plans:
+            _run_quietly(runner, step)
+        return Plan(Catalog.open(self.recipe.catalog), str(run.plan.options["name"]))
+
+    def gate(self, runner: Runner, seed: int) -> dict[str, Any]:
+        """Make the plans of all rows for a seed, and return what they do to the samples, as JSON values; nothing is trained."""
+        base = self.recipe.row(self.recipe.baseline)
+        rows: list[dict[str, Any]] = []
+        with open_truth(Catalog.open(self.recipe.catalog), self.recipe.truth) as labels:
+            for run in self.runs(seeds=[seed]):
+                plan, samples = self.make_plan(run, runner), self.recipe.training(run.row).samples_seen
+                about = {"row": run.row.name, "compose": run.row.compose, "samples_seen": samples}
+                about |= {"cost": samples / self.recipe.training(base).samples_seen}
+                about |= {"plan": {"exposures": asdict(exposures(plan, samples))}}
+                rows.append({**about, **asdict(treatment(plan, samples, labels))})
+        ratios = [row["ratio"] for row in rows]
+        most = None if None in ratios else max(ratios)
+        figures = {"seed": seed, "rows": rows, "most_ratio": most, "notes": treatment_notes(rows, base.name)}
+        return {**figures, **gate_table(rows, base.name)}
+
     def results(self) -> list[dict[str, Any]]:
         """Return the results of all finished runs."""
         return [found for run in self.runs() if (found := self.result(run)) is not None]
@@ -193,23 +234,23 @@ def compare(
     report: Callable[[str], None] = logger.info,  # takes a line for each run
     context: Context | None = None,  # runs the tasks and shows progress within a run
     png: bool = False,  # whether plots are written as PNG, too
+    force: bool = False,  # whether rows are trained that hardly differ in what they train on
 ) -> dict[str, Any]:
     """Do the missing runs of a comparison, and return the summary of all finished ones, as in `summary.json`.
 
-    Raise a UserError for a mistake in the recipe, or a folder that holds runs of other settings or other files.
+    Raise a UserError for a mistake in the recipe, a folder that holds runs of other settings or other files, or rows that hardly differ.
     """
     context = context or Context()
     study = Study(recipe, check_output_folder(output, "`output`", marks=[RUNS, CACHE]))
-    for step in [*recipe.prepare, *(run.plan for run in study.runs())]:
-        if step.command == "import" and not recipe.sources:
-            raise UserError(
-                "the recipe imports a pool: give it with `set` sources=[SHARDS,EMBEDDINGS], or `set` prepare=[] for a catalog that is ready"
-            )
-        runner.job(step)  # refuses options that mean nothing
-    for step in recipe.prepare:
-        _run_quietly(runner, step)
+    prepare(study, runner)
     runs = study.runs(only, seeds)
     missing = sum(study.result(run) is None for run in runs)
+    with locked(output / CACHE / ".lock", str(output), wait=True):  # several processes may begin at once
+        gate = study.gate(runner, runs[0].seed)
+    for text in gate_lines(gate):
+        report(text)
+    if missing and not force:
+        check_gate(gate)
     for number, run in enumerate(runs, 1):
         line = f"[{number}/{len(runs)}] {run.label}"
         if (found := study.result(run)) is not None:
@@ -220,10 +261,22 @@ def compare(
             report(f"{line}: another process is running it")
         else:
             report(f"{line}: {_describe(found)}")
-            write_summary(output, summarize(recipe, study.results()), png=png)
-    summary = summarize(recipe, study.results())
+            write_summary(output, summarize(recipe, study.results(), gate), png=png)
+    summary = summarize(recipe, study.results(), gate)
     write_summary(output, summary, png=png)
     return summary
+
+
+def prepare(study: Study, runner: Runner) -> None:
+    """Check all commands of a comparison, and run those that prepare the catalog."""
+    for step in [*study.recipe.prepare, *(step for run in study.runs() for step in run.plans)]:
+        if step.command == "import" and not study.recipe.sources:
+            raise UserError(
+                "the recipe imports a pool: give it with `set` sources=[SHARDS,EMBEDDINGS], or `set` prepare=[] for a catalog that is ready"
+            )
+        runner.job(step)  # refuses options that mean nothing
+    for step in study.recipe.prepare:
+        _run_quietly(runner, step)
 
 
 def _named(context: Context, line: str, later: int) -> Context:

@@ -22,7 +22,6 @@ from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import read_json, write_json
 from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
-from tailwise.errors import UserError
 from tailwise.evaluate.sets import TASKS
 from tailwise.extras import require
 from tailwise.plan.plan import Plan
@@ -55,8 +54,10 @@ def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return all figures of a comparison, from the results of its finished runs, as JSON values."""
+def summarize(
+    recipe: CompareRecipe, results: Iterable[Mapping[str, Any]], gate: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return all figures of a comparison, from the results of its finished runs and what its rows do (`gate`), as JSON values."""
     done = list(results)
     by_row = {row.name: {item["seed"]: item for item in done if item["row"] == row.name} for row in recipe.rows}
     baseline = recipe.row(recipe.baseline).name
@@ -102,6 +103,7 @@ def summarize(recipe: CompareRecipe, results: Iterable[Mapping[str, Any]]) -> di
         "power": power,
         "words": words,
         "treatments": treatment_notes(rows, baseline),
+        "gate": gate,
         "rests_on": _rests_on(recipe, done),
     }
 
@@ -200,11 +202,10 @@ def _rests_on(recipe: CompareRecipe, done: Results) -> dict[str, Any]:
     columns = {item.get("column") or "image" for item in settings.values()}
     paths = {name: catalog.embedding_folder(name) / layout.COLUMN for name in sorted(columns)}
     encoders = {name: dict(read_json(path)) if path.exists() else {} for name, path in paths.items()}
-    unlike = sorted({item["trained"]["samples"] for item in done})
-    if len(unlike) > 1:
-        raise UserError(f"runs have seen {unlike} samples: must be one number to compare them; give another `output`")
+    seen = {item["trained"]["samples"] for item in done}
     return {
-        "samples_seen": unlike[0] if unlike else None,
+        "samples_seen": min(seen, default=None),
+        "most_samples_seen": max(seen, default=None),
         "pool": Survivors(catalog, (), catalog.snapshot()).pool,
         "train": asdict(recipe.train),
         "evaluate": {name: str(value) for name, value in recipe.evaluate.items()},
@@ -298,6 +299,7 @@ class Exposures:
     mean: float  # mean number of views of a candidate
     least: int | None  # fewest views of any candidate; None where the draw is random
     most: int | None  # most views of any candidate; None where the draw is random
+    uniform: bool = False  # True if every candidate has the same rate in every epoch
 
 
 def exposures(plan: Plan, samples_seen: int) -> Exposures:
@@ -308,7 +310,8 @@ def exposures(plan: Plan, samples_seen: int) -> Exposures:
         hashed.update(np.packbits(inside).tobytes())
         candidates += int(inside.sum())
     least, most = _bounds(plan, samples_seen) if plan.exact else (None, None)
-    return Exposures(hashed.hexdigest(), samples_seen / max(candidates, 1), least, most)
+    one_rate = not (plan.by_rate or plan.annealed) and np.ptp(plan.cluster_rates()[plan.sizes > 0]) < 1e-6
+    return Exposures(hashed.hexdigest(), samples_seen / max(candidates, 1), least, most, bool(one_rate))
 
 
 def _bounds(plan: Plan, samples_seen: int) -> tuple[int, int]:
@@ -335,10 +338,14 @@ def treatment_notes(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[st
     alike: dict[tuple[Any, ...], list[str]] = {}
     for row in known:
         seen = row["plan"]["exposures"]
-        if seen["least"] is not None and seen["least"] == seen["most"]:
-            alike.setdefault((seen["candidates"], seen["least"], row["compose"]), []).append(row["row"])
+        if seen["least"] is not None and seen["most"] - seen["least"] <= bool(seen.get("uniform")):
+            times = (
+                f"exactly {seen['least']}" if seen["least"] == seen["most"] else f"{seen['least']} to {seen['most']}"
+            )
+            alike.setdefault((seen["candidates"], times, row["compose"]), []).append(row["row"])
     notes = [
-        f"{' and '.join(names)} are the same treatment: each sees every candidate exactly {times} times. They differ in order alone."
+        f"{' and '.join(names)} are {'the same treatment' if 'exactly' in times else 'nearly the same treatment'}: each sees every "
+        f"candidate {times} times. They differ in order alone."
         for (_, times, _), names in alike.items()
         if len(names) > 1
     ]

@@ -98,8 +98,8 @@ def _changed_phase(phase: Any, change: Any) -> Any:  # noqa: ANN401  (whatever Y
     return {**kept, **change}
 
 
-def with_folder(value: Any, folder: Path, mark: str = HERE) -> Any:  # noqa: ANN401  (whatever YAML holds)
-    """Return a value of YAML with a folder instead of a mark: by default the recipe's folder."""
+def with_folder(value: Any, folder: Path | str, mark: str = HERE) -> Any:  # noqa: ANN401  (whatever YAML holds)
+    """Return a value of YAML with a folder, or a text, instead of a mark: by default the recipe's folder."""
     if isinstance(value, str):
         return value.replace(mark, str(folder))
     if isinstance(value, Mapping):
