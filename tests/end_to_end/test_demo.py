@@ -117,7 +117,7 @@ def test_a_pool_of_the_user(demo, tmp_path):
     folder, _ = demo
     told = []
     run_on_pool(tmp_path / "own", [str(folder / "pool")], 400, Tools(_invoke, told.append, Context()))
-    assert "400 samples of 5 of its 8 tars" in told[0]
+    assert "400 samples of 5 of its 8 shards" in told[0]
     assert Catalog.open(tmp_path / "own" / "catalog").snapshot().rows == 400
     assert any(line.endswith("equal; weights: equal") for line in told)
     assert any("smaller half of the clusters" in line for line in told)

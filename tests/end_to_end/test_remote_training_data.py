@@ -87,7 +87,7 @@ def test_an_object_that_is_gone_is_named_or_replaced(bucket, tmp_path):
     files, url = bucket
     plan = planned([f"{url}/{{00000..00003}}.tar"], tmp_path / "there")
     files.rm(f"{url}/00003.tar")
-    with pytest.raises(UserError, match=rf"1 of 4 tars .*{url}/00003.tar"):
+    with pytest.raises(UserError, match=rf"1 of 4 shards .*{url}/00003.tar"):
         loaded(plan, tmp_path, 0)
     batches = loaded(plan, tmp_path, 0, on_damaged="replace", max_replaced=0.1)
     rows = np.concatenate([batch.rows for batch in batches])
