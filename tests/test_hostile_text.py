@@ -65,6 +65,7 @@ def commands(pool):
         (["filter", catalog, "--by", "caption-words", "--max", 99], []),
         (["group", catalog, "--by", "kind [/b]", "--file", pool / "kinds.tsv", "--name", "kind"], []),
         (["group", catalog, "--entries", pool / "entries.txt", "--workers", 1], []),
+        (["group", catalog, "--suggest", "--workers", 1], []),
         (["plan", catalog, "p", "--method", "flat", "--keep", 0.5, "--clusters", "kind"], [str(catalog)]),
         (["explain", catalog, "p", "--clusters"], KINDS),
         (["report", catalog, "--output", pool / "report[b]"], [str(pool)]),

@@ -279,31 +279,40 @@ class FilterRequest:
 
 @dataclass(frozen=True)
 class GroupRequest:
-    """A grouping in place of clusters: by a column, or by the rarest entry of a list in each caption."""
+    """A grouping in place of clusters: by a column, or by the rarest entry of a list in each caption; or a list to begin with."""
 
     by: Annotated[str | None, 'Column of text, whole numbers or booleans; "shard" is one.'] = None
     file: Annotated[Path | None, "A .parquet, .tsv or .csv that has the column, and uid, key or image_path."] = None
     max_rejected: UnmatchedRows = None
     entries: Annotated[
         Path | None,
-        "In place of `by`: a list of words and phrases, one a line; a sample's group is the rarest in its caption.",
+        "In place of `by`: a list of words and phrases, one a line (shirt|shirts is one); a sample's group is the rarest in its caption.",
     ] = None
     ignore_case: Annotated[bool, "Of `entries`: compare in lower case."] = False
+    plurals: Annotated[bool, "Of `entries`: regular English plurals and singulars match too."] = False
     name: Annotated[str | None, "Name of the grouping.  [default: the column's, or entries]"] = None
     missing: Annotated[str, "Samples without value or entry: leave-out (never drawn) or own-group."] = "leave-out"
     max_misses: Annotated[float | None, "Of `entries`: refuse if a greater share has no entry.  [default: 0.5]"] = None
     allow_misses: Annotated[bool, "Of `entries`: accept any share of samples without an entry."] = False
     without: Without = ()
     workers: Annotated[int | None, "Of `entries`: processes; one a processor by default."] = None
+    suggest: Annotated[bool, "Make no groups; show frequent terms of the captions, for a list of entries."] = False
+    terms: Annotated[int, "Of `suggest`: how many terms."] = 200
+    output: Annotated[Path | None, "Of `suggest`: file to write the list to, for `entries`."] = None
+    overwrite: Annotated[bool, "Of `suggest`: replace another list in `output`."] = False
 
     def __post_init__(self) -> None:
-        at_least(self, workers=1)
+        at_least(self, workers=1, terms=1)
+        matching = {"ignore_case", "plurals", "workers"}
+        if self.suggest:
+            refuse_idle(self, {"suggest", "terms", "output", "overwrite", "without"} | matching, "with `suggest`")
+            return
+        refuse_given(self, {"terms", "output", "overwrite"}, "without `suggest`")
         if (self.by is None) == (self.entries is None):
-            raise UserError("give one of `by` COLUMN and `entries` FILE")
+            raise UserError("give one of `by` COLUMN and `entries` FILE, or `suggest`")
         shared = {"name", "missing", "without"}
         if self.entries is not None:
-            own = {"entries", "ignore_case", "max_misses", "allow_misses", "workers"}
-            refuse_idle(self, own | shared, "with `entries`")
+            refuse_idle(self, {"entries", "max_misses", "allow_misses"} | matching | shared, "with `entries`")
         else:
             refuse_idle(self, {"by", "file", "max_rejected", *shared}, "without `entries`")
 
@@ -356,6 +365,7 @@ class PlanRequest:
     entries: Annotated[Path | None, "Method text-balance: a list of entries, balanced as in MetaCLIP."] = None
     per_entry: Annotated[int | None, "Method text-balance: t, samples per entry. MetaCLIP: 20000."] = None
     ignore_case: Annotated[bool, "Method text-balance: compare in lower case."] = False
+    plurals: Annotated[bool, "Method text-balance: regular English plurals and singulars match too."] = False
     of: Annotated[str | None, "Methods between, within: the plan whose rates they start from."] = None
 
     def __post_init__(self) -> None:

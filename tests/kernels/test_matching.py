@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels.matching import CAPTIONS_PER_CALL, EntryMatcher, keep_rates, rarest_entries, space_out
+from tailwise.kernels.matching import (
+    CAPTIONS_PER_CALL,
+    EntryMatcher,
+    keep_rates,
+    number_forms,
+    plural,
+    rarest_entries,
+    space_out,
+)
 
 PIECES = [
     "a",
@@ -71,6 +79,33 @@ def test_punctuation_is_spaced_out_in_captions_and_not_in_entries():
     counts, found = EntryMatcher(entries)(["the U.S. don't\tend", "e-mail (end)"])
     assert by_caption(counts, found) == [[1, 2, 3], [4]]
     assert space_out(b"a,b\n`c`") == b" a , b  ` c `  "
+
+
+@settings(deadline=None)
+@given(st.lists(texts, min_size=1, max_size=9), entries_of, st.data())
+def test_spellings_of_one_entry_count_once(captions, spellings, data):
+    entries = data.draw(st.lists(st.integers(0, 4), min_size=len(spellings), max_size=len(spellings)))
+    expected = [sorted({entries[each] for each in found}) for found in plain(captions, spellings)]
+    assert by_caption(*EntryMatcher(spellings, entries)(captions)) == expected
+
+
+def test_regular_plurals():
+    pairs = "shirt shirts, watch watches, dress dresses, box boxes, baby babies, toy toys, shoe shoes, purse purses, tie ties"
+    for one, many in (pair.split() for pair in pairs.split(", ")):
+        assert plural(one) == many
+        assert many in number_forms(one)
+        assert f"red {one}" in number_forms(f"red {many}")
+    for entry in ("", "of", "b", "日本", "x-2", "U . S .", "as"):
+        assert number_forms(entry) == []
+
+
+@given(st.text("aeyshxc", min_size=3, max_size=6))
+def test_a_form_is_a_plural_or_has_it(word):
+    """Of all words that can be meant: those that lose or change up to three letters."""
+    near = {
+        word[:cut] + end for cut in range(max(len(word) - 3, 0), len(word) + 1) for end in ("", "y", "s", "es", "ies")
+    }
+    assert {*number_forms(word)} == {plural(word), *(one for one in near if len(one) > 2 and plural(one) == word)}
 
 
 def test_no_match_reaches_into_the_next_caption():

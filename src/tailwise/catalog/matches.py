@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,27 @@ class Matches:
 
     folder: Path  # may be deleted when the plans are made
     name: str  # hash of configuration and inputs
-    entries: list[str]  # the list, without blank and repeated ones
+    spellings: Mapping[str, int]  # each spelling, and the number of the entry that it spells; see `read_entries`
 
     @property
     def inputs(self) -> dict[str, str]:
         """Name and hash of the matches, for the inputs of other artifacts."""
         return {"matches": self.name}
 
+    @cached_property
+    def entries(self) -> list[str]:
+        """Return the name of each entry: its first spelling."""
+        names = {number: spelling for spelling, number in reversed(list(self.spellings.items()))}
+        return [names[number] for number in range(len(names))]
+
     def write_entries(self) -> Path:
-        """Write the list of entries; return its file."""
+        """Write the spellings and the numbers of their entries; return the file."""
         path = self.folder / layout.ENTRY_TABLE
-        write_table(path, pa.table({"entry": pa.array(self.entries, pa.string())}))
+        columns = {
+            "spelling": pa.array(self.spellings, pa.string()),
+            "entry": pa.array(self.spellings.values(), pa.int32()),
+        }
+        write_table(path, pa.table(columns))
         return path
 
     @property
@@ -58,7 +69,7 @@ class Matches:
         return np.where(kept, counts, 0).astype(np.int32), entries[np.repeat(kept, counts)]
 
 
-def read_entry_table(path: Path) -> list[str]:
-    """Return the list that `Matches.write_entries` wrote."""
-    entries: list[str] = read_table(path).column(0).to_pylist()
-    return entries
+def read_entry_table(path: Path) -> tuple[list[str], list[int]]:
+    """Return the spellings, and the numbers of their entries, that `Matches.write_entries` wrote."""
+    spellings, entries = (column.to_pylist() for column in read_table(path).columns)
+    return spellings, entries

@@ -42,14 +42,15 @@ OPTIONS = {
     "cluster": {"k-means": "iterations points-per-centroid seed force", "Resources": "device max-memory"},
     "group": {
         "By a column of a file": "file max-rejected",
-        "By a list of entries": "ignore-case max-misses allow-misses workers",
+        "By a list of entries": "ignore-case plurals max-misses allow-misses workers",
+        "A list to begin with": "suggest terms output overwrite",
     },
     "plan": {
         "Quotas of groups": "per-cluster alpha alpha-end anneal-epochs temperature neighbours threshold class-balance min-per-cluster"
         " max-repeats above-one",
         "Choice of samples": "pick score dynamic draw seed",
         "Method rates": "rates rate-column missing-rate max-rejected",
-        "Method text-balance": "entries per-entry ignore-case",
+        "Method text-balance": "entries per-entry ignore-case plurals",
         "Methods between and within": "of",
         "Methods of your own": "methods option final-option",
     },

@@ -14,6 +14,7 @@ from tailwise.cli.following import suggest_clusters, suggest_plan
 from tailwise.cli.printing import print_json, print_sizes, print_table, say
 from tailwise.cli.requests import takes
 from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, GroupRequest
+from tailwise.text import command_line
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -67,17 +68,22 @@ def group(catalog: CatalogPath, request: GroupRequest, as_json: AsJson = False) 
     """Group the pool by a column, or by words in captions, in place of clusters.
 
     Columns are a language, domain, class, or cluster numbers made elsewhere. Each distinct value is a group; plans are made over
-    them with `--clustering NAME`, by all methods that need no distances.
+    them with `--clustering NAME`, by all methods that need no distances. --suggest lists frequent words of the captions that end a
+    phrase: delete what is no concept, and give the rest as --entries.
 
     Examples:
       tailwise group my-catalog --by language --file languages.parquet
-      tailwise group my-catalog --entries wordnet.txt --name concepts
+      tailwise group my-catalog --suggest --ignore-case --output concepts.txt
+      tailwise group my-catalog --entries concepts.txt --ignore-case --name concepts
       tailwise plan my-catalog epochs --method dynamics --keep 0.5 --clustering concepts
     """
     from tailwise.steps.grouping.group import group as run
     from tailwise.steps.planning.unused_lists import unused_by_clustering
 
     opened = open_catalog(catalog)
+    if request.suggest:
+        _suggest_entries(opened, request, as_json)
+        return
     made = run(opened, request, with_progress())
     unused, summary = unused_by_clustering(opened, made.name), made.summary
     if as_json:
@@ -103,6 +109,23 @@ def group(catalog: CatalogPath, request: GroupRequest, as_json: AsJson = False) 
 def _left_out(without: Sequence[str], unused: Sequence[UnusedList]) -> list[str]:
     """Return the drop lists that a plan over new clusters should leave out."""
     return [*without, *(item.name for item in unused if item.usable)]
+
+
+def _suggest_entries(catalog: Catalog, request: GroupRequest, as_json: bool) -> None:
+    from tailwise.steps.grouping.suggest import suggest_entries
+
+    found = suggest_entries(catalog, request, with_progress())
+    if as_json:
+        print_json(found)
+        return
+    rows = [(item.entry, f"{item.captions:,}", f"{item.ends:,}") for item in found.entries]
+    print_table(f"terms of {found.captions:,} captions", ("term", "captions", "at the end of a phrase"), rows)
+    if len(rows) < request.terms:
+        say(f"no other term ends a phrase in more than {found.least:,} captions")
+    if request.output is not None:
+        options = {"ignore_case": request.ignore_case, "plurals": request.plurals}
+        after = command_line("group", catalog.folder, entries=request.output, **options)
+        say(f"next: delete lines of {request.output} that are no concepts, then {after}")
 
 
 def _say_dropped(summary: Mapping[str, Any], request: ClusterRequest | GroupRequest, where: str) -> None:

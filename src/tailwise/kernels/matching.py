@@ -26,20 +26,43 @@ def space_out(text: bytes) -> bytes:
     return b" " + text.translate(_BLANKS) + b" "
 
 
+def plural(word: str) -> str:
+    """Return the regular plural of an English word: -es after s, x, z, ch, sh; -ies for a consonant and y; else -s."""
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        return word + "es"
+    return word[:-1] + "ies" if word.endswith("y") and word[-2:-1] not in set("aeiou") else word + "s"
+
+
+def number_forms(entry: str) -> list[str]:
+    """Return the regular plural of an entry's last word, and the words whose regular plural it is, each in its place.
+
+    Words and singulars of fewer than three letters have none, nor do words that do not end in an English letter.
+    """
+    before, blank, word = entry.rpartition(" ")
+    if len(word) < 3 or not (word[-1].isascii() and word[-1].isalpha()):
+        return []
+    singulars = [one for one in (word[:-3] + "y", word[:-2], word[:-1]) if len(one) > 2 and plural(one) == word]
+    return [before + blank + form for form in (plural(word), *singulars)]
+
+
 class EntryMatcher:
     """Finds the entries that stand in captions: entry E in caption T if " E " is in T spaced out (`space_out`).
 
     Entries are not spaced out: one with punctuation matches only if it is written with the blanks, as in MetaCLIP's own code.
     """
 
-    def __init__(self, entries: Sequence[str], *, ignore_case: bool = False) -> None:
-        """Builds the automaton: about a microsecond and 300 bytes per character of the entries.
+    def __init__(
+        self, spellings: Sequence[str], entries: Sequence[int] | None = None, *, ignore_case: bool = False
+    ) -> None:
+        """Builds the automaton: about a microsecond and 300 bytes per character of the spellings.
 
         Args:
-            entries: K different ones, none of them empty.
-            ignore_case: compare in lower case; the entries must be so already.
+            spellings: different ones, none of them empty.
+            entries: number of the entry that each one spells; None if each spells one of its own.
+            ignore_case: compare in lower case; the spellings must be so already.
         """
-        patterns = [b" " + entry.encode() + b" " for entry in entries]
+        patterns = [b" " + spelling.encode() + b" " for spelling in spellings]
+        self._entries = np.array(range(len(patterns)) if entries is None else entries, np.int64)
         self.ignore_case = ignore_case
         self._automaton = ahocorasick_rs.BytesAhoCorasick(
             patterns, implementation=ahocorasick_rs.Implementation.ContiguousNFA
@@ -70,7 +93,9 @@ class EntryMatcher:
         found = np.array(self._automaton.find_matches_as_indexes(haystack, overlapping=True), np.int64).reshape(-1, 3)
         separators = np.flatnonzero(np.frombuffer(haystack, np.uint8) == _SEPARATOR[0])
         caption = np.searchsorted(separators, found[:, 1])
-        pairs = np.unique(caption << 32 | found[:, 0])  # an entry counts once, however often it stands there
+        pairs = np.unique(
+            caption << 32 | self._entries[found[:, 0]]
+        )  # an entry counts once, however often it stands there
         counts = np.bincount(pairs >> 32, minlength=len(captions))
         return counts.astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32)
 

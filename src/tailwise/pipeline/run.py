@@ -35,7 +35,7 @@ OUTPUTS = ("draw", "export", "excluded")  # commands that write to their `output
 OUTPUT = "{output}"  # in a value of a step: the folder for exports
 CHECKPOINT = "checkpoint:"
 CODE = {"methods", "allow-code"}  # options of steps that run code of the recipe
-GIVEN = ("catalog", "paths", "json", "place")  # of commands, and not for recipes to give
+GIVEN = ("catalog", "paths", "json", "place", "suggest")  # of commands, and not for recipes to give
 # Commands that may refuse a number of workers → whether they do, by the options of the step.
 ALONE: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "export": lambda options: options.get("to") != "shards",
@@ -128,7 +128,7 @@ class Runner:
     def _placed(self, step: Step, output: Option | None) -> Step:
         """Return a step with the folder for exports in its values."""
         options = dict(step.options)
-        if output is not None:
+        if output is not None and step.command in OUTPUTS:
             if options.get("output") is None:
                 raise UserError("output is missing: name the file to write")
             options["output"] = str(Path(OUTPUT) / output.read("output", options["output"]))

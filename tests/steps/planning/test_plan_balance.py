@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.drops import DROPPED_SCHEMA
+from tailwise.catalog.files import digest
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.plan.explain import explain
 from tailwise.requests import PlanRequest
 from tailwise.steps.drops import write_drops
-from tailwise.steps.grouping.match import match_entries, read_entries
+from tailwise.steps.grouping.match import match_entries, read_entries, spellings_digest
 from tailwise.steps.planning.balance import make_balanced_plan, solve_increasing
 from tailwise.steps.upkeep.remove import remove
 
@@ -172,10 +173,10 @@ def test_case_counts_unless_ignored(captioned, captions, tmp_path, matched):
 
 def test_lists_are_read_from_text_and_json(tmp_path):
     (tmp_path / "e.json").write_text(json.dumps(["b", " a ", "", "b", "  ", "c\nd"]))
-    assert read_entries(tmp_path / "e.json") == ["b", " a ", "c\nd"]
+    assert list(read_entries(tmp_path / "e.json")) == ["b", " a ", "c\nd"]
     (tmp_path / "e.txt").write_bytes(b"\xef\xbb\xbfb\r\n a \n\nb\nA\n")
-    assert read_entries(tmp_path / "e.txt") == ["b", "a", "A"]
-    assert read_entries(tmp_path / "e.txt", ignore_case=True) == ["b", "a"]
+    assert list(read_entries(tmp_path / "e.txt")) == ["b", "a", "A"]
+    assert list(read_entries(tmp_path / "e.txt", ignore_case=True)) == ["b", "a"]
     for name, content, message in (
         ("none.txt", None, "can't be read as a list of entries"),
         ("empty.txt", b"\n \n", "holds 0 entries"),
@@ -189,6 +190,59 @@ def test_lists_are_read_from_text_and_json(tmp_path):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):
             read_entries(tmp_path / name)
+
+
+def test_entries_of_several_spellings(tmp_path):
+    (tmp_path / "e.txt").write_text("shirt | Shirts|tee\t12\t3\na\\|b\n\\|\nshirt|Shirts|tee\ntab \t 7\n")
+    spelled = {"shirt": 0, "Shirts": 0, "tee": 0, "a|b": 1, "|": 2, "tab": 3}
+    assert read_entries(tmp_path / "e.txt") == spelled
+    (tmp_path / "e.json").write_text(json.dumps([["shirt", "Shirts", "", "tee"], "a|b", ["|"], [], "tab", "tab"]))
+    assert read_entries(tmp_path / "e.json") == spelled
+    folded = read_entries(tmp_path / "e.txt", ignore_case=True, plurals=True)
+    assert folded == {
+        "shirt": 0,
+        "shirts": 0,
+        "tee": 0,
+        "a|b": 1,
+        "|": 2,
+        "tab": 3,
+        "shirtses": 0,
+        "tees": 0,
+        "a|bs": 1,
+        "tabs": 3,
+    }
+    (tmp_path / "own.txt").write_text("shorts\nshort\nnews")
+    assert read_entries(tmp_path / "own.txt", plurals=True) == {
+        "shorts": 0, "short": 1, "news": 2, "shortses": 0, "newses": 2, "new": 2
+    }  # fmt: skip
+    for content, message in (
+        ("a|b\nb|c", "'b' spells two entries"),
+        ("a\n|b", r"nothing stands beside a \| of '\|b': write \\\| for a bar"),
+    ):
+        (tmp_path / "bad.txt").write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_entries(tmp_path / "bad.txt")
+
+
+def test_matches_of_a_plain_list_keep_their_name():
+    """Finished artifacts of catalogs that earlier versions made stay valid."""
+    assert spellings_digest({"cat": 0, "dog": 1}) == digest(["cat", "dog"])
+    assert spellings_digest({"cat": 0, "dog": 0}) != spellings_digest({"cat": 0, "dog": 1})
+
+
+def test_synonyms_are_balanced_as_one_entry(captioned, captions, tmp_path):
+    (tmp_path / "e.txt").write_text("cat|dog\nrare\n")
+    plan = make_balanced_plan(
+        captioned, "p", PlanRequest("text-balance", entries=tmp_path / "e.txt", per_entry=5, plurals=True), workers=1
+    )
+    animals = [bool({"cat", "dog"} & set(caption.replace(",", " ").replace("!", " ").split())) for caption in captions]
+    rare = ["rare" in caption for caption in captions]
+    assert pq.read_table(plan.folder / "entries.parquet").to_pydict()["entry"] == ["cat", "rare"]
+    chances = [
+        1 - (1 - 5 / sum(animals) * one) * (1 - 5 / sum(rare) * other) for one, other in zip(animals, rare, strict=True)
+    ]
+    np.testing.assert_allclose(plan.rates[:], chances, rtol=1e-6)
+    assert plan.config["plurals"]
 
 
 @pytest.mark.parametrize(

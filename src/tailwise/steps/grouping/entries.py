@@ -13,12 +13,11 @@ import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.clusterings import RAREST_ENTRY, Clustering
-from tailwise.catalog.files import digest
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.kernels.matching import rarest_entries
 from tailwise.requests import GroupRequest, refuse_given
-from tailwise.steps.grouping.match import MatchedPool, match_entries, read_entries
+from tailwise.steps.grouping.match import MatchedPool, match_entries, read_entries, spellings_digest
 from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, make_grouping
 
 MAX_MISSES = 0.5
@@ -46,21 +45,20 @@ def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, conte
         "missing": missing,
         "without": list(request.without),
         "snapshot": snapshot.number,
-    }
-    inputs = {"entries": digest(read_entries(entries, ignore_case=ignore_case))}
+    } | ({"plurals": True} if request.plurals else {})
+    inputs = {"entries": spellings_digest(read_entries(entries, ignore_case=ignore_case, plurals=request.plurals))}
 
     def find(pool: Pool) -> Groups:
         match = partial(match_entries, catalog, entries, snapshot=snapshot, workers=request.workers, context=context)
-        both = [
-            MatchedPool(catalog, snapshot, pool.survivors, match(ignore_case=ignoring)) for ignoring in (False, True)
-        ]
-        found = _figures(both[ignore_case]) | {
+        found = (match(ignore_case=ignoring, plurals=request.plurals) for ignoring in (False, True))
+        both = [MatchedPool(catalog, snapshot, pool.survivors, matches) for matches in found]
+        figures = _figures(both[ignore_case]) | {
             "matched_as_given": both[False].matched(),
             "matched_ignoring_case": both[True].matched(),
         }
         if missing == "leave-out":
-            _check_misses(found, entries, max_misses, ignore_case=ignore_case)
-        return _by_rarest(both[ignore_case], found)
+            _check_misses(figures, entries, max_misses, ignore_case=ignore_case)
+        return _by_rarest(both[ignore_case], figures)
 
     return make_grouping(catalog, request.name or "entries", config, inputs, find, str(entries), context)
 

@@ -46,6 +46,8 @@ def group(catalog: Catalog | str | Path, request: GroupRequest, context: Context
     """
     context = context or Context()
     catalog = Catalog.open(catalog)
+    if request.suggest:
+        raise UserError("`suggest` makes no groups: call tailwise.steps.grouping.suggest.suggest_entries")
     if request.missing not in MISSING:
         raise UserError(f"`missing` {request.missing!r}: use {' or '.join(MISSING)}")
     if request.entries is not None:

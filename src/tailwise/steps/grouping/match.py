@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from tailwise.catalog.matches import Found, Matches, matches_artifact, read_entr
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import Needs, Task, Worker
-from tailwise.kernels.matching import EntryMatcher
+from tailwise.kernels.matching import EntryMatcher, number_forms
 from tailwise.storage.delimited import parse_json, read_text
 
 MAX_ENTRIES = 5_000_000
@@ -65,6 +67,7 @@ def match_entries(
     path: Path,
     *,
     ignore_case: bool = False,
+    plurals: bool = False,
     snapshot: Snapshot | None = None,
     workers: int | None = None,
     context: Context | None = None,
@@ -75,6 +78,7 @@ def match_entries(
         catalog: with samples.
         path: see `read_entries`.
         ignore_case: compare in lower case.
+        plurals: see `read_entries`.
         snapshot: whose captions; the newest by default.
         workers: processes; one a processor by default. Each holds the automaton: about 300 bytes per character of the entries.
         context: runs the tasks and shows progress.
@@ -82,46 +86,79 @@ def match_entries(
     Raises:
         UserError: the file can't be read, or holds no entry, or too many.
     """
-    entries = read_entries(path, ignore_case=ignore_case)
+    spellings = read_entries(path, ignore_case=ignore_case, plurals=plurals)
     snapshot = snapshot or catalog.snapshot()
     config = {"ignore_case": ignore_case, "snapshot": snapshot.number}
-    inputs = {"snapshot": snapshot.id, "entries": digest(entries)}
+    inputs = {"snapshot": snapshot.id, "entries": spellings_digest(spellings)}
     with matches_artifact(catalog, config, inputs) as artifact:
         if not artifact.done:
-            _match(
-                catalog,
-                Matches(artifact.folder, artifact.place.name, entries),
-                snapshot,
-                ignore_case,
-                workers,
-                context or Context(),
-            )
-            artifact.finish({"entries": len(entries)})
-    return Matches(artifact.folder, artifact.place.name, entries)
+            matches = Matches(artifact.folder, artifact.place.name, spellings)
+            _match(catalog, matches, snapshot, ignore_case, workers, context or Context())
+            artifact.finish({"entries": len(matches.entries)})
+    return Matches(artifact.folder, artifact.place.name, spellings)
 
 
-def read_entries(path: Path, *, ignore_case: bool = False) -> list[str]:
-    """The entries of a file, in its order, without blank and repeated ones.
+def read_entries(path: Path, *, ignore_case: bool = False, plurals: bool = False) -> dict[str, int]:
+    r"""Return each spelling of the entries of a file and the number of its entry, in the order of the file, without blank ones.
 
     Args:
         path: text, one entry a line, blanks round it don't count; or .json, a list of strings, as MetaCLIP's metadata.json, taken as is.
+            An entry is named by the first of its spellings: "shirt|shirts" on a line, where "\|" is a bar of the spelling itself; in
+            .json, a list of strings. What follows a tab in a line is a remark.
         ignore_case: turn them into lower case.
+        plurals: add the `number_forms` of each spelling, unless they are spelled by another entry, or are a form of an earlier one.
 
     Raises:
-        UserError: the file can't be read, or holds no entry, or too many.
+        UserError: the file can't be read, or holds no entry, or too many; two entries have the same spelling.
     """
     try:
         text = read_text(path)
-        listed = parse_json(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.split("\n")]
-        if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed):
-            raise UserError(f"{path} is not a JSON list of strings")
-        "".join(listed).encode()  # JSON can hold half a character
+        listed = parse_json(text) if path.suffix.lower() == ".json" else list(map(_spellings, text.split("\n")))
+        if not isinstance(listed, list) or not all(
+            isinstance(each, str) for each in chain.from_iterable(map(_as_list, listed))
+        ):
+            raise UserError(f"{path} is not a JSON list of strings, or of lists of strings")
+        lines: list[list[str]] = list(map(_as_list, listed))
+        "".join(chain.from_iterable(lines)).encode()  # JSON can hold half a character
+        folded = (tuple(each.lower() if ignore_case else each for each in line if each.strip()) for line in lines)
+        entries = [line for line in dict.fromkeys(folded) if line]
+        spellings = number_spellings(entries, plurals=plurals)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as a list of entries: {error}") from error
-    entries = list(dict.fromkeys(entry.lower() if ignore_case else entry for entry in listed if entry.strip()))
     if not 1 <= len(entries) <= MAX_ENTRIES:
         raise UserError(f"{path} holds {len(entries):,} entries: give 1 to {MAX_ENTRIES:,}, one a line")
-    return entries
+    return spellings
+
+
+def _as_list(entry: Any) -> list[Any]:  # noqa: ANN401  (of JSON)
+    return entry if isinstance(entry, list) else [entry]
+
+
+def _spellings(line: str) -> list[str]:
+    """Return the spellings of a line: "shirt|shirts", and a remark after a tab."""
+    spellings = [each.strip().replace(r"\|", "|") for each in re.split(r"(?<!\\)\|", line.strip().partition("\t")[0])]
+    if len(spellings) > 1 and "" in spellings:
+        raise ValueError(rf"nothing stands beside a | of {line!r}: write \| for a bar that belongs to the entry")
+    return spellings
+
+
+def number_spellings(entries: Iterable[Sequence[str]], *, plurals: bool = False) -> dict[str, int]:
+    """Return each spelling and the number of its entry; see `read_entries`. A ValueError names a spelling of two entries."""
+    numbers: dict[str, int] = {}
+    for number, spellings in enumerate(entries):
+        for spelling in spellings:
+            if numbers.setdefault(spelling, number) != number:
+                raise ValueError(f"{spelling!r} spells two entries: give it to one of them")
+    for spelling, number in list(numbers.items()) if plurals else ():
+        for form in number_forms(spelling):
+            numbers.setdefault(form, number)
+    return numbers
+
+
+def spellings_digest(spellings: Mapping[str, int]) -> str:
+    """Return the hash of a list of entries; of a list without synonyms, the one that earlier versions gave it."""
+    plain = list(spellings.values()) == list(range(len(spellings)))
+    return digest(list(spellings) if plain else list(spellings.items()))
 
 
 @dataclass(frozen=True)
@@ -133,7 +170,7 @@ class _Match(Task[RowGroup, Found]):
 
     def run(self, item: RowGroup, worker: Worker) -> Found:
         def make() -> EntryMatcher:
-            return EntryMatcher(read_entry_table(self.entries), ignore_case=self.ignore_case)
+            return EntryMatcher(*read_entry_table(self.entries), ignore_case=self.ignore_case)
 
         return worker.cached(self, make)(read_captions(item))
 

@@ -67,11 +67,12 @@ def make_balanced_plan(
         "dynamic": request.dynamic is True,
         "draw": "bernoulli",
         "seed": request.seed,
-    }
+    } | ({"plurals": True} if request.plurals else {})
     matches = match_entries(
         catalog,
         request.entries,
         ignore_case=request.ignore_case,
+        plurals=request.plurals,
         snapshot=snapshot,
         workers=workers,
         context=context,
@@ -188,7 +189,7 @@ class _Rate(Task[Part, None]):
 
     def run(self, item: Part, worker: Worker) -> None:
         survivors, _ = self.rows.open(worker)
-        found = Matches(self.matches, "", []).part(item, survivors.keeps(item.span))
+        found = Matches(self.matches, "", {}).part(item, survivors.keeps(item.span))
         self.column.write(item, keep_rates(*found, self.probability).astype(np.float32))
 
 

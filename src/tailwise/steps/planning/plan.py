@@ -31,7 +31,7 @@ class OtherMethod:
 OTHER_METHODS = {
     "rates": OtherMethod(make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected"), ("above_one",)),
     "text-balance": OtherMethod(
-        make_balanced_plan, ("entries", "per_entry", "ignore_case"), ("keep", "budget", "without")
+        make_balanced_plan, ("entries", "per_entry", "ignore_case", "plurals"), ("keep", "budget", "without")
     ),
     "between": OtherMethod(make_between_plan, ("of",), ("clustering", "draw")),
     "within": OtherMethod(make_within_plan, ("of",), ("clustering",)),
