@@ -105,6 +105,8 @@ def test_sorting_search_gallery_and_plans(report_folder, open_page):
     rates = page.locator("#cards .chips li:nth-child(2)").all_inner_texts()
     page.select_option("#plan", "subset")
     assert page.locator("#cards .chips li:nth-child(2)").all_inner_texts() != rates
+    shown = page.locator(".legend [data-plan]:visible")
+    assert {item.get_attribute("data-plan") for item in shown.all()} == {"1"}
     page.select_option("#versus", "epochs")
     assert page.locator("#two-about").inner_text().startswith("From subset to epochs")
     page.select_option("#color", "group:animals")
@@ -128,8 +130,11 @@ def test_brushing_selects_in_all_views_and_links_bring_it_back(report_folder, op
     assert page.evaluate("document.querySelector('[data-chart=map] canvas').toDataURL()") != before
     again = open_page(report_folder / "index.html", page.evaluate("location.hash"))
     assert cards(again) == selected and again.locator("#count").inner_text() == count
+    ticks = "Bokeh.documents[0].roots().flatMap((f) => [...f.below, ...f.left]).map((a) => a.ticker.ticks?.length ?? 3)"
     page.click("#zoom")
+    assert all(3 <= count <= 12 for count in page.evaluate(ticks))
     page.click("#unzoom")
+    assert all(3 <= count <= 12 for count in page.evaluate(ticks))
     page.click("#clear")
     assert len(cards(page)) == 6 and "brush" not in page.url
 

@@ -112,6 +112,8 @@ def test_the_page_holds_the_figures(page, report_catalog):
     assert sorted(column(meta, "rank").tolist()) == list(range(1, 7))
     assert meta["groups"] == {"animals": [f"animal{at}" for at in range(6)]}
     assert "GPU-hours" in page and ">100<" in page
+    sizes = np.sort(column(meta, "size"))[::-1]
+    assert f">{100 * sizes[:2].sum() / sizes.sum():.1f} %<i" in page and "never: one fixed subset" in page
 
 
 def test_duplicates_and_filtered_samples_are_those_of_the_lists(report_catalog):

@@ -167,6 +167,7 @@
       [this.columnX, this.columnY, this.log] = meta.scatter[name];
       this.home = [figure.x_range.start, figure.x_range.end, figure.y_range.start, figure.y_range.end];
       box.append(this.canvas);
+      setTicks(this);
       const again = () => { this.placed = false; schedule(); };
       for (const range of [figure.x_range, figure.y_range]) range.change.connect(again);
       for (const side of ["inner_width", "inner_height"]) figure.properties[side].change.connect(again);
@@ -260,6 +261,19 @@
       }
       return best;
     }
+  }
+
+  function logTicks(low, high) {
+    for (const digits of [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 7]]) {
+      const ticks = [];
+      for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) ticks.push(...digits.map((digit) => digit * 10 ** power));
+      const inside = ticks.filter((tick) => tick >= low && tick <= high);
+      if (inside.length > 2) return inside;
+    }
+    return [low, Math.sqrt(low * high), high].map((tick) => Number(tick.toPrecision(3)));
+  }
+  function setTicks({ figure, log }) {
+    if (log) for (const [range, [axis]] of [[figure.x_range, figure.below], [figure.y_range, figure.left]]) axis.ticker.ticks = logTicks(range.start, range.end);
   }
 
   const scatters = [];
@@ -371,6 +385,7 @@
       }
       scatter.figure.x_range.setv({ start: left, end: right });
       scatter.figure.y_range.setv({ start: low, end: high });
+      setTicks(scatter);
     }
     byId("unzoom").hidden = home;
   }
