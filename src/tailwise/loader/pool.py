@@ -16,7 +16,6 @@ from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
 from tailwise.shards.ranges import ShardStore, open_shards
 
-DEFAULT_CACHE_BYTES = 32_000_000_000
 ON_DAMAGED = ("error", "replace")
 
 

@@ -14,6 +14,8 @@ from tailwise.shards.packed import packed_shards, refuse_packed
 from tailwise.storage.store_path import private_folder
 from tailwise.text import command_line
 
+DEFAULT_CACHE_BYTES = 32_000_000_000  # of ranges of shards, on this machine's disk
+
 
 def require_bytes(plan: Plan) -> None:
     """Refuse a plan that draws samples without bytes, or of compressed tars."""
