@@ -106,7 +106,18 @@ def test_rates_by_thirds_of_the_classes_and_by_source(clustered, truth, small_gr
     assert found.rates["bulk"] == pytest.approx(rates[kept & (small_groups < 2)].mean())
 
 
-def test_rank_correlations_of_groups(monkeypatch):
+def test_classes_of_equal_size_are_in_thirds_by_their_index(clustered, tmp_path):
+    path = tmp_path / "truth.tsv"
+    lines = [f"{row:06d}\t{8 + row % 4}" for row in reversed(range(600))]
+    path.write_text("\n".join(["key\tclass_index", *lines]) + "\n")
+    plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.3))
+    rates = plan.rate(slice(0, 600)).reshape(150, 4).mean(axis=0)  # of classes 8, 9, 10, 11
+    with open_truth(clustered, Truth(str(path))) as labels:
+        found = treatment(plan, 1000, labels).rates
+    assert found == pytest.approx({"head": rates[:2].mean(), "medium": rates[2], "few": rates[3]})
+
+
+def test_rank_correlations_of_groups():
     generator = np.random.default_rng(3)
     groups = generator.integers(0, 7, 300).astype(np.int32)
     groups[groups == 5] = 6

@@ -46,7 +46,8 @@ class Labels:
         self._classes, known = _codes(catalog, truth, truth.column, work / "classes")
         self.counts = _count(self._classes, len(known))
         if truth.by is None:
-            parts = thirds(self.counts)
+            in_order = np.array(sorted(range(len(known)), key=lambda at: known[at].rjust(20)))  # ties by class index
+            parts = {name: in_order[members] for name, members in thirds(self.counts[in_order]).items()}
             self._groups, self.names = None, [*parts]
             self._group_of = np.zeros(len(known), np.int32)
             for number, members in enumerate(parts.values()):

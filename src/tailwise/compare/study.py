@@ -10,7 +10,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -198,9 +198,11 @@ class Study:
         return trained, about
 
     def make_plan(self, run: Run, runner: Runner) -> Plan:
-        """Make the plan of a run, or open it."""
-        for step in run.plans:
-            _run_quietly(runner, step)
+        """Make the plan of a run, or open it. Processes that share the output folder wait for each other."""
+        folder = self.output / CACHE
+        with locked(folder / ".plans", str(folder), wait=True) if folder.exists() else nullcontext():
+            for step in run.plans:
+                _run_quietly(runner, step)
         return Plan(Catalog.open(self.recipe.catalog), str(run.plan.options["name"]))
 
     def gate(self, runner: Runner, seed: int) -> dict[str, Any]:
@@ -245,8 +247,8 @@ def compare(
     prepare(study, runner)
     runs = study.runs(only, seeds)
     missing = sum(study.result(run) is None for run in runs)
-    with locked(output / CACHE / ".lock", str(output), wait=True):  # several processes may begin at once
-        gate = study.gate(runner, runs[0].seed)
+    (output / CACHE).mkdir(parents=True, exist_ok=True)
+    gate = study.gate(runner, runs[0].seed)
     for text in gate_lines(gate):
         report(text)
     if missing and not force:
