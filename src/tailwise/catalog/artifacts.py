@@ -223,8 +223,11 @@ def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:
 def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters that an artifact was made with, by the names that users give them."""
     config = dict(identity["config"])
-    asked, options, final = (config.pop(name, None) or {} for name in ("asked", "options", "final_options"))
-    return {**config, **asked, **options, **{f"{name}_end": value for name, value in final.items()}}
+    final = config.pop("final_options", None) or {}
+    flat = {f"{name}_end": value for name, value in final.items()}
+    for name, value in config.items():
+        flat |= value if isinstance(value, Mapping) and name != "score" else {name: value}
+    return flat
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -248,7 +251,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _shown(value: object) -> str:
     if value is None or value == []:
         return "not given"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    values = value if isinstance(value, list) else value.values() if isinstance(value, Mapping) else [value]
+    return ", ".join(map(str, values))
 
 
 def finished_folder(place: Path, identity: Mapping[str, Any]) -> Path:

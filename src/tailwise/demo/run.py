@@ -170,7 +170,8 @@ def _check(folder: Path, made_with: dict[str, object]) -> bool:
     if (folder / DONE).exists():
         if (found := read_json(folder / DONE)) != made_with:
             remedy = "name another folder with `output`, or delete it"
-            raise ConflictError(f"{folder} holds a demo of {found}, not of {made_with}: {remedy}")
+            shown = (", ".join(f"{name} {value}" for name, value in each.items()) for each in (found, made_with))
+            raise ConflictError(f"{folder} holds a demo of {', not of '.join(shown)}: {remedy}")
         return True
     if folder.exists() and any(path.name != SAMPLE for path in folder.iterdir()):
         raise ConflictError(f"{folder} exists and is no demo: name a new folder with `output`")

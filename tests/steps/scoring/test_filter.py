@@ -261,6 +261,8 @@ def test_the_command(small_catalog):
     told = run("filter", catalog, "--by", "caption-characters", "--max", 7, "--name", "short")
     assert "35: caption-characters above 7" in told
     assert "drop list 'short': drops 35 of 600 samples; 565 stay, 94.2 % of the pool of 600" in told.replace("%", " %")
+    with pytest.raises(UserError, match=r"other settings \(--max 7\.0 → not given, --min not given → 3\.0\): "):
+        run("filter", catalog, "--by", "caption-characters", "--min", 3, "--name", "short")
     options = ("--by", "image-bytes", "--keep", 0.5, "--without", "short", "--json")
     figures = json.loads(run("filter", catalog, *options))
     assert (figures["name"], figures["samples"], figures["kept"]) == ("image-bytes", 565, 300)
