@@ -185,7 +185,7 @@ def _similarities(figures: ClusterFigures, plans: Sequence[Plan]) -> Chart:
                         mode="center", color=color, line_width=2, visible=number == 0)  # fmt: skip
             legend.append((color, dash, label, number))
     about = "Typical samples are right: they are similar to the centroid of their cluster."
-    return Chart("similarity", "Typical and untypical samples", about, figure, tuple(legend))
+    return Chart("similarity", "Typical and untypical samples", about, figure, tuple(legend) if plans else ())
 
 
 def _duplicates(name: str, counts: npt.NDArray[np.int64], epsilon: float) -> Chart:
