@@ -718,7 +718,7 @@ def comparison_summary():
     """`comparison_summary(text, baseline)` → the content of a summary.json, all of whose texts are `text`."""
 
     def make(text, baseline):
-        interval = {"low": -0.1, "high": 0.1, "p": 0.5, "p_holm": 0.5, "significant": False}
+        interval = {"low": -1.1, "high": 1.1, "p": 0.5, "p_holm": 0.5, "significant": False}
         difference = {"mean": 0.01, "n": 2, "sd": 0.01, **interval}
         rows = [
             {

@@ -443,7 +443,10 @@ class ReportRequest:
     """A report on a catalog."""
 
     output: Annotated[Path, "Folder of the report; open index.html in it."] = field(kw_only=True)
-    plan: Annotated[Sequence[str], "Plan to show; may be given again.  [default: all of the newest snapshot]"] = ()
+    plan: Annotated[
+        Sequence[str],
+        "Plan to show; may be given again.  [default: all of the newest snapshot but those of comparisons]",
+    ] = ()
     clustering: Annotated[
         str | None, "Clustering or grouping whose clusters are shown.  [default: that of the first plan, or main]"
     ] = None

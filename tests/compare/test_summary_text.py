@@ -44,7 +44,7 @@ def test_files_show_names_as_they_are(summary, tmp_path):
 def test_the_terminal_gets_names_without_escapes_of_markdown(summary, capsys):
     _print_results(summary)
     said = capsys.readouterr().out
-    assert plain(HOSTILE) in said and "50.00 ± 1.00" in said and "+1.00 (-10.00 … +10.00)" in said
+    assert plain(HOSTILE) in said and "50.00 ± 1.00" in said and "+1.00 (-110.00 … +110.00)" in said
     assert "no retrieval set" in said and not re.search("[\x00-\x09\x0b-\x1f\u202e]", said)
 
 
@@ -53,7 +53,7 @@ def test_cells_of_the_table_are_no_formulas(summary):
     assert {row["row"] for row in rows} == {SAFE, f"'{HOSTILE}"}
     assert {row["set"] for row in rows} == {f"'{HOSTILE}"}
     assert {float(row["mean"]) for row in rows} == {0.5}
-    assert {row["difference_low"] for row in rows} == {"", "-0.1"}
+    assert {row["difference_low"] for row in rows} == {"", "-1.1"}
 
 
 def test_plots_take_dollars_for_dollars(summary):

@@ -36,6 +36,7 @@ from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.progress import Item
 from tailwise.recipes.recipe import with_folder
+from tailwise.report.study import PLANS
 from tailwise.storage.local import locked, replacing
 from tailwise.train.runs import changes
 
@@ -71,7 +72,7 @@ class Run:
         if isinstance(options.get("of"), Mapping):
             before = self._plans(options["of"], f"{suffix}-of")
             options = {**options, "of": before[-1].options["name"]}
-        name = f"compare-{self.row.slug}-{self.seed}{suffix}-{digest(options)[:6]}"  # other options, another plan
+        name = f"{PLANS}{self.row.slug}-{self.seed}{suffix}-{digest(options)[:6]}"  # other options, another plan
         return [*before, Step("plan", {"name": name, **options, "seed": self.seed})]
 
     @property

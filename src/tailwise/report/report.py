@@ -37,7 +37,7 @@ from tailwise.report.samples import (
     nearest_to_threshold,
     shard_names,
 )
-from tailwise.report.study import read_summary, study_section
+from tailwise.report.study import PLANS, read_summary, study_section
 from tailwise.requests import ReportRequest
 from tailwise.text import command_line, did_you_mean, plain
 
@@ -182,10 +182,10 @@ def _check_ours(folder: Path) -> None:
 
 
 def _plans(catalog: Catalog, names: Sequence[str]) -> list[Plan]:
-    """Return the plans that were asked for, or all of the newest snapshot, dynamic ones first."""
+    """Return the plans that were asked for, or all of the newest snapshot but those of comparisons, dynamic ones first."""
     if names:
         return [Plan(catalog, name) for name in dict.fromkeys(names)]
-    plans = [Plan(catalog, name) for name in PLAN.finished(catalog.folder)]
+    plans = [Plan(catalog, name) for name in PLAN.finished(catalog.folder) if not name.startswith(PLANS)]
     newest = catalog.snapshot().number
     return sorted((plan for plan in plans if plan.snapshot.number == newest), key=lambda plan: not plan.dynamic)
 
@@ -291,6 +291,13 @@ def _notes(catalog: Catalog, plans: Sequence[Plan], clustering: Clustering | Non
     elif not plans:
         making = command_line("plan", catalog.folder, "epochs", method="dynamics", keep=0.5)
         notes.append(f"There is no plan of this snapshot yet. Make one with {making}.")
+    compared = {name for name in PLAN.finished(catalog.folder) if name.startswith(PLANS)} - {
+        plan.name for plan in plans
+    }
+    if compared:
+        notes.append(
+            f"{len(compared):,} plans of comparisons are not shown. Name those to show: --plan {min(compared)}."
+        )
     for plan in plans:
         if plan.snapshot.number != newest.number:
             absent = newest.rows - plan.rows

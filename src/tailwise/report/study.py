@@ -19,6 +19,7 @@ from tailwise.text import redacted
 
 FORMAT = 1  # of summary.json
 SUMMARY = "summary.json"
+PLANS = "compare-"  # begins the names of plans that `compare` makes
 METRICS = {
     "top1": "top-1",
     "mean_per_class": "mean per class",
@@ -53,7 +54,10 @@ def study_section(summary: Mapping[str, Any]) -> Any:  # noqa: ANN401  (jinja2's
     shown.filters |= {**FILTERS, "pairs": pairs, "hours": lambda seconds: f"{seconds / 3600:,.3f}"}
     axes = {name: _axis(summary["rows"], name) for name in summary["sets"]}
     curves = {name: found for name in summary["sets"] if (found := _curves(summary, name))}
-    return safe(shown.get_template("study.html.j2").render(**summary, axes=axes, curves=curves))
+    costs = [(row["cost"], len(row["seeds"])) for row in summary["rows"] if row["cost"]]
+    seconds = sum((cost["train_seconds"] + cost["evaluate_seconds"]) * runs for cost, runs in costs)
+    page = shown.get_template("study.html.j2").render(**summary, axes=axes, curves=curves, seconds=seconds)
+    return safe(page)
 
 
 # --- plots --------------------------------------------------------------------------------------------------------------
