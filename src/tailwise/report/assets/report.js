@@ -208,7 +208,7 @@
       const { width, height } = this.canvas;
       if (!width || !height) return;
       if (!this.image || this.image.width !== width || this.image.height !== height) this.image = new ImageData(width, height);
-      const out = this.image.data;
+      const out = this.image.data, ink = dark.matches ? 0xd6ccc3 : 0x60554a;
       if (selected) {
         if (!this.grey) { // all dots in grey, painted once: a brush changes those above them only
           const grey = dark.matches ? 0x6b635a : 0xb9b2aa;
@@ -218,7 +218,7 @@
         }
         out.set(this.grey);
       } else out.fill(0);
-      this.points.forEach((points, layer) => this.dots(points, layer, selected, layer ? () => (dark.matches ? 0xd6ccc3 : 0x60554a) : (at) => colors[at], count > MANY ? 255 : 205));
+      this.points.forEach((points, layer) => this.dots(points, layer, selected, layer ? () => ink : (at) => colors[at], count > MANY ? 255 : 205));
       this.canvas.getContext("2d").putImageData(this.image, 0, 0);
     }
 
