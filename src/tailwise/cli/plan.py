@@ -101,8 +101,8 @@ def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
     if newest.number > made.snapshot.number:
         remedy = f" (assign them to its clusters: tailwise cluster {folder} --extends {made.clustering} --name …)"
         remedy *= bool(made.clustering)
-        absent = f"{newest.rows - made.rows:,} newer samples are not in it"
-        say(f"note: it speaks of snapshot {made.snapshot.number}; {absent}{remedy}")
+        absent = f"{newest.rows - made.rows:,} newer samples are not included"
+        say(f"note: the plan uses snapshot {made.snapshot.number}; {absent}{remedy}")
     summary = made.manifest["summary"]
     if "entries_thinned" in summary:
         thinned, unmatched = summary["entries_thinned"], summary["entries_without_match"]

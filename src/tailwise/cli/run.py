@@ -128,7 +128,7 @@ def compare(
 
     All trainings see as many samples, unless a row gives its own number. What each row does to the samples is printed first. Every
     run leaves its result in OUTPUT/runs; a repeated command does what is missing, and several processes may share the work. The
-    summaries (summary.md, summary.html, summary.json, results.csv, plots) speak of all runs that are done, and are written after
+    summaries (summary.md, summary.html, summary.json, results.csv, plots) hold all runs that are done, and are written after
     each.
 
     Examples:
