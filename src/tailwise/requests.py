@@ -445,7 +445,7 @@ class ReportRequest:
     output: Annotated[Path, "Folder of the report; open index.html in it."] = field(kw_only=True)
     plan: Annotated[
         Sequence[str],
-        "Plan to show; may be given again.  [default: all of the newest snapshot but those of comparisons]",
+        "Plan to show; may be given again.  [default: all of the newest snapshot, else all, but those of comparisons]",
     ] = ()
     clustering: Annotated[
         str | None, "Clustering or grouping whose clusters are shown.  [default: that of the first plan, or main]"
@@ -460,7 +460,7 @@ class ReportRequest:
     def __post_init__(self) -> None:
         at_least(self, epochs=1, images=1, most_images=1)
         if self.samples_per_second is not None and not 0 < self.samples_per_second < math.inf:
-            raise UserError(f"`samples_per_second` {self.samples_per_second}: must be above 0")
+            raise UserError(f"`samples_per_second` {self.samples_per_second}: must be a finite number above 0")
         check_projection(self.projection)
 
 

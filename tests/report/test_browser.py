@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import tailwise
-from tailwise.requests import ReportRequest
+from tailwise.requests import FilterRequest, ReportRequest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -154,6 +154,21 @@ def test_a_dot_shows_its_samples_and_a_sample_its_history(report_folder, open_pa
     assert again.locator("dialog[open]").inner_text() == dialog.inner_text()
     again.keyboard.press("Escape")
     assert "sample=" not in again.url
+
+
+def test_links_of_another_report_and_a_page_without_clusters(report_folder, small_catalog, tmp_path, open_page):
+    for given in (
+        "brush=constructor,0,1,0,1",
+        "brush=quotas,0,9,0,9",
+        "cluster=1.5",
+        "sample=__proto__",
+        "color=group:no&plan=no",
+    ):
+        assert len(cards(open_page(report_folder / "index.html", f"#{given}"))) == 6
+    tailwise.filter_samples(small_catalog, FilterRequest(by="caption-characters", minimum=8.0, name="short"))
+    page = open_page(tailwise.make_report(small_catalog, ReportRequest(output=tmp_path / "r")).page)
+    page.locator("#dropped .thumb").first.click()
+    assert "dropped" in page.locator("dialog[open]").inner_text() and "sample=" in page.url
 
 
 def test_hostile_captions_stay_text(report_folder, open_page):

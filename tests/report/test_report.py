@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -16,9 +17,11 @@ from tailwise.catalog.removals import NOTHING_REMOVED
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.report.clusters import BINS, FARTHEST, KEPT, NEAREST, PICK, cluster_figures, first_of_each
+from tailwise.report.overview import plans_table
+from tailwise.report.page import write_page
 from tailwise.report.samples import duplicate_groups, nearest_to_threshold
 from tailwise.report.words import WORDS, count_words, typical_words
-from tailwise.requests import ReportRequest
+from tailwise.requests import FilterRequest, PlanRequest, ReportRequest
 from tailwise.steps.upkeep.remove import remove
 
 BLOCK = re.compile(r'<script type="application/json" id="data-([\w-]+)">(.*?)</script>', re.DOTALL)
@@ -114,6 +117,7 @@ def test_the_page_holds_the_figures(page, report_catalog):
     assert "GPU-hours" in page and ">100<" in page
     sizes = np.sort(column(meta, "size"))[::-1]
     assert f">{100 * sizes[:2].sum() / sizes.sum():.1f} %<i" in page and "never: one fixed subset" in page
+    assert meta["catalog"] == shlex.quote(str(report_catalog.folder))  # it is pasted into a shell
 
 
 def test_duplicates_and_filtered_samples_are_those_of_the_lists(report_catalog):
@@ -185,12 +189,72 @@ def test_removed_samples_and_lost_shards_show_nothing(report_catalog, tmp_path):
     assert column(held["meta"], "size").sum() == 50
 
 
+def test_epochs_until_all_are_shown_are_those_of_the_draws(report_catalog, tmp_path):
+    catalog = tailwise.Catalog.open(shutil.copytree(report_catalog.folder, tmp_path / "catalog"))
+    for name, request in (
+        ("without", PlanRequest(method="dynamics", keep=0.4, without=["duplicates"], clustering="animals")),
+        ("repeated", PlanRequest(method="dynamics", keep=1.5, max_repeats=3)),
+        ("all", PlanRequest(method="random", keep=1.0, dynamic=False)),
+        ("half", PlanRequest(method="random", keep=0.5, dynamic=False)),
+    ):
+        plan = tailwise.make_plan(catalog, name, request)
+        seen, shown = np.zeros(plan.rows, bool), []
+        for epoch in range(60):
+            seen |= plan.draw(epoch) > 0
+            shown.append(int(seen.sum()))
+        missing = plan.rows - shown[-1]
+        expected = f"{shown.index(shown[-1]) + 1}" + (f", but for {missing} samples" if missing else "")
+        cell = plans_table([plan], None).rows[0][-1]
+        assert cell == ("never: one fixed subset" if name == "half" else expected)
+
+
+def test_the_page_says_what_is_of_an_earlier_snapshot(report_catalog, tmp_path, make_tar, make_image):
+    catalog = tailwise.Catalog.open(shutil.copytree(report_catalog.folder, tmp_path / "catalog"))
+    make_tar(tmp_path / "new" / "1.tar", [("new.jpg", make_image()), ("new.txt", b"a new sample")])
+    tailwise.import_pool([str(tmp_path / "new")], catalog.folder, workers=1)
+    page = tailwise.make_report(catalog, ReportRequest(output=tmp_path / "r")).page.read_text(encoding="utf-8")
+    for name, where in (("Plan epochs", "not in it"), ("Clustering main", "in no cluster")):
+        assert f"{name} was made for snapshot 1: 1 newer samples are {where}." in page
+    assert "drop lists duplicates, short" in page
+
+
+def test_lists_are_shown_without_clusters(small_catalog, tmp_path):
+    tailwise.filter_samples(small_catalog, FilterRequest(by="caption-characters", minimum=8.0, name="short"))
+    page = tailwise.make_report(small_catalog, ReportRequest(output=tmp_path / "r")).page.read_text(encoding="utf-8")
+    assert len(blocks(page)["lists"]["filtered"]) == 1 and page.count("<script>") == 1
+
+
+def test_an_earlier_report_and_other_files_outlive_a_failure(tmp_path, tree_bytes, monkeypatch):
+    monkeypatch.setattr("tailwise.report.page.ONE_FILE_BYTES", 0)
+    page = {"title": "t", "about": "a"}
+    write_page(tmp_path, page, {"meta": "{}"}, {"chunk-0": "{}", "lists": "{}"})
+    (tmp_path / "data" / "mine.js").write_text("mine")
+    before = tree_bytes(tmp_path)
+    with pytest.raises(OSError, match="no/such"):
+        write_page(tmp_path, page, {"meta": "[]"}, {"chunk-1": "{}", "no/such": "{}"})
+    assert tree_bytes(tmp_path) == before
+    write_page(tmp_path, page, {"meta": "{}"}, {"chunk-1": "{}"})
+    assert sorted(tree_bytes(tmp_path)) == ["data/chunk-1.js", "data/mine.js", "index.html"]
+
+
+def test_a_report_without_its_page_is_written_again(report_catalog, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "chunk-0.js").write_text("of a process that was killed")
+    tailwise.make_report(report_catalog, ReportRequest(output=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
 def test_mistakes(report_catalog, tmp_path):
     (tmp_path / "index.html").write_text("<p>mine")
+    (tmp_path / "summary.json").write_text('{"format": 1, "rests_on": {}, "rows": []}')
     cases = (
         ({"output": tmp_path}, "no report of tailwise"),
         ({"output": tmp_path / "r", "clustering": "mian"}, "did you mean 'main'"),
         ({"output": tmp_path / "r", "plan": ["epoch"]}, "no plan|epoch"),
+        (
+            {"output": tmp_path / "r", "study": tmp_path},
+            "summary.json cannot be shown .*'sets'.*repeat `tailwise compare`",
+        ),
     )
     for given, said in cases:
         with pytest.raises(UserError, match=said):

@@ -23,6 +23,7 @@ from tailwise.cli.printing import budget_text, print_clusters, print_explanation
 from tailwise.cli.requests import takes
 from tailwise.errors import UserError
 from tailwise.requests import ExportRequest, PlanRequest
+from tailwise.text import command_line
 
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
@@ -99,8 +100,8 @@ def _print_plan(made: Plan, budget: float, left_out: LeftOut) -> None:
 def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
     newest = opened.snapshot()
     if newest.number > made.snapshot.number:
-        remedy = f" (assign them to its clusters: tailwise cluster {folder} --extends {made.clustering} --name …)"
-        remedy *= bool(made.clustering)
+        assigning = command_line("cluster", folder, extends=made.clustering, name="…")
+        remedy = f" (assign them to its clusters: {assigning})" if made.clustering else ""
         absent = f"{newest.rows - made.rows:,} newer samples are not included"
         say(f"note: the plan uses snapshot {made.snapshot.number}; {absent}{remedy}")
     summary = made.manifest["summary"]

@@ -11,10 +11,12 @@ import numpy.typing as npt
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.drops import DropList
 from tailwise.catalog.removals import Removals
-from tailwise.plan.explain import BIN_NAMES, first_epoch
-from tailwise.plan.plan import Plan
+from tailwise.plan.explain import BIN_NAMES, explain, first_epoch
+from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.plan.quotas import UNITS
 from tailwise.steps.upkeep.status import status
+
+COUNTS = 5_000_000  # of clusters and epochs, that are looked at for an exact number: seconds
 
 
 @dataclass(frozen=True)
@@ -74,23 +76,28 @@ def plans_table(plans: Sequence[Plan], samples_per_second: float | None) -> Tabl
             hours = first.total / samples_per_second / 3600
             row.append(f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}")
         rows.append(row)
-    note = "“All” are the samples that a plan may draw."
+    note = ""
     if samples_per_second:
         heads.append("GPU-hours an epoch")
-        note += f" GPU-hours are for {samples_per_second:,.6g} samples a second."
+        note = f"GPU-hours are for {samples_per_second:,.6g} samples a second."
     return Table("What each plan draws", heads, rows, note)
 
 
 def _full_coverage(plan: Plan) -> str:
-    """Return after how many epochs all samples have been drawn that the plan may draw."""
+    """Return after how many epochs all samples have been drawn that the plan may draw, and how many of the pool it may not."""
     if not plan.dynamic:
-        return "never: one fixed subset"
+        unique = first_epoch(plan).unique
+        return "1" if unique >= plan.pool else "never: one fixed subset"
     if plan.by_rate or not plan.exact or plan.annealed:
         return "not fixed: the draw is random" if not plan.exact else "not fixed: quotas change"
     full = (plan.sizes > 0) & (plan.quotas > 0)
-    epochs = -(-plan.sizes[full] * UNITS // plan.quotas[full])
-    never = int(plan.sizes[(plan.sizes > 0) & (plan.quotas == 0)].sum())
-    return f"{int(epochs.max(initial=0)):,}" + (f", but for {never:,} samples" if never else "")
+    most = int((-(-plan.sizes[full] * UNITS // plan.quotas[full])).max(initial=0))
+    shown = f"at most {most:,}"
+    if 0 < most * len(plan.sizes) <= COUNTS and most <= MAX_EPOCH:  # rounding of the counts can end it earlier
+        covered = [each.covered for each in explain(plan, most).epochs]
+        shown = f"{covered.index(covered[-1]) + 1:,}"
+    never = plan.pool - int(plan.sizes[full].sum())
+    return shown + (f", but for {never:,} samples" if never else "")
 
 
 def tail_table(sizes: npt.NDArray[np.int64], quotas: npt.NDArray[np.float64], plans: Sequence[Plan]) -> Table | None:

@@ -9,23 +9,25 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from tailwise import __version__
-from tailwise.storage.local import replacing
+from tailwise.storage.local import TEMPORARY_SUFFIX, replacing, scratch
 from tailwise.text import plain
 
 ONE_FILE_BYTES = 12_000_000  # of data; a larger page is a folder
 PAGE, DATA = "index.html", "data"
+SCRIPTS = (f"{DATA}/chunk-*.js", f"{DATA}/lists.js")  # ours; other files may lie beside them
 
 
 def write_page(
     folder: Path, page: Mapping[str, Any], inline: Mapping[str, str], blocks: Mapping[str, str]
 ) -> list[Path]:
-    """Write the page; return its files.
+    """Write the page; return its files. An earlier report stays whole until all files of the new one are on the disk.
 
     Args:
         folder: made if it does not exist. Scripts of an earlier report are deleted.
@@ -35,19 +37,21 @@ def write_page(
     """
     apart = sum(map(len, blocks.values())) > ONE_FILE_BYTES
     text = render({**inline, **({} if apart else blocks)}, apart=apart, **page)
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / DATA
-    (folder / PAGE).unlink(missing_ok=True)  # it would load the scripts of the new report
-    for old in data.glob("*.js"):
-        old.unlink()
-    written = [folder / PAGE]
-    if apart:
-        data.mkdir(exist_ok=True)
-        for name, block in blocks.items():
-            (data / f"{name}.js").write_text(f"tailwiseData({json.dumps(name)}, {block});\n", encoding="utf-8")
-            written.append(data / f"{name}.js")
-    with replacing(folder / PAGE, unique=True) as temporary:  # last: with it, the report is whole
+    data, written = folder / DATA, [folder / PAGE]
+    with scratch(folder / f"{DATA}{TEMPORARY_SUFFIX}") as fresh, replacing(folder / PAGE, unique=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
+        for name, block in blocks.items() if apart else ():
+            (fresh / f"{name}.js").write_text(f"tailwiseData({json.dumps(name)}, {block});\n", encoding="utf-8")
+            written.append(data / f"{name}.js")
+        if apart:
+            data.mkdir(exist_ok=True)
+        (folder / PAGE).unlink(missing_ok=True)  # it would load the scripts of the new report
+        for old in [path for pattern in SCRIPTS for path in folder.glob(pattern)]:
+            old.unlink()
+        for path in written[1:]:
+            (fresh / path.name).replace(path)
+    with suppress(OSError):  # it holds files
+        data.rmdir()
     return written
 
 
@@ -62,7 +66,9 @@ def render(blocks: Mapping[str, str], *, apart: bool = False, **page: Any) -> st
     page = {**NOTHING, **page}
     source = files("tailwise.report") / "assets"
     css = (source / "report.css").read_text(encoding="utf-8")
-    scripts = [_bokeh(), (source / "report.js").read_text(encoding="utf-8")] if page["gallery"] else []
+    scripts = [_bokeh()] if page["gallery"] else []
+    if page["gallery"] or page["duplicates"] or page["filtered"]:
+        scripts.append((source / "report.js").read_text(encoding="utf-8"))
     hashes = [f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts] or ["'none'"]
     sources = [*hashes, *(["'self'", "file:"] if apart else [])]
     policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "

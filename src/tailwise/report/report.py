@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +23,23 @@ from tailwise.catalog.kinds import CLUSTERING, COMPARISON, DROP_LIST, PLAN
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.catalog.removals import Removals
 from tailwise.context import Context
-from tailwise.errors import NotFoundError, UserError
+from tailwise.errors import DamagedError, NotFoundError, UserError
 from tailwise.extras import require
 from tailwise.plan.plan import Plan
 from tailwise.report import charts as drawing
 from tailwise.report.clusters import BINS, ClusterFigures, cluster_figures
 from tailwise.report.overview import facts_of, plans_table, rejected_table, tail_table
-from tailwise.report.page import PAGE, script_json, write_page
+from tailwise.report.page import PAGE, SCRIPTS, script_json, write_page
 from tailwise.report.samples import (
     Filtered,
     Group,
+    cut,
     describe,
     duplicate_groups,
     nearest_to_threshold,
     shard_names,
 )
-from tailwise.report.study import PLANS, read_summary, study_section
+from tailwise.report.study import PLANS, SUMMARY, read_summary, study_section
 from tailwise.requests import ReportRequest
 from tailwise.text import command_line, did_you_mean, plain
 
@@ -71,9 +73,9 @@ def make_report(catalog: Catalog | str | Path, request: ReportRequest, context: 
     """
     require("report", "bokeh", "jinja2", purpose="a report")
     catalog, context = Catalog.open(catalog), context or Context()
-    folder = check_output_folder(request.output, "`output`", {PAGE})
+    folder = check_output_folder(request.output, "`output`", {PAGE, *SCRIPTS})
     _check_ours(folder)
-    study = None if request.study is None else study_section(read_summary(request.study))
+    study = None if request.study is None else _study(request.study)
     content = _collect(catalog, request, context)
     figures = content.figures
     columns = {} if figures is None else _columns(figures)
@@ -140,12 +142,12 @@ def _collect(catalog: Catalog, request: ReportRequest, context: Context) -> _Con
 def _meta(content: _Content) -> dict[str, Any]:
     """Return what the page's script reads first, but for charts and columns."""
     catalog, clustering, figures = content.catalog, content.clustering, content.figures
-    groups = {} if figures is None else {name: Clustering.open(catalog, name).values for name in figures.groups}
+    groups = {} if figures is None else {name: _values(Clustering.open(catalog, name)) for name in figures.groups}
     return {
-        "catalog": plain(catalog.folder),
+        "catalog": shlex.quote(plain(catalog.folder)),
         "clustering": clustering.name if clustering else None,
         "clusters": 0 if figures is None else len(figures.sizes),
-        "values": clustering.values if clustering else None,
+        "values": _values(clustering) if clustering else None,
         "words": [] if figures is None else figures.words,
         "groups": groups,
         "plans": [{"name": plan.name, "dynamic": plan.dynamic} for plan in content.plans],
@@ -153,6 +155,10 @@ def _meta(content: _Content) -> dict[str, Any]:
         "chunk": CHUNK_CLUSTERS,
         "shards": shard_names(catalog, content.samples),
     }
+
+
+def _values(grouping: Clustering) -> list[str | None] | None:
+    return None if grouping.values is None else [None if value is None else cut(value) for value in grouping.values]
 
 
 def _page(content: _Content, request: ReportRequest) -> dict[str, Any]:
@@ -167,12 +173,23 @@ def _page(content: _Content, request: ReportRequest) -> dict[str, Any]:
         "about": _about(catalog, content.clustering),
         "facts": facts_of(catalog, sizes, content.lists),
         "tables": [table for table in found if table is not None],
-        "notes": _notes(catalog, plans, content.clustering),
+        "notes": _notes(content),
         "plans": [plan.name for plan in plans],
         "gallery": figures is not None,
         "duplicates": bool(content.groups),
         "filtered": bool(content.filtered),
     }
+
+
+def _study(folder: Path) -> Any:  # noqa: ANN401  (jinja2's)
+    from jinja2 import UndefinedError  # noqa: PLC0415  (an extra)
+
+    summary = read_summary(folder)
+    try:
+        return study_section(summary)
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        problem = f"{folder / SUMMARY} cannot be shown ({type(error).__name__}: {error})"
+        raise DamagedError(f"{problem}: repeat `tailwise compare`, which trains nothing again") from error
 
 
 def _check_ours(folder: Path) -> None:
@@ -182,12 +199,12 @@ def _check_ours(folder: Path) -> None:
 
 
 def _plans(catalog: Catalog, names: Sequence[str]) -> list[Plan]:
-    """Return the plans that were asked for, or all of the newest snapshot but those of comparisons, dynamic ones first."""
+    """Return the plans that were asked for; or all of the newest snapshot, else all, but those of comparisons; dynamic ones first."""
     if names:
         return [Plan(catalog, name) for name in dict.fromkeys(names)]
     plans = [Plan(catalog, name) for name in PLAN.finished(catalog.folder) if not name.startswith(PLANS)]
-    newest = catalog.snapshot().number
-    return sorted((plan for plan in plans if plan.snapshot.number == newest), key=lambda plan: not plan.dynamic)
+    newest = [plan for plan in plans if plan.snapshot.number == catalog.snapshot().number]
+    return sorted(newest or plans, key=lambda plan: not plan.dynamic)
 
 
 def _clustering(catalog: Catalog, name: str | None, plans: Sequence[Plan]) -> Clustering | None:
@@ -284,13 +301,15 @@ def _about(catalog: Catalog, clustering: Clustering | None) -> str:
     )
 
 
-def _notes(catalog: Catalog, plans: Sequence[Plan], clustering: Clustering | None) -> list[str]:
+def _notes(content: _Content) -> list[str]:
+    """Return what the page does not show, and why."""
+    catalog, plans, clustering = content.catalog, content.plans, content.clustering
     newest, notes = catalog.snapshot(), []
     if clustering is None:
         notes.append(f"There are no clusters to show yet. Make them with {command_line('cluster', catalog.folder)}.")
     elif not plans:
         making = command_line("plan", catalog.folder, "epochs", method="dynamics", keep=0.5)
-        notes.append(f"There is no plan of this snapshot yet. Make one with {making}.")
+        notes.append(f"There is no plan yet. Make one with {making}.")
     compared = {name for name in PLAN.finished(catalog.folder) if name.startswith(PLANS)} - {
         plan.name for plan in plans
     }
@@ -298,12 +317,14 @@ def _notes(catalog: Catalog, plans: Sequence[Plan], clustering: Clustering | Non
         notes.append(
             f"{len(compared):,} plans of comparisons are not shown. Name those to show: --plan {min(compared)}."
         )
-    for plan in plans:
-        if plan.snapshot.number != newest.number:
-            absent = newest.rows - plan.rows
-            notes.append(
-                f"Plan {plan.name} was made for snapshot {plan.snapshot.number}: {absent:,} newer samples are not in it."
-            )
+    older = [(f"Plan {plan.name}", plan.snapshot, "not in it") for plan in plans]
+    if clustering is not None:
+        older.insert(0, (f"Clustering {clustering.name}", clustering.snapshot, "in no cluster"))
+    for name, snapshot, where in older:
+        if absent := newest.rows - snapshot.rows:
+            notes.append(f"{name} was made for snapshot {snapshot.number}: {absent:,} newer samples are {where}.")
+    if others := sorted({*DROP_LIST.finished(catalog.folder)} - {item.name for item in content.lists}):
+        notes.append(f"Not shown, since made for earlier snapshots: drop lists {', '.join(others)}.")
     return [plain(note) for note in notes]
 
 

@@ -30,7 +30,7 @@ from tailwise.kernels.keyed import hash_each, stream_key
 from tailwise.loader.thumbnails import PLACES, Thumbnails
 from tailwise.plan.plan import Plan
 
-CAPTION_LETTERS = 300
+TEXT_LETTERS = 300  # of a caption, a key or a value of a grouping
 BANDS = 6  # of similarity, from which groups of duplicates are chosen
 GROUPS = 8  # of each band
 MEMBERS = 5  # of a group, besides the one that is kept
@@ -114,7 +114,7 @@ def nearest_to_threshold(found: DropList, removals: Removals) -> list[Filtered]:
     with pq.ParquetFile(check_file(found.folder / layout.DROPPED_TABLE)) as file:
         for batch in file.iter_batches(columns=["row", "reason", "value", "kept_row", "similarity"]):
             value = pc.coalesce(batch.column("value"), batch.column("similarity").cast(pa.float64()))
-            judged = pc.and_(pc.is_valid(value), pc.is_null(batch.column("kept_row")))
+            judged = pc.and_(pc.is_finite(value), pc.is_null(batch.column("kept_row")))
             valued = batch.set_column(2, "value", value).filter(judged)
             valued = valued.filter(pa.array(removals.keeps(valued.column("row").to_numpy())))
             for reason in pc.unique(valued.column("reason")).to_pylist():
@@ -193,7 +193,7 @@ class _Describe(Task[tuple[Part, npt.NDArray[np.int64]], dict[int, dict[str, Any
         table = catalog.samples_at(part.number, rows - part.first_row, COLUMNS)
         columns = {name: table.column(name).to_pylist() for name in ("key", "uid", "caption", "shard")}
         shown = {
-            row: {"key": key, "uid": uid.hex(), "caption": _cut(caption or ""), "shard": shard}
+            row: {"key": cut(key), "uid": uid.hex(), "caption": cut(caption or ""), "shard": shard}
             for row, key, uid, caption, shard in zip(rows.tolist(), *columns.values(), strict=True)
         }
         for row, thumbnail in zip(rows.tolist(), images.of(table, worker.cpus), strict=True):
@@ -219,8 +219,9 @@ def _shown(thumbnail: bytes | str) -> str:
     return f"data:image/webp;base64,{base64.b64encode(thumbnail).decode()}"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= CAPTION_LETTERS else f"{text[: CAPTION_LETTERS - 1]}…"
+def cut(text: str) -> str:
+    """Return text with at most TEXT_LETTERS characters."""
+    return text if len(text) <= TEXT_LETTERS else f"{text[: TEXT_LETTERS - 1]}…"
 
 
 def shard_names(catalog: Catalog, shown: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:

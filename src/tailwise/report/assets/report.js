@@ -68,7 +68,8 @@
     if (!plans.some((plan) => plan.name === state.versus)) state.versus = start.versus;
     if (!fields.some(([key]) => key === state.sort)) state.sort = start.sort;
     if (state.color.startsWith("group:") ? !(state.color in columns) : !fields.some(([key]) => key === state.color)) state.color = start.color;
-    if (!(Number(state.cluster) >= 0 && Number(state.cluster) < count)) state.cluster = "";
+    if (!(Number.isInteger(Number(state.cluster)) && Number(state.cluster) >= 0 && Number(state.cluster) < count)) state.cluster = "";
+    if (!Object.hasOwn(meta.charts, state.brush.split(",")[0])) state.brush = "";
   }
   function writeHash() {
     const given = new URLSearchParams();
@@ -470,10 +471,8 @@
     if (!dialog.open) dialog.showModal();
   }
   async function openSample() {
-    if (!state.sample || byId("sample").open) return;
-    const chunk = meta.places[state.sample];
-    if (chunk === undefined) return;
-    const { samples } = await load(chunk);
+    if (!Object.hasOwn(meta.places, state.sample) || byId("sample").open) return;
+    const { samples } = await load(meta.places[state.sample]);
     showSample(samples[state.sample]);
   }
 
@@ -560,12 +559,12 @@
     byId("clear").addEventListener("click", () => { Object.assign(state, { brush: "", cluster: "", q: "" }); refresh(); });
     byId("zoom").addEventListener("click", () => zoom(false));
     byId("unzoom").addEventListener("click", () => zoom(true));
-    byId("sample").addEventListener("close", () => { state.sample = ""; writeHash(); });
     window.addEventListener("hashchange", () => { if (location.hash.includes("=") || !location.hash) { readHash(); refresh(); openSample(); } });
     dark.addEventListener("change", theme);
   }
   async function begin() {
     readHash();
+    byId("sample").addEventListener("close", () => { state.sample = ""; writeHash(); });
     if (byId("controls")) listen();
     const lists = showLists();
     if (count && byId("controls")) refresh();
