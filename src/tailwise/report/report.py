@@ -315,7 +315,7 @@ def _notes(content: _Content) -> list[str]:
     }
     if compared:
         notes.append(
-            f"{len(compared):,} plans of comparisons are not shown. Name those to show: --plan {min(compared)}."
+            f"{len(compared):,} plans of comparisons are not shown. Name those to show: `--plan {min(compared)}`."
         )
     older = [(f"Plan {plan.name}", plan.snapshot, "not in it") for plan in plans]
     if clustering is not None:
