@@ -1,6 +1,7 @@
 """The report's figures, and what its files hold."""
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -185,7 +186,7 @@ def test_removed_samples_and_lost_shards_show_nothing(report_catalog, tmp_path):
     held = blocks(tailwise.make_report(catalog, ReportRequest(output=tmp_path / "r")).page.read_text(encoding="utf-8"))
     samples = [sample for block in held.values() for sample in block.get("samples", {}).values()]
     assert samples and not {sample["key"] for sample in samples} & set(keys)
-    assert all("gone.tar" in sample["image"] for sample in samples)
+    assert {sample["image"] for sample in samples} == {f"{tmp_path / 'gone.tar'}: No such file or directory"}
     assert column(held["meta"], "size").sum() == 50
 
 
@@ -222,6 +223,21 @@ def test_lists_are_shown_without_clusters(small_catalog, tmp_path):
     tailwise.filter_samples(small_catalog, FilterRequest(by="caption-characters", minimum=8.0, name="short"))
     page = tailwise.make_report(small_catalog, ReportRequest(output=tmp_path / "r")).page.read_text(encoding="utf-8")
     assert len(blocks(page)["lists"]["filtered"]) == 1 and page.count("<script>") == 1
+
+
+def test_a_compressed_tar_shows_why_it_has_no_pictures(tmp_path, make_tar_bytes, make_image, run_tailwise):
+    (tmp_path / "pool").mkdir()
+    members = [("a.jpg", make_image()), ("a.txt", b"short"), ("b.jpg", make_image()), ("b.txt", b"a longer one")]
+    (tmp_path / "pool" / "0.tar.gz").write_bytes(gzip.compress(make_tar_bytes(members)))
+    tailwise.import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1)
+    catalog = tailwise.Catalog.open(tmp_path / "catalog")
+    tailwise.filter_samples(catalog, FilterRequest(by="caption-characters", minimum=8.0, name="short"))
+    said = run_tailwise("report", catalog.folder, "--output", tmp_path / "r").stdout
+    assert "note: 1 of these samples have no picture" in said
+    samples = blocks((tmp_path / "r" / "index.html").read_text(encoding="utf-8"))["lists"]["samples"]
+    assert [sample["image"] for sample in samples.values()] == [
+        "the tar is compressed: `tailwise unpack` makes it readable"
+    ]
 
 
 def test_an_earlier_report_and_other_files_outlive_a_failure(tmp_path, tree_bytes, monkeypatch):

@@ -28,9 +28,12 @@ def report(catalog: CatalogPath, request: ReportRequest, as_json: AsJson = False
     made = make_report(opened, request, with_progress())
     if as_json:
         figures = {"page": str(made.page), "files": made.files, "size_bytes": made.size_bytes}
-        print_json({**figures, "clusters": made.clusters, "samples": made.samples})
+        shown = {"clusters": made.clusters, "samples": made.samples, "without_image": made.without_image}
+        print_json(figures | shown)
         return
     size = f"{made.size_bytes / 1e6:,.1f} MB in {made.files:,} file{'s' * (made.files > 1)}"
     say(f"report on {made.clusters:,} clusters with {made.samples:,} samples: {size}")
+    if made.without_image:
+        say(f"note: {made.without_image:,} of these samples have no picture; the page says why")
     say(f"open it: {made.page}")
     suggest_step(opened)

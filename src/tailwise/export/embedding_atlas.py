@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tailwise.loader.thumbnails import PLACES, Thumbnails
 from tailwise.plan.plan import Plan
 from tailwise.requests import ExportRequest
 
+logger = logging.getLogger(__name__)
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -51,9 +53,15 @@ def write_embedding_atlas(plan: Plan, epoch: int, path: Path, context: Context, 
     for part, where in RowsByPart(plan.catalog.parts(plan.snapshot)).split(rows):
         starts = range(0, len(rows[where]), CHUNK_ROWS)
         chunks += [(part, rows[where][at : at + CHUNK_ROWS], places[where][at : at + CHUNK_ROWS]) for at in starts]
+    missing = 0
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for table in context.map(_Describe(plan, epoch), chunks, "making thumbnails", KERNEL):
             writer.write_table(table)
+            missing += table.column("thumbnail").null_count
+    if missing:
+        logger.warning(
+            "%s of %s samples have no thumbnail: their images cannot be read", f"{missing:,}", f"{len(rows):,}"
+        )
     return len(rows)
 
 

@@ -21,6 +21,7 @@ PIXELS = 96  # of a thumbnail's longer side
 QUALITY = 70
 PLACES = ["shard", "image_offset", "image_bytes"]  # columns of samples that tell where their images are
 READ_TOGETHER = 256
+ABSENT, COMPRESSED = "no image in the shard", "the tar is compressed: `tailwise unpack` makes it readable"
 _DETAIL_LETTERS = 300
 
 
@@ -33,7 +34,9 @@ class Thumbnails:
         paths = shards.column("path").to_pylist()
         packed = set(packed_shards(shards)["path"].to_pylist())
         has_bytes = [container.has_bytes for container in containers_of(shards)]
-        self._without = np.array([not has or path in packed for has, path in zip(has_bytes, paths, strict=True)])
+        self._without = [
+            COMPRESSED if path in packed else "" if has else ABSENT for has, path in zip(has_bytes, paths, strict=True)
+        ]
         self._store: ShardStore = open_shards(shards, own_cache_folder(paths), DEFAULT_CACHE_BYTES)
         self._format = image_format
 
@@ -43,8 +46,10 @@ class Thumbnails:
         starts, sizes = (samples.column(name).fill_null(0).to_numpy() for name in PLACES[1:])
         ranges = np.stack([shards, starts, starts + sizes], axis=1).astype(np.int64)
         order = np.lexsort((ranges[:, 1], ranges[:, 0]))
-        order = order[~self._without[shards[order]] & (sizes[order] > 0)]
-        found: list[bytes | str] = ["no image in the shard"] * len(samples)
+        found: list[bytes | str] = [self._without[shard] or ABSENT for shard in shards.tolist()]
+        order = order[
+            np.array([not self._without[shard] for shard in shards[order].tolist()], bool) & (sizes[order] > 0)
+        ]
         with ThreadPoolExecutor(threads) as pool:
             for start, stop in pairwise([*range(0, len(order), READ_TOGETHER), len(order)]):
                 contents = list(self._store.read_many(ranges[order[start:stop]]))
@@ -54,7 +59,8 @@ class Thumbnails:
 
     def _small(self, content: bytes | memoryview | OSError) -> bytes | str:
         if isinstance(content, OSError):
-            return str(content)[:_DETAIL_LETTERS]
+            named = content.filename and content.strerror  # without the number
+            return (f"{content.filename}: {content.strerror}" if named else str(content))[:_DETAIL_LETTERS]
         try:
             image = decode_rgb(bytes(content))
         except ImageError as error:

@@ -56,6 +56,7 @@ class Report:
         size_bytes: of all files.
         clusters: number of clusters shown.
         samples: number of samples with a thumbnail, or with the reason why there is none.
+        without_image: number of these that have no thumbnail.
     """
 
     page: Path
@@ -63,6 +64,7 @@ class Report:
     size_bytes: int
     clusters: int
     samples: int
+    without_image: int
 
 
 def make_report(catalog: Catalog | str | Path, request: ReportRequest, context: Context | None = None) -> Report:
@@ -98,7 +100,8 @@ def make_report(catalog: Catalog | str | Path, request: ReportRequest, context: 
     written = write_page(folder, page, inline, {name: script_json(block) for name, block in blocks.items()})
     size = sum(path.stat().st_size for path in written)
     clusters = 0 if figures is None else len(figures.sizes)
-    return Report(folder / PAGE, len(written), size, clusters, len(content.samples))
+    without = sum(not sample["image"].startswith("data:") for sample in content.samples.values())
+    return Report(folder / PAGE, len(written), size, clusters, len(content.samples), without)
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------------
