@@ -274,6 +274,20 @@ def test_zsh_and_fish_are_completed(shell):
     assert shell("tailwise", **fish, _TYPER_COMPLETE_FISH_ACTION="get-args").startswith("rename\tRename an artifact")
 
 
+def test_a_store_that_cannot_be_reached_completes_nothing(shell):
+    pytest.importorskip("obstore", reason="needs the extra s3: obstore")
+    server = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+    }
+    asked = {"_TAILWISE_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    assert not shell(
+        "tailwise 2>&1", **server, **asked, _TYPER_COMPLETE_ARGS="tailwise explain s3://pool/catalog "
+    ).strip()
+
+
 def test_the_python_api_has_the_same_verbs():
     import tailwise
 

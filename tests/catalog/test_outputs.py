@@ -120,6 +120,8 @@ def test_folders(plan, tmp_path):
     for folder in ("cat", "cat/plans/p", "link", "link/new", "dangling", "theirs/x", "theirs"):
         with pytest.raises(UserError):
             check_output_folder(tmp_path / folder, "`output`", marks=["runs"])
+    with pytest.raises(UserError, match="not a URL"):
+        check_output_folder(Path("s3://bucket/report"), "`output`")
     (tmp_path / "theirs" / "runs").mkdir()
     for folder in ("theirs", "new", "new/deeper"):
         assert check_output_folder(tmp_path / folder, "`output`", marks=["runs"]) == tmp_path / folder

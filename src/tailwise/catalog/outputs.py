@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
@@ -126,9 +127,11 @@ def check_output_folder(folder: Path, option: str, marks: Collection[str] | None
         marks: patterns of names, one of which shows that the folder is an earlier output; None if any folder will do.
 
     Raises:
-        UserError: it is a file or a dangling link; it is in a catalog; it holds other files.
+        UserError: it is a URL, a file or a dangling link; it is in a catalog; it holds other files.
     """
     _refuse_catalog(folder)
+    if re.fullmatch(r"[a-z][a-z0-9+.-]+:", folder.parts[0] if folder.parts else "") and not folder.exists():
+        raise UserError(f"{option} {folder}: must be a folder of this machine, not a URL")
     if folder.is_dir():
         # A killed process leaves temporary files.
         found = any(not path.name.endswith(TEMPORARY_SUFFIX) for path in folder.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,7 +125,9 @@ def _plan_names(ctx: typer.Context) -> list[str]:
     """Return the plans of the catalog that stands before, for the Tab key."""
     from tailwise.catalog.kinds import PLAN
 
-    return PLAN.finished(ctx.params["catalog"]) if ctx.params.get("catalog") else []
+    with suppress(UserError, OSError):  # a store that cannot be reached: the shell would show the error as a name
+        return PLAN.finished(ctx.params["catalog"]) if ctx.params.get("catalog") else []
+    return []
 
 
 CatalogPath = Annotated[
