@@ -34,7 +34,7 @@ WRITERS = {
 
 
 @pytest.fixture
-def plan(make_tar, make_image, tmp_path):
+def plan(make_tar, make_image, make_embeddings, make_vectors, tmp_path):
     for shard in range(2):
         members = [
             (f"{shard}{row}.{kind}", content)
@@ -46,7 +46,8 @@ def plan(make_tar, make_image, tmp_path):
             )
         ]
         make_tar(tmp_path / "shards" / f"{shard:05d}.tar", members)
-    catalog = import_pool([str(tmp_path / "shards")], tmp_path / "cat", workers=1).catalog
+    make_embeddings(tmp_path / "emb", make_vectors([f"{shard}{row}" for shard in range(2) for row in range(6)]))
+    catalog = import_pool([str(tmp_path / name) for name in ("shards", "emb")], tmp_path / "cat", workers=1).catalog
     return make_plan(catalog, "p", PlanRequest("random", keep=0.5))
 
 
