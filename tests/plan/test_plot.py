@@ -11,6 +11,7 @@ from tailwise.plan.plot import _by_rate, plot_plan, write_plot
 from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.upkeep.remove import remove
 
 REQUESTS = {
     "dynamic": PlanRequest("dynamics", keep=0.5),
@@ -55,3 +56,16 @@ def test_plots_are_svg_and_png_and_the_same_again(small_catalog, tmp_path):
     write_plot(plan, 4, path, png=True, overwrite=True)
     with pytest.raises(UserError, match="name the SVG file"):
         write_plot(plan, 3, tmp_path / "plot.png")
+
+
+def test_one_cluster_is_drawn_and_shares_are_of_the_pool(small_catalog, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("tailwise.plan.plot.encode", lambda figure, png: figures.append(figure))
+    (tmp_path / "keys.txt").write_text("".join(f"{row:06d}\n" for row in range(150)))
+    remove(small_catalog, tmp_path / "keys.txt")
+    plot_plan(make_plan(small_catalog, "p", PlanRequest("random", keep=1.5, max_repeats=3)), 3)
+    (figure,) = figures
+    sizes, seen, coverage = figure.axes
+    assert np.ptp(sizes.collections[0].get_paths()[0].vertices[:, 0]) == np.ptp(seen.lines[0].get_xdata()) == 1
+    assert coverage.lines[0].get_ydata().tolist() == [100, 100, 100]
+    assert coverage.get_ylim()[1] > coverage.lines[1].get_ydata()[0] == 150

@@ -55,18 +55,21 @@ def plot_plan(plan: Plan, epochs: int, *, png: bool = False) -> dict[str, bytes]
         else:
             order = np.argsort(-plan.sizes, kind="stable")
             order = order[plan.sizes[order] > 0]
-            places, members = _means(np.arange(1, len(order) + 1)), _means(plan.sizes[order])
+            places = _means(np.arange(1, len(order) + 1))
+            if len(order) == 1:  # lines have two ends
+                order, places = np.repeat(order, 2), np.array([0.5, 1.5])
+            members = _means(plan.sizes[order])
             _plot_sizes(sizes[0], places, members, _means(plan.quotas[order] / UNITS))
             views = _means((plan.sizes * exposures(plan, epochs))[order]) / members
             seen.set(xlabel="clusters, from the largest to the smallest")
         drawn = sum(each.total for each in (shown if plan.dynamic else shown[:1] * epochs))
         _plot_views(seen, places, views, drawn / (plan.rows if plan.by_rate else int(plan.sizes.sum())), epochs)
-        covered = [100 * each.covered / plan.rows for each in shown]
+        covered = [100 * each.covered / max(plan.pool, 1) for each in shown]
         coverage.plot(range(1, epochs + 1), covered, color=DRAWN, marker="o", markersize=3)
-        budget = 100 * shown[0].total / plan.rows
+        budget = 100 * shown[0].total / max(plan.pool, 1)
         coverage.axhline(budget, color=POOL, zorder=0)
         coverage.text(epochs + 0.3, budget - 2, "budget of an epoch", ha="right", va="top", color=WORDS)
-        coverage.set(ylim=(0, 102), xlabel="epochs", ylabel="% of the pool shown")
+        coverage.set(ylim=(0, max(102, 1.05 * budget)), xlabel="epochs", ylabel="% of the pool shown")
         (sizes or [seen])[0].set_title(plain(f"plan {plan.name}: {plan.config['method']}"), loc="left")
         return encode(figure, png=png)
 
