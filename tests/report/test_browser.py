@@ -18,7 +18,8 @@ pytestmark = [
 LAYOUT = """() => {
   const visible = (e) => e.checkVisibility() && e.getClientRects().length && !e.closest("option, dialog, #tip, script, style");
   const texts = [...document.querySelectorAll("body *")].filter((e) => !e.children.length && e.textContent.trim() && visible(e));
-  const boxes = texts.map((e) => [e, e.getBoundingClientRect()]).filter(([e, b]) => b.width && b.height && !e.closest(".bar"));
+  const lines = texts.flatMap((e) => [...e.getClientRects()].map((line) => [e, line])); // a text in a line may have several
+  const boxes = lines.filter(([e, b]) => b.width && b.height && !e.closest(".bar"));
   const shared = (low, high, b, o) => Math.min(b[high], o[high]) - Math.max(b[low], o[low]);
   const wrong = [];
   boxes.forEach(([e, b], at) => boxes.slice(at + 1).forEach(([f, o]) => {
