@@ -13,16 +13,19 @@ import pytest
 
 import tailwise
 from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.comparisons import Neighbours
 from tailwise.catalog.drops import DropList
+from tailwise.catalog.kinds import COMPARISON
 from tailwise.catalog.removals import NOTHING_REMOVED
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.report.clusters import BINS, FARTHEST, KEPT, NEAREST, PICK, cluster_figures, first_of_each
 from tailwise.report.overview import plans_table
 from tailwise.report.page import write_page
+from tailwise.report.report import _nearest
 from tailwise.report.samples import duplicate_groups, nearest_to_threshold
 from tailwise.report.words import WORDS, count_words, typical_words
-from tailwise.requests import FilterRequest, PlanRequest, ReportRequest
+from tailwise.requests import DedupRequest, FilterRequest, PlanRequest, ReportRequest
 from tailwise.steps.upkeep.remove import remove
 
 BLOCK = re.compile(r'<script type="application/json" id="data-([\w-]+)">(.*?)</script>', re.DOTALL)
@@ -129,6 +132,23 @@ def test_duplicates_and_filtered_samples_are_those_of_the_lists(report_catalog):
     filtered = nearest_to_threshold(DropList(report_catalog, "short"), NOTHING_REMOVED)
     values = [item.value for item in filtered]
     assert values == sorted(values, reverse=True) and max(values) < 5
+
+
+def test_a_histogram_of_duplicates_is_that_of_its_own_list(report_catalog, tmp_path):
+    catalog = tailwise.Catalog.open(shutil.copytree(report_catalog.folder, tmp_path / "catalog"))
+    tailwise.dedup(catalog, DedupRequest(epsilon=0.02, clustering="main", name="others"))
+    tailwise.dedup(catalog, DedupRequest(epsilon=0.02, clustering="main", order="nearest", name="nearest"))
+    lists = [DropList(catalog, name) for name in ("duplicates", "others", "nearest")]
+    for item, (counts, epsilon) in zip(lists, _nearest(catalog, lists).values(), strict=True):
+        found = [
+            near
+            for path in COMPARISON.manifests(catalog.folder)
+            if (near := Neighbours(catalog, path.parent)).config["clustering"] == item.clustering
+            and near.config["order"] == item.config["order"]
+        ]
+        assert len(found) == 1 and epsilon == item.config["epsilon"]
+        similar = found[0].similarity[:]
+        assert counts.tolist() == np.histogram(similar[similar >= -1], np.linspace(-1, 1, BINS + 1))[0].tolist()
 
 
 def test_no_text_or_byte_of_the_pool_is_markup(page):

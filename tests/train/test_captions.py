@@ -62,6 +62,8 @@ def test_a_training_uses_and_records_the_captions(recaptioned, tiny_model, tmp_p
     assert {name for line in lines for name in line["captions"]} == {"recap", "original"}
 
     refused = run_tailwise(*command, "--captions", "recap:0.9,original:0.1", "--resume", *after, code=2)
-    assert "can't be resumed with other settings (captions.original 0.5 → 0.1; captions.recap 0.5 → 0.9)" in refused.stderr
+    assert (
+        "can't be resumed with other settings (captions.original 0.5 → 0.1; captions.recap 0.5 → 0.9)" in refused.stderr
+    )
     refused = run_tailwise(*command, "--captions", "reca", *after, code=2)
     assert "no captions named 'reca'" in refused.stderr

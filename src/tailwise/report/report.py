@@ -250,10 +250,7 @@ def _nearest(catalog: Catalog, lists: Sequence[DropList]) -> dict[str, tuple[npt
             continue
         for path in COMPARISON.manifests(catalog.folder):
             near = Neighbours(catalog, finished_folder(path.parent, read_record(path)["identity"]))
-            same = all(
-                near.config.get(key) == item.config.get(key) for key in ("clustering", "order", "snapshot", "extends")
-            )
-            if same and near.inputs.get("clustering") == item.inputs.get("clustering"):
+            if near.config.items() <= item.config.items() and near.inputs.items() <= item.inputs.items():
                 counts = np.zeros(BINS, np.int64)
                 for part in catalog.parts(near.snapshot):
                     values = near.similarity[part.span]
