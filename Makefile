@@ -42,9 +42,9 @@ docs: $(READY)
 	$(BIN)/zensical build --clean --strict
 	! grep -rlE '<(script|link|img|iframe)[^>]*(src|href)="?(https?:)?//' site --include='*.html' # nothing is fetched from outside
 
-# Not those that need a data set, a Ray cluster, or two versions to compare.
+# Not those that need a data set, a folder, a Ray cluster, or two versions to compare.
 bench: $(READY)
-	for script in $(filter-out %/lite0.py %/ray_nodes.py %/ray_bytes.py %/compare_installations.py %/pairs.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	for script in $(filter-out %/lite0.py %/ray_nodes.py %/ray_bytes.py %/compare_installations.py %/pairs.py %/out_of_core.py %/report.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
