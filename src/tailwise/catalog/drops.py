@@ -5,7 +5,7 @@ A list names the lists that it was made without (`without`): what those drop too
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -82,6 +82,11 @@ class DropList(FinishedArtifact):
     def mask(self) -> RowColumn:
         """Which rows it drops, those of `without` not among them: bool [N]."""
         return self.row_column(layout.DROPPED, np.bool_)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all dropped rows, in pieces, ascending."""
+        with pq.ParquetFile(check_file(self.folder / layout.DROPPED_TABLE)) as file:
+            yield from file.iter_batches(columns=list(columns))
 
     def tables(self, rows: slice) -> pa.Table:
         """Return the dropped rows among some rows, and the reasons: DROPPED_SCHEMA."""

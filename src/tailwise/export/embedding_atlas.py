@@ -68,10 +68,9 @@ def write_embedding_atlas(plan: Plan, epoch: int, path: Path, context: Context, 
 def _chosen_rows(plan: Plan, limit: int) -> npt.NDArray[np.int64]:
     """Return rows that are not removed or replaced, int64 [n] ascending: all, or those of the `limit` smallest hashes."""
     removals, key = Removals.of(plan.catalog, plan.snapshot), stream_key(plan.config["seed"], "embedding-atlas")
-    replaced = plan.catalog.replaced_rows(plan.snapshot)
     chosen = np.empty(0, [("hash", "<u8"), ("row", "<i8")])
     for span in plan.spans():
-        rows = np.setdiff1d(np.arange(span.start, span.stop)[removals.keeps(span)], replaced, assume_unique=True)
+        rows = np.arange(span.start, span.stop)[removals.keeps(span)]
         new = np.empty(len(rows), chosen.dtype)
         new["row"], new["hash"] = rows, hash_range(key, span.start, span.stop - span.start)[rows - span.start]
         chosen = np.concatenate([chosen, new])

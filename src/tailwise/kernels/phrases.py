@@ -1,6 +1,6 @@
 """Words and pairs of words of captions, and the frequent ones of many captions in bounded memory.
 
-The end of a phrase tells what it is about: "Nike Men Black Shoes", "a dog on a beach". No parser is needed for it.
+The end of a phrase names what it is about: "Nike Men Black Shoes", "a dog on a beach". No parser is needed for it.
 """
 
 from __future__ import annotations

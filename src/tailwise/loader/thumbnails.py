@@ -19,7 +19,7 @@ from tailwise.shards.ranges import ShardStore, open_shards
 
 PIXELS = 96  # of a thumbnail's longer side
 QUALITY = 70
-PLACES = ["shard", "image_offset", "image_bytes"]  # columns of samples that tell where their images are
+PLACES = ["shard", "image_offset", "image_bytes"]  # columns of samples with the places of their images
 READ_TOGETHER = 256
 ABSENT, COMPRESSED = "no image in the shard", "the tar is compressed: `tailwise unpack` makes it readable"
 _DETAIL_LETTERS = 300

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
-from tailwise.report.clusters import BINS, ClusterFigures
+from tailwise.report.clusters import BINS, EDGES, ClusterFigures
 from tailwise.text import plain
 
-# Of plans; with three times the luminance of both backgrounds. The dashes tell them apart without colours.
+# Of plans; with three times the luminance of both backgrounds. The dashes distinguish them without colours.
 COLORS = ("#3d7cc9", "#cc6014", "#2f8f5b", "#a05cc2", "#a37a10", "#0f8a99", "#cc4d72", "#75828e")
 DASHES = ("solid", "dashed", "dotted", "dotdash")
 GREY = "#838d99"
@@ -170,10 +170,9 @@ def _similarities(figures: ClusterFigures, plans: Sequence[Plan]) -> Chart:
     found = figures.similarities
     used = np.flatnonzero(found[0])
     first, last = (int(used[0]), int(used[-1])) if len(used) else (0, BINS - 1)
-    edges = np.linspace(-1, 1, BINS + 1)
     top = float(found.max(initial=1)) * 1.08
-    figure = _still("similarity to the centroid", "samples", (edges[first], edges[last + 1]), (0, top))
-    middle = (edges[:-1] + edges[1:]) / 2
+    figure = _still("similarity to the centroid", "samples", (EDGES[first], EDGES[last + 1]), (0, top))
+    middle = (EDGES[:-1] + EDGES[1:]) / 2
     inside = slice(max(first - 1, 0), last + 2)
     figure.step(middle[inside], found[0][inside], mode="center", color=GREY, line_width=2)
     legend: list[tuple[str, str, str, int | None]] = [(GREY, "solid", "pool", None)]
@@ -191,12 +190,11 @@ def _similarities(figures: ClusterFigures, plans: Sequence[Plan]) -> Chart:
 def _duplicates(name: str, counts: npt.NDArray[np.int64], epsilon: float) -> Chart:
     from bokeh.models import Label, Span  # noqa: PLC0415  (an extra)
 
-    edges = np.linspace(-1, 1, BINS + 1)
     used = np.flatnonzero(counts)
     first = int(used[0]) if len(used) else 0
     top = float(counts.max(initial=1)) * 1.15
-    figure = _still("similarity to the most similar earlier sample", "samples", (edges[first], 1.01), (0, top))
-    left, right = edges[:-1][first:], edges[1:][first:]
+    figure = _still("similarity to the most similar earlier sample", "samples", (EDGES[first], 1.01), (0, top))
+    left, right = EDGES[:-1][first:], EDGES[1:][first:]
     dropped = left >= 1 - epsilon - 1e-9
     figure.quad(left=left, right=right, bottom=0, top=counts[first:], line_color=None,
                 fill_color=[COLORS[1] if each else GREY for each in dropped.tolist()])  # fmt: skip

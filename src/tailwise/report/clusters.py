@@ -28,6 +28,7 @@ from tailwise.plan.plan import Plan
 from tailwise.report.words import CAPTIONS, count_words, typical_words
 
 BINS = 100  # of similarities from −1 to 1
+EDGES = np.linspace(-1, 1, BINS + 1)
 CHUNK_ROWS = 1 << 20
 MOST_GROUPS = 10_000  # of a grouping that can colour clusters
 NEAREST, FARTHEST = 0, 1  # kinds of samples; then three for each plan
@@ -196,7 +197,7 @@ class _Summarise(Task[Part, _PartFigures]):
         bins = None
         if similarity is not None:
             near = similarity[members].astype(np.float64)
-            bins = np.clip((near + 1) * (BINS / 2), 0, BINS - 1).astype(np.int64)
+            bins = similarity_bins(near)
             found.similarities[0] += np.bincount(bins, minlength=BINS)
             for kind, key in ((NEAREST, -near), (FARTHEST, near)):
                 picks.append(_picks(mine[standing], kind, key[standing], rows[standing], self.count))
@@ -212,6 +213,11 @@ class _Summarise(Task[Part, _PartFigures]):
                 at = standing[mask]
                 picks.append(_picks(mine[at], kind + 3 * number, chance[mask], rows[at], self.count))
         found.picks = first_of_each(np.concatenate(picks), self.count)
+
+
+def similarity_bins(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the bin of each similarity, one of BINS: int64, the shape of `values`."""
+    return np.clip((values + 1) * (BINS / 2), 0, BINS - 1).astype(np.int64)
 
 
 def _picks(

@@ -14,7 +14,7 @@ from tailwise.catalog.removals import Removals
 from tailwise.plan.explain import BIN_NAMES, explain, first_epoch
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.plan.quotas import UNITS
-from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.status import left_out
 
 COUNTS = 5_000_000  # of clusters and epochs, that are looked at for an exact number: seconds
 
@@ -59,7 +59,7 @@ def facts_of(catalog: Catalog, sizes: npt.NDArray[np.int64] | None, lists: Seque
 
 def rejected_table(catalog: Catalog) -> Table | None:
     """Return what steps could not use, by reason; None if there is nothing."""
-    rows = [[str(item["reason"]), str(item["stage"]), f"{item['rows']:,}"] for item in status(catalog)["left out"]]
+    rows = [[str(item["reason"]), str(item["stage"]), f"{item['rows']:,}"] for item in left_out(catalog)]
     return Table("What could not be used", ["reason", "step", "samples"], rows) if rows else None
 
 

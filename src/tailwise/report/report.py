@@ -27,7 +27,7 @@ from tailwise.errors import DamagedError, NotFoundError, UserError
 from tailwise.extras import require
 from tailwise.plan.plan import Plan
 from tailwise.report import charts as drawing
-from tailwise.report.clusters import BINS, ClusterFigures, cluster_figures
+from tailwise.report.clusters import BINS, ClusterFigures, cluster_figures, similarity_bins
 from tailwise.report.overview import facts_of, plans_table, rejected_table, tail_table
 from tailwise.report.page import PAGE, SCRIPTS, script_json, write_page
 from tailwise.report.samples import (
@@ -255,8 +255,7 @@ def _nearest(catalog: Catalog, lists: Sequence[DropList]) -> dict[str, tuple[npt
                 for part in catalog.parts(near.snapshot):
                     values = near.similarity[part.span]
                     values = values[(values >= -1) & (values <= 1)]
-                    places = np.clip((values + 1) * (BINS / 2), 0, BINS - 1).astype(np.int64)
-                    counts += np.bincount(places, minlength=BINS)
+                    counts += np.bincount(similarity_bins(values), minlength=BINS)
                 found[item.name] = counts, float(epsilon)
                 break
     return found

@@ -15,14 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.columns import RowsByPart
 from tailwise.catalog.drops import DropList
-from tailwise.catalog.files import check_file
 from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.execution.base import KERNEL, Task, Worker
@@ -75,12 +72,11 @@ def duplicate_groups(found: DropList, removals: Removals) -> list[Group]:
 
 def _drops(found: DropList, removals: Removals) -> Iterator[pa.RecordBatch]:
     """Yield the dropped rows of a list that name the sample they duplicate, without removed samples."""
-    with pq.ParquetFile(check_file(found.folder / layout.DROPPED_TABLE)) as file:
-        for batch in file.iter_batches(columns=["row", "kept_row", "similarity"]):
-            named = batch.filter(pc.is_valid(batch.column("kept_row")))
-            there = [removals.keeps(named.column(name).to_numpy()) for name in ("row", "kept_row")]
-            if len(left := named.filter(pa.array(there[0] & there[1]))):
-                yield left
+    for batch in found.batches(["row", "kept_row", "similarity"]):
+        named = batch.filter(pc.is_valid(batch.column("kept_row")))
+        there = [removals.keeps(named.column(name).to_numpy()) for name in ("row", "kept_row")]
+        if len(left := named.filter(pa.array(there[0] & there[1]))):
+            yield left
 
 
 def _members(drops: Iterator[pa.RecordBatch], kept: npt.NDArray[np.int64]) -> dict[int, tuple[list[int], list[float]]]:
@@ -111,20 +107,19 @@ def nearest_to_threshold(found: DropList, removals: Removals) -> list[Filtered]:
     rule = found.config["rule"] if found.kind == "filter" else {}
     least, low_side = rule.get("minimum"), rule.get("keep") is not None
     best: dict[str, list[tuple[float, int, float]]] = {}
-    with pq.ParquetFile(check_file(found.folder / layout.DROPPED_TABLE)) as file:
-        for batch in file.iter_batches(columns=["row", "reason", "value", "kept_row", "similarity"]):
-            value = pc.coalesce(batch.column("value"), batch.column("similarity").cast(pa.float64()))
-            judged = pc.and_(pc.is_finite(value), pc.is_null(batch.column("kept_row")))
-            valued = batch.set_column(2, "value", value).filter(judged)
-            valued = valued.filter(pa.array(removals.keeps(valued.column("row").to_numpy())))
-            for reason in pc.unique(valued.column("reason")).to_pylist():
-                mine = valued.filter(pc.equal(valued.column("reason"), reason))
-                values, rows = mine.column("value").to_numpy(), mine.column("row").to_numpy()
-                low = low_side or (least is not None and values[0] < least)
-                keys = -values if low else values
-                first = np.lexsort((rows, keys))[:NEAREST]
-                new = zip(keys[first].tolist(), rows[first].tolist(), values[first].tolist(), strict=True)
-                best[reason] = sorted([*best.get(reason, []), *new])[:NEAREST]
+    for batch in found.batches(["row", "reason", "value", "kept_row", "similarity"]):
+        value = pc.coalesce(batch.column("value"), batch.column("similarity").cast(pa.float64()))
+        judged = pc.and_(pc.is_finite(value), pc.is_null(batch.column("kept_row")))
+        valued = batch.set_column(2, "value", value).filter(judged)
+        valued = valued.filter(pa.array(removals.keeps(valued.column("row").to_numpy())))
+        for reason in pc.unique(valued.column("reason")).to_pylist():
+            mine = valued.filter(pc.equal(valued.column("reason"), reason))
+            values, rows = mine.column("value").to_numpy(), mine.column("row").to_numpy()
+            low = low_side or (least is not None and values[0] < least)
+            keys = -values if low else values
+            first = np.lexsort((rows, keys))[:NEAREST]
+            new = zip(keys[first].tolist(), rows[first].tolist(), values[first].tolist(), strict=True)
+            best[reason] = sorted([*best.get(reason, []), *new])[:NEAREST]
     return [Filtered(row, reason, value) for reason, items in best.items() for _, row, value in items]
 
 
@@ -168,11 +163,10 @@ def describe(
 def _reasons(found: DropList, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, str]]:
     """Yield those of some rows that a list drops, with its reason."""
     wanted = pa.array(rows)
-    with pq.ParquetFile(check_file(found.folder / layout.DROPPED_TABLE)) as file:
-        for batch in file.iter_batches(columns=["row", "reason", "similarity"]):
-            mine = batch.filter(pc.is_in(batch.column("row"), wanted))
-            for row, reason, near in zip(*(mine.column(at).to_pylist() for at in range(3)), strict=True):
-                yield row, reason if near is None else f"{reason}, similarity {near:.3f}"
+    for batch in found.batches(["row", "reason", "similarity"]):
+        mine = batch.filter(pc.is_in(batch.column("row"), wanted))
+        for row, reason, near in zip(*(mine.column(at).to_pylist() for at in range(3)), strict=True):
+            yield row, reason if near is None else f"{reason}, similarity {near:.3f}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,19 +21,23 @@ Section = list[dict[str, Any]]
 
 def status(catalog: Catalog) -> dict[str, Section]:
     """Return the catalog's content by section: snapshots, embeddings, each kind of artifact, removed, left out."""
-    rejections = Rejections()
-    for path in catalog.rejected_logs():
-        rejections.count(path)
-    reasons = [
-        {"stage": stage, "reason": reason, "rows": rows} for (stage, reason), rows in sorted(rejections.counts.items())
-    ]
     return {
         "snapshots": _snapshots(catalog),
         "embeddings": [_column(catalog, path) for path in column_records(catalog)],
         **{kind.section: _artifacts(catalog, kind) for kind in KINDS},
         "removed": _removed(Removals.of(catalog)),
-        "left out": reasons,
+        "left out": left_out(catalog),
     }
+
+
+def left_out(catalog: Catalog) -> Section:
+    """Return how many samples each step could not use, by reason: stage, reason and rows."""
+    rejections = Rejections()
+    for path in catalog.rejected_logs():
+        rejections.count(path)
+    return [
+        {"stage": stage, "reason": reason, "rows": rows} for (stage, reason), rows in sorted(rejections.counts.items())
+    ]
 
 
 def _removed(removals: Removals) -> Section:
