@@ -1,30 +1,18 @@
 """The decoded pool: images and captions are those that were imported, or decoding stops."""
 
+import pickle
+
 import fsspec
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from tailwise.compare.images import decoded_pool
 from tailwise.errors import UserError
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.upkeep.remove import remove
 
-SIDE = 8
-
-
-def resize(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image.resize((SIDE, SIDE)))).permute(2, 0, 1) / 255
-
-
-def tokenize(captions: list[str]) -> torch.Tensor:
-    return torch.tensor([list(caption.rjust(4).encode()[-4:]) for caption in captions])
-
 
 def decode(catalog, folder):
-    options = {"size": SIDE, "resize": resize, "tokenizer": tokenize, "about": "a test"}
-    return decoded_pool(catalog, catalog.snapshot(), folder, **options)
+    return decoded_pool(catalog, catalog.snapshot(), folder)
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -58,7 +46,11 @@ def test_a_tar_whose_removed_sample_was_wiped_is_decoded(pool, tmp_path):
     write(read().replace(b"caption of 000010002", bytes(20)))
     found = decode(catalog, tmp_path / "decoded")
     assert found.readable.tolist() == [True] * 5 + [False]
-    assert bytes(found.tokens[4].astype(np.uint8)) == b"0001"
+    assert found.of(4)[1] == b"caption of 000010001"
+    assert found.of(5) is None
+    again = pickle.loads(pickle.dumps(found))
+    assert (again.of(0)[0] == found.of(0)[0]).all()
+    assert len(pickle.dumps(found)) < 1000
 
 
 def test_postscript_is_no_image_and_starts_no_program(tmp_path, make_tar, make_image, postscript):

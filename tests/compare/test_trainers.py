@@ -1,5 +1,6 @@
 """The fast trainer: the same batches, losses and weights as open_clip's own, and the same bytes again."""
 
+import io
 import json
 import re
 import subprocess
@@ -8,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tailwise.catalog import Catalog
-from tailwise.compare.images import crop_and_resize, crop_boxes, uniform_numbers
+from tailwise.compare.images import decoded_pool
 from tailwise.compare.recipe import Training
 from tailwise.compare.trainers import (
     Steps,
@@ -19,6 +21,7 @@ from tailwise.compare.trainers import (
     _make,
     _open_clip,
     _Source,
+    augmentation,
     open_clip_arguments,
     order_of,
     train_by_open_clip,
@@ -30,6 +33,7 @@ from tailwise.loader.loader import Loader
 from tailwise.requests import PlanRequest, TrainRequest
 from tailwise.steps.planning.plan import make_plan
 from tailwise.text import option_words
+from tailwise.train.data import checksum
 from tailwise.train.launch import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,20 +124,20 @@ def test_batches_are_the_loaders_with_stand_ins_for_what_is_broken(make_tar, mak
     remove(catalog, tmp_path / "keys.txt")
     settings = training(small_model, samples_seen=64, global_batch=16, max_rejected=1.0)
     model = _make(small_model, CPU)
-    source = _Source(plan, settings, order_of(plan, settings, "shuffle", 5), tmp_path / "cache", model, CPU, Context())
+    source = _Source(plan, settings, order_of(plan, settings, "shuffle", 5), tmp_path / "cache", model, Context())
     factory = _open_clip()
-    _, _, preprocess = factory.create_model_and_transforms(small_model)
+    _, preprocess, _ = factory.create_model_and_transforms(small_model, aug_cfg=augmentation(settings))
     loader = Loader(
         plan, batch_size=16, seed=5, transform=preprocess,
         tokenizer=factory.get_tokenizer(small_model), max_replaced=1.0,
     )  # fmt: skip
     replaced = 0
-    for number, batch in zip(range(5), loader, strict=False):
-        images, texts, rows = source.batch(number)
-        np.testing.assert_array_equal(rows, batch.rows.numpy())
-        torch.testing.assert_close(texts, batch.texts.long())
-        torch.testing.assert_close(images.contiguous(), batch.images, rtol=0, atol=1e-6)
-        replaced += len(batch.replaced)
+    for number, theirs in zip(range(4), loader, strict=False):
+        mine = source.dataset[number]
+        assert torch.equal(mine.rows, theirs.rows)
+        assert torch.equal(mine.texts, theirs.texts)
+        assert torch.equal(mine.images, theirs.images)
+        replaced += len(theirs.replaced)
     loader.close()
     assert replaced > 5
     # Six of each tar's 40 images are broken, neither of the two removed ones among them.
@@ -141,31 +145,64 @@ def test_batches_are_the_loaders_with_stand_ins_for_what_is_broken(make_tar, mak
     with pytest.raises(
         UserError, match=r"12 of 78 samples \(15.4%\) of the pool can't be read, more than train.max_rejected 0.1: "
     ):
-        _Source(plan, strict, order_of(plan, strict, "shuffle", 5), tmp_path / "cache", model, CPU, Context())
+        _Source(plan, strict, order_of(plan, strict, "shuffle", 5), tmp_path / "cache", model, Context())
 
 
-def test_crops_change_with_every_epoch_and_seed(plan, small_model, tmp_path):
-    model = _make(small_model, CPU)
+@pytest.mark.parametrize("augment", [None, {"scale": [0.5, 1.0]}], ids=["whole", "cropped"])
+def test_images_that_are_not_square_are_those_of_open_clips_trainer(
+    make_tar, make_image, small_model, tmp_path, monkeypatch, augment
+):
+    """The pixels that reach the model, in each of the two trainers, read from the record of open_clip's."""
+    members = []
+    for at in range(64):
+        image = Image.open(io.BytesIO(make_image(at, side=80))).crop((0, 0, 60 if at % 3 else 80, 80 if at % 3 else 60))
+        encoded = io.BytesIO()
+        image.save(encoded, "JPEG")
+        members += [(f"{at:03d}.jpg", encoded.getvalue()), (f"{at:03d}.txt", f"drawing {at}".encode())]
+    make_tar(tmp_path / "pool" / "0.tar", members)
+    from tailwise.steps.importing.pool import import_pool
 
-    def source_of(seed, **changes):
-        settings = training(small_model, **changes)
-        return _Source(plan, settings, order_of(plan, settings, "shuffle", seed), tmp_path, model, CPU, Context())
+    catalog = import_pool([str(tmp_path / "pool")], tmp_path / "catalog", workers=1).catalog
+    plan = make_plan(catalog, "half", PlanRequest("random", keep=0.5))
+    settings = training(small_model, augment=augment, samples_seen=96, global_batch=16, workers=0)
+    words = [*option_words(open_clip_arguments(settings)), "--logs", str(tmp_path), "--name", "theirs"]
+    train(plan, words, TrainRequest(samples_seen=96, seed=3, record=tmp_path / "record"), report=lambda _: None)
+    lines = (tmp_path / "record" / "theirs.rank-0.jsonl").read_text().splitlines()
+    theirs = [(line["rows"], line["pixels"], line["texts"]) for line in map(json.loads, lines)]
+    mine = []
+    take = Steps.take
 
-    def first(seed, **changes):
-        return source_of(seed, **changes).batch(0)[0]
+    def noted(self, number, images, texts):
+        mine.append((checksum(images), checksum(texts)))
+        return take(self, number, images, texts)
 
-    plain, cropped = first(0), first(0, augment={"scale": [0.5, 1.0]})
-    assert plain.shape == cropped.shape == (32, 3, 32, 32)
-    assert not torch.equal(plain, cropped)
-    assert torch.equal(cropped, first(0, augment={"scale": [0.5, 1.0]}))
-    assert (cropped.mean(dim=(2, 3)) - plain.mean(dim=(2, 3))).abs().median() < 0.3
-    source = source_of(4, augment={"scale": [0.5, 0.7]})
-    images, _, rows = source.batch(13)  # epochs are of 12.5 batches: it lies in two
-    boxes = crop_boxes(uniform_numbers(4, source.order.batch(13).epochs, 13 * 32), (0.5, 0.7))
-    pixels = torch.from_numpy(source._pictures.pixels[rows]).float()
-    assert pixels.shape == (32, 3, 40, 40)
-    wanted = (crop_and_resize(pixels, boxes, 32) / 255 - source._mean) / source._std
-    torch.testing.assert_close(images.contiguous(), wanted, rtol=0, atol=1e-5)
+    monkeypatch.setattr(Steps, "take", noted)
+    run(plan, settings, tmp_path / "mine", seed=3)
+    order = order_of(plan, settings, "shuffle", 3)
+    assert [(order.batch(number).rows.tolist(), *item) for number, item in enumerate(mine)] == theirs
+    assert len({pixels for _, pixels, _ in theirs}) == len(theirs) == 6
+
+
+def test_batches_are_the_same_for_any_number_of_workers_and_differ_by_seed(plan, small_model, tmp_path):
+    def images(seed, **changes):
+        settings = training(small_model, augment={"scale": [0.5, 1.0]}, samples_seen=96, **changes)
+        model = _make(small_model, CPU)
+        source = _Source(plan, settings, order_of(plan, settings, "shuffle", seed), tmp_path, model, Context())
+        return torch.stack([batch.images for batch in source])
+
+    wanted = images(0, workers=0)
+    assert wanted.shape == (3, 32, 3, 32, 32)
+    assert torch.equal(images(0, workers=2), wanted)
+    assert not torch.equal(images(1, workers=0), wanted)
+
+
+def test_cached_images_may_be_made_smaller(plan, small_model, tmp_path):
+    pool = decoded_pool(plan.catalog, plan.snapshot, tmp_path, most_pixels=20)
+    whole = decoded_pool(plan.catalog, plan.snapshot, tmp_path)
+    for row in range(5):
+        (small, caption), (large, same) = pool.of(row), whole.of(row)
+        assert min(small.shape[:2]) == 20 < min(large.shape[:2])
+        assert caption == same
 
 
 def test_gains_and_biases_are_not_decayed_and_the_logit_scale_is_bounded(small_model):
@@ -188,8 +225,6 @@ def test_gains_and_biases_are_not_decayed_and_the_logit_scale_is_bounded(small_m
 
 
 def test_mistakes_are_told_in_a_line(plan, small_model, tmp_path):
-    with pytest.raises(UserError, match="without augment"):
-        run(plan, training(small_model, cache_pixels=40), tmp_path / "run")
     with pytest.raises(UserError, match="can't be made"):
         run(plan, training("local-dir:/nowhere"), tmp_path / "run")
     with pytest.raises(ArithmeticError, match=r"lower train\.lr"):

@@ -1,178 +1,178 @@
-"""A pool's images and captions, decoded once for all runs (for small pools whose pixels fit on a disk), and crops of whole batches.
+"""A pool's images and captions, decoded once for all runs (for small pools whose pixels fit on a disk), and batches of them.
 
-N samples, S pixels a side of the cached image, T of the crop. Random numbers of crops are keyed by (seed, epoch, position).
+N samples. Batches are those of the loader, and their images are those that open_clip's trainer would get.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.nn.functional import grid_sample
+from PIL import Image
 
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.catalog.files import create_array, digest, read_array, write_array
+from tailwise.catalog.files import digest, read_array, write_array
 from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.kernels.keyed import hash_range, stream_key
-from tailwise.loader.dataset import Tokenizer
-from tailwise.shards.decode import decode_rgb
+from tailwise.loader.dataset import BatchDataset, Tokenizer, Transform
+from tailwise.loader.order import Order
+from tailwise.shards.decode import ImageError, decode_rgb
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
 from tailwise.shards.packed import packed_shards, refuse_packed
 from tailwise.shards.ranges import open_shards, read_samples
 from tailwise.storage.local import locked, replacing
 
-FORMAT = 1
+FORMAT = 2
 CHUNK_ROWS = 1024
 MOST_BYTES = 64_000_000_000
+PIXELS, CAPTIONS, SAMPLES = "pixels.bin", "captions.bin", "samples.npy"
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """The decoded pool, N samples, memory-mapped."""
+class DecodedPool:
+    """The decoded pool, memory-mapped. Can be pickled."""
 
-    pixels: npt.NDArray[np.uint8]  # uint8 [N, 3, S, S]
-    tokens: npt.NDArray[np.int32]  # int32 [N, L]
-    readable: npt.NDArray[np.bool_]  # bool [N]; unreadable samples are replaced by others, as in the loader
+    def __init__(self, folder: Path) -> None:
+        """Map the files of a folder that `decoded_pool` has written."""
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[type[DecodedPool], tuple[Path]]:
+        return DecodedPool, (self._folder,)
+
+    @cached_property
+    def _samples(self) -> npt.NDArray[np.int64]:
+        """int64 [N, 5]: first byte of the pixels, height and width (0 if unreadable), first and last byte + 1 of the caption."""
+        return read_array(self._folder / SAMPLES)
+
+    @cached_property
+    def _pixels(self) -> npt.NDArray[np.uint8]:
+        return np.memmap(self._folder / PIXELS, np.uint8, "r")
+
+    @cached_property
+    def _captions(self) -> npt.NDArray[np.uint8]:
+        return np.memmap(self._folder / CAPTIONS, np.uint8, "r")
+
+    @property
+    def readable(self) -> npt.NDArray[np.bool_]:
+        """Which samples could be decoded: bool [N]. Others, and removed ones, are replaced as in the loader."""
+        return self._samples[:, 1] > 0
+
+    def of(self, row: int) -> tuple[npt.NDArray[np.uint8], bytes] | None:
+        """Return a sample's pixels, uint8 [height, width, 3], and its caption; None if it is unreadable or removed."""
+        first, height, width, start, stop = self._samples[row].tolist()
+        if not height:
+            return None
+        pixels = self._pixels[first : first + height * width * 3].reshape(height, width, 3)
+        return pixels, self._captions[start:stop].tobytes()
 
 
 def decoded_pool(
     catalog: Catalog,
     snapshot: Snapshot,
-    folder: Path,  # cache; the arrays' subfolder is named by a hash of all that decides them
+    folder: Path,  # cache; the files' subfolder is named by a hash of all that decides them
     *,
-    size: int,  # S, pixels
-    resize: Callable[[Any], torch.Tensor],  # PIL image → float tensor [3, S, S] in [0, 1]
-    tokenizer: Tokenizer,  # captions → int tensor [n, L]
-    about: object,  # what `resize` and `tokenizer` depend on, as a JSON value
+    most_pixels: int
+    | None = None,  # bound of an image's shorter side: a larger image is made smaller; None: images stay as they are
     context: Context | None = None,
-) -> Pictures:
-    """Decode a snapshot's samples, or map the arrays of an earlier call with the same arguments.
+) -> DecodedPool:
+    """Decode a snapshot's samples, or map the files of an earlier call with the same arguments.
 
     Raise a UserError if the decoded pool would exceed MOST_BYTES, or a shard can't be read.
     """
     context = context or Context()
-    total = snapshot.rows * 3 * size * size
-    if total > MOST_BYTES:
-        raise UserError(
-            f"{snapshot.rows:,} images of {size} pixels are {total:,} bytes decoded, more than {MOST_BYTES:,}: "
-            "use `trainer: open_clip`, which decodes during the training"
-        )
     removals = Removals.of(catalog, snapshot, context.progress)
-    name = digest([FORMAT, snapshot.id, removals.id, size, about])
-    paths = [folder / name / f"{item}.npy" for item in ("pixels", "tokens", "readable")]
-
-    def fill(content: tuple[bytes, bytes], pixels: npt.NDArray[np.uint8], tokens: npt.NDArray[np.int32]) -> bool:
-        """Write a sample's pixels and tokens; return whether it could be decoded."""
-        try:
-            caption = content[1].decode()
-            image = resize(decode_rgb(content[0]))
-        except Exception:  # noqa: BLE001  (broken images make decoders raise anything)
-            return False
-        pixels[...] = (image * 255).round().to(torch.uint8).numpy()
-        tokens[...] = tokenizer([caption])[0].numpy()
-        return True
-
-    if not paths[-1].exists():
+    place = folder / digest([FORMAT, snapshot.id, removals.id, most_pixels])
+    if not (place / SAMPLES).exists():
         with locked(folder / ".lock", str(folder), wait=True):
-            if not paths[-1].exists():
-                shapes = (snapshot.rows, 3, size, size), (snapshot.rows, int(tokenizer(["a"]).shape[1]))
-                _decode(catalog, snapshot, removals, paths, shapes, fill, context)
-    return Pictures(*(read_array(path) for path in paths))
+            if not (place / SAMPLES).exists():
+                _decode(catalog, snapshot, removals, place, most_pixels, context)
+    return DecodedPool(place)
 
 
 def _decode(
-    catalog: Catalog,
-    snapshot: Snapshot,
-    removals: Removals,
-    paths: list[Path],
-    shapes: tuple[tuple[int, ...], tuple[int, ...]],  # of pixels and tokens
-    fill: Callable[..., bool],
-    context: Context,
+    catalog: Catalog, snapshot: Snapshot, removals: Removals, place: Path, most_pixels: int | None, context: Context
 ) -> None:
-    """Write the three arrays. `readable` is written last: its file marks the others as complete."""
+    """Write the three files. SAMPLES is written last: it marks the others as complete."""
+    samples = np.zeros((snapshot.rows, 5), np.int64)
+    with (
+        replacing(place / PIXELS) as pixel_path,
+        replacing(place / CAPTIONS) as caption_path,
+        pixel_path.open("wb") as pixels,
+        caption_path.open("wb") as captions,
+    ):
+        for row, encoded, caption in _contents(catalog, snapshot, removals, place, context):
+            try:
+                caption.decode()
+                image = decode_rgb(encoded)
+            except (ImageError, UnicodeDecodeError):
+                continue
+            if most_pixels is not None and min(image.size) > most_pixels:
+                image = _smaller(image, most_pixels)
+            first, start = pixels.tell(), captions.tell()
+            samples[row] = first, image.height, image.width, start, start + len(caption)
+            pixels.write(image.tobytes())
+            captions.write(caption)
+            if pixels.tell() > MOST_BYTES:
+                raise UserError(
+                    f"{row + 1:,} of {snapshot.rows:,} images have more than {MOST_BYTES:,} bytes decoded: give `cache_pixels`, "
+                    "or use `trainer: open_clip`, which decodes during the training"
+                )
+        for stream in (pixels, captions):
+            stream.write(bytes(not stream.tell()))  # an empty file can't be mapped
+    write_array(place / SAMPLES, samples)
+
+
+def _smaller(image: Image.Image, side: int) -> Image.Image:
+    scale = side / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def _contents(
+    catalog: Catalog, snapshot: Snapshot, removals: Removals, place: Path, context: Context
+) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield row, encoded image and caption of all samples that were not removed."""
     ensure_locations(catalog, snapshot, context)
     shards = comparable_shards(catalog, snapshot, context)
     refuse_packed(catalog.folder, packed_shards(shards)["path"].to_pylist())
     ends, locations = np.cumsum(shards.column("rows").to_numpy()), Locations(catalog, snapshot)
-    rows, readable = snapshot.rows, np.zeros(snapshot.rows, np.bool_)
-    with (
-        closing(open_shards(shards, paths[0].parent, MOST_BYTES)) as store,
-        replacing(paths[0]) as pixel_path,
-        replacing(paths[1]) as token_path,
-    ):
-        pixels = create_array(pixel_path, shapes[0], np.uint8)
-        tokens = create_array(token_path, shapes[1], np.int32)
-        for start in context.progress(range(0, rows, CHUNK_ROWS), "decoding the pool"):
-            mine = np.arange(start, min(start + CHUNK_ROWS, rows))
-            mine = mine[removals.keeps(mine)]
-            homes = np.searchsorted(ends, mine, "right").astype(np.int32)
-            contents = read_samples(store, homes, locations.of(mine), locations.fields)
-            for row, content in zip(mine.tolist(), contents, strict=True):
+    with closing(open_shards(shards, place, MOST_BYTES)) as store:
+        for start in context.progress(range(0, snapshot.rows, CHUNK_ROWS), "decoding the pool"):
+            rows = np.arange(start, min(start + CHUNK_ROWS, snapshot.rows))
+            rows = rows[removals.keeps(rows)]
+            homes = np.searchsorted(ends, rows, "right").astype(np.int32)
+            contents = read_samples(store, homes, locations.of(rows), locations.fields)
+            for row, content in zip(rows.tolist(), contents, strict=True):
                 if isinstance(content, OSError):
                     remedy = "restore its shard, or `tailwise relocate` it"
                     raise UserError(f"row {row:,} can't be read ({content}): {remedy}")
-                readable[row] = fill(content, pixels[row], tokens[row])
-        del pixels, tokens
-    write_array(paths[2], readable)
+                yield row, *content
 
 
-ATTEMPTS = 7
-NUMBERS = 16  # per sample: area and ratio of each attempt, left and top
-LOG_RATIO = np.log(4 / 3)  # width / height is between 3/4 and 4/3
-_UNIT = 2.0**-53
+class DecodedBatches(BatchDataset):
+    """The loader's batches, from the decoded pool."""
 
+    def __init__(
+        self,
+        order: Order,
+        pool: DecodedPool,
+        removals: Removals,
+        transform: Transform,
+        tokenizer: Tokenizer,
+    ) -> None:
+        """Take an order, and the transform of images, as in `tailwise.Loader`."""
+        unused: Any = None  # nothing is read from the shards
+        decode: Any = Image.fromarray
+        super().__init__(order, unused, unused, {}, removals, 0, 1, decode, transform, tokenizer, replaces=True)
+        self._pool = pool
 
-def uniform_numbers(seed: int, epochs: npt.NDArray[np.int32], first_position: int) -> npt.NDArray[np.float64]:
-    """Return numbers in [0, 1) for samples at consecutive positions of the order, from `first_position`: float64 [N, 16].
+    def _want_next(self, number: int) -> None:
+        """Fetch nothing ahead."""
 
-    `epochs`, int32 [N], is the plan's epoch of each sample.
-    """
-    numbers = np.empty((len(epochs), NUMBERS))
-    for epoch in np.unique(epochs).tolist():
-        key = stream_key(seed, "crop", epoch)
-        drawn = hash_range(key, first_position * NUMBERS, numbers.size).reshape(numbers.shape)
-        mine = epochs == epoch
-        numbers[mine] = (drawn[mine] >> np.uint64(11)) * _UNIT
-    return numbers
-
-
-def crop_boxes(numbers: npt.NDArray[np.float64], scale: tuple[float, float]) -> npt.NDArray[np.float64]:
-    """Return crops of square images, float64 [N, 4]: left, top, width, height, as shares of the image's side.
-
-    The distribution is torchvision's: area uniform in `scale` (a share of the image's), log of width / height uniform between 3/4 and 4/3.
-    A crop that exceeds the image is drawn again, up to ATTEMPTS draws; then it is the whole image. `numbers` is float64 [N, 16] in [0, 1).
-    """
-    area = scale[0] + numbers[:, 0 : 2 * ATTEMPTS : 2] * (scale[1] - scale[0])
-    shape = np.exp(LOG_RATIO * (2 * numbers[:, 1 : 2 * ATTEMPTS : 2] - 1))
-    width, height = np.sqrt(area * shape), np.sqrt(area / shape)
-    fits = (width <= 1) & (height <= 1)
-    chosen = np.argmax(fits, axis=1)
-    rows = np.arange(len(numbers))
-    found = fits[rows, chosen]
-    width, height = np.where(found, width[rows, chosen], 1.0), np.where(found, height[rows, chosen], 1.0)
-    left, top = numbers[:, -2] * (1 - width), numbers[:, -1] * (1 - height)
-    return np.stack([left, top, width, height], axis=1)
-
-
-def crop_and_resize(images: torch.Tensor, boxes: npt.NDArray[np.float64], size: int) -> torch.Tensor:
-    """Return the boxes cut from images [N, 3, S, S] and scaled bilinearly to [N, 3, T, T], where T is `size`.
-
-    There is no antialiasing, so a box should not be much larger than T. `boxes` are those of `crop_boxes`.
-    """
-    steps = (np.arange(size) + 0.5) / size
-    x = (boxes[:, 0, None] + steps * boxes[:, 2, None]) * 2 - 1
-    y = (boxes[:, 1, None] + steps * boxes[:, 3, None]) * 2 - 1
-    grid = np.empty((len(boxes), size, size, 2), np.float32)
-    grid[..., 0] = x[:, None, :]
-    grid[..., 1] = y[:, :, None]
-    where = torch.from_numpy(grid).to(images.device)
-    return grid_sample(images, where, mode="bilinear", padding_mode="border", align_corners=False)
+    def _read(self, rows: npt.NDArray[np.int64]) -> list[Any]:
+        return [self._pool.of(row) or "removed or unreadable" for row in rows.tolist()]

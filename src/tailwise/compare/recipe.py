@@ -42,10 +42,10 @@ class Training:
     precision: Literal["fp32", "bf16"] = "fp32"  # "fp32" or "bf16" (autocast)
     # {"scale": [least, most]}: area of the random resized crop, as a share of the image's; None for no augmentation
     augment: Annotated[Mapping[str, Sequence[float]], NAMED] | None = None
-    # in-process: side of the cached images; None for the model's size, or 1.25 times that with `augment`
+    # in-process: bound of the shorter side of cached images, which saves disk, and changes pixels; None: they stay as they are
     cache_pixels: Positive | None = None
     device: Annotated[Text, Field(pattern=f"^({DEVICE_NAME.pattern})$", description=ALLOWED)] = "auto"
-    workers: Natural = 1  # open_clip: number of decoding processes
+    workers: Natural = 1  # number of processes that make batches
     open_clip: Values = field(default_factory=dict)  # open_clip: further arguments of its trainer, without the dashes
     # in-process: largest share of the pool that may be unreadable; unreadable samples are replaced
     max_rejected: Annotated[float, Field(ge=0, le=1)] = MAX_REJECTED

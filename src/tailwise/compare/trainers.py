@@ -1,7 +1,7 @@
 """The trainers of a comparison: in this process, for small models and pools, or open_clip's trainer in a process of its own.
 
-In this process, open_clip's model, loss, optimizer and schedule run on images decoded once. Batches follow the loader's order, and steps
-those of open_clip's trainer. Only the crops differ: they are cut from cached images, bilinearly, a whole batch at once.
+In this process, open_clip's model, loss, optimizer and schedule run on images decoded once. Batches are the loader's, bit for bit, and
+steps are those of open_clip's trainer.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
 
 from tailwise.catalog.files import read_json, write_array, write_json
 from tailwise.catalog.removals import Removals
-from tailwise.compare.images import Pictures, crop_and_resize, crop_boxes, decoded_pool, uniform_numbers
+from tailwise.compare.images import DecodedBatches, decoded_pool
 from tailwise.compare.recipe import Training
 from tailwise.context import Context
 from tailwise.devices import find_device
-from tailwise.encoders.open_clip import model_id, silenced
+from tailwise.encoders.open_clip import silenced
 from tailwise.errors import UserError, refuse_many
+from tailwise.execution.local import as_it_is, begin_worker
 from tailwise.extras import require
+from tailwise.loader.dataset import Batch
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
-from tailwise.loader.substitutes import Substitutes
 from tailwise.plan.plan import Plan
 from tailwise.storage.local import replacing
 from tailwise.text import option_words
@@ -43,7 +44,6 @@ from tailwise.train.data import reseed, undisturbed
 from tailwise.train.segments import cut
 
 PROBE_STEPS = 4
-MARGIN = 1.25  # side of cached images, per side of the crop: a crop of half their area is then hardly scaled
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,17 @@ def train_in_process(
         np.random.seed(seed)  # noqa: NPY002  (as open_clip's trainer does, before it makes the model)
         torch.manual_seed(seed)
         model = _make(training.model, device)
-        source = _Source(plan, training, order_of(plan, training, compose, seed), cache, model, device, context)
+        source = _Source(plan, training, order_of(plan, training, compose, seed), cache, model, context)
         steps = Steps(model, training, source.steps, device)
         losses = np.empty(source.steps, np.float32)
         seen = np.zeros(plan.rows, np.bool_)
         start = time.perf_counter()
-        shown = context.progress(range(source.steps), name, source.steps, size=training.global_batch, unit="samples")
-        for number in shown:
+        shown = context.progress(source, name, source.steps, size=training.global_batch, unit="samples")
+        for number, batch in enumerate(shown):
             if number % source.segment == 0:
                 reseed(seed, 0, number // source.segment, 0)
-            images, texts, rows = source.batch(number)
-            seen[rows] = True
-            losses[number] = steps.take(number, images, texts)
+            seen[batch.rows.numpy()] = True
+            losses[number] = steps.take(number, batch.images, batch.texts)
         seconds = time.perf_counter() - start
     if not np.isfinite(losses).all():
         raise ArithmeticError(f"{name}: the loss became {losses[~np.isfinite(losses)][0]}; lower train.lr")
@@ -143,7 +142,9 @@ class Steps:
         self._loss = open_clip.ClipLoss()
 
     def take(self, number: int, images: torch.Tensor, texts: torch.Tensor) -> float:
-        """Take one step; return the loss before it."""
+        """Take one step on normalised images [G, 3, T, T] and tokens [G, L]; return the loss before it."""
+        images = images.to(self._device).contiguous(memory_format=torch.channels_last)
+        texts = texts.to(self._device)
         self._schedule(number)
         self._optimizer.zero_grad()
         with _precision(self._device, bf16=self._bf16):
@@ -171,65 +172,40 @@ class _Source:
         order: Order,
         cache: Path,
         model: Any,  # noqa: ANN401
-        device: torch.device,
         context: Context,
     ) -> None:
+        """Decode the pool, and refuse one of which too much can't be read."""
         self.order = order
         segments = cut(training.samples_seen // training.global_batch)
         self.steps, self.segment = segments.batches, segments.length
-        config = preprocessing(model)
-        self._size, self._device = config["size"], device
-        self._scale = training.augment["scale"] if training.augment else None
-        self._pictures = _decoded(plan, training, cache, config, context)
+        factory = _open_clip()
+        pool = decoded_pool(plan.catalog, plan.snapshot, cache, most_pixels=training.cache_pixels, context=context)
         removals = Removals.of(plan.catalog, plan.snapshot)
-        broken = int((~self._pictures.readable).sum()) - len(removals.rows)  # removed samples were not decoded
+        broken = int((~pool.readable).sum()) - len(removals.rows)  # removed samples were not decoded
         causes = "other samples would replace them"
         what, rows = "{} samples{} of the pool can't be read", plan.rows - len(removals.rows)
         refuse_many(broken, rows, training.max_rejected, what, causes, "train.max_rejected")
-        self._substitutes = Substitutes(plan, self.order.options.seed, removals)
-        self._on_device = torch.from_numpy(self._pictures.pixels).to(device) if device.type == "cuda" else None
-        self._mean, self._std = (torch.tensor(config[item], device=device).view(1, 3, 1, 1) for item in ("mean", "std"))
+        transform = factory.transform.image_transform_v2(
+            factory.transform.PreprocessCfg(**model.visual.preprocess_cfg),
+            is_train=True,
+            aug_cfg=augmentation(training),
+        )
+        self.dataset = DecodedBatches(order, pool, removals, transform, factory.get_tokenizer(training.model))
+        self._workers = training.workers
 
-    def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor, npt.NDArray[np.int64]]:
-        """Return normalised images [G, 3, T, T], tokens int64 [G, L], and rows [G]."""
-        samples = self.order.batch(number)
-        rows = self._readable(samples.rows, samples.epochs)
-        if self._on_device is not None:
-            images = self._on_device[torch.from_numpy(rows).to(self._device)].float()
-        else:
-            images = torch.from_numpy(self._pictures.pixels[rows]).float()
-        if self._scale is not None:
-            numbers = uniform_numbers(self.order.options.seed, samples.epochs, number * len(rows))
-            images = crop_and_resize(images, crop_boxes(numbers, (self._scale[0], self._scale[1])), self._size)
-        images = images.div_(255).sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
-        texts = torch.from_numpy(self._pictures.tokens[rows].astype(np.int64)).to(self._device)
-        return images, texts, rows
-
-    def _readable(self, rows: npt.NDArray[np.int64], epochs: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """Return the rows; removed and unreadable ones are replaced by those that the loader would take."""
-        readable = self._pictures.readable
-        if readable[rows].all():
-            return rows
-        rows = rows.copy()
-        for at in np.flatnonzero(~readable[rows]).tolist():
-            others = self._substitutes.of(int(rows[at]), int(epochs[at]))
-            found = next((other for other in others if readable[other]), None)
-            if found is None:
-                raise UserError(f"row {int(rows[at]):,} has no readable replacement: see `tailwise status`")
-            rows[at] = found
-        return rows
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the training."""
+        how: dict[str, Any] = {"collate_fn": as_it_is, "worker_init_fn": begin_worker, "generator": torch.Generator()}
+        batches = DataLoader(self.dataset, None, sampler=range(self.steps), num_workers=self._workers, **how)
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
-def _decoded(plan: Plan, training: Training, cache: Path, config: dict[str, Any], context: Context) -> Pictures:
-    factory = _open_clip()
-    size = training.cache_pixels or (round(MARGIN * config["size"]) if training.augment else config["size"])
-    if training.augment is None and size != config["size"]:
-        raise UserError(f"cache_pixels {size}: without augment, it must be the model's size; leave it out")
-    plain = {**config, "size": size, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    resize = factory.transform.image_transform_v2(factory.transform.PreprocessCfg(**plain), is_train=False)
-    about = {"model": model_id(training.model), "open_clip": factory.__version__, **plain}
-    how = {"size": size, "resize": resize, "tokenizer": factory.get_tokenizer(training.model), "about": about}
-    return decoded_pool(plan.catalog, plan.snapshot, cache, **how, context=context)
+def augmentation(training: Training) -> dict[str, Any]:
+    """Return the augmentation in open_clip's words. Without one, an image keeps its whole area; a long one is cropped to 4:3."""
+    return dict(training.augment or {"scale": [1.0, 1.0]})
 
 
 def preprocessing(model: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -254,7 +230,7 @@ def seconds_per_step(training: Training) -> float:
         seconds = []
         for number in range(PROBE_STEPS + 1):
             start = time.perf_counter()
-            steps.take(number, images.contiguous(memory_format=torch.channels_last), texts)
+            steps.take(number, images, texts)
             seconds.append(time.perf_counter() - start)
     return float(np.median(seconds[1:]))
 
@@ -378,7 +354,7 @@ def open_clip_arguments(training: Training) -> dict[str, Any]:
         "batch-size": training.global_batch,
         "precision": {"fp32": "fp32", "bf16": "amp_bf16"}[training.precision],
         "device": str(find_device(training.device)),
-        "aug-cfg": training.augment or {"scale": [1.0, 1.0]},
+        "aug-cfg": augmentation(training),
         "delete-previous-checkpoint": True,
         **training.open_clip,
     }
