@@ -117,6 +117,18 @@ def test_classes_of_equal_size_are_in_thirds_by_their_index(clustered, tmp_path)
     assert found == pytest.approx({"head": rates[:2].mean(), "medium": rates[2], "few": rates[3]})
 
 
+@pytest.mark.parametrize(("classes", "names"), [(1, ["head"]), (2, ["head", "medium"])])
+def test_fewer_than_three_classes_have_fewer_groups(clustered, tmp_path, classes, names):
+    path = tmp_path / "truth.tsv"
+    path.write_text("\n".join(["key\tclass_index", *(f"{row:06d}\t{row % classes}" for row in range(600))]) + "\n")
+    plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.3))
+    rates = plan.rate(slice(0, 600)).reshape(-1, classes).mean(axis=0)
+    with open_truth(clustered, Truth(str(path))) as labels:
+        found = treatment(plan, 1000, labels)
+    assert found.rates == pytest.approx(dict(zip(names, rates, strict=True)))
+    assert found.ratio == (None if classes == 1 else pytest.approx(rates[1] / rates[0]))
+
+
 def test_rank_correlations_of_groups():
     generator = np.random.default_rng(3)
     groups = generator.integers(0, 7, 300).astype(np.int32)

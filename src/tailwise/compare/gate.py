@@ -47,7 +47,7 @@ class Labels:
         self.counts = _count(self._classes, len(known))
         if truth.by is None:
             in_order = np.array(sorted(range(len(known)), key=lambda at: known[at].rjust(20)))  # ties by class index
-            parts = {name: in_order[members] for name, members in thirds(self.counts[in_order]).items()}
+            parts = {name: in_order[some] for name, some in thirds(self.counts[in_order]).items() if len(some)}
             self._groups, self.names = None, [*parts]
             self._group_of = np.zeros(len(known), np.int32)
             for number, members in enumerate(parts.values()):
