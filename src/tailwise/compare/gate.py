@@ -138,8 +138,8 @@ def treatment(plan: Plan, samples_seen: int, labels: Labels | None) -> Treatment
     mean = samples_seen / plan.pool
     sd = math.sqrt(max(squares / plan.pool - mean**2, 0.0))
     rates = {} if labels is None else _mean_rates(plan, labels, math.ceil(epochs))
-    head, *_, tail = [*rates.values()] or [0.0, 0.0]
-    ratio = tail / head if len(rates) > 1 and head else None
+    values = [*rates.values()]
+    ratio = values[-1] / values[0] if len(values) > 1 and values[0] else None
     typicality = None if labels is None else _typicality(plan, labels)
     return Treatment(drawn / plan.pool, epochs, mean, sd, 1 - seen / plan.pool, rates, ratio, typicality)
 
