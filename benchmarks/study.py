@@ -1,0 +1,136 @@
+"""The runs of a study in one file: collected from the output folder of `tailwise compare`, and the tables of docs/findings made from it.
+
+A line of the file is the `result.json` of one run, and the right answers of each class ("right": {set: [count, …]}, by class index).
+Runs of several sessions and machines may be in one file; all rows of a seed should be of one machine.
+usage: study.py add OUTPUT studies/NAME.jsonl         (takes runs that the file lacks)
+       study.py missing RECIPE studies/NAME.jsonl     (rows and seeds that the file lacks)
+       study.py show studies/NAME.jsonl [--baseline "random dynamic"] [--counts classes.tsv]
+"""
+
+import argparse
+import csv
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tailwise.compare.recipe import load_compare_recipe
+from tailwise.compare.statistics import Difference, holm, paired, spread
+from tailwise.compare.summary import figures
+
+Run = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("add")
+    add.add_argument("output", type=Path)
+    missing = commands.add_parser("missing")
+    missing.add_argument("recipe")
+    show = commands.add_parser("show")
+    for each in (add, missing, show):
+        each.add_argument("file", type=Path)
+    show.add_argument("--baseline", default="random dynamic")
+    show.add_argument("--counts", type=Path, help="classes.tsv of web-lt: adds thirds of the rare classes")
+    asked = parser.parse_args()
+    runs = read(asked.file)
+    if asked.command == "add":
+        collect(asked.output, asked.file, runs)
+    elif asked.command == "missing":
+        given = [f"{key}=x" for key in ("catalog", "evaluate.data", "truth.file")]
+        recipe = load_compare_recipe(asked.recipe, [*given, "sources=[x]"])
+        done = {(run["row"], run["seed"]) for run in runs}
+        for seed in recipe.seeds:
+            lacking = [row.name for row in recipe.rows if (row.name, seed) not in done]
+            print(f"seed {seed}: {'; '.join(lacking) or 'complete'}")
+    else:
+        print_tables(runs, asked.baseline, asked.counts)
+
+
+def read(path: Path) -> list[Run]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def collect(output: Path, path: Path, runs: list[Run]) -> None:
+    known = {(run["row"], run["seed"]) for run in runs}
+    for file in sorted(output.glob("runs/*/seed-*/result.json")):
+        run: Run = json.loads(file.read_text())
+        if (run["row"], run["seed"]) in known:
+            continue
+        run["evaluated"].pop("data", None)  # folders of that machine
+        run["right"] = {}
+        for item in run["evaluations"]:
+            classes = pq.read_table(file.parent / f"classes-{item['set']}.parquet")
+            run["right"][item["set"]] = classes["right"].to_pylist()
+        runs.append(run)
+    lines = [json.dumps(run, sort_keys=True) for run in sorted(runs, key=lambda run: (run["seed"], run["row"]))]
+    path.write_text("\n".join(lines) + "\n")
+    print(f"{path}: {len(runs)} runs, {len(runs) - len(known)} of them new")
+
+
+def accuracies(run: Run, thirds: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return top-1 in % of each set, their mean, and of each third of the rare classes."""
+    found = {name: 100 * values["top1"] for name, values in figures(run).items()}
+    for name, members in thirds.items():
+        rights = np.array(run["right"]["eval-rare"])[list(members)]
+        images = next(item["images"] for item in run["evaluations"] if item["set"] == "eval-rare")
+        found[name] = 100 * rights.sum() / (images / len(run["right"]["eval-rare"]) * len(members))
+    return found
+
+
+def thirds_of(path: Path | None) -> dict[str, Sequence[int]]:
+    """Return the places, in eval-rare, of the three thirds of the rare classes, by falling frequency."""
+    if path is None:
+        return {}
+    with path.open(newline="") as stream:
+        rare = [row for row in csv.DictReader(stream, delimiter="\t") if row["source"] == "tinyimagenet"]
+    order = np.argsort([-int(row["train_count"]) for row in rare], kind="stable")
+    names = ("rare, frequent third", "rare, middle third", "rare, rarest third")
+    return {name: part.tolist() for name, part in zip(names, np.array_split(order, 3), strict=True)}
+
+
+def print_tables(runs: list[Run], baseline: str, counts: Path | None) -> None:
+    thirds = thirds_of(counts)
+    names = [*dict.fromkeys(run["row"] for run in sorted(runs, key=lambda run: run["row"] != baseline))]
+    table = {name: {run["seed"]: accuracies(run, thirds) for run in runs if run["row"] == name} for name in names}
+    metrics = [*next(iter(table[baseline].values()))]
+    print(f"| row | seeds | {' | '.join(metrics)} | seconds |\n|{' --- |' * (len(metrics) + 3)}")
+    for name in names:
+        figures_ = [spread([run[metric] for run in table[name].values()]) for metric in metrics]
+        cells = [f"{each.mean:.2f}" + (f" ± {each.sd:.2f}" if each.sd is not None else "") for each in figures_]
+        seconds = statistics.median(run["trained"]["seconds"] for run in runs if run["row"] == name)
+        print(f"| {name} | {len(table[name])} | {' | '.join(cells)} | {seconds:.0f} |")
+    print(f"\nless {baseline}, paired by seed:\n")
+    print(f"| row | {' | '.join(metrics)} |\n|{' --- |' * (len(metrics) + 1)}")
+    found: dict[str, list[Difference]] = {}
+    for name in (name for name in names if name != baseline):
+        seeds = sorted(set(table[name]) & set(table[baseline]))
+        found[name] = [
+            paired([table[name][seed][metric] for seed in seeds], [table[baseline][seed][metric] for seed in seeds])
+            for metric in metrics
+        ]
+    marks: dict[tuple[str, int], str] = {}
+    for at in range(len(metrics)):
+        tested = {name: each[at].p for name, each in found.items() if each[at].p is not None}
+        for name, p in zip(tested, holm([p for p in tested.values() if p is not None]), strict=True):
+            marks[name, at] = "†" if p < 0.05 else "*" if found[name][at].significant else ""
+    for name, each in found.items():
+        cells = [
+            f"{item.mean:+.2f}{marks.get((name, at), '')}"
+            + (f" ({item.low:+.2f} … {item.high:+.2f})" if item.low is not None and item.high is not None else "")
+            for at, item in enumerate(each)
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+    least = [statistics.median(each[at].detectable or np.nan for each in found.values()) for at in range(len(metrics))]
+    print(f"| least difference found with 80 % power | {' | '.join(f'{value:.2f}' for value in least)} |")
+    hours = sum(run["trained"]["seconds"] * run["machine"]["threads"] for run in runs) / 3600
+    print(f"\n{len(runs)} runs, {hours:.1f} core-hours of training. * excludes 0; † also after Holm over the rows")
+
+
+if __name__ == "__main__":
+    main()
