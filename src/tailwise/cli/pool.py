@@ -199,6 +199,7 @@ def status(catalog: CatalogPath, as_json: AsJson = False) -> None:
 # Facts of `status` in words. Other values stand after their label.
 _FACTS = {
     **{label: f"{{:,}} {label}" for label in ("shards", "parts", "samples", "rows")},
+    **{f"{label} 1": f"1 {label[:-1]}" for label in ("shards", "parts", "samples", "rows")},
     **dict.fromkeys(("reason", "state"), "{}"),
     "dimension": "{:,} dimensions",
     "embedded": "{:,} samples embedded",

@@ -163,7 +163,7 @@ def compare(
         return
     if gate:
         _print_gate(Study(loaded, folder), runner, chosen, as_json)
-        suggest("compare", recipe)
+        suggest("compare", recipe, *(word for each in settings or [] for word in ("--set", each)), output=output)
         return
 
     def report(line: str) -> None:

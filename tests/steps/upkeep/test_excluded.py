@@ -378,3 +378,9 @@ def test_real_data_add_up(shared_data, tmp_path, make_drops):
     write_excluded(catalog, tmp_path / "removed.parquet")
     kept = pq.read_table(tmp_path / "removed.parquet", columns=["key", "kept_key"]).to_pylist()
     assert {line["key"]: line["kept_key"] for line in kept} == {line[0]: line[3] for line in truth if line[3]}
+
+
+def test_a_list_of_another_format_is_refused(small_catalog, tmp_path):
+    with pytest.raises(UserError, match=r"excluded\.xlsx: \.xlsx is no format of this list: give \.csv or \.parquet"):
+        write_excluded(small_catalog, tmp_path / "excluded.xlsx")
+    assert not (tmp_path / "excluded.xlsx").exists()

@@ -260,7 +260,7 @@ def write_excluded(
 
     Args:
         catalog: of the samples.
-        path: Parquet file, or CSV file of this suffix, whose text no spreadsheet runs as a formula.
+        path: .parquet file (or without suffix), or .csv file, whose text no spreadsheet runs as a formula.
         plan: which plan; None for what any plan leaves out that is made without all finished drop lists of the newest snapshot.
         epochs: list what epochs 0 … `epochs` − 1 of the plan do not hold; None for what no epoch ever holds.
         overwrite: whether an existing file may be replaced.
@@ -270,12 +270,15 @@ def write_excluded(
         How many samples there are by (stage, reason).
 
     Raises:
-        UserError: the file can't be written there; a drop list or the clustering of the plan is gone.
+        UserError: the file can't be written there, or has another suffix; a drop list or the clustering of the plan is gone.
     """
     context = context or Context()
     if epochs is not None and (plan is None or not 1 <= epochs <= MAX_EPOCH):
         raise UserError(f"`epochs` {epochs}: must lie between 1 and {MAX_EPOCH:,}, and needs a PLAN")
-    csv = path.suffix.lower() == ".csv"
+    suffix = path.suffix.lower()
+    if suffix not in {"", ".csv", ".parquet"}:
+        raise UserError(f"`output` {path}: {suffix} is no format of this list: give .csv or .parquet")
+    csv = suffix == ".csv"
     is_ours = is_text(_CSV_HEAD) if csv else is_table(EXCLUDED_SCHEMA)
     with writing_output(path, catalog, overwrite=overwrite, is_ours=is_ours) as temporary:
         return _write(temporary, catalog, Causes(catalog, plan, epochs), plan, csv, context)
